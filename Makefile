@@ -1,0 +1,48 @@
+# `make demo` and `make test` do all the set-up they need; `make install` is the set-up alone.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0 triton==3.7.1
+VENV := .venv
+
+# A Python that has torch already is used as it is, and nothing of it is pinned or upgraded.
+HAS_TORCH := $(shell $(PYTHON) -c 'import torch; print(torch.__version__.split(".")[:2] >= ["2", "11"])' 2>/dev/null)
+ifeq ($(HAS_TORCH),True)
+RUN := $(PYTHON)
+STAMP := build/installed
+else
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/installed
+endif
+
+NATIVE := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
+
+.PHONY: demo test install lint clean
+
+demo: install
+	$(RUN) -m pathnet demo
+
+test: install
+	$(RUN) -m pytest
+
+lint: install
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(RUN) -m clang_format --dry-run -Werror $(shell find csrc -type f)
+
+install: $(STAMP)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet $(TORCH) "setuptools>=77" cmake ninja pybind11
+
+build/installed: $(NATIVE)
+	$(RUN) -m pip install --quiet --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/installed: $(NATIVE) | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --no-build-isolation -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf build $(VENV) pathnet/*.so *.egg-info

@@ -1,0 +1,32 @@
+// What the build holds, for `pathnet doctor` and tests: the module pathnet._build.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "cpu/isa.h"
+
+namespace {
+
+std::vector<std::string> supported() {
+  std::vector<std::string> names;
+  for (pathnet::Isa isa : pathnet::supported_isas()) names.push_back(pathnet::isa_name(isa));
+  return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_build, module) {
+  module.doc() = "Facts about the native build.";
+  module.attr("compiler") = PATHNET_COMPILER;
+  module.attr("torch_target") = PATHNET_TORCH_TARGET;
+  module.attr("cuda_compiler") = PATHNET_CUDA_COMPILER;
+  module.attr("cuda_architectures") = PATHNET_CUDA_ARCHITECTURES;
+  module.attr("without_cuda") = PATHNET_WITHOUT_CUDA;
+  module.def("instruction_sets", &supported, "The compiled instruction sets that this processor has, fastest first.");
+  module.def(
+      "selected_instruction_set", [] { return std::string(pathnet::isa_name(pathnet::selected_isa())); },
+      "The one that serves; PATHNET_ISA in the environment names another.");
+}

@@ -1,0 +1,156 @@
+// Checks of op arguments; every message names the argument, what was expected and what came.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <string>
+#include <vector>
+
+#include "plan.h"
+
+namespace pathnet {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline std::string shape_of(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t d = 0; d < tensor.dim(); ++d) text += (d ? ", " : "") + std::to_string(tensor.size(d));
+  return text + "]";
+}
+
+inline void check_dtype(const char* name, const Tensor& tensor, ScalarType dtype) {
+  STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, ": expected ", torch::headeronly::toString(dtype), ", got ",
+                  torch::headeronly::toString(tensor.scalar_type()));
+  STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor, got strides of another layout");
+}
+
+// A negative size admits any.
+inline void check_shape(const char* name, const Tensor& tensor, const std::vector<int64_t>& sizes) {
+  bool fits = tensor.dim() == int64_t(sizes.size());
+  std::string expected = "[";
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    fits = fits && (sizes[d] < 0 || tensor.size(d) == sizes[d]);
+    expected += (d ? ", " : "") + (sizes[d] < 0 ? std::string("*") : std::to_string(sizes[d]));
+  }
+  STD_TORCH_CHECK(fits, name, ": expected shape ", expected, "], got ", shape_of(tensor));
+}
+
+// Sides and channels beyond this are no images; with it no product of a shape's sizes leaves int64.
+constexpr int64_t kLargestSize = 1 << 15;
+
+inline void check_unit(const Unit& unit, int64_t index, bool projection, const Tensor& weights, const Tensor& scales,
+                       const Tensor& relu_bits) {
+  for (int64_t size : {unit.in_channels, unit.in_height, unit.in_width, unit.out_channels, unit.out_height,
+                       unit.out_width, unit.kernel, unit.stride}) {
+    STD_TORCH_CHECK(size >= 1 && size <= kLargestSize, "units: expected sizes 1 to ", kLargestSize, " in row ", index,
+                    ", got ", size);
+  }
+  STD_TORCH_CHECK(unit.padding >= 0 && unit.padding < unit.kernel, "units: expected padding below the kernel in row ",
+                  index, ", got ", unit.padding);
+  const int64_t in_sides[] = {unit.in_height, unit.in_width}, out_sides[] = {unit.out_height, unit.out_width};
+  for (int d = 0; d < 2; ++d) {
+    const int64_t room = in_sides[d] + 2 * unit.padding - unit.kernel;
+    STD_TORCH_CHECK(room >= 0 && room / unit.stride + 1 == out_sides[d], "units: expected the output side of row ",
+                    index, " to follow from its input, kernel, stride and padding, got ", out_sides[d]);
+  }
+  STD_TORCH_CHECK(unit.weight_offset >= 0 && unit.weight_offset <= weights.numel() - unit.weight_size(),
+                  "units: expected a weight offset within ", weights.numel(), " weights in row ", index, ", got ",
+                  unit.weight_offset);
+  if (projection) return;
+  STD_TORCH_CHECK(unit.scale_offset >= 0 && unit.scale_offset <= scales.numel() - unit.in_channels,
+                  "units: expected a scale offset within ", scales.numel(), " scales in row ", index, ", got ",
+                  unit.scale_offset);
+  STD_TORCH_CHECK(unit.bits_offset >= 0 && unit.bits_offset <= relu_bits.size(1) - (unit.in_size() + 7) / 8,
+                  "units: expected a bits offset within ", relu_bits.size(1), " bytes in row ", index, ", got ",
+                  unit.bits_offset);
+}
+
+inline bool chains(const Unit& unit, const Unit& next) {
+  return unit.out_channels == next.in_channels && unit.out_height == next.in_height &&
+         unit.out_width == next.in_width;
+}
+
+inline void check_block(const Plan& plan, int64_t index, const Tensor& weights, const Tensor& scales,
+                        const Tensor& relu_bits) {
+  const Block& block = plan.blocks[index];
+  STD_TORCH_CHECK(block.first_unit >= 0 && block.unit_count >= 1 && block.unit_count <= plan.unit_count &&
+                      block.first_unit <= plan.unit_count - block.unit_count,
+                  "blocks: expected units within ", plan.unit_count, " in row ", index, ", got ", block.unit_count,
+                  " from ", block.first_unit);
+  const Unit* units = plan.units + block.first_unit;
+  for (int64_t u = 0; u < block.unit_count; ++u) {
+    check_unit(units[u], block.first_unit + u, false, weights, scales, relu_bits);
+    STD_TORCH_CHECK(u == 0 || chains(units[u - 1], units[u]), "units: expected row ", block.first_unit + u,
+                    " to take what the row before it gives");
+  }
+  const Unit& last = units[block.unit_count - 1];
+  const Unit whole = {block.in_channels,
+                      block.in_height,
+                      block.in_width,
+                      block.out_channels,
+                      block.out_height,
+                      block.out_width,
+                      1,
+                      1,
+                      0,
+                      0,
+                      -1,
+                      -1};
+  auto same_ends = [](const Unit& a, const Unit& from, const Unit& to) {
+    return a.in_channels == from.in_channels && a.in_height == from.in_height && a.in_width == from.in_width &&
+           a.out_channels == to.out_channels && a.out_height == to.out_height && a.out_width == to.out_width;
+  };
+  STD_TORCH_CHECK(same_ends(whole, units[0], last), "blocks: expected the shapes of row ", index,
+                  " to be those of its units");
+  if (block.skip == kProjection) {
+    STD_TORCH_CHECK(block.projection_unit >= 0 && block.projection_unit < plan.unit_count,
+                    "blocks: expected a projection unit within ", plan.unit_count, " in row ", index, ", got ",
+                    block.projection_unit);
+    const Unit& projection = plan.units[block.projection_unit];
+    check_unit(projection, block.projection_unit, true, weights, scales, relu_bits);
+    STD_TORCH_CHECK(same_ends(projection, units[0], last), "units: expected the projection in row ",
+                    block.projection_unit, " to have its block's shapes");
+    return;
+  }
+  STD_TORCH_CHECK(block.projection_unit == -1, "blocks: expected no projection unit (-1) in row ", index, ", got ",
+                  block.projection_unit);
+  if (block.skip == kPad) {
+    int64_t stride = 1;
+    for (int64_t u = 0; u < block.unit_count; ++u) stride *= units[u].stride;
+    STD_TORCH_CHECK((block.in_height + stride - 1) / stride == block.out_height &&
+                        (block.in_width + stride - 1) / stride == block.out_width &&
+                        block.in_channels <= block.out_channels,
+                    "blocks: expected row ", index, " to take every ", stride, "-th pixel and append channels");
+    return;
+  }
+  STD_TORCH_CHECK(block.skip == kIdentity, "blocks: expected skip 0, 1 or 2 in row ", index, ", got ", block.skip);
+  STD_TORCH_CHECK(block.in_channels == block.out_channels && block.in_height == block.out_height &&
+                      block.in_width == block.out_width,
+                  "blocks: expected equal shapes around the identity skip of row ", index);
+}
+
+inline void check_plan(const Plan& plan, const Tensor& weights, const Tensor& scales, const Tensor& relu_bits) {
+  for (int64_t b = 0; b < plan.block_count; ++b) {
+    check_block(plan, b, weights, scales, relu_bits);
+    if (b == 0) continue;
+    const Block &before = plan.blocks[b - 1], &block = plan.blocks[b];
+    STD_TORCH_CHECK(before.out_channels == block.in_channels && before.out_height == block.in_height &&
+                        before.out_width == block.in_width,
+                    "blocks: expected row ", b, " to take what the row before it gives");
+  }
+  // Packing goes over all units, so that each must belong to a block.
+  std::vector<int> owners(plan.unit_count, 0);
+  for (int64_t b = 0; b < plan.block_count; ++b) {
+    const Block& block = plan.blocks[b];
+    for (int64_t u = 0; u < block.unit_count; ++u) ++owners[block.first_unit + u];
+    if (block.skip == kProjection) ++owners[block.projection_unit];
+  }
+  for (int64_t u = 0; u < plan.unit_count; ++u) {
+    STD_TORCH_CHECK(owners[u] == 1, "units: expected row ", u, " to belong to one block, got ", owners[u]);
+  }
+}
+
+}  // namespace pathnet

@@ -1,0 +1,51 @@
+// A network as kernels see it: tables of plain numbers beside packed weights and ReLU bits.
+#pragma once
+
+#include <cstdint>
+
+namespace pathnet {
+
+// y = conv(relu(s * x + t)); one row of the unit table. A projection is a bare convolution: no scale, no bits.
+struct Unit {
+  int64_t in_channels, in_height, in_width;
+  int64_t out_channels, out_height, out_width;
+  int64_t kernel, stride, padding;
+  int64_t weight_offset;  // elements into the weights; [out, in, kernel, kernel]
+  int64_t scale_offset;   // elements into the scales; -1 for a projection
+  int64_t bits_offset;    // bytes into a sample's ReLU bits; -1 for a projection
+
+  int64_t in_size() const { return in_channels * in_height * in_width; }
+  int64_t out_size() const { return out_channels * out_height * out_width; }
+  int64_t weight_size() const { return out_channels * in_channels * kernel * kernel; }
+};
+
+enum Skip : int64_t { kIdentity = 0, kProjection = 1, kPad = 2 };
+
+// One row of the block table: units [first_unit, first_unit + unit_count) are the residual module.
+struct Block {
+  int64_t first_unit, unit_count;
+  int64_t skip;
+  int64_t projection_unit;  // reads what the first unit's convolution reads; -1 without a projection
+  int64_t in_channels, in_height, in_width;
+  int64_t out_channels, out_height, out_width;
+
+  int64_t in_size() const { return in_channels * in_height * in_width; }
+  int64_t out_size() const { return out_channels * out_height * out_width; }
+};
+
+constexpr int64_t kUnitFields = sizeof(Unit) / sizeof(int64_t);
+constexpr int64_t kBlockFields = sizeof(Block) / sizeof(int64_t);
+static_assert(kUnitFields == 12 && kBlockFields == 10, "the tables' columns, in pathnet/native.py too");
+
+struct Plan {
+  const Block* blocks;
+  int64_t block_count;
+  const Unit* units;
+  int64_t unit_count;
+  const float* weights;
+  const float* scales;
+  const uint8_t* relu_bits;  // [batch, bits_stride]
+  int64_t bits_stride;
+};
+
+}  // namespace pathnet

@@ -1,0 +1,50 @@
+"""Builds the native libraries by calling CMake; everything else stands in pyproject.toml."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pybind11
+import torch
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+class CMakeBuild(build_ext):
+    """One CMake call builds both extensions; the build folder is kept, so that a second call only relinks."""
+
+    def run(self) -> None:
+        package = ROOT if self.inplace else Path(self.build_lib).resolve()
+        folder = (
+            ROOT / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}-torch{torch.__version__}"
+        )
+        configure = [
+            *("cmake", "-S", ROOT, "-B", folder, "-G", "Ninja"),
+            f"-DPATHNET_TORCH_DIR={Path(torch.__file__).parent}",
+            f"-DPATHNET_OUTPUT_DIR={package / 'pathnet'}",
+            f"-DPATHNET_CUDA={os.environ.get('PATHNET_CUDA', 'ON')}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        ]
+        # Tools that pip installed beside this Python need not be on the PATH of whoever calls it.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        for command in (configure, ["cmake", "--build", folder]):
+            subprocess.run(command, check=True, env={**os.environ, "PATH": path})
+
+    def get_outputs(self) -> list[str]:
+        suffixes = {"pathnet._ops": ".so"}
+        package = Path(self.build_lib)
+        default = sysconfig.get_config_var("EXT_SUFFIX")
+        return [
+            str(package.joinpath(*e.name.split(".")).with_suffix("")) + suffixes.get(e.name, default)
+            for e in self.extensions
+        ]
+
+
+setup(
+    ext_modules=[Extension("pathnet._ops", []), Extension("pathnet._build", [])], cmdclass={"build_ext": CMakeBuild}
+)

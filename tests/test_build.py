@@ -1,0 +1,54 @@
+"""The native build: what it holds, and that kernels know nothing of torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import pathnet
+from pathnet import native
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted(file for file in (ROOT / "csrc").rglob("*") if file.is_file())
+
+needs_native = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
+
+
+@needs_native
+def test_the_facts_say_what_was_built() -> None:
+    facts = native.build_facts()
+    assert facts["torch_target"] == "0x020b000000000000"
+    assert facts["instruction_sets"][-1] == "base"
+    assert bool(facts["cuda_architectures"]) != bool(facts["without_cuda"])
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda file: file.name)
+def test_only_ops_and_their_checks_include_torch(source: Path) -> None:
+    includes_torch = "#include <torch" in source.read_text()
+    assert includes_torch == (source.name in ("ops.cpp", "checks.h"))
+
+
+def test_cmake_lists_the_sources_that_there_are() -> None:
+    listed = set(re.findall(r"csrc/[\w/]+\.(?:cpp|cu)\b", (ROOT / "CMakeLists.txt").read_text()))
+    assert listed == {str(file.relative_to(ROOT)) for file in SOURCES if file.suffix in (".cpp", ".cu")}
+
+
+@needs_native
+def test_no_cuda_kernel_spills() -> None:
+    facts, triton = native.build_facts(), importlib.util.find_spec("triton")
+    if facts["without_cuda"]:
+        pytest.skip(f"CUDA is not in this build: {facts['without_cuda']}")
+    if triton is None or triton.origin is None:
+        pytest.skip("cuobjdump comes with triton, which is not installed")
+    cuobjdump = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    library = Path(pathnet.__file__).with_name("_ops.so")
+    printed = subprocess.run([cuobjdump, "-res-usage", library], capture_output=True, text=True, check=True).stdout
+    kernels = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", printed)
+    assert {architecture for architecture in re.findall(r"arch = (sm_\w+)", printed)} >= {"sm_80", "sm_90a"}
+    assert len(kernels) >= 2
+    for name, registers, stack, local in kernels:
+        assert "pack_bits_kernel" in name and int(registers) <= 32 and (stack, local) == ("0", "0")
