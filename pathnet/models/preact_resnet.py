@@ -1,0 +1,224 @@
+"""Pre-activation residual networks (He et al., "Identity Mappings in Deep Residual Networks", 2016)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pathnet.models.residual_net import Block, FusedForm, ResidualNet, Unit
+
+__all__ = ["PreactBlock", "preact_resnet", "preact_resnet_imagenet"]
+
+Shortcut = Literal["projection", "pad"]
+Kind = Literal["basic", "bottleneck"]
+
+EXPANSION = {"basic": 1, "bottleneck": 4}
+IMAGENET_STAGES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
+
+
+def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+
+
+class PreactBlock(Block):
+    """A chain of BN-ReLU-conv units beside a skip (equation 2 of the paper).
+
+    Where the block changes shape, a ``projection`` skip reads the pre-activated input, as the residual module
+    does: both branches then hold the first unit's BN and ReLU. A ``pad`` skip reads the raw input.
+
+    Args:
+        in_channels, out_channels: of the block's input and output.
+        kernels, widths: kernel side and output channels of each unit.
+        stride: of the first 3x3 unit.
+        shortcut: the skip where stride or channels change; the identity elsewhere.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernels: Sequence[int],
+        widths: Sequence[int],
+        stride: int,
+        shortcut: Shortcut,
+    ) -> None:
+        super().__init__()
+        self.bns = nn.ModuleList()
+        self.convs = nn.ModuleList()
+        strided = list(kernels).index(3)
+        channels = in_channels
+        for position, (kernel, width) in enumerate(zip(kernels, widths, strict=True)):
+            self.bns.append(nn.BatchNorm2d(channels))
+            self.convs.append(_conv(channels, width, kernel, stride if position == strided else 1))
+            channels = width
+        self.stride = stride
+        self.extra_channels = channels - in_channels
+        changes_shape = stride != 1 or self.extra_channels != 0
+        self.pad = changes_shape and shortcut == "pad"
+        self.projection = _conv(in_channels, channels, 1, stride) if changes_shape and not self.pad else None
+
+    def _preactivated(self, x: Tensor) -> Tensor:
+        return F.relu(self.bns[0](x))
+
+    def _skip(self, x: Tensor, preactivated: Tensor) -> Tensor:
+        if self.projection is not None:
+            return torch.as_tensor(self.projection(preactivated))
+        if self.pad:
+            return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra_channels))
+        return x
+
+    def _residual(self, preactivated: Tensor) -> Tensor:
+        x = self.convs[0](preactivated)
+        for bn, conv in zip(self.bns[1:], self.convs[1:], strict=True):
+            x = conv(F.relu(bn(x)))
+        return torch.as_tensor(x)
+
+    def skip(self, x: Tensor) -> Tensor:
+        return self._skip(x, x if self.projection is None else self._preactivated(x))
+
+    def residual(self, x: Tensor) -> Tensor:
+        return self._residual(self._preactivated(x))
+
+    def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        preactivated = self._preactivated(x)
+        return self._skip(x, preactivated), self._residual(preactivated)
+
+    def fused_form(self) -> FusedForm:
+        units = tuple(Unit(bn, conv) for bn, conv in zip(self.bns, self.convs, strict=True))  # type: ignore[arg-type]
+        return FusedForm(units, self.projection, self.pad)
+
+
+def _stage(
+    channels: int, width: int, count: int, stride: int, kind: Kind, shortcut: Shortcut
+) -> tuple[list[PreactBlock], int]:
+    out_channels = width * EXPANSION[kind]
+    kernels, widths = ((3, 3), (width, width)) if kind == "basic" else ((1, 3, 1), (width, width, out_channels))
+    blocks = []
+    for position in range(count):
+        blocks.append(PreactBlock(channels, kernels, widths, stride if position == 0 else 1, shortcut))
+        channels = out_channels
+    return blocks, channels
+
+
+def _head(channels: int, num_classes: int) -> nn.Sequential:
+    return nn.Sequential(
+        OrderedDict(
+            bn=nn.BatchNorm2d(channels),
+            relu=nn.ReLU(),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            linear=nn.Linear(channels, num_classes),
+        )
+    )
+
+
+def _initialise(net: ResidualNet) -> ResidualNet:
+    """He et al. 2015: fan-out variance keeps the size of gradients along a module near one."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+    return net
+
+
+def _check(name: str, value: object, allowed: Sequence[object]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def _check_positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}: expected a positive integer, got {size}")
+
+
+def preact_resnet(
+    depth: int,
+    width: int = 16,
+    num_classes: int = 10,
+    shortcut: Shortcut = "projection",
+    block: Kind = "basic",
+    in_channels: int = 3,
+) -> ResidualNet:
+    """The CIFAR form: a 3x3 stem, three stages of ``width``, ``2 width``, ``4 width``, a linear head.
+
+    Stages 2 and 3 begin with stride 2. Depth 110 of basic blocks has 54 blocks, 18 a stage: the network of
+    the paper's section 4. The spatial side is free; 32 for CIFAR, 8 for the digits.
+
+    Args:
+        depth: layers with weights along the longest path: 6n + 2 for ``basic``, 9n + 2 for ``bottleneck``.
+        width: channels of the first stage (times four at a bottleneck block's output).
+        shortcut: the skip of blocks that change shape: ``projection`` (1x1 convolution of the pre-activated
+            input) or ``pad`` (every second pixel of the raw input, zero channels appended).
+        block: ``basic`` (two 3x3 convolutions) or ``bottleneck`` (1x1, 3x3, 1x1).
+        in_channels: channels of the images.
+
+    Raises:
+        ValueError: an argument is out of its range, or the depth does not fit the kind of block.
+    """
+    _check("block", block, tuple(EXPANSION))
+    _check("shortcut", shortcut, ("projection", "pad"))
+    _check_positive(width=width, num_classes=num_classes, in_channels=in_channels)
+    layers = 6 if block == "basic" else 9
+    if depth < layers + 2 or (depth - 2) % layers:
+        below = max(layers + 2, depth - (depth - 2) % layers)
+        raise ValueError(
+            f"depth: {block} blocks need a depth of {layers}n + 2 (such as {below} or {below + layers}), got {depth}"
+        )
+    channels, blocks = width, []
+    for stage in range(3):
+        stage_blocks, channels = _stage(
+            channels, width << stage, (depth - 2) // layers, 1 if stage == 0 else 2, block, shortcut
+        )
+        blocks += stage_blocks
+    config = {
+        "model": "preact_resnet",
+        "depth": depth,
+        "width": width,
+        "num_classes": num_classes,
+        "shortcut": shortcut,
+        "block": block,
+        "in_channels": in_channels,
+    }
+    return _initialise(ResidualNet(_conv(in_channels, width, 3), blocks, _head(channels, num_classes), config))
+
+
+def preact_resnet_imagenet(depth: int = 200, num_classes: int = 1000, width: int = 64) -> ResidualNet:
+    """The ImageNet form: a 7x7 stem with max-pooling and four stages of bottleneck blocks.
+
+    Depth 200 has 66 blocks (3, 24, 36, 3): the network of the paper's Figure 4. The stem has no BN and ReLU
+    of its own since the first block begins with them.
+
+    Args:
+        depth: 50, 101, 152 or 200.
+        width: channels inside the first stage's bottleneck.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    _check("depth", depth, tuple(IMAGENET_STAGES))
+    _check_positive(width=width, num_classes=num_classes)
+    stem = nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False),
+            pool=nn.MaxPool2d(3, stride=2, padding=1),
+        )
+    )
+    channels, blocks = width, []
+    for stage, count in enumerate(IMAGENET_STAGES[depth]):
+        stage_blocks, channels = _stage(
+            channels, width << stage, count, 1 if stage == 0 else 2, "bottleneck", "projection"
+        )
+        blocks += stage_blocks
+    config = {
+        "model": "preact_resnet_imagenet",
+        "depth": depth,
+        "num_classes": num_classes,
+        "width": width,
+    }
+    return _initialise(ResidualNet(stem, blocks, _head(channels, num_classes), config))

@@ -1,0 +1,113 @@
+"""The view of a network that everything else works on: a stem, residual building blocks, a head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Block", "FusedForm", "ResidualNet", "Unit"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """BN, then ReLU, then convolution: the step that fused engines know."""
+
+    bn: nn.BatchNorm2d
+    conv: nn.Conv2d
+
+
+@dataclass(frozen=True)
+class FusedForm:
+    """A block as fused engines see it: ``units`` in the order of the forward pass, and the skip.
+
+    ``projection`` reads what the first unit's convolution reads (the pre-activated input). ``pad`` takes every
+    ``stride``-th pixel of the block's input and appends zero channels. With neither, the skip is the identity.
+    """
+
+    units: tuple[Unit, ...]
+    projection: nn.Conv2d | None = None
+    pad: bool = False
+
+
+class Block(nn.Module):
+    """A building block ``y = join(skip(x) + residual(x))`` (Veit et al. 2016, equation 1).
+
+    A subclass defines `skip` and `residual`, each a whole function of the block's input. Where they share
+    work it also overrides `branches`; where more than an addition joins them, `join`.
+    """
+
+    def skip(self, x: Tensor) -> Tensor:
+        """The skip connection; the identity unless overridden."""
+        return x
+
+    def residual(self, x: Tensor) -> Tensor:
+        """The residual module f, the branch that holds the weights."""
+        raise NotImplementedError
+
+    def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``(skip(x), residual(x))``, with what both need computed once."""
+        return self.skip(x), self.residual(x)
+
+    def join(self, z: Tensor) -> Tensor:
+        """What follows the addition; the identity unless overridden."""
+        return z
+
+    def fused_form(self) -> FusedForm | None:
+        """The block in the form that fused engines know, or None where it has no such form."""
+        return None
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip, residual = self.branches(x)
+        return self.join(skip + residual)
+
+
+class ResidualNet(nn.Module):
+    """``head(block_n(... block_1(stem(x))))``.
+
+    Args:
+        stem: maps images ``[B, C, H, W]`` to ``y_0``, the input of block 1.
+        blocks: the n building blocks, from input to output.
+        head: maps ``y_n`` to the output (logits ``[B, classes]`` for the models here).
+        config: how to build the network again: the constructor's name and its arguments, as JSON holds them.
+    """
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        blocks: Sequence[Block],
+        head: nn.Module,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if len(blocks) == 0:
+            raise ValueError("blocks: expected at least one building block, got none")
+        self.stem = stem
+        self.blocks = nn.ModuleList(blocks)
+        self.head = head
+        self.config = config
+
+    @property
+    def n(self) -> int:
+        """The number of building blocks, hence of residual modules."""
+        return len(self.blocks)
+
+    def stem_weight(self) -> Tensor:
+        """The weight of the first convolution, ``[C_0, C, k, k]``: the paper's first layer.
+
+        Raises:
+            ValueError: the stem has no convolution.
+        """
+        for module in self.stem.modules():
+            if isinstance(module, nn.Conv2d):
+                return module.weight
+        raise ValueError('at="stem_weight": this network\'s stem has no convolution')
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return torch.as_tensor(self.head(x))

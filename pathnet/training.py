@@ -1,0 +1,230 @@
+"""Training that resumes bit-exactly: one recipe, one loop, one checkpoint file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pathnet.data import Data
+from pathnet.models.residual_net import ResidualNet
+from pathnet.models.weights import fill, read_tensors, write_tensors
+from pathnet.streams import stream
+
+__all__ = ["Epoch", "Recipe", "evaluate", "train"]
+
+EVALUATION_BATCH = 256
+CHECKPOINT_SECONDS = 120.0
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: SGD with Nesterov momentum, the standard recipe of the paper's section 4.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch_size: images a step; the last, smaller batch of an epoch is dropped.
+        learning_rate: divided by ten after half, and again after three quarters, of all steps.
+        warmup_steps: steps at ``warmup_learning_rate`` before that, which very deep networks need.
+        weight_decay: applied to every parameter.
+        augment: random crops and flips, as the data set defines them.
+        bfloat16: autocast the forward and backward pass; weights and statistics stay float32.
+        seed: of the order of the images and their augmentation.
+    """
+
+    epochs: int = 200
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup_steps: int = 400
+    warmup_learning_rate: float = 0.01
+    augment: bool = True
+    bfloat16: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"recipe: expected epochs and batch_size of at least 1, got {self.epochs} and {self.batch_size}"
+            )
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of step ``step`` (from 0) of ``steps``."""
+        if step < self.warmup_steps:
+            return self.warmup_learning_rate
+        return self.learning_rate * 0.1 ** sum(step >= drop * steps for drop in (0.5, 0.75))
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the data came to; ``test_accuracy`` in [0, 1]."""
+
+    epoch: int
+    train_loss: float
+    test_accuracy: float
+    seconds: float
+
+
+def evaluate(net: ResidualNet, data: Data) -> float:
+    """The accuracy on the test split, in [0, 1]. The network's mode is left as it was."""
+    training = net.training
+    net.eval()
+    with torch.no_grad():
+        right = sum(
+            int((net(images).argmax(1) == labels).sum()) for images, labels in data.test_batches(EVALUATION_BATCH)
+        )
+    net.train(training)
+    return right / len(data.test)
+
+
+def train(
+    net: ResidualNet,
+    data: Data,
+    recipe: Recipe,
+    checkpoint: str | Path | None = None,
+    progress: Progress | None = None,
+) -> list[Epoch]:
+    """Trains ``net`` in place and returns one `Epoch` for every pass, earlier ones of the checkpoint included.
+
+    Where ``checkpoint`` exists, training goes on from it, and ends with the same weights, bit for bit, as
+    training that was never interrupted (on the same machine and number of threads). The file is written whole
+    every two minutes, after every epoch, and on an interrupt.
+
+    Args:
+        progress: called with (steps done, steps in all, a note) after every step.
+
+    Raises:
+        ValueError: the checkpoint is of another model, data set or recipe, or the loss is not finite.
+    """
+    run = _Run(net, data, recipe, Path(checkpoint) if checkpoint is not None else None)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net.train()
+    saved = time.monotonic()
+    try:
+        while run.step < run.steps:
+            loss = run.advance()
+            if progress is not None:
+                progress(run.step, run.steps, f"epoch {run.epoch + 1}/{recipe.epochs} loss {loss:.3f} {run.last()}")
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                run.save()
+                saved = time.monotonic()
+    finally:
+        run.save()
+    net.eval()
+    return run.history
+
+
+class _Run:
+    """The state that a checkpoint holds: weights, momentum, the step, what the epochs so far came to."""
+
+    def __init__(self, net: ResidualNet, data: Data, recipe: Recipe, checkpoint: Path | None) -> None:
+        self.net, self.data, self.recipe, self.checkpoint = net, data, recipe, checkpoint
+        self.steps_an_epoch = len(data.train) // recipe.batch_size
+        if self.steps_an_epoch == 0:
+            raise ValueError(
+                f"recipe: batch_size {recipe.batch_size} exceeds the {len(data.train)} training images of {data.name}"
+            )
+        self.steps = recipe.epochs * self.steps_an_epoch
+        self.step = 0
+        self.history: list[Epoch] = []
+        self.loss_sum = 0.0
+        self.seconds = 0.0
+        self.optimizer = torch.optim.SGD(
+            net.parameters(),
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=True,
+        )
+        self.identity = {"config": net.config, "recipe": asdict(recipe), "data": data.fingerprint()}
+        if checkpoint is not None and checkpoint.exists():
+            self._resume(checkpoint)
+
+    @property
+    def epoch(self) -> int:
+        return max(0, self.step - 1) // self.steps_an_epoch
+
+    def last(self) -> str:
+        return f"test accuracy {self.history[-1].test_accuracy:.4f}" if self.history else ""
+
+    def advance(self) -> float:
+        """One step; after the last of an epoch also the test. Returns the step's loss."""
+        begun = time.monotonic()
+        epoch, position = divmod(self.step, self.steps_an_epoch)
+        images, labels = self._batch(epoch, position)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate(self.step, self.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
+            output = self.net(images)
+        loss = F.cross_entropy(output.float(), labels)
+        if not torch.isfinite(loss):
+            raise ValueError(f"recipe: the loss is {loss.item()} at step {self.step}; try a lower learning_rate")
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.step += 1
+        self.loss_sum += loss.item()
+        self.seconds += time.monotonic() - begun
+        if position == self.steps_an_epoch - 1:
+            accuracy = evaluate(self.net, self.data)
+            self.history.append(Epoch(epoch, self.loss_sum / self.steps_an_epoch, accuracy, self.seconds))
+            self.loss_sum = self.seconds = 0.0
+            self.save()
+        return loss.item()
+
+    def _batch(self, epoch: int, position: int) -> tuple[Tensor, Tensor]:
+        size, seed = self.recipe.batch_size, self.recipe.seed
+        order = stream(seed, "epoch", epoch).permutation(len(self.data.train))
+        indices = torch.from_numpy(order[position * size : (position + 1) * size])
+        images = self.data.normalise(self.data.train.take(indices))
+        if self.recipe.augment:
+            images = self.data.augment(images, stream(seed, "augmentation", epoch, position))
+        return images.contiguous(memory_format=torch.channels_last), self.data.train.labels[indices]
+
+    def _momenta(self) -> dict[str, Tensor]:
+        state = self.optimizer.state
+        return {
+            f"momentum/{name}": state[parameter]["momentum_buffer"]
+            for name, parameter in self.net.named_parameters()
+            if "momentum_buffer" in state[parameter]
+        }
+
+    def save(self) -> None:
+        if self.checkpoint is None:
+            return
+        progress: dict[str, Any] = {
+            "step": self.step,
+            "history": [asdict(epoch) for epoch in self.history],
+            "loss_sum": self.loss_sum,
+            "seconds": self.seconds,
+        }
+        write_tensors(
+            self.checkpoint,
+            {**self.net.state_dict(), **self._momenta()},
+            {**self.identity, "progress": progress},
+        )
+
+    def _resume(self, checkpoint: Path) -> None:
+        tensors, metadata = read_tensors(checkpoint)
+        for part, expected in self.identity.items():
+            if metadata.get(part) != expected:
+                raise ValueError(
+                    f"checkpoint: {checkpoint} is of another {'model' if part == 'config' else part} "
+                    f"(expected {expected}, got {metadata.get(part)})"
+                )
+        fill(self.net, tensors, checkpoint)
+        for name, parameter in self.net.named_parameters():
+            if f"momentum/{name}" in tensors:
+                self.optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum/{name}"]
+        progress = metadata["progress"]
+        self.step, self.loss_sum, self.seconds = progress["step"], progress["loss_sum"], progress["seconds"]
+        self.history = [Epoch(**epoch) for epoch in progress["history"]]

@@ -1,0 +1,90 @@
+"""The networks and batches that tests run on: random weights, random statistics, awkward shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pathnet.models import Block, PreactBlock, ResidualNet, preact_resnet
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network and batch; ``id`` names it in test reports."""
+
+    id: str
+    depth: int
+    block: str = "basic"
+    shortcut: str = "projection"
+    width: int = 4
+    side: int = 8
+    batch: int = 3
+    in_channels: int = 3
+
+    def net(self, seed: int = 0) -> ResidualNet:
+        torch.manual_seed(seed)
+        net = preact_resnet(
+            self.depth,
+            self.width,
+            num_classes=5,
+            shortcut=self.shortcut,  # type: ignore[arg-type]
+            block=self.block,  # type: ignore[arg-type]
+            in_channels=self.in_channels,
+        )
+        return shaken(net).eval()
+
+    def images(self, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """float32 [B, C, H, W] and int64 [B]"""
+        generator = torch.Generator().manual_seed(seed + 1000)
+        images = torch.randn(self.batch, self.in_channels, self.side, self.side, generator=generator)
+        return images, torch.randint(0, 5, (self.batch,), generator=generator)
+
+
+def shaken(net: ResidualNet) -> ResidualNet:
+    """Away from the initial values that hide errors: BN with random factors, shifts (both signs) and statistics."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            module.weight.data[::3] *= -1
+            nn.init.normal_(module.bias, 0, 0.3)
+            nn.init.normal_(module.running_mean, 0, 0.3)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+    return net
+
+
+def random_net(seed: int) -> tuple[ResidualNet, Tensor, Tensor]:
+    """A chain of one to six blocks of random kinds, widths (1 to 17), strides and skips; images; labels."""
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    in_channels, channels = int(rng.choice([1, 3])), int(rng.choice([1, 2, 5, 7, 8, 16, 17]))
+    stem = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+    blocks: list[Block] = []
+    for _ in range(rng.integers(1, 7)):
+        kernels = [(3, 3), (1, 3, 1), (3,), (5, 3), (3, 1)][rng.integers(5)]
+        out_channels = channels if rng.random() < 0.6 else channels + int(rng.integers(0, 9))
+        widths = [*rng.integers(1, 12, len(kernels) - 1).tolist(), out_channels]
+        stride = 2 if rng.random() < 0.25 else 1
+        shortcut = "pad" if rng.random() < 0.4 else "projection"
+        blocks.append(PreactBlock(channels, kernels, widths, stride, shortcut))  # type: ignore[arg-type]
+        channels = out_channels
+    head = nn.Sequential(
+        nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 5)
+    )
+    batch, height, width = int(rng.choice([1, 1, 2, 3])), int(rng.integers(1, 14)), int(rng.integers(1, 14))
+    images = torch.randn(batch, in_channels, height, width)
+    return shaken(ResidualNet(stem, blocks, head)).eval(), images, torch.randint(0, 5, (batch,))
+
+
+SMALL = [
+    Case("basic-projection-3", 8),
+    Case("basic-projection-6", 14),
+    Case("basic-pad-3", 8, shortcut="pad", side=7),
+    Case("basic-pad-6", 14, shortcut="pad", width=5, side=9, batch=2),
+    Case("bottleneck-projection-3", 11, block="bottleneck", width=3, side=7),
+    Case("bottleneck-pad-3", 11, block="bottleneck", shortcut="pad", width=3, side=5, batch=2),
+    Case("bottleneck-projection-6", 20, block="bottleneck", width=3, side=6, batch=2),
+]
+"""At most 6 blocks, so that all paths can be walked by brute force."""
