@@ -1,0 +1,139 @@
+"""The reference engine: autograd through each block, for any model and device, in float32 or float64.
+
+It is the truth that the other engines are held to, so it is as plain as can be: one vector-Jacobian product a
+path and branch.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pathnet import scaling
+from pathnet.models.residual_net import Block, ResidualNet, Unit
+from pathnet.record import BatchNormMode, BlockRecord, Precision
+
+__all__ = ["BlockInputs", "FrozenBlock", "ReferenceEngine", "freeze"]
+
+
+@dataclass(frozen=True)
+class BlockInputs:
+    """The blocks and what entered them, ``y_0`` to ``y_{n-1}``."""
+
+    modules: Sequence[Block]
+    tensors: Sequence[Tensor]
+
+
+class ReferenceEngine:
+    """Walks by ``torch.autograd.grad`` through one block at a time, its branches computed anew."""
+
+    name = "reference"
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def unsupported(
+        self, net: ResidualNet, bn: BatchNormMode, precision: Precision, device: torch.device
+    ) -> str | None:
+        return 'no precision="bfloat16"' if precision == "bfloat16" else None
+
+    def record(self, net: ResidualNet, y0: Tensor) -> tuple[Tensor, BlockInputs]:
+        inputs, y = [], y0
+        with torch.no_grad(), _no_tf32():
+            for block in net.blocks:
+                inputs.append(y)
+                y = block(y)
+        return y, BlockInputs(list(net.blocks), inputs)  # type: ignore[arg-type]
+
+    def routed_backward(
+        self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        assert isinstance(blocks, BlockInputs)
+        grads = grad.expand(len(routing), *grad.shape)
+        exponents = exponent.expand(len(routing), *exponent.shape)
+        with _no_tf32():
+            for i in reversed(range(len(blocks.modules))):
+                grads = _through(blocks.modules[i], blocks.tensors[i], grads, routing[:, i])
+                grads, exponents = scaling.rescale(grads, exponents)
+        return grads, exponents
+
+
+def _through(block: Block, x: Tensor, grads: Tensor, coefficients: Tensor) -> Tensor:
+    """One block's routed Jacobian: grads [P, B, ...] at its output, coefficients [P, 2], to its input."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        skip, residual = block.branches(x)
+        z = (skip + residual).detach().requires_grad_()
+        y = block.join(z)
+    walked = []
+    for grad, (a, c) in zip(grads, coefficients.tolist(), strict=True):
+        if y is not z:
+            (grad,) = torch.autograd.grad(y, z, grad, retain_graph=True)
+        parts = [
+            coefficient * torch.autograd.grad(branch, x, grad, retain_graph=True)[0]
+            for coefficient, branch in ((a, skip), (c, residual))
+            if coefficient != 0
+        ]
+        walked.append(sum(parts[1:], parts[0]) if parts else torch.zeros_like(x))
+    return torch.stack(walked).detach() if walked else grads.new_zeros(0, *x.shape)
+
+
+def _no_tf32() -> AbstractContextManager[None]:
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
+
+
+class FrozenBlock(Block):
+    """A fused block at a recorded point: ReLU is a multiplication with its bits, BN an affine map.
+
+    Args:
+        block: one with a `fused_form`, BN in evaluation mode.
+        bits: for each unit the recorded ReLU bits, bool [B, C, H, W].
+    """
+
+    def __init__(self, block: Block, bits: Sequence[Tensor]) -> None:
+        super().__init__()
+        form = block.fused_form()
+        if form is None or len(form.units) != len(bits):
+            raise ValueError("bits: expected one tensor for each unit of a block that has a fused form")
+        self.form, self.bits = form, bits
+
+    def _unit(self, position: int, x: Tensor) -> Tensor:
+        unit: Unit = self.form.units[position]
+        return torch.as_tensor(unit.bn(x)) * self.bits[position].to(x.dtype)
+
+    def skip(self, x: Tensor) -> Tensor:
+        if self.form.projection is not None:
+            return torch.as_tensor(self.form.projection(self._unit(0, x)))
+        if not self.form.pad:
+            return x
+        stride = math.prod(unit.conv.stride[0] for unit in self.form.units)
+        extra_channels = self.form.units[-1].conv.out_channels - x.shape[1]
+        return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, extra_channels))
+
+    def residual(self, x: Tensor) -> Tensor:
+        for position, unit in enumerate(self.form.units):
+            x = unit.conv(self._unit(position, x))
+        return x
+
+
+def freeze(net: ResidualNet, bits: Sequence[Sequence[Tensor]]) -> ResidualNet:
+    """The network as the affine map that it is around one recorded batch, in float64.
+
+    The reference walks on it in place of the network when it judges another engine's walk: on the bits that
+    the other engine recorded, since one flipped bit would otherwise outweigh all rounding.
+
+    Args:
+        net: in evaluation mode, every block with a fused form.
+        bits: the recorded ReLU bits, ``bits[block][unit]``, bool [B, C, H, W].
+    """
+    net = copy.deepcopy(net).double()
+    blocks = [FrozenBlock(block, own) for block, own in zip(net.blocks, bits, strict=True)]  # type: ignore[arg-type]
+    return ResidualNet(net.stem, blocks, net.head)

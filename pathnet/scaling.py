@@ -1,0 +1,59 @@
+"""Gradients as mantissa and power of two, so that long paths neither underflow nor crawl through denormals.
+
+A scaled gradient is a pair: ``grad`` [G, B, ...] and ``exponent``, int32 [G, B] where samples are independent or
+[G, 1] where the batch is one object; its value is ``grad * 2**exponent``. Scaling by a power of two is exact.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["align", "combine", "norms", "rescale", "times_power_of_two", "value"]
+
+
+def times_power_of_two(x: Tensor, exponent: Tensor) -> Tensor:
+    """``x * 2**exponent``, exact as long as the result is a normal number of ``x``'s type.
+
+    In two factors, since ``2**exponent`` itself can leave the range that the result lies in.
+    """
+    half = torch.div(exponent, 2, rounding_mode="floor")
+    return torch.ldexp(torch.ldexp(x, half), exponent - half)
+
+
+def _beside(exponent: Tensor, grad: Tensor) -> Tensor:
+    return exponent.reshape(*exponent.shape, *(1,) * (grad.ndim - exponent.ndim))
+
+
+def rescale(grad: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
+    """The same values with the largest magnitude of every slot in [1/2, 1); zero and non-finite slots stay."""
+    largest = grad.abs().flatten(2).amax(2)
+    if exponent.shape[1] == 1:
+        largest = largest.amax(1, keepdim=True)
+    shift = torch.frexp(largest).exponent
+    shift = torch.where(torch.isfinite(largest) & (largest > 0), shift, torch.zeros_like(shift))
+    return times_power_of_two(grad, -_beside(shift, grad)), exponent + shift
+
+
+def value(grad: Tensor, exponent: Tensor) -> Tensor:
+    """float64 [G, B, ...]: the pair as plain numbers."""
+    return times_power_of_two(grad.double(), _beside(exponent, grad))
+
+
+def align(grad: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
+    """The same values under one exponent a gradient, [G, 1]: the largest among its samples."""
+    largest = exponent.amax(1, keepdim=True)
+    return times_power_of_two(grad, _beside(exponent - largest, grad)), largest
+
+
+def norms(grad: Tensor, exponent: Tensor) -> Tensor:
+    """float64 [G, B]: the Euclidean norm of every sample, with full relative precision down to 1e-300."""
+    squares = grad.double().square().flatten(2).sum(2)
+    return times_power_of_two(squares.sqrt(), exponent.expand_as(squares))
+
+
+def combine(sample_norms: Tensor) -> Tensor:
+    """float64 [G]: the norm of the batch from those of its samples [G, B], squares kept in range."""
+    largest = sample_norms.amax(1, keepdim=True)
+    safe = torch.where((largest > 0) & torch.isfinite(largest), largest, torch.ones_like(largest))
+    return (sample_norms / safe).square().sum(1).sqrt() * safe[:, 0]

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pathnet import scaling
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rescaling_is_exact_and_brings_the_largest_magnitude_below_one(dtype: torch.dtype) -> None:
+    grad = torch.randn(3, 4, 2, 5, dtype=dtype) * torch.tensor([1e-38, 1e-20, 1.0, 1e30], dtype=dtype)[:, None, None]
+    grad[1, 2] = 0
+    grad[2, 0, 0, 0] = torch.inf
+    exponent = torch.arange(12, dtype=torch.int32).reshape(3, 4) - 900
+    scaled, shifted = scaling.rescale(grad, exponent)
+    assert torch.equal(scaling.value(scaled, shifted), scaling.value(grad, exponent))
+    largest = scaled.abs().flatten(2).amax(2)
+    assert largest[1, 2] == 0 and largest[2, 0] == torch.inf
+    ordinary = (largest > 0) & torch.isfinite(largest)
+    assert ((largest[ordinary] >= 0.5) & (largest[ordinary] < 1)).all()
+
+
+def test_one_exponent_a_batch_is_set_by_its_largest_sample() -> None:
+    grad = torch.ones(1, 3, 2)
+    scaled, exponent = scaling.rescale(grad * torch.tensor([1e-30, 4.0, 0.0])[:, None], torch.zeros(1, 1).int())
+    assert exponent.tolist() == [[3]] and scaled[0, 1, 0] == 0.5 and scaled[0, 0, 0] > 0
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [1, 0, 2], [2, 1, 0]])
+def test_alignment_keeps_the_largest_sample_in_range(order: list[int]) -> None:
+    exponent = torch.tensor([[-900, 0, 700]], dtype=torch.int32)[:, order]
+    aligned, common = scaling.align(torch.full((1, 3, 2), 0.75), exponent)
+    assert common.tolist() == [[700]]
+    assert sorted(aligned[0, :, 0].tolist()) == [0, 0, 0.75]
+
+
+def test_norms_reach_down_to_1e_minus_300() -> None:
+    grad = torch.tensor([[[3.0, 4.0], [6.0, 8.0]]])
+    slots = scaling.norms(grad, torch.tensor([[-990, -990]], dtype=torch.int32))
+    assert slots.tolist() == [[math.ldexp(5, -990), math.ldexp(10, -990)]]
+    assert scaling.combine(slots)[0] == pytest.approx(math.ldexp(math.sqrt(125), -990), rel=1e-15)
+    assert scaling.combine(torch.zeros(2, 3, dtype=torch.float64)).tolist() == [0, 0]
