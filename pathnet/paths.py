@@ -1,7 +1,7 @@
 """Paths as binary codes: drawing them, listing them, and how many there are of each length.
 
 A path ``b`` in {0, 1}^n goes through the residual module of block i where ``b_i = 1`` and through its skip
-where ``b_i = 0``; its length is the number of ones (Veit et al. 2016, section 3.1).
+where ``b_i = 0``; its length is the number of ones (Veit et al. 2016, section 3).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def routing(paths: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def length_distribution(n: int) -> Tensor:
-    """The share of the 2^n paths that has each length: Binomial(n, 1/2) (section 3.1 and Figure 6 a).
+    """The share of the 2^n paths that has each length: Binomial(n, 1/2) (section 5 and Figure 6 a).
 
     Returns:
         float64 [n + 1]

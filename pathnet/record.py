@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -22,6 +23,7 @@ __all__ = [
     "Precision",
     "Record",
     "cross_entropy",
+    "full_float32",
     "one_of",
     "snapshot",
 ]
@@ -78,6 +80,14 @@ def one_of(name: str, value: str, literal: object) -> None:
     allowed = get_args(literal)
     if value not in allowed:
         raise ValueError(f"{name}: expected {' or '.join(map(repr, allowed))}, got {value!r}")
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Convolutions in float32 proper: on a GPU, TF32 is cuDNN's default, and its 10 bits would flip ReLU bits."""
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False):
+        yield
 
 
 def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype) -> ResidualNet:

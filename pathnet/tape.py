@@ -17,6 +17,7 @@ from pathnet.record import (
     Precision,
     Record,
     cross_entropy,
+    full_float32,
     one_of,
     output_gradient,
     snapshot,
@@ -69,7 +70,7 @@ class Tape:
         return self._record.nbytes
 
     def path_gradient_norms(self, b: Tensor, per_sample: bool = False) -> Tensor:
-        """Euclidean norms of the gradients along paths (Veit et al. 2016, section 4.2 and Figure 6 b).
+        """Euclidean norms of the gradients along paths (Veit et al. 2016, section 5 and Figure 6 b).
 
         Args:
             b: integer or bool [P, n] of zeros and ones; see `pathnet.paths`.
@@ -129,6 +130,7 @@ class Tape:
         check_paths(b, self.n)
         return paths.routing(b)
 
+    @full_float32()
     def _gradients(self, routing: Tensor, scaled: bool) -> Tensor | Scaled:
         place, count = gradients.place_shape(self._record, self.at), len(routing)
         slots = 1 if self.at == "stem_weight" else len(self._record.exponent)
@@ -182,19 +184,24 @@ def record(
     copied = snapshot(net, bn, dtype)
     if at == "stem_weight":
         copied.stem_weight()
-    with torch.no_grad():
-        try:
-            y0 = copied.stem(images)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"images: the network refuses the shape {list(images.shape)} ({reason})") from None
+    with full_float32():
+        y0 = _stem(copied, images)
         y_n, blocks = chosen.record(copied, y0)
-    output, value, grad, exponent = output_gradient(copied, y_n, target, loss, bn)
+        output, value, grad, exponent = output_gradient(copied, y_n, target, loss, bn)
     return Tape(
         chosen,
         Record(copied, bn, precision, images, y0, blocks, output, value, grad.contiguous(), exponent),
         at,
     )
+
+
+@torch.no_grad()
+def _stem(net: ResidualNet, images: Tensor) -> Tensor:
+    try:
+        return torch.as_tensor(net.stem(images))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"images: the network refuses the shape {list(images.shape)} ({reason})") from None
 
 
 def _check_images(net: ResidualNet, images: Tensor) -> None:

@@ -27,7 +27,8 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: SGD with Nesterov momentum, the standard recipe of the paper's section 4.
+    """How a network is trained: SGD with Nesterov momentum, the standard recipe of He et al. (2016), which the
+    paper's networks were trained by.
 
     Attributes:
         epochs: passes over the training split.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +45,7 @@ class ReferenceEngine:
 
     def record(self, net: ResidualNet, y0: Tensor) -> tuple[Tensor, BlockInputs]:
         inputs, y = [], y0
-        with torch.no_grad(), _no_tf32():
+        with torch.no_grad():
             for block in net.blocks:
                 inputs.append(y)
                 y = block(y)
@@ -58,10 +57,9 @@ class ReferenceEngine:
         assert isinstance(blocks, BlockInputs)
         grads = grad.expand(len(routing), *grad.shape)
         exponents = exponent.expand(len(routing), *exponent.shape)
-        with _no_tf32():
-            for i in reversed(range(len(blocks.modules))):
-                grads = _through(blocks.modules[i], blocks.tensors[i], grads, routing[:, i])
-                grads, exponents = scaling.rescale(grads, exponents)
+        for i in reversed(range(len(blocks.modules))):
+            grads = _through(blocks.modules[i], blocks.tensors[i], grads, routing[:, i])
+            grads, exponents = scaling.rescale(grads, exponents)
         return grads, exponents
 
 
@@ -83,11 +81,6 @@ def _through(block: Block, x: Tensor, grads: Tensor, coefficients: Tensor) -> Te
         ]
         walked.append(sum(parts[1:], parts[0]) if parts else torch.zeros_like(x))
     return torch.stack(walked).detach() if walked else grads.new_zeros(0, *x.shape)
-
-
-def _no_tf32() -> AbstractContextManager[None]:
-    cudnn = torch.backends.cudnn
-    return cudnn.flags(enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
 
 
 class FrozenBlock(Block):
