@@ -78,7 +78,7 @@ def routed_backward(
     """``g <- a J_skip^T g + c J_residual^T g`` from the last block to the first, for every routing and sample.
 
     A unit is ``y = conv(relu(s * x + t))``, with batch normalisation by running statistics as the affine map.
-    The gradient is brought to a largest magnitude in [1/2, 1) after every block, by an exact power of two.
+    After every block that changes the gradient, an exact power of two brings its largest magnitude into [1/2, 1).
 
     Args:
         grad: float32 [B, C_n, H_n, W_n], at the output of the last block; its value is ``grad * 2**exponent``.

@@ -30,7 +30,7 @@ def plan(batch: int = 3) -> tuple[Any, ...]:
     """A transition block with a projection, then one with identity skip: 3 channels of 9 x 7 to 6 of 5 x 4."""
     generator = torch.Generator().manual_seed(0)
     units = [[3, 9, 7, 5, 9, 7, 3, 1, 1], [5, 9, 7, 6, 5, 4, 3, 2, 1], [3, 9, 7, 6, 5, 4, 1, 2, 0]]
-    units += [[6, 5, 4, 2, 5, 4, 1, 1, 0], [2, 5, 4, 6, 5, 4, 3, 1, 1]]
+    units += [[6, 5, 4, 2, 3, 2, 3, 1, 0], [2, 3, 2, 6, 5, 4, 3, 1, 2]]
     blocks = torch.tensor([[0, 2, 1, 2, 3, 9, 7, 6, 5, 4], [3, 2, 0, -1, 6, 5, 4, 6, 5, 4]])
     weights, scales, bits, rows = [], [], [], []
     for position, row in enumerate(units):

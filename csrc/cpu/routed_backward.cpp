@@ -7,8 +7,8 @@
 // A transposed convolution is written as a plain one: the gradient is spread out by the stride and given a border of
 // zeros, rows of `pitch` floats; output position j of the flattened plane then reads position j + tap of every input
 // plane, so the inner loop runs over long contiguous rows whatever the side is (the border columns compute garbage
-// that is never read). It keeps kTileChannels x kTileVectors accumulators in registers: 16 multiply-adds for 4 loads
-// and 4 broadcasts, bound by the multiply-adds.
+// that is never read). It keeps kTileChannels x kTileVectors accumulators in registers:
+// 16 multiply-adds for 2 loads and 8 broadcasts with AVX-512, bound by the multiply-adds.
 //
 // Compiled once an instruction set, each in the namespace PATHNET_ISA_NAMESPACE.
 
@@ -34,9 +34,10 @@ constexpr int kLanes = 8;
 #else
 constexpr int kLanes = 4;
 #endif
-// Half of the registers of AVX-512 hold accumulators, and all but four of the sixteen of the others.
-constexpr int kTileChannels = 4;
-constexpr int kTileVectors = kLanes == 16 ? 4 : 3;
+// Sixteen accumulators of the 32 registers of AVX-512, twelve of the sixteen of the others. A tile is narrow, since
+// stage 3 of the paper's networks has only 80 positions, border included.
+constexpr int kTileChannels = kLanes == 16 ? 8 : 4;
+constexpr int kTileVectors = kLanes == 16 ? 2 : 3;
 constexpr int kTile = kLanes * kTileVectors;
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
@@ -119,12 +120,13 @@ struct Scratch {
       spread = std::max(spread, unit.out_channels * layout.plane());
       product = std::max(product, kTileChannels * layout.positions);
     }
+    mask.resize(round_up(dense, 8));
     for (std::vector<float>* buffer : {&grad, &next, &inner, &inner_next}) buffer->resize(dense);
     this->spread.resize(spread);
     this->product.resize(product);
   }
 
-  std::vector<float> grad, next, inner, inner_next, spread, product;
+  std::vector<float> grad, next, inner, inner_next, spread, product, mask;
 };
 
 void spread_out(const Unit& unit, const Spread& layout, const float* grad, float* spread) {
@@ -160,11 +162,28 @@ void product_tile(const float* spread, int64_t plane, int64_t channels, int64_t 
   }
 }
 
+// One float a bit, eight at a time, so that the loop that applies them has no bit arithmetic in it.
+struct ByteMasks {
+  constexpr ByteMasks() : of() {
+    for (int byte = 0; byte < 256; ++byte) {
+      for (int bit = 0; bit < 8; ++bit) of[byte][bit] = float((byte >> bit) & 1);
+    }
+  }
+  float of[256][8];
+};
+constexpr ByteMasks kByteMasks;
+
+void expand_bits(const uint8_t* bits, int64_t size, float* mask) {
+  for (int64_t byte = 0; byte * 8 < size; ++byte)
+    std::memcpy(mask + byte * 8, kByteMasks.of[bits[byte]], 8 * sizeof(float));
+}
+
 // grad_input += coefficient * bits * transposed convolution of grad; the scale is in the packed weights.
 void add_transposed(const Unit& unit, const float* packed, const uint8_t* bits, const float* grad, float coefficient,
                     Scratch& scratch, float* grad_input) {
   const Spread layout(unit);
   spread_out(unit, layout, grad, scratch.spread.data());
+  expand_bits(bits, unit.in_size(), scratch.mask.data());
   for (int64_t tile = 0; tile < unit.in_channels; tile += kTileChannels) {
     for (int64_t position = 0; position < layout.positions; position += kTile) {
       product_tile(scratch.spread.data() + position, layout.plane(), unit.out_channels, unit.kernel, layout.pitch,
@@ -176,11 +195,9 @@ void add_transposed(const Unit& unit, const float* packed, const uint8_t* bits, 
       for (int64_t i = 0; i < unit.in_height; ++i) {
         const float* values = scratch.product.data() + (c - tile) * layout.positions + i * layout.pitch;
         const int64_t first = (c * unit.in_height + i) * unit.in_width;
-        for (int64_t j = 0; j < unit.in_width; ++j) {
-          const int64_t at = first + j;
-          const bool open = (bits[at >> 3] >> (at & 7)) & 1;
-          grad_input[at] += open ? coefficient * values[j] : 0.0f;
-        }
+        const float* mask = scratch.mask.data() + first;
+        float* out = grad_input + first;
+        for (int64_t j = 0; j < unit.in_width; ++j) out[j] += mask[j] != 0.0f ? coefficient * values[j] : 0.0f;
       }
     }
   }
@@ -205,7 +222,9 @@ class Walk {
     std::copy_n(job_.grad + sample * size_out, size_out, scratch_.grad.data());
     int exponent = job_.exponent[sample];
     for (int64_t b = plan_.block_count - 1; b >= 0; --b) {
-      through(plan_.blocks[b], routing[2 * b], routing[2 * b + 1]);
+      const float a = routing[2 * b], c = routing[2 * b + 1];
+      if (plan_.blocks[b].skip == kIdentity && a == 1.0f && c == 0.0f) continue;
+      through(plan_.blocks[b], a, c);
       std::swap(scratch_.grad, scratch_.next);
       exponent += rescale(scratch_.grad.data(), plan_.blocks[b].in_size());
     }
@@ -264,14 +283,16 @@ class Walk {
   // Brings the largest magnitude into [1/2, 1) by an exact power of two, and returns the power taken out. Zero and
   // non-finite gradients stay as they are.
   static int rescale(float* grad, int64_t size) {
-    float largest = 0.0f;
-    bool finite = true;
+    // Magnitudes compare as their bit patterns do, and integers are compared many at a time.
+    uint32_t largest_bits = 0;
     for (int64_t j = 0; j < size; ++j) {
-      const float magnitude = std::fabs(grad[j]);
-      largest = magnitude > largest ? magnitude : largest;
-      finite &= magnitude <= 3.402823466e38f;
+      uint32_t pattern;
+      std::memcpy(&pattern, grad + j, sizeof(pattern));
+      largest_bits = std::max(largest_bits, pattern & 0x7fffffffu);
     }
-    if (largest == 0.0f || !finite) return 0;
+    if (largest_bits == 0 || largest_bits >= 0x7f800000u) return 0;
+    float largest;
+    std::memcpy(&largest, &largest_bits, sizeof(largest));
     int power;
     std::frexp(largest, &power);
     // In two factors, since 2^-power can leave the range of float32 where the result does not.
