@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0 triton==3.7.1
 VENV := .venv
 
 # A Python that has torch already is used as it is, and nothing of it is pinned or upgraded.
-HAS_TORCH := $(shell $(PYTHON) -c 'import torch; print(torch.__version__.split(".")[:2] >= ["2", "11"])' 2>/dev/null)
+HAS_TORCH := $(shell $(PYTHON) -c 'import torch; print((*map(int, torch.__version__.split(".")[:2]),) >= (2, 11))' 2>/dev/null)
 ifeq ($(HAS_TORCH),True)
 RUN := $(PYTHON)
 STAMP := build/installed
@@ -28,19 +28,21 @@ lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m clang_format --dry-run -Werror $(shell find csrc -type f)
+	$(RUN) -c 'from clang_format import clang_format; clang_format()' --dry-run -Werror $(shell find csrc -type f)
 
 install: $(STAMP)
 
-$(VENV)/bin/python:
+# A stamp, since an interrupted set-up leaves a Python without torch, and pip would then fetch any torch.
+$(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet $(TORCH) "setuptools>=77" cmake ninja pybind11
+	@touch $@
 
 build/installed: $(NATIVE)
 	$(RUN) -m pip install --quiet --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/installed: $(NATIVE) | $(VENV)/bin/python
+$(VENV)/installed: $(NATIVE) | $(VENV)/torch
 	$(RUN) -m pip install --quiet --no-build-isolation -e '.[dev]'
 	@touch $@
 

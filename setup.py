@@ -1,6 +1,7 @@
 """Builds the native libraries by calling CMake; everything else stands in pyproject.toml."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -32,6 +33,9 @@ class CMakeBuild(build_ext):
         ]
         # Tools that pip installed beside this Python need not be on the PATH of whoever calls it.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        # The kept folder remembers a ninja that may be gone: that of an isolated build, of a removed venv.
+        if ninja := shutil.which("ninja", path=path):
+            configure.append(f"-DCMAKE_MAKE_PROGRAM={ninja}")
         for command in (configure, ["cmake", "--build", folder]):
             subprocess.run(command, check=True, env={**os.environ, "PATH": path})
 

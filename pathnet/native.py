@@ -6,6 +6,7 @@ Importing this module never fails: where the library is not built, `LOADED` is F
 from __future__ import annotations
 
 import importlib
+import math
 from pathlib import Path
 
 import torch
@@ -105,7 +106,7 @@ def routed_backward(
 
 
 def _fake_pack_bits(x: Tensor) -> Tensor:
-    elements = x[0].numel() if len(x) else x.new_empty(x.shape[1:]).numel()
+    elements = math.prod(x.shape[1:])
     return x.new_empty((x.shape[0], (elements + 7) // 8), dtype=torch.uint8)
 
 

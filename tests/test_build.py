@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import pathnet
 from pathnet import native
@@ -52,3 +56,19 @@ def test_no_cuda_kernel_spills() -> None:
     assert len(kernels) >= 2
     for name, registers, stack, local in kernels:
         assert "pack_bits_kernel" in name and int(registers) <= 32 and (stack, local) == ("0", "0")
+
+
+def test_a_build_asked_to_leave_cuda_out_says_so(tmp_path: Path) -> None:
+    pybind11 = pytest.importorskip("pybind11")
+    beside = Path(sys.executable).parent
+    cmake, ninja = (
+        shutil.which(tool, path=f"{beside}{os.pathsep}{os.environ['PATH']}") for tool in ("cmake", "ninja")
+    )
+    if cmake is None or ninja is None:
+        pytest.skip("cmake and ninja are needed to configure a build")
+    configure = [cmake, "-S", ROOT, "-B", tmp_path, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    configure += [f"-DPATHNET_TORCH_DIR={Path(torch.__file__).parent}", f"-DPATHNET_OUTPUT_DIR={tmp_path}"]
+    configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    subprocess.run([*configure, "-DPATHNET_CUDA=OFF"], check=True, capture_output=True)
+    rules = (tmp_path / "build.ninja").read_text()
+    assert "PATHNET_CUDA=OFF" in rules and "pack_bits.cu" not in rules

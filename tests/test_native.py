@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pathnet import native
 
@@ -49,29 +53,165 @@ def plan(batch: int = 3) -> tuple[Any, ...]:
     return grad, exponent, routing, blocks, torch.tensor(rows), flat, torch.cat(scales), torch.cat(bits, 1)
 
 
+def random_plan(seed: int) -> tuple[Any, ...]:
+    """One to four blocks of any kernels, paddings ("same" or not), strides, widths, odd sides and skips."""
+    rng = np.random.default_rng(seed)
+    batch, paths, count = (int(rng.integers(1, high)) for high in (4, 3, 5))
+    shape = (int(rng.integers(1, 8)), int(rng.integers(3, 10)), int(rng.integers(3, 10)))
+    units, blocks, weights, scales, bits = [], [], [], [], []
+
+    def add_unit(shape: Shape, conv: Convolution, projection: bool) -> Shape:
+        out = output_shape(shape, conv)
+        offsets = (sum(w.size for w in weights), -1, -1)
+        if not projection:
+            offsets = (offsets[0], sum(s.size for s in scales), sum(b.shape[1] for b in bits))
+            scales.append(rng.normal(size=shape[0]))
+            bits.append(np.packbits(rng.random((batch, math.prod(shape))) < 0.5, axis=1, bitorder="little"))
+        weights.append(rng.normal(size=out[0] * shape[0] * conv[1] ** 2) / math.sqrt(shape[0] * conv[1] ** 2))
+        units.append([*shape, *out, *conv[1:], *offsets])
+        return out
+
+    for _ in range(count):
+        kind = int(rng.integers(3))
+        skips: list[Convolution | None] = []
+        while not skips:
+            convs = [random_convolution(rng) for _ in range(rng.integers(1, 4))]
+            convs[-1] = (shape[0] + int(rng.integers(0, 2)), *convs[-1][1:])
+            shapes = list(itertools.accumulate(convs, output_shape, initial=shape))
+            if min(map(min, shapes)) > 0 and max(shapes[-1][1:]) < 12:
+                skips = [conv for own, conv in admitted_skips(shape, shapes[-1], convs) if own == kind]
+        skip = skips[rng.integers(len(skips))]
+        first, before = len(units), shape
+        for conv in convs:
+            shape = add_unit(shape, conv, projection=False)
+        blocks.append([first, len(convs), kind, -1 if skip is None else len(units), *before, *shape])
+        if skip is not None:
+            add_unit(before, skip, projection=True)
+
+    routing = rng.normal(size=(paths + 3, count, 2))
+    codes = np.stack([np.zeros(count), np.ones(count), rng.integers(0, 2, count)])
+    routing[paths:] = np.stack([1 - codes, codes], axis=2)
+    grad = rng.normal(size=(batch, *shape))
+    exponent = torch.from_numpy(rng.integers(-40, 40, batch).astype(np.int32))
+    grad, routing, *flat = (
+        torch.from_numpy(a).float() for a in (grad, routing, *map(np.concatenate, (weights, scales)))
+    )
+    return (
+        grad,
+        exponent,
+        routing,
+        torch.tensor(blocks),
+        torch.tensor(units),
+        *flat,
+        torch.from_numpy(np.concatenate(bits, 1)),
+    )
+
+
+Shape = tuple[int, int, int]  # channels, height, width
+Convolution = tuple[int, int, int, int]  # output channels, kernel, stride, padding
+
+
+def random_convolution(rng: np.random.Generator) -> Convolution:
+    kernel = int(rng.choice([1, 2, 3, 3, 5]))
+    return int(rng.integers(1, 8)), kernel, int(rng.choice([1, 1, 1, 2])), int(rng.integers(0, kernel))
+
+
+def output_shape(shape: Shape, conv: Convolution) -> Shape:
+    channels, kernel, stride, padding = conv
+    height, width = ((side + 2 * padding - kernel) // stride + 1 for side in shape[1:])
+    return channels, height, width
+
+
+def admitted_skips(shape: Shape, out: Shape, convs: list[Convolution]) -> list[tuple[int, Convolution | None]]:
+    stride = math.prod(conv[2] for conv in convs)
+    skips: list[tuple[int, Convolution | None]] = [(0, None)] if shape == out else []
+    for kernel, own, padding in itertools.product((1, 2, 3), {1, stride}, (0, 1, 2)):
+        if padding < kernel and output_shape(shape, (out[0], kernel, own, padding)) == out:
+            skips.append((1, (out[0], kernel, own, padding)))
+    if out[0] >= shape[0] and out[1:] == tuple(-(-side // stride) for side in shape[1:]):
+        skips.append((2, None))
+    return skips
+
+
 def truth(arguments: tuple[Any, ...]) -> Tensor:
-    """The same in float64 by autograd through masked convolutions."""
+    """The same in float64 [P, B, C, H, W], by autograd through masked convolutions."""
     grad, exponent, routing, blocks, units, weights, scales, relu_bits = arguments
     grad = torch.ldexp(grad.double(), exponent[:, None, None, None])
     bits = torch.from_numpy(np.unpackbits(relu_bits.numpy(), axis=1, bitorder="little")).double()
 
-    def unit(index: int, x: Tensor, source: int | None = None) -> Tensor:
-        row = units[index].tolist()
-        weight = weights.double()[row[9] :][: row[3] * row[0] * row[6] ** 2].reshape(row[3], row[0], row[6], row[6])
-        own = units[index if source is None else source].tolist()
-        size = own[0] * own[1] * own[2]
-        mask = bits[:, own[11] * 8 :][:, :size].reshape(-1, *own[:3])
-        scaled = x * scales.double()[own[10] : own[10] + own[0], None, None]
-        return F.conv2d(scaled * mask, weight, stride=row[7], padding=row[8])
+    def activated(row: list[int], x: Tensor) -> Tensor:
+        mask = bits[:, row[11] * 8 :][:, : math.prod(row[:3])].reshape(x.shape)
+        return x * scales.double()[row[10] :][: row[0], None, None] * mask
 
-    x = torch.randn(len(grad), *blocks[0, 4:7].tolist(), dtype=torch.float64, requires_grad=True)
-    walked = []
-    for own in routing.double():
-        first, second = own.tolist()
-        y = first[0] * unit(2, x, source=0) + first[1] * unit(1, unit(0, x))
-        y = second[0] * y + second[1] * unit(4, unit(3, y))
-        walked.append(torch.autograd.grad(y, x, grad)[0])
-    return torch.stack(walked)
+    def convolved(row: list[int], x: Tensor) -> Tensor:
+        shape = (row[3], row[0], row[6], row[6])
+        weight = weights.double()[row[9] :][: math.prod(shape)].reshape(shape)
+        return F.conv2d(x, weight, stride=row[7], padding=row[8])
+
+    def skip(kind: int, rows: list[list[int]], projection: list[int], x: Tensor) -> Tensor:
+        if kind == 1:
+            return convolved(projection, activated(rows[0], x))
+        stride = math.prod(row[7] for row in rows) if kind == 2 else 1
+        return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, rows[-1][3] - rows[0][0]))
+
+    x = torch.zeros(len(grad), *blocks[0, 4:7].tolist(), dtype=torch.float64, requires_grad=True)
+    grads = []
+    for path in routing.double():
+        y = x
+        for (first, count, kind, projection, *_), (a, c) in zip(blocks.tolist(), path.tolist(), strict=True):
+            rows, before = units[first : first + count].tolist(), y
+            for row in rows:
+                y = convolved(row, activated(row, y))
+            y = a * skip(kind, rows, units[projection].tolist(), before) + c * y
+        grads.append(torch.autograd.grad(y, x, grad)[0])
+    return torch.stack(grads)
+
+
+@functools.cache
+def judged(seed: int) -> tuple[tuple[Any, ...], Tensor]:
+    return random_plan(seed), truth(random_plan(seed))
+
+
+def walked(arguments: tuple[Any, ...]) -> Tensor:
+    grad, exponent = native.routed_backward(*arguments)
+    return torch.ldexp(grad.double(), exponent[:, :, None, None, None])
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_random_plans_walk_like_autograd(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each (path, sample) by the norm of its difference, so that a small one cannot hide behind a large one."""
+    monkeypatch.setenv("PATHNET_ISA", isa)
+    kinds = torch.zeros(3)
+    for seed in range(80):
+        arguments, expected = judged(seed)
+        kinds += torch.bincount(arguments[3][:, 2], minlength=3)
+        error = (walked(arguments) - expected).flatten(2).norm(dim=2)
+        assert (error <= 1e-5 * expected.flatten(2).norm(dim=2)).all(), f"seed {seed}"
+    assert kinds.min() >= 40
+
+
+def test_the_path_through_identity_skips_alone_changes_no_bit() -> None:
+    grad, exponent, _, _, _, *rest = plan()
+    blocks = torch.tensor([[0, 2, 0, -1, 6, 5, 4, 6, 5, 4]] * 30)
+    blocks[:, 0] = torch.arange(30) * 2
+    units = torch.tensor([[6, 5, 4, 2, 3, 2, 3, 1, 0, 0, 0, 0], [2, 3, 2, 6, 5, 4, 3, 1, 2, 0, 0, 0]]).repeat(30, 1)
+    routing = torch.tensor([1.0, 0.0]).expand(1, 30, 2).contiguous()
+    result = walked((grad, exponent, routing, blocks, units, *rest))
+    assert torch.equal(result[0], torch.ldexp(grad.double(), exponent[:, None, None, None]))
+
+
+def test_small_values_keep_their_relative_precision() -> None:
+    """A one-channel chain whose every block multiplies by 1e-4 without rounding error to speak of: 1e-200."""
+    bits = native.pack_bits(torch.ones(1, 9))
+    blocks = torch.tensor([[i, 1, 0, -1, 1, 3, 3, 1, 3, 3] for i in range(50)])
+    units = torch.tensor([[1, 3, 3, 1, 3, 3, 1, 1, 0, 0, 0, 0]] * 50)
+    weight, scale = torch.tensor([1e-2]), torch.tensor([1e-2])
+    routing = torch.tensor([0.0, 1.0]).expand(1, 50, 2).contiguous()
+    grad = torch.arange(1.0, 10.0).reshape(1, 1, 3, 3)
+    tables = (torch.zeros(1, dtype=torch.int32), routing, blocks, units, weight, scale, bits)
+    expected = grad.double() * (weight.double() * scale.double()) ** 50
+    assert expected.max() < 1e-199
+    torch.testing.assert_close(walked((grad, *tables))[0], expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
@@ -79,9 +219,8 @@ def test_every_instruction_set_walks_like_autograd(isa: str, monkeypatch: pytest
     monkeypatch.setenv("PATHNET_ISA", isa)
     assert native.build_facts()["selected_instruction_set"] == isa
     for batch in (1, 3):
-        grad, exponent = native.routed_backward(*plan(batch))
-        walked = torch.ldexp(grad.double(), exponent[:, :, None, None, None])
-        torch.testing.assert_close(walked, truth(plan(batch)), rtol=1e-5, atol=1e-5)
+        grad, _ = native.routed_backward(*plan(batch))
+        torch.testing.assert_close(walked(plan(batch)), truth(plan(batch)), rtol=1e-5, atol=1e-5)
         largest = grad.abs().flatten(2).amax(2)
         assert ((largest >= 0.5) & (largest < 1)).all()
 
@@ -117,8 +256,8 @@ def test_values_that_leave_float32_are_kept_and_others_pass_through() -> None:
     zeros, untouched = native.routed_backward(torch.zeros_like(grad), exponent, *rest)
     assert not zeros.any() and torch.equal(untouched, exponent.expand(4, 3))
     grad[1, 0, 0, 0] = torch.nan
-    walked, _ = native.routed_backward(grad, exponent, *rest)
-    assert walked[:, 1].isnan().any() and not walked[:, [0, 2]].isnan().any()
+    spoiled, _ = native.routed_backward(grad, exponent, *rest)
+    assert spoiled[:, 1].isnan().any() and not spoiled[:, [0, 2]].isnan().any()
 
 
 def test_no_paths_and_no_samples() -> None:
@@ -130,6 +269,12 @@ def test_no_paths_and_no_samples() -> None:
 def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.pathnet.pack_bits.default, (torch.randn(3, 2, 5),))
     torch.library.opcheck(torch.ops.pathnet.routed_backward.default, plan())
+
+
+def test_bits_of_a_cuda_tensor_have_their_shape_and_device() -> None:
+    with FakeTensorMode():
+        bits = native.pack_bits(torch.empty(3, 5, 5, device="cuda"))
+        assert bits.shape == (3, 4) and bits.dtype == torch.uint8 and bits.device.type == "cuda"
 
 
 def broken(position: int, row: int, column: int, value: int) -> tuple[Any, ...]:
