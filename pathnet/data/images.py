@@ -100,7 +100,7 @@ class Data:
         classes: the names of the labels 0, 1, ...
         crop_padding: zero pixels on each side before the random crop of the augmentation.
         flip: whether the augmentation mirrors half of the images.
-        mean, std: float32 [C], of the training split's pixels (0..255).
+        mean, std: float32 [C], of the pixels (0..255) of up to 10,000 training images.
     """
 
     name: str
@@ -113,7 +113,9 @@ class Data:
     std: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        few = self.train.take(torch.arange(len(self.train))[:STATISTICS_SAMPLE]).double()
+        # Spread over the split, which a folder of classes holds in the order of its classes.
+        spread = torch.arange(0, len(self.train), max(1, len(self.train) // STATISTICS_SAMPLE))
+        few = self.train.take(spread[:STATISTICS_SAMPLE]).double()
         object.__setattr__(self, "mean", few.mean((0, 2, 3)).float())
         object.__setattr__(self, "std", few.std((0, 2, 3)).clamp_min(1e-6).float())
 
