@@ -57,6 +57,8 @@ class Recipe:
             raise ValueError(
                 f"recipe: expected epochs and batch_size of at least 1, got {self.epochs} and {self.batch_size}"
             )
+        if not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"seed: expected 0 to 2^63 - 1, got {self.seed}")
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step ``step`` (from 0) of ``steps``."""

@@ -28,6 +28,7 @@ ORDER = [
     "experiments",
     "figures",
     "cli",
+    "__main__",
 ]
 FILES = sorted(file for file in ROOT.rglob("*.py") if file != ROOT / "__init__.py")
 

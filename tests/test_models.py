@@ -113,6 +113,8 @@ def test_unreadable_weights_are_told_in_one_line(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="weights: .* is not a readable safetensors file"):
         models.load(path)
+    with pytest.raises(OSError, match="weights: .* cannot be written"):
+        models.save(preact_resnet(8, 4), "/proc/net.safetensors")
     with pytest.raises(ValueError, match="config: expected a model among"):
         models.build({"model": "alexnet"})
     with pytest.raises(ValueError, match="net: has no config"):

@@ -108,5 +108,7 @@ def test_bad_recipes_are_named(images: data.Data) -> None:
         train(fresh(), images, dataclasses.replace(SMALL, batch_size=256))
     with pytest.raises(ValueError, match="recipe: expected epochs"):
         Recipe(epochs=0)
+    with pytest.raises(ValueError, match="seed: expected 0 to"):
+        Recipe(seed=1 << 64)
     with pytest.raises(ValueError, match="recipe: the loss is"):
         train(fresh(), images, dataclasses.replace(SMALL, learning_rate=1e20, warmup_steps=0))

@@ -50,11 +50,18 @@ def fingerprint(net: ResidualNet) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Writes one safetensors file whole: under a temporary name, then renamed."""
+    """Writes one safetensors file whole: under a temporary name, then renamed.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     owned = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    safetensors.torch.save_file(owned, temporary, {name: json.dumps(value) for name, value in metadata.items()})
+    try:
+        safetensors.torch.save_file(owned, temporary, {name: json.dumps(value) for name, value in metadata.items()})
+    except safetensors.SafetensorError as error:
+        raise OSError(f"weights: {path} cannot be written ({error})") from None
     os.replace(temporary, path)
 
 

@@ -1,0 +1,1 @@
+"""One driver a figure or table of the paper."""

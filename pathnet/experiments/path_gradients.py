@@ -1,0 +1,174 @@
+"""Figure 6: how much gradient do the paths of each length carry? (section 5, "The importance of short paths")
+
+The paper draws, for each length, 1,000 random paths and takes a random training batch for each. Here every batch
+serves one path of every length, so that one forward pass makes n measurements.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import pathnet
+from pathnet import engines, models, paths, results
+from pathnet.data import Data
+from pathnet.experiments.summary import summarise
+from pathnet.models import ResidualNet
+from pathnet.record import At, BatchNormMode, Precision, one_of
+from pathnet.results import Measurements
+from pathnet.training import Progress
+
+__all__ = ["PathGradients", "measure", "title"]
+
+PART_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class PathGradients:
+    """The plan of one run.
+
+    Attributes:
+        batches: random training batches; on each, one path of every length is measured.
+        batch_size: images a batch.
+        seed: of the random batches and paths.
+        bn: batch normalisation by running statistics (running) or by the batch's own (batch).
+        at: where the norm is taken: the input of block 1 (y0), the image, or the first convolution's weight.
+        engine: auto (the fastest that serves), or an engine's name.
+        precision: of the walk back; the forward pass is float32-accurate in each.
+    """
+
+    batches: int = 1000
+    batch_size: int = 128
+    seed: int = 0
+    bn: BatchNormMode = "running"
+    at: At = "y0"
+    engine: str = "auto"
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        for name, least in (("batches", 1), ("batch_size", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected an integer of at least {least}, got {getattr(self, name)}")
+        for name, allowed in (("bn", BatchNormMode), ("at", At), ("precision", Precision)):
+            one_of(name, getattr(self, name), allowed)
+
+
+def measure(
+    net: ResidualNet, data: Data, plan: PathGradients, folder: str | Path, progress: Progress | None = None
+) -> results.Run:
+    """Measures what of the plan is missing in the run folder, and returns the run with all that is there.
+
+    What has been measured is written every half minute, at the end, and on an interrupt.
+
+    Args:
+        folder: of a new run, or of one with the same network, data and plan, but for the number of batches.
+        progress: called with (batches done, batches in all, a note).
+
+    Raises:
+        ValueError: the network does not take the data, no engine serves, or the folder holds another run.
+    """
+    _check(net, data, plan)
+    with results.writing(folder, _identity(net, data, plan), plan.batches, _attempt(net)) as run:
+        _measure_missing(net, data, plan, run, progress)
+        run.conclude(summarise(run.measurements(), net.n).as_json())
+        return run
+
+
+def _measure_missing(
+    net: ResidualNet, data: Data, plan: PathGradients, run: results.Run, progress: Progress | None
+) -> None:
+    measured = run.measurements()
+    lengths_of: defaultdict[int, set[int]] = defaultdict(set)
+    for batch, length in zip(measured.batch.tolist(), measured.length.tolist(), strict=True):
+        lengths_of[batch].add(length)
+    done = sum(len(lengths) == net.n for batch, lengths in lengths_of.items() if batch < plan.batches)
+    waiting: list[Measurements] = []
+    written = time.monotonic()
+    try:
+        for batch in range(plan.batches):
+            missing = [length for length in range(1, net.n + 1) if length not in lengths_of[batch]]
+            if not missing:
+                continue
+            waiting.append(_measure_batch(net, data, plan, batch, missing))
+            done += 1
+            if progress is not None:
+                progress(done, plan.batches, f"batches, engine {waiting[-1].engine[0]}")
+            if time.monotonic() - written >= PART_SECONDS:
+                run.add(waiting)
+                waiting, written = [], time.monotonic()
+    finally:
+        run.add(waiting)
+
+
+def _measure_batch(net: ResidualNet, data: Data, plan: PathGradients, batch: int, lengths: list[int]) -> Measurements:
+    """One path of every length in ``lengths``, on one batch."""
+    images, labels = data.random_batch(plan.batch_size, plan.seed, batch)
+    tape = pathnet.record(net, images, labels, plan.bn, plan.engine, plan.precision, plan.at)
+    length = np.array(lengths, np.int16)
+    b = paths.one_of_each_length(net.n, plan.seed, batch)[length.astype(np.int64) - 1]
+    norm = tape.path_gradient_norms(b).cpu().numpy()
+    wrong = ~np.isfinite(norm)
+    if wrong.any():
+        raise ValueError(
+            f"engine: {tape.engine} gave a norm of {norm[wrong][0]} on batch {batch}, length {length[wrong][0]}; "
+            "expected a finite one"
+        )
+    return Measurements(np.full(len(norm), batch, np.int32), length, b.numpy(), norm, [tape.engine] * len(norm))
+
+
+def _check(net: ResidualNet, data: Data, plan: PathGradients) -> None:
+    """Finds what cannot be measured before a run folder is made for it."""
+    channels, takes = data.image_shape[0], net.stem_weight().shape[1]
+    if channels != takes:
+        raise ValueError(f"data: expected images of {takes} channels (the network's), got {channels} in {data.name}")
+    told_apart = (net.config or {}).get("num_classes", len(data.classes))
+    if len(data.classes) > told_apart:
+        raise ValueError(
+            f"data: expected at most {told_apart} classes (the network's), got {len(data.classes)} in {data.name}"
+        )
+    data.random_batch(plan.batch_size, plan.seed, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        engines.choose(plan.engine, net, plan.bn, plan.precision, net.stem_weight().device)
+
+
+def _identity(net: ResidualNet, data: Data, plan: PathGradients) -> dict[str, Any]:
+    settings = asdict(plan)
+    del settings["batches"]
+    model = {"hash": models.fingerprint(net), "config": net.config, "blocks": net.n}
+    return {
+        "experiment": "path_gradients",
+        **settings,
+        "model": model,
+        "data": {"name": data.name, "hash": data.fingerprint()},
+    }
+
+
+def _attempt(net: ResidualNet) -> dict[str, Any]:
+    device = net.stem_weight().device
+    processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "pathnet": pathnet.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": processor if device.type == "cpu" else torch.cuda.get_device_name(device),
+    }
+
+
+def title(identity: Mapping[str, Any]) -> str:
+    """Data set and network of a run, in words for figures."""
+    model = identity["model"]
+    config = model["config"] or {}
+    shape = [f"{key} {config[key]}" for key in ("depth", "width") if key in config]
+    return ", ".join([identity["data"]["name"], config.get("model", "network"), *shape, f"{model['blocks']} blocks"])

@@ -1,0 +1,240 @@
+"""What the measurements of a run come to, by path length: the numbers of Figure 6 (section 5 of the paper)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pathnet import paths
+from pathnet.results import Measurements
+from pathnet.streams import stream
+
+__all__ = ["LengthRange", "Summary", "findings", "percent", "summarise"]
+
+BOOTSTRAP_DRAWS = 1000
+MOST = 0.95
+
+PAPER_BLOCKS = 54
+PAPER_CENTRAL = (19, 35)
+PAPER_EFFECTIVE = (5, 17)
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LengthRange:
+    """Consecutive path lengths ``first`` to ``last`` and what lies in them, both shares in [0, 1].
+
+    Attributes:
+        paths: share of all 2^n paths.
+        gradient: share of the total of frequency times magnitude.
+    """
+
+    first: int
+    last: int
+    paths: float
+    gradient: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What Figure 6 shows. Arrays are float64 [n], for the lengths 1 to n; NaN where nothing was measured.
+
+    Attributes:
+        measurements, batches: how many.
+        zeros: how many norms are exactly 0. They count in the means; a logarithmic axis cannot show them.
+        count: measurements of each length.
+        share: of the 2^n paths.
+        mean, std: of the norms.
+        quantile_05, quantile_50, quantile_95: of the norms.
+        low, high: 95 % interval of the mean, from a bootstrap over whole batches.
+        product: share times mean, scaled to sum to 1 (Figure 6 c).
+        decay: factor of the mean norm a module, by least squares of its logarithm on the length; then the ends
+            of its 95 % interval by the same bootstrap.
+        log_intercept: of that line, at length 0.
+        effective: the shortest run of lengths that holds 95 % of the product: the effective paths.
+        central: the lengths closest to n/2 that hold 95 % of the paths.
+    """
+
+    n: int
+    measurements: int
+    batches: int
+    zeros: int
+    count: NDArray[np.int64]
+    share: Array
+    mean: Array
+    std: Array
+    quantile_05: Array
+    quantile_50: Array
+    quantile_95: Array
+    low: Array
+    high: Array
+    product: Array
+    decay: tuple[float, float, float]
+    log_intercept: float
+    effective: LengthRange
+    central: LengthRange
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain lists and numbers; None for NaN, which JSON does not have."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: plain(item) for key, item in value.items()}
+            if isinstance(value, np.ndarray | tuple):
+                return [plain(item) for item in value]
+            return None if value != value else value.item() if isinstance(value, np.generic) else value
+
+        return dict(plain(asdict(self)))
+
+
+def summarise(measurements: Measurements, n: int) -> Summary:
+    """Reduces measurements on a network of n blocks to what Figure 6 shows.
+
+    Norms of long paths leave the range in which float64 squares and products live: moments are taken of norms
+    scaled by the largest of their length, and products of logarithms.
+
+    Raises:
+        ValueError: there are no measurements, or all norms are zero.
+    """
+    if not measurements.norm.any():
+        raise ValueError(f"measurements: expected some norms above zero, got none among {len(measurements)}")
+    batches, row = np.unique(measurements.batch, return_inverse=True)
+    norms = np.full((len(batches), n), np.nan)
+    norms[row, measurements.length.astype(np.int64) - 1] = measurements.norm
+    measured = np.isfinite(norms)
+    filled = np.where(measured, norms, 0.0)
+    largest = filled.max(0)
+    scale = np.where(largest > 0, largest, 1.0)
+    scaled = filled / scale
+    count = measured.sum(0)
+    share = paths.length_distribution(n).numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = scaled.sum(0) / count
+        std = np.sqrt((np.where(measured, scaled - mean, 0) ** 2).sum(0) / np.where(count > 1, count - 1, np.nan))
+        log_mean = np.log(mean) + np.log(scale)
+        replicates = _bootstrap_means(scaled, measured)
+        slope, intercept = _line(log_mean)
+        slopes, _ = _line(np.log(replicates) + np.log(scale))
+        log_product = np.log(share[1:]) + log_mean
+    spread = [column[np.isfinite(column)] for column in norms.T]
+    ends = [np.quantile(column, (0.05, 0.5, 0.95)) if len(column) else [np.nan] * 3 for column in spread]
+    quantiles = np.array(ends).T
+    low, high = _interval(replicates) * scale
+    decay_low, decay_high = np.exp(_interval(slopes[:, None])[:, 0])
+    log_product = np.where(np.isfinite(log_product), log_product, -np.inf)
+    product = np.exp(log_product - log_product.max())
+    product /= product.sum()
+    return Summary(
+        n=n,
+        measurements=len(measurements),
+        batches=len(batches),
+        zeros=int((measurements.norm == 0).sum()),
+        count=count,
+        share=share[1:],
+        mean=mean * scale,
+        std=std * scale,
+        quantile_05=quantiles[0],
+        quantile_50=quantiles[1],
+        quantile_95=quantiles[2],
+        low=low,
+        high=high,
+        product=product,
+        decay=(float(np.exp(slope)), float(decay_low), float(decay_high)),
+        log_intercept=float(intercept),
+        effective=_range(*_shortest_run(product, MOST), share, product),
+        central=_range(*_central_run(share, MOST), share, product),
+    )
+
+
+def _bootstrap_means(scaled: Array, measured: NDArray[np.bool_]) -> Array:
+    """Means by length of batches drawn with replacement: [draws, n]; none of fewer than two batches.
+
+    Measurements of different lengths on one batch depend on each other, so that whole batches are drawn.
+    """
+    batches = len(scaled)
+    if batches < 2:
+        return np.empty((0, scaled.shape[1]))
+    rng = stream(0, "bootstrap")
+    means = []
+    for _ in range(BOOTSTRAP_DRAWS):
+        times = np.bincount(rng.integers(0, batches, batches), minlength=batches).astype(np.float64)
+        means.append((times @ scaled) / (times @ measured))
+    return np.array(means)
+
+
+def _interval(draws: Array) -> Array:
+    """The 2.5 and 97.5 % quantiles of the [draws, n] along the first axis: [2, n]; NaN where there are no draws."""
+    kept = [column[np.isfinite(column)] for column in draws.T]
+    return np.array([np.quantile(column, (0.025, 0.975)) if len(column) else [np.nan] * 2 for column in kept]).T
+
+
+def _line(log_mean: Array) -> tuple[Array, Array]:
+    """Least squares of ``log_mean`` [..., n] on the lengths 1 to n, where it is finite: slope and intercept."""
+    use = np.isfinite(log_mean)
+    count = use.sum(-1, keepdims=True)
+    length = np.where(use, np.arange(1, log_mean.shape[-1] + 1), 0)
+    y = np.where(use, log_mean, 0)
+    middle = length.sum(-1, keepdims=True) / count
+    off = np.where(use, length - middle, 0)
+    slope = (off * y).sum(-1) / (off * off).sum(-1)
+    return slope, (y.sum(-1) - slope * length.sum(-1)) / count[..., 0]
+
+
+def _shortest_run(shares: Array, most: float) -> tuple[int, int]:
+    """First and last length (from 1) of the shortest run that holds ``most``; of equal ones the fullest."""
+    total = np.concatenate([[0.0], np.cumsum(shares)])
+    for width in range(1, len(shares)):
+        held = total[width:] - total[:-width]
+        if held.max() >= most:
+            first = int(held.argmax()) + 1
+            return first, first + width - 1
+    return 1, len(shares)
+
+
+def _central_run(share: Array, most: float) -> tuple[int, int]:
+    """The innermost lengths k to n - k of the [n + 1] shares that hold ``most``."""
+    n = len(share) - 1
+    first = next(k for k in range(n // 2, -1, -1) if share[k : n - k + 1].sum() >= most)
+    return first, n - first
+
+
+def _range(first: int, last: int, share: Array, product: Array) -> LengthRange:
+    return LengthRange(
+        first, last, float(share[first : last + 1].sum()), float(product[max(first, 1) - 1 : last].sum())
+    )
+
+
+def percent(share: float) -> str:
+    """A share in [0, 1] as a percentage, to two or three digits."""
+    return f"{100 * share:.3g} %" if share >= 0.1 else f"{100 * share:.2g} %"
+
+
+def findings(summary: Summary) -> list[str]:
+    """The summary in sentences, for the foot of the table."""
+    factor, low, high = summary.decay
+    effective, central = summary.effective, summary.central
+    lines = [f"{summary.measurements} measurements on {summary.batches} batches"]
+    if np.isfinite(factor):
+        interval = f" (95 % interval {low:.3g} to {high:.3g})" if np.isfinite(low) else ""
+        lines.append(f"the mean norm changes by a factor of {factor:.3g} a module{interval}")
+    lines += [
+        f"effective paths: lengths {effective.first} to {effective.last} hold {percent(effective.gradient)} of "
+        f"frequency times magnitude, and {percent(effective.paths)} of all paths",
+        f"lengths {central.first} to {central.last} hold {percent(central.paths)} of all paths, and "
+        f"{percent(central.gradient)} of frequency times magnitude",
+    ]
+    if summary.zeros:
+        lines.append(f"{summary.zeros} norms are exactly 0; they count in the means")
+    if summary.n == PAPER_BLOCKS:
+        share = np.concatenate([[0.5**summary.n], summary.share])
+        middle, short = (_range(*ends, share, summary.product) for ends in (PAPER_CENTRAL, PAPER_EFFECTIVE))
+        lines.append(
+            f"the paper's ranges for {PAPER_BLOCKS} blocks: lengths {middle.first} to {middle.last} hold "
+            f"{percent(middle.paths)} of all paths (paper: more than 95 %); {short.first} to {short.last} hold "
+            f"{percent(short.paths)} (paper: 0.45 %), and here {percent(short.gradient)} of the gradient"
+        )
+    return lines

@@ -1,0 +1,64 @@
+"""How far a long job is: a bar on a terminal, plain lines elsewhere. Never on stdout, which is for results."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pathnet.training import Progress as Report
+
+__all__ = ["reporter"]
+
+LINE_SECONDS = 10.0
+
+
+@contextmanager
+def reporter(label: str) -> Iterator[Report]:
+    """Yields a callable of (done, total, note) that shows the state of the job called ``label`` on stderr.
+
+    Off a terminal it writes a line at most every ten seconds, and always the last state.
+    """
+    console = Console(stderr=True)
+    with _bar(label, console) if console.is_terminal else _lines(label) as report:
+        yield report
+
+
+@contextmanager
+def _bar(label: str, console: Console) -> Iterator[Report]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(label, total=None, note="")
+        yield lambda done, total, note: progress.update(task, completed=done, total=total, note=note)
+
+
+@contextmanager
+def _lines(label: str) -> Iterator[Report]:
+    shown = time.monotonic()
+    waiting = ""
+
+    def show() -> None:
+        print(waiting, file=sys.stderr, flush=True)
+
+    def report(done: int, total: int, note: str) -> None:
+        nonlocal shown, waiting
+        waiting = f"{label}: {done}/{total} {note}".rstrip()
+        if time.monotonic() - shown >= LINE_SECONDS:
+            show()
+            shown, waiting = time.monotonic(), ""
+
+    try:
+        yield report
+    finally:
+        if waiting:
+            show()

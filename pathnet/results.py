@@ -1,0 +1,230 @@
+"""The run folder: what a run is, and every measurement it made. The only file that knows paths on disk.
+
+``run.json`` holds the run's identity (all that is needed to measure the same again) and, beside it, the attempts
+that added to it (versions, device, time) and the summary. ``measurements/part-*.parquet`` holds one row a
+measurement. A part is written whole under another name and renamed, so that a killed run leaves only whole parts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+__all__ = ["Measurements", "Run", "read", "weights_of", "writing"]
+
+SCHEMA = pa.schema(
+    [
+        ("batch", pa.int32()),
+        ("length", pa.int16()),
+        ("path", pa.binary()),
+        ("norm", pa.float64()),
+        ("engine", pa.string()),
+    ]
+)
+TEMPORARY = ".tmp"
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Path gradient norms, sorted by (batch, length); M of them, in a network of n blocks.
+
+    Attributes:
+        batch: int32 [M], the number of the batch.
+        length: int16 [M], modules on the path, 1 to n.
+        path: uint8 [M, n], the path's binary code.
+        norm: float64 [M]
+        engine: [M], the engine that measured.
+    """
+
+    batch: NDArray[np.int32]
+    length: NDArray[np.int16]
+    path: NDArray[np.uint8]
+    norm: NDArray[np.float64]
+    engine: list[str]
+
+    def __len__(self) -> int:
+        return len(self.norm)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and what its ``run.json`` says."""
+
+    folder: Path
+    facts: dict[str, Any]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for measurements to belong together."""
+        return dict(self.facts["identity"])
+
+    @property
+    def n(self) -> int:
+        """The number of blocks of the network measured."""
+        return int(self.identity["model"]["blocks"])
+
+    @property
+    def parts(self) -> list[Path]:
+        return sorted((self.folder / "measurements").glob("part-*.parquet"))
+
+    def figure_stem(self, name: str) -> Path:
+        """Where a figure goes, without the suffix; its folder is made."""
+        folder = self.folder / "figures"
+        folder.mkdir(exist_ok=True)
+        return folder / name
+
+    def measurements(self) -> Measurements:
+        """Everything measured so far.
+
+        Raises:
+            ValueError: a part cannot be read, or two parts contradict each other.
+        """
+        table = pa.concat_tables([SCHEMA.empty_table(), *map(_read_part, self.parts)])
+        # An interrupt between a part and the note that it is written makes a second part of the same rows.
+        table = table.group_by(SCHEMA.names).aggregate([]).sort_by([("batch", "ascending"), ("length", "ascending")])
+        batch, length, norm = (table[name].to_numpy() for name in ("batch", "length", "norm"))
+        again = np.flatnonzero((np.diff(batch) == 0) & (np.diff(length) == 0))
+        if len(again):
+            raise ValueError(
+                f"run: the parts in {self.folder / 'measurements'} hold batch {batch[again[0]]}, "
+                f"length {length[again[0]]} twice and differently; expected every measurement once"
+            )
+        packed = np.frombuffer(b"".join(table["path"].to_pylist()), np.uint8).reshape(len(table), -(-self.n // 8))
+        path = np.unpackbits(packed, axis=1, count=self.n, bitorder="little")
+        return Measurements(batch, length, path, norm, table["engine"].to_pylist())
+
+    def add(self, measurements: Sequence[Measurements]) -> None:
+        """Writes them as one more part, durably; none write nothing."""
+        if not measurements:
+            return
+        names = (self.folder / "measurements" / f"part-{number:06d}.parquet" for number in count(len(self.parts)))
+        with _replacing(next(name for name in names if not name.exists())) as file:
+            pq.write_table(pa.concat_tables(map(_table, measurements)), file, compression="zstd")
+
+    def conclude(self, summary: Mapping[str, Any]) -> None:
+        """Puts what the measurements came to into ``run.json``."""
+        self.facts["results"] = dict(summary)
+        _write_facts(self.folder, self.facts)
+
+
+def weights_of(folder: str | Path) -> Path:
+    """Where the weights of a run lie that trained its own network."""
+    return Path(folder) / "weights.safetensors"
+
+
+def read(folder: str | Path) -> Run:
+    """An existing run.
+
+    Raises:
+        ValueError: the folder holds no run, or its ``run.json`` cannot be read.
+    """
+    file = Path(folder) / "run.json"
+    if not file.is_file():
+        raise ValueError(f"run: expected the folder of a run, got {folder}, which has no run.json")
+    try:
+        run = Run(Path(folder), json.loads(file.read_text()))
+        _ = run.n, run.facts["batches"], run.facts["attempts"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"run: {file} is not the run.json of a run ({type(error).__name__}: {error})") from None
+    return run
+
+
+@contextmanager
+def writing(
+    folder: str | Path, identity: Mapping[str, Any], batches: int, attempt: Mapping[str, Any]
+) -> Iterator[Run]:
+    """Opens a run to add measurements to it, and makes it where there is none. One process at a time may do so.
+
+    Args:
+        identity: must equal that of an existing run.
+        batches: how many are asked for; a later call may ask for more.
+        attempt: versions, device and time of this process.
+
+    Raises:
+        ValueError: the folder holds a run of another identity, or another process is writing to it.
+    """
+    folder, identity = Path(folder), json.loads(json.dumps(identity))
+    (folder / "measurements").mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"run: another process is writing to {folder}") from None
+        if (folder / "run.json").exists():
+            run = read(folder)
+            _check_same(folder, identity, run.identity)
+        else:
+            run = Run(folder, {"identity": identity, "batches": 0, "attempts": []})
+        for leftover in (*folder.glob(f"*{TEMPORARY}"), *(folder / "measurements").glob(f"*{TEMPORARY}")):
+            leftover.unlink()
+        run.facts["batches"] = max(batches, run.facts["batches"])
+        run.facts["attempts"].append(dict(attempt))
+        _write_facts(folder, run.facts)
+        yield run
+
+
+def _table(measurements: Measurements) -> pa.Table:
+    packed = np.packbits(measurements.path, axis=1, bitorder="little")
+    columns = (
+        measurements.batch,
+        measurements.length,
+        [row.tobytes() for row in packed],
+        measurements.norm,
+        measurements.engine,
+    )
+    return pa.table(list(map(pa.array, columns, SCHEMA.types)), schema=SCHEMA)
+
+
+def _read_part(file: Path) -> pa.Table:
+    try:
+        # ParquetFile, since read_table would take columns from folder names such as seed=1.
+        table = pq.ParquetFile(file).read()
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"run: {file} is not a readable part ({reason}); move it away to measure its batches again"
+        ) from None
+    if not table.schema.equals(SCHEMA):
+        raise ValueError(f"run: {file} has other columns: expected {SCHEMA.names}, got {table.schema.names}")
+    return table
+
+
+def _check_same(folder: Path, expected: Any, found: Any, field: str = "") -> None:
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for key in (*expected, *(key for key in found if key not in expected)):
+            _check_same(folder, expected.get(key), found.get(key), f"{field}.{key}" if field else key)
+    elif expected != found:
+        raise ValueError(f"run: {folder} holds another run ({field}: expected {expected!r}, found {found!r})")
+
+
+def _write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    with _replacing(folder / "run.json") as file:
+        file.write((json.dumps(facts, indent=2, allow_nan=False) + "\n").encode())
+
+
+@contextmanager
+def _replacing(file: Path) -> Iterator[Any]:
+    """A binary file that takes its name only when it is whole and on the disk."""
+    temporary = file.with_name(file.name + TEMPORARY)
+    with temporary.open("wb") as handle:
+        yield handle
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

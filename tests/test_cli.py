@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import pathnet
+from pathnet import cli, models, results, training
+from pathnet.experiments.path_gradients import PathGradients
+
+DIGITS_NET = ["--data", "digits", "--depth", "8", "--width", "4"]
+QUICK = ["--epochs", "1", "--batch-size", "400", "--warmup-steps", "1"]
+FEW = ["--batches", "3", "--batch-size", "8"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@dataclasses.dataclass
+class Ended:
+    status: int
+    out: str
+    err: str
+
+
+def pathnet_(*arguments: object) -> Ended:
+    result = CliRunner().invoke(cli.app, list(map(str, arguments)))
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return Ended(result.exit_code, result.stdout, result.stderr)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
+    models.save(models.preact_resnet(20, 4, in_channels=1), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    ended = pathnet_("gradients", "--data", "digits", "--weights", weights, "--run", folder, *FEW)
+    assert ended.status == 0, ended.err
+    return folder
+
+
+# What the commands do
+
+
+def test_train_writes_weights_that_load_and_resumes(tmp_path: Path) -> None:
+    out = tmp_path / "net" / "weights.safetensors"
+    ended = pathnet_("train", *DIGITS_NET, "--out", out, *QUICK)
+    assert ended.status == 0 and ended.out.splitlines()[-1] == str(out)
+    assert "test accuracy" in ended.out and "training: 3/3" in ended.err
+    assert models.load(out).config == models.preact_resnet(8, 4, in_channels=1).config
+    before = models.fingerprint(models.load(out))
+    again = pathnet_("train", *DIGITS_NET, "--out", out, *QUICK, "--json")
+    assert json.loads(again.out)["epochs"][0]["epoch"] == 0 and models.fingerprint(models.load(out)) == before
+
+
+def test_train_is_a_function_of_its_seed(tmp_path: Path) -> None:
+    prints = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        out = tmp_path / name / "w.safetensors"
+        assert pathnet_("train", *DIGITS_NET, "--out", out, *QUICK, "--seed", seed).status == 0
+        prints.append(models.fingerprint(models.load(out)))
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_gradients_prints_the_table_and_writes_the_figure(run: Path, weights: Path) -> None:
+    ended = pathnet_("gradients", "--data", "digits", "--weights", weights, "--run", run, *FEW)
+    assert "path gradients" not in ended.err, "nothing was missing"
+    lines = ended.out.splitlines()
+    assert "digits, preact_resnet, depth 20, width 4, 9 blocks" in lines[0]
+    assert [line.split()[:2] for line in lines[2:11]] == [[str(length), "3"] for length in range(1, 10)]
+    assert "27 measurements on 3 batches" in lines[11]
+    assert any("effective paths: lengths" in line for line in lines) and any("a module" in line for line in lines)
+    for written in lines[-3:]:
+        assert Path(written).exists()
+    assert lines[-3:] == [str(run), *(str(run / "figures" / f"figure-6.{suffix}") for suffix in ("png", "svg"))]
+
+
+def test_gradients_finds_the_runs_own_weights_and_goes_on(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(weights.read_bytes())
+    for batches in (1, 3):
+        ended = pathnet_(
+            "gradients", "--data", "digits", "--run", tmp_path, "--batches", batches, "--batch-size", 8, "--json"
+        )
+        assert json.loads(ended.out)["measurements"] == 9 * batches
+    assert "path gradients: 3/3 batches, engine" in ended.err
+
+
+def test_figures_draws_again_from_the_folder(run: Path) -> None:
+    for file in (run / "figures").iterdir():
+        file.unlink()
+    ended = pathnet_("figures", run)
+    assert ended.status == 0 and (run / "figures" / "figure-6.svg").exists() and "27 measurements" in ended.out
+    facts = json.loads(pathnet_("figures", run, "--json").out)
+    assert facts["written"] == [str(run / "figures" / f"figure-6.{suffix}") for suffix in ("png", "svg")]
+    assert facts["n"] == 9 and len(facts["mean"]) == 9
+
+
+def test_the_demo_trains_measures_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "DEMO_WIDTH", 2)
+    monkeypatch.setattr(cli, "DEMO_RECIPE", dataclasses.replace(cli.DEMO_RECIPE, epochs=1, batch_size=700))
+    monkeypatch.setattr(cli, "DEMO_PLAN", PathGradients(batches=2, batch_size=4))
+    ended = pathnet_("demo", "--run", tmp_path / "demo", "--json")
+    facts = json.loads(ended.out)
+    assert ended.status == 0 and facts["measurements"] == 36 and 0 <= facts["test_accuracy"] <= 1
+    assert all(Path(file).exists() for file in facts["written"])
+    assert pathnet_("demo", "--run", tmp_path / "demo").status == 0
+
+
+def test_the_demo_is_what_it_promises() -> None:
+    blocks = (cli.DEMO_DEPTH - 2) // 2
+    assert blocks >= 18 and blocks * cli.DEMO_PLAN.batches >= 500
+
+
+def test_doctor_tells_what_there_is() -> None:
+    ended = pathnet_("doctor")
+    assert ended.status == 0
+    for word in (torch.__version__, "native library", "engine reference", "usable"):
+        assert word in ended.out
+    assert json.loads(pathnet_("doctor", "--json").out)["pathnet"] == pathnet.__version__
+
+
+def test_doctor_tells_why_there_is_no_native_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pathnet.native, "LOADED", False)
+    monkeypatch.setattr(pathnet.native, "WHY_NOT", "it was never built")
+    facts = json.loads(pathnet_("doctor", "--json").out)
+    assert facts["native library"] == facts["engine cpu"] == "it was never built"
+
+
+@pytest.mark.parametrize(("command", "kind"), [("train", training.Recipe), ("gradients", PathGradients)])
+def test_every_field_of_the_settings_is_a_flag(command: str, kind: type) -> None:
+    (own,) = (own for own in cli.app.registered_commands if own.callback and own.callback.__name__ == command)
+    help_ = pathnet_(command, "--help").out
+    assert own.callback is not None and "Traceback" not in help_
+    flags = own.callback.__signature__.parameters  # type: ignore[attr-defined]
+    for field in dataclasses.fields(kind):
+        assert flags[field.name].default == field.default
+    assert pathnet_("--version").out == f"pathnet {pathnet.__version__}\n"
+
+
+# What goes wrong is told in one line
+
+
+def assert_one_line(ended: Ended, *words: object) -> None:
+    assert ended.status == 1 and ended.out == ""
+    (line,) = (line for line in ended.err.splitlines() if not line.startswith(("path gradients:", "training:")))
+    assert line.startswith("pathnet: ") and all(str(word) in line for word in words), line
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--engine", "abacus"], ["engine: expected auto", "got 'abacus'"]),
+        (["--batch-size", "1438"], ["batch_size: expected 1 to 1437", "got 1438"]),
+        (["--batches", "0"], ["batches: expected", "got 0"]),
+        (["--seed", "-1"], ["seed: expected", "got -1"]),
+        (["--data", "synthetic"], ["data: expected images of 1 channels", "got 3 in synthetic"]),
+        (["--data", "/nowhere"], ["data: expected digits, synthetic or an existing folder", "/nowhere"]),
+        (["--weights", "/nowhere.safetensors"], ["weights: /nowhere.safetensors is not a readable"]),
+        (["--run", "/dev/null/run"], ["/dev/null/run"]),
+        (["--engine", "cpu", "--bn", "batch"], ["engine: 'cpu' cannot serve"]),
+    ],
+    ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
+)
+def test_gradients_names_bad_input(weights: Path, tmp_path: Path, flags: list[str], words: list[str]) -> None:
+    usual = {"--data": "digits", "--weights": weights, "--run": tmp_path / "run", "--batches": 1, "--batch-size": 8}
+    usual |= dict(zip(flags[::2], flags[1::2], strict=True))
+    assert_one_line(pathnet_("gradients", *(word for flag in usual.items() for word in flag)), *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_are_none(tmp_path: Path, run: Path) -> None:
+    broken = tmp_path / "weights.safetensors"
+    for content in (b"", b"not safetensors at all", b"\xff" * 64):
+        broken.write_bytes(content)
+        ended = pathnet_("gradients", "--data", "digits", "--weights", broken, "--run", tmp_path / "run")
+        assert_one_line(ended, broken, "is not a readable safetensors file")
+
+
+def test_a_run_of_other_weights_is_refused(tmp_path: Path, run: Path) -> None:
+    torch.manual_seed(1)
+    models.save(models.preact_resnet(20, 4, in_channels=1), tmp_path / "other.safetensors")
+    ended = pathnet_("gradients", "--data", "digits", "--weights", tmp_path / "other.safetensors", "--run", run, *FEW)
+    assert_one_line(ended, run, "holds another run", "model.hash: expected")
+
+
+def test_folders_that_hold_no_run_and_parts_that_are_cut_short(tmp_path: Path, weights: Path) -> None:
+    assert_one_line(pathnet_("figures", tmp_path / "nowhere"), "run: expected the folder of a run", "nowhere")
+    flags = ["--data", "digits", "--weights", weights, "--run", tmp_path, *FEW]
+    assert pathnet_("gradients", *flags).status == 0
+    (part,) = results.read(tmp_path).parts
+    part.write_bytes(part.read_bytes()[:-20])
+    for ended in (pathnet_("figures", tmp_path), pathnet_("gradients", *flags)):
+        assert_one_line(ended, part, "is not a readable part")
+
+
+def test_train_names_bad_input(tmp_path: Path) -> None:
+    out = tmp_path / "w.safetensors"
+    assert_one_line(pathnet_("train", *DIGITS_NET, "--out", out, *QUICK, "--depth", "57"), "depth: ", "got 57")
+    assert_one_line(pathnet_("train", *DIGITS_NET, "--out", out, *QUICK, "--epochs", "0"), "recipe: expected epochs")
+    assert_one_line(pathnet_("train", *DIGITS_NET, "--out", out, *QUICK, "--batch-size", "2000"), "batch_size 2000")
+    assert pathnet_("train", *DIGITS_NET, "--out", out, *QUICK).status == 0
+    other = pathnet_("train", *DIGITS_NET, "--out", out, *QUICK, "--width", "5")
+    assert_one_line(other, "checkpoint: ", "is of another model")
+    (tmp_path / "w.checkpoint.safetensors").unlink()
+    assert_one_line(pathnet_("train", *DIGITS_NET, "--out", out, *QUICK), "out: ", "exists")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nothing"],
+        ["gradients"],
+        ["gradients", "--data", "digits", "--run", "r", "--bn", "frozen"],
+        ["gradients", "--data", "digits", "--run", "r", "--batches", "many"],
+        ["train", "--data", "digits", "--out", "w", "--block", "dense"],
+        ["demo", "--speed", "fast"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
+    ended = pathnet_(*arguments)
+    assert ended.status == 2 and ended.out == "" and "Usage: " in ended.err and "Traceback" not in ended.err
+
+
+def test_a_bug_keeps_its_traceback(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: object) -> None:
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(cli, "summarise", bug)
+    assert isinstance(CliRunner().invoke(cli.app, ["figures", str(run)]).exception, AssertionError)
+
+
+def test_an_interrupt_says_what_is_kept(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pathnet, "record", interrupt)
+    ended = pathnet_("gradients", "--data", "digits", "--weights", weights, "--run", tmp_path / "run", *FEW)
+    assert ended.status == 130 and ended.out == ""
+    kept = f"what was measured is kept in {tmp_path / 'run'}"
+    assert ended.err == f"pathnet: interrupted; {kept}; the same command goes on from there\n"
+
+
+def test_the_real_command_fails_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pathnet", "figures", str(tmp_path / "nowhere")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert_one_line(Ended(ended.returncode, ended.stdout, ended.stderr), "run: expected the folder of a run")
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_the_real_command_keeps_what_it_measured_when_it_is_stopped(
+    weights: Path, tmp_path: Path, kind: signal.Signals
+) -> None:
+    script = "from pathnet import cli, progress; progress.LINE_SECONDS = 0; cli.main()"
+    flags = ["--data", "digits", "--weights", str(weights), "--run", str(tmp_path), "--batch-size", "8"]
+    command = [sys.executable, "-c", script, "gradients", *flags, "--engine", "reference", "--batches", "100000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    seen = [process.stderr.readline() for _ in range(2)]
+    process.send_signal(kind)
+    out, err = process.communicate(timeout=120)
+    assert seen[1] == "path gradients: 2/100000 batches, engine reference\n"
+    assert process.returncode == 130 and out == "" and "Traceback" not in err
+    assert err.splitlines()[-1].startswith(f"pathnet: interrupted; what was measured is kept in {tmp_path}")
+    assert len(results.read(tmp_path).measurements()) >= 2 * 9
