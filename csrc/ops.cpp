@@ -113,6 +113,7 @@ std::tuple<Tensor, Tensor> routed_backward_cpu(const Tensor& grad, const Tensor&
                               exponent.const_data_ptr<int32_t>(),
                               routing.const_data_ptr<float>(),
                               batch,
+                              routings,
                               grad_input.mutable_data_ptr<float>(),
                               exponent_input.mutable_data_ptr<int32_t>()};
   torch::stable::parallel_for(0, routings * batch, 1,

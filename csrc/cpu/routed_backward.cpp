@@ -215,8 +215,8 @@ class Walk {
   }
 
   void operator()(int64_t item) {
-    const int64_t sample = item % job_.batch;
-    const float* routing = job_.routing + item / job_.batch * plan_.block_count * 2;
+    const int64_t sample = item / job_.routings, path = item % job_.routings;
+    const float* routing = job_.routing + path * plan_.block_count * 2;
     bits_ = plan_.relu_bits + sample * plan_.bits_stride;
     const int64_t size_out = plan_.blocks[plan_.block_count - 1].out_size();
     std::copy_n(job_.grad + sample * size_out, size_out, scratch_.grad.data());
@@ -229,8 +229,9 @@ class Walk {
       exponent += rescale(scratch_.grad.data(), plan_.blocks[b].in_size());
     }
     const int64_t size_in = plan_.blocks[0].in_size();
-    std::copy_n(scratch_.grad.data(), size_in, job_.grad_input + item * size_in);
-    job_.exponent_input[item] = exponent;
+    const int64_t slot = path * job_.batch + sample;
+    std::copy_n(scratch_.grad.data(), size_in, job_.grad_input + slot * size_in);
+    job_.exponent_input[slot] = exponent;
   }
 
  private:

@@ -13,7 +13,7 @@ struct RoutedBackward {
   const float* grad;            // [batch, size of the last block's output]
   const int32_t* exponent;      // [batch]
   const float* routing;         // [routings, blocks, 2]
-  int64_t batch;
+  int64_t batch, routings;
   float* grad_input;        // [routings, batch, size of the first block's input]
   int32_t* exponent_input;  // [routings, batch]
 };
@@ -23,7 +23,8 @@ struct RoutedBackwardKernel {
   // Elements that pack_weights writes for the whole plan.
   int64_t (*packed_size)(const Plan&);
   void (*pack_weights)(const Plan&, float*);
-  // Items [begin, end) of the routings * batch walks; each item is independent of all others.
+  // Items [begin, end) of the batch * routings walks, sample by sample, so that a thread's even share of the items
+  // is one of the work: paths of one call differ in length. Each item is independent of all others.
   void (*walk)(const RoutedBackward&, int64_t begin, int64_t end);
 };
 
