@@ -1,6 +1,10 @@
 """Makes ``cases``, ``oracles`` and ``tolerances`` importable by name from any test file."""
 
+import os
 import sys
 from pathlib import Path
+
+# Before torch is imported: tests are many small operations, in which threads wait longer than they work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 sys.path.insert(0, str(Path(__file__).parent))

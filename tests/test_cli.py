@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,14 +18,6 @@ from pathnet.experiments.path_gradients import PathGradients
 DIGITS_NET = ["--data", "digits", "--depth", "8", "--width", "4"]
 QUICK = ["--epochs", "1", "--batch-size", "400", "--warmup-steps", "1"]
 FEW = ["--batches", "3", "--batch-size", "8"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @dataclasses.dataclass
