@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pathnet import scaling
 from pathnet.engines import Engine
-from pathnet.record import At, Record, full_float32
+from pathnet.record import At, Record, full_precision
 from pathnet.routed import routed_backward
 
 __all__ = ["norms", "place_shape", "scaled_gradients"]
@@ -36,7 +36,7 @@ def scaled_gradients(
         yield part, *pull_back(grad, exponent)
 
 
-@full_float32()
+@full_precision()
 def norms(engine: Engine, record: Record, routing: Tensor, at: At, per_sample: bool) -> Tensor:
     """Euclidean norms of the gradients at ``at``: float64 [P], or [P, B] of the samples' own shares."""
     width = len(record.images)
@@ -66,7 +66,7 @@ class _StemPullBack:
                 self.leaf = images.requires_grad_()
             else:
                 self.leaf = record.net.stem_weight().requires_grad_()
-            self.y0 = record.net.stem(images)
+            self.y0 = record.net.stem(images.clone())
 
     def __call__(self, grad: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
         if self.at == "y0":

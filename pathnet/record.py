@@ -23,7 +23,7 @@ __all__ = [
     "Precision",
     "Record",
     "cross_entropy",
-    "full_float32",
+    "full_precision",
     "one_of",
     "snapshot",
 ]
@@ -83,10 +83,18 @@ def one_of(name: str, value: str, literal: object) -> None:
 
 
 @contextmanager
-def full_float32() -> Iterator[None]:
-    """Convolutions in float32 proper: on a GPU, TF32 is cuDNN's default, and its 10 bits would flip ReLU bits."""
+def full_precision() -> Iterator[None]:
+    """Arithmetic as it is written, whatever mode the caller is in: no autocast, no TF32, and with autograd.
+
+    On a GPU TF32 is cuDNN's default, and its 10 bits would flip ReLU bits.
+    """
     cudnn = torch.backends.cudnn
-    with cudnn.flags(enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False):
+    with (
+        cudnn.flags(enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+        torch.inference_mode(False),
+    ):
         yield
 
 
@@ -129,7 +137,8 @@ def output_gradient(
     """
     y_n = y_n.detach().requires_grad_()
     with torch.enable_grad():
-        output = net.head(y_n)
+        # A copy, since a head may begin with an in-place ReLU; so may blocks and stems.
+        output = net.head(y_n.clone())
         result = loss(output, target)
         if not isinstance(result, Tensor) or result.numel() != 1:
             raise ValueError(f"loss: expected one number a batch, got {getattr(result, 'shape', type(result))}")

@@ -17,7 +17,7 @@ from pathnet.record import (
     Precision,
     Record,
     cross_entropy,
-    full_float32,
+    full_precision,
     one_of,
     output_gradient,
     snapshot,
@@ -130,7 +130,7 @@ class Tape:
         check_paths(b, self.n)
         return paths.routing(b)
 
-    @full_float32()
+    @full_precision()
     def _gradients(self, routing: Tensor, scaled: bool) -> Tensor | Scaled:
         place, count = gradients.place_shape(self._record, self.at), len(routing)
         slots = 1 if self.at == "stem_weight" else len(self._record.exponent)
@@ -143,6 +143,7 @@ class Tape:
         return (mantissa, exponents.reshape(count, slots, *(1,) * (len(place) - 1))) if scaled else mantissa
 
 
+@full_precision()
 def record(
     net: ResidualNet,
     images: Tensor,
@@ -179,15 +180,16 @@ def record(
     _check_images(net, images)
     if loss is cross_entropy:
         _check_labels(images, target)
+    # Copies, also of tensors made in inference mode, which autograd does not take.
     images = images.detach().to(dtype, copy=True).contiguous()
+    target = target.clone() if isinstance(target, Tensor) else target
     chosen = choose(engine, net, bn, precision, images.device)
     copied = snapshot(net, bn, dtype)
     if at == "stem_weight":
         copied.stem_weight()
-    with full_float32():
-        y0 = _stem(copied, images)
-        y_n, blocks = chosen.record(copied, y0)
-        output, value, grad, exponent = output_gradient(copied, y_n, target, loss, bn)
+    y0 = _stem(copied, images)
+    y_n, blocks = chosen.record(copied, y0)
+    output, value, grad, exponent = output_gradient(copied, y_n, target, loss, bn)
     return Tape(
         chosen,
         Record(copied, bn, precision, images, y0, blocks, output, value, grad.contiguous(), exponent),
@@ -198,7 +200,7 @@ def record(
 @torch.no_grad()
 def _stem(net: ResidualNet, images: Tensor) -> Tensor:
     try:
-        return torch.as_tensor(net.stem(images))
+        return torch.as_tensor(net.stem(images.clone()))
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"images: the network refuses the shape {list(images.shape)} ({reason})") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -128,6 +129,47 @@ def test_a_post_activation_join_is_passed_by_both_branches() -> None:
             y = F.relu(s.detach() + f if bit else s + f.detach())
         (expected,) = torch.autograd.grad(squares(y.flatten(1), target), y0)
         assert relative_error(tape.path_gradients(code[None])[0], expected) < 1e-10
+
+
+@pytest.mark.parametrize("after_the_addition", [False, True])
+def test_in_place_relus(after_the_addition: bool) -> None:
+    """At the start of a residual module, a head and a stem; or after the addition, as in torchvision's networks."""
+
+    class InPlace(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            first = nn.Identity() if after_the_addition else nn.ReLU(inplace=True)
+            self.f = nn.Sequential(first, nn.Conv2d(4, 4, 3, padding=1))
+
+        def residual(self, x: Tensor) -> Tensor:
+            return torch.as_tensor(self.f(x))
+
+        def join(self, z: Tensor) -> Tensor:
+            return z.relu_() if after_the_addition else z
+
+    torch.manual_seed(0)
+    stem = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 4, 3))
+    first = nn.Identity() if after_the_addition else nn.ReLU(inplace=True)
+    head = nn.Sequential(first, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    net, (images, labels) = ResidualNet(stem, [InPlace() for _ in range(3)], head), CASE.images()
+    tape = pathnet.record(net, images, labels, precision="float64", at="image")
+    leaf = images.double().requires_grad_()
+    loss = F.cross_entropy(copy.deepcopy(net).double()(leaf.clone()), labels)
+    assert relative_error(tape.gradient(), torch.autograd.grad(loss, leaf)[0]) < 1e-10
+    assert relative_error(tape.path_gradients(pathnet.paths.enumerate_all(3)).sum(0), tape.gradient()) < 1e-10
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_the_callers_mode_changes_nothing(engine: str, mode: Callable[[], Any]) -> None:
+    net, (images, labels) = CASE.net(), CASE.images()
+    codes = pathnet.paths.enumerate_all(6)[::7]
+    for at in ("y0", "image", "stem_weight"):
+        expected = pathnet.record(net, images, labels, engine=engine, at=at).path_gradient_norms(codes)  # type: ignore[arg-type]
+        with mode():
+            made_here = images.clone(), labels.clone()
+            tape = pathnet.record(net, *made_here, engine=engine, at=at)  # type: ignore[arg-type]
+            assert torch.equal(tape.path_gradient_norms(codes), expected)
 
 
 @pytest.mark.parametrize("bn", ["running", "batch"])

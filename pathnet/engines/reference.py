@@ -48,7 +48,7 @@ class ReferenceEngine:
         with torch.no_grad():
             for block in net.blocks:
                 inputs.append(y)
-                y = block(y)
+                y = block(y.clone())
         return y, BlockInputs(list(net.blocks), inputs)  # type: ignore[arg-type]
 
     def routed_backward(
@@ -67,13 +67,13 @@ def _through(block: Block, x: Tensor, grads: Tensor, coefficients: Tensor) -> Te
     """One block's routed Jacobian: grads [P, B, ...] at its output, coefficients [P, 2], to its input."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
-        skip, residual = block.branches(x)
+        # Copies, since a branch or a join may begin with an in-place ReLU.
+        skip, residual = block.branches(x.clone())
         z = (skip + residual).detach().requires_grad_()
-        y = block.join(z)
+        y = block.join(z.clone())
     walked = []
     for grad, (a, c) in zip(grads, coefficients.tolist(), strict=True):
-        if y is not z:
-            (grad,) = torch.autograd.grad(y, z, grad, retain_graph=True)
+        (grad,) = torch.autograd.grad(y, z, grad, retain_graph=True)
         parts = [
             coefficient * torch.autograd.grad(branch, x, grad, retain_graph=True)[0]
             for coefficient, branch in ((a, skip), (c, residual))
