@@ -18,18 +18,16 @@
 namespace pathnet {
 namespace {
 
-Tensor empty_bits(const Tensor& x) {
-  check_dtype("x", x, ScalarType::Float);
-  STD_TORCH_CHECK(x.dim() >= 1, "x: expected shape [B, ...], got ", shape_of(x));
-  int64_t row_size = 1;
-  for (int64_t d = 1; d < x.dim(); ++d) row_size *= x.size(d);
-  return torch::stable::new_empty(x, {x.size(0), (row_size + 7) / 8}, ScalarType::Byte);
-}
-
 int64_t row_size_of(const Tensor& x) {
   int64_t row_size = 1;
   for (int64_t d = 1; d < x.dim(); ++d) row_size *= x.size(d);
   return row_size;
+}
+
+Tensor empty_bits(const Tensor& x) {
+  check_dtype("x", x, ScalarType::Float);
+  STD_TORCH_CHECK(x.dim() >= 1, "x: expected shape [B, ...], got ", shape_of(x));
+  return torch::stable::new_empty(x, {x.size(0), (row_size_of(x) + 7) / 8}, ScalarType::Byte);
 }
 
 Tensor pack_bits_cpu(const Tensor& x) {

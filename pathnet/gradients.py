@@ -57,7 +57,7 @@ class _StemPullBack:
     """Takes scaled gradients at ``y_0`` back to the image or to the first convolution's weight by autograd."""
 
     def __init__(self, record: Record, at: At) -> None:
-        self.record, self.at = record, at
+        self.at = at
         if at == "y0":
             return
         with torch.enable_grad():
@@ -81,5 +81,4 @@ class _StemPullBack:
         only = torch.zeros_like(grad)
         only[:, sample] = grad[:, sample]
         own = exponent[:, sample : sample + 1] if exponent.shape[1] > 1 else exponent
-        pulled = [torch.autograd.grad(self.y0, self.leaf, one, retain_graph=True)[0] for one in only]
-        return scaling.rescale(torch.stack(pulled), own)
+        return self(only, own)

@@ -57,8 +57,6 @@ class Record:
     """
 
     net: ResidualNet
-    bn: BatchNormMode
-    precision: Precision
     images: Tensor
     y0: Tensor
     blocks: BlockRecord

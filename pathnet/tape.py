@@ -192,7 +192,7 @@ def record(
     output, value, grad, exponent = output_gradient(copied, y_n, target, loss, bn)
     return Tape(
         chosen,
-        Record(copied, bn, precision, images, y0, blocks, output, value, grad.contiguous(), exponent),
+        Record(copied, images, y0, blocks, output, value, grad.contiguous(), exponent),
         at,
     )
 

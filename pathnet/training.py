@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pathnet.data import Data
@@ -126,6 +129,12 @@ def train(
     return run.history
 
 
+@lru_cache(maxsize=1)
+def _order(seed: int, epoch: int, images: int) -> NDArray[np.int64]:
+    """The order of the training images in one epoch, kept for its steps: int64 [images]."""
+    return stream(seed, "epoch", epoch).permutation(images)
+
+
 class _Run:
     """The state that a checkpoint holds: weights, momentum, the step, what the epochs so far came to."""
 
@@ -186,7 +195,7 @@ class _Run:
 
     def _batch(self, epoch: int, position: int) -> tuple[Tensor, Tensor]:
         size, seed = self.recipe.batch_size, self.recipe.seed
-        order = stream(seed, "epoch", epoch).permutation(len(self.data.train))
+        order = _order(seed, epoch, len(self.data.train))
         indices = torch.from_numpy(order[position * size : (position + 1) * size])
         images = self.data.normalise(self.data.train.take(indices))
         if self.recipe.augment:

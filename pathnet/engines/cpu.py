@@ -97,9 +97,7 @@ class CpuEngine:
         self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
     ) -> tuple[Tensor, Tensor]:
         assert isinstance(blocks, Plan)
-        return native.routed_backward(
-            grad.contiguous(), exponent.contiguous(), routing.float().contiguous(), *blocks.tensors
-        )
+        return native.routed_backward(grad.contiguous(), exponent.contiguous(), routing.contiguous(), *blocks.tensors)
 
 
 def _blocks(net: ResidualNet) -> Iterator[Block]:
