@@ -18,7 +18,14 @@ def times_power_of_two(x: Tensor, exponent: Tensor) -> Tensor:
     In two factors, since ``2**exponent`` itself can leave the range that the result lies in.
     """
     half = torch.div(exponent, 2, rounding_mode="floor")
-    return torch.ldexp(torch.ldexp(x, half), exponent - half)
+    return x * _power_of_two(half, x.dtype) * _power_of_two(exponent - half, x.dtype)
+
+
+def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
+    """``2**exponent`` by its bits, as near as normal numbers come: a GPU's ``pow`` may round, as may ``ldexp``."""
+    integer, bits, bias = (torch.int64, 52, 1023) if dtype == torch.float64 else (torch.int32, 23, 127)
+    exponent = exponent.to(integer).clamp(1 - bias, bias)
+    return (exponent + bias << bits).view(dtype)
 
 
 def _beside(exponent: Tensor, grad: Tensor) -> Tensor:
