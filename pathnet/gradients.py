@@ -10,7 +10,7 @@ from torch import Tensor
 from pathnet import scaling
 from pathnet.engines import Engine
 from pathnet.record import At, Record, full_precision
-from pathnet.routed import routed_backward
+from pathnet.routed import routed_backward, routed_backward_norms
 
 __all__ = ["norms", "place_shape", "scaled_gradients"]
 
@@ -39,6 +39,9 @@ def scaled_gradients(
 @full_precision()
 def norms(engine: Engine, record: Record, routing: Tensor, at: At, per_sample: bool) -> Tensor:
     """Euclidean norms of the gradients at ``at``: float64 [P], or [P, B] of the samples' own shares."""
+    if at == "y0":
+        samples = routed_backward_norms(engine, record, routing)
+        return samples if per_sample else scaling.combine(samples)
     width = len(record.images)
     result = torch.empty(len(routing), width if per_sample else 1, dtype=torch.float64, device=record.grad.device)
     if at == "stem_weight" and per_sample:

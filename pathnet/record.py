@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,15 +17,19 @@ from pathnet import scaling
 from pathnet.models.residual_net import ResidualNet
 
 __all__ = [
+    "NOT_FINITE",
     "At",
     "BatchNormMode",
     "BlockRecord",
     "Loss",
     "Precision",
+    "Prepared",
     "Record",
+    "check_values",
     "cross_entropy",
     "full_precision",
     "one_of",
+    "output_gradient",
     "snapshot",
 ]
 
@@ -32,6 +37,15 @@ BatchNormMode = Literal["running", "batch"]
 Precision = Literal["float32", "bfloat16", "float64"]
 At = Literal["y0", "image", "stem_weight"]
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+NOT_FINITE = "images: expected finite values, got NaN or infinity"
+
+
+class Prepared(Protocol):
+    """What an engine makes of a network once, for all passes; only that engine looks inside."""
+
+    @property
+    def tensors(self) -> Sequence[Tensor]: ...
 
 
 class BlockRecord(Protocol):
@@ -46,7 +60,8 @@ class Record:
     """One forward pass, independent of the network it was taken from.
 
     Attributes:
-        net: a frozen copy of the network, in the precision of the walk's type.
+        net: a frozen copy of the network, in the precision of the walk's type; shared with other passes.
+        prepared: what the engine made of it; shared likewise.
         images: [B, C, H, W]
         y0: [B, C_0, H_0, W_0], the stem's output.
         blocks: what the engine kept of the blocks.
@@ -57,6 +72,7 @@ class Record:
     """
 
     net: ResidualNet
+    prepared: Prepared
     images: Tensor
     y0: Tensor
     blocks: BlockRecord
@@ -67,10 +83,10 @@ class Record:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the buffers and of the network's copy."""
-        own = [self.images, self.y0, self.output, self.grad, self.exponent]
-        owned = [*own, *self.blocks.tensors, *self.net.state_dict().values()]
-        return sum({tensor.data_ptr(): tensor.nbytes for tensor in owned}.values())
+        """Bytes of the pass's buffers, and of the network's copy and the engine's form of it."""
+        own = [self.images, self.y0, self.output, self.grad, self.exponent, *self.blocks.tensors]
+        shared = [*self.net.state_dict().values(), *self.prepared.tensors]
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in (*own, *shared)}.values())
 
 
 def one_of(name: str, value: str, literal: object) -> None:
@@ -97,7 +113,7 @@ def full_precision() -> Iterator[None]:
 
 
 def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype) -> ResidualNet:
-    """A copy that later changes of ``net`` do not reach, and whose forward passes leave ``net`` as it is.
+    """A copy that later changes of ``net`` do not reach, and that its own forward passes do not change.
 
     Everything is in evaluation mode, but for batch normalisation where ``bn`` is ``batch``.
     """
@@ -106,6 +122,7 @@ def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype) -> Residua
         for module in copied.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.train()
+                module.track_running_stats = False
     return copied
 
 
@@ -116,22 +133,21 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
         output: [B, classes]
         target: int64 [B]
 
-    Raises:
-        ValueError: a label is not among the classes.
+    Returns:
+        One number; NaN where a label is not among the classes, which on a GPU would otherwise end the process.
     """
-    classes = output.shape[-1]
-    if target.min() < 0 or target.max() >= classes:
-        raise ValueError(f"target: expected labels 0 to {classes - 1}, got {target.min()} to {target.max()}")
-    return F.cross_entropy(output.double(), target)
+    known = (target >= 0) & (target < output.shape[-1])
+    mean = F.cross_entropy(output.double(), target.where(known, 0))
+    return mean.where(known.all(), torch.nan)
 
 
 def output_gradient(
     net: ResidualNet, y_n: Tensor, target: Tensor, loss: Loss, bn: BatchNormMode
-) -> tuple[Tensor, float, Tensor, Tensor]:
-    """Output, loss, and dL/dy_n as a scaled pair: the gradient [B, ...] and its exponents [B] or [1].
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Output, loss [], and dL/dy_n as a scaled pair: the gradient [B, ...] and its exponents [B] or [1].
 
     Raises:
-        ValueError: the loss is not one finite number.
+        ValueError: the loss is not one number.
     """
     y_n = y_n.detach().requires_grad_()
     with torch.enable_grad():
@@ -140,10 +156,34 @@ def output_gradient(
         result = loss(output, target)
         if not isinstance(result, Tensor) or result.numel() != 1:
             raise ValueError(f"loss: expected one number a batch, got {getattr(result, 'shape', type(result))}")
-        if not torch.isfinite(result):
-            raise ValueError(f"net: its loss on these images is {result.item()}")
         (grad,) = torch.autograd.grad(result, y_n)
     slots = len(grad) if bn == "running" else 1
     exponent = torch.zeros(1, slots, dtype=torch.int32, device=grad.device)
     scaled, exponent = scaling.rescale(grad[None], exponent)
-    return output.detach(), result.item(), scaled[0], exponent[0]
+    return output.detach(), result.detach().reshape(()), scaled[0], exponent[0]
+
+
+def check_values(images: Tensor, labels: Tensor | None, output: Tensor, loss: Tensor) -> float:
+    """The loss as a number, once the values of everything are found to be right.
+
+    All of them are fetched at once: every look at a value on a GPU waits for all that was asked of it before.
+
+    Args:
+        labels: int64 [B], to be among the classes of ``output`` [B, classes]; None where the target is no labels.
+        loss: []
+
+    Raises:
+        ValueError: an image is not finite, a label is not among the classes, or the loss is not finite.
+    """
+    extremes = [] if labels is None else [labels.min(), labels.max()]
+    facts = [torch.isfinite(images).all(), loss, *extremes]
+    finite, value, *extremes = torch.stack([fact.to(images.device, torch.float64) for fact in facts]).tolist()
+    if not finite:
+        raise ValueError(NOT_FINITE)
+    if labels is not None:
+        (least, most), classes = map(int, extremes), output.shape[-1]
+        if least < 0 or most >= classes:
+            raise ValueError(f"target: expected labels 0 to {classes - 1}, got {least} to {most}")
+    if not math.isfinite(value):
+        raise ValueError(f"net: its loss on these images is {value}")
+    return float(value)

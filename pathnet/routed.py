@@ -1,4 +1,4 @@
-"""The primitive: gradients routed through skips and residual modules with two coefficients a block."""
+"""The primitive: gradients, or a forward pass, routed through skips and residuals by two coefficients a block."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from pathnet.chunks import in_chunks
 from pathnet.engines import Engine
-from pathnet.record import Record
+from pathnet.record import Prepared, Record
 
-__all__ = ["check_routing", "routed_backward"]
-
-CHUNK_BYTES = 256 << 20
+__all__ = ["check_paths", "check_routing", "routed_backward", "routed_backward_norms", "routed_forward"]
 
 
 def check_routing(routing: Tensor, n: int) -> None:
@@ -51,9 +50,48 @@ def routed_backward(engine: Engine, record: Record, routing: Tensor) -> Iterator
         Which routings; their scaled gradients [p, B, C, H, W] and exponents int32 [p, B] (BN mode ``running``)
         or [p, 1] (``batch``).
     """
-    routing = routing.to(record.grad)
-    widest = max(tensor.numel() for tensor in (record.y0, record.grad))
-    size = max(1, CHUNK_BYTES // max(1, widest * record.grad.element_size()))
-    for start in range(0, len(routing), size):
-        part = slice(start, min(start + size, len(routing)))
-        yield part, *engine.routed_backward(record.blocks, record.grad, record.exponent, routing[part])
+    routing = _beside(record.grad, routing)
+    for part, (grad, exponent) in in_chunks(
+        len(routing),
+        max(record.y0.nbytes, record.grad.nbytes),
+        lambda part: engine.routed_backward(record.blocks, record.grad, record.exponent, routing[part]),
+    ):
+        yield part, grad, exponent
+
+
+def routed_backward_norms(engine: Engine, record: Record, routing: Tensor) -> Tensor:
+    """float64 [P, B], on the record's device: the norms of the samples' slices of what `routed_backward` yields.
+
+    Args:
+        routing: [P, n, 2], the (a, c) of every block, from input to output.
+    """
+    routing, batch = _beside(record.grad, routing), len(record.grad)
+    result = torch.empty(len(routing), batch, dtype=torch.float64, device=record.grad.device)
+    for part, samples in in_chunks(
+        len(routing),
+        batch * result.element_size(),
+        lambda part: engine.routed_backward_norms(record.blocks, record.grad, record.exponent, routing[part]),
+    ):
+        result[part] = samples
+    return result
+
+
+def routed_forward(engine: Engine, prepared: Prepared, y0: Tensor, routing: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """The blocks' output under every routing, ``y <- join(a skip(y) + c residual(y))`` a block.
+
+    Work is cut into chunks of routings, never of samples: in BN mode ``batch`` the batch is one object.
+
+    Args:
+        y0: [B, C_0, H_0, W_0]
+        routing: [P, n, 2], the (a, c) of every block, from input to output.
+
+    Yields:
+        Which routings; their [p, B, *y_n.shape[1:]].
+    """
+    routing = _beside(y0, routing)
+    return in_chunks(len(routing), y0.nbytes, lambda part: engine.routed_forward(prepared, y0, routing[part]))
+
+
+def _beside(tensor: Tensor, routing: Tensor) -> Tensor:
+    """The routing in the tensor's type and on its device."""
+    return routing.to(tensor.device, tensor.dtype, non_blocking=True)

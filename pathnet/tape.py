@@ -1,7 +1,10 @@
-"""`record` and `Tape`: one forward pass, and everything that can be asked of it afterwards."""
+"""`Recorder`, `record` and `Tape`: a forward pass, and everything that can be asked of it afterwards."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
 from typing import Literal, overload
 
 import torch
@@ -11,26 +14,29 @@ from pathnet import gradients, paths, scaling
 from pathnet.engines import Engine, choose
 from pathnet.models.residual_net import ResidualNet
 from pathnet.record import (
+    NOT_FINITE,
     At,
     BatchNormMode,
     Loss,
     Precision,
+    Prepared,
     Record,
+    check_values,
     cross_entropy,
     full_precision,
     one_of,
     output_gradient,
     snapshot,
 )
-from pathnet.routed import check_paths, check_routing
+from pathnet.routed import check_paths, check_routing, routed_forward
 
-__all__ = ["Tape", "record"]
+__all__ = ["Recorder", "Tape", "record"]
 
 Scaled = tuple[Tensor, Tensor]
 
 
 class Tape:
-    """A recorded forward pass; made by `record`.
+    """A recorded forward pass; made by `record` or a `Recorder`.
 
     Gradients are of the loss, at the place that ``at`` names: ``y0`` [B, C_0, H_0, W_0], ``image``
     [B, C, H, W] or ``stem_weight`` [C_0, C, k, k]. They come back as float64, since along 54 modules they can
@@ -66,7 +72,7 @@ class Tape:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the tape holds."""
+        """Bytes of memory that the tape holds; a `Recorder`'s tapes share what does not depend on the batch."""
         return self._record.nbytes
 
     def path_gradient_norms(self, b: Tensor, per_sample: bool = False) -> Tensor:
@@ -143,7 +149,152 @@ class Tape:
         return (mantissa, exponents.reshape(count, slots, *(1,) * (len(place) - 1))) if scaled else mantissa
 
 
-@full_precision()
+@dataclass(frozen=True)
+class _Service:
+    """The engine that serves inputs of blocks of one shape on one device, and what it made of the network."""
+
+    engine: Engine
+    prepared: Prepared
+    y0_shape: Sequence[int]
+    device: torch.device
+
+    def suits(self, y0: Tensor) -> bool:
+        return self.y0_shape == y0.shape[1:] and self.device == y0.device
+
+
+class Recorder:
+    """Records batch after batch through one network: the network is copied, and prepared by the engine, once.
+
+    The network is left as it was, running statistics included, and later changes of it reach neither the recorder
+    nor its tapes. The forward pass is float32-accurate in every precision; ``precision`` is that of the walk. The
+    engine is chosen on the first batch, and anew for images of another size or on another device.
+
+    A recorder may be called from several threads, and serves one after the other.
+
+    Args:
+        bn: ``running``, batch normalisation by running statistics, samples independent; or ``batch``, by the
+            batch's own statistics, through which the gradient then also flows.
+        engine: a name among `pathnet.engines.available`, or ``auto``: the fastest that serves.
+        precision: ``float32``, ``bfloat16`` (fastest) or ``float64`` (engine ``reference``).
+        at: where gradients are taken: the input of the first block (``y0``), the ``image``, or the first
+            convolution's weight (``stem_weight``; "the first layer" of the paper's Figure 6).
+        loss: a differentiable function of (output, target); the mean cross-entropy by default.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    @full_precision()
+    def __init__(
+        self,
+        net: ResidualNet,
+        bn: BatchNormMode = "running",
+        engine: str = "auto",
+        precision: Precision = "float32",
+        at: At = "y0",
+        loss: Loss = cross_entropy,
+    ) -> None:
+        if not isinstance(net, ResidualNet):
+            raise ValueError(f"net: expected a pathnet ResidualNet, got {type(net).__name__}")
+        one_of("bn", bn, BatchNormMode)
+        one_of("precision", precision, Precision)
+        one_of("at", at, At)
+        self._bn, self._engine, self._precision, self._at, self._loss = bn, engine, precision, at, loss
+        self._dtype = torch.float64 if precision == "float64" else torch.float32
+        self._net = snapshot(net, bn, self._dtype)
+        if at == "stem_weight":
+            self._net.stem_weight()
+        self._service: _Service | None = None
+        self._lock = Lock()
+
+    @full_precision()
+    def __call__(self, images: Tensor, target: Tensor) -> Tape:
+        """Runs the network forward on one batch and keeps what the walks back along its paths need.
+
+        Args:
+            images: floating-point [B, C, H, W], normalised, on the network's device.
+            target: what the loss compares the output with; int64 [B] class labels for the default loss.
+
+        Raises:
+            ValueError: an argument is out of its range, or no engine serves the job.
+        """
+        images = self._own(images)
+        labels = None
+        # Copies, also of tensors made in inference mode, which autograd does not take.
+        target = target.clone() if isinstance(target, Tensor) else target
+        if self._loss is cross_entropy:
+            _check_labels(images, target)
+            labels = target
+        with self._lock:
+            y0, service = self._enter(images)
+            y_n, blocks = service.engine.record(service.prepared, y0)
+            output, loss, grad, exponent = output_gradient(self._net, y_n, target, self._loss, self._bn)
+        value = check_values(images, labels, output, loss)
+        record = Record(self._net, service.prepared, images, y0, blocks, output, value, grad.contiguous(), exponent)
+        return Tape(service.engine, record, self._at)
+
+    @full_precision()
+    @torch.no_grad()
+    def routed_outputs(self, images: Tensor, routing: Tensor) -> Tensor:
+        """The network's outputs under routings of its forward pass, ``y <- join(a skip(y) + c residual(y))`` a block.
+
+        (1, 1) everywhere is the network itself; (1, 0) deletes a block (Veit et al. 2016, section 4.1), which in BN
+        mode ``batch`` changes the statistics of those behind it. A branch with the coefficient 0 is left out.
+
+        Args:
+            images: floating-point [B, C, H, W], normalised, on the network's device.
+            routing: floating-point [P, n, 2], the (a, c) of every block, from input to output.
+
+        Returns:
+            [P, B, classes], or what else the head gives in place of the classes.
+
+        Raises:
+            ValueError: an argument is out of its range, or no engine serves the job.
+        """
+        check_routing(routing, self._net.n)
+        images = self._own(images)
+        # The output's shape is the head's, so that no routings at all need one to tell it.
+        wanted = routing if len(routing) else routing.new_ones(1, self._net.n, 2)
+        with self._lock:
+            y0, service = self._enter(images)
+            walked = routed_forward(service.engine, service.prepared, y0, wanted)
+            outputs = torch.cat([self._head(y_n) for _, y_n in walked])
+        if not torch.isfinite(images).all():
+            raise ValueError(NOT_FINITE)
+        return outputs[: len(routing)]
+
+    @full_precision()
+    def engine_for(self, images: Tensor) -> str:
+        """The name of the engine that serves such images, float32 or float64 [B, C, H, W].
+
+        Raises:
+            ValueError: the images do not fit the network, or no engine serves the job.
+        """
+        with self._lock:
+            return self._enter(self._own(images))[1].engine.name
+
+    def _own(self, images: Tensor) -> Tensor:
+        """A copy of the images, in the walk's type."""
+        _check_images(self._net, images)
+        return images.detach().to(self._dtype, copy=True).contiguous()
+
+    def _enter(self, images: Tensor) -> tuple[Tensor, _Service]:
+        """``y_0``, and the engine that takes it from there."""
+        y0 = _stem(self._net, images)
+        if self._service is None or not self._service.suits(y0):
+            shape = tuple(y0.shape[1:])
+            engine = choose(self._engine, self._net, self._bn, self._precision, shape, y0.device)
+            prepared = engine.prepare(self._net, shape, self._precision)
+            self._service = _Service(engine, prepared, shape, y0.device)
+        return y0, self._service
+
+    def _head(self, y_n: Tensor) -> Tensor:
+        """The outputs [p, B, ...] for ``y_n`` [p, B, ...]."""
+        if self._bn == "batch":
+            return torch.stack([self._net.head(own) for own in y_n])
+        return torch.as_tensor(self._net.head(y_n.flatten(0, 1)).unflatten(0, y_n.shape[:2]))
+
+
 def record(
     net: ResidualNet,
     images: Tensor,
@@ -157,58 +308,32 @@ def record(
     """Runs the network forward once and keeps what the walks back along its paths need.
 
     The network is left as it was, running statistics included, and later changes of it do not reach the tape.
-    The forward pass is float32-accurate in every precision; ``precision`` is that of the walk.
+    For many batches of one network there is `Recorder`, which copies it only once.
 
     Args:
         images: floating-point [B, C, H, W], normalised, on the network's device.
         target: what ``loss`` compares the output with; int64 [B] class labels for the default loss.
-        bn: ``running``, batch normalisation by running statistics, samples independent; or ``batch``, by the
-            batch's own statistics, through which the gradient then also flows.
-        engine: a name among `pathnet.engines.available`, or ``auto``: the fastest that serves.
-        precision: ``float32``, ``bfloat16`` (fastest) or ``float64`` (engine ``reference``).
-        at: where gradients are taken: the input of the first block (``y0``), the ``image``, or the first
-            convolution's weight (``stem_weight``; "the first layer" of the paper's Figure 6).
-        loss: a differentiable function of (output, target); the mean cross-entropy by default.
+        bn, engine, precision, at, loss: see `Recorder`.
 
     Raises:
         ValueError: an argument is out of its range, or no engine serves the job.
     """
-    one_of("bn", bn, BatchNormMode)
-    one_of("precision", precision, Precision)
-    one_of("at", at, At)
-    dtype = torch.float64 if precision == "float64" else torch.float32
-    _check_images(net, images)
-    if loss is cross_entropy:
-        _check_labels(images, target)
-    # Copies, also of tensors made in inference mode, which autograd does not take.
-    images = images.detach().to(dtype, copy=True).contiguous()
-    target = target.clone() if isinstance(target, Tensor) else target
-    chosen = choose(engine, net, bn, precision, images.device)
-    copied = snapshot(net, bn, dtype)
-    if at == "stem_weight":
-        copied.stem_weight()
-    y0 = _stem(copied, images)
-    y_n, blocks = chosen.record(copied, y0)
-    output, value, grad, exponent = output_gradient(copied, y_n, target, loss, bn)
-    return Tape(
-        chosen,
-        Record(copied, images, y0, blocks, output, value, grad.contiguous(), exponent),
-        at,
-    )
+    return Recorder(net, bn, engine, precision, at, loss)(images, target)
 
 
 @torch.no_grad()
 def _stem(net: ResidualNet, images: Tensor) -> Tensor:
     try:
         return torch.as_tensor(net.stem(images.clone()))
+    except torch.cuda.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"images: the network refuses the shape {list(images.shape)} ({reason})") from None
 
 
 def _check_images(net: ResidualNet, images: Tensor) -> None:
-    if not isinstance(net, ResidualNet):
-        raise ValueError(f"net: expected a pathnet ResidualNet, got {type(net).__name__}")
+    """All but the values; see `check_values`."""
     if not isinstance(images, Tensor) or images.dtype not in (torch.float32, torch.float64):
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"images: expected a float32 or float64 tensor (normalised images), got {got}")
@@ -217,8 +342,6 @@ def _check_images(net: ResidualNet, images: Tensor) -> None:
     device = next((parameter.device for parameter in net.parameters()), images.device)
     if images.device != device:
         raise ValueError(f"images: expected device {device} (the network's), got {images.device}")
-    if not torch.isfinite(images).all():
-        raise ValueError("images: expected finite values, got NaN or infinity")
 
 
 def _check_labels(images: Tensor, labels: Tensor) -> None:

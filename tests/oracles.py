@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pathnet.models import ResidualNet
 
 
-def _float64(net: ResidualNet, bn: str) -> ResidualNet:
+def in_float64(net: ResidualNet, bn: str) -> ResidualNet:
     net = copy.deepcopy(net).double().eval()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -29,7 +29,7 @@ def forward_gradient(
     route: Callable[[int, Tensor, Tensor], Tensor],
 ) -> Tensor:
     """dloss/d(place) in float64 when ``route(i, skip, residual)`` joins block i's branches."""
-    net = _float64(net, bn)
+    net = in_float64(net, bn)
     images = images.double().requires_grad_()
     y0 = net.stem(images)
     y = y0

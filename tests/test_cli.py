@@ -244,7 +244,7 @@ def test_an_interrupt_says_what_is_kept(weights: Path, tmp_path: Path, monkeypat
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pathnet, "record", interrupt)
+    monkeypatch.setattr(pathnet.Recorder, "__call__", interrupt)
     ended = pathnet_("gradients", "--data", "digits", "--weights", weights, "--run", tmp_path / "run", *FEW)
     assert ended.status == 130 and ended.out == ""
     kept = f"what was measured is kept in {tmp_path / 'run'}"

@@ -23,7 +23,8 @@ def truth(tape: pathnet.Tape, routing: Tensor) -> Tensor:
     record, engine = tape._record, ReferenceEngine()
     assert isinstance(record.blocks, Plan)
     frozen = freeze(record.net, record.blocks.bits())
-    _, blocks = engine.record(frozen, record.y0.double())
+    y0 = record.y0.double()
+    _, blocks = engine.record(engine.prepare(frozen, y0.shape[1:], "float64"), y0)
     walked = engine.routed_backward(blocks, record.grad.double(), record.exponent, routing.double())
     return scaling.value(*walked)
 

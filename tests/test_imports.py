@@ -18,6 +18,7 @@ ORDER = [
     "paths",
     "scaling",
     "record",
+    "chunks",
     "engines",
     "routed",
     "gradients",

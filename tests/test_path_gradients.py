@@ -106,6 +106,45 @@ def test_an_interrupted_run_keeps_what_it_measured(
     assert_same(measure(small_net(), small_data(), PLAN, tmp_path).measurements(), uninterrupted)
 
 
+def test_a_batch_is_fetched_when_the_next_one_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the network is copied once."""
+    events: list[str] = []
+
+    def noting(kind: type, method: str, event: str) -> None:
+        original = getattr(kind, method)
+
+        def noted(*arguments: object) -> object:
+            events.append(event)
+            return original(*arguments)
+
+        monkeypatch.setattr(kind, method, noted)
+
+    noting(pathnet.Recorder, "__init__", "copy")
+    noting(pathnet.Recorder, "__call__", "record")
+    noting(pathnet.Tape, "path_gradient_norms", "walk")
+    plan = dataclasses.replace(PLAN, batches=3)
+    measure(small_net(), small_data(), plan, tmp_path, lambda *_: events.append("fetched"))
+    assert events == ["copy", "record", "walk", *2 * ["record", "fetched", "walk"], "fetched"]
+
+
+def test_a_batch_in_flight_is_kept_when_the_next_one_fails(
+    tmp_path: Path, uninterrupted: Measurements, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = pathnet.Recorder.__call__, list[int]()
+
+    def fail(recorder: pathnet.Recorder, *batch: torch.Tensor) -> pathnet.Tape:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(recorder, *batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pathnet.Recorder, "__call__", fail)
+        measure(small_net(), small_data(), PLAN, tmp_path)
+    assert len(results.read(tmp_path).measurements()) == 2 * 9
+    assert_same(measure(small_net(), small_data(), PLAN, tmp_path).measurements(), uninterrupted)
+
+
 def test_a_lost_part_is_measured_again_and_nothing_else(
     tmp_path: Path, uninterrupted: Measurements, monkeypatch: pytest.MonkeyPatch
 ) -> None:

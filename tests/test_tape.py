@@ -194,7 +194,7 @@ def test_results_do_not_depend_on_how_paths_are_grouped(engine: str, monkeypatch
     tape = pathnet.record(net, images, labels, engine=engine)
     codes = pathnet.paths.enumerate_all(6)
     whole = tape.path_gradients(codes)
-    monkeypatch.setattr("pathnet.routed.CHUNK_BYTES", 40_000)
+    monkeypatch.setattr("pathnet.chunks.CHUNK_BYTES", 40_000)
     assert torch.equal(tape.path_gradients(codes), whole)
     assert torch.equal(tape.path_gradients(codes.flip(0)).flip(0), whole)
     assert tape.path_gradients(codes[:0]).shape == (0, *whole.shape[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -11,13 +12,13 @@ from torch import Tensor
 from pathnet.engines.cpu import CpuEngine
 from pathnet.engines.reference import ReferenceEngine
 from pathnet.models.residual_net import ResidualNet
-from pathnet.record import BatchNormMode, BlockRecord, Precision
+from pathnet.record import BatchNormMode, BlockRecord, Precision, Prepared
 
 __all__ = ["ENGINES", "Engine", "available", "choose"]
 
 
 class Engine(Protocol):
-    """One way to walk gradients back through recorded blocks."""
+    """One way to walk gradients back through recorded blocks, and batches forward through routed ones."""
 
     name: str
 
@@ -25,11 +26,19 @@ class Engine(Protocol):
         """Why the engine cannot be used in this process, or None."""
 
     def unsupported(
-        self, net: ResidualNet, bn: BatchNormMode, precision: Precision, device: torch.device
+        self,
+        net: ResidualNet,
+        bn: BatchNormMode,
+        precision: Precision,
+        y0_shape: Sequence[int],
+        device: torch.device,
     ) -> str | None:
-        """What of the job the engine has no form for, or None."""
+        """What of the job the engine has no form for, or None. ``y0_shape`` is (C_0, H_0, W_0)."""
 
-    def record(self, net: ResidualNet, y0: Tensor) -> tuple[Tensor, BlockRecord]:
+    def prepare(self, net: ResidualNet, y0_shape: Sequence[int], precision: Precision) -> Prepared:
+        """What all passes need of a network that will not change any more, for inputs of blocks of that shape."""
+
+    def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, BlockRecord]:
         """``y_n`` and what the walks back need, from ``y_0`` [B, C_0, H_0, W_0]."""
 
     def routed_backward(
@@ -45,6 +54,20 @@ class Engine(Protocol):
             The scaled gradients at ``y_0``: [P, B, ...] and int32 [P, B] or [P, 1].
         """
 
+    def routed_backward_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
+        """float64 [P, B]: the norms of the samples' slices of what `routed_backward` gives, in bounded memory."""
+
+    def routed_forward(self, prepared: Prepared, y0: Tensor, routing: Tensor) -> Tensor:
+        """``y <- join(a skip(y) + c residual(y))`` from the first block to the last, once for every routing.
+
+        Args:
+            y0: [B, C_0, H_0, W_0]
+            routing: [P, n, 2] with P >= 1, the (a, c) of every block.
+
+        Returns:
+            [P, B, *y_n.shape[1:]]
+        """
+
 
 ENGINES: tuple[Engine, ...] = (CpuEngine(), ReferenceEngine())
 
@@ -54,9 +77,19 @@ def available() -> dict[str, str | None]:
     return {engine.name: engine.unavailable() for engine in ENGINES}
 
 
-def choose(name: str, net: ResidualNet, bn: BatchNormMode, precision: Precision, device: torch.device) -> Engine:
+def choose(
+    name: str,
+    net: ResidualNet,
+    bn: BatchNormMode,
+    precision: Precision,
+    y0_shape: Sequence[int],
+    device: torch.device,
+) -> Engine:
     """The engine of that name, or for ``auto`` the fastest that serves the job (with a warning if it is not the
     fastest there is).
+
+    Args:
+        y0_shape: (C_0, H_0, W_0) of the first block's input.
 
     Raises:
         ValueError: there is no such engine, or it cannot serve this job.
@@ -68,7 +101,7 @@ def choose(name: str, net: ResidualNet, bn: BatchNormMode, precision: Precision,
     for engine in ENGINES:
         if name not in ("auto", engine.name):
             continue
-        reason = engine.unavailable() or engine.unsupported(net, bn, precision, device)
+        reason = engine.unavailable() or engine.unsupported(net, bn, precision, y0_shape, device)
         if reason is None:
             if refusals and precision != "float64":
                 warnings.warn(

@@ -5,6 +5,7 @@ In that mode BN is an affine map of each channel, so a walk needs of the forward
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,23 +13,43 @@ import torch
 from torch import Tensor, nn
 
 from pathnet import native
+from pathnet.engines import unfused
 from pathnet.models.residual_net import Block, FusedForm, ResidualNet
-from pathnet.record import BatchNormMode, BlockRecord, Precision
+from pathnet.record import BatchNormMode, BlockRecord, Precision, Prepared
 
-__all__ = ["CpuEngine", "Plan"]
+__all__ = ["CpuEngine", "Packed", "Plan"]
 
 IDENTITY, PROJECTION, PAD = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The blocks as the kernel reads them; `pathnet.native.routed_backward` describes the tables.
+class Packed:
+    """The network as the kernel reads it; `pathnet.native.routed_backward` describes the tables.
 
     Attributes:
+        modules: the blocks themselves, for the forward pass.
         blocks: int64 [n, 10]
         units: int64 [U, 12]
         weights: float32, the convolutions' weights one after the other.
         scales: float32, BN's factor for each channel of each unit's input.
+    """
+
+    modules: Sequence[Block]
+    blocks: Tensor
+    units: Tensor
+    weights: Tensor
+    scales: Tensor
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        return self.blocks, self.units, self.weights, self.scales
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recorded pass as the kernel reads it: the tables of `Packed`, and the pass's ReLU bits.
+
+    Attributes:
         relu_bits: uint8 [B, bytes]
     """
 
@@ -41,6 +62,11 @@ class Plan:
     @property
     def tensors(self) -> Sequence[Tensor]:
         return self.blocks, self.units, self.weights, self.scales, self.relu_bits
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Of the largest gradient at a block's input: float32 [B, C, H, W]."""
+        return 4 * len(self.relu_bits) * int(self.blocks[:, 4:7].prod(1).max())
 
     def bits(self) -> list[list[Tensor]]:
         """The recorded ReLU bits, ``[block][unit]``, bool [B, C, H, W]."""
@@ -66,7 +92,12 @@ class CpuEngine:
         return None if native.LOADED else native.WHY_NOT
 
     def unsupported(
-        self, net: ResidualNet, bn: BatchNormMode, precision: Precision, device: torch.device
+        self,
+        net: ResidualNet,
+        bn: BatchNormMode,
+        precision: Precision,
+        y0_shape: Sequence[int],
+        device: torch.device,
     ) -> str | None:
         if device.type != "cpu":
             return f"the network is on {device}"
@@ -85,19 +116,39 @@ class CpuEngine:
                 return f"block {index + 1} keeps no running statistics"
         return None
 
-    def record(self, net: ResidualNet, y0: Tensor) -> tuple[Tensor, Plan]:
-        packer = _Packer()
+    def prepare(self, net: ResidualNet, y0_shape: Sequence[int], precision: Precision) -> Packed:
+        packer, shape = _Packer(), y0_shape
+        for block in _blocks(net):
+            shape = packer.add(block, shape)
+        return packer.packed()
+
+    @torch.no_grad()
+    def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, Plan]:
+        assert isinstance(prepared, Packed)
+        bits: list[Tensor] = []
         y = y0
-        with torch.no_grad():
-            for block in _blocks(net):
-                y = packer.add(block, y)
-        return y, packer.plan()
+        for block in prepared.modules:
+            y = _forward(block, y, bits)
+        return y, Plan(prepared.blocks, prepared.units, prepared.weights, prepared.scales, torch.cat(bits, dim=1))
 
     def routed_backward(
         self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
     ) -> tuple[Tensor, Tensor]:
         assert isinstance(blocks, Plan)
         return native.routed_backward(grad.contiguous(), exponent.contiguous(), routing.contiguous(), *blocks.tensors)
+
+    def routed_backward_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
+        assert isinstance(blocks, Plan)
+        return unfused.norms(
+            lambda part: self.routed_backward(blocks, grad, exponent, part),
+            len(grad),
+            max(blocks.gradient_bytes, grad.nbytes),
+            routing,
+        )
+
+    def routed_forward(self, prepared: Prepared, y0: Tensor, routing: Tensor) -> Tensor:
+        assert isinstance(prepared, Packed)
+        return unfused.routed_forward(prepared.modules, y0, routing)
 
 
 def _blocks(net: ResidualNet) -> Iterator[Block]:
@@ -121,39 +172,55 @@ def _plain(conv: nn.Conv2d) -> bool:
     )
 
 
+def _forward(block: Block, x: Tensor, bits: list[Tensor]) -> Tensor:
+    """The block's output for its input [B, C, H, W]; appends the ReLU bits of its units, uint8 [B, bytes]."""
+    form = block.fused_form()
+    assert form is not None
+    kept: dict[nn.Module, Tensor] = {}
+    hooks = [unit.bn.register_forward_hook(_keep_bits(kept)) for unit in form.units]
+    y: Tensor = block(x)
+    for hook in hooks:
+        hook.remove()
+    bits += [kept[unit.bn] for unit in form.units]
+    return y
+
+
+def _keep_bits(kept: dict[nn.Module, Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        kept[module] = native.pack_bits(output.contiguous())
+
+    return hook
+
+
 class _Packer:
-    """Runs blocks forward one after the other and packs what the walk back needs of them."""
+    """Packs one block after the other, and knows where in the buffers the next one lies."""
 
     def __init__(self) -> None:
+        self.modules: list[Block] = []
         self.blocks: list[list[int]] = []
         self.units: list[list[int]] = []
         self.weights: list[Tensor] = []
         self.scales: list[Tensor] = []
-        self.bits: list[Tensor] = []
+        self.bits_offset = 0
 
-    def add(self, block: Block, x: Tensor) -> Tensor:
-        """The block's output for its input ``x``, [B, C, H, W]."""
+    def add(self, block: Block, shape: Sequence[int]) -> Sequence[int]:
+        """Takes the shape (C, H, W) of the block's input, returns that of its output."""
         form = block.fused_form()
         assert form is not None
-        bits: dict[nn.Module, Tensor] = {}
-        hooks = [unit.bn.register_forward_hook(_keep_bits(bits)) for unit in form.units]
-        y: Tensor = block(x)
-        for hook in hooks:
-            hook.remove()
-        first = len(self.units)
-        shape: Sequence[int] = x.shape[1:]
+        first, own = len(self.units), shape
         for unit in form.units:
-            shape = self._add_unit(unit.conv, shape, sum(map(len, self.scales)), sum(b.shape[1] for b in self.bits))
+            out = self._add_unit(unit.conv, own, sum(map(len, self.scales)), self.bits_offset)
+            self.bits_offset += -(-math.prod(own) // 8)
             self.scales.append(_scale(unit.bn))
-            self.bits.append(bits[unit.bn])
-        count = len(self.units) - first
-        projection = -1
+            own = out
+        count, projection = len(self.units) - first, -1
         if form.projection is not None:
             projection = len(self.units)
-            self._add_unit(form.projection, x.shape[1:], -1, -1)
+            self._add_unit(form.projection, shape, -1, -1)
         skip = PROJECTION if form.projection is not None else PAD if form.pad else IDENTITY
-        self.blocks.append([first, count, skip, projection, *x.shape[1:], *y.shape[1:]])
-        return y
+        self.modules.append(block)
+        self.blocks.append([first, count, skip, projection, *shape, *own])
+        return own
 
     def _add_unit(self, conv: nn.Conv2d, shape: Sequence[int], scale_offset: int, bits_offset: int) -> Sequence[int]:
         """Appends one row of the unit table; ``shape`` (C, H, W) of its input, returns that of its output."""
@@ -165,21 +232,14 @@ class _Packer:
         self.weights.append(conv.weight.detach().flatten())
         return out
 
-    def plan(self) -> Plan:
-        return Plan(
+    def packed(self) -> Packed:
+        return Packed(
+            self.modules,
             torch.tensor(self.blocks, dtype=torch.int64),
             torch.tensor(self.units, dtype=torch.int64),
             torch.cat(self.weights),
             torch.cat(self.scales),
-            torch.cat(self.bits, dim=1),
         )
-
-
-def _keep_bits(kept: dict[nn.Module, Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        kept[module] = native.pack_bits(output.contiguous())
-
-    return hook
 
 
 def _scale(bn: nn.BatchNorm2d) -> Tensor:

@@ -16,10 +16,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pathnet import scaling
+from pathnet.engines import unfused
 from pathnet.models.residual_net import Block, ResidualNet, Unit
-from pathnet.record import BatchNormMode, BlockRecord, Precision
+from pathnet.record import BatchNormMode, BlockRecord, Precision, Prepared
 
-__all__ = ["BlockInputs", "FrozenBlock", "ReferenceEngine", "freeze"]
+__all__ = ["BlockInputs", "FrozenBlock", "Modules", "ReferenceEngine", "freeze"]
+
+
+@dataclass(frozen=True)
+class Modules:
+    """The blocks as they are."""
+
+    blocks: Sequence[Block]
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        return [tensor for block in self.blocks for tensor in block.state_dict().values()]
 
 
 @dataclass(frozen=True)
@@ -39,17 +51,26 @@ class ReferenceEngine:
         return None
 
     def unsupported(
-        self, net: ResidualNet, bn: BatchNormMode, precision: Precision, device: torch.device
+        self,
+        net: ResidualNet,
+        bn: BatchNormMode,
+        precision: Precision,
+        y0_shape: Sequence[int],
+        device: torch.device,
     ) -> str | None:
         return 'no precision="bfloat16"' if precision == "bfloat16" else None
 
-    def record(self, net: ResidualNet, y0: Tensor) -> tuple[Tensor, BlockInputs]:
+    def prepare(self, net: ResidualNet, y0_shape: Sequence[int], precision: Precision) -> Modules:
+        return Modules(list(net.blocks))  # type: ignore[arg-type]
+
+    def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, BlockInputs]:
+        assert isinstance(prepared, Modules)
         inputs, y = [], y0
         with torch.no_grad():
-            for block in net.blocks:
+            for block in prepared.blocks:
                 inputs.append(y)
                 y = block(y.clone())
-        return y, BlockInputs(list(net.blocks), inputs)  # type: ignore[arg-type]
+        return y, BlockInputs(prepared.blocks, inputs)
 
     def routed_backward(
         self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
@@ -57,14 +78,26 @@ class ReferenceEngine:
         assert isinstance(blocks, BlockInputs)
         grads = grad.expand(len(routing), *grad.shape)
         exponents = exponent.expand(len(routing), *exponent.shape)
+        # Read at once: on a GPU every look at a value waits for all that was asked for before.
+        coefficients = routing.tolist()
         for i in reversed(range(len(blocks.modules))):
-            grads = _through(blocks.modules[i], blocks.tensors[i], grads, routing[:, i])
+            grads = _through(blocks.modules[i], blocks.tensors[i], grads, [own[i] for own in coefficients])
             grads, exponents = scaling.rescale(grads, exponents)
         return grads, exponents
 
+    def routed_backward_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
+        largest = max(tensor.nbytes for tensor in (*blocks.tensors, grad))
+        return unfused.norms(
+            lambda part: self.routed_backward(blocks, grad, exponent, part), len(grad), largest, routing
+        )
 
-def _through(block: Block, x: Tensor, grads: Tensor, coefficients: Tensor) -> Tensor:
-    """One block's routed Jacobian: grads [P, B, ...] at its output, coefficients [P, 2], to its input."""
+    def routed_forward(self, prepared: Prepared, y0: Tensor, routing: Tensor) -> Tensor:
+        assert isinstance(prepared, Modules)
+        return unfused.routed_forward(prepared.blocks, y0, routing)
+
+
+def _through(block: Block, x: Tensor, grads: Tensor, coefficients: Sequence[tuple[float, float]]) -> Tensor:
+    """One block's routed Jacobian: grads [P, B, ...] at its output, P pairs (a, c), to its input."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         # Copies, since a branch or a join may begin with an in-place ReLU.
@@ -72,7 +105,7 @@ def _through(block: Block, x: Tensor, grads: Tensor, coefficients: Tensor) -> Te
         z = (skip + residual).detach().requires_grad_()
         y = block.join(z.clone())
     walked = []
-    for grad, (a, c) in zip(grads, coefficients.tolist(), strict=True):
+    for grad, (a, c) in zip(grads, coefficients, strict=True):
         (grad,) = torch.autograd.grad(y, z, grad, retain_graph=True)
         parts = [
             coefficient * torch.autograd.grad(branch, x, grad, retain_graph=True)[0]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import platform
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import pathnet
-from pathnet import engines, models, paths, results
+from pathnet import models, paths, results
 from pathnet.data import Data
 from pathnet.experiments.summary import summarise
 from pathnet.models import ResidualNet
@@ -78,52 +78,95 @@ def measure(
         ValueError: the network does not take the data, no engine serves, or the folder holds another run.
     """
     _check(net, data, plan)
+    recorder = pathnet.Recorder(net, plan.bn, plan.engine, plan.precision, plan.at)
+    device = net.stem_weight().device
+    images, _ = data.random_batch(plan.batch_size, plan.seed, 0)
+    recorder.engine_for(images.to(device))  # one that serves, before a run folder is made
     with results.writing(folder, _identity(net, data, plan), plan.batches, _attempt(net)) as run:
-        _measure_missing(net, data, plan, run, progress)
+        _measure_missing(recorder, device, data, plan, run, progress)
         run.conclude(summarise(run.measurements(), net.n).as_json())
         return run
 
 
 def _measure_missing(
-    net: ResidualNet, data: Data, plan: PathGradients, run: results.Run, progress: Progress | None
+    recorder: pathnet.Recorder,
+    device: torch.device,
+    data: Data,
+    plan: PathGradients,
+    run: results.Run,
+    progress: Progress | None,
 ) -> None:
-    measured = run.measurements()
+    measured, n = run.measurements(), run.n
     lengths_of: defaultdict[int, set[int]] = defaultdict(set)
     for batch, length in zip(measured.batch.tolist(), measured.length.tolist(), strict=True):
         lengths_of[batch].add(length)
-    done = sum(len(lengths) == net.n for batch, lengths in lengths_of.items() if batch < plan.batches)
+    done = sum(len(lengths) == n for batch, lengths in lengths_of.items() if batch < plan.batches)
     waiting: list[Measurements] = []
     written = time.monotonic()
+    walking: list[_Walk] = []
+
+    def take() -> None:
+        nonlocal done, waiting, written
+        if not walking:
+            return
+        waiting.append(walking.pop().measurements())
+        done += 1
+        if progress is not None:
+            progress(done, plan.batches, f"batches, engine {waiting[-1].engine[0]}")
+        if time.monotonic() - written >= PART_SECONDS:
+            run.add(waiting)
+            waiting, written = [], time.monotonic()
+
     try:
         for batch in range(plan.batches):
-            missing = [length for length in range(1, net.n + 1) if length not in lengths_of[batch]]
+            missing = [length for length in range(1, n + 1) if length not in lengths_of[batch]]
             if not missing:
                 continue
-            waiting.append(_measure_batch(net, data, plan, batch, missing))
-            done += 1
-            if progress is not None:
-                progress(done, plan.batches, f"batches, engine {waiting[-1].engine[0]}")
-            if time.monotonic() - written >= PART_SECONDS:
-                run.add(waiting)
-                waiting, written = [], time.monotonic()
+            b = paths.one_of_each_length(n, plan.seed, batch)[torch.tensor(missing) - 1]
+            images, labels = data.random_batch(plan.batch_size, plan.seed, batch)
+            tape = recorder(_sent(images, device), _sent(labels, device))
+            # Only now are the norms of the batch before fetched, so that a GPU walked while this one was drawn.
+            take()
+            walking.append(_Walk(batch, b, tape.path_gradient_norms(b), tape.engine))
+            del tape  # which may be large, before the next one is made
+        take()
     finally:
-        run.add(waiting)
+        try:
+            waiting += [walk.measurements() for walk in walking]
+        finally:
+            run.add(waiting)
 
 
-def _measure_batch(net: ResidualNet, data: Data, plan: PathGradients, batch: int, lengths: list[int]) -> Measurements:
-    """One path of every length in ``lengths``, on one batch."""
-    images, labels = data.random_batch(plan.batch_size, plan.seed, batch)
-    tape = pathnet.record(net, images, labels, plan.bn, plan.engine, plan.precision, plan.at)
-    length = np.array(lengths, np.int16)
-    b = paths.one_of_each_length(net.n, plan.seed, batch)[length.astype(np.int64) - 1]
-    norm = tape.path_gradient_norms(b).cpu().numpy()
-    wrong = ~np.isfinite(norm)
-    if wrong.any():
-        raise ValueError(
-            f"engine: {tape.engine} gave a norm of {norm[wrong][0]} on batch {batch}, length {length[wrong][0]}; "
-            "expected a finite one"
-        )
-    return Measurements(np.full(len(norm), batch, np.int32), length, b.numpy(), norm, [tape.engine] * len(norm))
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; to a GPU from pinned memory, since otherwise the copy waits for the GPU's work."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """One path a length on one batch, perhaps still on its way.
+
+    Attributes:
+        b: uint8 [M, n]
+        norms: float64 [M], on the network's device.
+    """
+
+    batch: int
+    b: Tensor
+    norms: Tensor
+    engine: str
+
+    def measurements(self) -> Measurements:
+        """Waits for the norms, and raises ValueError where one is not finite."""
+        norm, length = self.norms.cpu().numpy(), self.b.sum(1).numpy().astype(np.int16)
+        wrong = ~np.isfinite(norm)
+        if wrong.any():
+            raise ValueError(
+                f"engine: {self.engine} gave a norm of {norm[wrong][0]} on batch {self.batch}, "
+                f"length {length[wrong][0]}; expected a finite one"
+            )
+        batch = np.full(len(norm), self.batch, np.int32)
+        return Measurements(batch, length, self.b.numpy(), norm, [self.engine] * len(norm))
 
 
 def _check(net: ResidualNet, data: Data, plan: PathGradients) -> None:
@@ -136,10 +179,6 @@ def _check(net: ResidualNet, data: Data, plan: PathGradients) -> None:
         raise ValueError(
             f"data: expected at most {told_apart} classes (the network's), got {len(data.classes)} in {data.name}"
         )
-    data.random_batch(plan.batch_size, plan.seed, 0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        engines.choose(plan.engine, net, plan.bn, plan.precision, net.stem_weight().device)
 
 
 def _identity(net: ResidualNet, data: Data, plan: PathGradients) -> dict[str, Any]:
