@@ -40,6 +40,7 @@ DEMO_PLAN = PathGradients(batches=100)
 Command = Callable[..., None]
 DataFlag = Annotated[str, typer.Option(help="digits, synthetic, or a folder: CIFAR-10 or folders of classes.")]
 RunFlag = Annotated[Path, typer.Option(help="The run's folder; an existing run goes on.")]
+DeviceFlag = Annotated[str, typer.Option(help="cpu, cuda or auto: cuda where there is one, else cpu.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else.")]
 
 
@@ -133,14 +134,16 @@ def train(
         Literal["projection", "pad"], typer.Option(help="The skip of blocks that change shape.")
     ] = "projection",
     block: Annotated[Literal["basic", "bottleneck"], typer.Option(help="The kind of block.")] = "basic",
+    device: DeviceFlag = "auto",
     as_json: Json = False,
     settings: Recipe,
 ) -> None:
     """Train a pre-activation residual network; an interrupted training goes on from its checkpoint."""
+    place = _device(device)
     images = pathnet.data.load(data)
     torch.manual_seed(settings.seed)
     net = models.preact_resnet(depth, width, len(images.classes), shortcut, block, images.image_shape[0])
-    history = _train(net, images, settings, out)
+    history = _train(net.to(place), images, settings, out)
     if as_json:
         _print_json({"epochs": [asdict(epoch) for epoch in history]}, [out])
     else:
@@ -154,11 +157,12 @@ def gradients(
     data: DataFlag,
     run: RunFlag,
     weights: Annotated[Path | None, typer.Option(help="The network.", show_default="the run's own weights")] = None,
+    device: DeviceFlag = "auto",
     as_json: Json = False,
     settings: PathGradients,
 ) -> None:
     """Measure the gradient along single paths and draw Figure 6; an interrupted run goes on."""
-    net = models.load(weights or results.weights_of(run))
+    net = models.load(weights or results.weights_of(run)).to(_device(device))
     _show(_measure(net, pathnet.data.load(data), settings, run), as_json)
 
 
@@ -172,12 +176,13 @@ def figures(
 
 
 @app.command()
-def demo(run: RunFlag = Path("runs/demo"), as_json: Json = False) -> None:
+def demo(run: RunFlag = Path("runs/demo"), device: DeviceFlag = "auto", as_json: Json = False) -> None:
     """Train a small network on digits, measure its path gradients, draw Figure 6: within three minutes."""
+    place = _device(device)
     digits = pathnet.data.digits()
     torch.manual_seed(DEMO_RECIPE.seed)
     net = models.preact_resnet(DEMO_DEPTH, DEMO_WIDTH, len(digits.classes), in_channels=digits.image_shape[0])
-    weights = results.weights_of(run)
+    net, weights = net.to(place), results.weights_of(run)
     with _one_thread():
         history = _train(net, digits, DEMO_RECIPE, weights)
         if not as_json:
@@ -213,6 +218,15 @@ def _build_facts() -> dict[str, Any]:
     except RuntimeError as error:
         facts = {"build": str(error)}
     return {name.replace("_", " "): fact for name, fact in facts.items() if fact}
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    usable = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    if name not in usable:
+        raise ValueError(f"device: expected auto, {', '.join(usable)}, got {name!r}")
+    return torch.device(name)
 
 
 def _train(net: models.ResidualNet, images: pathnet.data.Data, recipe: Recipe, out: Path) -> list[training.Epoch]:

@@ -80,13 +80,18 @@ class Epoch:
     seconds: float
 
 
+def _device(net: ResidualNet) -> torch.device:
+    return next(net.parameters()).device
+
+
 def evaluate(net: ResidualNet, data: Data) -> float:
     """The accuracy on the test split, in [0, 1]. The network's mode is left as it was."""
-    training = net.training
+    training, device = net.training, _device(net)
     net.eval()
     with torch.no_grad():
         right = sum(
-            int((net(images).argmax(1) == labels).sum()) for images, labels in data.test_batches(EVALUATION_BATCH)
+            int((net(images.to(device)).argmax(1) == labels.to(device)).sum())
+            for images, labels in data.test_batches(EVALUATION_BATCH)
         )
     net.train(training)
     return right / len(data.test)
@@ -99,7 +104,7 @@ def train(
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
 ) -> list[Epoch]:
-    """Trains ``net`` in place and returns one `Epoch` for every pass, earlier ones of the checkpoint included.
+    """Trains ``net`` in place, on its device; one `Epoch` for every pass, earlier ones of the checkpoint included.
 
     Where ``checkpoint`` exists, training goes on from it, and ends with the same weights, bit for bit, as
     training that was never interrupted (on the same machine and number of threads). The file is written whole
@@ -200,7 +205,9 @@ class _Run:
         images = self.data.normalise(self.data.train.take(indices))
         if self.recipe.augment:
             images = self.data.augment(images, stream(seed, "augmentation", epoch, position))
-        return images.contiguous(memory_format=torch.channels_last), self.data.train.labels[indices]
+        images = images.contiguous(memory_format=torch.channels_last)
+        device = _device(self.net)
+        return images.to(device), self.data.train.labels[indices].to(device)
 
     def _momenta(self) -> dict[str, Tensor]:
         state = self.optimizer.state
@@ -236,7 +243,8 @@ class _Run:
         fill(self.net, tensors, checkpoint)
         for name, parameter in self.net.named_parameters():
             if f"momentum/{name}" in tensors:
-                self.optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum/{name}"]
+                momentum = tensors[f"momentum/{name}"].to(parameter.device)
+                self.optimizer.state[parameter]["momentum_buffer"] = momentum
         progress = metadata["progress"]
         self.step, self.loss_sum, self.seconds = progress["step"], progress["loss_sum"], progress["seconds"]
         self.history = [Epoch(**epoch) for epoch in progress["history"]]

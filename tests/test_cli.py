@@ -95,6 +95,21 @@ def test_gradients_finds_the_runs_own_weights_and_goes_on(weights: Path, tmp_pat
     assert "path gradients: 3/3 batches, engine" in ended.err
 
 
+def test_the_device_is_no_part_of_a_run(run: Path, weights: Path) -> None:
+    for device in ("cpu", "auto"):
+        flags = ["--data", "digits", "--weights", weights, "--run", run, *FEW, "--device", device]
+        assert pathnet_("gradients", *flags).status == 0
+    assert "device" not in results.read(run).identity
+
+
+def test_auto_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for usable in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda usable=usable: usable)
+        assert cli._device("auto").type == ("cuda" if usable else "cpu") and cli._device("cpu").type == "cpu"
+    with pytest.raises(ValueError, match="device: expected auto, cpu, got 'cuda'"):
+        cli._device("cuda")
+
+
 def test_figures_draws_again_from_the_folder(run: Path) -> None:
     for file in (run / "figures").iterdir():
         file.unlink()
@@ -159,6 +174,7 @@ def assert_one_line(ended: Ended, *words: object) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (["--device", "abacus"], ["device: expected auto, cpu", "got 'abacus'"]),
         (["--engine", "abacus"], ["engine: expected auto", "got 'abacus'"]),
         (["--batch-size", "1438"], ["batch_size: expected 1 to 1437", "got 1438"]),
         (["--batches", "0"], ["batches: expected", "got 0"]),
