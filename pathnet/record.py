@@ -100,16 +100,40 @@ def one_of(name: str, value: str, literal: object) -> None:
 def full_precision() -> Iterator[None]:
     """Arithmetic as it is written, whatever mode the caller is in: no autocast, no TF32, and with autograd.
 
-    On a GPU TF32 is cuDNN's default, and its 10 bits would flip ReLU bits.
+    On a GPU TF32 is cuDNN's default, and its 10 bits would flip ReLU bits; training scripts often turn it on for
+    matrix products too.
     """
     cudnn = torch.backends.cudnn
     with (
         cudnn.flags(enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False),
+        _full_precision_products(),
         torch.autocast("cpu", enabled=False),
         torch.autocast("cuda", enabled=False),
         torch.inference_mode(False),
     ):
         yield
+
+
+@contextmanager
+def _full_precision_products() -> Iterator[None]:
+    matmul = torch.backends.cuda.matmul
+    if matmul.fp32_precision != "tf32":
+        yield
+        return
+    # PyTorch has an older and a newer switch, and refuses to read the older one where the newer was used.
+    try:
+        older = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+    except RuntimeError:
+        older = None
+        matmul.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        if older is None:
+            matmul.fp32_precision = "tf32"
+        else:
+            torch.set_float32_matmul_precision(older)
 
 
 def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype) -> ResidualNet:

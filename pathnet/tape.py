@@ -169,8 +169,6 @@ class Recorder:
     nor its tapes. The forward pass is float32-accurate in every precision; ``precision`` is that of the walk. The
     engine is chosen on the first batch, and anew for images of another size or on another device.
 
-    A recorder may be called from several threads, and serves one after the other.
-
     Args:
         bn: ``running``, batch normalisation by running statistics, samples independent; or ``batch``, by the
             batch's own statistics, through which the gradient then also flows.
@@ -205,6 +203,7 @@ class Recorder:
         if at == "stem_weight":
             self._net.stem_weight()
         self._service: _Service | None = None
+        # The network's copy and its service are shared, and an engine may hook into its modules for a while.
         self._lock = Lock()
 
     @full_precision()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -391,6 +393,34 @@ def test_walks_of_codes_in_the_hosts_memory_never_look(at: Any, bn: Any, monkeyp
     assert tape.path_gradients(CODES).device.type == "meta"
     assert [own.device.type for own in tape.path_gradients(CODES, scaled=True)] == ["meta", "meta"]
     assert tape.gradient().device.type == "meta"
+
+
+OLDER = [None, "high", "medium", "highest"]
+
+
+@pytest.mark.parametrize(("older", "newer"), [*((own, None) for own in OLDER), (None, "tf32"), (None, "ieee")])
+def test_products_are_of_full_precision_however_tf32_was_asked_for(older: str | None, newer: str | None) -> None:
+    """In a process of its own: PyTorch has two switches, and what was set cannot always be taken back."""
+    script = f"""
+import torch
+from pathnet.record import full_precision
+matmul, older, newer = torch.backends.cuda.matmul, {older!r}, {newer!r}
+if older: torch.set_float32_matmul_precision(older)
+if newer: matmul.fp32_precision = newer
+before = matmul.fp32_precision
+assert (before == "tf32") == (older in ("high", "medium") or newer == "tf32")
+for _ in range(2):
+    with full_precision():
+        assert matmul.fp32_precision != "tf32"
+        with full_precision():
+            assert matmul.fp32_precision != "tf32"
+        assert matmul.fp32_precision != "tf32"
+    assert matmul.fp32_precision == before
+if newer is None:
+    assert torch.get_float32_matmul_precision() == (older or "highest")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
 
 
 # What is wrong with a batch
