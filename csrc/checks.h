@@ -41,8 +41,12 @@ inline void check_shape(const char* name, const Tensor& tensor, const std::vecto
 // Sides and channels beyond this are no images; with it no product of a shape's sizes leaves int64.
 constexpr int64_t kLargestSize = 1 << 15;
 
-inline void check_unit(const Unit& unit, int64_t index, bool projection, const Tensor& weights, const Tensor& scales,
-                       const Tensor& relu_bits) {
+// What the tables' offsets point into: elements of weights and scales, bytes of a sample's ReLU bits.
+struct PlanSizes {
+  int64_t weights, scales, bits;
+};
+
+inline void check_unit(const Unit& unit, int64_t index, bool projection, const PlanSizes& sizes) {
   for (int64_t size : {unit.in_channels, unit.in_height, unit.in_width, unit.out_channels, unit.out_height,
                        unit.out_width, unit.kernel, unit.stride}) {
     STD_TORCH_CHECK(size >= 1 && size <= kLargestSize, "units: expected sizes 1 to ", kLargestSize, " in row ", index,
@@ -56,15 +60,15 @@ inline void check_unit(const Unit& unit, int64_t index, bool projection, const T
     STD_TORCH_CHECK(room >= 0 && room / unit.stride + 1 == out_sides[d], "units: expected the output side of row ",
                     index, " to follow from its input, kernel, stride and padding, got ", out_sides[d]);
   }
-  STD_TORCH_CHECK(unit.weight_offset >= 0 && unit.weight_offset <= weights.numel() - unit.weight_size(),
-                  "units: expected a weight offset within ", weights.numel(), " weights in row ", index, ", got ",
+  STD_TORCH_CHECK(unit.weight_offset >= 0 && unit.weight_offset <= sizes.weights - unit.weight_size(),
+                  "units: expected a weight offset within ", sizes.weights, " weights in row ", index, ", got ",
                   unit.weight_offset);
   if (projection) return;
-  STD_TORCH_CHECK(unit.scale_offset >= 0 && unit.scale_offset <= scales.numel() - unit.in_channels,
-                  "units: expected a scale offset within ", scales.numel(), " scales in row ", index, ", got ",
+  STD_TORCH_CHECK(unit.scale_offset >= 0 && unit.scale_offset <= sizes.scales - unit.in_channels,
+                  "units: expected a scale offset within ", sizes.scales, " scales in row ", index, ", got ",
                   unit.scale_offset);
-  STD_TORCH_CHECK(unit.bits_offset >= 0 && unit.bits_offset <= relu_bits.size(1) - (unit.in_size() + 7) / 8,
-                  "units: expected a bits offset within ", relu_bits.size(1), " bytes in row ", index, ", got ",
+  STD_TORCH_CHECK(unit.bits_offset >= 0 && unit.bits_offset <= sizes.bits - (unit.in_size() + 7) / 8,
+                  "units: expected a bits offset within ", sizes.bits, " bytes in row ", index, ", got ",
                   unit.bits_offset);
 }
 
@@ -73,8 +77,7 @@ inline bool chains(const Unit& unit, const Unit& next) {
          unit.out_width == next.in_width;
 }
 
-inline void check_block(const Plan& plan, int64_t index, const Tensor& weights, const Tensor& scales,
-                        const Tensor& relu_bits) {
+inline void check_block(const Plan& plan, int64_t index, const PlanSizes& sizes) {
   const Block& block = plan.blocks[index];
   STD_TORCH_CHECK(block.first_unit >= 0 && block.unit_count >= 1 && block.unit_count <= plan.unit_count &&
                       block.first_unit <= plan.unit_count - block.unit_count,
@@ -82,7 +85,7 @@ inline void check_block(const Plan& plan, int64_t index, const Tensor& weights, 
                   " from ", block.first_unit);
   const Unit* units = plan.units + block.first_unit;
   for (int64_t u = 0; u < block.unit_count; ++u) {
-    check_unit(units[u], block.first_unit + u, false, weights, scales, relu_bits);
+    check_unit(units[u], block.first_unit + u, false, sizes);
     STD_TORCH_CHECK(u == 0 || chains(units[u - 1], units[u]), "units: expected row ", block.first_unit + u,
                     " to take what the row before it gives");
   }
@@ -110,7 +113,7 @@ inline void check_block(const Plan& plan, int64_t index, const Tensor& weights, 
                     "blocks: expected a projection unit within ", plan.unit_count, " in row ", index, ", got ",
                     block.projection_unit);
     const Unit& projection = plan.units[block.projection_unit];
-    check_unit(projection, block.projection_unit, true, weights, scales, relu_bits);
+    check_unit(projection, block.projection_unit, true, sizes);
     STD_TORCH_CHECK(same_ends(projection, units[0], last), "units: expected the projection in row ",
                     block.projection_unit, " to have its block's shapes");
     return;
@@ -132,9 +135,9 @@ inline void check_block(const Plan& plan, int64_t index, const Tensor& weights, 
                   "blocks: expected equal shapes around the identity skip of row ", index);
 }
 
-inline void check_plan(const Plan& plan, const Tensor& weights, const Tensor& scales, const Tensor& relu_bits) {
+inline void check_plan(const Plan& plan, const PlanSizes& sizes) {
   for (int64_t b = 0; b < plan.block_count; ++b) {
-    check_block(plan, b, weights, scales, relu_bits);
+    check_block(plan, b, sizes);
     if (b == 0) continue;
     const Block &before = plan.blocks[b - 1], &block = plan.blocks[b];
     STD_TORCH_CHECK(before.out_channels == block.in_channels && before.out_height == block.in_height &&

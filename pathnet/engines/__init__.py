@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pathnet.engines.cpu import CpuEngine
+from pathnet.engines.cuda import CudaEngine
 from pathnet.engines.reference import ReferenceEngine
 from pathnet.models.residual_net import ResidualNet
 from pathnet.record import BatchNormMode, BlockRecord, Precision, Prepared
@@ -21,6 +22,8 @@ class Engine(Protocol):
     """One way to walk gradients back through recorded blocks, and batches forward through routed ones."""
 
     name: str
+    device_type: str | None
+    """``cpu`` or ``cuda`` where the engine is made for networks on such a device; None for any."""
 
     def unavailable(self) -> str | None:
         """Why the engine cannot be used in this process, or None."""
@@ -69,7 +72,7 @@ class Engine(Protocol):
         """
 
 
-ENGINES: tuple[Engine, ...] = (CpuEngine(), ReferenceEngine())
+ENGINES: tuple[Engine, ...] = (CudaEngine(), CpuEngine(), ReferenceEngine())
 
 
 def available() -> dict[str, str | None]:
@@ -86,7 +89,7 @@ def choose(
     device: torch.device,
 ) -> Engine:
     """The engine of that name, or for ``auto`` the fastest that serves the job (with a warning if it is not the
-    fastest there is).
+    fastest there is for the device).
 
     Args:
         y0_shape: (C_0, H_0, W_0) of the first block's input.
@@ -98,15 +101,18 @@ def choose(
     if name != "auto" and name not in names:
         raise ValueError(f"engine: expected auto, {', '.join(names)}, got {name!r}")
     refusals: list[str] = []
+    expected: list[str] = []
     for engine in ENGINES:
         if name not in ("auto", engine.name):
             continue
         reason = engine.unavailable() or engine.unsupported(net, bn, precision, y0_shape, device)
         if reason is None:
-            if refusals and precision != "float64":
+            if expected and precision != "float64":
                 warnings.warn(
-                    f"engine {engine.name} serves, since {'; '.join(refusals)}", RuntimeWarning, stacklevel=3
+                    f"engine {engine.name} serves, since {'; '.join(expected)}", RuntimeWarning, stacklevel=3
                 )
             return engine
+        if engine.device_type in (None, device.type):
+            expected.append(f"{engine.name}: {reason}")
         refusals.append(f"{engine.name}: {reason}")
     raise ValueError(f"engine: {name!r} cannot serve this job ({'; '.join(refusals)})")

@@ -46,6 +46,7 @@ class ReferenceEngine:
     """Walks by ``torch.autograd.grad`` through one block at a time, its branches computed anew."""
 
     name = "reference"
+    device_type: str | None = None
 
     def unavailable(self) -> str | None:
         return None

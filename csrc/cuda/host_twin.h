@@ -1,0 +1,263 @@
+// The execution policy on the host: the kernels' own bodies in plain loops, for machines without a GPU. Tensor-core
+// fragments are laid out as PTX defines them for ldmatrix.x4 and mma.m16n8k16.
+//
+// It also watches shared memory as a sanitizer would: an access out of bounds, a read of what was never written or is
+// still being copied, and two warps that touch a word between two barriers, one of them writing.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "bf16.h"
+#include "execution.h"
+
+namespace pathnet {
+
+class HostExec {
+ public:
+  template <class T>
+  struct PerLane {
+    T of[kWarpSize];
+    PerLane() = default;
+    explicit PerLane(const T& start) { std::fill_n(of, kWarpSize, start); }
+    T& operator[](int lane) { return of[lane]; }
+  };
+  template <class T>
+  struct PerWarp {
+    std::vector<T> of = std::vector<T>(kWarps);
+    T& operator[](int warp) { return of[size_t(warp)]; }
+  };
+  struct Source {
+    float of[16][16];  // pixel, channel
+  };
+  struct Weights {
+    float of[16][8];  // channel summed over, channel produced
+  };
+
+  explicit HostExec(int shared_bytes) : memory_(size_t(shared_bytes), 0xff), words_(size_t(shared_bytes) / 4) {}
+
+  const std::string& finding() const { return finding_; }
+
+  int block() const { return 0; }
+  // A new item finds what the last one left, but must not read it.
+  int take(int32_t* counter) {
+    for (Word& word : words_) word.written = false;
+    return (*counter)++;
+  }
+  void barrier() { ++epoch_; }
+
+  template <class F>
+  void warps(const F& f) {
+    for (int i = 0; i < kWarps; ++i) {
+      // Not in order, so that what only works in order shows.
+      warp_ = (i * 5 + int(epoch_) * 3) % kWarps;
+      f(warp_);
+    }
+    warp_ = kWholeBlock;
+  }
+  template <class F>
+  void threads(const F& f) {
+    for (int thread = kThreads - 1; thread >= 0; --thread) {
+      warp_ = thread / kWarpSize;
+      f(thread);
+    }
+    warp_ = kWholeBlock;
+  }
+  template <class F>
+  void lanes(const F& f) {
+    for (int lane = 0; lane < kWarpSize; ++lane) f(lane);
+  }
+
+  template <class T>
+  T load(int byte) {
+    T value{};
+    if (!touch(byte, sizeof(T), false)) return value;
+    std::memcpy(&value, memory_.data() + byte, sizeof(T));
+    return value;
+  }
+  template <class T>
+  T uniform_load(int byte) {
+    return load<T>(byte);
+  }
+  template <class T>
+  void store(int byte, T value) {
+    if (touch(byte, sizeof(T), true)) std::memcpy(memory_.data() + byte, &value, sizeof(T));
+  }
+  void clear_unit(int byte) {
+    if (touch(byte, kUnitBytes, true)) std::memset(memory_.data() + byte, 0, kUnitBytes);
+  }
+
+  void raise(int byte, PerLane<float>& values) {
+    raise_one(byte, to_bits(*std::max_element(values.of, values.of + kWarpSize)));
+  }
+  // Atomic: warps may meet here between two barriers, but none may read or write the word otherwise.
+  void raise_one(int byte, uint32_t value) {
+    const int own = warp_;
+    warp_ = kAtomic;
+    store(byte, std::max(load<uint32_t>(byte), value));
+    warp_ = own;
+  }
+  double sum(PerLane<double>& values) const {
+    double of[kWarpSize];
+    std::copy_n(values.of, kWarpSize, of);
+    for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
+      for (int lane = 0; lane < distance; ++lane) of[lane] += of[lane + distance];
+    }
+    return of[0];
+  }
+
+  void copy_async(int byte, const uint8_t* from, int bytes) {
+    for (int i = 0; i < bytes; i += kUnitBytes) {
+      warp_ = i / kUnitBytes % kThreads / kWarpSize;
+      if (!touch(byte + i, kUnitBytes, true)) break;
+      std::memset(memory_.data() + byte + i, 0xff, kUnitBytes);
+      for (int word = 0; word < kUnitBytes / 4; ++word) words_[size_t(byte + i) / 4 + size_t(word)].copied = false;
+    }
+    warp_ = kWholeBlock;
+    open_.push_back({byte, from, bytes});
+  }
+  void commit_copies() {
+    groups_.push_back(open_);
+    open_.clear();
+  }
+  template <int pending>
+  void wait_copies() {
+    while (groups_.size() > size_t(pending)) {
+      for (const Copy& copy : groups_.front()) arrive(copy);
+      groups_.pop_front();
+    }
+  }
+
+  template <class Address>
+  void load_source(Source& source, const Address& address) {
+    for (int lane = 0; lane < kWarpSize; ++lane) {
+      const int byte = address(lane), matrix = lane / 8, row = matrix % 2 * 8 + lane % 8, first = matrix / 2 * 8;
+      uint16_t values[8] = {};
+      if (byte % kUnitBytes != 0) report("misaligned ldmatrix", byte);
+      if (touch(byte, kUnitBytes, false)) std::memcpy(values, memory_.data() + byte, kUnitBytes);
+      for (int i = 0; i < 8; ++i) source.of[row][first + i] = from_bf16(values[i]);
+    }
+  }
+  template <class Address>
+  void load_weights(Weights& weights, const Address& address) {
+    for (int lane = 0; lane < kWarpSize; ++lane) {
+      const int byte = address(lane);
+      uint16_t values[4] = {};
+      if (byte % 8 != 0) report("misaligned read of weights", byte);
+      if (touch(byte, 8, false)) std::memcpy(values, memory_.data() + byte, 8);
+      for (int i = 0; i < 4; ++i) weights.of[lane % 4 * 2 + i % 2 + i / 2 * 8][lane / 4] = from_bf16(values[i]);
+    }
+  }
+  template <class Result>
+  void multiply(const Result& result, const Source& a, const Weights& b) {
+    for (int row = 0; row < 16; ++row) {
+      float sums[8] = {};
+      for (int k = 0; k < 16; ++k) {
+        for (int column = 0; column < 8; ++column) sums[column] += a.of[row][k] * b.of[k][column];
+      }
+      for (int column = 0; column < 8; ++column) {
+        result(row % 8 * 4 + column / 2)[row / 8 * 2 + column % 2] += sums[column];
+      }
+    }
+  }
+
+  template <int bytes>
+  static uint32_t load_bits(const uint8_t* from) {
+    uint32_t bits = 0;
+    std::memcpy(&bits, from, bytes);
+    return bits;
+  }
+  template <int bytes>
+  static void store_bits(uint8_t* to, uint32_t bits) {
+    std::memcpy(to, &bits, bytes);
+  }
+
+  static uint32_t to_bf16(float low, float high) {
+    return uint32_t(pathnet::to_bf16(high)) << 16 | pathnet::to_bf16(low);
+  }
+  static float low(uint32_t pair) { return from_bits(pair << 16); }
+  static float high(uint32_t pair) { return from_bits(pair & 0xffff0000u); }
+  static float from_bits(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+  }
+  static uint32_t to_bits(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    return bits;
+  }
+  static float larger_magnitude(float a, float b) { return std::fmax(a, std::fabs(b)); }
+  static float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
+  static double scaled_root(double square, int exponent) { return std::ldexp(std::sqrt(square), exponent); }
+
+ private:
+  static constexpr int kNobody = -1, kSeveral = -2, kAtomic = -3, kWholeBlock = -4;
+
+  // Who touched a word of four bytes since the last barrier.
+  struct Word {
+    int64_t epoch = -1;
+    int reader = kNobody, writer = kNobody;
+    bool written = false, copied = true;
+  };
+  struct Copy {
+    int byte;
+    const uint8_t* from;
+    int bytes;
+  };
+
+  bool touch(int byte, size_t bytes, bool writes) {
+    if (byte < 0 || size_t(byte) + bytes > memory_.size() || byte % int(std::min<size_t>(bytes, 4)) != 0) {
+      report("access outside of shared memory", byte);
+      return false;
+    }
+    for (size_t w = size_t(byte) / 4; w <= (size_t(byte) + bytes - 1) / 4; ++w) {
+      Word& word = words_[w];
+      if (word.epoch != epoch_) {
+        word.epoch = epoch_;
+        word.reader = word.writer = kNobody;
+      }
+      if (!word.copied) report(writes ? "write over a running copy" : "read of a running copy", byte);
+      if (!writes && !word.written) report("read of what was never written", byte);
+      const bool others_wrote = word.writer != kNobody && word.writer != warp_;
+      const bool others_read = word.reader != kNobody && word.reader != warp_;
+      if (others_wrote || (writes && others_read)) report(writes ? "race of a write" : "race of a read", byte);
+      if (writes) {
+        word.writer = warp_;
+        word.written = true;
+      } else {
+        word.reader = word.reader == kNobody || word.reader == warp_ ? warp_ : kSeveral;
+      }
+    }
+    return true;
+  }
+
+  void arrive(const Copy& copy) {
+    std::memcpy(memory_.data() + copy.byte, copy.from, size_t(copy.bytes));
+    for (int i = 0; i < copy.bytes / 4; ++i) {
+      Word& word = words_[size_t(copy.byte) / 4 + size_t(i)];
+      // Only after a barrier may others than the copying thread read it.
+      word.epoch = epoch_;
+      word.writer = kSeveral;
+      word.copied = true;
+    }
+  }
+
+  void report(const char* what, int byte) {
+    if (finding_.empty()) finding_ = std::string(what) + " at shared byte " + std::to_string(byte);
+  }
+
+  std::vector<uint8_t> memory_;
+  std::vector<Word> words_;
+  std::vector<Copy> open_;
+  std::deque<std::vector<Copy>> groups_;
+  std::string finding_;
+  int64_t epoch_ = 0;
+  int warp_ = kWholeBlock;
+};
+
+}  // namespace pathnet

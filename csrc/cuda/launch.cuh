@@ -1,0 +1,36 @@
+// Launches of persistent kernels: as many thread blocks as the device runs at a time.
+#pragma once
+
+#include <algorithm>
+
+#include "device.cuh"
+
+namespace pathnet {
+
+// Null, or why the kernel cannot run with the program's shared memory.
+template <class Kernel>
+const char* resident_blocks(Kernel kernel, const Program& program, int items, int& blocks) {
+  int device = 0, processors = 0, each = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, program.shared_bytes);
+  }
+  if (error == cudaSuccess) {
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kThreads, size_t(program.shared_bytes));
+  }
+  if (error != cudaSuccess) return cudaGetErrorString(error);
+  if (each == 0) return "a thread block needs more shared memory than the device has";
+  blocks = std::min(items, processors * each);
+  return nullptr;
+}
+
+template <class Kernel, class Job>
+const char* launch(Kernel kernel, const Job& job, const Program& program, int blocks, void* stream) {
+  const cudaStream_t queue = static_cast<cudaStream_t>(stream);
+  kernel<<<blocks, kThreads, program.shared_bytes, queue>>>(job);
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+}  // namespace pathnet

@@ -1,0 +1,307 @@
+#include "program.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <stdexcept>
+
+#include "bf16.h"
+
+namespace pathnet {
+namespace {
+
+int round_up(int64_t value, int64_t multiple) { return int((value + multiple - 1) / multiple * multiple); }
+
+[[noreturn]] void refuse(int64_t block, const std::string& reason) {
+  throw std::invalid_argument("block " + std::to_string(block + 1) + " " + reason);
+}
+
+Image padded(int64_t channels, int64_t height, int64_t width) {
+  return {int32_t(round_up(channels, kReduced)), int32_t(height), int32_t(width)};
+}
+
+bool same(const Image& a, const Image& b) {
+  return a.channels == b.channels && a.height == b.height && a.width == b.width;
+}
+
+void check_form(const Plan& plan, int64_t index) {
+  const Block& block = plan.blocks[index];
+  if (block.unit_count != 2) refuse(index, "is not a basic block (two convolutions)");
+  const Unit& first = plan.units[block.first_unit];
+  const Unit& second = plan.units[block.first_unit + 1];
+  for (const Unit* unit : {&first, &second}) {
+    if (unit->kernel != 3 || unit->padding != 1) refuse(index, "has a convolution that is not 3x3 with padding 1");
+    if (unit->in_channels > kMaxChannels || unit->out_channels > kMaxChannels) {
+      refuse(index, "has more than " + std::to_string(kMaxChannels) + " channels");
+    }
+  }
+  if (first.stride > 2 || second.stride != 1)
+    refuse(index, "has a stride other than 1, or 2 in its first convolution");
+  if (round_up(first.out_channels, kReduced) != round_up(second.out_channels, kReduced)) {
+    refuse(index, "has convolutions of different widths");
+  }
+  if (block.skip == kProjection) {
+    const Unit& projection = plan.units[block.projection_unit];
+    if (projection.kernel != 1 || projection.padding != 0 || projection.stride != first.stride) {
+      refuse(index, "has a projection that is not 1x1 with the stride of its first convolution");
+    }
+  }
+}
+
+int32_t checksum_of(const int32_t* numbers, int64_t size) {
+  uint32_t sum = 2166136261u;
+  for (int64_t i = 0; i < size; ++i) {
+    if (i != offsetof(Program, checksum) / 4) sum = (sum ^ uint32_t(numbers[i])) * 16777619u;
+  }
+  return int32_t(sum);
+}
+
+class Planner {
+ public:
+  Planner(const Plan& plan, bool backward, int parts, int shared_bytes)
+      : plan_(plan), backward_(backward), parts_(parts), shared_bytes_(shared_bytes) {
+    for (int64_t b = 0; b < plan.block_count; ++b) check_form(plan, b);
+  }
+
+  // Largest number of samples that fits, since they share every fetch of the weights.
+  std::vector<int32_t> program() {
+    for (int samples = backward_ ? kMaxSamples : 1; samples >= 1; --samples) {
+      std::vector<int32_t> made = with(samples);
+      const int32_t needed = reinterpret_cast<const Program*>(made.data())->shared_bytes;
+      if (needed <= shared_bytes_) return made;
+      if (samples == 1) {
+        throw std::invalid_argument("the network's images need " + std::to_string(needed) +
+                                    " bytes of shared memory, and a thread block has " +
+                                    std::to_string(shared_bytes_));
+      }
+    }
+    return {};
+  }
+
+ private:
+  int image_bytes(const Image& image) const { return samples_ * parts_ * image.plane_bytes(); }
+
+  std::vector<int32_t> with(int samples) {
+    samples_ = samples;
+    std::vector<int32_t> made(program_size(plan_.block_count), 0);
+    Program& program = *reinterpret_cast<Program*>(made.data());
+    BlockForm* blocks = reinterpret_cast<BlockForm*>(made.data() + sizeof(Program) / 4);
+    program.backward = backward_;
+    program.parts = parts_;
+    program.samples = samples;
+    program.block_count = int32_t(plan_.block_count);
+    program.channels_in = int32_t(plan_.blocks[0].in_channels);
+    program.channels_out = int32_t(plan_.blocks[plan_.block_count - 1].out_channels);
+    describe(program, blocks);
+    if (backward_) {
+      place_gradients(program, blocks);
+    } else {
+      place_operands(program, blocks);
+    }
+    for (int64_t b = 0; b < plan_.block_count; ++b) connect(blocks[b]);
+    // A third slot lets a chunk's copy run for a whole chunk's product; two are enough to be correct.
+    program.slots = program.slot_byte(3) <= shared_bytes_ ? 3 : 2;
+    program.shared_bytes = program.slot_byte(program.slots);
+    program.checksum = checksum_of(made.data(), int64_t(made.size()));
+    return made;
+  }
+
+  void describe(Program& program, BlockForm* blocks) {
+    for (int64_t b = 0; b < plan_.block_count; ++b) {
+      const Block& block = plan_.blocks[b];
+      BlockForm& form = blocks[b];
+      const Unit* units[2] = {&plan_.units[block.first_unit], &plan_.units[block.first_unit + 1]};
+      form.skip = int32_t(block.skip);
+      form.stride = int32_t(units[0]->stride);
+      form.in = padded(block.in_channels, block.in_height, block.in_width);
+      form.out = padded(block.out_channels, block.out_height, block.out_width);
+      form.bits_byte = program.bits_bytes;
+      program.bits_bytes += form.in.bits_bytes();
+      const int32_t inner_bits = program.bits_bytes;
+      program.bits_bytes += form.out.bits_bytes();
+      form.affine = program.affine_size;
+      program.affine_size += 2 * form.in.channels;
+      const int32_t inner_affine = program.affine_size;
+      program.affine_size += 2 * form.out.channels;
+      const int32_t first_bits = backward_ ? form.bits_byte : inner_bits;
+      const int32_t second_bits = backward_ ? inner_bits : -1;
+      form.units[0] = conv(program, form.in, form.out, 3, form.stride, first_bits, inner_affine);
+      form.units[1] = conv(program, form.out, form.out, 3, 1, second_bits, -1);
+      if (form.skip == kProjection) {
+        form.projection = conv(program, form.in, form.out, 1, form.stride, backward_ ? form.bits_byte : -1, -1);
+      }
+      program.scratch_size =
+          std::max({program.scratch_size, 2 * form.in.lane_order_size(), 2 * form.out.lane_order_size()});
+    }
+  }
+
+  Conv conv(Program& program, const Image& in, const Image& out, int kernel, int stride, int32_t bits,
+            int32_t affine) {
+    Conv conv = {};
+    conv.source = backward_ ? out : in;
+    conv.target = backward_ ? in : out;
+    conv.kernel = kernel;
+    conv.stride = stride;
+    conv.chunks = conv.source.channels / kReduced;
+    conv.chunk_bytes = chunk_bytes(parts_, kernel * kernel, conv.target.tiles());
+    conv.weights_byte = program.weights_bytes;
+    conv.bits_byte = bits;
+    conv.affine = affine;
+    conv.column_tiles = column_tiles(conv);
+    const int parities = backward_ && kernel == 3 ? stride : 1;
+    for (int parity = 0; parity < parities * parities; ++parity) {
+      conv.passes[conv.pass_count++] = make_pass(conv.target, axis(kernel, stride, parity / parities),
+                                                 axis(kernel, stride, parity % parities), conv.column_tiles);
+    }
+    conv.reads = conv.chunks_read(samples_);
+    program.weights_bytes += conv.chunks * conv.chunk_bytes;
+    program.slot_bytes = std::max(program.slot_bytes, conv.chunk_bytes);
+    return conv;
+  }
+
+  Axis axis(int kernel, int stride, int parity) const {
+    return backward_ ? backward_axis(kernel, stride, parity) : forward_axis(kernel, stride);
+  }
+
+  // As many as leave no warp without work, since every further one saves a reading of the source; four only with one
+  // term a number, for the registers' sake.
+  int column_tiles(const Conv& conv) const {
+    if (conv.target.channels == 16 || !conv.dense()) return 2;
+    const int pairs = ceil_div(samples_ * conv.target.strips(), 2), all = conv.target.tiles();
+    if (parts_ == 1 && all % 4 == 0 && pairs * (all / 4) >= kWarps) return 4;
+    return pairs * (all / 2) >= kWarps ? 2 : 1;
+  }
+
+  // Gradient and intermediate of a stage (blocks of one shape) stand side by side at one end of the arena; the next
+  // stage's at the other end, since the block between two stages reads one pair while it writes the other's gradient.
+  void place_gradients(Program& program, BlockForm* blocks) {
+    struct Stage {
+      Image image;
+      int grad, mid;
+    };
+    std::vector<Stage> stages;  // from the last block to the first
+    auto enter = [&](const Image& image) {
+      if (stages.empty() || !same(stages.back().image, image)) stages.push_back({image, image_bytes(image), 0});
+    };
+    for (int64_t b = plan_.block_count - 1; b >= 0; --b) {
+      enter(blocks[b].out);
+      stages.back().mid = image_bytes(blocks[b].out);
+      enter(blocks[b].in);
+    }
+    for (size_t s = 0; s < stages.size(); ++s) {
+      const int next = s + 1 < stages.size() ? stages[s + 1].grad : 0;
+      program.arena_bytes = std::max(program.arena_bytes, stages[s].grad + stages[s].mid + next);
+    }
+    auto grad_byte = [&](size_t s) { return s % 2 == 0 ? 0 : program.arena_bytes - stages[s].grad; };
+    size_t stage = 0;
+    for (int64_t b = plan_.block_count - 1; b >= 0; --b) {
+      BlockForm& form = blocks[b];
+      form.out_byte = grad_byte(stage);
+      form.mid_byte = stage % 2 == 0 ? stages[stage].grad : form.out_byte - stages[stage].mid;
+      if (!same(form.in, form.out)) ++stage;
+      form.in_byte = grad_byte(stage);
+    }
+  }
+
+  void place_operands(Program& program, BlockForm* blocks) {
+    int operand = 0, mid = 0;
+    for (int64_t b = 0; b < plan_.block_count; ++b) {
+      operand = std::max({operand, image_bytes(blocks[b].in), image_bytes(blocks[b].out)});
+      mid = std::max(mid, image_bytes(blocks[b].out));
+    }
+    for (int64_t b = 0; b < plan_.block_count; ++b) blocks[b].mid_byte = operand;
+    program.arena_bytes = operand + mid;
+  }
+
+  // From offsets in the arena to bytes of shared memory.
+  void connect(BlockForm& form) const {
+    for (int32_t* byte : {&form.in_byte, &form.out_byte, &form.mid_byte}) *byte += kControlBytes;
+    form.units[0].source_byte = backward_ ? form.mid_byte : form.in_byte;
+    form.units[0].target_byte = backward_ ? form.in_byte : form.mid_byte;
+    form.units[1].source_byte = backward_ ? form.out_byte : form.mid_byte;
+    form.units[1].target_byte = backward_ ? form.mid_byte : form.out_byte;
+    form.projection.source_byte = backward_ ? form.out_byte : form.in_byte;
+    form.projection.target_byte = backward_ ? form.in_byte : form.out_byte;
+  }
+
+  const Plan& plan_;
+  const bool backward_;
+  const int parts_, shared_bytes_;
+  int samples_ = 1;
+};
+
+// One convolution's weights, [chunk][part][tap][tile][lane][4].
+class WeightPacker {
+ public:
+  WeightPacker(const Plan& plan, const Program& program, uint8_t* packed)
+      : plan_(plan), backward_(program.backward != 0), parts_(program.parts), packed_(packed) {}
+
+  void operator()(const Conv& conv, const Unit& unit, const float* scales) const {
+    const int taps = conv.kernel * conv.kernel, tiles = conv.target.tiles();
+    for (int chunk = 0; chunk < conv.chunks; ++chunk) {
+      uint16_t* out = reinterpret_cast<uint16_t*>(packed_ + conv.weights_byte + chunk * conv.chunk_bytes);
+      for (int tap = 0; tap < taps; ++tap) {
+        for (int tile = 0; tile < tiles; ++tile) {
+          for (int lane = 0; lane < kWarpSize; ++lane) {
+            for (int i = 0; i < 4; ++i) {
+              float rest = value(unit, scales, tap, chunk * kReduced + fragment_row(lane, i),
+                                 tile * kChannelTile + fragment_column(lane));
+              for (int part = 0; part < parts_; ++part) {
+                const uint16_t term = to_bf16(rest);
+                out[fragment_index(tiles, part * taps + tap, tile, lane) + i] = term;
+                rest -= from_bf16(term);
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  // `tap` counts column by column, and backward the flipped kernel.
+  float value(const Unit& unit, const float* scales, int tap, int reduced, int column) const {
+    const int side = int(unit.kernel), flipped = backward_ ? side * side - 1 - tap : tap;
+    const int row = flipped % side, across = flipped / side;
+    const int64_t in = backward_ ? column : reduced, out = backward_ ? reduced : column;
+    if (in >= unit.in_channels || out >= unit.out_channels) return 0.0f;
+    const float weight =
+        plan_.weights[unit.weight_offset + ((out * unit.in_channels + in) * side + row) * side + across];
+    return backward_ ? weight * scales[in] : weight;
+  }
+
+  const Plan& plan_;
+  const bool backward_;
+  const int parts_;
+  uint8_t* packed_;
+};
+
+}  // namespace
+
+std::vector<int32_t> make_program(const Plan& plan, bool backward, int parts, int shared_bytes) {
+  return Planner(plan, backward, parts, shared_bytes).program();
+}
+
+bool is_program(const int32_t* numbers, int64_t size) {
+  if (size < program_size(1)) return false;
+  const Program& program = *reinterpret_cast<const Program*>(numbers);
+  return size == program_size(program.block_count) && program.checksum == checksum_of(numbers, size);
+}
+
+void pack_program_weights(const Plan& plan, const Program& program, uint8_t* packed) {
+  const WeightPacker pack(plan, program, packed);
+  for (int64_t b = 0; b < plan.block_count; ++b) {
+    const BlockForm& form = program.blocks()[b];
+    const Block& block = plan.blocks[b];
+    for (int u = 0; u < 2; ++u) {
+      const Unit& unit = plan.units[block.first_unit + u];
+      pack(form.units[u], unit, plan.scales + unit.scale_offset);
+    }
+    if (form.skip == kProjection) {
+      pack(form.projection, plan.units[block.projection_unit],
+           plan.scales + plan.units[block.first_unit].scale_offset);
+    }
+  }
+}
+
+}  // namespace pathnet

@@ -1,0 +1,330 @@
+// Walks gradients from the last block's output to the first block's input, BN mode `running`: one item of work is one
+// routing and `program.samples` samples of the batch.
+//
+// In that mode BN is a factor a channel, folded into the packed weights, so that between two convolutions nothing is
+// left to do but to clear what a ReLU cut off. A block's second convolution takes the gradient to the intermediate,
+// the first adds to the gradient in place, g <- a g + c J^T g; a skipped block costs nothing. Where the shape changes
+// the two branches are gathered in the next stage's gradient, at the other end of the arena.
+//
+// The largest magnitude is noted as results are stored, and its power of two is taken out by the next block's
+// coefficients: exact, and no pass over the gradient.
+#pragma once
+
+#include "routed_backward.h"
+#include "walk.cuh"
+
+namespace pathnet {
+
+// The power p for which the largest magnitude lies in [2^(p-1), 2^p), from its bits; 0 for zero and non-finite ones.
+PATHNET_DEVICE int power_of(uint32_t largest) {
+  if (largest == 0 || largest >= 0x7f800000u) return 0;
+  const int power = int(largest >> 23) - 126;
+  return power > 126 ? 126 : power;
+}
+
+template <class Exec>
+PATHNET_DEVICE float power_of_two(int power) {
+  return Exec::from_bits(uint32_t(power + 127) << 23);
+}
+
+template <class Exec, int kParts>
+class RoutedBackward {
+ public:
+  PATHNET_DEVICE RoutedBackward(Exec& exec, const PathBackward& job)
+      : exec_(exec), job_(job), program_(*job.program) {}
+
+  PATHNET_DEVICE void run() {
+    const int groups = ceil_div(job_.batch, program_.samples);
+    for (;;) {
+      exec_.threads([&](int thread) {
+        if (thread == 0) exec_.store(item_byte(), uint32_t(exec_.take(job_.counter)));
+      });
+      exec_.barrier();
+      const int item = int(exec_.template uniform_load<uint32_t>(item_byte()));
+      exec_.barrier();
+      if (item / groups >= job_.paths) return;
+      const int path = job_.order[item / groups];
+      if (path < 0 || path >= job_.paths) continue;
+      walk(path, item % groups * program_.samples);
+    }
+  }
+
+ private:
+  using Stream = WeightStream<Exec, true>;
+  using Convolve = Convolution<Exec, kParts, true>;
+
+  PATHNET_DEVICE void walk(int path, int first_sample) {
+    const float* routing = job_.routing + int64_t(path) * program_.block_count * 2;
+    first_ = first_sample;
+    samples_ = job_.batch - first_ < program_.samples ? job_.batch - first_ : program_.samples;
+    parity_ = 0;
+    changed_ = false;
+    Stream stream(exec_, program_, job_.weights, routing);
+    begin();
+    for (int b = program_.block_count - 1; b >= 0; --b) {
+      const float a = routing[2 * b], c = routing[2 * b + 1];
+      const BlockForm& form = program_.blocks()[b];
+      if (!form.changes_shape() && a == 1.0f && c == 0.0f) continue;
+      through(stream, form, a, c);
+      changed_ = true;
+    }
+    end(path);
+  }
+
+  // The incoming gradient, and an intermediate whose border is zero.
+  PATHNET_DEVICE void begin() {
+    const BlockForm& last = program_.blocks()[program_.block_count - 1];
+    const Images<Exec, kParts> images{exec_};
+    images.clear(last.out, last.out_byte, program_.samples);
+    images.clear(last.out, last.mid_byte, program_.samples);
+    exec_.barrier();
+    const int pixels = last.out.height * last.out.width;
+    exec_.threads([&](int thread) {
+      for (int sample = thread; sample < samples_; sample += kThreads) {
+        exec_.store(exponent_byte(sample), uint32_t(job_.exponent[first_ + sample]));
+        for (int parity = 0; parity < 2; ++parity) exec_.store(peak_byte(parity, sample), 0u);
+      }
+      PATHNET_NO_UNROLL
+      for (int i = thread; i < samples_ * pixels * (last.out.channels / 2); i += kThreads) {
+        const int pixel = i % pixels, pair = i / pixels % (last.out.channels / 2);
+        const int sample = i / pixels / (last.out.channels / 2);
+        const float* values = incoming(sample) + pixel;
+        const int channel = 2 * pair;
+        images.store_pair(
+            pair_byte(last.out, last.out_byte, sample, pixel / last.out.width, pixel % last.out.width, pair),
+            last.out.plane_bytes(), channel < program_.channels_out ? values[int64_t(channel) * pixels] : 0.0f,
+            channel + 1 < program_.channels_out ? values[int64_t(channel + 1) * pixels] : 0.0f);
+      }
+    });
+  }
+
+  // Byte of a pair of neighbouring channels, numbered through all tiles.
+  static PATHNET_DEVICE int pair_byte(const Image& image, int base, int sample, int y, int x, int pair) {
+    return Images<Exec, kParts>::sample_byte(image, base, sample) +
+           image.pair_byte(image.pixel(y + 1, x + 1), pair / 4, pair % 4);
+  }
+
+  PATHNET_DEVICE const float* incoming(int sample) const {
+    const Image& out = program_.blocks()[program_.block_count - 1].out;
+    return job_.grad + int64_t(first_ + sample) * program_.channels_out * out.height * out.width;
+  }
+
+  // What the products of one convolution become.
+  struct Epilogue {
+    const RoutedBackward& walk;
+    float keep, coefficient;  // target <- keep * target + coefficient * result
+    bool last;                // scales by the pending power of two, and notes the new peak
+    bool adds;                // to what has been scaled already
+
+    template <int rows, int tiles, bool dense>
+    PATHNET_DEVICE uint32_t mask(const Geometry& conv, const Pass& pass, const Strip& strip, int tile,
+                                 int lane) const {
+      const uint8_t* bits =
+          walk.job_.relu_bits + int64_t(walk.first_ + strip.sample) * walk.program_.bits_bytes + conv.bits_byte;
+      if (dense || pass.vertical.target_step == 1) {
+        return Exec::template load_bits<rows * tiles / 4>(bits + conv.target.bits_byte(strip.index, lane, tile));
+      }
+      uint32_t word = 0;
+      const int x = (strip.x + lane_pixel(lane)) * pass.horizontal.target_step + pass.horizontal.parity;
+      PATHNET_NO_UNROLL
+      for (int row = 0; row < rows; ++row) {
+        const int y = (strip.y + row) * pass.vertical.target_step + pass.vertical.parity;
+        if (x >= conv.target.width || y >= conv.target.height) continue;
+        for (int t = 0; t < tiles; ++t) {
+          const int index = bit_index(conv.target, (tile + t) * kChannelTile + lane_channel(lane), y, x);
+          word |= uint32_t(bits[index / 8] >> index % 8 & 3) << (t * rows * 2 + bit_in_tile(row, 0));
+        }
+      }
+      return word;
+    }
+
+    template <int rows, int tiles, class LaneMasks, class LaneSums>
+    PATHNET_DEVICE void store(const Geometry& conv, const Pass& pass, const Strip& strip, int tile, int half,
+                              LaneMasks& masks, LaneSums& sums) const {
+      Exec& exec = walk.exec_;
+      const Images<Exec, kParts> images{exec};
+      const Image target = conv.target;
+      const float scale = last ? walk.pending_scale(strip.sample) : 1.0f;
+      const float kept = adds ? keep : keep * scale, factor = coefficient * scale;
+      const int plane_bytes = target.plane_bytes();
+      const int base = Images<Exec, kParts>::sample_byte(target, conv.target_byte, strip.sample);
+      typename Exec::template PerLane<float> peak(0.0f);
+      exec.lanes([&](int lane) {
+        const uint32_t mask = masks[lane];
+        each_row<rows, tiles>(target, pass, strip, tile, lane, [&](int row, const int (&bytes)[tiles]) {
+          float old[tiles][2];
+          PATHNET_UNROLL
+          for (int t = 0; t < tiles; ++t) {
+            if (kept != 0.0f) images.load_pair(base + bytes[t], plane_bytes, old[t][0], old[t][1]);
+          }
+          PATHNET_UNROLL
+          for (int t = 0; t < tiles; ++t) {
+            float values[2];
+            PATHNET_UNROLL
+            for (int j = 0; j < 2; ++j) {
+              const int bit = t * rows * 2 + bit_in_tile(row, j);
+              values[j] = mask >> bit & 1 ? factor * sums[lane].of[row][t][2 * half + j] : 0.0f;
+              if (kept != 0.0f) values[j] = Exec::multiply_add(kept, old[t][j], values[j]);
+              peak[lane] = Exec::larger_magnitude(peak[lane], values[j]);
+            }
+            images.store_pair(base + bytes[t], plane_bytes, values[0], values[1]);
+          }
+        });
+      });
+      if (last) exec.raise(peak_byte(1 - walk.parity_, strip.sample), peak);
+    }
+  };
+
+  PATHNET_DEVICE float pending_scale(int sample) const {
+    return power_of_two<Exec>(-power_of(exec_.template uniform_load<uint32_t>(peak_byte(parity_, sample))));
+  }
+
+  PATHNET_DEVICE void through(Stream& stream, const BlockForm& form, float a, float c) {
+    Convolve convolve(exec_, stream, samples_, program_.samples);
+    const bool shape = form.changes_shape();
+    if (shape) Images<Exec, kParts>{exec_}.clear(form.in, form.in_byte, program_.samples);
+    PATHNET_NO_UNROLL
+    for (int turn = c != 0.0f ? 0 : 2; turn < (form.skip == kProjection && a != 0.0f ? 3 : 2); ++turn) {
+      const Conv& conv = turn == 2 ? form.projection : form.units[1 - turn];
+      const float keep = turn == 2 ? 1.0f : turn == 1 && !shape ? a : 0.0f;
+      convolve.run(conv, Epilogue{*this, keep, turn == 0 ? 1.0f : turn == 1 ? c : a, turn != 0, turn == 2});
+    }
+    if (form.skip == kPad && a != 0.0f) {
+      add_padded(form, a);
+    } else if (form.skip == kIdentity && c == 0.0f) {
+      scale(form, a);
+    }
+    exec_.barrier();
+    settle();
+    if (shape) enter_stage(form);
+  }
+
+  // The transposed zero-padding skip: every stride-th pixel of the channels that the input has.
+  PATHNET_DEVICE void add_padded(const BlockForm& form, float a) {
+    const Images<Exec, kParts> images{exec_};
+    exec_.barrier();
+    each_pair(form.out, [&](int sample, int y, int x, int pair) {
+      if (pair >= form.in.channels / 2) return;
+      float first, second, old_first, old_second;
+      const int from = pair_byte(form.out, form.out_byte, sample, y, x, pair);
+      const int to = pair_byte(form.in, form.in_byte, sample, y * form.stride, x * form.stride, pair);
+      images.load_pair(from, form.out.plane_bytes(), first, second);
+      images.load_pair(to, form.in.plane_bytes(), old_first, old_second);
+      const float factor = a * pending_scale(sample);
+      store_changed(to, form.in, sample, old_first + factor * first, old_second + factor * second);
+    });
+  }
+
+  PATHNET_DEVICE void scale(const BlockForm& form, float a) {
+    const Images<Exec, kParts> images{exec_};
+    exec_.barrier();
+    each_pair(form.in, [&](int sample, int y, int x, int pair) {
+      float first, second;
+      const int byte = pair_byte(form.in, form.in_byte, sample, y, x, pair);
+      const float factor = a * pending_scale(sample);
+      images.load_pair(byte, form.in.plane_bytes(), first, second);
+      store_changed(byte, form.in, sample, factor * first, factor * second);
+    });
+  }
+
+  PATHNET_DEVICE void store_changed(int byte, const Image& image, int sample, float first, float second) const {
+    Images<Exec, kParts>{exec_}.store_pair(byte, image.plane_bytes(), first, second);
+    exec_.raise_one(peak_byte(1 - parity_, sample),
+                    Exec::to_bits(Exec::larger_magnitude(Exec::larger_magnitude(0.0f, first), second)));
+  }
+
+  template <class Function>
+  PATHNET_DEVICE void each_pair(const Image& image, const Function& f) {
+    const int pairs = image.channels / 2, pixels = image.height * image.width;
+    exec_.threads([&](int thread) {
+      PATHNET_NO_UNROLL
+      for (int i = thread; i < samples_ * pixels * pairs; i += kThreads) {
+        const int pair = i % pairs, pixel = i / pairs % pixels, sample = i / pairs / pixels;
+        f(sample, pixel / image.width, pixel % image.width, pair);
+      }
+    });
+  }
+
+  // After a block: the power of two that was taken out is added to the exponent, and the peaks change places.
+  PATHNET_DEVICE void settle() {
+    exec_.threads([&](int thread) {
+      for (int sample = thread; sample < samples_; sample += kThreads) {
+        const int power = power_of(exec_.template load<uint32_t>(peak_byte(parity_, sample)));
+        const int exponent = int(exec_.template load<uint32_t>(exponent_byte(sample)));
+        exec_.store(exponent_byte(sample), uint32_t(exponent + power));
+        exec_.store(peak_byte(parity_, sample), 0u);
+      }
+    });
+    parity_ = 1 - parity_;
+  }
+
+  PATHNET_DEVICE void enter_stage(const BlockForm& form) {
+    const int index = int(&form - program_.blocks());
+    if (index == 0) return;
+    const BlockForm& next = program_.blocks()[index - 1];
+    Images<Exec, kParts>{exec_}.clear(next.out, next.mid_byte, program_.samples);
+  }
+
+  // Norms, and on request the gradient. A walk that changed nothing gives back what came, bit for bit.
+  PATHNET_DEVICE void end(int path) {
+    const BlockForm& form = program_.blocks()[0];
+    const Images<Exec, kParts> images{exec_};
+    const int pixels = form.in.height * form.in.width;
+    exec_.barrier();
+    for (int sample = 0; sample < samples_; ++sample) {
+      const float factor = pending_scale(sample);
+      const int64_t slot = int64_t(path) * job_.batch + first_ + sample;
+      float* out = job_.grad_input == nullptr ? nullptr : job_.grad_input + slot * program_.channels_in * pixels;
+      exec_.warps([&](int warp) {
+        typename Exec::template PerLane<double> squares(0.0);
+        exec_.lanes([&](int lane) {
+          float sum = 0.0f;
+          PATHNET_NO_UNROLL
+          for (int i = warp * kWarpSize + lane; i < pixels * (form.in.channels / 2); i += kThreads) {
+            const int pixel = i % pixels, channel = i / pixels * 2;
+            float values[2] = {0.0f, 0.0f};
+            if (changed_) {
+              images.load_pair(
+                  pair_byte(form.in, form.in_byte, sample, pixel / form.in.width, pixel % form.in.width, channel / 2),
+                  form.in.plane_bytes(), values[0], values[1]);
+            }
+            PATHNET_UNROLL
+            for (int j = 0; j < 2; ++j) {
+              if (channel + j >= program_.channels_in) continue;
+              const int64_t element = int64_t(channel + j) * pixels + pixel;
+              const float value = changed_ ? values[j] * factor : incoming(sample)[element];
+              sum += value * value;
+              if (out != nullptr) out[element] = value;
+            }
+          }
+          squares[lane] = sum;
+        });
+        const double total = exec_.sum(squares);
+        exec_.lanes([&](int lane) {
+          if (lane == 0) exec_.store(partial_byte(sample, warp), total);
+        });
+      });
+    }
+    exec_.barrier();
+    exec_.threads([&](int thread) {
+      for (int sample = thread; sample < samples_; sample += kThreads) {
+        const int64_t slot = int64_t(path) * job_.batch + first_ + sample;
+        const int power = power_of(exec_.template load<uint32_t>(peak_byte(parity_, sample)));
+        const int exponent = int(exec_.template load<uint32_t>(exponent_byte(sample))) + power;
+        double total = 0.0;
+        for (int warp = 0; warp < kWarps; ++warp) total += exec_.template load<double>(partial_byte(sample, warp));
+        job_.norms[slot] = Exec::scaled_root(total, exponent);
+        if (job_.exponent_input != nullptr) job_.exponent_input[slot] = exponent;
+      }
+    });
+  }
+
+  Exec& exec_;
+  const PathBackward& job_;
+  const Program& program_;
+  int first_ = 0, samples_ = 0;  // of the item at hand
+  int parity_ = 0;               // which of the peaks the gradient has now
+  bool changed_ = false;
+};
+
+}  // namespace pathnet

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "program.h"
+
+namespace pathnet {
+
+// Everything on the device, but for `program`'s host copy that the launcher reads.
+struct PathBackward {
+  const Program* program;
+  const uint8_t* weights;    // as pack_program_weights lays them out
+  const uint8_t* relu_bits;  // [batch, program->bits_bytes]
+  const float* grad;         // [batch, channels_out, height, width]
+  const int32_t* exponent;   // [batch]
+  const float* routing;      // [paths, blocks, 2]
+  const int32_t* order;      // [paths]: the order in which paths are taken, the longest first
+  int32_t* counter;          // of the items taken; 0 before
+  int32_t batch, paths;
+  double* norms;            // [paths, batch]
+  float* grad_input;        // [paths, batch, channels_in, height, width], or null
+  int32_t* exponent_input;  // [paths, batch], or null
+};
+
+// On the device, on a CUDA stream. Null, or what went wrong.
+const char* launch_routed_backward(const PathBackward& job, const Program& program, void* stream);
+
+// The same kernel body on the host. Empty, or the first race, read of unwritten memory or access out of bounds.
+std::string run_routed_backward(const PathBackward& job);
+
+}  // namespace pathnet

@@ -1,0 +1,407 @@
+// What the walks back and forward share: the stream of weights, and a convolution on tensor cores.
+//
+// One thread block, eight warps, owns one routing and a few samples; their images stay in shared memory for all
+// blocks of the network. A convolution is an implicit product over its taps: sixteen pixels (eight of each of two
+// strips) by sixteen source channels, ldmatrix from the swizzled image, times the packed weights of a tap. A warp
+// walks down the rows of its strips, so that one reading of the source serves three vertical taps and all column
+// tiles: per module and sample, in KB of shared memory read a product of 16 x 8 x 16 (1.6 clocks of the tensor cores
+// of an SM at the rate that mma.sync reaches),
+//   stage 1 (16 channels, tile 8 rows x 2):  10 x 3 readings of 512 B and 9 x 2 x 256 B of weights for 144: 0.14 KB
+//   stage 2 (32 channels, tile 4 rows x 4):   6 x 3 and 9 x 4 for 144: 0.13 KB
+//   stage 3 (64 channels, tile 4 rows x 2):   6 x 3 and 9 x 2 for 72: 0.19 KB
+// at 128 bytes a clock 1.0 to 1.5 clocks: the tensor cores bound every stage, stage 3 narrowly.
+//
+// Weights stream from L2 in chunks (sixteen source channels, all taps: 4.6, 9.2, 18.4 KB in bf16) into a ring of two
+// or three slots, asynchronously and one or two chunks ahead, across the bounds of convolutions and blocks. The one
+// barrier before each chunk serves the ring and the images alike.
+#pragma once
+
+#include "execution.h"
+
+namespace pathnet {
+
+// Which convolutions a routing needs, in the order in which the walk runs them.
+template <bool kBackward>
+class Route {
+ public:
+  PATHNET_DEVICE Route(const Program& program, const float* routing)
+      : program_(program), routing_(routing), block_(kBackward ? program.block_count - 1 : 0), turn_(-1) {
+    advance();
+  }
+
+  PATHNET_DEVICE bool ended() const { return block_ < 0 || block_ >= program_.block_count; }
+  PATHNET_DEVICE const Conv& conv() const { return conv_of(program_.blocks()[block_], turn_); }
+
+  PATHNET_DEVICE void advance() {
+    for (++turn_; !ended(); ++turn_) {
+      if (turn_ == 3) {
+        block_ += kBackward ? -1 : 1;
+        turn_ = -1;
+        continue;
+      }
+      if (needed()) return;
+    }
+  }
+
+ private:
+  // Backward the second convolution, the first, the projection; forward the first, the projection, the second.
+  static PATHNET_DEVICE const Conv& conv_of(const BlockForm& form, int turn) {
+    if (kBackward) return turn == 2 ? form.projection : form.units[1 - turn];
+    return turn == 1 ? form.projection : form.units[turn / 2];
+  }
+
+  PATHNET_DEVICE bool needed() const {
+    const bool projection = turn_ == (kBackward ? 2 : 1);
+    if (!projection) return routing_[2 * block_ + 1] != 0.0f;
+    return program_.blocks()[block_].skip == kProjection && routing_[2 * block_] != 0.0f;
+  }
+
+  const Program& program_;
+  const float* routing_;
+  int block_, turn_;
+};
+
+// Chunks of weights in the order of the walk, copied ahead of their use.
+template <class Exec, bool kBackward>
+class WeightStream {
+ public:
+  PATHNET_DEVICE WeightStream(Exec& exec, const Program& program, const uint8_t* weights, const float* routing)
+      : exec_(exec), program_(program), weights_(weights), route_(program, routing) {
+    for (int slot = 0; slot + 1 < program_.slots; ++slot) copy_next();
+  }
+
+  // Shared byte of the next chunk. Everything that the block stored before is visible after it.
+  PATHNET_DEVICE int next() {
+    if (program_.slots == 3) {
+      exec_.template wait_copies<1>();
+    } else {
+      exec_.template wait_copies<0>();
+    }
+    exec_.barrier();
+    copy_next();
+    const int slot = used_;
+    used_ = used_ + 1 == program_.slots ? 0 : used_ + 1;
+    return program_.slot_byte(slot);
+  }
+
+ private:
+  PATHNET_DEVICE void copy_next() {
+    if (!route_.ended()) {
+      const Conv& conv = route_.conv();
+      exec_.copy_async(program_.slot_byte(filled_), weights_ + conv.weights_byte + chunk_ * conv.chunk_bytes,
+                       conv.chunk_bytes);
+      chunk_ = chunk_ + 1 == conv.chunks ? 0 : chunk_ + 1;
+      if (++read_ == conv.reads) {
+        read_ = 0;
+        route_.advance();
+      }
+    }
+    filled_ = filled_ + 1 == program_.slots ? 0 : filled_ + 1;
+    exec_.commit_copies();
+  }
+
+  Exec& exec_;
+  const Program& program_;
+  const uint8_t* weights_;
+  Route<kBackward> route_;
+  int read_ = 0, chunk_ = 0;   // of the route's convolution
+  int filled_ = 0, used_ = 0;  // slots
+};
+
+// Images in shared memory, of one or two bf16 terms a number.
+template <class Exec, int kParts>
+struct Images {
+  Exec& exec;
+
+  // First byte of a sample's image.
+  static PATHNET_DEVICE int sample_byte(const Image& image, int base, int sample) {
+    return base + sample * kParts * image.plane_bytes();
+  }
+
+  // Two neighbouring channels at `byte`; `plane_bytes` further on lie the second terms.
+  PATHNET_DEVICE void store_pair(int byte, int plane_bytes, float first, float second) const {
+    PATHNET_UNROLL
+    for (int part = 0; part < kParts; ++part) {
+      const uint32_t pair = Exec::to_bf16(first, second);
+      exec.store(byte + part * plane_bytes, pair);
+      first -= Exec::low(pair);
+      second -= Exec::high(pair);
+    }
+  }
+
+  PATHNET_DEVICE void load_pair(int byte, int plane_bytes, float& first, float& second) const {
+    PATHNET_UNROLL
+    for (int part = 0; part < kParts; ++part) {
+      const uint32_t pair = exec.template load<uint32_t>(byte + part * plane_bytes);
+      first = part == 0 ? Exec::low(pair) : first + Exec::low(pair);
+      second = part == 0 ? Exec::high(pair) : second + Exec::high(pair);
+    }
+  }
+
+  PATHNET_DEVICE void clear(const Image& image, int base, int samples) const {
+    const int units = samples * kParts * image.plane_bytes() / kUnitBytes;
+    exec.threads([&](int thread) {
+      PATHNET_NO_UNROLL
+      for (int unit = thread; unit < units; unit += kThreads) exec.clear_unit(base + unit * kUnitBytes);
+    });
+  }
+};
+
+// What of a convolution its products and epilogues use.
+struct Geometry {
+  Image source, target;
+  int source_byte, target_byte, kernel, chunks, column_tiles, bits_byte, affine;
+
+  PATHNET_DEVICE explicit Geometry(const Conv& conv)
+      : source(conv.source),
+        target(conv.target),
+        source_byte(conv.source_byte),
+        target_byte(conv.target_byte),
+        kernel(conv.kernel),
+        chunks(conv.chunks),
+        column_tiles(conv.column_tiles),
+        bits_byte(conv.bits_byte),
+        affine(conv.affine) {}
+};
+
+// Runs one convolution for all samples of the block. `Epilogue` has
+//   mask<rows, tiles, dense>(conv, pass, strip, tile, lane): the bits of a lane's results of one strip, rows * 2 bits
+//   a tile
+//       as bit_in_tile has them; asked for before the product, so that the loads take no time
+//   store<rows, tiles>(conv, pass, strip, tile, half, masks, sums): takes a warp's results of one strip of a pair
+template <class Exec, int kParts, bool kBackward>
+class Convolution {
+ public:
+  using Stream = WeightStream<Exec, kBackward>;
+
+  PATHNET_DEVICE Convolution(Exec& exec, Stream& stream, int samples, int capacity)
+      : exec_(exec), stream_(stream), samples_(samples), capacity_(capacity) {}
+
+  // Every shape of tile is code of its own; callers call this in one place.
+  template <class Epilogue>
+  PATHNET_DEVICE void run(const Conv& described, const Epilogue& epilogue) {
+    // A copy in registers: what lies in memory would be read again after every store.
+    const Geometry conv(described);
+    PATHNET_NO_UNROLL
+    for (int i = 0; i < described.pass_count; ++i) {
+      Pass pass = described.passes[i];
+      if (!described.dense()) {
+        if (conv.target.channels == 16) {
+          one_pass<8, 2, false>(conv, pass, epilogue);
+        } else {
+          one_pass<4, 2, false>(conv, pass, epilogue);
+        }
+        continue;
+      }
+      // Constants for the compiler.
+      pass.vertical = pass.horizontal = kBackward ? backward_axis(3, 1, 0) : forward_axis(3, 1);
+      if (conv.target.channels == 16) {
+        one_pass<8, 2, true>(conv, pass, epilogue);
+      } else if (kParts == 1 && conv.column_tiles == 4) {
+        one_pass<4, kParts == 1 ? 4 : 2, true>(conv, pass, epilogue);
+      } else if (conv.column_tiles == 2) {
+        one_pass<4, 2, true>(conv, pass, epilogue);
+      } else {
+        one_pass<4, 1, true>(conv, pass, epilogue);
+      }
+    }
+  }
+
+ private:
+  using Source = typename Exec::Source;
+  using Weights = typename Exec::Weights;
+  using Masks = typename Exec::template PerWarp<typename Exec::template PerLane<uint32_t>>;
+
+  template <int rows, int tiles, bool dense, class Epilogue>
+  PATHNET_DEVICE void one_pass(const Geometry& conv, const Pass& pass, const Epilogue& epilogue) {
+    using Lanes = typename Exec::template PerLane<Sums<rows, tiles>>;
+    // Rounds as the stream counts them, with the thread block's full number of samples.
+    const int rounds = ceil_div(pass.units(capacity_), kWarps), units = pass.units(samples_);
+    int weights = 0;
+    PATHNET_NO_UNROLL
+    for (int round = 0; round < rounds; ++round) {
+      typename Exec::template PerWarp<Lanes> sums;
+      Masks masks[2];
+      exec_.warps([&](int warp) {
+        const int unit = round * kWarps + warp;
+        exec_.lanes([&](int lane) {
+          PATHNET_UNROLL
+          for (int i = 0; i < rows * tiles * 4; ++i)
+            sums[warp][lane].of[i / (tiles * 4)][i / 4 % tiles][i % 4] = 0.0f;
+          if (unit >= units) return;
+          PATHNET_UNROLL
+          for (int half = 0; half < 2; ++half) {
+            const Strip strip(pass, samples_, unit, half);
+            masks[half][warp][lane] = strip.there ? epilogue.template mask<rows, tiles, dense>(
+                                                        conv, pass, strip, first_tile(pass, unit, tiles), lane)
+                                                  : 0u;
+          }
+        });
+      });
+      PATHNET_NO_UNROLL
+      for (int chunk = 0; chunk < conv.chunks; ++chunk) {
+        if (conv.chunks > 1 || round == 0) weights = stream_.next();
+        exec_.warps([&](int warp) {
+          const int unit = round * kWarps + warp;
+          if (unit >= units) return;
+          if (dense) {
+            dense_product<rows, tiles>(conv, pass, unit, chunk, weights, sums[warp]);
+          } else {
+            tap_product<rows, tiles>(conv, pass, unit, chunk, weights, sums[warp]);
+          }
+        });
+      }
+      exec_.warps([&](int warp) {
+        const int unit = round * kWarps + warp;
+        if (unit >= units) return;
+        PATHNET_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          const Strip strip(pass, samples_, unit, half);
+          if (!strip.there) continue;
+          epilogue.template store<rows, tiles>(conv, pass, strip, first_tile(pass, unit, tiles), half,
+                                               masks[half][warp], sums[warp]);
+        }
+      });
+    }
+  }
+
+  // 3x3, stride 1: each reading of sixteen pixels meets the three vertical taps of one column of the kernel.
+  template <int rows, int tiles, class Lanes>
+  PATHNET_DEVICE void dense_product(const Geometry& conv, const Pass& pass, int unit, int chunk, int weights,
+                                    Lanes& sums) {
+    const Image source = conv.source;
+    const int pitch = source.pitch(), tile = first_tile(pass, unit, tiles), columns = conv.target.tiles();
+    const int plane_bytes = source.plane_bytes();
+    // Of each lane, the first pixel that it gives the address of, the last that it may, and the sample's first byte.
+    typename Exec::template PerLane<int> first, last, base;
+    exec_.lanes([&](int lane) {
+      const Strip strip(pass, samples_, unit, address_half(lane));
+      const int x = strip.x + address_pixel(lane), inside = x < source.width ? x : source.width - 1;
+      first[lane] = source.pixel(strip.y, inside);
+      last[lane] = source.pixel(source.height + 1, inside);
+      base[lane] = conv.source_byte + strip.sample * kParts * plane_bytes;
+    });
+    PATHNET_NO_UNROLL
+    for (int column = 0; column < 3; ++column) {
+      Weights taps[3][kParts][tiles];
+      PATHNET_UNROLL
+      for (int row = 0; row < 3; ++row)
+        load_taps<tiles>(weights, 9, tap_index(3, row, column), tile, columns, taps[row]);
+      PATHNET_UNROLL
+      for (int line = 0; line < rows + 2; ++line) {
+        Source pixels[kParts];
+        PATHNET_UNROLL
+        for (int part = 0; part < kParts; ++part) {
+          exec_.load_source(pixels[part], [&](int lane) {
+            const int pixel = first[lane] + line * pitch;
+            return base[lane] + part * plane_bytes +
+                   source.unit_byte((pixel < last[lane] ? pixel : last[lane]) + column,
+                                    2 * chunk + address_unit(lane));
+          });
+        }
+        PATHNET_UNROLL
+        for (int row = 0; row < 3; ++row) {
+          if (line - row >= 0 && line - row < rows) accumulate<tiles>(sums, line - row, pixels, taps[row]);
+        }
+      }
+    }
+  }
+
+  // Any kernel and stride, tap by tap: the two blocks of the network that change the shape.
+  template <int rows, int tiles, class Lanes>
+  PATHNET_DEVICE void tap_product(const Geometry& conv, const Pass& pass, int unit, int chunk, int weights,
+                                  Lanes& sums) {
+    const Image source = conv.source;
+    const int tile = first_tile(pass, unit, tiles), columns = conv.target.tiles();
+    const int plane_bytes = source.plane_bytes();
+    typename Exec::template PerLane<int> top, left, base;
+    exec_.lanes([&](int lane) {
+      const Strip strip(pass, samples_, unit, address_half(lane));
+      const int x = strip.x + address_pixel(lane);
+      top[lane] = strip.y;
+      left[lane] = (x < pass.width ? x : pass.width - 1) * pass.horizontal.source_step + 1;
+      base[lane] = conv.source_byte + strip.sample * kParts * plane_bytes;
+    });
+    PATHNET_NO_UNROLL
+    for (int i = 0; i < pass.vertical.taps; ++i) {
+      PATHNET_NO_UNROLL
+      for (int j = 0; j < pass.horizontal.taps; ++j) {
+        Weights taps[kParts][tiles];
+        load_taps<tiles>(weights, conv.kernel * conv.kernel,
+                         tap_index(conv.kernel, pass.vertical.tap(i), pass.horizontal.tap(j)), tile, columns, taps);
+        PATHNET_UNROLL
+        for (int row = 0; row < rows; ++row) {
+          Source pixels[kParts];
+          PATHNET_UNROLL
+          for (int part = 0; part < kParts; ++part) {
+            exec_.load_source(pixels[part], [&](int lane) {
+              const int y = top[lane] + row, inside = y < pass.height ? y : pass.height - 1;
+              const int pixel = source.pixel(inside * pass.vertical.source_step + pass.vertical.offset(i) + 1,
+                                             left[lane] + pass.horizontal.offset(j));
+              return base[lane] + part * plane_bytes + source.unit_byte(pixel, 2 * chunk + address_unit(lane));
+            });
+          }
+          accumulate<tiles>(sums, row, pixels, taps);
+        }
+      }
+    }
+  }
+
+  template <int tiles>
+  PATHNET_DEVICE void load_taps(int weights, int taps_in_all, int tap, int tile, int columns,
+                                Weights (&taps)[kParts][tiles]) {
+    PATHNET_UNROLL
+    for (int part = 0; part < kParts; ++part) {
+      PATHNET_UNROLL
+      for (int t = 0; t < tiles; ++t) {
+        exec_.load_weights(taps[part][t], [&](int lane) {
+          return weights + fragment_index(columns, part * taps_in_all + tap, tile + t, lane) * 2;
+        });
+      }
+    }
+  }
+
+  // With two terms a number, high x high, high x low and low x high; low x low lies below the rounding.
+  template <int tiles, class Lanes>
+  PATHNET_DEVICE void accumulate(Lanes& sums, int row, const Source (&pixels)[kParts],
+                                 const Weights (&taps)[kParts][tiles]) {
+    PATHNET_UNROLL
+    for (int part = 0; part < kParts; ++part) {
+      PATHNET_UNROLL
+      for (int other = 0; other < kParts - part; ++other) {
+        PATHNET_UNROLL
+        for (int t = 0; t < tiles; ++t) {
+          exec_.multiply([&](int lane) -> float (&)[4] { return sums[lane].of[row][t]; }, pixels[part],
+                         taps[other][t]);
+        }
+      }
+    }
+  }
+
+  Exec& exec_;
+  Stream& stream_;
+  const int samples_, capacity_;
+};
+
+// The pairs of neighbouring channels that a lane holds of one strip, row by row: f(row, bytes of the tiles' pairs in
+// a plane). Whole rows, so that all loads of one are under way before its first store.
+template <int rows, int tiles, class Function>
+PATHNET_DEVICE void each_row(const Image& target, const Pass& pass, const Strip& strip, int tile, int lane,
+                             const Function& f) {
+  const int x = strip.x + lane_pixel(lane), pitch = target.pitch();
+  if (x >= pass.width) return;
+  const int first = target.pixel(strip.y * pass.vertical.target_step + pass.vertical.parity + 1,
+                                 x * pass.horizontal.target_step + pass.horizontal.parity + 1);
+  PATHNET_UNROLL
+  for (int row = 0; row < rows; ++row) {
+    if (strip.y + row < pass.height) {
+      const int pixel = first + row * pass.vertical.target_step * pitch;
+      int bytes[tiles];
+      PATHNET_UNROLL
+      for (int t = 0; t < tiles; ++t) bytes[t] = target.pair_byte(pixel, tile + t, lane);
+      f(row, bytes);
+    }
+  }
+}
+
+}  // namespace pathnet

@@ -1,0 +1,138 @@
+"""Networks of BN-ReLU-conv units as the tables that native engines read; which networks those are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pathnet.models.residual_net import Block, FusedForm, ResidualNet
+
+__all__ = ["Tables", "blocks_of", "tables", "unsupported_form"]
+
+IDENTITY, PROJECTION, PAD = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A network's blocks; `pathnet.native.routed_backward` describes the columns.
+
+    Attributes:
+        blocks: int64 [n, 10]
+        units: int64 [U, 12]; the offsets of bits are those of `pathnet.native.pack_bits` of unit after unit.
+        weights: float32, the convolutions' weights one after the other.
+        scales: float32, BN's factor for each channel of each unit's input, unit after unit.
+        shifts: float32, what BN adds, in the same order.
+    """
+
+    blocks: Tensor
+    units: Tensor
+    weights: Tensor
+    scales: Tensor
+    shifts: Tensor
+
+
+def blocks_of(net: ResidualNet) -> Iterator[Block]:
+    return iter(net.blocks)  # type: ignore[arg-type]
+
+
+def unsupported_form(net: ResidualNet) -> str | None:
+    """Why there are no tables of a network, or None."""
+    for index, block in enumerate(blocks_of(net)):
+        form = block.fused_form()
+        if form is None:
+            return f"block {index + 1} has no fused form"
+        for conv in _convolutions(form):
+            if not _plain(conv):
+                return f"block {index + 1} has a convolution that is grouped, dilated or not square"
+        if any(unit.bn.running_var is None for unit in form.units):
+            return f"block {index + 1} keeps no running statistics"
+    return None
+
+
+def tables(net: ResidualNet, y0_shape: Sequence[int]) -> Tables:
+    """The tables of a network without `unsupported_form`, for inputs [C, H, W] of its first block; on the CPU."""
+    builder = _Builder()
+    shape = tuple(y0_shape)
+    for block in blocks_of(net):
+        form = block.fused_form()
+        assert form is not None
+        shape = builder.add(form, shape)
+    return builder.tables()
+
+
+def _convolutions(form: FusedForm) -> list[nn.Conv2d]:
+    convolutions = [unit.conv for unit in form.units]
+    return convolutions if form.projection is None else [*convolutions, form.projection]
+
+
+def _plain(conv: nn.Conv2d) -> bool:
+    return (
+        conv.groups == 1
+        and conv.dilation == (1, 1)
+        and conv.kernel_size[0] == conv.kernel_size[1]
+        and conv.stride[0] == conv.stride[1]
+        and conv.padding_mode == "zeros"
+        and not isinstance(conv.padding, str)
+        and conv.padding[0] == conv.padding[1]
+    )
+
+
+class _Builder:
+    def __init__(self) -> None:
+        self.blocks: list[list[int]] = []
+        self.units: list[list[int]] = []
+        self.weights: list[Tensor] = []
+        self.scales: list[Tensor] = []
+        self.shifts: list[Tensor] = []
+        self.bits_size = 0
+
+    def add(self, form: FusedForm, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """One block for an input of ``shape`` (C, H, W); returns that of its output."""
+        first, out = len(self.units), shape
+        for unit in form.units:
+            own = out
+            out = self._add_unit(unit.conv, own, sum(map(len, self.scales)), self.bits_size)
+            scale, shift = _affine(unit.bn)
+            self.scales.append(scale)
+            self.shifts.append(shift)
+            self.bits_size += -(-math.prod(own) // 8)
+        count, projection = len(self.units) - first, -1
+        if form.projection is not None:
+            projection = len(self.units)
+            self._add_unit(form.projection, shape, -1, -1)
+        skip = PROJECTION if form.projection is not None else PAD if form.pad else IDENTITY
+        self.blocks.append([first, count, skip, projection, *shape, *out])
+        return out
+
+    def _add_unit(
+        self, conv: nn.Conv2d, shape: tuple[int, ...], scale_offset: int, bits_offset: int
+    ) -> tuple[int, ...]:
+        kernel, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
+        out = (conv.out_channels, *((side + 2 * padding - kernel) // stride + 1 for side in shape[1:]))
+        weight_offset = sum(map(len, self.weights))
+        self.units.append([*shape, *out, kernel, stride, padding, weight_offset, scale_offset, bits_offset])
+        self.weights.append(conv.weight.detach().flatten().cpu())
+        return out
+
+    def tables(self) -> Tables:
+        return Tables(
+            torch.tensor(self.blocks, dtype=torch.int64),
+            torch.tensor(self.units, dtype=torch.int64),
+            torch.cat(self.weights),
+            torch.cat(self.scales),
+            torch.cat(self.shifts),
+        )
+
+
+def _affine(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """float32 [C] twice: factor and shift of the affine map that BN is in evaluation mode."""
+    assert bn.running_var is not None and bn.running_mean is not None
+    deviation = (bn.running_var.double() + bn.eps).sqrt()
+    weight = torch.ones_like(deviation) if bn.weight is None else bn.weight.detach().double()
+    bias = torch.zeros_like(deviation) if bn.bias is None else bn.bias.detach().double()
+    scale = weight / deviation
+    return scale.float().cpu(), (bias - bn.running_mean.double() * scale).float().cpu()
