@@ -41,21 +41,52 @@ def test_cmake_lists_the_sources_that_there_are() -> None:
     assert listed == {str(file.relative_to(ROOT)) for file in SOURCES if file.suffix in (".cpp", ".cu")}
 
 
-@needs_native
-def test_no_cuda_kernel_spills() -> None:
+REGISTERS = {"pack_bits_kernel": 32, "routed_backward_kernel": 255, "routed_forward_kernel": 255}
+"""Of a thread at most; 255 leave one block of 256 threads a multiprocessor, which its shared memory does too."""
+
+
+def cuobjdump(*options: str) -> str:
+    """What the tool that comes with Triton says of the library's machine code."""
     facts, triton = native.build_facts(), importlib.util.find_spec("triton")
     if facts["without_cuda"]:
         pytest.skip(f"CUDA is not in this build: {facts['without_cuda']}")
     if triton is None or triton.origin is None:
         pytest.skip("cuobjdump comes with triton, which is not installed")
-    cuobjdump = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    tool = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     library = Path(pathnet.__file__).with_name("_ops.so")
-    printed = subprocess.run([cuobjdump, "-res-usage", library], capture_output=True, text=True, check=True).stdout
-    kernels = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", printed)
+    return subprocess.run([tool, *options, library], capture_output=True, text=True, check=True).stdout
+
+
+def kernel_of(symbol: str) -> str:
+    return next(name for name in REGISTERS if name in symbol)
+
+
+@needs_native
+def test_cuda_kernels_keep_to_their_registers_and_spill_nothing() -> None:
+    printed = cuobjdump("-res-usage")
+    kernels = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", printed)
     assert {architecture for architecture in re.findall(r"arch = (sm_\w+)", printed)} >= {"sm_80", "sm_90a"}
-    assert len(kernels) >= 2
-    for name, registers, stack, local in kernels:
-        assert "pack_bits_kernel" in name and int(registers) <= 32 and (stack, local) == ("0", "0")
+    assert {kernel_of(symbol) for symbol, *_ in kernels} == set(REGISTERS)
+    for symbol, registers, stack, shared, local in kernels:
+        assert int(registers) <= REGISTERS[kernel_of(symbol)]
+        # Shared memory is the program's, asked for at the launch; a kilobyte is the driver's own.
+        assert (stack, local) == ("0", "0") and int(shared) <= 1024
+
+
+@needs_native
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
+def test_the_walks_run_on_tensor_cores(architecture: str) -> None:
+    functions = re.split(r"Function : ", cuobjdump("-sass", "-arch", architecture))[1:]
+    for code in functions:
+        symbol = code.split("\n", 1)[0]
+        counts = {name: len(re.findall(rf"\b{name}\b", code)) for name in ("HMMA.16816.F32.BF16", "LDSM.16.M88.4")}
+        counts["copies"] = len(re.findall(r"\bLDGSTS\b", code))
+        if "pack_bits" in symbol:
+            assert not any(counts.values())
+        else:
+            # A dense product of eight rows by two tiles alone has 48, from 10 readings; with two terms three times.
+            assert counts["HMMA.16816.F32.BF16"] >= 100 and counts["LDSM.16.M88.4"] >= 30 and counts["copies"] >= 1
+    assert len(functions) == 4
 
 
 def test_a_build_asked_to_leave_cuda_out_says_so(tmp_path: Path) -> None:

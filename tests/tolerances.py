@@ -8,3 +8,15 @@ FLOAT32_BATCH_NORM = 1e-5
 
 FLOAT32_SAMPLE_NORM = 1e-4
 """A float32 walk's norm of one sample."""
+
+BFLOAT16_BATCH_NORM = 5e-3
+"""A bfloat16 walk's batch norm against the float64 walk on the same record."""
+
+BFLOAT16_SAMPLE_NORM = 2e-2
+"""A bfloat16 walk's norm of one sample."""
+
+BFLOAT16_GRADIENT = 5e-2
+"""A bfloat16 walk's gradient of one sample as a vector: norms average roundings of 2^-9, directions do not."""
+
+FORWARD = 1e-4
+"""A float32-accurate forward pass against float64, over the whole output of a deep network."""

@@ -20,10 +20,6 @@ Image padded(int64_t channels, int64_t height, int64_t width) {
   return {int32_t(round_up(channels, kReduced)), int32_t(height), int32_t(width)};
 }
 
-bool same(const Image& a, const Image& b) {
-  return a.channels == b.channels && a.height == b.height && a.width == b.width;
-}
-
 void check_form(const Plan& plan, int64_t index) {
   const Block& block = plan.blocks[index];
   if (block.unit_count != 2) refuse(index, "is not a basic block (two convolutions)");
@@ -150,8 +146,11 @@ class Planner {
     conv.column_tiles = column_tiles(conv);
     const int parities = backward_ && kernel == 3 ? stride : 1;
     for (int parity = 0; parity < parities * parities; ++parity) {
-      conv.passes[conv.pass_count++] = make_pass(conv.target, axis(kernel, stride, parity / parities),
-                                                 axis(kernel, stride, parity % parities), conv.column_tiles);
+      const Axis vertical = axis(kernel, stride, parity / parities),
+                 horizontal = axis(kernel, stride, parity % parities);
+      // A side of one pixel has no odd positions.
+      if (vertical.parity >= conv.target.height || horizontal.parity >= conv.target.width) continue;
+      conv.passes[conv.pass_count++] = make_pass(conv.target, vertical, horizontal, conv.column_tiles);
     }
     conv.reads = conv.chunks_read(samples_);
     program.weights_bytes += conv.chunks * conv.chunk_bytes;
@@ -172,21 +171,18 @@ class Planner {
     return pairs * (all / 2) >= kWarps ? 2 : 1;
   }
 
-  // Gradient and intermediate of a stage (blocks of one shape) stand side by side at one end of the arena; the next
-  // stage's at the other end, since the block between two stages reads one pair while it writes the other's gradient.
+  // Gradient and intermediate of a stage (blocks with identity skips) stand side by side at one end of the arena; the
+  // next stage's at the other end, since the block between two stages reads one pair while it writes the other's
+  // gradient.
   void place_gradients(Program& program, BlockForm* blocks) {
     struct Stage {
-      Image image;
       int grad, mid;
     };
     std::vector<Stage> stages;  // from the last block to the first
-    auto enter = [&](const Image& image) {
-      if (stages.empty() || !same(stages.back().image, image)) stages.push_back({image, image_bytes(image), 0});
-    };
     for (int64_t b = plan_.block_count - 1; b >= 0; --b) {
-      enter(blocks[b].out);
+      if (stages.empty()) stages.push_back({image_bytes(blocks[b].out), 0});
       stages.back().mid = image_bytes(blocks[b].out);
-      enter(blocks[b].in);
+      if (blocks[b].changes_shape()) stages.push_back({image_bytes(blocks[b].in), 0});
     }
     for (size_t s = 0; s < stages.size(); ++s) {
       const int next = s + 1 < stages.size() ? stages[s + 1].grad : 0;
@@ -198,7 +194,7 @@ class Planner {
       BlockForm& form = blocks[b];
       form.out_byte = grad_byte(stage);
       form.mid_byte = stage % 2 == 0 ? stages[stage].grad : form.out_byte - stages[stage].mid;
-      if (!same(form.in, form.out)) ++stage;
+      if (form.changes_shape()) ++stage;
       form.in_byte = grad_byte(stage);
     }
   }

@@ -168,7 +168,7 @@ def refusal(net: ResidualNet, y0_shape: Sequence[int], precision: Precision) -> 
     try:
         CudaEngine().prepare(net, y0_shape, precision)
     except RuntimeError as error:
-        return str(error).splitlines()[0].removeprefix("blocks: ")
+        return str(error).splitlines()[0].rpartition("blocks: ")[2]
     return None
 
 

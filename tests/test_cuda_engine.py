@@ -1,0 +1,485 @@
+"""The cuda engine without a GPU: its kernels' own bodies, run on the host by their twin, against the reference.
+
+The twin also fails on a race, on a read of what was never written or is still being copied, and out of bounds.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import Case, shaken
+from oracles import detach_loop, in_float64, relative_error
+from tolerances import (
+    BFLOAT16_BATCH_NORM,
+    BFLOAT16_GRADIENT,
+    BFLOAT16_SAMPLE_NORM,
+    FLOAT32_BATCH_NORM,
+    FLOAT32_SAMPLE_NORM,
+    FORWARD,
+)
+from torch import Tensor, nn
+
+import pathnet
+from pathnet import engines, native, scaling
+from pathnet.engines import cuda
+from pathnet.engines.cuda import CudaEngine, CudaRecord
+from pathnet.engines.reference import ReferenceEngine, freeze
+from pathnet.engines.tables import tables, unsupported_form
+from pathnet.models import PreactBlock, ResidualNet
+
+pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
+
+TOLERANCES = {
+    "float32": (FLOAT32_BATCH_NORM, FLOAT32_SAMPLE_NORM, FLOAT32_SAMPLE_NORM),
+    "bfloat16": (BFLOAT16_BATCH_NORM, BFLOAT16_SAMPLE_NORM, BFLOAT16_GRADIENT),
+}
+"""Of a batch norm, a sample's norm, and a sample's gradient."""
+
+
+class Twin(CudaEngine):
+    """The engine with its kernels on the host, for networks on the CPU."""
+
+    name = "twin"
+    device_type = "cpu"
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def unsupported(self, net: ResidualNet, bn: Any, precision: Any, y0_shape: Sequence[int], device: Any) -> Any:
+        return unsupported_form(net) or cuda.refusal(net, y0_shape, precision)
+
+
+@pytest.fixture(autouse=True)
+def twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "ENGINES", (Twin(), *engines.ENGINES))
+
+
+def truth(tape: pathnet.Tape, routing: Tensor) -> tuple[Tensor, Tensor]:
+    """The reference's scaled walk on the tape's own ReLU bits and incoming gradient."""
+    record, engine = tape._record, ReferenceEngine()
+    assert isinstance(record.blocks, CudaRecord)
+    frozen = freeze(record.net, record.blocks.bits())
+    _, blocks = engine.record(engine.prepare(frozen, record.y0.shape[1:], "float64"), record.y0.double())
+    return engine.routed_backward(blocks, record.grad.double(), record.exponent, routing.double())
+
+
+def check(tape: pathnet.Tape, routing: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+    """Norms and gradients of every sample; returns the norms and what they should be."""
+    grad, exponent = truth(tape, routing)
+    expected = scaling.norms(grad, exponent)
+    _, sample_tolerance, gradient_tolerance = TOLERANCES[precision]
+    record = tape._record
+    norms = tape._engine.routed_backward_norms(record.blocks, record.grad, record.exponent, routing.float())
+    torch.testing.assert_close(norms, expected, rtol=sample_tolerance, atol=0)
+    walked = tape._engine.routed_backward(record.blocks, record.grad, record.exponent, routing.float())
+    torch.testing.assert_close(scaling.norms(*walked), norms, rtol=1e-6, atol=0)
+    # As mantissas, whose squares stay in range.
+    for own, other in zip(scaling.value(walked[0], walked[1] - exponent), grad, strict=True):
+        for sample, true in zip(own, other, strict=True):
+            assert relative_error(sample, true) < gradient_tolerance
+    return norms, expected
+
+
+def random_basic_net(seed: int, smallest: int = 1) -> tuple[ResidualNet, Tensor, Tensor]:
+    """One to five basic blocks of any width up to 64, strides and skips; sides from ``smallest`` on, few of which a
+    tile divides."""
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    channels = int(rng.choice([1, 8, 16, 17, 32, 33, 48]))
+    stem = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+    blocks = []
+    for _ in range(rng.integers(1, 6)):
+        out = channels if rng.random() < 0.5 else min(64, channels + int(rng.integers(0, 40)))
+        stride = 2 if rng.random() < 0.35 else 1
+        shortcut = "pad" if rng.random() < 0.4 else "projection"
+        blocks.append(PreactBlock(channels, (3, 3), (out, out), stride, shortcut))  # type: ignore[arg-type]
+        channels = out
+    head = nn.Sequential(
+        nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 5)
+    )
+    largest = 19 if channels <= 32 else 11
+    height, width = (int(side) for side in rng.integers(smallest, largest + 1, 2))
+    batch = int(rng.choice([1, 2, 3, 9]))
+    images = torch.randn(batch, 3, height, width)
+    return shaken(ResidualNet(stem, blocks, head)).eval(), images, torch.randint(0, 5, (batch,))
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("seed", range(40))
+def test_walks_of_random_networks(seed: int, precision: Any) -> None:
+    # The norm of a handful of pixels averages no bfloat16 roundings.
+    net, images, labels = random_basic_net(seed, smallest=1 if precision == "float32" else 6)
+    tape = pathnet.record(net, images, labels, engine="twin", precision=precision)
+    rng = np.random.default_rng(seed)
+    codes = np.stack([np.zeros(net.n), np.ones(net.n), rng.integers(0, 2, net.n)])
+    routing = np.concatenate([np.stack([1 - codes, codes], 2), rng.normal(size=(2, net.n, 2))])
+    routing[3, ::2, 1] = 0
+    check(tape, torch.from_numpy(routing), precision)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_forward_passes_of_random_networks(seed: int) -> None:
+    """The recording one with its ReLU bits, and routed ones, against float64."""
+    net, images, labels = random_basic_net(seed)
+    recorder = pathnet.Recorder(net, engine="twin")
+    exact = in_float64(net, "running")
+    tape = recorder(images, labels)
+    assert relative_error(tape.output, exact(images.double()).detach()) < FORWARD
+    assert isinstance(tape._record.blocks, CudaRecord)
+    y = exact.stem(images.double())
+    for block, bits in zip(exact.blocks, tape._record.blocks.bits(), strict=True):
+        activations: list[Tensor] = []
+        hooks = [unit.bn.register_forward_hook(keep(activations)) for unit in block.fused_form().units]
+        y = block(y)
+        for hook in hooks:
+            hook.remove()
+        for own, z in zip(bits, activations, strict=True):
+            sure = z.abs() > 1e-3 * z.abs().mean()
+            assert torch.equal(own[sure], (z > 0)[sure])
+    routing = torch.randn(3, net.n, 2)
+    routing[0, :, 1] = 0
+    routing[1, ::2, 1] = 0
+    expected = reference_outputs(exact, images, routing)
+    for own, other in zip(recorder.routed_outputs(images, routing), expected, strict=True):
+        assert relative_error(own, other) < FORWARD
+
+
+def keep(values: list[Tensor]) -> Callable[..., None]:
+    return lambda module, inputs, output: values.append(output.detach())
+
+
+@torch.no_grad()
+def reference_outputs(net: ResidualNet, images: Tensor, routing: Tensor) -> list[Tensor]:
+    outputs = []
+    for path in routing.double():
+        y = net.stem(images.double())
+        for block, (a, c) in zip(net.blocks, path, strict=True):
+            y = a * block.skip(y) + c * block.residual(y)
+        outputs.append(net.head(y))
+    return outputs
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+def test_the_110_layer_network(precision: Any) -> None:
+    """Batch 3: two samples a thread block in bfloat16, the last with one."""
+    case = Case("resnet-110", 110, width=16, side=32, batch=3)
+    net, (images, labels) = case.net(), case.images()
+    tape = pathnet.record(net, images, labels, engine="twin", precision=precision)
+    assert relative_error(tape.output, in_float64(net, "running")(images.double()).detach()) < FORWARD
+    codes = torch.cat([pathnet.paths.sample(54, length, 1) for length in (0, 17, 54)])
+    norms, expected = map(scaling.combine, check(tape, pathnet.paths.routing(codes), precision))
+    torch.testing.assert_close(norms, expected, rtol=TOLERANCES[precision][0], atol=0)
+
+
+@pytest.mark.parametrize("width", [16, 32, 48, 64])
+@pytest.mark.parametrize("precision", TOLERANCES)
+def test_every_width(width: int, precision: Any) -> None:
+    """A stage of one width, at a side with whole and broken strips; many samples a thread block."""
+    torch.manual_seed(width)
+    blocks = [PreactBlock(width, (3, 3), (width, width), 1, "projection") for _ in range(2)]
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 5))
+    net = shaken(ResidualNet(nn.Conv2d(3, width, 3, padding=1), blocks, head)).eval()
+    for side in (8, 13):
+        images, labels = torch.randn(5, 3, side, side), torch.arange(5)
+        tape = pathnet.record(net, images, labels, engine="twin", precision=precision)
+        check(tape, torch.randn(2, 2, 2), precision)
+
+
+@pytest.mark.parametrize("shortcut", ["projection", "pad"])
+def test_every_path_against_the_detach_loop(shortcut: str) -> None:
+    """Judged on the float64 network's own bits: so few ReLUs that rounding flips none of them here."""
+    case = Case("six", 14, width=8, side=8, batch=2, shortcut=shortcut)
+    net, (images, labels) = case.net(), case.images()
+    tape = pathnet.record(net, images, labels, engine="twin")
+    codes = pathnet.paths.enumerate_all(tape.n)
+    for code, walked in zip(codes, tape.path_gradients(codes), strict=True):
+        assert relative_error(walked, detach_loop(net, images, labels, code)) < FLOAT32_SAMPLE_NORM
+
+
+SMALL = Case("small", 14, width=16, side=6, batch=3, shortcut="pad")
+
+
+def small_tape(precision: Any = "float32") -> pathnet.Tape:
+    net, (images, labels) = SMALL.net(), SMALL.images()
+    return pathnet.record(net, images, labels, engine="twin", precision=precision)
+
+
+def arguments(precision: Any = "float32", gradients: bool = True, routing: Tensor | None = None) -> dict[str, Any]:
+    """Those of `native.cuda_routed_backward`, by name."""
+    tape = small_tape(precision)
+    record = tape._record
+    assert isinstance(record.blocks, CudaRecord)
+    walk = record.blocks.network.backward
+    routing = torch.randn(3, tape.n, 2) if routing is None else routing
+    return {
+        "grad": record.grad,
+        "exponent": record.exponent,
+        "routing": routing,
+        "order": torch.arange(len(routing), dtype=torch.int32),
+        "program": walk.program,
+        "device_program": walk.program,
+        "weights": walk.weights,
+        "relu_bits": record.blocks.relu_bits,
+        "gradients": gradients,
+    }
+
+
+def forward_arguments(record: bool) -> dict[str, Any]:
+    tape = small_tape()
+    network = tape._record.blocks.network  # type: ignore[attr-defined]
+    walk = network.forward
+    routing = torch.ones(1, tape.n, 2) if record else torch.randn(2, tape.n, 2)
+    return {
+        "y0": tape._record.y0,
+        "routing": routing,
+        "order": torch.arange(len(routing), dtype=torch.int32),
+        "program": walk.program,
+        "device_program": walk.program,
+        "weights": walk.weights,
+        "affine": network.affine,
+        "record": record,
+    }
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+def test_the_path_through_identity_skips_alone_changes_no_bit(precision: Any) -> None:
+    torch.manual_seed(0)
+    blocks = [PreactBlock(16, (3, 3), (16, 16), 1, "pad") for _ in range(3)]
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    net = shaken(ResidualNet(nn.Conv2d(3, 16, 3, padding=1), blocks, head)).eval()
+    tape = pathnet.record(net, torch.randn(2, 3, 5, 7), torch.tensor([0, 1]), engine="twin", precision=precision)
+    record = tape._record
+    skips = pathnet.paths.routing(torch.zeros(1, 3, dtype=torch.uint8), torch.float32)
+    grad, exponent = tape._engine.routed_backward(record.blocks, record.grad, record.exponent, skips)
+    assert torch.equal(grad[0], record.grad) and torch.equal(exponent[0], record.exponent)
+    norms = tape.path_gradient_norms(torch.zeros(1, 3, dtype=torch.uint8), per_sample=True)
+    torch.testing.assert_close(norms, scaling.norms(grad, exponent), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+def test_results_do_not_depend_on_order_grouping_or_neighbours(precision: Any) -> None:
+    given = arguments(precision)
+    whole = native.cuda_routed_backward(**given)
+    backwards = native.cuda_routed_backward(**{**given, "order": given["order"].flip(0)})
+    assert all(map(torch.equal, whole, backwards))
+    for path in range(3):
+        one = {**given, "routing": given["routing"][path : path + 1], "order": given["order"][:1]}
+        assert all(torch.equal(a[path], b[0]) for a, b in zip(whole, native.cuda_routed_backward(**one), strict=True))
+    alone = {**given, **{name: given[name][1:2] for name in ("grad", "exponent", "relu_bits")}}
+    assert all(torch.equal(a[:, 1:2], b) for a, b in zip(whole, native.cuda_routed_backward(**alone), strict=True))
+    norms_alone = native.cuda_routed_backward(**{**given, "gradients": False})
+    assert torch.equal(norms_alone[0], whole[0]) and norms_alone[1].shape[0] == norms_alone[2].shape[0] == 0
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+def test_small_values_keep_their_relative_precision(precision: Any) -> None:
+    """Weights of 2^-8 the size: along 40 modules every bit of the mantissas stays, at 1e-193 the size."""
+    torch.manual_seed(0)
+    blocks = [PreactBlock(16, (3, 3), (16, 16), 1, "pad") for _ in range(40)]
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    net = shaken(ResidualNet(nn.Conv2d(3, 16, 3, padding=1), blocks, head)).eval()
+    tape = pathnet.record(net, torch.randn(1, 3, 4, 4), torch.tensor([0]), engine="twin", precision=precision)
+    record = tape._record
+    assert isinstance(record.blocks, CudaRecord)
+    routing = pathnet.paths.routing(torch.ones(1, 40, dtype=torch.uint8), torch.float32)
+    for block in blocks:
+        for conv in block.convs:
+            conv.weight.data *= 2.0**-8
+    small = CudaRecord(CudaEngine().prepare(net, (16, 4, 4), precision), record.blocks.relu_bits)
+    norms = tape._engine.routed_backward_norms(record.blocks, record.grad, record.exponent, routing)
+    small_norms = tape._engine.routed_backward_norms(small, record.grad, record.exponent, routing)
+    assert 0 < small_norms.item() == norms.item() * 2.0**-640
+    own, others = (
+        tape._engine.routed_backward(blocks, record.grad, record.exponent, routing)
+        for blocks in (small, record.blocks)
+    )
+    assert torch.equal(own[0], others[0]) and torch.equal(own[1], others[1] - 640)
+
+
+def test_scaled_coefficients_zero_gradients_and_others_that_are_not_finite() -> None:
+    given = arguments(routing=torch.randn(2, 6, 2))
+    norms, grad, exponent = native.cuda_routed_backward(**given)
+    scaled = {**given, "grad": given["grad"] * 2.0**-100, "exponent": given["exponent"] - 400}
+    other = native.cuda_routed_backward(**scaled)
+    torch.testing.assert_close(other[0] * 2.0**500, norms, rtol=1e-5, atol=0)
+    largest = grad.abs().flatten(2).amax(2)
+    assert ((largest >= 0.25) & (largest < 1)).all()
+    zeros = native.cuda_routed_backward(**{**given, "grad": torch.zeros_like(given["grad"])})
+    assert not zeros[0].any() and not zeros[1].any()
+    spoiled = given["grad"].clone()
+    spoiled[1, 0, 0, 0] = torch.nan
+    broken = native.cuda_routed_backward(**{**given, "grad": spoiled})
+    assert broken[0][:, 1].isnan().all() and torch.equal(broken[0][:, [0, 2]], norms[:, [0, 2]])
+
+
+def test_no_paths_and_no_samples() -> None:
+    given = arguments(routing=torch.empty(0, 6, 2))
+    assert native.cuda_routed_backward(**given)[0].shape == (0, 3)
+    none = {**arguments(), **{name: given[name][:0] for name in ("grad", "exponent", "relu_bits")}}
+    assert native.cuda_routed_backward(**none)[0].shape == (3, 0)
+    forward = forward_arguments(record=False)
+    assert native.cuda_routed_forward(**{**forward, "y0": forward["y0"][:0]})[0].shape[:2] == (2, 0)
+
+
+def test_opcheck() -> None:
+    ops = torch.ops.pathnet
+    net = SMALL.net()
+    own = tables(net, (16, 6, 6))
+    plan = (own.blocks, own.units, own.weights, own.scales, True, 1, cuda.H100_SHARED_BYTES)
+    torch.library.opcheck(ops.cuda_plan.default, plan)
+    for given in (arguments(), arguments("bfloat16", gradients=False)):
+        torch.library.opcheck(ops.cuda_routed_backward.default, tuple(given.values()))
+    for record in (True, False):
+        torch.library.opcheck(ops.cuda_routed_forward.default, tuple(forward_arguments(record).values()))
+    given = arguments()
+    torch.library.opcheck(ops.cuda_unpack_bits.default, (given["relu_bits"], given["program"], 1, 0))
+
+
+def test_other_places_and_the_whole_gradient() -> None:
+    net, (images, labels) = SMALL.net(), SMALL.images()
+    for at in ("image", "stem_weight"):
+        tape = pathnet.record(net, images, labels, engine="twin", at=at)  # type: ignore[arg-type]
+        code = torch.tensor([1, 0, 1, 1, 0, 1], dtype=torch.uint8)
+        expected = detach_loop(net, images, labels, code, at=at)
+        assert relative_error(tape.path_gradients(code[None])[0], expected) < FLOAT32_SAMPLE_NORM
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grad": lambda g: g.double()}, "grad: expected Float, got Double"),
+        ({"grad": lambda g: g[:, :5].contiguous()}, r"grad: expected shape \[\*, 64, 2, 2\], got \[3, 5, 2, 2\]"),
+        ({"exponent": lambda e: e[:2]}, r"exponent: expected shape \[3\], got \[2\]"),
+        ({"routing": lambda r: r[:, :2].contiguous()}, r"routing: expected shape \[\*, 6, 2\]"),
+        ({"order": lambda o: o[:1]}, r"order: expected shape \[3\]"),
+        ({"program": lambda p: p + 1}, "program: expected what cuda_plan made"),
+        ({"program": lambda p: p[:-1]}, "program: expected what cuda_plan made"),
+        ({"device_program": lambda p: p[:-1]}, "device_program: expected shape"),
+        ({"weights": lambda w: w[:-16]}, "weights: expected shape"),
+        ({"relu_bits": lambda b: b[:, :-1].contiguous()}, "relu_bits: expected shape"),
+    ],
+)
+def test_malformed_arguments_are_refused(changes: dict[str, Any], message: str) -> None:
+    given = arguments()
+    with pytest.raises(RuntimeError, match=message):
+        native.cuda_routed_backward(**{**given, **{name: change(given[name]) for name, change in changes.items()}})
+
+
+def test_a_program_serves_its_own_direction_only() -> None:
+    given, forward = arguments(), forward_arguments(record=False)
+    with pytest.raises(RuntimeError, match="program: expected one for the walk back, got the other"):
+        native.cuda_routed_backward(**{**given, "program": forward["program"]})
+    with pytest.raises(RuntimeError, match="program: expected one for the walk forward, got the other"):
+        native.cuda_routed_forward(**{**forward, "program": given["program"]})
+    with pytest.raises(RuntimeError, match="routing: expected one to record, got 2"):
+        native.cuda_routed_forward(**{**forward, "record": True})
+
+
+# What the kernels serve
+
+
+def refused(net: ResidualNet, side: int) -> str | None:
+    channels = net.stem_weight().shape[0]
+    return cuda.refusal(net, (channels, side, side), "bfloat16")
+
+
+def test_what_the_kernels_have_no_form_for_is_named() -> None:
+    models = pathnet.models
+    assert refused(models.preact_resnet(20), 32) is None
+    assert refused(models.preact_resnet(20, width=8), 32) is None
+    assert refused(models.preact_resnet(20, width=12, shortcut="pad"), 21) is None
+    assert refused(models.preact_resnet(20, width=32), 32) == "block 7 has more than 64 channels"
+    assert refused(models.preact_resnet(20, block="bottleneck"), 32) == (
+        "block 1 is not a basic block (two convolutions)"
+    )
+    message = refused(models.preact_resnet(20), 48)
+    assert message and re.fullmatch(
+        r"the network's images need \d+ bytes of shared memory, and a thread block has 232448", message
+    )
+    wide = ResidualNet(nn.Conv2d(3, 64, 3), [PreactBlock(64, (3, 3), (64, 64), 1, "pad")], nn.Flatten())
+    assert "bytes of shared memory" in str(refused(wide, 32))
+    uneven = ResidualNet(nn.Conv2d(3, 16, 3), [PreactBlock(16, (3, 3), (40, 16), 1, "pad")], nn.Flatten())
+    assert refused(uneven, 8) == "block 1 has convolutions of different widths"
+    kernels = ResidualNet(nn.Conv2d(3, 16, 3), [PreactBlock(16, (5, 3), (16, 16), 1, "pad")], nn.Flatten())
+    assert refused(kernels, 8) == "block 1 has a convolution that is not 3x3 with padding 1"
+
+
+def test_the_papers_network_shares_weights_between_samples_and_fits() -> None:
+    net = pathnet.models.preact_resnet(110)
+    for precision, samples in (("bfloat16", 2), ("float32", 1)):
+        network = CudaEngine().prepare(net, (16, 32, 32), precision)  # type: ignore[arg-type]
+        assert network.backward.program[2] == samples
+        assert network.backward.program[9] <= cuda.H100_SHARED_BYTES
+        assert network.forward.program[9] <= cuda.H100_SHARED_BYTES
+
+
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (9, 0)) -> None:
+    """As if this process had a GPU; nothing is run on it."""
+    monkeypatch.setattr(engines, "ENGINES", engines.ENGINES[1:])
+    monkeypatch.setattr(CudaEngine, "unavailable", lambda self: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+
+
+def choose(name: str = "auto", bn: Any = "running", precision: Any = "float32") -> str:
+    net = SMALL.net()
+    return engines.choose(name, net, bn, precision, (16, 6, 6), torch.device("cuda")).name
+
+
+def test_auto_takes_cuda_on_a_gpu_where_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_gpu(monkeypatch)
+    monkeypatch.setattr(cuda, "_disagreement", lambda device: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose() == choose(precision="bfloat16") == "cuda"
+        assert choose(precision="float64") == "reference"
+    with pytest.warns(RuntimeWarning, match=r'engine reference serves, since cuda: no bn="batch"'):
+        assert choose(bn="batch") == "reference"
+
+
+def test_an_engine_that_disagrees_with_the_reference_steps_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_gpu(monkeypatch)
+    monkeypatch.setattr(cuda, "_disagreement", lambda device: "it disagrees with the reference on a small input")
+    with pytest.warns(RuntimeWarning, match="engine reference serves, since cuda: it disagrees with the reference"):
+        assert choose() == "reference"
+    with pytest.raises(ValueError, match="engine: 'cuda' cannot serve this job"):
+        choose("cuda")
+
+
+def test_the_engines_check_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the twin: agreement; and with a walk that is wrong by 3 %, or fails, what it found."""
+    check_itself = cuda._disagreement.__wrapped__
+    cpu = torch.device("cpu")
+    state = torch.random.get_rng_state()
+    assert check_itself(cpu) is None
+    assert torch.equal(torch.random.get_rng_state(), state)
+    right = CudaEngine.routed_backward_norms
+    monkeypatch.setattr(CudaEngine, "routed_backward_norms", lambda *given: right(*given) * 1.03)
+    assert check_itself(cpu) == "it disagrees with the reference on a small input (relative error 0.03 in float32)"
+
+    def fails(*given: object) -> Tensor:
+        raise RuntimeError("an illegal memory access was encountered\nand more")
+
+    monkeypatch.setattr(CudaEngine, "routed_backward_norms", fails)
+    assert check_itself(cpu) == "its check of itself failed (an illegal memory access was encountered)"
+
+
+def test_where_there_is_no_gpu_the_engine_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {**native.build_facts(), "without_cuda": "no nvcc was found when the library was built"}
+    with monkeypatch.context() as changed:
+        changed.setattr(native, "build_facts", lambda: facts)
+        assert CudaEngine().unavailable() == "no nvcc was found when the library was built"
+    with monkeypatch.context() as changed:
+        changed.setattr(native, "build_facts", lambda: {**facts, "without_cuda": ""})
+        changed.setattr(torch.cuda, "is_available", lambda: False)
+        assert CudaEngine().unavailable() == "this process sees no CUDA device"
+    on_a_gpu(monkeypatch, capability=(7, 5))
+    net = SMALL.net()
+    reason = CudaEngine().unsupported(net, "running", "float32", (16, 6, 6), torch.device("cuda"))
+    assert reason == "Some GPU is of compute capability 7.5, the kernels need 8.0"
