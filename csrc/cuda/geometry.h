@@ -25,6 +25,7 @@ constexpr int kWarpSize = 32;
 constexpr int kStripWidth = 8;   // pixels; with the other strip of a pair the 16 rows of a product
 constexpr int kChannelTile = 8;  // output channels of one product: its columns
 constexpr int kReduced = 16;     // channels that one product sums over
+constexpr int kStripRows = 8;    // at most; images are filled up to it
 constexpr int kUnitBytes = 16;   // eight bf16
 constexpr int kMaxChannels = 64;
 
@@ -34,7 +35,7 @@ PATHNET_HOST_DEVICE int ceil_div(int value, int by) { return (value + by - 1) / 
 struct Divider {
   int32_t divisor, multiplier;
 
-  PATHNET_HOST_DEVICE int quotient(int value) const { return int(uint32_t(value) * uint32_t(multiplier) >> 20); }
+  PATHNET_HOST_DEVICE int quotient(int value) const { return int(uint64_t(value) * uint32_t(multiplier) >> 20); }
 };
 
 PATHNET_HOST_DEVICE Divider divider(int divisor) { return {divisor, ((1 << 20) + divisor - 1) / divisor}; }
@@ -45,29 +46,31 @@ struct Image {
 
   PATHNET_HOST_DEVICE int tiles() const { return channels / kChannelTile; }
   // Rows of a strip: 64 results a thread with two column tiles at 16 channels, with four beyond.
-  PATHNET_HOST_DEVICE int strip_rows() const { return channels == 16 ? 8 : 4; }
+  PATHNET_HOST_DEVICE int strip_rows() const { return channels == 16 ? kStripRows : kStripRows / 2; }
   PATHNET_HOST_DEVICE int strips_across() const { return ceil_div(width, kStripWidth); }
   PATHNET_HOST_DEVICE int strips() const { return ceil_div(height, strip_rows()) * strips_across(); }
 
+  // Rows are filled up to whole strips with zeros, so that neither readings nor stores of a strip ask where it ends.
   PATHNET_HOST_DEVICE int pitch() const { return width + 2; }
-  PATHNET_HOST_DEVICE int pixels() const { return (height + 2) * pitch(); }
+  PATHNET_HOST_DEVICE int rows() const { return ceil_div(height, kStripRows) * kStripRows + 2; }
+  PATHNET_HOST_DEVICE int pixels() const { return rows() * pitch(); }
   // The pixel of the border's coordinates: (0, 0) is the border's corner, (1, 1) the image's first pixel.
   PATHNET_HOST_DEVICE int pixel(int row, int column) const { return row * pitch() + column; }
 
   // Units of a pixel, a power of two: 2, 4 or 8.
   PATHNET_HOST_DEVICE int unit_shift() const { return channels == 16 ? 1 : channels == 32 ? 2 : 3; }
-  PATHNET_HOST_DEVICE int plane_bytes() const { return (pixels() << unit_shift()) * kUnitBytes; }
+  PATHNET_HOST_DEVICE int plane_bytes() const { return ceil_div(pixels() << unit_shift(), 8) * 8 * kUnitBytes; }
 
-  // Byte of a unit within a plane. Eight units of 16 bytes span all banks: 8 >> unit_shift() pixels.
-  PATHNET_HOST_DEVICE int unit_byte(int pixel, int unit) const {
-    const int shift = unit_shift();
-    const int swizzled = unit ^ ((pixel >> (3 - shift)) & ((1 << shift) - 1));
-    return ((pixel << shift) + swizzled) * kUnitBytes;
+  // Byte of a unit of a plane that begins at `base`, a multiple of 128. Eight units of 16 bytes span all banks, hence
+  // 8 >> unit_shift() pixels. Of a group of units that is a power of two in size and aligned, unit t has the byte of
+  // the first, exclusive or 16 t.
+  PATHNET_HOST_DEVICE int unit_byte(int base, int pixel, int unit) const {
+    const int shift = unit_shift(), swizzle = (pixel >> (3 - shift)) & ((1 << shift) - 1);
+    return (base + (pixel << (shift + 4))) ^ (unit * kUnitBytes) ^ (swizzle * kUnitBytes);
   }
-
   // Byte of the pair of channels that a lane holds of a tile.
-  PATHNET_HOST_DEVICE int pair_byte(int pixel, int tile, int lane) const {
-    return unit_byte(pixel, tile) + lane % 4 * 4;
+  PATHNET_HOST_DEVICE int pair_byte(int base, int pixel, int tile, int lane) const {
+    return unit_byte(base, pixel, tile) + lane % 4 * 4;
   }
 
   // ReLU bits of a sample, in the order in which threads hold results: [strip][lane][tile][strip_rows() * 2 bits].
@@ -152,7 +155,6 @@ struct Pass {
   Divider strips;         // of a sample
   Divider across;         // strips in a row of strips
   Divider groups;         // of column tiles
-  int32_t rows;           // of a strip
 
   PATHNET_HOST_DEVICE int units(int samples) const { return (samples * strips.divisor + 1) / 2 * groups.divisor; }
 };
@@ -169,8 +171,7 @@ PATHNET_HOST_DEVICE Pass make_pass(const Image& target, const Axis& vertical, co
           grid.width,
           divider(grid.strips()),
           divider(grid.strips_across()),
-          divider(target.tiles() / column_tiles),
-          grid.strip_rows()};
+          divider(target.tiles() / column_tiles)};
 }
 
 // One strip of a unit's pair: the first (half 0) or the second.
@@ -179,14 +180,14 @@ struct Strip {
   bool there;
 
   Strip() = default;
-  PATHNET_HOST_DEVICE Strip(const Pass& pass, int samples, int unit, int half) {
+  PATHNET_HOST_DEVICE Strip(const Pass& pass, int rows, int samples, int unit, int half) {
     const int number = pass.groups.quotient(unit) * 2 + half;
     there = number < samples * pass.strips.divisor;
     const int own = there ? number : 0;
     sample = pass.strips.quotient(own);
     index = own - sample * pass.strips.divisor;
     const int line = pass.across.quotient(index);
-    y = line * pass.rows;
+    y = line * rows;
     x = (index - line * pass.across.divisor) * kStripWidth;
   }
 };

@@ -100,8 +100,8 @@ class RoutedBackward {
 
   // Byte of a pair of neighbouring channels, numbered through all tiles.
   static PATHNET_DEVICE int pair_byte(const Image& image, int base, int sample, int y, int x, int pair) {
-    return Images<Exec, kParts>::sample_byte(image, base, sample) +
-           image.pair_byte(image.pixel(y + 1, x + 1), pair / 4, pair % 4);
+    return image.pair_byte(Images<Exec, kParts>::sample_byte(image, base, sample), image.pixel(y + 1, x + 1),
+                           pair / 4, pair % 4);
   }
 
   PATHNET_DEVICE const float* incoming(int sample) const {
@@ -138,7 +138,8 @@ class RoutedBackward {
       return word;
     }
 
-    template <int rows, int tiles, class LaneMasks, class LaneSums>
+    // Bits beyond the image are zero, and so is what they let through.
+    template <int rows, int tiles, bool dense, class LaneMasks, class LaneSums>
     PATHNET_DEVICE void store(const Geometry& conv, const Pass& pass, const Strip& strip, int tile, int half,
                               LaneMasks& masks, LaneSums& sums) const {
       Exec& exec = walk.exec_;
@@ -151,25 +152,26 @@ class RoutedBackward {
       typename Exec::template PerLane<float> peak(0.0f);
       exec.lanes([&](int lane) {
         const uint32_t mask = masks[lane];
-        each_row<rows, tiles>(target, pass, strip, tile, lane, [&](int row, const int (&bytes)[tiles]) {
-          float old[tiles][2];
-          PATHNET_UNROLL
-          for (int t = 0; t < tiles; ++t) {
-            if (kept != 0.0f) images.load_pair(base + bytes[t], plane_bytes, old[t][0], old[t][1]);
-          }
-          PATHNET_UNROLL
-          for (int t = 0; t < tiles; ++t) {
-            float values[2];
-            PATHNET_UNROLL
-            for (int j = 0; j < 2; ++j) {
-              const int bit = t * rows * 2 + bit_in_tile(row, j);
-              values[j] = mask >> bit & 1 ? factor * sums[lane].of[row][t][2 * half + j] : 0.0f;
-              if (kept != 0.0f) values[j] = Exec::multiply_add(kept, old[t][j], values[j]);
-              peak[lane] = Exec::larger_magnitude(peak[lane], values[j]);
-            }
-            images.store_pair(base + bytes[t], plane_bytes, values[0], values[1]);
-          }
-        });
+        each_row<rows, tiles, dense>(
+            target, base, pass, strip, tile, lane, [&](int row, bool, const int (&bytes)[tiles]) {
+              float old[tiles][2];
+              PATHNET_UNROLL
+              for (int t = 0; t < tiles; ++t) {
+                if (kept != 0.0f) images.load_pair(bytes[t], plane_bytes, old[t][0], old[t][1]);
+              }
+              PATHNET_UNROLL
+              for (int t = 0; t < tiles; ++t) {
+                float values[2];
+                PATHNET_UNROLL
+                for (int j = 0; j < 2; ++j) {
+                  const int bit = t * rows * 2 + bit_in_tile(row, j);
+                  values[j] = mask >> bit & 1 ? factor * sums[lane].of[row][t][2 * half + j] : 0.0f;
+                  if (kept != 0.0f) values[j] = Exec::multiply_add(kept, old[t][j], values[j]);
+                  peak[lane] = Exec::larger_magnitude(peak[lane], values[j]);
+                }
+                images.store_pair(bytes[t], plane_bytes, values[0], values[1]);
+              }
+            });
       });
       if (last) exec.raise(peak_byte(1 - walk.parity_, strip.sample), peak);
     }

@@ -125,10 +125,12 @@ class RoutedForward {
     }
   };
 
-  // relu(bn(y)) at a pair of channels to an operand; returns its two ReLU bits. NaN stays NaN.
-  PATHNET_DEVICE uint32_t activate(int byte, int plane_bytes, const Affine& affine, float first, float second) const {
-    first = Exec::multiply_add(affine.factor[0], first, affine.shift[0]);
-    second = Exec::multiply_add(affine.factor[1], second, affine.shift[1]);
+  // relu(bn(y)) at a pair of channels to an operand, zeros beyond the image; returns its two ReLU bits. NaN stays
+  // NaN.
+  PATHNET_DEVICE uint32_t activate(int byte, int plane_bytes, const Affine& affine, float first, float second,
+                                   bool inside) const {
+    first = inside ? Exec::multiply_add(affine.factor[0], first, affine.shift[0]) : 0.0f;
+    second = inside ? Exec::multiply_add(affine.factor[1], second, affine.shift[1]) : 0.0f;
     const uint32_t bits = (first > 0.0f ? 1u : 0u) | (second > 0.0f ? 2u : 0u);
     Images<Exec, kParts>{exec_}.store_pair(byte, plane_bytes, first <= 0.0f ? 0.0f : first,
                                            second <= 0.0f ? 0.0f : second);
@@ -154,8 +156,8 @@ class RoutedForward {
       for (int row = 0; row < image.strip_rows(); ++row) {
         if (x >= image.width || y + row >= image.height) continue;
         const float* pair = job_.scratch + y_ + image.lane_order_index(strip, row, tile, lane);
-        const int byte = form.in_byte + image.pair_byte(image.pixel(y + row + 1, x + 1), tile, lane);
-        word |= activate(byte, image.plane_bytes(), affine, pair[0], pair[1]) << bit_in_tile(row, 0);
+        const int byte = image.pair_byte(form.in_byte, image.pixel(y + row + 1, x + 1), tile, lane);
+        word |= activate(byte, image.plane_bytes(), affine, pair[0], pair[1], true) << bit_in_tile(row, 0);
       }
       if (bits == nullptr) return;
       uint8_t* own = bits + image.bits_byte(strip, lane, tile);
@@ -179,7 +181,7 @@ class RoutedForward {
       return 0;
     }
 
-    template <int rows, int tiles, class LaneMasks, class LaneSums>
+    template <int rows, int tiles, bool dense, class LaneMasks, class LaneSums>
     PATHNET_DEVICE void store(const Geometry& conv, const Pass& pass, const Strip& strip, int tile, int half,
                               LaneMasks&, LaneSums& sums) const {
       const Image image = conv.target;
@@ -194,25 +196,26 @@ class RoutedForward {
         for (int t = 0; t < tiles; ++t) {
           if (emits) affines[t] = Affine(walk.job_.affine + affine, image, tile + t, lane);
         }
-        each_row<rows, tiles>(image, pass, strip, tile, lane, [&](int row, const int (&bytes)[tiles]) {
-          Pair own[tiles];
-          PATHNET_UNROLL
-          for (int t = 0; t < tiles; ++t) {
-            own[t] = {0.0f, 0.0f};
-            if (keep != 0.0f) own[t] = walk.pair(kept + element + row * row_size + t * kTilePairs);
-          }
-          PATHNET_UNROLL
-          for (int t = 0; t < tiles; ++t) {
-            const float* result = sums[lane].of[row][t] + 2 * half;
-            own[t].first = Exec::multiply_add(coefficient, result[0], keep * own[t].first);
-            own[t].second = Exec::multiply_add(coefficient, result[1], keep * own[t].second);
-            if (target >= 0) walk.pair(target + element + row * row_size + t * kTilePairs) = own[t];
-            if (emits) {
-              word |= walk.activate(operand_byte + bytes[t], plane_bytes, affines[t], own[t].first, own[t].second)
-                      << (t * rows * 2 + bit_in_tile(row, 0));
-            }
-          }
-        });
+        each_row<rows, tiles, dense>(
+            image, operand_byte, pass, strip, tile, lane, [&](int row, bool inside, const int (&bytes)[tiles]) {
+              Pair own[tiles];
+              PATHNET_UNROLL
+              for (int t = 0; t < tiles; ++t) {
+                own[t] = {0.0f, 0.0f};
+                if (keep != 0.0f) own[t] = walk.pair(kept + element + row * row_size + t * kTilePairs);
+              }
+              PATHNET_UNROLL
+              for (int t = 0; t < tiles; ++t) {
+                const float* result = sums[lane].of[row][t] + 2 * half;
+                own[t].first = Exec::multiply_add(coefficient, result[0], keep * own[t].first);
+                own[t].second = Exec::multiply_add(coefficient, result[1], keep * own[t].second);
+                if (target >= 0) walk.pair(target + element + row * row_size + t * kTilePairs) = own[t];
+                if (emits) {
+                  word |= walk.activate(bytes[t], plane_bytes, affines[t], own[t].first, own[t].second, inside)
+                          << (t * rows * 2 + bit_in_tile(row, 0));
+                }
+              }
+            });
         if (bits != nullptr) {
           Exec::template store_bits<rows * tiles / 4>(bits + image.bits_byte(strip.index, lane, tile), word);
         }

@@ -168,7 +168,8 @@ struct Geometry {
 //   mask<rows, tiles, dense>(conv, pass, strip, tile, lane): the bits of a lane's results of one strip, rows * 2 bits
 //   a tile
 //       as bit_in_tile has them; asked for before the product, so that the loads take no time
-//   store<rows, tiles>(conv, pass, strip, tile, half, masks, sums): takes a warp's results of one strip of a pair
+//   store<rows, tiles, dense>(conv, pass, strip, tile, half, masks, sums): takes a warp's results of one strip of a
+//   pair
 template <class Exec, int kParts, bool kBackward>
 class Convolution {
  public:
@@ -231,7 +232,7 @@ class Convolution {
           if (unit >= units) return;
           PATHNET_UNROLL
           for (int half = 0; half < 2; ++half) {
-            const Strip strip(pass, samples_, unit, half);
+            const Strip strip(pass, rows, samples_, unit, half);
             masks[half][warp][lane] = strip.there ? epilogue.template mask<rows, tiles, dense>(
                                                         conv, pass, strip, first_tile(pass, unit, tiles), lane)
                                                   : 0u;
@@ -256,10 +257,10 @@ class Convolution {
         if (unit >= units) return;
         PATHNET_UNROLL
         for (int half = 0; half < 2; ++half) {
-          const Strip strip(pass, samples_, unit, half);
+          const Strip strip(pass, rows, samples_, unit, half);
           if (!strip.there) continue;
-          epilogue.template store<rows, tiles>(conv, pass, strip, first_tile(pass, unit, tiles), half,
-                                               masks[half][warp], sums[warp]);
+          epilogue.template store<rows, tiles, dense>(conv, pass, strip, first_tile(pass, unit, tiles), half,
+                                                      masks[half][warp], sums[warp]);
         }
       });
     }
@@ -272,13 +273,12 @@ class Convolution {
     const Image source = conv.source;
     const int pitch = source.pitch(), tile = first_tile(pass, unit, tiles), columns = conv.target.tiles();
     const int plane_bytes = source.plane_bytes();
-    // Of each lane, the first pixel that it gives the address of, the last that it may, and the sample's first byte.
-    typename Exec::template PerLane<int> first, last, base;
+    // Of each lane, the first pixel that it gives the address of, and the sample's first byte.
+    typename Exec::template PerLane<int> first, base;
     exec_.lanes([&](int lane) {
-      const Strip strip(pass, samples_, unit, address_half(lane));
-      const int x = strip.x + address_pixel(lane), inside = x < source.width ? x : source.width - 1;
-      first[lane] = source.pixel(strip.y, inside);
-      last[lane] = source.pixel(source.height + 1, inside);
+      const Strip strip(pass, rows, samples_, unit, address_half(lane));
+      const int x = strip.x + address_pixel(lane);
+      first[lane] = source.pixel(strip.y, x < source.width ? x : source.width - 1);
       base[lane] = conv.source_byte + strip.sample * kParts * plane_bytes;
     });
     PATHNET_NO_UNROLL
@@ -293,9 +293,7 @@ class Convolution {
         PATHNET_UNROLL
         for (int part = 0; part < kParts; ++part) {
           exec_.load_source(pixels[part], [&](int lane) {
-            const int pixel = first[lane] + line * pitch;
-            return base[lane] + part * plane_bytes +
-                   source.unit_byte((pixel < last[lane] ? pixel : last[lane]) + column,
+            return source.unit_byte(base[lane] + part * plane_bytes, first[lane] + line * pitch + column,
                                     2 * chunk + address_unit(lane));
           });
         }
@@ -316,7 +314,7 @@ class Convolution {
     const int plane_bytes = source.plane_bytes();
     typename Exec::template PerLane<int> top, left, base;
     exec_.lanes([&](int lane) {
-      const Strip strip(pass, samples_, unit, address_half(lane));
+      const Strip strip(pass, rows, samples_, unit, address_half(lane));
       const int x = strip.x + address_pixel(lane);
       top[lane] = strip.y;
       left[lane] = (x < pass.width ? x : pass.width - 1) * pass.horizontal.source_step + 1;
@@ -338,7 +336,7 @@ class Convolution {
               const int y = top[lane] + row, inside = y < pass.height ? y : pass.height - 1;
               const int pixel = source.pixel(inside * pass.vertical.source_step + pass.vertical.offset(i) + 1,
                                              left[lane] + pass.horizontal.offset(j));
-              return base[lane] + part * plane_bytes + source.unit_byte(pixel, 2 * chunk + address_unit(lane));
+              return source.unit_byte(base[lane] + part * plane_bytes, pixel, 2 * chunk + address_unit(lane));
             });
           }
           accumulate<tiles>(sums, row, pixels, taps);
@@ -383,10 +381,11 @@ class Convolution {
   const int samples_, capacity_;
 };
 
-// The pairs of neighbouring channels that a lane holds of one strip, row by row: f(row, bytes of the tiles' pairs in
-// a plane). Whole rows, so that all loads of one are under way before its first store.
-template <int rows, int tiles, class Function>
-PATHNET_DEVICE void each_row(const Image& target, const Pass& pass, const Strip& strip, int tile, int lane,
+// The pairs of neighbouring channels that a lane holds of one strip, row by row: f(row, whether it belongs to the
+// image, bytes of the tiles' pairs in a sample's first plane). Whole rows, so that all loads of one are under way
+// before its first store; a dense convolution's rows without a branch, those beyond the image too.
+template <int rows, int tiles, bool dense, class Function>
+PATHNET_DEVICE void each_row(const Image& target, int base, const Pass& pass, const Strip& strip, int tile, int lane,
                              const Function& f) {
   const int x = strip.x + lane_pixel(lane), pitch = target.pitch();
   if (x >= pass.width) return;
@@ -394,12 +393,13 @@ PATHNET_DEVICE void each_row(const Image& target, const Pass& pass, const Strip&
                                  x * pass.horizontal.target_step + pass.horizontal.parity + 1);
   PATHNET_UNROLL
   for (int row = 0; row < rows; ++row) {
-    if (strip.y + row < pass.height) {
-      const int pixel = first + row * pass.vertical.target_step * pitch;
+    const bool inside = strip.y + row < pass.height;
+    if (dense || inside) {
+      const int byte = target.pair_byte(base, first + row * pass.vertical.target_step * pitch, tile, lane);
       int bytes[tiles];
       PATHNET_UNROLL
-      for (int t = 0; t < tiles; ++t) bytes[t] = target.pair_byte(pixel, tile + t, lane);
-      f(row, bytes);
+      for (int t = 0; t < tiles; ++t) bytes[t] = byte ^ t * kUnitBytes;
+      f(row, inside, bytes);
     }
   }
 }

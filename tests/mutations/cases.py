@@ -1,0 +1,135 @@
+"""The networks that a mutated kernel is judged on, with float64 truths: few, small, and every form of the kernels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pathnet.engines.cuda import _padded_affine
+from pathnet.engines.tables import tables
+from pathnet.models import PreactBlock, ResidualNet
+
+# Widths of y after each block (the first: of y0), strides, skips; height, width, batch; shared memory for one and
+# two terms a number, so that thread blocks own several samples, the last of them fewer.
+CASES: list[dict[str, Any]] = [
+    {"widths": [16, 16, 32, 32, 64, 64], "strides": [1, 2, 1, 2, 1], "pad": False, "size": (9, 11, 3)},
+    {"widths": [7, 7, 24, 30, 30], "strides": [1, 2, 1, 1], "pad": True, "size": (10, 5, 3)},
+    {"widths": [32, 32, 48, 48], "strides": [1, 1, 1], "pad": False, "size": (12, 7, 3)},
+    {"widths": [16, 16, 16], "strides": [2, 1], "pad": True, "size": (17, 24, 5)},
+    {"widths": [64, 64], "strides": [1], "pad": False, "size": (8, 8, 5)},
+    {"widths": [32, 32], "strides": [1], "pad": False, "size": (16, 16, 3)},
+]
+SHARED = [
+    [64_000, 124_000],
+    [36_000, 70_000],
+    [140_000, 232_448],
+    [64_000, 124_000],
+    [92_000, 180_000],
+    [124_000, 180_000],
+]
+
+
+def write(file: Path) -> None:
+    """Writes all cases and their truths to one .npz file."""
+    arrays: dict[str, Any] = {"count": len(CASES)}
+    for i, (case, shared) in enumerate(zip(CASES, SHARED, strict=True)):
+        for key, value in _case(i, case, shared).items():
+            arrays[f"{i}/{key}"] = value
+    np.savez(file, **arrays)
+
+
+def _case(seed: int, case: dict[str, Any], shared: list[int]) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    widths, shortcut = case["widths"], "pad" if case["pad"] else "projection"
+    blocks = [
+        PreactBlock(before, (3, 3), (after, after), stride, shortcut)  # type: ignore[arg-type]
+        for before, after, stride in zip(widths[:-1], widths[1:], case["strides"], strict=True)
+    ]
+    for block in blocks:
+        for bn in block.bns:
+            nn.init.uniform_(bn.weight, 0.5, 1.5)
+            nn.init.normal_(bn.bias, 0, 0.3)
+            nn.init.normal_(bn.running_mean, 0, 0.3)
+            nn.init.uniform_(bn.running_var, 0.5, 2.0)
+        for conv in block.convs:
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    net = ResidualNet(nn.Identity(), blocks, nn.Identity()).eval()
+    height, width, batch = case["size"]
+    y0, n = torch.randn(batch, widths[0], height, width), len(blocks)
+    own = tables(net, y0.shape[1:])
+    result: dict[str, Any] = {
+        "blocks": own.blocks.numpy(),
+        "units": own.units.numpy(),
+        "weights": own.weights.numpy(),
+        "scales": own.scales.numpy(),
+        "affine": _padded_affine(own).numpy(),
+        "shared_bytes": np.array(shared),
+        "y0": y0.numpy(),
+    }
+    exact = net.double()
+    forward_routing = torch.randn(3, n, 2)
+    forward_routing[0, :, 1] = 0
+    forward_routing[1, ::2, 1] = 0
+    forward_routing[2, 1::2, 0] = 0
+    with torch.no_grad():
+        y, masks = y0.double(), []
+        for index, block in enumerate(blocks):
+            first = block.bns[0](y)
+            second = block.bns[1](block.convs[0](first.relu()))
+            for unit, z in enumerate((first, second)):
+                result[f"bits_{index}_{unit}"] = (z > 0).numpy()
+                result[f"sure_{index}_{unit}"] = (z.abs() > 1e-3 * z.abs().mean()).numpy()
+            masks.append([(first > 0).double(), (second > 0).double()])
+            y = exact.blocks[index](y)
+        result["recorded"] = y.numpy()
+        outputs = [_forward(blocks, y0.double(), routing) for routing in forward_routing.double()]
+    result["forward_routing"] = forward_routing.numpy()
+    result["outputs"] = torch.stack(outputs).numpy()
+    grad, exponent = torch.randn(y.shape), torch.arange(batch, dtype=torch.int32) * 7 - 9
+    routing = torch.randn(5, n, 2)
+    codes = torch.randint(0, 2, (2, n)).float()
+    routing[0] = torch.stack([torch.ones(n), torch.zeros(n)], 1)
+    routing[1:3] = torch.stack([1 - codes, codes], 2)
+    routing[3, ::2, 1] = 0
+    walked = [_backward(blocks, masks, y0, grad.double(), path) for path in routing.double()]
+    result["grad"], result["exponent"], result["routing"] = grad.numpy(), exponent.numpy(), routing.numpy()
+    result["gradients"] = torch.stack(walked).numpy() * 2.0 ** exponent.double().numpy()[:, None, None, None]
+    shapes = any(block.pad or block.projection is not None for block in blocks)
+    result["changed"] = ((routing != torch.tensor([1.0, 0.0])).flatten(1).any(1) | shapes).numpy()
+    return result
+
+
+def _forward(blocks: list[PreactBlock], y: Tensor, routing: Tensor) -> Tensor:
+    for block, (a, c) in zip(blocks, routing, strict=True):
+        y = a * block.skip(y) + c * block.residual(y)
+    return y
+
+
+def _backward(
+    blocks: list[PreactBlock], masks: list[list[Tensor]], y0: Tensor, grad: Tensor, routing: Tensor
+) -> Tensor:
+    """By autograd through the linear maps that the blocks are at the recorded point."""
+    x = torch.zeros(y0.shape, dtype=torch.float64, requires_grad=True)
+    y: Tensor = x
+    for block, (first, second), (a, c) in zip(blocks, masks, routing, strict=True):
+        entered = _scaled(block.bns[0], y) * first  # type: ignore[arg-type]
+        residual = block.convs[1](_scaled(block.bns[1], block.convs[0](entered)) * second)  # type: ignore[arg-type]
+        if block.projection is not None:
+            skip = block.projection(entered)
+        elif block.pad:
+            skip = F.pad(y[:, :, :: block.stride, :: block.stride], (0, 0, 0, 0, 0, block.extra_channels))
+        else:
+            skip = y
+        y = a * skip + c * residual
+    (walked,) = torch.autograd.grad(y, x, grad)
+    return walked
+
+
+def _scaled(bn: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    assert bn.running_var is not None
+    return x * (bn.weight / (bn.running_var + bn.eps).sqrt())[:, None, None]

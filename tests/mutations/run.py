@@ -1,0 +1,143 @@
+"""Mutates the kernels' index arithmetic, one expression at a time, and sees each mutant fail.
+
+``python tests/mutations/run.py`` goes through all mutants (about half an hour on two cores) and ends with those that
+survived; ``--sample 12`` through evenly spaced ones. A mutant is a copy of csrc with one operator or number changed;
+it must fail to compile, crash, hang, be caught by the twin's watch over shared memory, or give a wrong result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+KERNELS = HERE.parent.parent / "csrc" / "cuda"
+MUTATED = ["geometry.h", "program.cpp", "walk.cuh", "routed_backward.cuh", "routed_forward.cuh"]
+OPERATORS = {
+    " + ": " - ",
+    " - ": " + ",
+    " * ": " + ",
+    " / ": " * ",
+    " % ": " / ",
+    " << ": " >> ",
+    " >> ": " << ",
+    " & ": " | ",
+    " | ": " & ",
+    " ^ ": " | ",
+    " < ": " <= ",
+    " >= ": " > ",
+    " == ": " != ",
+    " != ": " == ",
+    " && ": " || ",
+}
+NUMBER = re.compile(r"(?<![\w.])(\d+)(?![\w.])")
+# Not index arithmetic: declarations, templates, pragmas, loops that only unroll, messages.
+SKIPPED = re.compile(r"^\s*(//|#|template|static_assert|using|PATHNET_UNROLL|PATHNET_NO_UNROLL)|refuse\(|invalid_argument")
+COMPILER = ["g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC"]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    file: str
+    line: int
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.before.strip()}  ->  {self.after.strip()}"
+
+
+EQUIVALENT: dict[str, str] = {}
+"""Mutants that change nothing that can be seen, by their changed line, and why."""
+
+
+def mutants() -> list[Mutant]:
+    found = []
+    for file in MUTATED:
+        for number, line in enumerate((KERNELS / file).read_text().splitlines(), 1):
+            if not SKIPPED.search(line):
+                found += [Mutant(file, number, line, after) for after in _changes(line.split("//")[0])]
+    return found
+
+
+def _changes(line: str) -> Iterator[str]:
+    for old, new in OPERATORS.items():
+        for match in re.finditer(re.escape(old), line):
+            yield line[: match.start()] + new + line[match.end() :]
+    for match in NUMBER.finditer(line):
+        yield line[: match.start()] + str(int(match[1]) + 1) + line[match.end() :]
+
+
+def build(sources: Path, library: Path) -> bool:
+    files = [HERE / "twin_abi.cpp", sources / "cuda" / "program.cpp", sources / "cuda" / "host_twin.cpp"]
+    command = [*COMPILER, f"-I{sources / 'cuda'}", *files, "-o", library]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def verdict(mutant: Mutant | None, cases: Path) -> str:
+    """Why the mutant (or what is there now, for None) fails; empty if it survives."""
+    with tempfile.TemporaryDirectory() as folder:
+        sources, library = Path(folder) / "csrc", Path(folder) / "twin.so"
+        shutil.copytree(KERNELS.parent, sources)
+        if mutant is not None:
+            path = sources / "cuda" / mutant.file
+            lines = path.read_text().splitlines()
+            lines[mutant.line - 1] = mutant.after
+            path.write_text("\n".join(lines) + "\n")
+        if not build(sources, library):
+            return "does not compile"
+        try:
+            judged = subprocess.run(
+                [sys.executable, HERE / "judge.py", library, cases], capture_output=True, text=True, timeout=120
+            )
+        except subprocess.TimeoutExpired:
+            return "hangs"
+    if judged.returncode == 0:
+        return ""
+    return judged.stdout.strip() or f"crashes ({judged.returncode})"
+
+
+def survivors(chosen: list[Mutant], cases: Path, workers: int = 2) -> Iterator[tuple[Mutant, str]]:
+    """Each mutant with its verdict, as they come."""
+    with ThreadPoolExecutor(workers) as pool:
+        yield from zip(chosen, pool.map(lambda mutant: verdict(mutant, cases), chosen), strict=True)
+
+
+def main() -> int:
+    from cases import write
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sample", type=int, help="how many mutants, evenly spaced; all without it")
+    parser.add_argument("--file", choices=MUTATED, help="only this file's mutants")
+    arguments = parser.parse_args()
+    everything = [m for m in mutants() if m.after.strip() not in EQUIVALENT and arguments.file in (None, m.file)]
+    step = max(1, len(everything) // arguments.sample) if arguments.sample else 1
+    chosen = everything[::step]
+    alive = []
+    with tempfile.TemporaryDirectory() as folder:
+        cases = Path(folder) / "cases.npz"
+        write(cases)
+        wrong = verdict(None, cases)
+        if wrong:
+            print(f"the kernels themselves fail: {wrong}")
+            return 1
+        for done, (mutant, reason) in enumerate(survivors(chosen, cases), 1):
+            if not reason:
+                alive.append(mutant)
+            print(f"{done}/{len(chosen)} {'SURVIVES' if not reason else reason}: {mutant}", flush=True)
+    print(f"{len(chosen)} mutants, {len(alive)} survive, {len(EQUIVALENT)} known to change nothing left out")
+    for mutant in alive:
+        print(mutant)
+    return 1 if alive else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
