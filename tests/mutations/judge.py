@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import Structure, byref, c_char_p, c_int32, c_int64, c_void_p
 from typing import Any
 
 import numpy as np
@@ -170,9 +170,7 @@ def check_geometry(twin: ctypes.CDLL) -> None:
 def check_case(twin: ctypes.CDLL, case: dict[str, Array], parts: int, shared_bytes: int) -> None:
     blocks, units = case["blocks"], case["units"]
     weights, scales = case["weights"], case["scales"]
-    tables = Tables(
-        pointer(blocks), len(blocks), pointer(units), len(units), pointer(weights), pointer(scales)
-    )
+    tables = Tables(pointer(blocks), len(blocks), pointer(units), len(units), pointer(weights), pointer(scales))
     walks = {}
     for backward in (1, 0):
         numbers = np.zeros(65536, np.int32)
@@ -267,7 +265,9 @@ def check_forward(twin: ctypes.CDLL, case: dict[str, Array], program: Array, fac
                 recorded += own.shape[1]
                 expect(
                     np.array_equal(bits[:batch, start:recorded] & sure, own & sure)
-                    and not (bits[:batch, start:recorded] & ~packed_bits(np.ones_like(case[f"bits_{block}_{unit}"]))).any(),
+                    and not (
+                        bits[:batch, start:recorded] & ~packed_bits(np.ones_like(case[f"bits_{block}_{unit}"]))
+                    ).any(),
                     f"recorded bits of block {block}, unit {unit}",
                 )
         expect(recorded == facts[1], "the end of a sample's bits")
@@ -306,7 +306,8 @@ def load_cases(file: str) -> list[dict[str, Array]]:
     with np.load(file) as stored:
         count = int(stored["count"])
         return [
-            {key.split("/", 1)[1]: stored[key] for key in stored.files if key.startswith(f"{i}/")} for i in range(count)
+            {key.split("/", 1)[1]: stored[key] for key in stored.files if key.startswith(f"{i}/")}
+            for i in range(count)
         ]
 
 

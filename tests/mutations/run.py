@@ -40,7 +40,9 @@ OPERATORS = {
 }
 NUMBER = re.compile(r"(?<![\w.])(\d+)(?![\w.])")
 # Not index arithmetic: declarations, templates, pragmas, loops that only unroll, messages.
-SKIPPED = re.compile(r"^\s*(//|#|template|static_assert|using|PATHNET_UNROLL|PATHNET_NO_UNROLL)|refuse\(|invalid_argument")
+SKIPPED = re.compile(
+    r"^\s*(//|#|template|static_assert|using|PATHNET_UNROLL|PATHNET_NO_UNROLL)|refuse\(|invalid_argument"
+)
 COMPILER = ["g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC"]
 
 
@@ -132,7 +134,7 @@ def main() -> int:
         for done, (mutant, reason) in enumerate(survivors(chosen, cases), 1):
             if not reason:
                 alive.append(mutant)
-            print(f"{done}/{len(chosen)} {'SURVIVES' if not reason else reason}: {mutant}", flush=True)
+            print(f"{done}/{len(chosen)} {reason or 'SURVIVES'}: {mutant}", flush=True)
     print(f"{len(chosen)} mutants, {len(alive)} survive, {len(EQUIVALENT)} known to change nothing left out")
     for mutant in alive:
         print(mutant)

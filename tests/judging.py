@@ -1,0 +1,98 @@
+"""Judges the cuda engine's walks by the reference's, on the same record; the networks that it is tried on."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from cases import shaken
+from oracles import relative_error
+from tolerances import (
+    BFLOAT16_BATCH_NORM,
+    BFLOAT16_GRADIENT,
+    BFLOAT16_SAMPLE_NORM,
+    FLOAT32_BATCH_NORM,
+    FLOAT32_SAMPLE_NORM,
+)
+from torch import Tensor, nn
+
+import pathnet
+from pathnet import scaling
+from pathnet.engines.cuda import CudaRecord
+from pathnet.engines.reference import ReferenceEngine, freeze
+from pathnet.models import PreactBlock, ResidualNet
+
+TOLERANCES = {
+    "float32": (FLOAT32_BATCH_NORM, FLOAT32_SAMPLE_NORM, FLOAT32_SAMPLE_NORM),
+    "bfloat16": (BFLOAT16_BATCH_NORM, BFLOAT16_SAMPLE_NORM, BFLOAT16_GRADIENT),
+}
+"""Of a batch norm, a sample's norm, and a sample's gradient."""
+
+
+def truth(tape: pathnet.Tape, routing: Tensor) -> tuple[Tensor, Tensor]:
+    """The reference's scaled walk on the tape's own ReLU bits and incoming gradient."""
+    record, engine = tape._record, ReferenceEngine()
+    assert isinstance(record.blocks, CudaRecord)
+    frozen = freeze(record.net, record.blocks.bits())
+    _, blocks = engine.record(engine.prepare(frozen, record.y0.shape[1:], "float64"), record.y0.double())
+    return engine.routed_backward(blocks, record.grad.double(), record.exponent, routing.to(record.grad).double())
+
+
+def check(tape: pathnet.Tape, routing: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+    """Norms and gradients of every sample; returns the norms and what they should be."""
+    grad, exponent = truth(tape, routing)
+    expected = scaling.norms(grad, exponent)
+    _, sample_tolerance, gradient_tolerance = TOLERANCES[precision]
+    record = tape._record
+    norms = tape._engine.routed_backward_norms(record.blocks, record.grad, record.exponent, routing.to(record.grad))
+    torch.testing.assert_close(norms, expected, rtol=sample_tolerance, atol=0)
+    walked = tape._engine.routed_backward(record.blocks, record.grad, record.exponent, routing.to(record.grad))
+    torch.testing.assert_close(scaling.norms(*walked), norms, rtol=1e-6, atol=0)
+    # As mantissas, whose squares stay in range.
+    for own, other in zip(scaling.value(walked[0], walked[1] - exponent), grad, strict=True):
+        for sample, true in zip(own, other, strict=True):
+            assert relative_error(sample, true) < gradient_tolerance
+    return norms, expected
+
+
+def random_basic_net(seed: int, smallest: int = 1) -> tuple[ResidualNet, Tensor, Tensor]:
+    """One to five basic blocks of any width up to 64, strides and skips; sides from ``smallest`` on, few of which a
+    tile divides."""
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    channels = int(rng.choice([1, 8, 16, 17, 32, 33, 48]))
+    stem = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+    blocks = []
+    for _ in range(rng.integers(1, 6)):
+        out = channels if rng.random() < 0.5 else min(64, channels + int(rng.integers(0, 40)))
+        stride = 2 if rng.random() < 0.35 else 1
+        shortcut = "pad" if rng.random() < 0.4 else "projection"
+        blocks.append(PreactBlock(channels, (3, 3), (out, out), stride, shortcut))  # type: ignore[arg-type]
+        channels = out
+    head = nn.Sequential(
+        nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 5)
+    )
+    largest = 19 if channels <= 32 else 11
+    height, width = (int(side) for side in rng.integers(smallest, largest + 1, 2))
+    batch = int(rng.choice([1, 2, 3, 9]))
+    images = torch.randn(batch, 3, height, width)
+    return shaken(ResidualNet(stem, blocks, head)).eval(), images, torch.randint(0, 5, (batch,))
+
+
+def random_routings(n: int, seed: int) -> Tensor:
+    """float64 [5, n, 2]: the paths of length 0 and n, a random one, and general coefficients."""
+    rng = np.random.default_rng(seed)
+    codes = np.stack([np.zeros(n), np.ones(n), rng.integers(0, 2, n)])
+    routing = np.concatenate([np.stack([1 - codes, codes], 2), rng.normal(size=(2, n, 2))])
+    routing[3, ::2, 1] = 0
+    return torch.from_numpy(routing)
+
+
+@torch.no_grad()
+def reference_outputs(net: ResidualNet, images: Tensor, routing: Tensor) -> list[Tensor]:
+    outputs = []
+    for path in routing.double().tolist():
+        y = net.stem(images.double())
+        for block, (a, c) in zip(net.blocks, path, strict=True):
+            y = a * block.skip(y) + c * block.residual(y)
+        outputs.append(net.head(y))
+    return outputs
