@@ -16,13 +16,21 @@ endif
 
 NATIVE := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test install lint clean
+.PHONY: demo test gpu mutants install lint clean
 
 demo: install
 	$(RUN) -m pathnet demo
 
 test: install
 	$(RUN) -m pytest
+
+# What only a GPU can show; writes benchmarks/results/. COMMIT=... where there is no .git.
+gpu: install
+	$(RUN) -m benchmarks.gpu --commit "$(COMMIT)"
+
+# Every expression of the kernels' index arithmetic changed in turn: an hour and more.
+mutants: install
+	$(RUN) tests/mutations/run.py
 
 lint: install
 	$(RUN) -m ruff check .
