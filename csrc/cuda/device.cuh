@@ -36,17 +36,21 @@ class DeviceExec {
   __device__ __forceinline__ int take(int32_t* counter) const { return atomicAdd(counter, 1); }
   __device__ __forceinline__ void barrier() const { __syncthreads(); }
 
+  // The thread's numbers are hidden from the compiler at every use: what it would work out of them once, for all forms
+  // of all loops, would take more registers than there are.
   template <class F>
-  __device__ __forceinline__ void warps(const F& f) const {
-    f(int(threadIdx.x) / kWarpSize);
+  __device__ __forceinline__ void warps(const F& f) {
+    const int thread = hidden_thread();
+    lane_ = thread % kWarpSize;
+    f(thread / kWarpSize);
   }
   template <class F>
   __device__ __forceinline__ void threads(const F& f) const {
-    f(int(threadIdx.x));
+    f(hidden_thread());
   }
   template <class F>
   __device__ __forceinline__ void lanes(const F& f) const {
-    f(int(threadIdx.x) % kWarpSize);
+    f(lane_);
   }
 
   template <class T>
@@ -65,7 +69,7 @@ class DeviceExec {
 
   __device__ __forceinline__ void raise(int byte, PerLane<float>& values) const {
     const uint32_t largest = __reduce_max_sync(0xffffffffu, __float_as_uint(values.value));
-    if (threadIdx.x % kWarpSize == 0) raise_one(byte, largest);
+    if (lane_ == 0) raise_one(byte, largest);
   }
   __device__ __forceinline__ void raise_one(int byte, uint32_t value) const {
     atomicMax(reinterpret_cast<uint32_t*>(shared_memory + byte), value);
@@ -79,7 +83,7 @@ class DeviceExec {
   }
 
   __device__ __forceinline__ void copy_async(int byte, const uint8_t* from, int bytes) const {
-    for (int i = int(threadIdx.x) * kUnitBytes; i < bytes; i += kThreads * kUnitBytes) {
+    for (int i = hidden_thread() * kUnitBytes; i < bytes; i += kThreads * kUnitBytes) {
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_ + byte + i), "l"(from + i) : "memory");
     }
   }
@@ -91,7 +95,7 @@ class DeviceExec {
 
   template <class Address>
   __device__ __forceinline__ void load_source(Source& source, const Address& address) const {
-    const uint32_t from = shared_ + address(int(threadIdx.x) % kWarpSize);
+    const uint32_t from = shared_ + address(lane_);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(source.of[0]), "=r"(source.of[1]), "=r"(source.of[2]), "=r"(source.of[3])
                  : "r"(from)
@@ -99,7 +103,7 @@ class DeviceExec {
   }
   template <class Address>
   __device__ __forceinline__ void load_weights(Weights& weights, const Address& address) const {
-    const uint2 pair = load<uint2>(address(int(threadIdx.x) % kWarpSize));
+    const uint2 pair = load<uint2>(address(lane_));
     weights.of[0] = pair.x;
     weights.of[1] = pair.y;
   }
@@ -146,7 +150,14 @@ class DeviceExec {
   }
 
  private:
+  static __device__ __forceinline__ int hidden_thread() {
+    int thread = int(threadIdx.x);
+    asm volatile("" : "+r"(thread));
+    return thread;
+  }
+
   uint32_t shared_;
+  int lane_ = 0;
 };
 
 }  // namespace pathnet

@@ -152,15 +152,37 @@ class HostExec {
       for (int i = 0; i < 4; ++i) weights.of[lane % 4 * 2 + i % 2 + i / 2 * 8][lane / 4] = from_bf16(values[i]);
     }
   }
+  // As tensor cores add: the products and the accumulator are cut to a common power of two, kFraction bits below the
+  // largest of them, and their sum toward zero to float32. Every addition shrinks what it adds to (Ootomo and Yokota,
+  // "Recovering single precision accuracy from Tensor Cores", 2022, section 3), which rounding to nearest would hide.
   template <class Result>
   void multiply(const Result& result, const Source& a, const Weights& b) {
     for (int row = 0; row < 16; ++row) {
-      float sums[8] = {};
+      float terms[17][8];
+      uint32_t largest[8] = {};
+      for (int column = 0; column < 8; ++column) {
+        terms[16][column] = result(row % 8 * 4 + column / 2)[row / 8 * 2 + column % 2];
+      }
       for (int k = 0; k < 16; ++k) {
-        for (int column = 0; column < 8; ++column) sums[column] += a.of[row][k] * b.of[k][column];
+        for (int column = 0; column < 8; ++column) terms[k][column] = a.of[row][k] * b.of[k][column];
+      }
+      for (int k = 0; k < 17; ++k) {
+        for (int column = 0; column < 8; ++column) {
+          largest[column] = std::max(largest[column], to_bits(terms[k][column]) & 0x7f800000u);
+        }
       }
       for (int column = 0; column < 8; ++column) {
-        result(row % 8 * 4 + column / 2)[row / 8 * 2 + column % 2] += sums[column];
+        float& sum = result(row % 8 * 4 + column / 2)[row / 8 * 2 + column % 2];
+        const int exponent = int(largest[column] >> 23);
+        if (exponent <= kFraction || exponent == 255) {
+          sum = 0.0f;
+          for (int k = 0; k < 17; ++k) sum += terms[k][column];
+          continue;
+        }
+        const float up = from_bits(uint32_t(127 + 127 + kFraction - exponent) << 23);
+        int32_t total = 0;
+        for (int k = 0; k < 17; ++k) total += int32_t(terms[k][column] * up);
+        sum = float(std::ldexp(cut(total), exponent - 127 - kFraction));
       }
     }
   }
@@ -197,6 +219,17 @@ class HostExec {
 
  private:
   static constexpr int kNobody = -1, kSeveral = -2, kAtomic = -3, kWholeBlock = -4;
+
+  static constexpr int kFraction = 25;
+
+  // Toward zero to the 24 bits of float32.
+  static double cut(double value) {
+    uint64_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    bits &= ~((uint64_t(1) << 29) - 1);
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+  }
 
   // Who touched a word of four bytes since the last barrier.
   struct Word {

@@ -7,19 +7,22 @@
 
 namespace pathnet {
 
-// Null, or why the kernel cannot run with the program's shared memory.
+// Null, or why the kernel cannot run with the program's shared memory. The kernel is allowed all that the device has,
+// whatever this program needs: another thread's launch may come between.
 template <class Kernel>
 const char* resident_blocks(Kernel kernel, const Program& program, int items, int& blocks) {
-  int device = 0, processors = 0, each = 0;
+  int device = 0, processors = 0, most = 0, each = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess) {
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, program.shared_bytes);
-  }
-  if (error == cudaSuccess) {
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  if (error == cudaSuccess && program.shared_bytes <= most) {
     error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kThreads, size_t(program.shared_bytes));
   }
-  if (error != cudaSuccess) return cudaGetErrorString(error);
+  if (error != cudaSuccess) {
+    cudaGetLastError();  // forgotten, so that the next launch does not report it
+    return cudaGetErrorString(error);
+  }
   if (each == 0) return "a thread block needs more shared memory than the device has";
   blocks = std::min(items, processors * each);
   return nullptr;

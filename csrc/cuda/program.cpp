@@ -20,8 +20,14 @@ Image padded(int64_t channels, int64_t height, int64_t width) {
   return {int32_t(round_up(channels, kReduced)), int32_t(height), int32_t(width)};
 }
 
-void check_form(const Plan& plan, int64_t index) {
+void check_form(const Plan& plan, int64_t index, int shared_bytes) {
   const Block& block = plan.blocks[index];
+  // Before anything is reckoned in 32 bits; two images of at least 16 channels have to fit.
+  for (int64_t bytes :
+       {32 * (block.in_height + 8) * (block.in_width + 2), 32 * (block.out_height + 8) * (block.out_width + 2)}) {
+    if (bytes > shared_bytes)
+      refuse(index, "has images too large for " + std::to_string(shared_bytes) + " bytes of shared memory");
+  }
   if (block.unit_count != 2) refuse(index, "is not a basic block (two convolutions)");
   const Unit& first = plan.units[block.first_unit];
   const Unit& second = plan.units[block.first_unit + 1];
@@ -56,7 +62,7 @@ class Planner {
  public:
   Planner(const Plan& plan, bool backward, int parts, int shared_bytes)
       : plan_(plan), backward_(backward), parts_(parts), shared_bytes_(shared_bytes) {
-    for (int64_t b = 0; b < plan.block_count; ++b) check_form(plan, b);
+    for (int64_t b = 0; b < plan.block_count; ++b) check_form(plan, b, shared_bytes);
   }
 
   // Largest number of samples that fits, since they share every fetch of the weights.
@@ -108,6 +114,7 @@ class Planner {
       BlockForm& form = blocks[b];
       const Unit* units[2] = {&plan_.units[block.first_unit], &plan_.units[block.first_unit + 1]};
       form.skip = int32_t(block.skip);
+      form.skip_channels = int32_t(block.in_channels);
       form.stride = int32_t(units[0]->stride);
       form.in = padded(block.in_channels, block.in_height, block.in_width);
       form.out = padded(block.out_channels, block.out_height, block.out_width);
@@ -165,7 +172,8 @@ class Planner {
   // As many as leave no warp without work, since every further one saves a reading of the source; four only with one
   // term a number, for the registers' sake.
   int column_tiles(const Conv& conv) const {
-    if (conv.target.channels == 16 || !conv.dense()) return 2;
+    if (conv.target.channels == 16) return parts_ == 1 ? 2 : 1;
+    if (!conv.dense()) return 2;
     const int pairs = ceil_div(samples_ * conv.target.strips(), 2), all = conv.target.tiles();
     if (parts_ == 1 && all % 4 == 0 && pairs * (all / 4) >= kWarps) return 4;
     return pairs * (all / 2) >= kWarps ? 2 : 1;

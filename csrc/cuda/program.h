@@ -14,8 +14,6 @@ namespace pathnet {
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kMaxSamples = 8;
-// What a block of an H100 may ask for; an A100 has 163 KB, a consumer GPU of sm_86 or later 99 KB.
-constexpr int kSharedBytesH100 = 232448;
 
 // Shared memory before the arena: exponents, peaks, partial sums and the item at hand.
 struct Control {
@@ -58,6 +56,7 @@ struct Conv {
 struct BlockForm {
   int32_t skip;  // as in plan.h
   int32_t stride;
+  int32_t skip_channels;  // of the input, before they were filled up to 16
   Image in, out;
   int32_t in_byte, out_byte, mid_byte;  // of shared memory; backward of gradients, forward of operands
   int32_t bits_byte, affine;            // of the first unit's ReLU

@@ -34,18 +34,16 @@ class RoutedBackward {
       : exec_(exec), job_(job), program_(*job.program) {}
 
   PATHNET_DEVICE void run() {
-    const int groups = ceil_div(job_.batch, program_.samples);
     for (;;) {
       exec_.threads([&](int thread) {
         if (thread == 0) exec_.store(item_byte(), uint32_t(exec_.take(job_.counter)));
       });
       exec_.barrier();
       const int item = int(exec_.template uniform_load<uint32_t>(item_byte()));
+      if (item / groups() >= job_.paths) return;
+      // An order that is none must not become an address.
+      if (path() >= 0 && path() < job_.paths) walk(item % groups() * program_.samples);
       exec_.barrier();
-      if (item / groups >= job_.paths) return;
-      const int path = job_.order[item / groups];
-      if (path < 0 || path >= job_.paths) continue;
-      walk(path, item % groups * program_.samples);
     }
   }
 
@@ -53,8 +51,14 @@ class RoutedBackward {
   using Stream = WeightStream<Exec, true>;
   using Convolve = Convolution<Exec, kParts, true>;
 
-  PATHNET_DEVICE void walk(int path, int first_sample) {
-    const float* routing = job_.routing + int64_t(path) * program_.block_count * 2;
+  PATHNET_DEVICE int groups() const { return ceil_div(job_.batch, program_.samples); }
+  // Looked up where it is needed, since a register for it would have to live through the whole walk.
+  PATHNET_DEVICE int path() const {
+    return job_.order[int(exec_.template uniform_load<uint32_t>(item_byte())) / groups()];
+  }
+
+  PATHNET_DEVICE void walk(int first_sample) {
+    const float* routing = job_.routing + int64_t(path()) * program_.block_count * 2;
     first_ = first_sample;
     samples_ = job_.batch - first_ < program_.samples ? job_.batch - first_ : program_.samples;
     parity_ = 0;
@@ -68,7 +72,7 @@ class RoutedBackward {
       through(stream, form, a, c);
       changed_ = true;
     }
-    end(path);
+    end();
   }
 
   // The incoming gradient, and an intermediate whose border is zero.
@@ -113,7 +117,7 @@ class RoutedBackward {
   struct Epilogue {
     const RoutedBackward& walk;
     float keep, coefficient;  // target <- keep * target + coefficient * result
-    bool last;                // scales by the pending power of two, and notes the new peak
+    bool last;                // does that, scales by the pending power of two, notes the new peak; else masks only
     bool adds;                // to what has been scaled already
 
     template <int rows, int tiles, bool dense>
@@ -145,10 +149,26 @@ class RoutedBackward {
       Exec& exec = walk.exec_;
       const Images<Exec, kParts> images{exec};
       const Image target = conv.target;
-      const float scale = last ? walk.pending_scale(strip.sample) : 1.0f;
-      const float kept = adds ? keep : keep * scale, factor = coefficient * scale;
       const int plane_bytes = target.plane_bytes();
       const int base = Images<Exec, kParts>::sample_byte(target, conv.target_byte, strip.sample);
+      if (!last) {
+        exec.lanes([&](int lane) {
+          const uint32_t mask = masks[lane];
+          each_row<rows, tiles, dense>(
+              target, base, pass, strip, tile, lane, [&](int row, bool, const int (&bytes)[tiles]) {
+                PATHNET_UNROLL
+                for (int t = 0; t < tiles; ++t) {
+                  const float* result = sums[lane].of[row][t] + 2 * half;
+                  const int bit = t * rows * 2 + bit_in_tile(row, 0);
+                  images.store_pair(bytes[t], plane_bytes, mask >> bit & 1 ? result[0] : 0.0f,
+                                    mask >> (bit + 1) & 1 ? result[1] : 0.0f);
+                }
+              });
+        });
+        return;
+      }
+      const float scale = walk.pending_scale(strip.sample);
+      const float kept = adds ? keep : keep * scale, factor = coefficient * scale;
       typename Exec::template PerLane<float> peak(0.0f);
       exec.lanes([&](int lane) {
         const uint32_t mask = masks[lane];
@@ -173,7 +193,7 @@ class RoutedBackward {
               }
             });
       });
-      if (last) exec.raise(peak_byte(1 - walk.parity_, strip.sample), peak);
+      exec.raise(peak_byte(1 - walk.parity_, strip.sample), peak);
     }
   };
 
@@ -206,13 +226,14 @@ class RoutedBackward {
     const Images<Exec, kParts> images{exec_};
     exec_.barrier();
     each_pair(form.out, [&](int sample, int y, int x, int pair) {
-      if (pair >= form.in.channels / 2) return;
+      if (2 * pair >= form.skip_channels) return;
       float first, second, old_first, old_second;
       const int from = pair_byte(form.out, form.out_byte, sample, y, x, pair);
       const int to = pair_byte(form.in, form.in_byte, sample, y * form.stride, x * form.stride, pair);
       images.load_pair(from, form.out.plane_bytes(), first, second);
       images.load_pair(to, form.in.plane_bytes(), old_first, old_second);
       const float factor = a * pending_scale(sample);
+      if (2 * pair + 1 >= form.skip_channels) second = 0.0f;
       store_changed(to, form.in, sample, old_first + factor * first, old_second + factor * second);
     });
   }
@@ -268,38 +289,15 @@ class RoutedBackward {
   }
 
   // Norms, and on request the gradient. A walk that changed nothing gives back what came, bit for bit.
-  PATHNET_DEVICE void end(int path) {
-    const BlockForm& form = program_.blocks()[0];
-    const Images<Exec, kParts> images{exec_};
-    const int pixels = form.in.height * form.in.width;
+  PATHNET_DEVICE void end() {
     exec_.barrier();
+    if (job_.grad_input != nullptr) give_gradients(path());
     for (int sample = 0; sample < samples_; ++sample) {
-      const float factor = pending_scale(sample);
-      const int64_t slot = int64_t(path) * job_.batch + first_ + sample;
-      float* out = job_.grad_input == nullptr ? nullptr : job_.grad_input + slot * program_.channels_in * pixels;
       exec_.warps([&](int warp) {
         typename Exec::template PerLane<double> squares(0.0);
         exec_.lanes([&](int lane) {
-          float sum = 0.0f;
-          PATHNET_NO_UNROLL
-          for (int i = warp * kWarpSize + lane; i < pixels * (form.in.channels / 2); i += kThreads) {
-            const int pixel = i % pixels, channel = i / pixels * 2;
-            float values[2] = {0.0f, 0.0f};
-            if (changed_) {
-              images.load_pair(
-                  pair_byte(form.in, form.in_byte, sample, pixel / form.in.width, pixel % form.in.width, channel / 2),
-                  form.in.plane_bytes(), values[0], values[1]);
-            }
-            PATHNET_UNROLL
-            for (int j = 0; j < 2; ++j) {
-              if (channel + j >= program_.channels_in) continue;
-              const int64_t element = int64_t(channel + j) * pixels + pixel;
-              const float value = changed_ ? values[j] * factor : incoming(sample)[element];
-              sum += value * value;
-              if (out != nullptr) out[element] = value;
-            }
-          }
-          squares[lane] = sum;
+          const int thread = warp * kWarpSize + lane;
+          squares[lane] = changed_ ? squares_of_image(sample, thread) : squares_of_incoming(sample, thread);
         });
         const double total = exec_.sum(squares);
         exec_.lanes([&](int lane) {
@@ -310,13 +308,70 @@ class RoutedBackward {
     exec_.barrier();
     exec_.threads([&](int thread) {
       for (int sample = thread; sample < samples_; sample += kThreads) {
-        const int64_t slot = int64_t(path) * job_.batch + first_ + sample;
+        const int64_t slot = int64_t(path()) * job_.batch + first_ + sample;
         const int power = power_of(exec_.template load<uint32_t>(peak_byte(parity_, sample)));
         const int exponent = int(exec_.template load<uint32_t>(exponent_byte(sample))) + power;
         double total = 0.0;
         for (int warp = 0; warp < kWarps; ++warp) total += exec_.template load<double>(partial_byte(sample, warp));
         job_.norms[slot] = Exec::scaled_root(total, exponent);
         if (job_.exponent_input != nullptr) job_.exponent_input[slot] = exponent;
+      }
+    });
+  }
+
+  // A thread's share, over the whole plane: borders and channels that the network lacks hold zeros. The scaled values
+  // are below one.
+  PATHNET_DEVICE float squares_of_image(int sample, int thread) const {
+    const BlockForm& form = program_.blocks()[0];
+    const Images<Exec, kParts> images{exec_};
+    const float factor = pending_scale(sample);
+    const int plane_bytes = form.in.plane_bytes();
+    const int base = Images<Exec, kParts>::sample_byte(form.in, form.in_byte, sample);
+    float sum = 0.0f;
+    for (int byte = thread * 4; byte < plane_bytes; byte += kThreads * 4) {
+      float first, second;
+      images.load_pair(base + byte, plane_bytes, first, second);
+      first *= factor;
+      second *= factor;
+      sum += first * first + second * second;
+    }
+    return sum;
+  }
+
+  PATHNET_DEVICE double squares_of_incoming(int sample, int thread) const {
+    const Image& image = program_.blocks()[0].in;
+    const float* values = incoming(sample);
+    double sum = 0.0;
+    PATHNET_NO_UNROLL
+    for (int i = thread; i < program_.channels_in * image.height * image.width; i += kThreads) {
+      sum += double(values[i]) * values[i];
+    }
+    return sum;
+  }
+
+  PATHNET_DEVICE void give_gradients(int path) {
+    const BlockForm& form = program_.blocks()[0];
+    const Images<Exec, kParts> images{exec_};
+    const int pixels = form.in.height * form.in.width, pairs = form.in.channels / 2;
+    exec_.threads([&](int thread) {
+      PATHNET_NO_UNROLL
+      for (int i = thread; i < samples_ * pairs * pixels; i += kThreads) {
+        const int pixel = i % pixels, pair = i / pixels % pairs, sample = i / pixels / pairs;
+        const float factor = pending_scale(sample);
+        const int64_t slot = int64_t(path) * job_.batch + first_ + sample;
+        float values[2] = {0.0f, 0.0f};
+        if (changed_) {
+          images.load_pair(
+              pair_byte(form.in, form.in_byte, sample, pixel / form.in.width, pixel % form.in.width, pair),
+              form.in.plane_bytes(), values[0], values[1]);
+        }
+        PATHNET_UNROLL
+        for (int j = 0; j < 2; ++j) {
+          if (2 * pair + j >= program_.channels_in) continue;
+          const int64_t element = int64_t(2 * pair + j) * pixels + pixel;
+          job_.grad_input[slot * program_.channels_in * pixels + element] =
+              changed_ ? values[j] * factor : incoming(sample)[element];
+        }
       }
     });
   }

@@ -66,46 +66,72 @@ template <class Exec, bool kBackward>
 class WeightStream {
  public:
   PATHNET_DEVICE WeightStream(Exec& exec, const Program& program, const uint8_t* weights, const float* routing)
-      : exec_(exec), program_(program), weights_(weights), route_(program, routing) {
-    for (int slot = 0; slot + 1 < program_.slots; ++slot) copy_next();
+      : exec_(exec),
+        weights_(weights),
+        route_(program, routing),
+        slots_(program.slots),
+        slot_bytes_(program.slot_bytes) {
+    first_slot_ = filled_ = used_ = program.slot_byte(0);
+    last_slot_ = program.slot_byte(slots_ - 1);
+    enter();
+    for (int slot = 0; slot + 1 < slots_; ++slot) copy_next();
   }
 
   // Shared byte of the next chunk. Everything that the block stored before is visible after it.
   PATHNET_DEVICE int next() {
-    if (program_.slots == 3) {
+    if (slots_ == 3) {
       exec_.template wait_copies<1>();
     } else {
       exec_.template wait_copies<0>();
     }
     exec_.barrier();
-    copy_next();
+    if (slots_ == 2) copy_next();
     const int slot = used_;
-    used_ = used_ + 1 == program_.slots ? 0 : used_ + 1;
-    return program_.slot_byte(slot);
+    used_ = following(used_);
+    return slot;
+  }
+
+  // After a chunk's product: with three slots there is time until here, where no warp waits for it.
+  PATHNET_DEVICE void ahead() {
+    if (slots_ == 3) copy_next();
   }
 
  private:
+  PATHNET_DEVICE int following(int slot) const { return slot == last_slot_ ? first_slot_ : slot + slot_bytes_; }
+
+  // The route's convolution at hand; asked for in the program only once.
+  PATHNET_DEVICE void enter() {
+    if (route_.ended()) return;
+    const Conv& conv = route_.conv();
+    from_ = conv.weights_byte;
+    bytes_ = conv.chunk_bytes;
+    chunks_ = chunks_left_ = conv.chunks;
+    reads_left_ = conv.reads;
+  }
+
   PATHNET_DEVICE void copy_next() {
     if (!route_.ended()) {
-      const Conv& conv = route_.conv();
-      exec_.copy_async(program_.slot_byte(filled_), weights_ + conv.weights_byte + chunk_ * conv.chunk_bytes,
-                       conv.chunk_bytes);
-      chunk_ = chunk_ + 1 == conv.chunks ? 0 : chunk_ + 1;
-      if (++read_ == conv.reads) {
-        read_ = 0;
+      exec_.copy_async(filled_, weights_ + from_, bytes_);
+      from_ += bytes_;
+      if (--chunks_left_ == 0) {
+        chunks_left_ = chunks_;
+        from_ -= chunks_ * bytes_;
+      }
+      if (--reads_left_ == 0) {
         route_.advance();
+        enter();
       }
     }
-    filled_ = filled_ + 1 == program_.slots ? 0 : filled_ + 1;
+    filled_ = following(filled_);
     exec_.commit_copies();
   }
 
   Exec& exec_;
-  const Program& program_;
   const uint8_t* weights_;
   Route<kBackward> route_;
-  int read_ = 0, chunk_ = 0;   // of the route's convolution
-  int filled_ = 0, used_ = 0;  // slots
+  const int slots_, slot_bytes_;
+  int first_slot_, last_slot_, filled_, used_;                                // shared bytes
+  int from_ = 0, bytes_ = 0, chunks_ = 0, chunks_left_ = 0, reads_left_ = 0;  // of the route's convolution
 };
 
 // Images in shared memory, of one or two bf16 terms a number.
@@ -188,7 +214,7 @@ class Convolution {
       Pass pass = described.passes[i];
       if (!described.dense()) {
         if (conv.target.channels == 16) {
-          one_pass<8, 2, false>(conv, pass, epilogue);
+          one_pass<8, kNarrow, false>(conv, pass, epilogue);
         } else {
           one_pass<4, 2, false>(conv, pass, epilogue);
         }
@@ -197,7 +223,7 @@ class Convolution {
       // Constants for the compiler.
       pass.vertical = pass.horizontal = kBackward ? backward_axis(3, 1, 0) : forward_axis(3, 1);
       if (conv.target.channels == 16) {
-        one_pass<8, 2, true>(conv, pass, epilogue);
+        one_pass<8, kNarrow, true>(conv, pass, epilogue);
       } else if (kParts == 1 && conv.column_tiles == 4) {
         one_pass<4, kParts == 1 ? 4 : 2, true>(conv, pass, epilogue);
       } else if (conv.column_tiles == 2) {
@@ -209,6 +235,9 @@ class Convolution {
   }
 
  private:
+  // Column tiles at 16 channels: with two terms a number one, for the registers' sake.
+  static constexpr int kNarrow = kParts == 1 ? 2 : 1;
+
   using Source = typename Exec::Source;
   using Weights = typename Exec::Weights;
   using Masks = typename Exec::template PerWarp<typename Exec::template PerLane<uint32_t>>;
@@ -251,6 +280,7 @@ class Convolution {
             tap_product<rows, tiles>(conv, pass, unit, chunk, weights, sums[warp]);
           }
         });
+        if (conv.chunks > 1 || round == 0) stream_.ahead();
       }
       exec_.warps([&](int warp) {
         const int unit = round * kWarps + warp;
@@ -359,20 +389,31 @@ class Convolution {
     }
   }
 
-  // With two terms a number, high x high, high x low and low x high; low x low lies below the rounding.
+  // With two terms a number: low x high, high x low and high x high; low x low lies below the rounding. Tensor cores
+  // cut their sums toward zero, a bias that grows with every product of a chain; so the three start from zero, and
+  // their sum is added by an ordinary addition, which rounds to nearest.
   template <int tiles, class Lanes>
   PATHNET_DEVICE void accumulate(Lanes& sums, int row, const Source (&pixels)[kParts],
                                  const Weights (&taps)[kParts][tiles]) {
     PATHNET_UNROLL
-    for (int part = 0; part < kParts; ++part) {
-      PATHNET_UNROLL
-      for (int other = 0; other < kParts - part; ++other) {
-        PATHNET_UNROLL
-        for (int t = 0; t < tiles; ++t) {
-          exec_.multiply([&](int lane) -> float (&)[4] { return sums[lane].of[row][t]; }, pixels[part],
-                         taps[other][t]);
-        }
+    for (int t = 0; t < tiles; ++t) {
+      if (kParts == 1) {
+        exec_.multiply([&](int lane) -> float (&)[4] { return sums[lane].of[row][t]; }, pixels[0], taps[0][t]);
+        continue;
       }
+      typename Exec::template PerLane<Sums<1, 1>> own;
+      exec_.lanes([&](int lane) {
+        PATHNET_UNROLL
+        for (int i = 0; i < 4; ++i) own[lane].of[0][0][i] = 0.0f;
+      });
+      const auto chain = [&](int lane) -> float (&)[4] { return own[lane].of[0][0]; };
+      exec_.multiply(chain, pixels[kParts - 1], taps[0][t]);
+      exec_.multiply(chain, pixels[0], taps[kParts - 1][t]);
+      exec_.multiply(chain, pixels[0], taps[0][t]);
+      exec_.lanes([&](int lane) {
+        PATHNET_UNROLL
+        for (int i = 0; i < 4; ++i) sums[lane].of[row][t][i] += own[lane].of[0][0][i];
+      });
     }
   }
 

@@ -116,19 +116,11 @@ class CudaEngine:
 
     def prepare(self, net: ResidualNet, y0_shape: Sequence[int], precision: Precision) -> CudaNetwork:
         own, device = tables(net, y0_shape), next(net.parameters()).device
-        shared = H100_SHARED_BYTES
-        if device.type == "cuda":
-            properties = torch.cuda.get_device_properties(device)
-            shared = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
-
-        def walk(backward: bool, parts: int) -> Walk:
-            program, weights = native.cuda_plan(
-                own.blocks, own.units, own.weights, own.scales, backward, parts, shared
-            )
-            return Walk(program, program.to(device), weights.to(device))
-
-        backward = walk(True, 1 if precision == "bfloat16" else 2)
-        return CudaNetwork(backward, walk(False, 2), _padded_affine(own).to(device), _channels(own))
+        backward, forward = (
+            Walk(program, program.to(device), weights.to(device))
+            for program, weights in _plans(own, precision, device)
+        )
+        return CudaNetwork(backward, forward, _padded_affine(own).to(device), _channels(own))
 
     def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, CudaRecord]:
         assert isinstance(prepared, CudaNetwork)
@@ -166,10 +158,21 @@ class CudaEngine:
 def refusal(net: ResidualNet, y0_shape: Sequence[int], precision: Precision) -> str | None:
     """Why the kernels have no form for a network that has tables: a width, a kernel, images too large; or None."""
     try:
-        CudaEngine().prepare(net, y0_shape, precision)
+        _plans(tables(net, y0_shape), precision, next(net.parameters()).device)
     except RuntimeError as error:
         return str(error).splitlines()[0].rpartition("blocks: ")[2]
     return None
+
+
+def _plans(own: Tables, precision: Precision, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Program and weights, on the CPU, of the walk back and of the walk forward."""
+    shared = H100_SHARED_BYTES
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        shared = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
+    parts = 1 if precision == "bfloat16" else 2
+    given = own.blocks, own.units, own.weights, own.scales
+    return [native.cuda_plan(*given, True, parts, shared), native.cuda_plan(*given, False, 2, shared)]
 
 
 def _backward(
@@ -212,10 +215,12 @@ def _channels(own: Tables) -> list[list[int]]:
 
 @functools.cache
 def _disagreement(device: torch.device) -> str | None:
-    """Checks the engine once a process and device, on a small input against the reference; None, or what it found."""
+    """Checks the engine once a process and device, on small inputs against the reference; None, or what it found."""
     for precision, tolerance in TOLERANCE.items():
         try:
-            error = _sample_error(device, precision)
+            error = _largest_error(device, precision)
+        except torch.cuda.OutOfMemoryError:
+            raise
         except RuntimeError as failure:
             return f"its check of itself failed ({str(failure).splitlines()[0]})"
         if not error <= tolerance:
@@ -223,24 +228,43 @@ def _disagreement(device: torch.device) -> str | None:
     return None
 
 
-def _sample_error(device: torch.device, precision: Precision) -> float:
-    """The largest relative error of a sample's norm along random routings, and of the recording forward."""
-    engine = CudaEngine()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = preact_resnet(14).to(device).eval()
-        y0, grad = torch.randn(3, 16, 8, 8), torch.randn(3, 64, 2, 2)
-        routing = torch.rand(4, net.n, 2) - 0.5
-    routing[0], routing[1, ::2, 1] = 1.0, 0.0
-    prepared = engine.prepare(net, y0.shape[1:], precision)
-    y, blocks = engine.record(prepared, y0.to(device))
-    exponent = torch.zeros(3, dtype=torch.int32)
-    norms = engine.routed_backward_norms(blocks, grad.to(device), exponent.to(device), routing.to(device)).cpu()
+def _largest_error(device: torch.device, precision: Precision) -> float:
+    """Of samples' norms and gradients along random routings, and of forward passes; NaN where there is one."""
+    generator, errors = torch.Generator().manual_seed(0), []
+    for shortcut in ("projection", "pad"):
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.manual_seed(0)
+            net = preact_resnet(20, shortcut=shortcut).float().eval()
+        shapes = {"y0": (3, 16, 8, 8), "grad": (3, 64, 2, 2), "routing": (4, net.n, 2)}
+        y0, grad, routing = (
+            torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu") for shape in shapes.values()
+        )
+        routing[0], routing[1, ::2, 1] = 1.0, 0.0
+        errors += _errors(net, y0, grad, routing, precision, device)
+    return float(torch.stack(errors).max())
 
-    reference = ReferenceEngine()
+
+def _errors(
+    net: ResidualNet, y0: Tensor, grad: Tensor, routing: Tensor, precision: Precision, device: torch.device
+) -> list[Tensor]:
+    engine, reference = CudaEngine(), ReferenceEngine()
+    prepared = engine.prepare(net.to(device), y0.shape[1:], precision)
+    y, blocks = engine.record(prepared, y0.to(device))
+    exponent = torch.zeros(len(y0), dtype=torch.int32, device="cpu")
+    given = blocks, grad.to(device), exponent.to(device), routing.to(device)
+    norms, walked = engine.routed_backward_norms(*given).cpu(), engine.routed_backward(*given)
+    outputs = engine.routed_forward(prepared, y0.to(device), routing.to(device)).cpu()
+
     frozen = freeze(net.cpu(), [[bit.cpu() for bit in own] for own in blocks.bits()])
-    expected_y, inputs = reference.record(reference.prepare(frozen, y0.shape[1:], "float64"), y0.double())
-    walked = reference.routed_backward(inputs, grad.double(), exponent, routing.double())
-    expected = scaling.norms(*walked)
-    forward = (y.cpu() - expected_y).norm() / expected_y.norm()
-    return max(float(((norms - expected).abs() / expected).max()), float(forward))
+    exact = reference.prepare(frozen, y0.shape[1:], "float64")
+    expected_y, inputs = reference.record(exact, y0.double())
+    expected = scaling.norms(*reference.routed_backward(inputs, grad.double(), exponent, routing.double()))
+    expected_outputs = reference.routed_forward(
+        reference.prepare(net.double(), y0.shape[1:], "float64"), y0.double(), routing.double()
+    )
+    return [
+        ((norms - expected).abs() / expected).max(),
+        ((scaling.norms(*walked).cpu() - expected).abs() / expected).max(),
+        (y.cpu() - expected_y).norm() / expected_y.norm(),
+        ((outputs - expected_outputs).flatten(1).norm(dim=1) / expected_outputs.flatten(1).norm(dim=1)).max(),
+    ]
