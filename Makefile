@@ -24,9 +24,9 @@ demo: install
 test: install
 	$(RUN) -m pytest
 
-# What only a GPU can show; writes benchmarks/results/. COMMIT=... where there is no .git.
+# On a machine with a GPU: tests, memory checks and benchmarks, into benchmarks/results. COMMIT=... where git is not.
 gpu: install
-	$(RUN) -m benchmarks.gpu --commit "$(COMMIT)"
+	$(RUN) -m benchmarks.gpu $(STEPS) $(if $(COMMIT),--commit $(COMMIT))
 
 # Every expression of the kernels' index arithmetic changed in turn: an hour and more.
 mutants: install

@@ -1,2 +1,1 @@
-"""How fast the engines are, beside what a researcher would write without them. Needs the repository, not only the
-package."""
+"""What only a GPU can show: tests there, memory checks, and timings against plain PyTorch; see `benchmarks.gpu`."""

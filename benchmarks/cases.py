@@ -1,4 +1,4 @@
-"""The network and batches that are timed, and how many operations a walk through it takes."""
+"""What is measured: the network, its batches, and the sizes of a whole run and of its rehearsal on a CPU."""
 
 from __future__ import annotations
 
@@ -7,66 +7,165 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-import pathnet
-from pathnet.models import ResidualNet
+from pathnet.models import ResidualNet, preact_resnet
 
-__all__ = ["Case", "PAPER", "REHEARSAL", "module_operations", "network"]
+__all__ = ["FULL", "REHEARSAL", "Setup", "batch", "fit_statistics", "module_flops", "network", "path_flops"]
 
 
 @dataclass(frozen=True)
-class Case:
-    """A pre-activation network of basic blocks and its batches of random images."""
+class Setup:
+    """The sizes of one run.
 
-    depth: int = 110
-    width: int = 16
-    side: int = 32
-    batch: int = 128
+    Attributes:
+        lengths: of the single paths that are timed and judged, in residual modules.
+        path_counts, batches, depths, widths: what the scaling step varies, one at a time.
+        sweep_batches: batches of the whole sweep; the paper takes 1,000.
+        matmul: side of the square bfloat16 product that the achieved rate is held against.
+        rounds: repeats of each timing, interleaved; fewer where they would take longer than ``seconds``.
+        seconds: for the repeats of one comparison, and for one precision's whole sweep.
+        tests: what pytest runs in the step of that name.
+    """
+
+    device: str
+    engine: str
+    depth: int
+    width: int
+    batch: int
+    side: int
+    lengths: tuple[int, ...]
+    precisions: tuple[str, ...]
+    path_counts: tuple[int, ...]
+    batches: tuple[int, ...]
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    sweep_batches: int
+    matmul: int
+    rounds: int
+    seconds: float
+    tests: tuple[str, ...]
 
     @property
-    def n(self) -> int:
-        """The number of blocks."""
-        return (self.depth - 2) // 2
+    def cuda(self) -> bool:
+        return torch.device(self.device).type == "cuda"
 
-    def net(self, device: torch.device) -> ResidualNet:
-        return network(self.depth, self.width).to(device)
-
-    def images(self, device: torch.device, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """float32 [B, 3, H, W] and int64 [B]"""
-        generator = torch.Generator().manual_seed(seed)
-        images = torch.randn(self.batch, 3, self.side, self.side, generator=generator)
-        labels = torch.randint(0, 10, (self.batch,), generator=generator)
-        return images.to(device), labels.to(device)
+    def synchronize(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize(self.device)
 
 
-PAPER = Case()
-"""The network of the paper's section 4: 54 blocks, CIFAR size."""
+FULL = Setup(
+    device="cuda",
+    engine="cuda",
+    depth=110,
+    width=16,
+    batch=128,
+    side=32,
+    lengths=(1, 5, 17, 27, 54),
+    precisions=("bfloat16", "float32"),
+    path_counts=(1, 4, 16, 64, 256, 1024, 4096),
+    batches=(32, 128, 512, 1024),
+    depths=(20, 56, 110, 218),
+    widths=(8, 16, 32),
+    sweep_batches=1000,
+    matmul=8192,
+    rounds=9,
+    seconds=25.0,
+    tests=("tests/cuda", "--ignore-glob=*/test_twin*"),
+)
 
-REHEARSAL = Case(depth=14, width=4, side=8, batch=4)
+REHEARSAL = Setup(
+    device="cpu",
+    engine="cpu",
+    depth=14,
+    width=4,
+    batch=2,
+    side=8,
+    lengths=(1, 6),
+    precisions=("bfloat16", "float32"),
+    path_counts=(1, 3),
+    batches=(1, 2),
+    depths=(8, 14),
+    widths=(4,),
+    sweep_batches=3,
+    matmul=64,
+    rounds=2,
+    seconds=1.0,
+    tests=("tests/test_scaling.py",),
+)
 
 
-def network(depth: int, width: int) -> ResidualNet:
-    """Random weights, BN with statistics and factors of their own, in evaluation mode."""
+def batch(setup: Setup, number: int = 0, size: int | None = None) -> tuple[Tensor, Tensor]:
+    """Random float32 images [B, 3, side, side] and int64 labels [B], on the setup's device."""
+    generator = torch.Generator().manual_seed(1000 + number)
+    size = size or setup.batch
+    images = torch.randn(size, 3, setup.side, setup.side, generator=generator)
+    labels = torch.randint(0, 10, (size,), generator=generator)
+    return images.to(setup.device), labels.to(setup.device)
+
+
+def network(setup: Setup, depth: int | None = None, width: int | None = None) -> ResidualNet:
+    """Random weights; BN with random factors and shifts, its statistics from one batch and then moved a little.
+
+    Statistics that fit the activations keep 54 blocks from multiplying them by powers of ten.
+    """
     torch.manual_seed(0)
-    net = pathnet.models.preact_resnet(depth, width)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.7, 1.3)
-            nn.init.normal_(module.bias, 0, 0.1)
-            nn.init.normal_(module.running_mean, 0, 0.1)  # type: ignore[arg-type]
-            nn.init.uniform_(module.running_var, 0.7, 1.5)  # type: ignore[arg-type]
+    net = preact_resnet(depth or setup.depth, width or setup.width)
+    for bn in _norms(net):
+        nn.init.uniform_(bn.weight, 0.5, 1.5)
+        nn.init.normal_(bn.bias, 0, 0.3)
+    return fit_statistics(net.to(setup.device), batch(setup, number=-1, size=min(setup.batch, 32))[0])
+
+
+def fit_statistics(net: ResidualNet, images: Tensor) -> ResidualNet:
+    """The network in evaluation mode, BN's statistics taken from the images and then moved a little."""
+    norms = _norms(net)
+    momenta = [bn.momentum for bn in norms]
+    for bn in norms:
+        bn.momentum = None
+        bn.reset_running_stats()
+    with torch.no_grad():
+        net.train()(images)
+    generator = torch.Generator().manual_seed(0)
+    for bn, momentum in zip(norms, momenta, strict=True):
+        bn.momentum = momentum
+        assert bn.running_mean is not None and bn.running_var is not None
+        factors = torch.rand(bn.num_features, generator=generator) * 0.4 + 0.8
+        shifts = torch.randn(bn.num_features, generator=generator) * 0.05
+        bn.running_var *= factors.to(images.device)
+        bn.running_mean += shifts.to(images.device) * bn.running_var.sqrt()
     return net.eval()
 
 
-def module_operations(net: ResidualNet, side: int) -> list[int]:
-    """Floating-point operations of one sample's walk through each residual module: two a multiply-add, of its
-    convolutions, at an image of ``side`` pixels."""
-    operations = []
+def _norms(net: ResidualNet) -> list[nn.BatchNorm2d]:
+    return [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def module_flops(net: ResidualNet, side: int) -> list[tuple[int, int]]:
+    """For every block the floating-point operations of one sample's way through its module and through its skip.
+
+    Of the convolutions alone, a multiply-add counted as two. A convolution costs the same in both directions.
+    """
+    counts, height = [], side
     for block in net.blocks:
-        total = 0
-        for conv in block.convs:
-            side = (side - 1) // conv.stride[0] + 1
-            taps = conv.kernel_size[0] * conv.kernel_size[1]
-            # Backward as forward: every weight meets every position of the output.
-            total += 2 * conv.in_channels * conv.out_channels * taps * side * side
-        operations.append(total)
-    return operations
+        form = block.fused_form()  # type: ignore[operator]
+        residual, own = 0, height
+        for unit in form.units:
+            cost, own = _convolution(unit.conv, own)
+            residual += cost
+        skip = _convolution(form.projection, height)[0] if form.projection is not None else 0
+        counts.append((residual, skip))
+        height = own
+    return counts
+
+
+def path_flops(net: ResidualNet, side: int, paths: Tensor) -> int:
+    """The floating-point operations of one sample's walks along all the paths [P, n]."""
+    residual, skip = torch.tensor(module_flops(net, side)).T
+    taken = paths.long().cpu().sum(0)
+    return int((taken * residual + (len(paths) - taken) * skip).sum())
+
+
+def _convolution(conv: nn.Conv2d, side: int) -> tuple[int, int]:
+    """One sample's floating-point operations, and the side of the output."""
+    out = (side + 2 * int(conv.padding[0]) - conv.kernel_size[0]) // conv.stride[0] + 1
+    return 2 * conv.weight.numel() * out * out, out

@@ -1,4 +1,8 @@
-"""The files in benchmarks/results: one a run on a device, and which kernels have changed since."""
+"""Results files: one JSON object a device, day and commit, and which kernels they vouch for.
+
+A file holds the device, the sources' hashes, and what each step found; see `benchmarks.gpu`. Reading it needs neither
+a GPU nor torch nor git.
+"""
 
 from __future__ import annotations
 
@@ -9,40 +13,72 @@ import re
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FOLDER", "kernel_hashes", "name", "newest", "unverified", "write"]
+__all__ = [
+    "FOLDER",
+    "ROOT",
+    "changed_kernels",
+    "file_name",
+    "kernel_hashes",
+    "newest",
+    "read",
+    "write",
+]
 
-ROOT = Path(__file__).parent.parent
-FOLDER = Path(__file__).parent / "results"
-
-
-def name(device: str, date: str, commit: str) -> str:
-    """The file's name for a device such as "NVIDIA H100 80GB HBM3", an ISO date and a commit."""
-    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    return f"{slug}-{date}-{commit[:12]}.json"
-
-
-def write(path: Path, results: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(results, indent=1) + "\n")
-    os.replace(temporary, path)
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "benchmarks" / "results"
+KERNELS = ("csrc/plan.h", "csrc/cuda/*", "pathnet/engines/triton/*.py")
 
 
-def kernel_hashes() -> dict[str, str]:
-    """SHA-256 of every source that runs on a GPU, or decides what does, by its path in the repository."""
-    files = [ROOT / "csrc" / "plan.h", *(ROOT / "csrc" / "cuda").iterdir()]
-    files += (ROOT / "pathnet" / "engines" / "triton").glob("*.py")
-    return {str(file.relative_to(ROOT)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
+def file_name(device: str, date: str, commit: str) -> str:
+    """``nvidia-h100-80gb-hbm3-2026-11-23-16c0608.json``"""
+    return f"{re.sub('[^a-z0-9]+', '-', device.lower()).strip('-')}-{date}-{commit}.json"
 
 
-def newest(folder: Path = FOLDER) -> dict[str, Any] | None:
-    """The results of the last run on a GPU, or None."""
-    runs = [json.loads(file.read_text()) for file in folder.glob("*.json")]
-    return max(runs, key=lambda run: run["facts"]["started"], default=None)
+def kernel_hashes(root: Path = ROOT) -> dict[str, str]:
+    """The SHA-256 of every kernel source, by its path below the repository's root."""
+    files = sorted(file for pattern in KERNELS for file in root.glob(pattern) if file.is_file())
+    return {file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def unverified(run: dict[str, Any] | None) -> list[str]:
-    """Kernel sources that are not as they were in ``run``: all of them without one."""
-    known = {} if run is None else run["facts"]["kernels"]
-    return [file for file, digest in kernel_hashes().items() if known.get(file) != digest]
+def read(file: Path) -> dict[str, Any]:
+    """The results in a file.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"results: {file} cannot be read ({error})") from None
+    if not isinstance(found, dict) or not {"began", "kernels", "rehearsal", "steps"} <= found.keys():
+        raise ValueError(f"results: {file} holds no results of a GPU run")
+    return found
+
+
+def write(file: Path, results: dict[str, Any]) -> None:
+    """Puts the results in place of the file's, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(file.name + ".part")
+    with temporary.open("w") as handle:
+        handle.write(json.dumps(results, indent=1, allow_nan=False) + "\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(file)
+
+
+def newest(folder: Path = FOLDER) -> Path | None:
+    """The latest file of a real run whose GPU tests passed: only that one vouches for kernels."""
+    vouching = []
+    for file in folder.glob("*.json"):
+        results = read(file)
+        if not results["rehearsal"] and results["steps"].get("tests", {}).get("status") == "passed":
+            vouching.append((results["began"], file))
+    return max(vouching)[1] if vouching else None
+
+
+def changed_kernels(folder: Path = FOLDER, root: Path = ROOT) -> list[str]:
+    """Kernel sources that no GPU has run as they are now: new or changed since the newest results, or gone."""
+    file = newest(folder)
+    known: dict[str, str] = read(file)["kernels"] if file else {}
+    now = kernel_hashes(root)
+    return sorted(path for path in now.keys() | known.keys() if now.get(path) != known.get(path))

@@ -1,28 +1,60 @@
-"""Every form of the kernels once, on small shapes: what compute-sanitizer and the profiler watch."""
+"""Every form of every kernel once, on small and awkward shapes: what compute-sanitizer and ncu are run over.
+
+``python -m benchmarks.sanitizer_case [small | whole] [--device cuda] [--engine cuda]``: ``whole`` is one walk of the
+paper's network along a path of every length, for a profile.
+"""
 
 from __future__ import annotations
 
-import sys
+import argparse
+from dataclasses import replace
 
 import torch
 
 import pathnet
-from benchmarks.cases import Case, network
+from benchmarks.cases import FULL, Setup, batch, network
+
+SMALL = ((8, 16, 8, "projection"), (8, 16, 7, "pad"), (8, 8, 9, "projection"), (14, 16, 5, "projection"))
+"""Depth, width, side of the images, shortcut."""
 
 
-def main(engine: str, device: torch.device) -> None:
-    for case in (Case(14, 16, 32, 3), Case(8, 8, 9, 5)):
-        net = network(case.depth, case.width).to(device)
-        images, labels = case.images(device)
-        for precision in ("float32", "bfloat16") if engine == "cuda" else ("float32",):
-            recorder = pathnet.Recorder(net, engine=engine, precision=precision)  # type: ignore[arg-type]
+def small(setup: Setup) -> None:
+    for depth, width, side, shortcut in SMALL:
+        own = replace(setup, side=side, batch=3)
+        torch.manual_seed(0)
+        net = pathnet.models.preact_resnet(depth, width, shortcut=shortcut).to(setup.device).eval()  # type: ignore[arg-type]
+        images, labels = batch(own)
+        codes = torch.cat([pathnet.paths.one_of_each_length(net.n), torch.zeros(1, net.n, dtype=torch.uint8)])
+        routing = torch.randn(2, net.n, 2, generator=torch.Generator().manual_seed(0))
+        for precision in setup.precisions:
+            recorder = pathnet.Recorder(net, engine=setup.engine, precision=precision)  # type: ignore[arg-type]
             tape = recorder(images, labels)
-            norms = tape.path_gradient_norms(pathnet.paths.one_of_each_length(net.n))
-            assert torch.isfinite(norms).all()
-            tape.routed_gradients(torch.randn(2, net.n, 2))
-            recorder.routed_outputs(images, torch.randn(2, net.n, 2))
+            tape.path_gradient_norms(codes, per_sample=True)
+            tape.path_gradients(codes)
+            tape.routed_gradients(routing)
+            recorder.routed_outputs(images, routing)
+            print(f"depth {depth}, width {width}, side {side}, {shortcut}, {precision}: done", flush=True)
+    setup.synchronize()
+
+
+def whole(setup: Setup) -> None:
+    net, (images, labels) = network(setup), batch(setup)
+    for precision in setup.precisions:
+        tape = pathnet.record(net, images, labels, engine=setup.engine, precision=precision)  # type: ignore[arg-type]
+        tape.path_gradient_norms(pathnet.paths.one_of_each_length(net.n))
+    setup.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("size", choices=["small", "whole"], nargs="?", default="small")
+    parser.add_argument("--device", default=FULL.device)
+    parser.add_argument("--engine", default=FULL.engine)
+    parser.add_argument("--precisions", nargs="+", default=list(FULL.precisions))
+    asked = parser.parse_args()
+    setup = replace(FULL, device=asked.device, engine=asked.engine, precisions=tuple(asked.precisions))
+    {"small": small, "whole": whole}[asked.size](setup)
 
 
 if __name__ == "__main__":
-    name = sys.argv[1] if len(sys.argv) > 1 else "cuda"
-    main(name, torch.device("cuda" if name == "cuda" else "cpu"))
+    main()

@@ -1,53 +1,57 @@
-"""Times of competitors in one run: rounds that go through all of them, so that a noisy moment hits each alike."""
+"""Timings that can be compared: warmed up, interleaved, ended by a synchronisation, with medians and quartiles."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
-import torch
+
+from benchmarks.cases import Setup
 
 __all__ = ["Timing", "interleaved"]
+
+LEAST_ROUNDS = 3
+WARM_UP = 2
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call: median and quartiles over the rounds."""
+    """Seconds of each repeat."""
 
-    median: float
-    lower: float
-    upper: float
-    rounds: int
+    seconds: list[float]
 
-    def as_json(self) -> dict[str, float]:
-        return asdict(self)
+    @property
+    def median(self) -> float:
+        return float(np.median(self.seconds))
+
+    def facts(self) -> dict[str, object]:
+        low, median, high = np.quantile(self.seconds, [0.25, 0.5, 0.75]).tolist()
+        return {"median_s": median, "quartiles_s": [low, high], "rounds": len(self.seconds)}
 
 
 def interleaved(
-    competitors: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, warm_up: int = 2
+    setup: Setup, candidates: Mapping[str, Callable[[], object]], rounds: int | None = None
 ) -> dict[str, Timing]:
-    """Calls every competitor once a round, after a warm-up, and waits for the device after each."""
-    for call in competitors.values():
-        for _ in range(warm_up):
-            call()
-    seconds: dict[str, list[float]] = {name: [] for name in competitors}
-    for _ in range(rounds):
-        for name, call in competitors.items():
-            _wait(device)
+    """Times all candidates in turn, round after round, so that a drift of the clock meets all of them alike.
+
+    Every second round goes backwards. Rounds end early, but not before the third, once they have taken the
+    setup's seconds.
+    """
+    for work in candidates.values():
+        for _ in range(WARM_UP):
+            work()
+    setup.synchronize()
+    names, seconds = list(candidates), {name: list[float]() for name in candidates}
+    began = time.perf_counter()
+    for round_ in range(rounds or setup.rounds):
+        if round_ >= LEAST_ROUNDS and time.perf_counter() - began > setup.seconds:
+            break
+        for name in names if round_ % 2 == 0 else reversed(names):
+            setup.synchronize()
             start = time.perf_counter()
-            call()
-            _wait(device)
+            candidates[name]()
+            setup.synchronize()
             seconds[name].append(time.perf_counter() - start)
-    return {name: _timing(values) for name, values in seconds.items()}
-
-
-def _timing(seconds: list[float]) -> Timing:
-    lower, median, upper = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
-    return Timing(median, lower, upper, len(seconds))
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return {name: Timing(own) for name, own in seconds.items()}

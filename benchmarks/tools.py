@@ -1,0 +1,204 @@
+"""The steps that run other programs: the GPU tests, compute-sanitizer, ncu."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.cases import Setup
+from benchmarks.outcome import Failed, Found, Unavailable
+from benchmarks.results import ROOT
+
+__all__ = ["Done", "execute", "profile", "sanitizer", "tests"]
+
+TAIL = 3000
+TESTS_S, SANITIZER_S, PROFILE_S = 170.0, 75.0, 75.0
+FINDING = 66
+"""The exit status that compute-sanitizer is told to give where it found something."""
+
+PLACES = ("/usr/local/cuda/bin", "/opt/nvidia/nsight-compute/*", "/usr/local/cuda/nsight-compute*")
+REFUSALS = (
+    "Device not supported",
+    "Internal Sanitizer Error",
+    "Failed to initialize",
+    "ERR_NVGPUCTRPERM",
+    "Unable to find injection library",
+    "The user does not have permission",
+    "LibraryNotLoaded",
+    "DriverNotLoaded",
+    "not supported on this",
+    "No kernels were profiled",
+)
+METRICS = re.compile(r"(tensor|shared|lts__|l1tex__data|dram__throughput|sm__throughput).*pct|gpu__time_duration.sum")
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a program ended: its status, None where it was stopped at its time limit, and what it printed."""
+
+    status: int | None
+    output: str
+
+    @property
+    def tail(self) -> str:
+        return self.output[-TAIL:]
+
+
+def execute(command: Sequence[str], limit_s: float, environment: Mapping[str, str] | None = None) -> Done:
+    """Runs a program in the repository's root; one that outlasts its limit is stopped with all it started."""
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
+        )
+        try:
+            status: int | None = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        output.seek(0)
+        return Done(status, output.read())
+
+
+def tests(setup: Setup) -> Found:
+    """pytest over the tests that need a GPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        done = execute(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *setup.tests],
+            TESTS_S,
+        )
+        if done.status is None:
+            raise Failed(f"stopped after {TESTS_S:.0f} s", {"output": done.tail})
+        if not report.exists():
+            raise Failed(f"pytest ended with status {done.status}", {"output": done.tail})
+        suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
+    counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
+    failing = [
+        f"{case.get('classname')}::{case.get('name')}"
+        for case in suite.iter("testcase")
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
+    passed = counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"]
+    found: Found = {**counts, "passed": passed, "failing": failing}
+    if done.status != 0 or passed == 0:
+        raise Failed(
+            f"{len(failing)} of {counts['tests']} tests fail" if failing else "no test ran",
+            {**found, "output": done.tail},
+        )
+    return found
+
+
+def sanitizer(setup: Setup) -> Found:
+    """compute-sanitizer's memcheck and racecheck over every kernel form on small shapes."""
+    program = _find("compute-sanitizer")
+    found: Found = {}
+    for tool in ("memcheck", "racecheck"):
+        done = execute(
+            [
+                *(program, "--tool", tool, "--error-exitcode", str(FINDING), "--report-api-errors", "no"),
+                # Of all kernels only our own: instrumenting torch's too takes minutes.
+                *("--kernel-name", "kns=pathnet", "--target-processes", "all"),
+                *_case(setup, "small"),
+            ],
+            SANITIZER_S,
+            # Memory that torch keeps for later use hides reads past the end of a tensor.
+            {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        )
+        found[tool] = _judged(tool, done)
+    wrong = [tool for tool, own in found.items() if own["status"] == "failed"]
+    if wrong:
+        raise Failed(f"{', '.join(wrong)}: see the output", found)
+    if all(own["status"] == "unavailable" for own in found.values()):
+        raise Unavailable(found["memcheck"]["reason"])
+    return found
+
+
+def _judged(tool: str, done: Done) -> Found:
+    summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", done.output)
+    own: Found = {"summary": summary[-1] if summary else None}
+    if refusal := _refusal(done):
+        return {**own, "status": "unavailable", "reason": refusal}
+    if done.status is None:
+        return {**own, "status": "unavailable", "reason": f"not done after {SANITIZER_S:.0f} s", "output": done.tail}
+    if done.status == 0 and summary:
+        return {**own, "status": "passed"}
+    return {**own, "status": "failed", "reason": f"{tool} ended with status {done.status}", "output": done.tail}
+
+
+def profile(setup: Setup) -> Found:
+    """ncu over the first launches of our walk on the paper's network: how busy its units and memories are."""
+    program = _find("ncu")
+    done = execute(
+        [
+            *(program, "--target-processes", "all", "--kernel-name", "regex:routed_backward", "--launch-count", "2"),
+            *("--section", "SpeedOfLight", "--section", "ComputeWorkloadAnalysis"),
+            *("--section", "MemoryWorkloadAnalysis", "--section", "MemoryWorkloadAnalysis_Tables"),
+            # The clock is left as it is: locking it needs rights, and the timings were taken at that clock.
+            *("--clock-control", "none", "--page", "raw", "--csv"),
+            *_case(setup, "whole"),
+        ],
+        PROFILE_S,
+    )
+    if refusal := _refusal(done):
+        raise Unavailable(refusal)
+    if done.status is None:
+        raise Unavailable(f"not done after {PROFILE_S:.0f} s")
+    launches = _launches(done.output)
+    if done.status != 0 or not launches:
+        raise Failed(f"ncu ended with status {done.status}", {"output": done.tail})
+    return {"launches": launches}
+
+
+def _launches(output: str) -> list[dict[str, str]]:
+    """The rows of ncu's raw page, of which the metrics of interest with their units."""
+    start = output.find('"ID"')
+    if start < 0:
+        return []
+    header, units, *rows = [row for row in csv.reader(io.StringIO(output[start:])) if len(row) > 1]
+    return [
+        {
+            name: f"{value} {unit}".strip()
+            for name, unit, value in zip(header, units, row, strict=False)
+            if name in ("Kernel Name", "Block Size", "Grid Size") or METRICS.search(name)
+        }
+        for row in rows
+        if len(row) == len(header)
+    ]
+
+
+def _refusal(done: Done) -> str | None:
+    """The line in which the tool itself, not what it ran, says that it cannot work here."""
+    lines = (line.strip("= ") for line in done.output.splitlines())
+    return next((line for line in lines if any(refusal in line for refusal in REFUSALS)), None)
+
+
+def _find(name: str) -> str:
+    folders = [str(folder) for place in PLACES for folder in sorted(Path("/").glob(place.lstrip("/")), reverse=True)]
+    program = shutil.which(name) or shutil.which(name, path=os.pathsep.join(folders))
+    if program is None:
+        raise Unavailable(f"{name} is not on this machine")
+    return program
+
+
+def _case(setup: Setup, size: str) -> list[str]:
+    options = ["--device", setup.device, "--engine", setup.engine, "--precisions", *setup.precisions]
+    return [sys.executable, "-m", "benchmarks.sanitizer_case", size, *options]

@@ -1,0 +1,76 @@
+"""The float64 walk that everything timed is held to first; it shares no code with any engine's walk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import pathnet
+from pathnet import scaling
+from pathnet.engines.reference import freeze
+from pathnet.models import ResidualNet
+
+__all__ = ["Errors", "errors", "lesioned_outputs", "walk"]
+
+
+def walk(tape: pathnet.Tape, routing: Tensor) -> Tensor:
+    """float64 [P, B, ...]: the gradients under routings [P, n, 2], on the tape's own ReLU bits and start.
+
+    Autograd through one block at a time. Around its bits the network is affine, so any point will do.
+    """
+    record = tape._record
+    bits: list[list[Tensor]] = record.blocks.bits()  # type: ignore[attr-defined]
+    blocks = list(freeze(record.net, bits).blocks)
+    points = [torch.zeros_like(record.y0, dtype=torch.float64)]
+    with torch.no_grad():
+        for block in blocks[:-1]:
+            points.append(torch.zeros_like(block(points[-1])))
+    start = scaling.value(record.grad[None], record.exponent[None])[0]
+    grads = [start] * len(routing)
+    for i in reversed(range(len(blocks))):
+        x = points[i].requires_grad_()
+        skip, residual = blocks[i].branches(x)  # type: ignore[operator]
+        for p, (a, c) in enumerate(routing[:, i].tolist()):
+            parts = [
+                k * torch.autograd.grad(branch, x, grads[p], retain_graph=True)[0]
+                for k, branch in ((a, skip), (c, residual))
+                if k != 0
+            ]
+            grads[p] = sum(parts[1:], parts[0]) if parts else torch.zeros_like(x)
+    return torch.stack(grads).detach()
+
+
+@dataclass(frozen=True)
+class Errors:
+    """The largest relative errors among paths: of the batch's norm, of a sample's norm, of a batch's gradient."""
+
+    batch_norm: float
+    sample_norm: float
+    gradient: float
+
+
+def errors(tape: pathnet.Tape, routing: Tensor) -> Errors:
+    """A tape's norms and gradients under routings [P, n, 2] against the float64 walk on the same record."""
+    expected, walked = walk(tape, routing), tape.routed_gradients(routing)
+    truths, own = expected.flatten(2).norm(dim=2), walked.flatten(2).norm(dim=2)
+    whole = truths.norm(dim=1)
+    return Errors(
+        batch_norm=float((own.norm(dim=1) / whole - 1).abs().max()),
+        sample_norm=float((own / truths - 1).abs().max()),
+        gradient=float(((walked - expected).flatten(1).norm(dim=1) / whole).max()),
+    )
+
+
+@torch.no_grad()
+def lesioned_outputs(net: ResidualNet, images: Tensor, routing: Tensor) -> Tensor:
+    """float64 [P, B, classes]: plain forward passes under routings [P, n, 2]; leaves the network in float64."""
+    net = net.double().eval()
+    outputs = []
+    for coefficients in routing.tolist():
+        y = net.stem(images.double())
+        for block, (a, c) in zip(net.blocks, coefficients, strict=True):
+            y = block.join(a * block.skip(y) + c * block.residual(y))  # type: ignore[operator]
+        outputs.append(net.head(y))
+    return torch.stack(outputs)
