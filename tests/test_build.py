@@ -74,6 +74,12 @@ def test_cuda_kernels_keep_to_their_registers_and_spill_nothing() -> None:
 
 
 @needs_native
+def test_later_gpus_get_their_code_from_ptx() -> None:
+    listed = cuobjdump("-lptx")
+    assert len(re.findall(r"sm_90\.ptx", listed)) == 3
+
+
+@needs_native
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
 def test_the_walks_run_on_tensor_cores(architecture: str) -> None:
     functions = re.split(r"Function : ", cuobjdump("-sass", "-arch", architecture))[1:]

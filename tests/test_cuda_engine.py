@@ -181,6 +181,9 @@ def test_the_path_through_identity_skips_alone_changes_no_bit(precision: Any) ->
     assert torch.equal(grad[0], record.grad) and torch.equal(exponent[0], record.exponent)
     norms = tape.path_gradient_norms(torch.zeros(1, 3, dtype=torch.uint8), per_sample=True)
     torch.testing.assert_close(norms, scaling.norms(grad, exponent), rtol=1e-6, atol=0)
+    for power in (-100, 100):
+        scaled = tape._engine.routed_backward_norms(record.blocks, record.grad * 2.0**power, record.exponent, skips)
+        torch.testing.assert_close(scaled, norms * 2.0**power, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
@@ -325,6 +328,7 @@ def test_what_the_kernels_have_no_form_for_is_named() -> None:
     )
     wide = ResidualNet(nn.Conv2d(3, 64, 3), [PreactBlock(64, (3, 3), (64, 64), 1, "pad")], nn.Flatten())
     assert "bytes of shared memory" in str(refused(wide, 32))
+    assert refused(wide, 16382) == "block 1 has images too large for 232448 bytes of shared memory"
     uneven = ResidualNet(nn.Conv2d(3, 16, 3), [PreactBlock(16, (3, 3), (40, 16), 1, "pad")], nn.Flatten())
     assert refused(uneven, 8) == "block 1 has convolutions of different widths"
     kernels = ResidualNet(nn.Conv2d(3, 16, 3), [PreactBlock(16, (5, 3), (16, 16), 1, "pad")], nn.Flatten())
