@@ -23,6 +23,7 @@ CASES: list[dict[str, Any]] = [
     {"widths": [16, 16, 16], "strides": [2, 1], "pad": True, "size": (17, 24, 5)},
     {"widths": [64, 64], "strides": [1], "pad": False, "size": (8, 8, 5)},
     {"widths": [32, 32], "strides": [1], "pad": False, "size": (16, 16, 3)},
+    {"widths": [16, 20], "strides": [2], "pad": False, "size": (9, 1, 2)},
 ]
 SHARED = [
     [64_000, 124_000],
@@ -31,6 +32,7 @@ SHARED = [
     [64_000, 124_000],
     [92_000, 180_000],
     [124_000, 180_000],
+    [36_000, 70_000],
 ]
 
 
