@@ -468,7 +468,7 @@ def test_the_cpu_engine_packs_what_a_case_of_every_kind_needs() -> None:
         net = case.net()
         y = net.stem(case.images()[0])
         packed = CpuEngine().prepare(net, y.shape[1:], "float32")
-        for block, row in zip(net.blocks, packed.blocks.tolist(), strict=True):
+        for block, row in zip(net.blocks, packed.tables.blocks.tolist(), strict=True):
             assert row[4:7] == list(y.shape[1:])
             y = block(y)
             assert row[7:] == list(y.shape[1:])
