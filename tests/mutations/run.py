@@ -85,8 +85,8 @@ EQUIVALENT: dict[str, str] = {
     "const int y = top[lane] + row, inside = y < pass.height ? y : pass.height - 2;": NOT_STORED,
     "const bool inside = x < image.width && y + row <= image.height && channel < program_.channels_in;": NOT_STORED,
 }
-"""Mutants that change nothing that can be seen, by their changed line without its comment, and why; as far as they have been
-met."""
+"""Mutants that change nothing that can be seen, by their changed line without its comment, and why; those met so
+far."""
 
 
 def mutants() -> list[Mutant]:
