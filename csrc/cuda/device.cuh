@@ -36,8 +36,8 @@ class DeviceExec {
   __device__ __forceinline__ int take(int32_t* counter) const { return atomicAdd(counter, 1); }
   __device__ __forceinline__ void barrier() const { __syncthreads(); }
 
-  // The thread's numbers are hidden from the compiler at every use: what it would work out of them once, for all forms
-  // of all loops, would take more registers than there are.
+  // The thread's numbers are hidden from the compiler at every use: what it would work out of them once, for all
+  // forms of all loops, would take more registers than there are.
   template <class F>
   __device__ __forceinline__ void warps(const F& f) {
     const int thread = hidden_thread();

@@ -18,8 +18,8 @@
 //   stage 1            3,700   4,500           3,300    360
 //   stage 2            3,700   3,700           2,700    850
 //   stage 3            3,700   4,300           4,200  3,100
-// So the epilogue's instructions bound stage 1, stage 2 is even, and stage 3 has three limits at about the same height.
-// Figure 6 whole, 1.44 million modules and samples an SM: 3.4 s, and on top what eight warps cannot hide.
+// So the epilogue's instructions bound stage 1, stage 2 is even, and stage 3 has three limits at about the same
+// height. Figure 6 whole, 1.44 million modules and samples an SM: 3.4 s, and on top what eight warps cannot hide.
 #pragma once
 
 #include "routed_backward.h"
