@@ -181,6 +181,11 @@ void check_walk(const Program& program, const Tensor& program_numbers, const Ten
   check_shape("routing", routing, {-1, program.block_count, 2});
   check_dtype("order", order, ScalarType::Int);
   check_shape("order", order, {routing.size(0)});
+  STD_TORCH_CHECK(
+      !device_program.is_cpu() || std::equal(program_numbers.const_data_ptr<int32_t>(),
+                                             program_numbers.const_data_ptr<int32_t>() + program_numbers.numel(),
+                                             device_program.const_data_ptr<int32_t>()),
+      "device_program: expected a copy of program, got other numbers");
   for (const Tensor* tensor : {&device_program, &weights, &routing, &order}) {
     STD_TORCH_CHECK(tensor->device() == like.device(), "expected all tensors but program on one device");
   }

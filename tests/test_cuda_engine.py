@@ -285,6 +285,7 @@ def test_other_places_and_the_whole_gradient() -> None:
         ({"program": lambda p: p + 1}, "program: expected what cuda_plan made"),
         ({"program": lambda p: p[:-1]}, "program: expected what cuda_plan made"),
         ({"device_program": lambda p: p[:-1]}, "device_program: expected shape"),
+        ({"device_program": lambda p: p + 1}, "device_program: expected a copy of program"),
         ({"weights": lambda w: w[:-16]}, "weights: expected shape"),
         ({"relu_bits": lambda b: b[:, :-1].contiguous()}, "relu_bits: expected shape"),
     ],
