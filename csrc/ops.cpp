@@ -12,10 +12,7 @@
 #include <vector>
 
 #include "checks.h"
-#include "cpu/isa.h"
-#include "cpu/pack_bits.h"
-#include "cpu/routed_backward.h"
-#include "cuda/pack_bits.h"
+#include "cpu/kernels.h"
 #include "cuda/program.h"
 #include "cuda/routed_backward.h"
 #include "cuda/routed_forward.h"
@@ -25,28 +22,6 @@ namespace {
 
 // Beyond what any GPU's thread block has.
 constexpr int64_t kLargestShared = 1 << 20;
-
-int64_t row_size_of(const Tensor& x) {
-  int64_t row_size = 1;
-  for (int64_t d = 1; d < x.dim(); ++d) row_size *= x.size(d);
-  return row_size;
-}
-
-Tensor empty_bits(const Tensor& x) {
-  check_dtype("x", x, ScalarType::Float);
-  STD_TORCH_CHECK(x.dim() >= 1, "x: expected shape [B, ...], got ", shape_of(x));
-  return torch::stable::new_empty(x, {x.size(0), (row_size_of(x) + 7) / 8}, ScalarType::Byte);
-}
-
-Tensor pack_bits_cpu(const Tensor& x) {
-  Tensor bits = empty_bits(x);
-  const float* values = x.const_data_ptr<float>();
-  uint8_t* packed = bits.mutable_data_ptr<uint8_t>();
-  const int64_t row_size = row_size_of(x);
-  torch::stable::parallel_for(
-      0, x.size(0), 1, [&](int64_t begin, int64_t end) { pack_bits_rows(values, row_size, begin, end, packed); });
-  return bits;
-}
 
 #ifdef PATHNET_CUDA
 // Absent from a torch that was built without CUDA, where no CUDA tensor can arrive either.
@@ -58,84 +33,244 @@ void* current_stream(const Tensor& x) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
   return stream;
 }
-
-Tensor pack_bits_cuda(const Tensor& x) {
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  Tensor bits = empty_bits(x);
-  const char* error = launch_pack_bits(x.const_data_ptr<float>(), row_size_of(x), x.size(0),
-                                       bits.mutable_data_ptr<uint8_t>(), current_stream(x));
-  STD_TORCH_CHECK(error == nullptr, "pack_bits: the launch failed: ", error);
-  return bits;
-}
 #endif
-
-RoutedBackwardKernel routed_backward_kernel(Isa isa) {
-#ifdef PATHNET_X86
-  if (isa == Isa::kAvx512) return avx512::routed_backward_kernel();
-  if (isa == Isa::kAvx2) return avx2::routed_backward_kernel();
-#endif
-  return base::routed_backward_kernel();
-}
 
 // The tables of a plan, its shapes and offsets checked.
-Plan checked_plan(const Tensor& blocks, const Tensor& units, const Tensor& weights, const Tensor& scales,
-                  int64_t bits_size) {
+Plan checked_tables(const Tensor& blocks, const Tensor& units, const PlanSizes& sizes) {
   check_dtype("blocks", blocks, ScalarType::Long);
   check_dtype("units", units, ScalarType::Long);
-  check_dtype("weights", weights, ScalarType::Float);
-  check_dtype("scales", scales, ScalarType::Float);
   check_shape("blocks", blocks, {-1, kBlockFields});
   STD_TORCH_CHECK(blocks.size(0) >= 1, "blocks: expected at least one row, got none");
   check_shape("units", units, {-1, kUnitFields});
-  check_shape("weights", weights, {-1});
-  check_shape("scales", scales, {-1});
   const Plan plan = {reinterpret_cast<const Block*>(blocks.const_data_ptr<int64_t>()),
                      blocks.size(0),
                      reinterpret_cast<const Unit*>(units.const_data_ptr<int64_t>()),
                      units.size(0),
-                     weights.const_data_ptr<float>(),
-                     scales.const_data_ptr<float>(),
                      nullptr,
-                     bits_size};
-  check_plan(plan, {weights.numel(), scales.numel(), bits_size});
+                     nullptr,
+                     nullptr,
+                     sizes.bits};
+  check_plan(plan, sizes);
   return plan;
 }
 
-std::tuple<Tensor, Tensor> routed_backward_cpu(const Tensor& grad, const Tensor& exponent, const Tensor& routing,
-                                               const Tensor& blocks, const Tensor& units, const Tensor& weights,
-                                               const Tensor& scales, const Tensor& relu_bits) {
+const float* checked_row(const char* name, const Tensor& row, int64_t size = -1) {
+  check_dtype(name, row, ScalarType::Float);
+  check_shape(name, row, {size});
+  return row.const_data_ptr<float>();
+}
+
+// The same with what is packed: weights, and BN's factors.
+Plan checked_plan(const Tensor& blocks, const Tensor& units, const Tensor& weights, const Tensor& scales) {
+  const float *own_weights = checked_row("weights", weights), *own_scales = checked_row("scales", scales);
+  Plan plan = checked_tables(blocks, units, {weights.numel(), scales.numel(), INT64_MAX});
+  plan.weights = own_weights;
+  plan.scales = own_scales;
+  return plan;
+}
+
+// The threads that torch would use.
+Team team() {
+  const int threads = int(torch::stable::get_num_threads());
+  return {threads, [threads](const std::function<void(int)>& work) {
+            torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+              for (int64_t worker = begin; worker < end; ++worker) work(int(worker));
+            });
+          }};
+}
+
+// What stands before packed weights: which kernels they are for.
+struct PackedHeader {
+  int64_t isa, direction, folded, bf16;
+};
+constexpr int64_t kHeaderBytes = 64;
+static_assert(sizeof(PackedHeader) <= kHeaderBytes, "the weights behind it are aligned");
+
+Tensor cpu_pack(const Tensor& blocks, const Tensor& units, const Tensor& weights, const Tensor& scales, bool backward,
+                bool fold_scales, bool bf16) {
+  const Plan plan = checked_plan(blocks, units, weights, scales);
+  const Isa isa = selected_isa();
+  const Direction direction = backward ? Direction::kBackward : Direction::kForward;
+  const Kernels kernels = kernels_of(isa, bf16);
+  const int64_t size = kHeaderBytes + kernels.packed_size(plan, direction);
+  Tensor packed = torch::stable::new_zeros(blocks, {size}, ScalarType::Byte);
+  uint8_t* bytes = packed.mutable_data_ptr<uint8_t>();
+  *reinterpret_cast<PackedHeader*>(bytes) = {int64_t(isa), int64_t(direction), fold_scales, bf16};
+  kernels.pack(plan, direction, fold_scales, bytes + kHeaderBytes);
+  return packed;
+}
+
+struct Checked {
+  Kernels kernels;
+  const uint8_t* weights;
+};
+
+Checked checked_packed(const Tensor& packed, const Plan& plan, Direction direction, bool folded) {
+  check_dtype("packed", packed, ScalarType::Byte);
+  check_shape("packed", packed, {-1});
+  STD_TORCH_CHECK(packed.numel() >= kHeaderBytes, "packed: expected what cpu_pack made, got ", packed.numel(), " bytes");
+  const PackedHeader header = *reinterpret_cast<const PackedHeader*>(packed.const_data_ptr<uint8_t>());
+  const Isa isa = selected_isa();
+  STD_TORCH_CHECK(header.isa == int64_t(isa), "packed: expected weights for the instruction set ", isa_name(isa),
+                  ", got another's");
+  STD_TORCH_CHECK(header.direction == int64_t(direction) && (header.folded != 0) == folded,
+                  "packed: expected weights for this walk, got another's");
+  const Kernels kernels = kernels_of(isa, header.bf16 != 0);
+  const int64_t size = kHeaderBytes + kernels.packed_size(plan, direction);
+  STD_TORCH_CHECK(packed.numel() == size, "packed: expected ", size, " bytes for this plan, got ", packed.numel());
+  return {kernels, packed.const_data_ptr<uint8_t>() + kHeaderBytes};
+}
+
+// What both walks back check, and what they give back.
+struct BackwardResult {
+  int64_t batch, routings;
+  Tensor norms, grad_input, exponent_input;
+};
+
+BackwardResult backward_result(const Plan& plan, const Tensor& grad, const Tensor& exponent, int64_t exponents,
+                               const Tensor& routing, const Tensor& relu_bits, bool gradients) {
   check_dtype("grad", grad, ScalarType::Float);
   check_dtype("exponent", exponent, ScalarType::Int);
   check_dtype("routing", routing, ScalarType::Float);
+  const Block &first = plan.blocks[0], &last = plan.blocks[plan.block_count - 1];
+  const int64_t batch = relu_bits.size(0), routings = routing.size(0), given = gradients ? routings : 0;
+  check_shape("grad", grad, {batch, last.out_channels, last.out_height, last.out_width});
+  check_shape("exponent", exponent, {exponents});
+  check_shape("routing", routing, {-1, plan.block_count, 2});
+  return {batch, routings, torch::stable::new_empty(grad, {routings, batch}, ScalarType::Double),
+          torch::stable::new_empty(grad, {given, batch, first.in_channels, first.in_height, first.in_width}),
+          torch::stable::new_empty(exponent, {given, exponents})};
+}
+
+std::tuple<Tensor, Tensor, Tensor> routed_backward(const Tensor& grad, const Tensor& exponent, const Tensor& routing,
+                                                   const Tensor& blocks, const Tensor& units, const Tensor& packed,
+                                                   const Tensor& relu_bits, bool gradients) {
   check_dtype("relu_bits", relu_bits, ScalarType::Byte);
   check_shape("relu_bits", relu_bits, {-1, -1});
-  Plan plan = checked_plan(blocks, units, weights, scales, relu_bits.size(1));
+  Plan plan = checked_tables(blocks, units, {INT64_MAX, INT64_MAX, relu_bits.size(1)});
   plan.relu_bits = relu_bits.const_data_ptr<uint8_t>();
-  const Block &first = plan.blocks[0], &last = plan.blocks[plan.block_count - 1];
-  const int64_t batch = relu_bits.size(0);
-  check_shape("grad", grad, {batch, last.out_channels, last.out_height, last.out_width});
-  check_shape("exponent", exponent, {batch});
-  check_shape("routing", routing, {-1, plan.block_count, 2});
+  const Checked checked = checked_packed(packed, plan, Direction::kBackward, true);
+  BackwardResult made = backward_result(plan, grad, exponent, relu_bits.size(0), routing, relu_bits, gradients);
+  const BackwardWalk job = {plan,
+                            checked.weights,
+                            grad.const_data_ptr<float>(),
+                            exponent.const_data_ptr<int32_t>(),
+                            routing.const_data_ptr<float>(),
+                            made.batch,
+                            made.routings,
+                            made.norms.mutable_data_ptr<double>(),
+                            gradients ? made.grad_input.mutable_data_ptr<float>() : nullptr,
+                            gradients ? made.exponent_input.mutable_data_ptr<int32_t>() : nullptr};
+  if (made.batch > 0 && made.routings > 0) checked.kernels.backward(job, team());
+  return {made.norms, made.grad_input, made.exponent_input};
+}
 
-  const int64_t routings = routing.size(0);
-  Tensor grad_input =
-      torch::stable::new_empty(grad, {routings, batch, first.in_channels, first.in_height, first.in_width});
-  Tensor exponent_input = torch::stable::new_empty(exponent, {routings, batch});
-  const RoutedBackwardKernel kernel = routed_backward_kernel(selected_isa());
-  std::vector<float> packed(kernel.packed_size(plan));
-  kernel.pack_weights(plan, packed.data());
-  const RoutedBackward job = {plan,
-                              packed.data(),
-                              grad.const_data_ptr<float>(),
-                              exponent.const_data_ptr<int32_t>(),
-                              routing.const_data_ptr<float>(),
-                              batch,
-                              routings,
-                              grad_input.mutable_data_ptr<float>(),
-                              exponent_input.mutable_data_ptr<int32_t>()};
-  torch::stable::parallel_for(0, routings * batch, 1,
-                              [&](int64_t begin, int64_t end) { kernel.walk(job, begin, end); });
-  return {grad_input, exponent_input};
+std::tuple<Tensor, Tensor, Tensor> batch_backward(const Tensor& grad, const Tensor& exponent, const Tensor& routing,
+                                                  const Tensor& blocks, const Tensor& units, const Tensor& packed,
+                                                  const Tensor& relu_bits, const Tensor& normalized,
+                                                  const Tensor& scales, bool gradients) {
+  check_dtype("relu_bits", relu_bits, ScalarType::Byte);
+  check_shape("relu_bits", relu_bits, {-1, -1});
+  const float* own_scales = checked_row("scales", scales);
+  Plan plan = checked_tables(blocks, units, {INT64_MAX, scales.numel(), relu_bits.size(1)});
+  plan.relu_bits = relu_bits.const_data_ptr<uint8_t>();
+  plan.scales = own_scales;
+  const Checked checked = checked_packed(packed, plan, Direction::kBackward, false);
+  BackwardResult made = backward_result(plan, grad, exponent, 1, routing, relu_bits, gradients);
+  const BatchBackwardWalk job = {plan,
+                                 checked.weights,
+                                 checked_row("normalized", normalized, normalized_size(plan, made.batch)),
+                                 grad.const_data_ptr<float>(),
+                                 *exponent.const_data_ptr<int32_t>(),
+                                 routing.const_data_ptr<float>(),
+                                 made.batch,
+                                 made.routings,
+                                 made.norms.mutable_data_ptr<double>(),
+                                 gradients ? made.grad_input.mutable_data_ptr<float>() : nullptr,
+                                 gradients ? made.exponent_input.mutable_data_ptr<int32_t>() : nullptr};
+  if (made.batch > 0 && made.routings > 0) checked.kernels.batch_backward(job, team());
+  return {made.norms, made.grad_input, made.exponent_input};
+}
+
+// Bytes of a sample's ReLU bits: the tables say where each unit's begin.
+int64_t bits_stride(const Plan& plan) {
+  int64_t stride = 0;
+  for (int64_t u = 0; u < plan.unit_count; ++u) {
+    const Unit& unit = plan.units[u];
+    if (unit.bits_offset >= 0) stride = std::max(stride, unit.bits_offset + unit.bits_size());
+  }
+  return stride;
+}
+
+// What both walks forward check.
+Plan forward_plan(const Tensor& y0, const Tensor& routing, const Tensor& blocks, const Tensor& units,
+                  const Tensor& scales, const Tensor& shifts, bool record) {
+  const float* own_scales = checked_row("scales", scales);
+  checked_row("shifts", shifts, scales.numel());
+  Plan plan = checked_tables(blocks, units, {INT64_MAX, scales.numel(), INT64_MAX});
+  plan.scales = own_scales;
+  plan.bits_stride = bits_stride(plan);
+  check_dtype("y0", y0, ScalarType::Float);
+  check_dtype("routing", routing, ScalarType::Float);
+  const Block& first = plan.blocks[0];
+  check_shape("y0", y0, {-1, first.in_channels, first.in_height, first.in_width});
+  check_shape("routing", routing, {-1, plan.block_count, 2});
+  STD_TORCH_CHECK(!record || routing.size(0) == 1, "routing: expected one to record, got ", routing.size(0));
+  return plan;
+}
+
+Tensor empty_output(const Plan& plan, const Tensor& y0, const Tensor& routing) {
+  const Block& last = plan.blocks[plan.block_count - 1];
+  return torch::stable::new_empty(y0,
+                                  {routing.size(0), y0.size(0), last.out_channels, last.out_height, last.out_width});
+}
+
+std::tuple<Tensor, Tensor> routed_forward(const Tensor& y0, const Tensor& routing, const Tensor& blocks,
+                                          const Tensor& units, const Tensor& scales, const Tensor& shifts,
+                                          const Tensor& packed, bool record) {
+  const Plan plan = forward_plan(y0, routing, blocks, units, scales, shifts, record);
+  const Checked checked = checked_packed(packed, plan, Direction::kForward, false);
+  Tensor output = empty_output(plan, y0, routing);
+  Tensor relu_bits =
+      torch::stable::new_zeros(y0, {record ? y0.size(0) : 0, plan.bits_stride}, ScalarType::Byte);
+  const ForwardWalk job = {plan,
+                           checked.weights,
+                           shifts.const_data_ptr<float>(),
+                           y0.const_data_ptr<float>(),
+                           routing.const_data_ptr<float>(),
+                           y0.size(0),
+                           routing.size(0),
+                           output.mutable_data_ptr<float>(),
+                           record ? relu_bits.mutable_data_ptr<uint8_t>() : nullptr};
+  if (job.batch > 0 && job.routings > 0) checked.kernels.forward(job, team());
+  return {output, relu_bits};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_forward(const Tensor& y0, const Tensor& routing,
+                                                         const Tensor& blocks, const Tensor& units,
+                                                         const Tensor& scales, const Tensor& shifts,
+                                                         const Tensor& epsilons, const Tensor& packed, bool record) {
+  const Plan plan = forward_plan(y0, routing, blocks, units, scales, shifts, record);
+  const Checked checked = checked_packed(packed, plan, Direction::kForward, false);
+  const int64_t batch = y0.size(0);
+  Tensor output = empty_output(plan, y0, routing);
+  Tensor relu_bits = torch::stable::new_zeros(y0, {record ? batch : 0, plan.bits_stride}, ScalarType::Byte);
+  Tensor normalized = torch::stable::new_empty(y0, {record ? normalized_size(plan, batch) : 0});
+  Tensor batch_scales = torch::stable::new_empty(scales, {record ? scales.numel() : 0});
+  const BatchForwardWalk job = {plan,
+                                checked.weights,
+                                shifts.const_data_ptr<float>(),
+                                checked_row("epsilons", epsilons, plan.unit_count),
+                                y0.const_data_ptr<float>(),
+                                routing.const_data_ptr<float>(),
+                                batch,
+                                routing.size(0),
+                                output.mutable_data_ptr<float>(),
+                                record ? relu_bits.mutable_data_ptr<uint8_t>() : nullptr,
+                                record ? normalized.mutable_data_ptr<float>() : nullptr,
+                                record ? batch_scales.mutable_data_ptr<float>() : nullptr};
+  if (job.batch > 0 && job.routings > 0) checked.kernels.batch_forward(job, team());
+  return {output, relu_bits, normalized, batch_scales};
 }
 
 // The whole-path kernels' program and packed weights; made on the host.
@@ -144,7 +279,7 @@ std::tuple<Tensor, Tensor> cuda_plan(const Tensor& blocks, const Tensor& units, 
   STD_TORCH_CHECK(parts == 1 || parts == 2, "parts: expected 1 or 2 bf16 terms a number, got ", parts);
   STD_TORCH_CHECK(shared_bytes > 0 && shared_bytes <= kLargestShared, "shared_bytes: expected 1 to ", kLargestShared,
                   ", got ", shared_bytes);
-  const Plan plan = checked_plan(blocks, units, weights, scales, INT64_MAX);
+  const Plan plan = checked_plan(blocks, units, weights, scales);
   std::vector<int32_t> made;
   try {
     made = make_program(plan, backward, int(parts), int(shared_bytes));
@@ -368,10 +503,21 @@ std::tuple<Tensor, Tensor> cuda_routed_forward(const Tensor& y0, const Tensor& r
 }  // namespace pathnet
 
 STABLE_TORCH_LIBRARY(pathnet, m) {
-  m.def("pack_bits(Tensor x) -> Tensor");
   m.def(
-      "routed_backward(Tensor grad, Tensor exponent, Tensor routing, Tensor blocks, Tensor units, Tensor weights, "
-      "Tensor scales, Tensor relu_bits) -> (Tensor, Tensor)");
+      "cpu_pack(Tensor blocks, Tensor units, Tensor weights, Tensor scales, bool backward, bool fold_scales, "
+      "bool bf16) -> Tensor");
+  m.def(
+      "routed_backward(Tensor grad, Tensor exponent, Tensor routing, Tensor blocks, Tensor units, Tensor packed, "
+      "Tensor relu_bits, bool gradients) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "routed_forward(Tensor y0, Tensor routing, Tensor blocks, Tensor units, Tensor scales, Tensor shifts, "
+      "Tensor packed, bool record) -> (Tensor, Tensor)");
+  m.def(
+      "batch_backward(Tensor grad, Tensor exponent, Tensor routing, Tensor blocks, Tensor units, Tensor packed, "
+      "Tensor relu_bits, Tensor normalized, Tensor scales, bool gradients) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "batch_forward(Tensor y0, Tensor routing, Tensor blocks, Tensor units, Tensor scales, Tensor shifts, "
+      "Tensor epsilons, Tensor packed, bool record) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "cuda_plan(Tensor blocks, Tensor units, Tensor weights, Tensor scales, bool backward, int parts, "
       "int shared_bytes) -> (Tensor, Tensor)");
@@ -385,8 +531,11 @@ STABLE_TORCH_LIBRARY(pathnet, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pathnet, CPU, m) {
-  m.impl("pack_bits", TORCH_BOX(&pathnet::pack_bits_cpu));
-  m.impl("routed_backward", TORCH_BOX(&pathnet::routed_backward_cpu));
+  m.impl("cpu_pack", TORCH_BOX(&pathnet::cpu_pack));
+  m.impl("routed_backward", TORCH_BOX(&pathnet::routed_backward));
+  m.impl("routed_forward", TORCH_BOX(&pathnet::routed_forward));
+  m.impl("batch_backward", TORCH_BOX(&pathnet::batch_backward));
+  m.impl("batch_forward", TORCH_BOX(&pathnet::batch_forward));
   m.impl("cuda_plan", TORCH_BOX(&pathnet::cuda_plan));
   m.impl("cuda_unpack_bits", TORCH_BOX(&pathnet::cuda_unpack_bits));
   m.impl("cuda_routed_backward", TORCH_BOX(&pathnet::cuda_routed_backward_twin));
@@ -395,7 +544,6 @@ STABLE_TORCH_LIBRARY_IMPL(pathnet, CPU, m) {
 
 #ifdef PATHNET_CUDA
 STABLE_TORCH_LIBRARY_IMPL(pathnet, CUDA, m) {
-  m.impl("pack_bits", TORCH_BOX(&pathnet::pack_bits_cuda));
   m.impl("cuda_routed_backward", TORCH_BOX(&pathnet::cuda_routed_backward));
   m.impl("cuda_routed_forward", TORCH_BOX(&pathnet::cuda_routed_forward));
 }

@@ -12,10 +12,10 @@ struct Unit {
   int64_t kernel, stride, padding;
   int64_t weight_offset;  // elements into the weights; [out, in, kernel, kernel]
   int64_t scale_offset;   // elements into the scales; -1 for a projection
-  int64_t bits_offset;    // bytes into a sample's ReLU bits; -1 for a projection
+  int64_t bits_offset;    // bytes into a sample's ReLU bits as the cpu engine lays them; -1 for a projection
 
-  int64_t in_size() const { return in_channels * in_height * in_width; }
-  int64_t out_size() const { return out_channels * out_height * out_width; }
+  // Of the ReLU bits: two bytes a pixel and group of 16 channels.
+  int64_t bits_size() const { return in_height * in_width * ((in_channels + 15) / 16) * 2; }
   int64_t weight_size() const { return out_channels * in_channels * kernel * kernel; }
 };
 
@@ -28,9 +28,6 @@ struct Block {
   int64_t projection_unit;  // reads what the first unit's convolution reads; -1 without a projection
   int64_t in_channels, in_height, in_width;
   int64_t out_channels, out_height, out_width;
-
-  int64_t in_size() const { return in_channels * in_height * in_width; }
-  int64_t out_size() const { return out_channels * out_height * out_width; }
 };
 
 constexpr int64_t kUnitFields = sizeof(Unit) / sizeof(int64_t);

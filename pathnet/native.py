@@ -6,7 +6,6 @@ Importing this module never fails: where the library is not built, `LOADED` is F
 from __future__ import annotations
 
 import importlib
-import math
 from pathlib import Path
 
 import torch
@@ -15,13 +14,16 @@ from torch import Tensor
 __all__ = [
     "LOADED",
     "WHY_NOT",
+    "batch_backward",
+    "batch_forward",
     "build_facts",
+    "cpu_pack",
     "cuda_plan",
     "cuda_routed_backward",
     "cuda_routed_forward",
     "cuda_unpack_bits",
-    "pack_bits",
     "routed_backward",
+    "routed_forward",
 ]
 
 
@@ -61,19 +63,29 @@ def build_facts() -> dict[str, str | list[str]]:
     }
 
 
-def pack_bits(x: Tensor) -> Tensor:
-    """ReLU bits: bit ``j & 7`` of byte ``j >> 3`` of a row is set where element j of the sample is positive.
+def cpu_pack(
+    blocks: Tensor, units: Tensor, weights: Tensor, scales: Tensor, backward: bool, fold_scales: bool, bf16: bool
+) -> Tensor:
+    """A network's weights as the cpu kernels of the selected instruction set read them.
 
     Args:
-        x: float32 [B, ...], contiguous, M elements a sample; on the CPU, or a CUDA device.
+        blocks: int64 [n, 10]: first unit, number of units, skip (0 identity, 1 projection, 2 padding), unit of the
+            projection or -1, channels, height and width of the input, and of the output.
+        units: int64 [U, 12]: channels, height and width of the input, and of the output; kernel, stride, padding;
+            offsets of the weights, of the scales (elements) and of the bits (bytes in a row), -1 for a projection.
+        weights: float32, every convolution's [out, in, kernel, kernel] one after the other.
+        scales: float32, the factors of each unit's batch normalisation.
+        backward: for the walk back, or forward.
+        fold_scales: whether the factors are multiplied into the weights: for `routed_backward`.
+        bf16: whether the walk back may round to bfloat16, on processors that multiply such numbers faster.
 
     Returns:
-        uint8 [B, ceil(M / 8)], the last byte filled up with zeros.
+        uint8 [bytes]
 
     Raises:
-        RuntimeError: ``x`` is not such a tensor.
+        RuntimeError: an argument has another type or shape, or the tables contradict one another.
     """
-    return torch.as_tensor(torch.ops.pathnet.pack_bits(x))
+    return torch.as_tensor(torch.ops.pathnet.cpu_pack(blocks, units, weights, scales, backward, fold_scales, bf16))
 
 
 def routed_backward(
@@ -82,37 +94,131 @@ def routed_backward(
     routing: Tensor,
     blocks: Tensor,
     units: Tensor,
-    weights: Tensor,
-    scales: Tensor,
+    packed: Tensor,
     relu_bits: Tensor,
-) -> tuple[Tensor, Tensor]:
+    gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """``g <- a J_skip^T g + c J_residual^T g`` from the last block to the first, for every routing and sample.
 
-    A unit is ``y = conv(relu(s * x + t))``, with batch normalisation by running statistics as the affine map.
-    After every block that changes the gradient, an exact power of two brings its largest magnitude into [1/2, 1).
+    A unit is ``y = conv(relu(s * x + t))``, with batch normalisation by running statistics as the affine map. A
+    gradient whose largest magnitude leaves 2^-20 to 2^20 is multiplied by a power of two, which is counted apart.
 
     Args:
         grad: float32 [B, C_n, H_n, W_n], at the output of the last block; its value is ``grad * 2**exponent``.
         exponent: int32 [B]
         routing: float32 [P, n, 2], the (a, c) of every block.
-        blocks: int64 [n, 10]: first unit, number of units, skip (0 identity, 1 projection, 2 padding), unit of the
-            projection or -1, channels, height and width of the input, and of the output.
-        units: int64 [U, 12]: channels, height and width of the input, and of the output; kernel, stride, padding;
-            offsets of the weights, of the scales (elements) and of the bits (bytes in a row), -1 for a projection.
-        weights: float32, every convolution's [out, in, kernel, kernel] one after the other.
-        scales: float32, the factors s.
-        relu_bits: uint8 [B, bytes], `pack_bits` of what enters each unit's ReLU.
+        blocks, units: see `cpu_pack`.
+        packed: of `cpu_pack`, for the walk back, factors folded in.
+        relu_bits: uint8 [B, bytes], as `routed_forward` records them: of each unit [H, W, groups of 16 channels], two
+            bytes each, the first channel lowest.
+        gradients: whether the gradients are wanted beside their norms.
 
     Returns:
-        float32 [P, B, C_0, H_0, W_0] and its exponents, int32 [P, B].
+        The samples' norms, float64 [P, B]; the gradients, float32 [P, B, C_0, H_0, W_0], and their exponents,
+        int32 [P, B], or none of them (P = 0).
 
     Raises:
         RuntimeError: an argument has another type or shape, or the tables contradict one another.
     """
-    grad_input, exponent_input = torch.ops.pathnet.routed_backward(
-        grad, exponent, routing, blocks, units, weights, scales, relu_bits
+    norms, grad_input, exponent_input = torch.ops.pathnet.routed_backward(
+        grad, exponent, routing, blocks, units, packed, relu_bits, gradients
     )
-    return grad_input, exponent_input
+    return norms, grad_input, exponent_input
+
+
+def routed_forward(
+    y0: Tensor,
+    routing: Tensor,
+    blocks: Tensor,
+    units: Tensor,
+    scales: Tensor,
+    shifts: Tensor,
+    packed: Tensor,
+    record: bool,
+) -> tuple[Tensor, Tensor]:
+    """``y <- a s(y) + c f(y)`` from the first block to the last, for every routing and sample, in float32 precision.
+
+    Args:
+        y0: float32 [B, C_0, H_0, W_0]
+        routing: float32 [P, n, 2]; one where bits are recorded.
+        blocks, units: see `cpu_pack`.
+        scales, shifts: float32, factors and shifts of each unit's batch normalisation.
+        packed: of `cpu_pack`, for the walk forward.
+        record: whether the ReLU bits are wanted.
+
+    Returns:
+        float32 [P, B, C_n, H_n, W_n], and the ReLU bits, uint8 [B, bytes], or none of them ([0, bytes]).
+
+    Raises:
+        RuntimeError: an argument has another type or shape, or the tables contradict one another.
+    """
+    output, relu_bits = torch.ops.pathnet.routed_forward(y0, routing, blocks, units, scales, shifts, packed, record)
+    return output, relu_bits
+
+
+def batch_backward(
+    grad: Tensor,
+    exponent: Tensor,
+    routing: Tensor,
+    blocks: Tensor,
+    units: Tensor,
+    packed: Tensor,
+    relu_bits: Tensor,
+    normalized: Tensor,
+    scales: Tensor,
+    gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`routed_backward` where each batch normalisation has taken the statistics of the batch (Ioffe and Szegedy 2015).
+
+    Args:
+        grad, routing, blocks, units, gradients: as for `routed_backward`.
+        exponent: int32 [1]; the batch has one.
+        packed: of `cpu_pack`, for the walk back, factors left out.
+        relu_bits, normalized, scales: of `batch_forward`.
+
+    Returns:
+        The norms of the samples' slices, float64 [P, B]; the gradients, float32 [P, B, C_0, H_0, W_0], and their
+        exponents, int32 [P, 1], or none of them (P = 0).
+
+    Raises:
+        RuntimeError: an argument has another type or shape, or the tables contradict one another.
+    """
+    norms, grad_input, exponent_input = torch.ops.pathnet.batch_backward(
+        grad, exponent, routing, blocks, units, packed, relu_bits, normalized, scales, gradients
+    )
+    return norms, grad_input, exponent_input
+
+
+def batch_forward(
+    y0: Tensor,
+    routing: Tensor,
+    blocks: Tensor,
+    units: Tensor,
+    scales: Tensor,
+    shifts: Tensor,
+    epsilons: Tensor,
+    packed: Tensor,
+    record: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`routed_forward` where each batch normalisation takes the statistics of the batch, per routing its own.
+
+    Args:
+        y0, routing, blocks, units, packed, record: as for `routed_forward`.
+        scales, shifts: float32, weight and bias of each unit's batch normalisation.
+        epsilons: float32 [U], what it adds to the variance.
+
+    Returns:
+        float32 [P, B, C_n, H_n, W_n]; where recorded (otherwise with no elements) the ReLU bits, uint8 [B, bytes];
+        the normalised inputs before weight and bias, float32, unit after unit [B, H, W, C filled up to groups of 16];
+        and the factors weight / deviation, as ``scales`` lie.
+
+    Raises:
+        RuntimeError: an argument has another type or shape, or the tables contradict one another.
+    """
+    output, relu_bits, normalized, batch_scales = torch.ops.pathnet.batch_forward(
+        y0, routing, blocks, units, scales, shifts, epsilons, packed, record
+    )
+    return output, relu_bits, normalized, batch_scales
 
 
 def cuda_plan(
@@ -127,7 +233,7 @@ def cuda_plan(
     """What the whole-path kernels need of a network for the walk back or forward: its program and packed weights.
 
     Args:
-        blocks, units, weights, scales: as `routed_backward` has them, on the CPU; offsets of bits are not used.
+        blocks, units, weights, scales: as `cpu_pack` has them, on the CPU; offsets of bits are not used.
         backward: for the walk back, or forward.
         parts: bf16 terms a number: 1, or 2 for float32 precision (the forward takes 2).
         shared_bytes: of shared memory that a thread block may ask for.
@@ -224,9 +330,18 @@ def cuda_routed_forward(
     return output, relu_bits
 
 
-def _fake_pack_bits(x: Tensor) -> Tensor:
-    elements = math.prod(x.shape[1:])
-    return x.new_empty((x.shape[0], (elements + 7) // 8), dtype=torch.uint8)
+# Shapes that are data (a table's or program's own numbers) a fake tensor does not have.
+
+
+def _new_sizes(count: int) -> list[int | torch.SymInt]:
+    context = torch.library.get_ctx()
+    return [context.new_dynamic_size() for _ in range(count)]
+
+
+def _fake_cpu_pack(
+    blocks: Tensor, units: Tensor, weights: Tensor, scales: Tensor, backward: bool, fold_scales: bool, bf16: bool
+) -> Tensor:
+    return blocks.new_empty(_new_sizes(1), dtype=torch.uint8)
 
 
 def _fake_routed_backward(
@@ -235,23 +350,68 @@ def _fake_routed_backward(
     routing: Tensor,
     blocks: Tensor,
     units: Tensor,
-    weights: Tensor,
-    scales: Tensor,
+    packed: Tensor,
     relu_bits: Tensor,
-) -> tuple[Tensor, Tensor]:
-    # The input's shape is data (the first row of `blocks`), which a fake tensor does not have.
-    context = torch.library.get_ctx()
-    channels, height, width = (context.new_dynamic_size() for _ in range(3))
+    gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_backward(grad, exponent, routing, relu_bits, gradients)
+
+
+def _fake_batch_backward(
+    grad: Tensor,
+    exponent: Tensor,
+    routing: Tensor,
+    blocks: Tensor,
+    units: Tensor,
+    packed: Tensor,
+    relu_bits: Tensor,
+    normalized: Tensor,
+    scales: Tensor,
+    gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_backward(grad, exponent, routing, relu_bits, gradients)
+
+
+def _fake_backward(
+    grad: Tensor, exponent: Tensor, routing: Tensor, relu_bits: Tensor, gradients: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     routings, batch = routing.shape[0], relu_bits.shape[0]
-    return grad.new_empty((routings, batch, channels, height, width)), exponent.new_empty((routings, batch))
+    given = routings if gradients else 0
+    return (
+        grad.new_empty((routings, batch), dtype=torch.float64),
+        grad.new_empty((given, batch, *_new_sizes(3))),
+        exponent.new_empty((given, exponent.shape[0])),
+    )
 
 
-# Shapes that are data (a program's own numbers) a fake tensor does not have.
+def _fake_routed_forward(
+    y0: Tensor,
+    routing: Tensor,
+    blocks: Tensor,
+    units: Tensor,
+    scales: Tensor,
+    shifts: Tensor,
+    packed: Tensor,
+    record: bool,
+) -> tuple[Tensor, Tensor]:
+    output = y0.new_empty((routing.shape[0], y0.shape[0], *_new_sizes(3)))
+    return output, y0.new_empty((y0.shape[0] if record else 0, *_new_sizes(1)), dtype=torch.uint8)
 
 
-def _new_sizes(count: int) -> list[int | torch.SymInt]:
-    context = torch.library.get_ctx()
-    return [context.new_dynamic_size() for _ in range(count)]
+def _fake_batch_forward(
+    y0: Tensor,
+    routing: Tensor,
+    blocks: Tensor,
+    units: Tensor,
+    scales: Tensor,
+    shifts: Tensor,
+    epsilons: Tensor,
+    packed: Tensor,
+    record: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    output, relu_bits = _fake_routed_forward(y0, routing, blocks, units, scales, shifts, packed, record)
+    normalized = y0.new_empty(_new_sizes(1) if record else (0,))
+    return output, relu_bits, normalized, scales.new_empty((scales.shape[0] if record else 0,))
 
 
 def _fake_cuda_plan(
@@ -308,5 +468,8 @@ if LOADED:
     torch.library.register_fake("pathnet::cuda_unpack_bits")(_fake_cuda_unpack_bits)
     torch.library.register_fake("pathnet::cuda_routed_backward")(_fake_cuda_routed_backward)
     torch.library.register_fake("pathnet::cuda_routed_forward")(_fake_cuda_routed_forward)
-    torch.library.register_fake("pathnet::pack_bits")(_fake_pack_bits)
+    torch.library.register_fake("pathnet::cpu_pack")(_fake_cpu_pack)
     torch.library.register_fake("pathnet::routed_backward")(_fake_routed_backward)
+    torch.library.register_fake("pathnet::routed_forward")(_fake_routed_forward)
+    torch.library.register_fake("pathnet::batch_backward")(_fake_batch_backward)
+    torch.library.register_fake("pathnet::batch_forward")(_fake_batch_forward)

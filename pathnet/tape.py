@@ -283,7 +283,7 @@ class Recorder:
         if self._service is None or not self._service.suits(y0):
             shape = tuple(y0.shape[1:])
             engine = choose(self._engine, self._net, self._bn, self._precision, shape, y0.device)
-            prepared = engine.prepare(self._net, shape, self._precision)
+            prepared = engine.prepare(self._net, self._bn, self._precision, shape)
             self._service = _Service(engine, prepared, shape, y0.device)
         return y0, self._service
 

@@ -33,7 +33,7 @@ def truth(tape: pathnet.Tape, routing: Tensor) -> tuple[Tensor, Tensor]:
     record, engine = tape._record, ReferenceEngine()
     assert isinstance(record.blocks, CudaRecord)
     frozen = freeze(record.net, record.blocks.bits())
-    _, blocks = engine.record(engine.prepare(frozen, record.y0.shape[1:], "float64"), record.y0.double())
+    _, blocks = engine.record(engine.prepare(frozen, "running", "float64", record.y0.shape[1:]), record.y0.double())
     return engine.routed_backward(blocks, record.grad.double(), record.exponent, routing.to(record.grad).double())
 
 

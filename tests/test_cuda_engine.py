@@ -38,7 +38,7 @@ class Twin(CudaEngine):
         return None
 
     def unsupported(self, net: ResidualNet, bn: Any, precision: Any, y0_shape: Sequence[int], device: Any) -> Any:
-        return unsupported_form(net) or cuda.refusal(net, y0_shape, precision)
+        return unsupported_form(net, bn) or cuda.refusal(net, y0_shape, precision)
 
 
 @pytest.fixture(autouse=True)
@@ -215,7 +215,7 @@ def test_small_values_keep_their_relative_precision(precision: Any) -> None:
     for block in blocks:
         for conv in block.convs:
             conv.weight.data *= 2.0**-8
-    small = CudaRecord(CudaEngine().prepare(net, (16, 4, 4), precision), record.blocks.relu_bits)
+    small = CudaRecord(CudaEngine().prepare(net, "running", precision, (16, 4, 4)), record.blocks.relu_bits)
     norms = tape._engine.routed_backward_norms(record.blocks, record.grad, record.exponent, routing)
     small_norms = tape._engine.routed_backward_norms(small, record.grad, record.exponent, routing)
     assert 0 < small_norms.item() == norms.item() * 2.0**-640
@@ -254,7 +254,7 @@ def test_no_paths_and_no_samples() -> None:
 def test_opcheck() -> None:
     ops = torch.ops.pathnet
     net = SMALL.net()
-    own = tables(net, (16, 6, 6))
+    own = tables(net, "running", (16, 6, 6))
     plan = (own.blocks, own.units, own.weights, own.scales, True, 1, cuda.H100_SHARED_BYTES)
     torch.library.opcheck(ops.cuda_plan.default, plan)
     for given in (arguments(), arguments("bfloat16", gradients=False)):
@@ -339,7 +339,7 @@ def test_what_the_kernels_have_no_form_for_is_named() -> None:
 def test_the_papers_network_shares_weights_between_samples_and_fits() -> None:
     net = pathnet.models.preact_resnet(110)
     for precision, samples in (("bfloat16", 2), ("float32", 1)):
-        network = CudaEngine().prepare(net, (16, 32, 32), precision)  # type: ignore[arg-type]
+        network = CudaEngine().prepare(net, "running", precision, (16, 32, 32))  # type: ignore[arg-type]
         assert network.backward.program[2] == samples
         assert network.backward.program[9] <= cuda.H100_SHARED_BYTES
         assert network.forward.program[9] <= cuda.H100_SHARED_BYTES

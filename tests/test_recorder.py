@@ -94,9 +94,9 @@ class Counting(ReferenceEngine):
     def unsupported(self, net: Any, bn: Any, precision: Any, y0_shape: Sequence[int], device: Any) -> str | None:
         return "no side of 4" if y0_shape[1] == 4 else None
 
-    def prepare(self, net: Any, y0_shape: Sequence[int], precision: Any) -> Any:
+    def prepare(self, net: Any, bn: Any, precision: Any, y0_shape: Sequence[int]) -> Any:
         self.shapes.append(tuple(y0_shape))
-        return super().prepare(net, y0_shape, precision)
+        return super().prepare(net, bn, precision, y0_shape)
 
 
 def test_the_engine_is_chosen_once_for_images_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -467,7 +467,7 @@ def test_the_cpu_engine_packs_what_a_case_of_every_kind_needs() -> None:
     for case in SMALL:
         net = case.net()
         y = net.stem(case.images()[0])
-        packed = CpuEngine().prepare(net, y.shape[1:], "float32")
+        packed = CpuEngine().prepare(net, "running", "float32", y.shape[1:])
         for block, row in zip(net.blocks, packed.tables.blocks.tolist(), strict=True):
             assert row[4:7] == list(y.shape[1:])
             y = block(y)

@@ -7,21 +7,54 @@
 #include <string>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+// Defined by a library, loaded before this one, that runs AMX instructions in software: then AMX is there.
+extern "C" __attribute__((weak)) bool pathnet_amx_emulated();
+#endif
+
 namespace pathnet {
 
-enum class Isa { kBase, kAvx2, kAvx512 };
+enum class Isa { kBase, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
-inline const char* isa_name(Isa isa) { return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "base"; }
+inline const char* isa_name(Isa isa) {
+  constexpr const char* names[] = {"base", "avx2", "avx512", "avx512bf16", "amx"};
+  return names[int(isa)];
+}
+
+#if defined(__x86_64__)
+// Compilers of this age do not name it in __builtin_cpu_supports.
+inline bool has_avx512_bf16() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 5 & 1);
+}
+
+// Tiles are 8 KB of state a thread, so that a process must ask the kernel of the system for them.
+inline bool has_amx() {
+  if (pathnet_amx_emulated != nullptr && pathnet_amx_emulated()) return true;
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || !(edx & kAmxBf16) || !(edx & kAmxTile)) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
 
 // Fastest first.
 inline std::vector<Isa> supported_isas() {
   std::vector<Isa> isas;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq")) {
-    isas.push_back(Isa::kAvx512);
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+  if (avx512 && has_avx512_bf16()) {
+    if (has_amx()) isas.push_back(Isa::kAmx);
+    isas.push_back(Isa::kAvx512Bf16);
   }
+  if (avx512) isas.push_back(Isa::kAvx512);
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) isas.push_back(Isa::kAvx2);
 #endif
   isas.push_back(Isa::kBase);

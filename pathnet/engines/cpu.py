@@ -1,76 +1,78 @@
-"""The cpu engine: BN-ReLU-conv blocks in BN mode ``running``, float32, every (path, sample) in one C++ walk.
+"""The cpu engine: BN-ReLU-conv blocks of any width, both BN modes, forward and back in C++.
 
-In that mode BN is an affine map of each channel, so a walk needs of the forward pass only the ReLU bits.
+Thin: tables and packed weights go in, norms, gradients or outputs come out. The kernels, and the arithmetic of their
+limits, are in csrc/cpu.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pathnet import native
-from pathnet.engines import unfused
-from pathnet.engines.tables import Tables, blocks_of, tables, unsupported_form
-from pathnet.models.residual_net import Block, ResidualNet
+from pathnet.engines.tables import GROUP, Tables, tables, unsupported_form
+from pathnet.models.residual_net import ResidualNet
 from pathnet.record import BatchNormMode, BlockRecord, Precision, Prepared
 
-__all__ = ["CpuEngine", "Packed", "Plan"]
+__all__ = ["CpuEngine", "CpuNetwork", "CpuRecord"]
 
 
 @dataclass(frozen=True)
-class Packed:
-    """The network as the kernel reads it.
+class CpuNetwork:
+    """A network packed for the kernels.
 
     Attributes:
-        modules: the blocks themselves, for the forward pass.
+        backward, forward: uint8, the weights of the two walks.
     """
 
-    modules: Sequence[Block]
+    bn: BatchNormMode
     tables: Tables
+    backward: Tensor
+    forward: Tensor
 
     @property
     def tensors(self) -> Sequence[Tensor]:
-        return self.tables.blocks, self.tables.units, self.tables.weights, self.tables.scales
+        own = self.tables
+        return own.blocks, own.units, own.scales, own.shifts, own.epsilons, self.backward, self.forward
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A recorded pass as the kernel reads it.
+class CpuRecord:
+    """What one forward pass leaves: in BN mode ``running`` the ReLU bits alone.
 
     Attributes:
-        packed: the network.
-        relu_bits: uint8 [B, bytes]
+        relu_bits: uint8 [B, bytes], see `pathnet.native.routed_backward`.
+        normalized: float32, in BN mode ``batch`` what each BN made of its input before weight and bias.
+        scales: float32, in BN mode ``batch`` the factors weight / deviation of this batch.
     """
 
-    packed: Packed
+    network: CpuNetwork
     relu_bits: Tensor
+    normalized: Tensor | None = None
+    scales: Tensor | None = None
 
     @property
     def tensors(self) -> Sequence[Tensor]:
-        return *self.packed.tensors, self.relu_bits
-
-    @property
-    def gradient_bytes(self) -> int:
-        """Of the largest gradient at a block's input: float32 [B, C, H, W]."""
-        return 4 * len(self.relu_bits) * int(self.packed.tables.blocks[:, 4:7].prod(1).max())
+        own = (self.relu_bits, self.normalized, self.scales)
+        return [*self.network.tensors, *(tensor for tensor in own if tensor is not None)]
 
     def bits(self) -> list[list[Tensor]]:
         """The recorded ReLU bits, ``[block][unit]``, bool [B, C, H, W]."""
         return [
             [self._unit_bits(unit) for unit in range(first, first + count)]
-            for first, count in self.packed.tables.blocks[:, :2].tolist()
+            for first, count in self.network.tables.blocks[:, :2].tolist()
         ]
 
     def _unit_bits(self, unit: int) -> Tensor:
-        row = self.packed.tables.units[unit].tolist()
+        row = self.network.tables.units[unit].tolist()
         (channels, height, width), offset = row[:3], row[11]
-        elements = channels * height * width
-        packed = self.relu_bits[:, offset : offset + -(-elements // 8)]
-        unpacked = packed[:, :, None] >> torch.arange(8, dtype=torch.uint8) & 1
-        return unpacked.flatten(1)[:, :elements].bool().reshape(-1, channels, height, width)
+        groups = -(-channels // GROUP)
+        own = self.relu_bits[:, offset : offset + height * width * groups * GROUP // 8]
+        bits = own[:, :, None] >> torch.arange(8, dtype=torch.uint8) & 1
+        return bits.reshape(-1, height, width, groups * GROUP)[..., :channels].permute(0, 3, 1, 2).bool().contiguous()
 
 
 class CpuEngine:
@@ -92,59 +94,59 @@ class CpuEngine:
     ) -> str | None:
         if device.type != "cpu":
             return f"the network is on {device}"
-        if bn != "running":
-            return f'no bn="{bn}"'
-        if precision != "float32":
+        if precision == "float64":
             return f'no precision="{precision}"'
-        return unsupported_form(net)
+        return unsupported_form(net, bn)
 
-    def prepare(self, net: ResidualNet, y0_shape: Sequence[int], precision: Precision) -> Packed:
-        return Packed(list(blocks_of(net)), tables(net, y0_shape))
+    def prepare(
+        self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]
+    ) -> CpuNetwork:
+        own = tables(net, bn, y0_shape)
+        given = own.blocks, own.units, own.weights, own.scales
+        bf16 = precision == "bfloat16"
+        backward = native.cpu_pack(*given, True, bn == "running", bf16)
+        return CpuNetwork(bn, own, backward, native.cpu_pack(*given, False, False, bf16))
 
-    @torch.no_grad()
-    def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, Plan]:
-        assert isinstance(prepared, Packed)
-        bits: list[Tensor] = []
-        y = y0
-        for block in prepared.modules:
-            y = _forward(block, y, bits)
-        return y, Plan(prepared, torch.cat(bits, dim=1))
+    def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, CpuRecord]:
+        assert isinstance(prepared, CpuNetwork)
+        everything = torch.ones(1, len(prepared.tables.blocks), 2)
+        y, *kept = _forward(prepared, y0, everything, record=True)
+        return y[0], CpuRecord(prepared, *kept)
+
+    def routed_forward(self, prepared: Prepared, y0: Tensor, routing: Tensor) -> Tensor:
+        assert isinstance(prepared, CpuNetwork)
+        return _forward(prepared, y0, routing, record=False)[0]
 
     def routed_backward(
         self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
     ) -> tuple[Tensor, Tensor]:
-        assert isinstance(blocks, Plan)
-        return native.routed_backward(grad.contiguous(), exponent.contiguous(), routing.contiguous(), *blocks.tensors)
+        _, gradient, exponents = _backward(blocks, grad, exponent, routing, gradients=True)
+        return gradient, exponents
 
     def routed_backward_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
-        assert isinstance(blocks, Plan)
-        return unfused.norms(
-            lambda part: self.routed_backward(blocks, grad, exponent, part),
-            len(grad),
-            max(blocks.gradient_bytes, grad.nbytes),
-            routing,
-        )
-
-    def routed_forward(self, prepared: Prepared, y0: Tensor, routing: Tensor) -> Tensor:
-        assert isinstance(prepared, Packed)
-        return unfused.routed_forward(prepared.modules, y0, routing)
+        return _backward(blocks, grad, exponent, routing, gradients=False)[0]
 
 
-def _forward(block: Block, x: Tensor, bits: list[Tensor]) -> Tensor:
-    """The block's output for its input [B, C, H, W]; appends the ReLU bits of its units, uint8 [B, bytes]."""
-    form = block.fused_form()
-    assert form is not None
-    kept: dict[nn.Module, Tensor] = {}
-    hooks = [unit.bn.register_forward_hook(_keep_bits(kept)) for unit in form.units]
-    y: Tensor = block(x)
-    for hook in hooks:
-        hook.remove()
-    bits += [kept[unit.bn] for unit in form.units]
-    return y
+def _forward(network: CpuNetwork, y0: Tensor, routing: Tensor, record: bool) -> tuple[Tensor, ...]:
+    """The outputs, and what a record keeps."""
+    own = network.tables
+    given = y0.contiguous(), routing.contiguous(), own.blocks, own.units, own.scales, own.shifts
+    if network.bn == "running":
+        return native.routed_forward(*given, network.forward, record)
+    if len(y0) == 1 and (own.units[own.units[:, 10] >= 0, 1:3].prod(1) == 1).any():
+        raise ValueError("images: expected more than one value a channel for batch statistics, got one")
+    return native.batch_forward(*given, own.epsilons, network.forward, record)
 
 
-def _keep_bits(kept: dict[nn.Module, Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        kept[module] = native.pack_bits(output.contiguous())
-
-    return hook
+def _backward(
+    blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    assert isinstance(blocks, CpuRecord)
+    network = blocks.network
+    given = grad.contiguous(), exponent.contiguous(), routing.contiguous(), network.tables.blocks, network.tables.units
+    if network.bn == "running":
+        return native.routed_backward(*given, network.backward, blocks.relu_bits, gradients)
+    assert blocks.normalized is not None and blocks.scales is not None
+    return native.batch_backward(
+        *given, network.backward, blocks.relu_bits, blocks.normalized, blocks.scales, gradients
+    )

@@ -112,10 +112,12 @@ class CudaEngine:
         if capability < (8, 0):
             name = torch.cuda.get_device_name(device)
             return f"{name} is of compute capability {capability[0]}.{capability[1]}, the kernels need 8.0"
-        return unsupported_form(net) or refusal(net, y0_shape, precision) or _disagreement(device)
+        return unsupported_form(net, bn) or refusal(net, y0_shape, precision) or _disagreement(device)
 
-    def prepare(self, net: ResidualNet, y0_shape: Sequence[int], precision: Precision) -> CudaNetwork:
-        own, device = tables(net, y0_shape), next(net.parameters()).device
+    def prepare(
+        self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]
+    ) -> CudaNetwork:
+        own, device = tables(net, "running", y0_shape), next(net.parameters()).device
         backward, forward = (
             Walk(program, program.to(device), weights.to(device))
             for program, weights in _plans(own, precision, device)
@@ -158,7 +160,7 @@ class CudaEngine:
 def refusal(net: ResidualNet, y0_shape: Sequence[int], precision: Precision) -> str | None:
     """Why the kernels have no form for a network that has tables: a width, a kernel, images too large; or None."""
     try:
-        _plans(tables(net, y0_shape), precision, next(net.parameters()).device)
+        _plans(tables(net, "running", y0_shape), precision, next(net.parameters()).device)
     except RuntimeError as error:
         return str(error).splitlines()[0].rpartition("blocks: ")[2]
     return None
@@ -248,7 +250,7 @@ def _errors(
     net: ResidualNet, y0: Tensor, grad: Tensor, routing: Tensor, precision: Precision, device: torch.device
 ) -> list[Tensor]:
     engine, reference = CudaEngine(), ReferenceEngine()
-    prepared = engine.prepare(net.to(device), y0.shape[1:], precision)
+    prepared = engine.prepare(net.to(device), "running", precision, y0.shape[1:])
     y, blocks = engine.record(prepared, y0.to(device))
     exponent = torch.zeros(len(y0), dtype=torch.int32, device="cpu")
     given = blocks, grad.to(device), exponent.to(device), routing.to(device)
@@ -256,11 +258,11 @@ def _errors(
     outputs = engine.routed_forward(prepared, y0.to(device), routing.to(device)).cpu()
 
     frozen = freeze(net.cpu(), [[bit.cpu() for bit in own] for own in blocks.bits()])
-    exact = reference.prepare(frozen, y0.shape[1:], "float64")
+    exact = reference.prepare(frozen, "running", "float64", y0.shape[1:])
     expected_y, inputs = reference.record(exact, y0.double())
     expected = scaling.norms(*reference.routed_backward(inputs, grad.double(), exponent, routing.double()))
     expected_outputs = reference.routed_forward(
-        reference.prepare(net.double(), y0.shape[1:], "float64"), y0.double(), routing.double()
+        reference.prepare(net.double(), "running", "float64", y0.shape[1:]), y0.double(), routing.double()
     )
     return [
         ((norms - expected).abs() / expected).max(),

@@ -61,7 +61,9 @@ class ReferenceEngine:
     ) -> str | None:
         return 'no precision="bfloat16"' if precision == "bfloat16" else None
 
-    def prepare(self, net: ResidualNet, y0_shape: Sequence[int], precision: Precision) -> Modules:
+    def prepare(
+        self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]
+    ) -> Modules:
         return Modules(list(net.blocks))  # type: ignore[arg-type]
 
     def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, BlockInputs]:

@@ -10,22 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from pathnet.models.residual_net import Block, FusedForm, ResidualNet
+from pathnet.record import BatchNormMode
 
 __all__ = ["Tables", "blocks_of", "tables", "unsupported_form"]
 
 IDENTITY, PROJECTION, PAD = 0, 1, 2
 
+GROUP = 16
+"""Channels whose ReLU bits lie together."""
+
 
 @dataclass(frozen=True)
 class Tables:
-    """A network's blocks; `pathnet.native.routed_backward` describes the columns.
+    """A network's blocks; `pathnet.native.cpu_pack` describes the columns.
 
     Attributes:
         blocks: int64 [n, 10]
-        units: int64 [U, 12]; the offsets of bits are those of `pathnet.native.pack_bits` of unit after unit.
+        units: int64 [U, 12]; the offsets of bits are those of unit after unit, as the cpu engine records them.
         weights: float32, the convolutions' weights one after the other.
-        scales: float32, BN's factor for each channel of each unit's input, unit after unit.
+        scales: float32, BN's factor for each channel of each unit's input, unit after unit: in BN mode ``running``
+            weight / deviation, in ``batch`` the weight.
         shifts: float32, what BN adds, in the same order.
+        epsilons: float32 [U], what BN adds to the variance; 0 for a projection.
     """
 
     blocks: Tensor
@@ -33,13 +39,14 @@ class Tables:
     weights: Tensor
     scales: Tensor
     shifts: Tensor
+    epsilons: Tensor
 
 
 def blocks_of(net: ResidualNet) -> Iterator[Block]:
     return iter(net.blocks)  # type: ignore[arg-type]
 
 
-def unsupported_form(net: ResidualNet) -> str | None:
+def unsupported_form(net: ResidualNet, bn: BatchNormMode) -> str | None:
     """Why there are no tables of a network, or None."""
     for index, block in enumerate(blocks_of(net)):
         form = block.fused_form()
@@ -48,14 +55,14 @@ def unsupported_form(net: ResidualNet) -> str | None:
         for conv in _convolutions(form):
             if not _plain(conv):
                 return f"block {index + 1} has a convolution that is grouped, dilated or not square"
-        if any(unit.bn.running_var is None for unit in form.units):
+        if bn == "running" and any(unit.bn.running_var is None for unit in form.units):
             return f"block {index + 1} keeps no running statistics"
     return None
 
 
-def tables(net: ResidualNet, y0_shape: Sequence[int]) -> Tables:
+def tables(net: ResidualNet, bn: BatchNormMode, y0_shape: Sequence[int]) -> Tables:
     """The tables of a network without `unsupported_form`, for inputs [C, H, W] of its first block; on the CPU."""
-    builder = _Builder()
+    builder = _Builder(bn)
     shape = tuple(y0_shape)
     for block in blocks_of(net):
         form = block.fused_form()
@@ -82,12 +89,14 @@ def _plain(conv: nn.Conv2d) -> bool:
 
 
 class _Builder:
-    def __init__(self) -> None:
+    def __init__(self, bn: BatchNormMode) -> None:
+        self.bn = bn
         self.blocks: list[list[int]] = []
         self.units: list[list[int]] = []
         self.weights: list[Tensor] = []
         self.scales: list[Tensor] = []
         self.shifts: list[Tensor] = []
+        self.epsilons: list[float] = []
         self.bits_size = 0
 
     def add(self, form: FusedForm, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -96,14 +105,16 @@ class _Builder:
         for unit in form.units:
             own = out
             out = self._add_unit(unit.conv, own, sum(map(len, self.scales)), self.bits_size)
-            scale, shift = _affine(unit.bn)
+            scale, shift = _affine(unit.bn, self.bn)
             self.scales.append(scale)
             self.shifts.append(shift)
-            self.bits_size += -(-math.prod(own) // 8)
+            self.epsilons.append(unit.bn.eps)
+            self.bits_size += math.prod(own[1:]) * -(-own[0] // GROUP) * GROUP // 8
         count, projection = len(self.units) - first, -1
         if form.projection is not None:
             projection = len(self.units)
             self._add_unit(form.projection, shape, -1, -1)
+            self.epsilons.append(0.0)
         skip = PROJECTION if form.projection is not None else PAD if form.pad else IDENTITY
         self.blocks.append([first, count, skip, projection, *shape, *out])
         return out
@@ -125,14 +136,18 @@ class _Builder:
             torch.cat(self.weights),
             torch.cat(self.scales),
             torch.cat(self.shifts),
+            torch.tensor(self.epsilons, dtype=torch.float32),
         )
 
 
-def _affine(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """float32 [C] twice: factor and shift of the affine map that BN is in evaluation mode."""
-    assert bn.running_var is not None and bn.running_mean is not None
-    deviation = (bn.running_var.double() + bn.eps).sqrt()
-    weight = torch.ones_like(deviation) if bn.weight is None else bn.weight.detach().double()
-    bias = torch.zeros_like(deviation) if bn.bias is None else bn.bias.detach().double()
-    scale = weight / deviation
-    return scale.float().cpu(), (bias - bn.running_mean.double() * scale).float().cpu()
+def _affine(bn: nn.BatchNorm2d, mode: BatchNormMode) -> tuple[Tensor, Tensor]:
+    """float32 [C] twice: factor and shift of the affine map that BN is behind, in ``running`` with, its statistics."""
+    weight, bias = (
+        torch.full((bn.num_features,), default) if own is None else own.detach().cpu().double()
+        for own, default in ((bn.weight, 1.0), (bn.bias, 0.0))
+    )
+    if mode == "running":
+        assert bn.running_var is not None and bn.running_mean is not None
+        weight = weight / (bn.running_var.cpu().double() + bn.eps).sqrt()
+        bias = bias - bn.running_mean.cpu().double() * weight
+    return weight.float(), bias.float()

@@ -1,0 +1,217 @@
+// Convolutions on AMX tiles: bf16 products, or float32 ones of numbers split into two bf16 terms.
+//
+// A tile of the source is up to 16 pixels of a row times 32 numbers: one pixel and 32 channels, or, where pixels have
+// but 16, a pixel and its right neighbour, so that two taps go in one product (the third has zero weights beside it);
+// rows of the tile overlap in memory, and nothing is copied. Four tiles of sums (64 pixels, 16 target channels) stay
+// in tile registers; each step loads one tile of weights and four of the source for four products: five loads of 8
+// cycles against 64 cycles of products. With two terms it is two and eight loads for twelve products.
+//
+// The weights of 16 target channels are the outer loop: 18 KB at 64 source channels, so that they stay in the first
+// level of cache for all rows of all samples. Rows of 8 pixels make tiles of 8 rows, whose products take 8 cycles.
+#pragma once
+
+#if defined(__AMX_BF16__)
+
+#include <algorithm>
+#include <vector>
+
+#include "fma.h"
+
+namespace pathnet {
+namespace PATHNET_ISA_NAMESPACE {
+namespace {
+
+constexpr int64_t kTileBytes = 1024;
+constexpr int64_t kStepNumbers = 32;
+constexpr int kSumTiles = 4;
+
+// As LDTILECFG reads it.
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+
+  explicit TileShapes(int pixels) {
+    for (int tile = 0; tile < 8; ++tile) {
+      row_bytes[tile] = 64;
+      rows[tile] = uint8_t(tile < 6 ? pixels : 16);
+    }
+  }
+};
+static_assert(sizeof(TileShapes) == 64, "the layout of palette 1");
+
+// A row of target pixels that a tile of sums holds, of which the first `skipped` were another tile's already.
+struct TileRow {
+  int64_t sample, row, column, skipped;
+};
+
+// Tiles 0 to 3 are sums, 4 and 5 the two terms of the source, 6 and 7 those of the weights.
+// Tile instructions are asm to GCC, which does not say that they read memory: without a barrier the compiler may
+// leave out the stores before them.
+inline void stores_are_done() { asm volatile("" ::: "memory"); }
+
+template <int kParts, int kCount>
+void tile_products(const uint16_t* const* sources, int64_t plane, int64_t row_bytes, const int64_t* offsets,
+                   int64_t steps, const uint16_t* weights, float* sums) {
+  const auto term = [&](int m, int64_t step, int part) { return sources[m] + part * plane + offsets[step]; };
+#define PATHNET_ADD(m)                                           \
+  if constexpr (m < kCount) {                                    \
+    _tile_loadd(4, term(m, step, 0), row_bytes);                 \
+    if constexpr (kParts == 2) {                                 \
+      _tile_loadd(5, term(m, step, 1), row_bytes);               \
+      _tile_dpbf16ps(m, 5, 6);                                   \
+      _tile_dpbf16ps(m, 4, 7);                                   \
+    }                                                            \
+    _tile_dpbf16ps(m, 4, 6);                                     \
+  }
+  stores_are_done();
+  _tile_zero(0);
+  if constexpr (kCount > 1) _tile_zero(1);
+  if constexpr (kCount > 2) _tile_zero(2);
+  if constexpr (kCount > 3) _tile_zero(3);
+  for (int64_t step = 0; step < steps; ++step, weights += kParts * kTileBytes / 2) {
+    _tile_loadd(6, weights, 64);
+    if constexpr (kParts == 2) _tile_loadd(7, weights + kTileBytes / 2, 64);
+    PATHNET_ADD(0)
+    PATHNET_ADD(1)
+    PATHNET_ADD(2)
+    PATHNET_ADD(3)
+  }
+#undef PATHNET_ADD
+  _tile_stored(0, sums, 64);
+  if constexpr (kCount > 1) _tile_stored(1, sums + 1 * kTileBytes / 4, 64);
+  if constexpr (kCount > 2) _tile_stored(2, sums + 2 * kTileBytes / 4, 64);
+  if constexpr (kCount > 3) _tile_stored(3, sums + 3 * kTileBytes / 4, 64);
+  stores_are_done();
+}
+
+template <int kTerms>
+struct TileConvolver {
+  using Element = uint16_t;
+  static constexpr int kParts = kTerms;
+  static constexpr bool kFloats = false;
+
+  static int64_t operand_channels(const Image& image) {
+    return image.padded() == kGroup ? kGroup : (image.padded() + kStepNumbers - 1) / kStepNumbers * kStepNumbers;
+  }
+
+  static void put(Element* operand, int64_t plane, Vector value) {
+    const __m256bh high = _mm512_cvtneps_pbh(value);
+    std::memcpy(operand, &high, sizeof(high));
+    if constexpr (kParts == 2) {
+      const __m512i widened = _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)high), 16);
+      const __m256bh low = _mm512_cvtneps_pbh(_mm512_sub_ps(value, _mm512_castsi512_ps(widened)));
+      std::memcpy(operand + plane, &low, sizeof(low));
+    }
+  }
+
+  static int64_t packed_size(const Convolution& convolution) {
+    int64_t steps = 0;
+    for (const Pass& pass : convolution.passes) steps += steps_of(convolution, pass).size();
+    return steps * convolution.target.groups() * kParts * kTileBytes / 2;
+  }
+
+  // [pass][16 target channels][step][term][pair of source numbers][target channel][number of the pair]
+  static void pack(const Convolution& convolution, Element* packed) {
+    const int64_t channels = operand_channels(convolution.source);
+    for (const Pass& pass : convolution.passes) {
+      const std::vector<Step> steps = steps_of(convolution, pass);
+      for (int64_t group = 0; group < convolution.target.groups(); ++group) {
+        for (const Step& step : steps) {
+          for (int64_t number = 0; number < kStepNumbers; ++number) {
+            const int64_t from = (step.channel + number) % channels, tap = step.tap + number / channels;
+            for (int64_t n = 0; n < kGroup; ++n) {
+              const int64_t to = group * kGroup + n;
+              const bool real =
+                  from < convolution.source.channels && to < convolution.target.channels && tap < pass.taps;
+              const float weight = real ? convolution.weight(from, to, step.run->kernel[tap]) : 0.0f;
+              Element* own = packed + (number / 2 * kGroup + n) * 2 + number % 2;
+              *own = to_bf16(weight);
+              if (kParts == 2) own[kTileBytes / 2] = to_bf16(weight - from_bf16(*own));
+            }
+          }
+          packed += kParts * kTileBytes / 2;
+        }
+      }
+    }
+  }
+
+  template <class Then>
+  static void run(const Convolution& convolution, const Element* packed, const Element* const* sources,
+                  int64_t samples, Then& then) {
+    alignas(64) float sums[kSumTiles * kTileBytes / 4];
+    const Image& source = convolution.source;
+    const int64_t channels = operand_channels(source), plane = source.pixels() * channels;
+    for (const Pass& pass : convolution.passes) {
+      // As few tiles to a row as can be, all of one size; the last begins earlier where they do not fit.
+      const int64_t tiles = (pass.columns + 15) / 16, pixels = (pass.columns + tiles - 1) / tiles;
+      const TileShapes shapes{int(pixels)};
+      stores_are_done();
+      _tile_loadconfig(&shapes);
+      std::vector<int64_t> offsets;
+      for (const Step& step : steps_of(convolution, pass)) {
+        const int64_t column = step.run->column + step.tap;
+        offsets.push_back((step.run->row * source.pitch() + column) * channels + step.channel);
+      }
+      const int64_t all = samples * pass.rows * tiles;
+      for (int64_t group = 0; group < convolution.target.groups(); ++group) {
+        for (int64_t first = 0; first < all; first += kSumTiles) {
+          const int count = int(std::min<int64_t>(kSumTiles, all - first));
+          TileRow rows[kSumTiles];
+          const Element* origins[kSumTiles];
+          for (int m = 0; m < count; ++m) {
+            const int64_t tile = (first + m) % tiles, row = (first + m) / tiles % pass.rows;
+            const int64_t column = std::min(tile * pixels, pass.columns - pixels);
+            rows[m] = {(first + m) / tiles / pass.rows, row, column, tile * pixels - column};
+            origins[m] = sources[rows[m].sample] +
+                         source.pixel(row * pass.source_step, column * pass.source_step) * channels;
+          }
+          const auto products = count == 4   ? tile_products<kParts, 4>
+                                : count == 3 ? tile_products<kParts, 3>
+                                : count == 2 ? tile_products<kParts, 2>
+                                             : tile_products<kParts, 1>;
+          products(origins, plane, pass.source_step * channels * 2, offsets.data(), offsets.size(), packed, sums);
+          for (int m = 0; m < count; ++m) {
+            const int64_t column = rows[m].column + rows[m].skipped;
+            then(rows[m].sample, pass.first_row + rows[m].row * pass.step, pass.first_column + column * pass.step,
+                 pass.step, pixels - rows[m].skipped, group * kGroup, 1,
+                 sums + m * kTileBytes / 4 + rows[m].skipped * kGroup);
+          }
+        }
+        packed += offsets.size() * kParts * kTileBytes / 2;
+      }
+    }
+    _tile_release();
+  }
+
+ private:
+  // What one product takes: 32 channels of a tap from `channel` on, or two neighbouring taps of 16.
+  struct Step {
+    const Run* run;
+    int64_t tap, channel;
+  };
+
+  static std::vector<Step> steps_of(const Convolution& convolution, const Pass& pass) {
+    const int64_t channels = operand_channels(convolution.source);
+    std::vector<Step> steps;
+    for (const Run& run : pass.runs) {
+      for (int64_t tap = 0; tap < pass.taps; tap += channels == kGroup ? 2 : 1) {
+        for (int64_t channel = 0; channel < channels; channel += kStepNumbers) steps.push_back({&run, tap, channel});
+      }
+    }
+    return steps;
+  }
+
+  static float from_bf16(uint16_t value) {
+    const uint32_t pattern = uint32_t(value) << 16;
+    float widened;
+    std::memcpy(&widened, &pattern, sizeof(widened));
+    return widened;
+  }
+};
+
+}  // namespace
+}  // namespace PATHNET_ISA_NAMESPACE
+}  // namespace pathnet
+
+#endif

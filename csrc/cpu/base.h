@@ -1,0 +1,39 @@
+// Vectors of four floats, in the compiler's own vector types: any processor.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace pathnet {
+namespace PATHNET_ISA_NAMESPACE {
+namespace {
+
+constexpr int kLanes = 4;
+typedef float Vector __attribute__((vector_size(16)));
+typedef int32_t IntVector __attribute__((vector_size(16)));
+
+inline Vector load(const float* address) {
+  Vector value;
+  std::memcpy(&value, address, sizeof(value));
+  return value;
+}
+inline void store(float* address, Vector value) { std::memcpy(address, &value, sizeof(value)); }
+inline Vector splat(float value) { return Vector{} + value; }
+inline Vector multiply_add(Vector a, Vector b, Vector c) { return a * b + c; }
+inline Vector maximum(Vector a, Vector b) { return (Vector)(((a > b) & (IntVector)a) | (~(a > b) & (IntVector)b)); }
+inline Vector magnitude(Vector a) { return (Vector)((IntVector)a & 0x7fffffff); }
+
+// The lanes whose bit is set; the others become zero, whatever they were.
+inline Vector keep(Vector a, uint32_t bits) {
+  const IntVector lanes = {1, 2, 4, 8};
+  return (Vector)((IntVector)a & ((lanes & int32_t(bits)) != 0));
+}
+
+inline uint32_t positive(Vector a) {
+  const IntVector set = a > 0.0f;
+  return (set[0] & 1) | (set[1] & 2) | (set[2] & 4) | (set[3] & 8);
+}
+
+}  // namespace
+}  // namespace PATHNET_ISA_NAMESPACE
+}  // namespace pathnet

@@ -1,0 +1,155 @@
+// What follows a convolution while its sums are in cache. Each takes rows of sums as the convolvers give them.
+#pragma once
+
+#include "buffers.h"
+#include "convolver.h"
+
+namespace pathnet {
+namespace PATHNET_ISA_NAMESPACE {
+namespace {
+
+// Samples that one thread carries at a time.
+constexpr int kMostSamples = 8;
+
+// The pixels of a row of sums, one after the other: where they lie in images with and without a border.
+struct Pixels {
+  Pixels(const Image& image, int64_t y, int64_t x, int64_t step)
+      : bordered(image.pixel(y, x)), dense(y * image.width + x), step(step) {}
+
+  void next() {
+    bordered += step;
+    dense += step;
+  }
+
+  int64_t bordered, dense, step;
+};
+
+// The gradient at a ReLU's input, for the next convolution of the walk back.
+template <class Convolver>
+struct Masked {
+  const Image& image;
+  typename Convolver::Element* operands[kMostSamples];
+  const uint8_t* bits[kMostSamples];
+
+  void operator()(int64_t sample, int64_t y, int64_t x, int64_t step, int64_t count, int64_t channel, int vectors,
+                  const float* sums) const {
+    const int64_t channels = Convolver::operand_channels(image), plane = operand_plane<Convolver>(image);
+    const int64_t pixel_bytes = image.groups() * 2;
+    Pixels at(image, y, x, step);
+    for (int64_t i = 0; i < count; ++i, at.next()) {
+      for (int v = 0; v < vectors; ++v, sums += kLanes) {
+        const int64_t own = channel + v * kLanes;
+        const uint32_t set = read_bits(bits[sample] + at.dense * pixel_bytes, own);
+        Convolver::put(operands[sample] + at.bordered * channels + own, plane, keep(load(sums), set));
+      }
+    }
+  }
+};
+
+// target = coefficient * bits * sums + old_coefficient * old, and its largest magnitude; without bits where null, and
+// without the old where null. Old and target may be the same.
+template <class Convolver, bool kMasked>
+struct Join {
+  const Image& image;
+  float coefficient, old_coefficient;
+  float* targets[kMostSamples];
+  const float* olds[kMostSamples];
+  typename Convolver::Element* operands[kMostSamples];
+  const uint8_t* bits[kMostSamples];
+  Vector largest[kMostSamples];
+
+  void operator()(int64_t sample, int64_t y, int64_t x, int64_t step, int64_t count, int64_t channel, int vectors,
+                  const float* sums) {
+    const int64_t padded = image.padded(), pixel_bytes = image.groups() * 2;
+    const int64_t channels = Convolver::operand_channels(image), plane = operand_plane<Convolver>(image);
+    const Vector c = splat(coefficient), a = splat(old_coefficient);
+    const float* old = olds[sample];
+    Vector most = largest[sample];
+    Pixels at(image, y, x, step);
+    for (int64_t i = 0; i < count; ++i, at.next()) {
+      for (int v = 0; v < vectors; ++v, sums += kLanes) {
+        const int64_t own = channel + v * kLanes, place = at.bordered * padded + own;
+        Vector value = load(sums);
+        if constexpr (kMasked) value = keep(value, read_bits(bits[sample] + at.dense * pixel_bytes, own));
+        value = old ? multiply_add(a, load(old + place), c * value) : c * value;
+        most = maximum(most, magnitude(value));
+        store(targets[sample] + place, value);
+        if constexpr (kMasked && !Convolver::kFloats) {
+          Convolver::put(operands[sample] + at.bordered * channels + own, plane, value);
+        }
+      }
+    }
+    largest[sample] = most;
+  }
+};
+
+// relu(scale * sums + shift), for the next convolution of the walk forward, and its bits where they are wanted.
+template <class Convolver>
+struct Activated {
+  const Image& image;
+  const float* scales;  // filled up to the image's padded channels
+  const float* shifts;
+  typename Convolver::Element* operands[kMostSamples];
+  uint8_t* bits[kMostSamples];
+
+  void operator()(int64_t sample, int64_t y, int64_t x, int64_t step, int64_t count, int64_t channel, int vectors,
+                  const float* sums) const {
+    const int64_t channels = Convolver::operand_channels(image), plane = operand_plane<Convolver>(image);
+    const int64_t pixel_bytes = image.groups() * 2;
+    Pixels at(image, y, x, step);
+    for (int64_t i = 0; i < count; ++i, at.next()) {
+      for (int v = 0; v < vectors; ++v, sums += kLanes) {
+        const int64_t own = channel + v * kLanes;
+        const Vector value = multiply_add(load(scales + own), load(sums), load(shifts + own));
+        if (bits[sample]) write_bits(bits[sample] + at.dense * pixel_bytes, own, positive(value));
+        // In this order a NaN stays one.
+        Convolver::put(operands[sample] + at.bordered * channels + own, plane, maximum(splat(0.0f), value));
+      }
+    }
+  }
+};
+
+// Every row of an image as an epilogue takes sums, channels whole.
+template <class Then>
+void rows_of(const Image& image, const float* values, int64_t sample, Then& then) {
+  for (int64_t y = 0; y < image.height; ++y) {
+    then(sample, y, 0, 1, image.width, 0, int(image.padded() / kLanes), values + image.pixel(y, 0) * image.padded());
+  }
+}
+
+// [channels, height, width] to the inside of an image, and back.
+inline void from_planes(const Image& image, const float* planes, float* values) {
+  for (int64_t c = 0; c < image.channels; ++c) {
+    for (int64_t y = 0; y < image.height; ++y, planes += image.width) {
+      float* row = values + image.pixel(y, 0) * image.padded() + c;
+      for (int64_t x = 0; x < image.width; ++x) row[x * image.padded()] = planes[x];
+    }
+  }
+}
+
+inline void to_planes(const Image& image, const float* values, float* planes) {
+  for (int64_t c = 0; c < image.channels; ++c) {
+    for (int64_t y = 0; y < image.height; ++y, planes += image.width) {
+      const float* row = values + image.pixel(y, 0) * image.padded() + c;
+      for (int64_t x = 0; x < image.width; ++x) planes[x] = row[x * image.padded()];
+    }
+  }
+}
+
+// The sum of squares of an image's inside, in an order that is the same everywhere for one instruction set.
+inline double sum_of_squares(const Image& image, const float* values) {
+  double sums[kLanes] = {};
+  for (int64_t y = 0; y < image.height; ++y) {
+    const float* row = values + image.pixel(y, 0) * image.padded();
+    for (int64_t j = 0; j < image.width * image.padded(); j += kLanes) {
+      for (int lane = 0; lane < kLanes; ++lane) sums[lane] += double(row[j + lane]) * row[j + lane];
+    }
+  }
+  double total = 0;
+  for (double sum : sums) total += sum;
+  return total;
+}
+
+}  // namespace
+}  // namespace PATHNET_ISA_NAMESPACE
+}  // namespace pathnet

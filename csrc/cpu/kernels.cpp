@@ -1,0 +1,58 @@
+// Compiled once an instruction set, each in the namespace PATHNET_ISA_NAMESPACE; `kernels_of` chooses among them.
+
+#include "kernels.h"
+
+#include "batch_backward.h"
+#include "batch_forward.h"
+#include "routed_backward.h"
+#include "routed_forward.h"
+
+namespace pathnet {
+namespace PATHNET_ISA_NAMESPACE {
+namespace {
+
+template <class Convolver>
+int64_t size_of(const Network& network) {
+  int64_t elements = 0;
+  for (const Convolution& convolution : network.convolutions) elements += Convolver::packed_size(convolution);
+  return elements * int64_t(sizeof(typename Convolver::Element));
+}
+
+template <class Convolver>
+void pack_into(const Network& network, uint8_t* bytes) {
+  auto* own = reinterpret_cast<typename Convolver::Element*>(bytes);
+  for (const Convolution& convolution : network.convolutions) {
+    Convolver::pack(convolution, own);
+    own += Convolver::packed_size(convolution);
+  }
+}
+
+// The walk forward is of float32 precision, whatever the walk back is.
+template <class Convolver>
+int64_t packed_size(const Plan& plan, Direction direction) {
+  const Network network = make_network(plan, direction == Direction::kBackward, false);
+  return direction == Direction::kBackward ? size_of<Convolver>(network) : size_of<Float32>(network);
+}
+
+template <class Convolver>
+void pack(const Plan& plan, Direction direction, bool fold_scales, uint8_t* bytes) {
+  const Network network = make_network(plan, direction == Direction::kBackward, fold_scales);
+  if (direction == Direction::kBackward) {
+    pack_into<Convolver>(network, bytes);
+  } else {
+    pack_into<Float32>(network, bytes);
+  }
+}
+
+template <class Convolver>
+Kernels kernels_with() {
+  return {packed_size<Convolver>, pack<Convolver>, walk_backward<Convolver>, walk_forward<Float32>,
+          walk_batch_backward<Convolver>, walk_batch_forward<Float32>};
+}
+
+}  // namespace
+
+Kernels kernels(bool bf16) { return bf16 ? kernels_with<Bfloat16>() : kernels_with<Float32>(); }
+
+}  // namespace PATHNET_ISA_NAMESPACE
+}  // namespace pathnet

@@ -1,0 +1,78 @@
+// A network as the kernels of the processor see it: images of pixels with a border, convolutions as passes of taps.
+//
+// Everything lies NHWC: a pixel's channels side by side, filled up with zeros to groups of 16, so that a pixel and
+// group is one vector of AVX-512, half a row of an AMX tile, and 16 ReLU bits. What a convolution reads has a border
+// of zero pixels (the halo), so that no tap asks whether it is inside.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../plan.h"
+
+namespace pathnet {
+
+constexpr int kGroup = 16;
+
+struct Image {
+  int64_t channels, height, width;
+  int64_t halo;  // pixels on each side
+
+  int64_t groups() const { return (channels + kGroup - 1) / kGroup; }
+  int64_t padded() const { return groups() * kGroup; }
+  int64_t pitch() const { return width + 2 * halo; }
+  int64_t pixels() const { return (height + 2 * halo) * pitch(); }
+  int64_t pixel(int64_t y, int64_t x) const { return (y + halo) * pitch() + x + halo; }
+  // Elements without the border; how results of whole batches lie.
+  int64_t dense() const { return height * width * padded(); }
+};
+
+// Neighbouring taps of one row: the source pixels (row, column), (row, column + 1), ... from a target's origin.
+struct Run {
+  int64_t row, column;
+  int64_t kernel[3];  // which of the kernel's positions each tap is
+};
+
+// The target pixels (first_row + i * step, first_column + j * step), all of which read the same taps, from the origin
+// (i * source_step, j * source_step).
+struct Pass {
+  int64_t first_row, first_column, rows, columns, step;
+  int64_t source_step;
+  int taps;  // of each run, 1 to 3
+  std::vector<Run> runs;
+};
+
+// A convolution, or the transposed one of the walk back: there a stride of s makes s * s passes.
+struct Convolution {
+  Image source, target;
+  std::vector<Pass> passes;
+  const float* weights;  // [out, in, kernel, kernel]
+  int64_t positions;     // kernel * kernel
+  bool transposed;
+  const float* scales;  // of the target's channels, multiplied into the weights; null for none
+
+  float weight(int64_t from, int64_t to, int64_t position) const {
+    const int64_t out = transposed ? from : to, in = transposed ? to : from;
+    const int64_t channels = transposed ? target.channels : source.channels;
+    return weights[(out * channels + in) * positions + position] * (scales ? scales[to] : 1.0f);
+  }
+};
+
+struct Network {
+  Plan plan;
+  std::vector<Image> ends;                // of the blocks: y_0 to y_n
+  std::vector<Image> inputs;              // of the units
+  std::vector<Convolution> convolutions;  // of the units, projections among them
+  std::vector<int> end_shape, input_shape;  // which of the distinct shapes they have
+  int shapes;
+
+  const Block& block(int64_t b) const { return plan.blocks[b]; }
+  const Unit& unit(int64_t u) const { return plan.units[u]; }
+  // Of the padding skip, which takes every so-many-th pixel.
+  int64_t stride(const Block& block) const;
+};
+
+// fold_scales: whether BN's factors are multiplied into the weights of the walk back.
+Network make_network(const Plan& plan, bool transposed, bool fold_scales);
+
+}  // namespace pathnet

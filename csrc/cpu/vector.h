@@ -1,0 +1,75 @@
+// The vectors of the instruction set that this file is compiled for.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+#ifndef PATHNET_ISA_NAMESPACE
+#define PATHNET_ISA_NAMESPACE base
+#endif
+
+#if defined(__AVX512F__)
+#include "avx512.h"
+#elif defined(__AVX2__)
+#include "avx2.h"
+#else
+#include "base.h"
+#endif
+
+#include "layout.h"
+
+namespace pathnet {
+namespace PATHNET_ISA_NAMESPACE {
+namespace {
+
+// ReLU bits of kLanes channels of a pixel, whose group of 16 is two bytes, the first channel lowest.
+inline uint32_t read_bits(const uint8_t* pixel, int64_t channel) {
+  const uint8_t* bytes = pixel + channel / 8;
+  if (kLanes == 16) {
+    uint16_t bits;
+    std::memcpy(&bits, bytes, sizeof(bits));
+    return bits;
+  }
+  return kLanes == 8 ? *bytes : *bytes >> channel % 8;
+}
+
+inline void write_bits(uint8_t* pixel, int64_t channel, uint32_t bits) {
+  uint8_t* bytes = pixel + channel / 8;
+  if (kLanes == 16) {
+    const uint16_t whole = uint16_t(bits);
+    std::memcpy(bytes, &whole, sizeof(whole));
+  } else if (kLanes == 8) {
+    *bytes = uint8_t(bits);
+  } else {
+    *bytes = channel % 8 == 0 ? uint8_t(bits) : uint8_t(*bytes | bits << 4);
+  }
+}
+
+inline float largest_lane(Vector a) {
+  float lanes[kLanes], largest = 0.0f;
+  store(lanes, a);
+  for (float lane : lanes) largest = lane > largest ? lane : largest;
+  return largest;
+}
+
+// No denormals in the kernels of this thread while it lives: they are a hundred times slower, and lie 2^-100 below the
+// largest element of a gradient that is rescaled as it goes.
+class FlushDenormals {
+ public:
+#if defined(__x86_64__)
+  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#endif
+};
+
+}  // namespace
+}  // namespace PATHNET_ISA_NAMESPACE
+}  // namespace pathnet

@@ -1,0 +1,73 @@
+// What the walks of BN mode `running` share, back and forward: a thread's images, and the skips.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <vector>
+
+#include "buffers.h"
+#include "epilogues.h"
+#include "packed.h"
+#include "tree.h"
+
+namespace pathnet {
+namespace PATHNET_ISA_NAMESPACE {
+namespace {
+
+// A fourth of the second level of cache of the smaller processors of today, which have 1 MB: a group of samples stays
+// in it while it walks, beside the weights.
+constexpr int64_t kGroupBytes = 256 * 1024;
+
+// The samples whose gradients fit in cache together at a block.
+template <class Convolver>
+int64_t samples_together(const Network& network, int64_t block) {
+  int64_t bytes = 0;
+  for (const Image* image : {&network.ends[block], &network.ends[block + 1]}) {
+    bytes = std::max<int64_t>(bytes, image->pixels() * image->padded() * sizeof(float) +
+                                         operand_size<Convolver>(*image) * sizeof(typename Convolver::Element));
+  }
+  return std::clamp<int64_t>(kGroupBytes / bytes, 1, kMostSamples);
+}
+
+inline double operations(const Network& network, int64_t block) {
+  double sum = 0;
+  const Block& own = network.block(block);
+  for (int64_t u = own.first_unit; u < own.first_unit + own.unit_count; ++u) {
+    const Unit& unit = network.unit(u);
+    sum += double(unit.weight_size()) * double(unit.out_height * unit.out_width);
+  }
+  return sum;
+}
+
+// Every worker takes the next item as it is through with one.
+template <class Work>
+void take_in_turn(const Team& team, int64_t count, const Work& work) {
+  std::atomic<int64_t> next{0};
+  team.run([&](int worker) { work(worker, [&] { return next.fetch_add(1, std::memory_order_relaxed); }, count); });
+}
+
+// target = coefficient * the padding skip of source, or of its transpose; the target's inside is written whole.
+inline void pad(const Image& source, const Image& target, int64_t stride, bool transposed, float coefficient,
+                const float* from, float* to) {
+  const int64_t channels = std::min(source.padded(), target.padded());
+  for (int64_t y = 0; y < target.height; ++y) {
+    std::fill_n(to + target.pixel(y, 0) * target.padded(), target.width * target.padded(), 0.0f);
+  }
+  const Image& small = transposed ? source : target;
+  for (int64_t y = 0; y < small.height; ++y) {
+    for (int64_t x = 0; x < small.width; ++x) {
+      const int64_t from_pixel = transposed ? source.pixel(y, x) : source.pixel(y * stride, x * stride);
+      const int64_t to_pixel = transposed ? target.pixel(y * stride, x * stride) : target.pixel(y, x);
+      for (int64_t c = 0; c < channels; ++c) {
+        // Back, the appended channels end here.
+        const bool real = c < target.channels && c < source.channels;
+        to[to_pixel * target.padded() + c] = real ? coefficient * from[from_pixel * source.padded() + c] : 0.0f;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace PATHNET_ISA_NAMESPACE
+}  // namespace pathnet

@@ -1,0 +1,35 @@
+"""The AMX emulator as a library to preload, for whichever test runs the AMX kernels."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("emulator.cpp")
+FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden"]
+
+
+def why_not() -> str | None:
+    """Why AMX cannot be emulated here; None where it can."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return "the AMX emulator needs Linux on x86-64"
+    if shutil.which("g++") is None:
+        return "the AMX emulator is compiled with g++"
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    if "amx_tile" in flags:
+        return "this processor has AMX itself, so that no instruction comes to the emulator"
+    if "avx512_bf16" not in flags:
+        return "the kernels that use AMX use avx512_bf16 as well, which this processor lacks"
+    return None
+
+
+def emulator(folder: Path) -> Path:
+    """Compiles the emulator into a folder; a process that has it in LD_PRELOAD has AMX."""
+    library = folder / "libamx_emulator.so"
+    command = ["g++", *FLAGS, "-mavx512f", "-mfma", "-shared", str(SOURCE), "-o", str(library), "-ldl"]
+    subprocess.run(command, check=True)
+    return library

@@ -1,0 +1,363 @@
+// AMX in software, for tests on processors without it: preloaded (LD_PRELOAD), it decodes and executes every tile
+// instruction that the processor refuses with SIGILL, and lets the program go on behind it.
+//
+// Each thread has its own eight tiles and configuration. What the hardware would answer with a fault that names no
+// reason (a tile that is not configured, shapes that do not fit) ends the process with one line that does.
+#include <dlfcn.h>
+#include <immintrin.h>
+#include <signal.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+
+namespace {
+
+constexpr int kTiles = 8, kRows = 16, kRowBytes = 64;
+
+struct Config {  // the 64 bytes of ldtilecfg
+  uint8_t palette, start_row, reserved[14];
+  uint16_t colsb[16];  // bytes of a row; those beyond the eighth are reserved, as of the rows
+  uint8_t rows[16];
+};
+static_assert(sizeof(Config) == 64);
+
+struct Tile {
+  alignas(64) uint8_t row[kRows][kRowBytes];
+};
+
+struct State {
+  Config config;
+  Tile tiles[kTiles];
+};
+
+// initial-exec, since the other models allocate at a thread's first use, which here lies inside a signal handler.
+__attribute__((tls_model("initial-exec"))) thread_local State state;
+
+enum Kind {
+  kLdtilecfg,
+  kSttilecfg,
+  kTilerelease,
+  kTilezero,
+  kTileloadd,
+  kTileloaddt1,
+  kTilestored,
+  kTdpbf16ps,
+  kKinds
+};
+constexpr const char* kNames[kKinds] = {"ldtilecfg", "sttilecfg",   "tilerelease", "tilezero",
+                                        "tileloadd", "tileloaddt1", "tilestored",  "tdpbf16ps"};
+std::atomic<uint64_t> counts[kKinds];
+
+struct Instruction {
+  Kind kind;
+  int tile, source1, source2;
+  uint8_t* memory;  // base and displacement
+  int64_t index;    // scaled: an offset of the configuration, but from row to row of a tile
+  uint64_t end;     // where the next instruction starts
+};
+
+// The signal comes at the program's own tile instruction, never in the middle of a library's call, so that stdio is
+// safe here.
+[[noreturn]] __attribute__((format(printf, 2, 3))) void contradiction(Kind kind, const char* format, ...) {
+  char reason[160], line[256];
+  va_list values;
+  va_start(values, format);
+  vsnprintf(reason, sizeof reason, format, values);
+  va_end(values);
+  const int length = snprintf(line, sizeof line, "AMX emulator: %s: %s\n", kNames[kind], reason);
+  if (write(STDERR_FILENO, line, length) < 0) _exit(1);
+  abort();
+}
+
+// Reads no byte that the instruction does not have, as the page behind it may not be there.
+class Decoder {
+ public:
+  explicit Decoder(const greg_t* registers)
+      : registers_(registers), at_(reinterpret_cast<const uint8_t*>(registers[REG_RIP])) {}
+
+  bool decode(Instruction& instruction) {
+    if (byte() != 0xC4) return false;
+    const uint8_t second = byte();
+    if ((second & 0x1F) != 2) return false;  // the map 0F38
+    const uint8_t third = byte();
+    if (third & 0x84) return false;  // W and L
+    high_reg_ = ~second >> 4 & 8;
+    high_index_ = ~second >> 3 & 8;
+    high_base_ = ~second >> 2 & 8;
+    vvvv_ = ~third >> 3 & 15;
+    const int prefix = third & 3;
+    const uint8_t opcode = byte();
+    modrm_ = byte();
+    if (opcode == 0x49) return configuration(prefix, instruction);
+    if (opcode == 0x4B) return transfer(prefix, instruction);
+    return opcode == 0x5C && product(prefix, instruction);
+  }
+
+ private:
+  enum { kNone, k66, kF3, kF2 };
+
+  uint8_t byte() { return *at_++; }
+  int mod() const { return modrm_ >> 6; }
+  int reg() const { return modrm_ >> 3 & 7; }
+  int rm() const { return modrm_ & 7; }
+
+  bool configuration(int prefix, Instruction& to) {
+    if (vvvv_ != 0) return false;
+    if (mod() == 3) {
+      to.kind = prefix == kF2 ? kTilezero : kTilerelease;
+      to.tile = reg();
+      to.end = uint64_t(at_);
+      return rm() == 0 && (prefix == kF2 ? high_reg_ == 0 : prefix == kNone && reg() == 0);
+    }
+    to.kind = prefix == k66 ? kSttilecfg : kLdtilecfg;
+    return (prefix == kNone || prefix == k66) && reg() == 0 && memory(to);
+  }
+
+  bool transfer(int prefix, Instruction& to) {
+    constexpr int kNeedsSib = 4;
+    if (vvvv_ != 0 || prefix == kNone || mod() == 3 || rm() != kNeedsSib || high_reg_ != 0) return false;
+    to.kind = prefix == k66 ? kTileloaddt1 : prefix == kF2 ? kTileloadd : kTilestored;
+    to.tile = reg();
+    return memory(to);
+  }
+
+  bool product(int prefix, Instruction& to) {
+    if (prefix != kF3 || mod() != 3 || high_reg_ != 0 || high_base_ != 0 || vvvv_ >= kTiles) return false;
+    to.kind = kTdpbf16ps;
+    to.tile = reg();
+    to.source1 = rm();
+    to.source2 = vvvv_;
+    to.end = uint64_t(at_);
+    return true;
+  }
+
+  bool memory(Instruction& to) {
+    uint64_t address = 0;
+    bool has_base = true, relative = false;
+    int base = rm();
+    to.index = 0;
+    if (base == 4) {
+      const uint8_t sib = byte();
+      const int index = (sib >> 3 & 7) | high_index_;
+      if (index != 4) to.index = int64_t(uint64_t(general(index)) << (sib >> 6));
+      base = sib & 7;
+      has_base = base != 5 || mod() != 0;
+    } else if (base == 5 && mod() == 0) {
+      has_base = false;
+      relative = true;
+    }
+    if (has_base) address = general(base | high_base_);
+    if (mod() == 1) {
+      address += int8_t(byte());
+    } else if (mod() == 2 || !has_base) {
+      int32_t displacement;
+      std::memcpy(&displacement, at_, sizeof displacement);
+      at_ += sizeof displacement;
+      address += int64_t(displacement);
+    }
+    to.end = uint64_t(at_);
+    if (relative) address += to.end;
+    to.memory = reinterpret_cast<uint8_t*>(address);
+    return true;
+  }
+
+  uint64_t general(int number) const {
+    constexpr int kPlaces[] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                               REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
+    return uint64_t(registers_[kPlaces[number]]);
+  }
+
+  const greg_t* registers_;
+  const uint8_t* at_;
+  uint8_t modrm_ = 0;
+  int high_reg_ = 0, high_index_ = 0, high_base_ = 0, vvvv_ = 0;
+};
+
+void need_tile(Kind kind, int tile) {
+  if (state.config.palette == 0) contradiction(kind, "no tiles are configured");
+  if (state.config.rows[tile] == 0) contradiction(kind, "tmm%d is not configured", tile);
+}
+
+void check_config(const Config& config) {
+  if (config.palette != 1) contradiction(kLdtilecfg, "palette %d, of 0 and 1", config.palette);
+  if (config.start_row != 0) contradiction(kLdtilecfg, "a start row, %d, is not emulated", config.start_row);
+  for (uint8_t value : config.reserved) {
+    if (value != 0) contradiction(kLdtilecfg, "reserved bytes are not zero");
+  }
+  for (int i = 0; i < 16; ++i) {
+    const int rows = config.rows[i], colsb = config.colsb[i];
+    if (i >= kTiles && (rows != 0 || colsb != 0)) contradiction(kLdtilecfg, "reserved bytes are not zero");
+    if (rows > kRows || colsb > kRowBytes || (rows == 0) != (colsb == 0)) {
+      contradiction(kLdtilecfg, "tmm%d of %d rows of %d bytes", i, rows, colsb);
+    }
+  }
+}
+
+void load_config(const uint8_t* memory) {
+  Config config;
+  std::memcpy(&config, memory, sizeof config);
+  if (config.palette != 0) check_config(config);
+  std::memset(&state, 0, sizeof state);
+  if (config.palette != 0) state.config = config;
+}
+
+void load_tile(const Instruction& instruction) {
+  Tile loaded{};
+  for (int64_t r = 0; r < state.config.rows[instruction.tile]; ++r) {
+    std::memcpy(loaded.row[r], instruction.memory + r * instruction.index, state.config.colsb[instruction.tile]);
+  }
+  state.tiles[instruction.tile] = loaded;
+}
+
+void store_tile(const Instruction& instruction) {
+  const Tile& tile = state.tiles[instruction.tile];
+  for (int64_t r = 0; r < state.config.rows[instruction.tile]; ++r) {
+    std::memcpy(instruction.memory + r * instruction.index, tile.row[r], state.config.colsb[instruction.tile]);
+  }
+}
+
+void check_product(const Instruction& instruction) {
+  const int c = instruction.tile, a = instruction.source1, b = instruction.source2;
+  for (int tile : {c, a, b}) need_tile(kTdpbf16ps, tile);
+  if (c == a || c == b || a == b) contradiction(kTdpbf16ps, "tmm%d, tmm%d, tmm%d are not three tiles", c, a, b);
+  const Config& config = state.config;
+  for (int tile : {c, a, b}) {
+    if (config.colsb[tile] % 4) contradiction(kTdpbf16ps, "tmm%d has rows of %d bytes", tile, config.colsb[tile]);
+  }
+  if (config.rows[c] != config.rows[a]) {
+    contradiction(kTdpbf16ps, "C (tmm%d) has %d rows, A (tmm%d) %d", c, config.rows[c], a, config.rows[a]);
+  }
+  if (config.colsb[c] != config.colsb[b]) {
+    contradiction(kTdpbf16ps, "C (tmm%d) has rows of %d bytes, B (tmm%d) of %d", c, config.colsb[c], b,
+                  config.colsb[b]);
+  }
+  if (config.colsb[a] / 4 != config.rows[b]) {
+    contradiction(kTdpbf16ps, "A (tmm%d) has %d pairs in a row, B (tmm%d) %d rows", a, config.colsb[a] / 4, b,
+                  config.rows[b]);
+  }
+}
+
+// The order of the manual (not of the intrinsics guide): the even and the odd products of a row add up by themselves
+// from zero, their sum is added to C. Not inlined, as the compiler does not know that the arithmetic has to stay
+// behind the change of MXCSR.
+__attribute__((noinline)) void multiply(Tile& c, const Tile& a, const Tile& b, int rows, int pairs, int columns) {
+  const __m512i upper = _mm512_set1_epi32(int(0xFFFF0000));
+  const __mmask16 inside = __mmask16((1u << columns) - 1);
+  for (int m = 0; m < rows; ++m) {
+    __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
+    for (int k = 0; k < pairs; ++k) {
+      int pair;
+      std::memcpy(&pair, a.row[m] + 4 * k, sizeof pair);
+      const __m512i left = _mm512_set1_epi32(pair), right = _mm512_load_si512(b.row[k]);
+      even = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(left, 16)),
+                             _mm512_castsi512_ps(_mm512_slli_epi32(right, 16)), even);
+      odd = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(left, upper)),
+                            _mm512_castsi512_ps(_mm512_and_si512(right, upper)), odd);
+    }
+    const __m512 sum = _mm512_add_ps(even, odd);
+    _mm512_store_ps(c.row[m], _mm512_maskz_add_ps(inside, _mm512_load_ps(c.row[m]), sum));
+  }
+}
+
+void run_product(const Instruction& instruction) {
+  check_product(instruction);
+  // Nearest even, denormals are zero, nothing raised; the return from the signal brings the program's own back.
+  constexpr unsigned kMaskAll = 0x1F80, kFlushToZero = 0x8000, kDenormalsAreZero = 0x0040;
+  _mm_setcsr(kMaskAll | kFlushToZero | kDenormalsAreZero);
+  const Config& config = state.config;
+  multiply(state.tiles[instruction.tile], state.tiles[instruction.source1], state.tiles[instruction.source2],
+           config.rows[instruction.tile], config.rows[instruction.source2], config.colsb[instruction.tile] / 4);
+}
+
+void execute(const Instruction& instruction) {
+  switch (instruction.kind) {
+    case kLdtilecfg:
+      return load_config(instruction.memory + instruction.index);
+    case kSttilecfg:
+      std::memcpy(instruction.memory + instruction.index, &state.config, sizeof state.config);
+      return;
+    case kTilerelease:
+      std::memset(&state, 0, sizeof state);
+      return;
+    case kTilezero:
+      need_tile(instruction.kind, instruction.tile);
+      state.tiles[instruction.tile] = Tile{};
+      return;
+    case kTileloadd:
+    case kTileloaddt1:
+      need_tile(instruction.kind, instruction.tile);
+      return load_tile(instruction);
+    case kTilestored:
+      need_tile(instruction.kind, instruction.tile);
+      return store_tile(instruction);
+    case kTdpbf16ps:
+      return run_product(instruction);
+    case kKinds:
+      return;
+  }
+}
+
+using Sigaction = int (*)(int, const struct sigaction*, struct sigaction*);
+
+Sigaction system_sigaction() {
+  static const Sigaction found = reinterpret_cast<Sigaction>(dlsym(RTLD_NEXT, "sigaction"));
+  return found;
+}
+
+struct sigaction displaced;  // what the program wants done at SIGILL
+std::atomic<bool> given_up;
+
+void on_illegal_instruction(int number, siginfo_t* info, void* context) {
+  greg_t* registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
+  const bool sent = info->si_code <= 0;  // by kill or raise: no instruction is to blame
+  bool executed = false;
+  // Instructions in unbroken sequence cost one signal, which takes thirty times longer than any of them.
+  for (Instruction instruction; !sent && Decoder(registers).decode(instruction); executed = true) {
+    execute(instruction);
+    counts[instruction.kind].fetch_add(1, std::memory_order_relaxed);
+    registers[REG_RIP] = greg_t(instruction.end);
+  }
+  if (executed) return;
+  given_up = true;
+  system_sigaction()(SIGILL, &displaced, nullptr);
+  if (sent) raise(number);
+}
+
+__attribute__((constructor)) void install() {
+  struct sigaction action = {};
+  action.sa_sigaction = on_illegal_instruction;
+  action.sa_flags = SA_SIGINFO | SA_NODEFER;
+  system_sigaction()(SIGILL, &action, &displaced);
+}
+
+}  // namespace
+
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+// Python's faulthandler, which pytest switches on, wants SIGILL too. It gets it where the emulator gives up.
+EXPORTED int sigaction(int number, const struct sigaction* action, struct sigaction* old) noexcept {
+  if (number != SIGILL || given_up) return system_sigaction()(number, action, old);
+  const struct sigaction before = displaced;
+  if (action != nullptr) displaced = *action;
+  if (old != nullptr) *old = before;
+  return 0;
+}
+
+EXPORTED bool pathnet_amx_emulated() { return true; }
+
+// How many instructions of a name the process has executed; 0 of a name that is none.
+EXPORTED uint64_t pathnet_amx_count(const char* name) {
+  for (int kind = 0; kind < kKinds; ++kind) {
+    if (std::strcmp(name, kNames[kind]) == 0) return counts[kind];
+  }
+  return 0;
+}
+
+EXPORTED uint64_t pathnet_amx_executed() { return counts[kTdpbf16ps]; }
