@@ -67,9 +67,9 @@ inline void check_unit(const Unit& unit, int64_t index, bool projection, const P
   STD_TORCH_CHECK(unit.scale_offset >= 0 && unit.scale_offset <= sizes.scales - unit.in_channels,
                   "units: expected a scale offset within ", sizes.scales, " scales in row ", index, ", got ",
                   unit.scale_offset);
-  STD_TORCH_CHECK(unit.bits_offset >= 0 && unit.bits_offset % 2 == 0 && unit.bits_offset <= sizes.bits - unit.bits_size(),
-                  "units: expected an even bits offset within ", sizes.bits, " bytes in row ", index, ", got ",
-                  unit.bits_offset);
+  STD_TORCH_CHECK(
+      unit.bits_offset >= 0 && unit.bits_offset % 2 == 0 && unit.bits_offset <= sizes.bits - unit.bits_size(),
+      "units: expected an even bits offset within ", sizes.bits, " bytes in row ", index, ", got ", unit.bits_offset);
 }
 
 inline bool chains(const Unit& unit, const Unit& next) {

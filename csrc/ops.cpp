@@ -108,7 +108,8 @@ struct Checked {
 Checked checked_packed(const Tensor& packed, const Plan& plan, Direction direction, bool folded) {
   check_dtype("packed", packed, ScalarType::Byte);
   check_shape("packed", packed, {-1});
-  STD_TORCH_CHECK(packed.numel() >= kHeaderBytes, "packed: expected what cpu_pack made, got ", packed.numel(), " bytes");
+  STD_TORCH_CHECK(packed.numel() >= kHeaderBytes, "packed: expected what cpu_pack made, got ", packed.numel(),
+                  " bytes");
   const PackedHeader header = *reinterpret_cast<const PackedHeader*>(packed.const_data_ptr<uint8_t>());
   const Isa isa = selected_isa();
   STD_TORCH_CHECK(header.isa == int64_t(isa), "packed: expected weights for the instruction set ", isa_name(isa),
@@ -231,8 +232,7 @@ std::tuple<Tensor, Tensor> routed_forward(const Tensor& y0, const Tensor& routin
   const Plan plan = forward_plan(y0, routing, blocks, units, scales, shifts, record);
   const Checked checked = checked_packed(packed, plan, Direction::kForward, false);
   Tensor output = empty_output(plan, y0, routing);
-  Tensor relu_bits =
-      torch::stable::new_zeros(y0, {record ? y0.size(0) : 0, plan.bits_stride}, ScalarType::Byte);
+  Tensor relu_bits = torch::stable::new_zeros(y0, {record ? y0.size(0) : 0, plan.bits_stride}, ScalarType::Byte);
   const ForwardWalk job = {plan,
                            checked.weights,
                            shifts.const_data_ptr<float>(),

@@ -15,7 +15,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "fma.h"
+#include "vector.h"
 
 namespace pathnet {
 namespace PATHNET_ISA_NAMESPACE {
@@ -24,6 +24,19 @@ namespace {
 constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kStepNumbers = 32;
 constexpr int kSumTiles = 4;
+
+inline uint16_t to_bf16(float value) {
+  uint32_t pattern;
+  std::memcpy(&pattern, &value, sizeof(pattern));
+  return uint16_t((pattern + 0x7fff + (pattern >> 16 & 1)) >> 16);
+}
+
+inline float from_bf16(uint16_t value) {
+  const uint32_t pattern = uint32_t(value) << 16;
+  float widened;
+  std::memcpy(&widened, &pattern, sizeof(widened));
+  return widened;
+}
 
 // As LDTILECFG reads it.
 struct alignas(64) TileShapes {
@@ -54,15 +67,15 @@ template <int kParts, int kCount>
 void tile_products(const uint16_t* const* sources, int64_t plane, int64_t row_bytes, const int64_t* offsets,
                    int64_t steps, const uint16_t* weights, float* sums) {
   const auto term = [&](int m, int64_t step, int part) { return sources[m] + part * plane + offsets[step]; };
-#define PATHNET_ADD(m)                                           \
-  if constexpr (m < kCount) {                                    \
-    _tile_loadd(4, term(m, step, 0), row_bytes);                 \
-    if constexpr (kParts == 2) {                                 \
-      _tile_loadd(5, term(m, step, 1), row_bytes);               \
-      _tile_dpbf16ps(m, 5, 6);                                   \
-      _tile_dpbf16ps(m, 4, 7);                                   \
-    }                                                            \
-    _tile_dpbf16ps(m, 4, 6);                                     \
+#define PATHNET_ADD(m)                             \
+  if constexpr (m < kCount) {                      \
+    _tile_loadd(4, term(m, step, 0), row_bytes);   \
+    if constexpr (kParts == 2) {                   \
+      _tile_loadd(5, term(m, step, 1), row_bytes); \
+      _tile_dpbf16ps(m, 5, 6);                     \
+      _tile_dpbf16ps(m, 4, 7);                     \
+    }                                              \
+    _tile_dpbf16ps(m, 4, 6);                       \
   }
   stores_are_done();
   _tile_zero(0);
@@ -163,8 +176,8 @@ struct TileConvolver {
             const int64_t tile = (first + m) % tiles, row = (first + m) / tiles % pass.rows;
             const int64_t column = std::min(tile * pixels, pass.columns - pixels);
             rows[m] = {(first + m) / tiles / pass.rows, row, column, tile * pixels - column};
-            origins[m] = sources[rows[m].sample] +
-                         source.pixel(row * pass.source_step, column * pass.source_step) * channels;
+            origins[m] =
+                sources[rows[m].sample] + source.pixel(row * pass.source_step, column * pass.source_step) * channels;
           }
           const auto products = count == 4   ? tile_products<kParts, 4>
                                 : count == 3 ? tile_products<kParts, 3>
@@ -200,13 +213,6 @@ struct TileConvolver {
       }
     }
     return steps;
-  }
-
-  static float from_bf16(uint16_t value) {
-    const uint32_t pattern = uint32_t(value) << 16;
-    float widened;
-    std::memcpy(&widened, &pattern, sizeof(widened));
-    return widened;
   }
 };
 

@@ -1,12 +1,13 @@
 // Walks gradients back, BN mode `batch`: behind each transposed convolution lie BN's two reductions over the batch.
 //
-// With h the gradient at a BN's output (masked by the ReLU bits), x its normalized input and N the values of a channel,
-// the gradient at its input is scale * (h - sum(h) / N - x * sum(h x) / N). A convolution writes h and each sample's two
-// sums; the next one makes the gradient from h and x as it reads them. So a convolution reads its gradient once and
-// writes one, and x is read twice: with the walks of a tile (see kTileBytes) side by side on each sample, from cache.
+// With h the gradient at a BN's output (masked by the ReLU bits), x its normalized input and N the values of a
+// channel, the gradient at its input is scale * (h - sum(h) / N - x * sum(h x) / N). A convolution writes h and each
+// sample's two sums; the next one makes the gradient from h and x as it reads them. So a convolution reads its
+// gradient once and writes one, and x is read twice: with the walks of a tile (see kTileBytes) side by side on each
+// sample, from cache.
 //
-// Routings that agree from the walk's beginning on share that part of it: the walks of a tile are the nodes at one depth
-// of their prefix tree.
+// Routings that agree from the walk's beginning on share that part of it: the walks of a tile are the nodes at one
+// depth of their prefix tree.
 #pragma once
 
 #include <algorithm>
@@ -43,7 +44,8 @@ struct Reduced {
       Pixels at(image, y, x, step);
       for (int64_t i = 0; i < count; ++i, at.next()) {
         const int64_t place = at.dense * padded + own;
-        Vector value = keep(c * load(values + (i * vectors + v) * kLanes), read_bits(bits + at.dense * pixel_bytes, own));
+        Vector value =
+            keep(c * load(values + (i * vectors + v) * kLanes), read_bits(bits + at.dense * pixel_bytes, own));
         if (add) value = value + load(h + place);
         store(h + place, value);
         if (!sums) continue;
@@ -101,9 +103,9 @@ class BatchBackward {
     const Node* from;
     float a, c;
     Batch h, h_next, grad;
-    std::vector<double> sums;         // [sample][two][channels]
-    std::vector<float> means;         // [two][channels]: sum(h) / N and sum(h x) / N
-    std::vector<float> largest;       // [sample]
+    std::vector<double> sums;    // [sample][two][channels]
+    std::vector<float> means;    // [two][channels]: sum(h) / N and sum(h x) / N
+    std::vector<float> largest;  // [sample]
   };
 
   Batch batch_of(const Image& image) {
@@ -231,7 +233,8 @@ class BatchBackward {
         skip.coefficient = way.a;
         if (way.c != 0.0f) skip.sums = nullptr;
         const Element* operand = bordered(worker, b, way, s);
-        Convolver::run(network_.convolutions[block.projection_unit], packed_[block.projection_unit], &operand, 1, skip);
+        Convolver::run(network_.convolutions[block.projection_unit], packed_[block.projection_unit], &operand, 1,
+                       skip);
         reduced.add = true;
       }
       if (way.c == 0.0f) return;

@@ -17,8 +17,8 @@ struct Normalization {
   std::vector<float> means, inverse_deviations, weights, biases;
 };
 
-// relu(weight * normalized + bias) as the next convolution reads it; the normalized values and the ReLU bits where they
-// are wanted.
+// relu(weight * normalized + bias) as the next convolution reads it; the normalized values and the ReLU bits where
+// they are wanted.
 template <class Convolver>
 struct Normalized {
   const Image& image;  // bordered, the operand's

@@ -3,6 +3,7 @@
 
 #include "amx.h"
 #include "fma.h"
+#include "winograd.h"
 
 namespace pathnet {
 namespace PATHNET_ISA_NAMESPACE {
@@ -11,12 +12,10 @@ namespace {
 #if defined(__AMX_BF16__)
 using Float32 = TileConvolver<2>;
 using Bfloat16 = TileConvolver<1>;
-#elif defined(__AVX512BF16__)
-using Float32 = VectorConvolver<FloatProduct>;
-using Bfloat16 = VectorConvolver<Bf16Product>;
 #else
-// Without products of bf16 numbers the float32 ones serve: nothing is faster here.
-using Float32 = VectorConvolver<FloatProduct>;
+// Without tiles the float32 products serve: what a processor gains by multiplying bf16 numbers, it gains as well by
+// leaving out products.
+using Float32 = WinogradConvolver;
 using Bfloat16 = Float32;
 #endif
 

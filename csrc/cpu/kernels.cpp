@@ -46,7 +46,8 @@ void pack(const Plan& plan, Direction direction, bool fold_scales, uint8_t* byte
 
 template <class Convolver>
 Kernels kernels_with() {
-  return {packed_size<Convolver>, pack<Convolver>, walk_backward<Convolver>, walk_forward<Float32>,
+  return {packed_size<Convolver>,         pack<Convolver>,
+          walk_backward<Convolver>,       walk_forward<Float32>,
           walk_batch_backward<Convolver>, walk_batch_forward<Float32>};
 }
 

@@ -17,12 +17,12 @@ struct Team {
 
 enum class Direction { kBackward, kForward };
 
-// The walks of BN mode `running`, where samples are independent. Routings whose blocks agree from the walk's beginning
-// on share that part of it.
+// The walks of BN mode `running`, where samples are independent. Routings whose blocks agree from the walk's
+// beginning on share that part of it.
 struct BackwardWalk {
   Plan plan;
-  const uint8_t* packed;  // as pack lays them out, BN's factors folded in
-  const float* grad;      // [batch, y_n]
+  const uint8_t* packed;    // as pack lays them out, BN's factors folded in
+  const float* grad;        // [batch, y_n]
   const int32_t* exponent;  // [batch]
   const float* routing;     // [routings, blocks, 2]
   int64_t batch, routings;
@@ -38,14 +38,14 @@ struct ForwardWalk {
   const float* y0;      // [batch, y_0]
   const float* routing;
   int64_t batch, routings;
-  float* output;      // [routings, batch, y_n]
+  float* output;       // [routings, batch, y_n]
   uint8_t* relu_bits;  // [batch, plan.bits_stride]; null where they are not wanted
 };
 
 // The walks of BN mode `batch`: each BN takes the statistics of the whole batch, and gives its gradient back to them.
 struct BatchBackwardWalk {
-  Plan plan;  // scales: those of this batch, weight / deviation
-  const uint8_t* packed;  // BN's factors left out
+  Plan plan;                // scales: those of this batch, weight / deviation
+  const uint8_t* packed;    // BN's factors left out
   const float* normalized;  // what BN made of its inputs before weight and bias, as BatchForwardWalk writes it
   const float* grad;
   int32_t exponent;
@@ -59,7 +59,7 @@ struct BatchBackwardWalk {
 struct BatchForwardWalk {
   Plan plan;  // scales: BN's weights
   const uint8_t* packed;
-  const float* shifts;  // BN's biases
+  const float* shifts;    // BN's biases
   const float* epsilons;  // [units]; one a BN
   const float* y0;
   const float* routing;
@@ -93,7 +93,6 @@ struct Kernels {
 PATHNET_DECLARE_KERNELS(base)
 PATHNET_DECLARE_KERNELS(avx2)
 PATHNET_DECLARE_KERNELS(avx512)
-PATHNET_DECLARE_KERNELS(avx512bf16)
 PATHNET_DECLARE_KERNELS(amx)
 #undef PATHNET_DECLARE_KERNELS
 

@@ -60,9 +60,9 @@ struct Convolution {
 
 struct Network {
   Plan plan;
-  std::vector<Image> ends;                // of the blocks: y_0 to y_n
-  std::vector<Image> inputs;              // of the units
-  std::vector<Convolution> convolutions;  // of the units, projections among them
+  std::vector<Image> ends;                  // of the blocks: y_0 to y_n
+  std::vector<Image> inputs;                // of the units
+  std::vector<Convolution> convolutions;    // of the units, projections among them
   std::vector<int> end_shape, input_shape;  // which of the distinct shapes they have
   int shapes;
 

@@ -2,8 +2,9 @@
 //
 // A thread carries a few samples along some routings. A sample's gradient is one image, updated block by block in
 // place, and what runs inside a residual module is another: in stage 1 of the paper's networks (16 channels, 32 x 32)
-// 74 KB each, so that they stay in the second level of cache. Stage 3's weights (147 KB a convolution in float32, 5 MB
-// in all) do not, and are read once for all samples of the group. Of memory a module reads only weights and ReLU bits.
+// 74 KB each, so that they stay in the second level of cache. Stage 3's weights (147 KB a convolution in float32, 5
+// MB in all) do not, and are read once for all samples of the group. Of memory a module reads only weights and ReLU
+// bits.
 //
 // Gradients shrink and grow along a path: where a sample's largest element leaves 2^-20 to 2^20, the gradient is
 // multiplied by a power of two, which is exact, and the power is counted apart.

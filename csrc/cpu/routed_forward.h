@@ -1,9 +1,9 @@
-// Walks batches forward from the first block's input to the last block's output, BN mode `running`: the network itself,
-// whose ReLU bits are recorded, or routings of it (lesions).
+// Walks batches forward from the first block's input to the last block's output, BN mode `running`: the network
+// itself, whose ReLU bits are recorded, or routings of it (lesions).
 //
-// As the walk back: a thread carries a few samples along some routings, one image that runs from block to block and two
-// inside the modules. A BN and ReLU is applied to what a convolution has just summed up, so that activations are never
-// kept: of a sample only the bits of its ReLUs are, 129 KB for ResNet-110.
+// As the walk back: a thread carries a few samples along some routings, one image that runs from block to block and
+// two inside the modules. A BN and ReLU is applied to what a convolution has just summed up, so that activations are
+// never kept: of a sample only the bits of its ReLUs are, 129 KB for ResNet-110.
 #pragma once
 
 #include <algorithm>
@@ -146,8 +146,8 @@ class Forward {
     for (int64_t i = 0; i < count; ++i) {
       made.operands[i] = buffers_.inner(network_.input_shape[unit], begin + i, int(unit % 2), image);
       if (job_.relu_bits == nullptr) continue;
-      made.bits[i] = job_.relu_bits + (first_ + begin + i) * network_.plan.bits_stride +
-                     network_.unit(unit).bits_offset;
+      made.bits[i] =
+          job_.relu_bits + (first_ + begin + i) * network_.plan.bits_stride + network_.unit(unit).bits_offset;
     }
     return made;
   }

@@ -57,8 +57,8 @@ inline float largest_lane(Vector a) {
   return largest;
 }
 
-// No denormals in the kernels of this thread while it lives: they are a hundred times slower, and lie 2^-100 below the
-// largest element of a gradient that is rescaled as it goes.
+// No denormals in the kernels of this thread while it lives: they are a hundred times slower, and lie 2^-100 below
+// the largest element of a gradient that is rescaled as it goes.
 class FlushDenormals {
  public:
 #if defined(__x86_64__)
