@@ -18,7 +18,7 @@ __all__ = ["norms", "place_shape", "scaled_gradients"]
 def place_shape(record: Record, at: At) -> torch.Size:
     """The shape of one gradient at ``at``."""
     if at == "y0":
-        return record.y0.shape
+        return record.y0_shape
     return record.images.shape if at == "image" else record.net.stem_weight().shape
 
 

@@ -168,7 +168,7 @@ def batch_backward(
     scales: Tensor,
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`routed_backward` where each batch normalisation has taken the statistics of the batch (Ioffe and Szegedy 2015).
+    """`routed_backward` where each batch normalisation took the batch's own statistics (Ioffe and Szegedy 2015).
 
     Args:
         grad, routing, blocks, units, gradients: as for `routed_backward`.

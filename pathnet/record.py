@@ -44,9 +44,6 @@ NOT_FINITE = "images: expected finite values, got NaN or infinity"
 class Prepared(Protocol):
     """What an engine makes of a network once, for all passes; only that engine looks inside."""
 
-    @property
-    def tensors(self) -> Sequence[Tensor]: ...
-
 
 class BlockRecord(Protocol):
     """What an engine keeps of the forward pass through the blocks; only that engine looks inside."""
@@ -61,9 +58,8 @@ class Record:
 
     Attributes:
         net: a frozen copy of the network, in the precision of the walk's type; shared with other passes.
-        prepared: what the engine made of it; shared likewise.
         images: [B, C, H, W]
-        y0: [B, C_0, H_0, W_0], the stem's output.
+        y0_shape: (B, C_0, H_0, W_0)
         blocks: what the engine kept of the blocks.
         output: the head's output, [B, ...].
         loss: of (output, target).
@@ -72,9 +68,8 @@ class Record:
     """
 
     net: ResidualNet
-    prepared: Prepared
     images: Tensor
-    y0: Tensor
+    y0_shape: torch.Size
     blocks: BlockRecord
     output: Tensor
     loss: float
@@ -84,9 +79,14 @@ class Record:
     @property
     def nbytes(self) -> int:
         """Bytes of the pass's buffers, and of the network's copy and the engine's form of it."""
-        own = [self.images, self.y0, self.output, self.grad, self.exponent, *self.blocks.tensors]
-        shared = [*self.net.state_dict().values(), *self.prepared.tensors]
-        return sum({tensor.data_ptr(): tensor.nbytes for tensor in (*own, *shared)}.values())
+        own = [self.images, self.output, self.grad, self.exponent, *self.blocks.tensors]
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in (*own, *self.net.state_dict().values())}.values())
+
+    @property
+    @torch.no_grad()
+    def y0(self) -> Tensor:
+        """[B, C_0, H_0, W_0], the stem's output: made anew, since it would be a third of what a record holds."""
+        return torch.as_tensor(self.net.stem(self.images.clone()))
 
 
 def one_of(name: str, value: str, literal: object) -> None:

@@ -53,7 +53,7 @@ def routed_backward(engine: Engine, record: Record, routing: Tensor) -> Iterator
     routing = _beside(record.grad, routing)
     for part, (grad, exponent) in in_chunks(
         len(routing),
-        max(record.y0.nbytes, record.grad.nbytes),
+        max(record.y0_shape.numel() * record.grad.element_size(), record.grad.nbytes),
         lambda part: engine.routed_backward(record.blocks, record.grad, record.exponent, routing[part]),
     ):
         yield part, grad, exponent

@@ -229,7 +229,7 @@ class Recorder:
             y_n, blocks = service.engine.record(service.prepared, y0)
             output, loss, grad, exponent = output_gradient(self._net, y_n, target, self._loss, self._bn)
         value = check_values(images, labels, output, loss)
-        record = Record(self._net, service.prepared, images, y0, blocks, output, value, grad.contiguous(), exponent)
+        record = Record(self._net, images, y0.shape, blocks, output, value, grad.contiguous(), exponent)
         return Tape(service.engine, record, self._at)
 
     @full_precision()

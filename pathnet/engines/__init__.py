@@ -38,9 +38,7 @@ class Engine(Protocol):
     ) -> str | None:
         """What of the job the engine has no form for, or None. ``y0_shape`` is (C_0, H_0, W_0)."""
 
-    def prepare(
-        self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]
-    ) -> Prepared:
+    def prepare(self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]) -> Prepared:
         """What all passes need of a network that will not change any more, for inputs of blocks of that shape."""
 
     def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, BlockRecord]:

@@ -7,7 +7,7 @@ limits, are in csrc/cpu.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class CpuNetwork:
     """A network packed for the kernels.
 
     Attributes:
+        tables: without the weights.
         backward, forward: uint8, the weights of the two walks.
     """
 
@@ -33,41 +34,38 @@ class CpuNetwork:
     backward: Tensor
     forward: Tensor
 
-    @property
-    def tensors(self) -> Sequence[Tensor]:
-        own = self.tables
-        return own.blocks, own.units, own.scales, own.shifts, own.epsilons, self.backward, self.forward
-
 
 @dataclass(frozen=True)
 class CpuRecord:
     """What one forward pass leaves: in BN mode ``running`` the ReLU bits alone.
 
     Attributes:
+        tables, backward: of the network.
         relu_bits: uint8 [B, bytes], see `pathnet.native.routed_backward`.
         normalized: float32, in BN mode ``batch`` what each BN made of its input before weight and bias.
         scales: float32, in BN mode ``batch`` the factors weight / deviation of this batch.
     """
 
-    network: CpuNetwork
+    tables: Tables
+    backward: Tensor
     relu_bits: Tensor
     normalized: Tensor | None = None
     scales: Tensor | None = None
 
     @property
     def tensors(self) -> Sequence[Tensor]:
-        own = (self.relu_bits, self.normalized, self.scales)
-        return [*self.network.tensors, *(tensor for tensor in own if tensor is not None)]
+        own = (self.backward, self.relu_bits, self.normalized, self.scales)
+        return [tensor for tensor in own if tensor is not None]
 
     def bits(self) -> list[list[Tensor]]:
         """The recorded ReLU bits, ``[block][unit]``, bool [B, C, H, W]."""
         return [
             [self._unit_bits(unit) for unit in range(first, first + count)]
-            for first, count in self.network.tables.blocks[:, :2].tolist()
+            for first, count in self.tables.blocks[:, :2].tolist()
         ]
 
     def _unit_bits(self, unit: int) -> Tensor:
-        row = self.network.tables.units[unit].tolist()
+        row = self.tables.units[unit].tolist()
         (channels, height, width), offset = row[:3], row[11]
         groups = -(-channels // GROUP)
         own = self.relu_bits[:, offset : offset + height * width * groups * GROUP // 8]
@@ -105,13 +103,14 @@ class CpuEngine:
         given = own.blocks, own.units, own.weights, own.scales
         bf16 = precision == "bfloat16"
         backward = native.cpu_pack(*given, True, bn == "running", bf16)
-        return CpuNetwork(bn, own, backward, native.cpu_pack(*given, False, False, bf16))
+        forward = native.cpu_pack(*given, False, False, bf16)
+        return CpuNetwork(bn, replace(own, weights=own.weights.new_empty(0)), backward, forward)
 
     def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, CpuRecord]:
         assert isinstance(prepared, CpuNetwork)
         everything = torch.ones(1, len(prepared.tables.blocks), 2)
         y, *kept = _forward(prepared, y0, everything, record=True)
-        return y[0], CpuRecord(prepared, *kept)
+        return y[0], CpuRecord(prepared.tables, prepared.backward, *kept)
 
     def routed_forward(self, prepared: Prepared, y0: Tensor, routing: Tensor) -> Tensor:
         assert isinstance(prepared, CpuNetwork)
@@ -142,11 +141,9 @@ def _backward(
     blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert isinstance(blocks, CpuRecord)
-    network = blocks.network
-    given = grad.contiguous(), exponent.contiguous(), routing.contiguous(), network.tables.blocks, network.tables.units
-    if network.bn == "running":
-        return native.routed_backward(*given, network.backward, blocks.relu_bits, gradients)
-    assert blocks.normalized is not None and blocks.scales is not None
+    given = grad.contiguous(), exponent.contiguous(), routing.contiguous(), blocks.tables.blocks, blocks.tables.units
+    if blocks.normalized is None or blocks.scales is None:
+        return native.routed_backward(*given, blocks.backward, blocks.relu_bits, gradients)
     return native.batch_backward(
-        *given, network.backward, blocks.relu_bits, blocks.normalized, blocks.scales, gradients
+        *given, blocks.backward, blocks.relu_bits, blocks.normalized, blocks.scales, gradients
     )

@@ -29,10 +29,6 @@ class Modules:
 
     blocks: Sequence[Block]
 
-    @property
-    def tensors(self) -> Sequence[Tensor]:
-        return [tensor for block in self.blocks for tensor in block.state_dict().values()]
-
 
 @dataclass(frozen=True)
 class BlockInputs:
@@ -61,9 +57,7 @@ class ReferenceEngine:
     ) -> str | None:
         return 'no precision="bfloat16"' if precision == "bfloat16" else None
 
-    def prepare(
-        self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]
-    ) -> Modules:
+    def prepare(self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]) -> Modules:
         return Modules(list(net.blocks))  # type: ignore[arg-type]
 
     def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, BlockInputs]:

@@ -141,7 +141,7 @@ class _Builder:
 
 
 def _affine(bn: nn.BatchNorm2d, mode: BatchNormMode) -> tuple[Tensor, Tensor]:
-    """float32 [C] twice: factor and shift of the affine map that BN is behind, in ``running`` with, its statistics."""
+    """float32 [C] twice: what BN multiplies by and adds, in mode ``running`` its statistics included."""
     weight, bias = (
         torch.full((bn.num_features,), default) if own is None else own.detach().cpu().double()
         for own, default in ((bn.weight, 1.0), (bn.bias, 0.0))
