@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "batch.h"
+#include "pages.h"
 
 namespace pathnet {
 namespace PATHNET_ISA_NAMESPACE {
@@ -89,192 +90,202 @@ class BatchBackward {
 
  private:
   using Element = typename Convolver::Element;
-  using Batch = std::shared_ptr<std::vector<float>>;
+  using Batch = std::shared_ptr<float>;
 
-  // The routings [first, last), which agree up to here, and their gradient.
+  // The batch's gradient at a block's input. It is unfinished until somebody reads it: what it is made of is known
+  // with the block's last sums, and whoever reads a sample first makes it then, while it goes through the cache
+  // anyway.
+  struct Gradient {
+    Batch values;
+    int32_t exponent;
+    // What to take out of the values on the next way through a block, for the largest to stay in range.
+    int power = 0;
+    std::vector<float> largest;  // of each sample
+    // Until it is finished: values = a * skip(from) + c * (what BN makes of h and its sums).
+    bool finished = false;
+    int64_t block = 0;
+    std::shared_ptr<Gradient> from;
+    float a = 0.0f, c = 0.0f;
+    Batch h, h_next;
+    std::vector<double> sums;  // [sample][two][channels]
+    std::vector<float> means;  // [two][channels]: sum(h) / N and sum(h x) / N
+  };
+  using Shared = std::shared_ptr<Gradient>;
+
+  // The routings [first, last), which agree up to here.
   struct Node {
     int64_t first, last;
-    Batch grad;
-    int32_t exponent;
+    Shared gradient;
   };
 
-  // A node's way through one block.
-  struct Way {
-    const Node* from;
-    float a, c;
-    Batch h, h_next, grad;
-    std::vector<double> sums;    // [sample][two][channels]
-    std::vector<float> means;    // [two][channels]: sum(h) / N and sum(h x) / N
-    std::vector<float> largest;  // [sample]
-  };
-
-  Batch batch_of(const Image& image) {
-    // Recycled, since fresh memory costs as much as a convolution.
-    Batch made;
+  Batch batch_of() {
     if (free_.empty()) {
-      made = std::make_shared<std::vector<float>>(job_.batch * largest_);
-    } else {
-      made = free_.back();
-      free_.pop_back();
+      stock_.push_back(make_large(job_.batch * largest_));
+      free_.push_back(stock_.back().get());
     }
-    (void)image;
-    return made;
+    float* own = free_.back();
+    free_.pop_back();
+    return Batch(own, [this](float* values) { free_.push_back(values); });
   }
 
-  void recycle(Batch& batch) {
-    if (batch && batch.use_count() == 1) free_.push_back(std::move(batch));
-    batch.reset();
+  // Every other step goes through the samples backwards, and finds the last of the step before in cache.
+  template <class Work>
+  void for_each(int64_t width, const Work& work) {
+    backwards_ = !backwards_;
+    for_each_sample(team_, job_.batch, width,
+                    [&](int worker, int64_t s, int64_t w) { work(worker, backwards_ ? job_.batch - 1 - s : s, w); });
   }
 
   void walk_tile(int64_t first, int64_t last) {
-    const int64_t blocks = network_.plan.block_count;
     const Image end = without_border(network_.ends.back());
-    std::vector<Node> nodes = {{first, last, batch_of(end), job_.exponent}};
-    std::vector<float> largest(job_.batch);
-    for_each_sample(team_, job_.batch, 1, [&](int, int64_t s, int64_t) {
-      float* own = nodes[0].grad->data() + s * end.dense();
+    const Shared start = std::make_shared<Gradient>();
+    start->values = batch_of();
+    start->exponent = job_.exponent;
+    start->largest.resize(job_.batch);
+    for_each(1, [&](int, int64_t s, int64_t) {
+      float* own = start->values.get() + s * end.dense();
       std::fill_n(own, end.dense(), 0.0f);
       from_planes(end, job_.grad + s * end.channels * end.height * end.width, own);
-      largest[s] = largest_in(own, end.dense());
+      start->largest[s] = largest_in(own, end.dense());
     });
-    settle(nodes[0], largest, end);
-    for (int64_t depth = 0; depth < blocks; ++depth) nodes = step(nodes, depth);
-    for (Node& node : nodes) finish(node);
+    conclude(*start);
+    std::vector<Node> nodes = {{first, last, start}};
+    for (int64_t depth = 0; depth < network_.plan.block_count; ++depth) nodes = step(nodes, depth);
+    finish(nodes);
   }
 
-  std::vector<Node> step(std::vector<Node>& nodes, int64_t depth) {
+  std::vector<Node> step(const std::vector<Node>& nodes, int64_t depth) {
     const int64_t b = network_.plan.block_count - 1 - depth;
     const Block& block = network_.block(b);
     std::vector<Node> next;
-    std::vector<Way> ways;
-    std::vector<size_t> places;
+    std::vector<Shared> ways;
+    bool unfinished = false;
     for (const Node& node : nodes) {
       for (int64_t begin = node.first, end; begin < node.last; begin = end) {
         for (end = begin + 1; end < node.last && routings_.agree(begin, end, depth);) ++end;
         const float* own = routings_.coefficients(begin, depth);
-        next.push_back({begin, end, nullptr, node.exponent});
         if (block.skip == kIdentity && own[0] == 1.0f && own[1] == 0.0f) {
-          next.back().grad = node.grad;
-        } else {
-          places.push_back(next.size() - 1);
-          ways.push_back({&node, own[0], own[1], {}, {}, {}, {}, {}, {}});
+          next.push_back({begin, end, node.gradient});
+          continue;
         }
+        ways.push_back(std::make_shared<Gradient>());
+        next.push_back({begin, end, ways.back()});
+        Gradient& way = *ways.back();
+        way.from = node.gradient;
+        way.block = b;
+        way.a = own[0];
+        way.c = own[1];
+        unfinished = unfinished || block.skip != kIdentity || way.c == 0.0f;
       }
     }
-    if (!ways.empty()) {
-      through(b, ways);
-      for (size_t w = 0; w < ways.size(); ++w) {
-        next[places[w]].grad = std::move(ways[w].grad);
-        settle(next[places[w]], ways[w].largest, without_border(network_.ends[b]));
-      }
+    if (ways.empty()) return next;
+    // An identity block's last convolution finishes what it reads; everything else needs it before.
+    if (unfinished) finish_sources(ways);
+    for (const Shared& way : ways) {
+      way->values = batch_of();
+      way->largest.resize(job_.batch);
     }
-    for (Node& node : nodes) recycle(node.grad);
+    for (int64_t u = block.first_unit + block.unit_count - 1; u >= block.first_unit; --u) convolve(b, u, ways);
+    for (const Shared& way : ways) {
+      const int power = way->from->power;
+      way->a = std::ldexp(way->a, -power);
+      way->c = std::ldexp(way->c, -power);
+      way->exponent = way->from->exponent + power;
+    }
     return next;
   }
 
-  void through(int64_t b, std::vector<Way>& ways) {
-    const Block& block = network_.block(b);
-    for (Way& way : ways) {
-      way.grad = batch_of(network_.ends[b]);
-      way.largest.resize(job_.batch);
-      way.sums.resize(job_.batch * 2 * channels_);
-      way.means.resize(2 * channels_);
+  void finish_sources(const std::vector<Shared>& ways) {
+    std::vector<Shared> sources;
+    for (const Shared& way : ways) {
+      const bool known = std::find(sources.begin(), sources.end(), way->from) != sources.end();
+      if (!way->from->finished && !known) sources.push_back(way->from);
     }
-    for (int64_t u = block.first_unit + block.unit_count - 1; u >= block.first_unit; --u) convolve(b, u, ways);
-    const Image from = without_border(network_.ends[b + 1]), to = without_border(network_.ends[b]);
-    for_each_sample(team_, job_.batch, int64_t(ways.size()), [&](int, int64_t s, int64_t w) {
-      Way& way = ways[w];
-      float* own = way.grad->data() + s * to.dense();
-      const float* grad = way.from->grad->data() + s * from.dense();
-      if (block.skip == kIdentity) {
-        for (int64_t j = 0; j < to.dense(); j += kLanes) {
-          store(own + j, way.a == 0.0f ? splat(0.0f) : splat(way.a) * load(grad + j));
-        }
-      } else {
-        pad(from, to, network_.stride(block), true, block.skip == kPad ? way.a : 0.0f, grad, own);
-      }
-      if (way.h) {
-        const float c = block.skip == kProjection ? 1.0f : way.c;
-        normalization_backward(block.first_unit, way, s, [&](int64_t j, Vector value) {
-          store(own + j, multiply_add(splat(c), value, load(own + j)));
-        });
-      }
-      way.largest[s] = largest_in(own, to.dense());
-    });
-    for (Way& way : ways) recycle(way.h);
+    for_each(int64_t(sources.size()), [&](int, int64_t s, int64_t w) { finish_sample(*sources[w], s); });
+    for (const Shared& source : sources) conclude(*source);
   }
 
   // One unit of the block's module, for all ways that take it.
-  void convolve(int64_t b, int64_t u, std::vector<Way>& ways) {
+  void convolve(int64_t b, int64_t u, const std::vector<Shared>& ways) {
     const Block& block = network_.block(b);
     const bool last = u == block.first_unit + block.unit_count - 1, first = u == block.first_unit;
-    std::vector<Way*> own;
-    for (Way& way : ways) {
-      if (way.c == 0.0f && !(first && block.skip == kProjection && way.a != 0.0f)) continue;
-      own.push_back(&way);
-      way.h_next = batch_of(network_.inputs[u]);
-      std::fill(way.sums.begin(), way.sums.end(), 0.0);
+    // Ways from one gradient go together where they read it, so that one thread finishes it.
+    std::vector<std::vector<Gradient*>> groups;
+    for (const Shared& way : ways) {
+      if (way->c == 0.0f && !(first && block.skip == kProjection && way->a != 0.0f)) continue;
+      way->h_next = batch_of();
+      way->sums.assign(job_.batch * 2 * channels_, 0.0);
+      way->means.resize(2 * channels_);
+      if (!groups.empty() && last && groups.back()[0]->from == way->from) {
+        groups.back().push_back(way.get());
+      } else {
+        groups.push_back({way.get()});
+      }
     }
-    if (own.empty()) return;
-    const Image image = without_border(network_.inputs[u]);
-    for_each_sample(team_, job_.batch, int64_t(own.size()), [&](int worker, int64_t s, int64_t w) {
-      Way& way = *own[w];
-      double* sums = way.sums.data() + s * 2 * channels_;
-      Reduced reduced = {image,
-                         first && block.skip == kProjection ? way.c : 1.0f,
-                         false,
-                         job_.plan.relu_bits + s * network_.plan.bits_stride + network_.unit(u).bits_offset,
-                         job_.normalized + starts_[u] + s * image.dense(),
-                         way.h_next->data() + s * image.dense(),
-                         sums,
-                         sums + channels_};
-      if (first && block.skip == kProjection && way.a != 0.0f) {
-        Reduced skip = reduced;
-        skip.coefficient = way.a;
-        if (way.c != 0.0f) skip.sums = nullptr;
-        const Element* operand = bordered(worker, b, way, s);
-        Convolver::run(network_.convolutions[block.projection_unit], packed_[block.projection_unit], &operand, 1,
-                       skip);
-        reduced.add = true;
-      }
-      if (way.c == 0.0f) return;
-      const Element* operand = last ? bordered(worker, b, way, s) : normalized(worker, u + 1, way, s);
-      Convolver::run(network_.convolutions[u], packed_[u], &operand, 1, reduced);
+    if (groups.empty()) return;
+    for_each(int64_t(groups.size()), [&](int worker, int64_t s, int64_t g) {
+      Gradient& source = *groups[g][0]->from;
+      if (last && !source.finished) finish_sample(source, s);
+      for (Gradient* way : groups[g]) convolve_sample(worker, b, u, *way, s);
     });
+    const Image& image = network_.inputs[u];
     const double count = double(job_.batch * image.height * image.width);
-    for (Way* way : own) {
-      for (int64_t i = 0; i < 2 * channels_; ++i) {
-        double sum = 0;
-        for (int64_t s = 0; s < job_.batch; ++s) sum += way->sums[s * 2 * channels_ + i];
-        way->means[i] = float(sum / count);
+    for (const auto& group : groups) {
+      if (last && !group[0]->from->finished) conclude(*group[0]->from);
+      for (Gradient* way : group) {
+        for (int64_t i = 0; i < 2 * channels_; ++i) {
+          double sum = 0;
+          for (int64_t s = 0; s < job_.batch; ++s) sum += way->sums[s * 2 * channels_ + i];
+          way->means[i] = float(sum / count);
+        }
+        way->h = std::move(way->h_next);
       }
-      recycle(way->h);
-      std::swap(way->h, way->h_next);
     }
   }
 
+  void convolve_sample(int worker, int64_t b, int64_t u, Gradient& way, int64_t s) {
+    const Block& block = network_.block(b);
+    const bool last = u == block.first_unit + block.unit_count - 1;
+    const bool joins = u == block.first_unit && block.skip == kProjection;
+    const Image image = without_border(network_.inputs[u]);
+    double* sums = way.sums.data() + s * 2 * channels_;
+    Reduced reduced = {image,
+                       joins ? way.c : 1.0f,
+                       false,
+                       job_.plan.relu_bits + s * network_.plan.bits_stride + network_.unit(u).bits_offset,
+                       job_.normalized + starts_[u] + s * image.dense(),
+                       way.h_next.get() + s * image.dense(),
+                       sums,
+                       sums + channels_};
+    if (joins && way.a != 0.0f) {
+      Reduced skip = reduced;
+      skip.coefficient = way.a;
+      if (way.c != 0.0f) skip.sums = nullptr;
+      const Element* operand = bordered(worker, b, way, s);
+      Convolver::run(network_.convolutions[block.projection_unit], packed_[block.projection_unit], &operand, 1, skip);
+      reduced.add = true;
+    }
+    if (way.c == 0.0f) return;
+    const Element* operand = last ? bordered(worker, b, way, s) : normalized(worker, u + 1, way, s);
+    Convolver::run(network_.convolutions[u], packed_[u], &operand, 1, reduced);
+  }
+
   // The gradient at the block's output, as convolutions read it.
-  const Element* bordered(int worker, int64_t b, const Way& way, int64_t s) {
+  const Element* bordered(int worker, int64_t b, const Gradient& way, int64_t s) {
     const Image& image = network_.ends[b + 1];
     Element* operand = benches_[worker].inner(network_.end_shape[b + 1], 0, 0, image);
-    const float* grad = way.from->grad->data() + s * image.dense();
+    const float* grad = way.from->values.get() + s * image.dense();
     encode(image, operand, [&](int64_t j) { return load(grad + j); });
     return operand;
   }
 
   // The gradient at the input of unit u's BN, as the convolution before it reads it.
-  const Element* normalized(int worker, int64_t u, const Way& way, int64_t s) {
+  const Element* normalized(int worker, int64_t u, const Gradient& way, int64_t s) {
     const Image& image = network_.inputs[u];
     Element* operand = benches_[worker].inner(network_.input_shape[u], 0, 1, image);
     const int64_t channels = Convolver::operand_channels(image), plane = operand_plane<Convolver>(image);
-    const int64_t padded = image.padded();
-    int64_t pixel = 0, x = 0, y = 0;
-    (void)pixel;
-    normalization_backward(u, way, s, [&](int64_t j, Vector value) {
-      const int64_t at = j / padded;
-      y = at / image.width;
-      x = at % image.width;
-      Convolver::put(operand + image.pixel(y, x) * channels + j % padded, plane, value);
+    normalization_backward(u, way, s, [&](int64_t, int64_t pixel, int64_t channel, Vector value) {
+      Convolver::put(operand + pixel * channels + channel, plane, value);
     });
     return operand;
   }
@@ -291,21 +302,82 @@ class BatchBackward {
     }
   }
 
-  // Calls then(element, gradient at the input of unit u's BN) from h and its sums.
+  // Calls then(element, bordered pixel, channel, gradient at the input of unit u's BN), from h and its sums.
   template <class Then>
-  void normalization_backward(int64_t u, const Way& way, int64_t s, const Then& then) {
+  void normalization_backward(int64_t u, const Gradient& way, int64_t s, const Then& then) {
     const Image& image = network_.inputs[u];
     const int64_t padded = image.padded();
-    const float* h = way.h->data() + s * image.dense();
+    const float* h = way.h.get() + s * image.dense();
     const float* x = job_.normalized + starts_[u] + s * image.dense();
     const float* scales = job_.plan.scales + network_.unit(u).scale_offset;
     std::vector<float> own(padded);
     std::copy_n(scales, image.channels, own.data());
-    for (int64_t j = 0; j < image.dense(); j += padded) {
-      for (int64_t c = 0; c < padded; c += kLanes) {
-        const Vector mean = load(way.means.data() + c), slope = load(way.means.data() + channels_ + c);
-        const Vector centred = load(h + j + c) - mean;
-        then(j + c, load(own.data() + c) * (centred - load(x + j + c) * slope));
+    int64_t j = 0;
+    for (int64_t y = 0; y < image.height; ++y) {
+      for (int64_t pixel = image.pixel(y, 0); pixel < image.pixel(y, image.width); ++pixel) {
+        for (int64_t c = 0; c < padded; c += kLanes, j += kLanes) {
+          const Vector mean = load(way.means.data() + c), slope = load(way.means.data() + channels_ + c);
+          const Vector centred = load(h + j) - mean;
+          then(j, pixel, c, load(own.data() + c) * (centred - load(x + j) * slope));
+        }
+      }
+    }
+  }
+
+  void finish_sample(Gradient& gradient, int64_t s) {
+    const int64_t b = gradient.block;
+    const Block& block = network_.block(b);
+    const Image from = without_border(network_.ends[b + 1]), to = without_border(network_.ends[b]);
+    float* own = gradient.values.get() + s * to.dense();
+    const float* source = gradient.from->values.get() + s * from.dense();
+    const Vector a = splat(gradient.a), c = splat(block.skip == kProjection ? 1.0f : gradient.c);
+    const bool skips = gradient.a != 0.0f && block.skip != kProjection;
+    Vector most = splat(0.0f);
+    if (skips && block.skip == kPad) pad(from, to, network_.stride(block), true, gradient.a, source, own);
+    const auto take = [&](int64_t j, Vector value) {
+      if (skips) value = block.skip == kPad ? value + load(own + j) : multiply_add(a, load(source + j), value);
+      most = maximum(most, magnitude(value));
+      store(own + j, value);
+    };
+    if (gradient.h) {
+      normalization_backward(block.first_unit, gradient, s,
+                             [&](int64_t j, int64_t, int64_t, Vector value) { take(j, c * value); });
+    } else {
+      for (int64_t j = 0; j < to.dense(); j += kLanes) take(j, splat(0.0f));
+    }
+    gradient.largest[s] = largest_lane(most);
+  }
+
+  // After the last sample.
+  void conclude(Gradient& gradient) {
+    constexpr float kLeast = 0x1p-20f, kMost = 0x1p20f;
+    gradient.finished = true;
+    gradient.from.reset();
+    gradient.h.reset();
+    float most = 0.0f;
+    for (float own : gradient.largest) most = std::max(most, own);
+    if (most > 0.0f && std::isfinite(most) && (most < kLeast || most > kMost)) std::frexp(most, &gradient.power);
+  }
+
+  void finish(const std::vector<Node>& nodes) {
+    const Image image = without_border(network_.ends[0]);
+    const int64_t size = image.channels * image.height * image.width;
+    std::vector<double> norms(nodes.size() * job_.batch);
+    for_each(int64_t(nodes.size()), [&](int, int64_t s, int64_t n) {
+      Gradient& gradient = *nodes[n].gradient;
+      if (!gradient.finished) finish_sample(gradient, s);
+      const float* own = gradient.values.get() + s * image.dense();
+      const double norm = std::ldexp(std::sqrt(sum_of_squares(image, own)), gradient.exponent);
+      for (int64_t p = nodes[n].first; p < nodes[n].last; ++p) {
+        const int64_t routing = routings_.routing(p);
+        job_.norms[routing * job_.batch + s] = norm;
+        if (job_.grad_input) to_planes(image, own, job_.grad_input + (routing * job_.batch + s) * size);
+      }
+    });
+    if (job_.exponent_input == nullptr) return;
+    for (const Node& node : nodes) {
+      for (int64_t p = node.first; p < node.last; ++p) {
+        job_.exponent_input[routings_.routing(p)] = node.gradient->exponent;
       }
     }
   }
@@ -316,38 +388,6 @@ class BatchBackward {
     return largest_lane(most);
   }
 
-  // Brings a gradient back whose largest element has left the range.
-  void settle(Node& node, const std::vector<float>& largest, const Image& image) {
-    constexpr float kLeast = 0x1p-20f, kMost = 0x1p20f;
-    float most = 0.0f;
-    for (float own : largest) most = std::max(most, own);
-    if (!(most > 0.0f) || !std::isfinite(most) || (most >= kLeast && most <= kMost)) return;
-    int power;
-    std::frexp(most, &power);
-    node.exponent += power;
-    const Vector half = splat(std::ldexp(1.0f, -power / 2)), rest = splat(std::ldexp(1.0f, -power - (-power / 2)));
-    for_each_sample(team_, job_.batch, 1, [&](int, int64_t s, int64_t) {
-      float* own = node.grad->data() + s * image.dense();
-      for (int64_t j = 0; j < image.dense(); j += kLanes) store(own + j, load(own + j) * half * rest);
-    });
-  }
-
-  void finish(const Node& node) {
-    const Image image = without_border(network_.ends[0]);
-    const int64_t size = image.channels * image.height * image.width;
-    for_each_sample(team_, job_.batch, 1, [&](int, int64_t s, int64_t) {
-      const float* own = node.grad->data() + s * image.dense();
-      const double norm = std::ldexp(std::sqrt(sum_of_squares(image, own)), node.exponent);
-      for (int64_t p = node.first; p < node.last; ++p) {
-        const int64_t routing = routings_.routing(p);
-        job_.norms[routing * job_.batch + s] = norm;
-        if (job_.grad_input) to_planes(image, own, job_.grad_input + (routing * job_.batch + s) * size);
-      }
-    });
-    if (job_.exponent_input == nullptr) return;
-    for (int64_t p = node.first; p < node.last; ++p) job_.exponent_input[routings_.routing(p)] = node.exponent;
-  }
-
   const BatchBackwardWalk& job_;
   const Team& team_;
   const Network network_;
@@ -355,8 +395,11 @@ class BatchBackward {
   const std::vector<int64_t> starts_;
   const Routings routings_;
   Benches<Convolver> benches_;
-  std::vector<Batch> free_;
+  // Recycled, since fresh memory costs as much as a convolution; declared before whatever gives back to it.
+  std::vector<Large> stock_;
+  std::vector<float*> free_;
   int64_t largest_ = 0, channels_ = 0;
+  bool backwards_ = false;
 };
 
 template <class Convolver>

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "batch.h"
+#include "pages.h"
 
 namespace pathnet {
 namespace PATHNET_ISA_NAMESPACE {
@@ -63,7 +64,7 @@ class BatchForward {
         channels = std::max(channels, image.padded());
       }
     }
-    for (std::vector<float>* batch : {&main_, &next_, &raw_, &raw_next_}) batch->resize(job.batch * most);
+    for (Large* batch : {&main_, &next_, &raw_, &raw_next_}) *batch = make_large(job.batch * most);
     channels_ = channels;
     means_.resize(job.batch * channels);
     squares_.resize(job.batch * channels);
@@ -72,7 +73,7 @@ class BatchForward {
   void walk(int64_t routing) {
     const Image first = without_border(network_.ends.front()), last = without_border(network_.ends.back());
     for_each_sample(team_, job_.batch, 1, [&](int, int64_t s, int64_t) {
-      float* own = main_.data() + s * first.dense();
+      float* own = main_.get() + s * first.dense();
       std::fill_n(own, first.dense(), 0.0f);
       from_planes(first, job_.y0 + s * first.channels * first.height * first.width, own);
       measure(first, own, s);
@@ -83,7 +84,7 @@ class BatchForward {
     }
     const int64_t size = last.channels * last.height * last.width;
     for_each_sample(team_, job_.batch, 1, [&](int, int64_t s, int64_t) {
-      to_planes(last, main_.data() + s * last.dense(), job_.output + (routing * job_.batch + s) * size);
+      to_planes(last, main_.get() + s * last.dense(), job_.output + (routing * job_.batch + s) * size);
     });
   }
 
@@ -97,9 +98,9 @@ class BatchForward {
     for (int64_t u = block.first_unit; u <= last; ++u) {
       const Image in = without_border(network_.inputs[u]);
       const Normalization bn = normalization(u);
-      const float* source = u == block.first_unit ? main_.data() : raw_.data();
+      const float* source = u == block.first_unit ? main_.get() : raw_.get();
       const bool ends = u == block.first_unit + block.unit_count - 1;
-      float* target = ends ? next_.data() : raw_next_.data();
+      float* target = ends ? next_.get() : raw_next_.get();
       for_each_sample(team_, job_.batch, 1, [&](int worker, int64_t s, int64_t) {
         const Element* operand = activate(worker, u, bn, source + s * in.dense(), s);
         if (u == block.first_unit) skip(worker, b, a, s, operand);
@@ -107,7 +108,7 @@ class BatchForward {
         const Image image = ends ? without_border(network_.ends[b + 1]) : without_border(network_.inputs[u + 1]);
         float* own = target + s * image.dense();
         const float* old = nullptr;
-        if (ends && a != 0.0f) old = block.skip == kIdentity ? main_.data() + s * image.dense() : own;
+        if (ends && a != 0.0f) old = block.skip == kIdentity ? main_.get() + s * image.dense() : own;
         const float scale = ends ? c : 1.0f, old_scale = block.skip == kIdentity ? a : 1.0f;
         Join<Convolver, false> join = {image, scale, old_scale, {own}, {old}, {}, {}, {}};
         Convolver::run(network_.convolutions[u], packed_[u], &operand, 1, join);
@@ -124,9 +125,9 @@ class BatchForward {
     const Block& block = network_.block(b);
     if (block.skip == kIdentity || a == 0.0f) return;
     const Image from = without_border(network_.ends[b]), to = without_border(network_.ends[b + 1]);
-    float* own = next_.data() + s * to.dense();
+    float* own = next_.get() + s * to.dense();
     if (block.skip == kPad) {
-      pad(from, to, network_.stride(block), false, a, main_.data() + s * from.dense(), own);
+      pad(from, to, network_.stride(block), false, a, main_.get() + s * from.dense(), own);
     } else {
       Join<Convolver, false> join = {to, a, 0.0f, {own}, {}, {}, {}, {}};
       Convolver::run(network_.convolutions[block.projection_unit], packed_[block.projection_unit], &operand, 1, join);
@@ -138,8 +139,8 @@ class BatchForward {
     if (block.skip == kIdentity && a == 1.0f) return;
     const Image from = without_border(network_.ends[b]), to = without_border(network_.ends[b + 1]);
     for_each_sample(team_, job_.batch, 1, [&](int, int64_t s, int64_t) {
-      const float* source = main_.data() + s * from.dense();
-      float* own = next_.data() + s * to.dense();
+      const float* source = main_.get() + s * from.dense();
+      float* own = next_.get() + s * to.dense();
       if (block.skip == kIdentity) {
         for (int64_t j = 0; j < to.dense(); j += kLanes) store(own + j, splat(a) * load(source + j));
       } else {
@@ -152,7 +153,7 @@ class BatchForward {
 
   void measure_end(int64_t b, int64_t s) {
     const Image to = without_border(network_.ends[b + 1]);
-    measure(to, next_.data() + s * to.dense(), s);
+    measure(to, next_.get() + s * to.dense(), s);
   }
 
   // A sample's mean of every channel, and the sum of squared distances from it, while it is in cache.
@@ -240,7 +241,7 @@ class BatchForward {
   const Packed<Convolver> packed_;
   const std::vector<int64_t> starts_;
   Benches<Convolver> benches_;
-  std::vector<float> main_, next_, raw_, raw_next_;
+  Large main_, next_, raw_, raw_next_;
   std::vector<double> means_, squares_;
   int64_t channels_ = 0;
 };
