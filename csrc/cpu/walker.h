@@ -47,13 +47,15 @@ void take_in_turn(const Team& team, int64_t count, const Work& work) {
   team.run([&](int worker) { work(worker, [&] { return next.fetch_add(1, std::memory_order_relaxed); }, count); });
 }
 
-// target = coefficient * the padding skip of source, or of its transpose; the target's inside is written whole.
+// target = coefficient * the padding skip of source, or of its transpose; the target's inside is written whole. With
+// coefficient 0 source is not read, and the shapes may be those of any skip.
 inline void pad(const Image& source, const Image& target, int64_t stride, bool transposed, float coefficient,
                 const float* from, float* to) {
   const int64_t channels = std::min(source.padded(), target.padded());
   for (int64_t y = 0; y < target.height; ++y) {
     std::fill_n(to + target.pixel(y, 0) * target.padded(), target.width * target.padded(), 0.0f);
   }
+  if (coefficient == 0.0f) return;
   const Image& small = transposed ? source : target;
   for (int64_t y = 0; y < small.height; ++y) {
     for (int64_t x = 0; x < small.width; ++x) {
