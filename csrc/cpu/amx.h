@@ -58,38 +58,65 @@ struct TileRow {
   int64_t sample, row, column, skipped;
 };
 
-// Tiles 0 to 3 are sums, 4 and 5 the two terms of the source, 6 and 7 those of the weights.
 // Tile instructions are asm to GCC, which does not say that they read memory: without a barrier the compiler may
 // leave out the stores before them.
 inline void stores_are_done() { asm volatile("" ::: "memory"); }
 
+// Tiles 0 to 3 are sums, 4 and 5 of the source in turn, 6 and 7 of the weights: of two steps in turn, or the two
+// terms of one. A product takes 52 cycles to give its result and 16 to make way for the next, so that those of one
+// tile of sums lie apart.
 template <int kParts, int kCount>
 void tile_products(const uint16_t* const* sources, int64_t plane, int64_t row_bytes, const int64_t* offsets,
                    int64_t steps, const uint16_t* weights, float* sums) {
-  const auto term = [&](int m, int64_t step, int part) { return sources[m] + part * plane + offsets[step]; };
-#define PATHNET_ADD(m)                             \
-  if constexpr (m < kCount) {                      \
-    _tile_loadd(4, term(m, step, 0), row_bytes);   \
-    if constexpr (kParts == 2) {                   \
-      _tile_loadd(5, term(m, step, 1), row_bytes); \
-      _tile_dpbf16ps(m, 5, 6);                     \
-      _tile_dpbf16ps(m, 4, 7);                     \
-    }                                              \
-    _tile_dpbf16ps(m, 4, 6);                       \
+  constexpr int64_t kTile = kTileBytes / 2;
+  int64_t step = 0;
+#define PATHNET_ADD(m, source, term, tile)                                       \
+  if constexpr (m < kCount) {                                                    \
+    _tile_loadd(source, sources[m] + (term) * plane + offsets[step], row_bytes); \
+    _tile_dpbf16ps(m, source, tile);                                             \
+  }
+#define PATHNET_STEP(term, tile) \
+  PATHNET_ADD(0, 4, term, tile)  \
+  PATHNET_ADD(1, 5, term, tile)  \
+  PATHNET_ADD(2, 4, term, tile)  \
+  PATHNET_ADD(3, 5, term, tile)
+#define PATHNET_ADD_BOTH(m, source)                             \
+  if constexpr (m < kCount) {                                   \
+    _tile_loadd(source, sources[m] + offsets[step], row_bytes); \
+    _tile_dpbf16ps(m, source, 7);                               \
+    _tile_dpbf16ps(m, source, 6);                               \
   }
   stores_are_done();
   _tile_zero(0);
   if constexpr (kCount > 1) _tile_zero(1);
   if constexpr (kCount > 2) _tile_zero(2);
   if constexpr (kCount > 3) _tile_zero(3);
-  for (int64_t step = 0; step < steps; ++step, weights += kParts * kTileBytes / 2) {
-    _tile_loadd(6, weights, 64);
-    if constexpr (kParts == 2) _tile_loadd(7, weights + kTileBytes / 2, 64);
-    PATHNET_ADD(0)
-    PATHNET_ADD(1)
-    PATHNET_ADD(2)
-    PATHNET_ADD(3)
+  if constexpr (kParts == 1) {
+    for (; step + 1 < steps; weights += 2 * kTile) {
+      _tile_loadd(6, weights, 64);
+      PATHNET_STEP(0, 6)
+      ++step;
+      _tile_loadd(7, weights + kTile, 64);
+      PATHNET_STEP(0, 7)
+      ++step;
+    }
+    if (step < steps) {
+      _tile_loadd(6, weights, 64);
+      PATHNET_STEP(0, 6)
+    }
+  } else {
+    for (; step < steps; ++step, weights += 2 * kTile) {
+      _tile_loadd(6, weights, 64);
+      PATHNET_STEP(1, 6)
+      _tile_loadd(7, weights + kTile, 64);
+      PATHNET_ADD_BOTH(0, 4)
+      PATHNET_ADD_BOTH(1, 5)
+      PATHNET_ADD_BOTH(2, 4)
+      PATHNET_ADD_BOTH(3, 5)
+    }
   }
+#undef PATHNET_ADD_BOTH
+#undef PATHNET_STEP
 #undef PATHNET_ADD
   _tile_stored(0, sums, 64);
   if constexpr (kCount > 1) _tile_stored(1, sums + 1 * kTileBytes / 4, 64);
