@@ -1,4 +1,5 @@
-// The convolvers of the instruction set that this file is compiled for: of float32 precision, and with bf16 numbers.
+// The convolvers of the instruction set that this file is compiled for: of the walk forward, and of the walk back in
+// float32 precision and with bf16 numbers.
 #pragma once
 
 #include "amx.h"
@@ -8,6 +9,10 @@
 namespace pathnet {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
+
+// Forward in float32 itself: a ReLU bit that rounding flips is worth more than all rounding of the walks back, and
+// one forward serves them all.
+using ForwardConvolver = WinogradConvolver;
 
 #if defined(__AMX_BF16__)
 using Float32 = TileConvolver<2>;

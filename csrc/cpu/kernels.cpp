@@ -27,11 +27,10 @@ void pack_into(const Network& network, uint8_t* bytes) {
   }
 }
 
-// The walk forward is of float32 precision, whatever the walk back is.
 template <class Convolver>
 int64_t packed_size(const Plan& plan, Direction direction) {
   const Network network = make_network(plan, direction == Direction::kBackward, false);
-  return direction == Direction::kBackward ? size_of<Convolver>(network) : size_of<Float32>(network);
+  return direction == Direction::kBackward ? size_of<Convolver>(network) : size_of<ForwardConvolver>(network);
 }
 
 template <class Convolver>
@@ -40,15 +39,15 @@ void pack(const Plan& plan, Direction direction, bool fold_scales, uint8_t* byte
   if (direction == Direction::kBackward) {
     pack_into<Convolver>(network, bytes);
   } else {
-    pack_into<Float32>(network, bytes);
+    pack_into<ForwardConvolver>(network, bytes);
   }
 }
 
 template <class Convolver>
 Kernels kernels_with() {
   return {packed_size<Convolver>,         pack<Convolver>,
-          walk_backward<Convolver>,       walk_forward<Float32>,
-          walk_batch_backward<Convolver>, walk_batch_forward<Float32>};
+          walk_backward<Convolver>,       walk_forward<ForwardConvolver>,
+          walk_batch_backward<Convolver>, walk_batch_forward<ForwardConvolver>};
 }
 
 }  // namespace
