@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pathnet.models import ResidualNet
 
-__all__ = ["BatchedGradients", "Composed", "detach_loop", "graphed", "norms"]
+__all__ = ["BatchedGradients", "Composed", "Convolution", "detach_loop", "graphed", "norms"]
 
 Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 Rows = tuple[Tensor | None, Tensor | None]
@@ -92,7 +92,7 @@ class BatchedGradients:
 
 
 @dataclass(frozen=True)
-class _Convolution:
+class Convolution:
     """A convolution's way back to its input, with the factors of the BN before it folded into the weight."""
 
     weight: Tensor
@@ -100,11 +100,15 @@ class _Convolution:
     padding: int
     in_shape: tuple[int, int, int]
 
+    def flipped(self) -> Tensor:
+        """The weight [C, C', k, k] with which the way back is a convolution itself, where the stride is 1."""
+        return self.weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+
     def forms(self) -> list[Callable[[Tensor], Tensor]]:
         """The ways to write it in PyTorch; gradients are [N, C, H, W] in channels_last."""
         channels, height, width = self.in_shape
         kernel = self.weight.shape[2]
-        flipped = self.weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+        flipped = self.flipped()
         stride, padding = [self.stride] * 2, [self.padding] * 2
 
         def backward(grad: Tensor) -> Tensor:
@@ -273,7 +277,7 @@ class Composed:
         weight = (conv.weight.detach() * scale[:, None, None]).to(self.dtype, memory_format=torch.channels_last)
         batch, height, width, channels = shape
         stride, padding = conv.stride[0], int(conv.padding[0])
-        forms = _Convolution(weight, stride, padding, (channels, height, width)).forms()
+        forms = Convolution(weight, stride, padding, (channels, height, width)).forms()
         key = (weight.shape, stride, shape)
         if key not in self.fastest:
             kernel = conv.kernel_size[0]

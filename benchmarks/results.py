@@ -1,7 +1,8 @@
 """Results files: one JSON object a device, day and commit, and which kernels they vouch for.
 
-A file holds the device, the sources' hashes, and what each step found; see `benchmarks.gpu`. Reading it needs neither
-a GPU nor torch nor git.
+A GPU's file holds the device, the sources' hashes, and what each step found; see `benchmarks.gpu`. Those of runs on a
+processor, which vouch for no kernel, lie in a folder of their own; see `benchmarks.cpu`. Reading any of them needs
+neither a GPU nor torch nor git.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "CPU_FOLDER",
     "FOLDER",
     "ROOT",
     "changed_kernels",
@@ -21,11 +23,13 @@ __all__ = [
     "kernel_hashes",
     "newest",
     "read",
+    "read_cpu",
     "write",
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks" / "results"
+CPU_FOLDER = FOLDER / "cpu"
 KERNELS = ("csrc/plan.h", "csrc/cuda/*", "pathnet/engines/triton/*.py")
 
 
@@ -41,18 +45,36 @@ def kernel_hashes(root: Path = ROOT) -> dict[str, str]:
 
 
 def read(file: Path) -> dict[str, Any]:
-    """The results in a file.
+    """The results in a file of a GPU run.
 
     Raises:
         ValueError: it holds none.
     """
+    found = _object(file)
+    if not {"began", "kernels", "rehearsal", "steps"} <= found.keys():
+        raise ValueError(f"results: {file} holds no results of a GPU run")
+    return found
+
+
+def read_cpu(file: Path) -> dict[str, Any]:
+    """The results in a file of a run on a processor.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    found = _object(file)
+    if found.get("kind") != "cpu":
+        raise ValueError(f"results: {file} holds no results of a run on a processor")
+    return found
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file, empty where it holds another value."""
     try:
         found = json.loads(file.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"results: {file} cannot be read ({error})") from None
-    if not isinstance(found, dict) or not {"began", "kernels", "rehearsal", "steps"} <= found.keys():
-        raise ValueError(f"results: {file} holds no results of a GPU run")
-    return found
+    return found if isinstance(found, dict) else {}
 
 
 def write(file: Path, results: dict[str, Any]) -> None:

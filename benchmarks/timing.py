@@ -32,7 +32,7 @@ class Timing:
 
 
 def interleaved(
-    setup: Setup, candidates: Mapping[str, Callable[[], object]], rounds: int | None = None
+    setup: Setup, candidates: Mapping[str, Callable[[], object]], rounds: int | None = None, warm_up: int = WARM_UP
 ) -> dict[str, Timing]:
     """Times all candidates in turn, round after round, so that a drift of the clock meets all of them alike.
 
@@ -40,7 +40,7 @@ def interleaved(
     setup's seconds.
     """
     for work in candidates.values():
-        for _ in range(WARM_UP):
+        for _ in range(warm_up):
             work()
     setup.synchronize()
     names, seconds = list(candidates), {name: list[float]() for name in candidates}

@@ -1,0 +1,94 @@
+"""What takes a process of its own: another instruction set, and peaks of memory. Prints one line of JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.cases import batch, network, path_flops
+from benchmarks.cpu.cases import FULL, SMALL, Sizes, codes_of_any_length
+from benchmarks.cpu.competitors import PRECISIONS, recorder
+from benchmarks.cpu.peaks import Peaks, matrix_product
+from benchmarks.outcome import Found
+from pathnet import native
+
+STATUS = Path("/proc/self/status")
+
+
+def peak_share(sizes: Sizes) -> Found:
+    """The walk through all modules in turn with the peaks: floating-point operations a second, medians.
+
+    A walk's are those of the direct convolutions; minimal filtering gets by with fewer, so that it can exceed a peak.
+    """
+    net, peaks = network(sizes.setup), Peaks.compile()
+    path = torch.ones(1, net.n, dtype=torch.uint8)
+    flops = path_flops(net, sizes.setup.side, path) * sizes.setup.batch
+    tapes = {precision: recorder(net, "running", precision)(*batch(sizes.setup)) for precision in PRECISIONS}
+    rates: dict[str, list[float]] = {}
+    for round_ in range(sizes.setup.rounds + 1):
+        measured: dict[str, float] = {}
+        for precision, tape in tapes.items():
+            start = time.perf_counter()
+            tape.path_gradient_norms(path)
+            measured[f"walk, {precision}"] = flops / (time.perf_counter() - start)
+            measured[f"matrix product, {precision}"] = matrix_product(PRECISIONS[precision], sizes.peak_seconds)
+        for name, peak in (("multiply-adds, float32", peaks.fma), ("dot products, bfloat16", peaks.dot)):
+            if peak is not None:
+                measured[name] = peak(sizes.peak_seconds)
+        for name, rate in measured.items():
+            # The first round warms up.
+            rates.setdefault(name, []).extend([rate] if round_ else [])
+    medians = {name: float(np.median(own)) for name, own in rates.items()}
+    loops = {"float32": "multiply-adds, float32", "bfloat16": "dot products, bfloat16"}
+    best = {p: loops[p] if loops[p] in medians else f"matrix product, {p}" for p in loops}
+    return {
+        "instruction_set": native.build_facts()["selected_instruction_set"],
+        "flops_per_s": medians,
+        "no_loop_because": peaks.why_not,
+        "peak": best,
+        "share_of_peak": {p: medians[f"walk, {p}"] / medians[peak] for p, peak in best.items()},
+        "share_of_matrix_product": {p: medians[f"walk, {p}"] / medians[f"matrix product, {p}"] for p in loops},
+    }
+
+
+def memory(sizes: Sizes, count: int) -> Found:
+    """The peak of resident memory before and after norms along ``count`` paths, in bytes."""
+    net = network(sizes.setup)
+    tape = recorder(net, "running", "float32")(*batch(sizes.setup, size=sizes.fit_batch))
+    tape.path_gradient_norms(codes_of_any_length(net.n, 1))
+    before = _peak_bytes()
+    tape.path_gradient_norms(codes_of_any_length(net.n, count))
+    after = _peak_bytes()
+    return {"paths": count, "peak_bytes_before": before, "peak_bytes": after, "growth_bytes": after - before}
+
+
+def _peak_bytes() -> int:
+    # Linux hands getrusage's maximum on to the programs that a process starts, which would hide their own.
+    if STATUS.exists():
+        (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) << 10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu.alone", description=__doc__)
+    parser.add_argument("what", choices=["peak_share", "memory"])
+    parser.add_argument("count", type=int, nargs="?", help="of the paths that are walked, for memory")
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--threads", type=int, required=True)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    sizes = SMALL if asked.small else FULL
+    print(json.dumps(peak_share(sizes) if asked.what == "peak_share" else memory(sizes, asked.count)))
+
+
+if __name__ == "__main__":
+    main()

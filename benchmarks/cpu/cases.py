@@ -1,0 +1,88 @@
+"""The sizes of a full run on a processor and of its rehearsal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from benchmarks import cases
+from benchmarks.cases import Setup
+
+__all__ = ["FULL", "SMALL", "Sizes", "codes_of_any_length", "deletions"]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What one run measures.
+
+    Attributes:
+        setup: network, batch, the ``lengths`` that stand for all, ``rounds`` of the comparison by length.
+        checked: the smaller network and batch on which everyone is held to float64.
+        compiled: whether torch.compile takes part in the composition.
+        slow_rounds: of whole sweeps, deletions and fits.
+        fit_batch: samples where the number of paths is varied, and where tails are shared or memory is watched.
+        sweeps: of one path of each length in one call, as the number of paths is varied.
+        batches: as the batch is varied.
+        shared_lengths, shared_counts: lengths and numbers of the paths that are walked together and one by one.
+        memory_counts: a few paths and many.
+        peak_seconds: of each measurement of the processor's peak.
+    """
+
+    setup: Setup
+    checked: Setup
+    compiled: bool
+    slow_rounds: int
+    fit_batch: int
+    sweeps: tuple[int, ...]
+    batches: tuple[int, ...]
+    shared_lengths: tuple[int, ...]
+    shared_counts: tuple[int, ...]
+    memory_counts: tuple[int, int]
+    peak_seconds: float
+
+
+_CHECKED = replace(cases.REHEARSAL, depth=14, width=16, side=16, batch=4)
+
+FULL = Sizes(
+    setup=replace(
+        cases.FULL, device="cpu", engine="cpu", lengths=(1, 5, 11, 17, 27, 38, 54), rounds=5, seconds=240.0
+    ),
+    checked=_CHECKED,
+    compiled=True,
+    slow_rounds=3,
+    fit_batch=16,
+    sweeps=(1, 2, 3, 4),
+    batches=(16, 32, 64, 128),
+    shared_lengths=(3, 11, 27, 45),
+    shared_counts=(1, 16, 54, 256),
+    memory_counts=(16, 512),
+    peak_seconds=0.5,
+)
+
+SMALL = Sizes(
+    setup=replace(cases.REHEARSAL, lengths=(1, 3, 6), rounds=3),
+    checked=replace(_CHECKED, width=4, side=8),
+    compiled=False,
+    slow_rounds=1,
+    fit_batch=2,
+    sweeps=(1, 2, 3),
+    batches=(1, 2, 3),
+    shared_lengths=(2, 4),
+    shared_counts=(1, 4),
+    memory_counts=(2, 20),
+    peak_seconds=0.02,
+)
+
+
+def codes_of_any_length(n: int, count: int) -> Tensor:
+    """uint8 [count, n]: paths drawn uniformly from all 2^n."""
+    return torch.randint(0, 2, (count, n), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def deletions(n: int) -> Tensor:
+    """float64 [n, n, 2]: routing i deletes block i + 1."""
+    routing = torch.ones(n, n, 2, dtype=torch.float64)
+    routing[torch.arange(n), torch.arange(n), 1] = 0
+    return routing
