@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import json
 import platform
@@ -33,6 +34,7 @@ from pathnet.training import Recipe
 
 __all__ = ["app", "main"]
 
+CHECKOUT = Path(pathnet.__file__).resolve().parent.parent
 DEMO_DEPTH, DEMO_WIDTH = 38, 8
 DEMO_RECIPE = Recipe(epochs=25, batch_size=32, weight_decay=1e-3, warmup_steps=44)
 DEMO_PLAN = PathGradients(batches=100)
@@ -192,6 +194,39 @@ def demo(run: RunFlag = Path("runs/demo"), device: DeviceFlag = "auto", as_json:
 
 
 @app.command()
+def bench(
+    small: Annotated[bool, typer.Option("--small", help="The rehearsal: seconds, no numbers of meaning.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the results go.", show_default="benchmarks/results/cpu")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Time the cpu engine beside plain PyTorch, everyone's results checked before: minutes, in a checkout only."""
+    benchmarks = _benchmarks(CHECKOUT)
+    sizes = benchmarks("cases").SMALL if small else benchmarks("cases").FULL
+    with reporter("benchmarks") as progress:
+        run = benchmarks("run").measure(sizes, out, progress)
+    if as_json:
+        _print_json(run.results, [run.file])
+    else:
+        benchmarks("report").show(run.results, _console())
+        print(run.file)
+    if run.wrong:
+        raise ValueError(f"benchmarks: {run.wrong}")
+
+
+def _benchmarks(checkout: Path) -> Callable[[str], Any]:
+    """Imports the modules of the processor's benchmarks, which lie beside the package in a checkout."""
+    if not (checkout / "benchmarks" / "cpu" / "run.py").exists():
+        raise ValueError(f"bench: expected a checkout of pathnet, found no benchmarks in {checkout}")
+    if not native.LOADED:
+        raise ValueError(f"bench: the cpu engine is not built ({native.WHY_NOT})")
+    if str(checkout) not in sys.path:
+        sys.path.insert(0, str(checkout))
+    return lambda name: importlib.import_module(f"benchmarks.cpu.{name}")
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """What is installed, built and usable here, and why other things are not."""
     facts: dict[str, Any] = {
@@ -291,5 +326,9 @@ def _print_json(facts: dict[str, Any], written: list[Path]) -> None:
 
 
 def _print_table(table: Table) -> None:
+    _console().print(table)
+
+
+def _console() -> Console:
     # A pipe has no width, and rich would take 80 columns and cut.
-    Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
