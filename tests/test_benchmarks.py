@@ -66,7 +66,7 @@ def test_what_a_rehearsal_finds(rehearsal: tuple[int, dict[str, Any]]) -> None:
     assert names <= steps["sweep"]["timings"].keys()
     assert names <= steps["sweep"]["check"].keys()
     assert all(own["passed"] for own in steps["sweep"]["check"].values())
-    assert 'no precision="bfloat16"' in steps["sweep"]["unavailable"]["pathnet bfloat16"]
+    assert "pathnet bfloat16" in steps["sweep"]["timings"] and steps["sweep"]["unavailable"] == {}
     assert {row["length"] for row in steps["paths"]["rows"]} == set(REHEARSAL.lengths)
     assert {row["varied"] for row in steps["scaling"]["rows"]} == {"paths", "batch", "depth", "width"}
     whole = steps["whole_sweep"]["precisions"]["float32"]
@@ -80,7 +80,8 @@ def test_goals_stand_beside_what_was_measured(rehearsal: tuple[int, dict[str, An
     error = goals["error of a batch norm against float64, float32"]
     assert error["met"] and 0 < error["measured"] < 1e-5
     assert goals["54,000 measurements, float32, s"]["extrapolated"]
-    assert goals["times faster than the loop, bfloat16"]["met"] is None
+    assert goals["times faster than the loop, bfloat16"]["measured"] > 0
+    assert [own["met"] for own in report.goals({})] == [None] * len(goals)
     exceeded = {"accuracy": {"found": {"rows": [{"precision": "float32", "batch_norm": 1.0, "sample_norm": 0.0}]}}}
     assert [own["met"] for own in report.goals(exceeded) if own["measured"] is not None] == [False, True]
 
