@@ -16,7 +16,7 @@ endif
 
 NATIVE := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test gpu mutants install lint clean
+.PHONY: demo test gpu mutants sanitize sanitize-threads install lint clean
 
 demo: install
 	$(RUN) -m pathnet demo
@@ -32,11 +32,21 @@ gpu: install
 mutants: install
 	$(RUN) tests/mutations/run.py
 
+# The cpu kernels alone, on random networks, watched by the compiler's sanitizers: a minute or two on two cores, most
+# of it compiling.
+CMAKE := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake
+sanitize: SANITIZERS := address,undefined
+sanitize-threads: SANITIZERS := thread
+sanitize sanitize-threads:
+	$(CMAKE) -S . -B build/$@ -DPATHNET_SANITIZE=$(SANITIZERS)
+	$(CMAKE) --build build/$@ --parallel $(shell nproc)
+	build/$@/walks $(TRIALS)
+
 lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -c 'from clang_format import clang_format; clang_format()' --dry-run -Werror $(shell find csrc -type f)
+	$(RUN) -c 'from clang_format import clang_format; clang_format()' --dry-run -Werror $(shell find csrc tests/sanitizers -type f)
 
 install: $(STAMP)
 

@@ -1,0 +1,25 @@
+// A random network with a batch and routings: what the kernels and the plain loops are both given.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "plan.h"
+
+namespace trial {
+
+struct Trial {
+  std::vector<pathnet::Block> blocks;
+  std::vector<pathnet::Unit> units;
+  std::vector<float> weights, scales, shifts, epsilons;
+  int64_t batch, routings, bits_stride;
+  std::vector<float> routing;                   // [routings][blocks][2]
+  std::vector<float> y0, grad;                  // [batch][channels][height][width]
+  std::vector<int32_t> exponent;                // [batch]
+  std::vector<std::vector<uint8_t>> relu_mask;  // of each unit [batch][channels][height][width], for the walk back
+};
+
+// The same for the same seed everywhere.
+Trial make_trial(uint64_t seed);
+
+}  // namespace trial
