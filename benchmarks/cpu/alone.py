@@ -7,6 +7,7 @@ import json
 import resource
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from benchmarks.cpu.peaks import Peaks, matrix_product
 from benchmarks.outcome import Found
 from pathnet import native
 
-STATUS = Path("/proc/self/status")
+STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_share(sizes: Sizes) -> Found:
@@ -63,10 +64,17 @@ def memory(sizes: Sizes, count: int) -> Found:
     net = network(sizes.setup)
     tape = recorder(net, "running", "float32")(*batch(sizes.setup, size=sizes.fit_batch))
     tape.path_gradient_norms(codes_of_any_length(net.n, 1))
+    _forget_peak()
     before = _peak_bytes()
     tape.path_gradient_norms(codes_of_any_length(net.n, count))
     after = _peak_bytes()
     return {"paths": count, "peak_bytes_before": before, "peak_bytes": after, "growth_bytes": after - before}
+
+
+def _forget_peak() -> None:
+    """Sets the peak to what is resident now, where the system can: the forward pass takes more than the walks."""
+    with suppress(OSError):
+        FORGET.write_text("5")
 
 
 def _peak_bytes() -> int:

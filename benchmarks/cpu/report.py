@@ -83,7 +83,10 @@ def _sentences(results: dict[str, Any]) -> list[str]:
         said.append(f"growth of the peak of memory: {', '.join(each)}")
     if "peak_share" in found:
         rates = found["peak_share"]["flops_per_s"].items()
-        said.append("GFLOP/s: " + ", ".join(f"{name} {rate / 1e9:.1f}" for name, rate in rates))
+        said.append(
+            "GFLOP/s (walks: of the direct convolutions, minimal filtering does fewer): "
+            + ", ".join(f"{name} {rate / 1e9:.1f}" for name, rate in rates)
+        )
     return said
 
 
