@@ -25,19 +25,6 @@ constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kStepNumbers = 32;
 constexpr int kSumTiles = 4;
 
-inline uint16_t to_bf16(float value) {
-  uint32_t pattern;
-  std::memcpy(&pattern, &value, sizeof(pattern));
-  return uint16_t((pattern + 0x7fff + (pattern >> 16 & 1)) >> 16);
-}
-
-inline float from_bf16(uint16_t value) {
-  const uint32_t pattern = uint32_t(value) << 16;
-  float widened;
-  std::memcpy(&widened, &pattern, sizeof(widened));
-  return widened;
-}
-
 // As LDTILECFG reads it.
 struct alignas(64) TileShapes {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};

@@ -185,14 +185,20 @@ class BatchBackward {
       way->values = batch_of();
       way->largest.resize(job_.batch);
     }
+    // A projection's convolutions multiply by the coefficients themselves.
+    if (block.skip == kProjection) take_out_powers(ways);
     for (int64_t u = block.first_unit + block.unit_count - 1; u >= block.first_unit; --u) convolve(b, u, ways);
+    if (block.skip != kProjection) take_out_powers(ways);
+    return next;
+  }
+
+  static void take_out_powers(const std::vector<Shared>& ways) {
     for (const Shared& way : ways) {
       const int power = way->from->power;
       way->a = std::ldexp(way->a, -power);
       way->c = std::ldexp(way->c, -power);
       way->exponent = way->from->exponent + power;
     }
-    return next;
   }
 
   void finish_sources(const std::vector<Shared>& ways) {

@@ -103,7 +103,7 @@ class BatchForward {
       float* target = ends ? next_.get() : raw_next_.get();
       for_each_sample(team_, job_.batch, 1, [&](int worker, int64_t s, int64_t) {
         const Element* operand = activate(worker, u, bn, source + s * in.dense(), s);
-        if (u == block.first_unit) skip(worker, b, a, s, operand);
+        if (u == block.first_unit) skip(b, a, s, operand);
         if (c == 0.0f) return measure_end(b, s);
         const Image image = ends ? without_border(network_.ends[b + 1]) : without_border(network_.inputs[u + 1]);
         float* own = target + s * image.dense();
@@ -120,8 +120,7 @@ class BatchForward {
   }
 
   // next = a * skip(main) of a skip that is no identity; `operand` is what the block's first convolution reads.
-  void skip(int worker, int64_t b, float a, int64_t s, const Element* operand) {
-    (void)worker;
+  void skip(int64_t b, float a, int64_t s, const Element* operand) {
     const Block& block = network_.block(b);
     if (block.skip == kIdentity || a == 0.0f) return;
     const Image from = without_border(network_.ends[b]), to = without_border(network_.ends[b + 1]);

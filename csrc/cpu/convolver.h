@@ -12,15 +12,17 @@ namespace {
 
 // Forward in float32 itself: a ReLU bit that rounding flips is worth more than all rounding of the walks back, and
 // one forward serves them all.
-using ForwardConvolver = WinogradConvolver;
+using ForwardConvolver = WinogradConvolver<FloatProduct>;
 
 #if defined(__AMX_BF16__)
 using Float32 = TileConvolver<2>;
 using Bfloat16 = TileConvolver<1>;
+#elif defined(__AVX512BF16__)
+using Float32 = WinogradConvolver<FloatProduct>;
+using Bfloat16 = WinogradConvolver<Bf16Product>;
 #else
-// Without tiles the float32 products serve: what a processor gains by multiplying bf16 numbers, it gains as well by
-// leaving out products.
-using Float32 = WinogradConvolver;
+// Nothing here multiplies bf16 numbers faster than these.
+using Float32 = WinogradConvolver<FloatProduct>;
 using Bfloat16 = Float32;
 #endif
 

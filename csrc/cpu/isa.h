@@ -18,10 +18,10 @@ extern "C" __attribute__((weak)) bool pathnet_amx_emulated();
 
 namespace pathnet {
 
-enum class Isa { kBase, kAvx2, kAvx512, kAmx };
+enum class Isa { kBase, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 inline const char* isa_name(Isa isa) {
-  constexpr const char* names[] = {"base", "avx2", "avx512", "amx"};
+  constexpr const char* names[] = {"base", "avx2", "avx512", "avx512bf16", "amx"};
   return names[int(isa)];
 }
 
@@ -50,7 +50,10 @@ inline std::vector<Isa> supported_isas() {
   __builtin_cpu_init();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
-  if (avx512 && has_avx512_bf16() && has_amx()) isas.push_back(Isa::kAmx);
+  if (avx512 && has_avx512_bf16()) {
+    if (has_amx()) isas.push_back(Isa::kAmx);
+    isas.push_back(Isa::kAvx512Bf16);
+  }
   if (avx512) isas.push_back(Isa::kAvx512);
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) isas.push_back(Isa::kAvx2);
 #endif

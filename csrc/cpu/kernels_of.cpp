@@ -6,6 +6,7 @@ namespace pathnet {
 Kernels kernels_of(Isa isa, bool bf16) {
 #ifdef PATHNET_X86
   if (isa == Isa::kAmx) return amx::kernels(bf16);
+  if (isa == Isa::kAvx512Bf16) return avx512bf16::kernels(bf16);
   if (isa == Isa::kAvx512) return avx512::kernels(bf16);
   if (isa == Isa::kAvx2) return avx2::kernels(bf16);
 #endif

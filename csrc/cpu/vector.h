@@ -50,6 +50,19 @@ inline void write_bits(uint8_t* pixel, int64_t channel, uint32_t bits) {
   }
 }
 
+inline uint16_t to_bf16(float value) {
+  uint32_t pattern;
+  std::memcpy(&pattern, &value, sizeof(pattern));
+  return uint16_t((pattern + 0x7fff + (pattern >> 16 & 1)) >> 16);
+}
+
+inline float from_bf16(uint16_t value) {
+  const uint32_t pattern = uint32_t(value) << 16;
+  float widened;
+  std::memcpy(&widened, &pattern, sizeof(widened));
+  return widened;
+}
+
 inline float largest_lane(Vector a) {
   float lanes[kLanes], largest = 0.0f;
   store(lanes, a);
