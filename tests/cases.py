@@ -78,6 +78,40 @@ def random_net(seed: int) -> tuple[ResidualNet, Tensor, Tensor]:
     return shaken(ResidualNet(stem, blocks, head)).eval(), images, torch.randint(0, 5, (batch,))
 
 
+def measured_net(seed: int, small: bool = False) -> tuple[ResidualNet, Tensor, Tensor]:
+    """A network of the kinds that are measured, of any width up to 70; images; labels.
+
+    Two to six basic or bottleneck blocks, at most two of them with stride 2; of whose last images a channel has 32
+    values at least.
+
+    Args:
+        small: no wider than 20 and no larger than 10 x 10.
+    """
+    rng = np.random.default_rng([seed, 1])
+    torch.manual_seed(seed)
+    kind = ["basic", "bottleneck"][rng.integers(2)]
+    width = int(rng.integers(4, 21 if small else 71)) if kind == "basic" else int(rng.integers(3, 6 if small else 18))
+    channels, expansion = (width, 1) if kind == "basic" else (4 * width, 4)
+    stem = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+    blocks: list[Block] = []
+    count = int(rng.integers(2, 7))
+    strided = {*rng.choice(count, rng.integers(0, 3), replace=False).tolist()}
+    for i in range(count):
+        grown = width + int(rng.integers(0, 5)) if i in strided else width
+        kernels, widths = ((3, 3), (grown, grown)) if kind == "basic" else ((1, 3, 1), (grown, grown, 4 * grown))
+        shortcut = "pad" if rng.random() < 0.4 else "projection"
+        blocks.append(PreactBlock(channels, kernels, widths, 2 if i in strided else 1, shortcut))  # type: ignore[arg-type]
+        channels, width = expansion * grown, grown
+    head = nn.Sequential(
+        nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 5)
+    )
+    largest = 10 if small else 32 if channels <= 20 else 19 if channels <= 36 else 13
+    height, width = (int(side) for side in rng.integers(8, largest + 1, 2))
+    batch = int(rng.integers(8, 12)) if strided else int(rng.integers(1, 6))
+    images = torch.randn(batch, 3, height, width)
+    return shaken(ResidualNet(stem, blocks, head)).eval(), images, torch.randint(0, 5, (batch,))
+
+
 SMALL = [
     Case("basic-projection-3", 8),
     Case("basic-projection-6", 14),

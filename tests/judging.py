@@ -1,4 +1,4 @@
-"""Judges the cuda engine's walks by the reference's, on the same record; the networks that it is tried on."""
+"""Judges an engine's walks by the reference's, on the same record; the networks that the cuda engine is tried on."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import pathnet
 from pathnet import scaling
+from pathnet.engines.cpu import CpuRecord
 from pathnet.engines.cuda import CudaRecord
 from pathnet.engines.reference import ReferenceEngine, freeze
 from pathnet.models import PreactBlock, ResidualNet
@@ -31,9 +32,10 @@ TOLERANCES = {
 def truth(tape: pathnet.Tape, routing: Tensor) -> tuple[Tensor, Tensor]:
     """The reference's scaled walk on the tape's own ReLU bits and incoming gradient."""
     record, engine = tape._record, ReferenceEngine()
-    assert isinstance(record.blocks, CudaRecord)
-    frozen = freeze(record.net, record.blocks.bits())
-    _, blocks = engine.record(engine.prepare(frozen, "running", "float64", record.y0.shape[1:]), record.y0.double())
+    assert isinstance(record.blocks, CpuRecord | CudaRecord)
+    bn = "batch" if isinstance(record.blocks, CpuRecord) and record.blocks.normalized is not None else "running"
+    frozen, y0 = freeze(record.net, record.blocks.bits()), record.y0.double()
+    _, blocks = engine.record(engine.prepare(frozen, bn, "float64", y0.shape[1:]), y0)  # type: ignore[arg-type]
     return engine.routed_backward(blocks, record.grad.double(), record.exponent, routing.to(record.grad).double())
 
 

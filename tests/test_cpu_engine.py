@@ -2,95 +2,204 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from cases import SMALL, Case, random_net
-from oracles import detach_loop, relative_error
-from tolerances import FLOAT32_BATCH_NORM, FLOAT32_SAMPLE_NORM
+from cases import SMALL, Case, measured_net, random_net
+from judging import TOLERANCES, check, random_routings
+from oracles import detach_loop, in_float64, relative_error
+from tolerances import BFLOAT16_SAMPLE_NORM, FLOAT32_BATCH_NORM, FLOAT32_SAMPLE_NORM, FORWARD
 from torch import Tensor
 
 import pathnet
 from pathnet import native, scaling
-from pathnet.engines.cpu import Plan
-from pathnet.engines.reference import ReferenceEngine, freeze
+from pathnet.engines.cpu import CpuRecord
+from pathnet.models import ResidualNet
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
-
-def truth(tape: pathnet.Tape, routing: Tensor) -> Tensor:
-    """float64 [P, B, ...]: the reference's walk on the tape's own ReLU bits and incoming gradient."""
-    record, engine = tape._record, ReferenceEngine()
-    assert isinstance(record.blocks, Plan)
-    frozen = freeze(record.net, record.blocks.bits())
-    y0 = record.y0.double()
-    _, blocks = engine.record(engine.prepare(frozen, y0.shape[1:], "float64"), y0)
-    walked = engine.routed_backward(blocks, record.grad.double(), record.exponent, routing.double())
-    return scaling.value(*walked)
+INSTRUCTION_SETS = native.build_facts()["instruction_sets"] if native.LOADED else []
+MODES = ["running", "batch"]
+SEEDS = 40
+EMULATED_SEEDS = 4
+"""AMX may run in software, ten microseconds an instruction."""
 
 
-def check(tape: pathnet.Tape, routing: Tensor) -> None:
-    expected, walked = truth(tape, routing), tape.routed_gradients(routing)
-    for own, other in zip(walked, expected, strict=True):
-        assert relative_error(own, other) < FLOAT32_SAMPLE_NORM
-        torch.testing.assert_close(own.norm(), other.norm(), rtol=FLOAT32_BATCH_NORM, atol=0)
-        samples = own.flatten(1).norm(dim=1)
-        torch.testing.assert_close(samples, other.flatten(1).norm(dim=1), rtol=FLOAT32_SAMPLE_NORM, atol=0)
+def each_seed(count: int = SEEDS) -> list[Any]:
+    """Instruction set and seed."""
+    return [(isa, seed) for isa in INSTRUCTION_SETS for seed in range(EMULATED_SEEDS if isa == "amx" else count)]
 
 
-@pytest.mark.parametrize("seed", range(70))
-@pytest.mark.parametrize("kind", ["paths", "ends", "routings"])
-def test_walks_of_random_networks(seed: int, kind: str) -> None:
+def recorded(net: ResidualNet, images: Tensor, labels: Tensor, bn: str, precision: str) -> pathnet.Tape:
+    return pathnet.record(net, images, labels, bn=bn, engine="cpu", precision=precision)  # type: ignore[arg-type]
+
+
+def random_paths(n: int, seed: int) -> Tensor:
+    """float64 [6, n, 2]: lengths 0 and n, one of them twice, and any others."""
+    codes = np.random.default_rng(seed).integers(0, 2, (6, n))
+    codes[0], codes[1], codes[2] = 0, 1, 0
+    return torch.from_numpy(np.stack([1 - codes, codes], 2)).double()
+
+
+def check_batches(norms: Tensor, expected: Tensor, precision: str) -> None:
+    torch.testing.assert_close(
+        scaling.combine(norms), scaling.combine(expected), rtol=TOLERANCES[precision][0], atol=0
+    )
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("bn", MODES)
+@pytest.mark.parametrize(("isa", "seed"), each_seed())
+def test_walks_of_networks_that_are_measured(
+    isa: str, seed: int, bn: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATHNET_ISA", isa)
+    net, images, labels = measured_net(seed, small=isa == "amx")
+    tape = recorded(net, images, labels, bn, precision)
+    check_batches(*check(tape, random_paths(net.n, seed), precision), precision)
+
+
+@pytest.mark.parametrize(("isa", "seed"), each_seed(2 * SEEDS))
+def test_walks_of_random_networks(isa: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Down to one channel, one pixel and one sample, with coefficients that cancel: all that float32 stands."""
+    monkeypatch.setenv("PATHNET_ISA", isa)
     net, images, labels = random_net(seed)
-    tape = pathnet.record(net, images, labels, engine="cpu")
-    rng = np.random.default_rng(seed)
-    if kind == "paths":
-        codes = torch.from_numpy(rng.integers(0, 2, (3, net.n), dtype=np.uint8))
-        routing = pathnet.paths.routing(codes, torch.float32)
-    elif kind == "ends":
-        ends = torch.tensor([0, 1], dtype=torch.uint8)[:, None].expand(2, net.n)
-        routing = pathnet.paths.routing(ends, torch.float32)
-    else:
-        routing = torch.from_numpy(rng.normal(size=(2, net.n, 2)).astype(np.float32))
-    check(tape, routing)
+    tape = recorded(net, images, labels, "running", "float32")
+    check_batches(*check(tape, random_routings(net.n, seed), "float32"), "float32")
 
 
+@pytest.mark.parametrize("bn", MODES)
+@pytest.mark.parametrize(("isa", "seed"), each_seed(SEEDS // 2))
+def test_forward_passes_of_random_networks(isa: str, seed: int, bn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATHNET_ISA", isa)
+    net, images, labels = measured_net(seed, small=isa == "amx")
+    recorder = pathnet.Recorder(net, bn, "cpu", "bfloat16")  # type: ignore[arg-type]
+    exact = in_float64(net, bn)
+    with torch.no_grad():
+        assert relative_error(recorder(images, labels).output, exact(images.double())) < FORWARD
+        routing = torch.cat([random_paths(net.n, seed)[:4], torch.rand(2, net.n, 2, dtype=torch.float64)])
+        for own, path in zip(recorder.routed_outputs(images, routing), routing.tolist(), strict=True):
+            y = exact.stem(images.double())
+            for block, (a, c) in zip(exact.blocks, path, strict=True):
+                y = a * block.skip(y) + c * block.residual(y)
+            assert relative_error(own, exact.head(y)) < FORWARD
+
+
+@pytest.mark.parametrize("bn", MODES)
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
-def test_every_path_against_the_detach_loop(case: Case) -> None:
+def test_every_path_against_the_detach_loop(case: Case, bn: str) -> None:
     """Judged on the float64 network's own bits: so few ReLUs that rounding flips none of them here."""
     net, (images, labels) = case.net(), case.images()
-    tape = pathnet.record(net, images, labels, engine="cpu")
+    tape = recorded(net, images, labels, bn, "float32")
     codes = pathnet.paths.enumerate_all(tape.n)
     for code, walked in zip(codes, tape.path_gradients(codes), strict=True):
-        assert relative_error(walked, detach_loop(net, images, labels, code)) < FLOAT32_SAMPLE_NORM
+        assert relative_error(walked, detach_loop(net, images, labels, code, bn)) < FLOAT32_SAMPLE_NORM
 
 
-def test_the_recording_forward_is_float32_accurate() -> None:
-    case = Case("deep", 110, width=4, side=16, batch=2)
+@pytest.mark.parametrize("bn", MODES)
+def test_the_recording_forward_is_float32_accurate(bn: str) -> None:
+    case = Case("deep", 110, width=4, side=16, batch=8)
     net, (images, labels) = case.net(), case.images()
-    tape = pathnet.record(net, images, labels, engine="cpu")
-    exact = net.double()(images.double())
-    assert relative_error(tape.output, exact.detach()) < 1e-4
+    exact = in_float64(net, bn)(images.double()).detach()
+    for precision in TOLERANCES:
+        assert relative_error(recorded(net, images, labels, bn, precision).output, exact) < FORWARD
 
 
-def test_the_110_layer_network() -> None:
-    case = Case("resnet-110", 110, width=16, side=32, batch=2)
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("bn", MODES)
+def test_the_110_layer_network(bn: str, precision: str) -> None:
+    """In bfloat16 with samples enough for the roundings of 108 convolutions to average."""
+    case = Case("resnet-110", 110, width=16, side=32, batch=2 if precision == "float32" else 16)
     net, (images, labels) = case.net(), case.images()
-    tape = pathnet.record(net, images, labels, engine="cpu")
     codes = torch.cat([pathnet.paths.sample(54, length, 1) for length in (0, 5, 17, 54)])
-    check(tape, pathnet.paths.routing(codes, torch.float32))
+    tape = recorded(net, images, labels, bn, precision)
+    check_batches(*check(tape, pathnet.paths.routing(codes), precision), precision)
 
 
+@pytest.mark.parametrize("shortcut", ["projection", "pad"])
+@pytest.mark.parametrize("bn", MODES)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_gradients_along_54_modules_underflow_nowhere(
+    isa: str, bn: str, shortcut: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Modules, and projections, that shrink a gradient by 1e-3 each and more; statistics of a batch make up for some."""
+    monkeypatch.setenv("PATHNET_ISA", isa)
+    case = Case("deep", 110, width=4, side=8, batch=6, shortcut=shortcut)
+    net, (images, labels) = case.net(), case.images()
+    for block in net.blocks:
+        for conv in (block.convs[-1], block.projection):
+            if conv is not None:
+                conv.weight.data *= 2.0**-13 if bn == "running" else 2.0**-18
+    codes = torch.cat([pathnet.paths.sample(54, length, 1) for length in (0, 27, 51, 54)])
+    norms, _ = check(recorded(net, images, labels, bn, "float32"), pathnet.paths.routing(codes), "float32")
+    assert (norms > 0).all() and norms[-1].max() < 1e-160
+
+
+def test_a_tape_keeps_bits_not_activations() -> None:
+    """Of ResNet-110 and 128 images: their bits are 16 MB, their activations would be half a gigabyte."""
+    case = Case("resnet-110", 110, width=16, side=32, batch=128)
+    net, (images, labels) = case.net(), case.images()
+    tape = recorded(net, images, labels, "running", "float32")
+    assert isinstance(tape._record.blocks, CpuRecord)
+    assert tape._record.blocks.relu_bits.nbytes <= tape.nbytes < 40e6
+
+
+def test_bits_are_a_channel_each() -> None:
+    case = SMALL[3]
+    net, (images, labels) = case.net(), case.images()
+    record = recorded(net, images, labels, "running", "float32")._record
+    assert isinstance(record.blocks, CpuRecord)
+    y = net.stem(images)
+    for block, bits in zip(net.blocks, record.blocks.bits(), strict=True):
+        assert torch.equal(bits[0], block.bns[0](y) > 0)
+        y = block(y)
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("bn", MODES)
+def test_a_tapes_answers_do_not_depend_on_threads_and_grouping(bn: str, precision: str) -> None:
+    case, threads = Case("net", 20, width=7, side=9, batch=5), torch.get_num_threads()
+    net, (images, labels) = case.net(), case.images()
+    codes = pathnet.paths.sample(9, 4, 31)
+    answers = []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            # Stem and head are PyTorch's, whose sums may depend on the number of threads.
+            tape = recorded(net, images, labels, bn, precision)
+            answers.append([tape.path_gradients(codes), tape.path_gradient_norms(codes, per_sample=True)])
+            parts = [tape.path_gradient_norms(part, per_sample=True) for part in codes.split(4)]
+            assert torch.equal(torch.cat(parts), answers[-1][1])
+            assert torch.equal(tape.path_gradients(codes.flip(0)).flip(0), answers[-1][0])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(map(torch.equal, *answers))
+
+
+@pytest.mark.parametrize("bn", MODES)
 @pytest.mark.parametrize("at", ["image", "stem_weight"])
-def test_other_places(at: str) -> None:
+def test_other_places(at: str, bn: str) -> None:
     case = SMALL[1]
     net, (images, labels) = case.net(), case.images()
-    tape = pathnet.record(net, images, labels, engine="cpu", at=at)  # type: ignore[arg-type]
+    tape = pathnet.record(net, images, labels, bn=bn, engine="cpu", at=at)  # type: ignore[arg-type]
     for code in pathnet.paths.enumerate_all(6)[::9]:
-        expected = detach_loop(net, images, labels, code, at=at)
+        expected = detach_loop(net, images, labels, code, bn, at=at)
         assert relative_error(tape.path_gradients(code[None])[0], expected) < FLOAT32_SAMPLE_NORM
         norms = tape.path_gradient_norms(code[None])
         torch.testing.assert_close(norms[0], expected.norm(), rtol=FLOAT32_SAMPLE_NORM, atol=0)
+
+
+def test_auto_takes_it_for_every_mode_and_precision_but_float64() -> None:
+    net, (images, labels) = SMALL[0].net(), SMALL[0].images()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for bn in MODES:
+            for precision in TOLERANCES:
+                tape = pathnet.record(net, images, labels, bn, precision=precision)  # type: ignore[arg-type]
+                assert tape.engine == "cpu"
 
 
 def test_what_the_engine_lacks_is_named() -> None:
@@ -100,3 +209,43 @@ def test_what_the_engine_lacks_is_named() -> None:
         pathnet.record(net, images, labels, engine="cpu")
     with pytest.raises(ValueError, match='cpu: no precision="float64"'):
         pathnet.record(net, images, labels, engine="cpu", precision="float64")
+    net = SMALL[0].net()
+    net.blocks[2].bns[1] = torch.nn.BatchNorm2d(16, track_running_stats=False)
+    with pytest.raises(ValueError, match="cpu: block 3 keeps no running statistics"):
+        pathnet.record(net, images, labels, engine="cpu")
+    assert pathnet.record(net, images, labels, "batch", engine="cpu").engine == "cpu"
+
+
+def test_one_value_a_channel_has_no_statistics() -> None:
+    net, (images, labels) = SMALL[0].net(), SMALL[0].images()
+    with pytest.raises(ValueError, match="images: expected more than one value a channel for batch statistics"):
+        recorded(net, images[:1, :, :1, :1], labels[:1], "batch", "float32")
+
+
+def test_the_judges_see_a_small_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice each tolerance, on one path of six."""
+    net, images, labels = measured_net(0)
+    tape = recorded(net, images, labels, "running", "float32")
+    routing = random_paths(net.n, 0)
+    check_batches(*check(tape, routing, "float32"), "float32")
+    right = native.routed_backward
+
+    def wrong(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        norms, grad, exponent = right(*arguments)
+        grad[3:4] *= 1 + error
+        norms[3:4] *= 1 + error
+        return norms, grad, exponent
+
+    monkeypatch.setattr(native, "routed_backward", wrong)
+    error = 2 * FLOAT32_BATCH_NORM
+    norms, expected = check(tape, routing, "float32")
+    with pytest.raises(AssertionError):
+        check_batches(norms, expected, "float32")
+    check_batches(norms, expected, "bfloat16")
+    error = 2 * FLOAT32_SAMPLE_NORM
+    check(tape, routing, "bfloat16")
+    with pytest.raises(AssertionError):
+        check(tape, routing, "float32")
+    error = 2 * BFLOAT16_SAMPLE_NORM
+    with pytest.raises(AssertionError):
+        check(tape, routing, "bfloat16")

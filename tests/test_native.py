@@ -1,329 +1,612 @@
-"""The native ops by themselves: every instruction set, any number of threads, no read out of bounds."""
+"""The cpu engine's ops by themselves: every instruction set, any number of threads, no read out of bounds."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
-import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from oracles import relative_error
+from plans import (
+    BACKWARD,
+    FORWARD,
+    GROUP,
+    IDENTITY,
+    PAD,
+    PROJECTION,
+    Plan,
+    Recorded,
+    by_pixel,
+    make_plan,
+    plan_of,
+    random_plan,
+    random_routings,
+    truth_back,
+    truth_forward,
+    walked,
+)
+from tolerances import FLOAT32_WALK, ROUNDED_WALK
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from pathnet import native
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
 INSTRUCTION_SETS = native.build_facts()["instruction_sets"] if native.LOADED else []
+MODES = ["running", "batch"]
+SEEDS = 36
+EMULATED_SEEDS = 8
+"""AMX may run in software, ten microseconds an instruction."""
+
+FEWEST_VALUES = 8
+"""Of a channel, for statistics of a batch: of two values, mean and variance leave nothing but rounding errors."""
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 8), (5, 3, 3, 3), (4, 16, 5, 5), (0, 9), (3, 0)])
-def test_packed_bits_are_those_of_numpy(shape: tuple[int, ...]) -> None:
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    x.flatten()[::5] = 0
-    x.flatten()[1::7] = torch.nan
-    expected = np.packbits(x.numpy().reshape(len(x), x[0].numel() if len(x) else 9) > 0, axis=1, bitorder="little")
-    assert np.array_equal(native.pack_bits(x).numpy(), expected)
+@pytest.fixture(params=INSTRUCTION_SETS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("PATHNET_ISA", request.param)
+    assert native.build_facts()["selected_instruction_set"] == request.param
+    return str(request.param)
 
 
-def plan(batch: int = 3) -> tuple[Any, ...]:
-    """A transition block with a projection, then one with identity skip: 3 channels of 9 x 7 to 6 of 5 x 4."""
-    generator = torch.Generator().manual_seed(0)
-    units = [[3, 9, 7, 5, 9, 7, 3, 1, 1], [5, 9, 7, 6, 5, 4, 3, 2, 1], [3, 9, 7, 6, 5, 4, 1, 2, 0]]
-    units += [[6, 5, 4, 2, 3, 2, 3, 1, 0], [2, 3, 2, 6, 5, 4, 3, 1, 2]]
-    blocks = torch.tensor([[0, 2, 1, 2, 3, 9, 7, 6, 5, 4], [3, 2, 0, -1, 6, 5, 4, 6, 5, 4]])
-    weights, scales, bits, rows = [], [], [], []
-    for position, row in enumerate(units):
-        weight = torch.randn(row[3], row[0], row[6], row[6], generator=generator) * 0.3
-        offsets = [sum(w.numel() for w in weights), -1, -1]
-        if position != 2:
-            offsets[1:] = [sum(map(len, scales)), sum(b.shape[1] for b in bits)]
-            scales.append(torch.randn(row[0], generator=generator))
-            bits.append(native.pack_bits(torch.randn(batch, *row[:3], generator=generator)))
-        weights.append(weight)
-        rows.append([*row, *offsets])
-    grad = torch.randn(batch, 6, 5, 4, generator=generator)
-    exponent = torch.arange(batch, dtype=torch.int32)
-    routing = torch.randn(4, 2, 2, generator=generator)
-    flat = torch.cat([w.flatten() for w in weights])
-    return grad, exponent, routing, blocks, torch.tensor(rows), flat, torch.cat(scales), torch.cat(bits, 1)
-
-
-def random_plan(seed: int) -> tuple[Any, ...]:
-    """One to four blocks of any kernels, paddings ("same" or not), strides, widths, odd sides and skips."""
-    rng = np.random.default_rng(seed)
-    batch, paths, count = (int(rng.integers(1, high)) for high in (4, 3, 5))
-    shape = (int(rng.integers(1, 8)), int(rng.integers(3, 10)), int(rng.integers(3, 10)))
-    units, blocks, weights, scales, bits = [], [], [], [], []
-
-    def add_unit(shape: Shape, conv: Convolution, projection: bool) -> Shape:
-        out = output_shape(shape, conv)
-        offsets = (sum(w.size for w in weights), -1, -1)
-        if not projection:
-            offsets = (offsets[0], sum(s.size for s in scales), sum(b.shape[1] for b in bits))
-            scales.append(rng.normal(size=shape[0]))
-            bits.append(np.packbits(rng.random((batch, math.prod(shape))) < 0.5, axis=1, bitorder="little"))
-        weights.append(rng.normal(size=out[0] * shape[0] * conv[1] ** 2) / math.sqrt(shape[0] * conv[1] ** 2))
-        units.append([*shape, *out, *conv[1:], *offsets])
-        return out
-
-    for _ in range(count):
-        kind = int(rng.integers(3))
-        skips: list[Convolution | None] = []
-        while not skips:
-            convs = [random_convolution(rng) for _ in range(rng.integers(1, 4))]
-            convs[-1] = (shape[0] + int(rng.integers(0, 2)), *convs[-1][1:])
-            shapes = list(itertools.accumulate(convs, output_shape, initial=shape))
-            if min(map(min, shapes)) > 0 and max(shapes[-1][1:]) < 12:
-                skips = [conv for own, conv in admitted_skips(shape, shapes[-1], convs) if own == kind]
-        skip = skips[rng.integers(len(skips))]
-        first, before = len(units), shape
-        for conv in convs:
-            shape = add_unit(shape, conv, projection=False)
-        blocks.append([first, len(convs), kind, -1 if skip is None else len(units), *before, *shape])
-        if skip is not None:
-            add_unit(before, skip, projection=True)
-
-    routing = rng.normal(size=(paths + 3, count, 2))
-    codes = np.stack([np.zeros(count), np.ones(count), rng.integers(0, 2, count)])
-    routing[paths:] = np.stack([1 - codes, codes], axis=2)
-    grad = rng.normal(size=(batch, *shape))
-    exponent = torch.from_numpy(rng.integers(-40, 40, batch).astype(np.int32))
-    grad, routing, *flat = (
-        torch.from_numpy(a).float() for a in (grad, routing, *map(np.concatenate, (weights, scales)))
-    )
-    return (
-        grad,
-        exponent,
-        routing,
-        torch.tensor(blocks),
-        torch.tensor(units),
-        *flat,
-        torch.from_numpy(np.concatenate(bits, 1)),
-    )
-
-
-Shape = tuple[int, int, int]  # channels, height, width
-Convolution = tuple[int, int, int, int]  # output channels, kernel, stride, padding
-
-
-def random_convolution(rng: np.random.Generator) -> Convolution:
-    kernel = int(rng.choice([1, 2, 3, 3, 5]))
-    return int(rng.integers(1, 8)), kernel, int(rng.choice([1, 1, 1, 2])), int(rng.integers(0, kernel))
-
-
-def output_shape(shape: Shape, conv: Convolution) -> Shape:
-    channels, kernel, stride, padding = conv
-    height, width = ((side + 2 * padding - kernel) // stride + 1 for side in shape[1:])
-    return channels, height, width
-
-
-def admitted_skips(shape: Shape, out: Shape, convs: list[Convolution]) -> list[tuple[int, Convolution | None]]:
-    stride = math.prod(conv[2] for conv in convs)
-    skips: list[tuple[int, Convolution | None]] = [(0, None)] if shape == out else []
-    for kernel, own, padding in itertools.product((1, 2, 3), {1, stride}, (0, 1, 2)):
-        if padding < kernel and output_shape(shape, (out[0], kernel, own, padding)) == out:
-            skips.append((1, (out[0], kernel, own, padding)))
-    if out[0] >= shape[0] and out[1:] == tuple(-(-side // stride) for side in shape[1:]):
-        skips.append((2, None))
-    return skips
-
-
-def truth(arguments: tuple[Any, ...]) -> Tensor:
-    """The same in float64 [P, B, C, H, W], by autograd through masked convolutions."""
-    grad, exponent, routing, blocks, units, weights, scales, relu_bits = arguments
-    grad = torch.ldexp(grad.double(), exponent[:, None, None, None])
-    bits = torch.from_numpy(np.unpackbits(relu_bits.numpy(), axis=1, bitorder="little")).double()
-
-    def activated(row: list[int], x: Tensor) -> Tensor:
-        mask = bits[:, row[11] * 8 :][:, : math.prod(row[:3])].reshape(x.shape)
-        return x * scales.double()[row[10] :][: row[0], None, None] * mask
-
-    def convolved(row: list[int], x: Tensor) -> Tensor:
-        shape = (row[3], row[0], row[6], row[6])
-        weight = weights.double()[row[9] :][: math.prod(shape)].reshape(shape)
-        return F.conv2d(x, weight, stride=row[7], padding=row[8])
-
-    def skip(kind: int, rows: list[list[int]], projection: list[int], x: Tensor) -> Tensor:
-        if kind == 1:
-            return convolved(projection, activated(rows[0], x))
-        stride = math.prod(row[7] for row in rows) if kind == 2 else 1
-        return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, rows[-1][3] - rows[0][0]))
-
-    x = torch.zeros(len(grad), *blocks[0, 4:7].tolist(), dtype=torch.float64, requires_grad=True)
-    grads = []
-    for path in routing.double():
-        y = x
-        for (first, count, kind, projection, *_), (a, c) in zip(blocks.tolist(), path.tolist(), strict=True):
-            rows, before = units[first : first + count].tolist(), y
-            for row in rows:
-                y = convolved(row, activated(row, y))
-            y = a * skip(kind, rows, units[projection].tolist(), before) + c * y
-        grads.append(torch.autograd.grad(y, x, grad)[0])
-    return torch.stack(grads)
+def seeds(isa: str) -> range:
+    return range(EMULATED_SEEDS if isa == "amx" else SEEDS)
 
 
 @functools.cache
-def judged(seed: int) -> tuple[tuple[Any, ...], Tensor]:
-    return random_plan(seed), truth(random_plan(seed))
+def plan(seed: int, wide: bool) -> Plan:
+    return random_plan(seed, wide)
 
 
-def walked(arguments: tuple[Any, ...]) -> Tensor:
-    grad, exponent = native.routed_backward(*arguments)
-    return torch.ldexp(grad.double(), exponent[:, :, None, None, None])
+def sizes(gradients: Tensor, bn: str) -> Tensor:
+    """The norms of what is one object: [P, B] of every sample's gradient, or [P, 1] of the batch's."""
+    flat = gradients.flatten(2) if bn == "running" else gradients.flatten(1)[:, None]
+    # Squares of 1e-160 would leave float64.
+    largest = flat.abs().amax(2, keepdim=True).clamp_min(1e-300)
+    return (flat / largest).norm(dim=2) * largest[..., 0]
 
 
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_random_plans_walk_like_autograd(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+# Walks back
+
+
+@functools.cache
+def judged(seed: int, wide: bool, bn: str, terms: int = 0) -> Tensor:
+    return truth_back(plan(seed, wide), bn, terms)
+
+
+def terms_of(isa: str, bf16: bool) -> int:
+    """How many bfloat16 terms a number has in products; 0 where it is not rounded to any."""
+    if bf16 and isa in ("avx512bf16", "amx"):
+        return 1
+    return 2 if isa == "amx" else 0
+
+
+def admitted(expected: Tensor, rounded: Tensor, bn: str, terms: int) -> Tensor:
+    """float64 [P, B] or [P, 1]: how far off a walk may be, given the walk that rounds to so many terms."""
+    floor = (2.0**-7 if terms == 1 else FLOAT32_WALK) * sizes(expected, bn)
+    return floor if terms == 0 else floor + ROUNDED_WALK * sizes(rounded - expected, bn)
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
+@pytest.mark.parametrize("bn", MODES)
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+def test_random_plans_walk_back_like_autograd(isa: str, bf16: bool, bn: str, wide: bool) -> None:
     """Each (path, sample) by the norm of its difference, so that a small one cannot hide behind a large one."""
-    monkeypatch.setenv("PATHNET_ISA", isa)
-    kinds = torch.zeros(3)
-    for seed in range(80):
-        arguments, expected = judged(seed)
-        kinds += torch.bincount(arguments[3][:, 2], minlength=3)
-        error = (walked(arguments) - expected).flatten(2).norm(dim=2)
-        assert (error <= 1e-5 * expected.flatten(2).norm(dim=2)).all(), f"seed {seed}"
-    assert kinds.min() >= 40
+    kinds, terms = torch.zeros(3), terms_of(isa, bf16)
+    for seed in seeds(isa):
+        given = plan(seed, wide)
+        if bn == "batch" and given.least_values < FEWEST_VALUES:
+            continue
+        expected = judged(seed, wide, bn)
+        own, norms = walked(given, bn, bf16)
+        error = sizes(own - expected, bn)
+        assert (error <= admitted(expected, judged(seed, wide, bn, terms), bn, terms)).all(), f"seed {seed}"
+        torch.testing.assert_close(norms, own.flatten(2).norm(dim=2), rtol=1e-12, atol=0)
+        kinds += torch.bincount(given.blocks[:, 2], minlength=3)
+    assert kinds.min() >= (1 if isa == "amx" else 5), kinds
 
 
-def test_the_path_through_identity_skips_alone_changes_no_bit() -> None:
-    grad, exponent, _, _, _, *rest = plan()
-    blocks = torch.tensor([[0, 2, 0, -1, 6, 5, 4, 6, 5, 4]] * 30)
-    blocks[:, 0] = torch.arange(30) * 2
-    units = torch.tensor([[6, 5, 4, 2, 3, 2, 3, 1, 0, 0, 0, 0], [2, 3, 2, 6, 5, 4, 3, 1, 2, 0, 0, 0]]).repeat(30, 1)
-    routing = torch.tensor([1.0, 0.0]).expand(1, 30, 2).contiguous()
-    result = walked((grad, exponent, routing, blocks, units, *rest))
-    assert torch.equal(result[0], torch.ldexp(grad.double(), exponent[:, None, None, None]))
+@pytest.mark.parametrize("bn", MODES)
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+def test_the_path_through_identity_skips_alone_changes_no_bit(isa: str, bf16: bool, bn: str) -> None:
+    own = plan_of_kind(IDENTITY, blocks=4)
+    own = replace(own, routing=torch.tensor([1.0, 0.0]).expand(1, 4, 2).contiguous())
+    exponent = own.exponent if bn == "running" else own.exponent[:1]
+    result, _ = walked(own, bn, bf16)
+    assert torch.equal(result[0], torch.ldexp(own.grad.double(), exponent[:, None, None, None]))
 
 
-def test_small_values_keep_their_relative_precision() -> None:
-    """A one-channel chain whose every block multiplies by 1e-4 without rounding error to speak of: 1e-200."""
-    bits = native.pack_bits(torch.ones(1, 9))
-    blocks = torch.tensor([[i, 1, 0, -1, 1, 3, 3, 1, 3, 3] for i in range(50)])
-    units = torch.tensor([[1, 3, 3, 1, 3, 3, 1, 1, 0, 0, 0, 0]] * 50)
-    weight, scale = torch.tensor([1e-2]), torch.tensor([1e-2])
-    routing = torch.tensor([0.0, 1.0]).expand(1, 50, 2).contiguous()
-    grad = torch.arange(1.0, 10.0).reshape(1, 1, 3, 3)
-    tables = (torch.zeros(1, dtype=torch.int32), routing, blocks, units, weight, scale, bits)
-    expected = grad.double() * (weight.double() * scale.double()) ** 50
-    assert expected.max() < 1e-199
-    torch.testing.assert_close(walked((grad, *tables))[0], expected, rtol=1e-5, atol=0)
+def plan_of_kind(kind: int, blocks: int, seed: int = 0) -> Plan:
+    """One whose every skip is of a kind, and at whose every BN a channel has values enough for statistics."""
+    for attempt in itertools.count():
+        own = make_plan(np.random.default_rng([seed, attempt]), 3, (5, 9, 10), blocks, only=kind)
+        if own.least_values >= 4 * FEWEST_VALUES:
+            return own
+    raise AssertionError
 
 
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_every_instruction_set_walks_like_autograd(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATHNET_ISA", isa)
-    assert native.build_facts()["selected_instruction_set"] == isa
-    for batch in (1, 3):
-        grad, _ = native.routed_backward(*plan(batch))
-        torch.testing.assert_close(walked(plan(batch)), truth(plan(batch)), rtol=1e-5, atol=1e-5)
-        largest = grad.abs().flatten(2).amax(2)
-        assert ((largest >= 0.5) & (largest < 1)).all()
+@functools.cache
+def long_plan(kind: int, factor: float) -> Plan:
+    """16 blocks whose modules, and projections, multiply by a factor each."""
+    own = plan_of_kind(kind, blocks=16)
+    weights, last = own.weights.clone(), own.blocks[:, 0] + own.blocks[:, 1] - 1
+    for u in [*last.tolist(), *own.blocks[own.blocks[:, 3] >= 0, 3].tolist()]:
+        weights[own.weights_of(u)] *= factor
+    return replace(own, weights=weights, routing=own.routing[[0, 1, 2, 6, 8]].contiguous())
+
+
+@functools.cache
+def judged_long(kind: int, factor: float, bn: str, terms: int = 0) -> Tensor:
+    return truth_back(long_plan(kind, factor), bn, terms)
+
+
+@pytest.mark.parametrize("bn", MODES)
+@pytest.mark.parametrize("factor", [1e-11, 1e11])
+@pytest.mark.parametrize("kind", [IDENTITY, PROJECTION, PAD], ids=["identity", "projection", "pad"])
+def test_values_keep_their_relative_precision_far_beyond_float32(isa: str, kind: int, factor: float, bn: str) -> None:
+    expected, terms = judged_long(kind, factor, bn), terms_of(isa, False)
+    length_n = sizes(expected, bn)[1]
+    assert (length_n < 1e-160).all() if factor < 1 else (length_n > 1e150).all()
+    error = sizes(walked(long_plan(kind, factor), bn)[0] - expected, bn)
+    assert (error <= admitted(expected, judged_long(kind, factor, bn, terms), bn, terms)).all()
+
+
+@pytest.mark.parametrize("bn", MODES)
+def test_values_that_leave_float32_are_kept_and_others_pass_through(isa: str, bn: str) -> None:
+    own = plan_of_kind(PROJECTION, blocks=2)
+    plain, _ = walked(own, bn)
+    tiny, _ = walked(replace(own, grad=own.grad * 2.0**-100, exponent=own.exponent - 800), bn)
+    torch.testing.assert_close(torch.ldexp(tiny, torch.tensor(900)), plain, rtol=1e-5, atol=1e-6 * plain.abs().max())
+    zeros, norms = walked(replace(own, grad=torch.zeros_like(own.grad)), bn)
+    assert not zeros.any() and not norms.any()
+    own.grad[1, 0, 0, 0] = torch.nan
+    spoiled, norms = walked(own, bn)
+    assert spoiled[:, 1].isnan().any(-1).any(-1).any(-1)[1:].all() and norms[1:, 1].isnan().all()
+    if bn == "running":
+        assert torch.equal(spoiled[:, [0, 2]], plain[:, [0, 2]])
+
+
+# Walks forward
+
+
+@functools.cache
+def judged_forward(seed: int, wide: bool, bn: str, position: int) -> Recorded:
+    """Under one of the plan's routings; -1 is the network itself."""
+    own = plan(seed, wide)
+    routings = torch.cat([own.routing, torch.ones(1, *own.routing.shape[1:])])
+    return truth_forward(own, bn, routings[position])
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
+@pytest.mark.parametrize("bn", MODES)
+def test_random_plans_walk_forward_like_pytorch(isa: str, bn: str, wide: bool) -> None:
+    for seed in seeds(isa):
+        given = plan(seed, wide)
+        if bn == "batch" and given.least_values < FEWEST_VALUES:
+            continue
+        expected = torch.stack([judged_forward(seed, wide, bn, p).output for p in range(len(given.routing))])
+        outputs = FORWARD[bn](*given.forward_arguments(bn))[0].double()
+        assert (sizes(outputs - expected, bn) <= FLOAT32_WALK * sizes(expected, bn)).all(), f"seed {seed}"
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
+@pytest.mark.parametrize("bn", MODES)
+def test_random_plans_are_recorded_like_pytorch(isa: str, bn: str, wide: bool) -> None:
+    for seed in seeds(isa):
+        given = plan(seed, wide)
+        if bn == "batch" and given.least_values < FEWEST_VALUES:
+            continue
+        expected = judged_forward(seed, wide, bn, -1)
+        output, relu_bits, *statistics = FORWARD[bn](*given.forward_arguments(bn, record=True))
+        assert relative_error(output[0], expected.output) <= FLOAT32_WALK, f"seed {seed}"
+        # Bits of values that rounding may take across zero are not judged.
+        own, sure = (
+            replace(given, bits=[None if row[10] < 0 else judge(expected.values[u]) for u, row in rows(given)])
+            for judge in (lambda x: x > 0, lambda x: x.abs() > 1e-4 * x.abs().mean())
+        )
+        assert not ((own.relu_bits() ^ relu_bits) & sure.relu_bits()).any(), f"seed {seed}"
+        if bn == "batch":
+            units = sorted(expected.normalized)
+            normalized = torch.cat([by_pixel(expected.normalized[u]).flatten() for u in units])
+            assert relative_error(statistics[0], normalized) <= FLOAT32_WALK, f"seed {seed}"
+            scales = torch.cat([expected.scales[u] for u in units])
+            torch.testing.assert_close(statistics[1].double(), scales, rtol=FLOAT32_WALK, atol=0)
+
+
+def rows(given: Plan) -> list[tuple[int, list[int]]]:
+    return [*enumerate(given.units.tolist())]
+
+
+def test_bits_beyond_the_channels_are_zero(isa: str) -> None:
+    given = plan_of_kind(IDENTITY, blocks=2)
+    full = replace(given, bits=[None if own is None else torch.ones_like(own) for own in given.bits])
+    for bn in MODES:
+        relu_bits = FORWARD[bn](*given.forward_arguments(bn, record=True))[1]
+        assert relu_bits.any() and not (relu_bits & ~full.relu_bits()).any()
+
+
+# What holds for any walk
+
+
+Walk = Callable[[Plan], tuple[Tensor, ...]]
+
+
+def all_walks() -> dict[str, Walk]:
+    """The tensors that a walk gives for each routing, or of the whole batch where it is recorded."""
+
+    def back(bn: str, bf16: bool, own: Plan) -> tuple[Tensor, ...]:
+        return BACKWARD[bn](*own.backward_arguments(bn, bf16))
+
+    def forward(bn: str, own: Plan) -> tuple[Tensor, ...]:
+        return FORWARD[bn](*own.forward_arguments(bn))[:1]
+
+    backs = {f"back-{bn}-{bf16}": functools.partial(back, bn, bf16) for bn in MODES for bf16 in (False, True)}
+    return {**backs, **{f"forward-{bn}": functools.partial(forward, bn) for bn in MODES}}
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def with_many_routings(own: Plan) -> Plan:
+    """An odd number, with tails and heads in common."""
+    rng = np.random.default_rng(5)
+    more = [random_routings(rng, len(own.blocks)) for _ in range(2)]
+    return replace(own, routing=torch.cat([own.routing, *more])[:-2].contiguous())
+
+
+@pytest.mark.parametrize("walk", all_walks())
+def test_results_are_bit_equal_for_any_number_of_threads(
+    isa: str, walk: str, set_threads: Callable[[int], None]
+) -> None:
+    for seed in (1, 4):
+        own = with_many_routings(plan(seed, wide=seed == 4))
+        set_threads(1)
+        whole = all_walks()[walk](own)
+        for count in (2, 3, 5):
+            set_threads(count)
+            assert all(map(torch.equal, whole, all_walks()[walk](own)))
+
+
+@pytest.mark.parametrize("bn", MODES)
+def test_records_are_bit_equal_for_any_number_of_threads(
+    isa: str, bn: str, set_threads: Callable[[int], None]
+) -> None:
+    given = plan_of_kind(PROJECTION, blocks=3).forward_arguments(bn, record=True)
+    set_threads(1)
+    whole = FORWARD[bn](*given)
+    for count in (2, 3, 5):
+        set_threads(count)
+        assert all(torch.equal(a, b) for a, b in zip(whole, FORWARD[bn](*given), strict=True))
+
+
+@pytest.mark.parametrize("walk", all_walks())
+def test_results_are_bit_equal_for_any_grouping_and_order(isa: str, walk: str) -> None:
+    own, call = with_many_routings(plan(1, wide=False)), all_walks()[walk]
+    whole, count = call(own), len(own.routing)
+    shuffled = np.random.default_rng(0).permutation(count)
+    twice = np.repeat(np.arange(count), 2)
+    for order in (shuffled, twice, *np.split(np.arange(count), [7, 8, 19]), *np.arange(0, count, 4)[:, None]):
+        part = call(replace(own, routing=own.routing[order].contiguous()))
+        assert all(torch.equal(a[order], b) for a, b in zip(whole, part, strict=True))
+
+
+@pytest.mark.parametrize("bn", MODES)
+def test_norms_alone_are_those_beside_the_gradients(isa: str, bn: str) -> None:
+    own = plan(2, wide=False)
+    both, alone = (BACKWARD[bn](*own.backward_arguments(bn, gradients=wanted)) for wanted in (True, False))
+    assert torch.equal(both[0], alone[0]) and len(alone[1]) == len(alone[2]) == 0
+
+
+@pytest.mark.parametrize("bn", MODES)
+def test_no_paths_and_no_samples(bn: str) -> None:
+    own = plan(2, wide=False)
+    none = replace(own, routing=own.routing[:0])
+    assert [len(given) for given in BACKWARD[bn](*none.backward_arguments(bn))] == [0, 0, 0]
+    assert FORWARD[bn](*none.forward_arguments(bn))[0].shape == (0, *own.grad.shape)
+    empty, exponents = own.without_samples(), 0 if bn == "running" else 1
+    walked_back = BACKWARD[bn](*empty.backward_arguments(bn))
+    assert [list(given.shape[:2]) for given in walked_back] == [[9, 0], [9, 0], [9, exponents]]
+    assert FORWARD[bn](*empty.forward_arguments(bn))[0].shape == (9, *empty.grad.shape)
+
+
+def flushes_denormals() -> bool:
+    """Whether this thread takes denormal numbers as zeros."""
+    least, one = 5e-324, 1.0
+    return least * one == 0.0
+
+
+@pytest.mark.parametrize("walk", all_walks())
+def test_the_callers_treatment_of_denormals_is_left_as_it_was(isa: str, walk: str) -> None:
+    own = plan(1, wide=False)
+    try:
+        for flush in (False, True):
+            torch.set_flush_denormal(flush)
+            before = flushes_denormals()
+            all_walks()[walk](own)
+            assert flushes_denormals() == before == flush
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def peak_bytes() -> int:
+    """Of memory that this process has held since the last reset; in megabytes of 2^20."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+
+def growth(call: Callable[[], Any]) -> int:
+    """How far a call's peak lies above what was held before it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pytest.skip("the peak of a process's memory is measured through /proc")
+    before = peak_bytes()
+    call()
+    return peak_bytes() - before
+
+
+@pytest.mark.parametrize("bn", MODES)
+def test_norms_of_many_paths_take_no_more_memory_than_those_of_few(bn: str) -> None:
+    """In BN mode ``batch`` some walks go side by side, as many as 256 MB hold: here four."""
+    side = 48 if bn == "running" else 256
+    blocks = torch.tensor([[i, 1, IDENTITY, -1, 1, side, side, 1, side, side] for i in range(6)])
+    own = one_channel(blocks, batch=4)
+    few, many = (6, 60) if bn == "running" else (6, 24)
+    codes = np.stack([np.unpackbits(np.uint8([i]))[2:] for i in range(64)])
+    paths = torch.from_numpy(np.stack([1 - codes, codes], 2)).float()
+    given = [
+        replace(own, routing=paths[:count].contiguous()).backward_arguments(bn, gradients=False)
+        for count in (few, many)
+    ]
+    BACKWARD[bn](*given[0])
+    grown = [growth(lambda arguments=arguments: BACKWARD[bn](*arguments)) for arguments in given]
+    gradient = own.grad.numel() * GROUP * 4
+    assert grown[1] < grown[0] + 3 * gradient and (many - few) * gradient > 6 * gradient
+
+
+def one_channel(blocks: Tensor, batch: int) -> Plan:
+    """Blocks of one 1x1 convolution each, of one channel."""
+    n, (height, width) = len(blocks), blocks[0, 5:7].tolist()
+    bits = height * width * 2
+    units = [[1, height, width, 1, height, width, 1, 1, 0, i, i, i * bits] for i in range(n)]
+    ones = torch.ones(batch, 1, height, width, dtype=torch.float64)
+    images = torch.randn(batch, 1, height, width, generator=torch.Generator().manual_seed(0))
+    return Plan(
+        blocks,
+        torch.tensor(units),
+        *(torch.full((n,), value) for value in (0.5, 1.0, 0.0, 1e-5)),
+        [ones] * n,
+        [0 * ones] * n,
+        images,
+        images,
+        torch.zeros(batch, dtype=torch.int32),
+        torch.tensor([0.0, 1.0]).expand(1, n, 2).contiguous(),
+    )
+
+
+# Schemas, and arguments that are wrong
+
+
+OPS: dict[str, tuple[Callable[..., Any], Callable[[Plan], tuple[Any, ...]]]] = {
+    "cpu_pack": (
+        native.cpu_pack,
+        lambda own: (own.blocks, own.units, own.weights, own.scales, True, True, False),
+    ),
+    "routed_backward": (native.routed_backward, lambda own: own.backward_arguments("running")),
+    "batch_backward": (native.batch_backward, lambda own: own.backward_arguments("batch")),
+    "routed_forward": (native.routed_forward, lambda own: own.forward_arguments("running")),
+    "batch_forward": (native.batch_forward, lambda own: own.forward_arguments("batch")),
+}
+FULL = {name: len(inspect.signature(call).parameters) for name, (call, _) in OPS.items()}
+
+
+@pytest.mark.parametrize("record", [False, True])
+@pytest.mark.parametrize("name", OPS)
+def test_opcheck(name: str, record: bool) -> None:
+    own = plan(3, wide=False)
+    arguments = list(OPS[name][1](own))
+    if record:
+        bn = name.split("_")[0].replace("routed", "running")
+        if name.endswith("forward"):
+            arguments = list(own.forward_arguments(bn, record=True))
+        elif name.endswith("backward"):
+            arguments[-1] = False
+    torch.library.opcheck(getattr(torch.ops.pathnet, name).default, tuple(arguments))
+
+
+def given(name: str) -> dict[str, Any]:
+    """Right arguments by name: of a transition block with a projection and one with identity skip."""
+    call, arguments = OPS[name]
+    return dict(zip(inspect.signature(call).parameters, arguments(two_blocks()), strict=True))
+
+
+@functools.cache
+def two_blocks() -> Plan:
+    """3 channels of 9 x 7 to 6 of 5 x 4, and on."""
+    blocks = torch.tensor([[0, 2, 1, 2, 3, 9, 7, 6, 5, 4], [3, 2, 0, -1, 6, 5, 4, 6, 5, 4]])
+    rows = [[3, 9, 7, 5, 9, 7, 3, 1, 1], [5, 9, 7, 6, 5, 4, 3, 2, 1], [3, 9, 7, 6, 5, 4, 1, 2, 0]]
+    rows += [[6, 5, 4, 2, 3, 2, 3, 1, 0], [2, 3, 2, 6, 5, 4, 3, 1, 2]]
+    return plan_of(np.random.default_rng(0), 3, blocks, rows)
+
+
+def test_shapes_and_devices_of_results_are_known_without_values() -> None:
+    with FakeTensorMode(shape_env=ShapeEnv()):
+        own = torch.empty(3, 5, 4, 4, device="cuda")
+        routing, bits = torch.empty(7, 2, 2, device="cuda"), torch.empty(3, 40, dtype=torch.uint8, device="cuda")
+        exponent = torch.empty(3, dtype=torch.int32, device="cuda")
+        norms, grads, exponents = torch.ops.pathnet.routed_backward(
+            own, exponent, routing, exponent, exponent, bits, bits, True
+        )
+        assert norms.shape == (7, 3) and norms.dtype == torch.float64 and norms.device.type == "cuda"
+        assert grads.shape[:2] == exponents.shape == (7, 3)
 
 
 def test_an_unknown_instruction_set_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = plan(3, wide=False).backward_arguments("running")
     monkeypatch.setenv("PATHNET_ISA", "mmx")
     with pytest.raises(RuntimeError, match="PATHNET_ISA: this processor has .*base, got mmx"):
-        native.routed_backward(*plan())
+        native.routed_backward(*arguments)
+    with pytest.raises(RuntimeError, match="PATHNET_ISA: this processor has .*base, got mmx"):
+        plan(3, wide=False).pack(backward=True, fold_scales=True)
 
 
-def test_results_are_bit_equal_for_any_threads_and_grouping() -> None:
-    arguments = plan()
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        whole = native.routed_backward(*arguments)
-        for count in (2, 3, 5):
-            torch.set_num_threads(count)
-            assert all(map(torch.equal, whole, native.routed_backward(*arguments)))
-    finally:
-        torch.set_num_threads(threads)
-    for i in range(4):
-        one = native.routed_backward(*arguments[:2], arguments[2][i : i + 1], *arguments[3:])
-        assert all(torch.equal(a[i], b[0]) for a, b in zip(whole, one, strict=True))
+@pytest.mark.skipif(len(INSTRUCTION_SETS) < 2, reason="this processor has one instruction set")
+@pytest.mark.parametrize("name", [name for name in OPS if name != "cpu_pack"])
+def test_weights_packed_for_another_instruction_set_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for own, other in zip(INSTRUCTION_SETS, [*INSTRUCTION_SETS[1:], INSTRUCTION_SETS[0]], strict=True):
+        monkeypatch.setenv("PATHNET_ISA", own)
+        arguments = given(name)
+        monkeypatch.setenv("PATHNET_ISA", other)
+        with pytest.raises(RuntimeError, match=f"packed: expected weights for the instruction set {other}, got"):
+            OPS[name][0](**arguments)
 
 
-def test_values_that_leave_float32_are_kept_and_others_pass_through() -> None:
-    grad, exponent, *rest = plan()
-    scaled, _ = native.routed_backward(grad * 2.0**-120, exponent, *rest)
-    plain, powers = native.routed_backward(grad, exponent - 800, *rest)
-    torch.testing.assert_close(scaled, plain, rtol=1e-5, atol=1e-6)
-    assert powers.max() < -700
-    zeros, untouched = native.routed_backward(torch.zeros_like(grad), exponent, *rest)
-    assert not zeros.any() and torch.equal(untouched, exponent.expand(4, 3))
-    grad[1, 0, 0, 0] = torch.nan
-    spoiled, _ = native.routed_backward(grad, exponent, *rest)
-    assert spoiled[:, 1].isnan().any() and not spoiled[:, [0, 2]].isnan().any()
+@pytest.mark.parametrize("name", [name for name in OPS if name != "cpu_pack"])
+def test_weights_packed_for_another_walk_are_refused(name: str) -> None:
+    own, right = two_blocks(), {"routed_backward": (True, True), "batch_backward": (True, False)}.get(name)
+    for backward, fold in itertools.product((False, True), repeat=2):
+        if (backward, fold) == (right or (False, False)):
+            continue
+        with pytest.raises(RuntimeError, match="packed: expected weights for this walk, got another's"):
+            OPS[name][0](**{**given(name), "packed": own.pack(backward, fold)})
 
 
-def test_no_paths_and_no_samples() -> None:
-    grad, exponent, routing, *rest = plan()
-    assert native.routed_backward(grad, exponent, routing[:0], *rest)[0].shape == (0, 3, 3, 9, 7)
-    assert native.routed_backward(*plan(batch=0))[1].shape == (4, 0)
+@pytest.mark.parametrize("name", [name for name in OPS if name != "cpu_pack"])
+def test_packed_weights_of_another_size_are_refused(isa: str, name: str) -> None:
+    arguments = given(name)
+    packed = arguments["packed"]
+    longer = torch.cat([packed, packed.new_zeros(64)])
+    for wrong in (packed[:-1], packed[:64], longer):
+        with pytest.raises(RuntimeError, match=rf"packed: expected {len(packed)} bytes for this plan, got"):
+            OPS[name][0](**{**arguments, "packed": wrong.clone()})
+    for wrong, message in (
+        (packed[:63].clone(), "packed: expected what cpu_pack made, got 63 bytes"),
+        (packed[:0].clone(), "packed: expected what cpu_pack made, got 0 bytes"),
+        (packed[None], r"packed: expected shape \[\*\]"),
+        (packed.view(torch.int8), "packed: expected Byte, got Char"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            OPS[name][0](**{**arguments, "packed": wrong})
 
 
-def test_opcheck() -> None:
-    torch.library.opcheck(torch.ops.pathnet.pack_bits.default, (torch.randn(3, 2, 5),))
-    torch.library.opcheck(torch.ops.pathnet.routed_backward.default, plan())
+def cell(row: int, column: int, value: int) -> Callable[[Tensor], Tensor]:
+    """Sets one number of a table."""
+
+    def change(table: Tensor) -> Tensor:
+        table = table.clone()
+        table[row, column] = value
+        return table
+
+    return change
 
 
-def test_bits_of_a_cuda_tensor_have_their_shape_and_device() -> None:
-    with FakeTensorMode():
-        bits = native.pack_bits(torch.empty(3, 5, 5, device="cuda"))
-        assert bits.shape == (3, 4) and bits.dtype == torch.uint8 and bits.device.type == "cuda"
+def shorter(x: Tensor) -> Tensor:
+    return x[..., :-1].contiguous()
 
 
-def broken(position: int, row: int, column: int, value: int) -> tuple[Any, ...]:
-    arguments = list(plan())
-    arguments[position][row, column] = value
-    return tuple(arguments)
+def double(x: Tensor) -> Tensor:
+    return x.double()
 
 
-def replaced(position: int, value: Any) -> tuple[Any, ...]:
-    arguments = list(plan())
-    arguments[position] = value(arguments[position])
-    return tuple(arguments)
-
-
-BLOCKS, UNITS = 3, 4
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (lambda: replaced(0, lambda g: g.double()), "grad: expected Float, got Double"),
-        (
-            lambda: replaced(0, lambda g: g[:, :5].contiguous()),
-            r"grad: expected shape \[3, 6, 5, 4\], got \[3, 5, 5, 4\]",
-        ),
-        (lambda: replaced(0, lambda g: g.transpose(2, 3)), "grad: expected a contiguous tensor"),
-        (lambda: replaced(1, lambda e: e[:2]), r"exponent: expected shape \[3\], got \[2\]"),
-        (lambda: replaced(2, lambda r: r[:, :1].contiguous()), r"routing: expected shape \[\*, 2, 2\]"),
-        (lambda: replaced(3, lambda b: b[:0]), "blocks: expected at least one row"),
-        (lambda: replaced(3, lambda b: b[:, :9].contiguous()), r"blocks: expected shape \[\*, 10\]"),
-        (lambda: replaced(3, lambda b: b.flip(0)), "blocks: expected row 1 to take what the row before it gives"),
-        (lambda: broken(BLOCKS, 0, 0, -1), "blocks: expected units within 5 in row 0"),
-        (lambda: broken(BLOCKS, 1, 1, 3), "blocks: expected units within 5 in row 1"),
-        (lambda: broken(BLOCKS, 1, 2, 3), "blocks: expected skip 0, 1 or 2 in row 1, got 3"),
-        (lambda: broken(BLOCKS, 0, 3, 5), "blocks: expected a projection unit within 5 in row 0, got 5"),
-        (lambda: broken(BLOCKS, 0, 2, 0), "blocks: expected no projection unit"),
-        (lambda: broken(BLOCKS, 0, 4, 4), "blocks: expected the shapes of row 0"),
-        (lambda: broken(UNITS, 0, 0, 1 << 40), "units: expected sizes 1 to 32768 in row 0"),
-        (lambda: broken(UNITS, 1, 7, 0), "units: expected sizes"),
-        (lambda: broken(UNITS, 1, 7, 3), "units: expected the output side of row 1"),
-        (lambda: broken(UNITS, 4, 8, 3), "units: expected padding below the kernel in row 4, got 3"),
-        (lambda: broken(UNITS, 4, 9, 10_000), "units: expected a weight offset within"),
-        (lambda: broken(UNITS, 4, 9, -1), "units: expected a weight offset within"),
-        (lambda: broken(UNITS, 0, 10, 100), "units: expected a scale offset within"),
-        (lambda: broken(UNITS, 0, 11, 1 << 62), "units: expected a bits offset within"),
-        (lambda: broken(BLOCKS, 0, 1, 1), "blocks: expected the shapes of row 0"),
-        (lambda: replaced(7, lambda b: b[:, :-1].contiguous()), "units: expected a bits offset within"),
+WRONG_TABLES = [
+    ("blocks", lambda b: b.int(), "blocks: expected Long, got Int"),
+    ("units", double, "units: expected Long, got Double"),
+    ("blocks", lambda b: b[:0], "blocks: expected at least one row"),
+    ("blocks", lambda b: b[:, :9].contiguous(), r"blocks: expected shape \[\*, 10\]"),
+    ("units", lambda u: u[:, :11].contiguous(), r"units: expected shape \[\*, 12\]"),
+    ("units", lambda u: u.t().contiguous().t(), "units: expected a contiguous tensor"),
+    ("blocks", lambda b: b.flip(0), "blocks: expected row 1 to take what the row before it gives"),
+    ("blocks", cell(0, 0, -1), "blocks: expected units within 5 in row 0"),
+    ("blocks", cell(1, 1, 3), "blocks: expected units within 5 in row 1"),
+    ("blocks", cell(1, 1, 0), "blocks: expected units within 5 in row 1"),
+    ("blocks", cell(1, 2, 3), "blocks: expected skip 0, 1 or 2 in row 1, got 3"),
+    ("blocks", cell(0, 3, 5), "blocks: expected a projection unit within 5 in row 0, got 5"),
+    ("blocks", cell(0, 2, 0), "blocks: expected no projection unit"),
+    ("blocks", cell(0, 4, 4), "blocks: expected the shapes of row 0"),
+    ("blocks", cell(0, 1, 1), "blocks: expected the shapes of row 0"),
+    ("blocks", lambda b: cell(1, 2, 2)(cell(1, 3, 2)(b)), "blocks: expected no projection unit"),
+    ("blocks", lambda b: b[:1], "units: expected row 3 to belong to one block, got 0"),
+    ("units", cell(0, 0, 1 << 40), "units: expected sizes 1 to 32768 in row 0"),
+    ("units", cell(1, 7, 0), "units: expected sizes"),
+    ("units", cell(1, 7, 3), "units: expected the output side of row 1"),
+    ("units", cell(4, 8, 3), "units: expected padding below the kernel in row 4, got 3"),
+]
+WRONG_OFFSETS = [
+    ("units", cell(4, 9, -1), "units: expected a weight offset within"),
+    ("units", cell(0, 10, -1), "units: expected a scale offset within"),
+    ("units", cell(0, 11, -2), "units: expected an even bits offset within"),
+    ("units", cell(0, 11, 1), "units: expected an even bits offset within"),
+]
+WRONG: dict[str, list[tuple[str, Callable[[Tensor], Tensor], str]]] = {
+    "cpu_pack": [
+        ("weights", double, "weights: expected Float, got Double"),
+        ("weights", shorter, "units: expected a weight offset within"),
+        ("weights", lambda w: w[None], r"weights: expected shape \[\*\]"),
+        ("scales", double, "scales: expected Float, got Double"),
+        ("scales", shorter, "units: expected a scale offset within"),
+        ("units", cell(0, 10, 1 << 62), "units: expected a scale offset within"),
+        ("units", cell(4, 9, 10_000), "units: expected a weight offset within"),
+        ("units", cell(0, 10, 100), "units: expected a scale offset within"),
     ],
-)
-def test_malformed_plans_are_refused(arguments: Any, message: str) -> None:
-    with pytest.raises(RuntimeError, match=message):
-        native.routed_backward(*arguments())
+    "backward": [
+        ("grad", double, "grad: expected Float, got Double"),
+        ("grad", lambda g: g[:, :5].contiguous(), r"grad: expected shape \[3, 6, 5, 4\], got \[3, 5, 5, 4\]"),
+        ("grad", lambda g: g[:2], r"grad: expected shape \[3, 6, 5, 4\], got \[2, 6, 5, 4\]"),
+        ("grad", lambda g: g.transpose(2, 3), "grad: expected a contiguous tensor"),
+        ("exponent", lambda e: e.long(), "exponent: expected Int, got Long"),
+        ("exponent", lambda e: torch.cat([e, e]), r"exponent: expected shape \[\d\], got"),
+        ("routing", lambda r: r[:, :1].contiguous(), r"routing: expected shape \[\*, 2, 2\]"),
+        ("routing", double, "routing: expected Float, got Double"),
+        ("relu_bits", lambda b: b.char(), "relu_bits: expected Byte, got Char"),
+        ("relu_bits", lambda b: b[0], r"relu_bits: expected shape \[\*, \*\]"),
+        ("relu_bits", lambda b: b[:, :-4].contiguous(), "units: expected an even bits offset within"),
+        ("relu_bits", lambda b: b[:2], r"grad: expected shape \[2, 6, 5, 4\], got"),
+        ("units", cell(0, 11, 1 << 62), "units: expected an even bits offset within"),
+    ],
+    "batch_backward": [
+        ("normalized", shorter, r"normalized: expected shape \[\d+\], got"),
+        ("normalized", double, "normalized: expected Float, got Double"),
+        ("scales", shorter, "units: expected a scale offset within"),
+        ("scales", double, "scales: expected Float, got Double"),
+        ("units", cell(0, 10, 1 << 62), "units: expected a scale offset within"),
+    ],
+    "forward": [
+        ("y0", double, "y0: expected Float, got Double"),
+        ("y0", lambda y: y[:, 1:].contiguous(), r"y0: expected shape \[\*, 3, 9, 7\], got \[3, 2, 9, 7\]"),
+        ("y0", lambda y: y.transpose(2, 3), "y0: expected a contiguous tensor"),
+        ("routing", lambda r: r[:, :1].contiguous(), r"routing: expected shape \[\*, 2, 2\]"),
+        ("routing", double, "routing: expected Float, got Double"),
+        ("record", lambda _: True, "routing: expected one to record, got 9"),
+        ("units", cell(0, 10, 1 << 62), "units: expected a scale offset within"),
+        ("scales", shorter, r"shifts: expected shape \[\d+\]"),
+        ("shifts", shorter, r"shifts: expected shape \[\d+\]"),
+        ("shifts", double, "shifts: expected Float, got Double"),
+    ],
+    "batch_forward": [
+        ("epsilons", shorter, r"epsilons: expected shape \[5\], got \[4\]"),
+        ("epsilons", double, "epsilons: expected Float, got Double"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_wrong_arguments_are_named(name: str) -> None:
+    own = [*WRONG_TABLES, *WRONG_OFFSETS, *WRONG.get(name, []), *WRONG.get(name.split("_")[1], [])]
+    right = given(name)
+    OPS[name][0](**right)
+    for argument, change, message in own:
+        with pytest.raises(RuntimeError, match=message):
+            OPS[name][0](**{**right, argument: change(right[argument])})

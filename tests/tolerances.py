@@ -9,6 +9,14 @@ FLOAT32_BATCH_NORM = 1e-5
 FLOAT32_SAMPLE_NORM = 1e-4
 """A float32 walk's norm of one sample."""
 
+FLOAT32_WALK = 1e-5
+"""A float32 walk's whole result for one sample, back or forward, on random plans: some ten roundings of 2^-24 a
+block, and what branches that cancel leave of them."""
+
+ROUNDED_WALK = 4
+"""Where numbers are rounded to bfloat16, or to two terms of it, a random plan loses what its conditioning makes it
+lose: at most so many times as much as the float64 walk with the same roundings, taken one by one in another order."""
+
 BFLOAT16_BATCH_NORM = 5e-3
 """A bfloat16 walk's batch norm against the float64 walk on the same record."""
 

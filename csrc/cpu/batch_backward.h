@@ -33,30 +33,31 @@ struct Reduced {
   const uint8_t* bits;
   const float* normalized;
   float* h;
-  double *sums, *products;  // [padded channels]; null where another convolution follows
+  float *sums, *products;  // [padded channels], of this sample; null where another convolution follows
 
   void operator()(int64_t, int64_t y, int64_t x, int64_t step, int64_t count, int64_t channel, int vectors,
                   const float* values) const {
+    for (int v = 0; v < vectors; ++v) {
+      take(Pixels(image, y, x, step), count, channel + v * kLanes, values + v * kLanes, vectors * kLanes);
+    }
+  }
+
+ private:
+  void take(Pixels at, int64_t count, int64_t channel, const float* values, int64_t next) const {
     const int64_t padded = image.padded(), pixel_bytes = image.groups() * 2;
     const Vector c = splat(coefficient);
-    for (int v = 0; v < vectors; ++v) {
-      const int64_t own = channel + v * kLanes;
-      Vector sum = splat(0.0f), product = splat(0.0f);
-      Pixels at(image, y, x, step);
-      for (int64_t i = 0; i < count; ++i, at.next()) {
-        const int64_t place = at.dense * padded + own;
-        Vector value =
-            keep(c * load(values + (i * vectors + v) * kLanes), read_bits(bits + at.dense * pixel_bytes, own));
-        if (add) value = value + load(h + place);
-        store(h + place, value);
-        if (!sums) continue;
-        sum = sum + value;
-        product = multiply_add(value, load(normalized + place), product);
-      }
-      if (!sums) continue;
-      add_row(sums + own, sum);
-      add_row(products + own, product);
+    Vector sum = splat(0.0f), product = splat(0.0f);
+    for (int64_t i = 0; i < count; ++i, at.next()) {
+      const int64_t place = at.dense * padded + channel;
+      Vector value = keep(c * load(values + i * next), read_bits(bits + at.dense * pixel_bytes, channel));
+      if (add) value = value + load(h + place);
+      store(h + place, value);
+      sum = sum + value;
+      product = multiply_add(value, load(normalized + place), product);
     }
+    if (!sums) return;
+    store(sums + channel, load(sums + channel) + sum);
+    store(products + channel, load(products + channel) + product);
   }
 };
 
@@ -107,7 +108,7 @@ class BatchBackward {
     std::shared_ptr<Gradient> from;
     float a = 0.0f, c = 0.0f;
     Batch h, h_next;
-    std::vector<double> sums;  // [sample][two][channels]
+    std::vector<float> sums;   // [sample][two][channels]
     std::vector<float> means;  // [two][channels]: sum(h) / N and sum(h x) / N
   };
   using Shared = std::shared_ptr<Gradient>;
@@ -181,10 +182,6 @@ class BatchBackward {
     if (ways.empty()) return next;
     // An identity block's last convolution finishes what it reads; everything else needs it before.
     if (unfinished) finish_sources(ways);
-    for (const Shared& way : ways) {
-      way->values = batch_of();
-      way->largest.resize(job_.batch);
-    }
     // A projection's convolutions multiply by the coefficients themselves.
     if (block.skip == kProjection) take_out_powers(ways);
     for (int64_t u = block.first_unit + block.unit_count - 1; u >= block.first_unit; --u) convolve(b, u, ways);
@@ -207,6 +204,7 @@ class BatchBackward {
       const bool known = std::find(sources.begin(), sources.end(), way->from) != sources.end();
       if (!way->from->finished && !known) sources.push_back(way->from);
     }
+    for (const Shared& source : sources) make_room(*source);
     for_each(int64_t(sources.size()), [&](int, int64_t s, int64_t w) { finish_sample(*sources[w], s); });
     for (const Shared& source : sources) conclude(*source);
   }
@@ -219,8 +217,9 @@ class BatchBackward {
     std::vector<std::vector<Gradient*>> groups;
     for (const Shared& way : ways) {
       if (way->c == 0.0f && !(first && block.skip == kProjection && way->a != 0.0f)) continue;
+      if (last && !way->from->finished) make_room(*way->from);
       way->h_next = batch_of();
-      way->sums.assign(job_.batch * 2 * channels_, 0.0);
+      way->sums.assign(job_.batch * 2 * channels_, 0.0f);
       way->means.resize(2 * channels_);
       if (!groups.empty() && last && groups.back()[0]->from == way->from) {
         groups.back().push_back(way.get());
@@ -254,7 +253,7 @@ class BatchBackward {
     const bool last = u == block.first_unit + block.unit_count - 1;
     const bool joins = u == block.first_unit && block.skip == kProjection;
     const Image image = without_border(network_.inputs[u]);
-    double* sums = way.sums.data() + s * 2 * channels_;
+    float* sums = way.sums.data() + s * 2 * channels_;
     Reduced reduced = {image,
                        joins ? way.c : 1.0f,
                        false,
@@ -316,18 +315,31 @@ class BatchBackward {
     const float* h = way.h.get() + s * image.dense();
     const float* x = job_.normalized + starts_[u] + s * image.dense();
     const float* scales = job_.plan.scales + network_.unit(u).scale_offset;
-    std::vector<float> own(padded);
-    std::copy_n(scales, image.channels, own.data());
-    int64_t j = 0;
+    // The inner loop is over pixels, whose channels have their factors in registers.
+    alignas(64) float factors[kLanes];
     for (int64_t y = 0; y < image.height; ++y) {
-      for (int64_t pixel = image.pixel(y, 0); pixel < image.pixel(y, image.width); ++pixel) {
-        for (int64_t c = 0; c < padded; c += kLanes, j += kLanes) {
-          const Vector mean = load(way.means.data() + c), slope = load(way.means.data() + channels_ + c);
+      for (int64_t c = 0; c < padded; c += kLanes) {
+        std::fill_n(factors, kLanes, 0.0f);
+        std::copy_n(scales + c, std::min<int64_t>(kLanes, std::max<int64_t>(0, image.channels - c)), factors);
+        const Vector scale = load(factors);
+        const Vector mean = load(way.means.data() + c), slope = load(way.means.data() + channels_ + c);
+        const int64_t first = image.pixel(y, 0);
+        for (int64_t i = 0; i < image.width; ++i) {
+          const int64_t j = (y * image.width + i) * padded + c;
           const Vector centred = load(h + j) - mean;
-          then(j, pixel, c, load(own.data() + c) * (centred - load(x + j) * slope));
+          then(j, first + i, c, scale * (centred - load(x + j) * slope));
         }
       }
     }
+  }
+
+  // For the values, before the first sample is finished: in place of those before the block, where nobody else wants
+  // them.
+  void make_room(Gradient& gradient) {
+    if (gradient.values) return;
+    const bool alone = gradient.from.use_count() == 1 && network_.block(gradient.block).skip == kIdentity;
+    gradient.values = alone ? gradient.from->values : batch_of();
+    gradient.largest.resize(job_.batch);
   }
 
   void finish_sample(Gradient& gradient, int64_t s) {
@@ -337,19 +349,28 @@ class BatchBackward {
     float* own = gradient.values.get() + s * to.dense();
     const float* source = gradient.from->values.get() + s * from.dense();
     const Vector a = splat(gradient.a), c = splat(block.skip == kProjection ? 1.0f : gradient.c);
-    const bool skips = gradient.a != 0.0f && block.skip != kProjection;
     Vector most = splat(0.0f);
-    if (skips && block.skip == kPad) pad(from, to, network_.stride(block), true, gradient.a, source, own);
-    const auto take = [&](int64_t j, Vector value) {
-      if (skips) value = block.skip == kPad ? value + load(own + j) : multiply_add(a, load(source + j), value);
+    const auto put = [&](int64_t j, Vector value) {
       most = maximum(most, magnitude(value));
       store(own + j, value);
     };
+    // What the skip gives stands in `old`; an identity's is the source itself.
+    const float* old = source;
+    Vector old_factor = a;
+    if (block.skip != kIdentity) {
+      pad(from, to, network_.stride(block), true, block.skip == kPad ? gradient.a : 0.0f, source, own);
+      old = own;
+      old_factor = splat(1.0f);
+    } else if (gradient.a == 0.0f) {
+      std::fill_n(own, to.dense(), 0.0f);
+      old = own;
+    }
     if (gradient.h) {
-      normalization_backward(block.first_unit, gradient, s,
-                             [&](int64_t j, int64_t, int64_t, Vector value) { take(j, c * value); });
+      normalization_backward(block.first_unit, gradient, s, [&](int64_t j, int64_t, int64_t, Vector value) {
+        put(j, multiply_add(old_factor, load(old + j), c * value));
+      });
     } else {
-      for (int64_t j = 0; j < to.dense(); j += kLanes) take(j, splat(0.0f));
+      for (int64_t j = 0; j < to.dense(); j += kLanes) put(j, old_factor * load(old + j));
     }
     gradient.largest[s] = largest_lane(most);
   }
@@ -369,6 +390,9 @@ class BatchBackward {
     const Image image = without_border(network_.ends[0]);
     const int64_t size = image.channels * image.height * image.width;
     std::vector<double> norms(nodes.size() * job_.batch);
+    for (const Node& node : nodes) {
+      if (!node.gradient->finished) make_room(*node.gradient);
+    }
     for_each(int64_t(nodes.size()), [&](int, int64_t s, int64_t n) {
       Gradient& gradient = *nodes[n].gradient;
       if (!gradient.finished) finish_sample(gradient, s);

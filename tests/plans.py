@@ -1,0 +1,339 @@
+"""Random plans, as the cpu engine's ops take them, and what must come out: float64, by autograd through plain
+convolutions that share no code with the kernels."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pathnet import native
+
+Shape = tuple[int, int, int]  # channels, height, width
+Convolution = tuple[int, int, int, int]  # output channels, kernel, stride, padding
+
+IDENTITY, PROJECTION, PAD = 0, 1, 2
+GROUP = 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A network's tables and everything that a walk through it takes; see `pathnet.native`.
+
+    ``bits`` and ``normalized``, float64 [B, C, H, W] of each unit, are as random as the weights: a walk back is a
+    linear map for any of them.
+    """
+
+    blocks: Tensor
+    units: Tensor
+    weights: Tensor
+    scales: Tensor
+    shifts: Tensor
+    epsilons: Tensor
+    bits: list[Tensor | None]
+    normalized: list[Tensor | None]
+    y0: Tensor
+    grad: Tensor
+    exponent: Tensor
+    routing: Tensor
+
+    @property
+    def least_values(self) -> int:
+        """Of a channel, over the batch, at the input of the unit that has fewest."""
+        return min(len(own) * own[0, 0].numel() for own in self.bits if own is not None)
+
+    def weights_of(self, unit: int) -> slice:
+        row = self.units[unit].tolist()
+        return slice(row[9], row[9] + row[0] * row[3] * row[6] ** 2)
+
+    def without_samples(self) -> Plan:
+        bits, normalized = ([None if x is None else x[:0] for x in xs] for xs in (self.bits, self.normalized))
+        return replace(self, bits=bits, normalized=normalized, y0=self.y0[:0], grad=self.grad[:0])
+
+    def relu_bits(self) -> Tensor:
+        """uint8 [B, bytes]: of each unit [H, W, groups], two bytes each, the first channel lowest."""
+        rows = torch.zeros(len(self.y0), bits_size(self.units), dtype=torch.uint8)
+        for unit, own in zip(self.units.tolist(), self.bits, strict=True):
+            if own is not None:
+                packed = np.packbits(by_pixel(own).numpy().astype(bool), axis=3, bitorder="little")
+                end = unit[11] + math.prod(packed.shape[1:])
+                rows[:, unit[11] : end] = torch.from_numpy(packed).flatten(1)
+        return rows
+
+    def pack(self, backward: bool, fold_scales: bool, bf16: bool = False) -> Tensor:
+        return native.cpu_pack(self.blocks, self.units, self.weights, self.scales, backward, fold_scales, bf16)
+
+    def backward_arguments(self, bn: str, bf16: bool = False, gradients: bool = True) -> tuple[Any, ...]:
+        """Of `pathnet.native.routed_backward` or, in BN mode ``batch``, `pathnet.native.batch_backward`."""
+        exponent = self.exponent[: len(self.grad) if bn == "running" else 1]
+        tables = self.grad, exponent, self.routing, self.blocks, self.units
+        if bn == "running":
+            return *tables, self.pack(True, True, bf16), self.relu_bits(), gradients
+        rows = torch.cat([by_pixel(own).flatten() for own in self.normalized if own is not None]).float()
+        return *tables, self.pack(True, False, bf16), self.relu_bits(), rows, self.scales, gradients
+
+    def forward_arguments(self, bn: str, record: bool = False) -> tuple[Any, ...]:
+        epsilons = () if bn == "running" else (self.epsilons,)
+        routing = torch.ones_like(self.routing[:1]) if record else self.routing
+        given = self.y0, routing, self.blocks, self.units, self.scales, self.shifts, *epsilons
+        return *given, self.pack(False, False), record
+
+
+BACKWARD = {"running": native.routed_backward, "batch": native.batch_backward}
+FORWARD = {"running": native.routed_forward, "batch": native.batch_forward}
+
+
+def walked(plan: Plan, bn: str, bf16: bool = False) -> tuple[Tensor, Tensor]:
+    """The kernels' gradients as float64 [P, B, C, H, W] and norms [P, B]."""
+    norms, grad, exponent = BACKWARD[bn](*plan.backward_arguments(bn, bf16))
+    return torch.ldexp(grad.double(), exponent[:, :, None, None, None]), norms
+
+
+def by_pixel(x: Tensor) -> Tensor:
+    """[B, H, W, C filled up with zeros to groups of 16] of [B, C, H, W]."""
+    return F.pad(x.permute(0, 2, 3, 1), (0, -x.shape[1] % GROUP))
+
+
+def bits_size(units: Tensor) -> int:
+    own = units[units[:, 11] >= 0]
+    return int((own[:, 11] + own[:, 1] * own[:, 2] * ((own[:, 0] + GROUP - 1) // GROUP) * 2).max())
+
+
+# Truths.
+
+
+class _Rounded(torch.autograd.Function):
+    """The identity, whose gradient is rounded to a sum of bfloat16 terms of 8 bits each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, terms: int) -> Tensor:
+        ctx.terms = terms
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return in_terms(grad, ctx.terms), None
+
+
+def in_terms(x: Tensor, terms: int) -> Tensor:
+    result = torch.zeros_like(x)
+    for _ in range(terms):
+        result = result + (x - result).bfloat16().double()
+    return result
+
+
+def truth_back(plan: Plan, bn: str, terms: int = 0) -> Tensor:
+    """float64 [P, B, C, H, W]: the walks back, by autograd through the linear map that the plan is around its record.
+
+    Args:
+        terms: bfloat16 terms that every gradient which enters a convolution, and every weight, is rounded to; 0 for
+            no rounding. How far that leads astray is what such a precision costs.
+    """
+    exponent = plan.exponent if bn == "running" else plan.exponent[:1]
+    grad = torch.ldexp(plan.grad.double(), exponent[:, None, None, None])
+    scales = plan.scales.double()
+
+    def activated(u: int, x: Tensor) -> Tensor:
+        own, bits = plan.normalized[u], plan.bits[u]
+        assert own is not None and bits is not None
+        if bn == "batch":
+            # The tangent map of (x - mean) / deviation, which is its own transpose.
+            dims = (0, 2, 3)
+            x = x - x.mean(dims, keepdim=True) - own * (x * own).mean(dims, keepdim=True)
+        first = int(plan.units[u, 10])
+        return x * scales[first : first + x.shape[1], None, None] * bits
+
+    def convolved(u: int, x: Tensor) -> Tensor:
+        y = convolution(plan, u, x, lambda weight: in_terms(weight, terms) if terms else weight)
+        return _Rounded.apply(y, terms) if terms else y  # type: ignore[no-any-return, no-untyped-call]
+
+    x = torch.zeros(len(grad), *plan.blocks[0, 4:7].tolist(), dtype=torch.float64, requires_grad=True)
+    ends = [_walk(plan, x, path, activated, convolved) for path in plan.routing.double().tolist()]
+    return torch.stack([torch.autograd.grad(end, x, grad)[0] for end in ends])
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A forward pass in float64: the output, and of each unit what its BN gave, and what that was made of."""
+
+    output: Tensor
+    values: dict[int, Tensor]
+    normalized: dict[int, Tensor]
+    scales: dict[int, Tensor]
+
+
+@torch.no_grad()
+def truth_forward(plan: Plan, bn: str, routing: Tensor) -> Recorded:
+    """The pass under one routing [n, 2]."""
+    record = Recorded(torch.empty(0), {}, {}, {})
+
+    def activated(u: int, x: Tensor) -> Tensor:
+        first = int(plan.units[u, 10])
+        own = slice(first, first + x.shape[1])
+        scale, shift = plan.scales.double()[own], plan.shifts.double()[own]
+        if bn == "batch":
+            variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+            deviation = (variance + plan.epsilons.double()[u]).sqrt()
+            x = record.normalized[u] = (x - mean) / deviation
+            record.scales[u] = scale / deviation.flatten()
+        x = record.values[u] = x * scale[:, None, None] + shift[:, None, None]
+        return x.relu()
+
+    output = _walk(plan, plan.y0.double(), routing.double().tolist(), activated, lambda u, x: convolution(plan, u, x))
+    return replace(record, output=output)
+
+
+def convolution(plan: Plan, u: int, x: Tensor, change: Any = lambda weight: weight) -> Tensor:
+    row = plan.units[u].tolist()
+    weight = plan.weights.double()[plan.weights_of(u)].reshape(row[3], row[0], row[6], row[6])
+    return F.conv2d(x, change(weight), stride=row[7], padding=row[8])
+
+
+def _walk(plan: Plan, y: Tensor, path: list[tuple[float, float]], activated: Any, convolved: Any) -> Tensor:
+    for (first, count, kind, projection, *_), (a, c) in zip(plan.blocks.tolist(), path, strict=True):
+        own = range(first, first + count)
+        entered = activated(first, y)
+        residual = entered
+        for u in own:
+            residual = convolved(u, entered if u == first else activated(u, residual))
+        if kind == PROJECTION:
+            skip = convolved(projection, entered)
+        else:
+            stride = math.prod(plan.units[first : first + count, 7].tolist()) if kind == PAD else 1
+            skip = F.pad(y[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, residual.shape[1] - y.shape[1]))
+        y = a * skip + c * residual
+    return y
+
+
+# Random plans.
+
+
+def random_plan(seed: int, wide: bool = False) -> Plan:
+    """One to four blocks of any kernels, paddings ("same" or not), strides, widths, odd sides and skips.
+
+    Args:
+        wide: up to 70 channels in one or two blocks, sides of 1 to 19 and 32; otherwise up to 8, sides of 1 to 11.
+    """
+    rng = np.random.default_rng(seed)
+    batch = int(rng.integers(1, 4))
+    count = int(rng.integers(1, 3 if wide else 5))
+    channels = int(rng.choice([3, 16, 17, 33, 48, 64, 65, 70])) if wide else int(rng.integers(1, 8))
+    sides = [1, 2, 7, 8, 13, 16, 19, 32] if wide else [*range(1, 12)]
+    most = 32 if channels <= 17 else 19 if channels <= 33 else 8
+    height, width = (int(rng.choice([side for side in sides if side <= most])) for _ in range(2))
+    return make_plan(rng, batch, (channels, height, width), count, wide)
+
+
+def make_plan(
+    rng: np.random.Generator, batch: int, shape: Shape, count: int, wide: bool = False, only: int | None = None
+) -> Plan:
+    """A chain of ``count`` blocks from ``shape`` on, with any kind of skip or ``only`` one."""
+    rows: list[list[int]] = []
+    blocks: list[list[int]] = []
+    for _ in range(count):
+        convs, kind, skip = random_block(rng, shape, wide, only)
+        first, before = len(rows), shape
+        for conv in convs:
+            rows.append([*shape, *output_shape(shape, conv), *conv[1:]])
+            shape = output_shape(shape, conv)
+        blocks.append([first, len(convs), kind, -1 if skip is None else len(rows), *before, *shape])
+        if skip is not None:
+            rows.append([*before, *shape, *skip[1:]])
+    return plan_of(rng, batch, torch.tensor(blocks), rows)
+
+
+def plan_of(rng: np.random.Generator, batch: int, blocks: Tensor, rows: list[list[int]]) -> Plan:
+    """Random numbers for blocks and units, the latter without offsets."""
+    projections = {*blocks[:, 3].tolist()}
+    units, weights, bits, normalized = [], [], [], []
+    weight_end = scale_end = bits_end = 0
+    for u, row in enumerate(rows):
+        size, fan_in = row[3] * row[0] * row[6] ** 2, row[0] * row[6] ** 2
+        units.append([*row, weight_end, *((-1, -1) if u in projections else (scale_end, bits_end))])
+        weights.append(rng.normal(size=size) / math.sqrt(fan_in))
+        weight_end += size
+        if u in projections:
+            bits.append(None)
+            normalized.append(None)
+            continue
+        scale_end += row[0]
+        # At times a gap, since a unit's bits may begin at any even byte.
+        bits_end += row[1] * row[2] * -(-row[0] // GROUP) * 2 + 2 * int(rng.integers(0, 2))
+        bits.append(torch.from_numpy(rng.random((batch, *row[:3])) < 0.6).double())
+        normalized.append(floats(rng.normal(size=(batch, *row[:3]))).double())
+    return Plan(
+        blocks,
+        torch.tensor(units),
+        floats(np.concatenate(weights)),
+        floats(rng.normal(size=scale_end)),
+        floats(rng.normal(size=scale_end)),
+        floats(rng.uniform(1e-5, 1e-3, len(units))),
+        bits,
+        normalized,
+        floats(rng.normal(size=(batch, *blocks[0, 4:7].tolist()))),
+        floats(rng.normal(size=(batch, *blocks[-1, 7:].tolist()))),
+        torch.from_numpy(rng.integers(-40, 40, batch).astype(np.int32)),
+        random_routings(rng, len(blocks)),
+    )
+
+
+def floats(x: np.ndarray[Any, Any]) -> Tensor:
+    return torch.from_numpy(x).float()
+
+
+def random_routings(rng: np.random.Generator, n: int) -> Tensor:
+    """float32 [9, n, 2]: lengths 0 and n, a path twice, tails and heads in common, absent branches, any others."""
+    codes = rng.integers(0, 2, (6, n))
+    codes[0], codes[1], codes[3] = 0, 1, codes[2]
+    codes[4, n // 2 :] = codes[2, n // 2 :]
+    codes[5, : n // 2] = codes[2, : n // 2]
+    others = rng.normal(size=(3, n, 2))
+    others[0, n // 2 :] = others[1, n // 2 :]
+    others[1, 0, 0] = 0
+    others[2, ::2, 1] = 0
+    return floats(np.concatenate([np.stack([1 - codes, codes], 2), others]))
+
+
+def random_block(
+    rng: np.random.Generator, shape: Shape, wide: bool, only: int | None
+) -> tuple[list[Convolution], int, Convolution | None]:
+    """A chain of convolutions, the kind of skip and the projection's."""
+    kind = int(rng.integers(3)) if only is None else only
+    while True:
+        convs = [random_convolution(rng, wide) for _ in range(rng.integers(1, 4))]
+        convs[-1] = (shape[0] + int(rng.integers(0, 2)), *convs[-1][1:])
+        shapes = list(itertools.accumulate(convs, output_shape, initial=shape))
+        if min(map(min, shapes)) < 1 or max(shapes[-1][1:]) > max(11, *shape[1:]):
+            continue
+        skips = [conv for own, conv in admitted_skips(shape, shapes[-1], convs) if own == kind]
+        if skips:
+            return convs, kind, skips[rng.integers(len(skips))]
+
+
+def random_convolution(rng: np.random.Generator, wide: bool) -> Convolution:
+    kernel = int(rng.choice([1, 2, 3, 3, 5]))
+    channels = int(rng.choice([4, 15, 16, 40, 64, 70])) if wide else int(rng.integers(1, 8))
+    return channels, kernel, int(rng.choice([1, 1, 1, 2])), int(rng.integers(0, kernel))
+
+
+def output_shape(shape: Shape, conv: Convolution) -> Shape:
+    channels, kernel, stride, padding = conv
+    height, width = ((side + 2 * padding - kernel) // stride + 1 for side in shape[1:])
+    return channels, height, width
+
+
+def admitted_skips(shape: Shape, out: Shape, convs: list[Convolution]) -> list[tuple[int, Convolution | None]]:
+    stride = math.prod(conv[2] for conv in convs)
+    skips: list[tuple[int, Convolution | None]] = [(IDENTITY, None)] if shape == out else []
+    for kernel, own, padding in itertools.product((1, 2, 3), {1, stride}, (0, 1, 2)):
+        if padding < kernel and output_shape(shape, (out[0], kernel, own, padding)) == out:
+            skips.append((PROJECTION, (out[0], kernel, own, padding)))
+    if out[0] >= shape[0] and out[1:] == tuple(-(-side // stride) for side in shape[1:]):
+        skips.append((PAD, None))
+    return skips
