@@ -122,10 +122,12 @@ class _Rounded(torch.autograd.Function):
 
 
 def in_terms(x: Tensor, terms: int) -> Tensor:
-    result = torch.zeros_like(x)
+    """The sum of so many bfloat16 terms that comes next to a number, of whatever magnitude."""
+    rest = x
     for _ in range(terms):
-        result = result + (x - result).bfloat16().double()
-    return result
+        mantissa, exponent = torch.frexp(rest)
+        rest = rest - torch.ldexp(mantissa.bfloat16().double(), exponent)
+    return x - rest
 
 
 def truth_back(plan: Plan, bn: str, terms: int = 0) -> Tensor:
