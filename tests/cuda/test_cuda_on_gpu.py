@@ -15,7 +15,7 @@ from tolerances import FORWARD
 from torch import Tensor
 
 import pathnet
-from pathnet import native, scaling
+from pathnet import scaling
 from pathnet.engines import cuda
 from pathnet.engines.cuda import CudaEngine, CudaNetwork, CudaRecord, Walk
 
@@ -142,13 +142,6 @@ def test_no_paths_one_path_and_more_than_the_processors(device: torch.device) ->
     many = tape.path_gradient_norms(pathnet.paths.sample(6, 3, 5000))
     one = tape.path_gradient_norms(pathnet.paths.sample(6, 3, 5000)[4321:4322])
     assert torch.equal(many[4321:4322], one)
-
-
-def test_packed_bits_are_those_of_numpy(device: torch.device) -> None:
-    for shape in ((3, 7), (5, 3, 3, 3), (4, 16, 5, 5), (0, 9), (129, 16, 32, 32)):
-        x = torch.randn(shape)
-        expected = np.packbits(x.numpy().reshape(len(x), -1 if len(x) else 9) > 0, axis=1, bitorder="little")
-        assert np.array_equal(native.pack_bits(x.to(device)).cpu().numpy(), expected)
 
 
 def test_tensors_on_several_devices_are_refused(device: torch.device) -> None:
