@@ -27,6 +27,9 @@ constexpr int64_t kTileOfWalksBytes = int64_t(256) << 20;
 
 // h = bits * (coefficient * sums) + the h that is there, where `add`; and its sums over the image.
 struct Reduced {
+  // Pixels of the same sample that are fetched before their turn.
+  static constexpr int64_t kAhead = 64;
+
   const Image& image;
   float coefficient;
   bool add;
@@ -34,6 +37,8 @@ struct Reduced {
   const float* normalized;
   float* h;
   float *sums, *products;  // [padded channels], of this sample; null where another convolution follows
+  // What the next sample will read, fetched while this one computes; null for nothing.
+  const float* ahead[2] = {nullptr, nullptr};
 
   void operator()(int64_t, int64_t y, int64_t x, int64_t step, int64_t count, int64_t channel, int vectors,
                   const float* values) const {
@@ -49,6 +54,11 @@ struct Reduced {
     Vector sum = splat(0.0f), product = splat(0.0f);
     for (int64_t i = 0; i < count; ++i, at.next()) {
       const int64_t place = at.dense * padded + channel;
+      for (const float* own : ahead) {
+        if (own) __builtin_prefetch(own + place, 0, 2);
+      }
+      __builtin_prefetch(normalized + place + kAhead * padded, 0, 2);
+      __builtin_prefetch(h + place + kAhead * padded, 1, 2);
       Vector value = keep(c * load(values + i * next), read_bits(bits + at.dense * pixel_bytes, channel));
       if (add) value = value + load(h + place);
       store(h + place, value);
@@ -262,6 +272,7 @@ class BatchBackward {
                        way.h_next.get() + s * image.dense(),
                        sums,
                        sums + channels_};
+    look_ahead(u, last ? *way.from : way, last, s, reduced);
     if (joins && way.a != 0.0f) {
       Reduced skip = reduced;
       skip.coefficient = way.a;
@@ -273,6 +284,17 @@ class BatchBackward {
     if (way.c == 0.0f) return;
     const Element* operand = last ? bordered(worker, b, way, s) : normalized(worker, u + 1, way, s);
     Convolver::run(network_.convolutions[u], packed_[u], &operand, 1, reduced);
+  }
+
+  // What `normalized`, or `finish_sample`, will read of the next sample: h and what BN made of its input.
+  void look_ahead(int64_t u, const Gradient& source, bool last, int64_t s, Reduced& reduced) {
+    const int64_t next = backwards_ ? s - 1 : s + 1;
+    if (next < 0 || next >= job_.batch || !source.h) return;
+    const int64_t unit = last ? network_.block(source.block).first_unit : u + 1;
+    const int64_t size = network_.inputs[unit].dense();
+    if (size < reduced.image.dense()) return;
+    reduced.ahead[0] = source.h.get() + next * size;
+    reduced.ahead[1] = job_.normalized + starts_[unit] + next * size;
   }
 
   // The gradient at the block's output, as convolutions read it.
