@@ -183,7 +183,7 @@ def assert_one_line(ended: Ended, *words: object) -> None:
         (["--data", "/nowhere"], ["data: expected digits, synthetic or an existing folder", "/nowhere"]),
         (["--weights", "/nowhere.safetensors"], ["weights: /nowhere.safetensors is not a readable"]),
         (["--run", "/dev/null/run"], ["/dev/null/run"]),
-        (["--engine", "cpu", "--bn", "batch"], ["engine: 'cpu' cannot serve"]),
+        (["--engine", "cuda", "--device", "cpu"], ["engine: 'cuda' cannot serve"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
 )
