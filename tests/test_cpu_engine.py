@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
 INSTRUCTION_SETS = native.build_facts()["instruction_sets"] if native.LOADED else []
 MODES = ["running", "batch"]
-SEEDS = 30
+SEEDS = 23
 EMULATED_SEEDS = 4
 """AMX may run in software, ten microseconds an instruction."""
 

@@ -43,7 +43,7 @@ pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
 INSTRUCTION_SETS = native.build_facts()["instruction_sets"] if native.LOADED else []
 MODES = ["running", "batch"]
-SEEDS = 36
+SEEDS = 30
 EMULATED_SEEDS = 6
 """AMX may run in software, ten microseconds an instruction."""
 
