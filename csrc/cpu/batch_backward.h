@@ -3,8 +3,8 @@
 // With h the gradient at a BN's output (masked by the ReLU bits), x its normalized input and N the values of a
 // channel, the gradient at its input is scale * (h - sum(h) / N - x * sum(h x) / N). A convolution writes h and each
 // sample's two sums; the next one makes the gradient from h and x as it reads them. So a convolution reads its
-// gradient once and writes one, and x is read twice: with the walks of a tile (see kTileBytes) side by side on each
-// sample, from cache.
+// gradient once and writes one, and x is read twice. While a sample is convolved, what the next one will read is
+// fetched from memory: without it this mode takes 8 % longer in float32 and 17 % in bf16, on an AMD EPYC.
 //
 // Routings that agree from the walk's beginning on share that part of it: the walks of a tile are the nodes at one
 // depth of their prefix tree.
