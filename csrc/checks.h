@@ -5,6 +5,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -63,7 +64,12 @@ inline void check_unit(const Unit& unit, int64_t index, bool projection, const P
   STD_TORCH_CHECK(unit.weight_offset >= 0 && unit.weight_offset <= sizes.weights - unit.weight_size(),
                   "units: expected a weight offset within ", sizes.weights, " weights in row ", index, ", got ",
                   unit.weight_offset);
-  if (projection) return;
+  if (projection) {
+    STD_TORCH_CHECK(unit.scale_offset == -1 && unit.bits_offset == -1,
+                    "units: expected no scale and no bits (-1) for the projection in row ", index, ", got ",
+                    unit.scale_offset, " and ", unit.bits_offset);
+    return;
+  }
   STD_TORCH_CHECK(unit.scale_offset >= 0 && unit.scale_offset <= sizes.scales - unit.in_channels,
                   "units: expected a scale offset within ", sizes.scales, " scales in row ", index, ", got ",
                   unit.scale_offset);
@@ -122,7 +128,7 @@ inline void check_block(const Plan& plan, int64_t index, const PlanSizes& sizes)
                   block.projection_unit);
   if (block.skip == kPad) {
     int64_t stride = 1;
-    for (int64_t u = 0; u < block.unit_count; ++u) stride *= units[u].stride;
+    for (int64_t u = 0; u < block.unit_count; ++u) stride = std::min(stride * units[u].stride, kLargestSize);
     STD_TORCH_CHECK((block.in_height + stride - 1) / stride == block.out_height &&
                         (block.in_width + stride - 1) / stride == block.out_width &&
                         block.in_channels <= block.out_channels,

@@ -7,6 +7,9 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cstring>
+#include <exception>
+#include <mutex>
 #include <stdexcept>
 #include <tuple>
 #include <vector>
@@ -74,9 +77,18 @@ Plan checked_plan(const Tensor& blocks, const Tensor& units, const Tensor& weigh
 Team team() {
   const int threads = int(torch::stable::get_num_threads());
   return {threads, [threads](const std::function<void(int)>& work) {
+            // What a thread throws would reach the caller as a failure without a cause.
+            std::exception_ptr thrown;
+            std::mutex writing;
             torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-              for (int64_t worker = begin; worker < end; ++worker) work(int(worker));
+              try {
+                for (int64_t worker = begin; worker < end; ++worker) work(int(worker));
+              } catch (...) {
+                const std::lock_guard<std::mutex> lock(writing);
+                thrown = std::current_exception();
+              }
             });
+            if (thrown) std::rethrow_exception(thrown);
           }};
 }
 
@@ -111,7 +123,8 @@ Checked checked_packed(const Tensor& packed, const Plan& plan, Direction directi
   check_shape("packed", packed, {-1});
   STD_TORCH_CHECK(packed.numel() >= kHeaderBytes, "packed: expected what cpu_pack made, got ", packed.numel(),
                   " bytes");
-  const PackedHeader header = *reinterpret_cast<const PackedHeader*>(packed.const_data_ptr<uint8_t>());
+  PackedHeader header;
+  std::memcpy(&header, packed.const_data_ptr<uint8_t>(), sizeof(header));
   const Isa isa = selected_isa();
   STD_TORCH_CHECK(header.isa == int64_t(isa), "packed: expected weights for the instruction set ", isa_name(isa),
                   ", got another's");
@@ -141,7 +154,7 @@ BackwardResult backward_result(const Plan& plan, const Tensor& grad, const Tenso
   check_shape("routing", routing, {-1, plan.block_count, 2});
   return {batch, routings, torch::stable::new_empty(grad, {routings, batch}, ScalarType::Double),
           torch::stable::new_empty(grad, {given, batch, first.in_channels, first.in_height, first.in_width}),
-          torch::stable::new_empty(exponent, {given, exponents})};
+          torch::stable::new_zeros(exponent, {given, exponents})};
 }
 
 std::tuple<Tensor, Tensor, Tensor> routed_backward(const Tensor& grad, const Tensor& exponent, const Tensor& routing,
@@ -218,6 +231,11 @@ Plan forward_plan(const Tensor& y0, const Tensor& routing, const Tensor& blocks,
   check_shape("y0", y0, {-1, first.in_channels, first.in_height, first.in_width});
   check_shape("routing", routing, {-1, plan.block_count, 2});
   STD_TORCH_CHECK(!record || routing.size(0) == 1, "routing: expected one to record, got ", routing.size(0));
+  // What a module that is left out would have recorded is not known.
+  for (int64_t b = 0; record && b < plan.block_count; ++b) {
+    STD_TORCH_CHECK(routing.const_data_ptr<float>()[2 * b + 1] != 0.0f,
+                    "routing: expected no residual module left out where the walk is recorded, got 0 in row ", b);
+  }
   return plan;
 }
 
@@ -258,7 +276,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_forward(const Tensor& y0, const
   Tensor relu_bits = torch::stable::new_zeros(y0, {record ? batch : 0, plan.bits_stride}, ScalarType::Byte);
   Tensor normalized = torch::stable::new_empty(y0, {record ? normalized_size(plan, batch) : 0});
   if (record) prefer_huge_pages(normalized.mutable_data_ptr<float>(), normalized.numel() * sizeof(float));
-  Tensor batch_scales = torch::stable::new_empty(scales, {record ? scales.numel() : 0});
+  Tensor batch_scales = torch::stable::new_zeros(scales, {record ? scales.numel() : 0});
   const BatchForwardWalk job = {plan,
                                 checked.weights,
                                 shifts.const_data_ptr<float>(),

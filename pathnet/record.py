@@ -52,50 +52,6 @@ class BlockRecord(Protocol):
     def tensors(self) -> Sequence[Tensor]: ...
 
 
-@dataclass(frozen=True)
-class Record:
-    """One forward pass, independent of the network it was taken from.
-
-    Attributes:
-        net: a frozen copy of the network, in the precision of the walk's type; shared with other passes.
-        images: [B, C, H, W]
-        y0_shape: (B, C_0, H_0, W_0)
-        blocks: what the engine kept of the blocks.
-        output: the head's output, [B, ...].
-        loss: of (output, target).
-        grad: [B, *y_n.shape[1:]], with ``exponent`` the gradient dL/dy_n that every walk starts from.
-        exponent: int32 [B] in BN mode ``running``, [1] in ``batch``, where the batch is one object.
-    """
-
-    net: ResidualNet
-    images: Tensor
-    y0_shape: torch.Size
-    blocks: BlockRecord
-    output: Tensor
-    loss: float
-    grad: Tensor
-    exponent: Tensor
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the pass's buffers, and of the network's copy and the engine's form of it."""
-        own = [self.images, self.output, self.grad, self.exponent, *self.blocks.tensors]
-        return sum({tensor.data_ptr(): tensor.nbytes for tensor in (*own, *self.net.state_dict().values())}.values())
-
-    @property
-    @torch.no_grad()
-    def y0(self) -> Tensor:
-        """[B, C_0, H_0, W_0], the stem's output: made anew, since it would be a third of what a record holds."""
-        return torch.as_tensor(self.net.stem(self.images.clone()))
-
-
-def one_of(name: str, value: str, literal: object) -> None:
-    """Raises ValueError unless ``value`` is among the strings of a Literal type."""
-    allowed = get_args(literal)
-    if value not in allowed:
-        raise ValueError(f"{name}: expected {' or '.join(map(repr, allowed))}, got {value!r}")
-
-
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Arithmetic as it is written, whatever mode the caller is in: no autocast, no TF32, and with autograd.
@@ -134,6 +90,51 @@ def _full_precision_products() -> Iterator[None]:
             matmul.fp32_precision = "tf32"
         else:
             torch.set_float32_matmul_precision(older)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One forward pass, independent of the network it was taken from.
+
+    Attributes:
+        net: a frozen copy of the network, in the precision of the walk's type; shared with other passes.
+        images: [B, C, H, W]
+        y0_shape: (B, C_0, H_0, W_0)
+        blocks: what the engine kept of the blocks.
+        output: the head's output, [B, ...].
+        loss: of (output, target).
+        grad: [B, *y_n.shape[1:]], with ``exponent`` the gradient dL/dy_n that every walk starts from.
+        exponent: int32 [B] in BN mode ``running``, [1] in ``batch``, where the batch is one object.
+    """
+
+    net: ResidualNet
+    images: Tensor
+    y0_shape: torch.Size
+    blocks: BlockRecord
+    output: Tensor
+    loss: float
+    grad: Tensor
+    exponent: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pass's buffers, and of the network's copy and the engine's form of it."""
+        own = [self.images, self.output, self.grad, self.exponent, *self.blocks.tensors]
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in (*own, *self.net.state_dict().values())}.values())
+
+    @property
+    @full_precision()
+    @torch.no_grad()
+    def y0(self) -> Tensor:
+        """[B, C_0, H_0, W_0], the stem's output: made anew, since it would be a third of what a record holds."""
+        return torch.as_tensor(self.net.stem(self.images.clone()))
+
+
+def one_of(name: str, value: str, literal: object) -> None:
+    """Raises ValueError unless ``value`` is among the strings of a Literal type."""
+    allowed = get_args(literal)
+    if value not in allowed:
+        raise ValueError(f"{name}: expected {' or '.join(map(repr, allowed))}, got {value!r}")
 
 
 def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype) -> ResidualNet:

@@ -20,8 +20,10 @@ def check_routing(routing: Tensor, n: int) -> None:
         raise ValueError(f"routing: expected a floating-point tensor, got {_kind(routing)}")
     if routing.ndim != 3 or routing.shape[1:] != (n, 2):
         raise ValueError(f"routing: expected shape [P, {n}, 2] for {n} blocks, got {list(routing.shape)}")
-    if not torch.isfinite(routing).all():
-        raise ValueError("routing: expected finite coefficients, got NaN or infinity")
+    if not torch.isfinite(routing.float()).all():
+        raise ValueError(
+            "routing: expected coefficients that are finite in float32, got NaN, infinity or larger ones"
+        )
 
 
 def check_paths(paths: Tensor, n: int) -> None:

@@ -109,12 +109,10 @@ class BatchBackward {
   struct Gradient {
     Batch values;
     int32_t exponent;
-    // What to take out of the values on the next way through a block, for the largest to stay in range.
-    int power = 0;
     std::vector<float> largest;  // of each sample
     // Until it is finished: values = a * skip(from) + c * (what BN makes of h and its sums).
     bool finished = false;
-    int64_t block = 0;
+    int64_t block = 0;  // whose input it is at
     std::shared_ptr<Gradient> from;
     float a = 0.0f, c = 0.0f;
     Batch h, h_next;
@@ -152,6 +150,7 @@ class BatchBackward {
     const Shared start = std::make_shared<Gradient>();
     start->values = batch_of();
     start->exponent = job_.exponent;
+    start->block = network_.plan.block_count;
     start->largest.resize(job_.batch);
     for_each(1, [&](int, int64_t s, int64_t) {
       float* own = start->values.get() + s * end.dense();
@@ -191,32 +190,25 @@ class BatchBackward {
     }
     if (ways.empty()) return next;
     // An identity block's last convolution finishes what it reads; everything else needs it before.
-    if (unfinished) finish_sources(ways);
-    // A projection's convolutions multiply by the coefficients themselves.
-    if (block.skip == kProjection) take_out_powers(ways);
+    if (unfinished) {
+      std::vector<Shared> sources;
+      for (const Shared& way : ways) sources.push_back(way->from);
+      finish_all(sources);
+    }
     for (int64_t u = block.first_unit + block.unit_count - 1; u >= block.first_unit; --u) convolve(b, u, ways);
-    if (block.skip != kProjection) take_out_powers(ways);
+    for (const Shared& way : ways) way->exponent = way->from->exponent;
     return next;
   }
 
-  static void take_out_powers(const std::vector<Shared>& ways) {
-    for (const Shared& way : ways) {
-      const int power = way->from->power;
-      way->a = std::ldexp(way->a, -power);
-      way->c = std::ldexp(way->c, -power);
-      way->exponent = way->from->exponent + power;
+  // Those of the gradients that are not yet, each once.
+  void finish_all(const std::vector<Shared>& gradients) {
+    std::vector<Shared> own;
+    for (const Shared& gradient : gradients) {
+      if (!gradient->finished && std::find(own.begin(), own.end(), gradient) == own.end()) own.push_back(gradient);
     }
-  }
-
-  void finish_sources(const std::vector<Shared>& ways) {
-    std::vector<Shared> sources;
-    for (const Shared& way : ways) {
-      const bool known = std::find(sources.begin(), sources.end(), way->from) != sources.end();
-      if (!way->from->finished && !known) sources.push_back(way->from);
-    }
-    for (const Shared& source : sources) make_room(*source);
-    for_each(int64_t(sources.size()), [&](int, int64_t s, int64_t w) { finish_sample(*sources[w], s); });
-    for (const Shared& source : sources) conclude(*source);
+    for (const Shared& gradient : own) make_room(*gradient);
+    for_each(int64_t(own.size()), [&](int, int64_t s, int64_t g) { finish_sample(*own[g], s); });
+    for (const Shared& gradient : own) conclude(*gradient);
   }
 
   // One unit of the block's module, for all ways that take it.
@@ -238,15 +230,29 @@ class BatchBackward {
       }
     }
     if (groups.empty()) return;
-    for_each(int64_t(groups.size()), [&](int worker, int64_t s, int64_t g) {
-      Gradient& source = *groups[g][0]->from;
-      if (last && !source.finished) finish_sample(source, s);
-      for (Gradient* way : groups[g]) convolve_sample(worker, b, u, *way, s);
-    });
+    const auto take = [&](const std::vector<std::vector<Gradient*>>& some) {
+      for_each(int64_t(some.size()), [&](int worker, int64_t s, int64_t g) {
+        Gradient& source = *some[g][0]->from;
+        if (last && !source.finished) finish_sample(source, s);
+        for (Gradient* way : some[g]) convolve_sample(worker, b, u, *way, s);
+      });
+    };
+    take(groups);
+    if (last) {
+      // What was made of a gradient before it was brought back into range is made again: it happens every few dozen
+      // blocks, and so two modules never have to fit into float32 at once.
+      std::vector<std::vector<Gradient*>> again;
+      for (const auto& group : groups) {
+        if (!group[0]->from->finished && conclude(*group[0]->from)) again.push_back(group);
+      }
+      for (const auto& group : again) {
+        for (Gradient* way : group) std::fill(way->sums.begin(), way->sums.end(), 0.0f);
+      }
+      take(again);
+    }
     const Image& image = network_.inputs[u];
     const double count = double(job_.batch * image.height * image.width);
     for (const auto& group : groups) {
-      if (last && !group[0]->from->finished) conclude(*group[0]->from);
       for (Gradient* way : group) {
         for (int64_t i = 0; i < 2 * channels_; ++i) {
           double sum = 0;
@@ -397,27 +403,36 @@ class BatchBackward {
     gradient.largest[s] = largest_lane(most);
   }
 
-  // After the last sample.
-  void conclude(Gradient& gradient) {
-    constexpr float kLeast = 0x1p-20f, kMost = 0x1p20f;
+  // After the last sample: whether the gradient had left the range, into which a power of two brings it back.
+  bool conclude(Gradient& gradient) {
+    constexpr float kLeast = 0x1p-30f, kMost = 0x1p30f;
     gradient.finished = true;
     gradient.from.reset();
     gradient.h.reset();
     float most = 0.0f;
     for (float own : gradient.largest) most = std::max(most, own);
-    if (most > 0.0f && std::isfinite(most) && (most < kLeast || most > kMost)) std::frexp(most, &gradient.power);
+    if (!(most > 0.0f) || !std::isfinite(most) || (most >= kLeast && most <= kMost)) return false;
+    int power;
+    std::frexp(most, &power);
+    gradient.exponent += power;
+    // In two factors, since 2^-power can leave the range of float32 where the result does not.
+    const Vector half = splat(std::ldexp(1.0f, -power / 2)), rest = splat(std::ldexp(1.0f, -power - (-power / 2)));
+    const int64_t size = network_.ends[gradient.block].dense();
+    for_each(1, [&](int, int64_t s, int64_t) {
+      float* own = gradient.values.get() + s * size;
+      for (int64_t j = 0; j < size; j += kLanes) store(own + j, load(own + j) * half * rest);
+    });
+    return true;
   }
 
   void finish(const std::vector<Node>& nodes) {
     const Image image = without_border(network_.ends[0]);
     const int64_t size = image.channels * image.height * image.width;
-    std::vector<double> norms(nodes.size() * job_.batch);
-    for (const Node& node : nodes) {
-      if (!node.gradient->finished) make_room(*node.gradient);
-    }
+    std::vector<Shared> gradients;
+    for (const Node& node : nodes) gradients.push_back(node.gradient);
+    finish_all(gradients);
     for_each(int64_t(nodes.size()), [&](int, int64_t s, int64_t n) {
-      Gradient& gradient = *nodes[n].gradient;
-      if (!gradient.finished) finish_sample(gradient, s);
+      const Gradient& gradient = *nodes[n].gradient;
       const float* own = gradient.values.get() + s * image.dense();
       const double norm = std::ldexp(std::sqrt(sum_of_squares(image, own)), gradient.exponent);
       for (int64_t p = nodes[n].first; p < nodes[n].last; ++p) {

@@ -8,9 +8,6 @@ namespace pathnet {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
-// Samples that one thread carries at a time.
-constexpr int kMostSamples = 8;
-
 // The pixels of a row of sums, one after the other: where they lie in images with and without a border.
 struct Pixels {
   Pixels(const Image& image, int64_t y, int64_t x, int64_t step)

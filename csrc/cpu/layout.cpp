@@ -71,7 +71,10 @@ int shape_index(std::vector<Image>& shapes, const Image& image) {
 
 int64_t Network::stride(const Block& block) const {
   int64_t stride = 1;
-  for (int64_t u = 0; u < block.unit_count; ++u) stride *= plan.units[block.first_unit + u].stride;
+  // Beyond any side there is only the first pixel to take.
+  for (int64_t u = 0; u < block.unit_count; ++u) {
+    stride = std::min(stride * plan.units[block.first_unit + u].stride, int64_t(1) << 15);
+  }
   return stride;
 }
 

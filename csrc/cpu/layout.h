@@ -13,6 +13,8 @@
 namespace pathnet {
 
 constexpr int kGroup = 16;
+// Samples that one thread carries at a time.
+constexpr int kMostSamples = 8;
 
 struct Image {
   int64_t channels, height, width;

@@ -194,8 +194,12 @@ class Backward {
   void scale(int64_t end, int64_t s, float factor, float another = 1.0f) {
     const Image& image = network_.ends[end];
     float* values = main(end, s);
-    for (int64_t j = 0; j < image.pixels() * image.padded(); j += kLanes) {
-      store(values + j, load(values + j) * splat(factor) * splat(another));
+    for (int64_t y = 0; y < image.height; ++y) {
+      // The border stays zero, whatever the factor is.
+      float* row = values + image.pixel(y, 0) * image.padded();
+      for (int64_t j = 0; j < image.width * image.padded(); j += kLanes) {
+        store(row + j, load(row + j) * splat(factor) * splat(another));
+      }
     }
     encode(end, s);
   }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "layout.h"
 
 namespace pathnet {
 namespace PATHNET_ISA_NAMESPACE {
@@ -46,10 +47,12 @@ class Routings {
   }
 
  private:
-  // As a pattern of bits, since any order will do.
+  // As a pattern of bits, since any order will do; the two zeros are one.
   uint64_t key(int64_t routing, int64_t depth) const {
+    const float* own = routing_ + (routing * blocks_ + block(depth)) * 2;
+    const float canonical[2] = {own[0] + 0.0f, own[1] + 0.0f};
     uint64_t pattern;
-    std::memcpy(&pattern, routing_ + (routing * blocks_ + block(depth)) * 2, sizeof(pattern));
+    std::memcpy(&pattern, canonical, sizeof(pattern));
     return pattern;
   }
 
@@ -70,7 +73,7 @@ template <class Cost>
 std::vector<Item> make_items(const Routings& routings, int64_t batch, int threads, const Cost& cost) {
   constexpr int64_t kItemsPerThread = 6;
   const int64_t wanted = kItemsPerThread * threads;
-  int64_t group = std::min<int64_t>(8, std::max<int64_t>(1, batch * routings.count() / wanted));
+  int64_t group = std::min<int64_t>(kMostSamples, std::max<int64_t>(1, batch * routings.count() / wanted));
   const int64_t groups = (batch + group - 1) / group;
   const int64_t cuts = std::min(routings.count(), (wanted + groups - 1) / groups);
   // What each routing adds to those before it.

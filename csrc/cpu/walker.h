@@ -1,4 +1,4 @@
-// What the walks of BN mode `running` share, back and forward: a thread's images, and the skips.
+// What the walks share: how samples are grouped, how work is taken, and the padding skip.
 #pragma once
 
 #include <algorithm>

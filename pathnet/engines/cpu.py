@@ -69,7 +69,7 @@ class CpuRecord:
         (channels, height, width), offset = row[:3], row[11]
         groups = -(-channels // GROUP)
         own = self.relu_bits[:, offset : offset + height * width * groups * GROUP // 8]
-        bits = own[:, :, None] >> torch.arange(8, dtype=torch.uint8) & 1
+        bits = own[:, :, None] >> torch.arange(8, dtype=torch.uint8, device="cpu") & 1
         return bits.reshape(-1, height, width, groups * GROUP)[..., :channels].permute(0, 3, 1, 2).bool().contiguous()
 
 
@@ -108,7 +108,7 @@ class CpuEngine:
 
     def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, CpuRecord]:
         assert isinstance(prepared, CpuNetwork)
-        everything = torch.ones(1, len(prepared.tables.blocks), 2)
+        everything = y0.new_ones(1, len(prepared.tables.blocks), 2)
         y, *kept = _forward(prepared, y0, everything, record=True)
         return y[0], CpuRecord(prepared.tables, prepared.backward, *kept)
 

@@ -55,6 +55,10 @@ def unsupported_form(net: ResidualNet, bn: BatchNormMode) -> str | None:
         for conv in _convolutions(form):
             if not _plain(conv):
                 return f"block {index + 1} has a convolution that is grouped, dilated or not square"
+            if conv.bias is not None:
+                return f"block {index + 1} has a convolution with a bias"
+            if int(conv.padding[0]) >= conv.kernel_size[0]:
+                return f"block {index + 1} has a convolution whose padding reaches beyond its kernel"
         if bn == "running" and any(unit.bn.running_var is None for unit in form.units):
             return f"block {index + 1} keeps no running statistics"
     return None
