@@ -101,8 +101,8 @@ def routed_backward(
     """``g <- a J_skip^T g + c J_residual^T g`` from the last block to the first, for every routing and sample.
 
     A unit is ``y = conv(relu(s * x + t))``, with batch normalisation by running statistics as the affine map. A
-    gradient whose largest magnitude leaves 2^-20 to 2^20 is multiplied by a power of two, which is counted apart; what
-    is denormal in ``grad`` itself counts as zero.
+    gradient whose largest magnitude leaves 2^-20 to 2^20 is multiplied by a power of two, which is counted apart;
+    what is denormal in ``grad`` itself counts as zero.
 
     Args:
         grad: float32 [B, C_n, H_n, W_n], at the output of the last block; its value is ``grad * 2**exponent``.

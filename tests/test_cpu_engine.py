@@ -148,6 +148,30 @@ def test_gradients_along_54_modules_underflow_nowhere(
     assert (norms > 0).all() and norms[-1].max() < 1e-160
 
 
+@pytest.mark.parametrize("bn", MODES)
+def test_two_steep_modules_fit_float32_one_by_one(bn: str) -> None:
+    """Each shrinks a gradient by 2^-70: the product of two would be gone."""
+    case = Case("steep", 20, width=16, side=8, batch=4)
+    net, (images, labels) = case.net(), case.images()
+    for block in net.blocks:
+        block.convs[-1].weight.data *= 2.0**-70
+    path = pathnet.paths.routing(torch.ones(1, net.n, dtype=torch.uint8))
+    norms, _ = check(recorded(net, images, labels, bn, "float32"), path, "float32")
+    assert (norms > 0).all() and norms.max() < 1e-160
+
+
+@pytest.mark.parametrize("bn", MODES)
+def test_both_zeros_are_one_coefficient(bn: str) -> None:
+    net, (images, labels) = SMALL[1].net(), SMALL[1].images()
+    routing = random_paths(net.n, 0)[:2]
+    routing[1] = routing[0]
+    routing[1, 0, 1] = -0.0
+    routing[:, 0, 0] = 1.0
+    routing[0, 0, 1] = 0.0
+    routing[:, 1] = torch.tensor([0.5, 0.7], dtype=torch.float64)
+    check(recorded(net, images, labels, bn, "float32"), routing, "float32")
+
+
 def test_a_tape_keeps_bits_not_activations() -> None:
     """Of ResNet-110 and 128 images: their bits are 16 MB, their activations would be half a gigabyte."""
     case = Case("resnet-110", 110, width=16, side=32, batch=128)
@@ -219,6 +243,17 @@ def test_what_the_engine_lacks_is_named() -> None:
         pathnet.record(net, images, labels, engine="cpu")
     with pytest.raises(ValueError, match='cpu: no precision="float64"'):
         pathnet.record(net, images, labels, engine="cpu", precision="float64")
+    for conv, message in (
+        (torch.nn.Conv2d(4, 4, 3, padding=1), "has a convolution with a bias"),
+        (
+            torch.nn.Conv2d(4, 4, 1, padding=1, bias=False),
+            "has a convolution whose padding reaches beyond its kernel",
+        ),
+    ):
+        net = SMALL[0].net()
+        net.blocks[0].convs[0] = conv
+        with pytest.raises(ValueError, match=f"cpu: block 1 {message}"):
+            pathnet.record(net, images, labels, engine="cpu")
     net = SMALL[0].net()
     net.blocks[2].bns[1] = torch.nn.BatchNorm2d(16, track_running_stats=False)
     with pytest.raises(ValueError, match="cpu: block 3 keeps no running statistics"):

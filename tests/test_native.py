@@ -545,6 +545,8 @@ WRONG_OFFSETS = [
     ("units", cell(4, 9, -1), "units: expected a weight offset within"),
     ("units", cell(0, 10, -1), "units: expected a scale offset within"),
     ("units", cell(0, 11, -2), "units: expected an even bits offset within"),
+    ("units", cell(2, 10, 0), r"units: expected no scale and no bits \(-1\) for the projection in row 2"),
+    ("units", cell(2, 11, 1 << 62), r"units: expected no scale and no bits \(-1\) for the projection in row 2"),
     ("units", cell(0, 11, 1), "units: expected an even bits offset within"),
 ]
 WRONG: dict[str, list[tuple[str, Callable[[Tensor], Tensor], str]]] = {

@@ -325,7 +325,11 @@ def test_bad_paths_are_named(b: Any, message: str) -> None:
             torch.ones(2, 6, 2, dtype=torch.int64),
             "routing: expected a floating-point tensor, got torch.int64",
         ),
-        (torch.ones(2, 6, 2) / 0, "routing: expected finite coefficients"),
+        (torch.ones(2, 6, 2) / 0, "routing: expected coefficients that are finite in float32"),
+        (
+            torch.full((2, 6, 2), 1e39, dtype=torch.float64),
+            "routing: expected coefficients that are finite in float32",
+        ),
     ],
 )
 def test_bad_routings_are_named(routing: Tensor, message: str) -> None:
