@@ -218,7 +218,7 @@ def test_bad_arguments_of_routed_outputs_are_named() -> None:
     ones = torch.ones(1, 6, 2)
     for arguments, message in (
         ((images, ones[:, :5]), r"routing: expected shape \[P, 6, 2\]"),
-        ((images, ones / 0), "routing: expected finite"),
+        ((images, ones / 0), "routing: expected coefficients that are finite in float32"),
         ((images * torch.nan, ones), "images: expected finite values"),
         ((images[0], ones), "images: expected shape"),
         ((images[:, :1], ones), "images: the network refuses the shape"),
