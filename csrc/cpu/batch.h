@@ -27,17 +27,6 @@ inline void add_row(double* totals, Vector row) {
   for (int lane = 0; lane < kLanes; ++lane) totals[lane] += lanes[lane];
 }
 
-// Where the normalized inputs of each unit begin.
-inline std::vector<int64_t> normalized_starts(const Network& network, int64_t batch) {
-  std::vector<int64_t> starts;
-  int64_t size = 0;
-  for (size_t u = 0; u < network.inputs.size(); ++u) {
-    starts.push_back(size);
-    if (network.unit(u).scale_offset >= 0) size += batch * network.inputs[u].dense();
-  }
-  return starts;
-}
-
 // A thread's own images, one sample at a time.
 template <class Convolver>
 class Benches {

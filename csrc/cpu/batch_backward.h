@@ -307,8 +307,7 @@ class BatchBackward {
   const Element* bordered(int worker, int64_t b, const Gradient& way, int64_t s) {
     const Image& image = network_.ends[b + 1];
     Element* operand = benches_[worker].inner(network_.end_shape[b + 1], 0, 0, image);
-    const float* grad = way.from->values.get() + s * image.dense();
-    encode(image, operand, [&](int64_t j) { return load(grad + j); });
+    encode<Convolver>(without_border(image), way.from->values.get() + s * image.dense(), image, operand);
     return operand;
   }
 
@@ -321,18 +320,6 @@ class BatchBackward {
       Convolver::put(operand + pixel * channels + channel, plane, value);
     });
     return operand;
-  }
-
-  template <class Value>
-  void encode(const Image& image, Element* operand, const Value& value) {
-    const int64_t channels = Convolver::operand_channels(image), plane = operand_plane<Convolver>(image);
-    int64_t j = 0;
-    for (int64_t y = 0; y < image.height; ++y) {
-      Element* row = operand + image.pixel(y, 0) * channels;
-      for (int64_t x = 0; x < image.width; ++x, row += channels) {
-        for (int64_t c = 0; c < image.padded(); c += kLanes, j += kLanes) Convolver::put(row + c, plane, value(j));
-      }
-    }
   }
 
   // Calls then(element, bordered pixel, channel, gradient at the input of unit u's BN), from h and its sums.
@@ -447,12 +434,6 @@ class BatchBackward {
         job_.exponent_input[routings_.routing(p)] = node.gradient->exponent;
       }
     }
-  }
-
-  static float largest_in(const float* values, int64_t size) {
-    Vector most = splat(0.0f);
-    for (int64_t j = 0; j < size; j += kLanes) most = maximum(most, magnitude(load(values + j)));
-    return largest_lane(most);
   }
 
   const BatchBackwardWalk& job_;

@@ -133,6 +133,35 @@ inline void to_planes(const Image& image, const float* values, float* planes) {
   }
 }
 
+// The inside times two factors; a border stays zero, whatever they are.
+inline void scale_inside(const Image& image, float* values, float factor, float another) {
+  for (int64_t y = 0; y < image.height; ++y) {
+    float* row = values + image.pixel(y, 0) * image.padded();
+    for (int64_t j = 0; j < image.width * image.padded(); j += kLanes) {
+      store(row + j, load(row + j) * splat(factor) * splat(another));
+    }
+  }
+}
+
+inline float largest_in(const float* values, int64_t size) {
+  Vector most = splat(0.0f);
+  for (int64_t j = 0; j < size; j += kLanes) most = maximum(most, magnitude(load(values + j)));
+  return largest_lane(most);
+}
+
+// The inside of an image as the next convolution reads it, in a bordered image of the same sides.
+template <class Convolver>
+void encode(const Image& from, const float* values, const Image& to, typename Convolver::Element* operand) {
+  const int64_t channels = Convolver::operand_channels(to), plane = operand_plane<Convolver>(to);
+  for (int64_t y = 0; y < to.height; ++y) {
+    const float* own = values + from.pixel(y, 0) * from.padded();
+    typename Convolver::Element* row = operand + to.pixel(y, 0) * channels;
+    for (int64_t x = 0; x < to.width; ++x, row += channels) {
+      for (int64_t c = 0; c < to.padded(); c += kLanes, own += kLanes) Convolver::put(row + c, plane, load(own));
+    }
+  }
+}
+
 // The sum of squares of an image's inside, in an order that is the same everywhere for one instruction set.
 inline double sum_of_squares(const Image& image, const float* values) {
   double sums[kLanes] = {};

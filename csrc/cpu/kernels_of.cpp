@@ -15,12 +15,7 @@ Kernels kernels_of(Isa isa, bool bf16) {
 }
 
 int64_t normalized_size(const Plan& plan, int64_t batch) {
-  int64_t size = 0;
-  const Network network = make_network(plan, false, false);
-  for (int64_t u = 0; u < plan.unit_count; ++u) {
-    if (plan.units[u].scale_offset >= 0) size += batch * network.inputs[u].dense();
-  }
-  return size;
+  return normalized_starts(make_network(plan, false, false), batch).back();
 }
 
 }  // namespace pathnet

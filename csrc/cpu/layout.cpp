@@ -129,4 +129,13 @@ Network make_network(const Plan& plan, bool transposed, bool fold_scales) {
   return network;
 }
 
+std::vector<int64_t> normalized_starts(const Network& network, int64_t batch) {
+  std::vector<int64_t> starts = {0};
+  for (size_t u = 0; u < network.inputs.size(); ++u) {
+    const bool normalized = network.unit(u).scale_offset >= 0;
+    starts.push_back(starts.back() + (normalized ? batch * network.inputs[u].dense() : 0));
+  }
+  return starts;
+}
+
 }  // namespace pathnet

@@ -77,4 +77,7 @@ struct Network {
 // fold_scales: whether BN's factors are multiplied into the weights of the walk back.
 Network make_network(const Plan& plan, bool transposed, bool fold_scales);
 
+// Where the normalized inputs of each unit begin in those of a batch, and after the last where they end.
+std::vector<int64_t> normalized_starts(const Network& network, int64_t batch);
+
 }  // namespace pathnet

@@ -114,7 +114,7 @@ class Backward {
     for (int64_t s = 0; s < samples_; ++s) {
       states_[s] = saved.states[s];
       std::copy(saved.images[s].begin(), saved.images[s].end(), main(at_, s));
-      encode(at_, s);
+      encode_main(at_, s);
     }
   }
 
@@ -187,46 +187,24 @@ class Backward {
       state.exponent += power;
       state.largest = std::ldexp(largest, -power);
     } else if (encode_anyway) {
-      encode(end, s);
+      encode_main(end, s);
     }
   }
 
   void scale(int64_t end, int64_t s, float factor, float another = 1.0f) {
-    const Image& image = network_.ends[end];
-    float* values = main(end, s);
-    for (int64_t y = 0; y < image.height; ++y) {
-      // The border stays zero, whatever the factor is.
-      float* row = values + image.pixel(y, 0) * image.padded();
-      for (int64_t j = 0; j < image.width * image.padded(); j += kLanes) {
-        store(row + j, load(row + j) * splat(factor) * splat(another));
-      }
-    }
-    encode(end, s);
+    scale_inside(network_.ends[end], main(end, s), factor, another);
+    encode_main(end, s);
   }
 
   // main as the next convolution reads it.
-  void encode(int64_t end, int64_t s) {
-    if constexpr (!Convolver::kFloats) {
-      const Image& image = network_.ends[end];
-      const float* values = main(end, s);
-      Element* own = operand(end, s);
-      const int64_t channels = Convolver::operand_channels(image), plane = operand_plane<Convolver>(image);
-      for (int64_t pixel = 0; pixel < image.pixels(); ++pixel) {
-        for (int64_t c = 0; c < image.padded(); c += kLanes) {
-          Convolver::put(own + pixel * channels + c, plane, load(values + pixel * image.padded() + c));
-        }
-      }
-    }
+  void encode_main(int64_t end, int64_t s) {
+    const Image& image = network_.ends[end];
+    if constexpr (!Convolver::kFloats) encode<Convolver>(image, main(end, s), image, operand(end, s));
   }
 
   float largest_of(int64_t end, int64_t s) {
     const Image& image = network_.ends[end];
-    const float* values = main(end, s);
-    Vector most = splat(0.0f);
-    for (int64_t j = 0; j < image.pixels() * image.padded(); j += kLanes) {
-      most = maximum(most, magnitude(load(values + j)));
-    }
-    return largest_lane(most);
+    return largest_in(main(end, s), image.pixels() * image.padded());
   }
 
   const BackwardWalk& job_;
@@ -242,17 +220,7 @@ template <class Convolver>
 void walk_backward(const BackwardWalk& job, const Team& team) {
   const Network network = make_network(job.plan, true, false);
   const Packed<Convolver> packed(network, job.packed);
-  const Routings routings(job.routing, job.routings, job.plan.block_count, Direction::kBackward);
-  const std::vector<Item> items =
-      make_items(routings, job.batch, team.threads, [&](int64_t block) { return operations(network, block); });
-  take_in_turn(team, int64_t(items.size()), [&](int, const auto& next, int64_t count) {
-    const FlushDenormals flush;
-    Backward<Convolver> walker(job, network, packed);
-    for (int64_t i; (i = next()) < count;) {
-      walker.begin(items[i]);
-      descend(routings, walker, items[i].first, items[i].last, 0, 0);
-    }
-  });
+  walk_items(job, team, network, Direction::kBackward, [&] { return Backward<Convolver>(job, network, packed); });
 }
 
 }  // namespace

@@ -67,7 +67,7 @@ class Forward {
     at_ = b + 1;
     if (c == 0.0f && block.skip == kIdentity) {
       if (a == 1.0f) return;
-      for (int64_t s = begin; s < end; ++s) scale(b + 1, s, a);
+      for (int64_t s = begin; s < end; ++s) scale_inside(network_.ends[b + 1], main(b + 1, s), a, 1.0f);
       return;
     }
     Join<Convolver, false> join = {network_.ends[b + 1], c, a, {}, {}, {}, {}, {}};
@@ -177,18 +177,6 @@ class Forward {
     convolve(last, sources, count, join);
   }
 
-  void scale(int64_t end, int64_t s, float factor) {
-    const Image& image = network_.ends[end];
-    float* values = main(end, s);
-    for (int64_t y = 0; y < image.height; ++y) {
-      // The border stays zero, whatever the factor is.
-      float* row = values + image.pixel(y, 0) * image.padded();
-      for (int64_t j = 0; j < image.width * image.padded(); j += kLanes) {
-        store(row + j, load(row + j) * splat(factor));
-      }
-    }
-  }
-
   const ForwardWalk& job_;
   const Network& network_;
   const Packed<Convolver>& packed_;
@@ -204,17 +192,8 @@ void walk_forward(const ForwardWalk& job, const Team& team) {
   const Network network = make_network(job.plan, false, false);
   const Packed<Convolver> packed(network, job.packed);
   const Affines affines(network, job.plan.scales, job.shifts);
-  const Routings routings(job.routing, job.routings, job.plan.block_count, Direction::kForward);
-  const std::vector<Item> items =
-      make_items(routings, job.batch, team.threads, [&](int64_t block) { return operations(network, block); });
-  take_in_turn(team, int64_t(items.size()), [&](int, const auto& next, int64_t count) {
-    const FlushDenormals flush;
-    Forward<Convolver> walker(job, network, packed, affines);
-    for (int64_t i; (i = next()) < count;) {
-      walker.begin(items[i]);
-      descend(routings, walker, items[i].first, items[i].last, 0, 0);
-    }
-  });
+  walk_items(job, team, network, Direction::kForward,
+             [&] { return Forward<Convolver>(job, network, packed, affines); });
 }
 
 }  // namespace

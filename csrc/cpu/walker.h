@@ -47,6 +47,22 @@ void take_in_turn(const Team& team, int64_t count, const Work& work) {
   team.run([&](int worker) { work(worker, [&] { return next.fetch_add(1, std::memory_order_relaxed); }, count); });
 }
 
+// Walks all samples along all routings, a walker a thread: make() gives a fresh one.
+template <class Job, class Make>
+void walk_items(const Job& job, const Team& team, const Network& network, Direction direction, const Make& make) {
+  const Routings routings(job.routing, job.routings, job.plan.block_count, direction);
+  const std::vector<Item> items =
+      make_items(routings, job.batch, team.threads, [&](int64_t block) { return operations(network, block); });
+  take_in_turn(team, int64_t(items.size()), [&](int, const auto& next, int64_t count) {
+    const FlushDenormals flush;
+    auto walker = make();
+    for (int64_t i; (i = next()) < count;) {
+      walker.begin(items[i]);
+      descend(routings, walker, items[i].first, items[i].last, 0, 0);
+    }
+  });
+}
+
 // target = coefficient * the padding skip of source, or of its transpose; the target's inside is written whole. With
 // coefficient 0 source is not read, and the shapes may be those of any skip.
 inline void pad(const Image& source, const Image& target, int64_t stride, bool transposed, float coefficient,
