@@ -14,8 +14,10 @@ CHUNK_BYTES = 256 << 20
 Done = TypeVar("Done")
 
 
-def in_chunks(count: int, bytes_each: int, work: Callable[[slice], Done]) -> Iterator[tuple[slice, Done]]:
-    """``work`` of ``count`` items, as many at a time as results of ``bytes_each`` bytes fit into `CHUNK_BYTES`.
+def in_chunks(
+    count: int, bytes_each: int, work: Callable[[slice], Done], room: int = CHUNK_BYTES
+) -> Iterator[tuple[slice, Done]]:
+    """``work`` of ``count`` items, as many at a time as ``bytes_each`` bytes of each fit into ``room`` bytes.
 
     Where a GPU runs out of memory, the chunk is halved and the work goes on.
 
@@ -25,7 +27,7 @@ def in_chunks(count: int, bytes_each: int, work: Callable[[slice], Done]) -> Ite
     Raises:
         torch.cuda.OutOfMemoryError: there is no room for a single item.
     """
-    size, start = max(1, CHUNK_BYTES // max(1, bytes_each)), 0
+    size, start = max(1, room // max(1, bytes_each)), 0
     while start < count:
         part = slice(start, min(start + size, count))
         try:

@@ -52,7 +52,7 @@ def routed_backward(engine: Engine, record: Record, routing: Tensor) -> Iterator
         Which routings; their scaled gradients [p, B, C, H, W] and exponents int32 [p, B] (BN mode ``running``)
         or [p, 1] (``batch``).
     """
-    routing = _beside(record.grad, routing)
+    routing = routing.to(record.grad.dtype)
     for part, (grad, exponent) in in_chunks(
         len(routing),
         max(record.y0_shape.numel() * record.grad.element_size(), record.grad.nbytes),
@@ -67,7 +67,7 @@ def routed_backward_norms(engine: Engine, record: Record, routing: Tensor) -> Te
     Args:
         routing: [P, n, 2], the (a, c) of every block, from input to output.
     """
-    routing, batch = _beside(record.grad, routing), len(record.grad)
+    routing, batch = routing.to(record.grad.dtype), len(record.grad)
     result = torch.empty(len(routing), batch, dtype=torch.float64, device=record.grad.device)
     for part, samples in in_chunks(
         len(routing),
@@ -90,10 +90,5 @@ def routed_forward(engine: Engine, prepared: Prepared, y0: Tensor, routing: Tens
     Yields:
         Which routings; their [p, B, *y_n.shape[1:]].
     """
-    routing = _beside(y0, routing)
+    routing = routing.to(y0.dtype)
     return in_chunks(len(routing), y0.nbytes, lambda part: engine.routed_forward(prepared, y0, routing[part]))
-
-
-def _beside(tensor: Tensor, routing: Tensor) -> Tensor:
-    """The routing in the tensor's type and on its device."""
-    return routing.to(tensor.device, tensor.dtype, non_blocking=True)

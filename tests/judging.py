@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from cases import shaken
@@ -17,8 +19,6 @@ from torch import Tensor, nn
 
 import pathnet
 from pathnet import scaling
-from pathnet.engines.cpu import CpuRecord
-from pathnet.engines.cuda import CudaRecord
 from pathnet.engines.reference import ReferenceEngine, freeze
 from pathnet.models import PreactBlock, ResidualNet
 
@@ -32,10 +32,9 @@ TOLERANCES = {
 def truth(tape: pathnet.Tape, routing: Tensor) -> tuple[Tensor, Tensor]:
     """The reference's scaled walk on the tape's own ReLU bits and incoming gradient."""
     record, engine = tape._record, ReferenceEngine()
-    assert isinstance(record.blocks, CpuRecord | CudaRecord)
-    bn = "batch" if isinstance(record.blocks, CpuRecord) and record.blocks.normalized is not None else "running"
-    frozen, y0 = freeze(record.net, record.blocks.bits()), record.y0.double()
-    _, blocks = engine.record(engine.prepare(frozen, bn, "float64", y0.shape[1:]), y0)  # type: ignore[arg-type]
+    recorded: Any = record.blocks
+    frozen, y0 = freeze(record.net, recorded.bits()), record.y0.double()
+    _, blocks = engine.record(engine.prepare(frozen, recorded.bn, "float64", y0.shape[1:]), y0)
     return engine.routed_backward(blocks, record.grad.double(), record.exponent, routing.to(record.grad).double())
 
 

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 import pathnet
 from pathnet import engines, native, scaling
-from pathnet.engines import cuda
+from pathnet.engines import cuda, self_check
 from pathnet.engines.cuda import CudaEngine, CudaRecord
+from pathnet.engines.reference import ReferenceEngine
+from pathnet.engines.self_check import disagreement
 from pathnet.engines.tables import tables, unsupported_form
 from pathnet.models import PreactBlock, ResidualNet
 
@@ -347,7 +349,7 @@ def test_the_papers_network_shares_weights_between_samples_and_fits() -> None:
 
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (9, 0)) -> None:
     """As if this process had a GPU; nothing is run on it."""
-    monkeypatch.setattr(engines, "ENGINES", engines.ENGINES[1:])
+    monkeypatch.setattr(engines, "ENGINES", (CudaEngine(), ReferenceEngine()))
     monkeypatch.setattr(CudaEngine, "unavailable", lambda self: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
@@ -360,7 +362,7 @@ def choose(name: str = "auto", bn: Any = "running", precision: Any = "float32") 
 
 def test_auto_takes_cuda_on_a_gpu_where_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_gpu(monkeypatch)
-    monkeypatch.setattr(cuda, "_disagreement", lambda device: None)
+    monkeypatch.setattr(cuda, "disagreement", lambda *job: None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert choose() == choose(precision="bfloat16") == "cuda"
@@ -371,7 +373,7 @@ def test_auto_takes_cuda_on_a_gpu_where_it_serves(monkeypatch: pytest.MonkeyPatc
 
 def test_an_engine_that_disagrees_with_the_reference_steps_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_gpu(monkeypatch)
-    monkeypatch.setattr(cuda, "_disagreement", lambda device: "it disagrees with the reference on a small input")
+    monkeypatch.setattr(cuda, "disagreement", lambda *job: "it disagrees with the reference on a small input")
     with pytest.warns(RuntimeWarning, match="engine reference serves, since cuda: it disagrees with the reference"):
         assert choose() == "reference"
     with pytest.raises(ValueError, match="engine: 'cuda' cannot serve this job"):
@@ -380,20 +382,22 @@ def test_an_engine_that_disagrees_with_the_reference_steps_aside(monkeypatch: py
 
 def test_the_engines_check_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the twin: agreement; and with a walk that is wrong by 3 %, or fails, what it found."""
-    check_itself = cuda._disagreement.__wrapped__
-    cpu = torch.device("cpu")
+    def check_itself(precision: Any = "float32") -> str | None:
+        monkeypatch.setattr(self_check, "_found", {})
+        return disagreement(CudaEngine(), "running", precision, torch.device("cpu"))
+
     state = torch.random.get_rng_state()
-    assert check_itself(cpu) is None
+    assert check_itself() is check_itself("bfloat16") is None
     assert torch.equal(torch.random.get_rng_state(), state)
     right = CudaEngine.routed_backward_norms
     monkeypatch.setattr(CudaEngine, "routed_backward_norms", lambda *given: right(*given) * 1.03)
-    assert check_itself(cpu) == "it disagrees with the reference on a small input (relative error 0.03 in float32)"
+    assert check_itself() == "it disagrees with the reference on a small input (relative error 0.03 in float32)"
 
     def fails(*given: object) -> Tensor:
         raise RuntimeError("an illegal memory access was encountered\nand more")
 
     monkeypatch.setattr(CudaEngine, "routed_backward_norms", fails)
-    assert check_itself(cpu) == "its check of itself failed (an illegal memory access was encountered)"
+    assert check_itself() == "its check of itself failed (an illegal memory access was encountered)"
 
 
 def test_where_there_is_no_gpu_the_engine_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from pathnet.engines.cpu import CpuEngine
 from pathnet.engines.cuda import CudaEngine
 from pathnet.engines.reference import ReferenceEngine
+from pathnet.engines.triton import TritonEngine
 from pathnet.models.residual_net import ResidualNet
 from pathnet.record import BatchNormMode, BlockRecord, Precision, Prepared
 
@@ -51,7 +52,7 @@ class Engine(Protocol):
 
         Args:
             grad, exponent: the scaled gradient at ``y_n``: [B, ...] and int32 [B] or [1].
-            routing: [P, n, 2], the (a, c) of every block.
+            routing: [P, n, 2], the (a, c) of every block, on any device.
 
         Returns:
             The scaled gradients at ``y_0``: [P, B, ...] and int32 [P, B] or [P, 1].
@@ -65,14 +66,14 @@ class Engine(Protocol):
 
         Args:
             y0: [B, C_0, H_0, W_0]
-            routing: [P, n, 2] with P >= 1, the (a, c) of every block.
+            routing: [P, n, 2] with P >= 1, the (a, c) of every block, on any device.
 
         Returns:
             [P, B, *y_n.shape[1:]]
         """
 
 
-ENGINES: tuple[Engine, ...] = (CudaEngine(), CpuEngine(), ReferenceEngine())
+ENGINES: tuple[Engine, ...] = (CudaEngine(), TritonEngine(), CpuEngine(), ReferenceEngine())
 
 
 def available() -> dict[str, str | None]:

@@ -57,6 +57,10 @@ class CpuRecord:
         own = (self.backward, self.relu_bits, self.normalized, self.scales)
         return [tensor for tensor in own if tensor is not None]
 
+    @property
+    def bn(self) -> BatchNormMode:
+        return "running" if self.normalized is None else "batch"
+
     def bits(self) -> list[list[Tensor]]:
         """The recorded ReLU bits, ``[block][unit]``, bool [B, C, H, W]."""
         return [
@@ -129,7 +133,7 @@ class CpuEngine:
 def _forward(network: CpuNetwork, y0: Tensor, routing: Tensor, record: bool) -> tuple[Tensor, ...]:
     """The outputs, and what a record keeps."""
     own = network.tables
-    given = y0.contiguous(), routing.contiguous(), own.blocks, own.units, own.scales, own.shifts
+    given = y0.contiguous(), routing.cpu().contiguous(), own.blocks, own.units, own.scales, own.shifts
     if network.bn == "running":
         return native.routed_forward(*given, network.forward, record)
     if len(y0) == 1 and (own.units[own.units[:, 10] >= 0, 1:3].prod(1) == 1).any():
@@ -141,7 +145,8 @@ def _backward(
     blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert isinstance(blocks, CpuRecord)
-    given = grad.contiguous(), exponent.contiguous(), routing.contiguous(), blocks.tables.blocks, blocks.tables.units
+    routing = routing.cpu().contiguous()
+    given = grad.contiguous(), exponent.contiguous(), routing, blocks.tables.blocks, blocks.tables.units
     if blocks.normalized is None or blocks.scales is None:
         return native.routed_backward(*given, blocks.backward, blocks.relu_bits, gradients)
     return native.batch_backward(

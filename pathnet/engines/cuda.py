@@ -6,7 +6,6 @@ are in csrc/cuda; on CPU tensors their twin runs, which is how they are tested o
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pathnet import native, scaling
-from pathnet.engines.reference import ReferenceEngine, freeze
+from pathnet import native
+from pathnet.engines.self_check import disagreement
 from pathnet.engines.tables import Tables, tables, unsupported_form
-from pathnet.models import preact_resnet
 from pathnet.models.residual_net import ResidualNet
 from pathnet.record import BatchNormMode, BlockRecord, Precision, Prepared
 
@@ -25,9 +23,6 @@ __all__ = ["CudaEngine", "CudaNetwork", "CudaRecord"]
 
 H100_SHARED_BYTES = 232448
 """Shared memory of a thread block of an H100, which the twin imitates."""
-
-TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 2e-2}
-"""How far a sample's norm may lie from the reference's in the engine's check of itself."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +66,10 @@ class CudaRecord:
     def tensors(self) -> Sequence[Tensor]:
         return [self.relu_bits, *self.network.tensors]
 
+    @property
+    def bn(self) -> BatchNormMode:
+        return "running"
+
     def bits(self) -> list[list[Tensor]]:
         """The recorded ReLU bits, ``[block][unit]``, bool [B, C, H, W]."""
         packed, program = self.relu_bits.cpu(), self.network.backward.program
@@ -112,7 +111,8 @@ class CudaEngine:
         if capability < (8, 0):
             name = torch.cuda.get_device_name(device)
             return f"{name} is of compute capability {capability[0]}.{capability[1]}, the kernels need 8.0"
-        return unsupported_form(net, bn) or refusal(net, y0_shape, precision) or _disagreement(device)
+        reason = unsupported_form(net, bn) or refusal(net, y0_shape, precision)
+        return reason or disagreement(self, bn, precision, device)
 
     def prepare(
         self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]
@@ -135,7 +135,7 @@ class CudaEngine:
         return self._forward(prepared, y0, routing, record=False)[0]
 
     def _forward(self, network: CudaNetwork, y0: Tensor, routing: Tensor, record: bool) -> tuple[Tensor, Tensor]:
-        routing, walk = routing.contiguous(), network.forward
+        routing, walk = routing.to(y0.device, non_blocking=True).contiguous(), network.forward
         return native.cuda_routed_forward(
             y0.contiguous(),
             routing,
@@ -181,7 +181,7 @@ def _backward(
     blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert isinstance(blocks, CudaRecord)
-    routing, walk = routing.contiguous(), blocks.network.backward
+    routing, walk = routing.to(grad.device, non_blocking=True).contiguous(), blocks.network.backward
     return native.cuda_routed_backward(
         grad.contiguous(),
         exponent.contiguous(),
@@ -213,60 +213,3 @@ def _padded_affine(own: Tables) -> Tensor:
 
 def _channels(own: Tables) -> list[list[int]]:
     return [own.units[first : first + count, 0].tolist() for first, count in own.blocks[:, :2].tolist()]
-
-
-@functools.cache
-def _disagreement(device: torch.device) -> str | None:
-    """Checks the engine once a process and device, on small inputs against the reference; None, or what it found."""
-    for precision, tolerance in TOLERANCE.items():
-        try:
-            error = _largest_error(device, precision)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError as failure:
-            return f"its check of itself failed ({str(failure).splitlines()[0]})"
-        if not error <= tolerance:
-            return f"it disagrees with the reference on a small input (relative error {error:.1g} in {precision})"
-    return None
-
-
-def _largest_error(device: torch.device, precision: Precision) -> float:
-    """Of samples' norms and gradients along random routings, and of forward passes; NaN where there is one."""
-    generator, errors = torch.Generator().manual_seed(0), []
-    for shortcut in ("projection", "pad"):
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.manual_seed(0)
-            net = preact_resnet(20, shortcut=shortcut).float().eval()
-        shapes = {"y0": (3, 16, 8, 8), "grad": (3, 64, 2, 2), "routing": (4, net.n, 2)}
-        y0, grad, routing = (
-            torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu") for shape in shapes.values()
-        )
-        routing[0], routing[1, ::2, 1] = 1.0, 0.0
-        errors += _errors(net, y0, grad, routing, precision, device)
-    return float(torch.stack(errors).max())
-
-
-def _errors(
-    net: ResidualNet, y0: Tensor, grad: Tensor, routing: Tensor, precision: Precision, device: torch.device
-) -> list[Tensor]:
-    engine, reference = CudaEngine(), ReferenceEngine()
-    prepared = engine.prepare(net.to(device), "running", precision, y0.shape[1:])
-    y, blocks = engine.record(prepared, y0.to(device))
-    exponent = torch.zeros(len(y0), dtype=torch.int32, device="cpu")
-    given = blocks, grad.to(device), exponent.to(device), routing.to(device)
-    norms, walked = engine.routed_backward_norms(*given).cpu(), engine.routed_backward(*given)
-    outputs = engine.routed_forward(prepared, y0.to(device), routing.to(device)).cpu()
-
-    frozen = freeze(net.cpu(), [[bit.cpu() for bit in own] for own in blocks.bits()])
-    exact = reference.prepare(frozen, "running", "float64", y0.shape[1:])
-    expected_y, inputs = reference.record(exact, y0.double())
-    expected = scaling.norms(*reference.routed_backward(inputs, grad.double(), exponent, routing.double()))
-    expected_outputs = reference.routed_forward(
-        reference.prepare(net.double(), "running", "float64", y0.shape[1:]), y0.double(), routing.double()
-    )
-    return [
-        ((norms - expected).abs() / expected).max(),
-        ((scaling.norms(*walked).cpu() - expected).abs() / expected).max(),
-        (y.cpu() - expected_y).norm() / expected_y.norm(),
-        ((outputs - expected_outputs).flatten(1).norm(dim=1) / expected_outputs.flatten(1).norm(dim=1)).max(),
-    ]

@@ -75,7 +75,6 @@ class ReferenceEngine:
         assert isinstance(blocks, BlockInputs)
         grads = grad.expand(len(routing), *grad.shape)
         exponents = exponent.expand(len(routing), *exponent.shape)
-        # Read at once: on a GPU every look at a value waits for all that was asked for before.
         coefficients = routing.tolist()
         for i in reversed(range(len(blocks.modules))):
             grads = _through(blocks.modules[i], blocks.tensors[i], grads, [own[i] for own in coefficients])
@@ -84,9 +83,7 @@ class ReferenceEngine:
 
     def routed_backward_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
         largest = max(tensor.nbytes for tensor in (*blocks.tensors, grad))
-        return unfused.norms(
-            lambda part: self.routed_backward(blocks, grad, exponent, part), len(grad), largest, routing
-        )
+        return unfused.norms(lambda part: self.routed_backward(blocks, grad, exponent, part), grad, largest, routing)
 
     def routed_forward(self, prepared: Prepared, y0: Tensor, routing: Tensor) -> Tensor:
         assert isinstance(prepared, Modules)

@@ -14,15 +14,16 @@ from pathnet.models.residual_net import Block
 __all__ = ["norms", "routed_forward"]
 
 
-def norms(walk: Callable[[Tensor], tuple[Tensor, Tensor]], batch: int, bytes_each: int, routing: Tensor) -> Tensor:
-    """float64 [P, batch]: the samples' norms, from gradients that are walked chunk by chunk.
+def norms(walk: Callable[[Tensor], tuple[Tensor, Tensor]], grad: Tensor, bytes_each: int, routing: Tensor) -> Tensor:
+    """float64 [P, B]: the samples' norms, from gradients that are walked chunk by chunk.
 
     Args:
         walk: takes routings [p, n, 2] to the scaled gradients at ``y_0``.
+        grad: [B, ...], what all walks start from.
         bytes_each: of the largest gradient on the way, under one routing.
         routing: [P, n, 2]
     """
-    result = torch.empty(len(routing), batch, dtype=torch.float64, device=routing.device)
+    result = torch.empty(len(routing), len(grad), dtype=torch.float64, device=grad.device)
     for part, samples in in_chunks(len(routing), bytes_each, lambda part: scaling.norms(*walk(routing[part]))):
         result[part] = samples
     return result

@@ -16,8 +16,8 @@ from torch import Tensor
 
 import pathnet
 from pathnet import scaling
-from pathnet.engines import cuda
 from pathnet.engines.cuda import CudaEngine, CudaNetwork, CudaRecord, Walk
+from pathnet.engines.self_check import disagreement
 
 
 def recorded(
@@ -27,7 +27,8 @@ def recorded(
 
 
 def test_the_engine_agrees_with_itself_and_auto_takes_it(device: torch.device) -> None:
-    assert cuda._disagreement(device) is None
+    for precision in TOLERANCES:
+        assert disagreement(CudaEngine(), "running", precision, device) is None  # type: ignore[arg-type]
     case = Case("small", 14, width=16, side=8)
     net, (images, labels) = case.net().to(device), case.images()
     with warnings.catch_warnings():

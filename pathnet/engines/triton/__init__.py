@@ -1,0 +1,191 @@
+"""The triton engine: BN-ReLU-conv blocks of any width, both BN modes, on any GPU that Triton serves.
+
+`plan` compacts routings into rows, `routed_backward` and `routed_forward` launch one kernel a unit for them (`dgrad`,
+`forward`), `sums` and `statistics` finish what batch normalisation needs of a whole batch, `arrivals` takes gradients
+and norms out. Kernels are compiled for a network's shapes on their first use, half a minute for a new network, and
+kept on disk by Triton.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pathnet.chunks import in_chunks
+from pathnet.engines.self_check import disagreement
+from pathnet.engines.tables import blocks_of, unsupported_form
+from pathnet.engines.triton.network import TritonNetwork, network_of
+from pathnet.engines.triton.state import Kept
+from pathnet.models.residual_net import ResidualNet
+from pathnet.record import BatchNormMode, BlockRecord, Precision, Prepared
+
+__all__ = ["TritonEngine", "TritonPrepared", "TritonRecord", "unsupported_side"]
+
+ROOM = 4 << 30
+"""Bytes for the gradients of one walk: some hundred routings of a CIFAR network at batch 128."""
+
+STATES_EACH = 3
+"""Of a routing, at most, at a time, in blocks of two units: before the block, inside it, behind it."""
+
+MOST_ELEMENTS = 1 << 31
+
+
+@dataclass(frozen=True)
+class TritonPrepared:
+    """A packed network, and its recording passes by the size of the batch."""
+
+    network: TritonNetwork
+    recordings: dict[int, Callable[[Tensor], tuple[Tensor, Kept]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TritonRecord:
+    """What one forward pass leaves: ReLU bits, in BN mode ``batch`` also normalised activations."""
+
+    network: TritonNetwork
+    kept: Kept
+    batch: int
+
+    @property
+    def bn(self) -> BatchNormMode:
+        return self.network.bn
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        own, kept = self.network, self.kept
+        weights = [
+            weight
+            for block in own.blocks
+            for conv in (*block.convolutions, block.projection)
+            if conv is not None
+            for weight in (conv.weight, conv.transposed)
+        ]
+        return [kept.bits, kept.normalized, kept.scales, own.affine, own.statistics, *weights]
+
+    def bits(self) -> list[list[Tensor]]:
+        """The recorded ReLU bits, ``[block][unit]``, bool [B, C, H, W]."""
+        return [
+            [self._unit_bits(block.first + unit) for unit in range(len(block.convolutions))]
+            for block in self.network.blocks
+        ]
+
+    def _unit_bits(self, unit: int) -> Tensor:
+        given, width = self.network.convolutions[unit].given, -(-self.network.convolutions[unit].given.channels // 8)
+        packed = self.kept.unit_bits(unit)[: self.batch * given.pixels * width]
+        bits = packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1
+        whole = bits.reshape(self.batch, given.height, given.width, width * 8)[..., : given.channels]
+        return whole.permute(0, 3, 1, 2).bool().contiguous()
+
+
+class TritonEngine:
+    """Triton kernels, compiled at run time."""
+
+    name = "triton"
+    device_type: str | None = "cuda"
+
+    def unavailable(self) -> str | None:
+        # Kernels are imported on their first use: Triton takes a third of a second.
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed"
+        if not (torch.cuda.is_available() or torch.xpu.is_available()):
+            return "this process sees no GPU"
+        return None
+
+    def unsupported(
+        self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int], device: torch.device
+    ) -> str | None:
+        if device.type not in ("cuda", "xpu"):
+            return f"the network is on {device}"
+        if precision == "float64":
+            return f'no precision="{precision}"'
+        reason = unsupported_form(net, bn) or unsupported_side(net)
+        return reason or disagreement(self, bn, precision, device)
+
+    def prepare(
+        self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]
+    ) -> TritonPrepared:
+        return TritonPrepared(network_of(net, bn, precision, y0_shape))
+
+    def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, TritonRecord]:
+        from pathnet.engines.triton.recording import recording
+
+        assert isinstance(prepared, TritonPrepared)
+        network, batch = prepared.network, len(y0)
+        _check_images(network, y0)
+        with _on(y0.device):
+            if batch not in prepared.recordings:
+                prepared.recordings[batch] = recording(network, y0)
+            y, kept = prepared.recordings[batch](y0)
+        return y, TritonRecord(network, kept, batch)
+
+    def routed_forward(self, prepared: Prepared, y0: Tensor, routing: Tensor) -> Tensor:
+        from pathnet.engines.triton.routed_forward import routed_forward
+
+        assert isinstance(prepared, TritonPrepared)
+        network = prepared.network
+        _check_images(network, y0)
+        with _on(y0.device):
+            parts = in_chunks(
+                len(routing),
+                STATES_EACH * len(y0) * network.largest * 4,
+                lambda part: routed_forward(network, y0, routing[part].tolist()),
+                ROOM,
+            )
+            return torch.cat([outputs for _, outputs in parts])
+
+    def routed_backward(
+        self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        from pathnet.engines.triton.routed_backward import routed_backward
+
+        assert isinstance(blocks, TritonRecord)
+        with _on(grad.device):
+            return routed_backward(blocks.network, blocks.kept, grad, exponent, routing.tolist())
+
+    def routed_backward_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
+        from pathnet.engines.triton.routed_backward import routed_backward_norms
+
+        assert isinstance(blocks, TritonRecord)
+        network, kept = blocks.network, blocks.kept
+        norms = torch.empty(len(routing), len(grad), dtype=torch.float64, device=grad.device)
+        with _on(grad.device):
+            for part, own in in_chunks(
+                len(routing),
+                STATES_EACH * len(grad) * network.largest * network.walk_dtype.itemsize,
+                lambda part: routed_backward_norms(network, kept, grad, exponent, routing[part].tolist()),
+                ROOM,
+            ):
+                norms[part] = own
+        return norms
+
+
+def unsupported_side(net: ResidualNet) -> str | None:
+    """Why the kernels have no form for a network that has tables: a convolution that does not keep the side."""
+    for index, block in enumerate(blocks_of(net)):
+        form = block.fused_form()
+        assert form is not None
+        convolutions = [unit.conv for unit in form.units] + ([] if form.projection is None else [form.projection])
+        for conv in convolutions:
+            if conv.kernel_size[0] % 2 == 0 or int(conv.padding[0]) != conv.kernel_size[0] // 2:
+                return f"block {index + 1} has a convolution that changes the side by more than its stride"
+        if form.projection is not None and form.projection.kernel_size[0] != 1:
+            return f"block {index + 1} has a projection with a kernel larger than 1"
+    return None
+
+
+def _check_images(network: TritonNetwork, y0: Tensor) -> None:
+    if len(y0) * network.largest >= MOST_ELEMENTS:
+        most = (MOST_ELEMENTS - 1) // network.largest
+        raise ValueError(f"images: expected at most {most} for the triton engine, got {len(y0)}")
+    if network.bn == "batch" and len(y0) == 1 and any(conv.given.pixels == 1 for conv in network.convolutions):
+        raise ValueError("images: expected more than one value a channel for batch statistics, got one")
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """Launches go to the current device, which need not be that of the tensors."""
+    return nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)

@@ -1,0 +1,172 @@
+"""Gradients as they arrive, the means that they wait for taken off: written out, or their norms alone.
+
+A program owns POINTS pixels of a sample of one routing to write them out, or a whole sample for its norm, all
+channels one block after the other. Squares are added in float64, since samples of one batch share an exponent in BN
+mode ``batch``: 1.2 M values a routing, which even a GPU of 0.5 TFLOP/s in float64 adds up in 5 us.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pathnet.engines.triton.configurations import ELEMENTS
+from pathnet.engines.triton.launch import launch
+from pathnet.engines.triton.network import Shape
+from pathnet.engines.triton.state import Gradients, Kept
+from pathnet.engines.triton.tiles import load_gradients
+
+__all__ = ["arrived", "squared_norms"]
+
+
+@triton.jit(do_not_specialize=["batch"])
+def _norms_kernel(
+    gradients_ptr,
+    slot_size,
+    finals_ptr,
+    states_ptr,
+    batch,
+    offsets_ptr,
+    normalized_ptr,
+    corrections_ptr,
+    corrections_width,
+    norms_ptr,
+    PIXELS_IN_ALL: tl.constexpr,
+    C: tl.constexpr,
+    CORRECT: tl.constexpr,
+    POINTS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    CHANNEL_TILES: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
+    PIXEL_TILES: tl.constexpr = (PIXELS_IN_ALL + POINTS - 1) // POINTS
+    path, sample = tl.program_id(0) // batch, tl.program_id(0) % batch
+    state = tl.load(finals_ptr + path + tl.zeros([1], tl.int32))
+    total = tl.zeros([POINTS, BLOCK_N], tl.float64)
+    for step in range(PIXEL_TILES * CHANNEL_TILES):
+        pixel = step // CHANNEL_TILES * POINTS + tl.arange(0, POINTS)
+        channel = step % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
+        values = load_gradients(
+            gradients_ptr,
+            slot_size,
+            state,
+            state >= 0,
+            states_ptr,
+            offsets_ptr,
+            normalized_ptr,
+            corrections_ptr,
+            corrections_width,
+            (sample * PIXELS_IN_ALL + pixel) * C,
+            pixel < PIXELS_IN_ALL,
+            channel,
+            channel < C,
+            CORRECT,
+        ).to(tl.float32)
+        values = tl.reshape(values, [POINTS, BLOCK_N]).to(tl.float64)
+        total += values * values
+    tl.store(norms_ptr + tl.program_id(0), tl.sum(tl.sum(total, 1), 0))
+
+
+@triton.jit(do_not_specialize=["batch"])
+def _arrivals_kernel(
+    gradients_ptr,
+    slot_size,
+    finals_ptr,
+    states_ptr,
+    batch,
+    offsets_ptr,
+    normalized_ptr,
+    corrections_ptr,
+    corrections_width,
+    arrived_ptr,
+    PIXELS_IN_ALL: tl.constexpr,
+    C: tl.constexpr,
+    CORRECT: tl.constexpr,
+    POINTS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    CHANNEL_TILES: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
+    PIXEL_TILES: tl.constexpr = (PIXELS_IN_ALL + POINTS - 1) // POINTS
+    program = tl.program_id(0)
+    channel = program % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
+    pixel = program // CHANNEL_TILES % PIXEL_TILES * POINTS + tl.arange(0, POINTS)
+    sample = program // CHANNEL_TILES // PIXEL_TILES % batch
+    path = program // CHANNEL_TILES // PIXEL_TILES // batch
+    state = tl.load(finals_ptr + path + tl.zeros([1], tl.int32))
+    at = (sample * PIXELS_IN_ALL + pixel) * C
+    values = load_gradients(
+        gradients_ptr,
+        slot_size,
+        state,
+        state >= 0,
+        states_ptr,
+        offsets_ptr,
+        normalized_ptr,
+        corrections_ptr,
+        corrections_width,
+        at,
+        pixel < PIXELS_IN_ALL,
+        channel,
+        channel < C,
+        CORRECT,
+    )
+    mask = (pixel < PIXELS_IN_ALL)[:, None] & (channel < C)[None, :]
+    first = path.to(tl.int64) * batch * (PIXELS_IN_ALL * C)
+    values = tl.reshape(values, [POINTS, BLOCK_N]).to(arrived_ptr.dtype.element_ty)
+    tl.store(arrived_ptr + first + at[:, None] + channel[None, :], values, mask=mask)
+
+
+def squared_norms(gradients: Gradients, kept: Kept, finals: Tensor, shape: Shape) -> Tensor:
+    """float64 [P, B]: the squared norms of samples, their states' exponents aside.
+
+    Args:
+        finals: int32 [P], states; negative for a gradient that is zero.
+        shape: of a sample's gradient.
+    """
+    norms = torch.empty(len(finals), gradients.batch, dtype=torch.float64, device=finals.device)
+    _run(_norms_kernel, norms.numel(), gradients, kept, finals, shape, norms)
+    return norms
+
+
+def arrived(gradients: Gradients, kept: Kept, finals: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
+    """[P, B, H, W, C]: the gradients of states, their exponents aside."""
+    made = torch.empty(
+        len(finals), gradients.batch, shape.height, shape.width, shape.channels, dtype=dtype, device=finals.device
+    )
+    points, channels = _blocks(shape)
+    tiles = -(-shape.pixels // points) * -(-shape.channels // channels)
+    _run(_arrivals_kernel, len(finals) * gradients.batch * tiles, gradients, kept, finals, shape, made)
+    return made
+
+
+def _blocks(shape: Shape) -> tuple[int, int]:
+    """Pixels and channels at a time."""
+    channels = min(64, 1 << (shape.channels - 1).bit_length())
+    return ELEMENTS.points // channels, channels
+
+
+def _run(
+    kernel: object, programs: int, gradients: Gradients, kept: Kept, finals: Tensor, shape: Shape, made: Tensor
+) -> None:
+    points, channels = _blocks(shape)
+    launch(
+        kernel,
+        programs,
+        ELEMENTS,
+        gradients.values,
+        gradients.values.shape[1],
+        finals,
+        gradients.states,
+        gradients.batch,
+        kept.normalized_starts,
+        kept.normalized,
+        gradients.corrections,
+        gradients.corrections.shape[-1],
+        made,
+        PIXELS_IN_ALL=shape.pixels,
+        C=shape.channels,
+        CORRECT=gradients.waits,
+        POINTS=points,
+        BLOCK_N=channels,
+    )

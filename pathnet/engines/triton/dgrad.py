@@ -1,0 +1,413 @@
+"""The input gradient of one BN-ReLU-convolution unit, for many gradients at once, with routing.
+
+A program owns PATHS gradients at SAMPLES * PIXELS points of the unit's input and BLOCK_N of its channels. It is an
+implicit matrix product: PATHS * SAMPLES * PIXELS rows, and for every tap of the kernel BLOCK_K channels of the
+incoming gradient at a time. Weights, ReLU bits and x_hat are read once for the PATHS gradients; programs that differ
+in their gradients alone stand side by side, so that others find them in L2. With a stride, the points of a program
+are of one phase (row and column modulo the stride), which leaves out the taps that meet none of its pixels.
+
+What BN does to a gradient takes two means over the whole batch, known only when every program of a launch is done. So
+a program stores ``factor * bit * (J_conv^T g)``, and its share of the two sums beside it; whoever reads that gradient
+takes the means off (`tiles.corrected`). Each gradient is read and written once a convolution.
+
+Limits on an H100, by arithmetic: stage 1 of a CIFAR network (16 channels, side 32, batch 128) has 2.1 M values a
+gradient, 604 MFLOP a convolution; bf16 in and out are 8.4 MB, 2.8 us at 3 TB/s; at 400 TFLOP/s (half the rate, since
+16 columns leave tensor cores waiting for operands) the products are 1.5 us; nine loads of 32 bytes a pixel and the
+conversion to operands through shared memory 75 MB, 2.5 us at 128 bytes a clock and multiprocessor. Memory bounds it,
+and stages 2 and 3, with half and a quarter of the values, less so.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from pathnet.engines.triton.configurations import DGRAD, of_width
+from pathnet.engines.triton.launch import Tile, launch
+from pathnet.engines.triton.network import Convolution, FusedBlock
+from pathnet.engines.triton.plan import Launch
+from pathnet.engines.triton.state import Gradients, Kept
+from pathnet.engines.triton.sums import take_means
+from pathnet.engines.triton.tiles import (
+    DIRECT,
+    NO_SKIP,
+    PROJECTION,
+    ROW_FIELDS,
+    STATE_FIELDS,
+    load_gradients,
+    points_of,
+    power_of_two,
+    shift_of,
+)
+
+__all__ = ["dgrad", "dgrad_point_tiles", "dgrad_tile"]
+
+
+@triton.jit
+def _add_products(
+    acc,
+    gradients_ptr,
+    slot_size,
+    weights_ptr,
+    states,
+    live,
+    states_ptr,
+    offsets_ptr,
+    normalized_ptr,
+    corrections_ptr,
+    corrections_width,
+    sample,
+    row,
+    column,
+    inside,
+    phase_row,
+    phase_column,
+    channel,
+    C: tl.constexpr,
+    OUT_C: tl.constexpr,
+    OUT_H: tl.constexpr,
+    OUT_W: tl.constexpr,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PHASES: tl.constexpr,
+    CORRECT: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``acc`` and the transposed convolution of gradients [OUT_H, OUT_W, OUT_C]; weights [KERNEL**2, OUT_C, C].
+
+    Args:
+        phase_row, phase_column: of all the points' rows and columns, modulo PHASES.
+    """
+    PADDING: tl.constexpr = KERNEL // 2
+    TAPS: tl.constexpr = (KERNEL + PHASES - 1) // PHASES
+    DEPTH: tl.constexpr = (OUT_C + BLOCK_K - 1) // BLOCK_K
+    for step in range(TAPS * TAPS * DEPTH):
+        tap, depth = step // DEPTH, step % DEPTH
+        tap_row = (phase_row + PADDING) % PHASES + (tap // TAPS) * PHASES
+        tap_column = (phase_column + PADDING) % PHASES + (tap % TAPS) * PHASES
+        from_row, from_column = row + PADDING - tap_row, column + PADDING - tap_column
+        hit = inside & (from_row >= 0) & (from_column >= 0)
+        if STRIDE > 1:
+            hit = hit & (from_row % STRIDE == 0) & (from_column % STRIDE == 0)
+            from_row, from_column = from_row // STRIDE, from_column // STRIDE
+        hit = hit & (from_row < OUT_H) & (from_column < OUT_W)
+        deep = depth * BLOCK_K + tl.arange(0, BLOCK_K)
+        gradients = load_gradients(
+            gradients_ptr,
+            slot_size,
+            states,
+            live,
+            states_ptr,
+            offsets_ptr,
+            normalized_ptr,
+            corrections_ptr,
+            corrections_width,
+            ((sample * OUT_H + from_row) * OUT_W + from_column) * OUT_C,
+            hit,
+            deep,
+            deep < OUT_C,
+            CORRECT,
+        ).to(gradients_ptr.dtype.element_ty)
+        known = (deep < OUT_C) & (tap_row < KERNEL) & (tap_column < KERNEL)
+        weights = tl.load(
+            weights_ptr + ((tap_row * KERNEL + tap_column) * OUT_C + deep)[:, None] * C + channel[None, :],
+            mask=known[:, None] & (channel < C)[None, :],
+            other=0.0,
+        )
+        acc = tl.dot(tl.reshape(gradients, [acc.shape[0], BLOCK_K]), weights, acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit(do_not_specialize=["path_tiles", "batch", "unit"])
+def _dgrad_kernel(
+    gradients_ptr,
+    slot_size,
+    rows_ptr,
+    states_ptr,
+    path_tiles,
+    batch,
+    weights_ptr,
+    projection_ptr,
+    scales_ptr,
+    bits_ptr,
+    normalized_ptr,
+    offsets_ptr,
+    corrections_ptr,
+    corrections_width,
+    sums_ptr,
+    largest_ptr,
+    exponents_ptr,
+    unit,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    C: tl.constexpr,
+    OUT_H: tl.constexpr,
+    OUT_W: tl.constexpr,
+    OUT_C: tl.constexpr,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    SKIP: tl.constexpr,
+    SKIP_H: tl.constexpr,
+    SKIP_W: tl.constexpr,
+    SKIP_C: tl.constexpr,
+    SKIP_STRIDE: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    ENTRY: tl.constexpr,
+    EXIT: tl.constexpr,
+    SUMS: tl.constexpr,
+    CORRECT: tl.constexpr,
+    PER_SAMPLE: tl.constexpr,
+    PATHS: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    PIXELS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    PHASES: tl.constexpr = STRIDE
+    POINTS: tl.constexpr = SAMPLES * PIXELS
+    CHANNEL_TILES: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
+    PHASE_H: tl.constexpr = (H + PHASES - 1) // PHASES
+    PHASE_W: tl.constexpr = (W + PHASES - 1) // PHASES
+
+    program = tl.program_id(0)
+    path_tile = program % path_tiles
+    channel_tile = program // path_tiles % CHANNEL_TILES
+    point_tile = program // path_tiles // CHANNEL_TILES
+    phase = point_tile % (PHASES * PHASES)
+    sample, row, column, inside = points_of(point_tile // (PHASES * PHASES), batch, PHASE_H, PHASE_W, SAMPLES, PIXELS)
+    row, column = row * PHASES + phase // PHASES, column * PHASES + phase % PHASES
+    inside = inside & (row < H) & (column < W)
+    channel = channel_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    has_channel = channel < C
+
+    path = path_tile * PATHS + tl.arange(0, PATHS)
+    fields = rows_ptr + path * ROW_FIELDS
+    source, target, block = tl.load(fields), tl.load(fields + 1), tl.load(fields + 2)
+    live = target >= 0
+
+    # A block's gradient lies there unscaled: what is linear in it takes its power of two on the way.
+    factor = tl.full([PATHS, POINTS], 1.0, tl.float32)
+    if ENTRY or EXIT:
+        slot = sample if PER_SAMPLE else sample * 0
+        width = batch if PER_SAMPLE else 1
+        places = tl.maximum(block, 0)[:, None] * width + slot[None, :]
+        known = live[:, None] & (sample < batch)[None, :]
+        shift = shift_of(tl.load(largest_ptr + places, mask=known, other=0))
+        factor = power_of_two(-shift)
+        if EXIT:
+            own_places = tl.maximum(target, 0)[:, None] * width + slot[None, :]
+            exponent = tl.load(exponents_ptr + places, mask=known, other=0) + shift
+            tl.store(exponents_ptr + own_places, exponent, mask=known)
+
+    value = tl.zeros([PATHS, POINTS, BLOCK_N], tl.float32)
+    if RESIDUAL:
+        products = _add_products(
+            tl.zeros([PATHS * POINTS, BLOCK_N], tl.float32),
+            gradients_ptr,
+            slot_size,
+            weights_ptr,
+            source,
+            live,
+            states_ptr,
+            offsets_ptr,
+            normalized_ptr,
+            corrections_ptr,
+            corrections_width,
+            sample,
+            row,
+            column,
+            inside,
+            phase // PHASES,
+            phase % PHASES,
+            channel,
+            C,
+            OUT_C,
+            OUT_H,
+            OUT_W,
+            KERNEL,
+            STRIDE,
+            PHASES,
+            CORRECT,
+            BLOCK_K,
+            PRECISION,
+        )
+        value = tl.reshape(products, [PATHS, POINTS, BLOCK_N])
+        if EXIT:
+            value *= tl.load(fields + 4).to(tl.float32, bitcast=True)[:, None, None]
+        if ENTRY:
+            value *= factor[:, :, None]
+    if EXIT:
+        a = tl.load(fields + 3).to(tl.float32, bitcast=True)
+        factor *= a[:, None]
+        taken = live & (a != 0)
+    if SKIP == PROJECTION:
+        products = _add_products(
+            tl.zeros([PATHS * POINTS, BLOCK_N], tl.float32),
+            gradients_ptr,
+            slot_size,
+            projection_ptr,
+            block,
+            taken,
+            states_ptr,
+            offsets_ptr,
+            normalized_ptr,
+            corrections_ptr,
+            corrections_width,
+            sample,
+            row,
+            column,
+            inside,
+            0,
+            0,
+            channel,
+            C,
+            SKIP_C,
+            SKIP_H,
+            SKIP_W,
+            1,
+            SKIP_STRIDE,
+            1,
+            CORRECT,
+            BLOCK_K,
+            PRECISION,
+        )
+        value += tl.reshape(products, [PATHS, POINTS, BLOCK_N]) * factor[:, :, None]
+
+    within = inside[:, None] & has_channel[None, :]
+    pixel = (sample * H + row) * W + column
+    if RESIDUAL or SKIP == PROJECTION:
+        byte = tl.load(
+            bits_ptr + (pixel * ((C + 7) // 8))[:, None] + (channel // 8)[None, :], mask=within, other=0
+        ).to(tl.int32)
+        value = tl.where((byte >> (channel % 8)[None, :] & 1 != 0)[None, :, :], value, 0.0)
+    if SUMS:
+        x_hat = tl.load(
+            normalized_ptr + tl.load(offsets_ptr + unit) + (pixel * C)[:, None] + channel[None, :],
+            mask=within,
+            other=0.0,
+        ).to(tl.float32)
+        point_tiles = tl.num_programs(0) // path_tiles // CHANNEL_TILES
+        own = sums_ptr + ((path.to(tl.int64) * point_tiles + point_tile) * (2 * C))[:, None] + channel[None, :]
+        mask = live[:, None] & has_channel[None, :]
+        tl.store(own, tl.sum(value, 1), mask=mask)
+        tl.store(own + C, tl.sum(value * x_hat[None, :, :], 1), mask=mask)
+    if RESIDUAL or SKIP == PROJECTION:
+        value *= tl.load(scales_ptr + channel, mask=has_channel, other=0.0)[None, None, :]
+    if SKIP == DIRECT:
+        met = inside & (row % SKIP_STRIDE == 0) & (column % SKIP_STRIDE == 0)
+        at = ((sample * SKIP_H + row // SKIP_STRIDE) * SKIP_W + column // SKIP_STRIDE) * SKIP_C
+        skipped = load_gradients(
+            gradients_ptr,
+            slot_size,
+            block,
+            taken,
+            states_ptr,
+            offsets_ptr,
+            normalized_ptr,
+            corrections_ptr,
+            corrections_width,
+            at,
+            met,
+            channel,
+            has_channel & (channel < SKIP_C),
+            CORRECT,
+        )
+        value += skipped * factor[:, :, None]
+
+    mask = live[:, None, None] & within[None, :, :]
+    slots = tl.load(states_ptr + tl.maximum(target, 0) * STATE_FIELDS).to(tl.int64) * slot_size
+    places = slots[:, None, None] + ((pixel * C)[:, None] + channel[None, :])[None, :, :]
+    tl.store(gradients_ptr + places, value.to(gradients_ptr.dtype.element_ty), mask=mask)
+    if EXIT:
+        sizes = tl.where(mask, tl.abs(value), 0.0)
+        if PER_SAMPLE:
+            first = tl.arange(0, SAMPLES)
+            own_sample = (point_tile // (PHASES * PHASES)) // tl.cdiv(PHASE_H * PHASE_W, PIXELS) * SAMPLES + first
+            largest = tl.max(tl.reshape(sizes, [PATHS, SAMPLES, PIXELS * BLOCK_N]), 2)
+            own = tl.maximum(target, 0)[:, None] * batch + own_sample[None, :]
+            known = live[:, None] & (own_sample < batch)[None, :]
+        else:
+            largest = tl.max(tl.reshape(sizes, [PATHS, POINTS * BLOCK_N]), 1)
+            own, known = tl.maximum(target, 0), live
+        tl.atomic_max(largest_ptr + own, largest.to(tl.int32, bitcast=True), mask=known, sem="relaxed")
+
+
+def dgrad_tile(conv: Convolution) -> Tile:
+    """The tile for gradients of a convolution's input, in the type of its transposed weights."""
+    return of_width(DGRAD, conv.transposed.dtype, conv.given.channels)
+
+
+def dgrad_point_tiles(conv: Convolution, batch: int) -> int:
+    """How many tiles hold all pixels of the input, phase after phase."""
+    given, stride = conv.given, conv.stride
+    pixels = -(-given.height // stride) * -(-given.width // stride)
+    return stride * stride * dgrad_tile(conv).point_tiles(batch, pixels)
+
+
+def dgrad(gradients: Gradients, kept: Kept, block: FusedBlock, task: Launch) -> None:
+    """Takes the states of a launch's rows through one unit of a block, and at the block's entrance through its skip.
+
+    Where sums are wanted, the means of what was made are in ``gradients.corrections`` afterwards.
+    """
+    conv, projection, unit = block.convolutions[task.unit], block.projection, block.first + task.unit
+    given, made, tile = conv.given, conv.made, dgrad_tile(conv)
+    at_exit = task.unit == 0
+    skip, skip_made = NO_SKIP, made
+    if at_exit and task.skip:
+        skip, skip_made = (PROJECTION if projection is not None else DIRECT), block.made
+    has_sums = gradients.sums.numel() > 0 and (task.residual or skip == PROJECTION)
+    rows = gradients.rows[task.first : task.first + task.count]
+    samples, pixels = tile.split(-(-given.height // conv.stride) * -(-given.width // conv.stride))
+    tiles, path_tiles = dgrad_point_tiles(conv, gradients.batch), task.count // tile.paths
+    launch(
+        _dgrad_kernel,
+        path_tiles * -(-given.channels // tile.channels) * tiles,
+        tile,
+        gradients.values,
+        gradients.values.shape[1],
+        rows,
+        gradients.states,
+        path_tiles,
+        gradients.batch,
+        conv.transposed,
+        conv.transposed if projection is None else projection.transposed,
+        kept.scales[unit],
+        kept.unit_bits(unit),
+        kept.normalized,
+        kept.normalized_starts,
+        gradients.corrections,
+        gradients.corrections.shape[-1],
+        gradients.sums,
+        gradients.largest,
+        gradients.exponents,
+        unit,
+        H=given.height,
+        W=given.width,
+        C=given.channels,
+        OUT_H=made.height,
+        OUT_W=made.width,
+        OUT_C=made.channels,
+        KERNEL=conv.kernel,
+        STRIDE=conv.stride,
+        SKIP=skip.value,
+        SKIP_H=skip_made.height,
+        SKIP_W=skip_made.width,
+        SKIP_C=skip_made.channels,
+        SKIP_STRIDE=block.stride,
+        RESIDUAL=task.residual,
+        ENTRY=task.unit == len(block.convolutions) - 1,
+        EXIT=at_exit,
+        SUMS=has_sums,
+        CORRECT=gradients.waits,
+        PER_SAMPLE=gradients.per_sample,
+        PATHS=tile.paths,
+        SAMPLES=samples,
+        PIXELS=pixels,
+        BLOCK_N=tile.channels,
+        BLOCK_K=tile.depth,
+        PRECISION="tf32x3",
+    )
+    if has_sums:
+        take_means(gradients, rows, tiles, kept.scales[unit], given.channels, given.pixels)

@@ -1,0 +1,50 @@
+"""Launches: the tile that a kernel's programs own, and the one place where kernels are called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Tile", "launch", "power_of_two_from"]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program owns, and with how many threads.
+
+    Attributes:
+        points: of the batch's pixels.
+        channels: of the result.
+        depth: channels (in `wgrad` pixels) that are multiplied at a time.
+        paths: gradients.
+        warps: of 32 threads.
+        stages: of loads under way at a time.
+    """
+
+    points: int
+    channels: int
+    depth: int
+    paths: int = 1
+    warps: int = 4
+    stages: int = 3
+
+    def split(self, pixels: int) -> tuple[int, int]:
+        """Of images of so many pixels: how many samples the points are of, and how many pixels each."""
+        own = min(self.points, power_of_two_from(pixels))
+        return self.points // own, own
+
+    def point_tiles(self, batch: int, pixels: int) -> int:
+        """How many tiles hold all pixels of a batch."""
+        samples, own = self.split(pixels)
+        return -(-batch // samples) * -(-pixels // own)
+
+
+def power_of_two_from(size: int) -> int:
+    """The smallest power of two that is no smaller."""
+    return 1 << (size - 1).bit_length()
+
+
+def launch(kernel: Any, programs: int, tile: Tile, *arguments: Any, **constants: Any) -> None:
+    """Runs ``programs`` programs of a kernel on the current device and stream."""
+    if programs > 0:
+        kernel[(programs,)](*arguments, **constants, num_warps=tile.warps, num_stages=tile.stages)

@@ -1,0 +1,211 @@
+"""A network as the kernels see it: units, skips and packed weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pathnet.engines.tables import blocks_of
+from pathnet.models.residual_net import FusedForm, ResidualNet
+from pathnet.record import BatchNormMode, Precision
+
+__all__ = [
+    "DTYPES",
+    "Convolution",
+    "FusedBlock",
+    "Shape",
+    "TritonNetwork",
+    "convolution",
+    "fused_blocks",
+    "network_of",
+]
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+"""Of what a walk holds, by its precision."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of images."""
+
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
+    @property
+    def size(self) -> int:
+        return self.channels * self.pixels
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution that keeps the side, but for its stride.
+
+    Attributes:
+        weight: [kernel**2, channels of the input, channels of the output], float32 or bfloat16.
+        transposed: [kernel**2, channels of the output, channels of the input].
+    """
+
+    kernel: int
+    stride: int
+    given: Shape
+    made: Shape
+    weight: Tensor
+    transposed: Tensor
+
+
+@dataclass(frozen=True)
+class FusedBlock:
+    """The convolutions of its units, and its skip: a projection, or every stride-th pixel with channels filled up.
+
+    Attributes:
+        first: the index of its first unit among all units of the network.
+    """
+
+    convolutions: Sequence[Convolution]
+    projection: Convolution | None
+    first: int
+
+    @property
+    def given(self) -> Shape:
+        return self.convolutions[0].given
+
+    @property
+    def made(self) -> Shape:
+        return self.convolutions[-1].made
+
+    @property
+    def stride(self) -> int:
+        """Of the skip."""
+        return math.prod(conv.stride for conv in self.convolutions)
+
+    @property
+    def identity(self) -> bool:
+        return self.projection is None and self.given == self.made
+
+
+@dataclass(frozen=True)
+class TritonNetwork:
+    """A network packed for the kernels.
+
+    Attributes:
+        affine: float32 [units, 2, widest], BN's gain and bias, channels filled up.
+        statistics: float32 [units, 2, widest], the running mean and variance; empty in BN mode ``batch``.
+        epsilons, epsilon: of each unit, what BN adds to the variance; here, and float32 [units, 1] on the device.
+        precision: of the walk; the forward pass is float32-accurate in each.
+    """
+
+    blocks: Sequence[FusedBlock]
+    affine: Tensor
+    statistics: Tensor
+    epsilons: Sequence[float]
+    epsilon: Tensor
+    bn: BatchNormMode
+    precision: Precision
+
+    @property
+    def walk_dtype(self) -> torch.dtype:
+        return DTYPES[self.precision]
+
+    @property
+    def widest(self) -> int:
+        """Channels of any activation, at most."""
+        return self.affine.shape[2]
+
+    @cached_property
+    def convolutions(self) -> list[Convolution]:
+        """Of unit after unit."""
+        return [conv for block in self.blocks for conv in block.convolutions]
+
+    @cached_property
+    def largest(self) -> int:
+        """Elements of a sample's activation, at most."""
+        return max(shape.size for conv in self.convolutions for shape in (conv.given, conv.made))
+
+    def bits_starts(self, batch: int) -> list[int]:
+        """Where the ReLU bits [B, H, W, ceil(C / 8)] of unit after unit begin, and where the last end."""
+        return _starts(batch * conv.given.pixels * -(-conv.given.channels // 8) for conv in self.convolutions)
+
+    def normalized_starts(self, batch: int) -> list[int]:
+        """Where the normalised activations [B, H, W, C] of unit after unit begin, and where the last end."""
+        return _starts(batch * conv.given.size for conv in self.convolutions)
+
+
+def _starts(sizes: Iterable[int]) -> list[int]:
+    """Multiples of 16, so that what begins there can be read in words of 16 bytes."""
+    return list(accumulate((-(-size // 16) * 16 for size in sizes), initial=0))
+
+
+def network_of(net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]) -> TritonNetwork:
+    """A network whose blocks have fused forms, for inputs [C, H, W] of its first block."""
+    forms = []
+    for block in blocks_of(net):
+        form = block.fused_form()
+        assert form is not None
+        forms.append(form)
+    norms = [unit.bn for form in forms for unit in form.units]
+    widest = max([forms[-1].units[-1].conv.out_channels, *(norm.num_features for norm in norms)])
+    widest = -(-widest // 16) * 16
+    affine = torch.stack([_filled([_or(bn.weight, bn, 1.0), _or(bn.bias, bn, 0.0)], widest) for bn in norms])
+    statistics = affine.new_empty(0)
+    if bn == "running":
+        statistics = torch.stack([_filled([norm.running_mean, norm.running_var], widest) for norm in norms])
+    return TritonNetwork(
+        fused_blocks(forms, Shape(*y0_shape), torch.float32, DTYPES[precision]),
+        affine,
+        statistics,
+        [norm.eps for norm in norms],
+        torch.tensor([[norm.eps] for norm in norms], device=affine.device),
+        bn,
+        precision,
+    )
+
+
+def fused_blocks(
+    forms: Sequence[FusedForm], shape: Shape, forward: torch.dtype, backward: torch.dtype
+) -> list[FusedBlock]:
+    """Blocks in a row, for inputs of that shape; ``forward`` and ``backward`` are the types of the walks' weights."""
+    blocks, first = [], 0
+    for form in forms:
+        given, convolutions = shape, []
+        for unit in form.units:
+            convolutions.append(convolution(unit.conv, shape, forward, backward))
+            shape = convolutions[-1].made
+        projection = None if form.projection is None else convolution(form.projection, given, forward, backward)
+        blocks.append(FusedBlock(convolutions, projection, first))
+        first += len(convolutions)
+    return blocks
+
+
+def convolution(conv: nn.Conv2d, given: Shape, forward: torch.dtype, backward: torch.dtype) -> Convolution:
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    made = Shape(conv.out_channels, -(-given.height // stride), -(-given.width // stride))
+    weight = conv.weight.detach().permute(2, 3, 1, 0).reshape(kernel * kernel, conv.in_channels, conv.out_channels)
+    return Convolution(
+        kernel,
+        stride,
+        given,
+        made,
+        weight.to(forward, copy=True, memory_format=torch.contiguous_format),
+        weight.transpose(1, 2).to(backward, copy=True, memory_format=torch.contiguous_format),
+    )
+
+
+def _or(values: Tensor | None, bn: nn.BatchNorm2d, default: float) -> Tensor:
+    return torch.full((bn.num_features,), default) if values is None else values.detach()
+
+
+def _filled(rows: Sequence[Tensor | None], width: int) -> Tensor:
+    """float32 [rows, width]"""
+    return torch.stack([F.pad(row.float(), (0, width - len(row))) for row in rows if row is not None])

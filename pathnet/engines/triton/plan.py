@@ -1,0 +1,224 @@
+"""Which gradients (or activations) go through which kernel: routings compacted into rows, before anything runs.
+
+What is walked is a *state*: the gradient at a block's output, or inside a module, with what tells two of them apart.
+Routings that agree so far share a state, so equal tails (going forward, equal heads) are walked once. A block that a
+routing passes through an identity skip launches nothing for it; its coefficient waits as a number. A row is one state
+made from another by one unit, or by a block's skip; a launch is the rows of one unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pathnet.engines.triton.network import FusedBlock
+
+__all__ = ["Launch", "Plan", "plan_backward", "plan_forward"]
+
+NOTHING = -1
+
+Row = tuple[int, int, int, float, float]
+"""Source, target and the block's own state, and the coefficients a and c."""
+
+Coefficients = Sequence[Sequence[Sequence[float]]]
+"""Of each routing and block: a and c."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The rows of one unit that go through its kernel together.
+
+    Attributes:
+        block: among the network's.
+        unit: among the block's, in the order of the forward pass.
+        residual, skip: which branches of the block end in this launch; a unit inside a module has the residual alone.
+        first, count: of its rows, the filling of tiles included.
+    """
+
+    block: int
+    unit: int
+    residual: bool
+    skip: bool
+    first: int
+    count: int
+
+
+@dataclass
+class Plan:
+    """What a walk runs, in order.
+
+    Attributes:
+        rows: of all launches; `NOTHING` in place of states where a tile is filled up.
+        slots, waiting: of each state, where it lies, and the unit whose BN's means are not taken off yet.
+        slot_count: how many slots are needed.
+        finals: each routing's last state, `NOTHING` where its result is zero.
+        mantissas, exponents: of each routing, what its result is to be multiplied by.
+    """
+
+    launches: list[Launch] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    waiting: list[int] = field(default_factory=list)
+    slot_count: int = 0
+    finals: list[int] = field(default_factory=list)
+    mantissas: list[float] = field(default_factory=list)
+    exponents: list[int] = field(default_factory=list)
+
+    def row_table(self) -> NDArray[np.int32]:
+        """int32 [rows, 5], coefficients as the bits of float32."""
+        table = np.empty((len(self.rows), 5), dtype=np.int32)
+        if self.rows:
+            columns = list(zip(*self.rows, strict=True))
+            table[:, :3] = np.array(columns[:3], dtype=np.int32).T
+            table[:, 3:] = np.array(columns[3:], dtype=np.float32).T.copy().view(np.int32)
+        return table
+
+    def state_table(self) -> NDArray[np.int32]:
+        """int32 [states, 2]: slot and waiting unit."""
+        return np.array([self.slots, self.waiting], dtype=np.int32).T.copy()
+
+
+def plan_backward(
+    blocks: Sequence[FusedBlock], coefficients: Coefficients, batch_mode: bool, paths: Callable[[int, int], int]
+) -> Plan:
+    """From the last block to the first.
+
+    Args:
+        batch_mode: whether BN's means wait; rows whose block's gradient waits for different ones never share a tile.
+        paths: how many rows a tile of a block's unit holds.
+    """
+    return _Planner(blocks, coefficients, batch_mode, paths).backward()
+
+
+def plan_forward(blocks: Sequence[FusedBlock], coefficients: Coefficients) -> Plan:
+    """From the first block to the last."""
+    return _Planner(blocks, coefficients, False, lambda block, unit: 1).forward()
+
+
+class _Planner:
+    def __init__(
+        self,
+        blocks: Sequence[FusedBlock],
+        coefficients: Coefficients,
+        batch_mode: bool,
+        paths: Callable[[int, int], int],
+    ) -> None:
+        self.blocks, self.coefficients, self.batch_mode, self.paths = blocks, coefficients, batch_mode, paths
+        count = len(coefficients)
+        self.plan = Plan(mantissas=[1.0] * count, exponents=[0] * count)
+        self.free: list[int] = []
+        self.current = [self._state(NOTHING)] * count
+
+    def backward(self) -> Plan:
+        for index in reversed(range(len(self.blocks))):
+            block = self.blocks[index]
+            self._pass(index, list(reversed(range(len(block.convolutions)))), self._backward_wishes(index))
+        return self._finished()
+
+    def forward(self) -> Plan:
+        for index, block in enumerate(self.blocks):
+            self._pass(index, list(range(len(block.convolutions))), self._forward_wishes(index))
+        return self._finished()
+
+    def _backward_wishes(self, index: int) -> list[tuple[int, float, float]]:
+        """Who enters a block, with which coefficients: of size one, their power of two set aside.
+
+        All is linear: where a block is passed by an identity, its coefficient is multiplied into what comes next.
+        """
+        wishes, identity, plan = [], self.blocks[index].identity, self.plan
+        for routing, own in enumerate(self.coefficients):
+            if self.current[routing] == NOTHING:
+                continue
+            a, c = own[index]
+            if identity and c == 0 and a == 1:
+                continue
+            size, exponent = math.frexp(max(abs(a), abs(c)))
+            if size == 0:
+                self.current[routing] = NOTHING
+            elif identity and c == 0:
+                mantissa, more = math.frexp(plan.mantissas[routing] * a)
+                plan.mantissas[routing] = mantissa
+                plan.exponents[routing] += more
+            else:
+                plan.exponents[routing] += exponent
+                wishes.append((routing, math.ldexp(a, -exponent), math.ldexp(c, -exponent)))
+        return wishes
+
+    def _forward_wishes(self, index: int) -> list[tuple[int, float, float]]:
+        identity = self.blocks[index].identity
+        pairs = [own[index] for own in self.coefficients]
+        return [(routing, a, c) for routing, (a, c) in enumerate(pairs) if not (identity and c == 0 and a == 1)]
+
+    def _pass(self, index: int, units: list[int], wishes: list[tuple[int, float, float]]) -> None:
+        """One block, its units in the order they are run in, for the routings that enter it."""
+        block, plan = self.blocks[index], self.plan
+        made: dict[tuple[int, float, float], int] = {}
+        order: dict[tuple[int, float, float], list[int]] = defaultdict(list)
+        for routing, a, c in wishes:
+            order[self.current[routing], a, c].append(routing)
+        entering = sorted(order, key=lambda own: plan.waiting[own[0]])
+        inside = [(key, key[0]) for key in entering if key[2] != 0]
+        within: list[int] = []
+        for unit in units[:-1]:
+            following, rows = [], []
+            for key, source in inside:
+                target = self._state(block.first + unit)
+                within.append(target)
+                following.append((key, target))
+                rows.append((source, target, key[0], 0.0, 1.0))
+            self._launch(index, unit, True, False, rows)
+            inside = following
+        sources = dict(inside)
+        kinds: dict[tuple[bool, bool], list[Row]] = defaultdict(list)
+        for key in entering:
+            state, a, c = key
+            residual, skip = c != 0, a != 0
+            made[key] = self._state(block.first if residual or block.projection is not None else NOTHING)
+            kinds[residual, skip].append((sources.get(key, NOTHING), made[key], state, a, c))
+        for (residual, skip), rows in kinds.items():
+            self._launch(index, units[-1], residual, skip, rows)
+        left = {state for state, _, _ in entering}
+        for key, routings in order.items():
+            for routing in routings:
+                self.current[routing] = made[key]
+        self._release(within)
+        self._release(left - set(self.current))
+
+    def _state(self, unit: int) -> int:
+        plan = self.plan
+        if not self.free:
+            self.free.append(plan.slot_count)
+            plan.slot_count += 1
+        plan.slots.append(self.free.pop())
+        plan.waiting.append(unit if self.batch_mode else NOTHING)
+        return len(plan.slots) - 1
+
+    def _release(self, states: Sequence[int] | set[int]) -> None:
+        self.free.extend(sorted(self.plan.slots[state] for state in states))
+
+    def _launch(self, index: int, unit: int, residual: bool, skip: bool, rows: list[Row]) -> None:
+        if not rows:
+            return
+        plan, paths = self.plan, self.paths(index, unit)
+        first, counts = len(plan.rows), Counter(plan.waiting[row[2]] for row in rows)
+        before = None
+        for row in rows:
+            group = plan.waiting[row[2]]
+            if group != before and before is not None:
+                plan.rows += [_FILLING] * (-counts[before] % paths)
+            before = group
+            plan.rows.append(row)
+        plan.rows += [_FILLING] * (-(len(plan.rows) - first) % paths)
+        plan.launches.append(Launch(index, unit, residual, skip, first, len(plan.rows) - first))
+
+    def _finished(self) -> Plan:
+        self.plan.finals = self.current
+        return self.plan
+
+
+_FILLING: Row = (NOTHING, NOTHING, NOTHING, 0.0, 0.0)

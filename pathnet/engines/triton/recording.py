@@ -1,0 +1,82 @@
+"""The forward pass that leaves a record: on an NVIDIA or AMD GPU one graph, captured once a batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pathnet.engines.triton.forward import forward_unit
+from pathnet.engines.triton.network import TritonNetwork
+from pathnet.engines.triton.plan import plan_forward
+from pathnet.engines.triton.routed_forward import ends, start
+from pathnet.engines.triton.state import Kept, Tables
+
+__all__ = ["Recording", "recording"]
+
+
+class Recording:
+    """Takes ``y_0`` [B, C_0, H_0, W_0] of one size to ``y_n`` [B, C, H, W] and what the walks back need."""
+
+    def __init__(self, network: TritonNetwork, y0: Tensor) -> None:
+        self.network, self.batch, device = network, len(y0), y0.device
+        self.plan = plan_forward(network.blocks, [[(1.0, 1.0)] * len(network.blocks)])
+        self.tables = Tables(self.plan, device)
+        # Launches come in the order of the units, each with one row.
+        self.sources = torch.tensor([row[0] for row in self.plan.rows], device=device)
+        self.bits_starts = network.bits_starts(self.batch)
+        self.normalized_begin = network.normalized_starts(self.batch)
+        self.normalized_starts = torch.tensor(self.normalized_begin[:-1], device=device)
+        self.scales = None if network.bn == "batch" else self._scales(network.statistics[:, 1])
+
+    def __call__(self, y0: Tensor) -> tuple[Tensor, Kept]:
+        network, by_batch = self.network, self.network.bn == "batch"
+        kept = Kept(
+            torch.empty(self.bits_starts[-1], dtype=torch.uint8, device=y0.device),
+            self.bits_starts,
+            torch.empty(self.normalized_begin[-1] if by_batch else 0, dtype=network.walk_dtype, device=y0.device),
+            self.normalized_begin,
+            self.normalized_starts,
+            network.affine[:, 0] if self.scales is None else self.scales,
+        )
+        activations = start(network, self.plan, self.tables, y0)
+        for task in self.plan.launches:
+            forward_unit(network, activations, task, kept)
+        if by_batch:
+            kept = replace(kept, scales=self._scales(activations.statistics[self.sources, 1]))
+        return ends(network, self.plan, activations)[0], kept
+
+    def _scales(self, variances: Tensor) -> Tensor:
+        """gain / deviation of all units; variances float32 [units, widest]."""
+        return self.network.affine[:, 0] * (variances + self.network.epsilon).rsqrt()
+
+
+class _Graph:
+    """The same, captured: a hundred launches cost what one costs. What it leaves is copied for every record."""
+
+    def __init__(self, run: Recording, y0: Tensor) -> None:
+        self.y0 = y0.clone()
+        # Once outside of the capture, in which nothing may be compiled or loaded.
+        ahead = torch.cuda.Stream(y0.device)  # type: ignore[no-untyped-call]
+        ahead.wait_stream(torch.cuda.current_stream(y0.device))
+        with torch.cuda.stream(ahead):
+            run(self.y0)
+        torch.cuda.current_stream(y0.device).wait_stream(ahead)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.y, self.kept = run(self.y0)
+
+    def __call__(self, y0: Tensor) -> tuple[Tensor, Kept]:
+        self.y0.copy_(y0)
+        self.graph.replay()
+        kept = self.kept
+        copied = replace(kept, bits=kept.bits.clone(), normalized=kept.normalized.clone(), scales=kept.scales.clone())
+        return self.y.clone(), copied
+
+
+def recording(network: TritonNetwork, y0: Tensor) -> Callable[[Tensor], tuple[Tensor, Kept]]:
+    """The recording pass for batches of the size of ``y0``."""
+    run = Recording(network, y0)
+    return _Graph(run, y0) if y0.device.type == "cuda" else run

@@ -1,0 +1,92 @@
+"""Walks back under routings, over what a forward pass has kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pathnet import scaling
+from pathnet.engines.triton.arrivals import arrived, squared_norms
+from pathnet.engines.triton.dgrad import dgrad, dgrad_point_tiles, dgrad_tile
+from pathnet.engines.triton.network import TritonNetwork
+from pathnet.engines.triton.plan import Coefficients, Plan, plan_backward
+from pathnet.engines.triton.state import Gradients, Kept, Tables
+
+__all__ = ["routed_backward", "routed_backward_norms"]
+
+
+def routed_backward(
+    network: TritonNetwork, kept: Kept, grad: Tensor, exponent: Tensor, coefficients: Coefficients
+) -> tuple[Tensor, Tensor]:
+    """The scaled gradients at ``y_0``: float32 [P, B, C, H, W] and int32 [P, B] or [P, 1]."""
+    plan, gradients = _walk(network, kept, grad, exponent, coefficients)
+    finals = _finals(plan, grad.device)
+    values = arrived(gradients, kept, finals, network.blocks[0].given, torch.float32).permute(0, 1, 4, 2, 3)
+    mantissas = torch.tensor(plan.mantissas, device=grad.device)
+    return scaling.rescale(
+        (values * mantissas[:, None, None, None, None]).contiguous(), _exponents(plan, gradients, finals)
+    )
+
+
+def routed_backward_norms(
+    network: TritonNetwork, kept: Kept, grad: Tensor, exponent: Tensor, coefficients: Coefficients
+) -> Tensor:
+    """float64 [P, B]: the norms of the samples' slices."""
+    plan, gradients = _walk(network, kept, grad, exponent, coefficients)
+    finals = _finals(plan, grad.device)
+    squares = squared_norms(gradients, kept, finals, network.blocks[0].given)
+    mantissas = torch.tensor(plan.mantissas, dtype=torch.float64, device=grad.device).abs()
+    exponents = _exponents(plan, gradients, finals).expand_as(squares)
+    return scaling.times_power_of_two(squares.sqrt() * mantissas[:, None], exponents)
+
+
+def _walk(
+    network: TritonNetwork, kept: Kept, grad: Tensor, exponent: Tensor, coefficients: Coefficients
+) -> tuple[Plan, Gradients]:
+    blocks = network.blocks
+
+    def paths(block: int, unit: int) -> int:
+        return dgrad_tile(blocks[block].convolutions[unit]).paths
+
+    plan = plan_backward(blocks, coefficients, network.bn == "batch", paths)
+    gradients = _start(network, plan, grad, exponent)
+    for task in plan.launches:
+        dgrad(gradients, kept, blocks[task.block], task)
+    return plan, gradients
+
+
+def _start(network: TritonNetwork, plan: Plan, grad: Tensor, exponent: Tensor) -> Gradients:
+    batch, device, states, by_batch = len(grad), grad.device, len(plan.slots), network.bn == "batch"
+    most = max((task.count * _sums(network, task.block, task.unit, batch) for task in plan.launches), default=0)
+    tables = Tables(plan, device)
+    gradients = Gradients(
+        torch.empty(plan.slot_count, -(-batch * network.largest // 16) * 16, dtype=network.walk_dtype, device=device),
+        tables.rows,
+        tables.states,
+        torch.zeros(states, len(exponent), dtype=torch.int32, device=device),
+        torch.zeros(states, len(exponent), dtype=torch.int32, device=device),
+        torch.empty(states if by_batch else 0, 2, network.widest, device=device),
+        torch.empty(most if by_batch else 0, device=device),
+        batch,
+        by_batch,
+    )
+    gradients.values[plan.slots[0], : grad.numel()] = grad.permute(0, 2, 3, 1).reshape(-1).to(network.walk_dtype)
+    gradients.exponents[0] = exponent
+    return gradients
+
+
+def _sums(network: TritonNetwork, block: int, unit: int, batch: int) -> int:
+    """Numbers that the tiles of a row leave of BN's two sums."""
+    conv = network.blocks[block].convolutions[unit]
+    return 2 * conv.given.channels * dgrad_point_tiles(conv, batch)
+
+
+def _finals(plan: Plan, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.array(plan.finals, dtype=np.int32)).to(device, non_blocking=True)
+
+
+def _exponents(plan: Plan, gradients: Gradients, finals: Tensor) -> Tensor:
+    """int32 [P, B] or [P, 1]: those of the final states, and what was set aside on the way."""
+    aside = torch.tensor(plan.exponents, dtype=torch.int64).clamp(-(1 << 30), 1 << 30).int()
+    return gradients.exponents[finals.clamp(min=0).long()] + aside.to(finals.device, non_blocking=True)[:, None]

@@ -1,0 +1,91 @@
+"""What the kernels share: where a program's pixels lie, and gradients as they stand behind a batch normalisation."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+NO_SKIP, DIRECT, PROJECTION = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+"""What a launch takes of the skip: nothing; every stride-th pixel, channels filled up; or its projection."""
+
+ROW_FIELDS = tl.constexpr(5)
+"""Of a row: source, target and the block's own state (-1 for none), the coefficients a and c as bits of float32."""
+
+STATE_FIELDS = tl.constexpr(2)
+"""Of a state: its slot, and the unit whose BN's means are still to be taken off (-1 where there is none)."""
+
+
+@triton.jit
+def points_of(tile, batch, HEIGHT, WIDTH, SAMPLES: tl.constexpr, PIXELS: tl.constexpr):
+    """Sample, row, column and validity of the SAMPLES * PIXELS points of a tile of images HEIGHT x WIDTH."""
+    pixel_tiles = tl.cdiv(HEIGHT * WIDTH, PIXELS)
+    point = tl.arange(0, SAMPLES * PIXELS)
+    sample = (tile // pixel_tiles) * SAMPLES + point // PIXELS
+    pixel = (tile % pixel_tiles) * PIXELS + point % PIXELS
+    return sample, pixel // WIDTH, pixel % WIDTH, (sample < batch) & (pixel < HEIGHT * WIDTH)
+
+
+@triton.jit
+def shift_of(largest):
+    """The power of two that brings the largest magnitude, given as the bits of a float32, into [1/2, 1).
+
+    Zero, infinity and NaN stay as they are, as in `pathnet.scaling.rescale`.
+    """
+    exponent = largest >> 23
+    shift = tl.minimum(tl.maximum(exponent - 126, -125), 126)
+    return tl.where((largest == 0) | (exponent == 255), 0, shift)
+
+
+@triton.jit
+def power_of_two(exponent):
+    """``2**exponent`` for exponents from -126 to 127, by its bits."""
+    return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def load_gradients(
+    gradients_ptr,
+    slot_size,
+    states,
+    live,
+    states_ptr,
+    offsets_ptr,
+    normalized_ptr,
+    corrections_ptr,
+    corrections_width,
+    at,
+    inside,
+    channel,
+    has_channel,
+    CORRECT: tl.constexpr,
+):
+    """[PATHS, POINTS, K]: gradients of states at points, 0 outside; behind BN, with its two means taken off.
+
+    What BN's backward pass gives is ``values - mean(values) - x_hat mean(values x_hat)``, of which the values alone
+    are stored. All states of a program wait for the same BN's means.
+
+    Args:
+        states, live: [PATHS]
+        corrections_ptr: float32 [states, 2, corrections_width], the two means.
+        at, inside: [POINTS], the points' places in a gradient, and which are within the images.
+        channel, has_channel: [K]
+    """
+    fields = states_ptr + tl.maximum(states, 0) * STATE_FIELDS
+    slots = tl.load(fields).to(tl.int64) * slot_size
+    within = inside[:, None] & has_channel[None, :]
+    places = at[:, None] + channel[None, :]
+    mask = live[:, None, None] & within[None, :, :]
+    values = tl.load(gradients_ptr + slots[:, None, None] + places[None, :, :], mask=mask, other=0.0)
+    if CORRECT:
+        unit = tl.max(tl.where(live, tl.load(fields + 1), -1), 0)
+        x_hat_ptr = normalized_ptr + tl.load(offsets_ptr + tl.maximum(unit, 0))
+        x_hat = tl.load(x_hat_ptr + places, mask=within & (unit >= 0), other=0.0).to(tl.float32)
+        means = (
+            corrections_ptr + tl.maximum(states, 0).to(tl.int64)[:, None] * (2 * corrections_width) + channel[None, :]
+        )
+        known = live[:, None] & has_channel[None, :] & (unit >= 0)
+        mean = tl.load(means, mask=known, other=0.0)
+        mean_x_hat = tl.load(means + corrections_width, mask=known, other=0.0)
+        values = values.to(tl.float32) - (x_hat[None, :, :] * mean_x_hat[:, None, :] + mean[:, None, :])
+        values = tl.where(mask, values, 0.0)
+    return values
