@@ -16,7 +16,7 @@ from pathnet.engines.triton.configurations import ELEMENTS
 from pathnet.engines.triton.launch import launch
 from pathnet.engines.triton.network import Shape
 from pathnet.engines.triton.state import Gradients, Kept
-from pathnet.engines.triton.tiles import load_gradients
+from pathnet.engines.triton.tiles import load_gradients, load_means, locate
 
 __all__ = ["arrived", "squared_norms"]
 
@@ -43,26 +43,30 @@ def _norms_kernel(
     PIXEL_TILES: tl.constexpr = (PIXELS_IN_ALL + POINTS - 1) // POINTS
     path, sample = tl.program_id(0) // batch, tl.program_id(0) % batch
     state = tl.load(finals_ptr + path + tl.zeros([1], tl.int32))
+    live = state >= 0
+    slots, waits, first = locate(state, live, slot_size, states_ptr, offsets_ptr)
     total = tl.zeros([POINTS, BLOCK_N], tl.float64)
     for step in range(PIXEL_TILES * CHANNEL_TILES):
         pixel = step // CHANNEL_TILES * POINTS + tl.arange(0, POINTS)
         channel = step % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
+        at = ((sample * PIXELS_IN_ALL + pixel) * C)[:, None] + channel[None, :]
+        mask = (pixel < PIXELS_IN_ALL)[:, None] & (channel < C)[None, :]
+        mean, mean_x_hat = 0.0, 0.0
+        if CORRECT:
+            mean, mean_x_hat = load_means(
+                corrections_ptr, corrections_width, state, live & waits, channel, channel < C
+            )
         values = load_gradients(
             gradients_ptr,
-            slot_size,
-            state,
-            state >= 0,
-            states_ptr,
-            offsets_ptr,
-            normalized_ptr,
-            corrections_ptr,
-            corrections_width,
-            (sample * PIXELS_IN_ALL + pixel) * C,
-            pixel < PIXELS_IN_ALL,
-            channel,
-            channel < C,
+            slots,
+            at,
+            live[:, None, None] & mask[None, :, :],
+            normalized_ptr + first,
+            mask & waits,
+            mean,
+            mean_x_hat,
             CORRECT,
-        ).to(tl.float32)
+        )
         values = tl.reshape(values, [POINTS, BLOCK_N]).to(tl.float64)
         total += values * values
     tl.store(norms_ptr + tl.program_id(0), tl.sum(tl.sum(total, 1), 0))
@@ -94,27 +98,26 @@ def _arrivals_kernel(
     sample = program // CHANNEL_TILES // PIXEL_TILES % batch
     path = program // CHANNEL_TILES // PIXEL_TILES // batch
     state = tl.load(finals_ptr + path + tl.zeros([1], tl.int32))
-    at = (sample * PIXELS_IN_ALL + pixel) * C
+    live = state >= 0
+    slots, waits, first = locate(state, live, slot_size, states_ptr, offsets_ptr)
+    at = ((sample * PIXELS_IN_ALL + pixel) * C)[:, None] + channel[None, :]
+    mask = (pixel < PIXELS_IN_ALL)[:, None] & (channel < C)[None, :]
+    mean, mean_x_hat = 0.0, 0.0
+    if CORRECT:
+        mean, mean_x_hat = load_means(corrections_ptr, corrections_width, state, live & waits, channel, channel < C)
     values = load_gradients(
         gradients_ptr,
-        slot_size,
-        state,
-        state >= 0,
-        states_ptr,
-        offsets_ptr,
-        normalized_ptr,
-        corrections_ptr,
-        corrections_width,
+        slots,
         at,
-        pixel < PIXELS_IN_ALL,
-        channel,
-        channel < C,
+        live[:, None, None] & mask[None, :, :],
+        normalized_ptr + first,
+        mask & waits,
+        mean,
+        mean_x_hat,
         CORRECT,
     )
-    mask = (pixel < PIXELS_IN_ALL)[:, None] & (channel < C)[None, :]
-    first = path.to(tl.int64) * batch * (PIXELS_IN_ALL * C)
     values = tl.reshape(values, [POINTS, BLOCK_N]).to(arrived_ptr.dtype.element_ty)
-    tl.store(arrived_ptr + first + at[:, None] + channel[None, :], values, mask=mask)
+    tl.store(arrived_ptr + path.to(tl.int64) * batch * (PIXELS_IN_ALL * C) + at, values, mask=mask)
 
 
 def squared_norms(gradients: Gradients, kept: Kept, finals: Tensor, shape: Shape) -> Tensor:

@@ -35,6 +35,8 @@ from pathnet.engines.triton.tiles import (
     ROW_FIELDS,
     STATE_FIELDS,
     load_gradients,
+    load_means,
+    locate,
     points_of,
     power_of_two,
     shift_of,
@@ -81,41 +83,41 @@ def _add_products(
     """
     PADDING: tl.constexpr = KERNEL // 2
     TAPS: tl.constexpr = (KERNEL + PHASES - 1) // PHASES
-    DEPTH: tl.constexpr = (OUT_C + BLOCK_K - 1) // BLOCK_K
-    for step in range(TAPS * TAPS * DEPTH):
-        tap, depth = step // DEPTH, step % DEPTH
-        tap_row = (phase_row + PADDING) % PHASES + (tap // TAPS) * PHASES
-        tap_column = (phase_column + PADDING) % PHASES + (tap % TAPS) * PHASES
-        from_row, from_column = row + PADDING - tap_row, column + PADDING - tap_column
-        hit = inside & (from_row >= 0) & (from_column >= 0)
-        if STRIDE > 1:
-            hit = hit & (from_row % STRIDE == 0) & (from_column % STRIDE == 0)
-            from_row, from_column = from_row // STRIDE, from_column // STRIDE
-        hit = hit & (from_row < OUT_H) & (from_column < OUT_W)
+    slots, waits, first = locate(states, live, slot_size, states_ptr, offsets_ptr)
+    for depth in range((OUT_C + BLOCK_K - 1) // BLOCK_K):
         deep = depth * BLOCK_K + tl.arange(0, BLOCK_K)
-        gradients = load_gradients(
-            gradients_ptr,
-            slot_size,
-            states,
-            live,
-            states_ptr,
-            offsets_ptr,
-            normalized_ptr,
-            corrections_ptr,
-            corrections_width,
-            ((sample * OUT_H + from_row) * OUT_W + from_column) * OUT_C,
-            hit,
-            deep,
-            deep < OUT_C,
-            CORRECT,
-        ).to(gradients_ptr.dtype.element_ty)
-        known = (deep < OUT_C) & (tap_row < KERNEL) & (tap_column < KERNEL)
-        weights = tl.load(
-            weights_ptr + ((tap_row * KERNEL + tap_column) * OUT_C + deep)[:, None] * C + channel[None, :],
-            mask=known[:, None] & (channel < C)[None, :],
-            other=0.0,
-        )
-        acc = tl.dot(tl.reshape(gradients, [acc.shape[0], BLOCK_K]), weights, acc, input_precision=PRECISION)
+        has_deep = deep < OUT_C
+        mean, mean_x_hat = 0.0, 0.0
+        if CORRECT:
+            mean, mean_x_hat = load_means(corrections_ptr, corrections_width, states, live & waits, deep, has_deep)
+        for tap in range(TAPS * TAPS):
+            tap_row = (phase_row + PADDING) % PHASES + (tap // TAPS) * PHASES
+            tap_column = (phase_column + PADDING) % PHASES + (tap % TAPS) * PHASES
+            from_row, from_column = row + PADDING - tap_row, column + PADDING - tap_column
+            hit = inside & (from_row >= 0) & (from_column >= 0)
+            if STRIDE > 1:
+                hit = hit & (from_row % STRIDE == 0) & (from_column % STRIDE == 0)
+                from_row, from_column = from_row // STRIDE, from_column // STRIDE
+            hit = hit & (from_row < OUT_H) & (from_column < OUT_W)
+            mask = hit[:, None] & has_deep[None, :]
+            gradients = load_gradients(
+                gradients_ptr,
+                slots,
+                (((sample * OUT_H + from_row) * OUT_W + from_column) * OUT_C)[:, None] + deep[None, :],
+                live[:, None, None] & mask[None, :, :],
+                normalized_ptr + first,
+                mask & waits,
+                mean,
+                mean_x_hat,
+                CORRECT,
+            ).to(gradients_ptr.dtype.element_ty)
+            known = has_deep & (tap_row < KERNEL) & (tap_column < KERNEL)
+            weights = tl.load(
+                weights_ptr + ((tap_row * KERNEL + tap_column) * OUT_C + deep)[:, None] * C + channel[None, :],
+                mask=known[:, None] & (channel < C)[None, :],
+                other=0.0,
+            )
+            acc = tl.dot(tl.reshape(gradients, [acc.shape[0], BLOCK_K]), weights, acc, input_precision=PRECISION)
     return acc
 
 
@@ -290,28 +292,29 @@ def _dgrad_kernel(
         ).to(tl.float32)
         point_tiles = tl.num_programs(0) // path_tiles // CHANNEL_TILES
         own = sums_ptr + ((path.to(tl.int64) * point_tiles + point_tile) * (2 * C))[:, None] + channel[None, :]
-        mask = live[:, None] & has_channel[None, :]
-        tl.store(own, tl.sum(value, 1), mask=mask)
-        tl.store(own + C, tl.sum(value * x_hat[None, :, :], 1), mask=mask)
+        given = live[:, None] & has_channel[None, :]
+        tl.store(own, tl.sum(value, 1), mask=given)
+        tl.store(own + C, tl.sum(value * x_hat[None, :, :], 1), mask=given)
     if RESIDUAL or SKIP == PROJECTION:
         value *= tl.load(scales_ptr + channel, mask=has_channel, other=0.0)[None, None, :]
     if SKIP == DIRECT:
         met = inside & (row % SKIP_STRIDE == 0) & (column % SKIP_STRIDE == 0)
         at = ((sample * SKIP_H + row // SKIP_STRIDE) * SKIP_W + column // SKIP_STRIDE) * SKIP_C
+        slots, waits, first = locate(block, taken, slot_size, states_ptr, offsets_ptr)
+        has_skip = has_channel & (channel < SKIP_C)
+        mean, mean_x_hat = 0.0, 0.0
+        if CORRECT:
+            mean, mean_x_hat = load_means(corrections_ptr, corrections_width, block, taken & waits, channel, has_skip)
+        skip_mask = met[:, None] & has_skip[None, :]
         skipped = load_gradients(
             gradients_ptr,
-            slot_size,
-            block,
-            taken,
-            states_ptr,
-            offsets_ptr,
-            normalized_ptr,
-            corrections_ptr,
-            corrections_width,
-            at,
-            met,
-            channel,
-            has_channel & (channel < SKIP_C),
+            slots,
+            at[:, None] + channel[None, :],
+            taken[:, None, None] & skip_mask[None, :, :],
+            normalized_ptr + first,
+            skip_mask & waits,
+            mean,
+            mean_x_hat,
             CORRECT,
         )
         value += skipped * factor[:, :, None]

@@ -70,28 +70,27 @@ def _add_products(
 ):
     """``acc`` and the convolution of relu(bn(x [H, W, C])) at output points; weights [KERNEL**2, C, OUT_C]."""
     PADDING: tl.constexpr = KERNEL // 2
-    DEPTH: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
-    for step in range(KERNEL * KERNEL * DEPTH):
-        tap, depth = step // DEPTH, step % DEPTH
-        from_row = row * STRIDE + tap // KERNEL - PADDING
-        from_column = column * STRIDE + tap % KERNEL - PADDING
-        hit = inside & (from_row >= 0) & (from_row < H) & (from_column >= 0) & (from_column < W)
+    for depth in range((C + BLOCK_K - 1) // BLOCK_K):
         deep = depth * BLOCK_K + tl.arange(0, BLOCK_K)
         known = deep < C
-        mask = hit[:, None] & known[None, :]
-        x = tl.load(
-            activations + (((sample * H + from_row) * W + from_column) * C)[:, None] + deep[None, :],
-            mask=mask,
-            other=0.0,
-        ).to(tl.float32)
         mean, _, scale, shift = _affine(gain_ptr, bias_ptr, mean_ptr, variance_ptr, epsilon, deep, known)
-        x = tl.where(mask, _rectified(x, mean, scale, shift), 0.0).to(weights_ptr.dtype.element_ty)
-        weights = tl.load(
-            weights_ptr + (tap * C + deep)[:, None] * OUT_C + channel[None, :],
-            mask=known[:, None] & (channel < OUT_C)[None, :],
-            other=0.0,
-        )
-        acc = tl.dot(x, weights, acc, input_precision=PRECISION)
+        for tap in range(KERNEL * KERNEL):
+            from_row = row * STRIDE + tap // KERNEL - PADDING
+            from_column = column * STRIDE + tap % KERNEL - PADDING
+            hit = inside & (from_row >= 0) & (from_row < H) & (from_column >= 0) & (from_column < W)
+            mask = hit[:, None] & known[None, :]
+            x = tl.load(
+                activations + (((sample * H + from_row) * W + from_column) * C)[:, None] + deep[None, :],
+                mask=mask,
+                other=0.0,
+            ).to(tl.float32)
+            x = tl.where(mask, _rectified(x, mean, scale, shift), 0.0).to(weights_ptr.dtype.element_ty)
+            weights = tl.load(
+                weights_ptr + (tap * C + deep)[:, None] * OUT_C + channel[None, :],
+                mask=known[:, None] & (channel < OUT_C)[None, :],
+                other=0.0,
+            )
+            acc = tl.dot(x, weights, acc, input_precision=PRECISION)
     return acc
 
 

@@ -43,49 +43,39 @@ def power_of_two(exponent):
 
 
 @triton.jit
-def load_gradients(
-    gradients_ptr,
-    slot_size,
-    states,
-    live,
-    states_ptr,
-    offsets_ptr,
-    normalized_ptr,
-    corrections_ptr,
-    corrections_width,
-    at,
-    inside,
-    channel,
-    has_channel,
-    CORRECT: tl.constexpr,
-):
-    """[PATHS, POINTS, K]: gradients of states at points, 0 outside; behind BN, with its two means taken off.
+def locate(states, live, slot_size, states_ptr, offsets_ptr):
+    """Where gradients of states [PATHS] lie, int64; whether they wait for a BN's means; where its x_hat begins.
 
-    What BN's backward pass gives is ``values - mean(values) - x_hat mean(values x_hat)``, of which the values alone
-    are stored. All states of a program wait for the same BN's means.
-
-    Args:
-        states, live: [PATHS]
-        corrections_ptr: float32 [states, 2, corrections_width], the two means.
-        at, inside: [POINTS], the points' places in a gradient, and which are within the images.
-        channel, has_channel: [K]
+    All live states of a program wait for the same means.
     """
     fields = states_ptr + tl.maximum(states, 0) * STATE_FIELDS
-    slots = tl.load(fields).to(tl.int64) * slot_size
-    within = inside[:, None] & has_channel[None, :]
-    places = at[:, None] + channel[None, :]
-    mask = live[:, None, None] & within[None, :, :]
-    values = tl.load(gradients_ptr + slots[:, None, None] + places[None, :, :], mask=mask, other=0.0)
+    unit = tl.max(tl.where(live, tl.load(fields + 1), -1), 0)
+    return tl.load(fields).to(tl.int64) * slot_size, unit >= 0, tl.load(offsets_ptr + tl.maximum(unit, 0))
+
+
+@triton.jit
+def load_means(corrections_ptr, width, states, known, channel, has_channel):
+    """float32 [PATHS, K] twice: the means that BN's backward pass takes off gradients; 0 where none are known."""
+    means = corrections_ptr + tl.maximum(states, 0).to(tl.int64)[:, None] * (2 * width) + channel[None, :]
+    mask = known[:, None] & has_channel[None, :]
+    return tl.load(means, mask=mask, other=0.0), tl.load(means + width, mask=mask, other=0.0)
+
+
+@triton.jit
+def load_gradients(gradients_ptr, slots, at, mask, x_hat_ptr, x_hat_mask, mean, mean_x_hat, CORRECT: tl.constexpr):
+    """[PATHS, POINTS, K]: gradients at points, 0 where masked; behind BN float32, with its two means taken off.
+
+    What BN's backward pass gives is ``values - mean(values) - x_hat mean(values x_hat)``, of which the values alone
+    are stored.
+
+    Args:
+        slots: int64 [PATHS]
+        at, x_hat_mask: [POINTS, K], places in a gradient and in x_hat.
+        mask: [PATHS, POINTS, K]
+    """
+    values = tl.load(gradients_ptr + slots[:, None, None] + at[None, :, :], mask=mask, other=0.0)
     if CORRECT:
-        unit = tl.max(tl.where(live, tl.load(fields + 1), -1), 0)
-        x_hat_ptr = normalized_ptr + tl.load(offsets_ptr + tl.maximum(unit, 0))
-        x_hat = tl.load(x_hat_ptr + places, mask=within & (unit >= 0), other=0.0).to(tl.float32)
-        means = (
-            corrections_ptr + tl.maximum(states, 0).to(tl.int64)[:, None] * (2 * corrections_width) + channel[None, :]
-        )
-        known = live[:, None] & has_channel[None, :] & (unit >= 0)
-        mean = tl.load(means, mask=known, other=0.0)
-        mean_x_hat = tl.load(means + corrections_width, mask=known, other=0.0)
+        x_hat = tl.load(x_hat_ptr + at, mask=x_hat_mask, other=0.0).to(tl.float32)
         values = values.to(tl.float32) - (x_hat[None, :, :] * mean_x_hat[:, None, :] + mean[:, None, :])
         values = tl.where(mask, values, 0.0)
     return values

@@ -1,0 +1,60 @@
+"""Triton's interpreter, its arithmetic of bfloat16 put right: as it comes, casts truncate and products are garbage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+__all__ = ["big_tiles", "correct"]
+
+
+def correct() -> None:
+    """From now on, casts from and to bfloat16 round as torch does, and products are those of the rounded numbers."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    if getattr(InterpreterBuilder, "bfloat16_is_right", False):
+        return
+    cast, dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
+
+    def cast_impl(self: Any, source: Any, kind: Any) -> Any:
+        if source.dtype.scalar == tl.bfloat16 and kind.scalar != tl.bfloat16:
+            return cast(self, TensorHandle(from_bits(source.data), tl.float32), kind)
+        if kind.scalar == tl.bfloat16 and source.dtype.scalar != tl.bfloat16:
+            return TensorHandle(to_bits(source.data), tl.bfloat16)
+        return cast(self, source, kind)
+
+    def create_dot(self: Any, a: Any, b: Any, c: Any, precision: Any, imprecise: Any) -> Any:
+        wide = (TensorHandle(from_bits(x.data), tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+        return dot(self, *wide, c, precision, imprecise)
+
+    InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot = cast_impl, create_dot
+    InterpreterBuilder.bfloat16_is_right = True
+
+
+def from_bits(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    values = torch.from_numpy(np.ascontiguousarray(bits).view(np.int16)).view(torch.bfloat16).float()
+    return values.numpy().reshape(bits.shape)
+
+
+def to_bits(values: NDArray[Any]) -> NDArray[np.uint16]:
+    rounded = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).bfloat16().view(torch.int16)
+    return rounded.numpy().view(np.uint16).reshape(values.shape)
+
+
+def big_tiles(monkeypatch: Any) -> None:
+    """Tiles that a GPU would have no room for: a program takes thirty milliseconds here, whatever it does."""
+    from pathnet.engines.triton import arrivals, configurations, statistics, sums
+    from pathnet.engines.triton.launch import Tile
+
+    for table in (configurations.DGRAD, configurations.FORWARD):
+        for tiles in table.values():
+            for width, tile in tiles.items():
+                paths = 8 if tile.paths > 1 else 1
+                monkeypatch.setitem(tiles, width, Tile(1024, width, max(16, tile.depth), paths))
+    for module in (sums, statistics):
+        monkeypatch.setattr(module, "ROWS", Tile(64, 64, 1))
+    monkeypatch.setattr(arrivals, "ELEMENTS", Tile(1 << 15, 1, 1))
