@@ -47,7 +47,7 @@ def to_bits(values: NDArray[Any]) -> NDArray[np.uint16]:
 
 def big_tiles(monkeypatch: Any) -> None:
     """Tiles that a GPU would have no room for: a program takes thirty milliseconds here, whatever it does."""
-    from pathnet.engines.triton import arrivals, configurations, statistics, sums
+    from pathnet.engines.triton import arrivals, configurations, folding, statistics, sums
     from pathnet.engines.triton.launch import Tile
 
     for table in (configurations.DGRAD, configurations.FORWARD):
@@ -57,4 +57,5 @@ def big_tiles(monkeypatch: Any) -> None:
                 monkeypatch.setitem(tiles, width, Tile(1024, width, max(16, tile.depth), paths))
     for module in (sums, statistics):
         monkeypatch.setattr(module, "ROWS", Tile(64, 64, 1))
+    monkeypatch.setattr(folding, "FOLDED", Tile(16, 64, 64))
     monkeypatch.setattr(arrivals, "ELEMENTS", Tile(1 << 15, 1, 1))

@@ -13,14 +13,14 @@ import torch
 
 from pathnet.engines.triton.launch import Tile
 
-__all__ = ["DGRAD", "ELEMENTS", "FORWARD", "ROWS", "WGRAD", "of_width"]
+__all__ = ["DGRAD", "ELEMENTS", "FOLDED", "FORWARD", "ROWS", "WGRAD", "of_width"]
 
 Table = dict[torch.dtype, dict[int, Tile]]
 """Tiles by the type of the operands and the channels of the result: the smallest number that holds them all."""
 
 DGRAD: Table = {
     torch.bfloat16: {
-        16: Tile(points=64, channels=16, depth=16, paths=2),
+        16: Tile(points=128, channels=16, depth=16, paths=2),
         32: Tile(points=64, channels=32, depth=32, paths=2),
         64: Tile(points=64, channels=64, depth=32, paths=2),
     },
@@ -56,6 +56,9 @@ WGRAD: Table = {
         64: Tile(points=2048, channels=32, depth=32),
     },
 }
+
+FOLDED = Tile(points=1, channels=64, depth=64)
+"""Of the kernel that folds means into weights; its points are taps."""
 
 ROWS = Tile(points=64, channels=16, depth=1)
 """Of the kernels that add up sums of tiles: so many tiles at a time, so many channels a program."""

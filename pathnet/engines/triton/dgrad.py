@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 
 from pathnet.engines.triton.configurations import DGRAD, of_width
+from pathnet.engines.triton.folding import fold_means, taps_of
 from pathnet.engines.triton.launch import Tile, launch
 from pathnet.engines.triton.network import Convolution, FusedBlock
 from pathnet.engines.triton.plan import Launch
@@ -121,7 +122,82 @@ def _add_products(
     return acc
 
 
-@triton.jit(do_not_specialize=["path_tiles", "batch", "unit"])
+@triton.jit
+def _shared_products(
+    x_hat_ptr,
+    folded_ptr,
+    constants_ptr,
+    first_path,
+    waits,
+    sample,
+    row,
+    column,
+    inside,
+    phase_row,
+    phase_column,
+    first_channel,
+    C: tl.constexpr,
+    OUT_C: tl.constexpr,
+    OUT_H: tl.constexpr,
+    OUT_W: tl.constexpr,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PATHS: tl.constexpr,
+    TAPS_KEPT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """[PATHS, POINTS, BLOCK_N]: what BN's means take off the convolution of PATHS gradients that share x_hat;
+    `folding`.
+
+    A row of products is a point, its columns the channels of one gradient after the other.
+    """
+    PADDING: tl.constexpr = KERNEL // 2
+    TAPS: tl.constexpr = (KERNEL + STRIDE - 1) // STRIDE
+    column_of = tl.arange(0, PATHS * BLOCK_N)
+    path = (first_path + column_of // BLOCK_N).to(tl.int64)
+    channel = first_channel + column_of % BLOCK_N
+    has_channel = channel < C
+    acc = tl.zeros([sample.shape[0], PATHS * BLOCK_N], tl.float32)
+    for depth in range((OUT_C + BLOCK_K - 1) // BLOCK_K):
+        deep = depth * BLOCK_K + tl.arange(0, BLOCK_K)
+        has_deep = deep < OUT_C
+        for tap in range(TAPS * TAPS):
+            tap_row = (phase_row + PADDING) % STRIDE + (tap // TAPS) * STRIDE
+            tap_column = (phase_column + PADDING) % STRIDE + (tap % TAPS) * STRIDE
+            from_row, from_column = row + PADDING - tap_row, column + PADDING - tap_column
+            hit = inside & (from_row >= 0) & (from_column >= 0) & waits
+            from_row, from_column = from_row // STRIDE, from_column // STRIDE
+            hit = hit & (from_row < OUT_H) & (from_column < OUT_W)
+            at = ((sample * OUT_H + from_row) * OUT_W + from_column) * OUT_C
+            x_hat = tl.load(x_hat_ptr + at[:, None] + deep[None, :], mask=hit[:, None] & has_deep[None, :], other=0.0)
+            known = has_deep & (tap_row < KERNEL) & (tap_column < KERNEL)
+            own = path * (KERNEL * KERNEL * OUT_C * C) + channel
+            weights = tl.load(
+                folded_ptr + ((tap_row * KERNEL + tap_column) * OUT_C + deep)[:, None] * C + own[None, :],
+                mask=known[:, None] & has_channel[None, :],
+                other=0.0,
+            )
+            acc = tl.dot(x_hat, weights, acc, input_precision=PRECISION)
+    tap = tl.arange(0, TAPS_KEPT)
+    to_row = row[:, None] + (PADDING - tap // KERNEL)[None, :]
+    to_column = column[:, None] + (PADDING - tap % KERNEL)[None, :]
+    hits = (to_row >= 0) & (to_column >= 0) & (to_row % STRIDE == 0) & (to_column % STRIDE == 0)
+    hits = hits & (to_row // STRIDE < OUT_H) & (to_column // STRIDE < OUT_W) & (tap < KERNEL * KERNEL)[None, :]
+    hits = (hits & waits).to(tl.float32).to(constants_ptr.dtype.element_ty)
+    for term in tl.static_range(2):
+        own = path * (2 * TAPS_KEPT * C) + term * TAPS_KEPT * C + channel
+        constants = tl.load(
+            constants_ptr + (tap * C)[:, None] + own[None, :],
+            mask=has_channel[None, :] & (tap < TAPS_KEPT)[:, None],
+            other=0.0,
+        )
+        acc = tl.dot(hits, constants, acc, input_precision=PRECISION)
+    return tl.permute(tl.reshape(acc, [sample.shape[0], PATHS, BLOCK_N]), [1, 0, 2])
+
+
+@triton.jit(do_not_specialize=["path_tiles", "batch", "unit"], do_not_specialize_on_alignment=["rows_ptr"])
 def _dgrad_kernel(
     gradients_ptr,
     slot_size,
@@ -138,6 +214,8 @@ def _dgrad_kernel(
     corrections_ptr,
     corrections_width,
     sums_ptr,
+    folded_ptr,
+    constants_ptr,
     largest_ptr,
     exponents_ptr,
     unit,
@@ -159,6 +237,8 @@ def _dgrad_kernel(
     EXIT: tl.constexpr,
     SUMS: tl.constexpr,
     CORRECT: tl.constexpr,
+    FOLDED: tl.constexpr,
+    TAPS_KEPT: tl.constexpr,
     PER_SAMPLE: tl.constexpr,
     PATHS: tl.constexpr,
     SAMPLES: tl.constexpr,
@@ -231,11 +311,38 @@ def _dgrad_kernel(
             KERNEL,
             STRIDE,
             PHASES,
-            CORRECT,
+            CORRECT and not FOLDED,
             BLOCK_K,
             PRECISION,
         )
         value = tl.reshape(products, [PATHS, POINTS, BLOCK_N])
+        if FOLDED:
+            _, waits, first = locate(source, live, slot_size, states_ptr, offsets_ptr)
+            value += _shared_products(
+                normalized_ptr + first,
+                folded_ptr,
+                constants_ptr,
+                path_tile * PATHS,
+                waits,
+                sample,
+                row,
+                column,
+                inside,
+                phase // PHASES,
+                phase % PHASES,
+                channel_tile * BLOCK_N,
+                C,
+                OUT_C,
+                OUT_H,
+                OUT_W,
+                KERNEL,
+                STRIDE,
+                PATHS,
+                TAPS_KEPT,
+                BLOCK_N,
+                BLOCK_K,
+                PRECISION,
+            )
         if EXIT:
             value *= tl.load(fields + 4).to(tl.float32, bitcast=True)[:, None, None]
         if ENTRY:
@@ -286,7 +393,10 @@ def _dgrad_kernel(
         value = tl.where((byte >> (channel % 8)[None, :] & 1 != 0)[None, :, :], value, 0.0)
     if SUMS:
         x_hat = tl.load(
-            normalized_ptr + tl.load(offsets_ptr + unit) + (pixel * C)[:, None] + channel[None, :],
+            normalized_ptr
+            + tl.multiple_of(tl.load(offsets_ptr + unit), 16)
+            + (pixel * C)[:, None]
+            + channel[None, :],
             mask=within,
             other=0.0,
         ).to(tl.float32)
@@ -364,6 +474,9 @@ def dgrad(gradients: Gradients, kept: Kept, block: FusedBlock, task: Launch) -> 
     rows = gradients.rows[task.first : task.first + task.count]
     samples, pixels = tile.split(-(-given.height // conv.stride) * -(-given.width // conv.stride))
     tiles, path_tiles = dgrad_point_tiles(conv, gradients.batch), task.count // tile.paths
+    folded = gradients.waits and task.residual and conv.kernel > 1
+    if folded:
+        fold_means(gradients, rows, conv)
     launch(
         _dgrad_kernel,
         path_tiles * -(-given.channels // tile.channels) * tiles,
@@ -383,6 +496,8 @@ def dgrad(gradients: Gradients, kept: Kept, block: FusedBlock, task: Launch) -> 
         gradients.corrections,
         gradients.corrections.shape[-1],
         gradients.sums,
+        gradients.folded,
+        gradients.constants,
         gradients.largest,
         gradients.exponents,
         unit,
@@ -398,12 +513,14 @@ def dgrad(gradients: Gradients, kept: Kept, block: FusedBlock, task: Launch) -> 
         SKIP_H=skip_made.height,
         SKIP_W=skip_made.width,
         SKIP_C=skip_made.channels,
-        SKIP_STRIDE=block.stride,
+        SKIP_STRIDE=1 if skip is NO_SKIP else block.stride,
         RESIDUAL=task.residual,
         ENTRY=task.unit == len(block.convolutions) - 1,
         EXIT=at_exit,
         SUMS=has_sums,
         CORRECT=gradients.waits,
+        FOLDED=folded,
+        TAPS_KEPT=taps_of(conv),
         PER_SAMPLE=gradients.per_sample,
         PATHS=tile.paths,
         SAMPLES=samples,

@@ -149,7 +149,7 @@ def _keep(
             )
 
 
-@triton.jit(do_not_specialize=["rows", "batch"])
+@triton.jit(do_not_specialize=["rows", "batch"], do_not_specialize_on_alignment=["rows_ptr"])
 def _forward_kernel(
     activations_ptr,
     slot_size,
@@ -380,7 +380,7 @@ def forward_unit(network: TritonNetwork, activations: Activations, task: Launch,
         SKIP_H=skip_given.height,
         SKIP_W=skip_given.width,
         SKIP_C=skip_given.channels,
-        SKIP_STRIDE=block.stride,
+        SKIP_STRIDE=1 if skip is NO_SKIP else block.stride,
         RESIDUAL=task.residual,
         EXIT=at_exit,
         BATCH=by_batch,

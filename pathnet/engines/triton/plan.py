@@ -9,9 +9,10 @@ made from another by one unit, or by a block's skip; a launch is the rows of one
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +45,8 @@ class Launch:
     unit: int
     residual: bool
     skip: bool
-    first: int
-    count: int
+    first: int = 0
+    count: int = 0
 
 
 @dataclass
@@ -171,7 +172,7 @@ class _Planner:
                 within.append(target)
                 following.append((key, target))
                 rows.append((source, target, key[0], 0.0, 1.0))
-            self._launch(index, unit, True, False, rows)
+            self._launch(Launch(index, unit, True, False), rows, grouped=unit == units[0])
             inside = following
         sources = dict(inside)
         kinds: dict[tuple[bool, bool], list[Row]] = defaultdict(list)
@@ -181,7 +182,7 @@ class _Planner:
             made[key] = self._state(block.first if residual or block.projection is not None else NOTHING)
             kinds[residual, skip].append((sources.get(key, NOTHING), made[key], state, a, c))
         for (residual, skip), rows in kinds.items():
-            self._launch(index, units[-1], residual, skip, rows)
+            self._launch(Launch(index, units[-1], residual, skip), rows, grouped=skip or len(units) == 1)
         left = {state for state, _, _ in entering}
         for key, routings in order.items():
             for routing in routings:
@@ -201,20 +202,22 @@ class _Planner:
     def _release(self, states: Sequence[int] | set[int]) -> None:
         self.free.extend(sorted(self.plan.slots[state] for state in states))
 
-    def _launch(self, index: int, unit: int, residual: bool, skip: bool, rows: list[Row]) -> None:
+    def _launch(self, launch: Launch, rows: list[Row], grouped: bool) -> None:
+        """Adds rows, filled up to whole tiles.
+
+        Args:
+            grouped: rows read blocks' gradients, and only those that wait for the same means may share a tile; inside
+            a
+                module all do.
+        """
         if not rows:
             return
-        plan, paths = self.plan, self.paths(index, unit)
-        first, counts = len(plan.rows), Counter(plan.waiting[row[2]] for row in rows)
-        before = None
-        for row in rows:
-            group = plan.waiting[row[2]]
-            if group != before and before is not None:
-                plan.rows += [_FILLING] * (-counts[before] % paths)
-            before = group
-            plan.rows.append(row)
-        plan.rows += [_FILLING] * (-(len(plan.rows) - first) % paths)
-        plan.launches.append(Launch(index, unit, residual, skip, first, len(plan.rows) - first))
+        plan, paths = self.plan, self.paths(launch.block, launch.unit)
+        first = len(plan.rows)
+        for _, group in groupby(rows, key=lambda row: plan.waiting[row[2]] if grouped else NOTHING):
+            plan.rows += group
+            plan.rows += [_FILLING] * (-(len(plan.rows) - first) % paths)
+        plan.launches.append(replace(launch, first=first, count=len(plan.rows) - first))
 
     def _finished(self) -> Plan:
         self.plan.finals = self.current

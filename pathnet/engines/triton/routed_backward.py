@@ -9,6 +9,7 @@ from torch import Tensor
 from pathnet import scaling
 from pathnet.engines.triton.arrivals import arrived, squared_norms
 from pathnet.engines.triton.dgrad import dgrad, dgrad_point_tiles, dgrad_tile
+from pathnet.engines.triton.folding import constants_size, folded_size
 from pathnet.engines.triton.network import TritonNetwork
 from pathnet.engines.triton.plan import Coefficients, Plan, plan_backward
 from pathnet.engines.triton.state import Gradients, Kept, Tables
@@ -58,7 +59,7 @@ def _walk(
 
 def _start(network: TritonNetwork, plan: Plan, grad: Tensor, exponent: Tensor) -> Gradients:
     batch, device, states, by_batch = len(grad), grad.device, len(plan.slots), network.bn == "batch"
-    most = max((task.count * _sums(network, task.block, task.unit, batch) for task in plan.launches), default=0)
+    room = _room(network, plan, batch) if by_batch else [0, 0, 0]
     tables = Tables(plan, device)
     gradients = Gradients(
         torch.empty(plan.slot_count, -(-batch * network.largest // 16) * 16, dtype=network.walk_dtype, device=device),
@@ -67,7 +68,9 @@ def _start(network: TritonNetwork, plan: Plan, grad: Tensor, exponent: Tensor) -
         torch.zeros(states, len(exponent), dtype=torch.int32, device=device),
         torch.zeros(states, len(exponent), dtype=torch.int32, device=device),
         torch.empty(states if by_batch else 0, 2, network.widest, device=device),
-        torch.empty(most if by_batch else 0, device=device),
+        torch.empty(room[0], device=device),
+        torch.empty(room[1], dtype=network.walk_dtype, device=device),
+        torch.empty(room[2], dtype=network.walk_dtype, device=device),
         batch,
         by_batch,
     )
@@ -76,10 +79,14 @@ def _start(network: TritonNetwork, plan: Plan, grad: Tensor, exponent: Tensor) -
     return gradients
 
 
-def _sums(network: TritonNetwork, block: int, unit: int, batch: int) -> int:
-    """Numbers that the tiles of a row leave of BN's two sums."""
-    conv = network.blocks[block].convolutions[unit]
-    return 2 * conv.given.channels * dgrad_point_tiles(conv, batch)
+def _room(network: TritonNetwork, plan: Plan, batch: int) -> list[int]:
+    """Numbers that the largest launches leave: tiles' shares of BN's two sums, folded weights, their constants."""
+    sizes = [[0, 0, 0]]
+    for task in plan.launches:
+        conv = network.blocks[task.block].convolutions[task.unit]
+        each = 2 * conv.given.channels * dgrad_point_tiles(conv, batch), folded_size(conv), constants_size(conv)
+        sizes.append([task.count * size for size in each])
+    return [max(column) for column in zip(*sizes, strict=True)]
 
 
 def _finals(plan: Plan, device: torch.device) -> Tensor:

@@ -60,6 +60,7 @@ class Gradients:
         exponents: int32, alike: the value of a state is ``values * 2**exponents``.
         corrections: float32 [states, 2, widest], the two means that BN takes off a gradient.
         sums: float32, room for the tiles' shares of them.
+        folded, constants: in the walk's type, room for weights and numbers that they are folded into.
         waits: whether those means depend on the gradient; with running statistics they are zero.
     """
 
@@ -70,6 +71,8 @@ class Gradients:
     exponents: Tensor
     corrections: Tensor
     sums: Tensor
+    folded: Tensor
+    constants: Tensor
     batch: int
     waits: bool
 

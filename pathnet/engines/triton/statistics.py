@@ -19,7 +19,7 @@ from pathnet.engines.triton.tiles import ROW_FIELDS
 __all__ = ["take_statistics"]
 
 
-@triton.jit(do_not_specialize=["tiles"])
+@triton.jit(do_not_specialize=["tiles"], do_not_specialize_on_alignment=["rows_ptr"])
 def _statistics_kernel(
     moments_ptr,
     rows_ptr,

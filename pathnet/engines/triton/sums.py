@@ -18,7 +18,7 @@ from pathnet.engines.triton.tiles import ROW_FIELDS
 __all__ = ["take_means"]
 
 
-@triton.jit(do_not_specialize=["tiles", "values"])
+@triton.jit(do_not_specialize=["tiles", "values"], do_not_specialize_on_alignment=["rows_ptr"])
 def _means_kernel(
     sums_ptr,
     rows_ptr,

@@ -50,7 +50,8 @@ def locate(states, live, slot_size, states_ptr, offsets_ptr):
     """
     fields = states_ptr + tl.maximum(states, 0) * STATE_FIELDS
     unit = tl.max(tl.where(live, tl.load(fields + 1), -1), 0)
-    return tl.load(fields).to(tl.int64) * slot_size, unit >= 0, tl.load(offsets_ptr + tl.maximum(unit, 0))
+    first = tl.multiple_of(tl.load(offsets_ptr + tl.maximum(unit, 0)), 16)
+    return tl.load(fields).to(tl.int64) * slot_size, unit >= 0, first
 
 
 @triton.jit

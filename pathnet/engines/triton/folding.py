@@ -1,0 +1,114 @@
+"""Weights with BN's means folded in, one set a gradient, for convolutions that read a gradient once for every tap.
+
+A gradient behind BN is ``g - mean - x_hat mean_x_hat``, each mean a number a channel. To take that off as it is
+loaded costs arithmetic on every element for every tap, three times what all else costs. The convolution is linear, so
+it is done on the weights instead: the taps of ``-x_hat`` times ``mean_x_hat W``, where one x_hat serves all gradients
+of a program and their weights stand side by side as columns, and ``-mean W``, one number a tap, wherever a tap hits.
+
+A program owns BLOCK_T taps of one row and BLOCK_N channels of the result. The numbers of a tap are kept as two terms
+of the walk's type, since their rounding would be the same error for every pixel. At 64 channels a row has 74 KB of
+bf16.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pathnet.engines.triton.configurations import FOLDED
+from pathnet.engines.triton.launch import launch, power_of_two_from
+from pathnet.engines.triton.network import Convolution
+from pathnet.engines.triton.state import Gradients
+from pathnet.engines.triton.tiles import ROW_FIELDS, STATE_FIELDS
+
+__all__ = ["constants_size", "fold_means", "folded_size", "taps_of"]
+
+
+@triton.jit(do_not_specialize_on_alignment=["rows_ptr"])
+def _fold_kernel(
+    weights_ptr,
+    rows_ptr,
+    states_ptr,
+    corrections_ptr,
+    corrections_width,
+    folded_ptr,
+    constants_ptr,
+    C: tl.constexpr,
+    OUT_C: tl.constexpr,
+    TAPS: tl.constexpr,
+    ALL_TAPS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    CHANNEL_TILES: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
+    TAP_TILES: tl.constexpr = ALL_TAPS // BLOCK_T
+    channel = tl.program_id(0) % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
+    tap = tl.program_id(0) // CHANNEL_TILES % TAP_TILES * BLOCK_T + tl.arange(0, BLOCK_T)
+    path = tl.program_id(0) // CHANNEL_TILES // TAP_TILES
+    source = tl.load(rows_ptr + path * ROW_FIELDS)
+    waits = (source >= 0) & (tl.load(states_ptr + tl.maximum(source, 0) * STATE_FIELDS + 1) >= 0)
+    means = corrections_ptr + tl.maximum(source, 0).to(tl.int64) * (2 * corrections_width)
+    folded = folded_ptr + path.to(tl.int64) * (TAPS * OUT_C * C)
+    constant = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
+    for depth in range((OUT_C + BLOCK_K - 1) // BLOCK_K):
+        deep = depth * BLOCK_K + tl.arange(0, BLOCK_K)
+        known = (deep < OUT_C) & waits
+        mean = tl.load(means + deep, mask=known, other=0.0)
+        mean_x_hat = tl.load(means + corrections_width + deep, mask=known, other=0.0)
+        within = (tap < TAPS)[:, None, None] & (deep < OUT_C)[None, :, None] & (channel < C)[None, None, :]
+        places = (tap[:, None, None] * OUT_C + deep[None, :, None]) * C + channel[None, None, :]
+        weights = tl.load(weights_ptr + places, mask=within, other=0.0).to(tl.float32)
+        scaled = -mean_x_hat[None, :, None] * weights
+        tl.store(folded + places, scaled.to(folded_ptr.dtype.element_ty), mask=within)
+        constant -= tl.sum(mean[None, :, None] * weights, 1)
+    own = constants_ptr + (path * 2 * ALL_TAPS + tap)[:, None] * C + channel[None, :]
+    first = constant.to(constants_ptr.dtype.element_ty)
+    tl.store(own, first, mask=(channel < C)[None, :])
+    rest = (constant - first.to(tl.float32)).to(constants_ptr.dtype.element_ty)
+    tl.store(own + ALL_TAPS * C, rest, mask=(channel < C)[None, :])
+
+
+def taps_of(conv: Convolution) -> int:
+    """Numbers kept for a convolution's taps: a power of two that a product of matrices takes."""
+    return max(16, power_of_two_from(conv.kernel**2))
+
+
+def folded_size(conv: Convolution) -> int:
+    """Elements of a row's weights."""
+    return conv.transposed.numel()
+
+
+def constants_size(conv: Convolution) -> int:
+    """Elements of a row's constants."""
+    return 2 * taps_of(conv) * conv.given.channels
+
+
+def fold_means(gradients: Gradients, rows: Tensor, conv: Convolution) -> None:
+    """Puts every row's weights into ``gradients.folded`` [rows, taps, C_out, C], its constants into
+    ``gradients.constants`` [rows, 2, `taps_of`, C].
+
+    Args:
+        rows: int32 [rows, 5], those of a launch that reads states through the convolution.
+    """
+    channels = conv.given.channels
+    launch(
+        _fold_kernel,
+        len(rows) * (taps_of(conv) // FOLDED.points) * -(-channels // FOLDED.channels),
+        FOLDED,
+        conv.transposed,
+        rows,
+        gradients.states,
+        gradients.corrections,
+        gradients.corrections.shape[2],
+        gradients.folded,
+        gradients.constants,
+        C=channels,
+        OUT_C=conv.made.channels,
+        TAPS=conv.kernel**2,
+        ALL_TAPS=taps_of(conv),
+        BLOCK_T=FOLDED.points,
+        BLOCK_N=FOLDED.channels,
+        BLOCK_K=FOLDED.depth,
+    )
