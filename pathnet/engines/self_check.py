@@ -51,7 +51,8 @@ def _largest_error(engine: Engine, bn: BatchNormMode, precision: Precision, devi
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(0)
             net = snapshot(preact_resnet(20, shortcut=shortcut), bn, torch.float32)
-        shapes = {"y0": (5, 16, 12, 12), "grad": (5, 64, 3, 3), "routing": (4, net.n, 2)}
+        width = net.stem_weight().shape[0]
+        shapes = {"y0": (5, width, 12, 12), "grad": (5, 4 * width, 3, 3), "routing": (4, net.n, 2)}
         y0, grad, routing = (
             torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu") for shape in shapes.values()
         )

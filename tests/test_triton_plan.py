@@ -1,0 +1,117 @@
+"""Which rows a walk launches: none for blocks that are skipped, one for tails that agree."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from cases import Case, random_net
+
+pytest.importorskip("triton")
+
+from pathnet.engines.triton.network import FusedBlock, network_of  # noqa: E402
+from pathnet.engines.triton.plan import NOTHING, Plan, plan_backward, plan_forward  # noqa: E402
+
+
+def blocks_of(case: Case) -> list[FusedBlock]:
+    return list(network_of(case.net(), "running", "float32", (case.width, case.side, case.side)).blocks)
+
+
+def along(*paths: list[int]) -> list[list[tuple[float, float]]]:
+    return [[(1.0 - b, float(b)) for b in path] for path in paths]
+
+
+def rows_by_block(plan: Plan) -> dict[int, int]:
+    counts: dict[int, int] = {}
+    for launch in plan.launches:
+        own = plan.rows[launch.first : launch.first + launch.count]
+        counts[launch.block] = counts.get(launch.block, 0) + sum(row[1] != NOTHING for row in own)
+    return counts
+
+
+BLOCKS = blocks_of(Case("plan", 20, width=4, side=8))
+"""Nine blocks, of which the fourth and the seventh change the shape."""
+
+
+def one_a_tile(block: int, unit: int) -> int:
+    return 1
+
+
+def test_a_module_is_launched_for_the_paths_that_enter_it_alone() -> None:
+    paths = [[1, 0, 0, 1, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0, 0, 0]]
+    plan = plan_backward(BLOCKS, along(*paths), False, one_a_tile)
+    # Two units a module; the blocks that change the shape take the other path's skip.
+    assert rows_by_block(plan) == {8: 2, 6: 2, 3: 3, 0: 2}
+    assert rows_by_block(plan_backward(BLOCKS[7:], along([0, 0]), False, one_a_tile)) == {}
+
+
+def test_equal_tails_and_heads_are_walked_once() -> None:
+    paths = [[1, 1, 1, 1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 1, 1]]
+    back = plan_backward(BLOCKS, along(*paths), True, one_a_tile)
+    assert rows_by_block(back) == dict.fromkeys(range(9), 2)
+    assert back.finals[0] == back.finals[2] != back.finals[1]
+    deletions = [[(1.0, 0.0 if i == deleted else 1.0) for i in range(9)] for deleted in range(9)]
+    counts = rows_by_block(plan_forward(BLOCKS, deletions))
+    # Block i (from 0) runs in one way for those deleted later, in one way for each deleted earlier.
+    changes = {3, 6}
+    assert counts == {i: 2 * (i + (i < 8)) + (i in changes) if i else 2 for i in range(9)}
+
+
+def test_rows_of_a_tile_wait_for_the_same_means() -> None:
+    rng = np.random.default_rng(0)
+    plan = plan_backward(BLOCKS, along(*rng.integers(0, 2, (40, 9)).tolist()), True, lambda block, unit: 4)
+    fillings = 0
+    for launch in plan.launches:
+        assert launch.count % 4 == 0
+        for first in range(launch.first, launch.first + launch.count, 4):
+            tile = [row for row in plan.rows[first : first + 4] if row[1] != NOTHING]
+            assert tile
+            assert len({plan.waiting[row[0]] for row in tile}) == 1
+            fillings += 4 - len(tile)
+    assert fillings < 0.4 * len(plan.rows)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_state_is_overwritten_while_somebody_needs_it(seed: int) -> None:
+    """The plan is run with a name in each slot, by whom it was made and from what."""
+    net, images, _ = random_net(seed)
+    shape = net.stem(images).shape[1:]
+    blocks = list(network_of(net, "running", "float32", shape).blocks)
+    rng = np.random.default_rng(seed)
+    coefficients = rng.choice([0.0, 0.0, 1.0, 1.0, 0.5], (7, net.n, 2)).tolist()
+    for plan in (
+        plan_backward(blocks, coefficients, True, lambda block, unit: 2),
+        plan_forward(blocks, coefficients),
+    ):
+        holds = {plan.slots[0]: 0}
+        for launch in plan.launches:
+            rows = [row for row in plan.rows[launch.first : launch.first + launch.count] if row[1] != NOTHING]
+            read = set()
+            for source, _, block, _, c in rows:
+                if launch.residual:
+                    assert holds[plan.slots[source]] == source
+                    read.add(plan.slots[source])
+                assert holds[plan.slots[block]] == block
+                read.add(plan.slots[block])
+                assert (c != 0) == launch.residual or launch.unit not in (
+                    0,
+                    len(blocks[launch.block].convolutions) - 1,
+                )
+            written = [plan.slots[row[1]] for row in rows]
+            assert len(set(written)) == len(written) and not read & set(written)
+            holds |= {plan.slots[row[1]]: row[1] for row in rows}
+        for final in plan.finals:
+            assert final == NOTHING or holds[plan.slots[final]] == final
+        assert max(plan.slots, default=0) < plan.slot_count
+
+
+def test_coefficients_keep_their_size_aside() -> None:
+    routing = [[(2.0**-200 * 3, 2.0**-201), (1.0, 0.0)], [(2.0**500, 0.0), (-(2.0**-500), 0.0)], [(0.0, 0.0)] * 2]
+    plan = plan_backward(BLOCKS[7:], routing, False, one_a_tile)
+    table = plan.row_table()
+    exit_row = table[plan.launches[-1].first]
+    a, c = exit_row[3:].copy().view(np.float32)
+    assert (a * 2.0 ** plan.exponents[0], c * 2.0 ** plan.exponents[0]) == routing[0][0]
+    assert plan.mantissas[1] * 2.0 ** plan.exponents[1] == -1.0
+    assert plan.finals[1] == 0 and plan.finals[2] == NOTHING
+    assert torch.from_numpy(plan.state_table()).shape == (len(plan.slots), 2)
