@@ -50,11 +50,14 @@ def big_tiles(monkeypatch: Any) -> None:
     from pathnet.engines.triton import arrivals, configurations, folding, statistics, sums
     from pathnet.engines.triton.launch import Tile
 
-    for table in (configurations.DGRAD, configurations.FORWARD):
+    for table in (configurations.DGRAD, configurations.STRIDED, configurations.FORWARD):
         for tiles in table.values():
             for width, tile in tiles.items():
                 paths = 8 if tile.paths > 1 else 1
                 monkeypatch.setitem(tiles, width, Tile(1024, width, max(16, tile.depth), paths))
+    for tiles in configurations.WGRAD.values():
+        for width in tiles:
+            monkeypatch.setitem(tiles, width, Tile(1024, 64, 512))
     for module in (sums, statistics):
         monkeypatch.setattr(module, "ROWS", Tile(64, 64, 1))
     monkeypatch.setattr(folding, "FOLDED", Tile(16, 64, 64))

@@ -20,6 +20,7 @@ ORDER = [
     "record",
     "chunks",
     "engines",
+    "nn",
     "routed",
     "gradients",
     "tape",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pathnet.models.residual_net import Block, FusedForm, ResidualNet
 from pathnet.record import BatchNormMode
 
-__all__ = ["Tables", "blocks_of", "tables", "unsupported_form"]
+__all__ = ["Tables", "blocks_of", "tables", "unsupported_block", "unsupported_form"]
 
 IDENTITY, PROJECTION, PAD = 0, 1, 2
 
@@ -53,14 +53,34 @@ def unsupported_form(net: ResidualNet, bn: BatchNormMode) -> str | None:
         if form is None:
             return f"block {index + 1} has no fused form"
         for conv in _convolutions(form):
-            if not _plain(conv):
-                return f"block {index + 1} has a convolution that is grouped, dilated or not square"
-            if conv.bias is not None:
-                return f"block {index + 1} has a convolution with a bias"
-            if int(conv.padding[0]) >= conv.kernel_size[0]:
-                return f"block {index + 1} has a convolution whose padding reaches beyond its kernel"
+            reason = _unsupported(conv)
+            if reason is not None:
+                return f"block {index + 1} has a convolution {reason}"
         if bn == "running" and any(unit.bn.running_var is None for unit in form.units):
             return f"block {index + 1} keeps no running statistics"
+    return None
+
+
+def unsupported_block(form: FusedForm) -> str | None:
+    """Why kernels for convolutions that keep the side have no form for a block, or None."""
+    for conv in _convolutions(form):
+        reason = _unsupported(conv)
+        if reason is None and (conv.kernel_size[0] % 2 == 0 or int(conv.padding[0]) != conv.kernel_size[0] // 2):
+            reason = "that changes the side by more than its stride"
+        if reason is not None:
+            return f"it has a convolution {reason}"
+    if form.projection is not None and form.projection.kernel_size[0] != 1:
+        return "it has a projection with a kernel larger than 1"
+    return None
+
+
+def _unsupported(conv: nn.Conv2d) -> str | None:
+    if not _plain(conv):
+        return "that is grouped, dilated or not square"
+    if conv.bias is not None:
+        return "with a bias"
+    if int(conv.padding[0]) >= conv.kernel_size[0]:
+        return "whose padding reaches beyond its kernel"
     return None
 
 

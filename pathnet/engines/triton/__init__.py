@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pathnet.chunks import in_chunks
 from pathnet.engines.self_check import disagreement
-from pathnet.engines.tables import blocks_of, unsupported_form
+from pathnet.engines.tables import blocks_of, unsupported_block, unsupported_form
 from pathnet.engines.triton.network import TritonNetwork, network_of
 from pathnet.engines.triton.state import Kept
 from pathnet.models.residual_net import ResidualNet
@@ -165,16 +165,12 @@ class TritonEngine:
 
 
 def unsupported_side(net: ResidualNet) -> str | None:
-    """Why the kernels have no form for a network that has tables: a convolution that does not keep the side."""
+    """Why the kernels have no form for a network that has tables, or None."""
     for index, block in enumerate(blocks_of(net)):
         form = block.fused_form()
-        assert form is not None
-        convolutions = [unit.conv for unit in form.units] + ([] if form.projection is None else [form.projection])
-        for conv in convolutions:
-            if conv.kernel_size[0] % 2 == 0 or int(conv.padding[0]) != conv.kernel_size[0] // 2:
-                return f"block {index + 1} has a convolution that changes the side by more than its stride"
-        if form.projection is not None and form.projection.kernel_size[0] != 1:
-            return f"block {index + 1} has a projection with a kernel larger than 1"
+        reason = None if form is None else unsupported_block(form)
+        if reason is not None:
+            return f"block {index + 1}: {reason}"
     return None
 
 

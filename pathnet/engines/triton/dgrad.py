@@ -22,7 +22,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pathnet.engines.triton.configurations import DGRAD, of_width
+from pathnet.engines.triton.configurations import DGRAD, STRIDED, of_width
 from pathnet.engines.triton.folding import fold_means, taps_of
 from pathnet.engines.triton.launch import Tile, launch
 from pathnet.engines.triton.network import Convolution, FusedBlock
@@ -449,7 +449,7 @@ def _dgrad_kernel(
 
 def dgrad_tile(conv: Convolution) -> Tile:
     """The tile for gradients of a convolution's input, in the type of its transposed weights."""
-    return of_width(DGRAD, conv.transposed.dtype, conv.given.channels)
+    return of_width(DGRAD if conv.stride == 1 else STRIDED, conv.transposed.dtype, conv.given.channels)
 
 
 def dgrad_point_tiles(conv: Convolution, batch: int) -> int:
@@ -529,5 +529,5 @@ def dgrad(gradients: Gradients, kept: Kept, block: FusedBlock, task: Launch) -> 
         BLOCK_K=tile.depth,
         PRECISION="tf32x3",
     )
-    if has_sums:
+    if has_sums and gradients.waits:
         take_means(gradients, rows, tiles, kept.scales[unit], given.channels, given.pixels)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathnet.engines.tables import blocks_of
-from pathnet.models.residual_net import FusedForm, ResidualNet
+from pathnet.models.residual_net import FusedForm, ResidualNet, Unit
 from pathnet.record import BatchNormMode, Precision
 
 __all__ = [
@@ -22,8 +22,8 @@ __all__ = [
     "FusedBlock",
     "Shape",
     "TritonNetwork",
-    "convolution",
-    "fused_blocks",
+    "affine_of",
+    "block_network",
     "network_of",
 ]
 
@@ -154,13 +154,15 @@ def network_of(net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_sha
         form = block.fused_form()
         assert form is not None
         forms.append(form)
-    norms = [unit.bn for form in forms for unit in form.units]
+    units = [unit for form in forms for unit in form.units]
+    norms = [unit.bn for unit in units]
     widest = max([forms[-1].units[-1].conv.out_channels, *(norm.num_features for norm in norms)])
     widest = -(-widest // 16) * 16
-    affine = torch.stack([_filled([_or(bn.weight, bn, 1.0), _or(bn.bias, bn, 0.0)], widest) for bn in norms])
+    affine = torch.stack([_filled(affine_of(unit), widest) for unit in units]).detach()
     statistics = affine.new_empty(0)
     if bn == "running":
-        statistics = torch.stack([_filled([norm.running_mean, norm.running_var], widest) for norm in norms])
+        running = [(bn.running_mean, bn.running_var) for bn in norms]
+        statistics = torch.stack([_filled([own for own in pair if own is not None], widest) for pair in running])
     return TritonNetwork(
         fused_blocks(forms, Shape(*y0_shape), torch.float32, DTYPES[precision]),
         affine,
@@ -172,6 +174,43 @@ def network_of(net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_sha
     )
 
 
+def block_network(
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    weights: Sequence[Tensor],
+    gains: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    running: Sequence[Tensor],
+    strides: Sequence[int],
+    epsilons: Sequence[float],
+) -> TritonNetwork:
+    """A network of one block, for inputs [C, H, W] of that type; made anew for every step of a training.
+
+    Args:
+        weights, strides: of the units' convolutions, and of the projection where there is one more than BNs.
+        running: mean and variance of each unit; none for BN mode ``batch``.
+    """
+    given = own = Shape(*shape)
+    convolutions = []
+    for weight, stride in zip(weights[: len(gains)], strides, strict=False):
+        convolutions.append(_packed(weight, stride, own, dtype, dtype))
+        own = convolutions[-1].made
+    projection = None if len(weights) == len(gains) else _packed(weights[-1], strides[-1], given, dtype, dtype)
+    widest = -(-max(own.channels, *(len(gain) for gain in gains)) // 16) * 16
+    affine = _filled([own for pair in zip(gains, biases, strict=True) for own in pair], widest)
+    statistics = _filled(running, widest) if running else affine[:0]
+    return TritonNetwork(
+        [FusedBlock(convolutions, projection, 0)],
+        affine.reshape(-1, 2, widest),
+        statistics.reshape(-1, 2, widest),
+        list(epsilons),
+        # By launches alone: a copy from the host would end the capture of a graph.
+        torch.cat([affine.new_full((1, 1), epsilon) for epsilon in epsilons]),
+        "running" if running else "batch",
+        "bfloat16" if dtype == torch.bfloat16 else "float32",
+    )
+
+
 def fused_blocks(
     forms: Sequence[FusedForm], shape: Shape, forward: torch.dtype, backward: torch.dtype
 ) -> list[FusedBlock]:
@@ -180,32 +219,42 @@ def fused_blocks(
     for form in forms:
         given, convolutions = shape, []
         for unit in form.units:
-            convolutions.append(convolution(unit.conv, shape, forward, backward))
+            convolutions.append(_convolution(unit.conv, shape, forward, backward))
             shape = convolutions[-1].made
-        projection = None if form.projection is None else convolution(form.projection, given, forward, backward)
+        projection = None if form.projection is None else _convolution(form.projection, given, forward, backward)
         blocks.append(FusedBlock(convolutions, projection, first))
         first += len(convolutions)
     return blocks
 
 
-def convolution(conv: nn.Conv2d, given: Shape, forward: torch.dtype, backward: torch.dtype) -> Convolution:
-    kernel, stride = conv.kernel_size[0], conv.stride[0]
-    made = Shape(conv.out_channels, -(-given.height // stride), -(-given.width // stride))
-    weight = conv.weight.detach().permute(2, 3, 1, 0).reshape(kernel * kernel, conv.in_channels, conv.out_channels)
+def _convolution(conv: nn.Conv2d, given: Shape, forward: torch.dtype, backward: torch.dtype) -> Convolution:
+    return _packed(conv.weight.detach(), conv.stride[0], given, forward, backward)
+
+
+def _packed(weight: Tensor, stride: int, given: Shape, forward: torch.dtype, backward: torch.dtype) -> Convolution:
+    """Of a weight [C_out, C, kernel, kernel]."""
+    out_channels, channels, kernel, _ = weight.shape
+    made = Shape(out_channels, -(-given.height // stride), -(-given.width // stride))
+    by_tap = weight.permute(2, 3, 1, 0).reshape(kernel * kernel, channels, out_channels)
     return Convolution(
         kernel,
         stride,
         given,
         made,
-        weight.to(forward, copy=True, memory_format=torch.contiguous_format),
-        weight.transpose(1, 2).to(backward, copy=True, memory_format=torch.contiguous_format),
+        by_tap.to(forward, copy=True, memory_format=torch.contiguous_format),
+        by_tap.transpose(1, 2).to(backward, copy=True, memory_format=torch.contiguous_format),
     )
 
 
-def _or(values: Tensor | None, bn: nn.BatchNorm2d, default: float) -> Tensor:
-    return torch.full((bn.num_features,), default) if values is None else values.detach()
+def _filled(rows: Sequence[Tensor], width: int) -> Tensor:
+    """float32 [rows, width], zeros appended."""
+    if all(len(row) == width for row in rows):
+        return torch.stack([row.float() for row in rows])
+    return torch.stack([F.pad(row.float(), (0, width - len(row))) for row in rows])
 
 
-def _filled(rows: Sequence[Tensor | None], width: int) -> Tensor:
-    """float32 [rows, width]"""
-    return torch.stack([F.pad(row.float(), (0, width - len(row))) for row in rows if row is not None])
+def affine_of(unit: Unit) -> tuple[Tensor, Tensor]:
+    """BN's gain and bias, [C] each; those of a BN without."""
+    bn, like = unit.bn, unit.conv.weight
+    gain = like.new_ones(bn.num_features) if bn.weight is None else bn.weight
+    return gain, like.new_zeros(bn.num_features) if bn.bias is None else bn.bias

@@ -46,7 +46,7 @@ class Recording:
             forward_unit(network, activations, task, kept)
         if by_batch:
             kept = replace(kept, scales=self._scales(activations.statistics[self.sources, 1]))
-        return ends(network, self.plan, activations)[0], kept
+        return ends(network, self.plan, activations)[0].contiguous(), kept
 
     def _scales(self, variances: Tensor) -> Tensor:
         """gain / deviation of all units; variances float32 [units, widest]."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,11 +12,11 @@ from pathnet import scaling
 from pathnet.engines.triton.arrivals import arrived, squared_norms
 from pathnet.engines.triton.dgrad import dgrad, dgrad_point_tiles, dgrad_tile
 from pathnet.engines.triton.folding import constants_size, folded_size
-from pathnet.engines.triton.network import TritonNetwork
+from pathnet.engines.triton.network import FusedBlock, TritonNetwork
 from pathnet.engines.triton.plan import Coefficients, Plan, plan_backward
 from pathnet.engines.triton.state import Gradients, Kept, Tables
 
-__all__ = ["routed_backward", "routed_backward_norms"]
+__all__ = ["dgrad_paths", "routed_backward", "routed_backward_norms", "start"]
 
 
 def routed_backward(
@@ -24,7 +26,7 @@ def routed_backward(
     plan, gradients = _walk(network, kept, grad, exponent, coefficients)
     finals = _finals(plan, grad.device)
     values = arrived(gradients, kept, finals, network.blocks[0].given, torch.float32).permute(0, 1, 4, 2, 3)
-    mantissas = torch.tensor(plan.mantissas, device=grad.device)
+    mantissas = torch.tensor(plan.mantissas).to(grad.device, non_blocking=True)
     return scaling.rescale(
         (values * mantissas[:, None, None, None, None]).contiguous(), _exponents(plan, gradients, finals)
     )
@@ -37,7 +39,7 @@ def routed_backward_norms(
     plan, gradients = _walk(network, kept, grad, exponent, coefficients)
     finals = _finals(plan, grad.device)
     squares = squared_norms(gradients, kept, finals, network.blocks[0].given)
-    mantissas = torch.tensor(plan.mantissas, dtype=torch.float64, device=grad.device).abs()
+    mantissas = torch.tensor(plan.mantissas, dtype=torch.float64).abs().to(grad.device, non_blocking=True)
     exponents = _exponents(plan, gradients, finals).expand_as(squares)
     return scaling.times_power_of_two(squares.sqrt() * mantissas[:, None], exponents)
 
@@ -45,37 +47,42 @@ def routed_backward_norms(
 def _walk(
     network: TritonNetwork, kept: Kept, grad: Tensor, exponent: Tensor, coefficients: Coefficients
 ) -> tuple[Plan, Gradients]:
-    blocks = network.blocks
-
-    def paths(block: int, unit: int) -> int:
-        return dgrad_tile(blocks[block].convolutions[unit]).paths
-
-    plan = plan_backward(blocks, coefficients, network.bn == "batch", paths)
-    gradients = _start(network, plan, grad, exponent)
+    plan = plan_backward(network.blocks, coefficients, network.bn == "batch", dgrad_paths(network.blocks))
+    gradients = start(network, plan, Tables(plan, grad.device), grad, sums=network.bn == "batch")
+    gradients.exponents[0] = exponent
     for task in plan.launches:
-        dgrad(gradients, kept, blocks[task.block], task)
+        dgrad(gradients, kept, network.blocks[task.block], task)
     return plan, gradients
 
 
-def _start(network: TritonNetwork, plan: Plan, grad: Tensor, exponent: Tensor) -> Gradients:
+def dgrad_paths(blocks: Sequence[FusedBlock]) -> Callable[[int, int], int]:
+    """How many rows a tile of a block's unit holds."""
+    return lambda block, unit: dgrad_tile(blocks[block].convolutions[unit]).paths
+
+
+def start(network: TritonNetwork, plan: Plan, tables: Tables, grad: Tensor, sums: bool) -> Gradients:
+    """The states of a walk, ``grad`` [B, C, H, W] in the first of them.
+
+    Args:
+        sums: whether BN's two sums are wanted.
+    """
     batch, device, states, by_batch = len(grad), grad.device, len(plan.slots), network.bn == "batch"
-    room = _room(network, plan, batch) if by_batch else [0, 0, 0]
-    tables = Tables(plan, device)
+    room = _room(network, plan, batch)
+    width = 1 if by_batch else batch
     gradients = Gradients(
         torch.empty(plan.slot_count, -(-batch * network.largest // 16) * 16, dtype=network.walk_dtype, device=device),
         tables.rows,
         tables.states,
-        torch.zeros(states, len(exponent), dtype=torch.int32, device=device),
-        torch.zeros(states, len(exponent), dtype=torch.int32, device=device),
+        torch.zeros(states, width, dtype=torch.int32, device=device),
+        torch.zeros(states, width, dtype=torch.int32, device=device),
         torch.empty(states if by_batch else 0, 2, network.widest, device=device),
-        torch.empty(room[0], device=device),
-        torch.empty(room[1], dtype=network.walk_dtype, device=device),
-        torch.empty(room[2], dtype=network.walk_dtype, device=device),
+        torch.empty(room[0] if sums else 0, device=device),
+        torch.empty(room[1] if by_batch else 0, dtype=network.walk_dtype, device=device),
+        torch.empty(room[2] if by_batch else 0, dtype=network.walk_dtype, device=device),
         batch,
         by_batch,
     )
     gradients.values[plan.slots[0], : grad.numel()] = grad.permute(0, 2, 3, 1).reshape(-1).to(network.walk_dtype)
-    gradients.exponents[0] = exponent
     return gradients
 
 

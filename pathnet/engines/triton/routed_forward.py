@@ -19,25 +19,25 @@ def routed_forward(network: TritonNetwork, y0: Tensor, coefficients: Coefficient
     activations = start(network, plan, Tables(plan, y0.device), y0)
     for task in plan.launches:
         forward_unit(network, activations, task)
-    return ends(network, plan, activations)
+    return ends(network, plan, activations).contiguous()
 
 
 def start(network: TritonNetwork, plan: Plan, tables: Tables, y0: Tensor) -> Activations:
-    """The states of a pass, ``y_0`` in the first of them."""
+    """The states of a pass, ``y_0`` [B, C, H, W] in the first of them, in its type."""
     batch, device, states = len(y0), y0.device, len(plan.slots)
     most = max((task.count * _moments(network, task.block, task.unit, batch) for task in plan.launches), default=0)
     by_batch = network.bn == "batch"
     activations = Activations(
-        torch.empty(plan.slot_count, -(-batch * network.largest // 16) * 16, dtype=torch.float32, device=device),
+        torch.empty(plan.slot_count, -(-batch * network.largest // 16) * 16, dtype=y0.dtype, device=device),
         tables.rows,
         tables.states,
-        torch.empty(states if by_batch else 0, 2, network.widest, device=device),
+        torch.zeros(states if by_batch else 0, 2, network.widest, device=device),
         torch.empty(most if by_batch else 0, device=device),
         batch,
     )
     activations.values[plan.slots[0], : y0.numel()] = y0.permute(0, 2, 3, 1).reshape(-1)
     if by_batch:
-        variance, mean = torch.var_mean(y0, dim=(0, 2, 3), correction=0)
+        variance, mean = torch.var_mean(y0.float(), dim=(0, 2, 3), correction=0)
         activations.statistics[0, :, : y0.shape[1]] = torch.stack([mean, variance])
     return activations
 
@@ -49,12 +49,8 @@ def _moments(network: TritonNetwork, block: int, unit: int, batch: int) -> int:
 
 
 def ends(network: TritonNetwork, plan: Plan, activations: Activations) -> Tensor:
-    """float32 [P, B, C, H, W]: the routings' last states."""
+    """[P, B, C, H, W], channels last: the routings' last states."""
     made, batch = network.blocks[-1].made, activations.batch
     own = [activations.values[plan.slots[state], : batch * made.size] for state in plan.finals]
-    return (
-        torch.stack(own)
-        .reshape(-1, batch, made.height, made.width, made.channels)
-        .permute(0, 1, 4, 2, 3)
-        .contiguous()
-    )
+    whole = torch.stack(own).reshape(-1, batch, made.height, made.width, made.channels)
+    return whole.permute(0, 1, 4, 2, 3)

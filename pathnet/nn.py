@@ -1,0 +1,276 @@
+"""The fused residual block as a differentiable function, for training scripts."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pathnet.engines.tables import unsupported_block
+from pathnet.engines.triton.network import TritonNetwork, affine_of, block_network
+from pathnet.models.residual_net import Block, FusedForm
+
+__all__ = ["fused_residual"]
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def fused_residual(block: Block, x: Tensor, a: float = 1.0, c: float = 1.0) -> Tensor:
+    """``a skip(x) + c residual(x)`` by fused BN-ReLU-convolution kernels, differentiable once.
+
+    Within rounding of the block's own modules: batch statistics where the block is in training (running ones are then
+    updated as `torch.nn.BatchNorm2d` does), running ones otherwise; products of bfloat16 numbers accumulated in
+    float32 for bfloat16 ``x`` and under autocast, float32 accuracy for float32 ``x``. Stochastic depth and effective
+    training (Veit et al. 2016, section 5) pass 0 for ``c`` where a module is not drawn: nothing of it runs then,
+    forward or back, and its parameters get no gradient.
+
+    Where Triton does not serve the device, the block's own modules run, with one warning a process.
+
+    Args:
+        block: one with a `fused_form`: pre-activation units of odd kernels whose padding keeps the side.
+        x: float32 or bfloat16 [B, C, H, W], in any memory format.
+        a, c: the coefficients of the skip and of the residual module.
+
+    Returns:
+        [B, C', H', W'], channels last, in the type of ``x`` (under autocast in autocast's).
+
+    Raises:
+        ValueError: the block has no form for the kernels, or ``x`` is not such a tensor.
+    """
+    form = block.fused_form()
+    _check(form, x)
+    assert form is not None
+    if c == 0:
+        return _scaled(block.skip(x), a)
+    if not _serves(x.device.type):
+        residual = _scaled(block.residual(x), c)
+        return residual if a == 0 else _scaled(block.skip(x), a) + residual
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    norms, affines = [unit.bn for unit in form.units], [affine_of(unit) for unit in form.units]
+    convolutions = [unit.conv for unit in form.units]
+    if form.projection is not None and a != 0:
+        convolutions.append(form.projection)
+    # Statistics of the batch also where there are no others, as in torch.
+    training = block.training or norms[0].running_mean is None
+    if training and x.numel() == x.shape[0] * x.shape[1] == x.shape[1]:
+        raise ValueError(f"x: expected more than one value a channel in training, got shape {list(x.shape)}")
+    output, statistics, *_ = torch.ops.pathnet.fused_residual(
+        x,
+        [conv.weight for conv in convolutions],
+        [affine[0] for affine in affines],
+        [affine[1] for affine in affines],
+        [] if training else [own for bn in norms for own in (bn.running_mean, bn.running_var)],
+        [conv.stride[0] for conv in convolutions],
+        [float(bn.eps) for bn in norms],
+        [float(a), float(c)],
+    )
+    if block.training:
+        _update(norms, convolutions, statistics, x)
+    return torch.as_tensor(output)
+
+
+def _check(form: FusedForm | None, x: Tensor) -> None:
+    reason = "it has no fused form" if form is None else unsupported_block(form)
+    if reason is not None:
+        raise ValueError(f"block: {reason}")
+    assert form is not None
+    if not isinstance(x, Tensor) or x.dtype not in DTYPES:
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x: expected a float32 or bfloat16 tensor, got {got}")
+    channels = form.units[0].bn.num_features
+    if x.ndim != 4 or x.shape[1] != channels or x.numel() == 0:
+        raise ValueError(f"x: expected shape [B, {channels}, H, W], not empty, got {list(x.shape)}")
+    if x.device != form.units[0].conv.weight.device:
+        raise ValueError(f"x: expected device {form.units[0].conv.weight.device} (the block's), got {x.device}")
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1 else factor * x
+
+
+@torch.no_grad()
+def _update(
+    norms: Sequence[nn.BatchNorm2d], convolutions: Sequence[nn.Conv2d], statistics: Tensor, x: Tensor
+) -> None:
+    """Running statistics, from float32 [units, 2, widest]: mean and biased variance of the batch."""
+    height, width = x.shape[2:]
+    for unit, (bn, conv) in enumerate(zip(norms, convolutions, strict=False)):
+        count = x.shape[0] * height * width
+        height, width = (-(-side // conv.stride[0]) for side in (height, width))
+        if bn.running_mean is None or bn.running_var is None or bn.num_batches_tracked is None:
+            continue
+        bn.num_batches_tracked.add_(1)
+        mean, variance = statistics[unit, :, : bn.num_features]
+        share = 1.0 / bn.num_batches_tracked.float() if bn.momentum is None else bn.momentum
+        bn.running_mean += share * (mean - bn.running_mean)
+        bn.running_var += share * (variance * (count / max(1, count - 1)) - bn.running_var)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _serves(device: str) -> bool:
+    """Whether the kernels run on devices of a type; if not, that is told once a process."""
+    if importlib.util.find_spec("triton") is None:
+        reason = "triton is not installed"
+    elif device in ("cuda", "xpu") or _interpreted():
+        return True
+    else:
+        reason = f"x is on {device}"
+    _warn(reason)
+    return False
+
+
+@functools.cache
+def _warn(reason: str) -> None:
+    warnings.warn(f"fused_residual runs the block's own modules: {reason}", RuntimeWarning, stacklevel=4)
+
+
+def _interpreted() -> bool:
+    """Triton's kernels are run in Python, which tests do."""
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+def _network(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    gains: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    running: Sequence[Tensor],
+    strides: Sequence[int],
+    epsilons: Sequence[float],
+) -> TritonNetwork:
+    return block_network(x.shape[1:], x.dtype, weights, gains, biases, running, strides, epsilons)
+
+
+@torch.library.custom_op("pathnet::fused_residual", mutates_args=())
+def _fused_residual(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    gains: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    running: Sequence[Tensor],
+    strides: Sequence[int],
+    epsilons: Sequence[float],
+    coefficients: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Output, statistics, and what the way back needs.
+
+    Args:
+        weights: of the units, then that of the projection where it takes part.
+        running: mean and variance of each unit, or empty for those of the batch.
+    """
+    from pathnet.engines.triton.training import block_forward
+
+    network = _network(x, weights, gains, biases, running, strides, epsilons)
+    made = block_forward(network, x, *coefficients)
+    return made.output, made.statistics.clone(), made.bits, made.normalized, made.scales
+
+
+@_fused_residual.register_fake
+def _(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    gains: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    running: Sequence[Tensor],
+    strides: Sequence[int],
+    epsilons: Sequence[float],
+    coefficients: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    network = _network(x, weights, gains, biases, running, strides, epsilons)
+    batch, made, units = x.shape[0], network.blocks[0].made, len(gains)
+    output = x.new_empty(batch, made.height, made.width, made.channels).permute(0, 3, 1, 2)
+    return (
+        output,
+        x.new_empty(units, 2, network.widest, dtype=torch.float32),
+        x.new_empty(network.bits_starts(batch)[-1], dtype=torch.uint8),
+        x.new_empty(network.normalized_starts(batch)[-1]),
+        x.new_empty(units, network.widest, dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("pathnet::fused_residual_backward", mutates_args=())
+def _fused_residual_backward(
+    grad: Tensor,
+    kept: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    gains: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    running: Sequence[Tensor],
+    strides: Sequence[int],
+    epsilons: Sequence[float],
+    coefficients: Sequence[float],
+    given: Sequence[int],
+) -> list[Tensor]:
+    """The gradients of the input, the weights, the gains and the biases; ``given`` is the shape of the input."""
+    from pathnet.engines.triton.training import block_backward, kept_for
+
+    bits, normalized, scales = kept
+    network = _network(normalized.new_empty(1, *given[1:]), weights, gains, biases, running, strides, epsilons)
+    own = kept_for(network, given[0], bits, normalized, scales)
+    made, of_weights, affine = block_backward(network, own, grad.to(normalized.dtype), *coefficients)
+    of_weights = [own.to(weight.dtype) for own, weight in zip(of_weights, weights, strict=True)]
+    of_gains = [own[0].to(gain.dtype, copy=True) for own, gain in zip(affine, gains, strict=True)]
+    of_biases = [own[1].to(bias.dtype, copy=True) for own, bias in zip(affine, biases, strict=True)]
+    return [made, *of_weights, *of_gains, *of_biases]
+
+
+@_fused_residual_backward.register_fake
+def _(
+    grad: Tensor,
+    kept: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    gains: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    running: Sequence[Tensor],
+    strides: Sequence[int],
+    epsilons: Sequence[float],
+    coefficients: Sequence[float],
+    given: Sequence[int],
+) -> list[Tensor]:
+    batch, channels, height, width = given
+    made = kept[1].new_empty(batch, height, width, channels).permute(0, 3, 1, 2)
+    of_weights = [
+        torch.empty_like(weight.permute(0, 2, 3, 1), memory_format=torch.contiguous_format) for weight in weights
+    ]
+    of_weights = [weight.permute(0, 3, 1, 2) for weight in of_weights]
+    return [made, *of_weights, *map(torch.empty_like, (*gains, *biases))]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weights, gains, biases, running, strides, epsilons, coefficients = inputs
+    _, _, *kept = output
+    ctx.counts = len(weights), len(gains), len(running)
+    ctx.save_for_backward(*kept, *weights, *gains, *biases, *running)
+    ctx.numbers = list(strides), list(epsilons), list(coefficients), list(x.shape)
+
+
+def _back(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Any, ...]:
+    weights, gains, running = ctx.counts
+    saved = list(ctx.saved_tensors)
+    parts = []
+    for count in (3, weights, gains, gains, running):
+        parts.append(saved[:count])
+        saved = saved[count:]
+    strides, epsilons, coefficients, given = ctx.numbers
+    made = torch.ops.pathnet.fused_residual_backward(grad, *parts, strides, epsilons, coefficients, given)
+    ends = 1, 1 + weights, 1 + weights + gains, 1 + weights + 2 * gains
+    own = [list(made[first:last]) for first, last in zip(ends, ends[1:], strict=False)]
+    return made[0], *own, [None] * running, None, None, None
+
+
+def _refuse(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+    raise RuntimeError(
+        "fused_residual is differentiable once: take second derivatives through the block's own modules"
+    )
+
+
+_fused_residual_backward.register_autograd(_refuse)
+_fused_residual.register_autograd(_back, setup_context=_keep)
