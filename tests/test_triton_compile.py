@@ -1,0 +1,141 @@
+"""The machine code that Triton's compiler makes of the triton engine's kernels for an H100, read without one."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pathnet.engines.triton
+
+TESTS = Path(__file__).parent
+PACKAGE = Path(pathnet.engines.triton.__file__).parent
+
+KERNELS = {
+    path.name: kernels
+    for path in sorted(PACKAGE.glob("*.py"))
+    if (kernels := re.findall(r"@triton\.jit.*\ndef (_\w+_kernel)\(", path.read_text()))
+}
+"""By file."""
+
+REGISTERS = 65536
+"""Of a multiprocessor."""
+
+SHARED, SHARED_OF_PROGRAM, RESERVED = 228 << 10, 227 << 10, 1 << 10
+"""Bytes that a multiprocessor has, that one program may have, and that each program takes beside its own."""
+
+PROJECTION = 2
+"""Of the constant SKIP, `tiles.PROJECTION`."""
+
+Compiled = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, Any]:
+    """What `triton_compile` prints."""
+    triton = importlib.util.find_spec("triton")
+    if triton is None or triton.origin is None:
+        pytest.skip("triton is not installed")
+    if not (Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump").exists():
+        pytest.skip("this build of triton has no cuobjdump")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(TESTS / "triton_compile.py")]
+    # Where tests are shared out among processes, the second finds compiled what the first has.
+    lock = TESTS.parent / "build" / "triton.lock"
+    lock.parent.mkdir(exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    made: dict[str, Any] = json.loads(run.stdout)
+    return made
+
+
+def spills(kernel: Compiled) -> bool:
+    """Registers are spilled to, and arrays that are indexed at run time lie in, a stack or local memory."""
+    return kernel["stack"] > 0 or kernel["local"] > 0
+
+
+def fills_a_multiprocessor(kernel: Compiled) -> bool:
+    """Whether a second program has no room beside the first: then nothing runs while one waits for its loads.
+
+    A warp takes registers by 256.
+    """
+    registers = 2 * kernel["warps"] * 32 * (-(-kernel["registers"] // 8) * 8)
+    return registers > REGISTERS or 2 * (kernel["shared"] + RESERVED) > SHARED
+
+
+def multiplies(kernel: Compiled) -> bool:
+    constants = kernel["constants"]
+    return (
+        kernel["kernel"] == "_wgrad_kernel"
+        or kernel["kernel"] in ("_dgrad_kernel", "_forward_kernel")
+        and (constants["RESIDUAL"] or constants["SKIP"] == PROJECTION)
+    )
+
+
+def judged(report: dict[str, Any], file: str, wrong: Callable[[Compiled], bool]) -> None:
+    own = [kernel for kernel in report["kernels"] if kernel["file"] == file]
+    assert own, f"no kernel of {file} was compiled"
+    assert not [kernel for kernel in own if wrong(kernel)]
+
+
+@pytest.mark.parametrize("file", KERNELS)
+def test_nothing_is_spilled(report: dict[str, Any], file: str) -> None:
+    judged(report, file, spills)
+
+
+@pytest.mark.parametrize("file", KERNELS)
+def test_a_program_fits(report: dict[str, Any], file: str) -> None:
+    judged(report, file, lambda kernel: kernel["registers"] > 255 or kernel["shared"] > SHARED_OF_PROGRAM)
+
+
+@pytest.mark.parametrize("file", KERNELS)
+def test_a_second_program_fits_beside_the_first(report: dict[str, Any], file: str) -> None:
+    judged(report, file, fills_a_multiprocessor)
+
+
+@pytest.mark.parametrize("file", ["dgrad.py", "forward.py", "wgrad.py"])
+def test_products_are_of_tensor_cores(report: dict[str, Any], file: str) -> None:
+    judged(report, file, lambda kernel: multiplies(kernel) and kernel["products"] == 0)
+
+
+def test_tensor_core_instructions_reach_the_machine_code(report: dict[str, Any]) -> None:
+    """As counted in one kernel of a kind."""
+    counts = {
+        (kernel["kernel"], kernel["type"]): kernel["instructions"]
+        for kernel in report["kernels"]
+        if kernel["instructions"] is not None
+    }
+    kernels = ("_dgrad_kernel", "_forward_kernel", "_wgrad_kernel")
+    assert {(kernel, dtype) for kernel in kernels for dtype in ("bf16", "fp32")} == counts.keys()
+    assert all(sum(own.values()) > 0 for own in counts.values())
+
+
+def test_every_kernel_is_compiled(report: dict[str, Any]) -> None:
+    compiled = {kernel["kernel"] for kernel in report["kernels"]}
+    assert {name for kernels in KERNELS.values() for name in kernels} <= compiled
+
+
+def test_every_tile_is_compiled(report: dict[str, Any]) -> None:
+    assert report["unused_tiles"] == []
+
+
+def test_a_tile_that_is_too_large_is_noticed(report: dict[str, Any]) -> None:
+    assert spills(report["too_large"])
+
+
+def test_more_than_a_multiprocessor_has_is_noticed() -> None:
+    fits = {"warps": 4, "registers": 255, "shared": 100 << 10}
+    assert not fills_a_multiprocessor(fits)
+    assert fills_a_multiprocessor({**fits, "warps": 8})
+    assert fills_a_multiprocessor({**fits, "shared": 114 << 10})

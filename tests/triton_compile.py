@@ -1,0 +1,314 @@
+"""Compiles the triton engine's kernels for an H100, on any machine, and prints as JSON what became of them.
+
+A program of its own, since Triton decides on import whether it interprets. The engine is driven with tensors on the
+CPU, and what Triton was about to compile is written down instead, so that signatures, constants and alignments are
+those of a real run. Compiled kernels are kept below build/.
+
+All that a user may come to compile would take minutes, so `drive` makes a selection: every kernel, every tile of
+`pathnet.engines.triton.configurations`, every set of branches that a launch ends in, each where most is kept in
+registers, and elsewhere fewer.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import os
+import pkgutil
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "triton"))
+# A fifth of the time; nothing below asks for source lines.
+os.environ.setdefault("TRITON_DISABLE_LINE_INFO", "1")
+
+import torch  # noqa: E402
+import triton  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+from triton.runtime.jit import JITFunction  # noqa: E402
+
+import pathnet.engines.triton  # noqa: E402
+from pathnet.engines.tables import blocks_of  # noqa: E402
+from pathnet.engines.triton import arrivals, configurations  # noqa: E402
+from pathnet.engines.triton.launch import Tile  # noqa: E402
+from pathnet.engines.triton.network import TritonNetwork, block_network, network_of  # noqa: E402
+from pathnet.engines.triton.recording import Recording  # noqa: E402
+from pathnet.engines.triton.routed_backward import routed_backward, routed_backward_norms  # noqa: E402
+from pathnet.engines.triton.routed_forward import routed_forward  # noqa: E402
+from pathnet.engines.triton.training import block_backward, block_forward, kept_for  # noqa: E402
+from pathnet.models import PreactBlock, ResidualNet, preact_resnet  # noqa: E402
+from pathnet.models.residual_net import Block  # noqa: E402
+from pathnet.record import BatchNormMode, Precision  # noqa: E402
+
+TARGET = GPUTarget("cuda", 90, 32)
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+BATCH = 4
+
+Routing = list[list[tuple[float, float]]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What Triton would compile."""
+
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[Any, Any]
+    options: Any
+    attributes: dict[Any, Any]
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Kernel, and the type of what it reads first: gradients or activations."""
+        return self.kernel.__name__, next(iter(self.signature.values())).lstrip("*")
+
+
+class Recorder:
+    """Stands between the engine and Triton, as a GPU for which nothing is ever compiled or run.
+
+    Attributes:
+        wanted: by kernel and what it is specialised for.
+        tiles: those that were launched with.
+    """
+
+    def __init__(self) -> None:
+        self.wanted: dict[Any, Wanted] = {}
+        self.tiles: list[Tile] = []
+        self.listening = True
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGET
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def install(self) -> None:
+        def note(
+            kernel: Any, key: Any, signature: Any, device: Any, constants: Any, options: Any, *rest: Any
+        ) -> None:
+            if self.listening:
+                wanted = Wanted(kernel, signature, constants, options, rest[0])
+                self.wanted.setdefault((kernel.__name__, key), wanted)
+
+        triton.runtime.driver.set_active(self)
+        # Nothing is run where this returns nothing.
+        JITFunction._do_compile = note
+        package = pathnet.engines.triton
+        for info in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+            module = importlib.import_module(info.name)
+            if hasattr(module, "launch"):
+                module.launch = self.noting_tiles(module.launch)
+
+    def noting_tiles(self, launch: Callable[..., None]) -> Callable[..., None]:
+        def noting(kernel: Any, programs: int, tile: Tile, *arguments: Any, **constants: Any) -> None:
+            if programs > 0 and self.listening:
+                self.tiles.append(tile)
+            launch(kernel, programs, tile, *arguments, **constants)
+
+        return noting
+
+
+RECORDER = Recorder()
+WANTED: list[Wanted] = []
+
+
+def drive() -> None:
+    """Runs what is to be compiled.
+
+    Of a walk back, launches in BN mode ``batch`` keep most in registers, those that both branches end in above all.
+    `deep` has every form of them for three widths; `shallow`, without stride-1 blocks behind the first stage, is
+    enough for the other modes. A forward pass multiplies float32 whatever the precision of the walk, and keeps most
+    where it records in mode ``batch``, as training does.
+    """
+    deep, shallow, pad = preact_resnet(14), preact_resnet(8), preact_resnet(8, shortcut="pad")
+    walk(deep, 32, "batch", "bfloat16", both)
+    walk(shallow, 32, "batch", "bfloat16", alone)
+    walk(deep, 32, "batch", "float32", both)
+    walk(shallow, 32, "running", "bfloat16", both)
+    walk(last(shallow), 16, "running", "float32", both)
+    walk(last(pad), 16, "batch", "bfloat16", both)
+    walk(last(pad), 16, "batch", "float32", alone)
+    walk(wide(), 56, "batch", "bfloat16", both)
+    walk(wide(), 56, "batch", "float32", both)
+    route(packed(last(pad), 16, "running", "float32"), both)
+    route(packed(last(pad), 16, "running", "float32"), alone)
+    route(packed(last(shallow), 16, "batch", "float32"), alone)
+    record(last(shallow), 16, "running", "float32")
+    train(list(blocks_of(shallow)), 32, torch.bfloat16)
+    train(list(blocks_of(shallow)), 32, torch.float32)
+    train(list(blocks_of(last(shallow).eval())), 16, torch.bfloat16)
+
+
+def last(net: ResidualNet) -> ResidualNet:
+    """The last block alone."""
+    *_, block = blocks_of(net)
+    return ResidualNet(torch.nn.Conv2d(3, 1, 1), [block], torch.nn.Identity())
+
+
+def wide() -> ResidualNet:
+    """As wide as every table and wider; the second block is the one that ResNet-50's second stage begins with."""
+    blocks: list[Block] = [
+        PreactBlock(64, (3, 3), (256, 256), 2, "projection"),
+        PreactBlock(256, (1, 3, 1), (128, 128, 512), 2, "projection"),
+    ]
+    return ResidualNet(torch.nn.Conv2d(3, 64, 1), blocks, torch.nn.Identity())
+
+
+def both(n: int) -> Routing:
+    return [[(0.5, 0.7)] * n]
+
+
+def alone(n: int) -> Routing:
+    """Residuals, and skips, which launch something where a block changes its shape."""
+    return [[(0.0, 1.0)] * n, [(1.0, 0.0)] * n]
+
+
+def packed(net: ResidualNet, side: int, bn: BatchNormMode, precision: Precision) -> TritonNetwork:
+    return network_of(net, bn, precision, (channels_of(net), side, side))
+
+
+def channels_of(net: ResidualNet) -> int:
+    """Of ``y_0``."""
+    form = next(blocks_of(net)).fused_form()
+    assert form is not None
+    return form.units[0].conv.in_channels
+
+
+def record(net: ResidualNet, side: int, bn: BatchNormMode, precision: Precision) -> None:
+    network = packed(net, side, bn, precision)
+    y0 = images(network)
+    Recording(network, y0)(y0)
+
+
+def route(network: TritonNetwork, routing: Callable[[int], Routing]) -> None:
+    routed_forward(network, images(network), routing(len(network.blocks)))
+
+
+def images(network: TritonNetwork) -> torch.Tensor:
+    given = network.blocks[0].given
+    return torch.ones(BATCH, given.channels, given.height, given.width)
+
+
+def walk(
+    net: ResidualNet, side: int, bn: BatchNormMode, precision: Precision, routing: Callable[[int], Routing]
+) -> None:
+    """A walk back; what the recording pass before it would compile is left out."""
+    network = packed(net, side, bn, precision)
+    RECORDER.listening = False
+    y, kept = Recording(network, images(network))(images(network))
+    RECORDER.listening = True
+    coefficients, exponent = routing(len(network.blocks)), torch.zeros(BATCH if bn == "running" else 1).int()
+    routed_backward(network, kept, torch.ones_like(y), exponent, coefficients)
+    routed_backward_norms(network, kept, torch.ones_like(y), exponent, coefficients)
+
+
+def train(blocks: list[Block], side: int, dtype: torch.dtype) -> None:
+    """Each forward and back, to its parameters as well; in evaluation with running statistics."""
+    for block in blocks:
+        form = block.fused_form()
+        assert form is not None
+        norms, convolutions = [unit.bn for unit in form.units], [unit.conv for unit in form.units]
+        x = torch.ones(BATCH, convolutions[0].in_channels, side, side, dtype=dtype)
+        network = block_network(
+            x.shape[1:],
+            dtype,
+            [conv.weight for conv in convolutions + ([] if form.projection is None else [form.projection])],
+            [bn.weight for bn in norms],
+            [bn.bias for bn in norms],
+            [] if block.training else [own for bn in norms for own in (bn.running_mean, bn.running_var)],
+            [conv.stride[0] for conv in convolutions],
+            [bn.eps for bn in norms],
+        )
+        with torch.no_grad():
+            made = block_forward(network, x, 1.0, 1.0)
+            kept = kept_for(network, BATCH, made.bits, made.normalized, made.scales)
+            block_backward(network, kept, made.output, 1.0, 1.0)
+        side = made.output.shape[-1]
+
+
+def too_large() -> Wanted:
+    """A kernel whose tile takes more registers than there are."""
+    before = set(RECORDER.wanted)
+    arrivals.ELEMENTS = Tile(points=16384, channels=1, depth=1)
+    walk(preact_resnet(8), 64, "running", "bfloat16", alone)
+    return next(own for key, own in RECORDER.wanted.items() if key[0] == "_norms_kernel" and key not in before)
+
+
+def compiled(index: int) -> dict[str, Any]:
+    """What became of a kernel.
+
+    Tensor-core instructions are counted in the assembly for the virtual machine. To disassemble what that became
+    takes half as long as to compile, and is left to one kernel of a kind.
+    """
+    wanted = WANTED[index]
+    source = ASTSource(wanted.kernel, wanted.signature, wanted.constants, wanted.attributes)
+    made = triton.compile(source, target=TARGET, options=wanted.options.__dict__)
+    products = len(re.findall(r"\b(?:wgmma\.mma_async|mma)\.sync\.", made.asm["ptx"]))
+    first = wanted.kind not in [own.kind for own in WANTED[:index]]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        sizes = cuobjdump("-res-usage", file.name)
+        code = cuobjdump("-sass", file.name) if products and first else None
+    usage = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", sizes)}
+    names = list(wanted.signature)
+    return {
+        "kernel": wanted.kind[0],
+        "file": wanted.kernel.__module__.rsplit(".", 1)[-1] + ".py",
+        "type": wanted.kind[1],
+        "constants": {names[place[0]]: value for place, value in wanted.constants.items()},
+        "warps": wanted.options.num_warps,
+        "stages": wanted.options.num_stages,
+        "registers": usage["REG"],
+        "stack": usage["STACK"],
+        "local": usage["LOCAL"],
+        "shared": made.metadata.shared,
+        "products": products,
+        "instructions": None if code is None else {name: code.count(f" {name}.") for name in ("HGMMA", "HMMA")},
+    }
+
+
+def cuobjdump(*arguments: str) -> str:
+    return subprocess.run([CUOBJDUMP, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def tiles() -> Iterator[tuple[str, Tile]]:
+    """Those of the tables, and the single ones, with their names."""
+    for name in configurations.__all__:
+        own = getattr(configurations, name)
+        if isinstance(own, Tile):
+            yield name, own
+        elif isinstance(own, dict):
+            for dtype, by_width in own.items():
+                for width, tile in by_width.items():
+                    yield f"{name}[{dtype}][{width}]", tile
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    RECORDER.install()
+    drive()
+    launched = {id(tile) for tile in RECORDER.tiles}
+    unused = [name for name, tile in tiles() if id(tile) not in launched]
+    WANTED.extend(RECORDER.wanted.values())
+    WANTED.append(too_large())
+    # Two processes that share what this one has in memory.
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        *kernels, spilling = pool.map(compiled, range(len(WANTED)), chunksize=1)
+    report = {"triton": triton.__version__, "kernels": kernels, "too_large": spilling, "unused_tiles": unused}
+    print(json.dumps(report, default=lambda constant: constant.value))
+
+
+if __name__ == "__main__":
+    main()
