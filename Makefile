@@ -14,6 +14,9 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/installed
 endif
 
+# A process a core, where the plugin is that shares the tests out among them.
+PARALLEL = $(shell $(RUN) -c 'import xdist' 2>/dev/null && echo '-n auto --dist worksteal')
+
 NATIVE := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
 .PHONY: demo test gpu mutants sanitize sanitize-threads install lint clean
@@ -22,7 +25,7 @@ demo: install
 	$(RUN) -m pathnet demo
 
 test: install
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(PARALLEL)
 
 # On a machine with a GPU: tests, memory checks and benchmarks, into benchmarks/results. COMMIT=... where git is not.
 gpu: install

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pathnet.engines.tables import unsupported_block
+from pathnet.engines.triton import MOST_ELEMENTS, on_device
 from pathnet.engines.triton.network import TritonNetwork, affine_of, block_network
 from pathnet.models.residual_net import Block, FusedForm
 
@@ -23,54 +26,59 @@ DTYPES = (torch.float32, torch.bfloat16)
 def fused_residual(block: Block, x: Tensor, a: float = 1.0, c: float = 1.0) -> Tensor:
     """``a skip(x) + c residual(x)`` by fused BN-ReLU-convolution kernels, differentiable once.
 
-    Within rounding of the block's own modules: batch statistics where the block is in training (running ones are then
-    updated as `torch.nn.BatchNorm2d` does), running ones otherwise; products of bfloat16 numbers accumulated in
-    float32 for bfloat16 ``x`` and under autocast, float32 accuracy for float32 ``x``. Stochastic depth and effective
-    training (Veit et al. 2016, section 5) pass 0 for ``c`` where a module is not drawn: nothing of it runs then,
-    forward or back, and its parameters get no gradient.
+    Within rounding of the block's own modules: statistics of the batch where its BNs are in training (running ones
+    are then updated as `torch.nn.BatchNorm2d` does), running ones otherwise; products of bfloat16 numbers accumulated
+    in float32 for bfloat16 ``x`` and under autocast, float32 accuracy for float32 ``x``. Stochastic depth and
+    effective training (Veit et al. 2016, section 5) pass 0 for ``c`` where a module is not drawn: nothing of it runs
+    then, forward or back, and its parameters get no gradient.
 
     Where Triton does not serve the device, the block's own modules run, with one warning a process.
 
     Args:
         block: one with a `fused_form`: pre-activation units of odd kernels whose padding keeps the side.
         x: float32 or bfloat16 [B, C, H, W], in any memory format.
-        a, c: the coefficients of the skip and of the residual module.
+        a, c: the coefficients of the skip and of the residual module, finite; not differentiated.
 
     Returns:
         [B, C', H', W'], channels last, in the type of ``x`` (under autocast in autocast's).
 
     Raises:
-        ValueError: the block has no form for the kernels, or ``x`` is not such a tensor.
+        ValueError: the block has no form for the kernels, its BNs are in training in part, ``x`` is not such a
+            tensor, ``a`` or ``c`` not such a number, or autocast's type is not bfloat16.
     """
     form = block.fused_form()
     _check(form, x)
+    _check_numbers(a, c)
     assert form is not None
+    by_batch = _by_batch(form)
     if c == 0:
-        return _scaled(block.skip(x), a)
+        with _own_types(x):
+            return _scaled(block.skip(x), a)
     if not _serves(x.device.type):
-        residual = _scaled(block.residual(x), c)
-        return residual if a == 0 else _scaled(block.skip(x), a) + residual
+        with _own_types(x):
+            if a == 0:
+                return _scaled(block.residual(x), c)
+            # Together: what both hold, BN's statistics among it, is to run once.
+            skip, residual = block.branches(x)
+            return _scaled(skip, a) + _scaled(residual, c)
+    _check_sizes(form, x, by_batch)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     norms, affines = [unit.bn for unit in form.units], [affine_of(unit) for unit in form.units]
     convolutions = [unit.conv for unit in form.units]
     if form.projection is not None and a != 0:
         convolutions.append(form.projection)
-    # Statistics of the batch also where there are no others, as in torch.
-    training = block.training or norms[0].running_mean is None
-    if training and x.numel() == x.shape[0] * x.shape[1] == x.shape[1]:
-        raise ValueError(f"x: expected more than one value a channel in training, got shape {list(x.shape)}")
     output, statistics, *_ = torch.ops.pathnet.fused_residual(
         x,
         [conv.weight for conv in convolutions],
         [affine[0] for affine in affines],
         [affine[1] for affine in affines],
-        [] if training else [own for bn in norms for own in (bn.running_mean, bn.running_var)],
+        [] if by_batch else [own for bn in norms for own in (bn.running_mean, bn.running_var)],
         [conv.stride[0] for conv in convolutions],
         [float(bn.eps) for bn in norms],
         [float(a), float(c)],
     )
-    if block.training:
+    if by_batch:
         _update(norms, convolutions, statistics, x)
     return torch.as_tensor(output)
 
@@ -88,6 +96,45 @@ def _check(form: FusedForm | None, x: Tensor) -> None:
         raise ValueError(f"x: expected shape [B, {channels}, H, W], not empty, got {list(x.shape)}")
     if x.device != form.units[0].conv.weight.device:
         raise ValueError(f"x: expected device {form.units[0].conv.weight.device} (the block's), got {x.device}")
+    if torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type) not in DTYPES:
+        got = torch.get_autocast_dtype(x.device.type)
+        raise ValueError(f"x: expected autocast to torch.bfloat16 or none, got autocast to {got}")
+
+
+def _check_numbers(a: float, c: float) -> None:
+    for name, factor in (("a", a), ("c", c)):
+        if isinstance(factor, Tensor) or not abs(factor) < math.inf:
+            got = "a tensor" if isinstance(factor, Tensor) else factor
+            raise ValueError(f"{name}: expected a finite Python number, got {got}")
+
+
+def _check_sizes(form: FusedForm, x: Tensor, by_batch: bool) -> None:
+    """That each BN has what statistics are made of, and that every place in an activation has an int32 number."""
+    batch, largest = x.shape[0], x[0].numel()
+    height, width = x.shape[2:]
+    for unit in form.units:
+        if by_batch and batch * height * width == 1:
+            got = f"{list(x.shape)}, which leaves one"
+            raise ValueError(f"x: expected more than one value a channel at each BN in training, got shape {got}")
+        height, width = (-(-side // unit.conv.stride[0]) for side in (height, width))
+        largest = max(largest, unit.conv.out_channels * height * width)
+    if batch * largest >= MOST_ELEMENTS:
+        raise ValueError(f"x: expected at most {(MOST_ELEMENTS - 1) // largest} images of this size, got {batch}")
+
+
+def _by_batch(form: FusedForm) -> bool:
+    """Whether BN's statistics are those of the batch; also where there are no others, as in torch."""
+    own = [unit.bn.training or unit.bn.running_mean is None for unit in form.units]
+    if any(own) and not all(own):
+        raise ValueError("block: expected all of its BNs to take statistics of the batch, or none, got some that do")
+    return own[0]
+
+
+def _own_types(x: Tensor) -> AbstractContextManager[object]:
+    """For the block's own modules, whose parameters are float32, on bfloat16 ``x``."""
+    if x.dtype != torch.bfloat16 or torch.is_autocast_enabled(x.device.type):
+        return nullcontext()
+    return torch.autocast(x.device.type, torch.bfloat16)
 
 
 def _scaled(x: Tensor, factor: float) -> Tensor:
@@ -104,6 +151,8 @@ def _update(
         count = x.shape[0] * height * width
         height, width = (-(-side // conv.stride[0]) for side in (height, width))
         if bn.running_mean is None or bn.running_var is None or bn.num_batches_tracked is None:
+            continue
+        if not (bn.training and bn.track_running_stats):
             continue
         bn.num_batches_tracked.add_(1)
         mean, variance = statistics[unit, :, : bn.num_features]
@@ -169,7 +218,8 @@ def _fused_residual(
     from pathnet.engines.triton.training import block_forward
 
     network = _network(x, weights, gains, biases, running, strides, epsilons)
-    made = block_forward(network, x, *coefficients)
+    with on_device(x.device):
+        made = block_forward(network, x, *coefficients)
     return made.output, made.statistics.clone(), made.bits, made.normalized, made.scales
 
 
@@ -215,7 +265,8 @@ def _fused_residual_backward(
     bits, normalized, scales = kept
     network = _network(normalized.new_empty(1, *given[1:]), weights, gains, biases, running, strides, epsilons)
     own = kept_for(network, given[0], bits, normalized, scales)
-    made, of_weights, affine = block_backward(network, own, grad.to(normalized.dtype), *coefficients)
+    with on_device(grad.device):
+        made, of_weights, affine = block_backward(network, own, grad.to(normalized.dtype), *coefficients)
     of_weights = [own.to(weight.dtype) for own, weight in zip(of_weights, weights, strict=True)]
     of_gains = [own[0].to(gain.dtype, copy=True) for own, gain in zip(affine, gains, strict=True)]
     of_biases = [own[1].to(bias.dtype, copy=True) for own, bias in zip(affine, biases, strict=True)]
@@ -237,10 +288,7 @@ def _(
 ) -> list[Tensor]:
     batch, channels, height, width = given
     made = kept[1].new_empty(batch, height, width, channels).permute(0, 3, 1, 2)
-    of_weights = [
-        torch.empty_like(weight.permute(0, 2, 3, 1), memory_format=torch.contiguous_format) for weight in weights
-    ]
-    of_weights = [weight.permute(0, 3, 1, 2) for weight in of_weights]
+    of_weights = [weight.new_empty(weight.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2) for weight in weights]
     return [made, *of_weights, *map(torch.empty_like, (*gains, *biases))]
 
 

@@ -26,7 +26,7 @@ NOTHING = -1
 Row = tuple[int, int, int, float, float]
 """Source, target and the block's own state, and the coefficients a and c."""
 
-Coefficients = Sequence[Sequence[Sequence[float]]]
+Coefficients = Sequence[Sequence[tuple[float, float]]]
 """Of each routing and block: a and c."""
 
 
@@ -111,6 +111,8 @@ class _Planner:
     ) -> None:
         self.blocks, self.coefficients, self.batch_mode, self.paths = blocks, coefficients, batch_mode, paths
         count = len(coefficients)
+        # [n, 2, P]
+        self.columns = np.array(coefficients, dtype=np.float64).reshape(count, len(blocks), 2).transpose(1, 2, 0)
         self.plan = Plan(mantissas=[1.0] * count, exponents=[0] * count)
         self.free: list[int] = []
         self.current = [self._state(NOTHING)] * count
@@ -126,18 +128,23 @@ class _Planner:
             self._pass(index, list(range(len(block.convolutions))), self._forward_wishes(index))
         return self._finished()
 
+    def _entering(self, index: int) -> list[int]:
+        """The routings that do not pass a block by its identity as they are."""
+        a, c = self.columns[index]
+        if not self.blocks[index].identity:
+            return list(range(len(a)))
+        return np.flatnonzero((c != 0) | (a != 1)).tolist()
+
     def _backward_wishes(self, index: int) -> list[tuple[int, float, float]]:
         """Who enters a block, with which coefficients: of size one, their power of two set aside.
 
         All is linear: where a block is passed by an identity, its coefficient is multiplied into what comes next.
         """
         wishes, identity, plan = [], self.blocks[index].identity, self.plan
-        for routing, own in enumerate(self.coefficients):
+        for routing in self._entering(index):
             if self.current[routing] == NOTHING:
                 continue
-            a, c = own[index]
-            if identity and c == 0 and a == 1:
-                continue
+            a, c = self.coefficients[routing][index]
             size, exponent = math.frexp(max(abs(a), abs(c)))
             if size == 0:
                 self.current[routing] = NOTHING
@@ -151,9 +158,7 @@ class _Planner:
         return wishes
 
     def _forward_wishes(self, index: int) -> list[tuple[int, float, float]]:
-        identity = self.blocks[index].identity
-        pairs = [own[index] for own in self.coefficients]
-        return [(routing, a, c) for routing, (a, c) in enumerate(pairs) if not (identity and c == 0 and a == 1)]
+        return [(routing, *self.coefficients[routing][index]) for routing in self._entering(index)]
 
     def _pass(self, index: int, units: list[int], wishes: list[tuple[int, float, float]]) -> None:
         """One block, its units in the order they are run in, for the routings that enter it."""

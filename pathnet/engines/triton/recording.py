@@ -67,13 +67,18 @@ class _Graph:
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.y, self.kept = run(self.y0)
+        self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def __call__(self, y0: Tensor) -> tuple[Tensor, Kept]:
+        # On whatever stream the last record was made: the graph writes where that is copied from.
+        torch.cuda.current_stream(y0.device).wait_event(self.copied)
         self.y0.copy_(y0)
         self.graph.replay()
         kept = self.kept
         copied = replace(kept, bits=kept.bits.clone(), normalized=kept.normalized.clone(), scales=kept.scales.clone())
-        return self.y.clone(), copied
+        y = self.y.clone()
+        self.copied.record()
+        return y, copied
 
 
 def recording(network: TritonNetwork, y0: Tensor) -> Callable[[Tensor], tuple[Tensor, Kept]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from pathnet.engines.triton.dgrad import dgrad, dgrad_point_tiles, dgrad_tile
 from pathnet.engines.triton.folding import constants_size, folded_size
 from pathnet.engines.triton.network import FusedBlock, TritonNetwork
 from pathnet.engines.triton.plan import Coefficients, Plan, plan_backward
-from pathnet.engines.triton.state import Gradients, Kept, Tables
+from pathnet.engines.triton.state import Gradients, Kept, Tables, to_device
 
 __all__ = ["dgrad_paths", "routed_backward", "routed_backward_norms", "start"]
 
@@ -26,7 +25,7 @@ def routed_backward(
     plan, gradients = _walk(network, kept, grad, exponent, coefficients)
     finals = _finals(plan, grad.device)
     values = arrived(gradients, kept, finals, network.blocks[0].given, torch.float32).permute(0, 1, 4, 2, 3)
-    mantissas = torch.tensor(plan.mantissas).to(grad.device, non_blocking=True)
+    mantissas = to_device(torch.tensor(plan.mantissas), grad.device)
     return scaling.rescale(
         (values * mantissas[:, None, None, None, None]).contiguous(), _exponents(plan, gradients, finals)
     )
@@ -39,7 +38,7 @@ def routed_backward_norms(
     plan, gradients = _walk(network, kept, grad, exponent, coefficients)
     finals = _finals(plan, grad.device)
     squares = squared_norms(gradients, kept, finals, network.blocks[0].given)
-    mantissas = torch.tensor(plan.mantissas, dtype=torch.float64).abs().to(grad.device, non_blocking=True)
+    mantissas = to_device(torch.tensor(plan.mantissas, dtype=torch.float64).abs(), grad.device)
     exponents = _exponents(plan, gradients, finals).expand_as(squares)
     return scaling.times_power_of_two(squares.sqrt() * mantissas[:, None], exponents)
 
@@ -97,10 +96,10 @@ def _room(network: TritonNetwork, plan: Plan, batch: int) -> list[int]:
 
 
 def _finals(plan: Plan, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.array(plan.finals, dtype=np.int32)).to(device, non_blocking=True)
+    return to_device(torch.tensor(plan.finals, dtype=torch.int32), device)
 
 
 def _exponents(plan: Plan, gradients: Gradients, finals: Tensor) -> Tensor:
     """int32 [P, B] or [P, 1]: those of the final states, and what was set aside on the way."""
     aside = torch.tensor(plan.exponents, dtype=torch.int64).clamp(-(1 << 30), 1 << 30).int()
-    return gradients.exponents[finals.clamp(min=0).long()] + aside.to(finals.device, non_blocking=True)[:, None]
+    return gradients.exponents[finals.clamp(min=0).long()] + to_device(aside, finals.device)[:, None]

@@ -9,15 +9,20 @@ from torch import Tensor
 
 from pathnet.engines.triton.plan import Plan
 
-__all__ = ["Activations", "Gradients", "Kept", "Tables"]
+__all__ = ["Activations", "Gradients", "Kept", "Tables", "to_device"]
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """A copy that waits for nothing that the device has been asked for before."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 class Tables:
     """A plan's rows and states on a device, int32 [rows, 5] and [states, 2]."""
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
-        self.rows = torch.from_numpy(plan.row_table()).to(device, non_blocking=True)
-        self.states = torch.from_numpy(plan.state_table()).to(device, non_blocking=True)
+        self.rows = to_device(torch.from_numpy(plan.row_table()), device)
+        self.states = to_device(torch.from_numpy(plan.state_table()), device)
 
 
 @dataclass(frozen=True)
