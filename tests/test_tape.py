@@ -243,7 +243,7 @@ def test_auto_takes_the_fastest_engine_that_serves_and_says_when_it_is_another()
         pathnet.record(net, images, labels, engine="cpu")
     with pytest.raises(ValueError, match='reference: no precision="bfloat16"'):
         pathnet.record(net, images, labels, precision="bfloat16")
-    assert list(pathnet.engines.available()) == ["cuda", "cpu", "reference"]
+    assert list(pathnet.engines.available()) == ["cuda", "triton", "cpu", "reference"]
     assert pathnet.engines.available()["reference"] is None
 
 
@@ -277,7 +277,7 @@ IMAGES, LABELS = CASE.images()
         ({"bn": "eval"}, "bn: expected 'running' or 'batch', got 'eval'"),
         ({"at": "y1"}, "at: expected 'y0' or 'image' or 'stem_weight', got 'y1'"),
         ({"precision": "float16"}, "precision: expected"),
-        ({"engine": "gpu"}, "engine: expected auto, cuda, cpu, reference, got 'gpu'"),
+        ({"engine": "gpu"}, "engine: expected auto, cuda, triton, cpu, reference, got 'gpu'"),
         (
             {"loss": lambda output, target: output},
             r"loss: expected one number a batch, got torch.Size\(\[3, 5\]\)",

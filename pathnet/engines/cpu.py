@@ -133,7 +133,7 @@ class CpuEngine:
 def _forward(network: CpuNetwork, y0: Tensor, routing: Tensor, record: bool) -> tuple[Tensor, ...]:
     """The outputs, and what a record keeps."""
     own = network.tables
-    given = y0.contiguous(), routing.cpu().contiguous(), own.blocks, own.units, own.scales, own.shifts
+    given = y0.contiguous(), routing.to(y0.device).contiguous(), own.blocks, own.units, own.scales, own.shifts
     if network.bn == "running":
         return native.routed_forward(*given, network.forward, record)
     if len(y0) == 1 and (own.units[own.units[:, 10] >= 0, 1:3].prod(1) == 1).any():
@@ -145,7 +145,7 @@ def _backward(
     blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert isinstance(blocks, CpuRecord)
-    routing = routing.cpu().contiguous()
+    routing = routing.to(grad.device).contiguous()
     given = grad.contiguous(), exponent.contiguous(), routing, blocks.tables.blocks, blocks.tables.units
     if blocks.normalized is None or blocks.scales is None:
         return native.routed_backward(*given, blocks.backward, blocks.relu_bits, gradients)
