@@ -70,7 +70,7 @@ FULL = Setup(
     matmul=8192,
     rounds=9,
     seconds=25.0,
-    tests=("tests/cuda", "--ignore-glob=*/test_twin*"),
+    tests=("tests/cuda", "tests/triton", "--ignore-glob=*/test_twin*"),
 )
 
 REHEARSAL = Setup(

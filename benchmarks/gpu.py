@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks import measurements, tools
+from benchmarks import fused, measurements, tools
 from benchmarks.cases import FULL, REHEARSAL, Setup
 from benchmarks.facts import commit_here, device_name, facts
 from benchmarks.outcome import Failed, Found, Unavailable
@@ -49,8 +49,13 @@ STEPS: dict[str, tuple[Callable[[Setup], Found], float]] = {
     "accuracy": (measurements.accuracy, 60),
     "sweep": (measurements.sweep, 90),
     "whole_sweep": (measurements.whole_sweep, 75),
+    "batch_sweep": (fused.batch_sweep, 90),
+    "running_triton": (fused.running_triton, 60),
+    "training": (fused.training, 75),
     "paths": (measurements.paths, 75),
     "deletions": (measurements.deletions, 45),
+    "imagenet": (fused.imagenet, 75),
+    "training_compiled": (fused.training_compiled, 180),
     "scaling": (measurements.scaling, 75),
     "sanitizer": (tools.sanitizer, 2 * tools.SANITIZER_S + 15),
     "profile": (tools.profile, tools.PROFILE_S + 15),
@@ -89,7 +94,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("steps", nargs="*", metavar="STEP", help=f"among {', '.join(STEPS)}; all by default")
     parser.add_argument("--commit", help="the commit, where there is no git to ask")
     parser.add_argument("--folder", type=Path, help="where the results go")
-    parser.add_argument("--minutes", type=float, default=6.0, help="steps are cut short, and left out, beyond these")
+    parser.add_argument("--minutes", type=float, default=7.5, help="steps are cut short, and left out, beyond these")
     parser.add_argument("--rehearse", action="store_true", help="a tiny run on the CPU, to try the run itself out")
     parser.add_argument("--in-process", action="store_true", help="no process of its own for each step")
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)

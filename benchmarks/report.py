@@ -36,6 +36,15 @@ def goals(steps: Steps) -> list[dict[str, Any]]:
     for precision in ("bfloat16", "float32"):
         share = lambda p=precision: found("sweep")["own"][p]["record_share"]  # noqa: E731
         asked.append((f"share of the record in a sweep, {precision}", "at most", 0.1, share))
+    in_batch_mode = lambda: found("batch_sweep")["precisions"]["bfloat16"]["seconds_for_1000_batches"]  # noqa: E731
+    asked.append(("54,000 measurements, BN mode batch, bfloat16, s", "at most", 15.0, in_batch_mode))
+    for precision in ("bfloat16", "float32"):
+        share = lambda p=precision: found("batch_sweep")["precisions"][p]["record_share"]  # noqa: E731
+        asked.append((f"share of the record, BN mode batch, {precision}", "at most", 0.1, share))
+        beside = lambda p=precision: found("running_triton")["precisions"][p]["times_of_cuda"]  # noqa: E731
+        asked.append((f"triton's time in times of cuda's, {precision}", "at most", 2.5, beside))
+    steps_faster = lambda: found("training_compiled")["times_faster_than_compiled"]  # noqa: E731
+    asked.append(("fused training step, times faster than torch.compile", "at least", 1.5, steps_faster))
     deleted = lambda: min(found("deletions")["share_of_eager"].values())  # noqa: E731
     asked.append(("54 deletions, share of 55 eager forward passes", "at most", 0.25, deleted))
     for precision, bounds in (("float32", (1e-5, 1e-4)), ("bfloat16", (5e-3, 2e-2))):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import pathnet
 from pathnet import scaling
-from pathnet.engines.reference import freeze
+from pathnet.engines.reference import ReferenceEngine, freeze
 from pathnet.models import ResidualNet
 
-__all__ = ["Errors", "errors", "lesioned_outputs", "walk"]
+__all__ = ["Errors", "errors", "lesioned_outputs", "sample_error", "walk"]
 
 
 def walk(tape: pathnet.Tape, routing: Tensor) -> Tensor:
@@ -61,6 +62,21 @@ def errors(tape: pathnet.Tape, routing: Tensor) -> Errors:
         sample_norm=float((own / truths - 1).abs().max()),
         gradient=float(((walked - expected).flatten(1).norm(dim=1) / whole).max()),
     )
+
+
+def sample_error(tape: pathnet.Tape, routing: Tensor) -> float:
+    """The largest relative error of a sample's norm, against the reference engine's float64 walk on the same record.
+
+    In both BN modes: that of ``batch`` is not affine around a record, so that `walk` does not serve.
+    """
+    record, engine = tape._record, ReferenceEngine()
+    recorded: Any = record.blocks
+    frozen, y0 = freeze(record.net, recorded.bits()), record.y0.double()
+    _, blocks = engine.record(engine.prepare(frozen, recorded.bn, "float64", y0.shape[1:]), y0)
+    walked = engine.routed_backward(blocks, record.grad.double(), record.exponent, routing.double())
+    expected = scaling.norms(*walked)
+    own = tape._engine.routed_backward_norms(recorded, record.grad, record.exponent, routing.to(record.grad.dtype))
+    return float((own / expected - 1).abs().max())
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,23 @@ from pathnet import native
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import gpu, report, results, tools, truth  # noqa: E402
+from benchmarks import fused, gpu, report, results, tools, truth  # noqa: E402
 from benchmarks.baselines import BatchedGradients, Composed, detach_loop, norms  # noqa: E402
-from benchmarks.cases import FULL, REHEARSAL, module_flops, network, path_flops  # noqa: E402
+from benchmarks.cases import FULL, REHEARSAL, batch, module_flops, network, path_flops  # noqa: E402
 from benchmarks.facts import commit_here  # noqa: E402
 from benchmarks.outcome import Failed, Found, Unavailable  # noqa: E402
 from benchmarks.timing import interleaved  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_the_interpreter() -> Iterator[None]:
+    """A rehearsal on a CPU runs blocks' own modules, as a person's does."""
+    with pytest.MonkeyPatch.context() as changed:
+        changed.delenv("TRITON_INTERPRET", raising=False)
+        yield
+
 
 CHAINS = [case for case in SMALL if case.block == "basic"]
 
@@ -381,3 +390,30 @@ def test_results_in_the_repository_are_whole(capsys: pytest.CaptureFixture[str])
     with capsys.disabled():
         if changed := results.changed_kernels():
             print(f"\nunverified on a GPU: {', '.join(changed)}")
+
+
+@pytest.mark.parametrize("step", [fused.batch_sweep, fused.running_triton])
+def test_walks_that_are_wrong_are_not_timed(step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.truth.sample_error", lambda tape, routing: 0.03)
+    with pytest.raises(Failed, match="norms off in bfloat16, float32"):
+        step(REHEARSAL)
+
+
+def test_fused_blocks_that_are_wrong_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = fused.fused_residual
+    monkeypatch.setattr(fused, "fused_residual", lambda block, x, a=1.0, c=1.0: right(block, x, a, 0.5 * c))
+    with pytest.raises(Failed, match="gradients through fused blocks are off by"):
+        fused.training(REHEARSAL)
+
+
+@pytest.mark.parametrize("bn", ["running", "batch"])
+def test_the_error_of_a_sample_is_seen(bn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, (images, labels) = network(REHEARSAL), batch(REHEARSAL, size=8)
+    tape = pathnet.record(net, images, labels, bn=bn, engine="cpu")
+    routing = pathnet.paths.routing(pathnet.paths.one_of_each_length(net.n))
+    assert truth.sample_error(tape, routing) < 1e-4
+    tape._record.grad[0] *= 1.01
+    assert truth.sample_error(tape, routing) < 1e-4
+    right = tape._engine.routed_backward_norms
+    monkeypatch.setattr(type(tape._engine), "routed_backward_norms", lambda self, *given: right(*given) * 1.01)
+    assert 0.009 < truth.sample_error(tape, routing) < 0.011

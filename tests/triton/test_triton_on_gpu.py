@@ -1,0 +1,145 @@
+"""The triton engine and fused blocks on a GPU, against the reference in float64 on the same record."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from cases import SMALL, Case, measured_net, random_net
+from judging import TOLERANCES, check, random_routings, reference_outputs
+from oracles import in_float64, relative_error
+from tolerances import FORWARD
+from torch import Tensor
+
+import pathnet
+from pathnet import scaling
+from pathnet.engines.self_check import disagreement
+from pathnet.engines.triton import TritonEngine
+from pathnet.models import ResidualNet
+from pathnet.nn import fused_residual
+
+MODES = ["running", "batch"]
+
+
+def recorded(
+    net: ResidualNet, images: Tensor, labels: Tensor, device: torch.device, bn: Any, precision: Any = "float32"
+) -> pathnet.Tape:
+    given = net.to(device), images.to(device), labels.to(device)
+    return pathnet.record(*given, bn=bn, engine="triton", precision=precision)
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("bn", MODES)
+def test_the_engine_agrees_with_itself(bn: Any, precision: Any, device: torch.device) -> None:
+    assert disagreement(TritonEngine(), bn, precision, device) is None
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_walks_of_random_networks(seed: int, device: torch.device) -> None:
+    net, images, labels = random_net(seed)
+    check(recorded(net, images, labels, device, "running"), random_routings(net.n, seed), "float32")
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("bn", MODES)
+@pytest.mark.parametrize("seed", range(6))
+def test_walks_of_networks_that_are_measured(seed: int, bn: Any, precision: Any, device: torch.device) -> None:
+    net, images, labels = measured_net(seed)
+    check(recorded(net, images, labels, device, bn, precision), random_routings(net.n, seed), precision)
+
+
+@pytest.mark.parametrize("bn", MODES)
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
+def test_forward_passes(case: Case, bn: Any, device: torch.device) -> None:
+    net, images = case.net().to(device), case.images()[0].to(device)
+    recorder, exact = pathnet.Recorder(net, bn=bn, engine="triton"), in_float64(net, bn)
+    output = recorder(images, case.images()[1].to(device)).output
+    assert relative_error(output, exact(images.double()).detach()) < FORWARD
+    routing = random_routings(net.n, 1)
+    expected = reference_outputs(exact, images, routing)
+    for own, other in zip(recorder.routed_outputs(images, routing), expected, strict=True):
+        assert relative_error(own, other) < FORWARD
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("bn", MODES)
+def test_the_110_layer_network(bn: Any, precision: Any, device: torch.device) -> None:
+    case = Case("resnet-110", 110, width=16, side=32, batch=16)
+    tape = recorded(case.net(), *case.images(), device, bn, precision)
+    codes = torch.cat([pathnet.paths.sample(54, length, 1) for length in (0, 5, 17, 54)])
+    norms, expected = map(scaling.combine, check(tape, pathnet.paths.routing(codes), precision, gradients=False))
+    torch.testing.assert_close(norms, expected, rtol=TOLERANCES[precision][0], atol=0)
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("bn", MODES)
+def test_results_are_bit_equal_for_any_grouping_and_stream(bn: Any, precision: Any, device: torch.device) -> None:
+    case = Case("net", 20, width=16, side=16, batch=7)
+    tape = recorded(case.net(), *case.images(), device, bn, precision)
+    b = pathnet.paths.sample(tape.n, 4, 40)
+    whole = tape.path_gradient_norms(b, per_sample=True)
+    assert torch.equal(whole, torch.cat([tape.path_gradient_norms(part, per_sample=True) for part in b.split(7)]))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        elsewhere = tape.path_gradient_norms(b, per_sample=True)
+    torch.cuda.synchronize()
+    assert torch.equal(whole, elsewhere)
+    assert tape.path_gradient_norms(b[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("bn", MODES)
+def test_tapes_of_one_recorder_are_independent(bn: Any, device: torch.device) -> None:
+    """Records replay one graph, which writes to the same place each time."""
+    case = Case("net", 14, width=16, side=8, batch=6)
+    net, (images, labels) = case.net().to(device), (own.to(device) for own in case.images())
+    recorder, b = pathnet.Recorder(net, bn=bn, engine="triton"), pathnet.paths.enumerate_all(6)
+    first = recorder(images, labels)
+    before = first.path_gradient_norms(b)
+    second = recorder(images.flip(0) * 2, labels.flip(0))
+    assert torch.equal(first.path_gradient_norms(b), before)
+    assert not torch.equal(second.path_gradient_norms(b), before)
+    assert torch.equal(recorder(images, labels).path_gradient_norms(b), before)
+
+
+def one_step(net: ResidualNet, images: Tensor, labels: Tensor, fused: bool) -> tuple[Tensor, list[Tensor]]:
+    y = net.stem(images)
+    for block in net.blocks:
+        y = fused_residual(block, y) if fused else block(y)  # type: ignore[arg-type]
+    output = net.head(y)
+    loss = torch.nn.functional.cross_entropy(output, labels)
+    return output, list(torch.autograd.grad(loss, list(net.parameters())))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
+def test_fused_blocks_against_autograd(case: Case, training: bool, device: torch.device) -> None:
+    net, (images, labels) = case.net().to(device).train(training), (own.to(device) for own in case.images())
+    exact = copy.deepcopy(net).double()
+    output, grads = one_step(net, images, labels, fused=True)
+    expected, others = one_step(exact, images.double(), labels, fused=False)
+    assert relative_error(output, expected) < FORWARD
+    for own, other in zip(grads, others, strict=True):
+        assert relative_error(own, other) < 1e-3
+    for own, other in zip(net.buffers(), exact.buffers(), strict=True):
+        torch.testing.assert_close(own.double(), other.double(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_compiled_fused_block(device: torch.device) -> None:
+    block = Case("net", 8, width=16, side=8).net().blocks[1].to(device).train()
+    x = torch.randn(4, 16, 8, 8, device=device)
+    expected = fused_residual(copy.deepcopy(block), x)  # type: ignore[arg-type]
+    compiled = torch.compile(lambda x: fused_residual(block, x), fullgraph=True)  # type: ignore[arg-type]
+    torch.testing.assert_close(compiled(x), expected)
+
+
+def test_a_skipped_module_launches_nothing(device: torch.device) -> None:
+    block = Case("net", 8, width=16, side=8).net().blocks[0].to(device).train()
+    x = torch.randn(4, 16, 8, 8, device=device, requires_grad=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        y = fused_residual(block, x, 1.0, 0.0)  # type: ignore[arg-type]
+        torch.cuda.synchronize()
+    assert y is x
+    assert not [event for event in profile.events() if "kernel" in event.name]
