@@ -179,7 +179,7 @@ def _step(
 
 
 def _training_error(setup: Setup) -> Found:
-    """Of all gradients of a small network in bfloat16, through its own modules and fused, against those in float32."""
+    """Of all gradients of a small network in bfloat16, through its own modules and fused, against float32."""
     small = replace(setup, depth=min(setup.depth, 14), batch=8)
     net, (images, labels) = network(small), batch(small)
     grads = []

@@ -1,4 +1,4 @@
-"""Triton's interpreter, its arithmetic of bfloat16 put right: as it comes, casts truncate and products are garbage."""
+"""Triton's interpreter, its bfloat16 arithmetic put right: as it comes, casts truncate and products are garbage."""
 
 from __future__ import annotations
 

@@ -382,6 +382,7 @@ def test_an_engine_that_disagrees_with_the_reference_steps_aside(monkeypatch: py
 
 def test_the_engines_check_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the twin: agreement; and with a walk that is wrong by 3 %, or fails, what it found."""
+
     def check_itself(precision: Any = "float32") -> str | None:
         monkeypatch.setattr(self_check, "_found", {})
         return disagreement(CudaEngine(), "running", precision, torch.device("cpu"))

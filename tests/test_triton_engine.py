@@ -275,7 +275,8 @@ def test_the_engine_refuses_by_name() -> None:
 
     block = PreactBlock(4, (3, 3), (4, 4), 1, "projection")
     block.convs[0] = nn.Conv2d(4, 4, 3, padding=0, bias=False)
-    assert unsupported_side(net(block)) == "block 1: it has a convolution that changes the side by more than its stride"
+    reason = "block 1: it has a convolution that changes the side by more than its stride"
+    assert unsupported_side(net(block)) == reason
     engine = TritonEngine()
     whole = net(PreactBlock(4, (3, 3), (4, 4), 1, "projection"))
     cpu, cuda = torch.device("cpu"), torch.device("cuda")

@@ -24,7 +24,7 @@ from pathnet.engines.triton.state import Kept
 from pathnet.models.residual_net import ResidualNet
 from pathnet.record import BatchNormMode, BlockRecord, Precision, Prepared
 
-__all__ = ["TritonEngine", "TritonPrepared", "TritonRecord", "unsupported_side"]
+__all__ = ["MOST_ELEMENTS", "TritonEngine", "TritonPrepared", "TritonRecord", "on_device", "unsupported_side"]
 
 ROOM = 4 << 30
 """Bytes for the gradients of one walk: some hundred routings of a CIFAR network at batch 128."""
@@ -33,6 +33,7 @@ STATES_EACH = 3
 """Of a routing, at most, at a time, in blocks of two units: before the block, inside it, behind it."""
 
 MOST_ELEMENTS = 1 << 31
+"""Of an activation: kernels number its places in int32."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class TritonEngine:
         assert isinstance(prepared, TritonPrepared)
         network, batch = prepared.network, len(y0)
         _check_images(network, y0)
-        with _on(y0.device):
+        with on_device(y0.device):
             if batch not in prepared.recordings:
                 prepared.recordings[batch] = recording(network, y0)
             y, kept = prepared.recordings[batch](y0)
@@ -129,7 +130,7 @@ class TritonEngine:
         assert isinstance(prepared, TritonPrepared)
         network = prepared.network
         _check_images(network, y0)
-        with _on(y0.device):
+        with on_device(y0.device):
             parts = in_chunks(
                 len(routing),
                 STATES_EACH * len(y0) * network.largest * 4,
@@ -144,7 +145,7 @@ class TritonEngine:
         from pathnet.engines.triton.routed_backward import routed_backward
 
         assert isinstance(blocks, TritonRecord)
-        with _on(grad.device):
+        with on_device(grad.device):
             return routed_backward(blocks.network, blocks.kept, grad, exponent, routing.tolist())
 
     def routed_backward_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
@@ -153,7 +154,7 @@ class TritonEngine:
         assert isinstance(blocks, TritonRecord)
         network, kept = blocks.network, blocks.kept
         norms = torch.empty(len(routing), len(grad), dtype=torch.float64, device=grad.device)
-        with _on(grad.device):
+        with on_device(grad.device):
             for part, own in in_chunks(
                 len(routing),
                 STATES_EACH * len(grad) * network.largest * network.walk_dtype.itemsize,
@@ -182,6 +183,6 @@ def _check_images(network: TritonNetwork, y0: Tensor) -> None:
         raise ValueError("images: expected more than one value a channel for batch statistics, got one")
 
 
-def _on(device: torch.device) -> AbstractContextManager[object]:
+def on_device(device: torch.device) -> AbstractContextManager[object]:
     """Launches go to the current device, which need not be that of the tensors."""
     return nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)

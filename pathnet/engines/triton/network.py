@@ -133,13 +133,21 @@ class TritonNetwork:
         """Elements of a sample's activation, at most."""
         return max(shape.size for conv in self.convolutions for shape in (conv.given, conv.made))
 
+    def bits_sizes(self, batch: int) -> list[int]:
+        """Bytes of the ReLU bits [B, H, W, ceil(C / 8)] of unit after unit."""
+        return [batch * conv.given.pixels * -(-conv.given.channels // 8) for conv in self.convolutions]
+
     def bits_starts(self, batch: int) -> list[int]:
-        """Where the ReLU bits [B, H, W, ceil(C / 8)] of unit after unit begin, and where the last end."""
-        return _starts(batch * conv.given.pixels * -(-conv.given.channels // 8) for conv in self.convolutions)
+        """Where they begin, and where the last end."""
+        return _starts(self.bits_sizes(batch))
+
+    def normalized_sizes(self, batch: int) -> list[int]:
+        """Elements of the normalised activations [B, H, W, C] of unit after unit."""
+        return [batch * conv.given.size for conv in self.convolutions]
 
     def normalized_starts(self, batch: int) -> list[int]:
-        """Where the normalised activations [B, H, W, C] of unit after unit begin, and where the last end."""
-        return _starts(batch * conv.given.size for conv in self.convolutions)
+        """Where they begin, and where the last end."""
+        return _starts(self.normalized_sizes(batch))
 
 
 def _starts(sizes: Iterable[int]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -47,9 +48,8 @@ def block_forward(network: TritonNetwork, x: Tensor, a: float, c: float) -> Pass
     kept = kept_for(
         network,
         batch,
-        # Zeros in the gaps between units, since an operator's outputs are to be functions of its inputs.
-        torch.zeros(network.bits_starts(batch)[-1], dtype=torch.uint8, device=x.device),
-        torch.zeros(network.normalized_starts(batch)[-1], dtype=x.dtype, device=x.device),
+        _room(x, torch.uint8, network.bits_starts(batch), network.bits_sizes(batch)),
+        _room(x, x.dtype, network.normalized_starts(batch), network.normalized_sizes(batch)),
         network.affine[:, 0],
     )
     activations = start_forward(network, plan, tables, x)
@@ -59,6 +59,15 @@ def block_forward(network: TritonNetwork, x: Tensor, a: float, c: float) -> Pass
     scales = network.affine[:, 0] * (statistics[:, 1] + network.epsilon).rsqrt()
     output = ends(network, plan, activations)[0]
     return Pass(output, kept.bits, kept.normalized, scales, statistics)
+
+
+def _room(x: Tensor, dtype: torch.dtype, starts: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """For all units, zeros in the gaps between: what an operator gives is to be a function of what it is given."""
+    room = x.new_empty(starts[-1], dtype=dtype)
+    for start, size, end in zip(starts, sizes, starts[1:], strict=False):
+        if start + size < end:
+            room[start + size : end].zero_()
+    return room
 
 
 def kept_for(network: TritonNetwork, batch: int, bits: Tensor, normalized: Tensor, scales: Tensor) -> Kept:
