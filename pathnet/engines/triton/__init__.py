@@ -1,9 +1,9 @@
 """The triton engine: BN-ReLU-conv blocks of any width, both BN modes, on any GPU that Triton serves.
 
 `plan` compacts routings into rows, `routed_backward` and `routed_forward` launch one kernel a unit for them (`dgrad`,
-`forward`), `sums` and `statistics` finish what batch normalisation needs of a whole batch, `arrivals` takes gradients
-and norms out. Kernels are compiled for a network's shapes on their first use, half a minute for a new network, and
-kept on disk by Triton.
+`forward`), `sums`, `folding` and `statistics` finish what batch normalisation needs of a whole batch, `arrivals`
+takes gradients and norms out. Kernels are compiled for a network's shapes on their first use, half a minute for a new
+network, and kept on disk by Triton.
 """
 
 from __future__ import annotations

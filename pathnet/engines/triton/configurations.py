@@ -15,7 +15,10 @@ import torch
 
 from pathnet.engines.triton.launch import Tile
 
-__all__ = ["DGRAD", "ELEMENTS", "FOLDED", "FORWARD", "ROWS", "STRIDED", "WGRAD", "of_width"]
+__all__ = ["DGRAD", "ELEMENTS", "FLOAT32", "FOLDED", "FORWARD", "ROWS", "STRIDED", "WGRAD", "of_width"]
+
+FLOAT32 = "ieee" if torch.version.hip or torch.version.xpu else "tf32x3"
+"""How float32 numbers are multiplied: as three products of TF32 terms, or as they are where that is not to be had."""
 
 Table = dict[torch.dtype, dict[int, Tile]]
 """Tiles by the type of the operands and the channels of the result: the smallest number that holds them all."""

@@ -6,15 +6,16 @@ incoming gradient at a time. Weights, ReLU bits and x_hat are read once for the 
 in their gradients alone stand side by side, so that others find them in L2. With a stride, the points of a program
 are of one phase (row and column modulo the stride), which leaves out the taps that meet none of its pixels.
 
-What BN does to a gradient takes two means over the whole batch, known only when every program of a launch is done. So
-a program stores ``factor * bit * (J_conv^T g)``, and its share of the two sums beside it; whoever reads that gradient
-takes the means off (`tiles.corrected`). Each gradient is read and written once a convolution.
+What BN does to a gradient takes two means over the whole batch, known only when every program of a launch is done.
+So a program stores ``scale * bit * (J_conv^T g)``, and its share of the two sums beside it; whoever reads that
+gradient takes the means off: on loading (`tiles.load_gradients`), or, where a convolution reads it once a tap, by a
+second product (`folding`). Each gradient is read and written once a convolution.
 
-Limits on an H100, by arithmetic: stage 1 of a CIFAR network (16 channels, side 32, batch 128) has 2.1 M values a
-gradient, 604 MFLOP a convolution; bf16 in and out are 8.4 MB, 2.8 us at 3 TB/s; at 400 TFLOP/s (half the rate, since
-16 columns leave tensor cores waiting for operands) the products are 1.5 us; nine loads of 32 bytes a pixel and the
-conversion to operands through shared memory 75 MB, 2.5 us at 128 bytes a clock and multiprocessor. Memory bounds it,
-and stages 2 and 3, with half and a quarter of the values, less so.
+Limits on an H100, reckoned and not yet measured. Stage 1 of a CIFAR network (16 channels, side 32, batch 128) has
+2.1 M values a gradient and 604 MFLOP a convolution: bf16 in and out are 8.4 MB, 2.8 us at 3 TB/s; the products 1.5 us
+at 400 TFLOP/s (half the rate: 16 columns leave tensor cores waiting for operands). By the compiler's own code a tile
+of 128 rows takes some 640 instructions a warp in BN mode ``running`` and 1,100 in ``batch``; at one a clock and
+scheduler that is 2.8 us and 4.9 us. Issue slots bound it, then memory; stages 2 and 3 take half and a quarter.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pathnet.engines.triton.configurations import DGRAD, STRIDED, of_width
+from pathnet.engines.triton.configurations import DGRAD, FLOAT32, STRIDED, of_width
 from pathnet.engines.triton.folding import fold_means, taps_of
 from pathnet.engines.triton.launch import Tile, launch
 from pathnet.engines.triton.network import Convolution, FusedBlock
 from pathnet.engines.triton.plan import Launch
+from pathnet.engines.triton.products import shared_products, transposed_products
 from pathnet.engines.triton.state import Gradients, Kept
 from pathnet.engines.triton.sums import take_means
 from pathnet.engines.triton.tiles import (
@@ -44,157 +46,6 @@ from pathnet.engines.triton.tiles import (
 )
 
 __all__ = ["dgrad", "dgrad_point_tiles", "dgrad_tile"]
-
-
-@triton.jit
-def _add_products(
-    acc,
-    gradients_ptr,
-    slot_size,
-    weights_ptr,
-    states,
-    live,
-    states_ptr,
-    offsets_ptr,
-    normalized_ptr,
-    corrections_ptr,
-    corrections_width,
-    sample,
-    row,
-    column,
-    inside,
-    phase_row,
-    phase_column,
-    channel,
-    C: tl.constexpr,
-    OUT_C: tl.constexpr,
-    OUT_H: tl.constexpr,
-    OUT_W: tl.constexpr,
-    KERNEL: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PHASES: tl.constexpr,
-    CORRECT: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """``acc`` and the transposed convolution of gradients [OUT_H, OUT_W, OUT_C]; weights [KERNEL**2, OUT_C, C].
-
-    Args:
-        phase_row, phase_column: of all the points' rows and columns, modulo PHASES.
-    """
-    PADDING: tl.constexpr = KERNEL // 2
-    TAPS: tl.constexpr = (KERNEL + PHASES - 1) // PHASES
-    slots, waits, first = locate(states, live, slot_size, states_ptr, offsets_ptr)
-    for depth in range((OUT_C + BLOCK_K - 1) // BLOCK_K):
-        deep = depth * BLOCK_K + tl.arange(0, BLOCK_K)
-        has_deep = deep < OUT_C
-        mean, mean_x_hat = 0.0, 0.0
-        if CORRECT:
-            mean, mean_x_hat = load_means(corrections_ptr, corrections_width, states, live & waits, deep, has_deep)
-        for tap in range(TAPS * TAPS):
-            tap_row = (phase_row + PADDING) % PHASES + (tap // TAPS) * PHASES
-            tap_column = (phase_column + PADDING) % PHASES + (tap % TAPS) * PHASES
-            from_row, from_column = row + PADDING - tap_row, column + PADDING - tap_column
-            hit = inside & (from_row >= 0) & (from_column >= 0)
-            if STRIDE > 1:
-                hit = hit & (from_row % STRIDE == 0) & (from_column % STRIDE == 0)
-                from_row, from_column = from_row // STRIDE, from_column // STRIDE
-            hit = hit & (from_row < OUT_H) & (from_column < OUT_W)
-            mask = hit[:, None] & has_deep[None, :]
-            gradients = load_gradients(
-                gradients_ptr,
-                slots,
-                (((sample * OUT_H + from_row) * OUT_W + from_column) * OUT_C)[:, None] + deep[None, :],
-                live[:, None, None] & mask[None, :, :],
-                normalized_ptr + first,
-                mask & waits,
-                mean,
-                mean_x_hat,
-                CORRECT,
-            ).to(gradients_ptr.dtype.element_ty)
-            known = has_deep & (tap_row < KERNEL) & (tap_column < KERNEL)
-            weights = tl.load(
-                weights_ptr + ((tap_row * KERNEL + tap_column) * OUT_C + deep)[:, None] * C + channel[None, :],
-                mask=known[:, None] & (channel < C)[None, :],
-                other=0.0,
-            )
-            acc = tl.dot(tl.reshape(gradients, [acc.shape[0], BLOCK_K]), weights, acc, input_precision=PRECISION)
-    return acc
-
-
-@triton.jit
-def _shared_products(
-    x_hat_ptr,
-    folded_ptr,
-    constants_ptr,
-    first_path,
-    waits,
-    sample,
-    row,
-    column,
-    inside,
-    phase_row,
-    phase_column,
-    first_channel,
-    C: tl.constexpr,
-    OUT_C: tl.constexpr,
-    OUT_H: tl.constexpr,
-    OUT_W: tl.constexpr,
-    KERNEL: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PATHS: tl.constexpr,
-    TAPS_KEPT: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """[PATHS, POINTS, BLOCK_N]: what BN's means take off the convolution of PATHS gradients that share x_hat;
-    `folding`.
-
-    A row of products is a point, its columns the channels of one gradient after the other.
-    """
-    PADDING: tl.constexpr = KERNEL // 2
-    TAPS: tl.constexpr = (KERNEL + STRIDE - 1) // STRIDE
-    column_of = tl.arange(0, PATHS * BLOCK_N)
-    path = (first_path + column_of // BLOCK_N).to(tl.int64)
-    channel = first_channel + column_of % BLOCK_N
-    has_channel = channel < C
-    acc = tl.zeros([sample.shape[0], PATHS * BLOCK_N], tl.float32)
-    for depth in range((OUT_C + BLOCK_K - 1) // BLOCK_K):
-        deep = depth * BLOCK_K + tl.arange(0, BLOCK_K)
-        has_deep = deep < OUT_C
-        for tap in range(TAPS * TAPS):
-            tap_row = (phase_row + PADDING) % STRIDE + (tap // TAPS) * STRIDE
-            tap_column = (phase_column + PADDING) % STRIDE + (tap % TAPS) * STRIDE
-            from_row, from_column = row + PADDING - tap_row, column + PADDING - tap_column
-            hit = inside & (from_row >= 0) & (from_column >= 0) & waits
-            from_row, from_column = from_row // STRIDE, from_column // STRIDE
-            hit = hit & (from_row < OUT_H) & (from_column < OUT_W)
-            at = ((sample * OUT_H + from_row) * OUT_W + from_column) * OUT_C
-            x_hat = tl.load(x_hat_ptr + at[:, None] + deep[None, :], mask=hit[:, None] & has_deep[None, :], other=0.0)
-            known = has_deep & (tap_row < KERNEL) & (tap_column < KERNEL)
-            own = path * (KERNEL * KERNEL * OUT_C * C) + channel
-            weights = tl.load(
-                folded_ptr + ((tap_row * KERNEL + tap_column) * OUT_C + deep)[:, None] * C + own[None, :],
-                mask=known[:, None] & has_channel[None, :],
-                other=0.0,
-            )
-            acc = tl.dot(x_hat, weights, acc, input_precision=PRECISION)
-    tap = tl.arange(0, TAPS_KEPT)
-    to_row = row[:, None] + (PADDING - tap // KERNEL)[None, :]
-    to_column = column[:, None] + (PADDING - tap % KERNEL)[None, :]
-    hits = (to_row >= 0) & (to_column >= 0) & (to_row % STRIDE == 0) & (to_column % STRIDE == 0)
-    hits = hits & (to_row // STRIDE < OUT_H) & (to_column // STRIDE < OUT_W) & (tap < KERNEL * KERNEL)[None, :]
-    hits = (hits & waits).to(tl.float32).to(constants_ptr.dtype.element_ty)
-    for term in tl.static_range(2):
-        own = path * (2 * TAPS_KEPT * C) + term * TAPS_KEPT * C + channel
-        constants = tl.load(
-            constants_ptr + (tap * C)[:, None] + own[None, :],
-            mask=has_channel[None, :] & (tap < TAPS_KEPT)[:, None],
-            other=0.0,
-        )
-        acc = tl.dot(hits, constants, acc, input_precision=PRECISION)
-    return tl.permute(tl.reshape(acc, [sample.shape[0], PATHS, BLOCK_N]), [1, 0, 2])
 
 
 @triton.jit(do_not_specialize=["path_tiles", "batch", "unit"], do_not_specialize_on_alignment=["rows_ptr"])
@@ -285,7 +136,7 @@ def _dgrad_kernel(
 
     value = tl.zeros([PATHS, POINTS, BLOCK_N], tl.float32)
     if RESIDUAL:
-        products = _add_products(
+        products = transposed_products(
             tl.zeros([PATHS * POINTS, BLOCK_N], tl.float32),
             gradients_ptr,
             slot_size,
@@ -318,7 +169,7 @@ def _dgrad_kernel(
         value = tl.reshape(products, [PATHS, POINTS, BLOCK_N])
         if FOLDED:
             _, waits, first = locate(source, live, slot_size, states_ptr, offsets_ptr)
-            value += _shared_products(
+            value += shared_products(
                 normalized_ptr + first,
                 folded_ptr,
                 constants_ptr,
@@ -352,7 +203,7 @@ def _dgrad_kernel(
         factor *= a[:, None]
         taken = live & (a != 0)
     if SKIP == PROJECTION:
-        products = _add_products(
+        products = transposed_products(
             tl.zeros([PATHS * POINTS, BLOCK_N], tl.float32),
             gradients_ptr,
             slot_size,
@@ -527,7 +378,7 @@ def dgrad(gradients: Gradients, kept: Kept, block: FusedBlock, task: Launch) -> 
         PIXELS=pixels,
         BLOCK_N=tile.channels,
         BLOCK_K=tile.depth,
-        PRECISION="tf32x3",
+        PRECISION=FLOAT32,
     )
     if has_sums and gradients.waits:
         take_means(gradients, rows, tiles, kept.scales[unit], given.channels, given.pixels)

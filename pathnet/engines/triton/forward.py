@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pathnet.engines.triton.configurations import FORWARD, of_width
+from pathnet.engines.triton.configurations import FLOAT32, FORWARD, of_width
 from pathnet.engines.triton.launch import Tile, launch
 from pathnet.engines.triton.network import Convolution, TritonNetwork
 from pathnet.engines.triton.plan import Launch
@@ -390,7 +390,7 @@ def forward_unit(network: TritonNetwork, activations: Activations, task: Launch,
         PIXELS=pixels,
         BLOCK_N=tile.channels,
         BLOCK_K=tile.depth,
-        PRECISION="tf32x3",
+        PRECISION=FLOAT32,
     )
     if by_batch:
         take_statistics(activations, rows, tiles, made.channels)

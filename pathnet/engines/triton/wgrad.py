@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pathnet.engines.triton.configurations import WGRAD, of_width
+from pathnet.engines.triton.configurations import FLOAT32, WGRAD, of_width
 from pathnet.engines.triton.launch import launch, power_of_two_from
 from pathnet.engines.triton.network import Convolution
 from pathnet.engines.triton.state import Gradients, Kept
@@ -152,7 +152,7 @@ def wgrad(gradients: Gradients, kept: Kept, state: int, conv: Convolution, unit:
         BLOCK_M=rows,
         BLOCK_N=tile.channels,
         BLOCK_K=tile.depth,
-        PRECISION="tf32x3",
+        PRECISION=FLOAT32,
     )
     whole = parts.sum(0).reshape(made.channels, conv.kernel, conv.kernel, given.channels)
     return whole.permute(0, 3, 1, 2)
