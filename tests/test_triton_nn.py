@@ -105,6 +105,20 @@ def test_one_image(training: bool) -> None:
     compare(fused(block, x, direction), truth(block, x, direction), FLOAT32)
 
 
+def test_weights_in_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More points than a range, more channels and more columns than a tile, the last of each not full."""
+    from pathnet.engines.triton.configurations import WGRAD
+    from pathnet.engines.triton.launch import Tile
+
+    for width in WGRAD[torch.float32]:
+        monkeypatch.setitem(WGRAD[torch.float32], width, Tile(64, 16, 32))
+    torch.manual_seed(1)
+    block = PreactBlock(3, (3,), (70,), 2, "projection").train()
+    shaken(ResidualNet(nn.Identity(), [block], nn.Identity()))
+    x, direction = torch.randn(3, 3, 11, 9), torch.randn(3, 70, 6, 5)
+    compare(fused(block, x, direction), truth(block, x, direction), FLOAT32)
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("a", "c"), [(0.5, -3.0), (0.0, 1.0), (-2.0, 1e-3)])
 @pytest.mark.parametrize("kind", ["basic", "basic-projection"])
@@ -252,7 +266,7 @@ def test_opcheck() -> None:
     block, _, arguments = operands("basic-projection")
     torch.library.opcheck(own, arguments)
     running = [statistic for bn in block.bns for statistic in (bn.running_mean, bn.running_var)]
-    evaluated = (*arguments[:4], running, *arguments[5:])
+    evaluated = (arguments[0].bfloat16(), *arguments[1:4], running, *arguments[5:])
     torch.library.opcheck(own, evaluated, test_utils=("test_schema", "test_faketensor"))
 
 
