@@ -12,7 +12,8 @@ EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: text.splitlines()[-1][:40])
-def test_python_examples_run(example: str) -> None:
+def test_python_examples_run(example: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     exec(compile(example, "README.md", "exec"), {})
 
 

@@ -100,7 +100,7 @@ def test_walks_of_networks_that_are_measured(seed: int, bn: str, precision: str)
 @pytest.mark.parametrize(("bn", "precision"), [("running", "float32"), ("batch", "float32"), ("batch", "bfloat16")])
 def test_walks_in_the_tiles_of_a_gpu(bn: str, precision: str) -> None:
     """Tiles that hold parts of samples, and several; more rows than a tile, tiles filled up."""
-    case = Case("tiles", 8, width=8, side=9, batch=4)
+    case = Case("tiles", 8, width=8, side=9, batch=3)
     tape = recorded(case.net(), *case.images(), bn, precision)
     check(tape, random_routings(tape.n, 2), precision, gradients=False)
 
@@ -174,10 +174,11 @@ def test_the_polynomial_of_path_lengths(bn: str) -> None:
     tape = recorded(case.net(), *case.images(), bn)
     every = pathnet.paths.enumerate_all(tape.n)
     gradients, lengths = tape.path_gradients(every), every.sum(1).double()
-    for x in (-1.0, 0.5, 2.0):
-        routing = torch.tensor([1.0, x], dtype=torch.float64).expand(1, tape.n, 2)
+    points = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
+    routing = torch.stack([torch.ones(3, tape.n, dtype=torch.float64), points[:, None].expand(3, tape.n)], 2)
+    for x, own in zip(points, tape.routed_gradients(routing), strict=True):
         total = (gradients * (x**lengths)[:, None, None, None, None]).sum(0)
-        assert relative_error(tape.routed_gradients(routing)[0], total) < FLOAT32_SAMPLE_NORM
+        assert relative_error(own, total) < FLOAT32_SAMPLE_NORM
 
 
 def wide_net(blocks: int, seed: int = 0) -> tuple[ResidualNet, Tensor, Tensor]:
@@ -193,13 +194,13 @@ def wide_net(blocks: int, seed: int = 0) -> tuple[ResidualNet, Tensor, Tensor]:
 @pytest.mark.parametrize("bn", MODES)
 def test_range(bn: str) -> None:
     """Norms of 1e-200 come out with full relative precision, and one sample beside much larger ones."""
-    net, images, labels = wide_net(14)
+    net, images, labels = wide_net(8)
     # A single module may shrink a gradient to 1e-19: two lie between one scaling and the next.
     for block in net.blocks:
         block.convs[1].weight.data *= 1e-15
     tape = recorded(net, images, labels, bn)
-    routing = pathnet.paths.routing(torch.ones(1, 14, dtype=torch.uint8)).double()
-    routing = torch.cat([routing, routing * 1e30])
+    routing = pathnet.paths.routing(torch.ones(1, 8, dtype=torch.uint8)).double() * 1e-12
+    routing = torch.cat([routing, routing * 1e40])
     norms, expected = check(tape, routing, "float32", gradients=False)
     assert float(expected[0].max()) < 1e-200 and float(expected[1].max()) > 1e30 * float(expected[0].max())
     if bn == "batch":

@@ -52,7 +52,13 @@ def _largest_error(engine: Engine, bn: BatchNormMode, precision: Precision, devi
             torch.manual_seed(0)
             net = snapshot(preact_resnet(20, shortcut=shortcut), bn, torch.float32)
         width = net.stem_weight().shape[0]
-        shapes = {"y0": (5, width, 12, 12), "grad": (5, 4 * width, 3, 3), "routing": (4, net.n, 2)}
+        # Statistics of a batch want some values a channel, or what they leave of a gradient is rounding.
+        batch, side = (5, 12) if bn == "batch" else (3, 8)
+        shapes = {
+            "y0": (batch, width, side, side),
+            "grad": (batch, 4 * width, side // 4, side // 4),
+            "routing": (4, net.n, 2),
+        }
         y0, grad, routing = (
             torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu") for shape in shapes.values()
         )
