@@ -1,8 +1,8 @@
 """pathnet: how gradient travels through the single paths of a residual network."""
 
-from pathnet import data, engines, models, nn, paths, training
+from pathnet import data, engines, lesion, models, nn, paths, training
 from pathnet.tape import Recorder, Tape, record
 
-__all__ = ["Recorder", "Tape", "data", "engines", "models", "nn", "paths", "record", "training"]
+__all__ = ["Recorder", "Tape", "data", "engines", "lesion", "models", "nn", "paths", "record", "training"]
 
 __version__ = "0.1.0"

@@ -130,21 +130,46 @@ def train(
     *,
     data: DataFlag,
     out: Annotated[Path, typer.Option(help="The safetensors file to write; its checkpoint lies beside it.")],
-    depth: Annotated[int, typer.Option(help="Layers with weights: 6n + 2, bottleneck 9n + 2.")] = 56,
-    width: Annotated[int, typer.Option(help="Channels of the first stage.")] = 16,
+    model: Annotated[
+        Literal["preact_resnet", "preact_resnet_imagenet", "vgg", "highway"], typer.Option(help="The network.")
+    ] = "preact_resnet",
+    depth: Annotated[
+        int | None, typer.Option(help="Layers with weights: 6n + 2, bottleneck 9n + 2.", show_default="56")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Channels of the first stage.", show_default="the model's")
+    ] = None,
     shortcut: Annotated[
-        Literal["projection", "pad"], typer.Option(help="The skip of blocks that change shape.")
-    ] = "projection",
-    block: Annotated[Literal["basic", "bottleneck"], typer.Option(help="The kind of block.")] = "basic",
+        Literal["projection", "pad"] | None,
+        typer.Option(help="The skip of blocks that change shape.", show_default="projection"),
+    ] = None,
+    block: Annotated[
+        Literal["basic", "bottleneck"] | None, typer.Option(help="The kind of block.", show_default="basic")
+    ] = None,
+    survival: Annotated[
+        float | None, typer.Option(help="Stochastic depth: the last module's.", show_default="1, none")
+    ] = None,
+    gate_bias: Annotated[
+        float | None, typer.Option(help="Of a highway network's gates at first.", show_default="-1")
+    ] = None,
+    stages: Annotated[int | None, typer.Option(help="Of a VGG, between poolings.", show_default="4")] = None,
     device: DeviceFlag = "auto",
     as_json: Json = False,
     settings: Recipe,
 ) -> None:
-    """Train a pre-activation residual network; an interrupted training goes on from its checkpoint."""
+    """Train a residual network, a VGG or a highway network; an interrupted training goes on from its checkpoint."""
     place = _device(device)
     images = pathnet.data.load(data)
+    own: dict[str, Any] = {"depth": depth, "width": width, "shortcut": shortcut, "block": block}
+    own |= {"survival": survival, "gate_bias": gate_bias, "stages": stages}
+    given = {name: value for name, value in own.items() if value is not None}
+    if model == "preact_resnet":
+        given.setdefault("depth", 56)
+    given["num_classes"] = len(images.classes)
+    if model != "preact_resnet_imagenet":
+        given["in_channels"] = images.image_shape[0]
     torch.manual_seed(settings.seed)
-    net = models.preact_resnet(depth, width, len(images.classes), shortcut, block, images.image_shape[0])
+    net = models.build({"model": model, **given})
     history = _train(net.to(place), images, settings, out)
     if as_json:
         _print_json({"epochs": [asdict(epoch) for epoch in history]}, [out])

@@ -14,12 +14,13 @@ from pathnet.record import Prepared, Record
 __all__ = ["check_paths", "check_routing", "routed_backward", "routed_backward_norms", "routed_forward"]
 
 
-def check_routing(routing: Tensor, n: int) -> None:
-    """Raises ValueError unless ``routing`` is a finite floating-point tensor [P, n, 2]."""
+def check_routing(routing: Tensor, n: int, parts: int = 2) -> None:
+    """Raises ValueError unless ``routing`` is a finite floating-point tensor [P, n, 2], or [P, n, parts]."""
     if not isinstance(routing, Tensor) or not routing.is_floating_point():
         raise ValueError(f"routing: expected a floating-point tensor, got {_kind(routing)}")
-    if routing.ndim != 3 or routing.shape[1:] != (n, 2):
-        raise ValueError(f"routing: expected shape [P, {n}, 2] for {n} blocks, got {list(routing.shape)}")
+    if routing.ndim != 3 or routing.shape[1] != n or routing.shape[2] not in (2, parts):
+        shapes = " or ".join(f"[P, {n}, {columns}]" for columns in sorted({2, parts}))
+        raise ValueError(f"routing: expected shape {shapes} for {n} blocks, got {list(routing.shape)}")
     if not torch.isfinite(routing.float()).all():
         raise ValueError(
             "routing: expected coefficients that are finite in float32, got NaN, infinity or larger ones"

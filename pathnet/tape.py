@@ -116,7 +116,9 @@ class Tape:
         """The gradients under routings: ``g <- a J_skip^T g + c J_residual^T g`` from the last block to the first.
 
         Args:
-            routing: floating-point [P, n, 2], the (a, c) of every block. Ones give the ordinary gradient.
+            routing: floating-point [P, n, 2], the (a, c) of every block. Ones give the ordinary gradient. Of a
+                network with gates (highway) also [P, n, 3]: the third is that of what flows through the gate
+                itself, 0 where it is not given, and ones in all three give the ordinary gradient.
 
         Returns:
             float64 [P, *shape at the place]; or the scaled pair.
@@ -124,12 +126,15 @@ class Tape:
         Raises:
             ValueError: ``routing`` is not such a tensor.
         """
-        check_routing(routing, self.n)
+        check_routing(routing, self.n, self._record.net.parts)
         return self._gradients(routing, scaled)
 
     def gradient(self) -> Tensor:
-        """The ordinary gradient of the loss, float64: the sum over all 2^n paths."""
-        everything = torch.ones(1, self.n, 2, dtype=torch.float64)
+        """The ordinary gradient of the loss, float64: the sum over all 2^n paths.
+
+        In a network with gates (highway) what flows through the gates themselves is added to it.
+        """
+        everything = torch.ones(1, self.n, self._record.net.parts, dtype=torch.float64)
         return self._gradients(everything, scaled=False)[0]
 
     def _routing(self, b: Tensor) -> Tensor:

@@ -1,4 +1,9 @@
-"""Training that resumes bit-exactly: one recipe, one loop, one checkpoint file."""
+"""Training that resumes bit-exactly: one recipe, one loop, one checkpoint file.
+
+Stochastic depth and effective training (section 5 of the paper) draw for each batch the residual modules that take
+part. The others are computed neither forward nor back. What is drawn is a function of seed and step alone, so that
+all processes of a distributed training leave out the same modules.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +12,21 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from pathnet.data import Data
 from pathnet.models.residual_net import ResidualNet
 from pathnet.models.weights import fill, read_tensors, write_tensors
 from pathnet.streams import stream
 
-__all__ = ["Epoch", "Recipe", "evaluate", "train"]
+__all__ = ["Epoch", "Recipe", "drawn_modules", "evaluate", "train", "training_batch"]
 
 EVALUATION_BATCH = 256
 CHECKPOINT_SECONDS = 120.0
@@ -41,7 +47,11 @@ class Recipe:
         weight_decay: applied to every parameter.
         augment: random crops and flips, as the data set defines them.
         bfloat16: autocast the forward and backward pass; weights and statistics stay float32.
-        seed: of the order of the images and their augmentation.
+        modules: residual modules drawn for each batch, exactly as many (effective training); 0 for all of them, or
+            what the network's own survival probabilities draw (stochastic depth).
+        undrawn: the gradient of a module that is not drawn: none leaves it as it is in that step, zero lets weight
+            decay and momentum move it.
+        seed: of the order of the images, their augmentation, and the modules drawn.
     """
 
     epochs: int = 200
@@ -53,9 +63,15 @@ class Recipe:
     warmup_learning_rate: float = 0.01
     augment: bool = True
     bfloat16: bool = False
+    modules: int = 0
+    undrawn: Literal["none", "zero"] = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.modules < 0:
+            raise ValueError(f"modules: expected 0 (all) or the number drawn for a batch, got {self.modules}")
+        if self.undrawn not in ("none", "zero"):
+            raise ValueError(f"undrawn: expected 'none' or 'zero', got {self.undrawn!r}")
         if self.epochs < 1 or self.batch_size < 1:
             raise ValueError(
                 f"recipe: expected epochs and batch_size of at least 1, got {self.epochs} and {self.batch_size}"
@@ -78,6 +94,46 @@ class Epoch:
     train_loss: float
     test_accuracy: float
     seconds: float
+
+
+def drawn_modules(net: ResidualNet, recipe: Recipe, step: int) -> tuple[bool, ...] | None:
+    """Which residual modules take part in step ``step`` (from 0); None where nothing is drawn.
+
+    Either exactly ``recipe.modules``, uniformly, or each by its own probability of survival (Huang et al. 2016).
+
+    Raises:
+        ValueError: the recipe draws a number of modules of a network that has survival probabilities, or more
+            modules than there are.
+    """
+    survival = [block.survival for block in net]
+    stochastic = any(probability < 1 for probability in survival)
+    if recipe.modules == 0:
+        if not stochastic:
+            return None
+        uniform = stream(recipe.seed, "modules", step).random(net.n)
+        return tuple(bool(u < probability) for u, probability in zip(uniform, survival, strict=True))
+    if stochastic:
+        raise ValueError(f"modules: expected 0 for a network with stochastic depth, got {recipe.modules}")
+    if recipe.modules > net.n:
+        raise ValueError(f"modules: expected at most {net.n} (the network's), got {recipe.modules}")
+    chosen = set(stream(recipe.seed, "modules", step).choice(net.n, recipe.modules, replace=False).tolist())
+    return tuple(i in chosen for i in range(net.n))
+
+
+def training_batch(data: Data, recipe: Recipe, step: int, share: slice = slice(None)) -> tuple[Tensor, Tensor]:
+    """The images, float32 [B, C, H, W], and labels, int64 [B], of step ``step`` (from 0).
+
+    Args:
+        share: which of the batch's images.
+    """
+    size, seed = recipe.batch_size, recipe.seed
+    epoch, position = divmod(step, len(data.train) // size)
+    order = _order(seed, epoch, len(data.train))
+    indices = torch.from_numpy(order[position * size : (position + 1) * size])
+    images = data.normalise(data.train.take(indices))
+    if recipe.augment:
+        images = data.augment(images, stream(seed, "augmentation", epoch, position))
+    return images[share].contiguous(memory_format=torch.channels_last), data.train.labels[indices][share]
 
 
 def _device(net: ResidualNet) -> torch.device:
@@ -110,11 +166,16 @@ def train(
     training that was never interrupted (on the same machine and number of threads). The file is written whole
     every two minutes, after every epoch, and on an interrupt.
 
+    Where ``torch.distributed`` is initialised, its processes share out each batch (DistributedDataParallel); all
+    are given the same arguments, and the first writes the checkpoint. The blocks may be compiled beforehand
+    (``for block in net: block.compile()``): compiling the whole network would make one program a set of modules.
+
     Args:
         progress: called with (steps done, steps in all, a note) after every step.
 
     Raises:
-        ValueError: the checkpoint is of another model, data set or recipe, or the loss is not finite.
+        ValueError: the checkpoint is of another model, data set or recipe, the recipe does not fit the network or
+            the data, or the loss is not finite.
     """
     run = _Run(net, data, recipe, Path(checkpoint) if checkpoint is not None else None)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -144,7 +205,14 @@ class _Run:
     """The state that a checkpoint holds: weights, momentum, the step, what the epochs so far came to."""
 
     def __init__(self, net: ResidualNet, data: Data, recipe: Recipe, checkpoint: Path | None) -> None:
-        self.net, self.data, self.recipe, self.checkpoint = net, data, recipe, checkpoint
+        self.net, self.data, self.recipe = net, data, recipe
+        self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.checkpoint = checkpoint if self.rank == 0 else None
+        if recipe.batch_size % self.processes:
+            raise ValueError(
+                f"recipe: expected a batch_size that {self.processes} processes can share, got {recipe.batch_size}"
+            )
+        draws = drawn_modules(net, recipe, 0) is not None
         self.steps_an_epoch = len(data.train) // recipe.batch_size
         if self.steps_an_epoch == 0:
             raise ValueError(
@@ -165,6 +233,12 @@ class _Run:
         self.identity = {"config": net.config, "recipe": asdict(recipe), "data": data.fingerprint()}
         if checkpoint is not None and checkpoint.exists():
             self._resume(checkpoint)
+        self.forward: nn.Module = net
+        if self.processes > 1:
+            device = _device(net)
+            self.forward = nn.parallel.DistributedDataParallel(
+                net, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=draws
+            )
 
     @property
     def epoch(self) -> int:
@@ -177,37 +251,38 @@ class _Run:
         """One step; after the last of an epoch also the test. Returns the step's loss."""
         begun = time.monotonic()
         epoch, position = divmod(self.step, self.steps_an_epoch)
-        images, labels = self._batch(epoch, position)
+        device, each = _device(self.net), self.recipe.batch_size // self.processes
+        share = slice(self.rank * each, (self.rank + 1) * each)
+        images, labels = (part.to(device) for part in training_batch(self.data, self.recipe, self.step, share))
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate(self.step, self.steps)
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
-            output = self.net(images)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
+            output = self.forward(images, drawn_modules(self.net, self.recipe, self.step))
         loss = F.cross_entropy(output.float(), labels)
         if not torch.isfinite(loss):
             raise ValueError(f"recipe: the loss is {loss.item()} at step {self.step}; try a lower learning_rate")
         loss.backward()  # type: ignore[no-untyped-call]
+        if self.recipe.undrawn == "zero":
+            for parameter in self.net.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         self.optimizer.step()
         self.step += 1
         self.loss_sum += loss.item()
         self.seconds += time.monotonic() - begun
         if position == self.steps_an_epoch - 1:
+            self._agree()
             accuracy = evaluate(self.net, self.data)
             self.history.append(Epoch(epoch, self.loss_sum / self.steps_an_epoch, accuracy, self.seconds))
             self.loss_sum = self.seconds = 0.0
             self.save()
         return loss.item()
 
-    def _batch(self, epoch: int, position: int) -> tuple[Tensor, Tensor]:
-        size, seed = self.recipe.batch_size, self.recipe.seed
-        order = _order(seed, epoch, len(self.data.train))
-        indices = torch.from_numpy(order[position * size : (position + 1) * size])
-        images = self.data.normalise(self.data.train.take(indices))
-        if self.recipe.augment:
-            images = self.data.augment(images, stream(seed, "augmentation", epoch, position))
-        images = images.contiguous(memory_format=torch.channels_last)
-        device = _device(self.net)
-        return images.to(device), self.data.train.labels[indices].to(device)
+    def _agree(self) -> None:
+        """The first process's running statistics, which each kept of its own share, for all."""
+        if self.processes > 1:
+            for buffer in self.net.buffers():
+                dist.broadcast(buffer, 0)
 
     def _momenta(self) -> dict[str, Tensor]:
         state = self.optimizer.state

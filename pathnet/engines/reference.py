@@ -90,21 +90,22 @@ class ReferenceEngine:
         return unfused.routed_forward(prepared.blocks, y0, routing)
 
 
-def _through(block: Block, x: Tensor, grads: Tensor, coefficients: Sequence[tuple[float, float]]) -> Tensor:
-    """One block's routed Jacobian: grads [P, B, ...] at its output, P pairs (a, c), to its input."""
+def _through(block: Block, x: Tensor, grads: Tensor, coefficients: Sequence[Sequence[float]]) -> Tensor:
+    """One block's routed Jacobian: grads [P, B, ...] at its output, P times (a, c) or (a, c, gate), to its input."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         # Copies, since a branch or a join may begin with an in-place ReLU.
         skip, residual = block.branches(x.clone())
         z = (skip + residual).detach().requires_grad_()
         y = block.join(z.clone())
+        branches = (skip, residual, block.gated(x.clone()))
     walked = []
-    for grad, (a, c) in zip(grads, coefficients, strict=True):
+    for grad, own in zip(grads, coefficients, strict=True):
         (grad,) = torch.autograd.grad(y, z, grad, retain_graph=True)
         parts = [
             coefficient * torch.autograd.grad(branch, x, grad, retain_graph=True)[0]
-            for coefficient, branch in ((a, skip), (c, residual))
-            if coefficient != 0
+            for coefficient, branch in zip(own, branches, strict=False)
+            if coefficient != 0 and branch is not None
         ]
         walked.append(sum(parts[1:], parts[0]) if parts else torch.zeros_like(x))
     return torch.stack(walked).detach() if walked else grads.new_zeros(0, *x.shape)

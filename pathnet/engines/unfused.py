@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,7 +13,9 @@ from pathnet import scaling
 from pathnet.chunks import in_chunks
 from pathnet.models.residual_net import Block
 
-__all__ = ["norms", "routed_forward"]
+__all__ = ["norms", "routed_forward", "through_shared_prefixes"]
+
+Step = TypeVar("Step", bound=Hashable)
 
 
 def norms(walk: Callable[[Tensor], tuple[Tensor, Tensor]], grad: Tensor, bytes_each: int, routing: Tensor) -> Tensor:
@@ -32,14 +36,40 @@ def norms(walk: Callable[[Tensor], tuple[Tensor, Tensor]], grad: Tensor, bytes_e
 @torch.no_grad()
 def routed_forward(blocks: Sequence[Block], y0: Tensor, routing: Tensor) -> Tensor:
     """[P, B, *y_n.shape[1:]] of at least one routing [P, n, 2], through the blocks' own branches."""
-    outputs = []
-    for coefficients in routing.tolist():
-        y = y0
-        for block, (a, c) in zip(blocks, coefficients, strict=True):
-            # A copy, since a branch or a join may begin with an in-place ReLU.
-            y = block.join(_branches(block, y.clone(), a, c))
-        outputs.append(y)
-    return torch.stack(outputs)
+    # A copy, since a branch or a join may begin with an in-place ReLU.
+    ways = [tuple(map(tuple, coefficients)) for coefficients in routing.tolist()]
+    return torch.stack(
+        through_shared_prefixes(
+            y0, ways, lambda i, y, step: blocks[i].join(_branches(blocks[i], y.clone(), step[0], step[1]))
+        )
+    )
+
+
+def through_shared_prefixes(
+    y0: Tensor, ways: Sequence[Sequence[Step]], apply: Callable[[int, Tensor, Step], Tensor]
+) -> list[Tensor]:
+    """What comes out of each way from block to block, where ways that begin alike share their beginning.
+
+    Args:
+        ways: for each way, what is done at each block; all of one length.
+        apply: takes the number of the block (from 0), its input and what is done there, to its output.
+    """
+    ends: list[Tensor] = [y0] * len(ways)
+
+    def walk(i: int, y: Tensor, together: Sequence[int]) -> None:
+        if i == len(ways[together[0]]):
+            for way in together:
+                ends[way] = y
+            return
+        parting: defaultdict[Step, list[int]] = defaultdict(list)
+        for way in together:
+            parting[ways[way][i]].append(way)
+        for step, own in parting.items():
+            walk(i + 1, apply(i, y, step), own)
+
+    if ways:
+        walk(0, y0, range(len(ways)))
+    return ends
 
 
 def _branches(block: Block, y: Tensor, a: float, c: float) -> Tensor:

@@ -1,19 +1,25 @@
 """Networks as a stem, residual building blocks and a head."""
 
+from pathnet.models.highway import HighwayBlock, highway
 from pathnet.models.preact_resnet import PreactBlock, preact_resnet, preact_resnet_imagenet
 from pathnet.models.residual_net import Block, FusedForm, ResidualNet, Unit
+from pathnet.models.vgg import VggLayer, vgg
 from pathnet.models.weights import build, fingerprint, load, save
 
 __all__ = [
     "Block",
     "FusedForm",
+    "HighwayBlock",
     "PreactBlock",
     "ResidualNet",
     "Unit",
+    "VggLayer",
     "build",
     "fingerprint",
+    "highway",
     "load",
     "preact_resnet",
     "preact_resnet_imagenet",
     "save",
+    "vgg",
 ]

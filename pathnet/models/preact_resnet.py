@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,8 @@ class PreactBlock(Block):
         kernels, widths: kernel side and output channels of each unit.
         stride: of the first 3x3 unit.
         shortcut: the skip where stride or channels change; the identity elsewhere.
+        survival: the probability that training keeps the residual module (stochastic depth); in evaluation the
+            residual branch is multiplied by it.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class PreactBlock(Block):
         widths: Sequence[int],
         stride: int,
         shortcut: Shortcut,
+        survival: float = 1.0,
     ) -> None:
         super().__init__()
+        self.survival = survival
         self.bns = nn.ModuleList()
         self.convs = nn.ModuleList()
         strided = list(kernels).index(3)
@@ -75,6 +79,8 @@ class PreactBlock(Block):
         x = self.convs[0](preactivated)
         for bn, conv in zip(self.bns[1:], self.convs[1:], strict=True):
             x = conv(F.relu(bn(x)))
+        if not self.training and self.survival != 1:
+            x = self.survival * x
         return torch.as_tensor(x)
 
     def skip(self, x: Tensor) -> Tensor:
@@ -87,7 +93,14 @@ class PreactBlock(Block):
         preactivated = self._preactivated(x)
         return self._skip(x, preactivated), self._residual(preactivated)
 
-    def fused_form(self) -> FusedForm:
+    @torch.no_grad()
+    def settle(self) -> None:
+        torch.as_tensor(self.convs[-1].weight).mul_(self.survival)
+        self.survival = 1.0
+
+    def fused_form(self) -> FusedForm | None:
+        if not self.training and self.survival != 1:
+            return None
         units = tuple(Unit(bn, conv) for bn, conv in zip(self.bns, self.convs, strict=True))  # type: ignore[arg-type]
         return FusedForm(units, self.projection, self.pad)
 
@@ -104,7 +117,7 @@ def _stage(
     return blocks, channels
 
 
-def _head(channels: int, num_classes: int) -> nn.Sequential:
+def linear_head(channels: int, num_classes: int) -> nn.Sequential:
     return nn.Sequential(
         OrderedDict(
             bn=nn.BatchNorm2d(channels),
@@ -116,7 +129,13 @@ def _head(channels: int, num_classes: int) -> nn.Sequential:
     )
 
 
-def _initialise(net: ResidualNet) -> ResidualNet:
+def linear_decay(n: int, last: float) -> list[float]:
+    """Survival probabilities of n modules that fall linearly to ``last`` (Huang et al., "Deep Networks with
+    Stochastic Depth", 2016, equation 4)."""
+    return [1 - (i + 1) / n * (1 - last) for i in range(n)]
+
+
+def initialised(net: ResidualNet) -> ResidualNet:
     """He et al. 2015: fan-out variance keeps the size of gradients along a module near one."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
@@ -126,15 +145,30 @@ def _initialise(net: ResidualNet) -> ResidualNet:
     return net
 
 
-def _check(name: str, value: object, allowed: Sequence[object]) -> None:
+def check_one_of(name: str, value: object, allowed: Sequence[object]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-def _check_positive(**sizes: int) -> None:
+def check_positive(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name}: expected a positive integer, got {size}")
+
+
+def blocks_a_stage(depth: int, block: Kind) -> int:
+    """Of the three stages of the CIFAR form.
+
+    Raises:
+        ValueError: the depth does not fit the kind of block.
+    """
+    layers = 6 if block == "basic" else 9
+    if depth < layers + 2 or (depth - 2) % layers:
+        below = max(layers + 2, depth - (depth - 2) % layers)
+        raise ValueError(
+            f"depth: {block} blocks need a depth of {layers}n + 2 (such as {below} or {below + layers}), got {depth}"
+        )
+    return (depth - 2) // layers
 
 
 def preact_resnet(
@@ -144,6 +178,7 @@ def preact_resnet(
     shortcut: Shortcut = "projection",
     block: Kind = "basic",
     in_channels: int = 3,
+    survival: float = 1.0,
 ) -> ResidualNet:
     """The CIFAR form: a 3x3 stem, three stages of ``width``, ``2 width``, ``4 width``, a linear head.
 
@@ -157,26 +192,25 @@ def preact_resnet(
             input) or ``pad`` (every second pixel of the raw input, zero channels appended).
         block: ``basic`` (two 3x3 convolutions) or ``bottleneck`` (1x1, 3x3, 1x1).
         in_channels: channels of the images.
+        survival: of the last module in training with stochastic depth, which the others follow from
+            (`linear_decay`); 1 for training without.
 
     Raises:
         ValueError: an argument is out of its range, or the depth does not fit the kind of block.
     """
-    _check("block", block, tuple(EXPANSION))
-    _check("shortcut", shortcut, ("projection", "pad"))
-    _check_positive(width=width, num_classes=num_classes, in_channels=in_channels)
-    layers = 6 if block == "basic" else 9
-    if depth < layers + 2 or (depth - 2) % layers:
-        below = max(layers + 2, depth - (depth - 2) % layers)
-        raise ValueError(
-            f"depth: {block} blocks need a depth of {layers}n + 2 (such as {below} or {below + layers}), got {depth}"
-        )
+    check_one_of("block", block, tuple(EXPANSION))
+    check_one_of("shortcut", shortcut, ("projection", "pad"))
+    check_positive(width=width, num_classes=num_classes, in_channels=in_channels)
+    if not 0 < survival <= 1:
+        raise ValueError(f"survival: expected a probability above 0 and at most 1, got {survival}")
+    count = blocks_a_stage(depth, block)
     channels, blocks = width, []
     for stage in range(3):
-        stage_blocks, channels = _stage(
-            channels, width << stage, (depth - 2) // layers, 1 if stage == 0 else 2, block, shortcut
-        )
+        stage_blocks, channels = _stage(channels, width << stage, count, 1 if stage == 0 else 2, block, shortcut)
         blocks += stage_blocks
-    config = {
+    for own, probability in zip(blocks, linear_decay(len(blocks), survival), strict=True):
+        own.survival = probability
+    config: dict[str, Any] = {
         "model": "preact_resnet",
         "depth": depth,
         "width": width,
@@ -185,7 +219,9 @@ def preact_resnet(
         "block": block,
         "in_channels": in_channels,
     }
-    return _initialise(ResidualNet(_conv(in_channels, width, 3), blocks, _head(channels, num_classes), config))
+    if survival != 1:
+        config["survival"] = survival
+    return initialised(ResidualNet(_conv(in_channels, width, 3), blocks, linear_head(channels, num_classes), config))
 
 
 def preact_resnet_imagenet(depth: int = 200, num_classes: int = 1000, width: int = 64) -> ResidualNet:
@@ -201,8 +237,8 @@ def preact_resnet_imagenet(depth: int = 200, num_classes: int = 1000, width: int
     Raises:
         ValueError: an argument is out of its range.
     """
-    _check("depth", depth, tuple(IMAGENET_STAGES))
-    _check_positive(width=width, num_classes=num_classes)
+    check_one_of("depth", depth, tuple(IMAGENET_STAGES))
+    check_positive(width=width, num_classes=num_classes)
     stem = nn.Sequential(
         OrderedDict(
             conv=nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False),
@@ -221,4 +257,4 @@ def preact_resnet_imagenet(depth: int = 200, num_classes: int = 1000, width: int
         "num_classes": num_classes,
         "width": width,
     }
-    return _initialise(ResidualNet(stem, blocks, _head(channels, num_classes), config))
+    return initialised(ResidualNet(stem, blocks, linear_head(channels, num_classes), config))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,12 @@ class Block(nn.Module):
 
     A subclass defines `skip` and `residual`, each a whole function of the block's input. Where they share
     work it also overrides `branches`; where more than an addition joins them, `join`.
+
+    Attributes:
+        survival: the probability that a step of training keeps the residual module (stochastic depth).
     """
+
+    survival: float = 1.0
 
     def skip(self, x: Tensor) -> Tensor:
         """The skip connection; the identity unless overridden."""
@@ -55,6 +60,20 @@ class Block(nn.Module):
     def join(self, z: Tensor) -> Tensor:
         """What follows the addition; the identity unless overridden."""
         return z
+
+    def gated(self, x: Tensor) -> Tensor | None:
+        """What goes through neither branch: a highway block's gate. None where all goes through the branches.
+
+        Its value has no meaning; its Jacobian is that of the block less those of ``skip`` and ``residual``.
+        """
+        return None
+
+    def lesioned(self, x: Tensor) -> Tensor:
+        """The block when it is deleted (section 4.1): its skip, unless overridden."""
+        return self.join(self.skip(x))
+
+    def settle(self) -> None:
+        """Called on copies in evaluation mode that are not trained any more: constants may go into weights."""
 
     def fused_form(self) -> FusedForm | None:
         """The block in the form that fused engines know, or None where it has no such form."""
@@ -95,6 +114,16 @@ class ResidualNet(nn.Module):
         """The number of building blocks, hence of residual modules."""
         return len(self.blocks)
 
+    @property
+    def parts(self) -> int:
+        """Into how many parts a block's dependence on its input falls: skip and residual, and where there are gates
+        what flows through the gate itself."""
+        return 3 if any(type(block).gated is not Block.gated for block in self) else 2
+
+    def __iter__(self) -> Iterator[Block]:
+        """The building blocks, from input to output."""
+        return iter(self.blocks)  # type: ignore[arg-type]
+
     def stem_weight(self) -> Tensor:
         """The weight of the first convolution, ``[C_0, C, k, k]``: the paper's first layer.
 
@@ -106,8 +135,14 @@ class ResidualNet(nn.Module):
                 return module.weight
         raise ValueError('at="stem_weight": this network\'s stem has no convolution')
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, drawn: Sequence[bool] | None = None) -> Tensor:
+        """
+        Args:
+            x: [B, C, H, W]
+            drawn: which blocks keep their residual module, all by default. The others are passed as deleted ones
+                are, their modules computed neither here nor in the backward pass.
+        """
         x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
+        for i, block in enumerate(self):
+            x = block(x) if drawn is None or drawn[i] else block.lesioned(x)
         return torch.as_tensor(self.head(x))

@@ -13,14 +13,18 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from pathnet.models.highway import highway
 from pathnet.models.preact_resnet import preact_resnet, preact_resnet_imagenet
 from pathnet.models.residual_net import ResidualNet
+from pathnet.models.vgg import vgg
 
 __all__ = ["build", "fill", "fingerprint", "load", "read_tensors", "save", "write_tensors"]
 
 CONSTRUCTORS: dict[str, Callable[..., ResidualNet]] = {
     "preact_resnet": preact_resnet,
     "preact_resnet_imagenet": preact_resnet_imagenet,
+    "vgg": vgg,
+    "highway": highway,
 }
 
 

@@ -1,0 +1,115 @@
+"""Highway networks (Srivastava, Greff and Schmidhuber 2015): equation 3 of the paper."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pathnet.models.preact_resnet import (
+    PreactBlock,
+    Shortcut,
+    blocks_a_stage,
+    check_one_of,
+    check_positive,
+    initialised,
+    linear_head,
+)
+from pathnet.models.residual_net import FusedForm, ResidualNet
+
+__all__ = ["HighwayBlock", "highway"]
+
+
+class HighwayBlock(PreactBlock):
+    """``y = t(x) f(x) + (1 - t(x)) s(x)``, with the residual module f and the skip s of a `PreactBlock`.
+
+    The gate t is the sigmoid of a 1x1 convolution of the pre-activated input, one number a pixel and channel. Paths
+    use it frozen at its recorded value: the residual branch is ``t f``, the skip ``(1 - t) s``; what flows through
+    the gate itself, ``(f - s) J_t``, is the third part, `gated`. Deleting the block leaves s.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut) -> None:
+        super().__init__(in_channels, (3, 3), (out_channels, out_channels), stride, shortcut)
+        self.gate = nn.Conv2d(in_channels, out_channels, 1, stride)
+
+    def openness(self, x: Tensor) -> Tensor:
+        """t(x) in (0, 1), of the shape of the block's output."""
+        return torch.sigmoid(self.gate(self._preactivated(x)))
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """t, s and f, of which BN's statistics are computed once."""
+        preactivated = self._preactivated(x)
+        t = torch.sigmoid(self.gate(preactivated))
+        return t, self._skip(x, preactivated), self._residual(preactivated)
+
+    def skip(self, x: Tensor) -> Tensor:
+        preactivated = self._preactivated(x)
+        return (1 - torch.sigmoid(self.gate(preactivated)).detach()) * self._skip(x, preactivated)
+
+    def residual(self, x: Tensor) -> Tensor:
+        preactivated = self._preactivated(x)
+        return torch.sigmoid(self.gate(preactivated)).detach() * self._residual(preactivated)
+
+    def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        t, skip, residual = self._parts(x)
+        return (1 - t.detach()) * skip, t.detach() * residual
+
+    def gated(self, x: Tensor) -> Tensor:
+        t, skip, residual = self._parts(x)
+        return t * (residual - skip).detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        t, skip, residual = self._parts(x)
+        return t * residual + (1 - t) * skip
+
+    def lesioned(self, x: Tensor) -> Tensor:
+        return PreactBlock.skip(self, x)
+
+    def fused_form(self) -> FusedForm | None:
+        return None
+
+
+def highway(
+    depth: int = 20,
+    width: int = 16,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    gate_bias: float = -1.0,
+    shortcut: Shortcut = "projection",
+) -> ResidualNet:
+    """The CIFAR form of `preact_resnet` with basic blocks, each with a learned gate in place of the plain addition.
+
+    Args:
+        depth: layers with weights along the longest path, gates aside: 6n + 2.
+        width: channels of the first stage.
+        in_channels: of the images.
+        gate_bias: of every gate before training: negative ones carry the input on.
+        shortcut: the skip of blocks that change shape.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    check_one_of("shortcut", shortcut, ("projection", "pad"))
+    check_positive(width=width, num_classes=num_classes, in_channels=in_channels)
+    channels, blocks = width, []
+    for stage in range(3):
+        for position in range(blocks_a_stage(depth, "basic")):
+            strided = stage > 0 and position == 0
+            blocks.append(HighwayBlock(channels, width << stage, 2 if strided else 1, shortcut))
+            channels = width << stage
+    config = {
+        "model": "highway",
+        "depth": depth,
+        "width": width,
+        "num_classes": num_classes,
+        "in_channels": in_channels,
+        "gate_bias": gate_bias,
+        "shortcut": shortcut,
+    }
+    stem = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+    net = initialised(ResidualNet(stem, blocks, linear_head(channels, num_classes), config))
+    for block in blocks:
+        # A gate that does not look at its input yet: with weights of the modules' size it would be open here and
+        # shut there at random.
+        nn.init.zeros_(block.gate.weight)
+        nn.init.constant_(block.gate.bias, gate_bias)  # type: ignore[arg-type]
+    return net

@@ -1,0 +1,84 @@
+"""VGG: layer after layer without skip connections (Simonyan and Zisserman 2015), what the paper sets against residual
+networks (section 4.1)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pathnet.models.preact_resnet import check_positive, initialised
+from pathnet.models.residual_net import Block, ResidualNet
+
+__all__ = ["VggLayer", "vgg"]
+
+
+class VggLayer(Block):
+    """3x3 convolution, BN, ReLU, and max-pooling where a stage ends: a block beside which nothing is skipped.
+
+    Deleting it passes its input on, pooled where it pools, so that nothing is set to zero by construction.
+    """
+
+    def __init__(self, channels: int, pool: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        self.pool = pool
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 2) if self.pool else x
+
+    def skip(self, x: Tensor) -> Tensor:
+        return 0.0 * self._pooled(x)
+
+    def residual(self, x: Tensor) -> Tensor:
+        return self._pooled(F.relu(self.bn(self.conv(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.residual(x)
+
+    def lesioned(self, x: Tensor) -> Tensor:
+        return self._pooled(x)
+
+
+def vgg(
+    depth: int = 15, width: int = 128, num_classes: int = 10, in_channels: int = 3, stages: int = 4
+) -> ResidualNet:
+    """``depth`` layers with weights, as many channels throughout: the paper's, of 15 layers and 128 channels.
+
+    The stem is the first layer, which changes the number of channels and so cannot be deleted; each further
+    convolution is a block; the classifier, after average pooling, is the last layer.
+
+    Args:
+        depth: convolutions and the classifier.
+        width: channels.
+        in_channels: of the images.
+        stages: of convolutions at one side; between them max-pooling halves it.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    check_positive(width=width, num_classes=num_classes, in_channels=in_channels, stages=stages)
+    if depth - 2 < stages:
+        raise ValueError(f"depth: expected at least {stages + 2} layers for {stages} stages, got {depth}")
+    convolutions = depth - 1
+    ends = {round(convolutions * (stage + 1) / stages) for stage in range(stages - 1)}
+    stem = nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(in_channels, width, 3, padding=1, bias=False), bn=nn.BatchNorm2d(width), relu=nn.ReLU()
+        )
+    )
+    blocks = [VggLayer(width, layer in ends) for layer in range(2, convolutions + 1)]
+    head = nn.Sequential(
+        OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), linear=nn.Linear(width, num_classes))
+    )
+    config = {
+        "model": "vgg",
+        "depth": depth,
+        "width": width,
+        "num_classes": num_classes,
+        "in_channels": in_channels,
+        "stages": stages,
+    }
+    return initialised(ResidualNet(stem, blocks, head, config))

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from cases import shaken
+from scipy.stats import binomtest
+from torch import nn
+
+from pathnet import data, lesion, models
+from pathnet.lesion import Lesion
+from pathnet.models import ResidualNet
+from pathnet.training import evaluate
+
+NETS = {
+    "residual": lambda: models.preact_resnet(14, 4),
+    "stochastic depth": lambda: models.preact_resnet(14, 4, survival=0.4),
+    "padded": lambda: models.preact_resnet(14, 4, shortcut="pad"),
+    "vgg": lambda: models.vgg(8, 5, stages=3),
+    "highway": lambda: models.highway(14, 4),
+}
+
+
+@pytest.fixture(scope="module")
+def images() -> data.Data:
+    return data.synthetic(images=300, shape=(3, 12, 12))
+
+
+def network(kind: str) -> ResidualNet:
+    torch.manual_seed(0)
+    return shaken(NETS[kind]()).eval()
+
+
+def rebuilt(net: ResidualNet, order: list[int], deleted: set[int], images: torch.Tensor) -> torch.Tensor:
+    """The lesioned network as one would first write it: of a deleted block only what changes the shape is left."""
+    y = net.stem(images)
+    for i in order:
+        block = net.blocks[i]
+        if i not in deleted:
+            y = block(y)
+        elif isinstance(block, models.VggLayer):
+            y = nn.functional.max_pool2d(y, 2) if block.pool else y
+        elif block.projection is not None:
+            y = block.projection(torch.relu(block.bns[0](y)))
+        elif block.pad:
+            y = nn.functional.pad(y[:, :, ::2, ::2], (0, 0, 0, 0, 0, y.shape[1]))
+    return net.head(y)
+
+
+def labelled_by(net: ResidualNet, images: data.Data) -> data.Data:
+    """With the intact network's own answers for labels, so that a lesion's errors are the answers it changes.
+
+    The network's outputs are centred and spread out before: random ones give every image the same answer.
+    """
+    with torch.no_grad():
+        batch, _ = next(images.test_batches(len(images.test)))
+        outputs = net(batch)
+        net.head.linear.weight.div_(outputs.std(0)[:, None])
+        net.head.linear.bias.sub_(outputs.mean(0)).div_(outputs.std(0))
+        answers = net(batch).argmax(1)
+    return dataclasses.replace(images, test=data.InMemory(images.test.take(torch.arange(len(answers))), answers))
+
+
+def wrong(outputs: torch.Tensor, labels: torch.Tensor) -> int:
+    return int((outputs.argmax(1) != labels).sum())
+
+
+@pytest.mark.parametrize("bn", ["running", "batch"])
+@pytest.mark.parametrize("kind", NETS)
+def test_errors_are_those_of_networks_built_without_the_blocks(images: data.Data, kind: str, bn: str) -> None:
+    net = network(kind)
+    images = labelled_by(net, images)
+    lesions = [(), (0,), (2,), (1, 4), (5,), (2, 3, 4)]
+    found = lesion.errors(net, images, [Lesion(blocks) for blocks in lesions], bn)  # type: ignore[arg-type]
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d) and bn == "batch":
+            module.track_running_stats, module.running_mean, module.running_var = False, None, None
+    expected = np.zeros(len(lesions), np.int64)
+    with torch.no_grad():
+        for batch, labels in images.test_batches(lesion.BATCH):
+            for i, blocks in enumerate(lesions):
+                expected[i] += wrong(rebuilt(net, list(range(net.n)), set(blocks), batch), labels)
+    assert found.wrong.tolist() == expected.tolist() and found.bn == bn and found.images == len(images.test)
+    assert len(set(expected.tolist())) > 2, "lesions that change nothing show nothing"
+
+
+@pytest.mark.parametrize("kind", ["residual", "stochastic depth", "vgg", "highway"])
+def test_orders_are_those_of_networks_built_in_them(images: data.Data, kind: str) -> None:
+    net = network(kind)
+    images = labelled_by(net, images)
+    order = {"vgg": [0, 2, 1, 3, 4, 5]}.get(kind, [1, 0, 2, 3, 4, 5])
+    whole = lesion.shapes(net, torch.zeros(1, 3, 12, 12))
+    assert whole[order[0]][0] == whole[0][0]
+    found = lesion.errors(net, images, [Lesion(order=tuple(order)), Lesion((1,), tuple(order))])
+    with torch.no_grad():
+        batch, labels = next(images.test_batches(len(images.test)))
+        expected = [wrong(rebuilt(net, order, gone, batch), labels) for gone in (set(), {order[1]})]
+    assert found.wrong.tolist() == expected and min(expected) > 0
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_a_view_shares_the_weights_and_a_context_lesions_the_network_itself(images: data.Data, kind: str) -> None:
+    net = network(kind)
+    batch, _ = next(images.test_batches(8))
+    with torch.no_grad():
+        whole, without = net(batch), rebuilt(net, list(range(net.n)), {1, 2}, batch)
+        view = lesion.delete(net, [1, 2])
+        torch.testing.assert_close(view(batch), without)
+        with view as lesioned:
+            assert lesioned is net
+            torch.testing.assert_close(net(batch), without)
+            accuracy = evaluate(net, images)
+        assert torch.equal(net(batch), whole) and accuracy == evaluate(view, images)
+        assert {id(p) for p in view.parameters()} <= {id(p) for p in net.parameters()}
+        next(iter(net.head.parameters())).mul_(2.0)
+        torch.testing.assert_close(view(batch), rebuilt(net, list(range(net.n)), {1, 2}, batch))
+
+
+def test_a_context_is_left_also_through_an_exception() -> None:
+    net = network("residual")
+    blocks = net.blocks
+    with pytest.raises(KeyError), lesion.reorder(net, [1, 0, 2, 3, 4, 5]):
+        assert net.blocks is not blocks
+        raise KeyError
+    assert net.blocks is blocks
+
+
+def test_recalibrated_statistics_are_the_means_over_training_batches(images: data.Data) -> None:
+    net = network("residual")
+    images = labelled_by(net, images)
+    before = models.fingerprint(net)
+    ready = lesion.recalibrated(lesion.delete(net, [1]), images, batches=3, seed=5)
+    sums = []
+    with torch.no_grad():
+        for batch in range(3):
+            y = net.stem(images.random_batch(128, 5, batch)[0])
+            sums.append((y.mean((0, 2, 3)), y.var((0, 2, 3))))
+    bn = ready.blocks[0].bns[0]
+    for own, seen in ((bn.running_mean, 0), (bn.running_var, 1)):
+        torch.testing.assert_close(own, torch.stack([each[seen] for each in sums]).mean(0))
+    assert models.fingerprint(net) == before and not ready.training
+    found = lesion.errors(net, images, [Lesion((1,))], bn="recalibrated")
+    batch, labels = next(images.test_batches(len(images.test)))
+    with torch.no_grad():
+        assert found.wrong.tolist() == [wrong(lesion.recalibrated(lesion.delete(net, [1]), images)(batch), labels)]
+
+
+def test_a_part_of_the_test_images_is_spread_over_the_split(images: data.Data) -> None:
+    net = network("residual")
+    found = lesion.errors(net, images, [Lesion()], images=10)
+    indices = torch.arange(10) * len(images.test) // 10
+    with torch.no_grad():
+        outputs = net(images.normalise(images.test.take(indices)))
+    assert found.wrong.tolist() == [wrong(outputs, images.test.labels[indices])] and found.images == 10
+
+
+def test_intervals_are_wilsons() -> None:
+    found = lesion.Errors(np.array([0, 7, 50]), 50, "running")
+    assert found.rate.tolist() == [0, 0.14, 1]
+    z, n = 1.959963984540054, 50
+    for rate, (low, high) in zip(found.rate, found.interval, strict=True):
+        middle = (rate + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+        assert (low, high) == pytest.approx((max(0, middle - half), min(1, middle + half)), abs=1e-12)
+    assert found.interval[1].tolist() == list(binomtest(7, 50).proportion_ci(method="wilson"))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (Lesion((6,)), r"blocks: expected different numbers from 0 to 5, got \[6\]"),
+        (Lesion((1, 1)), r"blocks: expected different numbers"),
+        (Lesion(order=(0, 1, 2)), r"order: expected every number from 0 to 5 once"),
+        (
+            Lesion(order=(0, 2, 1, 3, 4, 5)),
+            r"order: block 1 takes \[4, 12, 12\], got \[8, 6, 6\] in place 2",
+        ),
+    ],
+)
+def test_lesions_that_do_not_fit_are_named(images: data.Data, bad: Lesion, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        lesion.errors(network("residual"), images, [bad])
+
+
+def test_bad_arguments_are_named(images: data.Data) -> None:
+    net = network("residual")
+    with pytest.raises(ValueError, match="bn: expected"):
+        lesion.errors(net, images, [Lesion()], bn="frozen")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"images: expected 0 \(all\) to"):
+        lesion.errors(net, images, [Lesion()], images=10**6)
+    with pytest.raises(ValueError, match=r"order: expected every number"):
+        lesion.reorder(net, [])
+    with pytest.raises(ValueError, match=r"blocks: expected different"):
+        lesion.delete(net, [-1])
