@@ -27,6 +27,7 @@ import pathnet
 from pathnet import engines, models, native, results, training
 from pathnet.experiments import path_gradients
 from pathnet.experiments.path_gradients import PathGradients
+from pathnet.experiments.run import title
 from pathnet.experiments.summary import findings, summarise
 from pathnet.figures import figure_6, table_6
 from pathnet.progress import reporter
@@ -337,12 +338,12 @@ def _print_training(history: list[training.Epoch], out: Path) -> None:
 def _show(run: results.Run, as_json: bool, **more: Any) -> None:
     """Table, findings and figure of a run, and where they lie."""
     summary = summarise(run.measurements(), run.n)
-    title = path_gradients.title(run.identity)
-    written = figure_6(summary, title, run.figure_stem("figure-6"))
+    heading = title(run.identity)
+    written = figure_6(summary, heading, run.figure_stem("figure-6"))
     if as_json:
         _print_json({**more, "run": str(run.folder), **summary.as_json()}, written)
         return
-    _print_table(table_6(summary, title))
+    _print_table(table_6(summary, heading))
     print(*findings(summary), run.folder, *written, sep="\n")
 
 

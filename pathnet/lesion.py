@@ -38,10 +38,12 @@ class Lesion:
     Attributes:
         deleted: the blocks that are deleted, of the network in its new order.
         order: the blocks in the order in which they run; empty for the order of training.
+        scale: what the residual modules that are kept are multiplied by (k / n after training with k of n).
     """
 
     deleted: tuple[int, ...] = ()
     order: tuple[int, ...] = ()
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,24 @@ class _Deleted(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.skip(x)
+
+
+class _Scaled(Block):
+    """A block whose residual module is multiplied by a factor."""
+
+    def __init__(self, block: Block, scale: float) -> None:
+        super().__init__()
+        self.block, self.scale = block, scale
+
+    def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        skip, residual = self.block.branches(x)
+        return skip, self.scale * residual
+
+    def join(self, z: Tensor) -> Tensor:
+        return self.block.join(z)
+
+    def lesioned(self, x: Tensor) -> Tensor:
+        return self.block.lesioned(x)
 
 
 class _Lesioned(ResidualNet):
@@ -164,7 +184,7 @@ def errors(
     """The test errors of lesioned networks, each on the same images.
 
     Args:
-        lesions: L of them; those with the order of training are the cheapest together.
+        lesions: L of them; those with one order are the cheapest together.
         bn: the policy for batch normalisation, see `Errors`. ``recalibrated`` takes a copy of the network and
             a few batches of the training split for each lesion, and shares nothing.
         images: of the test split, spread evenly over it; 0 for all.
@@ -207,38 +227,44 @@ def _jobs(net: ResidualNet, data: Data, lesions: Sequence[Lesion], bn: BatchNorm
     for number, lesion in enumerate(lesions):
         together[lesion.order].append(number)
     for order, own in together.items():
-        deleted = [frozenset(lesions[number].deleted) for number in own]
         ordered = reorder(net, order) if order else net
-        yield own, _deletions(ordered, deleted, bn)
+        # What each module is multiplied by; 0 where its block is deleted.
+        factors = [
+            [0.0 if i in lesions[number].deleted else lesions[number].scale for i in range(net.n)] for number in own
+        ]
+        yield own, _factored(ordered, factors, bn)
 
 
-def _deletions(net: ResidualNet, deleted: Sequence[frozenset[int]], bn: Any) -> Callable[[Tensor], Tensor]:
-    """Takes images [B, C, H, W] to the outputs [l, B, classes] of the network without the blocks of each set."""
+def _factored(net: ResidualNet, factors: Sequence[Sequence[float]], bn: Any) -> Callable[[Tensor], Tensor]:
+    """Takes images [B, C, H, W] to outputs [l, B, classes]: for each way, its factors on the modules, 0 deletes."""
     if all(type(block).lesioned is Block.lesioned for block in net):
         recorder = Recorder(net, bn)
-        routing = torch.ones(len(deleted), net.n, 2)
-        for own, blocks in zip(routing, deleted, strict=True):
-            own[sorted(blocks), 1] = 0
+        modules = torch.tensor(factors)
+        routing = torch.stack([torch.ones_like(modules), modules], -1)
         return lambda images: recorder.routed_outputs(images, routing)
     frozen = snapshot(net, bn, torch.float32)
-    ways = [[i in blocks for i in range(net.n)] for blocks in deleted]
-    return lambda images: _walked(frozen, images, ways)
+    return lambda images: _walked(frozen, images, factors)
 
 
 @full_precision()
 @torch.no_grad()
-def _walked(net: ResidualNet, images: Tensor, ways: Sequence[Sequence[bool]]) -> Tensor:
-    """[l, B, classes], for each way the network without the blocks that it marks, by the blocks' own `lesioned`."""
+def _walked(net: ResidualNet, images: Tensor, factors: Sequence[Sequence[float]]) -> Tensor:
+    """[l, B, classes], by the blocks' own `lesioned`."""
     blocks = list(net)
 
-    def apply(i: int, y: Tensor, deleted: bool) -> Tensor:
-        return blocks[i].lesioned(y.clone()) if deleted else torch.as_tensor(blocks[i](y.clone()))
+    def apply(i: int, y: Tensor, factor: float) -> Tensor:
+        if factor == 0:
+            return blocks[i].lesioned(y.clone())
+        block = blocks[i] if factor == 1 else _Scaled(blocks[i], factor)
+        return torch.as_tensor(block(y.clone()))
 
-    return torch.stack([net.head(y_n) for y_n in through_shared_prefixes(net.stem(images), ways, apply)])
+    return torch.stack([net.head(y_n) for y_n in through_shared_prefixes(net.stem(images), factors, apply)])
 
 
 def _lesioned(net: ResidualNet, lesion: Lesion) -> ResidualNet:
     ordered = reorder(net, lesion.order) if lesion.order else net
+    if lesion.scale != 1:
+        ordered = _Lesioned(ordered, [_Scaled(block, lesion.scale) for block in ordered])
     return delete(ordered, lesion.deleted)
 
 
@@ -271,6 +297,8 @@ def recalibrated(net: ResidualNet, data: Data, batches: int = RECALIBRATION_BATC
 
 def _check(net: ResidualNet, data: Data, lesions: Sequence[Lesion]) -> None:
     for lesion in lesions:
+        if not lesion.scale > 0:
+            raise ValueError(f"scale: expected a factor above 0, got {lesion.scale}")
         _check_deleted(net, lesion.deleted)
         if lesion.order:
             _check_order(net, lesion.order)

@@ -1,8 +1,9 @@
 """The run folder: what a run is, and every measurement it made. The only file that knows paths on disk.
 
 ``run.json`` holds the run's identity (all that is needed to measure the same again) and, beside it, the attempts
-that added to it (versions, device, time) and the summary. ``measurements/part-*.parquet`` holds one row a
-measurement. A part is written whole under another name and renamed, so that a killed run leaves only whole parts.
+that added to it (versions, device, time) and the summary. ``measurements/*.parquet`` hold one row a measurement: path
+gradient norms (``part-*``) as `Measurements`, anything else as rows of a dataclass. A part is written whole under
+another name and renamed, so that a killed run leaves only whole parts.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-__all__ = ["Measurements", "Run", "read", "weights_of", "writing"]
+__all__ = ["Measurements", "Row", "Run", "read", "weights_of", "writing"]
 
 SCHEMA = pa.schema(
     [
@@ -34,6 +35,23 @@ SCHEMA = pa.schema(
     ]
 )
 TEMPORARY = ".tmp"
+COLUMNS = {int: pa.int64(), float: pa.float64(), str: pa.string(), tuple[int, ...]: pa.list_(pa.int32())}
+
+
+class Row(Protocol):
+    """A frozen dataclass of numbers, strings and tuples of integers: one measurement.
+
+    Attributes:
+        PART: what the names of its files begin with.
+        MEASURED: the fields that were measured; the others say what was, and are different in every row of a run.
+    """
+
+    PART: ClassVar[str]
+    MEASURED: ClassVar[tuple[str, ...]]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+RowType = TypeVar("RowType", bound=Row)
 
 
 @dataclass(frozen=True)
@@ -71,13 +89,22 @@ class Run:
         return dict(self.facts["identity"])
 
     @property
+    def experiment(self) -> str:
+        """What was measured: the name of a driver."""
+        return str(self.identity["experiment"])
+
+    @property
     def n(self) -> int:
-        """The number of blocks of the network measured."""
+        """The number of blocks of the network measured, in a run of a single one."""
         return int(self.identity["model"]["blocks"])
 
     @property
     def parts(self) -> list[Path]:
-        return sorted((self.folder / "measurements").glob("part-*.parquet"))
+        """The files of path gradient norms."""
+        return self._parts("part")
+
+    def _parts(self, stem: str) -> list[Path]:
+        return sorted((self.folder / "measurements").glob(f"{stem}-*.parquet"))
 
     def figure_stem(self, name: str) -> Path:
         """Where a figure goes, without the suffix; its folder is made."""
@@ -91,7 +118,7 @@ class Run:
         Raises:
             ValueError: a part cannot be read, or two parts contradict each other.
         """
-        table = pa.concat_tables([SCHEMA.empty_table(), *map(_read_part, self.parts)])
+        table = self._table("part", SCHEMA)
         # An interrupt between a part and the note that it is written makes a second part of the same rows.
         table = table.group_by(SCHEMA.names).aggregate([]).sort_by([("batch", "ascending"), ("length", "ascending")])
         batch, length, norm = (table[name].to_numpy() for name in ("batch", "length", "norm"))
@@ -107,11 +134,41 @@ class Run:
 
     def add(self, measurements: Sequence[Measurements]) -> None:
         """Writes them as one more part, durably; none write nothing."""
-        if not measurements:
-            return
-        names = (self.folder / "measurements" / f"part-{number:06d}.parquet" for number in count(len(self.parts)))
+        if measurements:
+            self._write_part("part", pa.concat_tables(map(_table, measurements)))
+
+    def rows(self, kind: type[RowType]) -> list[RowType]:
+        """Everything measured so far, each once, in the order of what was measured.
+
+        Raises:
+            ValueError: a part cannot be read, or two parts contradict each other.
+        """
+        names = [field.name for field in fields(kind) if field.name not in kind.MEASURED]
+        found: dict[tuple[Any, ...], RowType] = {}
+        for entry in self._table(kind.PART, _schema(kind)).to_pylist():
+            row = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()})
+            key = tuple(getattr(row, name) for name in names)
+            if found.setdefault(key, row) != row:
+                raise ValueError(
+                    f"run: the parts in {self.folder / 'measurements'} hold {dict(zip(names, key, strict=True))} "
+                    "twice and differently; expected every measurement once"
+                )
+        return [found[key] for key in sorted(found)]
+
+    def add_rows(self, rows: Sequence[Row]) -> None:
+        """Writes them as one more part, durably; none write nothing. All are of one kind."""
+        if rows:
+            kind = type(rows[0])
+            self._write_part(kind.PART, pa.Table.from_pylist(list(map(asdict, rows)), schema=_schema(kind)))
+
+    def _table(self, stem: str, schema: pa.Schema) -> pa.Table:
+        return pa.concat_tables([schema.empty_table(), *(_read_part(part, schema) for part in self._parts(stem))])
+
+    def _write_part(self, stem: str, table: pa.Table) -> None:
+        numbers = count(len(self._parts(stem)))
+        names = (self.folder / "measurements" / f"{stem}-{number:06d}.parquet" for number in numbers)
         with _replacing(next(name for name in names if not name.exists())) as file:
-            pq.write_table(pa.concat_tables(map(_table, measurements)), file, compression="zstd")
+            pq.write_table(table, file, compression="zstd")
 
     def conclude(self, summary: Mapping[str, Any]) -> None:
         """Puts what the measurements came to into ``run.json``."""
@@ -135,7 +192,7 @@ def read(folder: str | Path) -> Run:
         raise ValueError(f"run: expected the folder of a run, got {folder}, which has no run.json")
     try:
         run = Run(Path(folder), json.loads(file.read_text()))
-        _ = run.n, run.facts["batches"], run.facts["attempts"]
+        _ = run.experiment, run.facts["attempts"]
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"run: {file} is not the run.json of a run ({type(error).__name__}: {error})") from None
     return run
@@ -143,13 +200,13 @@ def read(folder: str | Path) -> Run:
 
 @contextmanager
 def writing(
-    folder: str | Path, identity: Mapping[str, Any], batches: int, attempt: Mapping[str, Any]
+    folder: str | Path, identity: Mapping[str, Any], asked: Mapping[str, int], attempt: Mapping[str, Any]
 ) -> Iterator[Run]:
     """Opens a run to add measurements to it, and makes it where there is none. One process at a time may do so.
 
     Args:
         identity: must equal that of an existing run.
-        batches: how many are asked for; a later call may ask for more.
+        asked: how many of something are asked for, by its name; a later call may ask for more.
         attempt: versions, device and time of this process.
 
     Raises:
@@ -166,10 +223,11 @@ def writing(
             run = read(folder)
             _check_same(folder, identity, run.identity)
         else:
-            run = Run(folder, {"identity": identity, "batches": 0, "attempts": []})
+            run = Run(folder, {"identity": identity, "attempts": []})
         for leftover in (*folder.glob(f"*{TEMPORARY}"), *(folder / "measurements").glob(f"*{TEMPORARY}")):
             leftover.unlink()
-        run.facts["batches"] = max(batches, run.facts["batches"])
+        for name, number in asked.items():
+            run.facts[name] = max(number, run.facts.get(name, 0))
         run.facts["attempts"].append(dict(attempt))
         _write_facts(folder, run.facts)
         yield run
@@ -187,7 +245,12 @@ def _table(measurements: Measurements) -> pa.Table:
     return pa.table(list(map(pa.array, columns, SCHEMA.types)), schema=SCHEMA)
 
 
-def _read_part(file: Path) -> pa.Table:
+def _schema(kind: type[Row]) -> pa.Schema:
+    hints = get_type_hints(kind)
+    return pa.schema([(field.name, COLUMNS[hints[field.name]]) for field in fields(kind)])
+
+
+def _read_part(file: Path, schema: pa.Schema) -> pa.Table:
     try:
         # ParquetFile, since read_table would take columns from folder names such as seed=1.
         table = pq.ParquetFile(file).read()
@@ -196,8 +259,8 @@ def _read_part(file: Path) -> pa.Table:
         raise ValueError(
             f"run: {file} is not a readable part ({reason}); move it away to measure its batches again"
         ) from None
-    if not table.schema.equals(SCHEMA):
-        raise ValueError(f"run: {file} has other columns: expected {SCHEMA.names}, got {table.schema.names}")
+    if not table.schema.equals(schema):
+        raise ValueError(f"run: {file} has other columns: expected {schema.names}, got {table.schema.names}")
     return table
 
 

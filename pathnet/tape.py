@@ -243,7 +243,9 @@ class Recorder:
         """The network's outputs under routings of its forward pass, ``y <- join(a skip(y) + c residual(y))`` a block.
 
         (1, 1) everywhere is the network itself; (1, 0) deletes a block (Veit et al. 2016, section 4.1), which in BN
-        mode ``batch`` changes the statistics of those behind it. A branch with the coefficient 0 is left out.
+        mode ``batch`` changes the statistics of those behind it. A branch with the coefficient 0 is left out. Of a
+        highway block (1, 0) leaves the skip as the gate lets it through, of a VGG layer zeros: `pathnet.lesion`
+        deletes those as they are meant to be.
 
         Args:
             images: floating-point [B, C, H, W], normalised, on the network's device.

@@ -12,7 +12,7 @@ import pytest
 from pathnet import results
 from pathnet.results import Measurements, read, writing
 
-IDENTITY: dict[str, Any] = {"seed": 0, "bn": "running", "model": {"hash": "abc", "config": None, "blocks": 11}}
+IDENTITY: dict[str, Any] = {"experiment": "path-gradients", "seed": 0, "bn": "running", "model": {"hash": "abc", "config": None, "blocks": 11}}
 ATTEMPT = {"pathnet": "0.1.0"}
 
 
@@ -26,7 +26,7 @@ def measured(batch: int, n: int = 11) -> Measurements:
 
 
 def add(folder: Path, *batches: int, identity: dict[str, Any] = IDENTITY, total: int = 10) -> None:
-    with writing(folder, identity, total, ATTEMPT) as run:
+    with writing(folder, identity, {"batches": total}, ATTEMPT) as run:
         run.add([measured(batch) for batch in batches])
 
 
@@ -63,7 +63,7 @@ def test_an_empty_run_has_no_measurements(tmp_path: Path) -> None:
 def test_run_json_keeps_identity_attempts_and_the_largest_number_of_batches(tmp_path: Path) -> None:
     add(tmp_path, total=20)
     add(tmp_path, total=10)
-    with writing(tmp_path, IDENTITY, 5, ATTEMPT) as run:
+    with writing(tmp_path, IDENTITY, {"batches": 5}, ATTEMPT) as run:
         run.conclude({"decay": 0.5})
     facts = json.loads((tmp_path / "run.json").read_text())
     assert facts["identity"] == IDENTITY and facts["batches"] == 20
@@ -153,14 +153,14 @@ def test_parts_that_contradict_each_other_are_an_error(tmp_path: Path) -> None:
     add(tmp_path, 0)
     other = measured(0)
     other.norm[2] *= 1 + 1e-12
-    with writing(tmp_path, IDENTITY, 10, ATTEMPT) as run:
+    with writing(tmp_path, IDENTITY, {"batches": 10}, ATTEMPT) as run:
         run.add([other])
     with pytest.raises(ValueError, match="hold batch 0, length 3 twice and differently"):
         read(tmp_path).measurements()
 
 
 def test_two_processes_cannot_write_at_once(tmp_path: Path) -> None:
-    with writing(tmp_path, IDENTITY, 10, ATTEMPT):
+    with writing(tmp_path, IDENTITY, {"batches": 10}, ATTEMPT):
         with pytest.raises(ValueError, match="another process is writing"):
             add(tmp_path, 0)
         assert len(read(tmp_path).measurements()) == 0

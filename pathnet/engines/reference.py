@@ -98,13 +98,14 @@ def _through(block: Block, x: Tensor, grads: Tensor, coefficients: Sequence[Sequ
         skip, residual = block.branches(x.clone())
         z = (skip + residual).detach().requires_grad_()
         y = block.join(z.clone())
-        branches = (skip, residual, block.gated(x.clone()))
+        asked = max(map(len, coefficients), default=0)
+        branches = (skip, residual, *([block.gated(x.clone())] if asked > 2 else []))
     walked = []
     for grad, own in zip(grads, coefficients, strict=True):
         (grad,) = torch.autograd.grad(y, z, grad, retain_graph=True)
         parts = [
             coefficient * torch.autograd.grad(branch, x, grad, retain_graph=True)[0]
-            for coefficient, branch in zip(own, branches, strict=False)
+            for coefficient, branch in zip(own, branches, strict=True)
             if coefficient != 0 and branch is not None
         ]
         walked.append(sum(parts[1:], parts[0]) if parts else torch.zeros_like(x))

@@ -56,16 +56,18 @@ def through_shared_prefixes(
     """
     ends: list[Tensor] = [y0] * len(ways)
 
-    def walk(i: int, y: Tensor, together: Sequence[int]) -> None:
-        if i == len(ways[together[0]]):
+    def walk(start: int, y: Tensor, together: Sequence[int]) -> None:
+        for i in range(start, len(ways[0])):
+            parting: defaultdict[Step, list[int]] = defaultdict(list)
             for way in together:
-                ends[way] = y
-            return
-        parting: defaultdict[Step, list[int]] = defaultdict(list)
+                parting[ways[way][i]].append(way)
+            # The largest group last, for which no input is kept: no more are then than log2 of the ways.
+            *others, (step, together) = sorted(parting.items(), key=lambda group: len(group[1]))
+            for other, own in others:
+                walk(i + 1, apply(i, y, other), own)
+            y = apply(i, y, step)
         for way in together:
-            parting[ways[way][i]].append(way)
-        for step, own in parting.items():
-            walk(i + 1, apply(i, y, step), own)
+            ends[way] = y
 
     if ways:
         walk(0, y0, range(len(ways)))

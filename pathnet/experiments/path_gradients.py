@@ -6,12 +6,9 @@ serves one path of every length, so that one forward pass makes n measurements.
 
 from __future__ import annotations
 
-import platform
 import time
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +19,19 @@ from torch import Tensor
 import pathnet
 from pathnet import models, paths, results
 from pathnet.data import Data
-from pathnet.experiments.summary import summarise
+from pathnet.experiments.run import Claim, attempt, check_data
+from pathnet.experiments.summary import percent, summarise
 from pathnet.models import ResidualNet
 from pathnet.record import At, BatchNormMode, Precision, one_of
 from pathnet.results import Measurements
 from pathnet.training import Progress
 
-__all__ = ["PathGradients", "measure", "title"]
+__all__ = ["NAME", "PathGradients", "claims", "measure"]
 
+NAME = "path-gradients"
 PART_SECONDS = 30.0
+EXPONENTIAL = 0.95
+SHORT = 0.4
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,12 @@ def measure(
     Raises:
         ValueError: the network does not take the data, no engine serves, or the folder holds another run.
     """
-    _check(net, data, plan)
+    check_data(net, data)
     recorder = pathnet.Recorder(net, plan.bn, plan.engine, plan.precision, plan.at)
     device = net.stem_weight().device
     images, _ = data.random_batch(plan.batch_size, plan.seed, 0)
     recorder.engine_for(images.to(device))  # one that serves, before a run folder is made
-    with results.writing(folder, _identity(net, data, plan), plan.batches, _attempt(net)) as run:
+    with results.writing(folder, _identity(net, data, plan), {"batches": plan.batches}, attempt(device)) as run:
         _measure_missing(recorder, device, data, plan, run, progress)
         run.conclude(summarise(run.measurements(), net.n).as_json())
         return run
@@ -169,45 +170,42 @@ class _Walk:
         return Measurements(batch, length, self.b.numpy(), norm, [self.engine] * len(norm))
 
 
-def _check(net: ResidualNet, data: Data, plan: PathGradients) -> None:
-    """Finds what cannot be measured before a run folder is made for it."""
-    channels, takes = data.image_shape[0], net.stem_weight().shape[1]
-    if channels != takes:
-        raise ValueError(f"data: expected images of {takes} channels (the network's), got {channels} in {data.name}")
-    told_apart = (net.config or {}).get("num_classes", len(data.classes))
-    if len(data.classes) > told_apart:
-        raise ValueError(
-            f"data: expected at most {told_apart} classes (the network's), got {len(data.classes)} in {data.name}"
-        )
-
-
 def _identity(net: ResidualNet, data: Data, plan: PathGradients) -> dict[str, Any]:
     settings = asdict(plan)
     del settings["batches"]
     model = {"hash": models.fingerprint(net), "config": net.config, "blocks": net.n}
     return {
-        "experiment": "path_gradients",
+        "experiment": NAME,
         **settings,
         "model": model,
         "data": {"name": data.name, "hash": data.fingerprint()},
     }
 
 
-def _attempt(net: ResidualNet) -> dict[str, Any]:
-    device = net.stem_weight().device
-    processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "pathnet": pathnet.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": processor if device.type == "cpu" else torch.cuda.get_device_name(device),
-    }
-
-
-def title(identity: Mapping[str, Any]) -> str:
-    """Data set and network of a run, in words for figures."""
-    model = identity["model"]
-    config = model["config"] or {}
-    shape = [f"{key} {config[key]}" for key in ("depth", "width") if key in config]
-    return ", ".join([identity["data"]["name"], config.get("model", "network"), *shape, f"{model['blocks']} blocks"])
+def claims(run: results.Run) -> list[Claim]:
+    """What the paper says of Figure 6 beside this run."""
+    found = summarise(run.measurements(), run.n)
+    factor, low, high = found.decay
+    mean_length = float((np.arange(1, run.n + 1) * found.product).sum())
+    effective, central = found.effective, found.central
+    where = "section 5, Figure 6"
+    return [
+        Claim(
+            "The gradient along a path falls about exponentially with its length.",
+            where,
+            f"a falling line explains at least {EXPONENTIAL:.0%} of the variance of the mean norm's logarithm",
+            f"{100 * found.straightness:.3g} % of it; a factor of {factor:.3g} a module (95 % interval {low:.3g} to "
+            f"{high:.3g})",
+            bool(found.straightness >= EXPONENTIAL and factor < 1),
+        ),
+        Claim(
+            "The gradient comes from paths that are much shorter than most.",
+            where,
+            f"weighted by frequency times magnitude, the mean length is at most {SHORT:g} of the blocks, where most "
+            "paths have half of them",
+            f"{mean_length:.3g} of {run.n} blocks; lengths {effective.first} to {effective.last} carry 95 % of the "
+            f"gradient and are {percent(effective.paths)} of all paths; lengths {central.first} to "
+            f"{central.last} are {percent(central.paths)} of them",
+            bool(mean_length <= SHORT * run.n),
+        ),
+    ]

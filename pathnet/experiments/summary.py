@@ -55,6 +55,7 @@ class Summary:
         decay: factor of the mean norm a module, by least squares of its logarithm on the length; then the ends
             of its 95 % interval by the same bootstrap.
         log_intercept: of that line, at length 0.
+        straightness: the share of the logarithms' variance that the line explains.
         effective: the shortest run of lengths that holds 95 % of the product: the effective paths.
         central: the lengths closest to n/2 that hold 95 % of the paths.
     """
@@ -75,6 +76,7 @@ class Summary:
     product: Array
     decay: tuple[float, float, float]
     log_intercept: float
+    straightness: float
     effective: LengthRange
     central: LengthRange
 
@@ -145,6 +147,7 @@ def summarise(measurements: Measurements, n: int) -> Summary:
         product=product,
         decay=(float(np.exp(slope)), float(decay_low), float(decay_high)),
         log_intercept=float(intercept),
+        straightness=_explained(log_mean, slope, intercept),
         effective=_range(*_shortest_run(product, MOST), share, product),
         central=_range(*_central_run(share, MOST), share, product),
     )
@@ -182,6 +185,16 @@ def _line(log_mean: Array) -> tuple[Array, Array]:
     off = np.where(use, length - middle, 0)
     slope = (off * y).sum(-1) / (off * off).sum(-1)
     return slope, (y.sum(-1) - slope * length.sum(-1)) / count[..., 0]
+
+
+def _explained(log_mean: Array, slope: Array, intercept: Array) -> float:
+    """The share of the variance of ``log_mean`` [n], where it is finite, that the line explains; NaN where all are
+    equal."""
+    length = np.arange(1, len(log_mean) + 1)[np.isfinite(log_mean)]
+    y = log_mean[np.isfinite(log_mean)]
+    off = ((y - slope * length - intercept) ** 2).sum()
+    total = ((y - y.mean()) ** 2).sum()
+    return float(1 - off / total) if total > 0 else np.nan
 
 
 def _shortest_run(shares: Array, most: float) -> tuple[int, int]:

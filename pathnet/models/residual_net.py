@@ -40,7 +40,8 @@ class Block(nn.Module):
     work it also overrides `branches`; where more than an addition joins them, `join`.
 
     Attributes:
-        survival: the probability that a step of training keeps the residual module (stochastic depth).
+        survival: the probability that a step of training keeps the residual module (stochastic depth). A block
+            that has one below 1 multiplies ``residual`` by it in evaluation.
     """
 
     survival: float = 1.0
@@ -141,7 +142,12 @@ class ResidualNet(nn.Module):
             x: [B, C, H, W]
             drawn: which blocks keep their residual module, all by default. The others are passed as deleted ones
                 are, their modules computed neither here nor in the backward pass.
+
+        Raises:
+            ValueError: ``drawn`` does not hold one value a block.
         """
+        if drawn is not None and len(drawn) != self.n:
+            raise ValueError(f"drawn: expected {self.n} values (one a block), got {len(drawn)}")
         x = self.stem(x)
         for i, block in enumerate(self):
             x = block(x) if drawn is None or drawn[i] else block.lesioned(x)

@@ -60,8 +60,10 @@ def vgg(
         ValueError: an argument is out of its range.
     """
     check_positive(width=width, num_classes=num_classes, in_channels=in_channels, stages=stages)
-    if depth - 2 < stages:
-        raise ValueError(f"depth: expected at least {stages + 2} layers for {stages} stages, got {depth}")
+    # The first stage ends in a block, since the stem does not pool.
+    least = (3 * stages + 1) // 2 + 1
+    if depth < least:
+        raise ValueError(f"depth: expected at least {least} layers for {stages} stages, got {depth}")
     convolutions = depth - 1
     ends = {round(convolutions * (stage + 1) / stages) for stage in range(stages - 1)}
     stem = nn.Sequential(

@@ -1,4 +1,4 @@
-"""Summaries in, figures and tables out."""
+"""Figure 6: path lengths, the gradient by length, and their product."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import LogLocator
 from rich.table import Table
 
 from pathnet.experiments.summary import Summary, percent
+from pathnet.figures.style import BLUE, DARK, LIGHT, headed, in_percent, labelled, over_lengths, panels, saved
 
 __all__ = ["figure_6", "table_6"]
-
-DARK, BLUE, LIGHT = "#222222", "#1f5a94", "#c9d9ea"
-DOTS_PER_INCH = 200
 
 
 def figure_6(summary: Summary, title: str, path_stem: str | Path) -> list[Path]:
@@ -30,26 +26,14 @@ def figure_6(summary: Summary, title: str, path_stem: str | Path) -> list[Path]:
     Returns:
         The files written: PNG and SVG.
     """
-    figure = Figure(figsize=(11, 3.7), layout="constrained")
-    FigureCanvasAgg(figure)
-    distribution, magnitude, product = figure.subplots(1, 3)
+    heading = f"{title}: {summary.measurements:,} path gradients on {summary.batches:,} batches"
+    figure, (distribution, magnitude, product) = panels(heading, 3)
     _draw_distribution(distribution, summary)
     _draw_magnitude(magnitude, summary)
     _draw_product(product, summary)
     for axes in (distribution, magnitude, product):
-        axes.set_xlabel("path length (modules)", fontsize=9)
-        axes.yaxis.label.set_fontsize(9)
-        axes.set_xlim(0, summary.n + 0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
-    figure.suptitle(
-        f"{title}: {summary.measurements:,} path gradients on {summary.batches:,} batches", fontsize=10, color=DARK
-    )
-    files = [Path(f"{path_stem}.{suffix}") for suffix in ("png", "svg")]
-    figure.savefig(files[0], dpi=DOTS_PER_INCH)
-    figure.savefig(files[1], metadata={"Date": None})
-    return files
+        over_lengths(axes, summary.n)
+    return saved(figure, path_stem)
 
 
 def _lengths(summary: Summary) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -60,10 +44,10 @@ def _draw_distribution(axes: Axes, summary: Summary) -> None:
     lengths, central = _lengths(summary), summary.central
     inside = (lengths >= central.first) & (lengths <= central.last)
     axes.bar(lengths, summary.share, 0.8, color=np.where(inside, BLUE, LIGHT).tolist())
-    _title(axes, "(a) distribution of path length")
+    headed(axes, "(a) distribution of path length")
     axes.set_ylabel("share of all paths")
-    _in_percent(axes)
-    _label(axes, f"lengths {central.first} to {central.last}\n(dark) hold {percent(central.paths)}\nof all paths")
+    in_percent(axes)
+    labelled(axes, f"lengths {central.first} to {central.last}\n(dark) hold {percent(central.paths)}\nof all paths")
 
 
 def _draw_magnitude(axes: Axes, summary: Summary) -> None:
@@ -94,7 +78,7 @@ def _draw_magnitude(axes: Axes, summary: Summary) -> None:
             label=f"fit: \N{MULTIPLICATION SIGN} {rate:.3g} a module{interval}",
         )
     axes.yaxis.set_major_locator(LogLocator(numticks=8))
-    _title(axes, "(b) gradient magnitude by path length")
+    headed(axes, "(b) gradient magnitude by path length")
     axes.set_ylabel("norm of the path gradient")
     bottom, top = axes.get_ylim()
     axes.set_ylim(bottom, top * (top / bottom) ** 0.3)
@@ -105,28 +89,14 @@ def _draw_product(axes: Axes, summary: Summary) -> None:
     effective = summary.effective
     axes.axvspan(effective.first - 0.5, effective.last + 0.5, color=LIGHT, linewidth=0)
     axes.bar(_lengths(summary), summary.product, 0.8, color=BLUE)
-    _title(axes, "(c) total gradient magnitude: (a) \N{MULTIPLICATION SIGN} (b)")
+    headed(axes, "(c) total gradient magnitude: (a) \N{MULTIPLICATION SIGN} (b)")
     axes.set_ylabel("share of the total")
-    _in_percent(axes)
-    _label(
+    in_percent(axes)
+    labelled(
         axes,
         f"effective paths:\nlengths {effective.first} to {effective.last}\n"
         f"hold {percent(effective.gradient)} of it,\nand {percent(effective.paths)}\nof all paths",
     )
-
-
-def _in_percent(axes: Axes) -> None:
-    axes.margins(y=0.12)
-    axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
-
-
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, fontsize=10, loc="left", pad=8)
-
-
-def _label(axes: Axes, text: str) -> None:
-    axes.text(0.98, 0.97, text, transform=axes.transAxes, ha="right", va="top", fontsize=8)
 
 
 def table_6(summary: Summary, title: str) -> Table:

@@ -1,0 +1,92 @@
+"""Errors of random lesions by their size: what Figures 5 (a) and 5 (b) show (sections 4.2 and 4.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import kendalltau, spearmanr
+
+from pathnet import results
+from pathnet.experiments.errors import ErrorCounts, Spread, spread
+from pathnet.experiments.run import Claim
+
+__all__ = ["ErrorBySize", "smooth", "smoothness", "summarise"]
+
+RANK_CORRELATION = 0.9
+LARGEST_STEP = 1 / 3
+
+
+@dataclass(frozen=True)
+class ErrorBySize:
+    """The error rates of random lesions, by their size.
+
+    Attributes:
+        sizes: how many blocks are deleted, or pairs swapped: 1, 2, ...
+        rates: for each size, of all draws and seeds, float64 [draws * seeds].
+        tau: for each size, Kendall's correlation of the order of the blocks with that of training, of the same.
+        means: for each size, with a 95 % interval over draws and seeds.
+        intact: the error of the networks as they are, the mean over seeds.
+        chance: the error of guessing.
+        blocks: n.
+        draws: for each size and network.
+        seeds: networks.
+    """
+
+    sizes: list[int]
+    rates: list[NDArray[np.float64]]
+    tau: list[NDArray[np.float64]]
+    means: list[Spread]
+    intact: float
+    chance: float
+    blocks: int
+    draws: int
+    seeds: int
+
+
+def summarise(run: results.Run, kind: str = "residual") -> ErrorBySize:
+    """Of the networks of one kind."""
+    counts = ErrorCounts(run)
+    facts = counts.facts[kind]
+    blocks = facts[0]["blocks"]
+    lesioned = [row for row in counts.of(kind) if row.size > 0]
+    sizes = sorted({row.size for row in lesioned})
+    by_size = [[row for row in lesioned if row.size == size] for size in sizes]
+    rates = [np.array([row.rate for row in own]) for own in by_size]
+    unmoved = tuple(range(blocks))
+    return ErrorBySize(
+        sizes,
+        rates,
+        [np.array([kendalltau(unmoved, row.order or unmoved).statistic for row in own]) for own in by_size],
+        list(map(spread, rates)),
+        float(counts.intact(kind).mean()),
+        counts.chance,
+        blocks,
+        len({row.draw for row in lesioned}),
+        len(facts),
+    )
+
+
+def smooth(found: ErrorBySize) -> tuple[float, float]:
+    """Spearman's rank correlation of mean error and size; the largest rise from one size to the next, as a share of
+    the whole rise from the intact network. NaN where there is a single size, or no rise."""
+    means = np.array([mean.mean for mean in found.means])
+    steps = np.diff([found.intact, *means])
+    rise = means[-1] - found.intact
+    correlation = float(spearmanr(found.sizes, means).statistic) if len(means) > 1 else np.nan
+    return correlation, float(steps.max() / rise) if rise > 0 else np.nan
+
+
+def smoothness(found: ErrorBySize, paper: str, where: str) -> Claim:
+    """That error rises with the size of a lesion, and by no large step."""
+    correlation, step = smooth(found)
+    return Claim(
+        paper,
+        where,
+        f"rank correlation of size and mean error at least {RANK_CORRELATION:g}, and no step from one size to the "
+        f"next more than {LARGEST_STEP:.0%} of the whole rise",
+        f"correlation {correlation:.3g}, largest step {100 * step:.2g} %; from {100 * found.intact:.3g} % of error "
+        f"to {found.means[-1]} at size {found.sizes[-1]}",
+        bool(correlation >= RANK_CORRELATION and step <= LARGEST_STEP),
+    )

@@ -1,0 +1,213 @@
+"""Highway networks (section 2, equation 3): lesions, learned gates, and the gradient's parts through skips, residual
+modules and the gates themselves."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import pathnet
+from pathnet import paths, results
+from pathnet.data import Data
+from pathnet.experiments import lesion_single
+from pathnet.experiments.errors import Spread, spread
+from pathnet.experiments.lesion_single import SingleDeletions
+from pathnet.experiments.run import Claim, Networks, Plan, Value, opened
+from pathnet.models import Block, HighwayBlock, ResidualNet
+from pathnet.record import snapshot
+from pathnet.training import Progress
+
+__all__ = ["NAME", "PARTS", "Highway", "claims", "measure", "summarise"]
+
+NAME = "highway"
+PARTS = ("skip", "residual", "gate")
+OPENNESS, BIAS, PATH_NORM = "openness of the gate", "bias of the gate", "norm along a path"
+FROZEN, PARTS_OFF, HALF_OFF = "share with gates frozen", "parts less the gradient", "half gates less halved branches"
+FLOAT32 = 1e-4
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Highway:
+    """What was measured of highway networks of n blocks.
+
+    Attributes:
+        openness: for each block, the mean of t over images, pixels and channels, with a 95 % interval over seeds and
+            batches.
+        bias: float64 [seeds, n], the mean over channels of each gate's learned bias.
+        shares: by part, float64 [n]: the norm of the gradient that goes through this part of the block and through
+            everything elsewhere, over the sum of the three norms; the mean over seeds and batches.
+        path_norms: float64 [n], of paths of the lengths 1 to n with frozen gates, the mean over seeds and batches.
+        frozen: the norm of the gradient with all gates frozen, over that of the gradient.
+        parts_off: the largest relative deviation of a block's three parts together from the gradient.
+        half_off: that of a network whose gates are at 1/2 from a residual network with halved branches.
+        deletions: errors without single blocks.
+    """
+
+    openness: list[Spread]
+    bias: Array
+    shares: dict[str, Array]
+    path_norms: Array
+    frozen: Spread
+    parts_off: float
+    half_off: float
+    deletions: SingleDeletions
+
+
+def measure(
+    nets: Networks, data: Data, plan: Plan, folder: str | Path, progress: Progress | None = None
+) -> results.Run:
+    """Errors of highway networks without single blocks; their gates, and gradients' parts, on random batches.
+
+    Raises:
+        ValueError: a network has no gates or does not take the data, or the folder holds another run.
+    """
+    for net in nets["highway"]:
+        if not all(isinstance(block, HighwayBlock) for block in net):
+            raise ValueError("net: expected a highway network, got blocks without gates")
+    settings = {"bn": plan.bn, "images": plan.images, "plan_seed": plan.plan_seed, "batch_size": plan.gate_batch_size}
+    asked = {"gate_batches": plan.gate_batches}
+    with opened(NAME, nets, data, settings, asked, folder) as run:
+        lesion_single.measure_deletions(run, nets, data, plan, progress)
+        known = {(row.seed, row.batch) for row in run.rows(Value)}
+        for seed, net in enumerate(nets["highway"]):
+            recorder = pathnet.Recorder(net, engine="reference")
+            for batch in range(plan.gate_batches):
+                if (seed, batch) not in known:
+                    run.add_rows(_batch(recorder, net, data, plan, seed, batch))
+                if progress is not None:
+                    done = seed * plan.gate_batches + batch + 1
+                    progress(done, len(nets["highway"]) * plan.gate_batches, "batches, gates")
+        return run
+
+
+def _batch(
+    recorder: pathnet.Recorder, net: ResidualNet, data: Data, plan: Plan, seed: int, batch: int
+) -> list[Value]:
+    """Everything that is measured on one batch, which is written at once."""
+    device = next(net.parameters()).device
+    images, labels = (part.to(device) for part in data.random_batch(plan.gate_batch_size, plan.plan_seed, batch))
+    rows: list[Value] = []
+
+    def note(quantity: str, values: list[float]) -> None:
+        rows.extend(Value("highway", seed, batch, quantity, i, value) for i, value in enumerate(values))
+
+    note(OPENNESS, _openness(net, images))
+    tape = recorder(images, labels)
+    everything = torch.ones(1, net.n, 3)
+    whole, frozen = tape.gradient(), tape.routed_gradients(everything[..., :2])[0]
+    note(FROZEN, [float(frozen.norm() / whole.norm())])
+    off = []
+    shares: list[Tensor] = []
+    for block in range(net.n):
+        routing = everything.repeat(3, 1, 1)
+        routing[:, block] = torch.eye(3)
+        parts = tape.routed_gradients(routing)
+        off.append(float((parts.sum(0) - whole).norm() / whole.norm()))
+        norms = parts.flatten(1).norm(dim=1)
+        shares.append(norms / norms.sum())
+    note(PARTS_OFF, off)
+    for part, own in zip(PARTS, torch.stack(shares).T.tolist(), strict=True):
+        note(part, own)
+    note(PATH_NORM, tape.path_gradient_norms(paths.one_of_each_length(net.n, plan.plan_seed, batch)).tolist())
+    if batch == 0:
+        note(
+            BIAS, [float(torch.as_tensor(block.gate.bias).mean()) for block in net if isinstance(block, HighwayBlock)]
+        )
+        note(HALF_OFF, [_half_off(net, images)])
+    return rows
+
+
+@torch.no_grad()
+def _openness(net: ResidualNet, images: Tensor) -> list[float]:
+    """The mean of every block's t."""
+    frozen = snapshot(net, "running", torch.float32)
+    y, found = frozen.stem(images), []
+    for block in frozen:
+        assert isinstance(block, HighwayBlock)
+        found.append(float(block.openness(y).mean()))
+        y = block(y)
+    return found
+
+
+class _Halved(Block):
+    """``y = (s(x) + f(x)) / 2``, with the branches of a highway block."""
+
+    def __init__(self, block: HighwayBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip, residual = pathnet.models.PreactBlock.branches(self.block, x)
+        return 0.5 * skip + 0.5 * residual
+
+
+@torch.no_grad()
+def _half_off(net: ResidualNet, images: Tensor) -> float:
+    """How far a network with all gates at 1/2 is from the residual network with halved branches: equation 3 with
+    t = 1/2. In float64."""
+    even = copy.deepcopy(net).double().eval()
+    blocks = [block for block in even if isinstance(block, HighwayBlock)]
+    for block in blocks:
+        nn.init.zeros_(block.gate.weight)
+        nn.init.zeros_(block.gate.bias)  # type: ignore[arg-type]
+    expected = ResidualNet(even.stem, [_Halved(block) for block in blocks], even.head)(images.double())
+    return float((even(images.double()) - expected).norm() / expected.norm())
+
+
+def summarise(run: results.Run) -> Highway:
+    """Over seeds and batches."""
+    rows = run.rows(Value)
+    n, seeds = run.identity["networks"]["highway"][0]["blocks"], len(run.identity["networks"]["highway"])
+
+    def of(quantity: str, index: int) -> list[float]:
+        return [row.value for row in rows if row.quantity == quantity and row.index == index]
+
+    return Highway(
+        [spread(of(OPENNESS, block)) for block in range(n)],
+        np.array([of(BIAS, block) for block in range(n)]).reshape(n, seeds).T,
+        {part: np.array([np.mean(of(part, block)) for block in range(n)]) for part in PARTS},
+        np.array([np.mean(of(PATH_NORM, length)) for length in range(n)]),
+        spread(of(FROZEN, 0)),
+        max(row.value for row in rows if row.quantity == PARTS_OFF),
+        max(row.value for row in rows if row.quantity == HALF_OFF),
+        lesion_single.summarise(run)["highway"],
+    )
+
+
+def claims(run: results.Run) -> list[Claim]:
+    """What the paper says of highway networks beside this run."""
+    found = summarise(run)
+    where = "section 2, equation 3"
+    openness = np.array([own.mean for own in found.openness])
+    return [
+        Claim(
+            "A residual network is a highway network whose gates are all at 1/2, but for the factor.",
+            where,
+            "relative deviation from a network of halved branches at most 1e-10 in float64",
+            f"{found.half_off:.2g}",
+            found.half_off <= 1e-10,
+        ),
+        Claim(
+            "What a block passes back falls into three parts: skip, residual module, and the gate itself.",
+            where,
+            f"the three gradients add up to the gradient within {FLOAT32:g} in float32",
+            f"{found.parts_off:.2g} at the worst; with all gates frozen the gradient has {found.frozen} of its norm",
+            found.parts_off <= FLOAT32,
+        ),
+        Claim(
+            "Gates biased to carry prefer short paths.",
+            where,
+            "the learned gates are open by less than 1/2 in the mean",
+            f"{openness.mean():.3g} in the mean, {openness.min():.3g} to {openness.max():.3g} by block: a path then "
+            f"goes through {openness.sum():.3g} of {len(openness)} modules",
+            bool(openness.mean() < 0.5),
+        ),
+    ]

@@ -1,0 +1,50 @@
+"""Figure 8: each single block deleted from networks trained with stochastic depth and from plain ones (section 5)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pathnet import results
+from pathnet.data import Data
+from pathnet.experiments import lesion_single
+from pathnet.experiments.lesion_single import summarise
+from pathnet.experiments.run import Claim, Networks, Plan
+from pathnet.training import Progress
+
+__all__ = ["NAME", "claims", "measure", "summarise"]
+
+NAME = "lesion-stochastic-depth"
+
+
+def measure(
+    nets: Networks, data: Data, plan: Plan, folder: str | Path, progress: Progress | None = None
+) -> results.Run:
+    """As `pathnet.experiments.lesion_single.measure`, of both kinds of network."""
+    return lesion_single.measure(nets, data, plan, folder, progress, NAME)
+
+
+def claims(run: results.Run) -> list[Claim]:
+    """What the paper says of Figure 8 beside this run."""
+    found = summarise(run)
+    where = "section 5, Figure 8"
+    plain, stochastic = found["residual"], found["stochastic depth"]
+    means = [100 * own.increase.mean() for own in (plain, stochastic)]
+    downsampling = [100 * own.increase[own.changes_shape].mean() for own in (plain, stochastic)]
+    return [
+        Claim(
+            "Training with stochastic depth makes a network more resilient to the deletion of single modules.",
+            where,
+            "the mean cost of deleting a block is lower",
+            f"{means[1]:.2g} points of error against {means[0]:.2g}",
+            bool(means[1] < means[0]),
+        ),
+        Claim(
+            "It reduces the dependence on downsampling blocks.",
+            where,
+            "the mean cost of deleting one of them is lower",
+            f"{downsampling[1]:.2g} points of error against {downsampling[0]:.2g}",
+            bool(np.isfinite(downsampling).all() and downsampling[1] < downsampling[0]),
+        ),
+    ]

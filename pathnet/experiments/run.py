@@ -1,0 +1,196 @@
+"""What the drivers share: the networks that they take, what a run is identified by, and the claims that it tests."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+import pathnet
+from pathnet import lesion, models, results
+from pathnet.data import Data
+from pathnet.lesion import BatchNormPolicy
+from pathnet.models import ResidualNet
+from pathnet.record import one_of
+
+__all__ = ["Claim", "Networks", "Plan", "Value", "attempt", "check_data", "facts_of", "opened", "title"]
+
+Networks = Mapping[str, Sequence[ResidualNet]]
+"""By kind (residual, vgg, highway...), those trained from the seeds 0, 1, ..."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured; each driver takes of it what it needs.
+
+    Attributes:
+        draws: random lesions of each size, for each network.
+        deletions: the most blocks deleted at once.
+        swaps: the most pairs of blocks that change places.
+        bn: batch normalisation of lesioned networks by running statistics (running, the paper's), by the batch's own
+            (batch), or recalibrated on a few training batches.
+        images: test images, spread evenly over the split; 0 for all.
+        batches: random training batches of Figure 6, on each of which one path of every length is measured.
+        modules: residual modules that effective training draws for each batch.
+        gate_batches: random training batches on which highway networks' gates are measured.
+        gate_batch_size: images of each.
+        plan_seed: of the random lesions and batches.
+    """
+
+    draws: int = 100
+    deletions: int = 20
+    swaps: int = 20
+    bn: BatchNormPolicy = "running"
+    images: int = 0
+    batches: int = 1000
+    modules: int = 23
+    gate_batches: int = 20
+    gate_batch_size: int = 128
+    plan_seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = dict.fromkeys(
+            ("draws", "deletions", "swaps", "batches", "modules", "gate_batches", "gate_batch_size"), 1
+        )
+        least |= {"images": 0, "plan_seed": 0}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ValueError(f"{name}: expected an integer of at least {smallest}, got {getattr(self, name)}")
+        one_of("bn", self.bn, BatchNormPolicy)
+
+
+@dataclass(frozen=True)
+class Value:
+    """One number of a network: a row of a run.
+
+    Attributes:
+        network: its kind.
+        seed: which of the networks of that kind.
+        batch: number of the batch that it was measured on; 0 where there is none.
+        quantity: what it is.
+        index: of a block or a length, where the quantity has one; else 0.
+        value: the number.
+    """
+
+    PART: ClassVar[str] = "values"
+    MEASURED: ClassVar[tuple[str, ...]] = ("value",)
+
+    network: str
+    seed: int
+    batch: int
+    quantity: str
+    index: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper beside what was measured.
+
+    Attributes:
+        paper: the statement, in short.
+        where: section and figure.
+        bound: what must be measured for it to hold, in words and numbers.
+        measured: what was.
+        held: whether it does.
+    """
+
+    paper: str
+    where: str
+    bound: str
+    measured: str
+    held: bool
+
+
+def facts_of(net: ResidualNet, images: torch.Tensor) -> dict[str, Any]:
+    """What is recorded of a network: its hash, how it is built, its blocks, which of them change the shape,
+    and how probably training keeps each."""
+    shapes = lesion.shapes(net, images.to(next(net.parameters()).device))
+    changing = [i for i, (entering, leaving) in enumerate(shapes) if entering != leaving]
+    return {
+        "hash": models.fingerprint(net),
+        "config": net.config,
+        "blocks": net.n,
+        "downsampling": changing,
+        "survival": [block.survival for block in net],
+    }
+
+
+def opened(
+    experiment: str,
+    nets: Networks,
+    data: Data,
+    settings: Mapping[str, Any],
+    asked: Mapping[str, int],
+    folder: str | Path,
+) -> AbstractContextManager[results.Run]:
+    """The run of an experiment, opened to add measurements to it.
+
+    Args:
+        settings: what else must be equal for measurements to belong together.
+        asked: how many of something are asked for; may grow.
+
+    Raises:
+        ValueError: the networks do not take the data, or the folder holds another run.
+    """
+    some = data.normalise(data.test.take(torch.zeros(1, dtype=torch.int64)))
+    everyone = [net for own in nets.values() for net in own]
+    for net in everyone:
+        check_data(net, data)
+    identity = {
+        "experiment": experiment,
+        **settings,
+        "networks": {kind: [facts_of(net, some) for net in own] for kind, own in nets.items()},
+        "data": {"name": data.name, "hash": data.fingerprint(), "classes": len(data.classes)},
+    }
+    device = next(everyone[0].parameters()).device if everyone else torch.device("cpu")
+    return results.writing(folder, identity, asked, attempt(device))
+
+
+def attempt(device: torch.device) -> dict[str, Any]:
+    """What is recorded of one process that adds to a run: time, versions, device."""
+    processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "pathnet": pathnet.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": processor if device.type == "cpu" else torch.cuda.get_device_name(device),
+    }
+
+
+def check_data(net: ResidualNet, data: Data) -> None:
+    """Finds what cannot be measured before a run folder is made for it.
+
+    Raises:
+        ValueError: the images have other channels than the network takes, or there are more classes than it tells.
+    """
+    channels, takes = data.image_shape[0], net.stem_weight().shape[1]
+    if channels != takes:
+        raise ValueError(f"data: expected images of {takes} channels (the network's), got {channels} in {data.name}")
+    told_apart = (net.config or {}).get("num_classes", len(data.classes))
+    if len(data.classes) > told_apart:
+        raise ValueError(
+            f"data: expected at most {told_apart} classes (the network's), got {len(data.classes)} in {data.name}"
+        )
+
+
+def title(identity: Mapping[str, Any]) -> str:
+    """Data set and networks of a run, in words for figures."""
+    described = [_network(kind, own) for kind, own in identity.get("networks", {}).items()]
+    if "model" in identity:
+        described = [_network((identity["model"]["config"] or {}).get("model", "network"), [identity["model"]])]
+    return "; ".join([identity["data"]["name"], *described] if "data" in identity else described)
+
+
+def _network(kind: str, seeds: Sequence[Mapping[str, Any]]) -> str:
+    config = seeds[0]["config"] or {}
+    shape = [f"{key} {config[key]}" for key in ("depth", "width") if key in config]
+    trained = [f"{len(seeds)} seeds"] if len(seeds) > 1 else []
+    return ", ".join([kind, *shape, f"{seeds[0]['blocks']} blocks", *trained])

@@ -1,0 +1,135 @@
+"""Section 3, equations 4 to 6: a residual network unraveled into its paths equals the network.
+
+The nested expression of equation 6 repeats the modules on every branch of a binary tree, and its value is the
+network's. A sum over the 2^n paths is it only where the network is affine: with ReLU bits and BN as they were at one
+point, every module is a matrix and a constant, and paths start at the input and at each block's constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pathnet import models, results
+from pathnet.data import Data
+from pathnet.experiments.run import Claim, Networks, Plan, Value, opened
+from pathnet.models import Block, ResidualNet
+from pathnet.streams import stream
+from pathnet.training import Progress
+
+__all__ = ["NAME", "claims", "measure", "nested", "paths_sum"]
+
+NAME = "unraveled"
+NESTED_BLOCKS = 3
+MOST_BLOCKS = 6
+WIDTH = 4
+IMAGES = 4
+ROUNDING = 1e-10
+
+NESTED, PATHS = "nested expression, relative deviation", "sum over paths, relative deviation"
+
+
+def nested(blocks: Sequence[Block], y0: Tensor) -> Tensor:
+    """``y_n`` by equation 6, as a tree of 2^n leaves: nothing that two branches need is computed once."""
+    if not blocks:
+        return y0
+    last = blocks[-1]
+    return last.join(last.skip(nested(blocks[:-1], y0)) + last.residual(nested(blocks[:-1], y0)))
+
+
+@torch.no_grad()
+def paths_sum(blocks: Sequence[Block], y0: Tensor) -> Tensor:
+    """``y_n`` as the sum over all paths of the network with ReLU bits and BN frozen at ``y0``.
+
+    At the point x that a block saw, each branch h is ``J_h y + (h(x) - J_h x)`` of any y. The sum has one term for
+    each path from the input, through Jacobians alone, and one for each path from each branch's constant.
+
+    Args:
+        blocks: n of them in evaluation mode, joined by additions alone.
+        y0: [B, C, H, W]
+    """
+    points = [y0]
+    for block in blocks:
+        points.append(torch.as_tensor(block(points[-1])))
+
+    def along(path: Sequence[int], first: int, value: Tensor) -> Tensor:
+        """What comes of ``value`` at the input of block ``first`` (from 0) along the branches of a path."""
+        for i, taken in enumerate(path, first):
+            branch = blocks[i].residual if taken else blocks[i].skip
+            value = torch.func.jvp(branch, (points[i],), (value,))[1]
+        return value
+
+    n = len(blocks)
+    total = torch.stack([along(path, 0, y0) for path in product((0, 1), repeat=n)]).sum(0)
+    for i, block in enumerate(blocks):
+        x = points[i]
+        for branch in (block.skip, block.residual):
+            constant = branch(x) - torch.func.jvp(branch, (x,), (x,))[1]
+            total = total + torch.stack(
+                [along(path, i + 1, constant) for path in product((0, 1), repeat=n - i - 1)]
+            ).sum(0)
+    return total
+
+
+def measure(
+    nets: Networks, data: Data, plan: Plan, folder: str | Path, progress: Progress | None = None
+) -> results.Run:
+    """Both against the network, in float64, on networks of 1 to 6 blocks with random weights and statistics."""
+    whole = _network(data, plan.plan_seed)
+    images = data.normalise(data.test.take(torch.arange(min(IMAGES, len(data.test))))).double()
+    with opened(NAME, {}, data, {"plan_seed": plan.plan_seed}, {}, folder) as run:
+        known = {(row.quantity, row.index) for row in run.rows(Value)}
+        rows = []
+        y0 = whole.stem(images).detach()
+        for n in range(1, MOST_BLOCKS + 1):
+            blocks = list(whole)[:n]
+            y_n = y0
+            for block in blocks:
+                y_n = block(y_n).detach()
+            for quantity, form in ((NESTED, nested), (PATHS, paths_sum)):
+                if (quantity, n) not in known:
+                    off = float((form(blocks, y0) - y_n).norm() / y_n.norm())
+                    rows.append(Value("", 0, 0, quantity, n, off))
+        run.add_rows(rows)
+        return run
+
+
+def _network(data: Data, seed: int) -> ResidualNet:
+    """Six basic blocks, two of which change the shape, with statistics and factors away from their first values."""
+    rng = stream(seed, "unraveled")
+    net = models.preact_resnet(2 * MOST_BLOCKS + 2, WIDTH, in_channels=data.image_shape[0]).double().eval()
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+            for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+                if tensor.is_floating_point():
+                    spread = torch.from_numpy(rng.normal(0, 0.3, tuple(tensor.shape)))
+                    tensor.data.copy_(1 + spread.abs() if name == "running_var" else spread)
+    return net.requires_grad_(False)
+
+
+def claims(run: results.Run) -> list[Claim]:
+    """What section 3 says beside this run."""
+    rows = run.rows(Value)
+    three = next(row.value for row in rows if row.quantity == NESTED and row.index == NESTED_BLOCKS)
+    worst = max(row.value for row in rows if row.quantity == PATHS)
+    bound = f"relative deviation of y_n at most {ROUNDING:g} in float64"
+    return [
+        Claim(
+            "The nested expression of a network of three blocks, which goes along 2^3 paths, is the network.",
+            "section 3, equations 4 to 6",
+            bound,
+            f"{three:.2g}",
+            three <= ROUNDING,
+        ),
+        Claim(
+            "With ReLU bits and BN frozen, the network is the sum over its 2^n paths and those from biases.",
+            "section 3, Figure 1",
+            f"{bound}, for every n up to {MOST_BLOCKS}",
+            f"{worst:.2g} at the worst",
+            worst <= ROUNDING,
+        ),
+    ]

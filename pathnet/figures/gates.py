@@ -1,0 +1,77 @@
+"""Highway networks: lesions, gates, and the parts of the gradient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from pathnet.experiments.highway import PARTS, Highway
+from pathnet.figures.lesions import draw_single
+from pathnet.figures.style import (
+    BLUE,
+    DARK,
+    LIGHT,
+    MIDDLE,
+    headed,
+    in_percent,
+    over_blocks,
+    over_lengths,
+    panels,
+    saved,
+)
+
+__all__ = ["figure_highway"]
+
+
+def figure_highway(found: Highway, title: str, path_stem: str | Path) -> list[Path]:
+    """Equation 3: (a) single deletions, (b) how open the gates are and their learned bias, (c) the parts of the
+    gradient through a block, (d) the gradient along paths with frozen gates."""
+    figure, (single, gates, parts, along) = panels(title, 4, rows=2, width=5.5)
+    headed(single, "(a) each single block deleted")
+    draw_single(single, {"highway": found.deletions})
+    headed(gates, "(b) gates: how open, and their learned bias")
+    _draw_gates(gates, found)
+    headed(parts, "(c) parts of the gradient through each block")
+    _draw_parts(parts, found)
+    headed(along, "(d) along paths with frozen gates")
+    lengths = np.arange(1, len(found.path_norms) + 1)
+    along.semilogy(lengths, found.path_norms, "o", color=BLUE, markersize=3.5)
+    along.set_ylabel("norm of the path gradient")
+    over_lengths(along, len(lengths))
+    return saved(figure, path_stem)
+
+
+def _draw_gates(axes: Axes, found: Highway) -> None:
+    block = np.arange(1, len(found.openness) + 1)
+    low, mean, high = np.array([(own.low, own.mean, own.high) for own in found.openness]).T
+    axes.fill_between(block, low, high, color=LIGHT, linewidth=0, label="95 % interval")
+    axes.plot(block, mean, "o-", color=BLUE, markersize=3.5, linewidth=1, label="openness t, mean")
+    axes.axhline(0.5, color=DARK, linewidth=0.8, linestyle="--")
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("openness t of the gate (1: residual module alone)")
+    over_blocks(axes, len(block), "block")
+    biases = axes.twinx()
+    biases.plot(block, found.bias.mean(0), "s:", color=MIDDLE, markersize=3.5, linewidth=1, label="bias")
+    biases.set_ylabel("learned bias, mean over channels")
+    biases.tick_params(labelsize=8)
+    biases.spines["top"].set_visible(False)
+    bottom, top = biases.get_ylim()
+    biases.set_ylim(bottom - 0.3 * (top - bottom), top + 0.6 * (top - bottom))
+    drawn = [*axes.get_legend_handles_labels()[0], *biases.get_legend_handles_labels()[0]]
+    axes.legend(handles=drawn, fontsize=8, frameon=False, loc="upper right")
+
+
+def _draw_parts(axes: Axes, found: Highway) -> None:
+    block = np.arange(1, len(found.openness) + 1)
+    bottom = np.zeros(len(block))
+    names = {"skip": "skip, (1 - t) s", "residual": "module, t f", "gate": "gate, (f - s) J_t"}
+    for part, colour, hatch in zip(PARTS, (LIGHT, BLUE, MIDDLE), ("", "", "///"), strict=True):
+        axes.bar(block, found.shares[part], 0.8, bottom, color=colour, hatch=hatch, label=names[part])
+        bottom += found.shares[part]
+    axes.set_ylabel("share of the three norms")
+    in_percent(axes)
+    axes.set_ylim(0, 1.25)
+    over_blocks(axes, len(block), "block")
+    axes.legend(fontsize=8, frameon=False, loc="upper center", ncols=3)

@@ -1,0 +1,140 @@
+"""Figures 3, 4 and 8: single deletions; Figure 5: many deletions, and blocks in another order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from pathnet.experiments.by_size import ErrorBySize
+from pathnet.experiments.drawn_paths import DrawnPaths
+from pathnet.experiments.lesion_single import SingleDeletions
+from pathnet.figures.paths import draw_drawn
+from pathnet.figures.style import BLUE, DARK, LIGHT, STYLES, headed, in_percent, over_blocks, panels, saved
+
+__all__ = ["draw_single", "figure_3", "figure_5a", "figure_5b", "figure_8"]
+
+
+def figure_3(found: Mapping[str, SingleDeletions], title: str, path_stem: str | Path) -> list[Path]:
+    """Figure 3 of the paper, and 4: the error without each single block, by kind of network."""
+    figure, (axes,) = panels(title, 1, width=8)
+    draw_single(axes, found)
+    return saved(figure, path_stem)
+
+
+def figure_8(
+    found: Mapping[str, SingleDeletions], trained: DrawnPaths, title: str, path_stem: str | Path
+) -> list[Path]:
+    """Figure 8 of the paper: single deletions after training with stochastic depth and without; beside it the
+    lengths of the paths that such training takes."""
+    figure, (single, lengths) = panels(title, 2, width=5.5)
+    headed(single, "(a) each single block deleted")
+    draw_single(single, found)
+    headed(lengths, "(b) paths trained by stochastic depth")
+    draw_drawn(lengths, trained)
+    return saved(figure, path_stem)
+
+
+def draw_single(axes: Axes, found: Mapping[str, SingleDeletions]) -> None:
+    """One line a kind of network, the mean over seeds; bars from the lowest to the highest end of their intervals."""
+    for (kind, own), (colour, line, marker) in zip(found.items(), STYLES, strict=False):
+        block = np.arange(1, own.rate.shape[1] + 1)
+        mean = own.rate.mean(0)
+        several = f", mean of {len(own.rate)} seeds" if len(own.rate) > 1 else ""
+        axes.vlines(block, own.low.min(0), own.high.max(0), color=colour, linewidth=1, alpha=0.5)
+        axes.plot(
+            block, mean, line, color=colour, marker=marker, markersize=3.5, linewidth=1, label=f"{kind}{several}"
+        )
+        axes.axhline(float(own.intact.mean()), color=colour, linestyle=line, linewidth=0.6, alpha=0.8)
+        marked = [i for i in own.downsampling if i < len(mean)]
+        axes.plot(
+            block[marked],
+            mean[marked],
+            "o",
+            markersize=10,
+            markerfacecolor="none",
+            markeredgecolor=colour,
+            label="_" if own is not next(iter(found.values())) else "downsampling (or pooling) block",
+        )
+    first = next(iter(found.values()))
+    axes.axhline(first.chance, color="#8a8a8a", linestyle=(0, (1, 3)), linewidth=1, label="chance")
+    axes.set_ylabel("test error")
+    in_percent(axes)
+    axes.set_ylim(0, 1.25)
+    over_blocks(axes, max(own.rate.shape[1] for own in found.values()))
+    axes.legend(fontsize=8, frameon=False, loc="upper right", ncols=2)
+
+
+def figure_5a(found: ErrorBySize, title: str, path_stem: str | Path) -> list[Path]:
+    """Figure 5 (a) of the paper: error against the number of deleted modules; beside it, against the number of
+    paths that are left."""
+    figure, (deleted, valid) = panels(_drawn(found, title), 2, width=5.5)
+    headed(deleted, "(a) random blocks deleted")
+    _boxes(deleted, found, np.array(found.sizes, float), 0.6)
+    deleted.set_xlabel("deleted modules")
+    deleted.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
+    headed(valid, "(b) the same, by the paths that are left")
+    log_left = np.array([found.blocks - size for size in found.sizes])
+    low, middle, high = np.array([(own.low, own.mean, own.high) for own in found.means]).T
+    valid.fill_between(log_left, low, high, color=LIGHT, linewidth=0, label="95 % interval of the mean")
+    valid.plot(log_left, middle, "o-", color=BLUE, markersize=3.5, linewidth=1, label="mean error")
+    valid.plot([found.blocks], [found.intact], "s", color=DARK, markersize=5, label="no block deleted")
+    valid.invert_xaxis()
+    valid.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    valid.xaxis.set_major_formatter(lambda power, _: f"$2^{{{power:.0f}}}$")
+    valid.set_xlabel("valid paths")
+    valid.set_ylabel("test error")
+    _to_chance(valid, found)
+    valid.legend(fontsize=8, frameon=False, loc="upper left")
+    return saved(figure, path_stem)
+
+
+def figure_5b(found: ErrorBySize, title: str, path_stem: str | Path) -> list[Path]:
+    """Figure 5 (b) of the paper: error against Kendall's tau of the blocks' order with that of training."""
+    figure, (axes,) = panels(_drawn(found, title), 1, width=6.5)
+    mean_tau = np.array([own.mean() for own in found.tau])
+    gaps = np.abs(np.diff(np.sort(mean_tau)))
+    _boxes(axes, found, mean_tau, float(0.6 * np.median(gaps)) if len(gaps) else 0.05)
+    axes.plot([1], [found.intact], "s", color=DARK, markersize=5)
+    axes.set_xlim(min(mean_tau.min() - 0.02, 0.99), 1.01)
+    axes.invert_xaxis()
+    axes.xaxis.set_major_locator(MaxNLocator(8))
+    axes.xaxis.set_major_formatter("{x:.2f}")
+    ends = f"1 to {found.sizes[-1]}"
+    axes.set_xlabel(f"Kendall's tau with the order of training (boxes: {ends} random swaps, at their mean tau)")
+    return saved(figure, path_stem)
+
+
+def _drawn(found: ErrorBySize, title: str) -> str:
+    several = f" for each of {found.seeds} networks" if found.seeds > 1 else ""
+    return f"{title}: {found.draws} draws a size{several}"
+
+
+def _boxes(
+    axes: Axes, found: ErrorBySize, positions: np.ndarray[tuple[int], np.dtype[np.float64]], width: float
+) -> None:
+    axes.boxplot(
+        found.rates,
+        positions=positions,
+        widths=width,
+        manage_ticks=False,
+        patch_artist=True,
+        boxprops={"facecolor": LIGHT, "edgecolor": BLUE},
+        medianprops={"color": DARK},
+        whiskerprops={"color": BLUE},
+        capprops={"color": BLUE},
+        flierprops={"marker": ".", "markersize": 3, "markeredgecolor": BLUE},
+    )
+    axes.axhline(found.intact, color=DARK, linewidth=0.8, linestyle="--", label="no lesion")
+    axes.set_ylabel("test error")
+    _to_chance(axes, found)
+    axes.legend(fontsize=8, frameon=False, loc="upper left")
+
+
+def _to_chance(axes: Axes, found: ErrorBySize) -> None:
+    in_percent(axes)
+    axes.set_ylim(0, 1.15)
+    axes.axhline(found.chance, color="#8a8a8a", linestyle=(0, (1, 3)), linewidth=1, label="chance")

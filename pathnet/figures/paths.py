@@ -1,0 +1,186 @@
+"""Figure 7, the paths that training draws, and the drawings of the unraveled view (Figures 1 and 2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Circle, FancyBboxPatch
+from scipy.stats import binom
+
+from pathnet.experiments.drawn_paths import DrawnPaths
+from pathnet.experiments.effective_training import EffectiveTraining
+from pathnet.experiments.remaining_paths import RemainingPaths
+from pathnet.figures.style import (
+    BLUE,
+    DARK,
+    LIGHT,
+    MIDDLE,
+    STYLES,
+    headed,
+    in_percent,
+    over_lengths,
+    panels,
+    saved,
+)
+
+__all__ = ["draw_drawn", "figure_1", "figure_2", "figure_7", "figure_effective"]
+
+FAINT = "#b8b8b8"
+
+
+def figure_7(found: RemainingPaths, title: str, path_stem: str | Path) -> list[Path]:
+    """Figure 7 of the paper: the share of the paths of each length that is left after deletions."""
+    figure, (axes,) = panels(title, 1, width=6.5)
+    lengths = np.arange(found.blocks + 1)
+    for (deleted, share), (colour, line, marker) in zip(found.share.items(), STYLES, strict=False):
+        axes.plot(lengths, share, line, color=colour, linewidth=1.4, label=f"{deleted} deleted (equation 8)")
+        axes.plot(lengths, found.drawn[deleted], marker, color=colour, markersize=2.5, label="drawn at random")
+    over_lengths(axes, found.blocks)
+    axes.set_ylabel("share of the paths of this length that is left")
+    in_percent(axes)
+    axes.legend(fontsize=8, frameon=False)
+    return saved(figure, path_stem)
+
+
+def draw_drawn(axes: Axes, found: DrawnPaths) -> None:
+    """Lengths drawn from a training's schedule, what they should be, and those of all paths."""
+    n, steps = len(found.drawn) - 1, int(found.drawn.sum())
+    lengths = np.arange(n + 1)
+    axes.bar(lengths, found.drawn / steps, 0.8, color=LIGHT, label=f"drawn, {steps} steps")
+    axes.plot(lengths, found.expected, "o-", color=BLUE, markersize=3, linewidth=1, label="expected")
+    axes.plot(lengths, binom.pmf(lengths, n, 0.5), "--", color=DARK, linewidth=1, label="all paths of the network")
+    over_lengths(axes, n)
+    axes.set_ylabel("share of the paths")
+    in_percent(axes)
+    axes.set_ylim(0, 1.35 * max(found.drawn.max() / steps, found.expected.max()))
+    axes.legend(fontsize=8, frameon=False, loc="upper right")
+
+
+def figure_effective(found: EffectiveTraining, title: str, path_stem: str | Path) -> list[Path]:
+    """The last experiment of section 5: errors after training with k of n modules a batch; the paths it trains."""
+    figure, (errors, lengths) = panels(title, 2, width=5.5)
+    groups = {"all modules": found.full} | {
+        f"{found.modules} of {found.blocks},\n{name}": own for name, own in found.effective.items()
+    }
+    headed(errors, f"(a) test error, {len(found.full)} networks each")
+    for position, (name, own) in enumerate(groups.items()):
+        errors.plot(np.full(len(own), position), own, "o", color=BLUE, markersize=4, alpha=0.7)
+        errors.plot([position - 0.2, position + 0.2], [own.mean()] * 2, color=DARK, linewidth=2)
+        difference = found.difference.get(name.partition("\n")[2])
+        if difference is not None and np.isfinite(difference.low):
+            base = found.full.mean()
+            errors.vlines(position + 0.3, base + difference.low, base + difference.high, color=MIDDLE, linewidth=2)
+    errors.axhline(float(found.full.mean()), color=DARK, linewidth=0.8, linestyle="--")
+    errors.set_xticks(range(len(groups)), list(groups), fontsize=8)
+    errors.set_xlim(-0.6, len(groups) - 0.4)
+    errors.set_ylabel("test error (bar beside: 95 % of the difference)")
+    in_percent(errors)
+    errors.set_ylim(bottom=0)
+    headed(lengths, f"(b) paths trained with {found.modules} of {found.blocks} modules")
+    draw_drawn(lengths, found.trained)
+    return saved(figure, path_stem)
+
+
+def figure_1(path_stem: str | Path) -> list[Path]:
+    """Figure 1 of the paper: three residual blocks, and their unraveled view with its 2^3 paths."""
+    figure, (block_view, tree) = panels("a residual network of three blocks, and its unraveled view", 2, width=5.5)
+    headed(block_view, "(a) blocks: a module and a skip connection each")
+    _draw_blocks(block_view)
+    headed(tree, "(b) unraveled: every one of the 8 paths")
+    _draw_tree(tree, None)
+    return saved(figure, path_stem)
+
+
+def figure_2(path_stem: str | Path) -> list[Path]:
+    """Figure 2 of the paper: what deleting the second module does to a residual network and to a VGG."""
+    figure, (tree, chain) = panels("the second module deleted", 2, width=5.5)
+    headed(tree, "(a) residual network: half of the paths are left")
+    _draw_tree(tree, 1)
+    headed(chain, "(b) VGG: the only path is cut")
+    _draw_chain(chain)
+    return saved(figure, path_stem)
+
+
+def _bare(axes: Axes, width: float, height: float) -> None:
+    axes.set_xlim(-0.6, width)
+    axes.set_ylim(-0.7, height)
+    axes.set_axis_off()
+    axes.set_aspect("equal")
+
+
+def _module(axes: Axes, x: float, y: float, number: int, gone: bool = False) -> None:
+    size = 0.62
+    colour = FAINT if gone else BLUE
+    axes.add_patch(
+        FancyBboxPatch(
+            (x - size / 2, y - size / 2),
+            size,
+            size,
+            boxstyle="round,pad=0.02",
+            facecolor="white" if gone else LIGHT,
+            edgecolor=colour,
+            linestyle="--" if gone else "-",
+            zorder=3,
+        )
+    )
+    axes.text(x, y, f"$f_{number}$", ha="center", va="center", fontsize=9, color=colour, zorder=4)
+    if gone:
+        axes.plot([x - 0.42, x + 0.42], [y - 0.42, y + 0.42], color=MIDDLE, linewidth=2, zorder=5)
+        axes.plot([x - 0.42, x + 0.42], [y + 0.42, y - 0.42], color=MIDDLE, linewidth=2, zorder=5)
+
+
+def _plus(axes: Axes, x: float, y: float) -> None:
+    axes.add_patch(Circle((x, y), 0.17, facecolor="white", edgecolor=DARK, zorder=3))
+    axes.text(x, y, "+", ha="center", va="center", fontsize=8, color=DARK, zorder=4)
+
+
+def _wire(axes: Axes, points: list[tuple[float, float]], gone: bool = False) -> None:
+    x, y = zip(*points, strict=True)
+    axes.plot(x, y, color=FAINT if gone else DARK, linestyle="--" if gone else "-", linewidth=1, zorder=1)
+
+
+def _draw_blocks(axes: Axes) -> None:
+    for i in range(3):
+        x = 2.2 * i
+        _wire(axes, [(x, 1), (x + 2.2, 1)])
+        _wire(axes, [(x + 0.2, 1), (x + 0.2, 2.2), (x + 1.6, 2.2), (x + 1.6, 1)])
+        _module(axes, x + 0.9, 1, i + 1)
+        _plus(axes, x + 1.6, 1)
+    axes.text(-0.15, 1, "$y_0$", ha="right", va="center", fontsize=9)
+    axes.text(6.75, 1, "$y_3$", ha="left", va="center", fontsize=9)
+    _bare(axes, 7.4, 3.4)
+
+
+def _draw_tree(axes: Axes, deleted: int | None) -> None:
+    """The nested expression as a tree: in level i, 2^(3 - i) copies of what the blocks up to i give."""
+    heights = [float(7 - row) for row in range(8)]
+    axes.text(-0.1, 3.5, "$y_0$", ha="right", va="center", fontsize=9)
+    x = 0.3
+    for height in heights:
+        _wire(axes, [(0, 3.5), (x, height)])
+    for level in range(3):
+        merged = []
+        for upper, lower in zip(heights[::2], heights[1::2], strict=True):
+            gone = level == deleted
+            middle = (upper + lower) / 2
+            _wire(axes, [(x, upper), (x + 1.5, upper), (x + 1.9, middle)])
+            _wire(axes, [(x, lower), (x + 1.5, lower), (x + 1.9, middle)], gone)
+            _module(axes, x + 0.8, lower, level + 1, gone)
+            _plus(axes, x + 1.9, middle)
+            merged.append(middle)
+        x += 1.9
+        heights = merged
+    _wire(axes, [(x, heights[0]), (x + 0.6, heights[0])])
+    axes.text(x + 0.7, heights[0], "$y_3$", ha="left", va="center", fontsize=9)
+    _bare(axes, x + 1.4, 7.7)
+
+
+def _draw_chain(axes: Axes) -> None:
+    for i in range(3):
+        _wire(axes, [(1.6 * i, 1), (1.6 * i + 1.6, 1)], gone=i == 1)
+        _module(axes, 1.6 * i + 0.8, 1, i + 1, gone=i == 1)
+    axes.text(-0.1, 1, "$y_0$", ha="right", va="center", fontsize=9)
+    axes.text(4.9, 1, "$y_3$", ha="left", va="center", fontsize=9)
+    _bare(axes, 5.6, 2.7)

@@ -1,0 +1,93 @@
+"""How all figures look: sizes, shades that differ in grey too, axes, and the files written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+__all__ = [
+    "BLUE",
+    "DARK",
+    "LIGHT",
+    "MIDDLE",
+    "STYLES",
+    "headed",
+    "in_percent",
+    "labelled",
+    "over_blocks",
+    "over_lengths",
+    "panels",
+    "saved",
+]
+
+DARK, BLUE, MIDDLE, LIGHT = "#222222", "#1f5a94", "#d9822b", "#c9d9ea"
+# Colour, line and marker of the first, second... thing compared: apart in shade, in line and in form.
+STYLES: Sequence[tuple[str, str, str]] = (
+    (BLUE, "-", "o"),
+    (MIDDLE, "--", "s"),
+    (DARK, ":", "^"),
+    ("#8a8a8a", "-.", "D"),
+)
+DOTS_PER_INCH = 200
+PANEL = (11 / 3, 3.7)
+
+
+def panels(heading: str, count: int, rows: int = 1, width: float = PANEL[0]) -> tuple[Figure, list[Axes]]:
+    """A figure of ``count`` panels in ``rows`` rows under one heading."""
+    columns = -(-count // rows)
+    figure = Figure(figsize=(max(5.5, width * columns), PANEL[1] * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for own in axes:
+        own.spines[["top", "right"]].set_visible(False)
+        own.tick_params(labelsize=8)
+    figure.suptitle(heading, fontsize=10, color=DARK, wrap=True)
+    return figure, axes
+
+
+def saved(figure: Figure, path_stem: str | Path) -> list[Path]:
+    """Writes PNG and SVG, and returns their names."""
+    for axes in figure.axes:
+        axes.xaxis.label.set_fontsize(9)
+        axes.yaxis.label.set_fontsize(9)
+    files = [Path(f"{path_stem}.{suffix}") for suffix in ("png", "svg")]
+    figure.savefig(files[0], dpi=DOTS_PER_INCH)
+    figure.savefig(files[1], metadata={"Date": None})
+    return files
+
+
+def over_lengths(axes: Axes, n: int) -> None:
+    """The horizontal axis of path lengths 0 to n."""
+    _over(axes, n, "path length (modules)")
+
+
+def over_blocks(axes: Axes, n: int, label: str = "deleted block") -> None:
+    """The horizontal axis of the blocks 1 to n."""
+    _over(axes, n, label)
+
+
+def _over(axes: Axes, n: int, label: str) -> None:
+    axes.set_xlabel(label)
+    axes.set_xlim(0, n + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]))
+
+
+def in_percent(axes: Axes) -> None:
+    """The vertical axis in percent, with room above."""
+    axes.margins(y=0.12)
+    axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+
+
+def headed(axes: Axes, text: str) -> None:
+    axes.set_title(text, fontsize=10, loc="left", pad=8)
+
+
+def labelled(axes: Axes, text: str) -> None:
+    """Words in the upper right corner."""
+    axes.text(0.98, 0.97, text, transform=axes.transAxes, ha="right", va="top", fontsize=8)

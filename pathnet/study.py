@@ -1,0 +1,164 @@
+"""A study: networks trained by one recipe, and every experiment of the paper on them, in one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pathnet import data as data_sets
+from pathnet import models, results, training
+from pathnet.data import Data
+from pathnet.experiments import EXPERIMENTS
+from pathnet.experiments.run import Networks, Plan
+from pathnet.models import ResidualNet
+from pathnet.training import Progress, Recipe
+
+__all__ = ["KINDS", "PRESETS", "Study", "kind_of", "measured", "trained"]
+
+KINDS = ("residual", "stochastic depth", "effective", "vgg", "highway")
+Reporter = Callable[[str], AbstractContextManager[Progress]]
+"""Shows how far a job of the given name is."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is trained and measured.
+
+    Attributes:
+        data: digits, synthetic, or a folder: CIFAR-10 or folders of classes.
+        seeds: networks of each kind.
+        depth: layers with weights of residual networks, 6n + 2.
+        width: channels of their first stage.
+        survival: stochastic depth, the probability of the last module.
+        vgg_depth: layers with weights of VGGs.
+        vgg_width: their channels.
+        vgg_stages: convolutions at one side, between poolings.
+        highway_depth: layers with weights of highway networks, 6n + 2.
+        gate_bias: of their gates at first.
+        recipe: how all of them are trained.
+        plan: how much is measured.
+    """
+
+    data: str
+    seeds: int = 1
+    depth: int = 110
+    width: int = 16
+    survival: float = 0.5
+    vgg_depth: int = 15
+    vgg_width: int = 128
+    vgg_stages: int = 4
+    highway_depth: int = 110
+    gate_bias: float = -1.0
+    recipe: Recipe = field(default_factory=Recipe)
+    plan: Plan = field(default_factory=Plan)
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"seeds: expected an integer of at least 1, got {self.seeds}")
+
+    def config(self, kind: str, data: Data) -> dict[str, Any]:
+        """How a network of one kind is built (`pathnet.models.build`)."""
+        residual = {"model": "preact_resnet", "depth": self.depth, "width": self.width}
+        of_kind: dict[str, dict[str, Any]] = {
+            "residual": residual,
+            "effective": residual,
+            "stochastic depth": {**residual, "survival": self.survival},
+            "vgg": {"model": "vgg", "depth": self.vgg_depth, "width": self.vgg_width, "stages": self.vgg_stages},
+            "highway": {
+                "model": "highway",
+                "depth": self.highway_depth,
+                "width": self.width,
+                "gate_bias": self.gate_bias,
+            },
+        }
+        return {**of_kind[kind], "num_classes": len(data.classes), "in_channels": data.image_shape[0]}
+
+    def recipe_of(self, kind: str, seed: int) -> Recipe:
+        """How network number ``seed`` of one kind is trained."""
+        modules = self.plan.modules if kind == "effective" else 0
+        return replace(self.recipe, modules=modules, seed=self.recipe.seed + seed)
+
+
+PRESETS = {
+    "digits": Study(
+        data="digits",
+        seeds=3,
+        depth=38,
+        width=8,
+        vgg_width=32,
+        vgg_stages=3,
+        highway_depth=38,
+        recipe=Recipe(epochs=25, batch_size=32, weight_decay=1e-3, warmup_steps=44),
+        plan=Plan(draws=20, deletions=15, swaps=20, batches=100, modules=8, gate_batches=10),
+    ),
+    "cifar10": Study(data="cifar10", seeds=3, recipe=Recipe(bfloat16=True)),
+}
+"""``digits`` for two processor cores; ``cifar10``, the paper's own scale, for GPUs."""
+
+
+def kind_of(net: ResidualNet) -> str:
+    """Which of `KINDS` a network is, as far as its form tells; those of effective training are residual ones."""
+    model = (net.config or {}).get("model", "")
+    if model in ("vgg", "highway"):
+        return str(model)
+    return "stochastic depth" if any(block.survival < 1 for block in net) else "residual"
+
+
+def trained(
+    study: Study, data: Data, kinds: Iterable[str], folder: Path, device: torch.device, reporter: Reporter
+) -> Networks:
+    """The networks of some kinds, in evaluation mode: trained where the folder does not hold them.
+
+    Interrupted trainings go on.
+
+    Raises:
+        ValueError: the folder holds networks of another study.
+    """
+    return {
+        kind: [_trained(study, data, kind, seed, folder, device, reporter) for seed in range(study.seeds)]
+        for kind in kinds
+    }
+
+
+def _trained(
+    study: Study, data: Data, kind: str, seed: int, folder: Path, device: torch.device, reporter: Reporter
+) -> ResidualNet:
+    recipe = study.recipe_of(kind, seed)
+    torch.manual_seed(recipe.seed)
+    net = models.build(study.config(kind, data)).to(device)
+    checkpoint = folder / "networks" / f"{kind.replace(' ', '-')}-{seed}.safetensors"
+    with reporter(f"training {kind} {seed + 1}/{study.seeds}") as progress:
+        training.train(net, data, recipe, checkpoint, progress)
+    return net.eval()
+
+
+def measured(
+    name: str, nets: Networks, data: Data, plan: Plan, folder: Path, reporter: Reporter
+) -> list[results.Run]:
+    """The runs of one experiment in the folder of a study, complete.
+
+    Args:
+        name: among `pathnet.experiments.EXPERIMENTS`.
+        nets: of the kinds that it takes, some of which may be left out where they are not compared.
+
+    Raises:
+        ValueError: the folder holds runs of other networks, data or plans.
+    """
+    experiment = EXPERIMENTS[name]
+    own = {kind: nets[kind] for kind in experiment.networks if kind in nets}
+    with reporter(name) as progress:
+        runs = experiment.measure(own, data, plan, folder / name, progress)
+    for run in runs:
+        facts = run.facts.get("results", {})
+        run.conclude({**facts, "claims": [vars(claim) for claim in experiment.claims(run)]})
+    return runs
+
+
+def load(study: Study) -> Data:
+    """The data of a study."""
+    return data_sets.load(study.data)
