@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
-import inspect
 import json
 import platform
-import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn
 
 import torch
 import typer
@@ -24,13 +21,16 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 import pathnet
-from pathnet import engines, models, native, results, training
-from pathnet.experiments import path_gradients
+from pathnet import engines, models, native, report, results, training
+from pathnet import study as studies
+from pathnet.experiments import EXPERIMENTS, Experiment, claims, path_gradients
 from pathnet.experiments.path_gradients import PathGradients
-from pathnet.experiments.run import title
+from pathnet.experiments.run import Claim, Networks, title
 from pathnet.experiments.summary import findings, summarise
-from pathnet.figures import figure_6, table_6
+from pathnet.figures import draw, table_6
+from pathnet.flags import Command, over_a_preset, settings_of
 from pathnet.progress import reporter
+from pathnet.study import Study
 from pathnet.training import Recipe
 
 __all__ = ["app", "main"]
@@ -39,11 +39,14 @@ CHECKOUT = Path(pathnet.__file__).resolve().parent.parent
 DEMO_DEPTH, DEMO_WIDTH = 38, 8
 DEMO_RECIPE = Recipe(epochs=25, batch_size=32, weight_decay=1e-3, warmup_steps=44)
 DEMO_PLAN = PathGradients(batches=100)
+SMALL_IMAGE = 256
 
-Command = Callable[..., None]
 DataFlag = Annotated[str, typer.Option(help="digits, synthetic, or a folder: CIFAR-10 or folders of classes.")]
 RunFlag = Annotated[Path, typer.Option(help="The run's folder; an existing run goes on.")]
 DeviceFlag = Annotated[str, typer.Option(help="cpu, cuda or auto: cuda where there is one, else cpu.")]
+StudyFlag = Annotated[
+    Path | None, typer.Option(help="The study's folder; what is in it goes on.", show_default="runs/PRESET")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else.")]
 
 
@@ -92,41 +95,8 @@ def _pathnet(version: Annotated[bool, typer.Option("--version", callback=_versio
     """Measures gradients along single paths of residual networks."""
 
 
-def _settings(kind: type[Any]) -> Callable[[Command], Command]:
-    """Gives a command one flag for each field of a dataclass, in place of its argument ``settings``.
-
-    The dataclass is the only list of the flags: their help is its docstring's Attributes section.
-    """
-    section = (inspect.getdoc(kind) or "").partition("Attributes:")[2]
-    entries = re.findall(r"^ +(\w+): (.+(?:\n {5,}.+)*)", section.replace("``", ""), re.M)
-    helps = {name: " ".join(f"{text[0].upper()}{text[1:]}".split()) for name, text in entries}
-    hints = get_type_hints(kind)
-
-    def decorate(command: Command) -> Command:
-        flags = [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=field.default,
-                annotation=Annotated[hints[field.name], typer.Option(help=helps.get(field.name))],
-            )
-            for field in fields(kind)
-        ]
-
-        @functools.wraps(command)
-        def with_flags(**given: Any) -> None:
-            command(settings=kind(**{field.name: given.pop(field.name) for field in fields(kind)}), **given)
-
-        signature = inspect.signature(command, eval_str=True)
-        own = [parameter for parameter in signature.parameters.values() if parameter.name != "settings"]
-        with_flags.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
-        return with_flags
-
-    return decorate
-
-
 @app.command()
-@_settings(Recipe)
+@settings_of(Recipe)
 def train(
     *,
     data: DataFlag,
@@ -179,7 +149,7 @@ def train(
 
 
 @app.command()
-@_settings(PathGradients)
+@settings_of(PathGradients)
 def gradients(
     *,
     data: DataFlag,
@@ -195,12 +165,104 @@ def gradients(
 
 
 @app.command()
+@over_a_preset
 def figures(
-    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    run: Annotated[Path | None, typer.Argument(help="A run's folder, whose figures are drawn again.")] = None,
+    *,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Train, measure and draw all of the paper, by a preset, and write report.html."),
+    ] = False,
+    folder: StudyFlag = None,
+    device: DeviceFlag = "auto",
     as_json: Json = False,
+    settings: tuple[str, Study],
 ) -> None:
-    """Draw the figures of a run again from what it measured."""
-    _show(results.read(run), as_json)
+    """Draw the figures of a run again from what it measured; with --all, do all of the paper."""
+    if everything == (run is not None):
+        raise typer.BadParameter("expected a run's folder, or --all, and not both")
+    if run is not None:
+        _show_run(results.read(run), as_json)
+        return
+    name, study = settings
+    place = folder or Path("runs") / name
+    runs: list[results.Run] = []
+    with _study_on(study, place, device) as (images, networks):
+        for experiment in EXPERIMENTS:
+            runs += studies.measured(experiment, networks(experiment), images, study.plan, place, reporter)
+    page = report.write(runs, f"All of the paper on {images.name}", place / "report.html")
+    said = [claim for own in runs for claim in claims(own)]
+    if as_json:
+        _print_json({"claims": list(map(vars, said))}, [page])
+    else:
+        _print_claims(said)
+        print(f"{sum(claim.held for claim in said)} of {len(said)} claims held", place, page, sep="\n")
+
+
+def _experiment_command(name: str, experiment: Experiment) -> Command:
+    def command(
+        *,
+        weights: Annotated[
+            list[str] | None,
+            typer.Option(
+                help="Networks to take in place of the preset's, as FILE or KIND=FILE; may be given several times.",
+                show_default="trained by the preset",
+            ),
+        ] = None,
+        folder: StudyFlag = None,
+        device: DeviceFlag = "auto",
+        as_json: Json = False,
+        settings: tuple[str, Study],
+    ) -> None:
+        preset, study = settings
+        place = folder or Path("runs") / preset
+        with _study_on(study, place, device) as (images, networks):
+            given = _given_networks(weights or [], experiment, _device(device))
+            nets = given or networks(name)
+            runs = studies.measured(name, nets, images, study.plan, place, reporter)
+        for run in runs:
+            _show_run(run, as_json)
+
+    command.__doc__ = f"{experiment.about} ({experiment.paper})"
+    return command
+
+
+for _name, _experiment in EXPERIMENTS.items():
+    app.command(_name, rich_help_panel="Experiments of the paper")(
+        over_a_preset(_experiment_command(_name, _experiment))
+    )
+
+
+@contextmanager
+def _study_on(
+    study: Study, place: Path, device: str
+) -> Iterator[tuple[pathnet.data.Data, Callable[[str], Networks]]]:
+    """The data of a study, and what trains the networks of an experiment."""
+    on, images, known = _device(device), pathnet.data.load(study.data), dict[str, Any]()
+
+    def networks(experiment: str) -> Networks:
+        wanted = EXPERIMENTS[experiment].networks
+        known.update(studies.trained(study, images, [k for k in wanted if k not in known], place, on, reporter))
+        return {kind: known[kind] for kind in wanted}
+
+    small = images.image_shape[1] * images.image_shape[2] <= SMALL_IMAGE
+    with _keeping(f"what was trained and measured is kept in {place}"), _one_thread(small):
+        yield images, networks
+
+
+def _given_networks(weights: Sequence[str], experiment: Experiment, device: torch.device) -> Networks:
+    """By kind, those of the files given."""
+    found: dict[str, list[models.ResidualNet]] = {}
+    for text in weights:
+        kind, equals, file = text.partition("=")
+        net = models.load(file if equals else text).to(device)
+        kind = kind if equals else studies.kind_of(net)
+        if kind not in experiment.networks:
+            raise ValueError(
+                f"weights: expected networks among {', '.join(experiment.networks)}, got {kind} in {text}"
+            )
+        found.setdefault(kind, []).append(net)
+    return found
 
 
 @app.command()
@@ -211,7 +273,7 @@ def demo(run: RunFlag = Path("runs/demo"), device: DeviceFlag = "auto", as_json:
     torch.manual_seed(DEMO_RECIPE.seed)
     net = models.preact_resnet(DEMO_DEPTH, DEMO_WIDTH, len(digits.classes), in_channels=digits.image_shape[0])
     net, weights = net.to(place), results.weights_of(run)
-    with _one_thread():
+    with _one_thread(True):
         history = _train(net, digits, DEMO_RECIPE, weights)
         if not as_json:
             _print_training(history, weights)
@@ -306,10 +368,10 @@ def _measure(net: models.ResidualNet, images: pathnet.data.Data, plan: PathGradi
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """For images of 64 pixels: on a busy machine, threads would wait for each other far longer than they work."""
+def _one_thread(small: bool) -> Iterator[None]:
+    """For small images: on a busy machine, threads would wait for each other far longer than they work."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1 if small else threads)
     try:
         yield
     finally:
@@ -336,15 +398,38 @@ def _print_training(history: list[training.Epoch], out: Path) -> None:
 
 
 def _show(run: results.Run, as_json: bool, **more: Any) -> None:
-    """Table, findings and figure of a run, and where they lie."""
+    """Table, findings and figure of path gradients, and where they lie."""
     summary = summarise(run.measurements(), run.n)
-    heading = title(run.identity)
-    written = figure_6(summary, heading, run.figure_stem("figure-6"))
+    written = draw(run)
     if as_json:
         _print_json({**more, "run": str(run.folder), **summary.as_json()}, written)
         return
-    _print_table(table_6(summary, heading))
+    _print_table(table_6(summary, title(run.identity)))
     print(*findings(summary), run.folder, *written, sep="\n")
+
+
+def _show_run(run: results.Run, as_json: bool) -> None:
+    """What a run of any experiment came to, and its figures."""
+    if run.experiment == path_gradients.NAME:
+        _show(run, as_json)
+        return
+    said, written = claims(run), draw(run)
+    if as_json:
+        _print_json({"run": str(run.folder), "claims": list(map(vars, said))}, written)
+    else:
+        print(title(run.identity))
+        _print_claims(said)
+        print(run.folder, *written, sep="\n")
+
+
+def _print_claims(said: Sequence[Claim]) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
+    for heading in ("the paper", "measured here", ""):
+        table.add_column(heading)
+    for claim in said:
+        verdict = "held" if claim.held else "did not hold"
+        table.add_row(f"{claim.paper} ({claim.where})", f"{claim.measured}\n(holds where {claim.bound})", verdict)
+    _print_table(table)
 
 
 def _print_json(facts: dict[str, Any], written: list[Path]) -> None:

@@ -30,7 +30,7 @@ class Study:
     """What is trained and measured.
 
     Attributes:
-        data: digits, synthetic, or a folder: CIFAR-10 or folders of classes.
+        data: the data set: digits, synthetic, or a folder with CIFAR-10 or with folders of classes.
         seeds: networks of each kind.
         depth: layers with weights of residual networks, 6n + 2.
         width: channels of their first stage.
@@ -144,13 +144,17 @@ def measured(
 
     Args:
         name: among `pathnet.experiments.EXPERIMENTS`.
-        nets: of the kinds that it takes, some of which may be left out where they are not compared.
+        nets: of the kinds that it takes.
 
     Raises:
-        ValueError: the folder holds runs of other networks, data or plans.
+        ValueError: a kind is missing, or the folder holds runs of other networks, data or plans.
     """
     experiment = EXPERIMENTS[name]
     own = {kind: nets[kind] for kind in experiment.networks if kind in nets}
+    if len(own) < (1 if experiment.any_of_them else len(experiment.networks)) and experiment.networks:
+        raise ValueError(
+            f"networks: {name} takes {' and '.join(experiment.networks)}, got {' and '.join(own) or 'none'}"
+        )
     with reporter(name) as progress:
         runs = experiment.measure(own, data, plan, folder / name, progress)
     for run in runs:

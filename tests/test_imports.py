@@ -32,6 +32,7 @@ ORDER = [
     "figures",
     "report",
     "study",
+    "flags",
     "cli",
     "__main__",
 ]

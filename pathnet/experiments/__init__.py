@@ -36,6 +36,7 @@ class Experiment:
         paper: where the paper has it.
         about: what it does, in a line.
         networks: the kinds of network that it takes.
+        any_of_them: whether one of the kinds is enough.
         measure: makes or goes on with its runs, in a folder of its own.
         claims: what the paper says beside a run.
     """
@@ -45,6 +46,7 @@ class Experiment:
     networks: tuple[str, ...]
     measure: Measure
     claims: Callable[[results.Run], list[Claim]]
+    any_of_them: bool = False
 
 
 def claims(run: results.Run) -> list[Claim]:
@@ -88,6 +90,7 @@ EXPERIMENTS = {
         ("residual", "vgg"),
         _one_run(lesion_single.measure),
         lesion_single.claims,
+        any_of_them=True,
     ),
     lesion_many.NAME: Experiment(
         "section 4.2, Figure 5 (a)",

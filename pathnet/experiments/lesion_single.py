@@ -34,6 +34,7 @@ class SingleDeletions:
         intact: float64 [seeds], of the network as it is.
         downsampling: the blocks that change the shape.
         chance: the error of guessing.
+        first: the number of the first block: 2 in a VGG, whose first layer changes the channels.
     """
 
     rate: NDArray[np.float64]
@@ -42,6 +43,7 @@ class SingleDeletions:
     intact: NDArray[np.float64]
     downsampling: tuple[int, ...]
     chance: float
+    first: int
 
     @property
     def increase(self) -> NDArray[np.float64]:
@@ -102,9 +104,8 @@ def _of(counts: ErrorCounts, kind: str) -> SingleDeletions:
         rates.append([row.rate for row in deleted])
         ends.append([tuple(binomtest(row.wrong, row.images).proportion_ci(method="wilson")) for row in deleted])
     low, high = np.moveaxis(np.array(ends), -1, 0)
-    return SingleDeletions(
-        np.array(rates), low, high, counts.intact(kind), tuple(facts[0]["downsampling"]), counts.chance
-    )
+    downsampling, first = tuple(facts[0]["downsampling"]), 2 if kind == "vgg" else 1
+    return SingleDeletions(np.array(rates), low, high, counts.intact(kind), downsampling, counts.chance, first)
 
 
 def claims(run: results.Run) -> list[Claim]:
@@ -144,8 +145,8 @@ def claims(run: results.Run) -> list[Claim]:
                 "Deleting any layer of a VGG takes it to chance.",
                 where,
                 f"whichever layer is deleted, at most {LEFT_OF_VGG:.0%} is left of the accuracy above chance",
-                f"{100 * vgg.left[most]:.2g} % without layer {most + 2}, {100 * np.median(vgg.left):.2g} % in the "
-                "median",
+                f"{100 * vgg.left[most]:.2g} % without layer {most + vgg.first}, {100 * np.median(vgg.left):.2g} % "
+                "in the median",
                 bool(vgg.left.max() <= LEFT_OF_VGG),
             )
         )

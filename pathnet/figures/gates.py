@@ -50,7 +50,7 @@ def _draw_gates(axes: Axes, found: Highway) -> None:
     axes.plot(block, mean, "o-", color=BLUE, markersize=3.5, linewidth=1, label="openness t, mean")
     axes.axhline(0.5, color=DARK, linewidth=0.8, linestyle="--")
     axes.set_ylim(0, 1)
-    axes.set_ylabel("openness t of the gate (1: residual module alone)")
+    axes.set_ylabel("openness t (1: the module alone)")
     over_blocks(axes, len(block), "block")
     biases = axes.twinx()
     biases.plot(block, found.bias.mean(0), "s:", color=MIDDLE, markersize=3.5, linewidth=1, label="bias")

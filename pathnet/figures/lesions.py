@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from pathnet.experiments.by_size import ErrorBySize
 from pathnet.experiments.drawn_paths import DrawnPaths
@@ -16,6 +17,9 @@ from pathnet.figures.paths import draw_drawn
 from pathnet.figures.style import BLUE, DARK, LIGHT, STYLES, headed, in_percent, over_blocks, panels, saved
 
 __all__ = ["draw_single", "figure_3", "figure_5a", "figure_5b", "figure_8"]
+
+TAU_BOXES = 10
+Array = NDArray[np.float64]
 
 
 def figure_3(found: Mapping[str, SingleDeletions], title: str, path_stem: str | Path) -> list[Path]:
@@ -40,8 +44,9 @@ def figure_8(
 
 def draw_single(axes: Axes, found: Mapping[str, SingleDeletions]) -> None:
     """One line a kind of network, the mean over seeds; bars from the lowest to the highest end of their intervals."""
+    first = next(iter(found.values()))
     for (kind, own), (colour, line, marker) in zip(found.items(), STYLES, strict=False):
-        block = np.arange(1, own.rate.shape[1] + 1)
+        block = own.first + np.arange(own.rate.shape[1])
         mean = own.rate.mean(0)
         several = f", mean of {len(own.rate)} seeds" if len(own.rate) > 1 else ""
         axes.vlines(block, own.low.min(0), own.high.max(0), color=colour, linewidth=1, alpha=0.5)
@@ -57,14 +62,16 @@ def draw_single(axes: Axes, found: Mapping[str, SingleDeletions]) -> None:
             markersize=10,
             markerfacecolor="none",
             markeredgecolor=colour,
-            label="_" if own is not next(iter(found.values())) else "downsampling (or pooling) block",
+            label="_" if own is not first else "downsampling (or pooling) block",
         )
-    first = next(iter(found.values()))
+        if own.first > 1:
+            axes.plot([1], [0.02], "x", color=colour, markersize=6, label=f"{kind}: layer 1 cannot be deleted")
     axes.axhline(first.chance, color="#8a8a8a", linestyle=(0, (1, 3)), linewidth=1, label="chance")
     axes.set_ylabel("test error")
     in_percent(axes)
     axes.set_ylim(0, 1.25)
-    over_blocks(axes, max(own.rate.shape[1] for own in found.values()))
+    label = "deleted block" if all(own.first == 1 for own in found.values()) else "deleted block (vgg: layer)"
+    over_blocks(axes, max(own.first - 1 + own.rate.shape[1] for own in found.values()), label)
     axes.legend(fontsize=8, frameon=False, loc="upper right", ncols=2)
 
 
@@ -73,7 +80,7 @@ def figure_5a(found: ErrorBySize, title: str, path_stem: str | Path) -> list[Pat
     paths that are left."""
     figure, (deleted, valid) = panels(_drawn(found, title), 2, width=5.5)
     headed(deleted, "(a) random blocks deleted")
-    _boxes(deleted, found, np.array(found.sizes, float), 0.6)
+    _boxes(deleted, found.rates, np.array(found.sizes, np.float64), 0.6, found)
     deleted.set_xlabel("deleted modules")
     deleted.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
     headed(valid, "(b) the same, by the paths that are left")
@@ -93,18 +100,19 @@ def figure_5a(found: ErrorBySize, title: str, path_stem: str | Path) -> list[Pat
 
 
 def figure_5b(found: ErrorBySize, title: str, path_stem: str | Path) -> list[Path]:
-    """Figure 5 (b) of the paper: error against Kendall's tau of the blocks' order with that of training."""
-    figure, (axes,) = panels(_drawn(found, title), 1, width=6.5)
-    mean_tau = np.array([own.mean() for own in found.tau])
-    gaps = np.abs(np.diff(np.sort(mean_tau)))
-    _boxes(axes, found, mean_tau, float(0.6 * np.median(gaps)) if len(gaps) else 0.05)
-    axes.plot([1], [found.intact], "s", color=DARK, markersize=5)
-    axes.set_xlim(min(mean_tau.min() - 0.02, 0.99), 1.01)
-    axes.invert_xaxis()
+    """Figure 5 (b) of the paper: error against Kendall's tau of the blocks' order with that of training, a box for
+    the draws of each tenth of its range."""
+    figure, (axes,) = panels(f"{_drawn(found, title)} of 1 to {found.sizes[-1]} swaps", 1, width=6.5)
+    tau, rate = np.concatenate(found.tau), np.concatenate(found.rates)
+    edges = np.linspace(tau.min(), 1, TAU_BOXES + 1)
+    box = np.clip(np.digitize(tau, edges) - 1, 0, TAU_BOXES - 1)
+    kept = [number for number in range(TAU_BOXES) if (box == number).any()]
+    width = (1 - tau.min()) / TAU_BOXES
+    _boxes(axes, [rate[box == number] for number in kept], edges[kept] + width / 2, 0.7 * width, found)
+    axes.set_xlim(1 + width / 2, tau.min() - width / 2)
     axes.xaxis.set_major_locator(MaxNLocator(8))
     axes.xaxis.set_major_formatter("{x:.2f}")
-    ends = f"1 to {found.sizes[-1]}"
-    axes.set_xlabel(f"Kendall's tau with the order of training (boxes: {ends} random swaps, at their mean tau)")
+    axes.set_xlabel("Kendall's tau with the order of training")
     return saved(figure, path_stem)
 
 
@@ -113,12 +121,10 @@ def _drawn(found: ErrorBySize, title: str) -> str:
     return f"{title}: {found.draws} draws a size{several}"
 
 
-def _boxes(
-    axes: Axes, found: ErrorBySize, positions: np.ndarray[tuple[int], np.dtype[np.float64]], width: float
-) -> None:
+def _boxes(axes: Axes, rates: Sequence[Array], positions: Array, width: float, found: ErrorBySize) -> None:
     axes.boxplot(
-        found.rates,
-        positions=positions,
+        rates,
+        positions=positions.tolist(),
         widths=width,
         manage_ticks=False,
         patch_artist=True,
@@ -136,5 +142,5 @@ def _boxes(
 
 def _to_chance(axes: Axes, found: ErrorBySize) -> None:
     in_percent(axes)
-    axes.set_ylim(0, 1.15)
+    axes.set_ylim(0, 1.3)
     axes.axhline(found.chance, color="#8a8a8a", linestyle=(0, (1, 3)), linewidth=1, label="chance")

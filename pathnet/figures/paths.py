@@ -40,6 +40,7 @@ def figure_7(found: RemainingPaths, title: str, path_stem: str | Path) -> list[P
     over_lengths(axes, found.blocks)
     axes.set_ylabel("share of the paths of this length that is left")
     in_percent(axes)
+    axes.set_ylim(0, 1.05)
     axes.legend(fontsize=8, frameon=False)
     return saved(figure, path_stem)
 
@@ -64,7 +65,7 @@ def figure_effective(found: EffectiveTraining, title: str, path_stem: str | Path
     groups = {"all modules": found.full} | {
         f"{found.modules} of {found.blocks},\n{name}": own for name, own in found.effective.items()
     }
-    headed(errors, f"(a) test error, {len(found.full)} networks each")
+    headed(errors, f"(a) test error, {len(found.full)} network{'s'[: len(found.full) > 1]} each")
     for position, (name, own) in enumerate(groups.items()):
         errors.plot(np.full(len(own), position), own, "o", color=BLUE, markersize=4, alpha=0.7)
         errors.plot([position - 0.2, position + 0.2], [own.mean()] * 2, color=DARK, linewidth=2)
@@ -107,7 +108,7 @@ def _bare(axes: Axes, width: float, height: float) -> None:
     axes.set_xlim(-0.6, width)
     axes.set_ylim(-0.7, height)
     axes.set_axis_off()
-    axes.set_aspect("equal")
+    axes.set_aspect("equal", anchor="N")
 
 
 def _module(axes: Axes, x: float, y: float, number: int, gone: bool = False) -> None:
@@ -125,7 +126,9 @@ def _module(axes: Axes, x: float, y: float, number: int, gone: bool = False) -> 
             zorder=3,
         )
     )
-    axes.text(x, y, f"$f_{number}$", ha="center", va="center", fontsize=9, color=colour, zorder=4)
+    axes.text(
+        x, y + (0.62 if gone else 0), f"$f_{number}$", ha="center", va="center", fontsize=9, color=DARK, zorder=4
+    )
     if gone:
         axes.plot([x - 0.42, x + 0.42], [y - 0.42, y + 0.42], color=MIDDLE, linewidth=2, zorder=5)
         axes.plot([x - 0.42, x + 0.42], [y + 0.42, y - 0.42], color=MIDDLE, linewidth=2, zorder=5)

@@ -78,10 +78,10 @@ def _over(axes: Axes, n: int, label: str) -> None:
 
 
 def in_percent(axes: Axes) -> None:
-    """The vertical axis in percent, with room above."""
+    """The vertical axis in percent, with room above, where no share is marked."""
     axes.margins(y=0.12)
     axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %" if share <= 1 else ""))
 
 
 def headed(axes: Axes, text: str) -> None:

@@ -1,0 +1,128 @@
+"""The page of a study: every figure, with what the paper claims beside what was measured. One self-contained file."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from pathnet import results
+from pathnet.experiments import EXPERIMENTS, claims
+from pathnet.experiments.run import Claim, title
+from pathnet.figures import draw
+
+__all__ = ["write"]
+
+PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; margin-bottom: 0.2rem; }
+h2 { font-size: 1.2rem; margin-top: 3rem; border-top: 1px solid #ccc; padding-top: 1rem; }
+p.about { color: #555; margin-top: 0; }
+img { width: 100%; height: auto; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: 0.9rem; margin: 1rem 0; }
+th, td { text-align: left; vertical-align: top; padding: 0.4rem 0.6rem; border-bottom: 1px solid #ddd; }
+th { font-weight: 600; white-space: nowrap; }
+td.held, td.not { white-space: nowrap; font-weight: 600; }
+td.held { color: #1f5a94; }
+td.not { color: #a3480f; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.2rem 1rem; font-size: 0.85rem; color: #555; }
+dd { margin: 0; overflow-wrap: anywhere; }
+</style>
+</head>
+<body>
+<h1>$title</h1>
+<p class="about">Veit, Wilber and Belongie, <em>Residual Networks Behave Like Ensembles of Relatively Shallow
+Networks</em> (2016), measured again by pathnet $version. Of $claims claims, $held held here.</p>
+$body
+</body>
+</html>
+""")
+
+
+def write(runs: Sequence[results.Run], heading: str, file: Path) -> Path:
+    """Draws the figures of all runs and writes the page about them.
+
+    Args:
+        runs: in the order of the page; complete.
+        heading: of the page.
+
+    Raises:
+        ValueError: a run is of an experiment that is not known, or holds too little.
+    """
+    found = [(run, claims(run)) for run in runs]
+    everything = [claim for _, own in found for claim in own]
+    page = PAGE.substitute(
+        title=escape(heading),
+        version=escape(str(runs[0].facts["attempts"][-1]["pathnet"])) if runs else "",
+        claims=len(everything),
+        held=sum(claim.held for claim in everything),
+        body="\n".join([_overview(found), *(_section(run, own) for run, own in found)]),
+    )
+    temporary = file.with_name(file.name + results.TEMPORARY)
+    temporary.write_text(page, encoding="utf-8")
+    return temporary.replace(file)
+
+
+def _overview(found: Sequence[tuple[results.Run, Sequence[Claim]]]) -> str:
+    rows = "".join(
+        f'<tr><td>{escape(claim.where)}</td><td><a href="#{_anchor(run)}">{escape(claim.paper)}</a></td>'
+        f"{_verdict(claim)}</tr>"
+        for run, own in found
+        for claim in own
+    )
+    return f'<div class="scroll"><table><tr><th>paper</th><th>claim</th><th>here</th></tr>{rows}</table></div>'
+
+
+def _section(run: results.Run, own: Sequence[Claim]) -> str:
+    experiment = EXPERIMENTS[run.experiment]
+    images = "\n".join(_image(file) for file in draw(run) if file.suffix == ".svg")
+    rows = "".join(
+        f"<tr><td>{escape(claim.paper)}</td><td>{escape(claim.measured)}</td><td>{escape(claim.bound)}</td>"
+        f"{_verdict(claim)}</tr>"
+        for claim in own
+    )
+    heads = "".join(f"<th>{name}</th>" for name in ("the paper's claim", "measured", "holds where", "here"))
+    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in _facts(run).items())
+    return (
+        f'<h2 id="{_anchor(run)}">{escape(run.experiment)}: {escape(experiment.paper)}</h2>\n'
+        f'<p class="about">{escape(experiment.about)}</p>\n{images}\n'
+        f'<div class="scroll"><table><tr>{heads}</tr>{rows}</table></div>\n<dl>{facts}</dl>'
+    )
+
+
+def _anchor(run: results.Run) -> str:
+    return escape("-".join([run.experiment, run.folder.name]))
+
+
+def _verdict(claim: Claim) -> str:
+    return f'<td class="{"held" if claim.held else "not"}">{"held" if claim.held else "did not hold"}</td>'
+
+
+def _image(file: Path) -> str:
+    encoded = base64.b64encode(file.read_bytes()).decode()
+    return f'<img alt="{escape(file.stem)}" src="data:image/svg+xml;base64,{encoded}">'
+
+
+def _facts(run: results.Run) -> dict[str, str]:
+    """What the run was: networks, data, settings, how often, and on what."""
+    identity: dict[str, Any] = run.identity
+    settings = {key: value for key, value in identity.items() if not isinstance(value, dict) and key != "experiment"}
+    asked = {key: value for key, value in run.facts.items() if isinstance(value, int)}
+    last = run.facts["attempts"][-1]
+    described = {"networks and data": title(identity)} if identity.get("networks") or "model" in identity else {}
+    return {
+        **described,
+        "settings": ", ".join(f"{key} {value}" for key, value in {**settings, **asked}.items()) or "none",
+        "measured": f"{last['started']}, {last['device']}, torch {last['torch']}",
+        "folder": run.folder.name,
+    }
