@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import pathnet
 from pathnet import cli, models, results, training
 from pathnet.experiments.path_gradients import PathGradients
+from pathnet.models.weights import read_tensors
 
 DIGITS_NET = ["--data", "digits", "--depth", "8", "--width", "4"]
 QUICK = ["--epochs", "1", "--batch-size", "400", "--warmup-steps", "1"]
@@ -70,6 +71,61 @@ def test_train_is_a_function_of_its_seed(tmp_path: Path) -> None:
         assert pathnet_("train", *DIGITS_NET, "--out", out, *QUICK, "--seed", seed).status == 0
         prints.append(models.fingerprint(models.load(out)))
     assert prints[0] == prints[1] != prints[2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "config"),
+    [
+        (
+            ["--model", "vgg", "--depth", 6, "--width", 4, "--stages", 2],
+            {"model": "vgg", "depth": 6, "width": 4, "num_classes": 10, "in_channels": 1, "stages": 2},
+        ),
+        (
+            ["--model", "highway", "--depth", 8, "--width", 4, "--gate-bias", -2, "--shortcut", "pad"],
+            models.highway(8, 4, in_channels=1, gate_bias=-2.0, shortcut="pad").config,
+        ),
+        (
+            ["--depth", 8, "--width", 4, "--survival", 0.5],
+            models.preact_resnet(8, 4, in_channels=1, survival=0.5).config,
+        ),
+        (["--depth", 8, "--width", 4, "--modules", 2], models.preact_resnet(8, 4, in_channels=1).config),
+        (
+            ["--depth", 8, "--width", 4, "--modules", 1, "--undrawn", "zero"],
+            models.preact_resnet(8, 4, in_channels=1).config,
+        ),
+    ],
+    ids=["vgg", "highway", "survival", "modules", "undrawn"],
+)
+def test_every_kind_of_network_and_training_writes_weights_that_load(
+    tmp_path: Path, flags: list[object], config: dict[str, object]
+) -> None:
+    out = tmp_path / "weights.safetensors"
+    ended = pathnet_("train", "--data", "digits", "--out", out, *QUICK, *flags)
+    assert ended.status == 0 and "training: 3/3" in ended.err, ended.err
+    net = models.load(out)
+    assert net.config == config
+    assert net(torch.zeros(1, 1, 8, 8)).isfinite().all()
+    recipe = read_tensors(out.with_name("weights.checkpoint.safetensors"))[1]["recipe"]
+    given = dict(zip(flags[::2], flags[1::2], strict=True))
+    assert (recipe["modules"], recipe["undrawn"]) == (given.get("--modules", 0), given.get("--undrawn", "none"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--survival", "0"], "survival: expected a probability above 0 and at most 1, got 0.0"),
+        (["--modules", "4"], "modules: expected at most 3 (the network's), got 4"),
+        (["--modules", "-1"], "modules: expected 0 (all) or the number drawn for a batch, got -1"),
+        (["--modules", "1", "--survival", "0.5"], "modules: expected 0 for a network with stochastic depth, got 1"),
+        (["--model", "vgg", "--survival", "0.5"], "config: vgg() got an unexpected keyword argument 'survival'"),
+        (["--model", "vgg", "--depth", "6"], "depth: expected at least 7 layers for 4 stages, got 6"),
+        (["--model", "highway", "--block", "basic"], "config: highway() got an unexpected keyword argument 'block'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_train_names_flags_that_do_not_fit_the_network(tmp_path: Path, flags: list[str], words: str) -> None:
+    ended = pathnet_("train", *DIGITS_NET, "--out", tmp_path / "w.safetensors", *QUICK, *flags)
+    assert_one_line(ended, words)
 
 
 def test_gradients_prints_the_table_and_writes_the_figure(run: Path, weights: Path) -> None:
