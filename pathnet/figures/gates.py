@@ -15,11 +15,11 @@ from pathnet.figures.style import (
     LIGHT,
     MIDDLE,
     headed,
-    in_percent,
     over_blocks,
     over_lengths,
     panels,
     saved,
+    up_to_one,
 )
 
 __all__ = ["figure_highway"]
@@ -71,7 +71,6 @@ def _draw_parts(axes: Axes, found: Highway) -> None:
         axes.bar(block, found.shares[part], 0.8, bottom, color=colour, hatch=hatch, label=names[part])
         bottom += found.shares[part]
     axes.set_ylabel("share of the three norms")
-    in_percent(axes)
-    axes.set_ylim(0, 1.25)
+    up_to_one(axes, 1.2)
     over_blocks(axes, len(block), "block")
     axes.legend(fontsize=8, frameon=False, loc="upper center", ncols=3)

@@ -14,7 +14,7 @@ from pathnet.experiments.by_size import ErrorBySize
 from pathnet.experiments.drawn_paths import DrawnPaths
 from pathnet.experiments.lesion_single import SingleDeletions
 from pathnet.figures.paths import draw_drawn
-from pathnet.figures.style import BLUE, DARK, LIGHT, STYLES, headed, in_percent, over_blocks, panels, saved
+from pathnet.figures.style import BLUE, DARK, LIGHT, STYLES, headed, over_blocks, panels, saved, up_to_one
 
 __all__ = ["draw_single", "figure_3", "figure_5a", "figure_5b", "figure_8"]
 
@@ -68,8 +68,7 @@ def draw_single(axes: Axes, found: Mapping[str, SingleDeletions]) -> None:
             axes.plot([1], [0.02], "x", color=colour, markersize=6, label=f"{kind}: layer 1 cannot be deleted")
     axes.axhline(first.chance, color="#8a8a8a", linestyle=(0, (1, 3)), linewidth=1, label="chance")
     axes.set_ylabel("test error")
-    in_percent(axes)
-    axes.set_ylim(0, 1.25)
+    up_to_one(axes, 1.35)
     label = "deleted block" if all(own.first == 1 for own in found.values()) else "deleted block (vgg: layer)"
     over_blocks(axes, max(own.first - 1 + own.rate.shape[1] for own in found.values()), label)
     axes.legend(fontsize=8, frameon=False, loc="upper right", ncols=2)
@@ -141,6 +140,5 @@ def _boxes(axes: Axes, rates: Sequence[Array], positions: Array, width: float, f
 
 
 def _to_chance(axes: Axes, found: ErrorBySize) -> None:
-    in_percent(axes)
-    axes.set_ylim(0, 1.3)
+    up_to_one(axes, 1.3)
     axes.axhline(found.chance, color="#8a8a8a", linestyle=(0, (1, 3)), linewidth=1, label="chance")

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 __all__ = [
     "BLUE",
@@ -23,6 +23,7 @@ __all__ = [
     "over_lengths",
     "panels",
     "saved",
+    "up_to_one",
 ]
 
 DARK, BLUE, MIDDLE, LIGHT = "#222222", "#1f5a94", "#d9822b", "#c9d9ea"
@@ -78,10 +79,17 @@ def _over(axes: Axes, n: int, label: str) -> None:
 
 
 def in_percent(axes: Axes) -> None:
-    """The vertical axis in percent, with room above, where no share is marked."""
+    """The vertical axis in percent, with room above."""
     axes.margins(y=0.12)
     axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %" if share <= 1 else ""))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+
+
+def up_to_one(axes: Axes, top: float) -> None:
+    """The vertical axis of shares from 0 to 1 in percent, with room for a legend up to ``top``."""
+    axes.set_ylim(0, top)
+    axes.yaxis.set_major_locator(FixedLocator([tenth / 10 for tenth in range(0, 11, 2)]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
 
 
 def headed(axes: Axes, text: str) -> None:
