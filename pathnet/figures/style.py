@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -58,7 +59,8 @@ def saved(figure: Figure, path_stem: str | Path) -> list[Path]:
         axes.yaxis.label.set_fontsize(9)
     files = [Path(f"{path_stem}.{suffix}") for suffix in ("png", "svg")]
     figure.savefig(files[0], dpi=DOTS_PER_INCH)
-    figure.savefig(files[1], metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "pathnet"}):  # so that the same figure is the same file
+        figure.savefig(files[1], metadata={"Date": None})
     return files
 
 
