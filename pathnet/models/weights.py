@@ -11,6 +11,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from pathnet.models.highway import highway
@@ -83,15 +84,20 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"weights: {path} is not a readable safetensors file of pathnet's ({error})") from None
 
 
-def save(net: ResidualNet, path: str | Path) -> None:
+def save(net: ResidualNet, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
     """Writes the network's weights and statistics with its configuration.
+
+    Args:
+        dtype: of the kernels and matrices on disk; float16 halves the file, and what is loaded from it is the
+            rounded network. Vectors (biases, factors and statistics of BN) stay as they are.
 
     Raises:
         ValueError: the network has no configuration to be rebuilt from.
     """
     if net.config is None:
         raise ValueError("net: has no config, so its file could not be loaded again; save its state_dict instead")
-    write_tensors(Path(path), net.state_dict(), {"config": net.config})
+    state = {name: tensor.to(dtype) if tensor.ndim > 1 else tensor for name, tensor in net.state_dict().items()}
+    write_tensors(Path(path), state, {"config": net.config})
 
 
 def load(path: str | Path) -> ResidualNet:
