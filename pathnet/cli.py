@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import platform
 import signal
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import torch
+import torch.distributed as dist
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -128,8 +130,10 @@ def train(
     as_json: Json = False,
     settings: Recipe,
 ) -> None:
-    """Train a residual network, a VGG or a highway network; an interrupted training goes on from its checkpoint."""
-    place = _device(device)
+    """Train a residual network, a VGG or a highway network; an interrupted training goes on from its checkpoint.
+
+    Started by torchrun, its processes share out each batch.
+    """
     images = pathnet.data.load(data)
     own: dict[str, Any] = {"depth": depth, "width": width, "shortcut": shortcut, "block": block}
     own |= {"survival": survival, "gate_bias": gate_bias, "stages": stages}
@@ -141,7 +145,10 @@ def train(
         given["in_channels"] = images.image_shape[0]
     torch.manual_seed(settings.seed)
     net = models.build({"model": model, **given})
-    history = _train(net.to(place), images, settings, out)
+    with _shared_out(_device(device)) as (place, first):
+        history = _train(net.to(place), images, settings, out, first)
+    if not first:
+        return
     if as_json:
         _print_json({"epochs": [asdict(epoch) for epoch in history]}, [out])
     else:
@@ -189,7 +196,7 @@ def figures(
     runs: list[results.Run] = []
     with _study_on(study, place, device) as (images, networks):
         for experiment in EXPERIMENTS:
-            runs += studies.measured(experiment, networks(experiment), images, study.plan, place, reporter)
+            runs += studies.measured(experiment, networks(experiment), images, study.plan, place, reporter, study)
     page = report.write(runs, f"All of the paper on {images.name}", place / "report.html")
     said = [claim for own in runs for claim in claims(own)]
     if as_json:
@@ -218,8 +225,8 @@ def _experiment_command(name: str, experiment: Experiment) -> Command:
         place = folder or Path("runs") / preset
         with _study_on(study, place, device) as (images, networks):
             given = _given_networks(weights or [], experiment, _device(device))
-            nets = given or networks(name)
-            runs = studies.measured(name, nets, images, study.plan, place, reporter)
+            nets, by = (given, None) if given else (networks(name), study)
+            runs = studies.measured(name, nets, images, study.plan, place, reporter, by)
         for run in runs:
             _show_run(run, as_json)
 
@@ -352,13 +359,33 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _train(net: models.ResidualNet, images: pathnet.data.Data, recipe: Recipe, out: Path) -> list[training.Epoch]:
+@contextmanager
+def _shared_out(place: torch.device) -> Iterator[tuple[torch.device, bool]]:
+    """This process's device, and whether it is the first of those that torchrun started, or the only one."""
+    if not dist.is_torchelastic_launched():
+        yield place, True
+        return
+    if place.type == "cuda":
+        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        yield place, dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
+
+
+def _train(
+    net: models.ResidualNet, images: pathnet.data.Data, recipe: Recipe, out: Path, first: bool = True
+) -> list[training.Epoch]:
+    """The training, which ends with the weights in ``out``; the first of several processes tells and writes."""
     checkpoint = out.with_name(f"{out.stem}.checkpoint.safetensors")
     if out.exists() and not checkpoint.exists():
         raise ValueError(f"out: {out} exists, and has no checkpoint to go on from; expected a new file")
     with _keeping(f"the training is kept in {checkpoint}"), reporter("training") as progress:
-        history = training.train(net, images, recipe, checkpoint, progress)
-    models.save(net, out)
+        history = training.train(net, images, recipe, checkpoint, progress if first else None)
+    if first:
+        models.save(net, out)
     return history
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +138,20 @@ def _trained(
 
 
 def measured(
-    name: str, nets: Networks, data: Data, plan: Plan, folder: Path, reporter: Reporter
+    name: str,
+    nets: Networks,
+    data: Data,
+    plan: Plan,
+    folder: Path,
+    reporter: Reporter,
+    trained_by: Study | None = None,
 ) -> list[results.Run]:
     """The runs of one experiment in the folder of a study, complete.
 
     Args:
         name: among `pathnet.experiments.EXPERIMENTS`.
         nets: of the kinds that it takes.
+        trained_by: the study whose recipe trained them, which the runs keep.
 
     Raises:
         ValueError: a kind is missing, or the folder holds runs of other networks, data or plans.
@@ -158,8 +165,10 @@ def measured(
     with reporter(name) as progress:
         runs = experiment.measure(own, data, plan, folder / name, progress)
     for run in runs:
-        facts = run.facts.get("results", {})
-        run.conclude({**facts, "claims": [vars(claim) for claim in experiment.claims(run)]})
+        facts = {**run.facts.get("results", {}), "claims": [vars(claim) for claim in experiment.claims(run)]}
+        if trained_by is not None:
+            facts["recipes"] = {kind: asdict(trained_by.recipe_of(kind, 0)) for kind in own}
+        run.conclude(facts)
     return runs
 
 

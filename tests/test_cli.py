@@ -128,6 +128,16 @@ def test_train_names_flags_that_do_not_fit_the_network(tmp_path: Path, flags: li
     assert_one_line(ended, words)
 
 
+def test_processes_of_torchrun_share_out_the_batches_and_the_first_one_tells(tmp_path: Path) -> None:
+    out = tmp_path / "w.safetensors"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "pathnet", "train", *DIGITS_NET, "--out", str(out), *QUICK, "--modules", "2"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1] == str(out) and ended.stdout.count("test accuracy") == 2
+    assert models.load(out).n == 3
+
+
 def test_gradients_prints_the_table_and_writes_the_figure(run: Path, weights: Path) -> None:
     ended = pathnet_("gradients", "--data", "digits", "--weights", weights, "--run", run, *FEW)
     assert "path gradients" not in ended.err, "nothing was missing"

@@ -130,6 +130,18 @@ def test_survival_is_a_part_of_the_configuration_where_there_is_any() -> None:
     assert "survival" not in (preact_resnet(8, 4, survival=1).config or {})
 
 
+def test_kernels_saved_in_float16_are_loaded_as_the_rounded_network(tmp_path: Path) -> None:
+    net = shaken(preact_resnet(8, 4)).eval()
+    for dtype in (None, torch.float16):
+        models.save(net, tmp_path / f"{dtype}.safetensors", dtype)
+    again = models.load(tmp_path / "torch.float16.safetensors").state_dict()
+    for name, tensor in net.state_dict().items():
+        rounded = tensor.half().float() if tensor.ndim > 1 else tensor
+        assert torch.equal(again[name], rounded) and again[name].dtype == tensor.dtype
+    sizes = [(tmp_path / f"{dtype}.safetensors").stat().st_size for dtype in (torch.float16, None)]
+    assert sizes[0] < 0.8 * sizes[1]
+
+
 def test_unreadable_weights_are_told_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     with pytest.raises(ValueError, match="weights: .* is not a readable safetensors file"):

@@ -84,12 +84,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"weights: {path} is not a readable safetensors file of pathnet's ({error})") from None
 
 
-def save(net: ResidualNet, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
+def save(net: ResidualNet, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Writes the network's weights and statistics with its configuration.
 
     Args:
-        dtype: of the kernels and matrices on disk; float16 halves the file, and what is loaded from it is the
-            rounded network. Vectors (biases, factors and statistics of BN) stay as they are.
+        dtype: of the kernels and matrices on disk, by default their own; float16 halves the file, and what is loaded
+            from it is the rounded network. Vectors (biases, factors and statistics of BN) stay as they are.
 
     Raises:
         ValueError: the network has no configuration to be rebuilt from.
