@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import pathnet
 from pathnet import cli, native
+from pathnet.models import ResidualNet
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -65,13 +66,13 @@ def test_the_command_measures_everything(ended: Any) -> None:
     assert len(found["found"]["checks"]["timed"]) == len(BUILDERS) == 9
     (file,) = found.pop("written")
     assert results.read_cpu(Path(file)) == found and Path(file).parent == ended[1]
-    assert "benchmarks: 8/8" in ended[0].stderr
+    assert "benchmarks: 9/9" in ended[0].stderr
 
 
 def test_every_figure_is_measured(ended: Any) -> None:
     rows = found_by(ended)["figures"]
-    assert len(rows) == 15 and all(own["walks"] or own["counted"] for own in rows)
-    assert [own["goal"] for own in rows if own["goal"]] == [30, 80, 4.5, 7, 2.5, 2.5, 0.85, 0.25, 0.25]
+    assert len(rows) == 16 and all(own["walks"] or own["counted"] for own in rows)
+    assert [own["goal"] for own in rows if own["goal"]] == [30, 80, 4.5, 7, 2.5, 2.5, 0.85, 0.25, 0.25, 0.5]
     assert all((own["met"] is None) == (own["goal"] is None) for own in rows)
 
 
@@ -84,13 +85,24 @@ def test_what_a_rehearsal_finds(ended: Any) -> None:
     assert [row["paths"] for row in found["fits"]["paths"]["rows"]] == [6, 12, 18]
     assert all(own["growth_bytes"] < 64e6 for own in found["memory"].values() if isinstance(own, dict))
     assert found["deletions"]["eager_forward_passes"] == 7
+    training = found["training"]
+    assert (training["drawn"], training["modules"]) == (2, 6) and 0 <= training["error"] < 1e-10
+    assert training["share"] > 0 and {own["rounds"] for own in training["timings"].values()} == {2}
     assert {(row["length"], row["paths"]) for row in found["sharing"]["rows"]} == {(2, 1), (2, 4), (4, 1), (4, 4)}
 
 
 def test_the_tables_show_it(ended: Any) -> None:
     show(found_by(ended), Console(width=130, file=(file := io.StringIO())))
     text = file.getvalue()
-    for said in ("times faster than the loop, running, float32", "at least 30", "a rehearsal", "R²", "growth of"):
+    for said in (
+        "times faster than the loop, running, float32",
+        "at least 30",
+        "a rehearsal",
+        "R²",
+        "growth of",
+        "2 of 6 modules drawn",
+        "a training step",
+    ):
         assert said in text
     assert ("this processor has AMX" in text) == found_by(ended)["facts"]["amx"]
 
@@ -176,6 +188,40 @@ def test_a_step_that_fails_stops_no_other(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert run.wrong == "sweep: wrong"
 
 
+def left_in(self: ResidualNet, x: Tensor, drawn: Any = None) -> Tensor:
+    """A module more than is drawn."""
+    drawn = drawn if drawn is None else [True, *drawn[1:]]
+    return forward(self, x, drawn)
+
+
+def computed(self: ResidualNet, x: Tensor, drawn: Any = None) -> Tensor:
+    """What is not drawn has gradients of zero in place of none."""
+    y = self.stem(x)
+    for i, block in enumerate(self):
+        skip, residual = block.branches(y)
+        y = skip + (1.0 if drawn is None or drawn[i] else 0.0) * residual
+    return self.head(y)
+
+
+def not_a_number(self: ResidualNet, x: Tensor, drawn: Any = None) -> Tensor:
+    return forward(self, x, drawn) * float("nan")
+
+
+forward = ResidualNet.forward
+
+
+@pytest.mark.parametrize("wrong", [left_in, computed, not_a_number])
+def test_a_training_step_with_other_gradients_is_not_timed(
+    wrong: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = Run(QUICK, tmp_path)
+    monkeypatch.setattr(ResidualNet, "forward", wrong)
+    with pytest.raises(Failed, match="gradients with modules drawn are off by (inf|nan|[0-9.e+-]+), hence not timed"):
+        run.perform("training")
+    assert "timings" not in run.results["failed"]["training"]["found"]
+    assert results.read_cpu(run.file)["figures"][-1]["counted"] is None
+
+
 # Arithmetic
 
 
@@ -201,6 +247,7 @@ def test_ratios_by_hand() -> None:
         "lengths": {"rows": rows, "blocks": 4},
         "sweep": sweep,
         "deletions": {"share_of_eager": {"float32": 0.3}},
+        "training": {"share": 0.48, "drawn": 23, "modules": 54},
     }
     own = {figure["figure"]: figure for figure in figures.figures(found)}
     loop = own["times faster than the loop, running, float32"]
@@ -210,6 +257,7 @@ def test_ratios_by_hand() -> None:
     together = own["times faster than the composition, running, float32, one call"]
     assert (together["walks"], together["counted"]) == (5 / 1.25, (5 + 20 / 4) / (1.25 + 8 / 4))
     assert own["deletions, share of eager forward passes, float32"]["met"] is False
+    assert own["training step with 23 of 54 modules drawn, share of a whole one, float32"]["met"] is True
     assert own["times faster than the loop, running, bfloat16"]["met"] is None
     assert figures.lines_by_length(found)["composition, running, float32"]["slope"] == pytest.approx(2)
 
@@ -232,6 +280,7 @@ def test_the_sizes_are_those_of_the_goals() -> None:
     setup = FULL.setup
     assert (setup.depth, setup.width, setup.batch, setup.side) == (110, 16, 128, 32)
     assert setup.lengths[0] == 1 and setup.lengths[-1] == 54
+    assert FULL.drawn == 23 and figures.TRAINING_SHARE == 0.5
 
 
 # Baselines

@@ -28,6 +28,8 @@ class Sizes:
         shared_lengths, shared_counts: lengths and numbers of the paths that are walked together and one by one.
         memory_counts: a few paths and many.
         peak_seconds: of each measurement of the processor's peak.
+        drawn: residual modules of a training step that draws some.
+        draws: of such steps.
     """
 
     setup: Setup
@@ -41,6 +43,8 @@ class Sizes:
     shared_counts: tuple[int, ...]
     memory_counts: tuple[int, int]
     peak_seconds: float
+    drawn: int
+    draws: int
 
 
 _CHECKED = replace(cases.REHEARSAL, depth=14, width=16, side=16, batch=4)
@@ -59,6 +63,8 @@ FULL = Sizes(
     shared_counts=(1, 16, 54, 256),
     memory_counts=(16, 512),
     peak_seconds=0.5,
+    drawn=23,
+    draws=9,
 )
 
 SMALL = Sizes(
@@ -73,6 +79,8 @@ SMALL = Sizes(
     shared_counts=(1, 4),
     memory_counts=(2, 20),
     peak_seconds=0.02,
+    drawn=2,
+    draws=2,
 )
 
 

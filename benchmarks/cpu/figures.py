@@ -23,7 +23,7 @@ COMPOSITION = {
     ("batch", "float32"): 2.5,
     ("batch", "bfloat16"): 2.5,
 }
-PEAK_SHARE, DELETIONS_SHARE = 0.85, 0.25
+PEAK_SHARE, DELETIONS_SHARE, TRAINING_SHARE = 0.85, 0.25, 0.5
 
 
 def figures(found: dict[str, Any]) -> list[Figure]:
@@ -50,6 +50,10 @@ def figures(found: dict[str, Any]) -> list[Figure]:
     for precision, own in found.get("deletions", {}).get("share_of_eager", {"float32": None}).items():
         title = f"deletions, share of eager forward passes, {precision}"
         judged.append(_figure(title, "at most", DELETIONS_SHARE, None, own))
+    training = found.get("training", {})
+    modules = f"{training['drawn']} of {training['modules']} modules" if training else "modules"
+    title = f"training step with {modules} drawn, share of a whole one, float32"
+    judged.append(_figure(title, "at most", TRAINING_SHARE, None, training.get("share")))
     return judged
 
 

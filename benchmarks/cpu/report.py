@@ -81,6 +81,10 @@ def _sentences(results: dict[str, Any]) -> list[str]:
         grown = [own for own in found["memory"].values() if isinstance(own, dict)]
         each = (f"{own['growth_bytes'] / 1e6:.1f} MB for {own['paths']} paths" for own in grown)
         said.append(f"growth of the peak of memory: {', '.join(each)}")
+    if "training" in found:
+        steps = found["training"]["timings"].items()
+        each = ", ".join(f"{name} {timing['median_s']:.3g}" for name, timing in steps)
+        said.append(f"seconds a training step, batch {found['training']['batch']}: {each}")
     if "peak_share" in found:
         rates = found["peak_share"]["flops_per_s"].items()
         said.append(
