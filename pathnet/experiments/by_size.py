@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,11 @@ from pathnet import results
 from pathnet.experiments.errors import ErrorCounts, Spread, spread
 from pathnet.experiments.run import Claim
 
-__all__ = ["ErrorBySize", "smooth", "smoothness", "summarise"]
+__all__ = ["ErrorBySize", "by_tau", "smooth", "smoothness", "summarise"]
 
 RANK_CORRELATION = 0.9
 LARGEST_STEP = 1 / 3
+TENTHS = 10
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class ErrorBySize:
     """The error rates of random lesions, by their size.
 
     Attributes:
-        sizes: how many blocks are deleted, or pairs swapped: 1, 2, ...
+        sizes: how many blocks are deleted, or pairs swapped, or the number of the group: 1, 2, ...
         rates: for each size, of all draws and seeds, float64 [draws * seeds].
         tau: for each size, Kendall's correlation of the order of the blocks with that of training, of the same.
         means: for each size, with a 95 % interval over draws and seeds.
@@ -68,6 +69,19 @@ def summarise(run: results.Run, kind: str = "residual") -> ErrorBySize:
     )
 
 
+def by_tau(found: ErrorBySize) -> ErrorBySize:
+    """The same draws in ten groups of about equal number by Kendall's tau, from the order of training on."""
+    tau, rates = np.concatenate(found.tau), np.concatenate(found.rates)
+    groups = [own for own in np.array_split(np.argsort(-tau, kind="stable"), TENTHS) if len(own)]
+    return replace(
+        found,
+        sizes=list(range(1, len(groups) + 1)),
+        rates=[rates[own] for own in groups],
+        tau=[tau[own] for own in groups],
+        means=[spread(rates[own]) for own in groups],
+    )
+
+
 def smooth(found: ErrorBySize) -> tuple[float, float]:
     """Spearman's rank correlation of mean error and size; the largest rise from one size to the next, as a share of
     the whole rise from the intact network. NaN where there is a single size, or no rise."""
@@ -78,15 +92,19 @@ def smooth(found: ErrorBySize) -> tuple[float, float]:
     return correlation, float(steps.max() / rise) if rise > 0 else np.nan
 
 
-def smoothness(found: ErrorBySize, paper: str, where: str) -> Claim:
-    """That error rises with the size of a lesion, and by no large step."""
+def smoothness(found: ErrorBySize, paper: str, where: str, end: str) -> Claim:
+    """That error rises with the size of a lesion, and by no large step.
+
+    Args:
+        end: what the last size is, in words.
+    """
     correlation, step = smooth(found)
     return Claim(
         paper,
         where,
-        f"rank correlation of size and mean error at least {RANK_CORRELATION:g}, and no step from one size to the "
-        f"next more than {LARGEST_STEP:.0%} of the whole rise",
+        f"rank correlation with the mean error at least {RANK_CORRELATION:g}, and no step from one box of the figure "
+        f"to the next more than {LARGEST_STEP:.0%} of the whole rise",
         f"correlation {correlation:.3g}, largest step {100 * step:.2g} %; from {100 * found.intact:.3g} % of error "
-        f"to {found.means[-1]} at size {found.sizes[-1]}",
+        f"to {found.means[-1]} {end}",
         bool(correlation >= RANK_CORRELATION and step <= LARGEST_STEP),
     )

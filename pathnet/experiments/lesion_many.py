@@ -45,4 +45,5 @@ def _draw(n: int, seed: int, plan: Plan) -> list[Drawn]:
 def claims(run: results.Run) -> list[Claim]:
     """What the paper says of Figure 5 (a) beside this run."""
     paper = "Error rises smoothly with the number of deleted modules, as the valid paths become fewer."
-    return [smoothness(summarise(run), paper, "section 4.2, Figure 5 (a)")]
+    found = summarise(run)
+    return [smoothness(found, paper, "section 4.2, Figure 5 (a)", f"with {found.sizes[-1]} deleted")]

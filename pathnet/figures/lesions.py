@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from pathnet.experiments.by_size import ErrorBySize
+from pathnet.experiments.by_size import ErrorBySize, by_tau
 from pathnet.experiments.drawn_paths import DrawnPaths
 from pathnet.experiments.lesion_single import SingleDeletions
 from pathnet.figures.paths import draw_drawn
@@ -18,7 +18,6 @@ from pathnet.figures.style import BLUE, DARK, LIGHT, STYLES, headed, over_blocks
 
 __all__ = ["draw_single", "figure_3", "figure_5a", "figure_5b", "figure_8"]
 
-TAU_BOXES = 10
 Array = NDArray[np.float64]
 
 
@@ -100,18 +99,16 @@ def figure_5a(found: ErrorBySize, title: str, path_stem: str | Path) -> list[Pat
 
 def figure_5b(found: ErrorBySize, title: str, path_stem: str | Path) -> list[Path]:
     """Figure 5 (b) of the paper: error against Kendall's tau of the blocks' order with that of training, a box for
-    the draws of each tenth of its range."""
+    each tenth of the draws."""
     figure, (axes,) = panels(f"{_drawn(found, title)} of 1 to {found.sizes[-1]} swaps", 1, width=6.5)
-    tau, rate = np.concatenate(found.tau), np.concatenate(found.rates)
-    edges = np.linspace(tau.min(), 1, TAU_BOXES + 1)
-    box = np.clip(np.digitize(tau, edges) - 1, 0, TAU_BOXES - 1)
-    kept = [number for number in range(TAU_BOXES) if (box == number).any()]
-    width = (1 - tau.min()) / TAU_BOXES
-    _boxes(axes, [rate[box == number] for number in kept], edges[kept] + width / 2, 0.7 * width, found)
-    axes.set_xlim(1 + width / 2, tau.min() - width / 2)
+    tenths = by_tau(found)
+    positions = np.array([own.mean() for own in tenths.tau])
+    gap = float(np.diff(-positions).min()) if len(positions) > 1 else 0.02
+    _boxes(axes, tenths.rates, positions, 0.8 * max(gap, 0.003), found)
+    axes.set_xlim(1 + 0.02, positions.min() - 0.02)
     axes.xaxis.set_major_locator(MaxNLocator(8))
     axes.xaxis.set_major_formatter("{x:.2f}")
-    axes.set_xlabel("Kendall's tau with the order of training")
+    axes.set_xlabel("Kendall's tau with the order of training (a box: a tenth of the draws)")
     return saved(figure, path_stem)
 
 
