@@ -48,7 +48,7 @@ def panels(heading: str, count: int, rows: int = 1, width: float = PANEL[0]) -> 
     for own in axes:
         own.spines[["top", "right"]].set_visible(False)
         own.tick_params(labelsize=8)
-    figure.suptitle(heading, fontsize=10, color=DARK, wrap=True)
+    figure.suptitle(heading.replace("$", r"\$"), fontsize=10, color=DARK, wrap=True)  # no mathematics
     return figure, axes
 
 
