@@ -10,7 +10,7 @@ from scipy.stats import kendalltau, spearmanr
 
 from pathnet import results
 from pathnet.experiments.errors import ErrorCounts, Spread, spread
-from pathnet.experiments.run import Claim
+from pathnet.experiments.run import Claim, unfinished
 
 __all__ = ["ErrorBySize", "by_tau", "smooth", "smoothness", "summarise"]
 
@@ -47,12 +47,18 @@ class ErrorBySize:
 
 
 def summarise(run: results.Run, kind: str = "residual") -> ErrorBySize:
-    """Of the networks of one kind."""
+    """Of the networks of one kind.
+
+    Raises:
+        ValueError: a network has no lesion measured yet.
+    """
     counts = ErrorCounts(run)
     facts = counts.facts[kind]
     blocks = facts[0]["blocks"]
     lesioned = [row for row in counts.of(kind) if row.size > 0]
     sizes = sorted({row.size for row in lesioned})
+    if len({row.seed for row in lesioned}) < len(facts):
+        raise unfinished(run)
     by_size = [[row for row in lesioned if row.size == size] for size in sizes]
     rates = [np.array([row.rate for row in own]) for own in by_size]
     unmoved = tuple(range(blocks))

@@ -14,7 +14,7 @@ from pathnet import results
 from pathnet.data import Data
 from pathnet.experiments.drawn_paths import DrawnPaths, drawn_paths
 from pathnet.experiments.errors import INTACT, Drawn, ErrorCounts, Spread, measure_errors
-from pathnet.experiments.run import Claim, Networks, Plan, opened
+from pathnet.experiments.run import Claim, Networks, Plan, opened, unfinished
 from pathnet.lesion import Lesion
 from pathnet.training import Progress
 
@@ -61,20 +61,27 @@ def measure(
     """The test errors of networks trained in full (``residual``) and with ``plan.modules`` modules (``effective``).
 
     Raises:
-        ValueError: a network does not take the data, or the folder holds another run.
+        ValueError: a network does not take the data or has fewer modules, or the folder holds another run.
     """
+    least = min(net.n for net in nets["effective"])
+    if plan.modules > least:
+        raise ValueError(f"modules: expected at most {least} (the network's), got {plan.modules}")
     as_it_is = {kind: [[INTACT]] * len(own) for kind, own in nets.items()}
     scaled = {"effective": [[Drawn(0, 0, Lesion(scale=plan.modules / net.n))] for net in nets["effective"]]}
     settings = {"modules": plan.modules, "images": plan.images}
     with opened(NAME, nets, data, settings, {}, folder) as run:
         measure_errors(run, nets, data, plan, as_it_is, progress, bn="running")
         measure_errors(run, nets, data, plan, scaled, progress, bn="running")
-        measure_errors(run, nets, data, plan, as_it_is, progress, bn="recalibrated")
+        measure_errors(run, nets, data, plan, {"effective": as_it_is["effective"]}, progress, bn="recalibrated")
         return run
 
 
 def summarise(run: results.Run) -> EffectiveTraining:
-    """Errors by how networks are tested, and what is between them."""
+    """Errors by how networks are tested, and what is between them.
+
+    Raises:
+        ValueError: not all of them are measured yet.
+    """
     counts = ErrorCounts(run)
     modules, blocks = run.identity["modules"], counts.facts["effective"][0]["blocks"]
 
@@ -87,6 +94,8 @@ def summarise(run: results.Run) -> EffectiveTraining:
         "scaled by k/n": rates("effective", "running", modules / blocks),
         "recalibrated": rates("effective", "recalibrated"),
     }
+    if len(full) < len(counts.facts["residual"]) or len(effective["recalibrated"]) < len(counts.facts["effective"]):
+        raise unfinished(run)
     difference, p_worse = {}, {}
     for name, own in effective.items():
         low = high = p_worse[name] = np.nan

@@ -4,7 +4,7 @@ modules and the gates themselves."""
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from pathnet.data import Data
 from pathnet.experiments import lesion_single
 from pathnet.experiments.errors import Spread, spread
 from pathnet.experiments.lesion_single import SingleDeletions
-from pathnet.experiments.run import Claim, Networks, Plan, Value, opened
+from pathnet.experiments.run import Claim, Networks, Plan, Value, opened, unfinished
 from pathnet.models import Block, HighwayBlock, ResidualNet
 from pathnet.record import snapshot
 from pathnet.training import Progress
@@ -72,6 +72,7 @@ def measure(
     for net in nets["highway"]:
         if not all(isinstance(block, HighwayBlock) for block in net):
             raise ValueError("net: expected a highway network, got blocks without gates")
+    plan = replace(plan, gate_batch_size=min(plan.gate_batch_size, len(data.train)))
     settings = {"bn": plan.bn, "images": plan.images, "plan_seed": plan.plan_seed, "batch_size": plan.gate_batch_size}
     asked = {"gate_batches": plan.gate_batches}
     with opened(NAME, nets, data, settings, asked, folder) as run:
@@ -163,9 +164,15 @@ def _half_off(net: ResidualNet, images: Tensor) -> float:
 
 
 def summarise(run: results.Run) -> Highway:
-    """Over seeds and batches."""
+    """Over seeds and batches.
+
+    Raises:
+        ValueError: not every network's gates are measured yet.
+    """
     rows = run.rows(Value)
     n, seeds = run.identity["networks"]["highway"][0]["blocks"], len(run.identity["networks"]["highway"])
+    if len({row.seed for row in rows}) < seeds:
+        raise unfinished(run)
 
     def of(quantity: str, index: int) -> list[float]:
         return [row.value for row in rows if row.quantity == quantity and row.index == index]

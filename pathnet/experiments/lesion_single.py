@@ -12,13 +12,16 @@ from scipy.stats import binomtest
 from pathnet import results
 from pathnet.data import Data
 from pathnet.experiments.errors import INTACT, Drawn, ErrorCounts, measure_errors
-from pathnet.experiments.run import Claim, Networks, Plan, opened
+from pathnet.experiments.run import Claim, Networks, Plan, opened, unfinished
 from pathnet.lesion import Lesion
 from pathnet.training import Progress
 
-__all__ = ["NAME", "SingleDeletions", "claims", "measure", "measure_deletions", "summarise"]
+__all__ = ["NAME", "OF_LEARNED", "SingleDeletions", "claims", "measure", "measure_deletions", "summarise"]
 
 NAME = "lesion-single"
+WHERE = "section 4.1, Figure 3"
+LEARNED = 0.5
+OF_LEARNED = f"of networks that make at most {LEARNED:.0%} of the errors of guessing"
 OTHERS_MATTER = 0.10
 LEFT_OF_VGG = 0.10
 DOWNSAMPLING_MATTERS = 2.0
@@ -44,6 +47,11 @@ class SingleDeletions:
     downsampling: tuple[int, ...]
     chance: float
     first: int
+
+    @property
+    def learned(self) -> bool:
+        """Whether every network as it is makes at most half of the errors of guessing; others have little to lose."""
+        return bool((self.intact <= LEARNED * self.chance).all())
 
     @property
     def increase(self) -> NDArray[np.float64]:
@@ -90,16 +98,22 @@ def measure_deletions(
 
 
 def summarise(run: results.Run) -> dict[str, SingleDeletions]:
-    """By kind of network."""
+    """By kind of network.
+
+    Raises:
+        ValueError: not all errors are measured yet.
+    """
     counts = ErrorCounts(run)
-    return {kind: _of(counts, kind) for kind in counts.facts}
+    return {kind: _of(run, counts, kind) for kind in counts.facts}
 
 
-def _of(counts: ErrorCounts, kind: str) -> SingleDeletions:
+def _of(run: results.Run, counts: ErrorCounts, kind: str) -> SingleDeletions:
     facts = counts.facts[kind]
     rates, ends = [], []
     for seed, own in enumerate(facts):
         rows = {row.deleted: row for row in counts.of(kind, seed=seed)}
+        if len(rows) <= own["blocks"]:
+            raise unfinished(run)
         deleted = [rows[i,] for i in range(own["blocks"])]
         rates.append([row.rate for row in deleted])
         ends.append([tuple(binomtest(row.wrong, row.images).proportion_ci(method="wilson")) for row in deleted])
@@ -111,43 +125,50 @@ def _of(counts: ErrorCounts, kind: str) -> SingleDeletions:
 def claims(run: results.Run) -> list[Claim]:
     """What the paper says of Figures 3 and 4 beside this run."""
     found = summarise(run)
-    where = "section 4.1, Figure 3"
     said = []
     if (residual := found.get("residual")) is not None:
-        others = residual.increase[~residual.changes_shape]
-        worst = int(np.flatnonzero(~residual.changes_shape)[others.argmax()])
-        said.append(
-            Claim(
-                "Deleting any one residual module, downsampling ones apart, hardly changes the error of a residual "
-                "network.",
-                where,
-                f"no such block costs more than {OTHERS_MATTER:.0%} of error",
-                f"the worst, block {worst + 1}, costs {100 * others.max():.2g} points, the median one "
-                f"{100 * np.median(others):.2g}",
-                bool(others.max() <= OTHERS_MATTER),
-            )
-        )
-        if residual.downsampling and len(others):
-            downsampling = residual.increase[residual.changes_shape].mean()
-            said.append(
-                Claim(
-                    "Deleting a downsampling block matters more.",
-                    where,
-                    f"their mean cost is at least {DOWNSAMPLING_MATTERS:g} times the others'",
-                    f"{100 * downsampling:.2g} points against {100 * others.mean():.2g}",
-                    bool(downsampling >= DOWNSAMPLING_MATTERS * others.mean() and downsampling > 0),
-                )
-            )
+        said += _of_residual(residual)
     if (vgg := found.get("vgg")) is not None:
-        most = int(vgg.left.argmax())
+        said.append(_of_vgg(vgg))
+    return said
+
+
+def _of_residual(found: SingleDeletions) -> list[Claim]:
+    others, changing = found.increase[~found.changes_shape], found.increase[found.changes_shape]
+    if not len(others):
+        return []
+    worst = int(np.flatnonzero(~found.changes_shape)[others.argmax()])
+    said = [
+        Claim(
+            "Deleting any one residual module, downsampling ones apart, hardly changes the error of a residual "
+            "network.",
+            WHERE,
+            f"no such block costs more than {100 * OTHERS_MATTER:g} points of error, {OF_LEARNED}",
+            f"the worst, block {worst + 1}, costs {100 * others.max():.2g} points, the median one "
+            f"{100 * np.median(others):.2g}",
+            bool(others.max() <= OTHERS_MATTER and found.learned),
+        )
+    ]
+    if len(changing):
         said.append(
             Claim(
-                "Deleting any layer of a VGG takes it to chance.",
-                where,
-                f"whichever layer is deleted, at most {LEFT_OF_VGG:.0%} is left of the accuracy above chance",
-                f"{100 * vgg.left[most]:.2g} % without layer {most + vgg.first}, {100 * np.median(vgg.left):.2g} % "
-                "in the median",
-                bool(vgg.left.max() <= LEFT_OF_VGG),
+                "Deleting a downsampling block matters more.",
+                WHERE,
+                f"their mean cost is at least {DOWNSAMPLING_MATTERS:g} times the others'",
+                f"{100 * changing.mean():.2g} points against {100 * others.mean():.2g}",
+                bool(changing.mean() >= DOWNSAMPLING_MATTERS * others.mean() and changing.mean() > 0),
             )
         )
     return said
+
+
+def _of_vgg(found: SingleDeletions) -> Claim:
+    most = int(found.left.argmax())
+    return Claim(
+        "Deleting any layer of a VGG takes it to chance.",
+        WHERE,
+        f"whichever layer is deleted, at most {LEFT_OF_VGG:.0%} is left of the accuracy above chance, {OF_LEARNED}",
+        f"{100 * found.left[most]:.2g} % without layer {most + found.first}, {100 * np.median(found.left):.2g} % "
+        "in the median",
+        bool(found.left.max() <= LEFT_OF_VGG and found.learned),
+    )

@@ -9,7 +9,7 @@ import numpy as np
 from pathnet import results
 from pathnet.data import Data
 from pathnet.experiments import lesion_single
-from pathnet.experiments.lesion_single import summarise
+from pathnet.experiments.lesion_single import OF_LEARNED, summarise
 from pathnet.experiments.run import Claim, Networks, Plan
 from pathnet.training import Progress
 
@@ -30,21 +30,22 @@ def claims(run: results.Run) -> list[Claim]:
     found = summarise(run)
     where = "section 5, Figure 8"
     plain, stochastic = found["residual"], found["stochastic depth"]
+    learned = plain.learned and stochastic.learned
     means = [100 * own.increase.mean() for own in (plain, stochastic)]
     downsampling = [100 * own.increase[own.changes_shape].mean() for own in (plain, stochastic)]
     return [
         Claim(
             "Training with stochastic depth makes a network more resilient to the deletion of single modules.",
             where,
-            "the mean cost of deleting a block is lower",
+            f"the mean cost of deleting a block is lower, {OF_LEARNED}",
             f"{means[1]:.2g} points of error against {means[0]:.2g}",
-            bool(means[1] < means[0]),
+            bool(means[1] < means[0] and learned),
         ),
         Claim(
             "It reduces the dependence on downsampling blocks.",
             where,
-            "the mean cost of deleting one of them is lower",
+            f"the mean cost of deleting one of them is lower, {OF_LEARNED}",
             f"{downsampling[1]:.2g} points of error against {downsampling[0]:.2g}",
-            bool(np.isfinite(downsampling).all() and downsampling[1] < downsampling[0]),
+            bool(np.isfinite(downsampling).all() and downsampling[1] < downsampling[0] and learned),
         ),
     ]

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from pathnet import paths, results
 from pathnet.data import Data
-from pathnet.experiments.run import Claim, Networks, Plan, Value, opened
+from pathnet.experiments.run import Claim, Networks, Plan, Value, opened, unfinished
 from pathnet.streams import stream
 from pathnet.training import Progress
 
@@ -63,10 +63,17 @@ def _draw(seed: int) -> list[Value]:
 
 
 def summarise(run: results.Run) -> RemainingPaths:
-    """What equation 8 says beside what was drawn."""
+    """What equation 8 says beside what was drawn.
+
+    Raises:
+        ValueError: nothing is drawn yet.
+    """
     blocks = run.identity["blocks"]
     drawn = {deleted: np.zeros(blocks + 1) for deleted in DELETED}
-    for row in run.rows(Value):
+    rows = run.rows(Value)
+    if not rows:
+        raise unfinished(run)
+    for row in rows:
         drawn[int(row.quantity.split()[-2])][row.index] = row.value / DRAWS
     share = {deleted: paths.remaining_fraction(blocks, deleted).numpy() for deleted in DELETED}
     return RemainingPaths(blocks, share, drawn)

@@ -19,7 +19,19 @@ from pathnet.lesion import BatchNormPolicy
 from pathnet.models import ResidualNet
 from pathnet.record import one_of
 
-__all__ = ["Claim", "Networks", "Plan", "Value", "attempt", "check_data", "facts_of", "opened", "title"]
+__all__ = [
+    "Claim",
+    "Networks",
+    "Plan",
+    "Value",
+    "attempt",
+    "check_data",
+    "check_networks",
+    "facts_of",
+    "opened",
+    "title",
+    "unfinished",
+]
 
 Networks = Mapping[str, Sequence[ResidualNet]]
 """By kind (residual, vgg, highway...), those trained from the seeds 0, 1, ..."""
@@ -137,12 +149,14 @@ def opened(
         asked: how many of something are asked for; may grow.
 
     Raises:
-        ValueError: the networks do not take the data, or the folder holds another run.
+        ValueError: the networks do not take the data, there are fewer test images than asked for, or the folder
+            holds another run.
     """
+    check_networks(nets, data)
+    if settings.get("images", 0) > len(data.test):
+        raise ValueError(f"images: expected 0 (all) to {len(data.test)} (the test images), got {settings['images']}")
     some = data.normalise(data.test.take(torch.zeros(1, dtype=torch.int64)))
     everyone = [net for own in nets.values() for net in own]
-    for net in everyone:
-        check_data(net, data)
     identity = {
         "experiment": experiment,
         **settings,
@@ -163,6 +177,23 @@ def attempt(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": processor if device.type == "cpu" else torch.cuda.get_device_name(device),
     }
+
+
+def check_networks(nets: Networks, data: Data) -> None:
+    """
+    Raises:
+        ValueError: a network does not take the data, or those of one kind differ in the number of their blocks.
+    """
+    for kind, own in nets.items():
+        for net in own:
+            check_data(net, data)
+            if net.n != own[0].n:
+                raise ValueError(f"networks: expected {own[0].n} blocks in every {kind} one, got {net.n}")
+
+
+def unfinished(run: results.Run) -> ValueError:
+    """What is raised where a run holds too little to be summarised."""
+    return ValueError(f"run: {run.folder} is not complete; start its command again")
 
 
 def check_data(net: ResidualNet, data: Data) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pathnet import models, results
 from pathnet.data import Data
-from pathnet.experiments.run import Claim, Networks, Plan, Value, opened
+from pathnet.experiments.run import Claim, Networks, Plan, Value, opened, unfinished
 from pathnet.models import Block, ResidualNet
 from pathnet.streams import stream
 from pathnet.training import Progress
@@ -114,6 +114,8 @@ def _network(data: Data, seed: int) -> ResidualNet:
 def claims(run: results.Run) -> list[Claim]:
     """What section 3 says beside this run."""
     rows = run.rows(Value)
+    if not rows:
+        raise unfinished(run)
     three = next(row.value for row in rows if row.quantity == NESTED and row.index == NESTED_BLOCKS)
     worst = max(row.value for row in rows if row.quantity == PATHS)
     bound = f"relative deviation of y_n at most {ROUNDING:g} in float64"
