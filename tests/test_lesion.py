@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 from cases import shaken
+from lesioned import labelled_by, rebuilt, with_modules_times, wrong
 from scipy.stats import binomtest
 from torch import nn
 
@@ -31,40 +30,6 @@ def images() -> data.Data:
 def network(kind: str) -> ResidualNet:
     torch.manual_seed(0)
     return shaken(NETS[kind]()).eval()
-
-
-def rebuilt(net: ResidualNet, order: list[int], deleted: set[int], images: torch.Tensor) -> torch.Tensor:
-    """The lesioned network as one would first write it: of a deleted block only what changes the shape is left."""
-    y = net.stem(images)
-    for i in order:
-        block = net.blocks[i]
-        if i not in deleted:
-            y = block(y)
-        elif isinstance(block, models.VggLayer):
-            y = nn.functional.max_pool2d(y, 2) if block.pool else y
-        elif block.projection is not None:
-            y = block.projection(torch.relu(block.bns[0](y)))
-        elif block.pad:
-            y = nn.functional.pad(y[:, :, ::2, ::2], (0, 0, 0, 0, 0, y.shape[1]))
-    return net.head(y)
-
-
-def labelled_by(net: ResidualNet, images: data.Data) -> data.Data:
-    """With the intact network's own answers for labels, so that a lesion's errors are the answers it changes.
-
-    The network's outputs are centred and spread out before: random ones give every image the same answer.
-    """
-    with torch.no_grad():
-        batch, _ = next(images.test_batches(len(images.test)))
-        outputs = net(batch)
-        net.head.linear.weight.div_(outputs.std(0)[:, None])
-        net.head.linear.bias.sub_(outputs.mean(0)).div_(outputs.std(0))
-        answers = net(batch).argmax(1)
-    return dataclasses.replace(images, test=data.InMemory(images.test.take(torch.arange(len(answers))), answers))
-
-
-def wrong(outputs: torch.Tensor, labels: torch.Tensor) -> int:
-    return int((outputs.argmax(1) != labels).sum())
 
 
 @pytest.mark.parametrize("bn", ["running", "batch"])
@@ -98,6 +63,46 @@ def test_orders_are_those_of_networks_built_in_them(images: data.Data, kind: str
         batch, labels = next(images.test_batches(len(images.test)))
         expected = [wrong(rebuilt(net, order, gone, batch), labels) for gone in (set(), {order[1]})]
     assert found.wrong.tolist() == expected and min(expected) > 0
+
+
+SCALED = [Lesion(scale=0.9), Lesion((1,), scale=0.8), Lesion((0, 3), scale=1.5), Lesion((4,)), Lesion(scale=1.1)]
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_a_scale_multiplies_the_modules_that_are_kept(images: data.Data, kind: str) -> None:
+    net = network(kind)
+    images = labelled_by(net, images)
+    order = tuple([0, 2, 1, 3, 4, 5] if kind == "vgg" else [1, 0, 2, 3, 4, 5])
+    found = lesion.errors(net, images, [*SCALED, Lesion(order=order, scale=0.5)])
+    batch, labels = next(images.test_batches(len(images.test)))
+    with torch.no_grad():
+        outputs = [rebuilt(with_modules_times(net, each.scale), range(6), each.deleted, batch) for each in SCALED]
+        outputs.append(rebuilt(with_modules_times(net, 0.5), order, (), batch))
+    assert found.wrong.tolist() == [wrong(own, labels) for own in outputs]
+    assert len(set(found.wrong.tolist())) > 2
+
+
+@pytest.mark.parametrize("kind", ["residual", "stochastic depth", "vgg", "highway"])
+def test_a_scaled_network_is_recalibrated_as_it_is(images: data.Data, kind: str) -> None:
+    net = network(kind)
+    images = labelled_by(net, images)
+    lesions = [Lesion(scale=0.5), Lesion((1, 2), scale=0.5), Lesion((3,))]
+    found = lesion.errors(net, images, lesions, bn="recalibrated")
+    batch, labels = next(images.test_batches(len(images.test)))
+    expected = []
+    with torch.no_grad():
+        for each in lesions:
+            scaled = with_modules_times(net, each.scale)
+            norms = [module for module in scaled.modules() if isinstance(module, nn.BatchNorm2d)]
+            for number in range(lesion.RECALIBRATION_BATCHES):
+                for norm in norms:
+                    norm.train().momentum = 1 / (number + 1)
+                rebuilt(scaled, range(6), each.deleted, images.random_batch(lesion.BATCH, 0, number)[0])
+            for norm in norms:
+                norm.eval()
+            expected.append(wrong(rebuilt(scaled, range(6), each.deleted, batch), labels))
+    assert found.wrong.tolist() == expected and found.bn == "recalibrated"
+    assert found.wrong.tolist() != lesion.errors(net, images, lesions).wrong.tolist()
 
 
 @pytest.mark.parametrize("kind", NETS)
@@ -172,6 +177,9 @@ def test_intervals_are_wilsons() -> None:
     [
         (Lesion((6,)), r"blocks: expected different numbers from 0 to 5, got \[6\]"),
         (Lesion((1, 1)), r"blocks: expected different numbers"),
+        (Lesion(scale=0.0), r"scale: expected a factor above 0, got 0\.0"),
+        (Lesion(scale=-1.0), r"scale: expected a factor above 0, got -1\.0"),
+        (Lesion(scale=float("nan")), r"scale: expected a factor above 0, got nan"),
         (Lesion(order=(0, 1, 2)), r"order: expected every number from 0 to 5 once"),
         (
             Lesion(order=(0, 2, 1, 3, 4, 5)),
