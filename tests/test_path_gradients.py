@@ -18,6 +18,7 @@ from pathnet import models, paths, results
 from pathnet.data import Data, synthetic
 from pathnet.experiments import path_gradients
 from pathnet.experiments.path_gradients import PathGradients, measure
+from pathnet.experiments.run import title
 from pathnet.experiments.summary import findings, percent, summarise
 from pathnet.results import Measurements
 
@@ -173,7 +174,7 @@ def test_the_identity_is_the_plan_the_network_and_the_data(tmp_path: Path) -> No
     plan = {field.name for field in dataclasses.fields(PathGradients)} - {"batches"}
     assert set(identity) == plan | {"experiment", "model", "data"}
     assert identity["model"] == {"hash": models.fingerprint(net), "config": net.config, "blocks": 9}
-    assert path_gradients.title(identity) == "synthetic, preact_resnet, depth 20, width 4, 9 blocks"
+    assert title(identity) == "synthetic; preact_resnet, depth 20, width 4, 9 blocks"
     with pytest.raises(ValueError, match="holds another run .batch_size: expected 5, found 4"):
         measure(net, small_data(), dataclasses.replace(PLAN, batch_size=5), tmp_path)
     with pytest.raises(ValueError, match="holds another run .data.hash"):
