@@ -44,7 +44,7 @@ class Highway:
         bias: float64 [seeds, n], the mean over channels of each gate's learned bias.
         shares: by part, float64 [n]: the norm of the gradient that goes through this part of the block and through
             everything elsewhere, over the sum of the three norms; the mean over seeds and batches.
-        path_norms: float64 [n], of paths of the lengths 1 to n with frozen gates, the mean over seeds and batches.
+        path_norms: of paths of the lengths 1 to n with frozen gates, one a batch, with a 95 % interval of the mean.
         frozen: the norm of the gradient with all gates frozen, over that of the gradient.
         parts_off: the largest relative deviation of a block's three parts together from the gradient.
         half_off: that of a network whose gates are at 1/2 from a residual network with halved branches.
@@ -54,7 +54,7 @@ class Highway:
     openness: list[Spread]
     bias: Array
     shares: dict[str, Array]
-    path_norms: Array
+    path_norms: list[Spread]
     frozen: Spread
     parts_off: float
     half_off: float
@@ -181,7 +181,7 @@ def summarise(run: results.Run) -> Highway:
         [spread(of(OPENNESS, block)) for block in range(n)],
         np.array([of(BIAS, block) for block in range(n)]).reshape(n, seeds).T,
         {part: np.array([np.mean(of(part, block)) for block in range(n)]) for part in PARTS},
-        np.array([np.mean(of(PATH_NORM, length)) for length in range(n)]),
+        [spread(of(PATH_NORM, length)) for length in range(n)],
         spread(of(FROZEN, 0)),
         max(row.value for row in rows if row.quantity == PARTS_OFF),
         max(row.value for row in rows if row.quantity == HALF_OFF),

@@ -37,7 +37,10 @@ def figure_highway(found: Highway, title: str, path_stem: str | Path) -> list[Pa
     _draw_parts(parts, found)
     headed(along, "(d) along paths with frozen gates")
     lengths = np.arange(1, len(found.path_norms) + 1)
-    along.semilogy(lengths, found.path_norms, "o", color=BLUE, markersize=3.5)
+    low, mean, high = np.array([(own.low, own.mean, own.high) for own in found.path_norms]).T
+    along.fill_between(lengths, low, high, color=LIGHT, linewidth=0, label="95 % interval of the mean")
+    along.semilogy(lengths, mean, "o", color=BLUE, markersize=3.5, label="mean")
+    along.legend(fontsize=8, frameon=False, loc="upper right")
     along.set_ylabel("norm of the path gradient")
     over_lengths(along, len(lengths))
     return saved(figure, path_stem)
