@@ -119,6 +119,24 @@ def test_every_path_through_frozen_gates(bn: str) -> None:
 
 
 @pytest.mark.parametrize("bn", MODES)
+def test_each_branch_alone_is_the_one_beside_the_other(bn: str) -> None:
+    net = in_float64(network(14), bn)
+    x = net.stem(batch()[0].double()).detach().requires_grad_()
+    for block in net.blocks:
+        t, s, f = parts(block, x)
+        expected = ((1 - t.detach()) * s, t.detach() * f)
+        for own, together, truth in zip((block.skip(x), block.residual(x)), block.branches(x), expected, strict=True):
+            grad = torch.randn_like(truth)
+            (jacobian,) = torch.autograd.grad(truth, x, grad, retain_graph=True)
+            for found in (own, together):
+                assert relative_error(found.detach(), truth.detach()) < EXACT_WALK
+                assert (
+                    relative_error(torch.autograd.grad(found, x, grad, retain_graph=True)[0], jacobian) < EXACT_WALK
+                )
+        x = block(x).detach().requires_grad_()
+
+
+@pytest.mark.parametrize("bn", MODES)
 def test_coefficients_multiply_the_parts(bn: str) -> None:
     net, generator = network(), torch.Generator().manual_seed(2)
     routing = torch.randn(4, 3, 3, dtype=torch.float64, generator=generator)
@@ -221,7 +239,9 @@ def test_routings_of_the_wrong_shape_are_named() -> None:
 
 def test_outputs_under_routings_are_of_gates_as_they_are() -> None:
     net, (images, _) = network(), batch()
-    routing = torch.randn(3, 3, 2, generator=torch.Generator().manual_seed(3))
+    routing = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(3))
+    # A branch with the coefficient 0 is left out, and the other computed alone.
+    routing[2, :, 0], routing[3, :, 1] = 0, 0
     found = pathnet.Recorder(net, "running", "reference", "float64").routed_outputs(images, routing)
     net = in_float64(net, "running")
     with torch.no_grad():
