@@ -47,6 +47,8 @@ class DrawnPaths:
         observed = np.append(self.drawn[common], self.drawn[~common].sum())
         expected = np.append(self.expected[common], self.expected[~common].sum()) * steps
         kept = expected > 0
+        if observed[~kept].any():
+            return 0.0
         scale = observed[kept].sum() / expected[kept].sum()
         return float(stats.chisquare(observed[kept], expected[kept] * scale).pvalue)
 
