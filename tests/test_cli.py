@@ -142,7 +142,7 @@ def test_gradients_prints_the_table_and_writes_the_figure(run: Path, weights: Pa
     ended = pathnet_("gradients", "--data", "digits", "--weights", weights, "--run", run, *FEW)
     assert "path gradients" not in ended.err, "nothing was missing"
     lines = ended.out.splitlines()
-    assert "digits, preact_resnet, depth 20, width 4, 9 blocks" in lines[0]
+    assert "digits; preact_resnet, depth 20, width 4, 9 blocks" in lines[0]
     assert [line.split()[:2] for line in lines[2:11]] == [[str(length), "3"] for length in range(1, 10)]
     assert "27 measurements on 3 batches" in lines[11]
     assert any("effective paths: lengths" in line for line in lines) and any("a module" in line for line in lines)
