@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import pathnet
 from pathnet import paths, results
@@ -20,7 +21,7 @@ from pathnet.experiments.errors import Spread, spread
 from pathnet.experiments.lesion_single import SingleDeletions
 from pathnet.experiments.run import Claim, Networks, Plan, Value, opened, unfinished
 from pathnet.models import Block, HighwayBlock, ResidualNet
-from pathnet.record import snapshot
+from pathnet.record import cross_entropy, full_precision, snapshot
 from pathnet.training import Progress
 
 __all__ = ["NAME", "PARTS", "Highway", "claims", "measure", "summarise"]
@@ -103,7 +104,7 @@ def _batch(
     note(OPENNESS, _openness(net, images))
     tape = recorder(images, labels)
     everything = torch.ones(1, net.n, 3)
-    whole, frozen = tape.gradient(), tape.routed_gradients(everything[..., :2])[0]
+    whole, frozen = _gradient(net, images, labels), tape.routed_gradients(everything[..., :2])[0]
     note(FROZEN, [float(frozen.norm() / whole.norm())])
     off = []
     shares: list[Tensor] = []
@@ -120,10 +121,25 @@ def _batch(
     note(PATH_NORM, tape.path_gradient_norms(paths.one_of_each_length(net.n, plan.plan_seed, batch)).tolist())
     if batch == 0:
         note(
-            BIAS, [float(torch.as_tensor(block.gate.bias).mean()) for block in net if isinstance(block, HighwayBlock)]
+            BIAS,
+            [
+                float(torch.as_tensor(block.gate.bias).detach().mean())
+                for block in net
+                if isinstance(block, HighwayBlock)
+            ],
         )
         note(HALF_OFF, [_half_off(net, images)])
     return rows
+
+
+@full_precision()
+def _gradient(net: ResidualNet, images: Tensor, labels: Tensor) -> Tensor:
+    """That at ``y_0`` through whole blocks, by autograd: what the parts are to add up to."""
+    frozen = snapshot(net, "running", torch.float32)
+    y = y0 = frozen.stem(images).detach().requires_grad_()
+    for block in frozen:
+        y = checkpoint(block, y, use_reentrant=False)
+    return torch.as_tensor(torch.autograd.grad(cross_entropy(frozen.head(y), labels), y0)[0])
 
 
 @torch.no_grad()
