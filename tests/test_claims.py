@@ -12,8 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_runs import by_size as sizes_of
-from made_runs import count, deletions, made_run
+from made_runs import (
+    count,
+    deletions,
+    effective_run,
+    gradient_run,
+    highway_rows,
+    made_run,
+    sizes_of,
+    three_ways,
+)
 
 from pathnet import data, experiments, results
 from pathnet.experiments import (
@@ -32,7 +40,6 @@ from pathnet.experiments import (
 from pathnet.experiments.by_size import ErrorBySize
 from pathnet.experiments.errors import ErrorCount, Spread, spread
 from pathnet.experiments.run import Claim, Plan, Value
-from pathnet.results import Measurements
 
 SIX = {"residual": (6, (2, 4))}
 
@@ -253,26 +260,6 @@ def test_fewer_draws_than_groups_are_a_group_each() -> None:
 # Training with some modules
 
 
-def effective_run(
-    folder: Path, full: Sequence[float], own: Mapping[str, Sequence[float]], modules: int = 2
-) -> results.Run:
-    rows = [count(rate, seed=seed) for seed, rate in enumerate(full)]
-    for name, rates in own.items():
-        scale = modules / 4 if name == "scaled by k/n" else 1.0
-        bn = "recalibrated" if name == "recalibrated" else "running"
-        rows += [count(rate, "effective", seed, scale=scale, bn=bn) for seed, rate in enumerate(rates)]
-    kinds = {"residual": (4, (1,)), "effective": (4, (1,))}
-    return made_run(folder, "effective-training", kinds, rows, seeds=len(full), modules=modules)
-
-
-def three_ways(best: Sequence[float]) -> dict[str, list[float]]:
-    return {
-        "as it is": [0.9, 0.91, 0.95][: len(best)],
-        "scaled by k/n": list(best),
-        "recalibrated": [0.8, 0.82, 0.83][: len(best)],
-    }
-
-
 @pytest.mark.filterwarnings("ignore:Precision loss")
 def test_the_difference_is_welchs(tmp_path: Path) -> None:
     """Against his formula, the interval's and the test's quantiles of t from its closed form for two degrees of
@@ -444,19 +431,6 @@ def test_claims_of_the_unraveled_view(tmp_path: Path, three: float, worst: float
     assert held(unraveled.claims(made_run(tmp_path, "unraveled", {}, rows))) == expected
 
 
-def gradient_run(folder: Path, norms: np.ndarray[Any, Any]) -> results.Run:
-    """Of norms [batches, n]."""
-    batches, n = norms.shape
-    model = {"hash": "abc", "config": {"model": "residual"}, "blocks": n}
-    identity = {"experiment": "path-gradients", "model": model, "data": {"name": "made up", "hash": "abc"}}
-    with results.writing(folder, identity, {"batches": batches}, {"pathnet": "0"}) as run:
-        lengths = np.tile(np.arange(1, n + 1, dtype=np.int16), batches)
-        codes = np.tril(np.ones((n, n), np.uint8))[lengths - 1]
-        batch = np.repeat(np.arange(batches, dtype=np.int32), n)
-        run.add([Measurements(batch, lengths, codes, norms.ravel(), ["cpu"] * norms.size)])
-        return run
-
-
 @pytest.mark.parametrize(
     ("norms", "expected"),
     [
@@ -470,26 +444,6 @@ def gradient_run(folder: Path, norms: np.ndarray[Any, Any]) -> results.Run:
 def test_claims_of_path_gradients(tmp_path: Path, norms: np.ndarray[Any, Any], expected: list[bool]) -> None:
     claims = path_gradients.claims(gradient_run(tmp_path, np.tile(norms, (5, 1))))
     assert held(claims) == expected and "of 12 blocks" in claims[1].measured
-
-
-def highway_rows(openness: float = 0.2, parts_off: float = 1e-6, half_off: float = 1e-16) -> list[Value]:
-    rows = []
-    for seed, batch in product(range(2), range(3)):
-        for block in range(3):
-            rows += [
-                Value("highway", seed, batch, highway.OPENNESS, block, openness + 0.01 * seed),
-                Value("highway", seed, batch, highway.PARTS_OFF, block, parts_off if block == 1 else 0.0),
-                Value("highway", seed, batch, highway.PATH_NORM, block, 0.5**block * (1 + batch)),
-            ]
-            rows += [
-                Value("highway", seed, batch, p, block, w)
-                for p, w in zip(highway.PARTS, (0.5, 0.3, 0.2), strict=True)
-            ]
-        rows.append(Value("highway", seed, batch, highway.FROZEN, 0, 0.9))
-        if batch == 0:
-            rows += [Value("highway", seed, 0, highway.BIAS, block, -1.0 - block - 10 * seed) for block in range(3)]
-            rows.append(Value("highway", seed, 0, highway.HALF_OFF, 0, half_off))
-    return rows
 
 
 @pytest.mark.parametrize(
