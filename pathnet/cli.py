@@ -189,7 +189,11 @@ def figures(
     if everything == (run is not None):
         raise typer.BadParameter("expected a run's folder, or --all, and not both")
     if run is not None:
-        _show_run(results.read(run), as_json)
+        found = results.read(run)
+        if as_json:
+            _print_json(_came_to(found), draw(found))
+        else:
+            _print_run(found)
         return
     name, study = settings
     place = folder or Path("runs") / name
@@ -227,8 +231,11 @@ def _experiment_command(name: str, experiment: Experiment) -> Command:
             given = _given_networks(weights or [], experiment, _device(device))
             nets, by = (given, None) if given else (networks(name), study)
             runs = studies.measured(name, nets, images, study.plan, place, reporter, by)
+        if as_json:
+            _print_json({"runs": list(map(_came_to, runs))}, [file for run in runs for file in draw(run)])
+            return
         for run in runs:
-            _show_run(run, as_json)
+            _print_run(run)
 
     command.__doc__ = f"{experiment.about} ({experiment.paper})"
     return command
@@ -261,13 +268,12 @@ def _given_networks(weights: Sequence[str], experiment: Experiment, device: torc
     """By kind, those of the files given."""
     found: dict[str, list[models.ResidualNet]] = {}
     for text in weights:
-        kind, equals, file = text.partition("=")
-        net = models.load(file if equals else text).to(device)
-        kind = kind if equals else studies.kind_of(net)
+        kind, _, file = ("", "", text) if Path(text).exists() else text.rpartition("=")
+        net = models.load(file).to(device)
+        kind = kind or studies.kind_of(net)
         if kind not in experiment.networks:
-            raise ValueError(
-                f"weights: expected networks among {', '.join(experiment.networks)}, got {kind} in {text}"
-            )
+            among = f"networks among {', '.join(experiment.networks)}" if experiment.networks else "no networks"
+            raise ValueError(f"weights: expected {among}, got {kind} in {text}")
         found.setdefault(kind, []).append(net)
     return found
 
@@ -426,27 +432,34 @@ def _print_training(history: list[training.Epoch], out: Path) -> None:
 
 def _show(run: results.Run, as_json: bool, **more: Any) -> None:
     """Table, findings and figure of path gradients, and where they lie."""
-    summary = summarise(run.measurements(), run.n)
-    written = draw(run)
     if as_json:
-        _print_json({**more, "run": str(run.folder), **summary.as_json()}, written)
-        return
-    _print_table(table_6(summary, title(run.identity)))
-    print(*findings(summary), run.folder, *written, sep="\n")
+        _print_json({**more, **_came_to(run)}, draw(run))
+    else:
+        _print_gradients(run)
+        print(run.folder, *draw(run), sep="\n")
 
 
-def _show_run(run: results.Run, as_json: bool) -> None:
+def _print_run(run: results.Run) -> None:
     """What a run of any experiment came to, and its figures."""
+    written = draw(run)
     if run.experiment == path_gradients.NAME:
-        _show(run, as_json)
-        return
-    said, written = claims(run), draw(run)
-    if as_json:
-        _print_json({"run": str(run.folder), "claims": list(map(vars, said))}, written)
+        _print_gradients(run)
     else:
         print(title(run.identity))
-        _print_claims(said)
-        print(run.folder, *written, sep="\n")
+    _print_claims(claims(run))
+    print(run.folder, *written, sep="\n")
+
+
+def _came_to(run: results.Run) -> dict[str, Any]:
+    of_gradients = run.experiment == path_gradients.NAME
+    summary = summarise(run.measurements(), run.n).as_json() if of_gradients else {}
+    return {"run": str(run.folder), "claims": list(map(vars, claims(run))), **summary}
+
+
+def _print_gradients(run: results.Run) -> None:
+    summary = summarise(run.measurements(), run.n)
+    _print_table(table_6(summary, title(run.identity)))
+    print(*findings(summary), sep="\n")
 
 
 def _print_claims(said: Sequence[Claim]) -> None:

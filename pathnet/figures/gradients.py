@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
+from rich.markup import escape
 from rich.table import Table
 
 from pathnet.experiments.summary import Summary, percent
@@ -101,7 +102,7 @@ def _draw_product(axes: Axes, summary: Summary) -> None:
 
 def table_6(summary: Summary, title: str) -> Table:
     """The numbers of Figure 6, one row a length, the effective paths in bold; 80 columns wide."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
     for heading in ("length", "count", "paths", "mean norm", "95 % interval", "std", "product"):
         table.add_column(heading, justify="right")
     for k in np.flatnonzero(summary.count):
