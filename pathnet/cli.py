@@ -268,7 +268,8 @@ def _given_networks(weights: Sequence[str], experiment: Experiment, device: torc
     """By kind, those of the files given."""
     found: dict[str, list[models.ResidualNet]] = {}
     for text in weights:
-        kind, _, file = ("", "", text) if Path(text).exists() else text.rpartition("=")
+        named = "=" in text and not Path(text).exists()
+        kind, _, file = text.partition("=") if named else ("", "", text)
         net = models.load(file).to(device)
         kind = kind or studies.kind_of(net)
         if kind not in experiment.networks:

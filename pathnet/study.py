@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from pathnet import data as data_sets
 from pathnet import models, results, training
 from pathnet.data import Data
 from pathnet.experiments import EXPERIMENTS
@@ -170,8 +169,3 @@ def measured(
             facts["recipes"] = {kind: asdict(trained_by.recipe_of(kind, 0)) for kind in own}
         run.conclude(facts)
     return runs
-
-
-def load(study: Study) -> Data:
-    """The data of a study."""
-    return data_sets.load(study.data)

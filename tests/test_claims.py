@@ -199,7 +199,7 @@ def test_smoothness_is_rank_correlation_and_largest_step(means: list[float], cor
 
 
 @pytest.mark.parametrize("means", [[0.5], [0.0, 0.0, 0.0], [0.2, 0.1, 0.0]], ids=["one size", "no rise", "back"])
-@pytest.mark.filterwarnings("ignore:An input array is constant")
+@pytest.mark.filterwarnings("error")
 def test_where_nothing_rises_there_is_no_smooth_rise(means: list[float]) -> None:
     assert any(math.isnan(value) for value in by_size.smooth(made_sizes(means)))
     assert by_size.smoothness(made_sizes(means), "paper", "section", "").held is False

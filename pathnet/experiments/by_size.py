@@ -94,7 +94,7 @@ def smooth(found: ErrorBySize) -> tuple[float, float]:
     means = np.array([mean.mean for mean in found.means])
     steps = np.diff([found.intact, *means])
     rise = means[-1] - found.intact
-    correlation = float(spearmanr(found.sizes, means).statistic) if len(means) > 1 else np.nan
+    correlation = float(spearmanr(found.sizes, means).statistic) if len(set(means)) > 1 else np.nan
     return correlation, float(steps.max() / rise) if rise > 0 else np.nan
 
 
