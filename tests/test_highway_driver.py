@@ -136,11 +136,11 @@ def test_an_interrupted_run_goes_on_and_more_batches_extend_it(
     monkeypatch.setattr(highway, "_openness", lambda *own: measured.append(1) or original(*own))
 
     def stop(done: int, total: int, note: str) -> None:
-        if note == "batches, gates" and done == 3:
+        if note == "batches, gates" and done == 2:
             raise KeyboardInterrupt
 
     nets = {"highway": [network(), network(1)]}
-    highway.measure({"highway": nets["highway"]}, data, dataclasses.replace(PLAN, gate_batches=1), tmp_path)
+    highway.measure(nets, data, dataclasses.replace(PLAN, gate_batches=1), tmp_path)
     with pytest.raises(KeyboardInterrupt):
         highway.measure(nets, data, PLAN, tmp_path, stop)
     again = highway.measure(nets, data, PLAN, tmp_path)

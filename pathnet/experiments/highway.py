@@ -82,8 +82,9 @@ def measure(
         for seed, net in enumerate(nets["highway"]):
             recorder = pathnet.Recorder(net, engine="reference")
             for batch in range(plan.gate_batches):
-                if (seed, batch) not in known:
-                    run.add_rows(_batch(recorder, net, data, plan, seed, batch))
+                if (seed, batch) in known:
+                    continue
+                run.add_rows(_batch(recorder, net, data, plan, seed, batch))
                 if progress is not None:
                     done = seed * plan.gate_batches + batch + 1
                     progress(done, len(nets["highway"]) * plan.gate_batches, "batches, gates")
