@@ -45,6 +45,8 @@ class Recipe:
         batch_size: images a step; the last, smaller batch of an epoch is dropped.
         learning_rate: divided by ten after half, and again after three quarters, of all steps.
         warmup_steps: steps at ``warmup_learning_rate`` before that, which very deep networks need.
+        warmup_learning_rate: of those steps.
+        momentum: of SGD, in Nesterov's form.
         weight_decay: applied to every parameter.
         augment: random crops and flips, as the data set defines them.
         bfloat16: autocast the forward and backward pass; weights and statistics stay float32.

@@ -19,7 +19,7 @@ from pathnet.training import Progress
 __all__ = ["NAME", "OF_LEARNED", "SingleDeletions", "claims", "measure", "measure_deletions", "summarise"]
 
 NAME = "lesion-single"
-WHERE = "section 4.1, Figure 3"
+WHERE = "section 4.1, Figures 3 and 4"
 LEARNED = 0.5
 OF_LEARNED = f"of networks that make at most {LEARNED:.0%} of the errors of guessing"
 OTHERS_MATTER = 0.10

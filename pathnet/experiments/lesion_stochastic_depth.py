@@ -16,6 +16,7 @@ from pathnet.training import Progress
 __all__ = ["NAME", "claims", "measure", "summarise"]
 
 NAME = "lesion-stochastic-depth"
+OF_PLAIN = 0.75
 
 
 def measure(
@@ -37,15 +38,15 @@ def claims(run: results.Run) -> list[Claim]:
         Claim(
             "Training with stochastic depth makes a network more resilient to the deletion of single modules.",
             where,
-            f"the mean cost of deleting a block is lower, {OF_LEARNED}",
+            f"the mean cost of deleting a block is at most {OF_PLAIN:g} times that of plain networks, {OF_LEARNED}",
             f"{means[1]:.2g} points of error against {means[0]:.2g}",
-            bool(means[1] < means[0] and learned),
+            bool(means[1] <= OF_PLAIN * means[0] and learned),
         ),
         Claim(
             "It reduces the dependence on downsampling blocks.",
             where,
-            f"the mean cost of deleting one of them is lower, {OF_LEARNED}",
+            f"the mean cost of deleting one of them is at most {OF_PLAIN:g} times that of plain ones, {OF_LEARNED}",
             f"{downsampling[1]:.2g} points of error against {downsampling[0]:.2g}",
-            bool(np.isfinite(downsampling).all() and downsampling[1] < downsampling[0] and learned),
+            bool(np.isfinite(downsampling).all() and downsampling[1] <= OF_PLAIN * downsampling[0] and learned),
         ),
     ]
