@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import signal
 import subprocess
@@ -346,7 +347,10 @@ def test_the_real_command_keeps_what_it_measured_when_it_is_stopped(
     script = "from pathnet import cli, progress; progress.LINE_SECONDS = 0; cli.main()"
     flags = ["--data", "digits", "--weights", str(weights), "--run", str(tmp_path), "--batch-size", "8"]
     command = [sys.executable, "-c", script, "gradients", *flags, "--engine", "reference", "--batches", "100000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Tests that run in the background of a script have their interrupts ignored, and hand that on.
+    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=heeding)
     assert process.stderr is not None
     seen = [process.stderr.readline() for _ in range(2)]
     process.send_signal(kind)
