@@ -305,7 +305,7 @@ def _check(net: ResidualNet, data: Data, lesions: Sequence[Lesion]) -> None:
     orders = {lesion.order for lesion in lesions if lesion.order}
     if not orders:
         return
-    images = data.normalise(data.test.take(torch.zeros(1, dtype=torch.int64)))
+    images, _ = next(data.test_batches(1))
     met = shapes(net, images.to(next(net.parameters()).device))
     for order in orders:
         leaving = met[0][0]

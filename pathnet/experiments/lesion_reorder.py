@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
-import torch
-
 from pathnet import lesion, results
 from pathnet.data import Data
 from pathnet.experiments.by_size import by_tau, smoothness, summarise
@@ -42,7 +40,7 @@ def measure(
 
 
 def _draw(net: ResidualNet, seed: int, data: Data, plan: Plan) -> list[Drawn]:
-    some = data.normalise(data.test.take(torch.zeros(1, dtype=torch.int64)))
+    some, _ = next(data.test_batches(1))
     shapes = lesion.shapes(net, some.to(next(net.parameters()).device))
     keeps = [entering == leaving for entering, leaving in shapes]
     pairs = [(i, j) for i, j in combinations(range(net.n), 2) if keeps[i] and keeps[j] and shapes[i] == shapes[j]]

@@ -155,7 +155,7 @@ def opened(
     check_networks(nets, data)
     if settings.get("images", 0) > len(data.test):
         raise ValueError(f"images: expected 0 (all) to {len(data.test)} (the test images), got {settings['images']}")
-    some = data.normalise(data.test.take(torch.zeros(1, dtype=torch.int64)))
+    some, _ = next(data.test_batches(1))
     everyone = [net for own in nets.values() for net in own]
     identity = {
         "experiment": experiment,

@@ -80,7 +80,7 @@ def measure(
 ) -> results.Run:
     """Both against the network, in float64, on networks of 1 to 6 blocks with random weights and statistics."""
     whole = _network(data, plan.plan_seed)
-    images = data.normalise(data.test.take(torch.arange(min(IMAGES, len(data.test))))).double()
+    images = next(data.test_batches(IMAGES))[0].double()
     with opened(NAME, {}, data, {"plan_seed": plan.plan_seed}, {}, folder) as run:
         known = {(row.quantity, row.index) for row in run.rows(Value)}
         rows = []
