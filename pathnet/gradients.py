@@ -1,18 +1,56 @@
-"""What a tape is asked for: gradients and norms along paths and routings, at any of three places."""
+"""What a tape is asked for, at any of three places: gradients and norms along paths and routings, and their sums over
+all paths of a length."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pathnet import scaling
-from pathnet.engines import Engine
+from pathnet.engines import Engine, unfused
 from pathnet.record import At, Record, full_precision
 from pathnet.routed import routed_backward, routed_backward_norms
 
-__all__ = ["norms", "place_shape", "scaled_gradients"]
+__all__ = [
+    "LengthSums",
+    "compare_lengths",
+    "norms",
+    "place_shape",
+    "scaled_gradients",
+    "squared_norms_by_length",
+    "sums_by_length",
+]
+
+
+@dataclass(frozen=True)
+class LengthSums:
+    """How the exact sums G_k of the gradients of all paths of length k, k = 0..n, lie to each other and to the
+    ordinary gradient G, their sum.
+
+    Attributes:
+        norm: float64 [n + 1], of G_k.
+        full_norm: of G.
+        next_cosine: float64 [n], between G_k and G_{k+1}; NaN where one of them is zero.
+        full_cosine: float64 [n + 1], between G_k and G.
+        share: float64 [n + 1], of G that G_k explains, ``<G_k, G> / |G|^2``. Shares sum to 1; where lengths cancel
+            each other some are negative or above one.
+        left: float64 [n + 1], ``|G - G_0 - ... - G_k| / |G|``: what the lengths up to k leave of G.
+    """
+
+    norm: Tensor
+    full_norm: float
+    next_cosine: Tensor
+    full_cosine: Tensor
+    share: Tensor
+    left: Tensor
+
+    @property
+    def explained(self) -> Tensor:
+        """float64 [n + 1]: the share of G that the lengths up to k explain."""
+        return self.share.cumsum(0)
 
 
 def place_shape(record: Record, at: At) -> torch.Size:
@@ -54,6 +92,68 @@ def norms(engine: Engine, record: Record, routing: Tensor, at: At, per_sample: b
         slots = scaling.norms(grad, exponent)
         result[part] = slots if per_sample else scaling.combine(slots)[:, None]
     return result if per_sample else result[:, 0]
+
+
+def sums_by_length(engine: Engine, record: Record, routing: Tensor, at: At) -> tuple[Tensor, Tensor]:
+    """Scaled sums [n + 1, *shape at the place], exponents int32 [n + 1, B] or [n + 1, 1]; see `Engine`."""
+    walked = engine.sums_by_length(record.blocks, record.grad, record.exponent, routing.to(record.grad.dtype))
+    if at == "y0":
+        return walked
+    pull_back = _StemPullBack(record, at)
+    pulled = [pull_back(grad[None], exponent[None]) for grad, exponent in zip(*walked, strict=True)]
+    return torch.cat([grad for grad, _ in pulled]), torch.cat([exponent for _, exponent in pulled])
+
+
+@full_precision()
+def squared_norms_by_length(engine: Engine, record: Record, signs: Tensor, at: At) -> Tensor:
+    """float64 [draws, n + 1]: the squared norms of the sums by length, each module's residual with its sign.
+
+    Args:
+        signs: [draws, n], of each module.
+    """
+    result = torch.empty(len(signs), signs.shape[1] + 1, dtype=torch.float64, device=record.grad.device)
+    for draw, own in enumerate(signs.to(record.grad.dtype)):
+        routing = torch.stack([torch.ones_like(own), own], 1)
+        if at == "y0":
+            samples = engine.sums_by_length_norms(record.blocks, record.grad, record.exponent, routing)
+        else:
+            samples = unfused.norms_of(*sums_by_length(engine, record, routing, at))
+        result[draw] = scaling.combine(samples).square()
+    return result
+
+
+@full_precision()
+def compare_lengths(grads: Tensor, exponents: Tensor) -> LengthSums:
+    """Of the scaled sums by length [n + 1, ...] and their exponents, one gradient in float64 at a time.
+
+    Inner products are of gradients scaled to size one, so that no square leaves the range of float64.
+    """
+    count = len(grads)
+
+    def one(k: int) -> Tensor:
+        return scaling.value(grads[k][None], exponents[k][None])[0]
+
+    full = sum((one(k) for k in range(1, count)), one(0))
+    norm, full_norm = torch.empty(count, dtype=torch.float64), _norm(full)
+    direction = full / full_norm if full_norm > 0 else full
+    next_cosine, full_cosine = (torch.full((size,), torch.nan, dtype=torch.float64) for size in (count - 1, count))
+    left, rest, before = torch.empty(count, dtype=torch.float64), full, None
+    for k in range(count):
+        own = one(k)
+        rest = rest - own
+        norm[k], left[k] = _norm(own), _norm(rest)
+        unit = own / norm[k] if norm[k] > 0 else None
+        if unit is not None and full_norm > 0:
+            full_cosine[k] = (unit * direction).sum()
+        if unit is not None and before is not None:
+            next_cosine[k - 1] = (before * unit).sum()
+        before = unit
+    share = (full_cosine * norm / full_norm).where(norm > 0, 0.0)
+    return LengthSums(norm, full_norm, next_cosine, full_cosine, share, left / full_norm)
+
+
+def _norm(grad: Tensor) -> float:
+    return float(scaling.combine(grad.flatten()[None].abs()))
 
 
 class _StemPullBack:

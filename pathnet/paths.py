@@ -21,6 +21,7 @@ __all__ = [
     "remaining_fraction",
     "routing",
     "sample",
+    "signs",
 ]
 
 ENUMERABLE = 20
@@ -96,6 +97,20 @@ def routing(paths: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """
     taken = paths.to(dtype)
     return torch.stack([1 - taken, taken], dim=-1)
+
+
+def signs(n: int, count: int, seed: int = 0, first: int = 0) -> Tensor:
+    """Independent random signs of n modules, for signed estimates.
+
+    Args:
+        count: draws: numbers ``first`` to ``first + count - 1``; draw j is a function of (seed, j) alone.
+
+    Returns:
+        int8 [count, n] of -1 and 1.
+    """
+    _check_n(n)
+    drawn = [stream(seed, "signs", first + row).integers(0, 2, n) for row in range(count)]
+    return torch.from_numpy(np.array(drawn, dtype=np.int8).reshape(count, n) * 2 - 1)
 
 
 def length_distribution(n: int) -> Tensor:

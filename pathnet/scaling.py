@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["align", "combine", "norms", "rescale", "times_power_of_two", "value"]
+__all__ = ["add", "align", "combine", "norms", "rescale", "times_power_of_two", "value"]
 
 
 def times_power_of_two(x: Tensor, exponent: Tensor) -> Tensor:
@@ -51,6 +51,31 @@ def align(grad: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
     """The same values under one exponent a gradient, [G, 1]: the largest among its samples."""
     largest = exponent.amax(1, keepdim=True)
     return times_power_of_two(grad, _beside(exponent - largest, grad)), largest
+
+
+def add(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The sum of two scaled gradients of one shape, brought back into range; zero slots have no say in its scale."""
+    (grad, exponent), (other, others) = rescale(*first), rescale(*second)
+    common = torch.maximum(_weight(grad, exponent), _weight(other, others))
+    # Where both are zero any exponent will do.
+    common = torch.where(common == _NOTHING, torch.zeros_like(common), common)
+    terms = (
+        times_power_of_two(own, _beside((exponents - common).clamp(min=-_FAR), own))
+        for own, exponents in ((grad, exponent), (other, others))
+    )
+    return rescale(sum(terms, torch.zeros_like(grad)), common)
+
+
+_NOTHING = torch.iinfo(torch.int32).min
+_FAR = 1 << 12
+
+
+def _weight(grad: Tensor, exponent: Tensor) -> Tensor:
+    """The exponents, and less than any where a slot is zero."""
+    nonzero = grad.flatten(2).any(2)
+    if exponent.shape[1] == 1:
+        nonzero = nonzero.any(1, keepdim=True)
+    return torch.where(nonzero, exponent, torch.full_like(exponent, _NOTHING))
 
 
 def norms(grad: Tensor, exponent: Tensor) -> Tensor:

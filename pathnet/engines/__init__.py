@@ -61,6 +61,24 @@ class Engine(Protocol):
     def routed_backward_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
         """float64 [P, B]: the norms of the samples' slices of what `routed_backward` gives, in bounded memory."""
 
+    def sums_by_length(
+        self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The coefficients by powers of x of ``prod_i (a_i J_skip^T + x c_i J_residual^T) g``, in one walk.
+
+        With ones, coefficient k is the sum of the gradients of all paths of length k.
+
+        Args:
+            grad, exponent: as for `routed_backward`.
+            routing: [n, 2], the (a, c) of every block, on any device.
+
+        Returns:
+            The scaled coefficients at ``y_0``: [n + 1, B, ...] and int32 [n + 1, B] or [n + 1, 1].
+        """
+
+    def sums_by_length_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
+        """float64 [n + 1, B]: the norms of the samples' slices of what `sums_by_length` gives."""
+
     def routed_forward(self, prepared: Prepared, y0: Tensor, routing: Tensor) -> Tensor:
         """``y <- join(a skip(y) + c residual(y))`` from the first block to the last, once for every routing.
 

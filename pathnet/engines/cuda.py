@@ -130,6 +130,14 @@ class CudaEngine:
         y, relu_bits = self._forward(prepared, y0, everything, record=True)
         return y[0], CudaRecord(prepared, relu_bits)
 
+    def sums_by_length(
+        self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        raise ValueError(f'engine: {self.name} has no sums by length yet; record with engine="reference"')
+
+    def sums_by_length_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
+        raise ValueError(f'engine: {self.name} has no sums by length yet; record with engine="reference"')
+
     def routed_forward(self, prepared: Prepared, y0: Tensor, routing: Tensor) -> Tensor:
         assert isinstance(prepared, CudaNetwork)
         return self._forward(prepared, y0, routing, record=False)[0]

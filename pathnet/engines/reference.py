@@ -85,6 +85,21 @@ class ReferenceEngine:
         largest = max(tensor.nbytes for tensor in (*blocks.tensors, grad))
         return unfused.norms(lambda part: self.routed_backward(blocks, grad, exponent, part), grad, largest, routing)
 
+    def sums_by_length(
+        self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        assert isinstance(blocks, BlockInputs)
+
+        def walk(
+            i: int, grads: Tensor, exponents: Tensor, ways: Sequence[tuple[float, float]]
+        ) -> tuple[Tensor, Tensor]:
+            return _through(blocks.modules[i], blocks.tensors[i], grads, ways), exponents
+
+        return unfused.sums_by_length(walk, grad, exponent, routing)
+
+    def sums_by_length_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
+        return unfused.norms_of(*self.sums_by_length(blocks, grad, exponent, routing))
+
     def routed_forward(self, prepared: Prepared, y0: Tensor, routing: Tensor) -> Tensor:
         assert isinstance(prepared, Modules)
         return unfused.routed_forward(prepared.blocks, y0, routing)

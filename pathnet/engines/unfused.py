@@ -1,9 +1,11 @@
-"""What engines share that have no fused form of their own: norms of whole gradients, the blocks' own modules."""
+"""What engines share that have no fused form of their own: norms of whole gradients, the blocks' own modules, sums by
+length as steps from block to block."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -13,9 +15,11 @@ from pathnet import scaling
 from pathnet.chunks import in_chunks
 from pathnet.models.residual_net import Block
 
-__all__ = ["norms", "routed_forward", "through_shared_prefixes"]
+__all__ = ["norms", "norms_of", "routed_forward", "sums_by_length", "through_shared_prefixes"]
 
 Step = TypeVar("Step", bound=Hashable)
+
+Scaled = tuple[Tensor, Tensor]
 
 
 def norms(walk: Callable[[Tensor], tuple[Tensor, Tensor]], grad: Tensor, bytes_each: int, routing: Tensor) -> Tensor:
@@ -31,6 +35,65 @@ def norms(walk: Callable[[Tensor], tuple[Tensor, Tensor]], grad: Tensor, bytes_e
     for part, samples in in_chunks(len(routing), bytes_each, lambda part: scaling.norms(*walk(routing[part]))):
         result[part] = samples
     return result
+
+
+def sums_by_length(
+    walk: Callable[[int, Tensor, Tensor, Sequence[tuple[float, float]]], Scaled],
+    grad: Tensor,
+    exponent: Tensor,
+    routing: Tensor,
+) -> Scaled:
+    """``G_k <- a J_skip^T G_k + c J_residual^T G_{k-1}`` from the last block to the first: `Engine.sums_by_length`.
+
+    What is held are n + 1 gradients before a block and behind it; a block takes as many at a time as fit in a chunk,
+    whose results, and what makes them, are held beside.
+
+    Args:
+        walk: one block's routed Jacobian. Takes the block's number, scaled gradients [g, B, ...] at its output, and
+            (a, c) for each of them, to the scaled gradients at its input.
+        grad, exponent: [B, ...] and int32 [B] or [1], what the walk starts from.
+        routing: [n, 2]
+    """
+    sums: Scaled = (grad[None], exponent[None])
+    for i, (a, c) in reversed(list(enumerate(routing.tolist()))):
+        sums = _through_one_block(partial(walk, i), *sums, a, c)
+    return sums
+
+
+def _through_one_block(
+    walk: Callable[[Tensor, Tensor, Sequence[tuple[float, float]]], Scaled],
+    grads: Tensor,
+    exponents: Tensor,
+    a: float,
+    c: float,
+) -> Scaled:
+    count = len(grads)
+
+    def work(part: slice) -> Scaled:
+        through_skip = range(part.start, min(part.stop, count))
+        through_residual = range(max(part.start - 1, 0), part.stop - 1)
+        taken = torch.tensor([*through_skip, *through_residual], device=grads.device)
+        ways = [(a, 0.0)] * len(through_skip) + [(0.0, c)] * len(through_residual)
+        walked = walk(grads[taken], exponents[taken], ways)
+        own, others = ((t[: len(through_skip)], t[len(through_skip) :]) for t in walked)
+        lacking = part.stop - part.start
+        skip = _filled(own[0], behind=lacking - len(own[0])), _filled(others[0], behind=lacking - len(own[0]))
+        residual = _filled(own[1], before=lacking - len(own[1])), _filled(others[1], before=lacking - len(own[1]))
+        return scaling.add(skip, residual)
+
+    parts = [done for _, done in in_chunks(count + 1, 4 * grads[0].nbytes, work)]
+    return torch.cat([own for own, _ in parts]), torch.cat([exponent for _, exponent in parts])
+
+
+def _filled(own: Tensor, before: int = 0, behind: int = 0) -> Tensor:
+    """With so many zeros before or behind."""
+    return torch.cat([own.new_zeros(before, *own.shape[1:]), own, own.new_zeros(behind, *own.shape[1:])])
+
+
+def norms_of(grads: Tensor, exponents: Tensor) -> Tensor:
+    """float64 [G, B]: the samples' norms of scaled gradients, chunk by chunk."""
+    parts = in_chunks(len(grads), 2 * grads[:1].nbytes, lambda part: scaling.norms(grads[part], exponents[part]))
+    return torch.cat([own for _, own in parts])
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from pathnet.models.highway import HighwayBlock, highway
 from pathnet.models.preact_resnet import PreactBlock, preact_resnet, preact_resnet_imagenet
-from pathnet.models.residual_net import Block, FusedForm, ResidualNet, Unit
+from pathnet.models.residual_net import Block, FusedForm, PostActivationForm, ResidualNet, Unit
 from pathnet.models.vgg import VggLayer, vgg
 from pathnet.models.weights import build, fingerprint, load, save
 
@@ -10,6 +10,7 @@ __all__ = [
     "Block",
     "FusedForm",
     "HighwayBlock",
+    "PostActivationForm",
     "PreactBlock",
     "ResidualNet",
     "Unit",

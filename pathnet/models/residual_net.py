@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Block", "FusedForm", "ResidualNet", "Unit"]
+__all__ = ["Block", "FusedForm", "PostActivationForm", "ResidualNet", "Unit"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,22 @@ class FusedForm:
 
     units: tuple[Unit, ...]
     projection: nn.Conv2d | None = None
+    pad: bool = False
+
+
+@dataclass(frozen=True)
+class PostActivationForm:
+    """A post-activation block (He et al., "Deep Residual Learning for Image Recognition", 2016), as engines see it.
+
+    Its input comes out of a ReLU. The residual module is convolutions, each with its BN, and ReLUs between them; a
+    ReLU, the join, ends the block. ``projection`` reads the block's input, and ``projection_bn`` follows it; ``pad``
+    is as in `FusedForm`.
+    """
+
+    convs: tuple[nn.Conv2d, ...]
+    bns: tuple[nn.BatchNorm2d, ...]
+    projection: nn.Conv2d | None = None
+    projection_bn: nn.BatchNorm2d | None = None
     pad: bool = False
 
 
@@ -78,6 +94,10 @@ class Block(nn.Module):
 
     def fused_form(self) -> FusedForm | None:
         """The block in the form that fused engines know, or None where it has no such form."""
+        return None
+
+    def post_activation_form(self) -> PostActivationForm | None:
+        """The other form that fused engines know, or None where it has no such form."""
         return None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -124,6 +124,14 @@ class TritonEngine:
             y, kept = prepared.recordings[batch](y0)
         return y, TritonRecord(network, kept, batch)
 
+    def sums_by_length(
+        self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        raise ValueError(f'engine: {self.name} has no sums by length yet; record with engine="reference"')
+
+    def sums_by_length_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
+        raise ValueError(f'engine: {self.name} has no sums by length yet; record with engine="reference"')
+
     def routed_forward(self, prepared: Prepared, y0: Tensor, routing: Tensor) -> Tensor:
         from pathnet.engines.triton.routed_forward import routed_forward
 
