@@ -1,8 +1,22 @@
 """pathnet: how gradient travels through the single paths of a residual network."""
 
 from pathnet import data, engines, lesion, models, nn, paths, training
+from pathnet.routing import routed, routed_gradient
 from pathnet.tape import Recorder, Tape, record
 
-__all__ = ["Recorder", "Tape", "data", "engines", "lesion", "models", "nn", "paths", "record", "training"]
+__all__ = [
+    "Recorder",
+    "Tape",
+    "data",
+    "engines",
+    "lesion",
+    "models",
+    "nn",
+    "paths",
+    "record",
+    "routed",
+    "routed_gradient",
+    "training",
+]
 
 __version__ = "0.1.0"

@@ -21,7 +21,7 @@ ORDER = [
     "chunks",
     "engines",
     "nn",
-    "routed",
+    "routing",
     "gradients",
     "tape",
     "lesion",
