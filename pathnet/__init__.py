@@ -1,10 +1,12 @@
 """pathnet: how gradient travels through the single paths of a residual network."""
 
 from pathnet import data, engines, lesion, models, nn, paths, training
+from pathnet.effective_depth import EffectiveDepth
 from pathnet.routing import routed, routed_gradient
 from pathnet.tape import Recorder, Tape, record
 
 __all__ = [
+    "EffectiveDepth",
     "Recorder",
     "Tape",
     "data",

@@ -24,6 +24,7 @@ ORDER = [
     "routing",
     "gradients",
     "tape",
+    "effective_depth",
     "lesion",
     "training",
     "progress",
