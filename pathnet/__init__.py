@@ -1,6 +1,6 @@
 """pathnet: how gradient travels through the single paths of a residual network."""
 
-from pathnet import data, engines, lesion, models, nn, paths, training
+from pathnet import data, effective_depth, engines, lesion, models, nn, paths, training
 from pathnet.effective_depth import EffectiveDepth
 from pathnet.routing import routed, routed_gradient
 from pathnet.tape import Recorder, Tape, record
@@ -10,6 +10,7 @@ __all__ = [
     "Recorder",
     "Tape",
     "data",
+    "effective_depth",
     "engines",
     "lesion",
     "models",

@@ -228,6 +228,15 @@ def test_weight_gradients_along_a_path_are_the_detach_loops(kind: str) -> None:
                 torch.testing.assert_close(grad, theirs[name], rtol=1e-10, atol=1e-13)
 
 
+def test_the_parts_of_a_gated_block_share_one_pass_of_its_statistics() -> None:
+    net, (images, _) = made("highway", "training"), batch()
+    other = copy.deepcopy(net)
+    pathnet.routed(net, images, None, random(3, 3))
+    other(images)
+    for name, buffer in net.named_buffers():
+        assert torch.equal(buffer, other.get_buffer(name)), name
+
+
 # Left out
 
 
@@ -436,7 +445,7 @@ def test_under_autocast_coefficients_do_not_change_the_types() -> None:
             output = pathnet.routed(net, images, routing, back)
             assert torch.equal(pathnet.routed(net, images, torch.ones(3, 2)), net(images))
         assert output.dtype == torch.bfloat16
-        assert relative_error(output, exact.detach()) < 0.05
+        assert relative_error(output.detach(), exact.detach()) < 0.05
         for grad in gradients(net, output.float(), labels).values():
             assert grad is not None and grad.dtype == torch.float32 and torch.isfinite(grad).all()
         if routing.requires_grad:
