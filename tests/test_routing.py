@@ -46,6 +46,22 @@ class PostActivation(Block):
         return F.relu(z, inplace=True)
 
 
+class Eager(Block):
+    """A block that changes its input in place."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def residual(self, x: Tensor) -> Tensor:
+        return self.conv(F.relu(x, inplace=True))
+
+
+def in_place() -> ResidualNet:
+    head = nn.Sequential(nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    return ResidualNet(nn.Conv2d(3, 4, 3), [Eager(4) for _ in range(3)], head)
+
+
 def post_activation() -> ResidualNet:
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
     return ResidualNet(nn.Conv2d(3, 4, 3), [PostActivation(4) for _ in range(3)], head)
@@ -228,6 +244,15 @@ def test_weight_gradients_along_a_path_are_the_detach_loops(kind: str) -> None:
                 torch.testing.assert_close(grad, theirs[name], rtol=1e-10, atol=1e-13)
 
 
+def test_ones_in_two_columns_leave_out_what_flows_through_gates() -> None:
+    net, (images, labels) = made("highway"), batch()
+    other = copy.deepcopy(net)
+    expected = gradients(other, forward(other, images, lambda i, s, f, _: s + f)[0], labels)
+    for name, grad in gradients(net, pathnet.routed(net, images, torch.ones(3, 2)), labels).items():
+        assert (grad is None) == (".gate." in name)
+        torch.testing.assert_close(grad, expected[name], rtol=1e-10, atol=1e-13)
+
+
 def test_the_parts_of_a_gated_block_share_one_pass_of_its_statistics() -> None:
     net, (images, _) = made("highway", "training"), batch()
     other = copy.deepcopy(net)
@@ -310,10 +335,10 @@ def test_learned_coefficients_with_others_in_the_backward_pass() -> None:
 
 
 @pytest.mark.parametrize("bn", ["running", "batch"])
-@pytest.mark.parametrize("kind", NETS)
+@pytest.mark.parametrize("kind", [*NETS, "in place"])
 def test_a_routed_gradient_is_the_tapes(kind: str, bn: Any) -> None:
     torch.manual_seed(0)
-    net, (images, labels) = shaken(NETS[kind]()), batch()
+    net, (images, labels) = shaken({**NETS, "in place": in_place}[kind]()), batch()
     tape = pathnet.record(net, images, labels, bn, "reference", "float64")
     backward = random(net.n, net.parts)
     own = pathnet.routed_gradient(in_float64(net, bn), images, labels, backward)
@@ -321,7 +346,7 @@ def test_a_routed_gradient_is_the_tapes(kind: str, bn: Any) -> None:
     output, y0 = forward(in_float64(net, bn), images, lambda i, s, f, _: s + f)
     ones = torch.ones(net.n, net.parts)
     full = pathnet.routed_gradient(in_float64(net, bn), images, labels, ones, lambda out, _: out.square().sum())
-    if kind != "highway":
+    if kind not in ("highway", "in place"):
         assert relative_error(full.detach(), torch.autograd.grad(output.square().sum(), y0)[0]) < 1e-10
 
 
