@@ -19,6 +19,7 @@ __all__ = [
     "batch_sums_by_length",
     "build_facts",
     "cpu_pack",
+    "cuda_bits_bytes",
     "cuda_plan",
     "cuda_routed_backward",
     "cuda_routed_forward",
@@ -315,6 +316,18 @@ def cuda_plan(
     """
     program, packed = torch.ops.pathnet.cuda_plan(blocks, units, weights, scales, backward, parts, shared_bytes)
     return program, packed
+
+
+def cuda_bits_bytes(program: Tensor) -> int:
+    """Bytes of a sample's row of ReLU bits.
+
+    Args:
+        program: of the walk back.
+
+    Raises:
+        RuntimeError: it is none.
+    """
+    return int(torch.ops.pathnet.cuda_bits_bytes(program))
 
 
 def cuda_unpack_bits(relu_bits: Tensor, program: Tensor, block: int, unit: int) -> Tensor:
