@@ -31,8 +31,9 @@ test: install
 	$(RUN) -m pytest $(PARALLEL)
 
 # Networks of torchvision, timm and transformers, through the library that `make install` built, in another torch.
+TRACED := tests/test_exported.py tests/test_tokens.py tests/test_readme.py
 test-interop: install $(INTEROP)/installed
-	$(INTEROP)/bin/python -m pytest -n auto --dist worksteal tests/interop
+	$(INTEROP)/bin/python -m pytest -n auto --dist worksteal tests/interop $(TRACED)
 
 # On a machine with a GPU: tests, memory checks and benchmarks, into benchmarks/results. COMMIT=... where git is not.
 gpu: install

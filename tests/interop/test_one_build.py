@@ -1,4 +1,4 @@
-"""One native build serves several versions of torch: compiled against another one, the library gives right numbers."""
+"""One native build serves several versions of torch: compiled against another one, it gives right numbers."""
 
 from __future__ import annotations
 
