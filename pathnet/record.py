@@ -143,7 +143,13 @@ def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype) -> Residua
     """A copy that later changes of ``net`` do not reach, and that its own forward passes do not change.
 
     Everything is in evaluation mode, but for batch normalisation where ``bn`` is ``batch``.
+
+    Raises:
+        ValueError: ``bn`` is ``batch``, and statistics are fixed.
     """
+    if bn == "batch" and net.frozen_statistics:
+        where = ", ".join(net.frozen_statistics)
+        raise ValueError(f"bn: expected 'running' for a network whose running statistics are fixed ({where})")
     copied = copy.deepcopy(net).to(dtype).eval().requires_grad_(False)
     if bn == "batch":
         for module in copied.modules():
