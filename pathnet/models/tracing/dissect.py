@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pathnet.models.tracing.blocks import TracedBlock, ends_in_relu, is_pad
-from pathnet.models.tracing.connections import Connection, Term, connections
+from pathnet.models.tracing.connections import CLONES, Connection, Term, connections
 from pathnet.models.tracing.cutting import Scissors
 from pathnet.models.tracing.graphs import Traced, observe, path_of, source_of
 
@@ -57,7 +57,7 @@ def dissect(traced: Traced, example: Tensor, within: Collection[fx.Node] | None 
         blocks.append(_block(scissors, name, start, connection, follows_relu))
         follows_relu = ends_in_relu(blocks[-1].after)
         start = connection.end
-    begun = _begin_before(found[0])
+    begun = _begin_before(found[0], traced.held)
     if begun is not None and blocks[0].fused_form() is None:
         earlier = _block(scissors, names[0], begun, found[0], follows_relu=False)
         if earlier.fused_form() is not None:
@@ -94,14 +94,14 @@ def _block(scissors: Scissors, name: str, start: fx.Node, connection: Connection
     return TracedBlock(name, before, skip, residual, after, follows_relu, pads)
 
 
-def _begin_before(first: Connection) -> fx.Node | None:
+def _begin_before(first: Connection, held: Mapping[str, Any]) -> fx.Node | None:
     """What the normalisation reads whose ReLU the first block begins with, where there is one: if the block is
     pre-activated, its own."""
     relu = first.source
     if len(relu.all_input_nodes) != 1 or first.skip.node is relu:
         return None
     node = relu.all_input_nodes[0]
-    while node.target in (torch.clone, torch.ops.aten.clone.default):
+    while node.target in CLONES or type(held.get(str(node.target))) is nn.Identity:
         node = node.all_input_nodes[0]
     return node.all_input_nodes[0] if len(node.all_input_nodes) == 1 else None
 
