@@ -41,12 +41,14 @@ class Original:
 
     Attributes:
         entry: the submodule whose input is ``y_0``.
+        stem_weight: the first convolution's weight.
     """
 
     id: str
     make: Callable[[], nn.Module]
     entry: str
     residuals: tuple[Residual, ...]
+    stem_weight: str = "conv1.weight"
 
     @property
     def n(self) -> int:
@@ -85,14 +87,24 @@ def loss(output: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(output.flatten(0, -2), target.flatten())
 
 
-def truth(original: Original, model: nn.Module, batch: tuple[Tensor, Tensor], path: Sequence[int] | None) -> Tensor:
-    """dloss/dy_0 in float64 along one path, or the ordinary gradient where there is none.
+def truth(
+    original: Original,
+    model: nn.Module,
+    batch: tuple[Tensor, Tensor],
+    path: Sequence[int] | None,
+    bn: str = "running",
+    at: str = "y0",
+) -> Tensor:
+    """dloss/d(place) in float64 along one path, or the ordinary gradient where there is none.
 
     Where the path takes a skip connection, what the residual module gives is detached. Where it takes a residual
     module, the gradient at their common source is replaced by the part that came through the residual module.
     """
     model, (x, target) = copy.deepcopy(model).double(), batch
-    x = x.double() if x.is_floating_point() else x
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train(bn == "batch")
+    x = x.double().requires_grad_() if x.is_floating_point() else x
     leaves: list[Tensor] = []
 
     def enter(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -100,7 +112,8 @@ def truth(original: Original, model: nn.Module, batch: tuple[Tensor, Tensor], pa
         return (leaves[0] * 1.0, *given[1:])
 
     with ExitStack() as hooks:
-        hooks.enter_context(model.get_submodule(original.entry).register_forward_pre_hook(enter))
+        if at == "y0":
+            hooks.enter_context(model.get_submodule(original.entry).register_forward_pre_hook(enter))
         for residual, taken in zip(original.residuals, path or (), strict=path is not None):
             if taken:
                 first = model.get_submodule(residual.first)
@@ -109,7 +122,8 @@ def truth(original: Original, model: nn.Module, batch: tuple[Tensor, Tensor], pa
                 last = model.get_submodule(residual.last)
                 hooks.enter_context(last.register_forward_hook(_changed(Tensor.detach)))
         output = logits(model, x)
-    (gradient,) = torch.autograd.grad(loss(output, target), leaves)
+    places = {"image": [x], "stem_weight": [dict(model.named_parameters()).get(original.stem_weight)]}
+    (gradient,) = torch.autograd.grad(loss(output, target), places.get(at, leaves))
     return gradient
 
 
@@ -236,21 +250,26 @@ ORIGINALS = [
         lambda: timm.create_model("resnet26d", num_classes=5),
         "layer1.0",
         _convolutional(_stages("layer", [2] * 4), 3),
+        "conv1.0.weight",
     ),
     Original(
         "timm-resnetv2",
         lambda: timm.create_model("resnetv2_50", layers=(2, 1, 2), channels=(16, 32, 32), stem_chs=8, num_classes=5),
         "stages.0.blocks.0",
         _preactivation([2, 1, 2]),
+        "stem.conv.weight",
     ),
     Original(
         "timm-vit",
         lambda: VisionTransformer(32, 8, num_classes=5, embed_dim=12, depth=2, num_heads=2, init_values=0.5),
         "blocks.0",
         _transformer("blocks", [("norm1", "attn", "ls1"), ("norm2", "mlp", "ls2")]),
+        "patch_embed.proj.weight",
     ),
     _gpt2("eager"),
     _gpt2("sdpa"),
     _llama("eager"),
     _llama("sdpa"),
 ]
+
+BY_ID = {original.id: original for original in ORIGINALS}
