@@ -11,9 +11,10 @@ from torch import Tensor, fx, nn
 from pathnet.engines import ENGINES
 from pathnet.models.residual_net import ResidualNet
 from pathnet.models.tracing.blocks import TracedBlock
+from pathnet.models.tracing.by_hand import Part, assembled, inlined, inside, submodules
 from pathnet.models.tracing.dissect import Dissection, dissect
 from pathnet.models.tracing.examples import examples
-from pathnet.models.tracing.graphs import Traced, traces, untouched
+from pathnet.models.tracing.graphs import attempts, differs, first_line, untouched, untraceable
 
 __all__ = ["AdaptedNet", "adapt"]
 
@@ -78,7 +79,14 @@ class AdaptedNet(ResidualNet):
         return "\n".join(lines)
 
 
-def adapt(model: nn.Module, example: Tensor | None = None, output: str | int | None = None) -> AdaptedNet:
+def adapt(
+    model: nn.Module,
+    example: Tensor | None = None,
+    blocks: Sequence[str | nn.Module | Sequence[Part | None]] | None = None,
+    stem: Part | None = None,
+    head: Part | None = None,
+    output: str | int | None = None,
+) -> AdaptedNet:
     """The `ResidualNet` view of a model, found by tracing it in evaluation mode (`torch.fx`, or `torch.export`).
 
     An addition is a residual connection if every way from the network's input to its output passes through it and
@@ -92,6 +100,11 @@ def adapt(model: nn.Module, example: Tensor | None = None, output: str | int | N
 
     Args:
         example: an input batch, floating-point [B, C, H, W] or int64 [B, T], ...; guessed from the model by default.
+        blocks: what tracing shall not, or cannot, find by itself. Either submodules that hold residual blocks, or
+            their names: additions elsewhere then do not count, and where the whole model cannot be traced, these
+            modules are, one by one. Or the branches of every block, as pairs (skip, residual) or (skip, residual,
+            join); each is a submodule, its name, a function over submodules, or None for the identity.
+        stem, head: what is before the first block and behind the last, as branches are given; with pairs only.
         output: which of the model's outputs, where there are several: a name or a number.
 
     Returns:
@@ -99,7 +112,7 @@ def adapt(model: nn.Module, example: Tensor | None = None, output: str | int | N
 
     Raises:
         ValueError: the model cannot be traced, has no residual connections (dense connections, concatenations around
-            blocks), or the adapted network is not equal to it.
+            blocks), the adapted network is not equal to it, or an argument does not fit it.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -107,9 +120,14 @@ def adapt(model: nn.Module, example: Tensor | None = None, output: str | int | N
     root = _OneOutput(model, output)
     with untouched(model):
         example = _example(root, model, example)
-        expected = root(example.clone()).detach()
-        traced = _trace(root, model, example, expected)
-        net = _network(dissect(traced, example), traced, example)
+        if blocks is not None and any(isinstance(own, (tuple, list)) for own in blocks):
+            if stem is None or head is None:
+                raise ValueError("stem, head: expected both of them with blocks as pairs of branches, got None")
+            net = _network(assembled(model, example, stem, blocks, head), "hand", example)  # type: ignore[arg-type]
+        elif stem is not None or head is not None:
+            raise ValueError("stem, head: expected None but with blocks as pairs of branches")
+        else:
+            net = _found(root, model, example, blocks)  # type: ignore[arg-type]
         _check(root, net, model, example)
     for module in net.modules():
         if module not in owned:
@@ -174,7 +192,7 @@ def _example(root: nn.Module, model: nn.Module, example: Tensor | None) -> Tenso
             root(example.clone())
         except (RuntimeError, TypeError, IndexError) as error:
             raise ValueError(
-                f"example: the model refuses the shape {list(example.shape)} ({_first(error)})"
+                f"example: the model refuses the shape {list(example.shape)} ({first_line(error)})"
             ) from error
         return example
     refused = []
@@ -183,42 +201,37 @@ def _example(root: nn.Module, model: nn.Module, example: Tensor | None) -> Tenso
             root(guess.clone())
             return guess
         except (RuntimeError, TypeError, IndexError, AssertionError) as error:
-            refused.append(f"{list(guess.shape)}: {_first(error)}")
+            refused.append(f"{list(guess.shape)}: {first_line(error)}")
     raise ValueError(
         f"example: none could be guessed, expected a batch of inputs ({'; '.join(refused) or 'no layer'})"
     )
 
 
-def _first(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _found(
+    root: nn.Module, model: nn.Module, example: Tensor, blocks: Sequence[str | nn.Module] | None
+) -> AdaptedNet:
+    """By tracing, among the given submodules if there are any."""
+    expected = root(example.clone()).detach()
+    named = submodules(model, blocks or ())
+    others = [lambda: inlined(root, named, example)] if named else []
+    traced, reasons = attempts(root, model, example, expected, *others)
+    if traced is None:
+        raise ValueError(f"model: {untraceable(reasons)}; blocks can be given by hand")
+    within = None if blocks is None else inside(traced, list(named))
+    found = dissect(traced, example, within)
+    for name in named:
+        if not any(block.name.split(" ")[0].startswith((name + ".", name)) for block in found.blocks):
+            raise ValueError(f"blocks: no addition in {name!r} is a residual connection, which every way passes")
+    return _network(found, traced.kind, example, traced.frozen)
 
 
-def _trace(root: nn.Module, model: nn.Module, example: Tensor, expected: Tensor) -> Traced:
-    """The first trace that computes what the model does.
-
-    Raises:
-        ValueError: there is none.
-    """
-    reasons = []
-    for attempt in traces(root, model, example):
-        try:
-            traced = attempt()
-            output = fx.GraphModule(traced.held, traced.graph)(example.clone())
-            if _differs(output, expected):
-                raise ValueError("its trace computes something else than the model")
-            return traced
-        except Exception as error:
-            reasons.append(_first(error))
-    raise ValueError(f"model: cannot be traced (torch.fx: {'; torch.export: '.join(reasons)}); give blocks= by hand")
-
-
-def _network(found: Dissection, traced: Traced, example: Tensor) -> AdaptedNet:
+def _network(found: Dissection, traced_by: str, example: Tensor, frozen: Sequence[str] = ()) -> AdaptedNet:
     shapes, y = [], found.stem(example.clone())
     for block in found.blocks:
         shapes.append(y.shape[1:])
         y = block(y)
     shapes.append(y.shape[1:])
-    return AdaptedNet(found.stem, found.blocks, found.head, traced.kind, shapes, found.fixed, traced.frozen)
+    return AdaptedNet(found.stem, found.blocks, found.head, traced_by, shapes, found.fixed, frozen)
 
 
 def _check(root: nn.Module, net: AdaptedNet, model: nn.Module, example: Tensor) -> None:
@@ -230,18 +243,18 @@ def _check(root: nn.Module, net: AdaptedNet, model: nn.Module, example: Tensor) 
         parameter.requires_grad_(parameter.is_floating_point())
     expected, gradients = _gradients(root, model, example)
     output, found = _gradients(net, model, example)
-    if _differs(output, expected):
+    if differs(output, expected):
         raise ValueError("model: the adapted network's output is not the model's")
     names = [*(["the input"] if example.is_floating_point() else []), *(name for name, _ in model.named_parameters())]
     largest = max((float(own.norm()) for own in gradients if own is not None), default=0.0)
     for name, own, other in zip(names, found, gradients, strict=True):
         if (own is None) != (other is None) or (
-            own is not None and other is not None and _differs(own, other, largest)
+            own is not None and other is not None and differs(own, other, largest)
         ):
             raise ValueError(f"model: the adapted network's gradient of {name} is not the model's")
     with torch.no_grad():
         mixed = net(torch.cat([example, example.roll(1, -1)]))[: len(example)]
-    if _differs(mixed, expected):
+    if differs(mixed, expected):
         raise ValueError(
             "model: in evaluation mode samples of a batch influence each other (statistics of the batch?)"
         )
@@ -256,12 +269,3 @@ def _gradients(net: nn.Module, model: nn.Module, example: Tensor) -> tuple[Tenso
     output = net(x * 1 if x.is_floating_point() else x)
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
     return output.detach(), torch.autograd.grad((output * weights).sum(), leaves, allow_unused=True)
-
-
-def _differs(given: Tensor, expected: Tensor, size: float = 0.0) -> bool:
-    """By more than rounding, relative to the norm of what is expected; ``size`` is that of all of it."""
-    if given.shape != expected.shape or not torch.isfinite(expected).all():
-        return True
-    own = float(expected.double().norm())
-    rounding = torch.finfo(expected.dtype).eps
-    return not float((given.double() - expected.double()).norm()) <= rounding**0.5 * own + 100 * rounding * size

@@ -234,14 +234,19 @@ def _shape_of(convs: Sequence[nn.Conv2d]) -> str:
 def _layers(part: nn.Module) -> set[str]:
     """Which kinds of layers a branch has."""
     found: set[str] = set()
-    held = dict(part.named_modules())
-    for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
-        module = held.get(str(node.target)) if node.op == "call_module" else None
-        name = str(getattr(node.target, "__name__", node.target)).removesuffix(".default")
-        if isinstance(module, (nn.MultiheadAttention, nn.Softmax)) or "softmax" in name or "attention" in name:
+    named = part.graph.nodes if isinstance(part, fx.GraphModule) else ()
+    names = [str(getattr(node.target, "__name__", node.target)) for node in named if node.op != "call_module"]
+    if any("softmax" in name or "attention" in name for name in names):
+        found.add("attention")
+    if any(name.startswith("conv") for name in names):
+        found.add("convolutions")
+    if any(name.startswith("linear") for name in names):
+        found.add("linear layers")
+    for module in part.modules():
+        if isinstance(module, (nn.MultiheadAttention, nn.Softmax)):
             found.add("attention")
-        elif isinstance(module, nn.modules.conv._ConvNd) or name.startswith("conv"):
+        elif isinstance(module, nn.modules.conv._ConvNd):
             found.add("convolutions")
-        elif isinstance(module, nn.Linear) or name in ("linear", "addmm"):
+        elif isinstance(module, nn.Linear):
             found.add("linear layers")
     return found

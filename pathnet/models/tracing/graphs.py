@@ -6,7 +6,8 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -21,14 +22,18 @@ from pathnet.models.tracing.lifting import lift
 __all__ = [
     "Fact",
     "Traced",
+    "attempts",
     "by_value",
+    "differs",
+    "first_line",
     "observe",
     "path_of",
+    "paths_of",
     "placeholder",
     "source_of",
     "trace",
-    "traces",
     "untouched",
+    "untraceable",
     "where",
 ]
 
@@ -53,7 +58,7 @@ class Traced:
 
     Attributes:
         held: what the graph names: modules, parameters, buffers and constants.
-        kind: what traced it, ``torch.fx`` or ``torch.export``.
+        kind: what traced it, ``torch.fx`` or ``torch.export``, and what it left whole.
         frozen: the batch normalisations whose statistics are fixed.
     """
 
@@ -96,9 +101,23 @@ for _name in ("iadd", "isub", "imul", "itruediv"):
 
 
 class _Tracer(fx.Tracer):
+    """
+    Attributes:
+        entered: the modules that the trace is in, from the outermost inwards; where it failed, if it did.
+    """
+
     def __init__(self, leaves: Sequence[nn.Module] = ()) -> None:
         super().__init__()
         self.leaves = set(leaves)
+        self.entered: list[nn.Module] = []
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        self.entered.append(m)
+        result = super().call_module(m, forward, args, kwargs)
+        self.entered.pop()
+        return result
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -140,7 +159,26 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 def trace(root: nn.Module, example: Tensor, leaves: Sequence[nn.Module] = ()) -> Traced:
     """By ``torch.fx``: of a module of one tensor, whose names lose the prefix ``model.``."""
-    graph = _Tracer(leaves).trace(root)
+    return _of_fx(_Tracer(leaves).trace(root), root, example)
+
+
+def _around_untraceable(root: nn.Module, example: Tensor) -> Traced:
+    """By ``torch.fx``, with the modules that it cannot trace left whole: branches with control flow."""
+    leaves: list[nn.Module] = []
+    while True:
+        tracer = _Tracer(leaves)
+        try:
+            traced = _of_fx(tracer.trace(root), root, example)
+            whole = [name.removeprefix("model.") for name, module in root.named_modules() if module in leaves]
+            return replace(traced, kind=f"torch.fx around {', '.join(whole)}")
+        except Exception:
+            # The model itself is the first that was entered.
+            if len(tracer.entered) < 2 or tracer.entered[-1] in leaves:
+                raise
+            leaves.append(tracer.entered[-1])
+
+
+def _of_fx(graph: fx.Graph, root: nn.Module, example: Tensor) -> Traced:
     held: dict[str, Any] = {}
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
@@ -161,10 +199,50 @@ def _export(root: nn.Module, example: Tensor) -> Traced:
     return _finished(module.graph, held, root, example, "torch.export")
 
 
-def traces(root: nn.Module, model: nn.Module, example: Tensor) -> Iterator[Callable[[], Traced]]:
-    """Ways to trace, the best first: ``root`` wraps ``model``, of which it takes one output."""
-    yield lambda: trace(root, example)
-    yield lambda: _export(model if getattr(root, "output", None) is None else root, example)
+def attempts(
+    root: nn.Module, model: nn.Module, example: Tensor, expected: Tensor, *others: Callable[[], Traced]
+) -> tuple[Traced | None, list[str]]:
+    """The first trace that gives what the model gives, or None, and why those before it are none.
+
+    Args:
+        root: a module that holds ``model`` and gives one of its outputs.
+        others: further ways to trace, after `torch.fx` and before `torch.export`.
+    """
+    one_of_several = getattr(root, "output", None) is not None
+    reasons: list[str] = []
+    ways: list[Callable[[], Traced]] = [
+        partial(trace, root, example),
+        *others,
+        partial(_export, root if one_of_several else model, example),
+        partial(_around_untraceable, root, example),
+    ]
+    for attempt in ways:
+        try:
+            traced = attempt()
+            if differs(fx.GraphModule(traced.held, traced.graph)(example.clone()), expected):
+                raise ValueError("its trace computes something else than the model")
+            return traced, reasons
+        except Exception as error:
+            reasons.append(first_line(error))
+    return None, reasons
+
+
+def untraceable(reasons: Sequence[str]) -> str:
+    """Why there is no trace, in words."""
+    return f"cannot be traced (torch.fx: {reasons[0]}; torch.export: {reasons[-2]})"
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def differs(given: Tensor, expected: Tensor, size: float = 0.0) -> bool:
+    """By more than rounding, relative to the norm of what is expected; ``size`` is that of all of it."""
+    if given.shape != expected.shape or not torch.isfinite(expected).all():
+        return True
+    own = float(expected.double().norm())
+    rounding = torch.finfo(expected.dtype).eps
+    return not float((given.double() - expected.double()).norm()) <= rounding**0.5 * own + 100 * rounding * size
 
 
 def _finished(graph: fx.Graph, held: dict[str, Any], root: nn.Module, example: Tensor, kind: str) -> Traced:
@@ -256,11 +334,16 @@ def by_value(graph: fx.Graph, *origins: fx.Node) -> set[fx.Node]:
     return found
 
 
-def path_of(node: fx.Node) -> str:
-    """The module of the model that an operation is in; empty where it is in none of its own."""
+def paths_of(node: fx.Node) -> list[str]:
+    """The modules of the model that an operation is in, from the outermost inwards, the model itself apart."""
     stack = node.meta.get("nn_module_stack") or {}
-    paths = [re.sub(r"^(L\['self'\]\.?)?(model\.|model$)?", "", str(path)) for path, _ in stack.values()]
-    return next((path for path in reversed(paths) if path), "")
+    paths = (re.sub(r"^(L\['self'\]\.?)?(model\.|model$)?", "", str(path)) for path, _ in stack.values())
+    return [path for path in paths if path and not path.startswith("_empty_nn_module_stack")]
+
+
+def path_of(node: fx.Node) -> str:
+    """The innermost module that an operation is in; empty where it is the model itself."""
+    return next(reversed(paths_of(node)), "")
 
 
 def where(node: fx.Node) -> str:
