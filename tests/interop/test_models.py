@@ -125,6 +125,7 @@ def test_a_deletion_is_the_model_without_the_module(original: Original) -> None:
         with torch.no_grad(), without(original, model, deleted):
             expected = logits(model, x)
         with torch.no_grad():
+            assert relative_error(net(x), expected) > 1e-2
             torch.testing.assert_close(pathnet.lesion.delete(net, deleted)(x), expected, rtol=1e-5, atol=1e-6)
             with pathnet.lesion.delete(net, deleted) as lesioned:
                 torch.testing.assert_close(lesioned(x), expected, rtol=1e-5, atol=1e-6)
