@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 import transformers
+from timm.models.convnext import ConvNeXt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -82,7 +83,7 @@ class Original:
 
     @property
     def speaks(self) -> bool:
-        return self.entry.endswith(("h.0", "layers.0"))
+        return self.entry.endswith(("h.0", "layers.0", "layer.0"))
 
 
 def logits(model: nn.Module, x: Tensor) -> Tensor:
@@ -167,8 +168,8 @@ def _convolutional(names: Sequence[str], convolutions: int) -> tuple[Residual, .
     )
 
 
-def _stages(name: str, counts: Sequence[int], start: int = 1) -> list[str]:
-    return [f"{name}{stage}.{block}" for stage, count in enumerate(counts, start) for block in range(count)]
+def _stages(counts: Sequence[int]) -> list[str]:
+    return [f"layer{stage}.{block}" for stage, count in enumerate(counts, 1) for block in range(count)]
 
 
 def _preactivation(counts: Sequence[int]) -> tuple[Residual, ...]:
@@ -234,29 +235,69 @@ def _llama(attention: str) -> Original:
     return Original(f"llama-{attention}", make, "model.layers.0", _transformer("model.layers", parts))
 
 
-BASIC, BOTTLENECK = torchvision.models.resnet.BasicBlock, torchvision.models.resnet.Bottleneck
+def _bert() -> Original:
+    """Normalised behind each addition, so that the normalisation is a part of both branches of the next block."""
+
+    def make() -> nn.Module:
+        config = transformers.BertConfig(
+            vocab_size=VOCABULARY,
+            max_position_embeddings=8,
+            hidden_size=12,
+            intermediate_size=14,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+        )
+        return transformers.BertForMaskedLM(config)
+
+    parts = [
+        ("attention.self", "attention.output.dense", "attention.output.dropout"),
+        ("intermediate", "output.dense", "output.dropout"),
+    ]
+    return Original("bert", make, "bert.encoder.layer.0", _transformer("bert.encoder.layer", parts))
+
+
+def _convnext() -> Original:
+    """Whose skip connections are modules that do nothing."""
+    residuals = []
+    for name in (
+        "stages.0.blocks.0",
+        "stages.1.blocks.0",
+        "stages.1.blocks.1",
+        "stages.2.blocks.0",
+        "stages.3.blocks.0",
+    ):
+        own = tuple(f"{name}.{part}" for part in ("conv_dw", "norm", "mlp"))
+        residuals.append(Residual(own[0], f"{name}.drop_path", own))
+    return Original(
+        "timm-convnext",
+        lambda: ConvNeXt(num_classes=5, depths=(1, 2, 1, 1), dims=(8, 8, 12, 12), ls_init_value=None),
+        "stages.0.blocks.0",
+        tuple(residuals),
+        "stem.0.weight",
+    )
+
+
+BASIC = torchvision.models.resnet.BasicBlock
 
 ORIGINALS = [
-    Original(
-        "torchvision-basic-4", _resnet(BASIC, [1, 1, 1, 1]), "layer1.0", _convolutional(_stages("layer", [1] * 4), 2)
-    ),
+    Original("torchvision-basic-4", _resnet(BASIC, [1, 1, 1, 1]), "layer1.0", _convolutional(_stages([1] * 4), 2)),
     Original(
         "torchvision-resnet18",
         lambda: torchvision.models.resnet18(num_classes=5),
         "layer1.0",
-        _convolutional(_stages("layer", [2] * 4), 2),
+        _convolutional(_stages([2] * 4), 2),
     ),
     Original(
         "torchvision-resnet50",
         lambda: torchvision.models.resnet50(num_classes=5),
         "layer1.0",
-        _convolutional(_stages("layer", [3, 4, 6, 3]), 3),
+        _convolutional(_stages([3, 4, 6, 3]), 3),
     ),
     Original(
         "timm-resnet26d",
         lambda: timm.create_model("resnet26d", num_classes=5),
         "layer1.0",
-        _convolutional(_stages("layer", [2] * 4), 3),
+        _convolutional(_stages([2] * 4), 3),
         "conv1.0.weight",
     ),
     Original(
@@ -277,6 +318,8 @@ ORIGINALS = [
     _gpt2("sdpa"),
     _llama("eager"),
     _llama("sdpa"),
+    _bert(),
+    _convnext(),
 ]
 
 BY_ID = {original.id: original for original in ORIGINALS}

@@ -204,7 +204,7 @@ def test_training_with_modules_drawn_trains_the_model() -> None:
 def test_layers_taken_out_of_the_models_own_list() -> None:
     """Deleting both modules of a layer is the model built without the layer."""
     for original in ORIGINALS:
-        if not original.speaks and original.id != "timm-vit":
+        if not original.id.startswith(("gpt2", "llama", "timm-vit")):
             continue
         model, net = adapted(original)
         x, _ = original.batch(2, seed=4)
@@ -235,6 +235,13 @@ def test_post_activation_blocks_are_recognised(original: Original) -> None:
     # An average pooling before the projection (the d of 26d) has no such form.
     expected = [original.id != "timm-resnet26d" or i % 2 == 1 or i == 0 for i in range(net.n)]
     assert recognised == expected
+
+
+def test_skips_of_every_kind_are_told() -> None:
+    for name in ("timm-convnext", "timm-vit", "bert", "gpt2-eager"):
+        assert {block.skip_kind() for block in adapted(BY_ID[name])[1]} == {"identity"}  # type: ignore[attr-defined]
+    kinds = [block.skip_kind() for block in adapted(BY_ID["timm-resnetv2"])[1]]  # type: ignore[attr-defined]
+    assert kinds == ["projection", "identity", "projection", "projection", "identity"]
 
 
 def test_blocks_deleted_from_a_resnet_are_identities() -> None:
