@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 import transformers
+from timm.models.convnext import ConvNeXt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -41,18 +42,21 @@ class Original:
 
     Attributes:
         entry: the submodule whose input is ``y_0``.
+        stem_weight: the first convolution's weight.
     """
 
     id: str
     make: Callable[[], nn.Module]
     entry: str
     residuals: tuple[Residual, ...]
+    stem_weight: str = "conv1.weight"
 
     @property
     def n(self) -> int:
         return len(self.residuals)
 
     def model(self) -> nn.Module:
+        """In evaluation mode; away from initial values that hide errors, and residual modules that hardly count."""
         torch.manual_seed(0)
         model = self.make()
         for module in model.modules():
@@ -61,6 +65,12 @@ class Original:
                 nn.init.normal_(module.bias, 0, 0.3)
                 nn.init.normal_(module.running_mean, 0, 0.3)  # type: ignore[arg-type]
                 nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+        if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+            for name, parameter in model.named_parameters():
+                if parameter.ndim == 1 and not name.endswith("bias"):
+                    nn.init.uniform_(parameter, 0.5, 1.5)
+                else:
+                    nn.init.normal_(parameter, 0, 0.3)
         return model.eval()
 
     def batch(self, size: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -73,7 +83,7 @@ class Original:
 
     @property
     def speaks(self) -> bool:
-        return self.entry.endswith(("h.0", "layers.0"))
+        return self.entry.endswith(("h.0", "layers.0", "layer.0"))
 
 
 def logits(model: nn.Module, x: Tensor) -> Tensor:
@@ -85,14 +95,24 @@ def loss(output: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(output.flatten(0, -2), target.flatten())
 
 
-def truth(original: Original, model: nn.Module, batch: tuple[Tensor, Tensor], path: Sequence[int] | None) -> Tensor:
-    """dloss/dy_0 in float64 along one path, or the ordinary gradient where there is none.
+def truth(
+    original: Original,
+    model: nn.Module,
+    batch: tuple[Tensor, Tensor],
+    path: Sequence[int] | None,
+    bn: str = "running",
+    at: str = "y0",
+) -> Tensor:
+    """dloss/d(place) in float64 along one path, or the ordinary gradient where there is none.
 
     Where the path takes a skip connection, what the residual module gives is detached. Where it takes a residual
     module, the gradient at their common source is replaced by the part that came through the residual module.
     """
     model, (x, target) = copy.deepcopy(model).double(), batch
-    x = x.double() if x.is_floating_point() else x
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train(bn == "batch")
+    x = x.double().requires_grad_() if x.is_floating_point() else x
     leaves: list[Tensor] = []
 
     def enter(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -100,7 +120,8 @@ def truth(original: Original, model: nn.Module, batch: tuple[Tensor, Tensor], pa
         return (leaves[0] * 1.0, *given[1:])
 
     with ExitStack() as hooks:
-        hooks.enter_context(model.get_submodule(original.entry).register_forward_pre_hook(enter))
+        if at == "y0":
+            hooks.enter_context(model.get_submodule(original.entry).register_forward_pre_hook(enter))
         for residual, taken in zip(original.residuals, path or (), strict=path is not None):
             if taken:
                 first = model.get_submodule(residual.first)
@@ -109,7 +130,8 @@ def truth(original: Original, model: nn.Module, batch: tuple[Tensor, Tensor], pa
                 last = model.get_submodule(residual.last)
                 hooks.enter_context(last.register_forward_hook(_changed(Tensor.detach)))
         output = logits(model, x)
-    (gradient,) = torch.autograd.grad(loss(output, target), leaves)
+    places = {"image": [x], "stem_weight": [dict(model.named_parameters()).get(original.stem_weight)]}
+    (gradient,) = torch.autograd.grad(loss(output, target), places.get(at, leaves))
     return gradient
 
 
@@ -146,8 +168,8 @@ def _convolutional(names: Sequence[str], convolutions: int) -> tuple[Residual, .
     )
 
 
-def _stages(name: str, counts: Sequence[int], start: int = 1) -> list[str]:
-    return [f"{name}{stage}.{block}" for stage, count in enumerate(counts, start) for block in range(count)]
+def _stages(counts: Sequence[int]) -> list[str]:
+    return [f"layer{stage}.{block}" for stage, count in enumerate(counts, 1) for block in range(count)]
 
 
 def _preactivation(counts: Sequence[int]) -> tuple[Residual, ...]:
@@ -213,44 +235,91 @@ def _llama(attention: str) -> Original:
     return Original(f"llama-{attention}", make, "model.layers.0", _transformer("model.layers", parts))
 
 
-BASIC, BOTTLENECK = torchvision.models.resnet.BasicBlock, torchvision.models.resnet.Bottleneck
+def _bert() -> Original:
+    """Normalised behind each addition, so that the normalisation is a part of both branches of the next block."""
+
+    def make() -> nn.Module:
+        config = transformers.BertConfig(
+            vocab_size=VOCABULARY,
+            max_position_embeddings=8,
+            hidden_size=12,
+            intermediate_size=14,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+        )
+        return transformers.BertForMaskedLM(config)
+
+    parts = [
+        ("attention.self", "attention.output.dense", "attention.output.dropout"),
+        ("intermediate", "output.dense", "output.dropout"),
+    ]
+    return Original("bert", make, "bert.encoder.layer.0", _transformer("bert.encoder.layer", parts))
+
+
+def _convnext() -> Original:
+    """Whose skip connections are modules that do nothing."""
+    residuals = []
+    for name in (
+        "stages.0.blocks.0",
+        "stages.1.blocks.0",
+        "stages.1.blocks.1",
+        "stages.2.blocks.0",
+        "stages.3.blocks.0",
+    ):
+        own = tuple(f"{name}.{part}" for part in ("conv_dw", "norm", "mlp"))
+        residuals.append(Residual(own[0], f"{name}.drop_path", own))
+    return Original(
+        "timm-convnext",
+        lambda: ConvNeXt(num_classes=5, depths=(1, 2, 1, 1), dims=(8, 8, 12, 12), ls_init_value=None),
+        "stages.0.blocks.0",
+        tuple(residuals),
+        "stem.0.weight",
+    )
+
+
+BASIC = torchvision.models.resnet.BasicBlock
 
 ORIGINALS = [
-    Original(
-        "torchvision-basic-4", _resnet(BASIC, [1, 1, 1, 1]), "layer1.0", _convolutional(_stages("layer", [1] * 4), 2)
-    ),
+    Original("torchvision-basic-4", _resnet(BASIC, [1, 1, 1, 1]), "layer1.0", _convolutional(_stages([1] * 4), 2)),
     Original(
         "torchvision-resnet18",
         lambda: torchvision.models.resnet18(num_classes=5),
         "layer1.0",
-        _convolutional(_stages("layer", [2] * 4), 2),
+        _convolutional(_stages([2] * 4), 2),
     ),
     Original(
         "torchvision-resnet50",
         lambda: torchvision.models.resnet50(num_classes=5),
         "layer1.0",
-        _convolutional(_stages("layer", [3, 4, 6, 3]), 3),
+        _convolutional(_stages([3, 4, 6, 3]), 3),
     ),
     Original(
         "timm-resnet26d",
         lambda: timm.create_model("resnet26d", num_classes=5),
         "layer1.0",
-        _convolutional(_stages("layer", [2] * 4), 3),
+        _convolutional(_stages([2] * 4), 3),
+        "conv1.0.weight",
     ),
     Original(
         "timm-resnetv2",
         lambda: timm.create_model("resnetv2_50", layers=(2, 1, 2), channels=(16, 32, 32), stem_chs=8, num_classes=5),
         "stages.0.blocks.0",
         _preactivation([2, 1, 2]),
+        "stem.conv.weight",
     ),
     Original(
         "timm-vit",
         lambda: VisionTransformer(32, 8, num_classes=5, embed_dim=12, depth=2, num_heads=2, init_values=0.5),
         "blocks.0",
         _transformer("blocks", [("norm1", "attn", "ls1"), ("norm2", "mlp", "ls2")]),
+        "patch_embed.proj.weight",
     ),
     _gpt2("eager"),
     _gpt2("sdpa"),
     _llama("eager"),
     _llama("sdpa"),
+    _bert(),
+    _convnext(),
 ]
+
+BY_ID = {original.id: original for original in ORIGINALS}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +17,10 @@ pytest.importorskip("torchvision", reason="torchvision is not installed (make te
 pytest.importorskip("timm", reason="timm is not installed (make test-interop has it)")
 pytest.importorskip("transformers", reason="transformers is not installed (make test-interop has it)")
 
-from originals import ORIGINALS, Original, logits, loss, truth, without  # noqa: E402
+from originals import BY_ID, ORIGINALS, Original, logits, loss, truth, without  # noqa: E402
 
 import pathnet  # noqa: E402
+from pathnet import native  # noqa: E402
 from pathnet.models import ResidualNet  # noqa: E402
 
 FLOAT32_INSIDE = 1e-6
@@ -86,6 +89,33 @@ def test_single_paths_equal_those_of_the_model(original: Original) -> None:
         assert relative_error(expected.sum(0), tape.gradient()) < tolerance(original)
 
 
+@pytest.mark.parametrize("bn", ["running", "batch"])
+@pytest.mark.parametrize("at", ["y0", "image", "stem_weight"])
+@pytest.mark.parametrize("name", ["torchvision-basic-4", "timm-resnetv2", "timm-vit"])
+def test_every_place_and_mode_of_batch_normalisation(name: str, at: Any, bn: Any) -> None:
+    original = BY_ID[name]
+    model, net = adapted(original)
+    batch = original.batch(4, seed=6)
+    tape = pathnet.record(net, *batch, precision="float64", at=at, bn=bn)
+    paths = some_paths(original.n)[1::7]
+    for own, path in zip(tape.path_gradients(torch.tensor(paths)), paths, strict=True):
+        assert relative_error(own, truth(original, model, batch, path, bn, at)) < 1e-8
+    assert relative_error(tape.gradient(), truth(original, model, batch, None, bn, at)) < 1e-8
+
+
+@pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
+@pytest.mark.parametrize("bn", ["running", "batch"])
+def test_the_cpu_engine_serves_timms_preactivation_network(bn: Any) -> None:
+    original = BY_ID["timm-resnetv2"]
+    model, net = adapted(original)
+    batch = original.batch(4, seed=7)
+    tape = pathnet.record(net, *batch, bn=bn)
+    assert tape.engine == "cpu"
+    paths = some_paths(original.n)[::5]
+    for norm, path in zip(tape.path_gradient_norms(torch.tensor(paths)), paths, strict=True):
+        assert norm == pytest.approx(truth(original, model, batch, path, bn).norm().item(), rel=1e-3)
+
+
 @every
 def test_a_deletion_is_the_model_without_the_module(original: Original) -> None:
     model, net = adapted(original)
@@ -95,6 +125,7 @@ def test_a_deletion_is_the_model_without_the_module(original: Original) -> None:
         with torch.no_grad(), without(original, model, deleted):
             expected = logits(model, x)
         with torch.no_grad():
+            assert relative_error(net(x), expected) > 1e-2
             torch.testing.assert_close(pathnet.lesion.delete(net, deleted)(x), expected, rtol=1e-5, atol=1e-6)
             with pathnet.lesion.delete(net, deleted) as lesioned:
                 torch.testing.assert_close(lesioned(x), expected, rtol=1e-5, atol=1e-6)
@@ -137,10 +168,43 @@ def test_a_training_step_leaves_out_what_it_does_not_draw(original: Original) ->
         torch.testing.assert_close(net(batch[0]), logits(model, batch[0]), rtol=1e-5, atol=1e-6)
 
 
+def test_errors_of_lesioned_networks() -> None:
+    original = BY_ID["torchvision-basic-4"]
+    model, net = adapted(original)
+    data = pathnet.data.synthetic(images=160, classes=5)
+    images = data.normalise(data.test.take(torch.arange(len(data.test))))
+    with torch.no_grad():
+        answers = logits(model, images).argmax(1)
+    test = pathnet.data.InMemory(data.test.images, answers)  # type: ignore[attr-defined]
+    labelled = dataclasses.replace(data, test=test)
+    lesions = [pathnet.lesion.Lesion(), *(pathnet.lesion.Lesion(deleted=(i,)) for i in range(4))]
+    found = pathnet.lesion.errors(net, labelled, lesions)
+    expected = [0]
+    for i in range(4):
+        with torch.no_grad(), without(original, model, [i]):
+            expected.append(int((logits(model, images).argmax(1) != answers).sum()))
+    assert found.wrong.tolist() == expected and sum(expected) > 0
+
+
+def test_training_with_modules_drawn_trains_the_model() -> None:
+    original = BY_ID["torchvision-basic-4"]
+    model = original.model()
+    net = pathnet.adapt(model, original.batch()[0])
+    data = pathnet.data.synthetic(images=64, classes=5)
+    before = copy.deepcopy(model.state_dict())
+    recipe = pathnet.training.Recipe(epochs=2, batch_size=32, modules=2, warmup_steps=0, learning_rate=0.01)
+    history = pathnet.training.train(net, data, recipe)
+    assert history[-1].train_loss < history[0].train_loss
+    assert any(not torch.equal(own, before[name]) for name, own in model.state_dict().items() if "running" in name)
+    images, _ = next(data.test_batches(8))
+    with torch.no_grad():
+        torch.testing.assert_close(net(images), model.eval()(images), rtol=1e-4, atol=1e-5)
+
+
 def test_layers_taken_out_of_the_models_own_list() -> None:
     """Deleting both modules of a layer is the model built without the layer."""
     for original in ORIGINALS:
-        if not original.speaks and original.id != "timm-vit":
+        if not original.id.startswith(("gpt2", "llama", "timm-vit")):
             continue
         model, net = adapted(original)
         x, _ = original.batch(2, seed=4)
@@ -173,8 +237,15 @@ def test_post_activation_blocks_are_recognised(original: Original) -> None:
     assert recognised == expected
 
 
+def test_skips_of_every_kind_are_told() -> None:
+    for name in ("timm-convnext", "timm-vit", "bert", "gpt2-eager"):
+        assert {block.skip_kind() for block in adapted(BY_ID[name])[1]} == {"identity"}  # type: ignore[attr-defined]
+    kinds = [block.skip_kind() for block in adapted(BY_ID["timm-resnetv2"])[1]]  # type: ignore[attr-defined]
+    assert kinds == ["projection", "identity", "projection", "projection", "identity"]
+
+
 def test_blocks_deleted_from_a_resnet_are_identities() -> None:
-    original = next(own for own in ORIGINALS if own.id == "torchvision-resnet18")
+    original = BY_ID["torchvision-resnet18"]
     model, net = adapted(original)
     x, _ = original.batch(2, seed=5)
     without_it = copy.deepcopy(model)
@@ -184,7 +255,7 @@ def test_blocks_deleted_from_a_resnet_are_identities() -> None:
 
 
 def test_the_head_and_the_embedding_of_gpt2_stay_one() -> None:
-    original = next(own for own in ORIGINALS if own.id == "gpt2-sdpa")
+    original = BY_ID["gpt2-sdpa"]
     model, net = adapted(original)
     embedding: Tensor = model.get_submodule("transformer.wte").weight  # type: ignore[assignment]
     assert any(own is embedding for own in net.stem.parameters())

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
-from pathnet.models.tracing.connections import Term
+from pathnet.models.tracing.connections import CLONES, Term
 from pathnet.models.tracing.graphs import Fact, Traced, by_value, placeholder, where
 
 __all__ = ["Scissors"]
@@ -62,7 +62,7 @@ class Scissors:
         """
         own_shape = _broadcast([self._shape(term.node) for term in terms])
         grows = shape is not None and shape != own_shape
-        if [term.node for term in terms] == [start] and terms[0].factor == 1 and not grows:
+        if len(terms) == 1 and terms[0].factor == 1 and not grows and self._passes(start, terms[0].node):
             return None
         part = _Part(self, start, [term.node for term in terms])
         total: fx.Node | None = None
@@ -78,6 +78,14 @@ class Scissors:
             self.fixed.append("a branch is broadcast")
         part.graph.output(total)
         return fx.GraphModule(part.held, part.graph)
+
+    def _passes(self, start: fx.Node, end: fx.Node) -> bool:
+        """Whether what ``end`` gives is what ``start`` does: between them is nothing, or modules that do nothing."""
+        while end is not start and (
+            end.target in CLONES or type(self.traced.held.get(str(end.target))) is nn.Identity
+        ):
+            (end,) = end.all_input_nodes
+        return end is start
 
     def _shape(self, node: fx.Node) -> torch.Size:
         shape = self.once[node].shape
