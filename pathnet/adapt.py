@@ -15,6 +15,7 @@ from pathnet.models.tracing.by_hand import Part, assembled, inlined, inside, sub
 from pathnet.models.tracing.dissect import Dissection, dissect
 from pathnet.models.tracing.examples import examples
 from pathnet.models.tracing.graphs import attempts, differs, first_line, untouched, untraceable
+from pathnet.record import full_precision
 
 __all__ = ["AdaptedNet", "adapt"]
 
@@ -118,7 +119,7 @@ def adapt(
         raise ValueError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     owned = set(model.modules())
     root = _OneOutput(model, output)
-    with untouched(model):
+    with full_precision(), untouched(model):
         example = _example(root, model, example)
         if blocks is not None and any(isinstance(own, (tuple, list)) for own in blocks):
             if stem is None or head is None:
