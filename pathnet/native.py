@@ -47,7 +47,8 @@ LOADED = not WHY_NOT
 
 
 def build_facts() -> dict[str, str | list[str]]:
-    """What the build holds: compiler, CUDA architectures or why there are none, instruction sets.
+    """What the build holds: compiler, the torch that it was compiled against and the one whose ABI it asks for, CUDA
+    architectures or why there are none, instruction sets.
 
     Raises:
         RuntimeError: the library is not built, or PATHNET_ISA names an instruction set that is not there.
@@ -57,6 +58,7 @@ def build_facts() -> dict[str, str | list[str]]:
     build = importlib.import_module("pathnet._build")
     return {
         "compiler": build.compiler,
+        "torch_version": build.torch_version,
         "torch_target": build.torch_target,
         "cuda_compiler": build.cuda_compiler,
         "cuda_architectures": build.cuda_architectures.split(),

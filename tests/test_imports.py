@@ -24,6 +24,7 @@ ORDER = [
     "routed",
     "gradients",
     "tape",
+    "adapt",
     "lesion",
     "training",
     "progress",
