@@ -29,7 +29,7 @@ from pathnet.record import (
     output_gradient,
     snapshot,
 )
-from pathnet.routed import check_paths, check_routing, routed_forward
+from pathnet.routing import check_paths, check_routing, routed_forward
 
 __all__ = ["Recorder", "Tape", "record"]
 

@@ -21,12 +21,13 @@ from pathnet.experiments import (
 from pathnet.experiments.drawn_paths import drawn_paths
 from pathnet.experiments.run import title
 from pathnet.experiments.summary import summarise
+from pathnet.figures.depth import figure_depth
 from pathnet.figures.gates import figure_highway
 from pathnet.figures.gradients import figure_6, table_6
 from pathnet.figures.lesions import figure_3, figure_5a, figure_5b, figure_8
 from pathnet.figures.paths import figure_1, figure_2, figure_7, figure_effective
 
-__all__ = ["draw", "figure_6", "table_6"]
+__all__ = ["draw", "figure_6", "figure_depth", "table_6"]
 
 
 def draw(run: results.Run) -> list[Path]:
