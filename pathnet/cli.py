@@ -106,7 +106,8 @@ def train(
     data: DataFlag,
     out: Annotated[Path, typer.Option(help="The safetensors file to write; its checkpoint lies beside it.")],
     model: Annotated[
-        Literal["preact_resnet", "preact_resnet_imagenet", "vgg", "highway"], typer.Option(help="The network.")
+        Literal["preact_resnet", "preact_resnet_imagenet", "resnet", "vgg", "highway"],
+        typer.Option(help="The network."),
     ] = "preact_resnet",
     depth: Annotated[
         int | None, typer.Option(help="Layers with weights: 6n + 2, bottleneck 9n + 2.", show_default="56")
@@ -140,7 +141,7 @@ def train(
     own: dict[str, Any] = {"depth": depth, "width": width, "shortcut": shortcut, "block": block}
     own |= {"survival": survival, "gate_bias": gate_bias, "stages": stages}
     given = {name: value for name, value in own.items() if value is not None}
-    if model == "preact_resnet":
+    if model in ("preact_resnet", "resnet"):
         given.setdefault("depth", 56)
     given["num_classes"] = len(images.classes)
     if model != "preact_resnet_imagenet":

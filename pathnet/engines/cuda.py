@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pathnet import native
 from pathnet.engines.self_check import disagreement
-from pathnet.engines.tables import Tables, tables, unsupported_form
+from pathnet.engines.tables import Tables, post_activation, tables, unsupported_form
 from pathnet.models.residual_net import ResidualNet
 from pathnet.record import BatchNormMode, BlockRecord, Precision, Prepared
 
@@ -107,6 +107,8 @@ class CudaEngine:
             return f'no bn="{bn}"'
         if precision == "float64":
             return f'no precision="{precision}"'
+        if post_activation(net):
+            return "its activations lie behind the additions"
         capability = torch.cuda.get_device_capability(device)
         if capability < (8, 0):
             name = torch.cuda.get_device_name(device)

@@ -362,7 +362,7 @@ class Judge {
     const Packed packed(kernels_, own, Direction::kForward, false);
     const auto walk = [&](const Team& team, const Exact<float>& routing, int64_t routings, uint8_t* relu_bits) {
       Exact<float> output(routings * trial_.grad.size(), shifted_, kNan);
-      ForwardWalk job = {own,          packed.data(), shifts_.data(), y0_.data(), routing.data(),
+      ForwardWalk job = {own,          packed.data(), shifts_.data(), nullptr,  y0_.data(), routing.data(),
                          trial_.batch, routings,      output.data(),  relu_bits};
       job.plan.weights = nullptr;
       kernels_.forward(job, team);

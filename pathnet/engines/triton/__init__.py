@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pathnet.chunks import in_chunks
 from pathnet.engines.self_check import disagreement
-from pathnet.engines.tables import blocks_of, unsupported_block, unsupported_form
+from pathnet.engines.tables import blocks_of, post_activation, unsupported_block, unsupported_form
 from pathnet.engines.triton.network import TritonNetwork, network_of
 from pathnet.engines.triton.state import Kept
 from pathnet.models.residual_net import ResidualNet
@@ -104,6 +104,8 @@ class TritonEngine:
             return f"the network is on {device}"
         if precision == "float64":
             return f'no precision="{precision}"'
+        if post_activation(net):
+            return "its activations lie behind the additions"
         reason = unsupported_form(net, bn) or unsupported_side(net)
         return reason or disagreement(self, bn, precision, device)
 
