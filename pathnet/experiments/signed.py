@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Judgement", "aligned_variance", "judge", "tail_index"]
+__all__ = ["Judgement", "aligned_variances", "judge", "tail_index"]
 
 FEWEST_IN_TAIL = 5
 LITTLE = 0.25
@@ -98,25 +98,26 @@ def judge(
     tail = np.array([tail_index(column) for column in scaled.T])
     count = len(draws)
     threshold = min(1 - 1 / np.log10(count), 0.7) if count > 1 else -np.inf
-    needed = np.array([aligned_variance(n, k) for k in range(n + 1)]) / ERROR**2
+    needed = np.array(aligned_variances(n)) / ERROR**2
     return Judgement(count, mean * largest, error, tail, float(threshold), aligned, needed)
 
 
 @cache
-def aligned_variance(n: int, length: int) -> float:
-    """The relative variance of one signed draw where the gradients of all paths of a length are equal.
+def aligned_variances(n: int) -> tuple[float, ...]:
+    """The relative variance of one signed draw where the gradients of all paths of a length are equal, by length.
 
     With m minus signs among n a draw is then K_k(m)^2, K_k the Krawtchouk polynomial: the coefficient of x^k in
     ``(1 - x)^m (1 + x)^(n - m)``; and m is binomial. Integers throughout, since the sums cancel.
     """
-    fourth = sum(math.comb(n, m) * _krawtchouk(n, length, m) ** 4 for m in range(n + 1))
-    square = math.comb(n, length) ** 2 << n
-    return (fourth - square) / square
-
-
-def _krawtchouk(n: int, length: int, m: int) -> int:
-    terms = range(max(0, length - n + m), min(m, length) + 1)
-    return sum((-1) ** j * math.comb(m, j) * math.comb(n - m, length - j) for j in terms)
+    fourth = [0] * (n + 1)
+    for m in range(n + 1):
+        before, own, ways = 0, 1, math.comb(n, m)
+        for k in range(n + 1):
+            fourth[k] += ways * own**4
+            # The recurrence (k + 1) K_{k+1} = (n - 2m) K_k - (n - k + 1) K_{k-1}.
+            before, own = own, ((n - 2 * m) * own - (n - k + 1) * before) // (k + 1)
+    squares = [math.comb(n, k) ** 2 << n for k in range(n + 1)]
+    return tuple((power - square) / square for power, square in zip(fourth, squares, strict=True))
 
 
 def _standard_error(values: Array, batch: NDArray[np.int64] | None) -> Array:
