@@ -65,7 +65,7 @@ class Exact:
     @property
     def product(self) -> Array:
         """float64 [n]: the norms of the sums of the lengths 1 to n, scaled to sum to 1."""
-        return np.asarray(self.norm.mean[1:] / self.norm.mean[1:].sum())
+        return _of_total(self.norm.mean[1:])
 
     def first_to_explain(self, share: float) -> int:
         """The smallest length up to which that share of G is explained, and no less by any longer ones."""
@@ -93,7 +93,7 @@ class Signed:
     @property
     def product(self) -> Array:
         """float64 [n]: ``total`` of the lengths 1 to n, scaled to sum to 1."""
-        return np.asarray(self.total[1:] / self.total[1:].sum())
+        return _of_total(self.total[1:])
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,11 @@ class Found:
 def path_counts(n: int) -> Array:
     """float64 [n + 1]: how many paths there are of the lengths 0 to n."""
     return np.array([float(math.comb(n, length)) for length in range(n + 1)])
+
+
+def _of_total(values: Array) -> Array:
+    total = values.sum()
+    return np.asarray(values / total) if total > 0 else values
 
 
 def found(run: results.Run) -> Found:

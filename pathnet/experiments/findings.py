@@ -29,8 +29,9 @@ def cancelled(result: Found) -> Cancelled | None:
     if result.cancelling is None or result.sampled is None:
         return None
     effective = result.sampled.effective
-    times = 1 / result.cancelling.mean[effective.first - 1 : effective.last]
-    return Cancelled(effective.first, effective.last, float(np.nanmin(times)), float(np.nanmax(times)))
+    left = result.cancelling.mean[effective.first - 1 : effective.last]
+    left = left[left > 0]
+    return Cancelled(effective.first, effective.last, 1 / left.max(), 1 / left.min()) if len(left) else None
 
 
 def findings_of(result: Found) -> list[str]:

@@ -135,19 +135,22 @@ def _band(axes: Axes, where: np.ndarray, means: Means) -> None:
 
 
 def table_exact(result: Found, exact: Exact, title: str) -> Table:
-    """The exact sums, one row a length; 80 columns wide."""
+    """The exact sums, one row a length; 80 columns wide.
+
+    After the norm of a sum its share of the sum of the norms of its paths; the cosines with the next sum and with the
+    gradient; the share of the gradient that it explains, and those up to it; and what
+    those leave of the gradient's norm.
+    """
     table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
-    for heading in ("length", "norm", "of total", "cancelling", "cos next", "cos full", "share", "explained", "left"):
+    for heading in ("length", "norm", "of norms", "cos next", "cos full", "share", "up to it", "left"):
         table.add_column(heading, justify="right")
-    total = exact.norm.mean.sum()
     for k in range(result.n + 1):
         ratio = result.cancelling.mean[k - 1] if result.cancelling is not None and k else np.nan
         after = exact.next_cosine.mean[k] if k < result.n else np.nan
         table.add_row(
             str(k),
             f"{exact.norm.mean[k]:.2e}",
-            percent(exact.norm.mean[k] / total),
-            _number(ratio, ".2e"),
+            "-" if np.isnan(ratio) else percent(ratio),
             _number(after, ".2f"),
             _number(exact.full_cosine.mean[k], ".2f"),
             _signed_percent(exact.share.mean[k]),
@@ -158,17 +161,21 @@ def table_exact(result: Found, exact: Exact, title: str) -> Table:
 
 
 def table_signed(result: Found, signed: Signed, title: str) -> Table:
-    """The signed draws, one row a length, those not to be trusted marked; 80 columns wide."""
+    """The signed draws, one row a length; 80 columns wide.
+
+    After the root of the mean square the relative standard error of the mean square, what tells whether it can be
+    trusted, and the relative standard deviations of the square of a single sampled path's norm, and of a draw.
+    """
     table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
     for heading in (
         "length",
         "rms norm",
-        "rel. error",
+        "error",
         "k-hat",
         "aligned",
         "trusted",
-        "sd of a path",
-        "sd of a draw",
+        "path varies",
+        "draw varies",
     ):
         table.add_column(heading, justify="right")
     judgement = signed.judgement
