@@ -468,7 +468,7 @@ def _print_gradients(run: results.Run) -> None:
         _print_table(table_6(result.sampled, heading))
         print(*findings(result.sampled), sep="\n")
     if result.exact is not None:
-        _print_table(table_exact(result, result.exact, f"{heading}: exact sums over all paths of a length"))
+        _print_table(table_exact(result, result.exact, f"{heading}: exact sums"))
     if result.signed is not None:
         _print_table(table_signed(result, result.signed, f"{heading}: signed draws"))
     for line in findings_of(result):
