@@ -166,6 +166,25 @@ def on_its_bits(tape: pathnet.Tape) -> tuple[Any, Tensor, Tensor]:
     return inputs, record.grad.double(), record.exponent
 
 
+@pytest.mark.parametrize(("engine", "bn"), JOBS)
+def test_each_block_has_its_own_coefficients(engine: str, bn: str) -> None:
+    """Signs among them, and skips and modules that are left out."""
+    case = SMALL[3]
+    tape = recorded(engine, case.net(), *case.images(), bn)
+    routing = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    routing[1, 0] = routing[4, 1] = 0
+    walk = tape._engine.sums_by_length, tape._engine.sums_by_length_norms
+    record = tape._record
+    sums, norms = (own(record.blocks, record.grad, record.exponent, routing.to(record.grad.dtype)) for own in walk)
+    net, (images, labels) = case.net(), case.images()
+    weights = torch.where(codes(6) > 0, routing[:, 1], routing[:, 0]).prod(1)
+    paths = [detach_loop(net, images, labels, code, bn) for code in codes(6)]
+    expected, _ = added_up(6, [weight * own for weight, own in zip(weights, paths, strict=True)])
+    assert expected[6].abs().max() == 0 and scaling.value(*sums)[6].abs().max() == 0
+    assert_close(scaling.value(*sums), expected, tolerance(engine))
+    torch.testing.assert_close(norms, expected.flatten(2).norm(dim=2).double(), rtol=10 * tolerance(engine), atol=0)
+
+
 @pytest.fixture(scope="module", params=ENGINES)
 def deep(request: pytest.FixtureRequest) -> tuple[pathnet.Tape, Tensor, ResidualNet]:
     """A tape of 54 blocks in float32, and its sums."""
