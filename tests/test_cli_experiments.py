@@ -152,7 +152,7 @@ def test_an_experiment_trains_what_it_needs_on_any_data(tmp_path: Path) -> None:
     assert pathnet_("figures", tmp_path / "lesion-many").out == ended.out
     (line,) = pathnet_("path-gradients", "--folder", tmp_path, *flags, "--batches", 1, "--json").out.splitlines()
     facts = json.loads(line)
-    assert [own["n"] for own in facts["runs"]] == [6, 6] and len(facts["written"]) == 4
+    assert [own["n"] for own in facts["runs"]] == [6, 6] and len(facts["written"]) == 8
     assert [own["run"] for own in facts["runs"]] == [
         str(tmp_path / own) for own in ("path-gradients", "path-gradients/seed-1")
     ]

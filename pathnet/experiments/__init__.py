@@ -75,7 +75,7 @@ def _gradients(nets: Networks, data: Data, plan: Plan, folder: Path, progress: P
         own = folder / f"seed-{seed}" if seed else folder
         run = path_gradients.measure(net, data, settings, own, progress)
         if plan.exact_batches:
-            exact = replace(settings, method="exact", batches=plan.exact_batches)
+            exact = replace(settings, method="exact", batches=min(plan.batches, plan.exact_batches))
             run = path_gradients.measure(net, data, exact, own, progress)
         runs.append(run)
     return runs

@@ -49,7 +49,7 @@ class Plan:
             (batch), or recalibrated on a few training batches.
         images: test images, spread evenly over the split; 0 for all.
         batches: random training batches of Figure 6, on each of which one path of every length is measured.
-        exact_batches: those among them on which the sums over all paths of each length are taken; 0 for none.
+        exact_batches: the first of them, on which the sums over all paths of each length are taken; 0 for none.
         modules: residual modules that effective training draws for each batch.
         gate_batches: random training batches on which highway networks' gates are measured.
         gate_batch_size: images of each.
