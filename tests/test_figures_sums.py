@@ -17,6 +17,7 @@ from rich.console import Console
 from pathnet import results
 from pathnet.experiments.by_length import ExactSum, SignedDraw
 from pathnet.experiments.comparison import Found, found
+from pathnet.experiments.findings import findings_of
 from pathnet.figures import draw, figure_sums, style, table_exact, table_signed
 from pathnet.figures.gradients import plot_signed
 from pathnet.report import write
@@ -147,7 +148,7 @@ def test_awkward_runs_are_drawn_and_tabled(n: int, tmp_path: Path) -> None:
     run.add_rows([ExactSum(0, k, own, np.nan, np.nan, share[k], 0.4, 1.0, "cpu") for k, own in enumerate(norm)])
     run.add_rows([SignedDraw(0, 0, k, own**2, "cpu") for k, own in enumerate(norm)])
     draw(run)
-    for line in tabled(found(run)):
+    for line in (*tabled(found(run)), *findings_of(found(run))):
         assert "nan" not in line
 
 

@@ -44,14 +44,15 @@ def findings_of(result: Found) -> list[str]:
 
 def _of_exact(result: Found, exact: Exact) -> list[str]:
     n, cosine = result.n, exact.next_cosine.mean
+    cosine = cosine[np.isfinite(cosine)]
     most, times = exact.first_to_explain(MOST), exact.norm.mean.sum() / exact.full_norm
     held = path_counts(n)[: most + 1].sum() / 2**n
     lines = [
         f"exact sums over all 2^{n} paths, on {exact.batches} batches: lengths up to {most} explain "
         f"{percent(exact.explained.mean[most])} of the gradient and leave {percent(exact.left.mean[most])} of its "
         f"norm; they are {percent(held)} of all paths",
-        f"the lengths cancel each other: the norms of their sums add up to {times:.3g} times the gradient's; the "
-        f"cosine of neighbours is {np.nanmin(cosine):.2g} to {np.nanmax(cosine):.2g}",
+        f"the lengths cancel each other: the norms of their sums add up to {times:.3g} times the gradient's"
+        + (f"; the cosine of neighbours is {cosine.min():.2g} to {cosine.max():.2g}" if len(cosine) else ""),
     ]
     if (among := cancelled(result)) is not None:
         lines.append(
