@@ -161,6 +161,13 @@ int64_t checked_routings(const Tensor& routing, const Plan& plan) {
   return routing.size(0);
 }
 
+// Of the sums by length: those of one routing.
+int64_t checked_factors(const Tensor& routing, const Plan& plan) {
+  check_dtype("routing", routing, ScalarType::Float);
+  check_shape("routing", routing, {plan.block_count, 2});
+  return 1;
+}
+
 BackwardWalk backward_walk(const Plan& plan, const Checked& checked, const Tensor& grad, const Tensor& exponent,
                            const Tensor& routing, int64_t routings, BackwardResult& made) {
   const bool gradients = made.grad_input.size(0) > 0;
@@ -199,19 +206,20 @@ std::tuple<Tensor, Tensor, Tensor> sums_by_length(const Tensor& grad, const Tens
   Plan plan = checked_tables(blocks, units, {INT64_MAX, INT64_MAX, relu_bits.size(1)});
   plan.relu_bits = relu_bits.const_data_ptr<uint8_t>();
   const Checked checked = checked_packed(packed, plan, Direction::kBackward, true);
-  check_dtype("routing", routing, ScalarType::Float);
-  check_shape("routing", routing, {plan.block_count, 2});
+  const int64_t routings = checked_factors(routing, plan);
   BackwardResult made =
       backward_result(plan, grad, exponent, relu_bits.size(0), plan.block_count + 1, relu_bits, gradients);
-  const BackwardWalk job = backward_walk(plan, checked, grad, exponent, routing, 1, made);
+  const BackwardWalk job = backward_walk(plan, checked, grad, exponent, routing, routings, made);
   if (made.batch > 0) checked.kernels.sums_by_length(job, team());
   return {made.norms, made.grad_input, made.exponent_input};
 }
 
-std::tuple<Tensor, Tensor, Tensor> batch_backward(const Tensor& grad, const Tensor& exponent, const Tensor& routing,
-                                                  const Tensor& blocks, const Tensor& units, const Tensor& packed,
-                                                  const Tensor& relu_bits, const Tensor& normalized,
-                                                  const Tensor& scales, bool gradients) {
+// Both walks back of BN mode `batch`: routings, or the sums by length of one.
+template <bool kSums>
+std::tuple<Tensor, Tensor, Tensor> batch_walk(const Tensor& grad, const Tensor& exponent, const Tensor& routing,
+                                              const Tensor& blocks, const Tensor& units, const Tensor& packed,
+                                              const Tensor& relu_bits, const Tensor& normalized, const Tensor& scales,
+                                              bool gradients) {
   check_dtype("relu_bits", relu_bits, ScalarType::Byte);
   check_shape("relu_bits", relu_bits, {-1, -1});
   const float* own_scales = checked_row("scales", scales);
@@ -220,8 +228,9 @@ std::tuple<Tensor, Tensor, Tensor> batch_backward(const Tensor& grad, const Tens
   plan.scales = own_scales;
   check_before_relu(plan);
   const Checked checked = checked_packed(packed, plan, Direction::kBackward, false);
-  const int64_t routings = checked_routings(routing, plan);
-  BackwardResult made = backward_result(plan, grad, exponent, 1, routings, relu_bits, gradients);
+  const int64_t routings = kSums ? checked_factors(routing, plan) : checked_routings(routing, plan);
+  const int64_t results = kSums ? plan.block_count + 1 : routings;
+  BackwardResult made = backward_result(plan, grad, exponent, 1, results, relu_bits, gradients);
   const BatchBackwardWalk job = {plan,
                                  checked.weights,
                                  checked_row("normalized", normalized, normalized_size(plan, made.batch)),
@@ -233,7 +242,8 @@ std::tuple<Tensor, Tensor, Tensor> batch_backward(const Tensor& grad, const Tens
                                  made.norms.mutable_data_ptr<double>(),
                                  gradients ? made.grad_input.mutable_data_ptr<float>() : nullptr,
                                  gradients ? made.exponent_input.mutable_data_ptr<int32_t>() : nullptr};
-  if (made.batch > 0 && routings > 0) checked.kernels.batch_backward(job, team());
+  const auto walk = kSums ? checked.kernels.batch_sums_by_length : checked.kernels.batch_backward;
+  if (made.batch > 0 && routings > 0) walk(job, team());
   return {made.norms, made.grad_input, made.exponent_input};
 }
 
@@ -574,6 +584,10 @@ STABLE_TORCH_LIBRARY(pathnet, m) {
       "batch_backward(Tensor grad, Tensor exponent, Tensor routing, Tensor blocks, Tensor units, Tensor packed, "
       "Tensor relu_bits, Tensor normalized, Tensor scales, bool gradients) -> (Tensor, Tensor, Tensor)");
   m.def(
+      "batch_sums_by_length(Tensor grad, Tensor exponent, Tensor routing, Tensor blocks, Tensor units, "
+      "Tensor packed, Tensor relu_bits, Tensor normalized, Tensor scales, bool gradients) -> (Tensor, Tensor, "
+      "Tensor)");
+  m.def(
       "batch_forward(Tensor y0, Tensor routing, Tensor blocks, Tensor units, Tensor scales, Tensor shifts, "
       "Tensor epsilons, Tensor packed, bool record) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
@@ -593,7 +607,8 @@ STABLE_TORCH_LIBRARY_IMPL(pathnet, CPU, m) {
   m.impl("routed_backward", TORCH_BOX(&pathnet::routed_backward));
   m.impl("sums_by_length", TORCH_BOX(&pathnet::sums_by_length));
   m.impl("routed_forward", TORCH_BOX(&pathnet::routed_forward));
-  m.impl("batch_backward", TORCH_BOX(&pathnet::batch_backward));
+  m.impl("batch_backward", TORCH_BOX(&pathnet::batch_walk<false>));
+  m.impl("batch_sums_by_length", TORCH_BOX(&pathnet::batch_walk<true>));
   m.impl("batch_forward", TORCH_BOX(&pathnet::batch_forward));
   m.impl("cuda_plan", TORCH_BOX(&pathnet::cuda_plan));
   m.impl("cuda_unpack_bits", TORCH_BOX(&pathnet::cuda_unpack_bits));

@@ -16,6 +16,7 @@ __all__ = [
     "WHY_NOT",
     "batch_backward",
     "batch_forward",
+    "batch_sums_by_length",
     "build_facts",
     "cpu_pack",
     "cuda_plan",
@@ -226,6 +227,36 @@ def batch_backward(
     return norms, grad_input, exponent_input
 
 
+def batch_sums_by_length(
+    grad: Tensor,
+    exponent: Tensor,
+    routing: Tensor,
+    blocks: Tensor,
+    units: Tensor,
+    packed: Tensor,
+    relu_bits: Tensor,
+    normalized: Tensor,
+    scales: Tensor,
+    gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`sums_by_length` where each batch normalisation took the batch's own statistics.
+
+    Args:
+        routing: as for `sums_by_length`; the others as for `batch_backward`.
+
+    Returns:
+        The norms of the samples' slices, float64 [n + 1, B]; the gradients, float32 [n + 1, B, C_0, H_0, W_0], and
+        their exponents, int32 [n + 1, 1], or none of them (of length 0).
+
+    Raises:
+        RuntimeError: an argument has another type or shape, or the tables contradict one another.
+    """
+    norms, grad_input, exponent_input = torch.ops.pathnet.batch_sums_by_length(
+        grad, exponent, routing, blocks, units, packed, relu_bits, normalized, scales, gradients
+    )
+    return norms, grad_input, exponent_input
+
+
 def batch_forward(
     y0: Tensor,
     routing: Tensor,
@@ -409,6 +440,21 @@ def _fake_batch_backward(
     return _fake_backward(grad, exponent, routing, relu_bits, gradients)
 
 
+def _fake_batch_sums_by_length(
+    grad: Tensor,
+    exponent: Tensor,
+    routing: Tensor,
+    blocks: Tensor,
+    units: Tensor,
+    packed: Tensor,
+    relu_bits: Tensor,
+    normalized: Tensor,
+    scales: Tensor,
+    gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_backward(grad, exponent, routing.new_empty((routing.shape[0] + 1, 0)), relu_bits, gradients)
+
+
 def _fake_backward(
     grad: Tensor, exponent: Tensor, routing: Tensor, relu_bits: Tensor, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -525,4 +571,5 @@ if LOADED:
     torch.library.register_fake("pathnet::sums_by_length")(_fake_sums_by_length)
     torch.library.register_fake("pathnet::routed_forward")(_fake_routed_forward)
     torch.library.register_fake("pathnet::batch_backward")(_fake_batch_backward)
+    torch.library.register_fake("pathnet::batch_sums_by_length")(_fake_batch_sums_by_length)
     torch.library.register_fake("pathnet::batch_forward")(_fake_batch_forward)

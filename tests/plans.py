@@ -86,10 +86,10 @@ class Plan:
         rows = torch.cat([by_pixel(own).flatten() for own in self.normalized if own is not None]).float()
         return *tables, self.pack(True, False, bf16), self.relu_bits(), rows, self.scales, gradients
 
-    def sums_arguments(self, bf16: bool = False, gradients: bool = True, routing: int = -1) -> tuple[Any, ...]:
-        """Of `pathnet.native.sums_by_length`, with one of the routings."""
-        grad, exponent, routings, *rest = self.backward_arguments("running", bf16, gradients)
-        return grad, exponent, routings[routing].contiguous(), *rest
+    def sums_arguments(self, bn: str, bf16: bool = False, gradients: bool = True) -> tuple[Any, ...]:
+        """Of `pathnet.native.sums_by_length` or `pathnet.native.batch_sums_by_length`, with the last routing."""
+        grad, exponent, routings, *rest = self.backward_arguments(bn, bf16, gradients)
+        return grad, exponent, routings[-1].contiguous(), *rest
 
     def forward_arguments(self, bn: str, record: bool = False) -> tuple[Any, ...]:
         epsilons = (self.biases,) if bn == "running" else (self.epsilons,)
@@ -99,6 +99,7 @@ class Plan:
 
 
 BACKWARD = {"running": native.routed_backward, "batch": native.batch_backward}
+SUMS = {"running": native.sums_by_length, "batch": native.batch_sums_by_length}
 FORWARD = {"running": native.routed_forward, "batch": native.batch_forward}
 
 

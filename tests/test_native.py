@@ -23,6 +23,7 @@ from plans import (
     IDENTITY,
     PAD,
     PROJECTION,
+    SUMS,
     Plan,
     Recorded,
     by_pixel,
@@ -132,32 +133,33 @@ def test_plans_with_skips_behind_the_relu_walk_back_like_autograd(isa: str, bf16
 
 
 @functools.cache
-def judged_sums(seed: int, wide: bool, behind_relu: bool, terms: int) -> Tensor:
+def judged_sums(seed: int, wide: bool, bn: str, behind_relu: bool, terms: int) -> Tensor:
     """float64 [n + 1, B, C, H, W]: for each length the sum over the paths, of the last routing's factors."""
     own = plan(seed, wide, behind_relu)
     codes = torch.tensor(list(itertools.product((0, 1), repeat=len(own.blocks))))
     factors = torch.stack([1 - codes, codes], 2) * own.routing[-1]
-    every = truth_back(replace(own, routing=factors), "running", terms)
+    every = truth_back(replace(own, routing=factors), bn, terms)
     lengths = codes.sum(1)
     return torch.stack([every[lengths == k].sum(0) for k in range(len(own.blocks) + 1)])
 
 
-@pytest.mark.parametrize("behind_relu", [False, True], ids=["before", "behind"])
 @pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
+@pytest.mark.parametrize(("bn", "behind_relu"), [("running", False), ("running", True), ("batch", False)])
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
-def test_sums_by_length_are_those_of_every_path(isa: str, bf16: bool, wide: bool, behind_relu: bool) -> None:
+def test_sums_by_length_are_those_of_every_path(isa: str, bf16: bool, bn: str, behind_relu: bool, wide: bool) -> None:
     terms = terms_of(isa, bf16)
     for seed in seeds(isa):
-        expected, rounded = (judged_sums(seed, wide, behind_relu, own) for own in (0, terms))
         given = plan(seed, wide, behind_relu)
-        norms, grad, exponent = native.sums_by_length(*given.sums_arguments(bf16))
+        if bn == "batch" and given.least_values < FEWEST_VALUES:
+            continue
+        expected, rounded = (judged_sums(seed, wide, bn, behind_relu, own) for own in (0, terms))
+        norms, grad, exponent = SUMS[bn](*given.sums_arguments(bn, bf16))
         own = torch.ldexp(grad.double(), exponent[:, :, None, None, None])
-        # Paths of a length may cancel: what rounding leaves is measured by what they come to one by one.
-        floor = admitted(expected, rounded, "running", terms)
-        size = sizes(torch.stack([expected.abs().sum(0)]), "running")
-        assert (sizes(own - expected, "running") <= floor + 1e-6 * size).all(), f"seed {seed}"
+        # Where the paths of a length cancel, rounding is measured by what they come to one by one.
+        limit = admitted(expected, rounded, bn, terms) + 1e-6 * sizes(expected.abs().sum(0)[None], bn)
+        assert (sizes(own - expected, bn) <= limit).all(), f"seed {seed}"
         torch.testing.assert_close(norms, own.flatten(2).norm(dim=2), rtol=1e-12, atol=0)
-        alone, none, _ = native.sums_by_length(*given.sums_arguments(bf16, gradients=False))
+        alone, none, _ = SUMS[bn](*given.sums_arguments(bn, bf16, gradients=False))
         assert torch.equal(alone, norms) and len(none) == 0
 
 
@@ -463,14 +465,20 @@ OPS: dict[str, tuple[Callable[..., Any], Callable[[Plan], tuple[Any, ...]]]] = {
         lambda own: (own.blocks, own.units, own.weights, own.scales, True, True, False),
     ),
     "routed_backward": (native.routed_backward, lambda own: own.backward_arguments("running")),
-    "sums_by_length": (native.sums_by_length, lambda own: own.sums_arguments()),
+    "sums_by_length": (native.sums_by_length, lambda own: own.sums_arguments("running")),
+    "batch_sums_by_length": (native.batch_sums_by_length, lambda own: own.sums_arguments("batch")),
     "batch_backward": (native.batch_backward, lambda own: own.backward_arguments("batch")),
     "routed_forward": (native.routed_forward, lambda own: own.forward_arguments("running")),
     "batch_forward": (native.batch_forward, lambda own: own.forward_arguments("batch")),
 }
 
 
-BACK = {"routed_backward": (True, True), "sums_by_length": (True, True), "batch_backward": (True, False)}
+BACK = {
+    "routed_backward": (True, True),
+    "sums_by_length": (True, True),
+    "batch_backward": (True, False),
+    "batch_sums_by_length": (True, False),
+}
 """How weights are packed for the walks back."""
 
 
@@ -636,7 +644,10 @@ WRONG: dict[str, list[tuple[str, Callable[[Tensor], Tensor], str]]] = {
         ("relu_bits", lambda b: b[:2], r"grad: expected shape \[2, 6, 5, 4\], got"),
         ("units", cell(0, 11, 1 << 62), "units: expected an even bits offset within"),
     ],
-    "sums_by_length": [("routing", lambda r: r[:1].contiguous(), r"routing: expected shape \[2, 2\], got \[1, 2\]")],
+    **dict.fromkeys(
+        ("sums_by_length", "batch_sums_by_length"),
+        [("routing", lambda r: r[:1].contiguous(), r"routing: expected shape \[2, 2\], got \[1, 2\]")],
+    ),
     "routed_backward": [
         ("routing", lambda r: r[:, :1].contiguous(), r"routing: expected shape \[\*, 2, 2\]"),
     ],

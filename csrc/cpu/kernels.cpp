@@ -49,7 +49,7 @@ Kernels kernels_with() {
   return {packed_size<Convolver>,         pack<Convolver>,
           walk_backward<Convolver>,       walk_sums_by_length<Convolver>,
           walk_forward<ForwardConvolver>, walk_batch_backward<Convolver>,
-          walk_batch_forward<ForwardConvolver>};
+          walk_batch_sums_by_length<Convolver>, walk_batch_forward<ForwardConvolver>};
 }
 
 }  // namespace

@@ -31,9 +31,8 @@ struct BackwardWalk {
   int32_t* exponent_input;  // [routings, batch]; null with grad_input
 };
 
-// `sums_by_length` takes a BackwardWalk of one routing and gives its coefficients by powers of x of the product of
-// a * skip^T + x * c * module^T: norms and exponent_input are [blocks + 1, batch], and grad_input [blocks + 1, batch,
-// y_0].
+// `sums_by_length` takes a walk of one routing and gives its coefficients by powers of x of the product of
+// a * skip^T + x * c * module^T: there are blocks + 1 results, where walks of routings have as many as routings.
 
 struct ForwardWalk {
   Plan plan;
@@ -89,6 +88,7 @@ struct Kernels {
   void (*sums_by_length)(const BackwardWalk&, const Team&);
   void (*forward)(const ForwardWalk&, const Team&);
   void (*batch_backward)(const BatchBackwardWalk&, const Team&);
+  void (*batch_sums_by_length)(const BatchBackwardWalk&, const Team&);
   void (*batch_forward)(const BatchForwardWalk&, const Team&);
 };
 

@@ -194,4 +194,6 @@ def _sums_by_length(
     record, given = _given(blocks, grad, exponent, routing)
     if record.normalized is None or record.scales is None:
         return native.sums_by_length(*given, record.backward, record.relu_bits, gradients)
-    raise ValueError("engine: cpu has no sums by length in mode batch yet")
+    return native.batch_sums_by_length(
+        *given, record.backward, record.relu_bits, record.normalized, record.scales, gradients
+    )
