@@ -21,7 +21,7 @@ from pathnet import gradients, scaling
 from pathnet.engines.reference import ReferenceEngine, freeze
 from pathnet.models import Block, ResidualNet, preact_resnet
 
-SERVES = {"reference": ["running", "batch"], "cpu": ["running"]}
+SERVES = {"reference": ["running", "batch"], "cpu": ["running", "batch"]}
 """The engines, and the modes of batch normalisation in which they have sums by length."""
 ENGINES = list(SERVES)
 JOBS = [(engine, bn) for engine, modes in SERVES.items() for bn in modes]
