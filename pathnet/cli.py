@@ -468,9 +468,9 @@ def _print_gradients(run: results.Run) -> None:
         _print_table(table_6(result.sampled, heading))
         print(*findings(result.sampled), sep="\n")
     if result.exact is not None:
-        _print_table(table_exact(result, result.exact, f"{heading}: exact sums"))
+        _print_table(table_exact(result, result.exact, f"{heading}: exact"))
     if result.signed is not None:
-        _print_table(table_signed(result, result.signed, f"{heading}: signed draws"))
+        _print_table(table_signed(result, result.signed, f"{heading}: signed"))
     for line in findings_of(result):
         print(line)
 
