@@ -17,7 +17,7 @@ from test_path_gradients import small_data, small_net
 
 import pathnet
 from pathnet import gradients, results
-from pathnet.experiments import by_length, claims, path_gradients
+from pathnet.experiments import by_length, claims, comparison, path_gradients
 from pathnet.experiments.by_length import MOST_DRAWS, ExactSum, SignedDraw
 from pathnet.experiments.comparison import Found, Signed, found
 from pathnet.experiments.findings import cancelled, findings_of
@@ -247,6 +247,17 @@ def test_the_cost_is_compared_by_relative_deviations_on_the_same_batches(whole: 
     fewer = found(measured(dataclasses.replace(SAMPLED, batches=3), tmp_path)).cost
     assert fewer is not None and fewer.batches == 3
     np.testing.assert_allclose(fewer.signed, draws[:6].std(0, ddof=1) / draws[:6].mean(0))
+
+
+def test_only_a_light_tail_of_what_varied_less_settles_it() -> None:
+    rng = np.random.default_rng(0)
+    little, much = rng.uniform(0.9, 1.1, (400, 1)), rng.uniform(0.1, 2, (400, 1))
+    heavy = rng.pareto(0.4, (400, 1))
+    norms = np.sqrt(np.concatenate([much, much, little, heavy, heavy], 1))
+    draws = np.concatenate([little, little, much, much, heavy * heavy], 1)
+    cost = comparison._cost(norms, draws, np.array([True, False, False, True, False]))
+    assert (cost.signed < cost.sampled).tolist() == [True, True, False, True, False]
+    assert cost.settled.tolist() == [True, False, True, True, False]
 
 
 def test_each_method_comes_to_something_alone(tmp_path: Path) -> None:
