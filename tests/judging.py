@@ -48,10 +48,10 @@ def truth_sums(tape: pathnet.Tape, routing: Tensor) -> tuple[Tensor, Tensor]:
         _, blocks = engine.record(engine.prepare(frozen, recorded.bn, "float64", y0.shape[1:]), y0)
         return engine.sums_by_length(blocks, record.grad.double(), record.exponent, routing.double())
     codes = pathnet.paths.enumerate_all(tape.n)
-    grad, exponent = truth(tape, pathnet.paths.routing(codes) * routing.double())
+    grad, exponent = truth(tape, pathnet.paths.routing(codes) * routing.double().cpu())
     every, lengths = scaling.value(grad, exponent), codes.sum(1)
     sums = torch.stack([every[lengths == k].sum(0) for k in range(tape.n + 1)])
-    return sums, torch.zeros(len(sums), exponent.shape[1], dtype=torch.int32)
+    return sums, exponent.new_zeros(len(sums), exponent.shape[1])
 
 
 def check_sums(tape: pathnet.Tape, routing: Tensor, precision: str) -> None:
