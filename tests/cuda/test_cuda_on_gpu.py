@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,8 @@ def test_the_twin_tells_what_the_gpu_does(precision: Any, device: torch.device) 
         return Walk(walk.program, walk.program, walk.weights.cpu())
 
     own = record.blocks.network
-    host = CudaNetwork(on_host(own.backward), on_host(own.forward), own.affine.cpu(), own.channels)
+    steps = [replace(step, walk=on_host(step.walk)) for step in own.steps]
+    host = CudaNetwork(on_host(own.backward), on_host(own.forward), own.affine.cpu(), own.channels, steps)
     twin = CudaRecord(host, record.blocks.relu_bits.cpu())
     engine = CudaEngine()
     on_gpu = engine.routed_backward_norms(record.blocks, record.grad, record.exponent, routing.to(device))
