@@ -3,6 +3,9 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0 triton==3.7.1
 VENV := .venv
+# Other people's models, and another torch than the one that builds.
+INTEROP := .venv-interop
+INTEROP_TORCH ?= torch==2.14.1 torchvision==0.29.1
 
 # A Python that has torch already is used as it is, and nothing of it is pinned or upgraded.
 HAS_TORCH := $(shell $(PYTHON) -c 'import torch; print((*map(int, torch.__version__.split(".")[:2]),) >= (2, 11))' 2>/dev/null)
@@ -19,13 +22,18 @@ PARALLEL = $(shell $(RUN) -c 'import xdist' 2>/dev/null && echo '-n auto --dist 
 
 NATIVE := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test gpu mutants sanitize sanitize-threads install lint clean
+.PHONY: demo test test-interop gpu mutants sanitize sanitize-threads install lint clean
 
 demo: install
 	$(RUN) -m pathnet demo
 
 test: install
 	$(RUN) -m pytest $(PARALLEL)
+
+# Networks of torchvision, timm and transformers, through the library that `make install` built, in another torch.
+TRACED := tests/test_exported.py tests/test_tokens.py tests/test_readme.py
+test-interop: install $(INTEROP)/installed
+	$(INTEROP)/bin/python -m pytest -n auto --dist worksteal tests/interop $(TRACED)
 
 # On a machine with a GPU: tests, memory checks and benchmarks, into benchmarks/results. COMMIT=... where git is not.
 gpu: install
@@ -67,5 +75,16 @@ $(VENV)/installed: $(NATIVE) | $(VENV)/torch
 	$(RUN) -m pip install --quiet --no-build-isolation -e '.[dev]'
 	@touch $@
 
+# What pyproject.toml names, without a build of the package itself.
+$(INTEROP)/installed: pyproject.toml
+	$(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -c "import tomllib; own = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+	extra = own['optional-dependencies']; \
+	print(*own['dependencies'], *extra['vision'], *extra['language'], *extra['tensorboard'], sep='\n')" \
+	> $(INTEROP)/requirements.txt
+	$(INTEROP)/bin/python -m pip install --quiet $(INTEROP_TORCH) pytest pytest-xdist -r $(INTEROP)/requirements.txt
+	$(INTEROP)/bin/python -c "import tensorboard, timm, torchvision, transformers"
+	@touch $@
+
 clean:
-	rm -rf build $(VENV) pathnet/*.so *.egg-info
+	rm -rf build $(VENV) $(INTEROP) pathnet/*.so *.egg-info

@@ -21,6 +21,7 @@ std::vector<std::string> supported() {
 PYBIND11_MODULE(_build, module) {
   module.doc() = "Facts about the native build.";
   module.attr("compiler") = PATHNET_COMPILER;
+  module.attr("torch_version") = PATHNET_TORCH_VERSION;
   module.attr("torch_target") = PATHNET_TORCH_TARGET;
   module.attr("cuda_compiler") = PATHNET_CUDA_COMPILER;
   module.attr("cuda_architectures") = PATHNET_CUDA_ARCHITECTURES;

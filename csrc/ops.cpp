@@ -504,6 +504,9 @@ std::tuple<Tensor, Tensor> cuda_routed_forward_twin(const Tensor& y0, const Tens
   return {made.output, made.relu_bits};
 }
 
+// Bytes of a sample's row of ReLU bits.
+int64_t cuda_bits_bytes(const Tensor& program_numbers) { return checked_program(program_numbers, true).bits_bytes; }
+
 // The bits that a whole-path kernel recorded of one unit's ReLU, a byte each.
 Tensor cuda_unpack_bits(const Tensor& relu_bits, const Tensor& program_numbers, int64_t block, int64_t unit) {
   const Program& program = checked_program(program_numbers, true);
@@ -593,6 +596,7 @@ STABLE_TORCH_LIBRARY(pathnet, m) {
   m.def(
       "cuda_plan(Tensor blocks, Tensor units, Tensor weights, Tensor scales, bool backward, int parts, "
       "int shared_bytes) -> (Tensor, Tensor)");
+  m.def("cuda_bits_bytes(Tensor program) -> int");
   m.def("cuda_unpack_bits(Tensor relu_bits, Tensor program, int block, int unit) -> Tensor");
   m.def(
       "cuda_routed_backward(Tensor grad, Tensor exponent, Tensor routing, Tensor order, Tensor program, "
@@ -611,6 +615,7 @@ STABLE_TORCH_LIBRARY_IMPL(pathnet, CPU, m) {
   m.impl("batch_sums_by_length", TORCH_BOX(&pathnet::batch_walk<true>));
   m.impl("batch_forward", TORCH_BOX(&pathnet::batch_forward));
   m.impl("cuda_plan", TORCH_BOX(&pathnet::cuda_plan));
+  m.impl("cuda_bits_bytes", TORCH_BOX(&pathnet::cuda_bits_bytes));
   m.impl("cuda_unpack_bits", TORCH_BOX(&pathnet::cuda_unpack_bits));
   m.impl("cuda_routed_backward", TORCH_BOX(&pathnet::cuda_routed_backward_twin));
   m.impl("cuda_routed_forward", TORCH_BOX(&pathnet::cuda_routed_forward_twin));

@@ -25,7 +25,7 @@ enum Skip : int64_t { kIdentity = 0, kProjection = 1, kPad = 2, kActivated = 3, 
 // One row of the block table: units [first_unit, first_unit + unit_count) are the residual module.
 struct Block {
   int64_t first_unit, unit_count;
-  int64_t skip;  // a Skip
+  int64_t skip;             // a Skip
   int64_t projection_unit;  // reads what the first unit's convolution reads; -1 without a projection
   int64_t in_channels, in_height, in_width;
   int64_t out_channels, out_height, out_width;

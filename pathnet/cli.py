@@ -28,10 +28,12 @@ from pathnet import EffectiveDepth, engines, models, native, report, results, tr
 from pathnet import effective_depth as depths
 from pathnet import study as studies
 from pathnet.experiments import EXPERIMENTS, Experiment, claims, path_gradients
+from pathnet.experiments.comparison import found
+from pathnet.experiments.findings import findings_of
 from pathnet.experiments.path_gradients import PathGradients
 from pathnet.experiments.run import Claim, Networks, title
-from pathnet.experiments.summary import findings, summarise
-from pathnet.figures import draw, figure_depth, table_6
+from pathnet.experiments.summary import findings
+from pathnet.figures import draw, figure_depth, table_6, table_exact, table_signed
 from pathnet.flags import Command, over_a_preset, settings_of
 from pathnet.progress import reporter
 from pathnet.study import Study
@@ -179,7 +181,10 @@ def gradients(
     as_json: Json = False,
     settings: PathGradients,
 ) -> None:
-    """Measure the gradient along single paths and draw Figure 6; an interrupted run goes on."""
+    """Measure the gradient along single paths, or all of them, and draw Figure 6; an interrupted run goes on.
+
+    What other methods measured by the same plan goes into the same folder, and into the same figure.
+    """
     net = models.load(weights or results.weights_of(run)).to(_device(device))
     _show(_measure(net, pathnet.data.load(data), settings, run), as_json)
 
@@ -202,11 +207,11 @@ def figures(
     if everything == (run is not None):
         raise typer.BadParameter("expected a run's folder, or --all, and not both")
     if run is not None:
-        found = results.read(run)
+        known = results.read(run)
         if as_json:
-            _print_json(_came_to(found), draw(found))
+            _print_json(_came_to(known), draw(known))
         else:
-            _print_run(found)
+            _print_run(known)
         return
     name, study = settings
     place = folder or Path("runs") / name
@@ -485,15 +490,21 @@ def _print_run(run: results.Run) -> None:
 
 
 def _came_to(run: results.Run) -> dict[str, Any]:
-    of_gradients = run.experiment == path_gradients.NAME
-    summary = summarise(run.measurements(), run.n).as_json() if of_gradients else {}
+    summary = found(run).as_json() if run.experiment == path_gradients.NAME else {}
     return {"run": str(run.folder), "claims": list(map(vars, claims(run))), **summary}
 
 
 def _print_gradients(run: results.Run) -> None:
-    summary = summarise(run.measurements(), run.n)
-    _print_table(table_6(summary, title(run.identity)))
-    print(*findings(summary), sep="\n")
+    result, heading = found(run), title(run.identity)
+    if result.sampled is not None:
+        _print_table(table_6(result.sampled, heading))
+        print(*findings(result.sampled), sep="\n")
+    if result.exact is not None:
+        _print_table(table_exact(result, result.exact, f"{heading}: exact"))
+    if result.signed is not None:
+        _print_table(table_signed(result, result.signed, f"{heading}: signed"))
+    for line in findings_of(result):
+        print(line)
 
 
 def _print_claims(said: Sequence[Claim]) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "batch_sums_by_length",
     "build_facts",
     "cpu_pack",
+    "cuda_bits_bytes",
     "cuda_plan",
     "cuda_routed_backward",
     "cuda_routed_forward",
@@ -46,7 +47,8 @@ LOADED = not WHY_NOT
 
 
 def build_facts() -> dict[str, str | list[str]]:
-    """What the build holds: compiler, CUDA architectures or why there are none, instruction sets.
+    """What the build holds: compiler, the torch that it was compiled against and the one whose ABI it asks for, CUDA
+    architectures or why there are none, instruction sets.
 
     Raises:
         RuntimeError: the library is not built, or PATHNET_ISA names an instruction set that is not there.
@@ -56,6 +58,7 @@ def build_facts() -> dict[str, str | list[str]]:
     build = importlib.import_module("pathnet._build")
     return {
         "compiler": build.compiler,
+        "torch_version": build.torch_version,
         "torch_target": build.torch_target,
         "cuda_compiler": build.cuda_compiler,
         "cuda_architectures": build.cuda_architectures.split(),
@@ -315,6 +318,18 @@ def cuda_plan(
     """
     program, packed = torch.ops.pathnet.cuda_plan(blocks, units, weights, scales, backward, parts, shared_bytes)
     return program, packed
+
+
+def cuda_bits_bytes(program: Tensor) -> int:
+    """Bytes of a sample's row of ReLU bits.
+
+    Args:
+        program: of the walk back.
+
+    Raises:
+        RuntimeError: it is none.
+    """
+    return int(torch.ops.pathnet.cuda_bits_bytes(program))
 
 
 def cuda_unpack_bits(relu_bits: Tensor, program: Tensor, block: int, unit: int) -> Tensor:

@@ -39,6 +39,8 @@ At = Literal["y0", "image", "stem_weight"]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 NOT_FINITE = "images: expected finite values, got NaN or infinity"
+IGNORED = -100
+"""A position of a sequence with this label has no part in the loss; PyTorch's own number for it."""
 
 
 class Prepared(Protocol):
@@ -98,8 +100,8 @@ class Record:
 
     Attributes:
         net: a frozen copy of the network, in the precision of the walk's type; shared with other passes.
-        images: [B, C, H, W]
-        y0_shape: (B, C_0, H_0, W_0)
+        images: the network's input, [B, C, H, W] or of any other shape that begins with the batch.
+        y0_shape: (B, C_0, H_0, W_0), or (B, T, C) of tokens.
         blocks: what the engine kept of the blocks.
         output: the head's output, [B, ...].
         loss: of (output, target).
@@ -126,7 +128,7 @@ class Record:
     @full_precision()
     @torch.no_grad()
     def y0(self) -> Tensor:
-        """[B, C_0, H_0, W_0], the stem's output: made anew, since it would be a third of what a record holds."""
+        """[B, ...], the stem's output: made anew, since it would be a third of what a record holds."""
         return torch.as_tensor(self.net.stem(self.images.clone()))
 
 
@@ -141,7 +143,13 @@ def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype) -> Residua
     """A copy that later changes of ``net`` do not reach, and that its own forward passes do not change.
 
     Everything is in evaluation mode, but for batch normalisation where ``bn`` is ``batch``.
+
+    Raises:
+        ValueError: ``bn`` is ``batch``, and statistics are fixed.
     """
+    if bn == "batch" and net.frozen_statistics:
+        where = ", ".join(net.frozen_statistics)
+        raise ValueError(f"bn: expected 'running' for a network whose running statistics are fixed ({where})")
     copied = copy.deepcopy(net).to(dtype).eval().requires_grad_(False)
     if bn == "batch":
         for module in copied.modules():
@@ -154,18 +162,33 @@ def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype) -> Residua
 
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    """The mean over the batch, in float64: a well-fitted sample's gradient would be rounded to 0 in float32.
+    """The mean over the batch, and over all positions of sequences, in float64: a well-fitted sample's gradient would
+    be rounded to 0 in float32.
 
     Args:
-        output: [B, classes]
-        target: int64 [B]
+        output: [B, classes], or [B, T, classes] of sequences.
+        target: int64 [B]; or [B, T], where a position with -100 is left out, as PyTorch does.
 
     Returns:
-        One number; NaN where a label is not among the classes, which on a GPU would otherwise end the process.
+        One number; NaN where a label is not among the classes, which on a GPU would otherwise end the process, and
+        where all positions are left out.
+
+    Raises:
+        ValueError: there is not one label for each row of the output.
     """
+    if target.shape != output.shape[:-1]:
+        what = "a label an image" if output.ndim == 2 else f"a label for each row of the output {list(output.shape)}"
+        raise ValueError(f"target: expected shape {list(output.shape[:-1])} ({what}), got {list(target.shape)}")
     known = (target >= 0) & (target < output.shape[-1])
-    mean = F.cross_entropy(output.double(), target.where(known, 0))
-    return mean.where(known.all(), torch.nan)
+    mean = F.cross_entropy(
+        output.double().flatten(0, -2), target.where(known, IGNORED).flatten(), ignore_index=IGNORED
+    )
+    return mean.where((known | _ignored(target)).all(), torch.nan)
+
+
+def _ignored(target: Tensor) -> Tensor:
+    """bool, of the target's shape. The label of an image is never left out: a sample without a loss has no paths."""
+    return target == IGNORED if target.ndim > 1 else torch.zeros_like(target, dtype=torch.bool)
 
 
 def output_gradient(
@@ -196,21 +219,29 @@ def check_values(images: Tensor, labels: Tensor | None, output: Tensor, loss: Te
     All of them are fetched at once: every look at a value on a GPU waits for all that was asked of it before.
 
     Args:
-        labels: int64 [B], to be among the classes of ``output`` [B, classes]; None where the target is no labels.
+        labels: int64 [B], to be among the classes of ``output`` [B, classes], or [B, T] for [B, T, classes], where
+            -100 is none; None where the target is no labels.
         loss: []
 
     Raises:
-        ValueError: an image is not finite, a label is not among the classes, or the loss is not finite.
+        ValueError: an image is not finite, a label is not among the classes, there is no label, or the loss is not
+            finite.
     """
-    extremes = [] if labels is None else [labels.min(), labels.max()]
+    extremes = []
+    if labels is not None:
+        ignored = _ignored(labels)
+        counted = labels.where(~ignored, 0)
+        extremes = [counted.min(), counted.max(), ignored.all()]
     facts = [torch.isfinite(images).all(), loss, *extremes]
     finite, value, *extremes = torch.stack([fact.to(images.device, torch.float64) for fact in facts]).tolist()
     if not finite:
         raise ValueError(NOT_FINITE)
     if labels is not None:
-        (least, most), classes = map(int, extremes), output.shape[-1]
+        (least, most, nothing), classes = map(int, extremes), output.shape[-1]
         if least < 0 or most >= classes:
             raise ValueError(f"target: expected labels 0 to {classes - 1}, got {least} to {most}")
+        if nothing:
+            raise ValueError(f"target: expected a label in at least one position, got {IGNORED} in all")
     if not math.isfinite(value):
         raise ValueError(f"net: its loss on these images is {value}")
     return float(value)

@@ -8,7 +8,7 @@ from threading import Lock
 from typing import Literal, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pathnet import gradients, paths, scaling
 from pathnet.engines import Engine, choose
@@ -39,9 +39,9 @@ Scaled = tuple[Tensor, Tensor]
 class Tape:
     """A recorded forward pass; made by `record` or a `Recorder`.
 
-    Gradients are of the loss, at the place that ``at`` names: ``y0`` [B, C_0, H_0, W_0], ``image``
-    [B, C, H, W] or ``stem_weight`` [C_0, C, k, k]. They come back as float64, since along 54 modules they can
-    leave the range of float32; or, with ``scaled=True``, as a pair (mantissa, int32 exponent broadcast to it).
+    Gradients are of the loss, at the place that ``at`` names: ``y0`` [B, C_0, H_0, W_0] ([B, T, C] of tokens),
+    ``image`` [B, C, H, W] or ``stem_weight`` [C_0, C, k, k]. They come back as float64, since along 54 modules they
+    can leave the range of float32; or, with ``scaled=True``, as a pair (mantissa, int32 exponent broadcast to it).
 
     In BN mode ``batch`` the batch is one object, and ``per_sample`` norms are those of the samples' slices of
     the batch's gradient. Of ``stem_weight``, a sample's share is what comes through its slice of the gradient at
@@ -170,7 +170,7 @@ class Tape:
         cosines, and the share of the gradient that each length explains."""
         return gradients.compare_lengths(*gradients.sums_by_length(self._engine, self._record, self._ones(), self.at))
 
-    def squared_norms_by_length(self, draws: int, seed: int = 0) -> Tensor:
+    def squared_norms_by_length(self, draws: int, seed: int = 0, first: int = 0) -> Tensor:
         """A signed estimate of the sums over all paths of a length of the squared norms of their gradients.
 
         A draw gives every module a random sign e_i and takes the squared norms of the coefficients of ``prod_i
@@ -184,7 +184,8 @@ class Tape:
         `pathnet.experiments.signed.judge` for when not to trust the mean of these.
 
         Args:
-            draws: how many; draw j is a function of (seed, j) alone.
+            draws: how many: numbers ``first`` to ``first + draws - 1``; the signs of draw j are a function of (seed,
+                j) alone.
 
         Returns:
             float64 [draws, n + 1], for the lengths 0 to n.
@@ -194,7 +195,7 @@ class Tape:
         """
         if draws < 1:
             raise ValueError(f"draws: expected an integer of at least 1, got {draws}")
-        signs = paths.signs(self.n, draws, seed)
+        signs = paths.signs(self.n, draws, seed, first)
         return gradients.squared_norms_by_length(self._engine, self._record, signs, self.at)
 
     def _ones(self) -> Tensor:
@@ -242,8 +243,9 @@ class Recorder:
             batch's own statistics, through which the gradient then also flows.
         engine: a name among `pathnet.engines.available`, or ``auto``: the fastest that serves.
         precision: ``float32``, ``bfloat16`` (fastest) or ``float64`` (engine ``reference``).
-        at: where gradients are taken: the input of the first block (``y0``), the ``image``, or the first
-            convolution's weight (``stem_weight``; "the first layer" of the paper's Figure 6).
+        at: where gradients are taken: the input of the first block (``y0``; of a language model, the embedded
+            tokens), the ``image``, or the first convolution's weight (``stem_weight``; "the first layer" of the
+            paper's Figure 6).
         loss: a differentiable function of (output, target); the mean cross-entropy by default.
 
     Raises:
@@ -279,13 +281,19 @@ class Recorder:
         """Runs the network forward on one batch and keeps what the walks back along its paths need.
 
         Args:
-            images: floating-point [B, C, H, W], normalised, on the network's device.
-            target: what the loss compares the output with; int64 [B] class labels for the default loss.
+            images: floating-point [B, C, H, W], normalised, on the network's device; or what else the network takes
+                with the batch first, such as tokens, int64 or int32 [B, T], which stay integers.
+            target: what the loss compares the output with. For the default loss class labels, int64 [B]; or [B, T]
+                for an output [B, T, classes], where a position with -100 is left out.
 
         Raises:
             ValueError: an argument is out of its range, or no engine serves the job.
         """
         images = self._own(images)
+        if self._at == "image" and not images.is_floating_point():
+            raise ValueError(
+                f'at: expected a place behind the tokens, which have no gradient (at="y0"), got {self._at!r}'
+            )
         labels = None
         # Copies, also of tensors made in inference mode, which autograd does not take.
         target = target.clone() if isinstance(target, Tensor) else target
@@ -311,7 +319,7 @@ class Recorder:
         deletes those as they are meant to be.
 
         Args:
-            images: floating-point [B, C, H, W], normalised, on the network's device.
+            images: as for a recording.
             routing: floating-point [P, n, 2], the (a, c) of every block, from input to output.
 
         Returns:
@@ -334,7 +342,7 @@ class Recorder:
 
     @full_precision()
     def engine_for(self, images: Tensor) -> str:
-        """The name of the engine that serves such images, float32 or float64 [B, C, H, W].
+        """The name of the engine that serves such images (or tokens).
 
         Raises:
             ValueError: the images do not fit the network, or no engine serves the job.
@@ -343,9 +351,10 @@ class Recorder:
             return self._enter(self._own(images))[1].engine.name
 
     def _own(self, images: Tensor) -> Tensor:
-        """A copy of the images, in the walk's type."""
+        """A copy of the images, in the walk's type; tokens stay what they are."""
         _check_images(self._net, images)
-        return images.detach().to(self._dtype, copy=True).contiguous()
+        dtype = self._dtype if images.is_floating_point() else images.dtype
+        return images.detach().to(dtype, copy=True).contiguous()
 
     def _enter(self, images: Tensor) -> tuple[Tensor, _Service]:
         """``y_0``, and the engine that takes it from there."""
@@ -380,8 +389,8 @@ def record(
     For many batches of one network there is `Recorder`, which copies it only once.
 
     Args:
-        images: floating-point [B, C, H, W], normalised, on the network's device.
-        target: what ``loss`` compares the output with; int64 [B] class labels for the default loss.
+        images: floating-point [B, C, H, W], normalised, on the network's device; or what else the network takes.
+        target: what ``loss`` compares the output with; int64 [B] class labels, or [B, T], for the default loss.
         bn, engine, precision, at, loss: see `Recorder`.
 
     Raises:
@@ -393,31 +402,39 @@ def record(
 @torch.no_grad()
 def _stem(net: ResidualNet, images: Tensor) -> Tensor:
     try:
-        return torch.as_tensor(net.stem(images.clone()))
+        y0 = torch.as_tensor(net.stem(images.clone()))
     except torch.cuda.OutOfMemoryError:
         raise
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:  # The latter of tokens that are not in the vocabulary.
+        what = "shape" if images.is_floating_point() else "tokens of shape"
         reason = str(error).splitlines()[0]
-        raise ValueError(f"images: the network refuses the shape {list(images.shape)} ({reason})") from None
+        raise ValueError(f"images: the network refuses the {what} {list(images.shape)} ({reason})") from None
+    if y0.shape[:1] != images.shape[:1]:
+        raise ValueError(f"images: expected the batch first, got {list(images.shape)} (y_0 is {list(y0.shape)})")
+    return y0
 
 
 def _check_images(net: ResidualNet, images: Tensor) -> None:
     """All but the values; see `check_values`."""
-    if not isinstance(images, Tensor) or images.dtype not in (torch.float32, torch.float64):
+    if not isinstance(images, Tensor) or images.dtype not in (torch.float32, torch.float64, torch.int64, torch.int32):
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"images: expected a float32 or float64 tensor (normalised images), got {got}")
-    if images.ndim != 4 or len(images) == 0:
-        raise ValueError(f"images: expected shape [B, C, H, W] with B >= 1, got {list(images.shape)}")
+        raise ValueError(
+            f"images: expected a float32 or float64 tensor (normalised images), or int64 or int32 (tokens), got {got}"
+        )
+    # A convolution would take an image without a batch too.
+    convolves = images.is_floating_point() and any(isinstance(own, nn.Conv2d) for own in net.stem.modules())
+    if images.ndim == 0 or len(images) == 0 or (convolves and images.ndim != 4):
+        shape = "[B, C, H, W]" if convolves else "[B, ...]"
+        raise ValueError(f"images: expected shape {shape} with B >= 1, got {list(images.shape)}")
     device = next((parameter.device for parameter in net.parameters()), images.device)
     if images.device != device:
         raise ValueError(f"images: expected device {device} (the network's), got {images.device}")
 
 
 def _check_labels(images: Tensor, labels: Tensor) -> None:
+    """All but the values and the shape, which is the output's; see `cross_entropy`."""
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
         got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise ValueError(f"target: expected an int64 tensor of class labels, got {got}")
-    if labels.shape != images.shape[:1]:
-        raise ValueError(f"target: expected shape [{len(images)}] (a label an image), got {list(labels.shape)}")
     if labels.device != images.device:
         raise ValueError(f"target: expected device {images.device} (the images'), got {labels.device}")

@@ -26,6 +26,7 @@ needs_native = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 def test_the_facts_say_what_was_built() -> None:
     facts = native.build_facts()
     assert facts["torch_target"] == "0x020b000000000000"
+    assert re.fullmatch(r"2\.\d+\.\w+(\+\w+)?", str(facts["torch_version"]))
     assert facts["instruction_sets"][-1] == "base"
     assert bool(facts["cuda_architectures"]) != bool(facts["without_cuda"])
 

@@ -24,6 +24,7 @@ ORDER = [
     "routing",
     "gradients",
     "tape",
+    "adapt",
     "effective_depth",
     "lesion",
     "training",

@@ -9,9 +9,9 @@
 // Routings that agree from the walk's beginning on share that part of it: the walks of a tile are the nodes at one
 // depth of their prefix tree.
 //
-// The sums by length are the same walk, of coefficients in place of routings: what comes through a block's skip and what
-// comes through its module are then two gradients, of G_k and of G_{k-1}. From the highest on, a tile of them at a time
-// is walked through the block and finished, so that what is held are n + 1 gradients and what a tile takes.
+// The sums by length are the same walk, of coefficients in place of routings: what comes through a block's skip and
+// what comes through its module are then two gradients, of G_k and of G_{k-1}. From the highest on, a tile of them at
+// a time is walked through the block and finished, so that what is held are n + 1 gradients and what a tile takes.
 #pragma once
 
 #include <algorithm>
@@ -245,8 +245,8 @@ class BatchBackward {
 
   void walk_block(int64_t b, const std::vector<Shared>& ways) {
     const Block& block = network_.block(b);
-    // A projection's share is added to the module's with the last sums; others wait until the gradient is finished, by
-    // when those that it comes from have been brought back into range.
+    // A projection's share is added to the module's with the last sums; others wait until the gradient is finished,
+    // by when those that it comes from have been brought back into range.
     if (block.skip == kProjection) align(ways);
     for (int64_t u = block.first_unit + block.unit_count - 1; u >= block.first_unit; --u) convolve(b, u, ways);
     if (block.skip != kProjection) align(ways);

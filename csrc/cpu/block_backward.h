@@ -41,28 +41,30 @@ class BlockBackward {
       pad(from, image, network_.stride(block), true, ways[i].a, ways[i].skip, ways[i].target);
     }
     if (block.skip == kProjection) {
-      through(block, ways, count, [](const Own& way) { return way.a != 0.0f; },
-              [&](const Element** sources, int64_t some, Join<Convolver, true>& join, Own** own) {
-                for (int64_t i = 0; i < some; ++i) {
-                  sources[i] = own[i]->skip_operand;
-                  join.coefficients[i] = own[i]->a;
-                }
-                convolve(block.projection_unit, sources, some, join);
-              });
+      through(
+          block, ways, count, [](const Own& way) { return way.a != 0.0f; },
+          [&](const Element** sources, int64_t some, Join<Convolver, true>& join, Own** own) {
+            for (int64_t i = 0; i < some; ++i) {
+              sources[i] = own[i]->skip_operand;
+              join.coefficients[i] = own[i]->a;
+            }
+            convolve(block.projection_unit, sources, some, join);
+          });
     }
-    through(block, ways, count, [](const Own& way) { return way.c != 0.0f; },
-            [&](const Element** sources, int64_t some, Join<Convolver, true>& join, Own** own) {
-              for (int64_t i = 0; i < some; ++i) {
-                sources[i] = own[i]->residual;
-                join.coefficients[i] = own[i]->c;
-                // What a skip that is none has written is taken as it is.
-                join.old_coefficients[i] = identity ? own[i]->a : 1.0f;
-                const bool skipped = padded || own[i]->a != 0.0f;
-                join.olds[i] = !skipped ? nullptr : identity ? own[i]->skip : own[i]->target;
-                join.operands[i] = own[i]->operand;
-              }
-              residual(block, sources, some, join);
-            });
+    through(
+        block, ways, count, [](const Own& way) { return way.c != 0.0f; },
+        [&](const Element** sources, int64_t some, Join<Convolver, true>& join, Own** own) {
+          for (int64_t i = 0; i < some; ++i) {
+            sources[i] = own[i]->residual;
+            join.coefficients[i] = own[i]->c;
+            // What a skip that is none has written is taken as it is.
+            join.old_coefficients[i] = identity ? own[i]->a : 1.0f;
+            const bool skipped = padded || own[i]->a != 0.0f;
+            join.olds[i] = !skipped ? nullptr : identity ? own[i]->skip : own[i]->target;
+            join.operands[i] = own[i]->operand;
+          }
+          residual(block, sources, some, join);
+        });
     for (int64_t i = 0; i < count; ++i) {
       if (ways[i].c != 0.0f) continue;
       Own& way = ways[i];

@@ -45,7 +45,8 @@ struct Masked {
 
 // What joins a block's branches, and the largest magnitude of the target. Old and target may be the same; an old that
 // is null counts as zero.
-//   kBack:    target = bits * (coefficient * sums) + old_coefficient * old; where the skip lies behind the ReLU too, the
+//   kBack:    target = bits * (coefficient * sums) + old_coefficient * old; where the skip lies behind the ReLU too,
+//   the
 //             bits mask the old as well. The operand is written where wanted.
 //   forward:  target = coefficient * (sums + bias) + old_coefficient * old, of which the skip behind the ReLU takes
 //             what is positive. A bias that is null counts as zero.

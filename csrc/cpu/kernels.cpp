@@ -46,10 +46,14 @@ void pack(const Plan& plan, Direction direction, bool fold_scales, uint8_t* byte
 
 template <class Convolver>
 Kernels kernels_with() {
-  return {packed_size<Convolver>,         pack<Convolver>,
-          walk_backward<Convolver>,       walk_sums_by_length<Convolver>,
-          walk_forward<ForwardConvolver>, walk_batch_backward<Convolver>,
-          walk_batch_sums_by_length<Convolver>, walk_batch_forward<ForwardConvolver>};
+  return {packed_size<Convolver>,
+          pack<Convolver>,
+          walk_backward<Convolver>,
+          walk_sums_by_length<Convolver>,
+          walk_forward<ForwardConvolver>,
+          walk_batch_backward<Convolver>,
+          walk_batch_sums_by_length<Convolver>,
+          walk_batch_forward<ForwardConvolver>};
 }
 
 }  // namespace

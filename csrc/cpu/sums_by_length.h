@@ -2,12 +2,12 @@
 //
 // Coefficient k of the product of a * skip^T + x * c * module^T, block after block from the last to the first, is the
 // sum over the paths of length k: G_k <- a * skip^T(G_k) + c * module^T(G_{k-1}), n (n + 1) / 2 modules in all. A
-// thread carries one sample with all its coefficients, a few of which go through a block together, so that weights are
-// read once for them. From the highest on they are updated in place: G_{k-1} is read before it is written.
+// thread carries one sample with all its coefficients, a few of which go through a block together, so that weights
+// are read once for them. From the highest on they are updated in place: G_{k-1} is read before it is written.
 //
-// What is held are n + 1 images a thread: 55 of 74 KB in stage 1 of ResNet-110, 4 MB, which stay in the third level of
-// cache. Of 9.4 million multiply-adds a module there, 192 KB are read and written: at a rate of 0.5 TFLOP/s a thread
-// 5 GB/s.
+// What is held are n + 1 images a thread: 55 of 74 KB in stage 1 of ResNet-110, 4 MB, which stay in the third level
+// of cache. Of 9.4 million multiply-adds a module there, 192 KB are read and written: at a rate of 0.5 TFLOP/s a
+// thread 5 GB/s.
 //
 // Each coefficient has its own power of two; where two meet, the larger one decides.
 #pragma once

@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from pathnet.models.residual_net import Block, FusedForm, PostActivationForm, ResidualNet
 from pathnet.record import BatchNormMode
 
-__all__ = ["Tables", "blocks_of", "post_activation", "tables", "unsupported_block", "unsupported_form"]
+__all__ = [
+    "IDENTITY",
+    "PROJECTION",
+    "Tables",
+    "blocks_of",
+    "post_activation",
+    "tables",
+    "unsupported_block",
+    "unsupported_form",
+]
 
 IDENTITY, PROJECTION, PAD, ACTIVATED, ACTIVATED_PAD = range(5)
 

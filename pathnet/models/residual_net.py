@@ -140,7 +140,12 @@ class ResidualNet(nn.Module):
         blocks: the n building blocks, from input to output.
         head: maps ``y_n`` to the output (logits ``[B, classes]`` for the models here).
         config: how to build the network again: the constructor's name and its arguments, as JSON holds them.
+
+    Attributes:
+        frozen_statistics: where batch normalisation takes running statistics whatever its mode.
     """
+
+    frozen_statistics: tuple[str, ...] = ()
 
     def __init__(
         self,

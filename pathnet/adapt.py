@@ -1,0 +1,274 @@
+"""Somebody else's model as a `ResidualNet`, found by tracing it, without editing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from pathnet.engines import ENGINES
+from pathnet.models.residual_net import ResidualNet
+from pathnet.models.tracing.blocks import TracedBlock
+from pathnet.models.tracing.by_hand import Part, assembled, inlined, inside, submodules
+from pathnet.models.tracing.dissect import Dissection, dissect
+from pathnet.models.tracing.examples import examples
+from pathnet.models.tracing.graphs import attempts, differs, first_line, untouched, untraceable
+from pathnet.record import full_precision
+
+__all__ = ["AdaptedNet", "adapt"]
+
+
+class AdaptedNet(ResidualNet):
+    """The view of a model as stem, residual blocks and head, over the model's own modules and weights.
+
+    Training it, moving it or changing its mode does so to the model. Its text (``print``) is a report of what was
+    found and which engines serve it.
+
+    Attributes:
+        traced_by: ``torch.fx`` or ``torch.export``, or ``hand`` where its parts were given.
+        shapes: for the example, what enters each block and what leaves the last, without the batch.
+        fixed: why it takes inputs of the example's shape alone, batch apart; empty where it takes others.
+    """
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        blocks: Sequence[TracedBlock],
+        head: nn.Module,
+        traced_by: str,
+        shapes: Sequence[torch.Size],
+        fixed: Sequence[str] = (),
+        frozen_statistics: Sequence[str] = (),
+    ) -> None:
+        super().__init__(stem, blocks, head)
+        self.frozen_statistics = tuple(frozen_statistics)
+        self.traced_by, self.shapes, self.fixed = traced_by, tuple(shapes), tuple(fixed)
+
+    def stem_weight(self) -> Tensor:
+        if isinstance(self.stem, fx.GraphModule):
+            # Modules come in the order in which the model names them, operations in that in which they run.
+            held = dict(self.stem.named_modules())
+            for node in self.stem.graph.nodes:
+                module = held.get(str(node.target)) if node.op == "call_module" else None
+                if isinstance(module, nn.Conv2d):
+                    return module.weight
+        return super().stem_weight()
+
+    def __repr__(self) -> str:
+        return self.report()
+
+    def report(self) -> str:
+        """What was found, a line a block, and which engines serve."""
+        rows: list[Sequence[str]] = [("block", "in the model", "input", "output", "skip", "residual module")]
+        for i, block in enumerate(self):
+            assert isinstance(block, TracedBlock)
+            shapes = ("x".join(map(str, shape)) for shape in self.shapes[i : i + 2])
+            rows.append((str(i + 1), block.name, *shapes, block.skip_kind(), block.kind()))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [f"{self.n} residual blocks, found by {self.traced_by}"]
+        lines += [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
+        device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+        for engine in ENGINES:
+            reason = engine.unavailable() or engine.unsupported(self, "running", "float32", self.shapes[0], device)
+            lines.append(f"engine {engine.name}: {'serves' if reason is None else reason}")
+        if self.fixed:
+            lines.append(f"for inputs of the example's shape: {'; '.join(self.fixed[:3])}")
+        return "\n".join(lines)
+
+
+def adapt(
+    model: nn.Module,
+    example: Tensor | None = None,
+    blocks: Sequence[str | nn.Module | Sequence[Part | None]] | None = None,
+    stem: Part | None = None,
+    head: Part | None = None,
+    output: str | int | None = None,
+) -> AdaptedNet:
+    """The `ResidualNet` view of a model, found by tracing it in evaluation mode (`torch.fx`, or `torch.export`).
+
+    An addition is a residual connection if every way from the network's input to its output passes through it and
+    through the common source of its operands, and if one of its branches has weights. Of the two branches the one
+    with fewer layers of weights is the skip. An activation right behind the addition, which everything passes
+    (post-activation blocks, ``y = relu(s(x) + f(x))``), is the block's `Block.join`: both branches pass its Jacobian.
+    What else stands before the next block's source is part of both of its branches.
+
+    The weights are the model's own, and the model is left as it was. Dropout modules are live in training; dropout
+    written as a function stays as it was traced, in evaluation.
+
+    Args:
+        example: an input batch, floating-point [B, C, H, W] or int64 [B, T], ...; guessed from the model by default.
+        blocks: what tracing shall not, or cannot, find by itself. Either submodules that hold residual blocks, or
+            their names: additions elsewhere then do not count, and where the whole model cannot be traced, these
+            modules are, one by one. Or the branches of every block, as pairs (skip, residual) or (skip, residual,
+            join); each is a submodule, its name, a function over submodules, or None for the identity.
+        stem, head: what is before the first block and behind the last, as branches are given; with pairs only.
+        output: which of the model's outputs, where there are several: a name or a number.
+
+    Returns:
+        The network, whose output and gradients (of the input and of all parameters) were found equal to the model's.
+
+    Raises:
+        ValueError: the model cannot be traced, has no residual connections (dense connections, concatenations around
+            blocks), the adapted network is not equal to it, or an argument does not fit it.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    owned = set(model.modules())
+    root = _OneOutput(model, output)
+    with full_precision(), untouched(model):
+        example = _example(root, model, example)
+        if blocks is not None and any(isinstance(own, (tuple, list)) for own in blocks):
+            if stem is None or head is None:
+                raise ValueError("stem, head: expected both of them with blocks as pairs of branches, got None")
+            net = _network(assembled(model, example, stem, blocks, head), "hand", example)  # type: ignore[arg-type]
+        elif stem is not None or head is not None:
+            raise ValueError("stem, head: expected None but with blocks as pairs of branches")
+        else:
+            net = _found(root, model, example, blocks)  # type: ignore[arg-type]
+        _check(root, net, model, example)
+    for module in net.modules():
+        if module not in owned:
+            module.training = model.training
+    return net
+
+
+class _OneOutput(nn.Module):
+    """A model of one input tensor and one of its outputs."""
+
+    def __init__(self, model: nn.Module, output: str | int | None) -> None:
+        super().__init__()
+        self.model, self.output = model, output
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _one(self.model(x), self.output)
+
+
+def _one(given: Any, output: str | int | None) -> Tensor:
+    if isinstance(given, fx.Proxy):
+        return given  # type: ignore[return-value]
+    if output is not None:
+        try:
+            chosen = getattr(given, output) if isinstance(output, str) and hasattr(given, output) else given[output]
+        except (KeyError, IndexError, TypeError):
+            raise ValueError(f"output: the model has no output {output!r}, it gives {_described(given)}") from None
+        return chosen  # type: ignore[no-any-return]
+    given = getattr(given, "logits", given)
+    if isinstance(given, Mapping) and "logits" in given:
+        given = given["logits"]
+    if isinstance(given, (Mapping, tuple, list)):
+        values = list(given.values() if isinstance(given, Mapping) else given)
+        if len(values) != 1:
+            raise ValueError(
+                f"output: the model has several, expected the name or number of one; {_described(given)}"
+            )
+        (given,) = values
+    return given  # type: ignore[no-any-return]
+
+
+def _described(given: Any) -> str:
+    if isinstance(given, Mapping):
+        return "names " + ", ".join(map(repr, given))
+    if isinstance(given, (tuple, list)):
+        return f"numbers 0 to {len(given) - 1}"
+    return type(given).__name__
+
+
+def _example(root: nn.Module, model: nn.Module, example: Tensor | None) -> Tensor:
+    """An input that the model takes.
+
+    Raises:
+        ValueError: it does not take the example, or none could be guessed.
+    """
+    if example is not None:
+        if not isinstance(example, Tensor) or example.ndim == 0 or len(example) == 0:
+            raise ValueError(
+                f"example: expected a batch of inputs as a tensor, got {getattr(example, 'shape', example)}"
+            )
+        example = example.detach()
+        try:
+            root(example.clone())
+        except (RuntimeError, TypeError, IndexError) as error:
+            raise ValueError(
+                f"example: the model refuses the shape {list(example.shape)} ({first_line(error)})"
+            ) from error
+        return example
+    refused = []
+    for guess in examples(model):
+        try:
+            root(guess.clone())
+            return guess
+        except (RuntimeError, TypeError, IndexError, AssertionError) as error:
+            refused.append(f"{list(guess.shape)}: {first_line(error)}")
+    raise ValueError(
+        f"example: none could be guessed, expected a batch of inputs ({'; '.join(refused[:3]) or 'no layer'})"
+    )
+
+
+def _found(
+    root: nn.Module, model: nn.Module, example: Tensor, blocks: Sequence[str | nn.Module] | None
+) -> AdaptedNet:
+    """By tracing, among the given submodules if there are any."""
+    expected = root(example.clone()).detach()
+    named = submodules(model, blocks or ())
+    others = [lambda: inlined(root, named, example)] if named else []
+    traced, reasons = attempts(root, model, example, expected, *others)
+    if traced is None:
+        raise ValueError(f"model: {untraceable(reasons)}; blocks can be given by hand")
+    within = None if blocks is None else inside(traced, list(named))
+    found = dissect(traced, example, within)
+    outside = (found.stem, *(block.before for block in found.blocks if block.before is not None), found.head)
+    if any(module in traced.whole for part in outside for module in part.modules()):
+        # It may hold residual connections of its own.
+        raise ValueError(f"model: {untraceable(reasons)}; blocks can be given by hand")
+    for name in named:
+        if not any(block.name.split(" ")[0].startswith((name + ".", name)) for block in found.blocks):
+            raise ValueError(f"blocks: no addition in {name!r} is a residual connection, which every way passes")
+    return _network(found, traced.kind, example, traced.frozen)
+
+
+def _network(found: Dissection, traced_by: str, example: Tensor, frozen: Sequence[str] = ()) -> AdaptedNet:
+    shapes, y = [], found.stem(example.clone())
+    for block in found.blocks:
+        shapes.append(y.shape[1:])
+        y = block(y)
+    shapes.append(y.shape[1:])
+    return AdaptedNet(found.stem, found.blocks, found.head, traced_by, shapes, found.fixed, frozen)
+
+
+def _check(root: nn.Module, net: AdaptedNet, model: nn.Module, example: Tensor) -> None:
+    """
+    Raises:
+        ValueError: output or gradients of ``net`` are not the model's, or samples of a batch influence each other.
+    """
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    expected, gradients = _gradients(root, model, example)
+    output, found = _gradients(net, model, example)
+    if differs(output, expected):
+        raise ValueError("model: the adapted network's output is not the model's")
+    names = [*(["the input"] if example.is_floating_point() else []), *(name for name, _ in model.named_parameters())]
+    largest = max((float(own.norm()) for own in gradients if own is not None), default=0.0)
+    for name, own, other in zip(names, found, gradients, strict=True):
+        if (own is None) != (other is None) or (
+            own is not None and other is not None and differs(own, other, largest)
+        ):
+            raise ValueError(f"model: the adapted network's gradient of {name} is not the model's")
+    with torch.no_grad():
+        mixed = net(torch.cat([example, example.roll(1, -1)]))[: len(example)]
+    if differs(mixed, expected):
+        raise ValueError("model: samples of a batch influence each other in evaluation mode (by batch statistics?)")
+
+
+def _gradients(net: nn.Module, model: nn.Module, example: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """The output, and the gradients of a random functional of it."""
+    x = example.clone()
+    leaves = list(model.parameters())
+    if x.is_floating_point():
+        leaves = [x.requires_grad_(), *leaves]  # type: ignore[list-item]
+    output = net(x * 1 if x.is_floating_point() else x)
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+    return output.detach(), torch.autograd.grad((output * weights).sum(), leaves, allow_unused=True)

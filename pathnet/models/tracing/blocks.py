@@ -1,0 +1,259 @@
+"""Residual blocks that were found in somebody's model, and the forms in which fused engines know them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from pathnet.models.residual_net import Block, FusedForm, PostActivationForm, Unit
+from pathnet.models.tracing.connections import CLONES, is_relu
+
+__all__ = ["TracedBlock", "ends_in_relu", "is_pad"]
+
+
+class TracedBlock(Block):
+    """A block ``y = join(skip(before(x)) + residual(before(x)))`` cut out of a model, over the model's own modules.
+
+    Args:
+        name: where in the model it is.
+        before: what both branches begin with; None where nothing is.
+        skip_branch, residual_branch: the branches; None for the identity.
+        after: the activation behind the addition, if any.
+        follows_relu: whether the block's input comes out of a ReLU.
+        pads: whether the skip takes every so manieth pixel and appends zero channels, and does nothing else.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        before: nn.Module | None,
+        skip_branch: nn.Module | None,
+        residual_branch: nn.Module,
+        after: nn.Module | None,
+        follows_relu: bool = False,
+        pads: bool = False,
+    ) -> None:
+        super().__init__()
+        self.name, self.follows_relu, self.pads = name, follows_relu, pads
+        self.before, self.skip_branch, self.residual_branch, self.after = before, skip_branch, residual_branch, after
+
+    def _before(self, x: Tensor) -> Tensor:
+        return x if self.before is None else torch.as_tensor(self.before(x))
+
+    def _skip(self, x: Tensor) -> Tensor:
+        return x if self.skip_branch is None else torch.as_tensor(self.skip_branch(x))
+
+    def skip(self, x: Tensor) -> Tensor:
+        return self._skip(self._before(x))
+
+    def residual(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.residual_branch(self._before(x)))
+
+    def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self._before(x)
+        return self._skip(x), torch.as_tensor(self.residual_branch(x))
+
+    def join(self, z: Tensor) -> Tensor:
+        return z if self.after is None else torch.as_tensor(self.after(z))
+
+    def fused_form(self) -> FusedForm | None:
+        steps = self._parts()
+        if steps is None:
+            return None
+        before, skip, residual, after = steps
+        if after:
+            return None
+        units = _units([*before, *residual])
+        if units is None:
+            return None
+        if not before and not skip:
+            return FusedForm(units, pad=self.pads)
+        if [step.kind for step in before] != ["bn", "relu"] or [step.kind for step in skip] != ["conv"]:
+            return None
+        return FusedForm(units, projection=skip[0].conv)
+
+    def post_activation_form(self) -> PostActivationForm | None:
+        steps = self._parts()
+        if steps is None or not self.follows_relu:
+            return None
+        before, skip, residual, after = steps
+        if before or [step.kind for step in after] != ["relu"]:
+            return None
+        kinds = [step.kind for step in residual]
+        count = (len(kinds) + 1) // 3
+        if count == 0 or kinds != ["conv", "bn", "relu"] * (count - 1) + ["conv", "bn"]:
+            return None
+        convs, bns = tuple(step.conv for step in residual[::3]), tuple(step.bn for step in residual[1::3])
+        skip_kinds = [step.kind for step in skip]
+        if skip_kinds not in ([], ["conv"], ["conv", "bn"]):
+            return None
+        projection, projection_bn = skip[0].conv if skip else None, skip[1].bn if len(skip) > 1 else None
+        return PostActivationForm(convs, bns, projection, projection_bn, pad=self.pads)
+
+    def skip_kind(self) -> str:
+        """Identity, padding, projection (with weights) or another function; what it shares with the other branch."""
+        if self.skip_branch is None:
+            kind = "identity"
+        elif self.pads:
+            kind = "pad"
+        else:
+            kind = "projection" if any(True for _ in self.skip_branch.parameters()) else "other"
+        if self.before is None or self.fused_form() is not None:
+            return kind
+        layers = sum(parameter.ndim > 1 for parameter in self.before.parameters())
+        return f"{kind} behind {f'{layers} shared layers' if layers else 'a shared part'}"
+
+    def kind(self) -> str:
+        """What the residual module is, in a few words."""
+        fused, post = self.fused_form(), self.post_activation_form()
+        if fused is not None:
+            return f"pre-activation {_shape_of([unit.conv for unit in fused.units])}"
+        if post is not None:
+            return f"post-activation {_shape_of(post.convs)}"
+        layers = _layers(self.residual_branch)
+        kind = next((name for name in ("attention", "convolutions", "linear layers") if name in layers), "other")
+        return f"{kind}, then an activation" if self.after is not None else kind
+
+    def _parts(self) -> tuple[list[_Step], list[_Step], list[_Step], list[_Step]] | None:
+        """What the four parts do, a padding skip as nothing; None where one does what engines do not know."""
+        skip: list[_Step] | None = [] if self.pads else _steps(self.skip_branch)
+        parts = [_steps(self.before), skip, _steps(self.residual_branch), _steps(self.after)]
+        if any(part is None for part in parts):
+            return None
+        return tuple(parts)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One of the operations that engines know: ``conv``, ``bn`` or ``relu``."""
+
+    kind: str
+    module: nn.Module | None = None
+
+    @property
+    def conv(self) -> nn.Conv2d:
+        assert isinstance(self.module, nn.Conv2d)
+        return self.module
+
+    @property
+    def bn(self) -> nn.BatchNorm2d:
+        assert isinstance(self.module, nn.BatchNorm2d)
+        return self.module
+
+
+def _steps(part: nn.Module | None) -> list[_Step] | None:
+    """What a part does one after the other; None where it does anything else. Dropout counts as nothing where it is
+    in evaluation."""
+    if part is None:
+        return []
+    if not isinstance(part, fx.GraphModule):
+        return None
+    steps: list[_Step] = []
+    before: fx.Node | None = None
+    held = dict(part.named_modules())
+    for node in part.graph.nodes:
+        if node.op == "output":
+            return steps if node.args[0] is before else None
+        if node.op == "placeholder":
+            before = node
+            continue
+        if node.all_input_nodes != [before]:
+            return None
+        before = node
+        module = held.get(str(node.target)) if node.op == "call_module" else None
+        if is_relu(node, held):
+            steps.append(_Step("relu"))
+        elif type(module) is nn.Conv2d and _unhooked(module):
+            steps.append(_Step("conv", module))
+        elif type(module) is nn.BatchNorm2d and _unhooked(module):
+            steps.append(_Step("bn", module))
+        elif not (node.target in CLONES or _is_nothing(module)):
+            return None
+    return None
+
+
+def _unhooked(module: nn.Module) -> bool:
+    return not (module._forward_pre_hooks or module._forward_hooks)
+
+
+def _is_nothing(module: nn.Module | None) -> bool:
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return not module.training or module.p == 0
+    return type(module) is nn.Identity
+
+
+def _units(steps: Sequence[_Step]) -> tuple[Unit, ...] | None:
+    """BN-ReLU-convolution again and again."""
+    count = len(steps) // 3
+    if count == 0 or [step.kind for step in steps] != ["bn", "relu", "conv"] * count:
+        return None
+    return tuple(Unit(bn.bn, conv.conv) for bn, conv in zip(steps[::3], steps[2::3], strict=True))
+
+
+def is_pad(skip: nn.Module | None, residual: nn.Module, x: Tensor, out: torch.Size) -> bool:
+    """Whether a skip, on ``x``, takes every so manieth pixel and appends zero channels, by the strides and channels
+    of the residual module."""
+    steps = _steps(residual)
+    if skip is None or not steps or x.ndim != 4 or any(True for _ in skip.parameters()):
+        return False
+    convs = [step.conv for step in steps if step.kind == "conv"]
+    if not convs or convs[-1].out_channels < x.shape[1]:
+        return False
+    down, across = (math.prod(conv.stride[i] for conv in convs) for i in (0, 1))
+    if (down, across, convs[-1].out_channels) == (1, 1, x.shape[1]):
+        return False
+    wanted = F.pad(x[:, :, ::down, ::across], (0, 0, 0, 0, 0, convs[-1].out_channels - x.shape[1]))
+    given = skip(x)
+    return given.shape == wanted.shape == out and torch.equal(given, wanted)
+
+
+def ends_in_relu(part: nn.Module | None) -> bool:
+    """Whether the last thing that a part does is a ReLU, or max-pooling behind one."""
+    if not isinstance(part, fx.GraphModule):
+        return False
+    held = dict(part.named_modules())
+    (result,) = (node for node in part.graph.nodes if node.op == "output")
+    node = result.args[0]
+    while isinstance(node, fx.Node):
+        if is_relu(node, held):
+            return True
+        module = held.get(str(node.target)) if node.op == "call_module" else None
+        keeps = isinstance(module, nn.MaxPool2d) or node.target in (F.max_pool2d, torch.ops.aten.max_pool2d.default)
+        keeps = keeps or node.target in CLONES or _is_nothing(module)
+        if not keeps:
+            return False
+        node = node.all_input_nodes[0]
+    return False
+
+
+def _shape_of(convs: Sequence[nn.Conv2d]) -> str:
+    kernels = [conv.kernel_size[0] for conv in convs]
+    return {(3, 3): "basic", (1, 3, 1): "bottleneck"}.get(
+        tuple(kernels), "of kernels " + ", ".join(map(str, kernels))
+    )
+
+
+def _layers(part: nn.Module) -> set[str]:
+    """Which kinds of layers a branch has."""
+    found: set[str] = set()
+    named = part.graph.nodes if isinstance(part, fx.GraphModule) else ()
+    names = [str(getattr(node.target, "__name__", node.target)) for node in named if node.op != "call_module"]
+    if any("softmax" in name or "attention" in name for name in names):
+        found.add("attention")
+    if any(name.startswith("conv") for name in names):
+        found.add("convolutions")
+    if any(name.startswith("linear") for name in names):
+        found.add("linear layers")
+    for module in part.modules():
+        if isinstance(module, (nn.MultiheadAttention, nn.Softmax)):
+            found.add("attention")
+        elif isinstance(module, nn.modules.conv._ConvNd):
+            found.add("convolutions")
+        elif isinstance(module, nn.Linear):
+            found.add("linear layers")
+    return found
