@@ -27,6 +27,7 @@ aten = torch.ops.aten
 ADDITIONS = {operator.add, torch.add, aten.add.Tensor}
 CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate, torch.hstack, torch.vstack, aten.cat.default}
 CLONES = {torch.clone, aten.clone.default}
+RESHAPES = {"view", "reshape", torch.reshape, aten.view.default, aten.reshape.default}
 
 RELUS = {torch.relu, F.relu, aten.relu.default}
 ACTIVATIONS = RELUS | {torch.sigmoid, torch.tanh, F.sigmoid, F.tanh, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu}
@@ -57,7 +58,7 @@ class Connection:
         skip: the summand that is the skip connection; ``source`` itself where it is the identity.
         residual: the other summands, in order.
         addition: what adds them.
-        end: the activation behind the addition, or the addition.
+        end: the activation behind the addition, or the addition, or what brings the batch back to the front.
     """
 
     source: fx.Node
@@ -83,6 +84,7 @@ class _Flow:
         wanted = self.backwards([self.output], behind)
         self.nodes = [node for node in traced.graph.nodes if node in wanted]
         self.place = {node: i for i, node in enumerate(self.nodes)}
+        self.batch = (facts[source].shape or torch.Size())[:1]
         self.chain = self._chain()
 
     def inputs(self, node: fx.Node) -> list[fx.Node]:
@@ -159,13 +161,20 @@ class _Flow:
         return terms[lightest], (*terms[:lightest], *terms[lightest + 1 :])
 
     def end(self, position: int) -> int:
-        """The place in the chain of the activation right behind an addition at ``position``, or of the addition."""
-        behind = position + 1
+        """The place in the chain of the activation right behind an addition at ``position``, or of the addition; or
+        of what makes the batch the first dimension again, where the addition is one of samples laid end to end."""
+        end, behind = position, position + 1
         while behind < len(self.chain) and self.chain[behind].target in CLONES:
             behind += 1
         if behind < len(self.chain) and is_activation(self.chain[behind], self.held):
-            return behind
-        return position
+            end = behind
+        while (
+            end + 1 < len(self.chain)
+            and self.facts[self.chain[end]].shape[:1] != self.batch  # type: ignore[index]
+            and self.chain[end + 1].target in RESHAPES
+        ):
+            end += 1
+        return end
 
     def led_around(self, left: fx.Node, right: fx.Node) -> list[fx.Node]:
         """The additions between two operations of the chain that would be residual connections, were it not for what
