@@ -15,6 +15,7 @@ from pathnet.models.tracing.by_hand import Part, assembled, inlined, inside, sub
 from pathnet.models.tracing.dissect import Dissection, dissect
 from pathnet.models.tracing.examples import examples
 from pathnet.models.tracing.graphs import attempts, differs, first_line, untouched, untraceable
+from pathnet.record import full_precision
 
 __all__ = ["AdaptedNet", "adapt"]
 
@@ -118,7 +119,7 @@ def adapt(
         raise ValueError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     owned = set(model.modules())
     root = _OneOutput(model, output)
-    with untouched(model):
+    with full_precision(), untouched(model):
         example = _example(root, model, example)
         if blocks is not None and any(isinstance(own, (tuple, list)) for own in blocks):
             if stem is None or head is None:
@@ -203,7 +204,7 @@ def _example(root: nn.Module, model: nn.Module, example: Tensor | None) -> Tenso
         except (RuntimeError, TypeError, IndexError, AssertionError) as error:
             refused.append(f"{list(guess.shape)}: {first_line(error)}")
     raise ValueError(
-        f"example: none could be guessed, expected a batch of inputs ({'; '.join(refused) or 'no layer'})"
+        f"example: none could be guessed, expected a batch of inputs ({'; '.join(refused[:3]) or 'no layer'})"
     )
 
 
@@ -219,6 +220,10 @@ def _found(
         raise ValueError(f"model: {untraceable(reasons)}; blocks can be given by hand")
     within = None if blocks is None else inside(traced, list(named))
     found = dissect(traced, example, within)
+    outside = (found.stem, *(block.before for block in found.blocks if block.before is not None), found.head)
+    if any(module in traced.whole for part in outside for module in part.modules()):
+        # It may hold residual connections of its own.
+        raise ValueError(f"model: {untraceable(reasons)}; blocks can be given by hand")
     for name in named:
         if not any(block.name.split(" ")[0].startswith((name + ".", name)) for block in found.blocks):
             raise ValueError(f"blocks: no addition in {name!r} is a residual connection, which every way passes")
@@ -255,9 +260,7 @@ def _check(root: nn.Module, net: AdaptedNet, model: nn.Module, example: Tensor) 
     with torch.no_grad():
         mixed = net(torch.cat([example, example.roll(1, -1)]))[: len(example)]
     if differs(mixed, expected):
-        raise ValueError(
-            "model: in evaluation mode samples of a batch influence each other (statistics of the batch?)"
-        )
+        raise ValueError("model: samples of a batch influence each other in evaluation mode (by batch statistics?)")
 
 
 def _gradients(net: nn.Module, model: nn.Module, example: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:

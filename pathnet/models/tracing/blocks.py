@@ -200,6 +200,8 @@ def is_pad(skip: nn.Module | None, residual: nn.Module, x: Tensor, out: torch.Si
     if not convs or convs[-1].out_channels < x.shape[1]:
         return False
     down, across = (math.prod(conv.stride[i] for conv in convs) for i in (0, 1))
+    if (down, across, convs[-1].out_channels) == (1, 1, x.shape[1]):
+        return False
     wanted = F.pad(x[:, :, ::down, ::across], (0, 0, 0, 0, 0, convs[-1].out_channels - x.shape[1]))
     given = skip(x)
     return given.shape == wanted.shape == out and torch.equal(given, wanted)

@@ -25,16 +25,22 @@ def examples(model: nn.Module) -> Iterator[Tensor]:
         if isinstance(module, nn.Embedding):
             most = module.num_embeddings
             yield torch.randint(most // 2, most, (BATCH, TOKENS), generator=generator).to(device)
-        elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            dims = len(module.kernel_size)
-            for side in (*_sides(model), *SIDES):
-                shape = (BATCH, module.in_channels, *((side,) * dims if isinstance(side, int) else side))
-                yield torch.randn(shape, generator=generator).to(device, module.weight.dtype)
-        elif isinstance(module, nn.Linear):
-            yield torch.randn(BATCH, module.in_features, generator=generator).to(device, module.weight.dtype)
-        else:
-            continue
-        return
+            break
+    kinds = dict.fromkeys(
+        (module.in_channels, len(module.kernel_size), module.weight.dtype)
+        for module in model.modules()
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    )
+    # The first layer need not be the first to be registered; images have three channels or one.
+    for channels, dims, dtype in sorted(kinds, key=lambda kind: kind[0] not in (1, 3)):
+        for side in (*_sides(model), *SIDES):
+            shape = (BATCH, channels, *((side,) * dims if isinstance(side, int) else side))
+            yield torch.randn(shape, generator=generator).to(device, dtype)
+    widths = dict.fromkeys(
+        (module.in_features, module.weight.dtype) for module in model.modules() if isinstance(module, nn.Linear)
+    )
+    for width, dtype in widths:
+        yield torch.randn(BATCH, width, generator=generator).to(device, dtype)
 
 
 def _own(model: nn.Module) -> Iterator[Tensor]:

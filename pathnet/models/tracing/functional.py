@@ -26,7 +26,7 @@ def with_item(x: Tensor, index: Any, value: Any) -> Tensor:
 
 
 def functional(graph: fx.Graph, held: Mapping[str, Any], values: Mapping[fx.Node, Any]) -> fx.Graph:
-    """The graph with each operation in place replaced by one that makes a new tensor.
+    """The graph with each operation in place replaced by one that makes a new tensor, and without `nn.Identity`.
 
     What reads a tensor after it was changed reads the new one. A change through a view is not followed: whoever
     traces compares the graph's output with the model's.
@@ -40,6 +40,9 @@ def functional(graph: fx.Graph, held: Mapping[str, Any], values: Mapping[fx.Node
     for node in graph.nodes:
         if node.op == "output":
             result.output(fx.map_arg(node.args[0], now.__getitem__))
+            continue
+        if node.op == "call_module" and type(held[str(node.target)]) is nn.Identity:
+            now[node] = now[node.all_input_nodes[0]]
             continue
         changed = _changed(node, held, values)
         before = dict(now)

@@ -59,6 +59,7 @@ class Traced:
     Attributes:
         held: what the graph names: modules, parameters, buffers and constants.
         kind: what traced it, ``torch.fx`` or ``torch.export``, and what it left whole.
+        whole: the modules with control flow that it left whole.
         frozen: the batch normalisations whose statistics are fixed.
     """
 
@@ -66,6 +67,7 @@ class Traced:
     held: dict[str, Any]
     kind: str
     frozen: tuple[str, ...] = ()
+    whole: tuple[nn.Module, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ class _Tracer(fx.Tracer):
     def __init__(self, leaves: Sequence[nn.Module] = ()) -> None:
         super().__init__()
         self.leaves = set(leaves)
+        # Else what is computed of buffers alone would be computed here, once and for all.
+        self.proxy_buffer_attributes = True
         self.entered: list[nn.Module] = []
 
     def call_module(
@@ -125,7 +129,7 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if m in self.leaves:
             return True
-        if isinstance(m, OPEN):
+        if isinstance(m, (*OPEN, nn.Sequential)):
             return False
         # A convolution or normalisation that somebody's subclass leaves as it is.
         inherited = type(m).forward.__module__.startswith("torch.nn.modules") and next(m.children(), None) is None
@@ -169,8 +173,8 @@ def _around_untraceable(root: nn.Module, example: Tensor) -> Traced:
         tracer = _Tracer(leaves)
         try:
             traced = _of_fx(tracer.trace(root), root, example)
-            whole = [name.removeprefix("model.") for name, module in root.named_modules() if module in leaves]
-            return replace(traced, kind=f"torch.fx around {', '.join(whole)}")
+            names = [name.removeprefix("model.") for name, module in root.named_modules() if module in leaves]
+            return replace(traced, kind=f"torch.fx around {', '.join(names)}", whole=tuple(leaves))
         except Exception:
             # The model itself is the first that was entered.
             if len(tracer.entered) < 2 or tracer.entered[-1] in leaves:
@@ -219,7 +223,7 @@ def attempts(
     for attempt in ways:
         try:
             traced = attempt()
-            if differs(fx.GraphModule(traced.held, traced.graph)(example.clone()), expected):
+            if differs(_Watching(fx.GraphModule(traced.held, traced.graph)).run(example.clone()), expected):
                 raise ValueError("its trace computes something else than the model")
             return traced, reasons
         except Exception as error:
@@ -267,6 +271,19 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         return self.keep(n, super().run_node(n))
+
+
+class _Watching(fx.Interpreter):
+    """Runs a graph that is to change nothing in place, but for copies that are made for it."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        kept = [own for own in n.all_input_nodes if own.target is not torch.clone or len(own.users) > 1]
+        given = [value for own in kept if isinstance(value := self.env[own], Tensor)]
+        versions = [value._version for value in given]
+        result = super().run_node(n)
+        if [value._version for value in given] != versions:
+            raise ValueError(f"{where(n)} changes its input in place")
+        return result
 
 
 def placeholder(graph: fx.Graph) -> fx.Node:

@@ -113,12 +113,12 @@ def _module(
         channels = weight.shape[1] * settings["groups"], weight.shape[0]
         made = nn.Conv2d(*channels, tuple(weight.shape[2:]), bias=bias, **_pairs(settings), device="meta")
     else:
-        if settings["training"] is not False or rank not in OF_DIMENSIONS:
+        # Of another module nobody knows whether its mode has a say.
+        if not isinstance(own, nn.modules.batchnorm._BatchNorm) or settings["training"] is not False:
             return None
-        momentum = own.momentum if isinstance(own, nn.modules.batchnorm._BatchNorm) else settings["momentum"]
         affine = tensors["weight"] is not None
-        made = OF_DIMENSIONS[rank](len(tensors["running_var"]), settings["eps"], momentum, affine, device="meta")
-        made.num_batches_tracked = getattr(own, "num_batches_tracked", torch.tensor(0))
+        made = OF_DIMENSIONS[rank](len(tensors["running_var"]), settings["eps"], own.momentum, affine, device="meta")
+        made.num_batches_tracked = own.num_batches_tracked
     if type(own) is type(made) and _alike(own, made, tensors):
         return own
     made.training = False if own is None else own.training
