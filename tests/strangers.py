@@ -202,9 +202,9 @@ class Overwriting(Switched):
             out = F.relu(x, True)
         else:
             # One tensor under two names, changed under both of them.
-            out = x.relu_()
-            out.mul_(0.5)
-            x += 0.1
+            out = x.add_(0.5)
+            out -= 0.1
+            x.relu_()
         out = self.way(self.conv2(F.elu(self.conv1(out))), "residual")
         return out.add_(self.way(x, "skip"))
 

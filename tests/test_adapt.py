@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 import pathnet
 from pathnet import lesion
+from pathnet.experiments import path_gradients
 from pathnet.lesion import Lesion
 from pathnet.training import Recipe, train
 
@@ -179,6 +181,18 @@ def test_lesions_and_training_take_them_as_others(name: str) -> None:
     before = pathnet.models.fingerprint(net)
     history = train(net, data, Recipe(epochs=2, batch_size=16, modules=2, augment=False))
     assert len(history) == 2 and pathnet.models.fingerprint(net) != before
+
+
+def test_experiments_measure_them(tmp_path: Path) -> None:
+    net, data = trained_as_others_are("pre-activation")
+    plan = path_gradients.PathGradients(batches=2, batch_size=4)
+    run = path_gradients.measure(net, data, plan, tmp_path)
+    again = path_gradients.measure(net, data, plan, tmp_path)
+    assert len(run.measurements()) == len(again.measurements()) == 2 * net.n
+    images, labels = data.random_batch(4, 0, 0)
+    found = run.measurements()
+    expected = pathnet.record(net, images, labels).path_gradient_norms(torch.tensor(found.path[: net.n]))
+    torch.testing.assert_close(torch.tensor(found.norm[: net.n]), expected, rtol=1e-4, atol=0)
 
 
 def test_blocks_of_equal_shapes_change_places() -> None:

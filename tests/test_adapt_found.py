@@ -164,7 +164,7 @@ class UNet(nn.Module):
 
 
 def test_concatenations_around_blocks_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"concatenation at cat \(node 'cat_1'\) \(dense connections\)"):
+    with pytest.raises(ValueError, match=r"at cat \(node 'cat_1'\) its ways are joined by concatenation"):
         pathnet.adapt(Dense())
     with pytest.raises(ValueError, match=r"'deep.1'.*concatenation joins again at cat"):
         pathnet.adapt(UNet())
@@ -470,6 +470,20 @@ def test_the_report_names_blocks_shapes_kinds_and_engines() -> None:
     assert "attention" in str(found("vision transformer")) and "pad" in str(found("zero padding"))
     assert "pre-activation basic" in str(found("pre-activation"))
     assert "stem's convolution" not in lines
+
+
+def test_what_stands_between_blocks_belongs_to_both_branches() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Basic(4, 4), nn.Conv2d(4, 6, 2, 2), nn.BatchNorm2d(6), Basic(6, 6))
+    model.extend([nn.AvgPool2d(2), Basic(6, 6), nn.Flatten(), nn.Linear(24, 5)])
+    net = pathnet.adapt(shaken(model).eval(), torch.randn(2, 3, 11, 11))
+    assert [block.skip_kind() for block in net] == [
+        *("identity", "identity behind 1 shared layers", "identity behind a shared part"),
+    ]
+    x = torch.randn(2, 3, 11, 11)
+    with torch.no_grad():
+        expected = model[8](model[7](model[6](model[5](F.relu(model[3](model[2](model[1](model[0](x)))))))))
+        torch.testing.assert_close(pathnet.lesion.delete(net, [1])(x), expected)
 
 
 def test_a_module_that_is_used_twice_has_its_weights_once() -> None:

@@ -96,12 +96,17 @@ class TracedBlock(Block):
         return PostActivationForm(convs, bns, projection, projection_bn, pad=self.pads)
 
     def skip_kind(self) -> str:
-        """Identity, padding, projection (with weights) or another function, in a word."""
+        """Identity, padding, projection (with weights) or another function; what it shares with the other branch."""
         if self.skip_branch is None:
-            return "identity"
-        if self.pads:
-            return "pad"
-        return "projection" if any(True for _ in self.skip_branch.parameters()) else "other"
+            kind = "identity"
+        elif self.pads:
+            kind = "pad"
+        else:
+            kind = "projection" if any(True for _ in self.skip_branch.parameters()) else "other"
+        if self.before is None or self.fused_form() is not None:
+            return kind
+        layers = sum(parameter.ndim > 1 for parameter in self.before.parameters())
+        return f"{kind} behind {f'{layers} shared layers' if layers else 'a shared part'}"
 
     def kind(self) -> str:
         """What the residual module is, in a few words."""

@@ -248,10 +248,10 @@ def connections(
 def _reason(flow: _Flow) -> str:
     for node in flow.nodes:
         if node.target in CONCATENATIONS and len(flow.inputs(node)) > 1:
-            return f"; its ways are joined by concatenation at {where(node)} (dense connections), not by addition"
+            return f"; at {where(node)} its ways are joined by concatenation (dense connections), not by addition"
     for left, right in zip(flow.chain, flow.chain[1:], strict=False):
         if len(flow.inputs(right)) > 1 or left not in flow.inputs(right):
-            return f"; its ways are joined at {where(right)}, not by addition"
+            return f"; at {where(right)} its ways are joined by something else than addition"
     return ", its operations are one chain"
 
 
