@@ -25,7 +25,7 @@ class TracedBlock(Block):
         skip_branch, residual_branch: the branches; None for the identity.
         after: the activation behind the addition, if any.
         follows_relu: whether the block's input comes out of a ReLU.
-        pads: whether the skip takes every so manieth pixel and appends zero channels, and does nothing else.
+        pads: whether the skip takes one pixel of so many and appends zero channels, and does nothing else.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ def _units(steps: Sequence[_Step]) -> tuple[Unit, ...] | None:
 
 
 def is_pad(skip: nn.Module | None, residual: nn.Module, x: Tensor, out: torch.Size) -> bool:
-    """Whether a skip, on ``x``, takes every so manieth pixel and appends zero channels, by the strides and channels
+    """Whether a skip, on ``x``, takes one pixel of so many and appends zero channels, by the strides and channels
     of the residual module."""
     steps = _steps(residual)
     if skip is None or not steps or x.ndim != 4 or any(True for _ in skip.parameters()):

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from pathnet.models.tracing.graphs import Fact, Traced, where
+from pathnet.models.tracing.graphs import Traced, where
+from pathnet.models.tracing.values import Fact
 
 __all__ = ["Connection", "Term", "connections", "is_activation", "is_relu"]
 
@@ -211,7 +212,7 @@ def connections(
     """The residual connections of a graph, from input to output.
 
     Args:
-        facts: of the graph's operations, see `graphs.observe`.
+        facts: of the graph's operations, see `values.observe`.
         source: where the gradients that count begin.
         within: the operations among which additions are taken; None for all.
 

@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from pathnet.models.tracing.blocks import TracedBlock, ends_in_relu, is_pad
 from pathnet.models.tracing.connections import CLONES, RESHAPES, Connection, Term, connections
 from pathnet.models.tracing.cutting import Scissors
-from pathnet.models.tracing.graphs import Fact, Traced, observe, path_of, source_of
+from pathnet.models.tracing.graphs import Traced, path_of
+from pathnet.models.tracing.values import Fact, observe, source_of
 
 __all__ = ["Dissection", "dissect"]
 
