@@ -121,6 +121,7 @@ def test_additions_that_are_no_residual_connections() -> None:
     assert kinds == ["attention", "linear layers"] * 2
     assert all(block.skip_branch is None for block in found("language model"))
     assert [block.skip_kind() for block in found("scaled")] == ["identity"] * 5
+    assert not any(block.nested for name in ("scaled", "language model", "basic") for block in found(name))
 
     class Polynomial(nn.Module):
         def __init__(self) -> None:
@@ -366,6 +367,34 @@ def test_what_is_fixed_for_a_shape_is_told() -> None:
     free(torch.randn(2, 3, 17, 12, dtype=torch.float64))
 
 
+class Sized(nn.Module):
+    """Takes sizes, twice the batch among them, from its input, and needs them in its branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+        self.layers = nn.ModuleList([nn.Linear(8, 8) for _ in range(2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, rows, columns = x.shape
+        halves = batch * 2
+        x = self.conv(x)
+        for layer in self.layers:
+            x = x + layer(x.reshape(halves, 2 * rows, columns)).tanh().view(batch, -1, rows, columns)
+        return self.fc(x.mean((2, 3)))
+
+
+def test_sizes_from_outside_of_a_branch_follow_the_batch() -> None:
+    torch.manual_seed(0)
+    model = Sized()
+    net = pathnet.adapt(model, torch.randn(2, 3, 6, 8))
+    assert net.n == 2 and net.fixed
+    x = torch.randn(5, 3, 6, 8)
+    torch.testing.assert_close(net(x), model(x))
+    with pytest.raises(ValueError, match=r"expected those that give blocks an input of \[B, 4, 6, 8\]"):
+        net(torch.randn(2, 3, 8, 8))
+
+
 class Masked(LanguageModel):
     """Attends to what is no padding: a mask of the tokens' values, that every branch reads."""
 
@@ -470,6 +499,44 @@ def test_the_report_names_blocks_shapes_kinds_and_engines() -> None:
     assert "attention" in str(found("vision transformer")) and "pad" in str(found("zero padding"))
     assert "pre-activation basic" in str(found("pre-activation"))
     assert "stem's convolution" not in lines
+
+
+class LongSkip(nn.Module):
+    """Blocks inside of one long residual connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.body, self.out = (
+            nn.Conv2d(3, 4, 3),
+            nn.Sequential(Basic(4, 4), Basic(4, 4)),
+            nn.Conv2d(4, 2, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.out(x + 0.2 * self.body(x))
+
+
+class Gathering(nn.Module):
+    """What enters each block is concatenated later on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.blocks = nn.Conv2d(3, 4, 3), nn.ModuleList([Basic(4, 4), Basic(4, 4)])
+        self.last, self.fc = Basic(12, 12), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gathered = [self.conv(x)]
+        for block in self.blocks:
+            gathered.append(block(gathered[-1].clone()))
+        return self.fc(self.last(torch.cat(gathered, 1)).mean((2, 3)))
+
+
+def test_blocks_inside_of_others_are_told_and_gathered_ones_refused() -> None:
+    net = pathnet.adapt(LongSkip(), torch.randn(2, 3, 9, 9))
+    assert net.n == 1 and "convolutions with 2 residual connections inside" in str(net)
+    with pytest.raises(ValueError, match=r"2 additions from .* in module 'blocks.0'\).*concatenation joins again"):
+        pathnet.adapt(Gathering(), torch.randn(2, 3, 9, 9))
 
 
 def test_what_stands_between_blocks_belongs_to_both_branches() -> None:

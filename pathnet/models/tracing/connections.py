@@ -60,6 +60,7 @@ class Connection:
         residual: the other summands, in order.
         addition: what adds them.
         end: the activation behind the addition, or the addition, or what brings the batch back to the front.
+        nested: how many additions inside the branches would be residual connections if nothing led around them.
     """
 
     source: fx.Node
@@ -67,6 +68,7 @@ class Connection:
     residual: tuple[Term, ...]
     addition: fx.Node
     end: fx.Node
+    nested: int
 
 
 class _Flow:
@@ -177,19 +179,22 @@ class _Flow:
             end += 1
         return end
 
-    def led_around(self, left: fx.Node, right: fx.Node) -> list[fx.Node]:
+    def inner(self, left: fx.Node, right: fx.Node) -> list[fx.Node]:
         """The additions between two operations of the chain that would be residual connections, were it not for what
         leads around them."""
         inside = self.nodes[self.place[left] + 1 : self.place[right]]
         found = []
         for node in inside:
-            if len({term.node for term in self.terms(node)}) < 2:
+            adds = len({term.node for term in self.terms(node)}) > 1
+            is_part_of_a_sum = len(node.users) == 1 and _operands(next(iter(node.users))) is not None
+            if not adds or is_part_of_a_sum:
                 continue
             to_here = self.backwards([node], self.place, left) | {left}
             ordered = [own for own in self.nodes[self.place[left] : self.place[node] + 1] if own in to_here]
             source = _last_passed(ordered, self)
             between = self.backwards([node], self.place, source) | {source}
-            closed = all(user in between for own in between if own is not node for user in self.users(own))
+            # Ways may lead around the source: blocks whose input is concatenated later on.
+            closed = all(user in between for own in between - {node, source} for user in self.users(own))
             if closed and self.residual(node, source) is not None:
                 found.append(node)
         return found
@@ -230,16 +235,18 @@ def connections(
         if branches is None:
             continue
         behind = flow.end(position)
-        found.append(Connection(before, *branches, addition, flow.chain[behind]))
+        nested = len(flow.inner(before, addition))
+        found.append(Connection(before, *branches, addition, flow.chain[behind], nested))
     added = {connection.addition for connection in found}
     for left, right in zip(flow.chain, flow.chain[1:], strict=False):
         if right in added or within is not None:
             continue
-        bypassed = flow.led_around(left, right)
+        bypassed = flow.inner(left, right)
         if bypassed:
             raise ValueError(
                 f"model: {len(bypassed)} additions from {where(bypassed[0])} on are no residual connections, since "
-                f"other ways lead around them, which {_joined(right)} joins again at {where(right)}"
+                f"other ways lead around them, which {_joined(right)} joins again at {where(right)}; blocks= takes "
+                "the names of modules whose additions are"
             )
     if not found:
         raise ValueError(f"model: no residual connection was found{_reason(flow)}")

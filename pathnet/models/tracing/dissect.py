@@ -91,7 +91,7 @@ def _block(scissors: Scissors, name: str, start: fx.Node, connection: Connection
     assert example.shape is not None
     x = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example.device, example.dtype)
     pads = is_pad(skip, residual, x, shape)
-    return TracedBlock(name, before, skip, residual, after, follows_relu, pads)
+    return TracedBlock(name, before, skip, residual, after, follows_relu, pads, connection.nested)
 
 
 def _batch_first(source: fx.Node, facts: Mapping[fx.Node, Fact], example: Tensor) -> fx.Node:
