@@ -54,6 +54,7 @@ STEPS: dict[str, tuple[Callable[[Setup], Found], float]] = {
     "training": (fused.training, 75),
     "paths": (measurements.paths, 75),
     "deletions": (measurements.deletions, 45),
+    "sums": (measurements.sums, 45),
     "imagenet": (fused.imagenet, 75),
     "training_compiled": (fused.training_compiled, 180),
     "scaling": (measurements.scaling, 75),

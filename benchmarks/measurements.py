@@ -1,10 +1,12 @@
-"""The steps that measure: accuracy, sweeps, single paths, scaling, deletions. Each returns what it found, as JSON."""
+"""The steps that measure: accuracy, sweeps, single paths, scaling, deletions, sums by length. Each returns what it
+found, as JSON."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from benchmarks.outcome import Failed, Found
 from benchmarks.timing import Timing, interleaved
 from pathnet.models import ResidualNet
 
-__all__ = ["accuracy", "deletions", "paths", "scaling", "sweep", "whole_sweep"]
+__all__ = ["accuracy", "deletions", "paths", "scaling", "sums", "sweep", "whole_sweep"]
 
 TOLERANCES = {"float32": (1e-5, 1e-4), "bfloat16": (5e-3, 2e-2)}
 """Relative errors allowed on a batch's norm and on a sample's, by precision."""
@@ -231,6 +233,37 @@ def deletions(setup: Setup) -> Found:
         "timings": {name: timing.facts() for name, timing in timings.items()},
         "share_of_eager": {precision: timings[f"pathnet {precision}"].median / eagerly for precision in error},
     }
+
+
+def sums(setup: Setup) -> Found:
+    """The exact sums by length beside as many modules walked path by path: one path of each length, a call each."""
+    small = replace(setup, depth=min(setup.depth, 20), batch=4)
+    found: Found = {"error": {}, "precisions": {}}
+    for precision in _served(setup, network(setup), *batch(setup)):
+        net = network(small)
+        tape = recorder(small, net, precision)(*batch(small))
+        codes = pathnet.paths.enumerate_all(net.n)
+        every, lengths = truth.walk(tape, pathnet.paths.routing(codes)), codes.sum(1)
+        expected = torch.stack([every[lengths == k].sum(0).norm() for k in range(net.n + 1)])
+        own = tape.gradient_by_length().flatten(1).norm(dim=1)
+        found["error"][precision] = error = float((own / expected - 1).abs().max())
+        if not error < TOLERANCES[precision][1]:
+            raise Failed(f"sums by length in {precision} are off by {error:.1g}, hence not timed", found)
+        tape = recorder(setup, network(setup), precision)(*batch(setup))
+        paths = pathnet.paths.one_of_each_length(tape.n)
+
+        def one_by_one(tape: pathnet.Tape = tape, paths: Tensor = paths) -> None:
+            for path in paths:
+                tape.path_gradient_norms(path[None])
+
+        timings = interleaved(
+            setup, {"sums": partial(tape.gradient_by_length, scaled=True), "one by one": one_by_one}
+        )
+        found["precisions"][precision] = {
+            "share": timings["sums"].median / timings["one by one"].median,
+            "timings": {name: timing.facts() for name, timing in timings.items()},
+        }
+    return found
 
 
 def _deletions(n: int) -> Tensor:

@@ -47,6 +47,11 @@ def goals(steps: Steps) -> list[dict[str, Any]]:
     asked.append(("fused training step, times faster than torch.compile", "at least", 1.5, steps_faster))
     deleted = lambda: min(found("deletions")["share_of_eager"].values())  # noqa: E731
     asked.append(("54 deletions, share of 55 eager forward passes", "at most", 0.25, deleted))
+    for precision in ("bfloat16", "float32"):
+        share = lambda p=precision: found("sums")["precisions"][p]["share"]  # noqa: E731
+        asked.append(
+            (f"exact sums by length, share of as many modules one by one, {precision}", "at most", 1.3, share)
+        )
     for precision, bounds in (("float32", (1e-5, 1e-4)), ("bfloat16", (5e-3, 2e-2))):
         for key, bound in zip(("batch_norm", "sample_norm"), bounds, strict=True):
             worst = lambda p=precision, k=key: max(  # noqa: E731

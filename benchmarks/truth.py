@@ -13,7 +13,7 @@ from pathnet import scaling
 from pathnet.engines.reference import ReferenceEngine, freeze
 from pathnet.models import ResidualNet
 
-__all__ = ["Errors", "errors", "lesioned_outputs", "sample_error", "walk"]
+__all__ = ["Errors", "errors", "lesioned_outputs", "sample_error", "walk", "walk_through_statistics"]
 
 
 def walk(tape: pathnet.Tape, routing: Tensor) -> Tensor:
@@ -69,14 +69,21 @@ def sample_error(tape: pathnet.Tape, routing: Tensor) -> float:
 
     In both BN modes: that of ``batch`` is not affine around a record, so that `walk` does not serve.
     """
+    record = tape._record
+    expected = walk_through_statistics(tape, routing).flatten(2).norm(dim=2)
+    own = tape._engine.routed_backward_norms(
+        record.blocks, record.grad, record.exponent, routing.to(record.grad.dtype)
+    )
+    return float((own / expected - 1).abs().max())
+
+
+def walk_through_statistics(tape: pathnet.Tape, routing: Tensor) -> Tensor:
+    """float64 [P, B, ...]: `walk` by the reference engine, which does not take the network for affine."""
     record, engine = tape._record, ReferenceEngine()
     recorded: Any = record.blocks
     frozen, y0 = freeze(record.net, recorded.bits()), record.y0.double()
     _, blocks = engine.record(engine.prepare(frozen, recorded.bn, "float64", y0.shape[1:]), y0)
-    walked = engine.routed_backward(blocks, record.grad.double(), record.exponent, routing.double())
-    expected = scaling.norms(*walked)
-    own = tape._engine.routed_backward_norms(recorded, record.grad, record.exponent, routing.to(record.grad.dtype))
-    return float((own / expected - 1).abs().max())
+    return scaling.value(*engine.routed_backward(blocks, record.grad.double(), record.exponent, routing.double()))
 
 
 @torch.no_grad()

@@ -126,7 +126,7 @@ inline void check_block(const Plan& plan, int64_t index, const PlanSizes& sizes)
   }
   STD_TORCH_CHECK(block.projection_unit == -1, "blocks: expected no projection unit (-1) in row ", index, ", got ",
                   block.projection_unit);
-  if (block.skip == kPad) {
+  if (block.skips_by_padding()) {
     int64_t stride = 1;
     for (int64_t u = 0; u < block.unit_count; ++u) stride = std::min(stride * units[u].stride, kLargestSize);
     STD_TORCH_CHECK((block.in_height + stride - 1) / stride == block.out_height &&
@@ -135,7 +135,7 @@ inline void check_block(const Plan& plan, int64_t index, const PlanSizes& sizes)
                     "blocks: expected row ", index, " to take every ", stride, "-th pixel and append channels");
     return;
   }
-  STD_TORCH_CHECK(block.skip == kIdentity, "blocks: expected skip 0, 1 or 2 in row ", index, ", got ", block.skip);
+  STD_TORCH_CHECK(block.skips_by_identity(), "blocks: expected skip 0 to 4 in row ", index, ", got ", block.skip);
   STD_TORCH_CHECK(block.in_channels == block.out_channels && block.in_height == block.out_height &&
                       block.in_width == block.out_width,
                   "blocks: expected equal shapes around the identity skip of row ", index);
@@ -159,6 +159,14 @@ inline void check_plan(const Plan& plan, const PlanSizes& sizes) {
   }
   for (int64_t u = 0; u < plan.unit_count; ++u) {
     STD_TORCH_CHECK(owners[u] == 1, "units: expected row ", u, " to belong to one block, got ", owners[u]);
+  }
+}
+
+// For walks that know pre-activation blocks alone.
+inline void check_before_relu(const Plan& plan) {
+  for (int64_t b = 0; b < plan.block_count; ++b) {
+    STD_TORCH_CHECK(!plan.blocks[b].behind_relu(), "blocks: expected skip 0, 1 or 2 for this walk in row ", b,
+                    ", got ", plan.blocks[b].skip);
   }
 }
 

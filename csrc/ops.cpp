@@ -136,25 +136,51 @@ Checked checked_packed(const Tensor& packed, const Plan& plan, Direction directi
   return {kernels, packed.const_data_ptr<uint8_t>() + kHeaderBytes};
 }
 
-// What both walks back check, and what they give back.
+// What the walks back give: so many gradients of each sample.
 struct BackwardResult {
-  int64_t batch, routings;
+  int64_t batch;
   Tensor norms, grad_input, exponent_input;
 };
 
 BackwardResult backward_result(const Plan& plan, const Tensor& grad, const Tensor& exponent, int64_t exponents,
-                               const Tensor& routing, const Tensor& relu_bits, bool gradients) {
+                               int64_t results, const Tensor& relu_bits, bool gradients) {
   check_dtype("grad", grad, ScalarType::Float);
   check_dtype("exponent", exponent, ScalarType::Int);
-  check_dtype("routing", routing, ScalarType::Float);
   const Block &first = plan.blocks[0], &last = plan.blocks[plan.block_count - 1];
-  const int64_t batch = relu_bits.size(0), routings = routing.size(0), given = gradients ? routings : 0;
+  const int64_t batch = relu_bits.size(0), given = gradients ? results : 0;
   check_shape("grad", grad, {batch, last.out_channels, last.out_height, last.out_width});
   check_shape("exponent", exponent, {exponents});
-  check_shape("routing", routing, {-1, plan.block_count, 2});
-  return {batch, routings, torch::stable::new_empty(grad, {routings, batch}, ScalarType::Double),
+  return {batch, torch::stable::new_empty(grad, {results, batch}, ScalarType::Double),
           torch::stable::new_empty(grad, {given, batch, first.in_channels, first.in_height, first.in_width}),
           torch::stable::new_zeros(exponent, {given, exponents})};
+}
+
+int64_t checked_routings(const Tensor& routing, const Plan& plan) {
+  check_dtype("routing", routing, ScalarType::Float);
+  check_shape("routing", routing, {-1, plan.block_count, 2});
+  return routing.size(0);
+}
+
+// Of the sums by length: those of one routing.
+int64_t checked_factors(const Tensor& routing, const Plan& plan) {
+  check_dtype("routing", routing, ScalarType::Float);
+  check_shape("routing", routing, {plan.block_count, 2});
+  return 1;
+}
+
+BackwardWalk backward_walk(const Plan& plan, const Checked& checked, const Tensor& grad, const Tensor& exponent,
+                           const Tensor& routing, int64_t routings, BackwardResult& made) {
+  const bool gradients = made.grad_input.size(0) > 0;
+  return {plan,
+          checked.weights,
+          grad.const_data_ptr<float>(),
+          exponent.const_data_ptr<int32_t>(),
+          routing.const_data_ptr<float>(),
+          made.batch,
+          routings,
+          made.norms.mutable_data_ptr<double>(),
+          gradients ? made.grad_input.mutable_data_ptr<float>() : nullptr,
+          gradients ? made.exponent_input.mutable_data_ptr<int32_t>() : nullptr};
 }
 
 std::tuple<Tensor, Tensor, Tensor> routed_backward(const Tensor& grad, const Tensor& exponent, const Tensor& routing,
@@ -165,33 +191,46 @@ std::tuple<Tensor, Tensor, Tensor> routed_backward(const Tensor& grad, const Ten
   Plan plan = checked_tables(blocks, units, {INT64_MAX, INT64_MAX, relu_bits.size(1)});
   plan.relu_bits = relu_bits.const_data_ptr<uint8_t>();
   const Checked checked = checked_packed(packed, plan, Direction::kBackward, true);
-  BackwardResult made = backward_result(plan, grad, exponent, relu_bits.size(0), routing, relu_bits, gradients);
-  const BackwardWalk job = {plan,
-                            checked.weights,
-                            grad.const_data_ptr<float>(),
-                            exponent.const_data_ptr<int32_t>(),
-                            routing.const_data_ptr<float>(),
-                            made.batch,
-                            made.routings,
-                            made.norms.mutable_data_ptr<double>(),
-                            gradients ? made.grad_input.mutable_data_ptr<float>() : nullptr,
-                            gradients ? made.exponent_input.mutable_data_ptr<int32_t>() : nullptr};
-  if (made.batch > 0 && made.routings > 0) checked.kernels.backward(job, team());
+  const int64_t routings = checked_routings(routing, plan);
+  BackwardResult made = backward_result(plan, grad, exponent, relu_bits.size(0), routings, relu_bits, gradients);
+  const BackwardWalk job = backward_walk(plan, checked, grad, exponent, routing, routings, made);
+  if (made.batch > 0 && routings > 0) checked.kernels.backward(job, team());
   return {made.norms, made.grad_input, made.exponent_input};
 }
 
-std::tuple<Tensor, Tensor, Tensor> batch_backward(const Tensor& grad, const Tensor& exponent, const Tensor& routing,
+std::tuple<Tensor, Tensor, Tensor> sums_by_length(const Tensor& grad, const Tensor& exponent, const Tensor& routing,
                                                   const Tensor& blocks, const Tensor& units, const Tensor& packed,
-                                                  const Tensor& relu_bits, const Tensor& normalized,
-                                                  const Tensor& scales, bool gradients) {
+                                                  const Tensor& relu_bits, bool gradients) {
+  check_dtype("relu_bits", relu_bits, ScalarType::Byte);
+  check_shape("relu_bits", relu_bits, {-1, -1});
+  Plan plan = checked_tables(blocks, units, {INT64_MAX, INT64_MAX, relu_bits.size(1)});
+  plan.relu_bits = relu_bits.const_data_ptr<uint8_t>();
+  const Checked checked = checked_packed(packed, plan, Direction::kBackward, true);
+  const int64_t routings = checked_factors(routing, plan);
+  BackwardResult made =
+      backward_result(plan, grad, exponent, relu_bits.size(0), plan.block_count + 1, relu_bits, gradients);
+  const BackwardWalk job = backward_walk(plan, checked, grad, exponent, routing, routings, made);
+  if (made.batch > 0) checked.kernels.sums_by_length(job, team());
+  return {made.norms, made.grad_input, made.exponent_input};
+}
+
+// Both walks back of BN mode `batch`: routings, or the sums by length of one.
+template <bool kSums>
+std::tuple<Tensor, Tensor, Tensor> batch_walk(const Tensor& grad, const Tensor& exponent, const Tensor& routing,
+                                              const Tensor& blocks, const Tensor& units, const Tensor& packed,
+                                              const Tensor& relu_bits, const Tensor& normalized, const Tensor& scales,
+                                              bool gradients) {
   check_dtype("relu_bits", relu_bits, ScalarType::Byte);
   check_shape("relu_bits", relu_bits, {-1, -1});
   const float* own_scales = checked_row("scales", scales);
   Plan plan = checked_tables(blocks, units, {INT64_MAX, scales.numel(), relu_bits.size(1)});
   plan.relu_bits = relu_bits.const_data_ptr<uint8_t>();
   plan.scales = own_scales;
+  check_before_relu(plan);
   const Checked checked = checked_packed(packed, plan, Direction::kBackward, false);
-  BackwardResult made = backward_result(plan, grad, exponent, 1, routing, relu_bits, gradients);
+  const int64_t routings = kSums ? checked_factors(routing, plan) : checked_routings(routing, plan);
+  const int64_t results = kSums ? plan.block_count + 1 : routings;
+  BackwardResult made = backward_result(plan, grad, exponent, 1, results, relu_bits, gradients);
   const BatchBackwardWalk job = {plan,
                                  checked.weights,
                                  checked_row("normalized", normalized, normalized_size(plan, made.batch)),
@@ -199,11 +238,12 @@ std::tuple<Tensor, Tensor, Tensor> batch_backward(const Tensor& grad, const Tens
                                  *exponent.const_data_ptr<int32_t>(),
                                  routing.const_data_ptr<float>(),
                                  made.batch,
-                                 made.routings,
+                                 routings,
                                  made.norms.mutable_data_ptr<double>(),
                                  gradients ? made.grad_input.mutable_data_ptr<float>() : nullptr,
                                  gradients ? made.exponent_input.mutable_data_ptr<int32_t>() : nullptr};
-  if (made.batch > 0 && made.routings > 0) checked.kernels.batch_backward(job, team());
+  const auto walk = kSums ? checked.kernels.batch_sums_by_length : checked.kernels.batch_backward;
+  if (made.batch > 0 && routings > 0) walk(job, team());
   return {made.norms, made.grad_input, made.exponent_input};
 }
 
@@ -247,14 +287,18 @@ Tensor empty_output(const Plan& plan, const Tensor& y0, const Tensor& routing) {
 
 std::tuple<Tensor, Tensor> routed_forward(const Tensor& y0, const Tensor& routing, const Tensor& blocks,
                                           const Tensor& units, const Tensor& scales, const Tensor& shifts,
-                                          const Tensor& packed, bool record) {
+                                          const Tensor& biases, const Tensor& packed, bool record) {
   const Plan plan = forward_plan(y0, routing, blocks, units, scales, shifts, record);
+  int64_t outputs = 0;
+  for (int64_t u = 0; u < plan.unit_count; ++u) outputs += plan.units[u].out_channels;
+  const float* own_biases = biases.numel() == 0 ? nullptr : checked_row("biases", biases, outputs);
   const Checked checked = checked_packed(packed, plan, Direction::kForward, false);
   Tensor output = empty_output(plan, y0, routing);
   Tensor relu_bits = torch::stable::new_zeros(y0, {record ? y0.size(0) : 0, plan.bits_stride}, ScalarType::Byte);
   const ForwardWalk job = {plan,
                            checked.weights,
                            shifts.const_data_ptr<float>(),
+                           own_biases,
                            y0.const_data_ptr<float>(),
                            routing.const_data_ptr<float>(),
                            y0.size(0),
@@ -270,6 +314,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_forward(const Tensor& y0, const
                                                          const Tensor& scales, const Tensor& shifts,
                                                          const Tensor& epsilons, const Tensor& packed, bool record) {
   const Plan plan = forward_plan(y0, routing, blocks, units, scales, shifts, record);
+  check_before_relu(plan);
   const Checked checked = checked_packed(packed, plan, Direction::kForward, false);
   const int64_t batch = y0.size(0);
   Tensor output = empty_output(plan, y0, routing);
@@ -459,6 +504,9 @@ std::tuple<Tensor, Tensor> cuda_routed_forward_twin(const Tensor& y0, const Tens
   return {made.output, made.relu_bits};
 }
 
+// Bytes of a sample's row of ReLU bits.
+int64_t cuda_bits_bytes(const Tensor& program_numbers) { return checked_program(program_numbers, true).bits_bytes; }
+
 // The bits that a whole-path kernel recorded of one unit's ReLU, a byte each.
 Tensor cuda_unpack_bits(const Tensor& relu_bits, const Tensor& program_numbers, int64_t block, int64_t unit) {
   const Program& program = checked_program(program_numbers, true);
@@ -530,17 +578,25 @@ STABLE_TORCH_LIBRARY(pathnet, m) {
       "routed_backward(Tensor grad, Tensor exponent, Tensor routing, Tensor blocks, Tensor units, Tensor packed, "
       "Tensor relu_bits, bool gradients) -> (Tensor, Tensor, Tensor)");
   m.def(
+      "sums_by_length(Tensor grad, Tensor exponent, Tensor routing, Tensor blocks, Tensor units, Tensor packed, "
+      "Tensor relu_bits, bool gradients) -> (Tensor, Tensor, Tensor)");
+  m.def(
       "routed_forward(Tensor y0, Tensor routing, Tensor blocks, Tensor units, Tensor scales, Tensor shifts, "
-      "Tensor packed, bool record) -> (Tensor, Tensor)");
+      "Tensor biases, Tensor packed, bool record) -> (Tensor, Tensor)");
   m.def(
       "batch_backward(Tensor grad, Tensor exponent, Tensor routing, Tensor blocks, Tensor units, Tensor packed, "
       "Tensor relu_bits, Tensor normalized, Tensor scales, bool gradients) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "batch_sums_by_length(Tensor grad, Tensor exponent, Tensor routing, Tensor blocks, Tensor units, "
+      "Tensor packed, Tensor relu_bits, Tensor normalized, Tensor scales, bool gradients) -> (Tensor, Tensor, "
+      "Tensor)");
   m.def(
       "batch_forward(Tensor y0, Tensor routing, Tensor blocks, Tensor units, Tensor scales, Tensor shifts, "
       "Tensor epsilons, Tensor packed, bool record) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "cuda_plan(Tensor blocks, Tensor units, Tensor weights, Tensor scales, bool backward, int parts, "
       "int shared_bytes) -> (Tensor, Tensor)");
+  m.def("cuda_bits_bytes(Tensor program) -> int");
   m.def("cuda_unpack_bits(Tensor relu_bits, Tensor program, int block, int unit) -> Tensor");
   m.def(
       "cuda_routed_backward(Tensor grad, Tensor exponent, Tensor routing, Tensor order, Tensor program, "
@@ -553,10 +609,13 @@ STABLE_TORCH_LIBRARY(pathnet, m) {
 STABLE_TORCH_LIBRARY_IMPL(pathnet, CPU, m) {
   m.impl("cpu_pack", TORCH_BOX(&pathnet::cpu_pack));
   m.impl("routed_backward", TORCH_BOX(&pathnet::routed_backward));
+  m.impl("sums_by_length", TORCH_BOX(&pathnet::sums_by_length));
   m.impl("routed_forward", TORCH_BOX(&pathnet::routed_forward));
-  m.impl("batch_backward", TORCH_BOX(&pathnet::batch_backward));
+  m.impl("batch_backward", TORCH_BOX(&pathnet::batch_walk<false>));
+  m.impl("batch_sums_by_length", TORCH_BOX(&pathnet::batch_walk<true>));
   m.impl("batch_forward", TORCH_BOX(&pathnet::batch_forward));
   m.impl("cuda_plan", TORCH_BOX(&pathnet::cuda_plan));
+  m.impl("cuda_bits_bytes", TORCH_BOX(&pathnet::cuda_bits_bytes));
   m.impl("cuda_unpack_bits", TORCH_BOX(&pathnet::cuda_unpack_bits));
   m.impl("cuda_routed_backward", TORCH_BOX(&pathnet::cuda_routed_backward_twin));
   m.impl("cuda_routed_forward", TORCH_BOX(&pathnet::cuda_routed_forward_twin));

@@ -19,15 +19,20 @@ struct Unit {
   int64_t weight_size() const { return out_channels * in_channels * kernel * kernel; }
 };
 
-enum Skip : int64_t { kIdentity = 0, kProjection = 1, kPad = 2 };
+// The last two lie behind the first unit's ReLU: the skips of a post-activation block, seen from sum to sum.
+enum Skip : int64_t { kIdentity = 0, kProjection = 1, kPad = 2, kActivated = 3, kActivatedPad = 4 };
 
 // One row of the block table: units [first_unit, first_unit + unit_count) are the residual module.
 struct Block {
   int64_t first_unit, unit_count;
-  int64_t skip;
+  int64_t skip;             // a Skip
   int64_t projection_unit;  // reads what the first unit's convolution reads; -1 without a projection
   int64_t in_channels, in_height, in_width;
   int64_t out_channels, out_height, out_width;
+
+  bool skips_by_identity() const { return skip == kIdentity || skip == kActivated; }
+  bool skips_by_padding() const { return skip == kPad || skip == kActivatedPad; }
+  bool behind_relu() const { return skip == kActivated || skip == kActivatedPad; }
 };
 
 constexpr int64_t kUnitFields = sizeof(Unit) / sizeof(int64_t);

@@ -1,21 +1,27 @@
 """pathnet: how gradient travels through the single paths of a residual network."""
 
-from pathnet import data, engines, lesion, models, nn, paths, training
+from pathnet import data, effective_depth, engines, lesion, models, nn, paths, training
 from pathnet.adapt import AdaptedNet, adapt
+from pathnet.effective_depth import EffectiveDepth
+from pathnet.routing import routed, routed_gradient
 from pathnet.tape import Recorder, Tape, record
 
 __all__ = [
     "AdaptedNet",
+    "EffectiveDepth",
     "Recorder",
     "Tape",
     "adapt",
     "data",
+    "effective_depth",
     "engines",
     "lesion",
     "models",
     "nn",
     "paths",
     "record",
+    "routed",
+    "routed_gradient",
     "training",
 ]
 

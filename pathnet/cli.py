@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import platform
 import signal
@@ -23,13 +24,16 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 import pathnet
-from pathnet import engines, models, native, report, results, training
+from pathnet import EffectiveDepth, engines, models, native, report, results, training
+from pathnet import effective_depth as depths
 from pathnet import study as studies
 from pathnet.experiments import EXPERIMENTS, Experiment, claims, path_gradients
+from pathnet.experiments.comparison import found
+from pathnet.experiments.findings import findings_of
 from pathnet.experiments.path_gradients import PathGradients
 from pathnet.experiments.run import Claim, Networks, title
-from pathnet.experiments.summary import findings, summarise
-from pathnet.figures import draw, table_6
+from pathnet.experiments.summary import findings
+from pathnet.figures import draw, figure_depth, table_6, table_exact, table_signed
 from pathnet.flags import Command, over_a_preset, settings_of
 from pathnet.progress import reporter
 from pathnet.study import Study
@@ -42,6 +46,7 @@ DEMO_DEPTH, DEMO_WIDTH = 38, 8
 DEMO_RECIPE = Recipe(epochs=25, batch_size=32, weight_decay=1e-3, warmup_steps=44)
 DEMO_PLAN = PathGradients(batches=100)
 SMALL_IMAGE = 256
+DEPTH_IMAGES = 32
 
 DataFlag = Annotated[str, typer.Option(help="digits, synthetic, or a folder: CIFAR-10 or folders of classes.")]
 RunFlag = Annotated[Path, typer.Option(help="The run's folder; an existing run goes on.")]
@@ -104,7 +109,8 @@ def train(
     data: DataFlag,
     out: Annotated[Path, typer.Option(help="The safetensors file to write; its checkpoint lies beside it.")],
     model: Annotated[
-        Literal["preact_resnet", "preact_resnet_imagenet", "vgg", "highway"], typer.Option(help="The network.")
+        Literal["preact_resnet", "preact_resnet_imagenet", "resnet", "vgg", "highway"],
+        typer.Option(help="The network."),
     ] = "preact_resnet",
     depth: Annotated[
         int | None, typer.Option(help="Layers with weights: 6n + 2, bottleneck 9n + 2.", show_default="56")
@@ -126,6 +132,14 @@ def train(
         float | None, typer.Option(help="Of a highway network's gates at first.", show_default="-1")
     ] = None,
     stages: Annotated[int | None, typer.Option(help="Of a VGG, between poolings.", show_default="4")] = None,
+    effective_depth: Annotated[
+        Path | None,
+        typer.Option(
+            help="Measure the lengths of paths that the gradient comes by during training: into a file that ends in "
+            ".csv, with a figure beside it, or into a folder for TensorBoard.",
+            show_default="not measured",
+        ),
+    ] = None,
     device: DeviceFlag = "auto",
     as_json: Json = False,
     settings: Recipe,
@@ -138,7 +152,7 @@ def train(
     own: dict[str, Any] = {"depth": depth, "width": width, "shortcut": shortcut, "block": block}
     own |= {"survival": survival, "gate_bias": gate_bias, "stages": stages}
     given = {name: value for name, value in own.items() if value is not None}
-    if model == "preact_resnet":
+    if model in ("preact_resnet", "resnet"):
         given.setdefault("depth", 56)
     given["num_classes"] = len(images.classes)
     if model != "preact_resnet_imagenet":
@@ -146,13 +160,14 @@ def train(
     torch.manual_seed(settings.seed)
     net = models.build({"model": model, **given})
     with _shared_out(_device(device)) as (place, first):
-        history = _train(net.to(place), images, settings, out, first)
+        history = _train(net.to(place), images, settings, out, first, effective_depth)
     if not first:
         return
+    written = [out, *_drawn_depth(effective_depth, out.stem)]
     if as_json:
-        _print_json({"epochs": [asdict(epoch) for epoch in history]}, [out])
+        _print_json({"epochs": [asdict(epoch) for epoch in history]}, written)
     else:
-        _print_training(history, out)
+        _print_training(history, *written)
 
 
 @app.command()
@@ -166,7 +181,10 @@ def gradients(
     as_json: Json = False,
     settings: PathGradients,
 ) -> None:
-    """Measure the gradient along single paths and draw Figure 6; an interrupted run goes on."""
+    """Measure the gradient along single paths, or all of them, and draw Figure 6; an interrupted run goes on.
+
+    What other methods measured by the same plan goes into the same folder, and into the same figure.
+    """
     net = models.load(weights or results.weights_of(run)).to(_device(device))
     _show(_measure(net, pathnet.data.load(data), settings, run), as_json)
 
@@ -189,11 +207,11 @@ def figures(
     if everything == (run is not None):
         raise typer.BadParameter("expected a run's folder, or --all, and not both")
     if run is not None:
-        found = results.read(run)
+        known = results.read(run)
         if as_json:
-            _print_json(_came_to(found), draw(found))
+            _print_json(_came_to(known), draw(known))
         else:
-            _print_run(found)
+            _print_run(known)
         return
     name, study = settings
     place = folder or Path("runs") / name
@@ -383,14 +401,25 @@ def _shared_out(place: torch.device) -> Iterator[tuple[torch.device, bool]]:
 
 
 def _train(
-    net: models.ResidualNet, images: pathnet.data.Data, recipe: Recipe, out: Path, first: bool = True
+    net: models.ResidualNet,
+    images: pathnet.data.Data,
+    recipe: Recipe,
+    out: Path,
+    first: bool = True,
+    depth: Path | None = None,
 ) -> list[training.Epoch]:
     """The training, which ends with the weights in ``out``; the first of several processes tells and writes."""
     checkpoint = out.with_name(f"{out.stem}.checkpoint.safetensors")
     if out.exists() and not checkpoint.exists():
         raise ValueError(f"out: {out} exists, and has no checkpoint to go on from; expected a new file")
+    if depth is not None and depth.exists() and not checkpoint.exists():
+        raise ValueError(f"effective_depth: {depth} exists, and the training begins; expected a new file")
+    callback = None
+    if depth is not None:
+        few = images.random_batch(min(DEPTH_IMAGES, len(images.train)), recipe.seed, 0)
+        callback = EffectiveDepth(few, depth)
     with _keeping(f"the training is kept in {checkpoint}"), reporter("training") as progress:
-        history = training.train(net, images, recipe, checkpoint, progress if first else None)
+        history = training.train(net, images, recipe, checkpoint, progress if first else None, callback)
     if first:
         models.save(net, out)
     return history
@@ -420,7 +449,16 @@ def _keeping(what: str) -> Iterator[None]:
         raise KeyboardInterrupt(f"{what}; the same command goes on from there") from None
 
 
-def _print_training(history: list[training.Epoch], out: Path) -> None:
+def _drawn_depth(file: Path | None, name: str) -> list[Path]:
+    """The file of the effective depths and its figure; nothing where none was asked for."""
+    if file is None or file.suffix != ".csv":
+        return [] if file is None else [file]
+    rows = depths.read(file)
+    known = any(math.isfinite(row.depth) for row in rows)
+    return [file, *(figure_depth(rows, name, file.with_suffix("")) if known else [])]
+
+
+def _print_training(history: list[training.Epoch], *written: Path) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("epoch", "training loss", "test accuracy", "seconds"):
         table.add_column(heading, justify="right")
@@ -428,7 +466,7 @@ def _print_training(history: list[training.Epoch], out: Path) -> None:
         row = epoch.epoch + 1, f"{epoch.train_loss:.4f}", f"{epoch.test_accuracy:.2%}", f"{epoch.seconds:.1f}"
         table.add_row(*map(str, row))
     _print_table(table)
-    print(f"test accuracy {history[-1].test_accuracy:.2%}", out, sep="\n")
+    print(f"test accuracy {history[-1].test_accuracy:.2%}", *written, sep="\n")
 
 
 def _show(run: results.Run, as_json: bool, **more: Any) -> None:
@@ -452,15 +490,21 @@ def _print_run(run: results.Run) -> None:
 
 
 def _came_to(run: results.Run) -> dict[str, Any]:
-    of_gradients = run.experiment == path_gradients.NAME
-    summary = summarise(run.measurements(), run.n).as_json() if of_gradients else {}
+    summary = found(run).as_json() if run.experiment == path_gradients.NAME else {}
     return {"run": str(run.folder), "claims": list(map(vars, claims(run))), **summary}
 
 
 def _print_gradients(run: results.Run) -> None:
-    summary = summarise(run.measurements(), run.n)
-    _print_table(table_6(summary, title(run.identity)))
-    print(*findings(summary), sep="\n")
+    result, heading = found(run), title(run.identity)
+    if result.sampled is not None:
+        _print_table(table_6(result.sampled, heading))
+        print(*findings(result.sampled), sep="\n")
+    if result.exact is not None:
+        _print_table(table_exact(result, result.exact, f"{heading}: exact"))
+    if result.signed is not None:
+        _print_table(table_signed(result, result.signed, f"{heading}: signed"))
+    for line in findings_of(result):
+        print(line)
 
 
 def _print_claims(said: Sequence[Claim]) -> None:

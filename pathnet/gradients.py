@@ -12,7 +12,7 @@ from torch import Tensor
 from pathnet import scaling
 from pathnet.engines import Engine, unfused
 from pathnet.record import At, Record, full_precision
-from pathnet.routed import routed_backward, routed_backward_norms
+from pathnet.routing import routed_backward, routed_backward_norms
 
 __all__ = [
     "LengthSums",

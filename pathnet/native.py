@@ -16,14 +16,17 @@ __all__ = [
     "WHY_NOT",
     "batch_backward",
     "batch_forward",
+    "batch_sums_by_length",
     "build_facts",
     "cpu_pack",
+    "cuda_bits_bytes",
     "cuda_plan",
     "cuda_routed_backward",
     "cuda_routed_forward",
     "cuda_unpack_bits",
     "routed_backward",
     "routed_forward",
+    "sums_by_length",
 ]
 
 
@@ -71,8 +74,9 @@ def cpu_pack(
     """A network's weights as the cpu kernels of the selected instruction set read them.
 
     Args:
-        blocks: int64 [n, 10]: first unit, number of units, skip (0 identity, 1 projection, 2 padding), unit of the
-            projection or -1, channels, height and width of the input, and of the output.
+        blocks: int64 [n, 10]: first unit, number of units, skip (0 identity, 1 projection, 2 padding; 3 identity and
+            4 padding behind the first unit's ReLU), unit of the projection or -1, channels, height and width of the
+            input, and of the output.
         units: int64 [U, 12]: channels, height and width of the input, and of the output; kernel, stride, padding;
             offsets of the weights, of the scales (elements) and of the bits (bytes in a row), -1 for a projection.
         weights: float32, every convolution's [out, in, kernel, kernel] one after the other.
@@ -129,6 +133,35 @@ def routed_backward(
     return norms, grad_input, exponent_input
 
 
+def sums_by_length(
+    grad: Tensor,
+    exponent: Tensor,
+    routing: Tensor,
+    blocks: Tensor,
+    units: Tensor,
+    packed: Tensor,
+    relu_bits: Tensor,
+    gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The coefficients by powers of x of the product of ``a J_skip^T + x c J_residual^T`` over the blocks.
+
+    Args:
+        routing: float32 [n, 2], the (a, c) of every block.
+        grad, exponent, blocks, units, packed, relu_bits, gradients: as for `routed_backward`.
+
+    Returns:
+        The samples' norms, float64 [n + 1, B]; the gradients, float32 [n + 1, B, C_0, H_0, W_0], and their exponents,
+        int32 [n + 1, B], or none of them (of length 0).
+
+    Raises:
+        RuntimeError: an argument has another type or shape, or the tables contradict one another.
+    """
+    norms, grad_input, exponent_input = torch.ops.pathnet.sums_by_length(
+        grad, exponent, routing, blocks, units, packed, relu_bits, gradients
+    )
+    return norms, grad_input, exponent_input
+
+
 def routed_forward(
     y0: Tensor,
     routing: Tensor,
@@ -136,6 +169,7 @@ def routed_forward(
     units: Tensor,
     scales: Tensor,
     shifts: Tensor,
+    biases: Tensor,
     packed: Tensor,
     record: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -146,6 +180,8 @@ def routed_forward(
         routing: float32 [P, n, 2]; one, with no residual module left out, where the walk is recorded.
         blocks, units: see `cpu_pack`.
         scales, shifts: float32, factors and shifts of each unit's batch normalisation.
+        biases: float32, of each unit's convolution [out], one after the other: those of a module's last one and of
+            projections are added, others belong into ``shifts``; empty for none.
         packed: of `cpu_pack`, for the walk forward.
         record: whether the ReLU bits are wanted.
 
@@ -155,7 +191,9 @@ def routed_forward(
     Raises:
         RuntimeError: an argument has another type or shape, or the tables contradict one another.
     """
-    output, relu_bits = torch.ops.pathnet.routed_forward(y0, routing, blocks, units, scales, shifts, packed, record)
+    output, relu_bits = torch.ops.pathnet.routed_forward(
+        y0, routing, blocks, units, scales, shifts, biases, packed, record
+    )
     return output, relu_bits
 
 
@@ -187,6 +225,36 @@ def batch_backward(
         RuntimeError: an argument has another type or shape, or the tables contradict one another.
     """
     norms, grad_input, exponent_input = torch.ops.pathnet.batch_backward(
+        grad, exponent, routing, blocks, units, packed, relu_bits, normalized, scales, gradients
+    )
+    return norms, grad_input, exponent_input
+
+
+def batch_sums_by_length(
+    grad: Tensor,
+    exponent: Tensor,
+    routing: Tensor,
+    blocks: Tensor,
+    units: Tensor,
+    packed: Tensor,
+    relu_bits: Tensor,
+    normalized: Tensor,
+    scales: Tensor,
+    gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`sums_by_length` where each batch normalisation took the batch's own statistics.
+
+    Args:
+        routing: as for `sums_by_length`; the others as for `batch_backward`.
+
+    Returns:
+        The norms of the samples' slices, float64 [n + 1, B]; the gradients, float32 [n + 1, B, C_0, H_0, W_0], and
+        their exponents, int32 [n + 1, 1], or none of them (of length 0).
+
+    Raises:
+        RuntimeError: an argument has another type or shape, or the tables contradict one another.
+    """
+    norms, grad_input, exponent_input = torch.ops.pathnet.batch_sums_by_length(
         grad, exponent, routing, blocks, units, packed, relu_bits, normalized, scales, gradients
     )
     return norms, grad_input, exponent_input
@@ -250,6 +318,18 @@ def cuda_plan(
     """
     program, packed = torch.ops.pathnet.cuda_plan(blocks, units, weights, scales, backward, parts, shared_bytes)
     return program, packed
+
+
+def cuda_bits_bytes(program: Tensor) -> int:
+    """Bytes of a sample's row of ReLU bits.
+
+    Args:
+        program: of the walk back.
+
+    Raises:
+        RuntimeError: it is none.
+    """
+    return int(torch.ops.pathnet.cuda_bits_bytes(program))
 
 
 def cuda_unpack_bits(relu_bits: Tensor, program: Tensor, block: int, unit: int) -> Tensor:
@@ -375,6 +455,21 @@ def _fake_batch_backward(
     return _fake_backward(grad, exponent, routing, relu_bits, gradients)
 
 
+def _fake_batch_sums_by_length(
+    grad: Tensor,
+    exponent: Tensor,
+    routing: Tensor,
+    blocks: Tensor,
+    units: Tensor,
+    packed: Tensor,
+    relu_bits: Tensor,
+    normalized: Tensor,
+    scales: Tensor,
+    gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_backward(grad, exponent, routing.new_empty((routing.shape[0] + 1, 0)), relu_bits, gradients)
+
+
 def _fake_backward(
     grad: Tensor, exponent: Tensor, routing: Tensor, relu_bits: Tensor, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -387,6 +482,20 @@ def _fake_backward(
     )
 
 
+def _fake_sums_by_length(
+    grad: Tensor,
+    exponent: Tensor,
+    routing: Tensor,
+    blocks: Tensor,
+    units: Tensor,
+    packed: Tensor,
+    relu_bits: Tensor,
+    gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    # As many as there are routings of `routed_backward`: one more than blocks.
+    return _fake_backward(grad, exponent, routing.new_empty((routing.shape[0] + 1, 0)), relu_bits, gradients)
+
+
 def _fake_routed_forward(
     y0: Tensor,
     routing: Tensor,
@@ -394,6 +503,7 @@ def _fake_routed_forward(
     units: Tensor,
     scales: Tensor,
     shifts: Tensor,
+    biases: Tensor,
     packed: Tensor,
     record: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -412,7 +522,7 @@ def _fake_batch_forward(
     packed: Tensor,
     record: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    output, relu_bits = _fake_routed_forward(y0, routing, blocks, units, scales, shifts, packed, record)
+    output, relu_bits = _fake_routed_forward(y0, routing, blocks, units, scales, shifts, shifts, packed, record)
     normalized = y0.new_empty(_new_sizes(1) if record else (0,))
     return output, relu_bits, normalized, scales.new_empty((scales.shape[0] if record else 0,))
 
@@ -473,6 +583,8 @@ if LOADED:
     torch.library.register_fake("pathnet::cuda_routed_forward")(_fake_cuda_routed_forward)
     torch.library.register_fake("pathnet::cpu_pack")(_fake_cpu_pack)
     torch.library.register_fake("pathnet::routed_backward")(_fake_routed_backward)
+    torch.library.register_fake("pathnet::sums_by_length")(_fake_sums_by_length)
     torch.library.register_fake("pathnet::routed_forward")(_fake_routed_forward)
     torch.library.register_fake("pathnet::batch_backward")(_fake_batch_backward)
+    torch.library.register_fake("pathnet::batch_sums_by_length")(_fake_batch_sums_by_length)
     torch.library.register_fake("pathnet::batch_forward")(_fake_batch_forward)

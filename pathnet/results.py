@@ -148,7 +148,8 @@ class Run:
         for entry in self._table(kind.PART, _schema(kind)).to_pylist():
             row = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()})
             key = tuple(getattr(row, name) for name in names)
-            if found.setdefault(key, row) != row:
+            # By what they say, since NaN is not equal to itself.
+            if str(found.setdefault(key, row)) != str(row):
                 raise ValueError(
                     f"run: the parts in {self.folder / 'measurements'} hold {dict(zip(names, key, strict=True))} "
                     "twice and differently; expected every measurement once"

@@ -29,7 +29,7 @@ from pathnet.record import (
     output_gradient,
     snapshot,
 )
-from pathnet.routed import check_paths, check_routing, routed_forward
+from pathnet.routing import check_paths, check_routing, routed_forward
 
 __all__ = ["Recorder", "Tape", "record"]
 
@@ -170,7 +170,7 @@ class Tape:
         cosines, and the share of the gradient that each length explains."""
         return gradients.compare_lengths(*gradients.sums_by_length(self._engine, self._record, self._ones(), self.at))
 
-    def squared_norms_by_length(self, draws: int, seed: int = 0) -> Tensor:
+    def squared_norms_by_length(self, draws: int, seed: int = 0, first: int = 0) -> Tensor:
         """A signed estimate of the sums over all paths of a length of the squared norms of their gradients.
 
         A draw gives every module a random sign e_i and takes the squared norms of the coefficients of ``prod_i
@@ -184,7 +184,8 @@ class Tape:
         `pathnet.experiments.signed.judge` for when not to trust the mean of these.
 
         Args:
-            draws: how many; draw j is a function of (seed, j) alone.
+            draws: how many: numbers ``first`` to ``first + draws - 1``; the signs of draw j are a function of (seed,
+                j) alone.
 
         Returns:
             float64 [draws, n + 1], for the lengths 0 to n.
@@ -194,7 +195,7 @@ class Tape:
         """
         if draws < 1:
             raise ValueError(f"draws: expected an integer of at least 1, got {draws}")
-        signs = paths.signs(self.n, draws, seed)
+        signs = paths.signs(self.n, draws, seed, first)
         return gradients.squared_norms_by_length(self._engine, self._record, signs, self.at)
 
     def _ones(self) -> Tensor:

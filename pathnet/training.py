@@ -164,6 +164,7 @@ def train(
     recipe: Recipe,
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
+    callback: Callable[[int, ResidualNet], object] | None = None,
 ) -> list[Epoch]:
     """Trains ``net`` in place, on its device; one `Epoch` for every pass, earlier ones of the checkpoint included.
 
@@ -179,6 +180,8 @@ def train(
 
     Args:
         progress: called with (steps done, steps in all, a note) after every step.
+        callback: called in every process with (steps done, ``net``) before the first step and after every one, such
+            as `pathnet.EffectiveDepth`.
 
     Raises:
         ValueError: the checkpoint is of another model, data set or recipe, or not seen by all processes; the recipe
@@ -192,10 +195,14 @@ def train(
     try:
         if run.untested:
             run.test()
+        if callback is not None:
+            callback(run.step, net)
         while run.step < run.steps:
             loss = run.advance()
             if run.untested:
                 run.test()
+            if callback is not None:
+                callback(run.step, net)
             if progress is not None:
                 progress(run.step, run.steps, f"epoch {run.epoch + 1}/{recipe.epochs} loss {loss:.3f} {run.last()}")
             if time.monotonic() - saved > CHECKPOINT_SECONDS:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pathnet.models import Block, PreactBlock, ResidualNet, preact_resnet
+from pathnet.models import Block, PostactBlock, PreactBlock, ResidualNet, preact_resnet
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,28 @@ def measured_net(seed: int, small: bool = False) -> tuple[ResidualNet, Tensor, T
     batch = int(rng.integers(8, 12)) if strided else int(rng.integers(1, 6))
     images = torch.randn(batch, 3, height, width)
     return shaken(ResidualNet(stem, blocks, head)).eval(), images, torch.randint(0, 5, (batch,))
+
+
+def post_activation_net(seed: int) -> tuple[ResidualNet, Tensor, Tensor]:
+    """Two to six post-activation blocks, basic or bottleneck, either skip where shapes change; images; labels."""
+    rng = np.random.default_rng([seed, 2])
+    torch.manual_seed(seed)
+    channels = int(rng.integers(3, 20))
+    stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
+    if seed % 3 == 0:
+        stem.append(nn.MaxPool2d(3, 2, 1))
+    blocks: list[Block] = []
+    for _ in range(rng.integers(2, 7)):
+        out = channels if rng.random() < 0.6 else channels + int(rng.integers(0, 6))
+        inner = int(rng.integers(3, 20))
+        kernels, widths = ((3, 3), (inner, out)) if rng.random() < 0.6 else ((1, 3, 1), (inner, inner, out))
+        shortcut = "pad" if rng.random() < 0.5 else "projection"
+        blocks.append(PostactBlock(channels, kernels, widths, 2 if rng.random() < 0.25 else 1, shortcut))  # type: ignore[arg-type]
+        channels = out
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 5))
+    height, width = (int(side) for side in rng.integers(9, 17, 2))
+    images = torch.randn(int(rng.integers(1, 5)), 3, height, width)
+    return shaken(ResidualNet(stem, blocks, head)).eval(), images, torch.randint(0, 5, (len(images),))
 
 
 SMALL = [

@@ -38,6 +38,35 @@ def truth(tape: pathnet.Tape, routing: Tensor) -> tuple[Tensor, Tensor]:
     return engine.routed_backward(blocks, record.grad.double(), record.exponent, routing.to(record.grad).double())
 
 
+def truth_sums(tape: pathnet.Tape, routing: Tensor) -> tuple[Tensor, Tensor]:
+    """The scaled sums by length under one routing [n, 2]: of small networks as sums over all paths, of others by the
+    reference's own walk on the tape's record."""
+    if tape.n > 6:
+        record, engine = tape._record, ReferenceEngine()
+        recorded: Any = record.blocks
+        frozen, y0 = freeze(record.net, recorded.bits()), record.y0.double()
+        _, blocks = engine.record(engine.prepare(frozen, recorded.bn, "float64", y0.shape[1:]), y0)
+        return engine.sums_by_length(blocks, record.grad.double(), record.exponent, routing.double())
+    codes = pathnet.paths.enumerate_all(tape.n)
+    grad, exponent = truth(tape, pathnet.paths.routing(codes) * routing.double().cpu())
+    every, lengths = scaling.value(grad, exponent), codes.sum(1)
+    sums = torch.stack([every[lengths == k].sum(0) for k in range(tape.n + 1)])
+    return sums, exponent.new_zeros(len(sums), exponent.shape[1])
+
+
+def check_sums(tape: pathnet.Tape, routing: Tensor, precision: str) -> None:
+    """Each length's sum of each sample as a vector, and its norm; as far off as the paths of a length may be."""
+    record, tolerance = tape._record, TOLERANCES[precision][2]
+    own = record.blocks, record.grad, record.exponent, routing.to(record.grad)
+    walked = tape._engine.sums_by_length(*own)
+    expected, norms = scaling.value(*truth_sums(tape, routing)), tape._engine.sums_by_length_norms(*own)
+    actual = scaling.value(*walked)
+    torch.testing.assert_close(norms, actual.flatten(2).norm(dim=2), rtol=1e-6, atol=0)
+    assert actual.shape[0] == tape.n + 1
+    for made, true in zip(actual.flatten(0, 1), expected.flatten(0, 1), strict=True):
+        assert relative_error(made, true) < tolerance
+
+
 def check(tape: pathnet.Tape, routing: Tensor, precision: str, gradients: bool = True) -> tuple[Tensor, Tensor]:
     """Norms and, where wanted, gradients of every sample; returns the norms and what they should be."""
     grad, exponent = truth(tape, routing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,8 @@ from pathnet import native
 Shape = tuple[int, int, int]  # channels, height, width
 Convolution = tuple[int, int, int, int]  # output channels, kernel, stride, padding
 
-IDENTITY, PROJECTION, PAD = 0, 1, 2
+IDENTITY, PROJECTION, PAD, ACTIVATED, ACTIVATED_PAD = range(5)
+BEFORE_RELU, BEHIND_RELU = (IDENTITY, PROJECTION, PAD), (PROJECTION, ACTIVATED, ACTIVATED_PAD)
 GROUP = 16
 
 
@@ -36,12 +38,18 @@ class Plan:
     scales: Tensor
     shifts: Tensor
     epsilons: Tensor
+    biases: Tensor
     bits: list[Tensor | None]
     normalized: list[Tensor | None]
     y0: Tensor
     grad: Tensor
     exponent: Tensor
     routing: Tensor
+
+    @property
+    def behind_relu(self) -> bool:
+        """Whether a skip lies behind its block's first ReLU, which BN mode ``batch`` does not know."""
+        return bool((self.blocks[:, 2] >= ACTIVATED).any())
 
     @property
     def least_values(self) -> int:
@@ -78,14 +86,20 @@ class Plan:
         rows = torch.cat([by_pixel(own).flatten() for own in self.normalized if own is not None]).float()
         return *tables, self.pack(True, False, bf16), self.relu_bits(), rows, self.scales, gradients
 
+    def sums_arguments(self, bn: str, bf16: bool = False, gradients: bool = True) -> tuple[Any, ...]:
+        """Of `pathnet.native.sums_by_length` or `pathnet.native.batch_sums_by_length`, with the last routing."""
+        grad, exponent, routings, *rest = self.backward_arguments(bn, bf16, gradients)
+        return grad, exponent, routings[-1].contiguous(), *rest
+
     def forward_arguments(self, bn: str, record: bool = False) -> tuple[Any, ...]:
-        epsilons = () if bn == "running" else (self.epsilons,)
+        epsilons = (self.biases,) if bn == "running" else (self.epsilons,)
         routing = torch.ones_like(self.routing[:1]) if record else self.routing
         given = self.y0, routing, self.blocks, self.units, self.scales, self.shifts, *epsilons
         return *given, self.pack(False, False), record
 
 
 BACKWARD = {"running": native.routed_backward, "batch": native.batch_backward}
+SUMS = {"running": native.sums_by_length, "batch": native.batch_sums_by_length}
 FORWARD = {"running": native.routed_forward, "batch": native.batch_forward}
 
 
@@ -171,29 +185,38 @@ class Recorded:
 
 
 @torch.no_grad()
-def truth_forward(plan: Plan, bn: str, routing: Tensor) -> Recorded:
-    """The pass under one routing [n, 2]."""
+def truth_forward(plan: Plan, bn: str, routing: Tensor, dtype: torch.dtype = torch.float64) -> Recorded:
+    """The pass under one routing [n, 2]; in float32 it tells what rounding alone comes to."""
     record = Recorded(torch.empty(0), {}, {}, {})
 
     def activated(u: int, x: Tensor) -> Tensor:
         first = int(plan.units[u, 10])
         own = slice(first, first + x.shape[1])
-        scale, shift = plan.scales.double()[own], plan.shifts.double()[own]
+        scale, shift = plan.scales.to(dtype)[own], plan.shifts.to(dtype)[own]
         if bn == "batch":
             variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
-            deviation = (variance + plan.epsilons.double()[u]).sqrt()
+            deviation = (variance + plan.epsilons.to(dtype)[u]).sqrt()
             x = record.normalized[u] = (x - mean) / deviation
             record.scales[u] = scale / deviation.flatten()
         x = record.values[u] = x * scale[:, None, None] + shift[:, None, None]
         return x.relu()
 
-    output = _walk(plan, plan.y0.double(), routing.double().tolist(), activated, lambda u, x: convolution(plan, u, x))
+    ends = {*plan.blocks[:, 3].tolist(), *(plan.blocks[:, 0] + plan.blocks[:, 1] - 1).tolist()}
+
+    def convolved(u: int, x: Tensor) -> Tensor:
+        y = convolution(plan, u, x)
+        first = int(plan.units[:u, 3].sum())
+        # Of the others it belongs into the shift.
+        biased = bn == "running" and u in ends
+        return y + plan.biases.to(dtype)[first : first + y.shape[1], None, None] if biased else y
+
+    output = _walk(plan, plan.y0.to(dtype), routing.double().tolist(), activated, convolved)
     return replace(record, output=output)
 
 
 def convolution(plan: Plan, u: int, x: Tensor, change: Any = lambda weight: weight) -> Tensor:
     row = plan.units[u].tolist()
-    weight = plan.weights.double()[plan.weights_of(u)].reshape(row[3], row[0], row[6], row[6])
+    weight = plan.weights.to(x.dtype)[plan.weights_of(u)].reshape(row[3], row[0], row[6], row[6])
     return F.conv2d(x, change(weight), stride=row[7], padding=row[8])
 
 
@@ -207,8 +230,11 @@ def _walk(plan: Plan, y: Tensor, path: list[tuple[float, float]], activated: Any
         if kind == PROJECTION:
             skip = convolved(projection, entered)
         else:
-            stride = math.prod(plan.units[first : first + count, 7].tolist()) if kind == PAD else 1
-            skip = F.pad(y[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, residual.shape[1] - y.shape[1]))
+            pads = kind in (PAD, ACTIVATED_PAD)
+            stride = math.prod(plan.units[first : first + count, 7].tolist()) if pads else 1
+            # Behind the ReLU lies what comes out of the unit's BN, which there is the identity.
+            passed = entered if kind in (ACTIVATED, ACTIVATED_PAD) else y
+            skip = F.pad(passed[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, residual.shape[1] - y.shape[1]))
         y = a * skip + c * residual
     return y
 
@@ -216,11 +242,12 @@ def _walk(plan: Plan, y: Tensor, path: list[tuple[float, float]], activated: Any
 # Random plans.
 
 
-def random_plan(seed: int, wide: bool = False) -> Plan:
+def random_plan(seed: int, wide: bool = False, kinds: Sequence[int] = BEFORE_RELU) -> Plan:
     """One to four blocks of any kernels, paddings ("same" or not), strides, widths, odd sides and skips.
 
     Args:
         wide: up to 70 channels in one or two blocks, sides of 1 to 19 and 32; otherwise up to 8, sides of 1 to 11.
+        kinds: of the skips.
     """
     rng = np.random.default_rng(seed)
     batch = int(rng.integers(1, 4))
@@ -229,17 +256,22 @@ def random_plan(seed: int, wide: bool = False) -> Plan:
     sides = [1, 2, 7, 8, 13, 16, 19, 32] if wide else [*range(1, 12)]
     most = 32 if channels <= 17 else 19 if channels <= 33 else 8
     height, width = (int(rng.choice([side for side in sides if side <= most])) for _ in range(2))
-    return make_plan(rng, batch, (channels, height, width), count, wide)
+    return make_plan(rng, batch, (channels, height, width), count, wide, kinds)
 
 
 def make_plan(
-    rng: np.random.Generator, batch: int, shape: Shape, count: int, wide: bool = False, only: int | None = None
+    rng: np.random.Generator,
+    batch: int,
+    shape: Shape,
+    count: int,
+    wide: bool = False,
+    kinds: Sequence[int] = BEFORE_RELU,
 ) -> Plan:
-    """A chain of ``count`` blocks from ``shape`` on, with any kind of skip or ``only`` one."""
+    """A chain of ``count`` blocks from ``shape`` on, with skips of these kinds."""
     rows: list[list[int]] = []
     blocks: list[list[int]] = []
     for _ in range(count):
-        convs, kind, skip = random_block(rng, shape, wide, only)
+        convs, kind, skip = random_block(rng, shape, wide, kinds)
         first, before = len(rows), shape
         for conv in convs:
             rows.append([*shape, *output_shape(shape, conv), *conv[1:]])
@@ -269,13 +301,20 @@ def plan_of(rng: np.random.Generator, batch: int, blocks: Tensor, rows: list[lis
         bits_end += row[1] * row[2] * -(-row[0] // GROUP) * 2 + 2 * int(rng.integers(0, 2))
         bits.append(torch.from_numpy(rng.random((batch, *row[:3])) < 0.6).double())
         normalized.append(floats(rng.normal(size=(batch, *row[:3]))).double())
+    scales, shifts = floats(rng.normal(size=scale_end)), floats(rng.normal(size=scale_end))
+    for first, _, kind, *_ in blocks.tolist():
+        if kind in (ACTIVATED, ACTIVATED_PAD):
+            # What lies behind such a block's first ReLU lies behind that alone.
+            begin = units[first][10]
+            scales[begin : begin + units[first][0]], shifts[begin : begin + units[first][0]] = 1, 0
     return Plan(
         blocks,
         torch.tensor(units),
         floats(np.concatenate(weights)),
-        floats(rng.normal(size=scale_end)),
-        floats(rng.normal(size=scale_end)),
+        scales,
+        shifts,
         floats(rng.uniform(1e-5, 1e-3, len(units))),
+        floats(rng.normal(size=sum(row[3] for row in rows))),
         bits,
         normalized,
         floats(rng.normal(size=(batch, *blocks[0, 4:7].tolist()))),
@@ -303,10 +342,10 @@ def random_routings(rng: np.random.Generator, n: int) -> Tensor:
 
 
 def random_block(
-    rng: np.random.Generator, shape: Shape, wide: bool, only: int | None
+    rng: np.random.Generator, shape: Shape, wide: bool, kinds: Sequence[int]
 ) -> tuple[list[Convolution], int, Convolution | None]:
     """A chain of convolutions, the kind of skip and the projection's."""
-    kind = int(rng.integers(3)) if only is None else only
+    kind = int(rng.choice(kinds))
     while True:
         convs = [random_convolution(rng, wide) for _ in range(rng.integers(1, 4))]
         convs[-1] = (shape[0] + int(rng.integers(0, 2)), *convs[-1][1:])
@@ -332,10 +371,10 @@ def output_shape(shape: Shape, conv: Convolution) -> Shape:
 
 def admitted_skips(shape: Shape, out: Shape, convs: list[Convolution]) -> list[tuple[int, Convolution | None]]:
     stride = math.prod(conv[2] for conv in convs)
-    skips: list[tuple[int, Convolution | None]] = [(IDENTITY, None)] if shape == out else []
+    skips: list[tuple[int, Convolution | None]] = [(IDENTITY, None), (ACTIVATED, None)] if shape == out else []
     for kernel, own, padding in itertools.product((1, 2, 3), {1, stride}, (0, 1, 2)):
         if padding < kernel and output_shape(shape, (out[0], kernel, own, padding)) == out:
             skips.append((PROJECTION, (out[0], kernel, own, padding)))
     if out[0] >= shape[0] and out[1:] == tuple(-(-side // stride) for side in shape[1:]):
-        skips.append((PAD, None))
+        skips += [(PAD, None), (ACTIVATED_PAD, None)]
     return skips

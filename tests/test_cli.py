@@ -162,6 +162,25 @@ def test_gradients_finds_the_runs_own_weights_and_goes_on(weights: Path, tmp_pat
     assert "path gradients: 3/3 batches, engine" in ended.err
 
 
+def test_other_methods_go_into_the_folder_and_the_figure(weights: Path, tmp_path: Path) -> None:
+    flags = ["gradients", "--data", "digits", "--weights", weights, "--run", tmp_path, *FEW, "--engine", "reference"]
+    for method in ("exact", "sampled", "signed"):
+        ended = pathnet_(*flags, "--method", method)
+        assert ended.status == 0 and "path gradients: 3/3 batches, engine reference" in ended.err, ended.err
+    lines = ended.out.splitlines()
+    stems = [f"{name}.{suffix}" for name in ("figure-6", "exact-sums") for suffix in ("png", "svg")]
+    assert lines[-5:] == [str(tmp_path), *(str(tmp_path / "figures" / stem) for stem in stems)]
+    headings = [line for line in lines if line.startswith("digits; preact_resnet, depth 20, width 4, 9 blocks")]
+    assert [heading.rstrip().partition("blocks")[2] for heading in headings] == ["", ": exact", ": signed"]
+    told = " ".join(lines)
+    assert "exact sums over all 2^9 paths, on 3 batches" in told and "3 signed draws on 3 batches; not to be" in told
+    assert "27 measurements on 3 batches" in told and "at the lengths 1 to 9 these measurements do not tell" in told
+    facts = json.loads(pathnet_("figures", tmp_path, "--json").out)
+    assert facts["measurements"] == 27 and facts["exact"]["batches"] == facts["cost"]["batches"] == 3
+    assert len(facts["signed"]["trusted"]) == 10 and len(facts["cancelling"]["mean"]) == 9
+    assert [Path(file).name for file in facts["written"]] == stems and len(facts["claims"]) == 3
+
+
 def test_the_device_is_no_part_of_a_run(run: Path, weights: Path) -> None:
     for device in ("cpu", "auto"):
         flags = ["--data", "digits", "--weights", weights, "--run", run, *FEW, "--device", device]
@@ -245,6 +264,7 @@ def assert_one_line(ended: Ended, *words: object) -> None:
         (["--engine", "abacus"], ["engine: expected auto", "got 'abacus'"]),
         (["--batch-size", "1438"], ["batch_size: expected 1 to 1437", "got 1438"]),
         (["--batches", "0"], ["batches: expected", "got 0"]),
+        (["--draws", "0"], ["draws: expected", "got 0"]),
         (["--seed", "-1"], ["seed: expected", "got -1"]),
         (["--data", "synthetic"], ["data: expected images of 1 channels", "got 3 in synthetic"]),
         (["--data", "/nowhere"], ["data: expected digits, synthetic or an existing folder", "/nowhere"]),
@@ -305,6 +325,7 @@ def test_train_names_bad_input(tmp_path: Path) -> None:
         ["gradients"],
         ["gradients", "--data", "digits", "--run", "r", "--bn", "frozen"],
         ["gradients", "--data", "digits", "--run", "r", "--batches", "many"],
+        ["gradients", "--data", "digits", "--run", "r", "--method", "guessed"],
         ["train", "--data", "digits", "--out", "w", "--block", "dense"],
         ["demo", "--speed", "fast"],
     ],
@@ -319,7 +340,7 @@ def test_a_bug_keeps_its_traceback(run: Path, monkeypatch: pytest.MonkeyPatch) -
     def bug(*_: object) -> None:
         raise AssertionError("a bug")
 
-    monkeypatch.setattr(cli, "summarise", bug)
+    monkeypatch.setattr(cli, "found", bug)
     assert isinstance(CliRunner().invoke(cli.app, ["figures", str(run)]).exception, AssertionError)
 
 

@@ -24,7 +24,7 @@ from pathnet.training import Recipe
 
 STUDY = {"seeds": 1, "depth": 14, "width": 2, "vgg-depth": 6, "vgg-width": 2, "vgg-stages": 2, "highway-depth": 8}
 RECIPE = {"epochs": 1, "batch-size": 400, "warmup-steps": 1, "learning-rate": 0.01, "seed": 3}
-PLAN = {"draws": 1, "deletions": 2, "swaps": 2, "batches": 1, "modules": 2, "images": 50}
+PLAN = {"draws": 1, "deletions": 2, "swaps": 2, "batches": 1, "exact-batches": 1, "modules": 2, "images": 50}
 PLAN |= {"gate-batches": 1, "gate-batch-size": 16, "plan-seed": 7}
 TINY = [word for name, value in {**STUDY, **RECIPE, **PLAN}.items() for word in (f"--{name}", value)]
 
@@ -33,7 +33,7 @@ FIGURES = {
     "lesion-single": ["figure-3"],
     "lesion-many": ["figure-5a"],
     "lesion-reorder": ["figure-5b"],
-    "path-gradients": ["figure-6"],
+    "path-gradients": ["figure-6", "exact-sums"],
     "effective-training": ["effective-training"],
     "remaining-paths": ["figure-7"],
     "lesion-stochastic-depth": ["figure-8"],
@@ -72,7 +72,7 @@ def test_figures_all_trains_measures_and_writes_the_report(studied: tuple[Path, 
     said = [claim for name in EXPERIMENTS for claim in results.read(folder / name).facts["results"]["claims"]]
     assert lines[-3] == f"{sum(claim['held'] for claim in said)} of {len(said)} claims held"
     page = (folder / "report.html").read_text()
-    assert "<h1>All of the paper on digits</h1>" in page and page.count("<img ") == 10
+    assert "<h1>All of the paper on digits</h1>" in page and page.count("<img ") == 11
     for name in EXPERIMENTS:
         assert (
             all(Path(file).is_file() for file in written(folder, name)) and f'<h2 id="{name}-{name}">{name}:' in page
@@ -152,7 +152,7 @@ def test_an_experiment_trains_what_it_needs_on_any_data(tmp_path: Path) -> None:
     assert pathnet_("figures", tmp_path / "lesion-many").out == ended.out
     (line,) = pathnet_("path-gradients", "--folder", tmp_path, *flags, "--batches", 1, "--json").out.splitlines()
     facts = json.loads(line)
-    assert [own["n"] for own in facts["runs"]] == [6, 6] and len(facts["written"]) == 4
+    assert [own["n"] for own in facts["runs"]] == [6, 6] and len(facts["written"]) == 8
     assert [own["run"] for own in facts["runs"]] == [
         str(tmp_path / own) for own in ("path-gradients", "path-gradients/seed-1")
     ]

@@ -66,13 +66,13 @@ def test_the_command_measures_everything(ended: Any) -> None:
     assert len(found["found"]["checks"]["timed"]) == len(BUILDERS) == 9
     (file,) = found.pop("written")
     assert results.read_cpu(Path(file)) == found and Path(file).parent == ended[1]
-    assert "benchmarks: 9/9" in ended[0].stderr
+    assert "benchmarks: 10/10" in ended[0].stderr
 
 
 def test_every_figure_is_measured(ended: Any) -> None:
     rows = found_by(ended)["figures"]
-    assert len(rows) == 16 and all(own["walks"] or own["counted"] for own in rows)
-    assert [own["goal"] for own in rows if own["goal"]] == [30, 80, 4.5, 7, 2.5, 2.5, 0.85, 0.25, 0.25, 0.5]
+    assert len(rows) == 18 and all(own["walks"] or own["counted"] for own in rows)
+    assert [own["goal"] for own in rows if own["goal"]] == [30, 80, 4.5, 7, 2.5, 2.5, 0.85, 0.25, 0.25, 1.3, 1.3, 0.5]
     assert all((own["met"] is None) == (own["goal"] is None) for own in rows)
 
 
@@ -85,6 +85,12 @@ def test_what_a_rehearsal_finds(ended: Any) -> None:
     assert [row["paths"] for row in found["fits"]["paths"]["rows"]] == [6, 12, 18]
     assert all(own["growth_bytes"] < 64e6 for own in found["memory"].values() if isinstance(own, dict))
     assert found["deletions"]["eager_forward_passes"] == 7
+    sums = found["sums"]
+    assert [(row["bn"], row["batch"], row["share"] > 0) for row in sums["rows"]] == [
+        ("running", 2, 1),
+        ("batch", 2, 1),
+    ]
+    assert len(sums["error"]) == 4 and all(error < 2e-2 for error in sums["error"].values())
     training = found["training"]
     assert (training["drawn"], training["modules"]) == (2, 6) and 0 <= training["error"] < 1e-10
     assert training["share"] > 0 and {own["rounds"] for own in training["timings"].values()} == {2}
@@ -222,6 +228,23 @@ def test_a_training_step_with_other_gradients_is_not_timed(
     assert results.read_cpu(run.file)["figures"][-1]["counted"] is None
 
 
+def one_off(self: pathnet.Tape, scaled: bool = False) -> Any:
+    """The sums, those of lengths 1 and 2 exchanged."""
+    made = by_length(self, scaled)
+    return made if scaled else made[[0, 2, 1, *range(3, len(made))]]
+
+
+by_length = pathnet.Tape.gradient_by_length
+
+
+def test_sums_of_other_lengths_are_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = Run(QUICK, tmp_path)
+    monkeypatch.setattr(pathnet.Tape, "gradient_by_length", one_off)
+    with pytest.raises(Failed, match=r"sums by length, running, float32, are off by [0-9.e+-]+, hence not timed"):
+        run.perform("sums")
+    assert run.results["failed"]["sums"]["found"]["rows"] == []
+
+
 # Arithmetic
 
 
@@ -247,6 +270,17 @@ def test_ratios_by_hand() -> None:
         "lengths": {"rows": rows, "blocks": 4},
         "sweep": sweep,
         "deletions": {"share_of_eager": {"float32": 0.3}},
+        "sums": {
+            "rows": [
+                {
+                    "bn": "running",
+                    "precision": "float32",
+                    "batch": 32,
+                    "share": 0.9,
+                    "timings": {"sums": {"median_s": 0.6}},
+                }
+            ]
+        },
         "training": {"share": 0.48, "drawn": 23, "modules": 54},
     }
     own = {figure["figure"]: figure for figure in figures.figures(found)}
@@ -258,6 +292,9 @@ def test_ratios_by_hand() -> None:
     assert (together["walks"], together["counted"]) == (5 / 1.25, (5 + 20 / 4) / (1.25 + 8 / 4))
     assert own["deletions, share of eager forward passes, float32"]["met"] is False
     assert own["training step with 23 of 54 modules drawn, share of a whole one, float32"]["met"] is True
+    share = "exact sums by length, share of as many modules one by one, running, float32, 32 images"
+    assert (own[share]["walks"], own[share]["met"]) == (0.9, True)
+    assert own["exact sums by length, seconds, running, float32, 32 images"]["met"] is False
     assert own["times faster than the loop, running, bfloat16"]["met"] is None
     assert figures.lines_by_length(found)["composition, running, float32"]["slope"] == pytest.approx(2)
 

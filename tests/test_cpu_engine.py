@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cases import SMALL, Case, measured_net, random_net
-from judging import TOLERANCES, check, random_routings
+from cases import SMALL, Case, measured_net, post_activation_net, random_net
+from judging import TOLERANCES, check, check_sums, random_routings, truth_sums
 from oracles import detach_loop, in_float64, relative_error
 from tolerances import BFLOAT16_SAMPLE_NORM, FLOAT32_BATCH_NORM, FLOAT32_SAMPLE_NORM, FORWARD
 from torch import Tensor
@@ -294,3 +295,83 @@ def test_the_judges_see_a_small_error(monkeypatch: pytest.MonkeyPatch) -> None:
     error = 2 * BFLOAT16_SAMPLE_NORM
     with pytest.raises(AssertionError):
         check(tape, routing, "bfloat16")
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("bn", MODES)
+@pytest.mark.parametrize(("isa", "seed"), each_seed(SEEDS // 2))
+def test_sums_by_length_are_those_of_every_path(
+    isa: str, seed: int, bn: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATHNET_ISA", isa)
+    net, images, labels = measured_net(seed, small=True)
+    tape = recorded(net, images, labels, bn, precision)
+    check_sums(tape, torch.ones(net.n, 2), precision)
+    check_sums(tape, random_routings(net.n, seed)[3], precision)
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("bn", MODES)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS[:2])
+def test_sums_by_length_of_54_blocks(isa: str, bn: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where products are of bfloat16 numbers, or of two terms of them, along 54 modules on small images, the batch's
+    norm averages few roundings: it is held to a sample's tolerance. Of bfloat16 the lengths up to 45 are judged."""
+    monkeypatch.setenv("PATHNET_ISA", isa)
+    case = Case("deep", 110, width=8, side=16, batch=4)
+    tape = recorded(case.net(), *case.images(), bn, precision)
+    norms = scaling.combine(tape._engine.sums_by_length_norms(*start(tape)))
+    expected = scaling.combine(scaling.norms(*deep_sums(bn)))
+    rounds = precision == "bfloat16" or isa == "amx"
+    judged = slice(46 if precision == "bfloat16" else 55)
+    torch.testing.assert_close(norms[judged], expected[judged], rtol=TOLERANCES[precision][int(rounds)], atol=0)
+
+
+@functools.cache
+def deep_sums(bn: str) -> tuple[Tensor, Tensor]:
+    """On the bits of the float32 forward pass, which is the same for all instruction sets but for rounding."""
+    case = Case("deep", 110, width=8, side=16, batch=4)
+    return truth_sums(recorded(case.net(), *case.images(), bn, "float32"), torch.ones(54, 2))
+
+
+def start(tape: pathnet.Tape) -> tuple[Any, Tensor, Tensor, Tensor]:
+    record = tape._record
+    return record.blocks, record.grad, record.exponent, torch.ones(tape.n, 2)
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize(("isa", "seed"), each_seed(SEEDS // 2))
+def test_post_activation_blocks(isa: str, seed: int, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walks, sums by length, forward passes and records, in every instruction set."""
+    monkeypatch.setenv("PATHNET_ISA", isa)
+    net, images, labels = post_activation_net(seed)
+    exact = in_float64(net, "running")
+    recorder = pathnet.Recorder(net, "running", "cpu", precision)  # type: ignore[arg-type]
+    tape = recorder(images, labels)
+    assert relative_error(tape.output, exact(images.double()).detach()) < FORWARD
+    check(tape, random_paths(net.n, seed), precision)
+    check_sums(tape, torch.ones(net.n, 2), precision)
+    for own, path in zip(recorder.routed_outputs(images, ROUTINGS[net.n]), ROUTINGS[net.n].tolist(), strict=True):
+        y = exact.stem(images.double())
+        for block, (a, c) in zip(exact.blocks, path, strict=True):
+            y = block.join(a * block.skip(y) + c * block.residual(y))
+        assert relative_error(own, exact.head(y).detach()) < FORWARD
+
+
+ROUTINGS = {n: torch.rand(4, n, 2, generator=torch.Generator().manual_seed(n)) for n in range(2, 7)}
+for own in ROUTINGS.values():
+    own[0], own[1, :, 1], own[2, 0, 0] = 1, 0, 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_path_of_post_activation_networks_against_the_detach_loop(seed: int) -> None:
+    net, images, labels = post_activation_net(seed)
+    tape = recorded(net, images, labels, "running", "float32")
+    codes = pathnet.paths.enumerate_all(net.n)
+    for code, walked in zip(codes, tape.path_gradients(codes), strict=True):
+        assert relative_error(walked, detach_loop(net, images, labels, code).detach()) < FLOAT32_SAMPLE_NORM
+
+
+def test_what_post_activation_networks_are_refused() -> None:
+    net, images, labels = post_activation_net(0)
+    with pytest.raises(ValueError, match='cpu: its activations lie behind the additions, .* no bn="batch"'):
+        recorded(net, images, labels, "batch", "float32")

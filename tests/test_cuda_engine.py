@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from cases import Case, shaken
-from judging import TOLERANCES, check, random_basic_net, random_routings, reference_outputs
+from judging import TOLERANCES, check, check_sums, random_basic_net, random_routings, reference_outputs
 from oracles import detach_loop, in_float64, relative_error
 from tolerances import FLOAT32_SAMPLE_NORM, FORWARD
 from torch import Tensor, nn
@@ -82,6 +82,15 @@ def test_forward_passes_of_random_networks(seed: int) -> None:
     expected = reference_outputs(exact, images, routing)
     for own, other in zip(recorder.routed_outputs(images, routing), expected, strict=True):
         assert relative_error(own, other) < FORWARD
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("seed", range(8))
+def test_sums_by_length_are_those_of_every_path(seed: int, precision: Any) -> None:
+    net, images, labels = random_basic_net(seed, smallest=6)
+    tape = pathnet.record(net, images, labels, engine="twin", precision=precision)
+    check_sums(tape, torch.ones(net.n, 2), precision)
+    check_sums(tape, random_routings(net.n, seed)[3], precision)
 
 
 def keep(values: list[Tensor]) -> Callable[..., None]:

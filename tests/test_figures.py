@@ -18,6 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from pathnet.experiments import EXPERIMENTS, by_size, highway, lesion_single
+from pathnet.experiments.comparison import Found
 from pathnet.experiments.summary import Summary, summarise
 from pathnet.figures import draw, figure_6, gates, lesions, style, table_6
 from pathnet.results import Measurements, Run
@@ -45,12 +46,12 @@ def exponential(n: int = 54, rate: float = 0.3, batches: int = 10) -> Summary:
 
 def text_of(summary: Summary, folder: Path) -> str:
     """The words in the SVG, which matplotlib leaves in comments beside the glyphs."""
-    svg = figure_6(summary, "a data set, a network", folder / "figure")[1].read_text()
+    svg = figure_6(Found(summary.n, summary), "a data set, a network", folder / "figure")[1].read_text()
     return "\n".join(line.strip() for line in svg.splitlines() if "<!--" in line)
 
 
 def test_it_draws_a_png_and_an_svg(tmp_path: Path) -> None:
-    png, svg = figure_6(exponential(), "a data set, a network", tmp_path / "figure.6")
+    png, svg = figure_6(Found(54, exponential()), "a data set, a network", tmp_path / "figure.6")
     assert (png.name, svg.name) == ("figure.6.png", "figure.6.svg")
     header = png.read_bytes()[:24]
     assert header.startswith(b"\x89PNG") and struct.unpack(">II", header[16:24]) == (2200, 740)
@@ -97,7 +98,7 @@ def test_awkward_runs_are_drawn_and_tabled(norms: NDArray[np.float64], tmp_path:
 
 def test_the_global_state_of_matplotlib_is_left_alone(tmp_path: Path) -> None:
     before = matplotlib.get_backend(auto_select=False), matplotlib.rcParams.copy()
-    figure_6(exponential(), "title", tmp_path / "figure")
+    figure_6(Found(54, exponential()), "title", tmp_path / "figure")
     assert (matplotlib.get_backend(auto_select=False), matplotlib.rcParams.copy()) == before
 
 

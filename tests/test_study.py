@@ -15,6 +15,7 @@ from torch import nn
 from pathnet import models, results, study, training
 from pathnet.data import Data, synthetic
 from pathnet.experiments import EXPERIMENTS
+from pathnet.experiments.by_length import ExactSum
 from pathnet.experiments.run import Networks, Plan
 from pathnet.models import ResidualNet, VggLayer
 from pathnet.study import KINDS, PRESETS, Study
@@ -33,7 +34,9 @@ TINY = Study(
     gate_bias=-2.0,
     survival=0.6,
     recipe=Recipe(epochs=2, batch_size=16, warmup_steps=1, seed=5),
-    plan=Plan(modules=2, draws=1, deletions=2, swaps=1, batches=2, gate_batches=1, gate_batch_size=8),
+    plan=Plan(
+        modules=2, draws=1, deletions=2, swaps=1, batches=2, exact_batches=1, gate_batches=1, gate_batch_size=8
+    ),
 )
 CPU = torch.device("cpu")
 Steps = list[tuple[str, int, int]]
@@ -220,4 +223,10 @@ def test_every_network_has_its_own_run_of_path_gradients(tmp_path: Path) -> None
     assert [run.folder for run in runs] == [tmp_path / "path-gradients", tmp_path / "path-gradients" / "seed-1"]
     assert len({run.identity["model"]["hash"] for run in runs}) == 2
     assert all(run.identity["batch_size"] == 48 and len(run.measurements()) == 2 * 6 for run in runs)
+    assert all({row.batch for row in run.rows(ExactSum)} == {0} for run in runs)
+    without = dataclasses.replace(TINY.plan, exact_batches=0)
+    (run,) = study.measured(
+        "path-gradients", {"residual": nets["residual"][:1]}, DATA, without, tmp_path / "none", reporter([])
+    )
+    assert not run.rows(ExactSum) and len(run.measurements()) == 2 * 6
     assert all("decay" in run.facts["results"] and "claims" in run.facts["results"] for run in runs)

@@ -21,7 +21,8 @@ from cases import shaken
 from scipy import stats
 from torch import Tensor, nn
 
-from pathnet import data, models, training
+from pathnet import EffectiveDepth, data, models, training
+from pathnet.effective_depth import read
 from pathnet.models import ResidualNet
 from pathnet.models.weights import read_tensors, write_tensors
 from pathnet.streams import stream
@@ -487,7 +488,9 @@ def one_of_two(rank: int, folder: str) -> None:
         if rank == 1:
             nn.init.zeros_(net.head.linear.weight)
         path = out / f"{kind}.safetensors"
-        history = train(net, images, recipe, path)
+        few = images.random_batch(4, 0, 0)
+        callback = EffectiveDepth(few, out / f"{kind}.csv", every=1, share=math.inf) if kind == "all" else None
+        history = train(net, images, recipe, path, callback=callback)
         models.save(net, out / f"{kind}-{rank}.safetensors")
         (out / f"{kind}-{rank}.json").write_text(json.dumps([dataclasses.asdict(epoch) for epoch in history]))
 
@@ -568,6 +571,10 @@ def test_two_processes_train_by_the_mean_of_their_gradients(of_two: Path, kind: 
     for history in histories:
         assert history[0]["train_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
         assert history[0]["test_accuracy"] == histories[0][0]["test_accuracy"]
+
+
+def test_of_two_processes_the_first_measures_the_effective_depth(of_two: Path) -> None:
+    assert [row.step for row in read(of_two / "all.csv")] == list(range(5))
 
 
 def test_two_processes_fail_alike(of_two: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cases import SMALL, Case, measured_net, random_net
-from judging import TOLERANCES, check, random_routings
+from judging import TOLERANCES, check, check_sums, random_routings
 from oracles import detach_loop, in_float64, relative_error
 from tolerances import FLOAT32_BATCH_NORM, FLOAT32_SAMPLE_NORM, FORWARD
 from torch import Tensor, nn
@@ -103,6 +103,16 @@ def test_walks_in_the_tiles_of_a_gpu(bn: str, precision: str) -> None:
     case = Case("tiles", 8, width=8, side=9, batch=3)
     tape = recorded(case.net(), *case.images(), bn, precision)
     check(tape, random_routings(tape.n, 2), precision, gradients=False)
+
+
+@pytest.mark.usefixtures("big_tiles")
+@pytest.mark.parametrize(("bn", "precision"), [("running", "float32"), ("batch", "float32"), ("running", "bfloat16")])
+@pytest.mark.parametrize("seed", range(3))
+def test_sums_by_length_are_those_of_every_path(seed: int, bn: str, precision: str) -> None:
+    net, images, labels = small_net(seed)
+    tape = recorded(net, images, labels, bn, precision)
+    check_sums(tape, torch.ones(net.n, 2), precision)
+    check_sums(tape, random_routings(net.n, seed)[3], precision)
 
 
 @pytest.mark.usefixtures("big_tiles")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from benchmarks import cases
 from benchmarks.cases import Setup
+from pathnet.record import BatchNormMode, Precision
 
 __all__ = ["FULL", "SMALL", "Sizes", "codes_of_any_length", "deletions"]
 
@@ -28,6 +29,7 @@ class Sizes:
         shared_lengths, shared_counts: lengths and numbers of the paths that are walked together and one by one.
         memory_counts: a few paths and many.
         peak_seconds: of each measurement of the processor's peak.
+        sums: BN mode, precision and batch of the exact sums by length.
         drawn: residual modules of a training step that draws some.
         draws: of such steps.
     """
@@ -43,6 +45,7 @@ class Sizes:
     shared_counts: tuple[int, ...]
     memory_counts: tuple[int, int]
     peak_seconds: float
+    sums: tuple[tuple[BatchNormMode, Precision, int], ...]
     drawn: int
     draws: int
 
@@ -63,6 +66,13 @@ FULL = Sizes(
     shared_counts=(1, 16, 54, 256),
     memory_counts=(16, 512),
     peak_seconds=0.5,
+    sums=(
+        ("running", "float32", 32),
+        ("running", "bfloat16", 32),
+        ("running", "float32", 128),
+        ("running", "bfloat16", 128),
+        ("batch", "float32", 32),
+    ),
     drawn=23,
     draws=9,
 )
@@ -79,6 +89,7 @@ SMALL = Sizes(
     shared_counts=(1, 4),
     memory_counts=(2, 20),
     peak_seconds=0.02,
+    sums=(("running", "float32", 2), ("batch", "bfloat16", 2)),
     drawn=2,
     draws=2,
 )

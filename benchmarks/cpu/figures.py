@@ -24,6 +24,8 @@ COMPOSITION = {
     ("batch", "bfloat16"): 2.5,
 }
 PEAK_SHARE, DELETIONS_SHARE, TRAINING_SHARE = 0.85, 0.25, 0.5
+SUMS_SHARE = 1.3
+SUMS_SECONDS = {("running", "float32", 32): 0.5}
 
 
 def figures(found: dict[str, Any]) -> list[Figure]:
@@ -50,6 +52,14 @@ def figures(found: dict[str, Any]) -> list[Figure]:
     for precision, own in found.get("deletions", {}).get("share_of_eager", {"float32": None}).items():
         title = f"deletions, share of eager forward passes, {precision}"
         judged.append(_figure(title, "at most", DELETIONS_SHARE, None, own))
+    for row in found.get("sums", {}).get("rows", []):
+        which = row["bn"], row["precision"], row["batch"]
+        title = f"exact sums by length, share of as many modules one by one, {', '.join(map(str, which))} images"
+        judged.append(_figure(title, "at most", SUMS_SHARE, row["share"], None))
+        if which in SUMS_SECONDS:
+            seconds = row["timings"]["sums"]["median_s"]
+            title = f"exact sums by length, seconds, {', '.join(map(str, which))} images"
+            judged.append(_figure(title, "at most", SUMS_SECONDS[which], seconds, None))
     training = found.get("training", {})
     modules = f"{training['drawn']} of {training['modules']} modules" if training else "modules"
     title = f"training step with {modules} drawn, share of a whole one, float32"

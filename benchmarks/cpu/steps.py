@@ -18,6 +18,7 @@ from benchmarks.cpu.cases import FULL, deletions
 from benchmarks.cpu.competitors import NORM_TOLERANCE, Key, recorder
 from benchmarks.cpu.field import Field
 from benchmarks.cpu.fitting import modules_walked, straight_line
+from benchmarks.cpu.sums import sums_by_length
 from benchmarks.cpu.training import training_step
 from benchmarks.outcome import Failed, Found
 from benchmarks.timing import Timing, interleaved
@@ -181,6 +182,7 @@ STEPS: dict[str, Callable[[Field], Found]] = {
     "memory": memory,
     "deletions": deleted,
     "sharing": sharing,
+    "sums": sums_by_length,
     "training": training_step,
 }
 

@@ -8,6 +8,10 @@
 //
 // Routings that agree from the walk's beginning on share that part of it: the walks of a tile are the nodes at one
 // depth of their prefix tree.
+//
+// The sums by length are the same walk, of coefficients in place of routings: what comes through a block's skip and
+// what comes through its module are then two gradients, of G_k and of G_{k-1}. From the highest on, a tile of them at
+// a time is walked through the block and finished, so that what is held are n + 1 gradients and what a tile takes.
 #pragma once
 
 #include <algorithm>
@@ -90,13 +94,24 @@ class BatchBackward {
     }
   }
 
-  void walk() {
+  void walk_routings() {
     // Before and behind a block, and two inside it.
     const int64_t bytes = 4 * job_.batch * largest_ * int64_t(sizeof(float));
     const int64_t tile = std::max<int64_t>(1, kTileOfWalksBytes / bytes);
     for (int64_t first = 0; first < routings_.count(); first += tile) {
       walk_tile(first, std::min(first + tile, routings_.count()));
     }
+  }
+
+  void walk_sums() {
+    // Twice inside a block, and a third while one unit follows another.
+    const int64_t bytes = 3 * job_.batch * largest_ * int64_t(sizeof(float));
+    const int64_t tile = std::max<int64_t>(1, kTileOfWalksBytes / bytes);
+    std::vector<Shared> sums = {start()};
+    for (int64_t b = network_.plan.block_count - 1; b >= 0; --b) sums = step_sums(std::move(sums), b, tile);
+    std::vector<Node> nodes;
+    for (int64_t k = 0; k < int64_t(sums.size()); ++k) nodes.push_back({k, k + 1, sums[k]});
+    finish(nodes, [](int64_t k) { return k; });
   }
 
  private:
@@ -110,10 +125,11 @@ class BatchBackward {
     Batch values;
     int32_t exponent;
     std::vector<float> largest;  // of each sample
-    // Until it is finished: values = a * skip(from) + c * (what BN makes of h and its sums).
+    bool zero = false;           // once it is finished
+    // Until it is finished: values = a * skip(skip_from) + c * (what BN makes of h and its sums), h of `from`.
     bool finished = false;
     int64_t block = 0;  // whose input it is at
-    std::shared_ptr<Gradient> from;
+    std::shared_ptr<Gradient> from, skip_from;
     float a = 0.0f, c = 0.0f;
     Batch h, h_next;
     std::vector<float> sums;   // [sample][two][channels]
@@ -145,7 +161,7 @@ class BatchBackward {
                     [&](int worker, int64_t s, int64_t w) { work(worker, backwards_ ? job_.batch - 1 - s : s, w); });
   }
 
-  void walk_tile(int64_t first, int64_t last) {
+  Shared start() {
     const Image end = without_border(network_.ends.back());
     const Shared start = std::make_shared<Gradient>();
     start->values = batch_of();
@@ -159,9 +175,13 @@ class BatchBackward {
       start->largest[s] = largest_in(own, end.dense());
     });
     conclude(*start);
-    std::vector<Node> nodes = {{first, last, start}};
+    return start;
+  }
+
+  void walk_tile(int64_t first, int64_t last) {
+    std::vector<Node> nodes = {{first, last, start()}};
     for (int64_t depth = 0; depth < network_.plan.block_count; ++depth) nodes = step(nodes, depth);
-    finish(nodes);
+    finish(nodes, [&](int64_t position) { return routings_.routing(position); });
   }
 
   std::vector<Node> step(const std::vector<Node>& nodes, int64_t depth) {
@@ -181,7 +201,7 @@ class BatchBackward {
         ways.push_back(std::make_shared<Gradient>());
         next.push_back({begin, end, ways.back()});
         Gradient& way = *ways.back();
-        way.from = node.gradient;
+        way.from = way.skip_from = node.gradient;
         way.block = b;
         way.a = own[0];
         way.c = own[1];
@@ -195,9 +215,56 @@ class BatchBackward {
       for (const Shared& way : ways) sources.push_back(way->from);
       finish_all(sources);
     }
-    for (int64_t u = block.first_unit + block.unit_count - 1; u >= block.first_unit; --u) convolve(b, u, ways);
-    for (const Shared& way : ways) way->exponent = way->from->exponent;
+    walk_block(b, ways);
     return next;
+  }
+
+  // From the coefficients at a block's output to those at its input, one more.
+  std::vector<Shared> step_sums(std::vector<Shared> sums, int64_t b, int64_t tile) {
+    const Block& block = network_.block(b);
+    const float a = job_.routing[2 * b], c = job_.routing[2 * b + 1];
+    const int64_t top = int64_t(sums.size());
+    std::vector<Shared> next(top + 1);
+    for (int64_t last = top; last >= 0; last -= tile) {
+      std::vector<Shared> ways;
+      for (int64_t k = last; k > last - tile && k >= 0; --k) {
+        next[k] = std::make_shared<Gradient>();
+        Gradient& way = *next[k];
+        way.block = b;
+        way.a = k < top && !sums[k]->zero ? a : 0.0f;
+        way.c = k > 0 && !sums[k - 1]->zero ? c : 0.0f;
+        way.from = sums[std::max<int64_t>(k - 1, 0)];
+        way.skip_from = k < top ? std::move(sums[k]) : way.from;
+        ways.push_back(next[k]);
+      }
+      walk_block(b, ways);
+      finish_all(ways);
+    }
+    return next;
+  }
+
+  void walk_block(int64_t b, const std::vector<Shared>& ways) {
+    const Block& block = network_.block(b);
+    // A projection's share is added to the module's with the last sums; others wait until the gradient is finished,
+    // by when those that it comes from have been brought back into range.
+    if (block.skip == kProjection) align(ways);
+    for (int64_t u = block.first_unit + block.unit_count - 1; u >= block.first_unit; --u) convolve(b, u, ways);
+    if (block.skip != kProjection) align(ways);
+    for (const Shared& way : ways) way->from.reset();
+  }
+
+  // One power of two for what comes through the skip and through the module: the larger of the two gradients'.
+  static void align(const std::vector<Shared>& ways) {
+    for (const Shared& way : ways) {
+      const int32_t skip = way->a != 0.0f ? way->skip_from->exponent : INT32_MIN;
+      const int32_t residual = way->c != 0.0f ? way->from->exponent : INT32_MIN;
+      way->exponent = way->a != 0.0f || way->c != 0.0f ? std::max(skip, residual) : way->from->exponent;
+      const auto difference = [&](int32_t own) {
+        return int(std::max<int64_t>(int64_t(own) - way->exponent, -1000));
+      };
+      if (way->a != 0.0f) way->a = std::ldexp(way->a, difference(skip));
+      if (way->c != 0.0f) way->c = std::ldexp(way->c, difference(residual));
+    }
   }
 
   // Those of the gradients that are not yet, each once.
@@ -283,12 +350,12 @@ class BatchBackward {
       Reduced skip = reduced;
       skip.coefficient = way.a;
       if (way.c != 0.0f) skip.sums = nullptr;
-      const Element* operand = bordered(worker, b, way, s);
+      const Element* operand = bordered(worker, b, *way.skip_from, s);
       Convolver::run(network_.convolutions[block.projection_unit], packed_[block.projection_unit], &operand, 1, skip);
       reduced.add = true;
     }
     if (way.c == 0.0f) return;
-    const Element* operand = last ? bordered(worker, b, way, s) : normalized(worker, u + 1, way, s);
+    const Element* operand = last ? bordered(worker, b, *way.from, s) : normalized(worker, u + 1, way, s);
     Convolver::run(network_.convolutions[u], packed_[u], &operand, 1, reduced);
   }
 
@@ -303,11 +370,11 @@ class BatchBackward {
     reduced.ahead[1] = job_.normalized + starts_[unit] + next * size;
   }
 
-  // The gradient at the block's output, as convolutions read it.
-  const Element* bordered(int worker, int64_t b, const Gradient& way, int64_t s) {
+  // A gradient at the block's output, as convolutions read it.
+  const Element* bordered(int worker, int64_t b, const Gradient& gradient, int64_t s) {
     const Image& image = network_.ends[b + 1];
     Element* operand = benches_[worker].inner(network_.end_shape[b + 1], 0, 0, image);
-    encode<Convolver>(without_border(image), way.from->values.get() + s * image.dense(), image, operand);
+    encode<Convolver>(without_border(image), gradient.values.get() + s * image.dense(), image, operand);
     return operand;
   }
 
@@ -352,8 +419,8 @@ class BatchBackward {
   // them.
   void make_room(Gradient& gradient) {
     if (gradient.values) return;
-    const bool alone = gradient.from.use_count() == 1 && network_.block(gradient.block).skip == kIdentity;
-    gradient.values = alone ? gradient.from->values : batch_of();
+    const bool alone = gradient.skip_from.use_count() == 1 && network_.block(gradient.block).skip == kIdentity;
+    gradient.values = alone ? gradient.skip_from->values : batch_of();
     gradient.largest.resize(job_.batch);
   }
 
@@ -362,7 +429,7 @@ class BatchBackward {
     const Block& block = network_.block(b);
     const Image from = without_border(network_.ends[b + 1]), to = without_border(network_.ends[b]);
     float* own = gradient.values.get() + s * to.dense();
-    const float* source = gradient.from->values.get() + s * from.dense();
+    const float* source = gradient.skip_from->values.get() + s * from.dense();
     const Vector a = splat(gradient.a), c = splat(block.skip == kProjection ? 1.0f : gradient.c);
     Vector most = splat(0.0f);
     const auto put = [&](int64_t j, Vector value) {
@@ -394,10 +461,11 @@ class BatchBackward {
   bool conclude(Gradient& gradient) {
     constexpr float kLeast = 0x1p-30f, kMost = 0x1p30f;
     gradient.finished = true;
-    gradient.from.reset();
+    gradient.skip_from.reset();
     gradient.h.reset();
     float most = 0.0f;
     for (float own : gradient.largest) most = std::max(most, own);
+    gradient.zero = most == 0.0f;
     if (!(most > 0.0f) || !std::isfinite(most) || (most >= kLeast && most <= kMost)) return false;
     int power;
     std::frexp(most, &power);
@@ -412,7 +480,9 @@ class BatchBackward {
     return true;
   }
 
-  void finish(const std::vector<Node>& nodes) {
+  // place(position) of a node is where its result goes.
+  template <class Place>
+  void finish(const std::vector<Node>& nodes, const Place& place) {
     const Image image = without_border(network_.ends[0]);
     const int64_t size = image.channels * image.height * image.width;
     std::vector<Shared> gradients;
@@ -423,15 +493,15 @@ class BatchBackward {
       const float* own = gradient.values.get() + s * image.dense();
       const double norm = std::ldexp(std::sqrt(sum_of_squares(image, own)), gradient.exponent);
       for (int64_t p = nodes[n].first; p < nodes[n].last; ++p) {
-        const int64_t routing = routings_.routing(p);
-        job_.norms[routing * job_.batch + s] = norm;
-        if (job_.grad_input) to_planes(image, own, job_.grad_input + (routing * job_.batch + s) * size);
+        const int64_t result = place(p) * job_.batch + s;
+        job_.norms[result] = norm;
+        if (job_.grad_input) to_planes(image, own, job_.grad_input + result * size);
       }
     });
     if (job_.exponent_input == nullptr) return;
     for (const Node& node : nodes) {
       for (int64_t p = node.first; p < node.last; ++p) {
-        job_.exponent_input[routings_.routing(p)] = node.gradient->exponent;
+        job_.exponent_input[place(p)] = node.gradient->exponent;
       }
     }
   }
@@ -452,7 +522,12 @@ class BatchBackward {
 
 template <class Convolver>
 void walk_batch_backward(const BatchBackwardWalk& job, const Team& team) {
-  BatchBackward<Convolver>(job, team).walk();
+  BatchBackward<Convolver>(job, team).walk_routings();
+}
+
+template <class Convolver>
+void walk_batch_sums_by_length(const BatchBackwardWalk& job, const Team& team) {
+  BatchBackward<Convolver>(job, team).walk_sums();
 }
 
 }  // namespace

@@ -110,7 +110,7 @@ class BatchForward {
         const float* old = nullptr;
         if (ends && a != 0.0f) old = block.skip == kIdentity ? main_.get() + s * image.dense() : own;
         const float scale = ends ? c : 1.0f, old_scale = block.skip == kIdentity ? a : 1.0f;
-        Join<Convolver, false> join = {image, scale, old_scale, {own}, {old}, {}, {}, {}};
+        Join<Convolver, false> join = {image, false, nullptr, {scale}, {old_scale}, {own}, {old}, {}, {}, {}};
         Convolver::run(network_.convolutions[u], packed_[u], &operand, 1, join);
         measure(image, own, s);
       });
@@ -128,7 +128,7 @@ class BatchForward {
     if (block.skip == kPad) {
       pad(from, to, network_.stride(block), false, a, main_.get() + s * from.dense(), own);
     } else {
-      Join<Convolver, false> join = {to, a, 0.0f, {own}, {}, {}, {}, {}};
+      Join<Convolver, false> join = {to, false, nullptr, {a}, {0.0f}, {own}, {}, {}, {}, {}};
       Convolver::run(network_.convolutions[block.projection_unit], packed_[block.projection_unit], &operand, 1, join);
     }
   }

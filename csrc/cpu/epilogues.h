@@ -43,12 +43,19 @@ struct Masked {
   }
 };
 
-// target = coefficient * bits * sums + old_coefficient * old, and its largest magnitude; without bits where null, and
-// without the old where null. Old and target may be the same.
-template <class Convolver, bool kMasked>
+// What joins a block's branches, and the largest magnitude of the target. Old and target may be the same; an old that
+// is null counts as zero.
+//   kBack:    target = bits * (coefficient * sums) + old_coefficient * old; where the skip lies behind the ReLU too,
+//   the
+//             bits mask the old as well. The operand is written where wanted.
+//   forward:  target = coefficient * (sums + bias) + old_coefficient * old, of which the skip behind the ReLU takes
+//             what is positive. A bias that is null counts as zero.
+template <class Convolver, bool kBack>
 struct Join {
   const Image& image;
-  float coefficient, old_coefficient;
+  bool behind_relu;
+  const float* bias;  // filled up to the image's padded channels
+  float coefficients[kMostSamples], old_coefficients[kMostSamples];
   float* targets[kMostSamples];
   const float* olds[kMostSamples];
   typename Convolver::Element* operands[kMostSamples];
@@ -59,20 +66,34 @@ struct Join {
                   const float* sums) {
     const int64_t padded = image.padded(), pixel_bytes = image.groups() * 2;
     const int64_t channels = Convolver::operand_channels(image), plane = operand_plane<Convolver>(image);
-    const Vector c = splat(coefficient), a = splat(old_coefficient);
+    const Vector c = splat(coefficients[sample]), a = splat(old_coefficients[sample]);
     const float* old = olds[sample];
+    typename Convolver::Element* operand = operands[sample];
     Vector most = largest[sample];
     Pixels at(image, y, x, step);
     for (int64_t i = 0; i < count; ++i, at.next()) {
       for (int v = 0; v < vectors; ++v, sums += kLanes) {
         const int64_t own = channel + v * kLanes, place = at.bordered * padded + own;
         Vector value = load(sums);
-        if constexpr (kMasked) value = keep(value, read_bits(bits[sample] + at.dense * pixel_bytes, own));
-        value = old ? multiply_add(a, load(old + place), c * value) : c * value;
+        if constexpr (kBack) {
+          const uint32_t set = read_bits(bits[sample] + at.dense * pixel_bytes, own);
+          value = c * keep(value, set);
+          if (old) {
+            const Vector before = load(old + place);
+            value = multiply_add(a, behind_relu ? keep(before, set) : before, value);
+          }
+        } else {
+          if (bias) value = value + load(bias + own);
+          value = c * value;
+          if (old) {
+            const Vector before = load(old + place);
+            value = multiply_add(a, behind_relu ? maximum(splat(0.0f), before) : before, value);
+          }
+        }
         most = maximum(most, magnitude(value));
         store(targets[sample] + place, value);
-        if constexpr (kMasked && !Convolver::kFloats) {
-          Convolver::put(operands[sample] + at.bordered * channels + own, plane, value);
+        if constexpr (kBack && !Convolver::kFloats) {
+          if (operand) Convolver::put(operand + at.bordered * channels + own, plane, value);
         }
       }
     }
@@ -129,6 +150,21 @@ inline void to_planes(const Image& image, const float* values, float* planes) {
     for (int64_t y = 0; y < image.height; ++y, planes += image.width) {
       const float* row = values + image.pixel(y, 0) * image.padded() + c;
       for (int64_t x = 0; x < image.width; ++x) planes[x] = row[x * image.padded()];
+    }
+  }
+}
+
+// target = factor * change(source, element, pixel without border), inside; both may be the same.
+template <class Change>
+void scaled_copy(const Image& image, const float* source, float factor, float* target, const Change& change) {
+  const int64_t padded = image.padded();
+  for (int64_t y = 0; y < image.height; ++y) {
+    Pixels at(image, y, 0, 1);
+    for (int64_t x = 0; x < image.width; ++x, at.next()) {
+      for (int64_t c = 0; c < padded; c += kLanes) {
+        const int64_t place = at.bordered * padded + c;
+        store(target + place, splat(factor) * change(load(source + place), at.dense, c));
+      }
     }
   }
 }

@@ -6,6 +6,7 @@
 #include "batch_forward.h"
 #include "routed_backward.h"
 #include "routed_forward.h"
+#include "sums_by_length.h"
 
 namespace pathnet {
 namespace PATHNET_ISA_NAMESPACE {
@@ -45,9 +46,14 @@ void pack(const Plan& plan, Direction direction, bool fold_scales, uint8_t* byte
 
 template <class Convolver>
 Kernels kernels_with() {
-  return {packed_size<Convolver>,         pack<Convolver>,
-          walk_backward<Convolver>,       walk_forward<ForwardConvolver>,
-          walk_batch_backward<Convolver>, walk_batch_forward<ForwardConvolver>};
+  return {packed_size<Convolver>,
+          pack<Convolver>,
+          walk_backward<Convolver>,
+          walk_sums_by_length<Convolver>,
+          walk_forward<ForwardConvolver>,
+          walk_batch_backward<Convolver>,
+          walk_batch_sums_by_length<Convolver>,
+          walk_batch_forward<ForwardConvolver>};
 }
 
 }  // namespace

@@ -31,10 +31,15 @@ struct BackwardWalk {
   int32_t* exponent_input;  // [routings, batch]; null with grad_input
 };
 
+// `sums_by_length` takes a walk of one routing and gives its coefficients by powers of x of the product of
+// a * skip^T + x * c * module^T: there are blocks + 1 results, where walks of routings have as many as routings.
+
 struct ForwardWalk {
   Plan plan;
   const uint8_t* packed;
   const float* shifts;  // what BN adds, as plan.scales is what it multiplies by
+  const float* biases;  // of the convolutions, unit after unit: those of a module's last one and of projections are
+                        // added to what they sum up, others belong into shifts; null for none
   const float* y0;      // [batch, y_0]
   const float* routing;
   int64_t batch, routings;
@@ -80,8 +85,10 @@ struct Kernels {
   int64_t (*packed_size)(const Plan&, Direction);
   void (*pack)(const Plan&, Direction, bool fold_scales, uint8_t*);
   void (*backward)(const BackwardWalk&, const Team&);
+  void (*sums_by_length)(const BackwardWalk&, const Team&);
   void (*forward)(const ForwardWalk&, const Team&);
   void (*batch_backward)(const BatchBackwardWalk&, const Team&);
+  void (*batch_sums_by_length)(const BatchBackwardWalk&, const Team&);
   void (*batch_forward)(const BatchForwardWalk&, const Team&);
 };
 

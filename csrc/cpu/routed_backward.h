@@ -14,7 +14,7 @@
 #include <cmath>
 #include <vector>
 
-#include "walker.h"
+#include "block_backward.h"
 
 namespace pathnet {
 namespace PATHNET_ISA_NAMESPACE {
@@ -26,7 +26,7 @@ class Backward {
   using Element = typename Convolver::Element;
 
   Backward(const BackwardWalk& job, const Network& network, const Packed<Convolver>& packed)
-      : job_(job), network_(network), packed_(packed), buffers_(network, kMostSamples) {}
+      : job_(job), network_(network), block_(network, packed), buffers_(network, kMostSamples) {}
 
   void begin(const Item& item) {
     first_ = item.first_sample;
@@ -57,43 +57,20 @@ class Backward {
       }
       return;
     }
-    Join<Convolver, true> join = {network_.ends[b], c, a, {}, {}, {}, {}, {}};
-    const Element* sources[kMostSamples];
+    Way<Convolver> ways[kMostSamples];
     const int64_t count = end - begin;
     const bool same = network_.end_shape[b] == network_.end_shape[b + 1];
     // In place, unless the convolution that writes reads what it would overwrite.
-    const bool in_place = block.skip == kIdentity && block.unit_count > 1;
+    const bool in_place = block.skips_by_identity() && block.unit_count > 1;
     for (int64_t i = 0; i < count; ++i) {
       State& state = states_[begin + i];
-      sources[i] = operand(b + 1, begin + i);
-      const float* source = main(b + 1, begin + i);
+      const Element* source = operand(b + 1, begin + i);
+      const float* values = main(b + 1, begin + i);
       state.which = in_place ? state.which : same ? 1 - state.which : 0;
-      join.targets[i] = main(b, begin + i);
-      join.operands[i] = operand(b, begin + i);
-      join.olds[i] = block.skip == kIdentity && a != 0.0f ? source : nullptr;
-      join.bits[i] = bits(block.first_unit, begin + i);
-      join.largest[i] = splat(0.0f);
-      if (block.skip == kPad || (block.skip == kProjection && a == 0.0f && c == 0.0f)) {
-        pad(network_.ends[b + 1], network_.ends[b], network_.stride(block), true, block.skip == kPad ? a : 0.0f,
-            source, join.targets[i]);
-        join.olds[i] = join.targets[i];
-      }
+      ways[i] = {values, source, source, a, c, bits(begin + i), main(b, begin + i), operand(b, begin + i), 0.0f};
     }
-    if (block.skip == kProjection && a != 0.0f) {
-      join.coefficient = a;
-      convolve(block.projection_unit, sources, count, join);
-      join.coefficient = c;
-      for (int64_t i = 0; i < count; ++i) join.olds[i] = join.targets[i];
-    }
-    // What the skip has written is taken as it is.
-    if (block.skip != kIdentity) join.old_coefficient = 1.0f;
-    if (c != 0.0f) {
-      for (int64_t i = 0; i < count; ++i) join.largest[i] = splat(0.0f);
-      residual(block, begin, count, sources, join);
-      for (int64_t i = 0; i < count; ++i) settle(b, begin + i, largest_lane(join.largest[i]), false);
-    } else {
-      for (int64_t i = 0; i < count; ++i) settle(b, begin + i, largest_of(b, begin + i), true);
-    }
+    block_.apply(b, ways, count);
+    for (int64_t i = 0; i < count; ++i) settle(b, begin + i, ways[i].largest, false);
   }
 
   void save(int slot) {
@@ -151,39 +128,16 @@ class Backward {
   Element* operand(int64_t end, int64_t s) {
     return buffers_.operand(network_.end_shape[end], s, states_[s].which, network_.ends[end]);
   }
-  const uint8_t* bits(int64_t unit, int64_t s) const {
-    return network_.plan.relu_bits + (first_ + s) * network_.plan.bits_stride + network_.unit(unit).bits_offset;
-  }
-
-  template <class Then>
-  void convolve(int64_t unit, const Element* const* sources, int64_t count, Then& then) {
-    Convolver::run(network_.convolutions[unit], packed_[unit], sources, count, then);
-  }
-
-  void residual(const Block& block, int64_t begin, int64_t count, const Element** sources,
-                Join<Convolver, true>& join) {
-    for (int64_t u = block.first_unit + block.unit_count - 1; u > block.first_unit; --u) {
-      Masked<Convolver> masked = {network_.inputs[u], {}, {}};
-      for (int64_t i = 0; i < count; ++i) {
-        masked.operands[i] = buffers_.inner(network_.input_shape[u], begin + i, int(u % 2), network_.inputs[u]);
-        masked.bits[i] = bits(u, begin + i);
-      }
-      convolve(u, sources, count, masked);
-      std::copy_n(masked.operands, count, sources);
-    }
-    convolve(block.first_unit, sources, count, join);
-  }
+  const uint8_t* bits(int64_t s) const { return network_.plan.relu_bits + (first_ + s) * network_.plan.bits_stride; }
 
   // Brings a gradient back whose largest element has left the range; `encode_anyway` where main was written alone.
   void settle(int64_t end, int64_t s, float largest, bool encode_anyway) {
-    constexpr float kLeast = 0x1p-20f, kMost = 0x1p20f;
     State& state = states_[s];
     state.largest = largest;
-    if (largest > 0.0f && std::isfinite(largest) && (largest < kLeast || largest > kMost)) {
-      int power;
-      std::frexp(largest, &power);
-      // In two factors, since 2^-power can leave the range of float32 where the result does not.
-      scale(end, s, std::ldexp(1.0f, -power / 2), std::ldexp(1.0f, -power - (-power / 2)));
+    int power;
+    if (out_of_range(largest, &power)) {
+      times_power(network_.ends[end], main(end, s), -power);
+      encode_main(end, s);
       state.exponent += power;
       state.largest = std::ldexp(largest, -power);
     } else if (encode_anyway) {
@@ -191,8 +145,8 @@ class Backward {
     }
   }
 
-  void scale(int64_t end, int64_t s, float factor, float another = 1.0f) {
-    scale_inside(network_.ends[end], main(end, s), factor, another);
+  void scale(int64_t end, int64_t s, float factor) {
+    scale_inside(network_.ends[end], main(end, s), factor, 1.0f);
     encode_main(end, s);
   }
 
@@ -209,7 +163,7 @@ class Backward {
 
   const BackwardWalk& job_;
   const Network& network_;
-  const Packed<Convolver>& packed_;
+  BlockBackward<Convolver> block_;
   Buffers<Convolver> buffers_;
   State states_[kMostSamples];
   std::vector<Saved> saved_;

@@ -15,28 +15,40 @@ namespace pathnet {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
-// BN's factors and shifts of each unit's channels, filled up with zeros.
+// BN's factors and shifts of each unit's channels, and the convolutions' biases, filled up with zeros.
 class Affines {
  public:
-  Affines(const Network& network, const float* scales, const float* shifts) {
+  // biases: of unit after unit; null for none.
+  Affines(const Network& network, const float* scales, const float* shifts, const float* biases) {
     for (size_t u = 0; u < network.inputs.size(); ++u) {
       const Image& image = network.inputs[u];
-      const int64_t offset = network.unit(u).scale_offset;
+      const int64_t offset = network.unit(u).scale_offset, out = network.unit(u).out_channels;
       starts_.push_back(values_.size());
-      if (offset < 0) continue;
-      for (const float* own : {scales, shifts}) {
-        values_.insert(values_.end(), own + offset, own + offset + image.channels);
-        values_.resize(values_.size() + image.padded() - image.channels);
+      if (offset >= 0) {
+        append(scales + offset, image.channels);
+        append(shifts + offset, image.channels);
       }
+      bias_starts_.push_back(values_.size());
+      if (biases == nullptr) continue;
+      append(biases, out);
+      biases += out;
     }
+    biased_ = biases != nullptr;
   }
 
   const float* scales(int64_t unit) const { return values_.data() + starts_[unit]; }
   const float* shifts(int64_t unit, const Image& image) const { return scales(unit) + image.padded(); }
+  const float* bias(int64_t unit) const { return biased_ ? values_.data() + bias_starts_[unit] : nullptr; }
 
  private:
+  void append(const float* own, int64_t channels) {
+    values_.insert(values_.end(), own, own + channels);
+    values_.resize((values_.size() + kGroup - 1) / kGroup * kGroup);
+  }
+
   std::vector<float> values_;
-  std::vector<size_t> starts_;
+  std::vector<size_t> starts_, bias_starts_;
+  bool biased_ = false;
 };
 
 template <class Convolver>
@@ -70,7 +82,8 @@ class Forward {
       for (int64_t s = begin; s < end; ++s) scale_inside(network_.ends[b + 1], main(b + 1, s), a, 1.0f);
       return;
     }
-    Join<Convolver, false> join = {network_.ends[b + 1], c, a, {}, {}, {}, {}, {}};
+    const bool identity = block.skips_by_identity(), padded = block.skips_by_padding();
+    Join<Convolver, false> join = {network_.ends[b + 1], block.behind_relu(), nullptr, {}, {}, {}, {}, {}, {}, {}};
     const Element* sources[kMostSamples];
     const int64_t count = end - begin;
     const bool same = network_.end_shape[b] == network_.end_shape[b + 1];
@@ -78,25 +91,39 @@ class Forward {
     for (int64_t i = 0; i < count; ++i) {
       const float* source = main(b, begin + i);
       // The first convolution reads what `activate` made of the source.
-      if (block.skip != kIdentity) which_[begin + i] = same ? 1 - which_[begin + i] : 0;
+      if (!identity) which_[begin + i] = same ? 1 - which_[begin + i] : 0;
       join.targets[i] = main(b + 1, begin + i);
-      join.olds[i] = block.skip == kIdentity && a != 0.0f ? source : nullptr;
+      join.olds[i] = identity && a != 0.0f ? source : nullptr;
+      join.coefficients[i] = c;
+      join.old_coefficients[i] = a;
       join.largest[i] = splat(0.0f);
-      if (block.skip == kPad || (block.skip == kProjection && a == 0.0f && c == 0.0f)) {
-        pad(network_.ends[b], network_.ends[b + 1], network_.stride(block), false, block.skip == kPad ? a : 0.0f,
-            source, join.targets[i]);
+      if (padded || (block.skip == kProjection && a == 0.0f && c == 0.0f)) {
+        pad(network_.ends[b], network_.ends[b + 1], network_.stride(block), false, padded ? a : 0.0f, source,
+            join.targets[i], block.behind_relu());
         join.olds[i] = join.targets[i];
       }
     }
     if (block.skip == kProjection && a != 0.0f) {
-      join.coefficient = a;
+      std::fill_n(join.coefficients, count, a);
+      join.bias = affines_.bias(block.projection_unit);
       convolve(block.projection_unit, sources, count, join);
-      join.coefficient = c;
+      std::fill_n(join.coefficients, count, c);
       for (int64_t i = 0; i < count; ++i) join.olds[i] = join.targets[i];
     }
-    // What the skip has written is taken as it is.
-    if (block.skip != kIdentity) join.old_coefficient = 1.0f;
-    if (c != 0.0f) residual(block, begin, count, sources, join);
+    if (!identity) {
+      // What the skip has written is taken as it is.
+      std::fill_n(join.old_coefficients, count, 1.0f);
+      join.behind_relu = false;
+    }
+    if (c != 0.0f) {
+      join.bias = affines_.bias(block.first_unit + block.unit_count - 1);
+      residual(block, begin, count, sources, join);
+    } else if (block.skip == kActivated) {
+      for (int64_t i = 0; i < count; ++i) {
+        scaled_copy(network_.ends[b + 1], main(b + 1, begin + i), a, main(b + 1, begin + i),
+                    [](Vector value, int64_t, int64_t) { return maximum(splat(0.0f), value); });
+      }
+    }
   }
 
   void save(int slot) {
@@ -191,7 +218,7 @@ template <class Convolver>
 void walk_forward(const ForwardWalk& job, const Team& team) {
   const Network network = make_network(job.plan, false, false);
   const Packed<Convolver> packed(network, job.packed);
-  const Affines affines(network, job.plan.scales, job.shifts);
+  const Affines affines(network, job.plan.scales, job.shifts, job.biases);
   walk_items(job, team, network, Direction::kForward,
              [&] { return Forward<Convolver>(job, network, packed, affines); });
 }

@@ -63,10 +63,10 @@ void walk_items(const Job& job, const Team& team, const Network& network, Direct
   });
 }
 
-// target = coefficient * the padding skip of source, or of its transpose; the target's inside is written whole. With
-// coefficient 0 source is not read, and the shapes may be those of any skip.
+// target = coefficient * the padding skip of source, or of its transpose, or of what is positive in the source; the
+// target's inside is written whole. With coefficient 0 source is not read, and the shapes may be those of any skip.
 inline void pad(const Image& source, const Image& target, int64_t stride, bool transposed, float coefficient,
-                const float* from, float* to) {
+                const float* from, float* to, bool positive = false) {
   const int64_t channels = std::min(source.padded(), target.padded());
   for (int64_t y = 0; y < target.height; ++y) {
     std::fill_n(to + target.pixel(y, 0) * target.padded(), target.width * target.padded(), 0.0f);
@@ -80,7 +80,9 @@ inline void pad(const Image& source, const Image& target, int64_t stride, bool t
       for (int64_t c = 0; c < channels; ++c) {
         // Back, the appended channels end here.
         const bool real = c < target.channels && c < source.channels;
-        to[to_pixel * target.padded() + c] = real ? coefficient * from[from_pixel * source.padded() + c] : 0.0f;
+        float value = real ? from[from_pixel * source.padded() + c] : 0.0f;
+        if (positive && value < 0.0f) value = 0.0f;
+        to[to_pixel * target.padded() + c] = coefficient * value;
       }
     }
   }

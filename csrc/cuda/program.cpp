@@ -28,6 +28,7 @@ void check_form(const Plan& plan, int64_t index, int shared_bytes) {
     if (bytes > shared_bytes)
       refuse(index, "has images too large for " + std::to_string(shared_bytes) + " bytes of shared memory");
   }
+  if (block.behind_relu()) refuse(index, "has its activation behind the addition");
   if (block.unit_count != 2) refuse(index, "is not a basic block (two convolutions)");
   const Unit& first = plan.units[block.first_unit];
   const Unit& second = plan.units[block.first_unit + 1];

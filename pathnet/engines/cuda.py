@@ -6,16 +6,19 @@ are in csrc/cuda; on CPU tensors their twin runs, which is how they are tested o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pathnet import native
+from pathnet.engines import unfused
 from pathnet.engines.self_check import disagreement
-from pathnet.engines.tables import Tables, tables, unsupported_form
+from pathnet.engines.tables import IDENTITY, PROJECTION, Tables, post_activation, tables, unsupported_form
 from pathnet.models.residual_net import ResidualNet
 from pathnet.record import BatchNormMode, BlockRecord, Precision, Prepared
 
@@ -35,6 +38,20 @@ class Walk:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One block's walk back by itself.
+
+    Attributes:
+        bits: where the block's ReLU bits lie in a sample's row.
+        identity: whether its skip is one.
+    """
+
+    walk: Walk
+    bits: slice
+    identity: bool
+
+
+@dataclass(frozen=True)
 class CudaNetwork:
     """A network packed for the kernels.
 
@@ -42,16 +59,18 @@ class CudaNetwork:
         backward, forward: the programs and weights of the two walks.
         affine: float32, of each unit the factors and shifts of its BN, channels filled up to 16.
         channels: of each block's two units' inputs, before they were filled up.
+        steps: each block's own walk back, for all its gradients at once.
     """
 
     backward: Walk
     forward: Walk
     affine: Tensor
     channels: Sequence[Sequence[int]]
+    steps: Sequence[Step]
 
     @property
     def tensors(self) -> Sequence[Tensor]:
-        walks = (self.backward, self.forward)
+        walks = (self.backward, self.forward, *(step.walk for step in self.steps))
         return [self.affine, *(t for walk in walks for t in (walk.program, walk.device_program, walk.weights))]
 
 
@@ -107,6 +126,8 @@ class CudaEngine:
             return f'no bn="{bn}"'
         if precision == "float64":
             return f'no precision="{precision}"'
+        if post_activation(net):
+            return "its activations lie behind the additions"
         capability = torch.cuda.get_device_capability(device)
         if capability < (8, 0):
             name = torch.cuda.get_device_name(device)
@@ -118,11 +139,9 @@ class CudaEngine:
         self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]
     ) -> CudaNetwork:
         own, device = tables(net, "running", y0_shape), next(net.parameters()).device
-        backward, forward = (
-            Walk(program, program.to(device), weights.to(device))
-            for program, weights in _plans(own, precision, device)
-        )
-        return CudaNetwork(backward, forward, _padded_affine(own).to(device), _channels(own))
+        backward, forward = (_walk(*plan, device) for plan in _plans(own, precision, device))
+        steps = list(_steps(own, precision, device))
+        return CudaNetwork(backward, forward, _padded_affine(own).to(device), _channels(own), steps)
 
     def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, CudaRecord]:
         assert isinstance(prepared, CudaNetwork)
@@ -133,10 +152,11 @@ class CudaEngine:
     def sums_by_length(
         self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
     ) -> tuple[Tensor, Tensor]:
-        raise ValueError(f'engine: {self.name} has no sums by length yet; record with engine="reference"')
+        assert isinstance(blocks, CudaRecord)
+        return unfused.sums_by_length(partial(_through_block, blocks), grad, exponent, routing)
 
     def sums_by_length_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
-        raise ValueError(f'engine: {self.name} has no sums by length yet; record with engine="reference"')
+        return unfused.norms_of(*self.sums_by_length(blocks, grad, exponent, routing))
 
     def routed_forward(self, prepared: Prepared, y0: Tensor, routing: Tensor) -> Tensor:
         assert isinstance(prepared, CudaNetwork)
@@ -185,11 +205,62 @@ def _plans(own: Tables, precision: Precision, device: torch.device) -> list[tupl
     return [native.cuda_plan(*given, True, parts, shared), native.cuda_plan(*given, False, 2, shared)]
 
 
+def _walk(program: Tensor, weights: Tensor, device: torch.device) -> Walk:
+    return Walk(program, program.to(device), weights.to(device))
+
+
+def _steps(own: Tables, precision: Precision, device: torch.device) -> Iterator[Step]:
+    begin = 0
+    for row in own.blocks:
+        first, count, skip, projection = row[:4].tolist()
+        block, units = row.clone(), own.units[first : first + count]
+        block[0] = 0
+        if skip == PROJECTION:
+            block[3] = count
+            units = torch.cat([units, own.units[projection : projection + 1]])
+        (program, weights), _ = _plans(replace(own, blocks=block[None], units=units), precision, device)
+        end = begin + native.cuda_bits_bytes(program)
+        yield Step(_walk(program, weights, device), slice(begin, end), skip == IDENTITY)
+        begin = end
+
+
+def _through_block(
+    record: CudaRecord, index: int, grads: Tensor, exponents: Tensor, ways: Sequence[tuple[float, float]]
+) -> tuple[Tensor, Tensor]:
+    """Each of the scaled gradients [g, B, C, H, W] by its own (a, c); equal ones in one launch, as more samples."""
+    step = record.network.steps[index]
+    bits, batch = record.relu_bits[:, step.bits], len(record.relu_bits)
+    parts = []
+    for (a, c), group in groupby(range(len(ways)), key=lambda i: ways[i]):
+        own = list(group)
+        grad, exponent = grads[own[0] : own[-1] + 1], exponents[own[0] : own[-1] + 1]
+        if step.identity and c == 0:
+            parts.append((a * grad, exponent))
+            continue
+        routing = torch.tensor([[[a, c]]], dtype=torch.float32).to(grad.device)
+        _, walked, moved = _launched(
+            step.walk,
+            bits.repeat(len(own), 1),
+            grad.flatten(0, 1),
+            exponent.flatten(),
+            routing,
+            gradients=True,
+        )
+        parts.append((walked[0].reshape(len(own), batch, *walked.shape[2:]), moved[0].reshape(len(own), batch)))
+    return torch.cat([grad for grad, _ in parts]), torch.cat([exponent for _, exponent in parts])
+
+
 def _backward(
     blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert isinstance(blocks, CudaRecord)
-    routing, walk = routing.to(grad.device, non_blocking=True).contiguous(), blocks.network.backward
+    return _launched(blocks.network.backward, blocks.relu_bits, grad, exponent, routing, gradients)
+
+
+def _launched(
+    walk: Walk, relu_bits: Tensor, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    routing = routing.to(grad.device, non_blocking=True).contiguous()
     return native.cuda_routed_backward(
         grad.contiguous(),
         exponent.contiguous(),
@@ -198,7 +269,7 @@ def _backward(
         walk.program,
         walk.device_program,
         walk.weights,
-        blocks.relu_bits,
+        relu_bits,
         gradients,
     )
 

@@ -161,6 +161,32 @@ class FrozenBlock(Block):
         return x
 
 
+class FrozenPostBlock(Block):
+    """A post-activation block at a recorded point, as `FrozenBlock` is a pre-activation one.
+
+    Args:
+        bits: of its ReLUs in the order of the forward pass, the join's last.
+    """
+
+    def __init__(self, block: Block, bits: Sequence[Tensor]) -> None:
+        super().__init__()
+        form = block.post_activation_form()
+        if form is None or len(form.convs) != len(bits):
+            raise ValueError("bits: expected one tensor for each ReLU of a block that has a post-activation form")
+        self.form, self.bits, self.skip_connection = form, bits, block.skip
+
+    def skip(self, x: Tensor) -> Tensor:
+        return self.skip_connection(x)
+
+    def residual(self, x: Tensor) -> Tensor:
+        for position, (conv, bn) in enumerate(zip(self.form.convs, self.form.bns, strict=True)):
+            x = bn(conv(x * self.bits[position - 1].to(x.dtype) if position else x))
+        return x
+
+    def join(self, z: Tensor) -> Tensor:
+        return z * self.bits[-1].to(z.dtype)
+
+
 def freeze(net: ResidualNet, bits: Sequence[Sequence[Tensor]]) -> ResidualNet:
     """The network as the affine map that it is around one recorded batch, in float64.
 
@@ -168,9 +194,12 @@ def freeze(net: ResidualNet, bits: Sequence[Sequence[Tensor]]) -> ResidualNet:
     the other engine recorded, since one flipped bit would otherwise outweigh all rounding.
 
     Args:
-        net: in evaluation mode, every block with a fused form.
+        net: in evaluation mode, every block with a form that fused engines know.
         bits: the recorded ReLU bits, ``bits[block][unit]``, bool [B, C, H, W].
     """
     net = copy.deepcopy(net).double()
-    blocks = [FrozenBlock(block, own) for block, own in zip(net.blocks, bits, strict=True)]  # type: ignore[arg-type]
+    blocks = [
+        FrozenBlock(block, own) if block.post_activation_form() is None else FrozenPostBlock(block, own)
+        for block, own in zip(net, bits, strict=True)
+    ]
     return ResidualNet(net.stem, blocks, net.head)

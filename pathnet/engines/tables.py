@@ -1,4 +1,9 @@
-"""Networks of BN-ReLU-conv units as the tables that native engines read; which networks those are."""
+"""Networks of BN-ReLU-conv units as the tables that native engines read; which networks those are.
+
+A post-activation network goes into the same tables seen from sum to sum: a block's join is the ReLU of the next
+block's first unit, which has no BN, and its skip lies behind that ReLU. The last BN of a module, and a projection's,
+go into their convolution's weights and a bias.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +14,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pathnet.models.residual_net import Block, FusedForm, ResidualNet
+from pathnet.models.residual_net import Block, FusedForm, PostActivationForm, ResidualNet
 from pathnet.record import BatchNormMode
 
-__all__ = ["Tables", "blocks_of", "tables", "unsupported_block", "unsupported_form"]
+__all__ = [
+    "IDENTITY",
+    "PROJECTION",
+    "Tables",
+    "blocks_of",
+    "post_activation",
+    "tables",
+    "unsupported_block",
+    "unsupported_form",
+]
 
-IDENTITY, PROJECTION, PAD = 0, 1, 2
+IDENTITY, PROJECTION, PAD, ACTIVATED, ACTIVATED_PAD = range(5)
 
 GROUP = 16
 """Channels whose ReLU bits lie together."""
@@ -32,6 +46,7 @@ class Tables:
             weight / deviation, in ``batch`` the weight.
         shifts: float32, what BN adds, in the same order.
         epsilons: float32 [U], what BN adds to the variance; 0 for a projection.
+        biases: float32, unit after unit what is added behind its convolution [out]; empty where nothing is.
     """
 
     blocks: Tensor
@@ -40,20 +55,28 @@ class Tables:
     scales: Tensor
     shifts: Tensor
     epsilons: Tensor
+    biases: Tensor
 
 
 def blocks_of(net: ResidualNet) -> Iterator[Block]:
     return iter(net.blocks)  # type: ignore[arg-type]
 
 
+def post_activation(net: ResidualNet) -> bool:
+    """Whether all blocks have the form of post-activation blocks."""
+    return all(block.post_activation_form() is not None for block in blocks_of(net))
+
+
 def unsupported_form(net: ResidualNet, bn: BatchNormMode) -> str | None:
     """Why there are no tables of a network, or None."""
+    if post_activation(net):
+        return _unsupported_post(net, bn)
     for index, block in enumerate(blocks_of(net)):
         form = block.fused_form()
         if form is None:
             return f"block {index + 1} has no fused form"
         for conv in _convolutions(form):
-            reason = _unsupported(conv)
+            reason = _unsupported(conv) or ("with a bias" if conv.bias is not None else None)
             if reason is not None:
                 return f"block {index + 1} has a convolution {reason}"
         if bn == "running" and any(unit.bn.running_var is None for unit in form.units):
@@ -61,10 +84,26 @@ def unsupported_form(net: ResidualNet, bn: BatchNormMode) -> str | None:
     return None
 
 
+def _unsupported_post(net: ResidualNet, bn: BatchNormMode) -> str | None:
+    if bn != "running":
+        return f'its activations lie behind the additions, for which there is no bn="{bn}"'
+    for index, block in enumerate(blocks_of(net)):
+        form = block.post_activation_form()
+        assert form is not None
+        for conv in (*form.convs, *([] if form.projection is None else [form.projection])):
+            reason = _unsupported(conv)
+            if reason is not None:
+                return f"block {index + 1} has a convolution {reason}"
+        norms = (*form.bns, *([] if form.projection_bn is None else [form.projection_bn]))
+        if any(norm.running_var is None for norm in norms):
+            return f"block {index + 1} keeps no running statistics"
+    return None
+
+
 def unsupported_block(form: FusedForm) -> str | None:
     """Why kernels for convolutions that keep the side have no form for a block, or None."""
     for conv in _convolutions(form):
-        reason = _unsupported(conv)
+        reason = _unsupported(conv) or ("with a bias" if conv.bias is not None else None)
         if reason is None and (conv.kernel_size[0] % 2 == 0 or int(conv.padding[0]) != conv.kernel_size[0] // 2):
             reason = "that changes the side by more than its stride"
         if reason is not None:
@@ -77,8 +116,6 @@ def unsupported_block(form: FusedForm) -> str | None:
 def _unsupported(conv: nn.Conv2d) -> str | None:
     if not _plain(conv):
         return "that is grouped, dilated or not square"
-    if conv.bias is not None:
-        return "with a bias"
     if int(conv.padding[0]) >= conv.kernel_size[0]:
         return "whose padding reaches beyond its kernel"
     return None
@@ -88,10 +125,11 @@ def tables(net: ResidualNet, bn: BatchNormMode, y0_shape: Sequence[int]) -> Tabl
     """The tables of a network without `unsupported_form`, for inputs [C, H, W] of its first block; on the CPU."""
     builder = _Builder(bn)
     shape = tuple(y0_shape)
+    post = post_activation(net)
     for block in blocks_of(net):
-        form = block.fused_form()
+        form = block.post_activation_form() if post else block.fused_form()
         assert form is not None
-        shape = builder.add(form, shape)
+        shape = builder.add_post(form, shape) if isinstance(form, PostActivationForm) else builder.add(form, shape)
     return builder.tables()
 
 
@@ -121,36 +159,66 @@ class _Builder:
         self.scales: list[Tensor] = []
         self.shifts: list[Tensor] = []
         self.epsilons: list[float] = []
+        self.biases: list[Tensor] = []
         self.bits_size = 0
 
     def add(self, form: FusedForm, shape: tuple[int, ...]) -> tuple[int, ...]:
         """One block for an input of ``shape`` (C, H, W); returns that of its output."""
         first, out = len(self.units), shape
         for unit in form.units:
-            own = out
-            out = self._add_unit(unit.conv, own, sum(map(len, self.scales)), self.bits_size)
-            scale, shift = _affine(unit.bn, self.bn)
-            self.scales.append(scale)
-            self.shifts.append(shift)
-            self.epsilons.append(unit.bn.eps)
-            self.bits_size += math.prod(own[1:]) * -(-own[0] // GROUP) * GROUP // 8
-        count, projection = len(self.units) - first, -1
+            out = self._add_unit(unit.conv, unit.conv.weight, out, _affine(unit.bn, self.bn), unit.bn.eps)
         if form.projection is not None:
-            projection = len(self.units)
-            self._add_unit(form.projection, shape, -1, -1)
-            self.epsilons.append(0.0)
+            self._add_projection(form.projection, form.projection.weight, shape)
         skip = PROJECTION if form.projection is not None else PAD if form.pad else IDENTITY
+        return self._add_block(first, len(form.units), skip, shape, out)
+
+    def add_post(self, form: PostActivationForm, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The same for a post-activation block, in BN mode ``running``."""
+        first, out = len(self.units), shape
+        affine = torch.ones(shape[0]), torch.zeros(shape[0])
+        for conv, bn in zip(form.convs, form.bns, strict=True):
+            factor, shift = _behind(conv, bn, self.bn)
+            last = conv is form.convs[-1]
+            out = self._add_unit(conv, _scaled(conv.weight, factor) if last else conv.weight, out, affine, 0.0)
+            self.biases.append(shift if last else torch.zeros(out[0]))
+            affine = factor, shift
+        if form.projection is not None:
+            factor, shift = _behind(form.projection, form.projection_bn, self.bn)
+            self._add_projection(form.projection, _scaled(form.projection.weight, factor), shape)
+            self.biases.append(shift)
+        skip = PROJECTION if form.projection is not None else ACTIVATED_PAD if form.pad else ACTIVATED
+        return self._add_block(first, len(form.convs), skip, shape, out)
+
+    def _add_block(
+        self, first: int, count: int, skip: int, shape: tuple[int, ...], out: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        projection = first + count if skip == PROJECTION else -1
         self.blocks.append([first, count, skip, projection, *shape, *out])
         return out
 
     def _add_unit(
-        self, conv: nn.Conv2d, shape: tuple[int, ...], scale_offset: int, bits_offset: int
+        self, conv: nn.Conv2d, weight: Tensor, shape: tuple[int, ...], affine: tuple[Tensor, Tensor], epsilon: float
+    ) -> tuple[int, ...]:
+        out = self._add_conv(conv, weight, shape, sum(map(len, self.scales)), self.bits_size)
+        scale, shift = affine
+        self.scales.append(scale)
+        self.shifts.append(shift)
+        self.epsilons.append(epsilon)
+        self.bits_size += math.prod(shape[1:]) * -(-shape[0] // GROUP) * GROUP // 8
+        return out
+
+    def _add_projection(self, conv: nn.Conv2d, weight: Tensor, shape: tuple[int, ...]) -> None:
+        self._add_conv(conv, weight, shape, -1, -1)
+        self.epsilons.append(0.0)
+
+    def _add_conv(
+        self, conv: nn.Conv2d, weight: Tensor, shape: tuple[int, ...], scale_offset: int, bits_offset: int
     ) -> tuple[int, ...]:
         kernel, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
         out = (conv.out_channels, *((side + 2 * padding - kernel) // stride + 1 for side in shape[1:]))
         weight_offset = sum(map(len, self.weights))
         self.units.append([*shape, *out, kernel, stride, padding, weight_offset, scale_offset, bits_offset])
-        self.weights.append(conv.weight.detach().flatten().cpu())
+        self.weights.append(weight.detach().flatten().cpu().float())
         return out
 
     def tables(self) -> Tables:
@@ -161,7 +229,21 @@ class _Builder:
             torch.cat(self.scales),
             torch.cat(self.shifts),
             torch.tensor(self.epsilons, dtype=torch.float32),
+            torch.cat(self.biases).float() if self.biases else torch.empty(0),
         )
+
+
+def _behind(conv: nn.Conv2d, bn: nn.BatchNorm2d | None, mode: BatchNormMode) -> tuple[Tensor, Tensor]:
+    """float32 [out] twice: what a BN behind a convolution multiplies by and adds, the convolution's bias included."""
+    ones = torch.ones(conv.out_channels)
+    factor, shift = (ones, torch.zeros_like(ones)) if bn is None else _affine(bn, mode)
+    if conv.bias is not None:
+        shift = shift + factor * conv.bias.detach().cpu().float()
+    return factor, shift
+
+
+def _scaled(weight: Tensor, factor: Tensor) -> Tensor:
+    return weight.detach().cpu() * factor[:, None, None, None]
 
 
 def _affine(bn: nn.BatchNorm2d, mode: BatchNormMode) -> tuple[Tensor, Tensor]:

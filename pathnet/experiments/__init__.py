@@ -67,13 +67,18 @@ def _one_run(
 
 
 def _gradients(nets: Networks, data: Data, plan: Plan, folder: Path, progress: Progress | None) -> list[results.Run]:
-    """A run for each network; that of the first lies in the folder itself."""
+    """A run for each network, of sampled paths and of exact sums; that of the first lies in the folder itself."""
     settings = PathGradients(batches=plan.batches, seed=plan.plan_seed)
     settings = replace(settings, batch_size=min(settings.batch_size, len(data.train)))
-    return [
-        path_gradients.measure(net, data, settings, folder / f"seed-{seed}" if seed else folder, progress)
-        for seed, net in enumerate(nets["residual"])
-    ]
+    runs = []
+    for seed, net in enumerate(nets["residual"]):
+        own = folder / f"seed-{seed}" if seed else folder
+        run = path_gradients.measure(net, data, settings, own, progress)
+        if plan.exact_batches:
+            exact = replace(settings, method="exact", batches=min(plan.batches, plan.exact_batches))
+            run = path_gradients.measure(net, data, exact, own, progress)
+        runs.append(run)
+    return runs
 
 
 EXPERIMENTS = {
@@ -108,7 +113,7 @@ EXPERIMENTS = {
     ),
     path_gradients.NAME: Experiment(
         "section 5, Figure 6",
-        "Path lengths, gradient by length, their product, effective range.",
+        "Path lengths, gradient by length, their product, effective range; what cancels in exact sums.",
         ("residual",),
         _gradients,
         path_gradients.claims,

@@ -1,7 +1,8 @@
 """Figure 6: how much gradient do the paths of each length carry? (section 5, "The importance of short paths")
 
 The paper draws, for each length, 1,000 random paths and takes a random training batch for each. Here every batch
-serves one path of every length, so that one forward pass makes n measurements.
+serves one path of every length, so that one forward pass makes n measurements. Beside sampled paths the same run can
+hold what `pathnet.experiments.by_length` measures of all 2^n paths on the same batches.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,17 +20,23 @@ from torch import Tensor
 import pathnet
 from pathnet import models, paths, results
 from pathnet.data import Data
+from pathnet.experiments import by_length
+from pathnet.experiments.by_length import MOST_DRAWS
+from pathnet.experiments.comparison import Exact, found
 from pathnet.experiments.run import Claim, attempt, check_data
-from pathnet.experiments.summary import percent, summarise
+from pathnet.experiments.summary import MOST, Summary, percent
 from pathnet.models import ResidualNet
 from pathnet.record import At, BatchNormMode, Precision, one_of
 from pathnet.results import Measurements
 from pathnet.training import Progress
 
-__all__ = ["NAME", "PathGradients", "claims", "measure"]
+__all__ = ["NAME", "Method", "PathGradients", "claims", "measure"]
+
+Method = Literal["sampled", "exact", "signed"]
 
 NAME = "path-gradients"
 PART_SECONDS = 30.0
+WHERE = "section 5, Figure 6"
 EXPONENTIAL = 0.95
 SHORT = 0.4
 
@@ -39,7 +46,11 @@ class PathGradients:
     """The plan of one run.
 
     Attributes:
-        batches: random training batches; on each, one path of every length is measured.
+        batches: random training batches that are measured by the method.
+        method: sampled (one random path of every length a batch), exact (the sums over all paths of each length) or
+            signed (random signs, which estimate the sums over all paths of squared norms; heavy-tailed). One run can
+            hold all three.
+        draws: signed draws on each batch, each as expensive as one sampled path of every length.
         batch_size: images a batch.
         seed: of the random batches and paths.
         bn: batch normalisation by running statistics (running) or by the batch's own (batch).
@@ -49,6 +60,8 @@ class PathGradients:
     """
 
     batches: int = 1000
+    method: Method = "sampled"
+    draws: int = 1
     batch_size: int = 128
     seed: int = 0
     bn: BatchNormMode = "running"
@@ -57,11 +70,21 @@ class PathGradients:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        for name, least in (("batches", 1), ("batch_size", 1), ("seed", 0)):
+        for name, least in (("batches", 1), ("draws", 1), ("batch_size", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected an integer of at least {least}, got {getattr(self, name)}")
-        for name, allowed in (("bn", BatchNormMode), ("at", At), ("precision", Precision)):
+        if self.draws > MOST_DRAWS:
+            raise ValueError(f"draws: expected at most {MOST_DRAWS:,} on a batch, got {self.draws}")
+        for name, allowed in (("method", Method), ("bn", BatchNormMode), ("at", At), ("precision", Precision)):
             one_of(name, getattr(self, name), allowed)
+
+    @property
+    def asked(self) -> dict[str, int]:
+        """How much of what, by the names that a run keeps."""
+        if self.method == "sampled":
+            return {"batches": self.batches}
+        draws = {"signed_draws": self.draws} if self.method == "signed" else {}
+        return {f"{self.method}_batches": self.batches, **draws}
 
 
 def measure(
@@ -72,7 +95,7 @@ def measure(
     What has been measured is written every half minute, at the end, and on an interrupt.
 
     Args:
-        folder: of a new run, or of one with the same network, data and plan, but for the number of batches.
+        folder: of a new run, or of one with the same network, data and plan, but for method, batches and draws.
         progress: called with (batches done, batches in all, a note).
 
     Raises:
@@ -83,19 +106,24 @@ def measure(
     device = net.stem_weight().device
     images, _ = data.random_batch(plan.batch_size, plan.seed, 0)
     recorder.engine_for(images.to(device))  # one that serves, before a run folder is made
-    with results.writing(folder, _identity(net, data, plan), {"batches": plan.batches}, attempt(device)) as run:
-        _measure_missing(recorder, device, data, plan, run, progress)
-        run.conclude(summarise(run.measurements(), net.n).as_json())
+
+    def record(batch: int) -> pathnet.Tape:
+        images, labels = data.random_batch(plan.batch_size, plan.seed, batch)
+        return recorder(_sent(images, device), _sent(labels, device))
+
+    with results.writing(folder, _identity(net, data, plan), plan.asked, attempt(device)) as run:
+        if plan.method == "sampled":
+            _measure_sampled(record, plan, run, progress)
+        elif plan.method == "exact":
+            by_length.measure_exact(run, plan.batches, record, progress)
+        else:
+            by_length.measure_signed(run, plan.batches, plan.draws, plan.seed, record, progress)
+        run.conclude(found(run).as_json())
         return run
 
 
-def _measure_missing(
-    recorder: pathnet.Recorder,
-    device: torch.device,
-    data: Data,
-    plan: PathGradients,
-    run: results.Run,
-    progress: Progress | None,
+def _measure_sampled(
+    record: by_length.Record, plan: PathGradients, run: results.Run, progress: Progress | None
 ) -> None:
     measured, n = run.measurements(), run.n
     lengths_of: defaultdict[int, set[int]] = defaultdict(set)
@@ -124,8 +152,7 @@ def _measure_missing(
             if not missing:
                 continue
             b = paths.one_of_each_length(n, plan.seed, batch)[torch.tensor(missing) - 1]
-            images, labels = data.random_batch(plan.batch_size, plan.seed, batch)
-            tape = recorder(_sent(images, device), _sent(labels, device))
+            tape = record(batch)
             # Only now are the norms of the batch before fetched, so that a GPU walked while this one was drawn.
             take()
             walking.append(_Walk(batch, b, tape.path_gradient_norms(b), tape.engine))
@@ -171,8 +198,7 @@ class _Walk:
 
 
 def _identity(net: ResidualNet, data: Data, plan: PathGradients) -> dict[str, Any]:
-    settings = asdict(plan)
-    del settings["batches"]
+    settings = {name: value for name, value in asdict(plan).items() if name not in ("batches", "method", "draws")}
     model = {"hash": models.fingerprint(net), "config": net.config, "blocks": net.n}
     return {
         "experiment": NAME,
@@ -184,28 +210,50 @@ def _identity(net: ResidualNet, data: Data, plan: PathGradients) -> dict[str, An
 
 def claims(run: results.Run) -> list[Claim]:
     """What the paper says of Figure 6 beside this run."""
-    found = summarise(run.measurements(), run.n)
-    factor, low, high = found.decay
-    mean_length = float((np.arange(1, run.n + 1) * found.product).sum())
-    effective, central = found.effective, found.central
-    where = "section 5, Figure 6"
+    result = found(run)
+    return [
+        *(_of_sampled(result.sampled) if result.sampled else []),
+        *(_of_exact(result.exact) if result.exact else []),
+    ]
+
+
+def _of_sampled(sampled: Summary) -> list[Claim]:
+    factor, low, high = sampled.decay
+    mean_length = float((np.arange(1, sampled.n + 1) * sampled.product).sum())
+    effective, central = sampled.effective, sampled.central
     return [
         Claim(
             "The gradient along a path falls about exponentially with its length.",
-            where,
+            WHERE,
             f"a falling line explains at least {EXPONENTIAL:.0%} of the variance of the mean norm's logarithm",
-            f"{100 * found.straightness:.3g} % of it; a factor of {factor:.3g} a module (95 % interval {low:.3g} to "
-            f"{high:.3g})",
-            bool(found.straightness >= EXPONENTIAL and factor < 1),
+            f"{100 * sampled.straightness:.3g} % of it; a factor of {factor:.3g} a module (95 % interval {low:.3g} "
+            f"to {high:.3g})",
+            bool(sampled.straightness >= EXPONENTIAL and factor < 1),
         ),
         Claim(
             "The gradient comes from paths that are much shorter than most.",
-            where,
+            WHERE,
             f"weighted by frequency times magnitude, the mean length is at most {SHORT:g} of the blocks, where most "
             "paths have half of them",
-            f"{mean_length:.3g} of {run.n} blocks; lengths {effective.first} to {effective.last} carry 95 % of the "
-            f"gradient and are {percent(effective.paths)} of all paths; lengths {central.first} to "
+            f"{mean_length:.3g} of {sampled.n} blocks; lengths {effective.first} to {effective.last} carry 95 % of "
+            f"the gradient and are {percent(effective.paths)} of all paths; lengths {central.first} to "
             f"{central.last} are {percent(central.paths)} of them",
-            bool(mean_length <= SHORT * run.n),
+            bool(mean_length <= SHORT * sampled.n),
         ),
+    ]
+
+
+def _of_exact(exact: Exact) -> list[Claim]:
+    n = len(exact.norm.mean) - 1
+    short = int(SHORT * n)
+    return [
+        Claim(
+            "Almost all of the gradient comes from short paths.",
+            WHERE,
+            f"the exact sums of lengths up to {SHORT:g} of the blocks explain at least {MOST:.0%} of the gradient",
+            f"lengths up to {short} of {n} explain {100 * exact.explained.mean[short]:.3g} % of it, and leave "
+            f"{100 * exact.left.mean[short]:.3g} % of its norm; lengths up to {exact.first_to_explain(MOST)} explain "
+            f"{MOST:.0%}",
+            bool(exact.explained.mean[short:].min() >= MOST),
+        )
     ]

@@ -49,6 +49,7 @@ class Plan:
             (batch), or recalibrated on a few training batches.
         images: test images, spread evenly over the split; 0 for all.
         batches: random training batches of Figure 6, on each of which one path of every length is measured.
+        exact_batches: the first of them, on which the sums over all paths of each length are taken; 0 for none.
         modules: residual modules that effective training draws for each batch.
         gate_batches: random training batches on which highway networks' gates are measured.
         gate_batch_size: images of each.
@@ -61,6 +62,7 @@ class Plan:
     bn: BatchNormPolicy = "running"
     images: int = 0
     batches: int = 1000
+    exact_batches: int = 100
     modules: int = 23
     gate_batches: int = 20
     gate_batch_size: int = 128
@@ -70,7 +72,7 @@ class Plan:
         least = dict.fromkeys(
             ("draws", "deletions", "swaps", "batches", "modules", "gate_batches", "gate_batch_size"), 1
         )
-        least |= {"images": 0, "plan_seed": 0}
+        least |= {"images": 0, "exact_batches": 0, "plan_seed": 0}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name}: expected an integer of at least {smallest}, got {getattr(self, name)}")

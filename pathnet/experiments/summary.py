@@ -12,7 +12,18 @@ from pathnet import paths
 from pathnet.results import Measurements
 from pathnet.streams import stream
 
-__all__ = ["LengthRange", "Summary", "findings", "percent", "summarise"]
+__all__ = [
+    "LengthRange",
+    "Summary",
+    "as_plain",
+    "bootstrap_means",
+    "central_run",
+    "findings",
+    "interval",
+    "norms_by_batch",
+    "percent",
+    "summarise",
+]
 
 BOOTSTRAP_DRAWS = 1000
 MOST = 0.95
@@ -82,15 +93,19 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         """Plain lists and numbers; None for NaN, which JSON does not have."""
+        return dict(as_plain(asdict(self)))
 
-        def plain(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: plain(item) for key, item in value.items()}
-            if isinstance(value, np.ndarray | tuple):
-                return [plain(item) for item in value]
-            return None if value != value else value.item() if isinstance(value, np.generic) else value
 
-        return dict(plain(asdict(self)))
+def as_plain(value: Any) -> Any:
+    """Lists, dictionaries and numbers in place of arrays and tuples; None for NaN and infinities, which JSON does not
+    have."""
+    if isinstance(value, dict):
+        return {key: as_plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | tuple):
+        return [as_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def summarise(measurements: Measurements, n: int) -> Summary:
@@ -104,9 +119,7 @@ def summarise(measurements: Measurements, n: int) -> Summary:
     """
     if not measurements.norm.any():
         raise ValueError(f"measurements: expected some norms above zero, got none among {len(measurements)}")
-    batches, row = np.unique(measurements.batch, return_inverse=True)
-    norms = np.full((len(batches), n), np.nan)
-    norms[row, measurements.length.astype(np.int64) - 1] = measurements.norm
+    batches, norms = norms_by_batch(measurements, n)
     measured = np.isfinite(norms)
     filled = np.where(measured, norms, 0.0)
     largest = filled.max(0)
@@ -118,15 +131,15 @@ def summarise(measurements: Measurements, n: int) -> Summary:
         mean = scaled.sum(0) / count
         std = np.sqrt((np.where(measured, scaled - mean, 0) ** 2).sum(0) / np.where(count > 1, count - 1, np.nan))
         log_mean = np.log(mean) + np.log(scale)
-        replicates = _bootstrap_means(scaled, measured)
+        replicates = bootstrap_means(scaled, measured)
         slope, intercept = _line(log_mean)
         slopes, _ = _line(np.log(replicates) + np.log(scale))
         log_product = np.log(share[1:]) + log_mean
     spread = [column[np.isfinite(column)] for column in norms.T]
     ends = [np.quantile(column, (0.05, 0.5, 0.95)) if len(column) else [np.nan] * 3 for column in spread]
     quantiles = np.array(ends).T
-    low, high = _interval(replicates) * scale
-    decay_low, decay_high = np.exp(_interval(slopes[:, None])[:, 0])
+    low, high = interval(replicates) * scale
+    decay_low, decay_high = np.exp(interval(slopes[:, None])[:, 0])
     log_product = np.where(np.isfinite(log_product), log_product, -np.inf)
     product = np.exp(log_product - log_product.max())
     product /= product.sum()
@@ -149,11 +162,19 @@ def summarise(measurements: Measurements, n: int) -> Summary:
         log_intercept=float(intercept),
         straightness=_explained(log_mean, slope, intercept),
         effective=_range(*_shortest_run(product, MOST), share, product),
-        central=_range(*_central_run(share, MOST), share, product),
+        central=_range(*central_run(share, MOST), share, product),
     )
 
 
-def _bootstrap_means(scaled: Array, measured: NDArray[np.bool_]) -> Array:
+def norms_by_batch(measurements: Measurements, n: int) -> tuple[NDArray[np.int32], Array]:
+    """The numbers of the batches [batches], and the norms [batches, n]; NaN where nothing was measured."""
+    batches, row = np.unique(measurements.batch, return_inverse=True)
+    norms = np.full((len(batches), n), np.nan)
+    norms[row, measurements.length.astype(np.int64) - 1] = measurements.norm
+    return batches, norms
+
+
+def bootstrap_means(scaled: Array, measured: NDArray[np.bool_]) -> Array:
     """Means by length of batches drawn with replacement: [draws, n]; none of fewer than two batches.
 
     Measurements of different lengths on one batch depend on each other, so that whole batches are drawn.
@@ -169,7 +190,7 @@ def _bootstrap_means(scaled: Array, measured: NDArray[np.bool_]) -> Array:
     return np.array(means)
 
 
-def _interval(draws: Array) -> Array:
+def interval(draws: Array) -> Array:
     """The 2.5 and 97.5 % quantiles of the [draws, n] along the first axis: [2, n]; NaN where there are no draws."""
     kept = [column[np.isfinite(column)] for column in draws.T]
     return np.array([np.quantile(column, (0.025, 0.975)) if len(column) else [np.nan] * 2 for column in kept]).T
@@ -208,7 +229,7 @@ def _shortest_run(shares: Array, most: float) -> tuple[int, int]:
     return 1, len(shares)
 
 
-def _central_run(share: Array, most: float) -> tuple[int, int]:
+def central_run(share: Array, most: float) -> tuple[int, int]:
     """The innermost lengths k to n - k of the [n + 1] shares that hold ``most``."""
     n = len(share) - 1
     first = next(k for k in range(n // 2, -1, -1) if share[k : n - k + 1].sum() >= most)

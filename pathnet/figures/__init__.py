@@ -18,15 +18,17 @@ from pathnet.experiments import (
     remaining_paths,
     unraveled,
 )
+from pathnet.experiments.comparison import found
 from pathnet.experiments.drawn_paths import drawn_paths
 from pathnet.experiments.run import title
-from pathnet.experiments.summary import summarise
+from pathnet.figures.depth import figure_depth
 from pathnet.figures.gates import figure_highway
 from pathnet.figures.gradients import figure_6, table_6
 from pathnet.figures.lesions import figure_3, figure_5a, figure_5b, figure_8
 from pathnet.figures.paths import figure_1, figure_2, figure_7, figure_effective
+from pathnet.figures.sums import figure_sums, table_exact, table_signed
 
-__all__ = ["draw", "figure_6", "table_6"]
+__all__ = ["draw", "figure_6", "figure_depth", "figure_sums", "table_6", "table_exact", "table_signed"]
 
 
 def draw(run: results.Run) -> list[Path]:
@@ -41,7 +43,12 @@ def draw(run: results.Run) -> list[Path]:
 
 
 def _figure_6(run: results.Run, heading: str) -> list[Path]:
-    return figure_6(summarise(run.measurements(), run.n), heading, run.figure_stem("figure-6"))
+    result, files = found(run), list[Path]()
+    if result.sampled is not None or result.signed is not None:
+        files += figure_6(result, heading, run.figure_stem("figure-6"))
+    if result.exact is not None:
+        files += figure_sums(result, result.exact, heading, run.figure_stem("exact-sums"))
+    return files
 
 
 def _figure_3(run: results.Run, heading: str) -> list[Path]:

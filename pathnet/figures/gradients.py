@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,52 +11,98 @@ from matplotlib.ticker import LogLocator
 from rich.markup import escape
 from rich.table import Table
 
-from pathnet.experiments.summary import Summary, percent
-from pathnet.figures.style import BLUE, DARK, LIGHT, headed, in_percent, labelled, over_lengths, panels, saved
+from pathnet import paths
+from pathnet.experiments.comparison import Found, Signed
+from pathnet.experiments.summary import MOST, Summary, central_run, percent
+from pathnet.figures.style import (
+    BLUE,
+    DARK,
+    LIGHT,
+    MIDDLE,
+    MULTIPLIED,
+    headed,
+    in_percent,
+    labelled,
+    over_lengths,
+    panels,
+    saved,
+)
 
-__all__ = ["figure_6", "table_6"]
+__all__ = ["figure_6", "measured", "plot_signed", "table_6"]
 
 
-def figure_6(summary: Summary, title: str, path_stem: str | Path) -> list[Path]:
+def figure_6(result: Found, title: str, path_stem: str | Path) -> list[Path]:
     """Figure 6 of the paper: (a) how many paths there are of each length, (b) how much gradient one carries, (c)
-    the product of the two.
+    the product of the two; beside it what signed draws and the exact sums make of (c), where they were measured.
 
     Args:
+        result: of a run that holds sampled paths or signed draws.
         title: data set and network, written above the panels.
         path_stem: where to write, without suffix.
 
     Returns:
         The files written: PNG and SVG.
     """
-    heading = f"{title}: {summary.measurements:,} path gradients on {summary.batches:,} batches"
-    figure, (distribution, magnitude, product) = panels(heading, 3)
-    _draw_distribution(distribution, summary)
-    _draw_magnitude(magnitude, summary)
-    _draw_product(product, summary)
+    figure, (distribution, magnitude, product) = panels(f"{title}: {measured(result)}", 3)
+    _draw_distribution(distribution, result.n)
+    headed(magnitude, "(b) gradient magnitude by path length")
+    magnitude.set_ylabel("norm of the path gradient")
+    magnitude.set_yscale("log")
+    if result.sampled is not None:
+        _draw_magnitude(magnitude, result.sampled)
+    if result.signed is not None:
+        plot_signed(magnitude, result.signed, result.signed.rms[1:], "root mean square, signed")
+    magnitude.yaxis.set_major_locator(LogLocator(numticks=8))
+    bottom, top = magnitude.get_ylim()
+    magnitude.set_ylim(bottom, top * (top / bottom) ** 0.3)
+    magnitude.legend(fontsize=8, frameon=False, loc="upper right")
+    _draw_product(product, result)
     for axes in (distribution, magnitude, product):
-        over_lengths(axes, summary.n)
+        over_lengths(axes, result.n)
     return saved(figure, path_stem)
 
 
-def _lengths(summary: Summary) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.arange(1, summary.n + 1)
+def measured(result: Found) -> str:
+    """How much was measured, in words."""
+    said = []
+    if (sampled := result.sampled) is not None:
+        said.append(f"{sampled.measurements:,} path gradients on {sampled.batches:,} batches")
+    if (signed := result.signed) is not None:
+        said.append(f"{signed.judgement.draws:,} signed draws on {signed.batches:,}")
+    if (exact := result.exact) is not None:
+        said.append(f"exact sums on {exact.batches:,}")
+    if result.sampled is None:
+        said[0] += " batches"
+    return ", ".join(said)
 
 
-def _draw_distribution(axes: Axes, summary: Summary) -> None:
-    lengths, central = _lengths(summary), summary.central
-    inside = (lengths >= central.first) & (lengths <= central.last)
-    axes.bar(lengths, summary.share, 0.8, color=np.where(inside, BLUE, LIGHT).tolist())
+def _draw_distribution(axes: Axes, n: int) -> None:
+    lengths, share = np.arange(1, n + 1), paths.length_distribution(n).numpy()
+    first, last = central_run(share, MOST)
+    inside = (lengths >= first) & (lengths <= last)
+    axes.bar(lengths, share[1:], 0.8, color=np.where(inside, BLUE, LIGHT).tolist())
     headed(axes, "(a) distribution of path length")
     axes.set_ylabel("share of all paths")
     in_percent(axes)
-    labelled(axes, f"lengths {central.first} to {central.last}\n(dark) hold {percent(central.paths)}\nof all paths")
+    held = percent(float(share[first : last + 1].sum()))
+    labelled(axes, f"lengths {first} to {last}\n(dark) hold {held}\nof all paths")
+
+
+def plot_signed(axes: Axes, signed: Signed, values: np.ndarray[Any, np.dtype[np.float64]], label: str) -> None:
+    """Values for the lengths 1 to n: filled squares where the signed draws can be trusted, empty ones elsewhere."""
+    lengths, trusted = np.arange(1, len(values) + 1), signed.judgement.trusted[1:]
+    shown = values > 0
+    axes.plot(lengths[shown], values[shown], "--", color=MIDDLE, linewidth=1)
+    for which, face, name in ((trusted, MIDDLE, label), (~trusted, "white", "not to be trusted")):
+        if (which & shown).any():
+            own = lengths[which & shown], values[which & shown]
+            axes.plot(*own, "s", color=MIDDLE, markerfacecolor=face, markersize=3.5, label=name)
 
 
 def _draw_magnitude(axes: Axes, summary: Summary) -> None:
-    lengths = _lengths(summary)
+    lengths = np.arange(1, summary.n + 1)
     shown = summary.mean > 0
     floor = summary.quantile_05[summary.quantile_05 > 0].min(initial=summary.mean[shown].min())
-    axes.set_yscale("log")
     axes.fill_between(
         lengths,
         np.maximum(summary.quantile_05, floor),
@@ -76,28 +123,35 @@ def _draw_magnitude(axes: Axes, summary: Summary) -> None:
             "--",
             color=DARK,
             linewidth=1,
-            label=f"fit: \N{MULTIPLICATION SIGN} {rate:.3g} a module{interval}",
+            label=f"fit: {MULTIPLIED} {rate:.3g} a module{interval}",
         )
-    axes.yaxis.set_major_locator(LogLocator(numticks=8))
-    headed(axes, "(b) gradient magnitude by path length")
-    axes.set_ylabel("norm of the path gradient")
-    bottom, top = axes.get_ylim()
-    axes.set_ylim(bottom, top * (top / bottom) ** 0.3)
-    axes.legend(fontsize=8, frameon=False, loc="upper right")
 
 
-def _draw_product(axes: Axes, summary: Summary) -> None:
-    effective = summary.effective
-    axes.axvspan(effective.first - 0.5, effective.last + 0.5, color=LIGHT, linewidth=0)
-    axes.bar(_lengths(summary), summary.product, 0.8, color=BLUE)
-    headed(axes, "(c) total gradient magnitude: (a) \N{MULTIPLICATION SIGN} (b)")
+def _draw_product(axes: Axes, result: Found) -> None:
+    headed(axes, f"(c) total gradient magnitude: (a) {MULTIPLIED} (b)")
     axes.set_ylabel("share of the total")
+    lengths = np.arange(1, result.n + 1)
+    alone = result.signed is None and result.exact is None
+    if (sampled := result.sampled) is not None:
+        effective = sampled.effective
+        axes.axvspan(effective.first - 0.5, effective.last + 0.5, color=LIGHT, linewidth=0)
+        axes.bar(lengths, sampled.product, 0.8, color=BLUE, label=f"paths {MULTIPLIED} mean norm")
+        labelled(
+            axes,
+            f"effective paths:\nlengths {effective.first} to {effective.last}\n"
+            f"hold {percent(effective.gradient)} of it,\nand {percent(effective.paths)}\nof all paths",
+            top=0.97 if alone else 0.66,
+        )
+    if result.signed is not None:
+        plot_signed(axes, result.signed, result.signed.product, f"paths {MULTIPLIED} root mean square")
+    if result.exact is not None:
+        axes.plot(
+            lengths, result.exact.product, "^:", color=DARK, markersize=4, linewidth=1, label="norm of exact sum"
+        )
     in_percent(axes)
-    labelled(
-        axes,
-        f"effective paths:\nlengths {effective.first} to {effective.last}\n"
-        f"hold {percent(effective.gradient)} of it,\nand {percent(effective.paths)}\nof all paths",
-    )
+    if not alone:
+        axes.set_ylim(0, 1.5 * axes.get_ylim()[1])
+        axes.legend(fontsize=8, frameon=False, loc="upper right")
 
 
 def table_6(summary: Summary, title: str) -> Table:

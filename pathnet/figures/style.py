@@ -14,8 +14,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 __all__ = [
     "BLUE",
     "DARK",
+    "GREY",
     "LIGHT",
     "MIDDLE",
+    "MULTIPLIED",
     "STYLES",
     "headed",
     "in_percent",
@@ -27,14 +29,15 @@ __all__ = [
     "up_to_one",
 ]
 
-DARK, BLUE, MIDDLE, LIGHT = "#222222", "#1f5a94", "#d9822b", "#c9d9ea"
+DARK, BLUE, MIDDLE, LIGHT, GREY = "#222222", "#1f5a94", "#d9822b", "#c9d9ea", "#8a8a8a"
 # Colour, line and marker of the first, second... thing compared: apart in shade, in line and in form.
 STYLES: Sequence[tuple[str, str, str]] = (
     (BLUE, "-", "o"),
     (MIDDLE, "--", "s"),
     (DARK, ":", "^"),
-    ("#8a8a8a", "-.", "D"),
+    (GREY, "-.", "D"),
 )
+MULTIPLIED = "\N{MULTIPLICATION SIGN}"
 DOTS_PER_INCH = 200
 PANEL = (11 / 3, 3.7)
 
@@ -98,6 +101,6 @@ def headed(axes: Axes, text: str) -> None:
     axes.set_title(text, fontsize=10, loc="left", pad=8)
 
 
-def labelled(axes: Axes, text: str) -> None:
-    """Words in the upper right corner."""
-    axes.text(0.98, 0.97, text, transform=axes.transAxes, ha="right", va="top", fontsize=8)
+def labelled(axes: Axes, text: str, top: float = 0.97) -> None:
+    """Words on the right, from a share of the height down."""
+    axes.text(0.98, top, text, transform=axes.transAxes, ha="right", va="top", fontsize=8)

@@ -3,6 +3,7 @@
 from pathnet.models.highway import HighwayBlock, highway
 from pathnet.models.preact_resnet import PreactBlock, preact_resnet, preact_resnet_imagenet
 from pathnet.models.residual_net import Block, FusedForm, PostActivationForm, ResidualNet, Unit
+from pathnet.models.resnet import PostactBlock, resnet
 from pathnet.models.vgg import VggLayer, vgg
 from pathnet.models.weights import build, fingerprint, load, save
 
@@ -11,6 +12,7 @@ __all__ = [
     "FusedForm",
     "HighwayBlock",
     "PostActivationForm",
+    "PostactBlock",
     "PreactBlock",
     "ResidualNet",
     "Unit",
@@ -21,6 +23,7 @@ __all__ = [
     "load",
     "preact_resnet",
     "preact_resnet_imagenet",
+    "resnet",
     "save",
     "vgg",
 ]

@@ -57,6 +57,11 @@ class HighwayBlock(PreactBlock):
         t, skip, residual = self._parts(x)
         return t * (residual - skip).detach()
 
+    def three_parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        t, skip, residual = self._parts(x)
+        frozen = t.detach()
+        return (1 - frozen) * skip, frozen * residual, t * (residual - skip).detach()
+
     def forward(self, x: Tensor) -> Tensor:
         t, skip, residual = self._parts(x)
         return t * residual + (1 - t) * skip
@@ -109,7 +114,7 @@ def highway(
     net = initialised(ResidualNet(stem, blocks, linear_head(channels, num_classes), config))
     for block in blocks:
         # A gate that does not look at its input yet: with weights of the modules' size it would be open here and
-        # shut there at random.
+        # frozen there at random.
         nn.init.zeros_(block.gate.weight)
         nn.init.constant_(block.gate.bias, gate_bias)  # type: ignore[arg-type]
     return net

@@ -12,7 +12,20 @@ from torch import Tensor, nn
 
 from pathnet.models.residual_net import Block, FusedForm, ResidualNet, Unit
 
-__all__ = ["PreactBlock", "preact_resnet", "preact_resnet_imagenet"]
+__all__ = [
+    "EXPANSION",
+    "Kind",
+    "PreactBlock",
+    "Shortcut",
+    "blocks_a_stage",
+    "check_one_of",
+    "check_positive",
+    "convolution",
+    "initialised",
+    "linear_head",
+    "preact_resnet",
+    "preact_resnet_imagenet",
+]
 
 Shortcut = Literal["projection", "pad"]
 Kind = Literal["basic", "bottleneck"]
@@ -21,7 +34,7 @@ EXPANSION = {"basic": 1, "bottleneck": 4}
 IMAGENET_STAGES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 
 
-def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
 
 
@@ -57,13 +70,13 @@ class PreactBlock(Block):
         channels = in_channels
         for position, (kernel, width) in enumerate(zip(kernels, widths, strict=True)):
             self.bns.append(nn.BatchNorm2d(channels))
-            self.convs.append(_conv(channels, width, kernel, stride if position == strided else 1))
+            self.convs.append(convolution(channels, width, kernel, stride if position == strided else 1))
             channels = width
         self.stride = stride
         self.extra_channels = channels - in_channels
         changes_shape = stride != 1 or self.extra_channels != 0
         self.pad = changes_shape and shortcut == "pad"
-        self.projection = _conv(in_channels, channels, 1, stride) if changes_shape and not self.pad else None
+        self.projection = convolution(in_channels, channels, 1, stride) if changes_shape and not self.pad else None
 
     def _preactivated(self, x: Tensor) -> Tensor:
         return F.relu(self.bns[0](x))
@@ -221,7 +234,9 @@ def preact_resnet(
     }
     if survival != 1:
         config["survival"] = survival
-    return initialised(ResidualNet(_conv(in_channels, width, 3), blocks, linear_head(channels, num_classes), config))
+    return initialised(
+        ResidualNet(convolution(in_channels, width, 3), blocks, linear_head(channels, num_classes), config)
+    )
 
 
 def preact_resnet_imagenet(depth: int = 200, num_classes: int = 1000, width: int = 64) -> ResidualNet:

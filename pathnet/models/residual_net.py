@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Block", "FusedForm", "PostActivationForm", "ResidualNet", "Unit"]
+from pathnet.models.coefficients import Coefficient, check_coefficients, known_as, left_out, of_blocks, scaled
+
+__all__ = ["Block", "FusedForm", "PostActivationForm", "ResidualNet", "Unit", "unwrapped"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,31 @@ class Block(nn.Module):
         Its value has no meaning; its Jacobian is that of the block less those of ``skip`` and ``residual``.
         """
         return None
+
+    def three_parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``(skip(x), residual(x), gated(x))``, with what they need in common computed once."""
+        return *self.branches(x), self.gated(x)
+
+    def routed(self, x: Tensor, forward: Sequence[Coefficient], backward: Sequence[Coefficient]) -> Tensor:
+        """``join(a skip(x) + c residual(x))``, differentiated as if its coefficients were others.
+
+        Args:
+            forward: (a, c); more is not looked at.
+            backward: (a', c'), and where there is a gate also the coefficient of what flows through the gate itself,
+                0 if it is not given. A branch that is left out in both directions is not computed.
+        """
+        (a, c), (back_a, back_c), gate = forward[:2], backward[:2], backward[2:]
+        gated: Tensor | None = None
+        if gate and not left_out(0.0, gate[0]):
+            skip, residual, gated = self.three_parts(x)
+        elif left_out(c, back_c):
+            return self.join(scaled(self.skip(x), a, back_a))
+        elif left_out(a, back_a):
+            return self.join(scaled(self.residual(x), c, back_c))
+        else:
+            skip, residual = self.branches(x)
+        z = scaled(skip, a, back_a) + scaled(residual, c, back_c)
+        return self.join(z if gated is None else z + scaled(gated, 0.0, gate[0]))
 
     def lesioned(self, x: Tensor) -> Tensor:
         """The block when it is deleted (section 4.1): its skip, unless overridden."""
@@ -161,19 +188,54 @@ class ResidualNet(nn.Module):
                 return module.weight
         raise ValueError('at="stem_weight": this network\'s stem has no convolution')
 
-    def forward(self, x: Tensor, drawn: Sequence[bool] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        drawn: Sequence[bool] | None = None,
+        routing: Any = None,
+        backward: Any = None,
+    ) -> Tensor:
         """
         Args:
             x: [B, C, H, W]
             drawn: which blocks keep their residual module, all by default. The others are passed as deleted ones
                 are, their modules computed neither here nor in the backward pass.
+            routing, backward: see `pathnet.routed`, which any network that wraps this one can be given to.
 
         Raises:
-            ValueError: ``drawn`` does not hold one value a block.
+            ValueError: ``drawn`` does not hold one value a block, or is given beside a routing; a routing is not one.
         """
         if drawn is not None and len(drawn) != self.n:
             raise ValueError(f"drawn: expected {self.n} values (one a block), got {len(drawn)}")
+        if routing is not None or backward is not None:
+            if drawn is not None:
+                raise ValueError("drawn: expected None beside a routing")
+            return self._routed(x, routing, backward)
         x = self.stem(x)
         for i, block in enumerate(self):
             x = block(x) if drawn is None or drawn[i] else block.lesioned(x)
         return torch.as_tensor(self.head(x))
+
+    def _routed(self, x: Tensor, routing: Any, backward: Any) -> Tensor:
+        ones = [[1.0] * self.parts] * self.n
+        there = ones if routing is None else of_blocks(check_coefficients("routing", routing, self.n, self.parts))
+        back = there if backward is None else of_blocks(check_coefficients("backward", backward, self.n, self.parts))
+        x = self.stem(x)
+        for block, forward, own in zip(self, there, back, strict=True):
+            whole = len(own) == self.parts and all(known_as(each, 1) for each in (*forward[:2], *own))
+            x = block(x) if whole else block.routed(x, forward, own)
+        return torch.as_tensor(self.head(x))
+
+
+def unwrapped(net: nn.Module) -> ResidualNet:
+    """The network within DistributedDataParallel, `torch.compile`'s module, or both; itself where nothing wraps it.
+
+    Raises:
+        ValueError: there is no `ResidualNet` in it.
+    """
+    inner: Any = net
+    while not isinstance(inner, ResidualNet):
+        inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
+        if not isinstance(inner, nn.Module):
+            raise ValueError(f"net: expected a pathnet ResidualNet, or one wrapped, got {type(net).__name__}")
+    return inner

@@ -17,6 +17,7 @@ from torch import Tensor
 from pathnet.models.highway import highway
 from pathnet.models.preact_resnet import preact_resnet, preact_resnet_imagenet
 from pathnet.models.residual_net import ResidualNet
+from pathnet.models.resnet import resnet
 from pathnet.models.vgg import vgg
 
 __all__ = ["build", "fill", "fingerprint", "load", "read_tensors", "save", "write_tensors"]
@@ -24,6 +25,7 @@ __all__ = ["build", "fill", "fingerprint", "load", "read_tensors", "save", "writ
 CONSTRUCTORS: dict[str, Callable[..., ResidualNet]] = {
     "preact_resnet": preact_resnet,
     "preact_resnet_imagenet": preact_resnet_imagenet,
+    "resnet": resnet,
     "vgg": vgg,
     "highway": highway,
 }

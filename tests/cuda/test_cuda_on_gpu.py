@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from cases import Case
-from judging import TOLERANCES, check, random_basic_net, random_routings, reference_outputs
+from judging import TOLERANCES, check, check_sums, random_basic_net, random_routings, reference_outputs
 from oracles import in_float64, relative_error
 from tolerances import FORWARD
 from torch import Tensor
@@ -42,6 +43,15 @@ def test_walks_of_random_networks(seed: int, precision: Any, device: torch.devic
     net, images, labels = random_basic_net(seed, smallest=1 if precision == "float32" else 6)
     tape = recorded(net, images, labels, device, precision)
     check(tape, random_routings(net.n, seed), precision)
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("seed", range(8))
+def test_sums_by_length_are_those_of_every_path(seed: int, precision: Any, device: torch.device) -> None:
+    net, images, labels = random_basic_net(seed, smallest=6)
+    tape = recorded(net, images, labels, device, precision)
+    check_sums(tape, torch.ones(net.n, 2), precision)
+    check_sums(tape, random_routings(net.n, seed)[3], precision)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -96,7 +106,8 @@ def test_the_twin_tells_what_the_gpu_does(precision: Any, device: torch.device) 
         return Walk(walk.program, walk.program, walk.weights.cpu())
 
     own = record.blocks.network
-    host = CudaNetwork(on_host(own.backward), on_host(own.forward), own.affine.cpu(), own.channels)
+    steps = [replace(step, walk=on_host(step.walk)) for step in own.steps]
+    host = CudaNetwork(on_host(own.backward), on_host(own.forward), own.affine.cpu(), own.channels, steps)
     twin = CudaRecord(host, record.blocks.relu_bits.cpu())
     engine = CudaEngine()
     on_gpu = engine.routed_backward_norms(record.blocks, record.grad, record.exponent, routing.to(device))

@@ -84,7 +84,7 @@ std::vector<Unit> module_from(int64_t channels, int64_t height, int64_t width, i
 }
 
 // Chooses among the skips that the shapes admit; false where none does.
-bool choose_skip(Block& block, const std::vector<Unit>& units, Unit& projection, Dice& dice) {
+bool choose_skip(Block& block, const std::vector<Unit>& units, bool behind_relu, Unit& projection, Dice& dice) {
   int64_t stride = 1;
   for (const Unit& unit : units) stride *= unit.stride;
   const bool same_sides = block.in_height == block.out_height && block.in_width == block.out_width;
@@ -92,8 +92,9 @@ bool choose_skip(Block& block, const std::vector<Unit>& units, Unit& projection,
                     (block.in_width + stride - 1) / stride == block.out_width &&
                     block.in_channels <= block.out_channels;
   std::vector<pathnet::Skip> skips;
-  if (same_sides && block.in_channels == block.out_channels) skips = {pathnet::kIdentity, pathnet::kIdentity};
-  if (pads) skips.push_back(pathnet::kPad);
+  const pathnet::Skip identity = behind_relu ? pathnet::kActivated : pathnet::kIdentity;
+  if (same_sides && block.in_channels == block.out_channels) skips = {identity, identity};
+  if (pads) skips.push_back(behind_relu ? pathnet::kActivatedPad : pathnet::kPad);
   projection = projection_between(block, dice);
   if (projection.kernel > 0) skips.push_back(pathnet::kProjection);
   if (skips.empty()) return false;
@@ -118,7 +119,8 @@ void add_blocks(Trial& trial, int64_t count, int64_t height, int64_t width, int6
                    last.out_height,
                    last.out_width};
     Unit projection;
-    if (std::max(block.out_height, block.out_width) > kMostSide || !choose_skip(block, units, projection, dice)) {
+    if (std::max(block.out_height, block.out_width) > kMostSide ||
+        !choose_skip(block, units, trial.behind_relu, projection, dice)) {
       continue;
     }
     trial.units.insert(trial.units.end(), units.begin(), units.end());
@@ -154,6 +156,10 @@ void place(Trial& trial, Dice& dice) {
     for (int64_t i = 0; i < unit.weight_size(); ++i) trial.weights.push_back(dice.around_zero(deviation));
     trial.epsilons.push_back(dice.one_of({1e-4f, 1e-2f}));
   }
+  for (const Unit& unit : trial.units) {
+    for (int64_t c = 0; trial.behind_relu && c < unit.out_channels; ++c)
+      trial.biases.push_back(dice.around_zero(0.3));
+  }
   for (const Block& block : trial.blocks) {
     for (int64_t u = block.first_unit; u < block.first_unit + block.unit_count; ++u) {
       Unit& unit = trial.units[u];
@@ -161,8 +167,12 @@ void place(Trial& trial, Dice& dice) {
       unit.bits_offset = trial.bits_stride;
       trial.bits_stride += unit.bits_size();
       for (int64_t c = 0; c < unit.in_channels; ++c) {
-        trial.scales.push_back(float(dice.chance(0.3) ? -0.5 - dice.unit() : 0.5 + dice.unit()));
-        trial.shifts.push_back(dice.around_zero(0.3));
+        const float scale = float(dice.chance(0.3) ? -0.5 - dice.unit() : 0.5 + dice.unit());
+        const float shift = dice.around_zero(0.3);
+        // What lies behind a block's first ReLU lies behind that alone.
+        const bool bare = block.behind_relu() && u == block.first_unit;
+        trial.scales.push_back(bare ? 1.0f : scale);
+        trial.shifts.push_back(bare ? 0.0f : shift);
       }
     }
   }
@@ -215,6 +225,7 @@ Trial make_trial(uint64_t seed) {
   Trial trial;
   do {
     trial = {};
+    trial.behind_relu = seed % 3 == 2;
     const int64_t height = dice.between(1, kMostSide), width = dice.between(1, kMostSide);
     trial.batch = dice.one_of<int64_t>({1, 2, 3, 5, 9});
     trial.routings = dice.one_of<int64_t>({1, 2, 3, 5});

@@ -12,6 +12,8 @@ struct Trial {
   std::vector<pathnet::Block> blocks;
   std::vector<pathnet::Unit> units;
   std::vector<float> weights, scales, shifts, epsilons;
+  std::vector<float> biases;  // of the units' convolutions; empty for none
+  bool behind_relu;           // whether skips lie behind their blocks' first ReLUs
   int64_t batch, routings, bits_stride;
   std::vector<float> routing;                   // [routings][blocks][2]
   std::vector<float> y0, grad;                  // [batch][channels][height][width]

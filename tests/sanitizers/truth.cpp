@@ -106,6 +106,29 @@ Values<Real> activated(const Trial& trial, int64_t u, Values<Real> values, bool 
   return values;
 }
 
+template <class Real>
+void add_bias(const Trial& trial, int64_t u, Values<Real>& values) {
+  if (trial.biases.empty()) return;
+  int64_t first = 0;
+  for (int64_t before = 0; before < u; ++before) first += trial.units[before].out_channels;
+  const Unit& unit = trial.units[u];
+  const int64_t pixels = unit.out_height * unit.out_width;
+  for (size_t i = 0; i < values.size(); ++i) {
+    values[i] += Real(trial.biases[first + int64_t(i) / pixels % unit.out_channels]);
+  }
+}
+
+// What comes back through an identity or a padding skip.
+template <class Real>
+void skip_back(const Trial& trial, const Block& block, Real a, const Values<Real>& grad, Values<Real>& input) {
+  if (block.skips_by_identity()) {
+    for (size_t i = 0; i < input.size(); ++i) input[i] += a * grad[i];
+  }
+  if (block.skips_by_padding()) {
+    padded(trial, block, [&](int64_t in, int64_t out) { input[in] += a * grad[out]; });
+  }
+}
+
 // The gradient at a BN's input from that at its output.
 template <class Real>
 void normalized_back(const Trial& trial, int64_t u, const std::vector<float>& scales,
@@ -139,18 +162,22 @@ std::vector<Real> forward(const Trial& trial, const float* routing, bool batch_s
   Values<Real> y(trial.y0.begin(), trial.y0.end());
   for (const Block& block : trial.blocks) {
     const Real a = *routing++, c = *routing++;
-    Values<Real> skip, inside = y;
+    const int64_t last = block.first_unit + block.unit_count - 1;
+    Values<Real> skip, passed_by = y, inside = y;
     for (int64_t u = block.first_unit; u < block.first_unit + block.unit_count; ++u) {
       inside = activated(trial, u, inside, batch_statistics, passed);
       if (u == block.first_unit && block.skip == pathnet::kProjection) {
         skip = convolved(trial, trial.units[block.projection_unit], inside);
+        add_bias(trial, block.projection_unit, skip);
       }
+      if (u == block.first_unit && block.behind_relu()) passed_by = inside;
       inside = convolved(trial, trial.units[u], inside);
     }
-    if (block.skip == pathnet::kIdentity) skip = y;
-    if (block.skip == pathnet::kPad) {
+    add_bias(trial, last, inside);
+    if (block.skips_by_identity()) skip = passed_by;
+    if (block.skips_by_padding()) {
       skip.resize(inside.size());
-      padded(trial, block, [&](int64_t in, int64_t out) { skip[out] = y[in]; });
+      padded(trial, block, [&](int64_t in, int64_t out) { skip[out] = passed_by[in]; });
     }
     y.resize(inside.size());
     for (size_t i = 0; i < y.size(); ++i) y[i] = a * skip[i] + c * inside[i];
@@ -173,15 +200,11 @@ std::vector<Real> backward(const Trial& trial, const float* routing, const std::
         const Values<Real> skip = convolved_back(trial, trial.units[block.projection_unit], grad);
         for (size_t i = 0; i < inside.size(); ++i) inside[i] += a * skip[i];
       }
+      if (u == block.first_unit && block.behind_relu()) skip_back(trial, block, a, grad, inside);
       for (size_t i = 0; i < inside.size(); ++i) inside[i] *= Real(masks[u][i]);
       normalized_back(trial, u, scales, normalized, inside);
     }
-    if (block.skip == pathnet::kIdentity) {
-      for (size_t i = 0; i < inside.size(); ++i) inside[i] += a * grad[i];
-    }
-    if (block.skip == pathnet::kPad) {
-      padded(trial, block, [&](int64_t in, int64_t out) { inside[in] += a * grad[out]; });
-    }
+    if (!block.behind_relu()) skip_back(trial, block, a, grad, inside);
     grad = inside;
   }
   return grad;

@@ -170,6 +170,7 @@ class Judge {
         scales_(trial_.scales, shifted_),
         shifts_(trial_.shifts, shifted_),
         epsilons_(trial_.epsilons, shifted_),
+        biases_(trial_.biases, shifted_),
         routing_(trial_.routing, shifted_),
         straight_(trial_.blocks.size() * 2, shifted_, 1.0f),
         y0_(trial_.y0, shifted_),
@@ -185,9 +186,14 @@ class Judge {
     tolerance_ = bf16 ? kBfloat16 : kFloat32;
     // A plain loop of bf16 numbers is as much farther off as they are shorter.
     cancelled_ = bf16 ? kCancelled * 0x1p16 : kCancelled;
-    if (!tried || tried->backward != kernels_.backward) backward(name + "backward");
-    if (!tried || tried->batch_backward != kernels_.batch_backward ||
-        tried->batch_forward != kernels_.batch_forward) {
+    if (!tried || tried->backward != kernels_.backward) {
+      backward(name + "backward");
+      sums_by_length(name + "sums_by_length");
+    }
+    if (trial_.behind_relu) {
+      // Of which there are no walks of BN mode `batch`.
+    } else if (!tried || tried->batch_backward != kernels_.batch_backward ||
+               tried->batch_forward != kernels_.batch_forward) {
       batch_walks(name);
     }
     tolerance_ = kFloat32;
@@ -195,12 +201,11 @@ class Judge {
     if (!tried || tried->forward != kernels_.forward) forward(name + "forward");
   }
 
-  static Counts counts[4];  // backward, forward, batch_backward, batch_forward
+  static Counts counts[6];  // as `main` names them
 
  private:
   int64_t blocks() const { return int64_t(trial_.blocks.size()); }
   int64_t outputs() const { return trial_.routings * int64_t(trial_.grad.size()); }
-  int64_t inputs() const { return trial_.routings * int64_t(trial_.y0.size()); }
   int several() const { return 2 + int(seed_ % 3); }
 
   Plan plan(const float* scales, const uint8_t* relu_bits) const {
@@ -280,13 +285,13 @@ class Judge {
 
   void judge_backward(Counts& counts, const Walked& walked, const std::vector<Truth>& truths, bool one_exponent) {
     const size_t size = trial_.y0.size() / trial_.batch;
-    for (int64_t r = 0; r < trial_.routings; ++r) {
+    for (int64_t r = 0; r < int64_t(truths.size()); ++r) {
       const auto exponent_at = [&](int64_t s) {
         const int32_t given = trial_.exponent[one_exponent ? 0 : s];
         return walked.exponents[one_exponent ? r : r * trial_.batch + s] - given;
       };
       const auto judge = [&](int64_t first, int64_t last) {
-        const std::string which = text("routing %d, samples %d to %d", int(r), int(first), int(last - 1));
+        const std::string which = text("result %d, samples %d to %d", int(r), int(first), int(last - 1));
         compare(counts, which, truths[r], first * size, (last - first) * size, [&](size_t i) {
           return std::ldexp(double(walked.values[(r * trial_.batch + first) * size + i]),
                             exponent_at(first + int64_t(i / size)));
@@ -301,7 +306,7 @@ class Judge {
         const double norm =
             std::ldexp(walked.norms[r * trial_.batch + s], -exponent_at(s) - trial_.exponent[one_exponent ? 0 : s]);
         if (!(std::fabs(norm - norm_of(own.data(), size)) <= 1e-9 * norm)) {
-          fail(text("routing %d, sample %d: norm %.9e of a gradient of norm %.9e", int(r), int(s), norm,
+          fail(text("result %d, sample %d: norm %.9e of a gradient of norm %.9e", int(r), int(s), norm,
                     norm_of(own.data(), size)));
         }
       }
@@ -338,7 +343,7 @@ class Judge {
     const Plan own = plan(scales_.data(), relu_bits_.data());
     const Packed packed(kernels_, own, Direction::kBackward, true);
     const Walked walked = on_threads<Walked>(counts, name, [&](const Team& team) {
-      Walked made = blank(trial_.batch);
+      Walked made = blank(trial_.routings, trial_.batch);
       BackwardWalk job = {
           own,          packed.data(),   grad_.data(),      exponent_.data(),   routing_.data(),
           trial_.batch, trial_.routings, made.norms.data(), made.values.data(), made.exponents.data()};
@@ -355,6 +360,52 @@ class Judge {
     judge_backward(counts, walked, backward_, false);
   }
 
+  // For each length the sum over its paths, each walked by itself; the factors are those of the first routing.
+  template <class Walk>
+  std::vector<Truth> sums(const Walk& walk) const {
+    std::vector<Truth> made(blocks() + 1,
+                            Truth{std::vector<double>(trial_.y0.size()), std::vector<float>(trial_.y0.size())});
+    for (int64_t code = 0; code < int64_t(1) << blocks(); ++code) {
+      std::vector<float> path(trial_.routing.begin(), trial_.routing.begin() + blocks() * 2);
+      int64_t length = 0;
+      for (int64_t b = 0; b < blocks(); ++b) {
+        const bool through = code >> b & 1;
+        path[2 * b + !through] = 0.0f;
+        length += through;
+      }
+      const std::vector<double> exact = walk(double(), path.data());
+      const std::vector<float> rounded = walk(float(), path.data());
+      for (size_t i = 0; i < exact.size(); ++i) {
+        made[length].values[i] += exact[i];
+        made[length].rounded[i] += rounded[i];
+      }
+    }
+    return made;
+  }
+
+  void sums_by_length(const std::string& name) {
+    doing = name;
+    Counts& counts = Judge::counts[4];
+    const Plan own = plan(scales_.data(), relu_bits_.data());
+    const Packed packed(kernels_, own, Direction::kBackward, true);
+    const Walked walked = on_threads<Walked>(counts, name, [&](const Team& team) {
+      Walked made = blank(blocks() + 1, trial_.batch);
+      BackwardWalk job = {
+          own, packed.data(),     grad_.data(),       exponent_.data(),     routing_.data(), trial_.batch,
+          1,   made.norms.data(), made.values.data(), made.exponents.data()};
+      job.plan.weights = job.plan.scales = nullptr;
+      kernels_.sums_by_length(job, team);
+      norms_alone(team, made.norms, job, kernels_.sums_by_length);
+      return made;
+    });
+    if (sums_.empty()) {
+      sums_ = sums([&](auto zero, const float* routing) {
+        return trial::backward<decltype(zero)>(trial_, routing, trial_.relu_mask, trial_.scales, nullptr);
+      });
+    }
+    judge_backward(counts, walked, sums_, false);
+  }
+
   void forward(const std::string& name) {
     doing = name;
     Counts& counts = Judge::counts[1];
@@ -362,8 +413,9 @@ class Judge {
     const Packed packed(kernels_, own, Direction::kForward, false);
     const auto walk = [&](const Team& team, const Exact<float>& routing, int64_t routings, uint8_t* relu_bits) {
       Exact<float> output(routings * trial_.grad.size(), shifted_, kNan);
-      ForwardWalk job = {own,          packed.data(), shifts_.data(), y0_.data(), routing.data(),
-                         trial_.batch, routings,      output.data(),  relu_bits};
+      ForwardWalk job = {own,           packed.data(),  shifts_.data(), biases_.size() ? biases_.data() : nullptr,
+                         y0_.data(),    routing.data(), trial_.batch,   routings,
+                         output.data(), relu_bits};
       job.plan.weights = nullptr;
       kernels_.forward(job, team);
       return output;
@@ -452,38 +504,45 @@ class Judge {
     Counts& counts = Judge::counts[2];
     const Plan own = plan(tape.scales.data(), tape.relu_bits.data());
     const Packed packed(kernels_, own, Direction::kBackward, false);
-    const Walked walked = on_threads<Walked>(counts, name, [&](const Team& team) {
-      Walked made = blank(1);
-      BatchBackwardWalk job = {own,
-                               packed.data(),
-                               tape.normalized.data(),
-                               grad_.data(),
-                               exponent_[0],
-                               routing_.data(),
-                               trial_.batch,
-                               trial_.routings,
-                               made.norms.data(),
-                               made.values.data(),
-                               made.exponents.data()};
-      job.plan.weights = nullptr;
-      kernels_.batch_backward(job, team);
-      norms_alone(team, made.norms, job, kernels_.batch_backward);
-      return made;
-    });
+    const auto walk = [&](const std::string& which, int64_t routings, int64_t results,
+                          void (*kernel)(const BatchBackwardWalk&, const Team&), Counts& own_counts) {
+      return on_threads<Walked>(own_counts, which, [&](const Team& team) {
+        Walked made = blank(results, 1);
+        BatchBackwardWalk job = {own,
+                                 packed.data(),
+                                 tape.normalized.data(),
+                                 grad_.data(),
+                                 exponent_[0],
+                                 routing_.data(),
+                                 trial_.batch,
+                                 routings,
+                                 made.norms.data(),
+                                 made.values.data(),
+                                 made.exponents.data()};
+        job.plan.weights = nullptr;
+        kernel(job, team);
+        norms_alone(team, made.norms, job, kernel);
+        return made;
+      });
+    };
+    const Walked walked = walk(name, trial_.routings, trial_.routings, kernels_.batch_backward, counts);
     // The walk is linear given what was recorded: its own bits and normalized inputs, which are judged by themselves.
     std::vector<std::vector<uint8_t>> masks = trial_.relu_mask;
     each_bit([&](size_t u, size_t i, size_t byte, int bit) { masks[u][i] = (tape.relu_bits[byte] & bit) != 0; });
     const std::vector<float> scales(tape.scales.data(), tape.scales.data() + tape.scales.size());
-    judge_backward(counts, walked, truths([&](auto zero, const float* routing) {
-                     return trial::backward<decltype(zero)>(trial_, routing, masks, scales, &normalized);
-                   }),
-                   true);
+    const auto truth = [&](auto zero, const float* routing) {
+      return trial::backward<decltype(zero)>(trial_, routing, masks, scales, &normalized);
+    };
+    judge_backward(counts, walked, truths(truth), true);
+    const Walked summed =
+        walk(name + ", sums by length", 1, blocks() + 1, kernels_.batch_sums_by_length, Judge::counts[5]);
+    judge_backward(Judge::counts[5], summed, sums(truth), true);
   }
 
-  Walked blank(int64_t exponents) const {
-    return {{size_t(inputs()), shifted_, kNan},
-            {size_t(trial_.routings * exponents), shifted_, INT32_MIN},
-            {size_t(trial_.routings * trial_.batch), shifted_, double(kNan)}};
+  Walked blank(int64_t results, int64_t exponents) const {
+    return {{size_t(results * int64_t(trial_.y0.size())), shifted_, kNan},
+            {size_t(results * exponents), shifted_, INT32_MIN},
+            {size_t(results * trial_.batch), shifted_, double(kNan)}};
   }
 
   // Where gradients are not wanted, their norms are the same.
@@ -541,16 +600,16 @@ class Judge {
   const bool shifted_;
   const Exact<Block> blocks_;
   const Exact<Unit> units_;
-  const Exact<float> weights_, scales_, shifts_, epsilons_, routing_, straight_, y0_, grad_;
+  const Exact<float> weights_, scales_, shifts_, epsilons_, biases_, routing_, straight_, y0_, grad_;
   const Exact<int32_t> exponent_;
   const Exact<uint8_t> relu_bits_;
   Kernels kernels_;
   double tolerance_, cancelled_;
-  std::vector<Truth> backward_, forward_, batch_forward_;
+  std::vector<Truth> backward_, sums_, forward_, batch_forward_;
   std::unique_ptr<Truths> straight_truths_[2];
 };
 
-Counts Judge::counts[4];
+Counts Judge::counts[6];
 
 }  // namespace
 
@@ -575,9 +634,10 @@ int main(int count, char** arguments) {
   std::string names;
   for (Isa isa : isas) names += std::string(" ") + isa_name(isa);
   std::printf("walks: %d networks on%s\n", trials, names.c_str());
-  const char* walks[] = {"backward", "forward", "batch_backward", "batch_forward"};
-  for (int w = 0; w < 4; ++w) {
-    std::printf("  %-15s %6d walks, largest error %.1e of the norm\n", walks[w], Judge::counts[w].walks,
+  const char* walks[] = {"backward",      "forward",        "batch_backward",
+                         "batch_forward", "sums_by_length", "batch_sums_by_length"};
+  for (int w = 0; w < 6; ++w) {
+    std::printf("  %-20s %6d walks, largest error %.1e of the norm\n", walks[w], Judge::counts[w].walks,
                 Judge::counts[w].worst);
   }
   return 0;

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import SMALL, Case, measured_net, random_net
-from judging import TOLERANCES, check, random_routings, reference_outputs
+from judging import TOLERANCES, check, check_sums, random_routings, reference_outputs
 from oracles import in_float64, relative_error
 from tolerances import FORWARD
 from torch import Tensor
@@ -48,6 +48,16 @@ def test_walks_of_random_networks(seed: int, device: torch.device) -> None:
 def test_walks_of_networks_that_are_measured(seed: int, bn: Any, precision: Any, device: torch.device) -> None:
     net, images, labels = measured_net(seed)
     check(recorded(net, images, labels, device, bn, precision), random_routings(net.n, seed), precision)
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("bn", MODES)
+@pytest.mark.parametrize("seed", range(4))
+def test_sums_by_length_are_those_of_every_path(seed: int, bn: Any, precision: Any, device: torch.device) -> None:
+    net, images, labels = measured_net(seed)
+    tape = recorded(net, images, labels, device, bn, precision)
+    check_sums(tape, torch.ones(net.n, 2), precision)
+    check_sums(tape, random_routings(net.n, seed)[3], precision)
 
 
 @pytest.mark.parametrize("bn", MODES)

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from pathnet.chunks import in_chunks
+from pathnet.engines import unfused
 from pathnet.engines.self_check import disagreement
-from pathnet.engines.tables import blocks_of, unsupported_block, unsupported_form
+from pathnet.engines.tables import blocks_of, post_activation, unsupported_block, unsupported_form
 from pathnet.engines.triton.network import TritonNetwork, network_of
 from pathnet.engines.triton.state import Kept
 from pathnet.models.residual_net import ResidualNet
@@ -104,6 +105,8 @@ class TritonEngine:
             return f"the network is on {device}"
         if precision == "float64":
             return f'no precision="{precision}"'
+        if post_activation(net):
+            return "its activations lie behind the additions"
         reason = unsupported_form(net, bn) or unsupported_side(net)
         return reason or disagreement(self, bn, precision, device)
 
@@ -127,10 +130,16 @@ class TritonEngine:
     def sums_by_length(
         self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
     ) -> tuple[Tensor, Tensor]:
-        raise ValueError(f'engine: {self.name} has no sums by length yet; record with engine="reference"')
+        from pathnet.engines.triton.routed_backward import through_block
+
+        assert isinstance(blocks, TritonRecord)
+        with on_device(grad.device):
+            return unfused.sums_by_length(
+                lambda *block: through_block(blocks.network, blocks.kept, *block), grad, exponent, routing
+            )
 
     def sums_by_length_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
-        raise ValueError(f'engine: {self.name} has no sums by length yet; record with engine="reference"')
+        return unfused.norms_of(*self.sums_by_length(blocks, grad, exponent, routing))
 
     def routed_forward(self, prepared: Prepared, y0: Tensor, routing: Tensor) -> Tensor:
         from pathnet.engines.triton.routed_forward import routed_forward

@@ -85,20 +85,25 @@ class Plan:
 
 
 def plan_backward(
-    blocks: Sequence[FusedBlock], coefficients: Coefficients, batch_mode: bool, paths: Callable[[int, int], int]
+    blocks: Sequence[FusedBlock],
+    coefficients: Coefficients,
+    batch_mode: bool,
+    paths: Callable[[int, int], int],
+    starts: Sequence[int] | None = None,
 ) -> Plan:
     """From the last block to the first.
 
     Args:
+        starts: which gradient each routing starts from; by default all from one. They are the first states.
         batch_mode: whether BN's means wait; rows whose block's gradient waits for different ones never share a tile.
         paths: how many rows a tile of a block's unit holds.
     """
-    return _Planner(blocks, coefficients, batch_mode, paths).backward()
+    return _Planner(blocks, coefficients, batch_mode, paths, starts or [0] * len(coefficients)).backward()
 
 
 def plan_forward(blocks: Sequence[FusedBlock], coefficients: Coefficients) -> Plan:
     """From the first block to the last."""
-    return _Planner(blocks, coefficients, False, lambda block, unit: 1).forward()
+    return _Planner(blocks, coefficients, False, lambda block, unit: 1, [0] * len(coefficients)).forward()
 
 
 class _Planner:
@@ -108,6 +113,7 @@ class _Planner:
         coefficients: Coefficients,
         batch_mode: bool,
         paths: Callable[[int, int], int],
+        starts: Sequence[int],
     ) -> None:
         self.blocks, self.coefficients, self.batch_mode, self.paths = blocks, coefficients, batch_mode, paths
         count = len(coefficients)
@@ -115,7 +121,8 @@ class _Planner:
         self.columns = np.array(coefficients, dtype=np.float64).reshape(count, len(blocks), 2).transpose(1, 2, 0)
         self.plan = Plan(mantissas=[1.0] * count, exponents=[0] * count)
         self.free: list[int] = []
-        self.current = [self._state(NOTHING)] * count
+        first = [self._state(NOTHING) for _ in range(max(starts, default=0) + 1)]
+        self.current = [first[start] for start in starts]
 
     def backward(self) -> Plan:
         for index in reversed(range(len(self.blocks))):

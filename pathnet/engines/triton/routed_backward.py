@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,17 +16,35 @@ from pathnet.engines.triton.network import FusedBlock, TritonNetwork
 from pathnet.engines.triton.plan import Coefficients, Plan, plan_backward
 from pathnet.engines.triton.state import Gradients, Kept, Tables, to_device
 
-__all__ = ["dgrad_paths", "routed_backward", "routed_backward_norms", "start"]
+__all__ = ["dgrad_paths", "routed_backward", "routed_backward_norms", "start", "through_block"]
 
 
 def routed_backward(
     network: TritonNetwork, kept: Kept, grad: Tensor, exponent: Tensor, coefficients: Coefficients
 ) -> tuple[Tensor, Tensor]:
     """The scaled gradients at ``y_0``: float32 [P, B, C, H, W] and int32 [P, B] or [P, 1]."""
-    plan, gradients = _walk(network, kept, grad, exponent, coefficients)
-    finals = _finals(plan, grad.device)
+    return _arrived(network, kept, *_walk(network, kept, grad[None], exponent[None], coefficients))
+
+
+def through_block(
+    network: TritonNetwork,
+    kept: Kept,
+    index: int,
+    grads: Tensor,
+    exponents: Tensor,
+    ways: Sequence[tuple[float, float]],
+) -> tuple[Tensor, Tensor]:
+    """Each of the scaled gradients [g, B, C, H, W] at a block's output by its own (a, c) to the block's input."""
+    alone = replace(network, blocks=[network.blocks[index]])
+    plan, gradients = _walk(alone, kept, grads, exponents, [[way] for way in ways], range(len(ways)))
+    return _arrived(alone, kept, plan, gradients)
+
+
+def _arrived(network: TritonNetwork, kept: Kept, plan: Plan, gradients: Gradients) -> tuple[Tensor, Tensor]:
+    device = gradients.values.device
+    finals = _finals(plan, device)
     values = arrived(gradients, kept, finals, network.blocks[0].given, torch.float32).permute(0, 1, 4, 2, 3)
-    mantissas = to_device(torch.tensor(plan.mantissas), grad.device)
+    mantissas = to_device(torch.tensor(plan.mantissas), device)
     return scaling.rescale(
         (values * mantissas[:, None, None, None, None]).contiguous(), _exponents(plan, gradients, finals)
     )
@@ -35,7 +54,7 @@ def routed_backward_norms(
     network: TritonNetwork, kept: Kept, grad: Tensor, exponent: Tensor, coefficients: Coefficients
 ) -> Tensor:
     """float64 [P, B]: the norms of the samples' slices."""
-    plan, gradients = _walk(network, kept, grad, exponent, coefficients)
+    plan, gradients = _walk(network, kept, grad[None], exponent[None], coefficients)
     finals = _finals(plan, grad.device)
     squares = squared_norms(gradients, kept, finals, network.blocks[0].given)
     mantissas = to_device(torch.tensor(plan.mantissas, dtype=torch.float64).abs(), grad.device)
@@ -44,11 +63,17 @@ def routed_backward_norms(
 
 
 def _walk(
-    network: TritonNetwork, kept: Kept, grad: Tensor, exponent: Tensor, coefficients: Coefficients
+    network: TritonNetwork,
+    kept: Kept,
+    grads: Tensor,
+    exponents: Tensor,
+    coefficients: Coefficients,
+    starts: Sequence[int] | None = None,
 ) -> tuple[Plan, Gradients]:
-    plan = plan_backward(network.blocks, coefficients, network.bn == "batch", dgrad_paths(network.blocks))
-    gradients = start(network, plan, Tables(plan, grad.device), grad, sums=network.bn == "batch")
-    gradients.exponents[0] = exponent
+    """From the scaled gradients [g, B, C, H, W], of which each routing starts from one."""
+    plan = plan_backward(network.blocks, coefficients, network.bn == "batch", dgrad_paths(network.blocks), starts)
+    gradients = start(network, plan, Tables(plan, grads.device), grads, sums=network.bn == "batch")
+    gradients.exponents[: len(exponents)] = exponents
     for task in plan.launches:
         dgrad(gradients, kept, network.blocks[task.block], task)
     return plan, gradients
@@ -59,13 +84,13 @@ def dgrad_paths(blocks: Sequence[FusedBlock]) -> Callable[[int, int], int]:
     return lambda block, unit: dgrad_tile(blocks[block].convolutions[unit]).paths
 
 
-def start(network: TritonNetwork, plan: Plan, tables: Tables, grad: Tensor, sums: bool) -> Gradients:
-    """The states of a walk, ``grad`` [B, C, H, W] in the first of them.
+def start(network: TritonNetwork, plan: Plan, tables: Tables, grads: Tensor, sums: bool) -> Gradients:
+    """The states of a walk, ``grads`` [g, B, C, H, W] in the first of them.
 
     Args:
         sums: whether BN's two sums are wanted.
     """
-    batch, device, states, by_batch = len(grad), grad.device, len(plan.slots), network.bn == "batch"
+    batch, device, states, by_batch = grads.shape[1], grads.device, len(plan.slots), network.bn == "batch"
     room = _room(network, plan, batch)
     width = 1 if by_batch else batch
     gradients = Gradients(
@@ -81,7 +106,8 @@ def start(network: TritonNetwork, plan: Plan, tables: Tables, grad: Tensor, sums
         batch,
         by_batch,
     )
-    gradients.values[plan.slots[0], : grad.numel()] = grad.permute(0, 2, 3, 1).reshape(-1).to(network.walk_dtype)
+    for slot, grad in zip(plan.slots, grads, strict=False):
+        gradients.values[slot, : grad.numel()] = grad.permute(0, 2, 3, 1).reshape(-1).to(network.walk_dtype)
     return gradients
 
 

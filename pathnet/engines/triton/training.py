@@ -87,7 +87,7 @@ def block_backward(
     """
     block = network.blocks[0]
     plan, tables = _backward_plan(_Key(network, grad.device), a, c)
-    gradients = start_backward(network, plan, tables, grad * 2.0 ** plan.exponents[0], sums=True)
+    gradients = start_backward(network, plan, tables, grad[None] * 2.0 ** plan.exponents[0], sums=True)
     # Inside the module gradients have neither c nor the power of two that the plan takes out of a and c.
     inner, skipped = c * 2.0 ** -plan.exponents[0], a * 2.0 ** -plan.exponents[0]
     weights: dict[int, Tensor] = {}

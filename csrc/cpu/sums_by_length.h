@@ -1,0 +1,163 @@
+// Walks all paths back at once, BN mode `running`: the sums by length of the gradients of all 2^n paths.
+//
+// Coefficient k of the product of a * skip^T + x * c * module^T, block after block from the last to the first, is the
+// sum over the paths of length k: G_k <- a * skip^T(G_k) + c * module^T(G_{k-1}), n (n + 1) / 2 modules in all. A
+// thread carries one sample with all its coefficients, a few of which go through a block together, so that weights
+// are read once for them. From the highest on they are updated in place: G_{k-1} is read before it is written.
+//
+// What is held are n + 1 images a thread: 55 of 74 KB in stage 1 of ResNet-110, 4 MB, which stay in the third level
+// of cache. Of 9.4 million multiply-adds a module there, 192 KB are read and written: at a rate of 0.5 TFLOP/s a
+// thread 5 GB/s.
+//
+// Each coefficient has its own power of two; where two meet, the larger one decides.
+#pragma once
+
+#include "block_backward.h"
+
+namespace pathnet {
+namespace PATHNET_ISA_NAMESPACE {
+namespace {
+
+template <class Convolver>
+class SumsByLength {
+ public:
+  using Element = typename Convolver::Element;
+
+  SumsByLength(const BackwardWalk& job, const Network& network, const Packed<Convolver>& packed)
+      : job_(job),
+        network_(network),
+        block_(network, packed),
+        sums_(network, job.plan.block_count + 1),
+        operands_(network, 2 * kMostSamples),
+        states_(job.plan.block_count + 1) {}
+
+  void walk(int64_t sample) {
+    const int64_t n = network_.plan.block_count;
+    const Image& image = network_.ends[n];
+    which_ = 0;
+    std::fill(states_.begin(), states_.end(), State{0, 0.0f});
+    from_planes(image, job_.grad + sample * image.channels * image.height * image.width, sum(n, 0));
+    states_[0].exponent = job_.exponent[sample];
+    settle(n, 0, largest_in(sum(n, 0), image.pixels() * image.padded()));
+    const uint8_t* bits = network_.plan.relu_bits + sample * network_.plan.bits_stride;
+    for (int64_t b = n - 1; b >= 0; --b) step(b, n - 1 - b, bits);
+    finish(sample);
+  }
+
+ private:
+  struct State {
+    int32_t exponent;
+    float largest;
+    bool zero() const { return largest == 0.0f; }
+  };
+
+  // Of the set that is live at a block's end.
+  float* sum(int64_t end, int64_t k) { return set(end, k, which_); }
+  float* set(int64_t end, int64_t k, int which) {
+    return sums_.main(network_.end_shape[end], k, which, network_.ends[end]);
+  }
+
+  // From the coefficients 0 to `top` at the block's output to 0 to `top` + 1 at its input.
+  void step(int64_t b, int64_t top, const uint8_t* bits) {
+    const Block& block = network_.block(b);
+    const float a = job_.routing[2 * b], c = job_.routing[2 * b + 1];
+    const int from = which_;
+    const bool same = network_.end_shape[b] == network_.end_shape[b + 1];
+    if (!block.skips_by_identity()) which_ = same ? 1 - which_ : 0;
+    const int64_t together = samples_together<Convolver>(network_, b);
+    for (int64_t last = top + 1; last >= 0; last -= together) {
+      const int64_t first = std::max<int64_t>(last - together + 1, 0), count = last - first + 1;
+      Way<Convolver> ways[kMostSamples];
+      State made[kMostSamples];
+      for (int64_t k = first; k <= last; ++k) ways[k - first] = way(block, b, from, k, top, a, c, &made[k - first]);
+      for (int64_t i = 0; i < count; ++i) ways[i].bits = bits;
+      // The gradient that only passes by an identity stays as it is.
+      const bool stays = first == 0 && block.skip == kIdentity && a == 1.0f;
+      block_.apply(b, ways + stays, count - stays);
+      for (int64_t i = stays; i < count; ++i) {
+        states_[first + i] = made[i];
+        settle(b, first + i, ways[i].largest);
+      }
+    }
+  }
+
+  // Coefficient k behind the block, of those up to `top` before it.
+  Way<Convolver> way(const Block& block, int64_t b, int from, int64_t k, int64_t top, float a, float c, State* made) {
+    const bool skips = a != 0.0f && k <= top && !states_[k].zero();
+    const bool resides = c != 0.0f && k > 0 && !states_[k - 1].zero();
+    const int32_t skip = skips ? states_[k].exponent : INT32_MIN;
+    const int32_t residual = resides ? states_[k - 1].exponent : INT32_MIN;
+    made->exponent = skips || resides ? std::max(skip, residual) : 0;
+    Way<Convolver> own = {};
+    own.target = sum(b, k);
+    const int64_t slot = 2 * (k % kMostSamples);
+    if (skips) {
+      own.a = std::ldexp(a, difference(skip, made->exponent));
+      own.skip = set(b + 1, k, from);
+      if (block.skip == kProjection) own.skip_operand = operand(b + 1, own.skip, slot, false);
+    }
+    if (resides) {
+      own.c = std::ldexp(c, difference(residual, made->exponent));
+      // A module of one convolution would read what another's has overwritten.
+      own.residual = operand(b + 1, set(b + 1, k - 1, from), slot + 1, block.unit_count == 1);
+    }
+    return own;
+  }
+
+  static int difference(int32_t exponent, int32_t most) {
+    return int(std::max<int64_t>(int64_t(exponent) - most, -1000));
+  }
+
+  const Element* operand(int64_t end, const float* values, int64_t slot, bool copied) {
+    const Image& image = network_.ends[end];
+    if constexpr (Convolver::kFloats) {
+      if (!copied) return values;
+    }
+    Element* made = operands_.inner(network_.end_shape[end], slot, 0, image);
+    encode<Convolver>(image, values, image, made);
+    return made;
+  }
+
+  void settle(int64_t end, int64_t k, float largest) {
+    int power;
+    states_[k].largest = largest;
+    if (!out_of_range(largest, &power)) return;
+    times_power(network_.ends[end], sum(end, k), -power);
+    states_[k].exponent += power;
+    states_[k].largest = std::ldexp(largest, -power);
+  }
+
+  void finish(int64_t sample) {
+    const Image& image = network_.ends[0];
+    const int64_t size = image.channels * image.height * image.width;
+    for (int64_t k = 0; k <= network_.plan.block_count; ++k) {
+      const int64_t place = k * job_.batch + sample;
+      job_.norms[place] = std::ldexp(std::sqrt(sum_of_squares(image, sum(0, k))), states_[k].exponent);
+      if (job_.grad_input == nullptr) continue;
+      to_planes(image, sum(0, k), job_.grad_input + place * size);
+      job_.exponent_input[place] = states_[k].exponent;
+    }
+  }
+
+  const BackwardWalk& job_;
+  const Network& network_;
+  BlockBackward<Convolver> block_;
+  Buffers<Convolver> sums_, operands_;
+  std::vector<State> states_;
+  int which_ = 0;
+};
+
+template <class Convolver>
+void walk_sums_by_length(const BackwardWalk& job, const Team& team) {
+  const Network network = make_network(job.plan, true, false);
+  const Packed<Convolver> packed(network, job.packed);
+  take_in_turn(team, job.batch, [&](int, const auto& next, int64_t count) {
+    const FlushDenormals flush;
+    SumsByLength<Convolver> walker(job, network, packed);
+    for (int64_t sample; (sample = next()) < count;) walker.walk(sample);
+  });
+}
+
+}  // namespace
+}  // namespace PATHNET_ISA_NAMESPACE
+}  // namespace pathnet

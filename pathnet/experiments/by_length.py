@@ -1,0 +1,172 @@
+"""All 2^n paths of a network, by their lengths: exact sums, and signed estimates of their sums of squares, as rows of
+a run of path gradients.
+
+Sampled paths (`pathnet.experiments.path_gradients`) tell how large single gradients are; only their sums tell how
+much of that cancels.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pathnet import results
+from pathnet.tape import Tape
+from pathnet.training import Progress
+
+__all__ = ["MOST_DRAWS", "ExactSum", "SignedDraw", "measure_exact", "measure_signed"]
+
+PART_SECONDS = 30.0
+MOST_DRAWS = 1_000_000
+"""On one batch: draw j on batch b is the tape's draw number b * MOST_DRAWS + j, so that no two are the same."""
+
+Record = Callable[[int], Tape]
+"""Records batch number b."""
+
+
+@dataclass(frozen=True)
+class ExactSum:
+    """The exact sum G_k of the gradients of all paths of one length on one batch: a row of a run.
+
+    Attributes:
+        length: k, 0 to n.
+        norm: of G_k.
+        next_cosine: between G_k and G_{k+1}; NaN at length n, and where one of them is zero.
+        full_cosine: between G_k and the ordinary gradient G, the sum of all.
+        share: of G that G_k explains, ``<G_k, G> / |G|^2``.
+        left: ``|G - G_0 - ... - G_k| / |G|``: what the lengths up to k leave of G.
+        full_norm: of G, the same in all rows of a batch.
+        engine: the engine that measured.
+    """
+
+    PART: ClassVar[str] = "exact"
+    MEASURED: ClassVar[tuple[str, ...]] = (
+        "norm",
+        "next_cosine",
+        "full_cosine",
+        "share",
+        "left",
+        "full_norm",
+        "engine",
+    )
+
+    batch: int
+    length: int
+    norm: float
+    next_cosine: float
+    full_cosine: float
+    share: float
+    left: float
+    full_norm: float
+    engine: str
+
+
+@dataclass(frozen=True)
+class SignedDraw:
+    """One signed draw's estimate for one length on one batch: a row of a run.
+
+    Attributes:
+        draw: its number on the batch, from 0.
+        length: k, 0 to n.
+        squared_norm: estimates the sum over all paths of length k of the squared norms of their gradients.
+        engine: the engine that measured.
+    """
+
+    PART: ClassVar[str] = "signed"
+    MEASURED: ClassVar[tuple[str, ...]] = ("squared_norm", "engine")
+
+    batch: int
+    draw: int
+    length: int
+    squared_norm: float
+    engine: str
+
+
+def measure_exact(run: results.Run, batches: int, record: Record, progress: Progress | None = None) -> None:
+    """Adds the exact sums of the batches 0 to ``batches`` - 1 that the run lacks.
+
+    What has been measured is written every half minute, at the end, and on an interrupt.
+
+    Raises:
+        ValueError: a sum is not finite.
+    """
+    known = {row.batch for row in run.rows(ExactSum)}
+    _add(run, batches, [b for b in range(batches) if b not in known], lambda b: _exact(record(b), b), progress)
+
+
+def measure_signed(
+    run: results.Run, batches: int, draws: int, seed: int, record: Record, progress: Progress | None = None
+) -> None:
+    """Adds the signed draws 0 to ``draws`` - 1 on each of the batches 0 to ``batches`` - 1 that the run lacks.
+
+    What has been measured is written every half minute, at the end, and on an interrupt.
+
+    Args:
+        seed: of the signs.
+
+    Raises:
+        ValueError: an estimate is not finite.
+    """
+    known = {(row.batch, row.draw) for row in run.rows(SignedDraw)}
+    missing = {b: own for b in range(batches) if (own := [j for j in range(draws) if (b, j) not in known])}
+    _add(run, batches, missing, lambda b: _signed(record(b), b, missing[b], seed), progress)
+
+
+def _exact(tape: Tape, batch: int) -> list[ExactSum]:
+    found = tape.compare_lengths()
+    columns = (found.norm, found.full_cosine, found.share, found.left)
+    next_cosine = [*found.next_cosine.tolist(), math.nan]
+    _check_finite(tape, batch, found.norm.tolist())
+    return [
+        ExactSum(batch, length, norm, after, full_cosine, share, left, found.full_norm, tape.engine)
+        for length, (after, norm, full_cosine, share, left) in enumerate(
+            zip(next_cosine, *(column.tolist() for column in columns), strict=True)
+        )
+    ]
+
+
+def _signed(tape: Tape, batch: int, draws: list[int], seed: int) -> list[SignedDraw]:
+    """The draws from the first that is missing on, in one call; what the run has already is not added again."""
+    first, last = draws[0], draws[-1]
+    found = tape.squared_norms_by_length(last - first + 1, seed, batch * MOST_DRAWS + first)
+    rows = []
+    for draw in draws:
+        values = found[draw - first].tolist()
+        _check_finite(tape, batch, values)
+        rows += [SignedDraw(batch, draw, length, value, tape.engine) for length, value in enumerate(values)]
+    return rows
+
+
+def _check_finite(tape: Tape, batch: int, values: list[float]) -> None:
+    wrong = [length for length, value in enumerate(values) if not math.isfinite(value)]
+    if wrong:
+        raise ValueError(
+            f"engine: {tape.engine} gave a norm of {values[wrong[0]]} on batch {batch}, length {wrong[0]}; "
+            "expected a finite one"
+        )
+
+
+def _add(
+    run: results.Run,
+    batches: int,
+    missing: Iterable[int],
+    rows_of: Callable[[int], list[ExactSum] | list[SignedDraw]],
+    progress: Progress | None,
+) -> None:
+    missing = list(missing)
+    done, waiting, written = batches - len(missing), list[results.Row](), time.monotonic()
+    try:
+        for batch in missing:
+            rows = rows_of(batch)
+            waiting += rows
+            done += 1
+            if progress is not None:
+                progress(done, batches, f"batches, engine {rows[0].engine}")
+            if time.monotonic() - written >= PART_SECONDS:
+                run.add_rows(waiting)
+                waiting, written = [], time.monotonic()
+    finally:
+        run.add_rows(waiting)

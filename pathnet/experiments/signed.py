@@ -1,0 +1,166 @@
+"""When not to trust the mean of signed draws (`Tape.squared_norms_by_length`), length by length.
+
+A mean of S draws tells little where rare draws that were never seen hold most of the expectation. Two signs of that:
+
+- The tail of the draws that were seen. The generalised Pareto distribution that fits the largest has an index k-hat,
+  and means of S draws settle where it is below min(1 - 1 / log10(S), 0.7) (Vehtari, Simpson, Gelman, Yao and Gabry,
+  "Pareto smoothed importance sampling", JMLR 2024, section 3).
+- Alignment. Where the gradients of all C(n, k) paths point one way, a draw is the square of the Krawtchouk polynomial
+  K_k(m) of the number m of minus signs. Most of its expectation can then lie in draws too rare to be seen, while
+  those that are seen look harmless. The exact sum G_k tells how much can hide so: ``|G_k|^2 / C(n, k)``, which by
+  Cauchy and Schwarz the sum of squares cannot be below.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["Judgement", "aligned_variances", "judge", "tail_index"]
+
+FEWEST_IN_TAIL = 5
+LITTLE = 0.25
+ERROR = 0.5
+SAME = 1e-4
+"""Draws that differ by less, relative to the largest, differ by rounding."""
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What signed draws came to. Arrays are of [n + 1], for the lengths 0 to n.
+
+    Attributes:
+        draws: how many.
+        mean: float64, the estimate of the sum over all paths of a length of squared norms.
+        error: float64, the relative standard error of the mean; NaN of a single draw.
+        tail: float64, k-hat; infinity where there are too few draws to tell, minus infinity where all are equal.
+        threshold: what k-hat must be below.
+        aligned: float64, ``|G_k|^2 / C(n, k)`` over the mean on the same batches, which is about the mean cosine
+            between two paths of the length; NaN where the exact sums are not known.
+        needed: float64, the draws whose mean has a relative standard error of 1/2 where all paths are aligned.
+    """
+
+    draws: int
+    mean: Array
+    error: Array
+    tail: Array
+    threshold: float
+    aligned: Array
+    needed: Array
+
+    @property
+    def trusted(self) -> NDArray[np.bool_]:
+        """bool [n + 1]: whether the mean can be trusted: its tail is light, and there are as many draws as aligned
+        paths need, or alignment holds at most a quarter of the mean."""
+        return (self.tail < self.threshold) & ((self.draws >= self.needed) | (self.aligned <= LITTLE))
+
+
+def judge(
+    squared_norms: Tensor | Array, sums: Tensor | Array | None = None, batch: NDArray[np.int64] | None = None
+) -> Judgement:
+    """By length, whether the mean of signed draws can be trusted.
+
+    Args:
+        squared_norms: float64 [draws, n + 1], of `Tape.squared_norms_by_length`.
+        sums: float64 [n + 1], or [draws, n + 1] where there are several batches: the squared norms of the exact sums
+            by length; NaN for batches without. Where none is known the paths may all be aligned, and lengths that
+            then need more draws are not trusted.
+        batch: [draws], the batch that each was made on, where there are several: draws on one batch share what the
+            batch has of its own, and the standard error is that of whole batches.
+
+    Raises:
+        ValueError: there are no draws, a draw is negative or not finite, or ``sums`` has another shape.
+    """
+    draws = np.asarray(squared_norms, np.float64)
+    if draws.ndim != 2 or not len(draws):
+        raise ValueError(f"squared_norms: expected shape [draws, n + 1] with at least one draw, got {draws.shape}")
+    if not (np.isfinite(draws) & (draws >= 0)).all():
+        raise ValueError("squared_norms: expected finite squares, got some that are negative, infinite or NaN")
+    n = draws.shape[1] - 1
+    known = np.full(n + 1, np.nan) if sums is None else np.asarray(sums, np.float64)
+    if known.shape not in ((n + 1,), draws.shape):
+        raise ValueError(f"sums: expected shape [{n + 1}] (as many as lengths) or {draws.shape}, got {known.shape}")
+    largest = draws.max(0)
+    scaled = draws / np.where(largest > 0, largest, 1.0)
+    mean = scaled.mean(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error = _standard_error(scaled, batch) / mean
+        beside = np.isfinite(np.broadcast_to(known, draws.shape))
+        ratio = np.where(beside, known / largest, 0).sum(0) / np.where(beside, scaled, 0).sum(0)
+        aligned = ratio / [float(math.comb(n, k)) for k in range(n + 1)]
+    tail = np.array([tail_index(column) for column in scaled.T])
+    count = len(draws)
+    threshold = min(1 - 1 / np.log10(count), 0.7) if count > 1 else -np.inf
+    needed = np.array(aligned_variances(n)) / ERROR**2
+    return Judgement(count, mean * largest, error, tail, float(threshold), aligned, needed)
+
+
+@cache
+def aligned_variances(n: int) -> tuple[float, ...]:
+    """The relative variance of one signed draw where the gradients of all paths of a length are equal, by length.
+
+    With m minus signs among n a draw is then K_k(m)^2, K_k the Krawtchouk polynomial: the coefficient of x^k in
+    ``(1 - x)^m (1 + x)^(n - m)``; and m is binomial. Integers throughout, since the sums cancel.
+    """
+    fourth = [0] * (n + 1)
+    for m in range(n + 1):
+        before, own, ways = 0, 1, math.comb(n, m)
+        for k in range(n + 1):
+            fourth[k] += ways * own**4
+            # The recurrence (k + 1) K_{k+1} = (n - 2m) K_k - (n - k + 1) K_{k-1}.
+            before, own = own, ((n - 2 * m) * own - (n - k + 1) * before) // (k + 1)
+    squares = [math.comb(n, k) ** 2 << n for k in range(n + 1)]
+    return tuple((power - square) / square for power, square in zip(fourth, squares, strict=True))
+
+
+def _standard_error(values: Array, batch: NDArray[np.int64] | None) -> Array:
+    """[n + 1], of the means of values [draws, n + 1]; where there are several batches, from the batches' sums."""
+    number = np.zeros(len(values), np.int64) if batch is None else np.unique(batch, return_inverse=True)[1]
+    batches = number.max() + 1
+    parts = values - values.mean(0)
+    if batches > 1:
+        sums = np.zeros((batches, values.shape[1]))
+        np.add.at(sums, number, parts)
+        parts = sums
+    if len(parts) < 2:
+        return np.full(values.shape[1], np.nan)
+    return np.asarray(np.sqrt((parts**2).sum(0) * len(parts) / (len(parts) - 1)) / len(values))
+
+
+def tail_index(values: Array) -> float:
+    """k-hat of the largest of some values [S] of at least 0: those of the min(S / 5, 3 sqrt(S)) largest that exceed
+    the others. Minus infinity where all values are equal, infinity where fewer than five are left."""
+    largest = values.max()
+    if largest - values.min() <= SAME * largest:
+        return -np.inf
+    ordered = np.sort(values)
+    count = int(np.ceil(min(len(values) / 5, 3 * np.sqrt(len(values)))))
+    excess = ordered - ordered[-count - 1] if count < len(values) else ordered
+    excess = excess[excess > 0]
+    return _pareto_index(excess) if len(excess) >= FEWEST_IN_TAIL else np.inf
+
+
+def _pareto_index(excess: Array) -> float:
+    """The index of the generalised Pareto distribution that fits sorted positive values.
+
+    Zhang and Stephens, "A new and efficient estimation method for the generalized Pareto distribution", Technometrics
+    2009: the mean of theta = -k / sigma under its profile likelihood and a prior that the values scale. Then drawn
+    towards 1/2 with the weight of ten values (Vehtari et al. 2024, appendix).
+    """
+    count = len(excess)
+    points = 30 + int(np.sqrt(count))
+    quartile = excess[int(count / 4 + 0.5) - 1]
+    steps = np.arange(1, points + 1) - 0.5
+    theta = 1 / excess[-1] + (1 - np.sqrt(points / steps)) / (3 * quartile)
+    index = np.log1p(-theta[:, None] * excess).mean(1)
+    likelihood = count * (np.log(-theta / index) - index - 1)
+    weight = np.exp(likelihood - likelihood.max())
+    best = (theta * weight).sum() / weight.sum()
+    return float((count * np.log1p(-best * excess).mean() + 10 * 0.5) / (count + 10))

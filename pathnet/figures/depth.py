@@ -1,0 +1,41 @@
+"""The effective depth over the steps of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from pathnet.effective_depth import Depth
+from pathnet.figures.style import BLUE, DARK, LIGHT, MIDDLE, panels, saved
+
+__all__ = ["figure_depth"]
+
+
+def figure_depth(rows: Sequence[Depth], title: str, path_stem: str | Path) -> list[Path]:
+    """Depth, the lengths that hold 95 %, and the length that explains half of the gradient; beside them the loss.
+
+    Raises:
+        ValueError: no row holds a depth.
+    """
+    known = [row for row in rows if np.isfinite(row.depth)]
+    if not known:
+        raise ValueError("rows: expected a measured depth, got none")
+    steps, depth, first, last, half, loss = np.array(
+        [(row.step, row.depth, row.first, row.last, row.half, row.loss) for row in known]
+    ).T
+    figure, (lengths, losses) = panels(title, 2, width=5.5)
+    lengths.fill_between(steps, first, last, color=LIGHT, linewidth=0, label="lengths that hold 95 %")
+    lengths.plot(steps, depth, "o-", color=BLUE, markersize=3, linewidth=1, label="effective depth")
+    lengths.plot(steps, np.where(half < 0, np.nan, half), "s:", color=MIDDLE, markersize=3, linewidth=1, label="half")
+    lengths.set_ylabel("path length (modules)")
+    lengths.set_ylim(0, 1.3 * max(last.max(), 1))
+    lengths.legend(fontsize=8, frameon=False, loc="upper right")
+    losses.plot(steps, loss, "o-", color=DARK, markersize=3, linewidth=1)
+    losses.set_ylabel("loss of the batch")
+    for axes in (lengths, losses):
+        axes.set_xlabel("training step")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    return saved(figure, path_stem)
