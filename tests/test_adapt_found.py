@@ -105,6 +105,23 @@ def test_post_activation_forms() -> None:
     assert [len(block.post_activation_form().convs) for block in found("control flow")] == [1, 2, 1]
 
 
+@pytest.mark.parametrize("name", ["basic", "bottleneck", "control flow"])
+def test_a_strangers_post_activation_blocks_go_through_the_fast_engine(name: str) -> None:
+    stranger = BY_NAME[name]
+    model, (images, labels) = stranger.model(3).float(), stranger.batch()
+    net = pathnet.adapt(model, images.float())
+    codes = pathnet.paths.enumerate_all(net.n)
+    slow, fast = (
+        pathnet.record(net, images.float(), labels, engine=engine).path_gradient_norms(codes)
+        for engine in ("reference", "cpu")
+    )
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=0)
+    outputs = pathnet.Recorder(net, engine="cpu").routed_outputs(images.float(), pathnet.paths.routing(codes))
+    expected = pathnet.Recorder(net, engine="reference").routed_outputs(images.float(), pathnet.paths.routing(codes))
+    torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
+    assert "engine cpu: serves" in str(net)
+
+
 def test_a_block_whose_input_is_no_relus_has_no_post_activation_form() -> None:
     torch.manual_seed(0)
     model = ResNet([Basic(4, 4), Basic(4, 4)], 4, 4)
