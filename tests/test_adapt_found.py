@@ -17,6 +17,7 @@ from strangers import (
     Bottleneck,
     Functional,
     LanguageModel,
+    Parallel,
     Preactivated,
     PreactResNet,
     ResNet,
@@ -105,6 +106,19 @@ def test_post_activation_forms() -> None:
     assert [len(block.post_activation_form().convs) for block in found("control flow")] == [1, 2, 1]
 
 
+def test_hooks_and_live_dropout_take_a_block_its_form() -> None:
+    torch.manual_seed(0)
+    hooked = Preactivated(4, 4)
+    model = PreactResNet([Preactivated(4, 4), hooked], 4, 4).train()
+    model.layers[0].bn2 = nn.Sequential(nn.Dropout(0.5), model.layers[0].bn2)
+    net = pathnet.adapt(model, torch.randn(2, 3, 9, 9))
+    assert [block.fused_form() is None for block in net] == [True, False]
+    net.eval()
+    assert [block.fused_form() is None for block in net] == [False, False]
+    hooked.conv1.register_forward_hook(lambda _, __, output: 2 * output)
+    assert [block.fused_form() is None for block in net] == [False, True]
+
+
 @pytest.mark.parametrize("name", ["basic", "bottleneck", "control flow"])
 def test_a_strangers_post_activation_blocks_go_through_the_fast_engine(name: str) -> None:
     stranger = BY_NAME[name]
@@ -128,6 +142,8 @@ def test_a_block_whose_input_is_no_relus_has_no_post_activation_form() -> None:
     model.relu = nn.Tanh()
     net = pathnet.adapt(model)
     assert [block.post_activation_form() is None for block in net] == [True, False]
+    between = pathnet.adapt(ResNet([Basic(4, 4), Parallel(4), Basic(4, 4)], 4, 4))
+    assert [block.post_activation_form() is None for block in between] == [False, True, True]
     copied = copy.deepcopy(net)
     assert [block.post_activation_form() is None for block in copied] == [True, False]
     assert copied.blocks[1].post_activation_form().convs[0] is not net.blocks[1].post_activation_form().convs[0]
