@@ -31,7 +31,7 @@ test: install
 	$(RUN) -m pytest $(PARALLEL)
 
 # Networks of torchvision, timm and transformers, through the library that `make install` built, in another torch.
-TRACED := tests/test_exported.py tests/test_tokens.py tests/test_readme.py
+TRACED := $(wildcard tests/test_adapt*.py) tests/test_exported.py tests/test_tokens.py tests/test_readme.py
 test-interop: install $(INTEROP)/installed
 	$(INTEROP)/bin/python -m pytest -n auto --dist worksteal tests/interop $(TRACED)
 

@@ -14,7 +14,8 @@ from pathnet.models.tracing.blocks import TracedBlock
 from pathnet.models.tracing.by_hand import Part, assembled, inlined, inside, submodules
 from pathnet.models.tracing.dissect import Dissection, dissect
 from pathnet.models.tracing.examples import examples
-from pathnet.models.tracing.graphs import attempts, differs, first_line, untouched, untraceable
+from pathnet.models.tracing.graphs import differs, first_line
+from pathnet.models.tracing.tracers import attempts, untouched, untraceable
 from pathnet.record import full_precision
 
 __all__ = ["AdaptedNet", "adapt"]

@@ -44,6 +44,7 @@ def _unswitched() -> Iterator[None]:
 def test_every_path_equals_the_loop_in_the_models_own_code(stranger: Stranger) -> None:
     model, net = adapted(stranger)
     assert net.n == len(sites(model)) <= 6
+    assert net.traced_by == ("torch.export" if stranger.name == "control flow" else "torch.fx")
     tape = pathnet.record(net, *stranger.batch(), precision="float64", at=stranger.at)  # type: ignore[arg-type]
     codes = pathnet.paths.enumerate_all(net.n)
     walked = tape.path_gradients(codes)

@@ -17,6 +17,7 @@ from strangers import (
     Bottleneck,
     Functional,
     LanguageModel,
+    Parallel,
     Preactivated,
     PreactResNet,
     ResNet,
@@ -105,12 +106,44 @@ def test_post_activation_forms() -> None:
     assert [len(block.post_activation_form().convs) for block in found("control flow")] == [1, 2, 1]
 
 
+def test_hooks_and_live_dropout_take_a_block_its_form() -> None:
+    torch.manual_seed(0)
+    hooked = Preactivated(4, 4)
+    model = PreactResNet([Preactivated(4, 4), hooked], 4, 4).train()
+    model.layers[0].bn2 = nn.Sequential(nn.Dropout(0.5), model.layers[0].bn2)
+    net = pathnet.adapt(model, torch.randn(2, 3, 9, 9))
+    assert [block.fused_form() is None for block in net] == [True, False]
+    net.eval()
+    assert [block.fused_form() is None for block in net] == [False, False]
+    hooked.conv1.register_forward_hook(lambda _, __, output: 2 * output)
+    assert [block.fused_form() is None for block in net] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["basic", "bottleneck", "control flow"])
+def test_a_strangers_post_activation_blocks_go_through_the_fast_engine(name: str) -> None:
+    stranger = BY_NAME[name]
+    model, (images, labels) = stranger.model(3).float(), stranger.batch()
+    net = pathnet.adapt(model, images.float())
+    codes = pathnet.paths.enumerate_all(net.n)
+    slow, fast = (
+        pathnet.record(net, images.float(), labels, engine=engine).path_gradient_norms(codes)
+        for engine in ("reference", "cpu")
+    )
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=0)
+    outputs = pathnet.Recorder(net, engine="cpu").routed_outputs(images.float(), pathnet.paths.routing(codes))
+    expected = pathnet.Recorder(net, engine="reference").routed_outputs(images.float(), pathnet.paths.routing(codes))
+    torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
+    assert "engine cpu: serves" in str(net)
+
+
 def test_a_block_whose_input_is_no_relus_has_no_post_activation_form() -> None:
     torch.manual_seed(0)
     model = ResNet([Basic(4, 4), Basic(4, 4)], 4, 4)
     model.relu = nn.Tanh()
     net = pathnet.adapt(model)
     assert [block.post_activation_form() is None for block in net] == [True, False]
+    between = pathnet.adapt(ResNet([Basic(4, 4), Parallel(4), Basic(4, 4)], 4, 4))
+    assert [block.post_activation_form() is None for block in between] == [False, True, True]
     copied = copy.deepcopy(net)
     assert [block.post_activation_form() is None for block in copied] == [True, False]
     assert copied.blocks[1].post_activation_form().convs[0] is not net.blocks[1].post_activation_form().convs[0]
@@ -121,6 +154,7 @@ def test_additions_that_are_no_residual_connections() -> None:
     assert kinds == ["attention", "linear layers"] * 2
     assert all(block.skip_branch is None for block in found("language model"))
     assert [block.skip_kind() for block in found("scaled")] == ["identity"] * 5
+    assert not any(block.nested for name in ("scaled", "language model", "basic") for block in found(name))
 
     class Polynomial(nn.Module):
         def __init__(self) -> None:
@@ -366,6 +400,34 @@ def test_what_is_fixed_for_a_shape_is_told() -> None:
     free(torch.randn(2, 3, 17, 12, dtype=torch.float64))
 
 
+class Sized(nn.Module):
+    """Takes sizes, twice the batch among them, from its input, and needs them in its branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+        self.layers = nn.ModuleList([nn.Linear(8, 8) for _ in range(2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, rows, columns = x.shape
+        halves = batch * 2
+        x = self.conv(x)
+        for layer in self.layers:
+            x = x + layer(x.reshape(halves, 2 * rows, columns)).tanh().view(batch, -1, rows, columns)
+        return self.fc(x.mean((2, 3)))
+
+
+def test_sizes_from_outside_of_a_branch_follow_the_batch() -> None:
+    torch.manual_seed(0)
+    model = Sized()
+    net = pathnet.adapt(model, torch.randn(2, 3, 6, 8))
+    assert net.n == 2 and net.fixed
+    x = torch.randn(5, 3, 6, 8)
+    torch.testing.assert_close(net(x), model(x))
+    with pytest.raises(ValueError, match=r"expected those that give blocks an input of \[B, 4, 6, 8\]"):
+        net(torch.randn(2, 3, 8, 8))
+
+
 class Masked(LanguageModel):
     """Attends to what is no padding: a mask of the tokens' values, that every branch reads."""
 
@@ -470,6 +532,44 @@ def test_the_report_names_blocks_shapes_kinds_and_engines() -> None:
     assert "attention" in str(found("vision transformer")) and "pad" in str(found("zero padding"))
     assert "pre-activation basic" in str(found("pre-activation"))
     assert "stem's convolution" not in lines
+
+
+class LongSkip(nn.Module):
+    """Blocks inside of one long residual connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.body, self.out = (
+            nn.Conv2d(3, 4, 3),
+            nn.Sequential(Basic(4, 4), Basic(4, 4)),
+            nn.Conv2d(4, 2, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.out(x + 0.2 * self.body(x))
+
+
+class Gathering(nn.Module):
+    """What enters each block is concatenated later on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.blocks = nn.Conv2d(3, 4, 3), nn.ModuleList([Basic(4, 4), Basic(4, 4)])
+        self.last, self.fc = Basic(12, 12), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gathered = [self.conv(x)]
+        for block in self.blocks:
+            gathered.append(block(gathered[-1].clone()))
+        return self.fc(self.last(torch.cat(gathered, 1)).mean((2, 3)))
+
+
+def test_blocks_inside_of_others_are_told_and_gathered_ones_refused() -> None:
+    net = pathnet.adapt(LongSkip(), torch.randn(2, 3, 9, 9))
+    assert net.n == 1 and "convolutions with 2 residual connections inside" in str(net)
+    with pytest.raises(ValueError, match=r"2 additions from .* in module 'blocks.0'\).*concatenation joins again"):
+        pathnet.adapt(Gathering(), torch.randn(2, 3, 9, 9))
 
 
 def test_what_stands_between_blocks_belongs_to_both_branches() -> None:

@@ -141,6 +141,44 @@ def test_inputs_of_other_shapes() -> None:
         assert relative_error(norms, tape.path_gradients(codes).flatten(2).norm(dim=2)) < EXACT_WALK
 
 
+class EndToEnd(nn.Module):
+    """Somebody's model whose residual modules see all positions of all sentences as one list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.shortcut = nn.Embedding(VOCABULARY, WIDTH), nn.Identity()
+        self.modules_ = nn.ModuleList(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(3))
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.behind(self.embedding(tokens), lambda i, skip, own: skip + own)
+
+    def behind(self, y: Tensor, join: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:
+        for i, module in enumerate(self.modules_):
+            flat = y.reshape(-1, WIDTH)
+            y = join(i, self.shortcut(flat), module(flat)).view(y.shape)
+        return torch.as_tensor(self.head(y))
+
+
+def test_additions_of_all_positions_laid_end_to_end() -> None:
+    torch.manual_seed(0)
+    model = EndToEnd()
+    net = pathnet.adapt(model, sentences(2, 4)[0])
+    assert net.n == 3 and "identity" in str(net)
+    (tokens, target), double = sentences(3, 4, seed=1), copy.deepcopy(model).double()
+    tape = pathnet.record(net, tokens, target, precision="float64")
+    codes = pathnet.paths.enumerate_all(3)
+    samples = tape.path_gradient_norms(codes, per_sample=True)
+    for code, own, norms in zip(codes, tape.path_gradients(codes), samples, strict=True):
+        y0 = double.embedding(tokens).detach().requires_grad_()
+        output = double.behind(
+            y0, lambda i, skip, own, code=code: skip.detach() + own if code[i] else skip + own.detach()
+        )
+        (expected,) = torch.autograd.grad(mean_over_positions(output, target), y0)
+        assert relative_error(own, expected) < EXACT_WALK
+        assert relative_error(norms, expected.flatten(1).norm(dim=1)) < EXACT_WALK
+
+
 def test_the_cross_entropy_of_sequences_is_pytorchs_own() -> None:
     output, target = torch.randn(3, 4, 5), torch.randint(0, 5, (3, 4))
     target[0, 1:3] = -100

@@ -256,6 +256,25 @@ def _bert() -> Original:
     return Original("bert", make, "bert.encoder.layer.0", _transformer("bert.encoder.layer", parts))
 
 
+def _opt() -> Original:
+    """Whose second addition in a layer is one of all samples laid end to end."""
+
+    def make() -> nn.Module:
+        config = transformers.OPTConfig(
+            vocab_size=VOCABULARY,
+            max_position_embeddings=8,
+            hidden_size=12,
+            word_embed_proj_dim=12,
+            ffn_dim=14,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+        )
+        return transformers.OPTForCausalLM(config)
+
+    parts = [("self_attn_layer_norm", "self_attn"), ("final_layer_norm", "fc1", "fc2")]
+    return Original("opt", make, "model.decoder.layers.0", _transformer("model.decoder.layers", parts))
+
+
 def _convnext() -> Original:
     """Whose skip connections are modules that do nothing."""
     residuals = []
@@ -319,6 +338,7 @@ ORIGINALS = [
     _llama("eager"),
     _llama("sdpa"),
     _bert(),
+    _opt(),
     _convnext(),
 ]
 

@@ -204,7 +204,7 @@ def test_training_with_modules_drawn_trains_the_model() -> None:
 def test_layers_taken_out_of_the_models_own_list() -> None:
     """Deleting both modules of a layer is the model built without the layer."""
     for original in ORIGINALS:
-        if not original.id.startswith(("gpt2", "llama", "timm-vit")):
+        if not original.id.startswith(("gpt2", "llama", "opt", "timm-vit")):
             continue
         model, net = adapted(original)
         x, _ = original.batch(2, seed=4)

@@ -25,7 +25,8 @@ class TracedBlock(Block):
         skip_branch, residual_branch: the branches; None for the identity.
         after: the activation behind the addition, if any.
         follows_relu: whether the block's input comes out of a ReLU.
-        pads: whether the skip takes every so manieth pixel and appends zero channels, and does nothing else.
+        pads: whether the skip takes one pixel of so many and appends zero channels, and does nothing else.
+        nested: how many residual connections the branches hold themselves.
     """
 
     def __init__(
@@ -37,8 +38,10 @@ class TracedBlock(Block):
         after: nn.Module | None,
         follows_relu: bool = False,
         pads: bool = False,
+        nested: int = 0,
     ) -> None:
         super().__init__()
+        self.nested = nested
         self.name, self.follows_relu, self.pads = name, follows_relu, pads
         self.before, self.skip_branch, self.residual_branch, self.after = before, skip_branch, residual_branch, after
 
@@ -117,7 +120,8 @@ class TracedBlock(Block):
             return f"post-activation {_shape_of(post.convs)}"
         layers = _layers(self.residual_branch)
         kind = next((name for name in ("attention", "convolutions", "linear layers") if name in layers), "other")
-        return f"{kind}, then an activation" if self.after is not None else kind
+        within = f" with {self.nested} residual connections inside" if self.nested else ""
+        return f"{kind}{within}{', then an activation' if self.after is not None else ''}"
 
     def _parts(self) -> tuple[list[_Step], list[_Step], list[_Step], list[_Step]] | None:
         """What the four parts do, a padding skip as nothing; None where one does what engines do not know."""
@@ -196,7 +200,7 @@ def _units(steps: Sequence[_Step]) -> tuple[Unit, ...] | None:
 
 
 def is_pad(skip: nn.Module | None, residual: nn.Module, x: Tensor, out: torch.Size) -> bool:
-    """Whether a skip, on ``x``, takes every so manieth pixel and appends zero channels, by the strides and channels
+    """Whether a skip, on ``x``, takes one pixel of so many and appends zero channels, by the strides and channels
     of the residual module."""
     steps = _steps(residual)
     if skip is None or not steps or x.ndim != 4 or any(True for _ in skip.parameters()):

@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 
 from pathnet.models.tracing.blocks import TracedBlock, ends_in_relu, is_pad
 from pathnet.models.tracing.dissect import Dissection
-from pathnet.models.tracing.graphs import Traced, attempts, paths_of, trace, untraceable
+from pathnet.models.tracing.graphs import Traced, paths_of
+from pathnet.models.tracing.tracers import attempts, trace, untraceable
 
 __all__ = ["Part", "assembled", "inlined", "inside", "submodules"]
 

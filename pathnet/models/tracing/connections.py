@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from pathnet.models.tracing.graphs import Fact, Traced, where
+from pathnet.models.tracing.graphs import Traced, where
+from pathnet.models.tracing.values import Fact
 
 __all__ = ["Connection", "Term", "connections", "is_activation", "is_relu"]
 
@@ -27,6 +28,7 @@ aten = torch.ops.aten
 ADDITIONS = {operator.add, torch.add, aten.add.Tensor}
 CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate, torch.hstack, torch.vstack, aten.cat.default}
 CLONES = {torch.clone, aten.clone.default}
+RESHAPES = {"view", "reshape", torch.reshape, aten.view.default, aten.reshape.default}
 
 RELUS = {torch.relu, F.relu, aten.relu.default}
 ACTIVATIONS = RELUS | {torch.sigmoid, torch.tanh, F.sigmoid, F.tanh, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu}
@@ -57,7 +59,8 @@ class Connection:
         skip: the summand that is the skip connection; ``source`` itself where it is the identity.
         residual: the other summands, in order.
         addition: what adds them.
-        end: the activation behind the addition, or the addition.
+        end: the activation behind the addition, or the addition, or what brings the batch back to the front.
+        nested: how many additions inside the branches would be residual connections if nothing led around them.
     """
 
     source: fx.Node
@@ -65,6 +68,7 @@ class Connection:
     residual: tuple[Term, ...]
     addition: fx.Node
     end: fx.Node
+    nested: int
 
 
 class _Flow:
@@ -83,6 +87,7 @@ class _Flow:
         wanted = self.backwards([self.output], behind)
         self.nodes = [node for node in traced.graph.nodes if node in wanted]
         self.place = {node: i for i, node in enumerate(self.nodes)}
+        self.batch = (facts[source].shape or torch.Size())[:1]
         self.chain = self._chain()
 
     def inputs(self, node: fx.Node) -> list[fx.Node]:
@@ -159,27 +164,37 @@ class _Flow:
         return terms[lightest], (*terms[:lightest], *terms[lightest + 1 :])
 
     def end(self, position: int) -> int:
-        """The place in the chain of the activation right behind an addition at ``position``, or of the addition."""
-        behind = position + 1
+        """The place in the chain of the activation right behind an addition at ``position``, or of the addition; or
+        of what makes the batch the first dimension again, where the addition is one of samples laid end to end."""
+        end, behind = position, position + 1
         while behind < len(self.chain) and self.chain[behind].target in CLONES:
             behind += 1
         if behind < len(self.chain) and is_activation(self.chain[behind], self.held):
-            return behind
-        return position
+            end = behind
+        while (
+            end + 1 < len(self.chain)
+            and self.facts[self.chain[end]].shape[:1] != self.batch  # type: ignore[index]
+            and self.chain[end + 1].target in RESHAPES
+        ):
+            end += 1
+        return end
 
-    def led_around(self, left: fx.Node, right: fx.Node) -> list[fx.Node]:
+    def inner(self, left: fx.Node, right: fx.Node) -> list[fx.Node]:
         """The additions between two operations of the chain that would be residual connections, were it not for what
         leads around them."""
         inside = self.nodes[self.place[left] + 1 : self.place[right]]
         found = []
         for node in inside:
-            if len({term.node for term in self.terms(node)}) < 2:
+            adds = len({term.node for term in self.terms(node)}) > 1
+            is_part_of_a_sum = len(node.users) == 1 and _operands(next(iter(node.users))) is not None
+            if not adds or is_part_of_a_sum:
                 continue
             to_here = self.backwards([node], self.place, left) | {left}
             ordered = [own for own in self.nodes[self.place[left] : self.place[node] + 1] if own in to_here]
             source = _last_passed(ordered, self)
             between = self.backwards([node], self.place, source) | {source}
-            closed = all(user in between for own in between if own is not node for user in self.users(own))
+            # Ways may lead around the source: blocks whose input is concatenated later on.
+            closed = all(user in between for own in between - {node, source} for user in self.users(own))
             if closed and self.residual(node, source) is not None:
                 found.append(node)
         return found
@@ -202,7 +217,7 @@ def connections(
     """The residual connections of a graph, from input to output.
 
     Args:
-        facts: of the graph's operations, see `graphs.observe`.
+        facts: of the graph's operations, see `values.observe`.
         source: where the gradients that count begin.
         within: the operations among which additions are taken; None for all.
 
@@ -220,16 +235,18 @@ def connections(
         if branches is None:
             continue
         behind = flow.end(position)
-        found.append(Connection(before, *branches, addition, flow.chain[behind]))
+        nested = len(flow.inner(before, addition))
+        found.append(Connection(before, *branches, addition, flow.chain[behind], nested))
     added = {connection.addition for connection in found}
     for left, right in zip(flow.chain, flow.chain[1:], strict=False):
         if right in added or within is not None:
             continue
-        bypassed = flow.led_around(left, right)
+        bypassed = flow.inner(left, right)
         if bypassed:
             raise ValueError(
                 f"model: {len(bypassed)} additions from {where(bypassed[0])} on are no residual connections, since "
-                f"other ways lead around them, which {_joined(right)} joins again at {where(right)}"
+                f"other ways lead around them, which {_joined(right)} joins again at {where(right)}; blocks= takes "
+                "the names of modules whose additions are"
             )
     if not found:
         raise ValueError(f"model: no residual connection was found{_reason(flow)}")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from pathnet.models.tracing.connections import CLONES, Term
-from pathnet.models.tracing.graphs import Fact, Traced, by_value, placeholder, where
+from pathnet.models.tracing.graphs import Traced, placeholder, where
+from pathnet.models.tracing.values import Fact, by_value
 
 __all__ = ["Scissors"]
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from pathnet.models.tracing.blocks import TracedBlock, ends_in_relu, is_pad
-from pathnet.models.tracing.connections import CLONES, Connection, Term, connections
+from pathnet.models.tracing.connections import CLONES, RESHAPES, Connection, Term, connections
 from pathnet.models.tracing.cutting import Scissors
-from pathnet.models.tracing.graphs import Traced, observe, path_of, source_of
+from pathnet.models.tracing.graphs import Traced, path_of
+from pathnet.models.tracing.values import Fact, observe, source_of
 
 __all__ = ["Dissection", "dissect"]
 
@@ -48,7 +49,7 @@ def dissect(traced: Traced, example: Tensor, within: Collection[fx.Node] | None 
     found = connections(traced, once, source, within)
     scissors = Scissors(traced, once, twice, source)
     (result,) = (node for node in traced.graph.nodes if node.op == "output")
-    start = found[0].source
+    start = y0 = _batch_first(found[0].source, once, example)
     stem = scissors.cut(scissors.start, [Term(start)])
     follows_relu = ends_in_relu(stem)
     blocks: list[TracedBlock] = []
@@ -61,10 +62,9 @@ def dissect(traced: Traced, example: Tensor, within: Collection[fx.Node] | None 
     if begun is not None and blocks[0].fused_form() is None:
         earlier = _block(scissors, names[0], begun, found[0], follows_relu=False)
         if earlier.fused_form() is not None:
-            blocks[0], stem = earlier, scissors.cut(scissors.start, [Term(begun)])
-            found[0] = Connection(begun, found[0].skip, found[0].residual, found[0].addition, found[0].end)
+            blocks[0], stem, y0 = earlier, scissors.cut(scissors.start, [Term(begun)]), begun
     head = scissors.cut(found[-1].end, [Term(result.args[0])])
-    shape = once[found[0].source].shape
+    shape = once[y0].shape
     assert shape is not None
     if scissors.fixed:
         stem = _only_for(stem, shape)
@@ -91,7 +91,14 @@ def _block(scissors: Scissors, name: str, start: fx.Node, connection: Connection
     assert example.shape is not None
     x = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example.device, example.dtype)
     pads = is_pad(skip, residual, x, shape)
-    return TracedBlock(name, before, skip, residual, after, follows_relu, pads)
+    return TracedBlock(name, before, skip, residual, after, follows_relu, pads, connection.nested)
+
+
+def _batch_first(source: fx.Node, facts: Mapping[fx.Node, Fact], example: Tensor) -> fx.Node:
+    """The source of the first block, or what it makes one list of, where it lays samples end to end."""
+    while facts[source].shape[:1] != example.shape[:1] and source.target in RESHAPES:  # type: ignore[index]
+        source = source.all_input_nodes[0]
+    return source
 
 
 def _begin_before(first: Connection, held: Mapping[str, Any]) -> fx.Node | None:

@@ -51,7 +51,7 @@ def exported(model: nn.Module, example: Tensor) -> fx.GraphModule:
                 _Logits(model), (inputs,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
             )
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = " ".join(str(error).split())[:REASON] or type(error).__name__
             raise ValueError(f"model: torch.export fails for batches of any size ({reason})") from error
     return _plain(program.module(), model, tuple(example.shape[1:]))
 
