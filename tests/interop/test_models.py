@@ -104,9 +104,17 @@ def test_every_place_and_mode_of_batch_normalisation(name: str, at: Any, bn: Any
 
 
 @pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
-@pytest.mark.parametrize("bn", ["running", "batch"])
-def test_the_cpu_engine_serves_timms_preactivation_network(bn: Any) -> None:
-    original = BY_ID["timm-resnetv2"]
+@pytest.mark.parametrize(
+    ("name", "bn"),
+    [
+        ("timm-resnetv2", "running"),
+        ("timm-resnetv2", "batch"),
+        ("torchvision-resnet18", "running"),
+        ("torchvision-resnet50", "running"),
+    ],
+)
+def test_the_cpu_engine_serves_what_has_a_form_that_it_knows(name: str, bn: Any) -> None:
+    original = BY_ID[name]
     model, net = adapted(original)
     batch = original.batch(4, seed=7)
     tape = pathnet.record(net, *batch, bn=bn)
