@@ -75,7 +75,8 @@ class EffectiveDepth:
     where they would take more than ``share`` of the time of training. The first one is always made.
 
     Args:
-        batch: images [B, C, H, W], normalised, and what the loss compares the output with; a few.
+        batch: a few images [B, C, H, W], normalised, or what else the network's stem takes; and what the loss
+            compares the output with.
         out: a CSV file, by its name that ends in ``.csv``; a folder for TensorBoard; or a writer such as its own.
             Each row is in the file before training goes on. Of a file that exists the rows stay, and steps up to its
             last are not measured again; a TensorBoard folder forgets what it holds from the first step measured on.

@@ -29,7 +29,9 @@ def figure_depth(rows: Sequence[Depth], title: str, path_stem: str | Path) -> li
     figure, (lengths, losses) = panels(title, 2, width=5.5)
     lengths.fill_between(steps, first, last, color=LIGHT, linewidth=0, label="lengths that hold 95 %")
     lengths.plot(steps, depth, "o-", color=BLUE, markersize=3, linewidth=1, label="effective depth")
-    lengths.plot(steps, np.where(half < 0, np.nan, half), "s:", color=MIDDLE, markersize=3, linewidth=1, label="half")
+    lengths.plot(
+        steps, np.where(half < 0, np.nan, half), "s:", color=MIDDLE, markersize=3, linewidth=1, label="explain half"
+    )
     lengths.set_ylabel("path length (modules)")
     lengths.set_ylim(0, 1.3 * max(last.max(), 1))
     lengths.legend(fontsize=8, frameon=False, loc="upper right")
