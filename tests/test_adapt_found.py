@@ -519,11 +519,17 @@ class OwnStatistics(nn.Module):
 
 def test_fixed_statistics_and_statistics_of_the_batch() -> None:
     torch.manual_seed(0)
-    net = pathnet.adapt(OwnStatistics(), torch.randn(2, 3, 9, 9))
+    model = OwnStatistics().eval()
+    net = pathnet.adapt(model, torch.randn(2, 3, 9, 9))
     images, labels = torch.randn(2, 3, 9, 9), torch.tensor([0, 1])
     assert pathnet.record(net, images, labels, engine="reference").n == 1
     with pytest.raises(ValueError, match="bn: expected 'running' for a network whose running statistics are fixed"):
         pathnet.record(net, images, labels, bn="batch", engine="reference")
+    # What is computed of buffers is computed anew.
+    before = net(images).detach()
+    model.deviation += 1
+    torch.testing.assert_close(net(images), model(images))
+    assert relative_error(before, net(images).detach().double()) > 1e-3
 
 
 def test_the_report_names_blocks_shapes_kinds_and_engines() -> None:
