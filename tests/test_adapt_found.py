@@ -61,9 +61,8 @@ def test_our_own_networks_are_found_as_they_are(case: Case) -> None:
     for found_block, block in zip(net, own, strict=True):
         found_form, form = found_block.fused_form(), block.fused_form()
         assert found_form is not None and form is not None
-        assert [
-            unit.conv.weight is other.conv.weight for unit, other in zip(found_form.units, form.units, strict=True)
-        ]
+        units = zip(found_form.units, form.units, strict=True)
+        assert all(unit.conv is other.conv and unit.bn is other.bn for unit, other in units)
         assert (found_form.projection is None) == (form.projection is None) and found_form.pad == form.pad
 
 
@@ -103,7 +102,13 @@ def test_post_activation_forms() -> None:
     assert [form is not None and form.pad for form in padded] == [False, True, False, False]
     # Channels around the image's own are no padding that engines know.
     assert [form is None for form in padded] == [False, False, False, True]
-    assert [len(block.post_activation_form().convs) for block in found("control flow")] == [1, 2, 1]
+    model = BY_NAME["control flow"].model()
+    exported = pathnet.adapt(model, BY_NAME["control flow"].batch()[0])
+    assert exported.traced_by == "torch.export"
+    forms = [block.post_activation_form() for block in exported]
+    assert [len(form.convs) for form in forms] == [1, 2, 1]
+    # Modules of torch are the model's own again.
+    assert forms[0].convs[0] is model.layer1[0].conv and forms[1].bns[1] is model.layer1[1].bn2
 
 
 def test_hooks_and_live_dropout_take_a_block_its_form() -> None:
@@ -514,11 +519,17 @@ class OwnStatistics(nn.Module):
 
 def test_fixed_statistics_and_statistics_of_the_batch() -> None:
     torch.manual_seed(0)
-    net = pathnet.adapt(OwnStatistics(), torch.randn(2, 3, 9, 9))
+    model = OwnStatistics().eval()
+    net = pathnet.adapt(model, torch.randn(2, 3, 9, 9))
     images, labels = torch.randn(2, 3, 9, 9), torch.tensor([0, 1])
     assert pathnet.record(net, images, labels, engine="reference").n == 1
     with pytest.raises(ValueError, match="bn: expected 'running' for a network whose running statistics are fixed"):
         pathnet.record(net, images, labels, bn="batch", engine="reference")
+    # What is computed of buffers is computed anew.
+    before = net(images).detach()
+    model.deviation += 1
+    torch.testing.assert_close(net(images), model(images))
+    assert relative_error(before, net(images).detach().double()) > 1e-3
 
 
 def test_the_report_names_blocks_shapes_kinds_and_engines() -> None:
