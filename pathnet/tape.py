@@ -151,7 +151,9 @@ class Tape:
         one of 1e-60 beside one of 1e+3 keeps its digits. In a network without gates they add up to `gradient`; what
         flows through gates (highway) is in none of them.
 
-        Memory: the n + 1 gradients that are returned, and at most twice as many again on the way.
+        Memory: the n + 1 gradients that are returned, in the walk's type and in float64. On the way the cpu engine
+        holds n + 1 images a thread, in BN mode ``batch`` n + 1 batches of them and 256 MB; the others hold n + 1
+        gradients before a block and behind it, and take as many at a time as fit into 256 MB.
 
         Returns:
             float64 [n + 1, *shape at the place], for the lengths 0 to n; or the scaled pair.
