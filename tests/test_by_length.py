@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import pathnet
 from pathnet import gradients, scaling
+from pathnet.engines import reference
 from pathnet.engines.reference import ReferenceEngine, freeze
 from pathnet.models import Block, ResidualNet, preact_resnet
 
@@ -132,6 +133,22 @@ def test_the_tree_of_paths_is_the_plain_loop() -> None:
     net, (images, labels) = SMALL[0].net(), SMALL[0].images()
     for code, own in zip(codes(3), tree(net, images, labels, "batch"), strict=True):
         assert relative_error(own, detach_loop(net, images, labels, code, "batch")) < EXACT_WALK
+
+
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_few_coefficients_at_a_time_are_the_same(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those at the edge of a chunk take their module's share from the coefficient before it."""
+    case = SMALL[3]
+    tape = recorded("reference", case.net(), *case.images())
+    whole, norms = tape.gradient_by_length(), tape.squared_norms_by_length(1)
+    taken = []
+    walked = reference._through
+    monkeypatch.setattr(reference, "_through", lambda *given: taken.append(len(given[2])) or walked(*given))
+    # Of the largest gradient, that at the output of the last block; those before it are of other sizes.
+    monkeypatch.setattr("pathnet.chunks.CHUNK_BYTES", together * 4 * tape._record.grad.nbytes)
+    assert torch.equal(tape.gradient_by_length(), whole)
+    assert max(taken) <= 2 * together and len(taken) > tape.n
+    assert torch.equal(tape.squared_norms_by_length(1), norms)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -381,6 +398,14 @@ def test_a_length_that_vanishes_has_no_direction() -> None:
     assert found.next_cosine.isnan().tolist() == found.full_cosine.isnan()[1:].tolist() == [False, False, True]
     assert found.share.tolist() == pytest.approx([1 / 1.875, 0.75 / 1.875, 0.125 / 1.875, 0])
     assert found.left.tolist() == pytest.approx([0.875 / 1.875, 0.125 / 1.875, 0, 0])
+
+
+def test_of_no_gradient_no_length_explains_a_share() -> None:
+    net, images, _ = scalars([0.5, 0.25])
+    nothing = pathnet.record(net, images, torch.zeros(3), engine="reference", loss=lambda output, _: 0 * output.sum())
+    found = nothing.compare_lengths()
+    assert found.full_norm == 0 and found.norm.tolist() == [0] * 3
+    assert found.share.isnan().all() and found.full_cosine.isnan().all() and not found.left.isfinite().any()
 
 
 def test_the_plain_loop_is_what_is_added_up() -> None:
