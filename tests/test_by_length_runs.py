@@ -81,7 +81,7 @@ def test_a_draw_has_its_own_signs_on_every_batch(whole: results.Run) -> None:
         signs = pathnet.paths.signs(N, 1, 0, batch * MOST_DRAWS + draw)
         expected = gradients.squared_norms_by_length(tape._engine, tape._record, signs, "y0")[0]
         own = [row.squared_norm for row in rows if (row.batch, row.draw) == (batch, draw)]
-        assert own == pytest.approx(expected.tolist(), rel=1e-9)
+        assert own == pytest.approx(expected.tolist(), rel=1e-9, abs=0)
     drawn = {tuple(pathnet.paths.signs(N, 1, 0, b * MOST_DRAWS + j)[0].tolist()) for b in range(5) for j in range(2)}
     assert len(drawn) == 10
 
