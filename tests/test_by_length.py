@@ -303,6 +303,27 @@ def test_weak_modules_keep_the_digits_of_every_length(engine: str, bn: str) -> N
         torch.testing.assert_close(sums, scaling.combine(scaling.norms(*walked)), rtol=FLOAT32_SAMPLE_NORM, atol=0)
 
 
+@pytest.mark.parametrize("at", PLACES)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_sample_without_a_gradient_has_no_say_in_the_others_scale(engine: str, at: Any) -> None:
+    """At the first convolution's weight samples are added up, and a zero among them has some power of two as well."""
+    case = Case("deep", 110, width=4, side=8, batch=2)
+    net, (images, labels) = case.net(), case.images()
+    for block in net.blocks:
+        block.convs[-1].weight.data *= 3e-3  # type: ignore[union-attr, index]
+
+    def of_the_last(output: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(output[-1:].double(), target[-1:])
+
+    found = [pathnet.record(net, images[i:], labels[i:], engine=engine, at=at, loss=of_the_last) for i in (0, 1)]
+    both, alone = (tape.gradient_by_length().flatten(1).norm(dim=1) for tape in found)
+    assert 0 < alone[54] < 1e-60
+    torch.testing.assert_close(both, alone, rtol=FLOAT32_SAMPLE_NORM, atol=0)
+    ends = torch.stack([torch.zeros(54), torch.ones(54)]).long()
+    both, alone = (tape.path_gradient_norms(ends) for tape in found)
+    torch.testing.assert_close(both, alone, rtol=FLOAT32_SAMPLE_NORM, atol=0)
+
+
 # Signed draws
 
 

@@ -36,6 +36,14 @@ def test_alignment_keeps_the_largest_sample_in_range(order: list[int]) -> None:
     assert sorted(aligned[0, :, 0].tolist()) == [0, 0, 0.75]
 
 
+def test_alignment_is_not_to_samples_that_are_zero() -> None:
+    grad = torch.full((2, 3, 2), 0.75)
+    grad[0, 1], grad[1] = 0, 0
+    aligned, common = scaling.align(grad, torch.tensor([[-300, 0, -302], [5, 6, 7]], dtype=torch.int32))
+    assert common.tolist() == [[-300], [0]]
+    assert aligned[:, :, 0].tolist() == [[0.75, 0, 0.1875], [0, 0, 0]]
+
+
 def test_norms_reach_down_to_1e_minus_300() -> None:
     grad = torch.tensor([[[3.0, 4.0], [6.0, 8.0]]])
     slots = scaling.norms(grad, torch.tensor([[-990, -990]], dtype=torch.int32))
