@@ -15,9 +15,10 @@ Done = TypeVar("Done")
 
 
 def in_chunks(
-    count: int, bytes_each: int, work: Callable[[slice], Done], room: int = CHUNK_BYTES
+    count: int, bytes_each: int, work: Callable[[slice], Done], room: int | None = None
 ) -> Iterator[tuple[slice, Done]]:
-    """``work`` of ``count`` items, as many at a time as ``bytes_each`` bytes of each fit into ``room`` bytes.
+    """``work`` of ``count`` items, as many at a time as ``bytes_each`` bytes of each fit into ``room`` bytes, by
+    default `CHUNK_BYTES`.
 
     Where a GPU runs out of memory, the chunk is halved and the work goes on.
 
@@ -27,6 +28,7 @@ def in_chunks(
     Raises:
         torch.cuda.OutOfMemoryError: there is no room for a single item.
     """
+    room = CHUNK_BYTES if room is None else room
     size, start = max(1, room // max(1, bytes_each)), 0
     while start < count:
         part = slice(start, min(start + size, count))

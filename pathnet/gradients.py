@@ -27,17 +27,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LengthSums:
-    """How the exact sums G_k of the gradients of all paths of length k, k = 0..n, lie to each other and to the
-    ordinary gradient G, their sum.
+    """How the exact sums G_k of the gradients of all paths of length k, k = 0..n, lie to each other and to their sum
+    G: the ordinary gradient, in a network with gates (highway) without what flows through the gates themselves.
 
     Attributes:
         norm: float64 [n + 1], of G_k.
         full_norm: of G.
         next_cosine: float64 [n], between G_k and G_{k+1}; NaN where one of them is zero.
-        full_cosine: float64 [n + 1], between G_k and G.
+        full_cosine: float64 [n + 1], between G_k and G; NaN where one of them is zero.
         share: float64 [n + 1], of G that G_k explains, ``<G_k, G> / |G|^2``. Shares sum to 1; where lengths cancel
-            each other some are negative or above one.
-        left: float64 [n + 1], ``|G - G_0 - ... - G_k| / |G|``: what the lengths up to k leave of G.
+            each other some are negative or above one. NaN where G is zero.
+        left: float64 [n + 1], ``|G - G_0 - ... - G_k| / |G|``: what the lengths up to k leave of G; not finite where
+            G is zero.
     """
 
     norm: Tensor
@@ -148,7 +149,9 @@ def compare_lengths(grads: Tensor, exponents: Tensor) -> LengthSums:
         if unit is not None and before is not None:
             next_cosine[k - 1] = (before * unit).sum()
         before = unit
-    share = (full_cosine * norm / full_norm).where(norm > 0, 0.0)
+    share = full_cosine * norm / full_norm
+    if full_norm > 0:
+        share = share.where(norm > 0, 0.0)
     return LengthSums(norm, full_norm, next_cosine, full_cosine, share, left / full_norm)
 
 

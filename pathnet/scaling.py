@@ -48,17 +48,15 @@ def value(grad: Tensor, exponent: Tensor) -> Tensor:
 
 
 def align(grad: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
-    """The same values under one exponent a gradient, [G, 1]: the largest among its samples."""
-    largest = exponent.amax(1, keepdim=True)
+    """The same values under one exponent a gradient, [G, 1]: the largest of its samples that are not zero."""
+    largest = _or_any(_weight(grad, exponent).amax(1, keepdim=True))
     return times_power_of_two(grad, _beside(exponent - largest, grad)), largest
 
 
 def add(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """The sum of two scaled gradients of one shape, brought back into range; zero slots have no say in its scale."""
     (grad, exponent), (other, others) = rescale(*first), rescale(*second)
-    common = torch.maximum(_weight(grad, exponent), _weight(other, others))
-    # Where both are zero any exponent will do.
-    common = torch.where(common == _NOTHING, torch.zeros_like(common), common)
+    common = _or_any(torch.maximum(_weight(grad, exponent), _weight(other, others)))
     terms = (
         times_power_of_two(own, _beside((exponents - common).clamp(min=-_FAR), own))
         for own, exponents in ((grad, exponent), (other, others))
@@ -76,6 +74,11 @@ def _weight(grad: Tensor, exponent: Tensor) -> Tensor:
     if exponent.shape[1] == 1:
         nonzero = nonzero.any(1, keepdim=True)
     return torch.where(nonzero, exponent, torch.full_like(exponent, _NOTHING))
+
+
+def _or_any(exponent: Tensor) -> Tensor:
+    """The exponents; 0 where all is zero, which any will do for."""
+    return torch.where(exponent == _NOTHING, torch.zeros_like(exponent), exponent)
 
 
 def norms(grad: Tensor, exponent: Tensor) -> Tensor:

@@ -168,8 +168,8 @@ class Tape:
 
     @full_precision()
     def compare_lengths(self) -> LengthSums:
-        """How the exact sums by length (`gradient_by_length`) lie to each other and to the ordinary gradient: norms,
-        cosines, and the share of the gradient that each length explains."""
+        """How the exact sums by length (`gradient_by_length`) lie to each other and to the gradient, their sum:
+        norms, cosines, and the share of the gradient that each length explains. See `LengthSums`."""
         return gradients.compare_lengths(*gradients.sums_by_length(self._engine, self._record, self._ones(), self.at))
 
     def squared_norms_by_length(self, draws: int, seed: int = 0, first: int = 0) -> Tensor:

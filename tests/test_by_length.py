@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import pathnet
 from pathnet import gradients, scaling
+from pathnet.engines import reference
 from pathnet.engines.reference import ReferenceEngine, freeze
 from pathnet.models import Block, ResidualNet, preact_resnet
 
@@ -132,6 +133,22 @@ def test_the_tree_of_paths_is_the_plain_loop() -> None:
     net, (images, labels) = SMALL[0].net(), SMALL[0].images()
     for code, own in zip(codes(3), tree(net, images, labels, "batch"), strict=True):
         assert relative_error(own, detach_loop(net, images, labels, code, "batch")) < EXACT_WALK
+
+
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_few_coefficients_at_a_time_are_the_same(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those at the edge of a chunk take their module's share from the coefficient before it."""
+    case = SMALL[3]
+    tape = recorded("reference", case.net(), *case.images())
+    whole, norms = tape.gradient_by_length(), tape.squared_norms_by_length(1)
+    taken = []
+    walked = reference._through
+    monkeypatch.setattr(reference, "_through", lambda *given: taken.append(len(given[2])) or walked(*given))
+    # Of the largest gradient, that at the output of the last block; those before it are of other sizes.
+    monkeypatch.setattr("pathnet.chunks.CHUNK_BYTES", together * 4 * tape._record.grad.nbytes)
+    assert torch.equal(tape.gradient_by_length(), whole)
+    assert max(taken) <= 2 * together and len(taken) > tape.n
+    assert torch.equal(tape.squared_norms_by_length(1), norms)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -265,7 +282,7 @@ def test_coefficients_of_1e_minus_60_beside_1e3_keep_their_digits(precision: Any
     net, images, target = scalars(weights)
     tape = pathnet.record(net, images, target, engine="reference", precision=precision, loss=total)
     for own, other in zip(tape.gradient_by_length(), exact, strict=True):
-        assert own.flatten().tolist() == [pytest.approx(float(other), rel=most)] * 3
+        assert own.flatten().tolist() == [pytest.approx(float(other), rel=most, abs=0)] * 3
 
 
 @pytest.mark.parametrize(("engine", "bn"), JOBS)
@@ -280,10 +297,31 @@ def test_weak_modules_keep_the_digits_of_every_length(engine: str, bn: str) -> N
     assert sums[54] < 1e-60 * sums[0]
     ends = torch.stack([torch.zeros(54), torch.ones(54)])
     for k, expected in zip((0, 54), tape.path_gradient_norms(ends.long()), strict=True):
-        assert sums[k] == pytest.approx(expected.item(), rel=tolerance(engine))
+        assert sums[k] == pytest.approx(expected.item(), rel=tolerance(engine), abs=0)
     if engine not in PRECISION and bn == "running":
         walked = ReferenceEngine().sums_by_length(*on_its_bits(tape), torch.ones(54, 2))
         torch.testing.assert_close(sums, scaling.combine(scaling.norms(*walked)), rtol=FLOAT32_SAMPLE_NORM, atol=0)
+
+
+@pytest.mark.parametrize("at", PLACES)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_sample_without_a_gradient_has_no_say_in_the_others_scale(engine: str, at: Any) -> None:
+    """At the first convolution's weight samples are added up, and a zero among them has some power of two as well."""
+    case = Case("deep", 110, width=4, side=8, batch=2)
+    net, (images, labels) = case.net(), case.images()
+    for block in net.blocks:
+        block.convs[-1].weight.data *= 3e-3  # type: ignore[union-attr, index]
+
+    def of_the_last(output: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(output[-1:].double(), target[-1:])
+
+    found = [pathnet.record(net, images[i:], labels[i:], engine=engine, at=at, loss=of_the_last) for i in (0, 1)]
+    both, alone = (tape.gradient_by_length().flatten(1).norm(dim=1) for tape in found)
+    assert 0 < alone[54] < 1e-60
+    torch.testing.assert_close(both, alone, rtol=FLOAT32_SAMPLE_NORM, atol=0)
+    ends = torch.stack([torch.zeros(54), torch.ones(54)]).long()
+    both, alone = (tape.path_gradient_norms(ends) for tape in found)
+    torch.testing.assert_close(both, alone, rtol=FLOAT32_SAMPLE_NORM, atol=0)
 
 
 # Signed draws
@@ -381,6 +419,14 @@ def test_a_length_that_vanishes_has_no_direction() -> None:
     assert found.next_cosine.isnan().tolist() == found.full_cosine.isnan()[1:].tolist() == [False, False, True]
     assert found.share.tolist() == pytest.approx([1 / 1.875, 0.75 / 1.875, 0.125 / 1.875, 0])
     assert found.left.tolist() == pytest.approx([0.875 / 1.875, 0.125 / 1.875, 0, 0])
+
+
+def test_of_no_gradient_no_length_explains_a_share() -> None:
+    net, images, _ = scalars([0.5, 0.25])
+    nothing = pathnet.record(net, images, torch.zeros(3), engine="reference", loss=lambda output, _: 0 * output.sum())
+    found = nothing.compare_lengths()
+    assert found.full_norm == 0 and found.norm.tolist() == [0] * 3
+    assert found.share.isnan().all() and found.full_cosine.isnan().all() and not found.left.isfinite().any()
 
 
 def test_the_plain_loop_is_what_is_added_up() -> None:

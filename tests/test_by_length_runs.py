@@ -81,7 +81,7 @@ def test_a_draw_has_its_own_signs_on_every_batch(whole: results.Run) -> None:
         signs = pathnet.paths.signs(N, 1, 0, batch * MOST_DRAWS + draw)
         expected = gradients.squared_norms_by_length(tape._engine, tape._record, signs, "y0")[0]
         own = [row.squared_norm for row in rows if (row.batch, row.draw) == (batch, draw)]
-        assert own == pytest.approx(expected.tolist(), rel=1e-9)
+        assert own == pytest.approx(expected.tolist(), rel=1e-9, abs=0)
     drawn = {tuple(pathnet.paths.signs(N, 1, 0, b * MOST_DRAWS + j)[0].tolist()) for b in range(5) for j in range(2)}
     assert len(drawn) == 10
 
@@ -290,6 +290,36 @@ def test_an_empty_run_is_an_error(tmp_path: Path) -> None:
         measured(EXACT, tmp_path)
     with pytest.raises(ValueError, match="run: .* holds no measurements yet; start its command again"):
         found(results.read(tmp_path))
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_a_batch_without_a_gradient_has_no_say_in_what_is_explained(tmp_path: Path, batches: int) -> None:
+    """The first batch's loss is 0 whatever the weights are."""
+    run = measured(dataclasses.replace(EXACT, batches=batches), tmp_path)
+    _alone(run, [_without_gradient(row) if row.batch == 0 else row for row in run.rows(ExactSum)])
+    if batches == 1:
+        with pytest.raises(ValueError, match="run: expected a gradient above zero on some batch, got none on 1"):
+            found(run)
+        return
+    exact, rows = found(run).exact, run.rows(ExactSum)[N + 1 :]
+    assert exact is not None and exact.explained.mean[-1] == pytest.approx(1)
+    assert exact.share.mean.tolist() == pytest.approx([row.share for row in rows])
+    assert exact.left.mean.tolist() == pytest.approx([row.left for row in rows], abs=1e-9)
+    assert exact.norm.mean.tolist() == pytest.approx([row.norm / 2 for row in rows])
+    assert "explain" in findings_of(found(run))[0]
+
+
+def _without_gradient(row: ExactSum) -> ExactSum:
+    """As `Tape.compare_lengths` has it of a gradient that is zero."""
+    nothing = dict.fromkeys(("next_cosine", "full_cosine", "share", "left"), math.nan)
+    return dataclasses.replace(row, norm=0.0, full_norm=0.0, **nothing)
+
+
+def _alone(run: results.Run, rows: Sequence[ExactSum]) -> None:
+    """The run with these rows in place of its own."""
+    for part in (run.folder / "measurements").glob("exact-*.parquet"):
+        part.unlink()
+    run.add_rows(rows)
 
 
 def test_a_batch_with_some_lengths_only_is_an_error(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from cases import SMALL, Case, measured_net, post_activation_net, random_net
 from judging import TOLERANCES, check, check_sums, random_routings, truth_sums
 from oracles import detach_loop, in_float64, relative_error
 from tolerances import BFLOAT16_SAMPLE_NORM, FLOAT32_BATCH_NORM, FLOAT32_SAMPLE_NORM, FORWARD
-from torch import Tensor
+from torch import Tensor, nn
 
 import pathnet
 from pathnet import native, scaling
@@ -375,3 +375,15 @@ def test_what_post_activation_networks_are_refused() -> None:
     net, images, labels = post_activation_net(0)
     with pytest.raises(ValueError, match='cpu: its activations lie behind the additions, .* no bn="batch"'):
         recorded(net, images, labels, "batch", "float32")
+
+
+def test_what_enters_post_activation_blocks_is_above_zero() -> None:
+    """Behind the first unit's ReLU, where the kernels take it, what is below zero would be cut off."""
+    net, images, labels = post_activation_net(1)
+    open_stem = ResidualNet(nn.Sequential(*list(net.stem)[:2]), list(net.blocks), net.head).eval()  # type: ignore[arg-type, call-overload]
+    recorder = pathnet.Recorder(open_stem, engine="cpu")
+    message = 'net: expected a stem that ends in a ReLU .*, down to -.*; engine="reference" serves'
+    with pytest.raises(ValueError, match=message):
+        recorder(images, labels)
+    with pytest.raises(ValueError, match=message):
+        recorder.routed_outputs(images, ROUTINGS[net.n])

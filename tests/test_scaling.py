@@ -36,9 +36,36 @@ def test_alignment_keeps_the_largest_sample_in_range(order: list[int]) -> None:
     assert sorted(aligned[0, :, 0].tolist()) == [0, 0, 0.75]
 
 
+def test_alignment_is_not_to_samples_that_are_zero() -> None:
+    grad = torch.full((2, 3, 2), 0.75)
+    grad[0, 1], grad[1] = 0, 0
+    aligned, common = scaling.align(grad, torch.tensor([[-300, 0, -302], [5, 6, 7]], dtype=torch.int32))
+    assert common.tolist() == [[-300], [0]]
+    assert aligned[:, :, 0].tolist() == [[0.75, 0, 0.1875], [0, 0, 0]]
+
+
 def test_norms_reach_down_to_1e_minus_300() -> None:
     grad = torch.tensor([[[3.0, 4.0], [6.0, 8.0]]])
     slots = scaling.norms(grad, torch.tensor([[-990, -990]], dtype=torch.int32))
     assert slots.tolist() == [[math.ldexp(5, -990), math.ldexp(10, -990)]]
-    assert scaling.combine(slots)[0] == pytest.approx(math.ldexp(math.sqrt(125), -990), rel=1e-15)
+    assert scaling.combine(slots)[0] == pytest.approx(math.ldexp(math.sqrt(125), -990), rel=1e-15, abs=0)
     assert scaling.combine(torch.zeros(2, 3, dtype=torch.float64)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("slots", [3, 1], ids=["samples apart", "one batch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_keep_the_larger_and_zeros_have_no_say(dtype: torch.dtype, slots: int) -> None:
+    """Slots far apart, near each other, zero on either side or on both, with exponents beyond what they hold."""
+    torch.manual_seed(slots)
+    first, second = torch.randn(2, 5, 3, 2, 4, dtype=dtype)
+    first[1], second[2], first[3], second[3] = 0, 0, 0, 0
+    exponents = torch.tensor([[-300, 290], [250, -300], [-400, 300], [500, -500], [7, 6]], dtype=torch.int32)
+    own, other = (exponents[:, side, None].repeat(1, slots) for side in range(2))
+    grad, exponent = scaling.add((first, own), (second, other))
+    assert grad.dtype == dtype and exponent.shape == (5, slots) and exponent.dtype == torch.int32
+    expected = scaling.value(first, own) + scaling.value(second, other)
+    for index, (sum_, truth) in enumerate(zip(scaling.value(grad, exponent), expected, strict=True)):
+        most = 2 * torch.finfo(dtype).eps * truth.abs().max()
+        assert (sum_ - truth).abs().max() <= most, index
+    assert (grad[3] == 0).all() and (exponent[3] == 0).all()
+    assert grad[[0, 1, 2, 4]].abs().flatten(1).amax(1).ge(0.5).all() and grad.abs().max() < 1

@@ -155,8 +155,18 @@ class CpuEngine:
 
 
 def _forward(network: CpuNetwork, y0: Tensor, routing: Tensor, record: bool) -> tuple[Tensor, ...]:
-    """The outputs, and what a record keeps."""
+    """The outputs, and what a record keeps.
+
+    Raises:
+        ValueError: what enters post-activation blocks did not come out of a ReLU, or batch statistics have one value.
+    """
     own = network.tables
+    if network.post and (y0 < 0).any():
+        # The kernels take it behind the first unit's ReLU, which would cut it off.
+        raise ValueError(
+            "net: expected a stem that ends in a ReLU before post-activation blocks for the cpu engine, got values "
+            f'below zero, down to {float(y0.min()):.3g}; engine="reference" serves'
+        )
     given = y0.contiguous(), routing.to(y0.device).contiguous(), own.blocks, own.units, own.scales, own.shifts
     if network.bn == "running":
         return native.routed_forward(*given, own.biases, network.forward, record)

@@ -194,6 +194,8 @@ def _by_length(run: results.Run, rows: Sequence[ExactSum] | Sequence[SignedDraw]
 
 def _exact(run: results.Run, rows: Sequence[ExactSum]) -> Exact:
     norm, full_norm, share = (_by_length(run, rows, name) for name in ("norm", "full_norm", "share"))
+    if not full_norm.any():
+        raise ValueError(f"run: expected a gradient above zero on some batch, got none on {len(norm)} (exact sums)")
     return Exact(
         batches=len(norm),
         norm=_means(norm),

@@ -86,7 +86,7 @@ def _draw_sums(axes: Axes, result: Found, exact: Exact) -> None:
         labelled(
             axes,
             f"lengths {among.first} to {among.last}: norms add up to\n"
-            f"{among.least:.2g} to {among.most:.2g} times the norm of the sum",
+            f"{among.least:.3g} to {among.most:.3g} times the norm of the sum",
         )
     bottom, top = axes.get_ylim()
     axes.set_ylim(bottom, top * (top / bottom) ** 0.15)
