@@ -58,7 +58,7 @@ def add(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Te
     (grad, exponent), (other, others) = rescale(*first), rescale(*second)
     common = _or_any(torch.maximum(_weight(grad, exponent), _weight(other, others)))
     terms = (
-        times_power_of_two(own, _beside((exponents - common).clamp(min=-_FAR), own))
+        times_power_of_two(own, _beside((exponents.long() - common).clamp(min=-_FAR).int(), own))
         for own, exponents in ((grad, exponent), (other, others))
     )
     return rescale(sum(terms, torch.zeros_like(grad)), common)

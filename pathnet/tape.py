@@ -190,7 +190,7 @@ class Tape:
                 j) alone.
 
         Returns:
-            float64 [draws, n + 1], for the lengths 0 to n.
+            float64 [draws, n + 1], for the lengths 0 to n. Squares of norms beyond 1e-162 and 1e154 leave its range.
 
         Raises:
             ValueError: ``draws`` is below 1.

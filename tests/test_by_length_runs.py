@@ -161,7 +161,8 @@ def test_a_folder_of_another_run_is_refused(whole: results.Run) -> None:
     [
         ({"method": "guessed"}, "method: expected .*sampled.*exact.*signed.*, got 'guessed'"),
         ({"draws": 0}, "draws: expected an integer of at least 1, got 0"),
-        ({"draws": MOST_DRAWS + 1}, "draws: expected at most 1,000,000 on a batch, got 1000001"),
+        ({"draws": 7}, "draws: expected 1 but with the method signed, got 7 with sampled"),
+        ({"method": "signed", "draws": MOST_DRAWS + 1}, "draws: expected at most 1,000,000 on a batch, got 1000001"),
     ],
 )
 def test_bad_plans_are_named(change: dict[str, Any], message: str) -> None:

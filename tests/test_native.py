@@ -164,6 +164,15 @@ def test_sums_by_length_are_those_of_every_path(isa: str, bf16: bool, bn: str, b
 
 
 @pytest.mark.parametrize("bn", MODES)
+def test_a_nan_among_zeros_is_not_taken_for_zero(isa: str, bn: str) -> None:
+    own = plan_of_kind(IDENTITY, blocks=2)
+    grad = torch.zeros_like(own.grad)
+    grad[0, 0, 0, 0] = torch.nan
+    norms, _, _ = SUMS[bn](*replace(own, grad=grad).sums_arguments(bn))
+    assert norms[:, 0].isnan().all()
+
+
+@pytest.mark.parametrize("bn", MODES)
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
 def test_the_path_through_identity_skips_alone_changes_no_bit(isa: str, bf16: bool, bn: str) -> None:
     own = plan_of_kind(IDENTITY, blocks=4)

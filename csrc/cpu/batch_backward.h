@@ -465,7 +465,8 @@ class BatchBackward {
     gradient.h.reset();
     float most = 0.0f;
     for (float own : gradient.largest) most = std::max(most, own);
-    gradient.zero = most == 0.0f;
+    gradient.zero = most == 0.0f && all_zero(gradient.values.get(),
+                                             job_.batch * without_border(network_.ends[gradient.block]).dense());
     if (!(most > 0.0f) || !std::isfinite(most) || (most >= kLeast && most <= kMost)) return false;
     int power;
     std::frexp(most, &power);

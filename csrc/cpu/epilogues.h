@@ -1,6 +1,8 @@
 // What follows a convolution while its sums are in cache. Each takes rows of sums as the convolvers give them.
 #pragma once
 
+#include <algorithm>
+
 #include "buffers.h"
 #include "convolver.h"
 
@@ -183,6 +185,11 @@ inline float largest_in(const float* values, int64_t size) {
   Vector most = splat(0.0f);
   for (int64_t j = 0; j < size; j += kLanes) most = maximum(most, magnitude(load(values + j)));
   return largest_lane(most);
+}
+
+// Whether there is nothing but zeros; a NaN, which a maximum may pass over, is none.
+inline bool all_zero(const float* values, int64_t size) {
+  return std::all_of(values, values + size, [](float value) { return value == 0.0f; });
 }
 
 // The inside of an image as the next convolution reads it, in a bordered image of the same sides.

@@ -12,6 +12,8 @@
 // Each coefficient has its own power of two; where two meet, the larger one decides.
 #pragma once
 
+#include <cmath>
+
 #include "block_backward.h"
 
 namespace pathnet {
@@ -120,9 +122,11 @@ class SumsByLength {
 
   void settle(int64_t end, int64_t k, float largest) {
     int power;
+    const Image& image = network_.ends[end];
     states_[k].largest = largest;
+    if (largest == 0.0f && !all_zero(sum(end, k), image.pixels() * image.padded())) states_[k].largest = NAN;
     if (!out_of_range(largest, &power)) return;
-    times_power(network_.ends[end], sum(end, k), -power);
+    times_power(image, sum(end, k), -power);
     states_[k].exponent += power;
     states_[k].largest = std::ldexp(largest, -power);
   }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby
 
 import torch
@@ -59,18 +59,24 @@ class CudaNetwork:
         backward, forward: the programs and weights of the two walks.
         affine: float32, of each unit the factors and shifts of its BN, channels filled up to 16.
         channels: of each block's two units' inputs, before they were filled up.
-        steps: each block's own walk back, for all its gradients at once.
+        tables, precision: what it was packed from.
     """
 
     backward: Walk
     forward: Walk
     affine: Tensor
     channels: Sequence[Sequence[int]]
-    steps: Sequence[Step]
+    tables: Tables
+    precision: Precision
+
+    @cached_property
+    def steps(self) -> Sequence[Step]:
+        """Each block's own walk back, for all its gradients at once; packed on first use."""
+        return list(_steps(self.tables, self.precision, self.affine.device))
 
     @property
     def tensors(self) -> Sequence[Tensor]:
-        walks = (self.backward, self.forward, *(step.walk for step in self.steps))
+        walks = (self.backward, self.forward)
         return [self.affine, *(t for walk in walks for t in (walk.program, walk.device_program, walk.weights))]
 
 
@@ -140,8 +146,8 @@ class CudaEngine:
     ) -> CudaNetwork:
         own, device = tables(net, "running", y0_shape), next(net.parameters()).device
         backward, forward = (_walk(*plan, device) for plan in _plans(own, precision, device))
-        steps = list(_steps(own, precision, device))
-        return CudaNetwork(backward, forward, _padded_affine(own).to(device), _channels(own), steps)
+        affine = _padded_affine(own).to(device)
+        return CudaNetwork(backward, forward, affine, _channels(own), own, precision)
 
     def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, CudaRecord]:
         assert isinstance(prepared, CudaNetwork)

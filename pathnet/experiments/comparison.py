@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pathnet import results
 from pathnet.experiments.by_length import ExactSum, SignedDraw
-from pathnet.experiments.signed import Judgement, judge, tail_index
+from pathnet.experiments.signed import Judgement, judge, settling_index, tail_index
 from pathnet.experiments.summary import (
     Summary,
     as_plain,
@@ -247,7 +247,7 @@ def _cancelling(norms: Array, sums: Array) -> Means:
 def _cost(norms: Array, estimates: Array, trusted: NDArray[np.bool_]) -> Cost:
     """Of norms along one path of every length [batches, n] and signed draws [draws, n], on the same batches."""
     squares = [column[np.isfinite(column)] for column in (_scaled(norms) ** 2).T]
-    light = [tail_index(own) < min(1 - 1 / np.log10(len(own)), 0.7) if len(own) > 1 else False for own in squares]
+    light = [tail_index(own) < settling_index(len(own)) for own in squares]
     of_paths = np.array([_relative_deviation(own) for own in squares])
     of_draws = np.array([_relative_deviation(own) for own in _scaled(estimates).T])
     return Cost(len(norms), of_paths, of_draws, np.where(of_draws < of_paths, trusted, light))

@@ -73,6 +73,8 @@ class PathGradients:
         for name, least in (("batches", 1), ("draws", 1), ("batch_size", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected an integer of at least {least}, got {getattr(self, name)}")
+        if self.draws != 1 and self.method != "signed":
+            raise ValueError(f"draws: expected 1 but with the method signed, got {self.draws} with {self.method}")
         if self.draws > MOST_DRAWS:
             raise ValueError(f"draws: expected at most {MOST_DRAWS:,} on a batch, got {self.draws}")
         for name, allowed in (("method", Method), ("bn", BatchNormMode), ("at", At), ("precision", Precision)):

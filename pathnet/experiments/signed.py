@@ -62,6 +62,11 @@ class Judgement:
         return (self.tail < self.threshold) & ((self.draws >= self.needed) | (self.aligned <= LITTLE))
 
 
+def settling_index(count: int) -> float:
+    """The tail index below which the mean of so many draws settles (Vehtari et al. 2024); of one draw none does."""
+    return float(min(1 - 1 / np.log10(count), 0.7)) if count > 1 else -np.inf
+
+
 def judge(
     squared_norms: Tensor | Array, sums: Tensor | Array | None = None, batch: NDArray[np.int64] | None = None
 ) -> Judgement:
@@ -97,7 +102,7 @@ def judge(
         aligned = ratio / [float(math.comb(n, k)) for k in range(n + 1)]
     tail = np.array([tail_index(column) for column in scaled.T])
     count = len(draws)
-    threshold = min(1 - 1 / np.log10(count), 0.7) if count > 1 else -np.inf
+    threshold = settling_index(count)
     needed = np.array(aligned_variances(n)) / ERROR**2
     return Judgement(count, mean * largest, error, tail, float(threshold), aligned, needed)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import pathnet
 from pathnet import scaling
-from pathnet.engines.cuda import CudaEngine, CudaNetwork, CudaRecord, Walk
+from pathnet.engines.cuda import CudaEngine, CudaRecord, Walk
 from pathnet.engines.self_check import disagreement
 
 
@@ -106,8 +106,7 @@ def test_the_twin_tells_what_the_gpu_does(precision: Any, device: torch.device) 
         return Walk(walk.program, walk.program, walk.weights.cpu())
 
     own = record.blocks.network
-    steps = [replace(step, walk=on_host(step.walk)) for step in own.steps]
-    host = CudaNetwork(on_host(own.backward), on_host(own.forward), own.affine.cpu(), own.channels, steps)
+    host = replace(own, backward=on_host(own.backward), forward=on_host(own.forward), affine=own.affine.cpu())
     twin = CudaRecord(host, record.blocks.relu_bits.cpu())
     engine = CudaEngine()
     on_gpu = engine.routed_backward_norms(record.blocks, record.grad, record.exponent, routing.to(device))
