@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pathnet.data import Data
-from pathnet.models.residual_net import Block, ResidualNet
+from pathnet.models.residual_net import Block, ResidualNet, check_net
 from pathnet.record import full_precision
 
 __all__ = [
@@ -112,6 +112,7 @@ def delete(net: ResidualNet, blocks: Iterable[int]) -> Lesioned:
     Raises:
         ValueError: a block is not one of the network's, or given twice.
     """
+    check_net(net)
     deleted = tuple(blocks)
     _check_deleted(net, deleted)
     return Lesioned(net, [Deleted(block) if i in deleted else block for i, block in enumerate(net)])
@@ -123,6 +124,7 @@ def reorder(net: ResidualNet, order: Iterable[int]) -> Lesioned:
     Raises:
         ValueError: ``order`` does not hold every block once.
     """
+    check_net(net)
     blocks, order = list(net), tuple(order)
     _check_order(net, order)
     return Lesioned(net, [blocks[i] for i in order])
