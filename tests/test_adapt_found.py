@@ -519,6 +519,11 @@ def test_fixed_statistics_and_statistics_of_the_batch() -> None:
     assert pathnet.record(net, images, labels, engine="reference").n == 1
     with pytest.raises(ValueError, match="bn: expected 'running' for a network whose running statistics are fixed"):
         pathnet.record(net, images, labels, bn="batch", engine="reference")
+    for lesioned in (pathnet.lesion.delete(net, [0]), pathnet.lesion.reorder(net, [0])):
+        with pytest.raises(ValueError, match="bn: expected 'running' for a network whose"):
+            pathnet.record(lesioned, images, labels, bn="batch", engine="reference")
+        with pytest.raises(ValueError, match="net: expected running statistics that can change, got fixed"):
+            pathnet.lesion.recalibrated(lesioned, pathnet.data.synthetic())
 
 
 def test_the_report_names_blocks_shapes_kinds_and_engines() -> None:

@@ -86,6 +86,7 @@ class Lesioned(ResidualNet):
     def __init__(self, whole: ResidualNet, blocks: Sequence[Block]) -> None:
         super().__init__(whole.stem, blocks, whole.head)
         self.training = whole.training
+        self.frozen_statistics = whole.frozen_statistics
         # In a tuple, since a module of a module would be registered, and its weights counted twice.
         self._whole = (whole,)
         self._intact: nn.ModuleList | None = None
@@ -162,7 +163,12 @@ def recalibrated(net: ResidualNet, data: Data, batches: int = RECALIBRATION_BATC
 
     Args:
         batches: random batches of 128 training images, not augmented, that the whole copy runs on.
+
+    Raises:
+        ValueError: running statistics of the network are fixed.
     """
+    if net.frozen_statistics:
+        raise ValueError(f"net: expected running statistics that can change, got fixed {net.frozen_statistics[0]}")
     copied = copy.deepcopy(net).eval()
     norms = [module for module in copied.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
