@@ -200,3 +200,43 @@ def test_copies_of_a_model_that_keeps_what_it_computes() -> None:
     model = Keeping()
     pathnet.adapt(model, torch.randn(3, 4))
     copy.deepcopy(model)
+
+
+class Leaking(nn.Module):
+    """Behind its block an addition one of whose branches goes on elsewhere too."""
+
+    def __init__(self, leaks: bool) -> None:
+        super().__init__()
+        self.block, self.leaks = Basic(4, 4), leaks
+        self.first, self.second, self.fc = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        source = self.first(self.block(x))
+        branch = self.second(source)
+        return self.fc(torch.cat([source + branch, branch if self.leaks else source], 1).mean((2, 3)))
+
+
+def test_an_addition_whose_branch_goes_on_elsewhere_is_no_block_with_something_led_around_it() -> None:
+    torch.manual_seed(0)
+    assert [block.name for block in pathnet.adapt(Leaking(True), torch.randn(2, 4, 5, 5))] == ["block"]
+    with pytest.raises(ValueError, match="model: 1 additions from add .* are no residual connections"):
+        pathnet.adapt(Leaking(False), torch.randn(2, 4, 5, 5))
+
+
+class HeavySkip(nn.Module):
+    """A projection of more weights than the residual module, which has more layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(4, 4, 3, padding=1)
+        self.module = nn.Sequential(nn.Conv2d(4, 2, 1), nn.ReLU(), nn.Conv2d(2, 4, 1))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.module(x) + self.projection(x)
+
+
+def test_the_skip_is_the_branch_of_fewer_layers_whatever_their_size() -> None:
+    torch.manual_seed(0)
+    model, x = HeavySkip(), torch.randn(2, 4, 5, 5)
+    without = pathnet.lesion.delete(pathnet.adapt(model, x), [0])
+    torch.testing.assert_close(without(x), model.projection(x), rtol=0, atol=0)
