@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from pathnet.models.tracing.tracers import attempts, untouched, untraceable
 from pathnet.record import full_precision
 
 __all__ = ["AdaptedNet", "adapt"]
+
+
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
 
 
 class AdaptedNet(ResidualNet):
@@ -118,10 +122,13 @@ def adapt(
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, WRAPPERS):
+        raise ValueError(f"model: expected the module that was wrapped or scripted, got {type(model).__name__}")
     owned = set(model.modules())
-    root = _OneOutput(model, output)
+    choose = partial(_one, output=output)
+    root = _OneOutput(model, choose)
     with full_precision(), untouched(model):
-        example = _example(root, model, example)
+        example = _example(root, example)
         if blocks is not None and any(isinstance(own, (tuple, list)) for own in blocks):
             if stem is None or head is None:
                 raise ValueError("stem, head: expected both of them with blocks as pairs of branches, got None")
@@ -140,18 +147,20 @@ def adapt(
 class _OneOutput(nn.Module):
     """A model of one input tensor and one of its outputs."""
 
-    def __init__(self, model: nn.Module, output: str | int | None) -> None:
+    def __init__(self, model: nn.Module, choose: Callable[[Any], Any]) -> None:
         super().__init__()
-        self.model, self.output = model, output
+        self.model, self.choose = model, choose
 
     def forward(self, x: Tensor) -> Tensor:
-        return _one(self.model(x), self.output)
+        return self.choose(self.model(x))  # type: ignore[no-any-return]
 
 
 def _one(given: Any, output: str | int | None) -> Tensor:
     if isinstance(given, fx.Proxy):
         return given  # type: ignore[return-value]
     if output is not None:
+        if isinstance(given, Tensor):
+            raise ValueError(f"output: expected None of a model that gives one tensor, got {output!r}")
         try:
             chosen = getattr(given, output) if isinstance(output, str) and hasattr(given, output) else given[output]
         except (KeyError, IndexError, TypeError):
@@ -178,7 +187,7 @@ def _described(given: Any) -> str:
     return type(given).__name__
 
 
-def _example(root: nn.Module, model: nn.Module, example: Tensor | None) -> Tensor:
+def _example(root: _OneOutput, example: Tensor | None) -> Tensor:
     """An input that the model takes.
 
     Raises:
@@ -186,23 +195,22 @@ def _example(root: nn.Module, model: nn.Module, example: Tensor | None) -> Tenso
     """
     if example is not None:
         if not isinstance(example, Tensor) or example.ndim == 0 or len(example) == 0:
-            raise ValueError(
-                f"example: expected a batch of inputs as a tensor, got {getattr(example, 'shape', example)}"
-            )
+            got = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
+            raise ValueError(f"example: expected a batch of inputs as a tensor, got {got}")
         example = example.detach()
         try:
-            root(example.clone())
-        except (RuntimeError, TypeError, IndexError) as error:
+            root.model(example.clone())
+        except Exception as error:
             raise ValueError(
                 f"example: the model refuses the shape {list(example.shape)} ({first_line(error)})"
             ) from error
         return example
     refused = []
-    for guess in examples(model):
+    for guess in examples(root.model):
         try:
-            root(guess.clone())
+            root.model(guess.clone())
             return guess
-        except (RuntimeError, TypeError, IndexError, AssertionError) as error:
+        except Exception as error:
             refused.append(f"{list(guess.shape)}: {first_line(error)}")
     raise ValueError(
         f"example: none could be guessed, expected a batch of inputs ({'; '.join(refused[:3]) or 'no layer'})"
@@ -210,23 +218,35 @@ def _example(root: nn.Module, model: nn.Module, example: Tensor | None) -> Tenso
 
 
 def _found(
-    root: nn.Module, model: nn.Module, example: Tensor, blocks: Sequence[str | nn.Module] | None
+    root: _OneOutput, model: nn.Module, example: Tensor, blocks: Sequence[str | nn.Module] | None
 ) -> AdaptedNet:
     """By tracing, among the given submodules if there are any."""
+    if isinstance(blocks, str) or (blocks is not None and len(blocks) == 0):
+        raise ValueError(f"blocks: expected a list of submodules or their names, got {blocks!r}")
     expected = root(example.clone()).detach()
+    if not torch.isfinite(expected).all():
+        raise ValueError("example: expected one for which the model's output is finite")
+    if differs(root(example.clone()), expected):
+        raise ValueError("model: expected the same output each time in evaluation mode; it draws random numbers?")
     named = submodules(model, blocks or ())
     others = [lambda: inlined(root, named, example)] if named else []
-    traced, reasons = attempts(root, model, example, expected, *others)
+    traced, reasons = attempts(root, model, root.choose, example, expected, *others)
     if traced is None:
         raise ValueError(f"model: {untraceable(reasons)}; blocks can be given by hand")
     within = None if blocks is None else inside(traced, list(named))
-    found = dissect(traced, example, within)
+    try:
+        found = dissect(traced, example, within)
+    except ValueError:
+        if not traced.whole:
+            raise
+        # What was left whole may hold residual connections.
+        raise ValueError(f"model: {untraceable(reasons)}; blocks can be given by hand") from None
     outside = (found.stem, *(block.before for block in found.blocks if block.before is not None), found.head)
     if any(module in traced.whole for part in outside for module in part.modules()):
         # It may hold residual connections of its own.
         raise ValueError(f"model: {untraceable(reasons)}; blocks can be given by hand")
     for name in named:
-        if not any(block.name.split(" ")[0].startswith((name + ".", name)) for block in found.blocks):
+        if not any(f"{block.name.split(' ')[0]}.".startswith(f"{name}.") for block in found.blocks):
             raise ValueError(f"blocks: no addition in {name!r} is a residual connection, which every way passes")
     return _network(found, traced.kind, example, traced.frozen)
 

@@ -109,6 +109,8 @@ class EffectiveDepth:
         if not share > 0:
             raise ValueError(f"share: expected a number above 0, got {share}")
         one_of("bn", bn, BatchNormMode)
+        if len(batch) != 2 or not all(isinstance(own, Tensor) for own in batch):
+            raise ValueError("batch: expected a pair of tensors, images or tokens and targets")
         self._images, self._target = batch
         if not torch.isfinite(self._images).all():
             raise ValueError(NOT_FINITE)

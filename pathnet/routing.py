@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pathnet.chunks import in_chunks
 from pathnet.engines import Engine
 from pathnet.models.coefficients import check_coefficients, known_as, of_blocks
-from pathnet.models.residual_net import ResidualNet, unwrapped
+from pathnet.models.residual_net import ResidualNet, check_net, unwrapped
 from pathnet.record import Loss, Prepared, Record, cross_entropy
 
 __all__ = [
@@ -91,8 +91,7 @@ def routed_gradient(
     Raises:
         ValueError: an argument is not such a one.
     """
-    if not isinstance(net, ResidualNet):
-        raise ValueError(f"net: expected a pathnet ResidualNet, got {type(net).__name__}")
+    check_net(net)
     coefficients = of_blocks(check_coefficients("backward", backward, net.n, net.parts))
     with torch.enable_grad():
         y = torch.as_tensor(net.stem(x))

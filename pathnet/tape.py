@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pathnet import gradients, paths, scaling
 from pathnet.engines import Engine, choose
 from pathnet.gradients import LengthSums
-from pathnet.models.residual_net import ResidualNet
+from pathnet.models.residual_net import ResidualNet, check_net
 from pathnet.record import (
     NOT_FINITE,
     At,
@@ -264,8 +264,7 @@ class Recorder:
         at: At = "y0",
         loss: Loss = cross_entropy,
     ) -> None:
-        if not isinstance(net, ResidualNet):
-            raise ValueError(f"net: expected a pathnet ResidualNet, got {type(net).__name__}")
+        check_net(net)
         one_of("bn", bn, BatchNormMode)
         one_of("precision", precision, Precision)
         one_of("at", at, At)

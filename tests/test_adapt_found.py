@@ -530,6 +530,11 @@ def test_fixed_statistics_and_statistics_of_the_batch() -> None:
     model.deviation += 1
     torch.testing.assert_close(net(images), model(images))
     assert relative_error(before, net(images).detach().double()) > 1e-3
+    for lesioned in (pathnet.lesion.delete(net, [0]), pathnet.lesion.reorder(net, [0])):
+        with pytest.raises(ValueError, match="bn: expected 'running' for a network whose"):
+            pathnet.record(lesioned, images, labels, bn="batch", engine="reference")
+        with pytest.raises(ValueError, match="net: expected running statistics that can change, got fixed"):
+            pathnet.lesion.recalibrated(lesioned, pathnet.data.synthetic())
 
 
 def test_the_report_names_blocks_shapes_kinds_and_engines() -> None:

@@ -223,3 +223,9 @@ def test_bad_arguments_are_named() -> None:
         losses = iter([cross_entropy] * 8 + [lambda output, target: output.sum() * torch.nan] * 7)
         lesion.rank(net, own, lambda output, target: next(losses)(output, target))
     assert dataclasses.is_dataclass(lesion.rank(net, own))
+
+
+@pytest.mark.parametrize("function", [lesion.delete, lesion.reorder, lesion.rank])
+def test_lesions_of_a_model_that_is_not_adapted_are_told(function: Any) -> None:
+    with pytest.raises(ValueError, match="net: expected a pathnet ResidualNet, got Linear"):
+        function(nn.Linear(1, 1), [0])

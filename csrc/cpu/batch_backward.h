@@ -221,7 +221,6 @@ class BatchBackward {
 
   // From the coefficients at a block's output to those at its input, one more.
   std::vector<Shared> step_sums(std::vector<Shared> sums, int64_t b, int64_t tile) {
-    const Block& block = network_.block(b);
     const float a = job_.routing[2 * b], c = job_.routing[2 * b + 1];
     const int64_t top = int64_t(sums.size());
     std::vector<Shared> next(top + 1);

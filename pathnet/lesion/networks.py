@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pathnet.data import Data
-from pathnet.models.residual_net import Block, ResidualNet
+from pathnet.models.residual_net import Block, ResidualNet, check_net
 from pathnet.record import full_precision
 
 __all__ = [
@@ -86,6 +86,7 @@ class Lesioned(ResidualNet):
     def __init__(self, whole: ResidualNet, blocks: Sequence[Block]) -> None:
         super().__init__(whole.stem, blocks, whole.head)
         self.training = whole.training
+        self.frozen_statistics = whole.frozen_statistics
         # In a tuple, since a module of a module would be registered, and its weights counted twice.
         self._whole = (whole,)
         self._intact: nn.ModuleList | None = None
@@ -112,6 +113,7 @@ def delete(net: ResidualNet, blocks: Iterable[int]) -> Lesioned:
     Raises:
         ValueError: a block is not one of the network's, or given twice.
     """
+    check_net(net)
     deleted = tuple(blocks)
     _check_deleted(net, deleted)
     return Lesioned(net, [Deleted(block) if i in deleted else block for i, block in enumerate(net)])
@@ -123,6 +125,7 @@ def reorder(net: ResidualNet, order: Iterable[int]) -> Lesioned:
     Raises:
         ValueError: ``order`` does not hold every block once.
     """
+    check_net(net)
     blocks, order = list(net), tuple(order)
     _check_order(net, order)
     return Lesioned(net, [blocks[i] for i in order])
@@ -160,7 +163,12 @@ def recalibrated(net: ResidualNet, data: Data, batches: int = RECALIBRATION_BATC
 
     Args:
         batches: random batches of 128 training images, not augmented, that the whole copy runs on.
+
+    Raises:
+        ValueError: running statistics of the network are fixed.
     """
+    if net.frozen_statistics:
+        raise ValueError(f"net: expected running statistics that can change, got fixed {net.frozen_statistics[0]}")
     copied = copy.deepcopy(net).eval()
     norms = [module for module in copied.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pathnet.data import Data
 from pathnet.lesion.measuring import factored, in_type, spread
-from pathnet.models.residual_net import ResidualNet
+from pathnet.models.residual_net import ResidualNet, check_net
 from pathnet.record import BatchNormMode, Loss, cross_entropy, full_precision, one_of, snapshot
 
 __all__ = ["Ranking", "rank"]
@@ -100,6 +100,7 @@ def rank(
     Raises:
         ValueError: an argument is out of its range, there are no batches, or the network's own loss is not finite.
     """
+    check_net(net)
     one_of("bn", bn, BatchNormMode)
     device, dtype = _place(net)
     frozen, outputs = snapshot(net, bn, dtype), None

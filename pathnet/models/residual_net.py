@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pathnet.models.coefficients import Coefficient, check_coefficients, known_as, left_out, of_blocks, scaled
 
-__all__ = ["Block", "FusedForm", "PostActivationForm", "ResidualNet", "Unit", "unwrapped"]
+__all__ = ["Block", "FusedForm", "PostActivationForm", "ResidualNet", "Unit", "check_net", "unwrapped"]
 
 
 @dataclass(frozen=True)
@@ -225,6 +225,12 @@ class ResidualNet(nn.Module):
             whole = len(own) == self.parts and all(known_as(each, 1) for each in (*forward[:2], *own))
             x = block(x) if whole else block.routed(x, forward, own)
         return torch.as_tensor(self.head(x))
+
+
+def check_net(net: nn.Module) -> None:
+    """Raises ValueError unless ``net`` is a `ResidualNet`."""
+    if not isinstance(net, ResidualNet):
+        raise ValueError(f"net: expected a pathnet ResidualNet, got {type(net).__name__}")
 
 
 def unwrapped(net: nn.Module) -> ResidualNet:

@@ -246,12 +246,14 @@ def _layers(part: nn.Module) -> set[str]:
     """Which kinds of layers a branch has."""
     found: set[str] = set()
     named = part.graph.nodes if isinstance(part, fx.GraphModule) else ()
-    names = [str(getattr(node.target, "__name__", node.target)) for node in named if node.op != "call_module"]
+    # Names of weights say nothing: "post_attention_layernorm" is no attention.
+    calls = (node for node in named if node.op in ("call_function", "call_method"))
+    names = [str(getattr(node.target, "__name__", node.target)) for node in calls]
     if any("softmax" in name or "attention" in name for name in names):
         found.add("attention")
     if any(name.startswith("conv") for name in names):
         found.add("convolutions")
-    if any(name.startswith("linear") for name in names):
+    if any(name.startswith(("linear", "addmm", "mm")) for name in names):
         found.add("linear layers")
     for module in part.modules():
         if isinstance(module, (nn.MultiheadAttention, nn.Softmax)):

@@ -124,7 +124,7 @@ def _splice(graph: fx.Graph, held: dict[str, Any], inner: Traced, x: Any, name: 
 def _traced(module: nn.Module, x: Tensor, name: str) -> Traced:
     with torch.no_grad():
         expected = torch.as_tensor(module(x.clone()))
-    traced, reasons = attempts(Alone(module), module, x, expected)
+    traced, reasons = attempts(Alone(module), module, lambda output: output, x, expected)
     if traced is None:
         raise ValueError(f"blocks: {name!r} {untraceable(reasons)}; give its branches as a pair (skip, residual)")
     return traced
@@ -132,8 +132,6 @@ def _traced(module: nn.Module, x: Tensor, name: str) -> Traced:
 
 class Alone(nn.Module):
     """A module, or a function over a module's submodules, as the root of a trace."""
-
-    output = None
 
     def __init__(self, model: nn.Module, function: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__()

@@ -248,6 +248,8 @@ def connections(
                 f"other ways lead around them, which {_joined(right)} joins again at {where(right)}; blocks= takes "
                 "the names of modules whose additions are"
             )
+    if not found and within is not None:
+        raise ValueError("blocks: no addition in them is a residual connection, which every way passes")
     if not found:
         raise ValueError(f"model: no residual connection was found{_reason(flow)}")
     return found

@@ -34,8 +34,19 @@ class Scissors:
         self.start = placeholder(traced.graph)
         origins = [node for node in traced.graph.nodes if once[node].dependent]
         self.by_value = by_value(traced.graph, self.start, source, *origins)
+        self.weighted = self._weighted()
         self.place = {node: i for i, node in enumerate(traced.graph.nodes)}
         self.fixed: list[str] = []
+
+    def _weighted(self) -> set[fx.Node]:
+        """What depends on the values of weights."""
+        weights = []
+        for node in self.traced.graph.nodes:
+            own = self.traced.held[str(node.target)] if node.op in ("call_module", "get_attr") else None
+            has_weights = isinstance(own, nn.Module) and any(True for _ in own.parameters())
+            if isinstance(own, nn.Parameter) or has_weights:
+                weights.append(node)
+        return by_value(self.traced.graph, *weights)
 
     def check_batch(self, node: fx.Node) -> None:
         """
@@ -152,7 +163,9 @@ class _Part:
             node = waiting.pop()
             if node is self.start or node in needed or node in captured:
                 continue
-            if node in available:
+            # Of weights nothing becomes a constant, since they are trained (relative positions of T5).
+            of_weights = node in self.scissors.weighted and node not in self.scissors.by_value
+            if node in available or of_weights:
                 needed.add(node)
                 waiting += node.all_input_nodes
             else:

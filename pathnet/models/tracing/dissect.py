@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from pathnet.models.tracing.blocks import TracedBlock, ends_in_relu, is_pad
 from pathnet.models.tracing.connections import CLONES, RESHAPES, Connection, Term, connections
 from pathnet.models.tracing.cutting import Scissors
-from pathnet.models.tracing.graphs import Traced, path_of
+from pathnet.models.tracing.graphs import Traced, first_line, path_of
 from pathnet.models.tracing.values import Fact, observe, source_of
 
 __all__ = ["Dissection", "dissect"]
@@ -45,7 +45,12 @@ def dissect(traced: Traced, example: Tensor, within: Collection[fx.Node] | None 
     """
     source = source_of(traced, example)
     once, _ = observe(traced, example, source)
-    twice, _ = observe(traced, torch.cat([example, example]), source)
+    try:
+        twice, _ = observe(traced, torch.cat([example, example]), source)
+    except Exception as error:
+        raise ValueError(
+            f"model: takes no batch of another size than {len(example)} ({first_line(error)})"
+        ) from error
     found = connections(traced, once, source, within)
     scissors = Scissors(traced, once, twice, source)
     (result,) = (node for node in traced.graph.nodes if node.op == "output")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from operator import attrgetter
 from typing import Any
@@ -20,25 +20,30 @@ REASON = 400
 CASTS = {aten.to, aten.type_as, aten._to_copy}
 
 
-def exported(model: nn.Module, example: Tensor) -> fx.GraphModule:
+def _logits(output: Any) -> Any:
+    return getattr(output, "logits", output)
+
+
+def exported(model: nn.Module, example: Tensor, choose: Callable[[Any], Any] = _logits) -> fx.GraphModule:
     """The model in evaluation mode as a graph of ATen operations, for batches of any size.
 
     Parameters and buffers are the model's own objects under its own names, so that training the graph trains the
-    model. Hugging Face models are asked for no cache, and their outputs are reduced to the logits. What was traced of
-    the shape, all but the batch, is fixed; so are dropout (none) and batch normalisation (running statistics).
+    model. Hugging Face models are asked for no cache. What was traced of the shape, all but the batch, is fixed; so
+    are dropout (none) and batch normalisation (running statistics).
 
     Casts that changed nothing are left out: a model writes ``x.to(other.dtype)``, and its trace a fixed type, which
     would be wrong in a copy of another precision.
 
     Args:
         example: an input as the model takes it, batch first: floating-point [B, C, H, W], int64 [B, T], ...
+        choose: takes what the model gives to the output; its logits, or itself where it has none, by default.
 
     Returns:
         A module of one tensor in, one tensor out, with operations in place where the model has them. Each node's
         ``meta["val"]`` tells shape and type, with a symbol for the batch.
 
     Raises:
-        ValueError: the model cannot be exported for batches of any size, gives neither a tensor nor logits, or has
+        ValueError: the model cannot be exported for batches of any size, gives no such tensor, or has
             weights that are neither float32 nor float64.
     """
     for name, parameter in model.named_parameters():
@@ -48,7 +53,7 @@ def exported(model: nn.Module, example: Tensor) -> fx.GraphModule:
     with _evaluating(model), torch.enable_grad():
         try:
             program = torch.export.export(
-                _Logits(model), (inputs,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
+                _Chosen(model, choose), (inputs,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
             )
         except Exception as error:
             reason = " ".join(str(error).split())[:REASON] or type(error).__name__
@@ -56,16 +61,15 @@ def exported(model: nn.Module, example: Tensor) -> fx.GraphModule:
     return _plain(program.module(), model, tuple(example.shape[1:]))
 
 
-class _Logits(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
+class _Chosen(nn.Module):
+    def __init__(self, model: nn.Module, choose: Callable[[Any], Any]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.choose = model, choose
         takes_cache = "use_cache" in inspect.signature(model.forward).parameters
         self.arguments = {"use_cache": False} if takes_cache else {}
 
     def forward(self, x: Tensor) -> Tensor:
-        output = self.model(x, **self.arguments)
-        output = getattr(output, "logits", output)
+        output = self.choose(self.model(x, **self.arguments))
         if not isinstance(output, Tensor):
             raise ValueError(f"expected an output that is a tensor or has logits, got {type(output).__name__}")
         return output

@@ -58,6 +58,11 @@ class _Tracer(fx.Tracer):
         self.proxy_buffer_attributes = True
         self.entered: list[nn.Module] = []
 
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        # A model that keeps what it computes would keep proxies, with which its next run goes on.
+        with _attributes_kept(root):
+            return super().trace(root, concrete_args)
+
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
@@ -80,6 +85,19 @@ class _Tracer(fx.Tracer):
 
 
 @contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """What each module has as attributes and buffers is the same objects afterwards."""
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, buffers in before:
+            for own, kept in ((vars(module), attributes), (module._buffers, buffers)):
+                own.clear()
+                own.update(kept)
+
+
+@contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while, without gradients of weights; the model is as it was afterwards."""
     modes = [(module, module.training) for module in model.modules()]
@@ -90,7 +108,12 @@ def untouched(model: nn.Module) -> Iterator[None]:
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         model.eval().requires_grad_(False)
-        with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
+        with (
+            _attributes_kept(model),
+            torch.random.fork_rng(devices),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -132,21 +155,18 @@ def _of_fx(graph: fx.Graph, root: nn.Module, example: Tensor) -> Traced:
             found = attrgetter(str(node.target))(root)
             node.target = str(node.target).removeprefix("model.")
             held[node.target] = found
-    return _finished(graph, held, root, example, "torch.fx")
+    return _finished(graph, held, root.get_submodule("model"), example, "torch.fx")
 
 
-def _export(root: nn.Module, example: Tensor) -> Traced:
-    module = exported(root, example)
-    held: dict[str, Any] = {}
-    for node in module.graph.nodes:
-        if node.op == "get_attr":
-            found = attrgetter(str(node.target))(module)
-            node.target = str(node.target).removeprefix("model.")
-            held[node.target] = found
-    return _finished(module.graph, held, root, example, "torch.export")
+def _export(model: nn.Module, example: Tensor, choose: Callable[[Any], Any]) -> Traced:
+    module = exported(model, example, choose)
+    held = {
+        str(node.target): attrgetter(str(node.target))(module) for node in module.graph.nodes if node.op == "get_attr"
+    }
+    return _finished(module.graph, held, model, example, "torch.export")
 
 
-def _finished(graph: fx.Graph, held: dict[str, Any], root: nn.Module, example: Tensor, kind: str) -> Traced:
+def _finished(graph: fx.Graph, held: dict[str, Any], model: nn.Module, example: Tensor, kind: str) -> Traced:
     values: dict[fx.Node, Any] = {}
 
     def keep(node: fx.Node, value: Any) -> Any:
@@ -155,25 +175,29 @@ def _finished(graph: fx.Graph, held: dict[str, Any], root: nn.Module, example: T
 
     Recording(fx.GraphModule(held, graph), keep).run(example.clone())
     ranks = {node: value.ndim for node, value in values.items() if isinstance(value, Tensor)}
-    frozen = lift(graph, held, getattr(root, "model", root), ranks)
+    frozen = lift(graph, held, model, ranks)
     return Traced(functional(graph, held, values), held, kind, tuple(map(where, frozen)))
 
 
 def attempts(
-    root: nn.Module, model: nn.Module, example: Tensor, expected: Tensor, *others: Callable[[], Traced]
+    root: nn.Module,
+    model: nn.Module,
+    choose: Callable[[Any], Any],
+    example: Tensor,
+    expected: Tensor,
+    *others: Callable[[], Traced],
 ) -> tuple[Traced | None, list[str]]:
     """The first trace that gives what the model gives, or None, and why those before it are none.
 
     Args:
-        root: a module that holds ``model`` and gives one of its outputs.
+        root: a module that holds ``model`` and gives what ``choose`` takes of the model's output.
         others: further ways to trace, after `torch.fx` and before `torch.export`.
     """
-    one_of_several = getattr(root, "output", None) is not None
     reasons: list[str] = []
     ways: list[Callable[[], Traced]] = [
         partial(trace, root, example),
         *others,
-        partial(_export, root if one_of_several else model, example),
+        partial(_export, model, example, choose),
         partial(_around_untraceable, root, example),
     ]
     for attempt in ways:
