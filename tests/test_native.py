@@ -166,9 +166,10 @@ def test_sums_by_length_are_those_of_every_path(isa: str, bf16: bool, bn: str, b
 @pytest.mark.parametrize("bn", MODES)
 def test_a_nan_among_zeros_is_not_taken_for_zero(isa: str, bn: str) -> None:
     own = plan_of_kind(IDENTITY, blocks=2)
-    grad = torch.zeros_like(own.grad)
-    grad[0, 0, 0, 0] = torch.nan
-    norms, _, _ = SUMS[bn](*replace(own, grad=grad).sums_arguments(bn))
+    grad, bits = torch.zeros_like(own.grad), [None if bit is None else torch.ones_like(bit) for bit in own.bits]
+    grad[0, 0, 2, 2] = torch.nan
+    own = replace(own, grad=grad, bits=bits, routing=torch.ones_like(own.routing))
+    norms, _, _ = SUMS[bn](*own.sums_arguments(bn))
     assert norms[:, 0].isnan().all()
 
 
