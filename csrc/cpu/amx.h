@@ -7,7 +7,12 @@
 // cycles against 64 cycles of products. With two terms it is two and eight loads for twelve products.
 //
 // The weights of 16 target channels are the outer loop: 18 KB at 64 source channels, so that they stay in the first
-// level of cache for all rows of all samples. Rows of 8 pixels make tiles of 8 rows, whose products take 8 cycles.
+// level of cache for all rows of all samples. Rows of 8 pixels share tiles, five a sample: a product takes its 16
+// cycles for a tile of 8 rows too, since it waits for the weights.
+//
+// What stands against that rate is the clock: with numbers other than zero in the tiles it falls from 3.8 to 3.1 or
+// 3.3 GHz where the tile unit is kept busy (measured). So working off the sums of one group of tiles between the
+// products of the next, which ought to hide them, gains nothing: it was tried.
 #pragma once
 
 #if defined(__AMX_BF16__)
@@ -40,9 +45,65 @@ struct alignas(64) TileShapes {
 };
 static_assert(sizeof(TileShapes) == 64, "the layout of palette 1");
 
-// A row of target pixels that a tile of sums holds, of which the first `skipped` were another tile's already.
+// A row of target pixels in a tile of sums, as epilogues take it.
 struct TileRow {
-  int64_t sample, row, column, skipped;
+  int64_t sample, y, x, count;
+  const float* sums;
+};
+
+// The tiles of a pass, sample after sample. A tile takes neighbouring places in rows of the source's pitch, borders
+// and all. Either each row has tiles of its own, as few as can be and all of one size, or, where rows are so short
+// that it takes fewer, tiles run on from row to row and compute what lies between them in vain. A last one that does
+// not fit begins earlier, and leaves out what another had.
+class Tiles {
+ public:
+  Tiles(const Image& source, const Pass& pass)
+      : pass_(pass), pitch_(source.pitch()), places_((pass.rows - 1) * pitch_ + pass.columns) {
+    const int64_t in_row = (pass.columns + 15) / 16;
+    runs_on_ = (places_ + 15) / 16 < pass.rows * in_row;
+    pixels_ = runs_on_ ? std::min<int64_t>(places_, 16) : (pass.columns + in_row - 1) / in_row;
+  }
+
+  void begin() { sample_ = 0; }
+  int64_t pixels() const { return pixels_; }
+  int64_t sample() const { return sample_; }  // of the next tile
+
+  // The place, row * pitch + column, where the next tile begins. The rows in it go to `rows`, which is moved on.
+  int64_t next(const float* sums, TileRow*& rows) {
+    const int64_t most = runs_on_ ? places_ : row_ * pitch_ + pass_.columns;
+    int64_t place = row_ * pitch_ + column_;
+    const int64_t begin = std::min(place, most - pixels_), end = begin + pixels_;
+    while (place < end) {
+      if (column_ < pass_.columns) {
+        const int64_t count = std::min(pass_.columns - column_, end - place);
+        const int64_t y = pass_.first_row + row_ * pass_.step, x = pass_.first_column + column_ * pass_.step;
+        *rows++ = {sample_, y, x, count, sums + (place - begin) * kGroup};
+        place += count;
+        column_ += count;
+      } else {
+        place += pitch_ - column_;
+        next_row();
+      }
+    }
+    if (end == most && !runs_on_) next_row();
+    if (end == places_) {
+      row_ = column_ = 0;
+      ++sample_;
+    }
+    return begin;
+  }
+
+ private:
+  void next_row() {
+    column_ = 0;
+    ++row_;
+  }
+
+  const Pass& pass_;
+  const int64_t pitch_, places_;
+  bool runs_on_;
+  int64_t pixels_;
+  int64_t sample_ = 0, row_ = 0, column_ = 0;
 };
 
 // Tile instructions are asm to GCC, which does not say that they read memory: without a barrier the compiler may
@@ -52,11 +113,15 @@ inline void stores_are_done() { asm volatile("" ::: "memory"); }
 // Tiles 0 to 3 are sums, 4 and 5 of the source in turn, 6 and 7 of the weights: of two steps in turn, or the two
 // terms of one. A product takes 52 cycles to give its result and 16 to make way for the next, so that those of one
 // tile of sums lie apart.
+//
+// After more than about 130 products without a store of a tile the next such store costs 1,000 cycles more (measured,
+// whatever was loaded and however loops were unrolled; no manual says why). So sums are stored on the way, in vain:
+// a tenth of the time where modules have 64 channels.
 template <int kParts, int kCount>
 void tile_products(const uint16_t* const* sources, int64_t plane, int64_t row_bytes, const int64_t* offsets,
                    int64_t steps, const uint16_t* weights, float* sums) {
   constexpr int64_t kTile = kTileBytes / 2;
-  int64_t step = 0;
+  constexpr int64_t kStepsToStore = kParts == 1 ? 18 : 6;
 #define PATHNET_ADD(m, source, term, tile)                                       \
   if constexpr (m < kCount) {                                                    \
     _tile_loadd(source, sources[m] + (term) * plane + offsets[step], row_bytes); \
@@ -78,28 +143,33 @@ void tile_products(const uint16_t* const* sources, int64_t plane, int64_t row_by
   if constexpr (kCount > 1) _tile_zero(1);
   if constexpr (kCount > 2) _tile_zero(2);
   if constexpr (kCount > 3) _tile_zero(3);
-  if constexpr (kParts == 1) {
-    for (; step + 1 < steps; weights += 2 * kTile) {
-      _tile_loadd(6, weights, 64);
-      PATHNET_STEP(0, 6)
-      ++step;
-      _tile_loadd(7, weights + kTile, 64);
-      PATHNET_STEP(0, 7)
-      ++step;
-    }
-    if (step < steps) {
-      _tile_loadd(6, weights, 64);
-      PATHNET_STEP(0, 6)
-    }
-  } else {
-    for (; step < steps; ++step, weights += 2 * kTile) {
-      _tile_loadd(6, weights, 64);
-      PATHNET_STEP(1, 6)
-      _tile_loadd(7, weights + kTile, 64);
-      PATHNET_ADD_BOTH(0, 4)
-      PATHNET_ADD_BOTH(1, 5)
-      PATHNET_ADD_BOTH(2, 4)
-      PATHNET_ADD_BOTH(3, 5)
+  for (int64_t step = 0; step < steps;) {
+    if (step > 0) _tile_stored(0, sums, 64);
+    const int64_t stop = std::min(steps, step + kStepsToStore);
+    if constexpr (kParts == 1) {
+      for (; step + 1 < stop; weights += 2 * kTile) {
+        _tile_loadd(6, weights, 64);
+        PATHNET_STEP(0, 6)
+        ++step;
+        _tile_loadd(7, weights + kTile, 64);
+        PATHNET_STEP(0, 7)
+        ++step;
+      }
+      if (step < stop) {
+        _tile_loadd(6, weights, 64);
+        PATHNET_STEP(0, 6)
+        ++step;
+      }
+    } else {
+      for (; step < stop; ++step, weights += 2 * kTile) {
+        _tile_loadd(6, weights, 64);
+        PATHNET_STEP(1, 6)
+        _tile_loadd(7, weights + kTile, 64);
+        PATHNET_ADD_BOTH(0, 4)
+        PATHNET_ADD_BOTH(1, 5)
+        PATHNET_ADD_BOTH(2, 4)
+        PATHNET_ADD_BOTH(3, 5)
+      }
     }
   }
 #undef PATHNET_ADD_BOTH
@@ -167,12 +237,12 @@ struct TileConvolver {
   static void run(const Convolution& convolution, const Element* packed, const Element* const* sources,
                   int64_t samples, Then& then) {
     alignas(64) float sums[kSumTiles * kTileBytes / 4];
+    TileRow rows[kSumTiles * 16];
     const Image& source = convolution.source;
     const int64_t channels = operand_channels(source), plane = source.pixels() * channels;
     for (const Pass& pass : convolution.passes) {
-      // As few tiles to a row as can be, all of one size; the last begins earlier where they do not fit.
-      const int64_t tiles = (pass.columns + 15) / 16, pixels = (pass.columns + tiles - 1) / tiles;
-      const TileShapes shapes{int(pixels)};
+      Tiles tiles(source, pass);
+      const TileShapes shapes{int(tiles.pixels())};
       stores_are_done();
       _tile_loadconfig(&shapes);
       std::vector<int64_t> offsets;
@@ -180,29 +250,22 @@ struct TileConvolver {
         const int64_t column = step.run->column + step.tap;
         offsets.push_back((step.run->row * source.pitch() + column) * channels + step.channel);
       }
-      const int64_t all = samples * pass.rows * tiles;
       for (int64_t group = 0; group < convolution.target.groups(); ++group) {
-        for (int64_t first = 0; first < all; first += kSumTiles) {
-          const int count = int(std::min<int64_t>(kSumTiles, all - first));
-          TileRow rows[kSumTiles];
+        for (tiles.begin(); tiles.sample() < samples;) {
           const Element* origins[kSumTiles];
-          for (int m = 0; m < count; ++m) {
-            const int64_t tile = (first + m) % tiles, row = (first + m) / tiles % pass.rows;
-            const int64_t column = std::min(tile * pixels, pass.columns - pixels);
-            rows[m] = {(first + m) / tiles / pass.rows, row, column, tile * pixels - column};
-            origins[m] =
-                sources[rows[m].sample] + source.pixel(row * pass.source_step, column * pass.source_step) * channels;
+          TileRow* end = rows;
+          int count = 0;
+          for (; count < kSumTiles && tiles.sample() < samples; ++count) {
+            const Element* own = sources[tiles.sample()] + source.pixel(0, 0) * channels;
+            origins[count] = own + tiles.next(sums + count * kTileBytes / 4, end) * pass.source_step * channels;
           }
           const auto products = count == 4   ? tile_products<kParts, 4>
                                 : count == 3 ? tile_products<kParts, 3>
                                 : count == 2 ? tile_products<kParts, 2>
                                              : tile_products<kParts, 1>;
           products(origins, plane, pass.source_step * channels * 2, offsets.data(), offsets.size(), packed, sums);
-          for (int m = 0; m < count; ++m) {
-            const int64_t column = rows[m].column + rows[m].skipped;
-            then(rows[m].sample, pass.first_row + rows[m].row * pass.step, pass.first_column + column * pass.step,
-                 pass.step, pixels - rows[m].skipped, group * kGroup, 1,
-                 sums + m * kTileBytes / 4 + rows[m].skipped * kGroup);
+          for (const TileRow* row = rows; row < end; ++row) {
+            then(row->sample, row->y, row->x, pass.step, row->count, group * kGroup, 1, row->sums);
           }
         }
         packed += offsets.size() * kParts * kTileBytes / 2;

@@ -34,12 +34,14 @@ struct Masked {
                   const float* sums) const {
     const int64_t channels = Convolver::operand_channels(image), plane = operand_plane<Convolver>(image);
     const int64_t pixel_bytes = image.groups() * 2;
+    const uint8_t* const set = bits[sample];
+    typename Convolver::Element* const operand = operands[sample];
     Pixels at(image, y, x, step);
     for (int64_t i = 0; i < count; ++i, at.next()) {
       for (int v = 0; v < vectors; ++v, sums += kLanes) {
         const int64_t own = channel + v * kLanes;
-        const uint32_t set = read_bits(bits[sample] + at.dense * pixel_bytes, own);
-        Convolver::put(operands[sample] + at.bordered * channels + own, plane, keep(load(sums), set));
+        const uint32_t kept = read_bits(set + at.dense * pixel_bytes, own);
+        Convolver::put(operand + at.bordered * channels + own, plane, keep(load(sums), kept));
       }
     }
   }
@@ -70,7 +72,10 @@ struct Join {
     const int64_t channels = Convolver::operand_channels(image), plane = operand_plane<Convolver>(image);
     const Vector c = splat(coefficients[sample]), a = splat(old_coefficients[sample]);
     const float* old = olds[sample];
-    typename Convolver::Element* operand = operands[sample];
+    typename Convolver::Element* const operand = operands[sample];
+    float* const target = targets[sample];
+    const uint8_t* const set = bits[sample];
+    const bool behind = behind_relu;
     Vector most = largest[sample];
     Pixels at(image, y, x, step);
     for (int64_t i = 0; i < count; ++i, at.next()) {
@@ -78,22 +83,22 @@ struct Join {
         const int64_t own = channel + v * kLanes, place = at.bordered * padded + own;
         Vector value = load(sums);
         if constexpr (kBack) {
-          const uint32_t set = read_bits(bits[sample] + at.dense * pixel_bytes, own);
-          value = c * keep(value, set);
+          const uint32_t kept = read_bits(set + at.dense * pixel_bytes, own);
+          value = c * keep(value, kept);
           if (old) {
             const Vector before = load(old + place);
-            value = multiply_add(a, behind_relu ? keep(before, set) : before, value);
+            value = multiply_add(a, behind ? keep(before, kept) : before, value);
           }
         } else {
           if (bias) value = value + load(bias + own);
           value = c * value;
           if (old) {
             const Vector before = load(old + place);
-            value = multiply_add(a, behind_relu ? maximum(splat(0.0f), before) : before, value);
+            value = multiply_add(a, behind ? maximum(splat(0.0f), before) : before, value);
           }
         }
         most = maximum(most, magnitude(value));
-        store(targets[sample] + place, value);
+        store(target + place, value);
         if constexpr (kBack && !Convolver::kFloats) {
           if (operand) Convolver::put(operand + at.bordered * channels + own, plane, value);
         }
