@@ -85,7 +85,7 @@ class Tiles {
         next_row();
       }
     }
-    if (end == most && !runs_on_) next_row();
+    if (end == most) next_row();
     if (end == places_) {
       row_ = column_ = 0;
       ++sample_;
