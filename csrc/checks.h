@@ -47,7 +47,14 @@ struct PlanSizes {
   int64_t weights, scales, bits;
 };
 
-inline void check_unit(const Unit& unit, int64_t index, bool projection, const PlanSizes& sizes) {
+inline void check_scale(const Unit& unit, int64_t index, const PlanSizes& sizes) {
+  STD_TORCH_CHECK(unit.scale_offset >= 0 && unit.scale_offset <= sizes.scales - unit.in_channels,
+                  "units: expected a scale offset within ", sizes.scales, " scales in row ", index, ", got ",
+                  unit.scale_offset);
+}
+
+// A convolution, of a module or a projection.
+inline void check_unit(const Unit& unit, int64_t index, bool projection, bool normalized, const PlanSizes& sizes) {
   for (int64_t size : {unit.in_channels, unit.in_height, unit.in_width, unit.out_channels, unit.out_height,
                        unit.out_width, unit.kernel, unit.stride}) {
     STD_TORCH_CHECK(size >= 1 && size <= kLargestSize, "units: expected sizes 1 to ", kLargestSize, " in row ", index,
@@ -70,17 +77,25 @@ inline void check_unit(const Unit& unit, int64_t index, bool projection, const P
                     unit.scale_offset, " and ", unit.bits_offset);
     return;
   }
-  STD_TORCH_CHECK(unit.scale_offset >= 0 && unit.scale_offset <= sizes.scales - unit.in_channels,
-                  "units: expected a scale offset within ", sizes.scales, " scales in row ", index, ", got ",
-                  unit.scale_offset);
-  STD_TORCH_CHECK(
-      unit.bits_offset >= 0 && unit.bits_offset % 2 == 0 && unit.bits_offset <= sizes.bits - unit.bits_size(),
-      "units: expected an even bits offset within ", sizes.bits, " bytes in row ", index, ", got ", unit.bits_offset);
+  if (normalized) check_scale(unit, index, sizes);
+  STD_TORCH_CHECK(unit.bits_offset == -1 || (unit.bits_offset >= 0 && unit.bits_offset % 2 == 0 &&
+                                             unit.bits_offset <= sizes.bits - unit.bits_size()),
+                  "units: expected an even bits offset within ", sizes.bits, " bytes (-1 for none) in row ", index,
+                  ", got ", unit.bits_offset);
 }
 
 inline bool chains(const Unit& unit, const Unit& next) {
   return unit.out_channels == next.in_channels && unit.out_height == next.in_height &&
          unit.out_width == next.in_width;
+}
+
+// The BN behind a convolution that ends a module, or a projection.
+inline void check_end(const Plan& plan, int64_t index, const PlanSizes& sizes) {
+  STD_TORCH_CHECK(index < plan.unit_count, "units: expected a row for the BN that ends row ", index - 1);
+  const Unit &unit = plan.units[index], &before = plan.units[index - 1];
+  STD_TORCH_CHECK(unit.kernel == 0 && unit.bits_offset == -1 && chains(before, unit) && chains(unit, unit),
+                  "units: expected in row ", index, " the BN (kernel 0, no bits) of what row ", index - 1, " gives");
+  check_scale(unit, index, sizes);
 }
 
 inline void check_block(const Plan& plan, int64_t index, const PlanSizes& sizes) {
@@ -90,11 +105,19 @@ inline void check_block(const Plan& plan, int64_t index, const PlanSizes& sizes)
                   "blocks: expected units within ", plan.unit_count, " in row ", index, ", got ", block.unit_count,
                   " from ", block.first_unit);
   const Unit* units = plan.units + block.first_unit;
+  const bool closed = plan.closed(block);
+  STD_TORCH_CHECK(!closed || units[0].scale_offset == -1, "units: expected -1 for no scale in row ", block.first_unit,
+                  ", got ", units[0].scale_offset);
   for (int64_t u = 0; u < block.unit_count; ++u) {
-    check_unit(units[u], block.first_unit + u, false, sizes);
+    check_unit(units[u], block.first_unit + u, false, u > 0 || !closed, sizes);
     STD_TORCH_CHECK(u == 0 || chains(units[u - 1], units[u]), "units: expected row ", block.first_unit + u,
                     " to take what the row before it gives");
   }
+  if (closed) check_end(plan, block.module_end(), sizes);
+  STD_TORCH_CHECK(!block.behind_relu() || units[0].bits_offset >= 0,
+                  "blocks: expected skip 0, 1 or 2 before a unit "
+                  "without ReLU in row ",
+                  index, ", got ", block.skip);
   const Unit& last = units[block.unit_count - 1];
   const Unit whole = {block.in_channels,
                       block.in_height,
@@ -119,9 +142,10 @@ inline void check_block(const Plan& plan, int64_t index, const PlanSizes& sizes)
                     "blocks: expected a projection unit within ", plan.unit_count, " in row ", index, ", got ",
                     block.projection_unit);
     const Unit& projection = plan.units[block.projection_unit];
-    check_unit(projection, block.projection_unit, true, sizes);
+    check_unit(projection, block.projection_unit, true, false, sizes);
     STD_TORCH_CHECK(same_ends(projection, units[0], last), "units: expected the projection in row ",
                     block.projection_unit, " to have its block's shapes");
+    if (closed) check_end(plan, block.projection_end(), sizes);
     return;
   }
   STD_TORCH_CHECK(block.projection_unit == -1, "blocks: expected no projection unit (-1) in row ", index, ", got ",
@@ -154,19 +178,27 @@ inline void check_plan(const Plan& plan, const PlanSizes& sizes) {
   std::vector<int> owners(plan.unit_count, 0);
   for (int64_t b = 0; b < plan.block_count; ++b) {
     const Block& block = plan.blocks[b];
-    for (int64_t u = 0; u < block.unit_count; ++u) ++owners[block.first_unit + u];
-    if (block.skip == kProjection) ++owners[block.projection_unit];
+    const bool closed = plan.closed(block);
+    for (int64_t u = 0; u < block.unit_count + closed; ++u) ++owners[block.first_unit + u];
+    for (int64_t u = 0; block.skip == kProjection && u < 1 + closed; ++u) ++owners[block.projection_unit + u];
   }
   for (int64_t u = 0; u < plan.unit_count; ++u) {
     STD_TORCH_CHECK(owners[u] == 1, "units: expected row ", u, " to belong to one block, got ", owners[u]);
   }
 }
 
-// For walks that know pre-activation blocks alone.
-inline void check_before_relu(const Plan& plan) {
+// BN mode `running` knows no closed blocks, whose last BN it has in weights and biases; mode `batch` knows skips
+// behind the ReLU in closed ones alone, and no network of both kinds.
+inline void check_closed(const Plan& plan, bool batch) {
   for (int64_t b = 0; b < plan.block_count; ++b) {
-    STD_TORCH_CHECK(!plan.blocks[b].behind_relu(), "blocks: expected skip 0, 1 or 2 for this walk in row ", b,
-                    ", got ", plan.blocks[b].skip);
+    const bool closed = plan.closed(plan.blocks[b]);
+    STD_TORCH_CHECK(batch || !closed, "units: expected a scale for this walk in row ", plan.blocks[b].first_unit);
+    STD_TORCH_CHECK(closed == plan.closed(plan.blocks[0]),
+                    "units: expected a scale in the first unit of every block or "
+                    "of none, got another in row ",
+                    plan.blocks[b].first_unit);
+    STD_TORCH_CHECK(!batch || closed || !plan.blocks[b].behind_relu(),
+                    "blocks: expected skip 0, 1 or 2 for this walk in row ", b, ", got ", plan.blocks[b].skip);
   }
 }
 

@@ -102,6 +102,7 @@ static_assert(sizeof(PackedHeader) <= kHeaderBytes, "the weights behind it are a
 Tensor cpu_pack(const Tensor& blocks, const Tensor& units, const Tensor& weights, const Tensor& scales, bool backward,
                 bool fold_scales, bool bf16) {
   const Plan plan = checked_plan(blocks, units, weights, scales);
+  if (fold_scales) check_closed(plan, false);
   const Isa isa = selected_isa();
   const Direction direction = backward ? Direction::kBackward : Direction::kForward;
   const Kernels kernels = kernels_of(isa, bf16);
@@ -192,6 +193,7 @@ std::tuple<Tensor, Tensor, Tensor> routed_backward(const Tensor& grad, const Ten
   check_shape("relu_bits", relu_bits, {-1, -1});
   Plan plan = checked_tables(blocks, units, {INT64_MAX, INT64_MAX, relu_bits.size(1)});
   plan.relu_bits = relu_bits.const_data_ptr<uint8_t>();
+  check_closed(plan, false);
   const Checked checked = checked_packed(packed, plan, Direction::kBackward, true);
   const int64_t routings = checked_routings(routing, plan);
   BackwardResult made = backward_result(plan, grad, exponent, relu_bits.size(0), routings, relu_bits, gradients);
@@ -207,6 +209,7 @@ std::tuple<Tensor, Tensor, Tensor> sums_by_length(const Tensor& grad, const Tens
   check_shape("relu_bits", relu_bits, {-1, -1});
   Plan plan = checked_tables(blocks, units, {INT64_MAX, INT64_MAX, relu_bits.size(1)});
   plan.relu_bits = relu_bits.const_data_ptr<uint8_t>();
+  check_closed(plan, false);
   const Checked checked = checked_packed(packed, plan, Direction::kBackward, true);
   const int64_t routings = checked_factors(routing, plan);
   BackwardResult made =
@@ -228,7 +231,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_walk(const Tensor& grad, const Tensor& 
   Plan plan = checked_tables(blocks, units, {INT64_MAX, scales.numel(), relu_bits.size(1)});
   plan.relu_bits = relu_bits.const_data_ptr<uint8_t>();
   plan.scales = own_scales;
-  check_before_relu(plan);
+  check_closed(plan, true);
   const Checked checked = checked_packed(packed, plan, Direction::kBackward, false);
   const int64_t routings = kSums ? checked_factors(routing, plan) : checked_routings(routing, plan);
   const int64_t results = kSums ? plan.block_count + 1 : routings;
@@ -291,6 +294,7 @@ std::tuple<Tensor, Tensor> routed_forward(const Tensor& y0, const Tensor& routin
                                           const Tensor& units, const Tensor& scales, const Tensor& shifts,
                                           const Tensor& biases, const Tensor& packed, bool record) {
   const Plan plan = forward_plan(y0, routing, blocks, units, scales, shifts, record);
+  check_closed(plan, false);
   int64_t outputs = 0;
   for (int64_t u = 0; u < plan.unit_count; ++u) outputs += plan.units[u].out_channels;
   const float* own_biases = biases.numel() == 0 ? nullptr : checked_row("biases", biases, outputs);
@@ -316,7 +320,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_forward(const Tensor& y0, const
                                                          const Tensor& scales, const Tensor& shifts,
                                                          const Tensor& epsilons, const Tensor& packed, bool record) {
   const Plan plan = forward_plan(y0, routing, blocks, units, scales, shifts, record);
-  check_before_relu(plan);
+  check_closed(plan, true);
   const Checked checked = checked_packed(packed, plan, Direction::kForward, false);
   const int64_t batch = y0.size(0);
   Tensor output = empty_output(plan, y0, routing);

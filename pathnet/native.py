@@ -78,7 +78,10 @@ def cpu_pack(
             4 padding behind the first unit's ReLU), unit of the projection or -1, channels, height and width of the
             input, and of the output.
         units: int64 [U, 12]: channels, height and width of the input, and of the output; kernel, stride, padding;
-            offsets of the weights, of the scales (elements) and of the bits (bytes in a row), -1 for a projection.
+            offsets of the weights, of the scales (elements) and of the bits (bytes in a row). No batch normalisation
+            stands before a convolution whose scales are -1, and no ReLU where the bits are: neither before a
+            projection. In BN mode ``batch`` blocks may be closed: no scales in their first unit, and behind the last
+            one's row, and the projection's, a row of kernel 0 for the batch normalisation that ends the branch.
         weights: float32, every convolution's [out, in, kernel, kernel] one after the other.
         scales: float32, the factors of each unit's batch normalisation.
         backward: for the walk back, or forward.
@@ -280,7 +283,7 @@ def batch_forward(
 
     Returns:
         float32 [P, B, C_n, H_n, W_n]; where recorded (otherwise with no elements) the ReLU bits, uint8 [B, bytes];
-        the normalised inputs before weight and bias, float32, unit after unit [B, H, W, C filled up to groups of 16];
+        the normalised inputs before weight and bias, float32, row after row [B, H, W, C filled up to groups of 16];
         and the factors weight / deviation, as ``scales`` lie.
 
     Raises:

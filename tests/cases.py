@@ -112,12 +112,15 @@ def measured_net(seed: int, small: bool = False) -> tuple[ResidualNet, Tensor, T
     return shaken(ResidualNet(stem, blocks, head)).eval(), images, torch.randint(0, 5, (batch,))
 
 
-def post_activation_net(seed: int) -> tuple[ResidualNet, Tensor, Tensor]:
-    """Two to six post-activation blocks, basic or bottleneck, either skip where shapes change; images; labels."""
+def post_activation_net(seed: int, bn: str = "running") -> tuple[ResidualNet, Tensor, Tensor]:
+    """Two to six post-activation blocks, basic or bottleneck, either skip where shapes change, behind a ReLU or not;
+    images, for statistics of a batch some more of them; labels."""
     rng = np.random.default_rng([seed, 2])
     torch.manual_seed(seed)
     channels = int(rng.integers(3, 20))
-    stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
+    stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+    if seed % 4 != 1:
+        stem.append(nn.ReLU())
     if seed % 3 == 0:
         stem.append(nn.MaxPool2d(3, 2, 1))
     blocks: list[Block] = []
@@ -130,7 +133,7 @@ def post_activation_net(seed: int) -> tuple[ResidualNet, Tensor, Tensor]:
         channels = out
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 5))
     height, width = (int(side) for side in rng.integers(9, 17, 2))
-    images = torch.randn(int(rng.integers(1, 5)), 3, height, width)
+    images = torch.randn(int(rng.integers(1, 5)) + 7 * (bn == "batch"), 3, height, width)
     return shaken(ResidualNet(stem, blocks, head)).eval(), images, torch.randint(0, 5, (len(images),))
 
 

@@ -47,14 +47,9 @@ class Plan:
     routing: Tensor
 
     @property
-    def behind_relu(self) -> bool:
-        """Whether a skip lies behind its block's first ReLU, which BN mode ``batch`` does not know."""
-        return bool((self.blocks[:, 2] >= ACTIVATED).any())
-
-    @property
     def least_values(self) -> int:
-        """Of a channel, over the batch, at the input of the unit that has fewest."""
-        return min(len(own) * own[0, 0].numel() for own in self.bits if own is not None)
+        """Of a channel, over the batch, at the input of the BN that has fewest."""
+        return min(len(own) * own[0, 0].numel() for own in self.normalized if own is not None)
 
     def weights_of(self, unit: int) -> slice:
         row = self.units[unit].tolist()
@@ -116,7 +111,8 @@ def by_pixel(x: Tensor) -> Tensor:
 
 def bits_size(units: Tensor) -> int:
     own = units[units[:, 11] >= 0]
-    return int((own[:, 11] + own[:, 1] * own[:, 2] * ((own[:, 0] + GROUP - 1) // GROUP) * 2).max())
+    ends = own[:, 11] + own[:, 1] * own[:, 2] * ((own[:, 0] + GROUP - 1) // GROUP) * 2
+    return max(ends.tolist(), default=0)
 
 
 # Truths.
@@ -155,28 +151,34 @@ def truth_back(plan: Plan, bn: str, terms: int = 0) -> Tensor:
     grad = torch.ldexp(plan.grad.double(), exponent[:, None, None, None])
     scales = plan.scales.double()
 
-    def activated(u: int, x: Tensor) -> Tensor:
-        own, bits = plan.normalized[u], plan.bits[u]
-        assert own is not None and bits is not None
+    def normalized(u: int, x: Tensor) -> Tensor:
+        own = plan.normalized[u]
+        assert own is not None
         if bn == "batch":
             # The tangent map of (x - mean) / deviation, which is its own transpose.
             dims = (0, 2, 3)
             x = x - x.mean(dims, keepdim=True) - own * (x * own).mean(dims, keepdim=True)
         first = int(plan.units[u, 10])
-        return x * scales[first : first + x.shape[1], None, None] * bits
+        return x * scales[first : first + x.shape[1], None, None]
+
+    def rectified(u: int, x: Tensor) -> Tensor:
+        bits = plan.bits[u]
+        assert bits is not None
+        return x * bits
 
     def convolved(u: int, x: Tensor) -> Tensor:
         y = convolution(plan, u, x, lambda weight: in_terms(weight, terms) if terms else weight)
         return _Rounded.apply(y, terms) if terms else y  # type: ignore[no-any-return, no-untyped-call]
 
     x = torch.zeros(len(grad), *plan.blocks[0, 4:7].tolist(), dtype=torch.float64, requires_grad=True)
-    ends = [_walk(plan, x, path, activated, convolved) for path in plan.routing.double().tolist()]
+    ends = [_walk(plan, x, path, normalized, rectified, convolved) for path in plan.routing.double().tolist()]
     return torch.stack([torch.autograd.grad(end, x, grad)[0] for end in ends])
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A forward pass in float64: the output, and of each unit what its BN gave, and what that was made of."""
+    """A forward pass in float64: the output, of each unit what entered its ReLU, and of its BN what it gave before
+    weight and bias, and the factors."""
 
     output: Tensor
     values: dict[int, Tensor]
@@ -189,7 +191,7 @@ def truth_forward(plan: Plan, bn: str, routing: Tensor, dtype: torch.dtype = tor
     """The pass under one routing [n, 2]; in float32 it tells what rounding alone comes to."""
     record = Recorded(torch.empty(0), {}, {}, {})
 
-    def activated(u: int, x: Tensor) -> Tensor:
+    def normalized(u: int, x: Tensor) -> Tensor:
         first = int(plan.units[u, 10])
         own = slice(first, first + x.shape[1])
         scale, shift = plan.scales.to(dtype)[own], plan.shifts.to(dtype)[own]
@@ -198,7 +200,10 @@ def truth_forward(plan: Plan, bn: str, routing: Tensor, dtype: torch.dtype = tor
             deviation = (variance + plan.epsilons.to(dtype)[u]).sqrt()
             x = record.normalized[u] = (x - mean) / deviation
             record.scales[u] = scale / deviation.flatten()
-        x = record.values[u] = x * scale[:, None, None] + shift[:, None, None]
+        return x * scale[:, None, None] + shift[:, None, None]
+
+    def rectified(u: int, x: Tensor) -> Tensor:
+        record.values[u] = x
         return x.relu()
 
     ends = {*plan.blocks[:, 3].tolist(), *(plan.blocks[:, 0] + plan.blocks[:, 1] - 1).tolist()}
@@ -210,7 +215,7 @@ def truth_forward(plan: Plan, bn: str, routing: Tensor, dtype: torch.dtype = tor
         biased = bn == "running" and u in ends
         return y + plan.biases.to(dtype)[first : first + y.shape[1], None, None] if biased else y
 
-    output = _walk(plan, plan.y0.to(dtype), routing.double().tolist(), activated, convolved)
+    output = _walk(plan, plan.y0.to(dtype), routing.double().tolist(), normalized, rectified, convolved)
     return replace(record, output=output)
 
 
@@ -220,15 +225,27 @@ def convolution(plan: Plan, u: int, x: Tensor, change: Any = lambda weight: weig
     return F.conv2d(x, change(weight), stride=row[7], padding=row[8])
 
 
-def _walk(plan: Plan, y: Tensor, path: list[tuple[float, float]], activated: Any, convolved: Any) -> Tensor:
+def _walk(
+    plan: Plan, y: Tensor, path: list[tuple[float, float]], normalized: Any, rectified: Any, convolved: Any
+) -> Tensor:
+    def activated(u: int, x: Tensor) -> Tensor:
+        scale, bits = plan.units[u, 10:].tolist()
+        x = normalized(u, x) if scale >= 0 else x
+        return torch.as_tensor(rectified(u, x) if bits >= 0 else x)
+
     for (first, count, kind, projection, *_), (a, c) in zip(plan.blocks.tolist(), path, strict=True):
         own = range(first, first + count)
         entered = activated(first, y)
         residual = entered
         for u in own:
             residual = convolved(u, entered if u == first else activated(u, residual))
+        # Without a BN before its first convolution, one ends each branch.
+        closed = plan.units[first, 10] < 0
+        if closed:
+            residual = normalized(first + count, residual)
         if kind == PROJECTION:
             skip = convolved(projection, entered)
+            skip = normalized(projection + 1, skip) if closed else skip
         else:
             pads = kind in (PAD, ACTIVATED_PAD)
             stride = math.prod(plan.units[first : first + count, 7].tolist()) if pads else 1
@@ -242,12 +259,13 @@ def _walk(plan: Plan, y: Tensor, path: list[tuple[float, float]], activated: Any
 # Random plans.
 
 
-def random_plan(seed: int, wide: bool = False, kinds: Sequence[int] = BEFORE_RELU) -> Plan:
+def random_plan(seed: int, wide: bool = False, kinds: Sequence[int] = BEFORE_RELU, closed: bool = False) -> Plan:
     """One to four blocks of any kernels, paddings ("same" or not), strides, widths, odd sides and skips.
 
     Args:
         wide: up to 70 channels in one or two blocks, sides of 1 to 19 and 32; otherwise up to 8, sides of 1 to 11.
-        kinds: of the skips.
+        kinds: of the skips. Where they lie behind the ReLU those of some heights begin without one.
+        closed: whether a BN ends each branch, and none stands before its first convolution.
     """
     rng = np.random.default_rng(seed)
     batch = int(rng.integers(1, 4))
@@ -256,7 +274,7 @@ def random_plan(seed: int, wide: bool = False, kinds: Sequence[int] = BEFORE_REL
     sides = [1, 2, 7, 8, 13, 16, 19, 32] if wide else [*range(1, 12)]
     most = 32 if channels <= 17 else 19 if channels <= 33 else 8
     height, width = (int(rng.choice([side for side in sides if side <= most])) for _ in range(2))
-    return make_plan(rng, batch, (channels, height, width), count, wide, kinds)
+    return make_plan(rng, batch, (channels, height, width), count, wide, kinds, closed)
 
 
 def make_plan(
@@ -266,8 +284,9 @@ def make_plan(
     count: int,
     wide: bool = False,
     kinds: Sequence[int] = BEFORE_RELU,
+    closed: bool = False,
 ) -> Plan:
-    """A chain of ``count`` blocks from ``shape`` on, with skips of these kinds."""
+    """A chain of ``count`` blocks from ``shape`` on, with skips of these kinds; the rest as in `random_plan`."""
     rows: list[list[int]] = []
     blocks: list[list[int]] = []
     for _ in range(count):
@@ -276,34 +295,44 @@ def make_plan(
         for conv in convs:
             rows.append([*shape, *output_shape(shape, conv), *conv[1:]])
             shape = output_shape(shape, conv)
+        end = [[*shape, *shape, 0, 1, 0]] if closed else []
+        rows += end
         blocks.append([first, len(convs), kind, -1 if skip is None else len(rows), *before, *shape])
         if skip is not None:
-            rows.append([*before, *shape, *skip[1:]])
-    return plan_of(rng, batch, torch.tensor(blocks), rows)
+            rows += [[*before, *shape, *skip[1:]], *end]
+    opens = kinds == BEHIND_RELU and rows[0][1] % 4 == 0
+    if opens:
+        blocks[0][2] = {ACTIVATED: IDENTITY, ACTIVATED_PAD: PAD}.get(blocks[0][2], blocks[0][2])
+    return plan_of(rng, batch, torch.tensor(blocks), rows, opens)
 
 
-def plan_of(rng: np.random.Generator, batch: int, blocks: Tensor, rows: list[list[int]]) -> Plan:
-    """Random numbers for blocks and units, the latter without offsets."""
+def plan_of(rng: np.random.Generator, batch: int, blocks: Tensor, rows: list[list[int]], opens: bool = False) -> Plan:
+    """Random numbers for blocks and units, the latter without offsets; where the network opens, its first unit has no
+    ReLU."""
     projections = {*blocks[:, 3].tolist()}
+    ends = {u for u, row in enumerate(rows) if row[6] == 0}
+    begins = {*blocks[:, 0].tolist()} if ends else set()
+    without_bn, without_relu = projections | begins, projections | ends | ({0} if opens else set())
     units, weights, bits, normalized = [], [], [], []
     weight_end = scale_end = bits_end = 0
     for u, row in enumerate(rows):
         size, fan_in = row[3] * row[0] * row[6] ** 2, row[0] * row[6] ** 2
-        units.append([*row, weight_end, *((-1, -1) if u in projections else (scale_end, bits_end))])
-        weights.append(rng.normal(size=size) / math.sqrt(fan_in))
+        bits_offset = -1 if u in without_relu else bits_end
+        units.append([*row, weight_end, -1 if u in without_bn else scale_end, bits_offset])
+        weights.append(rng.normal(size=size) / math.sqrt(max(fan_in, 1)))
         weight_end += size
-        if u in projections:
-            bits.append(None)
-            normalized.append(None)
-            continue
-        scale_end += row[0]
-        # At times a gap, since a unit's bits may begin at any even byte.
-        bits_end += row[1] * row[2] * -(-row[0] // GROUP) * 2 + 2 * int(rng.integers(0, 2))
-        bits.append(torch.from_numpy(rng.random((batch, *row[:3])) < 0.6).double())
-        normalized.append(floats(rng.normal(size=(batch, *row[:3]))).double())
+        bits.append(None)
+        normalized.append(None)
+        if u not in without_relu:
+            # At times a gap, since a unit's bits may begin at any even byte.
+            bits_end += row[1] * row[2] * -(-row[0] // GROUP) * 2 + 2 * int(rng.integers(0, 2))
+            bits[-1] = torch.from_numpy(rng.random((batch, *row[:3])) < 0.6).double()
+        if u not in without_bn:
+            scale_end += row[0]
+            normalized[-1] = floats(rng.normal(size=(batch, *row[:3]))).double()
     scales, shifts = floats(rng.normal(size=scale_end)), floats(rng.normal(size=scale_end))
     for first, _, kind, *_ in blocks.tolist():
-        if kind in (ACTIVATED, ACTIVATED_PAD):
+        if kind in (ACTIVATED, ACTIVATED_PAD) and first not in begins:
             # What lies behind such a block's first ReLU lies behind that alone.
             begin = units[first][10]
             scales[begin : begin + units[first][0]], shifts[begin : begin + units[first][0]] = 1, 0

@@ -347,6 +347,15 @@ def test_what_the_kernels_have_no_form_for_is_named() -> None:
     assert refused(kernels, 8) == "block 1 has a convolution that is not 3x3 with padding 1"
 
 
+def test_units_without_relu_are_the_cpu_engines_alone() -> None:
+    own = tables(pathnet.models.preact_resnet(8), "running", (16, 8, 8))
+    given = own.weights, own.scales, True, 1, cuda.H100_SHARED_BYTES
+    native.cuda_plan(own.blocks, own.units, *given)
+    own.units[1, 11] = -1
+    with pytest.raises(RuntimeError, match="block 1 has a convolution without BN and ReLU"):
+        native.cuda_plan(own.blocks, own.units, *given)
+
+
 def test_the_papers_network_shares_weights_between_samples_and_fits() -> None:
     net = pathnet.models.preact_resnet(110)
     for precision, samples in (("bfloat16", 2), ("float32", 1)):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from oracles import relative_error
 from plans import (
+    ACTIVATED,
     BACKWARD,
     BEFORE_RELU,
     BEHIND_RELU,
@@ -66,8 +67,10 @@ def seeds(isa: str) -> range:
 
 
 @functools.cache
-def plan(seed: int, wide: bool, behind_relu: bool = False) -> Plan:
-    return random_plan(seed, wide, BEHIND_RELU if behind_relu else BEFORE_RELU)
+def plan(seed: int, wide: bool, behind_relu: bool = False, bn: str = "running") -> Plan:
+    """Skips behind the ReLU are in BN mode ``batch`` those of closed blocks."""
+    kinds = BEHIND_RELU if behind_relu else BEFORE_RELU
+    return random_plan(seed, wide, kinds, closed=behind_relu and bn == "batch")
 
 
 def sizes(gradients: Tensor, bn: str) -> Tensor:
@@ -83,7 +86,7 @@ def sizes(gradients: Tensor, bn: str) -> Tensor:
 
 @functools.cache
 def judged(seed: int, wide: bool, bn: str, terms: int = 0, behind_relu: bool = False) -> Tensor:
-    return truth_back(plan(seed, wide, behind_relu), bn, terms)
+    return truth_back(plan(seed, wide, behind_relu, bn), bn, terms)
 
 
 def terms_of(isa: str, bf16: bool) -> int:
@@ -119,23 +122,25 @@ def test_random_plans_walk_back_like_autograd(isa: str, bf16: bool, bn: str, wid
 
 
 @pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
+@pytest.mark.parametrize("bn", MODES)
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
-def test_plans_with_skips_behind_the_relu_walk_back_like_autograd(isa: str, bf16: bool, wide: bool) -> None:
+def test_plans_with_skips_behind_the_relu_walk_back_like_autograd(isa: str, bf16: bool, bn: str, wide: bool) -> None:
     kinds, terms = torch.zeros(5), terms_of(isa, bf16)
     for seed in seeds(isa):
-        expected, rounded = (judged(seed, wide, "running", own, True) for own in (0, terms))
-        own, _ = walked(plan(seed, wide, True), "running", bf16)
-        assert (sizes(own - expected, "running") <= admitted(expected, rounded, "running", terms)).all(), (
-            f"seed {seed}"
-        )
-        kinds += torch.bincount(plan(seed, wide, True).blocks[:, 2], minlength=5)
+        given = plan(seed, wide, True, bn)
+        if bn == "batch" and given.least_values < FEWEST_VALUES:
+            continue
+        expected, rounded = (judged(seed, wide, bn, own, True) for own in (0, terms))
+        own, _ = walked(given, bn, bf16)
+        assert (sizes(own - expected, bn) <= admitted(expected, rounded, bn, terms)).all(), f"seed {seed}"
+        kinds += torch.bincount(given.blocks[:, 2], minlength=5)
     assert kinds[list(BEHIND_RELU)].min() >= (1 if isa == "amx" else 5), kinds
 
 
 @functools.cache
 def judged_sums(seed: int, wide: bool, bn: str, behind_relu: bool, terms: int) -> Tensor:
     """float64 [n + 1, B, C, H, W]: for each length the sum over the paths, of the last routing's factors."""
-    own = plan(seed, wide, behind_relu)
+    own = plan(seed, wide, behind_relu, bn)
     codes = torch.tensor(list(itertools.product((0, 1), repeat=len(own.blocks))))
     factors = torch.stack([1 - codes, codes], 2) * own.routing[-1]
     every = truth_back(replace(own, routing=factors), bn, terms)
@@ -144,12 +149,13 @@ def judged_sums(seed: int, wide: bool, bn: str, behind_relu: bool, terms: int) -
 
 
 @pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
-@pytest.mark.parametrize(("bn", "behind_relu"), [("running", False), ("running", True), ("batch", False)])
+@pytest.mark.parametrize("behind_relu", [False, True], ids=["before_relu", "behind_relu"])
+@pytest.mark.parametrize("bn", MODES)
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
 def test_sums_by_length_are_those_of_every_path(isa: str, bf16: bool, bn: str, behind_relu: bool, wide: bool) -> None:
     terms = terms_of(isa, bf16)
     for seed in seeds(isa):
-        given = plan(seed, wide, behind_relu)
+        given = plan(seed, wide, behind_relu, bn)
         if bn == "batch" and given.least_values < FEWEST_VALUES:
             continue
         expected, rounded = (judged_sums(seed, wide, bn, behind_relu, own) for own in (0, terms))
@@ -238,26 +244,23 @@ def test_values_that_leave_float32_are_kept_and_others_pass_through(isa: str, bn
 
 @functools.cache
 def judged_forward(seed: int, wide: bool, bn: str, behind_relu: bool) -> Recorded:
-    own = plan(seed, wide, behind_relu)
+    own = plan(seed, wide, behind_relu, bn)
     return truth_forward(own, bn, torch.ones(own.routing.shape[1:]))
 
 
 @functools.cache
 def judged_outputs(seed: int, wide: bool, bn: str, behind_relu: bool, dtype: torch.dtype) -> Tensor:
     """float64 [P, B, C, H, W], under all of the plan's routings."""
-    own = plan(seed, wide, behind_relu)
+    own = plan(seed, wide, behind_relu, bn)
     return torch.stack([truth_forward(own, bn, routing, dtype).output.double() for routing in own.routing])
 
 
-FORWARD_CASES = [("running", False), ("running", True), ("batch", False)]
-"""BN mode, and whether skips lie behind the first ReLU."""
-
-
 @pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
-@pytest.mark.parametrize(("bn", "behind_relu"), FORWARD_CASES)
+@pytest.mark.parametrize("behind_relu", [False, True], ids=["before_relu", "behind_relu"])
+@pytest.mark.parametrize("bn", MODES)
 def test_random_plans_walk_forward_like_pytorch(isa: str, bn: str, behind_relu: bool, wide: bool) -> None:
     for seed in seeds(isa):
-        given = plan(seed, wide, behind_relu)
+        given = plan(seed, wide, behind_relu, bn)
         if bn == "batch" and given.least_values < FEWEST_VALUES:
             continue
         # What of the coefficients cancels is as far off as float32 is.
@@ -268,10 +271,11 @@ def test_random_plans_walk_forward_like_pytorch(isa: str, bn: str, behind_relu: 
 
 
 @pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
-@pytest.mark.parametrize(("bn", "behind_relu"), FORWARD_CASES)
+@pytest.mark.parametrize("behind_relu", [False, True], ids=["before_relu", "behind_relu"])
+@pytest.mark.parametrize("bn", MODES)
 def test_random_plans_are_recorded_like_pytorch(isa: str, bn: str, behind_relu: bool, wide: bool) -> None:
     for seed in seeds(isa):
-        given = plan(seed, wide, behind_relu)
+        given = plan(seed, wide, behind_relu, bn)
         if bn == "batch" and given.least_values < FEWEST_VALUES:
             continue
         expected = judged_forward(seed, wide, bn, behind_relu)
@@ -279,7 +283,7 @@ def test_random_plans_are_recorded_like_pytorch(isa: str, bn: str, behind_relu: 
         assert relative_error(output[0], expected.output) <= FLOAT32_WALK, f"seed {seed}"
         # Bits of values that rounding may take across zero are not judged.
         own, sure = (
-            replace(given, bits=[None if row[10] < 0 else judge(expected.values[u]) for u, row in rows(given)])
+            replace(given, bits=[None if row[11] < 0 else judge(expected.values[u]) for u, row in rows(given)])
             for judge in (lambda x: x > 0, lambda x: x.abs() > 1e-4 * x.abs().mean())
         )
         assert not ((own.relu_bits() ^ relu_bits) & sure.relu_bits()).any(), f"seed {seed}"
@@ -623,7 +627,9 @@ WRONG_TABLES = [
 ]
 WRONG_OFFSETS = [
     ("units", cell(4, 9, -1), "units: expected a weight offset within"),
-    ("units", cell(0, 10, -1), "units: expected a scale offset within"),
+    ("units", cell(1, 10, -1), "units: expected a scale offset within"),
+    ("units", cell(0, 10, -2), "units: expected -1 for no scale in row 0, got -2"),
+    ("units", cell(0, 10, -1), r"units: expected in row 2 the BN \(kernel 0, no bits\) of what row 1 gives"),
     ("units", cell(0, 11, -2), "units: expected an even bits offset within"),
     ("units", cell(2, 10, 0), r"units: expected no scale and no bits \(-1\) for the projection in row 2"),
     ("units", cell(2, 11, 1 << 62), r"units: expected no scale and no bits \(-1\) for the projection in row 2"),
@@ -703,3 +709,37 @@ def test_wrong_arguments_are_named(name: str) -> None:
     for argument, change, message in own:
         with pytest.raises(RuntimeError, match=message):
             OPS[name][0](**{**right, argument: change(right[argument])})
+
+
+@functools.cache
+def closed_plan() -> Plan:
+    """One block that ends in a projection with its BN, behind no ReLU, and one behind it with an identity."""
+    shape, out = (3, 9, 7), (6, 5, 4)
+    blocks = torch.tensor([[0, 1, PROJECTION, 2, *shape, *out], [4, 1, ACTIVATED, -1, *out, *out]])
+    ends = [*out, *out, 0, 1, 0]
+    rows = [[*shape, *out, 3, 2, 1], ends, [*shape, *out, 1, 2, 0], ends, [*out, *out, 3, 1, 1], ends]
+    return plan_of(np.random.default_rng(0), 3, blocks, rows, opens=True)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_what_closed_blocks_are_refused(name: str) -> None:
+    call, arguments = OPS[name]
+    if not name.startswith("batch"):
+        with pytest.raises(RuntimeError, match="units: expected a scale for this walk in row 0"):
+            call(*arguments(closed_plan()))
+        return
+    right = dict(zip(inspect.signature(call).parameters, arguments(closed_plan()), strict=True))
+    call(**right)
+    end = r"units: expected in row {} the BN \(kernel 0, no bits\)"
+    for argument, change, message in (
+        ("units", lambda u: u[:5], "blocks: expected units within 5|units: expected a row for the BN"),
+        ("units", cell(1, 6, 1), end.format(1)),
+        ("units", cell(3, 0, 5), end.format(3)),
+        ("units", cell(5, 11, 0), end.format(5)),
+        ("units", cell(3, 10, -1), "units: expected a scale offset within"),
+        ("units", cell(0, 10, -2), "units: expected -1 for no scale"),
+        ("units", lambda u: cell(4, 10, 0)(u)[:5].contiguous(), "units: expected a scale in the first unit of every"),
+        ("units", cell(4, 11, -1), "blocks: expected skip 0, 1 or 2 before a unit without ReLU in row 1, got 3"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call(**{**right, argument: change(right[argument])})

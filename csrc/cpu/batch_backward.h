@@ -12,6 +12,10 @@
 // The sums by length are the same walk, of coefficients in place of routings: what comes through a block's skip and
 // what comes through its module are then two gradients, of G_k and of G_{k-1}. From the highest on, a tile of them at
 // a time is walked through the block and finished, so that what is held are n + 1 gradients and what a tile takes.
+//
+// In a closed block the gradient at its output is itself the one at the output of a BN, its h; so it is finished and
+// summed up over the batch before the last convolution reads it. Before the first convolution there is no BN: what it
+// writes is added to what comes through the skip, and masked with it.
 #pragma once
 
 #include <algorithm>
@@ -38,9 +42,9 @@ struct Reduced {
   float coefficient;
   bool add;
   const uint8_t* bits;
-  const float* normalized;
+  const float* normalized;  // not read without sums
   float* h;
-  float *sums, *products;  // [padded channels], of this sample; null where another convolution follows
+  float *sums, *products;  // [padded channels], of this sample; null where another convolution or no BN follows
   // What the next sample will read, fetched while this one computes; null for nothing.
   const float* ahead[2] = {nullptr, nullptr};
 
@@ -66,6 +70,7 @@ struct Reduced {
       Vector value = keep(c * load(values + i * next), read_bits(bits + at.dense * pixel_bytes, channel));
       if (add) value = value + load(h + place);
       store(h + place, value);
+      if (!sums) continue;
       sum = sum + value;
       product = multiply_add(value, load(normalized + place), product);
     }
@@ -132,8 +137,9 @@ class BatchBackward {
     std::shared_ptr<Gradient> from, skip_from;
     float a = 0.0f, c = 0.0f;
     Batch h, h_next;
-    std::vector<float> sums;   // [sample][two][channels]
-    std::vector<float> means;  // [two][channels]: sum(h) / N and sum(h x) / N
+    std::vector<float> sums;        // [sample][two][channels]
+    std::vector<float> means;       // [two][channels]: sum(h) / N and sum(h x) / N
+    std::vector<float> skip_means;  // the same behind a projection that a BN ends, whose h is the gradient itself
   };
   using Shared = std::shared_ptr<Gradient>;
 
@@ -205,7 +211,7 @@ class BatchBackward {
         way.block = b;
         way.a = own[0];
         way.c = own[1];
-        unfinished = unfinished || block.skip != kIdentity || way.c == 0.0f;
+        unfinished = unfinished || block.skip != kIdentity || way.c == 0.0f || network_.plan.closed(block);
       }
     }
     if (ways.empty()) return next;
@@ -247,9 +253,56 @@ class BatchBackward {
     // A projection's share is added to the module's with the last sums; others wait until the gradient is finished,
     // by when those that it comes from have been brought back into range.
     if (block.skip == kProjection) align(ways);
+    if (network_.plan.closed(block)) begin_closed(block, ways);
     for (int64_t u = block.first_unit + block.unit_count - 1; u >= block.first_unit; --u) convolve(b, u, ways);
     if (block.skip != kProjection) align(ways);
     for (const Shared& way : ways) way->from.reset();
+  }
+
+  void begin_closed(const Block& block, const std::vector<Shared>& ways) {
+    std::vector<Gradient*> modules, projections;
+    for (const Shared& way : ways) {
+      if (way->c != 0.0f) modules.push_back(way.get());
+      if (way->a != 0.0f && block.skip == kProjection) projections.push_back(way.get());
+    }
+    begin_branches(block.module_end(), modules, &Gradient::from, &Gradient::means);
+    begin_branches(block.projection_end(), projections, &Gradient::skip_from, &Gradient::skip_means);
+    for (Gradient* way : modules) way->h = way->from->values;
+  }
+
+  // The means at the BN of row u, which ends a branch; h is the gradient that the branch is given.
+  void begin_branches(int64_t u, const std::vector<Gradient*>& ways, Shared Gradient::* given,
+                      std::vector<float> Gradient::* means) {
+    for (Gradient* way : ways) way->sums.assign(job_.batch * 2 * channels_, 0.0f);
+    for_each(int64_t(ways.size()), [&](int, int64_t s, int64_t w) {
+      const Image& image = network_.inputs[u];
+      const float* h = (ways[w]->*given)->values.get() + s * image.dense();
+      const float* x = job_.normalized + starts_[u] + s * image.dense();
+      float* sums = ways[w]->sums.data() + s * 2 * channels_;
+      for (int64_t row = 0; row < image.dense(); row += image.width * image.padded()) {
+        for (int64_t c = 0; c < image.padded(); c += kLanes) {
+          Vector sum = splat(0.0f), product = splat(0.0f);
+          for (int64_t j = row + c; j < row + image.width * image.padded(); j += image.padded()) {
+            sum = sum + load(h + j);
+            product = multiply_add(load(h + j), load(x + j), product);
+          }
+          store(sums + c, load(sums + c) + sum);
+          store(sums + channels_ + c, load(sums + channels_ + c) + product);
+        }
+      }
+    });
+    for (Gradient* way : ways) (way->*means) = means_of(u, way->sums);
+  }
+
+  std::vector<float> means_of(int64_t u, const std::vector<float>& sums) const {
+    const double count = double(job_.batch * network_.inputs[u].height * network_.inputs[u].width);
+    std::vector<float> means(2 * channels_);
+    for (int64_t i = 0; i < 2 * channels_; ++i) {
+      double sum = 0;
+      for (int64_t s = 0; s < job_.batch; ++s) sum += sums[s * 2 * channels_ + i];
+      means[i] = float(sum / count);
+    }
+    return means;
   }
 
   // One power of two for what comes through the skip and through the module: the larger of the two gradients'.
@@ -288,7 +341,6 @@ class BatchBackward {
       if (last && !way->from->finished) make_room(*way->from);
       way->h_next = batch_of();
       way->sums.assign(job_.batch * 2 * channels_, 0.0f);
-      way->means.resize(2 * channels_);
       if (!groups.empty() && last && groups.back()[0]->from == way->from) {
         groups.back().push_back(way.get());
       } else {
@@ -316,15 +368,9 @@ class BatchBackward {
       }
       take(again);
     }
-    const Image& image = network_.inputs[u];
-    const double count = double(job_.batch * image.height * image.width);
     for (const auto& group : groups) {
       for (Gradient* way : group) {
-        for (int64_t i = 0; i < 2 * channels_; ++i) {
-          double sum = 0;
-          for (int64_t s = 0; s < job_.batch; ++s) sum += way->sums[s * 2 * channels_ + i];
-          way->means[i] = float(sum / count);
-        }
+        way->means = means_of(u, way->sums);
         way->h = std::move(way->h_next);
       }
     }
@@ -333,36 +379,41 @@ class BatchBackward {
   void convolve_sample(int worker, int64_t b, int64_t u, Gradient& way, int64_t s) {
     const Block& block = network_.block(b);
     const bool last = u == block.first_unit + block.unit_count - 1;
-    const bool joins = u == block.first_unit && block.skip == kProjection;
+    const bool joins = u == block.first_unit && block.skip == kProjection, closed = network_.plan.closed(block);
+    const bool normalizes = network_.unit(u).scale_offset >= 0;
     const Image image = without_border(network_.inputs[u]);
     float* sums = way.sums.data() + s * 2 * channels_;
     Reduced reduced = {image,
                        joins ? way.c : 1.0f,
                        false,
-                       job_.plan.relu_bits + s * network_.plan.bits_stride + network_.unit(u).bits_offset,
+                       bits(u, s),
                        job_.normalized + starts_[u] + s * image.dense(),
                        way.h_next.get() + s * image.dense(),
-                       sums,
+                       normalizes ? sums : nullptr,
                        sums + channels_};
-    look_ahead(u, last ? *way.from : way, last, s, reduced);
+    const bool whole = last && !closed;  // whether what is read is a gradient, and no h
+    look_ahead(u, whole ? *way.from : way, whole, s, reduced);
     if (joins && way.a != 0.0f) {
       Reduced skip = reduced;
       skip.coefficient = way.a;
       if (way.c != 0.0f) skip.sums = nullptr;
-      const Element* operand = bordered(worker, b, *way.skip_from, s);
+      const Element* operand =
+          closed ? normalized(worker, block.projection_end(), way.skip_from->values.get(), way.skip_means, s)
+                 : bordered(worker, b, *way.skip_from, s);
       Convolver::run(network_.convolutions[block.projection_unit], packed_[block.projection_unit], &operand, 1, skip);
       reduced.add = true;
     }
     if (way.c == 0.0f) return;
-    const Element* operand = last ? bordered(worker, b, *way.from, s) : normalized(worker, u + 1, way, s);
+    const Element* operand =
+        whole ? bordered(worker, b, *way.from, s) : normalized(worker, u + 1, way.h.get(), way.means, s);
     Convolver::run(network_.convolutions[u], packed_[u], &operand, 1, reduced);
   }
 
   // What `normalized`, or `finish_sample`, will read of the next sample: h and what BN made of its input.
-  void look_ahead(int64_t u, const Gradient& source, bool last, int64_t s, Reduced& reduced) {
+  void look_ahead(int64_t u, const Gradient& source, bool whole, int64_t s, Reduced& reduced) {
     const int64_t next = backwards_ ? s - 1 : s + 1;
     if (next < 0 || next >= job_.batch || !source.h) return;
-    const int64_t unit = last ? network_.block(source.block).first_unit : u + 1;
+    const int64_t unit = whole ? network_.block(source.block).first_unit : u + 1;
     const int64_t size = network_.inputs[unit].dense();
     if (size < reduced.image.dense()) return;
     reduced.ahead[0] = source.h.get() + next * size;
@@ -377,23 +428,28 @@ class BatchBackward {
     return operand;
   }
 
-  // The gradient at the input of unit u's BN, as the convolution before it reads it.
-  const Element* normalized(int worker, int64_t u, const Gradient& way, int64_t s) {
+  const uint8_t* bits(int64_t u, int64_t s) const {
+    return network_.bits(u, job_.plan.relu_bits + s * network_.plan.bits_stride);
+  }
+
+  // The gradient at the input of unit u's BN, as the convolution before it reads it; of the whole batch's h.
+  const Element* normalized(int worker, int64_t u, const float* h, const std::vector<float>& means, int64_t s) {
     const Image& image = network_.inputs[u];
     Element* operand = benches_[worker].inner(network_.input_shape[u], 0, 1, image);
     const int64_t channels = Convolver::operand_channels(image), plane = operand_plane<Convolver>(image);
-    normalization_backward(u, way, s, [&](int64_t, int64_t pixel, int64_t channel, Vector value) {
+    normalization_backward(u, h, means, s, [&](int64_t, int64_t pixel, int64_t channel, Vector value) {
       Convolver::put(operand + pixel * channels + channel, plane, value);
     });
     return operand;
   }
 
-  // Calls then(element, bordered pixel, channel, gradient at the input of unit u's BN), from h and its sums.
+  // Calls then(element, bordered pixel, channel, gradient at the input of unit u's BN), from h and its means.
   template <class Then>
-  void normalization_backward(int64_t u, const Gradient& way, int64_t s, const Then& then) {
+  void normalization_backward(int64_t u, const float* h, const std::vector<float>& means, int64_t s,
+                              const Then& then) {
     const Image& image = network_.inputs[u];
     const int64_t padded = image.padded();
-    const float* h = way.h.get() + s * image.dense();
+    h += s * image.dense();
     const float* x = job_.normalized + starts_[u] + s * image.dense();
     const float* scales = job_.plan.scales + network_.unit(u).scale_offset;
     // The inner loop is over pixels, whose channels have their factors in registers.
@@ -403,7 +459,7 @@ class BatchBackward {
         std::fill_n(factors, kLanes, 0.0f);
         std::copy_n(scales + c, std::min<int64_t>(kLanes, std::max<int64_t>(0, image.channels - c)), factors);
         const Vector scale = load(factors);
-        const Vector mean = load(way.means.data() + c), slope = load(way.means.data() + channels_ + c);
+        const Vector mean = load(means.data() + c), slope = load(means.data() + channels_ + c);
         const int64_t first = image.pixel(y, 0);
         for (int64_t i = 0; i < image.width; ++i) {
           const int64_t j = (y * image.width + i) * padded + c;
@@ -418,7 +474,7 @@ class BatchBackward {
   // them.
   void make_room(Gradient& gradient) {
     if (gradient.values) return;
-    const bool alone = gradient.skip_from.use_count() == 1 && network_.block(gradient.block).skip == kIdentity;
+    const bool alone = gradient.skip_from.use_count() == 1 && network_.block(gradient.block).skips_by_identity();
     gradient.values = alone ? gradient.skip_from->values : batch_of();
     gradient.largest.resize(job_.batch);
   }
@@ -429,6 +485,7 @@ class BatchBackward {
     const Image from = without_border(network_.ends[b + 1]), to = without_border(network_.ends[b]);
     float* own = gradient.values.get() + s * to.dense();
     const float* source = gradient.skip_from->values.get() + s * from.dense();
+    // A projection's gradient and the module's are added up with their factors in h.
     const Vector a = splat(gradient.a), c = splat(block.skip == kProjection ? 1.0f : gradient.c);
     Vector most = splat(0.0f);
     const auto put = [&](int64_t j, Vector value) {
@@ -438,18 +495,29 @@ class BatchBackward {
     // What the skip gives stands in `old`; an identity's is the source itself.
     const float* old = source;
     Vector old_factor = a;
-    if (block.skip != kIdentity) {
-      pad(from, to, network_.stride(block), true, block.skip == kPad ? gradient.a : 0.0f, source, own);
+    if (!block.skips_by_identity()) {
+      pad(from, to, network_.stride(block), true, block.skips_by_padding() ? gradient.a : 0.0f, source, own);
       old = own;
       old_factor = splat(1.0f);
     } else if (gradient.a == 0.0f) {
       std::fill_n(own, to.dense(), 0.0f);
       old = own;
     }
-    if (gradient.h) {
-      normalization_backward(block.first_unit, gradient, s, [&](int64_t j, int64_t, int64_t, Vector value) {
-        put(j, multiply_add(old_factor, load(old + j), c * value));
-      });
+    if (network_.plan.closed(block)) {
+      const float* h = gradient.h ? gradient.h.get() + s * to.dense() : nullptr;
+      const uint8_t* mask = bits(block.first_unit, s);
+      for (int64_t j = 0; j < to.dense(); j += to.padded(), mask += to.groups() * 2) {
+        for (int64_t channel = 0; channel < to.padded(); channel += kLanes) {
+          Vector value = old_factor * load(old + j + channel);
+          if (h) value = multiply_add(c, load(h + j + channel), value);
+          put(j + channel, keep(value, read_bits(mask, channel)));
+        }
+      }
+    } else if (gradient.h) {
+      normalization_backward(block.first_unit, gradient.h.get(), gradient.means, s,
+                             [&](int64_t j, int64_t, int64_t, Vector value) {
+                               put(j, multiply_add(old_factor, load(old + j), c * value));
+                             });
     } else {
       for (int64_t j = 0; j < to.dense(); j += kLanes) put(j, old_factor * load(old + j));
     }

@@ -1,5 +1,8 @@
 // Walks batches forward, BN mode `batch`: each BN takes mean and variance over the batch and all pixels. A routing
 // (a lesion) changes the statistics of everything behind it, so that routings are walked one after the other.
+//
+// In a closed block a BN comes between the last convolution and the addition: sums wait in a batch of their own until
+// their statistics are known.
 #pragma once
 
 #include <algorithm>
@@ -16,14 +19,22 @@ namespace {
 // One BN with its statistics, channels filled up with zeros.
 struct Normalization {
   std::vector<float> means, inverse_deviations, weights, biases;
+
+  Vector normalized(Vector value, int64_t channel) const {
+    return (value - load(means.data() + channel)) * load(inverse_deviations.data() + channel);
+  }
+  Vector scaled(Vector unit, int64_t channel) const {
+    return multiply_add(unit, load(weights.data() + channel), load(biases.data() + channel));
+  }
 };
 
-// relu(weight * normalized + bias) as the next convolution reads it; the normalized values and the ReLU bits where
-// they are wanted.
+// The larger one of `least` and weight * normalized + bias, as the next convolution reads it; the normalized values
+// and the ReLU bits where they are wanted.
 template <class Convolver>
 struct Normalized {
   const Image& image;  // bordered, the operand's
   const Normalization& bn;
+  float least;
   typename Convolver::Element* operand;
   float* normalized;
   uint8_t* bits;
@@ -35,13 +46,11 @@ struct Normalized {
     for (int64_t i = 0; i < count; ++i, at.next()) {
       for (int v = 0; v < vectors; ++v, values += kLanes) {
         const int64_t own = channel + v * kLanes;
-        const Vector centred = load(values) - load(bn.means.data() + own);
-        const Vector unit = centred * load(bn.inverse_deviations.data() + own);
-        const Vector value = multiply_add(unit, load(bn.weights.data() + own), load(bn.biases.data() + own));
+        const Vector unit = bn.normalized(load(values), own), value = bn.scaled(unit, own);
         if (normalized) store(normalized + at.dense * image.padded() + own, unit);
         if (bits) write_bits(bits + at.dense * image.groups() * 2, own, positive(value));
         // In this order a NaN stays one.
-        Convolver::put(operand + at.bordered * channels + own, plane, maximum(splat(0.0f), value));
+        Convolver::put(operand + at.bordered * channels + own, plane, maximum(splat(least), value));
       }
     }
   }
@@ -93,6 +102,7 @@ class BatchForward {
 
   void step(int64_t b, float a, float c) {
     const Block& block = network_.block(b);
+    if (network_.plan.closed(block)) return step_closed(b, a, c);
     if (c == 0.0f && (block.skip != kProjection || a == 0.0f)) return skip_alone(b, a);
     const int64_t last = block.first_unit + (c == 0.0f ? 1 : block.unit_count) - 1;
     for (int64_t u = block.first_unit; u <= last; ++u) {
@@ -117,6 +127,65 @@ class BatchForward {
       if (!ends) std::swap(raw_, raw_next_);
     }
     std::swap(main_, next_);
+  }
+
+  void step_closed(int64_t b, float a, float c) {
+    const Block& block = network_.block(b);
+    const Image from = without_border(network_.ends[b]), to = without_border(network_.ends[b + 1]);
+    const bool projects = block.skip == kProjection && a != 0.0f;
+    if (projects) sum_up(block.first_unit, block.projection_unit, main_, next_);
+    const Normalization skip_bn = projects ? normalization(block.projection_end()) : Normalization();
+    for (int64_t u = block.first_unit; c != 0.0f && u < block.module_end(); ++u) {
+      sum_up(u, u, u == block.first_unit ? main_ : raw_, raw_next_);
+      std::swap(raw_, raw_next_);
+    }
+    const Normalization bn = c != 0.0f ? normalization(block.module_end()) : Normalization();
+    for_each_sample(team_, job_.batch, 1, [&](int, int64_t s, int64_t) {
+      const float* source = main_.get() + s * from.dense();
+      float* own = next_.get() + s * to.dense();
+      if (projects) {
+        end(block.projection_end(), skip_bn, a, own, nullptr, own, s);
+      } else if (block.skips_by_identity() && a != 0.0f) {
+        const Vector floor = splat(block.behind_relu() ? 0.0f : -INFINITY);
+        for (int64_t j = 0; j < to.dense(); j += kLanes) {
+          store(own + j, splat(a) * maximum(floor, load(source + j)));
+        }
+      } else {
+        pad(from, to, network_.stride(block), false, block.skips_by_padding() ? a : 0.0f, source, own,
+            block.behind_relu());
+      }
+      if (c != 0.0f) end(block.module_end(), bn, c, raw_.get() + s * to.dense(), own, own, s);
+    });
+    std::swap(main_, next_);
+  }
+
+  // The sums of a convolution, and what their statistics are made of; it reads what unit u makes of the source.
+  void sum_up(int64_t u, int64_t convolution, const Large& source, const Large& target) {
+    const Image in = without_border(network_.inputs[u]),
+                out = without_border(network_.convolutions[convolution].target);
+    const Normalization bn = normalization(u);
+    for_each_sample(team_, job_.batch, 1, [&](int worker, int64_t s, int64_t) {
+      const Element* operand = activate(worker, u, bn, source.get() + s * in.dense(), s);
+      float* own = target.get() + s * out.dense();
+      Join<Convolver, false> join = {out, false, nullptr, {1.0f}, {0.0f}, {own}, {}, {}, {}, {}};
+      Convolver::run(network_.convolutions[convolution], packed_[convolution], &operand, 1, join);
+      measure(out, own, s);
+    });
+  }
+
+  // target = factor * what the BN of row u makes of raw + old, which is zero where it is null.
+  void end(int64_t u, const Normalization& bn, float factor, const float* raw, const float* old, float* target,
+           int64_t s) {
+    const Image& image = network_.inputs[u];
+    float* normalized = job_.normalized ? job_.normalized + starts_[u] + s * image.dense() : nullptr;
+    for (int64_t j = 0; j < image.dense(); j += image.padded()) {
+      for (int64_t c = 0; c < image.padded(); c += kLanes) {
+        const Vector unit = bn.normalized(load(raw + j + c), c);
+        if (normalized) store(normalized + j + c, unit);
+        const Vector before = old ? load(old + j + c) : splat(0.0f);
+        store(target + j + c, multiply_add(splat(factor), bn.scaled(unit, c), before));
+      }
+    }
   }
 
   // next = a * skip(main) of a skip that is no identity; `operand` is what the block's first convolution reads.
@@ -196,13 +265,19 @@ class BatchForward {
     }
   }
 
-  // The statistics of the whole batch from those of its samples.
+  // The statistics of the whole batch from those of its samples, which were measured last.
   Normalization normalization(int64_t u) {
     const Image& image = network_.inputs[u];
     const int64_t offset = network_.unit(u).scale_offset, pixels = image.height * image.width;
     Normalization bn;
     for (std::vector<float>* own : {&bn.means, &bn.inverse_deviations, &bn.weights, &bn.biases}) {
       own->resize(image.padded());
+    }
+    // Without a BN what enters stays as it is.
+    if (offset < 0) {
+      std::fill(bn.inverse_deviations.begin(), bn.inverse_deviations.end(), 1.0f);
+      std::fill(bn.weights.begin(), bn.weights.end(), 1.0f);
+      return bn;
     }
     for (int64_t c = 0; c < image.channels; ++c) {
       double mean = 0, squares = 0;
@@ -227,9 +302,16 @@ class BatchForward {
     const Image& image = network_.inputs[u];
     const Image dense = without_border(image);
     Element* operand = benches_[worker].inner(network_.input_shape[u], 0, 0, image);
+    const Unit& unit = network_.unit(u);
+    const bool normalizes = job_.normalized && unit.scale_offset >= 0;
+    const bool masks = job_.relu_bits && unit.bits_offset >= 0;
     const Normalized<Convolver> then = {
-        image, bn, operand, job_.normalized ? job_.normalized + starts_[u] + s * image.dense() : nullptr,
-        job_.relu_bits ? job_.relu_bits + s * network_.plan.bits_stride + network_.unit(u).bits_offset : nullptr};
+        image,
+        bn,
+        least(unit),
+        operand,
+        normalizes ? job_.normalized + starts_[u] + s * image.dense() : nullptr,
+        masks ? job_.relu_bits + s * network_.plan.bits_stride + unit.bits_offset : nullptr};
     rows_of(dense, values, s, then);
     return operand;
   }

@@ -63,7 +63,7 @@ class BlockBackward {
             join.olds[i] = !skipped ? nullptr : identity ? own[i]->skip : own[i]->target;
             join.operands[i] = own[i]->operand;
           }
-          residual(block, sources, some, join);
+          residual(block, own, sources, some, join);
         });
     for (int64_t i = 0; i < count; ++i) {
       if (ways[i].c != 0.0f) continue;
@@ -71,7 +71,7 @@ class BlockBackward {
       if (way.a == 0.0f) {
         pad(from, image, 1, true, 0.0f, nullptr, way.target);
       } else if (block.behind_relu()) {
-        const uint8_t* bits = bits_of(block.first_unit, way);
+        const uint8_t* bits = network_.bits(block.first_unit, way.bits);
         const int64_t pixel_bytes = image.groups() * 2;
         scaled_copy(image, identity ? way.skip : way.target, identity ? way.a : 1.0f, way.target,
                     [&](Vector value, int64_t pixel, int64_t channel) {
@@ -88,8 +88,6 @@ class BlockBackward {
   }
 
  private:
-  const uint8_t* bits_of(int64_t unit, const Own& way) const { return way.bits + network_.unit(unit).bits_offset; }
-
   // Those of the ways that are asked for, and what joins their results.
   template <class Asked, class Work>
   void through(const Block& block, Own* ways, int64_t count, const Asked& asked, const Work& work) {
@@ -100,7 +98,7 @@ class BlockBackward {
     for (int64_t i = 0; i < count; ++i) {
       if (!asked(ways[i])) continue;
       join.targets[some] = ways[i].target;
-      join.bits[some] = bits_of(block.first_unit, ways[i]);
+      join.bits[some] = network_.bits(block.first_unit, ways[i].bits);
       join.largest[some] = splat(0.0f);
       own[some++] = &ways[i];
     }
@@ -110,13 +108,13 @@ class BlockBackward {
     for (int64_t i = 0; i < some; ++i) own[i]->largest = largest_lane(join.largest[i]);
   }
 
-  void residual(const Block& block, const Element** sources, int64_t count, Join<Convolver, true>& join) {
-    const int64_t first_bits = network_.unit(block.first_unit).bits_offset;
+  void residual(const Block& block, Own* const* own, const Element** sources, int64_t count,
+                Join<Convolver, true>& join) {
     for (int64_t u = block.first_unit + block.unit_count - 1; u > block.first_unit; --u) {
       Masked<Convolver> masked = {network_.inputs[u], {}, {}};
       for (int64_t i = 0; i < count; ++i) {
         masked.operands[i] = inners_.inner(network_.input_shape[u], i, int(u % 2), network_.inputs[u]);
-        masked.bits[i] = join.bits[i] - first_bits + network_.unit(u).bits_offset;
+        masked.bits[i] = network_.bits(u, own[i]->bits);
       }
       convolve(u, sources, count, masked);
       std::copy_n(masked.operands, count, sources);

@@ -108,12 +108,14 @@ struct Join {
   }
 };
 
-// relu(scale * sums + shift), for the next convolution of the walk forward, and its bits where they are wanted.
+// The larger one of `least` and scale * sums + shift, for the next convolution of the walk forward; ReLU bits where
+// they are wanted.
 template <class Convolver>
 struct Activated {
   const Image& image;
   const float* scales;  // filled up to the image's padded channels
   const float* shifts;
+  float least;
   typename Convolver::Element* operands[kMostSamples];
   uint8_t* bits[kMostSamples];
 
@@ -128,7 +130,7 @@ struct Activated {
         const Vector value = multiply_add(load(scales + own), load(sums), load(shifts + own));
         if (bits[sample]) write_bits(bits[sample] + at.dense * pixel_bytes, own, positive(value));
         // In this order a NaN stays one.
-        Convolver::put(operands[sample] + at.bordered * channels + own, plane, maximum(splat(0.0f), value));
+        Convolver::put(operands[sample] + at.bordered * channels + own, plane, maximum(splat(least), value));
       }
     }
   }

@@ -79,7 +79,7 @@ int64_t Network::stride(const Block& block) const {
 }
 
 Network make_network(const Plan& plan, bool transposed, bool fold_scales) {
-  Network network = {plan, {}, {}, {}, {}, {}, 0};
+  Network network = {plan, {}, {}, {}, {}, {}, {}, 0};
   int64_t halo = 0;
   for (int64_t u = 0; u < plan.unit_count; ++u) {
     const Unit& unit = plan.units[u];
@@ -88,11 +88,11 @@ Network make_network(const Plan& plan, bool transposed, bool fold_scales) {
     Convolution convolution = {transposed ? out : in,
                                transposed ? in : out,
                                {},
-                               plan.weights ? plan.weights + unit.weight_offset : nullptr,
+                               plan.weights && unit.kernel > 0 ? plan.weights + unit.weight_offset : nullptr,
                                unit.kernel * unit.kernel,
                                transposed,
                                nullptr};
-    const int64_t phases = transposed ? unit.stride : 1;
+    const int64_t phases = unit.kernel == 0 ? 0 : transposed ? unit.stride : 1;
     for (int64_t row = 0; row < std::min(phases, convolution.target.height); ++row) {
       for (int64_t column = 0; column < std::min(phases, convolution.target.width); ++column) {
         convolution.passes.push_back(make_pass(unit, transposed, row, column, convolution.target));
@@ -101,6 +101,9 @@ Network make_network(const Plan& plan, bool transposed, bool fold_scales) {
     }
     network.convolutions.push_back(convolution);
     network.inputs.push_back(in);
+    if (unit.bits_offset < 0) {
+      network.all_bits.resize(std::max<size_t>(network.all_bits.size(), unit.bits_size()), 255);
+    }
   }
   for (int64_t b = 0; b < plan.block_count; ++b) {
     const Block& block = plan.blocks[b];

@@ -66,10 +66,15 @@ struct Network {
   std::vector<Image> inputs;                // of the units
   std::vector<Convolution> convolutions;    // of the units, projections among them
   std::vector<int> end_shape, input_shape;  // which of the distinct shapes they have
+  std::vector<uint8_t> all_bits;            // as many as a unit without ReLU would have, all set
   int shapes;
 
   const Block& block(int64_t b) const { return plan.blocks[b]; }
   const Unit& unit(int64_t u) const { return plan.units[u]; }
+  // A unit's ReLU bits, in a sample's row of them.
+  const uint8_t* bits(int64_t u, const uint8_t* row) const {
+    return unit(u).bits_offset < 0 ? all_bits.data() : row + unit(u).bits_offset;
+  }
   // Of the padding skip, which takes every so-many-th pixel.
   int64_t stride(const Block& block) const;
 };

@@ -169,10 +169,11 @@ class Forward {
 
   Activated<Convolver> activated(int64_t unit, int64_t begin, int64_t count) {
     const Image& image = network_.inputs[unit];
-    Activated<Convolver> made = {image, affines_.scales(unit), affines_.shifts(unit, image), {}, {}};
+    Activated<Convolver> made = {
+        image, affines_.scales(unit), affines_.shifts(unit, image), least(network_.unit(unit)), {}, {}};
     for (int64_t i = 0; i < count; ++i) {
       made.operands[i] = buffers_.inner(network_.input_shape[unit], begin + i, int(unit % 2), image);
-      if (job_.relu_bits == nullptr) continue;
+      if (job_.relu_bits == nullptr || network_.unit(unit).bits_offset < 0) continue;
       made.bits[i] =
           job_.relu_bits + (first_ + begin + i) * network_.plan.bits_stride + network_.unit(unit).bits_offset;
     }

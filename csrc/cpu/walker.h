@@ -40,6 +40,9 @@ inline double operations(const Network& network, int64_t block) {
   return sum;
 }
 
+// What a unit's activation is above: 0, or nothing where it has no ReLU.
+inline float least(const Unit& unit) { return unit.bits_offset < 0 ? -INFINITY : 0.0f; }
+
 // Every worker takes the next item as it is through with one.
 template <class Work>
 void take_in_turn(const Team& team, int64_t count, const Work& work) {

@@ -33,6 +33,7 @@ void check_form(const Plan& plan, int64_t index, int shared_bytes) {
   const Unit& first = plan.units[block.first_unit];
   const Unit& second = plan.units[block.first_unit + 1];
   for (const Unit* unit : {&first, &second}) {
+    if (unit->scale_offset < 0 || unit->bits_offset < 0) refuse(index, "has a convolution without BN and ReLU");
     if (unit->kernel != 3 || unit->padding != 1) refuse(index, "has a convolution that is not 3x3 with padding 1");
     if (unit->in_channels > kMaxChannels || unit->out_channels > kMaxChannels) {
       refuse(index, "has more than " + std::to_string(kMaxChannels) + " channels");

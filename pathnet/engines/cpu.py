@@ -1,4 +1,4 @@
-"""The cpu engine: BN-ReLU-conv blocks of any width, both BN modes, and post-activation blocks; in C++.
+"""The cpu engine: BN-ReLU-conv blocks and post-activation ones, of any width, in both BN modes; in C++.
 
 Thin: tables and packed weights go in, norms, gradients or outputs come out. The kernels, and the arithmetic of their
 limits, are in csrc/cpu.
@@ -67,14 +67,15 @@ class CpuRecord:
 
     def bits(self) -> list[list[Tensor]]:
         """The recorded ReLU bits, ``[block][ReLU]``, bool [B, C, H, W]; of post-activation blocks the join's last."""
-        units = [
-            [self._unit_bits(unit) for unit in range(first, first + count)]
+        first, *others = [
+            [self._unit_bits(unit) for unit in range(first, first + count) if self.tables.units[unit, 11] >= 0]
             for first, count in self.tables.blocks[:, :2].tolist()
         ]
         if self.last is None:
-            return units
-        joins = [*(own[0] for own in units[1:]), self.last]
-        return [[*own[1:], join] for own, join in zip(units, joins, strict=True)]
+            return [first, *others]
+        # The first block's first unit has no ReLU, which would be the join of a block before it.
+        joins, inner = [*(own[0] for own in others), self.last], [first, *(own[1:] for own in others)]
+        return [[*own, join] for own, join in zip(inner, joins, strict=True)]
 
     def _unit_bits(self, unit: int) -> Tensor:
         row = self.tables.units[unit].tolist()
@@ -123,12 +124,7 @@ class CpuEngine:
         everything = y0.new_ones(1, len(prepared.tables.blocks), 2)
         y, *kept = _forward(prepared, y0, everything, record=True)
         record = CpuRecord(prepared.tables, prepared.backward, *kept)
-        if not prepared.post:
-            return y[0], record
-        # The first block begins behind a ReLU that is not its own: what comes out of it passes, zeros too.
-        shape, begin = record.tables.units[0, :3].tolist(), int(record.tables.units[0, 11])
-        record.relu_bits[:, begin : begin + shape[1] * shape[2] * -(-shape[0] // GROUP) * GROUP // 8] = 255
-        return y[0].relu(), replace(record, last=y[0] > 0)
+        return (y[0].relu(), replace(record, last=y[0] > 0)) if prepared.post else (y[0], record)
 
     def sums_by_length(
         self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
@@ -158,15 +154,9 @@ def _forward(network: CpuNetwork, y0: Tensor, routing: Tensor, record: bool) -> 
     """The outputs, and what a record keeps.
 
     Raises:
-        ValueError: what enters post-activation blocks did not come out of a ReLU, or batch statistics have one value.
+        ValueError: batch statistics have one value.
     """
     own = network.tables
-    if network.post and (y0 < 0).any():
-        # The kernels take it behind the first unit's ReLU, which would cut it off.
-        raise ValueError(
-            "net: expected a stem that ends in a ReLU before post-activation blocks for the cpu engine, got values "
-            f'below zero, down to {float(y0.min()):.3g}; engine="reference" serves'
-        )
     given = y0.contiguous(), routing.to(y0.device).contiguous(), own.blocks, own.units, own.scales, own.shifts
     if network.bn == "running":
         return native.routed_forward(*given, own.biases, network.forward, record)

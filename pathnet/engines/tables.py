@@ -1,8 +1,9 @@
 """Networks of BN-ReLU-conv units as the tables that native engines read; which networks those are.
 
 A post-activation network goes into the same tables seen from sum to sum: a block's join is the ReLU of the next
-block's first unit, which has no BN, and its skip lies behind that ReLU. The last BN of a module, and a projection's,
-go into their convolution's weights and a bias.
+block's first unit, which has no BN, and its skip lies behind that ReLU; the network's first unit has no ReLU. In BN
+mode ``running`` the last BN of a module, and a projection's, go into their convolution's weights and a bias; in
+``batch`` they have rows of their own.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Tables:
         scales: float32, BN's factor for each channel of each unit's input, unit after unit: in BN mode ``running``
             weight / deviation, in ``batch`` the weight.
         shifts: float32, what BN adds, in the same order.
-        epsilons: float32 [U], what BN adds to the variance; 0 for a projection.
+        epsilons: float32 [U], what BN adds to the variance; 0 where there is none.
         biases: float32, unit after unit what is added behind its convolution [out]; empty where nothing is.
     """
 
@@ -85,8 +86,6 @@ def unsupported_form(net: ResidualNet, bn: BatchNormMode) -> str | None:
 
 
 def _unsupported_post(net: ResidualNet, bn: BatchNormMode) -> str | None:
-    if bn != "running":
-        return f'its activations lie behind the additions, for which there is no bn="{bn}"'
     for index, block in enumerate(blocks_of(net)):
         form = block.post_activation_form()
         assert form is not None
@@ -95,8 +94,10 @@ def _unsupported_post(net: ResidualNet, bn: BatchNormMode) -> str | None:
             if reason is not None:
                 return f"block {index + 1} has a convolution {reason}"
         norms = (*form.bns, *([] if form.projection_bn is None else [form.projection_bn]))
-        if any(norm.running_var is None for norm in norms):
+        if bn == "running" and any(norm.running_var is None for norm in norms):
             return f"block {index + 1} keeps no running statistics"
+        if bn == "batch" and form.projection is not None and form.projection_bn is None:
+            return f"block {index + 1} has a projection without batch normalisation"
     return None
 
 
@@ -150,6 +151,12 @@ def _plain(conv: nn.Conv2d) -> bool:
     )
 
 
+Norm = tuple[int, float]
+"""Where a BN's factors begin, and what it adds to the variance."""
+
+NO_BN: Norm = (-1, 0.0)
+
+
 class _Builder:
     def __init__(self, bn: BatchNormMode) -> None:
         self.bn = bn
@@ -166,60 +173,90 @@ class _Builder:
         """One block for an input of ``shape`` (C, H, W); returns that of its output."""
         first, out = len(self.units), shape
         for unit in form.units:
-            out = self._add_unit(unit.conv, unit.conv.weight, out, _affine(unit.bn, self.bn), unit.bn.eps)
+            out = self._add_conv(unit.conv, unit.conv.weight, out, self._add_bn(unit.bn), relu=True)
+        projection = -1 if form.projection is None else len(self.units)
         if form.projection is not None:
-            self._add_projection(form.projection, form.projection.weight, shape)
+            self._add_conv(form.projection, form.projection.weight, shape)
         skip = PROJECTION if form.projection is not None else PAD if form.pad else IDENTITY
-        return self._add_block(first, len(form.units), skip, shape, out)
-
-    def add_post(self, form: PostActivationForm, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The same for a post-activation block, in BN mode ``running``."""
-        first, out = len(self.units), shape
-        affine = torch.ones(shape[0]), torch.zeros(shape[0])
-        for conv, bn in zip(form.convs, form.bns, strict=True):
-            factor, shift = _behind(conv, bn, self.bn)
-            last = conv is form.convs[-1]
-            out = self._add_unit(conv, _scaled(conv.weight, factor) if last else conv.weight, out, affine, 0.0)
-            self.biases.append(shift if last else torch.zeros(out[0]))
-            affine = factor, shift
-        if form.projection is not None:
-            factor, shift = _behind(form.projection, form.projection_bn, self.bn)
-            self._add_projection(form.projection, _scaled(form.projection.weight, factor), shape)
-            self.biases.append(shift)
-        skip = PROJECTION if form.projection is not None else ACTIVATED_PAD if form.pad else ACTIVATED
-        return self._add_block(first, len(form.convs), skip, shape, out)
-
-    def _add_block(
-        self, first: int, count: int, skip: int, shape: tuple[int, ...], out: tuple[int, ...]
-    ) -> tuple[int, ...]:
-        projection = first + count if skip == PROJECTION else -1
-        self.blocks.append([first, count, skip, projection, *shape, *out])
+        self.blocks.append([first, len(form.units), skip, projection, *shape, *out])
         return out
 
-    def _add_unit(
-        self, conv: nn.Conv2d, weight: Tensor, shape: tuple[int, ...], affine: tuple[Tensor, Tensor], epsilon: float
+    def add_post(self, form: PostActivationForm, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The same for a post-activation block."""
+        first = len(self.units)
+        # What enters the network's first block is taken as it is, out of a ReLU or not.
+        relu = first > 0
+        add = self._add_post_running if self.bn == "running" else self._add_post_batch
+        out, projection = add(form, shape, relu)
+        identity, pad = (ACTIVATED, ACTIVATED_PAD) if relu else (IDENTITY, PAD)
+        skip = PROJECTION if projection >= 0 else pad if form.pad else identity
+        self.blocks.append([first, len(form.convs), skip, projection, *shape, *out])
+        return out
+
+    def _add_post_running(
+        self, form: PostActivationForm, shape: tuple[int, ...], relu: bool
+    ) -> tuple[tuple[int, ...], int]:
+        """The rows, ``relu`` whether the first has one; returns the output's shape, the projection's row or -1."""
+        out, affine = shape, (torch.ones(shape[0]), torch.zeros(shape[0]))
+        for position, (conv, bn) in enumerate(zip(form.convs, form.bns, strict=True)):
+            last = position == len(form.convs) - 1
+            factor, shift = _behind(conv, bn)
+            weight = _scaled(conv.weight, factor) if last else conv.weight
+            out = self._add_conv(conv, weight, out, self._add_scales(affine, 0.0), relu or position > 0)
+            self.biases.append(shift if last else torch.zeros(out[0]))
+            affine = factor, shift
+        if form.projection is None:
+            return out, -1
+        factor, shift = _behind(form.projection, form.projection_bn)
+        self._add_conv(form.projection, _scaled(form.projection.weight, factor), shape)
+        self.biases.append(shift)
+        return out, len(self.units) - 1
+
+    def _add_post_batch(
+        self, form: PostActivationForm, shape: tuple[int, ...], relu: bool
+    ) -> tuple[tuple[int, ...], int]:
+        """The same where BN takes batch statistics, whose mean takes a convolution's bias away."""
+        out, norm = shape, NO_BN
+        for position, (conv, bn) in enumerate(zip(form.convs, form.bns, strict=True)):
+            out = self._add_conv(conv, conv.weight, out, norm, relu or position > 0)
+            norm = self._add_bn(bn)
+        self._add_end(out, norm)
+        if form.projection is None or form.projection_bn is None:
+            return out, -1
+        self._add_conv(form.projection, form.projection.weight, shape)
+        self._add_end(out, self._add_bn(form.projection_bn))
+        return out, len(self.units) - 2
+
+    def _add_conv(
+        self, conv: nn.Conv2d, weight: Tensor, shape: tuple[int, ...], norm: Norm = NO_BN, relu: bool = False
     ) -> tuple[int, ...]:
-        out = self._add_conv(conv, weight, shape, sum(map(len, self.scales)), self.bits_size)
+        """A convolution, and the BN and the ReLU before it; returns its output's shape."""
+        kernel, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
+        out = (conv.out_channels, *((side + 2 * padding - kernel) // stride + 1 for side in shape[1:]))
+        self._add_row([*shape, *out, kernel, stride, padding], norm, self.bits_size if relu else -1)
+        self.weights.append(weight.detach().flatten().cpu().float())
+        if relu:
+            self.bits_size += math.prod(shape[1:]) * -(-shape[0] // GROUP) * GROUP // 8
+        return out
+
+    def _add_end(self, shape: tuple[int, ...], norm: Norm) -> None:
+        """A BN that no convolution follows."""
+        self._add_row([*shape, *shape, 0, 1, 0], norm, -1)
+
+    def _add_row(self, sizes: list[int], norm: Norm, bits_offset: int) -> None:
+        scale_offset, epsilon = norm
+        self.units.append([*sizes, sum(map(len, self.weights)), scale_offset, bits_offset])
+        self.epsilons.append(epsilon)
+
+    def _add_bn(self, bn: nn.BatchNorm2d) -> Norm:
+        return self._add_scales(_affine(bn, self.bn), bn.eps)
+
+    def _add_scales(self, affine: tuple[Tensor, Tensor], epsilon: float) -> Norm:
+        offset = sum(map(len, self.scales))
         scale, shift = affine
         self.scales.append(scale)
         self.shifts.append(shift)
-        self.epsilons.append(epsilon)
-        self.bits_size += math.prod(shape[1:]) * -(-shape[0] // GROUP) * GROUP // 8
-        return out
-
-    def _add_projection(self, conv: nn.Conv2d, weight: Tensor, shape: tuple[int, ...]) -> None:
-        self._add_conv(conv, weight, shape, -1, -1)
-        self.epsilons.append(0.0)
-
-    def _add_conv(
-        self, conv: nn.Conv2d, weight: Tensor, shape: tuple[int, ...], scale_offset: int, bits_offset: int
-    ) -> tuple[int, ...]:
-        kernel, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
-        out = (conv.out_channels, *((side + 2 * padding - kernel) // stride + 1 for side in shape[1:]))
-        weight_offset = sum(map(len, self.weights))
-        self.units.append([*shape, *out, kernel, stride, padding, weight_offset, scale_offset, bits_offset])
-        self.weights.append(weight.detach().flatten().cpu().float())
-        return out
+        return offset, epsilon
 
     def tables(self) -> Tables:
         return Tables(
@@ -233,10 +270,11 @@ class _Builder:
         )
 
 
-def _behind(conv: nn.Conv2d, bn: nn.BatchNorm2d | None, mode: BatchNormMode) -> tuple[Tensor, Tensor]:
-    """float32 [out] twice: what a BN behind a convolution multiplies by and adds, the convolution's bias included."""
+def _behind(conv: nn.Conv2d, bn: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
+    """float32 [out] twice: what a BN behind a convolution multiplies by and adds in mode ``running``, the
+    convolution's bias included."""
     ones = torch.ones(conv.out_channels)
-    factor, shift = (ones, torch.zeros_like(ones)) if bn is None else _affine(bn, mode)
+    factor, shift = (ones, torch.zeros_like(ones)) if bn is None else _affine(bn, "running")
     if conv.bias is not None:
         shift = shift + factor * conv.bias.detach().cpu().float()
     return factor, shift

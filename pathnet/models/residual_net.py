@@ -39,9 +39,8 @@ class FusedForm:
 class PostActivationForm:
     """A post-activation block (He et al., "Deep Residual Learning for Image Recognition", 2016), as engines see it.
 
-    Its input comes out of a ReLU. The residual module is convolutions, each with its BN, and ReLUs between them; a
-    ReLU, the join, ends the block. ``projection`` reads the block's input, and ``projection_bn`` follows it; ``pad``
-    is as in `FusedForm`.
+    The residual module is convolutions, each with its BN, and ReLUs between them; a ReLU, the join, ends the block.
+    ``projection`` reads the block's input, and ``projection_bn`` follows it; ``pad`` is as in `FusedForm`.
     """
 
     convs: tuple[nn.Conv2d, ...]

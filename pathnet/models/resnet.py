@@ -31,7 +31,7 @@ class PostactBlock(Block):
     The ReLU behind the addition belongs to both branches: it is the block's `join`, whose Jacobian every path passes.
 
     Args:
-        in_channels: of the block's input, which comes out of a ReLU.
+        in_channels: of the block's input.
         kernels, widths: kernel side and output channels of each convolution.
         stride: of the first 3x3 convolution.
         shortcut: the skip where stride or channels change: a 1x1 convolution and BN, or every stride-th pixel and

@@ -124,9 +124,23 @@ void add_blocks(Trial& trial, int64_t count, int64_t height, int64_t width, int6
       continue;
     }
     trial.units.insert(trial.units.end(), units.begin(), units.end());
+    const Unit end = {block.out_channels,
+                      block.out_height,
+                      block.out_width,
+                      block.out_channels,
+                      block.out_height,
+                      block.out_width,
+                      0,
+                      1,
+                      0,
+                      0,
+                      -1,
+                      -1};
+    if (trial.closed) trial.units.push_back(end);
     if (block.skip == pathnet::kProjection) {
       block.projection_unit = int64_t(trial.units.size());
       trial.units.push_back(projection);
+      if (trial.closed) trial.units.push_back(end);
     }
     trial.blocks.push_back(block);
     channels = block.out_channels;
@@ -152,20 +166,36 @@ void place(Trial& trial, Dice& dice) {
   for (Unit& unit : trial.units) {
     unit.weight_offset = weights;
     weights += unit.weight_size();
-    const double deviation = std::sqrt(2.0 / double(unit.in_channels * unit.kernel * unit.kernel));
+    const double deviation =
+        std::sqrt(2.0 / double(unit.in_channels * std::max<int64_t>(1, unit.kernel * unit.kernel)));
     for (int64_t i = 0; i < unit.weight_size(); ++i) trial.weights.push_back(dice.around_zero(deviation));
     trial.epsilons.push_back(dice.one_of({1e-4f, 1e-2f}));
   }
   for (const Unit& unit : trial.units) {
-    for (int64_t c = 0; trial.behind_relu && c < unit.out_channels; ++c)
+    for (int64_t c = 0; trial.behind_relu && !trial.closed && c < unit.out_channels; ++c)
       trial.biases.push_back(dice.around_zero(0.3));
   }
+  // Without a ReLU in the first unit its block's skip lies behind none.
+  const bool opens = trial.behind_relu && dice.chance(0.4);
+  if (opens) {
+    int64_t& skip = trial.blocks.front().skip;
+    skip = skip == pathnet::kActivated ? pathnet::kIdentity : skip == pathnet::kActivatedPad ? pathnet::kPad : skip;
+  }
   for (const Block& block : trial.blocks) {
-    for (int64_t u = block.first_unit; u < block.first_unit + block.unit_count; ++u) {
+    std::vector<int64_t> units;
+    for (int64_t u = block.first_unit; u < block.module_end() + trial.closed; ++u) units.push_back(u);
+    if (trial.closed && block.skip == pathnet::kProjection) units.push_back(block.projection_end());
+    for (int64_t u : units) {
       Unit& unit = trial.units[u];
+      if (unit.kernel > 0 && !(opens && u == 0)) {
+        unit.bits_offset = trial.bits_stride;
+        trial.bits_stride += unit.bits_size();
+      } else {
+        unit.bits_offset = -1;
+      }
+      unit.scale_offset = -1;
+      if (trial.closed && u == block.first_unit) continue;
       unit.scale_offset = int64_t(trial.scales.size());
-      unit.bits_offset = trial.bits_stride;
-      trial.bits_stride += unit.bits_size();
       for (int64_t c = 0; c < unit.in_channels; ++c) {
         const float scale = float(dice.chance(0.3) ? -0.5 - dice.unit() : 0.5 + dice.unit());
         const float shift = dice.around_zero(0.3);
@@ -212,7 +242,7 @@ void fill(Trial& trial, Dice& dice) {
   for (int64_t s = 0; s < trial.batch; ++s) trial.exponent.push_back(int32_t(dice.between(-200, 200)));
   for (const Unit& unit : trial.units) {
     std::vector<uint8_t> mask;
-    if (unit.scale_offset >= 0) mask.resize(trial.batch * unit.in_channels * unit.in_height * unit.in_width);
+    if (unit.bits_offset >= 0) mask.resize(trial.batch * unit.in_channels * unit.in_height * unit.in_width);
     for (uint8_t& bit : mask) bit = dice.chance(0.6);
     trial.relu_mask.push_back(std::move(mask));
   }
@@ -226,6 +256,7 @@ Trial make_trial(uint64_t seed) {
   do {
     trial = {};
     trial.behind_relu = seed % 3 == 2;
+    trial.closed = seed % 6 == 5;
     const int64_t height = dice.between(1, kMostSide), width = dice.between(1, kMostSide);
     trial.batch = dice.one_of<int64_t>({1, 2, 3, 5, 9});
     trial.routings = dice.one_of<int64_t>({1, 2, 3, 5});

@@ -14,6 +14,7 @@ struct Trial {
   std::vector<float> weights, scales, shifts, epsilons;
   std::vector<float> biases;  // of the units' convolutions; empty for none
   bool behind_relu;           // whether skips lie behind their blocks' first ReLUs
+  bool closed;                // whether blocks are closed, for BN mode `batch` alone
   int64_t batch, routings, bits_stride;
   std::vector<float> routing;                   // [routings][blocks][2]
   std::vector<float> y0, grad;                  // [batch][channels][height][width]

@@ -79,13 +79,15 @@ void each_of(const Unit& unit, int64_t batch, int64_t channel, const Then& then)
   }
 }
 
+// What a row's BN and ReLU make of values, where it has them.
 template <class Real>
 Values<Real> activated(const Trial& trial, int64_t u, Values<Real> values, bool batch_statistics,
                        Passed<Real>* passed) {
   const Unit& unit = trial.units[u];
   const Real count = Real(trial.batch * unit.in_height * unit.in_width);
   Values<Real> units = values;
-  for (int64_t c = 0; c < unit.in_channels; ++c) {
+  const bool normalizes = unit.scale_offset >= 0;
+  for (int64_t c = 0; normalizes && c < unit.in_channels; ++c) {
     const Real scale = trial.scales[unit.scale_offset + c], shift = trial.shifts[unit.scale_offset + c];
     if (batch_statistics) {
       Real mean = 0, variance = 0;
@@ -98,10 +100,9 @@ Values<Real> activated(const Trial& trial, int64_t u, Values<Real> values, bool 
     }
     each_of(unit, trial.batch, c, [&](int64_t i) { values[i] = units[i] * scale + shift; });
   }
-  if (passed) {
-    passed->normalized[u] = units;
-    passed->before_relu[u] = values;
-  }
+  if (passed && normalizes) passed->normalized[u] = units;
+  if (unit.bits_offset < 0) return values;
+  if (passed) passed->before_relu[u] = values;
   for (Real& value : values) value = value > 0 ? value : 0;
   return values;
 }
@@ -169,11 +170,13 @@ std::vector<Real> forward(const Trial& trial, const float* routing, bool batch_s
       if (u == block.first_unit && block.skip == pathnet::kProjection) {
         skip = convolved(trial, trial.units[block.projection_unit], inside);
         add_bias(trial, block.projection_unit, skip);
+        if (trial.closed) skip = activated(trial, block.projection_end(), skip, batch_statistics, passed);
       }
       if (u == block.first_unit && block.behind_relu()) passed_by = inside;
       inside = convolved(trial, trial.units[u], inside);
     }
     add_bias(trial, last, inside);
+    if (trial.closed) inside = activated(trial, block.module_end(), inside, batch_statistics, passed);
     if (block.skips_by_identity()) skip = passed_by;
     if (block.skips_by_padding()) {
       skip.resize(inside.size());
@@ -194,15 +197,18 @@ std::vector<Real> backward(const Trial& trial, const float* routing, const std::
     const Real a = routing[b * 2], c = routing[b * 2 + 1];
     Values<Real> inside = grad;
     for (Real& value : inside) value *= c;
+    if (trial.closed) normalized_back(trial, block.module_end(), scales, normalized, inside);
     for (int64_t u = block.first_unit + block.unit_count - 1; u >= block.first_unit; --u) {
       inside = convolved_back(trial, trial.units[u], inside);
       if (u == block.first_unit && block.skip == pathnet::kProjection) {
-        const Values<Real> skip = convolved_back(trial, trial.units[block.projection_unit], grad);
+        Values<Real> skip = grad;
+        if (trial.closed) normalized_back(trial, block.projection_end(), scales, normalized, skip);
+        skip = convolved_back(trial, trial.units[block.projection_unit], skip);
         for (size_t i = 0; i < inside.size(); ++i) inside[i] += a * skip[i];
       }
       if (u == block.first_unit && block.behind_relu()) skip_back(trial, block, a, grad, inside);
-      for (size_t i = 0; i < inside.size(); ++i) inside[i] *= Real(masks[u][i]);
-      normalized_back(trial, u, scales, normalized, inside);
+      for (size_t i = 0; i < masks[u].size(); ++i) inside[i] *= Real(masks[u][i]);
+      if (trial.units[u].scale_offset >= 0) normalized_back(trial, u, scales, normalized, inside);
     }
     if (!block.behind_relu()) skip_back(trial, block, a, grad, inside);
     grad = inside;

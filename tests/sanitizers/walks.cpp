@@ -186,19 +186,18 @@ class Judge {
     tolerance_ = bf16 ? kBfloat16 : kFloat32;
     // A plain loop of bf16 numbers is as much farther off as they are shorter.
     cancelled_ = bf16 ? kCancelled * 0x1p16 : kCancelled;
-    if (!tried || tried->backward != kernels_.backward) {
+    const bool running = !trial_.closed, batch = trial_.closed || !trial_.behind_relu;
+    if (running && (!tried || tried->backward != kernels_.backward)) {
       backward(name + "backward");
       sums_by_length(name + "sums_by_length");
     }
-    if (trial_.behind_relu) {
-      // Of which there are no walks of BN mode `batch`.
-    } else if (!tried || tried->batch_backward != kernels_.batch_backward ||
-               tried->batch_forward != kernels_.batch_forward) {
+    if (batch && (!tried || tried->batch_backward != kernels_.batch_backward ||
+                  tried->batch_forward != kernels_.batch_forward)) {
       batch_walks(name);
     }
     tolerance_ = kFloat32;
     cancelled_ = kCancelled;
-    if (!tried || tried->forward != kernels_.forward) forward(name + "forward");
+    if (running && (!tried || tried->forward != kernels_.forward)) forward(name + "forward");
   }
 
   static Counts counts[6];  // as `main` names them
@@ -218,7 +217,7 @@ class Judge {
   void each_bit(const Then& then) const {
     for (size_t u = 0; u < trial_.units.size(); ++u) {
       const Unit& unit = trial_.units[u];
-      if (unit.scale_offset < 0) continue;
+      if (unit.bits_offset < 0) continue;
       const int64_t pixels = unit.in_height * unit.in_width, groups = (unit.in_channels + 15) / 16;
       for (int64_t i = 0; i < trial_.batch * unit.in_channels * pixels; ++i) {
         const int64_t sample = i / pixels / unit.in_channels, channel = i / pixels % unit.in_channels;

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from pathnet.models.residual_net import Block, FusedForm, PostActivationForm, Unit
 from pathnet.models.tracing.connections import CLONES, is_relu
 
-__all__ = ["TracedBlock", "ends_in_relu", "is_pad"]
+__all__ = ["TracedBlock", "is_pad"]
 
 
 class TracedBlock(Block):
@@ -24,7 +24,6 @@ class TracedBlock(Block):
         before: what both branches begin with; None where nothing is.
         skip_branch, residual_branch: the branches; None for the identity.
         after: the activation behind the addition, if any.
-        follows_relu: whether the block's input comes out of a ReLU.
         pads: whether the skip takes one pixel of so many and appends zero channels, and does nothing else.
         nested: how many residual connections the branches hold themselves.
     """
@@ -36,13 +35,12 @@ class TracedBlock(Block):
         skip_branch: nn.Module | None,
         residual_branch: nn.Module,
         after: nn.Module | None,
-        follows_relu: bool = False,
         pads: bool = False,
         nested: int = 0,
     ) -> None:
         super().__init__()
         self.nested = nested
-        self.name, self.follows_relu, self.pads = name, follows_relu, pads
+        self.name, self.pads = name, pads
         self.before, self.skip_branch, self.residual_branch, self.after = before, skip_branch, residual_branch, after
 
     def _before(self, x: Tensor) -> Tensor:
@@ -82,7 +80,7 @@ class TracedBlock(Block):
 
     def post_activation_form(self) -> PostActivationForm | None:
         steps = self._parts()
-        if steps is None or not self.follows_relu:
+        if steps is None:
             return None
         before, skip, residual, after = steps
         if before or [step.kind for step in after] != ["relu"]:
@@ -214,25 +212,6 @@ def is_pad(skip: nn.Module | None, residual: nn.Module, x: Tensor, out: torch.Si
     wanted = F.pad(x[:, :, ::down, ::across], (0, 0, 0, 0, 0, convs[-1].out_channels - x.shape[1]))
     given = skip(x)
     return given.shape == wanted.shape == out and torch.equal(given, wanted)
-
-
-def ends_in_relu(part: nn.Module | None) -> bool:
-    """Whether the last thing that a part does is a ReLU, or max-pooling behind one."""
-    if not isinstance(part, fx.GraphModule):
-        return False
-    held = dict(part.named_modules())
-    (result,) = (node for node in part.graph.nodes if node.op == "output")
-    node = result.args[0]
-    while isinstance(node, fx.Node):
-        if is_relu(node, held):
-            return True
-        module = held.get(str(node.target)) if node.op == "call_module" else None
-        keeps = isinstance(module, nn.MaxPool2d) or node.target in (F.max_pool2d, torch.ops.aten.max_pool2d.default)
-        keeps = keeps or node.target in CLONES or _is_nothing(module)
-        if not keeps:
-            return False
-        node = node.all_input_nodes[0]
-    return False
 
 
 def _shape_of(convs: Sequence[nn.Conv2d]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pathnet.models.tracing.blocks import TracedBlock, ends_in_relu, is_pad
+from pathnet.models.tracing.blocks import TracedBlock, is_pad
 from pathnet.models.tracing.dissect import Dissection
 from pathnet.models.tracing.graphs import Traced, paths_of
 from pathnet.models.tracing.tracers import attempts, trace, untraceable
@@ -167,7 +167,6 @@ def assembled(
     assert first is not None
     shape = y.shape[1:]
     made: list[TracedBlock] = []
-    follows_relu = ends_in_relu(first)
     for i, given in enumerate(blocks):
         if len(given) not in (2, 3):
             raise ValueError(
@@ -184,8 +183,8 @@ def assembled(
             raise ValueError(f"blocks: expected the batch in the first dimension, got {list(joined.shape)}")
         name = given[1] if isinstance(given[1], str) else f"block {i + 1}"
         pads = is_pad(skip, residual, y, computed.shape)
-        made.append(TracedBlock(name, None, skip, residual, join, follows_relu, pads))
-        follows_relu, y = ends_in_relu(join), joined
+        made.append(TracedBlock(name, None, skip, residual, join, pads))
+        y = joined
     last, _ = _part(model, "head", head, y)
     assert last is not None
     return Dissection(first, made, last, shape, [])

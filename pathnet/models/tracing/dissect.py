@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pathnet.models.tracing.blocks import TracedBlock, ends_in_relu, is_pad
+from pathnet.models.tracing.blocks import TracedBlock, is_pad
 from pathnet.models.tracing.connections import CLONES, RESHAPES, Connection, Term, connections
 from pathnet.models.tracing.cutting import Scissors
 from pathnet.models.tracing.graphs import Traced, first_line, path_of
@@ -56,16 +56,14 @@ def dissect(traced: Traced, example: Tensor, within: Collection[fx.Node] | None 
     (result,) = (node for node in traced.graph.nodes if node.op == "output")
     start = y0 = _batch_first(found[0].source, once, example)
     stem = scissors.cut(scissors.start, [Term(start)])
-    follows_relu = ends_in_relu(stem)
     blocks: list[TracedBlock] = []
     names = _names(found)
     for name, connection in zip(names, found, strict=True):
-        blocks.append(_block(scissors, name, start, connection, follows_relu))
-        follows_relu = ends_in_relu(blocks[-1].after)
+        blocks.append(_block(scissors, name, start, connection))
         start = connection.end
     begun = _begin_before(found[0], traced.held)
     if begun is not None and blocks[0].fused_form() is None:
-        earlier = _block(scissors, names[0], begun, found[0], follows_relu=False)
+        earlier = _block(scissors, names[0], begun, found[0])
         if earlier.fused_form() is not None:
             blocks[0], stem, y0 = earlier, scissors.cut(scissors.start, [Term(begun)]), begun
     head = scissors.cut(found[-1].end, [Term(result.args[0])])
@@ -82,7 +80,7 @@ def dissect(traced: Traced, example: Tensor, within: Collection[fx.Node] | None 
     )
 
 
-def _block(scissors: Scissors, name: str, start: fx.Node, connection: Connection, follows_relu: bool) -> TracedBlock:
+def _block(scissors: Scissors, name: str, start: fx.Node, connection: Connection) -> TracedBlock:
     scissors.check_batch(start)
     scissors.check_batch(connection.end)
     source, shape = connection.source, scissors.once[connection.addition].shape
@@ -96,7 +94,7 @@ def _block(scissors: Scissors, name: str, start: fx.Node, connection: Connection
     assert example.shape is not None
     x = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example.device, example.dtype)
     pads = is_pad(skip, residual, x, shape)
-    return TracedBlock(name, before, skip, residual, after, follows_relu, pads, connection.nested)
+    return TracedBlock(name, before, skip, residual, after, pads, connection.nested)
 
 
 def _batch_first(source: fx.Node, facts: Mapping[fx.Node, Fact], example: Tensor) -> fx.Node:
