@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cases import Case, random_net
+from cases import Case, post_activation_net, random_net
 
 pytest.importorskip("triton")
 
@@ -55,6 +55,16 @@ def test_equal_tails_and_heads_are_walked_once() -> None:
     # Block i (from 0) runs in one way for those deleted later, in one way for each deleted earlier.
     changes = {3, 6}
     assert counts == {i: 2 * (i + (i < 8)) + (i in changes) if i else 2 for i in range(9)}
+
+
+def test_a_post_activation_block_is_launched_for_all_since_its_join_is_no_identity() -> None:
+    net, images, _ = post_activation_net(0)
+    blocks = network_of(net, "running", "float32", net.stem(images).shape[1:]).blocks
+    assert [block.projection is None and block.given == block.made for block in blocks] == [True, True]
+    skips = along([0, 0], [0, 0])
+    for plan in (plan_backward(blocks, skips, False, one_a_tile), plan_forward(blocks, skips)):
+        assert rows_by_block(plan) == {0: 1, 1: 1}
+    assert rows_by_block(plan_backward(blocks, along([1, 0], [0, 0], [0, 1]), False, one_a_tile)) == {0: 4, 1: 3}
 
 
 def test_rows_of_a_tile_wait_for_the_same_means() -> None:

@@ -31,8 +31,8 @@ __all__ = ["forward_tile", "forward_unit"]
 
 
 @triton.jit
-def _rectified(x, mean, scale, shift):
-    return tl.maximum((x - mean[None, :]) * scale[None, :] + shift[None, :], 0.0)
+def _rectified(x, mean, scale, shift, floor):
+    return tl.maximum((x - mean[None, :]) * scale[None, :] + shift[None, :], floor)
 
 
 @triton.jit
@@ -54,6 +54,7 @@ def _add_products(
     mean_ptr,
     variance_ptr,
     epsilon,
+    floor,
     sample,
     row,
     column,
@@ -84,7 +85,7 @@ def _add_products(
                 mask=mask,
                 other=0.0,
             ).to(tl.float32)
-            x = tl.where(mask, _rectified(x, mean, scale, shift), 0.0).to(weights_ptr.dtype.element_ty)
+            x = tl.where(mask, _rectified(x, mean, scale, shift, floor), 0.0).to(weights_ptr.dtype.element_ty)
             weights = tl.load(
                 weights_ptr + (tap * C + deep)[:, None] * OUT_C + channel[None, :],
                 mask=known[:, None] & (channel < OUT_C)[None, :],
@@ -104,6 +105,7 @@ def _keep(
     mean_ptr,
     variance_ptr,
     epsilon,
+    floor,
     sample,
     row,
     column,
@@ -131,7 +133,7 @@ def _keep(
         pixel = (sample * H + own_row) * W + own_column
         x = tl.load(activations + (pixel * C)[:, None] + deep[None, :], mask=mask, other=0.0).to(tl.float32)
         mean, deviation, scale, shift = _affine(gain_ptr, bias_ptr, mean_ptr, variance_ptr, epsilon, deep, known)
-        positive = (_rectified(x, mean, scale, shift) > 0) & known[None, :]
+        positive = (_rectified(x, mean, scale, shift, floor) > floor) & known[None, :]
         eights = tl.reshape(positive.to(tl.int32), [x.shape[0], BLOCK_K // 8, 8])
         packed = tl.sum(eights << tl.arange(0, 8)[None, None, :], 2)
         byte = depth * (BLOCK_K // 8) + tl.arange(0, BLOCK_K // 8)
@@ -162,9 +164,13 @@ def _forward_kernel(
     gain_ptr,
     bias_ptr,
     epsilon,
+    floor,
     first_gain_ptr,
     first_bias_ptr,
     first_epsilon,
+    first_floor,
+    added_ptr,
+    projection_added_ptr,
     statistics_ptr,
     statistics_width,
     first_statistics_ptr,
@@ -184,7 +190,9 @@ def _forward_kernel(
     SKIP_W: tl.constexpr,
     SKIP_C: tl.constexpr,
     SKIP_STRIDE: tl.constexpr,
+    ACTIVATED: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    ADDED: tl.constexpr,
     EXIT: tl.constexpr,
     BATCH: tl.constexpr,
     BITS: tl.constexpr,
@@ -227,6 +235,7 @@ def _forward_kernel(
             mean_ptr,
             variance_ptr,
             epsilon,
+            floor,
             sample,
             row,
             column,
@@ -241,6 +250,8 @@ def _forward_kernel(
             BLOCK_K,
             PRECISION,
         )
+        if ADDED:
+            value += tl.load(added_ptr + channel, mask=channel < OUT_C, other=0.0)[None, :]
         if EXIT:
             value *= tl.load(fields + 4).to(tl.float32, bitcast=True)
     within = inside[:, None] & (channel < OUT_C)[None, :]
@@ -256,6 +267,7 @@ def _forward_kernel(
             first_mean_ptr,
             first_variance_ptr,
             first_epsilon,
+            first_floor,
             sample,
             row,
             column,
@@ -270,12 +282,16 @@ def _forward_kernel(
             BLOCK_K,
             PRECISION,
         )
+        if ADDED:
+            skipped += tl.load(projection_added_ptr + channel, mask=channel < OUT_C, other=0.0)[None, :]
         value += a * skipped
     if SKIP == DIRECT:
         at = ((sample * SKIP_H + row * SKIP_STRIDE) * SKIP_W + column * SKIP_STRIDE) * SKIP_C
         skipped = tl.load(
             entered + at[:, None] + channel[None, :], mask=inside[:, None] & (channel < SKIP_C)[None, :], other=0.0
         ).to(tl.float32)
+        if ACTIVATED:
+            skipped = tl.maximum(skipped, first_floor)
         value += a * skipped
     at = ((sample * OUT_H + row) * OUT_W + column) * OUT_C
     value = value.to(activations_ptr.dtype.element_ty)
@@ -302,6 +318,7 @@ def _forward_kernel(
             mean_ptr,
             variance_ptr,
             epsilon,
+            floor,
             sample,
             row,
             column,
@@ -359,9 +376,13 @@ def forward_unit(network: TritonNetwork, activations: Activations, task: Launch,
         network.affine[unit, 0],
         network.affine[unit, 1],
         network.epsilons[unit],
+        network.floor(unit),
         network.affine[block.first, 0],
         network.affine[block.first, 1],
         network.epsilons[block.first],
+        network.floor(block.first),
+        conv.weight if conv.added is None else conv.added,
+        conv.weight if projection is None or projection.added is None else projection.added,
         statistics[0],
         network.widest,
         statistics[1],
@@ -381,7 +402,9 @@ def forward_unit(network: TritonNetwork, activations: Activations, task: Launch,
         SKIP_W=skip_given.width,
         SKIP_C=skip_given.channels,
         SKIP_STRIDE=1 if skip is NO_SKIP else block.stride,
+        ACTIVATED=block.activated and skip is DIRECT,
         RESIDUAL=task.residual,
+        ADDED=conv.added is not None,
         EXIT=at_exit,
         BATCH=by_batch,
         BITS=kept is not None,

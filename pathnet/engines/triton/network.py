@@ -1,10 +1,14 @@
-"""A network as the kernels see it: units, skips and packed weights."""
+"""A network as the kernels see it: units, skips and packed weights.
+
+Post-activation blocks are seen from sum to sum, as `pathnet.engines.tables` has them: a block's join is the ReLU of
+the next block's first unit, and its skip lies behind that ReLU.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
@@ -12,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pathnet.engines.tables import blocks_of
+from pathnet.engines.tables import behind, blocks_of, post_activation, scaled
 from pathnet.models.residual_net import FusedForm, ResidualNet, Unit
 from pathnet.record import BatchNormMode, Precision
 
@@ -55,6 +59,7 @@ class Convolution:
     Attributes:
         weight: [kernel**2, channels of the input, channels of the output], float32 or bfloat16.
         transposed: [kernel**2, channels of the output, channels of the input].
+        added: float32 [channels of the output], what is added behind it; None where nothing is.
     """
 
     kernel: int
@@ -63,6 +68,7 @@ class Convolution:
     made: Shape
     weight: Tensor
     transposed: Tensor
+    added: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -71,11 +77,13 @@ class FusedBlock:
 
     Attributes:
         first: the index of its first unit among all units of the network.
+        activated: whether the skip lies behind the first unit's ReLU whatever it is, not as a projection alone.
     """
 
     convolutions: Sequence[Convolution]
     projection: Convolution | None
     first: int
+    activated: bool = False
 
     @property
     def given(self) -> Shape:
@@ -92,7 +100,7 @@ class FusedBlock:
 
     @property
     def identity(self) -> bool:
-        return self.projection is None and self.given == self.made
+        return self.projection is None and self.given == self.made and not self.activated
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,16 @@ class TritonNetwork:
     @property
     def walk_dtype(self) -> torch.dtype:
         return DTYPES[self.precision]
+
+    @property
+    def post(self) -> bool:
+        """Whether its blocks are post-activation ones, so that the last block's join is still to come."""
+        return self.blocks[-1].activated
+
+    def floor(self, unit: int) -> float:
+        """Below what a unit's activations are cut off: what comes out of a stem meets no ReLU before the first of
+        post-activation blocks."""
+        return -math.inf if self.post and unit == 0 else 0.0
 
     @property
     def widest(self) -> int:
@@ -156,7 +174,12 @@ def _starts(sizes: Iterable[int]) -> list[int]:
 
 
 def network_of(net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]) -> TritonNetwork:
-    """A network whose blocks have fused forms, for inputs [C, H, W] of its first block."""
+    """A network whose blocks have fused forms, or all post-activation ones, for inputs [C, H, W] of its first block.
+
+    Those in BN mode ``running`` alone.
+    """
+    if post_activation(net):
+        return _post_network(net, bn, precision, Shape(*y0_shape))
     forms = []
     for block in blocks_of(net):
         form = block.fused_form()
@@ -180,6 +203,44 @@ def network_of(net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_sha
         bn,
         precision,
     )
+
+
+def _post_network(net: ResidualNet, bn: BatchNormMode, precision: Precision, shape: Shape) -> TritonNetwork:
+    """Each BN is what it multiplies by and adds: those behind a block's last convolution and its projection go into
+    them, and those between convolutions are the next unit's."""
+    assert bn == "running"
+    device, backward = next(net.parameters()).device, DTYPES[precision]
+    blocks: list[FusedBlock] = []
+    affines: list[tuple[Tensor, Tensor]] = []
+
+    def ending(conv: nn.Conv2d, given: Shape, affine: tuple[Tensor, Tensor]) -> Convolution:
+        weight = scaled(conv.weight, affine[0]).to(device)
+        return replace(_packed(weight, conv.stride[0], given, torch.float32, backward), added=affine[1].to(device))
+
+    for block in blocks_of(net):
+        form = block.post_activation_form()
+        assert form is not None
+        given, convolutions, first = shape, [], len(affines)
+        affine = torch.ones(given.channels, device="cpu"), torch.zeros(given.channels, device="cpu")
+        for conv, norm in zip(form.convs, form.bns, strict=True):
+            affines.append(affine)
+            affine = behind(conv, norm, bn)
+            if conv is form.convs[-1]:
+                convolutions.append(ending(conv, shape, affine))
+            else:
+                convolutions.append(_convolution(conv, shape, torch.float32, backward))
+            shape = convolutions[-1].made
+        projection = None
+        if form.projection is not None:
+            projection = ending(form.projection, given, behind(form.projection, form.projection_bn, bn))
+        blocks.append(FusedBlock(convolutions, projection, first, activated=True))
+    widest = max(shape.channels, *(len(factor) for factor, _ in affines))
+    widest = -(-widest // 16) * 16
+    packed = torch.stack([_filled(own, widest) for own in affines]).to(device)
+    # Nothing is taken off, nothing is divided by: running statistics are in the factors.
+    statistics = torch.stack([torch.zeros_like(packed[:, 0]), torch.ones_like(packed[:, 0])], 1)
+    epsilon = torch.zeros(len(affines), 1, device=device)
+    return TritonNetwork(blocks, packed, statistics, [0.0] * len(affines), epsilon, bn, precision)
 
 
 def block_network(
