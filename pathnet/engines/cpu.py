@@ -106,6 +106,8 @@ class CpuEngine:
             return f"the network is on {device}"
         if precision == "float64":
             return f'no precision="{precision}"'
+        if post_activation(net) and bn != "running":
+            return f'its activations lie behind the additions, for which there is no bn="{bn}"'
         return unsupported_form(net, bn)
 
     def prepare(

@@ -87,8 +87,6 @@ def unsupported_form(net: ResidualNet, bn: BatchNormMode) -> str | None:
 
 
 def _unsupported_post(net: ResidualNet, bn: BatchNormMode) -> str | None:
-    if bn != "running":
-        return f'its activations lie behind the additions, for which there is no bn="{bn}"'
     for index, block in enumerate(blocks_of(net)):
         form = block.post_activation_form()
         assert form is not None
@@ -97,8 +95,10 @@ def _unsupported_post(net: ResidualNet, bn: BatchNormMode) -> str | None:
             if reason is not None:
                 return f"block {index + 1} has a convolution {reason}"
         norms = (*form.bns, *([] if form.projection_bn is None else [form.projection_bn]))
-        if any(norm.running_var is None for norm in norms):
+        if bn == "running" and any(norm.running_var is None for norm in norms):
             return f"block {index + 1} keeps no running statistics"
+        if bn == "batch" and form.projection is not None and form.projection_bn is None:
+            return f"block {index + 1} has a projection without batch normalisation"
     return None
 
 

@@ -37,8 +37,11 @@ def test_the_engine_agrees_with_itself(bn: Any, precision: Any, device: torch.de
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
-def test_the_engine_agrees_with_itself_on_post_activation_blocks(precision: Any, device: torch.device) -> None:
-    assert disagreement(TritonEngine(), "running", precision, device, post=True) is None
+@pytest.mark.parametrize("bn", MODES)
+def test_the_engine_agrees_with_itself_on_post_activation_blocks(
+    bn: Any, precision: Any, device: torch.device
+) -> None:
+    assert disagreement(TritonEngine(), bn, precision, device, post=True) is None
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -79,12 +82,14 @@ def test_forward_passes(case: Case, bn: Any, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
-@pytest.mark.parametrize("seed", range(8))
-def test_post_activation_blocks(seed: int, precision: Any, device: torch.device) -> None:
+@pytest.mark.parametrize(
+    ("seed", "bn"), [*((seed, "running") for seed in range(8)), *((seed, "batch") for seed in (3, 7, 10, 12, 14))]
+)
+def test_post_activation_blocks(seed: int, bn: Any, precision: Any, device: torch.device) -> None:
     """Walks, sums by length, forward passes and records; a record made anew leaves the first as it was."""
     net, images, labels = post_activation_net(seed)
     net, images, labels = net.to(device), images.to(device), labels.to(device)
-    recorder, exact = pathnet.Recorder(net, engine="triton", precision=precision), in_float64(net, "running")
+    recorder, exact = pathnet.Recorder(net, bn, "triton", precision), in_float64(net, bn)
     tape, routing = recorder(images, labels), random_routings(net.n, seed)
     recorder(images.flip(0) * 2, labels)
     assert relative_error(tape.output, exact(images.double()).detach()) < FORWARD
@@ -97,17 +102,19 @@ def test_post_activation_blocks(seed: int, precision: Any, device: torch.device)
 
 
 @pytest.mark.parametrize("open_stem", [False, True])
-@pytest.mark.parametrize("seed", [5, 7, 18])
-def test_every_path_of_post_activation_networks(seed: int, open_stem: bool, device: torch.device) -> None:
+@pytest.mark.parametrize(
+    ("seed", "bn"), [(5, "running"), (7, "running"), (18, "running"), (7, "batch"), (10, "batch")]
+)
+def test_every_path_of_post_activation_networks(seed: int, bn: Any, open_stem: bool, device: torch.device) -> None:
     net, images, labels = post_activation_net(seed)
     if open_stem:
         net.stem = torch.nn.Sequential(*list(net.stem)[:2])  # type: ignore[arg-type, call-overload]
     net, images, labels = net.to(device), images.to(device), labels.to(device)
-    tape, every = recorded(net, images, labels, device, "running"), pathnet.paths.enumerate_all(net.n)
+    tape, every = recorded(net, images, labels, device, bn), pathnet.paths.enumerate_all(net.n)
     walked = tape.path_gradients(every)
     for path, own in zip(every, walked, strict=True):
-        assert relative_error(own, detach_loop(net, images, labels, path)) < FLOAT32_SAMPLE_NORM
-    assert relative_error(walked.sum(0), autograd(net, images, labels)) < FLOAT32_SAMPLE_NORM
+        assert relative_error(own, detach_loop(net, images, labels, path, bn)) < FLOAT32_SAMPLE_NORM
+    assert relative_error(walked.sum(0), autograd(net, images, labels, bn)) < FLOAT32_SAMPLE_NORM
 
 
 def test_the_original_110_layer_network(device: torch.device) -> None:

@@ -1,10 +1,9 @@
-"""The triton engine: BN-ReLU-conv blocks of any width, both BN modes, and post-activation blocks; on any GPU that
-Triton serves.
+"""The triton engine: BN-ReLU-conv and post-activation blocks of any width, both BN modes, on GPUs that Triton serves.
 
 `plan` compacts routings into rows, `routed_backward` and `routed_forward` launch one kernel a unit for them (`dgrad`,
-`forward`), `sums`, `folding` and `statistics` finish what batch normalisation needs of a whole batch, `arrivals`
-takes gradients and norms out. Kernels are compiled for a network's shapes on their first use, half a minute for a new
-network, and kept on disk by Triton.
+`forward`), `sums`, `folding`, `statistics` and `endings` finish what batch normalisation needs of a whole batch,
+`arrivals` takes gradients and norms out. Kernels are compiled for a network's shapes on their first use, half a
+minute for a new network, and kept on disk by Triton.
 """
 
 from __future__ import annotations
@@ -30,9 +29,6 @@ __all__ = ["MOST_ELEMENTS", "TritonEngine", "TritonPrepared", "TritonRecord", "o
 
 ROOM = 4 << 30
 """Bytes for the gradients of one walk: some hundred routings of a CIFAR network at batch 128."""
-
-STATES_EACH = 3
-"""Of a routing, at most, at a time, in blocks of two units: before the block, inside it, behind it."""
 
 MOST_ELEMENTS = 1 << 31
 """Of an activation: kernels number its places in int32."""
@@ -168,7 +164,7 @@ class TritonEngine:
         with on_device(y0.device):
             parts = in_chunks(
                 len(routing),
-                STATES_EACH * len(y0) * network.largest * 4,
+                network.most_states * len(y0) * network.largest * 4,
                 lambda part: routed_forward(network, y0, routing[part].tolist()),
                 ROOM,
             )
@@ -193,7 +189,7 @@ class TritonEngine:
         with on_device(grad.device):
             for part, own in in_chunks(
                 len(routing),
-                STATES_EACH * len(grad) * network.largest * network.walk_dtype.itemsize,
+                network.most_states * len(grad) * network.largest * network.walk_dtype.itemsize,
                 lambda part: routed_backward_norms(network, kept, grad, exponent, routing[part].tolist()),
                 ROOM,
             ):
@@ -215,7 +211,8 @@ def _check_images(network: TritonNetwork, y0: Tensor) -> None:
     if len(y0) * network.largest >= MOST_ELEMENTS:
         most = (MOST_ELEMENTS - 1) // network.largest
         raise ValueError(f"images: expected at most {most} for the triton engine, got {len(y0)}")
-    if network.bn == "batch" and len(y0) == 1 and any(conv.given.pixels == 1 for conv in network.convolutions):
+    pixels = [shape.pixels for shape in network.normalized if shape is not None]
+    if network.bn == "batch" and len(y0) == 1 and 1 in pixels:
         raise ValueError("images: expected more than one value a channel for batch statistics, got one")
 
 

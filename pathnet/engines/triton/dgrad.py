@@ -325,7 +325,9 @@ def dgrad(gradients: Gradients, kept: Kept, block: FusedBlock, task: Launch) -> 
     skip, skip_made = NO_SKIP, made
     if at_exit and task.skip:
         skip, skip_made = (PROJECTION if projection is not None else DIRECT), block.made
-    has_sums = gradients.sums.numel() > 0 and (task.residual or skip == PROJECTION)
+    # Post-activation blocks begin with a ReLU alone.
+    begins_with_bn = not (at_exit and block.activated)
+    has_sums = begins_with_bn and gradients.sums.numel() > 0 and (task.residual or skip == PROJECTION)
     rows = gradients.rows[task.first : task.first + task.count]
     samples, pixels = tile.split(-(-given.height // conv.stride) * -(-given.width // conv.stride))
     tiles, path_tiles = dgrad_point_tiles(conv, gradients.batch), task.count // tile.paths
@@ -371,7 +373,7 @@ def dgrad(gradients: Gradients, kept: Kept, block: FusedBlock, task: Launch) -> 
         SKIP_STRIDE=1 if skip is NO_SKIP else block.stride,
         ACTIVATED=block.activated and skip is DIRECT,
         RESIDUAL=task.residual,
-        ENTRY=task.unit == len(block.convolutions) - 1,
+        ENTRY=task.unit == len(block.convolutions) - 1 and not block.ends,
         EXIT=at_exit,
         SUMS=has_sums,
         CORRECT=gradients.waits,

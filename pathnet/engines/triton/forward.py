@@ -21,27 +21,18 @@ import triton.language as tl
 
 from pathnet.engines.triton.configurations import FLOAT32, FORWARD, of_width
 from pathnet.engines.triton.launch import Tile, launch
-from pathnet.engines.triton.network import Convolution, TritonNetwork
+from pathnet.engines.triton.network import Convolution, FusedBlock, TritonNetwork
 from pathnet.engines.triton.plan import Launch
 from pathnet.engines.triton.state import Activations, Kept
 from pathnet.engines.triton.statistics import take_statistics
-from pathnet.engines.triton.tiles import DIRECT, NO_SKIP, PROJECTION, ROW_FIELDS, STATE_FIELDS, points_of
+from pathnet.engines.triton.tiles import DIRECT, NO_SKIP, PROJECTION, ROW_FIELDS, STATE_FIELDS, batch_norm, points_of
 
-__all__ = ["forward_tile", "forward_unit"]
+__all__ = ["forward_tile", "forward_unit", "passed"]
 
 
 @triton.jit
 def _rectified(x, mean, scale, shift, floor):
     return tl.maximum((x - mean[None, :]) * scale[None, :] + shift[None, :], floor)
-
-
-@triton.jit
-def _affine(gain_ptr, bias_ptr, mean_ptr, variance_ptr, epsilon, channel, known):
-    """BN of some channels: mean, one over the deviation, that times the gain, bias."""
-    mean = tl.load(mean_ptr + channel, mask=known, other=0.0)
-    deviation = tl.rsqrt(tl.load(variance_ptr + channel, mask=known, other=1.0) + epsilon)
-    scale = tl.load(gain_ptr + channel, mask=known, other=0.0) * deviation
-    return mean, deviation, scale, tl.load(bias_ptr + channel, mask=known, other=0.0)
 
 
 @triton.jit
@@ -74,7 +65,7 @@ def _add_products(
     for depth in range((C + BLOCK_K - 1) // BLOCK_K):
         deep = depth * BLOCK_K + tl.arange(0, BLOCK_K)
         known = deep < C
-        mean, _, scale, shift = _affine(gain_ptr, bias_ptr, mean_ptr, variance_ptr, epsilon, deep, known)
+        mean, _, scale, shift = batch_norm(gain_ptr, bias_ptr, mean_ptr, variance_ptr, epsilon, deep, known)
         for tap in range(KERNEL * KERNEL):
             from_row = row * STRIDE + tap // KERNEL - PADDING
             from_column = column * STRIDE + tap % KERNEL - PADDING
@@ -132,7 +123,7 @@ def _keep(
         mask = seen[:, None] & known[None, :]
         pixel = (sample * H + own_row) * W + own_column
         x = tl.load(activations + (pixel * C)[:, None] + deep[None, :], mask=mask, other=0.0).to(tl.float32)
-        mean, deviation, scale, shift = _affine(gain_ptr, bias_ptr, mean_ptr, variance_ptr, epsilon, deep, known)
+        mean, deviation, scale, shift = batch_norm(gain_ptr, bias_ptr, mean_ptr, variance_ptr, epsilon, deep, known)
         positive = (_rectified(x, mean, scale, shift, floor) > floor) & known[None, :]
         eights = tl.reshape(positive.to(tl.int32), [x.shape[0], BLOCK_K // 8, 8])
         packed = tl.sum(eights << tl.arange(0, 8)[None, None, :], 2)
@@ -339,6 +330,13 @@ def forward_tile(conv: Convolution) -> Tile:
     return of_width(FORWARD, conv.weight.dtype, conv.made.channels)
 
 
+def passed(block: FusedBlock, task: Launch) -> Convolution:
+    """The convolution that a launch goes through; where its output has a BN of its own, the projection is one."""
+    if task.skip and block.ends and block.projection is not None:
+        return block.projection
+    return block.convolutions[task.unit]
+
+
 def forward_unit(network: TritonNetwork, activations: Activations, task: Launch, kept: Kept | None = None) -> None:
     """Takes the states of a launch's rows through one unit of a block, and at the block's exit adds its skip.
 
@@ -348,9 +346,13 @@ def forward_unit(network: TritonNetwork, activations: Activations, task: Launch,
         kept: where the ReLU bits of the unit's input go, and the normalised input if there is room for it.
     """
     block = network.blocks[task.block]
-    conv, projection, unit = block.convolutions[task.unit], block.projection, block.first + task.unit
+    conv, projection, unit = passed(block, task), block.projection, block.first + task.unit
+    alone = conv is projection
+    if alone:
+        # It reads the first unit's activation, which is kept once.
+        kept = None
     given, made, tile = conv.given, conv.made, forward_tile(conv)
-    at_exit = task.unit == len(block.convolutions) - 1
+    at_exit = task.unit == len(block.convolutions) - 1 and not block.ends
     skip, skip_given = NO_SKIP, given
     if at_exit and task.skip:
         skip, skip_given = (PROJECTION if projection is not None else DIRECT), block.given
@@ -403,12 +405,12 @@ def forward_unit(network: TritonNetwork, activations: Activations, task: Launch,
         SKIP_C=skip_given.channels,
         SKIP_STRIDE=1 if skip is NO_SKIP else block.stride,
         ACTIVATED=block.activated and skip is DIRECT,
-        RESIDUAL=task.residual,
+        RESIDUAL=task.residual or alone,
         ADDED=conv.added is not None,
         EXIT=at_exit,
         BATCH=by_batch,
         BITS=kept is not None,
-        NORMALIZED=kept is not None and kept.normalized.numel() > 0,
+        NORMALIZED=kept is not None and kept.normalized.numel() > 0 and network.normalized[unit] is not None,
         SAMPLES=samples,
         PIXELS=pixels,
         BLOCK_N=tile.channels,

@@ -77,13 +77,17 @@ class FusedBlock:
 
     Attributes:
         first: the index of its first unit among all units of the network.
-        activated: whether the skip lies behind the first unit's ReLU whatever it is, not as a projection alone.
+        activated: whether it is a post-activation block: the first unit has no BN, and the skip lies behind its ReLU
+            whatever it is, not as a projection alone.
+        ends: the indices, behind those of all units, of the BNs behind the last convolution and the projection, where
+            their statistics are the batch's; otherwise they are in the convolutions.
     """
 
     convolutions: Sequence[Convolution]
     projection: Convolution | None
     first: int
     activated: bool = False
+    ends: Sequence[int] = ()
 
     @property
     def given(self) -> Shape:
@@ -108,7 +112,8 @@ class TritonNetwork:
     """A network packed for the kernels.
 
     Attributes:
-        affine: float32 [units, 2, widest], BN's gain and bias, channels filled up.
+        affine: float32 [units, 2, widest], BN's gain and bias, channels filled up; behind the units' those of the
+            blocks' ends, here and below.
         statistics: float32 [units, 2, widest], the running mean and variance; empty in BN mode ``batch``.
         epsilons, epsilon: of each unit, what BN adds to the variance; here, and float32 [units, 1] on the device.
         precision: of the walk; the forward pass is float32-accurate in each.
@@ -147,6 +152,21 @@ class TritonNetwork:
         return [conv for block in self.blocks for conv in block.convolutions]
 
     @cached_property
+    def normalized(self) -> list[Shape | None]:
+        """What the BNs of units, and behind them those of blocks' ends, read; None of a unit that has none."""
+        units = [
+            None if block.activated and conv is block.convolutions[0] else conv.given
+            for block in self.blocks
+            for conv in block.convolutions
+        ]
+        return [*units, *(block.made for block in self.blocks for _ in block.ends)]
+
+    @cached_property
+    def most_states(self) -> int:
+        """Of a routing at a time: before a block, inside it, behind it."""
+        return max(1 + len(block.convolutions) + len(block.ends) for block in self.blocks)
+
+    @cached_property
     def largest(self) -> int:
         """Elements of a sample's activation, at most."""
         return max(shape.size for conv in self.convolutions for shape in (conv.given, conv.made))
@@ -160,8 +180,8 @@ class TritonNetwork:
         return _starts(self.bits_sizes(batch))
 
     def normalized_sizes(self, batch: int) -> list[int]:
-        """Elements of the normalised activations [B, H, W, C] of unit after unit."""
-        return [batch * conv.given.size for conv in self.convolutions]
+        """Elements of the normalised activations [B, H, W, C] of unit after unit, then of the blocks' ends."""
+        return [0 if shape is None else batch * shape.size for shape in self.normalized]
 
     def normalized_starts(self, batch: int) -> list[int]:
         """Where they begin, and where the last end."""
@@ -174,10 +194,7 @@ def _starts(sizes: Iterable[int]) -> list[int]:
 
 
 def network_of(net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]) -> TritonNetwork:
-    """A network whose blocks have fused forms, or all post-activation ones, for inputs [C, H, W] of its first block.
-
-    Those in BN mode ``running`` alone.
-    """
+    """A network of blocks that have fused forms, or all post-activation ones; for inputs [C, H, W] of the first."""
     if post_activation(net):
         return _post_network(net, bn, precision, Shape(*y0_shape))
     forms = []
@@ -206,41 +223,57 @@ def network_of(net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_sha
 
 
 def _post_network(net: ResidualNet, bn: BatchNormMode, precision: Precision, shape: Shape) -> TritonNetwork:
-    """Each BN is what it multiplies by and adds: those behind a block's last convolution and its projection go into
-    them, and those between convolutions are the next unit's."""
-    assert bn == "running"
-    device, backward = next(net.parameters()).device, DTYPES[precision]
+    """With running statistics each BN is what it multiplies by and adds, and that behind a block's last convolution
+    or projection goes into it. With those of a batch it stays, and a bias before it goes with the mean taken off."""
+    forms = [form for block in blocks_of(net) if (form := block.post_activation_form()) is not None]
+    device, backward, by_batch = next(net.parameters()).device, DTYPES[precision], bn == "batch"
+    count = sum(len(form.convs) for form in forms)
     blocks: list[FusedBlock] = []
-    affines: list[tuple[Tensor, Tensor]] = []
+    units: list[tuple[Tensor, Tensor, float]] = []
+    ends: list[tuple[Tensor, Tensor, float]] = []
 
-    def ending(conv: nn.Conv2d, given: Shape, affine: tuple[Tensor, Tensor]) -> Convolution:
-        weight = scaled(conv.weight, affine[0]).to(device)
-        return replace(_packed(weight, conv.stride[0], given, torch.float32, backward), added=affine[1].to(device))
+    def norm_of(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor, float]:
+        """Gain, bias and epsilon."""
+        if by_batch:
+            assert norm is not None
+            return *affine_of(Unit(norm, conv)), norm.eps
+        factor, shift = behind(conv, norm, bn)
+        return factor.to(device), shift.to(device), 0.0
 
-    for block in blocks_of(net):
-        form = block.post_activation_form()
-        assert form is not None
-        given, convolutions, first = shape, [], len(affines)
-        affine = torch.ones(given.channels, device="cpu"), torch.zeros(given.channels, device="cpu")
-        for conv, norm in zip(form.convs, form.bns, strict=True):
-            affines.append(affine)
-            affine = behind(conv, norm, bn)
-            if conv is form.convs[-1]:
-                convolutions.append(ending(conv, shape, affine))
-            else:
-                convolutions.append(_convolution(conv, shape, torch.float32, backward))
+    def ended(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, given: Shape) -> Convolution:
+        own = norm_of(conv, norm)
+        if by_batch:
+            ends.append(own)
+            return _convolution(conv, given, torch.float32, backward)
+        weight = scaled(conv.weight, own[0].cpu()).to(device)
+        return replace(_packed(weight, conv.stride[0], given, torch.float32, backward), added=own[1])
+
+    for form in forms:
+        given, convolutions, first, first_end = shape, [], len(units), count + len(ends)
+        units.append((torch.ones(shape.channels, device=device), torch.zeros(shape.channels, device=device), 0.0))
+        for conv, norm in zip(form.convs[:-1], form.bns[:-1], strict=True):
+            convolutions.append(_convolution(conv, shape, torch.float32, backward))
             shape = convolutions[-1].made
-        projection = None
-        if form.projection is not None:
-            projection = ending(form.projection, given, behind(form.projection, form.projection_bn, bn))
-        blocks.append(FusedBlock(convolutions, projection, first, activated=True))
-    widest = max(shape.channels, *(len(factor) for factor, _ in affines))
-    widest = -(-widest // 16) * 16
-    packed = torch.stack([_filled(own, widest) for own in affines]).to(device)
+            units.append(norm_of(conv, norm))
+        convolutions.append(ended(form.convs[-1], form.bns[-1], shape))
+        shape = convolutions[-1].made
+        projection = None if form.projection is None else ended(form.projection, form.projection_bn, given)
+        blocks.append(FusedBlock(convolutions, projection, first, True, range(first_end, count + len(ends))))
+    everything = [*units, *ends]
+    widest = -(-max(shape.channels, *(len(gain) for gain, _, _ in everything)) // 16) * 16
+    affine = torch.stack([_filled(own[:2], widest) for own in everything]).detach()
     # Nothing is taken off, nothing is divided by: running statistics are in the factors.
-    statistics = torch.stack([torch.zeros_like(packed[:, 0]), torch.ones_like(packed[:, 0])], 1)
-    epsilon = torch.zeros(len(affines), 1, device=device)
-    return TritonNetwork(blocks, packed, statistics, [0.0] * len(affines), epsilon, bn, precision)
+    statistics = torch.stack([torch.zeros_like(affine[:, 0]), torch.ones_like(affine[:, 0])], 1)
+    epsilons = [epsilon for _, _, epsilon in everything]
+    return TritonNetwork(
+        blocks,
+        affine,
+        statistics[: 0 if by_batch else None],
+        epsilons,
+        torch.tensor(epsilons, device=device)[:, None],
+        bn,
+        precision,
+    )
 
 
 def block_network(
