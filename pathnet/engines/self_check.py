@@ -59,7 +59,7 @@ def _largest_error(
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(0)
             net = snapshot((resnet if post else preact_resnet)(20, shortcut=shortcut), bn, torch.float32)
-            # Zero at first, which would hide what adds them; and a sum's ReLU could leave nothing of a sample.
+            # Zero at first, which would hide what adds them.
             for name, own in net.named_parameters():
                 if name.startswith("blocks.") and name.endswith("bias"):
                     own.normal_(0, 0.3)
@@ -75,6 +75,9 @@ def _largest_error(
             torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu") for shape in shapes.values()
         )
         routing[0], routing[1, ::2, 1] = 1.0, 0.0
+        if post:
+            # Of a skip alone, which is above zero, the sum's ReLU would leave nothing to compare.
+            routing[..., 0].abs_()
         errors += _errors(engine, net, bn, (y0, grad, routing), precision, device)
     return float(torch.stack(errors).max())
 
