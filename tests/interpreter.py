@@ -84,7 +84,7 @@ def to_bits(values: NDArray[Any]) -> NDArray[np.uint16]:
 
 def big_tiles(monkeypatch: Any) -> None:
     """Tiles that a GPU would have no room for: a program takes thirty milliseconds here, whatever it does."""
-    from pathnet.engines.triton import arrivals, configurations, folding, statistics, sums
+    from pathnet.engines.triton import arrivals, configurations, endings, folding, statistics, sums
     from pathnet.engines.triton.launch import Tile
 
     for table in (configurations.DGRAD, configurations.STRIDED, configurations.FORWARD):
@@ -98,4 +98,5 @@ def big_tiles(monkeypatch: Any) -> None:
     for module in (sums, statistics):
         monkeypatch.setattr(module, "ROWS", Tile(64, 64, 1))
     monkeypatch.setattr(folding, "FOLDED", Tile(16, 64, 64))
-    monkeypatch.setattr(arrivals, "ELEMENTS", Tile(1 << 15, 1, 1))
+    for module in (arrivals, endings):
+        monkeypatch.setattr(module, "ELEMENTS", Tile(1 << 15, 1, 1))

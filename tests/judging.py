@@ -125,6 +125,6 @@ def reference_outputs(net: ResidualNet, images: Tensor, routing: Tensor) -> list
     for path in routing.double().tolist():
         y = net.stem(images.double())
         for block, (a, c) in zip(net.blocks, path, strict=True):
-            y = a * block.skip(y) + c * block.residual(y)
+            y = block.join(a * block.skip(y) + c * block.residual(y))
         outputs.append(net.head(y))
     return outputs

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from cases import SMALL, Case, measured_net, random_net
-from judging import TOLERANCES, check, check_sums, random_routings
-from oracles import detach_loop, in_float64, relative_error
+from cases import SMALL, Case, measured_net, post_activation_net, random_net
+from judging import TOLERANCES, check, check_sums, random_routings, reference_outputs
+from oracles import autograd, detach_loop, in_float64, relative_error
+from strangers import STRANGERS
 from tolerances import FLOAT32_BATCH_NORM, FLOAT32_SAMPLE_NORM, FORWARD
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from pathnet.engines.cuda import CudaEngine
 from pathnet.engines.reference import ReferenceEngine
 from pathnet.engines.tables import unsupported_form
 from pathnet.engines.triton import TritonEngine, TritonRecord, unsupported_side
-from pathnet.models import PreactBlock, ResidualNet
+from pathnet.models import PostactBlock, PreactBlock, ResidualNet
 
 triton = pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on this machine's GPU: tests/triton")
@@ -103,6 +104,16 @@ def test_walks_in_the_tiles_of_a_gpu(bn: str, precision: str) -> None:
     case = Case("tiles", 8, width=8, side=9, batch=3)
     tape = recorded(case.net(), *case.images(), bn, precision)
     check(tape, random_routings(tape.n, 2), precision, gradients=False)
+
+
+def test_batch_normalisation_behind_convolutions_in_the_tiles_of_a_gpu() -> None:
+    """Tiles that hold parts of images, and more channels than one."""
+    torch.manual_seed(0)
+    block = PostactBlock(5, (3,), (70,), 1, "projection")
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(70, 5))
+    net = ResidualNet(nn.Conv2d(3, 5, 3, padding=1), [block], head).eval()
+    images, labels = torch.randn(4, 3, 5, 3), torch.tensor([0, 1, 2, 3])
+    check(recorded(net, images, labels, "batch"), random_routings(1, 0), "float32", gradients=False)
 
 
 @pytest.mark.usefixtures("big_tiles")
@@ -191,20 +202,96 @@ def test_the_polynomial_of_path_lengths(bn: str) -> None:
         assert relative_error(own, total) < FLOAT32_SAMPLE_NORM
 
 
-def wide_net(blocks: int, seed: int = 0) -> tuple[ResidualNet, Tensor, Tensor]:
+@pytest.mark.usefixtures("big_tiles")
+@pytest.mark.parametrize(
+    ("seed", "bn", "precision"),
+    [
+        (18, "running", "float32"),
+        (16, "running", "bfloat16"),
+        (12, "batch", "float32"),
+        (3, "batch", "bfloat16"),
+    ],
+)
+def test_post_activation_blocks(seed: int, bn: str, precision: str) -> None:
+    """Walks, sums by length, forward passes and records: both skips, strides, bottlenecks, one sample."""
+    net, images, labels = post_activation_net(seed)
+    exact = in_float64(net, bn)
+    recorder = pathnet.Recorder(net, bn, "interpreted", precision)  # type: ignore[arg-type]
+    tape = recorder(images, labels)
+    assert relative_error(tape.output, exact(images.double()).detach()) < FORWARD
+    routing = random_routings(net.n, seed)
+    check(tape, routing, precision)
+    check_sums(tape, routing[3], precision)
+    for own, expected in zip(
+        recorder.routed_outputs(images, routing), reference_outputs(exact, images, routing), strict=True
+    ):
+        assert relative_error(own, expected) < FORWARD
+
+
+@pytest.mark.usefixtures("big_tiles")
+@pytest.mark.parametrize(
+    ("seed", "bn", "open_stem"),
+    [(7, "running", False), (16, "running", True), (7, "batch", True)],
+)
+def test_every_path_of_post_activation_networks(seed: int, bn: str, open_stem: bool) -> None:
+    """Equals the detach loop's, alone as among others; their sum is the ordinary gradient, their polynomial that of
+    lengths. A stem may end without a ReLU: what comes out of it is not cut off."""
+    net, images, labels = post_activation_net(seed)
+    if open_stem:
+        net.stem = nn.Sequential(*list(net.stem)[:2])  # type: ignore[arg-type, call-overload]
+        assert (net.stem(images) < 0).any()
+    tape = recorded(net, images, labels, bn)
+    every = pathnet.paths.enumerate_all(net.n)
+    walked, lengths = tape.path_gradients(every), every.sum(1).double()
+    for path, own in zip(every, walked, strict=True):
+        assert relative_error(own, detach_loop(net, images, labels, path, bn)) < FLOAT32_SAMPLE_NORM
+    assert torch.equal(tape.path_gradients(every[1:3].flip(0)), walked[1:3].flip(0))
+    assert relative_error(walked.sum(0), autograd(net, images, labels, bn)) < FLOAT32_SAMPLE_NORM
+    points = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
+    routing = torch.stack([torch.ones(3, net.n, dtype=torch.float64), points[:, None].expand(3, net.n)], 2)
+    for x, own in zip(points, tape.routed_gradients(routing), strict=True):
+        total = (walked * (x**lengths)[:, None, None, None, None]).sum(0)
+        assert relative_error(own, total) < FLOAT32_SAMPLE_NORM
+
+
+@pytest.mark.usefixtures("big_tiles")
+@pytest.mark.parametrize("bn", MODES)
+def test_a_strangers_post_activation_blocks(bn: str) -> None:
+    """Modules of other people's making, traced: convolutions with biases, blocks of a single one."""
+    stranger = next(own for own in STRANGERS if own.name == "control flow")
+    model, (images, labels) = stranger.model(3).float(), stranger.batch()
+    images = images.float()
+    net = pathnet.adapt(model, images)
+    tape = recorded(net, images, labels, bn)
+    every = pathnet.paths.enumerate_all(net.n)
+    for path, own in zip(every, tape.path_gradients(every), strict=True):
+        assert relative_error(own, detach_loop(net, images, labels, path, bn)) < FLOAT32_SAMPLE_NORM
+
+
+def test_a_tape_of_a_post_activation_network_owns_the_last_joins_bits() -> None:
+    net, images, labels = post_activation_net(23)
+    record = own_record(recorded(net, images, labels, "running"))
+    assert record.last is not None and any(own is record.last for own in record.tensors)
+    added = [conv.added for block in record.network.blocks for conv in block.convolutions[-1:]]
+    assert all(any(own is tensor for tensor in record.tensors) for own in added)
+
+
+def wide_net(
+    blocks: int, seed: int = 0, kind: type[PreactBlock | PostactBlock] = PreactBlock
+) -> tuple[ResidualNet, Tensor, Tensor]:
     """Blocks of one shape, so that all skips are identities."""
     torch.manual_seed(seed)
-    own = [PreactBlock(4, (3, 3), (4, 4), 1, "projection") for _ in range(blocks)]
+    own = [kind(4, (3, 3), (4, 4), 1, "projection") for _ in range(blocks)]
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
     net = ResidualNet(nn.Conv2d(3, 4, 3, padding=1), own, head).eval()
     return net, torch.randn(3, 3, 6, 6), torch.tensor([0, 1, 2])
 
 
 @pytest.mark.usefixtures("big_tiles")
-@pytest.mark.parametrize("bn", MODES)
-def test_range(bn: str) -> None:
-    """Norms of 1e-200 come out with full relative precision, and one sample beside much larger ones."""
-    net, images, labels = wide_net(8)
+@pytest.mark.parametrize(("bn", "kind"), [(bn, kind) for bn in MODES for kind in (PreactBlock, PostactBlock)])
+def test_range(bn: str, kind: type[PreactBlock | PostactBlock]) -> None:
+    """Norms of 1e-190 come out with full relative precision, and one sample beside much larger ones."""
+    net, images, labels = wide_net(8, kind=kind)
     # A single module may shrink a gradient to 1e-19: two lie between one scaling and the next.
     for block in net.blocks:
         block.convs[1].weight.data *= 1e-15
@@ -212,7 +299,7 @@ def test_range(bn: str) -> None:
     routing = pathnet.paths.routing(torch.ones(1, 8, dtype=torch.uint8)).double() * 1e-12
     routing = torch.cat([routing, routing * 1e40])
     norms, expected = check(tape, routing, "float32", gradients=False)
-    assert float(expected[0].max()) < 1e-200 and float(expected[1].max()) > 1e30 * float(expected[0].max())
+    assert float(expected[0].max()) < 1e-190 and float(expected[1].max()) > 1e30 * float(expected[0].max())
     if bn == "batch":
         tape._record.grad[1] *= 1e-12
         check(tape, routing[:1], "float32", gradients=False)
@@ -281,13 +368,23 @@ def test_a_tape_keeps_bits_alone_and_snapshots_them() -> None:
 def test_the_engine_refuses_by_name() -> None:
     torch.manual_seed(0)
 
-    def net(block: PreactBlock) -> ResidualNet:
+    def net(block: PreactBlock | PostactBlock) -> ResidualNet:
         return ResidualNet(nn.Conv2d(3, 4, 3, padding=1), [block], nn.Flatten()).eval()
 
     block = PreactBlock(4, (3, 3), (4, 4), 1, "projection")
     block.convs[0] = nn.Conv2d(4, 4, 3, padding=0, bias=False)
     reason = "block 1: it has a convolution that changes the side by more than its stride"
     assert unsupported_side(net(block)) == reason
+    post = PostactBlock(4, (3, 3), (4, 4), 1, "projection")
+    assert unsupported_side(net(post)) is None
+    with pytest.raises(ValueError, match="images: expected more than one value a channel for batch statistics"):
+        recorded(net(post), torch.randn(1, 3, 1, 1), torch.tensor([0]), "batch")
+    bare = PostactBlock(4, (3, 3), (4, 6), 1, "projection")
+    bare.projection_bn = None
+    assert unsupported_form(net(bare), "running") is None
+    assert unsupported_form(net(bare), "batch") == "block 1 has a projection without batch normalisation"
+    post.convs[1] = nn.Conv2d(4, 4, 3, padding=0)
+    assert unsupported_side(net(post)) == reason
     engine = TritonEngine()
     whole = net(PreactBlock(4, (3, 3), (4, 4), 1, "projection"))
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
@@ -315,9 +412,10 @@ def choose(net: ResidualNet, bn: Any = "running", precision: Any = "float32") ->
 
 def test_auto_takes_cuda_then_triton_then_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong: set[str] = set()
-    on_a_gpu(monkeypatch, lambda engine, *job: "it disagrees" if engine.name in wrong else None)
+    on_a_gpu(monkeypatch, lambda engine, *job, **form: "it disagrees" if engine.name in wrong else None)
     net = Case("auto", 8, width=16, side=6).net()
     bottleneck = Case("auto", 11, block="bottleneck", width=16, side=6).net()
+    post = wide_net(2, kind=PostactBlock)[0]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert choose(net) == "cuda"
@@ -325,6 +423,8 @@ def test_auto_takes_cuda_then_triton_then_the_reference(monkeypatch: pytest.Monk
         assert choose(net, "batch", "bfloat16") == "triton"
     with pytest.warns(RuntimeWarning, match="engine triton serves, since cuda: "):
         assert choose(bottleneck) == "triton"
+    with pytest.warns(RuntimeWarning, match="triton serves, since cuda: its activations lie behind the additions"):
+        assert choose(post) == "triton"
     wrong.add("cuda")
     with pytest.warns(RuntimeWarning, match="engine triton serves, since cuda: it disagrees"):
         assert choose(net) == "triton"
@@ -336,16 +436,17 @@ def test_auto_takes_cuda_then_triton_then_the_reference(monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("big_tiles")
-@pytest.mark.parametrize("bn", MODES)
-def test_the_engines_check_of_itself(bn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    smaller = pathnet.models.preact_resnet
-    monkeypatch.setattr(self_check, "preact_resnet", lambda depth, shortcut: smaller(8, 4, shortcut=shortcut))
+@pytest.mark.parametrize(("bn", "post"), [("running", False), ("batch", False), ("running", True)])
+def test_the_engines_check_of_itself(bn: Any, post: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = "resnet" if post else "preact_resnet"
+    smaller = getattr(pathnet.models, kind)
+    monkeypatch.setattr(self_check, kind, lambda depth, shortcut: smaller(8, 4, shortcut=shortcut))
 
     def check_itself() -> str | None:
         monkeypatch.setattr(self_check, "_found", {})
-        return self_check.disagreement(Interpreted(), bn, "float32", torch.device("cpu"))
+        return self_check.disagreement(Interpreted(), bn, "float32", torch.device("cpu"), post)
 
-    if bn == "batch":
+    if bn == "batch" or post:
         assert check_itself() is None
         return
     right = Interpreted.routed_backward_norms

@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cases import Case, random_net
+from cases import Case, post_activation_net, random_net
+from torch import nn
+
+from pathnet.models import PostactBlock, ResidualNet
 
 pytest.importorskip("triton")
 
 from pathnet.engines.triton.network import FusedBlock, network_of  # noqa: E402
 from pathnet.engines.triton.plan import NOTHING, Plan, plan_backward, plan_forward  # noqa: E402
+from pathnet.engines.triton.routed_backward import _room  # noqa: E402
 
 
 def blocks_of(case: Case) -> list[FusedBlock]:
@@ -57,6 +61,20 @@ def test_equal_tails_and_heads_are_walked_once() -> None:
     assert counts == {i: 2 * (i + (i < 8)) + (i in changes) if i else 2 for i in range(9)}
 
 
+def test_a_post_activation_block_is_launched_for_all_since_its_join_is_no_identity() -> None:
+    net, images, _ = post_activation_net(0)
+    blocks = network_of(net, "running", "float32", net.stem(images).shape[1:]).blocks
+    assert [block.projection is None and block.given == block.made for block in blocks] == [True, True]
+    skips = along([0, 0], [0, 0])
+    for plan in (plan_backward(blocks, skips, False, one_a_tile), plan_forward(blocks, skips)):
+        assert rows_by_block(plan) == {0: 1, 1: 1}
+    assert rows_by_block(plan_backward(blocks, along([1, 0], [0, 0], [0, 1]), False, one_a_tile)) == {0: 4, 1: 3}
+    by_batch = network_of(net, "batch", "float32", net.stem(images).shape[1:]).blocks
+    # One launch more a module, for the BN behind it.
+    assert rows_by_block(plan_backward(by_batch, along([1, 0], [0, 1]), True, one_a_tile)) == {0: 4, 1: 4}
+    assert rows_by_block(plan_forward(by_batch, along([1, 0], [0, 1]))) == {0: 4, 1: 4}
+
+
 def test_rows_of_a_tile_wait_for_the_same_means() -> None:
     rng = np.random.default_rng(0)
     plan = plan_backward(BLOCKS, along(*rng.integers(0, 2, (40, 9)).tolist()), True, lambda block, unit: 4)
@@ -71,12 +89,24 @@ def test_rows_of_a_tile_wait_for_the_same_means() -> None:
     assert fillings < 0.4 * len(plan.rows)
 
 
+def test_room_for_the_sums_of_the_largest_launch_behind_a_block() -> None:
+    torch.manual_seed(0)
+    block = PostactBlock(64, (3, 3), (64, 64), 1, "projection")
+    network = network_of(ResidualNet(nn.Identity(), [block], nn.Identity()), "batch", "float32", (64, 7, 5))
+    plan = plan_backward(network.blocks, [[(1.0, 0.5 + path)] for path in range(3)], True, one_a_tile)
+    # 1,024 elements a program, hence 16 pixels; a sum and one with x_hat for each of 64 channels.
+    assert [launch.count for launch in plan.launches if launch.ending] == [3]
+    assert _room(network, plan, 4)[0] == 3 * -(-4 * 7 * 5 // 16) * 2 * 64
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_no_state_is_overwritten_while_somebody_needs_it(seed: int) -> None:
     """The plan is run with a name in each slot, by whom it was made and from what."""
-    net, images, _ = random_net(seed)
+    net, images, _ = post_activation_net(seed) if seed % 2 else random_net(seed)
     shape = net.stem(images).shape[1:]
-    blocks = list(network_of(net, "running", "float32", shape).blocks)
+    # Whether blocks end in BNs of their own, which post-activation ones do in this mode.
+    blocks = list(network_of(net, "batch", "float32", shape).blocks)
+    assert any(block.ends for block in blocks) == bool(seed % 2)
     rng = np.random.default_rng(seed)
     coefficients = rng.choice([0.0, 0.0, 1.0, 1.0, 0.5], (7, net.n, 2)).tolist()
     for plan in (

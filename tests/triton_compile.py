@@ -44,7 +44,7 @@ from pathnet.engines.triton.recording import Recording  # noqa: E402
 from pathnet.engines.triton.routed_backward import routed_backward, routed_backward_norms  # noqa: E402
 from pathnet.engines.triton.routed_forward import routed_forward  # noqa: E402
 from pathnet.engines.triton.training import block_backward, block_forward, kept_for  # noqa: E402
-from pathnet.models import PreactBlock, ResidualNet, preact_resnet  # noqa: E402
+from pathnet.models import PreactBlock, ResidualNet, preact_resnet, resnet  # noqa: E402
 from pathnet.models.residual_net import Block  # noqa: E402
 from pathnet.record import BatchNormMode, Precision  # noqa: E402
 
@@ -128,8 +128,8 @@ def drive() -> None:
 
     Of a walk back, launches in BN mode ``batch`` keep most in registers, those that both branches end in above all.
     `deep` has every form of them for three widths; `shallow`, without stride-1 blocks behind the first stage, is
-    enough for the other modes. A forward pass multiplies float32 whatever the precision of the walk, and keeps most
-    where it records in mode ``batch``, as training does.
+    enough for the other modes, and single blocks for post-activation ones. A forward pass multiplies float32 whatever
+    the precision of the walk, and keeps most where it records in mode ``batch``, as training does.
     """
     deep, shallow, pad = preact_resnet(14), preact_resnet(8), preact_resnet(8, shortcut="pad")
     walk(deep, 32, "batch", "bfloat16", both)
@@ -145,6 +145,15 @@ def drive() -> None:
     route(packed(last(pad), 16, "running", "float32"), alone)
     route(packed(last(shallow), 16, "batch", "float32"), alone)
     record(last(shallow), 16, "running", "float32")
+    walk(last(resnet(14)), 8, "running", "bfloat16", both)
+    walk(last(resnet(14)), 8, "running", "float32", both)
+    walk(last(resnet(8)), 16, "running", "bfloat16", both)
+    route(packed(last(resnet(8)), 16, "running", "float32"), alone)
+    record(last(resnet(8, shortcut="projection")), 16, "running", "float32")
+    walk(last(resnet(8, shortcut="projection")), 16, "batch", "bfloat16", both)
+    walk(last(resnet(8)), 16, "batch", "float32", both)
+    route(packed(last(resnet(8)), 16, "batch", "float32"), alone)
+    record(last(resnet(8, shortcut="projection")), 16, "batch", "bfloat16")
     train(list(blocks_of(shallow)), 32, torch.bfloat16)
     train(list(blocks_of(shallow)), 32, torch.float32)
     train(list(blocks_of(last(shallow).eval())), 16, torch.bfloat16)
@@ -180,7 +189,10 @@ def packed(net: ResidualNet, side: int, bn: BatchNormMode, precision: Precision)
 
 def channels_of(net: ResidualNet) -> int:
     """Of ``y_0``."""
-    form = next(blocks_of(net)).fused_form()
+    block = next(blocks_of(net))
+    post, form = block.post_activation_form(), block.fused_form()
+    if post is not None:
+        return post.convs[0].in_channels
     assert form is not None
     return form.units[0].conv.in_channels
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pathnet import scaling
 from pathnet.engines.reference import ReferenceEngine, freeze
-from pathnet.models import preact_resnet
+from pathnet.models import preact_resnet, resnet
 from pathnet.models.residual_net import ResidualNet
 from pathnet.record import BatchNormMode, Precision, snapshot
 
@@ -21,20 +21,26 @@ __all__ = ["disagreement"]
 TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 2e-2}
 """How far a sample's norm may lie from the reference's."""
 
-_found: dict[tuple[str, BatchNormMode, Precision, torch.device], str | None] = {}
+_found: dict[tuple[str, BatchNormMode, Precision, torch.device, bool], str | None] = {}
 
 
-def disagreement(engine: Engine, bn: BatchNormMode, precision: Precision, device: torch.device) -> str | None:
-    """What is wrong with an engine whose record has ``bits()``, or None; found out once a process."""
-    key = engine.name, bn, precision, device
+def disagreement(
+    engine: Engine, bn: BatchNormMode, precision: Precision, device: torch.device, post: bool = False
+) -> str | None:
+    """What is wrong with an engine whose record has ``bits()``, or None; found out once a process.
+
+    Args:
+        post: whether it is to be tried on post-activation blocks, on pre-activation ones otherwise.
+    """
+    key = engine.name, bn, precision, device, post
     if key not in _found:
-        _found[key] = _check(engine, bn, precision, device)
+        _found[key] = _check(engine, bn, precision, device, post)
     return _found[key]
 
 
-def _check(engine: Engine, bn: BatchNormMode, precision: Precision, device: torch.device) -> str | None:
+def _check(engine: Engine, bn: BatchNormMode, precision: Precision, device: torch.device, post: bool) -> str | None:
     try:
-        error = _largest_error(engine, bn, precision, device)
+        error = _largest_error(engine, bn, precision, device, post)
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as failure:
@@ -44,13 +50,19 @@ def _check(engine: Engine, bn: BatchNormMode, precision: Precision, device: torc
     return None
 
 
-def _largest_error(engine: Engine, bn: BatchNormMode, precision: Precision, device: torch.device) -> float:
+def _largest_error(
+    engine: Engine, bn: BatchNormMode, precision: Precision, device: torch.device, post: bool
+) -> float:
     """Of samples' norms and gradients along random routings, and of forward passes; NaN where there is one."""
     generator, errors = torch.Generator().manual_seed(0), []
     for shortcut in ("projection", "pad"):
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(0)
-            net = snapshot(preact_resnet(20, shortcut=shortcut), bn, torch.float32)
+            net = snapshot((resnet if post else preact_resnet)(20, shortcut=shortcut), bn, torch.float32)
+            # Zero at first, which would hide what adds them.
+            for name, own in net.named_parameters():
+                if name.startswith("blocks.") and name.endswith("bias"):
+                    own.normal_(0, 0.3)
         width = net.stem_weight().shape[0]
         # Statistics of a batch want some values a channel, or what they leave of a gradient is rounding.
         batch, side = (5, 12) if bn == "batch" else (3, 8)
@@ -63,6 +75,9 @@ def _largest_error(engine: Engine, bn: BatchNormMode, precision: Precision, devi
             torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu") for shape in shapes.values()
         )
         routing[0], routing[1, ::2, 1] = 1.0, 0.0
+        if post:
+            # Of a skip alone, which is above zero, the sum's ReLU would leave nothing to compare.
+            routing[..., 0].abs_()
         errors += _errors(engine, net, bn, (y0, grad, routing), precision, device)
     return float(torch.stack(errors).max())
 

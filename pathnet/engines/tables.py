@@ -22,8 +22,10 @@ __all__ = [
     "IDENTITY",
     "PROJECTION",
     "Tables",
+    "behind",
     "blocks_of",
     "post_activation",
+    "scaled",
     "tables",
     "unsupported_block",
     "unsupported_form",
@@ -89,7 +91,7 @@ def _unsupported_post(net: ResidualNet, bn: BatchNormMode) -> str | None:
     for index, block in enumerate(blocks_of(net)):
         form = block.post_activation_form()
         assert form is not None
-        for conv in (*form.convs, *([] if form.projection is None else [form.projection])):
+        for conv in _convolutions(form):
             reason = _unsupported(conv)
             if reason is not None:
                 return f"block {index + 1} has a convolution {reason}"
@@ -101,10 +103,11 @@ def _unsupported_post(net: ResidualNet, bn: BatchNormMode) -> str | None:
     return None
 
 
-def unsupported_block(form: FusedForm) -> str | None:
+def unsupported_block(form: FusedForm | PostActivationForm) -> str | None:
     """Why kernels for convolutions that keep the side have no form for a block, or None."""
+    biased = isinstance(form, PostActivationForm)
     for conv in _convolutions(form):
-        reason = _unsupported(conv) or ("with a bias" if conv.bias is not None else None)
+        reason = _unsupported(conv) or ("with a bias" if conv.bias is not None and not biased else None)
         if reason is None and (conv.kernel_size[0] % 2 == 0 or int(conv.padding[0]) != conv.kernel_size[0] // 2):
             reason = "that changes the side by more than its stride"
         if reason is not None:
@@ -134,8 +137,8 @@ def tables(net: ResidualNet, bn: BatchNormMode, y0_shape: Sequence[int]) -> Tabl
     return builder.tables()
 
 
-def _convolutions(form: FusedForm) -> list[nn.Conv2d]:
-    convolutions = [unit.conv for unit in form.units]
+def _convolutions(form: FusedForm | PostActivationForm) -> list[nn.Conv2d]:
+    convolutions = list(form.convs) if isinstance(form, PostActivationForm) else [unit.conv for unit in form.units]
     return convolutions if form.projection is None else [*convolutions, form.projection]
 
 
@@ -200,15 +203,15 @@ class _Builder:
         out, affine = shape, (torch.ones(shape[0]), torch.zeros(shape[0]))
         for position, (conv, bn) in enumerate(zip(form.convs, form.bns, strict=True)):
             last = position == len(form.convs) - 1
-            factor, shift = _behind(conv, bn)
-            weight = _scaled(conv.weight, factor) if last else conv.weight
+            factor, shift = behind(conv, bn, self.bn)
+            weight = scaled(conv.weight, factor) if last else conv.weight
             out = self._add_conv(conv, weight, out, self._add_scales(affine, 0.0), relu or position > 0)
             self.biases.append(shift if last else torch.zeros(out[0]))
             affine = factor, shift
         if form.projection is None:
             return out, -1
-        factor, shift = _behind(form.projection, form.projection_bn)
-        self._add_conv(form.projection, _scaled(form.projection.weight, factor), shape)
+        factor, shift = behind(form.projection, form.projection_bn, self.bn)
+        self._add_conv(form.projection, scaled(form.projection.weight, factor), shape)
         self.biases.append(shift)
         return out, len(self.units) - 1
 
@@ -270,17 +273,18 @@ class _Builder:
         )
 
 
-def _behind(conv: nn.Conv2d, bn: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
-    """float32 [out] twice: what a BN behind a convolution multiplies by and adds in mode ``running``, the
-    convolution's bias included."""
+def behind(conv: nn.Conv2d, bn: nn.BatchNorm2d | None, mode: BatchNormMode) -> tuple[Tensor, Tensor]:
+    """float32 [out] twice, on the CPU: what a BN behind a convolution multiplies by and adds, the convolution's bias
+    included; 1 and that bias where there is no BN."""
     ones = torch.ones(conv.out_channels)
-    factor, shift = (ones, torch.zeros_like(ones)) if bn is None else _affine(bn, "running")
+    factor, shift = (ones, torch.zeros_like(ones)) if bn is None else _affine(bn, mode)
     if conv.bias is not None:
         shift = shift + factor * conv.bias.detach().cpu().float()
     return factor, shift
 
 
-def _scaled(weight: Tensor, factor: Tensor) -> Tensor:
+def scaled(weight: Tensor, factor: Tensor) -> Tensor:
+    """[out, in, kernel, kernel], on the CPU: a convolution's weight with what follows it, ``factor`` [out]."""
     return weight.detach().cpu() * factor[:, None, None, None]
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from cases import SMALL, Case, measured_net, random_net
+from cases import SMALL, Case, measured_net, post_activation_net, random_net, shaken
 from judging import TOLERANCES, check, check_sums, random_routings, reference_outputs
-from oracles import in_float64, relative_error
-from tolerances import FORWARD
+from oracles import autograd, detach_loop, in_float64, relative_error
+from tolerances import FLOAT32_SAMPLE_NORM, FORWARD
 from torch import Tensor
 
 import pathnet
@@ -34,6 +34,14 @@ def recorded(
 @pytest.mark.parametrize("bn", MODES)
 def test_the_engine_agrees_with_itself(bn: Any, precision: Any, device: torch.device) -> None:
     assert disagreement(TritonEngine(), bn, precision, device) is None
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("bn", MODES)
+def test_the_engine_agrees_with_itself_on_post_activation_blocks(
+    bn: Any, precision: Any, device: torch.device
+) -> None:
+    assert disagreement(TritonEngine(), bn, precision, device, post=True) is None
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -71,6 +79,53 @@ def test_forward_passes(case: Case, bn: Any, device: torch.device) -> None:
     expected = reference_outputs(exact, images, routing)
     for own, other in zip(recorder.routed_outputs(images, routing), expected, strict=True):
         assert relative_error(own, other) < FORWARD
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize(
+    ("seed", "bn"), [*((seed, "running") for seed in range(8)), *((seed, "batch") for seed in (3, 7, 10, 12, 14))]
+)
+def test_post_activation_blocks(seed: int, bn: Any, precision: Any, device: torch.device) -> None:
+    """Walks, sums by length, forward passes and records; a record made anew leaves the first as it was."""
+    net, images, labels = post_activation_net(seed)
+    net, images, labels = net.to(device), images.to(device), labels.to(device)
+    recorder, exact = pathnet.Recorder(net, bn, "triton", precision), in_float64(net, bn)
+    tape, routing = recorder(images, labels), random_routings(net.n, seed)
+    recorder(images.flip(0) * 2, labels)
+    assert relative_error(tape.output, exact(images.double()).detach()) < FORWARD
+    check(tape, routing, precision)
+    check_sums(tape, routing[3], precision)
+    for own, other in zip(
+        recorder.routed_outputs(images, routing), reference_outputs(exact, images, routing), strict=True
+    ):
+        assert relative_error(own, other) < FORWARD
+
+
+@pytest.mark.parametrize("open_stem", [False, True])
+@pytest.mark.parametrize(
+    ("seed", "bn"), [(5, "running"), (7, "running"), (18, "running"), (7, "batch"), (10, "batch")]
+)
+def test_every_path_of_post_activation_networks(seed: int, bn: Any, open_stem: bool, device: torch.device) -> None:
+    net, images, labels = post_activation_net(seed)
+    if open_stem:
+        net.stem = torch.nn.Sequential(*list(net.stem)[:2])  # type: ignore[arg-type, call-overload]
+    net, images, labels = net.to(device), images.to(device), labels.to(device)
+    tape, every = recorded(net, images, labels, device, bn), pathnet.paths.enumerate_all(net.n)
+    walked = tape.path_gradients(every)
+    for path, own in zip(every, walked, strict=True):
+        assert relative_error(own, detach_loop(net, images, labels, path, bn)) < FLOAT32_SAMPLE_NORM
+    assert relative_error(walked.sum(0), autograd(net, images, labels, bn)) < FLOAT32_SAMPLE_NORM
+
+
+def test_the_original_110_layer_network(device: torch.device) -> None:
+    """With the activations behind the additions. Of short paths 54 ReLUs leave a few values, of which rounding takes
+    more than of the mean of many."""
+    torch.manual_seed(0)
+    net, case = shaken(pathnet.models.resnet(110)).eval(), Case("resnet-110", 110, side=32, batch=16)
+    tape = recorded(net, *case.images(), device, "running")
+    codes = torch.cat([pathnet.paths.sample(54, length, 1) for length in (17, 27, 54)])
+    norms, expected = map(scaling.combine, check(tape, pathnet.paths.routing(codes), "float32", gradients=False))
+    torch.testing.assert_close(norms, expected, rtol=TOLERANCES["float32"][0], atol=0)
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)

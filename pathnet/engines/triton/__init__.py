@@ -1,9 +1,9 @@
-"""The triton engine: BN-ReLU-conv blocks of any width, both BN modes, on any GPU that Triton serves.
+"""The triton engine: BN-ReLU-conv and post-activation blocks of any width, both BN modes, on GPUs that Triton serves.
 
 `plan` compacts routings into rows, `routed_backward` and `routed_forward` launch one kernel a unit for them (`dgrad`,
-`forward`), `sums`, `folding` and `statistics` finish what batch normalisation needs of a whole batch, `arrivals`
-takes gradients and norms out. Kernels are compiled for a network's shapes on their first use, half a minute for a new
-network, and kept on disk by Triton.
+`forward`), `sums`, `folding`, `statistics` and `endings` finish what batch normalisation needs of a whole batch,
+`arrivals` takes gradients and norms out. Kernels are compiled for a network's shapes on their first use, half a
+minute for a new network, and kept on disk by Triton.
 """
 
 from __future__ import annotations
@@ -30,9 +30,6 @@ __all__ = ["MOST_ELEMENTS", "TritonEngine", "TritonPrepared", "TritonRecord", "o
 ROOM = 4 << 30
 """Bytes for the gradients of one walk: some hundred routings of a CIFAR network at batch 128."""
 
-STATES_EACH = 3
-"""Of a routing, at most, at a time, in blocks of two units: before the block, inside it, behind it."""
-
 MOST_ELEMENTS = 1 << 31
 """Of an activation: kernels number its places in int32."""
 
@@ -47,11 +44,16 @@ class TritonPrepared:
 
 @dataclass(frozen=True)
 class TritonRecord:
-    """What one forward pass leaves: ReLU bits, in BN mode ``batch`` also normalised activations."""
+    """What one forward pass leaves: ReLU bits, in BN mode ``batch`` also normalised activations.
+
+    Attributes:
+        last: of a post-activation network, the bits of the last join's ReLU, bool [B, C, H, W].
+    """
 
     network: TritonNetwork
     kept: Kept
     batch: int
+    last: Tensor | None = None
 
     @property
     def bn(self) -> BatchNormMode:
@@ -65,16 +67,25 @@ class TritonRecord:
             for block in own.blocks
             for conv in (*block.convolutions, block.projection)
             if conv is not None
-            for weight in (conv.weight, conv.transposed)
+            for weight in (conv.weight, conv.transposed, conv.added)
         ]
-        return [kept.bits, kept.normalized, kept.scales, own.affine, own.statistics, *weights]
+        everything = kept.bits, kept.normalized, kept.scales, self.last, own.affine, own.statistics, *weights
+        return [tensor for tensor in everything if tensor is not None]
 
     def bits(self) -> list[list[Tensor]]:
-        """The recorded ReLU bits, ``[block][unit]``, bool [B, C, H, W]."""
-        return [
+        """The recorded ReLU bits, ``[block][ReLU]``, bool [B, C, H, W]; of post-activation blocks the join's last."""
+        units = [
             [self._unit_bits(block.first + unit) for unit in range(len(block.convolutions))]
             for block in self.network.blocks
         ]
+        if self.last is None:
+            return units
+        joins = [*(own[0] for own in units[1:]), self.last]
+        return [[*own[1:], join] for own, join in zip(units, joins, strict=True)]
+
+    def given(self, grad: Tensor) -> Tensor:
+        """What the walks begin with, of the gradient [B, C, H, W] at ``y_n``: what passes the last join."""
+        return grad if self.last is None else grad.where(self.last, 0.0)
 
     def _unit_bits(self, unit: int) -> Tensor:
         given, width = self.network.convolutions[unit].given, -(-self.network.convolutions[unit].given.channels // 8)
@@ -105,10 +116,8 @@ class TritonEngine:
             return f"the network is on {device}"
         if precision == "float64":
             return f'no precision="{precision}"'
-        if post_activation(net):
-            return "its activations lie behind the additions"
         reason = unsupported_form(net, bn) or unsupported_side(net)
-        return reason or disagreement(self, bn, precision, device)
+        return reason or disagreement(self, bn, precision, device, post=post_activation(net))
 
     def prepare(
         self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]
@@ -125,7 +134,9 @@ class TritonEngine:
             if batch not in prepared.recordings:
                 prepared.recordings[batch] = recording(network, y0)
             y, kept = prepared.recordings[batch](y0)
-        return y, TritonRecord(network, kept, batch)
+        if not network.post:
+            return y, TritonRecord(network, kept, batch)
+        return y.relu(), TritonRecord(network, kept, batch, last=y > 0)
 
     def sums_by_length(
         self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
@@ -135,7 +146,10 @@ class TritonEngine:
         assert isinstance(blocks, TritonRecord)
         with on_device(grad.device):
             return unfused.sums_by_length(
-                lambda *block: through_block(blocks.network, blocks.kept, *block), grad, exponent, routing
+                lambda *block: through_block(blocks.network, blocks.kept, *block),
+                blocks.given(grad),
+                exponent,
+                routing,
             )
 
     def sums_by_length_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
@@ -150,11 +164,12 @@ class TritonEngine:
         with on_device(y0.device):
             parts = in_chunks(
                 len(routing),
-                STATES_EACH * len(y0) * network.largest * 4,
+                network.most_states * len(y0) * network.largest * 4,
                 lambda part: routed_forward(network, y0, routing[part].tolist()),
                 ROOM,
             )
-            return torch.cat([outputs for _, outputs in parts])
+            y = torch.cat([outputs for _, outputs in parts])
+        return y.relu_() if network.post else y
 
     def routed_backward(
         self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
@@ -163,18 +178,18 @@ class TritonEngine:
 
         assert isinstance(blocks, TritonRecord)
         with on_device(grad.device):
-            return routed_backward(blocks.network, blocks.kept, grad, exponent, routing.tolist())
+            return routed_backward(blocks.network, blocks.kept, blocks.given(grad), exponent, routing.tolist())
 
     def routed_backward_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
         from pathnet.engines.triton.routed_backward import routed_backward_norms
 
         assert isinstance(blocks, TritonRecord)
-        network, kept = blocks.network, blocks.kept
+        network, kept, grad = blocks.network, blocks.kept, blocks.given(grad)
         norms = torch.empty(len(routing), len(grad), dtype=torch.float64, device=grad.device)
         with on_device(grad.device):
             for part, own in in_chunks(
                 len(routing),
-                STATES_EACH * len(grad) * network.largest * network.walk_dtype.itemsize,
+                network.most_states * len(grad) * network.largest * network.walk_dtype.itemsize,
                 lambda part: routed_backward_norms(network, kept, grad, exponent, routing[part].tolist()),
                 ROOM,
             ):
@@ -185,7 +200,7 @@ class TritonEngine:
 def unsupported_side(net: ResidualNet) -> str | None:
     """Why the kernels have no form for a network that has tables, or None."""
     for index, block in enumerate(blocks_of(net)):
-        form = block.fused_form()
+        form = block.post_activation_form() or block.fused_form()
         reason = None if form is None else unsupported_block(form)
         if reason is not None:
             return f"block {index + 1}: {reason}"
@@ -196,7 +211,8 @@ def _check_images(network: TritonNetwork, y0: Tensor) -> None:
     if len(y0) * network.largest >= MOST_ELEMENTS:
         most = (MOST_ELEMENTS - 1) // network.largest
         raise ValueError(f"images: expected at most {most} for the triton engine, got {len(y0)}")
-    if network.bn == "batch" and len(y0) == 1 and any(conv.given.pixels == 1 for conv in network.convolutions):
+    pixels = [shape.pixels for shape in network.normalized if shape is not None]
+    if network.bn == "batch" and len(y0) == 1 and 1 in pixels:
         raise ValueError("images: expected more than one value a channel for batch statistics, got one")
 
 

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pathnet.engines.triton.configurations import ELEMENTS
-from pathnet.engines.triton.launch import launch
+from pathnet.engines.triton.launch import elements, launch
 from pathnet.engines.triton.network import Shape
 from pathnet.engines.triton.state import Gradients, Kept
 from pathnet.engines.triton.tiles import load_gradients, load_means, locate
@@ -137,22 +137,16 @@ def arrived(gradients: Gradients, kept: Kept, finals: Tensor, shape: Shape, dtyp
     made = torch.empty(
         len(finals), gradients.batch, shape.height, shape.width, shape.channels, dtype=dtype, device=finals.device
     )
-    points, channels = _blocks(shape)
+    points, channels = elements(ELEMENTS, shape.channels)
     tiles = -(-shape.pixels // points) * -(-shape.channels // channels)
     _run(_arrivals_kernel, len(finals) * gradients.batch * tiles, gradients, kept, finals, shape, made)
     return made
 
 
-def _blocks(shape: Shape) -> tuple[int, int]:
-    """Pixels and channels at a time."""
-    channels = min(64, 1 << (shape.channels - 1).bit_length())
-    return ELEMENTS.points // channels, channels
-
-
 def _run(
     kernel: object, programs: int, gradients: Gradients, kept: Kept, finals: Tensor, shape: Shape, made: Tensor
 ) -> None:
-    points, channels = _blocks(shape)
+    points, channels = elements(ELEMENTS, shape.channels)
     launch(
         kernel,
         programs,

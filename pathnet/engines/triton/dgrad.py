@@ -83,6 +83,7 @@ def _dgrad_kernel(
     SKIP_W: tl.constexpr,
     SKIP_C: tl.constexpr,
     SKIP_STRIDE: tl.constexpr,
+    ACTIVATED: tl.constexpr,
     RESIDUAL: tl.constexpr,
     ENTRY: tl.constexpr,
     EXIT: tl.constexpr,
@@ -237,11 +238,12 @@ def _dgrad_kernel(
 
     within = inside[:, None] & has_channel[None, :]
     pixel = (sample * H + row) * W + column
-    if RESIDUAL or SKIP == PROJECTION:
+    if RESIDUAL or SKIP == PROJECTION or ACTIVATED:
         byte = tl.load(
             bits_ptr + (pixel * ((C + 7) // 8))[:, None] + (channel // 8)[None, :], mask=within, other=0
         ).to(tl.int32)
-        value = tl.where((byte >> (channel % 8)[None, :] & 1 != 0)[None, :, :], value, 0.0)
+        passes = (byte >> (channel % 8)[None, :] & 1 != 0)[None, :, :]
+        value = tl.where(passes, value, 0.0)
     if SUMS:
         x_hat = tl.load(
             normalized_ptr
@@ -278,6 +280,8 @@ def _dgrad_kernel(
             mean_x_hat,
             CORRECT,
         )
+        if ACTIVATED:
+            skipped = tl.where(passes, skipped, 0.0)
         value += skipped * factor[:, :, None]
 
     mask = live[:, None, None] & within[None, :, :]
@@ -321,7 +325,9 @@ def dgrad(gradients: Gradients, kept: Kept, block: FusedBlock, task: Launch) -> 
     skip, skip_made = NO_SKIP, made
     if at_exit and task.skip:
         skip, skip_made = (PROJECTION if projection is not None else DIRECT), block.made
-    has_sums = gradients.sums.numel() > 0 and (task.residual or skip == PROJECTION)
+    # Post-activation blocks begin with a ReLU alone.
+    begins_with_bn = not (at_exit and block.activated)
+    has_sums = begins_with_bn and gradients.sums.numel() > 0 and (task.residual or skip == PROJECTION)
     rows = gradients.rows[task.first : task.first + task.count]
     samples, pixels = tile.split(-(-given.height // conv.stride) * -(-given.width // conv.stride))
     tiles, path_tiles = dgrad_point_tiles(conv, gradients.batch), task.count // tile.paths
@@ -365,8 +371,9 @@ def dgrad(gradients: Gradients, kept: Kept, block: FusedBlock, task: Launch) -> 
         SKIP_W=skip_made.width,
         SKIP_C=skip_made.channels,
         SKIP_STRIDE=1 if skip is NO_SKIP else block.stride,
+        ACTIVATED=block.activated and skip is DIRECT,
         RESIDUAL=task.residual,
-        ENTRY=task.unit == len(block.convolutions) - 1,
+        ENTRY=task.unit == len(block.convolutions) - 1 and not block.ends,
         EXIT=at_exit,
         SUMS=has_sums,
         CORRECT=gradients.waits,

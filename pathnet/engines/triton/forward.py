@@ -21,27 +21,18 @@ import triton.language as tl
 
 from pathnet.engines.triton.configurations import FLOAT32, FORWARD, of_width
 from pathnet.engines.triton.launch import Tile, launch
-from pathnet.engines.triton.network import Convolution, TritonNetwork
+from pathnet.engines.triton.network import Convolution, FusedBlock, TritonNetwork
 from pathnet.engines.triton.plan import Launch
 from pathnet.engines.triton.state import Activations, Kept
 from pathnet.engines.triton.statistics import take_statistics
-from pathnet.engines.triton.tiles import DIRECT, NO_SKIP, PROJECTION, ROW_FIELDS, STATE_FIELDS, points_of
+from pathnet.engines.triton.tiles import DIRECT, NO_SKIP, PROJECTION, ROW_FIELDS, STATE_FIELDS, batch_norm, points_of
 
-__all__ = ["forward_tile", "forward_unit"]
-
-
-@triton.jit
-def _rectified(x, mean, scale, shift):
-    return tl.maximum((x - mean[None, :]) * scale[None, :] + shift[None, :], 0.0)
+__all__ = ["forward_tile", "forward_unit", "passed"]
 
 
 @triton.jit
-def _affine(gain_ptr, bias_ptr, mean_ptr, variance_ptr, epsilon, channel, known):
-    """BN of some channels: mean, one over the deviation, that times the gain, bias."""
-    mean = tl.load(mean_ptr + channel, mask=known, other=0.0)
-    deviation = tl.rsqrt(tl.load(variance_ptr + channel, mask=known, other=1.0) + epsilon)
-    scale = tl.load(gain_ptr + channel, mask=known, other=0.0) * deviation
-    return mean, deviation, scale, tl.load(bias_ptr + channel, mask=known, other=0.0)
+def _rectified(x, mean, scale, shift, floor):
+    return tl.maximum((x - mean[None, :]) * scale[None, :] + shift[None, :], floor)
 
 
 @triton.jit
@@ -54,6 +45,7 @@ def _add_products(
     mean_ptr,
     variance_ptr,
     epsilon,
+    floor,
     sample,
     row,
     column,
@@ -73,7 +65,7 @@ def _add_products(
     for depth in range((C + BLOCK_K - 1) // BLOCK_K):
         deep = depth * BLOCK_K + tl.arange(0, BLOCK_K)
         known = deep < C
-        mean, _, scale, shift = _affine(gain_ptr, bias_ptr, mean_ptr, variance_ptr, epsilon, deep, known)
+        mean, _, scale, shift = batch_norm(gain_ptr, bias_ptr, mean_ptr, variance_ptr, epsilon, deep, known)
         for tap in range(KERNEL * KERNEL):
             from_row = row * STRIDE + tap // KERNEL - PADDING
             from_column = column * STRIDE + tap % KERNEL - PADDING
@@ -84,7 +76,7 @@ def _add_products(
                 mask=mask,
                 other=0.0,
             ).to(tl.float32)
-            x = tl.where(mask, _rectified(x, mean, scale, shift), 0.0).to(weights_ptr.dtype.element_ty)
+            x = tl.where(mask, _rectified(x, mean, scale, shift, floor), 0.0).to(weights_ptr.dtype.element_ty)
             weights = tl.load(
                 weights_ptr + (tap * C + deep)[:, None] * OUT_C + channel[None, :],
                 mask=known[:, None] & (channel < OUT_C)[None, :],
@@ -104,6 +96,7 @@ def _keep(
     mean_ptr,
     variance_ptr,
     epsilon,
+    floor,
     sample,
     row,
     column,
@@ -130,8 +123,8 @@ def _keep(
         mask = seen[:, None] & known[None, :]
         pixel = (sample * H + own_row) * W + own_column
         x = tl.load(activations + (pixel * C)[:, None] + deep[None, :], mask=mask, other=0.0).to(tl.float32)
-        mean, deviation, scale, shift = _affine(gain_ptr, bias_ptr, mean_ptr, variance_ptr, epsilon, deep, known)
-        positive = (_rectified(x, mean, scale, shift) > 0) & known[None, :]
+        mean, deviation, scale, shift = batch_norm(gain_ptr, bias_ptr, mean_ptr, variance_ptr, epsilon, deep, known)
+        positive = (_rectified(x, mean, scale, shift, floor) > floor) & known[None, :]
         eights = tl.reshape(positive.to(tl.int32), [x.shape[0], BLOCK_K // 8, 8])
         packed = tl.sum(eights << tl.arange(0, 8)[None, None, :], 2)
         byte = depth * (BLOCK_K // 8) + tl.arange(0, BLOCK_K // 8)
@@ -162,9 +155,13 @@ def _forward_kernel(
     gain_ptr,
     bias_ptr,
     epsilon,
+    floor,
     first_gain_ptr,
     first_bias_ptr,
     first_epsilon,
+    first_floor,
+    added_ptr,
+    projection_added_ptr,
     statistics_ptr,
     statistics_width,
     first_statistics_ptr,
@@ -184,7 +181,9 @@ def _forward_kernel(
     SKIP_W: tl.constexpr,
     SKIP_C: tl.constexpr,
     SKIP_STRIDE: tl.constexpr,
+    ACTIVATED: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    ADDED: tl.constexpr,
     EXIT: tl.constexpr,
     BATCH: tl.constexpr,
     BITS: tl.constexpr,
@@ -227,6 +226,7 @@ def _forward_kernel(
             mean_ptr,
             variance_ptr,
             epsilon,
+            floor,
             sample,
             row,
             column,
@@ -241,6 +241,8 @@ def _forward_kernel(
             BLOCK_K,
             PRECISION,
         )
+        if ADDED:
+            value += tl.load(added_ptr + channel, mask=channel < OUT_C, other=0.0)[None, :]
         if EXIT:
             value *= tl.load(fields + 4).to(tl.float32, bitcast=True)
     within = inside[:, None] & (channel < OUT_C)[None, :]
@@ -256,6 +258,7 @@ def _forward_kernel(
             first_mean_ptr,
             first_variance_ptr,
             first_epsilon,
+            first_floor,
             sample,
             row,
             column,
@@ -270,12 +273,16 @@ def _forward_kernel(
             BLOCK_K,
             PRECISION,
         )
+        if ADDED:
+            skipped += tl.load(projection_added_ptr + channel, mask=channel < OUT_C, other=0.0)[None, :]
         value += a * skipped
     if SKIP == DIRECT:
         at = ((sample * SKIP_H + row * SKIP_STRIDE) * SKIP_W + column * SKIP_STRIDE) * SKIP_C
         skipped = tl.load(
             entered + at[:, None] + channel[None, :], mask=inside[:, None] & (channel < SKIP_C)[None, :], other=0.0
         ).to(tl.float32)
+        if ACTIVATED:
+            skipped = tl.maximum(skipped, first_floor)
         value += a * skipped
     at = ((sample * OUT_H + row) * OUT_W + column) * OUT_C
     value = value.to(activations_ptr.dtype.element_ty)
@@ -302,6 +309,7 @@ def _forward_kernel(
             mean_ptr,
             variance_ptr,
             epsilon,
+            floor,
             sample,
             row,
             column,
@@ -322,6 +330,13 @@ def forward_tile(conv: Convolution) -> Tile:
     return of_width(FORWARD, conv.weight.dtype, conv.made.channels)
 
 
+def passed(block: FusedBlock, task: Launch) -> Convolution:
+    """The convolution that a launch goes through; where its output has a BN of its own, the projection is one."""
+    if task.skip and block.ends and block.projection is not None:
+        return block.projection
+    return block.convolutions[task.unit]
+
+
 def forward_unit(network: TritonNetwork, activations: Activations, task: Launch, kept: Kept | None = None) -> None:
     """Takes the states of a launch's rows through one unit of a block, and at the block's exit adds its skip.
 
@@ -331,9 +346,13 @@ def forward_unit(network: TritonNetwork, activations: Activations, task: Launch,
         kept: where the ReLU bits of the unit's input go, and the normalised input if there is room for it.
     """
     block = network.blocks[task.block]
-    conv, projection, unit = block.convolutions[task.unit], block.projection, block.first + task.unit
+    conv, projection, unit = passed(block, task), block.projection, block.first + task.unit
+    alone = conv is projection
+    if alone:
+        # It reads the first unit's activation, which is kept once.
+        kept = None
     given, made, tile = conv.given, conv.made, forward_tile(conv)
-    at_exit = task.unit == len(block.convolutions) - 1
+    at_exit = task.unit == len(block.convolutions) - 1 and not block.ends
     skip, skip_given = NO_SKIP, given
     if at_exit and task.skip:
         skip, skip_given = (PROJECTION if projection is not None else DIRECT), block.given
@@ -359,9 +378,13 @@ def forward_unit(network: TritonNetwork, activations: Activations, task: Launch,
         network.affine[unit, 0],
         network.affine[unit, 1],
         network.epsilons[unit],
+        network.floor(unit),
         network.affine[block.first, 0],
         network.affine[block.first, 1],
         network.epsilons[block.first],
+        network.floor(block.first),
+        conv.weight if conv.added is None else conv.added,
+        conv.weight if projection is None or projection.added is None else projection.added,
         statistics[0],
         network.widest,
         statistics[1],
@@ -381,11 +404,13 @@ def forward_unit(network: TritonNetwork, activations: Activations, task: Launch,
         SKIP_W=skip_given.width,
         SKIP_C=skip_given.channels,
         SKIP_STRIDE=1 if skip is NO_SKIP else block.stride,
-        RESIDUAL=task.residual,
+        ACTIVATED=block.activated and skip is DIRECT,
+        RESIDUAL=task.residual or alone,
+        ADDED=conv.added is not None,
         EXIT=at_exit,
         BATCH=by_batch,
         BITS=kept is not None,
-        NORMALIZED=kept is not None and kept.normalized.numel() > 0,
+        NORMALIZED=kept is not None and kept.normalized.numel() > 0 and network.normalized[unit] is not None,
         SAMPLES=samples,
         PIXELS=pixels,
         BLOCK_N=tile.channels,

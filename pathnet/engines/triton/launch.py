@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Tile", "launch", "power_of_two_from"]
+__all__ = ["Tile", "elements", "launch", "power_of_two_from"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,12 @@ class Tile:
         """How many tiles hold all pixels of a batch."""
         samples, own = self.split(pixels)
         return -(-batch // samples) * -(-pixels // own)
+
+
+def elements(tile: Tile, channels: int) -> tuple[int, int]:
+    """Pixels and channels that a program takes at a time where it goes through a tile's elements one by one."""
+    own = min(64, power_of_two_from(channels))
+    return tile.points // own, own
 
 
 def power_of_two_from(size: int) -> int:

@@ -1,10 +1,14 @@
-"""A network as the kernels see it: units, skips and packed weights."""
+"""A network as the kernels see it: units, skips and packed weights.
+
+Post-activation blocks are seen from sum to sum, as `pathnet.engines.tables` has them: a block's join is the ReLU of
+the next block's first unit, and its skip lies behind that ReLU.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
@@ -12,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pathnet.engines.tables import blocks_of
+from pathnet.engines.tables import behind, blocks_of, post_activation, scaled
 from pathnet.models.residual_net import FusedForm, ResidualNet, Unit
 from pathnet.record import BatchNormMode, Precision
 
@@ -55,6 +59,7 @@ class Convolution:
     Attributes:
         weight: [kernel**2, channels of the input, channels of the output], float32 or bfloat16.
         transposed: [kernel**2, channels of the output, channels of the input].
+        added: float32 [channels of the output], what is added behind it; None where nothing is.
     """
 
     kernel: int
@@ -63,6 +68,7 @@ class Convolution:
     made: Shape
     weight: Tensor
     transposed: Tensor
+    added: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -71,11 +77,17 @@ class FusedBlock:
 
     Attributes:
         first: the index of its first unit among all units of the network.
+        activated: whether it is a post-activation block: the first unit has no BN, and the skip lies behind its ReLU
+            whatever it is, not as a projection alone.
+        ends: the indices, behind those of all units, of the BNs behind the last convolution and the projection, where
+            their statistics are the batch's; otherwise they are in the convolutions.
     """
 
     convolutions: Sequence[Convolution]
     projection: Convolution | None
     first: int
+    activated: bool = False
+    ends: Sequence[int] = ()
 
     @property
     def given(self) -> Shape:
@@ -92,7 +104,7 @@ class FusedBlock:
 
     @property
     def identity(self) -> bool:
-        return self.projection is None and self.given == self.made
+        return self.projection is None and self.given == self.made and not self.activated
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,8 @@ class TritonNetwork:
     """A network packed for the kernels.
 
     Attributes:
-        affine: float32 [units, 2, widest], BN's gain and bias, channels filled up.
+        affine: float32 [units, 2, widest], BN's gain and bias, channels filled up; behind the units' those of the
+            blocks' ends, here and below.
         statistics: float32 [units, 2, widest], the running mean and variance; empty in BN mode ``batch``.
         epsilons, epsilon: of each unit, what BN adds to the variance; here, and float32 [units, 1] on the device.
         precision: of the walk; the forward pass is float32-accurate in each.
@@ -119,6 +132,16 @@ class TritonNetwork:
         return DTYPES[self.precision]
 
     @property
+    def post(self) -> bool:
+        """Whether its blocks are post-activation ones, so that the last block's join is still to come."""
+        return self.blocks[-1].activated
+
+    def floor(self, unit: int) -> float:
+        """Below what a unit's activations are cut off: what comes out of a stem meets no ReLU before the first of
+        post-activation blocks."""
+        return -math.inf if self.post and unit == 0 else 0.0
+
+    @property
     def widest(self) -> int:
         """Channels of any activation, at most."""
         return self.affine.shape[2]
@@ -127,6 +150,21 @@ class TritonNetwork:
     def convolutions(self) -> list[Convolution]:
         """Of unit after unit."""
         return [conv for block in self.blocks for conv in block.convolutions]
+
+    @cached_property
+    def normalized(self) -> list[Shape | None]:
+        """What the BNs of units, and behind them those of blocks' ends, read; None of a unit that has none."""
+        units = [
+            None if block.activated and conv is block.convolutions[0] else conv.given
+            for block in self.blocks
+            for conv in block.convolutions
+        ]
+        return [*units, *(block.made for block in self.blocks for _ in block.ends)]
+
+    @cached_property
+    def most_states(self) -> int:
+        """Of a routing at a time: before a block, inside it, behind it."""
+        return max(1 + len(block.convolutions) + len(block.ends) for block in self.blocks)
 
     @cached_property
     def largest(self) -> int:
@@ -142,8 +180,8 @@ class TritonNetwork:
         return _starts(self.bits_sizes(batch))
 
     def normalized_sizes(self, batch: int) -> list[int]:
-        """Elements of the normalised activations [B, H, W, C] of unit after unit."""
-        return [batch * conv.given.size for conv in self.convolutions]
+        """Elements of the normalised activations [B, H, W, C] of unit after unit, then of the blocks' ends."""
+        return [0 if shape is None else batch * shape.size for shape in self.normalized]
 
     def normalized_starts(self, batch: int) -> list[int]:
         """Where they begin, and where the last end."""
@@ -156,7 +194,9 @@ def _starts(sizes: Iterable[int]) -> list[int]:
 
 
 def network_of(net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]) -> TritonNetwork:
-    """A network whose blocks have fused forms, for inputs [C, H, W] of its first block."""
+    """A network of blocks that have fused forms, or all post-activation ones; for inputs [C, H, W] of the first."""
+    if post_activation(net):
+        return _post_network(net, bn, precision, Shape(*y0_shape))
     forms = []
     for block in blocks_of(net):
         form = block.fused_form()
@@ -177,6 +217,60 @@ def network_of(net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_sha
         statistics,
         [norm.eps for norm in norms],
         torch.tensor([[norm.eps] for norm in norms], device=affine.device),
+        bn,
+        precision,
+    )
+
+
+def _post_network(net: ResidualNet, bn: BatchNormMode, precision: Precision, shape: Shape) -> TritonNetwork:
+    """With running statistics each BN is what it multiplies by and adds, and that behind a block's last convolution
+    or projection goes into it. With those of a batch it stays, and a bias before it goes with the mean taken off."""
+    forms = [form for block in blocks_of(net) if (form := block.post_activation_form()) is not None]
+    device, backward, by_batch = next(net.parameters()).device, DTYPES[precision], bn == "batch"
+    count = sum(len(form.convs) for form in forms)
+    blocks: list[FusedBlock] = []
+    units: list[tuple[Tensor, Tensor, float]] = []
+    ends: list[tuple[Tensor, Tensor, float]] = []
+
+    def norm_of(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor, float]:
+        """Gain, bias and epsilon."""
+        if by_batch:
+            assert norm is not None
+            return *affine_of(Unit(norm, conv)), norm.eps
+        factor, shift = behind(conv, norm, bn)
+        return factor.to(device), shift.to(device), 0.0
+
+    def ended(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, given: Shape) -> Convolution:
+        own = norm_of(conv, norm)
+        if by_batch:
+            ends.append(own)
+            return _convolution(conv, given, torch.float32, backward)
+        weight = scaled(conv.weight, own[0].cpu()).to(device)
+        return replace(_packed(weight, conv.stride[0], given, torch.float32, backward), added=own[1])
+
+    for form in forms:
+        given, convolutions, first, first_end = shape, [], len(units), count + len(ends)
+        units.append((torch.ones(shape.channels, device=device), torch.zeros(shape.channels, device=device), 0.0))
+        for conv, norm in zip(form.convs[:-1], form.bns[:-1], strict=True):
+            convolutions.append(_convolution(conv, shape, torch.float32, backward))
+            shape = convolutions[-1].made
+            units.append(norm_of(conv, norm))
+        convolutions.append(ended(form.convs[-1], form.bns[-1], shape))
+        shape = convolutions[-1].made
+        projection = None if form.projection is None else ended(form.projection, form.projection_bn, given)
+        blocks.append(FusedBlock(convolutions, projection, first, True, range(first_end, count + len(ends))))
+    everything = [*units, *ends]
+    widest = -(-max(shape.channels, *(len(gain) for gain, _, _ in everything)) // 16) * 16
+    affine = torch.stack([_filled(own[:2], widest) for own in everything]).detach()
+    # Nothing is taken off, nothing is divided by: running statistics are in the factors.
+    statistics = torch.stack([torch.zeros_like(affine[:, 0]), torch.ones_like(affine[:, 0])], 1)
+    epsilons = [epsilon for _, _, epsilon in everything]
+    return TritonNetwork(
+        blocks,
+        affine,
+        statistics[: 0 if by_batch else None],
+        epsilons,
+        torch.tensor(epsilons, device=device)[:, None],
         bn,
         precision,
     )

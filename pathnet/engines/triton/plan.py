@@ -26,6 +26,9 @@ NOTHING = -1
 Row = tuple[int, int, int, float, float]
 """Source, target and the block's own state, and the coefficients a and c."""
 
+_Key = tuple[int, float, float]
+"""Who goes through a block together: their state, and a and c."""
+
 Coefficients = Sequence[Sequence[tuple[float, float]]]
 """Of each routing and block: a and c."""
 
@@ -38,6 +41,8 @@ class Launch:
         block: among the network's.
         unit: among the block's, in the order of the forward pass.
         residual, skip: which branches of the block end in this launch; a unit inside a module has the residual alone.
+        ending: it is of the BNs behind the block's last convolution and its projection, whose statistics are the
+            batch's. The projection before them is a launch of its own going forward, with the skip alone.
         first, count: of its rows, the filling of tiles included.
     """
 
@@ -45,6 +50,7 @@ class Launch:
     unit: int
     residual: bool
     skip: bool
+    ending: bool = False
     first: int = 0
     count: int = 0
 
@@ -127,12 +133,12 @@ class _Planner:
     def backward(self) -> Plan:
         for index in reversed(range(len(self.blocks))):
             block = self.blocks[index]
-            self._pass(index, list(reversed(range(len(block.convolutions)))), self._backward_wishes(index))
+            self._pass(index, list(reversed(range(len(block.convolutions)))), self._backward_wishes(index), back=True)
         return self._finished()
 
     def forward(self) -> Plan:
         for index, block in enumerate(self.blocks):
-            self._pass(index, list(range(len(block.convolutions))), self._forward_wishes(index))
+            self._pass(index, list(range(len(block.convolutions))), self._forward_wishes(index), back=False)
         return self._finished()
 
     def _entering(self, index: int) -> list[int]:
@@ -167,40 +173,51 @@ class _Planner:
     def _forward_wishes(self, index: int) -> list[tuple[int, float, float]]:
         return [(routing, *self.coefficients[routing][index]) for routing in self._entering(index)]
 
-    def _pass(self, index: int, units: list[int], wishes: list[tuple[int, float, float]]) -> None:
+    def _pass(self, index: int, units: list[int], wishes: list[tuple[int, float, float]], back: bool) -> None:
         """One block, its units in the order they are run in, for the routings that enter it."""
         block, plan = self.blocks[index], self.plan
-        made: dict[tuple[int, float, float], int] = {}
-        order: dict[tuple[int, float, float], list[int]] = defaultdict(list)
+        made: dict[_Key, int] = {}
+        order: dict[_Key, list[int]] = defaultdict(list)
         for routing, a, c in wishes:
             order[self.current[routing], a, c].append(routing)
         entering = sorted(order, key=lambda own: plan.waiting[own[0]])
-        inside = [(key, key[0]) for key in entering if key[2] != 0]
+        # What the next launch of either branch reads.
+        residuals = {key: key[0] for key in entering if key[2] != 0}
+        skips = {key: key[0] for key in entering if key[1] != 0}
         within: list[int] = []
-        for unit in units[:-1]:
-            following, rows = [], []
-            for key, source in inside:
-                target = self._state(block.first + unit)
-                within.append(target)
-                following.append((key, target))
-                rows.append((source, target, key[0], 0.0, 1.0))
-            self._launch(Launch(index, unit, True, False), rows, grouped=unit == units[0])
-            inside = following
-        sources = dict(inside)
+        last = units[-1]
+        if block.ends and back:
+            residuals = self._inside(Launch(index, units[0], True, False, True), residuals, block.ends[0], within)
+        if block.ends and block.projection is not None:
+            waiting = block.ends[1] if back else NOTHING
+            skips = self._inside(Launch(index, 0, False, True, back), skips, waiting, within)
+        for unit in units if block.ends and not back else units[:-1]:
+            residuals = self._inside(Launch(index, unit, True, False), residuals, block.first + unit, within)
         kinds: dict[tuple[bool, bool], list[Row]] = defaultdict(list)
         for key in entering:
             state, a, c = key
             residual, skip = c != 0, a != 0
-            made[key] = self._state(block.first if residual or block.projection is not None else NOTHING)
-            kinds[residual, skip].append((sources.get(key, NOTHING), made[key], state, a, c))
+            waits = not block.activated and (residual or block.projection is not None)
+            made[key] = self._state(block.first if waits else NOTHING)
+            kinds[residual, skip].append((residuals.get(key, NOTHING), made[key], skips.get(key, state), a, c))
         for (residual, skip), rows in kinds.items():
-            self._launch(Launch(index, units[-1], residual, skip), rows, grouped=skip or len(units) == 1)
+            launch = Launch(index, last, residual, skip, bool(block.ends) and not back)
+            self._launch(launch, rows, grouped=skip or len(units) == 1)
         left = {state for state, _, _ in entering}
         for key, routings in order.items():
             for routing in routings:
                 self.current[routing] = made[key]
         self._release(within)
         self._release(left - set(self.current))
+
+    def _inside(self, launch: Launch, sources: dict[_Key, int], waiting: int, within: list[int]) -> dict[_Key, int]:
+        """One launch of one branch; adds the states that it makes to those ``within`` the block."""
+        made = {key: self._state(waiting) for key in sources}
+        within += made.values()
+        a, c = (0.0, 1.0) if launch.residual else (1.0, 0.0)
+        rows = [(source, made[key], key[0], a, c) for key, source in sources.items()]
+        self._launch(launch, rows, grouped=all(source == key[0] for key, source in sources.items()))
+        return made
 
     def _state(self, unit: int) -> int:
         plan = self.plan
@@ -224,7 +241,7 @@ class _Planner:
         """
         if not rows:
             return
-        plan, paths = self.plan, self.paths(launch.block, launch.unit)
+        plan, paths = self.plan, 1 if launch.ending else self.paths(launch.block, launch.unit)
         first = len(plan.rows)
         for _, group in groupby(rows, key=lambda row: plan.waiting[row[2]] if grouped else NOTHING):
             plan.rows += group

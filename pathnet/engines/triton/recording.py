@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pathnet.engines.triton.endings import joined
 from pathnet.engines.triton.forward import forward_unit
 from pathnet.engines.triton.network import TritonNetwork
-from pathnet.engines.triton.plan import plan_forward
+from pathnet.engines.triton.plan import Plan, plan_forward
 from pathnet.engines.triton.routed_forward import ends, start
 from pathnet.engines.triton.state import Kept, Tables
 
@@ -24,8 +25,7 @@ class Recording:
         self.network, self.batch, device = network, len(y0), y0.device
         self.plan = plan_forward(network.blocks, [[(1.0, 1.0)] * len(network.blocks)])
         self.tables = Tables(self.plan, device)
-        # Launches come in the order of the units, each with one row.
-        self.sources = torch.tensor([row[0] for row in self.plan.rows], device=device)
+        self.sources = torch.tensor(_sources(network, self.plan), device=device)
         self.bits_starts = network.bits_starts(self.batch)
         self.normalized_begin = network.normalized_starts(self.batch)
         self.normalized_starts = torch.tensor(self.normalized_begin[:-1], device=device)
@@ -43,7 +43,7 @@ class Recording:
         )
         activations = start(network, self.plan, self.tables, y0)
         for task in self.plan.launches:
-            forward_unit(network, activations, task, kept)
+            (joined if task.ending else forward_unit)(network, activations, task, kept)
         if by_batch:
             kept = replace(kept, scales=self._scales(activations.statistics[self.sources, 1]))
         return ends(network, self.plan, activations)[0].contiguous(), kept
@@ -51,6 +51,18 @@ class Recording:
     def _scales(self, variances: Tensor) -> Tensor:
         """gain / deviation of all units; variances float32 [units, widest]."""
         return self.network.affine[:, 0] * (variances + self.network.epsilon).rsqrt()
+
+
+def _sources(network: TritonNetwork, plan: Plan) -> list[int]:
+    """The states that units, and behind them blocks' ends, read; each launch has one row."""
+    sources: dict[int, int] = {}
+    for task in plan.launches:
+        block, row = network.blocks[task.block], plan.rows[task.first]
+        if task.ending:
+            sources.update(zip(block.ends, (row[0], row[2]), strict=False))
+        elif task.residual:
+            sources[block.first + task.unit] = row[0]
+    return [sources[unit] for unit in range(len(sources))]
 
 
 class _Graph:

@@ -11,6 +11,7 @@ from torch import Tensor
 from pathnet import scaling
 from pathnet.engines.triton.arrivals import arrived, squared_norms
 from pathnet.engines.triton.dgrad import dgrad, dgrad_point_tiles, dgrad_tile
+from pathnet.engines.triton.endings import ending_backward, ending_point_tiles
 from pathnet.engines.triton.folding import constants_size, folded_size
 from pathnet.engines.triton.network import FusedBlock, TritonNetwork
 from pathnet.engines.triton.plan import Coefficients, Plan, plan_backward
@@ -75,7 +76,7 @@ def _walk(
     gradients = start(network, plan, Tables(plan, grads.device), grads, sums=network.bn == "batch")
     gradients.exponents[: len(exponents)] = exponents
     for task in plan.launches:
-        dgrad(gradients, kept, network.blocks[task.block], task)
+        (ending_backward if task.ending else dgrad)(gradients, kept, network.blocks[task.block], task)
     return plan, gradients
 
 
@@ -115,7 +116,11 @@ def _room(network: TritonNetwork, plan: Plan, batch: int) -> list[int]:
     """Numbers that the largest launches leave: tiles' shares of BN's two sums, folded weights, their constants."""
     sizes = [[0, 0, 0]]
     for task in plan.launches:
-        conv = network.blocks[task.block].convolutions[task.unit]
+        block = network.blocks[task.block]
+        if task.ending:
+            sizes.append([task.count * 2 * block.made.channels * ending_point_tiles(block, batch), 0, 0])
+            continue
+        conv = block.convolutions[task.unit]
         each = 2 * conv.given.channels * dgrad_point_tiles(conv, batch), folded_size(conv), constants_size(conv)
         sizes.append([task.count * size for size in each])
     return [max(column) for column in zip(*sizes, strict=True)]

@@ -43,6 +43,15 @@ def power_of_two(exponent):
 
 
 @triton.jit
+def batch_norm(gain_ptr, bias_ptr, mean_ptr, variance_ptr, epsilon, channel, known):
+    """BN of some channels: mean, one over the deviation, that times the gain, bias."""
+    mean = tl.load(mean_ptr + channel, mask=known, other=0.0)
+    deviation = tl.rsqrt(tl.load(variance_ptr + channel, mask=known, other=1.0) + epsilon)
+    scale = tl.load(gain_ptr + channel, mask=known, other=0.0) * deviation
+    return mean, deviation, scale, tl.load(bias_ptr + channel, mask=known, other=0.0)
+
+
+@triton.jit
 def locate(states, live, slot_size, states_ptr, offsets_ptr):
     """Where gradients of states [PATHS] lie, int64; whether they wait for a BN's means; where its x_hat begins.
 
