@@ -39,9 +39,10 @@ class Depth:
 
     Attributes:
         step: of training.
-        depth: the effective depth, ``sum_k k |G_k| / sum_k |G_k|``, G_k the exact sum over all paths of length k.
+        depth: the effective depth, ``sum_k k |G_k| / sum_k |G_k|``, G_k the exact sum over all paths of length k, and
+            G all of them together: the gradient, in a network with gates (highway) with these frozen.
         first, last: the shortest run of lengths that holds 95 % of ``sum_k |G_k|``.
-        half: the least length up to which paths explain half of the gradient, ``<G_0 + ... + G_k, G> >= |G|^2 / 2``.
+        half: the least length up to which paths explain half of G, ``<G_0 + ... + G_k, G> >= |G|^2 / 2``.
         loss: of the batch.
         seconds: that the measurement took.
     """
