@@ -71,6 +71,30 @@ def hasten() -> None:
 
     interpreter._get_np_dtype, interpreter._patch_builtin = get_np_dtype, patch_builtin
 
+    # Each tensor has a type, each type a shape, and each shape objects for its numbers, for both of them anew.
+    make_block, make_tensor = tl.block_type.__init__, tl.tensor.__init__
+    of_blocks: dict[Any, Any] = {}
+    of_tensors: dict[Any, Any] = {(): (tl.tuple([]), tl.constexpr(1))}
+
+    def block_type(self: Any, element: Any, shape: Any) -> None:
+        sizes = tuple(own.value if isinstance(own, tl.constexpr) else own for own in shape)
+        if sizes not in of_blocks:
+            make_block(self, element, shape)
+            of_blocks[sizes] = self.shape, self.numel, str(self.shape)
+        self.element_ty = element
+        self.shape, self.numel, said = of_blocks[sizes]
+        self.name = f"<{said}, {element}>"
+
+    def tensor(self: Any, handle: Any, kind: Any) -> None:
+        sizes = tuple(kind.shape.values) if kind.is_block() else ()
+        if sizes not in of_tensors:
+            make_tensor(self, handle, kind)
+            of_tensors[sizes] = self.shape, self.numel
+        self.handle, self.type, self.dtype = handle, kind, kind.scalar
+        self.shape, self.numel = of_tensors[sizes]
+
+    tl.block_type.__init__, tl.tensor.__init__ = block_type, tensor
+
 
 def from_bits(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     values = torch.from_numpy(np.ascontiguousarray(bits).view(np.int16)).view(torch.bfloat16).float()
