@@ -69,7 +69,19 @@ def hasten() -> None:
             if getattr(owner, name) is member:
                 interpreter._patch_attr(owner, name, member, builder, scope)
 
+    # And so are the languages that a function sees, although within a kernel they are in place.
+    patch, languages = interpreter._patch_lang, {}
+
+    def patch_lang(function: Any) -> Any:
+        seen = id(function.__globals__)
+        if seen not in languages:
+            languages[seen] = [own for own in function.__globals__.values() if own is tl or own is tl.core]
+        if all(own.static_print is print for own in languages[seen]):
+            return interpreter._LangPatchScope()
+        return patch(function)
+
     interpreter._get_np_dtype, interpreter._patch_builtin = get_np_dtype, patch_builtin
+    interpreter._patch_lang = patch_lang
 
     # Each tensor has a type, each type a shape, and each shape objects for its numbers, for both of them anew.
     make_block, make_tensor = tl.block_type.__init__, tl.tensor.__init__
@@ -115,7 +127,7 @@ def big_tiles(monkeypatch: Any) -> None:
         for tiles in table.values():
             for width, tile in tiles.items():
                 paths = 8 if tile.paths > 1 else 1
-                monkeypatch.setitem(tiles, width, Tile(1024, width, max(16, tile.depth), paths))
+                monkeypatch.setitem(tiles, width, Tile(512, width, max(16, tile.depth), paths))
     for tiles in configurations.WGRAD.values():
         for width in tiles:
             monkeypatch.setitem(tiles, width, Tile(1024, 64, 512))
