@@ -15,7 +15,7 @@ from pathnet.models.tracing.blocks import TracedBlock
 from pathnet.models.tracing.by_hand import Part, assembled, inlined, inside, submodules
 from pathnet.models.tracing.dissect import Dissection, dissect
 from pathnet.models.tracing.examples import examples
-from pathnet.models.tracing.graphs import differs, first_line
+from pathnet.models.tracing.graphs import Dropout, differs, first_line
 from pathnet.models.tracing.tracers import attempts, untouched, untraceable
 from pathnet.record import full_precision
 
@@ -35,6 +35,7 @@ class AdaptedNet(ResidualNet):
         traced_by: ``torch.fx`` or ``torch.export``, or ``hand`` where its parts were given.
         shapes: for the example, what enters each block and what leaves the last, without the batch.
         fixed: why it takes inputs of the example's shape alone, batch apart; empty where it takes others.
+        dropouts: the model's dropout modules, with their names, that `torch.export` left out.
     """
 
     def __init__(
@@ -46,10 +47,27 @@ class AdaptedNet(ResidualNet):
         shapes: Sequence[torch.Size],
         fixed: Sequence[str] = (),
         frozen_statistics: Sequence[str] = (),
+        dropouts: Sequence[tuple[str, Dropout]] = (),
     ) -> None:
         super().__init__(stem, blocks, head)
         self.frozen_statistics = tuple(frozen_statistics)
         self.traced_by, self.shapes, self.fixed = traced_by, tuple(shapes), tuple(fixed)
+        self.dropouts = tuple(dropouts)
+
+    def train(self, mode: bool = True) -> AdaptedNet:
+        """As of any module.
+
+        Raises:
+            ValueError: to be trained, and the model has dropout that was left out.
+        """
+        live = [f"{name!r} (p = {own.p:g})" for name, own in self.dropouts if own.p > 0]
+        if mode and live:
+            raise ValueError(
+                "net: tracing left the model's dropout out, which training would go without: expected p = 0, got "
+                f"{', '.join(live[:3])}; set it, or give blocks' branches by hand (blocks=)"
+            )
+        super().train(mode)
+        return self
 
     def stem_weight(self) -> Tensor:
         if isinstance(self.stem, fx.GraphModule):
@@ -80,6 +98,8 @@ class AdaptedNet(ResidualNet):
         for engine in ENGINES:
             reason = engine.unavailable() or engine.unsupported(self, "running", "float32", self.shapes[0], device)
             lines.append(f"engine {engine.name}: {'serves' if reason is None else reason}")
+        if self.dropouts:
+            lines.append(f"without dropout, in evaluation alone: {', '.join(name for name, _ in self.dropouts[:3])}")
         if self.fixed:
             lines.append(f"for inputs of the example's shape: {'; '.join(self.fixed[:3])}")
         return "\n".join(lines)
@@ -96,13 +116,15 @@ def adapt(
     """The `ResidualNet` view of a model, found by tracing it in evaluation mode (`torch.fx`, or `torch.export`).
 
     An addition is a residual connection if every way from the network's input to its output passes through it and
-    through the common source of its operands, and if one of its branches has weights. Of the two branches the one
+    through the common source of its operands, and if one of its branches has weights; a subtraction is the addition
+    of a branch with its sign changed. Of the two branches the one
     with fewer layers of weights is the skip. An activation right behind the addition, which everything passes
     (post-activation blocks, ``y = relu(s(x) + f(x))``), is the block's `Block.join`: both branches pass its Jacobian.
     What else stands before the next block's source is part of both of its branches.
 
     The weights are the model's own, and the model is left as it was. Dropout modules are live in training; dropout
-    written as a function stays as it was traced, in evaluation.
+    written as a function stays as it was traced, in evaluation. `torch.export` leaves all dropout out: networks that
+    it traced are refused by training (``net.train()``) while the model has dropout modules with p above 0.
 
     Args:
         example: an input batch, floating-point [B, C, H, W] or int64 [B, T], ...; guessed from the model by default.
@@ -202,7 +224,7 @@ def _example(root: _OneOutput, example: Tensor | None) -> Tensor:
             root.model(example.clone())
         except Exception as error:
             raise ValueError(
-                f"example: the model refuses the shape {list(example.shape)} ({first_line(error)})"
+                f"example: the model refuses the shape {list(example.shape)} in {example.dtype} ({first_line(error)})"
             ) from error
         return example
     refused = []
@@ -229,10 +251,10 @@ def _found(
     if differs(root(example.clone()), expected):
         raise ValueError("model: expected the same output each time in evaluation mode; it draws random numbers?")
     named = submodules(model, blocks or ())
-    others = [lambda: inlined(root, named, example)] if named else []
-    traced, reasons = attempts(root, model, root.choose, example, expected, *others)
+    by_block = partial(inlined, root, named, example) if named else None
+    traced, reasons = attempts(root, model, root.choose, example, expected, by_block)
     if traced is None:
-        raise ValueError(f"model: {untraceable(reasons)}; blocks can be given by hand")
+        raise _untraced(reasons)
     within = None if blocks is None else inside(traced, list(named))
     try:
         found = dissect(traced, example, within)
@@ -240,24 +262,34 @@ def _found(
         if not traced.whole:
             raise
         # What was left whole may hold residual connections.
-        raise ValueError(f"model: {untraceable(reasons)}; blocks can be given by hand") from None
+        raise _untraced(reasons) from None
     outside = (found.stem, *(block.before for block in found.blocks if block.before is not None), found.head)
     if any(module in traced.whole for part in outside for module in part.modules()):
         # It may hold residual connections of its own.
-        raise ValueError(f"model: {untraceable(reasons)}; blocks can be given by hand")
+        raise _untraced(reasons)
     for name in named:
         if not any(f"{block.name.split(' ')[0]}.".startswith(f"{name}.") for block in found.blocks):
             raise ValueError(f"blocks: no addition in {name!r} is a residual connection, which every way passes")
-    return _network(found, traced.kind, example, traced.frozen)
+    return _network(found, traced.kind, example, traced.frozen, traced.dropouts)
 
 
-def _network(found: Dissection, traced_by: str, example: Tensor, frozen: Sequence[str] = ()) -> AdaptedNet:
+def _untraced(reasons: Mapping[str, str]) -> ValueError:
+    return ValueError(f"model: {untraceable(reasons)}; blocks= takes branches, (skip, residual), by hand")
+
+
+def _network(
+    found: Dissection,
+    traced_by: str,
+    example: Tensor,
+    frozen: Sequence[str] = (),
+    dropouts: Sequence[tuple[str, Dropout]] = (),
+) -> AdaptedNet:
     shapes, y = [], found.stem(example.clone())
     for block in found.blocks:
         shapes.append(y.shape[1:])
         y = block(y)
     shapes.append(y.shape[1:])
-    return AdaptedNet(found.stem, found.blocks, found.head, traced_by, shapes, found.fixed, frozen)
+    return AdaptedNet(found.stem, found.blocks, found.head, traced_by, shapes, found.fixed, frozen, dropouts)
 
 
 def _check(root: nn.Module, net: AdaptedNet, model: nn.Module, example: Tensor) -> None:

@@ -417,7 +417,10 @@ def _train(
     callback = None
     if depth is not None:
         few = images.random_batch(min(DEPTH_IMAGES, len(images.train)), recipe.seed, 0)
-        callback = EffectiveDepth(few, depth)
+        try:
+            callback = EffectiveDepth(few, depth)
+        except ValueError as error:
+            raise ValueError(f"effective_depth: {str(error).removeprefix('out: ')}") from None
     with _keeping(f"the training is kept in {checkpoint}"), reporter("training") as progress:
         history = training.train(net, images, recipe, checkpoint, progress if first else None, callback)
     if first:

@@ -10,7 +10,9 @@ import copy
 import csv
 import importlib.util
 import math
+import os
 import time
+import warnings
 from collections import OrderedDict
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -37,9 +39,10 @@ class Depth:
 
     Attributes:
         step: of training.
-        depth: the effective depth, ``sum_k k |G_k| / sum_k |G_k|``, G_k the exact sum over all paths of length k.
+        depth: the effective depth, ``sum_k k |G_k| / sum_k |G_k|``, G_k the exact sum over all paths of length k, and
+            G all of them together: the gradient, in a network with gates (highway) with these frozen.
         first, last: the shortest run of lengths that holds 95 % of ``sum_k |G_k|``.
-        half: the least length up to which paths explain half of the gradient, ``<G_0 + ... + G_k, G> >= |G|^2 / 2``.
+        half: the least length up to which paths explain half of G, ``<G_0 + ... + G_k, G> >= |G|^2 / 2``.
         loss: of the batch.
         seconds: that the measurement took.
     """
@@ -78,10 +81,11 @@ class EffectiveDepth:
         batch: a few images [B, C, H, W], normalised, or what else the network's stem takes; and what the loss
             compares the output with.
         out: a CSV file, by its name that ends in ``.csv``; a folder for TensorBoard; or a writer such as its own.
-            Each row is in the file before training goes on. Of a file that exists the rows stay, and steps up to its
-            last are not measured again; a TensorBoard folder forgets what it holds from the first step measured on.
+            Each row is in the file before training goes on. A training that is resumed goes on behind the last row
+            of its file: all rows stay, and steps that it takes once more are not measured again. A TensorBoard folder
+            forgets what it holds from the first step measured on.
         net: a `ResidualNet`, or one within DistributedDataParallel or `torch.compile`.
-        every: only steps that it divides are measured.
+        every: only steps that it divides are measured; the same for all rows of a file.
         share: of the time between, at most so much goes into measuring; infinity for all the steps.
         bn: statistics of the ``batch``, through which the gradient of training goes, or ``running`` ones, which are
             not the network's yet when training begins.
@@ -89,8 +93,8 @@ class EffectiveDepth:
         loss: a differentiable function of (output, target); the mean cross-entropy by default.
 
     Raises:
-        ValueError: an argument is out of its range, ``out`` is a file of something else, or needs TensorBoard
-            where that is not installed.
+        ValueError: an argument is out of its range, ``out`` is a file of something else or of another ``every``,
+            cannot be written, or needs TensorBoard where that is not installed.
     """
 
     def __init__(
@@ -117,7 +121,9 @@ class EffectiveDepth:
         self._net = None if net is None else unwrapped(net)
         self._every, self._share = every, share
         self._bn, self._engine, self._loss = bn, engine, loss
-        self._log = _log_to(out)
+        self._log = _log_to(out, every)
+        if _is_first_process() and isinstance(out, str | Path):
+            _check_writable(Path(out))
         self._began: float | None = None
         self._spent = self._took = 0.0
 
@@ -129,14 +135,17 @@ class EffectiveDepth:
             net: in place of the constructor's.
 
         Raises:
-            ValueError: there is no network, or it and the batch do not go together.
+            ValueError: there is no network, or it and the batch do not go together; or the first step is one at or
+                before the first row of the file, which is then of another training.
         """
         own = self._net if net is None else unwrapped(net)
         if own is None:
             raise ValueError("net: expected a network, here or in the constructor")
-        if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
+        if not _is_first_process():
             return None
         begun = _now()
+        if self._began is None:
+            self._log.begin(step)
         self._began = begun if self._began is None else self._began
         training = begun - self._began - self._spent
         if step % self._every or step <= self._log.last or self._spent + self._took > self._share * training:
@@ -173,6 +182,10 @@ class EffectiveDepth:
 _now = time.perf_counter
 
 
+def _is_first_process() -> bool:
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
 def _without_hooks(net: ResidualNet) -> ResidualNet:
     """A copy that does not call what the training has hooked into the network, nor copies it."""
     hooks = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
@@ -203,9 +216,34 @@ def _shortest_run(shares: list[float]) -> tuple[int, int]:
 class _Csv:
     """Opened for each row, so that nothing of it waits in a buffer."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, every: int) -> None:
         self._path = path
-        self.last = max((row.step for row in read(path)), default=-1) if path.exists() else -1
+        steps = [row.step for row in _rows(path)]
+        other = [step for step in steps if step % every]
+        if other:
+            raise ValueError(
+                f"every: expected what divides the steps in {path}, got {every}, and it holds step {other[0]}; give "
+                "the interval that it was measured at, or another file"
+            )
+        self.first, self.last = min(steps, default=None), max(steps, default=-1)
+
+    def begin(self, step: int) -> None:
+        """Tells a training that goes on, before the first of its steps, from another one."""
+        if self.first is None:
+            return
+        if step <= self.first:
+            raise ValueError(
+                f"out: {self._path} holds steps {self.first} to {self.last} of a training already, and this one "
+                f"begins at step {step}; give another file, or move that one away, or go on with its training from a "
+                f"checkpoint behind step {self.first}"
+            )
+        if step < self.last:
+            warnings.warn(
+                f"out: {self._path} goes up to step {self.last}, and the training goes on from step {step}: the rows "
+                "stay, and the steps between are not measured again",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def write(self, row: Depth) -> None:
         if not self._path.exists():
@@ -230,6 +268,9 @@ class _Scalars:
     def __init__(self, out: Path | Writer) -> None:
         self._out, self.last = out, -1
 
+    def begin(self, step: int) -> None:
+        """TensorBoard is told by `write`."""
+
     def write(self, row: Depth) -> None:
         if isinstance(self._out, Path):
             from torch.utils.tensorboard import SummaryWriter
@@ -241,12 +282,12 @@ class _Scalars:
         self.last = row.step
 
 
-def _log_to(out: str | Path | Writer) -> _Csv | _Scalars:
+def _log_to(out: str | Path | Writer, every: int) -> _Csv | _Scalars:
     if not isinstance(out, str | Path):
         return _Scalars(out)
     path = Path(out)
     if path.suffix == ".csv":
-        return _Csv(path)
+        return _Csv(path, every)
     if importlib.util.find_spec("tensorboard") is None:
         raise ValueError(
             f"out: {path} would be a folder for TensorBoard, which is not installed (pathnet[tensorboard]); "
@@ -255,17 +296,47 @@ def _log_to(out: str | Path | Writer) -> _Csv | _Scalars:
     return _Scalars(path)
 
 
+def _rows(path: Path) -> list[Depth]:
+    """Of a file that there may be."""
+    try:
+        return read(path) if path.exists() else []
+    except OSError as error:
+        raise ValueError(f"out: cannot read {path} ({error.strerror})") from None
+
+
+def _check_writable(path: Path) -> None:
+    """Now, and not after hours of training; nothing is made yet.
+
+    Raises:
+        ValueError: the file or the folder cannot be made there, or written to.
+    """
+    try:
+        nearest = next(own for own in (path, *path.absolute().parents) if own.exists())
+    except OSError as error:
+        raise ValueError(f"out: cannot write {path} ({error.strerror})") from None
+    is_file = nearest == path and path.suffix == ".csv"
+    if not (is_file or nearest.is_dir()):
+        raise ValueError(f"out: cannot write {path}, since {nearest} is no folder")
+    if not os.access(nearest, os.W_OK if is_file else os.W_OK | os.X_OK):
+        raise ValueError(f"out: cannot write {path}, since {nearest} may not be written to")
+
+
 def read(path: str | Path) -> list[Depth]:
     """The rows of a CSV file that an `EffectiveDepth` wrote; a last one that was not written whole is left out.
 
     Raises:
         ValueError: the file is of something else.
     """
-    whole = Path(path).read_text().rpartition("\n")[0].splitlines()
-    if not whole:
-        return []
-    header, *rows = csv.reader(whole)
+    expected = f"out: expected columns {', '.join(HEADER)} in {path}"
+    remedy = "give another file, or move that one away"
     try:
+        text = Path(path).read_text()
+        whole = text.rpartition("\n")[0].splitlines()
+        if not whole:
+            if not ",".join(HEADER).startswith(text):
+                raise ValueError(repr(text[:80]))
+            return []
+        header, *rows = csv.reader(whole)
         if header != HEADER:
             raise ValueError(f"columns {', '.join(header)}")
         return [
@@ -273,4 +344,4 @@ def read(path: str | Path) -> list[Depth]:
             for step, depth, first, last, half, loss, seconds in rows
         ]
     except ValueError as error:
-        raise ValueError(f"out: expected columns {', '.join(HEADER)} in {path}, got {error}") from None
+        raise ValueError(f"{expected}, got {error}; {remedy}") from None

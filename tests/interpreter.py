@@ -69,7 +69,43 @@ def hasten() -> None:
             if getattr(owner, name) is member:
                 interpreter._patch_attr(owner, name, member, builder, scope)
 
+    # And so are the languages that a function sees, although within a kernel they are in place.
+    patch, languages = interpreter._patch_lang, {}
+
+    def patch_lang(function: Any) -> Any:
+        seen = id(function.__globals__)
+        if seen not in languages:
+            languages[seen] = [own for own in function.__globals__.values() if own is tl or own is tl.core]
+        if all(own.static_print is print for own in languages[seen]):
+            return interpreter._LangPatchScope()
+        return patch(function)
+
     interpreter._get_np_dtype, interpreter._patch_builtin = get_np_dtype, patch_builtin
+    interpreter._patch_lang = patch_lang
+
+    # Each tensor has a type, each type a shape, and each shape objects for its numbers, for both of them anew.
+    make_block, make_tensor = tl.block_type.__init__, tl.tensor.__init__
+    of_blocks: dict[Any, Any] = {}
+    of_tensors: dict[Any, Any] = {(): (tl.tuple([]), tl.constexpr(1))}
+
+    def block_type(self: Any, element: Any, shape: Any) -> None:
+        sizes = tuple(own.value if isinstance(own, tl.constexpr) else own for own in shape)
+        if sizes not in of_blocks:
+            make_block(self, element, shape)
+            of_blocks[sizes] = self.shape, self.numel, str(self.shape)
+        self.element_ty = element
+        self.shape, self.numel, said = of_blocks[sizes]
+        self.name = f"<{said}, {element}>"
+
+    def tensor(self: Any, handle: Any, kind: Any) -> None:
+        sizes = tuple(kind.shape.values) if kind.is_block() else ()
+        if sizes not in of_tensors:
+            make_tensor(self, handle, kind)
+            of_tensors[sizes] = self.shape, self.numel
+        self.handle, self.type, self.dtype = handle, kind, kind.scalar
+        self.shape, self.numel = of_tensors[sizes]
+
+    tl.block_type.__init__, tl.tensor.__init__ = block_type, tensor
 
 
 def from_bits(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
@@ -91,7 +127,7 @@ def big_tiles(monkeypatch: Any) -> None:
         for tiles in table.values():
             for width, tile in tiles.items():
                 paths = 8 if tile.paths > 1 else 1
-                monkeypatch.setitem(tiles, width, Tile(1024, width, max(16, tile.depth), paths))
+                monkeypatch.setitem(tiles, width, Tile(512, width, max(16, tile.depth), paths))
     for tiles in configurations.WGRAD.values():
         for width in tiles:
             monkeypatch.setitem(tiles, width, Tile(1024, 64, 512))

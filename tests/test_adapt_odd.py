@@ -75,7 +75,7 @@ class Refusing(Perceptron):
     [
         (HardCoded, {}, "model: takes no batch of another size than 3"),
         (Random, {}, "model: expected the same output each time"),
-        (Refusing, {}, r"example: the model refuses the shape \[3, 4\] \(too long\)"),
+        (Refusing, {}, r"example: the model refuses the shape \[3, 4\] in torch.float32 \(too long\)"),
         (Refusing, {"example": None}, r"example: none could be guessed, .*\[2, 4\]: too long"),
         (Perceptron, {"example": torch.full((3, 4), torch.nan)}, "example: expected one for which .* is finite"),
         (Perceptron, {"example": (torch.zeros(3, 4),)}, "example: expected a batch of inputs as a tensor, got tuple"),
@@ -240,3 +240,163 @@ def test_the_skip_is_the_branch_of_fewer_layers_whatever_their_size() -> None:
     model, x = HeavySkip(), torch.randn(2, 4, 5, 5)
     without = pathnet.lesion.delete(pathnet.adapt(model, x), [0])
     torch.testing.assert_close(without(x), model.projection(x), rtol=0, atol=0)
+
+
+class Joined(nn.Module):
+    """Three blocks of a kind."""
+
+    def __init__(self, join: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(3))
+        self.join = join
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.first(x)
+        for layer in self.layers:
+            x = self.join(x, layer(x))
+        return self.last(x)
+
+
+SUBTRACTIONS: dict[str, tuple[Callable[[Any, Any], Any], float, float]] = {
+    "x - f(x)": (lambda x, f: x - f, 1, -1),
+    "f(x) - x": (lambda x, f: f - x, -1, 1),
+    "torch.sub": (lambda x, f: torch.sub(x, f, alpha=0.5), 1, -0.5),
+    "torch.rsub": (lambda x, f: torch.rsub(f, x, alpha=2), 1, -2),
+    "in place": (lambda x, f: x.clone().sub_(f), 1, -1),
+    "of a sum": (lambda x, f: x - (f - 3 * f.sin()), 1, -1),
+}
+
+
+@pytest.mark.parametrize("exported", [False, True])
+@pytest.mark.parametrize("kind", SUBTRACTIONS)
+def test_a_subtraction_is_an_addition_of_a_branch_with_its_sign_changed(kind: str, exported: bool) -> None:
+    join, a, c = SUBTRACTIONS[kind]
+    model = Joined(join).double()
+    x, labels = torch.randn(2, 4, dtype=torch.float64), torch.tensor([0, 2])
+    if exported:
+        model.forward = asking_for_its_shape(model)  # type: ignore[method-assign]
+    net = pathnet.adapt(model, x)
+    assert net.n == 3 and net.traced_by == ("torch.export" if exported else "torch.fx")
+    tape, codes = pathnet.record(net, x, labels, precision="float64"), pathnet.paths.enumerate_all(3)
+    for code, own in zip(codes, tape.path_gradients(codes), strict=True):
+        y = y0 = model.first(x).detach().requires_grad_()
+        for taken, layer in zip(code, model.layers, strict=True):
+            f = layer(y)
+            f = c * (f - 3 * f.sin() if kind == "of a sum" else f)
+            y = a * y.detach() + f if taken else a * y + f.detach()
+        (expected,) = torch.autograd.grad(nn.functional.cross_entropy(model.last(y), labels), y0)
+        assert relative_error(own, expected) < 1e-12
+    deleted = model.last(a**3 * model.first(x))
+    torch.testing.assert_close(pathnet.lesion.delete(net, [0, 1, 2])(x), deleted, rtol=0, atol=1e-14)
+
+
+def asking_for_its_shape(model: nn.Module) -> Callable[[Tensor], Any]:
+    """What a model does, behind a question that `torch.fx` has no answer to."""
+    forward = model.forward
+
+    def asking(x: Tensor) -> Any:
+        if x.shape[1] != 4:
+            raise ValueError(x.shape)
+        return forward(x)
+
+    return asking
+
+
+@pytest.mark.parametrize(
+    ("join", "message"),
+    [
+        (lambda x, f: torch.lerp(x, f, 0.5), r"joined at lerp \(node 'lerp'\), where the sum or difference of"),
+        (
+            torch.maximum,
+            r"joined at maximum \(node 'maximum'\), where .* expected; blocks= takes each block's branches",
+        ),
+        (lambda x, f: 1 - x * f, r"joined at mul \(node 'mul'\)"),
+    ],
+)
+def test_what_joins_branches_otherwise_is_named(join: Callable[[Tensor, Tensor], Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=f"model: no residual connection was found; its ways are {message}"):
+        pathnet.adapt(Joined(join), torch.randn(2, 4))
+
+
+class Sentences(nn.Module):
+    """Reads the values of its tokens besides embedding them: each sentence's own slopes for attention (as BLOOM), the
+    experts that a router picks (Mixtral), or where a sentence ends, which is classified (GPT-2)."""
+
+    def __init__(self, reads: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.reads, self.tokens = reads, nn.Embedding(9, 6)
+        self.layers, self.last = nn.ModuleList(nn.Linear(6, 6) for _ in range(2)), nn.Linear(6, 3)
+
+    def forward(self, ids: Tensor) -> Any:
+        x, seen = self.tokens(ids), (ids != 0).to(torch.float32)
+        for layer in self.layers:
+            y = layer(x)
+            if self.reads == "slopes":
+                y = y * seen.cumsum(1)[:, :, None]
+            if self.reads == "experts":
+                y = y * torch.index_select(layer.weight, 0, (ids[:, 0] + 6) % 6)[:, None]
+            x = x + torch.tanh(y)
+        if self.reads == "ends":
+            x = x.gather(1, (seen.sum(1).long() - 1)[:, None, None].expand(-1, 1, 6))[:, 0]
+        return self.last(x)
+
+
+@pytest.mark.parametrize(
+    ("reads", "message"),
+    [
+        (
+            "slopes",
+            r"the residual module of 'addition \(1\)' needs getitem .*, which is computed from the input's values",
+        ),
+        ("experts", r"the residual module of 'addition \(1\)' needs .*, which is computed from the input's values"),
+        ("ends", "the head needs .*, which is computed from the input's values"),
+    ],
+)
+def test_parts_that_read_the_input_itself_are_named(reads: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"model: {message} outside of it; .*; blocks= takes branches, .*, by hand"):
+        pathnet.adapt(Sentences(reads), torch.randint(1, 9, (3, 5)))
+
+
+class Dropping(Perceptron):
+    def __init__(self, p: float, exported: bool) -> None:
+        super().__init__()
+        self.drop, self.exported = nn.Dropout(p), exported
+
+    def forward(self, x: Tensor) -> Any:
+        if self.exported and x.shape[1] != 4:
+            raise ValueError(x.shape)
+        return x + self.drop(self.module(x))
+
+
+def test_networks_whose_dropout_was_left_out_do_not_train_without_it() -> None:
+    x = torch.randn(3, 4)
+    live = pathnet.adapt(Dropping(0.5, False), x).train()
+    assert live.dropouts == () and not torch.equal(live(x), live(x))
+    model = Dropping(0.5, True).train()
+    net = pathnet.adapt(model, x)
+    assert net.traced_by == "torch.export" and "without dropout, in evaluation alone: drop" in str(net)
+    assert torch.equal(net.eval()(x), model.eval()(x))
+    for own in (net, copy.deepcopy(net), nn.Sequential(net)):
+        with pytest.raises(
+            ValueError, match=r"net: tracing left .* expected p = 0, got 'drop' \(p = 0.5\); set it, or"
+        ):
+            own.train()
+    inside = nn.Sequential(nn.Linear(4, 4), model, nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"got '1.drop' \(p = 0.5\)"):
+        pathnet.adapt(inside, x, blocks=["1"]).train()
+    model.drop.p = 0.0
+    assert net.train().training
+
+
+def test_half_precision_is_served_where_it_can_be_traced_and_named_where_not() -> None:
+    x, labels = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    for dtype in (torch.float16, torch.bfloat16):
+        net = pathnet.adapt(Dropping(0.0, False).to(dtype), x.to(dtype))
+        assert pathnet.record(net, x, labels, engine="reference").gradient().dtype == torch.float64
+        with pytest.raises(ValueError, match=f"got {dtype} in first.weight; model.float\\(\\) makes them float32"):
+            pathnet.adapt(Dropping(0.0, True).to(dtype), x.to(dtype))
+        with pytest.raises(ValueError, match=r"example: the model refuses the shape \[3, 4\] in torch.float32 \("):
+            pathnet.adapt(Dropping(0.0, False).to(dtype), x)

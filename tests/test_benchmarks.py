@@ -103,14 +103,14 @@ def test_each_step_alone(name: str, tmp_path: Path) -> None:
 
 
 def test_a_step_in_a_process_of_its_own(tmp_path: Path) -> None:
-    arguments = ["--rehearse", "--folder", str(tmp_path), "build", "profile"]
+    arguments = ["--rehearse", "--folder", str(tmp_path), "build"]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     assert "build: passed" in done.stdout and "Goals" in done.stdout
     (file,) = tmp_path.glob("*.json")
-    assert results.read(file)["steps"].keys() == {"build", "profile"}
+    assert results.read(file)["steps"].keys() == {"build"}
 
 
 def test_without_a_gpu_there_is_no_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

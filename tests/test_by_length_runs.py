@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from test_path_gradients import small_data, small_net
 
 import pathnet
-from pathnet import gradients, results
+from pathnet import gradients, models, results
 from pathnet.experiments import by_length, claims, comparison, path_gradients
 from pathnet.experiments.by_length import MOST_DRAWS, ExactSum, SignedDraw
 from pathnet.experiments.comparison import Found, Signed, found
 from pathnet.experiments.findings import cancelled, findings_of
 from pathnet.experiments.path_gradients import PathGradients, measure
 from pathnet.experiments.signed import judge
+from pathnet.figures import sums
 
 EXACT = PathGradients(batches=5, batch_size=4, engine="reference", method="exact")
 SIGNED = dataclasses.replace(EXACT, method="signed", draws=2)
@@ -374,6 +376,30 @@ def test_findings_say_what_was_found(whole: results.Run) -> None:
     assert any(line.startswith("10 signed draws on 5 batches; not to be trusted at the lengths") for line in lines)
     assert any("the draws are too few" in line for line in lines)
     assert findings_of(Found(9)) == []
+
+
+def test_of_a_network_with_gates_the_gradient_is_that_with_frozen_gates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    net, plan = models.highway(8, 4).eval(), dataclasses.replace(EXACT, batches=1)
+    for block in net:  # gates that look at their input, so that something flows through them
+        torch.nn.init.normal_(block.gate.weight)
+    run = measure(net, small_data(), plan, tmp_path)
+    assert measure(net, small_data(), plan, tmp_path).facts["identity"]["model"]["gates"] is True
+    result, tape = found(run), pathnet.record(net, *small_data().random_batch(4, 0, 0), engine="reference")
+    assert result.exact is not None
+    frozen = tape.routed_gradients(torch.ones(1, 3, 2))[0]
+    assert result.exact.full_norm == pytest.approx(frozen.norm().item(), rel=1e-6)
+    assert abs(tape.gradient().norm() / frozen.norm() - 1) > 0.01
+    (claim,), lines, kept = claims(run), findings_of(result), list[Any]()
+    monkeypatch.setattr(sums, "saved", lambda figure, stem: kept.append(figure) or [])
+    sums.figure_sums(result, result.exact, "title", tmp_path)
+    shown = [own.get_text() for own in kept[0].findobj(Text)]
+    sentences = [line for line in (*lines, claim.bound, claim.measured, *shown) if "gradient" in line]
+    assert len(sentences) == 8 and sentences.pop(2).startswith("what flows through the gates themselves is a part of")
+    assert all(line.count("gradient") == line.count("gradient with frozen gates") == 1 for line in sentences)
+    assert not any("gates" in line for line in findings_of(dataclasses.replace(result, gates=False)))
 
 
 def test_alignment_is_told_apart_from_a_heavy_tail() -> None:

@@ -6,8 +6,11 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
+import re
 import sys
 import types
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -200,8 +203,26 @@ def test_resumed_training_measures_what_is_missing_and_nothing_twice(
     assert resumed == straight and [row.step for row in straight] == list(range(9))
     # A checkpoint from before the last rows: its steps are taken again, and not measured again.
     checkpoint.write_bytes(early)
-    training.train(fresh(), images, RECIPE, checkpoint, callback=callback("resumed.csv"))
+    with pytest.warns(RuntimeWarning, match=rf"resumed.csv goes up to step 8, .* goes on from step {stop}"):
+        training.train(fresh(), images, RECIPE, checkpoint, callback=callback("resumed.csv"))
     assert without_seconds(read(tmp_path / "resumed.csv")) == straight
+
+
+@pytest.mark.parametrize("begin", [0, 3, 5])
+def test_another_training_does_not_go_on_behind_the_rows_of_a_file(tmp_path: Path, begin: int) -> None:
+    net, batch, path = SMALL[0].net(), SMALL[0].images(), tmp_path / "depth.csv"
+    for step in (5, 10):
+        assert EffectiveDepth(batch, path, net, every=5, share=ALL)(step) is not None
+    kept = path.read_bytes()
+    with pytest.raises(ValueError, match=f"depth.csv holds steps 5 to 10 .* begins at step {begin}; give another"):
+        EffectiveDepth(batch, path, net, every=5, share=ALL)(begin)
+    with pytest.raises(ValueError, match="every: expected what divides the steps in .*depth.csv, got 10, and it hol"):
+        EffectiveDepth(batch, path, net, every=10)
+    assert path.read_bytes() == kept
+    resumed = EffectiveDepth(batch, path, net, every=5, share=ALL)
+    with warnings.catch_warnings(action="error"):
+        assert resumed(10) is None and resumed(15) is not None
+    assert [row.step for row in read(path)] == [5, 10, 15]
 
 
 @pytest.mark.parametrize("cut", range(1, 20))
@@ -290,7 +311,8 @@ def test_measuring_takes_no_more_than_its_share(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, every: int, share: float
 ) -> None:
     """Time is the number of module backwards, each one's work by its images."""
-    net, (batch, labels) = SMALL[1].net(), SMALL[1].images()
+    case = dataclasses.replace(SMALL[0], batch=8)
+    net, (batch, labels) = case.net(), case.images()
     clock = [0.0]
     through = reference._through
 
@@ -334,6 +356,8 @@ def test_other_processes_than_the_first_go_on(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
     assert callback(0) is None and not list(tmp_path.iterdir())
+    monkeypatch.setattr("os.access", lambda *_: pytest.fail("asked of a disk that may be another machine's"))
+    EffectiveDepth(SMALL[0].images(), tmp_path / "depth.csv", SMALL[0].net())
 
 
 # Command line and figure
@@ -387,10 +411,49 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
             EffectiveDepth(pair, out)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="net: expected a network, here or in the constructor"):
         EffectiveDepth(batch, out)(0)
-    for text in ("epoch,loss\n1,2\n", "step,depth,first,last,half,loss,seconds\n1,x,2,3,4,5,6\n"):
-        out.write_text(text)
-        with pytest.raises(ValueError, match="out: expected columns step, depth, .* in .*depth.csv, got"):
+    header = ",".join(effective_depth.HEADER)
+    for text in ("epoch,loss\n1,2\n", f"{header}\n1,x,2,3,4,5,6\n", "a note", f"{header}s", "\n1,2", "\xff\n"):
+        out.write_bytes(text.encode("latin-1"))
+        with pytest.raises(ValueError, match="out: expected columns step, .*depth.csv, got.*; give another file"):
             EffectiveDepth(batch, out)
+        assert out.read_bytes() == text.encode("latin-1")
     if importlib.util.find_spec("tensorboard") is None:
         with pytest.raises(ValueError, match="board would be a folder for TensorBoard, which is not installed"):
             EffectiveDepth(batch, tmp_path / "board")
+
+
+def test_a_place_that_cannot_be_written_is_told_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, board_installed: None
+) -> None:
+    batch, file = SMALL[0].images(), tmp_path / "file"
+    file.write_text("")
+    (tmp_path / "folder.csv").mkdir()
+    for out, reason in (
+        (tmp_path / "folder.csv", r"folder.csv \(Is a directory\)"),
+        (file / "depth.csv", "file is no folder"),
+        (file / "deeper" / "depth.csv", "file is no folder"),
+        (file, "file is no folder"),
+        (tmp_path / f"{'long' * 99}.csv", r"\(File name too long\)"),
+        (tmp_path / ("long" * 99), r"\(File name too long\)"),
+    ):
+        with pytest.raises(ValueError, match=f"out: cannot (read|write) {re.escape(str(out))[:60]}.*{reason}"):
+            EffectiveDepth(batch, out)
+    EffectiveDepth(batch, tmp_path / "new" / "depth.csv")
+    (tmp_path / "depth.csv").write_text("")
+    asked: list[tuple[Path, int]] = []
+    monkeypatch.setattr("os.access", lambda path, mode: asked.append((path, mode)))
+    for out in (tmp_path / "new" / "depth.csv", tmp_path / "depth.csv", tmp_path / "board"):
+        with pytest.raises(ValueError, match=f"out: cannot write {out}, since .* may not be written to"):
+            EffectiveDepth(batch, out)
+    into = os.W_OK | os.X_OK
+    assert asked == [(tmp_path, into), (tmp_path / "depth.csv", os.W_OK), (tmp_path, into)]
+    assert sorted(own.name for own in tmp_path.iterdir()) == ["depth.csv", "file", "folder.csv"]
+
+
+def test_the_command_names_its_own_argument(tmp_path: Path) -> None:
+    (tmp_path / "depth.csv").mkdir()
+    (tmp_path / "net.checkpoint.safetensors").touch()
+    given = ["train", "--data", "synthetic", "--depth", "8", "--width", "2", "--device", "cpu"]
+    given += ["--out", str(tmp_path / "net.safetensors"), "--effective-depth", str(tmp_path / "depth.csv")]
+    done = CliRunner().invoke(cli.app, given)
+    assert done.exit_code == 1 and "effective_depth: cannot read" in done.output

@@ -396,32 +396,44 @@ def test_walks_of_codes_in_the_hosts_memory_never_look(at: Any, bn: Any, monkeyp
     assert tape.gradient().device.type == "meta"
 
 
-OLDER = [None, "high", "medium", "highest"]
-
-
-@pytest.mark.parametrize(("older", "newer"), [*((own, None) for own in OLDER), (None, "tf32"), (None, "ieee")])
-def test_products_are_of_full_precision_however_tf32_was_asked_for(older: str | None, newer: str | None) -> None:
-    """In a process of its own: PyTorch has two switches, and what was set cannot always be taken back."""
-    script = f"""
+TF32 = """
+import os
 import torch
 from pathnet.record import full_precision
-matmul, older, newer = torch.backends.cuda.matmul, {older!r}, {newer!r}
-if older: torch.set_float32_matmul_precision(older)
-if newer: matmul.fp32_precision = newer
-before = matmul.fp32_precision
-assert (before == "tf32") == (older in ("high", "medium") or newer == "tf32")
-for _ in range(2):
-    with full_precision():
-        assert matmul.fp32_precision != "tf32"
+matmul = torch.backends.cuda.matmul
+
+def judge(older, newer):
+    if older: torch.set_float32_matmul_precision(older)
+    if newer: matmul.fp32_precision = newer
+    before = matmul.fp32_precision
+    assert (before == "tf32") == (older in ("high", "medium") or newer == "tf32")
+    for _ in range(2):
         with full_precision():
             assert matmul.fp32_precision != "tf32"
-        assert matmul.fp32_precision != "tf32"
-    assert matmul.fp32_precision == before
-if newer is None:
-    assert torch.get_float32_matmul_precision() == (older or "highest")
+            with full_precision():
+                assert matmul.fp32_precision != "tf32"
+            assert matmul.fp32_precision != "tf32"
+        assert matmul.fp32_precision == before
+    if newer is None:
+        assert torch.get_float32_matmul_precision() == (older or "highest")
+
+for older, newer in [*((own, None) for own in (None, "high", "medium", "highest")), (None, "tf32"), (None, "ieee")]:
+    if os.fork() == 0:
+        try:
+            judge(older, newer)
+        except BaseException as error:
+            raise AssertionError(f"asked for {older}, {newer}") from error
+        os._exit(0)
+    _, status = os.wait()
+    assert status == 0
+print("all six")
 """
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
+
+
+def test_products_are_of_full_precision_however_tf32_was_asked_for() -> None:
+    """In processes of their own: PyTorch has two switches, and what was set cannot always be taken back."""
+    ended = subprocess.run([sys.executable, "-c", TF32], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0 and ended.stdout == "all six\n", ended.stderr
 
 
 # What is wrong with a batch

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import copy
 import itertools
-import os
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from cases import SMALL, Case, shaken
 from oracles import autograd, detach_loop, in_float64, relative_error
@@ -24,7 +20,6 @@ import pathnet
 from pathnet import models, paths
 from pathnet.models import Block, ResidualNet
 
-HANG_S = 60
 EXACT = 1e-12
 
 
@@ -480,40 +475,22 @@ def test_under_autocast_coefficients_do_not_change_the_types() -> None:
 ROUTED = [((1.0, 1.0), (1.0, 0.0), (1.0, 0.5)), ((1.0, 0.0), (0.5, 2.0), (1.0, 0.0))]
 
 
-def one_of_two(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    out = Path(folder)
-    dist.init_process_group(
-        "gloo", f"file://{out / 'store'}", rank=rank, world_size=2, timeout=timedelta(seconds=HANG_S)
-    )
-    net, (images, labels) = made("preact"), batch(4)
-    both = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
-    part = slice(2 * rank, 2 * rank + 2)
-    found = []
-    for routing in ROUTED:
-        grads = gradients(
-            net, pathnet.routed(both, images[part], routing, [[1, c] for _, c in routing]), labels[part]
-        )
-        found.append({name: None if grad is None else grad.clone() for name, grad in grads.items()})
-    torch.save(found, out / f"{rank}.pt")
-    dist.destroy_process_group()
+def one_of_two(rank: int, folder: Path) -> None:
+    with processes.together(rank, folder):
+        net, (images, labels) = made("preact"), batch(4)
+        both = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
+        part = slice(2 * rank, 2 * rank + 2)
+        found = []
+        for routing in ROUTED:
+            grads = gradients(
+                net, pathnet.routed(both, images[part], routing, [[1, c] for _, c in routing]), labels[part]
+            )
+            found.append({name: None if grad is None else grad.clone() for name, grad in grads.items()})
+        torch.save(found, folder / f"{rank}.pt")
 
 
-def test_two_processes_share_out_a_routed_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not dist.is_available() or not dist.is_gloo_available():
-        pytest.skip("torch is built without gloo")
-    if sys.platform == "linux":
-        monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    before = dict(os.environ)
-    context = torch.multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2, join=False)
-    assert context is not None
-    until = time.monotonic() + 2 * HANG_S
-    while not context.join(max(0.0, until - time.monotonic())):
-        if time.monotonic() > until:
-            for process in context.processes:
-                process.kill()
-            pytest.fail("two processes hang")
-    assert dict(os.environ) == before
+def test_two_processes_share_out_a_routed_batch(tmp_path: Path) -> None:
+    processes.run(one_of_two, tmp_path)
     net, (images, labels) = made("preact"), batch(4)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for routing, *shared in zip(ROUTED, *found, strict=True):

@@ -4,18 +4,14 @@ import copy
 import dataclasses
 import json
 import math
-import os
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from cases import shaken
 from scipy import stats
@@ -462,7 +458,6 @@ SHARED_KINDS: dict[str, tuple[float, Recipe]] = {
     "survival": (0.4, SHARED),
     "zero": (0.4, dataclasses.replace(SHARED, undrawn="zero")),
 }
-HANG_S = 60
 
 
 def shared_net(survival: float) -> ResidualNet:
@@ -474,65 +469,43 @@ def shared_images() -> data.Data:
     return data.synthetic(images=128, shape=(3, 8, 8))
 
 
-def one_of_two(rank: int, folder: str) -> None:
+def one_of_two(rank: int, out: Path) -> None:
     """A process that trains together with another, and writes what came of it."""
-    torch.set_num_threads(1)
-    out = Path(folder)
-    dist.init_process_group(
-        "gloo", f"file://{out / 'store'}", rank=rank, world_size=2, timeout=timedelta(seconds=HANG_S)
-    )
-    images = shared_images()
-    for kind, (survival, recipe) in SHARED_KINDS.items():
-        net = shared_net(survival)
-        # Processes begin with the weights of the first.
+    with processes.together(rank, out):
+        images = shared_images()
+        for kind, (survival, recipe) in SHARED_KINDS.items():
+            net = shared_net(survival)
+            # Processes begin with the weights of the first.
+            if rank == 1:
+                nn.init.zeros_(net.head.linear.weight)
+            path = out / f"{kind}.safetensors"
+            few = images.random_batch(4, 0, 0)
+            callback = EffectiveDepth(few, out / f"{kind}.csv", every=1, share=math.inf) if kind == "all" else None
+            history = train(net, images, recipe, path, callback=callback)
+            models.save(net, out / f"{kind}-{rank}.safetensors")
+            (out / f"{kind}-{rank}.json").write_text(json.dumps([dataclasses.asdict(epoch) for epoch in history]))
+
+        def said(net: ResidualNet, recipe: Recipe, path: Path | None = None) -> str:
+            try:
+                train(net, images, recipe, path)
+            except ValueError as error:
+                return str(error)
+            return ""
+
+        odd = said(shared_net(1), dataclasses.replace(SHARED, batch_size=33))
+        broken = shared_net(1)
         if rank == 1:
-            nn.init.zeros_(net.head.linear.weight)
-        path = out / f"{kind}.safetensors"
-        few = images.random_batch(4, 0, 0)
-        callback = EffectiveDepth(few, out / f"{kind}.csv", every=1, share=math.inf) if kind == "all" else None
-        history = train(net, images, recipe, path, callback=callback)
-        models.save(net, out / f"{kind}-{rank}.safetensors")
-        (out / f"{kind}-{rank}.json").write_text(json.dumps([dataclasses.asdict(epoch) for epoch in history]))
-
-    def said(net: ResidualNet, recipe: Recipe, path: Path | None = None) -> str:
-        try:
-            train(net, images, recipe, path)
-        except ValueError as error:
-            return str(error)
-        return ""
-
-    odd = said(shared_net(1), dataclasses.replace(SHARED, batch_size=33))
-    broken = shared_net(1)
-    if rank == 1:
-        broken.head.register_forward_hook(lambda module, given, output: output * math.nan)
-    unseen = out / ("all.safetensors" if rank == 0 else "unseen.safetensors")
-    words = [odd, said(broken, SHARED), said(shared_net(1), SHARED_KINDS["all"][1], unseen)]
-    (out / f"words-{rank}.json").write_text(json.dumps(words))
-    dist.destroy_process_group()
+            broken.head.register_forward_hook(lambda module, given, output: output * math.nan)
+        unseen = out / ("all.safetensors" if rank == 0 else "unseen.safetensors")
+        words = [odd, said(broken, SHARED), said(shared_net(1), SHARED_KINDS["all"][1], unseen)]
+        (out / f"words-{rank}.json").write_text(json.dumps(words))
 
 
 @pytest.fixture(scope="module")
-def of_two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    if not dist.is_available() or not dist.is_gloo_available():
-        pytest.skip("torch is built without gloo")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
-    before = dict(os.environ)
-    if sys.platform == "linux":
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    try:
-        context = torch.multiprocessing.spawn(one_of_two, (str(folder),), nprocs=2, join=False)
-        assert context is not None
-        until = time.monotonic() + 2 * HANG_S
-        # Each call waits for one of them.
-        while not context.join(max(0.0, until - time.monotonic())):
-            if time.monotonic() > until:
-                for process in context.processes:
-                    process.kill()
-                pytest.fail("two processes hang")
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-    yield folder
+    processes.run(one_of_two, folder)
+    return folder
 
 
 @pytest.mark.parametrize("kind", SHARED_KINDS)

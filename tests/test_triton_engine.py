@@ -327,12 +327,12 @@ def test_paths_without_modules_and_without_anything(bn: str) -> None:
 def test_results_are_bit_equal_for_any_grouping(precision: Any, bn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case("grouping", 8, width=4, side=6, batch=3)
     tape = recorded(case.net(), *case.images(), bn, precision)
-    every = pathnet.paths.enumerate_all(tape.n)
-    whole = tape.path_gradient_norms(every, per_sample=True)
-    parts = [tape.path_gradient_norms(part, per_sample=True) for part in every.flip(0).split(3)]
+    some = pathnet.paths.enumerate_all(tape.n)[[0, 3, 5, 6, 7]]
+    whole = tape.path_gradient_norms(some, per_sample=True)
+    parts = [tape.path_gradient_norms(part, per_sample=True) for part in some.flip(0).split(3)]
     assert torch.equal(whole.flip(0), torch.cat(parts))
     monkeypatch.setattr(triton_engine, "ROOM", 1)
-    assert torch.equal(whole[:3], tape.path_gradient_norms(every[:3], per_sample=True))
+    assert torch.equal(whole[:3], tape.path_gradient_norms(some[:3], per_sample=True))
 
 
 @pytest.mark.usefixtures("big_tiles")

@@ -35,7 +35,8 @@ class ExactSum:
         length: k, 0 to n.
         norm: of G_k.
         next_cosine: between G_k and G_{k+1}; NaN at length n, and where one of them is zero.
-        full_cosine: between G_k and the ordinary gradient G, the sum of all.
+        full_cosine: between G_k and G, the sum of all: the ordinary gradient, but for what flows through gates
+            themselves (highway), which is in none of them.
         share: of G that G_k explains, ``<G_k, G> / |G|^2``.
         left: ``|G - G_0 - ... - G_k| / |G|``: what the lengths up to k leave of G.
         full_norm: of G, the same in all rows of a batch.

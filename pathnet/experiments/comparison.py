@@ -1,5 +1,5 @@
 """What a run of path gradients came to by each of its methods, and side by side: how large the gradients along single
-paths are, how much of them cancels in their sums, and what the lengths have of the ordinary gradient."""
+paths are, how much of them cancels in their sums, and what the lengths have of the gradient."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Means:
 
 @dataclass(frozen=True)
 class Exact:
-    """The exact sums G_k of the gradients of all paths of a length, and G, the sum of those; arrays for the lengths 0
-    to n.
+    """The exact sums G_k of the gradients of all paths of a length, and G, their sum (`Found.gradient`); arrays for
+    the lengths 0 to n.
 
     Attributes:
         norm: of G_k.
@@ -122,6 +122,7 @@ class Found:
     Attributes:
         cancelling: for the lengths 1 to n the norm of the exact sum over the sum of the norms, the number of paths
             times the mean norm: 1 where all paths point one way. On the batches where both were measured.
+        gates: whether the network has gates (highway), which paths take for constants.
     """
 
     n: int
@@ -130,6 +131,12 @@ class Found:
     signed: Signed | None = None
     cancelling: Means | None = None
     cost: Cost | None = None
+    gates: bool = False
+
+    @property
+    def gradient(self) -> str:
+        """What all paths add up to, in words: what flows through gates themselves is in none of them."""
+        return "the gradient with frozen gates" if self.gates else "the gradient"
 
     def as_json(self) -> dict[str, Any]:
         """Plain lists and numbers, what was sampled on top; None for what JSON does not have."""
@@ -160,6 +167,7 @@ def found(run: results.Run) -> Found:
         ValueError: the run holds nothing, all norms are zero, or a batch is not complete.
     """
     n, measurements = run.n, run.measurements()
+    gates = bool(run.identity["model"].get("gates"))
     sums, draws = run.rows(ExactSum), run.rows(SignedDraw)
     batch_of_draw = np.array([row.batch for row in draws[:: n + 1]])
     if not (len(measurements) or sums or draws):
@@ -169,7 +177,7 @@ def found(run: results.Run) -> Found:
     squares = {row.batch: own for row, own in zip(sums[:: n + 1], _by_length(run, sums, "norm") ** 2, strict=True)}
     signed = _signed(estimates, batch_of_draw, squares) if draws else None
     if not len(measurements):
-        return Found(n, None, exact, signed)
+        return Found(n, None, exact, signed, gates=gates)
     numbers, norms = norms_by_batch(measurements, n)
     cancelling = cost = None
     if sums:
@@ -181,7 +189,7 @@ def found(run: results.Run) -> Found:
         if len(shared):
             trusted = signed.judgement.trusted[1:]
             cost = _cost(norms[np.isin(numbers, shared)], estimates[np.isin(batch_of_draw, shared), 1:], trusted)
-    return Found(n, summarise(measurements, n), exact, signed, cancelling, cost)
+    return Found(n, summarise(measurements, n), exact, signed, cancelling, cost, gates)
 
 
 def _by_length(run: results.Run, rows: Sequence[ExactSum] | Sequence[SignedDraw], name: str) -> Array:

@@ -49,11 +49,14 @@ def _of_exact(result: Found, exact: Exact) -> list[str]:
     held = path_counts(n)[: most + 1].sum() / 2**n
     lines = [
         f"exact sums over all 2^{n} paths, on {exact.batches} batches: lengths up to {most} explain "
-        f"{percent(exact.explained.mean[most])} of the gradient and leave {percent(exact.left.mean[most])} of its "
-        f"norm; they are {percent(held)} of all paths",
-        f"the lengths cancel each other: the norms of their sums add up to {times:.3g} times the gradient's"
+        f"{percent(exact.explained.mean[most])} of {result.gradient} and leave {percent(exact.left.mean[most])} of "
+        f"its norm; they are {percent(held)} of all paths",
+        f"the lengths cancel each other: the norms of their sums add up to {times:.3g} times that of "
+        f"{result.gradient}"
         + (f"; the cosine of neighbours is {cosine.min():.2g} to {cosine.max():.2g}" if len(cosine) else ""),
     ]
+    if result.gates:
+        lines.append("what flows through the gates themselves is a part of the gradient that no path has")
     if (among := cancelled(result)) is not None:
         lines.append(
             f"the paths of a length cancel each other: their norms add up to {among.least:.3g} to {among.most:.3g} "

@@ -202,6 +202,8 @@ class _Walk:
 def _identity(net: ResidualNet, data: Data, plan: PathGradients) -> dict[str, Any]:
     settings = {name: value for name, value in asdict(plan).items() if name not in ("batches", "method", "draws")}
     model = {"hash": models.fingerprint(net), "config": net.config, "blocks": net.n}
+    if net.parts > 2:
+        model["gates"] = True
     return {
         "experiment": NAME,
         **settings,
@@ -215,7 +217,7 @@ def claims(run: results.Run) -> list[Claim]:
     result = found(run)
     return [
         *(_of_sampled(result.sampled) if result.sampled else []),
-        *(_of_exact(result.exact) if result.exact else []),
+        *(_of_exact(result.exact, result.gradient) if result.exact else []),
     ]
 
 
@@ -245,17 +247,17 @@ def _of_sampled(sampled: Summary) -> list[Claim]:
     ]
 
 
-def _of_exact(exact: Exact) -> list[Claim]:
+def _of_exact(exact: Exact, gradient: str) -> list[Claim]:
     n = len(exact.norm.mean) - 1
     short = int(SHORT * n)
     return [
         Claim(
             "Almost all of the gradient comes from short paths.",
             WHERE,
-            f"the exact sums of lengths up to {SHORT:g} of the blocks explain at least {MOST:.0%} of the gradient",
-            f"lengths up to {short} of {n} explain {100 * exact.explained.mean[short]:.3g} % of it, and leave "
-            f"{100 * exact.left.mean[short]:.3g} % of its norm; lengths up to {exact.first_to_explain(MOST)} explain "
-            f"{MOST:.0%}",
+            f"the exact sums of lengths up to {SHORT:g} of the blocks explain at least {MOST:.0%} of {gradient}",
+            f"lengths up to {short} of {n} explain {100 * exact.explained.mean[short]:.3g} % of {gradient}, and "
+            f"leave {100 * exact.left.mean[short]:.3g} % of its norm; lengths up to {exact.first_to_explain(MOST)} "
+            f"explain {MOST:.0%}",
             bool(exact.explained.mean[short:].min() >= MOST),
         )
     ]

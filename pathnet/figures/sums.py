@@ -34,15 +34,16 @@ __all__ = ["figure_sums", "table_exact", "table_signed"]
 
 def figure_sums(result: Found, exact: Exact, title: str, path_stem: str | Path) -> list[Path]:
     """(a) Norms of the exact sums by length beside the sums of norms, (b) cosines between the sums, and with the
-    gradient, (c) how much of the gradient the lengths up to k explain.
+    gradient, (c) how much of the gradient the lengths up to k explain; the gradient with frozen gates, where there
+    are some.
 
     Returns:
         The files written: PNG and SVG.
     """
     figure, (sums, cosines, explained) = panels(f"{title}: {measured(result)}", 3)
     _draw_sums(sums, result, exact)
-    _draw_cosines(cosines, exact)
-    _draw_explained(explained, exact)
+    _draw_cosines(cosines, result, exact)
+    _draw_explained(explained, result, exact)
     for axes in (sums, cosines, explained):
         over_lengths(axes, result.n)
     return saved(figure, path_stem)
@@ -80,7 +81,7 @@ def _draw_sums(axes: Axes, result: Found, exact: Exact) -> None:
         linewidth=1,
         label="norm of the sum, exact",
     )
-    axes.axhline(exact.full_norm, color=DARK, linewidth=0.8, label="norm of the gradient")
+    axes.axhline(exact.full_norm, color=DARK, linewidth=0.8, label=f"norm of {result.gradient}")
     axes.yaxis.set_major_locator(LogLocator(numticks=8))
     if (among := cancelled(result)) is not None:
         labelled(
@@ -93,12 +94,12 @@ def _draw_sums(axes: Axes, result: Found, exact: Exact) -> None:
     axes.legend(fontsize=8, frameon=False, loc="lower left")
 
 
-def _draw_cosines(axes: Axes, exact: Exact) -> None:
+def _draw_cosines(axes: Axes, result: Found, exact: Exact) -> None:
     headed(axes, "(b) directions of the sums")
     lengths = np.arange(len(exact.norm.mean))
     series = (
         (lengths[:-1] + 0.5, exact.next_cosine, "between neighbouring lengths"),
-        (lengths, exact.full_cosine, "with the gradient"),
+        (lengths, exact.full_cosine, f"with {result.gradient}"),
     )
     for (where, means, label), (colour, line, marker) in zip(series, STYLES, strict=False):
         _band(axes, where, means)
@@ -110,8 +111,8 @@ def _draw_cosines(axes: Axes, exact: Exact) -> None:
     axes.legend(fontsize=8, frameon=False, loc="upper right")
 
 
-def _draw_explained(axes: Axes, exact: Exact) -> None:
-    headed(axes, "(c) gradient by lengths up to k")
+def _draw_explained(axes: Axes, result: Found, exact: Exact) -> None:
+    headed(axes, f"(c) {result.gradient.removeprefix('the ')} by lengths up to k")
     n = len(exact.norm.mean) - 1
     lengths = np.arange(n + 1)
     series = (
@@ -137,9 +138,9 @@ def _band(axes: Axes, where: np.ndarray, means: Means) -> None:
 def table_exact(result: Found, exact: Exact, title: str) -> Table:
     """The exact sums, one row a length; 80 columns wide.
 
-    After the norm of a sum its share of the sum of the norms of its paths; the cosines with the next sum and with the
-    gradient; the share of the gradient that it explains, and those up to it; and what
-    those leave of the gradient's norm.
+    After the norm of a sum its share of the sum of the norms of its paths; the cosines with the next sum and with all
+    of them together (`Found.gradient`); the share of those that it explains, and those up to it; and what is left of
+    their norm.
     """
     table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
     for heading in ("length", "norm", "of norms", "cos next", "cos full", "share", "up to it", "left"):

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from pathnet.models.residual_net import Block, FusedForm, PostActivationForm, Unit
 from pathnet.models.tracing.connections import CLONES, is_relu
+from pathnet.models.tracing.graphs import Dropout
 
 __all__ = ["TracedBlock", "is_pad"]
 
@@ -184,7 +185,7 @@ def _unhooked(module: nn.Module) -> bool:
 
 
 def _is_nothing(module: nn.Module | None) -> bool:
-    if isinstance(module, nn.modules.dropout._DropoutNd):
+    if isinstance(module, Dropout):
         return not module.training or module.p == 0
     return type(module) is nn.Identity
 

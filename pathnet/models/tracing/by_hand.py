@@ -64,7 +64,7 @@ def inlined(root: nn.Module, blocks: Mapping[str, nn.Module], example: Tensor) -
     outer = trace(root, example, list(blocks.values()))
     graph, held = fx.Graph(), dict(outer.held)
     now: dict[fx.Node, Any] = {}
-    frozen = list(outer.frozen)
+    frozen, dropouts = list(outer.frozen), list(outer.dropouts)
     for node in outer.graph.nodes:
         if node.op == "output":
             graph.output(fx.map_arg(node.args[0], now.__getitem__))
@@ -73,9 +73,10 @@ def inlined(root: nn.Module, blocks: Mapping[str, nn.Module], example: Tensor) -
             inner = _traced(blocks[node.target], inputs[node.target], node.target)
             now[node] = _splice(graph, held, inner, now[x], node.target)
             frozen += inner.frozen
+            dropouts += [(f"{node.target}.{name}", own) for name, own in inner.dropouts]
         else:
             now[node] = graph.node_copy(node, now.__getitem__)
-    return Traced(graph, held, outer.kind, tuple(frozen))
+    return Traced(graph, held, outer.kind, tuple(frozen), dropouts=tuple(dropouts))
 
 
 def _inputs(root: nn.Module, blocks: Mapping[str, nn.Module], example: Tensor) -> dict[str, Tensor]:

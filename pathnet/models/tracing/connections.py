@@ -4,7 +4,7 @@ The operations through which a gradient flows from the network's input to its ou
 What every way through it passes is a chain of operations, its cut vertices. An addition of that chain whose operands
 both depend on the operation before it in the chain (their immediate dominator) joins branches that begin there and
 end here, so that ``y = s(x) + f(x)`` with nothing led around it. Additions inside a branch (a polynomial GELU, a
-rotary embedding) are not on the chain.
+rotary embedding) are not on the chain. A subtraction is the addition of a branch with its sign changed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ __all__ = ["Connection", "Term", "connections", "is_activation", "is_relu"]
 
 aten = torch.ops.aten
 
-ADDITIONS = {operator.add, torch.add, aten.add.Tensor}
+ADDITIONS = {operator.add, torch.add, aten.add.Tensor, "add", "__add__"}
+SUBTRACTIONS = {operator.sub, torch.sub, torch.subtract, aten.sub.Tensor, "sub", "subtract", "__sub__"}
+REVERSED = {torch.rsub, aten.rsub.Tensor, "__rsub__"}
 CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate, torch.hstack, torch.vstack, aten.cat.default}
 CLONES = {torch.clone, aten.clone.default}
 RESHAPES = {"view", "reshape", torch.reshape, aten.view.default, aten.reshape.default}
@@ -261,7 +263,10 @@ def _reason(flow: _Flow) -> str:
             return f"; at {where(node)} its ways are joined by concatenation (dense connections), not by addition"
     for left, right in zip(flow.chain, flow.chain[1:], strict=False):
         if len(flow.inputs(right)) > 1 or left not in flow.inputs(right):
-            return f"; at {where(right)} its ways are joined by something else than addition"
+            return (
+                f"; its ways are joined at {where(right)}, where the sum or difference of branches was expected; "
+                "blocks= takes each block's branches, (skip, residual), by hand"
+            )
     return ", its operations are one chain"
 
 
@@ -270,15 +275,18 @@ def _joined(node: fx.Node) -> str:
 
 
 def _operands(node: fx.Node) -> list[tuple[Any, float]] | None:
-    """What an addition adds, each with its factor, or None of another operation."""
-    is_function = node.op == "call_function" and node.target in ADDITIONS
-    if not (is_function or (node.op == "call_method" and node.target in ("add", "__add__"))):
+    """What an addition or subtraction adds up, each with its factor, or None of another operation."""
+    if node.op not in ("call_function", "call_method") or node.target not in ADDITIONS | SUBTRACTIONS | REVERSED:
         return None
     given = [*node.args, *(node.kwargs[name] for name in ("input", "other") if name in node.kwargs)]
     alpha = node.kwargs.get("alpha", 1)
     if len(given) != 2 or not isinstance(alpha, (int, float)):
         return None
-    return [(given[0], 1.0), (given[1], float(alpha))]
+    if node.target in REVERSED:
+        given.reverse()
+    if node.target in ADDITIONS:
+        return [(given[0], 1.0), (given[1], float(alpha))]
+    return [(given[0], 1.0), (given[1], -float(alpha))]
 
 
 def is_relu(node: fx.Node, held: Mapping[str, Any]) -> bool:

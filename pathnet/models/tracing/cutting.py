@@ -63,10 +63,13 @@ class Scissors:
                 f"{where(node)}"
             )
 
-    def cut(self, start: fx.Node, terms: Sequence[Term], shape: torch.Size | None = None) -> fx.GraphModule | None:
+    def cut(
+        self, name: str, start: fx.Node, terms: Sequence[Term], shape: torch.Size | None = None
+    ) -> fx.GraphModule | None:
         """The sum of ``terms`` as a function of ``start``; None where it is the identity.
 
         Args:
+            name: what the part is, for errors.
             shape: to which the sum is broadcast, if that is not its own.
 
         Raises:
@@ -76,7 +79,7 @@ class Scissors:
         grows = shape is not None and shape != own_shape
         if len(terms) == 1 and terms[0].factor == 1 and not grows and self._passes(start, terms[0].node):
             return None
-        part = _Part(self, start, [term.node for term in terms])
+        part = _Part(self, name, start, [term.node for term in terms])
         total: fx.Node | None = None
         for term in terms:
             value = part.now[term.node]
@@ -114,8 +117,8 @@ def _broadcast(shapes: Sequence[torch.Size]) -> torch.Size:
 class _Part:
     """A new graph that computes some operations of the old one from ``start``."""
 
-    def __init__(self, scissors: Scissors, start: fx.Node, ends: Sequence[fx.Node]) -> None:
-        self.scissors, self.start = scissors, start
+    def __init__(self, scissors: Scissors, name: str, start: fx.Node, ends: Sequence[fx.Node]) -> None:
+        self.scissors, self.name, self.start = scissors, name, start
         self.graph = fx.Graph()
         self.held: dict[str, Any] = {}
         self.now: dict[fx.Node, Any] = {start: self.graph.placeholder("x")}
@@ -192,10 +195,14 @@ class _Part:
     def _constant(self, node: fx.Node) -> Any:
         """What stands for a value from outside."""
         if node in self.scissors.by_value:
-            raise ValueError(
-                f"model: a branch needs {where(node)}, which is computed from the input's values outside of it"
-            )
+            raise self._needs(node, "is computed from the input's values outside of it")
         return self._same(self.scissors.once[node].value, self.scissors.twice[node].value, node)
+
+    def _needs(self, node: fx.Node, why: str) -> ValueError:
+        return ValueError(
+            f"model: {self.name} needs {where(node)}, which {why}; a part was expected to need what comes out of the "
+            "one before it, weights and constants alone; blocks= takes branches, (skip, residual), by hand"
+        )
 
     def _same(self, once: Any, twice: Any, node: fx.Node) -> Any:
         here = self.scissors.once[self.start]
@@ -215,18 +222,14 @@ class _Part:
             return once
         if once == twice and isinstance(once, (type(None), bool, float, str, torch.dtype, torch.device, slice)):
             return once
-        raise ValueError(
-            f"model: a branch needs {where(node)} from outside of it, which is no constant ({type(once).__name__})"
-        )
+        raise self._needs(node, f"comes from outside of it and is no constant ({type(once).__name__})")
 
     def _of_batch(self, once: int, twice: int, node: fx.Node) -> fx.Node:
         """A number that doubles with the batch, from the size of ``start``'s."""
         here = self.scissors.once[self.start].shape
         assert here is not None
         if twice != 2 * once:
-            raise ValueError(
-                f"model: a branch needs {where(node)}, {once} for {here[0]} and {twice} for twice as many"
-            )
+            raise self._needs(node, f"is {once} for {here[0]} samples and {twice} for twice as many")
         shape = self.graph.call_function(getattr, (self.now[self.start], "shape"))
         size = self.graph.call_function(operator.getitem, (shape, 0))
         if once == here[0]:
@@ -249,9 +252,7 @@ class _Part:
                 size = self._of_batch(once.shape[dim], twice.shape[dim], node)
                 sizes = [-1 if i != dim else size for i in range(once.ndim)]
                 return self.graph.call_method("expand", (self._fixed_tensor(row), *sizes))
-        raise ValueError(
-            f"model: a branch needs {where(node)} from outside of it, which is not the same for all samples"
-        )
+        raise self._needs(node, "comes from outside of it and is not the same for all samples")
 
     def _fixed_tensor(self, tensor: Tensor) -> fx.Node:
         return self.graph.get_attr(self._hold("constant", tensor.detach().clone()))

@@ -55,7 +55,7 @@ def dissect(traced: Traced, example: Tensor, within: Collection[fx.Node] | None 
     scissors = Scissors(traced, once, twice, source)
     (result,) = (node for node in traced.graph.nodes if node.op == "output")
     start = y0 = _batch_first(found[0].source, once, example)
-    stem = scissors.cut(scissors.start, [Term(start)])
+    stem = scissors.cut("the stem", scissors.start, [Term(start)])
     blocks: list[TracedBlock] = []
     names = _names(found)
     for name, connection in zip(names, found, strict=True):
@@ -65,8 +65,8 @@ def dissect(traced: Traced, example: Tensor, within: Collection[fx.Node] | None 
     if begun is not None and blocks[0].fused_form() is None:
         earlier = _block(scissors, names[0], begun, found[0])
         if earlier.fused_form() is not None:
-            blocks[0], stem, y0 = earlier, scissors.cut(scissors.start, [Term(begun)]), begun
-    head = scissors.cut(found[-1].end, [Term(result.args[0])])
+            blocks[0], stem, y0 = earlier, scissors.cut("the stem", scissors.start, [Term(begun)]), begun
+    head = scissors.cut("the head", found[-1].end, [Term(result.args[0])])
     shape = once[y0].shape
     assert shape is not None
     if scissors.fixed:
@@ -85,10 +85,10 @@ def _block(scissors: Scissors, name: str, start: fx.Node, connection: Connection
     scissors.check_batch(connection.end)
     source, shape = connection.source, scissors.once[connection.addition].shape
     assert shape is not None
-    before = scissors.cut(start, [Term(source)])
-    skip = scissors.cut(source, [connection.skip], shape)
-    residual = scissors.cut(source, connection.residual, shape)
-    after = scissors.cut(connection.addition, [Term(connection.end)])
+    before = scissors.cut(f"what comes before the branches of {name!r}", start, [Term(source)])
+    skip = scissors.cut(f"the skip of {name!r}", source, [connection.skip], shape)
+    residual = scissors.cut(f"the residual module of {name!r}", source, connection.residual, shape)
+    after = scissors.cut(f"the activation of {name!r}", connection.addition, [Term(connection.end)])
     assert residual is not None
     example = scissors.once[source]
     assert example.shape is not None

@@ -48,7 +48,10 @@ def exported(model: nn.Module, example: Tensor, choose: Callable[[Any], Any] = _
     """
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and parameter.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"model: expected float32 or float64 weights, got {parameter.dtype} in {name}")
+            raise ValueError(
+                f"model: expected float32 or float64 weights, got {parameter.dtype} in {name}; model.float() makes "
+                "them float32"
+            )
     inputs = example.detach() if len(example) > 1 else torch.cat([example.detach()] * 2)
     with _evaluating(model), torch.enable_grad():
         try:

@@ -10,7 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-__all__ = ["Recording", "Traced", "Watching", "differs", "first_line", "path_of", "paths_of", "placeholder", "where"]
+__all__ = [
+    "Dropout",
+    "Recording",
+    "Traced",
+    "Watching",
+    "differs",
+    "first_line",
+    "path_of",
+    "paths_of",
+    "placeholder",
+    "where",
+]
+
+
+Dropout = nn.modules.dropout._DropoutNd
 
 
 @dataclass(frozen=True)
@@ -22,6 +36,7 @@ class Traced:
         kind: what traced it, ``torch.fx`` or ``torch.export``, and what it left whole.
         whole: the modules with control flow that it left whole.
         frozen: the batch normalisations whose statistics are fixed.
+        dropouts: of the model's dropout modules those that are left out, with their names.
     """
 
     graph: fx.Graph
@@ -29,6 +44,7 @@ class Traced:
     kind: str
     frozen: tuple[str, ...] = ()
     whole: tuple[nn.Module, ...] = ()
+    dropouts: tuple[tuple[str, Dropout], ...] = ()
 
 
 class Recording(fx.Interpreter):

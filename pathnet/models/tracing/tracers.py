@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from pathnet.models.tracing.exported import exported
 from pathnet.models.tracing.functional import functional
-from pathnet.models.tracing.graphs import Recording, Traced, Watching, differs, first_line, where
+from pathnet.models.tracing.graphs import Dropout, Recording, Traced, Watching, differs, first_line, where
 from pathnet.models.tracing.lifting import lift
 
 __all__ = ["attempts", "trace", "untouched", "untraceable"]
@@ -28,6 +28,8 @@ OPEN = (
     nn.TransformerDecoderLayer,
 )
 """Modules of torch.nn that hold residual connections of their own."""
+
+AROUND = "torch.fx around what it cannot trace"
 
 
 class _Proxy(fx.Proxy):
@@ -163,7 +165,8 @@ def _export(model: nn.Module, example: Tensor, choose: Callable[[Any], Any]) -> 
     held = {
         str(node.target): attrgetter(str(node.target))(module) for node in module.graph.nodes if node.op == "get_attr"
     }
-    return _finished(module.graph, held, model, example, "torch.export")
+    dropouts = tuple((name, own) for name, own in model.named_modules() if isinstance(own, Dropout))
+    return replace(_finished(module.graph, held, model, example, "torch.export"), dropouts=dropouts)
 
 
 def _finished(graph: fx.Graph, held: dict[str, Any], model: nn.Module, example: Tensor, kind: str) -> Traced:
@@ -185,32 +188,33 @@ def attempts(
     choose: Callable[[Any], Any],
     example: Tensor,
     expected: Tensor,
-    *others: Callable[[], Traced],
-) -> tuple[Traced | None, list[str]]:
-    """The first trace that gives what the model gives, or None, and why those before it are none.
+    by_block: Callable[[], Traced] | None = None,
+) -> tuple[Traced | None, dict[str, str]]:
+    """The first trace that gives what the model gives, or None, and by way why those before it are none.
 
     Args:
         root: a module that holds ``model`` and gives what ``choose`` takes of the model's output.
-        others: further ways to trace, after `torch.fx` and before `torch.export`.
+        by_block: a further way to trace, after `torch.fx` and before `torch.export`.
     """
-    reasons: list[str] = []
-    ways: list[Callable[[], Traced]] = [
-        partial(trace, root, example),
-        *others,
-        partial(_export, model, example, choose),
-        partial(_around_untraceable, root, example),
-    ]
-    for attempt in ways:
+    reasons: dict[str, str] = {}
+    ways: dict[str, Callable[[], Traced]] = {
+        "torch.fx": partial(trace, root, example),
+        **({} if by_block is None else {"block by block": by_block}),
+        "torch.export": partial(_export, model, example, choose),
+        AROUND: partial(_around_untraceable, root, example),
+    }
+    for way, attempt in ways.items():
         try:
             traced = attempt()
             if differs(Watching(fx.GraphModule(traced.held, traced.graph)).run(example.clone()), expected):
                 raise ValueError("its trace computes something else than the model")
             return traced, reasons
         except Exception as error:
-            reasons.append(first_line(error))
+            reasons[way] = first_line(error)
     return None, reasons
 
 
-def untraceable(reasons: Sequence[str]) -> str:
-    """Why there is no trace, in words."""
-    return f"cannot be traced (torch.fx: {reasons[0]}; torch.export: {reasons[-2]})"
+def untraceable(reasons: Mapping[str, str]) -> str:
+    """Why there is no trace of all of it, in words."""
+    said = (f"{way}: {reason.removeprefix('model: ')}" for way, reason in reasons.items() if way != AROUND)
+    return f"cannot be traced ({'; '.join(said)})"
