@@ -153,7 +153,6 @@ BackwardResult backward_result(const Plan& plan, const Tensor& grad, const Tenso
   check_shape("exponent", exponent, {exponents});
   Tensor grad_input =
       torch::stable::new_empty(grad, {given, batch, first.in_channels, first.in_height, first.in_width});
-  prefer_huge_pages(grad_input.mutable_data_ptr<float>(), grad_input.numel() * sizeof(float));
   return {batch, torch::stable::new_empty(grad, {results, batch}, ScalarType::Double), grad_input,
           torch::stable::new_zeros(exponent, {given, exponents})};
 }

@@ -86,7 +86,7 @@ def test_what_a_rehearsal_finds(ended: Any) -> None:
     assert all(own["growth_bytes"] < 64e6 for own in found["memory"].values() if isinstance(own, dict))
     assert found["deletions"]["eager_forward_passes"] == 7
     sums = found["sums"]
-    assert [(row["bn"], row["batch"], row["share"] > 0) for row in sums["rows"]] == [
+    assert [(row["bn"], row["batch"], row["share"] > 0 < row["norms_share"]) for row in sums["rows"]] == [
         ("running", 2, 1),
         ("batch", 2, 1),
     ]

@@ -56,6 +56,8 @@ def figures(found: dict[str, Any]) -> list[Figure]:
         which = row["bn"], row["precision"], row["batch"]
         title = f"exact sums by length, share of as many modules one by one, {', '.join(map(str, which))} images"
         judged.append(_figure(title, "at most", SUMS_SHARE, row["share"], None))
+        if "norms_share" in row:
+            judged.append(_figure(f"{title}, norms alone", "at most", SUMS_SHARE, row["norms_share"], None))
         if which in SUMS_SECONDS:
             seconds = row["timings"]["sums"]["median_s"]
             title = f"exact sums by length, seconds, {', '.join(map(str, which))} images"

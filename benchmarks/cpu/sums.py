@@ -1,7 +1,8 @@
 """The exact sums by length beside the same number of modules walked path by path.
 
 n (n + 1) / 2 modules make the sums over all 2^n paths; as many are on one path of each length. Both walk the same
-kernels, so that the ratio shows what carrying all coefficients costs or saves.
+kernels and give the same number of results, gradients or their norms, so that the ratio shows what carrying all
+coefficients costs or saves.
 """
 
 from __future__ import annotations
@@ -35,13 +36,15 @@ def sums_by_length(field: Field) -> Found:
         tape = recorder(field.net, bn, precision)(*batch(field.sizes.setup, size=size))
         paths = pathnet.paths.one_of_each_length(field.n)
 
-        def one_by_one(tape: pathnet.Tape = tape, paths: torch.Tensor = paths) -> None:
+        def one_by_one(measure: Callable[[torch.Tensor], object], paths: torch.Tensor = paths) -> None:
             for path in paths:
-                tape.path_gradient_norms(path[None])
+                measure(path[None])
 
         works: dict[str, Callable[[], object]] = {
             "sums": partial(tape.gradient_by_length, scaled=True),
-            "one by one": one_by_one,
+            "one by one": partial(one_by_one, partial(tape.path_gradients, scaled=True)),
+            "norms": partial(tape.squared_norms_by_length, 1),
+            "norms one by one": partial(one_by_one, tape.path_gradient_norms),
         }
         timings = interleaved(field.sizes.setup, works, field.sizes.slow_rounds, 1)
         found["rows"].append(
@@ -50,6 +53,7 @@ def sums_by_length(field: Field) -> Found:
                 "precision": precision,
                 "batch": size,
                 "share": timings["sums"].median / timings["one by one"].median,
+                "norms_share": timings["norms"].median / timings["norms one by one"].median,
                 "timings": {name: timing.facts() for name, timing in timings.items()},
             }
         )

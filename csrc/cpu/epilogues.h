@@ -144,21 +144,24 @@ void rows_of(const Image& image, const float* values, int64_t sample, Then& then
   }
 }
 
-// [channels, height, width] to the inside of an image, and back.
+// [channels, height, width] to the inside of an image, and back. Row by row, so that a line of the cache, which holds
+// a pixel's channels, is fetched once for all of them.
 inline void from_planes(const Image& image, const float* planes, float* values) {
-  for (int64_t c = 0; c < image.channels; ++c) {
-    for (int64_t y = 0; y < image.height; ++y, planes += image.width) {
-      float* row = values + image.pixel(y, 0) * image.padded() + c;
-      for (int64_t x = 0; x < image.width; ++x) row[x * image.padded()] = planes[x];
+  for (int64_t y = 0; y < image.height; ++y) {
+    float* row = values + image.pixel(y, 0) * image.padded();
+    for (int64_t c = 0; c < image.channels; ++c) {
+      const float* plane = planes + (c * image.height + y) * image.width;
+      for (int64_t x = 0; x < image.width; ++x) row[x * image.padded() + c] = plane[x];
     }
   }
 }
 
 inline void to_planes(const Image& image, const float* values, float* planes) {
-  for (int64_t c = 0; c < image.channels; ++c) {
-    for (int64_t y = 0; y < image.height; ++y, planes += image.width) {
-      const float* row = values + image.pixel(y, 0) * image.padded() + c;
-      for (int64_t x = 0; x < image.width; ++x) planes[x] = row[x * image.padded()];
+  for (int64_t y = 0; y < image.height; ++y) {
+    const float* row = values + image.pixel(y, 0) * image.padded();
+    for (int64_t c = 0; c < image.channels; ++c) {
+      float* plane = planes + (c * image.height + y) * image.width;
+      for (int64_t x = 0; x < image.width; ++x) plane[x] = row[x * image.padded() + c];
     }
   }
 }
