@@ -385,6 +385,12 @@ def test_the_engine_refuses_by_name() -> None:
     assert unsupported_form(net(bare), "batch") == "block 1 has a projection without batch normalisation"
     post.convs[1] = nn.Conv2d(4, 4, 3, padding=0)
     assert unsupported_side(net(post)) == reason
+    for kind in (PreactBlock, PostactBlock):
+        strided = kind(4, (3, 3), (6, 6), 3, "projection")
+        assert unsupported_side(net(strided)) is None
+        # On a side of 4 both give 2, from other pixels.
+        strided.projection = nn.Conv2d(4, 6, 1, 2, bias=False)
+        assert unsupported_side(net(strided)) == "block 1: it has a projection of another stride than its module"
     engine = TritonEngine()
     whole = net(PreactBlock(4, (3, 3), (4, 4), 1, "projection"))
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
