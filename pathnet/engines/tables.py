@@ -77,7 +77,8 @@ def unsupported_form(net: ResidualNet, bn: BatchNormMode) -> str | None:
     for index, block in enumerate(blocks_of(net)):
         form = block.fused_form()
         if form is None:
-            return f"block {index + 1} has no fused form"
+            post = block.post_activation_form() is not None
+            return f"block {index + 1} {'is a post-activation one, others are not' if post else 'has no fused form'}"
         for conv in _convolutions(form):
             reason = _unsupported(conv) or ("with a bias" if conv.bias is not None else None)
             if reason is not None:
