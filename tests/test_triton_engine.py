@@ -418,7 +418,13 @@ def choose(net: ResidualNet, bn: Any = "running", precision: Any = "float32") ->
 
 def test_auto_takes_cuda_then_triton_then_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong: set[str] = set()
-    on_a_gpu(monkeypatch, lambda engine, *job, **form: "it disagrees" if engine.name in wrong else None)
+    tried: list[bool] = []
+
+    def disagreement(engine: Any, *job: Any, post: bool = False) -> str | None:
+        tried.append(post)
+        return "it disagrees" if engine.name in wrong else None
+
+    on_a_gpu(monkeypatch, disagreement)
     net = Case("auto", 8, width=16, side=6).net()
     bottleneck = Case("auto", 11, block="bottleneck", width=16, side=6).net()
     post = wide_net(2, kind=PostactBlock)[0]
@@ -431,6 +437,8 @@ def test_auto_takes_cuda_then_triton_then_the_reference(monkeypatch: pytest.Monk
         assert choose(bottleneck) == "triton"
     with pytest.warns(RuntimeWarning, match="triton serves, since cuda: its activations lie behind the additions"):
         assert choose(post) == "triton"
+    # It has checked itself on blocks of that kind, and on none before.
+    assert tried[-1] and not any(tried[:-1])
     wrong.add("cuda")
     with pytest.warns(RuntimeWarning, match="engine triton serves, since cuda: it disagrees"):
         assert choose(net) == "triton"
