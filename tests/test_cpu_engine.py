@@ -410,6 +410,9 @@ def test_what_post_activation_networks_are_refused() -> None:
     with pytest.raises(ValueError, match="cpu: block 2 has a projection without batch normalisation"):
         recorded(net, images, labels, "batch", "float32")
     assert recorded(net, images, labels, "running", "float32").engine == "cpu"
+    mixed = ResidualNet(net.stem, [*Case("pre", 8).net().blocks[:1], *net.blocks], net.head).eval()
+    with pytest.raises(ValueError, match="cpu: block 2 is a post-activation one, others are not"):
+        recorded(mixed, images, labels, "running", "float32")
 
 
 @pytest.mark.parametrize("bn", MODES)

@@ -109,6 +109,12 @@ def test_products_are_of_tensor_cores(report: dict[str, Any], file: str) -> None
     judged(report, file, lambda kernel: multiplies(kernel) and kernel["products"] == 0)
 
 
+@pytest.mark.parametrize("file", ["endings.py", "forward.py", "wgrad.py"])
+def test_a_relu_passes_nan(report: dict[str, Any], file: str) -> None:
+    """As PyTorch's does, so that a loss tells of it; Triton's interpreter does in any case."""
+    judged(report, file, lambda kernel: kernel["maxima_without_nan"] > 0)
+
+
 def test_tensor_core_instructions_reach_the_machine_code(report: dict[str, Any]) -> None:
     """As counted in one kernel of a kind."""
     counts = {

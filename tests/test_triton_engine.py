@@ -385,6 +385,12 @@ def test_the_engine_refuses_by_name() -> None:
     assert unsupported_form(net(bare), "batch") == "block 1 has a projection without batch normalisation"
     post.convs[1] = nn.Conv2d(4, 4, 3, padding=0)
     assert unsupported_side(net(post)) == reason
+    for kind in (PreactBlock, PostactBlock):
+        strided = kind(4, (3, 3), (6, 6), 3, "projection")
+        assert unsupported_side(net(strided)) is None
+        # On a side of 4 both give 2, from other pixels.
+        strided.projection = nn.Conv2d(4, 6, 1, 2, bias=False)
+        assert unsupported_side(net(strided)) == "block 1: it has a projection of another stride than its module"
     engine = TritonEngine()
     whole = net(PreactBlock(4, (3, 3), (4, 4), 1, "projection"))
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
@@ -412,7 +418,13 @@ def choose(net: ResidualNet, bn: Any = "running", precision: Any = "float32") ->
 
 def test_auto_takes_cuda_then_triton_then_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong: set[str] = set()
-    on_a_gpu(monkeypatch, lambda engine, *job, **form: "it disagrees" if engine.name in wrong else None)
+    tried: list[bool] = []
+
+    def disagreement(engine: Any, *job: Any, post: bool = False) -> str | None:
+        tried.append(post)
+        return "it disagrees" if engine.name in wrong else None
+
+    on_a_gpu(monkeypatch, disagreement)
     net = Case("auto", 8, width=16, side=6).net()
     bottleneck = Case("auto", 11, block="bottleneck", width=16, side=6).net()
     post = wide_net(2, kind=PostactBlock)[0]
@@ -425,6 +437,8 @@ def test_auto_takes_cuda_then_triton_then_the_reference(monkeypatch: pytest.Monk
         assert choose(bottleneck) == "triton"
     with pytest.warns(RuntimeWarning, match="triton serves, since cuda: its activations lie behind the additions"):
         assert choose(post) == "triton"
+    # It has checked itself on blocks of that kind, and on none before.
+    assert tried[-1] and not any(tried[:-1])
     wrong.add("cuda")
     with pytest.warns(RuntimeWarning, match="engine triton serves, since cuda: it disagrees"):
         assert choose(net) == "triton"

@@ -99,6 +99,15 @@ def test_room_for_the_sums_of_the_largest_launch_behind_a_block() -> None:
     assert _room(network, plan, 4)[0] == 3 * -(-4 * 7 * 5 // 16) * 2 * 64
 
 
+@pytest.mark.parametrize("bn", ["running", "batch"])
+def test_how_many_states_a_routing_has_at_a_time(bn: str) -> None:
+    block = PostactBlock(4, (3, 3), (6, 6), 1, "projection")
+    network = network_of(ResidualNet(nn.Identity(), [block], nn.Identity()), bn, "float32", (4, 7, 5))  # type: ignore[arg-type]
+    way = [[(1.0, 0.5)]]
+    plans = plan_backward(network.blocks, way, bn == "batch", one_a_tile), plan_forward(network.blocks, way)
+    assert max(plan.slot_count for plan in plans) == network.most_states
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_no_state_is_overwritten_while_somebody_needs_it(seed: int) -> None:
     """The plan is run with a name in each slot, by whom it was made and from what."""

@@ -266,6 +266,7 @@ def compiled(index: int) -> dict[str, Any]:
     wanted = WANTED[index]
     source = ASTSource(wanted.kernel, wanted.signature, wanted.constants, wanted.attributes)
     made = triton.compile(source, target=TARGET, options=wanted.options.__dict__)
+    maxima = len(re.findall(r"\bmax\.(?:ftz\.)?f32\b", made.asm["ptx"]))
     products = len(re.findall(r"\b(?:wgmma\.mma_async|mma)\.sync\.", made.asm["ptx"]))
     first = wanted.kind not in [own.kind for own in WANTED[:index]]
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -286,6 +287,7 @@ def compiled(index: int) -> dict[str, Any]:
         "stack": usage["STACK"],
         "local": usage["LOCAL"],
         "shared": made.metadata.shared,
+        "maxima_without_nan": maxima,
         "products": products,
         "instructions": None if code is None else {name: code.count(f" {name}.") for name in ("HGMMA", "HMMA")},
     }

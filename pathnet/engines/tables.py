@@ -77,7 +77,8 @@ def unsupported_form(net: ResidualNet, bn: BatchNormMode) -> str | None:
     for index, block in enumerate(blocks_of(net)):
         form = block.fused_form()
         if form is None:
-            return f"block {index + 1} has no fused form"
+            post = block.post_activation_form() is not None
+            return f"block {index + 1} {'is a post-activation one, others are not' if post else 'has no fused form'}"
         for conv in _convolutions(form):
             reason = _unsupported(conv) or ("with a bias" if conv.bias is not None else None)
             if reason is not None:
@@ -114,6 +115,10 @@ def unsupported_block(form: FusedForm | PostActivationForm) -> str | None:
             return f"it has a convolution {reason}"
     if form.projection is not None and form.projection.kernel_size[0] != 1:
         return "it has a projection with a kernel larger than 1"
+    # Different strides may come to outputs of one size: on a side of 4, 2 and 3.
+    stride = math.prod([conv.stride[0] for conv in _module(form)])
+    if form.projection is not None and form.projection.stride[0] != stride:
+        return "it has a projection of another stride than its module"
     return None
 
 
@@ -137,9 +142,12 @@ def tables(net: ResidualNet, bn: BatchNormMode, y0_shape: Sequence[int]) -> Tabl
     return builder.tables()
 
 
+def _module(form: FusedForm | PostActivationForm) -> list[nn.Conv2d]:
+    return list(form.convs) if isinstance(form, PostActivationForm) else [unit.conv for unit in form.units]
+
+
 def _convolutions(form: FusedForm | PostActivationForm) -> list[nn.Conv2d]:
-    convolutions = list(form.convs) if isinstance(form, PostActivationForm) else [unit.conv for unit in form.units]
-    return convolutions if form.projection is None else [*convolutions, form.projection]
+    return _module(form) if form.projection is None else [*_module(form), form.projection]
 
 
 def _plain(conv: nn.Conv2d) -> bool:

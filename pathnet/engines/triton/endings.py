@@ -28,6 +28,7 @@ from pathnet.engines.triton.tiles import (
     ROW_FIELDS,
     STATE_FIELDS,
     batch_norm,
+    cut_off,
     power_of_two,
     shift_of,
 )
@@ -110,7 +111,7 @@ def _joined_kernel(
             mask=within & (channel < SKIP_C)[None, :],
             other=0.0,
         )
-        value += a * tl.maximum(skipped.to(tl.float32), floor)
+        value += a * cut_off(skipped.to(tl.float32), floor)
     made = activations_ptr + tl.load(states_ptr + target * STATE_FIELDS) * slot_size
     tl.store(made + at, value.to(activations_ptr.dtype.element_ty), mask=within)
 

@@ -25,14 +25,23 @@ from pathnet.engines.triton.network import Convolution, FusedBlock, TritonNetwor
 from pathnet.engines.triton.plan import Launch
 from pathnet.engines.triton.state import Activations, Kept
 from pathnet.engines.triton.statistics import take_statistics
-from pathnet.engines.triton.tiles import DIRECT, NO_SKIP, PROJECTION, ROW_FIELDS, STATE_FIELDS, batch_norm, points_of
+from pathnet.engines.triton.tiles import (
+    DIRECT,
+    NO_SKIP,
+    PROJECTION,
+    ROW_FIELDS,
+    STATE_FIELDS,
+    batch_norm,
+    cut_off,
+    points_of,
+)
 
 __all__ = ["forward_tile", "forward_unit", "passed"]
 
 
 @triton.jit
 def _rectified(x, mean, scale, shift, floor):
-    return tl.maximum((x - mean[None, :]) * scale[None, :] + shift[None, :], floor)
+    return cut_off((x - mean[None, :]) * scale[None, :] + shift[None, :], floor)
 
 
 @triton.jit
@@ -282,7 +291,7 @@ def _forward_kernel(
             entered + at[:, None] + channel[None, :], mask=inside[:, None] & (channel < SKIP_C)[None, :], other=0.0
         ).to(tl.float32)
         if ACTIVATED:
-            skipped = tl.maximum(skipped, first_floor)
+            skipped = cut_off(skipped, first_floor)
         value += a * skipped
     at = ((sample * OUT_H + row) * OUT_W + column) * OUT_C
     value = value.to(activations_ptr.dtype.element_ty)

@@ -236,8 +236,7 @@ class _Planner:
 
         Args:
             grouped: rows read blocks' gradients, and only those that wait for the same means may share a tile; inside
-            a
-                module all do.
+                a module all do.
         """
         if not rows:
             return

@@ -33,8 +33,7 @@ class Kept:
         bits: uint8, the ReLU bits [B, H, W, ceil(C / 8)] of unit after unit.
         bits_starts: where each unit's begin.
         normalized: in the walk's type, what each BN made of its input before gain and bias, [B, H, W, C] of unit
-        after
-            unit; empty where no statistics depend on the batch.
+            after unit, then of the blocks' ends; empty where no statistics depend on the batch.
         normalized_begin, normalized_starts: where each unit's begin, here and on the device (int64 [units]).
         scales: float32 [units, widest], gain / deviation.
     """

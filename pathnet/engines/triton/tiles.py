@@ -43,6 +43,12 @@ def power_of_two(exponent):
 
 
 @triton.jit
+def cut_off(x, floor):
+    """The larger of the two. A NaN stays one, where a GPU by itself would take the other number."""
+    return tl.maximum(x, floor, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def batch_norm(gain_ptr, bias_ptr, mean_ptr, variance_ptr, epsilon, channel, known):
     """BN of some channels: mean, one over the deviation, that times the gain, bias."""
     mean = tl.load(mean_ptr + channel, mask=known, other=0.0)

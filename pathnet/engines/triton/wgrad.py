@@ -21,7 +21,7 @@ from pathnet.engines.triton.configurations import FLOAT32, WGRAD, of_width
 from pathnet.engines.triton.launch import launch, power_of_two_from
 from pathnet.engines.triton.network import Convolution
 from pathnet.engines.triton.state import Gradients, Kept
-from pathnet.engines.triton.tiles import load_gradients, load_means, locate
+from pathnet.engines.triton.tiles import cut_off, load_gradients, load_means, locate
 
 __all__ = ["wgrad"]
 
@@ -97,7 +97,7 @@ def _wgrad_kernel(
         hit = hit & (point < points)[:, None] & has_column[None, :]
         at = ((sample * H + row) * W + own_column) * C + given[None, :]
         x_hat = tl.load(input_ptr + at, mask=hit, other=0.0).to(tl.float32)
-        rectified = tl.where(hit, tl.maximum(x_hat * gain[None, :] + bias[None, :], 0.0), 0.0)
+        rectified = tl.where(hit, cut_off(x_hat * gain[None, :] + bias[None, :], 0.0), 0.0)
         acc = tl.dot(
             tl.trans(tl.reshape(gradients, [BLOCK_K, BLOCK_M])),
             rectified.to(gradients_ptr.dtype.element_ty),
