@@ -16,7 +16,6 @@
 
 #include "checks.h"
 #include "cpu/kernels.h"
-#include "cpu/pages.h"
 #include "cuda/program.h"
 #include "cuda/routed_backward.h"
 #include "cuda/routed_forward.h"
@@ -325,7 +324,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_forward(const Tensor& y0, const
   Tensor output = empty_output(plan, y0, routing);
   Tensor relu_bits = torch::stable::new_zeros(y0, {record ? batch : 0, plan.bits_stride}, ScalarType::Byte);
   Tensor normalized = torch::stable::new_empty(y0, {record ? normalized_size(plan, batch) : 0});
-  if (record) prefer_huge_pages(normalized.mutable_data_ptr<float>(), normalized.numel() * sizeof(float));
   Tensor batch_scales = torch::stable::new_zeros(scales, {record ? scales.numel() : 0});
   const BatchForwardWalk job = {plan,
                                 checked.weights,

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "batch.h"
-#include "pages.h"
+#include "large.h"
 
 namespace pathnet {
 namespace PATHNET_ISA_NAMESPACE {
