@@ -72,9 +72,8 @@ def test_the_command_measures_everything(ended: Any) -> None:
 def test_every_figure_is_measured(ended: Any) -> None:
     rows = found_by(ended)["figures"]
     assert len(rows) == 20 and all(own["walks"] or own["counted"] for own in rows)
-    assert [own["goal"] for own in rows if own["goal"]] == [30, 80, 4.5, 7, 2.5, 2.5, 0.85, 0.25, 0.25] + 4 * [
-        1.3
-    ] + [0.5]
+    goals = [30, 80, 4.5, 7, 2.5, 2.5, 0.85, 0.25, 0.25, *(4 * [1.3]), 0.5]
+    assert [own["goal"] for own in rows if own["goal"]] == goals
     assert all((own["met"] is None) == (own["goal"] is None) for own in rows)
 
 
