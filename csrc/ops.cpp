@@ -150,9 +150,8 @@ BackwardResult backward_result(const Plan& plan, const Tensor& grad, const Tenso
   const int64_t batch = relu_bits.size(0), given = gradients ? results : 0;
   check_shape("grad", grad, {batch, last.out_channels, last.out_height, last.out_width});
   check_shape("exponent", exponent, {exponents});
-  Tensor grad_input =
-      torch::stable::new_empty(grad, {given, batch, first.in_channels, first.in_height, first.in_width});
-  return {batch, torch::stable::new_empty(grad, {results, batch}, ScalarType::Double), grad_input,
+  return {batch, torch::stable::new_empty(grad, {results, batch}, ScalarType::Double),
+          torch::stable::new_empty(grad, {given, batch, first.in_channels, first.in_height, first.in_width}),
           torch::stable::new_zeros(exponent, {given, exponents})};
 }
 

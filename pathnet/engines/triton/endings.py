@@ -36,6 +36,32 @@ from pathnet.engines.triton.tiles import (
 __all__ = ["ending_backward", "ending_point_tiles", "joined"]
 
 
+@triton.jit
+def _behind_norm(
+    given,
+    at,
+    within,
+    gain_ptr,
+    bias_ptr,
+    mean_ptr,
+    statistics_width,
+    epsilon,
+    channel,
+    known,
+    normalized_ptr,
+    NORMALIZED: tl.constexpr,
+):
+    """What a BN makes of a convolution's output, and what it normalised where that is kept."""
+    mean, deviation, scale, shift = batch_norm(
+        gain_ptr, bias_ptr, mean_ptr, mean_ptr + statistics_width, epsilon, channel, known
+    )
+    centred = tl.load(given + at, mask=within, other=0.0).to(tl.float32) - mean[None, :]
+    if NORMALIZED:
+        x_hat = centred * deviation[None, :]
+        tl.store(normalized_ptr + at, x_hat.to(normalized_ptr.dtype.element_ty), mask=within)
+    return centred * scale[None, :] + shift[None, :]
+
+
 @triton.jit(do_not_specialize=["points"], do_not_specialize_on_alignment=["rows_ptr"])
 def _joined_kernel(
     activations_ptr,
@@ -81,28 +107,39 @@ def _joined_kernel(
     if RESIDUAL:
         given = activations_ptr + tl.load(states_ptr + source * STATE_FIELDS) * slot_size
         own = statistics_ptr + source.to(tl.int64) * (2 * statistics_width)
-        mean, deviation, scale, shift = batch_norm(
-            gain_ptr, bias_ptr, own, own + statistics_width, epsilon, channel, known
+        value += tl.load(fields + 4).to(tl.float32, bitcast=True) * _behind_norm(
+            given,
+            at,
+            within,
+            gain_ptr,
+            bias_ptr,
+            own,
+            statistics_width,
+            epsilon,
+            channel,
+            known,
+            normalized_ptr,
+            NORMALIZED,
         )
-        centred = tl.load(given + at, mask=within, other=0.0).to(tl.float32) - mean[None, :]
-        if NORMALIZED:
-            x_hat = centred * deviation[None, :]
-            tl.store(normalized_ptr + at, x_hat.to(normalized_ptr.dtype.element_ty), mask=within)
-        c = tl.load(fields + 4).to(tl.float32, bitcast=True)
-        value += c * (centred * scale[None, :] + shift[None, :])
     if SKIP != NO_SKIP:
         a = tl.load(fields + 3).to(tl.float32, bitcast=True)
         entered = activations_ptr + tl.load(states_ptr + skip * STATE_FIELDS) * slot_size
     if SKIP == PROJECTION:
         own = statistics_ptr + skip.to(tl.int64) * (2 * statistics_width)
-        mean, deviation, scale, shift = batch_norm(
-            skip_gain_ptr, skip_bias_ptr, own, own + statistics_width, skip_epsilon, channel, known
+        value += a * _behind_norm(
+            entered,
+            at,
+            within,
+            skip_gain_ptr,
+            skip_bias_ptr,
+            own,
+            statistics_width,
+            skip_epsilon,
+            channel,
+            known,
+            skip_normalized_ptr,
+            NORMALIZED,
         )
-        centred = tl.load(entered + at, mask=within, other=0.0).to(tl.float32) - mean[None, :]
-        if NORMALIZED:
-            x_hat = centred * deviation[None, :]
-            tl.store(skip_normalized_ptr + at, x_hat.to(skip_normalized_ptr.dtype.element_ty), mask=within)
-        value += a * (centred * scale[None, :] + shift[None, :])
     if SKIP == DIRECT:
         sample, row, column = point // (H * W), point // W % H, point % W
         from_pixel = (sample * SKIP_H + row * SKIP_STRIDE) * SKIP_W + column * SKIP_STRIDE
