@@ -22,9 +22,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pathnet.checks import one_of
 from pathnet.gradients import LengthSums
 from pathnet.models.residual_net import ResidualNet, unwrapped
-from pathnet.record import NOT_FINITE, BatchNormMode, Loss, cross_entropy, full_precision, one_of, snapshot
+from pathnet.record import NOT_FINITE, BatchNormMode, Loss, cross_entropy, full_precision, snapshot
 from pathnet.tape import record
 
 __all__ = ["Depth", "EffectiveDepth", "read"]

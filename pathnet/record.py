@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,6 @@ __all__ = [
     "check_values",
     "cross_entropy",
     "full_precision",
-    "one_of",
     "output_gradient",
     "snapshot",
 ]
@@ -130,13 +129,6 @@ class Record:
     def y0(self) -> Tensor:
         """[B, ...], the stem's output: made anew, since it would be a third of what a record holds."""
         return torch.as_tensor(self.net.stem(self.images.clone()))
-
-
-def one_of(name: str, value: str, literal: object) -> None:
-    """Raises ValueError unless ``value`` is among the strings of a Literal type."""
-    allowed = get_args(literal)
-    if value not in allowed:
-        raise ValueError(f"{name}: expected {' or '.join(map(repr, allowed))}, got {value!r}")
 
 
 def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype) -> ResidualNet:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pathnet import gradients, paths, scaling
+from pathnet.checks import one_of
 from pathnet.engines import Engine, choose
 from pathnet.gradients import LengthSums
 from pathnet.models.residual_net import ResidualNet, check_net
@@ -25,7 +26,6 @@ from pathnet.record import (
     check_values,
     cross_entropy,
     full_precision,
-    one_of,
     output_gradient,
     snapshot,
 )

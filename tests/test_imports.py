@@ -11,6 +11,7 @@ import pathnet
 
 ROOT = Path(pathnet.__file__).parent
 ORDER = [
+    "checks",
     "native",
     "streams",
     "models",

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import pathnet
 from pathnet import models, paths, results
+from pathnet.checks import one_of
 from pathnet.data import Data
 from pathnet.experiments import by_length
 from pathnet.experiments.by_length import MOST_DRAWS
@@ -26,7 +27,7 @@ from pathnet.experiments.comparison import Exact, found
 from pathnet.experiments.run import Claim, attempt, check_data
 from pathnet.experiments.summary import MOST, Summary, percent
 from pathnet.models import ResidualNet
-from pathnet.record import At, BatchNormMode, Precision, one_of
+from pathnet.record import At, BatchNormMode, Precision
 from pathnet.results import Measurements
 from pathnet.training import Progress
 

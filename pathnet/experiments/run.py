@@ -14,10 +14,10 @@ import torch
 
 import pathnet
 from pathnet import lesion, models, results
+from pathnet.checks import one_of
 from pathnet.data import Data
 from pathnet.lesion import BatchNormPolicy
 from pathnet.models import ResidualNet
-from pathnet.record import one_of
 
 __all__ = [
     "Claim",

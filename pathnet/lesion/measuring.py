@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import Tensor
 
+from pathnet.checks import one_of
 from pathnet.data import Data
 from pathnet.engines.unfused import through_shared_prefixes
 from pathnet.lesion.networks import BATCH, Lesion, Scaled, check_lesions, lesioned_as, recalibrated, reorder
 from pathnet.models.residual_net import Block, ResidualNet
-from pathnet.record import BatchNormMode, full_precision, one_of, snapshot
+from pathnet.record import BatchNormMode, full_precision, snapshot
 from pathnet.tape import Recorder
 
 __all__ = ["BatchNormPolicy", "Errors", "Take", "errors", "factored", "in_type", "spread"]

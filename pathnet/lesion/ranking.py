@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 from torch import Tensor
 
+from pathnet.checks import one_of
 from pathnet.data import Data
 from pathnet.lesion.measuring import factored, in_type, spread
 from pathnet.models.residual_net import ResidualNet, check_net
-from pathnet.record import BatchNormMode, Loss, cross_entropy, full_precision, one_of, snapshot
+from pathnet.record import BatchNormMode, Loss, cross_entropy, full_precision, snapshot
 
 __all__ = ["Ranking", "rank"]
 
