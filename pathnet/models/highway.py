@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pathnet.models.pointwise import Pointwise
 from pathnet.models.preact_resnet import (
     PreactBlock,
     Shortcut,
@@ -29,7 +30,7 @@ class HighwayBlock(PreactBlock):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__(in_channels, (3, 3), (out_channels, out_channels), stride, shortcut)
-        self.gate = nn.Conv2d(in_channels, out_channels, 1, stride)
+        self.gate = Pointwise(in_channels, out_channels, stride, bias=True)
 
     def openness(self, x: Tensor) -> Tensor:
         """t(x) in (0, 1), of the shape of the block's output."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pathnet.models.pointwise import Pointwise
 from pathnet.models.residual_net import Block, FusedForm, ResidualNet, Unit
 
 __all__ = [
@@ -35,6 +36,8 @@ IMAGENET_STAGES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200
 
 
 def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    if kernel == 1 and stride > 1:
+        return Pointwise(in_channels, out_channels, stride)
     return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
 
 

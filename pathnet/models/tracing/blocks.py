@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from pathnet.models.pointwise import Pointwise
 from pathnet.models.residual_net import Block, FusedForm, PostActivationForm, Unit
 from pathnet.models.tracing.connections import CLONES, is_relu
 from pathnet.models.tracing.graphs import Dropout
@@ -171,7 +172,7 @@ def _steps(part: nn.Module | None) -> list[_Step] | None:
         module = held.get(str(node.target)) if node.op == "call_module" else None
         if is_relu(node, held):
             steps.append(_Step("relu"))
-        elif type(module) is nn.Conv2d and _unhooked(module):
+        elif isinstance(module, nn.Conv2d) and type(module) in (nn.Conv2d, Pointwise) and _unhooked(module):
             steps.append(_Step("conv", module))
         elif type(module) is nn.BatchNorm2d and _unhooked(module):
             steps.append(_Step("bn", module))

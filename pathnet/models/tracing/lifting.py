@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from pathnet.models.pointwise import Pointwise
+
 __all__ = ["lift"]
 
 aten = torch.ops.aten
@@ -119,7 +121,7 @@ def _module(
         affine = tensors["weight"] is not None
         made = OF_DIMENSIONS[rank](len(tensors["running_var"]), settings["eps"], own.momentum, affine, device="meta")
         made.num_batches_tracked = own.num_batches_tracked
-    if type(own) is type(made) and _alike(own, made, tensors):
+    if own is not None and type(own) in (type(made), Pointwise) and _alike(own, made, tensors):
         return own
     made.training = False if own is None else own.training
     for name, tensor in tensors.items():

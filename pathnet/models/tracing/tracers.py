@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from pathnet.models.pointwise import Pointwise
 from pathnet.models.tracing.exported import exported
 from pathnet.models.tracing.functional import functional
 from pathnet.models.tracing.graphs import Dropout, Recording, Traced, Watching, differs, first_line, where
@@ -77,7 +78,7 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if m in self.leaves:
+        if m in self.leaves or isinstance(m, Pointwise):
             return True
         if isinstance(m, (*OPEN, nn.Sequential)):
             return False
