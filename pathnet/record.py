@@ -18,10 +18,12 @@ from pathnet.models.residual_net import ResidualNet
 
 __all__ = [
     "NOT_FINITE",
+    "SMALLEST",
     "At",
     "BatchNormMode",
     "BlockRecord",
     "Loss",
+    "OutputGradient",
     "Precision",
     "Prepared",
     "Record",
@@ -183,37 +185,87 @@ def _ignored(target: Tensor) -> Tensor:
     return target == IGNORED if target.ndim > 1 else torch.zeros_like(target, dtype=torch.bool)
 
 
+SMALLEST = 2.0**-60
+"""Below it a gradient may have lost digits on its way from the loss to the blocks."""
+
+POWERS = {torch.float64: range(100, 1001, 100), torch.float32: (100,), torch.bfloat16: (100,)}
+"""By which powers of two a loss of each type can be multiplied or divided."""
+
+
+@dataclass(frozen=True)
+class OutputGradient:
+    """A loss, and its gradient at the output of the last block.
+
+    Attributes:
+        output: [B, ...], of the head.
+        loss: []
+        grad, exponent: the gradient [B, ...] as a scaled pair, int32 [B] or, where the batch is one object, [1].
+        least: [], the smallest of the samples' largest magnitudes as they came; -1 where one is not finite.
+    """
+
+    output: Tensor
+    loss: Tensor
+    grad: Tensor
+    exponent: Tensor
+    least: Tensor
+
+
 def output_gradient(
-    net: ResidualNet, y_n: Tensor, target: Tensor, loss: Loss, bn: BatchNormMode
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output, loss [], and dL/dy_n as a scaled pair: the gradient [B, ...] and its exponents [B] or [1].
+    net: ResidualNet, y_n: Tensor, target: Tensor, loss: Loss, bn: BatchNormMode, thorough: bool = False
+) -> OutputGradient:
+    """Differentiate the loss where the blocks end.
+
+    Args:
+        thorough: whether the loss is multiplied by powers of two before it is differentiated, where the gradient of a
+            sample would leave the range of the network's type: a loss in float64 may scale it by 1e300. Values are
+            looked at.
 
     Raises:
-        ValueError: the loss is not one number.
+        ValueError: the loss is not one number that depends on the output; or, of ``thorough``, its gradient is not
+            finite.
     """
     y_n = y_n.detach().requires_grad_()
+    slots = len(y_n) if bn == "running" else 1
     with torch.enable_grad():
         # A copy, since a head may begin with an in-place ReLU; so may blocks and stems.
         output = net.head(y_n.clone())
         result = loss(output, target)
         if not isinstance(result, Tensor) or result.numel() != 1:
             raise ValueError(f"loss: expected one number a batch, got {getattr(result, 'shape', type(result))}")
-        (grad,) = torch.autograd.grad(result, y_n)
-    slots = len(grad) if bn == "running" else 1
-    exponent = torch.zeros(1, slots, dtype=torch.int32, device=grad.device)
-    scaled, exponent = scaling.rescale(grad[None], exponent)
-    return output.detach(), result.detach().reshape(()), scaled[0], exponent[0]
+        if not result.requires_grad:
+            raise ValueError("loss: expected a differentiable function of the output, got one that is constant")
+
+    def differentiated(power: int) -> tuple[Tensor, Tensor]:
+        factor = torch.full_like(result, 2.0**power)
+        (grad,) = torch.autograd.grad(result, y_n, factor, retain_graph=True, materialize_grads=True)
+        magnitude = scaling.largest(grad[None], exponent)
+        return grad[None], magnitude.where(torch.isfinite(magnitude), -1.0)
+
+    exponent = torch.zeros(1, slots, dtype=torch.int32, device=y_n.device)
+    grad, magnitude = differentiated(0)
+    for power in POWERS.get(result.dtype, ()) if thorough else ():
+        for sign, short in ((1, (magnitude >= 0) & (magnitude < SMALLEST)), (-1, magnitude < 0)):
+            if not short.any():
+                continue
+            again, reached = differentiated(sign * power)
+            better = short & (reached > magnitude)
+            grad = torch.where(scaling.beside(better, grad), again, grad)
+            exponent = torch.where(better, -sign * power, exponent)
+            magnitude = torch.where(better, reached, magnitude)
+    if thorough and (magnitude < 0).any():
+        raise ValueError("loss: expected a finite gradient at the network's output, got NaN or infinity")
+    scaled, exponent = scaling.rescale(grad, exponent)
+    return OutputGradient(output.detach(), result.detach().reshape(()), scaled[0], exponent[0], magnitude.amin())
 
 
-def check_values(images: Tensor, labels: Tensor | None, output: Tensor, loss: Tensor) -> float:
-    """The loss as a number, once the values of everything are found to be right.
+def check_values(images: Tensor, labels: Tensor | None, gradient: OutputGradient) -> tuple[float, float]:
+    """The loss, and what `OutputGradient.least` is, as numbers, once the values of everything are found to be right.
 
     All of them are fetched at once: every look at a value on a GPU waits for all that was asked of it before.
 
     Args:
-        labels: int64 [B], to be among the classes of ``output`` [B, classes], or [B, T] for [B, T, classes], where
+        labels: int64 [B], to be among the classes of the output [B, classes], or [B, T] for [B, T, classes], where
             -100 is none; None where the target is no labels.
-        loss: []
 
     Raises:
         ValueError: an image is not finite, a label is not among the classes, there is no label, or the loss is not
@@ -224,16 +276,18 @@ def check_values(images: Tensor, labels: Tensor | None, output: Tensor, loss: Te
         ignored = _ignored(labels)
         counted = labels.where(~ignored, 0)
         extremes = [counted.min(), counted.max(), ignored.all()]
-    facts = [torch.isfinite(images).all(), loss, *extremes]
-    finite, value, *extremes = torch.stack([fact.to(images.device, torch.float64) for fact in facts]).tolist()
+    facts = [torch.isfinite(images).all(), gradient.loss, gradient.least, *extremes]
+    finite, value, least_gradient, *extremes = torch.stack(
+        [fact.to(images.device, torch.float64) for fact in facts]
+    ).tolist()
     if not finite:
         raise ValueError(NOT_FINITE)
     if labels is not None:
-        (least, most, nothing), classes = map(int, extremes), output.shape[-1]
+        (least, most, nothing), classes = map(int, extremes), gradient.output.shape[-1]
         if least < 0 or most >= classes:
             raise ValueError(f"target: expected labels 0 to {classes - 1}, got {least} to {most}")
         if nothing:
             raise ValueError(f"target: expected a label in at least one position, got {IGNORED} in all")
     if not math.isfinite(value):
         raise ValueError(f"net: its loss on these images is {value}")
-    return float(value)
+    return value, least_gradient

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["add", "align", "combine", "norms", "rescale", "times_power_of_two", "value"]
+__all__ = ["add", "align", "beside", "combine", "largest", "norms", "rescale", "times_power_of_two", "value"]
 
 
 def times_power_of_two(x: Tensor, exponent: Tensor) -> Tensor:
@@ -28,29 +28,34 @@ def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
     return (exponent + bias << bits).view(dtype)
 
 
-def _beside(exponent: Tensor, grad: Tensor) -> Tensor:
+def beside(exponent: Tensor, grad: Tensor) -> Tensor:
+    """The exponents with as many dimensions as the gradients, to be broadcast to them."""
     return exponent.reshape(*exponent.shape, *(1,) * (grad.ndim - exponent.ndim))
+
+
+def largest(grad: Tensor, exponent: Tensor) -> Tensor:
+    """[G, B] or [G, 1], as the exponents: the largest magnitude of every slot of the mantissas."""
+    samples = grad.abs().flatten(2).amax(2)
+    return samples.amax(1, keepdim=True) if exponent.shape[1] == 1 else samples
 
 
 def rescale(grad: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
     """The same values with the largest magnitude of every slot in [1/2, 1); zero and non-finite slots stay."""
-    largest = grad.abs().flatten(2).amax(2)
-    if exponent.shape[1] == 1:
-        largest = largest.amax(1, keepdim=True)
-    shift = torch.frexp(largest).exponent
-    shift = torch.where(torch.isfinite(largest) & (largest > 0), shift, torch.zeros_like(shift))
-    return times_power_of_two(grad, -_beside(shift, grad)), exponent + shift
+    magnitude = largest(grad, exponent)
+    shift = torch.frexp(magnitude).exponent
+    shift = torch.where(torch.isfinite(magnitude) & (magnitude > 0), shift, torch.zeros_like(shift))
+    return times_power_of_two(grad, -beside(shift, grad)), exponent + shift
 
 
 def value(grad: Tensor, exponent: Tensor) -> Tensor:
     """float64 [G, B, ...]: the pair as plain numbers."""
-    return times_power_of_two(grad.double(), _beside(exponent, grad))
+    return times_power_of_two(grad.double(), beside(exponent, grad))
 
 
 def align(grad: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
     """The same values under one exponent a gradient, [G, 1]: the largest of its samples that are not zero."""
-    largest = _or_any(_weight(grad, exponent).amax(1, keepdim=True))
-    return times_power_of_two(grad, _beside(exponent - largest, grad)), largest
+    common = _or_any(_weight(grad, exponent).amax(1, keepdim=True))
+    return times_power_of_two(grad, beside(exponent - common, grad)), common
 
 
 def add(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -58,7 +63,7 @@ def add(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Te
     (grad, exponent), (other, others) = rescale(*first), rescale(*second)
     common = _or_any(torch.maximum(_weight(grad, exponent), _weight(other, others)))
     terms = (
-        times_power_of_two(own, _beside((exponents.long() - common).clamp(min=-_FAR).int(), own))
+        times_power_of_two(own, beside((exponents.long() - common).clamp(min=-_FAR).int(), own))
         for own, exponents in ((grad, exponent), (other, others))
     )
     return rescale(sum(terms, torch.zeros_like(grad)), common)
@@ -89,6 +94,6 @@ def norms(grad: Tensor, exponent: Tensor) -> Tensor:
 
 def combine(sample_norms: Tensor) -> Tensor:
     """float64 [G]: the norm of the batch from those of its samples [G, B], squares kept in range."""
-    largest = sample_norms.amax(1, keepdim=True)
-    safe = torch.where((largest > 0) & torch.isfinite(largest), largest, torch.ones_like(largest))
+    peak = sample_norms.amax(1, keepdim=True)
+    safe = torch.where((peak > 0) & torch.isfinite(peak), peak, torch.ones_like(peak))
     return (sample_norms / safe).square().sum(1).sqrt() * safe[:, 0]

@@ -17,6 +17,7 @@ from pathnet.gradients import LengthSums
 from pathnet.models.residual_net import ResidualNet, check_net
 from pathnet.record import (
     NOT_FINITE,
+    SMALLEST,
     At,
     BatchNormMode,
     Loss,
@@ -304,9 +305,12 @@ class Recorder:
         with self._lock:
             y0, service = self._enter(images)
             y_n, blocks = service.engine.record(service.prepared, y0)
-            output, loss, grad, exponent = output_gradient(self._net, y_n, target, self._loss, self._bn)
-        value = check_values(images, labels, output, loss)
-        record = Record(self._net, images, y0.shape, blocks, output, value, grad.contiguous(), exponent)
+            gradient = output_gradient(self._net, y_n, target, self._loss, self._bn)
+            value, least = check_values(images, labels, gradient)
+            if least < SMALLEST:
+                gradient = output_gradient(self._net, y_n, target, self._loss, self._bn, thorough=True)
+        start = gradient.grad.contiguous(), gradient.exponent
+        record = Record(self._net, images, y0.shape, blocks, gradient.output, value, *start)
         return Tape(service.engine, record, self._at)
 
     @full_precision()

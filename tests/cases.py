@@ -55,6 +55,19 @@ def shaken(net: ResidualNet) -> ResidualNet:
     return net
 
 
+def faint(net: ResidualNet, seed: int, growth: int = 0) -> ResidualNet:
+    """A network some of whose modules shrink a gradient by 1e-40, beyond what float32 holds, or let it grow by
+    10^growth: by the factors of their BNs or by the weights of their convolutions."""
+    rng = np.random.default_rng([seed, 3])
+    for i, block in enumerate(net.blocks):
+        power = [-40, -36, growth, -20, 0][(seed + i) % 5]
+        kind = nn.BatchNorm2d if power > 0 or rng.random() < 0.6 else nn.Conv2d
+        layers = [module for module in block.modules() if isinstance(module, kind)]
+        for layer in layers:
+            layer.weight.data *= 10.0 ** (power / len(layers))
+    return net
+
+
 def random_net(seed: int) -> tuple[ResidualNet, Tensor, Tensor]:
     """A chain of one to six blocks of random kinds, widths (1 to 17), strides and skips; images; labels."""
     rng = np.random.default_rng(seed)

@@ -385,7 +385,7 @@ def test_walks_of_codes_in_the_hosts_memory_never_look(at: Any, bn: Any, monkeyp
     recorder = pathnet.Recorder(net, bn, at=at)
     with pytest.raises((NotImplementedError, RuntimeError), match=r"meta"):
         recorder(images, labels)
-    monkeypatch.setattr("pathnet.tape.check_values", lambda *_: 1.0)
+    monkeypatch.setattr("pathnet.tape.check_values", lambda *_: (1.0, 1.0))
     tape = recorder(images, labels)
     for per_sample in (False, True):
         norms = tape.path_gradient_norms(CODES, per_sample)

@@ -46,7 +46,6 @@ class Benches {
 template <class Work>
 void for_each_sample(const Team& team, int64_t batch, int64_t width, const Work& work) {
   take_in_turn(team, batch * width, [&](int worker, const auto& next, int64_t count) {
-    const FlushDenormals flush;
     for (int64_t i; (i = next()) < count;) work(worker, i / width, i % width);
   });
 }

@@ -163,8 +163,10 @@ class BatchBackward {
   template <class Work>
   void for_each(int64_t width, const Work& work) {
     backwards_ = !backwards_;
-    for_each_sample(team_, job_.batch, width,
-                    [&](int worker, int64_t s, int64_t w) { work(worker, backwards_ ? job_.batch - 1 - s : s, w); });
+    for_each_sample(team_, job_.batch, width, [&](int worker, int64_t s, int64_t w) {
+      const FlushDenormals flush;
+      work(worker, backwards_ ? job_.batch - 1 - s : s, w);
+    });
   }
 
   Shared start() {
@@ -305,17 +307,15 @@ class BatchBackward {
     return means;
   }
 
-  // One power of two for what comes through the skip and through the module: the larger of the two gradients'.
+  // One power of two for what comes through the skip and through the module: the larger of the two.
   static void align(const std::vector<Shared>& ways) {
     for (const Shared& way : ways) {
-      const int32_t skip = way->a != 0.0f ? way->skip_from->exponent : INT32_MIN;
-      const int32_t residual = way->c != 0.0f ? way->from->exponent : INT32_MIN;
-      way->exponent = way->a != 0.0f || way->c != 0.0f ? std::max(skip, residual) : way->from->exponent;
-      const auto difference = [&](int32_t own) {
-        return int(std::max<int64_t>(int64_t(own) - way->exponent, -1000));
-      };
-      if (way->a != 0.0f) way->a = std::ldexp(way->a, difference(skip));
-      if (way->c != 0.0f) way->c = std::ldexp(way->c, difference(residual));
+      const int32_t skip = way->a != 0.0f ? way->skip_from->exponent : 0;
+      const int32_t residual = way->c != 0.0f ? way->from->exponent : 0;
+      const bool neither = way->a == 0.0f && way->c == 0.0f;
+      way->exponent = neither ? way->from->exponent : larger_exponent(way->a, skip, way->c, residual);
+      way->a = times_power(way->a, int64_t(skip) - way->exponent);
+      way->c = times_power(way->c, int64_t(residual) - way->exponent);
     }
   }
 

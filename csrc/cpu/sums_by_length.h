@@ -87,27 +87,22 @@ class SumsByLength {
   Way<Convolver> way(const Block& block, int64_t b, int from, int64_t k, int64_t top, float a, float c, State* made) {
     const bool skips = a != 0.0f && k <= top && !states_[k].zero();
     const bool resides = c != 0.0f && k > 0 && !states_[k - 1].zero();
-    const int32_t skip = skips ? states_[k].exponent : INT32_MIN;
-    const int32_t residual = resides ? states_[k - 1].exponent : INT32_MIN;
-    made->exponent = skips || resides ? std::max(skip, residual) : 0;
+    const int32_t skip = skips ? states_[k].exponent : 0, residual = resides ? states_[k - 1].exponent : 0;
+    made->exponent = skips || resides ? larger_exponent(skips ? a : 0.0f, skip, resides ? c : 0.0f, residual) : 0;
     Way<Convolver> own = {};
     own.target = sum(b, k);
     const int64_t slot = 2 * (k % kMostSamples);
     if (skips) {
-      own.a = std::ldexp(a, difference(skip, made->exponent));
+      own.a = times_power(a, int64_t(skip) - made->exponent);
       own.skip = set(b + 1, k, from);
       if (block.skip == kProjection) own.skip_operand = operand(b + 1, own.skip, slot, false);
     }
     if (resides) {
-      own.c = std::ldexp(c, difference(residual, made->exponent));
+      own.c = times_power(c, int64_t(residual) - made->exponent);
       // A module of one convolution would read what another's has overwritten.
       own.residual = operand(b + 1, set(b + 1, k - 1, from), slot + 1, block.unit_count == 1);
     }
     return own;
-  }
-
-  static int difference(int32_t exponent, int32_t most) {
-    return int(std::max<int64_t>(int64_t(exponent) - most, -1000));
   }
 
   const Element* operand(int64_t end, const float* values, int64_t slot, bool copied) {

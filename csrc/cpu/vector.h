@@ -70,16 +70,18 @@ inline float largest_lane(Vector a) {
   return largest;
 }
 
-// No denormals in the kernels of this thread while it lives: they are a hundred times slower, and lie 2^-100 below
-// the largest element of a gradient that is rescaled as it goes.
+// No denormals in the walks back of this thread while it lives: they are a hundred times slower, and lie 2^-100 below
+// the largest element of a gradient that is rescaled as it goes. In a forward pass the ReLU bits hang on them.
 class FlushDenormals {
  public:
 #if defined(__x86_64__)
-  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  explicit FlushDenormals(bool flush = true) : before_(_mm_getcsr()) { _mm_setcsr(before_ | (flush ? 0x8040 : 0)); }
   ~FlushDenormals() { _mm_setcsr(before_); }
 
  private:
   unsigned before_;
+#else
+  explicit FlushDenormals(bool = true) {}
 #endif
 };
 

@@ -57,7 +57,7 @@ void walk_items(const Job& job, const Team& team, const Network& network, Direct
   const std::vector<Item> items =
       make_items(routings, job.batch, team.threads, [&](int64_t block) { return operations(network, block); });
   take_in_turn(team, int64_t(items.size()), [&](int, const auto& next, int64_t count) {
-    const FlushDenormals flush;
+    const FlushDenormals flush(direction == Direction::kBackward);
     auto walker = make();
     for (int64_t i; (i = next()) < count;) {
       walker.begin(items[i]);
@@ -89,6 +89,17 @@ inline void pad(const Image& source, const Image& target, int64_t stride, bool t
       }
     }
   }
+}
+
+// The power of two of the larger of two gradients times their coefficients, of which one is not zero.
+inline int32_t larger_exponent(float a, int32_t skip, float c, int32_t residual) {
+  if (a == 0.0f) return residual + std::ilogb(c);
+  if (c == 0.0f) return skip + std::ilogb(a);
+  return std::max(skip + std::ilogb(a), residual + std::ilogb(c));
+}
+
+inline float times_power(float coefficient, int64_t power) {
+  return std::ldexp(coefficient, int(std::clamp<int64_t>(power, -1000, 1000)));
 }
 
 }  // namespace

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pathnet import native
+from pathnet import native, scaling
+from pathnet.engines.magnitudes import Magnitudes, divided, multiplied
 from pathnet.engines.tables import GROUP, Tables, post_activation, tables, unsupported_form
 from pathnet.models.residual_net import ResidualNet
 from pathnet.record import BatchNormMode, BlockRecord, Precision, Prepared
@@ -28,6 +29,8 @@ class CpuNetwork:
         tables: without the weights.
         backward, forward: uint8, the weights of the two walks.
         post: whether the blocks are post-activation ones, which the kernels take from sum to sum.
+        magnitudes: what was taken out of the factors of the walk back; None where nothing was.
+        scale_exponents: int32, one for each of ``tables.scales``: the powers of two taken out of them.
     """
 
     bn: BatchNormMode
@@ -35,6 +38,8 @@ class CpuNetwork:
     backward: Tensor
     forward: Tensor
     post: bool
+    magnitudes: Magnitudes | None
+    scale_exponents: Tensor
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,12 @@ class CpuRecord:
         normalized: float32, in BN mode ``batch`` what each BN made of its input before weight and bias.
         scales: float32, in BN mode ``batch`` the factors weight / deviation of this batch.
         last: of a post-activation network, the bits of the last join's ReLU, bool [B, C, H, W].
+        magnitudes: of the network.
     """
 
     tables: Tables
     backward: Tensor
+    magnitudes: Magnitudes | None
     relu_bits: Tensor
     normalized: Tensor | None = None
     scales: Tensor | None = None
@@ -112,18 +119,26 @@ class CpuEngine:
     def prepare(
         self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]
     ) -> CpuNetwork:
-        own = tables(net, bn, y0_shape)
-        given = own.blocks, own.units, own.weights, own.scales
-        bf16 = precision == "bfloat16"
-        backward = native.cpu_pack(*given, True, bn == "running", bf16)
-        forward = native.cpu_pack(*given, False, False, bf16)
-        return CpuNetwork(bn, replace(own, weights=own.weights.new_empty(0)), backward, forward, post_activation(net))
+        forward = tables(net, bn, y0_shape)
+        backward, bf16 = divided(forward), precision == "bfloat16"
+        return CpuNetwork(
+            bn,
+            replace(forward, weights=forward.weights.new_empty(0)),
+            native.cpu_pack(*_packable(backward.tables), True, bn == "running", bf16),
+            native.cpu_pack(*_packable(forward), False, False, bf16),
+            post_activation(net),
+            backward.magnitudes,
+            backward.by_channel,
+        )
 
     def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, CpuRecord]:
         assert isinstance(prepared, CpuNetwork)
         everything = y0.new_ones(1, len(prepared.tables.blocks), 2)
         y, *kept = _forward(prepared, y0, everything, record=True)
-        record = CpuRecord(prepared.tables, prepared.backward, *kept)
+        record = CpuRecord(prepared.tables, prepared.backward, prepared.magnitudes, *kept)
+        if prepared.magnitudes is not None and record.scales is not None:
+            scales = scaling.times_power_of_two(record.scales, -prepared.scale_exponents)
+            record = replace(record, scales=scales)
         return (y[0].relu(), replace(record, last=y[0] > 0)) if prepared.post else (y[0], record)
 
     def sums_by_length(
@@ -150,6 +165,10 @@ class CpuEngine:
         return _backward(blocks, grad, exponent, routing, gradients=False)[0]
 
 
+def _packable(tables: Tables) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return tables.blocks, tables.units, tables.weights, tables.scales
+
+
 def _forward(network: CpuNetwork, y0: Tensor, routing: Tensor, record: bool) -> tuple[Tensor, ...]:
     """The outputs, and what a record keeps.
 
@@ -165,22 +184,20 @@ def _forward(network: CpuNetwork, y0: Tensor, routing: Tensor, record: bool) -> 
     return native.batch_forward(*given, own.epsilons, network.forward, record)
 
 
-Given = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+Walked = tuple[Tensor, Tensor, Tensor]
+"""Norms, gradients, exponents; see `pathnet.native.routed_backward`."""
 
 
-def _given(blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> tuple[CpuRecord, Given]:
-    """The record, and what all walks back are given."""
+def _backward(blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool) -> Walked:
     assert isinstance(blocks, CpuRecord)
-    if blocks.last is not None:
-        grad = grad * blocks.last
-    routing = routing.to(grad.device).contiguous()
-    return blocks, (grad.contiguous(), exponent.contiguous(), routing, blocks.tables.blocks, blocks.tables.units)
+    if blocks.magnitudes is None:
+        return _walked_back(blocks, grad, exponent, routing, gradients)
+    routing, shifts = blocks.magnitudes.of_routing(routing)
+    return multiplied(*_walked_back(blocks, grad, exponent, routing, gradients), shifts[:, None])
 
 
-def _backward(
-    blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    record, given = _given(blocks, grad, exponent, routing)
+def _walked_back(record: CpuRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool) -> Walked:
+    given = _given(record, grad, exponent, routing)
     if record.normalized is None or record.scales is None:
         return native.routed_backward(*given, record.backward, record.relu_bits, gradients)
     return native.batch_backward(
@@ -188,12 +205,28 @@ def _backward(
     )
 
 
-def _sums_by_length(
-    blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    record, given = _given(blocks, grad, exponent, routing)
+def _sums_by_length(blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool) -> Walked:
+    assert isinstance(blocks, CpuRecord)
+    if blocks.magnitudes is None:
+        return _summed_up(blocks, grad, exponent, routing, gradients)
+    routing, shift = blocks.magnitudes.of_sums(routing)
+    return multiplied(*_summed_up(blocks, grad, exponent, routing, gradients), shift)
+
+
+def _summed_up(record: CpuRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool) -> Walked:
+    given = _given(record, grad, exponent, routing)
     if record.normalized is None or record.scales is None:
         return native.sums_by_length(*given, record.backward, record.relu_bits, gradients)
     return native.batch_sums_by_length(
         *given, record.backward, record.relu_bits, record.normalized, record.scales, gradients
     )
+
+
+def _given(
+    record: CpuRecord, grad: Tensor, exponent: Tensor, routing: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What all walks back are given."""
+    if record.last is not None:
+        grad = grad * record.last
+    routing = routing.to(grad.device).contiguous()
+    return grad.contiguous(), exponent.contiguous(), routing, record.tables.blocks, record.tables.units

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pathnet import native
 from pathnet.engines import unfused
+from pathnet.engines.magnitudes import Magnitudes, divided, multiplied
 from pathnet.engines.self_check import disagreement
 from pathnet.engines.tables import IDENTITY, PROJECTION, Tables, post_activation, tables, unsupported_form
 from pathnet.models.residual_net import ResidualNet
@@ -59,7 +60,8 @@ class CudaNetwork:
         backward, forward: the programs and weights of the two walks.
         affine: float32, of each unit the factors and shifts of its BN, channels filled up to 16.
         channels: of each block's two units' inputs, before they were filled up.
-        tables, precision: what it was packed from.
+        tables, precision: what the walk back was packed from.
+        magnitudes: what was taken out of the factors of the walk back; None where nothing was.
     """
 
     backward: Walk
@@ -68,6 +70,7 @@ class CudaNetwork:
     channels: Sequence[Sequence[int]]
     tables: Tables
     precision: Precision
+    magnitudes: Magnitudes | None
 
     @cached_property
     def steps(self) -> Sequence[Step]:
@@ -145,9 +148,10 @@ class CudaEngine:
         self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]
     ) -> CudaNetwork:
         own, device = tables(net, "running", y0_shape), next(net.parameters()).device
-        backward, forward = (_walk(*plan, device) for plan in _plans(own, precision, device))
+        back = divided(own)
+        backward, forward = (_walk(*plan, device) for plan in _plans(own, back.tables, precision, device))
         affine = _padded_affine(own).to(device)
-        return CudaNetwork(backward, forward, affine, _channels(own), own, precision)
+        return CudaNetwork(backward, forward, affine, _channels(own), back.tables, precision, back.magnitudes)
 
     def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, CudaRecord]:
         assert isinstance(prepared, CudaNetwork)
@@ -194,21 +198,26 @@ class CudaEngine:
 def refusal(net: ResidualNet, y0_shape: Sequence[int], precision: Precision) -> str | None:
     """Why the kernels have no form for a network that has tables: a width, a kernel, images too large; or None."""
     try:
-        _plans(tables(net, "running", y0_shape), precision, next(net.parameters()).device)
+        own = tables(net, "running", y0_shape)
+        _plans(own, own, precision, next(net.parameters()).device)
     except RuntimeError as error:
         return str(error).splitlines()[0].rpartition("blocks: ")[2]
     return None
 
 
-def _plans(own: Tables, precision: Precision, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+def _plans(
+    forward: Tables, backward: Tables, precision: Precision, device: torch.device
+) -> list[tuple[Tensor, Tensor]]:
     """Program and weights, on the CPU, of the walk back and of the walk forward."""
     shared = H100_SHARED_BYTES
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         shared = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
     parts = 1 if precision == "bfloat16" else 2
-    given = own.blocks, own.units, own.weights, own.scales
-    return [native.cuda_plan(*given, True, parts, shared), native.cuda_plan(*given, False, 2, shared)]
+    return [
+        native.cuda_plan(own.blocks, own.units, own.weights, own.scales, back, terms, shared)
+        for own, back, terms in ((backward, True, parts), (forward, False, 2))
+    ]
 
 
 def _walk(program: Tensor, weights: Tensor, device: torch.device) -> Walk:
@@ -224,7 +233,8 @@ def _steps(own: Tables, precision: Precision, device: torch.device) -> Iterator[
         if skip == PROJECTION:
             block[3] = count
             units = torch.cat([units, own.units[projection : projection + 1]])
-        (program, weights), _ = _plans(replace(own, blocks=block[None], units=units), precision, device)
+        alone = replace(own, blocks=block[None], units=units)
+        (program, weights), _ = _plans(alone, alone, precision, device)
         end = begin + native.cuda_bits_bytes(program)
         yield Step(_walk(program, weights, device), slice(begin, end), skip == IDENTITY)
         begin = end
@@ -234,7 +244,10 @@ def _through_block(
     record: CudaRecord, index: int, grads: Tensor, exponents: Tensor, ways: Sequence[tuple[float, float]]
 ) -> tuple[Tensor, Tensor]:
     """Each of the scaled gradients [g, B, C, H, W] by its own (a, c); equal ones in one launch, as more samples."""
-    step = record.network.steps[index]
+    step, magnitudes = record.network.steps[index], record.network.magnitudes
+    if magnitudes is not None:
+        ways, shifts = magnitudes.of_block(index, ways)
+        exponents = exponents + shifts.to(exponents.device)[:, None]
     bits, batch = record.relu_bits[:, step.bits], len(record.relu_bits)
     parts = []
     for (a, c), group in groupby(range(len(ways)), key=lambda i: ways[i]):
@@ -260,7 +273,12 @@ def _backward(
     blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert isinstance(blocks, CudaRecord)
-    return _launched(blocks.network.backward, blocks.relu_bits, grad, exponent, routing, gradients)
+    magnitudes, walk = blocks.network.magnitudes, blocks.network.backward
+    if magnitudes is None:
+        return _launched(walk, blocks.relu_bits, grad, exponent, routing, gradients)
+    routing, shifts = magnitudes.of_routing(routing)
+    walked = _launched(walk, blocks.relu_bits, grad, exponent, routing, gradients)
+    return multiplied(*walked, shifts.to(grad.device)[:, None])
 
 
 def _launched(

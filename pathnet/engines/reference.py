@@ -77,8 +77,8 @@ class ReferenceEngine:
         exponents = exponent.expand(len(routing), *exponent.shape)
         coefficients = routing.tolist()
         for i in reversed(range(len(blocks.modules))):
-            grads = _through(blocks.modules[i], blocks.tensors[i], grads, [own[i] for own in coefficients])
-            grads, exponents = scaling.rescale(grads, exponents)
+            ways = [own[i] for own in coefficients]
+            grads, exponents = _through(blocks.modules[i], blocks.tensors[i], grads, exponents, ways)
         return grads, exponents
 
     def routed_backward_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class ReferenceEngine:
         def walk(
             i: int, grads: Tensor, exponents: Tensor, ways: Sequence[tuple[float, float]]
         ) -> tuple[Tensor, Tensor]:
-            return _through(blocks.modules[i], blocks.tensors[i], grads, ways), exponents
+            return _through(blocks.modules[i], blocks.tensors[i], grads, exponents, ways)
 
         return unfused.sums_by_length(walk, grad, exponent, routing)
 
@@ -105,8 +105,25 @@ class ReferenceEngine:
         return unfused.routed_forward(prepared.blocks, y0, routing)
 
 
-def _through(block: Block, x: Tensor, grads: Tensor, coefficients: Sequence[Sequence[float]]) -> Tensor:
-    """One block's routed Jacobian: grads [P, B, ...] at its output, P times (a, c) or (a, c, gate), to its input."""
+LIFT = {torch.float32: 100, torch.float64: 900}
+"""By how many powers of two a gradient is lifted that a block would take out of its type's range."""
+
+
+def _through(
+    block: Block, x: Tensor, grads: Tensor, exponents: Tensor, coefficients: Sequence[Sequence[float]]
+) -> tuple[Tensor, Tensor]:
+    """One block's routed Jacobian, from its output to its input.
+
+    Inside the block nothing is rescaled. Where hardly anything is left of a gradient, or it is not finite, it goes
+    through once more, lifted or lowered by a power of two: a block may shrink it by 2^200 in float32.
+
+    Args:
+        grads, exponents: scaled gradients [P, B, ...], and int32 [P, B] or [P, 1].
+        coefficients: P times (a, c) or (a, c, gate).
+
+    Returns:
+        Scaled gradients and exponents of the same kind, the largest magnitudes brought to [1/2, 1).
+    """
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         # Copies, since a branch or a join may begin with an in-place ReLU.
@@ -115,16 +132,31 @@ def _through(block: Block, x: Tensor, grads: Tensor, coefficients: Sequence[Sequ
         y = block.join(z.clone())
         asked = max(map(len, coefficients), default=0)
         branches = (skip, residual, *([block.gated(x.clone())] if asked > 2 else []))
-    walked = []
-    for grad, own in zip(grads, coefficients, strict=True):
+
+    def walked(grad: Tensor, own: Sequence[float]) -> Tensor:
         (grad,) = torch.autograd.grad(y, z, grad, retain_graph=True)
         parts = [
             coefficient * torch.autograd.grad(branch, x, grad, retain_graph=True)[0]
             for coefficient, branch in zip(own, branches, strict=True)
             if coefficient != 0 and branch is not None
         ]
-        walked.append(sum(parts[1:], parts[0]) if parts else torch.zeros_like(x))
-    return torch.stack(walked).detach() if walked else grads.new_zeros(0, *x.shape)
+        return sum(parts[1:], parts[0]) if parts else torch.zeros_like(x)
+
+    if len(grads) == 0:
+        return grads.new_zeros(0, *x.shape), exponents
+    through = torch.stack([walked(*pair) for pair in zip(grads, coefficients, strict=True)])
+    lift = LIFT[grads.dtype]
+    largest = scaling.largest(through, exponents)
+    lost = (largest < 2.0 ** (-lift // 2)) & (scaling.largest(grads, exponents) > 0)
+    lifts = torch.where(torch.isfinite(largest), lift * lost.int(), -lift)
+    for path in lifts.any(1).nonzero().flatten().tolist():
+        again = walked(
+            scaling.times_power_of_two(grads[path], scaling.beside(lifts[path], grads[path])), coefficients[path]
+        )
+        better = torch.isfinite(scaling.largest(again[None], exponents[path : path + 1]))[0]
+        lifts[path] = lifts[path].where(better, 0)
+        through[path] = torch.where(scaling.beside(lifts[path], again) != 0, again, through[path])
+    return scaling.rescale(through.detach(), exponents - lifts)
 
 
 class FrozenBlock(Block):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pathnet import scaling
 from pathnet.chunks import in_chunks
 from pathnet.engines import unfused
 from pathnet.engines.self_check import disagreement
@@ -144,13 +145,18 @@ class TritonEngine:
         from pathnet.engines.triton.routed_backward import through_block
 
         assert isinstance(blocks, TritonRecord)
+        magnitudes = blocks.network.magnitudes
+
+        def through(
+            index: int, grads: Tensor, exponents: Tensor, ways: Sequence[tuple[float, float]]
+        ) -> tuple[Tensor, Tensor]:
+            if magnitudes is not None:
+                ways, shifts = magnitudes.of_block(index, ways)
+                exponents = exponents + shifts.to(exponents.device)[:, None]
+            return through_block(blocks.network, blocks.kept, index, grads, exponents, ways)
+
         with on_device(grad.device):
-            return unfused.sums_by_length(
-                lambda *block: through_block(blocks.network, blocks.kept, *block),
-                blocks.given(grad),
-                exponent,
-                routing,
-            )
+            return unfused.sums_by_length(through, blocks.given(grad), exponent, routing)
 
     def sums_by_length_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
         return unfused.norms_of(*self.sums_by_length(blocks, grad, exponent, routing))
@@ -177,8 +183,12 @@ class TritonEngine:
         from pathnet.engines.triton.routed_backward import routed_backward
 
         assert isinstance(blocks, TritonRecord)
+        routing, shifts = _divided(blocks.network, routing)
         with on_device(grad.device):
-            return routed_backward(blocks.network, blocks.kept, blocks.given(grad), exponent, routing.tolist())
+            gradients, exponents = routed_backward(
+                blocks.network, blocks.kept, blocks.given(grad), exponent, routing.tolist()
+            )
+        return gradients, exponents if shifts is None else exponents + shifts.to(exponents.device)
 
     def routed_backward_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
         from pathnet.engines.triton.routed_backward import routed_backward_norms
@@ -186,6 +196,7 @@ class TritonEngine:
         assert isinstance(blocks, TritonRecord)
         network, kept, grad = blocks.network, blocks.kept, blocks.given(grad)
         norms = torch.empty(len(routing), len(grad), dtype=torch.float64, device=grad.device)
+        routing, shifts = _divided(network, routing)
         with on_device(grad.device):
             for part, own in in_chunks(
                 len(routing),
@@ -194,7 +205,17 @@ class TritonEngine:
                 ROOM,
             ):
                 norms[part] = own
-        return norms
+        return (
+            norms if shifts is None else scaling.times_power_of_two(norms, shifts.to(norms.device).expand_as(norms))
+        )
+
+
+def _divided(network: TritonNetwork, routing: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What the network is walked back by, and int32 [P, 1], the powers of two left out; None where none are."""
+    if network.magnitudes is None:
+        return routing, None
+    routing, shifts = network.magnitudes.of_routing(routing)
+    return routing, shifts[:, None]
 
 
 def unsupported_side(net: ResidualNet) -> str | None:

@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pathnet.engines.tables import behind, blocks_of, post_activation, scaled
+from pathnet import scaling
+from pathnet.engines.magnitudes import Divided, Magnitudes, divided
+from pathnet.engines.tables import behind, blocks_of, post_activation, scaled, tables
 from pathnet.models.residual_net import FusedForm, ResidualNet, Unit
 from pathnet.record import BatchNormMode, Precision
 
@@ -117,6 +119,9 @@ class TritonNetwork:
         statistics: float32 [units, 2, widest], the running mean and variance; empty in BN mode ``batch``.
         epsilons, epsilon: of each unit, what BN adds to the variance; here, and float32 [units, 1] on the device.
         precision: of the walk; the forward pass is float32-accurate in each.
+        magnitudes: what was taken out of the factors of the walk back; None where nothing was.
+        scale_exponents: int32 [units, 1], the powers of two taken out of the factors of units and blocks' ends; None
+            likewise.
     """
 
     blocks: Sequence[FusedBlock]
@@ -126,6 +131,8 @@ class TritonNetwork:
     epsilon: Tensor
     bn: BatchNormMode
     precision: Precision
+    magnitudes: Magnitudes | None = None
+    scale_exponents: Tensor | None = None
 
     @property
     def walk_dtype(self) -> torch.dtype:
@@ -195,8 +202,40 @@ def _starts(sizes: Iterable[int]) -> list[int]:
 
 def network_of(net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]) -> TritonNetwork:
     """A network of blocks that have fused forms, or all post-activation ones; for inputs [C, H, W] of the first."""
-    if post_activation(net):
-        return _post_network(net, bn, precision, Shape(*y0_shape))
+    build = _post_network if post_activation(net) else _pre_network
+    return _divided(build(net, bn, precision, Shape(*y0_shape)), divided(tables(net, bn, y0_shape)))
+
+
+def _divided(network: TritonNetwork, back: Divided) -> TritonNetwork:
+    """The network with the factors of its walk back as they are divided in its tables."""
+    if back.magnitudes is None:
+        return network
+    blocks = []
+    units: list[int] = []
+    ends: list[int] = []
+    for block, row in zip(network.blocks, back.tables.blocks.tolist(), strict=True):
+        first, count, _, projection = row[:4]
+        branches = [range(first, first + count), range(projection, projection + 1) if projection >= 0 else range(0)]
+        units += branches[0]
+        ends += [branch.stop for branch in branches if branch][: len(block.ends)]
+        convolutions = [
+            _divided_transposed(conv, int(back.weights[unit]), network.walk_dtype)
+            for conv, unit in zip(block.convolutions, branches[0], strict=True)
+        ]
+        beside = block.projection
+        if beside is not None:
+            beside = _divided_transposed(beside, int(back.weights[projection]), network.walk_dtype)
+        blocks.append(replace(block, convolutions=convolutions, projection=beside))
+    exponents = back.scales[torch.tensor([*units, *ends])].int().to(network.affine.device)
+    return replace(network, blocks=blocks, magnitudes=back.magnitudes, scale_exponents=exponents[:, None])
+
+
+def _divided_transposed(conv: Convolution, exponent: int, dtype: torch.dtype) -> Convolution:
+    weight = scaling.times_power_of_two(conv.weight, torch.tensor(-exponent, device=conv.weight.device))
+    return replace(conv, transposed=weight.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format))
+
+
+def _pre_network(net: ResidualNet, bn: BatchNormMode, precision: Precision, shape: Shape) -> TritonNetwork:
     forms = []
     for block in blocks_of(net):
         form = block.fused_form()
@@ -212,7 +251,7 @@ def network_of(net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_sha
         running = [(bn.running_mean, bn.running_var) for bn in norms]
         statistics = torch.stack([_filled([own for own in pair if own is not None], widest) for pair in running])
     return TritonNetwork(
-        fused_blocks(forms, Shape(*y0_shape), torch.float32, DTYPES[precision]),
+        fused_blocks(forms, shape, torch.float32, DTYPES[precision]),
         affine,
         statistics,
         [norm.eps for norm in norms],

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pathnet import scaling
 from pathnet.engines.triton.endings import joined
 from pathnet.engines.triton.forward import forward_unit
 from pathnet.engines.triton.network import TritonNetwork
@@ -49,8 +50,10 @@ class Recording:
         return ends(network, self.plan, activations)[0].contiguous(), kept
 
     def _scales(self, variances: Tensor) -> Tensor:
-        """gain / deviation of all units; variances float32 [units, widest]."""
-        return self.network.affine[:, 0] * (variances + self.network.epsilon).rsqrt()
+        """gain / deviation of all units, as the walk back takes them; variances float32 [units, widest]."""
+        scales = self.network.affine[:, 0] * (variances + self.network.epsilon).rsqrt()
+        exponents = self.network.scale_exponents
+        return scales if exponents is None else scaling.times_power_of_two(scales, -exponents)
 
 
 def _sources(network: TritonNetwork, plan: Plan) -> list[int]:

@@ -1,0 +1,174 @@
+"""Powers of two that are taken out of a network's factors before a walk back.
+
+Between the units of a residual module nothing is rescaled, so that a module whose weights and BN factors shrink a
+gradient by 1e-40 at once would leave nothing of it in float32, although its norm, as mantissa and power of two, is
+well in range. So the factors of such a module, and of such a skip, are divided by powers of two, which is exact, and
+what a walk gives is multiplied by them at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pathnet import scaling
+from pathnet.engines.tables import PROJECTION, Tables
+
+__all__ = ["Divided", "Magnitudes", "divided", "multiplied"]
+
+ORDINARY = 40
+"""A branch stays as it is while its factors, and their product, lie within 2^-40 and 2^40."""
+
+FAR = 100
+"""In sums by length: from how many powers of two on the larger of a block's two branches is put above 1..."""
+
+LIFT = 60
+"""...and by how many, so that the smaller one stays a normal number down to 2^-160."""
+
+
+@dataclass(frozen=True)
+class Magnitudes:
+    """The powers of two that each block's branches were divided by.
+
+    Attributes:
+        branches: int64 [n, 2], the exponents of skip and residual module; on the CPU.
+    """
+
+    branches: Tensor
+
+    def of_routing(self, routing: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the divided network is walked by in place of a routing.
+
+        Args:
+            routing: [P, n, 2], the (a, c) of every block.
+
+        Returns:
+            The routing of the divided network, of the same type and on the same device; and int32 [P], the powers of
+            two by which the gradients that come of it are to be multiplied.
+        """
+        return self._shifted(routing, 0)
+
+    def of_sums(self, routing: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same for the sums by length under one routing [n, 2], with int32 [1, 1] for all sums.
+
+        Both branches of a block count there whatever their size: they may lie up to 2^160 apart.
+        """
+        shifted, exponents = self._shifted(routing[None], LIFT)
+        return shifted[0], exponents[:, None]
+
+    def of_block(
+        self, block: int, coefficients: Sequence[tuple[float, float]]
+    ) -> tuple[list[tuple[float, float]], Tensor]:
+        """Return the same for one block: its (a, c) for each of g gradients, and int32 [g]."""
+        alone = replace(self, branches=self.branches[block : block + 1])
+        shifted, exponents = alone.of_routing(torch.tensor(coefficients, dtype=torch.float64).reshape(-1, 1, 2))
+        return [(a, c) for a, c in shifted[:, 0].tolist()], exponents
+
+    def _shifted(self, routing: Tensor, lift: int) -> tuple[Tensor, Tensor]:
+        coefficients = routing.detach().double().cpu()
+        nothing = torch.iinfo(torch.int64).min
+        exponents = self.branches.expand(coefficients.shape).where(coefficients != 0, nothing)
+        largest, least = exponents.amax(-1), self.branches.expand(coefficients.shape).amin(-1)
+        # A block of which neither branch counts gives zeros, whatever they are multiplied by.
+        largest = largest.where(largest != nothing, 0)
+        shift = largest - lift * ((largest - least > FAR) & (coefficients != 0).all(-1)).long()
+        shifted = scaling.times_power_of_two(
+            coefficients, (self.branches - shift[..., None]).clamp(-2000, 2000).int()
+        )
+        # Straight to zero: kernels leave a branch out whose coefficient is zero, and may flush denormal ones.
+        shifted = shifted.where(shifted.abs() >= torch.finfo(torch.float32).tiny, 0.0)
+        return shifted.to(routing.dtype).to(routing.device), shift.sum(-1).int()
+
+
+@dataclass(frozen=True)
+class Divided:
+    """A network's tables for walks back.
+
+    Attributes:
+        tables: as they came, weights and scales divided.
+        weights: int64 [U], the exponents of the powers of two that each unit's weights were divided by.
+        scales: int64 [U], likewise of the factors of each unit's BN; 0 where it has none.
+        magnitudes: what that comes to for the branches; None where nothing was divided.
+    """
+
+    tables: Tables
+    weights: Tensor
+    scales: Tensor
+    magnitudes: Magnitudes | None
+
+    @property
+    def by_channel(self) -> Tensor:
+        """int32 [len(tables.scales)]: the exponents of each channel's factor."""
+        exponents = torch.zeros(len(self.tables.scales), dtype=torch.int32)
+        for unit, exponent in zip(self.tables.units.tolist(), self.scales.tolist(), strict=True):
+            if unit[10] >= 0:
+                exponents[unit[10] : unit[10] + unit[0]] = exponent
+        return exponents
+
+
+def divided(tables: Tables) -> Divided:
+    """Divide the factors of those branches that are no ordinary ones by powers of two: all of them by that of each
+    unit's largest, so that what lies between two units is of a size with what enters and leaves the branch."""
+    units = tables.units.tolist()
+    weight_exponents = torch.zeros(len(units), dtype=torch.int64)
+    scale_exponents = torch.zeros_like(weight_exponents)
+    branches = torch.zeros(len(tables.blocks), 2, dtype=torch.int64)
+    found = [_exponents(tables, unit) for unit in units]
+    for block, (first, count, skip, projection) in enumerate(tables.blocks[:, :4].tolist()):
+        module = _with_end(units, range(first, first + count))
+        shared = [first] if skip == PROJECTION else []
+        beside = _with_end(units, range(projection, projection + 1)) if skip == PROJECTION else []
+        factors = [exponent for unit in (*module, *beside) for exponent in found[unit]]
+        residual = sum(sum(found[unit]) for unit in module)
+        skipped = sum(sum(found[unit]) for unit in beside) + sum(found[unit][1] for unit in shared)
+        if max(map(abs, (*factors, residual, skipped))) <= ORDINARY:
+            continue
+        for unit in (*module, *beside):
+            weight_exponents[unit], scale_exponents[unit] = found[unit]
+        branches[block] = torch.tensor([skipped, residual])
+    if not branches.any() and not weight_exponents.any() and not scale_exponents.any():
+        return Divided(tables, weight_exponents, scale_exponents, None)
+    result = Divided(tables, weight_exponents, scale_exponents, Magnitudes(branches))
+    weights = tables.weights.clone()
+    for unit, exponent in zip(units, weight_exponents.tolist(), strict=True):
+        part = _weights_of(unit)
+        weights[part] = scaling.times_power_of_two(weights[part], torch.tensor(-exponent))
+    scales = scaling.times_power_of_two(tables.scales, -result.by_channel)
+    return replace(result, tables=replace(tables, weights=weights, scales=scales))
+
+
+def multiplied(norms: Tensor, gradients: Tensor, exponents: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what a divided walk gave, multiplied by powers of two.
+
+    Args:
+        norms: float64 [P, B]
+        gradients, exponents: [P, B, ...] and int32 [P, B] or [P, 1]; none of them (P = 0) where they are not wanted.
+        shifts: int32 [P, 1] or [1, 1], on the same device.
+    """
+    norms = scaling.times_power_of_two(norms, shifts.expand(norms.shape))
+    return norms, gradients, exponents + shifts if len(exponents) else exponents
+
+
+def _with_end(units: Sequence[Sequence[int]], branch: range) -> list[int]:
+    """The rows of a branch, and behind them that of the BN that ends it, where there is one."""
+    ends = branch.stop < len(units) and units[branch.stop][6] == 0
+    return [*branch, *([branch.stop] if ends else [])]
+
+
+def _weights_of(unit: Sequence[int]) -> slice:
+    channels, _, _, out_channels, _, _, kernel, _, _, begin, _, _ = unit
+    return slice(begin, begin + channels * out_channels * kernel * kernel)
+
+
+def _exponents(tables: Tables, unit: Sequence[int]) -> tuple[int, int]:
+    """The powers of two just above the largest of a unit's weights and of its BN's factors; 0 where there is none."""
+    scales = tables.scales[unit[10] : unit[10] + unit[0]] if unit[10] >= 0 else tables.scales[:0]
+    return _exponent(tables.weights[_weights_of(unit)]), _exponent(scales)
+
+
+def _exponent(values: Tensor) -> int:
+    largest = values.abs().max() if len(values) else values.new_zeros(())
+    return int(torch.frexp(largest).exponent) if torch.isfinite(largest) else 0

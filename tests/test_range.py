@@ -1,0 +1,208 @@
+"""Modules that shrink a gradient beyond float32's range at once, or let it grow beyond it; losses that do."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import Case, faint, measured_net, post_activation_net
+from judging import TOLERANCES, check, check_sums, random_routings
+from oracles import detach_loop, in_float64
+from torch import Tensor
+
+import pathnet
+from pathnet import native, scaling
+from pathnet.engines import magnitudes
+from pathnet.engines.tables import tables
+from pathnet.models import ResidualNet
+
+GROWTH = {"running": 20, "batch": 0}
+"""What grows on top of a bias in BN mode ``batch`` leaves nothing of what is normalised there, in no float32 pass."""
+
+needs_cpu = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
+
+
+def faint_net(kind: str, seed: int, bn: str) -> tuple[ResidualNet, Tensor, Tensor]:
+    net, images, labels = measured_net(seed, small=True) if kind == "pre" else post_activation_net(seed, bn)
+    return faint(net, seed, GROWTH[bn]), images, labels
+
+
+@needs_cpu
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("bn", ["running", "batch"])
+@pytest.mark.parametrize("kind", ["pre", "post"])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_cpu_engine_keeps_what_a_module_shrinks(seed: int, kind: str, bn: Any, precision: Any) -> None:
+    net, images, labels = faint_net(kind, seed, bn)
+    tape = pathnet.record(net, images, labels, bn=bn, engine="cpu", precision=precision)
+    check(tape, random_routings(net.n, seed), precision)
+    check_sums(tape, torch.ones(net.n, 2), precision)
+
+
+@needs_cpu
+def test_without_dividing_the_same_gradients_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the test above is one."""
+    monkeypatch.setattr(magnitudes, "ORDINARY", 10_000)
+    net, images, labels = faint_net("pre", 0, "running")
+    tape = pathnet.record(net, images, labels, engine="cpu")
+    assert (tape.path_gradient_norms(torch.ones(1, net.n, dtype=torch.uint8)) == 0).all()
+
+
+@pytest.mark.parametrize("bn", ["running", "batch"])
+@pytest.mark.parametrize(
+    ("case", "seed"), [(Case("basic", 8), 0), (Case("bottleneck", 11, block="bottleneck", width=6), 1)]
+)
+def test_the_reference_in_float32_keeps_what_a_module_shrinks(case: Case, seed: int, bn: Any) -> None:
+    net = faint(case.net(), seed)
+    images, labels = case.images()
+    routing = random_routings(net.n, 0)
+    exact = pathnet.record(net, images, labels, bn=bn, engine="reference", precision="float64")
+    walked = pathnet.record(net, images, labels, bn=bn, engine="reference")
+    expected = exact.routed_gradients(routing).flatten(2).norm(dim=2)
+    assert (expected[expected > 0].log10() < -40).any()
+    actual = walked.routed_gradients(routing).flatten(2).norm(dim=2)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=0)
+    sums = walked.gradient_by_length().flatten(2).norm(dim=2)
+    torch.testing.assert_close(sums, exact.gradient_by_length().flatten(2).norm(dim=2), rtol=1e-3, atol=0)
+
+
+def test_float64_itself_equals_the_detach_loop_there() -> None:
+    net = faint(Case("basic", 8).net(), 0)
+    images, labels = Case("basic", 8).images()
+    tape = pathnet.record(net, images, labels, engine="reference", precision="float64")
+    for b in pathnet.paths.enumerate_all(net.n):
+        expected = detach_loop(in_float64(net, "running"), images.double(), labels, b.tolist())
+        torch.testing.assert_close(tape.path_gradients(b[None])[0], expected, rtol=1e-10, atol=0)
+
+
+@needs_cpu
+@pytest.mark.parametrize("bn", ["running", "batch"])
+@pytest.mark.parametrize("factor", [1e-10, 2e-20])
+def test_relu_bits_of_the_faintest_activations_are_those_of_float64(factor: float, bn: Any) -> None:
+    """Activations of 1e-40 are denormal in float32, and still of one sign or the other."""
+    net, denormal = Case("basic", 14).net(), 0
+    with torch.no_grad():
+        for block in net.blocks:
+            for norm in block.bns:
+                norm.weight *= factor
+                norm.bias.zero_()
+                norm.running_mean.zero_()
+    images, labels = Case("basic", 14).images()
+    tape, exact = pathnet.record(net, images, labels, bn=bn, engine="cpu"), in_float64(net, bn)
+    y = exact.stem(images.double())
+    for block, bits in zip(exact.blocks, tape._record.blocks.bits(), strict=True):  # type: ignore[attr-defined]
+        x = y
+        for norm, conv, recorded in zip(block.bns, block.convs, bits, strict=True):
+            z = norm(x)
+            sure = (z.abs() > 1e-3 * z.abs().mean()) & (z.abs() > 1e-42)
+            assert torch.equal(recorded[sure], (z > 0)[sure])
+            denormal += int((z[sure].abs() < torch.finfo(torch.float32).tiny).sum())
+            x = conv(z.relu())
+        y = block(y)
+    assert bn == "batch" or factor > 1e-15 or denormal > 100
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_dividing_is_by_powers_of_two_and_leaves_ordinary_networks_alone(seed: int) -> None:
+    for kind in ("pre", "post"):
+        net, images, _ = measured_net(seed) if kind == "pre" else post_activation_net(seed)
+        whole = tables(net, "running", net.stem(images).shape[1:])
+        assert magnitudes.divided(whole).tables is whole
+        whole = tables(faint(net, seed), "running", net.stem(images).shape[1:])
+        back = magnitudes.divided(whole)
+        units = whole.units.tolist()
+        for unit, weight, scale in zip(units, back.weights.tolist(), back.scales.tolist(), strict=True):
+            begin, count = unit[9], unit[0] * unit[3] * unit[6] ** 2
+            part = slice(begin, begin + count)
+            assert torch.equal(back.tables.weights[part].double() * 2.0**weight, whole.weights[part].double())
+            if unit[10] >= 0:
+                part = slice(unit[10], unit[10] + unit[0])
+                assert torch.equal(back.tables.scales[part].double() * 2.0**scale, whole.scales[part].double())
+
+
+def losses() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    return {
+        "large": lambda output, target: F.cross_entropy(output.double(), target) * 1e300,
+        "tiny": lambda output, target: F.cross_entropy(output.double(), target) * 1e-300,
+        "uneven": lambda output, target: (
+            F.cross_entropy(output.double(), target, reduction="none")
+            * torch.tensor([1e200, 1, 1e-200], dtype=torch.float64)
+        ).sum(),
+    }
+
+
+@pytest.mark.parametrize("engine", ["reference", pytest.param("cpu", marks=needs_cpu)])
+@pytest.mark.parametrize("bn", ["running", "batch"])
+@pytest.mark.parametrize("name", ["large", "tiny", "uneven"])
+def test_a_loss_in_float64_may_leave_float32s_range(name: str, bn: Any, engine: str) -> None:
+    case, loss = Case("basic", 8), losses()[name]
+    net, (images, labels) = case.net(), case.images()
+    b = torch.tensor([[0, 1, 0], [1, 1, 1]])
+    exact = pathnet.record(net, images, labels, bn=bn, engine="reference", precision="float64", loss=loss)
+    tape = pathnet.record(net, images, labels, bn=bn, engine=engine, loss=loss)
+    expected, actual = exact.path_gradients(b, scaled=True), tape.path_gradients(b, scaled=True)
+    norms, truth = (own[0].double().flatten(2).norm(dim=2) for own in (actual, expected))
+    assert (truth > 0).all()
+    powers = (actual[1] - expected[1]).flatten(1).double()
+    torch.testing.assert_close((norms * 2**powers), truth, rtol=2e-2 if bn == "batch" else 1e-3, atol=0)
+
+
+@pytest.mark.parametrize("bn", ["running", "batch"])
+def test_a_loss_whose_gradient_is_nan_is_refused(bn: Any) -> None:
+    net, (images, labels) = Case("basic", 8).net(), Case("basic", 8).images()
+
+    def root_of_zero(output: Tensor, target: Tensor) -> Tensor:
+        return (output * 0).square().sum().sqrt()
+
+    with pytest.raises(ValueError, match=r"^loss: expected a finite gradient .* got NaN or infinity$"):
+        pathnet.record(net, images, labels, bn=bn, engine="reference", loss=root_of_zero)
+
+
+def test_a_loss_that_the_output_cannot_change_is_refused() -> None:
+    net, (images, labels) = Case("basic", 8).net(), Case("basic", 8).images()
+    with pytest.raises(ValueError, match=r"^loss: expected a differentiable function of the output"):
+        pathnet.record(net, images, labels, engine="reference", loss=lambda output, target: torch.tensor(1.0))
+
+
+def test_a_sample_that_fits_all_but_perfectly_keeps_its_gradient() -> None:
+    """Of a loss in float64; in float32 its cross-entropy's gradient of 1e-60 would be 0."""
+    net, (images, labels) = Case("basic", 8).net(), Case("basic", 8).images()
+    with torch.no_grad():
+        net.head.linear.weight[labels[0]] += 60 * torch.sign(net.head[:4](walked(net, images))[0])
+    exact = pathnet.record(net, images, labels, engine="reference", precision="float64")
+    tape = pathnet.record(net, images, labels, engine="reference")
+    b = torch.ones(1, net.n, dtype=torch.uint8)
+    expected = exact.path_gradient_norms(b, per_sample=True)[0, 0]
+    assert 0 < expected < 1e-45
+    torch.testing.assert_close(tape.path_gradient_norms(b, per_sample=True)[0, 0], expected, rtol=0.2, atol=0)
+
+
+def walked(net: ResidualNet, images: Tensor) -> Tensor:
+    y = net.stem(images)
+    for block in net.blocks:
+        y = block(y)
+    return y
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
+def test_lifted_coefficients_stay_in_range() -> None:
+    """Both branches of a block count in sums by length, though one be 2^160 times the other."""
+    shares = magnitudes.Magnitudes(torch.tensor([[0, -150], [0, 10], [0, 0]]))
+    routing, exponents = shares.of_sums(torch.ones(3, 2))
+    assert routing.dtype == torch.float32 and (routing > 1e-38).all() and (routing < 1e20).all()
+    powers = torch.log2(routing.double()) + torch.tensor([[-60.0], [10.0], [0.0]])
+    assert torch.equal(powers, shares.branches.double()) and exponents.tolist() == [[-50]]
+    codes = pathnet.paths.routing(torch.tensor([[1, 1, 0], [0, 0, 0]]), torch.float32)
+    routing, exponents = shares.of_routing(codes)
+    assert torch.equal(routing, codes) and exponents.tolist() == [-140, 0]
+    assert torch.equal(scaling.times_power_of_two(torch.ones(2), exponents)[1:], torch.ones(1))
