@@ -197,7 +197,7 @@ class Data:
             like: the hash that an earlier run or checkpoint recorded. Where it has no version, the hash is of that
                 kind: over the values without shapes and names, or the names and sizes of files.
         """
-        if like is not None and not like.startswith(VERSION):
+        if isinstance(like, str) and not like.startswith(VERSION):
             return self._legacy_fingerprint(like)
         header = {"classes": self.classes, "crop_padding": int(self.crop_padding), "flip": bool(self.flip)}
         digest = hashlib.sha256()
