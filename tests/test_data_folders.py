@@ -121,16 +121,16 @@ def test_what_is_no_image_of_a_class_is_passed_over_with_a_word(folder: Path) ->
 
 
 LAYOUTS = {
-    "images alone": (["a.png", "b.PNG", "notes.txt"], r"expected train/<class>/ .* got 2 .png files, 1 .txt files$"),
+    "images alone": (["a.png", "b.PNG", "notes.txt"], r"expected train/<class>/ .* got 2 .png files, 1 .txt file$"),
     "no splits": (["cat/a.png", "dog/a.png"], r"expected train/<class>/ .* got the folders cat and dog$"),
     "train alone": (["train/cat/a.png"], r"needs the folders train/<class>/ and test/<class>/ .* the folder train$"),
     "test alone": (["test/cat/a.png"], r"expected train/<class>/ .* got the folder test$"),
-    "no classes": (["train/a.png", "test/a.png"], r"train holds no class folders, got 1 .png files$"),
+    "no classes": (["train/a.png", "test/a.png"], r"train holds no class folders, got 1 .png file$"),
     "one level too deep": (
         ["train/cat/images/a.png", "test/cat/a.png"],
         r"cat holds no images: .* the folder images$",
     ),
-    "another kind": (["train/cat/a.gif", "test/cat/a.gif"], r"cat holds no images: .* got 1 .gif files$"),
+    "another kind": (["train/cat/a.gif", "test/cat/a.gif"], r"cat holds no images: .* got 1 .gif file$"),
     "many": ([f"class{i}/a.png" for i in range(9)], r"class0, class1, class2, class3 and 5 more$"),
     "nothing": ([], r"got an empty folder$"),
 }

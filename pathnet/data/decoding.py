@@ -75,8 +75,10 @@ def check_regular(file: Path, most: int) -> None:
     """Check that a file can be read whole: a named pipe would be waited for without end.
 
     Raises:
-        ValueError: it is not a regular file, or has more than ``most`` bytes.
+        ValueError: it does not exist, is not a regular file, or has more than ``most`` bytes.
     """
+    if not (file.exists() or file.is_symlink()):
+        raise ValueError(f"data: {file} does not exist")
     if problem := regular(file):
         raise ValueError(f"data: {file} {problem}")
     if (size := file.stat().st_size) > most:

@@ -36,7 +36,10 @@ def contents(folder: Path) -> str:
     entries = list(folder.iterdir())
     folders = sorted(entry.name for entry in entries if entry.is_dir())
     suffixes = Counter(entry.suffix.lower() for entry in entries if not entry.is_dir())
-    parts = [f"{count:,} {suffix or 'other'} files" for suffix, count in suffixes.most_common(MOST_NAMES)]
+    parts = [
+        f"{count:,} {suffix or 'other'} file{'s' if count > 1 else ''}"
+        for suffix, count in suffixes.most_common(MOST_NAMES)
+    ]
     if folders:
         parts.append(f"the folder{'s' if len(folders) > 1 else ''} {enumerated(folders)}")
     return ", ".join(parts) or "an empty folder"
