@@ -83,19 +83,19 @@ class _ParquetSplit:
         rows = [row for file in files for row in _rows(file)]
         self.broken: dict[str, str] = {}
         # The first image alone: its size bounds the others, before threads hold a thousand of them.
-        model: np.ndarray[Any, Any] | None = None
+        first_image: np.ndarray[Any, Any] | None = None
         for number, row in enumerate(rows):
             try:
-                model, rows = row.decoded(), rows[number:]
+                first_image, rows = row.decoded(), rows[number:]
                 break
             except BrokenImage as broken:
                 self._leave_out(folder, row, broken, skip_broken)
-        if model is None:
+        if first_image is None:
             raise ValueError(f"data: {files[0]}: expected images that can be read, got none among {len(rows):,} rows")
-        if len(rows) * model.size > MOST_BYTES:
+        if len(rows) * first_image.size > MOST_BYTES:
             raise ValueError(
                 f"data: {rows[0].origin}: expected images of at most {MOST_BYTES:,} bytes in the split {split}, "
-                f"got {len(rows):,} of {model.size:,} each"
+                f"got {len(rows):,} of {first_image.size:,} each"
             )
         first = rows[0]
         self.jpeg = (first.encoded or b"").startswith(b"\xff\xd8")
@@ -105,10 +105,10 @@ class _ParquetSplit:
                 image = row.decoded()
             except BrokenImage as broken:
                 return broken
-            if image.shape != model.shape:
+            if image.shape != first_image.shape:
                 raise ValueError(
                     f"data: the images differ in size: {row.origin} has {_size(image)} pixels, "
-                    f"{first.origin} has {_size(model)}"
+                    f"{first.origin} has {_size(first_image)}"
                 )
             return image
 
