@@ -7,10 +7,11 @@ import operator
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["check_integer", "check_number", "check_tensor", "described", "one_of"]
+__all__ = ["check_flag", "check_integer", "check_number", "check_tensor", "described", "one_of"]
 
 LONGEST = 60
 """Characters of a value that an error message quotes."""
@@ -128,6 +129,13 @@ def check_tensor(
         sizes = ", ".join("*" if size is None else str(size) for size in shape)
         raise ValueError(f"{name}: expected shape [{sizes}], got {list(value.shape)}")
     return value
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return ``value``, True or False; raise ValueError where it is neither."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name}: expected True or False, got {described(value)}")
+    return bool(value)
 
 
 def one_of(name: str, value: Any, literal: object) -> None:

@@ -49,6 +49,10 @@ SMALL_IMAGE = 256
 DEPTH_IMAGES = 32
 
 DataFlag = Annotated[str, typer.Option(help="digits, synthetic, or a folder: CIFAR-10 or folders of classes.")]
+SkipFlag = Annotated[
+    bool,
+    typer.Option("--skip-broken", help="Leave out images of a folder that cannot be read; runs keep their names."),
+]
 RunFlag = Annotated[Path, typer.Option(help="The run's folder; an existing run goes on.")]
 DeviceFlag = Annotated[str, typer.Option(help="cpu, cuda or auto: cuda where there is one, else cpu.")]
 StudyFlag = Annotated[
@@ -112,6 +116,7 @@ def train(
         Literal["preact_resnet", "preact_resnet_imagenet", "resnet", "vgg", "highway"],
         typer.Option(help="The network."),
     ] = "preact_resnet",
+    skip_broken: SkipFlag = False,
     depth: Annotated[
         int | None, typer.Option(help="Layers with weights: 6n + 2, bottleneck 9n + 2.", show_default="56")
     ] = None,
@@ -148,7 +153,7 @@ def train(
 
     Started by torchrun, its processes share out each batch.
     """
-    images = pathnet.data.load(data)
+    images = pathnet.data.load(data, skip_broken)
     own: dict[str, Any] = {"depth": depth, "width": width, "shortcut": shortcut, "block": block}
     own |= {"survival": survival, "gate_bias": gate_bias, "stages": stages}
     given = {name: value for name, value in own.items() if value is not None}
@@ -177,6 +182,7 @@ def gradients(
     data: DataFlag,
     run: RunFlag,
     weights: Annotated[Path | None, typer.Option(help="The network.", show_default="the run's own weights")] = None,
+    skip_broken: SkipFlag = False,
     device: DeviceFlag = "auto",
     as_json: Json = False,
     settings: PathGradients,
@@ -186,7 +192,7 @@ def gradients(
     What other methods measured by the same plan goes into the same folder, and into the same figure.
     """
     net = models.load(weights or results.weights_of(run)).to(_device(device))
-    _show(_measure(net, pathnet.data.load(data), settings, run), as_json)
+    _show(_measure(net, pathnet.data.load(data, skip_broken), settings, run), as_json)
 
 
 @app.command()
@@ -270,7 +276,7 @@ def _study_on(
     study: Study, place: Path, device: str
 ) -> Iterator[tuple[pathnet.data.Data, Callable[[str], Networks]]]:
     """The data of a study, and what trains the networks of an experiment."""
-    on, images, known = _device(device), pathnet.data.load(study.data), dict[str, Any]()
+    on, images, known = _device(device), pathnet.data.load(study.data, study.skip_broken), dict[str, Any]()
 
     def networks(experiment: str) -> Networks:
         wanted = EXPERIMENTS[experiment].networks

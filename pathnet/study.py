@@ -30,6 +30,7 @@ class Study:
 
     Attributes:
         data: the data set: digits, synthetic, or a folder with CIFAR-10 or with folders of classes.
+        skip_broken: leave out images of a folder that cannot be read.
         seeds: networks of each kind.
         depth: layers with weights of residual networks, 6n + 2.
         width: channels of their first stage.
@@ -44,6 +45,7 @@ class Study:
     """
 
     data: str
+    skip_broken: bool = False
     seeds: int = 1
     depth: int = 110
     width: int = 16

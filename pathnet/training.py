@@ -384,7 +384,9 @@ class _Run:
         tensors, metadata = read_tensors(checkpoint)
         # What a file from before there was a setting does not say, is what was done then: the default.
         metadata["recipe"] = asdict(Recipe()) | metadata.get("recipe", {})
-        for part, expected in self.identity.items():
+        # The data's hash is of the kind that the file has; the next one written has the kind of now.
+        identity = self.identity | {"data": self.data.fingerprint(like=metadata.get("data"))}
+        for part, expected in identity.items():
             if metadata.get(part) != expected:
                 raise ValueError(
                     f"checkpoint: {checkpoint} is of another {'model' if part == 'config' else part} "

@@ -188,14 +188,14 @@ def unreadable(tmp_path: Path, what: str) -> Path:
     ("what", "message"),
     [
         ("missing folder", "expected digits, synthetic or an existing folder"),
-        ("empty", "holds no CIFAR-10: expected train"),
+        ("empty", "holds no data set: expected train"),
         ("truncated", "train-00000-of-00001.parquet is not a readable Parquet file"),
         ("no test", "has no test-"),
-        ("columns", "needs the columns img and label, has a"),
+        ("columns", "needs the columns img .or image. and label, has a"),
         ("not an image", "row 0 is not a readable image"),
         ("cut pickle", "data_batch_2 is not a readable CIFAR-10 batch"),
         ("no val", "needs the folders train"),
-        ("no images", "holds no images"),
+        ("no images", "holds no images: expected files that end in one of .* got an empty folder"),
         ("missing class", "has no folder for class 'another'"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from pathnet.checks import check_integer, described
 from pathnet.data.images import Data, InMemory
 from pathnet.streams import stream
 
@@ -12,7 +13,7 @@ __all__ = ["digits", "synthetic"]
 
 
 def digits() -> Data:
-    """scikit-learn's 1,797 hand-written digits, 8x8 and one channel; the last 360 are the test split.
+    """Return scikit-learn's 1,797 hand-written digits, 8x8 and one channel; the last 360 are the test split.
 
     The last fifth was written by other people than the first four, so this is the harder split. A flipped digit
     is no digit, so that the augmentation only shifts, by up to one pixel.
@@ -34,12 +35,24 @@ def digits() -> Data:
 
 
 def synthetic(images: int = 512, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), seed: int = 0) -> Data:
-    """Noise around one random image a class: learnable at once, for tests and timings.
+    """Return noise around one random image a class: learnable at once, for tests and timings.
 
     Args:
         images: in the training split; the test split has a quarter as many.
         shape: (C, H, W)
+
+    Raises:
+        ValueError: an argument is not of positive integers, or ``seed`` is negative.
     """
+    images, classes = check_integer("images", images, 1), check_integer("classes", classes, 1)
+    seed = check_integer("seed", seed, 0)
+    if not isinstance(shape, tuple | list) or len(shape) != 3:
+        raise ValueError(f"shape: expected (C, H, W), got {described(shape)}")
+    shape = (
+        check_integer("shape", shape[0], 1),
+        check_integer("shape", shape[1], 1),
+        check_integer("shape", shape[2], 1),
+    )
     rng = stream(seed, "synthetic")
     prototypes = rng.integers(64, 192, (classes, *shape))
 

@@ -2,123 +2,194 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pathnet.data.images import Data, InMemory, decode, existing_folder
+from pathnet.checks import check_flag, check_integer
+from pathnet.data.decoding import BrokenImage, check_regular, decode
+from pathnet.data.images import Data, InMemory, in_threads
+from pathnet.data.layouts import LAYOUTS, contents, existing_folder, tell_skipped
+from pathnet.data.pickles import read_batch
 
 __all__ = ["cifar10"]
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+MOST_BYTES = 1 << 32
+"""Bytes of a Parquet file, of what it holds, and of the decoded images of a split."""
+MOST_ROWS = 1_000_000
+ROWS_AT_ONCE = 1024
 
 
-def cifar10(folder: str | Path) -> Data:
-    """CIFAR-10 from a folder: Parquet files (``train-*.parquet``, ``test-*.parquet``, with encoded images), or
+def cifar10(folder: str | Path, skip_broken: bool = False) -> Data:
+    """Return CIFAR-10 from a folder: Parquet files (``train-*.parquet``, ``test-*.parquet``, with encoded images), or
     the original ``cifar-10-batches-py`` pickles, which are read without executing them.
 
+    Args:
+        skip_broken: leave out encoded images that cannot be read, warn of them, and keep their names in
+            ``skipped``. The pickles hold no encoded images.
+
     Raises:
-        ValueError: the folder holds neither, or a file of it cannot be read.
+        ValueError: the folder holds neither, or a file, an image or a label of it cannot be read.
     """
     folder = existing_folder(folder)
+    check_flag("skip_broken", skip_broken)
     if list(folder.glob("train-*.parquet")):
-        jpeg, train = _read_parquet(folder, "train")
-        _, test = _read_parquet(folder, "test")
-        return Data("CIFAR-10 (JPEG)" if jpeg else "CIFAR-10", train, test, CIFAR10_CLASSES)
+        splits = [_ParquetSplit(folder, name, skip_broken) for name in ("train", "test")]
+        broken = {name: why for split in splits for name, why in split.broken.items()}
+        skipped = tell_skipped(broken, sum(len(split.labels) for split in splits) + len(broken))
+        name = "CIFAR-10 (JPEG)" if splits[0].jpeg else "CIFAR-10"
+        train, test = (InMemory(split.images, torch.tensor(split.labels)) for split in splits)
+        return Data(name, train, test, CIFAR10_CLASSES, skipped=skipped)
     for candidate in (folder, folder / "cifar-10-batches-py"):
-        if (candidate / "data_batch_1").is_file():
+        if (candidate / "data_batch_1").exists():
             train = _read_pickles([candidate / f"data_batch_{i}" for i in range(1, 6)])
             return Data("CIFAR-10", train, _read_pickles([candidate / "test_batch"]), CIFAR10_CLASSES)
-    raise ValueError(
-        f"data: {folder} holds no CIFAR-10: expected train-*.parquet and test-*.parquet, or data_batch_1 and its kin"
-    )
+    raise ValueError(f"data: {folder} holds no data set: expected {LAYOUTS}; got {contents(folder)}")
 
 
-def _read_parquet(folder: Path, split: str) -> tuple[bool, InMemory]:
-    """Whether the images are JPEG, and the split."""
+@dataclass(frozen=True)
+class _Row:
+    """One row of a Parquet file: its name, the encoded image, and the label."""
+
+    origin: str
+    encoded: bytes | None
+    label: int
+
+    def decoded(self) -> np.ndarray[Any, Any]:
+        """Return the pixels, uint8 [H, W, 3]; raise BrokenImage where there are none."""
+        if self.encoded is None:
+            raise BrokenImage(self.origin, "is null")
+        return decode(self.encoded, self.origin)
+
+
+class _ParquetSplit:
+    """One split of Parquet files.
+
+    Attributes:
+        images, labels: uint8 [N, 3, H, W], and as many labels.
+        broken: why others are left out, by file and row.
+        jpeg: whether the images are JPEG.
+    """
+
+    def __init__(self, folder: Path, split: str, skip_broken: bool) -> None:
+        files = sorted(folder.glob(f"{split}-*.parquet"))
+        if not files:
+            raise ValueError(f"data: {folder} has no {split}-*.parquet, got {contents(folder)}")
+        rows = [row for file in files for row in _rows(file)]
+        self.broken: dict[str, str] = {}
+        # The first image alone: its size bounds the others, before threads hold a thousand of them.
+        first_image: np.ndarray[Any, Any] | None = None
+        for number, row in enumerate(rows):
+            try:
+                first_image, rows = row.decoded(), rows[number:]
+                break
+            except BrokenImage as broken:
+                self._leave_out(folder, row, broken, skip_broken)
+        if first_image is None:
+            raise ValueError(f"data: {files[0]}: expected images that can be read, got none among {len(rows):,} rows")
+        if len(rows) * first_image.size > MOST_BYTES:
+            raise ValueError(
+                f"data: {rows[0].origin}: expected images of at most {MOST_BYTES:,} bytes in the split {split}, "
+                f"got {len(rows):,} of {first_image.size:,} each"
+            )
+        first = rows[0]
+        self.jpeg = (first.encoded or b"").startswith(b"\xff\xd8")
+
+        def decoded(row: _Row) -> np.ndarray[Any, Any] | BrokenImage:
+            try:
+                image = row.decoded()
+            except BrokenImage as broken:
+                return broken
+            if image.shape != first_image.shape:
+                raise ValueError(
+                    f"data: the images differ in size: {row.origin} has {_size(image)} pixels, "
+                    f"{first.origin} has {_size(first_image)}"
+                )
+            return image
+
+        images: list[np.ndarray[Any, Any]] = []
+        self.labels: list[int] = []
+        for row, image in zip(rows, in_threads(decoded, rows), strict=True):
+            if isinstance(image, BrokenImage):
+                self._leave_out(folder, row, image, skip_broken)
+            else:
+                images.append(image)
+                self.labels.append(row.label)
+        self.images = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+    def _leave_out(self, folder: Path, row: _Row, broken: BrokenImage, skip_broken: bool) -> None:
+        if not skip_broken:
+            raise broken
+        self.broken[str(Path(row.origin).relative_to(folder))] = broken.problem
+
+
+def _size(image: np.ndarray[Any, Any]) -> str:
+    return f"{image.shape[1]} x {image.shape[0]}"
+
+
+def _rows(file: Path) -> Iterator[_Row]:
+    """Yield the rows of a Parquet file, with labels that are checked."""
     import pyarrow
     import pyarrow.parquet
 
-    files = sorted(folder.glob(f"{split}-*.parquet"))
-    if not files:
-        raise ValueError(f"data: {folder} has no {split}-*.parquet")
-    encoded: list[bytes] = []
-    labels: list[int] = []
-    for file in files:
-        try:
-            table = pyarrow.parquet.read_table(file)
-        except (OSError, pyarrow.ArrowException) as error:
-            raise ValueError(f"data: {file} is not a readable Parquet file ({error})") from None
-        column = next((name for name in ("img", "image") if name in table.column_names), None)
-        if column is None or "label" not in table.column_names:
-            raise ValueError(f"data: {file} needs the columns img and label, has {', '.join(table.column_names)}")
-        encoded += [entry["bytes"] for entry in table[column].to_pylist()]
-        labels += table["label"].to_pylist()
-    with ThreadPoolExecutor() as pool:
-        images = list(pool.map(lambda item: decode(item[1], f"{files[0]} row {item[0]}"), enumerate(encoded)))
-    if any(image.shape != images[0].shape for image in images):
-        raise ValueError(f"data: the images of {files[0]} differ in size")
-    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    return encoded[0].startswith(b"\xff\xd8"), InMemory(stacked, torch.tensor(labels))
+    check_regular(file, MOST_BYTES)
+    images: list[bytes | None] = []
+    labels: list[object] = []
+    try:
+        # Not read_table, which takes columns from folder names such as label=1.
+        with pyarrow.parquet.ParquetFile(file) as parquet:
+            column = _image_column(file, parquet.schema_arrow)
+            if parquet.metadata.num_rows > MOST_ROWS:
+                raise ValueError(f"expected at most {MOST_ROWS:,} rows, got {parquet.metadata.num_rows:,}")
+            size = 0
+            for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=[column, "label"]):
+                size += batch.nbytes
+                if size > MOST_BYTES:
+                    raise ValueError(f"expected at most {MOST_BYTES:,} bytes, got more")
+                images += [entry and entry["bytes"] for entry in batch.column(column).to_pylist()]
+                labels += batch.column("label").to_pylist()
+    except _WrongColumns:
+        raise
+    except (OSError, ValueError, LookupError, RecursionError, pyarrow.ArrowException) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"data: {file} is not a readable Parquet file ({reason})") from None
+    for row, (image, label) in enumerate(zip(images, labels, strict=True)):
+        yield _Row(f"{file} row {row}", image, _label(f"data: {file} row {row}: label", label))
+
+
+class _WrongColumns(ValueError):
+    """A Parquet file that can be read, and holds something else."""
+
+
+def _image_column(file: Path, schema: Any) -> str:
+    """Return the name of the column of images: encoded, in the field ``bytes`` of a struct."""
+    import pyarrow
+
+    column = next((name for name in ("img", "image") if name in schema.names), None)
+    if column is None or schema.names.count(column) != 1 or schema.names.count("label") != 1:
+        raise _WrongColumns(f"data: {file} needs the columns img (or image) and label, has {', '.join(schema.names)}")
+    kind, types = schema.field(column).type, pyarrow.types
+    field = kind.get_field_index("bytes") if types.is_struct(kind) else -1
+    if field < 0 or not (types.is_binary(kind.field(field).type) or types.is_large_binary(kind.field(field).type)):
+        raise _WrongColumns(f"data: {file}: {column}: expected a struct with binary bytes, got {kind}")
+    if not types.is_integer(schema.field("label").type):
+        raise _WrongColumns(f"data: {file}: label: expected integers, got {schema.field('label').type}")
+    return column
+
+
+def _label(name: str, value: object) -> int:
+    return check_integer(name, value, 0, len(CIFAR10_CLASSES) - 1)
 
 
 def _read_pickles(files: Sequence[Path]) -> InMemory:
-    batches = []
+    images, labels = [], []
     for file in files:
-        try:
-            with file.open("rb") as handle:
-                batch = _ArrayUnpickler(handle, encoding="bytes").load()
-            images, labels = np.frombuffer(batch[b"data"].buffer, np.uint8), batch[b"labels"]
-            batches.append((images.reshape(-1, 3, 32, 32), np.asarray(labels, dtype=np.int64)))
-        except (
-            OSError,
-            EOFError,
-            KeyError,
-            ValueError,
-            TypeError,
-            AttributeError,
-            pickle.UnpicklingError,
-        ) as error:
-            raise ValueError(f"data: {file} is not a readable CIFAR-10 batch ({error})") from None
-    images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-    return InMemory(torch.from_numpy(images.copy()), torch.from_numpy(labels))
-
-
-class _PickledArray:
-    """Stands in for numpy.ndarray in a pickle: keeps the raw buffer of a contiguous uint8 array."""
-
-    buffer: bytes = b""
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, _, dtype, fortran, buffer = state
-        if dtype != "u1" or fortran:
-            raise pickle.UnpicklingError(f"expected a C-ordered uint8 array, got {dtype} (Fortran order: {fortran})")
-        self.buffer = buffer
-
-
-class _PickledDtype(str):
-    """Stands in for numpy.dtype: the type's code, its byte order passed over."""
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        pass
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds lists, dictionaries and uint8 arrays; any other global of the pickle is refused, not run."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        match module, name:
-            case ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct"):
-                return lambda *_: _PickledArray()
-            case ("numpy", "ndarray"):
-                return _PickledArray
-            case ("numpy", "dtype"):
-                return lambda code, *_: _PickledDtype(code.decode() if isinstance(code, bytes) else code)
-            case ("_codecs", "encode"):
-                return lambda text, _: text.encode("latin-1")
-        raise pickle.UnpicklingError(f"refused to run {module}.{name}")
+        pixels, values = read_batch(file)
+        images.append(pixels)
+        labels += [_label(f"data: {file} row {row}: label", value) for row, value in enumerate(values)]
+    return InMemory(torch.from_numpy(np.concatenate(images)), torch.tensor(labels))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from pathnet.data.images import Data, InMemory, OnDisk, decode, existing_folder
+from pathnet.checks import check_flag, check_integer
+from pathnet.data.decoding import MOST_SIDE, BrokenImage, decode, read_image, regular
+from pathnet.data.images import Data, InMemory, OnDisk, in_threads
+from pathnet.data.layouts import contents, enumerated, existing_folder, tell_skipped
 
 __all__ = ["class_folders"]
 
@@ -16,45 +21,137 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"}
 IN_MEMORY_BYTES = 1 << 30
 
 
-def class_folders(folder: str | Path, side: int | None = None) -> Data:
-    """Images sorted into ``train/<class>/`` and ``test/<class>/`` (or ``val``), the layout of ImageNet.
+def class_folders(folder: str | Path, side: int | None = None, skip_broken: bool = False) -> Data:
+    """Return images sorted into ``train/<class>/`` and ``test/<class>/`` (or ``val``), the layout of ImageNet.
 
-    A set larger than 1 GiB when decoded stays on disk and is decoded, by threads, when a batch is taken.
+    A set larger than 1 GiB when decoded stays on disk and is decoded, by threads, when a batch is taken. Where there
+    are ``test`` and ``val``, the images of ``test`` are taken. What is read, and how colours, transparency and
+    orientations are treated, is said in `pathnet.data.decoding`.
 
     Args:
         side: images are scaled so that their shorter side is this, and cropped at the centre; the first
             image's shorter side by default.
+        skip_broken: leave out images that cannot be read, warn of them, and keep their names in ``skipped``. Every
+            image is decoded once to find them.
 
     Raises:
-        ValueError: a folder or class is missing, or an image cannot be read.
+        ValueError: a folder or class is missing or stands in one split alone, or an image cannot be read.
     """
     folder = existing_folder(folder)
+    side = side if side is None else check_integer("side", side, 1, MOST_SIDE)
+    check_flag("skip_broken", skip_broken)
     held_out = next((name for name in ("test", "val") if (folder / name).is_dir()), None)
     if held_out is None or not (folder / "train").is_dir():
-        raise ValueError(f"data: {folder} needs the folders train/<class>/ and test/<class>/ (or val/<class>/)")
-    classes = tuple(sorted(entry.name for entry in (folder / "train").iterdir() if entry.is_dir()))
+        raise ValueError(
+            f"data: {folder} needs the folders train/<class>/ and test/<class>/ (or val/<class>/), "
+            f"got {contents(folder)}"
+        )
+    classes = _folders_in(folder / "train")
     if not classes:
-        raise ValueError(f"data: {folder / 'train'} holds no class folders")
-    splits = [_list_classes(folder / name, classes) for name in ("train", held_out)]
+        raise ValueError(f"data: {folder / 'train'} holds no class folders, got {contents(folder / 'train')}")
+    if unknown := [name for name in _folders_in(folder / held_out) if name not in classes]:
+        raise ValueError(
+            f"data: {folder / held_out} holds folders that are no classes of {folder / 'train'}: "
+            f"{enumerated(unknown)}"
+        )
+    splits = [_list_classes(folder / name, classes, skip_broken) for name in ("train", held_out)]
+    _tell_passed_over(folder, [entry for split in splits for entry in split.passed_over])
     if side is None:
-        first = splits[0][0][0]
-        side = min(decode(first.read_bytes(), str(first)).shape[:2])
-    on_disk = [OnDisk(files, labels, side) for files, labels in splits]
+        side = _shorter_side(splits[0].files, skip_broken)
+    listed = sum(len(split.files) + len(split.broken) for split in splits)
+    if skip_broken:
+        for name, split in zip(("train", held_out), splits, strict=True):
+            split.drop_broken(side)
+            if absent := [kind for label, kind in enumerate(classes) if label not in split.labels]:
+                raise ValueError(f"data: {folder / name / absent[0]} holds no images that can be read")
+    broken = {str(file.relative_to(folder)): why for split in splits for file, why in split.broken.items()}
+    skipped = tell_skipped(broken, listed)
+    on_disk = [OnDisk(split.files, torch.tensor(split.labels), side) for split in splits]
     if sum(map(len, on_disk)) * 3 * side * side > IN_MEMORY_BYTES:
-        return Data(folder.name, on_disk[0], on_disk[1], classes)
+        return Data(folder.name, on_disk[0], on_disk[1], classes, skipped=skipped)
     train, test = (InMemory(split.take(torch.arange(len(split))), split.labels) for split in on_disk)
-    return Data(folder.name, train, test, classes)
+    return Data(folder.name, train, test, classes, skipped=skipped)
 
 
-def _list_classes(folder: Path, classes: Sequence[str]) -> tuple[list[Path], Tensor]:
-    files: list[Path] = []
-    labels: list[int] = []
+@dataclass
+class _Split:
+    """The images of one split.
+
+    Attributes:
+        files, labels: the images that are taken.
+        broken: why others are left out.
+        passed_over: what lies beside them and is no image.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    broken: dict[Path, str] = field(default_factory=dict)
+    passed_over: list[Path] = field(default_factory=list)
+
+    def drop_broken(self, side: int) -> None:
+        """Decode every image, and leave out those that cannot be."""
+        problems = list(in_threads(functools.partial(_problem, side=side), self.files))
+        self.broken |= {file: why for file, why in zip(self.files, problems, strict=True) if why}
+        self.labels = [label for label, why in zip(self.labels, problems, strict=True) if not why]
+        self.files = [file for file, why in zip(self.files, problems, strict=True) if not why]
+
+
+def _folders_in(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+
+
+def _list_classes(folder: Path, classes: Sequence[str], skip_broken: bool) -> _Split:
+    split = _Split(passed_over=[entry for entry in folder.iterdir() if not entry.is_dir()])
     for label, name in enumerate(classes):
         if not (folder / name).is_dir():
             raise ValueError(f"data: {folder} has no folder for class {name!r}")
-        found = sorted(file for file in (folder / name).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-        if not found:
-            raise ValueError(f"data: {folder / name} holds no images")
-        files += found
-        labels += [label] * len(found)
-    return files, torch.tensor(labels)
+        entries = sorted((folder / name).iterdir())
+        images = [entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES]
+        split.passed_over += [entry for entry in entries if entry.suffix.lower() not in IMAGE_SUFFIXES]
+        if not images:
+            expected = " ".join(sorted(IMAGE_SUFFIXES))
+            raise ValueError(
+                f"data: {folder / name} holds no images: expected files that end in one of {expected}, "
+                f"got {contents(folder / name)}"
+            )
+        for file in images:
+            if not (problem := regular(file)):
+                split.files.append(file)
+                split.labels.append(label)
+            elif skip_broken:
+                split.broken[file] = problem
+            else:
+                raise BrokenImage(str(file), problem)
+    return split
+
+
+def _tell_passed_over(folder: Path, entries: Sequence[Path]) -> None:
+    names = [str(entry.relative_to(folder)) for entry in entries if not entry.name.startswith(".")]
+    if names:
+        warnings.warn(
+            f"data: {folder} holds {len(names):,} entries that are no images of a class, and were passed over: "
+            f"{enumerated(names)}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _shorter_side(files: Sequence[Path], skip_broken: bool) -> int:
+    """Return that of the first image, or of the first one that can be read."""
+    for file in files:
+        try:
+            height, width, _ = decode(read_image(file), str(file)).shape
+            return int(min(height, width))
+        except BrokenImage:
+            if not skip_broken:
+                raise
+    raise ValueError(f"data: expected images in the training split that can be read, got none among {len(files):,}")
+
+
+def _problem(file: Path, side: int) -> str:
+    """Return why an image cannot be read; nothing where it can."""
+    try:
+        decode(read_image(file), str(file), side)
+    except BrokenImage as broken:
+        return broken.problem
+    return ""

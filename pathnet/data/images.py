@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Iterator, Sequence
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from pathnet.checks import check_flag, check_integer, check_tensor, described
+from pathnet.data.decoding import MOST_SIDE, BrokenImage, decode, read_image, regular
 from pathnet.streams import stream
 
-__all__ = ["Data", "Images", "InMemory", "OnDisk", "decode", "existing_folder"]
+__all__ = ["Data", "Images", "InMemory", "OnDisk", "in_threads"]
 
 STATISTICS_SAMPLE = 10_000
+IN_FLIGHT = 1024
+VERSION = "v2:"
+"""What a fingerprint begins with; those of before had no such beginning, and did not cover shapes and contents."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Images(Protocol):
@@ -34,11 +43,15 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def take(self, indices: Tensor) -> Tensor:
-        """uint8 [len(indices), C, H, W]"""
+        """Return images, uint8 [len(indices), C, H, W]."""
         ...
 
     def identity(self) -> bytes:
-        """What the data hash is taken over."""
+        """Return a digest of the types, shapes and values of images and labels."""
+        ...
+
+    def legacy_identity(self) -> bytes:
+        """Return the bytes that fingerprints without a version were taken over."""
         ...
 
 
@@ -50,23 +63,25 @@ class InMemory:
     labels: Tensor
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise ValueError(
-                f"images: expected uint8 [N, C, H, W], got {self.images.dtype} {tuple(self.images.shape)}"
-            )
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
-            raise ValueError(
-                f"labels: expected int64 [{len(self.images)}], got {self.labels.dtype} {tuple(self.labels.shape)}"
-            )
+        if check_tensor("images", self.images).dtype != torch.uint8 or self.images.ndim != 4:
+            raise ValueError(f"images: expected uint8 [N, C, H, W], got {described(self.images)}")
+        _check_labels(self.labels, len(self.images))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> Tensor:
+        """Return images, uint8 [len(indices), C, H, W]."""
         return self.images[indices]
 
     def identity(self) -> bytes:
-        return self.images.contiguous().numpy().tobytes() + self.labels.numpy().tobytes()
+        """Return a digest of the types, shapes and values of images and labels."""
+        header = f"{self.images.dtype} {list(self.images.shape)} {self.labels.dtype}".encode()
+        return b" ".join([b"in memory", header, _digest(self.images), _digest(self.labels)])
+
+    def legacy_identity(self) -> bytes:
+        """Return the bytes that fingerprints without a version were taken over: images and labels, no shapes."""
+        return _bytes(self.images) + _bytes(self.labels)
 
 
 @dataclass(frozen=True)
@@ -78,16 +93,43 @@ class OnDisk:
     side: int
     _pool: ThreadPoolExecutor = field(default_factory=ThreadPoolExecutor, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.files, str | bytes) or not all(isinstance(file, Path) for file in self.files):
+            raise ValueError(f"files: expected a sequence of paths, got {described(self.files)}")
+        _check_labels(self.labels, len(self.files))
+        check_integer("side", self.side, 1, MOST_SIDE)
+
     def __len__(self) -> int:
         return len(self.files)
 
     def take(self, indices: Tensor) -> Tensor:
-        decoded = self._pool.map(lambda i: decode(self.files[i].read_bytes(), str(self.files[i]), self.side), indices)
+        """Return images, uint8 [len(indices), 3, side, side]."""
+        decoded = self._pool.map(self._decoded, indices.tolist())
         return torch.from_numpy(np.stack(list(decoded))).permute(0, 3, 1, 2).contiguous()
 
     def identity(self) -> bytes:
+        """Return a digest of the side, the labels and the content of every file.
+
+        All files are read, once in a process, by threads: at the speed of the disk or of SHA-256, which is seconds
+        for a gigabyte and minutes for the 150 GB of ImageNet.
+        """
+        return b" ".join([b"on disk", str(self.side).encode(), self._content, _digest(self.labels)])
+
+    @cached_property
+    def _content(self) -> bytes:
+        digest = hashlib.sha256()
+        for content in in_threads(_file_digest, self.files):
+            digest.update(content)
+        return digest.digest()
+
+    def legacy_identity(self) -> bytes:
+        """Return the bytes that fingerprints without a version were taken over: names and sizes of the files."""
         sizes = "".join(f"{file.parent.name}/{file.name} {file.stat().st_size}\n" for file in self.files)
-        return sizes.encode() + str(self.side).encode()
+        return sizes.encode(errors="surrogateescape") + str(self.side).encode()
+
+    def _decoded(self, index: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+        file = self.files[index]
+        return decode(read_image(file), str(file), self.side)
 
 
 @dataclass(frozen=True)
@@ -95,12 +137,16 @@ class Data:
     """A data set with its normalisation and its standard augmentation.
 
     Attributes:
-        name: for figures and run records.
+        name: its name in figures and run records.
         train, test: the two splits.
         classes: the names of the labels 0, 1, ...
         crop_padding: zero pixels on each side before the random crop of the augmentation.
         flip: whether the augmentation mirrors half of the images.
+        skipped: the images that were left out because they cannot be read.
         mean, std: float32 [C], of the pixels (0..255) of up to 10,000 training images.
+
+    Raises:
+        ValueError: a split has no images or labels outside the classes, or the splits differ in the images' shape.
     """
 
     name: str
@@ -109,15 +155,30 @@ class Data:
     classes: tuple[str, ...]
     crop_padding: int = 4
     flip: bool = True
+    skipped: tuple[str, ...] = ()
     mean: Tensor = field(init=False)
     std: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ValueError(f"name: expected a string, got {described(self.name)}")
+        if not isinstance(self.classes, tuple) or not all(isinstance(name, str) for name in self.classes):
+            raise ValueError(f"classes: expected a tuple of names, got {described(self.classes)}")
+        check_integer("crop_padding", self.crop_padding, 0)
+        check_flag("flip", self.flip)
+        for name, split in (("train", self.train), ("test", self.test)):
+            _check_split(name, split, len(self.classes))
+        shapes = [list(split.take(torch.zeros(1, dtype=torch.int64)).shape[1:]) for split in (self.train, self.test)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"test: expected images of the shape {shapes[0]} (the training ones'), got {shapes[1]}")
         # Spread over the split, which a folder of classes holds in the order of its classes.
         spread = torch.arange(0, len(self.train), max(1, len(self.train) // STATISTICS_SAMPLE))
         few = self.train.take(spread[:STATISTICS_SAMPLE]).double()
         object.__setattr__(self, "mean", few.mean((0, 2, 3)).float())
-        object.__setattr__(self, "std", few.std((0, 2, 3)).clamp_min(1e-6).float())
+        # A single pixel has no deviation from others.
+        correction = min(1, few[:, 0].numel() - 1)
+        std = few.std((0, 2, 3), correction=correction)
+        object.__setattr__(self, "std", std.clamp_min(1e-6).float())
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -125,18 +186,51 @@ class Data:
         channels, height, width = self.train.take(torch.zeros(1, dtype=torch.int64)).shape[1:]
         return channels, height, width
 
-    def fingerprint(self) -> str:
-        """SHA-256 over both splits: the data hash of a run."""
-        digest = hashlib.sha256(self.train.identity())
-        digest.update(self.test.identity())
+    def fingerprint(self, like: str | None = None) -> str:
+        """Return the data hash of a run: a version, and a SHA-256.
+
+        It covers the types, shapes and values of images and labels (the content of every file of a set that stays
+        on disk, which takes a pass over them, see `OnDisk.identity`), the names of the classes and the
+        augmentation.
+
+        Args:
+            like: the hash that an earlier run or checkpoint recorded. Where it has no version, the hash is of that
+                kind: over the values without shapes and names, or the names and sizes of files.
+        """
+        if isinstance(like, str) and not like.startswith(VERSION):
+            return self._legacy_fingerprint(like)
+        header = {"classes": self.classes, "crop_padding": int(self.crop_padding), "flip": bool(self.flip)}
+        digest = hashlib.sha256()
+        for part in (json.dumps(header, sort_keys=True).encode(), self.train.identity(), self.test.identity()):
+            digest.update(hashlib.sha256(part).digest())
+        return VERSION + digest.hexdigest()
+
+    def _legacy_fingerprint(self, recorded: str) -> str:
+        digest = hashlib.sha256(self.train.legacy_identity())
+        digest.update(self.test.legacy_identity())
+        if digest.hexdigest() == recorded and any(isinstance(split, OnDisk) for split in (self.train, self.test)):
+            warnings.warn(
+                f"data: {self.name} was recorded by the names and sizes of its files; whether their content has "
+                "changed since then is not known",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         return digest.hexdigest()
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] to float32 of mean 0 and standard deviation 1 a channel."""
-        return (images.float() - self.mean[:, None, None]) / self.std[:, None, None]
+        """Return uint8 [B, C, H, W] as float32 of mean 0 and standard deviation 1 a channel."""
+        if check_tensor("images", images).dtype != torch.uint8:
+            raise ValueError(f"images: expected uint8 [B, C, H, W], got {described(images)}")
+        check_tensor("images", images, shape=(None, len(self.mean), None, None))
+        mean, std = (part[:, None, None].to(images.device) for part in (self.mean, self.std))
+        return (images.float() - mean) / std
 
     def augment(self, images: Tensor, rng: np.random.Generator) -> Tensor:
-        """Zero padding, a random crop back to the same side, and a random flip; of normalised images."""
+        """Return normalised images, float [B, C, H, W], padded by zeros, cropped at random to their size, and flipped
+        at random."""
+        check_tensor("images", images, "floating-point", (None,) * 4)
+        if not isinstance(rng, np.random.Generator):
+            raise ValueError(f"rng: expected a numpy.random.Generator, got {described(rng)}")
         batch, _, height, width = images.shape
         padding = self.crop_padding
         rows, columns = (torch.from_numpy(rng.integers(0, 2 * padding + 1, batch)) for _ in range(2))
@@ -150,42 +244,64 @@ class Data:
         return padded.permute(0, 2, 3, 1)[sample, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
 
     def random_batch(self, size: int, seed: int, batch: int) -> tuple[Tensor, Tensor]:
-        """Batch number ``batch`` of the plan of ``seed``: distinct training images, drawn uniformly.
+        """Return batch number ``batch`` of the plan of ``seed``: distinct training images, drawn uniformly.
 
         Returns:
             images, float32 [size, C, H, W], normalised, not augmented; labels, int64 [size].
 
         Raises:
-            ValueError: the training split has fewer than ``size`` images.
+            ValueError: the training split has fewer than ``size`` images, or an argument is no such integer.
         """
-        if not 1 <= size <= len(self.train):
+        size = check_integer("batch_size", size, 1)
+        if size > len(self.train):
             raise ValueError(f"batch_size: expected 1 to {len(self.train)} (the training images), got {size}")
+        seed, batch = check_integer("seed", seed, 0), check_integer("batch", batch, 0)
         chosen = stream(seed, "batch", batch).choice(len(self.train), size, replace=False, shuffle=False)
         indices = torch.from_numpy(chosen)
         return self.normalise(self.train.take(indices)), self.train.labels[indices]
 
     def test_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test split in order, normalised, in batches of at most ``size``."""
-        for indices in torch.arange(len(self.test)).split(size):  # type: ignore[no-untyped-call]
-            yield self.normalise(self.test.take(indices)), self.test.labels[indices]
+        """Return the test split in order, normalised, in batches of at most ``size``."""
+        parts = torch.arange(len(self.test)).split(check_integer("size", size, 1))  # type: ignore[no-untyped-call]
+        return ((self.normalise(self.test.take(indices)), self.test.labels[indices]) for indices in parts)
 
 
-def existing_folder(folder: str | Path) -> Path:
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"data: {folder} is not a folder")
-    return folder
+def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Yield what a function returns for each item, in order, computed by threads a stretch of the items ahead."""
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(items), IN_FLIGHT):
+            yield from pool.map(function, items[start : start + IN_FLIGHT])
 
 
-def decode(encoded: bytes, origin: str, side: int | None = None) -> np.ndarray[Any, Any]:
-    """uint8 [H, W, 3]; scaled and cropped to [side, side, 3] where a side is given."""
-    try:
-        image = Image.open(io.BytesIO(encoded)).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"data: {origin} is not a readable image ({error})") from None
-    if side is not None and image.size != (side, side):
-        scale = side / min(image.size)
-        image = image.resize([max(side, round(length * scale)) for length in image.size], Image.Resampling.BILINEAR)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    return np.asarray(image)
+def _check_labels(labels: object, images: int) -> None:
+    tensor = check_tensor("labels", labels)
+    if tensor.dtype != torch.int64 or tensor.shape != (images,):
+        raise ValueError(f"labels: expected int64 [{images}], got {described(tensor)}")
+
+
+def _check_split(name: str, split: Images, classes: int) -> None:
+    if not len(split):
+        raise ValueError(f"{name}: expected at least one image, got none")
+    outside = torch.nonzero((split.labels < 0) | (split.labels >= classes))
+    if len(outside):
+        row = int(outside[0])
+        origin = f" ({split.files[row]})" if isinstance(split, OnDisk) else ""
+        raise ValueError(
+            f"{name}: expected labels from 0 to {classes - 1} (the classes), got {int(split.labels[row])} in row "
+            f"{row}{origin}"
+        )
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.cpu().contiguous().numpy().tobytes()
+
+
+def _digest(tensor: Tensor) -> bytes:
+    return hashlib.sha256(tensor.cpu().contiguous().numpy().data).digest()
+
+
+def _file_digest(file: Path) -> bytes:
+    if problem := regular(file):
+        raise BrokenImage(str(file), problem)
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").digest()

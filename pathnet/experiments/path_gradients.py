@@ -24,7 +24,7 @@ from pathnet.data import Data
 from pathnet.experiments import by_length
 from pathnet.experiments.by_length import MOST_DRAWS
 from pathnet.experiments.comparison import Exact, found
-from pathnet.experiments.run import Claim, attempt, check_data
+from pathnet.experiments.run import Claim, attempt, check_data, facts_of_data
 from pathnet.experiments.summary import MOST, Summary, percent
 from pathnet.models import ResidualNet
 from pathnet.record import At, BatchNormMode, Precision
@@ -114,7 +114,7 @@ def measure(
         images, labels = data.random_batch(plan.batch_size, plan.seed, batch)
         return recorder(_sent(images, device), _sent(labels, device))
 
-    with results.writing(folder, _identity(net, data, plan), plan.asked, attempt(device)) as run:
+    with results.writing(folder, _identity(net, data, plan, folder), plan.asked, attempt(device)) as run:
         if plan.method == "sampled":
             _measure_sampled(record, plan, run, progress)
         elif plan.method == "exact":
@@ -200,7 +200,7 @@ class _Walk:
         return Measurements(batch, length, self.b.numpy(), norm, [self.engine] * len(norm))
 
 
-def _identity(net: ResidualNet, data: Data, plan: PathGradients) -> dict[str, Any]:
+def _identity(net: ResidualNet, data: Data, plan: PathGradients, folder: str | Path) -> dict[str, Any]:
     settings = {name: value for name, value in asdict(plan).items() if name not in ("batches", "method", "draws")}
     model = {"hash": models.fingerprint(net), "config": net.config, "blocks": net.n}
     if net.parts > 2:
@@ -209,7 +209,7 @@ def _identity(net: ResidualNet, data: Data, plan: PathGradients) -> dict[str, An
         "experiment": NAME,
         **settings,
         "model": model,
-        "data": {"name": data.name, "hash": data.fingerprint()},
+        "data": facts_of_data(data, folder),
     }
 
 

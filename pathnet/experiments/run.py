@@ -28,6 +28,7 @@ __all__ = [
     "check_data",
     "check_networks",
     "facts_of",
+    "facts_of_data",
     "opened",
     "title",
     "unfinished",
@@ -136,6 +137,20 @@ def facts_of(net: ResidualNet, images: torch.Tensor) -> dict[str, Any]:
     }
 
 
+def facts_of_data(data: Data, folder: str | Path) -> dict[str, Any]:
+    """Return what a run records of its data: the name, the hash, and the images that were left out, if any.
+
+    Args:
+        folder: the run's folder. A run of before there were versions of the hash goes on with one of its kind.
+    """
+    try:
+        recorded = results.read(folder).identity.get("data", {}).get("hash")
+    except ValueError:
+        recorded = None  # a new run; what else may be wrong with the folder is told where it is opened
+    facts = {"name": data.name, "hash": data.fingerprint(like=recorded)}
+    return {**facts, "skipped": list(data.skipped)} if data.skipped else facts
+
+
 def opened(
     experiment: str,
     nets: Networks,
@@ -163,7 +178,7 @@ def opened(
         "experiment": experiment,
         **settings,
         "networks": {kind: [facts_of(net, some) for net in own] for kind, own in nets.items()},
-        "data": {"name": data.name, "hash": data.fingerprint(), "classes": len(data.classes)},
+        "data": {**facts_of_data(data, folder), "classes": len(data.classes)},
     }
     device = next(everyone[0].parameters()).device if everyone else torch.device("cpu")
     return results.writing(folder, identity, asked, attempt(device))

@@ -1,0 +1,70 @@
+"""The layouts of folders that data sets are read from, and what a folder holds instead."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pathnet.checks import described
+
+__all__ = ["LAYOUTS", "contents", "enumerated", "existing_folder", "tell_skipped"]
+
+LAYOUTS = (
+    "train/<class>/ and test/<class>/ (or val/<class>/) with images in them, train-*.parquet and test-*.parquet, "
+    "or data_batch_1 to data_batch_5 and test_batch"
+)
+MOST_NAMES = 4
+
+
+def existing_folder(folder: object) -> Path:
+    """Return the path of a folder that exists.
+
+    Raises:
+        ValueError: it is no path, or not of a folder.
+    """
+    if not isinstance(folder, str | Path):
+        raise ValueError(f"data: expected the path of a folder, got {described(folder)}")
+    if not Path(folder).is_dir():
+        raise ValueError(f"data: {folder} is not a folder")
+    return Path(folder)
+
+
+def contents(folder: Path) -> str:
+    """Return in words what a folder holds: "12 .png files, the folders cat and dog"."""
+    entries = list(folder.iterdir())
+    folders = sorted(entry.name for entry in entries if entry.is_dir())
+    suffixes = Counter(entry.suffix.lower() for entry in entries if not entry.is_dir())
+    parts = [
+        f"{count:,} {suffix or 'other'} file{'s' if count > 1 else ''}"
+        for suffix, count in suffixes.most_common(MOST_NAMES)
+    ]
+    if folders:
+        parts.append(f"the folder{'s' if len(folders) > 1 else ''} {enumerated(folders)}")
+    return ", ".join(parts) or "an empty folder"
+
+
+def enumerated(names: Sequence[str]) -> str:
+    """Return the first of some names, joined, and how many more there are."""
+    if len(names) > MOST_NAMES:
+        return f"{', '.join(names[:MOST_NAMES])} and {len(names) - MOST_NAMES:,} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else list(names))
+
+
+def tell_skipped(skipped: Mapping[str, str], images: int) -> tuple[str, ...]:
+    """Warn of images that are left out, and return their names.
+
+    Args:
+        skipped: why, by name.
+        images: how many there are in all.
+    """
+    if skipped:
+        name, problem = next(iter(skipped.items()))
+        warnings.warn(
+            f"data: left out {len(skipped):,} of {images:,} images, which cannot be read: "
+            f"{enumerated(list(skipped))} ({name} {problem})",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return tuple(skipped)
