@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pathnet import results
-from pathnet.results import Measurements, read, writing
+from pathnet.results import LARGEST, Measurements, Range, read, writing
 
 IDENTITY: dict[str, Any] = {
     "experiment": "path-gradients",
@@ -28,6 +30,7 @@ class Reading:
 
     PART: ClassVar[str] = "readings"
     MEASURED: ClassVar[tuple[str, ...]] = ("count", "value")
+    RANGES: ClassVar[Mapping[str, Range]] = {"count": Range(-LARGEST), "value": Range(-LARGEST, math.inf)}
 
     name: str
     place: int
@@ -127,7 +130,8 @@ def test_a_field_that_only_the_folder_has_is_a_difference(tmp_path: Path) -> Non
 
 def test_leftovers_of_a_killed_run_are_ignored_and_removed(tmp_path: Path) -> None:
     add(tmp_path, 0)
-    leftovers = [tmp_path / "run.json.tmp", tmp_path / "measurements" / "part-000001.parquet.tmp"]
+    end = ".0123456789ab.pathnet-temporary"
+    leftovers = [tmp_path / f".run.json{end}", tmp_path / "measurements" / f".part-000001.parquet{end}"]
     for leftover in leftovers:
         leftover.write_bytes(b"PAR1 half a part")
     assert len(read(tmp_path).measurements()) == 11
@@ -270,6 +274,7 @@ def test_rows_of_other_columns_are_an_error_that_names_the_part(tmp_path: Path) 
     class Other:
         PART: ClassVar[str] = "readings"
         MEASURED: ClassVar[tuple[str, ...]] = ("value",)
+        RANGES: ClassVar[Mapping[str, Range]] = {}
 
         name: str
         value: float
@@ -285,6 +290,7 @@ def test_kinds_of_rows_lie_side_by_side(tmp_path: Path) -> None:
     class Note:
         PART: ClassVar[str] = "notes"
         MEASURED: ClassVar[tuple[str, ...]] = ("text",)
+        RANGES: ClassVar[Mapping[str, Range]] = {}
 
         batch: int
         text: str
@@ -300,7 +306,7 @@ def test_kinds_of_rows_lie_side_by_side(tmp_path: Path) -> None:
 
 def test_a_half_written_part_of_rows_is_ignored_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_readings(tmp_path, READINGS[0])
-    leftover = tmp_path / "measurements" / "readings-000001.parquet.tmp"
+    leftover = tmp_path / "measurements" / ".readings-000001.parquet.0123456789ab.pathnet-temporary"
     leftover.write_bytes(b"PAR1 half a part")
     assert read(tmp_path).rows(Reading) == READINGS[:1]
     add_readings(tmp_path, *READINGS[1:])

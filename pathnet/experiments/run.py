@@ -18,6 +18,7 @@ from pathnet.checks import one_of
 from pathnet.data import Data
 from pathnet.lesion import BatchNormPolicy
 from pathnet.models import ResidualNet
+from pathnet.results import LARGEST, Range
 
 __all__ = [
     "Claim",
@@ -94,6 +95,8 @@ class Value:
 
     PART: ClassVar[str] = "values"
     MEASURED: ClassVar[tuple[str, ...]] = ("value",)
+    # A ratio to a norm of zero is NaN.
+    RANGES: ClassVar[Mapping[str, Range]] = {"value": Range(-LARGEST, nan=True)}
 
     network: str
     seed: int
