@@ -2,29 +2,16 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from full_disk import largest_file
 
 import pathnet
 from pathnet import files
 from pathnet.files import locked, remove_leftovers, replacing
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """As on a disk that is almost full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def write(path: Path, content: bytes, consequence: str = "") -> None:
@@ -164,9 +151,9 @@ def test_a_lock_that_is_something_else_is_refused_untouched(tmp_path: Path, kind
         lock.mkdir()
     else:
         os.mkfifo(lock)
-    with pytest.raises(ValueError, match="^run: expected a lock file at .*, got a link, a folder or a device"):
-        with locked(lock, "run", "writing"):
-            pass
+    message = "^run: expected a lock file at .*, got a link, a folder or a device"
+    with pytest.raises(ValueError, match=message), locked(lock, "run", "writing"):
+        pass
     assert not target.exists() or target.read_text() == "precious"
 
 
