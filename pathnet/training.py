@@ -407,14 +407,14 @@ class _Run:
             "seconds": self.seconds,
         }
         tensors = {**self.net.state_dict(), **self._momenta()}
-        kept = f"{self.checkpoint} stays as it was" if self.checkpoint.exists() else "there is no checkpoint yet"
+        kept = "all steps taken are lost"
+        if self.checkpoint.exists():
+            kept = f"{self.checkpoint} stays as it was before, and the same training goes on from it"
         for name, tensor in tensors.items():
             if problem := odd_values(name, tensor):
-                raise ValueError(
-                    f"recipe: {name!r} at step {self.step}: {problem}; try a lower learning_rate ({kept})"
-                )
-        lost = f"what came after it is lost, {kept}, and the same training goes on from it"
-        write_tensors(self.checkpoint, tensors, {**self.identity, "progress": progress}, "checkpoint", lost)
+                problem = f"{name!r} at step {self.step}: {problem}"
+                raise ValueError(f"recipe: {problem}; try a lower learning_rate; {kept}")
+        write_tensors(self.checkpoint, tensors, {**self.identity, "progress": progress}, "checkpoint", kept)
 
     def _resume(self, checkpoint: Path) -> None:
         tensors, metadata = read_tensors(checkpoint)

@@ -153,14 +153,17 @@ def test_a_full_disk_is_told_and_the_checkpoint_of_before_stays(checkpoint: Path
     with largest_file(100), pytest.raises(OSError) as failure:
         train(fresh(), images(), RECIPE, checkpoint)
     assert str(failure.value) == (
-        f"checkpoint: {checkpoint} cannot be written (File too large); what came after it is lost, {checkpoint} "
-        "stays as it was, and the same training goes on from it"
+        f"checkpoint: {checkpoint} cannot be written (File too large); {checkpoint} stays as it was before, and the "
+        "same training goes on from it"
     )
     assert checkpoint.read_bytes() == before and list(checkpoint.parent.iterdir()) == [checkpoint]
     straight, resumed = fresh(), fresh()
     train(straight, images(), RECIPE)
     train(resumed, images(), RECIPE, checkpoint)
     assert models.fingerprint(resumed) == models.fingerprint(straight)
+    message = r"^checkpoint: .*new cannot be written \(File too large\); all steps taken are lost$"
+    with largest_file(100), pytest.raises(OSError, match=message):
+        train(fresh(), images(), RECIPE, checkpoint.with_name("new"))
 
 
 def test_a_weight_that_is_not_finite_does_not_replace_a_checkpoint(checkpoint: Path) -> None:
