@@ -60,7 +60,7 @@ class Range:
     nan: bool = False
 
     def __str__(self) -> str:
-        lower = "" if self.least == -LARGEST else f" of at least {self.least:g}"
+        lower = "" if self.least in (-LARGEST, -np.inf) else f" of at least {self.least:g}"
         upper = "" if self.most in (LARGEST, np.inf) else f", at most {self.most}"
         return f"{'a' if self.most == np.inf else 'a finite'} number{lower}{upper}{' or NaN' if self.nan else ''}"
 

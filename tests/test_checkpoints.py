@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import safetensors.torch
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 import pathnet
 from pathnet import data, models
+from pathnet.files import locked
 from pathnet.models import ResidualNet
 from pathnet.models.weights import read_tensors
 from pathnet.training import Recipe, train
@@ -218,6 +220,26 @@ train(fresh(), images(), RECIPE, pathlib.Path({str(file)!r}), slowly)
     alone = fresh()
     train(alone, images(), RECIPE)
     assert models.fingerprint(models.load(file)) == models.fingerprint(alone)
+
+
+def one_of_two(rank: int, out: Path) -> None:
+    """A process that trains together with another, where a third has the checkpoint."""
+    with processes.together(rank, out):
+        try:
+            train(fresh(), images(), RECIPE, out / "net")
+        except ValueError as error:
+            (out / f"words-{rank}").write_text(str(error))
+
+
+def test_processes_that_train_together_are_refused_together(tmp_path: Path) -> None:
+    """Otherwise those without the lock would wait for the one that was refused."""
+    with locked(tmp_path / ".net.pathnet-lock", "checkpoint", "training"):
+        processes.run(one_of_two, tmp_path)
+    words = [(tmp_path / f"words-{rank}").read_text() for rank in range(2)]
+    assert words == [
+        f"checkpoint: another process is training on {tmp_path / 'net'}",
+        f"checkpoint: the first process was refused {tmp_path / 'net'}",
+    ]
 
 
 def test_what_a_killed_training_left_unfinished_is_removed(checkpoint: Path) -> None:
