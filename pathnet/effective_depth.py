@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pathnet.checks import one_of
+from pathnet.files import telling
 from pathnet.gradients import LengthSums
 from pathnet.models.residual_net import ResidualNet, unwrapped
 from pathnet.record import NOT_FINITE, BatchNormMode, Loss, cross_entropy, full_precision, snapshot
@@ -247,20 +248,27 @@ class _Csv:
             )
 
     def write(self, row: Depth) -> None:
-        if not self._path.exists():
+        lost = f"the depth at step {row.step} is lost, the rows before it stay"
+        with telling(self._path, "out", lost):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(",".join(HEADER) + "\n")
-        _cut_short_row(self._path)
-        with self._path.open("a") as file:
-            file.write(",".join(map(str, astuple(row))) + "\n")
+            _cut_short_row(self._path)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(",".join(map(str, astuple(row))) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         self.last = row.step
 
 
 def _cut_short_row(path: Path) -> None:
-    """Of a last row that was not written whole nothing stays."""
-    whole = path.read_bytes().rpartition(b"\n")[0]
-    if path.stat().st_size != len(whole) + 1:
-        path.write_bytes(whole + b"\n" if whole else (",".join(HEADER) + "\n").encode())
+    """Leave nothing of a last row that was not written whole, and a header in a file without rows."""
+    content = path.read_bytes() if path.exists() else b""
+    whole, end, _ = content.rpartition(b"\n")
+    if not whole:
+        with path.open("wb") as file:
+            file.write((",".join(HEADER) + "\n").encode())
+    elif len(whole) + len(end) < len(content):
+        # The rows before it are not written anew, since the disk may be full.
+        os.truncate(path, len(whole) + len(end))
 
 
 class _Scalars:
@@ -344,5 +352,5 @@ def read(path: str | Path) -> list[Depth]:
             Depth(int(step), float(depth), int(first), int(last), int(half), float(loss), float(seconds))
             for step, depth, first, last, half, loss, seconds in rows
         ]
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise ValueError(f"{expected}, got {error}; {remedy}") from None

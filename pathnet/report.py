@@ -13,6 +13,7 @@ from pathnet import results
 from pathnet.experiments import EXPERIMENTS, claims
 from pathnet.experiments.run import Claim, title
 from pathnet.figures import draw
+from pathnet.files import replacing
 
 __all__ = ["write"]
 
@@ -59,19 +60,20 @@ def write(runs: Sequence[results.Run], heading: str, file: Path) -> Path:
 
     Raises:
         ValueError: a run is of an experiment that is not known, or holds too little.
+        OSError: the page or a figure cannot be written.
     """
     found = [(run, claims(run)) for run in runs]
     everything = [claim for _, own in found for claim in own]
-    page = PAGE.substitute(
+    text = PAGE.substitute(
         title=escape(heading),
-        version=escape(str(runs[0].facts["attempts"][-1]["pathnet"])) if runs else "",
+        version=escape(_last_attempt(runs[0], "pathnet")[0]) if runs else "",
         claims=len(everything),
         held=sum(claim.held for claim in everything),
         body="\n".join([_overview(found), *(_section(run, own) for run, own in found)]),
     )
-    temporary = file.with_name(file.name + results.TEMPORARY)
-    temporary.write_text(page, encoding="utf-8")
-    return temporary.replace(file)
+    with replacing(file, "report", "what was measured is on the disk, and the same command goes on from it") as html:
+        html.write(text.encode())
+    return file
 
 
 def _overview(found: Sequence[tuple[results.Run, Sequence[Claim]]]) -> str:
@@ -114,16 +116,25 @@ def _image(file: Path) -> str:
     return f'<img alt="{escape(file.stem)}" src="data:image/svg+xml;base64,{encoded}">'
 
 
+def _last_attempt(run: results.Run, *names: str) -> list[str]:
+    """Return facts of the process that was the last to add to a run."""
+    last = run.facts["attempts"][-1]
+    for name in names:
+        if name not in last:
+            raise ValueError(f"run: {run.folder / 'run.json'}: expected {name!r} in the last of attempts, got none")
+    return [str(last[name]) for name in names]
+
+
 def _facts(run: results.Run) -> dict[str, str]:
     """What the run was: networks, data, settings, how often, and on what."""
     identity: dict[str, Any] = run.identity
     settings = {key: value for key, value in identity.items() if not isinstance(value, dict) and key != "experiment"}
     asked = {key: value for key, value in run.facts.items() if isinstance(value, int)}
-    last = run.facts["attempts"][-1]
+    started, device, torch = _last_attempt(run, "started", "device", "torch")
     described = {"networks and data": title(identity)} if identity.get("networks") or "model" in identity else {}
     return {
         **described,
         "settings": ", ".join(f"{key} {value}" for key, value in {**settings, **asked}.items()) or "none",
-        "measured": f"{last['started']}, {last['device']}, torch {last['torch']}",
+        "measured": f"{started}, {device}, torch {torch}",
         "folder": run.folder.name,
     }

@@ -7,10 +7,12 @@ all processes of a distributed training leave out the same modules.
 
 from __future__ import annotations
 
+import re
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +24,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pathnet.checks import check_integer, check_number, described
 from pathnet.data import Data
+from pathnet.files import locked, remove_leftovers, telling
 from pathnet.models.residual_net import ResidualNet
-from pathnet.models.weights import fill, read_tensors, write_tensors
+from pathnet.models.weights import check_stored, fill, odd_values, read_tensors, write_tensors
 from pathnet.streams import stream
 
 __all__ = ["Epoch", "Recipe", "drawn_modules", "evaluate", "train", "training_batch"]
@@ -179,7 +183,7 @@ def train(
 
     Where ``checkpoint`` exists, training goes on from it, and ends with the same weights, bit for bit, as
     training that was never interrupted (on the same machine and number of threads). The file is written whole
-    every two minutes, after every epoch, and on an interrupt.
+    every two minutes, after every epoch, and on an interrupt, and is locked meanwhile: one training at a time has it.
 
     Where ``torch.distributed`` is initialised, its processes share out each batch (DistributedDataParallel); all
     are given the same arguments and see the same file, and the first writes the checkpoint. The blocks may be
@@ -194,31 +198,71 @@ def train(
 
     Raises:
         ValueError: the checkpoint is of another model, data set or recipe, or not seen by all processes; the recipe
-            does not fit the network or the data; or the loss is not finite.
+            does not fit the network or the data; another training has the checkpoint; or the loss or a weight is
+            not finite.
+        OSError: the checkpoint cannot be written.
     """
-    run = _Run(net, data, recipe, Path(checkpoint) if checkpoint is not None else None)
-    net.train()
-    saved = time.monotonic()
-    try:
-        if run.untested:
-            run.test()
-        if callback is not None:
-            callback(run.step, net)
-        while run.step < run.steps:
-            loss = run.advance()
+    path = Path(checkpoint) if checkpoint is not None else None
+    with _alone(path, next(net.parameters()).device):
+        run = _Run(net, data, recipe, path)
+        net.train()
+        saved = time.monotonic()
+        try:
             if run.untested:
                 run.test()
             if callback is not None:
                 callback(run.step, net)
-            if progress is not None:
-                progress(run.step, run.steps, f"epoch {run.epoch + 1}/{recipe.epochs} loss {loss:.3f} {run.last()}")
-            if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                run.save()
-                saved = time.monotonic()
-    finally:
-        run.save()
+            while run.step < run.steps:
+                loss = run.advance()
+                if run.untested:
+                    run.test()
+                if callback is not None:
+                    callback(run.step, net)
+                if progress is not None:
+                    note = f"epoch {run.epoch + 1}/{recipe.epochs} loss {loss:.3f} {run.last()}"
+                    progress(run.step, run.steps, note)
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    run.save()
+                    saved = time.monotonic()
+        finally:
+            run.save()
     net.eval()
     return run.history
+
+
+def _processes() -> tuple[int, int]:
+    """The number of this process, and how many train together."""
+    together = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+
+
+@contextmanager
+def _alone(checkpoint: Path | None, device: torch.device) -> Iterator[None]:
+    """Hold the checkpoint's lock in the first process; all are refused where it is.
+
+    Raises:
+        ValueError: another training holds it.
+        OSError: there can be no lock.
+    """
+    (rank, processes), refusal = _processes(), None
+    with ExitStack() as stack:
+        if checkpoint is not None and rank == 0:
+            lock = checkpoint.with_name(f".{checkpoint.name}.pathnet-lock")
+            try:
+                with telling(checkpoint, "checkpoint"):
+                    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(lock, "checkpoint", f"training on {checkpoint}", keep=False))
+                remove_leftovers(checkpoint.parent, re.escape(checkpoint.name))
+            except (ValueError, OSError) as error:
+                refusal = error
+        if processes > 1:
+            refused = torch.tensor([float(refusal is not None)], device=device)
+            dist.all_reduce(refused)
+            if refused.item() and refusal is None:
+                refusal = ValueError(f"checkpoint: the first process was refused {checkpoint}")
+        if refusal is not None:
+            raise refusal
+        yield
 
 
 @lru_cache(maxsize=1)
@@ -235,8 +279,7 @@ class _Run:
         # Before the processes are tied together: they exchange gradients in the layout of the weights.
         self.memory_format = _memory_format(net)
         net.to(memory_format=self.memory_format)  # type: ignore[call-overload]
-        together = dist.is_available() and dist.is_initialized()
-        self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+        self.rank, self.processes = _processes()
         self.checkpoint = checkpoint if self.rank == 0 else None
         if recipe.batch_size % self.processes:
             raise ValueError(
@@ -374,16 +417,21 @@ class _Run:
             "loss_sum": self.loss_sum,
             "seconds": self.seconds,
         }
-        write_tensors(
-            self.checkpoint,
-            {**self.net.state_dict(), **self._momenta()},
-            {**self.identity, "progress": progress},
-        )
+        tensors = {**self.net.state_dict(), **self._momenta()}
+        kept = "all steps taken are lost"
+        if self.checkpoint.exists():
+            kept = f"{self.checkpoint} stays as it was before, and the same training goes on from it"
+        for name, tensor in tensors.items():
+            if problem := odd_values(name, tensor):
+                problem = f"{name!r} at step {self.step}: {problem}"
+                raise ValueError(f"recipe: {problem}; try a lower learning_rate; {kept}")
+        write_tensors(self.checkpoint, tensors, {**self.identity, "progress": progress}, "checkpoint", kept)
 
     def _resume(self, checkpoint: Path) -> None:
         tensors, metadata = read_tensors(checkpoint)
         # What a file from before there was a setting does not say, is what was done then: the default.
-        metadata["recipe"] = asdict(Recipe()) | metadata.get("recipe", {})
+        if isinstance(recipe := metadata.get("recipe"), dict):
+            metadata["recipe"] = asdict(Recipe()) | recipe
         # The data's hash is of the kind that the file has; the next one written has the kind of now.
         identity = self.identity | {"data": self.data.fingerprint(like=metadata.get("data"))}
         for part, expected in identity.items():
@@ -392,11 +440,50 @@ class _Run:
                     f"checkpoint: {checkpoint} is of another {'model' if part == 'config' else part} "
                     f"(expected {expected}, got {metadata.get(part)})"
                 )
-        fill(self.net, tensors, checkpoint)
+        try:
+            self._read_progress(metadata.get("progress"))
+        except ValueError as error:
+            raise ValueError(f"checkpoint: {checkpoint}: progress: {error}") from None
+        momenta = {}
         for name, parameter in self.net.named_parameters():
-            if f"momentum/{name}" in tensors:
-                momentum = tensors[f"momentum/{name}"].to(parameter.device)
-                self.optimizer.state[parameter]["momentum_buffer"] = momentum
-        progress = metadata["progress"]
-        self.step, self.loss_sum, self.seconds = progress["step"], progress["loss_sum"], progress["seconds"]
-        self.history = [Epoch(**epoch) for epoch in progress["history"]]
+            momentum = tensors.get(f"momentum/{name}")
+            if momentum is not None:
+                check_stored(f"momentum/{name}", momentum, parameter, checkpoint)
+                momenta[parameter] = momentum.to(parameter.device, parameter.dtype)
+        fill(self.net, tensors, checkpoint)
+        for parameter, momentum in momenta.items():
+            self.optimizer.state[parameter]["momentum_buffer"] = momentum
+
+    def _read_progress(self, progress: Any) -> None:
+        """Take over how far a checkpoint is.
+
+        Raises:
+            ValueError: it is at no step of this training, or its epochs are not those up to there.
+        """
+        if not isinstance(progress, dict):
+            raise ValueError(f"expected an object, got {described(progress)}")
+        step = check_integer("step", progress.get("step"), 0, self.steps)
+        history = progress.get("history")
+        if not isinstance(history, list):
+            raise ValueError(f"history: expected a list of epochs, got {described(history)}")
+        epochs = [_epoch(number, epoch) for number, epoch in enumerate(history)]
+        whole = step // self.steps_an_epoch
+        # The test of the last one may be wanting.
+        least = whole - 1 if whole and step % self.steps_an_epoch == 0 else whole
+        check_integer("history, how many epochs", len(epochs), least, whole)
+        self.loss_sum = check_number("loss_sum", progress.get("loss_sum"), 0)
+        self.seconds = check_number("seconds", progress.get("seconds"), 0)
+        self.step, self.history = step, epochs
+
+
+def _epoch(number: int, facts: Any) -> Epoch:
+    """One epoch of a checkpoint's history."""
+    names = {field.name for field in fields(Epoch)}
+    if not isinstance(facts, dict) or facts.keys() != names:
+        raise ValueError(f"history: expected epochs of {', '.join(sorted(names))}, got {described(facts)}")
+    return Epoch(
+        check_integer("history, epoch", facts["epoch"], number, number),
+        check_number("history, train_loss", facts["train_loss"], 0),
+        check_number("history, test_accuracy", facts["test_accuracy"], 0, 1),
+        check_number("history, seconds", facts["seconds"], 0),
+    )

@@ -338,7 +338,8 @@ def exact_run(folder: Path, share: Sequence[float]) -> results.Run:
     identity = {"experiment": path_gradients.NAME, "model": model, "data": {"name": "made up", "hash": "abc"}}
     with results.writing(folder, identity, {}, {"started": ""}) as run:
         rows = [
-            ExactSum(0, k, own, 0.5, 0.5, own, 1 - sum(share[: k + 1]), 1.0, "cpu") for k, own in enumerate(share)
+            ExactSum(0, k, abs(own), 0.5, 0.5, own, abs(1 - sum(share[: k + 1])), 1.0, "cpu")
+            for k, own in enumerate(share)
         ]
         run.add_rows(rows)
         return run

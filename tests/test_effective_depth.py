@@ -20,6 +20,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import SMALL, shaken
+from full_disk import largest_file
 from oracles import detach_loop
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -260,6 +261,41 @@ class Board:
 
 
 boards: list[Board] = []
+
+
+def test_a_full_disk_is_told_and_the_rows_before_stay(tmp_path: Path) -> None:
+    path = tmp_path / "depth.csv"
+    callback = EffectiveDepth(SMALL[0].images(), path, SMALL[0].net(), every=1, share=ALL)
+    callback(0)
+    first = read(path)
+    with largest_file(path.stat().st_size + 20), pytest.raises(OSError) as failure:
+        callback(1)
+    assert str(failure.value) == (
+        f"out: {path} cannot be written (File too large); the depth at step 1 is lost, the rows before it stay"
+    )
+    assert read(path) == first
+    callback(2)
+    assert read(path)[:1] == first and [row.step for row in read(path)] == [0, 2]
+
+
+@pytest.mark.parametrize("left", [b"", b"5,0.", b"5,0.5,1,2,3,0.1"])
+def test_cutting_a_row_short_writes_no_row_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: bytes) -> None:
+    """Otherwise a full disk, or a kill in between, would take them all."""
+    path = tmp_path / "depth.csv"
+    callback = EffectiveDepth(SMALL[0].images(), path, SMALL[0].net(), every=1, share=ALL)
+    callback(0)
+    first, before = read(path), path.read_bytes()
+    path.write_bytes(before + left)
+    with largest_file(0), pytest.raises(OSError):
+        callback(1)
+    assert path.read_bytes() == before and read(path) == first
+
+
+def test_a_file_that_is_no_csv_is_told_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "depth.csv"
+    path.write_text(",".join(field.name for field in dataclasses.fields(Depth)) + "\n" + "1" * 200_000 + "\n")
+    with pytest.raises(ValueError, match="^out: expected columns step, depth, .* got field larger than field limit"):
+        read(path)
 
 
 @pytest.fixture

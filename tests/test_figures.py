@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import matplotlib
 import numpy as np
 import pytest
+from full_disk import largest_file
 from made_runs import made_run, one_of_each
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -169,6 +170,28 @@ def test_every_run_is_drawn_as_png_and_svg(runs: dict[str, Run], name: str) -> N
 def test_a_figure_drawn_twice_is_the_same_file(runs: dict[str, Run]) -> None:
     first = [file.read_bytes() for file in draw(runs["lesion-single"])]
     assert [file.read_bytes() for file in draw(runs["lesion-single"])] == first
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_a_figure_that_a_full_disk_does_not_take_leaves_the_one_of_before(tmp_path: Path, suffix: str) -> None:
+    files = style.saved(Figure(), tmp_path / "figure")
+    before = [file.read_bytes() for file in files]
+    sizes = [len(content) for content in before]
+    figure = Figure()
+    figure.text(0.1, 0.5, "words" * 20)
+    size = 1000 if suffix == "png" else max(30_000, sizes[0])
+    if suffix == "svg":
+        for number in range(300):
+            figure.text(0.1, 0.5, f"{number}" * 20)
+    with largest_file(size), pytest.raises(OSError) as failure:
+        style.saved(figure, tmp_path / "figure")
+    assert str(failure.value) == (
+        f"figure: {tmp_path / 'figure'}.{suffix} cannot be written (File too large); what it shows is on the disk, "
+        "and can be drawn again"
+    )
+    assert sorted(tmp_path.iterdir()) == files
+    position = ["png", "svg"].index(suffix)
+    assert files[position].read_bytes() == before[position]
 
 
 def test_a_run_of_no_known_experiment_or_without_measurements_is_not_drawn(tmp_path: Path) -> None:

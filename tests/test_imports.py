@@ -12,6 +12,7 @@ import pathnet
 ROOT = Path(pathnet.__file__).parent
 ORDER = [
     "checks",
+    "files",
     "native",
     "streams",
     "models",

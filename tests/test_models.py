@@ -91,7 +91,7 @@ def test_training_updates_shared_statistics_once_a_step() -> None:
         ({"depth": 111, "block": "bottleneck"}, r"depth: bottleneck blocks need a depth of 9n \+ 2"),
         ({"depth": 8, "block": "wide"}, "block: expected one of 'basic', 'bottleneck', got 'wide'"),
         ({"depth": 8, "shortcut": "none"}, "shortcut: expected one of"),
-        ({"depth": 8, "width": 0}, "width: expected a positive integer, got 0"),
+        ({"depth": 8, "width": 0}, "width: expected an integer of at least 1, got 0"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:
@@ -218,7 +218,7 @@ def test_a_vgg_pools_between_stages_or_is_refused(stages: int) -> None:
 
 @pytest.mark.parametrize("name", ["width", "num_classes", "in_channels", "stages"])
 def test_bad_arguments_of_a_vgg_are_named(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}: expected a positive integer, got 0"):
+    with pytest.raises(ValueError, match=f"{name}: expected an integer of at least 1, got 0"):
         vgg(**{name: 0})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"config: .* unexpected keyword argument 'block'"):
         models.build({"model": "vgg", "block": "basic"})

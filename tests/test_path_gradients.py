@@ -78,7 +78,8 @@ from pathnet.experiments import path_gradients
 def progress(done, total, note):
     path_gradients.PART_SECONDS = 0 if done < 3 else 1e9
     if done == 4:
-        open(os.path.join({str(tmp_path)!r}, "measurements", "part-000002.parquet.tmp"), "wb").write(b"PAR1")
+        name = ".part-000002.parquet.0123456789ab.pathnet-temporary"
+        open(os.path.join({str(tmp_path)!r}, "measurements", name), "wb").write(b"PAR1")
         os.kill(os.getpid(), signal.SIGKILL)
 
 path_gradients.measure(small_net(), small_data(), PLAN, {str(tmp_path)!r}, progress)
@@ -90,7 +91,7 @@ path_gradients.measure(small_net(), small_data(), PLAN, {str(tmp_path)!r}, progr
     run = measure(small_net(), small_data(), PLAN, tmp_path, lambda done, total, note: seen.append(done))
     assert seen == [3, 4, 5, 6]
     assert_same(run.measurements(), uninterrupted)
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob("*.pathnet-temporary"))
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import errno
+import os
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,6 +14,7 @@ from made_runs import deletions, made_run, one_of_each
 
 from pathnet import report, results
 from pathnet.experiments import claims
+from pathnet.figures import draw
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" --> </table>"
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -59,7 +62,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[results.Run]:
 def text(runs: list[results.Run]) -> str:
     folder = runs[0].folder.parent
     file = report.write(runs, f"All of {HOSTILE}", folder / "report.html")
-    assert file == folder / "report.html" and not list(folder.glob("*.tmp"))
+    assert file == folder / "report.html" and not list(folder.glob(".*"))
     return file.read_text(encoding="utf-8")
 
 
@@ -146,12 +149,13 @@ def test_a_page_is_written_whole_or_not_at_all(
         report.write([runs[0], unfinished], "title", file)
     assert file.read_text() == "the one before"
 
-    def half(path: Path, text: str, encoding: str) -> int:
-        path.write_bytes(text[:100].encode())
-        raise OSError("No space left on device")
+    def full(path: Path, target: Path) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr(Path, "write_text", half)
+    figures = [path for run in runs[:1] for path in draw(run)]
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="^report: .*report.html cannot be .*No space"):
+        patch.setattr(report, "draw", lambda run: figures)
+        patch.setattr(Path, "replace", full)
         report.write(runs[:1], "title", file)
     assert file.read_text() == "the one before"
     assert "Of 2 claims, 2 held here." in report.write(runs[:1], "title", file).read_text()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,9 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from full_disk import largest_file
 
 from pathnet import results
-from pathnet.results import Measurements, read, writing
+from pathnet.experiments.by_length import ExactSum, SignedDraw
+from pathnet.experiments.errors import ErrorCount
+from pathnet.experiments.run import Value
+from pathnet.results import LARGEST, Measurements, Range, read, writing
 
 IDENTITY: dict[str, Any] = {
     "experiment": "path-gradients",
@@ -28,6 +34,7 @@ class Reading:
 
     PART: ClassVar[str] = "readings"
     MEASURED: ClassVar[tuple[str, ...]] = ("count", "value")
+    RANGES: ClassVar[Mapping[str, Range]] = {"count": Range(-LARGEST), "value": Range(-LARGEST, math.inf)}
 
     name: str
     place: int
@@ -127,7 +134,8 @@ def test_a_field_that_only_the_folder_has_is_a_difference(tmp_path: Path) -> Non
 
 def test_leftovers_of_a_killed_run_are_ignored_and_removed(tmp_path: Path) -> None:
     add(tmp_path, 0)
-    leftovers = [tmp_path / "run.json.tmp", tmp_path / "measurements" / "part-000001.parquet.tmp"]
+    end = ".0123456789ab.pathnet-temporary"
+    leftovers = [tmp_path / f".run.json{end}", tmp_path / "measurements" / f".part-000001.parquet{end}"]
     for leftover in leftovers:
         leftover.write_bytes(b"PAR1 half a part")
     assert len(read(tmp_path).measurements()) == 11
@@ -270,6 +278,7 @@ def test_rows_of_other_columns_are_an_error_that_names_the_part(tmp_path: Path) 
     class Other:
         PART: ClassVar[str] = "readings"
         MEASURED: ClassVar[tuple[str, ...]] = ("value",)
+        RANGES: ClassVar[Mapping[str, Range]] = {}
 
         name: str
         value: float
@@ -285,6 +294,7 @@ def test_kinds_of_rows_lie_side_by_side(tmp_path: Path) -> None:
     class Note:
         PART: ClassVar[str] = "notes"
         MEASURED: ClassVar[tuple[str, ...]] = ("text",)
+        RANGES: ClassVar[Mapping[str, Range]] = {}
 
         batch: int
         text: str
@@ -300,7 +310,7 @@ def test_kinds_of_rows_lie_side_by_side(tmp_path: Path) -> None:
 
 def test_a_half_written_part_of_rows_is_ignored_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_readings(tmp_path, READINGS[0])
-    leftover = tmp_path / "measurements" / "readings-000001.parquet.tmp"
+    leftover = tmp_path / "measurements" / ".readings-000001.parquet.0123456789ab.pathnet-temporary"
     leftover.write_bytes(b"PAR1 half a part")
     assert read(tmp_path).rows(Reading) == READINGS[:1]
     add_readings(tmp_path, *READINGS[1:])
@@ -314,3 +324,239 @@ def test_a_half_written_part_of_rows_is_ignored_and_removed(tmp_path: Path, monk
     with pytest.raises(OSError, match="No space"):
         add_readings(tmp_path, replace(READINGS[0], place=99))
     assert read(tmp_path).rows(Reading) == READINGS
+
+
+# What is not this library's is not touched
+
+
+def test_files_of_somebody_else_stay(tmp_path: Path) -> None:
+    add(tmp_path, 0)
+    strangers = [tmp_path / "notes.tmp", tmp_path / "measurements" / "notes.tmp", tmp_path / "run.json.tmp"]
+    strangers.append(tmp_path / ".notes.0123456789ab.pathnet-temporary")
+    for stranger in strangers:
+        stranger.write_text("precious")
+    add(tmp_path, 1)
+    assert all(stranger.read_text() == "precious" for stranger in strangers)
+
+
+def test_a_lock_that_is_a_link_is_refused_and_its_target_stays(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(target)
+    with pytest.raises(ValueError, match=r"^run: expected a lock file at .*\.lock, got a link"):
+        add(tmp_path / "run", 0)
+    assert target.read_text() == "precious"
+
+
+# What no measurement can come to
+
+
+def written_by_hand(folder: Path, stem: str, table: pa.Table) -> Path:
+    """A part that no digest speaks of."""
+    file = folder / "measurements" / f"{stem}-000000.parquet"
+    pq.write_table(table.replace_schema_metadata(None), file)
+    return file
+
+
+def changed(table: pa.Table, column: str, row: int, value: Any) -> pa.Table:
+    values = table[column].to_pylist()
+    values[row] = value
+    position = table.schema.get_field_index(column)
+    return table.set_column(
+        position, table.schema.field(position), pa.array(values, table.schema.field(position).type)
+    )
+
+
+FIRST = np.packbits(measured(0).path[0], bitorder="little").tobytes()
+ODD_MEASUREMENTS = [
+    ("batch", None, "batch: expected a value, got null"),
+    ("length", None, "length: expected a value, got null"),
+    ("path", None, "path: expected a value, got null"),
+    ("norm", None, "norm: expected a value, got null"),
+    ("engine", None, "engine: expected a value, got null"),
+    ("batch", -1, "batch: expected a finite number of at least 0, got -1"),
+    ("length", 0, "length: expected a finite number of at least 1, at most 11, got 0"),
+    ("length", 12, "length: expected a finite number of at least 1, at most 11, got 12"),
+    ("length", 2, r"path: expected 2 modules among 11 \(its length\), got others"),
+    ("norm", math.nan, "norm: expected a finite number of at least 0, got nan"),
+    ("norm", math.inf, "norm: expected a finite number of at least 0, got inf"),
+    ("norm", -1e-300, "norm: expected a finite number of at least 0, got -1e-300"),
+    ("path", b"", "path: expected 2 bytes for 11 blocks, got 0"),
+    ("path", FIRST + b"x", "path: expected 2 bytes for 11 blocks, got 3"),
+    ("path", b"\xff\xff", "path: expected 1 modules among 11"),
+    ("path", bytes([0, 0x80]), "path: expected 1 modules among 11"),
+]
+
+
+@pytest.mark.parametrize(("column", "value", "message"), ODD_MEASUREMENTS)
+def test_what_no_path_gradient_can_be_is_refused_by_file_and_row(
+    tmp_path: Path, column: str, value: Any, message: str
+) -> None:
+    add(tmp_path, 0)
+    (part,) = read(tmp_path).parts
+    file = written_by_hand(tmp_path, "part", changed(pq.ParquetFile(part).read(), column, 0, value))
+    with pytest.raises(ValueError, match=rf"^run: {file}: row 0: {message}.*; move it away to measure"):
+        read(tmp_path).measurements()
+
+
+def test_paths_that_are_whole_together_alone_are_refused(tmp_path: Path) -> None:
+    """One is empty and the next has its bytes too."""
+    add(tmp_path, 0)
+    (part,) = read(tmp_path).parts
+    table = pq.ParquetFile(part).read()
+    both = b"".join(table["path"].to_pylist()[3:5])
+    written_by_hand(tmp_path, "part", changed(changed(table, "path", 3, b""), "path", 4, both))
+    with pytest.raises(ValueError, match="row 3: path: expected 2 bytes for 11 blocks, got 0"):
+        read(tmp_path).measurements()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("name", None, "name: expected a value, got null"),
+        ("count", None, "count: expected a value, got null"),
+        ("blocks", None, "blocks: expected a value, got null"),
+        ("blocks", [1, None], "blocks: expected integers, got null among them"),
+        ("blocks", [2, -1], "blocks: expected a finite number of at least 0, got -1"),
+        ("place", -1, "place: expected a finite number of at least 0, got -1"),
+        ("share", math.nan, "share: expected a finite number of at least 0, got nan"),
+        ("value", math.nan, "value: expected a number, got nan"),
+        ("value", -math.inf, "value: expected a number, got -inf"),
+    ],
+)
+def test_what_a_kind_of_row_excludes_is_refused_by_file_and_row(
+    tmp_path: Path, column: str, value: Any, message: str
+) -> None:
+    add_readings(tmp_path, *READINGS)
+    file = tmp_path / "measurements" / "readings-000000.parquet"
+    written_by_hand(tmp_path, "readings", changed(pq.ParquetFile(file).read(), column, 2, value))
+    with pytest.raises(ValueError, match=f"^run: {file}: row 2: {message}"):
+        read(tmp_path).rows(Reading)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (ExactSum(0, 0, math.nan, 0, 0, 0, 0, 1, "cpu"), "norm: expected a finite number of at least 0, got nan"),
+        (ExactSum(0, 0, 1, 1.1, 0, 0, 0, 1, "cpu"), "next_cosine: expected .* or NaN, got 1.1"),
+        (ExactSum(0, 0, 1, 0, 0, 0, -0.1, 1, "cpu"), "left: expected a number of at least 0 or NaN, got -0.1"),
+        (SignedDraw(0, 0, 0, math.inf, "cpu"), "squared_norm: expected a finite number of at least 0, got inf"),
+        (ErrorCount("vgg", 0, 0, 0, (), (), 1.0, "running", 9, 10), "wrong: expected .* at most images, got 10"),
+        (ErrorCount("vgg", 0, 0, 0, (), (), 1.0, "running", 0, 0), "images: expected .* of at least 1, got 0"),
+        (Value("", -1, 0, "x", 0, 1.0), "seed: expected a finite number of at least 0, got -1"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_rows_that_could_not_be_read_again_are_not_written(tmp_path: Path, row: Any, message: str) -> None:
+    with writing(tmp_path, IDENTITY, {}, ATTEMPT) as run, pytest.raises(ValueError, match=f"row 0: {message}"):
+        run.add_rows([row])
+    assert not list((tmp_path / "measurements").iterdir())
+
+
+def test_what_could_not_be_measured_is_nan_and_comes_back(tmp_path: Path) -> None:
+    nan = math.nan
+    sums = [ExactSum(0, 0, 0.0, nan, nan, nan, math.inf, 0.0, "cpu")]
+    values = [Value("", 0, 0, "x", index, value) for index, value in enumerate((nan, math.inf, -math.inf, -1.0))]
+    with writing(tmp_path, IDENTITY, {}, ATTEMPT) as run:
+        run.add_rows(sums)
+        run.add_rows(values)
+    run = read(tmp_path)
+    assert str(run.rows(ExactSum)) == str(sums) and str(run.rows(Value)) == str(values)
+
+
+# run.json
+
+
+NETWORK = {"config": None, "blocks": 3, "downsampling": [2], "survival": [1.0, 1.0, 0.5]}
+
+
+def facts_with(**identity: Any) -> dict[str, Any]:
+    return {"identity": {**IDENTITY, **identity}, "attempts": [ATTEMPT]}
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ([], "content: expected an object, got a list"),
+        ("x", "content: expected an object, got 'x'"),
+        ({"attempts": [ATTEMPT]}, "identity: expected an object, got none"),
+        ({"identity": "x", "attempts": [ATTEMPT]}, "identity: expected an object, got 'x'"),
+        ({"identity": IDENTITY}, "attempts: expected a list, got none"),
+        ({"identity": IDENTITY, "attempts": []}, "attempts: expected at least one, got none"),
+        ({"identity": IDENTITY, "attempts": ["x"]}, "attempts.0: expected an object, got 'x'"),
+        ({"identity": IDENTITY, "attempts": {}}, "attempts: expected a list, got a dict"),
+        ({**facts_with(), "batches": "many"}, "batches: expected an integer of at least 0, got 'many'"),
+        ({**facts_with(), "results": []}, "results: expected an object, got a list"),
+        (facts_with(experiment=7), "identity.experiment: expected a string, got 7"),
+        (facts_with(model=None), "identity.model: expected an object, got None"),
+        (facts_with(model={"config": None}), "identity.model.blocks: expected an integer of at least 1, got None"),
+        (facts_with(model={"config": None, "blocks": 1.5}), "identity.model.blocks: expected an integer"),
+        (facts_with(model={"blocks": 3}), "identity.model.config: expected an object, got none"),
+        (facts_with(model={"blocks": 3, "config": {"model": 7}}), "identity.model.config.model: expected a string"),
+        (facts_with(data="digits"), "identity.data: expected an object, got 'digits'"),
+        (facts_with(data={"name": 3}), "identity.data.name: expected a string, got 3"),
+        (facts_with(data={"name": "x", "classes": 0}), "identity.data.classes: expected an integer of at least 1"),
+        (facts_with(modules="all"), "identity.modules: expected an integer of at least 1, got 'all'"),
+        (facts_with(networks=[]), "identity.networks: expected an object, got a list"),
+        (facts_with(networks={"vgg": {}}), "identity.networks.vgg: expected a list, got a dict"),
+        (facts_with(networks={"vgg": []}), "identity.networks.vgg: expected at least one network, got none"),
+        (facts_with(networks={"vgg": [3]}), "identity.networks.vgg.0: expected an object, got 3"),
+        (facts_with(networks={"vgg": [{**NETWORK, "survival": [1.0]}]}), "survival, how many: expected an integer"),
+        (facts_with(networks={"vgg": [{**NETWORK, "survival": [1, 1, "x"]}]}), "survival: expected a finite number"),
+        (facts_with(networks={"vgg": [{**NETWORK, "downsampling": [3]}]}), "downsampling: expected an integer"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_run_json_of_other_kinds_of_values_is_refused_by_the_field(
+    tmp_path: Path, facts: Any, message: str
+) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=rf"^run: .*run.json is not the run.json of a run \(ValueError: .*{message}"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[" * 10_000 + "]" * 10_000, '{"a":' * 10_000 + "1" + "}" * 10_000, "1" * 5000])
+def test_a_run_json_that_python_cannot_parse_is_told_in_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"^run: .*run.json is not the run.json of a run") as failure:
+        read(tmp_path)
+    assert "\n" not in str(failure.value) and len(str(failure.value)) < 1000
+
+
+def test_what_an_experiment_asks_for_and_the_identity_lacks_is_named(tmp_path: Path) -> None:
+    add(tmp_path, identity={"experiment": "lesion-single", "networks": {"vgg": [NETWORK]}})
+    run = read(tmp_path)
+    assert run.fact("networks", "vgg", 0, "blocks") == 3
+    for keys in (("model", "blocks"), ("networks", "highway"), ("networks", "vgg", 0, "hash"), ("experiment", "x")):
+        with pytest.raises(ValueError, match=rf"^run: .*run.json: expected identity.{'.'.join(map(str, keys))} in a"):
+            run.fact(*keys)
+    with pytest.raises(ValueError, match="expected identity.model.blocks in a run of lesion-single, got none"):
+        run.measurements()
+
+
+# A full disk
+
+
+def test_a_full_disk_is_told_with_what_is_lost_and_the_run_goes_on_later(tmp_path: Path) -> None:
+    add(tmp_path, 0)
+    with writing(tmp_path, IDENTITY, {"batches": 10}, ATTEMPT) as run:
+        with largest_file(500), pytest.raises(OSError) as failure:
+            run.add([measured(1)])
+        part = tmp_path / "measurements" / "part-000001.parquet"
+        assert str(failure.value) == (
+            f"run: {part} cannot be written (File too large); its 11 measurements are lost, the parts on the disk "
+            "stay good, and the same command goes on from them"
+        )
+        with largest_file(10), pytest.raises(OSError) as failure:
+            run.conclude({"mean": 1.0})
+        assert str(failure.value).startswith(f"run: {tmp_path / 'run.json'} cannot be written (File too large); the ")
+    assert [path.name for path in (tmp_path / "measurements").iterdir()] == ["part-000000.parquet"]
+    add(tmp_path, 1)
+    assert read(tmp_path).measurements().batch.tolist() == [0] * 11 + [1] * 11
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"^run: .*file/run/measurements cannot be written \(Not a directory\)$"):
+        add(tmp_path / "file" / "run", 0)

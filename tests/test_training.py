@@ -138,7 +138,7 @@ def test_bad_recipes_are_named(images: data.Data) -> None:
         fresh()(torch.zeros(1, 3, 8, 8), [True, False])
     for survival in (0, 1.5, math.nan):
         with pytest.raises(
-            ValueError, match=f"survival: expected a probability above 0 and at most 1, got {survival}"
+            ValueError, match=f"survival: expected a finite number above 0 and at most 1, got {survival}"
         ):
             models.preact_resnet(8, 4, survival=survival)
 

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from pathnet import results
+from pathnet.results import LARGEST, Range
 from pathnet.tape import Tape
 from pathnet.training import Progress
 
 __all__ = ["MOST_DRAWS", "ExactSum", "SignedDraw", "measure_exact", "measure_signed"]
 
 PART_SECONDS = 30.0
+COSINE = Range(-1.0 - 1e-6, 1.0 + 1e-6, nan=True)
+"""Of vectors in float64, with room for rounding; NaN where one of them is zero."""
 MOST_DRAWS = 1_000_000
 """On one batch: draw j on batch b is the tape's draw number b * MOST_DRAWS + j, so that no two are the same."""
 
@@ -53,6 +56,13 @@ class ExactSum:
         "full_norm",
         "engine",
     )
+    # Where the whole gradient is zero there is no share of it, and what is left over zero is NaN or infinite.
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        "next_cosine": COSINE,
+        "full_cosine": COSINE,
+        "share": Range(-LARGEST, nan=True),
+        "left": Range(0, math.inf, nan=True),
+    }
 
     batch: int
     length: int
@@ -78,6 +88,7 @@ class SignedDraw:
 
     PART: ClassVar[str] = "signed"
     MEASURED: ClassVar[tuple[str, ...]] = ("squared_norm", "engine")
+    RANGES: ClassVar[Mapping[str, Range]] = {}
 
     batch: int
     draw: int

@@ -53,7 +53,7 @@ def summarise(run: results.Run, kind: str = "residual") -> ErrorBySize:
         ValueError: a network has no lesion measured yet.
     """
     counts = ErrorCounts(run)
-    facts = counts.facts[kind]
+    facts = run.fact("networks", kind)
     blocks = facts[0]["blocks"]
     lesioned = [row for row in counts.of(kind) if row.size > 0]
     sizes = sorted({row.size for row in lesioned})

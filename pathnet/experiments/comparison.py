@@ -167,7 +167,7 @@ def found(run: results.Run) -> Found:
         ValueError: the run holds nothing, all norms are zero, or a batch is not complete.
     """
     n, measurements = run.n, run.measurements()
-    gates = bool(run.identity["model"].get("gates"))
+    gates = bool(run.fact("model").get("gates"))
     sums, draws = run.rows(ExactSum), run.rows(SignedDraw)
     batch_of_draw = np.array([row.batch for row in draws[:: n + 1]])
     if not (len(measurements) or sums or draws):

@@ -83,7 +83,7 @@ def summarise(run: results.Run) -> EffectiveTraining:
         ValueError: not all of them are measured yet.
     """
     counts = ErrorCounts(run)
-    modules, blocks = run.identity["modules"], counts.facts["effective"][0]["blocks"]
+    modules, blocks = run.fact("modules"), run.fact("networks", "effective", 0, "blocks")
 
     def rates(kind: str, bn: str, scale: float = 1.0) -> Array:
         return np.array([row.rate for row in counts.of(kind, bn=bn, scale=scale)])
@@ -94,7 +94,8 @@ def summarise(run: results.Run) -> EffectiveTraining:
         "scaled by k/n": rates("effective", "running", modules / blocks),
         "recalibrated": rates("effective", "recalibrated"),
     }
-    if len(full) < len(counts.facts["residual"]) or len(effective["recalibrated"]) < len(counts.facts["effective"]):
+    seeds = {kind: len(run.fact("networks", kind)) for kind in ("residual", "effective")}
+    if len(full) < seeds["residual"] or len(effective["recalibrated"]) < seeds["effective"]:
         raise unfinished(run)
     difference, p_worse = {}, {}
     for name, own in effective.items():

@@ -14,6 +14,7 @@ from pathnet import lesion, results
 from pathnet.data import Data
 from pathnet.experiments.run import Networks, Plan
 from pathnet.lesion import BatchNormPolicy, Lesion
+from pathnet.results import Range
 from pathnet.streams import stream
 from pathnet.training import Progress
 
@@ -57,6 +58,7 @@ class ErrorCount:
 
     PART: ClassVar[str] = "errors"
     MEASURED: ClassVar[tuple[str, ...]] = ("wrong",)
+    RANGES: ClassVar[Mapping[str, Range]] = {"images": Range(1), "wrong": Range(0, "images")}
 
     network: str
     seed: int
@@ -83,8 +85,8 @@ class ErrorCounts:
     """The error counts of a run, by kind of network."""
 
     def __init__(self, run: results.Run) -> None:
-        self.facts: dict[str, list[dict[str, Any]]] = run.identity["networks"]
-        self.chance = 1 - 1 / run.identity["data"]["classes"]
+        self.facts: dict[str, list[dict[str, Any]]] = run.fact("networks")
+        self.chance = 1 - 1 / run.fact("data", "classes")
         self._rows = run.rows(ErrorCount)
 
     def of(self, network: str, **values: Any) -> list[ErrorCount]:

@@ -187,7 +187,7 @@ def summarise(run: results.Run) -> Highway:
         ValueError: not every network's gates are measured yet.
     """
     rows = run.rows(Value)
-    n, seeds = run.identity["networks"]["highway"][0]["blocks"], len(run.identity["networks"]["highway"])
+    n, seeds = run.fact("networks", "highway", 0, "blocks"), len(run.fact("networks", "highway"))
     if len({row.seed for row in rows}) < seeds:
         raise unfinished(run)
 

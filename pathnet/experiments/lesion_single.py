@@ -118,7 +118,7 @@ def _of(run: results.Run, counts: ErrorCounts, kind: str) -> SingleDeletions:
         rates.append([row.rate for row in deleted])
         ends.append([tuple(binomtest(row.wrong, row.images).proportion_ci(method="wilson")) for row in deleted])
     low, high = np.moveaxis(np.array(ends), -1, 0)
-    downsampling, first = tuple(facts[0]["downsampling"]), 2 if kind == "vgg" else 1
+    downsampling, first = tuple(run.fact("networks", kind, 0, "downsampling")), 2 if kind == "vgg" else 1
     return SingleDeletions(np.array(rates), low, high, counts.intact(kind), downsampling, counts.chance, first)
 
 

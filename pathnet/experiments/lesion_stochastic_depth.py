@@ -28,6 +28,8 @@ def measure(
 
 def claims(run: results.Run) -> list[Claim]:
     """What the paper says of Figure 8 beside this run."""
+    for kind in ("residual", "stochastic depth"):
+        run.fact("networks", kind)
     found = summarise(run)
     where = "section 5, Figure 8"
     plain, stochastic = found["residual"], found["stochastic depth"]

@@ -58,8 +58,12 @@ def _draw(seed: int) -> list[Value]:
             # The first of a random order of all blocks, for each path: a uniform choice.
             order = stream(seed, "remaining paths", length, deleted).random((DRAWS, BLOCKS)).argsort(1)[:, :deleted]
             left = ~np.take_along_axis(through, order, 1).any(1)
-            rows.append(Value("", 0, 0, f"left of {DRAWS} with {deleted} deleted", length, float(left.sum())))
+            rows.append(Value("", 0, 0, _quantity(deleted), length, float(left.sum())))
     return rows
+
+
+def _quantity(deleted: int) -> str:
+    return f"left of {DRAWS} with {deleted} deleted"
 
 
 def summarise(run: results.Run) -> RemainingPaths:
@@ -68,13 +72,12 @@ def summarise(run: results.Run) -> RemainingPaths:
     Raises:
         ValueError: nothing is drawn yet.
     """
-    blocks = run.identity["blocks"]
-    drawn = {deleted: np.zeros(blocks + 1) for deleted in DELETED}
-    rows = run.rows(Value)
-    if not rows:
+    blocks = run.fact("blocks")
+    left = {(row.quantity, row.index): row.value for row in run.rows(Value)}
+    asked = {deleted: [(_quantity(deleted), length) for length in range(blocks + 1)] for deleted in DELETED}
+    if not all(key in left for keys in asked.values() for key in keys):
         raise unfinished(run)
-    for row in rows:
-        drawn[int(row.quantity.split()[-2])][row.index] = row.value / DRAWS
+    drawn = {deleted: np.array([left[key] for key in keys]) / DRAWS for deleted, keys in asked.items()}
     share = {deleted: paths.remaining_fraction(blocks, deleted).numpy() for deleted in DELETED}
     return RemainingPaths(blocks, share, drawn)
 

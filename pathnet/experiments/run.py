@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,6 +19,7 @@ from pathnet.checks import one_of
 from pathnet.data import Data
 from pathnet.lesion import BatchNormPolicy
 from pathnet.models import ResidualNet
+from pathnet.results import Range
 
 __all__ = [
     "Claim",
@@ -95,6 +97,8 @@ class Value:
 
     PART: ClassVar[str] = "values"
     MEASURED: ClassVar[tuple[str, ...]] = ("value",)
+    # A ratio to a norm of zero is NaN or infinite.
+    RANGES: ClassVar[Mapping[str, Range]] = {"value": Range(-math.inf, math.inf, nan=True)}
 
     network: str
     seed: int

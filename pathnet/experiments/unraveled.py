@@ -114,10 +114,11 @@ def _network(data: Data, seed: int) -> ResidualNet:
 def claims(run: results.Run) -> list[Claim]:
     """What section 3 says beside this run."""
     rows = run.rows(Value)
-    if not rows:
+    of_nested = {row.index: row.value for row in rows if row.quantity == NESTED}
+    of_paths = [row.value for row in rows if row.quantity == PATHS]
+    if NESTED_BLOCKS not in of_nested or not of_paths:
         raise unfinished(run)
-    three = next(row.value for row in rows if row.quantity == NESTED and row.index == NESTED_BLOCKS)
-    worst = max(row.value for row in rows if row.quantity == PATHS)
+    three, worst = of_nested[NESTED_BLOCKS], max(of_paths)
     bound = f"relative deviation of y_n at most {ROUNDING:g} in float64"
     return [
         Claim(

@@ -56,7 +56,7 @@ def _figure_3(run: results.Run, heading: str) -> list[Path]:
 
 
 def _figure_8(run: results.Run, heading: str) -> list[Path]:
-    survival = run.identity["networks"]["stochastic depth"][0]["survival"]
+    survival = run.fact("networks", "stochastic depth", 0, "survival")
     return figure_8(lesion_single.summarise(run), drawn_paths(survival), heading, run.figure_stem("figure-8"))
 
 

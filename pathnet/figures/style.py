@@ -11,6 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
+from pathnet.files import replacing
+
 __all__ = [
     "BLUE",
     "DARK",
@@ -56,14 +58,21 @@ def panels(heading: str, count: int, rows: int = 1, width: float = PANEL[0]) -> 
 
 
 def saved(figure: Figure, path_stem: str | Path) -> list[Path]:
-    """Writes PNG and SVG, and returns their names."""
+    """Write PNG and SVG, and return their names.
+
+    Raises:
+        OSError: one of them cannot be written.
+    """
     for axes in figure.axes:
         axes.xaxis.label.set_fontsize(9)
         axes.yaxis.label.set_fontsize(9)
     files = [Path(f"{path_stem}.{suffix}") for suffix in ("png", "svg")]
-    figure.savefig(files[0], dpi=DOTS_PER_INCH)
-    with rc_context({"svg.hashsalt": "pathnet"}):  # so that the same figure is the same file
-        figure.savefig(files[1], metadata={"Date": None})
+    kept = "what it shows is on the disk, and can be drawn again"
+    with replacing(files[0], "figure", kept) as png:
+        figure.savefig(png, format="png", dpi=DOTS_PER_INCH)
+    # The salt, so that the same figure is the same file.
+    with rc_context({"svg.hashsalt": "pathnet"}), replacing(files[1], "figure", kept) as svg:
+        figure.savefig(svg, format="svg", metadata={"Date": None})
     return files
 
 

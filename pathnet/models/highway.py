@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pathnet.checks import check_number
 from pathnet.models.pointwise import Pointwise
 from pathnet.models.preact_resnet import (
     PreactBlock,
@@ -95,7 +96,10 @@ def highway(
         ValueError: an argument is out of its range.
     """
     check_one_of("shortcut", shortcut, ("projection", "pad"))
-    check_positive(width=width, num_classes=num_classes, in_channels=in_channels)
+    depth, width, num_classes, in_channels = check_positive(
+        depth=depth, width=width, num_classes=num_classes, in_channels=in_channels
+    )
+    gate_bias = check_number("gate_bias", gate_bias)
     channels, blocks = width, []
     for stage in range(3):
         for position in range(blocks_a_stage(depth, "basic")):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pathnet.checks import check_integer, check_number, described
 from pathnet.models.pointwise import Pointwise
 from pathnet.models.residual_net import Block, FusedForm, ResidualNet, Unit
 
@@ -163,13 +164,12 @@ def initialised(net: ResidualNet) -> ResidualNet:
 
 def check_one_of(name: str, value: object, allowed: Sequence[object]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {described(value)}")
 
 
-def check_positive(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name}: expected a positive integer, got {size}")
+def check_positive(**sizes: int) -> list[int]:
+    """Return the sizes as integers of Python's, which a configuration can hold."""
+    return [check_integer(name, size, 1) for name, size in sizes.items()]
 
 
 def blocks_a_stage(depth: int, block: Kind) -> int:
@@ -216,9 +216,10 @@ def preact_resnet(
     """
     check_one_of("block", block, tuple(EXPANSION))
     check_one_of("shortcut", shortcut, ("projection", "pad"))
-    check_positive(width=width, num_classes=num_classes, in_channels=in_channels)
-    if not 0 < survival <= 1:
-        raise ValueError(f"survival: expected a probability above 0 and at most 1, got {survival}")
+    depth, width, num_classes, in_channels = check_positive(
+        depth=depth, width=width, num_classes=num_classes, in_channels=in_channels
+    )
+    survival = check_number("survival", survival, most=1, above=0)
     count = blocks_a_stage(depth, block)
     channels, blocks = width, []
     for stage in range(3):
@@ -255,8 +256,8 @@ def preact_resnet_imagenet(depth: int = 200, num_classes: int = 1000, width: int
     Raises:
         ValueError: an argument is out of its range.
     """
+    depth, width, num_classes = check_positive(depth=depth, width=width, num_classes=num_classes)
     check_one_of("depth", depth, tuple(IMAGENET_STAGES))
-    check_positive(width=width, num_classes=num_classes)
     stem = nn.Sequential(
         OrderedDict(
             conv=nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False),

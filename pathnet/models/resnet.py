@@ -98,7 +98,9 @@ def resnet(
     """
     check_one_of("block", block, tuple(EXPANSION))
     check_one_of("shortcut", shortcut, ("projection", "pad"))
-    check_positive(width=width, num_classes=num_classes, in_channels=in_channels)
+    depth, width, num_classes, in_channels = check_positive(
+        depth=depth, width=width, num_classes=num_classes, in_channels=in_channels
+    )
     channels, blocks = width, []
     for stage in range(3):
         own, out = width << stage, EXPANSION[block] * (width << stage)

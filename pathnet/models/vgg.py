@@ -59,7 +59,9 @@ def vgg(
     Raises:
         ValueError: an argument is out of its range.
     """
-    check_positive(width=width, num_classes=num_classes, in_channels=in_channels, stages=stages)
+    depth, width, num_classes, in_channels, stages = check_positive(
+        depth=depth, width=width, num_classes=num_classes, in_channels=in_channels, stages=stages
+    )
     # The first stage ends in a block, since the stem does not pool.
     least = (3 * stages + 1) // 2 + 1
     if depth < least:
