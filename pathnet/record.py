@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathnet import scaling
+from pathnet.checks import check_tensor, described
 from pathnet.models.residual_net import ResidualNet
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Precision",
     "Prepared",
     "Record",
+    "check_labels",
     "check_values",
     "cross_entropy",
     "full_precision",
@@ -205,7 +207,22 @@ def output_gradient(
     return output.detach(), result.detach().reshape(()), scaled[0], exponent[0]
 
 
-def check_values(images: Tensor, labels: Tensor | None, output: Tensor, loss: Tensor) -> float:
+def check_labels(labels: object, device: torch.device) -> Tensor:
+    """Return ``labels``, a dense int64 tensor on the device; their values and shape are the output's to tell, see
+    `check_values` and `cross_entropy`.
+
+    Raises:
+        ValueError: they are no such tensor.
+    """
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        got = labels.dtype if isinstance(labels, Tensor) else described(labels)
+        raise ValueError(f"target: expected an int64 tensor of class labels, got {got}")
+    if labels.device != device:
+        raise ValueError(f"target: expected device {device} (the images'), got {labels.device}")
+    return check_tensor("target", labels, "integer", device=device)
+
+
+def check_values(images: Tensor, labels: Tensor | None, output: Tensor, loss: Tensor, name: str = "images") -> float:
     """The loss as a number, once the values of everything are found to be right.
 
     All of them are fetched at once: every look at a value on a GPU waits for all that was asked of it before.
@@ -214,6 +231,7 @@ def check_values(images: Tensor, labels: Tensor | None, output: Tensor, loss: Te
         labels: int64 [B], to be among the classes of ``output`` [B, classes], or [B, T] for [B, T, classes], where
             -100 is none; None where the target is no labels.
         loss: []
+        name: what an error calls the images.
 
     Raises:
         ValueError: an image is not finite, a label is not among the classes, there is no label, or the loss is not
@@ -227,7 +245,7 @@ def check_values(images: Tensor, labels: Tensor | None, output: Tensor, loss: Te
     facts = [torch.isfinite(images).all(), loss, *extremes]
     finite, value, *extremes = torch.stack([fact.to(images.device, torch.float64) for fact in facts]).tolist()
     if not finite:
-        raise ValueError(NOT_FINITE)
+        raise ValueError(NOT_FINITE.replace("images", name, 1))
     if labels is not None:
         (least, most, nothing), classes = map(int, extremes), output.shape[-1]
         if least < 0 or most >= classes:
@@ -235,5 +253,5 @@ def check_values(images: Tensor, labels: Tensor | None, output: Tensor, loss: Te
         if nothing:
             raise ValueError(f"target: expected a label in at least one position, got {IGNORED} in all")
     if not math.isfinite(value):
-        raise ValueError(f"net: its loss on these images is {value}")
+        raise ValueError(f"net: its loss on these {'images' if name == 'images' else 'inputs'} is {value}")
     return float(value)

@@ -227,5 +227,5 @@ def test_bad_arguments_are_named() -> None:
 
 @pytest.mark.parametrize("function", [lesion.delete, lesion.reorder, lesion.rank])
 def test_lesions_of_a_model_that_is_not_adapted_are_told(function: Any) -> None:
-    with pytest.raises(ValueError, match="net: expected a pathnet ResidualNet, got Linear"):
+    with pytest.raises(ValueError, match="net: expected a pathnet ResidualNet, got a Linear"):
         function(nn.Linear(1, 1), [0])

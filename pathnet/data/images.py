@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from pathnet.checks import described
 from pathnet.streams import stream
 
-__all__ = ["Data", "Images", "InMemory", "OnDisk", "decode", "existing_folder"]
+__all__ = ["Data", "Images", "InMemory", "OnDisk", "check_data_set", "decode", "existing_folder"]
 
 STATISTICS_SAMPLE = 10_000
 
@@ -168,6 +169,13 @@ class Data:
         """The test split in order, normalised, in batches of at most ``size``."""
         for indices in torch.arange(len(self.test)).split(size):  # type: ignore[no-untyped-call]
             yield self.normalise(self.test.take(indices)), self.test.labels[indices]
+
+
+def check_data_set(name: str, value: object) -> Data:
+    """Return ``value``, a `Data`; raise ValueError where it is none."""
+    if not isinstance(value, Data):
+        raise ValueError(f"{name}: expected a pathnet Data (two splits of images), got {described(value)}")
+    return value
 
 
 def existing_folder(folder: str | Path) -> Path:

@@ -9,14 +9,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pathnet.checks import check_integers, described, one_of
 from pathnet.engines.cpu import CpuEngine
 from pathnet.engines.cuda import CudaEngine
 from pathnet.engines.reference import ReferenceEngine
 from pathnet.engines.triton import TritonEngine
-from pathnet.models.residual_net import ResidualNet
+from pathnet.models.residual_net import ResidualNet, check_net
 from pathnet.record import BatchNormMode, BlockRecord, Precision, Prepared
 
-__all__ = ["ENGINES", "Engine", "available", "choose"]
+__all__ = ["ENGINES", "Engine", "available", "check_engine", "choose"]
 
 
 class Engine(Protocol):
@@ -99,6 +100,13 @@ def available() -> dict[str, str | None]:
     return {engine.name: engine.unavailable() for engine in ENGINES}
 
 
+def check_engine(name: str, value: object) -> None:
+    """Raise ValueError, which calls the argument ``name``, unless ``value`` is ``auto`` or the name of an engine."""
+    names = [engine.name for engine in ENGINES]
+    if not isinstance(value, str) or value not in ("auto", *names):
+        raise ValueError(f"{name}: expected auto, {', '.join(names)}, got {described(value)}")
+
+
 def choose(
     name: str,
     net: ResidualNet,
@@ -116,9 +124,13 @@ def choose(
     Raises:
         ValueError: there is no such engine, or it cannot serve this job.
     """
-    names = [engine.name for engine in ENGINES]
-    if name != "auto" and name not in names:
-        raise ValueError(f"engine: expected auto, {', '.join(names)}, got {name!r}")
+    check_engine("name", name)
+    check_net(net)
+    one_of("bn", bn, BatchNormMode)
+    one_of("precision", precision, Precision)
+    check_integers("y0_shape", y0_shape, 0)
+    if not isinstance(device, torch.device):
+        raise ValueError(f"device: expected a torch.device, got {described(device)}")
     refusals: list[str] = []
     expected: list[str] = []
     for engine in ENGINES:

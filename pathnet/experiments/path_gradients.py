@@ -19,8 +19,9 @@ from torch import Tensor
 
 import pathnet
 from pathnet import models, paths, results
-from pathnet.checks import one_of
+from pathnet.checks import MOST_INTEGER, check_integer, one_of
 from pathnet.data import Data
+from pathnet.engines import check_engine
 from pathnet.experiments import by_length
 from pathnet.experiments.by_length import MOST_DRAWS
 from pathnet.experiments.comparison import Exact, found
@@ -72,14 +73,14 @@ class PathGradients:
 
     def __post_init__(self) -> None:
         for name, least in (("batches", 1), ("draws", 1), ("batch_size", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected an integer of at least {least}, got {getattr(self, name)}")
+            object.__setattr__(self, name, check_integer(name, getattr(self, name), least, MOST_INTEGER))
+        for name, allowed in (("method", Method), ("bn", BatchNormMode), ("at", At), ("precision", Precision)):
+            one_of(name, getattr(self, name), allowed)
+        check_engine("engine", self.engine)
         if self.draws != 1 and self.method != "signed":
             raise ValueError(f"draws: expected 1 but with the method signed, got {self.draws} with {self.method}")
         if self.draws > MOST_DRAWS:
             raise ValueError(f"draws: expected at most {MOST_DRAWS:,} on a batch, got {self.draws}")
-        for name, allowed in (("method", Method), ("bn", BatchNormMode), ("at", At), ("precision", Precision)):
-            one_of(name, getattr(self, name), allowed)
 
     @property
     def asked(self) -> dict[str, int]:

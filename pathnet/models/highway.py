@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pathnet.checks import check_number, one_of
 from pathnet.models.preact_resnet import (
     PreactBlock,
     Shortcut,
     blocks_a_stage,
-    check_one_of,
-    check_positive,
+    check_size,
     initialised,
     linear_head,
 )
@@ -28,8 +28,9 @@ class HighwayBlock(PreactBlock):
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut) -> None:
+        out_channels = check_size("out_channels", out_channels)
         super().__init__(in_channels, (3, 3), (out_channels, out_channels), stride, shortcut)
-        self.gate = nn.Conv2d(in_channels, out_channels, 1, stride)
+        self.gate = nn.Conv2d(int(in_channels), out_channels, 1, int(stride))
 
     def openness(self, x: Tensor) -> Tensor:
         """t(x) in (0, 1), of the shape of the block's output."""
@@ -93,8 +94,9 @@ def highway(
     Raises:
         ValueError: an argument is out of its range.
     """
-    check_one_of("shortcut", shortcut, ("projection", "pad"))
-    check_positive(width=width, num_classes=num_classes, in_channels=in_channels)
+    one_of("shortcut", shortcut, Shortcut)
+    width, in_channels = check_size("width", width), check_size("in_channels", in_channels)
+    num_classes, gate_bias = check_size("num_classes", num_classes), check_number("gate_bias", gate_bias)
     channels, blocks = width, []
     for stage in range(3):
         for position in range(blocks_a_stage(depth, "basic")):
@@ -103,7 +105,7 @@ def highway(
             channels = width << stage
     config = {
         "model": "highway",
-        "depth": depth,
+        "depth": int(depth),
         "width": width,
         "num_classes": num_classes,
         "in_channels": in_channels,
