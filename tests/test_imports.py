@@ -14,6 +14,7 @@ ORDER = [
     "checks",
     "native",
     "streams",
+    "intervals",
     "models",
     "data",
     "paths",

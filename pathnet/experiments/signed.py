@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pathnet.checks import check_integer, check_integers, described
+from pathnet.intervals import FEWEST
 
 __all__ = ["Judgement", "aligned_variances", "judge", "tail_index"]
 
@@ -43,7 +44,8 @@ class Judgement:
     Attributes:
         draws: how many.
         mean: float64, the estimate of the sum over all paths of a length of squared norms.
-        error: float64, the relative standard error of the mean; NaN of a single draw.
+        error: float64, the relative standard error of the mean; NaN of fewer than ten batches, or of fewer than ten
+            draws on a single one.
         tail: float64, k-hat; infinity where there are too few draws to tell, minus infinity where all are equal.
         threshold: what k-hat must be below.
         aligned: float64, ``|G_k|^2 / C(n, k)`` over the mean on the same batches, which is about the mean cosine
@@ -172,7 +174,7 @@ def _standard_error(values: Array, batch: NDArray[np.int64] | None) -> Array:
         sums = np.zeros((batches, values.shape[1]))
         np.add.at(sums, number, parts)
         parts = sums
-    if len(parts) < 2:
+    if len(parts) < FEWEST:
         return np.full(values.shape[1], np.nan)
     return np.asarray(np.sqrt((parts**2).sum(0) * len(parts) / (len(parts) - 1)) / len(values))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pathnet.checks import check_callable, check_integer, described, one_of
 from pathnet.data import Data
+from pathnet.intervals import FEWEST
 from pathnet.lesion.measuring import factored, in_type, spread
 from pathnet.models.residual_net import ResidualNet, check_inputs, check_net, first_convolution
 from pathnet.record import BatchNormMode, Loss, check_labels, cross_entropy, full_precision, snapshot
@@ -39,7 +40,7 @@ class Ranking:
         taylor: float64 [n], the mean over samples of the size of their part of that, which the sum over samples,
             at a minimum of the loss about zero, does not cancel.
         standard_errors: of each of the four by its name, float64 [n]: by the spread over the batches, taken to be
-            independent; NaN of a single batch.
+            independent; NaN of fewer than ten.
         whole_loss, whole_error: of the intact network.
         batches: how many there were.
     """
@@ -214,6 +215,6 @@ def _mean(values: Array, weights: Array) -> tuple[Array, Array]:
     """The weighted mean over batches of values [batches, ...], and its standard error."""
     shares = (weights / weights.sum()).reshape(-1, *(1,) * (values.ndim - 1))
     mean, count = (shares * values).sum(0), len(values)
-    if count == 1:
+    if count < FEWEST:
         return mean, np.full_like(mean, np.nan)
     return mean, np.sqrt(count / (count - 1) * (shares**2 * (values - mean) ** 2).sum(0))
