@@ -296,9 +296,8 @@ def _log_to(out: str | Path | Writer, every: int) -> _Csv | _Scalars:
         return _Csv(path, every)
     if importlib.util.find_spec("tensorboard") is None:
         raise ValueError(
-            f"out: {path} would be a folder for TensorBoard, which is not installed (from a checkout: pip install -e "
-            '".[tensorboard]"); '
-            "the name of a file of numbers ends in .csv"
+            f"out: {path} would be a folder for TensorBoard, which is not installed (from a checkout of pathnet: "
+            'pip install --no-build-isolation -e ".[tensorboard]"); the name of a file of numbers ends in .csv'
         )
     return _Scalars(path)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pathnet.checks import check_integers, described, one_of
 from pathnet.engines.cpu import CpuEngine
@@ -107,6 +107,10 @@ def check_engine(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected auto, {', '.join(names)}, got {described(value)}")
 
 
+def _convolves(net: ResidualNet) -> bool:
+    return any(isinstance(module, nn.Conv2d) for block in net for module in block.modules())
+
+
 def choose(
     name: str,
     net: ResidualNet,
@@ -115,8 +119,10 @@ def choose(
     y0_shape: Sequence[int],
     device: torch.device,
 ) -> Engine:
-    """The engine of that name, or for ``auto`` the fastest that serves the job (with a warning if it is not the
-    fastest there is for the device).
+    """The engine of that name, or for ``auto`` the fastest that serves the job.
+
+    With a warning where it is not the fastest there is for the device, and something could be done about that: not of
+    networks without convolutions in their blocks (transformers), for which faster engines have no form at all.
 
     Args:
         y0_shape: (C_0, H_0, W_0) of the first block's input.
@@ -138,7 +144,7 @@ def choose(
             continue
         reason = engine.unavailable() or engine.unsupported(net, bn, precision, y0_shape, device)
         if reason is None:
-            if expected and precision != "float64":
+            if expected and precision != "float64" and _convolves(net):
                 warnings.warn(
                     f"engine {engine.name} serves, since {'; '.join(expected)}", RuntimeWarning, stacklevel=3
                 )
