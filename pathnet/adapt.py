@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pathnet.checks import check_tensor, described
+from pathnet.checks import MOST_INTEGER, check_integer, check_tensor, described
 from pathnet.engines import ENGINES
 from pathnet.models.residual_net import ResidualNet
 from pathnet.models.tracing.blocks import TracedBlock
@@ -149,8 +149,8 @@ def adapt(
         raise ValueError(f"model: expected the module that was wrapped or scripted, got {type(model).__name__}")
     if blocks is not None and (isinstance(blocks, str) or not isinstance(blocks, Sequence) or not len(blocks)):
         raise ValueError(f"blocks: expected a list of submodules or their names, got {described(blocks)}")
-    if output is not None and (isinstance(output, bool) or not isinstance(output, str | int)):
-        raise ValueError(f"output: expected a name or a number, got {described(output)}")
+    if output is not None and not isinstance(output, str):
+        output = check_integer("output", output, -MOST_INTEGER, MOST_INTEGER)
     owned = set(model.modules())
     choose = partial(_one, output=output)
     root = _OneOutput(model, choose)

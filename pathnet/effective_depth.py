@@ -22,7 +22,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pathnet.checks import check_callable, check_integer, check_number, check_path, check_tensor, described, one_of
+from pathnet.checks import (
+    MOST_INTEGER,
+    check_callable,
+    check_integer,
+    check_number,
+    check_path,
+    check_tensor,
+    described,
+    one_of,
+)
 from pathnet.engines import check_engine
 from pathnet.gradients import LengthSums
 from pathnet.models.residual_net import ResidualNet, unwrapped
@@ -110,7 +119,7 @@ class EffectiveDepth:
         engine: str = "auto",
         loss: Loss = cross_entropy,
     ) -> None:
-        every = check_integer("every", every, 1)
+        every = check_integer("every", every, 1, MOST_INTEGER)
         if not isinstance(share, float) or share != math.inf:
             share = check_number("share", share, above=0)
         one_of("bn", bn, BatchNormMode)
@@ -143,7 +152,7 @@ class EffectiveDepth:
             ValueError: there is no network, or it and the batch do not go together; or the first step is one at or
                 before the first row of the file, which is then of another training.
         """
-        step = check_integer("step", step, 0)
+        step = check_integer("step", step, 0, MOST_INTEGER)
         own = self._net if net is None else unwrapped(net)
         if own is None:
             raise ValueError("net: expected a network, here or in the constructor")

@@ -245,5 +245,5 @@ def test_bad_arguments_are_named(images: data.Data) -> None:
         lesion.errors(net, images, [Lesion()], images=10**6)
     with pytest.raises(ValueError, match=r"order: expected every number"):
         lesion.reorder(net, [])
-    with pytest.raises(ValueError, match=r"blocks: expected different"):
+    with pytest.raises(ValueError, match=r"blocks: expected an integer of at least 0, got -1"):
         lesion.delete(net, [-1])

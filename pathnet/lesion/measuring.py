@@ -122,7 +122,7 @@ def spread(data: Data, images: int) -> Tensor:
     """
     images = check_integer("images", images)
     if not 0 <= images <= len(data.test):
-        raise ValueError(f"images: expected 0 (all) to {len(data.test)} (the test images), got {images}")
+        raise ValueError(f"images: expected 0 (all) to {len(data.test)} (the test images), got {described(images)}")
     count = images or len(data.test)
     return torch.arange(count) * len(data.test) // count
 

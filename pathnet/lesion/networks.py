@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pathnet.checks import check_integer, check_integers, check_number
+from pathnet.checks import MOST_INTEGER, check_integer, check_integers, check_number
 from pathnet.data import Data
 from pathnet.data.images import check_data_set
 from pathnet.models.residual_net import Block, ResidualNet, check_inputs, check_net
@@ -30,6 +30,7 @@ __all__ = [
 
 BATCH = 128
 RECALIBRATION_BATCHES = 8
+MOST_BATCHES = 10_000
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Lesion:
 
     def __post_init__(self) -> None:
         for name in ("deleted", "order"):
-            object.__setattr__(self, name, check_integers(name, getattr(self, name), 0))
+            object.__setattr__(self, name, check_integers(name, getattr(self, name), 0, MOST_INTEGER))
         object.__setattr__(self, "scale", check_number("scale", self.scale, above=0))
 
 
@@ -121,7 +122,7 @@ def delete(net: ResidualNet, blocks: Iterable[int]) -> Lesioned:
         ValueError: a block is not one of the network's, or given twice.
     """
     check_net(net)
-    deleted = check_integers("blocks", blocks)
+    deleted = check_integers("blocks", blocks, 0, MOST_INTEGER)
     _check_deleted("blocks", net, deleted)
     return Lesioned(net, [Deleted(block) if i in deleted else block for i, block in enumerate(net)])
 
@@ -133,7 +134,7 @@ def reorder(net: ResidualNet, order: Iterable[int]) -> Lesioned:
         ValueError: ``order`` does not hold every block once.
     """
     check_net(net)
-    blocks, order = list(net), check_integers("order", order)
+    blocks, order = list(net), check_integers("order", order, 0, MOST_INTEGER)
     _check_order(net, order)
     return Lesioned(net, [blocks[i] for i in order])
 
@@ -182,7 +183,7 @@ def recalibrated(net: ResidualNet, data: Data, batches: int = RECALIBRATION_BATC
     """
     check_net(net)
     check_data_set("data", data)
-    batches, seed = check_integer("batches", batches, 1), check_integer("seed", seed, 0)
+    batches, seed = check_integer("batches", batches, 1, MOST_BATCHES), check_integer("seed", seed, 0)
     if net.frozen_statistics:
         raise ValueError(f"net: expected running statistics that can change, got fixed {net.frozen_statistics[0]}")
     copied = copy.deepcopy(net).eval()

@@ -158,7 +158,7 @@ def _place(net: ResidualNet) -> tuple[torch.device, torch.dtype]:
 def _batches(data: Data | Iterable[tuple[Any, Any]], images: int, device: torch.device) -> Iterator[tuple[Any, Any]]:
     if not isinstance(data, Data):
         if images:
-            raise ValueError(f"images: expected 0 beside batches of one's own, got {images}")
+            raise ValueError(f"images: expected 0 beside batches of one's own, got {described(images)}")
         for pair in _iterated(data):
             if not isinstance(pair, tuple | list) or len(pair) != 2:
                 raise ValueError(f"data: expected pairs of inputs and targets, got {described(pair)}")

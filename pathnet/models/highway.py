@@ -19,6 +19,10 @@ from pathnet.models.residual_net import FusedForm, ResidualNet
 __all__ = ["HighwayBlock", "highway"]
 
 
+MOST_BIAS = 1e6
+"""In size; the sigmoid of such a one is 0 or 1."""
+
+
 class HighwayBlock(PreactBlock):
     """``y = t(x) f(x) + (1 - t(x)) s(x)``, with the residual module f and the skip s of a `PreactBlock`.
 
@@ -96,7 +100,8 @@ def highway(
     """
     one_of("shortcut", shortcut, Shortcut)
     width, in_channels = check_size("width", width), check_size("in_channels", in_channels)
-    num_classes, gate_bias = check_size("num_classes", num_classes), check_number("gate_bias", gate_bias)
+    num_classes = check_size("num_classes", num_classes)
+    gate_bias = check_number("gate_bias", gate_bias, -MOST_BIAS, MOST_BIAS)
     channels, blocks = width, []
     for stage in range(3):
         for position in range(blocks_a_stage(depth, "basic")):
