@@ -114,7 +114,7 @@ def test_every_kind_of_network_and_training_writes_weights_that_load(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--survival", "0"], "survival: expected a probability above 0 and at most 1, got 0.0"),
+        (["--survival", "0"], "survival: expected a finite number above 0 and at most 1, got 0.0"),
         (["--modules", "4"], "modules: expected at most 3 (the network's), got 4"),
         (["--modules", "-1"], "modules: expected an integer of at least 0, got -1"),
         (["--modules", "1", "--survival", "0.5"], "modules: expected 0 for a network with stochastic depth, got 1"),

@@ -407,7 +407,7 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="images: expected finite values"):
         EffectiveDepth((batch[0] * math.nan, batch[1]), out)
     for pair in (batch[0], (batch[0].numpy(), batch[1])):
-        with pytest.raises(ValueError, match="batch\[\d\]: expected a tensor|batch: expected a pair of tensors"):
+        with pytest.raises(ValueError, match=r"batch\[\d\]: expected a tensor|batch: expected a pair of tensors"):
             EffectiveDepth(pair, out)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="net: expected a network, here or in the constructor"):
         EffectiveDepth(batch, out)(0)
