@@ -229,3 +229,23 @@ def test_bad_arguments_are_named() -> None:
 def test_lesions_of_a_model_that_is_not_adapted_are_told(function: Any) -> None:
     with pytest.raises(ValueError, match="net: expected a pathnet ResidualNet, got a Linear"):
         function(nn.Linear(1, 1), [0])
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "digits", [1], [torch.ones(2)], torch.ones(2, 3), {"a": 1}])
+def test_what_is_no_data_set_and_no_pairs_is_named(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="data: expected"):
+        lesion.rank(network("residual"), wrong)
+
+
+class _NothingBeside(models.PreactBlock):
+    """Without its module nothing finite is left."""
+
+    def lesioned(self, x: Tensor) -> Tensor:
+        return x * torch.nan
+
+
+def test_a_block_without_which_the_loss_is_not_finite_is_told() -> None:
+    net = network("residual")
+    net.blocks[1].__class__ = _NothingBeside
+    with pytest.raises(ValueError, match="net: its loss without block 1 on batch 0 is nan"):
+        lesion.rank(net, batches())
