@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from pathnet.checks import MOST_INTEGER, check_integer, check_tensor, described
 from pathnet.engines import ENGINES
 from pathnet.models.residual_net import ResidualNet
 from pathnet.models.tracing.blocks import TracedBlock
@@ -143,9 +144,13 @@ def adapt(
             blocks), the adapted network is not equal to it, or an argument does not fit it.
     """
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+        raise ValueError(f"model: expected a torch.nn.Module, got {described(model)}")
     if isinstance(model, WRAPPERS):
         raise ValueError(f"model: expected the module that was wrapped or scripted, got {type(model).__name__}")
+    if blocks is not None and (isinstance(blocks, str) or not isinstance(blocks, Sequence) or not len(blocks)):
+        raise ValueError(f"blocks: expected a list of submodules or their names, got {described(blocks)}")
+    if output is not None and not isinstance(output, str):
+        output = check_integer("output", output, -MOST_INTEGER, MOST_INTEGER)
     owned = set(model.modules())
     choose = partial(_one, output=output)
     root = _OneOutput(model, choose)
@@ -153,10 +158,12 @@ def adapt(
         example = _example(root, example)
         if blocks is not None and any(isinstance(own, (tuple, list)) for own in blocks):
             if stem is None or head is None:
-                raise ValueError("stem, head: expected both of them with blocks as pairs of branches, got None")
+                name = "stem" if stem is None else "head"
+                raise ValueError(f"{name}: expected a part of the model with blocks as pairs of branches, got None")
             net = _network(assembled(model, example, stem, blocks, head), "hand", example)  # type: ignore[arg-type]
         elif stem is not None or head is not None:
-            raise ValueError("stem, head: expected None but with blocks as pairs of branches")
+            name = "head" if stem is None else "stem"
+            raise ValueError(f"{name}: expected None but with blocks as pairs of branches")
         else:
             net = _found(root, model, example, blocks)  # type: ignore[arg-type]
         _check(root, net, model, example)
@@ -216,9 +223,9 @@ def _example(root: _OneOutput, example: Tensor | None) -> Tensor:
         ValueError: it does not take the example, or none could be guessed.
     """
     if example is not None:
-        if not isinstance(example, Tensor) or example.ndim == 0 or len(example) == 0:
-            got = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
-            raise ValueError(f"example: expected a batch of inputs as a tensor, got {got}")
+        check_tensor("example", example)
+        if example.ndim == 0 or len(example) == 0:
+            raise ValueError(f"example: expected a batch of inputs as a tensor, got {list(example.shape)}")
         example = example.detach()
         try:
             root.model(example.clone())
@@ -243,8 +250,6 @@ def _found(
     root: _OneOutput, model: nn.Module, example: Tensor, blocks: Sequence[str | nn.Module] | None
 ) -> AdaptedNet:
     """By tracing, among the given submodules if there are any."""
-    if isinstance(blocks, str) or (blocks is not None and len(blocks) == 0):
-        raise ValueError(f"blocks: expected a list of submodules or their names, got {blocks!r}")
     expected = root(example.clone()).detach()
     if not torch.isfinite(expected).all():
         raise ValueError("example: expected one for which the model's output is finite")

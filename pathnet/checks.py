@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["check_flag", "check_integer", "check_number", "check_tensor", "described", "one_of"]
+__all__ = [
+    "MOST_INTEGER",
+    "check_callable",
+    "check_flag",
+    "check_integer",
+    "check_integers",
+    "check_number",
+    "check_path",
+    "check_tensor",
+    "described",
+    "one_of",
+]
 
+MOST_INTEGER = (1 << 63) - 1
+"""The largest integer that files hold."""
 LONGEST = 60
 """Characters of a value that an error message quotes."""
 
@@ -20,8 +36,13 @@ LONGEST = 60
 def described(value: object) -> str:
     """Return a short name of what came in place of an argument, for an error message."""
     if isinstance(value, Tensor):
+        if value.is_nested:
+            return "a nested tensor"
         return f"a tensor {value.dtype} {list(value.shape)}" if value.layout == torch.strided else f"{value.layout}"
-    if isinstance(value, bool | int | float | complex | str | bytes | None):
+    if isinstance(value, int) and value.bit_length() > 4 * LONGEST:
+        # Python refuses to write out the longest ones.
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, bool | int | float | complex | str | bytes | np.generic | None):
         text = repr(value)
         return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
     return f"a {type(value).__name__}"
@@ -38,14 +59,17 @@ def check_integer(name: str, value: object, least: int | None = None, most: int 
     Raises:
         ValueError: ``value`` is no integer, or out of its bounds.
     """
+    is_flag = isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool)
     try:
-        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
-    except (TypeError, RuntimeError):
+        number = None if is_flag else operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
         number = None
     if number is None or not (-math.inf if least is None else least) <= number <= (
         math.inf if most is None else most
     ):
-        raise ValueError(f"{name}: expected an integer{_bounds(least, most)}, got {described(value)}")
+        # The largest of all is worth telling only where it is exceeded.
+        shown = None if most == MOST_INTEGER and (number is None or number <= most) else most
+        raise ValueError(f"{name}: expected an integer{_bounds(least, shown)}, got {described(value)}")
     return number
 
 
@@ -63,12 +87,16 @@ def check_number(
     Raises:
         ValueError: ``value`` is no finite real number, or out of its bounds.
     """
-    number: float | None
+    number: float | None = None
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if isinstance(value, Tensor):
+        is_number = value.ndim == 0 and value.dtype != torch.bool and not value.is_complex()
     try:
-        number = None if isinstance(value, bool | str | bytes) else float(value)  # type: ignore[arg-type]
+        number = float(value) if is_number else None  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError, RuntimeError):
         number = None
-    outside = number is None or not math.isfinite(number)
+    # Not by `math.isfinite`, which `torch.compile` cannot trace of a number that is no constant to it.
+    outside = number is None or not abs(number) < math.inf
     if number is not None and not outside:
         outside = (
             (least is not None and number < least)
@@ -87,7 +115,7 @@ def check_number(
 
 def _bounds(least: float | None, most: float | None) -> str:
     if least is not None and most is not None:
-        return f" from {least} to {most}"
+        return f" from {least} to {'2^63 - 1' if most == MOST_INTEGER else most}"
     if least is not None:
         return f" of at least {least}"
     return "" if most is None else f" of at most {most}"
@@ -98,6 +126,7 @@ def check_tensor(
     value: object,
     kind: Literal["floating-point", "integer", "any"] = "any",
     shape: Sequence[int | None] | None = None,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Return ``value``, a dense tensor that holds values.
 
@@ -105,6 +134,7 @@ def check_tensor(
         name: what an error calls the argument.
         kind: which types of elements are accepted; bool counts as integer.
         shape: the expected sizes, None where any will do; by default any shape.
+        device: the expected device, which is the network's; by default any but ``meta``.
 
     Raises:
         ValueError: ``value`` is no such tensor: sparse, MKL-DNN, quantised, meta and nested ones are refused too.
@@ -112,10 +142,13 @@ def check_tensor(
     what = "a tensor" if kind == "any" else f"{'an' if kind == 'integer' else 'a'} {kind} tensor"
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}: expected {what}, got {described(value)}")
-    if value.is_nested or value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+    is_meta = value.device.type == "meta" and device is None
+    if value.is_nested or value.layout != torch.strided or value.is_quantized or is_meta:
         came = "nested" if value.is_nested else str(value.layout)
-        came = "quantised" if value.is_quantized else "on the device meta" if value.device.type == "meta" else came
+        came = "quantised" if value.is_quantized else "on the device meta" if is_meta else came
         raise ValueError(f"{name}: expected {what} that is dense and holds values, got one that is {came}")
+    if device not in (None, value.device):
+        raise ValueError(f"{name}: expected device {device} (the network's), got {value.device}")
     fits = {
         "any": not value.is_complex(),
         "floating-point": value.is_floating_point(),
@@ -131,11 +164,43 @@ def check_tensor(
     return value
 
 
+def check_integers(name: str, values: object, least: int | None = None, most: int | None = None) -> tuple[int, ...]:
+    """Return the integers that ``values`` goes through, each checked by `check_integer`.
+
+    Args:
+        values: an iterable of integers, such as a list, a set, an array or a tensor [N]; no text, no mapping.
+
+    Raises:
+        ValueError: it is none, or one of its values is no integer or out of its bounds.
+    """
+    try:
+        if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+            raise TypeError
+        listed = tuple(values)
+    except (TypeError, RuntimeError):
+        raise ValueError(f"{name}: expected integers{_bounds(least, most)}, got {described(values)}") from None
+    return tuple(check_integer(name, value, least, most) for value in listed)
+
+
 def check_flag(name: str, value: object) -> bool:
     """Return ``value``, True or False; raise ValueError where it is neither."""
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"{name}: expected True or False, got {described(value)}")
     return bool(value)
+
+
+def check_callable(name: str, value: object) -> None:
+    """Raise ValueError unless ``value`` can be called."""
+    if not callable(value):
+        raise ValueError(f"{name}: expected a function, got {described(value)}")
+
+
+def check_path(name: str, value: object) -> Path:
+    """Return ``value`` as a path; raise ValueError where it is neither text nor a path that a file can have."""
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ValueError(f"{name}: expected the path of a file or folder, got {described(value)}")
+    return Path(text)
 
 
 def one_of(name: str, value: Any, literal: object) -> None:

@@ -22,7 +22,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pathnet.checks import one_of
+from pathnet.checks import (
+    MOST_INTEGER,
+    check_callable,
+    check_integer,
+    check_number,
+    check_path,
+    check_tensor,
+    described,
+    one_of,
+)
+from pathnet.engines import check_engine
 from pathnet.files import telling
 from pathnet.gradients import LengthSums
 from pathnet.models.residual_net import ResidualNet, unwrapped
@@ -110,14 +120,17 @@ class EffectiveDepth:
         engine: str = "auto",
         loss: Loss = cross_entropy,
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every: expected an integer of at least 1, got {every}")
-        if not share > 0:
-            raise ValueError(f"share: expected a number above 0, got {share}")
+        every = check_integer("every", every, 1, MOST_INTEGER)
+        if not isinstance(share, float) or share != math.inf:
+            share = check_number("share", share, above=0)
         one_of("bn", bn, BatchNormMode)
-        if len(batch) != 2 or not all(isinstance(own, Tensor) for own in batch):
-            raise ValueError("batch: expected a pair of tensors, images or tokens and targets")
-        self._images, self._target = batch
+        check_engine("engine", engine)
+        check_callable("loss", loss)
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise ValueError(
+                f"batch: expected a pair of tensors, images or tokens and targets, got {described(batch)}"
+            )
+        self._images, self._target = (check_tensor(f"batch[{place}]", own) for place, own in enumerate(batch))
         if not torch.isfinite(self._images).all():
             raise ValueError(NOT_FINITE)
         self._net = None if net is None else unwrapped(net)
@@ -140,6 +153,7 @@ class EffectiveDepth:
             ValueError: there is no network, or it and the batch do not go together; or the first step is one at or
                 before the first row of the file, which is then of another training.
         """
+        step = check_integer("step", step, 0, MOST_INTEGER)
         own = self._net if net is None else unwrapped(net)
         if own is None:
             raise ValueError("net: expected a network, here or in the constructor")
@@ -292,15 +306,15 @@ class _Scalars:
 
 
 def _log_to(out: str | Path | Writer, every: int) -> _Csv | _Scalars:
-    if not isinstance(out, str | Path):
-        return _Scalars(out)
-    path = Path(out)
+    if callable(getattr(out, "add_scalar", None)) and not isinstance(out, type):
+        return _Scalars(out)  # type: ignore[arg-type]
+    path = check_path("out", out)
     if path.suffix == ".csv":
         return _Csv(path, every)
     if importlib.util.find_spec("tensorboard") is None:
         raise ValueError(
-            f"out: {path} would be a folder for TensorBoard, which is not installed (pathnet[tensorboard]); "
-            "the name of a file of numbers ends in .csv"
+            f"out: {path} would be a folder for TensorBoard, which is not installed (from a checkout of pathnet: "
+            'pip install --no-build-isolation -e ".[tensorboard]"); the name of a file of numbers ends in .csv'
         )
     return _Scalars(path)
 
@@ -336,6 +350,7 @@ def read(path: str | Path) -> list[Depth]:
     Raises:
         ValueError: the file is of something else.
     """
+    path = check_path("path", path)
     expected = f"out: expected columns {', '.join(HEADER)} in {path}"
     remedy = "give another file, or move that one away"
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import math
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pathnet.checks import check_number, check_tensor, described
 from pathnet.engines.tables import unsupported_block
 from pathnet.engines.triton import MOST_ELEMENTS, on_device
 from pathnet.engines.triton.network import TritonNetwork, affine_of, block_network
@@ -46,9 +46,11 @@ def fused_residual(block: Block, x: Tensor, a: float = 1.0, c: float = 1.0) -> T
         ValueError: the block has no form for the kernels, its BNs are in training in part, ``x`` is not such a
             tensor, ``a`` or ``c`` not such a number, or autocast's type is not bfloat16.
     """
+    if not isinstance(block, Block):
+        raise ValueError(f"block: expected a pathnet Block, got {described(block)}")
     form = block.fused_form()
     _check(form, x)
-    _check_numbers(a, c)
+    a, c = _number("a", a), _number("c", c)
     assert form is not None
     by_batch = _by_batch(form)
     if c == 0:
@@ -89,8 +91,9 @@ def _check(form: FusedForm | None, x: Tensor) -> None:
         raise ValueError(f"block: {reason}")
     assert form is not None
     if not isinstance(x, Tensor) or x.dtype not in DTYPES:
-        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        got = x.dtype if isinstance(x, Tensor) else described(x)
         raise ValueError(f"x: expected a float32 or bfloat16 tensor, got {got}")
+    check_tensor("x", x)
     channels = form.units[0].bn.num_features
     if x.ndim != 4 or x.shape[1] != channels or x.numel() == 0:
         raise ValueError(f"x: expected shape [B, {channels}, H, W], not empty, got {list(x.shape)}")
@@ -101,11 +104,10 @@ def _check(form: FusedForm | None, x: Tensor) -> None:
         raise ValueError(f"x: expected autocast to torch.bfloat16 or none, got autocast to {got}")
 
 
-def _check_numbers(a: float, c: float) -> None:
-    for name, factor in (("a", a), ("c", c)):
-        if isinstance(factor, Tensor) or not abs(factor) < math.inf:
-            got = "a tensor" if isinstance(factor, Tensor) else factor
-            raise ValueError(f"{name}: expected a finite Python number, got {got}")
+def _number(name: str, factor: float) -> float:
+    if isinstance(factor, Tensor):
+        raise ValueError(f"{name}: expected a finite Python number, got a tensor")
+    return check_number(name, factor)
 
 
 def _check_sizes(form: FusedForm, x: Tensor, by_batch: bool) -> None:

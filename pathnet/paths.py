@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pathnet.checks import check_integer, check_tensor, described
 from pathnet.streams import stream
 
 __all__ = [
+    "check_paths",
     "enumerate_all",
     "length_distribution",
     "one_of_each_length",
@@ -25,11 +27,43 @@ __all__ = [
 ]
 
 ENUMERABLE = 20
+MOST_BLOCKS = 10_000
+"""More than any network has; the numbers of paths of more blocks would take minutes."""
+MOST_BYTES = 1 << 31
+"""Of the paths, or signs, that one call draws."""
 
 
-def _check_n(n: int) -> None:
-    if n < 1:
-        raise ValueError(f"n: expected at least one block, got {n}")
+def check_paths(name: str, paths: object, n: int | None = None) -> Tensor:
+    """Return ``paths``, a dense integer or bool tensor [P, n] of zeros and ones.
+
+    Args:
+        name: what an error calls the argument.
+        n: blocks of the network; None for any.
+
+    Raises:
+        ValueError: it is no such tensor.
+    """
+    checked = check_tensor(name, paths, "integer")
+    if checked.ndim != 2 or n not in (None, checked.shape[1]):
+        expected = "[P, n]" if n is None else f"[P, {n}] for {n} blocks"
+        raise ValueError(f"{name}: expected shape {expected}, got {list(checked.shape)}")
+    if not ((checked == 0) | (checked == 1)).all():
+        # As int64, since PyTorch has no least and greatest of all unsigned types.
+        values = checked.to(torch.int64)
+        raise ValueError(f"{name}: expected zeros and ones, got values {values.min()} to {values.max()}")
+    return checked
+
+
+def _check_n(n: int) -> int:
+    return check_integer("n", n, 1, MOST_BLOCKS)
+
+
+def _check_draws(n: int, count: int, seed: int, first: int) -> tuple[int, int, int]:
+    return (
+        check_integer("count", count, 0, MOST_BYTES // n),
+        check_integer("seed", seed, 0),
+        check_integer("first", first, 0),
+    )
 
 
 def sample(n: int, length: int, count: int, seed: int = 0, first: int = 0) -> Tensor:
@@ -49,11 +83,9 @@ def sample(n: int, length: int, count: int, seed: int = 0, first: int = 0) -> Te
     Raises:
         ValueError: an argument is out of its range.
     """
-    _check_n(n)
-    if not 0 <= length <= n:
-        raise ValueError(f"length: expected 0 to {n} (the number of blocks), got {length}")
-    if count < 0:
-        raise ValueError(f"count: expected a non-negative integer, got {count}")
+    n = _check_n(n)
+    length = check_integer("length", length, 0, n)
+    count, seed, first = _check_draws(n, count, seed, first)
     codes = np.zeros((count, n), dtype=np.uint8)
     for row in range(count):
         chosen = stream(seed, "path", first + row, length).choice(n, length, replace=False, shuffle=False)
@@ -66,8 +98,11 @@ def one_of_each_length(n: int, seed: int = 0, batch: int = 0) -> Tensor:
 
     Returns:
         uint8 [n, n]; row j is path number ``batch`` of length j + 1 (see `sample`).
+
+    Raises:
+        ValueError: an argument is out of its range.
     """
-    _check_n(n)
+    n, batch = _check_n(n), check_integer("batch", batch, 0)
     return torch.cat([sample(n, length, 1, seed, first=batch) for length in range(1, n + 1)])
 
 
@@ -80,8 +115,7 @@ def enumerate_all(n: int) -> Tensor:
     Raises:
         ValueError: n is not between 1 and 20.
     """
-    if not 1 <= n <= ENUMERABLE:
-        raise ValueError(f"n: expected 1 to {ENUMERABLE} blocks (2^n paths are listed), got {n}")
+    n = check_integer("n", n, 1, ENUMERABLE)
     codes = np.arange(1 << n)[:, None] >> np.arange(n) & 1
     return torch.from_numpy(codes.astype(np.uint8))
 
@@ -90,13 +124,19 @@ def routing(paths: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """The routing coefficients (a, c) = (1 - b, b) of each path.
 
     Args:
-        paths: [P, n] of zeros and ones.
+        paths: integer or bool [P, n] of zeros and ones.
+        dtype: a floating-point type, of the result.
 
     Returns:
         [P, n, 2]
+
+    Raises:
+        ValueError: an argument is not such a one.
     """
-    taken = paths.to(dtype)
-    return torch.stack([1 - taken, taken], dim=-1)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
+        raise ValueError(f"dtype: expected a floating-point type of at least 16 bits, got {described(dtype)}")
+    residual = check_paths("paths", paths).to(dtype)
+    return torch.stack([1 - residual, residual], dim=-1)
 
 
 def signs(n: int, count: int, seed: int = 0, first: int = 0) -> Tensor:
@@ -107,8 +147,12 @@ def signs(n: int, count: int, seed: int = 0, first: int = 0) -> Tensor:
 
     Returns:
         int8 [count, n] of -1 and 1.
+
+    Raises:
+        ValueError: an argument is out of its range.
     """
-    _check_n(n)
+    n = _check_n(n)
+    count, seed, first = _check_draws(n, count, seed, first)
     drawn = [stream(seed, "signs", first + row).integers(0, 2, n) for row in range(count)]
     return torch.from_numpy(np.array(drawn, dtype=np.int8).reshape(count, n) * 2 - 1)
 
@@ -118,8 +162,11 @@ def length_distribution(n: int) -> Tensor:
 
     Returns:
         float64 [n + 1]
+
+    Raises:
+        ValueError: n is out of its range.
     """
-    _check_n(n)
+    n = _check_n(n)
     return torch.tensor([math.comb(n, length) / (1 << n) for length in range(n + 1)], dtype=torch.float64)
 
 
@@ -132,8 +179,7 @@ def remaining_fraction(n: int, deleted: int) -> Tensor:
     Raises:
         ValueError: ``deleted`` is not between 0 and n.
     """
-    _check_n(n)
-    if not 0 <= deleted <= n:
-        raise ValueError(f"deleted: expected 0 to {n} (the number of blocks), got {deleted}")
+    n = _check_n(n)
+    deleted = check_integer("deleted", deleted, 0, n)
     shares = [math.comb(n - deleted, length) / math.comb(n, length) for length in range(n + 1)]
     return torch.tensor(shares, dtype=torch.float64)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathnet import scaling
+from pathnet.checks import check_tensor, described
 from pathnet.models.residual_net import ResidualNet
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Precision",
     "Prepared",
     "Record",
+    "check_labels",
     "check_values",
     "cross_entropy",
     "full_precision",
@@ -258,14 +260,39 @@ def output_gradient(
     return OutputGradient(output.detach(), result.detach().reshape(()), scaled[0], exponent[0], magnitude.amin())
 
 
-def check_values(images: Tensor, labels: Tensor | None, gradient: OutputGradient) -> tuple[float, float]:
+def check_labels(labels: object, device: torch.device) -> Tensor:
+    """Return ``labels``, a dense int64 tensor on the device; their values and shape are the output's to tell, see
+    `check_values` and `cross_entropy`.
+
+    Raises:
+        ValueError: they are no such tensor.
+    """
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        got = labels.dtype if isinstance(labels, Tensor) else described(labels)
+        raise ValueError(f"target: expected an int64 tensor of class labels, got {got}")
+    if labels.device != device:
+        raise ValueError(f"target: expected device {device} (the images'), got {labels.device}")
+    return check_tensor("target", labels, "integer", device=device)
+
+
+def check_values(
+    images: Tensor,
+    labels: Tensor | None,
+    output: Tensor,
+    loss: Tensor,
+    least_gradient: Tensor | None = None,
+    name: str = "images",
+) -> tuple[float, float]:
     """The loss, and what `OutputGradient.least` is, as numbers, once the values of everything are found to be right.
 
     All of them are fetched at once: every look at a value on a GPU waits for all that was asked of it before.
 
     Args:
-        labels: int64 [B], to be among the classes of the output [B, classes], or [B, T] for [B, T, classes], where
+        labels: int64 [B], to be among the classes of ``output`` [B, classes], or [B, T] for [B, T, classes], where
             -100 is none; None where the target is no labels.
+        loss: []
+        least_gradient: [], see `OutputGradient`; none counts as 1.
+        name: what an error calls the images.
 
     Raises:
         ValueError: an image is not finite, a label is not among the classes, there is no label, or the loss is not
@@ -276,18 +303,19 @@ def check_values(images: Tensor, labels: Tensor | None, gradient: OutputGradient
         ignored = _ignored(labels)
         counted = labels.where(~ignored, 0)
         extremes = [counted.min(), counted.max(), ignored.all()]
-    facts = [torch.isfinite(images).all(), gradient.loss, gradient.least, *extremes]
-    finite, value, least_gradient, *extremes = torch.stack(
+    reach = torch.ones_like(loss) if least_gradient is None else least_gradient
+    facts = [torch.isfinite(images).all(), loss, reach, *extremes]
+    finite, value, reached, *extremes = torch.stack(
         [fact.to(images.device, torch.float64) for fact in facts]
     ).tolist()
     if not finite:
-        raise ValueError(NOT_FINITE)
+        raise ValueError(NOT_FINITE.replace("images", name, 1))
     if labels is not None:
-        (least, most, nothing), classes = map(int, extremes), gradient.output.shape[-1]
+        (least, most, nothing), classes = map(int, extremes), output.shape[-1]
         if least < 0 or most >= classes:
             raise ValueError(f"target: expected labels 0 to {classes - 1}, got {least} to {most}")
         if nothing:
             raise ValueError(f"target: expected a label in at least one position, got {IGNORED} in all")
     if not math.isfinite(value):
-        raise ValueError(f"net: its loss on these images is {value}")
-    return value, least_gradient
+        raise ValueError(f"net: its loss on these {'images' if name == 'images' else 'inputs'} is {value}")
+    return value, reached

@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from pathnet.checks import check_callable, check_tensor
 from pathnet.chunks import in_chunks
 from pathnet.engines import Engine
 from pathnet.models.coefficients import check_coefficients, known_as, of_blocks
-from pathnet.models.residual_net import ResidualNet, check_net, unwrapped
-from pathnet.record import Loss, Prepared, Record, cross_entropy
+from pathnet.models.residual_net import ResidualNet, check_inputs, check_net, unwrapped
+from pathnet.record import Loss, Prepared, Record, check_labels, check_values, cross_entropy
 
 __all__ = [
-    "check_paths",
     "check_routing",
     "routed",
     "routed_backward",
@@ -67,6 +67,7 @@ def routed(net: nn.Module, x: Tensor, routing: Routing | None, backward: Routing
         routing = check_coefficients("routing", routing, inner.n, inner.parts)
     if backward is not None:
         backward = check_coefficients("backward", backward, inner.n, inner.parts)
+    check_inputs("x", x, inner)
     return torch.as_tensor(net(x, routing=routing, backward=backward))
 
 
@@ -89,9 +90,13 @@ def routed_gradient(
         [B, C_0, H_0, W_0]
 
     Raises:
-        ValueError: an argument is not such a one.
+        ValueError: an argument is not such a one, a label is not among the classes, or the loss is not finite; the
+            latter two are not looked at while `torch.compile` traces.
     """
     check_net(net)
+    check_inputs("x", x, net)
+    check_callable("loss", loss)
+    labels = check_labels(target, x.device) if loss is cross_entropy else None
     coefficients = of_blocks(check_coefficients("backward", backward, net.n, net.parts))
     with torch.enable_grad():
         y = torch.as_tensor(net.stem(x))
@@ -104,7 +109,14 @@ def routed_gradient(
             left = block.join(z.clone())
             entered.append((walked, parts, z, left))
             walked = left
-        grad = _pulled_back(loss(net.head(walked.clone()), target), walked)
+        output = net.head(walked.clone())
+        value = loss(output, target)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise ValueError(f"loss: expected one number a batch, got {getattr(value, 'shape', type(value))}")
+        if not torch.compiler.is_compiling():
+            # Of a loss that is NaN the gradient may well be 0.
+            check_values(x.detach(), labels, output.detach(), value.detach().reshape(()), name="x")
+        grad = _pulled_back(value, walked)
         for (before, parts, z, left), own in zip(reversed(entered), reversed(coefficients), strict=True):
             grad = _pulled_back(left, z, grad)
             through = [
@@ -122,8 +134,7 @@ def _pulled_back(output: Tensor, at: Tensor, grad: Tensor | None = None) -> Tens
 
 def check_routing(routing: Tensor, n: int, parts: int = 2) -> None:
     """Raises ValueError unless ``routing`` is a finite floating-point tensor [P, n, 2], or [P, n, parts]."""
-    if not isinstance(routing, Tensor) or not routing.is_floating_point():
-        raise ValueError(f"routing: expected a floating-point tensor, got {_kind(routing)}")
+    check_tensor("routing", routing, "floating-point")
     if routing.ndim != 3 or routing.shape[1] != n or routing.shape[2] not in (2, parts):
         shapes = " or ".join(f"[P, {n}, {columns}]" for columns in sorted({2, parts}))
         raise ValueError(f"routing: expected shape {shapes} for {n} blocks, got {list(routing.shape)}")
@@ -131,20 +142,6 @@ def check_routing(routing: Tensor, n: int, parts: int = 2) -> None:
         raise ValueError(
             "routing: expected coefficients that are finite in float32, got NaN, infinity or larger ones"
         )
-
-
-def check_paths(paths: Tensor, n: int) -> None:
-    """Raises ValueError unless ``paths`` is an integer or bool tensor [P, n] of zeros and ones."""
-    if not isinstance(paths, Tensor) or paths.is_floating_point() or paths.is_complex():
-        raise ValueError(f"paths: expected an integer tensor of zeros and ones, got {_kind(paths)}")
-    if paths.ndim != 2 or paths.shape[1] != n:
-        raise ValueError(f"paths: expected shape [P, {n}] for {n} blocks, got {list(paths.shape)}")
-    if not ((paths == 0) | (paths == 1)).all():
-        raise ValueError(f"paths: expected zeros and ones, got values {paths.min()} to {paths.max()}")
-
-
-def _kind(value: object) -> str:
-    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
 def routed_backward(engine: Engine, record: Record, routing: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from pathnet import models, results, training
+from pathnet.checks import MOST_INTEGER, check_integer, check_number, described
 from pathnet.data import Data
 from pathnet.experiments import EXPERIMENTS
 from pathnet.experiments.run import Networks, Plan
 from pathnet.models import ResidualNet
-from pathnet.training import Progress, Recipe
+from pathnet.training import Progress, Recipe, check_recipe
 
 __all__ = ["KINDS", "PRESETS", "Study", "kind_of", "measured", "trained"]
 
@@ -59,8 +60,15 @@ class Study:
     plan: Plan = field(default_factory=Plan)
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ValueError(f"seeds: expected an integer of at least 1, got {self.seeds}")
+        if not isinstance(self.data, str):
+            raise ValueError(f"data: expected digits, synthetic or a folder, got {described(self.data)}")
+        for name in ("seeds", "depth", "width", "vgg_depth", "vgg_width", "vgg_stages", "highway_depth"):
+            object.__setattr__(self, name, check_integer(name, getattr(self, name), 1, MOST_INTEGER))
+        object.__setattr__(self, "survival", check_number("survival", self.survival, above=0, most=1))
+        object.__setattr__(self, "gate_bias", check_number("gate_bias", self.gate_bias))
+        check_recipe(self.recipe)
+        if not isinstance(self.plan, Plan):
+            raise ValueError(f"plan: expected a Plan, got {described(self.plan)}")
 
     def config(self, kind: str, data: Data) -> dict[str, Any]:
         """How a network of one kind is built (`pathnet.models.build`)."""

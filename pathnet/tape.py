@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pathnet import gradients, paths, scaling
-from pathnet.checks import one_of
-from pathnet.engines import Engine, choose
+from pathnet.checks import check_callable, check_flag, check_integer, check_tensor, described, one_of
+from pathnet.engines import Engine, check_engine, choose
 from pathnet.gradients import LengthSums
 from pathnet.models.residual_net import ResidualNet, check_net
 from pathnet.record import (
@@ -24,13 +24,14 @@ from pathnet.record import (
     Precision,
     Prepared,
     Record,
+    check_labels,
     check_values,
     cross_entropy,
     full_precision,
     output_gradient,
     snapshot,
 )
-from pathnet.routing import check_paths, check_routing, routed_forward
+from pathnet.routing import check_routing, routed_forward
 
 __all__ = ["Recorder", "Tape", "record"]
 
@@ -90,6 +91,7 @@ class Tape:
         Raises:
             ValueError: ``b`` is not such a tensor.
         """
+        per_sample = check_flag("per_sample", per_sample)
         return gradients.norms(self._engine, self._record, self._routing(b), self.at, per_sample)
 
     @overload
@@ -108,7 +110,7 @@ class Tape:
         Raises:
             ValueError: ``b`` is not such a tensor.
         """
-        return self._gradients(self._routing(b), scaled)
+        return self._gradients(self._routing(b), check_flag("scaled", scaled))
 
     @overload
     def routed_gradients(self, routing: Tensor, scaled: Literal[False] = False) -> Tensor: ...
@@ -129,7 +131,7 @@ class Tape:
             ValueError: ``routing`` is not such a tensor.
         """
         check_routing(routing, self.n, self._record.net.parts)
-        return self._gradients(routing, scaled)
+        return self._gradients(routing, check_flag("scaled", scaled))
 
     def gradient(self) -> Tensor:
         """The ordinary gradient of the loss, float64: the sum over all 2^n paths.
@@ -159,6 +161,7 @@ class Tape:
         Returns:
             float64 [n + 1, *shape at the place], for the lengths 0 to n; or the scaled pair.
         """
+        scaled = check_flag("scaled", scaled)
         grads, exponents = gradients.sums_by_length(self._engine, self._record, self._ones(), self.at)
         if scaled:
             return grads, exponents.reshape(*exponents.shape, *(1,) * (grads.ndim - 2))
@@ -194,10 +197,9 @@ class Tape:
             float64 [draws, n + 1], for the lengths 0 to n. Squares of norms beyond 1e-162 and 1e154 leave its range.
 
         Raises:
-            ValueError: ``draws`` is below 1.
+            ValueError: an argument is out of its range.
         """
-        if draws < 1:
-            raise ValueError(f"draws: expected an integer of at least 1, got {draws}")
+        draws = check_integer("draws", draws, 1, paths.MOST_BYTES // self.n)
         signs = paths.signs(self.n, draws, seed, first)
         return gradients.squared_norms_by_length(self._engine, self._record, signs, self.at)
 
@@ -205,8 +207,7 @@ class Tape:
         return torch.ones(self.n, 2, dtype=torch.float64)
 
     def _routing(self, b: Tensor) -> Tensor:
-        check_paths(b, self.n)
-        return paths.routing(b)
+        return paths.routing(paths.check_paths("b", b, self.n))
 
     @full_precision()
     def _gradients(self, routing: Tensor, scaled: bool) -> Tensor | Scaled:
@@ -269,6 +270,8 @@ class Recorder:
         one_of("bn", bn, BatchNormMode)
         one_of("precision", precision, Precision)
         one_of("at", at, At)
+        check_engine("engine", engine)
+        check_callable("loss", loss)
         self._bn, self._engine, self._precision, self._at, self._loss = bn, engine, precision, at, loss
         self._dtype = torch.float64 if precision == "float64" else torch.float32
         self._net = snapshot(net, bn, self._dtype)
@@ -300,14 +303,14 @@ class Recorder:
         # Copies, also of tensors made in inference mode, which autograd does not take.
         target = target.clone() if isinstance(target, Tensor) else target
         if self._loss is cross_entropy:
-            _check_labels(images, target)
-            labels = target
+            labels = target = check_labels(target, images.device)
         with self._lock:
             y0, service = self._enter(images)
             y_n, blocks = service.engine.record(service.prepared, y0)
             gradient = output_gradient(self._net, y_n, target, self._loss, self._bn)
-            value, least = check_values(images, labels, gradient)
-            if least < SMALLEST:
+        value, least = check_values(images, labels, gradient.output, gradient.loss, gradient.least)
+        if least < SMALLEST:
+            with self._lock:
                 gradient = output_gradient(self._net, y_n, target, self._loss, self._bn, thorough=True)
         start = gradient.grad.contiguous(), gradient.exponent
         record = Record(self._net, images, y0.shape, blocks, gradient.output, value, *start)
@@ -422,24 +425,14 @@ def _stem(net: ResidualNet, images: Tensor) -> Tensor:
 def _check_images(net: ResidualNet, images: Tensor) -> None:
     """All but the values; see `check_values`."""
     if not isinstance(images, Tensor) or images.dtype not in (torch.float32, torch.float64, torch.int64, torch.int32):
-        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        got = images.dtype if isinstance(images, Tensor) else described(images)
         raise ValueError(
             f"images: expected a float32 or float64 tensor (normalised images), or int64 or int32 (tokens), got {got}"
         )
+    device = next((parameter.device for parameter in net.parameters()), None)
+    check_tensor("images", images, device=device)
     # A convolution would take an image without a batch too.
     convolves = images.is_floating_point() and any(isinstance(own, nn.Conv2d) for own in net.stem.modules())
     if images.ndim == 0 or len(images) == 0 or (convolves and images.ndim != 4):
         shape = "[B, C, H, W]" if convolves else "[B, ...]"
         raise ValueError(f"images: expected shape {shape} with B >= 1, got {list(images.shape)}")
-    device = next((parameter.device for parameter in net.parameters()), images.device)
-    if images.device != device:
-        raise ValueError(f"images: expected device {device} (the network's), got {images.device}")
-
-
-def _check_labels(images: Tensor, labels: Tensor) -> None:
-    """All but the values and the shape, which is the output's; see `cross_entropy`."""
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise ValueError(f"target: expected an int64 tensor of class labels, got {got}")
-    if labels.device != images.device:
-        raise ValueError(f"target: expected device {images.device} (the images'), got {labels.device}")

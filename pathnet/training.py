@@ -24,20 +24,31 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pathnet.checks import check_integer, check_number, described
+from pathnet.checks import (
+    MOST_INTEGER,
+    check_callable,
+    check_flag,
+    check_integer,
+    check_number,
+    check_path,
+    described,
+    one_of,
+)
 from pathnet.data import Data
+from pathnet.data.images import check_data_set
 from pathnet.files import locked, remove_leftovers, telling
-from pathnet.models.residual_net import ResidualNet
+from pathnet.models.residual_net import ResidualNet, check_net
 from pathnet.models.weights import check_stored, fill, odd_values, read_tensors, write_tensors
 from pathnet.streams import stream
 
-__all__ = ["Epoch", "Recipe", "drawn_modules", "evaluate", "train", "training_batch"]
+__all__ = ["Epoch", "Recipe", "check_recipe", "drawn_modules", "evaluate", "train", "training_batch"]
 
 EVALUATION_BATCH = 256
 VECTOR = 8
 """float32 numbers in a vector of AVX2."""
 CHECKPOINT_SECONDS = 120.0
 
+Undrawn = Literal["none", "zero"]
 Progress = Callable[[int, int, str], None]
 
 
@@ -73,23 +84,23 @@ class Recipe:
     augment: bool = True
     bfloat16: bool = False
     modules: int = 0
-    undrawn: Literal["none", "zero"] = "none"
+    undrawn: Undrawn = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.modules < 0:
-            raise ValueError(f"modules: expected 0 (all) or the number drawn for a batch, got {self.modules}")
-        if self.undrawn not in ("none", "zero"):
-            raise ValueError(f"undrawn: expected 'none' or 'zero', got {self.undrawn!r}")
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"recipe: expected epochs and batch_size of at least 1, got {self.epochs} and {self.batch_size}"
-            )
-        if not 0 <= self.seed < 1 << 63:
-            raise ValueError(f"seed: expected 0 to 2^63 - 1, got {self.seed}")
+        # What is kept is Python's own numbers: recipes are compared with those in files.
+        for name, least in (("epochs", 1), ("batch_size", 1), ("warmup_steps", 0), ("modules", 0), ("seed", 0)):
+            object.__setattr__(self, name, check_integer(name, getattr(self, name), least, MOST_INTEGER))
+        for name in ("learning_rate", "warmup_learning_rate", "weight_decay"):
+            object.__setattr__(self, name, check_number(name, getattr(self, name), 0))
+        object.__setattr__(self, "momentum", check_number("momentum", self.momentum, above=0, most=1))
+        for name in ("augment", "bfloat16"):
+            object.__setattr__(self, name, check_flag(name, getattr(self, name)))
+        one_of("undrawn", self.undrawn, Undrawn)
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step ``step`` (from 0) of ``steps``."""
+        step, steps = check_integer("step", step, 0), check_integer("steps", steps, 1)
         if step < self.warmup_steps:
             return self.warmup_learning_rate
         return self.learning_rate * 0.1 ** sum(step >= drop * steps for drop in (0.5, 0.75))
@@ -112,8 +123,11 @@ def drawn_modules(net: ResidualNet, recipe: Recipe, step: int) -> tuple[bool, ..
 
     Raises:
         ValueError: the recipe draws a number of modules of a network that has survival probabilities, or more
-            modules than there are.
+            modules than there are; or an argument is out of its range.
     """
+    check_net(net)
+    check_recipe(recipe)
+    step = check_integer("step", step, 0)
     survival = [block.survival for block in net]
     stochastic = any(probability < 1 for probability in survival)
     if recipe.modules == 0:
@@ -134,7 +148,19 @@ def training_batch(data: Data, recipe: Recipe, step: int, share: slice = slice(N
 
     Args:
         share: which of the batch's images.
+
+    Raises:
+        ValueError: an argument is not such a one, or a batch is larger than the training split.
     """
+    check_data_set("data", data)
+    check_recipe(recipe)
+    step = check_integer("step", step, 0, MOST_INTEGER)
+    if not isinstance(share, slice):
+        raise ValueError(f"share: expected a slice, got {described(share)}")
+    if recipe.batch_size > len(data.train):
+        raise ValueError(
+            f"recipe: batch_size {recipe.batch_size} exceeds the {len(data.train)} training images of {data.name}"
+        )
     size, seed = recipe.batch_size, recipe.seed
     epoch, position = divmod(step, len(data.train) // size)
     order = _order(seed, epoch, len(data.train))
@@ -156,16 +182,31 @@ def _device(net: ResidualNet) -> torch.device:
     return next(net.parameters()).device
 
 
+def check_recipe(value: object) -> None:
+    """Raise ValueError unless ``value`` is a `Recipe`."""
+    if not isinstance(value, Recipe):
+        raise ValueError(f"recipe: expected a pathnet Recipe, got {described(value)}")
+
+
 def evaluate(net: ResidualNet, data: Data) -> float:
-    """The accuracy on the test split, in [0, 1]. The network's mode is left as it was."""
-    training, device = net.training, _device(net)
+    """The accuracy on the test split, in [0, 1]. The network's mode is left as it was.
+
+    Raises:
+        ValueError: an argument is not such a one, or an output is not finite.
+    """
+    check_net(net)
+    check_data_set("data", data)
+    training, device, right = net.training, _device(net), 0
     net.eval()
     try:
         with torch.no_grad():
-            right = sum(
-                int((net(images.to(device)).argmax(1) == labels.to(device)).sum())
-                for images, labels in data.test_batches(EVALUATION_BATCH)
-            )
+            for number, (images, labels) in enumerate(data.test_batches(EVALUATION_BATCH)):
+                output = net(images.to(device))
+                facts = (output.argmax(1) == labels.to(device)).sum(), torch.isfinite(output).all()
+                count, finite = torch.stack(facts).tolist()
+                if not finite:
+                    raise ValueError(f"net: expected finite outputs, got NaN or infinity on test batch {number}")
+                right += count
     finally:
         net.train(training)
     return right / len(data.test)
@@ -202,7 +243,13 @@ def train(
             not finite.
         OSError: the checkpoint cannot be written.
     """
-    path = Path(checkpoint) if checkpoint is not None else None
+    check_net(net)
+    check_data_set("data", data)
+    check_recipe(recipe)
+    for name, function in (("progress", progress), ("callback", callback)):
+        if function is not None:
+            check_callable(name, function)
+    path = check_path("checkpoint", checkpoint) if checkpoint is not None else None
     with _alone(path, next(net.parameters()).device):
         run = _Run(net, data, recipe, path)
         net.train()

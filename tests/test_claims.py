@@ -22,6 +22,7 @@ from made_runs import (
     sizes_of,
     three_ways,
 )
+from scipy import stats
 
 from pathnet import data, experiments, results
 from pathnet.experiments import (
@@ -40,6 +41,8 @@ from pathnet.experiments import (
 from pathnet.experiments.by_size import ErrorBySize
 from pathnet.experiments.errors import ErrorCount, Spread, spread
 from pathnet.experiments.run import Claim, Plan, Value
+from pathnet.figures import style
+from pathnet.figures.lesions import band
 
 SIX = {"residual": (6, (2, 4))}
 
@@ -54,13 +57,13 @@ def held(claims: Sequence[Claim]) -> list[bool]:
 
 
 def test_the_interval_of_a_mean_is_that_of_all_resamples() -> None:
-    """Of four values there are 4^4 resamples, all equally likely; a thousand draws come close to their quantiles."""
-    values = [0.1, 0.2, 0.4, 0.9]
-    means = np.mean(list(product(values, repeat=4)), axis=1)
+    """Of ten values, eight of them 0 and two 1, a resample's mean is binomial; a thousand draws come close to its
+    quantiles."""
+    values = [0.0] * 8 + [1.0] * 2
     found = spread(values)
-    assert found.mean == pytest.approx(0.4)
-    low, high = np.quantile(means, (0.025, 0.975))
-    assert found.low == pytest.approx(low, abs=0.03) and found.high == pytest.approx(high, abs=0.03)
+    assert found.mean == pytest.approx(0.2) and found.count == 10
+    low, high = stats.binom(10, 0.2).ppf((0.025, 0.975)) / 10
+    assert found.low == pytest.approx(low, abs=0.1) and found.high == pytest.approx(high, abs=0.1)
     assert spread(values) == found
     normal = np.random.default_rng(0).normal(5, 2, 400)
     half = 1.96 * normal.std() / 20
@@ -69,10 +72,33 @@ def test_the_interval_of_a_mean_is_that_of_all_resamples() -> None:
     )
 
 
-def test_a_single_value_has_no_interval_and_equal_ones_no_width() -> None:
-    assert spread([0.25]).mean == 0.25 and math.isnan(spread([0.25]).low) and str(spread([0.25])) == "25 %"
-    assert spread([0.5] * 3) == Spread(0.5, 0.5, 0.5)
-    assert str(Spread(0.123, 0.1, 0.1464)) == "12.3 % (10 to 14.6)"
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([0.25], "25 % (no interval: 1 value)"),
+        ([0.1, 0.2], "15 % (no interval: 2 values)"),
+        (list(np.linspace(0, 1, 9)), "50 % (no interval: 9 values)"),
+        ([0.5] * 3, "50 % (no interval: 3 values)"),
+        ([0.9] * 40, "90 % (no interval: 40 equal values)"),
+    ],
+    ids=lambda own: str(len(own)),
+)
+def test_few_values_or_equal_ones_have_no_interval_and_the_text_says_so(values: list[float], text: str) -> None:
+    found = spread(values)
+    assert math.isnan(found.low) and math.isnan(found.high) and str(found) == text
+
+
+def test_an_interval_is_told_in_per_cent() -> None:
+    assert str(Spread(0.123, 0.1, 0.1464, 20)) == "12.3 % (10 to 14.6)"
+
+
+@pytest.mark.parametrize("batches", [1, 2, 9])
+def test_figures_of_few_batches_have_no_band_and_the_legend_says_why(batches: int) -> None:
+    _, (axes,) = style.panels("", 1)
+    band(axes, np.arange(3), [spread(np.linspace(0.1, 0.9, batches))] * 3)
+    ((handle,), (label,)) = axes.get_legend_handles_labels()
+    assert label == f"no interval: {batches} value{'s' if batches > 1 else ''}"
+    assert not any(np.isfinite(path.vertices).any() for path in handle.get_paths())
 
 
 # Single deletions

@@ -116,7 +116,7 @@ def test_every_kind_of_network_and_training_writes_weights_that_load(
     [
         (["--survival", "0"], "survival: expected a finite number above 0 and at most 1, got 0.0"),
         (["--modules", "4"], "modules: expected at most 3 (the network's), got 4"),
-        (["--modules", "-1"], "modules: expected 0 (all) or the number drawn for a batch, got -1"),
+        (["--modules", "-1"], "modules: expected an integer of at least 0, got -1"),
         (["--modules", "1", "--survival", "0.5"], "modules: expected 0 for a network with stochastic depth, got 1"),
         (["--model", "vgg", "--survival", "0.5"], "config: vgg() got an unexpected keyword argument 'survival'"),
         (["--model", "vgg", "--depth", "6"], "depth: expected at least 7 layers for 4 stages, got 6"),
@@ -173,7 +173,10 @@ def test_other_methods_go_into_the_folder_and_the_figure(weights: Path, tmp_path
     headings = [line for line in lines if line.startswith("digits; preact_resnet, depth 20, width 4, 9 blocks")]
     assert [heading.rstrip().partition("blocks")[2] for heading in headings] == ["", ": exact", ": signed"]
     told = " ".join(lines)
-    assert "exact sums over all 2^9 paths, on 3 batches" in told and "3 signed draws on 3 batches; not to be" in told
+    assert (
+        "exact sums over all 2^9 paths, on 3 batches" in told
+        and "3 signed draws on 3 batches, too few for a standard error; not to be" in told
+    )
     assert "27 measurements on 3 batches" in told and "at the lengths 1 to 9 these measurements do not tell" in told
     facts = json.loads(pathnet_("figures", tmp_path, "--json").out)
     assert facts["measurements"] == 27 and facts["exact"]["batches"] == facts["cost"]["batches"] == 3
@@ -309,7 +312,10 @@ def test_folders_that_hold_no_run_and_parts_that_are_cut_short(tmp_path: Path, w
 def test_train_names_bad_input(tmp_path: Path) -> None:
     out = tmp_path / "w.safetensors"
     assert_one_line(pathnet_("train", *DIGITS_NET, "--out", out, *QUICK, "--depth", "57"), "depth: ", "got 57")
-    assert_one_line(pathnet_("train", *DIGITS_NET, "--out", out, *QUICK, "--epochs", "0"), "recipe: expected epochs")
+    assert_one_line(
+        pathnet_("train", *DIGITS_NET, "--out", out, *QUICK, "--epochs", "0"),
+        "epochs: expected an integer of at least 1, got 0",
+    )
     assert_one_line(pathnet_("train", *DIGITS_NET, "--out", out, *QUICK, "--batch-size", "2000"), "batch_size 2000")
     assert pathnet_("train", *DIGITS_NET, "--out", out, *QUICK).status == 0
     other = pathnet_("train", *DIGITS_NET, "--out", out, *QUICK, "--width", "5")

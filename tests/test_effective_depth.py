@@ -434,16 +434,16 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="every: expected an integer of at least 1, got 0"):
         EffectiveDepth(batch, out, every=0)
     for share in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match=f"share: expected a number above 0, got {share}"):
+        with pytest.raises(ValueError, match=f"share: expected a finite number above 0, got {share}"):
             EffectiveDepth(batch, out, share=share)
     with pytest.raises(ValueError, match="bn: expected 'running' or 'batch', got 'frozen'"):
         EffectiveDepth(batch, out, bn="frozen")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="net: expected a pathnet ResidualNet, or one wrapped, got Linear"):
+    with pytest.raises(ValueError, match="net: expected a pathnet ResidualNet, or one wrapped, got a Linear"):
         EffectiveDepth(batch, out, nn.Linear(1, 1))
     with pytest.raises(ValueError, match="images: expected finite values"):
         EffectiveDepth((batch[0] * math.nan, batch[1]), out)
     for pair in (batch[0], (batch[0].numpy(), batch[1])):
-        with pytest.raises(ValueError, match="batch: expected a pair of tensors"):
+        with pytest.raises(ValueError, match=r"batch\[\d\]: expected a tensor|batch: expected a pair of tensors"):
             EffectiveDepth(pair, out)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="net: expected a network, here or in the constructor"):
         EffectiveDepth(batch, out)(0)

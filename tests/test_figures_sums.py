@@ -87,6 +87,14 @@ def test_every_mixture_of_methods_is_drawn(parts: tuple[int, int, int], tmp_path
             assert ("effective paths" in text) == sampled
 
 
+def test_intervals_lie_within_what_was_measured(run: results.Run, result: Found) -> None:
+    assert result.exact is not None and result.exact.batches == 40
+    rows = run.rows(ExactSum)
+    for k in range(result.n + 1):
+        norms, means = [row.norm for row in rows if row.length == k], result.exact.norm
+        assert min(norms) < means.low[k] < means.mean[k] < means.high[k] < max(norms)
+
+
 def test_what_is_not_to_be_trusted_is_marked(result: Found) -> None:
     assert result.signed is not None
     trusted = result.signed.judgement.trusted[1:]

@@ -257,8 +257,8 @@ def test_outputs_under_routings_are_of_gates_as_they_are() -> None:
     ("arguments", "message"),
     [
         ({"depth": 9}, r"depth: basic blocks need a depth of 6n \+ 2"),
-        ({"shortcut": "none"}, "shortcut: expected one of 'projection', 'pad', got 'none'"),
-        ({"width": 0}, "width: expected an integer of at least 1, got 0"),
+        ({"shortcut": "none"}, "shortcut: expected 'projection' or 'pad', got 'none'"),
+        ({"width": 0}, "width: expected an integer from 1 to 65536, got 0"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:

@@ -15,6 +15,7 @@ ORDER = [
     "files",
     "native",
     "streams",
+    "intervals",
     "models",
     "data",
     "paths",

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -175,11 +177,8 @@ def test_intervals_are_wilsons() -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (Lesion((6,)), r"blocks: expected different numbers from 0 to 5, got \[6\]"),
-        (Lesion((1, 1)), r"blocks: expected different numbers"),
-        (Lesion(scale=0.0), r"scale: expected a factor above 0, got 0\.0"),
-        (Lesion(scale=-1.0), r"scale: expected a factor above 0, got -1\.0"),
-        (Lesion(scale=float("nan")), r"scale: expected a factor above 0, got nan"),
+        (Lesion((6,)), r"deleted: expected different numbers from 0 to 5, got \[6\]"),
+        (Lesion((1, 1)), r"deleted: expected different numbers"),
         (Lesion(order=(0, 1, 2)), r"order: expected every number from 0 to 5 once"),
         (
             Lesion(order=(0, 2, 1, 3, 4, 5)),
@@ -192,6 +191,52 @@ def test_lesions_that_do_not_fit_are_named(images: data.Data, bad: Lesion, messa
         lesion.errors(network("residual"), images, [bad])
 
 
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        *(({"scale": scale}, r"scale: expected a finite number above 0") for scale in (0.0, -1.0, np.nan, np.inf)),
+        *(({"deleted": (i,)}, r"deleted: expected an integer of at least 0") for i in (1.5, True, -1, "1", None)),
+        *(({"order": order}, r"order: expected") for order in ((0, 1.0), "01", 3, {0: 1})),
+    ],
+)
+def test_a_lesion_of_no_block_or_no_factor_is_refused(bad: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Lesion(**bad)
+
+
+@pytest.mark.parametrize("blocks", [[1.5], [True], ["1"], [None], 1, "1", torch.ones(1), torch.tensor([True])])
+def test_what_is_no_number_of_a_block_deletes_nothing(blocks: Any) -> None:
+    with pytest.raises(ValueError, match="blocks: expected (an integer|integers)"):
+        lesion.delete(network("residual"), blocks)
+
+
+def test_block_numbers_of_arrays_and_tensors_delete(images: data.Data) -> None:
+    net = network("residual")
+    batch, _ = next(images.test_batches(4))
+    expected = lesion.delete(net, [1, 2])(batch)
+    for blocks in (np.array([1, 2]), torch.tensor([1, 2]), {1, 2}, (i for i in (1, 2))):
+        assert torch.equal(lesion.delete(net, blocks)(batch), expected)
+
+
+@pytest.mark.parametrize("bn", ["running", "batch", "recalibrated"])
+def test_outputs_that_are_not_finite_are_no_answers(images: data.Data, bn: lesion.BatchNormPolicy) -> None:
+    net = network("residual")
+    net.head.linear.bias.data[0] = np.nan
+    with pytest.raises(ValueError, match=r"lesions: expected finite outputs, got NaN or infinity from lesion 0"):
+        lesion.errors(net, images, [Lesion((1,)), Lesion()], bn)
+
+
+@pytest.mark.parametrize("wrong", [None, [], "digits", object()])
+def test_what_is_no_data_set_or_no_network_is_named(images: data.Data, wrong: Any) -> None:
+    net = network("residual")
+    for call in (lesion.errors, lesion.recalibrated):
+        arguments = ([],) if call is lesion.errors else ()
+        with pytest.raises(ValueError, match="data: expected a pathnet Data"):
+            call(net, wrong, *arguments)
+        with pytest.raises(ValueError, match="net: expected a pathnet ResidualNet"):
+            call(wrong, images, *arguments)
+
+
 def test_bad_arguments_are_named(images: data.Data) -> None:
     net = network("residual")
     with pytest.raises(ValueError, match="bn: expected"):
@@ -200,5 +245,5 @@ def test_bad_arguments_are_named(images: data.Data) -> None:
         lesion.errors(net, images, [Lesion()], images=10**6)
     with pytest.raises(ValueError, match=r"order: expected every number"):
         lesion.reorder(net, [])
-    with pytest.raises(ValueError, match=r"blocks: expected different"):
+    with pytest.raises(ValueError, match=r"blocks: expected an integer of at least 0, got -1"):
         lesion.delete(net, [-1])

@@ -228,13 +228,13 @@ def test_exponential_norms_give_the_exact_rate_and_product(n: int, rate: float) 
     """Frequency times magnitude is then binomial again, with probability rate / (1 + rate)."""
     length = np.arange(1, n + 1)
     summary = summarise(made(np.tile(7 * rate**length, (5, 1))), n)
-    assert summary.decay == pytest.approx((rate, rate, rate), rel=1e-12)
+    assert summary.decay[0] == pytest.approx(rate, rel=1e-12) and np.isnan(summary.decay[1:]).all()
     assert math.exp(summary.log_intercept) == pytest.approx(7, rel=1e-9)
     p = rate / (1 + rate)
     binomial = np.array([math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in length])
     np.testing.assert_allclose(summary.product, binomial / binomial.sum(), rtol=1e-9)
     np.testing.assert_allclose(summary.mean, 7 * rate**length, rtol=1e-14)
-    np.testing.assert_allclose(summary.low, summary.mean, rtol=1e-14)
+    assert np.isnan(summary.low).all() and np.isnan(summary.high).all()
     assert (summary.std <= 1e-14 * summary.mean).all()
 
 
@@ -270,7 +270,7 @@ def test_the_interval_is_that_of_whole_batches() -> None:
     summary = summarise(made(factor * 0.5 ** np.arange(1, 9)), 8)
     expected = 2 * 1.96 * factor.std() / 20 * 0.5 ** np.arange(1, 9)
     np.testing.assert_allclose(summary.high - summary.low, expected, rtol=0.15)
-    assert summary.decay[2] - summary.decay[1] < 1e-12
+    assert np.isnan(summary.decay[1:]).all(), "an interval of no width is none"
     apart = summarise(made(rng.lognormal(sigma=0.5, size=(400, 8)) * 0.5 ** np.arange(1, 9)), 8)
     assert 1e-3 < apart.decay[2] - apart.decay[1] < 5e-2
 
@@ -328,6 +328,21 @@ def test_lengths_and_batches_that_are_not_measured() -> None:
     assert summary.count.tolist() == [3, 3, 0, 2, 3, 3] and math.isnan(summary.mean[2]) and summary.product[2] == 0
     assert summary.decay[0] == pytest.approx(0.5)
     assert json.loads(json.dumps(summary.as_json(), allow_nan=False))["mean"][2] is None
+
+
+@pytest.mark.parametrize("batches", [1, 2, 9])
+def test_few_batches_have_no_interval_and_the_text_says_how_many(batches: int) -> None:
+    """A bootstrap of two would give one all the same: of a quarter of its resamples each end is one batch twice."""
+    norms = np.random.default_rng(0).lognormal(size=(batches, 8)) * 0.5 ** np.arange(1, 9)
+    summary = summarise(made(norms), 8)
+    assert np.isnan(summary.low).all() and np.isnan(summary.high).all() and np.isnan(summary.decay[1:]).all()
+    told = f"no interval: {batches} batch{'es' if batches > 1 else ''}"
+    assert any(told in line for line in findings(summary))
+    (decay, _) = path_gradients._of_sampled(summary)
+    assert told in decay.measured and "nan" not in decay.measured
+    enough = summarise(made(np.random.default_rng(0).lognormal(size=(10, 8)) * 0.5 ** np.arange(1, 9)), 8)
+    assert (enough.low < enough.mean).all() and enough.decay[1] < enough.decay[0] < enough.decay[2]
+    assert not any("no interval" in line for line in findings(enough))
 
 
 def test_one_batch_has_no_interval_and_one_block_no_rate() -> None:

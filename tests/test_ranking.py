@@ -55,7 +55,7 @@ def batches(sizes: tuple[int, ...] = (3, 5)) -> list[tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("bn", ["running", "batch"])
 @pytest.mark.parametrize("kind", NETS)
 def test_increases_are_those_of_networks_built_without_the_block(kind: str, bn: Any) -> None:
-    net, own = network(kind), batches((3, 5, 4))
+    net, own = network(kind), batches((3, 5, 4, 1, 2, 3, 1, 2, 1, 2))
     before = models.fingerprint(net)
     found = lesion.rank(net, own, bn=bn)
     exact = net if bn == "running" else by_batch_statistics(net)
@@ -67,13 +67,13 @@ def test_increases_are_those_of_networks_built_without_the_block(kind: str, bn: 
             rows.append([(F.cross_entropy(each, labels) - F.cross_entropy(whole, labels)).item() for each in outputs])
             missed = (whole.argmax(1) != labels).sum()
             wrong.append([((each.argmax(1) != labels).sum() - missed).item() for each in outputs])
-    increases, sizes = np.array(rows), np.array([3, 5, 4])
+    increases, sizes = np.array(rows), np.array([len(labels) for _, labels in own])
     mean = np.average(increases, axis=0, weights=sizes)
     assert found.loss == pytest.approx(mean, rel=1e-9, abs=1e-12)
-    assert found.error == pytest.approx(np.sum(wrong, 0) / 12, abs=1e-12)
-    se = np.sqrt(3 / 2 * ((sizes[:, None] * (increases - mean)) ** 2).sum(0)) / 12
+    assert found.error == pytest.approx(np.sum(wrong, 0) / 24, abs=1e-12)
+    se = np.sqrt(10 / 9 * ((sizes[:, None] * (increases - mean)) ** 2).sum(0)) / 24
     assert found.standard_errors["loss"] == pytest.approx(se, rel=1e-8)
-    assert found.batches == 3 and len(set(found.loss.tolist())) == 6
+    assert found.batches == 10 and len(set(found.loss.tolist())) == 6
     assert found.order().tolist() == sorted(range(6), key=lambda i: mean[i])
     assert found.order("first_order").tolist() == sorted(range(6), key=lambda i: found.first_order[i])
     assert models.fingerprint(net) == before and not net.training
@@ -144,7 +144,7 @@ def next_token(output: Tensor, target: Tensor) -> Tensor:
 
 
 def test_the_estimate_is_exact_on_a_linear_network() -> None:
-    net, tokens = language_model(), torch.randint(0, 11, (3, 5, 7), generator=torch.Generator().manual_seed(0))
+    net, tokens = language_model(), torch.randint(0, 11, (10, 5, 7), generator=torch.Generator().manual_seed(0))
     found = lesion.rank(net, [(own, torch.zeros(1)) for own in tokens], lambda output, _: output[..., 2].mean())
     assert found.first_order == pytest.approx(found.loss, rel=1e-10)
     assert found.standard_errors["first_order"] == pytest.approx(found.standard_errors["loss"], rel=1e-9)
@@ -227,5 +227,25 @@ def test_bad_arguments_are_named() -> None:
 
 @pytest.mark.parametrize("function", [lesion.delete, lesion.reorder, lesion.rank])
 def test_lesions_of_a_model_that_is_not_adapted_are_told(function: Any) -> None:
-    with pytest.raises(ValueError, match="net: expected a pathnet ResidualNet, got Linear"):
+    with pytest.raises(ValueError, match="net: expected a pathnet ResidualNet, got a Linear"):
         function(nn.Linear(1, 1), [0])
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "digits", [1], [torch.ones(2)], torch.ones(2, 3), {"a": 1}])
+def test_what_is_no_data_set_and_no_pairs_is_named(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="data: expected"):
+        lesion.rank(network("residual"), wrong)
+
+
+class _NothingBeside(models.PreactBlock):
+    """Without its module nothing finite is left."""
+
+    def lesioned(self, x: Tensor) -> Tensor:
+        return x * torch.nan
+
+
+def test_a_block_without_which_the_loss_is_not_finite_is_told() -> None:
+    net = network("residual")
+    net.blocks[1].__class__ = _NothingBeside
+    with pytest.raises(ValueError, match="net: its loss without block 1 on batch 0 is nan"):
+        lesion.rank(net, batches())

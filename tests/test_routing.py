@@ -506,6 +506,25 @@ def test_two_processes_share_out_a_routed_batch(tmp_path: Path) -> None:
 # Refusals
 
 
+@pytest.mark.parametrize("label", [-1, 99])
+def test_a_gradient_of_labels_that_no_class_has_is_refused(label: int) -> None:
+    net, (images, labels) = made("preact"), batch()
+    with pytest.raises(ValueError, match=r"target: expected labels 0 to \d+, got"):
+        pathnet.routed_gradient(net, images, torch.full_like(labels, label), torch.ones(3, 2))
+
+
+def test_a_gradient_of_a_loss_that_is_not_finite_is_refused() -> None:
+    net, (images, labels) = made("preact"), batch()
+    with pytest.raises(ValueError, match="net: its loss on these inputs is nan"):
+        pathnet.routed_gradient(
+            net, images, labels, torch.ones(3, 2), lambda out, _: (out.sum() - out.sum()).sqrt() / 0
+        )
+    with pytest.raises(ValueError, match="x: expected finite values, got NaN or infinity"):
+        pathnet.routed_gradient(net, images * torch.nan, labels, torch.ones(3, 2))
+    with pytest.raises(ValueError, match="loss: expected one number a batch"):
+        pathnet.routed_gradient(net, images, labels, torch.ones(3, 2), lambda out, _: out)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -517,7 +536,7 @@ def test_two_processes_share_out_a_routed_batch(tmp_path: Path) -> None:
         (torch.full((3, 2), torch.nan), "expected coefficients that are finite in float32"),
         ([[1, 1], [1, 1], [1, 1e300]], "expected coefficients that are finite in float32"),
         ("ones", "expected a tensor or nested numbers, got 'ones'"),
-        ([[1, 1], [1]], r"expected a tensor or nested numbers, got \[\[1, 1\], \[1\]\]"),
+        ([[1, 1], [1]], r"expected a tensor or nested numbers, got a list"),
     ],
 )
 def test_bad_coefficients_are_named(given: Any, message: str) -> None:
@@ -538,7 +557,7 @@ def test_other_bad_arguments_are_named() -> None:
         pathnet.routed(net, images, torch.ones(3, 1))
     with pytest.raises(ValueError, match="drawn: expected None beside a routing"):
         net(images, [True] * 3, torch.ones(3, 2))
-    with pytest.raises(ValueError, match="net: expected a pathnet ResidualNet, or one wrapped, got Sequential"):
+    with pytest.raises(ValueError, match="net: expected a pathnet ResidualNet, or one wrapped, got a Sequential"):
         pathnet.routed(nn.Sequential(net), images, torch.ones(3, 2))
-    with pytest.raises(ValueError, match="net: expected a pathnet ResidualNet, got Sequential"):
+    with pytest.raises(ValueError, match="net: expected a pathnet ResidualNet, got a Sequential"):
         pathnet.routed_gradient(nn.Sequential(net), images, labels, torch.ones(3, 2))  # type: ignore[arg-type]

@@ -115,7 +115,8 @@ def test_the_standard_error_is_that_of_whole_batches() -> None:
     np.testing.assert_allclose(again.error, own.error)
     one = judge(batches, batch=np.zeros(50, np.int64))
     np.testing.assert_allclose(one.error, own.error)
-    assert np.isnan(judge(batches[:1]).error).all()
+    few = judge(batches[:18], batch=np.repeat(np.arange(9), 2))
+    assert np.isnan(few.error).all() and np.isnan(judge(batches[:9]).error).all()
 
 
 def test_exact_sums_of_some_batches_are_compared_on_those() -> None:

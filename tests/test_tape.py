@@ -260,7 +260,7 @@ IMAGES, LABELS = CASE.images()
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"net": nn.Linear(2, 2)}, "net: expected a pathnet ResidualNet, got Linear"),
+        ({"net": nn.Linear(2, 2)}, "net: expected a pathnet ResidualNet, got a Linear"),
         ({"images": IMAGES[0]}, r"images: expected shape \[B, C, H, W\] with B >= 1, got \[3, 8, 8\]"),
         ({"images": IMAGES[:0]}, "images: expected shape"),
         ({"images": IMAGES[:, :1]}, r"images: the network refuses the shape \[3, 1, 8, 8\]"),
@@ -268,7 +268,7 @@ IMAGES, LABELS = CASE.images()
             {"images": IMAGES.to(torch.uint8)},
             "images: expected a float32 or float64 tensor .* got torch.uint8",
         ),
-        ({"images": IMAGES.numpy()}, "images: expected .* got ndarray"),
+        ({"images": IMAGES.numpy()}, "images: expected .* got a ndarray"),
         ({"images": IMAGES.to("meta")}, r"images: expected device cpu \(the network's\), got meta"),
         ({"images": IMAGES * torch.nan}, "images: expected finite values"),
         ({"target": LABELS.float()}, "target: expected an int64 tensor of class labels, got torch.float32"),
@@ -303,11 +303,11 @@ def test_a_network_that_diverged_or_has_no_convolution_is_told() -> None:
 @pytest.mark.parametrize(
     ("b", "message"),
     [
-        (torch.zeros(2, 5, dtype=torch.uint8), r"paths: expected shape \[P, 6\] for 6 blocks, got \[2, 5\]"),
-        (torch.zeros(6, dtype=torch.uint8), r"paths: expected shape \[P, 6\]"),
-        (torch.full((2, 6), 2, dtype=torch.uint8), "paths: expected zeros and ones, got values 2 to 2"),
-        (torch.zeros(2, 6), "paths: expected an integer tensor of zeros and ones, got torch.float32"),
-        ([[0] * 6], "paths: expected an integer tensor of zeros and ones, got list"),
+        (torch.zeros(2, 5, dtype=torch.uint8), r"b: expected shape \[P, 6\] for 6 blocks, got \[2, 5\]"),
+        (torch.zeros(6, dtype=torch.uint8), r"b: expected shape \[P, 6\]"),
+        (torch.full((2, 6), 2, dtype=torch.uint8), "b: expected zeros and ones, got values 2 to 2"),
+        (torch.zeros(2, 6), "b: expected an integer tensor, got torch.float32"),
+        ([[0] * 6], "b: expected an integer tensor, got a list"),
     ],
 )
 def test_bad_paths_are_named(b: Any, message: str) -> None:

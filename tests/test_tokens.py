@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import Case
 from oracles import relative_error
 from token_nets import VOCABULARY, WIDTH, language_model, sentences
 from tolerances import EXACT_WALK
@@ -80,16 +82,30 @@ def test_every_path_equals_the_detach_loop_and_their_sum_autograd(
 def test_a_float32_recorder_keeps_tokens_what_they_are(dtype: torch.dtype) -> None:
     net, (tokens, target) = language_model(4), sentences(2, 5)
     recorder = pathnet.Recorder(net)
-    with pytest.warns(RuntimeWarning, match="engine reference serves"):
-        tape = recorder(tokens.to(dtype), target)
+    tape = recorder(tokens.to(dtype), target)
     expected = gradient(net, tokens, lambda output: mean_over_positions(output, target))
     assert relative_error(tape.gradient(), expected) < 1e-5
     torch.testing.assert_close(tape.output, net(tokens), rtol=1e-5, atol=1e-6)
     # Sentences of another length go through the same recorder.
     tokens, target = sentences(3, 2, seed=1)
     expected = gradient(net, tokens, lambda output: mean_over_positions(output, target))
-    with pytest.warns(RuntimeWarning, match="engine reference serves"):
-        assert relative_error(recorder(tokens, target).gradient(), expected) < 1e-5
+    assert relative_error(recorder(tokens, target).gradient(), expected) < 1e-5
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_networks_without_convolutions_get_no_warning_that_nobody_could_heed(
+    monkeypatch: pytest.MonkeyPatch, built: bool
+) -> None:
+    """Those of convolutions do, where the native code is not built."""
+    if not built:
+        monkeypatch.setattr(pathnet.engines.cpu.CpuEngine, "unavailable", lambda _: "is not built")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pathnet.record(language_model(2), *sentences(2, 5)).engine == "reference"
+    if not built:
+        case = Case("convolutions", 8)
+        with pytest.warns(RuntimeWarning, match="engine reference serves, since cpu: is not built"):
+            assert pathnet.record(case.net(), *case.images()).engine == "reference"
 
 
 def test_a_loss_of_ones_own_and_a_routed_forward_pass() -> None:

@@ -117,16 +117,71 @@ def test_a_checkpoint_of_something_else_is_refused(images: data.Data, tmp_path: 
         train(fresh(), images, SMALL, path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            {name: value}
+            for name in ("epochs", "batch_size", "modules", "seed")
+            for value in (math.nan, 1.5, True, "1")
+        ),
+        *(
+            {name: value}
+            for name in ("learning_rate", "warmup_learning_rate", "momentum", "weight_decay")
+            for value in (math.nan, -0.1, math.inf, None)
+        ),
+        *({"warmup_steps": value} for value in (math.nan, -1, 0.5)),
+        *({name: value} for name in ("augment", "bfloat16") for value in (1, "no", None)),
+    ],
+    ids=str,
+)
+def test_a_recipe_of_what_is_no_number_is_refused(change: dict[str, Any]) -> None:
+    (name,) = change
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        Recipe(**change)
+
+
+def test_a_recipe_holds_pythons_own_numbers() -> None:
+    recipe = Recipe(epochs=np.int64(3), learning_rate=torch.tensor(0.5), modules=torch.tensor(2))  # type: ignore[arg-type]
+    assert json.loads(json.dumps(dataclasses.asdict(recipe)))["epochs"] == 3
+    assert recipe == Recipe(epochs=3, learning_rate=0.5, modules=2)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_outputs_that_are_not_finite_have_no_accuracy(images: data.Data, value: float) -> None:
+    net = fresh().train()
+    net.head.linear.bias.data[0] = value
+    with pytest.raises(ValueError, match="net: expected finite outputs, got NaN or infinity on test batch 0"):
+        evaluate(net, images)
+    assert net.training
+
+
+@pytest.mark.parametrize("wrong", [None, [], "digits", torch.ones(2), torch.utils.data.DataLoader([1])])  # type: ignore[arg-type]
+def test_what_is_no_network_data_set_or_recipe_is_named(images: data.Data, wrong: Any) -> None:
+    for call in (
+        lambda net, data, recipe: train(net, data, recipe),
+        lambda net, data, _: evaluate(net, data),
+        lambda net, _, recipe: drawn_modules(net, recipe, 0),
+        lambda _, data, recipe: training_batch(data, recipe, 0),
+    ):
+        right = {"net": fresh(), "data": images, "recipe": SMALL}
+        for name in right:
+            arguments = right | {name: wrong}
+            if call.__code__.co_varnames[list(right).index(name)] != "_":
+                with pytest.raises(ValueError, match=f"{name}: expected a pathnet"):
+                    call(*arguments.values())
+
+
 def test_bad_recipes_are_named(images: data.Data) -> None:
     with pytest.raises(ValueError, match="recipe: batch_size 256 exceeds the 128 training images"):
         train(fresh(), images, dataclasses.replace(SMALL, batch_size=256))
-    with pytest.raises(ValueError, match="recipe: expected epochs"):
+    with pytest.raises(ValueError, match="epochs: expected an integer"):
         Recipe(epochs=0)
-    with pytest.raises(ValueError, match="seed: expected 0 to"):
+    with pytest.raises(ValueError, match=r"seed: expected an integer from 0 to 2\^63 - 1, got 18446744073709551616"):
         Recipe(seed=1 << 64)
     with pytest.raises(ValueError, match="recipe: the loss is"):
         train(fresh(), images, dataclasses.replace(SMALL, learning_rate=1e20, warmup_steps=0))
-    with pytest.raises(ValueError, match=r"modules: expected 0 \(all\) or the number drawn for a batch, got -1"):
+    with pytest.raises(ValueError, match="modules: expected an integer of at least 0, got -1"):
         Recipe(modules=-1)
     with pytest.raises(ValueError, match="undrawn: expected 'none' or 'zero', got 'nothing'"):
         Recipe(undrawn="nothing")  # type: ignore[arg-type]

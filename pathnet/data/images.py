@@ -21,7 +21,7 @@ from pathnet.checks import check_flag, check_integer, check_tensor, described
 from pathnet.data.decoding import MOST_SIDE, BrokenImage, decode, read_image, regular
 from pathnet.streams import stream
 
-__all__ = ["Data", "Images", "InMemory", "OnDisk", "in_threads"]
+__all__ = ["Data", "Images", "InMemory", "OnDisk", "check_data_set", "in_threads"]
 
 STATISTICS_SAMPLE = 10_000
 IN_FLIGHT = 1024
@@ -264,6 +264,13 @@ class Data:
         """Return the test split in order, normalised, in batches of at most ``size``."""
         parts = torch.arange(len(self.test)).split(check_integer("size", size, 1))  # type: ignore[no-untyped-call]
         return ((self.normalise(self.test.take(indices)), self.test.labels[indices]) for indices in parts)
+
+
+def check_data_set(name: str, value: object) -> Data:
+    """Return ``value``, a `Data`; raise ValueError where it is none."""
+    if not isinstance(value, Data):
+        raise ValueError(f"{name}: expected a pathnet Data (two splits of images), got {described(value)}")
+    return value
 
 
 def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:

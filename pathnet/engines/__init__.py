@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pathnet.checks import check_integers, described, one_of
 from pathnet.engines.cpu import CpuEngine
 from pathnet.engines.cuda import CudaEngine
 from pathnet.engines.reference import ReferenceEngine
 from pathnet.engines.triton import TritonEngine
-from pathnet.models.residual_net import ResidualNet
+from pathnet.models.residual_net import ResidualNet, check_net
 from pathnet.record import BatchNormMode, BlockRecord, Precision, Prepared
 
-__all__ = ["ENGINES", "Engine", "available", "choose"]
+__all__ = ["ENGINES", "Engine", "available", "check_engine", "choose"]
 
 
 class Engine(Protocol):
@@ -99,6 +100,17 @@ def available() -> dict[str, str | None]:
     return {engine.name: engine.unavailable() for engine in ENGINES}
 
 
+def check_engine(name: str, value: object) -> None:
+    """Raise ValueError, which calls the argument ``name``, unless ``value`` is ``auto`` or the name of an engine."""
+    names = [engine.name for engine in ENGINES]
+    if not isinstance(value, str) or value not in ("auto", *names):
+        raise ValueError(f"{name}: expected auto, {', '.join(names)}, got {described(value)}")
+
+
+def _convolves(net: ResidualNet) -> bool:
+    return any(isinstance(module, nn.Conv2d) for block in net for module in block.modules())
+
+
 def choose(
     name: str,
     net: ResidualNet,
@@ -107,8 +119,10 @@ def choose(
     y0_shape: Sequence[int],
     device: torch.device,
 ) -> Engine:
-    """The engine of that name, or for ``auto`` the fastest that serves the job (with a warning if it is not the
-    fastest there is for the device).
+    """The engine of that name, or for ``auto`` the fastest that serves the job.
+
+    With a warning where it is not the fastest there is for the device, and something could be done about that: not of
+    networks without convolutions in their blocks (transformers), for which faster engines have no form at all.
 
     Args:
         y0_shape: (C_0, H_0, W_0) of the first block's input.
@@ -116,9 +130,13 @@ def choose(
     Raises:
         ValueError: there is no such engine, or it cannot serve this job.
     """
-    names = [engine.name for engine in ENGINES]
-    if name != "auto" and name not in names:
-        raise ValueError(f"engine: expected auto, {', '.join(names)}, got {name!r}")
+    check_engine("name", name)
+    check_net(net)
+    one_of("bn", bn, BatchNormMode)
+    one_of("precision", precision, Precision)
+    check_integers("y0_shape", y0_shape, 0)
+    if not isinstance(device, torch.device):
+        raise ValueError(f"device: expected a torch.device, got {described(device)}")
     refusals: list[str] = []
     expected: list[str] = []
     for engine in ENGINES:
@@ -126,7 +144,7 @@ def choose(
             continue
         reason = engine.unavailable() or engine.unsupported(net, bn, precision, y0_shape, device)
         if reason is None:
-            if expected and precision != "float64":
+            if expected and precision != "float64" and _convolves(net):
                 warnings.warn(
                     f"engine {engine.name} serves, since {'; '.join(expected)}", RuntimeWarning, stacklevel=3
                 )

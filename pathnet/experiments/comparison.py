@@ -17,11 +17,10 @@ from pathnet.experiments.signed import Judgement, judge, settling_index, tail_in
 from pathnet.experiments.summary import (
     Summary,
     as_plain,
-    bootstrap_means,
-    interval,
     norms_by_batch,
     summarise,
 )
+from pathnet.intervals import bootstrap_means, interval
 
 __all__ = ["Cost", "Exact", "Found", "Means", "Signed", "found", "path_counts"]
 
@@ -30,8 +29,8 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Means:
-    """Means over batches, and the ends of their 95 % intervals from a bootstrap over whole batches (NaN where there
-    is one batch): float64 arrays of one shape."""
+    """Means over batches, and the ends of their 95 % intervals from a bootstrap over whole batches (NaN of fewer than
+    ten, see `pathnet.intervals`): float64 arrays of one shape."""
 
     mean: Array
     low: Array
@@ -232,7 +231,7 @@ def _means(values: Array) -> Means:
     scale = np.where(largest > 0, largest, 1.0)
     with np.errstate(invalid="ignore"):
         mean = (filled / scale).sum(0) / measured.sum(0) * scale
-        low, high = interval(bootstrap_means(filled / scale, measured)) * scale
+        low, high = interval(bootstrap_means(filled / scale, measured), measured.sum(0)) * scale
     return Means(mean, low, high)
 
 
@@ -248,7 +247,7 @@ def _cancelling(norms: Array, sums: Array) -> Means:
         return np.asarray(means[..., n:] / means[..., :n] * factor)
 
     with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = interval(ratio(bootstrap_means(*both)))
+        low, high = interval(ratio(bootstrap_means(*both)), measured.sum(0))
         return Means(ratio(both[0].sum(0) / both[1].sum(0)), low, high)
 
 

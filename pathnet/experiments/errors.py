@@ -8,20 +8,18 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from pathnet import lesion, results
 from pathnet.data import Data
 from pathnet.experiments.run import Networks, Plan
+from pathnet.intervals import bootstrap_means, interval, no_interval
 from pathnet.lesion import BatchNormPolicy, Lesion
 from pathnet.results import Range
-from pathnet.streams import stream
 from pathnet.training import Progress
 
 __all__ = ["INTACT", "Drawn", "ErrorCount", "ErrorCounts", "Spread", "measure_errors", "spread"]
 
 TOGETHER = 32
-BOOTSTRAP_DRAWS = 1000
 
 Array = NDArray[np.float64]
 
@@ -104,27 +102,24 @@ class ErrorCounts:
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean and its 95 % interval; the interval is NaN where there is too little to tell it from."""
+    """The mean of ``count`` values and its 95 % interval; NaN where there is too little to tell it from."""
 
     mean: float
     low: float
     high: float
+    count: int
 
     def __str__(self) -> str:
-        interval = f" ({100 * self.low:.3g} to {100 * self.high:.3g})" if np.isfinite(self.low) else ""
-        return f"{100 * self.mean:.3g} %{interval}"
+        ends = f"{100 * self.low:.3g} to {100 * self.high:.3g}" if np.isfinite(self.low) else no_interval(self.count)
+        return f"{100 * self.mean:.3g} % ({ends})"
 
 
 def spread(values: Sequence[float] | Array) -> Spread:
-    """The mean of independent values and its 95 % interval by a percentile bootstrap."""
-    values = np.asarray(values, np.float64)
-    if len(values) < 2:
-        return Spread(float(values.mean()), np.nan, np.nan)
-    rng = stream(0, "bootstrap", len(values))
-    found = stats.bootstrap(
-        (values,), np.mean, n_resamples=BOOTSTRAP_DRAWS, method="percentile", vectorized=True, rng=rng
-    ).confidence_interval
-    return Spread(float(values.mean()), float(found.low), float(found.high))
+    """The mean of independent values and its 95 % interval by a percentile bootstrap, where they are enough for one
+    (`pathnet.intervals`)."""
+    column = np.asarray(values, np.float64)[:, None]
+    low, high = interval(bootstrap_means(column, np.ones(column.shape, np.bool_)), len(column))[:, 0]
+    return Spread(float(column.mean()), float(low), float(high), len(column))
 
 
 def measure_errors(

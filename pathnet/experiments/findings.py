@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pathnet.experiments.comparison import Cost, Exact, Found, Signed, path_counts
 from pathnet.experiments.summary import MOST, percent
+from pathnet.intervals import no_interval
 
 __all__ = ["Cancelled", "cancelled", "findings_of"]
 
@@ -55,6 +56,8 @@ def _of_exact(result: Found, exact: Exact) -> list[str]:
         f"{result.gradient}"
         + (f"; the cosine of neighbours is {cosine.min():.2g} to {cosine.max():.2g}" if len(cosine) else ""),
     ]
+    if not np.isfinite(exact.norm.low).any():
+        lines[0] += f" ({no_interval(exact.batches, 'batch')})"
     if result.gates:
         lines.append("what flows through the gates themselves is a part of the gradient that no path has")
     if (among := cancelled(result)) is not None:
@@ -68,7 +71,8 @@ def _of_exact(result: Found, exact: Exact) -> list[str]:
 def _of_signed(result: Found, signed: Signed) -> list[str]:
     judgement = signed.judgement
     wrong = np.flatnonzero(~judgement.trusted)
-    lines = [f"{judgement.draws} signed draws on {signed.batches} batches"]
+    few = "" if np.isfinite(judgement.error).any() else ", too few for a standard error"
+    lines = [f"{judgement.draws} signed draws on {signed.batches} batches{few}"]
     if len(wrong):
         lines[0] += f"; not to be trusted at the {_lengths(wrong)}"
         heavy = np.flatnonzero(~(judgement.tail < judgement.threshold))

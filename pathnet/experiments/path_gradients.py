@@ -19,13 +19,15 @@ from torch import Tensor
 
 import pathnet
 from pathnet import models, paths, results
-from pathnet.checks import one_of
+from pathnet.checks import MOST_INTEGER, check_integer, one_of
 from pathnet.data import Data
+from pathnet.engines import check_engine
 from pathnet.experiments import by_length
 from pathnet.experiments.by_length import MOST_DRAWS
 from pathnet.experiments.comparison import Exact, found
 from pathnet.experiments.run import Claim, attempt, check_data, facts_of_data
 from pathnet.experiments.summary import MOST, Summary, percent
+from pathnet.intervals import bracketed
 from pathnet.models import ResidualNet
 from pathnet.record import At, BatchNormMode, Precision
 from pathnet.results import Measurements
@@ -72,14 +74,14 @@ class PathGradients:
 
     def __post_init__(self) -> None:
         for name, least in (("batches", 1), ("draws", 1), ("batch_size", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected an integer of at least {least}, got {getattr(self, name)}")
+            object.__setattr__(self, name, check_integer(name, getattr(self, name), least, MOST_INTEGER))
+        for name, allowed in (("method", Method), ("bn", BatchNormMode), ("at", At), ("precision", Precision)):
+            one_of(name, getattr(self, name), allowed)
+        check_engine("engine", self.engine)
         if self.draws != 1 and self.method != "signed":
             raise ValueError(f"draws: expected 1 but with the method signed, got {self.draws} with {self.method}")
         if self.draws > MOST_DRAWS:
             raise ValueError(f"draws: expected at most {MOST_DRAWS:,} on a batch, got {self.draws}")
-        for name, allowed in (("method", Method), ("bn", BatchNormMode), ("at", At), ("precision", Precision)):
-            one_of(name, getattr(self, name), allowed)
 
     @property
     def asked(self) -> dict[str, int]:
@@ -231,8 +233,8 @@ def _of_sampled(sampled: Summary) -> list[Claim]:
             "The gradient along a path falls about exponentially with its length.",
             WHERE,
             f"a falling line explains at least {EXPONENTIAL:.0%} of the variance of the mean norm's logarithm",
-            f"{100 * sampled.straightness:.3g} % of it; a factor of {factor:.3g} a module (95 % interval {low:.3g} "
-            f"to {high:.3g})",
+            f"{100 * sampled.straightness:.3g} % of it; a factor of {factor:.3g} a module "
+            f"({bracketed(low, high, sampled.batches)})",
             bool(sampled.straightness >= EXPONENTIAL and factor < 1),
         ),
         Claim(
@@ -251,14 +253,15 @@ def _of_sampled(sampled: Summary) -> list[Claim]:
 def _of_exact(exact: Exact, gradient: str) -> list[Claim]:
     n = len(exact.norm.mean) - 1
     short = int(SHORT * n)
+    low, high = (100 * float(end[short]) for end in (exact.explained.low, exact.explained.high))
     return [
         Claim(
             "Almost all of the gradient comes from short paths.",
             WHERE,
             f"the exact sums of lengths up to {SHORT:g} of the blocks explain at least {MOST:.0%} of {gradient}",
-            f"lengths up to {short} of {n} explain {100 * exact.explained.mean[short]:.3g} % of {gradient}, and "
-            f"leave {100 * exact.left.mean[short]:.3g} % of its norm; lengths up to {exact.first_to_explain(MOST)} "
-            f"explain {MOST:.0%}",
+            f"lengths up to {short} of {n} explain {100 * exact.explained.mean[short]:.3g} % of {gradient} "
+            f"({bracketed(low, high, exact.batches)}), and leave {100 * exact.left.mean[short]:.3g} % of its norm; "
+            f"lengths up to {exact.first_to_explain(MOST)} explain {MOST:.0%}",
             bool(exact.explained.mean[short:].min() >= MOST),
         )
     ]

@@ -15,7 +15,7 @@ import torch
 
 import pathnet
 from pathnet import lesion, models, results
-from pathnet.checks import one_of
+from pathnet.checks import MOST_INTEGER, check_integer, one_of
 from pathnet.data import Data
 from pathnet.lesion import BatchNormPolicy
 from pathnet.models import ResidualNet
@@ -77,8 +77,7 @@ class Plan:
         )
         least |= {"images": 0, "exact_batches": 0, "plan_seed": 0}
         for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise ValueError(f"{name}: expected an integer of at least {smallest}, got {getattr(self, name)}")
+            object.__setattr__(self, name, check_integer(name, getattr(self, name), smallest, MOST_INTEGER))
         one_of("bn", self.bn, BatchNormPolicy)
 
 

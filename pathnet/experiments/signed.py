@@ -21,11 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pathnet.checks import check_integer, check_integers, described
+from pathnet.intervals import FEWEST
+
 __all__ = ["Judgement", "aligned_variances", "judge", "tail_index"]
 
 FEWEST_IN_TAIL = 5
 LITTLE = 0.25
 ERROR = 0.5
+MOST_BLOCKS = 1000
+"""Beyond them numbers of paths leave the range of float64."""
 SAME = 1e-4
 """Draws that differ by less, relative to the largest, differ by rounding."""
 
@@ -39,7 +44,8 @@ class Judgement:
     Attributes:
         draws: how many.
         mean: float64, the estimate of the sum over all paths of a length of squared norms.
-        error: float64, the relative standard error of the mean; NaN of a single draw.
+        error: float64, the relative standard error of the mean; NaN of fewer than ten batches, or of fewer than ten
+            draws on a single one.
         tail: float64, k-hat; infinity where there are too few draws to tell, minus infinity where all are equal.
         threshold: what k-hat must be below.
         aligned: float64, ``|G_k|^2 / C(n, k)`` over the mean on the same batches, which is about the mean cosine
@@ -81,17 +87,27 @@ def judge(
             batch has of its own, and the standard error is that of whole batches.
 
     Raises:
-        ValueError: there are no draws, a draw is negative or not finite, or ``sums`` has another shape.
+        ValueError: there are no draws, a draw is negative or not finite, ``sums`` or ``batch`` has another shape, or
+            a sum is negative or infinite.
     """
-    draws = np.asarray(squared_norms, np.float64)
-    if draws.ndim != 2 or not len(draws):
-        raise ValueError(f"squared_norms: expected shape [draws, n + 1] with at least one draw, got {draws.shape}")
+    draws = _numbers("squared_norms", squared_norms)
+    if draws.ndim != 2 or not 1 <= draws.shape[1] <= MOST_BLOCKS + 1 or not len(draws):
+        raise ValueError(
+            f"squared_norms: expected shape [draws, n + 1] with at least one draw and n from 0 to {MOST_BLOCKS}, got "
+            f"{draws.shape}"
+        )
     if not (np.isfinite(draws) & (draws >= 0)).all():
         raise ValueError("squared_norms: expected finite squares, got some that are negative, infinite or NaN")
     n = draws.shape[1] - 1
-    known = np.full(n + 1, np.nan) if sums is None else np.asarray(sums, np.float64)
+    known = np.full(n + 1, np.nan) if sums is None else _numbers("sums", sums)
     if known.shape not in ((n + 1,), draws.shape):
         raise ValueError(f"sums: expected shape [{n + 1}] (as many as lengths) or {draws.shape}, got {known.shape}")
+    if (known < 0).any() or np.isinf(known).any():
+        raise ValueError("sums: expected finite squares or NaN, got some that are negative or infinite")
+    if batch is not None:
+        batch = np.array(check_integers("batch", batch))
+        if len(batch) != len(draws):
+            raise ValueError(f"batch: expected {len(draws)} numbers (one a draw), got {len(batch)}")
     largest = draws.max(0)
     scaled = draws / np.where(largest > 0, largest, 1.0)
     mean = scaled.mean(0)
@@ -107,13 +123,37 @@ def judge(
     return Judgement(count, mean * largest, error, tail, float(threshold), aligned, needed)
 
 
-@cache
+def _numbers(name: str, values: object) -> Array:
+    """float64, of an array or a dense tensor of real numbers.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        if isinstance(values, Tensor):
+            values = values.detach().cpu().double().numpy()
+        given = np.asarray(values)
+        if given.dtype.kind not in "iuf":
+            raise TypeError
+        return given.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ValueError(f"{name}: expected an array or a tensor of numbers, got {described(values)}") from None
+
+
 def aligned_variances(n: int) -> tuple[float, ...]:
     """The relative variance of one signed draw where the gradients of all paths of a length are equal, by length.
 
     With m minus signs among n a draw is then K_k(m)^2, K_k the Krawtchouk polynomial: the coefficient of x^k in
     ``(1 - x)^m (1 + x)^(n - m)``; and m is binomial. Integers throughout, since the sums cancel.
+
+    Raises:
+        ValueError: n is out of its range.
     """
+    return _aligned_variances(check_integer("n", n, 0, MOST_BLOCKS))
+
+
+@cache
+def _aligned_variances(n: int) -> tuple[float, ...]:
     fourth = [0] * (n + 1)
     for m in range(n + 1):
         before, own, ways = 0, 1, math.comb(n, m)
@@ -134,14 +174,21 @@ def _standard_error(values: Array, batch: NDArray[np.int64] | None) -> Array:
         sums = np.zeros((batches, values.shape[1]))
         np.add.at(sums, number, parts)
         parts = sums
-    if len(parts) < 2:
+    if len(parts) < FEWEST:
         return np.full(values.shape[1], np.nan)
     return np.asarray(np.sqrt((parts**2).sum(0) * len(parts) / (len(parts) - 1)) / len(values))
 
 
 def tail_index(values: Array) -> float:
     """k-hat of the largest of some values [S] of at least 0: those of the min(S / 5, 3 sqrt(S)) largest that exceed
-    the others. Minus infinity where all values are equal, infinity where fewer than five are left."""
+    the others. Minus infinity where all values are equal, infinity where fewer than five are left.
+
+    Raises:
+        ValueError: there are no values, or one is negative or not finite.
+    """
+    values = _numbers("values", values)
+    if values.ndim != 1 or not len(values) or not (np.isfinite(values) & (values >= 0)).all():
+        raise ValueError(f"values: expected finite numbers [S] of at least 0, S >= 1, got shape {values.shape}")
     largest = values.max()
     if largest - values.min() <= SAME * largest:
         return -np.inf

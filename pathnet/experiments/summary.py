@@ -9,23 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathnet import paths
+from pathnet.intervals import FEWEST, bootstrap_means, bracketed, interval
 from pathnet.results import Measurements
-from pathnet.streams import stream
 
 __all__ = [
     "LengthRange",
     "Summary",
     "as_plain",
-    "bootstrap_means",
     "central_run",
     "findings",
-    "interval",
     "norms_by_batch",
     "percent",
     "summarise",
 ]
 
-BOOTSTRAP_DRAWS = 1000
 MOST = 0.95
 
 PAPER_BLOCKS = 54
@@ -61,7 +58,8 @@ class Summary:
         share: of the 2^n paths.
         mean, std: of the norms.
         quantile_05, quantile_50, quantile_95: of the norms.
-        low, high: 95 % interval of the mean, from a bootstrap over whole batches.
+        low, high: 95 % interval of the mean, from a bootstrap over whole batches (`pathnet.intervals`); NaN of
+            fewer than ten.
         product: share times mean, scaled to sum to 1 (Figure 6 c).
         decay: factor of the mean norm a module, by least squares of its logarithm on the length; then the ends
             of its 95 % interval by the same bootstrap.
@@ -138,8 +136,8 @@ def summarise(measurements: Measurements, n: int) -> Summary:
     spread = [column[np.isfinite(column)] for column in norms.T]
     ends = [np.quantile(column, (0.05, 0.5, 0.95)) if len(column) else [np.nan] * 3 for column in spread]
     quantiles = np.array(ends).T
-    low, high = interval(replicates) * scale
-    decay_low, decay_high = np.exp(interval(slopes[:, None])[:, 0])
+    low, high = interval(replicates, count) * scale
+    decay_low, decay_high = interval(np.exp(slopes[:, None]), len(batches))[:, 0]
     log_product = np.where(np.isfinite(log_product), log_product, -np.inf)
     product = np.exp(log_product - log_product.max())
     product /= product.sum()
@@ -172,28 +170,6 @@ def norms_by_batch(measurements: Measurements, n: int) -> tuple[NDArray[np.int32
     norms = np.full((len(batches), n), np.nan)
     norms[row, measurements.length.astype(np.int64) - 1] = measurements.norm
     return batches, norms
-
-
-def bootstrap_means(scaled: Array, measured: NDArray[np.bool_]) -> Array:
-    """Means by length of batches drawn with replacement: [draws, n]; none of fewer than two batches.
-
-    Measurements of different lengths on one batch depend on each other, so that whole batches are drawn.
-    """
-    batches = len(scaled)
-    if batches < 2:
-        return np.empty((0, scaled.shape[1]))
-    rng = stream(0, "bootstrap")
-    means = []
-    for _ in range(BOOTSTRAP_DRAWS):
-        times = np.bincount(rng.integers(0, batches, batches), minlength=batches).astype(np.float64)
-        means.append((times @ scaled) / (times @ measured))
-    return np.array(means)
-
-
-def interval(draws: Array) -> Array:
-    """The 2.5 and 97.5 % quantiles of the [draws, n] along the first axis: [2, n]; NaN where there are no draws."""
-    kept = [column[np.isfinite(column)] for column in draws.T]
-    return np.array([np.quantile(column, (0.025, 0.975)) if len(column) else [np.nan] * 2 for column in kept]).T
 
 
 def _line(log_mean: Array) -> tuple[Array, Array]:
@@ -253,8 +229,14 @@ def findings(summary: Summary) -> list[str]:
     effective, central = summary.effective, summary.central
     lines = [f"{summary.measurements} measurements on {summary.batches} batches"]
     if np.isfinite(factor):
-        interval = f" (95 % interval {low:.3g} to {high:.3g})" if np.isfinite(low) else ""
-        lines.append(f"the mean norm changes by a factor of {factor:.3g} a module{interval}")
+        told = bracketed(low, high, summary.batches)
+        lines.append(f"the mean norm changes by a factor of {factor:.3g} a module ({told})")
+    few = summary.count[(summary.count > 0) & (summary.count < FEWEST)]
+    if len(few):
+        lines.append(
+            f"no intervals of means of fewer than {FEWEST} batches, which {len(few)} of the lengths have "
+            f"({few.min()} to {few.max()} batches)"
+        )
     lines += [
         f"effective paths: lengths {effective.first} to {effective.last} hold {percent(effective.gradient)} of "
         f"frequency times magnitude, and {percent(effective.paths)} of all paths",

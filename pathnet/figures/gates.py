@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from pathnet.experiments.highway import PARTS, Highway
-from pathnet.figures.lesions import draw_single
+from pathnet.figures.lesions import band, draw_single
 from pathnet.figures.style import (
     BLUE,
     DARK,
@@ -37,8 +37,8 @@ def figure_highway(found: Highway, title: str, path_stem: str | Path) -> list[Pa
     _draw_parts(parts, found)
     headed(along, "(d) along paths with frozen gates")
     lengths = np.arange(1, len(found.path_norms) + 1)
-    low, mean, high = np.array([(own.low, own.mean, own.high) for own in found.path_norms]).T
-    along.fill_between(lengths, low, high, color=LIGHT, linewidth=0, label="95 % interval of the mean")
+    mean = np.array([own.mean for own in found.path_norms])
+    band(along, lengths, found.path_norms)
     along.semilogy(lengths, mean, "o", color=BLUE, markersize=3.5, label="mean")
     along.legend(fontsize=8, frameon=False, loc="upper right")
     along.set_ylabel("norm of the path gradient")
@@ -48,8 +48,8 @@ def figure_highway(found: Highway, title: str, path_stem: str | Path) -> list[Pa
 
 def _draw_gates(axes: Axes, found: Highway) -> None:
     block = np.arange(1, len(found.openness) + 1)
-    low, mean, high = np.array([(own.low, own.mean, own.high) for own in found.openness]).T
-    axes.fill_between(block, low, high, color=LIGHT, linewidth=0, label="95 % interval")
+    mean = np.array([own.mean for own in found.openness])
+    band(axes, block, found.openness)
     axes.plot(block, mean, "o-", color=BLUE, markersize=3.5, linewidth=1, label="openness t, mean")
     axes.axhline(0.5, color=DARK, linewidth=0.8, linestyle="--")
     axes.set_ylim(0, 1)

@@ -27,6 +27,7 @@ from pathnet.figures.style import (
     panels,
     saved,
 )
+from pathnet.intervals import no_interval
 
 __all__ = ["figure_6", "measured", "plot_signed", "table_6"]
 
@@ -115,7 +116,7 @@ def _draw_magnitude(axes: Axes, summary: Summary) -> None:
     axes.plot(lengths[shown], summary.mean[shown], "o", color=BLUE, markersize=3, label=f"mean{zeros}")
     rate, low, high = summary.decay
     if np.isfinite(rate):
-        interval = f" ({low:.3g} to {high:.3g})" if np.isfinite(low) else ""
+        interval = f"{low:.3g} to {high:.3g}" if np.isfinite(low) else no_interval(summary.batches, "batch")
         line = np.exp(summary.log_intercept + np.log(rate) * lengths)
         axes.plot(
             lengths,
@@ -123,7 +124,7 @@ def _draw_magnitude(axes: Axes, summary: Summary) -> None:
             "--",
             color=DARK,
             linewidth=1,
-            label=f"fit: {MULTIPLIED} {rate:.3g} a module{interval}",
+            label=f"fit: {MULTIPLIED} {rate:.3g} a module ({interval})",
         )
 
 

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from pathnet.experiments.by_size import ErrorBySize, by_tau
 from pathnet.experiments.drawn_paths import DrawnPaths
+from pathnet.experiments.errors import Spread
 from pathnet.experiments.lesion_single import SingleDeletions
 from pathnet.figures.paths import draw_drawn
 from pathnet.figures.style import BLUE, DARK, LIGHT, STYLES, headed, over_blocks, panels, saved, up_to_one
+from pathnet.intervals import no_interval
 
-__all__ = ["draw_single", "figure_3", "figure_5a", "figure_5b", "figure_8"]
+__all__ = ["band", "draw_single", "figure_3", "figure_5a", "figure_5b", "figure_8"]
 
 Array = NDArray[np.float64]
 
@@ -73,6 +75,14 @@ def draw_single(axes: Axes, found: Mapping[str, SingleDeletions]) -> None:
     axes.legend(fontsize=8, frameon=False, loc="upper right", ncols=2)
 
 
+def band(axes: Axes, where: NDArray[np.int64], means: Sequence[Spread]) -> None:
+    """The intervals of means, where there are some; the legend says so where there are none."""
+    low, high = np.array([(own.low, own.high) for own in means]).T
+    drawn = np.isfinite(low).any()
+    label = "95 % interval of the mean" if drawn else no_interval(means[0].count)
+    axes.fill_between(where, low, high, color=LIGHT if drawn else "none", linewidth=0, label=label)
+
+
 def figure_5a(found: ErrorBySize, title: str, path_stem: str | Path) -> list[Path]:
     """Figure 5 (a) of the paper: error against the number of deleted modules; beside it, against the number of
     paths that are left."""
@@ -83,8 +93,8 @@ def figure_5a(found: ErrorBySize, title: str, path_stem: str | Path) -> list[Pat
     deleted.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
     headed(valid, "(b) the same, by the paths that are left")
     log_left = np.array([found.blocks - size for size in found.sizes])
-    low, middle, high = np.array([(own.low, own.mean, own.high) for own in found.means]).T
-    valid.fill_between(log_left, low, high, color=LIGHT, linewidth=0, label="95 % interval of the mean")
+    middle = np.array([own.mean for own in found.means])
+    band(valid, log_left, found.means)
     valid.plot(log_left, middle, "o-", color=BLUE, markersize=3.5, linewidth=1, label="mean error")
     valid.plot([found.blocks], [found.intact], "s", color=DARK, markersize=5, label="no block deleted")
     valid.invert_xaxis()

@@ -28,6 +28,7 @@ from pathnet.figures.style import (
     saved,
     up_to_one,
 )
+from pathnet.intervals import no_interval
 
 __all__ = ["figure_sums", "table_exact", "table_signed"]
 
@@ -105,7 +106,8 @@ def _draw_cosines(axes: Axes, result: Found, exact: Exact) -> None:
         _band(axes, where, means)
         axes.plot(where, means.mean, marker + line, color=colour, markersize=3.5, linewidth=1, label=label)
     axes.axhline(0, color=DARK, linewidth=0.8)
-    axes.set_ylabel("cosine (shaded: 95 % interval)")
+    drawn = np.isfinite([exact.next_cosine.low[0], *exact.full_cosine.low]).any()
+    axes.set_ylabel(f"cosine ({'shaded: 95 % interval' if drawn else no_interval(exact.batches, 'batch')})")
     axes.set_ylim(min(-0.1, axes.get_ylim()[0]), 1.35)
     axes.yaxis.set_major_locator(FixedLocator([tenth / 10 for tenth in range(-10, 11, 2)]))
     axes.legend(fontsize=8, frameon=False, loc="upper right")

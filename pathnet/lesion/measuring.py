@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import Tensor
 
-from pathnet.checks import one_of
+from pathnet.checks import check_callable, check_integer, described, one_of
 from pathnet.data import Data
+from pathnet.data.images import check_data_set
 from pathnet.engines.unfused import through_shared_prefixes
 from pathnet.lesion.networks import BATCH, Lesion, Scaled, check_lesions, lesioned_as, recalibrated, reorder
-from pathnet.models.residual_net import Block, ResidualNet
+from pathnet.models.residual_net import Block, ResidualNet, check_net
 from pathnet.record import BatchNormMode, full_precision, snapshot
 from pathnet.tape import Recorder
 
@@ -72,20 +73,36 @@ def errors(
         progress: called with (images done, images in all, a note).
 
     Raises:
-        ValueError: a lesion does not fit the network, or an argument is out of its range.
+        ValueError: a lesion does not fit the network, an argument is out of its range, or an output of a lesioned
+            network is not finite.
     """
-    if bn != "recalibrated":
-        one_of("bn", bn, BatchNormPolicy)
+    check_net(net)
+    check_data_set("data", data)
+    one_of("bn", bn, BatchNormPolicy)
+    if progress is not None:
+        check_callable("progress", progress)
+    if not isinstance(lesions, Sequence):
+        raise ValueError(f"lesions: expected a list of Lesions, got {described(lesions)}")
+    for lesion in lesions:
+        if not isinstance(lesion, Lesion):
+            raise ValueError(f"lesions: expected a list of Lesions, got one with {described(lesion)}")
     indices = spread(data, images)
     check_lesions(net, data, lesions)
     device = next(net.parameters()).device
     wrong = np.zeros(len(lesions), np.int64)
     done, total = 0, len(indices) * len(lesions)
     for own, outputs in _jobs(net, data, lesions, bn):
-        for part in indices.split(BATCH):  # type: ignore[no-untyped-call]
+        for number, part in enumerate(indices.split(BATCH)):  # type: ignore[no-untyped-call]
             batch, labels = data.normalise(data.test.take(part)).to(device), data.test.labels[part].to(device)
             found = outputs(batch, partial(_wrong, labels=labels))
-            wrong[own] += torch.stack(found).cpu().numpy()
+            counts, finite = torch.stack(found).cpu().numpy().T
+            if not finite.all():
+                which = own[int(finite.argmin())]
+                raise ValueError(
+                    f"lesions: expected finite outputs, got NaN or infinity from lesion {which}, {lesions[which]}, "
+                    f"on batch {number}"
+                )
+            wrong[own] += counts
             done += len(part) * len(own)
             if progress is not None:
                 progress(done, total, "images through lesioned networks")
@@ -93,7 +110,8 @@ def errors(
 
 
 def _wrong(output: Tensor, labels: Tensor) -> Tensor:
-    return (output.argmax(-1) != labels).sum()
+    """int64 [2]: how many answers are wrong, and whether all outputs are finite."""
+    return torch.stack([(output.argmax(-1) != labels).sum(), torch.isfinite(output).all()])
 
 
 def spread(data: Data, images: int) -> Tensor:
@@ -102,8 +120,9 @@ def spread(data: Data, images: int) -> Tensor:
     Raises:
         ValueError: there are not so many.
     """
+    images = check_integer("images", images)
     if not 0 <= images <= len(data.test):
-        raise ValueError(f"images: expected 0 (all) to {len(data.test)} (the test images), got {images}")
+        raise ValueError(f"images: expected 0 (all) to {len(data.test)} (the test images), got {described(images)}")
     count = images or len(data.test)
     return torch.arange(count) * len(data.test) // count
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pathnet.checks import MOST_INTEGER, check_integer, check_integers, check_number
 from pathnet.data import Data
-from pathnet.models.residual_net import Block, ResidualNet, check_net
+from pathnet.data.images import check_data_set
+from pathnet.models.residual_net import Block, ResidualNet, check_inputs, check_net
 from pathnet.record import full_precision
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
 
 BATCH = 128
 RECALIBRATION_BATCHES = 8
+MOST_BATCHES = 10_000
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,11 @@ class Lesion:
     deleted: tuple[int, ...] = ()
     order: tuple[int, ...] = ()
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("deleted", "order"):
+            object.__setattr__(self, name, check_integers(name, getattr(self, name), 0, MOST_INTEGER))
+        object.__setattr__(self, "scale", check_number("scale", self.scale, above=0))
 
 
 class Deleted(Block):
@@ -114,8 +122,8 @@ def delete(net: ResidualNet, blocks: Iterable[int]) -> Lesioned:
         ValueError: a block is not one of the network's, or given twice.
     """
     check_net(net)
-    deleted = tuple(blocks)
-    _check_deleted(net, deleted)
+    deleted = check_integers("blocks", blocks, 0, MOST_INTEGER)
+    _check_deleted("blocks", net, deleted)
     return Lesioned(net, [Deleted(block) if i in deleted else block for i, block in enumerate(net)])
 
 
@@ -126,7 +134,7 @@ def reorder(net: ResidualNet, order: Iterable[int]) -> Lesioned:
         ValueError: ``order`` does not hold every block once.
     """
     check_net(net)
-    blocks, order = list(net), tuple(order)
+    blocks, order = list(net), check_integers("order", order, 0, MOST_INTEGER)
     _check_order(net, order)
     return Lesioned(net, [blocks[i] for i in order])
 
@@ -135,7 +143,13 @@ def shapes(net: ResidualNet, images: Tensor) -> list[tuple[tuple[int, ...], tupl
     """The shapes [C, H, W] that enter and leave every block, for images [B, C, H, W] of which the first is used.
 
     A block that changes the shape is a downsampling block; only blocks of equal shapes can change places.
+
+    Raises:
+        ValueError: an argument is not such a one.
     """
+    check_net(net)
+    if len(check_inputs("images", images, net).shape) == 0 or len(images) == 0:
+        raise ValueError(f"images: expected a batch of at least one, got shape {list(images.shape)}")
     found = []
     training = net.training
     net.eval()
@@ -165,8 +179,11 @@ def recalibrated(net: ResidualNet, data: Data, batches: int = RECALIBRATION_BATC
         batches: random batches of 128 training images, not augmented, that the whole copy runs on.
 
     Raises:
-        ValueError: running statistics of the network are fixed.
+        ValueError: running statistics of the network are fixed, or an argument is out of its range.
     """
+    check_net(net)
+    check_data_set("data", data)
+    batches, seed = check_integer("batches", batches, 1, MOST_BATCHES), check_integer("seed", seed, 0)
     if net.frozen_statistics:
         raise ValueError(f"net: expected running statistics that can change, got fixed {net.frozen_statistics[0]}")
     copied = copy.deepcopy(net).eval()
@@ -185,9 +202,7 @@ def recalibrated(net: ResidualNet, data: Data, batches: int = RECALIBRATION_BATC
 def check_lesions(net: ResidualNet, data: Data, lesions: Sequence[Lesion]) -> None:
     """Raises ValueError unless every lesion fits the network."""
     for lesion in lesions:
-        if not lesion.scale > 0:
-            raise ValueError(f"scale: expected a factor above 0, got {lesion.scale}")
-        _check_deleted(net, lesion.deleted)
+        _check_deleted("deleted", net, lesion.deleted)
         if lesion.order:
             _check_order(net, lesion.order)
     orders = {lesion.order for lesion in lesions if lesion.order}
@@ -205,9 +220,9 @@ def check_lesions(net: ResidualNet, data: Data, lesions: Sequence[Lesion]) -> No
             leaving = met[block][1]
 
 
-def _check_deleted(net: ResidualNet, deleted: Sequence[int]) -> None:
+def _check_deleted(name: str, net: ResidualNet, deleted: Sequence[int]) -> None:
     if len(set(deleted)) < len(deleted) or not all(0 <= i < net.n for i in deleted):
-        raise ValueError(f"blocks: expected different numbers from 0 to {net.n - 1}, got {list(deleted)}")
+        raise ValueError(f"{name}: expected different numbers from 0 to {net.n - 1}, got {list(deleted)}")
 
 
 def _check_order(net: ResidualNet, order: Sequence[int]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 from torch import Tensor
 
-from pathnet.checks import one_of
+from pathnet.checks import check_callable, check_integer, described, one_of
 from pathnet.data import Data
+from pathnet.intervals import FEWEST
 from pathnet.lesion.measuring import factored, in_type, spread
-from pathnet.models.residual_net import ResidualNet, check_net
-from pathnet.record import BatchNormMode, Loss, cross_entropy, full_precision, snapshot
+from pathnet.models.residual_net import ResidualNet, check_inputs, check_net, first_convolution
+from pathnet.record import BatchNormMode, Loss, check_labels, cross_entropy, full_precision, snapshot
 
 __all__ = ["Ranking", "rank"]
 
@@ -39,7 +40,7 @@ class Ranking:
         taylor: float64 [n], the mean over samples of the size of their part of that, which the sum over samples,
             at a minimum of the loss about zero, does not cancel.
         standard_errors: of each of the four by its name, float64 [n]: by the spread over the batches, taken to be
-            independent; NaN of a single batch.
+            independent; NaN of fewer than ten.
         whole_loss, whole_error: of the intact network.
         batches: how many there were.
     """
@@ -103,19 +104,31 @@ def rank(
     """
     check_net(net)
     one_of("bn", bn, BatchNormMode)
+    check_callable("loss", loss)
+    images = check_integer("images", images, 0)
     device, dtype = _place(net)
     frozen, outputs = snapshot(net, bn, dtype), None
     sizes: list[float] = []
     ways = 1.0 - torch.eye(net.n + 1, net.n).roll(1, 0)  # the intact network first
     found, estimates = [], []
     for inputs, target in _batches(data, images, device):
+        if isinstance(inputs, Tensor) or first_convolution(net) is not None:
+            check_inputs("data", in_type(inputs, dtype), frozen)
+        if loss is cross_entropy:
+            check_labels(target, device)
         if outputs is None:
             own = isinstance(inputs, Tensor) and inputs.is_floating_point() and inputs.ndim == 4
             outputs = factored(net, ways.tolist(), bn, dtype, images=own)
         found.append(torch.stack(outputs(inputs, partial(_judged, target=target, loss=loss))).cpu().numpy())
-        if not np.isfinite(found[-1][0, 0]):
-            raise ValueError(f"net: its loss on batch {len(sizes)} is {found[-1][0, 0]}")
+        losses = found[-1][:, 0]
+        if not np.isfinite(losses).all():
+            way = int(np.isfinite(losses).argmin())
+            without = f" without block {way - 1}" if way else ""
+            raise ValueError(f"net: its loss{without} on batch {len(sizes)} is {losses[way]}")
         estimates.append(_first_order(frozen, inputs, target, loss))
+        if not np.isfinite(estimates[-1]).all():
+            block = int(np.isfinite(estimates[-1]).all(0).argmin())
+            raise ValueError(f"net: the first-order estimate of block {block} on batch {len(sizes)} is not finite")
         sizes.append(float(len(target)) if isinstance(target, Tensor) and target.ndim else 1.0)
     if not sizes:
         raise ValueError("data: expected at least one batch, got none")
@@ -145,11 +158,23 @@ def _place(net: ResidualNet) -> tuple[torch.device, torch.dtype]:
 def _batches(data: Data | Iterable[tuple[Any, Any]], images: int, device: torch.device) -> Iterator[tuple[Any, Any]]:
     if not isinstance(data, Data):
         if images:
-            raise ValueError(f"images: expected 0 beside batches of one's own, got {images}")
-        yield from data
+            raise ValueError(f"images: expected 0 beside batches of one's own, got {described(images)}")
+        for pair in _iterated(data):
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise ValueError(f"data: expected pairs of inputs and targets, got {described(pair)}")
+            yield pair[0], pair[1]
         return
     for part in spread(data, images).split(RANKING_BATCH):  # type: ignore[no-untyped-call]
         yield data.normalise(data.test.take(part)).to(device), data.test.labels[part].to(device)
+
+
+def _iterated(data: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+    try:
+        if not isinstance(data, str | bytes | Mapping | Tensor):
+            return iter(data)
+    except TypeError:
+        pass
+    raise ValueError(f"data: expected a pathnet Data, or pairs of inputs and targets, got {described(data)}")
 
 
 @full_precision()
@@ -190,6 +215,6 @@ def _mean(values: Array, weights: Array) -> tuple[Array, Array]:
     """The weighted mean over batches of values [batches, ...], and its standard error."""
     shares = (weights / weights.sum()).reshape(-1, *(1,) * (values.ndim - 1))
     mean, count = (shares * values).sum(0), len(values)
-    if count == 1:
+    if count < FEWEST:
         return mean, np.full_like(mean, np.nan)
     return mean, np.sqrt(count / (count - 1) * (shares**2 * (values - mean) ** 2).sum(0))

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pathnet.checks import check_tensor, described
+
 __all__ = ["Coefficient", "check_coefficients", "known_as", "left_out", "of_blocks", "scaled"]
 
 # A number where its value may decide what is computed; a tensor of no dimensions where it must not.
@@ -26,10 +28,9 @@ def check_coefficients(name: str, given: Any, n: int, parts: int) -> Tensor:
     """
     try:
         own = given if isinstance(given, Tensor) else torch.tensor(given, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{name}: expected a tensor or nested numbers, got {given!r}") from None
-    if not own.is_floating_point():
-        raise ValueError(f"{name}: expected a floating-point tensor, got {own.dtype}")
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ValueError(f"{name}: expected a tensor or nested numbers, got {described(given)}") from None
+    check_tensor(name, own, "floating-point")
     if own.ndim != 2 or own.shape[0] != n or own.shape[1] not in (2, parts):
         shapes = " or ".join(f"[{n}, {columns}]" for columns in sorted({2, parts}))
         raise ValueError(f"{name}: expected shape {shapes} for {n} blocks, got {list(own.shape)}")

@@ -5,20 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pathnet.checks import check_number
+from pathnet.checks import check_number, one_of
 from pathnet.models.pointwise import Pointwise
 from pathnet.models.preact_resnet import (
     PreactBlock,
     Shortcut,
     blocks_a_stage,
-    check_one_of,
-    check_positive,
+    check_size,
     initialised,
     linear_head,
 )
 from pathnet.models.residual_net import FusedForm, ResidualNet
 
 __all__ = ["HighwayBlock", "highway"]
+
+
+MOST_BIAS = 1e6
+"""In size; the sigmoid of such a one is 0 or 1."""
 
 
 class HighwayBlock(PreactBlock):
@@ -30,8 +33,9 @@ class HighwayBlock(PreactBlock):
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut) -> None:
+        out_channels = check_size("out_channels", out_channels)
         super().__init__(in_channels, (3, 3), (out_channels, out_channels), stride, shortcut)
-        self.gate = Pointwise(in_channels, out_channels, stride, bias=True)
+        self.gate = Pointwise(int(in_channels), out_channels, int(stride), bias=True)
 
     def openness(self, x: Tensor) -> Tensor:
         """t(x) in (0, 1), of the shape of the block's output."""
@@ -95,11 +99,10 @@ def highway(
     Raises:
         ValueError: an argument is out of its range.
     """
-    check_one_of("shortcut", shortcut, ("projection", "pad"))
-    depth, width, num_classes, in_channels = check_positive(
-        depth=depth, width=width, num_classes=num_classes, in_channels=in_channels
-    )
-    gate_bias = check_number("gate_bias", gate_bias)
+    one_of("shortcut", shortcut, Shortcut)
+    width, in_channels = check_size("width", width), check_size("in_channels", in_channels)
+    num_classes = check_size("num_classes", num_classes)
+    gate_bias = check_number("gate_bias", gate_bias, -MOST_BIAS, MOST_BIAS)
     channels, blocks = width, []
     for stage in range(3):
         for position in range(blocks_a_stage(depth, "basic")):
@@ -108,7 +111,7 @@ def highway(
             channels = width << stage
     config = {
         "model": "highway",
-        "depth": depth,
+        "depth": int(depth),
         "width": width,
         "num_classes": num_classes,
         "in_channels": in_channels,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pathnet.checks import check_integer, check_number, described
+from pathnet.checks import check_integer, check_integers, check_number, one_of
 from pathnet.models.pointwise import Pointwise
 from pathnet.models.residual_net import Block, FusedForm, ResidualNet, Unit
 
@@ -20,8 +20,8 @@ __all__ = [
     "PreactBlock",
     "Shortcut",
     "blocks_a_stage",
-    "check_one_of",
-    "check_positive",
+    "check_block",
+    "check_size",
     "convolution",
     "initialised",
     "linear_head",
@@ -33,6 +33,10 @@ Shortcut = Literal["projection", "pad"]
 Kind = Literal["basic", "bottleneck"]
 
 EXPANSION = {"basic": 1, "bottleneck": 4}
+MOST_SIDE = 1 << 10
+MOST_CHANNELS = 1 << 16
+MOST_CLASSES = 1 << 24
+MOST_LAYERS = 100_000
 IMAGENET_STAGES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 
 
@@ -67,10 +71,11 @@ class PreactBlock(Block):
         survival: float = 1.0,
     ) -> None:
         super().__init__()
-        self.survival = survival
+        in_channels, kernels, widths, stride = check_block(in_channels, kernels, widths, stride, shortcut)
+        self.survival = check_number("survival", survival, above=0, most=1)
         self.bns = nn.ModuleList()
         self.convs = nn.ModuleList()
-        strided = list(kernels).index(3)
+        strided = kernels.index(3)
         channels = in_channels
         for position, (kernel, width) in enumerate(zip(kernels, widths, strict=True)):
             self.bns.append(nn.BatchNorm2d(channels))
@@ -162,22 +167,41 @@ def initialised(net: ResidualNet) -> ResidualNet:
     return net
 
 
-def check_one_of(name: str, value: object, allowed: Sequence[object]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {described(value)}")
+def check_size(name: str, value: object) -> int:
+    """Return a number of channels or classes as a Python integer.
+
+    Raises:
+        ValueError: it is none of at least 1, or more than any network has.
+    """
+    return check_integer(name, value, 1, MOST_CLASSES if name == "num_classes" else MOST_CHANNELS)
 
 
-def check_positive(**sizes: int) -> list[int]:
-    """Return the sizes as integers of Python's, which a configuration can hold."""
-    return [check_integer(name, size, 1) for name, size in sizes.items()]
+def check_block(
+    in_channels: int, kernels: Sequence[int], widths: Sequence[int], stride: int, shortcut: Shortcut
+) -> tuple[int, tuple[int, ...], tuple[int, ...], int]:
+    """Return the sizes of a chain of convolutions as Python integers.
+
+    Raises:
+        ValueError: one is out of its range, no kernel is of side 3, or there is not one width a kernel.
+    """
+    one_of("shortcut", shortcut, Shortcut)
+    sides = check_integers("kernels", kernels, 1, MOST_SIDE)
+    if 3 not in sides:
+        raise ValueError(f"kernels: expected a side of 3 among them, got {list(sides)}")
+    channels = check_integers("widths", widths, 1, MOST_CHANNELS)
+    if len(channels) != len(sides):
+        raise ValueError(f"widths: expected {len(sides)} (one a kernel), got {len(channels)}")
+    return check_size("in_channels", in_channels), sides, channels, check_integer("stride", stride, 1, MOST_SIDE)
 
 
 def blocks_a_stage(depth: int, block: Kind) -> int:
     """Of the three stages of the CIFAR form.
 
     Raises:
-        ValueError: the depth does not fit the kind of block.
+        ValueError: there is no such kind of block, or the depth does not fit it.
     """
+    one_of("block", block, Kind)
+    depth = check_integer("depth", depth, -MOST_LAYERS, MOST_LAYERS)
     layers = 6 if block == "basic" else 9
     if depth < layers + 2 or (depth - 2) % layers:
         below = max(layers + 2, depth - (depth - 2) % layers)
@@ -214,12 +238,10 @@ def preact_resnet(
     Raises:
         ValueError: an argument is out of its range, or the depth does not fit the kind of block.
     """
-    check_one_of("block", block, tuple(EXPANSION))
-    check_one_of("shortcut", shortcut, ("projection", "pad"))
-    depth, width, num_classes, in_channels = check_positive(
-        depth=depth, width=width, num_classes=num_classes, in_channels=in_channels
-    )
-    survival = check_number("survival", survival, most=1, above=0)
+    one_of("shortcut", shortcut, Shortcut)
+    width, in_channels = check_size("width", width), check_size("in_channels", in_channels)
+    num_classes = check_size("num_classes", num_classes)
+    survival = check_number("survival", survival, above=0, most=1)
     count = blocks_a_stage(depth, block)
     channels, blocks = width, []
     for stage in range(3):
@@ -229,7 +251,7 @@ def preact_resnet(
         own.survival = probability
     config: dict[str, Any] = {
         "model": "preact_resnet",
-        "depth": depth,
+        "depth": int(depth),
         "width": width,
         "num_classes": num_classes,
         "shortcut": shortcut,
@@ -256,8 +278,10 @@ def preact_resnet_imagenet(depth: int = 200, num_classes: int = 1000, width: int
     Raises:
         ValueError: an argument is out of its range.
     """
-    depth, width, num_classes = check_positive(depth=depth, width=width, num_classes=num_classes)
-    check_one_of("depth", depth, tuple(IMAGENET_STAGES))
+    depth = check_integer("depth", depth, -MOST_LAYERS, MOST_LAYERS)
+    if depth not in IMAGENET_STAGES:
+        raise ValueError(f"depth: expected {', '.join(map(str, IMAGENET_STAGES))}, got {depth}")
+    width, num_classes = check_size("width", width), check_size("num_classes", num_classes)
     stem = nn.Sequential(
         OrderedDict(
             conv=nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False),

@@ -9,9 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pathnet.checks import check_tensor, described
 from pathnet.models.coefficients import Coefficient, check_coefficients, known_as, left_out, of_blocks, scaled
 
-__all__ = ["Block", "FusedForm", "PostActivationForm", "ResidualNet", "Unit", "check_net", "unwrapped"]
+__all__ = [
+    "Block",
+    "FusedForm",
+    "PostActivationForm",
+    "ResidualNet",
+    "Unit",
+    "check_inputs",
+    "check_net",
+    "first_convolution",
+    "unwrapped",
+]
 
 
 @dataclass(frozen=True)
@@ -154,8 +165,17 @@ class ResidualNet(nn.Module):
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if len(blocks) == 0:
-            raise ValueError("blocks: expected at least one building block, got none")
+        for name, part in (("stem", stem), ("head", head)):
+            if not isinstance(part, nn.Module):
+                raise ValueError(f"{name}: expected a torch.nn.Module, got {described(part)}")
+        if not isinstance(blocks, Sequence | nn.ModuleList) or len(blocks) == 0:
+            got = "none" if isinstance(blocks, Sequence) else described(blocks)
+            raise ValueError(f"blocks: expected at least one building block, in a list, got {got}")
+        for block in blocks:
+            if not isinstance(block, Block):
+                raise ValueError(f"blocks: expected pathnet Blocks, got {described(block)}")
+        if config is not None and not isinstance(config, dict):
+            raise ValueError(f"config: expected a dictionary or None, got {described(config)}")
         self.stem = stem
         self.blocks = nn.ModuleList(blocks)
         self.head = head
@@ -226,10 +246,37 @@ class ResidualNet(nn.Module):
         return torch.as_tensor(self.head(x))
 
 
-def check_net(net: nn.Module) -> None:
+def check_net(net: object) -> None:
     """Raises ValueError unless ``net`` is a `ResidualNet`."""
     if not isinstance(net, ResidualNet):
-        raise ValueError(f"net: expected a pathnet ResidualNet, got {type(net).__name__}")
+        raise ValueError(f"net: expected a pathnet ResidualNet, got {described(net)}")
+
+
+def first_convolution(net: ResidualNet) -> nn.Conv2d | None:
+    """Return the convolution that the stem begins with, or None where it is known to begin with none."""
+    first = net.stem[0] if isinstance(net.stem, nn.Sequential) and len(net.stem) else net.stem
+    return first if isinstance(first, nn.Conv2d) else None
+
+
+def check_inputs(name: str, inputs: object, net: ResidualNet) -> Tensor:
+    """Return ``inputs``, a dense tensor of a shape, type and device that the network's stem takes.
+
+    Args:
+        name: what an error calls the argument.
+
+    Raises:
+        ValueError: it is no such tensor. Of stems that do not begin with a convolution only the device is known.
+    """
+    device = next((parameter.device for parameter in net.parameters()), None)
+    checked = check_tensor(name, inputs, device=device)
+    first = first_convolution(net)
+    if first is not None:
+        check_tensor(name, inputs, "floating-point", [None, first.in_channels, None, None], device)
+        if checked.numel() == 0:
+            raise ValueError(f"{name}: expected images that are not empty, got shape {list(checked.shape)}")
+        if checked.dtype != first.weight.dtype and not torch.is_autocast_enabled(checked.device.type):
+            raise ValueError(f"{name}: expected {first.weight.dtype} (the network's), got {checked.dtype}")
+    return checked
 
 
 def unwrapped(net: nn.Module) -> ResidualNet:
@@ -242,5 +289,5 @@ def unwrapped(net: nn.Module) -> ResidualNet:
     while not isinstance(inner, ResidualNet):
         inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
         if not isinstance(inner, nn.Module):
-            raise ValueError(f"net: expected a pathnet ResidualNet, or one wrapped, got {type(net).__name__}")
+            raise ValueError(f"net: expected a pathnet ResidualNet, or one wrapped, got {described(net)}")
     return inner

@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pathnet.checks import one_of
 from pathnet.models.preact_resnet import (
     EXPANSION,
     Kind,
     Shortcut,
     blocks_a_stage,
-    check_one_of,
-    check_positive,
+    check_block,
+    check_size,
     convolution,
     initialised,
 )
@@ -42,7 +43,8 @@ class PostactBlock(Block):
         self, in_channels: int, kernels: Sequence[int], widths: Sequence[int], stride: int, shortcut: Shortcut
     ) -> None:
         super().__init__()
-        channels, strided = in_channels, list(kernels).index(3)
+        in_channels, kernels, widths, stride = check_block(in_channels, kernels, widths, stride, shortcut)
+        channels, strided = in_channels, kernels.index(3)
         self.convs, self.bns = nn.ModuleList(), nn.ModuleList()
         for position, (kernel, width) in enumerate(zip(kernels, widths, strict=True)):
             self.convs.append(convolution(channels, width, kernel, stride if position == strided else 1))
@@ -96,16 +98,14 @@ def resnet(
     Raises:
         ValueError: an argument is out of its range, or the depth does not fit the kind of block.
     """
-    check_one_of("block", block, tuple(EXPANSION))
-    check_one_of("shortcut", shortcut, ("projection", "pad"))
-    depth, width, num_classes, in_channels = check_positive(
-        depth=depth, width=width, num_classes=num_classes, in_channels=in_channels
-    )
+    one_of("shortcut", shortcut, Shortcut)
+    width, in_channels = check_size("width", width), check_size("in_channels", in_channels)
+    num_classes, count = check_size("num_classes", num_classes), blocks_a_stage(depth, block)
     channels, blocks = width, []
     for stage in range(3):
         own, out = width << stage, EXPANSION[block] * (width << stage)
         kernels, widths = ((3, 3), (own, own)) if block == "basic" else ((1, 3, 1), (own, own, out))
-        for position in range(blocks_a_stage(depth, block)):
+        for position in range(count):
             strided = stage > 0 and position == 0
             blocks.append(PostactBlock(channels, kernels, widths, 2 if strided else 1, shortcut))
             channels = out
@@ -117,7 +117,7 @@ def resnet(
     )
     config = {
         "model": "resnet",
-        "depth": depth,
+        "depth": int(depth),
         "width": width,
         "num_classes": num_classes,
         "shortcut": shortcut,

@@ -8,10 +8,14 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pathnet.models.preact_resnet import check_positive, initialised
+from pathnet.checks import check_flag, check_integer
+from pathnet.models.preact_resnet import MOST_LAYERS, check_size, initialised
 from pathnet.models.residual_net import Block, ResidualNet
 
 __all__ = ["VggLayer", "vgg"]
+
+
+MOST_STAGES = 32
 
 
 class VggLayer(Block):
@@ -22,6 +26,7 @@ class VggLayer(Block):
 
     def __init__(self, channels: int, pool: bool) -> None:
         super().__init__()
+        channels, pool = check_size("channels", channels), check_flag("pool", pool)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(channels)
         self.pool = pool
@@ -59,9 +64,9 @@ def vgg(
     Raises:
         ValueError: an argument is out of its range.
     """
-    depth, width, num_classes, in_channels, stages = check_positive(
-        depth=depth, width=width, num_classes=num_classes, in_channels=in_channels, stages=stages
-    )
+    width, in_channels = check_size("width", width), check_size("in_channels", in_channels)
+    num_classes, stages = check_size("num_classes", num_classes), check_integer("stages", stages, 1, MOST_STAGES)
+    depth = check_integer("depth", depth, 1, MOST_LAYERS)
     # The first stage ends in a block, since the stem does not pool.
     least = (3 * stages + 1) // 2 + 1
     if depth < least:

@@ -1,0 +1,70 @@
+"""What an interval is worth: one rule for all that are printed and drawn.
+
+A bootstrap of a few batches gives intervals that are much too narrow: of two batches half of the resamples are one
+batch twice. So there is none of fewer than ten independent values, nor where all values are equal, which would draw a
+bar of no width. Where there is none, the text says how many values there were.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pathnet.streams import stream
+
+__all__ = ["FEWEST", "bootstrap_means", "bracketed", "interval", "no_interval"]
+
+FEWEST = 10
+"""Independent values (batches, draws of lesions, networks) below which there is no interval and no standard error."""
+BOOTSTRAP_DRAWS = 1000
+NO_WIDTH = 1e-12
+"""Ends that differ by less, relative to the larger, differ by rounding."""
+
+Array = NDArray[np.float64]
+
+
+def bootstrap_means(values: Array, measured: NDArray[np.bool_]) -> Array:
+    """Return the means of rows drawn with replacement from the values [batches, n]: [draws, n].
+
+    There are no draws of fewer than `FEWEST` batches. What is measured on one batch depends on each other, so that
+    whole batches are drawn.
+
+    Args:
+        values: 0 where nothing was measured.
+        measured: [batches, n], where something was.
+    """
+    batches = len(values)
+    if batches < FEWEST:
+        return np.empty((0, values.shape[1]))
+    rng = stream(0, "bootstrap")
+    means = []
+    for _ in range(BOOTSTRAP_DRAWS):
+        times = np.bincount(rng.integers(0, batches, batches), minlength=batches).astype(np.float64)
+        means.append((times @ values) / (times @ measured))
+    return np.array(means)
+
+
+def interval(draws: Array, count: NDArray[np.int64] | int) -> Array:
+    """Return the 2.5 and 97.5 % quantiles of the [draws, n] along the first axis: [2, n]; NaN where there is no
+    interval.
+
+    Args:
+        count: [n], of how many independent values each column is the mean; or one number for all.
+    """
+    kept = [column[np.isfinite(column)] for column in draws.T]
+    ends = np.array([np.quantile(column, (0.025, 0.975)) if len(column) else [np.nan] * 2 for column in kept])
+    low, high = ends.reshape(-1, 2).T
+    width = NO_WIDTH * np.maximum(np.abs(low), np.abs(high))
+    return np.where((np.asarray(count) >= FEWEST) & (high - low > width), [low, high], np.nan)
+
+
+def no_interval(count: int, what: str = "value") -> str:
+    """Return why there is none, such as ``no interval: 3 batches``."""
+    equal = "" if count < FEWEST else "equal "
+    plural = "es" if what.endswith("ch") else "s"
+    return f"no interval: {count} {equal}{what}{'' if count == 1 else plural}"
+
+
+def bracketed(low: float, high: float, count: int, what: str = "batch") -> str:
+    """Return such as ``95 % interval 0.2 to 0.3``; or why there is none."""
+    return f"95 % interval {low:.3g} to {high:.3g}" if np.isfinite(low) else no_interval(count, what)
