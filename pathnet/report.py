@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from html import escape
+from html import escape as escape_markup
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -13,6 +13,7 @@ from pathnet import results
 from pathnet.experiments import EXPERIMENTS, claims
 from pathnet.experiments.run import Claim, title
 from pathnet.figures import draw
+from pathnet.printable import printable
 
 __all__ = ["write"]
 
@@ -72,6 +73,10 @@ def write(runs: Sequence[results.Run], heading: str, file: Path) -> Path:
     temporary = file.with_name(file.name + results.TEMPORARY)
     temporary.write_text(page, encoding="utf-8")
     return temporary.replace(file)
+
+
+def escape(text: str) -> str:
+    return escape_markup(printable(text))
 
 
 def _overview(found: Sequence[tuple[results.Run, Sequence[Claim]]]) -> str:

@@ -253,8 +253,10 @@ def _schema(kind: type[Row]) -> pa.Schema:
 
 def _read_part(file: Path, schema: pa.Schema) -> pa.Table:
     try:
-        # ParquetFile, since read_table would take columns from folder names such as seed=1.
-        table = pq.ParquetFile(file).read()
+        # ParquetFile, since read_table would take columns from folder names such as seed=1; opened here, since it
+        # takes no name that is not UTF-8.
+        with file.open("rb") as handle:
+            table = pq.ParquetFile(handle).read()
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
