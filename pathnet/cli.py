@@ -446,13 +446,18 @@ def bench(
         Path | None,
         typer.Option(help="Where the results go.", show_default="benchmarks/results/cpu", callback=_folder_to_write),
     ] = None,
+    minutes: Annotated[
+        float, typer.Option(help="That it may take; what is cut for it stands in the results.")
+    ] = 15.0,
     as_json: Json = False,
 ) -> None:
-    """Time the cpu engine beside plain PyTorch, everyone's results checked before: minutes, in a checkout only."""
+    """Time the cpu engine beside plain PyTorch, everyone's results checked before: in a checkout only."""
+    check_number("minutes", minutes, above=0)
     benchmarks = _benchmarks(CHECKOUT)
+    budget = benchmarks("budget").Budget(60 * minutes)
     sizes = benchmarks("cases").SMALL if small else benchmarks("cases").FULL
     with reporter("benchmarks") as progress:
-        run = benchmarks("run").measure(sizes, out, progress)
+        run = benchmarks("run").measure(sizes, out, progress, budget=budget)
     if as_json:
         _print_json(run.results, [run.file])
     else:

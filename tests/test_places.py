@@ -153,3 +153,9 @@ def test_a_study_of_numbers_that_are_none_is_refused() -> None:
         ended = pathnet_("lesion-many", *WORDS["lesion-many"], flag)
         name = flag.removeprefix("--").partition("=")[0].replace("-", "_")
         assert ended.status == 1 and ended.err.startswith(f"pathnet: {name}: expected"), ended.err
+
+
+@pytest.mark.parametrize("minutes", ["nan", "inf", "-1", "0", "1e400"])
+def test_a_benchmark_takes_a_number_of_minutes(minutes: str) -> None:
+    ended = pathnet_("bench", f"--minutes={minutes}")
+    assert ended.status == 1 and ended.err.startswith("pathnet: minutes: expected a finite number above 0, got")
