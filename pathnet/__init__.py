@@ -1,5 +1,10 @@
 """pathnet: how gradient travels through the single paths of a residual network."""
 
+from pathnet import interrupts
+
+if interrupts.is_command():
+    interrupts.end_at_once()
+
 from pathnet import data, effective_depth, engines, lesion, models, nn, paths, training
 from pathnet.adapt import AdaptedNet, adapt
 from pathnet.effective_depth import EffectiveDepth

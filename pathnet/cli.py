@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import math
 import os
 import platform
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -20,13 +20,16 @@ import torch
 import torch.distributed as dist
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperGroup
 
 import pathnet
-from pathnet import EffectiveDepth, engines, models, native, report, results, training
+from pathnet import EffectiveDepth, engines, interrupts, models, native, places, report, results, training
 from pathnet import effective_depth as depths
 from pathnet import study as studies
+from pathnet.checks import check_number
 from pathnet.experiments import EXPERIMENTS, Experiment, claims, path_gradients
 from pathnet.experiments.comparison import found
 from pathnet.experiments.findings import findings_of
@@ -35,28 +38,85 @@ from pathnet.experiments.run import Claim, Networks, title
 from pathnet.experiments.summary import findings
 from pathnet.figures import draw, figure_depth, table_6, table_exact, table_signed
 from pathnet.flags import Command, over_a_preset, settings_of
+from pathnet.printable import printable
 from pathnet.progress import reporter
 from pathnet.study import Study
 from pathnet.training import Recipe
 
 __all__ = ["app", "main"]
 
+BUILT_IN = ("digits", "synthetic")
 CHECKOUT = Path(pathnet.__file__).resolve().parent.parent
 DEMO_DEPTH, DEMO_WIDTH = 38, 8
 DEMO_RECIPE = Recipe(epochs=25, batch_size=32, weight_decay=1e-3, warmup_steps=44)
 DEMO_PLAN = PathGradients(batches=100)
 SMALL_IMAGE = 256
 DEPTH_IMAGES = 32
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
+"""UsageError of Click, which newer Typers carry with them and older ones import."""
 
-DataFlag = Annotated[str, typer.Option(help="digits, synthetic, or a folder: CIFAR-10 or folders of classes.")]
+
+def _data_set(data: str) -> str:
+    if data not in BUILT_IN:
+        expected = f"{', '.join(BUILT_IN)} or an existing folder"
+        places.check_existing_folder("data", Path(data), expected)
+    return data
+
+
+def _study_to_write(folder: Path | None) -> Path | None:
+    if folder is not None:
+        places.check_folder_to_write("folder", folder)
+        places.check_utf_8("folder", folder)
+    return folder
+
+
+def _folder_to_write(param: typer.CallbackParam, folder: Path | None) -> Path | None:
+    if folder is not None:
+        places.check_folder_to_write(str(param.name), folder)
+    return folder
+
+
+def _weights_to_write(out: Path) -> Path:
+    places.check_file_to_write("out", out)
+    places.check_utf_8("out", out)
+    return out
+
+
+def _depths_to_write(out: Path | None) -> Path | None:
+    if out is not None:
+        check = places.check_file_to_write if out.suffix == ".csv" else places.check_folder_to_write
+        check("effective_depth", out)
+    return out
+
+
+def _weights_to_read(file: Path | None) -> Path | None:
+    if file is not None:
+        places.check_file_to_read("weights", file, "a safetensors file of pathnet's")
+    return file
+
+
+def _run_to_draw(run: Path | None) -> Path | None:
+    if run is not None:
+        places.check_existing_folder("run", run, "the folder of a run")
+        places.check_folder_to_write("run", run)
+    return run
+
+
+DataFlag = Annotated[
+    str,
+    typer.Option(help="digits, synthetic, or a folder: CIFAR-10 or folders of classes.", callback=_data_set),
+]
 SkipFlag = Annotated[
     bool,
     typer.Option("--skip-broken", help="Leave out images of a folder that cannot be read; runs keep their names."),
 ]
-RunFlag = Annotated[Path, typer.Option(help="The run's folder; an existing run goes on.")]
+RunFlag = Annotated[Path, typer.Option(help="The run's folder; an existing run goes on.", callback=_folder_to_write)]
 DeviceFlag = Annotated[str, typer.Option(help="cpu, cuda or auto: cuda where there is one, else cpu.")]
 StudyFlag = Annotated[
-    Path | None, typer.Option(help="The study's folder; what is in it goes on.", show_default="runs/PRESET")
+    Path | None,
+    typer.Option(
+        help="The study's folder; what is in it goes on.", show_default="runs/PRESET", callback=_study_to_write
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else.")]
 
@@ -64,40 +124,86 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, a
 class _OneLineFailures(TyperGroup):
     """Bad input and interrupts end in one line on stderr; anything else is a bug and keeps its traceback."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def main(self, *args: Any, **options: Any) -> Any:
         try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            raise
+            return super().main(*args, **options)
         except (ValueError, OSError) as error:
             _fail(str(error), 1)
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _printable_usage():
+            return super().make_context(*args, **options)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        for before, word in zip(args, args[1:], strict=False):
+            flag, equals, value = word.partition("=")
+            flag = flag if equals and flag.startswith("--") else before
+            if value == "" and (word == "" or flag != before):
+                raise ValueError(f"{flag.removeprefix('--').replace('-', '_')}: expected a value, got ''")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            with interrupts.raised(), _printable_usage():
+                return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
-            _fail(f"interrupted; {interrupt}" if interrupt.args else "interrupted", 130)
+            _fail(f"interrupted; {interrupt}" if interrupt.args else "interrupted", interrupts.STATUS)
+
+
+@contextmanager
+def _printable_usage() -> Iterator[None]:
+    """Wrong usage is told with the words of the command line in it."""
+    try:
+        yield
+    except USAGE_ERROR as error:
+        raise USAGE_ERROR(printable(error.format_message(), kept="\n"), error.ctx) from None
 
 
 app = typer.Typer(cls=_OneLineFailures, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    print(f"pathnet: {' '.join(message.split())}", file=sys.stderr)
-    raise typer.Exit(status)
+    _tell(f"pathnet: {' '.join(message.split())}")
+    raise SystemExit(status)
+
+
+def _tell(line: str) -> None:
+    """Writes a line to stderr, where there is one."""
+    with suppress(OSError):
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def main() -> None:
     """The entry point. A termination is an interrupt, so that it too leaves everything measured on disk."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupts.end_at_once()
+    _prepare_streams()
     warnings.showwarning = _warn
     warnings.simplefilter("once", RuntimeWarning)
     app(prog_name="pathnet")
 
 
+def _prepare_streams() -> None:
+    """Makes every standard stream one that takes any text; a closed one swallows it.
+
+    The number of a closed one would fall to the next file that is opened, and what is printed into that file.
+    """
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(null)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"pathnet: warning: {message}", file=sys.stderr)
+    _tell(f"pathnet: warning: {' '.join(str(message).split())}")
 
 
 def _version(asked: bool) -> None:
     if asked:
-        print(f"pathnet {pathnet.__version__}")
+        _say(f"pathnet {pathnet.__version__}")
         raise typer.Exit
 
 
@@ -111,7 +217,12 @@ def _pathnet(version: Annotated[bool, typer.Option("--version", callback=_versio
 def train(
     *,
     data: DataFlag,
-    out: Annotated[Path, typer.Option(help="The safetensors file to write; its checkpoint lies beside it.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The safetensors file to write; its checkpoint lies beside it.", callback=_weights_to_write
+        ),
+    ],
     model: Annotated[
         Literal["preact_resnet", "preact_resnet_imagenet", "resnet", "vgg", "highway"],
         typer.Option(help="The network."),
@@ -143,6 +254,7 @@ def train(
             help="Measure the lengths of paths that the gradient comes by during training: into a file that ends in "
             ".csv, with a figure beside it, or into a folder for TensorBoard.",
             show_default="not measured",
+            callback=_depths_to_write,
         ),
     ] = None,
     device: DeviceFlag = "auto",
@@ -162,13 +274,16 @@ def train(
     given["num_classes"] = len(images.classes)
     if model != "preact_resnet_imagenet":
         given["in_channels"] = images.image_shape[0]
+    if gate_bias is not None:
+        check_number("gate_bias", gate_bias)
+    studies.check_size({"model": model, **given})
     torch.manual_seed(settings.seed)
     net = models.build({"model": model, **given})
     with _shared_out(_device(device)) as (place, first):
         history = _train(net.to(place), images, settings, out, first, effective_depth)
     if not first:
         return
-    written = [out, *_drawn_depth(effective_depth, out.stem)]
+    written = [out, *_drawn_depth(effective_depth, printable(out.stem))]
     if as_json:
         _print_json({"epochs": [asdict(epoch) for epoch in history]}, written)
     else:
@@ -181,7 +296,14 @@ def gradients(
     *,
     data: DataFlag,
     run: RunFlag,
-    weights: Annotated[Path | None, typer.Option(help="The network.", show_default="the run's own weights")] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="The network; needed unless the run trained its own, as that of pathnet demo.",
+            show_default="the run's own weights",
+            callback=_weights_to_read,
+        ),
+    ] = None,
     skip_broken: SkipFlag = False,
     device: DeviceFlag = "auto",
     as_json: Json = False,
@@ -191,14 +313,16 @@ def gradients(
 
     What other methods measured by the same plan goes into the same folder, and into the same figure.
     """
-    net = models.load(weights or results.weights_of(run)).to(_device(device))
+    net = models.load(weights or _weights_of(run)).to(_device(device))
     _show(_measure(net, pathnet.data.load(data, skip_broken), settings, run), as_json)
 
 
 @app.command()
 @over_a_preset
 def figures(
-    run: Annotated[Path | None, typer.Argument(help="A run's folder, whose figures are drawn again.")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(help="A run's folder, whose figures are drawn again.", callback=_run_to_draw)
+    ] = None,
     *,
     everything: Annotated[
         bool,
@@ -231,7 +355,7 @@ def figures(
         _print_json({"claims": list(map(vars, said))}, [page])
     else:
         _print_claims(said)
-        print(f"{sum(claim.held for claim in said)} of {len(said)} claims held", place, page, sep="\n")
+        _say(f"{sum(claim.held for claim in said)} of {len(said)} claims held", place, page)
 
 
 def _experiment_command(name: str, experiment: Experiment) -> Command:
@@ -276,7 +400,8 @@ def _study_on(
     study: Study, place: Path, device: str
 ) -> Iterator[tuple[pathnet.data.Data, Callable[[str], Networks]]]:
     """The data of a study, and what trains the networks of an experiment."""
-    on, images, known = _device(device), pathnet.data.load(study.data, study.skip_broken), dict[str, Any]()
+    data, on, known = _data_set(study.data), _device(device), dict[str, Any]()
+    images = pathnet.data.load(data, study.skip_broken)
 
     def networks(experiment: str) -> Networks:
         wanted = EXPERIMENTS[experiment].networks
@@ -292,8 +417,9 @@ def _given_networks(weights: Sequence[str], experiment: Experiment, device: torc
     """By kind, those of the files given."""
     found: dict[str, list[models.ResidualNet]] = {}
     for text in weights:
-        named = "=" in text and not Path(text).exists()
+        named = "=" in text and not os.path.lexists(text)
         kind, _, file = text.partition("=") if named else ("", "", text)
+        _weights_to_read(Path(file))
         net = models.load(file).to(device)
         kind = kind or studies.kind_of(net)
         if kind not in experiment.networks:
@@ -306,6 +432,7 @@ def _given_networks(weights: Sequence[str], experiment: Experiment, device: torc
 @app.command()
 def demo(run: RunFlag = Path("runs/demo"), device: DeviceFlag = "auto", as_json: Json = False) -> None:
     """Train a small network on digits, measure its path gradients, draw Figure 6: within three minutes."""
+    places.check_utf_8("run", run)
     place = _device(device)
     digits = pathnet.data.digits()
     torch.manual_seed(DEMO_RECIPE.seed)
@@ -323,20 +450,27 @@ def demo(run: RunFlag = Path("runs/demo"), device: DeviceFlag = "auto", as_json:
 def bench(
     small: Annotated[bool, typer.Option("--small", help="The rehearsal: seconds, no numbers of meaning.")] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Where the results go.", show_default="benchmarks/results/cpu")
+        Path | None,
+        typer.Option(help="Where the results go.", show_default="benchmarks/results/cpu", callback=_folder_to_write),
     ] = None,
+    minutes: Annotated[
+        float, typer.Option(help="That it may take; what is cut for it stands in the results.")
+    ] = 15.0,
     as_json: Json = False,
 ) -> None:
-    """Time the cpu engine beside plain PyTorch, everyone's results checked before: minutes, in a checkout only."""
+    """Time the cpu engine beside plain PyTorch, everyone's results checked before: in a checkout only."""
+    check_number("minutes", minutes, above=0)
     benchmarks = _benchmarks(CHECKOUT)
+    budget = benchmarks("budget").Budget(60 * minutes)
     sizes = benchmarks("cases").SMALL if small else benchmarks("cases").FULL
     with reporter("benchmarks") as progress:
-        run = benchmarks("run").measure(sizes, out, progress)
+        run = benchmarks("run").measure(sizes, out, progress, budget=budget)
     if as_json:
         _print_json(run.results, [run.file])
     else:
-        benchmarks("report").show(run.results, _console())
-        print(run.file)
+        with _stdout():
+            benchmarks("report").show(run.results, _console())
+        _say(run.file)
     if run.wrong:
         raise ValueError(f"benchmarks: {run.wrong}")
 
@@ -369,7 +503,7 @@ def doctor(as_json: Json = False) -> None:
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, fact in facts.items():
-        table.add_row(name, fact if isinstance(fact, str) else ", ".join(fact))
+        table.add_row(name, escape(fact if isinstance(fact, str) else ", ".join(fact)))
     _print_table(table)
 
 
@@ -416,6 +550,9 @@ def _train(
 ) -> list[training.Epoch]:
     """The training, which ends with the weights in ``out``; the first of several processes tells and writes."""
     checkpoint = out.with_name(f"{out.stem}.checkpoint.safetensors")
+    places.check_file_to_write("out", checkpoint)
+    if depth is not None and depth.resolve() in (out.resolve(), checkpoint.resolve()):
+        raise ValueError(f"effective_depth: expected a file of its own, got {depth}, which --out writes")
     if out.exists() and not checkpoint.exists():
         raise ValueError(f"out: {out} exists, and has no checkpoint to go on from; expected a new file")
     if depth is not None and depth.exists() and not checkpoint.exists():
@@ -458,6 +595,14 @@ def _keeping(what: str) -> Iterator[None]:
         raise KeyboardInterrupt(f"{what}; the same command goes on from there") from None
 
 
+def _weights_of(run: Path) -> Path:
+    """The weights of a run that trained its own network."""
+    weights = results.weights_of(run)
+    if not weights.exists():
+        raise ValueError(f"weights: expected --weights FILE, since {run} holds no weights of its own, got none")
+    return weights
+
+
 def _drawn_depth(file: Path | None, name: str) -> list[Path]:
     """The file of the effective depths and its figure; nothing where none was asked for."""
     if file is None or file.suffix != ".csv":
@@ -475,7 +620,7 @@ def _print_training(history: list[training.Epoch], *written: Path) -> None:
         row = epoch.epoch + 1, f"{epoch.train_loss:.4f}", f"{epoch.test_accuracy:.2%}", f"{epoch.seconds:.1f}"
         table.add_row(*map(str, row))
     _print_table(table)
-    print(f"test accuracy {history[-1].test_accuracy:.2%}", *written, sep="\n")
+    _say(f"test accuracy {history[-1].test_accuracy:.2%}", *written)
 
 
 def _show(run: results.Run, as_json: bool, **more: Any) -> None:
@@ -484,7 +629,7 @@ def _show(run: results.Run, as_json: bool, **more: Any) -> None:
         _print_json({**more, **_came_to(run)}, draw(run))
     else:
         _print_gradients(run)
-        print(run.folder, *draw(run), sep="\n")
+        _say(run.folder, *draw(run))
 
 
 def _print_run(run: results.Run) -> None:
@@ -493,9 +638,9 @@ def _print_run(run: results.Run) -> None:
     if run.experiment == path_gradients.NAME:
         _print_gradients(run)
     else:
-        print(title(run.identity))
+        _say(title(run.identity))
     _print_claims(claims(run))
-    print(run.folder, *written, sep="\n")
+    _say(run.folder, *written)
 
 
 def _came_to(run: results.Run) -> dict[str, Any]:
@@ -507,13 +652,13 @@ def _print_gradients(run: results.Run) -> None:
     result, heading = found(run), title(run.identity)
     if result.sampled is not None:
         _print_table(table_6(result.sampled, heading))
-        print(*findings(result.sampled), sep="\n")
+        _say(*findings(result.sampled))
     if result.exact is not None:
         _print_table(table_exact(result, result.exact, f"{heading}: exact"))
     if result.signed is not None:
         _print_table(table_signed(result, result.signed, f"{heading}: signed"))
     for line in findings_of(result):
-        print(line)
+        _say(line)
 
 
 def _print_claims(said: Sequence[Claim]) -> None:
@@ -522,18 +667,67 @@ def _print_claims(said: Sequence[Claim]) -> None:
         table.add_column(heading)
     for claim in said:
         verdict = "held" if claim.held else "did not hold"
-        table.add_row(f"{claim.paper} ({claim.where})", f"{claim.measured}\n(holds where {claim.bound})", verdict)
+        measured = f"{claim.measured}\n(holds where {claim.bound})"
+        table.add_row(*map(escape, (f"{claim.paper} ({claim.where})", measured, verdict)))
     _print_table(table)
 
 
 def _print_json(facts: dict[str, Any], written: list[Path]) -> None:
-    print(json.dumps({**facts, "written": list(map(str, written))}, allow_nan=False))
+    _write(json.dumps(_encodable({**facts, "written": list(map(str, written))}), allow_nan=False) + "\n")
+
+
+def _encodable(value: Any) -> Any:
+    """The value, names that are not UTF-8 in it with escapes, as JSON has no string for them."""
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(_encodable, value))
+    if isinstance(value, str):
+        return "".join(printable(one) if "\ud800" <= one <= "\udfff" else one for one in value)
+    return value
 
 
 def _print_table(table: Table) -> None:
-    _console().print(table)
+    with _stdout():
+        _console().print(table)
+        sys.stdout.flush()
+
+
+def _say(*lines: object) -> None:
+    _write("".join(f"{printable(line)}\n" for line in lines))
+
+
+def _write(text: str) -> None:
+    with _stdout():
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+@contextmanager
+def _stdout() -> Iterator[None]:
+    """Results are written, at once.
+
+    Raises:
+        ValueError: it takes no more, as a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        # What is left in the buffer would fail once more as the interpreter ends, in words of its own.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(1) from None  # whoever reads has enough
+        raise ValueError(f"stdout: expected to write the results to it, got: {error.strerror}") from None
+
+
+class _Console(Console):
+    """Text as it is, but for what a terminal would obey."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text, kept="\n"), **options)
 
 
 def _console() -> Console:
     # A pipe has no width, and rich would take 80 columns and cut.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    return _Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 120)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pathnet.printable import printable
 from pathnet.training import Progress as Report
 
 __all__ = ["reporter"]
@@ -31,15 +32,15 @@ def reporter(label: str) -> Iterator[Report]:
 @contextmanager
 def _bar(label: str, console: Console) -> Iterator[Report]:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task(label, total=None, note="")
-        yield lambda done, total, note: progress.update(task, completed=done, total=total, note=note)
+        task = progress.add_task(printable(label), total=None, note="")
+        yield lambda done, total, note: progress.update(task, completed=done, total=total, note=printable(note))
 
 
 @contextmanager
@@ -48,11 +49,13 @@ def _lines(label: str) -> Iterator[Report]:
     waiting = ""
 
     def show() -> None:
-        print(waiting, file=sys.stderr, flush=True)
+        # What is measured does not end because nobody reads how far it is.
+        with suppress(OSError):
+            print(waiting, file=sys.stderr, flush=True)
 
     def report(done: int, total: int, note: str) -> None:
         nonlocal shown, waiting
-        waiting = f"{label}: {done}/{total} {note}".rstrip()
+        waiting = printable(f"{label}: {done}/{total} {note}".rstrip())
         if time.monotonic() - shown >= LINE_SECONDS:
             show()
             shown, waiting = time.monotonic(), ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from html import escape
+from html import escape as escape_markup
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -14,6 +14,7 @@ from pathnet.experiments import EXPERIMENTS, claims
 from pathnet.experiments.run import Claim, title
 from pathnet.figures import draw
 from pathnet.files import replacing
+from pathnet.printable import printable
 
 __all__ = ["write"]
 
@@ -74,6 +75,10 @@ def write(runs: Sequence[results.Run], heading: str, file: Path) -> Path:
     with replacing(file, "report", "what was measured is on the disk, and the same command goes on from it") as html:
         html.write(text.encode())
     return file
+
+
+def escape(text: str) -> str:
+    return escape_markup(printable(text))
 
 
 def _overview(found: Sequence[tuple[results.Run, Sequence[Claim]]]) -> str:

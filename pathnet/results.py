@@ -320,8 +320,10 @@ def _schema(kind: type[Row]) -> pa.Schema:
 def _read_part(file: Path, schema: pa.Schema, odd: Callable[[pa.Table], str]) -> pa.Table:
     remedy = "move it away to measure its batches again"
     try:
-        # ParquetFile, since read_table would take columns from folder names such as seed=1.
-        table = pq.ParquetFile(file, page_checksum_verification=True).read()
+        # ParquetFile, since read_table would take columns from folder names such as seed=1; opened here, since it
+        # takes no name that is not UTF-8.
+        with file.open("rb") as handle:
+            table = pq.ParquetFile(handle, page_checksum_verification=True).read()
         table.validate(full=True)
     except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,8 +19,11 @@ from pathnet.experiments.run import Networks, Plan
 from pathnet.models import ResidualNet
 from pathnet.training import Progress, Recipe, check_recipe
 
-__all__ = ["KINDS", "PRESETS", "Study", "kind_of", "measured", "trained"]
+__all__ = ["KINDS", "PRESETS", "Study", "check_size", "kind_of", "measured", "trained"]
 
+DEEPEST, WIDEST = 10_000, 1 << 20
+COPIES = 3
+"""Of the weights, as long as a network is trained: they, their gradients and their momentum."""
 KINDS = ("residual", "stochastic depth", "effective", "vgg", "highway")
 Reporter = Callable[[str], AbstractContextManager[Progress]]
 """Shows how far a job of the given name is."""
@@ -110,6 +114,32 @@ PRESETS = {
 """``digits`` for two processor cores; ``cifar10``, the paper's own scale, for GPUs."""
 
 
+def check_size(config: Mapping[str, Any]) -> None:
+    """Find out whether a network can be built and trained in this machine's memory, without taking any of it.
+
+    Args:
+        config: as `pathnet.models.build` takes it.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    for name, most in (("depth", DEEPEST), ("width", WIDEST)):
+        if name in config:
+            check_integer(name, config[name], 1, most)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        with torch.device("meta"):
+            parameters = list(models.build(config).parameters())
+    except RuntimeError as error:
+        raise ValueError(f"width: expected a network that can be built ({str(error).splitlines()[0]})") from None
+    size = COPIES * sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    if size > memory:
+        raise ValueError(
+            f"width: expected a network whose weights, gradients and momentum fit this machine's {memory / 1e9:.3g} "
+            f"GB of memory, got one of {size / 1e9:.3g} GB"
+        )
+
+
 def kind_of(net: ResidualNet) -> str:
     """Which of `KINDS` a network is, as far as its form tells; those of effective training are residual ones."""
     model = (net.config or {}).get("model", "")
@@ -128,6 +158,9 @@ def trained(
     Raises:
         ValueError: the folder holds networks of another study.
     """
+    kinds = list(kinds)
+    for kind in kinds:
+        check_size(study.config(kind, data))
     return {
         kind: [_trained(study, data, kind, seed, folder, device, reporter) for seed in range(study.seeds)]
         for kind in kinds

@@ -11,6 +11,8 @@ import pathnet
 
 ROOT = Path(pathnet.__file__).parent
 ORDER = [
+    "interrupts",
+    "printable",
     "checks",
     "files",
     "native",
@@ -37,6 +39,7 @@ ORDER = [
     "figures",
     "report",
     "study",
+    "places",
     "flags",
     "cli",
     "__main__",

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.cpu [--small] [--out FOLDER] [STEP ...]``; ``pathnet bench`` runs the same."""
+"""``python -m benchmarks.cpu [--small] [--minutes N] [--out FOLDER] [STEP ...]``; ``pathnet bench`` runs the same."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.cpu.cases import FULL, SMALL
+from benchmarks.cpu.budget import Budget
+from benchmarks.cpu.cases import FULL, MINUTES, SMALL
 from benchmarks.cpu.report import show
 from benchmarks.cpu.run import measure
 from benchmarks.cpu.steps import STEPS
+from pathnet.printable import printable
 from pathnet.progress import reporter
 
 
@@ -19,15 +21,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu", description="Times the cpu engine.")
     parser.add_argument("steps", nargs="*", metavar="STEP", help=f"among {', '.join(STEPS)}; all by default")
     parser.add_argument("--small", action="store_true", help="the rehearsal: seconds, and numbers without meaning")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="that the run may take; 15 by default")
     parser.add_argument("--out", type=Path, help="where the results go")
     asked = parser.parse_args()
     for name in asked.steps:
         if name not in STEPS:
             parser.error(f"expected steps among {', '.join(STEPS)}, got {name}")
+    if not 0 < asked.minutes < float("inf"):
+        parser.error(f"expected minutes above 0, got {asked.minutes}")
+    budget = Budget(60 * asked.minutes)
     with reporter("benchmarks") as progress:
-        run = measure(SMALL if asked.small else FULL, asked.out, progress, asked.steps or STEPS)
+        run = measure(SMALL if asked.small else FULL, asked.out, progress, asked.steps or STEPS, budget)
     show(run.results, Console(width=130))
-    print(run.file)
+    print(printable(run.file))
     return int(run.wrong is not None)
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from benchmarks.cases import batch, network, path_flops
-from benchmarks.cpu.cases import FULL, SMALL, Sizes, codes_of_any_length
+from benchmarks.cpu.budget import Budget
+from benchmarks.cpu.cases import FULL, SMALL, Sizes, codes_of_any_length, with_batch
 from benchmarks.cpu.competitors import PRECISIONS, recorder
 from benchmarks.cpu.peaks import Peaks, matrix_product
 from benchmarks.outcome import Found
@@ -23,8 +24,10 @@ from pathnet import native
 STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peak_share(sizes: Sizes) -> Found:
+def peak_share(sizes: Sizes, budget: Budget) -> Found:
     """The walk through all modules in turn with the peaks: floating-point operations a second, medians.
+
+    Rounds end when the time for another is not left, but not before the first.
 
     A walk's are those of the direct convolutions; minimal filtering gets by with fewer, so that it can exceed a peak.
     """
@@ -33,7 +36,11 @@ def peak_share(sizes: Sizes) -> Found:
     flops = path_flops(net, sizes.setup.side, path) * sizes.setup.batch
     tapes = {precision: recorder(net, "running", precision)(*batch(sizes.setup)) for precision in PRECISIONS}
     rates: dict[str, list[float]] = {}
+    began, done = budget.clock(), 0
     for round_ in range(sizes.setup.rounds + 1):
+        if done > 0 and (budget.clock() - began) / round_ > budget.left:
+            break
+        done = round_
         measured: dict[str, float] = {}
         for precision, tape in tapes.items():
             start = time.perf_counter()
@@ -50,6 +57,7 @@ def peak_share(sizes: Sizes) -> Found:
     loops = {"float32": "multiply-adds, float32", "bfloat16": "dot products, bfloat16"}
     best = {p: loops[p] if loops[p] in medians else f"matrix product, {p}" for p in loops}
     return {
+        "rounds": done,
         "instruction_set": native.build_facts()["selected_instruction_set"],
         "flops_per_s": medians,
         "no_loop_because": peaks.why_not,
@@ -62,13 +70,14 @@ def peak_share(sizes: Sizes) -> Found:
 def memory(sizes: Sizes, count: int) -> Found:
     """The peak of resident memory before and after norms along ``count`` paths, in bytes."""
     net = network(sizes.setup)
-    tape = recorder(net, "running", "float32")(*batch(sizes.setup, size=sizes.fit_batch))
+    tape = recorder(net, "running", "float32")(*batch(sizes.setup))
     tape.path_gradient_norms(codes_of_any_length(net.n, 1))
     _forget_peak()
-    before = _peak_bytes()
+    before, start = _peak_bytes(), time.perf_counter()
     tape.path_gradient_norms(codes_of_any_length(net.n, count))
-    after = _peak_bytes()
-    return {"paths": count, "peak_bytes_before": before, "peak_bytes": after, "growth_bytes": after - before}
+    walks_s, after = time.perf_counter() - start, _peak_bytes()
+    grown = {"peak_bytes_before": before, "peak_bytes": after, "growth_bytes": after - before}
+    return {"paths": count, **grown, "walks_s": walks_s}
 
 
 def _forget_peak() -> None:
@@ -92,10 +101,13 @@ def main() -> None:
     parser.add_argument("count", type=int, nargs="?", help="of the paths that are walked, for memory")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--batch", type=int, required=True, help="images")
+    parser.add_argument("--seconds", type=float, required=True, help="that it may take")
     asked = parser.parse_args()
+    budget = Budget(asked.seconds)
     torch.set_num_threads(asked.threads)
-    sizes = SMALL if asked.small else FULL
-    print(json.dumps(peak_share(sizes) if asked.what == "peak_share" else memory(sizes, asked.count)))
+    sizes = with_batch(SMALL if asked.small else FULL, asked.batch)
+    print(json.dumps(peak_share(sizes, budget) if asked.what == "peak_share" else memory(sizes, asked.count)))
 
 
 if __name__ == "__main__":

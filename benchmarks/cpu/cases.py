@@ -11,7 +11,10 @@ from benchmarks import cases
 from benchmarks.cases import Setup
 from pathnet.record import BatchNormMode, Precision
 
-__all__ = ["FULL", "SMALL", "Sizes", "codes_of_any_length", "deletions"]
+__all__ = ["FULL", "MINUTES", "SMALL", "Sizes", "codes_of_any_length", "deletions", "with_batch"]
+
+MINUTES = 15.0
+"""A whole run takes at most so long, on any machine."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,7 @@ class Sizes:
 _CHECKED = replace(cases.REHEARSAL, depth=14, width=16, side=16, batch=4)
 
 FULL = Sizes(
-    setup=replace(
-        cases.FULL, device="cpu", engine="cpu", lengths=(1, 5, 11, 17, 27, 38, 54), rounds=5, seconds=240.0
-    ),
+    setup=replace(cases.FULL, device="cpu", engine="cpu", lengths=(1, 5, 11, 17, 27, 38, 54), rounds=5),
     checked=_CHECKED,
     compiled=True,
     slow_rounds=3,
@@ -93,6 +94,21 @@ SMALL = Sizes(
     drawn=2,
     draws=2,
 )
+
+
+def with_batch(sizes: Sizes, batch: int) -> Sizes:
+    """The same with batches of ``batch`` images, and everything else that is a number of images in proportion."""
+
+    def scaled(images: int) -> int:
+        return max(1, images * batch // sizes.setup.batch)
+
+    return replace(
+        sizes,
+        setup=replace(sizes.setup, batch=batch),
+        fit_batch=scaled(sizes.fit_batch),
+        batches=tuple(sorted(set(map(scaled, sizes.batches)))),
+        sums=tuple((bn, precision, scaled(images)) for bn, precision, images in sizes.sums),
+    )
 
 
 def codes_of_any_length(n: int, count: int) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks.results import read_cpu
 
@@ -19,12 +20,15 @@ SAID = {True: "met", False: "not met", None: ""}
 
 def show(results: dict[str, Any], console: Console) -> None:
     facts, found = results["facts"], results["found"]
+    console.print(Text(facts["processor"], "bold"), end="")
     console.print(
-        f"[bold]{facts['processor']}[/bold], {facts['instruction_set']}, {facts['threads']} threads, torch"
+        f", {facts['instruction_set']}, {facts['threads']} threads, torch"
         f" {facts['torch']}, {results['date']}, commit {results['commit']}"
     )
     if results["rehearsal"]:
         console.print("a rehearsal: its numbers mean nothing")
+    for line in _cuts(results):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print("this processor has AMX" if facts["amx"] else "this processor has no AMX; the goals are for AMX")
     console.print(_figures(results["figures"]))
     if "lengths" in found:
@@ -33,6 +37,18 @@ def show(results: dict[str, Any], console: Console) -> None:
         console.print(_sharing(found["sharing"]))
     for line in _sentences(results):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _cuts(results: dict[str, Any]) -> list[str]:
+    """What is smaller than in a run without limits, or is not there; files from before there was one have none."""
+    minutes = results.get("budget", {}).get("minutes", 0)
+    said = [f"left out: {name}: {reason}" for name, reason in results.get("left_out", {}).items()]
+    for cut in results.get("cuts", []):
+        step, change = cut["step"] or "everything", f"{cut['kept']} instead of {cut['wanted']}"
+        change = "left out" if cut["kept"] is None else change
+        said.append(f"cut: {step}: {cut['what']}: {change}, since {cut['because']}")
+    heading = f"cut to keep within {minutes:g} minutes; goals are judged only at the batches they are for"
+    return [heading, *said] if said else []
 
 
 def _figures(figures: list[dict[str, Any]]) -> Table:
@@ -70,7 +86,7 @@ def _sentences(results: dict[str, Any]) -> list[str]:
     found = results["found"]
     said = [f"failed: {name}: {own['reason']}" for name, own in results["failed"].items()]
     for varied in ("paths", "batch"):
-        if "fits" in found:
+        if varied in found.get("fits", {}):
             line = found["fits"][varied]["line"]
             sizes = ", ".join(str(row[varied]) for row in found["fits"][varied]["rows"])
             each = "path" if varied == "paths" else "sample"

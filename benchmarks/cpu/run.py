@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cpu.cases import FULL, Sizes
+from benchmarks.cpu.budget import Budget, LeftOut
+from benchmarks.cpu.cases import FULL, MINUTES, Sizes
 from benchmarks.cpu.competitors import BUILDERS, Builder, Key
 from benchmarks.cpu.facts import processor, processor_facts
 from benchmarks.cpu.field import Field
 from benchmarks.cpu.figures import figures, lines_by_length
-from benchmarks.cpu.steps import STEPS
+from benchmarks.cpu.steps import PREPARATION, SHARES, STEPS
 from benchmarks.facts import commit_here
 from benchmarks.outcome import Failed, Found
 from benchmarks.results import CPU_FOLDER, ROOT, file_name, write
@@ -25,13 +26,21 @@ REHEARSALS = ROOT / "build" / "rehearsal" / "cpu"
 class Run:
     """One run and its results file, named by processor, instruction set, date and commit."""
 
-    def __init__(self, sizes: Sizes, folder: Path | None = None, builders: Mapping[Key, Builder] = BUILDERS) -> None:
+    def __init__(
+        self,
+        sizes: Sizes,
+        folder: Path | None = None,
+        builders: Mapping[Key, Builder] = BUILDERS,
+        budget: Budget | None = None,
+        steps: Iterable[str] = STEPS,
+    ) -> None:
+        self.budget, self.waiting = budget or Budget(60 * MINUTES), list(steps)
         now, facts = datetime.now(UTC), processor_facts()
         rehearsal, commit = sizes != FULL, commit_here() or "unknown"
         folder = folder or (REHEARSALS if rehearsal else CPU_FOLDER)
         date = now.date().isoformat()
         self.file = folder / file_name(f"{processor()} {facts['instruction_set']}", date, commit)
-        self.field = Field(sizes, builders)
+        self.field = Field(sizes, builders, self.budget)
         self.results: dict[str, Any] = {
             "kind": "cpu",
             "date": date,
@@ -39,6 +48,9 @@ class Run:
             "commit": commit,
             "rehearsal": rehearsal,
             "facts": facts,
+            "budget": {},
+            "cuts": self.budget.cuts,
+            "left_out": {},
             "figures": [],
             "lines_by_length": {},
             "failed": {},
@@ -46,15 +58,24 @@ class Run:
         }
 
     def perform(self, name: str) -> Found:
-        """One step; what it found goes to the file.
+        """One step, in its share of the time that is left; what it found goes to the file.
 
         Raises:
             Failed: it found something wrong.
+            LeftOut: there is no time for it.
         """
+        parts = SHARES[name] + sum(SHARES[other] for other in self.waiting if other != name)
+        self.waiting = [other for other in self.waiting if other != name]
+        self.field.budget = self.budget.share(SHARES[name] / parts, name)
         try:
+            self.field.budget.require(PREPARATION[name] * self.field.check_s, "to prepare and check it")
             found = STEPS[name](self.field)
         except Failed as failed:
             self.results["failed"][name] = {"reason": str(failed), "found": failed.found}
+            self._save()
+            raise
+        except LeftOut as left_out:
+            self.results["left_out"][name] = str(left_out)
             self._save()
             raise
         self.results["found"][name] = found
@@ -68,7 +89,12 @@ class Run:
 
     def _save(self) -> None:
         found = self.results["found"]
-        self.results |= {"figures": figures(found), "lines_by_length": lines_by_length(found)}
+        judged = figures(found)
+        if self.field.sizes.setup.batch != self.field.asked.setup.batch:
+            # The goals are for the batches of a run without limits.
+            judged = [{**figure, "met": None} for figure in judged]
+        self.results |= {"figures": judged, "lines_by_length": lines_by_length(found)}
+        self.results["budget"] = {"minutes": self.budget.seconds / 60, "taken_s": round(self.budget.taken, 1)}
         write(self.file, self.results)
 
 
@@ -77,14 +103,16 @@ def measure(
     folder: Path | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
     steps: Iterable[str] = STEPS,
+    budget: Budget | None = None,
 ) -> Run:
-    """The steps, the checks always before them; one that fails stops no other."""
-    run, steps = Run(sizes, folder), list(dict.fromkeys(["checks", *steps]))
+    """The steps, the checks always before them; one that fails, or that there is no time for, stops no other."""
+    steps = list(dict.fromkeys(["checks", *steps]))
+    run = Run(sizes, folder, budget=budget, steps=steps)
     for done, name in enumerate(steps):
         progress(done, len(steps), name)
         try:
             run.perform(name)
-        except Failed:
+        except (Failed, LeftOut):
             continue
     progress(len(steps), len(steps), "")
     return run

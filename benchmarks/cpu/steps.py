@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
-from typing import TypeVar
+from itertools import product
 
 import torch
 
 import pathnet
 from benchmarks import truth
 from benchmarks.cases import batch, network
+from benchmarks.cpu.budget import LeftOut
 from benchmarks.cpu.cases import FULL, deletions
 from benchmarks.cpu.competitors import NORM_TOLERANCE, Key, recorder
 from benchmarks.cpu.field import Field
@@ -21,22 +22,20 @@ from benchmarks.cpu.fitting import modules_walked, straight_line
 from benchmarks.cpu.sums import sums_by_length
 from benchmarks.cpu.training import training_step
 from benchmarks.outcome import Failed, Found
-from benchmarks.timing import Timing, interleaved
+from benchmarks.timing import LEAST_ROUNDS
 from benchmarks.tools import execute
 from pathnet import native
 
-__all__ = ["STEPS"]
+__all__ = ["PREPARATION", "SHARES", "STEPS"]
 
 LESION_TOLERANCE = 1e-3
 ALONE_S = 300.0
-
-Name = TypeVar("Name")
 
 
 def checks(field: Field) -> Found:
     """Everyone against float64 on a small network, and against each other on the one that is timed."""
     rows = {str(key): asdict(own) for key, own in field.checked.items()}
-    found: Found = {"float64": _finite(rows), "timed": list(map(str, field.competitors))}
+    found: Found = {"float64": _finite(rows), "timed": list(map(str, field.competitors)), "left_out": field.left_out}
     if field.refused:
         refused = (f"{name}, {reason}" for name, reason in field.refused.items())
         raise Failed(f"wrong, hence not timed: {'; '.join(refused)}", found)
@@ -45,13 +44,16 @@ def checks(field: Field) -> Found:
 
 def lengths(field: Field) -> Found:
     """One path a call, by length, everyone in turn; and everyone's forward pass."""
+    if not field.competitors:
+        raise LeftOut("nobody is there to be timed")
+    kept = _kept_lengths(field)
     works: dict[tuple[Key, int | None], Callable[[], object]] = {}
     for key, own in field.competitors.items():
         if own.forward is not None:
             works[key, None] = own.forward
-        for length, path in field.paths.items():
-            works[key, length] = partial(own.norms, path)
-    timings = _interleaved(field, works, field.sizes.setup.rounds)
+        for length in kept:
+            works[key, length] = partial(own.norms, field.paths[length])
+    timings = field.budget.timed(works, field.sizes.setup.rounds)
     rows = [
         {**asdict(key), "part": "forward" if length is None else "walk", "length": length, **timing.facts()}
         for (key, length), timing in timings.items()
@@ -59,12 +61,27 @@ def lengths(field: Field) -> Found:
     return {"rows": rows, "blocks": field.n, "batch": field.sizes.setup.batch}
 
 
+def _kept_lengths(field: Field) -> list[int]:
+    """The lengths that stand for all: as many as leave time for a round before the fewest, always the ends."""
+    lengths = list(field.paths)
+    # A forward pass takes no longer than a path of the loop, or of whoever else was the slowest on one.
+    forward = sum(max(field.seconds[key, length] for length in lengths) for key in field.competitors)
+    choices = [lengths, [*lengths[:-1:2], lengths[-1]], [lengths[0], lengths[len(lengths) // 2], lengths[-1]]]
+    for kept in (*choices, [lengths[0], lengths[-1]]):
+        round_ = forward + sum(field.seconds[key, length] for key in field.competitors for length in kept)
+        if (LEAST_ROUNDS + 1) * round_ <= field.budget.left:
+            break
+    if len(kept) < len(lengths):
+        field.budget.cut("lengths that stand for all", lengths, kept, f"a round of them takes some {round_:.3g} s")
+    return kept
+
+
 def sweep(field: Field) -> Found:
     """One path of each length in one call."""
     paths = pathnet.paths.one_of_each_length(field.n)
     own = {key: competitor for key, competitor in field.competitors.items() if key.name == "pathnet"}
     works = {key: partial(competitor.norms, paths) for key, competitor in own.items()}
-    timings = _interleaved(field, works, field.sizes.slow_rounds)
+    timings = field.budget.timed(works, field.sizes.slow_rounds)
     modules, walked = modules_walked(paths)
     rows = [{**asdict(key), **timing.facts()} for key, timing in timings.items()]
     return {"rows": rows, "paths": len(paths), "modules": modules, "modules_walked_once": walked}
@@ -74,7 +91,10 @@ def peak_share(field: Field) -> Found:
     """The walk through all modules, tiles switched off, beside the peak of fused multiply-adds."""
     usable = [name for name in native.build_facts()["instruction_sets"] if name != "amx"]
     name = "avx512" if "avx512" in usable else usable[0]
-    return _alone(field, "peak_share", environment={"PATHNET_ISA": name})
+    found = _alone(field, "peak_share", f"--batch={field.sizes.setup.batch}", environment={"PATHNET_ISA": name})
+    if found["rounds"] < field.sizes.setup.rounds:
+        field.budget.cut("rounds", field.sizes.setup.rounds, found["rounds"], "the process had time for no more")
+    return found
 
 
 def fits(field: Field) -> Found:
@@ -93,8 +113,13 @@ def fits(field: Field) -> Found:
         "paths": {count: partial(tape.path_gradient_norms, own) for count, own in paths.items()},
         "batch": {size: partial(own.path_gradient_norms, few) for size, own in tapes.items()},
     }
-    for name, works in varied.items():
-        timings = _interleaved(field, works, sizes.slow_rounds, warm_up=1)
+    for position, (name, works) in enumerate(varied.items()):
+        share = field.budget.share(1 / (len(varied) - position))
+        try:
+            timings = share.timed(works, sizes.slow_rounds, f"rounds as {name} vary")
+        except LeftOut as left_out:
+            share.cut(f"time as {name} vary", list(works), None, str(left_out))
+            continue
         medians = [timing.median for timing in timings.values()]
         found[name] = {
             "line": asdict(straight_line(list(timings), medians)),
@@ -105,8 +130,17 @@ def fits(field: Field) -> Found:
 
 def memory(field: Field) -> Found:
     """By how much the peak of a process's memory grows as a few paths are walked, and as many are."""
-    counts = field.sizes.memory_counts
-    return {"batch": field.sizes.fit_batch} | {str(count): _alone(field, "memory", str(count)) for count in counts}
+    (few, many), images = field.sizes.memory_counts, field.sizes.fit_batch
+    found: Found = {"batch": images, str(few): _alone(field, "memory", str(few), f"--batch={images}")}
+    fitting = int(few * (field.budget.left - found[str(few)]["process_s"]) / found[str(few)]["walks_s"])
+    count = min(many, fitting)
+    if count < many:
+        because = f"{few} take {found[str(few)]['walks_s']:.3g} s"
+        if count < 2 * few:
+            field.budget.cut("memory as many paths are walked", many, None, because)
+            return found
+        field.budget.cut("paths whose memory is watched", many, count, because)
+    return found | {str(count): _alone(field, "memory", str(count), f"--batch={images}")}
 
 
 def deleted(field: Field) -> Found:
@@ -131,7 +165,7 @@ def deleted(field: Field) -> Found:
     for precision in NORM_TOLERANCE:
         record = recorder(field.net, "running", precision)
         works[precision] = partial(record.routed_outputs, field.images, routing)
-    timings = _interleaved(field, works, field.sizes.slow_rounds, warm_up=1)
+    timings = field.budget.timed(works, field.sizes.slow_rounds)
     eagerly = (field.n + 1) * timings["one eager forward pass"].median
     return found | {
         "deletions": field.n,
@@ -143,33 +177,41 @@ def deleted(field: Field) -> Found:
 
 def sharing(field: Field) -> Found:
     """Paths of one length in one call, which walks equal tails once, and in a call each, which shares nothing."""
-    sizes, rows = field.sizes, []
+    sizes, rows, each = field.sizes, list[Found](), 0.0
     tape = recorder(field.net, "running", "float32")(*batch(sizes.setup, size=sizes.fit_batch))
 
     def one_by_one(paths: torch.Tensor) -> None:
         for path in paths:
             tape.path_gradient_norms(path[None])
 
-    for length in sizes.shared_lengths:
-        for count in sizes.shared_counts:
-            paths = pathnet.paths.sample(field.n, length, count)
-            works: dict[str, Callable[[], object]] = {
-                "together": partial(tape.path_gradient_norms, paths),
-                "one_by_one": partial(one_by_one, paths),
+    # Few first: how long they take foretells how long many do.
+    for count, length in product(sizes.shared_counts, sizes.shared_lengths):
+        paths = pathnet.paths.sample(field.n, length, count)
+        modules, walked = modules_walked(paths)
+        works: dict[str, Callable[[], object]] = {
+            "together": partial(tape.path_gradient_norms, paths),
+            "one_by_one": partial(one_by_one, paths),
+        }
+        # Many paths in a call average by themselves.
+        rounds = sizes.slow_rounds if count * length < 1000 else 1
+        try:
+            field.budget.require(2 * min(rounds, LEAST_ROUNDS) * each * modules, "they")
+            timings = field.budget.timed(works, rounds, f"rounds of {count} paths of length {length}")
+        except LeftOut as left_out:
+            field.budget.cut(f"{count} paths of length {length}, together and one by one", 1, None, str(left_out))
+            continue
+        each = timings["one_by_one"].median / modules
+        rows.append(
+            {
+                "length": length,
+                "paths": count,
+                "times_faster_together": timings["one_by_one"].median / timings["together"].median,
+                "modules": modules,
+                "modules_walked_once": walked,
+                **{name: timing.facts() for name, timing in timings.items()},
             }
-            # Many paths in a call average by themselves.
-            timings = _interleaved(field, works, sizes.slow_rounds if count * length < 1000 else 1)
-            modules, walked = modules_walked(paths)
-            rows.append(
-                {
-                    "length": length,
-                    "paths": count,
-                    "times_faster_together": timings["one_by_one"].median / timings["together"].median,
-                    "modules": modules,
-                    "modules_walked_once": walked,
-                    **{name: timing.facts() for name, timing in timings.items()},
-                }
-            )
+        )
+    rows.sort(key=lambda row: (row["length"], row["paths"]))
     return {"batch": sizes.fit_batch, "precision": "float32", "rows": rows}
 
 
@@ -187,26 +229,40 @@ STEPS: dict[str, Callable[[Field], Found]] = {
 }
 
 
-def _interleaved(
-    field: Field, works: Mapping[Name, Callable[[], object]], rounds: int, warm_up: int = 0
-) -> dict[Name, Timing]:
-    """By any key; whoever was checked, on the very work that is timed, is warm already."""
-    names = {str(index): name for index, name in enumerate(works)}
-    candidates = {index: works[name] for index, name in names.items()}
-    timings = interleaved(field.sizes.setup, candidates, rounds, warm_up)
-    return {name: timings[index] for index, name in names.items()}
+SHARES = {
+    "checks": 24,
+    "lengths": 20,
+    "sweep": 4,
+    "peak_share": 6,
+    "fits": 8,
+    "memory": 6,
+    "deletions": 4,
+    "sharing": 8,
+    "sums": 16,
+    "training": 4,
+}
+"""Of the time, in hundredths; what a step leaves goes to those after it."""
+
+PREPARATION = dict.fromkeys(STEPS, 0.0) | {"peak_share": 2, "memory": 2, "deletions": 1, "sums": 3, "training": 2}
+"""How long a step takes before it times anything: in checks of one competitor on the small network."""
 
 
 def _alone(field: Field, *arguments: str, environment: Mapping[str, str] | None = None) -> Found:
     """What `benchmarks.cpu.alone` finds in a process of its own, on as many threads as this one."""
-    size = [] if field.sizes == FULL else ["--small"]
-    threads = ["--threads", str(torch.get_num_threads())]
-    command = [sys.executable, "-m", "benchmarks.cpu.alone", *arguments, *threads, *size]
-    done = execute(command, ALONE_S, environment)
+    size = [] if field.asked == FULL else ["--small"]
+    limit = min(ALONE_S, field.budget.left)
+    if limit <= 0:
+        raise LeftOut("no time is left for it")
+    process = [f"--threads={torch.get_num_threads()}", f"--seconds={limit}"]
+    command = [sys.executable, "-m", "benchmarks.cpu.alone", *arguments, *process, *size]
+    start = field.budget.clock()
+    done = execute(command, limit, environment)
+    if done.status is None and limit < ALONE_S:
+        raise LeftOut(f"the process {arguments[0]} was stopped after {limit:.3g} s")
     if done.status != 0:
         ended = "was stopped" if done.status is None else f"ended with status {done.status}"
         raise Failed(f"the process {' '.join(arguments)} {ended}", {"output": done.tail})
-    return dict(json.loads(done.output.splitlines()[-1]))
+    return {**json.loads(done.output.splitlines()[-1]), "process_s": field.budget.clock() - start}
 
 
 def _finite(rows: dict[str, dict[str, float]]) -> dict[str, dict[str, float | str]]:

@@ -15,10 +15,10 @@ import torch
 import pathnet
 from benchmarks import truth
 from benchmarks.cases import batch, network
+from benchmarks.cpu.budget import LeftOut
 from benchmarks.cpu.competitors import NORM_TOLERANCE, recorder
 from benchmarks.cpu.field import Field
 from benchmarks.outcome import Failed, Found
-from benchmarks.timing import interleaved
 
 __all__ = ["sums_by_length"]
 
@@ -32,7 +32,9 @@ def sums_by_length(field: Field) -> Found:
             found["error"][f"{bn}, {precision}"] = str(error) if error != error else error
             if not error < tolerance:
                 raise Failed(f"sums by length, {bn}, {precision}, are off by {error:.1g}, hence not timed", found)
-    for bn, precision, size in field.sizes.sums:
+    images = [size for _, _, size in field.sizes.sums]
+    for position, (bn, precision, size) in enumerate(field.sizes.sums):
+        share = field.budget.share(size / sum(images[position:]))
         tape = recorder(field.net, bn, precision)(*batch(field.sizes.setup, size=size))
         paths = pathnet.paths.one_of_each_length(field.n)
 
@@ -46,7 +48,12 @@ def sums_by_length(field: Field) -> Found:
             "norms": partial(tape.squared_norms_by_length, 1),
             "norms one by one": partial(one_by_one, tape.path_gradient_norms),
         }
-        timings = interleaved(field.sizes.setup, works, field.sizes.slow_rounds, 1)
+        which = f"{bn}, {precision}, {size} images"
+        try:
+            timings = share.timed(works, field.sizes.slow_rounds, f"rounds of {which}")
+        except LeftOut as left_out:
+            share.cut(f"sums by length, {which}", 1, None, str(left_out))
+            continue
         found["rows"].append(
             {
                 "bn": bn,

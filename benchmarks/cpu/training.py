@@ -17,7 +17,6 @@ from torch import Tensor
 from benchmarks.cases import batch, network
 from benchmarks.cpu.field import Field
 from benchmarks.outcome import Failed, Found
-from benchmarks.timing import interleaved
 from pathnet.models import ResidualNet
 from pathnet.training import Recipe, drawn_modules
 
@@ -41,14 +40,13 @@ def training_step(field: Field) -> Found:
         found["error"] = str(error)
         raise Failed(f"gradients with modules drawn are off by {error:.1g}, hence not timed", found)
     take, rounds = _step(field), count()
-    timings = interleaved(
-        sizes.setup,
+    timings = field.budget.timed(
         {
             "all modules": lambda: take(None),
             "modules drawn": lambda: take(_draw(field.net, sizes.drawn, next(rounds))),
         },
         sizes.draws,
-        warm_up=1,
+        "steps",
     )
     return found | {
         "timings": {name: timing.facts() for name, timing in timings.items()},

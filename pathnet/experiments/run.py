@@ -19,6 +19,7 @@ from pathnet.checks import MOST_INTEGER, check_integer, one_of
 from pathnet.data import Data
 from pathnet.lesion import BatchNormPolicy
 from pathnet.models import ResidualNet
+from pathnet.printable import printable
 from pathnet.results import Range
 
 __all__ = [
@@ -233,11 +234,11 @@ def check_data(net: ResidualNet, data: Data) -> None:
 
 
 def title(identity: Mapping[str, Any]) -> str:
-    """Data set and networks of a run, in words for figures."""
+    """Data set and networks of a run, in words for figures; their names come from files."""
     described = [_network(kind, own) for kind, own in identity.get("networks", {}).items()]
     if "model" in identity:
         described = [_network((identity["model"]["config"] or {}).get("model", "network"), [identity["model"]])]
-    return "; ".join([identity["data"]["name"], *described] if "data" in identity else described)
+    return printable("; ".join([identity["data"]["name"], *described] if "data" in identity else described))
 
 
 def _network(kind: str, seeds: Sequence[Mapping[str, Any]]) -> str:

@@ -1,0 +1,111 @@
+"""Checks of the files and folders that a command is given, before it begins what takes long."""
+
+from __future__ import annotations
+
+import stat
+import tempfile
+from pathlib import Path
+
+__all__ = [
+    "check_existing_folder",
+    "check_file_to_read",
+    "check_file_to_write",
+    "check_folder_to_write",
+    "check_utf_8",
+    "what_is",
+]
+
+FILE, FOLDER, NOTHING = "a file", "a folder", "which does not exist"
+LONGEST = 120
+"""Characters of a name that an error message quotes."""
+LONGEST_SUFFIX = ".checkpoint.safetensors.part"
+"""The longest of what is added to the name of a file for those that are written beside it."""
+
+
+def check_existing_folder(name: str, folder: Path, expected: str) -> None:
+    """Raise ValueError unless ``folder`` is one.
+
+    Args:
+        name: what an error calls the argument.
+        expected: what it calls the folder that should have come.
+    """
+    if (came := what_is(folder)) != FOLDER:
+        raise ValueError(f"{name}: expected {expected}, got {_named(folder)!r}, {came}")
+
+
+def check_folder_to_write(name: str, folder: Path) -> None:
+    """Raise ValueError unless files can be written to the folder, which need not exist."""
+    expected = "a folder to write to"
+    if (came := what_is(folder)) not in (FOLDER, NOTHING):
+        raise ValueError(f"{name}: expected {expected}, got {_named(folder)!r}, {came}")
+    _check_writable(name, folder, expected)
+
+
+def check_file_to_write(name: str, file: Path) -> None:
+    """Raise ValueError unless the file, which need not exist, and others beside it can be written."""
+    expected = "a file to write"
+    if (came := what_is(file)) not in (FILE, NOTHING):
+        raise ValueError(f"{name}: expected {expected}, got {_named(file)!r}, {came}")
+    beside = what_is(file.with_name(file.name + LONGEST_SUFFIX))
+    if beside not in (FILE, NOTHING):
+        raise ValueError(
+            f"{name}: expected {expected}, got {_named(file)!r}, to whose name no suffix can be added: {beside}"
+        )
+    _check_writable(name, file.parent, expected, file)
+
+
+def check_file_to_read(name: str, file: Path, expected: str) -> None:
+    """Raise ValueError where there is something else than a file; whoever reads it tells what it lacks."""
+    if (came := what_is(file)) not in (FILE, NOTHING):
+        raise ValueError(f"{name}: expected {expected}, got {_named(file)!r}, {came}")
+
+
+def check_utf_8(name: str, path: Path) -> None:
+    """Raise ValueError unless the name is UTF-8, without which weights cannot be written and read again."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name}: expected a name in UTF-8 for what holds weights, got {str(path)!r}") from None
+
+
+def what_is(path: Path) -> str:
+    """Return what lies at a path, in words for an error message."""
+    if str(path) == "-":
+        return "which stands for no file (a file of this name is ./-)"
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "a link to nothing" if path.is_symlink() else NOTHING
+    except NotADirectoryError:
+        through = next(parent for parent in reversed(path.parents) if not parent.is_dir())
+        return f"a path through {through}, {what_is(through)}"
+    except OSError as error:
+        return f"of which the system says: {error.strerror}"
+    if stat.S_ISDIR(mode):
+        return FOLDER
+    return FILE if stat.S_ISREG(mode) else "a device, pipe or socket"
+
+
+def _named(path: Path) -> str:
+    name = str(path)
+    return name if len(name) <= LONGEST else f"{name[:LONGEST]}..."
+
+
+def _check_writable(name: str, folder: Path, expected: str, asked: Path | None = None) -> None:
+    nearest = next(own for own in (folder, *folder.absolute().parents) if what_is(own) != NOTHING)
+    reason: str | None = what_is(nearest)
+    if reason == FOLDER:
+        reason = _refusal(nearest)
+    if reason is not None:
+        raise ValueError(
+            f"{name}: expected {expected}, got {_named(asked or folder)!r}: nothing can go into {nearest} ({reason})"
+        )
+
+
+def _refusal(folder: Path) -> str | None:
+    """Why no file can be written to a folder, None where one can: a try, since root may do more than modes say."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror
