@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Case, shaken
+from cases import Case, faint, shaken
 from judging import TOLERANCES, check, check_sums, random_basic_net, random_routings, reference_outputs
 from oracles import detach_loop, in_float64, relative_error
 from tolerances import FLOAT32_SAMPLE_NORM, FORWARD
@@ -434,3 +434,13 @@ def test_where_there_is_no_gpu_the_engine_says_why(monkeypatch: pytest.MonkeyPat
     net = SMALL.net()
     reason = CudaEngine().unsupported(net, "running", "float32", (16, 6, 6), torch.device("cuda"))
     assert reason == "Some GPU is of compute capability 7.5, the kernels need 8.0"
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_module_shrinks_beyond_float32_is_kept(seed: int, precision: Any) -> None:
+    net, images, labels = random_basic_net(seed, smallest=1 if precision == "float32" else 6)
+    net = faint(net, seed, growth=20)
+    tape = pathnet.record(net, images, labels, engine="twin", precision=precision)
+    check(tape, random_routings(net.n, seed), precision)
+    check_sums(tape, torch.ones(net.n, 2), precision)

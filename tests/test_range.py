@@ -206,3 +206,19 @@ def test_lifted_coefficients_stay_in_range() -> None:
     routing, exponents = shares.of_routing(codes)
     assert torch.equal(routing, codes) and exponents.tolist() == [-140, 0]
     assert torch.equal(scaling.times_power_of_two(torch.ones(2), exponents)[1:], torch.ones(1))
+
+
+@needs_cpu
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("bn", ["running", "batch"])
+def test_dividing_changes_no_bit_of_an_ordinary_network(
+    bn: Any, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, images, labels = measured_net(5, small=True)
+    b = pathnet.paths.enumerate_all(net.n)[:32]
+    plain = pathnet.record(net, images, labels, bn=bn, engine="cpu", precision=precision)
+    monkeypatch.setattr(magnitudes, "ORDINARY", -1)
+    back = pathnet.record(net, images, labels, bn=bn, engine="cpu", precision=precision)
+    assert back._record.blocks.magnitudes is not None  # type: ignore[attr-defined]
+    assert torch.equal(plain.path_gradient_norms(b, per_sample=True), back.path_gradient_norms(b, per_sample=True))
+    assert torch.equal(plain.path_gradients(b), back.path_gradients(b))

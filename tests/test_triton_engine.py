@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import SMALL, Case, measured_net, post_activation_net, random_net
+from cases import SMALL, Case, faint, measured_net, post_activation_net, random_net
 from judging import TOLERANCES, check, check_sums, random_routings, reference_outputs
 from oracles import autograd, detach_loop, in_float64, relative_error
 from strangers import STRANGERS
@@ -466,3 +466,15 @@ def test_the_engines_check_of_itself(bn: Any, post: bool, monkeypatch: pytest.Mo
     right = Interpreted.routed_backward_norms
     monkeypatch.setattr(Interpreted, "routed_backward_norms", lambda *given: right(*given) * 1.03)
     assert check_itself() == "it disagrees with the reference on a small input (relative error 0.03 in float32)"
+
+
+@pytest.mark.usefixtures("big_tiles")
+@pytest.mark.parametrize("bn", MODES)
+@pytest.mark.parametrize("kind", ["pre", "post"])
+def test_what_a_module_shrinks_beyond_float32_is_kept(kind: str, bn: str) -> None:
+    net, images, labels = small_net(1) if kind == "pre" else post_activation_net(23, bn)
+    net = faint(net, 0)
+    tape = recorded(net, images, labels, bn)
+    assert own_record(tape).network.magnitudes is not None
+    check(tape, random_routings(net.n, 0), "float32")
+    check_sums(tape, torch.ones(net.n, 2), "float32")

@@ -232,7 +232,7 @@ def _divided(network: TritonNetwork, back: Divided) -> TritonNetwork:
 
 def _divided_transposed(conv: Convolution, exponent: int, dtype: torch.dtype) -> Convolution:
     weight = scaling.times_power_of_two(conv.weight, torch.tensor(-exponent, device=conv.weight.device))
-    return replace(conv, transposed=weight.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format))
+    return replace(conv, transposed=weight.transpose(1, 2).to(dtype).contiguous())
 
 
 def _pre_network(net: ResidualNet, bn: BatchNormMode, precision: Precision, shape: Shape) -> TritonNetwork:
