@@ -100,7 +100,7 @@ class Packed {
  public:
   Packed(const Kernels& kernels, const Plan& plan, Direction direction, bool fold)
       : own_(static_cast<uint8_t*>(::operator new(kernels.packed_size(plan, direction), std::align_val_t(64)))) {
-    kernels.pack(plan, direction, fold, own_.get());
+    kernels.pack(plan, direction, fold, own_.get(), [] {});
   }
   const uint8_t* data() const { return own_.get(); }
 
@@ -117,7 +117,8 @@ Team team_of(int threads) {
             for (int worker = 1; worker < threads; ++worker) others.emplace_back(work, worker);
             work(0);
             for (std::thread& other : others) other.join();
-          }};
+          },
+          [] {}};
 }
 
 struct Walked {
