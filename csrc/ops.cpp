@@ -7,10 +7,14 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstring>
 #include <exception>
 #include <mutex>
 #include <stdexcept>
+#include <thread>
 #include <tuple>
 #include <vector>
 
@@ -19,6 +23,7 @@
 #include "cuda/program.h"
 #include "cuda/routed_backward.h"
 #include "cuda/routed_forward.h"
+#include "signals.h"
 
 namespace pathnet {
 namespace {
@@ -72,24 +77,68 @@ Plan checked_plan(const Tensor& blocks, const Tensor& units, const Tensor& weigh
   return plan;
 }
 
-// The threads that torch would use.
-Team team() {
-  const int threads = int(torch::stable::get_num_threads());
-  return {threads, [threads](const std::function<void(int)>& work) {
-            // What a thread throws would reach the caller as a failure without a cause.
-            std::exception_ptr thrown;
-            std::mutex writing;
-            torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-              try {
-                for (int64_t worker = begin; worker < end; ++worker) work(int(worker));
-              } catch (...) {
-                const std::lock_guard<std::mutex> lock(writing);
-                thrown = std::current_exception();
-              }
-            });
-            if (thrown) std::rethrow_exception(thrown);
-          }};
-}
+// The threads that torch would use, on one walk, which a signal may end.
+class Threads {
+ public:
+  Team team() {
+    return {count_, [this](const std::function<void(int)>& work) { run(work); }, [this] { watch_.check(); }};
+  }
+
+ private:
+  void run(const std::function<void(int)>& work) {
+    running_ = count_;
+    torch::stable::parallel_for(0, count_, 1, [&](int64_t begin, int64_t end) {
+      keep([&] {
+        for (int64_t worker = begin; worker < end; ++worker) work(int(worker));
+      });
+      leave(int(end - begin));
+      // The caller's thread alone answers signals, also where the others have more to do.
+      if (watch_.answers()) keep([&] { wait(); });
+    });
+    if (thrown_) std::rethrow_exception(thrown_);
+  }
+
+  // What a thread throws would reach the caller as a failure without a cause. Of several, the first is the cause.
+  template <class Work>
+  void keep(const Work& work) {
+    try {
+      work();
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!thrown_) thrown_ = std::current_exception();
+      watch_.end();
+    }
+  }
+
+  void leave(int workers) {
+    if ((running_ -= workers) > 0) return;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    all_through_.notify_one();
+  }
+
+  void wait() {
+    const auto through = [&] { return running_ == 0; };
+    // Most often the others need no more than this, and to sleep and be woken takes as long.
+    for (const auto until = std::chrono::steady_clock::now() + kSpin; std::chrono::steady_clock::now() < until;) {
+      if (through()) return;
+      std::this_thread::yield();
+    }
+    for (std::unique_lock<std::mutex> lock(mutex_); !all_through_.wait_for(lock, kSignalPeriod, through);) {
+      lock.unlock();
+      watch_.check();
+      lock.lock();
+    }
+  }
+
+  static constexpr std::chrono::microseconds kSpin{200};
+
+  const int count_ = int(torch::stable::get_num_threads());
+  Watch watch_;
+  std::atomic<int> running_{0};
+  std::mutex mutex_;
+  std::condition_variable all_through_;
+  std::exception_ptr thrown_;
+};
 
 // What stands before packed weights: which kernels they are for.
 struct PackedHeader {
@@ -109,7 +158,8 @@ Tensor cpu_pack(const Tensor& blocks, const Tensor& units, const Tensor& weights
   Tensor packed = torch::stable::new_zeros(blocks, {size}, ScalarType::Byte);
   uint8_t* bytes = packed.mutable_data_ptr<uint8_t>();
   *reinterpret_cast<PackedHeader*>(bytes) = {int64_t(isa), int64_t(direction), fold_scales, bf16};
-  kernels.pack(plan, direction, fold_scales, bytes + kHeaderBytes);
+  Watch watch;
+  kernels.pack(plan, direction, fold_scales, bytes + kHeaderBytes, [&] { watch.check(); });
   return packed;
 }
 
@@ -195,7 +245,7 @@ std::tuple<Tensor, Tensor, Tensor> routed_backward(const Tensor& grad, const Ten
   const int64_t routings = checked_routings(routing, plan);
   BackwardResult made = backward_result(plan, grad, exponent, relu_bits.size(0), routings, relu_bits, gradients);
   const BackwardWalk job = backward_walk(plan, checked, grad, exponent, routing, routings, made);
-  if (made.batch > 0 && routings > 0) checked.kernels.backward(job, team());
+  if (made.batch > 0 && routings > 0) checked.kernels.backward(job, Threads().team());
   return {made.norms, made.grad_input, made.exponent_input};
 }
 
@@ -212,7 +262,7 @@ std::tuple<Tensor, Tensor, Tensor> sums_by_length(const Tensor& grad, const Tens
   BackwardResult made =
       backward_result(plan, grad, exponent, relu_bits.size(0), plan.block_count + 1, relu_bits, gradients);
   const BackwardWalk job = backward_walk(plan, checked, grad, exponent, routing, routings, made);
-  if (made.batch > 0) checked.kernels.sums_by_length(job, team());
+  if (made.batch > 0) checked.kernels.sums_by_length(job, Threads().team());
   return {made.norms, made.grad_input, made.exponent_input};
 }
 
@@ -245,7 +295,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_walk(const Tensor& grad, const Tensor& 
                                  gradients ? made.grad_input.mutable_data_ptr<float>() : nullptr,
                                  gradients ? made.exponent_input.mutable_data_ptr<int32_t>() : nullptr};
   const auto walk = kSums ? checked.kernels.batch_sums_by_length : checked.kernels.batch_backward;
-  if (made.batch > 0 && routings > 0) walk(job, team());
+  if (made.batch > 0 && routings > 0) walk(job, Threads().team());
   return {made.norms, made.grad_input, made.exponent_input};
 }
 
@@ -308,7 +358,7 @@ std::tuple<Tensor, Tensor> routed_forward(const Tensor& y0, const Tensor& routin
                            routing.size(0),
                            output.mutable_data_ptr<float>(),
                            record ? relu_bits.mutable_data_ptr<uint8_t>() : nullptr};
-  if (job.batch > 0 && job.routings > 0) checked.kernels.forward(job, team());
+  if (job.batch > 0 && job.routings > 0) checked.kernels.forward(job, Threads().team());
   return {output, relu_bits};
 }
 
@@ -336,7 +386,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_forward(const Tensor& y0, const
                                 record ? relu_bits.mutable_data_ptr<uint8_t>() : nullptr,
                                 record ? normalized.mutable_data_ptr<float>() : nullptr,
                                 record ? batch_scales.mutable_data_ptr<float>() : nullptr};
-  if (job.batch > 0 && job.routings > 0) checked.kernels.batch_forward(job, team());
+  if (job.batch > 0 && job.routings > 0) checked.kernels.batch_forward(job, Threads().team());
   return {output, relu_bits, normalized, batch_scales};
 }
 

@@ -1,12 +1,21 @@
 """The native library: its ops as typed functions, and the facts of its build.
 
 Importing this module never fails: where the library is not built, `LOADED` is False and `WHY_NOT` says so.
+
+In the main thread the functions of the cpu engine answer signals while they compute, several times a second: Ctrl-C
+ends them with its KeyboardInterrupt, and so does whatever else a signal's handler raises. A handler that returns only
+delays them. (Of `torch.ops.pathnet` itself the exception is a RuntimeError.)
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import importlib
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,20 +39,42 @@ __all__ = [
 ]
 
 
+LIBRARY = Path(__file__).with_name("_ops.so")
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
 def _load() -> str:
     """Why the library could not be loaded; empty where it was."""
-    library = Path(__file__).with_name("_ops.so")
-    if not library.exists():
+    if not LIBRARY.exists():
         return "the native library is not built (make install builds it)"
     try:
-        torch.ops.load_library(library)  # type: ignore[no-untyped-call]
-    except OSError as error:
+        torch.ops.load_library(LIBRARY)  # type: ignore[no-untyped-call]
+        functions = ctypes.PyDLL(str(LIBRARY))
+        functions.pathnet_answer_signals(ctypes.c_ulong(threading.main_thread().ident or 0))
+    except (OSError, AttributeError) as error:  # The latter of an older build, without that function.
         return f"the native library does not load ({str(error).splitlines()[0]})"
     return ""
 
 
 WHY_NOT = _load()
 LOADED = not WHY_NOT
+
+
+def _interruptible(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Raise what a signal's handler raised in place of the error of the op that it ended."""
+
+    @functools.wraps(function)
+    def call(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
+        try:
+            return function(*arguments, **named)
+        except RuntimeError:
+            # Does nothing where no handler has raised.
+            ctypes.PyDLL(str(LIBRARY)).pathnet_raise_interruption()
+            raise
+
+    return call
 
 
 def build_facts() -> dict[str, str | list[str]]:
@@ -68,6 +99,7 @@ def build_facts() -> dict[str, str | list[str]]:
     }
 
 
+@_interruptible
 def cpu_pack(
     blocks: Tensor, units: Tensor, weights: Tensor, scales: Tensor, backward: bool, fold_scales: bool, bf16: bool
 ) -> Tensor:
@@ -97,6 +129,7 @@ def cpu_pack(
     return torch.as_tensor(torch.ops.pathnet.cpu_pack(blocks, units, weights, scales, backward, fold_scales, bf16))
 
 
+@_interruptible
 def routed_backward(
     grad: Tensor,
     exponent: Tensor,
@@ -136,6 +169,7 @@ def routed_backward(
     return norms, grad_input, exponent_input
 
 
+@_interruptible
 def sums_by_length(
     grad: Tensor,
     exponent: Tensor,
@@ -165,6 +199,7 @@ def sums_by_length(
     return norms, grad_input, exponent_input
 
 
+@_interruptible
 def routed_forward(
     y0: Tensor,
     routing: Tensor,
@@ -200,6 +235,7 @@ def routed_forward(
     return output, relu_bits
 
 
+@_interruptible
 def batch_backward(
     grad: Tensor,
     exponent: Tensor,
@@ -233,6 +269,7 @@ def batch_backward(
     return norms, grad_input, exponent_input
 
 
+@_interruptible
 def batch_sums_by_length(
     grad: Tensor,
     exponent: Tensor,
@@ -263,6 +300,7 @@ def batch_sums_by_length(
     return norms, grad_input, exponent_input
 
 
+@_interruptible
 def batch_forward(
     y0: Tensor,
     routing: Tensor,

@@ -89,7 +89,7 @@ class BatchBackward {
         network_(make_network(job.plan, true, false)),
         packed_(network_, job.packed),
         starts_(normalized_starts(network_, job.batch)),
-        routings_(job.routing, job.routings, job.plan.block_count, Direction::kBackward),
+        routings_(job.routing, job.routings, job.plan.block_count, Direction::kBackward, team),
         benches_(network_, team.threads) {
     for (const auto* images : {&network_.ends, &network_.inputs}) {
       for (const Image& image : *images) {
@@ -352,7 +352,10 @@ class BatchBackward {
       for_each(int64_t(some.size()), [&](int worker, int64_t s, int64_t g) {
         Gradient& source = *some[g][0]->from;
         if (last && !source.finished) finish_sample(source, s);
-        for (Gradient* way : some[g]) convolve_sample(worker, b, u, *way, s);
+        for (Gradient* way : some[g]) {
+          team_.check();
+          convolve_sample(worker, b, u, *way, s);
+        }
       });
     };
     take(groups);

@@ -20,9 +20,10 @@ int64_t size_of(const Network& network) {
 }
 
 template <class Convolver>
-void pack_into(const Network& network, uint8_t* bytes) {
+void pack_into(const Network& network, uint8_t* bytes, const std::function<void()>& check) {
   auto* own = reinterpret_cast<typename Convolver::Element*>(bytes);
   for (const Convolution& convolution : network.convolutions) {
+    check();
     Convolver::pack(convolution, own);
     own += Convolver::packed_size(convolution);
   }
@@ -35,12 +36,13 @@ int64_t packed_size(const Plan& plan, Direction direction) {
 }
 
 template <class Convolver>
-void pack(const Plan& plan, Direction direction, bool fold_scales, uint8_t* bytes) {
+void pack(const Plan& plan, Direction direction, bool fold_scales, uint8_t* bytes,
+          const std::function<void()>& check) {
   const Network network = make_network(plan, direction == Direction::kBackward, fold_scales);
   if (direction == Direction::kBackward) {
-    pack_into<Convolver>(network, bytes);
+    pack_into<Convolver>(network, bytes, check);
   } else {
-    pack_into<ForwardConvolver>(network, bytes);
+    pack_into<ForwardConvolver>(network, bytes, check);
   }
 }
 

@@ -9,10 +9,15 @@
 
 namespace pathnet {
 
-// Calls a function once on each of `threads` threads, with the thread's number, and returns when all are through.
+// The threads of a walk.
 struct Team {
   int threads;
+  // Calls a function once on each of them, with the thread's number, and returns when all are through. What one
+  // throws is thrown again.
   std::function<void(const std::function<void(int)>&)> run;
+  // Each thread calls it before every step of a walk, milliseconds apart at ordinary sizes. It throws where the walk
+  // is to end, which has then written a part of its results.
+  std::function<void()> check;
 };
 
 enum class Direction { kBackward, kForward };
@@ -81,9 +86,9 @@ int64_t normalized_size(const Plan& plan, int64_t batch);
 
 // One instruction set's kernels for one precision.
 struct Kernels {
-  // Bytes that pack writes for the whole plan.
+  // Bytes that pack writes for the whole plan. Its check is as a team's.
   int64_t (*packed_size)(const Plan&, Direction);
-  void (*pack)(const Plan&, Direction, bool fold_scales, uint8_t*);
+  void (*pack)(const Plan&, Direction, bool fold_scales, uint8_t*, const std::function<void()>& check);
   void (*backward)(const BackwardWalk&, const Team&);
   void (*sums_by_length)(const BackwardWalk&, const Team&);
   void (*forward)(const ForwardWalk&, const Team&);

@@ -25,8 +25,9 @@ class SumsByLength {
  public:
   using Element = typename Convolver::Element;
 
-  SumsByLength(const BackwardWalk& job, const Network& network, const Packed<Convolver>& packed)
+  SumsByLength(const BackwardWalk& job, const Team& team, const Network& network, const Packed<Convolver>& packed)
       : job_(job),
+        team_(team),
         network_(network),
         block_(network, packed),
         sums_(network, job.plan.block_count + 1),
@@ -68,6 +69,7 @@ class SumsByLength {
     if (!block.skips_by_identity()) which_ = same ? 1 - which_ : 0;
     const int64_t together = samples_together<Convolver>(network_, b);
     for (int64_t last = top + 1; last >= 0; last -= together) {
+      team_.check();
       const int64_t first = std::max<int64_t>(last - together + 1, 0), count = last - first + 1;
       Way<Convolver> ways[kMostSamples];
       State made[kMostSamples];
@@ -139,6 +141,7 @@ class SumsByLength {
   }
 
   const BackwardWalk& job_;
+  const Team& team_;
   const Network& network_;
   BlockBackward<Convolver> block_;
   Buffers<Convolver> sums_, operands_;
@@ -152,7 +155,7 @@ void walk_sums_by_length(const BackwardWalk& job, const Team& team) {
   const Packed<Convolver> packed(network, job.packed);
   take_in_turn(team, job.batch, [&](int, const auto& next, int64_t count) {
     const FlushDenormals flush;
-    SumsByLength<Convolver> walker(job, network, packed);
+    SumsByLength<Convolver> walker(job, team, network, packed);
     for (int64_t sample; (sample = next()) < count;) walker.walk(sample);
   });
 }

@@ -19,10 +19,11 @@ namespace {
 
 class Routings {
  public:
-  Routings(const float* routing, int64_t count, int64_t blocks, Direction direction)
+  Routings(const float* routing, int64_t count, int64_t blocks, Direction direction, const Team& team)
       : routing_(routing), blocks_(blocks), direction_(direction), order_(count) {
     std::iota(order_.begin(), order_.end(), int64_t(0));
-    std::sort(order_.begin(), order_.end(), [this](int64_t one, int64_t other) {
+    std::sort(order_.begin(), order_.end(), [&](int64_t one, int64_t other) {
+      team.check();  // Of a million routings, this takes seconds.
       for (int64_t depth = 0; depth < blocks_; ++depth) {
         const uint64_t own = key(one, depth), others = key(other, depth);
         if (own != others) return own < others;
@@ -70,15 +71,16 @@ struct Item {
 
 // Items of about equal cost, several a thread, the dearest first. cost(depth) is that of a block's residual module.
 template <class Cost>
-std::vector<Item> make_items(const Routings& routings, int64_t batch, int threads, const Cost& cost) {
+std::vector<Item> make_items(const Routings& routings, int64_t batch, const Team& team, const Cost& cost) {
   constexpr int64_t kItemsPerThread = 6;
-  const int64_t wanted = kItemsPerThread * threads;
+  const int64_t wanted = kItemsPerThread * team.threads;
   int64_t group = std::min<int64_t>(kMostSamples, std::max<int64_t>(1, batch * routings.count() / wanted));
   const int64_t groups = (batch + group - 1) / group;
   const int64_t cuts = std::min(routings.count(), (wanted + groups - 1) / groups);
   // What each routing adds to those before it.
   std::vector<double> costs(routings.count() + 1, 0.0);
   for (int64_t p = 0; p < routings.count(); ++p) {
+    team.check();
     bool shared = p > 0;
     double own = 0.01;
     for (int64_t depth = 0; depth < routings.blocks(); ++depth) {
@@ -107,7 +109,8 @@ std::vector<Item> make_items(const Routings& routings, int64_t batch, int thread
 // The walker offers: samples(); together(depth), the samples that fit in cache at a depth; step(depth, coefficients,
 // first sample, last sample); save(slot); restore(slot); finish(routing).
 template <class Walker>
-void descend(const Routings& routings, Walker& walker, int64_t first, int64_t last, int64_t depth, int slot) {
+void descend(const Routings& routings, Walker& walker, const Team& team, int64_t first, int64_t last, int64_t depth,
+             int slot) {
   while (depth < routings.blocks()) {
     const int64_t together = walker.together(depth);
     int64_t end = depth;
@@ -115,12 +118,18 @@ void descend(const Routings& routings, Walker& walker, int64_t first, int64_t la
     if (end == depth) break;
     for (int64_t sample = 0; sample < walker.samples(); sample += together) {
       const int64_t stop = std::min(sample + together, walker.samples());
-      for (int64_t d = depth; d < end; ++d) walker.step(d, routings.coefficients(first, d), sample, stop);
+      for (int64_t d = depth; d < end; ++d) {
+        team.check();
+        walker.step(d, routings.coefficients(first, d), sample, stop);
+      }
     }
     depth = end;
   }
   if (depth == routings.blocks()) {
-    for (int64_t p = first; p < last; ++p) walker.finish(routings.routing(p));
+    for (int64_t p = first; p < last; ++p) {
+      team.check();
+      walker.finish(routings.routing(p));
+    }
     return;
   }
   std::vector<std::pair<int64_t, int64_t>> branches;
@@ -134,7 +143,7 @@ void descend(const Routings& routings, Walker& walker, int64_t first, int64_t la
   for (size_t i = 0; i < branches.size(); ++i) {
     if (i > 0) walker.restore(slot);
     const bool final = i + 1 == branches.size();
-    descend(routings, walker, branches[i].first, branches[i].second, depth, final ? slot : slot + 1);
+    descend(routings, walker, team, branches[i].first, branches[i].second, depth, final ? slot : slot + 1);
   }
 }
 

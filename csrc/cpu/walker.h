@@ -47,21 +47,25 @@ inline float least(const Unit& unit) { return unit.bits_offset < 0 ? -INFINITY :
 template <class Work>
 void take_in_turn(const Team& team, int64_t count, const Work& work) {
   std::atomic<int64_t> next{0};
-  team.run([&](int worker) { work(worker, [&] { return next.fetch_add(1, std::memory_order_relaxed); }, count); });
+  const auto take = [&] {
+    team.check();
+    return next.fetch_add(1, std::memory_order_relaxed);
+  };
+  team.run([&](int worker) { work(worker, take, count); });
 }
 
 // Walks all samples along all routings, a walker a thread: make() gives a fresh one.
 template <class Job, class Make>
 void walk_items(const Job& job, const Team& team, const Network& network, Direction direction, const Make& make) {
-  const Routings routings(job.routing, job.routings, job.plan.block_count, direction);
+  const Routings routings(job.routing, job.routings, job.plan.block_count, direction, team);
   const std::vector<Item> items =
-      make_items(routings, job.batch, team.threads, [&](int64_t block) { return operations(network, block); });
+      make_items(routings, job.batch, team, [&](int64_t block) { return operations(network, block); });
   take_in_turn(team, int64_t(items.size()), [&](int, const auto& next, int64_t count) {
     const FlushDenormals flush(direction == Direction::kBackward);
     auto walker = make();
     for (int64_t i; (i = next()) < count;) {
       walker.begin(items[i]);
-      descend(routings, walker, items[i].first, items[i].last, 0, 0);
+      descend(routings, walker, team, items[i].first, items[i].last, 0, 0);
     }
   });
 }

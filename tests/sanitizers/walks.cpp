@@ -7,6 +7,7 @@
 // Exit status 1, and one line that says where, at the first walk that gives a wrong result.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -100,7 +101,7 @@ class Packed {
  public:
   Packed(const Kernels& kernels, const Plan& plan, Direction direction, bool fold)
       : own_(static_cast<uint8_t*>(::operator new(kernels.packed_size(plan, direction), std::align_val_t(64)))) {
-    kernels.pack(plan, direction, fold, own_.get());
+    kernels.pack(plan, direction, fold, own_.get(), [] {});
   }
   const uint8_t* data() const { return own_.get(); }
 
@@ -111,12 +112,29 @@ class Packed {
   std::unique_ptr<uint8_t, Free> own_;
 };
 
-Team team_of(int threads) {
-  return {threads, [threads](const std::function<void(int)>& work) {
-            std::vector<std::thread> others;
-            for (int worker = 1; worker < threads; ++worker) others.emplace_back(work, worker);
-            work(0);
-            for (std::thread& other : others) other.join();
+// Thrown out of a walk that is ended half way.
+struct Ended {};
+
+// Threads whose walk ends at their check of a number; without one, at its own end.
+Team team_of(int threads, int64_t last_check = INT64_MAX) {
+  const auto checks = std::make_shared<std::atomic<int64_t>>(0);
+  const auto run = [threads](const std::function<void(int)>& work) {
+    std::atomic<bool> ended{false};
+    const auto guarded = [&](int worker) {
+      try {
+        work(worker);
+      } catch (const Ended&) {
+        ended = true;
+      }
+    };
+    std::vector<std::thread> others;
+    for (int worker = 1; worker < threads; ++worker) others.emplace_back(guarded, worker);
+    guarded(0);
+    for (std::thread& other : others) other.join();
+    if (ended) throw Ended();
+  };
+  return {threads, run, [checks, last_check] {
+            if (++*checks >= last_check) throw Ended();
           }};
 }
 
@@ -331,6 +349,15 @@ class Judge {
       return walk(team_of(threads));
     };
     Result one = run(1);
+    // Whoever ends a walk gets nothing of it, and leaves nothing behind.
+    for (int64_t last_check : {int64_t(1), int64_t(2 + seed_ % 50)}) {
+      doing = name + text(", %d threads that end at check %d", several(), int(last_check));
+      try {
+        walk(team_of(several(), last_check));
+        if (last_check == 1) fail("the walk went on");
+      } catch (const Ended&) {
+      }
+    }
     if (!(run(several()) == one)) fail("not what one thread gives");
     doing = name;
     return one;
