@@ -1,4 +1,4 @@
-"""Walks of the cpu engine that signals reach half way, in a process of its own: `test_interrupts` runs it.
+"""Walks of the cpu engine that signals reach half way, in a process of its own: `test_interrupted_walks` runs it.
 
     python tests/interrupted.py FUNCTION [ARGUMENT]
 
