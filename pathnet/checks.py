@@ -45,6 +45,8 @@ def described(value: object) -> str:
     if isinstance(value, bool | int | float | complex | str | bytes | np.generic | None):
         text = repr(value)
         return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    if isinstance(value, list | tuple | dict) and not value:
+        return repr(value)
     return f"a {type(value).__name__}"
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["big_tiles", "correct"]
+__all__ = ["big_tiles", "correct", "sum_in_order"]
 
 
 def correct() -> None:
@@ -116,6 +116,21 @@ def from_bits(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
 def to_bits(values: NDArray[Any]) -> NDArray[np.uint16]:
     rounded = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).bfloat16().view(torch.int16)
     return rounded.numpy().view(np.uint16).reshape(values.shape)
+
+
+def sum_in_order(monkeypatch: Any) -> None:
+    """Products that add up term by term: in BLAS, what a row comes to may hang on its place among the rows."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def create_dot(self: Any, a: Any, b: Any, c: Any, precision: Any, imprecise: Any) -> Any:
+        left, right = (from_bits(x.data) if x.dtype.scalar == tl.bfloat16 else x.data for x in (a, b))
+        total = np.zeros_like(c.data)
+        for k in range(left.shape[-1]):
+            total += left[..., k, None] * right[..., k, None, :]
+        return TensorHandle(total + c.data, c.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
 
 
 def big_tiles(monkeypatch: Any) -> None:

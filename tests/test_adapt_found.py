@@ -334,8 +334,11 @@ def test_named_blocks_are_traced_one_by_one() -> None:
         ({"blocks": ["conv", "nothing"]}, "blocks: the model has no submodule 'nothing'"),
         ({"blocks": [nn.Conv2d(1, 1, 1)]}, "blocks: expected submodules of the model, their names, or pairs"),
         ({"blocks": [3]}, "blocks: expected submodules of the model"),
-        ({"blocks": [(None, "blocks.0.module", torch.relu)]}, "stem, head: expected both"),
-        ({"blocks": None}, "stem, head: expected None"),
+        (
+            {"blocks": [(None, "blocks.0.module", torch.relu)]},
+            "stem: expected a part of the model with blocks as pairs of branches, got None",
+        ),
+        ({"blocks": None}, "stem: expected None but with blocks as pairs of branches"),
         ({"blocks": [("blocks.0.module",)]}, "blocks: expected pairs"),
         ({"blocks": [("blocks.0.module", None)]}, "blocks: expected a residual module in block 1"),
         ({"blocks": [(None, "fc")]}, "the residual module of block 1: refuses what comes before it"),
@@ -347,7 +350,7 @@ def test_named_blocks_are_traced_one_by_one() -> None:
 def test_wrong_blocks(change: dict[str, Any], message: str) -> None:
     model = Flow("")
     arguments = {**given(model), **change}
-    if message.startswith("stem, head: expected both"):
+    if message.startswith("stem: expected a part of the model with blocks as pairs of branches, got None"):
         arguments |= {"stem": None}
     elif isinstance(change["blocks"], list) and not isinstance(change["blocks"][0], tuple):
         arguments = change
@@ -368,7 +371,7 @@ def test_outputs_and_examples() -> None:
         pathnet.adapt(model, torch.randn(2, 5))
     with pytest.raises(ValueError, match="example: expected a"):
         pathnet.adapt(model, [1, 2])  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="model: expected a torch.nn.Module, got int"):
+    with pytest.raises(ValueError, match="model: expected a torch.nn.Module, got 3"):
         pathnet.adapt(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="example: none could be guessed"):
         pathnet.adapt(nn.ReLU())

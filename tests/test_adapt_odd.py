@@ -78,7 +78,7 @@ class Refusing(Perceptron):
         (Refusing, {}, r"example: the model refuses the shape \[3, 4\] in torch.float32 \(too long\)"),
         (Refusing, {"example": None}, r"example: none could be guessed, .*\[2, 4\]: too long"),
         (Perceptron, {"example": torch.full((3, 4), torch.nan)}, "example: expected one for which .* is finite"),
-        (Perceptron, {"example": (torch.zeros(3, 4),)}, "example: expected a batch of inputs as a tensor, got tuple"),
+        (Perceptron, {"example": (torch.zeros(3, 4),)}, "example: expected a tensor, got a tuple"),
         (Perceptron, {"output": 0}, "output: expected None of a model that gives one tensor, got 0"),
         (Perceptron, {"blocks": []}, r"blocks: expected a list of submodules or their names, got \[\]"),
         (Perceptron, {"blocks": "first"}, "blocks: expected a list of submodules or their names, got 'first'"),

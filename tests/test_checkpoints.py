@@ -87,7 +87,7 @@ def refused(file: Path) -> str:
         ({"step": None}, "progress: step: expected an integer from 0 to 4, got None"),
         ({"step": 1}, "progress: history, how many epochs: expected an integer from 0 to 0, got 1"),
         ({"history": []}, "progress: history, how many epochs: expected an integer from 1 to 1, got 0"),
-        ({"history": {}}, "progress: history: expected a list of epochs, got a dict"),
+        ({"history": {}}, "progress: history: expected a list of epochs, got {}"),
         ({"history": [3]}, "progress: history: expected epochs of epoch, seconds, test_accuracy, train_loss, got 3"),
         ({"history": [{"epoch": 0}]}, "progress: history: expected epochs of"),
         ({"loss_sum": "x"}, "progress: loss_sum: expected a finite number of at least 0, got 'x'"),

@@ -352,9 +352,9 @@ def test_measuring_takes_no_more_than_its_share(
     clock = [0.0]
     through = reference._through
 
-    def counted(block: Any, x: Tensor, grads: Tensor, coefficients: Any) -> Tensor:
+    def counted(block: Any, x: Tensor, grads: Tensor, *further: Any) -> Any:
         clock[0] += len(grads) * len(x)
-        return through(block, x, grads, coefficients)
+        return through(block, x, grads, *further)
 
     monkeypatch.setattr(reference, "_through", counted)
     monkeypatch.setattr(effective_depth, "_now", lambda: clock[0])
@@ -492,4 +492,4 @@ def test_the_command_names_its_own_argument(tmp_path: Path) -> None:
     given = ["train", "--data", "synthetic", "--depth", "8", "--width", "2", "--device", "cpu"]
     given += ["--out", str(tmp_path / "net.safetensors"), "--effective-depth", str(tmp_path / "depth.csv")]
     done = CliRunner().invoke(cli.app, given)
-    assert done.exit_code == 1 and "effective_depth: cannot read" in done.output
+    assert done.exit_code == 1 and "effective_depth: expected a file" in done.output

@@ -134,12 +134,12 @@ def test_a_run_without_weights_of_its_own_asks_for_weights() -> None:
     [
         (["--width", "4611686018427387904"], "width: expected an integer from 1 to 1048576, got 4611686018427387904"),
         (
-            ["--width", "1000000"],
+            ["--width", "16000"],
             "width: expected a network whose weights, gradients and momentum fit this machine's",
         ),
         (["--depth", "6000002"], "depth: expected an integer from 1 to 10000, got 6000002"),
         (["--model", "highway", "--gate-bias=nan"], "gate_bias: expected a finite number, got nan"),
-        (["--survival=inf"], "survival: expected a probability above 0 and at most 1, got inf"),
+        (["--survival=inf"], "survival: expected a finite number above 0 and at most 1, got inf"),
     ],
     ids=lambda flags: " ".join(flags) if isinstance(flags, list) else "",
 )

@@ -325,6 +325,9 @@ def test_paths_without_modules_and_without_anything(bn: str) -> None:
 @pytest.mark.parametrize("bn", MODES)
 @pytest.mark.parametrize("precision", TOLERANCES)
 def test_results_are_bit_equal_for_any_grouping(precision: Any, bn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import interpreter
+
+    interpreter.sum_in_order(monkeypatch)
     case = Case("grouping", 8, width=4, side=6, batch=3)
     tape = recorded(case.net(), *case.images(), bn, precision)
     some = pathnet.paths.enumerate_all(tape.n)[[0, 3, 5, 6, 7]]

@@ -201,7 +201,7 @@ def blocks_a_stage(depth: int, block: Kind) -> int:
         ValueError: there is no such kind of block, or the depth does not fit it.
     """
     one_of("block", block, Kind)
-    depth = check_integer("depth", depth, -MOST_LAYERS, MOST_LAYERS)
+    depth = check_integer("depth", depth, 1, MOST_LAYERS)
     layers = 6 if block == "basic" else 9
     if depth < layers + 2 or (depth - 2) % layers:
         below = max(layers + 2, depth - (depth - 2) % layers)
@@ -278,7 +278,7 @@ def preact_resnet_imagenet(depth: int = 200, num_classes: int = 1000, width: int
     Raises:
         ValueError: an argument is out of its range.
     """
-    depth = check_integer("depth", depth, -MOST_LAYERS, MOST_LAYERS)
+    depth = check_integer("depth", depth, 1, MOST_LAYERS)
     if depth not in IMAGENET_STAGES:
         raise ValueError(f"depth: expected {', '.join(map(str, IMAGENET_STAGES))}, got {depth}")
     width, num_classes = check_size("width", width), check_size("num_classes", num_classes)
