@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pathnet.checks import check_callable, check_tensor
-from pathnet.chunks import in_chunks
+from pathnet.chunks import Pace, in_chunks
 from pathnet.engines import Engine
 from pathnet.models.coefficients import check_coefficients, known_as, of_blocks
 from pathnet.models.residual_net import ResidualNet, check_inputs, check_net, unwrapped
@@ -161,6 +161,7 @@ def routed_backward(engine: Engine, record: Record, routing: Tensor) -> Iterator
         len(routing),
         max(record.y0_shape.numel() * record.grad.element_size(), record.grad.nbytes),
         lambda part: engine.routed_backward(record.blocks, record.grad, record.exponent, routing[part]),
+        pace=_pace(record.grad, routing),
     ):
         yield part, grad, exponent
 
@@ -177,6 +178,7 @@ def routed_backward_norms(engine: Engine, record: Record, routing: Tensor) -> Te
         len(routing),
         batch * result.element_size(),
         lambda part: engine.routed_backward_norms(record.blocks, record.grad, record.exponent, routing[part]),
+        pace=_pace(record.grad, routing),
     ):
         result[part] = samples
     return result
@@ -195,4 +197,11 @@ def routed_forward(engine: Engine, prepared: Prepared, y0: Tensor, routing: Tens
         Which routings; their [p, B, *y_n.shape[1:]].
     """
     routing = routing.to(y0.dtype)
-    return in_chunks(len(routing), y0.nbytes, lambda part: engine.routed_forward(prepared, y0, routing[part]))
+    pace = _pace(y0, routing)
+    return in_chunks(
+        len(routing), y0.nbytes, lambda part: engine.routed_forward(prepared, y0, routing[part]), pace=pace
+    )
+
+
+def _pace(batch: Tensor, routing: Tensor) -> Pace:
+    return Pace(batch.device, len(batch) * routing.shape[1])

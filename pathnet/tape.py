@@ -242,6 +242,11 @@ class Recorder:
     nor its tapes. The forward pass is float32-accurate in every precision; ``precision`` is that of the walk. The
     engine is chosen on the first batch, and anew for images of another size or on another device.
 
+    Gradients are mantissas and powers of two between blocks, so that their norms may lie anywhere between 1e-300 and
+    1e300. At once, a residual module may shrink a gradient by 1e-60, or let it grow by 1e30; of the factors of one of
+    its batch normalisations those that lie 1e-18 below the largest lose digits, and in sums by length the two branches
+    of a block may lie 1e48 apart. Activations are float32: below 1e-45 they are 0, and their ReLUs pass nothing on.
+
     Args:
         bn: ``running``, batch normalisation by running statistics, samples independent; or ``batch``, by the
             batch's own statistics, through which the gradient then also flows.
@@ -250,7 +255,8 @@ class Recorder:
         at: where gradients are taken: the input of the first block (``y0``; of a language model, the embedded
             tokens), the ``image``, or the first convolution's weight (``stem_weight``; "the first layer" of the
             paper's Figure 6).
-        loss: a differentiable function of (output, target); the mean cross-entropy by default.
+        loss: a differentiable function of (output, target), one finite number; the mean cross-entropy by default. One
+            in float64 may lie anywhere in that type's range.
 
     Raises:
         ValueError: an argument is out of its range.
