@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from cases import Case, faint, measured_net, post_activation_net
 from judging import TOLERANCES, check, check_sums, random_routings
 from oracles import detach_loop, in_float64
-from torch import Tensor
+from torch import Tensor, nn
 
 import pathnet
 from pathnet import native, scaling
@@ -222,3 +222,25 @@ def test_dividing_changes_no_bit_of_an_ordinary_network(
     assert back._record.blocks.magnitudes is not None  # type: ignore[attr-defined]
     assert torch.equal(plain.path_gradient_norms(b, per_sample=True), back.path_gradient_norms(b, per_sample=True))
     assert torch.equal(plain.path_gradients(b), back.path_gradients(b))
+
+
+@pytest.mark.parametrize("engine", ["reference", pytest.param("cpu", marks=needs_cpu)])
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.Conv2d])
+def test_a_module_may_shrink_a_gradient_by_1e_60_at_once(kind: type[nn.Module], engine: str) -> None:
+    """As the recorder promises; the ReLU bits are those of the network whose factors are larger."""
+    net, (images, labels) = Case("basic", 8).net(), Case("basic", 8).images()
+    plain = pathnet.record(net, images, labels, engine="reference", precision="float64")
+    for block in net.blocks:
+        for module in block.modules():
+            if isinstance(module, kind) and module is not block.projection:
+                module.weight.data *= 2.0**-100  # type: ignore[operator]
+            if isinstance(module, nn.BatchNorm2d):
+                # So that what the next ReLU lets through does not hang on what was shrunk.
+                nn.init.ones_(module.bias) if kind is nn.Conv2d else module.bias.data.mul_(2.0**-100)
+    tape = pathnet.record(net, images, labels, engine=engine)
+    exact = pathnet.record(net, images, labels, engine="reference", precision="float64")
+    b = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]], dtype=torch.uint8)
+    expected = exact.path_gradient_norms(b)
+    torch.testing.assert_close(tape.path_gradient_norms(b), expected, rtol=1e-4, atol=0)
+    ratio = expected[:3] / plain.path_gradient_norms(b[:3])
+    assert ((ratio > 0) & (ratio < 1e-55)).any()
