@@ -27,7 +27,7 @@ INSTRUCTION_SETS = native.build_facts()["instruction_sets"] if native.LOADED els
 MODES = ["running", "batch"]
 SEEDS = 23
 EMULATED_SEEDS = 4
-"""AMX may run in software, ten microseconds an instruction."""
+"""AMX may run in software."""
 
 
 def each_seed(count: int = SEEDS) -> list[Any]:
