@@ -323,7 +323,7 @@ def snippets() -> Iterator[Snippet]:
                 number += 1
                 step, tile = (-1) ** number * (2 + number % 13), number // 4 % 8
                 start, displacement = 400 if of_tile else 0, DISPLACEMENTS[number % len(DISPLACEMENTS)]
-                if base == "rsp":  # the signal's own frame lies below it, and must not lie in the area
+                if base == "rsp":  # frames of the signal and the emulator lie below it, and must not lie in the area
                     start, displacement, step = 64 if of_tile else 0, abs(displacement), abs(step)
                 if base is not None and base == index:  # an address as stride: good for one row
                     if not of_tile:
@@ -337,8 +337,9 @@ def snippets() -> Iterator[Snippet]:
 def assembly_of(all_snippets: list[Snippet]) -> str:
     names = "".join(f"  .quad snippet_{number}\n" for number in range(len(all_snippets)))
     return (
-        ".globl snippets, snippet_count\n.bss\nsaved: .quad 0\n.text\n"
+        ".globl snippets, snippet_count, keep_registers\n.bss\nsaved: .quad 0\n.text\n"
         + "".join(snippet.assembly(number) for number, snippet in enumerate(all_snippets))
+        + keep_registers()
         + f".section .rodata\n.balign 8\nsnippets:\n{names}snippet_count: .quad {len(all_snippets)}\n"
         + '.section .note.GNU-stack,"",@progbits\n'
     )
@@ -353,6 +354,59 @@ def test_every_way_to_address_memory(probe: Run) -> None:
     assert len(done.stdout) == size * len(expected)
     for number, (snippet, bytes_) in enumerate(expected):
         assert done.stdout[number * size :][:size] == bytes_, f"{snippet.name} {snippet.operand()}"
+
+
+# Registers.
+
+KEPT_BYTES = 4096
+FLAGS_SET = 0x8D5
+"""Carry, parity, adjust, zero, sign and overflow."""
+
+
+def places_of_registers() -> Iterator[tuple[str, str, int]]:
+    """The instruction that moves a register, its name and its place."""
+    for number in range(32):
+        yield "vmovdqu64", f"zmm{number}", 64 * number
+    for number in range(8):
+        yield "kmovq", f"k{number}", 2048 + 8 * number
+    for number, register in enumerate(REGISTERS):
+        yield "mov", register, 2112 + 8 * number
+
+
+RED_ZONE, FLAGS = 2240, 2368
+
+
+def keep_registers() -> str:
+    """A function that loads all registers, flags and the red zone, executes a tile instruction, and stores them."""
+    lines = ["keep_registers:", *[f"push %{register}" for register in KEPT], "mov %rsp, saved(%rip)"]
+    lines.append(f"mov %rsp, arena+{2112 + 8 * REGISTERS.index('rsp')}")
+    lines += [f"pushq arena+{FLAGS}", "popfq"]
+    for half in (0, 64):
+        lines += [f"vmovdqu64 arena+{RED_ZONE + half}, %zmm0", f"vmovdqu64 %zmm0, {half - 128}(%rsp)"]
+    lines += [f"{move} arena+{place}, %{name}" for move, name, place in places_of_registers()]
+    lines.append("tdpbf16ps %tmm2, %tmm1, %tmm0")
+    lines += [f"{move} %{name}, arena+{KEPT_BYTES + place}" for move, name, place in places_of_registers()]
+    for half in (0, 64):
+        lines += [
+            f"vmovdqu64 {half - 128}(%rsp), %zmm0",
+            f"vmovdqu64 %zmm0, arena+{KEPT_BYTES + RED_ZONE + half}",
+        ]
+    lines += ["pushfq", f"popq arena+{KEPT_BYTES + FLAGS}", "mov saved(%rip), %rsp"]
+    return "\n  ".join([*lines, *[f"pop %{register}" for register in reversed(KEPT)], "ret"]) + "\n"
+
+
+@pytest.mark.parametrize("flags", [0, FLAGS_SET])
+def test_a_tile_instruction_changes_no_other_register(probe: Run, flags: int) -> None:
+    contents = np.random.default_rng(flags).integers(256, size=KEPT_BYTES, dtype=np.uint8)
+    contents[FLAGS : FLAGS + 8] = np.array([0x202 | flags]).view(np.uint8)
+    done = probe("registers", "all", data=contents.tobytes())
+    assert done.returncode == 0, done.stderr.decode()
+    before, after = done.stdout[:FLAGS], done.stdout[KEPT_BYTES:]
+    for _, name, place in places_of_registers():
+        size = 64 if name.startswith("zmm") else 8
+        assert after[place : place + size] == before[place : place + size], name
+    assert after[RED_ZONE:FLAGS] == before[RED_ZONE:FLAGS]
+    assert int.from_bytes(after[FLAGS : FLAGS + 8], "little") & FLAGS_SET == flags
 
 
 # What must not pass.

@@ -49,7 +49,7 @@ INSTRUCTION_SETS = native.build_facts()["instruction_sets"] if native.LOADED els
 MODES = ["running", "batch"]
 SEEDS = 30
 EMULATED_SEEDS = 6
-"""AMX may run in software, ten microseconds an instruction."""
+"""AMX may run in software."""
 
 FEWEST_VALUES = 8
 """Of a channel, for statistics of a batch: of two values, mean and variance leave nothing but rounding errors."""

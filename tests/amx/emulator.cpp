@@ -1,11 +1,15 @@
 // AMX in software, for tests on processors without it: preloaded (LD_PRELOAD), it decodes and executes every tile
 // instruction that the processor refuses with SIGILL, and lets the program go on behind it.
 //
+// A signal takes ten microseconds, fifty times longer than what it is about, so that each place in the program costs
+// one at most: from then on there is a jump to a detour that calls the emulator.
+//
 // Each thread has its own eight tiles and configuration. What the hardware would answer with a fault that names no
 // reason (a tile that is not configured, shapes that do not fit) ends the process with one line that does.
 #include <dlfcn.h>
 #include <immintrin.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
 
@@ -63,8 +67,11 @@ struct Instruction {
   uint64_t end;     // where the next instruction starts
 };
 
-// The signal comes at the program's own tile instruction, never in the middle of a library's call, so that stdio is
-// safe here.
+struct Registers {  // as `enter` pushes them
+  uint64_t general[16], flags;
+};
+
+// Comes at the program's own tile instruction, never in the middle of a library's call, so that stdio is safe here.
 [[noreturn]] __attribute__((format(printf, 2, 3))) void contradiction(Kind kind, const char* format, ...) {
   char reason[160], line[256];
   va_list values;
@@ -76,11 +83,12 @@ struct Instruction {
   abort();
 }
 
-// Reads no byte that the instruction does not have, as the page behind it may not be there.
+// Of the bytes of an instruction and the address at which the program has it. Reads no byte that the instruction does
+// not have, as the page behind it may not be there.
 class Decoder {
  public:
-  explicit Decoder(const greg_t* registers)
-      : registers_(registers), at_(reinterpret_cast<const uint8_t*>(registers[REG_RIP])) {}
+  Decoder(const uint8_t* bytes, uint64_t address, const Registers& registers)
+      : registers_(registers), at_(bytes), offset_(address - uint64_t(bytes)) {}
 
   bool decode(Instruction& instruction) {
     if (byte() != 0xC4) return false;
@@ -113,7 +121,7 @@ class Decoder {
     if (mod() == 3) {
       to.kind = prefix == kF2 ? kTilezero : kTilerelease;
       to.tile = reg();
-      to.end = uint64_t(at_);
+      to.end = uint64_t(at_) + offset_;
       return rm() == 0 && (prefix == kF2 ? high_reg_ == 0 : prefix == kNone && reg() == 0);
     }
     to.kind = prefix == k66 ? kSttilecfg : kLdtilecfg;
@@ -134,7 +142,7 @@ class Decoder {
     to.tile = reg();
     to.source1 = rm();
     to.source2 = vvvv_;
-    to.end = uint64_t(at_);
+    to.end = uint64_t(at_) + offset_;
     return true;
   }
 
@@ -162,20 +170,17 @@ class Decoder {
       at_ += sizeof displacement;
       address += int64_t(displacement);
     }
-    to.end = uint64_t(at_);
+    to.end = uint64_t(at_) + offset_;
     if (relative) address += to.end;
     to.memory = reinterpret_cast<uint8_t*>(address);
     return true;
   }
 
-  uint64_t general(int number) const {
-    constexpr int kPlaces[] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
-                               REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
-    return uint64_t(registers_[kPlaces[number]]);
-  }
+  uint64_t general(int number) const { return registers_.general[number]; }
 
-  const greg_t* registers_;
+  const Registers& registers_;
   const uint8_t* at_;
+  uint64_t offset_;
   uint8_t modrm_ = 0;
   int high_reg_ = 0, high_index_ = 0, high_base_ = 0, vvvv_ = 0;
 };
@@ -268,7 +273,7 @@ __attribute__((noinline)) void multiply(Tile& c, const Tile& a, const Tile& b, i
 
 void run_product(const Instruction& instruction) {
   check_product(instruction);
-  // Nearest even, denormals are zero, nothing raised; the return from the signal brings the program's own back.
+  // Nearest even, denormals are zero, nothing raised; `enter` brings the program's own back.
   constexpr unsigned kMaskAll = 0x1F80, kFlushToZero = 0x8000, kDenormalsAreZero = 0x0040;
   _mm_setcsr(kMaskAll | kFlushToZero | kDenormalsAreZero);
   const Config& config = state.config;
@@ -304,6 +309,166 @@ void execute(const Instruction& instruction) {
   }
 }
 
+[[noreturn]] void give_up(const char* reason) {
+  dprintf(STDERR_FILENO, "AMX emulator: %s\n", reason);
+  abort();
+}
+
+// Where the program has a tile instruction.
+struct Place {
+  uint64_t address;
+  uint8_t bytes[16];
+};
+
+constexpr int kPlaces = 1 << 13;
+Place places[kPlaces];
+int place_count;
+std::atomic_flag changing = ATOMIC_FLAG_INIT;  // the places, the detours and the program
+
+}  // namespace
+
+// What a detour calls, with the number of its place pushed, and below the red zone of the function that it
+// interrupts: keeps all registers (of x87 up to AVX-512, compacted, behind a header of zeros).
+asm(R"(
+.text
+.type enter, @function
+enter:
+  pushfq
+  push %r15; push %r14; push %r13; push %r12; push %r11; push %r10; push %r9; push %r8
+  push %rdi; push %rsi; push %rbp; push %rsp; push %rbx; push %rdx; push %rcx; push %rax
+  cld
+  mov %rsp, %rbx
+  sub $2560, %rsp
+  and $-64, %rsp
+  xor %edx, %edx
+  mov %rdx, 512(%rsp); mov %rdx, 520(%rsp); mov %rdx, 528(%rsp); mov %rdx, 536(%rsp)
+  mov %rdx, 544(%rsp); mov %rdx, 552(%rsp); mov %rdx, 560(%rsp); mov %rdx, 568(%rsp)
+  mov $0xE7, %eax
+  xsavec (%rsp)
+  mov %rbx, %rdi
+  call execute_place
+  xor %edx, %edx
+  mov $0xE7, %eax
+  xrstor (%rsp)
+  mov %rbx, %rsp
+  pop %rax; pop %rcx; pop %rdx; pop %rbx; lea 8(%rsp), %rsp; pop %rbp; pop %rsi; pop %rdi
+  pop %r8; pop %r9; pop %r10; pop %r11; pop %r12; pop %r13; pop %r14; pop %r15
+  popfq
+  ret
+.size enter, . - enter
+)");
+
+extern "C" {
+__attribute__((visibility("hidden"))) void enter();
+
+struct Frame {
+  Registers registers;
+  uint64_t into_detour, place;
+  uint8_t red_zone[128];
+};
+
+__attribute__((visibility("hidden"))) void execute_place(Frame* frame) {
+  constexpr int kRsp = 4;
+  frame->registers.general[kRsp] = uint64_t(frame + 1);
+  const Place& place = places[frame->place];
+  Instruction instruction;
+  Decoder(place.bytes, place.address, frame->registers).decode(instruction);
+  execute(instruction);
+  counts[instruction.kind].fetch_add(1, std::memory_order_relaxed);
+}
+}
+
+namespace {
+
+constexpr int64_t kPage = 4096, kNear = int64_t(1) << 30;  // a jump reaches twice as far
+
+// Room of which a jump reaches the address and back.
+uint8_t* near(uint64_t address, int64_t bytes) {
+  constexpr int64_t kRegion = 1 << 16;
+  static uint8_t* region = nullptr;
+  static int64_t left = 0;
+  if (left < bytes || std::llabs(int64_t(uint64_t(region) - address)) > kNear) {
+    region = nullptr;
+    for (int64_t away = 16 * kRegion; region == nullptr && away < kNear; away += 16 * kRegion) {
+      for (int64_t offset : {away, -away}) {
+        const uint64_t wanted = (address & ~uint64_t(kRegion - 1)) + uint64_t(offset);
+        if (region != nullptr || int64_t(wanted) <= 0) continue;
+        void* mapped = mmap(reinterpret_cast<void*>(wanted), kRegion, PROT_READ | PROT_WRITE | PROT_EXEC,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+        if (mapped != MAP_FAILED) region = static_cast<uint8_t*>(mapped);
+      }
+    }
+    if (region == nullptr) give_up("no memory near the program for detours");
+    left = kRegion;
+  }
+  left -= bytes;
+  return (region += bytes) - bytes;
+}
+
+void put(uint8_t*& at, std::initializer_list<uint8_t> code) {
+  for (uint8_t byte : code) *at++ = byte;
+}
+
+template <class T>
+void put_value(uint8_t*& at, T value) {
+  std::memcpy(at, &value, sizeof value);
+  at += sizeof value;
+}
+
+void put_jump(uint8_t*& at, uint64_t from, uint64_t to) {
+  constexpr int kJump = 5;
+  put(at, {0xE9});
+  put_value(at, int32_t(int64_t(to - (from + kJump))));
+}
+
+const uint8_t* detour(int place, uint64_t end) {
+  uint8_t* const start = near(end, 48);
+  uint8_t* at = start;
+  put(at, {0x48, 0x8D, 0x64, 0x24, 0x80});  // lea -128(%rsp), %rsp, which leaves the flags
+  put(at, {0x68});                          // push $place
+  put_value(at, int32_t(place));
+  put(at, {0xFF, 0x15});  // call *13(%rip), what stands behind the two instructions that follow
+  put_value(at, int32_t(13));
+  put(at, {0x48, 0x8D, 0xA4, 0x24, 136, 0, 0, 0});  // lea 136(%rsp), %rsp
+  put_jump(at, uint64_t(at), end);
+  put_value(at, uint64_t(&enter));
+  return start;
+}
+
+// Puts a jump in place of an instruction, none of which is shorter. The program's page, or two, are replaced as a
+// whole, so that no other thread ever comes upon a part of the jump.
+void replace(uint64_t address, const uint8_t* target) {
+  const uint64_t first = address & ~uint64_t(kPage - 1),
+                 bytes = ((address + 4) & ~uint64_t(kPage - 1)) + kPage - first;
+  void* copy = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (copy == MAP_FAILED) give_up("no memory for a page of the program");
+  std::memcpy(copy, reinterpret_cast<const void*>(first), bytes);
+  uint8_t* at = static_cast<uint8_t*>(copy) + (address - first);
+  put_jump(at, address, uint64_t(target));
+  if (mprotect(copy, bytes, PROT_READ | PROT_EXEC) != 0 ||
+      mremap(copy, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, first) == MAP_FAILED) {
+    give_up("a page of the program cannot be replaced");
+  }
+}
+
+// False where the program has neither a tile instruction nor, for another thread's signal, the jump in place of one.
+bool take_over(uint64_t address) {
+  bool taken = false;
+  while (changing.test_and_set(std::memory_order_acquire)) usleep(10);
+  for (int i = 0; i < place_count; ++i) taken = taken || places[i].address == address;
+  const auto* bytes = reinterpret_cast<const uint8_t*>(address);
+  Instruction instruction;
+  if (!taken && Decoder(bytes, address, Registers{}).decode(instruction)) {
+    if (place_count == kPlaces) give_up("too many tile instructions");
+    places[place_count].address = address;
+    std::memcpy(places[place_count].bytes, bytes, instruction.end - address);
+    replace(address, detour(place_count++, instruction.end));
+    taken = true;
+  }
+  changing.clear(std::memory_order_release);
+  return taken;
+}
+
 using Sigaction = int (*)(int, const struct sigaction*, struct sigaction*);
 
 Sigaction system_sigaction() {
@@ -315,16 +480,9 @@ struct sigaction displaced;  // what the program wants done at SIGILL
 std::atomic<bool> given_up;
 
 void on_illegal_instruction(int number, siginfo_t* info, void* context) {
-  greg_t* registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
+  const greg_t* registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
   const bool sent = info->si_code <= 0;  // by kill or raise: no instruction is to blame
-  bool executed = false;
-  // Instructions in unbroken sequence cost one signal, which takes thirty times longer than any of them.
-  for (Instruction instruction; !sent && Decoder(registers).decode(instruction); executed = true) {
-    execute(instruction);
-    counts[instruction.kind].fetch_add(1, std::memory_order_relaxed);
-    registers[REG_RIP] = greg_t(instruction.end);
-  }
-  if (executed) return;
+  if (!sent && take_over(uint64_t(registers[REG_RIP]))) return;
   given_up = true;
   system_sigaction()(SIGILL, &displaced, nullptr);
   if (sent) raise(number);

@@ -15,7 +15,9 @@
 using Snippet = void (*)();
 extern "C" const Snippet snippets[];
 extern "C" const int64_t snippet_count;
-constexpr int kBelow = 1 << 17, kArea = 1024, kTileBytes = 1024;
+// Written there as well: loads every register from the start of the arena, and stores it kKept bytes further on.
+extern "C" void keep_registers();
+constexpr int kBelow = 1 << 17, kArea = 1024, kTileBytes = 1024, kKept = 4096;
 extern "C" {
 alignas(64) unsigned char arena[kBelow + kArea];  // the area, under room for a stack that ends there
 alignas(64) unsigned char result[kTileBytes];
@@ -160,11 +162,20 @@ int addressing() {
   return 0;
 }
 
-// Three tiles that fit (16 x 16), before what is wrong.
+// Three tiles that fit (16 x 16).
 Config fitting() {
   Config config;
   for (int tile = 0; tile < 3; ++tile) config.set(tile, 16, 64);
   return config;
+}
+
+int registers() {
+  read(arena, kKept);
+  configure(fitting());
+  keep_registers();
+  written();
+  write(arena, 2 * kKept);
+  return 0;
 }
 
 int wrong(const std::string& what) {
@@ -208,6 +219,7 @@ int main(int, char** arguments) {
   if (command == "products") return products(std::stoi(argument));
   if (command == "eight_tiles") return eight_tiles(std::stoi(argument));
   if (command == "addressing") return addressing();
+  if (command == "registers") return registers();
   if (command == "wrong") return wrong(argument);
   if (command == "unknown") return unknown(argument);
   return 2;
