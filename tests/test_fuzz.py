@@ -35,8 +35,22 @@ from torch import Tensor
 from wrong_values import CHANGES, TENSORS, VALUES, wrong
 
 import pathnet
-from pathnet import data, effective_depth, engines, experiments, lesion, models, nn, paths, study, training
-from pathnet.experiments import path_gradients, signed
+from pathnet import (
+    data,
+    effective_depth,
+    engines,
+    experiments,
+    figures,
+    lesion,
+    models,
+    nn,
+    paths,
+    report,
+    results,
+    study,
+    training,
+)
+from pathnet.experiments import EXPERIMENTS, path_gradients, signed
 from pathnet.lesion import Lesion
 from pathnet.models import ResidualNet
 
@@ -134,6 +148,29 @@ def _folder() -> Path:
         (folder / split / "some").mkdir(parents=True)
         Image.new("RGB", (4, 4)).save(folder / split / "some" / "image.png")
     return folder
+
+
+@cache
+def _run() -> results.Run:
+    plan = path_gradients.PathGradients(batches=1, batch_size=2, engine="reference")
+    return path_gradients.measure(_net(), _data(), plan, "run")
+
+
+def _written(
+    folder: str | Path, identity: Mapping[str, Any], asked: Mapping[str, int], attempt: Mapping[str, Any]
+) -> results.Run:
+    with results.writing(folder, identity, asked, attempt) as run:
+        return run
+
+
+def _nets() -> experiments.Networks:
+    net = shaken(models.preact_resnet(14, 2, num_classes=4)).eval()
+    return {"residual": [net], "stochastic depth": [net], "effective": [net]}
+
+
+@contextmanager
+def _reporter(_: str) -> Iterator[training.Progress]:
+    yield lambda *_: None
 
 
 @dataclass(frozen=True)
@@ -285,6 +322,61 @@ def calls() -> dict[str, Call]:
             data.Data, name="some", train=lambda: _data().train, test=lambda: _data().test, classes=tuple("abcd")
         ),
     }
+    plan = experiments.Plan(draws=1, deletions=1, swaps=1, batches=1, exact_batches=0, modules=1, gate_batches=1)
+    for name, experiment in EXPERIMENTS.items():
+        nets = (lambda: {"highway": [_gated()]}) if name == "highway" else _nets
+        named[f"{name} measure"] = _of(
+            experiment.measure,
+            {"nets": ("networks", "net"), "folder": ("run",)},
+            nets=nets,
+            data=_data,
+            plan=plan,
+            folder=f"measured {name}",
+            progress=None,
+        )
+    tiny = study.Study(data="synthetic", depth=8, width=2, recipe=recipe(), plan=plan)
+    named |= {
+        "path_gradients.measure": _of(
+            path_gradients.measure,
+            {"folder": ("run",)},
+            net=net,
+            data=_data,
+            plan=path_gradients.PathGradients(batches=1, batch_size=2, engine="reference"),
+            folder="run",
+        ),
+        "results.read": _of(results.read, {"folder": ("run",)}, folder=lambda: _run().folder),
+        "results.writing": _of(
+            _written,
+            {"folder": ("run",)},
+            folder="written",
+            identity={"experiment": "some"},
+            asked={"batches": 2},
+            attempt={"started": "now"},
+        ),
+        "claims": _of(experiments.claims, run=_run),
+        "draw": _of(figures.draw, run=_run),
+        "report.write": _of(report.write, {"runs": ("run",)}, runs=lambda: [_run()], heading="all", file="all.html"),
+        "study.trained": _of(
+            study.trained,
+            {"folder": ("checkpoint",)},
+            study=tiny,
+            data=_data,
+            kinds=lambda: ["residual"],
+            folder="study",
+            device=torch.device("cpu"),
+            reporter=lambda: _reporter,
+        ),
+        "study.measured": _of(
+            study.measured,
+            {"nets": ("networks", "net"), "folder": ("run",)},
+            name="lesion-single",
+            nets=lambda: {"residual": [_net()]},
+            data=_data,
+            plan=plan,
+            folder="study",
+            reporter=lambda: _reporter,
+        ),
+    }
     for engine in ("reference", "cpu"):
         if engines.available()[engine] is not None:
             continue
@@ -329,7 +421,7 @@ def _ranking() -> lesion.Ranking:
 def elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names that are taken for those of files end up nowhere."""
     monkeypatch.chdir(tmp_path_factory.mktemp("fuzz"))
-    for each in (_saved, _depths, _folder):
+    for each in (_saved, _depths, _folder, _run):
         each.cache_clear()
         each()
 
@@ -416,9 +508,9 @@ def outcome(name: str, argument: str, value_name: str) -> str | None:
     return "returned"
 
 
-FUNCTIONS = ("loss", "progress", "callback", "model", "stem", "head")
+FUNCTIONS = ("loss", "progress", "callback", "reporter", "model", "stem", "head")
 """What the library calls, and what may then raise errors of its own."""
-FILES = ("path", "folder", "checkpoint", "out")
+FILES = ("path", "folder", "checkpoint", "out", "file")
 FINE = ("returned", "refused", "no such file", "the caller's own error")
 
 

@@ -168,7 +168,7 @@ def save(net: ResidualNet, path: str | Path, dtype: torch.dtype | None = None) -
     path = check_path("path", path)
     if net.config is None:
         raise ValueError("net: has no config, so its file could not be loaded again; save its state_dict instead")
-    if dtype is not None and dtype not in ROUNDED:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in ROUNDED):
         raise ValueError(f"dtype: expected one among {', '.join(map(str, ROUNDED))}, got {described(dtype)}")
     state = {name: tensor.to(dtype) if tensor.ndim > 1 else tensor for name, tensor in net.state_dict().items()}
     for name, tensor in state.items():
