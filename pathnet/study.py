@@ -162,7 +162,8 @@ def trained(
     """
     _check_study("study", study)
     check_data_set("data", data)
-    if isinstance(kinds, str) or not isinstance(kinds, Iterable):
+    # Arrays and tensors without dimensions are iterables that cannot be iterated.
+    if isinstance(kinds, str) or not isinstance(kinds, Iterable) or getattr(kinds, "ndim", 1) == 0:
         raise ValueError(f"kinds: expected kinds of networks, got {described(kinds)}")
     kinds, folder = list(kinds), check_path("folder", folder)
     if unknown := [kind for kind in kinds if not isinstance(kind, str) or kind not in KINDS]:

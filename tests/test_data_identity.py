@@ -267,7 +267,7 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
         "train: expected a split, such as InMemory or OnDisk, got a list",
     ),
     "a split's labels": (lambda: other_split(test=Unlabelled()), r"test.labels: expected int64 \[2\], got a tensor"),
-    "classes": (lambda: other_split(classes="abcdefghij"), "classes: expected a tuple of names"),
+    "classes": (lambda: other_split(classes="abcdefghij"), "classes: expected a tuple of at least one name"),
     "padding": (lambda: other_split(crop_padding=-1), "crop_padding: expected an integer of at least 0"),
     "flip": (lambda: other_split(flip="no"), "flip: expected True or False"),
     "batch size": (lambda: small_set().random_batch(2.5, 0, 0), "batch_size: expected an integer"),  # type: ignore[arg-type]

@@ -164,6 +164,7 @@ def _written(
 
 
 def _nets() -> experiments.Networks:
+    torch.manual_seed(0)
     net = shaken(models.preact_resnet(14, 2, num_classes=4)).eval()
     return {"residual": [net], "stochastic depth": [net], "effective": [net]}
 
@@ -235,7 +236,9 @@ def calls() -> dict[str, Call]:
         "Recipe": _of(training.Recipe),
         "Recipe.rate": _of(training.Recipe().rate, step=1, steps=10),
         "evaluate": _of(training.evaluate, net=net, data=_data),
-        "train": _of(training.train, **fresh, data=_data, recipe=recipe, checkpoint=None),
+        "train": _of(
+            training.train, {"checkpoint": ("weights",)}, **fresh, data=_data, recipe=recipe, checkpoint=None
+        ),
         "drawn_modules": _of(training.drawn_modules, net=net, recipe=lambda: training.Recipe(modules=2), step=0),
         "training_batch": _of(training.training_batch, data=_data, recipe=recipe, step=0),
         "delete": _of(lesion.delete, net=net, blocks=[1]),

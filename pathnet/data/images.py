@@ -164,8 +164,9 @@ class Data:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise ValueError(f"name: expected a string, got {described(self.name)}")
-        if not isinstance(self.classes, tuple) or not all(isinstance(name, str) for name in self.classes):
-            raise ValueError(f"classes: expected a tuple of names, got {described(self.classes)}")
+        is_tuple = isinstance(self.classes, tuple) and len(self.classes) > 0
+        if not is_tuple or not all(isinstance(name, str) for name in self.classes):
+            raise ValueError(f"classes: expected a tuple of at least one name, got {described(self.classes)}")
         check_integer("crop_padding", self.crop_padding, 0)
         check_flag("flip", self.flip)
         for name, split in (("train", self.train), ("test", self.test)):
