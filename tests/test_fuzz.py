@@ -330,7 +330,7 @@ def calls() -> dict[str, Call]:
         nets = (lambda: {"highway": [_gated()]}) if name == "highway" else _nets
         named[f"{name} measure"] = _of(
             experiment.measure,
-            {"nets": ("networks", "net"), "folder": ("run",)},
+            {"nets": ("networks", "net", "run"), "folder": ("run",)},
             nets=nets,
             data=_data,
             plan=plan,
@@ -371,7 +371,7 @@ def calls() -> dict[str, Call]:
         ),
         "study.measured": _of(
             study.measured,
-            {"nets": ("networks", "net"), "folder": ("run",)},
+            {"nets": ("networks", "net", "run"), "folder": ("run",)},
             name="lesion-single",
             nets=lambda: {"residual": [_net()]},
             data=_data,

@@ -26,7 +26,7 @@ def measure(
     Raises:
         ValueError: a network does not take the data, or the folder holds another run.
     """
-    check_arguments(nets, data, plan, folder, progress)
+    check_arguments(nets, data, plan, folder, progress, ("residual",))
     asked = {kind: [_draw(net.n, seed, plan) for seed, net in enumerate(own)] for kind, own in nets.items()}
     settings = {"bn": plan.bn, "images": plan.images, "plan_seed": plan.plan_seed}
     with opened(NAME, nets, data, settings, {"draws": plan.draws, "deletions": plan.deletions}, folder) as run:

@@ -31,7 +31,7 @@ def measure(
         ValueError: a network does not take the data or has no two blocks that can change places, or the folder holds
             another run.
     """
-    check_arguments(nets, data, plan, folder, progress)
+    check_arguments(nets, data, plan, folder, progress, ("residual",))
     asked = {kind: [_draw(net, seed, data, plan) for seed, net in enumerate(own)] for kind, own in nets.items()}
     settings = {"bn": plan.bn, "images": plan.images, "plan_seed": plan.plan_seed}
     with opened(NAME, nets, data, settings, {"draws": plan.draws, "swaps": plan.swaps}, folder) as run:
