@@ -190,7 +190,7 @@ def _ignored(target: Tensor) -> Tensor:
 SMALLEST = 2.0**-60
 """Below it a gradient may have lost digits on its way from the loss to the blocks."""
 
-POWERS = {torch.float64: range(100, 1001, 100), torch.float32: (100,), torch.bfloat16: (100,)}
+POWERS = {torch.float64: range(100, 1001, 100), torch.float32: (100,), torch.bfloat16: (100,), torch.float16: (15,)}
 """By which powers of two a loss of each type can be multiplied or divided."""
 
 

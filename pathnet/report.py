@@ -10,6 +10,7 @@ from string import Template
 from typing import Any
 
 from pathnet import results
+from pathnet.checks import check_path, described
 from pathnet.experiments import EXPERIMENTS, claims
 from pathnet.experiments.run import Claim, title
 from pathnet.figures import draw
@@ -60,9 +61,15 @@ def write(runs: Sequence[results.Run], heading: str, file: Path) -> Path:
         heading: of the page.
 
     Raises:
-        ValueError: a run is of an experiment that is not known, or holds too little.
+        ValueError: an argument is of another kind, or a run is of an experiment that is not known, or holds too
+            little.
         OSError: the page or a figure cannot be written.
     """
+    if not isinstance(runs, Sequence) or isinstance(runs, str | bytes):
+        raise ValueError(f"runs: expected a sequence of runs, got {described(runs)}")
+    if not isinstance(heading, str):
+        raise ValueError(f"heading: expected text, got {described(heading)}")
+    file = check_path("file", file)
     found = [(run, claims(run)) for run in runs]
     everything = [claim for _, own in found for claim in own]
     text = PAGE.substitute(

@@ -27,10 +27,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pathnet.checks import check_integer, check_number, described
+from pathnet.checks import check_integer, check_number, check_path, described
 from pathnet.files import locked, remove_leftovers, replacing, telling
 
-__all__ = ["LARGEST", "Measurements", "Range", "Row", "Run", "read", "weights_of", "writing"]
+__all__ = ["LARGEST", "Measurements", "Range", "Row", "Run", "check_run", "read", "weights_of", "writing"]
 
 SCHEMA = pa.schema(
     [
@@ -247,7 +247,8 @@ def read(folder: str | Path) -> Run:
     Raises:
         ValueError: the folder holds no run, or its ``run.json`` cannot be read, was edited or is damaged.
     """
-    file = Path(folder) / "run.json"
+    folder = check_path("folder", folder)
+    file = folder / "run.json"
     if not file.is_file():
         raise ValueError(f"run: expected the folder of a run, got {folder}, which has no run.json")
     try:
@@ -263,7 +264,13 @@ def read(folder: str | Path) -> Run:
             f"run: {file} was edited or damaged after it was written (its {DIGEST} is of another content); restore "
             "it from a copy, or measure into another folder"
         )
-    return Run(Path(folder), facts)
+    return Run(folder, facts)
+
+
+def check_run(name: str, value: object) -> None:
+    """Raise ValueError unless ``value`` is a `Run`."""
+    if not isinstance(value, Run):
+        raise ValueError(f"{name}: expected a run, as pathnet.results.read returns it, got {described(value)}")
 
 
 @contextmanager
@@ -278,9 +285,12 @@ def writing(
         attempt: versions, device and time of this process.
 
     Raises:
-        ValueError: the folder holds a run of another identity, or another process is writing to it.
+        ValueError: the folder holds a run of another identity, or another process is writing to it; or an argument
+            is of another kind.
     """
-    folder, identity = Path(folder), json.loads(json.dumps(identity))
+    folder, identity, attempt = check_path("folder", folder), _plain("identity", identity), _plain("attempt", attempt)
+    asked = {name: check_integer(f"asked.{name}", number, 0) for name, number in _plain("asked", asked).items()}
+    _check_facts({"identity": identity, "attempts": [attempt], **asked})
     measurements = folder / "measurements"
     with telling(measurements, "run"):
         measurements.mkdir(parents=True, exist_ok=True)
@@ -295,9 +305,24 @@ def writing(
             remove_leftovers(measurements, r"[a-z]+-\d{6,}\.parquet")
         for name, number in asked.items():
             run.facts[name] = max(number, run.facts.get(name, 0))
-        run.facts["attempts"].append(dict(attempt))
+        run.facts["attempts"].append(attempt)
         _write_facts(folder, run.facts)
         yield run
+
+
+def _plain(name: str, value: object) -> dict[str, Any]:
+    """Return an object as it is read again from a file: with strings for keys, and lists for tuples.
+
+    Raises:
+        ValueError: it is no object, or not one that JSON can hold.
+    """
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name}: expected an object, got {described(value)}")
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(value), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: expected an object that JSON can hold, got one that it cannot ({error})") from None
+    return plain
 
 
 def _table(measurements: Measurements) -> pa.Table:
@@ -497,8 +522,7 @@ def _digest_of_facts(facts: Mapping[str, Any]) -> str:
 
 
 def _write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    # As they are read again: with strings for keys, and lists for tuples.
-    plain = json.loads(json.dumps(facts, allow_nan=False))
+    plain = _plain("results", facts)
     plain[DIGEST] = _digest_of_facts(plain)
     lost = "the parts on the disk stay good, and the same command goes on from them"
     with replacing(folder / "run.json", "run", lost) as file:

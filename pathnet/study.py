@@ -12,11 +12,13 @@ from typing import Any
 import torch
 
 from pathnet import models, results, training
-from pathnet.checks import MOST_INTEGER, check_integer, check_number, described
+from pathnet.checks import MOST_INTEGER, check_callable, check_integer, check_number, check_path, described
 from pathnet.data import Data
+from pathnet.data.images import check_data_set
 from pathnet.experiments import EXPERIMENTS
-from pathnet.experiments.run import Networks, Plan
+from pathnet.experiments.run import Networks, Plan, check_plan
 from pathnet.models import ResidualNet
+from pathnet.models.residual_net import check_net
 from pathnet.training import Progress, Recipe, check_recipe
 
 __all__ = ["KINDS", "PRESETS", "Study", "check_size", "kind_of", "measured", "trained"]
@@ -71,8 +73,7 @@ class Study:
         object.__setattr__(self, "survival", check_number("survival", self.survival, above=0, most=1))
         object.__setattr__(self, "gate_bias", check_number("gate_bias", self.gate_bias))
         check_recipe(self.recipe)
-        if not isinstance(self.plan, Plan):
-            raise ValueError(f"plan: expected a Plan, got {described(self.plan)}")
+        check_plan("plan", self.plan)
 
     def config(self, kind: str, data: Data) -> dict[str, Any]:
         """How a network of one kind is built (`pathnet.models.build`)."""
@@ -124,7 +125,7 @@ def check_size(config: Mapping[str, Any]) -> None:
         ValueError: it cannot.
     """
     for name, most in (("depth", DEEPEST), ("width", WIDEST)):
-        if name in config:
+        if isinstance(config, Mapping) and name in config:
             check_integer(name, config[name], 1, most)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
@@ -142,6 +143,7 @@ def check_size(config: Mapping[str, Any]) -> None:
 
 def kind_of(net: ResidualNet) -> str:
     """Which of `KINDS` a network is, as far as its form tells; those of effective training are residual ones."""
+    check_net(net)
     model = (net.config or {}).get("model", "")
     if model in ("vgg", "highway"):
         return str(model)
@@ -156,15 +158,30 @@ def trained(
     Interrupted trainings go on.
 
     Raises:
-        ValueError: the folder holds networks of another study.
+        ValueError: the folder holds networks of another study, or an argument is of another kind.
     """
-    kinds = list(kinds)
+    _check_study("study", study)
+    check_data_set("data", data)
+    # Arrays and tensors without dimensions are iterables that cannot be iterated.
+    if isinstance(kinds, str) or not isinstance(kinds, Iterable) or getattr(kinds, "ndim", 1) == 0:
+        raise ValueError(f"kinds: expected kinds of networks, got {described(kinds)}")
+    kinds, folder = list(kinds), check_path("folder", folder)
+    if unknown := [kind for kind in kinds if not isinstance(kind, str) or kind not in KINDS]:
+        raise ValueError(f"kinds: expected some of {', '.join(KINDS)}, got {described(unknown[0])}")
+    if not isinstance(device, torch.device):
+        raise ValueError(f"device: expected a torch.device, got {described(device)}")
+    check_callable("reporter", reporter)
     for kind in kinds:
         check_size(study.config(kind, data))
     return {
         kind: [_trained(study, data, kind, seed, folder, device, reporter) for seed in range(study.seeds)]
         for kind in kinds
     }
+
+
+def _check_study(name: str, value: object) -> None:
+    if not isinstance(value, Study):
+        raise ValueError(f"{name}: expected a Study, got {described(value)}")
 
 
 def _trained(
@@ -196,8 +213,17 @@ def measured(
         trained_by: the study whose recipe trained them, which the runs keep.
 
     Raises:
-        ValueError: a kind is missing, or the folder holds runs of other networks, data or plans.
+        ValueError: a kind is missing, or the folder holds runs of other networks, data or plans; or an argument is
+            of another kind.
     """
+    if not isinstance(name, str) or name not in EXPERIMENTS:
+        raise ValueError(f"name: expected one of {', '.join(EXPERIMENTS)}, got {described(name)}")
+    if not isinstance(nets, Mapping):
+        raise ValueError(f"networks: expected sequences of networks by their kinds, got {described(nets)}")
+    folder = check_path("folder", folder)
+    check_callable("reporter", reporter)
+    if trained_by is not None:
+        _check_study("trained_by", trained_by)
     experiment = EXPERIMENTS[name]
     own = {kind: nets[kind] for kind in experiment.networks if kind in nets}
     if len(own) < (1 if experiment.any_of_them else len(experiment.networks)) and experiment.networks:

@@ -226,6 +226,16 @@ def other_split(**changes: object) -> Data:
 
 IMAGE = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
 LABELS = torch.tensor([0, 1])
+
+
+class Unlabelled(InMemory):
+    """A split of somebody's own, with labels of another type."""
+
+    def __init__(self) -> None:
+        object.__setattr__(self, "images", IMAGE)
+        object.__setattr__(self, "labels", LABELS.float())
+
+
 BAD: dict[str, tuple[Callable[[], object], str]] = {
     "labels too high": (
         lambda: Data("d", InMemory(IMAGE, torch.tensor([0, 2])), InMemory(IMAGE, LABELS), ("a", "b")),
@@ -251,7 +261,13 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "labels of files": (lambda: OnDisk([Path("x")], LABELS, 8), r"labels: expected int64 \[1\]"),
     "files of text": (lambda: OnDisk(["x"], LABELS[:1], 8), "files: expected a sequence of paths"),  # type: ignore[list-item]
     "no side": (lambda: OnDisk([Path("x")], LABELS[:1], 0), "side: expected an integer from 1"),
-    "classes": (lambda: other_split(classes="abcdefghij"), "classes: expected a tuple of names"),
+    "files of none": (lambda: OnDisk(None, LABELS[:1], 8), "files: expected a sequence of paths, got None"),  # type: ignore[arg-type]
+    "no split": (
+        lambda: other_split(train=[IMAGE]),
+        "train: expected a split, such as InMemory or OnDisk, got a list",
+    ),
+    "a split's labels": (lambda: other_split(test=Unlabelled()), r"test.labels: expected int64 \[2\], got a tensor"),
+    "classes": (lambda: other_split(classes="abcdefghij"), "classes: expected a tuple of at least one name"),
     "padding": (lambda: other_split(crop_padding=-1), "crop_padding: expected an integer of at least 0"),
     "flip": (lambda: other_split(flip="no"), "flip: expected True or False"),
     "batch size": (lambda: small_set().random_batch(2.5, 0, 0), "batch_size: expected an integer"),  # type: ignore[arg-type]
@@ -270,7 +286,19 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
         lambda: small_set().augment(IMAGE.float(), torch.Generator()),  # type: ignore[arg-type]
         "rng: expected a numpy.random.Generator, got a Generator",
     ),
-    "synthetic images": (lambda: data.synthetic(images=0), "images: expected an integer of at least 1"),
+    "synthetic images": (lambda: data.synthetic(images=0), "images: expected an integer from 1 to 1398101, got 0"),
+    "synthetic classes of little": (
+        lambda: data.synthetic(classes=1 << 31, shape=(1, 1, 1)),
+        "classes: expected an integer from 1 to 65536, got 2147483648",
+    ),
+    "many synthetic images": (
+        lambda: data.synthetic(images=1 << 31),
+        "images: expected an integer from 1 to 1398101, got 2147483648",
+    ),
+    "large synthetic images": (
+        lambda: data.synthetic(shape=(3, 1 << 20, 1 << 20)),
+        "shape: expected at most 536,870,912 pixels in all channels, got 3298534883328",
+    ),
     "synthetic classes": (lambda: data.synthetic(classes=True), "classes: expected an integer"),
     "synthetic shape": (lambda: data.synthetic(shape=(8, 8)), r"shape: expected \(C, H, W\)"),  # type: ignore[arg-type]
     "synthetic side": (lambda: data.synthetic(shape=(3, 0, 8)), "shape: expected an integer of at least 1, got 0"),

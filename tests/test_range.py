@@ -151,6 +151,23 @@ def test_a_loss_in_float64_may_leave_float32s_range(name: str, bn: Any, engine: 
     torch.testing.assert_close((norms * 2**powers), truth, rtol=2e-2 if bn == "batch" else 1e-3, atol=0)
 
 
+def test_a_faint_loss_in_float16_keeps_its_gradient() -> None:
+    """1e-8 is zero in float16, and 1e-8 times 2^15 is not."""
+    case, b = Case("basic", 8), torch.ones(1, 3, dtype=torch.uint8)
+    net, (images, labels) = case.net(), case.images()
+    norms = [
+        pathnet.record(
+            net,
+            images,
+            labels,
+            engine="reference",
+            loss=lambda output, target, dtype=dtype: F.cross_entropy(output, target).to(dtype) * 1e-8,
+        ).path_gradient_norms(b)
+        for dtype in (torch.float16, torch.float32)
+    ]
+    torch.testing.assert_close(norms[0], norms[1], rtol=1e-2, atol=0)
+
+
 @pytest.mark.parametrize("bn", ["running", "batch"])
 def test_a_loss_whose_gradient_is_nan_is_refused(bn: Any) -> None:
     net, (images, labels) = Case("basic", 8).net(), Case("basic", 8).images()

@@ -478,16 +478,16 @@ def facts_with(**identity: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ([], "content: expected an object, got a list"),
+        ([], r"content: expected an object, got \[\]"),
         ("x", "content: expected an object, got 'x'"),
         ({"attempts": [ATTEMPT]}, "identity: expected an object, got none"),
         ({"identity": "x", "attempts": [ATTEMPT]}, "identity: expected an object, got 'x'"),
         ({"identity": IDENTITY}, "attempts: expected a list, got none"),
         ({"identity": IDENTITY, "attempts": []}, "attempts: expected at least one, got none"),
         ({"identity": IDENTITY, "attempts": ["x"]}, "attempts.0: expected an object, got 'x'"),
-        ({"identity": IDENTITY, "attempts": {}}, "attempts: expected a list, got a dict"),
+        ({"identity": IDENTITY, "attempts": {}}, "attempts: expected a list, got {}"),
         ({**facts_with(), "batches": "many"}, "batches: expected an integer of at least 0, got 'many'"),
-        ({**facts_with(), "results": []}, "results: expected an object, got a list"),
+        ({**facts_with(), "results": []}, r"results: expected an object, got \[\]"),
         (facts_with(experiment=7), "identity.experiment: expected a string, got 7"),
         (facts_with(model=None), "identity.model: expected an object, got None"),
         (facts_with(model={"config": None}), "identity.model.blocks: expected an integer of at least 1, got None"),
@@ -498,8 +498,8 @@ def facts_with(**identity: Any) -> dict[str, Any]:
         (facts_with(data={"name": 3}), "identity.data.name: expected a string, got 3"),
         (facts_with(data={"name": "x", "classes": 0}), "identity.data.classes: expected an integer of at least 1"),
         (facts_with(modules="all"), "identity.modules: expected an integer of at least 1, got 'all'"),
-        (facts_with(networks=[]), "identity.networks: expected an object, got a list"),
-        (facts_with(networks={"vgg": {}}), "identity.networks.vgg: expected a list, got a dict"),
+        (facts_with(networks=[]), r"identity.networks: expected an object, got \[\]"),
+        (facts_with(networks={"vgg": {}}), "identity.networks.vgg: expected a list, got {}"),
         (facts_with(networks={"vgg": []}), "identity.networks.vgg: expected at least one network, got none"),
         (facts_with(networks={"vgg": [3]}), "identity.networks.vgg.0: expected an object, got 3"),
         (facts_with(networks={"vgg": [{**NETWORK, "survival": [1.0]}]}), "survival, how many: expected an integer"),
@@ -560,3 +560,22 @@ def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path: Path) -> Non
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"^run: .*file/run/measurements cannot be written \(Not a directory\)$"):
         add(tmp_path / "file" / "run", 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"identity": {}}, "identity.experiment: expected a string, got none"),
+        ({"identity": [1]}, "identity: expected an object, got a list"),
+        ({"identity": {**IDENTITY, "some": {1, 2}}}, "identity: expected an object that JSON can hold"),
+        ({"identity": {**IDENTITY, "some": float("nan")}}, "identity: expected an object that JSON can hold"),
+        ({"asked": {"batches": -1}}, "asked.batches: expected an integer of at least 0, got -1"),
+        ({"attempt": None}, "attempt: expected an object, got None"),
+        ({"folder": 3}, "folder: expected the path of a file or folder, got 3"),
+    ],
+)
+def test_no_run_is_begun_that_could_not_be_read(tmp_path: Path, arguments: Any, message: str) -> None:
+    valid = {"folder": tmp_path / "run", "identity": IDENTITY, "asked": {"batches": 2}, "attempt": ATTEMPT}
+    with pytest.raises(ValueError, match=f"^{message}"), results.writing(**{**valid, **arguments}):
+        pass
+    assert not (tmp_path / "run").exists()

@@ -202,3 +202,30 @@ def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
     torch.manual_seed(3)
     models.load(tmp_path / "net")
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: models.save(None, "net"), "net: expected a pathnet ResidualNet, got None"),  # type: ignore[arg-type]
+        (lambda: models.fingerprint("net"), "net: expected a pathnet ResidualNet, got 'net'"),  # type: ignore[arg-type]
+        (lambda: models.save(small(), 3), "path: expected the path of a file or folder, got 3"),  # type: ignore[arg-type]
+        (lambda: models.load(["net"]), "path: expected the path of a file or folder, got a list"),  # type: ignore[arg-type]
+        (lambda: models.load("a\0b"), "path: expected the path of a file or folder, got 'a.x00b'"),
+        (
+            lambda: models.fingerprint(small().to("meta")),
+            "net: expected tensors that hold values, got .* on the device",
+        ),
+        (
+            lambda: models.save(small().to("meta"), "net"),
+            "net: expected tensors that hold values, got .* on the device",
+        ),
+    ],
+)
+def test_networks_and_paths_of_other_kinds_are_named(
+    call: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call()
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -10,6 +12,12 @@ from pathnet.data.images import Data, InMemory
 from pathnet.streams import stream
 
 __all__ = ["digits", "synthetic"]
+
+MOST_BYTES = 1 << 32
+"""Bytes of the training images of a synthetic data set, and of its classes' means in int64."""
+MOST_CLASSES = 1 << 16
+AT_ONCE = 1 << 24
+"""Numbers of noise drawn at once, in float64."""
 
 
 def digits() -> Data:
@@ -38,13 +46,13 @@ def synthetic(images: int = 512, classes: int = 10, shape: tuple[int, int, int] 
     """Return noise around one random image a class: learnable at once, for tests and timings.
 
     Args:
-        images: in the training split; the test split has a quarter as many.
-        shape: (C, H, W)
+        images: in the training split, at most 4 GiB of them; the test split has a quarter as many.
+        classes: at most 65,536, and as many as have 2^29 pixels in all channels together.
+        shape: (C, H, W), at most 2^29 pixels in all channels.
 
     Raises:
-        ValueError: an argument is not of positive integers, or ``seed`` is negative.
+        ValueError: an argument is not of positive integers, or ``seed`` is negative; or a bound is exceeded.
     """
-    images, classes = check_integer("images", images, 1), check_integer("classes", classes, 1)
     seed = check_integer("seed", seed, 0)
     if not isinstance(shape, tuple | list) or len(shape) != 3:
         raise ValueError(f"shape: expected (C, H, W), got {described(shape)}")
@@ -53,12 +61,21 @@ def synthetic(images: int = 512, classes: int = 10, shape: tuple[int, int, int] 
         check_integer("shape", shape[1], 1),
         check_integer("shape", shape[2], 1),
     )
+    pixels, most = math.prod(shape), MOST_BYTES // 8
+    if pixels > most:
+        raise ValueError(f"shape: expected at most {most:,} pixels in all channels, got {described(pixels)}")
+    images = check_integer("images", images, 1, MOST_BYTES // pixels)
+    classes = check_integer("classes", classes, 1, min(MOST_CLASSES, most // pixels))
     rng = stream(seed, "synthetic")
     prototypes = rng.integers(64, 192, (classes, *shape))
 
     def split(count: int) -> InMemory:
-        labels = np.arange(count) % classes
-        noisy = prototypes[labels] + rng.normal(0, 32, (count, *shape))
-        return InMemory(torch.from_numpy(noisy.clip(0, 255).astype(np.uint8)), torch.from_numpy(labels))
+        labels, noisy = np.arange(count) % classes, np.empty((count, *shape), np.uint8)
+        step = max(1, AT_ONCE // pixels)
+        for start in range(0, count, step):
+            part = labels[start : start + step]
+            noise = rng.normal(0, 32, (len(part), *shape))
+            noisy[start : start + step] = (prototypes[part] + noise).clip(0, 255).astype(np.uint8)
+        return InMemory(torch.from_numpy(noisy), torch.from_numpy(labels))
 
     return Data("synthetic", split(images), split(max(1, images // 4)), tuple(map(str, range(classes))))

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+@runtime_checkable
 class Images(Protocol):
     """A split of a data set: labels at hand, images by index."""
 
@@ -65,7 +66,7 @@ class InMemory:
     def __post_init__(self) -> None:
         if check_tensor("images", self.images).dtype != torch.uint8 or self.images.ndim != 4:
             raise ValueError(f"images: expected uint8 [N, C, H, W], got {described(self.images)}")
-        _check_labels(self.labels, len(self.images))
+        _check_labels("labels", self.labels, len(self.images))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -91,12 +92,12 @@ class OnDisk:
     files: Sequence[Path]
     labels: Tensor
     side: int
-    _pool: ThreadPoolExecutor = field(default_factory=ThreadPoolExecutor, repr=False, compare=False)
+    _pool: ThreadPoolExecutor = field(default_factory=ThreadPoolExecutor, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.files, str | bytes) or not all(isinstance(file, Path) for file in self.files):
+        if not isinstance(self.files, Sequence) or not all(isinstance(file, Path) for file in self.files):
             raise ValueError(f"files: expected a sequence of paths, got {described(self.files)}")
-        _check_labels(self.labels, len(self.files))
+        _check_labels("labels", self.labels, len(self.files))
         check_integer("side", self.side, 1, MOST_SIDE)
 
     def __len__(self) -> int:
@@ -146,7 +147,8 @@ class Data:
         mean, std: float32 [C], of the pixels (0..255) of up to 10,000 training images.
 
     Raises:
-        ValueError: a split has no images or labels outside the classes, or the splits differ in the images' shape.
+        ValueError: a split is none, has no images or labels outside the classes, or the splits differ in the images'
+            shape.
     """
 
     name: str
@@ -162,8 +164,9 @@ class Data:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise ValueError(f"name: expected a string, got {described(self.name)}")
-        if not isinstance(self.classes, tuple) or not all(isinstance(name, str) for name in self.classes):
-            raise ValueError(f"classes: expected a tuple of names, got {described(self.classes)}")
+        is_tuple = isinstance(self.classes, tuple) and len(self.classes) > 0
+        if not is_tuple or not all(isinstance(name, str) for name in self.classes):
+            raise ValueError(f"classes: expected a tuple of at least one name, got {described(self.classes)}")
         check_integer("crop_padding", self.crop_padding, 0)
         check_flag("flip", self.flip)
         for name, split in (("train", self.train), ("test", self.test)):
@@ -280,15 +283,18 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Ite
             yield from pool.map(function, items[start : start + IN_FLIGHT])
 
 
-def _check_labels(labels: object, images: int) -> None:
-    tensor = check_tensor("labels", labels)
+def _check_labels(name: str, labels: object, images: int) -> None:
+    tensor = check_tensor(name, labels)
     if tensor.dtype != torch.int64 or tensor.shape != (images,):
-        raise ValueError(f"labels: expected int64 [{images}], got {described(tensor)}")
+        raise ValueError(f"{name}: expected int64 [{images}], got {described(tensor)}")
 
 
-def _check_split(name: str, split: Images, classes: int) -> None:
+def _check_split(name: str, split: object, classes: int) -> None:
+    if not isinstance(split, Images):
+        raise ValueError(f"{name}: expected a split, such as InMemory or OnDisk, got {described(split)}")
     if not len(split):
         raise ValueError(f"{name}: expected at least one image, got none")
+    _check_labels(f"{name}.labels", split.labels, len(split))
     outside = torch.nonzero((split.labels < 0) | (split.labels >= classes))
     if len(outside):
         row = int(outside[0])

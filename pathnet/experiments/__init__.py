@@ -20,7 +20,7 @@ from pathnet.experiments import (
     unraveled,
 )
 from pathnet.experiments.path_gradients import PathGradients
-from pathnet.experiments.run import Claim, Networks, Plan
+from pathnet.experiments.run import Claim, Networks, Plan, check_arguments
 from pathnet.training import Progress
 
 __all__ = ["EXPERIMENTS", "Experiment", "claims"]
@@ -55,6 +55,7 @@ def claims(run: results.Run) -> list[Claim]:
     Raises:
         ValueError: the run is of an experiment that is not known.
     """
+    results.check_run("run", run)
     if run.experiment not in EXPERIMENTS:
         raise ValueError(f"run: {run.folder} is of {run.experiment!r}; expected one of {', '.join(EXPERIMENTS)}")
     return EXPERIMENTS[run.experiment].claims(run)
@@ -68,6 +69,7 @@ def _one_run(
 
 def _gradients(nets: Networks, data: Data, plan: Plan, folder: Path, progress: Progress | None) -> list[results.Run]:
     """A run for each network, of sampled paths and of exact sums; that of the first lies in the folder itself."""
+    check_arguments(nets, data, plan, folder, progress, ("residual",))
     settings = PathGradients(batches=plan.batches, seed=plan.plan_seed)
     settings = replace(settings, batch_size=min(settings.batch_size, len(data.train)))
     runs = []

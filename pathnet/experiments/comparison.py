@@ -165,6 +165,7 @@ def found(run: results.Run) -> Found:
     Raises:
         ValueError: the run holds nothing, all norms are zero, or a batch is not complete.
     """
+    results.check_run("run", run)
     n, measurements = run.n, run.measurements()
     gates = bool(run.fact("model").get("gates"))
     sums, draws = run.rows(ExactSum), run.rows(SignedDraw)

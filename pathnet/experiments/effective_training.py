@@ -14,7 +14,7 @@ from pathnet import results
 from pathnet.data import Data
 from pathnet.experiments.drawn_paths import DrawnPaths, drawn_paths
 from pathnet.experiments.errors import INTACT, Drawn, ErrorCounts, Spread, measure_errors
-from pathnet.experiments.run import Claim, Networks, Plan, opened, unfinished
+from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, opened, unfinished
 from pathnet.lesion import Lesion
 from pathnet.training import Progress
 
@@ -63,6 +63,7 @@ def measure(
     Raises:
         ValueError: a network does not take the data or has fewer modules, or the folder holds another run.
     """
+    check_arguments(nets, data, plan, folder, progress, ("residual", "effective"))
     least = min(net.n for net in nets["effective"])
     if plan.modules > least:
         raise ValueError(f"modules: expected at most {least} (the network's), got {plan.modules}")

@@ -19,7 +19,7 @@ from pathnet.data import Data
 from pathnet.experiments import lesion_single
 from pathnet.experiments.errors import Spread, spread
 from pathnet.experiments.lesion_single import SingleDeletions
-from pathnet.experiments.run import Claim, Networks, Plan, Value, opened, unfinished
+from pathnet.experiments.run import Claim, Networks, Plan, Value, check_arguments, opened, unfinished
 from pathnet.models import Block, HighwayBlock, ResidualNet
 from pathnet.record import cross_entropy, full_precision, snapshot
 from pathnet.training import Progress
@@ -70,6 +70,7 @@ def measure(
     Raises:
         ValueError: a network has no gates or does not take the data, or the folder holds another run.
     """
+    check_arguments(nets, data, plan, folder, progress, ("highway",))
     for net in nets["highway"]:
         if not all(isinstance(block, HighwayBlock) for block in net):
             raise ValueError("net: expected a highway network, got blocks without gates")

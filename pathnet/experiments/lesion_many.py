@@ -8,7 +8,7 @@ from pathnet import results
 from pathnet.data import Data
 from pathnet.experiments.by_size import smoothness, summarise
 from pathnet.experiments.errors import INTACT, Drawn, measure_errors
-from pathnet.experiments.run import Claim, Networks, Plan, opened
+from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, opened
 from pathnet.lesion import Lesion
 from pathnet.streams import stream
 from pathnet.training import Progress
@@ -26,6 +26,7 @@ def measure(
     Raises:
         ValueError: a network does not take the data, or the folder holds another run.
     """
+    check_arguments(nets, data, plan, folder, progress, ("residual",))
     asked = {kind: [_draw(net.n, seed, plan) for seed, net in enumerate(own)] for kind, own in nets.items()}
     settings = {"bn": plan.bn, "images": plan.images, "plan_seed": plan.plan_seed}
     with opened(NAME, nets, data, settings, {"draws": plan.draws, "deletions": plan.deletions}, folder) as run:

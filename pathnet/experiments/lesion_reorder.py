@@ -10,7 +10,7 @@ from pathnet import lesion, results
 from pathnet.data import Data
 from pathnet.experiments.by_size import by_tau, smoothness, summarise
 from pathnet.experiments.errors import INTACT, Drawn, measure_errors
-from pathnet.experiments.run import Claim, Networks, Plan, check_networks, opened
+from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, opened
 from pathnet.lesion import Lesion
 from pathnet.models import ResidualNet
 from pathnet.streams import stream
@@ -31,7 +31,7 @@ def measure(
         ValueError: a network does not take the data or has no two blocks that can change places, or the folder holds
             another run.
     """
-    check_networks(nets, data)
+    check_arguments(nets, data, plan, folder, progress, ("residual",))
     asked = {kind: [_draw(net, seed, data, plan) for seed, net in enumerate(own)] for kind, own in nets.items()}
     settings = {"bn": plan.bn, "images": plan.images, "plan_seed": plan.plan_seed}
     with opened(NAME, nets, data, settings, {"draws": plan.draws, "swaps": plan.swaps}, folder) as run:

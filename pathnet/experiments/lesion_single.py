@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from pathnet import results
 from pathnet.data import Data
 from pathnet.experiments.errors import INTACT, Drawn, ErrorCounts, measure_errors
-from pathnet.experiments.run import Claim, Networks, Plan, opened, unfinished
+from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, opened, unfinished
 from pathnet.lesion import Lesion
 from pathnet.training import Progress
 
@@ -81,6 +81,7 @@ def measure(
     Raises:
         ValueError: a network does not take the data, or the folder holds another run.
     """
+    check_arguments(nets, data, plan, folder, progress)
     with opened(name, nets, data, {"bn": plan.bn, "images": plan.images}, {}, folder) as run:
         measure_deletions(run, nets, data, plan, progress)
         return run

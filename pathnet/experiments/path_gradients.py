@@ -19,13 +19,13 @@ from torch import Tensor
 
 import pathnet
 from pathnet import models, paths, results
-from pathnet.checks import MOST_INTEGER, check_integer, one_of
+from pathnet.checks import MOST_INTEGER, check_integer, check_path, described, one_of
 from pathnet.data import Data
 from pathnet.engines import check_engine
 from pathnet.experiments import by_length
 from pathnet.experiments.by_length import MOST_DRAWS
 from pathnet.experiments.comparison import Exact, found
-from pathnet.experiments.run import Claim, attempt, check_data, facts_of_data
+from pathnet.experiments.run import Claim, attempt, check_data, check_progress, facts_of_data
 from pathnet.experiments.summary import MOST, Summary, percent
 from pathnet.intervals import bracketed
 from pathnet.models import ResidualNet
@@ -104,9 +104,14 @@ def measure(
         progress: called with (batches done, batches in all, a note).
 
     Raises:
-        ValueError: the network does not take the data, no engine serves, or the folder holds another run.
+        ValueError: an argument is of another kind, the network does not take the data, no engine serves, or the
+            folder holds another run.
     """
     check_data(net, data)
+    if not isinstance(plan, PathGradients):
+        raise ValueError(f"plan: expected PathGradients, got {described(plan)}")
+    folder = check_path("folder", folder)
+    check_progress(progress)
     recorder = pathnet.Recorder(net, plan.bn, plan.engine, plan.precision, plan.at)
     device = net.stem_weight().device
     images, _ = data.random_batch(plan.batch_size, plan.seed, 0)

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from pathnet import paths, results
 from pathnet.data import Data
-from pathnet.experiments.run import Claim, Networks, Plan, Value, opened, unfinished
+from pathnet.experiments.run import Claim, Networks, Plan, Value, check_arguments, opened, unfinished
 from pathnet.streams import stream
 from pathnet.training import Progress
 
@@ -44,6 +44,7 @@ def measure(
     nets: Networks, data: Data, plan: Plan, folder: str | Path, progress: Progress | None = None
 ) -> results.Run:
     """Counts which random paths avoid random deletions, for the paper's 54 blocks; no network is needed."""
+    check_arguments(nets, data, plan, folder, progress)
     with opened(NAME, {}, data, {"blocks": BLOCKS, "plan_seed": plan.plan_seed}, {}, folder) as run:
         if not run.rows(Value):
             run.add_rows(_draw(plan.plan_seed))

@@ -15,12 +15,15 @@ import torch
 
 import pathnet
 from pathnet import lesion, models, results
-from pathnet.checks import MOST_INTEGER, check_integer, one_of
+from pathnet.checks import MOST_INTEGER, check_callable, check_integer, check_path, described, one_of
 from pathnet.data import Data
+from pathnet.data.images import check_data_set
 from pathnet.lesion import BatchNormPolicy
 from pathnet.models import ResidualNet
+from pathnet.models.residual_net import check_net
 from pathnet.printable import printable
 from pathnet.results import Range
+from pathnet.training import Progress
 
 __all__ = [
     "Claim",
@@ -28,8 +31,10 @@ __all__ = [
     "Plan",
     "Value",
     "attempt",
+    "check_arguments",
     "check_data",
-    "check_networks",
+    "check_plan",
+    "check_progress",
     "facts_of",
     "facts_of_data",
     "opened",
@@ -170,10 +175,8 @@ def opened(
         asked: how many of something are asked for; may grow.
 
     Raises:
-        ValueError: the networks do not take the data, there are fewer test images than asked for, or the folder
-            holds another run.
+        ValueError: there are fewer test images than asked for, or the folder holds another run.
     """
-    check_networks(nets, data)
     if settings.get("images", 0) > len(data.test):
         raise ValueError(f"images: expected 0 (all) to {len(data.test)} (the test images), got {settings['images']}")
     some, _ = next(data.test_batches(1))
@@ -200,16 +203,54 @@ def attempt(device: torch.device) -> dict[str, Any]:
     }
 
 
-def check_networks(nets: Networks, data: Data) -> None:
-    """
+def check_arguments(
+    nets: object,
+    data: Data,
+    plan: object,
+    folder: object,
+    progress: Progress | None,
+    kinds: Sequence[str] = (),
+) -> None:
+    """Find what a driver cannot measure before it does anything.
+
+    Args:
+        kinds: those that it cannot do without.
+
     Raises:
-        ValueError: a network does not take the data, or those of one kind differ in the number of their blocks.
+        ValueError: an argument is of another kind, a network does not take the data, one of the kinds is missing, or
+            the networks of one kind differ in the number of their blocks.
     """
-    for kind, own in nets.items():
-        for net in own:
+    if not isinstance(nets, Mapping):
+        raise ValueError(f"networks: expected sequences of networks by their kinds, got {described(nets)}")
+    check_data_set("data", data)
+    check_plan("plan", plan)
+    check_path("folder", folder)
+    check_progress(progress)
+    for kind, networks in nets.items():
+        if not isinstance(kind, str) or not isinstance(networks, Sequence):
+            raise ValueError(
+                f"networks: expected sequences of networks by their kinds, got {described(networks)} by "
+                f"{described(kind)}"
+            )
+        for net in networks:
             check_data(net, data)
-            if net.n != own[0].n:
-                raise ValueError(f"networks: expected {own[0].n} blocks in every {kind} one, got {net.n}")
+            if net.n != networks[0].n:
+                raise ValueError(f"networks: expected {networks[0].n} blocks in every {kind} one, got {net.n}")
+    for kind in (*nets, *kinds):
+        if not nets.get(kind):
+            raise ValueError(f"networks: expected at least one {kind} one, got none")
+
+
+def check_plan(name: str, value: object) -> None:
+    """Raise ValueError unless ``value`` is a `Plan`."""
+    if not isinstance(value, Plan):
+        raise ValueError(f"{name}: expected a Plan, got {described(value)}")
+
+
+def check_progress(value: object) -> None:
+    """Raise ValueError unless ``value`` is a function or None."""
+    if value is not None:
+        check_callable("progress", value)
 
 
 def unfinished(run: results.Run) -> ValueError:
@@ -221,8 +262,11 @@ def check_data(net: ResidualNet, data: Data) -> None:
     """Finds what cannot be measured before a run folder is made for it.
 
     Raises:
-        ValueError: the images have other channels than the network takes, or there are more classes than it tells.
+        ValueError: an argument is of another kind, the images have other channels than the network takes, or there
+            are more classes than it tells.
     """
+    check_net(net)
+    check_data_set("data", data)
     channels, takes = data.image_shape[0], net.stem_weight().shape[1]
     if channels != takes:
         raise ValueError(f"data: expected images of {takes} channels (the network's), got {channels} in {data.name}")

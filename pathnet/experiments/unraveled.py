@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pathnet import models, results
 from pathnet.data import Data
-from pathnet.experiments.run import Claim, Networks, Plan, Value, opened, unfinished
+from pathnet.experiments.run import Claim, Networks, Plan, Value, check_arguments, opened, unfinished
 from pathnet.models import Block, ResidualNet
 from pathnet.streams import stream
 from pathnet.training import Progress
@@ -79,6 +79,7 @@ def measure(
     nets: Networks, data: Data, plan: Plan, folder: str | Path, progress: Progress | None = None
 ) -> results.Run:
     """Both against the network, in float64, on networks of 1 to 6 blocks with random weights and statistics."""
+    check_arguments(nets, data, plan, folder, progress)
     whole = _network(data, plan.plan_seed)
     images = next(data.test_batches(IMAGES))[0].double()
     with opened(NAME, {}, data, {"plan_seed": plan.plan_seed}, {}, folder) as run:

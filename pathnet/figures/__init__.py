@@ -37,6 +37,7 @@ def draw(run: results.Run) -> list[Path]:
     Raises:
         ValueError: the run is of an experiment that is not known, or holds too little.
     """
+    results.check_run("run", run)
     if run.experiment not in DRAW:
         raise ValueError(f"run: {run.folder} is of {run.experiment!r}; expected one of {', '.join(DRAW)}")
     return DRAW[run.experiment](run, title(run.identity))
