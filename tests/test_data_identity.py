@@ -251,7 +251,7 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "labels of files": (lambda: OnDisk([Path("x")], LABELS, 8), r"labels: expected int64 \[1\]"),
     "files of text": (lambda: OnDisk(["x"], LABELS[:1], 8), "files: expected a sequence of paths"),  # type: ignore[list-item]
     "no side": (lambda: OnDisk([Path("x")], LABELS[:1], 0), "side: expected an integer from 1"),
-    "classes": (lambda: other_split(classes="abcdefghij"), "classes: expected a tuple of names"),
+    "classes": (lambda: other_split(classes="abcdefghij"), "classes: expected a tuple of at least one name"),
     "padding": (lambda: other_split(crop_padding=-1), "crop_padding: expected an integer of at least 0"),
     "flip": (lambda: other_split(flip="no"), "flip: expected True or False"),
     "batch size": (lambda: small_set().random_batch(2.5, 0, 0), "batch_size: expected an integer"),  # type: ignore[arg-type]
@@ -270,11 +270,12 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
         lambda: small_set().augment(IMAGE.float(), torch.Generator()),  # type: ignore[arg-type]
         "rng: expected a numpy.random.Generator, got a Generator",
     ),
-    "synthetic images": (lambda: data.synthetic(images=0), "images: expected an integer of at least 1"),
+    "synthetic images": (lambda: data.synthetic(images=0), "images: expected an integer from 1 to"),
+    "synthetic bomb": (lambda: data.synthetic(images=2**31), "images: expected an integer from 1 to 349525, got"),
     "synthetic classes": (lambda: data.synthetic(classes=True), "classes: expected an integer"),
     "synthetic shape": (lambda: data.synthetic(shape=(8, 8)), r"shape: expected \(C, H, W\)"),  # type: ignore[arg-type]
     "synthetic side": (lambda: data.synthetic(shape=(3, 0, 8)), "shape: expected an integer of at least 1, got 0"),
-    "name": (lambda: data.load(3), "data: expected digits, synthetic or the path of a folder, got 3"),  # type: ignore[arg-type]
+    "name": (lambda: data.load(3), "data: expected digits, synthetic or an existing folder, got 3"),  # type: ignore[arg-type]
     "skip": (lambda: data.load("digits", "yes"), "skip_broken: expected True or False"),  # type: ignore[arg-type]
     "folder": (lambda: data.cifar10(None), "data: expected the path of a folder, got None"),  # type: ignore[arg-type]
     "folder's side": (lambda: data.class_folders(".", "8"), "side: expected an integer"),  # type: ignore[arg-type]

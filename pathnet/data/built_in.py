@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -10,6 +12,9 @@ from pathnet.data.images import Data, InMemory
 from pathnet.streams import stream
 
 __all__ = ["digits", "synthetic"]
+
+MOST_VALUES = 1 << 30
+"""Most numbers in a synthetic split: 8 GiB of noise."""
 
 
 def digits() -> Data:
@@ -42,9 +47,9 @@ def synthetic(images: int = 512, classes: int = 10, shape: tuple[int, int, int] 
         shape: (C, H, W)
 
     Raises:
-        ValueError: an argument is not of positive integers, or ``seed`` is negative.
+        ValueError: an argument is not of positive integers, ``seed`` is negative, or the training images or the
+            classes' come to more than 2^30 numbers.
     """
-    images, classes = check_integer("images", images, 1), check_integer("classes", classes, 1)
     seed = check_integer("seed", seed, 0)
     if not isinstance(shape, tuple | list) or len(shape) != 3:
         raise ValueError(f"shape: expected (C, H, W), got {described(shape)}")
@@ -53,6 +58,10 @@ def synthetic(images: int = 512, classes: int = 10, shape: tuple[int, int, int] 
         check_integer("shape", shape[1], 1),
         check_integer("shape", shape[2], 1),
     )
+    if (values := math.prod(shape)) > MOST_VALUES:
+        raise ValueError(f"shape: expected at most {MOST_VALUES:,} numbers an image, got {described(values)}")
+    images = check_integer("images", images, 1, MOST_VALUES // values)
+    classes = check_integer("classes", classes, 1, MOST_VALUES // values)
     rng = stream(seed, "synthetic")
     prototypes = rng.integers(64, 192, (classes, *shape))
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+@runtime_checkable
 class Images(Protocol):
     """A split of a data set: labels at hand, images by index."""
 
@@ -71,8 +72,8 @@ class InMemory:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> Tensor:
-        """Return images, uint8 [len(indices), C, H, W]."""
-        return self.images[indices]
+        """Return images, uint8 [len(indices), C, H, W], by their numbers, int64 [K]."""
+        return self.images[_check_indices(indices, len(self))]
 
     def identity(self) -> bytes:
         """Return a digest of the types, shapes and values of images and labels."""
@@ -91,10 +92,11 @@ class OnDisk:
     files: Sequence[Path]
     labels: Tensor
     side: int
-    _pool: ThreadPoolExecutor = field(default_factory=ThreadPoolExecutor, repr=False, compare=False)
+    _pool: ThreadPoolExecutor = field(init=False, default_factory=ThreadPoolExecutor, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.files, str | bytes) or not all(isinstance(file, Path) for file in self.files):
+        is_list = isinstance(self.files, Sequence) and not isinstance(self.files, str | bytes)
+        if not is_list or not all(isinstance(file, Path) for file in self.files):
             raise ValueError(f"files: expected a sequence of paths, got {described(self.files)}")
         _check_labels(self.labels, len(self.files))
         check_integer("side", self.side, 1, MOST_SIDE)
@@ -103,9 +105,10 @@ class OnDisk:
         return len(self.files)
 
     def take(self, indices: Tensor) -> Tensor:
-        """Return images, uint8 [len(indices), 3, side, side]."""
-        decoded = self._pool.map(self._decoded, indices.tolist())
-        return torch.from_numpy(np.stack(list(decoded))).permute(0, 3, 1, 2).contiguous()
+        """Return images, uint8 [len(indices), 3, side, side], by their numbers, int64 [K]."""
+        decoded = self._pool.map(self._decoded, _check_indices(indices, len(self)).tolist())
+        images = np.array(list(decoded), np.uint8).reshape(-1, self.side, self.side, 3)
+        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
     def identity(self) -> bytes:
         """Return a digest of the side, the labels and the content of every file.
@@ -162,8 +165,9 @@ class Data:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise ValueError(f"name: expected a string, got {described(self.name)}")
-        if not isinstance(self.classes, tuple) or not all(isinstance(name, str) for name in self.classes):
-            raise ValueError(f"classes: expected a tuple of names, got {described(self.classes)}")
+        is_tuple = isinstance(self.classes, tuple) and len(self.classes) > 0
+        if not is_tuple or not all(isinstance(name, str) for name in self.classes):
+            raise ValueError(f"classes: expected a tuple of at least one name, got {described(self.classes)}")
         check_integer("crop_padding", self.crop_padding, 0)
         check_flag("flip", self.flip)
         for name, split in (("train", self.train), ("test", self.test)):
@@ -286,7 +290,19 @@ def _check_labels(labels: object, images: int) -> None:
         raise ValueError(f"labels: expected int64 [{images}], got {described(tensor)}")
 
 
+def _check_indices(indices: object, images: int) -> Tensor:
+    numbers = check_tensor("indices", indices, "integer", (None,))
+    if numbers.dtype == torch.bool:
+        raise ValueError(f"indices: expected the numbers of images, got {described(numbers)}")
+    numbers = numbers.long()
+    if outside := numbers[(numbers < 0) | (numbers >= images)].tolist():
+        raise ValueError(f"indices: expected numbers from 0 to {images - 1}, got {outside[0]}")
+    return numbers
+
+
 def _check_split(name: str, split: Images, classes: int) -> None:
+    if not isinstance(split, Images):
+        raise ValueError(f"{name}: expected the images of a split, such as InMemory, got {described(split)}")
     if not len(split):
         raise ValueError(f"{name}: expected at least one image, got none")
     outside = torch.nonzero((split.labels < 0) | (split.labels >= classes))

@@ -13,11 +13,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pathnet.checks import described
+from pathnet.checks import check_path, described
 from pathnet.files import replacing, telling
 from pathnet.models.highway import highway
 from pathnet.models.preact_resnet import preact_resnet, preact_resnet_imagenet
-from pathnet.models.residual_net import ResidualNet
+from pathnet.models.residual_net import ResidualNet, check_net
 from pathnet.models.resnet import resnet
 from pathnet.models.vgg import vgg
 
@@ -68,7 +68,12 @@ def build(config: Mapping[str, Any]) -> ResidualNet:
 
 
 def fingerprint(net: ResidualNet) -> str:
-    """SHA-256 over names, dtypes, shapes and values of all weights and statistics: the model hash of a run."""
+    """SHA-256 over names, dtypes, shapes and values of all weights and statistics: the model hash of a run.
+
+    Raises:
+        ValueError: ``net`` is no `ResidualNet`.
+    """
+    check_net(net)
     digest = hashlib.sha256()
     for name, tensor in sorted(net.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -149,18 +154,21 @@ def save(net: ResidualNet, path: str | Path, dtype: torch.dtype | None = None) -
             from it is the rounded network. Vectors (biases, factors and statistics of BN) stay as they are.
 
     Raises:
-        ValueError: the network has no configuration to be rebuilt from, or values that `load` would refuse.
+        ValueError: an argument is not such a one, or the network has no configuration to be rebuilt from, or values
+            that `load` would refuse.
         OSError: the file cannot be written.
     """
+    check_net(net)
+    path = check_path("path", path)
     if net.config is None:
         raise ValueError("net: has no config, so its file could not be loaded again; save its state_dict instead")
-    if dtype is not None and dtype not in ROUNDED:
-        raise ValueError(f"dtype: expected one among {', '.join(map(str, ROUNDED))}, got {dtype}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in ROUNDED):
+        raise ValueError(f"dtype: expected one among {', '.join(map(str, ROUNDED))}, got {described(dtype)}")
     state = {name: tensor.to(dtype) if tensor.ndim > 1 else tensor for name, tensor in net.state_dict().items()}
     for name, tensor in state.items():
         if problem := odd_values(name, tensor):
             raise ValueError(f"net: {name}: {problem}{'' if dtype is None else f' in {dtype}'}")
-    write_tensors(Path(path), state, {"config": net.config})
+    write_tensors(path, state, {"config": net.config})
 
 
 def load(path: str | Path) -> ResidualNet:
@@ -169,7 +177,8 @@ def load(path: str | Path) -> ResidualNet:
     Raises:
         ValueError: the file cannot be read, or its tensors do not fit its configuration.
     """
-    tensors, metadata = read_tensors(Path(path))
+    path = check_path("path", path)
+    tensors, metadata = read_tensors(path)
     if "config" not in metadata:
         raise ValueError(f"weights: {path} holds no model configuration (expected a file written by pathnet)")
     net = _skeleton(metadata["config"], len(tensors), path)
