@@ -42,7 +42,7 @@ def described(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 4 * LONGEST:
         # Python refuses to write out the longest ones.
         return f"an integer of {value.bit_length()} bits"
-    if isinstance(value, bool | int | float | complex | str | bytes | np.generic | torch.dtype | None):
+    if isinstance(value, bool | int | float | complex | str | bytes | np.generic | torch.dtype | torch.device | None):
         text = repr(value)
         return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
     if isinstance(value, list | tuple | dict) and not value:

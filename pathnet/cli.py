@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import io
 import json
@@ -147,6 +148,8 @@ class _OneLineFailures(TyperGroup):
             with interrupts.raised(), _printable_usage():
                 return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
+            # As the interpreter ends it looks for garbage among all that torch holds, which takes seconds.
+            gc.freeze()
             _fail(f"interrupted; {interrupt}" if interrupt.args else "interrupted", interrupts.STATUS)
 
 

@@ -19,6 +19,7 @@ from pathnet.models.residual_net import ResidualNet
 
 __all__ = [
     "NOT_FINITE",
+    "NOT_FINITE_GRADIENT",
     "SMALLEST",
     "At",
     "BatchNormMode",
@@ -28,7 +29,9 @@ __all__ = [
     "Precision",
     "Prepared",
     "Record",
+    "check_differentiable",
     "check_labels",
+    "check_loss",
     "check_values",
     "cross_entropy",
     "full_precision",
@@ -42,6 +45,7 @@ At = Literal["y0", "image", "stem_weight"]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 NOT_FINITE = "images: expected finite values, got NaN or infinity"
+NOT_FINITE_GRADIENT = "loss: expected a finite gradient at the network's output, got NaN or infinity"
 IGNORED = -100
 """A position of a sequence with this label has no part in the loss; PyTorch's own number for it."""
 
@@ -231,11 +235,7 @@ def output_gradient(
     with torch.enable_grad():
         # A copy, since a head may begin with an in-place ReLU; so may blocks and stems.
         output = net.head(y_n.clone())
-        result = loss(output, target)
-        if not isinstance(result, Tensor) or result.numel() != 1:
-            raise ValueError(f"loss: expected one number a batch, got {getattr(result, 'shape', type(result))}")
-        if not result.requires_grad:
-            raise ValueError("loss: expected a differentiable function of the output, got one that is constant")
+        result = check_differentiable(loss(output, target))
 
     def differentiated(power: int) -> tuple[Tensor, Tensor]:
         factor = torch.full_like(result, 2.0**power)
@@ -255,9 +255,24 @@ def output_gradient(
             exponent = torch.where(better, -sign * power, exponent)
             magnitude = torch.where(better, reached, magnitude)
     if thorough and (magnitude < 0).any():
-        raise ValueError("loss: expected a finite gradient at the network's output, got NaN or infinity")
+        raise ValueError(NOT_FINITE_GRADIENT)
     scaled, exponent = scaling.rescale(grad, exponent)
     return OutputGradient(output.detach(), result.detach().reshape(()), scaled[0], exponent[0], magnitude.amin())
+
+
+def check_loss(value: object) -> Tensor:
+    """Return ``value``, what a loss gave; raise ValueError where it is not one real number."""
+    if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
+        raise ValueError(f"loss: expected one real number a batch, got {described(value)}")
+    return value
+
+
+def check_differentiable(value: object) -> Tensor:
+    """Return ``value``, what a loss gave; raise ValueError where it is not one real number with a gradient."""
+    number = check_loss(value)
+    if not number.requires_grad:
+        raise ValueError("loss: expected a differentiable function of the output, got one that is constant")
+    return number
 
 
 def check_labels(labels: object, device: torch.device) -> Tensor:

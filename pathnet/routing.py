@@ -14,7 +14,16 @@ from pathnet.chunks import Pace, in_chunks
 from pathnet.engines import Engine
 from pathnet.models.coefficients import check_coefficients, known_as, of_blocks
 from pathnet.models.residual_net import ResidualNet, check_inputs, check_net, unwrapped
-from pathnet.record import Loss, Prepared, Record, check_labels, check_values, cross_entropy
+from pathnet.record import (
+    NOT_FINITE_GRADIENT,
+    Loss,
+    Prepared,
+    Record,
+    check_differentiable,
+    check_labels,
+    check_values,
+    cross_entropy,
+)
 
 __all__ = [
     "check_routing",
@@ -90,8 +99,8 @@ def routed_gradient(
         [B, C_0, H_0, W_0]
 
     Raises:
-        ValueError: an argument is not such a one, a label is not among the classes, or the loss is not finite; the
-            latter two are not looked at while `torch.compile` traces.
+        ValueError: an argument is not such a one, a label is not among the classes, or the loss or its gradient is
+            not finite; the latter three are not looked at while `torch.compile` traces.
     """
     check_net(net)
     check_inputs("x", x, net)
@@ -110,13 +119,14 @@ def routed_gradient(
             entered.append((walked, parts, z, left))
             walked = left
         output = net.head(walked.clone())
-        value = loss(output, target)
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            raise ValueError(f"loss: expected one number a batch, got {getattr(value, 'shape', type(value))}")
+        value = check_differentiable(loss(output, target))
+        grad = _pulled_back(value, walked)
         if not torch.compiler.is_compiling():
             # Of a loss that is NaN the gradient may well be 0.
-            check_values(x.detach(), labels, output.detach(), value.detach().reshape(()), name="x")
-        grad = _pulled_back(value, walked)
+            finite = torch.isfinite(grad.detach()).all().double()
+            facts = output.detach(), value.detach().reshape(()), finite
+            if not check_values(x.detach(), labels, *facts, name="x")[1]:
+                raise ValueError(NOT_FINITE_GRADIENT)
         for (before, parts, z, left), own in zip(reversed(entered), reversed(coefficients), strict=True):
             grad = _pulled_back(left, z, grad)
             through = [

@@ -9,7 +9,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["add", "align", "beside", "combine", "largest", "norms", "rescale", "times_power_of_two", "value"]
+__all__ = [
+    "add",
+    "align",
+    "beside",
+    "combine",
+    "largest",
+    "norms",
+    "of_coefficients",
+    "rescale",
+    "times_power_of_two",
+    "value",
+]
 
 
 def times_power_of_two(x: Tensor, exponent: Tensor) -> Tensor:
@@ -45,6 +56,24 @@ def rescale(grad: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
     shift = torch.frexp(magnitude).exponent
     shift = torch.where(torch.isfinite(magnitude) & (magnitude > 0), shift, torch.zeros_like(shift))
     return times_power_of_two(grad, -beside(shift, grad)), exponent + shift
+
+
+COEFFICIENTS = 60
+"""Coefficients of a block stay as they are where the larger one lies within 2^-60 and 2^60."""
+
+
+def of_coefficients(routing: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Divide the coefficients [P, n, 2] of each block by a power of two where a walk's float32 would not stand them.
+
+    Returns:
+        The coefficients, and int32 [P], the powers of two by which the gradients under them are to be multiplied; None
+        where all stay as they are.
+    """
+    exponents = torch.frexp(routing.detach().double().abs().amax(2)).exponent
+    exponents = torch.where(exponents.abs() > COEFFICIENTS, exponents, 0)
+    if not exponents.any():
+        return routing, None
+    return times_power_of_two(routing.double(), -exponents[..., None]), exponents.sum(1).int()
 
 
 def value(grad: Tensor, exponent: Tensor) -> Tensor:

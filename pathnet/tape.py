@@ -86,7 +86,8 @@ class Tape:
             per_sample: the norm of each sample's slice of the gradient of the batch's loss.
 
         Returns:
-            float64 [P], or [P, B] per sample; full relative precision down to 1e-300.
+            float64 [P], or [P, B] per sample; full relative precision down to 1e-300, as far as the forward pass
+            stays in the range of its type: in float32 an activation below 1e-45 is 0, and its ReLU lets nothing back.
 
         Raises:
             ValueError: ``b`` is not such a tensor.
@@ -110,7 +111,7 @@ class Tape:
         Raises:
             ValueError: ``b`` is not such a tensor.
         """
-        return self._gradients(self._routing(b), check_flag("scaled", scaled))
+        return self._gradients(self._routing(b), None, check_flag("scaled", scaled))
 
     @overload
     def routed_gradients(self, routing: Tensor, scaled: Literal[False] = False) -> Tensor: ...
@@ -131,7 +132,7 @@ class Tape:
             ValueError: ``routing`` is not such a tensor.
         """
         check_routing(routing, self.n, self._record.net.parts)
-        return self._gradients(routing, check_flag("scaled", scaled))
+        return self._gradients(*scaling.of_coefficients(routing), check_flag("scaled", scaled))
 
     def gradient(self) -> Tensor:
         """The ordinary gradient of the loss, float64: the sum over all 2^n paths.
@@ -139,7 +140,7 @@ class Tape:
         In a network with gates (highway) what flows through the gates themselves is added to it.
         """
         everything = torch.ones(1, self.n, self._record.net.parts, dtype=torch.float64)
-        return self._gradients(everything, scaled=False)[0]
+        return self._gradients(everything, None, scaled=False)[0]
 
     @overload
     def gradient_by_length(self, scaled: Literal[False] = False) -> Tensor: ...
@@ -210,13 +211,16 @@ class Tape:
         return paths.routing(paths.check_paths("b", b, self.n))
 
     @full_precision()
-    def _gradients(self, routing: Tensor, scaled: bool) -> Tensor | Scaled:
+    def _gradients(self, routing: Tensor, powers: Tensor | None, scaled: bool) -> Tensor | Scaled:
+        """Return the gradients under routings [P, n, 2], times powers of two: int32 [P]; None for no such powers."""
         place, count = gradients.place_shape(self._record, self.at), len(routing)
         slots = 1 if self.at == "stem_weight" else len(self._record.exponent)
         like = self._record.grad
         mantissa = like.new_empty(count, *place, dtype=like.dtype if scaled else torch.float64)
         exponents = torch.empty(count, slots, dtype=torch.int32, device=like.device)
         for part, grad, exponent in gradients.scaled_gradients(self._engine, self._record, routing, self.at):
+            if powers is not None:
+                exponent = exponent + powers[part, None].to(exponent.device)
             mantissa[part] = grad if scaled else scaling.value(grad, exponent)
             exponents[part] = exponent
         return (mantissa, exponents.reshape(count, slots, *(1,) * (len(place) - 1))) if scaled else mantissa
@@ -243,9 +247,9 @@ class Recorder:
     engine is chosen on the first batch, and anew for images of another size or on another device.
 
     Gradients are mantissas and powers of two between blocks, so that their norms may lie anywhere between 1e-300 and
-    1e300. At once, a residual module may shrink a gradient by 1e-60, or let it grow by 1e30; of the factors of one of
-    its batch normalisations those that lie 1e-18 below the largest lose digits, and in sums by length the two branches
-    of a block may lie 1e48 apart. Activations are float32: below 1e-45 they are 0, and their ReLUs pass nothing on.
+    1e300. At once, a residual module may shrink a gradient by 1e-60, or let it grow by 1e30. Of the factors of a batch
+    normalisation, those that lie 1e-18 below the largest lose digits; in sums by length the two branches of a block may
+    lie 1e48 apart. Activations are float32: below 1e-45 they are 0, and their ReLUs pass nothing on.
 
     Args:
         bn: ``running``, batch normalisation by running statistics, samples independent; or ``batch``, by the

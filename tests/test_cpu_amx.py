@@ -23,7 +23,8 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     library = emulator(tmp_path_factory.mktemp("emulator"))
-    return {**os.environ, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1"}
+    inherited = {name: value for name, value in os.environ.items() if name != "PATHNET_ISA"}
+    return {**inherited, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.parametrize(("file", "at_least"), [("test_native.py", 50), ("test_cpu_engine.py", 20)])

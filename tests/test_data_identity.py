@@ -302,7 +302,7 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "synthetic classes": (lambda: data.synthetic(classes=True), "classes: expected an integer"),
     "synthetic shape": (lambda: data.synthetic(shape=(8, 8)), r"shape: expected \(C, H, W\)"),  # type: ignore[arg-type]
     "synthetic side": (lambda: data.synthetic(shape=(3, 0, 8)), "shape: expected an integer of at least 1, got 0"),
-    "name": (lambda: data.load(3), "data: expected digits, synthetic or the path of a folder, got 3"),  # type: ignore[arg-type]
+    "name": (lambda: data.load(3), "data: expected digits, synthetic or an existing folder, got 3"),  # type: ignore[arg-type]
     "skip": (lambda: data.load("digits", "yes"), "skip_broken: expected True or False"),  # type: ignore[arg-type]
     "folder": (lambda: data.cifar10(None), "data: expected the path of a folder, got None"),  # type: ignore[arg-type]
     "folder's side": (lambda: data.class_folders(".", "8"), "side: expected an integer"),  # type: ignore[arg-type]

@@ -74,6 +74,8 @@ METHODS = {
     pathnet.EffectiveDepth: ("__call__",),
     training.Recipe: ("rate",),
     lesion.Ranking: ("order", "agreement"),
+    data.InMemory: ("take",),
+    data.OnDisk: ("take",),
 }
 RESULTS = {
     *(pathnet.AdaptedNet, pathnet.Tape, effective_depth.Depth, lesion.Errors, lesion.Ranking, training.Epoch),
@@ -172,6 +174,10 @@ def _nets() -> experiments.Networks:
 @contextmanager
 def _reporter(_: str) -> Iterator[training.Progress]:
     yield lambda *_: None
+
+
+def _image_files() -> list[Path]:
+    return [_folder() / "train" / "some" / "image.png"]
 
 
 @dataclass(frozen=True)
@@ -314,13 +320,11 @@ def calls() -> dict[str, Call]:
             images=lambda: torch.ones(4, 3, 4, 4, dtype=torch.uint8),
             labels=lambda: torch.arange(4),
         ),
+        "InMemory.take": _of(_data().train.take, indices=lambda: torch.tensor([1, 0])),
         "OnDisk": _of(
-            data.OnDisk,
-            {"files": ("labels",)},
-            files=lambda: [_folder() / "train" / "some" / "image.png"],
-            labels=lambda: torch.zeros(1, dtype=torch.int64),
-            side=4,
+            data.OnDisk, {"files": ("labels",)}, files=_image_files, labels=lambda: torch.tensor([0]), side=4
         ),
+        "OnDisk.take": _of(data.OnDisk(_image_files(), torch.tensor([0]), 4).take, indices=lambda: torch.tensor([0])),
         "Data": _of(
             data.Data, name="some", train=lambda: _data().train, test=lambda: _data().test, classes=tuple("abcd")
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import pathnet
-from pathnet import interrupts
+from pathnet import cli, interrupts, models
 
 ROOT = Path(pathnet.__file__).resolve().parent.parent
 
@@ -97,3 +98,20 @@ def test_what_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
+
+
+def test_an_interrupted_command_does_not_end_by_a_search_for_garbage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    weights = tmp_path / "net.safetensors"
+    models.save(models.preact_resnet(8, 2), weights)
+    monkeypatch.setattr(models, "load", interrupt)
+    try:
+        with pytest.raises(SystemExit) as end:
+            cli.app(["gradients", "--data", "synthetic", "--run", str(tmp_path / "run"), "--weights", str(weights)])
+        assert end.value.code == interrupts.STATUS and gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()

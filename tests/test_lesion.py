@@ -67,6 +67,13 @@ def test_orders_are_those_of_networks_built_in_them(images: data.Data, kind: str
     assert found.wrong.tolist() == expected and min(expected) > 0
 
 
+def test_shapes_leave_the_mode_even_where_the_images_are_too_small() -> None:
+    net = models.vgg(depth=6, width=2, stages=2).train()
+    with pytest.raises(RuntimeError):
+        lesion.shapes(net, torch.zeros(1, 3, 1, 1))
+    assert all(module.training for module in net.modules())
+
+
 SCALED = [Lesion(scale=0.9), Lesion((1,), scale=0.8), Lesion((0, 3), scale=1.5), Lesion((4,)), Lesion(scale=1.1)]
 
 

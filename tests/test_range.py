@@ -172,17 +172,37 @@ def test_a_faint_loss_in_float16_keeps_its_gradient() -> None:
 def test_a_loss_whose_gradient_is_nan_is_refused(bn: Any) -> None:
     net, (images, labels) = Case("basic", 8).net(), Case("basic", 8).images()
 
-    def root_of_zero(output: Tensor, target: Tensor) -> Tensor:
-        return (output * 0).square().sum().sqrt()
-
     with pytest.raises(ValueError, match=r"^loss: expected a finite gradient .* got NaN or infinity$"):
         pathnet.record(net, images, labels, bn=bn, engine="reference", loss=root_of_zero)
 
 
-def test_a_loss_that_the_output_cannot_change_is_refused() -> None:
+def root_of_zero(output: Tensor, target: Tensor) -> Tensor:
+    return (output * 0).square().sum().sqrt()
+
+
+def constant(output: Tensor, target: Tensor) -> Tensor:
+    return torch.tensor(1.0)
+
+
+LOSSES = {
+    root_of_zero: "expected a finite gradient at the network's output, got NaN or infinity",
+    constant: "expected a differentiable function of the output, got one that is constant",
+}
+USES: dict[str, Callable[[ResidualNet, Tensor, Tensor, Any], object]] = {
+    "record": lambda net, images, labels, loss: pathnet.record(net, images, labels, engine="reference", loss=loss),
+    "routed_gradient": lambda net, images, labels, loss: pathnet.routed_gradient(
+        net, images, labels, torch.ones(net.n, 2), loss
+    ),
+    "rank": lambda net, images, labels, loss: pathnet.lesion.rank(net, [(images, labels)], loss),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_without_a_gradient_is_refused_wherever_it_is_used(use: str, loss: Any) -> None:
     net, (images, labels) = Case("basic", 8).net(), Case("basic", 8).images()
-    with pytest.raises(ValueError, match=r"^loss: expected a differentiable function of the output"):
-        pathnet.record(net, images, labels, engine="reference", loss=lambda output, target: torch.tensor(1.0))
+    with pytest.raises(ValueError, match=f"^loss: {LOSSES[loss]}$"):
+        USES[use](net, images, labels, loss)
 
 
 def test_a_sample_that_fits_all_but_perfectly_keeps_its_gradient() -> None:
@@ -261,3 +281,21 @@ def test_a_module_may_shrink_a_gradient_by_1e_60_at_once(kind: type[nn.Module], 
     torch.testing.assert_close(tape.path_gradient_norms(b), expected, rtol=1e-4, atol=0)
     ratio = expected[:3] / plain.path_gradient_norms(b[:3])
     assert ((ratio > 0) & (ratio < 1e-55)).any()
+
+
+@pytest.mark.parametrize("engine", ["reference", pytest.param("cpu", marks=needs_cpu)])
+def test_coefficients_at_the_ends_of_float32_leave_gradients_in_range(engine: str) -> None:
+    net, (images, labels) = Case("basic", 14).net(), Case("basic", 14).images()
+    routing = torch.ones(4, net.n, 2)
+    routing[0] *= 3e38
+    routing[1] *= 1e-37
+    routing[2, ::2] *= 3e38
+    routing[3, 1] = torch.tensor([1e-37, 3e38])
+    exact = pathnet.record(net, images, labels, engine="reference", precision="float64")
+    tape = pathnet.record(net, images, labels, engine=engine)
+    torch.testing.assert_close(
+        tape.routed_gradients(routing).flatten(1).norm(dim=1),
+        exact.routed_gradients(routing).flatten(1).norm(dim=1),
+        rtol=1e-4,
+        atol=0,
+    )

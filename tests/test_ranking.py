@@ -215,7 +215,7 @@ def test_bad_arguments_are_named() -> None:
         lesion.rank(net, own, images=5)
     with pytest.raises(ValueError, match="bn: expected"):
         lesion.rank(net, own, bn="recalibrated")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="loss: expected one number a batch"):
+    with pytest.raises(ValueError, match="loss: expected one real number a batch"):
         lesion.rank(net, own, lambda output, target: output)
     with pytest.raises(ValueError, match="by: expected 'loss' or 'error' or 'first_order' or 'taylor', got 'size'"):
         lesion.rank(net, own).order("size")  # type: ignore[arg-type]

@@ -279,8 +279,12 @@ IMAGES, LABELS = CASE.images()
         ({"precision": "float16"}, "precision: expected"),
         ({"engine": "gpu"}, "engine: expected auto, cuda, triton, cpu, reference, got 'gpu'"),
         (
+            {"loss": lambda output, target: output.sum().to(torch.complex64)},
+            "loss: expected one real number a batch, got a tensor torch.complex64",
+        ),
+        (
             {"loss": lambda output, target: output},
-            r"loss: expected one number a batch, got torch.Size\(\[3, 5\]\)",
+            r"loss: expected one real number a batch, got a tensor torch.float32 \[3, 5\]",
         ),
     ],
 )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pathnet.checks import check_flag, described
+from pathnet.checks import check_flag
 from pathnet.data.built_in import digits, synthetic
 from pathnet.data.cifar import cifar10
 from pathnet.data.folders import class_folders
 from pathnet.data.images import Data, Images, InMemory, OnDisk
+from pathnet.data.layouts import existing_folder
 
 __all__ = ["Data", "Images", "InMemory", "OnDisk", "cifar10", "class_folders", "digits", "load", "synthetic"]
 
@@ -23,12 +24,9 @@ def load(name: str | Path, skip_broken: bool = False) -> Data:
         ValueError: neither a known name nor a folder of images.
     """
     check_flag("skip_broken", skip_broken)
-    if not isinstance(name, str | Path):
-        raise ValueError(f"data: expected digits, synthetic or the path of a folder, got {described(name)}")
-    if name in ("digits", "synthetic"):
+    if isinstance(name, str) and name in ("digits", "synthetic"):
         return digits() if name == "digits" else synthetic()
-    if not Path(name).is_dir():
-        raise ValueError(f"data: expected digits, synthetic or an existing folder, got {str(name)!r}")
-    if (Path(name) / "train").is_dir():
-        return class_folders(name, skip_broken=skip_broken)
-    return cifar10(name, skip_broken)
+    folder = existing_folder(name, "digits, synthetic or an existing folder")
+    if (folder / "train").is_dir():
+        return class_folders(folder, skip_broken=skip_broken)
+    return cifar10(folder, skip_broken)

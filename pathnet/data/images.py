@@ -72,8 +72,8 @@ class InMemory:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> Tensor:
-        """Return images, uint8 [len(indices), C, H, W]."""
-        return self.images[indices]
+        """Return images, uint8 [len(indices), C, H, W], by their numbers, int64 [K]."""
+        return self.images[_check_indices(indices, len(self))]
 
     def identity(self) -> bytes:
         """Return a digest of the types, shapes and values of images and labels."""
@@ -95,7 +95,8 @@ class OnDisk:
     _pool: ThreadPoolExecutor = field(default_factory=ThreadPoolExecutor, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.files, Sequence) or not all(isinstance(file, Path) for file in self.files):
+        is_list = isinstance(self.files, Sequence) and not isinstance(self.files, str | bytes)
+        if not is_list or not all(isinstance(file, Path) for file in self.files):
             raise ValueError(f"files: expected a sequence of paths, got {described(self.files)}")
         _check_labels("labels", self.labels, len(self.files))
         check_integer("side", self.side, 1, MOST_SIDE)
@@ -104,9 +105,10 @@ class OnDisk:
         return len(self.files)
 
     def take(self, indices: Tensor) -> Tensor:
-        """Return images, uint8 [len(indices), 3, side, side]."""
-        decoded = self._pool.map(self._decoded, indices.tolist())
-        return torch.from_numpy(np.stack(list(decoded))).permute(0, 3, 1, 2).contiguous()
+        """Return images, uint8 [len(indices), 3, side, side], by their numbers, int64 [K]."""
+        decoded = self._pool.map(self._decoded, _check_indices(indices, len(self)).tolist())
+        images = np.array(list(decoded), np.uint8).reshape(-1, self.side, self.side, 3)
+        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
     def identity(self) -> bytes:
         """Return a digest of the side, the labels and the content of every file.
@@ -287,6 +289,16 @@ def _check_labels(name: str, labels: object, images: int) -> None:
     tensor = check_tensor(name, labels)
     if tensor.dtype != torch.int64 or tensor.shape != (images,):
         raise ValueError(f"{name}: expected int64 [{images}], got {described(tensor)}")
+
+
+def _check_indices(indices: object, images: int) -> Tensor:
+    numbers = check_tensor("indices", indices, "integer", (None,))
+    if numbers.dtype == torch.bool:
+        raise ValueError(f"indices: expected the numbers of images, got {described(numbers)}")
+    numbers = numbers.long()
+    if outside := numbers[(numbers < 0) | (numbers >= images)].tolist():
+        raise ValueError(f"indices: expected numbers from 0 to {images - 1}, got {outside[0]}")
+    return numbers
 
 
 def _check_split(name: str, split: object, classes: int) -> None:

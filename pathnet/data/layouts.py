@@ -18,16 +18,21 @@ LAYOUTS = (
 MOST_NAMES = 4
 
 
-def existing_folder(folder: object) -> Path:
+def existing_folder(folder: object, expected: str = "the path of a folder") -> Path:
     """Return the path of a folder that exists.
 
     Raises:
         ValueError: it is no path, or not of a folder.
     """
     if not isinstance(folder, str | Path):
-        raise ValueError(f"data: expected the path of a folder, got {described(folder)}")
-    if not Path(folder).is_dir():
-        raise ValueError(f"data: {folder} is not a folder")
+        raise ValueError(f"data: expected {expected}, got {described(folder)}")
+    try:
+        exists = Path(folder).is_dir()
+    except OSError:
+        # A name that is longer than any file's, or folders on the way that may not be entered.
+        exists = False
+    if not exists:
+        raise ValueError(f"data: expected {expected}, got {described(str(folder))}, which is no folder")
     return Path(folder)
 
 

@@ -153,12 +153,14 @@ def shapes(net: ResidualNet, images: Tensor) -> list[tuple[tuple[int, ...], tupl
     found = []
     training = net.training
     net.eval()
-    with torch.no_grad():
-        y = net.stem(images[:1].clone())
-        for block in net:
-            entered, y = tuple(y.shape[1:]), block(y.clone())
-            found.append((entered, tuple(y.shape[1:])))
-    net.train(training)
+    try:
+        with torch.no_grad():
+            y = net.stem(images[:1].clone())
+            for block in net:
+                entered, y = tuple(y.shape[1:]), block(y.clone())
+                found.append((entered, tuple(y.shape[1:])))
+    finally:
+        net.train(training)
     return found
 
 

@@ -18,7 +18,17 @@ from pathnet.data import Data
 from pathnet.intervals import FEWEST
 from pathnet.lesion.measuring import factored, in_type, spread
 from pathnet.models.residual_net import ResidualNet, check_inputs, check_net, first_convolution
-from pathnet.record import BatchNormMode, Loss, check_labels, cross_entropy, full_precision, snapshot
+from pathnet.record import (
+    NOT_FINITE_GRADIENT,
+    BatchNormMode,
+    Loss,
+    check_differentiable,
+    check_labels,
+    check_loss,
+    cross_entropy,
+    full_precision,
+    snapshot,
+)
 
 __all__ = ["Ranking", "rank"]
 
@@ -181,10 +191,8 @@ def _iterated(data: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
 @torch.no_grad()
 def _judged(output: Tensor, target: Any, loss: Loss) -> Tensor:
     """float64 [3]: the loss, the share of wrong answers, and of how many."""
-    value = loss(output, target)
+    value = check_loss(loss(output, target))
     wrong = count = torch.tensor(torch.nan, device=output.device)
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        raise ValueError(f"loss: expected one number a batch, got {getattr(value, 'shape', type(value))}")
     if isinstance(target, Tensor) and target.dtype == torch.int64 and target.shape == output.shape[:-1]:
         known = target >= 0
         count = known.sum()
@@ -200,7 +208,7 @@ def _first_order(net: ResidualNet, inputs: Any, target: Any, loss: Loss) -> Arra
         met = [net.stem(in_type(inputs, dtype)).detach().requires_grad_()]
         for block in net:
             met.append(block(met[-1].clone()))
-        value = loss(net.head(met[-1].clone()), target)
+        value = check_differentiable(loss(net.head(met[-1].clone()), target))
         grads = torch.autograd.grad(value, met[1:], materialize_grads=True)
     with torch.no_grad():
         changes = [
@@ -208,7 +216,10 @@ def _first_order(net: ResidualNet, inputs: Any, target: Any, loss: Loss) -> Arra
             for block, before, after, grad in zip(net, met[:-1], met[1:], grads, strict=True)
         ]
     samples = torch.stack(changes)
-    return torch.stack([samples.sum(1), samples.abs().sum(1)]).cpu().numpy()
+    sums = torch.stack([samples.sum(1), samples.abs().sum(1)]).cpu()
+    if not torch.isfinite(sums).all():
+        raise ValueError(NOT_FINITE_GRADIENT)
+    return sums.numpy()
 
 
 def _mean(values: Array, weights: Array) -> tuple[Array, Array]:
