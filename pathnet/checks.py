@@ -159,7 +159,8 @@ def check_tensor(
     if not fits[kind]:
         raise ValueError(f"{name}: expected {what}, got {value.dtype}")
     if shape is not None and not (
-        value.ndim == len(shape) and all(own in (None, size) for own, size in zip(shape, value.shape, strict=True))
+        value.ndim == len(shape)
+        and all(expected in (None, size) for expected, size in zip(shape, value.shape, strict=True))
     ):
         sizes = ", ".join("*" if size is None else str(size) for size in shape)
         raise ValueError(f"{name}: expected shape [{sizes}], got {list(value.shape)}")

@@ -66,8 +66,8 @@ def of_coefficients(routing: Tensor) -> tuple[Tensor, Tensor | None]:
     """Divide the coefficients [P, n, 2] of each block by a power of two where a walk's float32 would not stand them.
 
     Returns:
-        The coefficients, and int32 [P], the powers of two by which the gradients under them are to be multiplied; None
-        where all stay as they are.
+        The coefficients, and int32 [P], by which powers of two their gradients are to be multiplied; None where all
+        coefficients stay as they are.
     """
     exponents = torch.frexp(routing.detach().double().abs().amax(2)).exponent
     exponents = torch.where(exponents.abs() > COEFFICIENTS, exponents, 0)

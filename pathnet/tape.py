@@ -247,9 +247,9 @@ class Recorder:
     engine is chosen on the first batch, and anew for images of another size or on another device.
 
     Gradients are mantissas and powers of two between blocks, so that their norms may lie anywhere between 1e-300 and
-    1e300. At once, a residual module may shrink a gradient by 1e-60, or let it grow by 1e30. Of the factors of a batch
-    normalisation, those that lie 1e-18 below the largest lose digits; in sums by length the two branches of a block may
-    lie 1e48 apart. Activations are float32: below 1e-45 they are 0, and their ReLUs pass nothing on.
+    1e300. At once, a residual module may shrink a gradient by 1e-60, or let it grow by 1e30. Factors of a batch
+    normalisation that lie 1e-18 below its largest lose digits; in sums by length the two branches of a block may lie
+    1e48 apart. Activations are float32: below 1e-45 they are 0, and their ReLUs pass nothing on.
 
     Args:
         bn: ``running``, batch normalisation by running statistics, samples independent; or ``batch``, by the

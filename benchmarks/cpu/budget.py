@@ -15,7 +15,7 @@ Name = TypeVar("Name")
 
 
 class LeftOut(Exception):
-    """What was to be measured does not fit into the time that is left: recorded, and no failure."""
+    """A measurement does not fit into the time that is left: recorded, and no failure."""
 
 
 class Budget:

@@ -40,7 +40,7 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 
 def _cuts(results: dict[str, Any]) -> list[str]:
-    """What is smaller than in a run without limits, or is not there; files from before there was one have none."""
+    """Return what was cut to keep the budget, a line each; nothing of files from before there was one."""
     minutes = results.get("budget", {}).get("minutes", 0)
     said = [f"left out: {name}: {reason}" for name, reason in results.get("left_out", {}).items()]
     for cut in results.get("cuts", []):

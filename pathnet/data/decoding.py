@@ -37,7 +37,7 @@ OPENERS: dict[bytes, Callable[[io.BytesIO], ImageFile]] = {
     b"RIFF": WebPImageFile,
     b"P": PpmImageFile,
 }
-"""By the first bytes of a file, since suffixes err. A closed list: other formats of Pillow run other programs."""
+"""Formats by the first bytes of a file, since suffixes err. A closed list: others of Pillow's run other programs."""
 
 KINDS = {
     stat.S_IFIFO: "a named pipe",

@@ -197,11 +197,11 @@ def _backward(blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tens
 
 
 def _walked_back(record: CpuRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool) -> Walked:
-    given = _given(record, grad, exponent, routing)
+    walk = _walk_arguments(record, grad, exponent, routing)
     if record.normalized is None or record.scales is None:
-        return native.routed_backward(*given, record.backward, record.relu_bits, gradients)
+        return native.routed_backward(*walk, record.backward, record.relu_bits, gradients)
     return native.batch_backward(
-        *given, record.backward, record.relu_bits, record.normalized, record.scales, gradients
+        *walk, record.backward, record.relu_bits, record.normalized, record.scales, gradients
     )
 
 
@@ -214,18 +214,18 @@ def _sums_by_length(blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing
 
 
 def _summed_up(record: CpuRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool) -> Walked:
-    given = _given(record, grad, exponent, routing)
+    walk = _walk_arguments(record, grad, exponent, routing)
     if record.normalized is None or record.scales is None:
-        return native.sums_by_length(*given, record.backward, record.relu_bits, gradients)
+        return native.sums_by_length(*walk, record.backward, record.relu_bits, gradients)
     return native.batch_sums_by_length(
-        *given, record.backward, record.relu_bits, record.normalized, record.scales, gradients
+        *walk, record.backward, record.relu_bits, record.normalized, record.scales, gradients
     )
 
 
-def _given(
+def _walk_arguments(
     record: CpuRecord, grad: Tensor, exponent: Tensor, routing: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What all walks back are given."""
+    """Return the arguments that all walks back begin with: gradient, exponents, routing, tables."""
     if record.last is not None:
         grad = grad * record.last
     routing = routing.to(grad.device).contiguous()

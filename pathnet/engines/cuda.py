@@ -198,8 +198,8 @@ class CudaEngine:
 def refusal(net: ResidualNet, y0_shape: Sequence[int], precision: Precision) -> str | None:
     """Why the kernels have no form for a network that has tables: a width, a kernel, images too large; or None."""
     try:
-        own = tables(net, "running", y0_shape)
-        _plans(own, own, precision, next(net.parameters()).device)
+        whole = tables(net, "running", y0_shape)
+        _plans(whole, whole, precision, next(net.parameters()).device)
     except RuntimeError as error:
         return str(error).splitlines()[0].rpartition("blocks: ")[2]
     return None
@@ -215,8 +215,8 @@ def _plans(
         shared = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
     parts = 1 if precision == "bfloat16" else 2
     return [
-        native.cuda_plan(own.blocks, own.units, own.weights, own.scales, back, terms, shared)
-        for own, back, terms in ((backward, True, parts), (forward, False, 2))
+        native.cuda_plan(half.blocks, half.units, half.weights, half.scales, back, terms, shared)
+        for half, back, terms in ((backward, True, parts), (forward, False, 2))
     ]
 
 

@@ -116,18 +116,18 @@ def divided(tables: Tables) -> Divided:
     weight_exponents = torch.zeros(len(units), dtype=torch.int64)
     scale_exponents = torch.zeros_like(weight_exponents)
     branches = torch.zeros(len(tables.blocks), 2, dtype=torch.int64)
-    found = [_exponents(tables, unit) for unit in units]
+    exponents = [_exponents(tables, unit) for unit in units]
     for block, (first, count, skip, projection) in enumerate(tables.blocks[:, :4].tolist()):
         module = _with_end(units, range(first, first + count))
         shared = [first] if skip == PROJECTION else []
         beside = _with_end(units, range(projection, projection + 1)) if skip == PROJECTION else []
-        factors = [exponent for unit in (*module, *beside) for exponent in found[unit]]
-        residual = sum(sum(found[unit]) for unit in module)
-        skipped = sum(sum(found[unit]) for unit in beside) + sum(found[unit][1] for unit in shared)
+        factors = [exponent for unit in (*module, *beside) for exponent in exponents[unit]]
+        residual = sum(sum(exponents[unit]) for unit in module)
+        skipped = sum(sum(exponents[unit]) for unit in beside) + sum(exponents[unit][1] for unit in shared)
         if max(map(abs, (*factors, residual, skipped))) <= ORDINARY:
             continue
         for unit in (*module, *beside):
-            weight_exponents[unit], scale_exponents[unit] = found[unit]
+            weight_exponents[unit], scale_exponents[unit] = exponents[unit]
         branches[block] = torch.tensor([skipped, residual])
     if not branches.any() and not weight_exponents.any() and not scale_exponents.any():
         return Divided(tables, weight_exponents, scale_exponents, None)

@@ -211,7 +211,7 @@ class TritonEngine:
 
 
 def _divided(network: TritonNetwork, routing: Tensor) -> tuple[Tensor, Tensor | None]:
-    """What the network is walked back by, and int32 [P, 1], the powers of two left out; None where none are."""
+    """Return the divided network's routing, and int32 [P, 1], the powers of two left out; None where none are."""
     if network.magnitudes is None:
         return routing, None
     routing, shifts = network.magnitudes.of_routing(routing)
