@@ -163,7 +163,6 @@ def _update(
         bn.running_var += share * (variance * (count / max(1, count - 1)) - bn.running_var)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _serves(device: str) -> bool:
     """Whether the kernels run on devices of a type; if not, that is told once a process."""
     if importlib.util.find_spec("triton") is None:
@@ -174,6 +173,10 @@ def _serves(device: str) -> bool:
         reason = f"x is on {device}"
     _warn(reason)
     return False
+
+
+# What torch.compiler.assume_constant_result does, without the second that it takes to import the compiler.
+_serves._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,3 +71,9 @@ def test_imports_go_one_way(file: Path) -> None:
     own = file.relative_to(ROOT).with_suffix("").parts[0]
     assert own in ORDER, f"{own} has no place in the order"
     assert {name for name in imported(file) if ORDER.index(name) > ORDER.index(own)} == set()
+
+
+def test_importing_the_package_imports_nothing_that_takes_long_and_is_seldom_needed() -> None:
+    script = "import sys, pathnet; print(*sorted({'torch._dynamo', 'scipy.stats', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"

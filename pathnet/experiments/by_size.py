@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import kendalltau, spearmanr
 
 from pathnet import results
 from pathnet.experiments.errors import ErrorCounts, Spread, spread
@@ -65,7 +65,10 @@ def summarise(run: results.Run, kind: str = "residual") -> ErrorBySize:
     return ErrorBySize(
         sizes,
         rates,
-        [np.array([kendalltau(unmoved, row.order or unmoved).statistic for row in own]) for own in by_size],
+        [
+            np.array([scipy.stats.kendalltau(unmoved, row.order or unmoved).statistic for row in own])
+            for own in by_size
+        ],
         list(map(spread, rates)),
         float(counts.intact(kind).mean()),
         counts.chance,
@@ -94,7 +97,7 @@ def smooth(found: ErrorBySize) -> tuple[float, float]:
     means = np.array([mean.mean for mean in found.means])
     steps = np.diff([found.intact, *means])
     rise = means[-1] - found.intact
-    correlation = float(spearmanr(found.sizes, means).statistic) if len(set(means)) > 1 else np.nan
+    correlation = float(scipy.stats.spearmanr(found.sizes, means).statistic) if len(set(means)) > 1 else np.nan
     return correlation, float(steps.max() / rise) if rise > 0 else np.nan
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 from torch import nn
 
 from pathnet.models import Block, ResidualNet
@@ -50,7 +50,7 @@ class DrawnPaths:
         if observed[~kept].any():
             return 0.0
         scale = observed[kept].sum() / expected[kept].sum()
-        return float(stats.chisquare(observed[kept], expected[kept] * scale).pvalue)
+        return float(scipy.stats.chisquare(observed[kept], expected[kept] * scale).pvalue)
 
 
 def drawn_paths(survival: Sequence[float], modules: int = 0, seed: int = 0) -> DrawnPaths:
@@ -73,7 +73,7 @@ def drawn_paths(survival: Sequence[float], modules: int = 0, seed: int = 0) -> D
         available = n if drawn is None else sum(drawn)
         lengths[step] = stream(seed, "drawn path", step).integers(0, 2, available).sum()
     if modules:
-        expected = stats.binom.pmf(np.arange(n + 1), modules, 0.5)
+        expected = scipy.stats.binom.pmf(np.arange(n + 1), modules, 0.5)
     else:
         # Each module is on the path with half its own probability: the distributions of single modules convolved.
         expected = np.ones(1)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from pathnet import results
 from pathnet.data import Data
@@ -102,10 +102,10 @@ def summarise(run: results.Run) -> EffectiveTraining:
     for name, own in effective.items():
         low = high = p_worse[name] = np.nan
         if len(own) > 1 and len(full) > 1:
-            test = stats.ttest_ind(own, full, equal_var=False)
+            test = scipy.stats.ttest_ind(own, full, equal_var=False)
             # Student's t allows for few values; where all are equal, it would give an interval of no width.
             low, high = test.confidence_interval() if np.ptp(own) + np.ptp(full) > 0 else (np.nan, np.nan)
-            p_worse[name] = float(stats.ttest_ind(own, full, equal_var=False, alternative="greater").pvalue)
+            p_worse[name] = float(scipy.stats.ttest_ind(own, full, equal_var=False, alternative="greater").pvalue)
         difference[name] = Spread(float(own.mean() - full.mean()), float(low), float(high), min(len(own), len(full)))
     trained = drawn_paths([1.0] * blocks, modules)
     return EffectiveTraining(modules, blocks, full, effective, difference, p_worse, trained)

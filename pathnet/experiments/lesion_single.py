@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from pathnet import results
 from pathnet.data import Data
@@ -117,7 +117,9 @@ def _of(run: results.Run, counts: ErrorCounts, kind: str) -> SingleDeletions:
             raise unfinished(run)
         deleted = [rows[i,] for i in range(own["blocks"])]
         rates.append([row.rate for row in deleted])
-        ends.append([tuple(binomtest(row.wrong, row.images).proportion_ci(method="wilson")) for row in deleted])
+        ends.append(
+            [tuple(scipy.stats.binomtest(row.wrong, row.images).proportion_ci(method="wilson")) for row in deleted]
+        )
     low, high = np.moveaxis(np.array(ends), -1, 0)
     downsampling, first = tuple(run.fact("networks", kind, 0, "downsampling")), 2 if kind == "vgg" else 1
     return SingleDeletions(np.array(rates), low, high, counts.intact(kind), downsampling, counts.chance, first)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from pathnet import paths, results
 from pathnet.data import Data
@@ -90,7 +90,8 @@ def claims(run: results.Run) -> list[Claim]:
         (deleted, length)
         for deleted, share in found.share.items()
         for length, own in enumerate(share)
-        if binomtest(round(found.drawn[deleted][length] * DRAWS), DRAWS, min(1.0, float(own))).pvalue < 1e-4
+        if scipy.stats.binomtest(round(found.drawn[deleted][length] * DRAWS), DRAWS, min(1.0, float(own))).pvalue
+        < 1e-4
     ]
     short, typical = (float(found.share[DELETED[1]][length]) for length in (SHORT, TYPICAL))
     return [

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import scipy
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle, FancyBboxPatch
-from scipy.stats import binom
 
 from pathnet.experiments.drawn_paths import DrawnPaths
 from pathnet.experiments.effective_training import EffectiveTraining
@@ -51,7 +51,14 @@ def draw_drawn(axes: Axes, found: DrawnPaths) -> None:
     lengths = np.arange(n + 1)
     axes.bar(lengths, found.drawn / steps, 0.8, color=LIGHT, label=f"drawn, {steps} steps")
     axes.plot(lengths, found.expected, "o-", color=BLUE, markersize=3, linewidth=1, label="expected")
-    axes.plot(lengths, binom.pmf(lengths, n, 0.5), "--", color=DARK, linewidth=1, label="all paths of the network")
+    axes.plot(
+        lengths,
+        scipy.stats.binom.pmf(lengths, n, 0.5),
+        "--",
+        color=DARK,
+        linewidth=1,
+        label="all paths of the network",
+    )
     over_lengths(axes, n)
     axes.set_ylabel("share of the paths")
     in_percent(axes)

@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 from torch import Tensor
 
 from pathnet.checks import check_callable, check_integer, described, one_of
@@ -51,7 +51,7 @@ class Errors:
     @property
     def interval(self) -> NDArray[np.float64]:
         """float64 [L, 2], the 95 % interval of the error rate (Wilson 1927)."""
-        tests = (binomtest(int(wrong), self.images) for wrong in self.wrong)
+        tests = (scipy.stats.binomtest(int(wrong), self.images) for wrong in self.wrong)
         return np.array([test.proportion_ci(method="wilson") for test in tests]).reshape(-1, 2)
 
 

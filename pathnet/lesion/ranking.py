@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
-from scipy.stats import kendalltau
 from torch import Tensor
 
 from pathnet.checks import check_callable, check_integer, described, one_of
@@ -81,7 +81,7 @@ class Ranking:
             ValueError: ``by`` is not the name of one of the four.
         """
         one_of("by", by, By)
-        return float(kendalltau(getattr(self, by), self.loss).statistic)
+        return float(scipy.stats.kendalltau(getattr(self, by), self.loss).statistic)
 
 
 def rank(
