@@ -257,8 +257,10 @@ def read(folder: str | Path) -> Run:
         damaged = digest is not None and digest != _digest_of_facts(facts)
         if not damaged:
             _check_facts(facts)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"run: {file} is not the run.json of a run ({type(error).__name__}: {error})") from None
+    except RecursionError:
+        raise ValueError(f"run: {file} is not the run.json of a run (it is nested too deeply)") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"run: {file} is not the run.json of a run ({error})") from None
     if damaged:
         raise ValueError(
             f"run: {file} was edited or damaged after it was written (its {DIGEST} is of another content); restore "

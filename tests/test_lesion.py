@@ -254,3 +254,8 @@ def test_bad_arguments_are_named(images: data.Data) -> None:
         lesion.reorder(net, [])
     with pytest.raises(ValueError, match=r"blocks: expected an integer of at least 0, got -1"):
         lesion.delete(net, [-1])
+
+
+def test_text_is_no_list_of_lesions(images: data.Data) -> None:
+    with pytest.raises(ValueError, match=r"^lesions: expected a list of Lesions, got ''$"):
+        lesion.errors(models.preact_resnet(8, 2, in_channels=images.image_shape[0]), images, "")  # type: ignore[arg-type]

@@ -81,7 +81,7 @@ def errors(
     one_of("bn", bn, BatchNormPolicy)
     if progress is not None:
         check_callable("progress", progress)
-    if not isinstance(lesions, Sequence):
+    if not isinstance(lesions, Sequence) or isinstance(lesions, str | bytes):
         raise ValueError(f"lesions: expected a list of Lesions, got {described(lesions)}")
     for lesion in lesions:
         if not isinstance(lesion, Lesion):
