@@ -243,11 +243,20 @@ def output_gradient(
         magnitude = scaling.largest(grad[None], exponent)
         return grad[None], magnitude.where(torch.isfinite(magnitude), -1.0)
 
+    def arriving(power: int) -> Tensor:
+        """Whether anything finite comes to the output, bool [1, slots]; True where its rows are no samples."""
+        factor = torch.full_like(result, 2.0**power)
+        (grad,) = torch.autograd.grad(result, output, factor, retain_graph=True, materialize_grads=True)
+        rows = grad.abs().reshape(slots, -1) if slots == 1 or len(grad) == slots else grad.new_ones(slots, 1)
+        largest = rows.amax(1)[None]
+        return torch.as_tensor((largest > 0) & torch.isfinite(largest))
+
     exponent = torch.zeros(1, slots, dtype=torch.int32, device=y_n.device)
     grad, magnitude = differentiated(0)
     for power in POWERS.get(result.dtype, ()) if thorough else ():
         for sign, short in ((1, (magnitude >= 0) & (magnitude < SMALLEST)), (-1, magnitude < 0)):
-            if not short.any():
+            # Of the output first, which costs little: a sample that fits without a rest has no gradient at all.
+            if not short.any() or not (short & arriving(sign * power)).any():
                 continue
             again, reached = differentiated(sign * power)
             better = short & (reached > magnitude)
