@@ -15,10 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["locked", "remove_leftovers", "replacing", "telling"]
+__all__ = ["locked", "remove_leftovers", "replacing", "telling", "unfinished"]
 
 TEMPORARY = re.compile(r"\.(?P<target>.+)\.[0-9a-f]{12}\.pathnet-temporary")
 """The names of unfinished files, which nothing else is likely to have."""
+
+
+def unfinished(path: Path) -> Path:
+    """Return a new name for what is to become the file ``path``, beside it; see `TEMPORARY`."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.pathnet-temporary")
 
 
 @contextmanager
@@ -53,7 +58,7 @@ def replacing(path: Path, what: str, consequence: str = "") -> Iterator[IO[bytes
     Raises:
         OSError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.pathnet-temporary")
+    temporary = unfinished(path)
     with telling(path, what, consequence):
         try:
             with temporary.open("xb") as file:

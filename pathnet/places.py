@@ -6,6 +6,8 @@ import stat
 import tempfile
 from pathlib import Path
 
+from pathnet.files import unfinished
+
 __all__ = [
     "check_existing_folder",
     "check_file_to_read",
@@ -18,7 +20,7 @@ __all__ = [
 FILE, FOLDER, NOTHING = "a file", "a folder", "which does not exist"
 LONGEST = 120
 """Characters of a name that an error message quotes."""
-LONGEST_SUFFIX = ".checkpoint.safetensors.part"
+LONGEST_SUFFIX = ".checkpoint.safetensors"
 """The longest of what is added to the name of a file for those that are written beside it."""
 
 
@@ -46,7 +48,7 @@ def check_file_to_write(name: str, file: Path) -> None:
     expected = "a file to write"
     if (came := what_is(file)) not in (FILE, NOTHING):
         raise ValueError(f"{name}: expected {expected}, got {_named(file)!r}, {came}")
-    beside = what_is(file.with_name(file.name + LONGEST_SUFFIX))
+    beside = what_is(unfinished(file.with_name(file.name + LONGEST_SUFFIX)))
     if beside not in (FILE, NOTHING):
         raise ValueError(
             f"{name}: expected {expected}, got {_named(file)!r}, to whose name no suffix can be added: {beside}"

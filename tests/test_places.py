@@ -11,6 +11,7 @@ import torch
 from test_cli import pathnet_
 
 from pathnet import cli, models
+from pathnet.places import check_file_to_write
 
 NET = ["--depth", "8", "--width", "2"]
 WORDS = {
@@ -159,3 +160,15 @@ def test_a_study_of_numbers_that_are_none_is_refused() -> None:
 def test_a_benchmark_takes_a_number_of_minutes(minutes: str) -> None:
     ended = pathnet_("bench", f"--minutes={minutes}")
     assert ended.status == 1 and ended.err.startswith("pathnet: minutes: expected a finite number above 0, got")
+
+
+def test_a_name_that_a_file_can_have_and_an_unfinished_one_cannot_is_refused_at_once(tmp_path: Path) -> None:
+    """Before any training, whose checkpoint would be written under a longer name."""
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX")
+    for room, refused in ((40, True), (80, False)):
+        file = tmp_path / ("x" * (longest - room))
+        if refused:
+            with pytest.raises(ValueError, match=r"^out: expected a file to write, .* no suffix can be added"):
+                check_file_to_write("out", file)
+        else:
+            check_file_to_write("out", file)
