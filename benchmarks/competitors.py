@@ -13,8 +13,8 @@ from torch import Tensor
 import pathnet
 from benchmarks.baselines import BatchedGradients, Composed, detach_loop, graphed, norms
 from benchmarks.cases import Setup, batch, network
+from pathnet.full_precision import full_precision
 from pathnet.models import ResidualNet
-from pathnet.record import full_precision
 
 __all__ = ["Competitor", "Field", "LOOP", "check", "field", "recorder"]
 

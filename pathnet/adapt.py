@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from pathnet.checks import MOST_INTEGER, check_integer, check_tensor, described
 from pathnet.engines import ENGINES
+from pathnet.full_precision import full_precision
 from pathnet.models.residual_net import ResidualNet
 from pathnet.models.tracing.blocks import TracedBlock
 from pathnet.models.tracing.by_hand import Part, assembled, inlined, inside, submodules
@@ -18,7 +19,6 @@ from pathnet.models.tracing.dissect import Dissection, dissect
 from pathnet.models.tracing.examples import examples
 from pathnet.models.tracing.graphs import Dropout, differs, first_line
 from pathnet.models.tracing.tracers import attempts, untouched, untraceable
-from pathnet.record import full_precision
 
 __all__ = ["AdaptedNet", "adapt"]
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pathnet import scaling
 from pathnet.engines import Engine, unfused
-from pathnet.record import At, Record, full_precision
+from pathnet.full_precision import full_precision
+from pathnet.record import At, Record
 from pathnet.routing import routed_backward, routed_backward_norms
 
 __all__ = [

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from pathnet import scaling
 from pathnet.checks import check_tensor, described
+from pathnet.full_precision import full_precision
 from pathnet.models.residual_net import ResidualNet
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "check_loss",
     "check_values",
     "cross_entropy",
-    "full_precision",
     "output_gradient",
     "snapshot",
 ]
@@ -59,46 +58,6 @@ class BlockRecord(Protocol):
 
     @property
     def tensors(self) -> Sequence[Tensor]: ...
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Arithmetic as it is written, whatever mode the caller is in: no autocast, no TF32, and with autograd.
-
-    On a GPU TF32 is cuDNN's default, and its 10 bits would flip ReLU bits; training scripts often turn it on for
-    matrix products too.
-    """
-    cudnn = torch.backends.cudnn
-    with (
-        cudnn.flags(enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False),
-        _full_precision_products(),
-        torch.autocast("cpu", enabled=False),
-        torch.autocast("cuda", enabled=False),
-        torch.inference_mode(False),
-    ):
-        yield
-
-
-@contextmanager
-def _full_precision_products() -> Iterator[None]:
-    matmul = torch.backends.cuda.matmul
-    if matmul.fp32_precision != "tf32":
-        yield
-        return
-    # PyTorch has an older and a newer switch, and refuses to read the older one where the newer was used.
-    try:
-        older = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-    except RuntimeError:
-        older = None
-        matmul.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        if older is None:
-            matmul.fp32_precision = "tf32"
-        else:
-            torch.set_float32_matmul_precision(older)
 
 
 @dataclass(frozen=True)

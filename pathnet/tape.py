@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pathnet import gradients, paths, scaling
 from pathnet.checks import check_callable, check_flag, check_integer, check_tensor, described, one_of
 from pathnet.engines import Engine, check_engine, choose
+from pathnet.full_precision import full_precision
 from pathnet.gradients import LengthSums
 from pathnet.models.residual_net import ResidualNet, check_net
 from pathnet.record import (
@@ -27,7 +28,6 @@ from pathnet.record import (
     check_labels,
     check_values,
     cross_entropy,
-    full_precision,
     output_gradient,
     snapshot,
 )

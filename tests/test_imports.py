@@ -17,6 +17,7 @@ ORDER = [
     "printable",
     "checks",
     "files",
+    "full_precision",
     "native",
     "streams",
     "intervals",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -394,46 +392,6 @@ def test_walks_of_codes_in_the_hosts_memory_never_look(at: Any, bn: Any, monkeyp
     assert tape.path_gradients(CODES).device.type == "meta"
     assert [own.device.type for own in tape.path_gradients(CODES, scaled=True)] == ["meta", "meta"]
     assert tape.gradient().device.type == "meta"
-
-
-TF32 = """
-import os
-import torch
-from pathnet.record import full_precision
-matmul = torch.backends.cuda.matmul
-
-def judge(older, newer):
-    if older: torch.set_float32_matmul_precision(older)
-    if newer: matmul.fp32_precision = newer
-    before = matmul.fp32_precision
-    assert (before == "tf32") == (older in ("high", "medium") or newer == "tf32")
-    for _ in range(2):
-        with full_precision():
-            assert matmul.fp32_precision != "tf32"
-            with full_precision():
-                assert matmul.fp32_precision != "tf32"
-            assert matmul.fp32_precision != "tf32"
-        assert matmul.fp32_precision == before
-    if newer is None:
-        assert torch.get_float32_matmul_precision() == (older or "highest")
-
-for older, newer in [*((own, None) for own in (None, "high", "medium", "highest")), (None, "tf32"), (None, "ieee")]:
-    if os.fork() == 0:
-        try:
-            judge(older, newer)
-        except BaseException as error:
-            raise AssertionError(f"asked for {older}, {newer}") from error
-        os._exit(0)
-    _, status = os.wait()
-    assert status == 0
-print("all six")
-"""
-
-
-def test_products_are_of_full_precision_however_tf32_was_asked_for() -> None:
-    """In processes of their own: PyTorch has two switches, and what was set cannot always be taken back."""
-    ended = subprocess.run([sys.executable, "-c", TF32], capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0 and ended.stdout == "all six\n", ended.stderr
 
 
 # What is wrong with a batch

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from pathnet.checks import MOST_INTEGER, check_integer, check_integers, check_number
 from pathnet.data import Data
 from pathnet.data.images import check_data_set
+from pathnet.full_precision import full_precision
 from pathnet.models.residual_net import Block, ResidualNet, check_inputs, check_net
-from pathnet.record import full_precision
 
 __all__ = [
     "BATCH",

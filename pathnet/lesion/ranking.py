@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pathnet.checks import check_callable, check_integer, described, one_of
 from pathnet.data import Data
+from pathnet.full_precision import full_precision
 from pathnet.intervals import FEWEST
 from pathnet.lesion.measuring import factored, in_type, spread
 from pathnet.models.residual_net import ResidualNet, check_inputs, check_net, first_convolution
@@ -26,7 +27,6 @@ from pathnet.record import (
     check_labels,
     check_loss,
     cross_entropy,
-    full_precision,
     snapshot,
 )
 
