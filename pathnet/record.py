@@ -24,6 +24,7 @@ __all__ = [
     "At",
     "BatchNormMode",
     "BlockRecord",
+    "Look",
     "Loss",
     "OutputGradient",
     "Precision",
@@ -32,7 +33,6 @@ __all__ = [
     "check_differentiable",
     "check_labels",
     "check_loss",
-    "check_values",
     "cross_entropy",
     "output_gradient",
     "snapshot",
@@ -70,7 +70,7 @@ class Record:
         y0_shape: (B, C_0, H_0, W_0), or (B, T, C) of tokens.
         blocks: what the engine kept of the blocks.
         output: the head's output, [B, ...].
-        loss: of (output, target).
+        loss: [], of (output, target).
         grad: [B, *y_n.shape[1:]], with ``exponent`` the gradient dL/dy_n that every walk starts from.
         exponent: int32 [B] in BN mode ``running``, [1] in ``batch``, where the batch is one object.
     """
@@ -80,7 +80,7 @@ class Record:
     y0_shape: torch.Size
     blocks: BlockRecord
     output: Tensor
-    loss: float
+    loss: Tensor
     grad: Tensor
     exponent: Tensor
 
@@ -245,7 +245,7 @@ def check_differentiable(value: object) -> Tensor:
 
 def check_labels(labels: object, device: torch.device) -> Tensor:
     """Return ``labels``, a dense int64 tensor on the device; their values and shape are the output's to tell, see
-    `check_values` and `cross_entropy`.
+    `Look` and `cross_entropy`.
 
     Raises:
         ValueError: they are no such tensor.
@@ -258,17 +258,11 @@ def check_labels(labels: object, device: torch.device) -> Tensor:
     return check_tensor("target", labels, "integer", device=device)
 
 
-def check_values(
-    images: Tensor,
-    labels: Tensor | None,
-    output: Tensor,
-    loss: Tensor,
-    least_gradient: Tensor | None = None,
-    name: str = "images",
-) -> tuple[float, float]:
-    """The loss, and what `OutputGradient.least` is, as numbers, once the values of everything are found to be right.
+class Look:
+    """The values of a forward pass on their way to the host, and what is wrong with them.
 
-    All of them are fetched at once: every look at a value on a GPU waits for all that was asked of it before.
+    All of them are fetched at once, since whoever looks at a value on a GPU waits for all that was asked of it
+    before. The copy begins here; `numbers` waits for it, so that work can be asked for in between.
 
     Args:
         labels: int64 [B], to be among the classes of ``output`` [B, classes], or [B, T] for [B, T, classes], where
@@ -276,29 +270,51 @@ def check_values(
         loss: []
         least_gradient: [], see `OutputGradient`; none counts as 1.
         name: what an error calls the images.
-
-    Raises:
-        ValueError: an image is not finite, a label is not among the classes, there is no label, or the loss is not
-            finite.
     """
-    extremes = []
-    if labels is not None:
-        ignored = _ignored(labels)
-        counted = labels.where(~ignored, 0)
-        extremes = [counted.min(), counted.max(), ignored.all()]
-    reach = torch.ones_like(loss) if least_gradient is None else least_gradient
-    facts = [torch.isfinite(images).all(), loss, reach, *extremes]
-    finite, value, reached, *extremes = torch.stack(
-        [fact.to(images.device, torch.float64) for fact in facts]
-    ).tolist()
-    if not finite:
-        raise ValueError(NOT_FINITE.replace("images", name, 1))
-    if labels is not None:
-        (least, most, nothing), classes = map(int, extremes), output.shape[-1]
-        if least < 0 or most >= classes:
-            raise ValueError(f"target: expected labels 0 to {classes - 1}, got {least} to {most}")
-        if nothing:
-            raise ValueError(f"target: expected a label in at least one position, got {IGNORED} in all")
-    if not math.isfinite(value):
-        raise ValueError(f"net: its loss on these {'images' if name == 'images' else 'inputs'} is {value}")
-    return value, reached
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        output: Tensor,
+        loss: Tensor,
+        least_gradient: Tensor | None = None,
+        name: str = "images",
+    ) -> None:
+        extremes = []
+        if labels is not None:
+            ignored = _ignored(labels)
+            counted = labels.where(~ignored, 0)
+            extremes = [counted.min(), counted.max(), ignored.all()]
+        reach = torch.ones_like(loss) if least_gradient is None else least_gradient
+        facts = [torch.isfinite(images).all(), loss, reach, *extremes]
+        self._values = torch.stack([fact.to(images.device, torch.float64) for fact in facts])
+        self._arrived: torch.cuda.Event | None = None
+        if self._values.is_cuda:
+            arriving = torch.empty(self._values.shape, dtype=torch.float64, pin_memory=True)
+            self._values = arriving.copy_(self._values, non_blocking=True)
+            self._arrived = torch.cuda.current_stream(images.device).record_event()
+        self._name, self._classes = name, None if labels is None else output.shape[-1]
+
+    def numbers(self) -> tuple[float, float]:
+        """Return the loss, and what `OutputGradient.least` is.
+
+        Raises:
+            ValueError: an image is not finite, a label is not among the classes, there is no label, or the loss is
+                not finite.
+        """
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        finite, value, reached, *extremes = self._values.tolist()
+        if not finite:
+            raise ValueError(NOT_FINITE.replace("images", self._name, 1))
+        if self._classes is not None:
+            least, most, nothing = map(int, extremes)
+            if least < 0 or most >= self._classes:
+                raise ValueError(f"target: expected labels 0 to {self._classes - 1}, got {least} to {most}")
+            if nothing:
+                raise ValueError(f"target: expected a label in at least one position, got {IGNORED} in all")
+        if not math.isfinite(value):
+            what = "images" if self._name == "images" else "inputs"
+            raise ValueError(f"net: its loss on these {what} is {value}")
+        return value, reached

@@ -16,12 +16,12 @@ from pathnet.models.coefficients import check_coefficients, known_as, of_blocks
 from pathnet.models.residual_net import ResidualNet, check_inputs, check_net, unwrapped
 from pathnet.record import (
     NOT_FINITE_GRADIENT,
+    Look,
     Loss,
     Prepared,
     Record,
     check_differentiable,
     check_labels,
-    check_values,
     cross_entropy,
 )
 
@@ -125,7 +125,7 @@ def routed_gradient(
             # Of a loss that is NaN the gradient may well be 0.
             finite = torch.isfinite(grad.detach()).all().double()
             facts = output.detach(), value.detach().reshape(()), finite
-            if not check_values(x.detach(), labels, *facts, name="x")[1]:
+            if not Look(x.detach(), labels, *facts, name="x").numbers()[1]:
                 raise ValueError(NOT_FINITE_GRADIENT)
         for (before, parts, z, left), own in zip(reversed(entered), reversed(coefficients), strict=True):
             grad = _pulled_back(left, z, grad)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Literal, overload
+from typing import Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,13 @@ from pathnet.record import (
     SMALLEST,
     At,
     BatchNormMode,
+    Look,
     Loss,
+    OutputGradient,
     Precision,
     Prepared,
     Record,
     check_labels,
-    check_values,
     cross_entropy,
     output_gradient,
     snapshot,
@@ -36,6 +37,8 @@ from pathnet.routing import check_routing, routed_forward
 __all__ = ["Recorder", "Tape", "record"]
 
 Scaled = tuple[Tensor, Tensor]
+
+Result = TypeVar("Result")
 
 
 class Tape:
@@ -48,10 +51,39 @@ class Tape:
     In BN mode ``batch`` the batch is one object, and ``per_sample`` norms are those of the samples' slices of
     the batch's gradient. Of ``stem_weight``, a sample's share is what comes through its slice of the gradient at
     ``y0``; it takes one backward of the stem a sample.
+
+    On a GPU the batch's values are looked at when the tape is first asked for something, behind the work that this
+    asks the GPU for; what is wrong with them is told then, instead of a result.
     """
 
-    def __init__(self, engine: Engine, record: Record, at: At) -> None:
-        self._engine, self._record, self.at = engine, record, at
+    def __init__(self, engine: Engine, record: Record, at: At, settle: Callable[[], Record]) -> None:
+        """
+        Args:
+            settle: looks at the values, and returns the record, which may start from another gradient then; raises
+                ValueError where something is wrong with them.
+        """
+        self._engine, self.at = engine, at
+        self._recorded = record
+        self._settle: Callable[[], Record] | None = settle
+
+    @property
+    def _record(self) -> Record:
+        """The record, once its values are known to be right."""
+        settle = self._settle
+        if settle is not None:
+            self._recorded, self._settle = settle(), None
+        return self._recorded
+
+    def _asked(self, work: Callable[[Record], Result]) -> Result:
+        """What ``work`` makes of the record, begun before the values are looked at: a GPU computes meanwhile."""
+        ahead = self._recorded
+        try:
+            result = work(ahead)
+        except Exception:
+            # Of a batch with something wrong that is told, not what came of it.
+            _ = self._record
+            raise
+        return result if self._record is ahead else work(self._record)
 
     @property
     def engine(self) -> str:
@@ -61,12 +93,12 @@ class Tape:
     @property
     def n(self) -> int:
         """The number of blocks."""
-        return self._record.net.n
+        return self._recorded.net.n
 
     @property
     def loss(self) -> float:
         """The loss of the recorded batch."""
-        return self._record.loss
+        return float(self._record.loss)
 
     @property
     def output(self) -> Tensor:
@@ -76,7 +108,7 @@ class Tape:
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the tape holds; a `Recorder`'s tapes share what does not depend on the batch."""
-        return self._record.nbytes
+        return self._recorded.nbytes
 
     def path_gradient_norms(self, b: Tensor, per_sample: bool = False) -> Tensor:
         """Euclidean norms of the gradients along paths (Veit et al. 2016, section 5 and Figure 6 b).
@@ -92,8 +124,8 @@ class Tape:
         Raises:
             ValueError: ``b`` is not such a tensor.
         """
-        per_sample = check_flag("per_sample", per_sample)
-        return gradients.norms(self._engine, self._record, self._routing(b), self.at, per_sample)
+        per_sample, routing = check_flag("per_sample", per_sample), self._routing(b)
+        return self._asked(lambda record: gradients.norms(self._engine, record, routing, self.at, per_sample))
 
     @overload
     def path_gradients(self, b: Tensor, scaled: Literal[False] = False) -> Tensor: ...
@@ -131,7 +163,7 @@ class Tape:
         Raises:
             ValueError: ``routing`` is not such a tensor.
         """
-        check_routing(routing, self.n, self._record.net.parts)
+        check_routing(routing, self.n, self._recorded.net.parts)
         return self._gradients(*scaling.of_coefficients(routing), check_flag("scaled", scaled))
 
     def gradient(self) -> Tensor:
@@ -139,7 +171,7 @@ class Tape:
 
         In a network with gates (highway) what flows through the gates themselves is added to it.
         """
-        everything = torch.ones(1, self.n, self._record.net.parts, dtype=torch.float64)
+        everything = torch.ones(1, self.n, self._recorded.net.parts, dtype=torch.float64)
         return self._gradients(everything, None, scaled=False)[0]
 
     @overload
@@ -163,7 +195,7 @@ class Tape:
             float64 [n + 1, *shape at the place], for the lengths 0 to n; or the scaled pair.
         """
         scaled = check_flag("scaled", scaled)
-        grads, exponents = gradients.sums_by_length(self._engine, self._record, self._ones(), self.at)
+        grads, exponents = self._sums_by_length()
         if scaled:
             return grads, exponents.reshape(*exponents.shape, *(1,) * (grads.ndim - 2))
         result = grads.new_empty(grads.shape, dtype=torch.float64)
@@ -175,7 +207,7 @@ class Tape:
     def compare_lengths(self) -> LengthSums:
         """How the exact sums by length (`gradient_by_length`) lie to each other and to the gradient, their sum:
         norms, cosines, and the share of the gradient that each length explains. See `LengthSums`."""
-        return gradients.compare_lengths(*gradients.sums_by_length(self._engine, self._record, self._ones(), self.at))
+        return gradients.compare_lengths(*self._sums_by_length())
 
     def squared_norms_by_length(self, draws: int, seed: int = 0, first: int = 0) -> Tensor:
         """A signed estimate of the sums over all paths of a length of the squared norms of their gradients.
@@ -202,10 +234,11 @@ class Tape:
         """
         draws = check_integer("draws", draws, 1, paths.MOST_BYTES // self.n)
         signs = paths.signs(self.n, draws, seed, first)
-        return gradients.squared_norms_by_length(self._engine, self._record, signs, self.at)
+        return self._asked(lambda record: gradients.squared_norms_by_length(self._engine, record, signs, self.at))
 
-    def _ones(self) -> Tensor:
-        return torch.ones(self.n, 2, dtype=torch.float64)
+    def _sums_by_length(self) -> Scaled:
+        ones = torch.ones(self.n, 2, dtype=torch.float64)
+        return self._asked(lambda record: gradients.sums_by_length(self._engine, record, ones, self.at))
 
     def _routing(self, b: Tensor) -> Tensor:
         return paths.routing(paths.check_paths("b", b, self.n))
@@ -213,12 +246,15 @@ class Tape:
     @full_precision()
     def _gradients(self, routing: Tensor, powers: Tensor | None, scaled: bool) -> Tensor | Scaled:
         """Return the gradients under routings [P, n, 2], times powers of two: int32 [P]; None for no such powers."""
-        place, count = gradients.place_shape(self._record, self.at), len(routing)
-        slots = 1 if self.at == "stem_weight" else len(self._record.exponent)
-        like = self._record.grad
+        return self._asked(lambda record: self._gradients_of(record, routing, powers, scaled))
+
+    def _gradients_of(self, record: Record, routing: Tensor, powers: Tensor | None, scaled: bool) -> Tensor | Scaled:
+        place, count = gradients.place_shape(record, self.at), len(routing)
+        slots = 1 if self.at == "stem_weight" else len(record.exponent)
+        like = record.grad
         mantissa = like.new_empty(count, *place, dtype=like.dtype if scaled else torch.float64)
         exponents = torch.empty(count, slots, dtype=torch.int32, device=like.device)
-        for part, grad, exponent in gradients.scaled_gradients(self._engine, self._record, routing, self.at):
+        for part, grad, exponent in gradients.scaled_gradients(self._engine, record, routing, self.at):
             if powers is not None:
                 exponent = exponent + powers[part, None].to(exponent.device)
             mantissa[part] = grad if scaled else scaling.value(grad, exponent)
@@ -302,7 +338,8 @@ class Recorder:
                 for an output [B, T, classes], where a position with -100 is left out.
 
         Raises:
-            ValueError: an argument is out of its range, or no engine serves the job.
+            ValueError: an argument is out of its range, or no engine serves the job. On a GPU a wrong value among the
+                images or labels, and a loss that is not finite, are told by the tape, see `Tape`.
         """
         images = self._own(images)
         if self._at == "image" and not images.is_floating_point():
@@ -318,13 +355,25 @@ class Recorder:
             y0, service = self._enter(images)
             y_n, blocks = service.engine.record(service.prepared, y0)
             gradient = output_gradient(self._net, y_n, target, self._loss, self._bn)
-        value, least = check_values(images, labels, gradient.output, gradient.loss, gradient.least)
-        if least < SMALLEST:
-            with self._lock:
-                gradient = output_gradient(self._net, y_n, target, self._loss, self._bn, thorough=True)
-        start = gradient.grad.contiguous(), gradient.exponent
-        record = Record(self._net, images, y0.shape, blocks, gradient.output, value, *start)
-        return Tape(service.engine, record, self._at)
+        look = Look(images, labels, gradient.output, gradient.loss, gradient.least)
+
+        def recorded(gradient: OutputGradient) -> Record:
+            start = gradient.grad.contiguous(), gradient.exponent
+            return Record(self._net, images, y0.shape, blocks, gradient.output, gradient.loss, *start)
+
+        record = recorded(gradient)
+
+        def settle() -> Record:
+            _, least = look.numbers()
+            if least >= SMALLEST:
+                return record
+            with self._lock, full_precision():
+                return recorded(output_gradient(self._net, y_n, target, self._loss, self._bn, thorough=True))
+
+        tape = Tape(service.engine, record, self._at, settle)
+        if not images.is_cuda:
+            _ = tape._record
+        return tape
 
     @full_precision()
     @torch.no_grad()
@@ -433,7 +482,7 @@ def _stem(net: ResidualNet, images: Tensor) -> Tensor:
 
 
 def _check_images(net: ResidualNet, images: Tensor) -> None:
-    """All but the values; see `check_values`."""
+    """All but the values; see `Look`."""
     if not isinstance(images, Tensor) or images.dtype not in (torch.float32, torch.float64, torch.int64, torch.int32):
         got = images.dtype if isinstance(images, Tensor) else described(images)
         raise ValueError(

@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from pathnet import engines, native
 from pathnet.engines.cpu import CpuEngine
 from pathnet.engines.reference import ReferenceEngine
 from pathnet.models import Block, ResidualNet
-from pathnet.record import cross_entropy
+from pathnet.record import Look, Record, cross_entropy
 
 CASE = SMALL[1]
 CODES = pathnet.paths.enumerate_all(6)[::5]
@@ -357,6 +358,72 @@ def test_a_recording_by_the_cpu_engine_looks_once() -> None:
     assert looks(lambda: recorder(images, labels)) == {"tolist": 1}
 
 
+class Unsettled:
+    """A tape whose values nobody has looked at yet, as on a GPU; ``asked`` says what was asked for, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, settle: Callable[[Record], Record]) -> None:
+        whole = pathnet.record(CASE.net(), *CASE.images(), engine="reference")
+        self.asked: list[str] = []
+        walk, sums = ReferenceEngine.routed_backward, ReferenceEngine.sums_by_length
+
+        def noting(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+            def noted(*given: Any) -> Any:
+                self.asked.append(name)
+                return work(*given)
+
+            return noted
+
+        monkeypatch.setattr(ReferenceEngine, "routed_backward", noting("walk", walk))
+        monkeypatch.setattr(ReferenceEngine, "sums_by_length", noting("walk", sums))
+        looking = noting("look", lambda: settle(whole._record))
+        self.whole, self.tape = whole, pathnet.Tape(whole._engine, whole._record, "y0", looking)
+
+
+ASKING: list[Callable[[pathnet.Tape], Any]] = [
+    lambda tape: tape.path_gradient_norms(CODES),
+    lambda tape: tape.path_gradients(CODES),
+    lambda tape: tape.gradient(),
+    lambda tape: tape.gradient_by_length(),
+    lambda tape: tape.squared_norms_by_length(1),
+]
+
+
+@pytest.mark.parametrize("ask", ASKING)
+def test_walks_are_asked_for_before_the_values_are_looked_at(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    unsettled = Unsettled(monkeypatch, lambda record: record)
+    assert unsettled.tape.n == 6 and unsettled.tape.nbytes > 0 and not unsettled.asked
+    result = ask(unsettled.tape)
+    assert unsettled.asked.index("look") >= 1 and unsettled.asked.count("look") == 1
+    assert torch.equal(result, ask(unsettled.whole))
+    assert unsettled.tape.loss == unsettled.whole.loss and unsettled.asked.count("look") == 1
+
+
+@pytest.mark.parametrize("ask", ASKING)
+def test_a_gradient_that_is_taken_anew_is_walked_anew(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    unsettled = Unsettled(monkeypatch, lambda record: replace(record, grad=record.grad * 2))
+    first, second = ask(unsettled.tape), ask(unsettled.tape)
+    assert torch.equal(first, second) and not torch.equal(first, ask(unsettled.whole))
+
+
+@pytest.mark.parametrize("ask", [*ASKING, lambda tape: tape.loss, lambda tape: tape.output])
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_is_wrong_with_the_values_is_told_instead_of_a_result(
+    fails: bool, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every time, and instead of an error that came of it."""
+
+    def refuse(record: Record) -> Record:
+        raise ValueError("images: expected finite values, got NaN or infinity")
+
+    unsettled = Unsettled(monkeypatch, refuse)
+    if fails:
+        for name in ("routed_backward", "sums_by_length"):
+            monkeypatch.setattr(ReferenceEngine, name, lambda *_: torch.zeros(1)[5])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="images: expected finite values"):
+            ask(unsettled.tape)
+
+
 class Elsewhere(ReferenceEngine):
     """Serves a device without values, ``meta``: whoever looks at one, or mixes it with another device, fails."""
 
@@ -383,7 +450,7 @@ def test_walks_of_codes_in_the_hosts_memory_never_look(at: Any, bn: Any, monkeyp
     recorder = pathnet.Recorder(net, bn, at=at)
     with pytest.raises((NotImplementedError, RuntimeError), match=r"meta"):
         recorder(images, labels)
-    monkeypatch.setattr("pathnet.tape.check_values", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(Look, "numbers", lambda _: (1.0, 1.0))
     tape = recorder(images, labels)
     for per_sample in (False, True):
         norms = tape.path_gradient_norms(CODES, per_sample)
