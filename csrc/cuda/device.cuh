@@ -5,7 +5,7 @@
 
 #include "execution.h"
 
-namespace pathnet {
+namespace pathnet::cuda {
 
 extern __shared__ __align__(128) char shared_memory[];
 
@@ -160,4 +160,4 @@ class DeviceExec {
   int lane_ = 0;
 };
 
-}  // namespace pathnet
+}  // namespace pathnet::cuda

@@ -29,7 +29,7 @@
 #define PATHNET_NO_UNROLL
 #endif
 
-namespace pathnet {
+namespace pathnet::cuda {
 
 // Results of one warp's product, a lane's share: `rows` rows of two strips by `tiles` column tiles. Elements 0 and 1
 // belong to the first strip, 2 and 3 to the second.
@@ -48,4 +48,4 @@ PATHNET_DEVICE int partial_byte(int sample, int warp) {
   return int(offsetof(Control, partial)) + 8 * (sample * kWarps + warp);
 }
 
-}  // namespace pathnet
+}  // namespace pathnet::cuda

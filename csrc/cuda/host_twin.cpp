@@ -4,7 +4,7 @@
 #include "routed_backward.cuh"
 #include "routed_forward.cuh"
 
-namespace pathnet {
+namespace pathnet::cuda {
 
 std::string run_routed_backward(const PathBackward& job) {
   HostExec exec(job.program->shared_bytes);
@@ -22,4 +22,4 @@ std::string run_routed_forward(const PathForward& job) {
   return exec.finding();
 }
 
-}  // namespace pathnet
+}  // namespace pathnet::cuda

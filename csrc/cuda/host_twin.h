@@ -15,7 +15,7 @@
 #include "bf16.h"
 #include "execution.h"
 
-namespace pathnet {
+namespace pathnet::cuda {
 
 class HostExec {
  public:
@@ -198,9 +198,7 @@ class HostExec {
     std::memcpy(to, &bits, bytes);
   }
 
-  static uint32_t to_bf16(float low, float high) {
-    return uint32_t(pathnet::to_bf16(high)) << 16 | pathnet::to_bf16(low);
-  }
+  static uint32_t to_bf16(float low, float high) { return uint32_t(cuda::to_bf16(high)) << 16 | cuda::to_bf16(low); }
   static float low(uint32_t pair) { return from_bits(pair << 16); }
   static float high(uint32_t pair) { return from_bits(pair & 0xffff0000u); }
   static float from_bits(uint32_t bits) {
@@ -293,4 +291,4 @@ class HostExec {
   int warp_ = kWholeBlock;
 };
 
-}  // namespace pathnet
+}  // namespace pathnet::cuda

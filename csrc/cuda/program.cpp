@@ -7,7 +7,7 @@
 
 #include "bf16.h"
 
-namespace pathnet {
+namespace pathnet::cuda {
 namespace {
 
 int round_up(int64_t value, int64_t multiple) { return int((value + multiple - 1) / multiple * multiple); }
@@ -310,4 +310,4 @@ void pack_program_weights(const Plan& plan, const Program& program, uint8_t* pac
   }
 }
 
-}  // namespace pathnet
+}  // namespace pathnet::cuda

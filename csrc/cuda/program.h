@@ -9,7 +9,7 @@
 #include "../plan.h"
 #include "geometry.h"
 
-namespace pathnet {
+namespace pathnet::cuda {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarpSize;
@@ -98,4 +98,4 @@ bool is_program(const int32_t* numbers, int64_t size);
 // walk goes back; bf16 in two bytes each.
 void pack_program_weights(const Plan& plan, const Program& program, uint8_t* packed);
 
-}  // namespace pathnet
+}  // namespace pathnet::cuda

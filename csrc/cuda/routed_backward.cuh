@@ -25,7 +25,7 @@
 #include "routed_backward.h"
 #include "walk.cuh"
 
-namespace pathnet {
+namespace pathnet::cuda {
 
 // The power p for which the largest magnitude lies in [2^(p-1), 2^p), from its bits; 0 for zero and non-finite ones.
 PATHNET_DEVICE int power_of(uint32_t largest) {
@@ -396,4 +396,4 @@ class RoutedBackward {
   bool changed_ = false;
 };
 
-}  // namespace pathnet
+}  // namespace pathnet::cuda

@@ -11,7 +11,7 @@
 #include "routed_forward.h"
 #include "walk.cuh"
 
-namespace pathnet {
+namespace pathnet::cuda {
 
 struct alignas(8) Pair {
   float first, second;
@@ -305,4 +305,4 @@ class RoutedForward {
   float factor_ = 1.0f;  // of the identity skips between the block at hand and the next
 };
 
-}  // namespace pathnet
+}  // namespace pathnet::cuda

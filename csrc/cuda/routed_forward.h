@@ -5,7 +5,7 @@
 
 #include "program.h"
 
-namespace pathnet {
+namespace pathnet::cuda {
 
 // Everything on the device, but for `program`'s host copy that the launcher reads.
 struct PathForward {
@@ -31,4 +31,4 @@ const char* launch_routed_forward(const PathForward& job, const Program& program
 // The same kernel body on the host. Empty, or the first race, read of unwritten memory or access out of bounds.
 std::string run_routed_forward(const PathForward& job);
 
-}  // namespace pathnet
+}  // namespace pathnet::cuda

@@ -18,7 +18,7 @@
 
 #include "execution.h"
 
-namespace pathnet {
+namespace pathnet::cuda {
 
 // Which convolutions a routing needs, in the order in which the walk runs them.
 template <bool kBackward>
@@ -445,4 +445,4 @@ PATHNET_DEVICE void each_row(const Image& target, int base, const Pass& pass, co
   }
 }
 
-}  // namespace pathnet
+}  // namespace pathnet::cuda
