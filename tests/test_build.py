@@ -99,6 +99,15 @@ def test_later_gpus_get_their_code_from_ptx() -> None:
 
 
 @needs_native
+def test_a_warning_keeps_no_drivers_compiler_from_the_ptx() -> None:
+    """A driver may read the options that the PTX was stored with."""
+    stored = re.findall(r"ptxasOptions = (.*)", cuobjdump("-ptx"))
+    assert len(stored) == 2
+    for options in stored:
+        assert "-warn-spills" in options and "error" not in options.lower()
+
+
+@needs_native
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
 def test_the_walks_run_on_tensor_cores(architecture: str) -> None:
     functions = re.split(r"Function : ", cuobjdump("-sass", "-arch", architecture))[1:]
