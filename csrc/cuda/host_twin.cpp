@@ -17,7 +17,7 @@ std::string run_routed_backward(const PathBackward& job) {
 }
 
 std::string run_routed_forward(const PathForward& job) {
-  HostExec exec(job.program->shared_bytes);
+  HostExec exec(job.program->shared_bytes, job.scratch, job.program->scratch_size);
   RoutedForward<HostExec>(exec, job).run();
   return exec.finding();
 }

@@ -186,7 +186,7 @@ class RoutedBackward {
         const uint32_t mask = masks[lane];
         each_row<rows, tiles, dense>(
             target, base, pass, strip, tile, lane, [&](int row, bool, const int (&bytes)[tiles]) {
-              float old[tiles][2];
+              float old[tiles][2] = {};
               PATHNET_UNROLL
               for (int t = 0; t < tiles; ++t) {
                 if (kept != 0.0f) images.load_pair(bytes[t], plane_bytes, old[t][0], old[t][1]);

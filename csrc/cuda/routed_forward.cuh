@@ -103,8 +103,8 @@ class RoutedForward {
         for (int j = 0; j < 2; ++j) {
           const int channel = tile * kChannelTile + lane_channel(lane) + j;
           const bool inside = x < image.width && y + row < image.height && channel < program_.channels_in;
-          job_.scratch[y_ + image.lane_order_index(strip, row, tile, lane) + j] =
-              inside ? factor_ * values[(int64_t(channel) * image.height + y + row) * image.width + x] : 0.0f;
+          store_y(y_ + image.lane_order_index(strip, row, tile, lane) + j,
+                  inside ? factor_ * values[(int64_t(channel) * image.height + y + row) * image.width + x] : 0.0f);
         }
       }
     });
@@ -137,7 +137,15 @@ class RoutedForward {
     return bits;
   }
 
-  PATHNET_DEVICE Pair& pair(int element) const { return *reinterpret_cast<Pair*>(job_.scratch + element); }
+  // By element of the scratch, a float or a pair of neighbouring channels.
+  template <class T>
+  PATHNET_DEVICE T load_y(int element) const {
+    return exec_.template load_scratch<T>(job_.scratch + element);
+  }
+  template <class T>
+  PATHNET_DEVICE void store_y(int element, const T& value) const {
+    exec_.store_scratch(job_.scratch + element, value);
+  }
 
   PATHNET_DEVICE uint8_t* recorded(int bits_byte) const {
     return job_.relu_bits == nullptr ? nullptr : job_.relu_bits + int64_t(sample_) * program_.bits_bytes + bits_byte;
@@ -155,9 +163,9 @@ class RoutedForward {
       PATHNET_NO_UNROLL
       for (int row = 0; row < image.strip_rows(); ++row) {
         if (x >= image.width || y + row >= image.height) continue;
-        const float* pair = job_.scratch + y_ + image.lane_order_index(strip, row, tile, lane);
+        const Pair pair = load_y<Pair>(y_ + image.lane_order_index(strip, row, tile, lane));
         const int byte = image.pair_byte(form.in_byte, image.pixel(y + row + 1, x + 1), tile, lane);
-        word |= activate(byte, image.plane_bytes(), affine, pair[0], pair[1], true) << bit_in_tile(row, 0);
+        word |= activate(byte, image.plane_bytes(), affine, pair.first, pair.second, true) << bit_in_tile(row, 0);
       }
       if (bits == nullptr) return;
       uint8_t* own = bits + image.bits_byte(strip, lane, tile);
@@ -196,20 +204,22 @@ class RoutedForward {
         for (int t = 0; t < tiles; ++t) {
           if (emits) affines[t] = Affine(walk.job_.affine + affine, image, tile + t, lane);
         }
-        each_row<rows, tiles, dense>(
+        // Whole strips whatever the convolution, so that what reads y by strips reads what was written.
+        each_row<rows, tiles, true>(
             image, operand_byte, pass, strip, tile, lane, [&](int row, bool inside, const int (&bytes)[tiles]) {
               Pair own[tiles];
               PATHNET_UNROLL
               for (int t = 0; t < tiles; ++t) {
                 own[t] = {0.0f, 0.0f};
-                if (keep != 0.0f) own[t] = walk.pair(kept + element + row * row_size + t * kTilePairs);
+                if (keep != 0.0f)
+                  own[t] = walk.template load_y<Pair>(kept + element + row * row_size + t * kTilePairs);
               }
               PATHNET_UNROLL
               for (int t = 0; t < tiles; ++t) {
                 const float* result = sums[lane].of[row][t] + 2 * half;
                 own[t].first = Exec::multiply_add(coefficient, result[0], keep * own[t].first);
                 own[t].second = Exec::multiply_add(coefficient, result[1], keep * own[t].second);
-                if (target >= 0) walk.pair(target + element + row * row_size + t * kTilePairs) = own[t];
+                if (target >= 0) walk.store_y(target + element + row * row_size + t * kTilePairs, own[t]);
                 if (emits) {
                   word |= walk.activate(bytes[t], plane_bytes, affines[t], own[t].first, own[t].second, inside)
                           << (t * rows * 2 + bit_in_tile(row, 0));
@@ -272,8 +282,9 @@ class RoutedForward {
                                                              lane_of(from_x % kStripWidth, lane_channel(lane)))
                                   : 0;
         const int element = form.out.lane_order_index(strip, row, tile, lane);
-        for (int j = 0; j < 2; ++j)
-          job_.scratch[next_y_ + element + j] = inside ? a * job_.scratch[y_ + source + j] : 0.0f;
+        for (int j = 0; j < 2; ++j) {
+          store_y(next_y_ + element + j, inside ? a * load_y<float>(y_ + source + j) : 0.0f);
+        }
       }
     });
   }
@@ -290,7 +301,7 @@ class RoutedForward {
           const int channel = tile * kChannelTile + lane_channel(lane) + j;
           if (x >= image.width || y + row >= image.height || channel >= program_.channels_out) continue;
           output[(int64_t(channel) * image.height + y + row) * image.width + x] =
-              job_.scratch[y_ + image.lane_order_index(strip, row, tile, lane) + j];
+              load_y<float>(y_ + image.lane_order_index(strip, row, tile, lane) + j);
         }
       }
     });
