@@ -307,6 +307,38 @@ def test_malformed_arguments_are_refused(changes: dict[str, Any], message: str) 
         native.cuda_routed_backward(**{**given, **{name: change(given[name]) for name, change in changes.items()}})
 
 
+def shifted(tensor: Tensor, offset: int) -> Tensor:
+    """The same values as a slice that begins so many elements into its memory."""
+    memory = tensor.new_zeros(tensor.numel() + offset)
+    memory[offset:] = tensor.flatten()
+    return memory[offset:].view(tensor.shape)
+
+
+@pytest.mark.parametrize(("name", "bytes_read"), [("weights", 16), ("relu_bits", 4)])
+def test_slices_begin_where_the_kernels_can_read_them(name: str, bytes_read: int) -> None:
+    given = arguments("bfloat16")
+    whole = native.cuda_routed_backward(**given)
+    sliced = {**given, name: shifted(given[name], bytes_read)}
+    assert all(map(torch.equal, whole, native.cuda_routed_backward(**sliced)))
+    for offset in (1, 2, bytes_read // 2):
+        message = f"{name}: expected data aligned to {bytes_read} bytes, got it {offset} bytes off"
+        with pytest.raises(RuntimeError, match=message):
+            native.cuda_routed_backward(**{**given, name: shifted(given[name], offset)})
+
+
+def test_slices_of_float32_begin_anywhere() -> None:
+    given, forward = arguments(), forward_arguments(record=False)
+    whole, outputs = native.cuda_routed_backward(**given), native.cuda_routed_forward(**forward)
+    for name in ("grad", "exponent", "routing", "order", "device_program"):
+        sliced = {**given, name: shifted(given[name], 1)}
+        assert all(map(torch.equal, whole, native.cuda_routed_backward(**sliced)))
+    for name in ("y0", "routing", "order", "affine", "device_program"):
+        sliced = {**forward, name: shifted(forward[name], 1)}
+        assert all(map(torch.equal, outputs, native.cuda_routed_forward(**sliced)))
+    with pytest.raises(RuntimeError, match="weights: expected data aligned to 16 bytes, got it 8 bytes off"):
+        native.cuda_routed_forward(**{**forward, "weights": shifted(forward["weights"], 8)})
+
+
 def test_a_program_serves_its_own_direction_only() -> None:
     given, forward = arguments(), forward_arguments(record=False)
     with pytest.raises(RuntimeError, match="program: expected one for the walk back, got the other"):
