@@ -12,7 +12,7 @@ namespace {
 
 std::vector<std::string> supported() {
   std::vector<std::string> names;
-  for (pathnet::Isa isa : pathnet::supported_isas()) names.push_back(pathnet::isa_name(isa));
+  for (pathnet::cpu::Isa isa : pathnet::cpu::supported_isas()) names.push_back(pathnet::cpu::isa_name(isa));
   return names;
 }
 
@@ -28,6 +28,6 @@ PYBIND11_MODULE(_build, module) {
   module.attr("without_cuda") = PATHNET_WITHOUT_CUDA;
   module.def("instruction_sets", &supported, "The compiled instruction sets that this processor has, fastest first.");
   module.def(
-      "selected_instruction_set", [] { return std::string(pathnet::isa_name(pathnet::selected_isa())); },
+      "selected_instruction_set", [] { return std::string(pathnet::cpu::isa_name(pathnet::cpu::selected_isa())); },
       "The one that serves; PATHNET_ISA in the environment names another.");
 }

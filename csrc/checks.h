@@ -22,10 +22,20 @@ inline std::string shape_of(const Tensor& tensor) {
   return text + "]";
 }
 
-inline void check_dtype(const char* name, const Tensor& tensor, ScalarType dtype) {
+inline void check_type(const char* name, const Tensor& tensor, ScalarType dtype) {
   STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, ": expected ", torch::headeronly::toString(dtype), ", got ",
                   torch::headeronly::toString(tensor.scalar_type()));
+}
+
+inline void check_dtype(const char* name, const Tensor& tensor, ScalarType dtype) {
+  check_type(name, tensor, dtype);
   STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor, got strides of another layout");
+}
+
+// Of what kernels read in wider words than the tensor's elements, which a slice may begin between.
+inline void check_alignment(const char* name, const Tensor& tensor, int64_t bytes) {
+  const int64_t beyond = int64_t(reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % uintptr_t(bytes));
+  STD_TORCH_CHECK(beyond == 0, name, ": expected data aligned to ", bytes, " bytes, got it ", beyond, " bytes off");
 }
 
 // A negative size admits any.

@@ -80,7 +80,7 @@ Plan checked_plan(const Tensor& blocks, const Tensor& units, const Tensor& weigh
 // The threads that torch would use, on one walk, which a signal may end.
 class Threads {
  public:
-  Team team() {
+  cpu::Team team() {
     return {count_, [this](const std::function<void(int)>& work) { run(work); }, [this] { watch_.check(); }};
   }
 
@@ -151,9 +151,9 @@ Tensor cpu_pack(const Tensor& blocks, const Tensor& units, const Tensor& weights
                 bool fold_scales, bool bf16) {
   const Plan plan = checked_plan(blocks, units, weights, scales);
   if (fold_scales) check_closed(plan, false);
-  const Isa isa = selected_isa();
-  const Direction direction = backward ? Direction::kBackward : Direction::kForward;
-  const Kernels kernels = kernels_of(isa, bf16);
+  const cpu::Isa isa = cpu::selected_isa();
+  const cpu::Direction direction = backward ? cpu::Direction::kBackward : cpu::Direction::kForward;
+  const cpu::Kernels kernels = cpu::kernels_of(isa, bf16);
   const int64_t size = kHeaderBytes + kernels.packed_size(plan, direction);
   Tensor packed = torch::stable::new_zeros(blocks, {size}, ScalarType::Byte);
   uint8_t* bytes = packed.mutable_data_ptr<uint8_t>();
@@ -164,23 +164,24 @@ Tensor cpu_pack(const Tensor& blocks, const Tensor& units, const Tensor& weights
 }
 
 struct Checked {
-  Kernels kernels;
+  cpu::Kernels kernels;
   const uint8_t* weights;
 };
 
-Checked checked_packed(const Tensor& packed, const Plan& plan, Direction direction, bool folded) {
+Checked checked_packed(const Tensor& packed, const Plan& plan, cpu::Direction direction, bool folded) {
   check_dtype("packed", packed, ScalarType::Byte);
   check_shape("packed", packed, {-1});
+  check_alignment("packed", packed, sizeof(float));
   STD_TORCH_CHECK(packed.numel() >= kHeaderBytes, "packed: expected what cpu_pack made, got ", packed.numel(),
                   " bytes");
   PackedHeader header;
   std::memcpy(&header, packed.const_data_ptr<uint8_t>(), sizeof(header));
-  const Isa isa = selected_isa();
-  STD_TORCH_CHECK(header.isa == int64_t(isa), "packed: expected weights for the instruction set ", isa_name(isa),
+  const cpu::Isa isa = cpu::selected_isa();
+  STD_TORCH_CHECK(header.isa == int64_t(isa), "packed: expected weights for the instruction set ", cpu::isa_name(isa),
                   ", got another's");
   STD_TORCH_CHECK(header.direction == int64_t(direction) && (header.folded != 0) == folded,
                   "packed: expected weights for this walk, got another's");
-  const Kernels kernels = kernels_of(isa, header.bf16 != 0);
+  const cpu::Kernels kernels = cpu::kernels_of(isa, header.bf16 != 0);
   const int64_t size = kHeaderBytes + kernels.packed_size(plan, direction);
   STD_TORCH_CHECK(packed.numel() == size, "packed: expected ", size, " bytes for this plan, got ", packed.numel());
   return {kernels, packed.const_data_ptr<uint8_t>() + kHeaderBytes};
@@ -218,8 +219,8 @@ int64_t checked_factors(const Tensor& routing, const Plan& plan) {
   return 1;
 }
 
-BackwardWalk backward_walk(const Plan& plan, const Checked& checked, const Tensor& grad, const Tensor& exponent,
-                           const Tensor& routing, int64_t routings, BackwardResult& made) {
+cpu::BackwardWalk backward_walk(const Plan& plan, const Checked& checked, const Tensor& grad, const Tensor& exponent,
+                                const Tensor& routing, int64_t routings, BackwardResult& made) {
   const bool gradients = made.grad_input.size(0) > 0;
   return {plan,
           checked.weights,
@@ -241,10 +242,10 @@ std::tuple<Tensor, Tensor, Tensor> routed_backward(const Tensor& grad, const Ten
   Plan plan = checked_tables(blocks, units, {INT64_MAX, INT64_MAX, relu_bits.size(1)});
   plan.relu_bits = relu_bits.const_data_ptr<uint8_t>();
   check_closed(plan, false);
-  const Checked checked = checked_packed(packed, plan, Direction::kBackward, true);
+  const Checked checked = checked_packed(packed, plan, cpu::Direction::kBackward, true);
   const int64_t routings = checked_routings(routing, plan);
   BackwardResult made = backward_result(plan, grad, exponent, relu_bits.size(0), routings, relu_bits, gradients);
-  const BackwardWalk job = backward_walk(plan, checked, grad, exponent, routing, routings, made);
+  const cpu::BackwardWalk job = backward_walk(plan, checked, grad, exponent, routing, routings, made);
   if (made.batch > 0 && routings > 0) checked.kernels.backward(job, Threads().team());
   return {made.norms, made.grad_input, made.exponent_input};
 }
@@ -257,11 +258,11 @@ std::tuple<Tensor, Tensor, Tensor> sums_by_length(const Tensor& grad, const Tens
   Plan plan = checked_tables(blocks, units, {INT64_MAX, INT64_MAX, relu_bits.size(1)});
   plan.relu_bits = relu_bits.const_data_ptr<uint8_t>();
   check_closed(plan, false);
-  const Checked checked = checked_packed(packed, plan, Direction::kBackward, true);
+  const Checked checked = checked_packed(packed, plan, cpu::Direction::kBackward, true);
   const int64_t routings = checked_factors(routing, plan);
   BackwardResult made =
       backward_result(plan, grad, exponent, relu_bits.size(0), plan.block_count + 1, relu_bits, gradients);
-  const BackwardWalk job = backward_walk(plan, checked, grad, exponent, routing, routings, made);
+  const cpu::BackwardWalk job = backward_walk(plan, checked, grad, exponent, routing, routings, made);
   if (made.batch > 0) checked.kernels.sums_by_length(job, Threads().team());
   return {made.norms, made.grad_input, made.exponent_input};
 }
@@ -279,21 +280,21 @@ std::tuple<Tensor, Tensor, Tensor> batch_walk(const Tensor& grad, const Tensor& 
   plan.relu_bits = relu_bits.const_data_ptr<uint8_t>();
   plan.scales = own_scales;
   check_closed(plan, true);
-  const Checked checked = checked_packed(packed, plan, Direction::kBackward, false);
+  const Checked checked = checked_packed(packed, plan, cpu::Direction::kBackward, false);
   const int64_t routings = kSums ? checked_factors(routing, plan) : checked_routings(routing, plan);
   const int64_t results = kSums ? plan.block_count + 1 : routings;
   BackwardResult made = backward_result(plan, grad, exponent, 1, results, relu_bits, gradients);
-  const BatchBackwardWalk job = {plan,
-                                 checked.weights,
-                                 checked_row("normalized", normalized, normalized_size(plan, made.batch)),
-                                 grad.const_data_ptr<float>(),
-                                 *exponent.const_data_ptr<int32_t>(),
-                                 routing.const_data_ptr<float>(),
-                                 made.batch,
-                                 routings,
-                                 made.norms.mutable_data_ptr<double>(),
-                                 gradients ? made.grad_input.mutable_data_ptr<float>() : nullptr,
-                                 gradients ? made.exponent_input.mutable_data_ptr<int32_t>() : nullptr};
+  const cpu::BatchBackwardWalk job = {plan,
+                                      checked.weights,
+                                      checked_row("normalized", normalized, cpu::normalized_size(plan, made.batch)),
+                                      grad.const_data_ptr<float>(),
+                                      *exponent.const_data_ptr<int32_t>(),
+                                      routing.const_data_ptr<float>(),
+                                      made.batch,
+                                      routings,
+                                      made.norms.mutable_data_ptr<double>(),
+                                      gradients ? made.grad_input.mutable_data_ptr<float>() : nullptr,
+                                      gradients ? made.exponent_input.mutable_data_ptr<int32_t>() : nullptr};
   const auto walk = kSums ? checked.kernels.batch_sums_by_length : checked.kernels.batch_backward;
   if (made.batch > 0 && routings > 0) walk(job, Threads().team());
   return {made.norms, made.grad_input, made.exponent_input};
@@ -345,19 +346,19 @@ std::tuple<Tensor, Tensor> routed_forward(const Tensor& y0, const Tensor& routin
   int64_t outputs = 0;
   for (int64_t u = 0; u < plan.unit_count; ++u) outputs += plan.units[u].out_channels;
   const float* own_biases = biases.numel() == 0 ? nullptr : checked_row("biases", biases, outputs);
-  const Checked checked = checked_packed(packed, plan, Direction::kForward, false);
+  const Checked checked = checked_packed(packed, plan, cpu::Direction::kForward, false);
   Tensor output = empty_output(plan, y0, routing);
   Tensor relu_bits = torch::stable::new_zeros(y0, {record ? y0.size(0) : 0, plan.bits_stride}, ScalarType::Byte);
-  const ForwardWalk job = {plan,
-                           checked.weights,
-                           shifts.const_data_ptr<float>(),
-                           own_biases,
-                           y0.const_data_ptr<float>(),
-                           routing.const_data_ptr<float>(),
-                           y0.size(0),
-                           routing.size(0),
-                           output.mutable_data_ptr<float>(),
-                           record ? relu_bits.mutable_data_ptr<uint8_t>() : nullptr};
+  const cpu::ForwardWalk job = {plan,
+                                checked.weights,
+                                shifts.const_data_ptr<float>(),
+                                own_biases,
+                                y0.const_data_ptr<float>(),
+                                routing.const_data_ptr<float>(),
+                                y0.size(0),
+                                routing.size(0),
+                                output.mutable_data_ptr<float>(),
+                                record ? relu_bits.mutable_data_ptr<uint8_t>() : nullptr};
   if (job.batch > 0 && job.routings > 0) checked.kernels.forward(job, Threads().team());
   return {output, relu_bits};
 }
@@ -368,24 +369,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_forward(const Tensor& y0, const
                                                          const Tensor& epsilons, const Tensor& packed, bool record) {
   const Plan plan = forward_plan(y0, routing, blocks, units, scales, shifts, record);
   check_closed(plan, true);
-  const Checked checked = checked_packed(packed, plan, Direction::kForward, false);
+  const Checked checked = checked_packed(packed, plan, cpu::Direction::kForward, false);
   const int64_t batch = y0.size(0);
   Tensor output = empty_output(plan, y0, routing);
   Tensor relu_bits = torch::stable::new_zeros(y0, {record ? batch : 0, plan.bits_stride}, ScalarType::Byte);
-  Tensor normalized = torch::stable::new_empty(y0, {record ? normalized_size(plan, batch) : 0});
+  Tensor normalized = torch::stable::new_empty(y0, {record ? cpu::normalized_size(plan, batch) : 0});
   Tensor batch_scales = torch::stable::new_zeros(scales, {record ? scales.numel() : 0});
-  const BatchForwardWalk job = {plan,
-                                checked.weights,
-                                shifts.const_data_ptr<float>(),
-                                checked_row("epsilons", epsilons, plan.unit_count),
-                                y0.const_data_ptr<float>(),
-                                routing.const_data_ptr<float>(),
-                                batch,
-                                routing.size(0),
-                                output.mutable_data_ptr<float>(),
-                                record ? relu_bits.mutable_data_ptr<uint8_t>() : nullptr,
-                                record ? normalized.mutable_data_ptr<float>() : nullptr,
-                                record ? batch_scales.mutable_data_ptr<float>() : nullptr};
+  const cpu::BatchForwardWalk job = {plan,
+                                     checked.weights,
+                                     shifts.const_data_ptr<float>(),
+                                     checked_row("epsilons", epsilons, plan.unit_count),
+                                     y0.const_data_ptr<float>(),
+                                     routing.const_data_ptr<float>(),
+                                     batch,
+                                     routing.size(0),
+                                     output.mutable_data_ptr<float>(),
+                                     record ? relu_bits.mutable_data_ptr<uint8_t>() : nullptr,
+                                     record ? normalized.mutable_data_ptr<float>() : nullptr,
+                                     record ? batch_scales.mutable_data_ptr<float>() : nullptr};
   if (job.batch > 0 && job.routings > 0) checked.kernels.batch_forward(job, Threads().team());
   return {output, relu_bits, normalized, batch_scales};
 }
@@ -399,36 +400,37 @@ std::tuple<Tensor, Tensor> cuda_plan(const Tensor& blocks, const Tensor& units, 
   const Plan plan = checked_plan(blocks, units, weights, scales);
   std::vector<int32_t> made;
   try {
-    made = make_program(plan, backward, int(parts), int(shared_bytes));
+    made = cuda::make_program(plan, backward, int(parts), int(shared_bytes));
   } catch (const std::invalid_argument& refusal) {
     STD_TORCH_CHECK(false, "blocks: ", refusal.what());
   }
   Tensor numbers = torch::stable::new_empty(blocks, {int64_t(made.size())}, ScalarType::Int);
   std::copy(made.begin(), made.end(), numbers.mutable_data_ptr<int32_t>());
-  const Program& program = *reinterpret_cast<const Program*>(made.data());
+  const cuda::Program& program = *reinterpret_cast<const cuda::Program*>(made.data());
   Tensor packed = torch::stable::new_empty(blocks, {program.weights_bytes}, ScalarType::Byte);
-  pack_program_weights(plan, program, packed.mutable_data_ptr<uint8_t>());
+  cuda::pack_program_weights(plan, program, packed.mutable_data_ptr<uint8_t>());
   return {numbers, packed};
 }
 
-const Program& checked_program(const Tensor& program, bool backward) {
+const cuda::Program& checked_program(const Tensor& program, bool backward) {
   check_dtype("program", program, ScalarType::Int);
   STD_TORCH_CHECK(program.is_cpu(), "program: expected a tensor on the CPU");
-  STD_TORCH_CHECK(is_program(program.const_data_ptr<int32_t>(), program.numel()),
+  STD_TORCH_CHECK(cuda::is_program(program.const_data_ptr<int32_t>(), program.numel()),
                   "program: expected what cuda_plan made, got other numbers");
-  const Program& checked = *reinterpret_cast<const Program*>(program.const_data_ptr<int32_t>());
+  const cuda::Program& checked = *reinterpret_cast<const cuda::Program*>(program.const_data_ptr<int32_t>());
   STD_TORCH_CHECK((checked.backward != 0) == backward, "program: expected one for the walk ",
                   backward ? "back" : "forward", ", got the other");
   return checked;
 }
 
 // What both walks check: tensors of the network, and the routings.
-void check_walk(const Program& program, const Tensor& program_numbers, const Tensor& device_program,
+void check_walk(const cuda::Program& program, const Tensor& program_numbers, const Tensor& device_program,
                 const Tensor& weights, const Tensor& routing, const Tensor& order, const Tensor& like) {
   check_dtype("device_program", device_program, ScalarType::Int);
   check_shape("device_program", device_program, {program_numbers.numel()});
   check_dtype("weights", weights, ScalarType::Byte);
   check_shape("weights", weights, {program.weights_bytes});
+  check_alignment("weights", weights, cuda::kUnitBytes);
   check_dtype("routing", routing, ScalarType::Float);
   check_shape("routing", routing, {-1, program.block_count, 2});
   check_dtype("order", order, ScalarType::Int);
@@ -444,65 +446,82 @@ void check_walk(const Program& program, const Tensor& program_numbers, const Ten
 }
 
 struct BackwardTensors {
-  PathBackward job;
+  cuda::PathBackward job;
   Tensor norms, grad_input, exponent_input, counter;
 };
 
-BackwardTensors backward_tensors(const Tensor& grad, const Tensor& exponent, const Tensor& routing,
-                                 const Tensor& order, const Tensor& program_numbers, const Tensor& device_program,
-                                 const Tensor& weights, const Tensor& relu_bits, bool gradients) {
-  const Program& program = checked_program(program_numbers, true);
-  const Image &in = program.blocks()[0].in, &out = program.blocks()[program.block_count - 1].out;
+// Whole rows of a sample's ReLU bits each, or the part of longer ones that some blocks have.
+void check_bits(const Tensor& relu_bits, int64_t batch, int64_t bytes) {
+  check_type("relu_bits", relu_bits, ScalarType::Byte);
+  check_shape("relu_bits", relu_bits, {batch, bytes});
+  check_alignment("relu_bits", relu_bits, cuda::kMostBits);
+  STD_TORCH_CHECK(relu_bits.stride(1) == 1 && (batch < 2 || relu_bits.stride(0) % cuda::kMostBits == 0),
+                  "relu_bits: expected contiguous rows a multiple of ", cuda::kMostBits,
+                  " bytes apart, got strides of ", relu_bits.stride(0), " and ", relu_bits.stride(1));
+}
+
+BackwardTensors backward_tensors(const Tensor& grad, const Tensor& exponent, const Tensor& starts,
+                                 const Tensor& routing, const Tensor& order, const Tensor& program_numbers,
+                                 const Tensor& device_program, const Tensor& weights, const Tensor& relu_bits,
+                                 bool wanted) {
+  const cuda::Program& program = checked_program(program_numbers, true);
+  const cuda::Image &in = program.blocks()[0].in, &out = program.blocks()[program.block_count - 1].out;
   check_walk(program, program_numbers, device_program, weights, routing, order, grad);
   check_dtype("grad", grad, ScalarType::Float);
-  check_shape("grad", grad, {-1, program.channels_out, out.height, out.width});
-  const int64_t batch = grad.size(0), paths = routing.size(0);
+  check_shape("grad", grad, {-1, -1, program.channels_out, out.height, out.width});
+  const int64_t gradients = grad.size(0), batch = grad.size(1), paths = routing.size(0);
   check_dtype("exponent", exponent, ScalarType::Int);
-  check_shape("exponent", exponent, {batch});
-  check_dtype("relu_bits", relu_bits, ScalarType::Byte);
-  check_shape("relu_bits", relu_bits, {batch, program.bits_bytes});
-  STD_TORCH_CHECK(exponent.device() == grad.device() && relu_bits.device() == grad.device(),
-                  "expected all tensors but program on one device");
+  check_shape("exponent", exponent, {gradients, batch});
+  check_dtype("starts", starts, ScalarType::Int);
+  check_shape("starts", starts, {paths});
+  check_bits(relu_bits, batch, program.bits_bytes);
+  for (const Tensor* tensor : {&exponent, &starts, &relu_bits}) {
+    STD_TORCH_CHECK(tensor->device() == grad.device(), "expected all tensors but program on one device");
+  }
+  STD_TORCH_CHECK(gradients <= INT32_MAX, "grad: expected at most 2^31 - 1 gradients, got ", gradients);
   STD_TORCH_CHECK(paths * batch <= INT32_MAX / 2, "routing: expected at most 2^30 walks of samples, got ",
                   paths * batch);
   BackwardTensors made = {
       {},
       torch::stable::new_empty(grad, {paths, batch}, ScalarType::Double),
-      torch::stable::new_empty(grad, {gradients ? paths : 0, batch, program.channels_in, in.height, in.width}),
-      torch::stable::new_empty(exponent, {gradients ? paths : 0, batch}),
+      torch::stable::new_empty(grad, {wanted ? paths : 0, batch, program.channels_in, in.height, in.width}),
+      torch::stable::new_empty(exponent, {wanted ? paths : 0, batch}),
       torch::stable::new_zeros(exponent, {1})};
-  made.job = {reinterpret_cast<const Program*>(device_program.const_data_ptr<int32_t>()),
+  made.job = {reinterpret_cast<const cuda::Program*>(device_program.const_data_ptr<int32_t>()),
               weights.const_data_ptr<uint8_t>(),
               relu_bits.const_data_ptr<uint8_t>(),
               grad.const_data_ptr<float>(),
               exponent.const_data_ptr<int32_t>(),
+              starts.const_data_ptr<int32_t>(),
               routing.const_data_ptr<float>(),
               order.const_data_ptr<int32_t>(),
               made.counter.mutable_data_ptr<int32_t>(),
+              relu_bits.stride(0),
+              int32_t(gradients),
               int32_t(batch),
               int32_t(paths),
               made.norms.mutable_data_ptr<double>(),
-              gradients ? made.grad_input.mutable_data_ptr<float>() : nullptr,
-              gradients ? made.exponent_input.mutable_data_ptr<int32_t>() : nullptr};
+              wanted ? made.grad_input.mutable_data_ptr<float>() : nullptr,
+              wanted ? made.exponent_input.mutable_data_ptr<int32_t>() : nullptr};
   return made;
 }
 
 std::tuple<Tensor, Tensor, Tensor> cuda_routed_backward_twin(const Tensor& grad, const Tensor& exponent,
-                                                             const Tensor& routing, const Tensor& order,
-                                                             const Tensor& program, const Tensor& device_program,
-                                                             const Tensor& weights, const Tensor& relu_bits,
-                                                             bool gradients) {
-  BackwardTensors made =
-      backward_tensors(grad, exponent, routing, order, program, device_program, weights, relu_bits, gradients);
+                                                             const Tensor& starts, const Tensor& routing,
+                                                             const Tensor& order, const Tensor& program,
+                                                             const Tensor& device_program, const Tensor& weights,
+                                                             const Tensor& relu_bits, bool gradients) {
+  BackwardTensors made = backward_tensors(grad, exponent, starts, routing, order, program, device_program, weights,
+                                          relu_bits, gradients);
   if (made.job.paths > 0 && made.job.batch > 0) {
-    const std::string finding = run_routed_backward(made.job);
+    const std::string finding = cuda::run_routed_backward(made.job);
     STD_TORCH_CHECK(finding.empty(), "cuda_routed_backward: ", finding);
   }
   return {made.norms, made.grad_input, made.exponent_input};
 }
 
 struct ForwardTensors {
-  PathForward job;
+  cuda::PathForward job;
   Tensor output, relu_bits, counter, scratch;
 };
 
@@ -511,8 +530,8 @@ template <class Blocks>
 ForwardTensors forward_tensors(const Tensor& y0, const Tensor& routing, const Tensor& order,
                                const Tensor& program_numbers, const Tensor& device_program, const Tensor& weights,
                                const Tensor& affine, bool record, const Blocks& thread_blocks) {
-  const Program& program = checked_program(program_numbers, false);
-  const Image &in = program.blocks()[0].in, &out = program.blocks()[program.block_count - 1].out;
+  const cuda::Program& program = checked_program(program_numbers, false);
+  const cuda::Image &in = program.blocks()[0].in, &out = program.blocks()[program.block_count - 1].out;
   check_walk(program, program_numbers, device_program, weights, routing, order, y0);
   check_dtype("y0", y0, ScalarType::Float);
   check_shape("y0", y0, {-1, program.channels_in, in.height, in.width});
@@ -529,7 +548,7 @@ ForwardTensors forward_tensors(const Tensor& y0, const Tensor& routing, const Te
       torch::stable::new_empty(y0, {record ? batch : 0, program.bits_bytes}, ScalarType::Byte),
       torch::stable::new_zeros(order, {1}),
       torch::stable::new_empty(y0, {thread_blocks(program, int(paths * batch)), program.scratch_size})};
-  made.job = {reinterpret_cast<const Program*>(device_program.const_data_ptr<int32_t>()),
+  made.job = {reinterpret_cast<const cuda::Program*>(device_program.const_data_ptr<int32_t>()),
               weights.const_data_ptr<uint8_t>(),
               affine.const_data_ptr<float>(),
               y0.const_data_ptr<float>(),
@@ -547,10 +566,10 @@ ForwardTensors forward_tensors(const Tensor& y0, const Tensor& routing, const Te
 std::tuple<Tensor, Tensor> cuda_routed_forward_twin(const Tensor& y0, const Tensor& routing, const Tensor& order,
                                                     const Tensor& program, const Tensor& device_program,
                                                     const Tensor& weights, const Tensor& affine, bool record) {
-  const auto one = [](const Program&, int) { return int64_t(1); };
+  const auto one = [](const cuda::Program&, int) { return int64_t(1); };
   ForwardTensors made = forward_tensors(y0, routing, order, program, device_program, weights, affine, record, one);
   if (made.job.paths > 0 && made.job.batch > 0) {
-    const std::string finding = run_routed_forward(made.job);
+    const std::string finding = cuda::run_routed_forward(made.job);
     STD_TORCH_CHECK(finding.empty(), "cuda_routed_forward: ", finding);
   }
   return {made.output, made.relu_bits};
@@ -561,15 +580,15 @@ int64_t cuda_bits_bytes(const Tensor& program_numbers) { return checked_program(
 
 // The bits that a whole-path kernel recorded of one unit's ReLU, a byte each.
 Tensor cuda_unpack_bits(const Tensor& relu_bits, const Tensor& program_numbers, int64_t block, int64_t unit) {
-  const Program& program = checked_program(program_numbers, true);
+  const cuda::Program& program = checked_program(program_numbers, true);
   check_dtype("relu_bits", relu_bits, ScalarType::Byte);
   check_shape("relu_bits", relu_bits, {-1, program.bits_bytes});
   STD_TORCH_CHECK(relu_bits.is_cpu(), "relu_bits: expected a tensor on the CPU");
   STD_TORCH_CHECK(block >= 0 && block < program.block_count, "block: expected 0 to ", program.block_count - 1,
                   ", got ", block);
   STD_TORCH_CHECK(unit == 0 || unit == 1, "unit: expected 0 or 1, got ", unit);
-  const Conv& conv = program.blocks()[block].units[unit];
-  const Image& image = conv.target;
+  const cuda::Conv& conv = program.blocks()[block].units[unit];
+  const cuda::Image& image = conv.target;
   Tensor bits = torch::stable::new_empty(relu_bits, {relu_bits.size(0), image.channels, image.height, image.width});
   uint8_t* out = bits.mutable_data_ptr<uint8_t>();
   for (int64_t sample = 0; sample < relu_bits.size(0); ++sample) {
@@ -577,7 +596,7 @@ Tensor cuda_unpack_bits(const Tensor& relu_bits, const Tensor& program_numbers, 
     for (int c = 0; c < image.channels; ++c) {
       for (int y = 0; y < image.height; ++y) {
         for (int x = 0; x < image.width; ++x) {
-          const int index = bit_index(image, c, y, x);
+          const int index = cuda::bit_index(image, c, y, x);
           *out++ = own[index / 8] >> index % 8 & 1;
         }
       }
@@ -588,14 +607,14 @@ Tensor cuda_unpack_bits(const Tensor& relu_bits, const Tensor& program_numbers, 
 
 #ifdef PATHNET_CUDA
 std::tuple<Tensor, Tensor, Tensor> cuda_routed_backward(const Tensor& grad, const Tensor& exponent,
-                                                        const Tensor& routing, const Tensor& order,
-                                                        const Tensor& program, const Tensor& device_program,
-                                                        const Tensor& weights, const Tensor& relu_bits,
-                                                        bool gradients) {
+                                                        const Tensor& starts, const Tensor& routing,
+                                                        const Tensor& order, const Tensor& program,
+                                                        const Tensor& device_program, const Tensor& weights,
+                                                        const Tensor& relu_bits, bool gradients) {
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
-  BackwardTensors made =
-      backward_tensors(grad, exponent, routing, order, program, device_program, weights, relu_bits, gradients);
-  const char* error = launch_routed_backward(made.job, checked_program(program, true), current_stream(grad));
+  BackwardTensors made = backward_tensors(grad, exponent, starts, routing, order, program, device_program, weights,
+                                          relu_bits, gradients);
+  const char* error = cuda::launch_routed_backward(made.job, checked_program(program, true), current_stream(grad));
   STD_TORCH_CHECK(error == nullptr, "cuda_routed_backward: the launch failed: ", error);
   return {made.norms, made.grad_input, made.exponent_input};
 }
@@ -604,16 +623,16 @@ std::tuple<Tensor, Tensor> cuda_routed_forward(const Tensor& y0, const Tensor& r
                                                const Tensor& program, const Tensor& device_program,
                                                const Tensor& weights, const Tensor& affine, bool record) {
   const torch::stable::accelerator::DeviceGuard guard(y0.get_device_index());
-  const auto resident = [](const Program& program, int items) {
+  const auto resident = [](const cuda::Program& program, int items) {
     int blocks = 0;
-    const char* error = routed_forward_blocks(program, items, blocks);
+    const char* error = cuda::routed_forward_blocks(program, items, blocks);
     STD_TORCH_CHECK(error == nullptr, "cuda_routed_forward: ", error);
     return int64_t(blocks);
   };
   ForwardTensors made =
       forward_tensors(y0, routing, order, program, device_program, weights, affine, record, resident);
-  const char* error =
-      launch_routed_forward(made.job, checked_program(program, false), int(made.scratch.size(0)), current_stream(y0));
+  const char* error = cuda::launch_routed_forward(made.job, checked_program(program, false),
+                                                  int(made.scratch.size(0)), current_stream(y0));
   STD_TORCH_CHECK(error == nullptr, "cuda_routed_forward: the launch failed: ", error);
   return {made.output, made.relu_bits};
 }
@@ -651,7 +670,8 @@ STABLE_TORCH_LIBRARY(pathnet, m) {
   m.def("cuda_bits_bytes(Tensor program) -> int");
   m.def("cuda_unpack_bits(Tensor relu_bits, Tensor program, int block, int unit) -> Tensor");
   m.def(
-      "cuda_routed_backward(Tensor grad, Tensor exponent, Tensor routing, Tensor order, Tensor program, "
+      "cuda_routed_backward(Tensor grad, Tensor exponent, Tensor starts, Tensor routing, Tensor order, Tensor "
+      "program, "
       "Tensor device_program, Tensor weights, Tensor relu_bits, bool gradients) -> (Tensor, Tensor, Tensor)");
   m.def(
       "cuda_routed_forward(Tensor y0, Tensor routing, Tensor order, Tensor program, Tensor device_program, "

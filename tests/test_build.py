@@ -42,6 +42,24 @@ def test_cmake_lists_the_sources_that_there_are() -> None:
     assert listed == {str(file.relative_to(ROOT)) for file in SOURCES if file.suffix in (".cpp", ".cu")}
 
 
+WITHOUT_TORCH = [file for file in SOURCES if file.suffix == ".cpp" and file.parent.name in ("cpu", "cuda")]
+
+
+def test_no_class_is_defined_in_two_ways(tmp_path: Path) -> None:
+    """Classes of one name would be one to the linker, which keeps one of their functions' bodies."""
+    compiler = shutil.which("g++")
+    told = "" if compiler is None else subprocess.run([compiler, "-v"], capture_output=True, text=True).stderr
+    if compiler is None or "gcc version" not in told:
+        pytest.skip("GCC compares classes as it links")
+    whole = [compiler, "-std=c++17", "-O0", "-fPIC", "-flto", "-DPATHNET_ISA_NAMESPACE=base"]
+    objects = [tmp_path / f"{source.parent.name}_{source.stem}.o" for source in WITHOUT_TORCH]
+    for source, compiled in zip(WITHOUT_TORCH, objects, strict=True):
+        subprocess.run([*whole, "-c", source, "-o", compiled], check=True, capture_output=True)
+    link = [*whole, "-shared", "-Wodr", *objects, "-o", tmp_path / "linked.so"]
+    linked = subprocess.run(link, capture_output=True, text=True, check=True)
+    assert linked.stderr == ""
+
+
 REGISTERS = {"routed_backward_kernel": 255, "routed_forward_kernel": 255}
 """Of a thread at most; 255 leave one block of 256 threads a multiprocessor, which its shared memory does too."""
 
@@ -78,6 +96,15 @@ def test_cuda_kernels_keep_to_their_registers_and_spill_nothing() -> None:
 def test_later_gpus_get_their_code_from_ptx() -> None:
     listed = cuobjdump("-lptx")
     assert len(re.findall(r"sm_90\.ptx", listed)) == 2
+
+
+@needs_native
+def test_a_warning_keeps_no_drivers_compiler_from_the_ptx() -> None:
+    """A driver may read the options that the PTX was stored with."""
+    stored = re.findall(r"ptxasOptions = (.*)", cuobjdump("-ptx"))
+    assert len(stored) == 2
+    for options in stored:
+        assert "-warn-spills" in options and "error" not in options.lower()
 
 
 @needs_native

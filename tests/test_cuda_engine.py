@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import Case, faint, shaken
 from judging import TOLERANCES, check, check_sums, random_basic_net, random_routings, reference_outputs
 from oracles import detach_loop, in_float64, relative_error
@@ -25,7 +26,7 @@ from pathnet.engines.cuda import CudaEngine, CudaRecord
 from pathnet.engines.reference import ReferenceEngine
 from pathnet.engines.self_check import disagreement
 from pathnet.engines.tables import tables, unsupported_form
-from pathnet.models import PreactBlock, ResidualNet
+from pathnet.models import PreactBlock, ResidualNet, resnet
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
@@ -109,6 +110,86 @@ def test_the_110_layer_network(precision: Any) -> None:
     torch.testing.assert_close(norms, expected, rtol=TOLERANCES[precision][0], atol=0)
 
 
+# Post-activation blocks
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("seed", range(20))
+def test_walks_of_random_post_activation_networks(seed: int, precision: Any) -> None:
+    net, images, labels = random_basic_net(seed, smallest=1 if precision == "float32" else 6, post=True)
+    tape = pathnet.record(net, images, labels, engine="twin", precision=precision)
+    check(tape, random_routings(net.n, seed), precision)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_forward_passes_of_random_post_activation_networks(seed: int) -> None:
+    """The recording one with its ReLU bits, and routed ones, against float64."""
+    net, images, labels = random_basic_net(seed, post=True)
+    recorder, exact = pathnet.Recorder(net, engine="twin"), in_float64(net, "running")
+    tape = recorder(images, labels)
+    assert relative_error(tape.output, exact(images.double()).detach()) < FORWARD
+    assert isinstance(tape._record.blocks, CudaRecord)
+    y = exact.stem(images.double())
+    for block, bits in zip(exact.blocks, tape._record.blocks.bits(), strict=True):
+        before_relus = [block.bns[0](block.convs[0](y)), block.skip(y) + block.residual(y)]
+        for recorded, z in zip(bits, before_relus, strict=True):
+            sure = z.abs() > 1e-3 * z.abs().mean()
+            assert torch.equal(recorded[sure], (z > 0)[sure])
+        y = block(y)
+    routing = torch.randn(4, net.n, 2)
+    routing[0, :, 1] = 0
+    routing[1, ::2, 1] = 0
+    routing[2, 1::2, 0] = 0
+    outputs = recorder.routed_outputs(images, routing)
+    for routed, expected in zip(outputs, reference_outputs(exact, images, routing), strict=True):
+        assert relative_error(routed, expected) < FORWARD
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("seed", range(6))
+def test_sums_by_length_of_post_activation_networks_are_those_of_every_path(seed: int, precision: Any) -> None:
+    net, images, labels = random_basic_net(seed, smallest=6, post=True)
+    tape = pathnet.record(net, images, labels, engine="twin", precision=precision)
+    check_sums(tape, torch.ones(net.n, 2), precision)
+    check_sums(tape, random_routings(net.n, seed)[3], precision)
+
+
+def cifar_resnet(depth: int, shortcut: str, width: int = 16) -> ResidualNet:
+    torch.manual_seed(depth)
+    return shaken(resnet(depth, width, 5, shortcut)).eval()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shortcut", ["projection", "pad"])
+def test_every_path_of_a_post_activation_network_against_the_detach_loop(shortcut: str) -> None:
+    net, images, labels = cifar_resnet(14, shortcut, width=8), torch.randn(2, 3, 9, 9), torch.tensor([0, 1])
+    tape = pathnet.record(net, images, labels, engine="twin")
+    codes = pathnet.paths.enumerate_all(tape.n)
+    for code, walked in zip(codes, tape.path_gradients(codes), strict=True):
+        assert relative_error(walked, detach_loop(net, images, labels, code)) < FLOAT32_SAMPLE_NORM
+
+
+@pytest.mark.parametrize(
+    ("depth", "shortcut", "precision"),
+    [(20, "pad", "float32"), (20, "projection", "bfloat16"), (110, "pad", "bfloat16")],
+)
+def test_the_original_cifar_networks(depth: int, shortcut: str, precision: Any) -> None:
+    """Of a thread block's two samples in bfloat16 the last is alone."""
+    net, images = cifar_resnet(depth, shortcut), torch.randn(3 if precision == "bfloat16" else 2, 3, 32, 32)
+    tape = pathnet.record(net, images, torch.arange(len(images)), engine="twin", precision=precision)
+    assert relative_error(tape.output, in_float64(net, "running")(images.double()).detach()) < FORWARD
+    codes = torch.cat([pathnet.paths.sample(tape.n, length, 1) for length in (0, tape.n // 3, tape.n)])
+    norms, expected = map(scaling.combine, check(tape, pathnet.paths.routing(codes), precision))
+    torch.testing.assert_close(norms, expected, rtol=TOLERANCES[precision][0], atol=0)
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+def test_what_a_post_activation_module_shrinks_beyond_float32_is_kept(precision: Any) -> None:
+    net, images, labels = random_basic_net(3, smallest=6, post=True)
+    tape = pathnet.record(faint(net, 3, growth=20), images, labels, engine="twin", precision=precision)
+    check(tape, random_routings(net.n, 3), precision)
+    check_sums(tape, torch.ones(net.n, 2), precision)
+
+
 @pytest.mark.parametrize("width", [16, 32, 48, 64])
 @pytest.mark.parametrize("precision", TOLERANCES)
 def test_every_width(width: int, precision: Any) -> None:
@@ -150,8 +231,9 @@ def arguments(precision: Any = "float32", gradients: bool = True, routing: Tenso
     walk = record.blocks.network.backward
     routing = torch.randn(3, tape.n, 2) if routing is None else routing
     return {
-        "grad": record.grad,
-        "exponent": record.exponent,
+        "grad": record.grad[None],
+        "exponent": record.exponent[None],
+        "starts": torch.zeros(len(routing), dtype=torch.int32),
         "routing": routing,
         "order": torch.arange(len(routing), dtype=torch.int32),
         "program": walk.program,
@@ -160,6 +242,12 @@ def arguments(precision: Any = "float32", gradients: bool = True, routing: Tenso
         "relu_bits": record.blocks.relu_bits,
         "gradients": gradients,
     }
+
+
+def sample(given: dict[str, Any], part: slice) -> dict[str, Any]:
+    """The arguments that have samples, of some of them."""
+    chosen = {name: given[name][:, part].contiguous() for name in ("grad", "exponent")}
+    return {**chosen, "relu_bits": given["relu_bits"][part]}
 
 
 def forward_arguments(record: bool) -> dict[str, Any]:
@@ -204,9 +292,10 @@ def test_results_do_not_depend_on_order_grouping_or_neighbours(precision: Any) -
     backwards = native.cuda_routed_backward(**{**given, "order": given["order"].flip(0)})
     assert all(map(torch.equal, whole, backwards))
     for path in range(3):
-        one = {**given, "routing": given["routing"][path : path + 1], "order": given["order"][:1]}
+        one = {**given, **{name: given[name][path : path + 1] for name in ("routing", "starts")}}
+        one["order"] = given["order"][:1]
         assert all(torch.equal(a[path], b[0]) for a, b in zip(whole, native.cuda_routed_backward(**one), strict=True))
-    alone = {**given, **{name: given[name][1:2] for name in ("grad", "exponent", "relu_bits")}}
+    alone = {**given, **sample(given, slice(1, 2))}
     assert all(torch.equal(a[:, 1:2], b) for a, b in zip(whole, native.cuda_routed_backward(**alone), strict=True))
     norms_alone = native.cuda_routed_backward(**{**given, "gradients": False})
     assert torch.equal(norms_alone[0], whole[0]) and norms_alone[1].shape[0] == norms_alone[2].shape[0] == 0
@@ -248,7 +337,7 @@ def test_scaled_coefficients_zero_gradients_and_others_that_are_not_finite() -> 
     zeros = native.cuda_routed_backward(**{**given, "grad": torch.zeros_like(given["grad"])})
     assert not zeros[0].any() and not zeros[1].any()
     spoiled = given["grad"].clone()
-    spoiled[1, 0, 0, 0] = torch.nan
+    spoiled[0, 1, 0, 0, 0] = torch.nan
     broken = native.cuda_routed_backward(**{**given, "grad": spoiled})
     assert broken[0][:, 1].isnan().all() and torch.equal(broken[0][:, [0, 2]], norms[:, [0, 2]])
 
@@ -256,7 +345,7 @@ def test_scaled_coefficients_zero_gradients_and_others_that_are_not_finite() -> 
 def test_no_paths_and_no_samples() -> None:
     given = arguments(routing=torch.empty(0, 6, 2))
     assert native.cuda_routed_backward(**given)[0].shape == (0, 3)
-    none = {**arguments(), **{name: given[name][:0] for name in ("grad", "exponent", "relu_bits")}}
+    none = {**arguments(), **sample(given, slice(0))}
     assert native.cuda_routed_backward(**none)[0].shape == (3, 0)
     forward = forward_arguments(record=False)
     assert native.cuda_routed_forward(**{**forward, "y0": forward["y0"][:0]})[0].shape[:2] == (2, 0)
@@ -289,8 +378,13 @@ def test_other_places_and_the_whole_gradient() -> None:
     ("changes", "message"),
     [
         ({"grad": lambda g: g.double()}, "grad: expected Float, got Double"),
-        ({"grad": lambda g: g[:, :5].contiguous()}, r"grad: expected shape \[\*, 64, 2, 2\], got \[3, 5, 2, 2\]"),
-        ({"exponent": lambda e: e[:2]}, r"exponent: expected shape \[3\], got \[2\]"),
+        (
+            {"grad": lambda g: g[:, :, :5].contiguous()},
+            r"grad: expected shape \[\*, \*, 64, 2, 2\], got \[1, 3, 5, 2",
+        ),
+        ({"exponent": lambda e: e[:, :2].contiguous()}, r"exponent: expected shape \[1, 3\], got \[1, 2\]"),
+        ({"starts": lambda s: s[:2]}, r"starts: expected shape \[3\], got \[2\]"),
+        ({"starts": lambda s: s.long()}, "starts: expected Int, got Long"),
         ({"routing": lambda r: r[:, :2].contiguous()}, r"routing: expected shape \[\*, 6, 2\]"),
         ({"order": lambda o: o[:1]}, r"order: expected shape \[3\]"),
         ({"program": lambda p: p + 1}, "program: expected what cuda_plan made"),
@@ -299,12 +393,121 @@ def test_other_places_and_the_whole_gradient() -> None:
         ({"device_program": lambda p: p + 1}, "device_program: expected a copy of program"),
         ({"weights": lambda w: w[:-16]}, "weights: expected shape"),
         ({"relu_bits": lambda b: b[:, :-1].contiguous()}, "relu_bits: expected shape"),
+        (
+            {"relu_bits": lambda b: b.t().contiguous().t()},
+            "relu_bits: expected contiguous rows a multiple of 4 bytes",
+        ),
+        ({"relu_bits": lambda b: F.pad(b, (0, 2))[:, :-2]}, "relu_bits: expected contiguous rows a multiple of 4"),
     ],
 )
 def test_malformed_arguments_are_refused(changes: dict[str, Any], message: str) -> None:
     given = arguments()
     with pytest.raises(RuntimeError, match=message):
         native.cuda_routed_backward(**{**given, **{name: change(given[name]) for name, change in changes.items()}})
+
+
+def shifted(tensor: Tensor, offset: int) -> Tensor:
+    """The same values as a slice that begins so many elements into its memory."""
+    memory = tensor.new_zeros(tensor.numel() + offset)
+    memory[offset:] = tensor.flatten()
+    return memory[offset:].view(tensor.shape)
+
+
+@pytest.mark.parametrize(("name", "bytes_read"), [("weights", 16), ("relu_bits", 4)])
+def test_slices_begin_where_the_kernels_can_read_them(name: str, bytes_read: int) -> None:
+    given = arguments("bfloat16")
+    whole = native.cuda_routed_backward(**given)
+    sliced = {**given, name: shifted(given[name], bytes_read)}
+    assert all(map(torch.equal, whole, native.cuda_routed_backward(**sliced)))
+    for offset in (1, 2, bytes_read // 2):
+        message = f"{name}: expected data aligned to {bytes_read} bytes, got it {offset} bytes off"
+        with pytest.raises(RuntimeError, match=message):
+            native.cuda_routed_backward(**{**given, name: shifted(given[name], offset)})
+
+
+def test_bits_may_be_columns_of_longer_rows() -> None:
+    given = arguments("bfloat16")
+    longer = F.pad(given["relu_bits"], (64, 4), value=255)
+    columns = {**given, "relu_bits": longer[:, 64:-4]}
+    whole = native.cuda_routed_backward(**given)
+    assert all(map(torch.equal, whole, native.cuda_routed_backward(**columns)))
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+def test_each_path_starts_from_its_gradient(precision: Any) -> None:
+    given = arguments(precision)
+    grad, exponent = torch.randn(4, *given["grad"].shape[1:]), torch.randint(-9, 9, (4, 3), dtype=torch.int32)
+    starts = torch.tensor([2, 0, 2], dtype=torch.int32)
+    given["routing"][2] = torch.tensor([1.0, 0.0])
+    several = native.cuda_routed_backward(**{**given, "grad": grad, "exponent": exponent, "starts": starts})
+    for path, start in enumerate(starts.tolist()):
+        alone = {**given, "grad": grad[start : start + 1], "exponent": exponent[start : start + 1]}
+        expected = native.cuda_routed_backward(**alone)
+        assert all(torch.equal(a[path], b[path]) for a, b in zip(several, expected, strict=True))
+
+
+def test_a_start_that_is_none_is_not_walked() -> None:
+    given = arguments(gradients=False)
+    for wrong in (-1, 1, 1 << 30):
+        native.cuda_routed_backward(**{**given, "starts": torch.full_like(given["starts"], wrong)})
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_sums_by_length_launch_once_a_block_and_copy_no_bits(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, images, labels = random_basic_net(seed, smallest=6, post=seed == 3)
+    tape = pathnet.record(net, images, labels, engine="twin")
+    record, launched, launch = tape._record, [], native.cuda_routed_backward
+    assert isinstance(record.blocks, CudaRecord)
+    memory = record.blocks.relu_bits.untyped_storage().data_ptr()
+
+    def watched(*given: Any) -> Any:
+        launched.append((len(given[3]), given[8].untyped_storage().data_ptr() == memory))
+        return launch(*given)
+
+    monkeypatch.setattr(native, "cuda_routed_backward", watched)
+    tape._engine.sums_by_length(record.blocks, record.grad, record.exponent, torch.ones(net.n, 2))
+    assert launched == [(2 * k, True) for k in range(1, net.n + 1)]
+
+
+@pytest.mark.parametrize("sums", [False, True], ids=["paths", "sums"])
+def test_what_a_walk_needs_of_the_host_is_sent_in_two_copies(sums: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a device that has no numbers to give back: the order is made on the host, and nobody waits."""
+    blocks: Any = small_tape()._record.blocks
+    sent: list[tuple[str, list[int]]] = []
+    network, device = blocks.network, torch.device("meta")
+    assert len(network.steps) == 6
+
+    def noted(values: Tensor, to: torch.device) -> Tensor:
+        assert to == device
+        sent.append((values.device.type, list(values.shape)))
+        return values.to(to)
+
+    def launched(*given: Any) -> tuple[Tensor, ...]:
+        assert {tensor.device.type for tensor in given[:5]} == {"meta"}
+        return given[0], given[0], given[1]
+
+    monkeypatch.setattr(cuda, "to_device", noted)
+    monkeypatch.setattr(native, "cuda_routed_backward", launched)
+    grad, exponent = torch.empty(12, 3, 64, 2, 2, device=device), torch.empty(12, 3, device=device).int()
+    record = CudaRecord(network, blocks.relu_bits.to(device))
+    if sums:
+        cuda._through_block(record, 5, grad, exponent, [(1.0, 0.0)] * 6 + [(0.0, 1.0)] * 6)
+    else:
+        CudaEngine().routed_backward(record, grad[0], exponent[0], torch.ones(12, 6, 2))
+    assert sent == [("cpu", [2, 12]), ("cpu", [12, 1 if sums else 6, 2])]
+
+
+def test_slices_of_float32_begin_anywhere() -> None:
+    given, forward = arguments(), forward_arguments(record=False)
+    whole, outputs = native.cuda_routed_backward(**given), native.cuda_routed_forward(**forward)
+    for name in ("grad", "exponent", "starts", "routing", "order", "device_program"):
+        sliced = {**given, name: shifted(given[name], 1)}
+        assert all(map(torch.equal, whole, native.cuda_routed_backward(**sliced)))
+    for name in ("y0", "routing", "order", "affine", "device_program"):
+        sliced = {**forward, name: shifted(forward[name], 1)}
+        assert all(map(torch.equal, outputs, native.cuda_routed_forward(**sliced)))
+    with pytest.raises(RuntimeError, match="weights: expected data aligned to 16 bytes, got it 8 bytes off"):
+        native.cuda_routed_forward(**{**forward, "weights": shifted(forward["weights"], 8)})
 
 
 def test_a_program_serves_its_own_direction_only() -> None:
@@ -330,6 +533,8 @@ def test_what_the_kernels_have_no_form_for_is_named() -> None:
     assert refused(models.preact_resnet(20), 32) is None
     assert refused(models.preact_resnet(20, width=8), 32) is None
     assert refused(models.preact_resnet(20, width=12, shortcut="pad"), 21) is None
+    assert refused(models.resnet(20), 32) is refused(models.resnet(110, shortcut="projection"), 32) is None
+    assert refused(models.resnet(20, block="bottleneck"), 32) == "block 1 is not a basic block (two convolutions)"
     assert refused(models.preact_resnet(20, width=32), 32) == "block 7 has more than 64 channels"
     assert refused(models.preact_resnet(20, block="bottleneck"), 32) == (
         "block 1 is not a basic block (two convolutions)"
@@ -347,13 +552,15 @@ def test_what_the_kernels_have_no_form_for_is_named() -> None:
     assert refused(kernels, 8) == "block 1 has a convolution that is not 3x3 with padding 1"
 
 
-def test_units_without_relu_are_the_cpu_engines_alone() -> None:
+def test_units_without_relu_but_the_networks_first_are_the_cpu_engines_alone() -> None:
     own = tables(pathnet.models.preact_resnet(8), "running", (16, 8, 8))
     given = own.weights, own.scales, True, 1, cuda.H100_SHARED_BYTES
     native.cuda_plan(own.blocks, own.units, *given)
-    own.units[1, 11] = -1
-    with pytest.raises(RuntimeError, match="block 1 has a convolution without BN and ReLU"):
-        native.cuda_plan(own.blocks, own.units, *given)
+    for unit, block in ((1, 1), (2, 2)):
+        units = own.units.clone()
+        units[unit, 11] = -1
+        with pytest.raises(RuntimeError, match=f"block {block} has a convolution without BN and ReLU"):
+            native.cuda_plan(own.blocks, units, *given)
 
 
 def test_the_papers_network_shares_weights_between_samples_and_fits() -> None:
@@ -380,7 +587,7 @@ def choose(name: str = "auto", bn: Any = "running", precision: Any = "float32") 
 
 def test_auto_takes_cuda_on_a_gpu_where_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_gpu(monkeypatch)
-    monkeypatch.setattr(cuda, "disagreement", lambda *job: None)
+    monkeypatch.setattr(cuda, "disagreement", lambda *job, post: None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert choose() == choose(precision="bfloat16") == "cuda"
@@ -391,7 +598,7 @@ def test_auto_takes_cuda_on_a_gpu_where_it_serves(monkeypatch: pytest.MonkeyPatc
 
 def test_an_engine_that_disagrees_with_the_reference_steps_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_gpu(monkeypatch)
-    monkeypatch.setattr(cuda, "disagreement", lambda *job: "it disagrees with the reference on a small input")
+    monkeypatch.setattr(cuda, "disagreement", lambda *job, post: "it disagrees with the reference on a small input")
     with pytest.warns(RuntimeWarning, match="engine reference serves, since cuda: it disagrees with the reference"):
         assert choose() == "reference"
     with pytest.raises(ValueError, match="engine: 'cuda' cannot serve this job"):
@@ -401,12 +608,12 @@ def test_an_engine_that_disagrees_with_the_reference_steps_aside(monkeypatch: py
 def test_the_engines_check_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the twin: agreement; and with a walk that is wrong by 3 %, or fails, what it found."""
 
-    def check_itself(precision: Any = "float32") -> str | None:
+    def check_itself(precision: Any = "float32", post: bool = False) -> str | None:
         monkeypatch.setattr(self_check, "_found", {})
-        return disagreement(CudaEngine(), "running", precision, torch.device("cpu"))
+        return disagreement(CudaEngine(), "running", precision, torch.device("cpu"), post)
 
     state = torch.random.get_rng_state()
-    assert check_itself() is check_itself("bfloat16") is None
+    assert check_itself() is check_itself("bfloat16") is check_itself(post=True) is None
     assert torch.equal(torch.random.get_rng_state(), state)
     smaller = pathnet.models.preact_resnet
     monkeypatch.setattr(self_check, "preact_resnet", lambda depth, shortcut: smaller(8, 4, shortcut=shortcut))

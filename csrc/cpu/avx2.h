@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-namespace pathnet {
+namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
@@ -32,4 +32,4 @@ inline uint32_t positive(Vector a) {
 
 }  // namespace
 }  // namespace PATHNET_ISA_NAMESPACE
-}  // namespace pathnet
+}  // namespace pathnet::cpu

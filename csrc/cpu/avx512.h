@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-namespace pathnet {
+namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
@@ -26,4 +26,4 @@ inline uint32_t positive(Vector a) { return _mm512_cmp_ps_mask(a, _mm512_setzero
 
 }  // namespace
 }  // namespace PATHNET_ISA_NAMESPACE
-}  // namespace pathnet
+}  // namespace pathnet::cpu

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-namespace pathnet {
+namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
@@ -36,4 +36,4 @@ inline uint32_t positive(Vector a) {
 
 }  // namespace
 }  // namespace PATHNET_ISA_NAMESPACE
-}  // namespace pathnet
+}  // namespace pathnet::cpu

@@ -11,7 +11,7 @@
 
 #include "walker.h"
 
-namespace pathnet {
+namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
@@ -52,4 +52,4 @@ void for_each_sample(const Team& team, int64_t batch, int64_t width, const Work&
 
 }  // namespace
 }  // namespace PATHNET_ISA_NAMESPACE
-}  // namespace pathnet
+}  // namespace pathnet::cpu

@@ -26,7 +26,7 @@
 #include "batch.h"
 #include "large.h"
 
-namespace pathnet {
+namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
@@ -603,4 +603,4 @@ void walk_batch_sums_by_length(const BatchBackwardWalk& job, const Team& team) {
 
 }  // namespace
 }  // namespace PATHNET_ISA_NAMESPACE
-}  // namespace pathnet
+}  // namespace pathnet::cpu

@@ -12,7 +12,7 @@
 #include "batch.h"
 #include "large.h"
 
-namespace pathnet {
+namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
@@ -335,4 +335,4 @@ void walk_batch_forward(const BatchForwardWalk& job, const Team& team) {
 
 }  // namespace
 }  // namespace PATHNET_ISA_NAMESPACE
-}  // namespace pathnet
+}  // namespace pathnet::cpu

@@ -6,7 +6,7 @@
 #include "fma.h"
 #include "winograd.h"
 
-namespace pathnet {
+namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
@@ -28,4 +28,4 @@ using Bfloat16 = Float32;
 
 }  // namespace
 }  // namespace PATHNET_ISA_NAMESPACE
-}  // namespace pathnet
+}  // namespace pathnet::cpu

@@ -6,7 +6,7 @@
 #include "buffers.h"
 #include "convolver.h"
 
-namespace pathnet {
+namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
@@ -231,4 +231,4 @@ inline double sum_of_squares(const Image& image, const float* values) {
 
 }  // namespace
 }  // namespace PATHNET_ISA_NAMESPACE
-}  // namespace pathnet
+}  // namespace pathnet::cpu

@@ -11,7 +11,7 @@
 
 #include "vector.h"
 
-namespace pathnet {
+namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
@@ -167,4 +167,4 @@ struct DirectConvolver {
 
 }  // namespace
 }  // namespace PATHNET_ISA_NAMESPACE
-}  // namespace pathnet
+}  // namespace pathnet::cpu

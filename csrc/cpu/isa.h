@@ -16,7 +16,7 @@
 extern "C" __attribute__((weak)) bool pathnet_amx_emulated();
 #endif
 
-namespace pathnet {
+namespace pathnet::cpu {
 
 enum class Isa { kBase, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
@@ -75,4 +75,4 @@ inline Isa selected_isa() {
   throw std::runtime_error("PATHNET_ISA: this processor has " + names + ", got " + forced);
 }
 
-}  // namespace pathnet
+}  // namespace pathnet::cpu

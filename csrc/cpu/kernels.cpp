@@ -8,7 +8,7 @@
 #include "routed_forward.h"
 #include "sums_by_length.h"
 
-namespace pathnet {
+namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
@@ -63,4 +63,4 @@ Kernels kernels_with() {
 Kernels kernels(bool bf16) { return bf16 ? kernels_with<Bfloat16>() : kernels_with<Float32>(); }
 
 }  // namespace PATHNET_ISA_NAMESPACE
-}  // namespace pathnet
+}  // namespace pathnet::cpu

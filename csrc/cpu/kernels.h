@@ -7,7 +7,7 @@
 #include "../plan.h"
 #include "isa.h"
 
-namespace pathnet {
+namespace pathnet::cpu {
 
 // The threads of a walk.
 struct Team {
@@ -111,4 +111,4 @@ PATHNET_DECLARE_KERNELS(amx)
 
 Kernels kernels_of(Isa isa, bool bf16);
 
-}  // namespace pathnet
+}  // namespace pathnet::cpu

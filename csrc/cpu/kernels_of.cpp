@@ -1,7 +1,7 @@
 #include "kernels.h"
 #include "layout.h"
 
-namespace pathnet {
+namespace pathnet::cpu {
 
 Kernels kernels_of(Isa isa, bool bf16) {
 #ifdef PATHNET_X86
@@ -18,4 +18,4 @@ int64_t normalized_size(const Plan& plan, int64_t batch) {
   return normalized_starts(make_network(plan, false, false), batch).back();
 }
 
-}  // namespace pathnet
+}  // namespace pathnet::cpu

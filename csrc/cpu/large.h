@@ -8,7 +8,7 @@
 #include <memory>
 #include <new>
 
-namespace pathnet {
+namespace pathnet::cpu {
 
 struct FreeAligned {
   void operator()(float* values) const { ::operator delete(values, std::align_val_t(64)); }
@@ -19,4 +19,4 @@ inline Large make_large(size_t count) {
   return Large(static_cast<float*>(::operator new(count * sizeof(float), std::align_val_t(64))));
 }
 
-}  // namespace pathnet
+}  // namespace pathnet::cpu

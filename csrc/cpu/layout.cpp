@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-namespace pathnet {
+namespace pathnet::cpu {
 namespace {
 
 // The taps of one direction that target positions congruent to `phase` modulo the stride read, as offsets from the
@@ -141,4 +141,4 @@ std::vector<int64_t> normalized_starts(const Network& network, int64_t batch) {
   return starts;
 }
 
-}  // namespace pathnet
+}  // namespace pathnet::cpu

@@ -10,7 +10,7 @@
 
 #include "../plan.h"
 
-namespace pathnet {
+namespace pathnet::cpu {
 
 constexpr int kGroup = 16;
 // Samples that one thread carries at a time.
@@ -85,4 +85,4 @@ Network make_network(const Plan& plan, bool transposed, bool fold_scales);
 // Where the normalized inputs of each unit begin in those of a batch, and after the last where they end.
 std::vector<int64_t> normalized_starts(const Network& network, int64_t batch);
 
-}  // namespace pathnet
+}  // namespace pathnet::cpu

@@ -5,7 +5,7 @@
 
 #include "convolver.h"
 
-namespace pathnet {
+namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
@@ -30,4 +30,4 @@ class Packed {
 
 }  // namespace
 }  // namespace PATHNET_ISA_NAMESPACE
-}  // namespace pathnet
+}  // namespace pathnet::cpu

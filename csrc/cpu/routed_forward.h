@@ -11,7 +11,7 @@
 
 #include "walker.h"
 
-namespace pathnet {
+namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
@@ -226,4 +226,4 @@ void walk_forward(const ForwardWalk& job, const Team& team) {
 
 }  // namespace
 }  // namespace PATHNET_ISA_NAMESPACE
-}  // namespace pathnet
+}  // namespace pathnet::cpu

@@ -16,7 +16,7 @@
 
 #include "block_backward.h"
 
-namespace pathnet {
+namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
@@ -162,4 +162,4 @@ void walk_sums_by_length(const BackwardWalk& job, const Team& team) {
 
 }  // namespace
 }  // namespace PATHNET_ISA_NAMESPACE
-}  // namespace pathnet
+}  // namespace pathnet::cpu

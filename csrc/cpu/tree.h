@@ -13,7 +13,7 @@
 #include "kernels.h"
 #include "layout.h"
 
-namespace pathnet {
+namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
@@ -149,4 +149,4 @@ void descend(const Routings& routings, Walker& walker, const Team& team, int64_t
 
 }  // namespace
 }  // namespace PATHNET_ISA_NAMESPACE
-}  // namespace pathnet
+}  // namespace pathnet::cpu

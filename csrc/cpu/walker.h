@@ -11,7 +11,7 @@
 #include "packed.h"
 #include "tree.h"
 
-namespace pathnet {
+namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
@@ -108,4 +108,4 @@ inline float times_power(float coefficient, int64_t power) {
 
 }  // namespace
 }  // namespace PATHNET_ISA_NAMESPACE
-}  // namespace pathnet
+}  // namespace pathnet::cpu

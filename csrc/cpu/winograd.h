@@ -14,7 +14,7 @@
 
 #include "fma.h"
 
-namespace pathnet {
+namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
@@ -291,4 +291,4 @@ struct WinogradConvolver {
 
 }  // namespace
 }  // namespace PATHNET_ISA_NAMESPACE
-}  // namespace pathnet
+}  // namespace pathnet::cpu

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-namespace pathnet {
+namespace pathnet::cuda {
 
 inline uint16_t to_bf16(float value) {
   uint32_t bits;
@@ -20,4 +20,4 @@ inline float from_bf16(uint16_t value) {
   return result;
 }
 
-}  // namespace pathnet
+}  // namespace pathnet::cuda

@@ -5,7 +5,7 @@
 
 #include "execution.h"
 
-namespace pathnet {
+namespace pathnet::cuda {
 
 extern __shared__ __align__(128) char shared_memory[];
 
@@ -66,6 +66,15 @@ class DeviceExec {
     *reinterpret_cast<T*>(shared_memory + byte) = value;
   }
   __device__ __forceinline__ void clear_unit(int byte) const { store(byte, make_uint4(0, 0, 0, 0)); }
+
+  template <class T>
+  __device__ __forceinline__ T load_scratch(const float* from) const {
+    return *reinterpret_cast<const T*>(from);
+  }
+  template <class T>
+  __device__ __forceinline__ void store_scratch(float* to, const T& value) const {
+    *reinterpret_cast<T*>(to) = value;
+  }
 
   __device__ __forceinline__ void raise(int byte, PerLane<float>& values) const {
     const uint32_t largest = __reduce_max_sync(0xffffffffu, __float_as_uint(values.value));
@@ -160,4 +169,4 @@ class DeviceExec {
   int lane_ = 0;
 };
 
-}  // namespace pathnet
+}  // namespace pathnet::cuda

@@ -8,6 +8,7 @@
 //   PerWarp<T>, PerLane<T>   registers: a value for every warp, or lane of a warp, indexed by its number
 //   load<T>, store<T>   shared memory by byte
 //   uniform_load<T>     the same value to the whole block
+//   load_scratch<T>, store_scratch   the thread block's part of a scratch in global memory
 //   raise(byte, values) shared word = max(word, bits of all lanes' values, which are not negative)
 //   sum(values)         over the lanes of a warp, in a fixed order
 //   copy_async, commit_copies, wait_copies<pending>   groups of copies from global to shared memory
@@ -29,7 +30,7 @@
 #define PATHNET_NO_UNROLL
 #endif
 
-namespace pathnet {
+namespace pathnet::cuda {
 
 // Results of one warp's product, a lane's share: `rows` rows of two strips by `tiles` column tiles. Elements 0 and 1
 // belong to the first strip, 2 and 3 to the second.
@@ -48,4 +49,4 @@ PATHNET_DEVICE int partial_byte(int sample, int warp) {
   return int(offsetof(Control, partial)) + 8 * (sample * kWarps + warp);
 }
 
-}  // namespace pathnet
+}  // namespace pathnet::cuda

@@ -19,7 +19,7 @@
 #define PATHNET_HOST_DEVICE inline
 #endif
 
-namespace pathnet {
+namespace pathnet::cuda {
 
 constexpr int kWarpSize = 32;
 constexpr int kStripWidth = 8;   // pixels; with the other strip of a pair the 16 rows of a product
@@ -196,4 +196,4 @@ PATHNET_HOST_DEVICE int first_tile(const Pass& pass, int unit, int column_tiles)
   return (unit - pass.groups.quotient(unit) * pass.groups.divisor) * column_tiles;
 }
 
-}  // namespace pathnet
+}  // namespace pathnet::cuda

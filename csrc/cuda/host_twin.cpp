@@ -4,7 +4,7 @@
 #include "routed_backward.cuh"
 #include "routed_forward.cuh"
 
-namespace pathnet {
+namespace pathnet::cuda {
 
 std::string run_routed_backward(const PathBackward& job) {
   HostExec exec(job.program->shared_bytes);
@@ -17,9 +17,9 @@ std::string run_routed_backward(const PathBackward& job) {
 }
 
 std::string run_routed_forward(const PathForward& job) {
-  HostExec exec(job.program->shared_bytes);
+  HostExec exec(job.program->shared_bytes, job.scratch, job.program->scratch_size);
   RoutedForward<HostExec>(exec, job).run();
   return exec.finding();
 }
 
-}  // namespace pathnet
+}  // namespace pathnet::cuda

@@ -1,8 +1,9 @@
 // The execution policy on the host: the kernels' own bodies in plain loops, for machines without a GPU. Tensor-core
 // fragments are laid out as PTX defines them for ldmatrix.x4 and mma.m16n8k16.
 //
-// It also watches shared memory as a sanitizer would: an access out of bounds, a read of what was never written or is
-// still being copied, and two warps that touch a word between two barriers, one of them writing.
+// It also watches shared memory, and the scratch in global memory, as a sanitizer would: an access out of bounds, a
+// read of what was never written or is still being copied, and two warps that touch a word between two barriers, one
+// of them writing.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +16,79 @@
 #include "bf16.h"
 #include "execution.h"
 
-namespace pathnet {
+namespace pathnet::cuda {
+
+// Memory of one thread block under watch, by words of four bytes: what was written, and by whom each was touched
+// since the last barrier.
+class WatchedMemory {
+ public:
+  static constexpr int kNobody = -1, kSeveral = -2, kAtomic = -3, kWholeBlock = -4;
+
+  WatchedMemory(const char* name, size_t bytes) : name_(name), words_(bytes / 4) {}
+
+  // Notes an access by a warp, or by one of the others above. Null, or what is wrong with it.
+  const char* touch(int64_t byte, size_t bytes, bool writes, int warp, int64_t epoch) {
+    if (!holds(byte, bytes)) return "access out of bounds";
+    const char* wrong = nullptr;
+    for (size_t w = size_t(byte) / 4; w <= (size_t(byte) + bytes - 1) / 4; ++w) {
+      Word& word = words_[w];
+      if (word.epoch != epoch) {
+        word.epoch = epoch;
+        word.reader = word.writer = kNobody;
+      }
+      const bool others_wrote = word.writer != kNobody && word.writer != warp;
+      const bool others_read = word.reader != kNobody && word.reader != warp;
+      if (!word.copied) {
+        wrong = writes ? "write over a running copy" : "read of a running copy";
+      } else if (!writes && !word.written) {
+        wrong = "read of what was never written";
+      } else if (others_wrote || (writes && others_read)) {
+        wrong = writes ? "race of a write" : "race of a read";
+      }
+      if (writes) {
+        word.writer = warp;
+        word.written = true;
+      } else {
+        word.reader = word.reader == kNobody || word.reader == warp ? warp : kSeveral;
+      }
+    }
+    return wrong;
+  }
+
+  // Whether it holds what is accessed, aligned to its size up to four bytes.
+  bool holds(int64_t byte, size_t bytes) const {
+    return byte >= 0 && size_t(byte) + bytes <= words_.size() * 4 && byte % int64_t(std::min<size_t>(bytes, 4)) == 0;
+  }
+
+  // A copy that runs from now on, into words that were touched already.
+  void copy(int64_t byte, size_t bytes) {
+    for (size_t w = size_t(byte) / 4; w < (size_t(byte) + bytes) / 4; ++w) words_[w].copied = false;
+  }
+  // Only after a barrier may others than the copying thread read it.
+  void arrive(int64_t byte, size_t bytes, int64_t epoch) {
+    for (size_t w = size_t(byte) / 4; w < (size_t(byte) + bytes) / 4; ++w) {
+      words_[w].epoch = epoch;
+      words_[w].writer = kSeveral;
+      words_[w].copied = true;
+    }
+  }
+  // What is in it is nobody's to read any more.
+  void forget() {
+    for (Word& word : words_) word.written = false;
+  }
+
+  const char* name() const { return name_; }
+
+ private:
+  struct Word {
+    int64_t epoch = -1;
+    int reader = kNobody, writer = kNobody;
+    bool written = false, copied = true;
+  };
+
+  const char* name_;
+  std::vector<Word> words_;
+};
 
 class HostExec {
  public:
@@ -38,14 +111,20 @@ class HostExec {
     float of[16][8];  // channel summed over, channel produced
   };
 
-  explicit HostExec(int shared_bytes) : memory_(size_t(shared_bytes), 0xff), words_(size_t(shared_bytes) / 4) {}
+  // `scratch`: what load_scratch and store_scratch may reach, `scratch_size` elements.
+  explicit HostExec(int shared_bytes, const float* scratch = nullptr, int64_t scratch_size = 0)
+      : memory_(size_t(shared_bytes), 0xff),
+        shared_("shared memory", size_t(shared_bytes)),
+        scratch_begin_(scratch),
+        scratch_("the scratch", size_t(scratch_size) * sizeof(float)) {}
 
   const std::string& finding() const { return finding_; }
 
   int block() const { return 0; }
   // A new item finds what the last one left, but must not read it.
   int take(int32_t* counter) {
-    for (Word& word : words_) word.written = false;
+    shared_.forget();
+    scratch_.forget();
     return (*counter)++;
   }
   void barrier() { ++epoch_; }
@@ -91,6 +170,17 @@ class HostExec {
     if (touch(byte, kUnitBytes, true)) std::memset(memory_.data() + byte, 0, kUnitBytes);
   }
 
+  template <class T>
+  T load_scratch(const float* from) {
+    T value{};
+    if (touch_scratch(from, sizeof(T), false)) std::memcpy(&value, from, sizeof(T));
+    return value;
+  }
+  template <class T>
+  void store_scratch(float* to, const T& value) {
+    if (touch_scratch(to, sizeof(T), true)) std::memcpy(to, &value, sizeof(T));
+  }
+
   void raise(int byte, PerLane<float>& values) {
     raise_one(byte, to_bits(*std::max_element(values.of, values.of + kWarpSize)));
   }
@@ -115,7 +205,7 @@ class HostExec {
       warp_ = i / kUnitBytes % kThreads / kWarpSize;
       if (!touch(byte + i, kUnitBytes, true)) break;
       std::memset(memory_.data() + byte + i, 0xff, kUnitBytes);
-      for (int word = 0; word < kUnitBytes / 4; ++word) words_[size_t(byte + i) / 4 + size_t(word)].copied = false;
+      shared_.copy(byte + i, kUnitBytes);
     }
     warp_ = kWholeBlock;
     open_.push_back({byte, from, bytes});
@@ -137,7 +227,7 @@ class HostExec {
     for (int lane = 0; lane < kWarpSize; ++lane) {
       const int byte = address(lane), matrix = lane / 8, row = matrix % 2 * 8 + lane % 8, first = matrix / 2 * 8;
       uint16_t values[8] = {};
-      if (byte % kUnitBytes != 0) report("misaligned ldmatrix", byte);
+      if (byte % kUnitBytes != 0) report("misaligned ldmatrix", shared_, byte);
       if (touch(byte, kUnitBytes, false)) std::memcpy(values, memory_.data() + byte, kUnitBytes);
       for (int i = 0; i < 8; ++i) source.of[row][first + i] = from_bf16(values[i]);
     }
@@ -147,7 +237,7 @@ class HostExec {
     for (int lane = 0; lane < kWarpSize; ++lane) {
       const int byte = address(lane);
       uint16_t values[4] = {};
-      if (byte % 8 != 0) report("misaligned read of weights", byte);
+      if (byte % 8 != 0) report("misaligned read of weights", shared_, byte);
       if (touch(byte, 8, false)) std::memcpy(values, memory_.data() + byte, 8);
       for (int i = 0; i < 4; ++i) weights.of[lane % 4 * 2 + i % 2 + i / 2 * 8][lane / 4] = from_bf16(values[i]);
     }
@@ -198,9 +288,7 @@ class HostExec {
     std::memcpy(to, &bits, bytes);
   }
 
-  static uint32_t to_bf16(float low, float high) {
-    return uint32_t(pathnet::to_bf16(high)) << 16 | pathnet::to_bf16(low);
-  }
+  static uint32_t to_bf16(float low, float high) { return uint32_t(cuda::to_bf16(high)) << 16 | cuda::to_bf16(low); }
   static float low(uint32_t pair) { return from_bits(pair << 16); }
   static float high(uint32_t pair) { return from_bits(pair & 0xffff0000u); }
   static float from_bits(uint32_t bits) {
@@ -218,7 +306,7 @@ class HostExec {
   static double scaled_root(double square, int exponent) { return std::ldexp(std::sqrt(square), exponent); }
 
  private:
-  static constexpr int kNobody = -1, kSeveral = -2, kAtomic = -3, kWholeBlock = -4;
+  static constexpr int kAtomic = WatchedMemory::kAtomic, kWholeBlock = WatchedMemory::kWholeBlock;
 
   static constexpr int kFraction = 25;
 
@@ -231,61 +319,38 @@ class HostExec {
     return value;
   }
 
-  // Who touched a word of four bytes since the last barrier.
-  struct Word {
-    int64_t epoch = -1;
-    int reader = kNobody, writer = kNobody;
-    bool written = false, copied = true;
-  };
   struct Copy {
     int byte;
     const uint8_t* from;
     int bytes;
   };
 
-  bool touch(int byte, size_t bytes, bool writes) {
-    if (byte < 0 || size_t(byte) + bytes > memory_.size() || byte % int(std::min<size_t>(bytes, 4)) != 0) {
-      report("access outside of shared memory", byte);
-      return false;
-    }
-    for (size_t w = size_t(byte) / 4; w <= (size_t(byte) + bytes - 1) / 4; ++w) {
-      Word& word = words_[w];
-      if (word.epoch != epoch_) {
-        word.epoch = epoch_;
-        word.reader = word.writer = kNobody;
-      }
-      if (!word.copied) report(writes ? "write over a running copy" : "read of a running copy", byte);
-      if (!writes && !word.written) report("read of what was never written", byte);
-      const bool others_wrote = word.writer != kNobody && word.writer != warp_;
-      const bool others_read = word.reader != kNobody && word.reader != warp_;
-      if (others_wrote || (writes && others_read)) report(writes ? "race of a write" : "race of a read", byte);
-      if (writes) {
-        word.writer = warp_;
-        word.written = true;
-      } else {
-        word.reader = word.reader == kNobody || word.reader == warp_ ? warp_ : kSeveral;
-      }
-    }
-    return true;
+  bool touch(int byte, size_t bytes, bool writes) { return judge(shared_, byte, bytes, writes); }
+
+  bool touch_scratch(const float* at, size_t bytes, bool writes) {
+    return judge(scratch_, (at - scratch_begin_) * int64_t(sizeof(float)), bytes, writes);
+  }
+
+  // Whether the access is within bounds.
+  bool judge(WatchedMemory& memory, int64_t byte, size_t bytes, bool writes) {
+    const char* wrong = memory.touch(byte, bytes, writes, warp_, epoch_);
+    if (wrong != nullptr) report(wrong, memory, byte);
+    return memory.holds(byte, bytes);
   }
 
   void arrive(const Copy& copy) {
     std::memcpy(memory_.data() + copy.byte, copy.from, size_t(copy.bytes));
-    for (int i = 0; i < copy.bytes / 4; ++i) {
-      Word& word = words_[size_t(copy.byte) / 4 + size_t(i)];
-      // Only after a barrier may others than the copying thread read it.
-      word.epoch = epoch_;
-      word.writer = kSeveral;
-      word.copied = true;
-    }
+    shared_.arrive(copy.byte, size_t(copy.bytes), epoch_);
   }
 
-  void report(const char* what, int byte) {
-    if (finding_.empty()) finding_ = std::string(what) + " at shared byte " + std::to_string(byte);
+  void report(const char* what, const WatchedMemory& memory, int64_t byte) {
+    if (finding_.empty()) finding_ = what + (" at byte " + std::to_string(byte)) + " of " + memory.name();
   }
 
   std::vector<uint8_t> memory_;
-  std::vector<Word> words_;
+  WatchedMemory shared_;
+  const float* scratch_begin_;
+  WatchedMemory scratch_;
   std::vector<Copy> open_;
   std::deque<std::vector<Copy>> groups_;
   std::string finding_;
@@ -293,4 +358,4 @@ class HostExec {
   int warp_ = kWholeBlock;
 };
 
-}  // namespace pathnet
+}  // namespace pathnet::cuda

@@ -5,7 +5,7 @@
 
 #include "device.cuh"
 
-namespace pathnet {
+namespace pathnet::cuda {
 
 // Null, or why the kernel cannot run with the program's shared memory. The kernel is allowed all that the device has,
 // whatever this program needs: another thread's launch may come between.
@@ -36,4 +36,4 @@ const char* launch(Kernel kernel, const Job& job, const Program& program, int bl
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-}  // namespace pathnet
+}  // namespace pathnet::cuda

@@ -3,7 +3,7 @@
 #include "launch.cuh"
 #include "routed_backward.cuh"
 
-namespace pathnet {
+namespace pathnet::cuda {
 namespace {
 
 template <int parts>
@@ -22,4 +22,4 @@ const char* launch_routed_backward(const PathBackward& job, const Program& progr
   return items == 0 ? nullptr : launch(kernel, job, program, blocks, stream);
 }
 
-}  // namespace pathnet
+}  // namespace pathnet::cuda

@@ -3,7 +3,7 @@
 #include "launch.cuh"
 #include "routed_forward.cuh"
 
-namespace pathnet {
+namespace pathnet::cuda {
 namespace {
 
 __global__ void __launch_bounds__(kThreads, 1) routed_forward_kernel(const __grid_constant__ PathForward job) {
@@ -21,4 +21,4 @@ const char* launch_routed_forward(const PathForward& job, const Program& program
   return blocks == 0 ? nullptr : launch(routed_forward_kernel, job, program, blocks, stream);
 }
 
-}  // namespace pathnet
+}  // namespace pathnet::cuda

@@ -6,12 +6,16 @@
 // reads and writes it once in whole lines: 128 KB a module and sample in stage 1, 1,000 to 5,500 clocks of L2 against
 // 11,000 of tensor cores. Shared memory holds the two operands: relu(bn(y)) of the next block that is not skipped,
 // emitted by the epilogue that completes y, and the intermediate, relu(bn(conv(...))).
+//
+// Of post-activation blocks y is the sum before the join: the skip is taken from relu(y), the operand is relu(y) with
+// an affine map of ones and zeros, and biases are what the sums of a convolution start from. A skipped block is not
+// free there but the second convolution's epilogue without its products, y once through L2.
 #pragma once
 
 #include "routed_forward.h"
 #include "walk.cuh"
 
-namespace pathnet {
+namespace pathnet::cuda {
 
 struct alignas(8) Pair {
   float first, second;
@@ -45,6 +49,7 @@ class RoutedForward {
  private:
   static constexpr int kParts = 2;
   static constexpr int kTilePairs = kWarpSize * 2;  // elements between two tiles of y
+  static constexpr float kWithoutRelu = -__builtin_huge_valf();
   using Stream = WeightStream<Exec, false>;
   using Convolve = Convolution<Exec, kParts, false>;
 
@@ -68,7 +73,7 @@ class RoutedForward {
   PATHNET_DEVICE int following(int b) {
     factor_ = 1.0f;
     for (; b < program_.block_count; ++b) {
-      if (program_.blocks()[b].changes_shape() || routing_[2 * b + 1] != 0.0f) break;
+      if (program_.blocks()[b].skip != kIdentity || routing_[2 * b + 1] != 0.0f) break;
       factor_ *= routing_[2 * b];
     }
     return b;
@@ -103,8 +108,8 @@ class RoutedForward {
         for (int j = 0; j < 2; ++j) {
           const int channel = tile * kChannelTile + lane_channel(lane) + j;
           const bool inside = x < image.width && y + row < image.height && channel < program_.channels_in;
-          job_.scratch[y_ + image.lane_order_index(strip, row, tile, lane) + j] =
-              inside ? factor_ * values[(int64_t(channel) * image.height + y + row) * image.width + x] : 0.0f;
+          store_y(y_ + image.lane_order_index(strip, row, tile, lane) + j,
+                  inside ? factor_ * values[(int64_t(channel) * image.height + y + row) * image.width + x] : 0.0f);
         }
       }
     });
@@ -126,18 +131,26 @@ class RoutedForward {
   };
 
   // relu(bn(y)) at a pair of channels to an operand, zeros beyond the image; returns its two ReLU bits. NaN stays
-  // NaN.
+  // NaN. Without a ReLU `least` is -infinity in place of 0.
   PATHNET_DEVICE uint32_t activate(int byte, int plane_bytes, const Affine& affine, float first, float second,
-                                   bool inside) const {
+                                   bool inside, float least = 0.0f) const {
     first = inside ? Exec::multiply_add(affine.factor[0], first, affine.shift[0]) : 0.0f;
     second = inside ? Exec::multiply_add(affine.factor[1], second, affine.shift[1]) : 0.0f;
-    const uint32_t bits = (first > 0.0f ? 1u : 0u) | (second > 0.0f ? 2u : 0u);
-    Images<Exec, kParts>{exec_}.store_pair(byte, plane_bytes, first <= 0.0f ? 0.0f : first,
-                                           second <= 0.0f ? 0.0f : second);
+    const uint32_t bits = (first > least ? 1u : 0u) | (second > least ? 2u : 0u);
+    Images<Exec, kParts>{exec_}.store_pair(byte, plane_bytes, first <= least ? least : first,
+                                           second <= least ? least : second);
     return bits;
   }
 
-  PATHNET_DEVICE Pair& pair(int element) const { return *reinterpret_cast<Pair*>(job_.scratch + element); }
+  // By element of the scratch, a float or a pair of neighbouring channels.
+  template <class T>
+  PATHNET_DEVICE T load_y(int element) const {
+    return exec_.template load_scratch<T>(job_.scratch + element);
+  }
+  template <class T>
+  PATHNET_DEVICE void store_y(int element, const T& value) const {
+    exec_.store_scratch(job_.scratch + element, value);
+  }
 
   PATHNET_DEVICE uint8_t* recorded(int bits_byte) const {
     return job_.relu_bits == nullptr ? nullptr : job_.relu_bits + int64_t(sample_) * program_.bits_bytes + bits_byte;
@@ -149,15 +162,17 @@ class RoutedForward {
     if (b == program_.block_count) return;
     const BlockForm& form = program_.blocks()[b];
     uint8_t* bits = recorded(form.bits_byte);
+    const float least = form.relu ? 0.0f : kWithoutRelu;
     each_lane(image, [&](int strip, int y, int x, int tile, int lane) {
       uint32_t word = 0;
       const Affine affine(job_.affine + form.affine, image, tile, lane);
       PATHNET_NO_UNROLL
       for (int row = 0; row < image.strip_rows(); ++row) {
         if (x >= image.width || y + row >= image.height) continue;
-        const float* pair = job_.scratch + y_ + image.lane_order_index(strip, row, tile, lane);
+        const Pair pair = load_y<Pair>(y_ + image.lane_order_index(strip, row, tile, lane));
         const int byte = image.pair_byte(form.in_byte, image.pixel(y + row + 1, x + 1), tile, lane);
-        word |= activate(byte, image.plane_bytes(), affine, pair[0], pair[1], true) << bit_in_tile(row, 0);
+        word |= activate(byte, image.plane_bytes(), affine, pair.first, pair.second, true, least)
+                << bit_in_tile(row, 0);
       }
       if (bits == nullptr) return;
       uint8_t* own = bits + image.bits_byte(strip, lane, tile);
@@ -167,14 +182,20 @@ class RoutedForward {
   }
 
   // What the products of one convolution become. The first one's go through BN and ReLU to the intermediate. The
-  // others' go to y, target <- keep * kept + coefficient * result, and through the BN and ReLU of the next block to
-  // its operand, where the shape stays.
+  // others' go to y, target <- keep * kept + coefficient * (result + bias), and through the BN and ReLU of the next
+  // block to its operand, where the shape stays.
   struct Epilogue {
     const RoutedForward& walk;
     int kept, target;  // elements of the scratch; the target is negative for the intermediate
     float keep, coefficient;
+    float least;  // of what is kept: 0 behind a ReLU
+    int bias;     // element of the BN table; -1 for none
     bool emits;
     int operand_byte, bits_byte, affine;  // of what is emitted
+
+    PATHNET_DEVICE float start(int tile, int lane, int j) const {
+      return bias < 0 ? 0.0f : walk.job_.affine[bias + tile * kChannelTile + lane_channel(lane) + j];
+    }
 
     template <int rows, int tiles, bool dense>
     PATHNET_DEVICE uint32_t mask(const Geometry&, const Pass&, const Strip&, int, int) const {
@@ -196,20 +217,24 @@ class RoutedForward {
         for (int t = 0; t < tiles; ++t) {
           if (emits) affines[t] = Affine(walk.job_.affine + affine, image, tile + t, lane);
         }
-        each_row<rows, tiles, dense>(
+        // Whole strips whatever the convolution, so that what reads y by strips reads what was written.
+        each_row<rows, tiles, true>(
             image, operand_byte, pass, strip, tile, lane, [&](int row, bool inside, const int (&bytes)[tiles]) {
               Pair own[tiles];
               PATHNET_UNROLL
               for (int t = 0; t < tiles; ++t) {
                 own[t] = {0.0f, 0.0f};
-                if (keep != 0.0f) own[t] = walk.pair(kept + element + row * row_size + t * kTilePairs);
+                if (keep != 0.0f)
+                  own[t] = walk.template load_y<Pair>(kept + element + row * row_size + t * kTilePairs);
               }
               PATHNET_UNROLL
               for (int t = 0; t < tiles; ++t) {
                 const float* result = sums[lane].of[row][t] + 2 * half;
+                own[t].first = own[t].first < least ? least : own[t].first;
+                own[t].second = own[t].second < least ? least : own[t].second;
                 own[t].first = Exec::multiply_add(coefficient, result[0], keep * own[t].first);
                 own[t].second = Exec::multiply_add(coefficient, result[1], keep * own[t].second);
-                if (target >= 0) walk.pair(target + element + row * row_size + t * kTilePairs) = own[t];
+                if (target >= 0) walk.store_y(target + element + row * row_size + t * kTilePairs, own[t]);
                 if (emits) {
                   word |= walk.activate(bytes[t], plane_bytes, affines[t], own[t].first, own[t].second, inside)
                           << (t * rows * 2 + bit_in_tile(row, 0));
@@ -231,24 +256,28 @@ class RoutedForward {
       exec_.barrier();
       clear_mid(form);
     }
+    const bool projects = form.skip == kProjection && a != 0.0f;
     PATHNET_NO_UNROLL
     for (int turn = 0; turn < 3; ++turn) {
-      if (turn == 1 && shape && (form.skip != kProjection || a == 0.0f))
-        pad(form, form.skip == kPad ? factor_ * a : 0.0f);
-      if (turn == 1 ? form.skip != kProjection || a == 0.0f : c == 0.0f) continue;
+      if (turn == 1 && shape && !projects) pad(form, form.pads() ? factor_ * a : 0.0f);
+      // Where the residual module is left out and the skip is an identity, the second convolution's epilogue alone.
+      const bool products = turn == 1 ? projects : c != 0.0f;
+      if (!products && (turn != 2 || shape)) continue;
       const Conv& conv = turn == 1 ? form.projection : form.units[turn / 2];
-      Epilogue epilogue = {*this, y_, -1, 0.0f, 1.0f, true, conv.target_byte, conv.bits_byte, conv.affine};
+      Epilogue epilogue = {
+          *this, y_, -1, 0.0f, 1.0f, kWithoutRelu, conv.bias, true, conv.target_byte, conv.bits_byte, conv.affine};
       if (turn > 0) {
         epilogue.kept = shape ? next_y_ : y_;
         epilogue.target = shape ? next_y_ : y_;
         epilogue.keep = turn == 1 ? 0.0f : shape ? 1.0f : factor_ * a;
         epilogue.coefficient = turn == 1 ? factor_ * a : factor_ * c;
+        epilogue.least = form.skip == kActivated ? 0.0f : kWithoutRelu;
         epilogue.emits = !shape && next < program_.block_count;
         epilogue.operand_byte = follower.in_byte;
         epilogue.bits_byte = follower.bits_byte;
         epilogue.affine = follower.affine;
       }
-      convolve.run(conv, epilogue);
+      convolve.run(conv, epilogue, products);
     }
     if (!shape) return;
     const int y = y_;
@@ -259,7 +288,7 @@ class RoutedForward {
     emit_all(form.out, next);
   }
 
-  // Every stride-th pixel of y, and zeros in the channels that the input lacks.
+  // Every stride-th pixel of y, or of relu(y), and zeros in the channels that the input lacks.
   PATHNET_DEVICE void pad(const BlockForm& form, float a) {
     exec_.barrier();
     each_lane(form.out, [&](int strip, int y, int x, int tile, int lane) {
@@ -272,8 +301,10 @@ class RoutedForward {
                                                              lane_of(from_x % kStripWidth, lane_channel(lane)))
                                   : 0;
         const int element = form.out.lane_order_index(strip, row, tile, lane);
-        for (int j = 0; j < 2; ++j)
-          job_.scratch[next_y_ + element + j] = inside ? a * job_.scratch[y_ + source + j] : 0.0f;
+        for (int j = 0; j < 2; ++j) {
+          const float value = inside ? load_y<float>(y_ + source + j) : 0.0f;
+          store_y(next_y_ + element + j, inside ? a * (form.behind_relu() && value < 0.0f ? 0.0f : value) : 0.0f);
+        }
       }
     });
   }
@@ -290,7 +321,7 @@ class RoutedForward {
           const int channel = tile * kChannelTile + lane_channel(lane) + j;
           if (x >= image.width || y + row >= image.height || channel >= program_.channels_out) continue;
           output[(int64_t(channel) * image.height + y + row) * image.width + x] =
-              job_.scratch[y_ + image.lane_order_index(strip, row, tile, lane) + j];
+              load_y<float>(y_ + image.lane_order_index(strip, row, tile, lane) + j);
         }
       }
     });
@@ -305,4 +336,4 @@ class RoutedForward {
   float factor_ = 1.0f;  // of the identity skips between the block at hand and the next
 };
 
-}  // namespace pathnet
+}  // namespace pathnet::cuda

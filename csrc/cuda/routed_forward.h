@@ -5,13 +5,14 @@
 
 #include "program.h"
 
-namespace pathnet {
+namespace pathnet::cuda {
 
 // Everything on the device, but for `program`'s host copy that the launcher reads.
 struct PathForward {
   const Program* program;
   const uint8_t* weights;  // as pack_program_weights lays them out
-  const float* affine;     // [program->affine_size]: of each unit the factors and the shifts of its channels
+  const float* affine;     // [program->affine_size]: of each block's two units the factors and the shifts of their
+                           // channels, then what is added behind its second convolution and behind its projection
   const float* y0;         // [batch, channels_in, height, width]
   const float* routing;    // [paths, blocks, 2]
   const int32_t* order;    // [paths]: the order in which routings are taken, the longest first
@@ -31,4 +32,4 @@ const char* launch_routed_forward(const PathForward& job, const Program& program
 // The same kernel body on the host. Empty, or the first race, read of unwritten memory or access out of bounds.
 std::string run_routed_forward(const PathForward& job);
 
-}  // namespace pathnet
+}  // namespace pathnet::cuda

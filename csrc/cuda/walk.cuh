@@ -18,7 +18,7 @@
 
 #include "execution.h"
 
-namespace pathnet {
+namespace pathnet::cuda {
 
 // Which convolutions a routing needs, in the order in which the walk runs them.
 template <bool kBackward>
@@ -191,6 +191,7 @@ struct Geometry {
 };
 
 // Runs one convolution for all samples of the block. `Epilogue` has
+//   start(tile, lane, j): what the sums of a lane's channel j of a tile start from
 //   mask<rows, tiles, dense>(conv, pass, strip, tile, lane): the bits of a lane's results of one strip, rows * 2 bits
 //   a tile
 //       as bit_in_tile has them; asked for before the product, so that the loads take no time
@@ -204,11 +205,17 @@ class Convolution {
   PATHNET_DEVICE Convolution(Exec& exec, Stream& stream, int samples, int capacity)
       : exec_(exec), stream_(stream), samples_(samples), capacity_(capacity) {}
 
-  // Every shape of tile is code of its own; callers call this in one place.
+  // Every shape of tile is code of its own; callers call this in one place. Without `products` the epilogue alone
+  // runs on what the sums start from, and no weights are asked for.
   template <class Epilogue>
-  PATHNET_DEVICE void run(const Conv& described, const Epilogue& epilogue) {
+  PATHNET_DEVICE void run(const Conv& described, const Epilogue& epilogue, bool products) {
     // A copy in registers: what lies in memory would be read again after every store.
-    const Geometry conv(described);
+    Geometry conv(described);
+    if (!products) {
+      conv.chunks = 0;
+      // The one that a chunk brings.
+      exec_.barrier();
+    }
     PATHNET_NO_UNROLL
     for (int i = 0; i < described.pass_count; ++i) {
       Pass pass = described.passes[i];
@@ -256,8 +263,11 @@ class Convolution {
         const int unit = round * kWarps + warp;
         exec_.lanes([&](int lane) {
           PATHNET_UNROLL
-          for (int i = 0; i < rows * tiles * 4; ++i)
-            sums[warp][lane].of[i / (tiles * 4)][i / 4 % tiles][i % 4] = 0.0f;
+          for (int i = 0; i < tiles * 2; ++i) {
+            const float start = epilogue.start(first_tile(pass, unit, tiles) + i / 2, lane, i % 2);
+            PATHNET_UNROLL
+            for (int j = 0; j < rows * 2; ++j) sums[warp][lane].of[j / 2][i / 2][j % 2 * 2 + i % 2] = start;
+          }
           if (unit >= units) return;
           PATHNET_UNROLL
           for (int half = 0; half < 2; ++half) {
@@ -445,4 +455,4 @@ PATHNET_DEVICE void each_row(const Image& target, int base, const Pass& pass, co
   }
 }
 
-}  // namespace pathnet
+}  // namespace pathnet::cuda

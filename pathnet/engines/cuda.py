@@ -1,4 +1,4 @@
-"""The cuda engine: BN mode ``running``, basic blocks, a whole path in one kernel.
+"""The cuda engine: BN mode ``running``, basic blocks, pre-activation or post-activation, a whole path in one kernel.
 
 Thin: tables and packed weights go in, norms or gradients come out. The kernels, and the arithmetic of their limits,
 are in csrc/cuda; on CPU tensors their twin runs, which is how they are tested on machines without a GPU.
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,8 @@ from pathnet import native
 from pathnet.engines import unfused
 from pathnet.engines.magnitudes import Magnitudes, divided, multiplied
 from pathnet.engines.self_check import disagreement
-from pathnet.engines.tables import IDENTITY, PROJECTION, Tables, post_activation, tables, unsupported_form
+from pathnet.engines.tables import PROJECTION, Tables, post_activation, tables, unsupported_form
+from pathnet.engines.transfers import to_device
 from pathnet.models.residual_net import ResidualNet
 from pathnet.record import BatchNormMode, BlockRecord, Precision, Prepared
 
@@ -40,16 +40,10 @@ class Walk:
 
 @dataclass(frozen=True)
 class Step:
-    """One block's walk back by itself.
-
-    Attributes:
-        bits: where the block's ReLU bits lie in a sample's row.
-        identity: whether its skip is one.
-    """
+    """One block's walk back by itself; ``bits`` says where its ReLU bits lie in a sample's row."""
 
     walk: Walk
     bits: slice
-    identity: bool
 
 
 @dataclass(frozen=True)
@@ -58,9 +52,11 @@ class CudaNetwork:
 
     Attributes:
         backward, forward: the programs and weights of the two walks.
-        affine: float32, of each unit the factors and shifts of its BN, channels filled up to 16.
+        affine: float32, of each block's units the factors and shifts of their BN, and the biases behind its last
+            convolution and its projection, channels filled up to 16.
         channels: of each block's two units' inputs, before they were filled up.
         tables, precision: what the walk back was packed from.
+        post: whether the blocks are post-activation ones, which the kernels take from sum to sum.
         magnitudes: what was taken out of the factors of the walk back; None where nothing was.
     """
 
@@ -70,6 +66,7 @@ class CudaNetwork:
     channels: Sequence[Sequence[int]]
     tables: Tables
     precision: Precision
+    post: bool
     magnitudes: Magnitudes | None
 
     @cached_property
@@ -85,29 +82,43 @@ class CudaNetwork:
 
 @dataclass(frozen=True)
 class CudaRecord:
-    """The ReLU bits of one forward pass, uint8 [B, bytes] in the kernels' own order, and the network."""
+    """What one forward pass leaves.
+
+    Attributes:
+        relu_bits: uint8 [B, bytes], the ReLU bits in the kernels' own order.
+        last: of a post-activation network, the bits of the last join's ReLU, bool [B, C, H, W].
+    """
 
     network: CudaNetwork
     relu_bits: Tensor
+    last: Tensor | None = None
 
     @property
     def tensors(self) -> Sequence[Tensor]:
-        return [self.relu_bits, *self.network.tensors]
+        return [self.relu_bits, *([] if self.last is None else [self.last]), *self.network.tensors]
 
     @property
     def bn(self) -> BatchNormMode:
         return "running"
 
     def bits(self) -> list[list[Tensor]]:
-        """The recorded ReLU bits, ``[block][unit]``, bool [B, C, H, W]."""
+        """The recorded ReLU bits, ``[block][ReLU]``, bool [B, C, H, W]; of post-activation blocks the join's last."""
         packed, program = self.relu_bits.cpu(), self.network.backward.program
-        return [
+        units = [
             [
                 native.cuda_unpack_bits(packed, program, block, unit)[:, :count].bool().to(self.relu_bits.device)
                 for unit, count in enumerate(counts)
             ]
             for block, counts in enumerate(self.network.channels)
         ]
+        if self.last is None:
+            return units
+        joins = [*(bits[0] for bits in units[1:]), self.last]
+        return [[*bits[1:], join] for bits, join in zip(units, joins, strict=True)]
+
+    def through_last_join(self, grad: Tensor) -> Tensor:
+        """Return what the walks back begin with, of the gradient [B, C, H, W] at ``y_n``."""
+        return grad if self.last is None else grad.where(self.last, 0.0)
 
 
 class CudaEngine:
@@ -135,14 +146,12 @@ class CudaEngine:
             return f'no bn="{bn}"'
         if precision == "float64":
             return f'no precision="{precision}"'
-        if post_activation(net):
-            return "its activations lie behind the additions"
         capability = torch.cuda.get_device_capability(device)
         if capability < (8, 0):
             name = torch.cuda.get_device_name(device)
             return f"{name} is of compute capability {capability[0]}.{capability[1]}, the kernels need 8.0"
         reason = unsupported_form(net, bn) or refusal(net, y0_shape, precision)
-        return reason or disagreement(self, bn, precision, device)
+        return reason or disagreement(self, bn, precision, device, post=post_activation(net))
 
     def prepare(
         self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]
@@ -151,33 +160,46 @@ class CudaEngine:
         back = divided(own)
         backward, forward = (_walk(*plan, device) for plan in _plans(own, back.tables, precision, device))
         affine = _padded_affine(own).to(device)
-        return CudaNetwork(backward, forward, affine, _channels(own), back.tables, precision, back.magnitudes)
+        return CudaNetwork(
+            backward,
+            forward,
+            affine,
+            _channels(own),
+            back.tables,
+            precision,
+            post_activation(net),
+            back.magnitudes,
+        )
 
     def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, CudaRecord]:
         assert isinstance(prepared, CudaNetwork)
         everything = y0.new_ones(1, len(prepared.channels), 2)
         y, relu_bits = self._forward(prepared, y0, everything, record=True)
-        return y[0], CudaRecord(prepared, relu_bits)
+        if not prepared.post:
+            return y[0], CudaRecord(prepared, relu_bits)
+        return y[0].relu(), CudaRecord(prepared, relu_bits, last=y[0] > 0)
 
     def sums_by_length(
         self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
     ) -> tuple[Tensor, Tensor]:
         assert isinstance(blocks, CudaRecord)
-        return unfused.sums_by_length(partial(_through_block, blocks), grad, exponent, routing)
+        start = blocks.through_last_join(grad)
+        return unfused.sums_by_length(partial(_through_block, blocks), start, exponent, routing)
 
     def sums_by_length_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
         return unfused.norms_of(*self.sums_by_length(blocks, grad, exponent, routing))
 
     def routed_forward(self, prepared: Prepared, y0: Tensor, routing: Tensor) -> Tensor:
         assert isinstance(prepared, CudaNetwork)
-        return self._forward(prepared, y0, routing, record=False)[0]
+        y = self._forward(prepared, y0, routing, record=False)[0]
+        return y.relu_() if prepared.post else y
 
     def _forward(self, network: CudaNetwork, y0: Tensor, routing: Tensor, record: bool) -> tuple[Tensor, Tensor]:
-        routing, walk = routing.to(y0.device, non_blocking=True).contiguous(), network.forward
+        walk = network.forward
         return native.cuda_routed_forward(
             y0.contiguous(),
-            routing,
-            _longest_first(routing),
+            to_device(routing, y0.device).contiguous(),
+            to_device(_longest_first(routing), y0.device),
             walk.program,
             walk.device_program,
             walk.weights,
@@ -236,60 +258,56 @@ def _steps(own: Tables, precision: Precision, device: torch.device) -> Iterator[
         alone = replace(own, blocks=block[None], units=units)
         (program, weights), _ = _plans(alone, alone, precision, device)
         end = begin + native.cuda_bits_bytes(program)
-        yield Step(_walk(program, weights, device), slice(begin, end), skip == IDENTITY)
+        yield Step(_walk(program, weights, device), slice(begin, end))
         begin = end
 
 
 def _through_block(
-    record: CudaRecord, index: int, grads: Tensor, exponents: Tensor, ways: Sequence[tuple[float, float]]
+    record: CudaRecord, index: int, grads: Tensor, exponents: Tensor, coefficients: Sequence[tuple[float, float]]
 ) -> tuple[Tensor, Tensor]:
-    """Each of the scaled gradients [g, B, C, H, W] by its own (a, c); equal ones in one launch, as more samples."""
+    """Return each of the scaled gradients [g, B, C, H, W] walked by its (a, c), in one launch."""
     step, magnitudes = record.network.steps[index], record.network.magnitudes
     if magnitudes is not None:
-        ways, shifts = magnitudes.of_block(index, ways)
-        exponents = exponents + shifts.to(exponents.device)[:, None]
-    bits, batch = record.relu_bits[:, step.bits], len(record.relu_bits)
-    parts = []
-    for (a, c), group in groupby(range(len(ways)), key=lambda i: ways[i]):
-        own = list(group)
-        grad, exponent = grads[own[0] : own[-1] + 1], exponents[own[0] : own[-1] + 1]
-        if step.identity and c == 0:
-            parts.append((a * grad, exponent))
-            continue
-        routing = torch.tensor([[[a, c]]], dtype=torch.float32).to(grad.device)
-        _, walked, moved = _launched(
-            step.walk,
-            bits.repeat(len(own), 1),
-            grad.flatten(0, 1),
-            exponent.flatten(),
-            routing,
-            gradients=True,
-        )
-        parts.append((walked[0].reshape(len(own), batch, *walked.shape[2:]), moved[0].reshape(len(own), batch)))
-    return torch.cat([grad for grad, _ in parts]), torch.cat([exponent for _, exponent in parts])
+        coefficients, shifts = magnitudes.of_block(index, coefficients)
+        exponents = exponents + to_device(shifts, exponents.device)[:, None]
+    routing, starts = torch.tensor(coefficients)[:, None], torch.arange(len(coefficients), dtype=torch.int32)
+    bits = record.relu_bits[:, step.bits]
+    return _launched(step.walk, bits, (grads, exponents), routing, starts, gradients=True)[1:]
 
 
 def _backward(
     blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert isinstance(blocks, CudaRecord)
-    magnitudes, walk = blocks.network.magnitudes, blocks.network.backward
-    if magnitudes is None:
-        return _launched(walk, blocks.relu_bits, grad, exponent, routing, gradients)
-    routing, shifts = magnitudes.of_routing(routing)
-    walked = _launched(walk, blocks.relu_bits, grad, exponent, routing, gradients)
-    return multiplied(*walked, shifts.to(grad.device)[:, None])
+    magnitudes, shifts = blocks.network.magnitudes, None
+    if magnitudes is not None:
+        routing, shifts = magnitudes.of_routing(routing)
+    start = blocks.through_last_join(grad)[None], exponent[None]
+    starts = torch.zeros(len(routing), dtype=torch.int32, device=routing.device)
+    walked = _launched(blocks.network.backward, blocks.relu_bits, start, routing, starts, gradients)
+    return walked if shifts is None else multiplied(*walked, to_device(shifts, grad.device)[:, None])
 
 
 def _launched(
-    walk: Walk, relu_bits: Tensor, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool
+    walk: Walk,
+    relu_bits: Tensor,
+    grads: tuple[Tensor, Tensor],
+    routing: Tensor,
+    starts: Tensor,
+    gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    routing = routing.to(grad.device, non_blocking=True).contiguous()
+    """Return what `pathnet.native.cuda_routed_backward` gives, from scaled gradients [G, B, ...] and int32 [G, B].
+
+    The order is made where the routing is: on the host it takes microseconds, on a GPU it waits for nothing.
+    """
+    (mantissas, exponents), device = grads, grads[0].device
+    order, starts = to_device(torch.stack([_longest_first(routing), starts]), device)
     return native.cuda_routed_backward(
-        grad.contiguous(),
-        exponent.contiguous(),
-        routing,
-        _longest_first(routing),
+        mantissas.contiguous(),
+        exponents.contiguous(),
+        starts,
+        to_device(routing, device).contiguous(),
+        order,
         walk.program,
         walk.device_program,
         walk.weights,
@@ -305,13 +323,16 @@ def _longest_first(routing: Tensor) -> Tensor:
 
 
 def _padded_affine(own: Tables) -> Tensor:
-    parts = []
-    for first, count in own.blocks[:, :2].tolist():
-        for unit in own.units[first : first + count].tolist():
-            channels, offset = unit[0], unit[10]
-            for values in (own.scales, own.shifts):
-                parts.append(F.pad(values[offset : offset + channels], (0, -channels % 16)))
-    return torch.cat(parts)
+    """float32, the factors, shifts and biases as csrc/cuda/routed_forward.h orders them."""
+    units, parts = own.units.tolist(), []
+    ends = own.units[:, 3].cumsum(0).tolist()
+    for first, count, _, projection in own.blocks[:, :4].tolist():
+        for channels, *_, offset, _ in units[first : first + count]:
+            parts += [values[offset : offset + channels] for values in (own.scales, own.shifts)]
+        for unit in (first + count - 1, *([projection] if projection >= 0 else [])):
+            channels, end = units[unit][3], ends[unit]
+            parts.append(own.biases[end - channels : end] if len(own.biases) else torch.zeros(channels))
+    return torch.cat([F.pad(values, (0, -len(values) % 16)) for values in parts])
 
 
 def _channels(own: Tables) -> list[list[int]]:

@@ -16,7 +16,7 @@ from tolerances import FORWARD
 from torch import Tensor
 
 import pathnet
-from pathnet import scaling
+from pathnet import native, scaling
 from pathnet.engines.cuda import CudaEngine, CudaRecord, Walk
 from pathnet.engines.self_check import disagreement
 
@@ -29,7 +29,8 @@ def recorded(
 
 def test_the_engine_agrees_with_itself_and_auto_takes_it(device: torch.device) -> None:
     for precision in TOLERANCES:
-        assert disagreement(CudaEngine(), "running", precision, device) is None  # type: ignore[arg-type]
+        for post in (False, True):
+            assert disagreement(CudaEngine(), "running", precision, device, post) is None  # type: ignore[arg-type]
     case = Case("small", 14, width=16, side=8)
     net, (images, labels) = case.net().to(device), case.images()
     with warnings.catch_warnings():
@@ -54,9 +55,19 @@ def test_sums_by_length_are_those_of_every_path(seed: int, precision: Any, devic
     check_sums(tape, random_routings(net.n, seed)[3], precision)
 
 
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("seed", range(6))
+def test_walks_and_sums_of_random_post_activation_networks(seed: int, precision: Any, device: torch.device) -> None:
+    net, images, labels = random_basic_net(seed, smallest=6, post=True)
+    tape = recorded(net, images, labels, device, precision)
+    check(tape, random_routings(net.n, seed), precision)
+    check_sums(tape, torch.ones(net.n, 2), precision)
+
+
+@pytest.mark.parametrize("post", [False, True], ids=["pre", "post"])
 @pytest.mark.parametrize("seed", range(30))
-def test_forward_passes_of_random_networks(seed: int, device: torch.device) -> None:
-    net, images, labels = random_basic_net(seed)
+def test_forward_passes_of_random_networks(seed: int, post: bool, device: torch.device) -> None:
+    net, images, labels = random_basic_net(seed, post=post)
     net, images = net.to(device), images.to(device)
     recorder = pathnet.Recorder(net, engine="cuda")
     exact = in_float64(net, "running")
@@ -159,8 +170,12 @@ def test_tensors_on_several_devices_are_refused(device: torch.device) -> None:
     case = Case("net", 14, width=16, side=8)
     record = recorded(case.net(), *case.images(), device, "float32")._record
     assert isinstance(record.blocks, CudaRecord)
+    walk, routing = record.blocks.network.backward, torch.randn(1, 6, 2)
+    start = torch.zeros(1, dtype=torch.int32, device=device)
+    gradients = record.grad[None], record.exponent[None], start
+    network = walk.program, walk.device_program, walk.weights, record.blocks.relu_bits
     with pytest.raises(RuntimeError, match="expected all tensors but program on one device"):
-        CudaEngine().routed_backward(record.blocks, record.grad, record.exponent, torch.randn(1, 6, 2))
+        native.cuda_routed_backward(*gradients, routing, start, *network, True)
 
 
 def test_opcheck(device: torch.device) -> None:
@@ -172,7 +187,16 @@ def test_opcheck(device: torch.device) -> None:
     back, forward = network.backward, network.forward
     torch.library.opcheck(
         torch.ops.pathnet.cuda_routed_backward.default,
-        (record.grad, record.exponent, routing, order, back.program, back.device_program, back.weights)
+        (
+            record.grad[None],
+            record.exponent[None],
+            order,
+            routing,
+            order,
+            back.program,
+            back.device_program,
+            back.weights,
+        )
         + (record.blocks.relu_bits, True),
         test_utils=("test_schema", "test_faketensor"),
     )

@@ -9,6 +9,7 @@
 #include "routed_forward.h"
 
 using namespace pathnet;
+using namespace pathnet::cuda;
 
 namespace {
 

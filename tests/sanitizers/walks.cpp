@@ -39,6 +39,7 @@ extern "C" const char* __tsan_default_options() { return "halt_on_error=1"; }
 namespace {
 
 using namespace pathnet;
+using namespace pathnet::cpu;
 using trial::Passed;
 using trial::Trial;
 
