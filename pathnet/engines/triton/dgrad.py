@@ -110,8 +110,8 @@ def _dgrad_kernel(
     rows_ptr += tl.load(launch_ptr) * ROW_FIELDS
     path_tiles = tl.load(launch_ptr + 1) // PATHS
 
-    program = tl.program_id(0)
-    while program < path_tiles * CHANNEL_TILES * point_tiles:
+    tiles = path_tiles * CHANNEL_TILES * point_tiles
+    for program in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1, disable_licm=True):
         path_tile = program % path_tiles
         channel_tile = program // path_tiles % CHANNEL_TILES
         point_tile = program // path_tiles // CHANNEL_TILES
@@ -311,7 +311,6 @@ def _dgrad_kernel(
                 largest = tl.max(tl.reshape(sizes, [PATHS, POINTS * BLOCK_N]), 1)
                 own, known = tl.maximum(target, 0), live
             tl.atomic_max(largest_ptr + own, largest.to(tl.int32, bitcast=True), mask=known, sem="relaxed")
-        program += tl.num_programs(0)
 
 
 def dgrad_tile(conv: Convolution) -> Tile:

@@ -16,13 +16,22 @@ STATE_FIELDS = tl.constexpr(2)
 
 
 @triton.jit
-def points_of(tile, batch, HEIGHT, WIDTH, SAMPLES: tl.constexpr, PIXELS: tl.constexpr):
-    """Sample, row, column and validity of the SAMPLES * PIXELS points of a tile of images HEIGHT x WIDTH."""
-    pixel_tiles = tl.cdiv(HEIGHT * WIDTH, PIXELS)
+def points_of(tile, batch, height, width, SAMPLES: tl.constexpr, PIXELS: tl.constexpr):
+    """Sample, row, column and validity of the SAMPLES * PIXELS points of a tile of images height x width.
+
+    The tile's first pixel is divided as an integer, once; how many rows below it a point lies is rounded from floats,
+    a third of the instructions. That is exact for images less than 2**20 pixels wide: the numbers in hand are below
+    width + PIXELS, their quotients 1/2 / width or further from the next integer, and off by 2**-21 of themselves.
+    """
+    pixel_tiles = tl.cdiv(height * width, PIXELS)
     point = tl.arange(0, SAMPLES * PIXELS)
     sample = (tile // pixel_tiles) * SAMPLES + point // PIXELS
-    pixel = (tile % pixel_tiles) * PIXELS + point % PIXELS
-    return sample, pixel // WIDTH, pixel % WIDTH, (sample < batch) & (pixel < HEIGHT * WIDTH)
+    first = (tile % pixel_tiles) * PIXELS
+    first_row = first // width
+    along = first - first_row * width + point % PIXELS
+    rows = ((along.to(tl.float32) + 0.5) * (1.0 / width)).to(tl.int32)
+    row = first_row + rows
+    return sample, row, along - rows * width, (sample < batch) & (row < height)
 
 
 @triton.jit
