@@ -16,12 +16,21 @@ STATE_FIELDS = tl.constexpr(2)
 
 
 @triton.jit
+def quotient(numbers, divisor):
+    """``numbers // divisor``, rounded from floats: a third of the instructions of a division of integers.
+
+    Exact for numbers from 0 to 2**20: their quotients are 1/2 / divisor or further from the next integer, and off by
+    2**-21 of themselves.
+    """
+    return ((numbers.to(tl.float32) + 0.5) * (1.0 / divisor)).to(tl.int32)
+
+
+@triton.jit
 def points_of(tile, batch, height, width, SAMPLES: tl.constexpr, PIXELS: tl.constexpr):
     """Sample, row, column and validity of the SAMPLES * PIXELS points of a tile of images height x width.
 
-    The tile's first pixel is divided as an integer, once; how many rows below it a point lies is rounded from floats,
-    a third of the instructions. That is exact for images less than 2**20 pixels wide: the numbers in hand are below
-    width + PIXELS, their quotients 1/2 / width or further from the next integer, and off by 2**-21 of themselves.
+    The tile's first pixel is divided as an integer, once. How many rows below it a point lies is a `quotient` of
+    numbers below width + PIXELS.
     """
     pixel_tiles = tl.cdiv(height * width, PIXELS)
     point = tl.arange(0, SAMPLES * PIXELS)
@@ -29,7 +38,7 @@ def points_of(tile, batch, height, width, SAMPLES: tl.constexpr, PIXELS: tl.cons
     first = (tile % pixel_tiles) * PIXELS
     first_row = first // width
     along = first - first_row * width + point % PIXELS
-    rows = ((along.to(tl.float32) + 0.5) * (1.0 / width)).to(tl.int32)
+    rows = quotient(along, width)
     row = first_row + rows
     return sample, row, along - rows * width, (sample < batch) & (row < height)
 
