@@ -73,10 +73,11 @@ FORWARD: Table = {
     },
 }
 """A record is a single row. At batch 128 the stages of a CIFAR network have 1,024, 512 and 256 tiles; of 132
-multiprocessors each has room for 3, 4 and 4 programs of float32 (146 to 167, 111 to 126 and 118 to 128 registers). So
-stage 2 is one wave of 528 places, 97 % full, with 16 warps a multiprocessor; tiles of 128 points would be 256 programs
-of 8 warps a multiprocessor, for a fifth fewer instructions. Stage 3 has two programs on 124 multiprocessors and one
-on 8; half as many channels a tile would fill the other two places, and normalise each input twice as often."""
+multiprocessors each has room for 3, 4 and 4 programs of float32 (146 to 167, 111 to 126 and 118 to 128 registers).
+Stage 2 is one wave of 528 places, 97 % full, with 16 warps a multiprocessor; tiles of 128 points would be 256
+programs, 8 warps a multiprocessor, for a fifth fewer instructions. Stage 3 has two programs on 124 multiprocessors
+and one on 8; half as many channels a tile would fill the other two places, and normalise each input twice as often.
+"""
 
 WGRAD: Table = {
     torch.bfloat16: {
