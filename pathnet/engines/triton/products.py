@@ -28,10 +28,10 @@ def transposed_products(
     phase_row,
     phase_column,
     channel,
+    out_height,
+    out_width,
     C: tl.constexpr,
     OUT_C: tl.constexpr,
-    OUT_H: tl.constexpr,
-    OUT_W: tl.constexpr,
     KERNEL: tl.constexpr,
     STRIDE: tl.constexpr,
     PHASES: tl.constexpr,
@@ -39,7 +39,9 @@ def transposed_products(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``acc`` and the transposed convolution of gradients [OUT_H, OUT_W, OUT_C]; weights [KERNEL**2, OUT_C, C].
+    """``acc`` and the transposed convolution of gradients [out_height, out_width, OUT_C].
+
+    Weights are [KERNEL**2, OUT_C, C].
 
     Args:
         phase_row, phase_column: of all the points' rows and columns, modulo PHASES.
@@ -47,6 +49,11 @@ def transposed_products(
     PADDING: tl.constexpr = KERNEL // 2
     TAPS: tl.constexpr = (KERNEL + PHASES - 1) // PHASES
     slots, waits, first = locate(states, live, slot_size, states_ptr, offsets_ptr)
+    # A tap's pixel lies as far from the first as a tap's of any other point of the same phase.
+    if PHASES < STRIDE:
+        inside = inside & (row % STRIDE == 0) & (column % STRIDE == 0)
+    first_row, first_column = row // STRIDE, column // STRIDE
+    pixel = (sample * out_height + first_row) * out_width + first_column
     for depth in range((OUT_C + BLOCK_K - 1) // BLOCK_K):
         deep = depth * BLOCK_K + tl.arange(0, BLOCK_K)
         has_deep = deep < OUT_C
@@ -56,17 +63,14 @@ def transposed_products(
         for tap in range(TAPS * TAPS):
             tap_row = (phase_row + PADDING) % PHASES + (tap // TAPS) * PHASES
             tap_column = (phase_column + PADDING) % PHASES + (tap % TAPS) * PHASES
-            from_row, from_column = row + PADDING - tap_row, column + PADDING - tap_column
-            hit = inside & (from_row >= 0) & (from_column >= 0)
-            if STRIDE > 1:
-                hit = hit & (from_row % STRIDE == 0) & (from_column % STRIDE == 0)
-                from_row, from_column = from_row // STRIDE, from_column // STRIDE
-            hit = hit & (from_row < OUT_H) & (from_column < OUT_W)
+            rows, columns = (phase_row + PADDING - tap_row) // STRIDE, (phase_column + PADDING - tap_column) // STRIDE
+            hit = inside & (first_row >= -rows) & (first_row < out_height - rows)
+            hit = hit & (first_column >= -columns) & (first_column < out_width - columns)
             mask = hit[:, None] & has_deep[None, :]
             gradients = load_gradients(
                 gradients_ptr,
                 slots,
-                (((sample * OUT_H + from_row) * OUT_W + from_column) * OUT_C)[:, None] + deep[None, :],
+                ((pixel + (rows * out_width + columns)) * OUT_C)[:, None] + deep[None, :],
                 live[:, None, None] & mask[None, :, :],
                 normalized_ptr + first,
                 mask & waits,
@@ -98,10 +102,10 @@ def shared_products(
     phase_row,
     phase_column,
     first_channel,
+    out_height,
+    out_width,
     C: tl.constexpr,
     OUT_C: tl.constexpr,
-    OUT_H: tl.constexpr,
-    OUT_W: tl.constexpr,
     KERNEL: tl.constexpr,
     STRIDE: tl.constexpr,
     PATHS: tl.constexpr,
@@ -121,6 +125,9 @@ def shared_products(
     path = (first_path + column_of // BLOCK_N).to(tl.int64)
     channel = first_channel + column_of % BLOCK_N
     has_channel = channel < C
+    first_row, first_column = row // STRIDE, column // STRIDE
+    pixel = (sample * out_height + first_row) * out_width + first_column
+    inside = inside & waits
     acc = tl.zeros([sample.shape[0], PATHS * BLOCK_N], tl.float32)
     for depth in range((OUT_C + BLOCK_K - 1) // BLOCK_K):
         deep = depth * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -128,11 +135,10 @@ def shared_products(
         for tap in range(TAPS * TAPS):
             tap_row = (phase_row + PADDING) % STRIDE + (tap // TAPS) * STRIDE
             tap_column = (phase_column + PADDING) % STRIDE + (tap % TAPS) * STRIDE
-            from_row, from_column = row + PADDING - tap_row, column + PADDING - tap_column
-            hit = inside & (from_row >= 0) & (from_column >= 0) & waits
-            from_row, from_column = from_row // STRIDE, from_column // STRIDE
-            hit = hit & (from_row < OUT_H) & (from_column < OUT_W)
-            at = ((sample * OUT_H + from_row) * OUT_W + from_column) * OUT_C
+            rows, columns = (phase_row + PADDING - tap_row) // STRIDE, (phase_column + PADDING - tap_column) // STRIDE
+            hit = inside & (first_row >= -rows) & (first_row < out_height - rows)
+            hit = hit & (first_column >= -columns) & (first_column < out_width - columns)
+            at = (pixel + (rows * out_width + columns)) * OUT_C
             x_hat = tl.load(x_hat_ptr + at[:, None] + deep[None, :], mask=hit[:, None] & has_deep[None, :], other=0.0)
             known = has_deep & (tap_row < KERNEL) & (tap_column < KERNEL)
             own = path * (KERNEL * KERNEL * OUT_C * C) + channel
@@ -146,7 +152,9 @@ def shared_products(
     to_row = row[:, None] + (PADDING - tap // KERNEL)[None, :]
     to_column = column[:, None] + (PADDING - tap % KERNEL)[None, :]
     hits = (to_row >= 0) & (to_column >= 0) & (to_row % STRIDE == 0) & (to_column % STRIDE == 0)
-    hits = hits & (to_row // STRIDE < OUT_H) & (to_column // STRIDE < OUT_W) & (tap < KERNEL * KERNEL)[None, :]
+    hits = (
+        hits & (to_row // STRIDE < out_height) & (to_column // STRIDE < out_width) & (tap < KERNEL * KERNEL)[None, :]
+    )
     hits = (hits & waits).to(tl.float32).to(constants_ptr.dtype.element_ty)
     for term in tl.static_range(2):
         own = path * (2 * TAPS_KEPT * C) + term * TAPS_KEPT * C + channel
