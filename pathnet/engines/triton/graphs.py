@@ -129,7 +129,8 @@ class Graphs:
         assert self._device is not None
         if self._arena is None or self._arena.numel() < needed:
             # The others were captured over memory that is too small; they are captured anew when they are needed.
-            self._device.done.synchronize()
+            if self._graphs:
+                self._device.done.synchronize()
             self._graphs.clear()
             self._arena = self._record = None
             self._arena = torch.empty(needed, dtype=torch.uint8, device=device)
