@@ -94,8 +94,8 @@ def measured(depth: int) -> Found:
     return {"depth": depth, "paths": len(codes), "batch": BATCH, "goals_ms": GOALS_MS, "rows": rows}
 
 
-LAUNCHES = [0]
-"""How many kernels have been launched."""
+LAUNCHES, COMPILED = [0], [0]
+"""How many kernels have been launched, and compiled."""
 
 
 def _stub_triton() -> None:
@@ -111,6 +111,7 @@ def _stub_triton() -> None:
     )
 
     def compiled(self: Any, key: Any, signature: Any, device: Any, *rest: Any) -> Any:
+        COMPILED[0] += 1
         self.device_caches[device][0][key] = kernel
         return kernel
 
@@ -171,15 +172,17 @@ def _triton(net: ResidualNet, bn: Any, precision: Any, codes: Tensor) -> Found:
     def plan() -> None:
         tables.copy(schedule.plan(steps_backward(network.blocks, coefficients)))
 
-    tape = record()
+    compiled, tape = COMPILED[0], record()
     found = {
         "plan_ms": _milliseconds(plan),
         "launched": {
             "record_ms": _milliseconds(record),
             "walk_ms": _milliseconds(lambda: tape.path_gradient_norms(codes)),
             "launches": _launches(lambda: tape.path_gradient_norms(codes)),
+            "compiled": COMPILED[0] - compiled,
         },
     }
+    compiled = COMPILED[0]
     with _graphs():
         # Once before they are captured, and once more to be.
         tapes = [record() for _ in range(2)]
@@ -195,6 +198,7 @@ def _triton(net: ResidualNet, bn: Any, precision: Any, codes: Tensor) -> Found:
             "batch_ms": _milliseconds(batch),
             "launches": _launches(batch),
             "operations": _operations(batch),
+            "compiled": COMPILED[0] - compiled,
         }
     return found
 

@@ -51,7 +51,7 @@ class Recording:
 
     def output(self) -> Tensor:
         """[B, C, H, W]"""
-        return self.forward.ends(1)[0].contiguous()
+        return self.forward.end(self.plan).clone(memory_format=torch.contiguous_format)
 
 
 def recorded(network: TritonNetwork, plan: Plan, y0: Tensor) -> tuple[Tensor, Kept]:

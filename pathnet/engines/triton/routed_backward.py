@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from pathnet import scaling
+from pathnet.engines.transfers import to_device
 from pathnet.engines.triton.arrivals import arrived, squared_norms
 from pathnet.engines.triton.dgrad import dgrad, dgrad_point_tiles, dgrad_tile
 from pathnet.engines.triton.endings import ending_backward, ending_point_tiles
 from pathnet.engines.triton.folding import constants_size, folded_size
 from pathnet.engines.triton.network import FusedBlock, TritonNetwork
 from pathnet.engines.triton.plan import Exit, Launch, Plan, Schedule, Steps, plan_backward
-from pathnet.engines.triton.state import Allocate, Gradients, Kept, Tables, allocate_on, to_device
+from pathnet.engines.triton.state import Allocate, Gradients, Kept, Tables, allocate_on
 
 __all__ = [
     "SingleBlocks",

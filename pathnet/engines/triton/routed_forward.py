@@ -77,6 +77,12 @@ class Forward:
         for launch in launches:
             (joined if launch.ending else forward_unit)(network, self.activations, launch, kept)
 
+    def end(self, plan: Plan) -> Tensor:
+        """[B, C, H, W], channels last: the last state of a plan's one routing, where it lies."""
+        made, batch = self.network.blocks[-1].made, self.activations.batch
+        whole = self.activations.values[int(plan.states[plan.finals[0], 0]), : batch * made.size]
+        return whole.view(batch, made.height, made.width, made.channels).permute(0, 3, 1, 2)
+
     def ends(self, count: int) -> Tensor:
         """[P, B, C, H, W], channels last: the last states of the first so many routings."""
         made, batch = self.network.blocks[-1].made, self.activations.batch

@@ -13,7 +13,7 @@ from torch import Tensor
 from pathnet.engines.triton.network import TritonNetwork
 from pathnet.engines.triton.plan import NOTHING, Plan, Schedule
 
-__all__ = ["Activations", "Allocate", "Gradients", "Kept", "Tables", "allocate_on", "to_device"]
+__all__ = ["Activations", "Allocate", "Gradients", "Kept", "Tables", "allocate_on"]
 
 Allocate = Callable[[Sequence[int], torch.dtype], Tensor]
 """Takes a shape and a type to a tensor of whatever lies there."""
@@ -21,11 +21,6 @@ Allocate = Callable[[Sequence[int], torch.dtype], Tensor]
 
 def allocate_on(device: torch.device) -> Allocate:
     return lambda shape, dtype: torch.empty(*shape, dtype=dtype, device=device)
-
-
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A copy that waits for nothing that the device has been asked for before."""
-    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 class Tables:

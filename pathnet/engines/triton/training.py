@@ -61,7 +61,7 @@ def block_forward(network: TritonNetwork, x: Tensor, a: float, c: float) -> Pass
         sources = [int(plan.rows_of(launch)[0, 0]) for launch in plan.schedule.launches]
         statistics = torch.stack([forward.activations.statistics[source] for source in sources])
     scales = network.affine[:, 0] * (statistics[:, 1] + network.epsilon).rsqrt()
-    return Pass(forward.ends(1)[0], kept.bits, kept.normalized, scales, statistics)
+    return Pass(forward.end(plan).clone(), kept.bits, kept.normalized, scales, statistics)
 
 
 def _room(x: Tensor, dtype: torch.dtype, starts: Sequence[int], sizes: Sequence[int]) -> Tensor:
