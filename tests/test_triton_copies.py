@@ -151,6 +151,15 @@ def test_sums_by_length_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -
     assert copies.count == 1 + sum(range(2, n + 2))
 
 
+def test_sums_by_length_take_half_of_what_is_free_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of memory that PyTorch holds and nobody uses too; on a processor a chunk as ever."""
+    for name, size in (("memory_reserved", 3 << 30), ("memory_allocated", 1 << 30)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, size=size: size)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 << 30, 80 << 30))
+    assert unfused._room(torch.device("cuda")) == 6 << 30
+    assert unfused._room(CPU) is None
+
+
 def test_a_blocks_training_leaves_nothing_of_a_device_behind() -> None:
     """Nor does it copy anything there: plans are kept, and their numbers written by a kernel every time."""
     from pathnet.engines.triton import training

@@ -73,8 +73,7 @@ def graphs_of(tape: pathnet.Tape) -> Graphs:
     [
         (0, "pre", "running", "float32"),
         (1, "pre", "batch", "bfloat16"),
-        (2, "pre", "batch", "float32"),
-        (7, "post", "batch", "float32"),
+        (12, "post", "batch", "float32"),
         (16, "post", "running", "float32"),
     ],
 )

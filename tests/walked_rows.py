@@ -95,17 +95,22 @@ def walked(maps: Maps, plan: Plan, starts: Floats, back: bool) -> Floats:
     slots[plan.states[: len(starts), 0]] = starts
     holds = {int(plan.states[state, 0]): state for state in range(len(starts))}
 
+    slots_read: set[int] = set()
+
     def read(state: int) -> Floats:
         slot, waiting = plan.states[state]
+        slots_read.add(int(slot))
         assert holds[int(slot)] == state, "overwritten while somebody needs it"
         return slots[slot] + maps.means[waiting] @ means[state] if waiting != NOTHING else slots[slot].copy()
 
     for launch in schedule.launches:
         rows = plan.rows_of(launch)
         assert len(rows) <= launch.count
-        # All are read before any is written, as rows of a launch run side by side.
+        # Rows of a launch run side by side, so that none may write what another reads.
+        slots_read.clear()
         results = [(row[1], *_row(maps, launch, row, read, back)) for row in rows.tolist() if row[1] != NOTHING]
-        assert len({int(plan.states[target, 0]) for target, _, _ in results}) == len(results)
+        slots_written = {int(plan.states[target, 0]) for target, _, _ in results}
+        assert len(slots_written) == len(results) and not slots_written & slots_read
         for target, value, averaged in results:
             slot = int(plan.states[target, 0])
             slots[slot], means[target], holds[slot] = value, averaged, target

@@ -200,7 +200,7 @@ class _Rows:
     source: int
     entered: int
     target: int
-    tile: int
+    tile: int = 1
 
     @property
     def grouped(self) -> bool:
@@ -234,15 +234,9 @@ class Schedule:
         batch_mode: bool = False,
         paths: Callable[[int, int], int] | None = None,
     ) -> None:
-        self.blocks, self.capacity, self.exits, self.starts, self.batch_mode = (
-            blocks,
-            capacity,
-            exits,
-            starts,
-            batch_mode,
-        )
+        self.blocks, self.capacity, self.starts = blocks, capacity, starts
+        self.exits, self.batch_mode, self._paths = exits, batch_mode, paths
         self.launches: list[Launch] = []
-        self._paths = paths
         self._turns = min(2, len(blocks))
         self._rows: list[_Rows] = []
         self._slots, self._waiting = [np.arange(starts)], [np.full(starts, NOTHING)]
@@ -291,7 +285,7 @@ class Schedule:
         """Add a launch of one branch; return the first of the states that it makes, which end with the block."""
         target = self._add_states(self.starts + self.capacity * (self._turns + self._within), waiting)
         self._within += 1
-        self._add(launch, _Rows(_RESIDUAL if launch.residual else _SKIP, step, source, source, target, 1))
+        self._add(launch, _Rows(_RESIDUAL if launch.residual else _SKIP, step, source, source, target))
         return target
 
     def _add_exits(self, launch: Launch, step: int, source: int, entered: int) -> None:
@@ -300,14 +294,8 @@ class Schedule:
         self._leaves.append(target)
         for code, (residual, skip, identity) in enumerate(_EXITS):
             if _EXITS[code] in self.exits and identity == self.blocks[launch.block].identity:
-                rows = _Rows(
-                    _FIRST_EXIT + code % 4,
-                    step,
-                    source if residual else NOTHING,
-                    entered if skip else ENTERED,
-                    target,
-                    1,
-                )
+                reads = source if residual else NOTHING, entered if skip else ENTERED
+                rows = _Rows(_FIRST_EXIT + code % 4, step, *reads, target)
                 self._add(replace(launch, residual=residual, skip=skip), rows)
 
     def _add_states(self, slot: int, waiting: int) -> int:
