@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pathnet
 from pathnet.engines import triton as triton_engine
 from pathnet.engines import unfused
+from pathnet.engines.transfers import to_device
 from pathnet.engines.triton import TritonEngine, TritonPrepared, TritonRecord
 from pathnet.engines.triton.graphs import Graphs
 from pathnet.engines.triton.network import Convolution, TritonNetwork, block_network, network_of
@@ -158,6 +159,25 @@ def test_sums_by_length_take_half_of_what_is_free_of_a_gpu(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 << 30, 80 << 30))
     assert unfused._room(torch.device("cuda")) == 6 << 30
     assert unfused._room(CPU) is None
+
+
+def test_what_goes_to_a_gpu_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def to(values: Tensor, device: torch.device, non_blocking: bool = False) -> Tensor:
+        calls.append((device, non_blocking))
+        return values
+
+    def pin_memory(values: Tensor) -> Tensor:
+        calls.append("pinned")
+        return values
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(Tensor, "to", to)
+    gpu, there = torch.device("cuda", 1), torch.empty(3, device=META)
+    to_device(torch.zeros(3), gpu)
+    assert calls == ["pinned", (gpu, True)]
+    assert to_device(there, META) is there and len(calls) == 2
 
 
 def test_a_blocks_training_leaves_nothing_of_a_device_behind() -> None:

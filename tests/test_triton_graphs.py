@@ -6,13 +6,12 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import stub_cuda
 import torch
-from cases import measured_net, post_activation_net
+from cases import post_activation_net
 from judging import check, check_sums, random_routings, reference_outputs
 from oracles import in_float64, relative_error
 from tolerances import FORWARD
@@ -20,27 +19,16 @@ from torch import Tensor
 
 import pathnet
 from pathnet import engines
-from pathnet.engines.tables import unsupported_form
-from pathnet.engines.triton import TritonEngine, TritonRecord, unsupported_side
+from pathnet.engines.triton import TritonRecord
 from pathnet.engines.triton.graphs import MOST_GRAPHS, Graphs, _Device, capacity_for
 from pathnet.engines.triton.recording import Recording
 from pathnet.models import ResidualNet
 
 pytest.importorskip("triton")
+
+from test_triton_engine import Interpreted, small_net  # noqa: E402
+
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine's GPU has graphs: tests/triton")
-
-
-class Interpreted(TritonEngine):
-    """The engine for networks on the CPU."""
-
-    name = "interpreted"
-    device_type = "cpu"
-
-    def unavailable(self) -> str | None:
-        return None
-
-    def unsupported(self, net: ResidualNet, bn: Any, precision: Any, y0_shape: Sequence[int], device: Any) -> Any:
-        return unsupported_form(net, bn) or unsupported_side(net)
 
 
 @pytest.fixture
@@ -56,11 +44,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> stub_cuda.Cuda:
 def small(seed: int, kind: str, bn: Any) -> tuple[ResidualNet, Tensor, Tensor]:
     if kind == "post":
         return post_activation_net(seed, bn)
-    for number in range(100 * seed, 100 * seed + 100):
-        net, images, labels = measured_net(number, small=True)
-        if net.n <= 3:
-            return net, images, labels
-    raise AssertionError("no such network")
+    return small_net(seed)
 
 
 def graphs_of(tape: pathnet.Tape) -> Graphs:
@@ -148,7 +132,11 @@ def test_a_network_keeps_a_few_graphs_in_the_memory_of_the_largest(cuda: stub_cu
         recorder(*bigger)
     gc.collect()
     assert memory() is None and list(graphs._graphs) == [("record", 24)]
-    assert cuda.of("synchronize")
+    # Nothing goes while it runs.
+    assert len(cuda.of("synchronize")) == 3
+    del graphs, recorder
+    gc.collect()
+    assert len(cuda.of("synchronize")) == 4
 
 
 def test_captures_are_on_a_stream_of_their_own_of_the_networks_device(cuda: stub_cuda.Cuda) -> None:

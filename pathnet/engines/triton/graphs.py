@@ -60,6 +60,11 @@ class Graphs:
         self._record: weakref.ref[Kept] | None = None
         self._most: dict[Hashable, int] = {}
 
+    def __del__(self) -> None:
+        # Memory and graphs stay as long as something of them is running.
+        if self._graphs and self._device is not None:
+            self._device.done.synchronize()
+
     def most(self, key: Hashable, count: Callable[[], int]) -> int:
         """Return ``count()``, how many routings a pass takes at once; counted once for a key."""
         if key not in self._most:
