@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks import fused, measurements, tools
+from benchmarks import fused, measurements, processes, tools
 from benchmarks.cases import FULL, REHEARSAL, Setup
 from benchmarks.facts import commit_here, device_name, facts
 from benchmarks.outcome import Failed, Found, Unavailable
@@ -153,7 +153,8 @@ def _perform(name: str, setup: Setup) -> dict[str, Any]:
         return {"status": "failed", "reason": str(failed), "found": failed.found}
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        return {"status": "failed", "reason": reason, "found": {"traceback": traceback.format_exc()[-tools.TAIL :]}}
+        where = traceback.format_exc()[-processes.TAIL :]
+        return {"status": "failed", "reason": reason, "found": {"traceback": where}}
 
 
 def _apart(name: str, asked: argparse.Namespace, file: Path, remaining_s: float) -> dict[str, Any]:
@@ -162,7 +163,7 @@ def _apart(name: str, asked: argparse.Namespace, file: Path, remaining_s: float)
     if limit < LEAST_S:
         return {"status": "failed", "reason": f"left out: the {asked.minutes:g} minutes are over", "found": {}}
     command = [sys.executable, "-m", "benchmarks.gpu", name, "--in-process", "--file", str(file.resolve())]
-    done = tools.execute(command + (["--rehearse"] if asked.rehearse else []), limit)
+    done = processes.execute(command + (["--rehearse"] if asked.rehearse else []), limit)
     entry: dict[str, Any] | None = read(file)["steps"].get(name)
     if entry is not None:
         return entry

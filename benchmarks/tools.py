@@ -7,22 +7,17 @@ import io
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.cases import Setup
 from benchmarks.outcome import Failed, Found, Unavailable
-from benchmarks.results import ROOT
+from benchmarks.processes import Done, execute
 
-__all__ = ["Done", "execute", "profile", "sanitizer", "tests"]
+__all__ = ["profile", "sanitizer", "tests"]
 
-TAIL = 3000
 TESTS_S, SANITIZER_S, PROFILE_S = 170.0, 75.0, 75.0
 FINDING = 66
 """The exit status that compute-sanitizer is told to give where it found something."""
@@ -41,41 +36,6 @@ REFUSALS = (
     "No kernels were profiled",
 )
 METRICS = re.compile(r"(tensor|shared|lts__|l1tex__data|dram__throughput|sm__throughput).*pct|gpu__time_duration.sum")
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a program ended: its status, None where it was stopped at its time limit, and what it printed."""
-
-    status: int | None
-    output: str
-
-    @property
-    def tail(self) -> str:
-        return self.output[-TAIL:]
-
-
-def execute(command: Sequence[str], limit_s: float, environment: Mapping[str, str] | None = None) -> Done:
-    """Runs a program in the repository's root; one that outlasts its limit is stopped with all it started."""
-    with tempfile.TemporaryFile("w+", errors="replace") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
-            start_new_session=True,
-        )
-        try:
-            status: int | None = process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            status = None
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        output.seek(0)
-        return Done(status, output.read())
 
 
 def tests(setup: Setup) -> Found:
