@@ -80,8 +80,8 @@ WGRAD: Table = {
 FOLDED = Tile(points=1, channels=64, depth=64)
 """Of the kernel that folds means into weights; its points are taps."""
 
-ROWS = Tile(points=64, channels=16, depth=1)
-"""Of the kernels that add up sums of tiles: so many tiles at a time, so many channels a program."""
+ROWS = Tile(points=512, channels=8, depth=1, warps=8)
+"""Of the kernels that add up sums of tiles: so many tiles at a time, so many channels (32 bytes, a sector of L2)."""
 
 ELEMENTS = Tile(points=1024, channels=1, depth=1)
 """Of the kernels that go through gradients element by element."""

@@ -25,7 +25,7 @@ import triton.language as tl
 
 from pathnet.engines.triton.configurations import DGRAD, FLOAT32, STRIDED, of_width
 from pathnet.engines.triton.folding import fold_means, taps_of
-from pathnet.engines.triton.launch import Tile, launch
+from pathnet.engines.triton.launch import Tile, launch, programs_for
 from pathnet.engines.triton.network import Convolution, FusedBlock
 from pathnet.engines.triton.plan import Launch
 from pathnet.engines.triton.products import shared_products, transposed_products
@@ -48,14 +48,23 @@ from pathnet.engines.triton.tiles import (
 __all__ = ["dgrad", "dgrad_point_tiles", "dgrad_tile"]
 
 
-@triton.jit(do_not_specialize=["path_tiles", "batch", "unit"], do_not_specialize_on_alignment=["rows_ptr"])
+@triton.jit(
+    do_not_specialize=["batch", "unit", "height", "width", "out_height", "out_width", "skip_height", "skip_width"],
+    do_not_specialize_on_alignment=["launch_ptr"],
+)
 def _dgrad_kernel(
     gradients_ptr,
     slot_size,
     rows_ptr,
+    launch_ptr,
     states_ptr,
-    path_tiles,
     batch,
+    height,
+    width,
+    out_height,
+    out_width,
+    skip_height,
+    skip_width,
     weights_ptr,
     projection_ptr,
     scales_ptr,
@@ -70,17 +79,11 @@ def _dgrad_kernel(
     largest_ptr,
     exponents_ptr,
     unit,
-    H: tl.constexpr,
-    W: tl.constexpr,
     C: tl.constexpr,
-    OUT_H: tl.constexpr,
-    OUT_W: tl.constexpr,
     OUT_C: tl.constexpr,
     KERNEL: tl.constexpr,
     STRIDE: tl.constexpr,
     SKIP: tl.constexpr,
-    SKIP_H: tl.constexpr,
-    SKIP_W: tl.constexpr,
     SKIP_C: tl.constexpr,
     SKIP_STRIDE: tl.constexpr,
     ACTIVATED: tl.constexpr,
@@ -102,204 +105,213 @@ def _dgrad_kernel(
     PHASES: tl.constexpr = STRIDE
     POINTS: tl.constexpr = SAMPLES * PIXELS
     CHANNEL_TILES: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
-    PHASE_H: tl.constexpr = (H + PHASES - 1) // PHASES
-    PHASE_W: tl.constexpr = (W + PHASES - 1) // PHASES
+    phase_height, phase_width = tl.cdiv(height, PHASES), tl.cdiv(width, PHASES)
+    point_tiles = PHASES * PHASES * tl.cdiv(batch, SAMPLES) * tl.cdiv(phase_height * phase_width, PIXELS)
+    rows_ptr += tl.load(launch_ptr) * ROW_FIELDS
+    path_tiles = tl.load(launch_ptr + 1) // PATHS
 
     program = tl.program_id(0)
-    path_tile = program % path_tiles
-    channel_tile = program // path_tiles % CHANNEL_TILES
-    point_tile = program // path_tiles // CHANNEL_TILES
-    phase = point_tile % (PHASES * PHASES)
-    sample, row, column, inside = points_of(point_tile // (PHASES * PHASES), batch, PHASE_H, PHASE_W, SAMPLES, PIXELS)
-    row, column = row * PHASES + phase // PHASES, column * PHASES + phase % PHASES
-    inside = inside & (row < H) & (column < W)
-    channel = channel_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    has_channel = channel < C
-
-    path = path_tile * PATHS + tl.arange(0, PATHS)
-    fields = rows_ptr + path * ROW_FIELDS
-    source, target, block = tl.load(fields), tl.load(fields + 1), tl.load(fields + 2)
-    live = target >= 0
-
-    # A block's gradient lies there unscaled: what is linear in it takes its power of two on the way.
-    factor = tl.full([PATHS, POINTS], 1.0, tl.float32)
-    if ENTRY or EXIT:
-        slot = sample if PER_SAMPLE else sample * 0
-        width = batch if PER_SAMPLE else 1
-        places = tl.maximum(block, 0)[:, None] * width + slot[None, :]
-        known = live[:, None] & (sample < batch)[None, :]
-        shift = shift_of(tl.load(largest_ptr + places, mask=known, other=0))
-        factor = power_of_two(-shift)
-        if EXIT:
-            own_places = tl.maximum(target, 0)[:, None] * width + slot[None, :]
-            exponent = tl.load(exponents_ptr + places, mask=known, other=0) + shift
-            tl.store(exponents_ptr + own_places, exponent, mask=known)
-
-    value = tl.zeros([PATHS, POINTS, BLOCK_N], tl.float32)
-    if RESIDUAL:
-        products = transposed_products(
-            tl.zeros([PATHS * POINTS, BLOCK_N], tl.float32),
-            gradients_ptr,
-            slot_size,
-            weights_ptr,
-            source,
-            live,
-            states_ptr,
-            offsets_ptr,
-            normalized_ptr,
-            corrections_ptr,
-            corrections_width,
-            sample,
-            row,
-            column,
-            inside,
-            phase // PHASES,
-            phase % PHASES,
-            channel,
-            C,
-            OUT_C,
-            OUT_H,
-            OUT_W,
-            KERNEL,
-            STRIDE,
-            PHASES,
-            CORRECT and not FOLDED,
-            BLOCK_K,
-            PRECISION,
+    while program < path_tiles * CHANNEL_TILES * point_tiles:
+        path_tile = program % path_tiles
+        channel_tile = program // path_tiles % CHANNEL_TILES
+        point_tile = program // path_tiles // CHANNEL_TILES
+        phase = point_tile % (PHASES * PHASES)
+        sample, row, column, inside = points_of(
+            point_tile // (PHASES * PHASES), batch, phase_height, phase_width, SAMPLES, PIXELS
         )
-        value = tl.reshape(products, [PATHS, POINTS, BLOCK_N])
-        if FOLDED:
-            _, waits, first = locate(source, live, slot_size, states_ptr, offsets_ptr)
-            value += shared_products(
-                normalized_ptr + first,
-                folded_ptr,
-                constants_ptr,
-                path_tile * PATHS,
-                waits,
+        row, column = row * PHASES + phase // PHASES, column * PHASES + phase % PHASES
+        inside = inside & (row < height) & (column < width)
+        channel = channel_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        has_channel = channel < C
+
+        path = path_tile * PATHS + tl.arange(0, PATHS)
+        fields = rows_ptr + path * ROW_FIELDS
+        source, target, block = tl.load(fields), tl.load(fields + 1), tl.load(fields + 2)
+        live, enters = target >= 0, source >= 0
+
+        # A block's gradient lies there unscaled: what is linear in it takes its power of two on the way.
+        factor = tl.full([PATHS, POINTS], 1.0, tl.float32)
+        if ENTRY or EXIT:
+            slot = sample if PER_SAMPLE else sample * 0
+            slots = batch if PER_SAMPLE else 1
+            places = tl.maximum(block, 0)[:, None] * slots + slot[None, :]
+            known = live[:, None] & (sample < batch)[None, :]
+            shift = shift_of(tl.load(largest_ptr + places, mask=known, other=0))
+            factor = power_of_two(-shift)
+            if EXIT:
+                own_places = tl.maximum(target, 0)[:, None] * slots + slot[None, :]
+                exponent = tl.load(exponents_ptr + places, mask=known, other=0) + shift
+                tl.store(exponents_ptr + own_places, exponent, mask=known)
+
+        value = tl.zeros([PATHS, POINTS, BLOCK_N], tl.float32)
+        if RESIDUAL:
+            products = transposed_products(
+                tl.zeros([PATHS * POINTS, BLOCK_N], tl.float32),
+                gradients_ptr,
+                slot_size,
+                weights_ptr,
+                source,
+                enters,
+                states_ptr,
+                offsets_ptr,
+                normalized_ptr,
+                corrections_ptr,
+                corrections_width,
                 sample,
                 row,
                 column,
                 inside,
                 phase // PHASES,
                 phase % PHASES,
-                channel_tile * BLOCK_N,
+                channel,
+                out_height,
+                out_width,
                 C,
                 OUT_C,
-                OUT_H,
-                OUT_W,
                 KERNEL,
                 STRIDE,
-                PATHS,
-                TAPS_KEPT,
-                BLOCK_N,
+                PHASES,
+                CORRECT and not FOLDED,
                 BLOCK_K,
                 PRECISION,
             )
+            value = tl.reshape(products, [PATHS, POINTS, BLOCK_N])
+            if FOLDED:
+                _, waits, first = locate(source, enters, slot_size, states_ptr, offsets_ptr)
+                value += shared_products(
+                    normalized_ptr + first,
+                    folded_ptr,
+                    constants_ptr,
+                    path_tile * PATHS,
+                    waits,
+                    sample,
+                    row,
+                    column,
+                    inside,
+                    phase // PHASES,
+                    phase % PHASES,
+                    channel_tile * BLOCK_N,
+                    out_height,
+                    out_width,
+                    C,
+                    OUT_C,
+                    KERNEL,
+                    STRIDE,
+                    PATHS,
+                    TAPS_KEPT,
+                    BLOCK_N,
+                    BLOCK_K,
+                    PRECISION,
+                )
+            if EXIT:
+                value *= tl.load(fields + 4).to(tl.float32, bitcast=True)[:, None, None]
+            if ENTRY:
+                value *= factor[:, :, None]
         if EXIT:
-            value *= tl.load(fields + 4).to(tl.float32, bitcast=True)[:, None, None]
-        if ENTRY:
-            value *= factor[:, :, None]
-    if EXIT:
-        a = tl.load(fields + 3).to(tl.float32, bitcast=True)
-        factor *= a[:, None]
-        taken = live & (a != 0)
-    if SKIP == PROJECTION:
-        products = transposed_products(
-            tl.zeros([PATHS * POINTS, BLOCK_N], tl.float32),
-            gradients_ptr,
-            slot_size,
-            projection_ptr,
-            block,
-            taken,
-            states_ptr,
-            offsets_ptr,
-            normalized_ptr,
-            corrections_ptr,
-            corrections_width,
-            sample,
-            row,
-            column,
-            inside,
-            0,
-            0,
-            channel,
-            C,
-            SKIP_C,
-            SKIP_H,
-            SKIP_W,
-            1,
-            SKIP_STRIDE,
-            1,
-            CORRECT,
-            BLOCK_K,
-            PRECISION,
-        )
-        value += tl.reshape(products, [PATHS, POINTS, BLOCK_N]) * factor[:, :, None]
+            a = tl.load(fields + 3).to(tl.float32, bitcast=True)
+            factor *= a[:, None]
+            taken = live & (a != 0)
+        if SKIP == PROJECTION:
+            products = transposed_products(
+                tl.zeros([PATHS * POINTS, BLOCK_N], tl.float32),
+                gradients_ptr,
+                slot_size,
+                projection_ptr,
+                block,
+                taken,
+                states_ptr,
+                offsets_ptr,
+                normalized_ptr,
+                corrections_ptr,
+                corrections_width,
+                sample,
+                row,
+                column,
+                inside,
+                0,
+                0,
+                channel,
+                skip_height,
+                skip_width,
+                C,
+                SKIP_C,
+                1,
+                SKIP_STRIDE,
+                1,
+                CORRECT,
+                BLOCK_K,
+                PRECISION,
+            )
+            value += tl.reshape(products, [PATHS, POINTS, BLOCK_N]) * factor[:, :, None]
 
-    within = inside[:, None] & has_channel[None, :]
-    pixel = (sample * H + row) * W + column
-    if RESIDUAL or SKIP == PROJECTION or ACTIVATED:
-        byte = tl.load(
-            bits_ptr + (pixel * ((C + 7) // 8))[:, None] + (channel // 8)[None, :], mask=within, other=0
-        ).to(tl.int32)
-        passes = (byte >> (channel % 8)[None, :] & 1 != 0)[None, :, :]
-        value = tl.where(passes, value, 0.0)
-    if SUMS:
-        x_hat = tl.load(
-            normalized_ptr
-            + tl.multiple_of(tl.load(offsets_ptr + unit), 16)
-            + (pixel * C)[:, None]
-            + channel[None, :],
-            mask=within,
-            other=0.0,
-        ).to(tl.float32)
-        point_tiles = tl.num_programs(0) // path_tiles // CHANNEL_TILES
-        own = sums_ptr + ((path.to(tl.int64) * point_tiles + point_tile) * (2 * C))[:, None] + channel[None, :]
-        given = live[:, None] & has_channel[None, :]
-        tl.store(own, tl.sum(value, 1), mask=given)
-        tl.store(own + C, tl.sum(value * x_hat[None, :, :], 1), mask=given)
-    if RESIDUAL or SKIP == PROJECTION:
-        value *= tl.load(scales_ptr + channel, mask=has_channel, other=0.0)[None, None, :]
-    if SKIP == DIRECT:
-        met = inside & (row % SKIP_STRIDE == 0) & (column % SKIP_STRIDE == 0)
-        at = ((sample * SKIP_H + row // SKIP_STRIDE) * SKIP_W + column // SKIP_STRIDE) * SKIP_C
-        slots, waits, first = locate(block, taken, slot_size, states_ptr, offsets_ptr)
-        has_skip = has_channel & (channel < SKIP_C)
-        mean, mean_x_hat = 0.0, 0.0
-        if CORRECT:
-            mean, mean_x_hat = load_means(corrections_ptr, corrections_width, block, taken & waits, channel, has_skip)
-        skip_mask = met[:, None] & has_skip[None, :]
-        skipped = load_gradients(
-            gradients_ptr,
-            slots,
-            at[:, None] + channel[None, :],
-            taken[:, None, None] & skip_mask[None, :, :],
-            normalized_ptr + first,
-            skip_mask & waits,
-            mean,
-            mean_x_hat,
-            CORRECT,
-        )
-        if ACTIVATED:
-            skipped = tl.where(passes, skipped, 0.0)
-        value += skipped * factor[:, :, None]
+        within = inside[:, None] & has_channel[None, :]
+        pixel = (sample * height + row) * width + column
+        if RESIDUAL or SKIP == PROJECTION or ACTIVATED:
+            byte = tl.load(
+                bits_ptr + (pixel * ((C + 7) // 8))[:, None] + (channel // 8)[None, :], mask=within, other=0
+            ).to(tl.int32)
+            passes = (byte >> (channel % 8)[None, :] & 1 != 0)[None, :, :]
+            value = tl.where(passes, value, 0.0)
+        if SUMS:
+            x_hat = tl.load(
+                normalized_ptr
+                + tl.multiple_of(tl.load(offsets_ptr + unit), 16)
+                + (pixel * C)[:, None]
+                + channel[None, :],
+                mask=within,
+                other=0.0,
+            ).to(tl.float32)
+            own = sums_ptr + ((path.to(tl.int64) * point_tiles + point_tile) * (2 * C))[:, None] + channel[None, :]
+            given = live[:, None] & has_channel[None, :]
+            tl.store(own, tl.sum(value, 1), mask=given)
+            tl.store(own + C, tl.sum(value * x_hat[None, :, :], 1), mask=given)
+        if RESIDUAL or SKIP == PROJECTION:
+            value *= tl.load(scales_ptr + channel, mask=has_channel, other=0.0)[None, None, :]
+        if SKIP == DIRECT:
+            met = inside & (row % SKIP_STRIDE == 0) & (column % SKIP_STRIDE == 0)
+            at = ((sample * skip_height + row // SKIP_STRIDE) * skip_width + column // SKIP_STRIDE) * SKIP_C
+            slots, waits, first = locate(block, taken, slot_size, states_ptr, offsets_ptr)
+            has_skip = has_channel & (channel < SKIP_C)
+            mean, mean_x_hat = 0.0, 0.0
+            if CORRECT:
+                mean, mean_x_hat = load_means(
+                    corrections_ptr, corrections_width, block, taken & waits, channel, has_skip
+                )
+            skip_mask = met[:, None] & has_skip[None, :]
+            skipped = load_gradients(
+                gradients_ptr,
+                slots,
+                at[:, None] + channel[None, :],
+                taken[:, None, None] & skip_mask[None, :, :],
+                normalized_ptr + first,
+                skip_mask & waits,
+                mean,
+                mean_x_hat,
+                CORRECT,
+            )
+            if ACTIVATED:
+                skipped = tl.where(passes, skipped, 0.0)
+            value += skipped * factor[:, :, None]
 
-    mask = live[:, None, None] & within[None, :, :]
-    slots = tl.load(states_ptr + tl.maximum(target, 0) * STATE_FIELDS).to(tl.int64) * slot_size
-    places = slots[:, None, None] + ((pixel * C)[:, None] + channel[None, :])[None, :, :]
-    tl.store(gradients_ptr + places, value.to(gradients_ptr.dtype.element_ty), mask=mask)
-    if EXIT:
-        sizes = tl.where(mask, tl.abs(value), 0.0)
-        if PER_SAMPLE:
-            first = tl.arange(0, SAMPLES)
-            own_sample = (point_tile // (PHASES * PHASES)) // tl.cdiv(PHASE_H * PHASE_W, PIXELS) * SAMPLES + first
-            largest = tl.max(tl.reshape(sizes, [PATHS, SAMPLES, PIXELS * BLOCK_N]), 2)
-            own = tl.maximum(target, 0)[:, None] * batch + own_sample[None, :]
-            known = live[:, None] & (own_sample < batch)[None, :]
-        else:
-            largest = tl.max(tl.reshape(sizes, [PATHS, POINTS * BLOCK_N]), 1)
-            own, known = tl.maximum(target, 0), live
-        tl.atomic_max(largest_ptr + own, largest.to(tl.int32, bitcast=True), mask=known, sem="relaxed")
+        mask = live[:, None, None] & within[None, :, :]
+        slots = tl.load(states_ptr + tl.maximum(target, 0) * STATE_FIELDS).to(tl.int64) * slot_size
+        places = slots[:, None, None] + ((pixel * C)[:, None] + channel[None, :])[None, :, :]
+        tl.store(gradients_ptr + places, value.to(gradients_ptr.dtype.element_ty), mask=mask)
+        if EXIT:
+            sizes = tl.where(mask, tl.abs(value), 0.0)
+            if PER_SAMPLE:
+                first = tl.arange(0, SAMPLES)
+                own_sample = (point_tile // (PHASES * PHASES)) // tl.cdiv(
+                    phase_height * phase_width, PIXELS
+                ) * SAMPLES + first
+                largest = tl.max(tl.reshape(sizes, [PATHS, SAMPLES, PIXELS * BLOCK_N]), 2)
+                own = tl.maximum(target, 0)[:, None] * batch + own_sample[None, :]
+                known = live[:, None] & (own_sample < batch)[None, :]
+            else:
+                largest = tl.max(tl.reshape(sizes, [PATHS, POINTS * BLOCK_N]), 1)
+                own, known = tl.maximum(target, 0), live
+            tl.atomic_max(largest_ptr + own, largest.to(tl.int32, bitcast=True), mask=known, sem="relaxed")
+        program += tl.num_programs(0)
 
 
 def dgrad_tile(conv: Convolution) -> Tile:
@@ -328,22 +340,27 @@ def dgrad(gradients: Gradients, kept: Kept, block: FusedBlock, task: Launch) -> 
     # Post-activation blocks begin with a ReLU alone.
     begins_with_bn = not (at_exit and block.activated)
     has_sums = begins_with_bn and gradients.sums.numel() > 0 and (task.residual or skip == PROJECTION)
-    rows = gradients.rows[task.first : task.first + task.count]
     samples, pixels = tile.split(-(-given.height // conv.stride) * -(-given.width // conv.stride))
     tiles, path_tiles = dgrad_point_tiles(conv, gradients.batch), task.count // tile.paths
     folded = gradients.waits and task.residual and conv.kernel > 1
     if folded:
-        fold_means(gradients, rows, conv)
+        fold_means(gradients, conv, task)
     launch(
         _dgrad_kernel,
-        path_tiles * -(-given.channels // tile.channels) * tiles,
+        programs_for(path_tiles * -(-given.channels // tile.channels) * tiles, gradients.values.device),
         tile,
         gradients.values,
         gradients.values.shape[1],
-        rows,
+        gradients.rows,
+        gradients.launches[task.index],
         gradients.states,
-        path_tiles,
         gradients.batch,
+        given.height,
+        given.width,
+        made.height,
+        made.width,
+        skip_made.height,
+        skip_made.width,
         conv.transposed,
         conv.transposed if projection is None else projection.transposed,
         kept.scales[unit],
@@ -358,17 +375,11 @@ def dgrad(gradients: Gradients, kept: Kept, block: FusedBlock, task: Launch) -> 
         gradients.largest,
         gradients.exponents,
         unit,
-        H=given.height,
-        W=given.width,
         C=given.channels,
-        OUT_H=made.height,
-        OUT_W=made.width,
         OUT_C=made.channels,
         KERNEL=conv.kernel,
         STRIDE=conv.stride,
         SKIP=skip.value,
-        SKIP_H=skip_made.height,
-        SKIP_W=skip_made.width,
         SKIP_C=skip_made.channels,
         SKIP_STRIDE=1 if skip is NO_SKIP else block.stride,
         ACTIVATED=block.activated and skip is DIRECT,
@@ -388,4 +399,4 @@ def dgrad(gradients: Gradients, kept: Kept, block: FusedBlock, task: Launch) -> 
         PRECISION=FLOAT32,
     )
     if has_sums and gradients.waits:
-        take_means(gradients, rows, tiles, kept.scales[unit], given.channels, given.pixels)
+        take_means(gradients, task, tiles, kept.scales[unit], given.channels, given.pixels)

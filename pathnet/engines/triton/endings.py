@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from pathnet.engines.triton.configurations import ELEMENTS
-from pathnet.engines.triton.launch import elements, launch
+from pathnet.engines.triton.launch import elements, launch, programs_for
 from pathnet.engines.triton.network import FusedBlock, TritonNetwork
 from pathnet.engines.triton.plan import Launch
 from pathnet.engines.triton.state import Activations, Gradients, Kept
@@ -62,13 +62,21 @@ def _behind_norm(
     return centred * scale[None, :] + shift[None, :]
 
 
-@triton.jit(do_not_specialize=["points"], do_not_specialize_on_alignment=["rows_ptr"])
+@triton.jit(
+    do_not_specialize=["points", "height", "width", "skip_height", "skip_width"],
+    do_not_specialize_on_alignment=["launch_ptr"],
+)
 def _joined_kernel(
     activations_ptr,
     slot_size,
     rows_ptr,
+    launch_ptr,
     states_ptr,
     points,
+    height,
+    width,
+    skip_height,
+    skip_width,
     gain_ptr,
     bias_ptr,
     epsilon,
@@ -80,12 +88,8 @@ def _joined_kernel(
     statistics_width,
     normalized_ptr,
     skip_normalized_ptr,
-    H: tl.constexpr,
-    W: tl.constexpr,
     C: tl.constexpr,
     SKIP: tl.constexpr,
-    SKIP_H: tl.constexpr,
-    SKIP_W: tl.constexpr,
     SKIP_C: tl.constexpr,
     SKIP_STRIDE: tl.constexpr,
     RESIDUAL: tl.constexpr,
@@ -95,69 +99,76 @@ def _joined_kernel(
 ):
     CHANNEL_TILES: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
     point_tiles = tl.cdiv(points, POINTS)
-    channel = tl.program_id(0) % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
-    point = tl.program_id(0) // CHANNEL_TILES % point_tiles * POINTS + tl.arange(0, POINTS)
-    fields = rows_ptr + tl.program_id(0) // CHANNEL_TILES // point_tiles * ROW_FIELDS
-    source, target, skip = tl.load(fields), tl.load(fields + 1), tl.load(fields + 2)
+    rows_ptr += tl.load(launch_ptr) * ROW_FIELDS
+    rows = tl.load(launch_ptr + 1)
     slot_size = slot_size.to(tl.int64)
-    known = channel < C
-    within = (point < points)[:, None] & known[None, :]
-    at = (point * C)[:, None] + channel[None, :]
-    value = tl.zeros([POINTS, BLOCK_N], tl.float32)
-    if RESIDUAL:
-        given = activations_ptr + tl.load(states_ptr + source * STATE_FIELDS) * slot_size
-        own = statistics_ptr + source.to(tl.int64) * (2 * statistics_width)
-        value += tl.load(fields + 4).to(tl.float32, bitcast=True) * _behind_norm(
-            given,
-            at,
-            within,
-            gain_ptr,
-            bias_ptr,
-            own,
-            statistics_width,
-            epsilon,
-            channel,
-            known,
-            normalized_ptr,
-            NORMALIZED,
-        )
-    if SKIP != NO_SKIP:
-        a = tl.load(fields + 3).to(tl.float32, bitcast=True)
-        entered = activations_ptr + tl.load(states_ptr + skip * STATE_FIELDS) * slot_size
-    if SKIP == PROJECTION:
-        own = statistics_ptr + skip.to(tl.int64) * (2 * statistics_width)
-        value += a * _behind_norm(
-            entered,
-            at,
-            within,
-            skip_gain_ptr,
-            skip_bias_ptr,
-            own,
-            statistics_width,
-            skip_epsilon,
-            channel,
-            known,
-            skip_normalized_ptr,
-            NORMALIZED,
-        )
-    if SKIP == DIRECT:
-        sample, row, column = point // (H * W), point // W % H, point % W
-        from_pixel = (sample * SKIP_H + row * SKIP_STRIDE) * SKIP_W + column * SKIP_STRIDE
-        skipped = tl.load(
-            entered + (from_pixel * SKIP_C)[:, None] + channel[None, :],
-            mask=within & (channel < SKIP_C)[None, :],
-            other=0.0,
-        )
-        value += a * cut_off(skipped.to(tl.float32), floor)
-    made = activations_ptr + tl.load(states_ptr + target * STATE_FIELDS) * slot_size
-    tl.store(made + at, value.to(activations_ptr.dtype.element_ty), mask=within)
+
+    program = tl.program_id(0)
+    while program < rows * CHANNEL_TILES * point_tiles:
+        channel = program % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
+        point = program // CHANNEL_TILES % point_tiles * POINTS + tl.arange(0, POINTS)
+        fields = rows_ptr + program // CHANNEL_TILES // point_tiles * ROW_FIELDS
+        source, target, skip = tl.load(fields), tl.load(fields + 1), tl.load(fields + 2)
+        known = channel < C
+        within = (point < points)[:, None] & known[None, :]
+        at = (point * C)[:, None] + channel[None, :]
+        value = tl.zeros([POINTS, BLOCK_N], tl.float32)
+        if RESIDUAL:
+            given = activations_ptr + tl.load(states_ptr + source * STATE_FIELDS) * slot_size
+            own = statistics_ptr + source.to(tl.int64) * (2 * statistics_width)
+            value += tl.load(fields + 4).to(tl.float32, bitcast=True) * _behind_norm(
+                given,
+                at,
+                within,
+                gain_ptr,
+                bias_ptr,
+                own,
+                statistics_width,
+                epsilon,
+                channel,
+                known,
+                normalized_ptr,
+                NORMALIZED,
+            )
+        if SKIP != NO_SKIP:
+            a = tl.load(fields + 3).to(tl.float32, bitcast=True)
+            entered = activations_ptr + tl.load(states_ptr + skip * STATE_FIELDS) * slot_size
+        if SKIP == PROJECTION:
+            own = statistics_ptr + skip.to(tl.int64) * (2 * statistics_width)
+            value += a * _behind_norm(
+                entered,
+                at,
+                within,
+                skip_gain_ptr,
+                skip_bias_ptr,
+                own,
+                statistics_width,
+                skip_epsilon,
+                channel,
+                known,
+                skip_normalized_ptr,
+                NORMALIZED,
+            )
+        if SKIP == DIRECT:
+            sample, row, column = point // (height * width), point // width % height, point % width
+            from_pixel = (sample * skip_height + row * SKIP_STRIDE) * skip_width + column * SKIP_STRIDE
+            skipped = tl.load(
+                entered + (from_pixel * SKIP_C)[:, None] + channel[None, :],
+                mask=within & (channel < SKIP_C)[None, :],
+                other=0.0,
+            )
+            value += a * cut_off(skipped.to(tl.float32), floor)
+        made = activations_ptr + tl.load(states_ptr + target * STATE_FIELDS) * slot_size
+        tl.store(made + at, value.to(activations_ptr.dtype.element_ty), mask=within)
+        program += tl.num_programs(0)
 
 
-@triton.jit(do_not_specialize=["points"], do_not_specialize_on_alignment=["rows_ptr"])
+@triton.jit(do_not_specialize=["points"], do_not_specialize_on_alignment=["launch_ptr"])
 def _ending_backward_kernel(
     gradients_ptr,
     slot_size,
     rows_ptr,
+    launch_ptr,
     states_ptr,
     points,
     scales_ptr,
@@ -171,28 +182,34 @@ def _ending_backward_kernel(
 ):
     CHANNEL_TILES: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
     point_tiles = tl.cdiv(points, POINTS)
-    channel = tl.program_id(0) % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
-    point_tile = tl.program_id(0) // CHANNEL_TILES % point_tiles
-    point = point_tile * POINTS + tl.arange(0, POINTS)
-    path = tl.program_id(0) // CHANNEL_TILES // point_tiles
-    source, target = tl.load(rows_ptr + path * ROW_FIELDS), tl.load(rows_ptr + path * ROW_FIELDS + 1)
+    rows_ptr += tl.load(launch_ptr) * ROW_FIELDS
+    rows = tl.load(launch_ptr + 1)
     slot_size = slot_size.to(tl.int64)
-    known = channel < C
-    within = (point < points)[:, None] & known[None, :]
-    at = (point * C)[:, None] + channel[None, :]
 
-    # From here on the gradient has its power of two aside: what reads it, the projection too, takes it as it is.
-    shift = shift_of(tl.load(largest_ptr + source))
-    tl.store(exponents_ptr + target, tl.load(exponents_ptr + source) + shift)
-    given = gradients_ptr + tl.load(states_ptr + source * STATE_FIELDS) * slot_size
-    value = tl.load(given + at, mask=within, other=0.0).to(tl.float32) * power_of_two(-shift)
-    x_hat = tl.load(normalized_ptr + at, mask=within, other=0.0).to(tl.float32)
-    own = sums_ptr + (path.to(tl.int64) * point_tiles + point_tile) * (2 * C) + channel
-    tl.store(own, tl.sum(value, 0), mask=known)
-    tl.store(own + C, tl.sum(value * x_hat, 0), mask=known)
-    value *= tl.load(scales_ptr + channel, mask=known, other=0.0)[None, :]
-    made = gradients_ptr + tl.load(states_ptr + target * STATE_FIELDS) * slot_size
-    tl.store(made + at, value.to(gradients_ptr.dtype.element_ty), mask=within)
+    program = tl.program_id(0)
+    while program < rows * CHANNEL_TILES * point_tiles:
+        channel = program % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
+        point_tile = program // CHANNEL_TILES % point_tiles
+        point = point_tile * POINTS + tl.arange(0, POINTS)
+        path = program // CHANNEL_TILES // point_tiles
+        source, target = tl.load(rows_ptr + path * ROW_FIELDS), tl.load(rows_ptr + path * ROW_FIELDS + 1)
+        known = channel < C
+        within = (point < points)[:, None] & known[None, :]
+        at = (point * C)[:, None] + channel[None, :]
+
+        # From here on the gradient has its power of two aside: what reads it, the projection too, takes it as it is.
+        shift = shift_of(tl.load(largest_ptr + source))
+        tl.store(exponents_ptr + target, tl.load(exponents_ptr + source) + shift)
+        given = gradients_ptr + tl.load(states_ptr + source * STATE_FIELDS) * slot_size
+        value = tl.load(given + at, mask=within, other=0.0).to(tl.float32) * power_of_two(-shift)
+        x_hat = tl.load(normalized_ptr + at, mask=within, other=0.0).to(tl.float32)
+        own = sums_ptr + (path.to(tl.int64) * point_tiles + point_tile) * (2 * C) + channel
+        tl.store(own, tl.sum(value, 0), mask=known)
+        tl.store(own + C, tl.sum(value * x_hat, 0), mask=known)
+        value *= tl.load(scales_ptr + channel, mask=known, other=0.0)[None, :]
+        made = gradients_ptr + tl.load(states_ptr + target * STATE_FIELDS) * slot_size
+        tl.store(made + at, value.to(gradients_ptr.dtype.element_ty), mask=within)
+        program += tl.num_programs(0)
 
 
 def joined(network: TritonNetwork, activations: Activations, task: Launch, kept: Kept | None = None) -> None:
@@ -209,13 +226,18 @@ def joined(network: TritonNetwork, activations: Activations, task: Launch, kept:
     total = activations.batch * made.pixels
     launch(
         _joined_kernel,
-        task.count * -(-total // points) * -(-made.channels // channels),
+        programs_for(task.count * -(-total // points) * -(-made.channels // channels), activations.values.device),
         ELEMENTS,
         activations.values,
         activations.values.shape[1],
-        activations.rows[task.first : task.first + task.count],
+        activations.rows,
+        activations.launches[task.index],
         activations.states,
         total,
+        made.height,
+        made.width,
+        block.given.height,
+        block.given.width,
         network.affine[unit, 0],
         network.affine[unit, 1],
         network.epsilons[unit],
@@ -227,12 +249,8 @@ def joined(network: TritonNetwork, activations: Activations, task: Launch, kept:
         network.widest,
         network.affine if kept is None else kept.unit_normalized(unit),
         network.affine if kept is None else kept.unit_normalized(skip_unit),
-        H=made.height,
-        W=made.width,
         C=made.channels,
         SKIP=skip.value,
-        SKIP_H=block.given.height,
-        SKIP_W=block.given.width,
         SKIP_C=block.given.channels,
         SKIP_STRIDE=block.stride,
         RESIDUAL=task.residual,
@@ -250,16 +268,16 @@ def ending_point_tiles(block: FusedBlock, batch: int) -> int:
 def ending_backward(gradients: Gradients, kept: Kept, block: FusedBlock, task: Launch) -> None:
     """Takes gradients of sums through the BN behind the last convolution, or through that behind the projection."""
     unit, made = block.ends[0] if task.residual else block.ends[1], block.made
-    rows = gradients.rows[task.first : task.first + task.count]
     points, channels = elements(ELEMENTS, made.channels)
     tiles = ending_point_tiles(block, gradients.batch)
     launch(
         _ending_backward_kernel,
-        task.count * tiles * -(-made.channels // channels),
+        programs_for(task.count * tiles * -(-made.channels // channels), gradients.values.device),
         ELEMENTS,
         gradients.values,
         gradients.values.shape[1],
-        rows,
+        gradients.rows,
+        gradients.launches[task.index],
         gradients.states,
         gradients.batch * made.pixels,
         kept.scales[unit],
@@ -271,4 +289,4 @@ def ending_backward(gradients: Gradients, kept: Kept, block: FusedBlock, task: L
         POINTS=points,
         BLOCK_N=channels,
     )
-    take_means(gradients, rows, tiles, kept.scales[unit], made.channels, made.pixels)
+    take_means(gradients, task, tiles, kept.scales[unit], made.channels, made.pixels)

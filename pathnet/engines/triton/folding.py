@@ -14,21 +14,22 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from pathnet.engines.triton.configurations import FOLDED
-from pathnet.engines.triton.launch import launch, power_of_two_from
+from pathnet.engines.triton.launch import launch, power_of_two_from, programs_for
 from pathnet.engines.triton.network import Convolution
+from pathnet.engines.triton.plan import Launch
 from pathnet.engines.triton.state import Gradients
 from pathnet.engines.triton.tiles import ROW_FIELDS, STATE_FIELDS
 
 __all__ = ["constants_size", "fold_means", "folded_size", "taps_of"]
 
 
-@triton.jit(do_not_specialize_on_alignment=["rows_ptr"])
+@triton.jit(do_not_specialize_on_alignment=["launch_ptr"])
 def _fold_kernel(
     weights_ptr,
     rows_ptr,
+    launch_ptr,
     states_ptr,
     corrections_ptr,
     corrections_width,
@@ -44,30 +45,36 @@ def _fold_kernel(
 ):
     CHANNEL_TILES: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
     TAP_TILES: tl.constexpr = ALL_TAPS // BLOCK_T
-    channel = tl.program_id(0) % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
-    tap = tl.program_id(0) // CHANNEL_TILES % TAP_TILES * BLOCK_T + tl.arange(0, BLOCK_T)
-    path = tl.program_id(0) // CHANNEL_TILES // TAP_TILES
-    source = tl.load(rows_ptr + path * ROW_FIELDS)
-    waits = (source >= 0) & (tl.load(states_ptr + tl.maximum(source, 0) * STATE_FIELDS + 1) >= 0)
-    means = corrections_ptr + tl.maximum(source, 0).to(tl.int64) * (2 * corrections_width)
-    folded = folded_ptr + path.to(tl.int64) * (TAPS * OUT_C * C)
-    constant = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
-    for depth in range((OUT_C + BLOCK_K - 1) // BLOCK_K):
-        deep = depth * BLOCK_K + tl.arange(0, BLOCK_K)
-        known = (deep < OUT_C) & waits
-        mean = tl.load(means + deep, mask=known, other=0.0)
-        mean_x_hat = tl.load(means + corrections_width + deep, mask=known, other=0.0)
-        within = (tap < TAPS)[:, None, None] & (deep < OUT_C)[None, :, None] & (channel < C)[None, None, :]
-        places = (tap[:, None, None] * OUT_C + deep[None, :, None]) * C + channel[None, None, :]
-        weights = tl.load(weights_ptr + places, mask=within, other=0.0).to(tl.float32)
-        scaled = -mean_x_hat[None, :, None] * weights
-        tl.store(folded + places, scaled.to(folded_ptr.dtype.element_ty), mask=within)
-        constant -= tl.sum(mean[None, :, None] * weights, 1)
-    own = constants_ptr + (path * 2 * ALL_TAPS + tap)[:, None] * C + channel[None, :]
-    first = constant.to(constants_ptr.dtype.element_ty)
-    tl.store(own, first, mask=(channel < C)[None, :])
-    rest = (constant - first.to(tl.float32)).to(constants_ptr.dtype.element_ty)
-    tl.store(own + ALL_TAPS * C, rest, mask=(channel < C)[None, :])
+    rows_ptr += tl.load(launch_ptr) * ROW_FIELDS
+    rows = tl.load(launch_ptr + 1)
+
+    program = tl.program_id(0)
+    while program < rows * TAP_TILES * CHANNEL_TILES:
+        channel = program % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
+        tap = program // CHANNEL_TILES % TAP_TILES * BLOCK_T + tl.arange(0, BLOCK_T)
+        path = program // CHANNEL_TILES // TAP_TILES
+        source = tl.load(rows_ptr + path * ROW_FIELDS)
+        waits = (source >= 0) & (tl.load(states_ptr + tl.maximum(source, 0) * STATE_FIELDS + 1) >= 0)
+        means = corrections_ptr + tl.maximum(source, 0).to(tl.int64) * (2 * corrections_width)
+        folded = folded_ptr + path.to(tl.int64) * (TAPS * OUT_C * C)
+        constant = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
+        for depth in range((OUT_C + BLOCK_K - 1) // BLOCK_K):
+            deep = depth * BLOCK_K + tl.arange(0, BLOCK_K)
+            known = (deep < OUT_C) & waits
+            mean = tl.load(means + deep, mask=known, other=0.0)
+            mean_x_hat = tl.load(means + corrections_width + deep, mask=known, other=0.0)
+            within = (tap < TAPS)[:, None, None] & (deep < OUT_C)[None, :, None] & (channel < C)[None, None, :]
+            places = (tap[:, None, None] * OUT_C + deep[None, :, None]) * C + channel[None, None, :]
+            weights = tl.load(weights_ptr + places, mask=within, other=0.0).to(tl.float32)
+            scaled = -mean_x_hat[None, :, None] * weights
+            tl.store(folded + places, scaled.to(folded_ptr.dtype.element_ty), mask=within)
+            constant -= tl.sum(mean[None, :, None] * weights, 1)
+        own = constants_ptr + path.to(tl.int64) * (2 * ALL_TAPS * C) + (tap * C)[:, None] + channel[None, :]
+        first = constant.to(constants_ptr.dtype.element_ty)
+        tl.store(own, first, mask=(channel < C)[None, :])
+        rest = (constant - first.to(tl.float32)).to(constants_ptr.dtype.element_ty)
+        tl.store(own + ALL_TAPS * C, rest, mask=(channel < C)[None, :])
+        program += tl.num_programs(0)
 
 
 def taps_of(conv: Convolution) -> int:
@@ -85,20 +92,23 @@ def constants_size(conv: Convolution) -> int:
     return 2 * taps_of(conv) * conv.given.channels
 
 
-def fold_means(gradients: Gradients, rows: Tensor, conv: Convolution) -> None:
+def fold_means(gradients: Gradients, conv: Convolution, task: Launch) -> None:
     """Puts every row's weights into ``gradients.folded`` [rows, taps, C_out, C], its constants into
     ``gradients.constants`` [rows, 2, `taps_of`, C].
 
     Args:
-        rows: int32 [rows, 5], those of a launch that reads states through the convolution.
+        task: a launch that reads states through the convolution.
     """
     channels = conv.given.channels
     launch(
         _fold_kernel,
-        len(rows) * (taps_of(conv) // FOLDED.points) * -(-channels // FOLDED.channels),
+        programs_for(
+            task.count * (taps_of(conv) // FOLDED.points) * -(-channels // FOLDED.channels), gradients.values.device
+        ),
         FOLDED,
         conv.transposed,
-        rows,
+        gradients.rows,
+        gradients.launches[task.index],
         gradients.states,
         gradients.corrections,
         gradients.corrections.shape[2],

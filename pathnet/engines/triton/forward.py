@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from pathnet.engines.triton.configurations import FLOAT32, FORWARD, of_width
-from pathnet.engines.triton.launch import Tile, launch
+from pathnet.engines.triton.launch import Tile, launch, programs_for
 from pathnet.engines.triton.network import Convolution, FusedBlock, TritonNetwork
 from pathnet.engines.triton.plan import Launch
 from pathnet.engines.triton.state import Activations, Kept
@@ -60,8 +60,8 @@ def _add_products(
     column,
     inside,
     channel,
-    H: tl.constexpr,
-    W: tl.constexpr,
+    height,
+    width,
     C: tl.constexpr,
     OUT_C: tl.constexpr,
     KERNEL: tl.constexpr,
@@ -69,7 +69,7 @@ def _add_products(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``acc`` and the convolution of relu(bn(x [H, W, C])) at output points; weights [KERNEL**2, C, OUT_C]."""
+    """``acc`` and the convolution of relu(bn(x)), x [height, width, C]; weights [KERNEL**2, C, OUT_C]."""
     PADDING: tl.constexpr = KERNEL // 2
     for depth in range((C + BLOCK_K - 1) // BLOCK_K):
         deep = depth * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -78,10 +78,10 @@ def _add_products(
         for tap in range(KERNEL * KERNEL):
             from_row = row * STRIDE + tap // KERNEL - PADDING
             from_column = column * STRIDE + tap % KERNEL - PADDING
-            hit = inside & (from_row >= 0) & (from_row < H) & (from_column >= 0) & (from_column < W)
+            hit = inside & (from_row >= 0) & (from_row < height) & (from_column >= 0) & (from_column < width)
             mask = hit[:, None] & known[None, :]
             x = tl.load(
-                activations + (((sample * H + from_row) * W + from_column) * C)[:, None] + deep[None, :],
+                activations + (((sample * height + from_row) * width + from_column) * C)[:, None] + deep[None, :],
                 mask=mask,
                 other=0.0,
             ).to(tl.float32)
@@ -111,9 +111,9 @@ def _keep(
     column,
     inside,
     part,
+    height,
+    width,
     PARTS: tl.constexpr,
-    H: tl.constexpr,
-    W: tl.constexpr,
     C: tl.constexpr,
     STRIDE: tl.constexpr,
     NORMALIZED: tl.constexpr,
@@ -127,10 +127,10 @@ def _keep(
         depth, phase = step // PHASES * PARTS + part, step % PHASES
         deep = depth * BLOCK_K + tl.arange(0, BLOCK_K)
         own_row, own_column = row * STRIDE + phase // STRIDE, column * STRIDE + phase % STRIDE
-        seen = inside & (own_row < H) & (own_column < W)
+        seen = inside & (own_row < height) & (own_column < width)
         known = deep < C
         mask = seen[:, None] & known[None, :]
-        pixel = (sample * H + own_row) * W + own_column
+        pixel = (sample * height + own_row) * width + own_column
         x = tl.load(activations + (pixel * C)[:, None] + deep[None, :], mask=mask, other=0.0).to(tl.float32)
         mean, deviation, scale, shift = batch_norm(gain_ptr, bias_ptr, mean_ptr, variance_ptr, epsilon, deep, known)
         positive = (_rectified(x, mean, scale, shift, floor) > floor) & known[None, :]
@@ -151,14 +151,23 @@ def _keep(
             )
 
 
-@triton.jit(do_not_specialize=["rows", "batch"], do_not_specialize_on_alignment=["rows_ptr"])
+@triton.jit(
+    do_not_specialize=["batch", "height", "width", "out_height", "out_width", "skip_height", "skip_width"],
+    do_not_specialize_on_alignment=["launch_ptr"],
+)
 def _forward_kernel(
     activations_ptr,
     slot_size,
     rows_ptr,
+    launch_ptr,
     states_ptr,
-    rows,
     batch,
+    height,
+    width,
+    out_height,
+    out_width,
+    skip_height,
+    skip_width,
     weights_ptr,
     projection_ptr,
     gain_ptr,
@@ -177,17 +186,11 @@ def _forward_kernel(
     moments_ptr,
     bits_ptr,
     normalized_ptr,
-    H: tl.constexpr,
-    W: tl.constexpr,
     C: tl.constexpr,
-    OUT_H: tl.constexpr,
-    OUT_W: tl.constexpr,
     OUT_C: tl.constexpr,
     KERNEL: tl.constexpr,
     STRIDE: tl.constexpr,
     SKIP: tl.constexpr,
-    SKIP_H: tl.constexpr,
-    SKIP_W: tl.constexpr,
     SKIP_C: tl.constexpr,
     SKIP_STRIDE: tl.constexpr,
     ACTIVATED: tl.constexpr,
@@ -205,133 +208,140 @@ def _forward_kernel(
 ):
     POINTS: tl.constexpr = SAMPLES * PIXELS
     CHANNEL_TILES: tl.constexpr = (OUT_C + BLOCK_N - 1) // BLOCK_N
-    program = tl.program_id(0)
-    path = program % rows
-    channel_tile = program // rows % CHANNEL_TILES
-    point_tile = program // rows // CHANNEL_TILES
-    sample, row, column, inside = points_of(point_tile, batch, OUT_H, OUT_W, SAMPLES, PIXELS)
-    channel = channel_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-
-    fields = rows_ptr + path * ROW_FIELDS
-    source, target, block = tl.load(fields), tl.load(fields + 1), tl.load(fields + 2)
+    point_tiles = tl.cdiv(batch, SAMPLES) * tl.cdiv(out_height * out_width, PIXELS)
+    rows_ptr += tl.load(launch_ptr) * ROW_FIELDS
+    rows = tl.load(launch_ptr + 1)
     slot_size = slot_size.to(tl.int64)
-    given = activations_ptr + tl.load(states_ptr + tl.maximum(source, 0) * STATE_FIELDS) * slot_size
-    entered = activations_ptr + tl.load(states_ptr + block * STATE_FIELDS) * slot_size
-    made = activations_ptr + tl.load(states_ptr + target * STATE_FIELDS) * slot_size
-    mean_ptr, first_mean_ptr = statistics_ptr, first_statistics_ptr
-    if BATCH:
-        mean_ptr = statistics_ptr + source.to(tl.int64) * (2 * statistics_width)
-        first_mean_ptr = first_statistics_ptr + block.to(tl.int64) * (2 * statistics_width)
-    variance_ptr, first_variance_ptr = mean_ptr + statistics_width, first_mean_ptr + statistics_width
 
-    value = tl.zeros([POINTS, BLOCK_N], tl.float32)
-    if RESIDUAL:
-        value = _add_products(
-            value,
-            given,
-            weights_ptr,
-            gain_ptr,
-            bias_ptr,
-            mean_ptr,
-            variance_ptr,
-            epsilon,
-            floor,
-            sample,
-            row,
-            column,
-            inside,
-            channel,
-            H,
-            W,
-            C,
-            OUT_C,
-            KERNEL,
-            STRIDE,
-            BLOCK_K,
-            PRECISION,
-        )
-        if ADDED:
-            value += tl.load(added_ptr + channel, mask=channel < OUT_C, other=0.0)[None, :]
-        if EXIT:
-            value *= tl.load(fields + 4).to(tl.float32, bitcast=True)
-    within = inside[:, None] & (channel < OUT_C)[None, :]
-    if SKIP != NO_SKIP:
-        a = tl.load(fields + 3).to(tl.float32, bitcast=True)
-    if SKIP == PROJECTION:
-        skipped = _add_products(
-            tl.zeros([POINTS, BLOCK_N], tl.float32),
-            entered,
-            projection_ptr,
-            first_gain_ptr,
-            first_bias_ptr,
-            first_mean_ptr,
-            first_variance_ptr,
-            first_epsilon,
-            first_floor,
-            sample,
-            row,
-            column,
-            inside,
-            channel,
-            SKIP_H,
-            SKIP_W,
-            SKIP_C,
-            OUT_C,
-            1,
-            SKIP_STRIDE,
-            BLOCK_K,
-            PRECISION,
-        )
-        if ADDED:
-            skipped += tl.load(projection_added_ptr + channel, mask=channel < OUT_C, other=0.0)[None, :]
-        value += a * skipped
-    if SKIP == DIRECT:
-        at = ((sample * SKIP_H + row * SKIP_STRIDE) * SKIP_W + column * SKIP_STRIDE) * SKIP_C
-        skipped = tl.load(
-            entered + at[:, None] + channel[None, :], mask=inside[:, None] & (channel < SKIP_C)[None, :], other=0.0
-        ).to(tl.float32)
-        if ACTIVATED:
-            skipped = cut_off(skipped, first_floor)
-        value += a * skipped
-    at = ((sample * OUT_H + row) * OUT_W + column) * OUT_C
-    value = value.to(activations_ptr.dtype.element_ty)
-    tl.store(made + at[:, None] + channel[None, :], value, mask=within)
+    program = tl.program_id(0)
+    while program < rows * CHANNEL_TILES * point_tiles:
+        path = program % rows
+        channel_tile = program // rows % CHANNEL_TILES
+        point_tile = program // rows // CHANNEL_TILES
+        sample, row, column, inside = points_of(point_tile, batch, out_height, out_width, SAMPLES, PIXELS)
+        channel = channel_tile * BLOCK_N + tl.arange(0, BLOCK_N)
 
-    if BATCH:
-        count = tl.sum(inside.to(tl.float32), 0)
-        seen = tl.where(within, value.to(tl.float32), 0.0)
-        mean = tl.sum(seen, 0) / count
-        deviation = tl.where(within, seen - mean[None, :], 0.0)
-        point_tiles = tl.num_programs(0) // rows // CHANNEL_TILES
-        own = moments_ptr + (path.to(tl.int64) * point_tiles + point_tile) * (3 * OUT_C) + channel
-        tl.store(own, tl.zeros([BLOCK_N], tl.float32) + count, mask=channel < OUT_C)
-        tl.store(own + OUT_C, mean, mask=channel < OUT_C)
-        tl.store(own + 2 * OUT_C, tl.sum(deviation * deviation, 0), mask=channel < OUT_C)
+        fields = rows_ptr + path * ROW_FIELDS
+        source, target, block = tl.load(fields), tl.load(fields + 1), tl.load(fields + 2)
+        given = activations_ptr + tl.load(states_ptr + tl.maximum(source, 0) * STATE_FIELDS) * slot_size
+        entered = activations_ptr + tl.load(states_ptr + block * STATE_FIELDS) * slot_size
+        made = activations_ptr + tl.load(states_ptr + target * STATE_FIELDS) * slot_size
+        mean_ptr, first_mean_ptr = statistics_ptr, first_statistics_ptr
+        if BATCH:
+            mean_ptr = statistics_ptr + source.to(tl.int64) * (2 * statistics_width)
+            first_mean_ptr = first_statistics_ptr + block.to(tl.int64) * (2 * statistics_width)
+        variance_ptr, first_variance_ptr = mean_ptr + statistics_width, first_mean_ptr + statistics_width
 
-    if BITS:
-        _keep(
-            given,
-            bits_ptr,
-            normalized_ptr,
-            gain_ptr,
-            bias_ptr,
-            mean_ptr,
-            variance_ptr,
-            epsilon,
-            floor,
-            sample,
-            row,
-            column,
-            inside,
-            channel_tile,
-            CHANNEL_TILES,
-            H,
-            W,
-            C,
-            STRIDE,
-            NORMALIZED,
-            BLOCK_K,
-        )
+        value = tl.zeros([POINTS, BLOCK_N], tl.float32)
+        if RESIDUAL:
+            value = _add_products(
+                value,
+                given,
+                weights_ptr,
+                gain_ptr,
+                bias_ptr,
+                mean_ptr,
+                variance_ptr,
+                epsilon,
+                floor,
+                sample,
+                row,
+                column,
+                inside,
+                channel,
+                height,
+                width,
+                C,
+                OUT_C,
+                KERNEL,
+                STRIDE,
+                BLOCK_K,
+                PRECISION,
+            )
+            if ADDED:
+                value += tl.load(added_ptr + channel, mask=channel < OUT_C, other=0.0)[None, :]
+            if EXIT:
+                value *= tl.load(fields + 4).to(tl.float32, bitcast=True)
+        within = inside[:, None] & (channel < OUT_C)[None, :]
+        if SKIP != NO_SKIP:
+            a = tl.load(fields + 3).to(tl.float32, bitcast=True)
+        if SKIP == PROJECTION:
+            skipped = _add_products(
+                tl.zeros([POINTS, BLOCK_N], tl.float32),
+                entered,
+                projection_ptr,
+                first_gain_ptr,
+                first_bias_ptr,
+                first_mean_ptr,
+                first_variance_ptr,
+                first_epsilon,
+                first_floor,
+                sample,
+                row,
+                column,
+                inside,
+                channel,
+                skip_height,
+                skip_width,
+                SKIP_C,
+                OUT_C,
+                1,
+                SKIP_STRIDE,
+                BLOCK_K,
+                PRECISION,
+            )
+            if ADDED:
+                skipped += tl.load(projection_added_ptr + channel, mask=channel < OUT_C, other=0.0)[None, :]
+            value += a * skipped
+        if SKIP == DIRECT:
+            at = ((sample * skip_height + row * SKIP_STRIDE) * skip_width + column * SKIP_STRIDE) * SKIP_C
+            skipped = tl.load(
+                entered + at[:, None] + channel[None, :],
+                mask=inside[:, None] & (channel < SKIP_C)[None, :],
+                other=0.0,
+            ).to(tl.float32)
+            if ACTIVATED:
+                skipped = cut_off(skipped, first_floor)
+            value += a * skipped
+        at = ((sample * out_height + row) * out_width + column) * OUT_C
+        value = value.to(activations_ptr.dtype.element_ty)
+        tl.store(made + at[:, None] + channel[None, :], value, mask=within)
+
+        if BATCH:
+            count = tl.sum(inside.to(tl.float32), 0)
+            seen = tl.where(within, value.to(tl.float32), 0.0)
+            mean = tl.sum(seen, 0) / count
+            deviation = tl.where(within, seen - mean[None, :], 0.0)
+            own = moments_ptr + (path.to(tl.int64) * point_tiles + point_tile) * (3 * OUT_C) + channel
+            tl.store(own, tl.zeros([BLOCK_N], tl.float32) + count, mask=channel < OUT_C)
+            tl.store(own + OUT_C, mean, mask=channel < OUT_C)
+            tl.store(own + 2 * OUT_C, tl.sum(deviation * deviation, 0), mask=channel < OUT_C)
+
+        if BITS:
+            _keep(
+                given,
+                bits_ptr,
+                normalized_ptr,
+                gain_ptr,
+                bias_ptr,
+                mean_ptr,
+                variance_ptr,
+                epsilon,
+                floor,
+                sample,
+                row,
+                column,
+                inside,
+                channel_tile,
+                height,
+                width,
+                CHANNEL_TILES,
+                C,
+                STRIDE,
+                NORMALIZED,
+                BLOCK_K,
+            )
+        program += tl.num_programs(0)
 
 
 def forward_tile(conv: Convolution) -> Tile:
@@ -369,19 +379,24 @@ def forward_unit(network: TritonNetwork, activations: Activations, task: Launch,
     statistics = (
         [activations.statistics] * 2 if by_batch else [network.statistics[own] for own in (unit, block.first)]
     )
-    rows = activations.rows[task.first : task.first + task.count]
     samples, pixels = tile.split(made.pixels)
     tiles = tile.point_tiles(activations.batch, made.pixels)
     launch(
         _forward_kernel,
-        task.count * -(-made.channels // tile.channels) * tiles,
+        programs_for(task.count * -(-made.channels // tile.channels) * tiles, activations.values.device),
         tile,
         activations.values,
         activations.values.shape[1],
-        rows,
+        activations.rows,
+        activations.launches[task.index],
         activations.states,
-        task.count,
         activations.batch,
+        given.height,
+        given.width,
+        made.height,
+        made.width,
+        skip_given.height,
+        skip_given.width,
         conv.weight,
         conv.weight if projection is None else projection.weight,
         network.affine[unit, 0],
@@ -400,17 +415,11 @@ def forward_unit(network: TritonNetwork, activations: Activations, task: Launch,
         activations.moments,
         conv.weight if kept is None else kept.unit_bits(unit),
         conv.weight if kept is None else kept.unit_normalized(unit),
-        H=given.height,
-        W=given.width,
         C=given.channels,
-        OUT_H=made.height,
-        OUT_W=made.width,
         OUT_C=made.channels,
         KERNEL=conv.kernel,
         STRIDE=conv.stride,
         SKIP=skip.value,
-        SKIP_H=skip_given.height,
-        SKIP_W=skip_given.width,
         SKIP_C=skip_given.channels,
         SKIP_STRIDE=1 if skip is NO_SKIP else block.stride,
         ACTIVATED=block.activated and skip is DIRECT,
@@ -427,4 +436,4 @@ def forward_unit(network: TritonNetwork, activations: Activations, task: Launch,
         PRECISION=FLOAT32,
     )
     if by_batch:
-        take_statistics(activations, rows, tiles, made.channels)
+        take_statistics(activations, task, tiles, made.channels)

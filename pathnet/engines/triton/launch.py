@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-__all__ = ["Tile", "elements", "launch", "power_of_two_from"]
+import torch
+
+__all__ = ["Tile", "elements", "launch", "power_of_two_from", "programs_for"]
+
+PROGRAMS = 12
+"""Most programs a multiprocessor, for kernels whose programs take one tile after the other. However many of them run
+side by side, 2, 3, 4, 6 or 12, they come in whole waves; and where there is nothing to do, 1,584 of them are through
+in 2 us (reckoned: four waves on 132 multiprocessors)."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,25 @@ def elements(tile: Tile, channels: int) -> tuple[int, int]:
 def power_of_two_from(size: int) -> int:
     """The smallest power of two that is no smaller."""
     return 1 << (size - 1).bit_length()
+
+
+def programs_for(tiles: int, device: torch.device) -> int:
+    """How many programs share out the tiles of a launch whose number of rows is known on the device alone.
+
+    Args:
+        tiles: most that there can be.
+    """
+    return min(tiles, PROGRAMS * _multiprocessors(device))
+
+
+@lru_cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    if device.type == "xpu":
+        count: int = torch.xpu.get_device_properties(device).gpu_subslice_count
+        return count
+    return 1
 
 
 def launch(kernel: Any, programs: int, tile: Tile, *arguments: Any, **constants: Any) -> None:

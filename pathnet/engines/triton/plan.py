@@ -44,6 +44,7 @@ class Launch:
         ending: it is of the BNs behind the block's last convolution and its projection, whose statistics are the
             batch's. The projection before them is a launch of its own going forward, with the skip alone.
         first, count: of its rows, the filling of tiles included.
+        index: its place among the plan's launches.
     """
 
     block: int
@@ -53,6 +54,7 @@ class Launch:
     ending: bool = False
     first: int = 0
     count: int = 0
+    index: int = 0
 
 
 @dataclass
@@ -84,6 +86,11 @@ class Plan:
             table[:, :3] = np.array(columns[:3], dtype=np.int32).T
             table[:, 3:] = np.array(columns[3:], dtype=np.float32).T.copy().view(np.int32)
         return table
+
+    def launch_table(self) -> NDArray[np.int32]:
+        """int32 [launches, 2]: first row and number of rows."""
+        table = [(launch.first, launch.count) for launch in self.launches]
+        return np.array(table, dtype=np.int32).reshape(-1, 2)
 
     def state_table(self) -> NDArray[np.int32]:
         """int32 [states, 2]: slot and waiting unit."""
@@ -245,7 +252,7 @@ class _Planner:
         for _, group in groupby(rows, key=lambda row: plan.waiting[row[2]] if grouped else NOTHING):
             plan.rows += group
             plan.rows += [_FILLING] * (-(len(plan.rows) - first) % paths)
-        plan.launches.append(replace(launch, first=first, count=len(plan.rows) - first))
+        plan.launches.append(replace(launch, first=first, count=len(plan.rows) - first, index=len(plan.launches)))
 
     def _finished(self) -> Plan:
         self.plan.finals = self.current

@@ -28,10 +28,10 @@ def transposed_products(
     phase_row,
     phase_column,
     channel,
+    out_height,
+    out_width,
     C: tl.constexpr,
     OUT_C: tl.constexpr,
-    OUT_H: tl.constexpr,
-    OUT_W: tl.constexpr,
     KERNEL: tl.constexpr,
     STRIDE: tl.constexpr,
     PHASES: tl.constexpr,
@@ -39,7 +39,9 @@ def transposed_products(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``acc`` and the transposed convolution of gradients [OUT_H, OUT_W, OUT_C]; weights [KERNEL**2, OUT_C, C].
+    """``acc`` and the transposed convolution of gradients [out_height, out_width, OUT_C].
+
+    Weights are [KERNEL**2, OUT_C, C].
 
     Args:
         phase_row, phase_column: of all the points' rows and columns, modulo PHASES.
@@ -61,12 +63,12 @@ def transposed_products(
             if STRIDE > 1:
                 hit = hit & (from_row % STRIDE == 0) & (from_column % STRIDE == 0)
                 from_row, from_column = from_row // STRIDE, from_column // STRIDE
-            hit = hit & (from_row < OUT_H) & (from_column < OUT_W)
+            hit = hit & (from_row < out_height) & (from_column < out_width)
             mask = hit[:, None] & has_deep[None, :]
             gradients = load_gradients(
                 gradients_ptr,
                 slots,
-                (((sample * OUT_H + from_row) * OUT_W + from_column) * OUT_C)[:, None] + deep[None, :],
+                (((sample * out_height + from_row) * out_width + from_column) * OUT_C)[:, None] + deep[None, :],
                 live[:, None, None] & mask[None, :, :],
                 normalized_ptr + first,
                 mask & waits,
@@ -98,10 +100,10 @@ def shared_products(
     phase_row,
     phase_column,
     first_channel,
+    out_height,
+    out_width,
     C: tl.constexpr,
     OUT_C: tl.constexpr,
-    OUT_H: tl.constexpr,
-    OUT_W: tl.constexpr,
     KERNEL: tl.constexpr,
     STRIDE: tl.constexpr,
     PATHS: tl.constexpr,
@@ -131,8 +133,8 @@ def shared_products(
             from_row, from_column = row + PADDING - tap_row, column + PADDING - tap_column
             hit = inside & (from_row >= 0) & (from_column >= 0) & waits
             from_row, from_column = from_row // STRIDE, from_column // STRIDE
-            hit = hit & (from_row < OUT_H) & (from_column < OUT_W)
-            at = ((sample * OUT_H + from_row) * OUT_W + from_column) * OUT_C
+            hit = hit & (from_row < out_height) & (from_column < out_width)
+            at = ((sample * out_height + from_row) * out_width + from_column) * OUT_C
             x_hat = tl.load(x_hat_ptr + at[:, None] + deep[None, :], mask=hit[:, None] & has_deep[None, :], other=0.0)
             known = has_deep & (tap_row < KERNEL) & (tap_column < KERNEL)
             own = path * (KERNEL * KERNEL * OUT_C * C) + channel
@@ -146,7 +148,9 @@ def shared_products(
     to_row = row[:, None] + (PADDING - tap // KERNEL)[None, :]
     to_column = column[:, None] + (PADDING - tap % KERNEL)[None, :]
     hits = (to_row >= 0) & (to_column >= 0) & (to_row % STRIDE == 0) & (to_column % STRIDE == 0)
-    hits = hits & (to_row // STRIDE < OUT_H) & (to_column // STRIDE < OUT_W) & (tap < KERNEL * KERNEL)[None, :]
+    hits = (
+        hits & (to_row // STRIDE < out_height) & (to_column // STRIDE < out_width) & (tap < KERNEL * KERNEL)[None, :]
+    )
     hits = (hits & waits).to(tl.float32).to(constants_ptr.dtype.element_ty)
     for term in tl.static_range(2):
         own = path * (2 * TAPS_KEPT * C) + term * TAPS_KEPT * C + channel

@@ -97,6 +97,7 @@ def start(network: TritonNetwork, plan: Plan, tables: Tables, grads: Tensor, sum
     gradients = Gradients(
         torch.empty(plan.slot_count, -(-batch * network.largest // 16) * 16, dtype=network.walk_dtype, device=device),
         tables.rows,
+        tables.launches,
         tables.states,
         torch.zeros(states, width, dtype=torch.int32, device=device),
         torch.zeros(states, width, dtype=torch.int32, device=device),

@@ -31,6 +31,7 @@ def start(network: TritonNetwork, plan: Plan, tables: Tables, y0: Tensor) -> Act
     activations = Activations(
         torch.empty(plan.slot_count, -(-batch * network.largest // 16) * 16, dtype=y0.dtype, device=device),
         tables.rows,
+        tables.launches,
         tables.states,
         torch.zeros(states if by_batch else 0, 2, network.widest, device=device),
         torch.empty(most if by_batch else 0, device=device),

@@ -18,10 +18,11 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 
 
 class Tables:
-    """A plan's rows and states on a device, int32 [rows, 5] and [states, 2]."""
+    """A plan's rows, launches and states on a device, int32 [rows, 5], [launches, 2] and [states, 2]."""
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
         self.rows = to_device(torch.from_numpy(plan.row_table()), device)
+        self.launches = to_device(torch.from_numpy(plan.launch_table()), device)
         self.states = to_device(torch.from_numpy(plan.state_table()), device)
 
 
@@ -59,6 +60,7 @@ class Gradients:
     Attributes:
         values: float32 or bfloat16 [slots, elements], each [B, H, W, C] of its place in the network.
         rows: int32 [rows, 5]
+        launches: int32 [launches, 2], the first row and the number of rows of each.
         states: int32 [states, 2]
         largest: int32 [states, B] or [states, 1], at blocks' outputs: the bits of the largest magnitude.
         exponents: int32, alike: the value of a state is ``values * 2**exponents``.
@@ -70,6 +72,7 @@ class Gradients:
 
     values: Tensor
     rows: Tensor
+    launches: Tensor
     states: Tensor
     largest: Tensor
     exponents: Tensor
@@ -92,6 +95,7 @@ class Activations:
     Attributes:
         values: float32 or bfloat16 [slots, elements], each [B, H, W, C] of its place in the network.
         rows: int32 [rows, 5]
+        launches: int32 [launches, 2], the first row and the number of rows of each.
         states: int32 [states, 2]
         statistics: float32 [states, 2, widest], mean and variance of each state; empty in BN mode ``running``.
         moments: float32, room for the tiles' shares of them.
@@ -99,6 +103,7 @@ class Activations:
 
     values: Tensor
     rows: Tensor
+    launches: Tensor
     states: Tensor
     statistics: Tensor
     moments: Tensor
