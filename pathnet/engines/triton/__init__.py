@@ -2,8 +2,8 @@
 
 `plan` compacts routings into rows, `routed_backward` and `routed_forward` launch one kernel a unit for them (`dgrad`,
 `forward`), `sums`, `folding`, `statistics` and `endings` finish what batch normalisation needs of a whole batch,
-`arrivals` takes gradients and norms out. Kernels are compiled for a network's shapes on their first use, half a
-minute for a new network, and kept on disk by Triton.
+`arrivals` takes gradients and norms out. Kernels are compiled for a network's widths, kernel sizes and strides before
+their first use, by `ahead` on all cores, and kept on disk by Triton.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathnet import scaling
 from pathnet.chunks import in_chunks
 from pathnet.engines import unfused
 from pathnet.engines.self_check import disagreement
-from pathnet.engines.tables import blocks_of, post_activation, unsupported_block, unsupported_form
+from pathnet.engines.tables import blocks_of, unsupported_block, unsupported_form
 from pathnet.engines.triton.network import TritonNetwork, network_of
 from pathnet.engines.triton.state import Kept
 from pathnet.models.residual_net import ResidualNet
@@ -118,7 +118,16 @@ class TritonEngine:
         if precision == "float64":
             return f'no precision="{precision}"'
         reason = unsupported_form(net, bn) or unsupported_side(net)
-        return reason or disagreement(self, bn, precision, device, post=post_activation(net))
+        if reason is not None:
+            return reason
+
+        def ahead(work: Callable[[], object]) -> None:
+            from pathnet.engines.triton.ahead import compile_for
+
+            with on_device(device):
+                compile_for(work)
+
+        return disagreement(self, net, bn, precision, y0_shape, device, ahead)
 
     def prepare(
         self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]
@@ -126,13 +135,15 @@ class TritonEngine:
         return TritonPrepared(network_of(net, bn, precision, y0_shape))
 
     def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, TritonRecord]:
-        from pathnet.engines.triton.recording import recording
+        from pathnet.engines.triton.ahead import compile_for
+        from pathnet.engines.triton.recording import Recording, recording
 
         assert isinstance(prepared, TritonPrepared)
         network, batch = prepared.network, len(y0)
         _check_images(network, y0)
         with on_device(y0.device):
             if batch not in prepared.recordings:
+                compile_for(lambda: Recording(network, y0)(y0))
                 prepared.recordings[batch] = recording(network, y0)
             y, kept = prepared.recordings[batch](y0)
         if not network.post:

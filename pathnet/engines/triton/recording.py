@@ -11,6 +11,7 @@ from torch import Tensor
 from pathnet import scaling
 from pathnet.engines.triton.endings import joined
 from pathnet.engines.triton.forward import forward_unit
+from pathnet.engines.triton.launch import launching
 from pathnet.engines.triton.network import TritonNetwork
 from pathnet.engines.triton.plan import Plan, plan_forward
 from pathnet.engines.triton.routed_forward import ends, start
@@ -99,4 +100,4 @@ class _Graph:
 def recording(network: TritonNetwork, y0: Tensor) -> Callable[[Tensor], tuple[Tensor, Kept]]:
     """The recording pass for batches of the size of ``y0``."""
     run = Recording(network, y0)
-    return _Graph(run, y0) if y0.device.type == "cuda" else run
+    return _Graph(run, y0) if y0.device.type == "cuda" and launching() else run
