@@ -17,8 +17,12 @@ __all__ = ["big_tiles", "correct", "sum_in_order"]
 
 
 def correct() -> None:
-    """From now on, casts from and to bfloat16 round as torch does, and products are those of the rounded numbers."""
+    """From now on, casts from and to bfloat16 round as torch does, and products are those of the rounded numbers.
+
+    Loops whose bounds are known at run time alone work in every version of Triton and NumPy.
+    """
     import triton.language as tl
+    from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     if getattr(InterpreterBuilder, "bfloat16_is_right", False):
@@ -36,6 +40,14 @@ def correct() -> None:
         wide = (TensorHandle(from_bits(x.data), tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
         return dot(self, *wide, c, precision, imprecise)
 
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch_lang_tensor(tensor: Any, scope: Any) -> None:
+        patch_tensor(tensor, scope)
+        # Triton 3.6 reads a loop's bounds by what NumPy no longer does.
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_lang_tensor
     InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot = cast_impl, create_dot
     InterpreterBuilder.bfloat16_is_right = True
     hasten()

@@ -21,36 +21,36 @@ from pathnet.engines.triton.tiles import load_gradients, load_means, locate
 __all__ = ["arrived", "squared_norms"]
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "pixels"])
 def _norms_kernel(
     gradients_ptr,
     slot_size,
     finals_ptr,
     states_ptr,
     batch,
+    pixels,
     offsets_ptr,
     normalized_ptr,
     corrections_ptr,
     corrections_width,
     norms_ptr,
-    PIXELS_IN_ALL: tl.constexpr,
     C: tl.constexpr,
     CORRECT: tl.constexpr,
     POINTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     CHANNEL_TILES: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
-    PIXEL_TILES: tl.constexpr = (PIXELS_IN_ALL + POINTS - 1) // POINTS
+    pixel_tiles = tl.cdiv(pixels, POINTS)
     path, sample = tl.program_id(0) // batch, tl.program_id(0) % batch
     state = tl.load(finals_ptr + path + tl.zeros([1], tl.int32))
     live = state >= 0
     slots, waits, first = locate(state, live, slot_size, states_ptr, offsets_ptr)
     total = tl.zeros([POINTS, BLOCK_N], tl.float64)
-    for step in range(PIXEL_TILES * CHANNEL_TILES):
+    for step in tl.range(0, pixel_tiles * CHANNEL_TILES):
         pixel = step // CHANNEL_TILES * POINTS + tl.arange(0, POINTS)
         channel = step % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
-        at = ((sample * PIXELS_IN_ALL + pixel) * C)[:, None] + channel[None, :]
-        mask = (pixel < PIXELS_IN_ALL)[:, None] & (channel < C)[None, :]
+        at = ((sample * pixels + pixel) * C)[:, None] + channel[None, :]
+        mask = (pixel < pixels)[:, None] & (channel < C)[None, :]
         mean, mean_x_hat = 0.0, 0.0
         if CORRECT:
             mean, mean_x_hat = load_means(
@@ -72,36 +72,36 @@ def _norms_kernel(
     tl.store(norms_ptr + tl.program_id(0), tl.sum(tl.sum(total, 1), 0))
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "pixels"])
 def _arrivals_kernel(
     gradients_ptr,
     slot_size,
     finals_ptr,
     states_ptr,
     batch,
+    pixels,
     offsets_ptr,
     normalized_ptr,
     corrections_ptr,
     corrections_width,
     arrived_ptr,
-    PIXELS_IN_ALL: tl.constexpr,
     C: tl.constexpr,
     CORRECT: tl.constexpr,
     POINTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     CHANNEL_TILES: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
-    PIXEL_TILES: tl.constexpr = (PIXELS_IN_ALL + POINTS - 1) // POINTS
+    pixel_tiles = tl.cdiv(pixels, POINTS)
     program = tl.program_id(0)
     channel = program % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
-    pixel = program // CHANNEL_TILES % PIXEL_TILES * POINTS + tl.arange(0, POINTS)
-    sample = program // CHANNEL_TILES // PIXEL_TILES % batch
-    path = program // CHANNEL_TILES // PIXEL_TILES // batch
+    pixel = program // CHANNEL_TILES % pixel_tiles * POINTS + tl.arange(0, POINTS)
+    sample = program // CHANNEL_TILES // pixel_tiles % batch
+    path = program // CHANNEL_TILES // pixel_tiles // batch
     state = tl.load(finals_ptr + path + tl.zeros([1], tl.int32))
     live = state >= 0
     slots, waits, first = locate(state, live, slot_size, states_ptr, offsets_ptr)
-    at = ((sample * PIXELS_IN_ALL + pixel) * C)[:, None] + channel[None, :]
-    mask = (pixel < PIXELS_IN_ALL)[:, None] & (channel < C)[None, :]
+    at = ((sample * pixels + pixel) * C)[:, None] + channel[None, :]
+    mask = (pixel < pixels)[:, None] & (channel < C)[None, :]
     mean, mean_x_hat = 0.0, 0.0
     if CORRECT:
         mean, mean_x_hat = load_means(corrections_ptr, corrections_width, state, live & waits, channel, channel < C)
@@ -117,7 +117,7 @@ def _arrivals_kernel(
         CORRECT,
     )
     values = tl.reshape(values, [POINTS, BLOCK_N]).to(arrived_ptr.dtype.element_ty)
-    tl.store(arrived_ptr + path.to(tl.int64) * batch * (PIXELS_IN_ALL * C) + at, values, mask=mask)
+    tl.store(arrived_ptr + path.to(tl.int64) * batch * pixels * C + at, values, mask=mask)
 
 
 def squared_norms(gradients: Gradients, kept: Kept, finals: Tensor, shape: Shape) -> Tensor:
@@ -156,12 +156,12 @@ def _run(
         finals,
         gradients.states,
         gradients.batch,
+        shape.pixels,
         kept.normalized_starts,
         kept.normalized,
         gradients.corrections,
         gradients.corrections.shape[-1],
         made,
-        PIXELS_IN_ALL=shape.pixels,
         C=shape.channels,
         CORRECT=gradients.waits,
         POINTS=points,

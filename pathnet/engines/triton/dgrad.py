@@ -110,8 +110,8 @@ def _dgrad_kernel(
     rows_ptr += tl.load(launch_ptr) * ROW_FIELDS
     path_tiles = tl.load(launch_ptr + 1) // PATHS
 
-    program = tl.program_id(0)
-    while program < path_tiles * CHANNEL_TILES * point_tiles:
+    tiles = path_tiles * CHANNEL_TILES * point_tiles
+    for program in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1, disable_licm=True):
         path_tile = program % path_tiles
         channel_tile = program // path_tiles % CHANNEL_TILES
         point_tile = program // path_tiles // CHANNEL_TILES
@@ -134,12 +134,12 @@ def _dgrad_kernel(
         if ENTRY or EXIT:
             slot = sample if PER_SAMPLE else sample * 0
             slots = batch if PER_SAMPLE else 1
-            places = tl.maximum(block, 0)[:, None] * slots + slot[None, :]
+            places = (tl.maximum(block, 0).to(tl.int64) * slots)[:, None] + slot[None, :]
             known = live[:, None] & (sample < batch)[None, :]
             shift = shift_of(tl.load(largest_ptr + places, mask=known, other=0))
             factor = power_of_two(-shift)
             if EXIT:
-                own_places = tl.maximum(target, 0)[:, None] * slots + slot[None, :]
+                own_places = (tl.maximum(target, 0).to(tl.int64) * slots)[:, None] + slot[None, :]
                 exponent = tl.load(exponents_ptr + places, mask=known, other=0) + shift
                 tl.store(exponents_ptr + own_places, exponent, mask=known)
 
@@ -305,13 +305,12 @@ def _dgrad_kernel(
                     phase_height * phase_width, PIXELS
                 ) * SAMPLES + first
                 largest = tl.max(tl.reshape(sizes, [PATHS, SAMPLES, PIXELS * BLOCK_N]), 2)
-                own = tl.maximum(target, 0)[:, None] * batch + own_sample[None, :]
+                own = (tl.maximum(target, 0).to(tl.int64) * batch)[:, None] + own_sample[None, :]
                 known = live[:, None] & (own_sample < batch)[None, :]
             else:
                 largest = tl.max(tl.reshape(sizes, [PATHS, POINTS * BLOCK_N]), 1)
                 own, known = tl.maximum(target, 0), live
             tl.atomic_max(largest_ptr + own, largest.to(tl.int32, bitcast=True), mask=known, sem="relaxed")
-        program += tl.num_programs(0)
 
 
 def dgrad_tile(conv: Convolution) -> Tile:

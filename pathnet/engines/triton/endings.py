@@ -103,8 +103,9 @@ def _joined_kernel(
     rows = tl.load(launch_ptr + 1)
     slot_size = slot_size.to(tl.int64)
 
-    program = tl.program_id(0)
-    while program < rows * CHANNEL_TILES * point_tiles:
+    for program in tl.range(
+        tl.program_id(0), rows * CHANNEL_TILES * point_tiles, tl.num_programs(0), num_stages=1, disable_licm=True
+    ):
         channel = program % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
         point = program // CHANNEL_TILES % point_tiles * POINTS + tl.arange(0, POINTS)
         fields = rows_ptr + program // CHANNEL_TILES // point_tiles * ROW_FIELDS
@@ -160,7 +161,6 @@ def _joined_kernel(
             value += a * cut_off(skipped.to(tl.float32), floor)
         made = activations_ptr + tl.load(states_ptr + target * STATE_FIELDS) * slot_size
         tl.store(made + at, value.to(activations_ptr.dtype.element_ty), mask=within)
-        program += tl.num_programs(0)
 
 
 @triton.jit(do_not_specialize=["points"], do_not_specialize_on_alignment=["launch_ptr"])
@@ -186,8 +186,9 @@ def _ending_backward_kernel(
     rows = tl.load(launch_ptr + 1)
     slot_size = slot_size.to(tl.int64)
 
-    program = tl.program_id(0)
-    while program < rows * CHANNEL_TILES * point_tiles:
+    for program in tl.range(
+        tl.program_id(0), rows * CHANNEL_TILES * point_tiles, tl.num_programs(0), num_stages=1, disable_licm=True
+    ):
         channel = program % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
         point_tile = program // CHANNEL_TILES % point_tiles
         point = point_tile * POINTS + tl.arange(0, POINTS)
@@ -209,7 +210,6 @@ def _ending_backward_kernel(
         value *= tl.load(scales_ptr + channel, mask=known, other=0.0)[None, :]
         made = gradients_ptr + tl.load(states_ptr + target * STATE_FIELDS) * slot_size
         tl.store(made + at, value.to(gradients_ptr.dtype.element_ty), mask=within)
-        program += tl.num_programs(0)
 
 
 def joined(network: TritonNetwork, activations: Activations, task: Launch, kept: Kept | None = None) -> None:

@@ -48,8 +48,9 @@ def _fold_kernel(
     rows_ptr += tl.load(launch_ptr) * ROW_FIELDS
     rows = tl.load(launch_ptr + 1)
 
-    program = tl.program_id(0)
-    while program < rows * TAP_TILES * CHANNEL_TILES:
+    for program in tl.range(
+        tl.program_id(0), rows * TAP_TILES * CHANNEL_TILES, tl.num_programs(0), num_stages=1, disable_licm=True
+    ):
         channel = program % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
         tap = program // CHANNEL_TILES % TAP_TILES * BLOCK_T + tl.arange(0, BLOCK_T)
         path = program // CHANNEL_TILES // TAP_TILES
@@ -74,7 +75,6 @@ def _fold_kernel(
         tl.store(own, first, mask=(channel < C)[None, :])
         rest = (constant - first.to(tl.float32)).to(constants_ptr.dtype.element_ty)
         tl.store(own + ALL_TAPS * C, rest, mask=(channel < C)[None, :])
-        program += tl.num_programs(0)
 
 
 def taps_of(conv: Convolution) -> int:

@@ -71,17 +71,19 @@ def _add_products(
 ):
     """``acc`` and the convolution of relu(bn(x)), x [height, width, C]; weights [KERNEL**2, C, OUT_C]."""
     PADDING: tl.constexpr = KERNEL // 2
+    first_row, first_column = row * STRIDE, column * STRIDE
+    pixel = (sample * height + first_row) * width + first_column
     for depth in range((C + BLOCK_K - 1) // BLOCK_K):
         deep = depth * BLOCK_K + tl.arange(0, BLOCK_K)
         known = deep < C
         mean, _, scale, shift = batch_norm(gain_ptr, bias_ptr, mean_ptr, variance_ptr, epsilon, deep, known)
         for tap in range(KERNEL * KERNEL):
-            from_row = row * STRIDE + tap // KERNEL - PADDING
-            from_column = column * STRIDE + tap % KERNEL - PADDING
-            hit = inside & (from_row >= 0) & (from_row < height) & (from_column >= 0) & (from_column < width)
+            rows, columns = tap // KERNEL - PADDING, tap % KERNEL - PADDING
+            hit = inside & (first_row >= -rows) & (first_row < height - rows)
+            hit = hit & (first_column >= -columns) & (first_column < width - columns)
             mask = hit[:, None] & known[None, :]
             x = tl.load(
-                activations + (((sample * height + from_row) * width + from_column) * C)[:, None] + deep[None, :],
+                activations + ((pixel + (rows * width + columns)) * C)[:, None] + deep[None, :],
                 mask=mask,
                 other=0.0,
             ).to(tl.float32)
@@ -213,8 +215,9 @@ def _forward_kernel(
     rows = tl.load(launch_ptr + 1)
     slot_size = slot_size.to(tl.int64)
 
-    program = tl.program_id(0)
-    while program < rows * CHANNEL_TILES * point_tiles:
+    for program in tl.range(
+        tl.program_id(0), rows * CHANNEL_TILES * point_tiles, tl.num_programs(0), num_stages=1, disable_licm=True
+    ):
         path = program % rows
         channel_tile = program // rows % CHANNEL_TILES
         point_tile = program // rows // CHANNEL_TILES
@@ -341,7 +344,6 @@ def _forward_kernel(
                 NORMALIZED,
                 BLOCK_K,
             )
-        program += tl.num_programs(0)
 
 
 def forward_tile(conv: Convolution) -> Tile:

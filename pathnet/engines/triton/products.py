@@ -49,6 +49,11 @@ def transposed_products(
     PADDING: tl.constexpr = KERNEL // 2
     TAPS: tl.constexpr = (KERNEL + PHASES - 1) // PHASES
     slots, waits, first = locate(states, live, slot_size, states_ptr, offsets_ptr)
+    # A tap's pixel lies as far from the first as a tap's of any other point of the same phase.
+    if PHASES < STRIDE:
+        inside = inside & (row % STRIDE == 0) & (column % STRIDE == 0)
+    first_row, first_column = row // STRIDE, column // STRIDE
+    pixel = (sample * out_height + first_row) * out_width + first_column
     for depth in range((OUT_C + BLOCK_K - 1) // BLOCK_K):
         deep = depth * BLOCK_K + tl.arange(0, BLOCK_K)
         has_deep = deep < OUT_C
@@ -58,17 +63,14 @@ def transposed_products(
         for tap in range(TAPS * TAPS):
             tap_row = (phase_row + PADDING) % PHASES + (tap // TAPS) * PHASES
             tap_column = (phase_column + PADDING) % PHASES + (tap % TAPS) * PHASES
-            from_row, from_column = row + PADDING - tap_row, column + PADDING - tap_column
-            hit = inside & (from_row >= 0) & (from_column >= 0)
-            if STRIDE > 1:
-                hit = hit & (from_row % STRIDE == 0) & (from_column % STRIDE == 0)
-                from_row, from_column = from_row // STRIDE, from_column // STRIDE
-            hit = hit & (from_row < out_height) & (from_column < out_width)
+            rows, columns = (phase_row + PADDING - tap_row) // STRIDE, (phase_column + PADDING - tap_column) // STRIDE
+            hit = inside & (first_row >= -rows) & (first_row < out_height - rows)
+            hit = hit & (first_column >= -columns) & (first_column < out_width - columns)
             mask = hit[:, None] & has_deep[None, :]
             gradients = load_gradients(
                 gradients_ptr,
                 slots,
-                (((sample * out_height + from_row) * out_width + from_column) * OUT_C)[:, None] + deep[None, :],
+                ((pixel + (rows * out_width + columns)) * OUT_C)[:, None] + deep[None, :],
                 live[:, None, None] & mask[None, :, :],
                 normalized_ptr + first,
                 mask & waits,
@@ -123,6 +125,9 @@ def shared_products(
     path = (first_path + column_of // BLOCK_N).to(tl.int64)
     channel = first_channel + column_of % BLOCK_N
     has_channel = channel < C
+    first_row, first_column = row // STRIDE, column // STRIDE
+    pixel = (sample * out_height + first_row) * out_width + first_column
+    inside = inside & waits
     acc = tl.zeros([sample.shape[0], PATHS * BLOCK_N], tl.float32)
     for depth in range((OUT_C + BLOCK_K - 1) // BLOCK_K):
         deep = depth * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -130,11 +135,10 @@ def shared_products(
         for tap in range(TAPS * TAPS):
             tap_row = (phase_row + PADDING) % STRIDE + (tap // TAPS) * STRIDE
             tap_column = (phase_column + PADDING) % STRIDE + (tap % TAPS) * STRIDE
-            from_row, from_column = row + PADDING - tap_row, column + PADDING - tap_column
-            hit = inside & (from_row >= 0) & (from_column >= 0) & waits
-            from_row, from_column = from_row // STRIDE, from_column // STRIDE
-            hit = hit & (from_row < out_height) & (from_column < out_width)
-            at = ((sample * out_height + from_row) * out_width + from_column) * OUT_C
+            rows, columns = (phase_row + PADDING - tap_row) // STRIDE, (phase_column + PADDING - tap_column) // STRIDE
+            hit = inside & (first_row >= -rows) & (first_row < out_height - rows)
+            hit = hit & (first_column >= -columns) & (first_column < out_width - columns)
+            at = (pixel + (rows * out_width + columns)) * OUT_C
             x_hat = tl.load(x_hat_ptr + at[:, None] + deep[None, :], mask=hit[:, None] & has_deep[None, :], other=0.0)
             known = has_deep & (tap_row < KERNEL) & (tap_column < KERNEL)
             own = path * (KERNEL * KERNEL * OUT_C * C) + channel

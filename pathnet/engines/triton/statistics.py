@@ -40,8 +40,9 @@ def _statistics_kernel(
     rows_ptr += tl.load(launch_ptr) * ROW_FIELDS
     rows = tl.load(launch_ptr + 1)
 
-    program = tl.program_id(0)
-    while program < rows * CHANNEL_TILES:
+    for program in tl.range(
+        tl.program_id(0), rows * CHANNEL_TILES, tl.num_programs(0), num_stages=1, disable_licm=True
+    ):
         path = program // CHANNEL_TILES
         channel = program % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
         known = channel < C
@@ -71,7 +72,6 @@ def _statistics_kernel(
         made = statistics_ptr + target * (2 * statistics_width) + channel
         tl.store(made, mean, mask=known)
         tl.store(made + statistics_width, squares / tl.maximum(count, 1.0), mask=known)
-        program += tl.num_programs(0)
 
 
 def take_statistics(activations: Activations, task: Launch, tiles: int, channels: int) -> None:

@@ -41,8 +41,9 @@ def _means_kernel(
     rows_ptr += tl.load(launch_ptr) * ROW_FIELDS
     rows = tl.load(launch_ptr + 1)
 
-    program = tl.program_id(0)
-    while program < rows * CHANNEL_TILES:
+    for program in tl.range(
+        tl.program_id(0), rows * CHANNEL_TILES, tl.num_programs(0), num_stages=1, disable_licm=True
+    ):
         path = program // CHANNEL_TILES
         channel = program % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
         target = tl.load(rows_ptr + path * ROW_FIELDS + 1)
@@ -62,7 +63,6 @@ def _means_kernel(
         means = corrections_ptr + tl.maximum(target, 0).to(tl.int64) * (2 * corrections_width) + channel
         tl.store(means, first * scale, mask=known)
         tl.store(means + corrections_width, second * scale, mask=known)
-        program += tl.num_programs(0)
 
 
 def take_means(gradients: Gradients, task: Launch, tiles: int, scales: Tensor, channels: int, pixels: int) -> None:
