@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import os
 import re
@@ -12,13 +13,21 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import torch
+
+from benchmarks.budget import REHEARSAL_LIMIT_S, limit_s
 from benchmarks.cases import Setup
 from benchmarks.outcome import Failed, Found, Unavailable
 from benchmarks.processes import Done, execute
 
-__all__ = ["profile", "sanitizer", "tests"]
+__all__ = ["cuda_tests", "profile", "sanitizer", "triton_tests"]
 
-TESTS_S, SANITIZER_S, PROFILE_S = 170.0, 75.0, 75.0
+MARGIN_S = 4.0
+"""That a program is stopped before its step is, so that what it printed is kept."""
+
+MOST_PROCESSES, BYTES_OF_PROCESS = 8, 3 << 30
+"""Of the tests; of the GPU's memory a context takes half a gigabyte, and the largest test one and a half."""
+
 FINDING = 66
 """The exit status that compute-sanitizer is told to give where it found something."""
 
@@ -38,16 +47,23 @@ REFUSALS = (
 METRICS = re.compile(r"(tensor|shared|lts__|l1tex__data|dram__throughput|sm__throughput).*pct|gpu__time_duration.sum")
 
 
-def tests(setup: Setup) -> Found:
-    """pytest over the tests that need a GPU."""
+def cuda_tests(setup: Setup) -> Found:
+    """pytest over the cuda engine's tests that need a GPU."""
+    return _tests(setup, setup.cuda_tests, _limit_s(setup, "cuda_tests"))
+
+
+def triton_tests(setup: Setup) -> Found:
+    """pytest over the triton engine's tests that need a GPU."""
+    return _tests(setup, setup.triton_tests, _limit_s(setup, "triton_tests"))
+
+
+def _tests(setup: Setup, where: str, limit_s: float) -> Found:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        done = execute(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *setup.tests],
-            TESTS_S,
-        )
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", where]
+        done = execute([*command, *_processes(setup)], limit_s)
         if done.status is None:
-            raise Failed(f"stopped after {TESTS_S:.0f} s", {"output": done.tail})
+            raise Failed(f"stopped after {limit_s:.0f} s", {"output": done.tail})
         if not report.exists():
             raise Failed(f"pytest ended with status {done.status}", {"output": done.tail})
         suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
@@ -67,10 +83,25 @@ def tests(setup: Setup) -> Found:
     return found
 
 
+def _limit_s(setup: Setup, step: str) -> float:
+    return (limit_s(step) if setup.cuda else REHEARSAL_LIMIT_S) - MARGIN_S
+
+
+def _processes(setup: Setup) -> list[str]:
+    """Options that share the tests out among processes, where pytest can: as many as cores and memory allow."""
+    if importlib.util.find_spec("xdist") is None:
+        return []
+    count = min(MOST_PROCESSES, (os.cpu_count() or 1) // 2)
+    if setup.cuda:
+        count = min(count, torch.cuda.mem_get_info(setup.device)[0] // BYTES_OF_PROCESS)
+    return ["-n", str(count), "--dist", "worksteal"] if count > 1 else []
+
+
 def sanitizer(setup: Setup) -> Found:
     """compute-sanitizer's memcheck and racecheck over every kernel form on small shapes."""
     program = _find("compute-sanitizer")
     found: Found = {}
+    limit = _limit_s(setup, "sanitizer") / 2
     for tool in ("memcheck", "racecheck"):
         done = execute(
             [
@@ -79,7 +110,7 @@ def sanitizer(setup: Setup) -> Found:
                 *("--kernel-name", "kns=pathnet", "--target-processes", "all"),
                 *_case(setup, "small"),
             ],
-            SANITIZER_S,
+            limit,
             # Memory that torch keeps for later use hides reads past the end of a tensor.
             {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         )
@@ -98,7 +129,7 @@ def _judged(tool: str, done: Done) -> Found:
     if refusal := _refusal(done):
         return {**own, "status": "unavailable", "reason": refusal}
     if done.status is None:
-        return {**own, "status": "unavailable", "reason": f"not done after {SANITIZER_S:.0f} s", "output": done.tail}
+        return {**own, "status": "unavailable", "reason": "not done in time", "output": done.tail}
     if done.status == 0 and summary:
         return {**own, "status": "passed"}
     return {**own, "status": "failed", "reason": f"{tool} ended with status {done.status}", "output": done.tail}
@@ -116,12 +147,12 @@ def profile(setup: Setup) -> Found:
             *("--clock-control", "none", "--page", "raw", "--csv"),
             *_case(setup, "whole"),
         ],
-        PROFILE_S,
+        _limit_s(setup, "profile"),
     )
     if refusal := _refusal(done):
         raise Unavailable(refusal)
     if done.status is None:
-        raise Unavailable(f"not done after {PROFILE_S:.0f} s")
+        raise Unavailable("not done in time")
     launches = _launches(done.output)
     if done.status != 0 or not launches:
         raise Failed(f"ncu ended with status {done.status}", {"output": done.tail})

@@ -33,7 +33,7 @@ from triton._C.libtriton import get_cache_invalidating_env_vars
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime import driver
-from triton.runtime.cache import get_cache_key, get_cache_manager
+from triton.runtime.cache import get_cache_key, get_cache_manager, triton_key
 
 from pathnet.engines.triton.launch import launching, not_launching
 
@@ -176,6 +176,8 @@ def main() -> None:
         importlib.import_module(module)
     module, name = order["launcher"]
     driver.set_active(AbsentGpu(GPUTarget(**order["target"]), getattr(importlib.import_module(module), name)))
+    # What the keys of all kernels begin with, from hundreds of megabytes of Triton: once, for all workers.
+    triton_key()
     # Workers have the modules of this process, which holds no GPU and runs no other thread.
     with multiprocessing.get_context("fork").Pool(min(len(kernels), _cores()), _end_with, [os.getpid()]) as pool:
         outcomes = pool.map(_compile, kernels, chunksize=1)
