@@ -49,7 +49,20 @@ __all__ = ["dgrad", "dgrad_point_tiles", "dgrad_tile"]
 
 
 @triton.jit(
-    do_not_specialize=["batch", "unit", "height", "width", "out_height", "out_width", "skip_height", "skip_width"],
+    do_not_specialize=[
+        "batch",
+        "unit",
+        "point_tiles",
+        "pixel_tiles",
+        "phase_height",
+        "phase_width",
+        "height",
+        "width",
+        "out_height",
+        "out_width",
+        "skip_height",
+        "skip_width",
+    ],
     do_not_specialize_on_alignment=["launch_ptr"],
 )
 def _dgrad_kernel(
@@ -59,6 +72,11 @@ def _dgrad_kernel(
     launch_ptr,
     states_ptr,
     batch,
+    point_tiles,
+    pixel_tiles,
+    phase_height,
+    phase_width,
+    inverse_phase_width,
     height,
     width,
     out_height,
@@ -105,8 +123,6 @@ def _dgrad_kernel(
     PHASES: tl.constexpr = STRIDE
     POINTS: tl.constexpr = SAMPLES * PIXELS
     CHANNEL_TILES: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
-    phase_height, phase_width = tl.cdiv(height, PHASES), tl.cdiv(width, PHASES)
-    point_tiles = PHASES * PHASES * tl.cdiv(batch, SAMPLES) * tl.cdiv(phase_height * phase_width, PIXELS)
     rows_ptr += tl.load(launch_ptr) * ROW_FIELDS
     path_tiles = tl.load(launch_ptr + 1) // PATHS
 
@@ -117,7 +133,14 @@ def _dgrad_kernel(
         point_tile = program // path_tiles // CHANNEL_TILES
         phase = point_tile % (PHASES * PHASES)
         sample, row, column, inside = points_of(
-            point_tile // (PHASES * PHASES), batch, phase_height, phase_width, SAMPLES, PIXELS
+            point_tile // (PHASES * PHASES),
+            batch,
+            phase_height,
+            phase_width,
+            inverse_phase_width,
+            pixel_tiles,
+            SAMPLES,
+            PIXELS,
         )
         row, column = row * PHASES + phase // PHASES, column * PHASES + phase % PHASES
         inside = inside & (row < height) & (column < width)
@@ -301,9 +324,7 @@ def _dgrad_kernel(
             sizes = tl.where(mask, tl.abs(value), 0.0)
             if PER_SAMPLE:
                 first = tl.arange(0, SAMPLES)
-                own_sample = (point_tile // (PHASES * PHASES)) // tl.cdiv(
-                    phase_height * phase_width, PIXELS
-                ) * SAMPLES + first
+                own_sample = point_tile // (PHASES * PHASES) // pixel_tiles * SAMPLES + first
                 largest = tl.max(tl.reshape(sizes, [PATHS, SAMPLES, PIXELS * BLOCK_N]), 2)
                 own = (tl.maximum(target, 0).to(tl.int64) * batch)[:, None] + own_sample[None, :]
                 known = live[:, None] & (own_sample < batch)[None, :]
@@ -315,7 +336,7 @@ def _dgrad_kernel(
 
 def dgrad_tile(conv: Convolution) -> Tile:
     """The tile for gradients of a convolution's input, in the type of its transposed weights."""
-    return of_width(DGRAD if conv.stride == 1 else STRIDED, conv.transposed.dtype, conv.given.channels)
+    return of_width(DGRAD if conv.stride == 1 else STRIDED, conv.transposed, conv.given.channels)
 
 
 def dgrad_point_tiles(conv: Convolution, batch: int) -> int:
@@ -339,7 +360,8 @@ def dgrad(gradients: Gradients, kept: Kept, block: FusedBlock, task: Launch) -> 
     # Post-activation blocks begin with a ReLU alone.
     begins_with_bn = not (at_exit and block.activated)
     has_sums = begins_with_bn and gradients.sums.numel() > 0 and (task.residual or skip == PROJECTION)
-    samples, pixels = tile.split(-(-given.height // conv.stride) * -(-given.width // conv.stride))
+    phase_height, phase_width = -(-given.height // conv.stride), -(-given.width // conv.stride)
+    samples, pixels = tile.split(phase_height * phase_width)
     tiles, path_tiles = dgrad_point_tiles(conv, gradients.batch), task.count // tile.paths
     folded = gradients.waits and task.residual and conv.kernel > 1
     if folded:
@@ -354,6 +376,11 @@ def dgrad(gradients: Gradients, kept: Kept, block: FusedBlock, task: Launch) -> 
         gradients.launches[task.index],
         gradients.states,
         gradients.batch,
+        tiles,
+        -(-phase_height * phase_width // pixels),
+        phase_height,
+        phase_width,
+        1 / phase_width,
         given.height,
         given.width,
         made.height,

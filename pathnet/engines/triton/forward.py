@@ -154,7 +154,17 @@ def _keep(
 
 
 @triton.jit(
-    do_not_specialize=["batch", "height", "width", "out_height", "out_width", "skip_height", "skip_width"],
+    do_not_specialize=[
+        "batch",
+        "point_tiles",
+        "pixel_tiles",
+        "height",
+        "width",
+        "out_height",
+        "out_width",
+        "skip_height",
+        "skip_width",
+    ],
     do_not_specialize_on_alignment=["launch_ptr"],
 )
 def _forward_kernel(
@@ -164,10 +174,13 @@ def _forward_kernel(
     launch_ptr,
     states_ptr,
     batch,
+    point_tiles,
+    pixel_tiles,
     height,
     width,
     out_height,
     out_width,
+    inverse_out_width,
     skip_height,
     skip_width,
     weights_ptr,
@@ -210,7 +223,6 @@ def _forward_kernel(
 ):
     POINTS: tl.constexpr = SAMPLES * PIXELS
     CHANNEL_TILES: tl.constexpr = (OUT_C + BLOCK_N - 1) // BLOCK_N
-    point_tiles = tl.cdiv(batch, SAMPLES) * tl.cdiv(out_height * out_width, PIXELS)
     rows_ptr += tl.load(launch_ptr) * ROW_FIELDS
     rows = tl.load(launch_ptr + 1)
     slot_size = slot_size.to(tl.int64)
@@ -221,7 +233,9 @@ def _forward_kernel(
         path = program % rows
         channel_tile = program // rows % CHANNEL_TILES
         point_tile = program // rows // CHANNEL_TILES
-        sample, row, column, inside = points_of(point_tile, batch, out_height, out_width, SAMPLES, PIXELS)
+        sample, row, column, inside = points_of(
+            point_tile, batch, out_height, out_width, inverse_out_width, pixel_tiles, SAMPLES, PIXELS
+        )
         channel = channel_tile * BLOCK_N + tl.arange(0, BLOCK_N)
 
         fields = rows_ptr + path * ROW_FIELDS
@@ -348,7 +362,7 @@ def _forward_kernel(
 
 def forward_tile(conv: Convolution) -> Tile:
     """The tile for a convolution's output, in the type of its weights."""
-    return of_width(FORWARD, conv.weight.dtype, conv.made.channels)
+    return of_width(FORWARD, conv.weight, conv.made.channels)
 
 
 def passed(block: FusedBlock, task: Launch) -> Convolution:
@@ -393,10 +407,13 @@ def forward_unit(network: TritonNetwork, activations: Activations, task: Launch,
         activations.launches[task.index],
         activations.states,
         activations.batch,
+        tiles,
+        -(-made.pixels // pixels),
         given.height,
         given.width,
         made.height,
         made.width,
+        1 / made.width,
         skip_given.height,
         skip_given.width,
         conv.weight,

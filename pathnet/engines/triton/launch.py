@@ -30,6 +30,7 @@ class Tile:
         paths: gradients.
         warps: of 32 threads.
         stages: of loads under way at a time.
+        by_warp: the tile in its place where each warp multiplies what its registers hold; None where it is the same.
     """
 
     points: int
@@ -38,6 +39,7 @@ class Tile:
     paths: int = 1
     warps: int = 4
     stages: int = 3
+    by_warp: Tile | None = None
 
     def split(self, pixels: int) -> tuple[int, int]:
         """Of images of so many pixels: how many samples the points are of, and how many pixels each."""

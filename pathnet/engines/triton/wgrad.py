@@ -39,6 +39,8 @@ def _wgrad_kernel(
     width,
     out_height,
     out_width,
+    inverse_out_height,
+    inverse_out_width,
     offsets_ptr,
     normalized_ptr,
     corrections_ptr,
@@ -96,10 +98,10 @@ def _wgrad_kernel(
         ).to(gradients_ptr.dtype.element_ty)
         first_row = begin // out_width
         along = begin - first_row * out_width + tl.arange(0, BLOCK_K)
-        down = quotient(along, out_width)
+        down = quotient(along, inverse_out_width)
         first_sample = first_row // out_height
         rows = first_row - first_sample * out_height + down
-        samples = quotient(rows, out_height)
+        samples = quotient(rows, inverse_out_height)
         row = ((rows - samples * out_height) * STRIDE)[:, None]
         column_of = ((along - down * out_width) * STRIDE)[:, None]
         hit = (
@@ -131,7 +133,7 @@ def wgrad(gradients: Gradients, kept: Kept, state: int, conv: Convolution, unit:
         affine: float32 [2, C], that BN's gain and bias.
     """
     given, made = conv.given, conv.made
-    tile = of_width(WGRAD, gradients.values.dtype, made.channels)
+    tile = of_width(WGRAD, gradients.values, made.channels)
     points, columns = gradients.batch * made.pixels, conv.kernel**2 * given.channels
     rows = min(64, max(16, power_of_two_from(made.channels)))
     tiles = -(-made.channels // rows) * -(-columns // tile.channels)
@@ -153,6 +155,8 @@ def wgrad(gradients: Gradients, kept: Kept, state: int, conv: Convolution, unit:
         given.width,
         made.height,
         made.width,
+        1 / made.height,
+        1 / made.width,
         kept.normalized_starts,
         kept.normalized,
         gradients.corrections,
