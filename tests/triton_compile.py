@@ -29,6 +29,7 @@ os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "triton"))
 # A fifth of the time; nothing below asks for source lines.
 os.environ.setdefault("TRITON_DISABLE_LINE_INFO", "1")
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
@@ -40,7 +41,8 @@ from pathnet.engines.tables import blocks_of  # noqa: E402
 from pathnet.engines.triton import arrivals, configurations  # noqa: E402
 from pathnet.engines.triton.launch import Tile  # noqa: E402
 from pathnet.engines.triton.network import TritonNetwork, block_network, network_of  # noqa: E402
-from pathnet.engines.triton.recording import Recording  # noqa: E402
+from pathnet.engines.triton.plan import steps_backward, steps_forward  # noqa: E402
+from pathnet.engines.triton.recording import plan_recording, recorded  # noqa: E402
 from pathnet.engines.triton.routed_backward import routed_backward, routed_backward_norms  # noqa: E402
 from pathnet.engines.triton.routed_forward import routed_forward  # noqa: E402
 from pathnet.engines.triton.training import block_backward, block_forward, kept_for  # noqa: E402
@@ -200,11 +202,12 @@ def channels_of(net: ResidualNet) -> int:
 def record(net: ResidualNet, side: int, bn: BatchNormMode, precision: Precision) -> None:
     network = packed(net, side, bn, precision)
     y0 = images(network)
-    Recording(network, y0)(y0)
+    recorded(network, plan_recording(network), y0)
 
 
 def route(network: TritonNetwork, routing: Callable[[int], Routing]) -> None:
-    routed_forward(network, images(network), routing(len(network.blocks)))
+    steps = steps_forward(network.blocks, np.array(routing(len(network.blocks))))
+    routed_forward(network, images(network), steps)
 
 
 def images(network: TritonNetwork) -> torch.Tensor:
@@ -218,11 +221,12 @@ def walk(
     """A walk back; what the recording pass before it would compile is left out."""
     network = packed(net, side, bn, precision)
     RECORDER.listening = False
-    y, kept = Recording(network, images(network))(images(network))
+    y, kept = recorded(network, plan_recording(network), images(network))
     RECORDER.listening = True
-    coefficients, exponent = routing(len(network.blocks)), torch.zeros(BATCH if bn == "running" else 1).int()
-    routed_backward(network, kept, torch.ones_like(y), exponent, coefficients)
-    routed_backward_norms(network, kept, torch.ones_like(y), exponent, coefficients)
+    steps = steps_backward(network.blocks, np.array(routing(len(network.blocks))))
+    exponent = torch.zeros(BATCH if bn == "running" else 1).int()
+    routed_backward(network, kept, torch.ones_like(y), exponent, steps)
+    routed_backward_norms(network, kept, torch.ones_like(y), exponent, steps)
 
 
 def train(blocks: list[Block], side: int, dtype: torch.dtype) -> None:

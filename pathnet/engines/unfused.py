@@ -45,49 +45,65 @@ def sums_by_length(
 ) -> Scaled:
     """``G_k <- a J_skip^T G_k + c J_residual^T G_{k-1}`` from the last block to the first: `Engine.sums_by_length`.
 
-    What is held are n + 1 gradients before a block and behind it; a block takes as many at a time as fit in a chunk,
-    whose results, and what makes them, are held beside.
+    What is held are n + 1 gradients before a block and behind it; a block takes all of them at once, or as many as
+    there is memory for beside them.
 
     Args:
         walk: one block's routed Jacobian. Takes the block's number, scaled gradients [g, B, ...] at its output, and
-            (a, c) for each of them, to the scaled gradients at its input.
+            (a, c) for each of them, to the scaled gradients at its input: first (a, 0) for each G_k, then (0, c).
         grad, exponent: [B, ...] and int32 [B] or [1], what the walk starts from.
         routing: [n, 2]
     """
     sums: Scaled = (grad[None], exponent[None])
+    room = _room(grad.device)
     for i, (a, c) in reversed(list(enumerate(routing.tolist()))):
-        sums = _through_one_block(partial(walk, i), *sums, a, c)
+        sums = _through_one_block(partial(walk, i), *sums, (a, c), room)
     return sums
+
+
+COPIES = 16
+"""Gradients that a block holds beside each coefficient: both terms on the way in, in the walk, on the way out, and
+what brings them to one exponent."""
+
+
+def _room(device: torch.device) -> int | None:
+    """Bytes for a block's work: of a GPU half of what is free, elsewhere what a chunk may take anyway."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (free + idle) // 2
 
 
 def _through_one_block(
     walk: Callable[[Tensor, Tensor, Sequence[tuple[float, float]]], Scaled],
     grads: Tensor,
     exponents: Tensor,
-    a: float,
-    c: float,
+    coefficients: tuple[float, float],
+    room: int | None,
 ) -> Scaled:
-    count = len(grads)
+    count, (a, c) = len(grads), coefficients
 
     def work(part: slice) -> Scaled:
-        through_skip = range(part.start, min(part.stop, count))
-        through_residual = range(max(part.start - 1, 0), part.stop - 1)
-        taken = torch.tensor([*through_skip, *through_residual], device=grads.device)
-        ways = [(a, 0.0)] * len(through_skip) + [(0.0, c)] * len(through_residual)
-        walked = walk(grads[taken], exponents[taken], ways)
-        own, others = ((t[: len(through_skip)], t[len(through_skip) :]) for t in walked)
-        lacking = part.stop - part.start
-        skip = _filled(own[0], behind=lacking - len(own[0])), _filled(others[0], behind=lacking - len(own[0]))
-        residual = _filled(own[1], before=lacking - len(own[1])), _filled(others[1], before=lacking - len(own[1]))
-        return scaling.add(skip, residual)
+        by_skip = slice(part.start, min(part.stop, count))
+        by_residual = slice(max(part.start - 1, 0), part.stop - 1)
+        skips, residuals = by_skip.stop - by_skip.start, by_residual.stop - by_residual.start
+        # Slices, since a list of places would be a copy to the device that waits.
+        entering = [torch.cat([tensor[by_skip], tensor[by_residual]]) for tensor in (grads, exponents)]
+        walked = walk(entering[0], entering[1], [(a, 0.0)] * skips + [(0.0, c)] * residuals)
+        length = part.stop - part.start
+        skip = [_filled(tensor[:skips], behind=length - skips) for tensor in walked]
+        residual = [_filled(tensor[skips:], before=length - residuals) for tensor in walked]
+        return scaling.add((skip[0], skip[1]), (residual[0], residual[1]))
 
-    parts = [done for _, done in in_chunks(count + 1, 4 * grads[0].nbytes, work)]
-    return torch.cat([own for own, _ in parts]), torch.cat([exponent for _, exponent in parts])
+    parts = [done for _, done in in_chunks(count + 1, COPIES * grads[0].nbytes, work, room)]
+    return torch.cat([grad for grad, _ in parts]), torch.cat([exponent for _, exponent in parts])
 
 
-def _filled(own: Tensor, before: int = 0, behind: int = 0) -> Tensor:
+def _filled(tensor: Tensor, before: int = 0, behind: int = 0) -> Tensor:
     """With so many zeros before or behind."""
-    return torch.cat([own.new_zeros(before, *own.shape[1:]), own, own.new_zeros(behind, *own.shape[1:])])
+    zeros = (tensor.new_zeros(count, *tensor.shape[1:]) for count in (before, behind))
+    return torch.cat([next(zeros), tensor, next(zeros)])
 
 
 def norms_of(grads: Tensor, exponents: Tensor) -> Tensor:

@@ -55,6 +55,48 @@ def test_walks_forward_passes_and_sums(case: GpuCase, bn: Any, precision: Any, d
         assert relative_error(output, other) < FORWARD
 
 
+@pytest.mark.parametrize(("bn", "precision"), [("running", "float32"), ("batch", "bfloat16")])
+def test_what_is_replayed_equals_what_is_launched(bn: Any, precision: Any, device: torch.device) -> None:
+    """Records, walks and forward passes to the bit, with other routings than those that were captured, of a larger
+    and a smaller batch in turn, on another stream."""
+    case = Case("replayed", 14, width=16, side=28, batch=8)
+    net, (images, labels) = case.net().to(device), (tensor.to(device) for tensor in case.images())
+
+    def everything(recorder: pathnet.Recorder, count: int, seed: int) -> list[Tensor]:
+        tape, routing = recorder(images[:count], labels[:count]), random_routings(net.n, seed)
+        norms = tape._engine.routed_backward_norms(
+            tape._record.blocks, tape._record.grad, tape._record.exponent, routing
+        )
+        walked = tape._engine.routed_backward(tape._record.blocks, tape._record.grad, tape._record.exponent, routing)
+        return [tape.output, norms, *walked, *recorder.routed_outputs(images[:count], routing)]
+
+    kept = pathnet.Recorder(net, bn, "triton", precision)
+    for round_ in range(4):
+        for count in (8, 5):
+            stream = torch.cuda.Stream(device) if round_ == 3 else torch.cuda.current_stream(device)
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                replayed = everything(kept, count, round_)
+                launched = everything(pathnet.Recorder(net, bn, "triton", precision), count, round_)
+            torch.cuda.synchronize(device)
+            assert all(torch.equal(*pair) for pair in zip(replayed, launched, strict=True))
+
+
+def test_memory_of_graphs_is_that_of_the_largest(device: torch.device) -> None:
+    case = Case("memory", 14, width=16, side=28, batch=32)
+    net, (images, labels) = case.net().to(device), (tensor.to(device) for tensor in case.images())
+    recorder, codes = pathnet.Recorder(net, "batch", "triton"), pathnet.paths.one_of_each_length(net.n)
+
+    def held(count: int) -> int:
+        for _ in range(3):
+            recorder(images[:count], labels[:count]).path_gradient_norms(codes)
+        torch.cuda.synchronize(device)
+        return torch.cuda.memory_allocated(device)
+
+    largest = held(32)
+    assert max(held(count) for count in (8, 20, 31)) < 1.1 * largest
+
+
 @pytest.mark.parametrize("open_stem", [False, True])
 @pytest.mark.parametrize(
     ("case", "bn"),

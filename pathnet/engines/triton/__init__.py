@@ -1,30 +1,50 @@
 """The triton engine: BN-ReLU-conv and post-activation blocks of any width, both BN modes, on GPUs that Triton serves.
 
 `plan` compacts routings into rows, `routed_backward` and `routed_forward` launch one kernel a unit for them (`dgrad`,
-`forward`), `sums`, `folding`, `statistics` and `endings` finish what batch normalisation needs of a whole batch,
-`arrivals` takes gradients and norms out. Kernels are compiled for a network's widths, kernel sizes and strides before
-their first use, by `ahead` on all cores, and kept on disk by Triton.
+`forward`), one by one or, where a device has graphs, as a graph (`graphs`); `sums`, `folding`, `statistics` and
+`endings` finish what batch normalisation needs of a whole batch, `arrivals` takes gradients and norms out. Kernels
+are compiled for a network's widths, kernel sizes and strides before their first use, by `ahead` on all cores, and
+kept on disk by Triton.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pathnet import scaling
 from pathnet.chunks import in_chunks
 from pathnet.engines import unfused
 from pathnet.engines.self_check import disagreement
 from pathnet.engines.tables import blocks_of, unsupported_block, unsupported_form
+from pathnet.engines.triton.graphs import Graphs, capacity_for, most_within
 from pathnet.engines.triton.network import TritonNetwork, network_of
-from pathnet.engines.triton.state import Kept
+from pathnet.engines.triton.plan import (
+    ALL_EXITS,
+    USUAL_BACKWARD,
+    USUAL_FORWARD,
+    Exit,
+    Plan,
+    Steps,
+    steps_backward,
+    steps_forward,
+)
+from pathnet.engines.triton.state import Allocate, Kept, Tables
 from pathnet.models.residual_net import ResidualNet
 from pathnet.record import BatchNormMode, BlockRecord, Precision, Prepared
+
+if TYPE_CHECKING:
+    from pathnet.engines.triton.recording import Recording
+    from pathnet.engines.triton.routed_backward import Walk
+    from pathnet.engines.triton.routed_forward import Forward
 
 __all__ = ["MOST_ELEMENTS", "TritonEngine", "TritonPrepared", "TritonRecord", "on_device", "unsupported_side"]
 
@@ -37,10 +57,11 @@ MOST_ELEMENTS = 1 << 31
 
 @dataclass(frozen=True)
 class TritonPrepared:
-    """A packed network, and its recording passes by the size of the batch."""
+    """A packed network, the plan of its recording pass, and its graphs."""
 
     network: TritonNetwork
-    recordings: dict[int, Callable[[Tensor], tuple[Tensor, Kept]]] = field(default_factory=dict)
+    recording: Plan
+    graphs: Graphs = field(default_factory=Graphs)
 
 
 @dataclass(frozen=True)
@@ -48,12 +69,14 @@ class TritonRecord:
     """What one forward pass leaves: ReLU bits, in BN mode ``batch`` also normalised activations.
 
     Attributes:
+        graphs: of the network's walks; they are there as long as one of its records is.
         last: of a post-activation network, the bits of the last join's ReLU, bool [B, C, H, W].
     """
 
     network: TritonNetwork
     kept: Kept
     batch: int
+    graphs: Graphs
     last: Tensor | None = None
 
     @property
@@ -127,63 +150,54 @@ class TritonEngine:
             with on_device(device):
                 compile_for(work)
 
+        # What it takes the network takes, and no more, so that nothing is left to be compiled.
         return disagreement(self, net, bn, precision, y0_shape, device, ahead)
 
     def prepare(
         self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]
     ) -> TritonPrepared:
-        return TritonPrepared(network_of(net, bn, precision, y0_shape))
+        from pathnet.engines.triton.recording import plan_recording
+
+        network = network_of(net, bn, precision, y0_shape)
+        return TritonPrepared(network, plan_recording(network))
 
     def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, TritonRecord]:
-        from pathnet.engines.triton.ahead import compile_for
-        from pathnet.engines.triton.recording import Recording, recording
-
         assert isinstance(prepared, TritonPrepared)
-        network, batch = prepared.network, len(y0)
-        _check_images(network, y0)
+        _check_images(prepared.network, y0)
         with on_device(y0.device):
-            if batch not in prepared.recordings:
-                compile_for(lambda: Recording(network, y0)(y0))
-                prepared.recordings[batch] = recording(network, y0)
-            y, kept = prepared.recordings[batch](y0)
-        if not network.post:
-            return y, TritonRecord(network, kept, batch)
-        return y.relu(), TritonRecord(network, kept, batch, last=y > 0)
+            y, kept = _recorded(prepared, y0)
+        record = TritonRecord(prepared.network, kept, len(y0), prepared.graphs)
+        return (y.relu(), replace(record, last=y > 0)) if prepared.network.post else (y, record)
 
     def sums_by_length(
         self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
     ) -> tuple[Tensor, Tensor]:
-        from pathnet.engines.triton.routed_backward import through_block
+        from pathnet.engines.triton.routed_backward import SingleBlocks
 
         assert isinstance(blocks, TritonRecord)
-        magnitudes = blocks.network.magnitudes
-
-        def through(
-            index: int, grads: Tensor, exponents: Tensor, ways: Sequence[tuple[float, float]]
-        ) -> tuple[Tensor, Tensor]:
-            if magnitudes is not None:
-                ways, shifts = magnitudes.of_block(index, ways)
-                exponents = exponents + shifts.to(exponents.device)[:, None]
-            return through_block(blocks.network, blocks.kept, index, grads, exponents, ways)
-
+        coefficients = _on_host(routing)
+        expected = [
+            (index, [*[(a, 0.0)] * count, *[(0.0, c)] * count])
+            for count, (index, (a, c)) in enumerate(reversed(list(enumerate(coefficients.tolist()))), 1)
+        ]
         with on_device(grad.device):
-            return unfused.sums_by_length(through, blocks.given(grad), exponent, routing)
+            through = SingleBlocks(blocks.network, blocks.kept, grad.device, expected)
+            return unfused.sums_by_length(through, blocks.given(grad), exponent, torch.from_numpy(coefficients))
 
     def sums_by_length_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
         return unfused.norms_of(*self.sums_by_length(blocks, grad, exponent, routing))
 
     def routed_forward(self, prepared: Prepared, y0: Tensor, routing: Tensor) -> Tensor:
-        from pathnet.engines.triton.routed_forward import routed_forward
-
         assert isinstance(prepared, TritonPrepared)
         network = prepared.network
         _check_images(network, y0)
+        coefficients = _on_host(routing)
         with on_device(y0.device):
             parts = in_chunks(
-                len(routing),
-                network.most_states * len(y0) * network.largest * 4,
-                lambda part: routed_forward(network, y0, routing[part].tolist()),
-                ROOM,
+                len(coefficients),
+                1,
+                lambda part: _forward(prepared, y0, steps_forward(network.blocks, coefficients[part])),
+                _most_forward(prepared, len(y0)),
             )
             y = torch.cat([outputs for _, outputs in parts])
         return y.relu_() if network.post else y
@@ -194,39 +208,135 @@ class TritonEngine:
         from pathnet.engines.triton.routed_backward import routed_backward
 
         assert isinstance(blocks, TritonRecord)
-        routing, shifts = _divided(blocks.network, routing)
-        with on_device(grad.device):
-            gradients, exponents = routed_backward(
-                blocks.network, blocks.kept, blocks.given(grad), exponent, routing.tolist()
-            )
-        return gradients, exponents if shifts is None else exponents + shifts.to(exponents.device)
+        steps, start = _steps_backward(blocks.network, _on_host(routing)), (blocks.given(grad), exponent)
+        with on_device(grad.device), _replayed(blocks, *start, steps) as walk:
+            if walk is None:
+                return routed_backward(blocks.network, blocks.kept, *start, steps)
+            return walk.arrived(steps.count)
 
     def routed_backward_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
         from pathnet.engines.triton.routed_backward import routed_backward_norms
 
         assert isinstance(blocks, TritonRecord)
-        network, kept, grad = blocks.network, blocks.kept, blocks.given(grad)
+        network, coefficients, start = blocks.network, _on_host(routing), (blocks.given(grad), exponent)
         norms = torch.empty(len(routing), len(grad), dtype=torch.float64, device=grad.device)
-        routing, shifts = _divided(network, routing)
+
+        def walk_part(part: slice) -> None:
+            steps = _steps_backward(network, coefficients[part])
+            with _replayed(blocks, *start, steps) as walk:
+                if walk is None:
+                    norms[part] = routed_backward_norms(network, blocks.kept, *start, steps)
+                else:
+                    norms[part] = walk.norms[: steps.count]
+
         with on_device(grad.device):
-            for part, own in in_chunks(
-                len(routing),
-                network.most_states * len(grad) * network.largest * network.walk_dtype.itemsize,
-                lambda part: routed_backward_norms(network, kept, grad, exponent, routing[part].tolist()),
-                ROOM,
-            ):
-                norms[part] = own
-        return (
-            norms if shifts is None else scaling.times_power_of_two(norms, shifts.to(norms.device).expand_as(norms))
-        )
+            for _ in in_chunks(len(coefficients), 1, walk_part, _most_backward(blocks)):
+                pass
+        return norms
 
 
-def _divided(network: TritonNetwork, routing: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the divided network's routing, and int32 [P, 1], the powers of two left out; None where none are."""
+def _on_host(routing: Tensor) -> NDArray[np.float64]:
+    """The coefficients, which plans are made of on the host; the one place that waits for a device, where they lie
+    on one."""
+    return routing.detach().double().cpu().numpy()
+
+
+def _steps_backward(network: TritonNetwork, coefficients: NDArray[np.float64]) -> Steps:
+    """Of the divided network, the powers of two that were left out among those that results are multiplied by."""
     if network.magnitudes is None:
-        return routing, None
-    routing, shifts = network.magnitudes.of_routing(routing)
-    return routing, shifts[:, None]
+        return steps_backward(network.blocks, coefficients)
+    divided, shifts = network.magnitudes.of_routing(torch.from_numpy(coefficients))
+    steps = steps_backward(network.blocks, divided.numpy())
+    return replace(steps, exponents=steps.exponents + shifts.numpy())
+
+
+def _recorded(prepared: TritonPrepared, y0: Tensor) -> tuple[Tensor, Kept]:
+    from pathnet.engines.triton.recording import Recording, recorded
+
+    graphs, key = prepared.graphs, ("record", len(y0))
+
+    def build(allocate: Allocate) -> Recording:
+        return Recording(prepared.network, prepared.recording, len(y0), allocate)
+
+    def begin(recording: Recording) -> None:
+        graphs.hold(None)
+        recording.begin(y0)
+
+    if graphs.wanted(key, y0.device):
+        with graphs.replayed(key, y0.device, build, begin) as recording:
+            output, kept = recording.output(), recording.kept.clone()
+            graphs.hold(kept)
+            return output, kept
+    return recorded(prepared.network, prepared.recording, y0)
+
+
+@contextmanager
+def _replayed(record: TritonRecord, grad: Tensor, exponent: Tensor, steps: Steps) -> Iterator[Walk | None]:
+    """Give the walk, run as a graph; None where it is to be launched one by one."""
+    graphs, batch = record.graphs, len(grad)
+    capacity, exits = capacity_for(steps.count), USUAL_BACKWARD | steps.exits
+
+    def begin(walk: Walk) -> None:
+        if not graphs.holds(record.kept):
+            walk.kept.copy(record.kept)
+            graphs.hold(record.kept)
+        walk.begin(walk.schedule.plan(steps), grad[None], exponent[None])
+
+    key = "walk", batch, capacity, exits
+    if not graphs.wanted(key, grad.device):
+        yield None
+        return
+    with graphs.replayed(key, grad.device, partial(_walk, record.network, batch, capacity, exits), begin) as walk:
+        yield walk
+
+
+def _walk(network: TritonNetwork, batch: int, capacity: int, exits: frozenset[Exit], allocate: Allocate) -> Walk:
+    from pathnet.engines.triton.routed_backward import Walk, schedule_backward
+
+    kept = Kept.room(network, batch, allocate)
+    return Walk(network, kept, Tables(schedule_backward(network, capacity, exits), allocate), batch, allocate)
+
+
+def _most_backward(record: TritonRecord) -> int:
+    """Routings that are walked at once."""
+
+    def count() -> int:
+        return most_within(ROOM, lambda capacity: partial(_walk, record.network, record.batch, capacity, ALL_EXITS))
+
+    return record.graphs.most(("walk", record.batch, ROOM), count)
+
+
+def _forward(prepared: TritonPrepared, y0: Tensor, steps: Steps) -> Tensor:
+    """float32 [P, B, C, H, W]"""
+    from pathnet.engines.triton.routed_forward import routed_forward
+
+    graphs, network, batch = prepared.graphs, prepared.network, len(y0)
+    capacity, exits = capacity_for(steps.count), USUAL_FORWARD | steps.exits
+
+    def begin(forward: Forward) -> None:
+        graphs.hold(None)
+        forward.begin(forward.schedule.plan(steps), y0)
+
+    key = "forward", batch, capacity, exits
+    if not graphs.wanted(key, y0.device):
+        return routed_forward(network, y0, steps)
+    with graphs.replayed(key, y0.device, partial(_pass, network, batch, capacity, exits), begin) as forward:
+        return forward.ends(steps.count).contiguous()
+
+
+def _pass(network: TritonNetwork, batch: int, capacity: int, exits: frozenset[Exit], allocate: Allocate) -> Forward:
+    from pathnet.engines.triton.routed_forward import Forward, schedule_forward
+
+    return Forward(network, Tables(schedule_forward(network, capacity, exits), allocate), batch, allocate)
+
+
+def _most_forward(prepared: TritonPrepared, batch: int) -> int:
+    """Routings that are passed at once."""
+
+    def count() -> int:
+        return most_within(ROOM, lambda capacity: partial(_pass, prepared.network, batch, capacity, ALL_EXITS))
+
+    return prepared.graphs.most(("forward", batch, ROOM), count)
 
 
 def unsupported_side(net: ResidualNet) -> str | None:

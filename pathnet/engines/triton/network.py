@@ -104,7 +104,7 @@ class FusedBlock:
         """Of the skip."""
         return math.prod(conv.stride for conv in self.convolutions)
 
-    @property
+    @cached_property
     def identity(self) -> bool:
         return self.projection is None and self.given == self.made and not self.activated
 

@@ -2,82 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pathnet import scaling
+from pathnet.engines.transfers import to_device
 from pathnet.engines.triton.arrivals import arrived, squared_norms
 from pathnet.engines.triton.dgrad import dgrad, dgrad_point_tiles, dgrad_tile
 from pathnet.engines.triton.endings import ending_backward, ending_point_tiles
 from pathnet.engines.triton.folding import constants_size, folded_size
 from pathnet.engines.triton.network import FusedBlock, TritonNetwork
-from pathnet.engines.triton.plan import Coefficients, Plan, plan_backward
-from pathnet.engines.triton.state import Gradients, Kept, Tables, to_device
+from pathnet.engines.triton.plan import Exit, Launch, Plan, Schedule, Steps, plan_backward
+from pathnet.engines.triton.state import Allocate, Gradients, Kept, Tables, allocate_on
 
-__all__ = ["dgrad_paths", "routed_backward", "routed_backward_norms", "start", "through_block"]
+__all__ = [
+    "SingleBlocks",
+    "Walk",
+    "dgrad_paths",
+    "routed_backward",
+    "routed_backward_norms",
+    "schedule_backward",
+]
 
-
-def routed_backward(
-    network: TritonNetwork, kept: Kept, grad: Tensor, exponent: Tensor, coefficients: Coefficients
-) -> tuple[Tensor, Tensor]:
-    """The scaled gradients at ``y_0``: float32 [P, B, C, H, W] and int32 [P, B] or [P, 1]."""
-    return _arrived(network, kept, *_walk(network, kept, grad[None], exponent[None], coefficients))
-
-
-def through_block(
-    network: TritonNetwork,
-    kept: Kept,
-    index: int,
-    grads: Tensor,
-    exponents: Tensor,
-    ways: Sequence[tuple[float, float]],
-) -> tuple[Tensor, Tensor]:
-    """Each of the scaled gradients [g, B, C, H, W] at a block's output by its own (a, c) to the block's input."""
-    alone = replace(network, blocks=[network.blocks[index]])
-    plan, gradients = _walk(alone, kept, grads, exponents, [[way] for way in ways], range(len(ways)))
-    return _arrived(alone, kept, plan, gradients)
-
-
-def _arrived(network: TritonNetwork, kept: Kept, plan: Plan, gradients: Gradients) -> tuple[Tensor, Tensor]:
-    device = gradients.values.device
-    finals = _finals(plan, device)
-    values = arrived(gradients, kept, finals, network.blocks[0].given, torch.float32).permute(0, 1, 4, 2, 3)
-    mantissas = to_device(torch.tensor(plan.mantissas), device)
-    return scaling.rescale(
-        (values * mantissas[:, None, None, None, None]).contiguous(), _exponents(plan, gradients, finals)
-    )
-
-
-def routed_backward_norms(
-    network: TritonNetwork, kept: Kept, grad: Tensor, exponent: Tensor, coefficients: Coefficients
-) -> Tensor:
-    """float64 [P, B]: the norms of the samples' slices."""
-    plan, gradients = _walk(network, kept, grad[None], exponent[None], coefficients)
-    finals = _finals(plan, grad.device)
-    squares = squared_norms(gradients, kept, finals, network.blocks[0].given)
-    mantissas = to_device(torch.tensor(plan.mantissas, dtype=torch.float64).abs(), grad.device)
-    exponents = _exponents(plan, gradients, finals).expand_as(squares)
-    return scaling.times_power_of_two(squares.sqrt() * mantissas[:, None], exponents)
-
-
-def _walk(
-    network: TritonNetwork,
-    kept: Kept,
-    grads: Tensor,
-    exponents: Tensor,
-    coefficients: Coefficients,
-    starts: Sequence[int] | None = None,
-) -> tuple[Plan, Gradients]:
-    """From the scaled gradients [g, B, C, H, W], of which each routing starts from one."""
-    plan = plan_backward(network.blocks, coefficients, network.bn == "batch", dgrad_paths(network.blocks), starts)
-    gradients = start(network, plan, Tables(plan, grads.device), grads, sums=network.bn == "batch")
-    gradients.exponents[: len(exponents)] = exponents
-    for task in plan.launches:
-        (ending_backward if task.ending else dgrad)(gradients, kept, network.blocks[task.block], task)
-    return plan, gradients
+Coefficients = Sequence[tuple[float, float]]
 
 
 def dgrad_paths(blocks: Sequence[FusedBlock]) -> Callable[[int, int], int]:
@@ -85,53 +36,173 @@ def dgrad_paths(blocks: Sequence[FusedBlock]) -> Callable[[int, int], int]:
     return lambda block, unit: dgrad_tile(blocks[block].convolutions[unit]).paths
 
 
-def start(network: TritonNetwork, plan: Plan, tables: Tables, grads: Tensor, sums: bool) -> Gradients:
-    """The states of a walk, ``grads`` [g, B, C, H, W] in the first of them.
+def schedule_backward(network: TritonNetwork, capacity: int, exits: frozenset[Exit]) -> Schedule:
+    blocks = network.blocks
+    return Schedule(blocks, True, capacity, exits, 1, network.bn == "batch", dgrad_paths(blocks))
+
+
+class Walk:
+    """A walk back at one size of the batch: its states in memory, and what is launched over them.
 
     Args:
-        sums: whether BN's two sums are wanted.
+        kept: of the record that is walked over.
+        tables: of the walk's plans.
+        sums: whether BN's two sums are wanted; in BN mode ``batch`` they are needed.
+
+    Attributes:
+        norms: float64 [capacity, B], what `run` leaves.
     """
-    batch, device, states, by_batch = grads.shape[1], grads.device, len(plan.slots), network.bn == "batch"
-    room = _room(network, plan, batch)
-    width = 1 if by_batch else batch
-    gradients = Gradients(
-        torch.empty(plan.slot_count, -(-batch * network.largest // 16) * 16, dtype=network.walk_dtype, device=device),
-        tables.rows,
-        tables.launches,
-        tables.states,
-        torch.zeros(states, width, dtype=torch.int32, device=device),
-        torch.zeros(states, width, dtype=torch.int32, device=device),
-        torch.empty(states if by_batch else 0, 2, network.widest, device=device),
-        torch.empty(room[0] if sums else 0, device=device),
-        torch.empty(room[1] if by_batch else 0, dtype=network.walk_dtype, device=device),
-        torch.empty(room[2] if by_batch else 0, dtype=network.walk_dtype, device=device),
-        batch,
-        by_batch,
-    )
-    for slot, grad in zip(plan.slots, grads, strict=False):
-        gradients.values[slot, : grad.numel()] = grad.permute(0, 2, 3, 1).reshape(-1).to(network.walk_dtype)
-    return gradients
+
+    norms: Tensor
+
+    def __init__(
+        self,
+        network: TritonNetwork,
+        kept: Kept,
+        tables: Tables,
+        batch: int,
+        allocate: Allocate,
+        sums: bool = False,
+    ) -> None:
+        self.network, self.kept, self.tables, self.schedule = network, kept, tables, tables.schedule
+        schedule = tables.schedule
+        states, by_batch = schedule.state_count, network.bn == "batch"
+        size = -(-batch * network.largest // 16) * 16
+        width = 1 if by_batch else batch
+        room = _room(network, schedule, batch)
+        self.gradients = Gradients(
+            allocate([schedule.slot_count, size], network.walk_dtype),
+            tables.rows,
+            tables.launches,
+            tables.states,
+            allocate([states, width], torch.int32),
+            allocate([states, width], torch.int32),
+            allocate([states if by_batch else 0, 2, network.widest], torch.float32),
+            allocate([room[0] if sums or by_batch else 0], torch.float32),
+            allocate([room[1] if by_batch else 0], network.walk_dtype),
+            allocate([room[2] if by_batch else 0], network.walk_dtype),
+            batch,
+            by_batch,
+        )
+
+    def begin(self, plan: Plan, grads: Tensor, exponents: Tensor) -> None:
+        """Bring a plan, and the scaled gradients [g, B, C, H, W] that its routings start from."""
+        self.tables.copy(plan)
+        self.start(grads, exponents)
+
+    def start(self, grads: Tensor, exponents: Tensor) -> None:
+        made = grads.permute(0, 1, 3, 4, 2)
+        self.gradients.values[: len(grads), : made[0].numel()].view(made.shape).copy_(made)
+        self.gradients.exponents[: len(grads)] = exponents
+
+    def run(self) -> None:
+        """All launches, and the norms of what arrives."""
+        self.launch(self.schedule.launches)
+        self.norms = self.sample_norms()
+
+    def launch(self, launches: Iterable[Launch]) -> None:
+        self.gradients.largest.zero_()
+        for launch in launches:
+            block = self.network.blocks[launch.block]
+            (ending_backward if launch.ending else dgrad)(self.gradients, self.kept, block, launch)
+
+    def sample_norms(self) -> Tensor:
+        """float64 [capacity, B]: the norms of the samples' slices of the gradients that have arrived."""
+        squares = squared_norms(self.gradients, self.kept, self.tables.finals, self.network.blocks[0].given)
+        norms = squares.sqrt() * self.tables.mantissas.abs()[:, None]
+        return scaling.times_power_of_two(norms, self._exponents(self.schedule.capacity).expand_as(norms))
+
+    def arrived(self, count: int) -> tuple[Tensor, Tensor]:
+        """The scaled gradients of the first so many routings: float32 [P, B, C, H, W] and int32 [P, B] or [P, 1]."""
+        finals, given = self.tables.finals[:count], self.network.blocks[0].given
+        values = arrived(self.gradients, self.kept, finals, given, torch.float32).permute(0, 1, 4, 2, 3)
+        mantissas = self.tables.mantissas[:count].float()
+        return scaling.rescale((values * mantissas[:, None, None, None, None]).contiguous(), self._exponents(count))
+
+    def _exponents(self, count: int) -> Tensor:
+        """int32 [P, B] or [P, 1]: those of the final states, and what was set aside on the way."""
+        finals = self.tables.finals[:count].clamp(min=0)
+        return self.gradients.exponents.index_select(0, finals) + self.tables.exponents[:count, None]
 
 
-def _room(network: TritonNetwork, plan: Plan, batch: int) -> list[int]:
+def _room(network: TritonNetwork, schedule: Schedule, batch: int) -> list[int]:
     """Numbers that the largest launches leave: tiles' shares of BN's two sums, folded weights, their constants."""
     sizes = [[0, 0, 0]]
-    for task in plan.launches:
-        block = network.blocks[task.block]
-        if task.ending:
-            sizes.append([task.count * 2 * block.made.channels * ending_point_tiles(block, batch), 0, 0])
+    for launch in schedule.launches:
+        block = network.blocks[launch.block]
+        if launch.ending:
+            sizes.append([launch.count * 2 * block.made.channels * ending_point_tiles(block, batch), 0, 0])
             continue
-        conv = block.convolutions[task.unit]
+        conv = block.convolutions[launch.unit]
         each = 2 * conv.given.channels * dgrad_point_tiles(conv, batch), folded_size(conv), constants_size(conv)
-        sizes.append([task.count * size for size in each])
+        sizes.append([launch.count * size for size in each])
     return [max(column) for column in zip(*sizes, strict=True)]
 
 
-def _finals(plan: Plan, device: torch.device) -> Tensor:
-    return to_device(torch.tensor(plan.finals, dtype=torch.int32), device)
+def routed_backward(
+    network: TritonNetwork, kept: Kept, grad: Tensor, exponent: Tensor, steps: Steps
+) -> tuple[Tensor, Tensor]:
+    """The scaled gradients at ``y_0``: float32 [P, B, C, H, W] and int32 [P, B] or [P, 1]."""
+    return _walked(network, kept, grad, exponent, steps).arrived(steps.count)
 
 
-def _exponents(plan: Plan, gradients: Gradients, finals: Tensor) -> Tensor:
-    """int32 [P, B] or [P, 1]: those of the final states, and what was set aside on the way."""
-    aside = torch.tensor(plan.exponents, dtype=torch.int64).clamp(-(1 << 30), 1 << 30).int()
-    return gradients.exponents[finals.clamp(min=0).long()] + to_device(aside, finals.device)[:, None]
+def routed_backward_norms(network: TritonNetwork, kept: Kept, grad: Tensor, exponent: Tensor, steps: Steps) -> Tensor:
+    """float64 [P, B]: the norms of the samples' slices."""
+    return _walked(network, kept, grad, exponent, steps).sample_norms()
+
+
+def _walked(network: TritonNetwork, kept: Kept, grad: Tensor, exponent: Tensor, steps: Steps) -> Walk:
+    """Launch by launch, with room for these routings alone."""
+    schedule = schedule_backward(network, steps.count, steps.exits)
+    allocate, plan = allocate_on(grad.device), schedule.plan(steps)
+    walk = Walk(network, kept, Tables(schedule, allocate), len(grad), allocate)
+    walk.begin(plan, grad[None], exponent[None])
+    walk.launch(plan.needed())
+    return walk
+
+
+class SingleBlocks:
+    """Walks through one block at a time, the tables of all of them brought to the device in one copy.
+
+    Args:
+        expected: the blocks and, of each, the (a, c) of every gradient that is to come.
+    """
+
+    def __init__(
+        self, network: TritonNetwork, kept: Kept, device: torch.device, expected: Sequence[tuple[int, Coefficients]]
+    ) -> None:
+        self.network, self.kept, self.allocate = network, kept, allocate_on(device)
+        plans = [(index, tuple(ways), self._plan(index, ways)) for index, ways in expected]
+        words = [Tables(plan.schedule, allocate_on(torch.device("meta"))).pack(plan) for _, _, plan in plans]
+        packed = torch.split(
+            to_device(torch.from_numpy(np.concatenate(words)), device), [len(part) for part in words]
+        )
+        self._expected = {
+            (index, ways): (plan, part) for (index, ways, plan), part in zip(plans, packed, strict=True)
+        }
+
+    def __call__(self, index: int, grads: Tensor, exponents: Tensor, ways: Coefficients) -> tuple[Tensor, Tensor]:
+        """Each of the scaled gradients [g, B, C, H, W] at a block's output by its own (a, c) to the block's input."""
+        plan, packed = self._expected.get((index, tuple(ways)), (None, None))
+        if plan is None or packed is None:
+            # Less at a time than expected, where memory is short.
+            plan = self._plan(index, ways)
+            tables = Tables(plan.schedule, self.allocate)
+            tables.copy(plan)
+        else:
+            there = packed
+            tables = Tables(plan.schedule, lambda shape, dtype: there)
+        alone = replace(self.network, blocks=[self.network.blocks[index]])
+        walk = Walk(alone, self.kept, tables, grads.shape[1], self.allocate)
+        walk.start(grads, exponents)
+        walk.launch(plan.needed())
+        return walk.arrived(len(ways))
+
+    def _plan(self, index: int, ways: Coefficients) -> Plan:
+        blocks, shifts = [self.network.blocks[index]], np.zeros(len(ways), dtype=np.int32)
+        if self.network.magnitudes is not None:
+            ways, moved = self.network.magnitudes.of_block(index, ways)
+            shifts = moved.numpy()
+        coefficients = np.array(ways, dtype=np.float64)[:, None]
+        plan = plan_backward(blocks, coefficients, self.network.bn == "batch", dgrad_paths(blocks), range(len(ways)))
+        return replace(plan, exponents=plan.exponents + shifts)

@@ -1,0 +1,302 @@
+"""What a batch costs the host, without a GPU: ``python -m benchmarks.host``.
+
+Everything runs as it does on a GPU, over tensors on the CPU, but that kernels are neither compiled nor run: Triton's
+driver, CUDA's streams and graphs, and the native ops of the `cuda` engine are stubs that do nothing. In the figures
+are Python's time from the routings to the last launch, Triton's own for every launch, NumPy's for the plan, PyTorch's
+for every operation; of two small images, since a launch costs the host the same whatever its size. It is the time of
+one core, so that what else runs on the machine does not count.
+
+Not in them: the driver's time for a launch, a copy or the launch of a graph; how long PyTorch looks for memory of a
+GPU; the head, the loss and its gradient, which are the network's own; the GPU's time, which the host's runs beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pathnet
+from benchmarks.cases import FULL, Setup
+from benchmarks.outcome import Failed, Found
+from pathnet.engines.cuda import CudaEngine, CudaRecord
+from pathnet.engines.triton import TritonEngine
+from pathnet.models import ResidualNet, preact_resnet
+from pathnet.record import Record, snapshot
+
+__all__ = ["GOALS_MS", "host", "measured"]
+
+GOALS_MS = {"triton": 2.0, "cuda": 1.0}
+"""A batch's record and walks, at most."""
+
+BATCH, SIDE = 2, 8
+WARM_UP = 3
+ROUNDS = 15
+LIMIT_S = 60.0
+
+
+def host(setup: Setup) -> Found:
+    """The host's milliseconds a batch, by engine, BN mode and precision; in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.host", "--json", "--depth", str(setup.depth)]
+    # Triton decides on import whether it interprets.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
+    if done.returncode != 0:
+        raise Failed(f"its process ended with status {done.returncode}", {"output": done.stderr[-2000:]})
+    found: Found = json.loads(done.stdout)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.host", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--depth", type=int, default=FULL.depth, help="of the pre-activation ResNet")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    asked = parser.parse_args(arguments)
+    if os.environ.get("TRITON_INTERPRET", "0") != "0":
+        parser.error("TRITON_INTERPRET: expected 0, since interpreted kernels are no launches, got 1")
+    torch.set_num_threads(1)
+    found = measured(asked.depth)
+    if asked.json:
+        print(json.dumps(found))
+    else:
+        _show(found, Console(width=118))
+    return 0
+
+
+def measured(depth: int) -> Found:
+    """See `host`. Stubs Triton's driver for good."""
+    net = preact_resnet(depth)
+    codes = torch.cat([torch.zeros(1, net.n, dtype=torch.uint8), pathnet.paths.one_of_each_length(net.n)])
+    _stub_triton()
+    rows = []
+    for bn in ("running", "batch"):
+        for precision in ("bfloat16", "float32"):
+            rows.append({"engine": "triton", "bn": bn, "precision": precision, **_triton(net, bn, precision, codes)})
+    for precision in ("bfloat16", "float32"):
+        rows.append({"engine": "cuda", "bn": "running", "precision": precision, **_cuda(net, precision, codes)})
+    return {"depth": depth, "paths": len(codes), "batch": BATCH, "goals_ms": GOALS_MS, "rows": rows}
+
+
+LAUNCHES, COMPILED = [0], [0]
+"""How many kernels have been launched, and compiled."""
+
+
+def _stub_triton() -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.jit import JITFunction
+
+    def launched(*arguments: Any) -> None:
+        LAUNCHES[0] += 1
+
+    kernel = SimpleNamespace(
+        function=None, packed_metadata=None, launch_metadata=lambda *arguments: None, run=launched
+    )
+
+    def compiled(self: Any, key: Any, signature: Any, device: Any, *rest: Any) -> Any:
+        COMPILED[0] += 1
+        self.device_caches[device][0][key] = kernel
+        return kernel
+
+    driver = SimpleNamespace(
+        get_current_target=lambda: GPUTarget("cuda", 90, 32),
+        get_current_device=lambda: 0,
+        get_current_stream=lambda device: 0,
+    )
+    triton.runtime.driver.set_active(driver)
+    JITFunction._do_compile = compiled
+
+
+@contextmanager
+def _graphs() -> Iterator[None]:
+    """Graphs of which none runs anything."""
+    from pathnet.engines.triton import graphs
+
+    nothing = SimpleNamespace(
+        replay=lambda: None,
+        pool=lambda: None,
+        record=lambda stream: None,
+        wait_event=lambda event: None,
+        synchronize=lambda: None,
+    )
+
+    def captured(job: Any, pool: Any) -> Any:
+        job.run()
+        return nothing
+
+    device = SimpleNamespace(done=nothing, capture=captured)
+    with (
+        mock.patch.object(graphs, "_captures", lambda device: True),
+        mock.patch.object(graphs._Device, "of", lambda place: device),
+        mock.patch.object(torch.cuda, "current_stream", lambda place: nothing),
+        mock.patch.object(Tensor, "record_stream", lambda tensor, stream: None),
+    ):
+        yield
+
+
+def _triton(net: ResidualNet, bn: Any, precision: Any, codes: Tensor) -> Found:
+    from pathnet.engines.triton.graphs import capacity_for
+    from pathnet.engines.triton.plan import USUAL_BACKWARD, steps_backward
+    from pathnet.engines.triton.routed_backward import schedule_backward
+    from pathnet.engines.triton.state import Tables, allocate_on
+
+    engine, images = TritonEngine(), torch.randn(BATCH, 3, SIDE, SIDE)
+    own = snapshot(net, bn, torch.float32)
+    prepared, y0 = engine.prepare(own, bn, precision, (16, SIDE, SIDE)), own.stem(images).detach()
+
+    def record() -> pathnet.Tape:
+        return _tape(engine, own, images, y0, *engine.record(prepared, y0), bn)
+
+    network = prepared.network
+    schedule = schedule_backward(network, capacity_for(len(codes)), USUAL_BACKWARD)
+    tables = Tables(schedule, allocate_on(y0.device))
+    coefficients = pathnet.paths.routing(codes).numpy()
+
+    def plan() -> None:
+        tables.copy(schedule.plan(steps_backward(network.blocks, coefficients)))
+
+    compiled, tape = COMPILED[0], record()
+    found = {
+        "plan_ms": _milliseconds(plan),
+        "launched": {
+            "record_ms": _milliseconds(record),
+            "walk_ms": _milliseconds(lambda: tape.path_gradient_norms(codes)),
+            "launches": _launches(lambda: tape.path_gradient_norms(codes)),
+            "compiled": COMPILED[0] - compiled,
+        },
+    }
+    compiled = COMPILED[0]
+    with _graphs():
+        # Once before they are captured, and once more to be.
+        tapes = [record() for _ in range(2)]
+        for tape in tapes:
+            tape.path_gradient_norms(codes)
+
+        def batch() -> None:
+            record().path_gradient_norms(codes)
+
+        found["replayed"] = {
+            "record_ms": _milliseconds(record),
+            "walk_ms": _milliseconds(lambda: tape.path_gradient_norms(codes)),
+            "batch_ms": _milliseconds(batch),
+            "launches": _launches(batch),
+            "operations": _operations(batch),
+            "compiled": COMPILED[0] - compiled,
+        }
+    return found
+
+
+def _cuda(net: ResidualNet, precision: Any, codes: Tensor) -> Found:
+    engine, images = CudaEngine(), torch.randn(BATCH, 3, SIDE, SIDE)
+    own = snapshot(net, "running", torch.float32)
+    prepared, y0 = engine.prepare(own, "running", precision, (16, SIDE, SIDE)), own.stem(images).detach()
+    y, bits = torch.randn(1, BATCH, 64, SIDE // 4, SIDE // 4), torch.zeros(BATCH, 8, dtype=torch.uint8)
+    norms, nothing = torch.zeros(len(codes), BATCH, dtype=torch.float64), torch.zeros(0)
+    with (
+        mock.patch("pathnet.native.cuda_routed_forward", lambda *arguments: (y, bits)),
+        mock.patch("pathnet.native.cuda_routed_backward", lambda *arguments: (norms, nothing, nothing)),
+    ):
+
+        def record() -> pathnet.Tape:
+            output, blocks = engine.record(prepared, y0)
+            assert isinstance(blocks, CudaRecord)
+            return _tape(engine, own, images, y0, output, blocks, "running")
+
+        def batch() -> None:
+            record().path_gradient_norms(codes)
+
+        tape = record()
+        return {
+            "launched": {
+                "record_ms": _milliseconds(record),
+                "walk_ms": _milliseconds(lambda: tape.path_gradient_norms(codes)),
+                "batch_ms": _milliseconds(batch),
+                "launches": 2,
+                "operations": _operations(batch),
+            }
+        }
+
+
+def _tape(engine: Any, net: ResidualNet, images: Tensor, y0: Tensor, y: Tensor, blocks: Any, bn: str) -> pathnet.Tape:
+    """As a recorder makes it of a loss whose gradient is there."""
+    exponent = torch.zeros(BATCH if bn == "running" else 1, dtype=torch.int32)
+    return pathnet.Tape(engine, Record(net, images, y0.shape, blocks, y, 0.0, torch.ones_like(y), exponent), "y0")
+
+
+def _milliseconds(work: Callable[[], object]) -> float:
+    for _ in range(WARM_UP):
+        work()
+    seconds = []
+    for _ in range(ROUNDS):
+        began = time.process_time()
+        work()
+        seconds.append(time.process_time() - began)
+    return 1e3 * median(seconds)
+
+
+def _launches(work: Callable[[], object]) -> int:
+    before = LAUNCHES[0]
+    work()
+    return LAUNCHES[0] - before
+
+
+def _operations(work: Callable[[], object]) -> int:
+    """PyTorch's, views included."""
+
+    class Counting(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += 1
+            return func(*args, **(kwargs or {}))
+
+    with Counting() as counting:
+        work()
+    return counting.count
+
+
+def _show(found: Found, console: Console) -> None:
+    table = Table(title=f"ResNet-{found['depth']}, {found['paths']} paths: the host's milliseconds a batch")
+    for column in ("engine", "BN", "precision"):
+        table.add_column(column)
+    for column in ("plan", "record", "walk", "launches", "record", "walk", "batch", "operations"):
+        table.add_column(column, justify="right")
+
+    def shown(part: Found, *keys: str) -> list[str]:
+        return [f"{part[key]:.2f}" if isinstance(part.get(key), float) else str(part.get(key, "")) for key in keys]
+
+    for row in found["rows"]:
+        replayed = row.get("replayed", row["launched"])
+        table.add_row(
+            row["engine"],
+            row["bn"],
+            row["precision"],
+            *shown(row, "plan_ms"),
+            *shown(row["launched"], "record_ms", "walk_ms", "launches"),
+            *shown(replayed, "record_ms", "walk_ms", "batch_ms", "operations"),
+        )
+    console.print(table)
+    console.print("left: launched one by one; right: replayed as graphs, record and walk together in `batch`")
+    goals = ", ".join(f"{engine} {limit:g}" for engine, limit in found["goals_ms"].items())
+    console.print(f"goals for a batch: {goals} ms")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
