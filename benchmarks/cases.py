@@ -23,7 +23,9 @@ class Setup:
         matmul: side of the square bfloat16 product that the achieved rate is held against.
         rounds: repeats of each timing, interleaved; fewer where they would take longer than ``seconds``.
         seconds: for the repeats of one comparison, and for one precision's whole sweep.
-        tests: what pytest runs in the step of that name.
+        compiled_depth: of the network whose training is compiled.
+        imagenet: depth, width, side of the images and batch of the network for large images.
+        cuda_tests, triton_tests: what pytest runs in the steps of those names.
     """
 
     device: str
@@ -42,7 +44,10 @@ class Setup:
     matmul: int
     rounds: int
     seconds: float
-    tests: tuple[str, ...]
+    compiled_depth: int
+    imagenet: tuple[int, int, int, int]
+    cuda_tests: str
+    triton_tests: str
 
     @property
     def cuda(self) -> bool:
@@ -68,9 +73,12 @@ FULL = Setup(
     widths=(8, 16, 32),
     sweep_batches=1000,
     matmul=8192,
-    rounds=9,
-    seconds=25.0,
-    tests=("tests/cuda", "tests/triton", "--ignore-glob=*/test_twin*"),
+    rounds=5,
+    seconds=5.0,
+    compiled_depth=20,
+    imagenet=(200, 64, 224, 16),
+    cuda_tests="tests/cuda",
+    triton_tests="tests/triton",
 )
 
 REHEARSAL = Setup(
@@ -90,7 +98,10 @@ REHEARSAL = Setup(
     matmul=64,
     rounds=2,
     seconds=1.0,
-    tests=("tests/test_scaling.py",),
+    compiled_depth=8,
+    imagenet=(50, 4, 32, 2),
+    cuda_tests="tests/test_scaling.py",
+    triton_tests="tests/test_paths.py",
 )
 
 

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +21,21 @@ from benchmarks.timing import interleaved
 from pathnet.models import ResidualNet, preact_resnet_imagenet
 from pathnet.nn import fused_residual
 
-__all__ = ["batch_sweep", "imagenet", "running_triton", "training", "training_compiled"]
+__all__ = [
+    "IMAGENET_PRECISION",
+    "batch_sweep",
+    "imagenet",
+    "imagenet_network",
+    "running_triton",
+    "training",
+    "training_compiled",
+]
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2}
 """Of a sample's norm, against float64 on the same record."""
+
+IMAGENET_PRECISION = "bfloat16"
+"""The one in which ResNet-200 is walked: each takes as many kernels again."""
 
 IMAGE_BATCHES = 8
 
@@ -81,28 +93,32 @@ def running_triton(setup: Setup) -> Found:
 
 
 def imagenet(setup: Setup) -> Found:
-    """Walks through ResNet-200 on 224 x 224 images, both BN modes, by length."""
-    depth, width, side, size = (200, 64, 224, 16) if setup.cuda else (50, 4, 32, 2)
-    torch.manual_seed(0)
-    net = preact_resnet_imagenet(depth, num_classes=10, width=width).to(setup.device)
+    """Walks through ResNet-200 on 224 x 224 images in bfloat16, both BN modes, by length."""
+    net, side, size = imagenet_network(setup)
     images, labels = batch(replace(setup, side=side, batch=size))
     net, rows = fit_statistics(net, images), []
     for bn in ("running", "batch"):
-        for precision in setup.precisions:
-            record = pathnet.Recorder(net, bn=bn, precision=precision)  # type: ignore[arg-type]
-            tape = record(images, labels)
-            works: dict[str, Callable[[], object]] = {"record": lambda record=record: record(images, labels)}  # type: ignore[misc]
-            codes = {}
-            for length in sorted({1, net.n // 6, net.n // 2, net.n}):
-                codes[f"length {length}"] = own = pathnet.paths.sample(net.n, length, 4)
-                works[f"length {length}"] = lambda tape=tape, own=own: tape.path_gradient_norms(own)  # type: ignore[misc]
-            for name, timing in interleaved(setup, works, rounds=3).items():
-                row = {"bn": bn, "precision": precision, "engine": tape.engine, "what": name, **timing.facts()}
-                if name in codes:
-                    flops = path_flops(net, side // 4, codes[name]) * size
-                    row |= {"paths": 4, "flops_per_s": flops / timing.median}
-                rows.append(row)
-    return {"depth": depth, "side": side, "batch": size, "rows": rows}
+        record = pathnet.Recorder(net, bn=bn, precision=IMAGENET_PRECISION)  # type: ignore[arg-type]
+        tape = record(images, labels)
+        works: dict[str, Callable[[], object]] = {"record": partial(record, images, labels)}
+        codes = {}
+        for length in sorted({1, net.n // 6, net.n // 2, net.n}):
+            codes[f"length {length}"] = own = pathnet.paths.sample(net.n, length, 4)
+            works[f"length {length}"] = partial(tape.path_gradient_norms, own)
+        for name, timing in interleaved(setup, works, rounds=3).items():
+            row = {"bn": bn, "precision": IMAGENET_PRECISION, "engine": tape.engine, "what": name, **timing.facts()}
+            if name in codes:
+                flops = path_flops(net, side // 4, codes[name]) * size
+                row |= {"paths": 4, "flops_per_s": flops / timing.median}
+            rows.append(row)
+    return {"blocks": net.n, "side": side, "batch": size, "rows": rows}
+
+
+def imagenet_network(setup: Setup) -> tuple[ResidualNet, int, int]:
+    """With random weights, and the side and the number of its images."""
+    depth, width, side, size = setup.imagenet
+    torch.manual_seed(0)
+    return preact_resnet_imagenet(depth, num_classes=10, width=width).to(setup.device), side, size
 
 
 def training(setup: Setup) -> Found:
@@ -121,8 +137,11 @@ def training(setup: Setup) -> Found:
 
 
 def training_compiled(setup: Setup) -> Found:
-    """Steps of the whole network under torch.compile (max-autotune), of its own modules and of fused blocks."""
-    net, (images, labels) = network(setup), batch(setup)
+    """Steps of a network under torch.compile (max-autotune), of its own modules and of fused blocks.
+
+    Of few blocks, since the compiler takes a second and more for each, and they are all alike.
+    """
+    net, (images, labels) = network(setup, depth=setup.compiled_depth), batch(setup)
     options = {"mode": "max-autotune"} if setup.cuda else {"backend": "eager"}
     works: dict[str, Callable[[], object]] = {}
     for name, way in (("compiled", _eager), ("fused and compiled", fused_residual)):
@@ -132,6 +151,7 @@ def training_compiled(setup: Setup) -> Found:
     timings = interleaved(setup, works)
     best = min(timings["fused and compiled"].median, timings["fused in a graph"].median)
     return {
+        "depth": setup.compiled_depth,
         "timings": {name: timing.facts() for name, timing in timings.items()},
         "times_faster_than_compiled": timings["compiled"].median / best,
     }
@@ -200,7 +220,8 @@ def _training_error(setup: Setup) -> Found:
 
 def _errors(setup: Setup, bn: str, engine: str = "auto") -> Found:
     """The largest relative error of a sample's norm on a small network, by precision; none may be too large."""
-    small = replace(setup, depth=min(setup.depth, 14), batch=8, side=max(16, setup.side // 2))
+    # On images of the same side, for which the same kernels are compiled.
+    small = replace(setup, depth=min(setup.depth, 14), batch=8, side=max(16, setup.side))
     net, (images, labels) = network(small), batch(small)
     routing = pathnet.paths.routing(pathnet.paths.one_of_each_length(net.n))
     errors: Found = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 import time
 import traceback
@@ -20,7 +21,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks import fused, measurements, tools
+from benchmarks import fused, kernels, measurements, processes, tools
+from benchmarks.budget import CORES, REHEARSAL_LIMIT_S, RUN_S, limit_s
 from benchmarks.cases import FULL, REHEARSAL, Setup
 from benchmarks.facts import commit_here, device_name, facts
 from benchmarks.outcome import Failed, Found, Unavailable
@@ -30,7 +32,10 @@ from pathnet import engines, native
 
 __all__ = ["STEPS", "main"]
 
-LEAST_S = 15.0
+LEAST_S = 8.0
+
+ENVIRONMENT = {"TRITON_DISABLE_LINE_INFO": "1"}
+"""Of all steps. It enters the keys of Triton's cache, so that one step finds what another compiled."""
 
 
 def build(setup: Setup) -> Found:
@@ -43,25 +48,28 @@ def build(setup: Setup) -> Found:
     return found
 
 
-STEPS: dict[str, tuple[Callable[[Setup], Found], float]] = {
-    "build": (build, 60),
-    "tests": (tools.tests, tools.TESTS_S + 15),
-    "accuracy": (measurements.accuracy, 60),
-    "sweep": (measurements.sweep, 90),
-    "whole_sweep": (measurements.whole_sweep, 75),
-    "batch_sweep": (fused.batch_sweep, 90),
-    "running_triton": (fused.running_triton, 60),
-    "training": (fused.training, 75),
-    "paths": (measurements.paths, 75),
-    "deletions": (measurements.deletions, 45),
-    "sums": (measurements.sums, 45),
-    "imagenet": (fused.imagenet, 75),
-    "training_compiled": (fused.training_compiled, 180),
-    "scaling": (measurements.scaling, 75),
-    "sanitizer": (tools.sanitizer, 2 * tools.SANITIZER_S + 15),
-    "profile": (tools.profile, tools.PROFILE_S + 15),
+STEPS: dict[str, Callable[[Setup], Found]] = {
+    "build": build,
+    "cuda_tests": tools.cuda_tests,
+    "accuracy": measurements.accuracy,
+    "sweep": measurements.sweep,
+    "compile": kernels.compile_ahead,
+    "triton_tests": tools.triton_tests,
+    "whole_sweep": measurements.whole_sweep,
+    "batch_sweep": fused.batch_sweep,
+    "running_triton": fused.running_triton,
+    "training": fused.training,
+    "paths": measurements.paths,
+    "deletions": measurements.deletions,
+    "sums": measurements.sums,
+    "imagenet": fused.imagenet,
+    "scaling": measurements.scaling,
+    "sanitizer": tools.sanitizer,
+    "profile": tools.profile,
+    "training_compiled": fused.training_compiled,
 }
-"""Each step and the seconds that it may take; what matters most comes first, should time run out."""
+"""In this order, should time run out: whether `cuda` is right, and its figures, within two minutes; then Triton's
+kernels, all at once, and what launches them. `benchmarks.budget` has what each may take."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,6 +92,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said = f"{name}: {entry['status']}, {results['steps'][name]['seconds']:.1f} s"
         console.print(said, entry.get("reason", ""), markup=False, highlight=False)
     show(results, console)
+    if asked.rehearse and not asked.steps:
+        # In a process without Triton's interpreter, which has no kernels to count.
+        told = processes.execute(
+            [sys.executable, "-m", "benchmarks.budget"], REHEARSAL_LIMIT_S, {"TRITON_INTERPRET": "0"}
+        )
+        console.print(told.output, soft_wrap=True, markup=False, highlight=False)
     console.print(str(file), soft_wrap=True)
     return int(any(results["steps"][name]["status"] == "failed" for name in asked.steps or STEPS))
 
@@ -95,7 +109,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("steps", nargs="*", metavar="STEP", help=f"among {', '.join(STEPS)}; all by default")
     parser.add_argument("--commit", help="the commit, where there is no git to ask")
     parser.add_argument("--folder", type=Path, help="where the results go")
-    parser.add_argument("--minutes", type=float, default=7.5, help="steps are cut short, and left out, beyond these")
+    parser.add_argument(
+        "--minutes", type=float, default=RUN_S / 60, help="steps are cut short, and left out, beyond these"
+    )
     parser.add_argument("--rehearse", action="store_true", help="a tiny run on the CPU, to try the run itself out")
     parser.add_argument("--in-process", action="store_true", help="no process of its own for each step")
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
@@ -112,10 +128,10 @@ def _open(asked: argparse.Namespace, setup: Setup) -> tuple[Path, dict[str, Any]
     date, device = now.date().isoformat(), device_name(setup.device)
     folder = asked.folder or (ROOT / "build" / "rehearsal" if asked.rehearse else FOLDER)
     file: Path = asked.file or folder / file_name(device, date, commit)
-    kernels = kernel_hashes()
+    hashes = kernel_hashes()
     if file.exists():
         results = read(file)
-        if results["kernels"] == kernels and results["rehearsal"] == asked.rehearse:
+        if results["kernels"] == hashes and results["rehearsal"] == asked.rehearse:
             return file, results
     return file, {
         "device": device,
@@ -124,7 +140,7 @@ def _open(asked: argparse.Namespace, setup: Setup) -> tuple[Path, dict[str, Any]
         "commit": commit,
         "rehearsal": asked.rehearse,
         "facts": facts(setup.device),
-        "kernels": kernels,
+        "kernels": hashes,
         "goals": [],
         "steps": {},
     }
@@ -145,24 +161,33 @@ def _plain(value: Any) -> Any:
 
 
 def _perform(name: str, setup: Setup) -> dict[str, Any]:
+    """The step's entry, with how many of the engine's kernels this process had to compile for it: none, as a rule."""
+    with kernels.compilations() as compiled:
+        entry = _outcome(name, setup)
+    return {**entry, "kernels_compiled": len(compiled)}
+
+
+def _outcome(name: str, setup: Setup) -> dict[str, Any]:
     try:
-        return {"status": "passed", "found": STEPS[name][0](setup)}
+        return {"status": "passed", "found": STEPS[name](setup)}
     except Unavailable as unavailable:
         return {"status": "unavailable", "reason": str(unavailable)}
     except Failed as failed:
         return {"status": "failed", "reason": str(failed), "found": failed.found}
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        return {"status": "failed", "reason": reason, "found": {"traceback": traceback.format_exc()[-tools.TAIL :]}}
+        where = traceback.format_exc()[-processes.TAIL :]
+        return {"status": "failed", "reason": reason, "found": {"traceback": where}}
 
 
 def _apart(name: str, asked: argparse.Namespace, file: Path, remaining_s: float) -> dict[str, Any]:
     """The step in a process of its own, which writes its entry into the file."""
-    limit = min(STEPS[name][1], remaining_s)
+    cores = min(CORES, os.cpu_count() or 1)
+    limit = min(REHEARSAL_LIMIT_S if asked.rehearse else limit_s(name, cores), remaining_s)
     if limit < LEAST_S:
         return {"status": "failed", "reason": f"left out: the {asked.minutes:g} minutes are over", "found": {}}
     command = [sys.executable, "-m", "benchmarks.gpu", name, "--in-process", "--file", str(file.resolve())]
-    done = tools.execute(command + (["--rehearse"] if asked.rehearse else []), limit)
+    done = processes.execute(command + (["--rehearse"] if asked.rehearse else []), limit, ENVIRONMENT)
     entry: dict[str, Any] | None = read(file)["steps"].get(name)
     if entry is not None:
         return entry

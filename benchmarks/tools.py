@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from benchmarks.budget import REHEARSAL_LIMIT_S, limit_s
 from benchmarks.cases import Setup
 from benchmarks.outcome import Failed, Found, Unavailable
-from benchmarks.results import ROOT
+from benchmarks.processes import Done, execute
 
-__all__ = ["Done", "execute", "profile", "sanitizer", "tests"]
+__all__ = ["cuda_tests", "profile", "sanitizer", "triton_tests"]
 
-TAIL = 3000
-TESTS_S, SANITIZER_S, PROFILE_S = 170.0, 75.0, 75.0
+MARGIN_S = 4.0
+"""That a program is stopped before its step is, so that what it printed is kept."""
+
+MOST_PROCESSES, BYTES_OF_PROCESS = 8, 3 << 30
+"""Of the tests; of the GPU's memory a context takes half a gigabyte, and the largest test one and a half."""
+
 FINDING = 66
 """The exit status that compute-sanitizer is told to give where it found something."""
 
@@ -43,51 +47,23 @@ REFUSALS = (
 METRICS = re.compile(r"(tensor|shared|lts__|l1tex__data|dram__throughput|sm__throughput).*pct|gpu__time_duration.sum")
 
 
-@dataclass(frozen=True)
-class Done:
-    """How a program ended: its status, None where it was stopped at its time limit, and what it printed."""
-
-    status: int | None
-    output: str
-
-    @property
-    def tail(self) -> str:
-        return self.output[-TAIL:]
+def cuda_tests(setup: Setup) -> Found:
+    """pytest over the cuda engine's tests that need a GPU."""
+    return _tests(setup, setup.cuda_tests, _limit_s(setup, "cuda_tests"))
 
 
-def execute(command: Sequence[str], limit_s: float, environment: Mapping[str, str] | None = None) -> Done:
-    """Runs a program in the repository's root; one that outlasts its limit is stopped with all it started."""
-    with tempfile.TemporaryFile("w+", errors="replace") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
-            start_new_session=True,
-        )
-        try:
-            status: int | None = process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            status = None
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        output.seek(0)
-        return Done(status, output.read())
+def triton_tests(setup: Setup) -> Found:
+    """pytest over the triton engine's tests that need a GPU."""
+    return _tests(setup, setup.triton_tests, _limit_s(setup, "triton_tests"))
 
 
-def tests(setup: Setup) -> Found:
-    """pytest over the tests that need a GPU."""
+def _tests(setup: Setup, where: str, limit_s: float) -> Found:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        done = execute(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *setup.tests],
-            TESTS_S,
-        )
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", where]
+        done = execute([*command, *_processes(setup)], limit_s)
         if done.status is None:
-            raise Failed(f"stopped after {TESTS_S:.0f} s", {"output": done.tail})
+            raise Failed(f"stopped after {limit_s:.0f} s", {"output": done.tail})
         if not report.exists():
             raise Failed(f"pytest ended with status {done.status}", {"output": done.tail})
         suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
@@ -107,10 +83,25 @@ def tests(setup: Setup) -> Found:
     return found
 
 
+def _limit_s(setup: Setup, step: str) -> float:
+    return (limit_s(step) if setup.cuda else REHEARSAL_LIMIT_S) - MARGIN_S
+
+
+def _processes(setup: Setup) -> list[str]:
+    """Options that share the tests out among processes, where pytest can: as many as cores and memory allow."""
+    if importlib.util.find_spec("xdist") is None:
+        return []
+    count = min(MOST_PROCESSES, (os.cpu_count() or 1) // 2)
+    if setup.cuda:
+        count = min(count, torch.cuda.mem_get_info(setup.device)[0] // BYTES_OF_PROCESS)
+    return ["-n", str(count), "--dist", "worksteal"] if count > 1 else []
+
+
 def sanitizer(setup: Setup) -> Found:
     """compute-sanitizer's memcheck and racecheck over every kernel form on small shapes."""
     program = _find("compute-sanitizer")
     found: Found = {}
+    limit = _limit_s(setup, "sanitizer") / 2
     for tool in ("memcheck", "racecheck"):
         done = execute(
             [
@@ -119,7 +110,7 @@ def sanitizer(setup: Setup) -> Found:
                 *("--kernel-name", "kns=pathnet", "--target-processes", "all"),
                 *_case(setup, "small"),
             ],
-            SANITIZER_S,
+            limit,
             # Memory that torch keeps for later use hides reads past the end of a tensor.
             {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         )
@@ -138,7 +129,7 @@ def _judged(tool: str, done: Done) -> Found:
     if refusal := _refusal(done):
         return {**own, "status": "unavailable", "reason": refusal}
     if done.status is None:
-        return {**own, "status": "unavailable", "reason": f"not done after {SANITIZER_S:.0f} s", "output": done.tail}
+        return {**own, "status": "unavailable", "reason": "not done in time", "output": done.tail}
     if done.status == 0 and summary:
         return {**own, "status": "passed"}
     return {**own, "status": "failed", "reason": f"{tool} ended with status {done.status}", "output": done.tail}
@@ -156,12 +147,12 @@ def profile(setup: Setup) -> Found:
             *("--clock-control", "none", "--page", "raw", "--csv"),
             *_case(setup, "whole"),
         ],
-        PROFILE_S,
+        _limit_s(setup, "profile"),
     )
     if refusal := _refusal(done):
         raise Unavailable(refusal)
     if done.status is None:
-        raise Unavailable(f"not done after {PROFILE_S:.0f} s")
+        raise Unavailable("not done in time")
     launches = _launches(done.output)
     if done.status != 0 or not launches:
         raise Failed(f"ncu ended with status {done.status}", {"output": done.tail})

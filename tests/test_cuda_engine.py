@@ -21,10 +21,9 @@ from torch import Tensor, nn
 
 import pathnet
 from pathnet import engines, native, scaling
-from pathnet.engines import cuda, self_check
+from pathnet.engines import cuda
 from pathnet.engines.cuda import CudaEngine, CudaRecord
 from pathnet.engines.reference import ReferenceEngine
-from pathnet.engines.self_check import disagreement
 from pathnet.engines.tables import tables, unsupported_form
 from pathnet.models import PreactBlock, ResidualNet, resnet
 
@@ -603,29 +602,6 @@ def test_an_engine_that_disagrees_with_the_reference_steps_aside(monkeypatch: py
         assert choose() == "reference"
     with pytest.raises(ValueError, match="engine: 'cuda' cannot serve this job"):
         choose("cuda")
-
-
-def test_the_engines_check_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the twin: agreement; and with a walk that is wrong by 3 %, or fails, what it found."""
-
-    def check_itself(precision: Any = "float32", post: bool = False) -> str | None:
-        monkeypatch.setattr(self_check, "_found", {})
-        return disagreement(CudaEngine(), "running", precision, torch.device("cpu"), post)
-
-    state = torch.random.get_rng_state()
-    assert check_itself() is check_itself("bfloat16") is check_itself(post=True) is None
-    assert torch.equal(torch.random.get_rng_state(), state)
-    smaller = pathnet.models.preact_resnet
-    monkeypatch.setattr(self_check, "preact_resnet", lambda depth, shortcut: smaller(8, 4, shortcut=shortcut))
-    right = CudaEngine.routed_backward_norms
-    monkeypatch.setattr(CudaEngine, "routed_backward_norms", lambda *given: right(*given) * 1.03)
-    assert check_itself() == "it disagrees with the reference on a small input (relative error 0.03 in float32)"
-
-    def fails(*given: object) -> Tensor:
-        raise RuntimeError("an illegal memory access was encountered\nand more")
-
-    monkeypatch.setattr(CudaEngine, "routed_backward_norms", fails)
-    assert check_itself() == "its check of itself failed (an illegal memory access was encountered)"
 
 
 def test_where_there_is_no_gpu_the_engine_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from pathnet.engines.reference import ReferenceEngine
 from pathnet.engines.tables import unsupported_form
 from pathnet.engines.triton import TritonEngine, TritonRecord, unsupported_side
 from pathnet.models import PostactBlock, PreactBlock, ResidualNet, resnet
+from pathnet.record import snapshot
 
 triton = pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on this machine's GPU: tests/triton")
@@ -421,10 +422,10 @@ def choose(net: ResidualNet, bn: Any = "running", precision: Any = "float32") ->
 
 def test_auto_takes_cuda_then_triton_then_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong: set[str] = set()
-    tried: list[bool] = []
+    tried: list[ResidualNet] = []
 
-    def disagreement(engine: Any, *job: Any, post: bool = False) -> str | None:
-        tried.append(post)
+    def disagreement(engine: Any, net: ResidualNet, *job: Any) -> str | None:
+        tried.append(net)
         return "it disagrees" if engine.name in wrong else None
 
     on_a_gpu(monkeypatch, disagreement)
@@ -443,8 +444,8 @@ def test_auto_takes_cuda_then_triton_then_the_reference(monkeypatch: pytest.Monk
         assert choose(bottleneck) == "triton"
     with pytest.warns(RuntimeWarning, match="triton serves, since cuda: block 1 is not a basic block"):
         assert choose(post) == "triton"
-    # It has checked itself on blocks of that kind, and on none before.
-    assert tried[-1] and not any(tried[:-1])
+    # Each has checked itself on the network that it serves.
+    assert tried == [net, net, bottleneck, post]
     wrong.add("cuda")
     with pytest.warns(RuntimeWarning, match="engine triton serves, since cuda: it disagrees"):
         assert choose(net) == "triton"
@@ -458,13 +459,12 @@ def test_auto_takes_cuda_then_triton_then_the_reference(monkeypatch: pytest.Monk
 @pytest.mark.usefixtures("big_tiles")
 @pytest.mark.parametrize(("bn", "post"), [("running", False), ("batch", False), ("running", True)])
 def test_the_engines_check_of_itself(bn: Any, post: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = "resnet" if post else "preact_resnet"
-    smaller = getattr(pathnet.models, kind)
-    monkeypatch.setattr(self_check, kind, lambda depth, shortcut: smaller(8, 4, shortcut=shortcut))
+    net = snapshot((pathnet.models.resnet if post else pathnet.models.preact_resnet)(8, 4), bn, torch.float32)
 
     def check_itself() -> str | None:
         monkeypatch.setattr(self_check, "_found", {})
-        return self_check.disagreement(Interpreted(), bn, "float32", torch.device("cpu"), post)
+        job = net, bn, "float32", (4, 8, 8), torch.device("cpu")
+        return self_check.disagreement(Interpreted(), *job)  # type: ignore[arg-type]
 
     if bn == "batch" or post:
         assert check_itself() is None

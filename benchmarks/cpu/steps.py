@@ -22,8 +22,8 @@ from benchmarks.cpu.fitting import modules_walked, straight_line
 from benchmarks.cpu.sums import sums_by_length
 from benchmarks.cpu.training import training_step
 from benchmarks.outcome import Failed, Found
+from benchmarks.processes import execute
 from benchmarks.timing import LEAST_ROUNDS
-from benchmarks.tools import execute
 from pathnet import native
 
 __all__ = ["PREPARATION", "SHARES", "STEPS"]

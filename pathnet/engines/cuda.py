@@ -151,7 +151,7 @@ class CudaEngine:
             name = torch.cuda.get_device_name(device)
             return f"{name} is of compute capability {capability[0]}.{capability[1]}, the kernels need 8.0"
         reason = unsupported_form(net, bn) or refusal(net, y0_shape, precision)
-        return reason or disagreement(self, bn, precision, device, post=post_activation(net))
+        return reason or disagreement(self, net, bn, precision, y0_shape, device)
 
     def prepare(
         self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]

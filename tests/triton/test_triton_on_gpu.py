@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import SMALL, Case, measured_net, post_activation_net, random_net, shaken
+from cases import Case, shaken
+from gpu_cases import CASES, DEEP, FUSED, WIDTH_16, GpuCase, jobs
 from judging import TOLERANCES, check, check_sums, random_routings, reference_outputs
 from oracles import autograd, detach_loop, in_float64, relative_error
 from tolerances import FLOAT32_SAMPLE_NORM, FORWARD
@@ -19,8 +20,13 @@ from pathnet.engines.self_check import disagreement
 from pathnet.engines.triton import TritonEngine
 from pathnet.models import ResidualNet
 from pathnet.nn import fused_residual
+from pathnet.record import snapshot
 
 MODES = ["running", "batch"]
+
+each_job = pytest.mark.parametrize(
+    ("case", "bn", "precision"), [pytest.param(*job, id=f"{job[0].id}-{job[1]}-{job[2]}") for job in jobs()]
+)
 
 
 def recorded(
@@ -30,82 +36,30 @@ def recorded(
     return pathnet.record(*given, bn=bn, engine="triton", precision=precision)
 
 
-@pytest.mark.parametrize("precision", TOLERANCES)
-@pytest.mark.parametrize("bn", MODES)
-def test_the_engine_agrees_with_itself(bn: Any, precision: Any, device: torch.device) -> None:
-    assert disagreement(TritonEngine(), bn, precision, device) is None
-
-
-@pytest.mark.parametrize("precision", TOLERANCES)
-@pytest.mark.parametrize("bn", MODES)
-def test_the_engine_agrees_with_itself_on_post_activation_blocks(
-    bn: Any, precision: Any, device: torch.device
-) -> None:
-    assert disagreement(TritonEngine(), bn, precision, device, post=True) is None
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_walks_of_random_networks(seed: int, device: torch.device) -> None:
-    net, images, labels = random_net(seed)
-    check(recorded(net, images, labels, device, "running"), random_routings(net.n, seed), "float32")
-
-
-@pytest.mark.parametrize("precision", TOLERANCES)
-@pytest.mark.parametrize("bn", MODES)
-@pytest.mark.parametrize("seed", range(6))
-def test_walks_of_networks_that_are_measured(seed: int, bn: Any, precision: Any, device: torch.device) -> None:
-    net, images, labels = measured_net(seed)
-    check(recorded(net, images, labels, device, bn, precision), random_routings(net.n, seed), precision)
-
-
-@pytest.mark.parametrize("precision", TOLERANCES)
-@pytest.mark.parametrize("bn", MODES)
-@pytest.mark.parametrize("seed", range(4))
-def test_sums_by_length_are_those_of_every_path(seed: int, bn: Any, precision: Any, device: torch.device) -> None:
-    net, images, labels = measured_net(seed)
-    tape = recorded(net, images, labels, device, bn, precision)
-    check_sums(tape, torch.ones(net.n, 2), precision)
-    check_sums(tape, random_routings(net.n, seed)[3], precision)
-
-
-@pytest.mark.parametrize("bn", MODES)
-@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
-def test_forward_passes(case: Case, bn: Any, device: torch.device) -> None:
-    net, images = case.net().to(device), case.images()[0].to(device)
-    recorder, exact = pathnet.Recorder(net, bn=bn, engine="triton"), in_float64(net, bn)
-    output = recorder(images, case.images()[1].to(device)).output
-    assert relative_error(output, exact(images.double()).detach()) < FORWARD
-    routing = random_routings(net.n, 1)
-    expected = reference_outputs(exact, images, routing)
-    for own, other in zip(recorder.routed_outputs(images, routing), expected, strict=True):
-        assert relative_error(own, other) < FORWARD
-
-
-@pytest.mark.parametrize("precision", TOLERANCES)
-@pytest.mark.parametrize(
-    ("seed", "bn"), [*((seed, "running") for seed in range(8)), *((seed, "batch") for seed in (3, 7, 10, 12, 14))]
-)
-def test_post_activation_blocks(seed: int, bn: Any, precision: Any, device: torch.device) -> None:
-    """Walks, sums by length, forward passes and records; a record made anew leaves the first as it was."""
-    net, images, labels = post_activation_net(seed)
-    net, images, labels = net.to(device), images.to(device), labels.to(device)
+@each_job
+def test_walks_forward_passes_and_sums(case: GpuCase, bn: Any, precision: Any, device: torch.device) -> None:
+    """And the engine's check of itself; and a record made anew leaves the first as it was."""
+    net, (images, labels) = case.net().to(device), (own.to(device) for own in case.images())
+    y0_shape = torch.as_tensor(net.stem(images)).shape[1:]
+    own = snapshot(net, bn, torch.float32)
+    assert disagreement(TritonEngine(), own, bn, precision, y0_shape, images.device) is None
     recorder, exact = pathnet.Recorder(net, bn, "triton", precision), in_float64(net, bn)
-    tape, routing = recorder(images, labels), random_routings(net.n, seed)
+    tape, routing = recorder(images, labels), random_routings(net.n, 1)
     recorder(images.flip(0) * 2, labels)
     assert relative_error(tape.output, exact(images.double()).detach()) < FORWARD
     check(tape, routing, precision)
+    check_sums(tape, torch.ones(net.n, 2), precision)
     check_sums(tape, routing[3], precision)
-    for own, other in zip(
-        recorder.routed_outputs(images, routing), reference_outputs(exact, images, routing), strict=True
-    ):
-        assert relative_error(own, other) < FORWARD
+    expected = reference_outputs(exact, images, routing)
+    for output, other in zip(recorder.routed_outputs(images, routing), expected, strict=True):
+        assert relative_error(output, other) < FORWARD
 
 
 @pytest.mark.parametrize(("bn", "precision"), [("running", "float32"), ("batch", "bfloat16")])
 def test_what_is_replayed_equals_what_is_launched(bn: Any, precision: Any, device: torch.device) -> None:
     """Records, walks and forward passes to the bit, with other routings than those that were captured, of a larger
     and a smaller batch in turn, on another stream."""
-    case = Case("replayed", 14, width=16, side=16, batch=8)
+    case = Case("replayed", 14, width=16, side=28, batch=8)
     net, (images, labels) = case.net().to(device), (tensor.to(device) for tensor in case.images())
 
     def everything(recorder: pathnet.Recorder, count: int, seed: int) -> list[Tensor]:
@@ -129,7 +83,7 @@ def test_what_is_replayed_equals_what_is_launched(bn: Any, precision: Any, devic
 
 
 def test_memory_of_graphs_is_that_of_the_largest(device: torch.device) -> None:
-    case = Case("memory", 14, width=16, side=16, batch=32)
+    case = Case("memory", 14, width=16, side=28, batch=32)
     net, (images, labels) = case.net().to(device), (tensor.to(device) for tensor in case.images())
     recorder, codes = pathnet.Recorder(net, "batch", "triton"), pathnet.paths.one_of_each_length(net.n)
 
@@ -145,26 +99,31 @@ def test_memory_of_graphs_is_that_of_the_largest(device: torch.device) -> None:
 
 @pytest.mark.parametrize("open_stem", [False, True])
 @pytest.mark.parametrize(
-    ("seed", "bn"), [(5, "running"), (7, "running"), (18, "running"), (7, "batch"), (10, "batch")]
+    ("case", "bn"),
+    [pytest.param(case, bn, id=f"{case.id}-{bn}") for case in CASES if "post" in case.id for bn, _ in case.jobs],
 )
-def test_every_path_of_post_activation_networks(seed: int, bn: Any, open_stem: bool, device: torch.device) -> None:
-    net, images, labels = post_activation_net(seed)
+def test_every_path_of_post_activation_networks(
+    case: GpuCase, bn: Any, open_stem: bool, device: torch.device
+) -> None:
+    net, (images, labels) = case.net(), case.images()
     if open_stem:
-        net.stem = torch.nn.Sequential(*list(net.stem)[:2])  # type: ignore[arg-type, call-overload]
+        net.stem = net.stem[:1]  # type: ignore[index]
     net, images, labels = net.to(device), images.to(device), labels.to(device)
-    tape, every = recorded(net, images, labels, device, bn), pathnet.paths.enumerate_all(net.n)
+    precision = dict(case.jobs)[bn]
+    tape, every = recorded(net, images, labels, device, bn, precision), pathnet.paths.enumerate_all(net.n)
+    tolerance = FLOAT32_SAMPLE_NORM if precision == "float32" else TOLERANCES[precision][2]
     walked = tape.path_gradients(every)
     for path, own in zip(every, walked, strict=True):
-        assert relative_error(own, detach_loop(net, images, labels, path, bn)) < FLOAT32_SAMPLE_NORM
-    assert relative_error(walked.sum(0), autograd(net, images, labels, bn)) < FLOAT32_SAMPLE_NORM
+        assert relative_error(own, detach_loop(net, images, labels, path, bn)) < tolerance
+    assert relative_error(walked.sum(0), autograd(net, images, labels, bn)) < tolerance
 
 
 def test_the_original_110_layer_network(device: torch.device) -> None:
     """With the activations behind the additions. Of short paths 54 ReLUs leave a few values, of which rounding takes
     more than of the mean of many."""
     torch.manual_seed(0)
-    net, case = shaken(pathnet.models.resnet(110)).eval(), Case("resnet-110", 110, side=32, batch=16)
-    tape = recorded(net, *case.images(), device, "running")
+    net = shaken(pathnet.models.resnet(110)).eval()
+    tape = recorded(net, *DEEP.images(), device, "running")
     codes = torch.cat([pathnet.paths.sample(54, length, 1) for length in (17, 27, 54)])
     norms, expected = map(scaling.combine, check(tape, pathnet.paths.routing(codes), "float32", gradients=False))
     torch.testing.assert_close(norms, expected, rtol=TOLERANCES["float32"][0], atol=0)
@@ -173,8 +132,7 @@ def test_the_original_110_layer_network(device: torch.device) -> None:
 @pytest.mark.parametrize("precision", TOLERANCES)
 @pytest.mark.parametrize("bn", MODES)
 def test_the_110_layer_network(bn: Any, precision: Any, device: torch.device) -> None:
-    case = Case("resnet-110", 110, width=16, side=32, batch=16)
-    tape = recorded(case.net(), *case.images(), device, bn, precision)
+    tape = recorded(DEEP.net(), *DEEP.images(), device, bn, precision)
     codes = torch.cat([pathnet.paths.sample(54, length, 1) for length in (0, 5, 17, 54)])
     norms, expected = map(scaling.combine, check(tape, pathnet.paths.routing(codes), precision, gradients=False))
     torch.testing.assert_close(norms, expected, rtol=TOLERANCES[precision][0], atol=0)
@@ -183,7 +141,7 @@ def test_the_110_layer_network(bn: Any, precision: Any, device: torch.device) ->
 @pytest.mark.parametrize("precision", TOLERANCES)
 @pytest.mark.parametrize("bn", MODES)
 def test_results_are_bit_equal_for_any_grouping_and_stream(bn: Any, precision: Any, device: torch.device) -> None:
-    case = Case("net", 20, width=16, side=16, batch=7)
+    case = Case("net", 20, width=16, side=28, batch=7)
     tape = recorded(case.net(), *case.images(), device, bn, precision)
     b = pathnet.paths.sample(tape.n, 4, 40)
     whole = tape.path_gradient_norms(b, per_sample=True)
@@ -200,7 +158,7 @@ def test_results_are_bit_equal_for_any_grouping_and_stream(bn: Any, precision: A
 @pytest.mark.parametrize("bn", MODES)
 def test_tapes_of_one_recorder_are_independent(bn: Any, device: torch.device) -> None:
     """Records replay one graph, which writes to the same place each time."""
-    case = Case("net", 14, width=16, side=8, batch=6)
+    case = Case("net", 14, width=16, side=28, batch=6)
     net, (images, labels) = case.net().to(device), (own.to(device) for own in case.images())
     recorder, b = pathnet.Recorder(net, bn=bn, engine="triton"), pathnet.paths.enumerate_all(6)
     first = recorder(images, labels)
@@ -220,8 +178,10 @@ def one_step(net: ResidualNet, images: Tensor, labels: Tensor, fused: bool) -> t
     return output, list(torch.autograd.grad(loss, list(net.parameters())))
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
+@pytest.mark.parametrize(
+    ("case", "training"),
+    [pytest.param(*own, id=f"{own[0].id}-{'training' if own[1] else 'evaluation'}") for own in FUSED],
+)
 def test_fused_blocks_against_autograd(case: Case, training: bool, device: torch.device) -> None:
     net, (images, labels) = case.net().to(device).train(training), (own.to(device) for own in case.images())
     exact = copy.deepcopy(net).double()
@@ -235,8 +195,8 @@ def test_fused_blocks_against_autograd(case: Case, training: bool, device: torch
 
 
 def test_a_compiled_fused_block(device: torch.device) -> None:
-    block = Case("net", 8, width=16, side=8).net().blocks[1].to(device).train()
-    x = torch.randn(4, 16, 8, 8, device=device)
+    block = WIDTH_16.net().blocks[1].to(device).train()
+    x = torch.randn(4, 16, 32, 32, device=device)
     expected = fused_residual(copy.deepcopy(block), x)  # type: ignore[arg-type]
     compiled = torch.compile(lambda x: fused_residual(block, x), fullgraph=True)  # type: ignore[arg-type]
     torch.testing.assert_close(compiled(x), expected)

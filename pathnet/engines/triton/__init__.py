@@ -3,13 +3,14 @@
 `plan` compacts routings into rows, `routed_backward` and `routed_forward` launch one kernel a unit for them (`dgrad`,
 `forward`), one by one or, where a device has graphs, as a graph (`graphs`); `sums`, `folding`, `statistics` and
 `endings` finish what batch normalisation needs of a whole batch, `arrivals` takes gradients and norms out. Kernels
-are compiled for a network's shapes on their first use, half a minute for a new network, and kept on disk by Triton.
+are compiled for a network's widths, kernel sizes and strides before their first use, by `ahead` on all cores, and
+kept on disk by Triton.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,7 +24,7 @@ from torch import Tensor
 from pathnet.chunks import in_chunks
 from pathnet.engines import unfused
 from pathnet.engines.self_check import disagreement
-from pathnet.engines.tables import blocks_of, post_activation, unsupported_block, unsupported_form
+from pathnet.engines.tables import blocks_of, unsupported_block, unsupported_form
 from pathnet.engines.triton.graphs import Graphs, capacity_for, most_within
 from pathnet.engines.triton.network import TritonNetwork, network_of
 from pathnet.engines.triton.plan import (
@@ -140,7 +141,17 @@ class TritonEngine:
         if precision == "float64":
             return f'no precision="{precision}"'
         reason = unsupported_form(net, bn) or unsupported_side(net)
-        return reason or disagreement(self, bn, precision, device, post=post_activation(net))
+        if reason is not None:
+            return reason
+
+        def ahead(work: Callable[[], object]) -> None:
+            from pathnet.engines.triton.ahead import compile_for
+
+            with on_device(device):
+                compile_for(work)
+
+        # What it takes the network takes, and no more, so that nothing is left to be compiled.
+        return disagreement(self, net, bn, precision, y0_shape, device, ahead)
 
     def prepare(
         self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]

@@ -20,6 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from pathnet.engines.triton.launch import launching
 from pathnet.engines.triton.state import Allocate, Kept
 
 __all__ = ["MOST_GRAPHS", "Graphs", "Job", "bytes_of", "capacity_for", "most_within"]
@@ -221,7 +222,7 @@ class _Device:
 
 
 def _captures(device: torch.device) -> bool:
-    return device.type == "cuda"
+    return device.type == "cuda" and launching()
 
 
 def capacity_for(count: int) -> int:

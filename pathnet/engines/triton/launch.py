@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 
-__all__ = ["Tile", "elements", "launch", "power_of_two_from", "programs_for"]
+__all__ = ["Tile", "elements", "launch", "launching", "not_launching", "power_of_two_from", "programs_for"]
 
 PROGRAMS = 12
 """Most programs a multiprocessor, for kernels whose programs take one tile after the other. However many of them run
@@ -79,7 +82,29 @@ def _multiprocessors(device: torch.device) -> int:
     return 1
 
 
+_launching = ContextVar("launching", default=True)
+
+
+def launching() -> bool:
+    """Whether kernels that are launched are run."""
+    return _launching.get()
+
+
+@contextmanager
+def not_launching() -> Iterator[None]:
+    """Have kernels that are launched got ready for that, and not run."""
+    token = _launching.set(False)
+    try:
+        yield
+    finally:
+        _launching.reset(token)
+
+
 def launch(kernel: Any, programs: int, tile: Tile, *arguments: Any, **constants: Any) -> None:
     """Runs ``programs`` programs of a kernel on the current device and stream."""
     if programs > 0:
-        kernel[(programs,)](*arguments, **constants, num_warps=tile.warps, num_stages=tile.stages)
+        options = {**constants, "num_warps": tile.warps, "num_stages": tile.stages}
+        if launching():
+            kernel[(programs,)](*arguments, **options)
+        else:
+            kernel.warmup(*arguments, grid=(programs,), **options)

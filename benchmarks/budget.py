@@ -1,0 +1,243 @@
+"""What each step of a run on a GPU is reckoned to take, from counts: ``python -m benchmarks.budget`` prints it.
+
+Kernels are counted by `benchmarks.kernels`, in the steps' own shapes, without a GPU; what compiling one and building
+the native library take was measured on a core. How long a step then runs is reckoned: rounds, times what one is
+believed to take on an H100, which no GPU has confirmed. A step may take `SLACK` times as much. All limits together,
+and the native build before them, are the 450 s of a run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.cases import FULL, Setup
+
+__all__ = [
+    "CORES",
+    "COSTS",
+    "FIRST_NUMBER",
+    "FIRST_NUMBER_S",
+    "KERNELS",
+    "REHEARSAL_LIMIT_S",
+    "RUN_S",
+    "first_number_s",
+    "limit_s",
+    "limits_s",
+    "native_s",
+    "seconds",
+    "table",
+]
+
+RUN_S = 450.0
+
+CORES = 16
+"""Of the machine that the budget is made for."""
+
+SLACK = 1.2
+
+KERNEL_S = 1.3
+"""One core's for one of Triton's kernels: 1.6 measured, less the fifth that source lines take, which a run omits."""
+
+POOL_S = 4.0
+"""Until the process that compiles has imported torch and Triton, and while some of its workers have no work left."""
+
+START_S = 4.0
+"""Of a step's process: Python, torch, CUDA, a network and its statistics."""
+
+NATIVE_CORE_S, NATIVE_LONGEST_S, NATIVE_REST_S = 117.0, 21.0, 6.0
+"""One core's for the native library, measured, and for the file of it that takes longest; and pip's and CMake's."""
+
+LEAST_LIMIT_S = 10.0
+"""Of any step: a first look at torch's files on a cold disk takes as long as some."""
+
+REHEARSAL_LIMIT_S = 600.0
+"""Of a step that is rehearsed, on whatever machine."""
+
+LEAST_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a step does: ``rounds`` times something of ``each_s`` seconds."""
+
+    what: str
+    rounds: float
+    each_s: float
+
+    @property
+    def seconds(self) -> float:
+        return self.rounds * self.each_s
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step takes.
+
+    Attributes:
+        parts: of its time on the GPU and in Python.
+        kernels: that it compiles, at most; the step before that compiles ahead has those of all others.
+    """
+
+    parts: tuple[Part, ...]
+    kernels: int = 0
+
+    @property
+    def run_s(self) -> float:
+        return START_S + sum(part.seconds for part in self.parts)
+
+
+def _sweeps(setup: Setup, *batch_s: float) -> tuple[Part, ...]:
+    """Batch after batch, by precision, for no longer than the setup's seconds."""
+    return tuple(
+        Part(f"batches of {precision}", 1, min(setup.seconds, setup.sweep_batches * each))
+        for precision, each in zip(setup.precisions, batch_s, strict=False)
+    )
+
+
+def _rounds(setup: Setup, each_s: float, warm_up: int = 2) -> float:
+    """How many rounds a comparison makes, by `benchmarks.timing.interleaved`."""
+    return warm_up + max(LEAST_ROUNDS, min(setup.rounds, math.ceil(setup.seconds / each_s)))
+
+
+def costs(setup: Setup) -> dict[str, Cost]:
+    """Each step's, in order.
+
+    A walk of 55 paths at batch 128: 3.4 ms in bfloat16, 11 ms in float32 by `cuda`; 11.5 ms in BN mode ``batch`` by
+    `triton`; a forward and backward pass in PyTorch 25 ms (500 launches of 50 us).
+    """
+    lengths, precisions = len(setup.lengths), len(setup.precisions)
+    # 55 passes of the loop, of batched gradients; replays of the composition.
+    sweep_round_s = 55 * 0.025 + 1.5 + 0.6
+    path_round_s = 0.025 + 0.1 + 0.1
+    step_round_s = 6 * 0.03
+    return {
+        "build": Cost((Part("facts", 1, 0.5),)),
+        "cuda_tests": Cost((Part("tests, 8 processes", 45 / 8, 1.0), Part("processes start", 1, 6.0))),
+        "accuracy": Cost((Part("float64 walks", lengths * precisions, 0.8),)),
+        "sweep": Cost(
+            (
+                Part("check on a small network, captures", 1, 6.0),
+                Part("captures and choice of algorithms", 1, 6.0),
+                Part("rounds", _rounds(setup, sweep_round_s), sweep_round_s),
+            )
+        ),
+        "compile": Cost((Part("collecting", 1, 5.0),), KERNELS),
+        "triton_tests": Cost((Part("tests, 8 processes", 42 / 8, 2.0), Part("processes start", 1, 6.0))),
+        "whole_sweep": Cost((Part("drawing paths", 1, 1.0), *_sweeps(setup, 0.006, 0.015))),
+        "batch_sweep": Cost((Part("float64 walks", precisions, 0.5), *_sweeps(setup, 0.015, 0.03))),
+        "running_triton": Cost(
+            (Part("float64 walks", precisions, 0.5), Part("rounds", precisions * _rounds(setup, 0.03), 0.03))
+        ),
+        "training": Cost((Part("captures", 4, 0.5), Part("rounds", _rounds(setup, step_round_s), step_round_s))),
+        "paths": Cost(
+            (
+                Part("check on a small network, captures", 1, 4.0),
+                Part("captures and choice of algorithms", lengths, 1.0),
+                Part("rounds", lengths * _rounds(setup, path_round_s), path_round_s),
+            )
+        ),
+        "deletions": Cost((Part("rounds", _rounds(setup, 0.55), 55 * 0.01 + 0.02),)),
+        "sums": Cost((Part("float64 walks", precisions, 0.5), Part("rounds", precisions * _rounds(setup, 0.3), 0.3))),
+        "imagenet": Cost((Part("rounds of both modes", 2 * 5, 5 * 0.05), Part("network", 1, 2.0))),
+        "scaling": Cost(
+            (
+                Part("rounds of paths", precisions * 5, 5.5 * 0.06),
+                Part("rounds of batches, depths, widths", precisions * 5 * 10, 0.012),
+                Part("networks and records", 7 * precisions, 0.3),
+            )
+        ),
+        "sanitizer": Cost((Part("memcheck, racecheck", 2, 12.0),)),
+        "profile": Cost((Part("ncu", 1, 12.0),)),
+        "training_compiled": Cost((Part("compilation", 2, 14.0), Part("rounds", _rounds(setup, 0.05), 0.05))),
+    }
+
+
+KERNELS = 700
+"""That a run compiles, at most: `benchmarks.kernels` counts them."""
+
+COSTS = costs(FULL)
+
+FIRST_NUMBER = Cost(
+    (
+        Part("Triton's driver module, by the C compiler", 1, 1.0),
+        Part("launchers of Triton 3.6, by the C compiler", 60 / CORES, 0.5),
+        Part("float64 walks of the check, on the CPU", 1, 0.5),
+        Part("captures, modules loaded, the walk itself", 1, 1.5),
+    ),
+    kernels=60,
+)
+"""A user's, of ResNet-110 in BN mode ``batch`` and bfloat16, with nothing on disk: the kernels of the engine's check
+of itself, which are the network's own."""
+
+FIRST_NUMBER_S = 20.0
+"""At most."""
+
+USERS_KERNEL_S = 1.6
+"""One core's for a kernel with source lines, as users compile it."""
+
+
+def compiling_s(kernels: int, cores: int = CORES, kernel_s: float = KERNEL_S) -> float:
+    """From the first to the last of so many kernels."""
+    return 0.0 if kernels == 0 else POOL_S + kernels * kernel_s / cores
+
+
+def first_number_s(cores: int = CORES) -> float:
+    """Until a user has a first number."""
+    return FIRST_NUMBER.run_s + compiling_s(FIRST_NUMBER.kernels, cores, USERS_KERNEL_S)
+
+
+def native_s(cores: int = CORES) -> float:
+    """The native library's build."""
+    return NATIVE_REST_S + max(NATIVE_LONGEST_S, NATIVE_CORE_S / cores)
+
+
+def seconds(step: str, cores: int = CORES) -> float:
+    """What a step is reckoned to take."""
+    return COSTS[step].run_s + compiling_s(COSTS[step].kernels, cores)
+
+
+def limit_s(step: str, cores: int = CORES) -> float:
+    """When a step is stopped."""
+    return max(LEAST_LIMIT_S, SLACK * seconds(step, cores))
+
+
+def limits_s() -> float:
+    """All limits together, and the native build."""
+    return native_s() + sum(map(limit_s, COSTS))
+
+
+def table(kernels: dict[str, int], first_kernels: int) -> Table:
+    """The budget, with the kernels that each step needs and none before it, and those of a user's first number."""
+    title = (
+        f"Budget on {CORES} cores: {KERNEL_S} s of a core a kernel, run seconds reckoned, limits {SLACK} times both"
+    )
+    made = Table("step", "new kernels", "compile, s", "run, s", "limit, s", "run seconds are of", title=title)
+    made.add_row("native build", "", "", "", f"{native_s():.1f}", f"{NATIVE_CORE_S:.0f} s of a core")
+    for step, cost in COSTS.items():
+        compiled = f"{compiling_s(cost.kernels):.1f}" if cost.kernels else ""
+        new = str(kernels.get(step, ""))
+        made.add_row(step, new, compiled, f"{cost.run_s:.1f}", f"{limit_s(step):.1f}", _parts(cost))
+    compiled = f"{sum(compiling_s(cost.kernels) for cost in COSTS.values()):.1f}"
+    run = f"{sum(cost.run_s for cost in COSTS.values()):.1f}"
+    made.add_row("sum", str(sum(kernels.values())), compiled, run, f"{limits_s():.1f}", f"of {RUN_S:.0f} s")
+    first = f"{compiling_s(FIRST_NUMBER.kernels, CORES, USERS_KERNEL_S):.1f}", f"{FIRST_NUMBER.run_s:.1f}"
+    made.add_row("a user's first number", str(first_kernels), *first, f"{FIRST_NUMBER_S:.1f}", _parts(FIRST_NUMBER))
+    return made
+
+
+def _parts(cost: Cost) -> str:
+    return ", ".join(f"{part.what} {part.rounds:.3g} x {part.each_s:.3g}" for part in cost.parts)
+
+
+def main() -> None:
+    from benchmarks.kernels import counted
+
+    Console(width=150).print(table(*counted()))
+
+
+if __name__ == "__main__":
+    main()

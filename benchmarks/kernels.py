@@ -1,0 +1,213 @@
+"""Which of Triton's kernels each step of a run takes, found without a launch, and all of them compiled side by side.
+
+A piece of work is what a step asks of the triton engine, in the step's own shapes; its results mean nothing where
+kernels are not launched, so that it is asked of the engine itself, below what checks values.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import pathnet
+from benchmarks.cases import FULL, Setup
+from benchmarks.fused import IMAGENET_PRECISION, imagenet_network
+from benchmarks.outcome import Failed, Found, Unavailable
+from benchmarks.results import ROOT
+from pathnet.engines.self_check import trial_run
+from pathnet.engines.tables import blocks_of
+from pathnet.engines.triton import TritonEngine
+from pathnet.engines.triton.network import TritonNetwork, block_network
+from pathnet.models import ResidualNet, preact_resnet
+from pathnet.models.residual_net import Block
+from pathnet.record import BatchNormMode, Precision, snapshot
+
+if TYPE_CHECKING:
+    from pathnet.engines.triton.ahead import Kernel
+
+__all__ = ["compilations", "compile_ahead", "counted", "new_kernels"]
+
+Work = Callable[[], object]
+
+MOST_BLOCKS = 6
+"""Of networks whose sums by length are asked for: of deep ones, on a CPU, they take minutes, and the same kernels."""
+
+
+def compile_ahead(setup: Setup) -> Found:
+    """Compile all kernels of all steps on all cores, before anything of them is timed."""
+    if reason := TritonEngine().unavailable():
+        raise Unavailable(reason)
+    from pathnet.engines.triton.ahead import compile_all
+
+    began = time.perf_counter()
+    new = new_kernels(setup)
+    found: Found = {"kernels": {step: len(own) for step, own in new.items()}}
+    found["collecting_s"], began = time.perf_counter() - began, time.perf_counter()
+    compile_all([kernel for own in new.values() for kernel in own])
+    found["compiling_s"] = time.perf_counter() - began
+    if left := sum(map(len, new_kernels(setup).values())):
+        raise Failed(f"{left} kernels are not compiled", found)
+    return found
+
+
+@contextmanager
+def compilations() -> Iterator[list[str]]:
+    """The engine's kernels that this process compiles meanwhile, since the cache on disk has them not."""
+    compiled: list[str] = []
+    if importlib.util.find_spec("triton") is None:
+        yield compiled
+        return
+    from triton import knobs
+
+    def note(**told: Any) -> None:
+        function = getattr(told["src"], "fn", None)
+        if not told["cache_hit"] and getattr(function, "module", "").startswith("pathnet."):
+            compiled.append(told["src"].name)
+
+    before, knobs.compilation.listener = knobs.compilation.listener, note
+    try:
+        yield compiled
+    finally:
+        knobs.compilation.listener = before
+
+
+def new_kernels(setup: Setup) -> dict[str, list[Kernel]]:
+    """What each step launches that is not on disk and that no step before it launches."""
+    from pathnet.engines.triton.ahead import missing_for
+
+    every: set[Kernel] = set()
+    new: dict[str, list[Kernel]] = {}
+    for step, own in works(setup).items():
+        launched = dict.fromkeys(kernel for work in own for kernel in missing_for(work))
+        new[step] = [kernel for kernel in launched if kernel not in every]
+        every |= launched.keys()
+    return new
+
+
+def counted() -> tuple[dict[str, int], int]:
+    """How many of an H100's kernels each step of a run takes that none before it does, and how many a user's first
+    number, of ResNet-110 in BN mode ``batch`` and bfloat16: with nothing on disk, in a process that has no GPU and
+    launches nothing any more."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    from pathnet.engines.triton.ahead import AbsentGpu, missing_for
+
+    driver.set_active(AbsentGpu(GPUTarget("cuda", 90, 32), dict))
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache
+        setup = replace(FULL, device="cpu")
+        steps = {step: len(own) for step, own in new_kernels(setup).items()}
+        first = walks(_network(setup), "batch", "bfloat16", setup.batch, setup.side, setup.side)
+        return steps, len({kernel for work in first for kernel in missing_for(work)})
+
+
+def works(setup: Setup) -> dict[str, list[Work]]:
+    """Each step's pieces of work."""
+    return {
+        "triton_tests": list(_of_tests(setup.device)),
+        "batch_sweep": list(_of_modes(setup, ("batch",))),
+        "running_triton": list(_of_modes(setup, ("running",))),
+        "training": list(_of_training(_network(setup).train(), setup.batch, setup.side, torch.bfloat16)),
+        "imagenet": list(_of_imagenet(setup)),
+    }
+
+
+def _network(setup: Setup) -> ResidualNet:
+    """As `benchmarks.cases.network` without its numbers, which take a forward pass."""
+    return preact_resnet(setup.depth, setup.width).to(setup.device)
+
+
+def _of_modes(setup: Setup, modes: tuple[BatchNormMode, ...]) -> Iterator[Work]:
+    net = _network(setup)
+    for bn in modes:
+        for precision in setup.precisions:
+            yield from walks(net, bn, precision, setup.batch, setup.side, setup.side)  # type: ignore[arg-type]
+
+
+def _of_imagenet(setup: Setup) -> Iterator[Work]:
+    net, side, batch = imagenet_network(setup)
+    for bn in ("running", "batch"):
+        yield from walks(net, bn, IMAGENET_PRECISION, batch, side, side)  # type: ignore[arg-type]
+
+
+def _of_tests(device: str) -> Iterator[Work]:
+    """Of the tests that need a GPU."""
+    folder = str(ROOT / "tests")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    from gpu_cases import FUSED, jobs
+
+    for case, bn, precision in jobs():
+        yield from walks(case.net().to(device), bn, precision, case.batch, case.height, case.width)
+    for case, training in FUSED:
+        net = case.net().to(device).train(training)
+        yield from _of_training(net, case.batch, case.side, torch.float32)
+
+
+def walks(
+    net: ResidualNet, bn: BatchNormMode, precision: Precision, batch: int, height: int, width: int
+) -> Iterator[Work]:
+    """The engine's check of itself on such a network, and a record with what can be asked of it."""
+    device = next(net.parameters()).device
+    with torch.no_grad():
+        y0 = net.stem(torch.zeros(batch, 3, height, width, device=device))
+    copied, engine, shape = snapshot(net, bn, torch.float32), TritonEngine(), y0.shape[1:]
+    yield trial_run(engine, copied, bn, precision, shape, device)
+
+    def work() -> None:
+        prepared = engine.prepare(copied, bn, precision, shape)
+        y, blocks = engine.record(prepared, y0)
+        exponent = torch.zeros(1 if bn == "batch" else batch, dtype=torch.int32, device=device)
+        routing = pathnet.paths.routing(pathnet.paths.one_of_each_length(net.n))
+        engine.routed_backward_norms(blocks, y, exponent, routing)
+        if net.n <= MOST_BLOCKS:
+            engine.sums_by_length_norms(blocks, y, exponent, routing[-1])
+
+    yield work
+
+
+def _of_training(net: ResidualNet, batch: int, side: int, dtype: torch.dtype) -> Iterator[Work]:
+    """Each block forward, and back to its parameters."""
+    device = next(net.parameters()).device
+
+    @torch.no_grad()
+    def work() -> None:
+        from pathnet.engines.triton.training import block_backward, block_forward, kept_for
+
+        x = net.stem(torch.zeros(batch, 3, side, side, device=device)).to(dtype)
+        for block in blocks_of(net):
+            own = _block_network(block, x)
+            made = block_forward(own, x, 1.0, 1.0)
+            kept = kept_for(own, batch, made.bits, made.normalized, made.scales)
+            block_backward(own, kept, made.output, 1.0, 1.0)
+            x = made.output
+
+    yield work
+
+
+def _block_network(block: Block, x: torch.Tensor) -> TritonNetwork:
+    """As `pathnet.nn.fused_residual` makes it, for an input [B, C, H, W]."""
+    form = block.fused_form()
+    assert form is not None
+    norms, convolutions = [unit.bn for unit in form.units], [unit.conv for unit in form.units]
+    running = [] if block.training else [own for bn in norms for own in (bn.running_mean, bn.running_var)]
+    return block_network(
+        x.shape[1:],
+        x.dtype,
+        [conv.weight for conv in convolutions + ([] if form.projection is None else [form.projection])],
+        [bn.weight for bn in norms],
+        [bn.bias for bn in norms],
+        running,  # type: ignore[arg-type]
+        [conv.stride[0] for conv in convolutions],
+        [bn.eps for bn in norms],
+    )

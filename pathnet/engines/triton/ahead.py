@@ -1,0 +1,211 @@
+"""Kernels compiled ahead of their first launch, on all cores, into the cache on disk that launches look into.
+
+Triton compiles a kernel where it is launched first, one after the other: 1.6 s of a core each, 30 or more kernels a
+network. `compile_for` has a piece of work done without a launch, writes down what it would launch, and hands what is
+not on disk to another process, which imports the kernels and forks one worker a core. Threads would not do: a fifth
+of a compilation is Python, which runs one thread at a time, and so 16 cores would be worth five.
+
+The workers know the GPU by its architecture alone. Where Triton builds a launcher for each signature with the C
+compiler (3.6 does), they do that as well.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from triton import knobs
+from triton._C.libtriton import get_cache_invalidating_env_vars
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime import driver
+from triton.runtime.cache import get_cache_key, get_cache_manager, triton_key
+
+from pathnet.engines.triton.launch import not_launching
+
+__all__ = ["AbsentGpu", "Kernel", "compile_all", "compile_for", "missing_for"]
+
+FEW = 2
+"""So many kernels are compiled where they are launched, sooner than a process has started."""
+
+_hooked = threading.Lock()
+
+
+class AbsentGpu:
+    """A driver of Triton's for a GPU of which nothing but the architecture is known, so that nothing can be run.
+
+    Args:
+        launcher_cls: what a compiled kernel is launched with, made of its source and metadata.
+    """
+
+    def __init__(self, target: GPUTarget, launcher_cls: Callable[[Any, Any], object]) -> None:
+        self.target, self.launcher_cls = target, launcher_cls
+        # Where launchers are none of a signature's own, they take this one.
+        self.utils = SimpleNamespace(launch=None)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel that is to be compiled.
+
+    Attributes:
+        module, name: where it is defined.
+        specialization: for what it is compiled, as `JITFunction.preload` reads it.
+    """
+
+    module: str
+    name: str
+    specialization: str
+
+
+def compile_for(work: Callable[[], object]) -> int:
+    """Compile what ``work`` would launch and what is not on disk; return how many kernels that were.
+
+    Args:
+        work: may be done twice; the first time kernels are not launched, so that its results mean nothing.
+    """
+    if knobs.runtime.interpret:
+        return 0
+    missing = missing_for(work)
+    if len(missing) > FEW:
+        compile_all(missing)
+    return len(missing)
+
+
+def missing_for(work: Callable[[], object]) -> list[Kernel]:
+    """What ``work`` would launch that neither this process has compiled nor the cache on disk holds."""
+    missing: dict[Kernel, None] = {}
+    with _noting(missing), not_launching():
+        work()
+    return list(missing)
+
+
+@contextmanager
+def _noting(missing: dict[Kernel, None]) -> Iterator[None]:
+    """Have Triton tell of each kernel that it is about to compile, and compile none of this thread's."""
+    thread = threading.get_ident()
+
+    def note(**told: Any) -> bool | None:
+        if threading.get_ident() != thread:
+            return None if before is None else before(**told)
+        kernel, job = told["fn"].jit_function, told["compile"]
+        if not _on_disk(kernel, job):
+            missing[Kernel(told["fn"].module, kernel.__name__, job["specialization_data"])] = None
+        return True
+
+    with _hooked:
+        before = knobs.runtime.jit_cache_hook
+        knobs.runtime.jit_cache_hook = note
+        try:
+            yield
+        finally:
+            knobs.runtime.jit_cache_hook = before
+
+
+def _on_disk(kernel: Any, job: dict[str, Any]) -> bool:
+    """Whether `triton.compile` will find the kernel in its cache."""
+    backend = make_backend(driver.active.get_current_target())
+    stored = json.loads(job["specialization_data"])["options"].items()
+    options = backend.parse_options({name: tuple(own) if isinstance(own, list) else own for name, own in stored})
+    source = ASTSource(kernel, job["signature"], job["constants"], job["configs"][0])
+    key = get_cache_key(source, backend, options, get_cache_invalidating_env_vars())
+    file = f"{source.name[:150]}.json"
+    group = get_cache_manager(hashlib.sha256(key.encode()).hexdigest()).get_group(file)
+    return file in (group or {})
+
+
+def compile_all(kernels: Sequence[Kernel]) -> None:
+    """Compile kernels for the current device into the cache on disk; warn where that fails, since launches compile
+    what they do not find."""
+    launcher = driver.active.launcher_cls
+    order = {
+        "target": asdict(driver.active.get_current_target()),
+        "launcher": [launcher.__module__, launcher.__qualname__],
+        # The largest first, so that none is left over to the end.
+        "kernels": [asdict(kernel) for kernel in sorted(kernels, key=lambda own: -len(own.specialization))],
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", __name__],
+            input=json.dumps(order),
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            # An interrupt reaches this process, which then ends that one.
+            start_new_session=True,
+        )
+    except OSError as error:
+        failures = [str(error)]
+    else:
+        lines = done.stderr.strip().splitlines() or [f"its process ended with status {done.returncode}"]
+        failures = json.loads(done.stdout) if done.returncode == 0 else lines[-1:]
+    if failures:
+        warnings.warn(
+            f"kernels are compiled one by one, since ahead of time {failures[0]}", RuntimeWarning, stacklevel=2
+        )
+
+
+def main() -> None:
+    """Compile what standard input asks for; print a list of what failed."""
+    order = json.load(sys.stdin)
+    kernels = [Kernel(**own) for own in order["kernels"]]
+    for module in {kernel.module for kernel in kernels}:
+        importlib.import_module(module)
+    module, name = order["launcher"]
+    driver.set_active(AbsentGpu(GPUTarget(**order["target"]), getattr(importlib.import_module(module), name)))
+    # What the keys of all kernels begin with, from hundreds of megabytes of Triton: once, for all workers.
+    triton_key()
+    # Workers have the modules of this process, which holds no GPU and runs no other thread.
+    with multiprocessing.get_context("fork").Pool(min(len(kernels), _cores()), _end_with, [os.getpid()]) as pool:
+        outcomes = pool.map(_compile, kernels, chunksize=1)
+    print(json.dumps([failure for failure in outcomes if failure is not None]))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _end_with(parent: int) -> None:
+    """Have the system end this worker with its parent, which may be killed."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def _compile(kernel: Kernel) -> str | None:
+    """Leave a kernel in the cache on disk; return what went wrong."""
+    try:
+        compiled = getattr(importlib.import_module(kernel.module), kernel.name).preload(kernel.specialization)
+        driver.active.launcher_cls(compiled.src, compiled.metadata)
+    except Exception as error:
+        return f"{kernel.name} failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Kernels compiled ahead: launches find every one of them under its key, and a check of itself takes no others."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `triton_ahead` prints, from an empty cache."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    command = [sys.executable, str(TESTS / "triton_ahead.py")]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    found: dict[str, Any] = json.loads(run.stdout)
+    return found
+
+
+def test_launches_find_what_was_compiled_ahead(report: dict[str, Any]) -> None:
+    assert report["compiled"] > 3
+    assert (report["hits"], report["misses"]) == (report["compiled"], 0)
+    assert report["missing"] == []
+
+
+def test_what_is_compiled_ahead_is_not_launched(report: dict[str, Any]) -> None:
+    assert report["launched_ahead"] == 0
+    assert report["launched"] >= report["compiled"]
+
+
+def test_what_cannot_be_compiled_ahead_is_told(report: dict[str, Any]) -> None:
+    told = "kernels are compiled one by one, since ahead of time"
+    wrong, absent = report["warnings"]
+    assert wrong.startswith(f"{told} _means_kernel failed (KeyError: ") and "No such file" in absent
+
+
+def test_a_network_takes_the_kernels_that_its_check_took(report: dict[str, Any]) -> None:
+    for name, net in report["nets"].items():
+        assert net["checked"] > 20, name
+        assert net["others"] == [], name

@@ -1,0 +1,113 @@
+"""Compiles a network's kernels ahead of their launches, launches them, and prints as JSON where Triton found them.
+
+A program of its own, since Triton decides on import whether it interprets. The GPU is one that takes every kernel and
+runs none: all from the engine to the launch is what it is on a real one, and so are the keys of Triton's cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+
+import pathnet
+from pathnet.engines.self_check import trial_run
+from pathnet.engines.triton import TritonEngine, ahead
+from pathnet.models import ResidualNet, preact_resnet, resnet
+from pathnet.record import BatchNormMode, snapshot
+
+CPU = torch.device("cpu")
+
+launched: list[str] = []
+
+
+class Launcher:
+    """Counts a launch."""
+
+    def __init__(self, source: Any, metadata: Any) -> None:
+        self.name = source.name
+
+    def __call__(self, *arguments: Any) -> None:
+        launched.append(self.name)
+
+
+def willing_gpu(launcher: Any) -> ahead.AbsentGpu:
+    gpu = ahead.AbsentGpu(GPUTarget("cuda", 90, 32), launcher)
+    gpu.utils = SimpleNamespace(
+        launch=None,
+        get_device_properties=lambda device: {"max_shared_mem": 232448},
+        load_binary=lambda name, binary, shared, device: (1, 1, 32, 0, 1024),
+    )
+    return gpu
+
+
+def walk(net: ResidualNet, bn: BatchNormMode, batch: int, side: int) -> None:
+    """A record and norms, as a user's first number takes them."""
+    engine, by_batch = TritonEngine(), bn == "batch"
+    channels = 4 if isinstance(net.stem, torch.nn.Identity) else net.stem_weight().shape[0]
+    prepared = engine.prepare(snapshot(net, bn, torch.float32), bn, "bfloat16", (channels, side, side))
+    y, blocks = engine.record(prepared, torch.ones(batch, channels, side, side))
+    paths = torch.cat([pathnet.paths.one_of_each_length(net.n), torch.eye(net.n, dtype=torch.uint8)])
+    exponent = torch.zeros(1 if by_batch else batch, dtype=torch.int32)
+    engine.routed_backward_norms(blocks, y, exponent, pathnet.paths.routing(paths))
+
+
+def beside_the_check(net: ResidualNet, bn: BatchNormMode, side: int) -> dict[str, Any]:
+    """The kernels of a check of itself, and which others the network itself takes."""
+    channels = net.stem_weight().shape[0]
+    work = trial_run(TritonEngine(), snapshot(net, bn, torch.float32), bn, "bfloat16", (channels, side, side), CPU)
+    checked = ahead.missing_for(work)
+    others = set(ahead.missing_for(lambda: walk(net, bn, 128, side))) - set(checked)
+    return {"checked": len(checked), "others": sorted(kernel.name for kernel in others)}
+
+
+def main() -> None:
+    import triton_ahead  # This file, by the name that other processes import it under.
+
+    torch.set_num_threads(1)
+    # Behind Triton's import, as a program may; it enters the keys.
+    os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
+    triton.runtime.driver.set_active(willing_gpu(triton_ahead.Launcher))
+    hits: list[bool] = []
+    knobs.compilation.listener = lambda **told: hits.append(told["cache_hit"])
+    block = ResidualNet(torch.nn.Identity(), [preact_resnet(8, 4).blocks[1]], torch.nn.Identity())  # type: ignore[list-item]
+
+    def work() -> None:
+        walk(block, "running", 8, 8)
+
+    compiled = ahead.compile_for(work)
+    report: dict[str, Any] = {"triton": triton.__version__, "compiled": compiled}
+    report["launched_ahead"] = len(triton_ahead.launched)
+    work()
+    report |= {"hits": sum(hits), "misses": len(hits) - sum(hits), "launched": len(triton_ahead.launched)}
+    report["missing"] = [kernel.name for kernel in ahead.missing_for(work)]
+    wrong = ahead.Kernel("pathnet.engines.triton.sums", "_means_kernel", "{}")
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        ahead.compile_all([wrong])
+        sys.executable += "-that-is-not-there"
+        ahead.compile_all([wrong])
+    report["warnings"] = [str(own.message) for own in warned]
+    nets = {
+        "resnet-110, batch": (preact_resnet(110), "batch", 32),
+        "resnet-110, running": (preact_resnet(110), "running", 32),
+        "post-activation, batch": (resnet(20, shortcut="projection"), "batch", 28),
+        "bottleneck, running": (preact_resnet(20, block="bottleneck", shortcut="pad"), "running", 17),
+    }
+    report["nets"] = {name: beside_the_check(net, bn, side) for name, (net, bn, side) in nets.items()}  # type: ignore[arg-type]
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
