@@ -158,7 +158,7 @@ def _dgrad_kernel(
         path = path_tile * PATHS + tl.arange(0, PATHS)
         fields = rows_ptr + path * ROW_FIELDS
         source, target, block = tl.load(fields), tl.load(fields + 1), tl.load(fields + 2)
-        live, enters = target >= 0, source >= 0
+        live = target >= 0
 
         # A block's gradient lies there unscaled: what is linear in it takes its power of two on the way.
         factor = tl.full([PATHS, POINTS], 1.0, tl.float32)
@@ -182,7 +182,7 @@ def _dgrad_kernel(
                 slot_size,
                 weights_ptr,
                 source,
-                enters,
+                live,
                 states_ptr,
                 offsets_ptr,
                 normalized_ptr,
@@ -208,7 +208,7 @@ def _dgrad_kernel(
             )
             value = tl.reshape(products, [PATHS, POINTS, BLOCK_N])
             if FOLDED:
-                _, waits, first = locate(source, enters, slot_size, states_ptr, offsets_ptr)
+                _, waits, first = locate(source, live, slot_size, states_ptr, offsets_ptr)
                 value += shared_products(
                     normalized_ptr + first,
                     folded_ptr,
