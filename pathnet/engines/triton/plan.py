@@ -395,8 +395,8 @@ class Schedule:
 
 
 def _sorted(keys: Floats, starts: Sequence[int] | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the order of the routings, and int64 [n + 1, P]: who leads each of them, as a place in that order, before
-    the first block and behind every block."""
+    """Return the order of the routings, and int64 [n + 1, P]: who leads each of them, as a place in that order,
+    before the first block and behind every block."""
     count, blocks = keys.shape[:2]
     whole = np.zeros((count, blocks + 1, 2))
     whole[:, 1:] = keys
