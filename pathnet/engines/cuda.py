@@ -20,7 +20,6 @@ from pathnet.engines import unfused
 from pathnet.engines.magnitudes import Magnitudes, divided, multiplied
 from pathnet.engines.self_check import disagreement
 from pathnet.engines.tables import IDENTITY, PROJECTION, Tables, post_activation, tables, unsupported_form
-from pathnet.engines.transfers import to_device
 from pathnet.models.residual_net import ResidualNet
 from pathnet.record import BatchNormMode, BlockRecord, Precision, Prepared
 
@@ -174,7 +173,7 @@ class CudaEngine:
         return self._forward(prepared, y0, routing, record=False)[0]
 
     def _forward(self, network: CudaNetwork, y0: Tensor, routing: Tensor, record: bool) -> tuple[Tensor, Tensor]:
-        routing, walk = to_device(routing, y0.device).contiguous(), network.forward
+        routing, walk = routing.to(y0.device, non_blocking=True).contiguous(), network.forward
         return native.cuda_routed_forward(
             y0.contiguous(),
             routing,
@@ -248,7 +247,7 @@ def _through_block(
     step, magnitudes = record.network.steps[index], record.network.magnitudes
     if magnitudes is not None:
         ways, shifts = magnitudes.of_block(index, ways)
-        exponents = exponents + to_device(shifts, exponents.device)[:, None]
+        exponents = exponents + shifts.to(exponents.device)[:, None]
     bits, batch = record.relu_bits[:, step.bits], len(record.relu_bits)
     parts = []
     for (a, c), group in groupby(range(len(ways)), key=lambda i: ways[i]):
@@ -257,7 +256,7 @@ def _through_block(
         if step.identity and c == 0:
             parts.append((a * grad, exponent))
             continue
-        routing = torch.tensor([[[a, c]]], dtype=torch.float32)
+        routing = torch.tensor([[[a, c]]], dtype=torch.float32).to(grad.device)
         _, walked, moved = _launched(
             step.walk,
             bits.repeat(len(own), 1),
@@ -279,13 +278,13 @@ def _backward(
         return _launched(walk, blocks.relu_bits, grad, exponent, routing, gradients)
     routing, shifts = magnitudes.of_routing(routing)
     walked = _launched(walk, blocks.relu_bits, grad, exponent, routing, gradients)
-    return multiplied(*walked, to_device(shifts, grad.device)[:, None])
+    return multiplied(*walked, shifts.to(grad.device)[:, None])
 
 
 def _launched(
     walk: Walk, relu_bits: Tensor, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    routing = to_device(routing, grad.device).contiguous()
+    routing = routing.to(grad.device, non_blocking=True).contiguous()
     return native.cuda_routed_backward(
         grad.contiguous(),
         exponent.contiguous(),
