@@ -67,8 +67,10 @@ $(VENV)/torch:
 	$(RUN) -m pip install --quiet $(TORCH) "setuptools>=77" cmake ninja pybind11
 	@touch $@
 
+# Where no network is, what a GPU run needs may be there without all that experiments and figures need.
 build/installed: $(NATIVE)
-	$(RUN) -m pip install --quiet --no-build-isolation -e .
+	$(RUN) -m pip install --quiet --retries 1 --no-build-isolation -e . || \
+	$(RUN) -m pip install --quiet --no-build-isolation --no-deps -e .
 	@touch $@
 
 $(VENV)/installed: $(NATIVE) | $(VENV)/torch

@@ -127,8 +127,8 @@ def costs(setup: Setup) -> dict[str, Cost]:
         ),
         "compile": Cost((Part("collecting", 1, 5.0),), KERNELS),
         "triton_tests": Cost((Part("tests, 8 processes", 42 / 8, 2.0), Part("processes start", 1, 6.0))),
-        "whole_sweep": Cost((Part("drawing paths", 1, 1.0), *_sweeps(setup, 0.006, 0.015))),
-        "batch_sweep": Cost((Part("float64 walks", precisions, 0.5), *_sweeps(setup, 0.015, 0.03))),
+        "whole_sweep": Cost((Part("drawing paths", 1, 1.0), *_sweeps(setup, 0.0045, 0.013))),
+        "batch_sweep": Cost((Part("float64 walks", precisions, 0.5), *_sweeps(setup, 0.013, 0.03))),
         "running_triton": Cost(
             (Part("float64 walks", precisions, 0.5), Part("rounds", precisions * _rounds(setup, 0.03), 0.03))
         ),
@@ -150,6 +150,7 @@ def costs(setup: Setup) -> dict[str, Cost]:
                 Part("networks and records", 7 * precisions, 0.3),
             )
         ),
+        "host": Cost((Part("launches and replays, on one core", 1, 6.0),)),
         "sanitizer": Cost((Part("memcheck, racecheck", 2, 12.0),)),
         "profile": Cost((Part("ncu", 1, 12.0),)),
         "training_compiled": Cost((Part("compilation", 2, 14.0), Part("rounds", _rounds(setup, 0.05), 0.05))),

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks import fused, kernels, measurements, processes, tools
+from benchmarks import fused, host, kernels, measurements, processes, tools
 from benchmarks.budget import CORES, REHEARSAL_LIMIT_S, RUN_S, limit_s
 from benchmarks.cases import FULL, REHEARSAL, Setup
 from benchmarks.facts import commit_here, device_name, facts
@@ -64,6 +64,7 @@ STEPS: dict[str, Callable[[Setup], Found]] = {
     "sums": measurements.sums,
     "imagenet": fused.imagenet,
     "scaling": measurements.scaling,
+    "host": host.host,
     "sanitizer": tools.sanitizer,
     "profile": tools.profile,
     "training_compiled": fused.training_compiled,

@@ -158,11 +158,11 @@ def _triton(net: ResidualNet, bn: Any, precision: Any, codes: Tensor) -> Found:
     from pathnet.engines.triton.state import Tables, allocate_on
 
     engine, images = TritonEngine(), torch.randn(BATCH, 3, SIDE, SIDE)
-    own = snapshot(net, bn, torch.float32)
-    prepared, y0 = engine.prepare(own, bn, precision, (16, SIDE, SIDE)), own.stem(images).detach()
+    frozen = snapshot(net, bn, torch.float32)
+    prepared, y0 = engine.prepare(frozen, bn, precision, (16, SIDE, SIDE)), frozen.stem(images).detach()
 
     def record() -> pathnet.Tape:
-        return _tape(engine, own, images, y0, *engine.record(prepared, y0), bn)
+        return _tape(engine, frozen, images, y0, *engine.record(prepared, y0), bn)
 
     network = prepared.network
     schedule = schedule_backward(network, capacity_for(len(codes)), USUAL_BACKWARD)
@@ -205,8 +205,8 @@ def _triton(net: ResidualNet, bn: Any, precision: Any, codes: Tensor) -> Found:
 
 def _cuda(net: ResidualNet, precision: Any, codes: Tensor) -> Found:
     engine, images = CudaEngine(), torch.randn(BATCH, 3, SIDE, SIDE)
-    own = snapshot(net, "running", torch.float32)
-    prepared, y0 = engine.prepare(own, "running", precision, (16, SIDE, SIDE)), own.stem(images).detach()
+    frozen = snapshot(net, "running", torch.float32)
+    prepared, y0 = engine.prepare(frozen, "running", precision, (16, SIDE, SIDE)), frozen.stem(images).detach()
     y, bits = torch.randn(1, BATCH, 64, SIDE // 4, SIDE // 4), torch.zeros(BATCH, 8, dtype=torch.uint8)
     norms, nothing = torch.zeros(len(codes), BATCH, dtype=torch.float64), torch.zeros(0)
     with (
@@ -217,7 +217,7 @@ def _cuda(net: ResidualNet, precision: Any, codes: Tensor) -> Found:
         def record() -> pathnet.Tape:
             output, blocks = engine.record(prepared, y0)
             assert isinstance(blocks, CudaRecord)
-            return _tape(engine, own, images, y0, output, blocks, "running")
+            return _tape(engine, frozen, images, y0, output, blocks, "running")
 
         def batch() -> None:
             record().path_gradient_norms(codes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -78,6 +79,20 @@ def test_the_networks_own_weights_do_not_count(precision: Precision) -> None:
     for parameter in net.parameters():
         torch.nn.init.zeros_(parameter)
     assert check(net, (8, 8, 8), precision) is None
+
+
+@on_the_twin
+def test_a_routing_that_nothing_comes_through_is_no_disagreement() -> None:
+    """In a network of one channel and a few pixels a whole block may lie below zero."""
+    blocks = [PreactBlock(1, (3, 3), (2, 1), 1, "pad"), PreactBlock(1, (3, 3), (3, 3), 2, "projection")]
+    net = ResidualNet(torch.nn.Identity(), blocks, torch.nn.Identity())
+    trial = self_check._trial(self_check._distinct(net), "running", (1, 1, 5))
+    results = self_check._run(CudaEngine(), trial, "float32", CPU)
+    nothing = results.outputs.flatten(1).norm(dim=1) == 0
+    assert nothing.any()
+    assert check(net, (1, 1, 5)) is None
+    wrong = results.outputs + 1e-3 * nothing[:, None, None, None, None]
+    assert self_check._largest_error(trial, replace(results, outputs=wrong)) > 1e-4
 
 
 @on_the_twin

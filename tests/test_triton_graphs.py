@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import math
 import threading
 import time
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -137,6 +139,34 @@ def test_a_network_keeps_a_few_graphs_in_the_memory_of_the_largest(cuda: stub_cu
     del graphs, recorder
     gc.collect()
     assert len(cuda.of("synchronize")) == 4
+
+
+def test_where_memory_is_short_passes_are_launched_one_by_one(
+    cuda: stub_cuda.Cuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what there is room for is replayed: nothing is dropped for what was refused once."""
+    from pathnet.engines.triton import graphs
+
+    net, images, labels = small(1, "pre", "running")
+    recorder = pathnet.Recorder(net, "running", "interpreted")
+    tapes, limit = [recorder(images, labels) for _ in range(2)], 0
+
+    def empty(*size: int, device: Any, **options: Any) -> Tensor:
+        if torch.device(device).type != "meta" and size[0] > limit:
+            raise torch.cuda.OutOfMemoryError
+        return torch.empty(*size, device=device, **options)
+
+    monkeypatch.setattr(graphs, "torch", SimpleNamespace(**{**vars(graphs.torch), "empty": empty}))
+    codes = pathnet.paths.enumerate_all(net.n)
+    whole = tapes[0].path_gradient_norms(codes)
+    assert torch.equal(tapes[0].path_gradient_norms(codes), whole)
+    own = graphs_of(tapes[0])
+    assert cuda.graphs == 1 and own._arena is None and own._refused < math.inf
+    limit = int(own._refused) - 1
+    for _ in range(3):
+        assert torch.equal(recorder(images, labels).path_gradient_norms(codes), whole)
+    # The record is captured anew, once; the walk is refused without a try.
+    assert cuda.graphs == 2 and list(own._graphs) == [("record", len(images))]
 
 
 def test_captures_are_on_a_stream_of_their_own_of_the_networks_device(cuda: stub_cuda.Cuda) -> None:

@@ -257,15 +257,19 @@ def _largest_error(trial: _Trial, results: _Results) -> float:
     exact = reference.prepare(copy.deepcopy(trial.net).double(), bn, "float64", y0.shape[1:])
     expected_outputs = reference.routed_forward(exact, y0, routing)
     errors = [
-        ((norms - expected).abs() / expected).max(),
-        ((scaling.norms(*results.gradients).cpu() - expected).abs() / expected).max(),
-        (results.y.cpu() - expected_y).norm() / expected_y.norm(),
-        _distances(results.outputs.cpu(), expected_outputs).max(),
+        _relative(norms - expected, expected),
+        _relative(scaling.norms(*results.gradients).cpu() - expected, expected),
+        _relative(_sizes_of((results.y.cpu() - expected_y)[None]), _sizes_of(expected_y[None])),
+        _relative(_sizes_of(results.outputs.cpu() - expected_outputs), _sizes_of(expected_outputs)),
     ]
     return float(torch.stack(errors).max())
 
 
-def _distances(outputs: Tensor, expected: Tensor) -> Tensor:
-    """[P], relative."""
-    difference = (outputs - expected).flatten(1).norm(dim=1)
-    return torch.as_tensor(difference / expected.flatten(1).norm(dim=1))
+def _sizes_of(tensors: Tensor) -> Tensor:
+    """[P], the norms of [P, ...]."""
+    return torch.as_tensor(tensors.flatten(1).norm(dim=1))
+
+
+def _relative(difference: Tensor, expected: Tensor) -> Tensor:
+    """[], the largest; where nothing is expected, as of a sample whose ReLUs let nothing through, the difference."""
+    return (difference.abs() / expected.where(expected > 0, 1.0)).max()

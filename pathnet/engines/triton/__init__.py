@@ -10,8 +10,8 @@ kept on disk by Triton.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -46,13 +46,24 @@ if TYPE_CHECKING:
     from pathnet.engines.triton.routed_backward import Walk
     from pathnet.engines.triton.routed_forward import Forward
 
-__all__ = ["MOST_ELEMENTS", "TritonEngine", "TritonPrepared", "TritonRecord", "on_device", "unsupported_side"]
+__all__ = [
+    "MOST_ELEMENTS",
+    "TritonEngine",
+    "TritonPrepared",
+    "TritonRecord",
+    "check_sides",
+    "on_device",
+    "unsupported_side",
+]
 
 ROOM = 4 << 30
 """Bytes for the gradients of one walk: some hundred routings of a CIFAR network at batch 128."""
 
-MOST_ELEMENTS = 1 << 31
-"""Of an activation: kernels number its places in int32."""
+MOST_ELEMENTS = (1 << 31) - (1 << 16)
+"""Of an activation: kernels number its places in int32, those beside it in the last tile too."""
+
+MOST_PIXELS = 1 << 19
+"""Of an image's side, for which `tiles.quotient` is exact."""
 
 
 @dataclass(frozen=True)
@@ -236,13 +247,12 @@ class TritonEngine:
 
 
 def _on_host(routing: Tensor) -> NDArray[np.float64]:
-    """The coefficients, which plans are made of on the host; the one place that waits for a device, where they lie
-    on one."""
+    """Return the coefficients, which plans are made of on the host; where they lie on a device, this waits for it."""
     return routing.detach().double().cpu().numpy()
 
 
 def _steps_backward(network: TritonNetwork, coefficients: NDArray[np.float64]) -> Steps:
-    """Of the divided network, the powers of two that were left out among those that results are multiplied by."""
+    """Return the steps of the divided network, what it was divided by among the powers of two of the results."""
     if network.magnitudes is None:
         return steps_backward(network.blocks, coefficients)
     divided, shifts = network.magnitudes.of_routing(torch.from_numpy(coefficients))
@@ -262,17 +272,18 @@ def _recorded(prepared: TritonPrepared, y0: Tensor) -> tuple[Tensor, Kept]:
         graphs.hold(None)
         recording.begin(y0)
 
-    if graphs.wanted(key, y0.device):
-        with graphs.replayed(key, y0.device, build, begin) as recording:
-            output, kept = recording.output(), recording.kept.clone()
-            graphs.hold(kept)
-            return output, kept
-    return recorded(prepared.network, prepared.recording, y0)
+    with graphs.replayed(key, y0.device, build, begin) as recording:
+        if recording is None:
+            return recorded(prepared.network, prepared.recording, y0)
+        output, kept = recording.output(), recording.kept.clone()
+        graphs.hold(kept)
+        return output, kept
 
 
-@contextmanager
-def _replayed(record: TritonRecord, grad: Tensor, exponent: Tensor, steps: Steps) -> Iterator[Walk | None]:
-    """Give the walk, run as a graph; None where it is to be launched one by one."""
+def _replayed(
+    record: TritonRecord, grad: Tensor, exponent: Tensor, steps: Steps
+) -> AbstractContextManager[Walk | None]:
+    """Give the walk, run as a graph; None where its launches are to be run one by one."""
     graphs, batch = record.graphs, len(grad)
     capacity, exits = capacity_for(steps.count), USUAL_BACKWARD | steps.exits
 
@@ -283,11 +294,7 @@ def _replayed(record: TritonRecord, grad: Tensor, exponent: Tensor, steps: Steps
         walk.begin(walk.schedule.plan(steps), grad[None], exponent[None])
 
     key = "walk", batch, capacity, exits
-    if not graphs.wanted(key, grad.device):
-        yield None
-        return
-    with graphs.replayed(key, grad.device, partial(_walk, record.network, batch, capacity, exits), begin) as walk:
-        yield walk
+    return graphs.replayed(key, grad.device, partial(_walk, record.network, batch, capacity, exits), begin)
 
 
 def _walk(network: TritonNetwork, batch: int, capacity: int, exits: frozenset[Exit], allocate: Allocate) -> Walk:
@@ -298,7 +305,7 @@ def _walk(network: TritonNetwork, batch: int, capacity: int, exits: frozenset[Ex
 
 
 def _most_backward(record: TritonRecord) -> int:
-    """Routings that are walked at once."""
+    """Return how many routings are walked at once."""
 
     def count() -> int:
         return most_within(ROOM, lambda capacity: partial(_walk, record.network, record.batch, capacity, ALL_EXITS))
@@ -307,7 +314,7 @@ def _most_backward(record: TritonRecord) -> int:
 
 
 def _forward(prepared: TritonPrepared, y0: Tensor, steps: Steps) -> Tensor:
-    """float32 [P, B, C, H, W]"""
+    """Return ``y_n`` under each routing, float32 [P, B, C, H, W]."""
     from pathnet.engines.triton.routed_forward import routed_forward
 
     graphs, network, batch = prepared.graphs, prepared.network, len(y0)
@@ -318,9 +325,9 @@ def _forward(prepared: TritonPrepared, y0: Tensor, steps: Steps) -> Tensor:
         forward.begin(forward.schedule.plan(steps), y0)
 
     key = "forward", batch, capacity, exits
-    if not graphs.wanted(key, y0.device):
-        return routed_forward(network, y0, steps)
     with graphs.replayed(key, y0.device, partial(_pass, network, batch, capacity, exits), begin) as forward:
+        if forward is None:
+            return routed_forward(network, y0, steps)
         return forward.ends(steps.count).contiguous()
 
 
@@ -331,7 +338,7 @@ def _pass(network: TritonNetwork, batch: int, capacity: int, exits: frozenset[Ex
 
 
 def _most_forward(prepared: TritonPrepared, batch: int) -> int:
-    """Routings that are passed at once."""
+    """Return how many routings go forward at once."""
 
     def count() -> int:
         return most_within(ROOM, lambda capacity: partial(_pass, prepared.network, batch, capacity, ALL_EXITS))
@@ -353,9 +360,17 @@ def _check_images(network: TritonNetwork, y0: Tensor) -> None:
     if len(y0) * network.largest >= MOST_ELEMENTS:
         most = (MOST_ELEMENTS - 1) // network.largest
         raise ValueError(f"images: expected at most {most} for the triton engine, got {len(y0)}")
+    check_sides("images", y0)
     pixels = [shape.pixels for shape in network.normalized if shape is not None]
     if network.bn == "batch" and len(y0) == 1 and 1 in pixels:
         raise ValueError("images: expected more than one value a channel for batch statistics, got one")
+
+
+def check_sides(name: str, images: Tensor) -> None:
+    """Refuse images [B, C, H, W] that are too long for the kernels, whatever they are called."""
+    if max(images.shape[2:]) > MOST_PIXELS:
+        shape = list(images.shape[2:])
+        raise ValueError(f"{name}: expected sides of at most {MOST_PIXELS} pixels for the triton engine, got {shape}")
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:

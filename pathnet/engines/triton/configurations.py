@@ -64,7 +64,7 @@ FORWARD: Table = {
     torch.bfloat16: {
         16: Tile(points=128, channels=16, depth=16),
         32: Tile(points=64, channels=32, depth=32),
-        64: Tile(points=64, channels=32, depth=32),
+        64: Tile(points=64, channels=32, depth=32, by_warp=Tile(points=64, channels=32, depth=16)),
     },
     torch.float32: {
         16: Tile(points=128, channels=16, depth=16),

@@ -9,10 +9,11 @@ copied there: 285 MB in BN mode ``batch`` for ResNet-110 at batch 128 in bfloat1
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Generic, Protocol, TypeVar
@@ -57,6 +58,7 @@ class Graphs:
         self._graphs: OrderedDict[Hashable, _Graph[Any]] = OrderedDict()
         self._seen: set[Hashable] = set()
         self._arena: Tensor | None = None
+        self._refused = math.inf
         self._device: _Device | None = None
         self._record: weakref.ref[Kept] | None = None
         self._most: dict[Hashable, int] = {}
@@ -72,17 +74,6 @@ class Graphs:
             self._most[key] = count()
         return self._most[key]
 
-    def wanted(self, key: Hashable, device: torch.device) -> bool:
-        """Whether a pass is worth a graph: from its second time on, where there are graphs."""
-        if not _captures(device):
-            return False
-        with self._lock:
-            again = key in self._seen
-            if len(self._seen) > 100 * MOST_GRAPHS:
-                self._seen.clear()
-            self._seen.add(key)
-        return again
-
     def holds(self, kept: Kept) -> bool:
         """Whether what a record keeps lies in the arena; to be asked while a pass is `replayed`."""
         return self._record is not None and self._record() is kept
@@ -94,8 +85,8 @@ class Graphs:
     @contextmanager
     def replayed(
         self, key: Hashable, device: torch.device, build: Build[Pass], begin: Callable[[Pass], None]
-    ) -> Iterator[Pass]:
-        """Run a pass on the current stream; captured on its first time here.
+    ) -> Iterator[Pass | None]:
+        """Run a pass on the current stream, captured on its second time here and replayed from then on.
 
         Args:
             key: everything that the pass's launches hang on.
@@ -103,17 +94,24 @@ class Graphs:
             begin: brings what the pass runs on to its places.
 
         Yields:
-            The pass, whose results are to be copied before this ends.
+            The pass, whose results are to be copied before this ends; None, and nothing has run, where it is to be
+            launched one by one: on devices without graphs, the first time, and where there is no room for an arena.
         """
-        with self._lock:
-            self._device = self._device or _Device.of(device)
+        with ExitStack() as held:
+            graph = None
+            if _captures(device):
+                held.enter_context(self._lock)
+                graph = self._graph(key, device, build)
+            if graph is None:
+                held.close()
+                yield None
+                return
+            assert self._device is not None and self._arena is not None
             stream = torch.cuda.current_stream(device)
             stream.wait_event(self._device.done)
+            # Not to be given to others while this stream is at it, should it be dropped meanwhile.
+            self._arena.record_stream(stream)
             try:
-                graph = self._graph(key, device, build)
-                if self._arena is not None:
-                    # Not to be given to others while this stream is at it, should it be dropped meanwhile.
-                    self._arena.record_stream(stream)
                 begin(graph.job)
                 if graph.captured is None:
                     pools = [other.captured.pool() for other in self._graphs.values() if other.captured is not None]
@@ -127,25 +125,40 @@ class Graphs:
             finally:
                 self._device.done.record(stream)
 
-    def _graph(self, key: Hashable, device: torch.device, build: Build[Pass]) -> _Graph[Pass]:
+    def _graph(self, key: Hashable, device: torch.device, build: Build[Pass]) -> _Graph[Pass] | None:
+        """Return the graph of a pass, a new one if need be; None the first time, and where there is no room."""
         if key in self._graphs:
             self._graphs.move_to_end(key)
             return self._graphs[key]
+        if key not in self._seen:
+            if len(self._seen) > 100 * MOST_GRAPHS:
+                self._seen.clear()
+            self._seen.add(key)
+            return None
+        self._device = self._device or _Device.of(device)
         needed = bytes_of(build)
-        assert self._device is not None
         if self._arena is None or self._arena.numel() < needed:
+            if needed >= self._refused:
+                return None
             # The others were captured over memory that is too small; they are captured anew when they are needed.
-            if self._graphs:
-                self._device.done.synchronize()
-            self._graphs.clear()
+            self._drop(len(self._graphs))
             self._arena = self._record = None
-            self._arena = torch.empty(needed, dtype=torch.uint8, device=device)
-        elif len(self._graphs) >= MOST_GRAPHS:
-            self._device.done.synchronize()
-            self._graphs.popitem(last=False)
+            try:
+                self._arena = torch.empty(needed, dtype=torch.uint8, device=device)
+            except torch.cuda.OutOfMemoryError:
+                self._refused = needed
+                return None
+        self._drop(len(self._graphs) + 1 - MOST_GRAPHS)
         graph = _Graph(build(_Arena(self._arena)))
         self._graphs[key] = graph
         return graph
+
+    def _drop(self, count: int) -> None:
+        """Let so many graphs go, those first that were not used for longest, once nothing of them is running."""
+        if count > 0 and self._device is not None:
+            self._device.done.synchronize()
+        for _ in range(count):
+            self._graphs.popitem(last=False)
 
 
 @dataclass
@@ -169,7 +182,7 @@ class _Arena:
 
 
 def bytes_of(build: Build[Pass]) -> int:
-    """How much memory a pass takes."""
+    """Return how many bytes a pass takes."""
     total = 0
 
     def allocate(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -226,7 +239,7 @@ def _captures(device: torch.device) -> bool:
 
 
 def capacity_for(count: int) -> int:
-    """For how many routings there is a graph that so many go through: 1, 2, 3, 4, 6, 8, 12 and so on.
+    """Return for how many routings there is a graph that so many go through: 1, 2, 3, 4, 6, 8, 12 and so on.
 
     A third of them at most are none; their programs have nothing to do.
     """
@@ -235,7 +248,7 @@ def capacity_for(count: int) -> int:
 
 
 def most_within(room: int, build: Callable[[int], Build[Pass]]) -> int:
-    """For how many routings at once a pass, and its graph, takes no more memory than there is room; one at least.
+    """Return for how many routings at once a pass, and its graph, takes no more memory than there is; one at least.
 
     Args:
         room: bytes.

@@ -121,7 +121,7 @@ class Steps:
 
     @property
     def count(self) -> int:
-        """How many routings there are."""
+        """Number of routings."""
         return len(self.exponents)
 
 
@@ -314,7 +314,7 @@ class Schedule:
 
     @property
     def row_count(self) -> int:
-        """How many rows there are at most."""
+        """Number of rows, at most."""
         return sum(launch.count for launch in self.launches)
 
     def plan(self, steps: Steps, starts: Sequence[int] | None = None) -> Plan:
@@ -365,10 +365,10 @@ class Schedule:
         rows[places, 4] = np.where(within, inside, c[step, routing]).astype(np.float32).view(np.int32)
 
         states = self._states.copy()
-        made = self._exit_states + np.arange(count)
+        left_in = self._exit_states + np.arange(count)
         turn = np.cumsum(enters, 0) % self._turns
-        states[made, 0] = self.starts + self._turns * np.arange(count) + turn
-        states[made, 1] = waits[1:]
+        states[left_in, 0] = self.starts + self._turns * np.arange(count) + turn
+        states[left_in, 1] = waits[1:]
 
         finals = np.empty(count, dtype=np.int32)
         # What neither passes nor enters a block has come to nothing before.
@@ -379,7 +379,7 @@ class Schedule:
         return Plan(self, launches, rows, states, finals, steps.mantissas, exponents)
 
     def _places(self, launch: NDArray[np.int64], group: NDArray[np.int64]) -> tuple[NDArray[np.int64], Integers]:
-        """Where rows lie among all, each group filled up to whole tiles; and of each launch first row and count.
+        """Return where rows lie, each group filled up to whole tiles, and of each launch its first row and how many.
 
         Args:
             launch, group: of each row, in ascending order.
@@ -395,8 +395,8 @@ class Schedule:
 
 
 def _sorted(keys: Floats, starts: Sequence[int] | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The order of the routings, and int64 [n + 1, P]: who leads each of them, as a place in that order, before the
-    first block and behind every block."""
+    """Return the order of the routings, and int64 [n + 1, P]: who leads each of them, as a place in that order,
+    before the first block and behind every block."""
     count, blocks = keys.shape[:2]
     whole = np.zeros((count, blocks + 1, 2))
     whole[:, 1:] = keys
@@ -438,7 +438,7 @@ class Plan:
     exponents: Integers
 
     def needed(self) -> list[Launch]:
-        """The launches that have rows, with no more room than for those."""
+        """Return the launches that have rows, with no more room than for those."""
         counts = self.launches[:, 1].tolist()
         return [
             replace(launch, count=count)

@@ -16,13 +16,13 @@ __all__ = ["Recording", "plan_recording", "recorded"]
 
 
 def plan_recording(network: TritonNetwork) -> Plan:
-    """Through both branches of every block."""
+    """Plan the pass through both branches of every block."""
     steps = steps_forward(network.blocks, np.ones((1, len(network.blocks), 2)))
     return schedule_forward(network, 1, steps.exits).plan(steps)
 
 
 class Recording:
-    """Takes ``y_0`` [B, C_0, H_0, W_0] of one size to ``y_n`` [B, C, H, W] and what the walks back need."""
+    """A pass that takes ``y_0`` [B, C_0, H_0, W_0] of one size to ``y_n``, and keeps what the walks back need."""
 
     def __init__(self, network: TritonNetwork, plan: Plan, batch: int, allocate: Allocate) -> None:
         self.network, self.plan = network, plan
@@ -50,12 +50,12 @@ class Recording:
         self.kept.scales.copy_(scales)
 
     def output(self) -> Tensor:
-        """[B, C, H, W]"""
+        """Return ``y_n`` [B, C, H, W]."""
         return self.forward.end(self.plan).clone(memory_format=torch.contiguous_format)
 
 
 def recorded(network: TritonNetwork, plan: Plan, y0: Tensor) -> tuple[Tensor, Kept]:
-    """The same launch by launch."""
+    """Do so launch by launch."""
     recording = Recording(network, plan, len(y0), allocate_on(y0.device))
     recording.begin(y0)
     recording.run()
@@ -63,7 +63,7 @@ def recorded(network: TritonNetwork, plan: Plan, y0: Tensor) -> tuple[Tensor, Ke
 
 
 def _sources(network: TritonNetwork, plan: Plan) -> list[int]:
-    """The states that units, and behind them blocks' ends, read; each launch has one row."""
+    """Return the states that units, and behind them blocks' ends, read; each launch has one row."""
     sources: dict[int, int] = {}
     for launch in plan.schedule.launches:
         block, row = network.blocks[launch.block], plan.rows_of(launch)[0].tolist()

@@ -91,12 +91,13 @@ class Walk:
         self.start(grads, exponents)
 
     def start(self, grads: Tensor, exponents: Tensor) -> None:
-        made = grads.permute(0, 1, 3, 4, 2)
-        self.gradients.values[: len(grads), : made[0].numel()].view(made.shape).copy_(made)
+        channels_last = grads.permute(0, 1, 3, 4, 2)
+        states = self.gradients.values[: len(grads), : channels_last[0].numel()]
+        states.view(channels_last.shape).copy_(channels_last)
         self.gradients.exponents[: len(grads)] = exponents
 
     def run(self) -> None:
-        """All launches, and the norms of what arrives."""
+        """Launch everything, and take the norms of what arrives."""
         self.launch(self.schedule.launches)
         self.norms = self.sample_norms()
 
@@ -107,15 +108,19 @@ class Walk:
             (ending_backward if launch.ending else dgrad)(self.gradients, self.kept, block, launch)
 
     def sample_norms(self) -> Tensor:
-        """float64 [capacity, B]: the norms of the samples' slices of the gradients that have arrived."""
+        """Return float64 [capacity, B], the norms of the samples' slices of the gradients that have arrived."""
         squares = squared_norms(self.gradients, self.kept, self.tables.finals, self.network.blocks[0].given)
         norms = squares.sqrt() * self.tables.mantissas.abs()[:, None]
         return scaling.times_power_of_two(norms, self._exponents(self.schedule.capacity).expand_as(norms))
 
     def arrived(self, count: int) -> tuple[Tensor, Tensor]:
-        """The scaled gradients of the first so many routings: float32 [P, B, C, H, W] and int32 [P, B] or [P, 1]."""
-        finals, given = self.tables.finals[:count], self.network.blocks[0].given
-        values = arrived(self.gradients, self.kept, finals, given, torch.float32).permute(0, 1, 4, 2, 3)
+        """Return the scaled gradients of the first so many routings.
+
+        Returns:
+            float32 [P, B, C, H, W], and int32 [P, B] or [P, 1].
+        """
+        finals, shape = self.tables.finals[:count], self.network.blocks[0].given
+        values = arrived(self.gradients, self.kept, finals, shape, torch.float32).permute(0, 1, 4, 2, 3)
         mantissas = self.tables.mantissas[:count].float()
         return scaling.rescale((values * mantissas[:, None, None, None, None]).contiguous(), self._exponents(count))
 
@@ -142,17 +147,17 @@ def _room(network: TritonNetwork, schedule: Schedule, batch: int) -> list[int]:
 def routed_backward(
     network: TritonNetwork, kept: Kept, grad: Tensor, exponent: Tensor, steps: Steps
 ) -> tuple[Tensor, Tensor]:
-    """The scaled gradients at ``y_0``: float32 [P, B, C, H, W] and int32 [P, B] or [P, 1]."""
+    """Return the scaled gradients at ``y_0``: float32 [P, B, C, H, W] and int32 [P, B] or [P, 1]."""
     return _walked(network, kept, grad, exponent, steps).arrived(steps.count)
 
 
 def routed_backward_norms(network: TritonNetwork, kept: Kept, grad: Tensor, exponent: Tensor, steps: Steps) -> Tensor:
-    """float64 [P, B]: the norms of the samples' slices."""
+    """Return float64 [P, B], the norms of the samples' slices."""
     return _walked(network, kept, grad, exponent, steps).sample_norms()
 
 
 def _walked(network: TritonNetwork, kept: Kept, grad: Tensor, exponent: Tensor, steps: Steps) -> Walk:
-    """Launch by launch, with room for these routings alone."""
+    """Walk launch by launch, with room for these routings alone."""
     schedule = schedule_backward(network, steps.count, steps.exits)
     allocate, plan = allocate_on(grad.device), schedule.plan(steps)
     walk = Walk(network, kept, Tables(schedule, allocate), len(grad), allocate)
@@ -172,37 +177,40 @@ class SingleBlocks:
         self, network: TritonNetwork, kept: Kept, device: torch.device, expected: Sequence[tuple[int, Coefficients]]
     ) -> None:
         self.network, self.kept, self.allocate = network, kept, allocate_on(device)
-        plans = [(index, tuple(ways), self._plan(index, ways)) for index, ways in expected]
-        words = [Tables(plan.schedule, allocate_on(torch.device("meta"))).pack(plan) for _, _, plan in plans]
-        packed = torch.split(
-            to_device(torch.from_numpy(np.concatenate(words)), device), [len(part) for part in words]
-        )
-        self._expected = {
-            (index, ways): (plan, part) for (index, ways, plan), part in zip(plans, packed, strict=True)
-        }
+        keys = [(index, tuple(coefficients)) for index, coefficients in expected]
+        plans = [self._plan(*key) for key in keys]
+        words = [Tables(plan.schedule, allocate_on(torch.device("meta"))).pack(plan) for plan in plans]
+        whole = to_device(torch.from_numpy(np.concatenate(words)), device)
+        parts = torch.split(whole, [len(part) for part in words])
+        self._expected = dict(zip(keys, zip(plans, parts, strict=True), strict=True))
 
-    def __call__(self, index: int, grads: Tensor, exponents: Tensor, ways: Coefficients) -> tuple[Tensor, Tensor]:
-        """Each of the scaled gradients [g, B, C, H, W] at a block's output by its own (a, c) to the block's input."""
-        plan, packed = self._expected.get((index, tuple(ways)), (None, None))
-        if plan is None or packed is None:
-            # Less at a time than expected, where memory is short.
-            plan = self._plan(index, ways)
-            tables = Tables(plan.schedule, self.allocate)
-            tables.copy(plan)
-        else:
-            there = packed
-            tables = Tables(plan.schedule, lambda shape, dtype: there)
+    def __call__(
+        self, index: int, grads: Tensor, exponents: Tensor, coefficients: Coefficients
+    ) -> tuple[Tensor, Tensor]:
+        """Take scaled gradients [g, B, C, H, W] at a block's output to its input, each by its own (a, c)."""
+        plan, tables = self._tables(index, tuple(coefficients))
         alone = replace(self.network, blocks=[self.network.blocks[index]])
         walk = Walk(alone, self.kept, tables, grads.shape[1], self.allocate)
         walk.start(grads, exponents)
         walk.launch(plan.needed())
-        return walk.arrived(len(ways))
+        return walk.arrived(len(coefficients))
 
-    def _plan(self, index: int, ways: Coefficients) -> Plan:
-        blocks, shifts = [self.network.blocks[index]], np.zeros(len(ways), dtype=np.int32)
+    def _tables(self, index: int, coefficients: tuple[tuple[float, float], ...]) -> tuple[Plan, Tables]:
+        """Return a plan and its tables on the device."""
+        if (index, coefficients) in self._expected:
+            plan, words = self._expected[index, coefficients]
+            return plan, Tables(plan.schedule, lambda shape, dtype: words)
+        # Less at a time than expected, where memory is short.
+        plan = self._plan(index, coefficients)
+        tables = Tables(plan.schedule, self.allocate)
+        tables.copy(plan)
+        return plan, tables
+
+    def _plan(self, index: int, coefficients: Coefficients) -> Plan:
+        count, shifts = len(coefficients), np.zeros(len(coefficients), dtype=np.int32)
         if self.network.magnitudes is not None:
-            ways, moved = self.network.magnitudes.of_block(index, ways)
-            shifts = moved.numpy()
-        coefficients = np.array(ways, dtype=np.float64)[:, None]
-        plan = plan_backward(blocks, coefficients, self.network.bn == "batch", dgrad_paths(blocks), range(len(ways)))
+            coefficients, powers = self.network.magnitudes.of_block(index, coefficients)
+            shifts = powers.numpy()
+        blocks, routings = [self.network.blocks[index]], np.array(coefficients, dtype=np.float64)[:, None]
+        plan = plan_backward(blocks, routings, self.network.bn == "batch", dgrad_paths(blocks), range(count))
         return replace(plan, exponents=plan.exponents + shifts)

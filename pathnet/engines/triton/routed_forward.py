@@ -48,9 +48,9 @@ class Forward:
             allocate([most if by_batch else 0], torch.float32),
             batch,
         )
-        given = network.blocks[0].given
-        self._y0 = self.activations.values[0, : batch * given.size].view(
-            batch, given.height, given.width, given.channels
+        shape = network.blocks[0].given
+        self._y0 = self.activations.values[0, : batch * shape.size].view(
+            batch, shape.height, shape.width, shape.channels
         )
 
     def begin(self, plan: Plan, y0: Tensor) -> None:
@@ -62,11 +62,11 @@ class Forward:
         self._y0.copy_(y0.permute(0, 2, 3, 1))
 
     def run(self) -> None:
-        """All launches."""
+        """Launch everything."""
         self.launch(self.schedule.launches)
 
     def launch(self, launches: Iterable[Launch], kept: Kept | None = None) -> None:
-        """Launch after launch; ``kept`` takes what the walks back need."""
+        """Launch one after the other; ``kept`` takes what the walks back need."""
         network, statistics = self.network, self.activations.statistics
         # Of what a ReLU alone reads they stay so: nothing is taken off, nothing divided by.
         statistics[:, 0] = 0
@@ -78,17 +78,17 @@ class Forward:
             (joined if launch.ending else forward_unit)(network, self.activations, launch, kept)
 
     def end(self, plan: Plan) -> Tensor:
-        """[B, C, H, W], channels last: the last state of a plan's one routing, where it lies."""
-        made, batch = self.network.blocks[-1].made, self.activations.batch
-        whole = self.activations.values[int(plan.states[plan.finals[0], 0]), : batch * made.size]
-        return whole.view(batch, made.height, made.width, made.channels).permute(0, 3, 1, 2)
+        """Return [B, C, H, W], channels last, the last state of a plan's one routing, where it lies."""
+        shape, batch = self.network.blocks[-1].made, self.activations.batch
+        state = self.activations.values[int(plan.states[plan.finals[0], 0]), : batch * shape.size]
+        return state.view(batch, shape.height, shape.width, shape.channels).permute(0, 3, 1, 2)
 
     def ends(self, count: int) -> Tensor:
-        """[P, B, C, H, W], channels last: the last states of the first so many routings."""
-        made, batch = self.network.blocks[-1].made, self.activations.batch
+        """Return [P, B, C, H, W], channels last, the last states of the first so many routings."""
+        shape, batch = self.network.blocks[-1].made, self.activations.batch
         slots = self.tables.states.index_select(0, self.tables.finals[:count])[:, 0]
-        whole = self.activations.values[:, : batch * made.size].index_select(0, slots)
-        return whole.view(count, batch, made.height, made.width, made.channels).permute(0, 1, 4, 2, 3)
+        states = self.activations.values[:, : batch * shape.size].index_select(0, slots)
+        return states.view(count, batch, shape.height, shape.width, shape.channels).permute(0, 1, 4, 2, 3)
 
 
 def _moments(network: TritonNetwork, launch: Launch, batch: int) -> int:
@@ -100,7 +100,7 @@ def _moments(network: TritonNetwork, launch: Launch, batch: int) -> int:
 
 
 def routed_forward(network: TritonNetwork, y0: Tensor, steps: Steps) -> Tensor:
-    """float32 [P, B, C, H, W]: ``y_n`` under each routing, from ``y_0`` [B, C_0, H_0, W_0]."""
+    """Return float32 [P, B, C, H, W], ``y_n`` under each routing, from ``y_0`` [B, C_0, H_0, W_0]."""
     schedule, allocate = schedule_forward(network, steps.count, steps.exits), allocate_on(y0.device)
     forward, plan = Forward(network, Tables(schedule, allocate), len(y0), allocate), schedule.plan(steps)
     forward.begin(plan, y0)

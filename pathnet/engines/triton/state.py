@@ -54,7 +54,7 @@ class Tables:
         self.launches, self.states, self.rows = parts[3].view(-1, 2), parts[4].view(-1, 2), parts[5].view(-1, 5)
 
     def pack(self, plan: Plan) -> NDArray[np.int32]:
-        """What `packed` is to hold, on the host."""
+        """Return on the host what `packed` is to hold."""
         words = np.zeros(self._ends[-1], dtype=np.int32)
         self._write(plan, words)
         return words
@@ -107,7 +107,7 @@ class Kept:
 
     @staticmethod
     def room(network: TritonNetwork, batch: int, allocate: Allocate) -> Kept:
-        """For what batches of one size leave."""
+        """Return room for what batches of one size leave."""
         begin = network.normalized_starts(batch)
         return Kept(
             allocate([network.bits_starts(batch)[-1]], torch.uint8),
