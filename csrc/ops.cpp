@@ -481,6 +481,7 @@ BackwardTensors backward_tensors(const Tensor& grad, const Tensor& exponent, con
               made.counter.mutable_data_ptr<int32_t>(),
               int32_t(batch),
               int32_t(paths),
+              nullptr,
               made.norms.mutable_data_ptr<double>(),
               gradients ? made.grad_input.mutable_data_ptr<float>() : nullptr,
               gradients ? made.exponent_input.mutable_data_ptr<int32_t>() : nullptr};
@@ -539,6 +540,7 @@ ForwardTensors forward_tensors(const Tensor& y0, const Tensor& routing, const Te
               int32_t(batch),
               int32_t(paths),
               made.scratch.mutable_data_ptr<float>(),
+              nullptr,
               made.output.mutable_data_ptr<float>(),
               record ? made.relu_bits.mutable_data_ptr<uint8_t>() : nullptr};
   return made;
@@ -587,6 +589,11 @@ Tensor cuda_unpack_bits(const Tensor& relu_bits, const Tensor& program_numbers, 
 }
 
 #ifdef PATHNET_CUDA
+// Memory for the images of so many thread blocks; empty where they lie in shared memory.
+Tensor images_scratch(const Tensor& like, const cuda::Program& program, int64_t blocks) {
+  return torch::stable::new_empty(like, {blocks, program.images_scratch()}, ScalarType::Byte);
+}
+
 std::tuple<Tensor, Tensor, Tensor> cuda_routed_backward(const Tensor& grad, const Tensor& exponent,
                                                         const Tensor& routing, const Tensor& order,
                                                         const Tensor& program, const Tensor& device_program,
@@ -595,7 +602,14 @@ std::tuple<Tensor, Tensor, Tensor> cuda_routed_backward(const Tensor& grad, cons
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
   BackwardTensors made =
       backward_tensors(grad, exponent, routing, order, program, device_program, weights, relu_bits, gradients);
-  const char* error = cuda::launch_routed_backward(made.job, checked_program(program, true), current_stream(grad));
+  const cuda::Program& checked = checked_program(program, true);
+  const int items = made.job.paths * cuda::ceil_div(made.job.batch, checked.samples);
+  int blocks = 0;
+  const char* error = cuda::routed_backward_blocks(checked, items, blocks);
+  STD_TORCH_CHECK(error == nullptr, "cuda_routed_backward: ", error);
+  Tensor images = images_scratch(grad, checked, blocks);
+  made.job.images = images.mutable_data_ptr<uint8_t>();
+  error = cuda::launch_routed_backward(made.job, checked, blocks, current_stream(grad));
   STD_TORCH_CHECK(error == nullptr, "cuda_routed_backward: the launch failed: ", error);
   return {made.norms, made.grad_input, made.exponent_input};
 }
@@ -612,8 +626,11 @@ std::tuple<Tensor, Tensor> cuda_routed_forward(const Tensor& y0, const Tensor& r
   };
   ForwardTensors made =
       forward_tensors(y0, routing, order, program, device_program, weights, affine, record, resident);
-  const char* error = cuda::launch_routed_forward(made.job, checked_program(program, false),
-                                                  int(made.scratch.size(0)), current_stream(y0));
+  const cuda::Program& checked = checked_program(program, false);
+  Tensor images = images_scratch(y0, checked, made.scratch.size(0));
+  made.job.images = images.mutable_data_ptr<uint8_t>();
+  const char* error =
+      cuda::launch_routed_forward(made.job, checked, int(made.scratch.size(0)), current_stream(y0));
   STD_TORCH_CHECK(error == nullptr, "cuda_routed_forward: the launch failed: ", error);
   return {made.output, made.relu_bits};
 }

@@ -40,7 +40,7 @@ class Twin(CudaEngine):
         return None
 
     def unsupported(self, net: ResidualNet, bn: Any, precision: Any, y0_shape: Sequence[int], device: Any) -> Any:
-        return unsupported_form(net, bn) or cuda.refusal(net, y0_shape, precision)
+        return unsupported_form(net, bn) or cuda.refusal(net, y0_shape, precision, self.shared_bytes(device))
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,9 @@ class DeviceExec {
     uint32_t of[2];
   };
 
-  __device__ __forceinline__ DeviceExec() : shared_(uint32_t(__cvta_generic_to_shared(shared_memory))) {}
+  // `images` of the thread block, or null where walks are resident.
+  __device__ __forceinline__ explicit DeviceExec(uint8_t* images)
+      : shared_(uint32_t(__cvta_generic_to_shared(shared_memory))), images_(images) {}
 
   __device__ __forceinline__ int block() const { return blockIdx.x; }
   __device__ __forceinline__ int take(int32_t* counter) const { return atomicAdd(counter, 1); }
@@ -86,6 +88,18 @@ class DeviceExec {
     for (int i = hidden_thread() * kUnitBytes; i < bytes; i += kThreads * kUnitBytes) {
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_ + byte + i), "l"(from + i) : "memory");
     }
+  }
+  __device__ __forceinline__ void copy_image_async(int byte, int from, int bytes) const {
+    copy_async(byte, images_ + from, bytes);
+  }
+  __device__ __forceinline__ uint32_t load_image(int byte) const {
+    return *reinterpret_cast<const uint32_t*>(images_ + byte);
+  }
+  __device__ __forceinline__ void store_image(int byte, uint32_t value) const {
+    *reinterpret_cast<uint32_t*>(images_ + byte) = value;
+  }
+  __device__ __forceinline__ void clear_image_unit(int byte) const {
+    *reinterpret_cast<uint4*>(images_ + byte) = make_uint4(0, 0, 0, 0);
   }
   __device__ __forceinline__ void commit_copies() const { asm volatile("cp.async.commit_group;" ::: "memory"); }
   template <int pending>
@@ -157,6 +171,7 @@ class DeviceExec {
   }
 
   uint32_t shared_;
+  uint8_t* images_;
   int lane_ = 0;
 };
 

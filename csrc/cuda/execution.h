@@ -10,7 +10,9 @@
 //   uniform_load<T>     the same value to the whole block
 //   raise(byte, values) shared word = max(word, bits of all lanes' values, which are not negative)
 //   sum(values)         over the lanes of a warp, in a fixed order
-//   copy_async, commit_copies, wait_copies<pending>   groups of copies from global to shared memory
+//   load_image, store_image, clear_image_unit         the thread block's images in global memory by byte, words of 4
+//   copy_async, copy_image_async, commit_copies, wait_copies<pending>
+//                       groups of copies to shared memory, from weights by address or from the images by byte
 //   load_source, load_weights, multiply               ldmatrix.x4, two tiles' B registers, mma.m16n8k16
 #pragma once
 

@@ -6,20 +6,28 @@
 
 namespace pathnet::cuda {
 
-std::string run_routed_backward(const PathBackward& job) {
-  HostExec exec(job.program->shared_bytes);
-  if (job.program->parts == 1) {
-    RoutedBackward<HostExec, 1>(exec, job).run();
-  } else {
-    RoutedBackward<HostExec, 2>(exec, job).run();
-  }
+namespace {
+
+template <class Walk, class Job>
+std::string run(const Job& job) {
+  HostExec exec(job.program->shared_bytes, job.program->images_scratch());
+  Walk(exec, job).run();
   return exec.finding();
 }
 
+}  // namespace
+
+std::string run_routed_backward(const PathBackward& job) {
+  if (job.program->windowed) {
+    return job.program->parts == 1 ? run<RoutedBackward<HostExec, 1, true>>(job)
+                                   : run<RoutedBackward<HostExec, 2, true>>(job);
+  }
+  return job.program->parts == 1 ? run<RoutedBackward<HostExec, 1, false>>(job)
+                                 : run<RoutedBackward<HostExec, 2, false>>(job);
+}
+
 std::string run_routed_forward(const PathForward& job) {
-  HostExec exec(job.program->shared_bytes);
-  RoutedForward<HostExec>(exec, job).run();
-  return exec.finding();
+  return job.program->windowed ? run<RoutedForward<HostExec, true>>(job) : run<RoutedForward<HostExec, false>>(job);
 }
 
 }  // namespace pathnet::cuda

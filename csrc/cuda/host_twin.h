@@ -1,8 +1,9 @@
 // The execution policy on the host: the kernels' own bodies in plain loops, for machines without a GPU. Tensor-core
 // fragments are laid out as PTX defines them for ldmatrix.x4 and mma.m16n8k16.
 //
-// It also watches shared memory as a sanitizer would: an access out of bounds, a read of what was never written or is
-// still being copied, and two warps that touch a word between two barriers, one of them writing.
+// It also watches shared memory, and the images in global memory, as a sanitizer would: an access out of bounds, a read
+// of what was never written or is still being copied, a write to what is being copied from, and two warps that touch a
+// word between two barriers, one of them writing.
 #pragma once
 
 #include <algorithm>
@@ -38,14 +39,17 @@ class HostExec {
     float of[16][8];  // channel summed over, channel produced
   };
 
-  explicit HostExec(int shared_bytes) : memory_(size_t(shared_bytes), 0xff), words_(size_t(shared_bytes) / 4) {}
+  HostExec(int shared_bytes, int64_t images_bytes)
+      : shared_("shared memory", size_t(shared_bytes)), images_("the images", size_t(images_bytes)) {}
 
   const std::string& finding() const { return finding_; }
 
   int block() const { return 0; }
   // A new item finds what the last one left, but must not read it.
   int take(int32_t* counter) {
-    for (Word& word : words_) word.written = false;
+    for (Watched* memory : {&shared_, &images_}) {
+      for (Word& word : memory->words) word.written = false;
+    }
     return (*counter)++;
   }
   void barrier() { ++epoch_; }
@@ -74,10 +78,7 @@ class HostExec {
 
   template <class T>
   T load(int byte) {
-    T value{};
-    if (!touch(byte, sizeof(T), false)) return value;
-    std::memcpy(&value, memory_.data() + byte, sizeof(T));
-    return value;
+    return load_from<T>(shared_, byte);
   }
   template <class T>
   T uniform_load(int byte) {
@@ -85,11 +86,13 @@ class HostExec {
   }
   template <class T>
   void store(int byte, T value) {
-    if (touch(byte, sizeof(T), true)) std::memcpy(memory_.data() + byte, &value, sizeof(T));
+    store_to(shared_, byte, value);
   }
-  void clear_unit(int byte) {
-    if (touch(byte, kUnitBytes, true)) std::memset(memory_.data() + byte, 0, kUnitBytes);
-  }
+  void clear_unit(int byte) { store(byte, Unit{}); }
+
+  uint32_t load_image(int byte) { return load_from<uint32_t>(images_, byte); }
+  void store_image(int byte, uint32_t value) { store_to(images_, byte, value); }
+  void clear_image_unit(int byte) { store_to(images_, byte, Unit{}); }
 
   void raise(int byte, PerLane<float>& values) {
     raise_one(byte, to_bits(*std::max_element(values.of, values.of + kWarpSize)));
@@ -111,14 +114,18 @@ class HostExec {
   }
 
   void copy_async(int byte, const uint8_t* from, int bytes) {
+    if (reinterpret_cast<uintptr_t>(from) % kUnitBytes != 0) report("misaligned copy of weights to", shared_, byte);
+    if (begin_copy(byte, bytes)) open_.push_back({byte, bytes, from, -1});
+  }
+  void copy_image_async(int byte, int from, int bytes) {
+    if (!begin_copy(byte, bytes)) return;
     for (int i = 0; i < bytes; i += kUnitBytes) {
-      warp_ = i / kUnitBytes % kThreads / kWarpSize;
-      if (!touch(byte + i, kUnitBytes, true)) break;
-      std::memset(memory_.data() + byte + i, 0xff, kUnitBytes);
-      for (int word = 0; word < kUnitBytes / 4; ++word) words_[size_t(byte + i) / 4 + size_t(word)].copied = false;
+      warp_ = copying_warp(i);
+      if (!touch(images_, from + i, kUnitBytes, false)) return;
+      for (int word = 0; word < kUnitBytes / 4; ++word) ++images_.words[size_t(from + i) / 4 + size_t(word)].copies;
     }
     warp_ = kWholeBlock;
-    open_.push_back({byte, from, bytes});
+    open_.push_back({byte, bytes, nullptr, from});
   }
   void commit_copies() {
     groups_.push_back(open_);
@@ -137,8 +144,7 @@ class HostExec {
     for (int lane = 0; lane < kWarpSize; ++lane) {
       const int byte = address(lane), matrix = lane / 8, row = matrix % 2 * 8 + lane % 8, first = matrix / 2 * 8;
       uint16_t values[8] = {};
-      if (byte % kUnitBytes != 0) report("misaligned ldmatrix", byte);
-      if (touch(byte, kUnitBytes, false)) std::memcpy(values, memory_.data() + byte, kUnitBytes);
+      if (touch(shared_, byte, kUnitBytes, false)) std::memcpy(values, shared_.bytes.data() + byte, kUnitBytes);
       for (int i = 0; i < 8; ++i) source.of[row][first + i] = from_bf16(values[i]);
     }
   }
@@ -147,8 +153,7 @@ class HostExec {
     for (int lane = 0; lane < kWarpSize; ++lane) {
       const int byte = address(lane);
       uint16_t values[4] = {};
-      if (byte % 8 != 0) report("misaligned read of weights", byte);
-      if (touch(byte, 8, false)) std::memcpy(values, memory_.data() + byte, 8);
+      if (touch(shared_, byte, 8, false)) std::memcpy(values, shared_.bytes.data() + byte, 8);
       for (int i = 0; i < 4; ++i) weights.of[lane % 4 * 2 + i % 2 + i / 2 * 8][lane / 4] = from_bf16(values[i]);
     }
   }
@@ -234,29 +239,57 @@ class HostExec {
     int64_t epoch = -1;
     int reader = kNobody, writer = kNobody;
     bool written = false, copied = true;
+    int copies = 0;  // that read it and have not arrived
   };
+  struct Watched {
+    const char* name;
+    std::vector<uint8_t> bytes;
+    std::vector<Word> words;
+
+    Watched(const char* name, size_t size) : name(name), bytes(size, 0xff), words(size / 4) {}
+  };
+  struct Unit {
+    uint8_t of[kUnitBytes] = {};
+  };
+  // From weights, or from byte `image` of the images.
   struct Copy {
-    int byte;
-    const uint8_t* from;
-    int bytes;
+    int byte, bytes;
+    const uint8_t* weights;
+    int image;
   };
 
-  bool touch(int byte, size_t bytes, bool writes) {
-    if (byte < 0 || size_t(byte) + bytes > memory_.size() || byte % int(std::min<size_t>(bytes, 4)) != 0) {
-      report("access outside of shared memory", byte);
+  template <class T>
+  T load_from(Watched& memory, int byte) {
+    T value{};
+    if (touch(memory, byte, sizeof(T), false)) std::memcpy(&value, memory.bytes.data() + byte, sizeof(T));
+    return value;
+  }
+  template <class T>
+  void store_to(Watched& memory, int byte, T value) {
+    if (touch(memory, byte, sizeof(T), true)) std::memcpy(memory.bytes.data() + byte, &value, sizeof(T));
+  }
+
+  // Accesses are aligned to their own size, as a GPU's have to be.
+  bool touch(Watched& memory, int byte, size_t bytes, bool writes) {
+    if (byte < 0 || size_t(byte) + bytes > memory.bytes.size()) {
+      report("access outside of", memory, byte);
       return false;
     }
+    if (byte % int(bytes) != 0) report("misaligned access to", memory, byte);
     for (size_t w = size_t(byte) / 4; w <= (size_t(byte) + bytes - 1) / 4; ++w) {
-      Word& word = words_[w];
+      Word& word = memory.words[w];
       if (word.epoch != epoch_) {
         word.epoch = epoch_;
         word.reader = word.writer = kNobody;
       }
-      if (!word.copied) report(writes ? "write over a running copy" : "read of a running copy", byte);
-      if (!writes && !word.written) report("read of what was never written", byte);
+      if (!word.copied) report(writes ? "write over a running copy in" : "read of a running copy in", memory, byte);
+      if (writes && word.copies > 0) report("write to what is being copied from", memory, byte);
+      if (!writes && !word.written) report("read of what was never written in", memory, byte);
       const bool others_wrote = word.writer != kNobody && word.writer != warp_;
       const bool others_read = word.reader != kNobody && word.reader != warp_;
-      if (others_wrote || (writes && others_read)) report(writes ? "race of a write" : "race of a read", byte);
+      if (others_wrote || (writes && others_read)) {
+        report(writes ? "race of a write in" : "race of a read in", memory, byte);
+      }
       if (writes) {
         word.writer = warp_;
         word.written = true;
@@ -267,23 +300,45 @@ class HostExec {
     return true;
   }
 
+  static int copying_warp(int offset) { return offset / kUnitBytes % kThreads / kWarpSize; }
+
+  bool begin_copy(int byte, int bytes) {
+    for (int i = 0; i < bytes; i += kUnitBytes) {
+      warp_ = copying_warp(i);
+      if (!touch(shared_, byte + i, kUnitBytes, true)) return false;
+      std::memset(shared_.bytes.data() + byte + i, 0xff, kUnitBytes);
+      for (int word = 0; word < kUnitBytes / 4; ++word) {
+        shared_.words[size_t(byte + i) / 4 + size_t(word)].copied = false;
+      }
+    }
+    warp_ = kWholeBlock;
+    return true;
+  }
+
   void arrive(const Copy& copy) {
-    std::memcpy(memory_.data() + copy.byte, copy.from, size_t(copy.bytes));
+    const uint8_t* from = copy.weights == nullptr ? images_.bytes.data() + copy.image : copy.weights;
+    std::memcpy(shared_.bytes.data() + copy.byte, from, size_t(copy.bytes));
     for (int i = 0; i < copy.bytes / 4; ++i) {
-      Word& word = words_[size_t(copy.byte) / 4 + size_t(i)];
+      Word& word = shared_.words[size_t(copy.byte) / 4 + size_t(i)];
       // Only after a barrier may others than the copying thread read it.
       word.epoch = epoch_;
       word.writer = kSeveral;
       word.copied = true;
+      if (copy.weights != nullptr) continue;
+      Word& source = images_.words[size_t(copy.image) / 4 + size_t(i)];
+      // Nor may they write what it was copied from.
+      if (source.epoch != epoch_) source.writer = kNobody;
+      source.epoch = epoch_;
+      source.reader = kSeveral;
+      --source.copies;
     }
   }
 
-  void report(const char* what, int byte) {
-    if (finding_.empty()) finding_ = std::string(what) + " at shared byte " + std::to_string(byte);
+  void report(const char* what, const Watched& memory, int byte) {
+    if (finding_.empty()) finding_ = std::string(what) + " " + memory.name + " at byte " + std::to_string(byte);
   }
 
-  std::vector<uint8_t> memory_;
-  std::vector<Word> words_;
+  Watched shared_, images_;
   std::vector<Copy> open_;
   std::deque<std::vector<Copy>> groups_;
   std::string finding_;

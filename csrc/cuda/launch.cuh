@@ -7,6 +7,11 @@
 
 namespace pathnet::cuda {
 
+// The thread block's part of the scratch for images.
+__device__ __forceinline__ uint8_t* images_of_block(uint8_t* images, const Program& program) {
+  return images + int64_t(blockIdx.x) * program.images_bytes;
+}
+
 // Null, or why the kernel cannot run with the program's shared memory. The kernel is allowed all that the device has,
 // whatever this program needs: another thread's launch may come between.
 template <class Kernel>

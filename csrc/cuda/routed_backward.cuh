@@ -39,7 +39,7 @@ PATHNET_DEVICE float power_of_two(int power) {
   return Exec::from_bits(uint32_t(power + 127) << 23);
 }
 
-template <class Exec, int kParts>
+template <class Exec, int kParts, bool kWindowed>
 class RoutedBackward {
  public:
   PATHNET_DEVICE RoutedBackward(Exec& exec, const PathBackward& job)
@@ -61,7 +61,7 @@ class RoutedBackward {
 
  private:
   using Stream = WeightStream<Exec, true>;
-  using Convolve = Convolution<Exec, kParts, true>;
+  using Convolve = Convolution<Exec, kParts, true, kWindowed>;
 
   PATHNET_DEVICE int groups() const { return ceil_div(job_.batch, program_.samples); }
   // Looked up where it is needed, since a register for it would have to live through the whole walk.
@@ -90,7 +90,7 @@ class RoutedBackward {
   // The incoming gradient, and an intermediate whose border is zero.
   PATHNET_DEVICE void begin() {
     const BlockForm& last = program_.blocks()[program_.block_count - 1];
-    const Images<Exec, kParts> images{exec_};
+    const Images<Exec, kParts, kWindowed> images{exec_};
     images.clear(last.out, last.out_byte, program_.samples);
     images.clear(last.out, last.mid_byte, program_.samples);
     exec_.barrier();
@@ -116,7 +116,7 @@ class RoutedBackward {
 
   // Byte of a pair of neighbouring channels, numbered through all tiles.
   static PATHNET_DEVICE int pair_byte(const Image& image, int base, int sample, int y, int x, int pair) {
-    return image.pair_byte(Images<Exec, kParts>::sample_byte(image, base, sample), image.pixel(y + 1, x + 1),
+    return image.pair_byte(Images<Exec, kParts, kWindowed>::sample_byte(image, base, sample), image.pixel(y + 1, x + 1),
                            pair / 4, pair % 4);
   }
 
@@ -159,10 +159,10 @@ class RoutedBackward {
     PATHNET_DEVICE void store(const Geometry& conv, const Pass& pass, const Strip& strip, int tile, int half,
                               LaneMasks& masks, LaneSums& sums) const {
       Exec& exec = walk.exec_;
-      const Images<Exec, kParts> images{exec};
+      const Images<Exec, kParts, kWindowed> images{exec};
       const Image target = conv.target;
       const int plane_bytes = target.plane_bytes();
-      const int base = Images<Exec, kParts>::sample_byte(target, conv.target_byte, strip.sample);
+      const int base = Images<Exec, kParts, kWindowed>::sample_byte(target, conv.target_byte, strip.sample);
       if (!last) {
         exec.lanes([&](int lane) {
           const uint32_t mask = masks[lane];
@@ -216,7 +216,7 @@ class RoutedBackward {
   PATHNET_DEVICE void through(Stream& stream, const BlockForm& form, float a, float c) {
     Convolve convolve(exec_, stream, samples_, program_.samples);
     const bool shape = form.changes_shape();
-    if (shape) Images<Exec, kParts>{exec_}.clear(form.in, form.in_byte, program_.samples);
+    if (shape) Images<Exec, kParts, kWindowed>{exec_}.clear(form.in, form.in_byte, program_.samples);
     PATHNET_NO_UNROLL
     for (int turn = c != 0.0f ? 0 : 2; turn < (form.skip == kProjection && a != 0.0f ? 3 : 2); ++turn) {
       const Conv& conv = turn == 2 ? form.projection : form.units[1 - turn];
@@ -235,7 +235,7 @@ class RoutedBackward {
 
   // The transposed zero-padding skip: every stride-th pixel of the channels that the input has.
   PATHNET_DEVICE void add_padded(const BlockForm& form, float a) {
-    const Images<Exec, kParts> images{exec_};
+    const Images<Exec, kParts, kWindowed> images{exec_};
     exec_.barrier();
     each_pair(form.out, [&](int sample, int y, int x, int pair) {
       if (2 * pair >= form.skip_channels) return;
@@ -251,7 +251,7 @@ class RoutedBackward {
   }
 
   PATHNET_DEVICE void scale(const BlockForm& form, float a) {
-    const Images<Exec, kParts> images{exec_};
+    const Images<Exec, kParts, kWindowed> images{exec_};
     exec_.barrier();
     each_pair(form.in, [&](int sample, int y, int x, int pair) {
       float first, second;
@@ -263,7 +263,7 @@ class RoutedBackward {
   }
 
   PATHNET_DEVICE void store_changed(int byte, const Image& image, int sample, float first, float second) const {
-    Images<Exec, kParts>{exec_}.store_pair(byte, image.plane_bytes(), first, second);
+    Images<Exec, kParts, kWindowed>{exec_}.store_pair(byte, image.plane_bytes(), first, second);
     exec_.raise_one(peak_byte(1 - parity_, sample),
                     Exec::to_bits(Exec::larger_magnitude(Exec::larger_magnitude(0.0f, first), second)));
   }
@@ -297,7 +297,7 @@ class RoutedBackward {
     const int index = int(&form - program_.blocks());
     if (index == 0) return;
     const BlockForm& next = program_.blocks()[index - 1];
-    Images<Exec, kParts>{exec_}.clear(next.out, next.mid_byte, program_.samples);
+    Images<Exec, kParts, kWindowed>{exec_}.clear(next.out, next.mid_byte, program_.samples);
   }
 
   // Norms, and on request the gradient. A walk that changed nothing gives back what came, bit for bit.
@@ -335,10 +335,10 @@ class RoutedBackward {
   // are below one.
   PATHNET_DEVICE float squares_of_image(int sample, int thread) const {
     const BlockForm& form = program_.blocks()[0];
-    const Images<Exec, kParts> images{exec_};
+    const Images<Exec, kParts, kWindowed> images{exec_};
     const float factor = pending_scale(sample);
     const int plane_bytes = form.in.plane_bytes();
-    const int base = Images<Exec, kParts>::sample_byte(form.in, form.in_byte, sample);
+    const int base = Images<Exec, kParts, kWindowed>::sample_byte(form.in, form.in_byte, sample);
     float sum = 0.0f;
     for (int byte = thread * 4; byte < plane_bytes; byte += kThreads * 4) {
       float first, second;
@@ -363,7 +363,7 @@ class RoutedBackward {
 
   PATHNET_DEVICE void give_gradients(int path) {
     const BlockForm& form = program_.blocks()[0];
-    const Images<Exec, kParts> images{exec_};
+    const Images<Exec, kParts, kWindowed> images{exec_};
     const int pixels = form.in.height * form.in.width, pairs = form.in.channels / 2;
     exec_.threads([&](int thread) {
       PATHNET_NO_UNROLL

@@ -17,7 +17,7 @@ struct alignas(8) Pair {
   float first, second;
 };
 
-template <class Exec>
+template <class Exec, bool kWindowed>
 class RoutedForward {
  public:
   PATHNET_DEVICE RoutedForward(Exec& exec, const PathForward& job)
@@ -46,7 +46,7 @@ class RoutedForward {
   static constexpr int kParts = 2;
   static constexpr int kTilePairs = kWarpSize * 2;  // elements between two tiles of y
   using Stream = WeightStream<Exec, false>;
-  using Convolve = Convolution<Exec, kParts, false>;
+  using Convolve = Convolution<Exec, kParts, false, kWindowed>;
 
   PATHNET_DEVICE void walk(int path, int sample) {
     routing_ = job_.routing + int64_t(path) * program_.block_count * 2;
@@ -75,7 +75,7 @@ class RoutedForward {
   }
 
   PATHNET_DEVICE void clear_mid(const BlockForm& form) {
-    Images<Exec, kParts>{exec_}.clear(form.out, form.mid_byte, 1);
+    Images<Exec, kParts, kWindowed>{exec_}.clear(form.out, form.mid_byte, 1);
   }
 
   // f(strip, y, x of its corner, tile, lane) for all of an image, whatever convolution computes it.
@@ -95,7 +95,7 @@ class RoutedForward {
   PATHNET_DEVICE void begin(const BlockForm& form) {
     const Image& image = form.in;
     const float* values = job_.y0 + int64_t(sample_) * program_.channels_in * image.height * image.width;
-    Images<Exec, kParts>{exec_}.clear(image, form.in_byte, 1);
+    Images<Exec, kParts, kWindowed>{exec_}.clear(image, form.in_byte, 1);
     exec_.barrier();
     each_lane(image, [&](int strip, int y, int x, int tile, int lane) {
       PATHNET_NO_UNROLL
@@ -132,7 +132,7 @@ class RoutedForward {
     first = inside ? Exec::multiply_add(affine.factor[0], first, affine.shift[0]) : 0.0f;
     second = inside ? Exec::multiply_add(affine.factor[1], second, affine.shift[1]) : 0.0f;
     const uint32_t bits = (first > 0.0f ? 1u : 0u) | (second > 0.0f ? 2u : 0u);
-    Images<Exec, kParts>{exec_}.store_pair(byte, plane_bytes, first <= 0.0f ? 0.0f : first,
+    Images<Exec, kParts, kWindowed>{exec_}.store_pair(byte, plane_bytes, first <= 0.0f ? 0.0f : first,
                                            second <= 0.0f ? 0.0f : second);
     return bits;
   }
@@ -255,7 +255,7 @@ class RoutedForward {
     y_ = next_y_;
     next_y_ = y;
     exec_.barrier();
-    Images<Exec, kParts>{exec_}.clear(form.out, form.out_byte, 1);
+    Images<Exec, kParts, kWindowed>{exec_}.clear(form.out, form.out_byte, 1);
     emit_all(form.out, next);
   }
 
