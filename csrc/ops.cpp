@@ -629,8 +629,7 @@ std::tuple<Tensor, Tensor> cuda_routed_forward(const Tensor& y0, const Tensor& r
   const cuda::Program& checked = checked_program(program, false);
   Tensor images = images_scratch(y0, checked, made.scratch.size(0));
   made.job.images = images.mutable_data_ptr<uint8_t>();
-  const char* error =
-      cuda::launch_routed_forward(made.job, checked, int(made.scratch.size(0)), current_stream(y0));
+  const char* error = cuda::launch_routed_forward(made.job, checked, int(made.scratch.size(0)), current_stream(y0));
   STD_TORCH_CHECK(error == nullptr, "cuda_routed_forward: the launch failed: ", error);
   return {made.output, made.relu_bits};
 }

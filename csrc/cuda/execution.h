@@ -4,6 +4,7 @@
 // A body is block-level code. Control flow outside `warps` and `threads` is uniform over the block.
 //   warps(f)            f(warp) by every warp; inside it lanes(g): g(lane) by every lane
 //   threads(f)          f(thread) by every thread
+//   hide(number)        the compiler is to know nothing of the number
 //   barrier()           orders shared and global memory over the block
 //   PerWarp<T>, PerLane<T>   registers: a value for every warp, or lane of a warp, indexed by its number
 //   load<T>, store<T>   shared memory by byte

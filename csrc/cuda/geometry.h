@@ -2,10 +2,10 @@
 // kernels' twin and its tests run it; nothing here knows threads or memory.
 //
 // An image (the gradient, the intermediate, an operand) lies in memory (shared, or a thread block's part of a scratch
-// in global memory, whose rows are copied to shared memory as they lie) pixel by pixel with a border of one zero pixel, so that no tap of a 3x3 convolution needs a bounds test. The channels of a pixel are 16-byte units of
-// eight bf16; the units of neighbouring pixels are exchanged (swizzled) so that eight neighbouring pixels' units of
-// one channel group lie in eight different groups of banks: every ldmatrix and every store of results is
-// conflict-free.
+// in global memory, whose rows are copied to shared memory as they lie) pixel by pixel with a border of one zero
+// pixel, so that no tap of a 3x3 convolution needs a bounds test. The channels of a pixel are 16-byte units of eight
+// bf16; the units of neighbouring pixels are exchanged (swizzled) so that eight neighbouring pixels' units of one
+// channel group lie in eight different groups of banks: every ldmatrix and every store of results is conflict-free.
 //
 // A convolution is cut into strips, eight pixels wide and strip_rows() high. A warp computes two strips at a time,
 // eight pixels of each being the sixteen rows of an m16n8k16 product, so that any side serves.
@@ -148,8 +148,8 @@ PATHNET_HOST_DEVICE Axis backward_axis(int kernel, int stride, int parity) {
 }
 
 // One class of a convolution's target positions, as a grid of strips; a warp takes a unit, a pair of strips and a
-// group of column tiles, at a time. Where images do not stay in shared memory the grid is computed a window at a time:
-// so many lines of strips that the rows of the source which they read fit.
+// group of column tiles, at a time. Where images do not stay in shared memory the grid is computed a window at a
+// time: so many lines of strips that the rows of the source which they read fit.
 struct Pass {
   Axis vertical, horizontal;
   int32_t height, width;  // of the grid
@@ -165,8 +165,8 @@ struct Pass {
   PATHNET_HOST_DEVICE int lines() const { return across.quotient(all_strips); }
 };
 
-PATHNET_HOST_DEVICE Pass make_pass(const Image& target, const Axis& vertical, const Axis& horizontal, int column_tiles,
-                                   bool dense) {
+PATHNET_HOST_DEVICE Pass make_pass(const Image& target, const Axis& vertical, const Axis& horizontal,
+                                   int column_tiles, bool dense) {
   const auto size = [](int of, const Axis& axis) {
     return (of - axis.parity + axis.target_step - 1) / axis.target_step;
   };

@@ -2,15 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 
 #include "device.cuh"
 
 namespace pathnet::cuda {
-
-// The thread block's part of the scratch for images.
-__device__ __forceinline__ uint8_t* images_of_block(uint8_t* images, const Program& program) {
-  return images + int64_t(blockIdx.x) * program.images_bytes;
-}
 
 // Null, or why the kernel cannot run with the program's shared memory. The kernel is allowed all that the device has,
 // whatever this program needs: another thread's launch may come between.
@@ -30,6 +26,8 @@ const char* resident_blocks(Kernel kernel, const Program& program, int items, in
   }
   if (each == 0) return "a thread block needs more shared memory than the device has";
   blocks = std::min(items, processors * each);
+  // Where a thread block's images begin is a number of 32 bits.
+  if (program.windowed) blocks = std::min(blocks, INT32_MAX / program.images_bytes);
   return nullptr;
 }
 

@@ -129,8 +129,8 @@ class Planner {
     int lines = 1;
     for (int64_t b = 0; b < plan_.block_count; ++b) {
       const Block& block = plan_.blocks[b];
-      lines = std::max({lines, ceil_div(int(block.in_height), kStripRows / 2),
-                        ceil_div(int(block.out_height), kStripRows / 2)});
+      lines = std::max(
+          {lines, ceil_div(int(block.in_height), kStripRows / 2), ceil_div(int(block.out_height), kStripRows / 2)});
     }
     return lines;
   }
@@ -258,8 +258,7 @@ class Planner {
                  horizontal = axis(kernel, stride, parity % parities);
       // A side of one pixel has no odd positions.
       if (vertical.parity >= conv.target.height || horizontal.parity >= conv.target.width) continue;
-      conv.passes[conv.pass_count++] =
-          make_pass(conv.target, vertical, horizontal, conv.column_tiles, conv.dense());
+      conv.passes[conv.pass_count++] = make_pass(conv.target, vertical, horizontal, conv.column_tiles, conv.dense());
     }
     program.weights_bytes += conv.chunks * conv.chunk_bytes;
     largest_slice_ = std::max(largest_slice_, conv.chunk_bytes / kernel);

@@ -80,9 +80,9 @@ struct Program {
   int32_t samples;   // of a thread block
   int32_t block_count;
   int32_t channels_in, channels_out;  // the network's own, before padding to 16
-  int32_t windowed;      // 1, or 0: resident
-  int32_t images_bytes;  // of all images: of shared memory, or of a thread block's part of the scratch
-  int32_t window_bytes;  // of shared memory, in the windowed form
+  int32_t windowed;                   // 1, or 0: resident
+  int32_t images_bytes;               // of all images: of shared memory, or of a thread block's part of the scratch
+  int32_t window_bytes;               // of shared memory, in the windowed form
   int32_t slot_bytes, slots, shared_bytes;
   int32_t weights_bytes;  // of the packed weights of this direction
   int32_t bits_bytes;     // of a sample's row

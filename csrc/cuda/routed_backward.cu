@@ -8,7 +8,7 @@ namespace {
 
 template <int parts, bool windowed>
 __global__ void __launch_bounds__(kThreads, 1) routed_backward_kernel(const __grid_constant__ PathBackward job) {
-  DeviceExec exec(windowed ? images_of_block(job.images, *job.program) : nullptr);
+  DeviceExec exec(job.images, windowed ? job.program->images_bytes : 0);
   RoutedBackward<DeviceExec, parts, windowed>(exec, job).run();
 }
 

@@ -116,8 +116,8 @@ class RoutedBackward {
 
   // Byte of a pair of neighbouring channels, numbered through all tiles.
   static PATHNET_DEVICE int pair_byte(const Image& image, int base, int sample, int y, int x, int pair) {
-    return image.pair_byte(Images<Exec, kParts, kWindowed>::sample_byte(image, base, sample), image.pixel(y + 1, x + 1),
-                           pair / 4, pair % 4);
+    return image.pair_byte(Images<Exec, kParts, kWindowed>::sample_byte(image, base, sample),
+                           image.pixel(y + 1, x + 1), pair / 4, pair % 4);
   }
 
   PATHNET_DEVICE const float* incoming(int sample) const {

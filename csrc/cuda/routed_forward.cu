@@ -8,7 +8,7 @@ namespace {
 
 template <bool windowed>
 __global__ void __launch_bounds__(kThreads, 1) routed_forward_kernel(const __grid_constant__ PathForward job) {
-  DeviceExec exec(windowed ? images_of_block(job.images, *job.program) : nullptr);
+  DeviceExec exec(job.images, windowed ? job.program->images_bytes : 0);
   RoutedForward<DeviceExec, windowed>(exec, job).run();
 }
 

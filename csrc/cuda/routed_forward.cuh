@@ -133,7 +133,7 @@ class RoutedForward {
     second = inside ? Exec::multiply_add(affine.factor[1], second, affine.shift[1]) : 0.0f;
     const uint32_t bits = (first > 0.0f ? 1u : 0u) | (second > 0.0f ? 2u : 0u);
     Images<Exec, kParts, kWindowed>{exec_}.store_pair(byte, plane_bytes, first <= 0.0f ? 0.0f : first,
-                                           second <= 0.0f ? 0.0f : second);
+                                                      second <= 0.0f ? 0.0f : second);
     return bits;
   }
 

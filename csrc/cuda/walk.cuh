@@ -226,22 +226,22 @@ class Convolution {
       Pass pass = described.passes[i];
       if (!described.dense()) {
         if (conv.target.channels == 16) {
-          one_pass<8, kNarrow, false>(conv, pass, described.window_plane, epilogue);
+          one_pass<8, kNarrow, false>(conv, pass, described, i, epilogue);
         } else {
-          one_pass<4, 2, false>(conv, pass, described.window_plane, epilogue);
+          one_pass<4, 2, false>(conv, pass, described, i, epilogue);
         }
         continue;
       }
       // Constants for the compiler.
       pass.vertical = pass.horizontal = kBackward ? backward_axis(3, 1, 0) : forward_axis(3, 1);
       if (conv.target.channels == 16) {
-        one_pass<8, kNarrow, true>(conv, pass, described.window_plane, epilogue);
+        one_pass<8, kNarrow, true>(conv, pass, described, i, epilogue);
       } else if (kParts == 1 && conv.column_tiles == 4) {
-        one_pass<4, kParts == 1 ? 4 : 2, true>(conv, pass, described.window_plane, epilogue);
+        one_pass<4, kParts == 1 ? 4 : 2, true>(conv, pass, described, i, epilogue);
       } else if (conv.column_tiles == 2) {
-        one_pass<4, 2, true>(conv, pass, described.window_plane, epilogue);
+        one_pass<4, 2, true>(conv, pass, described, i, epilogue);
       } else {
-        one_pass<4, 1, true>(conv, pass, described.window_plane, epilogue);
+        one_pass<4, 1, true>(conv, pass, described, i, epilogue);
       }
     }
   }
@@ -260,22 +260,28 @@ class Convolution {
   };
 
   template <int rows, int tiles, bool dense, class Epilogue>
-  PATHNET_DEVICE void one_pass(const Geometry& conv, const Pass& pass, int window_plane, const Epilogue& epilogue) {
+  PATHNET_DEVICE void one_pass(const Geometry& conv, const Pass& pass, const Conv& described, int number,
+                               const Epilogue& epilogue) {
+    int weights = 0;
+    if (!kWindowed) {
+      const Planes planes = {conv.source_byte, conv.source.plane_bytes()};
+      one_window<rows, tiles, dense>(conv, pass, planes, 0, weights, epilogue);
+      return;
+    }
     PATHNET_NO_UNROLL
-    for (int window = 0, weights = 0; window < (kWindowed ? pass.windows : 1); ++window) {
-      Planes planes = {conv.source_byte, conv.source.plane_bytes()};
-      if (kWindowed) planes = stage(conv, pass, window_plane, rows, window);
+    for (int window = 0; window < described.passes[number].windows; ++window) {
+      const Planes planes = stage(described, number, rows, window);
       one_window<rows, tiles, dense>(conv, pass, planes, window, weights, epilogue);
     }
   }
 
   // Copies the source's rows of one window to shared memory. The first barrier is behind the readings of the last
-  // window, and behind all stores to the source: they are generic accesses of threads of the block, as the copies are,
-  // which read L2, where stores went.
-  PATHNET_DEVICE Planes stage(const Geometry& conv, const Pass& pass, int plane, int rows, int number) {
-    const Window window(conv.source, pass, rows, number);
+  // window, and behind all stores to the source: they are generic accesses of threads of the block, as the copies
+  // are, which read L2, where stores went.
+  PATHNET_DEVICE Planes stage(const Conv& conv, int pass, int rows, int number) {
+    const Window window(conv.source, conv.passes[pass], rows, number);
     const int pixel_shift = conv.source.unit_shift() + 4, first = window.first << pixel_shift;
-    const int plane_bytes = conv.source.plane_bytes();
+    const int plane = conv.window_plane, plane_bytes = conv.source.plane_bytes();
     exec_.barrier();
     PATHNET_NO_UNROLL
     for (int i = 0; i < samples_ * kParts; ++i) {
@@ -289,9 +295,10 @@ class Convolution {
   }
 
   template <int rows, int tiles, bool dense, class Epilogue>
-  PATHNET_DEVICE void one_window(const Geometry& conv, const Pass& pass, const Planes& planes, int window,
+  PATHNET_DEVICE void one_window(const Geometry& shape, const Pass& pass, const Planes& planes, int window,
                                  int& weights, const Epilogue& epilogue) {
     using Lanes = typename Exec::template PerLane<Sums<rows, tiles>>;
+    const Geometry conv = hidden(shape);
     // Rounds as the stream counts them, with the thread block's full number of samples.
     const int rounds = ceil_div(pass.units(capacity_), kWarps), units = pass.units(samples_);
     const int copies = conv.chunks * conv.slices;
@@ -322,8 +329,7 @@ class Convolution {
         exec_.warps([&](int warp) {
           const int unit = round * kWarps + warp;
           if (unit >= units) return;
-          const Taps taps = {weights, chunk, conv.slices > 1 ? slice : 0,
-                             conv.slices > 1 ? slice + 1 : conv.kernel};
+          const Taps taps = {weights, chunk, conv.slices > 1 ? slice : 0, conv.slices > 1 ? slice + 1 : conv.kernel};
           if (dense) {
             dense_product<rows, tiles>(conv, pass, planes, window, unit, taps, sums[warp]);
           } else {
@@ -350,6 +356,18 @@ class Convolution {
     }
   }
 
+  // What the compiler would work out of the images' sides once, for all shapes of tile, would take more registers
+  // than there are.
+  static PATHNET_DEVICE Geometry hidden(Geometry conv) {
+    PATHNET_UNROLL
+    for (Image* image : {&conv.source, &conv.target}) {
+      Exec::hide(image->channels);
+      Exec::hide(image->height);
+      Exec::hide(image->width);
+    }
+    return conv;
+  }
+
   PATHNET_DEVICE Strip strip_of(const Pass& pass, int rows, int window, int unit, int half) const {
     return Strip(pass, rows, samples_, kWindowed ? window : 0, unit, half);
   }
@@ -361,8 +379,8 @@ class Convolution {
 
   // 3x3, stride 1: each reading of sixteen pixels meets the three vertical taps of one column of the kernel.
   template <int rows, int tiles, class Lanes>
-  PATHNET_DEVICE void dense_product(const Geometry& conv, const Pass& pass, const Planes& planes, int window, int unit,
-                                    const Taps& slice, Lanes& sums) {
+  PATHNET_DEVICE void dense_product(const Geometry& conv, const Pass& pass, const Planes& planes, int window,
+                                    int unit, const Taps& slice, Lanes& sums) {
     const Image source = conv.source;
     const int pitch = source.pitch(), tile = first_tile(pass, unit, tiles), columns = conv.target.tiles();
     // Of each lane, the first pixel that it gives the address of, and the sample's first byte.
@@ -377,8 +395,7 @@ class Convolution {
     for (int column = slice.first; column < slice.end; ++column) {
       Weights taps[3][kParts][tiles];
       PATHNET_UNROLL
-      for (int row = 0; row < 3; ++row)
-        load_taps<tiles>(slice, 3, row, column, tile, columns, taps[row]);
+      for (int row = 0; row < 3; ++row) load_taps<tiles>(slice, 3, row, column, tile, columns, taps[row]);
       PATHNET_UNROLL
       for (int line = 0; line < rows + 2; ++line) {
         Source pixels[kParts];
