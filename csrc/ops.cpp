@@ -411,12 +411,16 @@ std::tuple<Tensor, Tensor> cuda_plan(const Tensor& blocks, const Tensor& units, 
   return {numbers, packed};
 }
 
-const cuda::Program& checked_program(const Tensor& program, bool backward) {
+const cuda::Program& checked_program(const Tensor& program) {
   check_dtype("program", program, ScalarType::Int);
   STD_TORCH_CHECK(program.is_cpu(), "program: expected a tensor on the CPU");
   STD_TORCH_CHECK(cuda::is_program(program.const_data_ptr<int32_t>(), program.numel()),
                   "program: expected what cuda_plan made, got other numbers");
-  const cuda::Program& checked = *reinterpret_cast<const cuda::Program*>(program.const_data_ptr<int32_t>());
+  return *reinterpret_cast<const cuda::Program*>(program.const_data_ptr<int32_t>());
+}
+
+const cuda::Program& checked_program(const Tensor& program, bool backward) {
+  const cuda::Program& checked = checked_program(program);
   STD_TORCH_CHECK((checked.backward != 0) == backward, "program: expected one for the walk ",
                   backward ? "back" : "forward", ", got the other");
   return checked;
@@ -558,6 +562,12 @@ std::tuple<Tensor, Tensor> cuda_routed_forward_twin(const Tensor& y0, const Tens
   return {made.output, made.relu_bits};
 }
 
+// What shared memory a program asks for, and how it makes do with it.
+std::tuple<int64_t, int64_t, int64_t, int64_t> cuda_form(const Tensor& program_numbers) {
+  const cuda::Program& program = checked_program(program_numbers);
+  return {program.samples, program.most_windows(), program.most_slices(), program.shared_bytes};
+}
+
 // Bytes of a sample's row of ReLU bits.
 int64_t cuda_bits_bytes(const Tensor& program_numbers) { return checked_program(program_numbers, true).bits_bytes; }
 
@@ -664,6 +674,7 @@ STABLE_TORCH_LIBRARY(pathnet, m) {
   m.def(
       "cuda_plan(Tensor blocks, Tensor units, Tensor weights, Tensor scales, bool backward, int parts, "
       "int shared_bytes) -> (Tensor, Tensor)");
+  m.def("cuda_form(Tensor program) -> (int, int, int, int)");
   m.def("cuda_bits_bytes(Tensor program) -> int");
   m.def("cuda_unpack_bits(Tensor relu_bits, Tensor program, int block, int unit) -> Tensor");
   m.def(
@@ -683,6 +694,7 @@ STABLE_TORCH_LIBRARY_IMPL(pathnet, CPU, m) {
   m.impl("batch_sums_by_length", TORCH_BOX(&pathnet::batch_walk<true>));
   m.impl("batch_forward", TORCH_BOX(&pathnet::batch_forward));
   m.impl("cuda_plan", TORCH_BOX(&pathnet::cuda_plan));
+  m.impl("cuda_form", TORCH_BOX(&pathnet::cuda_form));
   m.impl("cuda_bits_bytes", TORCH_BOX(&pathnet::cuda_bits_bytes));
   m.impl("cuda_unpack_bits", TORCH_BOX(&pathnet::cuda_unpack_bits));
   m.impl("cuda_routed_backward", TORCH_BOX(&pathnet::cuda_routed_backward_twin));

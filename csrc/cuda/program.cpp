@@ -64,10 +64,13 @@ int32_t checksum_of(const int32_t* numbers, int64_t size) {
   return int32_t(sum);
 }
 
+// The images of as many thread blocks as a GPU has multiprocessors are to stay in its L2: 28 MB of an A100's 40.
+constexpr int kMostScratch = 256 << 10;
+
 // What a planner chooses among.
 struct Shape {
   bool windowed;
-  bool sliced;  // whether chunks larger than any column of a kernel are copied column by column
+  int slicing;  // whether chunks are copied whole, 0; where they are too large for that by columns, 1, or by taps, 2
   int samples;
   int windows;  // at least, of a convolution's largest pass
 };
@@ -83,9 +86,9 @@ class Planner {
   // windowed with the least traffic from L2.
   std::vector<int32_t> program() {
     const int most_samples = backward_ ? kMaxSamples : 1;
-    for (bool sliced : {false, true}) {
+    for (int slicing = 0; slicing <= most_slicing(); ++slicing) {
       for (int samples = most_samples; samples >= 1; --samples) {
-        std::vector<int32_t> numbers = with({false, sliced, samples, 1});
+        std::vector<int32_t> numbers = with({false, slicing, samples, 1});
         if (fits(numbers)) return numbers;
       }
     }
@@ -94,10 +97,11 @@ class Planner {
     for (int samples = 1; samples <= most_samples; ++samples) {
       for (int windows = 1; windows <= most_windows(); ++windows) {
         bool fitted = false;
-        for (bool sliced : {false, true}) {
-          std::vector<int32_t> numbers = with({true, sliced, samples, windows});
+        for (int slicing = 0; slicing <= most_slicing(); ++slicing) {
+          std::vector<int32_t> numbers = with({true, slicing, samples, windows});
           if (!fits(numbers)) continue;
           fitted = true;
+          if (samples > 1 && program_of(numbers).images_bytes > kMostScratch) continue;
           const double bytes = traffic(program_of(numbers)) / samples;
           if (best.empty() || bytes < least) {
             best = numbers;
@@ -109,7 +113,7 @@ class Planner {
       }
     }
     if (best.empty()) {
-      const int needed = program_of(with({true, true, 1, most_windows()})).shared_bytes;
+      const int needed = program_of(with({true, most_slicing(), 1, most_windows()})).shared_bytes;
       throw std::invalid_argument("a window of the network's images needs " + std::to_string(needed) +
                                   " bytes of shared memory, and a thread block has " + std::to_string(shared_bytes_));
     }
@@ -123,6 +127,9 @@ class Planner {
   bool fits(const std::vector<int32_t>& numbers) const { return program_of(numbers).shared_bytes <= shared_bytes_; }
 
   int image_bytes(const Image& image) const { return shape_.samples * parts_ * image.plane_bytes(); }
+
+  // By taps the products have no shape of tile for one term a number and four column tiles.
+  int most_slicing() const { return parts_ == 2 ? 2 : 1; }
 
   // Lines of strips in the tallest image.
   int most_windows() const {
@@ -161,6 +168,7 @@ class Planner {
 
   std::vector<int32_t> with(const Shape& shape) {
     shape_ = shape;
+    largest_slice_ = 0;
     std::vector<int32_t> numbers(program_size(plan_.block_count), 0);
     Program& program = *reinterpret_cast<Program*>(numbers.data());
     BlockForm* blocks = reinterpret_cast<BlockForm*>(numbers.data() + sizeof(Program) / 4);
@@ -204,7 +212,7 @@ class Planner {
       program.window_bytes = std::max(program.window_bytes, shape_.samples * parts_ * conv.window_plane);
     }
     conv.slices = 1;
-    if (shape_.sliced && conv.chunk_bytes > largest_slice_) conv.slices = conv.kernel;
+    for (int cut = 0; cut < shape_.slicing && conv.slice_bytes() > largest_slice_; ++cut) conv.slices *= conv.kernel;
     program.slot_bytes = std::max(program.slot_bytes, conv.slice_bytes());
     conv.reads = conv.slices_read(shape_.samples);
   }
@@ -261,7 +269,8 @@ class Planner {
       conv.passes[conv.pass_count++] = make_pass(conv.target, vertical, horizontal, conv.column_tiles, conv.dense());
     }
     program.weights_bytes += conv.chunks * conv.chunk_bytes;
-    largest_slice_ = std::max(largest_slice_, conv.chunk_bytes / kernel);
+    const int most_slices = shape_.slicing == 0 ? 1 : shape_.slicing == 1 ? kernel : kernel * kernel;
+    largest_slice_ = std::max(largest_slice_, conv.chunk_bytes / most_slices);
     return conv;
   }
 
@@ -388,6 +397,24 @@ class WeightPacker {
 
 std::vector<int32_t> make_program(const Plan& plan, bool backward, int parts, int shared_bytes) {
   return Planner(plan, backward, parts, shared_bytes).program();
+}
+
+int Program::most_windows() const {
+  int most = 0;
+  for (int b = 0; windowed && b < block_count; ++b) {
+    for (const Conv* conv : {&blocks()[b].units[0], &blocks()[b].units[1], &blocks()[b].projection}) {
+      for (int i = 0; i < conv->pass_count; ++i) most = std::max(most, int(conv->passes[i].windows));
+    }
+  }
+  return most;
+}
+
+int Program::most_slices() const {
+  int most = 1;
+  for (int b = 0; b < block_count; ++b) {
+    for (const Conv& conv : blocks()[b].units) most = std::max(most, int(conv.slices));
+  }
+  return most;
 }
 
 bool is_program(const int32_t* numbers, int64_t size) {

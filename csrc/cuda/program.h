@@ -35,7 +35,7 @@ struct Conv {
   int32_t kernel, stride;
   int32_t weights_byte;         // of the packed weights
   int32_t chunk_bytes, chunks;  // a chunk holds the weights of sixteen source channels,
-  int32_t slices;               // and is cut into so many copies: 1, or one a column of the kernel
+  int32_t slices;               // and is cut into so many copies: 1, one a column of the kernel, or one a tap
   int32_t window_plane;         // bytes of one term of a sample in the window
   int32_t column_tiles;         // that one warp computes at a time
   int32_t bits_byte;            // of the target's ReLU in a sample's row; -1 where nothing is masked or recorded
@@ -45,7 +45,8 @@ struct Conv {
   int32_t pass_count;
   Pass passes[4];
 
-  PATHNET_HOST_DEVICE bool dense() const { return kernel == 3 && stride == 1; }
+  // Whether a reading of the source serves the three vertical taps of a column of the kernel.
+  PATHNET_HOST_DEVICE bool dense() const { return kernel == 3 && stride == 1 && slices <= 3; }
   PATHNET_HOST_DEVICE int rounds(const Pass& pass, int samples) const {
     return ceil_div(pass.units(samples), kWarps);
   }
@@ -94,6 +95,9 @@ struct Program {
   PATHNET_HOST_DEVICE int slot_byte(int slot) const {
     return kControlBytes + (windowed ? window_bytes : images_bytes) + slot * slot_bytes;
   }
+  // Of any convolution; no windows where images are resident.
+  int most_windows() const;
+  int most_slices() const;
   // Bytes of a thread block's part of the scratch for images.
   PATHNET_HOST_DEVICE int64_t images_scratch() const { return windowed ? images_bytes : 0; }
 };

@@ -227,6 +227,8 @@ class Convolution {
       if (!described.dense()) {
         if (conv.target.channels == 16) {
           one_pass<8, kNarrow, false>(conv, pass, described, i, epilogue);
+        } else if (kParts == 2 && conv.column_tiles == 1) {
+          one_pass<4, kParts == 2 ? 1 : 2, false>(conv, pass, described, i, epilogue);
         } else {
           one_pass<4, 2, false>(conv, pass, described, i, epilogue);
         }
@@ -262,15 +264,12 @@ class Convolution {
   template <int rows, int tiles, bool dense, class Epilogue>
   PATHNET_DEVICE void one_pass(const Geometry& conv, const Pass& pass, const Conv& described, int number,
                                const Epilogue& epilogue) {
+    const int windows = kWindowed ? described.passes[number].windows : 1;
     int weights = 0;
-    if (!kWindowed) {
-      const Planes planes = {conv.source_byte, conv.source.plane_bytes()};
-      one_window<rows, tiles, dense>(conv, pass, planes, 0, weights, epilogue);
-      return;
-    }
     PATHNET_NO_UNROLL
-    for (int window = 0; window < described.passes[number].windows; ++window) {
-      const Planes planes = stage(described, number, rows, window);
+    for (int window = 0; window < windows; ++window) {
+      Planes planes = {conv.source_byte, conv.source.plane_bytes()};
+      if (kWindowed) planes = stage(described, number, rows, window);
       one_window<rows, tiles, dense>(conv, pass, planes, window, weights, epilogue);
     }
   }
@@ -329,7 +328,7 @@ class Convolution {
         exec_.warps([&](int warp) {
           const int unit = round * kWarps + warp;
           if (unit >= units) return;
-          const Taps taps = {weights, chunk, conv.slices > 1 ? slice : 0, conv.slices > 1 ? slice + 1 : conv.kernel};
+          const Taps taps(conv, weights, chunk, slice);
           if (dense) {
             dense_product<rows, tiles>(conv, pass, planes, window, unit, taps, sums[warp]);
           } else {
@@ -372,9 +371,15 @@ class Convolution {
     return Strip(pass, rows, samples_, kWindowed ? window : 0, unit, half);
   }
 
-  // A slice of weights: of sixteen source channels the taps of columns [first, end) of the kernel.
+  // A slice of weights: of a chunk the taps from `first` on, `count` of them.
   struct Taps {
-    int byte, chunk, first, end;
+    int byte, chunk, first, count;
+
+    PATHNET_DEVICE Taps(const Geometry& conv, int byte, int chunk, int slice) : byte(byte), chunk(chunk) {
+      const int taps = conv.kernel * conv.kernel;
+      count = conv.slices == 1 ? taps : conv.slices == taps ? 1 : conv.kernel;
+      first = slice * count;
+    }
   };
 
   // 3x3, stride 1: each reading of sixteen pixels meets the three vertical taps of one column of the kernel.
@@ -392,10 +397,11 @@ class Convolution {
       base[lane] = planes.byte + strip.sample * kParts * planes.bytes;
     });
     PATHNET_NO_UNROLL
-    for (int column = slice.first; column < slice.end; ++column) {
+    for (int tap = slice.first; tap < slice.first + slice.count; tap += 3) {
+      const int column = tap / 3;
       Weights taps[3][kParts][tiles];
       PATHNET_UNROLL
-      for (int row = 0; row < 3; ++row) load_taps<tiles>(slice, 3, row, column, tile, columns, taps[row]);
+      for (int row = 0; row < 3; ++row) load_taps<tiles>(slice, tap + row, tile, columns, taps[row]);
       PATHNET_UNROLL
       for (int line = 0; line < rows + 2; ++line) {
         Source pixels[kParts];
@@ -432,10 +438,10 @@ class Convolution {
     for (int i = 0; i < pass.vertical.taps; ++i) {
       PATHNET_NO_UNROLL
       for (int j = 0; j < pass.horizontal.taps; ++j) {
-        const int column = pass.horizontal.tap(j);
-        if (column < slice.first || column >= slice.end) continue;
+        const int tap = tap_index(conv.kernel, pass.vertical.tap(i), pass.horizontal.tap(j));
+        if (tap < slice.first || tap >= slice.first + slice.count) continue;
         Weights taps[kParts][tiles];
-        load_taps<tiles>(slice, conv.kernel, pass.vertical.tap(i), column, tile, columns, taps);
+        load_taps<tiles>(slice, tap, tile, columns, taps);
         PATHNET_UNROLL
         for (int row = 0; row < rows; ++row) {
           Source pixels[kParts];
@@ -455,15 +461,13 @@ class Convolution {
   }
 
   template <int tiles>
-  PATHNET_DEVICE void load_taps(const Taps& slice, int kernel, int row, int column, int tile, int columns,
-                                Weights (&taps)[kParts][tiles]) {
-    const int taps_in_all = (slice.end - slice.first) * kernel, tap = tap_index(kernel, row, column - slice.first);
+  PATHNET_DEVICE void load_taps(const Taps& slice, int tap, int tile, int columns, Weights (&taps)[kParts][tiles]) {
     PATHNET_UNROLL
     for (int part = 0; part < kParts; ++part) {
       PATHNET_UNROLL
       for (int t = 0; t < tiles; ++t) {
         exec_.load_weights(taps[part][t], [&](int lane) {
-          return slice.byte + fragment_index(columns, part * taps_in_all + tap, tile + t, lane) * 2;
+          return slice.byte + fragment_index(columns, part * slice.count + tap - slice.first, tile + t, lane) * 2;
         });
       }
     }
