@@ -28,6 +28,12 @@ inline void check_dtype(const char* name, const Tensor& tensor, ScalarType dtype
   STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor, got strides of another layout");
 }
 
+// Of what kernels read in wider words than the tensor's elements, which a slice may begin between.
+inline void check_alignment(const char* name, const Tensor& tensor, int64_t bytes) {
+  const int64_t beyond = int64_t(reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % uintptr_t(bytes));
+  STD_TORCH_CHECK(beyond == 0, name, ": expected data aligned to ", bytes, " bytes, got it ", beyond, " bytes off");
+}
+
 // A negative size admits any.
 inline void check_shape(const char* name, const Tensor& tensor, const std::vector<int64_t>& sizes) {
   bool fits = tensor.dim() == int64_t(sizes.size());

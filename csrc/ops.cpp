@@ -171,6 +171,7 @@ struct Checked {
 Checked checked_packed(const Tensor& packed, const Plan& plan, cpu::Direction direction, bool folded) {
   check_dtype("packed", packed, ScalarType::Byte);
   check_shape("packed", packed, {-1});
+  check_alignment("packed", packed, sizeof(float));
   STD_TORCH_CHECK(packed.numel() >= kHeaderBytes, "packed: expected what cpu_pack made, got ", packed.numel(),
                   " bytes");
   PackedHeader header;
@@ -433,6 +434,7 @@ void check_walk(const cuda::Program& program, const Tensor& program_numbers, con
   check_shape("device_program", device_program, {program_numbers.numel()});
   check_dtype("weights", weights, ScalarType::Byte);
   check_shape("weights", weights, {program.weights_bytes});
+  check_alignment("weights", weights, cuda::kUnitBytes);
   check_dtype("routing", routing, ScalarType::Float);
   check_shape("routing", routing, {-1, program.block_count, 2});
   check_dtype("order", order, ScalarType::Int);
@@ -465,6 +467,7 @@ BackwardTensors backward_tensors(const Tensor& grad, const Tensor& exponent, con
   check_shape("exponent", exponent, {batch});
   check_dtype("relu_bits", relu_bits, ScalarType::Byte);
   check_shape("relu_bits", relu_bits, {batch, program.bits_bytes});
+  check_alignment("relu_bits", relu_bits, cuda::kMostBits);
   STD_TORCH_CHECK(exponent.device() == grad.device() && relu_bits.device() == grad.device(),
                   "expected all tensors but program on one device");
   STD_TORCH_CHECK(paths * batch <= INT32_MAX / 2, "routing: expected at most 2^30 walks of samples, got ",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import pathnet
 from pathnet import scaling
 from pathnet.engines.reference import ReferenceEngine, freeze
-from pathnet.models import PreactBlock, ResidualNet
+from pathnet.models import PostactBlock, PreactBlock, ResidualNet
 
 TOLERANCES = {
     "float32": (FLOAT32_BATCH_NORM, FLOAT32_SAMPLE_NORM, FLOAT32_SAMPLE_NORM),
@@ -88,23 +88,28 @@ def check(tape: pathnet.Tape, routing: Tensor, precision: str, gradients: bool =
     return norms, expected
 
 
-def random_basic_net(seed: int, smallest: int = 1) -> tuple[ResidualNet, Tensor, Tensor]:
+def random_basic_net(seed: int, smallest: int = 1, post: bool = False) -> tuple[ResidualNet, Tensor, Tensor]:
     """One to five basic blocks of any width up to 64, strides and skips; sides from ``smallest`` on, few of which a
-    tile divides; batches that thread blocks of one to eight samples do not divide."""
+    tile divides; batches that thread blocks of one to eight samples do not divide.
+
+    Args:
+        post: whether they are post-activation ones, whose first input comes out of a ReLU or does not.
+    """
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     channels = int(rng.choice([1, 8, 16, 17, 32, 33, 48]))
-    stem = nn.Conv2d(3, channels, 3, padding=1, bias=False)
-    blocks = []
+    stem: nn.Module = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+    if post and seed % 2:
+        stem = nn.Sequential(stem, nn.ReLU())
+    kind, blocks = PostactBlock if post else PreactBlock, []
     for _ in range(rng.integers(1, 6)):
         out = channels if rng.random() < 0.5 else min(64, channels + int(rng.integers(0, 40)))
         stride = 2 if rng.random() < 0.35 else 1
         shortcut = "pad" if rng.random() < 0.4 else "projection"
-        blocks.append(PreactBlock(channels, (3, 3), (out, out), stride, shortcut))  # type: ignore[arg-type]
+        blocks.append(kind(channels, (3, 3), (out, out), stride, shortcut))  # type: ignore[arg-type]
         channels = out
-    head = nn.Sequential(
-        nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 5)
-    )
+    activation = [] if post else [nn.BatchNorm2d(channels), nn.ReLU()]
+    head = nn.Sequential(*activation, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 5))
     largest = 19 if channels <= 32 else 11
     height, width = (int(side) for side in rng.integers(smallest, largest + 1, 2))
     batch = int(rng.choice([1, 2, 3, 9 if height * width <= 80 else 5]))

@@ -25,7 +25,7 @@ from pathnet.engines.cuda import CudaEngine, CudaRecord
 from pathnet.engines.reference import ReferenceEngine
 from pathnet.engines.self_check import disagreement
 from pathnet.engines.tables import tables, unsupported_form
-from pathnet.models import PreactBlock, ResidualNet
+from pathnet.models import PreactBlock, ResidualNet, resnet
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
@@ -131,6 +131,86 @@ def test_the_papers_networks(depth: int, shared_bytes: int, precision: Any) -> N
     codes = torch.cat([pathnet.paths.sample(tape.n, length, 1) for length in (0, tape.n // 3, tape.n)])
     norms, expected = map(scaling.combine, check(tape, pathnet.paths.routing(codes), precision))
     torch.testing.assert_close(norms, expected, rtol=TOLERANCES[precision][0], atol=0)
+
+
+# Post-activation blocks
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("seed", range(20))
+def test_walks_of_random_post_activation_networks(seed: int, precision: Any) -> None:
+    net, images, labels = random_basic_net(seed, smallest=1 if precision == "float32" else 6, post=True)
+    tape = pathnet.record(net, images, labels, engine="twin", precision=precision)
+    check(tape, random_routings(net.n, seed), precision)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_forward_passes_of_random_post_activation_networks(seed: int) -> None:
+    """The recording one with its ReLU bits, and routed ones, against float64."""
+    net, images, labels = random_basic_net(seed, post=True)
+    recorder, exact = pathnet.Recorder(net, engine="twin"), in_float64(net, "running")
+    tape = recorder(images, labels)
+    assert relative_error(tape.output, exact(images.double()).detach()) < FORWARD
+    assert isinstance(tape._record.blocks, CudaRecord)
+    y = exact.stem(images.double())
+    for block, bits in zip(exact.blocks, tape._record.blocks.bits(), strict=True):
+        before_relus = [block.bns[0](block.convs[0](y)), block.skip(y) + block.residual(y)]
+        for recorded, z in zip(bits, before_relus, strict=True):
+            sure = z.abs() > 1e-3 * z.abs().mean()
+            assert torch.equal(recorded[sure], (z > 0)[sure])
+        y = block(y)
+    routing = torch.randn(4, net.n, 2)
+    routing[0, :, 1] = 0
+    routing[1, ::2, 1] = 0
+    routing[2, 1::2, 0] = 0
+    outputs = recorder.routed_outputs(images, routing)
+    for routed, expected in zip(outputs, reference_outputs(exact, images, routing), strict=True):
+        assert relative_error(routed, expected) < FORWARD
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("seed", range(6))
+def test_sums_by_length_of_post_activation_networks_are_those_of_every_path(seed: int, precision: Any) -> None:
+    net, images, labels = random_basic_net(seed, smallest=6, post=True)
+    tape = pathnet.record(net, images, labels, engine="twin", precision=precision)
+    check_sums(tape, torch.ones(net.n, 2), precision)
+    check_sums(tape, random_routings(net.n, seed)[3], precision)
+
+
+def cifar_resnet(depth: int, shortcut: str, width: int = 16) -> ResidualNet:
+    torch.manual_seed(depth)
+    return shaken(resnet(depth, width, 5, shortcut)).eval()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shortcut", ["projection", "pad"])
+def test_every_path_of_a_post_activation_network_against_the_detach_loop(shortcut: str) -> None:
+    net, images, labels = cifar_resnet(14, shortcut, width=8), torch.randn(2, 3, 9, 9), torch.tensor([0, 1])
+    tape = pathnet.record(net, images, labels, engine="twin")
+    codes = pathnet.paths.enumerate_all(tape.n)
+    for code, walked in zip(codes, tape.path_gradients(codes), strict=True):
+        assert relative_error(walked, detach_loop(net, images, labels, code)) < FLOAT32_SAMPLE_NORM
+
+
+@pytest.mark.parametrize(
+    ("depth", "shortcut", "precision"),
+    [(20, "pad", "float32"), (20, "projection", "bfloat16"), (110, "pad", "bfloat16")],
+)
+def test_the_original_cifar_networks(depth: int, shortcut: str, precision: Any) -> None:
+    """Of a thread block's two samples in bfloat16 the last is alone."""
+    net, images = cifar_resnet(depth, shortcut), torch.randn(3 if precision == "bfloat16" else 2, 3, 32, 32)
+    tape = pathnet.record(net, images, torch.arange(len(images)), engine="twin", precision=precision)
+    assert relative_error(tape.output, in_float64(net, "running")(images.double()).detach()) < FORWARD
+    codes = torch.cat([pathnet.paths.sample(tape.n, length, 1) for length in (0, tape.n // 3, tape.n)])
+    norms, expected = map(scaling.combine, check(tape, pathnet.paths.routing(codes), precision))
+    torch.testing.assert_close(norms, expected, rtol=TOLERANCES[precision][0], atol=0)
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+def test_what_a_post_activation_module_shrinks_beyond_float32_is_kept(precision: Any) -> None:
+    net, images, labels = random_basic_net(3, smallest=6, post=True)
+    tape = pathnet.record(faint(net, 3, growth=20), images, labels, engine="twin", precision=precision)
+    check(tape, random_routings(net.n, 3), precision)
+    check_sums(tape, torch.ones(net.n, 2), precision)
 
 
 @pytest.mark.parametrize("width", [16, 32, 48, 64])
@@ -371,6 +451,38 @@ def test_malformed_arguments_are_refused(changes: dict[str, Any], message: str) 
         native.cuda_routed_backward(**{**given, **{name: change(given[name]) for name, change in changes.items()}})
 
 
+def shifted(tensor: Tensor, offset: int) -> Tensor:
+    """The same values as a slice that begins so many elements into its memory."""
+    memory = tensor.new_zeros(tensor.numel() + offset)
+    memory[offset:] = tensor.flatten()
+    return memory[offset:].view(tensor.shape)
+
+
+@pytest.mark.parametrize(("name", "bytes_read"), [("weights", 16), ("relu_bits", 4)])
+def test_slices_begin_where_the_kernels_can_read_them(name: str, bytes_read: int) -> None:
+    given = arguments("bfloat16")
+    whole = native.cuda_routed_backward(**given)
+    sliced = {**given, name: shifted(given[name], bytes_read)}
+    assert all(map(torch.equal, whole, native.cuda_routed_backward(**sliced)))
+    for offset in (1, 2, bytes_read // 2):
+        message = f"{name}: expected data aligned to {bytes_read} bytes, got it {offset} bytes off"
+        with pytest.raises(RuntimeError, match=message):
+            native.cuda_routed_backward(**{**given, name: shifted(given[name], offset)})
+
+
+def test_slices_of_float32_begin_anywhere() -> None:
+    given, forward = arguments(), forward_arguments(record=False)
+    whole, outputs = native.cuda_routed_backward(**given), native.cuda_routed_forward(**forward)
+    for name in ("grad", "exponent", "routing", "order", "device_program"):
+        sliced = {**given, name: shifted(given[name], 1)}
+        assert all(map(torch.equal, whole, native.cuda_routed_backward(**sliced)))
+    for name in ("y0", "routing", "order", "affine", "device_program"):
+        sliced = {**forward, name: shifted(forward[name], 1)}
+        assert all(map(torch.equal, outputs, native.cuda_routed_forward(**sliced)))
+    with pytest.raises(RuntimeError, match="weights: expected data aligned to 16 bytes, got it 8 bytes off"):
+        native.cuda_routed_forward(**{**forward, "weights": shifted(forward["weights"], 8)})
+
+
 def test_a_program_serves_its_own_direction_only() -> None:
     given, forward = arguments(), forward_arguments(record=False)
     with pytest.raises(RuntimeError, match="program: expected one for the walk back, got the other"):
@@ -394,6 +506,8 @@ def test_what_the_kernels_have_no_form_for_is_named() -> None:
     assert refused(models.preact_resnet(20), 32) is None
     assert refused(models.preact_resnet(20, width=8), 32) is None
     assert refused(models.preact_resnet(20, width=12, shortcut="pad"), 21) is None
+    assert refused(models.resnet(20), 32) is refused(models.resnet(110, shortcut="projection"), 32) is None
+    assert refused(models.resnet(20, block="bottleneck"), 32) == "block 1 is not a basic block (two convolutions)"
     assert refused(models.preact_resnet(20, width=32), 32) == "block 7 has more than 64 channels"
     assert refused(models.preact_resnet(20, block="bottleneck"), 32) == (
         "block 1 is not a basic block (two convolutions)"
@@ -456,7 +570,7 @@ def choose(name: str = "auto", bn: Any = "running", precision: Any = "float32") 
 
 def test_auto_takes_cuda_on_a_gpu_where_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_gpu(monkeypatch)
-    monkeypatch.setattr(cuda, "disagreement", lambda *job: None)
+    monkeypatch.setattr(cuda, "disagreement", lambda *job, post: None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert choose() == choose(precision="bfloat16") == "cuda"
@@ -467,7 +581,7 @@ def test_auto_takes_cuda_on_a_gpu_where_it_serves(monkeypatch: pytest.MonkeyPatc
 
 def test_an_engine_that_disagrees_with_the_reference_steps_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_gpu(monkeypatch)
-    monkeypatch.setattr(cuda, "disagreement", lambda *job: "it disagrees with the reference on a small input")
+    monkeypatch.setattr(cuda, "disagreement", lambda *job, post: "it disagrees with the reference on a small input")
     with pytest.warns(RuntimeWarning, match="engine reference serves, since cuda: it disagrees with the reference"):
         assert choose() == "reference"
     with pytest.raises(ValueError, match="engine: 'cuda' cannot serve this job"):
@@ -477,12 +591,12 @@ def test_an_engine_that_disagrees_with_the_reference_steps_aside(monkeypatch: py
 def test_the_engines_check_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the twin: agreement; and with a walk that is wrong by 3 %, or fails, what it found."""
 
-    def check_itself(precision: Any = "float32") -> str | None:
+    def check_itself(precision: Any = "float32", post: bool = False) -> str | None:
         monkeypatch.setattr(self_check, "_found", {})
-        return disagreement(CudaEngine(), "running", precision, torch.device("cpu"))
+        return disagreement(CudaEngine(), "running", precision, torch.device("cpu"), post)
 
     state = torch.random.get_rng_state()
-    assert check_itself() is check_itself("bfloat16") is None
+    assert check_itself() is check_itself("bfloat16") is check_itself(post=True) is None
     assert torch.equal(torch.random.get_rng_state(), state)
     smaller = pathnet.models.preact_resnet
     monkeypatch.setattr(self_check, "preact_resnet", lambda depth, shortcut: smaller(8, 4, shortcut=shortcut))

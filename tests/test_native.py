@@ -583,6 +583,20 @@ def test_packed_weights_of_another_size_are_refused(isa: str, name: str) -> None
             OPS[name][0](**{**arguments, "packed": wrong})
 
 
+@pytest.mark.parametrize("name", [name for name in OPS if name != "cpu_pack"])
+def test_packed_weights_that_begin_between_two_floats_are_refused(name: str) -> None:
+    arguments = given(name)
+    memory = torch.cat([arguments["packed"].new_zeros(4), arguments["packed"]])
+    expected = OPS[name][0](**arguments)
+    assert all(map(torch.equal, expected, OPS[name][0](**{**arguments, "packed": memory[4:]})))
+    for offset in (1, 2, 3):
+        wrong = torch.cat([memory[4 - offset : 4], arguments["packed"]])[offset:]
+        with pytest.raises(
+            RuntimeError, match=f"packed: expected data aligned to 4 bytes, got it {offset} bytes off"
+        ):
+            OPS[name][0](**{**arguments, "packed": wrong})
+
+
 def cell(row: int, column: int, value: int) -> Callable[[Tensor], Tensor]:
     """Sets one number of a table."""
 

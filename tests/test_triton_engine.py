@@ -23,7 +23,7 @@ from pathnet.engines.cuda import CudaEngine
 from pathnet.engines.reference import ReferenceEngine
 from pathnet.engines.tables import unsupported_form
 from pathnet.engines.triton import TritonEngine, TritonRecord, unsupported_side
-from pathnet.models import PostactBlock, PreactBlock, ResidualNet
+from pathnet.models import PostactBlock, PreactBlock, ResidualNet, resnet
 
 triton = pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on this machine's GPU: tests/triton")
@@ -415,7 +415,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch, check: Any) -> None:
 
 
 def choose(net: ResidualNet, bn: Any = "running", precision: Any = "float32") -> str:
-    shape = (net.stem.out_channels, 6, 6)
+    shape = (net.stem_weight().shape[0], 6, 6)
     return engines.choose("auto", net, bn, precision, shape, torch.device("cuda")).name
 
 
@@ -430,15 +430,18 @@ def test_auto_takes_cuda_then_triton_then_the_reference(monkeypatch: pytest.Monk
     on_a_gpu(monkeypatch, disagreement)
     net = Case("auto", 8, width=16, side=6).net()
     bottleneck = Case("auto", 11, block="bottleneck", width=16, side=6).net()
-    post = wide_net(2, kind=PostactBlock)[0]
+    post = resnet(11, block="bottleneck")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert choose(net) == "cuda"
+        # It has checked itself on blocks of the kind.
+        assert not tried[-1] and choose(resnet(8)) == "cuda" and tried[-1]
+    tried.clear()
     with pytest.warns(RuntimeWarning, match='engine triton serves, since cuda: no bn="batch"'):
         assert choose(net, "batch", "bfloat16") == "triton"
     with pytest.warns(RuntimeWarning, match="engine triton serves, since cuda: "):
         assert choose(bottleneck) == "triton"
-    with pytest.warns(RuntimeWarning, match="triton serves, since cuda: its activations lie behind the additions"):
+    with pytest.warns(RuntimeWarning, match="triton serves, since cuda: block 1 is not a basic block"):
         assert choose(post) == "triton"
     # It has checked itself on blocks of that kind, and on none before.
     assert tried[-1] and not any(tried[:-1])

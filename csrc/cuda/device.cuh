@@ -73,6 +73,15 @@ class DeviceExec {
   }
   __device__ __forceinline__ void clear_unit(int byte) const { store(byte, make_uint4(0, 0, 0, 0)); }
 
+  template <class T>
+  __device__ __forceinline__ T load_scratch(const float* from) const {
+    return *reinterpret_cast<const T*>(from);
+  }
+  template <class T>
+  __device__ __forceinline__ void store_scratch(float* to, const T& value) const {
+    *reinterpret_cast<T*>(to) = value;
+  }
+
   __device__ __forceinline__ void raise(int byte, PerLane<float>& values) const {
     const uint32_t largest = __reduce_max_sync(0xffffffffu, __float_as_uint(values.value));
     if (lane_ == 0) raise_one(byte, largest);

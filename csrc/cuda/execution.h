@@ -9,6 +9,7 @@
 //   PerWarp<T>, PerLane<T>   registers: a value for every warp, or lane of a warp, indexed by its number
 //   load<T>, store<T>   shared memory by byte
 //   uniform_load<T>     the same value to the whole block
+//   load_scratch<T>, store_scratch   the thread block's part of a scratch in global memory
 //   raise(byte, values) shared word = max(word, bits of all lanes' values, which are not negative)
 //   sum(values)         over the lanes of a warp, in a fixed order
 //   load_image, store_image, clear_image_unit         the thread block's images in global memory by byte, words of 4

@@ -9,8 +9,7 @@ namespace pathnet::cuda {
 namespace {
 
 template <class Walk, class Job>
-std::string run(const Job& job) {
-  HostExec exec(job.program->shared_bytes, job.program->images_scratch());
+std::string run(HostExec exec, const Job& job) {
   Walk(exec, job).run();
   return exec.finding();
 }
@@ -18,16 +17,21 @@ std::string run(const Job& job) {
 }  // namespace
 
 std::string run_routed_backward(const PathBackward& job) {
-  if (job.program->windowed) {
-    return job.program->parts == 1 ? run<RoutedBackward<HostExec, 1, true>>(job)
-                                   : run<RoutedBackward<HostExec, 2, true>>(job);
+  const Program& program = *job.program;
+  const HostExec exec(program.shared_bytes, program.images_scratch());
+  if (program.windowed) {
+    return program.parts == 1 ? run<RoutedBackward<HostExec, 1, true>>(exec, job)
+                              : run<RoutedBackward<HostExec, 2, true>>(exec, job);
   }
-  return job.program->parts == 1 ? run<RoutedBackward<HostExec, 1, false>>(job)
-                                 : run<RoutedBackward<HostExec, 2, false>>(job);
+  return program.parts == 1 ? run<RoutedBackward<HostExec, 1, false>>(exec, job)
+                            : run<RoutedBackward<HostExec, 2, false>>(exec, job);
 }
 
 std::string run_routed_forward(const PathForward& job) {
-  return job.program->windowed ? run<RoutedForward<HostExec, true>>(job) : run<RoutedForward<HostExec, false>>(job);
+  const Program& program = *job.program;
+  const HostExec exec(program.shared_bytes, program.images_scratch(), job.scratch, program.scratch_size);
+  return program.windowed ? run<RoutedForward<HostExec, true>>(exec, job)
+                          : run<RoutedForward<HostExec, false>>(exec, job);
 }
 
 }  // namespace pathnet::cuda

@@ -1,9 +1,9 @@
 // The execution policy on the host: the kernels' own bodies in plain loops, for machines without a GPU. Tensor-core
 // fragments are laid out as PTX defines them for ldmatrix.x4 and mma.m16n8k16.
 //
-// It also watches shared memory, and the images in global memory, as a sanitizer would: an access out of bounds, a
-// read of what was never written or is still being copied, a write to what is being copied from, and two warps that
-// touch a word between two barriers, one of them writing.
+// It also watches shared memory, and scratch and images in global memory, as a sanitizer would: an access out of
+// bounds, a read of what was never written or is still being copied, a write to what is being copied from, and two
+// warps that touch a word between two barriers, one of them writing.
 #pragma once
 
 #include <algorithm>
@@ -17,6 +17,94 @@
 #include "execution.h"
 
 namespace pathnet::cuda {
+
+// Memory of one thread block under watch, by words of four bytes: what was written, and by whom each was touched
+// since the last barrier.
+class WatchedMemory {
+ public:
+  static constexpr int kNobody = -1, kSeveral = -2, kAtomic = -3, kWholeBlock = -4;
+
+  WatchedMemory(const char* name, size_t bytes) : name_(name), words_(bytes / 4) {}
+
+  // Notes an access by a warp, or by one of the others above. Null, or what is wrong with it.
+  const char* touch(int64_t byte, size_t bytes, bool writes, int warp, int64_t epoch) {
+    if (!holds(byte, bytes)) return "access out of bounds";
+    const char* wrong = nullptr;
+    for (size_t w = size_t(byte) / 4; w <= (size_t(byte) + bytes - 1) / 4; ++w) {
+      Word& word = words_[w];
+      if (word.epoch != epoch) {
+        word.epoch = epoch;
+        word.reader = word.writer = kNobody;
+      }
+      const bool others_wrote = word.writer != kNobody && word.writer != warp;
+      const bool others_read = word.reader != kNobody && word.reader != warp;
+      if (!word.copied) {
+        wrong = writes ? "write over a running copy" : "read of a running copy";
+      } else if (writes && word.copies > 0) {
+        wrong = "write to what is being copied";
+      } else if (!writes && !word.written) {
+        wrong = "read of what was never written";
+      } else if (others_wrote || (writes && others_read)) {
+        wrong = writes ? "race of a write" : "race of a read";
+      }
+      if (writes) {
+        word.writer = warp;
+        word.written = true;
+      } else {
+        word.reader = word.reader == kNobody || word.reader == warp ? warp : kSeveral;
+      }
+    }
+    return wrong;
+  }
+
+  // Whether it holds what is accessed, aligned to its size up to four bytes.
+  bool holds(int64_t byte, size_t bytes) const {
+    return byte >= 0 && size_t(byte) + bytes <= words_.size() * 4 && byte % int64_t(std::min<size_t>(bytes, 4)) == 0;
+  }
+
+  // A copy that runs from now on, into words that were touched already.
+  void copy(int64_t byte, size_t bytes) {
+    for (size_t w = size_t(byte) / 4; w < (size_t(byte) + bytes) / 4; ++w) words_[w].copied = false;
+  }
+  // Only after a barrier may others than the copying thread read it.
+  void arrive(int64_t byte, size_t bytes, int64_t epoch) {
+    for (size_t w = size_t(byte) / 4; w < (size_t(byte) + bytes) / 4; ++w) {
+      words_[w].epoch = epoch;
+      words_[w].writer = kSeveral;
+      words_[w].copied = true;
+    }
+  }
+  // The same of a copy's source: from now on nobody may write it, and after the copy only behind a barrier.
+  void lend(int64_t byte, size_t bytes) {
+    for (size_t w = size_t(byte) / 4; w < (size_t(byte) + bytes) / 4; ++w) ++words_[w].copies;
+  }
+  void take_back(int64_t byte, size_t bytes, int64_t epoch) {
+    for (size_t w = size_t(byte) / 4; w < (size_t(byte) + bytes) / 4; ++w) {
+      Word& word = words_[w];
+      if (word.epoch != epoch) word.writer = kNobody;
+      word.epoch = epoch;
+      word.reader = kSeveral;
+      --word.copies;
+    }
+  }
+  // What is in it is nobody's to read any more.
+  void forget() {
+    for (Word& word : words_) word.written = false;
+  }
+
+  const char* name() const { return name_; }
+
+ private:
+  struct Word {
+    int64_t epoch = -1;
+    int reader = kNobody, writer = kNobody;
+    bool written = false, copied = true;
+    int copies = 0;  // that read it
+  };
+
+  const char* name_;
+  std::vector<Word> words_;
+};
 
 class HostExec {
  public:
@@ -39,8 +127,14 @@ class HostExec {
     float of[16][8];  // channel summed over, channel produced
   };
 
-  HostExec(int shared_bytes, int64_t images_bytes)
-      : shared_("shared memory", size_t(shared_bytes)), images_("the images", size_t(images_bytes)) {}
+  // `scratch`: what load_scratch and store_scratch may reach, `scratch_size` elements.
+  HostExec(int shared_bytes, int64_t images_bytes, const float* scratch = nullptr, int64_t scratch_size = 0)
+      : memory_(size_t(shared_bytes), 0xff),
+        shared_("shared memory", size_t(shared_bytes)),
+        images_memory_(size_t(images_bytes), 0xff),
+        images_("the images", size_t(images_bytes)),
+        scratch_begin_(scratch),
+        scratch_("the scratch", size_t(scratch_size) * sizeof(float)) {}
 
   const std::string& finding() const { return finding_; }
 
@@ -48,9 +142,9 @@ class HostExec {
   int block() const { return 0; }
   // A new item finds what the last one left, but must not read it.
   int take(int32_t* counter) {
-    for (Watched* memory : {&shared_, &images_}) {
-      for (Word& word : memory->words) word.written = false;
-    }
+    shared_.forget();
+    images_.forget();
+    scratch_.forget();
     return (*counter)++;
   }
   void barrier() { ++epoch_; }
@@ -79,7 +173,10 @@ class HostExec {
 
   template <class T>
   T load(int byte) {
-    return load_from<T>(shared_, byte);
+    T value{};
+    if (!touch(byte, sizeof(T), false)) return value;
+    std::memcpy(&value, memory_.data() + byte, sizeof(T));
+    return value;
   }
   template <class T>
   T uniform_load(int byte) {
@@ -87,13 +184,34 @@ class HostExec {
   }
   template <class T>
   void store(int byte, T value) {
-    store_to(shared_, byte, value);
+    if (touch(byte, sizeof(T), true)) std::memcpy(memory_.data() + byte, &value, sizeof(T));
   }
-  void clear_unit(int byte) { store(byte, Unit{}); }
+  void clear_unit(int byte) {
+    if (touch(byte, kUnitBytes, true)) std::memset(memory_.data() + byte, 0, kUnitBytes);
+  }
 
-  uint32_t load_image(int byte) { return load_from<uint32_t>(images_, byte); }
-  void store_image(int byte, uint32_t value) { store_to(images_, byte, value); }
-  void clear_image_unit(int byte) { store_to(images_, byte, Unit{}); }
+  uint32_t load_image(int byte) {
+    uint32_t value = 0;
+    if (touch_image(byte, sizeof(value), false)) std::memcpy(&value, images_memory_.data() + byte, sizeof(value));
+    return value;
+  }
+  void store_image(int byte, uint32_t value) {
+    if (touch_image(byte, sizeof(value), true)) std::memcpy(images_memory_.data() + byte, &value, sizeof(value));
+  }
+  void clear_image_unit(int byte) {
+    if (touch_image(byte, kUnitBytes, true)) std::memset(images_memory_.data() + byte, 0, kUnitBytes);
+  }
+
+  template <class T>
+  T load_scratch(const float* from) {
+    T value{};
+    if (touch_scratch(from, sizeof(T), false)) std::memcpy(&value, from, sizeof(T));
+    return value;
+  }
+  template <class T>
+  void store_scratch(float* to, const T& value) {
+    if (touch_scratch(to, sizeof(T), true)) std::memcpy(to, &value, sizeof(T));
+  }
 
   void raise(int byte, PerLane<float>& values) {
     raise_one(byte, to_bits(*std::max_element(values.of, values.of + kWarpSize)));
@@ -115,18 +233,18 @@ class HostExec {
   }
 
   void copy_async(int byte, const uint8_t* from, int bytes) {
-    if (reinterpret_cast<uintptr_t>(from) % kUnitBytes != 0) report("misaligned copy of weights to", shared_, byte);
+    if (reinterpret_cast<uintptr_t>(from) % kUnitBytes != 0) report("copy from a misaligned address", shared_, byte);
     if (begin_copy(byte, bytes)) open_.push_back({byte, bytes, from, -1});
   }
   void copy_image_async(int byte, int from, int bytes) {
     if (!begin_copy(byte, bytes)) return;
     for (int i = 0; i < bytes; i += kUnitBytes) {
       warp_ = copying_warp(i);
-      if (!touch(images_, from + i, kUnitBytes, false)) return;
-      for (int word = 0; word < kUnitBytes / 4; ++word) ++images_.words[size_t(from + i) / 4 + size_t(word)].copies;
+      if (!touch_image(from + i, kUnitBytes, false)) return;
     }
     warp_ = kWholeBlock;
-    open_.push_back({byte, bytes, nullptr, from});
+    images_.lend(from, size_t(bytes));
+    open_.push_back({byte, bytes, images_memory_.data() + from, from});
   }
   void commit_copies() {
     groups_.push_back(open_);
@@ -145,7 +263,8 @@ class HostExec {
     for (int lane = 0; lane < kWarpSize; ++lane) {
       const int byte = address(lane), matrix = lane / 8, row = matrix % 2 * 8 + lane % 8, first = matrix / 2 * 8;
       uint16_t values[8] = {};
-      if (touch(shared_, byte, kUnitBytes, false)) std::memcpy(values, shared_.bytes.data() + byte, kUnitBytes);
+      if (byte % kUnitBytes != 0) report("misaligned ldmatrix", shared_, byte);
+      if (touch(byte, kUnitBytes, false)) std::memcpy(values, memory_.data() + byte, kUnitBytes);
       for (int i = 0; i < 8; ++i) source.of[row][first + i] = from_bf16(values[i]);
     }
   }
@@ -154,7 +273,8 @@ class HostExec {
     for (int lane = 0; lane < kWarpSize; ++lane) {
       const int byte = address(lane);
       uint16_t values[4] = {};
-      if (touch(shared_, byte, 8, false)) std::memcpy(values, shared_.bytes.data() + byte, 8);
+      if (byte % 8 != 0) report("misaligned read of weights", shared_, byte);
+      if (touch(byte, 8, false)) std::memcpy(values, memory_.data() + byte, 8);
       for (int i = 0; i < 4; ++i) weights.of[lane % 4 * 2 + i % 2 + i / 2 * 8][lane / 4] = from_bf16(values[i]);
     }
   }
@@ -222,7 +342,7 @@ class HostExec {
   static double scaled_root(double square, int exponent) { return std::ldexp(std::sqrt(square), exponent); }
 
  private:
-  static constexpr int kNobody = -1, kSeveral = -2, kAtomic = -3, kWholeBlock = -4;
+  static constexpr int kAtomic = WatchedMemory::kAtomic, kWholeBlock = WatchedMemory::kWholeBlock;
 
   static constexpr int kFraction = 25;
 
@@ -235,111 +355,62 @@ class HostExec {
     return value;
   }
 
-  // Who touched a word of four bytes since the last barrier.
-  struct Word {
-    int64_t epoch = -1;
-    int reader = kNobody, writer = kNobody;
-    bool written = false, copied = true;
-    int copies = 0;  // that read it and have not arrived
-  };
-  struct Watched {
-    const char* name;
-    std::vector<uint8_t> bytes;
-    std::vector<Word> words;
-
-    Watched(const char* name, size_t size) : name(name), bytes(size, 0xff), words(size / 4) {}
-  };
-  struct Unit {
-    uint8_t of[kUnitBytes] = {};
-  };
-  // From weights, or from byte `image` of the images.
   struct Copy {
     int byte, bytes;
-    const uint8_t* weights;
-    int image;
+    const uint8_t* from;
+    int image;  // byte of the images that it is, or -1 for weights
   };
 
-  template <class T>
-  T load_from(Watched& memory, int byte) {
-    T value{};
-    if (touch(memory, byte, sizeof(T), false)) std::memcpy(&value, memory.bytes.data() + byte, sizeof(T));
-    return value;
-  }
-  template <class T>
-  void store_to(Watched& memory, int byte, T value) {
-    if (touch(memory, byte, sizeof(T), true)) std::memcpy(memory.bytes.data() + byte, &value, sizeof(T));
+  bool touch(int byte, size_t bytes, bool writes) { return judge(shared_, byte, bytes, writes); }
+
+  // Units as a GPU reads and writes them: aligned to their size.
+  bool touch_image(int byte, size_t bytes, bool writes) {
+    if (byte % int(bytes) != 0) report("misaligned access", images_, byte);
+    return judge(images_, byte, bytes, writes);
   }
 
-  // Accesses are aligned to their own size, as a GPU's have to be.
-  bool touch(Watched& memory, int byte, size_t bytes, bool writes) {
-    if (byte < 0 || size_t(byte) + bytes > memory.bytes.size()) {
-      report("access outside of", memory, byte);
-      return false;
-    }
-    if (byte % int(bytes) != 0) report("misaligned access to", memory, byte);
-    for (size_t w = size_t(byte) / 4; w <= (size_t(byte) + bytes - 1) / 4; ++w) {
-      Word& word = memory.words[w];
-      if (word.epoch != epoch_) {
-        word.epoch = epoch_;
-        word.reader = word.writer = kNobody;
-      }
-      if (!word.copied) report(writes ? "write over a running copy in" : "read of a running copy in", memory, byte);
-      if (writes && word.copies > 0) report("write to what is being copied from", memory, byte);
-      if (!writes && !word.written) report("read of what was never written in", memory, byte);
-      const bool others_wrote = word.writer != kNobody && word.writer != warp_;
-      const bool others_read = word.reader != kNobody && word.reader != warp_;
-      if (others_wrote || (writes && others_read)) {
-        report(writes ? "race of a write in" : "race of a read in", memory, byte);
-      }
-      if (writes) {
-        word.writer = warp_;
-        word.written = true;
-      } else {
-        word.reader = word.reader == kNobody || word.reader == warp_ ? warp_ : kSeveral;
-      }
-    }
-    return true;
+  bool touch_scratch(const float* at, size_t bytes, bool writes) {
+    return judge(scratch_, (at - scratch_begin_) * int64_t(sizeof(float)), bytes, writes);
+  }
+
+  // Whether the access is within bounds.
+  bool judge(WatchedMemory& memory, int64_t byte, size_t bytes, bool writes) {
+    const char* wrong = memory.touch(byte, bytes, writes, warp_, epoch_);
+    if (wrong != nullptr) report(wrong, memory, byte);
+    return memory.holds(byte, bytes);
   }
 
   static int copying_warp(int offset) { return offset / kUnitBytes % kThreads / kWarpSize; }
 
+  // Whether a copy has room.
   bool begin_copy(int byte, int bytes) {
+    if (byte % kUnitBytes != 0 || bytes % kUnitBytes != 0) report("misaligned copy", shared_, byte);
     for (int i = 0; i < bytes; i += kUnitBytes) {
       warp_ = copying_warp(i);
-      if (!touch(shared_, byte + i, kUnitBytes, true)) return false;
-      std::memset(shared_.bytes.data() + byte + i, 0xff, kUnitBytes);
-      for (int word = 0; word < kUnitBytes / 4; ++word) {
-        shared_.words[size_t(byte + i) / 4 + size_t(word)].copied = false;
-      }
+      if (!touch(byte + i, kUnitBytes, true)) return false;
+      std::memset(memory_.data() + byte + i, 0xff, kUnitBytes);
+      shared_.copy(byte + i, kUnitBytes);
     }
     warp_ = kWholeBlock;
     return true;
   }
 
   void arrive(const Copy& copy) {
-    const uint8_t* from = copy.weights == nullptr ? images_.bytes.data() + copy.image : copy.weights;
-    std::memcpy(shared_.bytes.data() + copy.byte, from, size_t(copy.bytes));
-    for (int i = 0; i < copy.bytes / 4; ++i) {
-      Word& word = shared_.words[size_t(copy.byte) / 4 + size_t(i)];
-      // Only after a barrier may others than the copying thread read it.
-      word.epoch = epoch_;
-      word.writer = kSeveral;
-      word.copied = true;
-      if (copy.weights != nullptr) continue;
-      Word& source = images_.words[size_t(copy.image) / 4 + size_t(i)];
-      // Nor may they write what it was copied from.
-      if (source.epoch != epoch_) source.writer = kNobody;
-      source.epoch = epoch_;
-      source.reader = kSeveral;
-      --source.copies;
-    }
+    std::memcpy(memory_.data() + copy.byte, copy.from, size_t(copy.bytes));
+    shared_.arrive(copy.byte, size_t(copy.bytes), epoch_);
+    if (copy.image >= 0) images_.take_back(copy.image, size_t(copy.bytes), epoch_);
   }
 
-  void report(const char* what, const Watched& memory, int byte) {
-    if (finding_.empty()) finding_ = std::string(what) + " " + memory.name + " at byte " + std::to_string(byte);
+  void report(const char* what, const WatchedMemory& memory, int64_t byte) {
+    if (finding_.empty()) finding_ = what + (" at byte " + std::to_string(byte)) + " of " + memory.name();
   }
 
-  Watched shared_, images_;
+  std::vector<uint8_t> memory_;
+  WatchedMemory shared_;
+  std::vector<uint8_t> images_memory_;
+  WatchedMemory images_;
+  const float* scratch_begin_;
+  WatchedMemory scratch_;
   std::vector<Copy> open_;
   std::deque<std::vector<Copy>> groups_;
   std::string finding_;

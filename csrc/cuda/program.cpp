@@ -32,12 +32,15 @@ void check_form(const Plan& plan, int64_t index) {
       refuse(index, "has images of more than " + std::to_string(kMostPixels) + " pixels with their borders");
     }
   }
-  if (block.behind_relu()) refuse(index, "has its activation behind the addition");
   if (block.unit_count != 2) refuse(index, "is not a basic block (two convolutions)");
   const Unit& first = plan.units[block.first_unit];
   const Unit& second = plan.units[block.first_unit + 1];
   for (const Unit* unit : {&first, &second}) {
-    if (unit->scale_offset < 0 || unit->bits_offset < 0) refuse(index, "has a convolution without BN and ReLU");
+    // What enters the network is activated where its first block reads it; later units are by epilogues.
+    const bool bare = index == 0 && unit == &first;
+    if (unit->scale_offset < 0 || (unit->bits_offset < 0 && !bare)) {
+      refuse(index, "has a convolution without BN and ReLU");
+    }
     if (unit->kernel != 3 || unit->padding != 1) refuse(index, "has a convolution that is not 3x3 with padding 1");
     if (unit->in_channels > kMaxChannels || unit->out_channels > kMaxChannels) {
       refuse(index, "has more than " + std::to_string(kMaxChannels) + " channels");
@@ -223,6 +226,7 @@ class Planner {
       BlockForm& form = blocks[b];
       const Unit* units[2] = {&plan_.units[block.first_unit], &plan_.units[block.first_unit + 1]};
       form.skip = int32_t(block.skip);
+      form.relu = units[0]->bits_offset >= 0;
       form.skip_channels = int32_t(block.in_channels);
       form.stride = int32_t(units[0]->stride);
       form.in = padded(block.in_channels, block.in_height, block.in_width);
@@ -235,20 +239,24 @@ class Planner {
       program.affine_size += 2 * form.in.channels;
       const int32_t inner_affine = program.affine_size;
       program.affine_size += 2 * form.out.channels;
+      const int32_t bias = program.affine_size;
+      program.affine_size += form.out.channels;
       const int32_t first_bits = backward_ ? form.bits_byte : inner_bits;
       const int32_t second_bits = backward_ ? inner_bits : -1;
-      form.units[0] = conv(program, form.in, form.out, 3, form.stride, first_bits, inner_affine);
-      form.units[1] = conv(program, form.out, form.out, 3, 1, second_bits, -1);
+      form.units[0] = conv(program, form.in, form.out, 3, form.stride, first_bits, inner_affine, -1);
+      form.units[1] = conv(program, form.out, form.out, 3, 1, second_bits, -1, bias);
       if (form.skip == kProjection) {
-        form.projection = conv(program, form.in, form.out, 1, form.stride, backward_ ? form.bits_byte : -1, -1);
+        form.projection = conv(program, form.in, form.out, 1, form.stride, backward_ ? form.bits_byte : -1, -1,
+                               program.affine_size);
+        program.affine_size += form.out.channels;
       }
       program.scratch_size =
           std::max({program.scratch_size, 2 * form.in.lane_order_size(), 2 * form.out.lane_order_size()});
     }
   }
 
-  Conv conv(Program& program, const Image& in, const Image& out, int kernel, int stride, int32_t bits,
-            int32_t affine) {
+  Conv conv(Program& program, const Image& in, const Image& out, int kernel, int stride, int32_t bits, int32_t affine,
+            int32_t bias) {
     Conv conv = {};
     conv.source = backward_ ? out : in;
     conv.target = backward_ ? in : out;
@@ -259,6 +267,7 @@ class Planner {
     conv.weights_byte = program.weights_bytes;
     conv.bits_byte = bits;
     conv.affine = affine;
+    conv.bias = bias;
     conv.column_tiles = column_tiles(conv);
     const int parities = backward_ && kernel == 3 ? stride : 1;
     for (int parity = 0; parity < parities * parities; ++parity) {

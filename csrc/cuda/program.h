@@ -40,6 +40,7 @@ struct Conv {
   int32_t column_tiles;         // that one warp computes at a time
   int32_t bits_byte;            // of the target's ReLU in a sample's row; -1 where nothing is masked or recorded
   int32_t affine;               // forward: element of the BN table of the ReLU that follows; -1 without one
+  int32_t bias;                 // forward: element of that table where what is added behind it begins; -1 for none
   int32_t reads;                // of slices by a thread block
 
   int32_t pass_count;
@@ -64,6 +65,7 @@ struct Conv {
 
 struct BlockForm {
   int32_t skip;  // as in plan.h
+  int32_t relu;  // 1 or 0: whether the first unit has a ReLU; without one its ReLU bits are set
   int32_t stride;
   int32_t skip_channels;  // of the input, before they were filled up to 16
   Image in, out;
@@ -72,7 +74,9 @@ struct BlockForm {
   Conv units[2];
   Conv projection;
 
-  PATHNET_HOST_DEVICE bool changes_shape() const { return skip != kIdentity; }
+  PATHNET_HOST_DEVICE bool changes_shape() const { return skip != kIdentity && skip != kActivated; }
+  PATHNET_HOST_DEVICE bool pads() const { return skip == kPad || skip == kActivatedPad; }
+  PATHNET_HOST_DEVICE bool behind_relu() const { return skip == kActivated || skip == kActivatedPad; }
 };
 
 struct Program {
@@ -88,7 +92,7 @@ struct Program {
   int32_t weights_bytes;  // of the packed weights of this direction
   int32_t bits_bytes;     // of a sample's row
   int32_t scratch_size;   // forward: float32 elements of one sample's two copies of y
-  int32_t affine_size;    // forward: elements of the BN table
+  int32_t affine_size;    // forward: elements of the BN table, which has the biases too
   int32_t checksum;       // of all other numbers: a program comes from make_program, unchanged
 
   PATHNET_HOST_DEVICE const BlockForm* blocks() const { return reinterpret_cast<const BlockForm*>(this + 1); }

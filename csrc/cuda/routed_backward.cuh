@@ -6,6 +6,11 @@
 // the first adds to the gradient in place, g <- a g + c J^T g; a skipped block costs nothing. Where the shape changes
 // the two branches are gathered in the next stage's gradient, at the other end of the arena.
 //
+// In post-activation blocks, seen from sum to sum, the skip lies behind the first unit's ReLU as well: it is masked
+// with the result, in instructions that change places. But a skipped block is not free there: g <- mask(a g) is the
+// first convolution's epilogue without its products, reckoned at 0.4 of a module's instructions in stage 1, with no
+// weights and half of its ReLU bits.
+//
 // The largest magnitude is noted as results are stored, and its power of two is taken out by the next block's
 // coefficients: exact, and no pass over the gradient.
 //
@@ -80,7 +85,7 @@ class RoutedBackward {
     for (int b = program_.block_count - 1; b >= 0; --b) {
       const float a = routing[2 * b], c = routing[2 * b + 1];
       const BlockForm& form = program_.blocks()[b];
-      if (!form.changes_shape() && a == 1.0f && c == 0.0f) continue;
+      if (form.skip == kIdentity && a == 1.0f && c == 0.0f) continue;
       through(stream, form, a, c);
       changed_ = true;
     }
@@ -131,12 +136,14 @@ class RoutedBackward {
     float keep, coefficient;  // target <- keep * target + coefficient * result
     bool last;                // does that, scales by the pending power of two, notes the new peak; else masks only
     bool adds;                // to what has been scaled already
+    bool behind_relu;         // what is kept lies behind the ReLU, as the result does
+
+    static PATHNET_DEVICE float start(int, int, int) { return 0.0f; }
 
     template <int rows, int tiles, bool dense>
     PATHNET_DEVICE uint32_t mask(const Geometry& conv, const Pass& pass, const Strip& strip, int tile,
                                  int lane) const {
-      const uint8_t* bits =
-          walk.job_.relu_bits + int64_t(walk.first_ + strip.sample) * walk.program_.bits_bytes + conv.bits_byte;
+      const uint8_t* bits = walk.relu_bits(strip.sample, conv.bits_byte);
       if (dense || pass.vertical.target_step == 1) {
         return Exec::template load_bits<rows * tiles / 4>(bits + conv.target.bits_byte(strip.index, lane, tile));
       }
@@ -179,31 +186,49 @@ class RoutedBackward {
         });
         return;
       }
+      if (behind_relu) {
+        join<rows, tiles, dense, true>(target, base, pass, strip, tile, half, masks, sums);
+      } else {
+        join<rows, tiles, dense, false>(target, base, pass, strip, tile, half, masks, sums);
+      }
+    }
+
+    // The last of a walk's results at a target with what is kept of it.
+    template <int rows, int tiles, bool dense, bool kBehindRelu, class LaneMasks, class LaneSums>
+    PATHNET_DEVICE void join(const Image& target, int base, const Pass& pass, const Strip& strip, int tile, int half,
+                             LaneMasks& masks, LaneSums& sums) const {
+      Exec& exec = walk.exec_;
+      const Images<Exec, kParts, kWindowed> images{exec};
+      const int plane_bytes = target.plane_bytes();
       const float scale = walk.pending_scale(strip.sample);
       const float kept = adds ? keep : keep * scale, factor = coefficient * scale;
       typename Exec::template PerLane<float> peak(0.0f);
       exec.lanes([&](int lane) {
         const uint32_t mask = masks[lane];
-        each_row<rows, tiles, dense>(
-            target, base, pass, strip, tile, lane, [&](int row, bool, const int (&bytes)[tiles]) {
-              float old[tiles][2];
-              PATHNET_UNROLL
-              for (int t = 0; t < tiles; ++t) {
-                if (kept != 0.0f) images.load_pair(bytes[t], plane_bytes, old[t][0], old[t][1]);
-              }
-              PATHNET_UNROLL
-              for (int t = 0; t < tiles; ++t) {
-                float values[2];
-                PATHNET_UNROLL
-                for (int j = 0; j < 2; ++j) {
-                  const int bit = t * rows * 2 + bit_in_tile(row, j);
-                  values[j] = mask >> bit & 1 ? factor * sums[lane].of[row][t][2 * half + j] : 0.0f;
-                  if (kept != 0.0f) values[j] = Exec::multiply_add(kept, old[t][j], values[j]);
-                  peak[lane] = Exec::larger_magnitude(peak[lane], values[j]);
-                }
-                images.store_pair(bytes[t], plane_bytes, values[0], values[1]);
-              }
-            });
+        each_row<rows, tiles, dense>(target, base, pass, strip, tile, lane,
+                                     [&](int row, bool, const int (&bytes)[tiles]) {
+                                       float old[tiles][2] = {};
+                                       PATHNET_UNROLL
+                                       for (int t = 0; t < tiles; ++t) {
+                                         if (kept != 0.0f)
+                                           images.load_pair(bytes[t], plane_bytes, old[t][0], old[t][1]);
+                                       }
+                                       PATHNET_UNROLL
+                                       for (int t = 0; t < tiles; ++t) {
+                                         float values[2];
+                                         PATHNET_UNROLL
+                                         for (int j = 0; j < 2; ++j) {
+                                           const bool passes = mask >> (t * rows * 2 + bit_in_tile(row, j)) & 1;
+                                           values[j] = factor * sums[lane].of[row][t][2 * half + j];
+                                           if (!kBehindRelu && !passes) values[j] = 0.0f;
+                                           if (kept != 0.0f)
+                                             values[j] = Exec::multiply_add(kept, old[t][j], values[j]);
+                                           if (kBehindRelu && !passes) values[j] = 0.0f;
+                                           peak[lane] = Exec::larger_magnitude(peak[lane], values[j]);
+                                         }
+                                         images.store_pair(bytes[t], plane_bytes, values[0], values[1]);
+                                       }
+                                     });
       });
       exec.raise(peak_byte(1 - walk.parity_, strip.sample), peak);
     }
@@ -217,23 +242,27 @@ class RoutedBackward {
     Convolve convolve(exec_, stream, samples_, program_.samples);
     const bool shape = form.changes_shape();
     if (shape) Images<Exec, kParts, kWindowed>{exec_}.clear(form.in, form.in_byte, program_.samples);
+    // Where the residual module is left out and the skip is an identity, the first convolution's epilogue alone.
     PATHNET_NO_UNROLL
-    for (int turn = c != 0.0f ? 0 : 2; turn < (form.skip == kProjection && a != 0.0f ? 3 : 2); ++turn) {
+    for (int turn = c != 0.0f ? 0 : shape ? 2 : 1; turn < (form.skip == kProjection && a != 0.0f ? 3 : 2); ++turn) {
       const Conv& conv = turn == 2 ? form.projection : form.units[1 - turn];
       const float keep = turn == 2 ? 1.0f : turn == 1 && !shape ? a : 0.0f;
-      convolve.run(conv, Epilogue{*this, keep, turn == 0 ? 1.0f : turn == 1 ? c : a, turn != 0, turn == 2});
+      convolve.run(conv,
+                   Epilogue{*this, keep,
+                            turn == 0   ? 1.0f
+                            : turn == 1 ? c
+                                        : a,
+                            turn != 0, turn == 2, form.behind_relu() && turn == 1},
+                   turn == 2 || c != 0.0f);
     }
-    if (form.skip == kPad && a != 0.0f) {
-      add_padded(form, a);
-    } else if (form.skip == kIdentity && c == 0.0f) {
-      scale(form, a);
-    }
+    if (form.pads() && a != 0.0f) add_padded(form, a);
     exec_.barrier();
     settle();
     if (shape) enter_stage(form);
   }
 
-  // The transposed zero-padding skip: every stride-th pixel of the channels that the input has.
+  // The transposed zero-padding skip: every stride-th pixel of the channels that the input has, where it lies behind
+  // the ReLU those that passed.
   PATHNET_DEVICE void add_padded(const BlockForm& form, float a) {
     const Images<Exec, kParts, kWindowed> images{exec_};
     exec_.barrier();
@@ -246,20 +275,19 @@ class RoutedBackward {
       images.load_pair(to, form.in.plane_bytes(), old_first, old_second);
       const float factor = a * pending_scale(sample);
       if (2 * pair + 1 >= form.skip_channels) second = 0.0f;
+      if (form.behind_relu()) {
+        const int bit = bit_index(form.in, 2 * pair, y * form.stride, x * form.stride);
+        const int bits = relu_bits(sample, form.bits_byte)[bit / 8] >> bit % 8;
+        if (!(bits & 1)) first = 0.0f;
+        if (!(bits & 2)) second = 0.0f;
+      }
       store_changed(to, form.in, sample, old_first + factor * first, old_second + factor * second);
     });
   }
 
-  PATHNET_DEVICE void scale(const BlockForm& form, float a) {
-    const Images<Exec, kParts, kWindowed> images{exec_};
-    exec_.barrier();
-    each_pair(form.in, [&](int sample, int y, int x, int pair) {
-      float first, second;
-      const int byte = pair_byte(form.in, form.in_byte, sample, y, x, pair);
-      const float factor = a * pending_scale(sample);
-      images.load_pair(byte, form.in.plane_bytes(), first, second);
-      store_changed(byte, form.in, sample, factor * first, factor * second);
-    });
+  // Of a sample, those that begin at a byte of its row.
+  PATHNET_DEVICE const uint8_t* relu_bits(int sample, int byte) const {
+    return job_.relu_bits + int64_t(first_ + sample) * program_.bits_bytes + byte;
   }
 
   PATHNET_DEVICE void store_changed(int byte, const Image& image, int sample, float first, float second) const {

@@ -11,7 +11,8 @@ namespace pathnet::cuda {
 struct PathForward {
   const Program* program;
   const uint8_t* weights;  // as pack_program_weights lays them out
-  const float* affine;     // [program->affine_size]: of each unit the factors and the shifts of its channels
+  const float* affine;     // [program->affine_size]: of each block's two units the factors and the shifts of their
+                           // channels, then what is added behind its second convolution and behind its projection
   const float* y0;         // [batch, channels_in, height, width]
   const float* routing;    // [paths, blocks, 2]
   const int32_t* order;    // [paths]: the order in which routings are taken, the longest first

@@ -160,13 +160,17 @@ struct Images {
   }
 
   PATHNET_DEVICE void load_pair(int byte, int plane_bytes, float& first, float& second) const {
-    PATHNET_UNROLL
-    for (int part = 0; part < kParts; ++part) {
-      const uint32_t pair = kWindowed ? exec.load_image(byte + part * plane_bytes)
-                                      : exec.template load<uint32_t>(byte + part * plane_bytes);
-      first = part == 0 ? Exec::low(pair) : first + Exec::low(pair);
-      second = part == 0 ? Exec::high(pair) : second + Exec::high(pair);
-    }
+    const uint32_t pair = load(byte);
+    first = Exec::low(pair);
+    second = Exec::high(pair);
+    if (kParts == 1) return;
+    const uint32_t rest = load(byte + plane_bytes);
+    first += Exec::low(rest);
+    second += Exec::high(rest);
+  }
+
+  PATHNET_DEVICE uint32_t load(int byte) const {
+    return kWindowed ? exec.load_image(byte) : exec.template load<uint32_t>(byte);
   }
 
   PATHNET_DEVICE void clear(const Image& image, int base, int samples) const {
@@ -203,6 +207,7 @@ struct Geometry {
 };
 
 // Runs one convolution for all samples of the block. `Epilogue` has
+//   start(tile, lane, j): what the sums of a lane's channel j of a tile start from
 //   mask<rows, tiles, dense>(conv, pass, strip, tile, lane): the bits of a lane's results of one strip, rows * 2 bits
 //   a tile
 //       as bit_in_tile has them; asked for before the product, so that the loads take no time
@@ -216,11 +221,17 @@ class Convolution {
   PATHNET_DEVICE Convolution(Exec& exec, Stream& stream, int samples, int capacity)
       : exec_(exec), stream_(stream), samples_(samples), capacity_(capacity) {}
 
-  // Every shape of tile is code of its own; callers call this in one place.
+  // Every shape of tile is code of its own; callers call this in one place. Without `products` the epilogue alone
+  // runs on what the sums start from, and no weights are asked for.
   template <class Epilogue>
-  PATHNET_DEVICE void run(const Conv& described, const Epilogue& epilogue) {
+  PATHNET_DEVICE void run(const Conv& described, const Epilogue& epilogue, bool products) {
     // A copy in registers: what lies in memory would be read again after every store.
-    const Geometry conv(described);
+    Geometry conv(described);
+    if (!products) {
+      conv.chunks = 0;
+      // The one that a chunk brings.
+      exec_.barrier();
+    }
     PATHNET_NO_UNROLL
     for (int i = 0; i < described.pass_count; ++i) {
       Pass pass = described.passes[i];
@@ -269,7 +280,7 @@ class Convolution {
     PATHNET_NO_UNROLL
     for (int window = 0; window < windows; ++window) {
       Planes planes = {conv.source_byte, conv.source.plane_bytes()};
-      if (kWindowed) planes = stage(described, number, rows, window);
+      if (kWindowed && conv.chunks > 0) planes = stage(described, number, rows, window);
       one_window<rows, tiles, dense>(conv, pass, planes, window, weights, epilogue);
     }
   }
@@ -309,8 +320,11 @@ class Convolution {
         const int unit = round * kWarps + warp;
         exec_.lanes([&](int lane) {
           PATHNET_UNROLL
-          for (int i = 0; i < rows * tiles * 4; ++i)
-            sums[warp][lane].of[i / (tiles * 4)][i / 4 % tiles][i % 4] = 0.0f;
+          for (int i = 0; i < tiles * 2; ++i) {
+            const float start = epilogue.start(first_tile(pass, unit, tiles) + i / 2, lane, i % 2);
+            PATHNET_UNROLL
+            for (int j = 0; j < rows * 2; ++j) sums[warp][lane].of[j / 2][i / 2][j % 2 * 2 + i % 2] = start;
+          }
           if (unit >= units) return;
           PATHNET_UNROLL
           for (int half = 0; half < 2; ++half) {
@@ -355,14 +369,20 @@ class Convolution {
     }
   }
 
-  // What the compiler would work out of the images' sides once, for all shapes of tile, would take more registers
-  // than there are.
+  // What the compiler would work out of these numbers once, for all shapes of tile, would take more registers than
+  // there are. Backward hiding the images' sides is enough, and hiding more costs registers.
   static PATHNET_DEVICE Geometry hidden(Geometry conv) {
     PATHNET_UNROLL
     for (Image* image : {&conv.source, &conv.target}) {
       Exec::hide(image->channels);
       Exec::hide(image->height);
       Exec::hide(image->width);
+    }
+    if (kBackward) return conv;
+    PATHNET_UNROLL
+    for (int32_t* number : {&conv.target_byte, &conv.kernel, &conv.chunks, &conv.slices, &conv.column_tiles,
+                            &conv.bits_byte, &conv.affine}) {
+      Exec::hide(*number);
     }
     return conv;
   }

@@ -1,4 +1,4 @@
-"""The cuda engine: BN mode ``running``, basic blocks, a whole path in one kernel.
+"""The cuda engine: BN mode ``running``, basic blocks, pre-activation or post-activation, a whole path in one kernel.
 
 Thin: tables and packed weights go in, norms or gradients come out. The kernels, and the arithmetic of their limits,
 are in csrc/cuda; on CPU tensors their twin runs, which is how they are tested on machines without a GPU.
@@ -58,9 +58,11 @@ class CudaNetwork:
 
     Attributes:
         backward, forward: the programs and weights of the two walks.
-        affine: float32, of each unit the factors and shifts of its BN, channels filled up to 16.
+        affine: float32, of each block's units the factors and shifts of their BN, and the biases behind its last
+            convolution and its projection, channels filled up to 16.
         channels: of each block's two units' inputs, before they were filled up.
         tables, precision: what the walk back was packed from.
+        post: whether the blocks are post-activation ones, which the kernels take from sum to sum.
         magnitudes: what was taken out of the factors of the walk back; None where nothing was.
         shared_bytes: of a thread block, for which the programs were planned.
     """
@@ -71,6 +73,7 @@ class CudaNetwork:
     channels: Sequence[Sequence[int]]
     tables: Tables
     precision: Precision
+    post: bool
     magnitudes: Magnitudes | None
     shared_bytes: int
 
@@ -87,29 +90,43 @@ class CudaNetwork:
 
 @dataclass(frozen=True)
 class CudaRecord:
-    """The ReLU bits of one forward pass, uint8 [B, bytes] in the kernels' own order, and the network."""
+    """What one forward pass leaves.
+
+    Attributes:
+        relu_bits: uint8 [B, bytes], the ReLU bits in the kernels' own order.
+        last: of a post-activation network, the bits of the last join's ReLU, bool [B, C, H, W].
+    """
 
     network: CudaNetwork
     relu_bits: Tensor
+    last: Tensor | None = None
 
     @property
     def tensors(self) -> Sequence[Tensor]:
-        return [self.relu_bits, *self.network.tensors]
+        return [self.relu_bits, *([] if self.last is None else [self.last]), *self.network.tensors]
 
     @property
     def bn(self) -> BatchNormMode:
         return "running"
 
     def bits(self) -> list[list[Tensor]]:
-        """The recorded ReLU bits, ``[block][unit]``, bool [B, C, H, W]."""
+        """The recorded ReLU bits, ``[block][ReLU]``, bool [B, C, H, W]; of post-activation blocks the join's last."""
         packed, program = self.relu_bits.cpu(), self.network.backward.program
-        return [
+        units = [
             [
                 native.cuda_unpack_bits(packed, program, block, unit)[:, :count].bool().to(self.relu_bits.device)
                 for unit, count in enumerate(counts)
             ]
             for block, counts in enumerate(self.network.channels)
         ]
+        if self.last is None:
+            return units
+        joins = [*(bits[0] for bits in units[1:]), self.last]
+        return [[*bits[1:], join] for bits, join in zip(units, joins, strict=True)]
+
+    def through_last_join(self, grad: Tensor) -> Tensor:
+        """Return what the walks back begin with, of the gradient [B, C, H, W] at ``y_n``."""
+        return grad if self.last is None else grad.where(self.last, 0.0)
 
 
 class CudaEngine:
@@ -145,14 +162,13 @@ class CudaEngine:
             return f'no bn="{bn}"'
         if precision == "float64":
             return f'no precision="{precision}"'
-        if post_activation(net):
-            return "its activations lie behind the additions"
         capability = torch.cuda.get_device_capability(device)
         if capability < (8, 0):
             name = torch.cuda.get_device_name(device)
             return f"{name} is of compute capability {capability[0]}.{capability[1]}, the kernels need 8.0"
-        reason = unsupported_form(net, bn) or refusal(net, y0_shape, precision, self.shared_bytes(device))
-        return reason or disagreement(self, bn, precision, device)
+        shared_bytes = self.shared_bytes(device)
+        reason = unsupported_form(net, bn) or refusal(net, y0_shape, precision, shared_bytes)
+        return reason or disagreement(self, bn, precision, device, post=post_activation(net))
 
     def prepare(
         self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]
@@ -162,27 +178,39 @@ class CudaEngine:
         backward, forward = (_walk(*plan, device) for plan in _plans(own, back.tables, precision, shared_bytes))
         affine = _padded_affine(own).to(device)
         return CudaNetwork(
-            backward, forward, affine, _channels(own), back.tables, precision, back.magnitudes, shared_bytes
+            backward,
+            forward,
+            affine,
+            _channels(own),
+            back.tables,
+            precision,
+            post_activation(net),
+            back.magnitudes,
+            shared_bytes,
         )
 
     def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, CudaRecord]:
         assert isinstance(prepared, CudaNetwork)
         everything = y0.new_ones(1, len(prepared.channels), 2)
         y, relu_bits = self._forward(prepared, y0, everything, record=True)
-        return y[0], CudaRecord(prepared, relu_bits)
+        if not prepared.post:
+            return y[0], CudaRecord(prepared, relu_bits)
+        return y[0].relu(), CudaRecord(prepared, relu_bits, last=y[0] > 0)
 
     def sums_by_length(
         self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
     ) -> tuple[Tensor, Tensor]:
         assert isinstance(blocks, CudaRecord)
-        return unfused.sums_by_length(partial(_through_block, blocks), grad, exponent, routing)
+        start = blocks.through_last_join(grad)
+        return unfused.sums_by_length(partial(_through_block, blocks), start, exponent, routing)
 
     def sums_by_length_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
         return unfused.norms_of(*self.sums_by_length(blocks, grad, exponent, routing))
 
     def routed_forward(self, prepared: Prepared, y0: Tensor, routing: Tensor) -> Tensor:
         assert isinstance(prepared, CudaNetwork)
-        return self._forward(prepared, y0, routing, record=False)[0]
+        y = self._forward(prepared, y0, routing, record=False)[0]
+        return y.relu_() if prepared.post else y
 
     def _forward(self, network: CudaNetwork, y0: Tensor, routing: Tensor, record: bool) -> tuple[Tensor, Tensor]:
         routing, walk = routing.to(y0.device, non_blocking=True).contiguous(), network.forward
@@ -284,6 +312,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert isinstance(blocks, CudaRecord)
     magnitudes, walk = blocks.network.magnitudes, blocks.network.backward
+    grad = blocks.through_last_join(grad)
     if magnitudes is None:
         return _launched(walk, blocks.relu_bits, grad, exponent, routing, gradients)
     routing, shifts = magnitudes.of_routing(routing)
@@ -315,13 +344,16 @@ def _longest_first(routing: Tensor) -> Tensor:
 
 
 def _padded_affine(own: Tables) -> Tensor:
-    parts = []
-    for first, count in own.blocks[:, :2].tolist():
-        for unit in own.units[first : first + count].tolist():
-            channels, offset = unit[0], unit[10]
-            for values in (own.scales, own.shifts):
-                parts.append(F.pad(values[offset : offset + channels], (0, -channels % 16)))
-    return torch.cat(parts)
+    """float32, the factors, shifts and biases as csrc/cuda/routed_forward.h orders them."""
+    units, parts = own.units.tolist(), []
+    ends = own.units[:, 3].cumsum(0).tolist()
+    for first, count, _, projection in own.blocks[:, :4].tolist():
+        for channels, *_, offset, _ in units[first : first + count]:
+            parts += [values[offset : offset + channels] for values in (own.scales, own.shifts)]
+        for unit in (first + count - 1, *([projection] if projection >= 0 else [])):
+            channels, end = units[unit][3], ends[unit]
+            parts.append(own.biases[end - channels : end] if len(own.biases) else torch.zeros(channels))
+    return torch.cat([F.pad(values, (0, -len(values) % 16)) for values in parts])
 
 
 def _channels(own: Tables) -> list[list[int]]:

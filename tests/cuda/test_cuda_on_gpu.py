@@ -29,7 +29,8 @@ def recorded(
 
 def test_the_engine_agrees_with_itself_and_auto_takes_it(device: torch.device) -> None:
     for precision in TOLERANCES:
-        assert disagreement(CudaEngine(), "running", precision, device) is None  # type: ignore[arg-type]
+        for post in (False, True):
+            assert disagreement(CudaEngine(), "running", precision, device, post) is None  # type: ignore[arg-type]
     case = Case("small", 14, width=16, side=8)
     net, (images, labels) = case.net().to(device), case.images()
     with warnings.catch_warnings():
@@ -54,9 +55,19 @@ def test_sums_by_length_are_those_of_every_path(seed: int, precision: Any, devic
     check_sums(tape, random_routings(net.n, seed)[3], precision)
 
 
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("seed", range(6))
+def test_walks_and_sums_of_random_post_activation_networks(seed: int, precision: Any, device: torch.device) -> None:
+    net, images, labels = random_basic_net(seed, smallest=6, post=True)
+    tape = recorded(net, images, labels, device, precision)
+    check(tape, random_routings(net.n, seed), precision)
+    check_sums(tape, torch.ones(net.n, 2), precision)
+
+
+@pytest.mark.parametrize("post", [False, True], ids=["pre", "post"])
 @pytest.mark.parametrize("seed", range(30))
-def test_forward_passes_of_random_networks(seed: int, device: torch.device) -> None:
-    net, images, labels = random_basic_net(seed)
+def test_forward_passes_of_random_networks(seed: int, post: bool, device: torch.device) -> None:
+    net, images, labels = random_basic_net(seed, post=post)
     net, images = net.to(device), images.to(device)
     recorder = pathnet.Recorder(net, engine="cuda")
     exact = in_float64(net, "running")

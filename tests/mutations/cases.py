@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 
 from pathnet.engines.cuda import _padded_affine
 from pathnet.engines.tables import tables
-from pathnet.models import PreactBlock, ResidualNet
+from pathnet.models import PostactBlock, PreactBlock, ResidualNet
 
-# Widths of y after each block (the first: of y0), strides, skips; height, width, batch; shared memory for one and
-# two terms a number, so that thread blocks own several samples, the last of them fewer.
+# Widths of y after each block (the first: of y0), strides, skips; height, width, batch; whether blocks are
+# post-activation ones, y their sums; shared memory for one and two terms a number, so that thread blocks own several
+# samples, the last of them fewer.
 CASES: list[dict[str, Any]] = [
     {"widths": [16, 16, 32, 32, 64, 64], "strides": [1, 2, 1, 2, 1], "pad": False, "size": (9, 11, 3)},
     {"widths": [7, 7, 24, 30, 30], "strides": [1, 2, 1, 1], "pad": True, "size": (10, 5, 3)},
@@ -24,6 +26,8 @@ CASES: list[dict[str, Any]] = [
     {"widths": [64, 64], "strides": [1], "pad": False, "size": (8, 8, 5)},
     {"widths": [32, 32], "strides": [1], "pad": False, "size": (16, 16, 3)},
     {"widths": [16, 20], "strides": [2], "pad": False, "size": (9, 1, 2)},
+    {"widths": [16, 16, 16, 27, 27], "strides": [1, 1, 2, 1], "pad": True, "size": (9, 11, 3), "post": True},
+    {"widths": [12, 20, 20, 20, 40], "strides": [2, 1, 1, 1], "pad": False, "size": (17, 10, 3), "post": True},
 ]
 SHARED = [
     [64_000, 124_000],
@@ -33,6 +37,8 @@ SHARED = [
     [92_000, 180_000],
     [124_000, 180_000],
     [36_000, 70_000],
+    [64_000, 124_000],
+    [124_000, 222_000],
 ]
 
 
@@ -48,12 +54,14 @@ def write(file: Path) -> None:
 def _case(seed: int, case: dict[str, Any], shared: list[int]) -> dict[str, Any]:
     torch.manual_seed(seed)
     widths, shortcut = case["widths"], "pad" if case["pad"] else "projection"
+    post = case.get("post", False)
+    kind = PostactBlock if post else PreactBlock
     blocks = [
-        PreactBlock(before, (3, 3), (after, after), stride, shortcut)  # type: ignore[arg-type]
+        kind(before, (3, 3), (after, after), stride, shortcut)  # type: ignore[arg-type]
         for before, after, stride in zip(widths[:-1], widths[1:], case["strides"], strict=True)
     ]
     for block in blocks:
-        for bn in block.bns:
+        for bn in (module for module in block.modules() if isinstance(module, nn.BatchNorm2d)):
             nn.init.uniform_(bn.weight, 0.5, 1.5)
             nn.init.normal_(bn.bias, 0, 0.3)
             nn.init.normal_(bn.running_mean, 0, 0.3)
@@ -73,7 +81,7 @@ def _case(seed: int, case: dict[str, Any], shared: list[int]) -> dict[str, Any]:
         "shared_bytes": np.array(shared),
         "y0": y0.numpy(),
     }
-    exact = net.double()
+    net.double()
     forward_routing = torch.randn(3, n, 2)
     forward_routing[0, :, 1] = 0
     forward_routing[1, ::2, 1] = 0
@@ -81,15 +89,21 @@ def _case(seed: int, case: dict[str, Any], shared: list[int]) -> dict[str, Any]:
     with torch.no_grad():
         y, masks = y0.double(), []
         for index, block in enumerate(blocks):
-            first = block.bns[0](y)
-            second = block.bns[1](block.convs[0](first.relu()))
+            if post:
+                # What enters the network passes whole.
+                first = y if index else torch.ones_like(y)
+                second = block.bns[0](block.convs[0](_entering(index, y)))
+            else:
+                first = block.bns[0](y)
+                second = block.bns[1](block.convs[0](first.relu()))
             for unit, z in enumerate((first, second)):
                 result[f"bits_{index}_{unit}"] = (z > 0).numpy()
                 result[f"sure_{index}_{unit}"] = (z.abs() > 1e-3 * z.abs().mean()).numpy()
             masks.append([(first > 0).double(), (second > 0).double()])
-            y = exact.blocks[index](y)
+            x = _entering(index, y) if post else y
+            y = block.skip(x) + block.residual(x)
         result["recorded"] = y.numpy()
-        outputs = [_forward(blocks, y0.double(), routing) for routing in forward_routing.double()]
+        outputs = [_forward(blocks, post, y0.double(), routing) for routing in forward_routing.double()]
     result["forward_routing"] = forward_routing.numpy()
     result["outputs"] = torch.stack(outputs).numpy()
     grad, exponent = torch.randn(y.shape), torch.arange(batch, dtype=torch.int32) * 7 - 9
@@ -98,31 +112,42 @@ def _case(seed: int, case: dict[str, Any], shared: list[int]) -> dict[str, Any]:
     routing[0] = torch.stack([torch.ones(n), torch.zeros(n)], 1)
     routing[1:3] = torch.stack([1 - codes, codes], 2)
     routing[3, ::2, 1] = 0
-    walked = [_backward(blocks, masks, y0, grad.double(), path) for path in routing.double()]
+    walked = [_backward(blocks, post, masks, y0, grad.double(), path) for path in routing.double()]
     result["grad"], result["exponent"], result["routing"] = grad.numpy(), exponent.numpy(), routing.numpy()
     result["gradients"] = torch.stack(walked).numpy() * 2.0 ** exponent.double().numpy()[:, None, None, None]
     shapes = any(block.pad or block.projection is not None for block in blocks)
-    result["changed"] = ((routing != torch.tensor([1.0, 0.0])).flatten(1).any(1) | shapes).numpy()
+    result["changed"] = ((routing != torch.tensor([1.0, 0.0])).flatten(1).any(1) | shapes | post).numpy()
     return result
 
 
-def _forward(blocks: list[PreactBlock], y: Tensor, routing: Tensor) -> Tensor:
-    for block, (a, c) in zip(blocks, routing, strict=True):
-        y = a * block.skip(y) + c * block.residual(y)
+def _entering(index: int, y: Tensor) -> Tensor:
+    """The input of a post-activation block from the sum before it."""
+    return y.relu() if index else y
+
+
+def _forward(blocks: Sequence[Any], post: bool, y: Tensor, routing: Tensor) -> Tensor:
+    for index, (block, (a, c)) in enumerate(zip(blocks, routing, strict=True)):
+        x = _entering(index, y) if post else y
+        y = a * block.skip(x) + c * block.residual(x)
     return y
 
 
 def _backward(
-    blocks: list[PreactBlock], masks: list[list[Tensor]], y0: Tensor, grad: Tensor, routing: Tensor
+    blocks: Sequence[Any], post: bool, masks: list[list[Tensor]], y0: Tensor, grad: Tensor, routing: Tensor
 ) -> Tensor:
     """By autograd through the linear maps that the blocks are at the recorded point."""
     x = torch.zeros(y0.shape, dtype=torch.float64, requires_grad=True)
     y: Tensor = x
     for block, (first, second), (a, c) in zip(blocks, masks, routing, strict=True):
-        entered = _scaled(block.bns[0], y) * first  # type: ignore[arg-type]
-        residual = block.convs[1](_scaled(block.bns[1], block.convs[0](entered)) * second)  # type: ignore[arg-type]
+        if post:
+            y = entered = y * first
+            residual = _scaled(block.bns[1], block.convs[1](_scaled(block.bns[0], block.convs[0](y)) * second))
+        else:
+            entered = _scaled(block.bns[0], y) * first
+            residual = block.convs[1](_scaled(block.bns[1], block.convs[0](entered)) * second)
         if block.projection is not None:
             skip = block.projection(entered)
+            skip = _scaled(block.projection_bn, skip) if post else skip
         elif block.pad:
             skip = F.pad(y[:, :, :: block.stride, :: block.stride], (0, 0, 0, 0, 0, block.extra_channels))
         else:

@@ -2,7 +2,7 @@
 
 ``python tests/mutations/run.py`` goes through all mutants (two hours on two cores) and ends with those that survived;
 ``--sample 12`` through evenly spaced ones. A mutant is a copy of csrc with one operator or number changed, or one
-barrier left out; it must fail to compile, crash, hang, be caught by the twin's watch over shared memory, or give a
+barrier left out; it must fail to compile, crash, hang, be caught by the twin's watch over its memory, or give a
 wrong result.
 """
 
