@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -512,7 +513,7 @@ def test_what_the_kernels_have_no_form_for_is_named() -> None:
     assert refused(models.preact_resnet(20, block="bottleneck"), 32) == (
         "block 1 is not a basic block (two convolutions)"
     )
-    assert refused(models.preact_resnet(20), 224) is None
+    assert refused(models.preact_resnet(20), 96) is None
     message = refused(models.preact_resnet(20), 32, 20480)
     assert message and re.fullmatch(
         r"a window of the network's images needs \d+ bytes of shared memory, and a thread block has 20480", message
@@ -560,7 +561,17 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (9, 
     monkeypatch.setattr(engines, "ENGINES", (CudaEngine(), ReferenceEngine()))
     monkeypatch.setattr(CudaEngine, "unavailable", lambda self: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    properties = SimpleNamespace(shared_memory_per_block_optin=GPUS["227 KB"])
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+
+
+def test_a_torch_that_tells_no_shared_memory_gets_what_every_gpu_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_gpu(monkeypatch)
+    device = torch.device("cuda")
+    assert CudaEngine().shared_bytes(device) == GPUS["227 KB"]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace())
+    assert CudaEngine().shared_bytes(device) == GPUS["99 KB"]
 
 
 def choose(name: str = "auto", bn: Any = "running", precision: Any = "float32") -> str:
