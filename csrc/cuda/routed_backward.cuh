@@ -144,7 +144,7 @@ class RoutedBackward {
     bool adds;                // to what has been scaled already
     bool behind_relu;         // what is kept lies behind the ReLU, as the result does
 
-    static PATHNET_DEVICE float start(int, int, int) { return 0.0f; }
+    static PATHNET_DEVICE float start(const Conv&, int, int, int) { return 0.0f; }
 
     template <int rows, int tiles, bool dense>
     PATHNET_DEVICE uint32_t mask(const Geometry& conv, const Pass& pass, const Strip& strip, int tile,

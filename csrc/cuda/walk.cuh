@@ -191,7 +191,7 @@ struct Geometry {
 };
 
 // Runs one convolution for all samples of the block. `Epilogue` has
-//   start(tile, lane, j): what the sums of a lane's channel j of a tile start from
+//   start(conv, tile, lane, j): what the sums of a lane's channel j of a tile start from
 //   mask<rows, tiles, dense>(conv, pass, strip, tile, lane): the bits of a lane's results of one strip, rows * 2 bits
 //   a tile
 //       as bit_in_tile has them; asked for before the product, so that the loads take no time
@@ -221,22 +221,22 @@ class Convolution {
       Pass pass = described.passes[i];
       if (!described.dense()) {
         if (conv.target.channels == 16) {
-          one_pass<8, kNarrow, false>(conv, pass, epilogue);
+          one_pass<8, kNarrow, false>(described, conv, pass, epilogue);
         } else {
-          one_pass<4, 2, false>(conv, pass, epilogue);
+          one_pass<4, 2, false>(described, conv, pass, epilogue);
         }
         continue;
       }
       // Constants for the compiler.
       pass.vertical = pass.horizontal = kBackward ? backward_axis(3, 1, 0) : forward_axis(3, 1);
       if (conv.target.channels == 16) {
-        one_pass<8, kNarrow, true>(conv, pass, epilogue);
+        one_pass<8, kNarrow, true>(described, conv, pass, epilogue);
       } else if (kParts == 1 && conv.column_tiles == 4) {
-        one_pass<4, kParts == 1 ? 4 : 2, true>(conv, pass, epilogue);
+        one_pass<4, kParts == 1 ? 4 : 2, true>(described, conv, pass, epilogue);
       } else if (conv.column_tiles == 2) {
-        one_pass<4, 2, true>(conv, pass, epilogue);
+        one_pass<4, 2, true>(described, conv, pass, epilogue);
       } else {
-        one_pass<4, 1, true>(conv, pass, epilogue);
+        one_pass<4, 1, true>(described, conv, pass, epilogue);
       }
     }
   }
@@ -250,7 +250,8 @@ class Convolution {
   using Masks = typename Exec::template PerWarp<typename Exec::template PerLane<uint32_t>>;
 
   template <int rows, int tiles, bool dense, class Epilogue>
-  PATHNET_DEVICE void one_pass(const Geometry& conv, const Pass& pass, const Epilogue& epilogue) {
+  PATHNET_DEVICE void one_pass(const Conv& described, const Geometry& conv, const Pass& pass,
+                               const Epilogue& epilogue) {
     using Lanes = typename Exec::template PerLane<Sums<rows, tiles>>;
     // Rounds as the stream counts them, with the thread block's full number of samples.
     const int rounds = ceil_div(pass.units(capacity_), kWarps), units = pass.units(samples_);
@@ -264,7 +265,7 @@ class Convolution {
         exec_.lanes([&](int lane) {
           PATHNET_UNROLL
           for (int i = 0; i < tiles * 2; ++i) {
-            const float start = epilogue.start(first_tile(pass, unit, tiles) + i / 2, lane, i % 2);
+            const float start = epilogue.start(described, first_tile(pass, unit, tiles) + i / 2, lane, i % 2);
             PATHNET_UNROLL
             for (int j = 0; j < rows * 2; ++j) sums[warp][lane].of[j / 2][i / 2][j % 2 * 2 + i % 2] = start;
           }
