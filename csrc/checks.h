@@ -22,9 +22,13 @@ inline std::string shape_of(const Tensor& tensor) {
   return text + "]";
 }
 
-inline void check_dtype(const char* name, const Tensor& tensor, ScalarType dtype) {
+inline void check_type(const char* name, const Tensor& tensor, ScalarType dtype) {
   STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, ": expected ", torch::headeronly::toString(dtype), ", got ",
                   torch::headeronly::toString(tensor.scalar_type()));
+}
+
+inline void check_dtype(const char* name, const Tensor& tensor, ScalarType dtype) {
+  check_type(name, tensor, dtype);
   STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor, got strides of another layout");
 }
 

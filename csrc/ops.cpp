@@ -454,54 +454,70 @@ struct BackwardTensors {
   Tensor norms, grad_input, exponent_input, counter;
 };
 
-BackwardTensors backward_tensors(const Tensor& grad, const Tensor& exponent, const Tensor& routing,
-                                 const Tensor& order, const Tensor& program_numbers, const Tensor& device_program,
-                                 const Tensor& weights, const Tensor& relu_bits, bool gradients) {
+// Whole rows of a sample's ReLU bits each, or the part of longer ones that some blocks have.
+void check_bits(const Tensor& relu_bits, int64_t batch, int64_t bytes) {
+  check_type("relu_bits", relu_bits, ScalarType::Byte);
+  check_shape("relu_bits", relu_bits, {batch, bytes});
+  check_alignment("relu_bits", relu_bits, cuda::kMostBits);
+  STD_TORCH_CHECK(relu_bits.stride(1) == 1 && (batch < 2 || relu_bits.stride(0) % cuda::kMostBits == 0),
+                  "relu_bits: expected contiguous rows a multiple of ", cuda::kMostBits,
+                  " bytes apart, got strides of ", relu_bits.stride(0), " and ", relu_bits.stride(1));
+}
+
+BackwardTensors backward_tensors(const Tensor& grad, const Tensor& exponent, const Tensor& starts,
+                                 const Tensor& routing, const Tensor& order, const Tensor& program_numbers,
+                                 const Tensor& device_program, const Tensor& weights, const Tensor& relu_bits,
+                                 bool wanted) {
   const cuda::Program& program = checked_program(program_numbers, true);
   const cuda::Image &in = program.blocks()[0].in, &out = program.blocks()[program.block_count - 1].out;
   check_walk(program, program_numbers, device_program, weights, routing, order, grad);
   check_dtype("grad", grad, ScalarType::Float);
-  check_shape("grad", grad, {-1, program.channels_out, out.height, out.width});
-  const int64_t batch = grad.size(0), paths = routing.size(0);
+  check_shape("grad", grad, {-1, -1, program.channels_out, out.height, out.width});
+  const int64_t gradients = grad.size(0), batch = grad.size(1), paths = routing.size(0);
   check_dtype("exponent", exponent, ScalarType::Int);
-  check_shape("exponent", exponent, {batch});
-  check_dtype("relu_bits", relu_bits, ScalarType::Byte);
-  check_shape("relu_bits", relu_bits, {batch, program.bits_bytes});
-  check_alignment("relu_bits", relu_bits, cuda::kMostBits);
-  STD_TORCH_CHECK(exponent.device() == grad.device() && relu_bits.device() == grad.device(),
-                  "expected all tensors but program on one device");
+  check_shape("exponent", exponent, {gradients, batch});
+  check_dtype("starts", starts, ScalarType::Int);
+  check_shape("starts", starts, {paths});
+  check_bits(relu_bits, batch, program.bits_bytes);
+  for (const Tensor* tensor : {&exponent, &starts, &relu_bits}) {
+    STD_TORCH_CHECK(tensor->device() == grad.device(), "expected all tensors but program on one device");
+  }
+  STD_TORCH_CHECK(gradients <= INT32_MAX, "grad: expected at most 2^31 - 1 gradients, got ", gradients);
   STD_TORCH_CHECK(paths * batch <= INT32_MAX / 2, "routing: expected at most 2^30 walks of samples, got ",
                   paths * batch);
   BackwardTensors made = {
       {},
       torch::stable::new_empty(grad, {paths, batch}, ScalarType::Double),
-      torch::stable::new_empty(grad, {gradients ? paths : 0, batch, program.channels_in, in.height, in.width}),
-      torch::stable::new_empty(exponent, {gradients ? paths : 0, batch}),
+      torch::stable::new_empty(grad, {wanted ? paths : 0, batch, program.channels_in, in.height, in.width}),
+      torch::stable::new_empty(exponent, {wanted ? paths : 0, batch}),
       torch::stable::new_zeros(exponent, {1})};
   made.job = {reinterpret_cast<const cuda::Program*>(device_program.const_data_ptr<int32_t>()),
               weights.const_data_ptr<uint8_t>(),
               relu_bits.const_data_ptr<uint8_t>(),
               grad.const_data_ptr<float>(),
               exponent.const_data_ptr<int32_t>(),
+              starts.const_data_ptr<int32_t>(),
               routing.const_data_ptr<float>(),
               order.const_data_ptr<int32_t>(),
               made.counter.mutable_data_ptr<int32_t>(),
+              relu_bits.stride(0),
+              int32_t(gradients),
               int32_t(batch),
               int32_t(paths),
               nullptr,
               made.norms.mutable_data_ptr<double>(),
-              gradients ? made.grad_input.mutable_data_ptr<float>() : nullptr,
-              gradients ? made.exponent_input.mutable_data_ptr<int32_t>() : nullptr};
+              wanted ? made.grad_input.mutable_data_ptr<float>() : nullptr,
+              wanted ? made.exponent_input.mutable_data_ptr<int32_t>() : nullptr};
   return made;
 }
 
 std::tuple<Tensor, Tensor, Tensor> cuda_routed_backward_twin(const Tensor& grad, const Tensor& exponent,
-                                                             const Tensor& routing, const Tensor& order,
-                                                             const Tensor& program, const Tensor& device_program,
-                                                             const Tensor& weights, const Tensor& relu_bits,
-                                                             bool gradients) {
-  BackwardTensors made =
-      backward_tensors(grad, exponent, routing, order, program, device_program, weights, relu_bits, gradients);
+                                                             const Tensor& starts, const Tensor& routing,
+                                                             const Tensor& order, const Tensor& program,
+                                                             const Tensor& device_program, const Tensor& weights,
+                                                             const Tensor& relu_bits, bool gradients) {
+  BackwardTensors made = backward_tensors(grad, exponent, starts, routing, order, program, device_program, weights,
+                                          relu_bits, gradients);
   if (made.job.paths > 0 && made.job.batch > 0) {
     const std::string finding = cuda::run_routed_backward(made.job);
     STD_TORCH_CHECK(finding.empty(), "cuda_routed_backward: ", finding);
@@ -608,13 +624,13 @@ Tensor images_scratch(const Tensor& like, const cuda::Program& program, int64_t 
 }
 
 std::tuple<Tensor, Tensor, Tensor> cuda_routed_backward(const Tensor& grad, const Tensor& exponent,
-                                                        const Tensor& routing, const Tensor& order,
-                                                        const Tensor& program, const Tensor& device_program,
-                                                        const Tensor& weights, const Tensor& relu_bits,
-                                                        bool gradients) {
+                                                        const Tensor& starts, const Tensor& routing,
+                                                        const Tensor& order, const Tensor& program,
+                                                        const Tensor& device_program, const Tensor& weights,
+                                                        const Tensor& relu_bits, bool gradients) {
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
-  BackwardTensors made =
-      backward_tensors(grad, exponent, routing, order, program, device_program, weights, relu_bits, gradients);
+  BackwardTensors made = backward_tensors(grad, exponent, starts, routing, order, program, device_program, weights,
+                                          relu_bits, gradients);
   const cuda::Program& checked = checked_program(program, true);
   const int items = made.job.paths * cuda::ceil_div(made.job.batch, checked.samples);
   int blocks = 0;
@@ -681,7 +697,8 @@ STABLE_TORCH_LIBRARY(pathnet, m) {
   m.def("cuda_bits_bytes(Tensor program) -> int");
   m.def("cuda_unpack_bits(Tensor relu_bits, Tensor program, int block, int unit) -> Tensor");
   m.def(
-      "cuda_routed_backward(Tensor grad, Tensor exponent, Tensor routing, Tensor order, Tensor program, "
+      "cuda_routed_backward(Tensor grad, Tensor exponent, Tensor starts, Tensor routing, Tensor order, Tensor "
+      "program, "
       "Tensor device_program, Tensor weights, Tensor relu_bits, bool gradients) -> (Tensor, Tensor, Tensor)");
   m.def(
       "cuda_routed_forward(Tensor y0, Tensor routing, Tensor order, Tensor program, Tensor device_program, "

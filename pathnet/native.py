@@ -413,6 +413,7 @@ def cuda_unpack_bits(relu_bits: Tensor, program: Tensor, block: int, unit: int) 
 def cuda_routed_backward(
     grad: Tensor,
     exponent: Tensor,
+    starts: Tensor,
     routing: Tensor,
     order: Tensor,
     program: Tensor,
@@ -424,13 +425,16 @@ def cuda_routed_backward(
     """`routed_backward` by the whole-path kernel; on CPU tensors by the same kernel's twin, which is slow.
 
     Args:
-        grad: float32 [B, C_n, H_n, W_n]; its value is ``grad * 2**exponent``.
-        exponent: int32 [B]
+        grad: float32 [G, B, C_n, H_n, W_n], gradients that walks may start from; their values are
+            ``grad * 2**exponent``.
+        exponent: int32 [G, B]
+        starts: int32 [P], the gradient (0 to G - 1) that each path starts from.
         routing: float32 [P, n, 2]
         order: int32 [P], the order in which the paths are taken; a path that is left out is not walked.
         program: int32, of `cuda_plan`, on the CPU; ``device_program`` its copy where the other tensors are.
         weights: uint8, of `cuda_plan`.
-        relu_bits: uint8 [B, bytes], as `cuda_routed_forward` records them.
+        relu_bits: uint8 [B, bytes], as `cuda_routed_forward` records them; of some blocks alone, a slice of those
+            columns.
         gradients: whether the gradients are wanted beside their norms.
 
     Returns:
@@ -441,7 +445,7 @@ def cuda_routed_backward(
         RuntimeError: an argument has another type, shape or device; the twin found a race.
     """
     norms, grad_input, exponent_input = torch.ops.pathnet.cuda_routed_backward(
-        grad, exponent, routing, order, program, device_program, weights, relu_bits, gradients
+        grad, exponent, starts, routing, order, program, device_program, weights, relu_bits, gradients
     )
     return norms, grad_input, exponent_input
 
@@ -462,7 +466,8 @@ def cuda_routed_forward(
         y0: float32 [B, C_0, H_0, W_0]
         routing: float32 [P, n, 2]; one where bits are recorded.
         order, program, device_program, weights: as for `cuda_routed_backward`, of the walk forward.
-        affine: float32: of each unit, BN's factors and then its shifts, channels filled up with zeros to 16.
+        affine: float32: of each block's two units, BN's factors and then its shifts; then what is added behind the
+            block's last convolution and behind its projection; channels filled up with zeros to 16.
         record: whether the ReLU bits are wanted.
 
     Returns:
@@ -605,6 +610,7 @@ def _fake_cuda_unpack_bits(relu_bits: Tensor, program: Tensor, block: int, unit:
 def _fake_cuda_routed_backward(
     grad: Tensor,
     exponent: Tensor,
+    starts: Tensor,
     routing: Tensor,
     order: Tensor,
     program: Tensor,
@@ -613,7 +619,7 @@ def _fake_cuda_routed_backward(
     relu_bits: Tensor,
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    paths, batch = routing.shape[0], grad.shape[0]
+    paths, batch = routing.shape[0], grad.shape[1]
     given = paths if gradients else 0
     return (
         grad.new_empty((paths, batch), dtype=torch.float64),

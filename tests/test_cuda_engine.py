@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import Case, faint, shaken
 from judging import TOLERANCES, check, check_sums, random_basic_net, random_routings, reference_outputs
 from oracles import detach_loop, in_float64, relative_error
@@ -295,8 +296,9 @@ def arguments(precision: Any = "float32", gradients: bool = True, routing: Tenso
     walk = record.blocks.network.backward
     routing = torch.randn(3, tape.n, 2) if routing is None else routing
     return {
-        "grad": record.grad,
-        "exponent": record.exponent,
+        "grad": record.grad[None],
+        "exponent": record.exponent[None],
+        "starts": torch.zeros(len(routing), dtype=torch.int32),
         "routing": routing,
         "order": torch.arange(len(routing), dtype=torch.int32),
         "program": walk.program,
@@ -305,6 +307,12 @@ def arguments(precision: Any = "float32", gradients: bool = True, routing: Tenso
         "relu_bits": record.blocks.relu_bits,
         "gradients": gradients,
     }
+
+
+def sample(given: dict[str, Any], part: slice) -> dict[str, Any]:
+    """The arguments that have samples, of some of them."""
+    chosen = {name: given[name][:, part].contiguous() for name in ("grad", "exponent")}
+    return {**chosen, "relu_bits": given["relu_bits"][part]}
 
 
 def forward_arguments(record: bool) -> dict[str, Any]:
@@ -349,9 +357,10 @@ def test_results_do_not_depend_on_order_grouping_or_neighbours(precision: Any) -
     backwards = native.cuda_routed_backward(**{**given, "order": given["order"].flip(0)})
     assert all(map(torch.equal, whole, backwards))
     for path in range(3):
-        one = {**given, "routing": given["routing"][path : path + 1], "order": given["order"][:1]}
+        one = {**given, **{name: given[name][path : path + 1] for name in ("routing", "starts")}}
+        one["order"] = given["order"][:1]
         assert all(torch.equal(a[path], b[0]) for a, b in zip(whole, native.cuda_routed_backward(**one), strict=True))
-    alone = {**given, **{name: given[name][1:2] for name in ("grad", "exponent", "relu_bits")}}
+    alone = {**given, **sample(given, slice(1, 2))}
     assert all(torch.equal(a[:, 1:2], b) for a, b in zip(whole, native.cuda_routed_backward(**alone), strict=True))
     norms_alone = native.cuda_routed_backward(**{**given, "gradients": False})
     assert torch.equal(norms_alone[0], whole[0]) and norms_alone[1].shape[0] == norms_alone[2].shape[0] == 0
@@ -393,7 +402,7 @@ def test_scaled_coefficients_zero_gradients_and_others_that_are_not_finite() -> 
     zeros = native.cuda_routed_backward(**{**given, "grad": torch.zeros_like(given["grad"])})
     assert not zeros[0].any() and not zeros[1].any()
     spoiled = given["grad"].clone()
-    spoiled[1, 0, 0, 0] = torch.nan
+    spoiled[0, 1, 0, 0, 0] = torch.nan
     broken = native.cuda_routed_backward(**{**given, "grad": spoiled})
     assert broken[0][:, 1].isnan().all() and torch.equal(broken[0][:, [0, 2]], norms[:, [0, 2]])
 
@@ -401,7 +410,7 @@ def test_scaled_coefficients_zero_gradients_and_others_that_are_not_finite() -> 
 def test_no_paths_and_no_samples() -> None:
     given = arguments(routing=torch.empty(0, 6, 2))
     assert native.cuda_routed_backward(**given)[0].shape == (0, 3)
-    none = {**arguments(), **{name: given[name][:0] for name in ("grad", "exponent", "relu_bits")}}
+    none = {**arguments(), **sample(given, slice(0))}
     assert native.cuda_routed_backward(**none)[0].shape == (3, 0)
     forward = forward_arguments(record=False)
     assert native.cuda_routed_forward(**{**forward, "y0": forward["y0"][:0]})[0].shape[:2] == (2, 0)
@@ -434,8 +443,13 @@ def test_other_places_and_the_whole_gradient() -> None:
     ("changes", "message"),
     [
         ({"grad": lambda g: g.double()}, "grad: expected Float, got Double"),
-        ({"grad": lambda g: g[:, :5].contiguous()}, r"grad: expected shape \[\*, 64, 2, 2\], got \[3, 5, 2, 2\]"),
-        ({"exponent": lambda e: e[:2]}, r"exponent: expected shape \[3\], got \[2\]"),
+        (
+            {"grad": lambda g: g[:, :, :5].contiguous()},
+            r"grad: expected shape \[\*, \*, 64, 2, 2\], got \[1, 3, 5, 2",
+        ),
+        ({"exponent": lambda e: e[:, :2].contiguous()}, r"exponent: expected shape \[1, 3\], got \[1, 2\]"),
+        ({"starts": lambda s: s[:2]}, r"starts: expected shape \[3\], got \[2\]"),
+        ({"starts": lambda s: s.long()}, "starts: expected Int, got Long"),
         ({"routing": lambda r: r[:, :2].contiguous()}, r"routing: expected shape \[\*, 6, 2\]"),
         ({"order": lambda o: o[:1]}, r"order: expected shape \[3\]"),
         ({"program": lambda p: p + 1}, "program: expected what cuda_plan made"),
@@ -444,6 +458,11 @@ def test_other_places_and_the_whole_gradient() -> None:
         ({"device_program": lambda p: p + 1}, "device_program: expected a copy of program"),
         ({"weights": lambda w: w[:-16]}, "weights: expected shape"),
         ({"relu_bits": lambda b: b[:, :-1].contiguous()}, "relu_bits: expected shape"),
+        (
+            {"relu_bits": lambda b: b.t().contiguous().t()},
+            "relu_bits: expected contiguous rows a multiple of 4 bytes",
+        ),
+        ({"relu_bits": lambda b: F.pad(b, (0, 2))[:, :-2]}, "relu_bits: expected contiguous rows a multiple of 4"),
     ],
 )
 def test_malformed_arguments_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -471,10 +490,82 @@ def test_slices_begin_where_the_kernels_can_read_them(name: str, bytes_read: int
             native.cuda_routed_backward(**{**given, name: shifted(given[name], offset)})
 
 
+def test_bits_may_be_columns_of_longer_rows() -> None:
+    given = arguments("bfloat16")
+    longer = F.pad(given["relu_bits"], (64, 4), value=255)
+    columns = {**given, "relu_bits": longer[:, 64:-4]}
+    whole = native.cuda_routed_backward(**given)
+    assert all(map(torch.equal, whole, native.cuda_routed_backward(**columns)))
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+def test_each_path_starts_from_its_gradient(precision: Any) -> None:
+    given = arguments(precision)
+    grad, exponent = torch.randn(4, *given["grad"].shape[1:]), torch.randint(-9, 9, (4, 3), dtype=torch.int32)
+    starts = torch.tensor([2, 0, 2], dtype=torch.int32)
+    given["routing"][2] = torch.tensor([1.0, 0.0])
+    several = native.cuda_routed_backward(**{**given, "grad": grad, "exponent": exponent, "starts": starts})
+    for path, start in enumerate(starts.tolist()):
+        alone = {**given, "grad": grad[start : start + 1], "exponent": exponent[start : start + 1]}
+        expected = native.cuda_routed_backward(**alone)
+        assert all(torch.equal(a[path], b[path]) for a, b in zip(several, expected, strict=True))
+
+
+def test_a_start_that_is_none_is_not_walked() -> None:
+    given = arguments(gradients=False)
+    for wrong in (-1, 1, 1 << 30):
+        native.cuda_routed_backward(**{**given, "starts": torch.full_like(given["starts"], wrong)})
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_sums_by_length_launch_once_a_block_and_copy_no_bits(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, images, labels = random_basic_net(seed, smallest=6, post=seed == 3)
+    tape = pathnet.record(net, images, labels, engine="twin")
+    record, launched, launch = tape._record, [], native.cuda_routed_backward
+    assert isinstance(record.blocks, CudaRecord)
+    memory = record.blocks.relu_bits.untyped_storage().data_ptr()
+
+    def watched(*given: Any) -> Any:
+        launched.append((len(given[3]), given[8].untyped_storage().data_ptr() == memory))
+        return launch(*given)
+
+    monkeypatch.setattr(native, "cuda_routed_backward", watched)
+    tape._engine.sums_by_length(record.blocks, record.grad, record.exponent, torch.ones(net.n, 2))
+    assert launched == [(2 * k, True) for k in range(1, net.n + 1)]
+
+
+@pytest.mark.parametrize("sums", [False, True], ids=["paths", "sums"])
+def test_what_a_walk_needs_of_the_host_is_sent_in_two_copies(sums: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a device that has no numbers to give back: the order is made on the host, and nobody waits."""
+    blocks: Any = small_tape()._record.blocks
+    sent: list[tuple[str, list[int]]] = []
+    network, device = blocks.network, torch.device("meta")
+    assert len(network.steps) == 6
+
+    def noted(values: Tensor, to: torch.device) -> Tensor:
+        assert to == device
+        sent.append((values.device.type, list(values.shape)))
+        return values.to(to)
+
+    def launched(*given: Any) -> tuple[Tensor, ...]:
+        assert {tensor.device.type for tensor in given[:5]} == {"meta"}
+        return given[0], given[0], given[1]
+
+    monkeypatch.setattr(cuda, "to_device", noted)
+    monkeypatch.setattr(native, "cuda_routed_backward", launched)
+    grad, exponent = torch.empty(12, 3, 64, 2, 2, device=device), torch.empty(12, 3, device=device).int()
+    record = CudaRecord(network, blocks.relu_bits.to(device))
+    if sums:
+        cuda._through_block(record, 5, grad, exponent, [(1.0, 0.0)] * 6 + [(0.0, 1.0)] * 6)
+    else:
+        CudaEngine().routed_backward(record, grad[0], exponent[0], torch.ones(12, 6, 2))
+    assert sent == [("cpu", [2, 12]), ("cpu", [12, 1 if sums else 6, 2])]
+
+
 def test_slices_of_float32_begin_anywhere() -> None:
     given, forward = arguments(), forward_arguments(record=False)
     whole, outputs = native.cuda_routed_backward(**given), native.cuda_routed_forward(**forward)
-    for name in ("grad", "exponent", "routing", "order", "device_program"):
+    for name in ("grad", "exponent", "starts", "routing", "order", "device_program"):
         sliced = {**given, name: shifted(given[name], 1)}
         assert all(map(torch.equal, whole, native.cuda_routed_backward(**sliced)))
     for name in ("y0", "routing", "order", "affine", "device_program"):
@@ -527,13 +618,15 @@ def test_what_the_kernels_have_no_form_for_is_named() -> None:
     assert refused(kernels, 8) == "block 1 has a convolution that is not 3x3 with padding 1"
 
 
-def test_units_without_relu_are_the_cpu_engines_alone() -> None:
+def test_units_without_relu_but_the_networks_first_are_the_cpu_engines_alone() -> None:
     own = tables(pathnet.models.preact_resnet(8), "running", (16, 8, 8))
     given = own.weights, own.scales, True, 1, GPUS["227 KB"]
     native.cuda_plan(own.blocks, own.units, *given)
-    own.units[1, 11] = -1
-    with pytest.raises(RuntimeError, match="block 1 has a convolution without BN and ReLU"):
-        native.cuda_plan(own.blocks, own.units, *given)
+    for unit, block in ((1, 1), (2, 2)):
+        units = own.units.clone()
+        units[unit, 11] = -1
+        with pytest.raises(RuntimeError, match=f"block {block} has a convolution without BN and ReLU"):
+            native.cuda_plan(own.blocks, units, *given)
 
 
 FORMS = {

@@ -28,7 +28,6 @@ constexpr int kReduced = 16;     // channels that one product sums over
 constexpr int kStripRows = 8;    // at most; images are filled up to it
 constexpr int kUnitBytes = 16;   // eight bf16
 constexpr int kMaxChannels = 64;
-constexpr int kMostBits = 4;  // bytes of ReLU bits that a thread reads at once; a sample's are a multiple of them
 
 PATHNET_HOST_DEVICE int ceil_div(int value, int by) { return (value + by - 1) / by; }
 

@@ -58,8 +58,10 @@ class RoutedBackward {
       exec_.barrier();
       const int item = int(exec_.template uniform_load<uint32_t>(item_byte()));
       if (item / groups() >= job_.paths) return;
-      // An order that is none must not become an address.
-      if (path() >= 0 && path() < job_.paths) walk(item % groups() * program_.samples);
+      // An order that is none must not become an address, nor a start.
+      if (path() >= 0 && path() < job_.paths && start() >= 0 && start() < job_.gradients) {
+        walk(item % groups() * program_.samples);
+      }
       exec_.barrier();
     }
   }
@@ -73,6 +75,7 @@ class RoutedBackward {
   PATHNET_DEVICE int path() const {
     return job_.order[int(exec_.template uniform_load<uint32_t>(item_byte())) / groups()];
   }
+  PATHNET_DEVICE int start() const { return job_.starts[path()]; }
 
   PATHNET_DEVICE void walk(int first_sample) {
     const float* routing = job_.routing + int64_t(path()) * program_.block_count * 2;
@@ -100,16 +103,18 @@ class RoutedBackward {
     images.clear(last.out, last.mid_byte, program_.samples);
     exec_.barrier();
     const int pixels = last.out.height * last.out.width;
+    const int32_t* exponents = job_.exponent + int64_t(start()) * job_.batch + first_;
+    const float* grads = incoming(0);
     exec_.threads([&](int thread) {
       for (int sample = thread; sample < samples_; sample += kThreads) {
-        exec_.store(exponent_byte(sample), uint32_t(job_.exponent[first_ + sample]));
+        exec_.store(exponent_byte(sample), uint32_t(exponents[sample]));
         for (int parity = 0; parity < 2; ++parity) exec_.store(peak_byte(parity, sample), 0u);
       }
       PATHNET_NO_UNROLL
       for (int i = thread; i < samples_ * pixels * (last.out.channels / 2); i += kThreads) {
         const int pixel = i % pixels, pair = i / pixels % (last.out.channels / 2);
         const int sample = i / pixels / (last.out.channels / 2);
-        const float* values = incoming(sample) + pixel;
+        const float* values = grads + int64_t(sample) * program_.channels_out * pixels + pixel;
         const int channel = 2 * pair;
         images.store_pair(
             pair_byte(last.out, last.out_byte, sample, pixel / last.out.width, pixel % last.out.width, pair),
@@ -127,7 +132,8 @@ class RoutedBackward {
 
   PATHNET_DEVICE const float* incoming(int sample) const {
     const Image& out = program_.blocks()[program_.block_count - 1].out;
-    return job_.grad + int64_t(first_ + sample) * program_.channels_out * out.height * out.width;
+    return job_.grad +
+           (int64_t(start()) * job_.batch + first_ + sample) * program_.channels_out * out.height * out.width;
   }
 
   // What the products of one convolution become.
@@ -138,7 +144,7 @@ class RoutedBackward {
     bool adds;                // to what has been scaled already
     bool behind_relu;         // what is kept lies behind the ReLU, as the result does
 
-    static PATHNET_DEVICE float start(int, int, int) { return 0.0f; }
+    static PATHNET_DEVICE float start(const Conv&, int, int, int) { return 0.0f; }
 
     template <int rows, int tiles, bool dense>
     PATHNET_DEVICE uint32_t mask(const Geometry& conv, const Pass& pass, const Strip& strip, int tile,
@@ -287,7 +293,7 @@ class RoutedBackward {
 
   // Of a sample, those that begin at a byte of its row.
   PATHNET_DEVICE const uint8_t* relu_bits(int sample, int byte) const {
-    return job_.relu_bits + int64_t(first_ + sample) * program_.bits_bytes + byte;
+    return job_.relu_bits + (first_ + sample) * job_.bits_stride + byte;
   }
 
   PATHNET_DEVICE void store_changed(int byte, const Image& image, int sample, float first, float second) const {

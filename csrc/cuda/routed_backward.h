@@ -7,17 +7,22 @@
 
 namespace pathnet::cuda {
 
+// Bytes of ReLU bits that a thread reads at once; a sample's are a multiple of them.
+constexpr int kMostBits = 4;
+
 // Everything on the device, but for `program`'s host copy that the launcher reads.
 struct PathBackward {
   const Program* program;
   const uint8_t* weights;    // as pack_program_weights lays them out
-  const uint8_t* relu_bits;  // [batch, program->bits_bytes]
-  const float* grad;         // [batch, channels_out, height, width]
-  const int32_t* exponent;   // [batch]
+  const uint8_t* relu_bits;  // [batch] rows of program->bits_bytes, `bits_stride` bytes apart
+  const float* grad;         // [gradients, batch, channels_out, height, width]
+  const int32_t* exponent;   // [gradients, batch]
+  const int32_t* starts;     // [paths]: the gradient that each starts from
   const float* routing;      // [paths, blocks, 2]
   const int32_t* order;      // [paths]: the order in which paths are taken, the longest first
   int32_t* counter;          // of the items taken; 0 before
-  int32_t batch, paths;
+  int64_t bits_stride;
+  int32_t gradients, batch, paths;
   uint8_t* images;          // [thread blocks, program->images_scratch()]; the twin has memory of its own
   double* norms;            // [paths, batch]
   float* grad_input;        // [paths, batch, channels_in, height, width], or null

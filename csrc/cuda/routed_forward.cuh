@@ -184,19 +184,18 @@ class RoutedForward {
   }
 
   // What the products of one convolution become. The first one's go through BN and ReLU to the intermediate. The
-  // others' go to y, target <- keep * kept + coefficient * (result + bias), and through the BN and ReLU of the next
-  // block to its operand, where the shape stays.
+  // others' go to y, y <- keep * y + coefficient * (result + bias), and through the BN and ReLU of the next block to
+  // its operand, where the shape stays.
   struct Epilogue {
     const RoutedForward& walk;
-    int kept, target;  // elements of the scratch; the target is negative for the intermediate
+    int y;  // element of the scratch; negative for the intermediate
     float keep, coefficient;
     float least;  // of what is kept: 0 behind a ReLU
-    int bias;     // element of the BN table; -1 for none
     bool emits;
     int operand_byte, bits_byte, affine;  // of what is emitted
 
-    PATHNET_DEVICE float start(int tile, int lane, int j) const {
-      return bias < 0 ? 0.0f : walk.job_.affine[bias + tile * kChannelTile + lane_channel(lane) + j];
+    PATHNET_DEVICE float start(const Conv& conv, int tile, int lane, int j) const {
+      return conv.bias < 0 ? 0.0f : walk.job_.affine[conv.bias + tile * kChannelTile + lane_channel(lane) + j];
     }
 
     template <int rows, int tiles, bool dense>
@@ -226,8 +225,7 @@ class RoutedForward {
               PATHNET_UNROLL
               for (int t = 0; t < tiles; ++t) {
                 own[t] = {0.0f, 0.0f};
-                if (keep != 0.0f)
-                  own[t] = walk.template load_y<Pair>(kept + element + row * row_size + t * kTilePairs);
+                if (keep != 0.0f) own[t] = walk.template load_y<Pair>(y + element + row * row_size + t * kTilePairs);
               }
               PATHNET_UNROLL
               for (int t = 0; t < tiles; ++t) {
@@ -236,7 +234,7 @@ class RoutedForward {
                 own[t].second = own[t].second < least ? least : own[t].second;
                 own[t].first = Exec::multiply_add(coefficient, result[0], keep * own[t].first);
                 own[t].second = Exec::multiply_add(coefficient, result[1], keep * own[t].second);
-                if (target >= 0) walk.store_y(target + element + row * row_size + t * kTilePairs, own[t]);
+                if (y >= 0) walk.store_y(y + element + row * row_size + t * kTilePairs, own[t]);
                 if (emits) {
                   word |= walk.activate(bytes[t], plane_bytes, affines[t], own[t].first, own[t].second, inside)
                           << (t * rows * 2 + bit_in_tile(row, 0));
@@ -266,11 +264,9 @@ class RoutedForward {
       const bool products = turn == 1 ? projects : c != 0.0f;
       if (!products && (turn != 2 || shape)) continue;
       const Conv& conv = turn == 1 ? form.projection : form.units[turn / 2];
-      Epilogue epilogue = {
-          *this, y_, -1, 0.0f, 1.0f, kWithoutRelu, conv.bias, true, conv.target_byte, conv.bits_byte, conv.affine};
+      Epilogue epilogue = {*this, -1, 0.0f, 1.0f, kWithoutRelu, true, conv.target_byte, conv.bits_byte, conv.affine};
       if (turn > 0) {
-        epilogue.kept = shape ? next_y() : y_;
-        epilogue.target = shape ? next_y() : y_;
+        epilogue.y = shape ? next_y() : y_;
         epilogue.keep = turn == 1 ? 0.0f : shape ? 1.0f : factor_ * a;
         epilogue.coefficient = turn == 1 ? factor_ * a : factor_ * c;
         epilogue.least = form.skip == kActivated ? 0.0f : kWithoutRelu;

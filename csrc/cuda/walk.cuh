@@ -207,7 +207,7 @@ struct Geometry {
 };
 
 // Runs one convolution for all samples of the block. `Epilogue` has
-//   start(tile, lane, j): what the sums of a lane's channel j of a tile start from
+//   start(conv, tile, lane, j): what the sums of a lane's channel j of a tile start from
 //   mask<rows, tiles, dense>(conv, pass, strip, tile, lane): the bits of a lane's results of one strip, rows * 2 bits
 //   a tile
 //       as bit_in_tile has them; asked for before the product, so that the loads take no time
@@ -281,7 +281,7 @@ class Convolution {
     for (int window = 0; window < windows; ++window) {
       Planes planes = {conv.source_byte, conv.source.plane_bytes()};
       if (kWindowed && conv.chunks > 0) planes = stage(described, number, rows, window);
-      one_window<rows, tiles, dense>(conv, pass, planes, window, weights, epilogue);
+      one_window<rows, tiles, dense>(described, conv, pass, planes, window, weights, epilogue);
     }
   }
 
@@ -305,8 +305,8 @@ class Convolution {
   }
 
   template <int rows, int tiles, bool dense, class Epilogue>
-  PATHNET_DEVICE void one_window(const Geometry& shape, const Pass& pass, const Planes& planes, int window,
-                                 int& weights, const Epilogue& epilogue) {
+  PATHNET_DEVICE void one_window(const Conv& described, const Geometry& shape, const Pass& pass, const Planes& planes,
+                                 int window, int& weights, const Epilogue& epilogue) {
     using Lanes = typename Exec::template PerLane<Sums<rows, tiles>>;
     const Geometry conv = hidden(shape);
     // Rounds as the stream counts them, with the thread block's full number of samples.
@@ -321,7 +321,7 @@ class Convolution {
         exec_.lanes([&](int lane) {
           PATHNET_UNROLL
           for (int i = 0; i < tiles * 2; ++i) {
-            const float start = epilogue.start(first_tile(pass, unit, tiles) + i / 2, lane, i % 2);
+            const float start = epilogue.start(described, first_tile(pass, unit, tiles) + i / 2, lane, i % 2);
             PATHNET_UNROLL
             for (int j = 0; j < rows * 2; ++j) sums[warp][lane].of[j / 2][i / 2][j % 2 * 2 + i % 2] = start;
           }

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,8 @@ from pathnet import native
 from pathnet.engines import unfused
 from pathnet.engines.magnitudes import Magnitudes, divided, multiplied
 from pathnet.engines.self_check import disagreement
-from pathnet.engines.tables import IDENTITY, PROJECTION, Tables, post_activation, tables, unsupported_form
+from pathnet.engines.tables import PROJECTION, Tables, post_activation, tables, unsupported_form
+from pathnet.engines.transfers import to_device
 from pathnet.models.residual_net import ResidualNet
 from pathnet.record import BatchNormMode, BlockRecord, Precision, Prepared
 
@@ -40,16 +40,10 @@ class Walk:
 
 @dataclass(frozen=True)
 class Step:
-    """One block's walk back by itself.
-
-    Attributes:
-        bits: where the block's ReLU bits lie in a sample's row.
-        identity: whether its skip is one.
-    """
+    """One block's walk back by itself; ``bits`` says where its ReLU bits lie in a sample's row."""
 
     walk: Walk
     bits: slice
-    identity: bool
 
 
 @dataclass(frozen=True)
@@ -213,11 +207,11 @@ class CudaEngine:
         return y.relu_() if prepared.post else y
 
     def _forward(self, network: CudaNetwork, y0: Tensor, routing: Tensor, record: bool) -> tuple[Tensor, Tensor]:
-        routing, walk = routing.to(y0.device, non_blocking=True).contiguous(), network.forward
+        walk = network.forward
         return native.cuda_routed_forward(
             y0.contiguous(),
-            routing,
-            _longest_first(routing),
+            to_device(routing, y0.device).contiguous(),
+            to_device(_longest_first(routing), y0.device),
             walk.program,
             walk.device_program,
             walk.weights,
@@ -274,61 +268,56 @@ def _steps(own: Tables, precision: Precision, shared_bytes: int, device: torch.d
         alone = replace(own, blocks=block[None], units=units)
         (program, weights), _ = _plans(alone, alone, precision, shared_bytes)
         end = begin + native.cuda_bits_bytes(program)
-        yield Step(_walk(program, weights, device), slice(begin, end), skip == IDENTITY)
+        yield Step(_walk(program, weights, device), slice(begin, end))
         begin = end
 
 
 def _through_block(
-    record: CudaRecord, index: int, grads: Tensor, exponents: Tensor, ways: Sequence[tuple[float, float]]
+    record: CudaRecord, index: int, grads: Tensor, exponents: Tensor, coefficients: Sequence[tuple[float, float]]
 ) -> tuple[Tensor, Tensor]:
-    """Each of the scaled gradients [g, B, C, H, W] by its own (a, c); equal ones in one launch, as more samples."""
+    """Return each of the scaled gradients [g, B, C, H, W] walked by its (a, c), in one launch."""
     step, magnitudes = record.network.steps[index], record.network.magnitudes
     if magnitudes is not None:
-        ways, shifts = magnitudes.of_block(index, ways)
-        exponents = exponents + shifts.to(exponents.device)[:, None]
-    bits, batch = record.relu_bits[:, step.bits], len(record.relu_bits)
-    parts = []
-    for (a, c), group in groupby(range(len(ways)), key=lambda i: ways[i]):
-        own = list(group)
-        grad, exponent = grads[own[0] : own[-1] + 1], exponents[own[0] : own[-1] + 1]
-        if step.identity and c == 0:
-            parts.append((a * grad, exponent))
-            continue
-        routing = torch.tensor([[[a, c]]], dtype=torch.float32).to(grad.device)
-        _, walked, moved = _launched(
-            step.walk,
-            bits.repeat(len(own), 1),
-            grad.flatten(0, 1),
-            exponent.flatten(),
-            routing,
-            gradients=True,
-        )
-        parts.append((walked[0].reshape(len(own), batch, *walked.shape[2:]), moved[0].reshape(len(own), batch)))
-    return torch.cat([grad for grad, _ in parts]), torch.cat([exponent for _, exponent in parts])
+        coefficients, shifts = magnitudes.of_block(index, coefficients)
+        exponents = exponents + to_device(shifts, exponents.device)[:, None]
+    routing, starts = torch.tensor(coefficients)[:, None], torch.arange(len(coefficients), dtype=torch.int32)
+    bits = record.relu_bits[:, step.bits]
+    return _launched(step.walk, bits, (grads, exponents), routing, starts, gradients=True)[1:]
 
 
 def _backward(
     blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert isinstance(blocks, CudaRecord)
-    magnitudes, walk = blocks.network.magnitudes, blocks.network.backward
-    grad = blocks.through_last_join(grad)
-    if magnitudes is None:
-        return _launched(walk, blocks.relu_bits, grad, exponent, routing, gradients)
-    routing, shifts = magnitudes.of_routing(routing)
-    walked = _launched(walk, blocks.relu_bits, grad, exponent, routing, gradients)
-    return multiplied(*walked, shifts.to(grad.device)[:, None])
+    magnitudes, shifts = blocks.network.magnitudes, None
+    if magnitudes is not None:
+        routing, shifts = magnitudes.of_routing(routing)
+    start = blocks.through_last_join(grad)[None], exponent[None]
+    starts = torch.zeros(len(routing), dtype=torch.int32, device=routing.device)
+    walked = _launched(blocks.network.backward, blocks.relu_bits, start, routing, starts, gradients)
+    return walked if shifts is None else multiplied(*walked, to_device(shifts, grad.device)[:, None])
 
 
 def _launched(
-    walk: Walk, relu_bits: Tensor, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool
+    walk: Walk,
+    relu_bits: Tensor,
+    grads: tuple[Tensor, Tensor],
+    routing: Tensor,
+    starts: Tensor,
+    gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    routing = routing.to(grad.device, non_blocking=True).contiguous()
+    """Return what `pathnet.native.cuda_routed_backward` gives, from scaled gradients [G, B, ...] and int32 [G, B].
+
+    The order is made where the routing is: on the host it takes microseconds, on a GPU it waits for nothing.
+    """
+    (mantissas, exponents), device = grads, grads[0].device
+    order, starts = to_device(torch.stack([_longest_first(routing), starts]), device)
     return native.cuda_routed_backward(
-        grad.contiguous(),
-        exponent.contiguous(),
-        routing,
-        _longest_first(routing),
+        mantissas.contiguous(),
+        exponents.contiguous(),
+        starts,
+        to_device(routing, device).contiguous(),
+        order,
         walk.program,
         walk.device_program,
         walk.weights,

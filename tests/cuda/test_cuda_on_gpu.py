@@ -16,7 +16,7 @@ from tolerances import FORWARD
 from torch import Tensor
 
 import pathnet
-from pathnet import scaling
+from pathnet import native, scaling
 from pathnet.engines.cuda import CudaEngine, CudaRecord, Walk
 from pathnet.engines.self_check import disagreement
 
@@ -170,8 +170,12 @@ def test_tensors_on_several_devices_are_refused(device: torch.device) -> None:
     case = Case("net", 14, width=16, side=8)
     record = recorded(case.net(), *case.images(), device, "float32")._record
     assert isinstance(record.blocks, CudaRecord)
+    walk, routing = record.blocks.network.backward, torch.randn(1, 6, 2)
+    start = torch.zeros(1, dtype=torch.int32, device=device)
+    gradients = record.grad[None], record.exponent[None], start
+    network = walk.program, walk.device_program, walk.weights, record.blocks.relu_bits
     with pytest.raises(RuntimeError, match="expected all tensors but program on one device"):
-        CudaEngine().routed_backward(record.blocks, record.grad, record.exponent, torch.randn(1, 6, 2))
+        native.cuda_routed_backward(*gradients, routing, start, *network, True)
 
 
 def test_opcheck(device: torch.device) -> None:
@@ -183,7 +187,16 @@ def test_opcheck(device: torch.device) -> None:
     back, forward = network.backward, network.forward
     torch.library.opcheck(
         torch.ops.pathnet.cuda_routed_backward.default,
-        (record.grad, record.exponent, routing, order, back.program, back.device_program, back.weights)
+        (
+            record.grad[None],
+            record.exponent[None],
+            order,
+            routing,
+            order,
+            back.program,
+            back.device_program,
+            back.weights,
+        )
         + (record.blocks.relu_bits, True),
         test_utils=("test_schema", "test_faketensor"),
     )

@@ -36,13 +36,15 @@ class Tables(Structure):
     ]
 
 
-POINTERS_BACKWARD = ["program", "weights", "relu_bits", "grad", "exponent", "routing", "order", "counter"]
+POINTERS_BACKWARD = ["program", "weights", "relu_bits", "grad", "exponent", "starts", "routing", "order", "counter"]
 POINTERS_FORWARD = ["program", "weights", "affine", "y0", "routing", "order", "counter"]
 
 
 class Backward(Structure):
     _fields_ = [
         *((name, c_void_p) for name in POINTERS_BACKWARD),
+        ("bits_stride", c_int64),
+        ("gradients", c_int32),
         ("batch", c_int32),
         ("paths", c_int32),
         *((name, c_void_p) for name in ("norms", "grad_input", "exponent_input")),
@@ -281,17 +283,20 @@ def check_backward(
 ) -> None:
     batch, routing = len(case["grad"]), case["routing"]
     paths = len(routing)
-    relu_bits = row_of_bits(case, facts)
+    # A part of longer rows; and of two gradients one is the other's negative, as another mantissa and exponent.
+    relu_bits = np.pad(row_of_bits(case, facts), [(0, 0), (0, 64)], constant_values=0x55)
+    grads, exponents = np.stack([case["grad"], -2 * case["grad"]]), np.stack([case["exponent"], case["exponent"] - 1])
+    starts = (np.arange(paths) % 2).astype(np.int32)
     for order in (np.arange(paths, dtype=np.int32), np.arange(paths, dtype=np.int32)[::-1].copy()):
         norms = np.zeros((paths, batch))
         grad_input = np.zeros((paths, *case["y0"].shape), np.float32)
         exponent_input, counter = np.zeros((paths, batch), np.int32), np.zeros(1, np.int32)
-        arrays = [program, packed, relu_bits, case["grad"], case["exponent"], routing, order, counter]
+        arrays = [program, packed, relu_bits, grads, exponents, starts, routing, order, counter]
         outputs = [norms, grad_input, exponent_input]
-        job = Backward(*map(pointer, arrays), batch, paths, *map(pointer, outputs))
+        job = Backward(*map(pointer, arrays), relu_bits.shape[1], 2, batch, paths, *map(pointer, outputs))
         finding = twin.twin_backward(byref(job)).decode()
         expect(not finding, f"backward: {finding}")
-        truth = case["gradients"]
+        truth = np.where(starts, -1, 1)[:, None, None, None, None] * case["gradients"]
         own = np.ldexp(grad_input.astype(float), exponent_input[:, :, None, None, None])
         size = np.linalg.norm(truth.reshape(paths, batch, -1), axis=2)
         error = np.linalg.norm((own - truth).reshape(paths, batch, -1), axis=2)

@@ -44,7 +44,8 @@ NUMBER = re.compile(r"(?<![\w.])(\d+)(?![\w.])")
 # are worth while; places of what a convolution does not have.
 SKIPPED = re.compile(
     r"^\s*(//|#|template|static_assert|using|PATHNET_UNROLL|PATHNET_NO_UNROLL)"
-    r"|refuse\(|invalid_argument|to_string|checksum|16777619|program_size\(|kMaxChannels|in_height \+ 8|pairs| : -1"
+    r"|refuse\(|invalid_argument|to_string|checksum|16777619|program_size\(|kMaxChannels|in_height \+ 8|pairs"
+    r"| : -1|bool bare"
 )
 COMPILER = ["g++", "-std=c++17", "-O2", "-w", "-shared", "-fPIC"]
 
