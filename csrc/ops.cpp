@@ -412,12 +412,16 @@ std::tuple<Tensor, Tensor> cuda_plan(const Tensor& blocks, const Tensor& units, 
   return {numbers, packed};
 }
 
-const cuda::Program& checked_program(const Tensor& program, bool backward) {
+const cuda::Program& checked_program(const Tensor& program) {
   check_dtype("program", program, ScalarType::Int);
   STD_TORCH_CHECK(program.is_cpu(), "program: expected a tensor on the CPU");
   STD_TORCH_CHECK(cuda::is_program(program.const_data_ptr<int32_t>(), program.numel()),
                   "program: expected what cuda_plan made, got other numbers");
-  const cuda::Program& checked = *reinterpret_cast<const cuda::Program*>(program.const_data_ptr<int32_t>());
+  return *reinterpret_cast<const cuda::Program*>(program.const_data_ptr<int32_t>());
+}
+
+const cuda::Program& checked_program(const Tensor& program, bool backward) {
+  const cuda::Program& checked = checked_program(program);
   STD_TORCH_CHECK((checked.backward != 0) == backward, "program: expected one for the walk ",
                   backward ? "back" : "forward", ", got the other");
   return checked;
@@ -500,6 +504,7 @@ BackwardTensors backward_tensors(const Tensor& grad, const Tensor& exponent, con
               int32_t(gradients),
               int32_t(batch),
               int32_t(paths),
+              nullptr,
               made.norms.mutable_data_ptr<double>(),
               wanted ? made.grad_input.mutable_data_ptr<float>() : nullptr,
               wanted ? made.exponent_input.mutable_data_ptr<int32_t>() : nullptr};
@@ -558,6 +563,7 @@ ForwardTensors forward_tensors(const Tensor& y0, const Tensor& routing, const Te
               int32_t(batch),
               int32_t(paths),
               made.scratch.mutable_data_ptr<float>(),
+              nullptr,
               made.output.mutable_data_ptr<float>(),
               record ? made.relu_bits.mutable_data_ptr<uint8_t>() : nullptr};
   return made;
@@ -573,6 +579,12 @@ std::tuple<Tensor, Tensor> cuda_routed_forward_twin(const Tensor& y0, const Tens
     STD_TORCH_CHECK(finding.empty(), "cuda_routed_forward: ", finding);
   }
   return {made.output, made.relu_bits};
+}
+
+// What shared memory a program asks for, and how it makes do with it.
+std::tuple<int64_t, int64_t, int64_t, int64_t> cuda_form(const Tensor& program_numbers) {
+  const cuda::Program& program = checked_program(program_numbers);
+  return {program.samples, program.most_windows(), program.most_slices(), program.shared_bytes};
 }
 
 // Bytes of a sample's row of ReLU bits.
@@ -606,6 +618,11 @@ Tensor cuda_unpack_bits(const Tensor& relu_bits, const Tensor& program_numbers, 
 }
 
 #ifdef PATHNET_CUDA
+// Memory for the images of so many thread blocks; empty where they lie in shared memory.
+Tensor images_scratch(const Tensor& like, const cuda::Program& program, int64_t blocks) {
+  return torch::stable::new_empty(like, {blocks, program.images_scratch()}, ScalarType::Byte);
+}
+
 std::tuple<Tensor, Tensor, Tensor> cuda_routed_backward(const Tensor& grad, const Tensor& exponent,
                                                         const Tensor& starts, const Tensor& routing,
                                                         const Tensor& order, const Tensor& program,
@@ -614,7 +631,14 @@ std::tuple<Tensor, Tensor, Tensor> cuda_routed_backward(const Tensor& grad, cons
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
   BackwardTensors made = backward_tensors(grad, exponent, starts, routing, order, program, device_program, weights,
                                           relu_bits, gradients);
-  const char* error = cuda::launch_routed_backward(made.job, checked_program(program, true), current_stream(grad));
+  const cuda::Program& checked = checked_program(program, true);
+  const int items = made.job.paths * cuda::ceil_div(made.job.batch, checked.samples);
+  int blocks = 0;
+  const char* error = cuda::routed_backward_blocks(checked, items, blocks);
+  STD_TORCH_CHECK(error == nullptr, "cuda_routed_backward: ", error);
+  Tensor images = images_scratch(grad, checked, blocks);
+  made.job.images = images.mutable_data_ptr<uint8_t>();
+  error = cuda::launch_routed_backward(made.job, checked, blocks, current_stream(grad));
   STD_TORCH_CHECK(error == nullptr, "cuda_routed_backward: the launch failed: ", error);
   return {made.norms, made.grad_input, made.exponent_input};
 }
@@ -631,8 +655,10 @@ std::tuple<Tensor, Tensor> cuda_routed_forward(const Tensor& y0, const Tensor& r
   };
   ForwardTensors made =
       forward_tensors(y0, routing, order, program, device_program, weights, affine, record, resident);
-  const char* error = cuda::launch_routed_forward(made.job, checked_program(program, false),
-                                                  int(made.scratch.size(0)), current_stream(y0));
+  const cuda::Program& checked = checked_program(program, false);
+  Tensor images = images_scratch(y0, checked, made.scratch.size(0));
+  made.job.images = images.mutable_data_ptr<uint8_t>();
+  const char* error = cuda::launch_routed_forward(made.job, checked, int(made.scratch.size(0)), current_stream(y0));
   STD_TORCH_CHECK(error == nullptr, "cuda_routed_forward: the launch failed: ", error);
   return {made.output, made.relu_bits};
 }
@@ -667,6 +693,7 @@ STABLE_TORCH_LIBRARY(pathnet, m) {
   m.def(
       "cuda_plan(Tensor blocks, Tensor units, Tensor weights, Tensor scales, bool backward, int parts, "
       "int shared_bytes) -> (Tensor, Tensor)");
+  m.def("cuda_form(Tensor program) -> (int, int, int, int)");
   m.def("cuda_bits_bytes(Tensor program) -> int");
   m.def("cuda_unpack_bits(Tensor relu_bits, Tensor program, int block, int unit) -> Tensor");
   m.def(
@@ -687,6 +714,7 @@ STABLE_TORCH_LIBRARY_IMPL(pathnet, CPU, m) {
   m.impl("batch_sums_by_length", TORCH_BOX(&pathnet::batch_walk<true>));
   m.impl("batch_forward", TORCH_BOX(&pathnet::batch_forward));
   m.impl("cuda_plan", TORCH_BOX(&pathnet::cuda_plan));
+  m.impl("cuda_form", TORCH_BOX(&pathnet::cuda_form));
   m.impl("cuda_bits_bytes", TORCH_BOX(&pathnet::cuda_bits_bytes));
   m.impl("cuda_unpack_bits", TORCH_BOX(&pathnet::cuda_unpack_bits));
   m.impl("cuda_routed_backward", TORCH_BOX(&pathnet::cuda_routed_backward_twin));

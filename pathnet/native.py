@@ -15,7 +15,7 @@ import importlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,12 +23,14 @@ from torch import Tensor
 __all__ = [
     "LOADED",
     "WHY_NOT",
+    "CudaForm",
     "batch_backward",
     "batch_forward",
     "batch_sums_by_length",
     "build_facts",
     "cpu_pack",
     "cuda_bits_bytes",
+    "cuda_form",
     "cuda_plan",
     "cuda_routed_backward",
     "cuda_routed_forward",
@@ -359,6 +361,27 @@ def cuda_plan(
     """
     program, packed = torch.ops.pathnet.cuda_plan(blocks, units, weights, scales, backward, parts, shared_bytes)
     return program, packed
+
+
+class CudaForm(NamedTuple):
+    """How a whole-path kernel makes do with the shared memory of a thread block.
+
+    Attributes:
+        samples: of a thread block, which share every copy of the weights.
+        windows: through which a convolution sees an image, at most; 0 where images are resident in shared memory.
+        slices: in which the weights of sixteen channels are copied, at most.
+        shared_bytes: of a thread block.
+    """
+
+    samples: int
+    windows: int
+    slices: int
+    shared_bytes: int
+
+
+def cuda_form(program: Tensor) -> CudaForm:
+    """Return the form of a program of `cuda_plan`."""
+    return CudaForm(*torch.ops.pathnet.cuda_form(program))
 
 
 def cuda_bits_bytes(program: Tensor) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ class Twin(CudaEngine):
         return None
 
     def unsupported(self, net: ResidualNet, bn: Any, precision: Any, y0_shape: Sequence[int], device: Any) -> Any:
-        return unsupported_form(net, bn) or cuda.refusal(net, y0_shape, precision)
+        return unsupported_form(net, bn) or cuda.refusal(net, y0_shape, precision, self.shared_bytes(device))
 
 
 @pytest.fixture(autouse=True)
@@ -48,17 +49,40 @@ def twin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "ENGINES", (Twin(), *engines.ENGINES))
 
 
+GPUS = {"99 KB": 101376, "163 KB": 166912, "227 KB": 232448}
+"""Shared memory of a thread block, in bytes: of RTX 30, 40 and 50, L4, L40S; of an A100; of H100, H200, B200."""
+
+FEW = 57344
+"""Bytes that every network here gets along with: less than any GPU has, so that small images take windows too."""
+
+
+@pytest.fixture
+def shared_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """What the twin imitates; by parameter."""
+    monkeypatch.setattr(Twin, "twin_shared_bytes", request.param)
+    return int(request.param)
+
+
+of_a_gpu = pytest.mark.parametrize("shared_bytes", GPUS.values(), ids=GPUS, indirect=True)
+
+
+def taking_turns(seeds: int) -> pytest.MarkDecorator:
+    """Every seed with few bytes, and with those of one GPU after the other."""
+    cases = [(seed, FEW) for seed in range(seeds)] + [(seed, list(GPUS.values())[seed % 3]) for seed in range(seeds)]
+    return pytest.mark.parametrize(("seed", "shared_bytes"), cases, indirect=["shared_bytes"])
+
+
 @pytest.mark.parametrize("precision", TOLERANCES)
-@pytest.mark.parametrize("seed", range(28))
-def test_walks_of_random_networks(seed: int, precision: Any) -> None:
+@taking_turns(24)
+def test_walks_of_random_networks(seed: int, shared_bytes: int, precision: Any) -> None:
     # The norm of a handful of pixels averages no bfloat16 roundings.
     net, images, labels = random_basic_net(seed, smallest=1 if precision == "float32" else 6)
     tape = pathnet.record(net, images, labels, engine="twin", precision=precision)
     check(tape, random_routings(net.n, seed), precision)
 
 
-@pytest.mark.parametrize("seed", range(28))
-def test_forward_passes_of_random_networks(seed: int) -> None:
+@taking_turns(18)
+def test_forward_passes_of_random_networks(seed: int, shared_bytes: int) -> None:
     """The recording one with its ReLU bits, and routed ones, against float64."""
     net, images, labels = random_basic_net(seed)
     recorder = pathnet.Recorder(net, engine="twin")
@@ -85,8 +109,8 @@ def test_forward_passes_of_random_networks(seed: int) -> None:
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
-@pytest.mark.parametrize("seed", range(8))
-def test_sums_by_length_are_those_of_every_path(seed: int, precision: Any) -> None:
+@taking_turns(6)
+def test_sums_by_length_are_those_of_every_path(seed: int, shared_bytes: int, precision: Any) -> None:
     net, images, labels = random_basic_net(seed, smallest=6)
     tape = pathnet.record(net, images, labels, engine="twin", precision=precision)
     check_sums(tape, torch.ones(net.n, 2), precision)
@@ -98,13 +122,14 @@ def keep(values: list[Tensor]) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
-def test_the_110_layer_network(precision: Any) -> None:
-    """In float32 a sample a thread block, in bfloat16 two, the last with one."""
-    case = Case("resnet-110", 110, width=16, side=32, batch=2 if precision == "float32" else 3)
+@pytest.mark.parametrize(("depth", "shared_bytes"), list(zip((20, 20, 110), GPUS.values(), strict=True)), ids=GPUS, indirect=["shared_bytes"])
+def test_the_papers_networks(depth: int, shared_bytes: int, precision: Any) -> None:
+    """With 227 KB in float32 a sample a thread block, in bfloat16 two, the last with one."""
+    case = Case(f"resnet-{depth}", depth, width=16, side=32, batch=2 if precision == "float32" else 3)
     net, (images, labels) = case.net(), case.images()
     tape = pathnet.record(net, images, labels, engine="twin", precision=precision)
     assert relative_error(tape.output, in_float64(net, "running")(images.double()).detach()) < FORWARD
-    codes = torch.cat([pathnet.paths.sample(54, length, 1) for length in (0, 17, 54)])
+    codes = torch.cat([pathnet.paths.sample(tape.n, length, 1) for length in (0, tape.n // 3, tape.n)])
     norms, expected = map(scaling.combine, check(tape, pathnet.paths.routing(codes), precision))
     torch.testing.assert_close(norms, expected, rtol=TOLERANCES[precision][0], atol=0)
 
@@ -190,8 +215,9 @@ def test_what_a_post_activation_module_shrinks_beyond_float32_is_kept(precision:
 
 
 @pytest.mark.parametrize("width", [16, 32, 48, 64])
+@pytest.mark.parametrize("shared_bytes", [FEW, 101376], indirect=True)
 @pytest.mark.parametrize("precision", TOLERANCES)
-def test_every_width(width: int, precision: Any) -> None:
+def test_every_width(width: int, shared_bytes: int, precision: Any) -> None:
     """A stage of one width, at a side with whole and broken strips; many samples a thread block."""
     torch.manual_seed(width)
     blocks = [PreactBlock(width, (3, 3), (width, width), 1, "projection") for _ in range(2)]
@@ -203,8 +229,47 @@ def test_every_width(width: int, precision: Any) -> None:
         check(tape, torch.randn(2, 2, 2), precision)
 
 
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize(("height", "width", "batch"), [(37, 9, 1), (18, 21, 3)])
+def test_every_number_of_windows(
+    height: int, width: int, batch: int, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the least shared memory that serves to where images are resident: windows end within images, at both kinds
+    of skip and both strides; thread blocks own one sample or several, the last of them fewer."""
+    torch.manual_seed(height)
+    sides = ((16, 16, 1, "pad"), (16, 24, 2, "projection"), (24, 24, 1, "pad"), (24, 40, 2, "pad"))
+    blocks = [PreactBlock(i, (3, 3), (o, o), stride, skip) for i, o, stride, skip in sides]  # type: ignore[arg-type]
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(40, 5))
+    net = shaken(ResidualNet(nn.Conv2d(3, 16, 3, padding=1), blocks, head)).eval()
+    images, labels = torch.randn(batch, 3, height, width), torch.arange(batch)
+    exact, routing = in_float64(net, "running"), random_routings(4, height)
+    expected = exact(images.double()).detach()
+    forms: list[set[native.CudaForm]] = [set(), set()]
+    for shared_bytes in range(14 << 10, 160 << 10, 3 << 10):
+        monkeypatch.setattr(Twin, "twin_shared_bytes", shared_bytes)
+        if cuda.refusal(net, (16, height, width), precision, shared_bytes):
+            continue
+        network = Twin().prepare(net, "running", precision, (16, height, width))
+        walks = network.backward, network.forward
+        new = False
+        for seen, walk in zip(forms, walks, strict=True):
+            form = native.cuda_form(walk.program)._replace(shared_bytes=0)
+            new |= form not in seen
+            seen.add(form)
+        if not new:
+            continue
+        tape = pathnet.record(net, images, labels, engine="twin", precision=precision)
+        assert relative_error(tape.output, expected) < FORWARD
+        check(tape, routing, precision)
+    for seen in forms:
+        assert {form.windows for form in seen} >= {0, 2, 3}
+        assert {form.slices for form in seen} == ({1, 3, 9} if precision == "float32" or seen is forms[1] else {1, 3})
+    assert any(form.samples > 1 and form.windows > 1 for form in forms[0])
+
+
 @pytest.mark.parametrize("shortcut", ["projection", "pad"])
-def test_every_path_against_the_detach_loop(shortcut: str) -> None:
+@pytest.mark.parametrize("shared_bytes", [FEW, 232448], indirect=True)
+def test_every_path_against_the_detach_loop(shared_bytes: int, shortcut: str) -> None:
     """Judged on the float64 network's own bits: so few ReLUs that rounding flips none of them here."""
     case = Case("six", 14, width=8, side=8, batch=2, shortcut=shortcut)
     net, (images, labels) = case.net(), case.images()
@@ -354,7 +419,7 @@ def test_opcheck() -> None:
     ops = torch.ops.pathnet
     net = SMALL.net()
     own = tables(net, "running", (16, 6, 6))
-    plan = (own.blocks, own.units, own.weights, own.scales, True, 1, cuda.H100_SHARED_BYTES)
+    plan = (own.blocks, own.units, own.weights, own.scales, True, 1, GPUS["227 KB"])
     torch.library.opcheck(ops.cuda_plan.default, plan)
     for given in (arguments(), arguments("bfloat16", gradients=False)):
         torch.library.opcheck(ops.cuda_routed_backward.default, tuple(given.values()))
@@ -522,9 +587,9 @@ def test_a_program_serves_its_own_direction_only() -> None:
 # What the kernels serve
 
 
-def refused(net: ResidualNet, side: int) -> str | None:
+def refused(net: ResidualNet, side: int, shared_bytes: int = 101376) -> str | None:
     channels = net.stem_weight().shape[0]
-    return cuda.refusal(net, (channels, side, side), "bfloat16")
+    return cuda.refusal(net, (channels, side, side), "bfloat16", shared_bytes)
 
 
 def test_what_the_kernels_have_no_form_for_is_named() -> None:
@@ -538,13 +603,14 @@ def test_what_the_kernels_have_no_form_for_is_named() -> None:
     assert refused(models.preact_resnet(20, block="bottleneck"), 32) == (
         "block 1 is not a basic block (two convolutions)"
     )
-    message = refused(models.preact_resnet(20), 48)
+    assert refused(models.preact_resnet(20), 96) is None
+    message = refused(models.preact_resnet(20), 32, 20480)
     assert message and re.fullmatch(
-        r"the network's images need \d+ bytes of shared memory, and a thread block has 232448", message
+        r"a window of the network's images needs \d+ bytes of shared memory, and a thread block has 20480", message
     )
     wide = ResidualNet(nn.Conv2d(3, 64, 3), [PreactBlock(64, (3, 3), (64, 64), 1, "pad")], nn.Flatten())
-    assert "bytes of shared memory" in str(refused(wide, 32))
-    assert refused(wide, 16382) == "block 1 has images too large for 232448 bytes of shared memory"
+    assert refused(wide, 32) is None
+    assert refused(wide, 16382) == "block 1 has images of more than 65536 pixels with their borders"
     uneven = ResidualNet(nn.Conv2d(3, 16, 3), [PreactBlock(16, (3, 3), (40, 16), 1, "pad")], nn.Flatten())
     assert refused(uneven, 8) == "block 1 has convolutions of different widths"
     kernels = ResidualNet(nn.Conv2d(3, 16, 3), [PreactBlock(16, (5, 3), (16, 16), 1, "pad")], nn.Flatten())
@@ -553,7 +619,7 @@ def test_what_the_kernels_have_no_form_for_is_named() -> None:
 
 def test_units_without_relu_but_the_networks_first_are_the_cpu_engines_alone() -> None:
     own = tables(pathnet.models.preact_resnet(8), "running", (16, 8, 8))
-    given = own.weights, own.scales, True, 1, cuda.H100_SHARED_BYTES
+    given = own.weights, own.scales, True, 1, GPUS["227 KB"]
     native.cuda_plan(own.blocks, own.units, *given)
     for unit, block in ((1, 1), (2, 2)):
         units = own.units.clone()
@@ -562,13 +628,24 @@ def test_units_without_relu_but_the_networks_first_are_the_cpu_engines_alone() -
             native.cuda_plan(own.blocks, units, *given)
 
 
-def test_the_papers_network_shares_weights_between_samples_and_fits() -> None:
-    net = pathnet.models.preact_resnet(110)
-    for precision, samples in (("bfloat16", 2), ("float32", 1)):
-        network = CudaEngine().prepare(net, "running", precision, (16, 32, 32))  # type: ignore[arg-type]
-        assert network.backward.program[2] == samples
-        assert network.backward.program[9] <= cuda.H100_SHARED_BYTES
-        assert network.forward.program[9] <= cuda.H100_SHARED_BYTES
+FORMS = {
+    ("99 KB", "bfloat16"): ((1, 0, 3), (1, 1, 3)),
+    ("99 KB", "float32"): ((1, 1, 3), (1, 1, 3)),
+    ("163 KB", "bfloat16"): ((1, 0, 1), (1, 0, 9)),
+    ("163 KB", "float32"): ((1, 0, 9), (1, 0, 9)),
+    ("227 KB", "bfloat16"): ((2, 0, 1), (1, 0, 1)),
+    ("227 KB", "float32"): ((1, 0, 1), (1, 0, 1)),
+}
+"""Of the walks back and forward of the paper's network: samples, windows, slices."""
+
+
+@pytest.mark.parametrize(("gpu", "precision"), FORMS)
+def test_the_papers_network_fits_every_gpu(gpu: str, precision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CudaEngine, "twin_shared_bytes", GPUS[gpu])
+    network = CudaEngine().prepare(pathnet.models.preact_resnet(110), "running", precision, (16, 32, 32))
+    forms = [native.cuda_form(walk.program) for walk in (network.backward, network.forward)]
+    assert tuple(form[:3] for form in forms) == FORMS[gpu, precision]
+    assert all(form.shared_bytes <= GPUS[gpu] for form in forms)
 
 
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (9, 0)) -> None:
@@ -576,7 +653,17 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (9, 
     monkeypatch.setattr(engines, "ENGINES", (CudaEngine(), ReferenceEngine()))
     monkeypatch.setattr(CudaEngine, "unavailable", lambda self: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    properties = SimpleNamespace(shared_memory_per_block_optin=GPUS["227 KB"])
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+
+
+def test_a_torch_that_tells_no_shared_memory_gets_what_every_gpu_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_gpu(monkeypatch)
+    device = torch.device("cuda")
+    assert CudaEngine().shared_bytes(device) == GPUS["227 KB"]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace())
+    assert CudaEngine().shared_bytes(device) == GPUS["99 KB"]
 
 
 def choose(name: str = "auto", bn: Any = "running", precision: Any = "float32") -> str:

@@ -30,11 +30,17 @@ class DeviceExec {
     uint32_t of[2];
   };
 
-  __device__ __forceinline__ DeviceExec() : shared_(uint32_t(__cvta_generic_to_shared(shared_memory))) {}
+  // `images` of all thread blocks, and the bytes of each.
+  __device__ __forceinline__ DeviceExec(uint8_t* images, int images_bytes)
+      : shared_(uint32_t(__cvta_generic_to_shared(shared_memory))),
+        images_(images),
+        first_image_(int(blockIdx.x) * images_bytes) {}
 
   __device__ __forceinline__ int block() const { return blockIdx.x; }
   __device__ __forceinline__ int take(int32_t* counter) const { return atomicAdd(counter, 1); }
   __device__ __forceinline__ void barrier() const { __syncthreads(); }
+
+  static __device__ __forceinline__ void hide(int32_t& value) { asm volatile("" : "+r"(value)); }
 
   // The thread's numbers are hidden from the compiler at every use: what it would work out of them once, for all
   // forms of all loops, would take more registers than there are.
@@ -95,6 +101,18 @@ class DeviceExec {
     for (int i = hidden_thread() * kUnitBytes; i < bytes; i += kThreads * kUnitBytes) {
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_ + byte + i), "l"(from + i) : "memory");
     }
+  }
+  __device__ __forceinline__ void copy_image_async(int byte, int from, int bytes) const {
+    copy_async(byte, images_ + (first_image_ + from), bytes);
+  }
+  __device__ __forceinline__ uint32_t load_image(int byte) const {
+    return *reinterpret_cast<const uint32_t*>(images_ + (first_image_ + byte));
+  }
+  __device__ __forceinline__ void store_image(int byte, uint32_t value) const {
+    *reinterpret_cast<uint32_t*>(images_ + (first_image_ + byte)) = value;
+  }
+  __device__ __forceinline__ void clear_image_unit(int byte) const {
+    *reinterpret_cast<uint4*>(images_ + (first_image_ + byte)) = make_uint4(0, 0, 0, 0);
   }
   __device__ __forceinline__ void commit_copies() const { asm volatile("cp.async.commit_group;" ::: "memory"); }
   template <int pending>
@@ -161,11 +179,13 @@ class DeviceExec {
  private:
   static __device__ __forceinline__ int hidden_thread() {
     int thread = int(threadIdx.x);
-    asm volatile("" : "+r"(thread));
+    hide(thread);
     return thread;
   }
 
   uint32_t shared_;
+  uint8_t* images_;  // a kernel's argument, for which no register is needed,
+  int first_image_;  // and the byte where this thread block's begin
   int lane_ = 0;
 };
 

@@ -4,6 +4,7 @@
 // A body is block-level code. Control flow outside `warps` and `threads` is uniform over the block.
 //   warps(f)            f(warp) by every warp; inside it lanes(g): g(lane) by every lane
 //   threads(f)          f(thread) by every thread
+//   hide(number)        the compiler is to know nothing of the number
 //   barrier()           orders shared and global memory over the block
 //   PerWarp<T>, PerLane<T>   registers: a value for every warp, or lane of a warp, indexed by its number
 //   load<T>, store<T>   shared memory by byte
@@ -11,7 +12,9 @@
 //   load_scratch<T>, store_scratch   the thread block's part of a scratch in global memory
 //   raise(byte, values) shared word = max(word, bits of all lanes' values, which are not negative)
 //   sum(values)         over the lanes of a warp, in a fixed order
-//   copy_async, commit_copies, wait_copies<pending>   groups of copies from global to shared memory
+//   load_image, store_image, clear_image_unit         the thread block's images in global memory by byte, words of 4
+//   copy_async, copy_image_async, commit_copies, wait_copies<pending>
+//                       groups of copies to shared memory, from weights by address or from the images by byte
 //   load_source, load_weights, multiply               ldmatrix.x4, two tiles' B registers, mma.m16n8k16
 #pragma once
 

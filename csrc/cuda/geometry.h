@@ -1,11 +1,11 @@
 // Where everything lies: the index arithmetic of the whole-path kernels. It compiles for the host too, where the
 // kernels' twin and its tests run it; nothing here knows threads or memory.
 //
-// An image (the gradient, the intermediate, an operand) lies in shared memory pixel by pixel with a border of one
-// zero pixel, so that no tap of a 3x3 convolution needs a bounds test. The channels of a pixel are 16-byte units of
-// eight bf16; the units of neighbouring pixels are exchanged (swizzled) so that eight neighbouring pixels' units of
-// one channel group lie in eight different groups of banks: every ldmatrix and every store of results is
-// conflict-free.
+// An image (the gradient, the intermediate, an operand) lies in memory (shared, or a thread block's part of a scratch
+// in global memory, whose rows are copied to shared memory as they lie) pixel by pixel with a border of one zero
+// pixel, so that no tap of a 3x3 convolution needs a bounds test. The channels of a pixel are 16-byte units of eight
+// bf16; the units of neighbouring pixels are exchanged (swizzled) so that eight neighbouring pixels' units of one
+// channel group lie in eight different groups of banks: every ldmatrix and every store of results is conflict-free.
 //
 // A convolution is cut into strips, eight pixels wide and strip_rows() high. A warp computes two strips at a time,
 // eight pixels of each being the sixteen rows of an m16n8k16 product, so that any side serves.
@@ -40,7 +40,7 @@ struct Divider {
 
 PATHNET_HOST_DEVICE Divider divider(int divisor) { return {divisor, ((1 << 20) + divisor - 1) / divisor}; }
 
-// An image in shared memory. Channels are a multiple of 16; those that the network lacks hold zeros.
+// An image in memory. Channels are a multiple of 16; those that the network lacks hold zeros.
 struct Image {
   int32_t channels, height, width;
 
@@ -148,19 +148,25 @@ PATHNET_HOST_DEVICE Axis backward_axis(int kernel, int stride, int parity) {
 }
 
 // One class of a convolution's target positions, as a grid of strips; a warp takes a unit, a pair of strips and a
-// group of column tiles, at a time.
+// group of column tiles, at a time. Where images do not stay in shared memory the grid is computed a window at a
+// time: so many lines of strips that the rows of the source which they read fit.
 struct Pass {
   Axis vertical, horizontal;
   int32_t height, width;  // of the grid
-  Divider strips;         // of a sample
-  Divider across;         // strips in a row of strips
-  Divider groups;         // of column tiles
+  int32_t read_height;    // of the grid: the rows whose source is read, those of whole strips by a dense product
+  int32_t all_strips;     // of a sample
+  int32_t windows;
+  Divider strips;  // of a sample in a window; the last window may have fewer
+  Divider across;  // strips in a line of strips
+  Divider groups;  // of column tiles
 
   PATHNET_HOST_DEVICE int units(int samples) const { return (samples * strips.divisor + 1) / 2 * groups.divisor; }
+  PATHNET_HOST_DEVICE int window_lines() const { return across.quotient(strips.divisor); }
+  PATHNET_HOST_DEVICE int lines() const { return across.quotient(all_strips); }
 };
 
 PATHNET_HOST_DEVICE Pass make_pass(const Image& target, const Axis& vertical, const Axis& horizontal,
-                                   int column_tiles) {
+                                   int column_tiles, bool dense) {
   const auto size = [](int of, const Axis& axis) {
     return (of - axis.parity + axis.target_step - 1) / axis.target_step;
   };
@@ -169,10 +175,34 @@ PATHNET_HOST_DEVICE Pass make_pass(const Image& target, const Axis& vertical, co
           horizontal,
           grid.height,
           grid.width,
+          dense ? ceil_div(grid.height, grid.strip_rows()) * grid.strip_rows() : grid.height,
+          grid.strips(),
+          1,
           divider(grid.strips()),
           divider(grid.strips_across()),
           divider(target.tiles() / column_tiles)};
 }
+
+// The same pass, so many lines of strips at a time.
+PATHNET_HOST_DEVICE Pass in_windows(Pass pass, int lines) {
+  pass.windows = ceil_div(pass.lines(), lines);
+  pass.strips = divider(lines * pass.across.divisor);
+  return pass;
+}
+
+// What one window holds of a source: whole rows with their border, as they lie in the image. It begins at a multiple
+// of eight pixels, after which the swizzle repeats.
+struct Window {
+  int first, pixels;
+
+  PATHNET_HOST_DEVICE Window(const Image& source, const Pass& pass, int strip_rows, int window) {
+    const int from = window * pass.window_lines() * strip_rows, all = from + pass.window_lines() * strip_rows;
+    const int to = all < pass.read_height ? all : pass.read_height;
+    const Axis& axis = pass.vertical;
+    first = source.pixel(from * axis.source_step + axis.offset(0) + 1, 0) / 8 * 8;
+    pixels = source.pixel((to - 1) * axis.source_step + axis.offset(axis.taps - 1) + 2, 0) - first;
+  }
+};
 
 // One strip of a unit's pair: the first (half 0) or the second.
 struct Strip {
@@ -180,15 +210,21 @@ struct Strip {
   bool there;
 
   Strip() = default;
-  PATHNET_HOST_DEVICE Strip(const Pass& pass, int rows, int samples, int unit, int half) {
+  PATHNET_HOST_DEVICE Strip(const Pass& pass, int rows, int samples, int window, int unit, int half) {
     const int number = pass.groups.quotient(unit) * 2 + half;
+    const int before = window * pass.strips.divisor;  // strips of a sample in earlier windows
     there = number < samples * pass.strips.divisor;
-    const int own = there ? number : 0;
-    sample = pass.strips.quotient(own);
-    index = own - sample * pass.strips.divisor;
-    const int line = pass.across.quotient(index);
-    y = line * rows;
+    sample = pass.strips.quotient(there ? number : 0);
+    index = (there ? number : 0) - sample * pass.strips.divisor;
+    // The last window may end early; the first is whole.
+    if (window > 0 && before + index >= pass.all_strips) {
+      there = false;
+      index = 0;
+    }
+    const int line = pass.across.quotient(index), first_line = window > 0 ? window * pass.window_lines() : 0;
+    y = (first_line + line) * rows;
     x = (index - line * pass.across.divisor) * kStripWidth;
+    index += before;
   }
 };
 

@@ -6,20 +6,32 @@
 
 namespace pathnet::cuda {
 
-std::string run_routed_backward(const PathBackward& job) {
-  HostExec exec(job.program->shared_bytes);
-  if (job.program->parts == 1) {
-    RoutedBackward<HostExec, 1>(exec, job).run();
-  } else {
-    RoutedBackward<HostExec, 2>(exec, job).run();
-  }
+namespace {
+
+template <class Walk, class Job>
+std::string run(HostExec exec, const Job& job) {
+  Walk(exec, job).run();
   return exec.finding();
 }
 
+}  // namespace
+
+std::string run_routed_backward(const PathBackward& job) {
+  const Program& program = *job.program;
+  const HostExec exec(program.shared_bytes, program.images_scratch());
+  if (program.windowed) {
+    return program.parts == 1 ? run<RoutedBackward<HostExec, 1, true>>(exec, job)
+                              : run<RoutedBackward<HostExec, 2, true>>(exec, job);
+  }
+  return program.parts == 1 ? run<RoutedBackward<HostExec, 1, false>>(exec, job)
+                            : run<RoutedBackward<HostExec, 2, false>>(exec, job);
+}
+
 std::string run_routed_forward(const PathForward& job) {
-  HostExec exec(job.program->shared_bytes, job.scratch, job.program->scratch_size);
-  RoutedForward<HostExec>(exec, job).run();
-  return exec.finding();
+  const Program& program = *job.program;
+  const HostExec exec(program.shared_bytes, program.images_scratch(), job.scratch, program.scratch_size);
+  return program.windowed ? run<RoutedForward<HostExec, true>>(exec, job)
+                          : run<RoutedForward<HostExec, false>>(exec, job);
 }
 
 }  // namespace pathnet::cuda

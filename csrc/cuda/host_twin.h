@@ -1,9 +1,9 @@
 // The execution policy on the host: the kernels' own bodies in plain loops, for machines without a GPU. Tensor-core
 // fragments are laid out as PTX defines them for ldmatrix.x4 and mma.m16n8k16.
 //
-// It also watches shared memory, and the scratch in global memory, as a sanitizer would: an access out of bounds, a
-// read of what was never written or is still being copied, and two warps that touch a word between two barriers, one
-// of them writing.
+// It also watches shared memory, and scratch and images in global memory, as a sanitizer would: an access out of
+// bounds, a read of what was never written or is still being copied, a write to what is being copied from, and two
+// warps that touch a word between two barriers, one of them writing.
 #pragma once
 
 #include <algorithm>
@@ -40,6 +40,8 @@ class WatchedMemory {
       const bool others_read = word.reader != kNobody && word.reader != warp;
       if (!word.copied) {
         wrong = writes ? "write over a running copy" : "read of a running copy";
+      } else if (writes && word.copies > 0) {
+        wrong = "write to what is being copied";
       } else if (!writes && !word.written) {
         wrong = "read of what was never written";
       } else if (others_wrote || (writes && others_read)) {
@@ -72,6 +74,19 @@ class WatchedMemory {
       words_[w].copied = true;
     }
   }
+  // The same of a copy's source: from now on nobody may write it, and after the copy only behind a barrier.
+  void lend(int64_t byte, size_t bytes) {
+    for (size_t w = size_t(byte) / 4; w < (size_t(byte) + bytes) / 4; ++w) ++words_[w].copies;
+  }
+  void take_back(int64_t byte, size_t bytes, int64_t epoch) {
+    for (size_t w = size_t(byte) / 4; w < (size_t(byte) + bytes) / 4; ++w) {
+      Word& word = words_[w];
+      if (word.epoch != epoch) word.writer = kNobody;
+      word.epoch = epoch;
+      word.reader = kSeveral;
+      --word.copies;
+    }
+  }
   // What is in it is nobody's to read any more.
   void forget() {
     for (Word& word : words_) word.written = false;
@@ -84,6 +99,7 @@ class WatchedMemory {
     int64_t epoch = -1;
     int reader = kNobody, writer = kNobody;
     bool written = false, copied = true;
+    int copies = 0;  // that read it
   };
 
   const char* name_;
@@ -112,18 +128,22 @@ class HostExec {
   };
 
   // `scratch`: what load_scratch and store_scratch may reach, `scratch_size` elements.
-  explicit HostExec(int shared_bytes, const float* scratch = nullptr, int64_t scratch_size = 0)
+  HostExec(int shared_bytes, int64_t images_bytes, const float* scratch = nullptr, int64_t scratch_size = 0)
       : memory_(size_t(shared_bytes), 0xff),
         shared_("shared memory", size_t(shared_bytes)),
+        images_memory_(size_t(images_bytes), 0xff),
+        images_("the images", size_t(images_bytes)),
         scratch_begin_(scratch),
         scratch_("the scratch", size_t(scratch_size) * sizeof(float)) {}
 
   const std::string& finding() const { return finding_; }
 
+  static void hide(int32_t&) {}
   int block() const { return 0; }
   // A new item finds what the last one left, but must not read it.
   int take(int32_t* counter) {
     shared_.forget();
+    images_.forget();
     scratch_.forget();
     return (*counter)++;
   }
@@ -170,6 +190,18 @@ class HostExec {
     if (touch(byte, kUnitBytes, true)) std::memset(memory_.data() + byte, 0, kUnitBytes);
   }
 
+  uint32_t load_image(int byte) {
+    uint32_t value = 0;
+    if (touch_image(byte, sizeof(value), false)) std::memcpy(&value, images_memory_.data() + byte, sizeof(value));
+    return value;
+  }
+  void store_image(int byte, uint32_t value) {
+    if (touch_image(byte, sizeof(value), true)) std::memcpy(images_memory_.data() + byte, &value, sizeof(value));
+  }
+  void clear_image_unit(int byte) {
+    if (touch_image(byte, kUnitBytes, true)) std::memset(images_memory_.data() + byte, 0, kUnitBytes);
+  }
+
   template <class T>
   T load_scratch(const float* from) {
     T value{};
@@ -201,14 +233,18 @@ class HostExec {
   }
 
   void copy_async(int byte, const uint8_t* from, int bytes) {
+    if (reinterpret_cast<uintptr_t>(from) % kUnitBytes != 0) report("copy from a misaligned address", shared_, byte);
+    if (begin_copy(byte, bytes)) open_.push_back({byte, bytes, from, -1});
+  }
+  void copy_image_async(int byte, int from, int bytes) {
+    if (!begin_copy(byte, bytes)) return;
     for (int i = 0; i < bytes; i += kUnitBytes) {
-      warp_ = i / kUnitBytes % kThreads / kWarpSize;
-      if (!touch(byte + i, kUnitBytes, true)) break;
-      std::memset(memory_.data() + byte + i, 0xff, kUnitBytes);
-      shared_.copy(byte + i, kUnitBytes);
+      warp_ = copying_warp(i);
+      if (!touch_image(from + i, kUnitBytes, false)) return;
     }
     warp_ = kWholeBlock;
-    open_.push_back({byte, from, bytes});
+    images_.lend(from, size_t(bytes));
+    open_.push_back({byte, bytes, images_memory_.data() + from, from});
   }
   void commit_copies() {
     groups_.push_back(open_);
@@ -320,12 +356,18 @@ class HostExec {
   }
 
   struct Copy {
-    int byte;
+    int byte, bytes;
     const uint8_t* from;
-    int bytes;
+    int image;  // byte of the images that it is, or -1 for weights
   };
 
   bool touch(int byte, size_t bytes, bool writes) { return judge(shared_, byte, bytes, writes); }
+
+  // Units as a GPU reads and writes them: aligned to their size.
+  bool touch_image(int byte, size_t bytes, bool writes) {
+    if (byte % int(bytes) != 0) report("misaligned access", images_, byte);
+    return judge(images_, byte, bytes, writes);
+  }
 
   bool touch_scratch(const float* at, size_t bytes, bool writes) {
     return judge(scratch_, (at - scratch_begin_) * int64_t(sizeof(float)), bytes, writes);
@@ -338,9 +380,25 @@ class HostExec {
     return memory.holds(byte, bytes);
   }
 
+  static int copying_warp(int offset) { return offset / kUnitBytes % kThreads / kWarpSize; }
+
+  // Whether a copy has room.
+  bool begin_copy(int byte, int bytes) {
+    if (byte % kUnitBytes != 0 || bytes % kUnitBytes != 0) report("misaligned copy", shared_, byte);
+    for (int i = 0; i < bytes; i += kUnitBytes) {
+      warp_ = copying_warp(i);
+      if (!touch(byte + i, kUnitBytes, true)) return false;
+      std::memset(memory_.data() + byte + i, 0xff, kUnitBytes);
+      shared_.copy(byte + i, kUnitBytes);
+    }
+    warp_ = kWholeBlock;
+    return true;
+  }
+
   void arrive(const Copy& copy) {
     std::memcpy(memory_.data() + copy.byte, copy.from, size_t(copy.bytes));
     shared_.arrive(copy.byte, size_t(copy.bytes), epoch_);
+    if (copy.image >= 0) images_.take_back(copy.image, size_t(copy.bytes), epoch_);
   }
 
   void report(const char* what, const WatchedMemory& memory, int64_t byte) {
@@ -349,6 +407,8 @@ class HostExec {
 
   std::vector<uint8_t> memory_;
   WatchedMemory shared_;
+  std::vector<uint8_t> images_memory_;
+  WatchedMemory images_;
   const float* scratch_begin_;
   WatchedMemory scratch_;
   std::vector<Copy> open_;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 
 #include "device.cuh"
 
@@ -25,6 +26,8 @@ const char* resident_blocks(Kernel kernel, const Program& program, int items, in
   }
   if (each == 0) return "a thread block needs more shared memory than the device has";
   blocks = std::min(items, processors * each);
+  // Where a thread block's images begin is a number of 32 bits.
+  if (program.windowed) blocks = std::min(blocks, INT32_MAX / program.images_bytes);
   return nullptr;
 }
 

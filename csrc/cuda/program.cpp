@@ -20,13 +20,17 @@ Image padded(int64_t channels, int64_t height, int64_t width) {
   return {int32_t(round_up(channels, kReduced)), int32_t(height), int32_t(width)};
 }
 
-void check_form(const Plan& plan, int64_t index, int shared_bytes) {
+// Pixels of an image with its border, so that bytes and elements of all thread blocks' images stay below 2^31.
+constexpr int64_t kMostPixels = 1 << 16;
+
+void check_form(const Plan& plan, int64_t index) {
   const Block& block = plan.blocks[index];
-  // Before anything is reckoned in 32 bits; two images of at least 16 channels have to fit.
-  for (int64_t bytes :
-       {32 * (block.in_height + 8) * (block.in_width + 2), 32 * (block.out_height + 8) * (block.out_width + 2)}) {
-    if (bytes > shared_bytes)
-      refuse(index, "has images too large for " + std::to_string(shared_bytes) + " bytes of shared memory");
+  // Before anything is reckoned in 32 bits.
+  for (int64_t pixels :
+       {(block.in_height + 8) * (block.in_width + 2), (block.out_height + 8) * (block.out_width + 2)}) {
+    if (pixels > kMostPixels) {
+      refuse(index, "has images of more than " + std::to_string(kMostPixels) + " pixels with their borders");
+    }
   }
   if (block.unit_count != 2) refuse(index, "is not a basic block (two convolutions)");
   const Unit& first = plan.units[block.first_unit];
@@ -63,54 +67,157 @@ int32_t checksum_of(const int32_t* numbers, int64_t size) {
   return int32_t(sum);
 }
 
+// The images of as many thread blocks as a GPU has multiprocessors are to stay in its L2: 28 MB of an A100's 40.
+constexpr int kMostScratch = 256 << 10;
+
+// What a planner chooses among.
+struct Shape {
+  bool windowed;
+  int slicing;  // whether chunks are copied whole, 0; where they are too large for that by columns, 1, or by taps, 2
+  int samples;
+  int windows;  // at least, of a convolution's largest pass
+};
+
 class Planner {
  public:
   Planner(const Plan& plan, bool backward, int parts, int shared_bytes)
       : plan_(plan), backward_(backward), parts_(parts), shared_bytes_(shared_bytes) {
-    for (int64_t b = 0; b < plan.block_count; ++b) check_form(plan, b, shared_bytes);
+    for (int64_t b = 0; b < plan.block_count; ++b) check_form(plan, b);
   }
 
-  // Largest number of samples that fits, since they share every fetch of the weights.
+  // Resident where that fits, with the largest number of samples, since they share every fetch of the weights; else
+  // windowed with the least traffic from L2.
   std::vector<int32_t> program() {
-    for (int samples = backward_ ? kMaxSamples : 1; samples >= 1; --samples) {
-      std::vector<int32_t> made = with(samples);
-      const int32_t needed = reinterpret_cast<const Program*>(made.data())->shared_bytes;
-      if (needed <= shared_bytes_) return made;
-      if (samples == 1) {
-        throw std::invalid_argument("the network's images need " + std::to_string(needed) +
-                                    " bytes of shared memory, and a thread block has " +
-                                    std::to_string(shared_bytes_));
+    const int most_samples = backward_ ? kMaxSamples : 1;
+    for (int slicing = 0; slicing <= most_slicing(); ++slicing) {
+      for (int samples = most_samples; samples >= 1; --samples) {
+        std::vector<int32_t> numbers = with({false, slicing, samples, 1});
+        if (fits(numbers)) return numbers;
       }
     }
-    return {};
+    std::vector<int32_t> best;
+    double least = 0.0;
+    for (int samples = 1; samples <= most_samples; ++samples) {
+      for (int windows = 1; windows <= most_windows(); ++windows) {
+        bool fitted = false;
+        for (int slicing = 0; slicing <= most_slicing(); ++slicing) {
+          std::vector<int32_t> numbers = with({true, slicing, samples, windows});
+          if (!fits(numbers)) continue;
+          fitted = true;
+          if (samples > 1 && program_of(numbers).images_bytes > kMostScratch) continue;
+          const double bytes = traffic(program_of(numbers)) / samples;
+          if (best.empty() || bytes < least) {
+            best = numbers;
+            least = bytes;
+          }
+        }
+        // More windows only read more rows twice.
+        if (fitted) break;
+      }
+    }
+    if (best.empty()) {
+      const int needed = program_of(with({true, most_slicing(), 1, most_windows()})).shared_bytes;
+      throw std::invalid_argument("a window of the network's images needs " + std::to_string(needed) +
+                                  " bytes of shared memory, and a thread block has " + std::to_string(shared_bytes_));
+    }
+    return best;
   }
 
  private:
-  int image_bytes(const Image& image) const { return samples_ * parts_ * image.plane_bytes(); }
+  static const Program& program_of(const std::vector<int32_t>& numbers) {
+    return *reinterpret_cast<const Program*>(numbers.data());
+  }
+  bool fits(const std::vector<int32_t>& numbers) const { return program_of(numbers).shared_bytes <= shared_bytes_; }
 
-  std::vector<int32_t> with(int samples) {
-    samples_ = samples;
-    std::vector<int32_t> made(program_size(plan_.block_count), 0);
-    Program& program = *reinterpret_cast<Program*>(made.data());
-    BlockForm* blocks = reinterpret_cast<BlockForm*>(made.data() + sizeof(Program) / 4);
+  int image_bytes(const Image& image) const { return shape_.samples * parts_ * image.plane_bytes(); }
+
+  // By taps the products have no shape of tile for one term a number and four column tiles.
+  int most_slicing() const { return parts_ == 2 ? 2 : 1; }
+
+  // Lines of strips in the tallest image.
+  int most_windows() const {
+    int lines = 1;
+    for (int64_t b = 0; b < plan_.block_count; ++b) {
+      const Block& block = plan_.blocks[b];
+      lines = std::max(
+          {lines, ceil_div(int(block.in_height), kStripRows / 2), ceil_div(int(block.out_height), kStripRows / 2)});
+    }
+    return lines;
+  }
+
+  // Bytes that a thread block reads in a walk through all blocks: weights, and rows of images.
+  double traffic(const Program& program) const {
+    double bytes = 0.0;
+    for (int b = 0; b < program.block_count; ++b) {
+      const BlockForm& form = program.blocks()[b];
+      for (const Conv* conv : {&form.units[0], &form.units[1], &form.projection}) {
+        if (conv->pass_count == 0) continue;
+        bytes += double(conv->reads) * conv->slice_bytes();
+        for (int i = 0; i < conv->pass_count; ++i) {
+          const Pass& pass = conv->passes[i];
+          for (int window = 0; window < pass.windows; ++window) {
+            bytes += double(shape_.samples) * parts_ * window_of(*conv, pass, window).pixels *
+                     (kUnitBytes << conv->source.unit_shift());
+          }
+        }
+      }
+    }
+    return bytes;
+  }
+
+  static Window window_of(const Conv& conv, const Pass& pass, int window) {
+    return Window(conv.source, pass, conv.target.strip_rows(), window);
+  }
+
+  std::vector<int32_t> with(const Shape& shape) {
+    shape_ = shape;
+    largest_slice_ = 0;
+    std::vector<int32_t> numbers(program_size(plan_.block_count), 0);
+    Program& program = *reinterpret_cast<Program*>(numbers.data());
+    BlockForm* blocks = reinterpret_cast<BlockForm*>(numbers.data() + sizeof(Program) / 4);
     program.backward = backward_;
     program.parts = parts_;
-    program.samples = samples;
+    program.samples = shape.samples;
+    program.windowed = shape.windowed;
     program.block_count = int32_t(plan_.block_count);
     program.channels_in = int32_t(plan_.blocks[0].in_channels);
     program.channels_out = int32_t(plan_.blocks[plan_.block_count - 1].out_channels);
     describe(program, blocks);
+    for (int64_t b = 0; b < plan_.block_count; ++b) {
+      for (Conv* conv : {&blocks[b].units[0], &blocks[b].units[1], &blocks[b].projection}) {
+        if (conv->pass_count > 0) finish(program, *conv);
+      }
+    }
     if (backward_) {
       place_gradients(program, blocks);
     } else {
       place_operands(program, blocks);
     }
     for (int64_t b = 0; b < plan_.block_count; ++b) connect(blocks[b]);
-    // A third slot lets a chunk's copy run for a whole chunk's product; two are enough to be correct.
+    // A third slot lets a slice's copy run for a whole slice's product; two are enough to be correct.
     program.slots = program.slot_byte(3) <= shared_bytes_ ? 3 : 2;
     program.shared_bytes = program.slot_byte(program.slots);
-    program.checksum = checksum_of(made.data(), int64_t(made.size()));
-    return made;
+    program.checksum = checksum_of(numbers.data(), int64_t(numbers.size()));
+    return numbers;
+  }
+
+  // What of a convolution depends on the shape: how its weights are sliced, and its windows.
+  void finish(Program& program, Conv& conv) const {
+    if (shape_.windowed) {
+      for (int i = 0; i < conv.pass_count; ++i) {
+        Pass& pass = conv.passes[i];
+        pass = in_windows(pass, ceil_div(pass.lines(), shape_.windows));
+        for (int window = 0; window < pass.windows; ++window) {
+          const int pixels = round_up(window_of(conv, pass, window).pixels, kStripWidth);
+          conv.window_plane = std::max(conv.window_plane, pixels * (kUnitBytes << conv.source.unit_shift()));
+        }
+      }
+      program.window_bytes = std::max(program.window_bytes, shape_.samples * parts_ * conv.window_plane);
+    }
+    conv.slices = 1;
+    for (int cut = 0; cut < shape_.slicing && conv.slice_bytes() > largest_slice_; ++cut) conv.slices *= conv.kernel;
+    program.slot_bytes = std::max(program.slot_bytes, conv.slice_bytes());
+    conv.reads = conv.slices_read(shape_.samples);
   }
 
   void describe(Program& program, BlockForm* blocks) {
@@ -168,11 +275,11 @@ class Planner {
                  horizontal = axis(kernel, stride, parity % parities);
       // A side of one pixel has no odd positions.
       if (vertical.parity >= conv.target.height || horizontal.parity >= conv.target.width) continue;
-      conv.passes[conv.pass_count++] = make_pass(conv.target, vertical, horizontal, conv.column_tiles);
+      conv.passes[conv.pass_count++] = make_pass(conv.target, vertical, horizontal, conv.column_tiles, conv.dense());
     }
-    conv.reads = conv.chunks_read(samples_);
     program.weights_bytes += conv.chunks * conv.chunk_bytes;
-    program.slot_bytes = std::max(program.slot_bytes, conv.chunk_bytes);
+    const int most_slices = shape_.slicing == 0 ? 1 : shape_.slicing == 1 ? kernel : kernel * kernel;
+    largest_slice_ = std::max(largest_slice_, conv.chunk_bytes / most_slices);
     return conv;
   }
 
@@ -185,7 +292,7 @@ class Planner {
   int column_tiles(const Conv& conv) const {
     if (conv.target.channels == 16) return parts_ == 1 ? 2 : 1;
     if (!conv.dense()) return 2;
-    const int pairs = ceil_div(samples_ * conv.target.strips(), 2), all = conv.target.tiles();
+    const int pairs = ceil_div(shape_.samples * conv.target.strips(), 2), all = conv.target.tiles();
     if (parts_ == 1 && all % 4 == 0 && pairs * (all / 4) >= kWarps) return 4;
     return pairs * (all / 2) >= kWarps ? 2 : 1;
   }
@@ -205,9 +312,9 @@ class Planner {
     }
     for (size_t s = 0; s < stages.size(); ++s) {
       const int next = s + 1 < stages.size() ? stages[s + 1].grad : 0;
-      program.arena_bytes = std::max(program.arena_bytes, stages[s].grad + stages[s].mid + next);
+      program.images_bytes = std::max(program.images_bytes, stages[s].grad + stages[s].mid + next);
     }
-    auto grad_byte = [&](size_t s) { return s % 2 == 0 ? 0 : program.arena_bytes - stages[s].grad; };
+    auto grad_byte = [&](size_t s) { return s % 2 == 0 ? 0 : program.images_bytes - stages[s].grad; };
     size_t stage = 0;
     for (int64_t b = plan_.block_count - 1; b >= 0; --b) {
       BlockForm& form = blocks[b];
@@ -225,12 +332,14 @@ class Planner {
       mid = std::max(mid, image_bytes(blocks[b].out));
     }
     for (int64_t b = 0; b < plan_.block_count; ++b) blocks[b].mid_byte = operand;
-    program.arena_bytes = operand + mid;
+    program.images_bytes = operand + mid;
   }
 
-  // From offsets in the arena to bytes of shared memory.
+  // From offsets in the arena to bytes of shared memory, or of the scratch.
   void connect(BlockForm& form) const {
-    for (int32_t* byte : {&form.in_byte, &form.out_byte, &form.mid_byte}) *byte += kControlBytes;
+    for (int32_t* byte : {&form.in_byte, &form.out_byte, &form.mid_byte}) {
+      if (!shape_.windowed) *byte += kControlBytes;
+    }
     form.units[0].source_byte = backward_ ? form.mid_byte : form.in_byte;
     form.units[0].target_byte = backward_ ? form.in_byte : form.mid_byte;
     form.units[1].source_byte = backward_ ? form.out_byte : form.mid_byte;
@@ -242,20 +351,22 @@ class Planner {
   const Plan& plan_;
   const bool backward_;
   const int parts_, shared_bytes_;
-  int samples_ = 1;
+  Shape shape_ = {};
+  int largest_slice_ = 0;
 };
 
-// One convolution's weights, [chunk][part][tap][tile][lane][4].
+// One convolution's weights, [chunk][slice][part][tap of the slice][tile][lane][4].
 class WeightPacker {
  public:
   WeightPacker(const Plan& plan, const Program& program, uint8_t* packed)
       : plan_(plan), backward_(program.backward != 0), parts_(program.parts), packed_(packed) {}
 
   void operator()(const Conv& conv, const Unit& unit, const float* scales) const {
-    const int taps = conv.kernel * conv.kernel, tiles = conv.target.tiles();
+    const int all_taps = conv.kernel * conv.kernel, taps = all_taps / conv.slices, tiles = conv.target.tiles();
     for (int chunk = 0; chunk < conv.chunks; ++chunk) {
-      uint16_t* out = reinterpret_cast<uint16_t*>(packed_ + conv.weights_byte + chunk * conv.chunk_bytes);
-      for (int tap = 0; tap < taps; ++tap) {
+      for (int tap = 0; tap < all_taps; ++tap) {
+        uint16_t* out = reinterpret_cast<uint16_t*>(packed_ + conv.weights_byte + chunk * conv.chunk_bytes +
+                                                    tap / taps * conv.slice_bytes());
         for (int tile = 0; tile < tiles; ++tile) {
           for (int lane = 0; lane < kWarpSize; ++lane) {
             for (int i = 0; i < 4; ++i) {
@@ -263,7 +374,7 @@ class WeightPacker {
                                  tile * kChannelTile + fragment_column(lane));
               for (int part = 0; part < parts_; ++part) {
                 const uint16_t term = to_bf16(rest);
-                out[fragment_index(tiles, part * taps + tap, tile, lane) + i] = term;
+                out[fragment_index(tiles, part * taps + tap % taps, tile, lane) + i] = term;
                 rest -= from_bf16(term);
               }
             }
@@ -295,6 +406,24 @@ class WeightPacker {
 
 std::vector<int32_t> make_program(const Plan& plan, bool backward, int parts, int shared_bytes) {
   return Planner(plan, backward, parts, shared_bytes).program();
+}
+
+int Program::most_windows() const {
+  int most = 0;
+  for (int b = 0; windowed && b < block_count; ++b) {
+    for (const Conv* conv : {&blocks()[b].units[0], &blocks()[b].units[1], &blocks()[b].projection}) {
+      for (int i = 0; i < conv->pass_count; ++i) most = std::max(most, int(conv->passes[i].windows));
+    }
+  }
+  return most;
+}
+
+int Program::most_slices() const {
+  int most = 1;
+  for (int b = 0; b < block_count; ++b) {
+    for (const Conv& conv : blocks()[b].units) most = std::max(most, int(conv.slices));
+  }
+  return most;
 }
 
 bool is_program(const int32_t* numbers, int64_t size) {

@@ -6,20 +6,25 @@
 namespace pathnet::cuda {
 namespace {
 
-template <int parts>
+template <int parts, bool windowed>
 __global__ void __launch_bounds__(kThreads, 1) routed_backward_kernel(const __grid_constant__ PathBackward job) {
-  DeviceExec exec;
-  RoutedBackward<DeviceExec, parts>(exec, job).run();
+  DeviceExec exec(job.images, windowed ? job.program->images_bytes : 0);
+  RoutedBackward<DeviceExec, parts, windowed>(exec, job).run();
+}
+
+auto kernel_of(const Program& program) {
+  if (program.windowed) return program.parts == 1 ? routed_backward_kernel<1, true> : routed_backward_kernel<2, true>;
+  return program.parts == 1 ? routed_backward_kernel<1, false> : routed_backward_kernel<2, false>;
 }
 
 }  // namespace
 
-const char* launch_routed_backward(const PathBackward& job, const Program& program, void* stream) {
-  const auto kernel = program.parts == 1 ? routed_backward_kernel<1> : routed_backward_kernel<2>;
-  const int items = job.paths * ceil_div(job.batch, program.samples);
-  int blocks = 0;
-  if (const char* error = resident_blocks(kernel, program, items, blocks)) return error;
-  return items == 0 ? nullptr : launch(kernel, job, program, blocks, stream);
+const char* routed_backward_blocks(const Program& program, int items, int& blocks) {
+  return resident_blocks(kernel_of(program), program, items, blocks);
+}
+
+const char* launch_routed_backward(const PathBackward& job, const Program& program, int blocks, void* stream) {
+  return blocks == 0 ? nullptr : launch(kernel_of(program), job, program, blocks, stream);
 }
 
 }  // namespace pathnet::cuda

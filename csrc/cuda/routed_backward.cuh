@@ -44,7 +44,7 @@ PATHNET_DEVICE float power_of_two(int power) {
   return Exec::from_bits(uint32_t(power + 127) << 23);
 }
 
-template <class Exec, int kParts>
+template <class Exec, int kParts, bool kWindowed>
 class RoutedBackward {
  public:
   PATHNET_DEVICE RoutedBackward(Exec& exec, const PathBackward& job)
@@ -68,7 +68,7 @@ class RoutedBackward {
 
  private:
   using Stream = WeightStream<Exec, true>;
-  using Convolve = Convolution<Exec, kParts, true>;
+  using Convolve = Convolution<Exec, kParts, true, kWindowed>;
 
   PATHNET_DEVICE int groups() const { return ceil_div(job_.batch, program_.samples); }
   // Looked up where it is needed, since a register for it would have to live through the whole walk.
@@ -98,7 +98,7 @@ class RoutedBackward {
   // The incoming gradient, and an intermediate whose border is zero.
   PATHNET_DEVICE void begin() {
     const BlockForm& last = program_.blocks()[program_.block_count - 1];
-    const Images<Exec, kParts> images{exec_};
+    const Images<Exec, kParts, kWindowed> images{exec_};
     images.clear(last.out, last.out_byte, program_.samples);
     images.clear(last.out, last.mid_byte, program_.samples);
     exec_.barrier();
@@ -126,8 +126,8 @@ class RoutedBackward {
 
   // Byte of a pair of neighbouring channels, numbered through all tiles.
   static PATHNET_DEVICE int pair_byte(const Image& image, int base, int sample, int y, int x, int pair) {
-    return image.pair_byte(Images<Exec, kParts>::sample_byte(image, base, sample), image.pixel(y + 1, x + 1),
-                           pair / 4, pair % 4);
+    return image.pair_byte(Images<Exec, kParts, kWindowed>::sample_byte(image, base, sample),
+                           image.pixel(y + 1, x + 1), pair / 4, pair % 4);
   }
 
   PATHNET_DEVICE const float* incoming(int sample) const {
@@ -144,7 +144,7 @@ class RoutedBackward {
     bool adds;                // to what has been scaled already
     bool behind_relu;         // what is kept lies behind the ReLU, as the result does
 
-    static PATHNET_DEVICE float start(int, int, int) { return 0.0f; }
+    static PATHNET_DEVICE float start(const Conv&, int, int, int) { return 0.0f; }
 
     template <int rows, int tiles, bool dense>
     PATHNET_DEVICE uint32_t mask(const Geometry& conv, const Pass& pass, const Strip& strip, int tile,
@@ -172,10 +172,10 @@ class RoutedBackward {
     PATHNET_DEVICE void store(const Geometry& conv, const Pass& pass, const Strip& strip, int tile, int half,
                               LaneMasks& masks, LaneSums& sums) const {
       Exec& exec = walk.exec_;
-      const Images<Exec, kParts> images{exec};
+      const Images<Exec, kParts, kWindowed> images{exec};
       const Image target = conv.target;
       const int plane_bytes = target.plane_bytes();
-      const int base = Images<Exec, kParts>::sample_byte(target, conv.target_byte, strip.sample);
+      const int base = Images<Exec, kParts, kWindowed>::sample_byte(target, conv.target_byte, strip.sample);
       if (!last) {
         exec.lanes([&](int lane) {
           const uint32_t mask = masks[lane];
@@ -204,7 +204,7 @@ class RoutedBackward {
     PATHNET_DEVICE void join(const Image& target, int base, const Pass& pass, const Strip& strip, int tile, int half,
                              LaneMasks& masks, LaneSums& sums) const {
       Exec& exec = walk.exec_;
-      const Images<Exec, kParts> images{exec};
+      const Images<Exec, kParts, kWindowed> images{exec};
       const int plane_bytes = target.plane_bytes();
       const float scale = walk.pending_scale(strip.sample);
       const float kept = adds ? keep : keep * scale, factor = coefficient * scale;
@@ -247,7 +247,7 @@ class RoutedBackward {
   PATHNET_DEVICE void through(Stream& stream, const BlockForm& form, float a, float c) {
     Convolve convolve(exec_, stream, samples_, program_.samples);
     const bool shape = form.changes_shape();
-    if (shape) Images<Exec, kParts>{exec_}.clear(form.in, form.in_byte, program_.samples);
+    if (shape) Images<Exec, kParts, kWindowed>{exec_}.clear(form.in, form.in_byte, program_.samples);
     // Where the residual module is left out and the skip is an identity, the first convolution's epilogue alone.
     PATHNET_NO_UNROLL
     for (int turn = c != 0.0f ? 0 : shape ? 2 : 1; turn < (form.skip == kProjection && a != 0.0f ? 3 : 2); ++turn) {
@@ -270,7 +270,7 @@ class RoutedBackward {
   // The transposed zero-padding skip: every stride-th pixel of the channels that the input has, where it lies behind
   // the ReLU those that passed.
   PATHNET_DEVICE void add_padded(const BlockForm& form, float a) {
-    const Images<Exec, kParts> images{exec_};
+    const Images<Exec, kParts, kWindowed> images{exec_};
     exec_.barrier();
     each_pair(form.out, [&](int sample, int y, int x, int pair) {
       if (2 * pair >= form.skip_channels) return;
@@ -297,7 +297,7 @@ class RoutedBackward {
   }
 
   PATHNET_DEVICE void store_changed(int byte, const Image& image, int sample, float first, float second) const {
-    Images<Exec, kParts>{exec_}.store_pair(byte, image.plane_bytes(), first, second);
+    Images<Exec, kParts, kWindowed>{exec_}.store_pair(byte, image.plane_bytes(), first, second);
     exec_.raise_one(peak_byte(1 - parity_, sample),
                     Exec::to_bits(Exec::larger_magnitude(Exec::larger_magnitude(0.0f, first), second)));
   }
@@ -331,7 +331,7 @@ class RoutedBackward {
     const int index = int(&form - program_.blocks());
     if (index == 0) return;
     const BlockForm& next = program_.blocks()[index - 1];
-    Images<Exec, kParts>{exec_}.clear(next.out, next.mid_byte, program_.samples);
+    Images<Exec, kParts, kWindowed>{exec_}.clear(next.out, next.mid_byte, program_.samples);
   }
 
   // Norms, and on request the gradient. A walk that changed nothing gives back what came, bit for bit.
@@ -369,10 +369,10 @@ class RoutedBackward {
   // are below one.
   PATHNET_DEVICE float squares_of_image(int sample, int thread) const {
     const BlockForm& form = program_.blocks()[0];
-    const Images<Exec, kParts> images{exec_};
+    const Images<Exec, kParts, kWindowed> images{exec_};
     const float factor = pending_scale(sample);
     const int plane_bytes = form.in.plane_bytes();
-    const int base = Images<Exec, kParts>::sample_byte(form.in, form.in_byte, sample);
+    const int base = Images<Exec, kParts, kWindowed>::sample_byte(form.in, form.in_byte, sample);
     float sum = 0.0f;
     for (int byte = thread * 4; byte < plane_bytes; byte += kThreads * 4) {
       float first, second;
@@ -397,7 +397,7 @@ class RoutedBackward {
 
   PATHNET_DEVICE void give_gradients(int path) {
     const BlockForm& form = program_.blocks()[0];
-    const Images<Exec, kParts> images{exec_};
+    const Images<Exec, kParts, kWindowed> images{exec_};
     const int pixels = form.in.height * form.in.width, pairs = form.in.channels / 2;
     exec_.threads([&](int thread) {
       PATHNET_NO_UNROLL

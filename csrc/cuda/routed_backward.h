@@ -23,13 +23,17 @@ struct PathBackward {
   int32_t* counter;          // of the items taken; 0 before
   int64_t bits_stride;
   int32_t gradients, batch, paths;
+  uint8_t* images;          // [thread blocks, program->images_scratch()]; the twin has memory of its own
   double* norms;            // [paths, batch]
   float* grad_input;        // [paths, batch, channels_in, height, width], or null
   int32_t* exponent_input;  // [paths, batch], or null
 };
 
+// How many thread blocks run at a time; each needs its part of the images. Null, or what went wrong.
+const char* routed_backward_blocks(const Program& program, int items, int& blocks);
+
 // On the device, on a CUDA stream. Null, or what went wrong.
-const char* launch_routed_backward(const PathBackward& job, const Program& program, void* stream);
+const char* launch_routed_backward(const PathBackward& job, const Program& program, int blocks, void* stream);
 
 // The same kernel body on the host. Empty, or the first race, read of unwritten memory or access out of bounds.
 std::string run_routed_backward(const PathBackward& job);

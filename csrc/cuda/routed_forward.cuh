@@ -21,15 +21,11 @@ struct alignas(8) Pair {
   float first, second;
 };
 
-template <class Exec>
+template <class Exec, bool kWindowed>
 class RoutedForward {
  public:
   PATHNET_DEVICE RoutedForward(Exec& exec, const PathForward& job)
-      : exec_(exec),
-        job_(job),
-        program_(*job.program),
-        y_(exec.block() * program_.scratch_size),
-        next_y_(y_ + program_.scratch_size / 2) {}
+      : exec_(exec), job_(job), program_(*job.program), y_(exec.block() * program_.scratch_size) {}
 
   PATHNET_DEVICE void run() {
     for (;;) {
@@ -37,12 +33,10 @@ class RoutedForward {
         if (thread == 0) exec_.store(item_byte(), uint32_t(exec_.take(job_.counter)));
       });
       exec_.barrier();
-      const int item = int(exec_.template uniform_load<uint32_t>(item_byte()));
+      if (item() / job_.batch >= job_.paths) return;
+      // An order that is none must not become an address.
+      if (path() >= 0 && path() < job_.paths) walk();
       exec_.barrier();
-      if (item / job_.batch >= job_.paths) return;
-      const int path = job_.order[item / job_.batch];
-      if (path < 0 || path >= job_.paths) continue;
-      walk(path, item % job_.batch);
     }
   }
 
@@ -51,12 +45,20 @@ class RoutedForward {
   static constexpr int kTilePairs = kWarpSize * 2;  // elements between two tiles of y
   static constexpr float kWithoutRelu = -__builtin_huge_valf();
   using Stream = WeightStream<Exec, false>;
-  using Convolve = Convolution<Exec, kParts, false>;
+  using Convolve = Convolution<Exec, kParts, false, kWindowed>;
 
-  PATHNET_DEVICE void walk(int path, int sample) {
-    routing_ = job_.routing + int64_t(path) * program_.block_count * 2;
-    sample_ = sample;
-    Stream stream(exec_, program_, job_.weights, routing_);
+  // Looked up where they are needed, since registers for them would have to live through the whole walk.
+  PATHNET_DEVICE int item() const { return int(exec_.template uniform_load<uint32_t>(item_byte())); }
+  PATHNET_DEVICE int path() const { return job_.order[item() / job_.batch]; }
+  PATHNET_DEVICE int sample() const { return item() % job_.batch; }
+  PATHNET_DEVICE const float* routing() const { return job_.routing + int64_t(path()) * program_.block_count * 2; }
+  // Of the two copies of y in the scratch, the other.
+  PATHNET_DEVICE int next_y() const {
+    return 2 * exec_.block() * program_.scratch_size + program_.scratch_size / 2 - y_;
+  }
+
+  PATHNET_DEVICE void walk() {
+    Stream stream(exec_, program_, job_.weights, routing());
     int b = following(0);
     begin(program_.blocks()[0]);
     emit_all(program_.blocks()[0].in, b);
@@ -64,23 +66,23 @@ class RoutedForward {
     while (b < program_.block_count) {
       const int index = b;
       b = following(index + 1);
-      through(stream, program_.blocks()[index], routing_[2 * index], routing_[2 * index + 1], b);
+      through(stream, program_.blocks()[index], routing()[2 * index], routing()[2 * index + 1], b);
     }
-    end(path);
+    end();
   }
 
   // The first block from `b` on that does something; identity skips before it multiply `factor_` only.
   PATHNET_DEVICE int following(int b) {
     factor_ = 1.0f;
     for (; b < program_.block_count; ++b) {
-      if (program_.blocks()[b].skip != kIdentity || routing_[2 * b + 1] != 0.0f) break;
-      factor_ *= routing_[2 * b];
+      if (program_.blocks()[b].skip != kIdentity || routing()[2 * b + 1] != 0.0f) break;
+      factor_ *= routing()[2 * b];
     }
     return b;
   }
 
   PATHNET_DEVICE void clear_mid(const BlockForm& form) {
-    Images<Exec, kParts>{exec_}.clear(form.out, form.mid_byte, 1);
+    Images<Exec, kParts, kWindowed>{exec_}.clear(form.out, form.mid_byte, 1);
   }
 
   // f(strip, y, x of its corner, tile, lane) for all of an image, whatever convolution computes it.
@@ -99,8 +101,8 @@ class RoutedForward {
 
   PATHNET_DEVICE void begin(const BlockForm& form) {
     const Image& image = form.in;
-    const float* values = job_.y0 + int64_t(sample_) * program_.channels_in * image.height * image.width;
-    Images<Exec, kParts>{exec_}.clear(image, form.in_byte, 1);
+    const float* values = job_.y0 + int64_t(sample()) * program_.channels_in * image.height * image.width;
+    Images<Exec, kParts, kWindowed>{exec_}.clear(image, form.in_byte, 1);
     exec_.barrier();
     each_lane(image, [&](int strip, int y, int x, int tile, int lane) {
       PATHNET_NO_UNROLL
@@ -137,8 +139,8 @@ class RoutedForward {
     first = inside ? Exec::multiply_add(affine.factor[0], first, affine.shift[0]) : 0.0f;
     second = inside ? Exec::multiply_add(affine.factor[1], second, affine.shift[1]) : 0.0f;
     const uint32_t bits = (first > least ? 1u : 0u) | (second > least ? 2u : 0u);
-    Images<Exec, kParts>{exec_}.store_pair(byte, plane_bytes, first <= least ? least : first,
-                                           second <= least ? least : second);
+    Images<Exec, kParts, kWindowed>{exec_}.store_pair(byte, plane_bytes, first <= least ? least : first,
+                                                      second <= least ? least : second);
     return bits;
   }
 
@@ -153,7 +155,7 @@ class RoutedForward {
   }
 
   PATHNET_DEVICE uint8_t* recorded(int bits_byte) const {
-    return job_.relu_bits == nullptr ? nullptr : job_.relu_bits + int64_t(sample_) * program_.bits_bytes + bits_byte;
+    return job_.relu_bits == nullptr ? nullptr : job_.relu_bits + int64_t(sample()) * program_.bits_bytes + bits_byte;
   }
 
   // The operand of block `b` from y, where no epilogue could emit it: at the start, and after a change of shape.
@@ -182,19 +184,18 @@ class RoutedForward {
   }
 
   // What the products of one convolution become. The first one's go through BN and ReLU to the intermediate. The
-  // others' go to y, target <- keep * kept + coefficient * (result + bias), and through the BN and ReLU of the next
-  // block to its operand, where the shape stays.
+  // others' go to y, y <- keep * y + coefficient * (result + bias), and through the BN and ReLU of the next block to
+  // its operand, where the shape stays.
   struct Epilogue {
     const RoutedForward& walk;
-    int kept, target;  // elements of the scratch; the target is negative for the intermediate
+    int y;  // element of the scratch; negative for the intermediate
     float keep, coefficient;
     float least;  // of what is kept: 0 behind a ReLU
-    int bias;     // element of the BN table; -1 for none
     bool emits;
     int operand_byte, bits_byte, affine;  // of what is emitted
 
-    PATHNET_DEVICE float start(int tile, int lane, int j) const {
-      return bias < 0 ? 0.0f : walk.job_.affine[bias + tile * kChannelTile + lane_channel(lane) + j];
+    PATHNET_DEVICE float start(const Conv& conv, int tile, int lane, int j) const {
+      return conv.bias < 0 ? 0.0f : walk.job_.affine[conv.bias + tile * kChannelTile + lane_channel(lane) + j];
     }
 
     template <int rows, int tiles, bool dense>
@@ -224,8 +225,7 @@ class RoutedForward {
               PATHNET_UNROLL
               for (int t = 0; t < tiles; ++t) {
                 own[t] = {0.0f, 0.0f};
-                if (keep != 0.0f)
-                  own[t] = walk.template load_y<Pair>(kept + element + row * row_size + t * kTilePairs);
+                if (keep != 0.0f) own[t] = walk.template load_y<Pair>(y + element + row * row_size + t * kTilePairs);
               }
               PATHNET_UNROLL
               for (int t = 0; t < tiles; ++t) {
@@ -234,7 +234,7 @@ class RoutedForward {
                 own[t].second = own[t].second < least ? least : own[t].second;
                 own[t].first = Exec::multiply_add(coefficient, result[0], keep * own[t].first);
                 own[t].second = Exec::multiply_add(coefficient, result[1], keep * own[t].second);
-                if (target >= 0) walk.store_y(target + element + row * row_size + t * kTilePairs, own[t]);
+                if (y >= 0) walk.store_y(y + element + row * row_size + t * kTilePairs, own[t]);
                 if (emits) {
                   word |= walk.activate(bytes[t], plane_bytes, affines[t], own[t].first, own[t].second, inside)
                           << (t * rows * 2 + bit_in_tile(row, 0));
@@ -264,11 +264,9 @@ class RoutedForward {
       const bool products = turn == 1 ? projects : c != 0.0f;
       if (!products && (turn != 2 || shape)) continue;
       const Conv& conv = turn == 1 ? form.projection : form.units[turn / 2];
-      Epilogue epilogue = {
-          *this, y_, -1, 0.0f, 1.0f, kWithoutRelu, conv.bias, true, conv.target_byte, conv.bits_byte, conv.affine};
+      Epilogue epilogue = {*this, -1, 0.0f, 1.0f, kWithoutRelu, true, conv.target_byte, conv.bits_byte, conv.affine};
       if (turn > 0) {
-        epilogue.kept = shape ? next_y_ : y_;
-        epilogue.target = shape ? next_y_ : y_;
+        epilogue.y = shape ? next_y() : y_;
         epilogue.keep = turn == 1 ? 0.0f : shape ? 1.0f : factor_ * a;
         epilogue.coefficient = turn == 1 ? factor_ * a : factor_ * c;
         epilogue.least = form.skip == kActivated ? 0.0f : kWithoutRelu;
@@ -280,11 +278,9 @@ class RoutedForward {
       convolve.run(conv, epilogue, products);
     }
     if (!shape) return;
-    const int y = y_;
-    y_ = next_y_;
-    next_y_ = y;
+    y_ = next_y();
     exec_.barrier();
-    Images<Exec, kParts>{exec_}.clear(form.out, form.out_byte, 1);
+    Images<Exec, kParts, kWindowed>{exec_}.clear(form.out, form.out_byte, 1);
     emit_all(form.out, next);
   }
 
@@ -303,16 +299,16 @@ class RoutedForward {
         const int element = form.out.lane_order_index(strip, row, tile, lane);
         for (int j = 0; j < 2; ++j) {
           const float value = inside ? load_y<float>(y_ + source + j) : 0.0f;
-          store_y(next_y_ + element + j, inside ? a * (form.behind_relu() && value < 0.0f ? 0.0f : value) : 0.0f);
+          store_y(next_y() + element + j, inside ? a * (form.behind_relu() && value < 0.0f ? 0.0f : value) : 0.0f);
         }
       }
     });
   }
 
-  PATHNET_DEVICE void end(int path) {
+  PATHNET_DEVICE void end() {
     const Image& image = program_.blocks()[program_.block_count - 1].out;
     float* output =
-        job_.output + (int64_t(path) * job_.batch + sample_) * program_.channels_out * image.height * image.width;
+        job_.output + (int64_t(path()) * job_.batch + sample()) * program_.channels_out * image.height * image.width;
     exec_.barrier();
     each_lane(image, [&](int strip, int y, int x, int tile, int lane) {
       PATHNET_NO_UNROLL
@@ -330,9 +326,7 @@ class RoutedForward {
   Exec& exec_;
   const PathForward& job_;
   const Program& program_;
-  int y_, next_y_;  // elements of the scratch
-  const float* routing_ = nullptr;
-  int sample_ = 0;
+  int y_;                // element of the scratch
   float factor_ = 1.0f;  // of the identity skips between the block at hand and the next
 };
 

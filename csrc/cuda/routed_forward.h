@@ -19,11 +19,12 @@ struct PathForward {
   int32_t* counter;        // of the items taken; 0 before
   int32_t batch, paths;
   float* scratch;      // [thread blocks, program->scratch_size]
+  uint8_t* images;     // [thread blocks, program->images_scratch()]; the twin has memory of its own
   float* output;       // [paths, batch, channels_out, height, width]
   uint8_t* relu_bits;  // [batch, program->bits_bytes] of the one routing, or null
 };
 
-// How many thread blocks run at a time; each needs its part of the scratch. Null, or what went wrong.
+// How many thread blocks run at a time; each needs its part of scratch and images. Null, or what went wrong.
 const char* routed_forward_blocks(const Program& program, int items, int& blocks);
 
 // On the device, on a CUDA stream. Null, or what went wrong.

@@ -61,7 +61,7 @@ class Route {
   int block_, turn_;
 };
 
-// Chunks of weights in the order of the walk, copied ahead of their use.
+// Slices of weights in the order of the walk, copied ahead of their use.
 template <class Exec, bool kBackward>
 class WeightStream {
  public:
@@ -77,7 +77,7 @@ class WeightStream {
     for (int slot = 0; slot + 1 < slots_; ++slot) copy_next();
   }
 
-  // Shared byte of the next chunk. Everything that the block stored before is visible after it.
+  // Shared byte of the next slice. Everything that the block stored before is visible after it.
   PATHNET_DEVICE int next() {
     if (slots_ == 3) {
       exec_.template wait_copies<1>();
@@ -91,7 +91,7 @@ class WeightStream {
     return slot;
   }
 
-  // After a chunk's product: with three slots there is time until here, where no warp waits for it.
+  // After a slice's product: with three slots there is time until here, where no warp waits for it.
   PATHNET_DEVICE void ahead() {
     if (slots_ == 3) copy_next();
   }
@@ -104,8 +104,8 @@ class WeightStream {
     if (route_.ended()) return;
     const Conv& conv = route_.conv();
     from_ = conv.weights_byte;
-    bytes_ = conv.chunk_bytes;
-    chunks_ = chunks_left_ = conv.chunks;
+    bytes_ = conv.slice_bytes();
+    slices_ = slices_left_ = conv.copies();
     reads_left_ = conv.reads;
   }
 
@@ -113,9 +113,9 @@ class WeightStream {
     if (!route_.ended()) {
       exec_.copy_async(filled_, weights_ + from_, bytes_);
       from_ += bytes_;
-      if (--chunks_left_ == 0) {
-        chunks_left_ = chunks_;
-        from_ -= chunks_ * bytes_;
+      if (--slices_left_ == 0) {
+        slices_left_ = slices_;
+        from_ -= slices_ * bytes_;
       }
       if (--reads_left_ == 0) {
         route_.advance();
@@ -131,11 +131,11 @@ class WeightStream {
   Route<kBackward> route_;
   const int slots_, slot_bytes_;
   int first_slot_, last_slot_, filled_, used_;                                // shared bytes
-  int from_ = 0, bytes_ = 0, chunks_ = 0, chunks_left_ = 0, reads_left_ = 0;  // of the route's convolution
+  int from_ = 0, bytes_ = 0, slices_ = 0, slices_left_ = 0, reads_left_ = 0;  // of the route's convolution
 };
 
-// Images in shared memory, of one or two bf16 terms a number.
-template <class Exec, int kParts>
+// Images of one or two bf16 terms a number, in shared memory or, where walks are windowed, in the scratch.
+template <class Exec, int kParts, bool kWindowed>
 struct Images {
   Exec& exec;
 
@@ -149,26 +149,41 @@ struct Images {
     PATHNET_UNROLL
     for (int part = 0; part < kParts; ++part) {
       const uint32_t pair = Exec::to_bf16(first, second);
-      exec.store(byte + part * plane_bytes, pair);
+      if (kWindowed) {
+        exec.store_image(byte + part * plane_bytes, pair);
+      } else {
+        exec.store(byte + part * plane_bytes, pair);
+      }
       first -= Exec::low(pair);
       second -= Exec::high(pair);
     }
   }
 
   PATHNET_DEVICE void load_pair(int byte, int plane_bytes, float& first, float& second) const {
-    PATHNET_UNROLL
-    for (int part = 0; part < kParts; ++part) {
-      const uint32_t pair = exec.template load<uint32_t>(byte + part * plane_bytes);
-      first = part == 0 ? Exec::low(pair) : first + Exec::low(pair);
-      second = part == 0 ? Exec::high(pair) : second + Exec::high(pair);
-    }
+    const uint32_t pair = load(byte);
+    first = Exec::low(pair);
+    second = Exec::high(pair);
+    if (kParts == 1) return;
+    const uint32_t rest = load(byte + plane_bytes);
+    first += Exec::low(rest);
+    second += Exec::high(rest);
+  }
+
+  PATHNET_DEVICE uint32_t load(int byte) const {
+    return kWindowed ? exec.load_image(byte) : exec.template load<uint32_t>(byte);
   }
 
   PATHNET_DEVICE void clear(const Image& image, int base, int samples) const {
     const int units = samples * kParts * image.plane_bytes() / kUnitBytes;
     exec.threads([&](int thread) {
       PATHNET_NO_UNROLL
-      for (int unit = thread; unit < units; unit += kThreads) exec.clear_unit(base + unit * kUnitBytes);
+      for (int unit = thread; unit < units; unit += kThreads) {
+        if (kWindowed) {
+          exec.clear_image_unit(base + unit * kUnitBytes);
+        } else {
+          exec.clear_unit(base + unit * kUnitBytes);
+        }
+      }
     });
   }
 };
@@ -176,7 +191,7 @@ struct Images {
 // What of a convolution its products and epilogues use.
 struct Geometry {
   Image source, target;
-  int source_byte, target_byte, kernel, chunks, column_tiles, bits_byte, affine;
+  int source_byte, target_byte, kernel, chunks, slices, column_tiles, bits_byte, affine;
 
   PATHNET_DEVICE explicit Geometry(const Conv& conv)
       : source(conv.source),
@@ -185,19 +200,20 @@ struct Geometry {
         target_byte(conv.target_byte),
         kernel(conv.kernel),
         chunks(conv.chunks),
+        slices(conv.slices),
         column_tiles(conv.column_tiles),
         bits_byte(conv.bits_byte),
         affine(conv.affine) {}
 };
 
 // Runs one convolution for all samples of the block. `Epilogue` has
-//   start(tile, lane, j): what the sums of a lane's channel j of a tile start from
+//   start(conv, tile, lane, j): what the sums of a lane's channel j of a tile start from
 //   mask<rows, tiles, dense>(conv, pass, strip, tile, lane): the bits of a lane's results of one strip, rows * 2 bits
 //   a tile
 //       as bit_in_tile has them; asked for before the product, so that the loads take no time
 //   store<rows, tiles, dense>(conv, pass, strip, tile, half, masks, sums): takes a warp's results of one strip of a
 //   pair
-template <class Exec, int kParts, bool kBackward>
+template <class Exec, int kParts, bool kBackward, bool kWindowed>
 class Convolution {
  public:
   using Stream = WeightStream<Exec, kBackward>;
@@ -221,22 +237,24 @@ class Convolution {
       Pass pass = described.passes[i];
       if (!described.dense()) {
         if (conv.target.channels == 16) {
-          one_pass<8, kNarrow, false>(conv, pass, epilogue);
+          one_pass<8, kNarrow, false>(conv, pass, described, i, epilogue);
+        } else if (kParts == 2 && conv.column_tiles == 1) {
+          one_pass<4, kParts == 2 ? 1 : 2, false>(conv, pass, described, i, epilogue);
         } else {
-          one_pass<4, 2, false>(conv, pass, epilogue);
+          one_pass<4, 2, false>(conv, pass, described, i, epilogue);
         }
         continue;
       }
       // Constants for the compiler.
       pass.vertical = pass.horizontal = kBackward ? backward_axis(3, 1, 0) : forward_axis(3, 1);
       if (conv.target.channels == 16) {
-        one_pass<8, kNarrow, true>(conv, pass, epilogue);
+        one_pass<8, kNarrow, true>(conv, pass, described, i, epilogue);
       } else if (kParts == 1 && conv.column_tiles == 4) {
-        one_pass<4, kParts == 1 ? 4 : 2, true>(conv, pass, epilogue);
+        one_pass<4, kParts == 1 ? 4 : 2, true>(conv, pass, described, i, epilogue);
       } else if (conv.column_tiles == 2) {
-        one_pass<4, 2, true>(conv, pass, epilogue);
+        one_pass<4, 2, true>(conv, pass, described, i, epilogue);
       } else {
-        one_pass<4, 1, true>(conv, pass, epilogue);
+        one_pass<4, 1, true>(conv, pass, described, i, epilogue);
       }
     }
   }
@@ -249,12 +267,51 @@ class Convolution {
   using Weights = typename Exec::Weights;
   using Masks = typename Exec::template PerWarp<typename Exec::template PerLane<uint32_t>>;
 
+  // Where the products read a source: its sample 0's first pixel would lie at `byte` of shared memory.
+  struct Planes {
+    int byte, bytes;
+  };
+
   template <int rows, int tiles, bool dense, class Epilogue>
-  PATHNET_DEVICE void one_pass(const Geometry& conv, const Pass& pass, const Epilogue& epilogue) {
+  PATHNET_DEVICE void one_pass(const Geometry& conv, const Pass& pass, const Conv& described, int number,
+                               const Epilogue& epilogue) {
+    const int windows = kWindowed ? described.passes[number].windows : 1;
+    int weights = 0;
+    PATHNET_NO_UNROLL
+    for (int window = 0; window < windows; ++window) {
+      Planes planes = {conv.source_byte, conv.source.plane_bytes()};
+      if (kWindowed && conv.chunks > 0) planes = stage(described, number, rows, window);
+      one_window<rows, tiles, dense>(described, conv, pass, planes, window, weights, epilogue);
+    }
+  }
+
+  // Copies the source's rows of one window to shared memory. The first barrier is behind the readings of the last
+  // window, and behind all stores to the source: they are generic accesses of threads of the block, as the copies
+  // are, which read L2, where stores went.
+  PATHNET_DEVICE Planes stage(const Conv& conv, int pass, int rows, int number) {
+    const Window window(conv.source, conv.passes[pass], rows, number);
+    const int pixel_shift = conv.source.unit_shift() + 4, first = window.first << pixel_shift;
+    const int plane = conv.window_plane, plane_bytes = conv.source.plane_bytes();
+    exec_.barrier();
+    PATHNET_NO_UNROLL
+    for (int i = 0; i < samples_ * kParts; ++i) {
+      exec_.copy_image_async(kControlBytes + i * plane, conv.source_byte + i * plane_bytes + first,
+                             window.pixels << pixel_shift);
+    }
+    exec_.commit_copies();
+    exec_.template wait_copies<0>();
+    exec_.barrier();
+    return {kControlBytes - first, plane};
+  }
+
+  template <int rows, int tiles, bool dense, class Epilogue>
+  PATHNET_DEVICE void one_window(const Conv& described, const Geometry& shape, const Pass& pass, const Planes& planes,
+                                 int window, int& weights, const Epilogue& epilogue) {
     using Lanes = typename Exec::template PerLane<Sums<rows, tiles>>;
+    const Geometry conv = hidden(shape);
     // Rounds as the stream counts them, with the thread block's full number of samples.
     const int rounds = ceil_div(pass.units(capacity_), kWarps), units = pass.units(samples_);
-    int weights = 0;
+    const int copies = conv.chunks * conv.slices;
     PATHNET_NO_UNROLL
     for (int round = 0; round < rounds; ++round) {
       typename Exec::template PerWarp<Lanes> sums;
@@ -264,14 +321,14 @@ class Convolution {
         exec_.lanes([&](int lane) {
           PATHNET_UNROLL
           for (int i = 0; i < tiles * 2; ++i) {
-            const float start = epilogue.start(first_tile(pass, unit, tiles) + i / 2, lane, i % 2);
+            const float start = epilogue.start(described, first_tile(pass, unit, tiles) + i / 2, lane, i % 2);
             PATHNET_UNROLL
             for (int j = 0; j < rows * 2; ++j) sums[warp][lane].of[j / 2][i / 2][j % 2 * 2 + i % 2] = start;
           }
           if (unit >= units) return;
           PATHNET_UNROLL
           for (int half = 0; half < 2; ++half) {
-            const Strip strip(pass, rows, samples_, unit, half);
+            const Strip strip = strip_of(pass, rows, window, unit, half);
             masks[half][warp][lane] = strip.there ? epilogue.template mask<rows, tiles, dense>(
                                                         conv, pass, strip, first_tile(pass, unit, tiles), lane)
                                                   : 0u;
@@ -279,25 +336,31 @@ class Convolution {
         });
       });
       PATHNET_NO_UNROLL
-      for (int chunk = 0; chunk < conv.chunks; ++chunk) {
-        if (conv.chunks > 1 || round == 0) weights = stream_.next();
+      for (int copy = 0, chunk = 0, slice = 0; copy < copies; ++copy) {
+        const bool reads = copies > 1 || (round == 0 && (!kWindowed || window == 0));
+        if (reads) weights = stream_.next();
         exec_.warps([&](int warp) {
           const int unit = round * kWarps + warp;
           if (unit >= units) return;
+          const Taps taps(conv, weights, chunk, slice);
           if (dense) {
-            dense_product<rows, tiles>(conv, pass, unit, chunk, weights, sums[warp]);
+            dense_product<rows, tiles>(conv, pass, planes, window, unit, taps, sums[warp]);
           } else {
-            tap_product<rows, tiles>(conv, pass, unit, chunk, weights, sums[warp]);
+            tap_product<rows, tiles>(conv, pass, planes, window, unit, taps, sums[warp]);
           }
         });
-        if (conv.chunks > 1 || round == 0) stream_.ahead();
+        if (reads) stream_.ahead();
+        if (++slice == conv.slices) {
+          slice = 0;
+          ++chunk;
+        }
       }
       exec_.warps([&](int warp) {
         const int unit = round * kWarps + warp;
         if (unit >= units) return;
         PATHNET_UNROLL
         for (int half = 0; half < 2; ++half) {
-          const Strip strip(pass, rows, samples_, unit, half);
+          const Strip strip = strip_of(pass, rows, window, unit, half);
           if (!strip.there) continue;
           epilogue.template store<rows, tiles, dense>(conv, pass, strip, first_tile(pass, unit, tiles), half,
                                                       masks[half][warp], sums[warp]);
@@ -306,35 +369,67 @@ class Convolution {
     }
   }
 
+  // What the compiler would work out of these numbers once, for all shapes of tile, would take more registers than
+  // there are. Backward hiding the images' sides is enough, and hiding more costs registers.
+  static PATHNET_DEVICE Geometry hidden(Geometry conv) {
+    PATHNET_UNROLL
+    for (Image* image : {&conv.source, &conv.target}) {
+      Exec::hide(image->channels);
+      Exec::hide(image->height);
+      Exec::hide(image->width);
+    }
+    if (kBackward) return conv;
+    PATHNET_UNROLL
+    for (int32_t* number : {&conv.target_byte, &conv.kernel, &conv.chunks, &conv.slices, &conv.column_tiles,
+                            &conv.bits_byte, &conv.affine}) {
+      Exec::hide(*number);
+    }
+    return conv;
+  }
+
+  PATHNET_DEVICE Strip strip_of(const Pass& pass, int rows, int window, int unit, int half) const {
+    return Strip(pass, rows, samples_, kWindowed ? window : 0, unit, half);
+  }
+
+  // A slice of weights: of a chunk the taps from `first` on, `count` of them.
+  struct Taps {
+    int byte, chunk, first, count;
+
+    PATHNET_DEVICE Taps(const Geometry& conv, int byte, int chunk, int slice) : byte(byte), chunk(chunk) {
+      const int taps = conv.kernel * conv.kernel;
+      count = conv.slices == 1 ? taps : conv.slices == taps ? 1 : conv.kernel;
+      first = slice * count;
+    }
+  };
+
   // 3x3, stride 1: each reading of sixteen pixels meets the three vertical taps of one column of the kernel.
   template <int rows, int tiles, class Lanes>
-  PATHNET_DEVICE void dense_product(const Geometry& conv, const Pass& pass, int unit, int chunk, int weights,
-                                    Lanes& sums) {
+  PATHNET_DEVICE void dense_product(const Geometry& conv, const Pass& pass, const Planes& planes, int window,
+                                    int unit, const Taps& slice, Lanes& sums) {
     const Image source = conv.source;
     const int pitch = source.pitch(), tile = first_tile(pass, unit, tiles), columns = conv.target.tiles();
-    const int plane_bytes = source.plane_bytes();
     // Of each lane, the first pixel that it gives the address of, and the sample's first byte.
     typename Exec::template PerLane<int> first, base;
     exec_.lanes([&](int lane) {
-      const Strip strip(pass, rows, samples_, unit, address_half(lane));
+      const Strip strip = strip_of(pass, rows, window, unit, address_half(lane));
       const int x = strip.x + address_pixel(lane);
       first[lane] = source.pixel(strip.y, x < source.width ? x : source.width - 1);
-      base[lane] = conv.source_byte + strip.sample * kParts * plane_bytes;
+      base[lane] = planes.byte + strip.sample * kParts * planes.bytes;
     });
     PATHNET_NO_UNROLL
-    for (int column = 0; column < 3; ++column) {
+    for (int tap = slice.first; tap < slice.first + slice.count; tap += 3) {
+      const int column = tap / 3;
       Weights taps[3][kParts][tiles];
       PATHNET_UNROLL
-      for (int row = 0; row < 3; ++row)
-        load_taps<tiles>(weights, 9, tap_index(3, row, column), tile, columns, taps[row]);
+      for (int row = 0; row < 3; ++row) load_taps<tiles>(slice, tap + row, tile, columns, taps[row]);
       PATHNET_UNROLL
       for (int line = 0; line < rows + 2; ++line) {
         Source pixels[kParts];
         PATHNET_UNROLL
         for (int part = 0; part < kParts; ++part) {
           exec_.load_source(pixels[part], [&](int lane) {
-            return source.unit_byte(base[lane] + part * plane_bytes, first[lane] + line * pitch + column,
-                                    2 * chunk + address_unit(lane));
+            return source.unit_byte(base[lane] + part * planes.bytes, first[lane] + line * pitch + column,
+                                    2 * slice.chunk + address_unit(lane));
           });
         }
         PATHNET_UNROLL
@@ -347,26 +442,26 @@ class Convolution {
 
   // Any kernel and stride, tap by tap: the two blocks of the network that change the shape.
   template <int rows, int tiles, class Lanes>
-  PATHNET_DEVICE void tap_product(const Geometry& conv, const Pass& pass, int unit, int chunk, int weights,
-                                  Lanes& sums) {
+  PATHNET_DEVICE void tap_product(const Geometry& conv, const Pass& pass, const Planes& planes, int window, int unit,
+                                  const Taps& slice, Lanes& sums) {
     const Image source = conv.source;
     const int tile = first_tile(pass, unit, tiles), columns = conv.target.tiles();
-    const int plane_bytes = source.plane_bytes();
     typename Exec::template PerLane<int> top, left, base;
     exec_.lanes([&](int lane) {
-      const Strip strip(pass, rows, samples_, unit, address_half(lane));
+      const Strip strip = strip_of(pass, rows, window, unit, address_half(lane));
       const int x = strip.x + address_pixel(lane);
       top[lane] = strip.y;
       left[lane] = (x < pass.width ? x : pass.width - 1) * pass.horizontal.source_step + 1;
-      base[lane] = conv.source_byte + strip.sample * kParts * plane_bytes;
+      base[lane] = planes.byte + strip.sample * kParts * planes.bytes;
     });
     PATHNET_NO_UNROLL
     for (int i = 0; i < pass.vertical.taps; ++i) {
       PATHNET_NO_UNROLL
       for (int j = 0; j < pass.horizontal.taps; ++j) {
+        const int tap = tap_index(conv.kernel, pass.vertical.tap(i), pass.horizontal.tap(j));
+        if (tap < slice.first || tap >= slice.first + slice.count) continue;
         Weights taps[kParts][tiles];
-        load_taps<tiles>(weights, conv.kernel * conv.kernel,
-                         tap_index(conv.kernel, pass.vertical.tap(i), pass.horizontal.tap(j)), tile, columns, taps);
+        load_taps<tiles>(slice, tap, tile, columns, taps);
         PATHNET_UNROLL
         for (int row = 0; row < rows; ++row) {
           Source pixels[kParts];
@@ -376,7 +471,7 @@ class Convolution {
               const int y = top[lane] + row, inside = y < pass.height ? y : pass.height - 1;
               const int pixel = source.pixel(inside * pass.vertical.source_step + pass.vertical.offset(i) + 1,
                                              left[lane] + pass.horizontal.offset(j));
-              return source.unit_byte(base[lane] + part * plane_bytes, pixel, 2 * chunk + address_unit(lane));
+              return source.unit_byte(base[lane] + part * planes.bytes, pixel, 2 * slice.chunk + address_unit(lane));
             });
           }
           accumulate<tiles>(sums, row, pixels, taps);
@@ -386,14 +481,13 @@ class Convolution {
   }
 
   template <int tiles>
-  PATHNET_DEVICE void load_taps(int weights, int taps_in_all, int tap, int tile, int columns,
-                                Weights (&taps)[kParts][tiles]) {
+  PATHNET_DEVICE void load_taps(const Taps& slice, int tap, int tile, int columns, Weights (&taps)[kParts][tiles]) {
     PATHNET_UNROLL
     for (int part = 0; part < kParts; ++part) {
       PATHNET_UNROLL
       for (int t = 0; t < tiles; ++t) {
         exec_.load_weights(taps[part][t], [&](int lane) {
-          return weights + fragment_index(columns, part * taps_in_all + tap, tile + t, lane) * 2;
+          return slice.byte + fragment_index(columns, part * slice.count + tap - slice.first, tile + t, lane) * 2;
         });
       }
     }

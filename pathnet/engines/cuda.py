@@ -25,8 +25,8 @@ from pathnet.record import BatchNormMode, BlockRecord, Precision, Prepared
 
 __all__ = ["CudaEngine", "CudaNetwork", "CudaRecord"]
 
-H100_SHARED_BYTES = 232448
-"""Shared memory of a thread block of an H100, which the twin imitates."""
+LEAST_SHARED_BYTES = 101376
+"""Shared memory that a thread block may have on every GPU from compute capability 8.0 on: 99 KB."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class CudaNetwork:
         tables, precision: what the walk back was packed from.
         post: whether the blocks are post-activation ones, which the kernels take from sum to sum.
         magnitudes: what was taken out of the factors of the walk back; None where nothing was.
+        shared_bytes: of a thread block, for which the programs were planned.
     """
 
     backward: Walk
@@ -68,11 +69,12 @@ class CudaNetwork:
     precision: Precision
     post: bool
     magnitudes: Magnitudes | None
+    shared_bytes: int
 
     @cached_property
     def steps(self) -> Sequence[Step]:
         """Each block's own walk back, for all its gradients at once; packed on first use."""
-        return list(_steps(self.tables, self.precision, self.affine.device))
+        return list(_steps(self.tables, self.precision, self.shared_bytes, self.affine.device))
 
     @property
     def tensors(self) -> Sequence[Tensor]:
@@ -126,6 +128,14 @@ class CudaEngine:
 
     name = "cuda"
     device_type: str | None = "cuda"
+    twin_shared_bytes = 232448
+    """Shared memory of a thread block that the twin imitates; here an H100's 227 KB."""
+
+    def shared_bytes(self, device: torch.device) -> int:
+        """Return the bytes of shared memory that a thread block may have."""
+        if device.type != "cuda":
+            return self.twin_shared_bytes
+        return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", LEAST_SHARED_BYTES)
 
     def unavailable(self) -> str | None:
         if not native.LOADED:
@@ -150,15 +160,16 @@ class CudaEngine:
         if capability < (8, 0):
             name = torch.cuda.get_device_name(device)
             return f"{name} is of compute capability {capability[0]}.{capability[1]}, the kernels need 8.0"
-        reason = unsupported_form(net, bn) or refusal(net, y0_shape, precision)
+        shared_bytes = self.shared_bytes(device)
+        reason = unsupported_form(net, bn) or refusal(net, y0_shape, precision, shared_bytes)
         return reason or disagreement(self, net, bn, precision, y0_shape, device)
 
     def prepare(
         self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]
     ) -> CudaNetwork:
         own, device = tables(net, "running", y0_shape), next(net.parameters()).device
-        back = divided(own)
-        backward, forward = (_walk(*plan, device) for plan in _plans(own, back.tables, precision, device))
+        back, shared_bytes = divided(own), self.shared_bytes(device)
+        backward, forward = (_walk(*plan, device) for plan in _plans(own, back.tables, precision, shared_bytes))
         affine = _padded_affine(own).to(device)
         return CudaNetwork(
             backward,
@@ -169,6 +180,7 @@ class CudaEngine:
             precision,
             post_activation(net),
             back.magnitudes,
+            shared_bytes,
         )
 
     def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, CudaRecord]:
@@ -217,27 +229,25 @@ class CudaEngine:
         return _backward(blocks, grad, exponent, routing, gradients=False)[0]
 
 
-def refusal(net: ResidualNet, y0_shape: Sequence[int], precision: Precision) -> str | None:
-    """Why the kernels have no form for a network that has tables: a width, a kernel, images too large; or None."""
+def refusal(net: ResidualNet, y0_shape: Sequence[int], precision: Precision, shared_bytes: int) -> str | None:
+    """Return why the kernels have no form for a network that has tables: a width, a kernel, images too large; or None.
+
+    Args:
+        shared_bytes: shared memory that a thread block may have.
+    """
     try:
         whole = tables(net, "running", y0_shape)
-        _plans(whole, whole, precision, next(net.parameters()).device)
+        _plans(whole, whole, precision, shared_bytes)
     except RuntimeError as error:
         return str(error).splitlines()[0].rpartition("blocks: ")[2]
     return None
 
 
-def _plans(
-    forward: Tables, backward: Tables, precision: Precision, device: torch.device
-) -> list[tuple[Tensor, Tensor]]:
+def _plans(forward: Tables, backward: Tables, precision: Precision, shared_bytes: int) -> list[tuple[Tensor, Tensor]]:
     """Program and weights, on the CPU, of the walk back and of the walk forward."""
-    shared = H100_SHARED_BYTES
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        shared = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
     parts = 1 if precision == "bfloat16" else 2
     return [
-        native.cuda_plan(half.blocks, half.units, half.weights, half.scales, back, terms, shared)
+        native.cuda_plan(half.blocks, half.units, half.weights, half.scales, back, terms, shared_bytes)
         for half, back, terms in ((backward, True, parts), (forward, False, 2))
     ]
 
@@ -246,7 +256,7 @@ def _walk(program: Tensor, weights: Tensor, device: torch.device) -> Walk:
     return Walk(program, program.to(device), weights.to(device))
 
 
-def _steps(own: Tables, precision: Precision, device: torch.device) -> Iterator[Step]:
+def _steps(own: Tables, precision: Precision, shared_bytes: int, device: torch.device) -> Iterator[Step]:
     begin = 0
     for row in own.blocks:
         first, count, skip, projection = row[:4].tolist()
@@ -256,7 +266,7 @@ def _steps(own: Tables, precision: Precision, device: torch.device) -> Iterator[
             block[3] = count
             units = torch.cat([units, own.units[projection : projection + 1]])
         alone = replace(own, blocks=block[None], units=units)
-        (program, weights), _ = _plans(alone, alone, precision, device)
+        (program, weights), _ = _plans(alone, alone, precision, shared_bytes)
         end = begin + native.cuda_bits_bytes(program)
         yield Step(_walk(program, weights, device), slice(begin, end))
         begin = end
