@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pathnet.checks import check_number, check_tensor, described
 from pathnet.engines.tables import unsupported_block
-from pathnet.engines.triton import MOST_ELEMENTS, on_device
+from pathnet.engines.triton import MOST_ELEMENTS, check_sides, on_device
 from pathnet.engines.triton.network import TritonNetwork, affine_of, block_network
 from pathnet.models.residual_net import Block, FusedForm
 
@@ -120,6 +120,7 @@ def _check_sizes(form: FusedForm, x: Tensor, by_batch: bool) -> None:
             raise ValueError(f"x: expected more than one value a channel at each BN in training, got shape {got}")
         height, width = (-(-side // unit.conv.stride[0]) for side in (height, width))
         largest = max(largest, unit.conv.out_channels * height * width)
+    check_sides("x", x)
     if batch * largest >= MOST_ELEMENTS:
         raise ValueError(f"x: expected at most {(MOST_ELEMENTS - 1) // largest} images of this size, got {batch}")
 

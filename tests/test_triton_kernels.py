@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from pathnet.models import PostactBlock, PreactBlock, ResidualNet
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
+tl = triton.language
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on this machine's GPU: tests/triton")
 
 from pathnet.engines.triton import launch as launches  # noqa: E402
+from pathnet.engines.triton.arrivals import arrived, squared_norms  # noqa: E402
 from pathnet.engines.triton.configurations import FOLDED, ROWS  # noqa: E402
 from pathnet.engines.triton.dgrad import dgrad, dgrad_point_tiles, dgrad_tile  # noqa: E402
 from pathnet.engines.triton.endings import ending_backward, ending_point_tiles, joined  # noqa: E402
@@ -29,6 +31,7 @@ from pathnet.engines.triton.plan import NOTHING, Launch  # noqa: E402
 from pathnet.engines.triton.state import Activations, Gradients, Kept  # noqa: E402
 from pathnet.engines.triton.statistics import take_statistics  # noqa: E402
 from pathnet.engines.triton.sums import take_means  # noqa: E402
+from pathnet.engines.triton.tiles import points_of  # noqa: E402
 
 BATCH, CAPACITY, STATES, FIRST = 3, 8, 12, 3
 """Of a launch: images, rows that it has room for, states, and rows before its own."""
@@ -210,6 +213,57 @@ def test_sums_and_statistics_of_tiles_around_what_is_loaded_at_once(tiles: int) 
         own_mean, own_variance = activations.statistics[LIVE[row][1], :, :channels].double()
         torch.testing.assert_close(own_mean, total, rtol=1e-6, atol=0)
         torch.testing.assert_close(own_variance, variance, rtol=1e-4, atol=0)
+
+
+def test_gradients_of_more_channels_than_a_program_takes_at_a_time_arrive() -> None:
+    """What they wait for taken off; nothing of a routing without a state."""
+    network = network_of_a_block(PreactBlock, (70, 5, 6))
+    gradients, kept = gradients_of(network, *tables([], 0), waiting=0), kept_by(network)
+    finals, shape = torch.tensor([1, NOTHING, 3], dtype=torch.int32), network.blocks[0].given
+    size = BATCH * shape.size
+    x_hat = kept.normalized[:size].view(-1, 70).double()
+    expected = torch.zeros(3, BATCH, 5, 6, 70, dtype=torch.float64)
+    for place, state in ((0, 1), (2, 3)):
+        mean, mean_x_hat = gradients.corrections[state, :, :70].double()
+        values = gradients.values[state, :size].view(-1, 70).double()
+        expected[place] = (values - mean - x_hat * mean_x_hat).view(BATCH, 5, 6, 70)
+    own = arrived(gradients, kept, finals, shape, torch.float32)
+    torch.testing.assert_close(own.double(), expected, rtol=1e-5, atol=1e-5)
+    norms = squared_norms(gradients, kept, finals, shape)
+    torch.testing.assert_close(norms, expected.square().sum((2, 3, 4)), rtol=1e-5, atol=0)
+
+
+@triton.jit
+def _points_kernel(
+    points_ptr, batch, height, width, inverse_width, pixel_tiles, SAMPLES: tl.constexpr, PIXELS: tl.constexpr
+):
+    sample, row, column, inside = points_of(
+        tl.program_id(0), batch, height, width, inverse_width, pixel_tiles, SAMPLES, PIXELS
+    )
+    point = points_ptr + (tl.program_id(0) * SAMPLES * PIXELS + tl.arange(0, SAMPLES * PIXELS)) * 4
+    tl.store(point, sample)
+    tl.store(point + 1, row)
+    tl.store(point + 2, column)
+    tl.store(point + 3, inside.to(tl.int32))
+
+
+@pytest.mark.parametrize(
+    ("batch", "height", "width", "tile"),
+    [(3, 5, 7, (4, 32)), (2, 41, 13, (1, 128)), (1, 3, 249, (1, 64)), (1, 1, 1 << 19, (1, 1 << 18))],
+)
+def test_the_points_of_tiles_are_those_of_the_images(
+    batch: int, height: int, width: int, tile: tuple[int, int]
+) -> None:
+    """Several images a tile, parts of one, rows that end within a tile, and the longest row."""
+    samples, pixels = tile
+    pixel_tiles = -(-height * width // pixels)
+    tiles = -(-batch // samples) * pixel_tiles
+    points = torch.zeros(tiles * samples * pixels, 4, dtype=torch.int32)
+    _points_kernel[(tiles,)](points, batch, height, width, 1 / width, pixel_tiles, samples, pixels)
+    inside = points[points[:, 3] == 1]
+    places = (inside[:, 0] * height + inside[:, 1]) * width + inside[:, 2]
+    assert torch.equal(places.sort().values, torch.arange(batch * height * width))
+    assert ((inside[:, 1] < height) & (inside[:, 2] >= 0) & (inside[:, 2] < width)).all()
 
 
 class Launched(Exception):

@@ -317,8 +317,10 @@ def test_input_that_does_not_fit_is_told() -> None:
     strided = block_of("basic-projection", True)
     with pytest.raises(ValueError, match=r"x: expected more than one value a channel .* \[1, 3, 2, 2\]"):
         fused_residual(strided, x[:1, :3, :2, :2])
-    with pytest.raises(ValueError, match="x: expected at most 524287 images of this size, got 524288"):
+    with pytest.raises(ValueError, match="x: expected at most 524271 images of this size, got 524288"):
         fused_residual(block, x[:1, :, :1, :1].expand(1 << 19, 4, 32, 32))
+    with pytest.raises(ValueError, match=r"x: expected sides of at most 524288 pixels .* \[1, 524289\]"):
+        fused_residual(block, x[:1, :, :1, :1].expand(1, 4, 1, (1 << 19) + 1))
     with pytest.raises(ValueError, match="c: expected a finite Python number, got a tensor"):
         fused_residual(block, x, 1.0, torch.ones(()))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="a: expected a finite number, got inf"):

@@ -4,9 +4,9 @@ A program of its own, since Triton decides on import whether it interprets. The 
 CPU, and what Triton was about to compile is written down instead, so that signatures, constants and alignments are
 those of a real run. Compiled kernels are kept below build/.
 
-All that `drive` launches would take minutes, so `selected` takes of each kernel, type and tile the launch that keeps
-most in registers, for each of `TARGETS`. With the argument ``keys`` the program compiles nothing and prints which
-kernels some networks want.
+All that `drive` launches would take minutes, so `compile_all` takes of each kernel, type and tile the launch that
+keeps most in registers, for each of `TARGETS`. With the argument ``keys`` the program compiles nothing and prints
+which kernels some networks want.
 """
 
 from __future__ import annotations
@@ -375,19 +375,20 @@ def tiles(by_warp: bool) -> Iterator[tuple[str, Tile]]:
                     yield f"{name}[{dtype}][{width}]", (by_warp and tile.by_warp) or tile
 
 
-def selected(wanted: list[Wanted]) -> list[Wanted]:
-    """Of each kernel, type and tile that which keeps most, in bfloat16 where a gradient enters a module as well; of what
-    a launch ends in one with few channels of each sort."""
-    wanted = sorted(wanted, key=lambda own: own.load)
-    heaviest = list(
-        {
-            (own.kind, id(own.tile), own.kind[1] == "bf16" and own.branches.get("ENTRY")): own for own in wanted
-        }.values()
-    )
-    sorts = {
-        (own.kind[0], own.named.get("RESIDUAL"), own.named.get("SKIP")): own for own in [*wanted[::-1], *heaviest]
-    }
-    return heaviest + [own for own in sorts.values() if own not in heaviest]
+def heaviest(wanted: list[Wanted]) -> list[Wanted]:
+    """Of each kernel, type and tile the launch that keeps most; in bfloat16 also where a gradient enters a module."""
+    chosen: dict[Any, Wanted] = {}
+    for own in sorted(wanted, key=lambda own: own.load):
+        chosen[own.kind, id(own.tile), own.kind[1] == "bf16" and own.branches.get("ENTRY")] = own
+    return list(chosen.values())
+
+
+def lightest(wanted: list[Wanted], known: list[Wanted]) -> list[Wanted]:
+    """Of each kernel and set of branches that a launch ends in, where no known one has it, that which keeps least."""
+    chosen: dict[Any, Wanted] = {}
+    for own in [*known, *sorted(wanted, key=lambda own: own.load)]:
+        chosen.setdefault((own.kind[0], own.named.get("RESIDUAL"), own.named.get("SKIP")), own)
+    return [own for own in chosen.values() if own not in known]
 
 
 def compile_all() -> dict[str, Any]:
@@ -396,17 +397,19 @@ def compile_all() -> dict[str, Any]:
     for name, target in TARGETS.items():
         RECORDER.become(target)
         drive()
-        if name == "gfx942":
-            largest = selected(list(RECORDER.wanted.values()))
+        wanted = list(RECORDER.wanted.values())
+        chosen = heaviest(wanted)
+        if name == "sm_90":
+            chosen += lightest(wanted, chosen)
+        elif name == "sm_80":
+            chosen = [own for own in chosen if own.kind[0] in MULTIPLYING and own.named["STRIDE"] == 1]
+        else:
             some = [id(tile) for tile in AMD_TILES]
-            WANTED.extend(own for own in largest if id(own.tile) in some and own.branches["EXIT"])
-            continue
+            chosen = [own for own in chosen if id(own.tile) in some and own.branches["EXIT"]]
+        WANTED.extend(chosen)
         launched = {id(tile) for tile in RECORDER.tiles}
         by_warp = configurations.multiplies_by_warp(torch.device("cpu"))
         unused[name] = [tile for tile, own in tiles(by_warp) if id(own) not in launched]
-        first = name == "sm_90"
-        chosen = selected(list(RECORDER.wanted.values()))
-        WANTED.extend(own for own in chosen if first or own.kind[0] in MULTIPLYING)
     RECORDER.become(TARGETS["sm_90"])
     WANTED.append(too_large())
     # Two processes that share what this one has in memory.

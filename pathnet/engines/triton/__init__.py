@@ -45,13 +45,24 @@ if TYPE_CHECKING:
     from pathnet.engines.triton.routed_backward import Walk
     from pathnet.engines.triton.routed_forward import Forward
 
-__all__ = ["MOST_ELEMENTS", "TritonEngine", "TritonPrepared", "TritonRecord", "on_device", "unsupported_side"]
+__all__ = [
+    "MOST_ELEMENTS",
+    "TritonEngine",
+    "TritonPrepared",
+    "TritonRecord",
+    "check_sides",
+    "on_device",
+    "unsupported_side",
+]
 
 ROOM = 4 << 30
 """Bytes for the gradients of one walk: some hundred routings of a CIFAR network at batch 128."""
 
-MOST_ELEMENTS = 1 << 31
-"""Of an activation: kernels number its places in int32."""
+MOST_ELEMENTS = (1 << 31) - (1 << 16)
+"""Of an activation: kernels number its places in int32, those beside it in the last tile too."""
+
+MOST_PIXELS = 1 << 19
+"""Of an image's side, for which `tiles.quotient` is exact."""
 
 
 @dataclass(frozen=True)
@@ -338,9 +349,17 @@ def _check_images(network: TritonNetwork, y0: Tensor) -> None:
     if len(y0) * network.largest >= MOST_ELEMENTS:
         most = (MOST_ELEMENTS - 1) // network.largest
         raise ValueError(f"images: expected at most {most} for the triton engine, got {len(y0)}")
+    check_sides("images", y0)
     pixels = [shape.pixels for shape in network.normalized if shape is not None]
     if network.bn == "batch" and len(y0) == 1 and 1 in pixels:
         raise ValueError("images: expected more than one value a channel for batch statistics, got one")
+
+
+def check_sides(name: str, images: Tensor) -> None:
+    """Refuse images [B, C, H, W] that are too long for the kernels, whatever they are called."""
+    if max(images.shape[2:]) > MOST_PIXELS:
+        shape = list(images.shape[2:])
+        raise ValueError(f"{name}: expected sides of at most {MOST_PIXELS} pixels for the triton engine, got {shape}")
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:

@@ -1,10 +1,16 @@
 """The input gradient of one BN-ReLU-convolution unit, for many gradients at once, with routing.
 
-A program owns PATHS gradients at SAMPLES * PIXELS points of the unit's input and BLOCK_N of its channels. It is an
-implicit matrix product: PATHS * SAMPLES * PIXELS rows, and for every tap of the kernel BLOCK_K channels of the
-incoming gradient at a time. Weights, ReLU bits and x_hat are read once for the PATHS gradients; programs that differ
-in their gradients alone stand side by side, so that others find them in L2. With a stride, the points of a program
-are of one phase (row and column modulo the stride), which leaves out the taps that meet none of its pixels.
+A tile is PATHS gradients at SAMPLES * PIXELS points of the unit's input and BLOCK_N of its channels: an implicit
+matrix product of PATHS * SAMPLES * PIXELS rows, and for every tap of the kernel BLOCK_K channels of the incoming
+gradient at a time. Weights, ReLU bits and x_hat are read once for the PATHS gradients; tiles that differ in their
+gradients alone stand side by side, so that others find them in L2. With a stride, the points of a tile are of one
+phase (row and column modulo the stride), which leaves out the taps that meet none of its pixels.
+
+How many rows a launch has is known on the device alone, so that one captured graph serves every set of paths: a
+program takes one tile after the other, a grid apart, until there are no more. Left to itself the compiler hoists out
+of that loop what each layout knows of its points, 213 to 255 registers where 2 to 4 programs had room on a
+multiprocessor; without hoisting it takes 160 to 250. Programs beyond the last row that leave at once would take as
+few, but half the grid of a launch with room for 55 rows and 28 in it is 14,000 programs, reckoned 38 us.
 
 What BN does to a gradient takes two means over the whole batch, known only when every program of a launch is done.
 So a program stores ``scale * bit * (J_conv^T g)``, and its share of the two sums beside it; whoever reads that
@@ -13,9 +19,11 @@ second product (`folding`). Each gradient is read and written once a convolution
 
 Limits on an H100, reckoned and not yet measured. Stage 1 of a CIFAR network (16 channels, side 32, batch 128) has
 2.1 M values a gradient and 604 MFLOP a convolution: bf16 in and out are 8.4 MB, 2.8 us at 3 TB/s; the products 1.5 us
-at 400 TFLOP/s (half the rate: 16 columns leave tensor cores waiting for operands). By the compiler's own code a tile
-of 128 rows takes some 640 instructions a warp in BN mode ``running`` and 1,100 in ``batch``; at one a clock and
-scheduler that is 2.8 us and 4.9 us. Issue slots bound it, then memory; stages 2 and 3 take half and a quarter.
+at 400 TFLOP/s (half the rate: 16 columns leave tensor cores waiting for operands). By the compiler's own code 128
+rows of a tile take some 800 instructions a warp in BN mode ``running`` and 1,300 in ``batch``; at one a clock and
+scheduler that is 3.5 us and 5.8 us. Issue slots bound it, then memory; stages 2 and 3 take half and a quarter. Of the
+instructions a seventh is for sides that are known at run time alone: kernels are compiled for channels, kernel and
+stride, and serve images of any size.
 """
 
 from __future__ import annotations
@@ -150,7 +158,7 @@ def _dgrad_kernel(
         path = path_tile * PATHS + tl.arange(0, PATHS)
         fields = rows_ptr + path * ROW_FIELDS
         source, target, block = tl.load(fields), tl.load(fields + 1), tl.load(fields + 2)
-        live, enters = target >= 0, source >= 0
+        live = target >= 0
 
         # A block's gradient lies there unscaled: what is linear in it takes its power of two on the way.
         factor = tl.full([PATHS, POINTS], 1.0, tl.float32)
@@ -174,7 +182,7 @@ def _dgrad_kernel(
                 slot_size,
                 weights_ptr,
                 source,
-                enters,
+                live,
                 states_ptr,
                 offsets_ptr,
                 normalized_ptr,
@@ -200,7 +208,7 @@ def _dgrad_kernel(
             )
             value = tl.reshape(products, [PATHS, POINTS, BLOCK_N])
             if FOLDED:
-                _, waits, first = locate(source, enters, slot_size, states_ptr, offsets_ptr)
+                _, waits, first = locate(source, live, slot_size, states_ptr, offsets_ptr)
                 value += shared_products(
                     normalized_ptr + first,
                     folded_ptr,

@@ -6,8 +6,9 @@ record keeps what they normalised. Going back another one takes a sum's gradient
 `dgrad` leaves it behind the BN that begins a unit: ``scale * g``, and the program's share of the two sums. The sum's
 gradient itself waits for nothing, since the other branch reads it too.
 
-A program owns POINTS pixels of the batch and BLOCK_N channels of one row. Nothing is computed that memory would wait
-for: a gradient is read and written once more a branch than in pre-activation blocks, and so is an activation.
+A tile is POINTS pixels of the batch and BLOCK_N channels of one row; a program takes one after the other. Nothing is
+computed that memory would wait for: a gradient is read and written once more a branch than in pre-activation blocks,
+and so is an activation.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ loaded costs arithmetic on every element for every tap, three times what all els
 it is done on the weights instead: the taps of ``-x_hat`` times ``mean_x_hat W``, where one x_hat serves all gradients
 of a program and their weights stand side by side as columns, and ``-mean W``, one number a tap, wherever a tap hits.
 
-A program owns BLOCK_T taps of one row and BLOCK_N channels of the result. The numbers of a tap are kept as two terms
-of the walk's type, since their rounding would be the same error for every pixel. At 64 channels a row has 74 KB of
-bf16.
+A tile is BLOCK_T taps of one row and BLOCK_N channels of the result; a program takes one after the other. The numbers
+of a tap are kept as two terms of the walk's type, since their rounding would be the same error for every pixel. At 64
+channels a row has 74 KB of bf16.
 """
 
 from __future__ import annotations

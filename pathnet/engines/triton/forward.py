@@ -1,8 +1,9 @@
 """One BN-ReLU-convolution unit forward, with routing; what a walk back needs is written on the way.
 
-A program owns points * channels of the output of one routing: an implicit matrix product with the points as rows and,
-for every tap, BLOCK_K channels of the normalised, rectified input at a time, which is made from the raw input as it
-is loaded. So the raw output alone is written, and in BN mode ``batch`` its share of the next BN's statistics beside
+A tile is points * channels of the output of one routing; a program takes one tile after the other, a grid apart, for
+the number of rows is known on the device alone. It is an implicit matrix product with the points as rows and, for
+every tap, BLOCK_K channels of the normalised, rectified input at a time, which is made from the raw input as it is
+loaded. So the raw output alone is written, and in BN mode ``batch`` its share of the next BN's statistics beside
 it: count, mean and sum of squared deviations of each tile and channel, which `statistics` merges without
 cancellation.
 
