@@ -102,7 +102,7 @@ def counted() -> tuple[dict[str, int], int]:
 
     from pathnet.engines.triton.ahead import AbsentGpu, missing_for
 
-    driver.set_active(AbsentGpu(GPUTarget("cuda", 90, 32), dict))
+    driver.set_active(AbsentGpu(GPUTarget("cuda", 90, 32)))
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
         setup = replace(FULL, device="cpu")

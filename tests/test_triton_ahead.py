@@ -40,6 +40,10 @@ def test_what_is_compiled_ahead_is_not_launched(report: dict[str, Any]) -> None:
     assert report["launched"] >= report["compiled"]
 
 
+def test_launchers_that_are_compiled_are_compiled_ahead(report: dict[str, Any]) -> None:
+    assert report["launchers_ahead"] == report["compiled"]
+
+
 def test_what_cannot_be_compiled_ahead_is_told(report: dict[str, Any]) -> None:
     told = "kernels are compiled one by one, since ahead of time"
     wrong, absent = report["warnings"]

@@ -31,12 +31,16 @@ CPU = torch.device("cpu")
 
 launched: list[str] = []
 
+make_launcher = None
+"""By which launchers are known that are compiled for each signature."""
+
 
 class Launcher:
-    """Counts a launch."""
+    """Counts a launch, and leaves a file where it is compiled."""
 
     def __init__(self, source: Any, metadata: Any) -> None:
         self.name = source.name
+        (Path(os.environ["TRITON_CACHE_DIR"]) / f"launcher-{os.getpid()}-{metadata.hash}").touch()
 
     def __call__(self, *arguments: Any) -> None:
         launched.append(self.name)
@@ -44,8 +48,7 @@ class Launcher:
 
 def willing_gpu(launcher: Any) -> ahead.AbsentGpu:
     gpu = ahead.AbsentGpu(GPUTarget("cuda", 90, 32), launcher)
-    gpu.utils = SimpleNamespace(
-        launch=None,
+    gpu.utils = SimpleNamespace(  # type: ignore[attr-defined]
         get_device_properties=lambda device: {"max_shared_mem": 232448},
         load_binary=lambda name, binary, shared, device: (1, 1, 32, 0, 1024),
     )
@@ -89,6 +92,7 @@ def main() -> None:
     compiled = ahead.compile_for(work)
     report: dict[str, Any] = {"triton": triton.__version__, "compiled": compiled}
     report["launched_ahead"] = len(triton_ahead.launched)
+    report["launchers_ahead"] = len(list(Path(os.environ["TRITON_CACHE_DIR"]).glob("launcher-*")))
     work()
     report |= {"hits": sum(hits), "misses": len(hits) - sum(hits), "launched": len(triton_ahead.launched)}
     report["missing"] = [kernel.name for kernel in ahead.missing_for(work)]

@@ -25,7 +25,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from types import SimpleNamespace
 from typing import Any
 
 from triton import knobs
@@ -52,10 +51,8 @@ class AbsentGpu:
         launcher_cls: what a compiled kernel is launched with, made of its source and metadata.
     """
 
-    def __init__(self, target: GPUTarget, launcher_cls: Callable[[Any, Any], object]) -> None:
+    def __init__(self, target: GPUTarget, launcher_cls: Any = None) -> None:
         self.target, self.launcher_cls = target, launcher_cls
-        # Where launchers are none of a signature's own, they take this one.
-        self.utils = SimpleNamespace(launch=None)
 
     def get_current_target(self) -> GPUTarget:
         return self.target
@@ -140,10 +137,9 @@ def _on_disk(kernel: Any, job: dict[str, Any]) -> bool:
 def compile_all(kernels: Sequence[Kernel]) -> None:
     """Compile kernels for the current device into the cache on disk; warn where that fails, since launches compile
     what they do not find."""
-    launcher = driver.active.launcher_cls
     order = {
         "target": asdict(driver.active.get_current_target()),
-        "launcher": [launcher.__module__, launcher.__qualname__],
+        "launcher": _compiled_launcher(),
         # The largest first, so that none is left over to the end.
         "kernels": [asdict(kernel) for kernel in sorted(kernels, key=lambda own: -len(own.specialization))],
     }
@@ -168,14 +164,24 @@ def compile_all(kernels: Sequence[Kernel]) -> None:
         )
 
 
+def _compiled_launcher() -> list[str] | None:
+    """Module and name of the class that compiles a launcher for each signature; None where one serves all."""
+    launcher = driver.active.launcher_cls
+    compiles = hasattr(sys.modules[launcher.__module__], "make_launcher")
+    return [launcher.__module__, launcher.__qualname__] if compiles else None
+
+
 def main() -> None:
     """Compile what standard input asks for; print a list of what failed."""
     order = json.load(sys.stdin)
     kernels = [Kernel(**own) for own in order["kernels"]]
     for module in {kernel.module for kernel in kernels}:
         importlib.import_module(module)
-    module, name = order["launcher"]
-    driver.set_active(AbsentGpu(GPUTarget(**order["target"]), getattr(importlib.import_module(module), name)))
+    launcher = None
+    if order["launcher"] is not None:
+        module, name = order["launcher"]
+        launcher = getattr(importlib.import_module(module), name)
+    driver.set_active(AbsentGpu(GPUTarget(**order["target"]), launcher))
     # What the keys of all kernels begin with, from hundreds of megabytes of Triton: once, for all workers.
     triton_key()
     # Workers have the modules of this process, which holds no GPU and runs no other thread.
@@ -201,7 +207,8 @@ def _compile(kernel: Kernel) -> str | None:
     """Leave a kernel in the cache on disk; return what went wrong."""
     try:
         compiled = getattr(importlib.import_module(kernel.module), kernel.name).preload(kernel.specialization)
-        driver.active.launcher_cls(compiled.src, compiled.metadata)
+        if driver.active.launcher_cls is not None:
+            driver.active.launcher_cls(compiled.src, compiled.metadata)
     except Exception as error:
         return f"{kernel.name} failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
     return None
