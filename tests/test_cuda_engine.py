@@ -123,7 +123,12 @@ def keep(values: list[Tensor]) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
-@pytest.mark.parametrize(("depth", "shared_bytes"), list(zip((20, 20, 110), GPUS.values(), strict=True)), ids=GPUS, indirect=["shared_bytes"])
+@pytest.mark.parametrize(
+    ("depth", "shared_bytes"),
+    list(zip((20, 20, 110), GPUS.values(), strict=True)),
+    ids=GPUS,
+    indirect=["shared_bytes"],
+)
 def test_the_papers_networks(depth: int, shared_bytes: int, precision: Any) -> None:
     """With 227 KB in float32 a sample a thread block, in bfloat16 two, the last with one."""
     case = Case(f"resnet-{depth}", depth, width=16, side=32, batch=2 if precision == "float32" else 3)
