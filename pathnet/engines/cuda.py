@@ -230,7 +230,7 @@ class CudaEngine:
 
 
 def refusal(net: ResidualNet, y0_shape: Sequence[int], precision: Precision, shared_bytes: int) -> str | None:
-    """Return why the kernels have no form for a network that has tables: a width, a kernel, images too large; or None.
+    """Return why the kernels have no form for a network that has tables: a width, a kernel, large images; or None.
 
     Args:
         shared_bytes: shared memory that a thread block may have.

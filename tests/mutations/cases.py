@@ -16,8 +16,9 @@ from pathnet.engines.tables import tables
 from pathnet.models import PostactBlock, PreactBlock, ResidualNet
 
 # Widths of y after each block (the first: of y0), strides, skips; height, width, batch; whether blocks are
-# post-activation ones, y their sums; shared memory for one and two terms a number, so that thread blocks own several
-# samples, the last of them fewer.
+# post-activation ones, y their sums; shared memory of the walk back with one and with two terms a number and of the
+# walk forward. So thread blocks own several samples, the last of them fewer, images are resident or seen through
+# windows, and weights are copied whole, by columns and by taps.
 CASES: list[dict[str, Any]] = [
     {"widths": [16, 16, 32, 32, 64, 64], "strides": [1, 2, 1, 2, 1], "pad": False, "size": (9, 11, 3)},
     {"widths": [7, 7, 24, 30, 30], "strides": [1, 2, 1, 1], "pad": True, "size": (10, 5, 3)},
@@ -28,17 +29,26 @@ CASES: list[dict[str, Any]] = [
     {"widths": [16, 20], "strides": [2], "pad": False, "size": (9, 1, 2)},
     {"widths": [16, 16, 16, 27, 27], "strides": [1, 1, 2, 1], "pad": True, "size": (9, 11, 3), "post": True},
     {"widths": [12, 20, 20, 20, 40], "strides": [2, 1, 1, 1], "pad": False, "size": (17, 10, 3), "post": True},
+    {"widths": [16, 16, 24], "strides": [1, 2], "pad": False, "size": (21, 9, 2)},
+    {"widths": [20, 20, 40], "strides": [1, 2], "pad": True, "size": (18, 6, 3), "post": True},
+    {"widths": [33, 33], "strides": [1], "pad": True, "size": (11, 9, 3)},
+    {"widths": [16, 16, 24], "strides": [1, 2], "pad": False, "size": (21, 9, 2)},
 ]
+H100 = 232_448
 SHARED = [
-    [64_000, 124_000],
-    [36_000, 70_000],
-    [140_000, 232_448],
-    [64_000, 124_000],
-    [92_000, 180_000],
-    [124_000, 180_000],
-    [36_000, 70_000],
-    [64_000, 124_000],
-    [124_000, 222_000],
+    [64_000, 124_000, H100],
+    [36_000, 70_000, H100],
+    [140_000, 232_448, H100],
+    [64_000, 124_000, H100],
+    [92_000, 180_000, H100],
+    [124_000, 180_000, H100],
+    [36_000, 70_000, H100],
+    [64_000, 124_000, H100],
+    [124_000, 222_000, H100],
+    [24_000, 50_000, 18_000],
+    [33_000, 36_000, 28_000],
+    [33_000, 56_000, 39_000],
+    [45_000, 58_000, 44_000],
 ]
 
 

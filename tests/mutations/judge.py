@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-H100_SHARED_BYTES = 232448
 
 
 class Image(Structure):
@@ -47,7 +46,7 @@ class Backward(Structure):
         ("gradients", c_int32),
         ("batch", c_int32),
         ("paths", c_int32),
-        *((name, c_void_p) for name in ("norms", "grad_input", "exponent_input")),
+        *((name, c_void_p) for name in ("images", "norms", "grad_input", "exponent_input")),
     ]
 
 
@@ -56,7 +55,7 @@ class Forward(Structure):
         *((name, c_void_p) for name in POINTERS_FORWARD),
         ("batch", c_int32),
         ("paths", c_int32),
-        *((name, c_void_p) for name in ("scratch", "output", "relu_bits")),
+        *((name, c_void_p) for name in ("scratch", "images", "output", "relu_bits")),
     ]
 
 
@@ -105,8 +104,9 @@ def bf16_terms(values: Array, parts: int) -> list[Array]:
     return terms
 
 
-def packed_weights(weight: Array, scale: Array | None, parts: int) -> Array:
-    """uint8 of [out, in, k, k]: [chunk][part][tap][tile][lane][4] bf16; with scales the transposed convolution's."""
+def packed_weights(weight: Array, scale: Array | None, parts: int, slices: int) -> Array:
+    """uint8 of [out, in, k, k]: [chunk][slice][part][tap of a slice][tile][lane][4] bf16; with scales the transposed
+    convolution's."""
     if scale is not None:
         weight = (weight * scale[None, :, None, None]).transpose(1, 0, 2, 3)[:, :, ::-1, ::-1]
     out, reduced, side, _ = weight.shape
@@ -118,7 +118,8 @@ def packed_weights(weight: Array, scale: Array | None, parts: int) -> Array:
     chunks, tiles = pad16(reduced) // 16, pad16(out) // 8
     split = terms.reshape(parts, tiles, 8, chunks, 16, side, side)
     taken = split[:, :, n, :, k]  # lane, i, part, tile, chunk, row, column
-    return taken.transpose(4, 2, 6, 5, 3, 0, 1).copy().view(np.uint8).reshape(-1)
+    by_tap = taken.transpose(4, 2, 6, 5, 3, 0, 1).reshape(chunks, parts, slices, -1)
+    return by_tap.transpose(0, 2, 1, 3).copy().view(np.uint8).reshape(-1)
 
 
 # The checks
@@ -177,11 +178,11 @@ def check_case(twin: ctypes.CDLL, case: dict[str, Array], parts: int, shared_byt
     for backward in (1, 0):
         numbers = np.zeros(65536, np.int32)
         terms = parts if backward else 2
-        room = shared_bytes if backward else H100_SHARED_BYTES
+        room = shared_bytes if backward else int(case["shared_bytes"][2])
         size = twin.twin_program(byref(tables), backward, terms, room, c_void_p(pointer(numbers)), 65536)
         expect(size > 0, "a plan was refused")
         program = numbers[:size].copy()
-        facts = np.zeros(6 + 6 * len(blocks), np.int32)
+        facts = np.zeros(6 + 9 * len(blocks), np.int32)
         twin.twin_facts(c_void_p(pointer(program)), c_void_p(pointer(facts)))
         expect(0 < facts[0] < 1 << 24 and 0 < facts[1] < 1 << 22 and 0 <= facts[2] < 1 << 24, "sizes of a program")
         expect(facts[5] <= room, "more shared memory than allowed")
@@ -211,8 +212,10 @@ def check_weights(case: dict[str, Array], facts: Array, packed: Array, backward:
             weight = case["weights"][offset : offset + outputs * inputs * side * side]
             at = int(scale_row[10] if column == 2 else unit[10])
             scale = case["scales"][at : at + inputs] if backward else None
-            own = packed_weights(weight.reshape(outputs, inputs, side, side), scale, terms)
-            start = int(facts[6 + block * 6 + column * 2])
+            place = 6 + (block * 3 + column) * 3
+            start, slices = int(facts[place]), int(facts[place + 2])
+            expect(slices in (1, side, side * side), "slices of weights")
+            own = packed_weights(weight.reshape(outputs, inputs, side, side), scale, terms, slices)
             expect(start == end and np.array_equal(packed[start : start + len(own)], own), "packed weights")
             end = start + len(own)
     expect(end == facts[0], "the end of the packed weights")
@@ -225,7 +228,7 @@ def row_of_bits(case: dict[str, Array], facts: Array) -> Array:
     for block in range(len(case["blocks"])):
         for unit in range(2):
             own = packed_bits(case[f"bits_{block}_{unit}"])
-            start = int(facts[6 + block * 6 + unit * 2 + 1])
+            start = int(facts[6 + (block * 3 + unit) * 3 + 1])
             expect(0 <= start <= facts[1] - own.shape[1], "bits beyond a sample's")
             row[:, start : start + own.shape[1]] = own
     return row
@@ -244,9 +247,9 @@ def check_forward(twin: ctypes.CDLL, case: dict[str, Array], program: Array, fac
         bits = np.full((batch + 1, facts[1]), 0x55, np.uint8)
         order, counter = np.arange(count, dtype=np.int32), np.zeros(1, np.int32)
         arrays = [program, packed, case["affine"], case["y0"], routing, order, counter]
-        job = Forward(
-            *map(pointer, arrays), batch, count, pointer(scratch), pointer(output), pointer(bits) if record else None
-        )
+        # The twin has memory of its own for images.
+        outputs = [pointer(scratch), None, pointer(output), pointer(bits) if record else None]
+        job = Forward(*map(pointer, arrays), batch, count, *outputs)
         finding = twin.twin_forward(byref(job)).decode()
         expect(not finding, f"forward: {finding}")
         expect(bool((scratch[facts[2] :] == 12345).all()), "writes beyond the scratch")
@@ -293,7 +296,7 @@ def check_backward(
         exponent_input, counter = np.zeros((paths, batch), np.int32), np.zeros(1, np.int32)
         arrays = [program, packed, relu_bits, grads, exponents, starts, routing, order, counter]
         outputs = [norms, grad_input, exponent_input]
-        job = Backward(*map(pointer, arrays), relu_bits.shape[1], 2, batch, paths, *map(pointer, outputs))
+        job = Backward(*map(pointer, arrays), relu_bits.shape[1], 2, batch, paths, None, *map(pointer, outputs))
         finding = twin.twin_backward(byref(job)).decode()
         expect(not finding, f"backward: {finding}")
         truth = np.where(starts, -1, 1)[:, None, None, None, None] * case["gradients"]

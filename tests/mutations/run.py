@@ -41,11 +41,11 @@ OPERATORS = {
 }
 NUMBER = re.compile(r"(?<![\w.])(\d+)(?![\w.])")
 # Not index arithmetic: declarations, pragmas, messages; the checksum; bounds that only refuse; how many column tiles
-# are worth while; places of what a convolution does not have.
+# are worth while, and windows of which size; places of what a convolution does not have.
 SKIPPED = re.compile(
     r"^\s*(//|#|template|static_assert|using|PATHNET_UNROLL|PATHNET_NO_UNROLL)"
     r"|refuse\(|invalid_argument|to_string|checksum|16777619|program_size\(|kMaxChannels|in_height \+ 8|pairs"
-    r"| : -1|bool bare"
+    r"| : -1|bool bare|kMostPixels|kMostScratch|traffic|bytes \+= double"
 )
 COMPILER = ["g++", "-std=c++17", "-O2", "-w", "-shared", "-fPIC"]
 
@@ -76,7 +76,7 @@ EQUIVALENT: dict[str, str] = {
     "if (parity == 0) return {1, 2, 0, 1, 1, 1, 0, 2};": NO_SECOND_TAP,
     "int first_ = 1, samples_ = 0;": OVERWRITTEN,
     "int first_ = 0, samples_ = 1;": OVERWRITTEN,
-    "int from_ = 0, bytes_ = 0, chunks_ = 0, chunks_left_ = 1, reads_left_ = 0;": OVERWRITTEN,
+    "int from_ = 0, bytes_ = 0, slices_ = 0, slices_left_ = 1, reads_left_ = 0;": OVERWRITTEN,
     "int operand = 0, mid = 1;": OVERWRITTEN,
     "int operand = 1, mid = 0;": OVERWRITTEN,
     "if (slots_ == 4) {": SLOWER,

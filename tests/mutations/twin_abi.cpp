@@ -62,7 +62,7 @@ void twin_weights(const Tables* tables, const int32_t* program, uint8_t* packed)
 }
 
 // What of a program the judge needs: bytes of weights and of a sample's bits, scratch, samples, and for each block's
-// two units and projection the offsets and sizes of weights and bits.
+// two units and projection where its weights and bits begin, and how its weights are sliced.
 void twin_facts(const int32_t* numbers, int32_t* facts) {
   const Program& program = *reinterpret_cast<const Program*>(numbers);
   *facts++ = program.weights_bytes;
@@ -76,6 +76,7 @@ void twin_facts(const int32_t* numbers, int32_t* facts) {
     for (const Conv* conv : {&form.units[0], &form.units[1], &form.projection}) {
       *facts++ = conv->weights_byte;
       *facts++ = conv->bits_byte;
+      *facts++ = conv->slices;
     }
   }
 }
