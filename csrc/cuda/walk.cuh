@@ -396,11 +396,12 @@ class Convolution {
       Exec::hide(image->height);
       Exec::hide(image->width);
     }
-    if (kBackward) return conv;
-    PATHNET_UNROLL
-    for (int32_t* number : {&conv.target_byte, &conv.kernel, &conv.chunks, &conv.slices, &conv.column_tiles,
-                            &conv.bits_byte, &conv.affine}) {
-      Exec::hide(*number);
+    if (!kBackward) {
+      PATHNET_UNROLL
+      for (int32_t* number : {&conv.target_byte, &conv.kernel, &conv.chunks, &conv.slices, &conv.column_tiles,
+                              &conv.bits_byte, &conv.affine}) {
+        Exec::hide(*number);
+      }
     }
     return conv;
   }
