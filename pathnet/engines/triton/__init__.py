@@ -2,8 +2,8 @@
 
 `plan` compacts routings into rows, `routed_backward` and `routed_forward` launch one kernel a unit for them (`dgrad`,
 `forward`), `sums`, `folding`, `statistics` and `endings` finish what batch normalisation needs of a whole batch,
-`arrivals` takes gradients and norms out. Kernels are compiled for a network's shapes on their first use, half a
-minute for a new network, and kept on disk by Triton.
+`arrivals` takes gradients and norms out. Kernels are compiled for a network's channels, kernels and strides on their
+first use, half a minute for a new network, and kept on disk by Triton; they serve images and batches of any size.
 """
 
 from __future__ import annotations
