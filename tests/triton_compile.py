@@ -99,7 +99,7 @@ class Wanted:
     def load(self) -> tuple[int, ...]:
         """Orders launches with one tile by how much they keep in registers: a second product, branches, channels."""
         folded = self.branches.get("FOLDED", 0)
-        return folded, sum(self.branches.values()), self.named["C"] * self.named.get("OUT_C", 1)
+        return folded, sum(self.branches.values()), self.named.get("C", 1) * self.named.get("OUT_C", 1)
 
 
 class Recorder:

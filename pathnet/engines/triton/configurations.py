@@ -5,8 +5,9 @@ warps multiplies at a time; as many columns as there are channels, up to 64; two
 x_hat and ReLU bits, four leave some groups of gradients that share them half empty), those of `DGRAD` among its
 neighbours by what the compiler makes of them for an H100: the fewest instructions for as many rows and channels, in
 BN mode ``batch`` (in float32 26 to 30 % fewer than 64 points, 32 channels, depth 16 and two gradients take). All
-spill nothing, and a multiprocessor has registers and shared memory for two programs at least:
-`tests/test_triton_compile.py`.
+spill nothing, and a multiprocessor has registers and shared memory for two programs at least, on an H100 and on an
+A100, whose warps hold operands in registers too and so have some tiles of their own, for 3 to 4 % more instructions;
+99 KB of shared memory, which GPUs for consumers have, hold each: `tests/test_triton_compile.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,13 @@ Table = dict[torch.dtype, dict[int, Tile]]
 DGRAD: Table = {
     torch.bfloat16: {
         16: Tile(points=128, channels=16, depth=16, paths=2),
-        32: Tile(points=64, channels=32, depth=32, paths=2),
+        32: Tile(
+            points=64,
+            channels=32,
+            depth=32,
+            paths=2,
+            by_warp=Tile(points=64, channels=32, depth=16, paths=2),
+        ),
         64: Tile(
             points=64,
             channels=64,

@@ -35,31 +35,31 @@ def _fold_kernel(
     corrections_width,
     folded_ptr,
     constants_ptr,
-    C: tl.constexpr,
-    OUT_C: tl.constexpr,
+    C,
+    OUT_C,
     TAPS: tl.constexpr,
     ALL_TAPS: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    CHANNEL_TILES: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
+    channel_tiles = tl.cdiv(C, BLOCK_N)
     TAP_TILES: tl.constexpr = ALL_TAPS // BLOCK_T
     rows_ptr += tl.load(launch_ptr) * ROW_FIELDS
     rows = tl.load(launch_ptr + 1)
 
     for program in tl.range(
-        tl.program_id(0), rows * TAP_TILES * CHANNEL_TILES, tl.num_programs(0), num_stages=1, disable_licm=True
+        tl.program_id(0), rows * TAP_TILES * channel_tiles, tl.num_programs(0), num_stages=1, disable_licm=True
     ):
-        channel = program % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
-        tap = program // CHANNEL_TILES % TAP_TILES * BLOCK_T + tl.arange(0, BLOCK_T)
-        path = program // CHANNEL_TILES // TAP_TILES
+        channel = program % channel_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+        tap = program // channel_tiles % TAP_TILES * BLOCK_T + tl.arange(0, BLOCK_T)
+        path = program // channel_tiles // TAP_TILES
         source = tl.load(rows_ptr + path * ROW_FIELDS)
         waits = (source >= 0) & (tl.load(states_ptr + tl.maximum(source, 0) * STATE_FIELDS + 1) >= 0)
         means = corrections_ptr + tl.maximum(source, 0).to(tl.int64) * (2 * corrections_width)
         folded = folded_ptr + path.to(tl.int64) * (TAPS * OUT_C * C)
         constant = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
-        for depth in range((OUT_C + BLOCK_K - 1) // BLOCK_K):
+        for depth in tl.range(0, tl.cdiv(OUT_C, BLOCK_K)):
             deep = depth * BLOCK_K + tl.arange(0, BLOCK_K)
             known = (deep < OUT_C) & waits
             mean = tl.load(means + deep, mask=known, other=0.0)
@@ -114,8 +114,8 @@ def fold_means(gradients: Gradients, conv: Convolution, task: Launch) -> None:
         gradients.corrections.shape[2],
         gradients.folded,
         gradients.constants,
-        C=channels,
-        OUT_C=conv.made.channels,
+        channels,
+        conv.made.channels,
         TAPS=conv.kernel**2,
         ALL_TAPS=taps_of(conv),
         BLOCK_T=FOLDED.points,

@@ -32,19 +32,19 @@ def _statistics_kernel(
     statistics_ptr,
     statistics_width,
     tiles,
-    C: tl.constexpr,
+    C,
     TILES: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    CHANNEL_TILES: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
+    channel_tiles = tl.cdiv(C, BLOCK_N)
     rows_ptr += tl.load(launch_ptr) * ROW_FIELDS
     rows = tl.load(launch_ptr + 1)
 
     for program in tl.range(
-        tl.program_id(0), rows * CHANNEL_TILES, tl.num_programs(0), num_stages=1, disable_licm=True
+        tl.program_id(0), rows * channel_tiles, tl.num_programs(0), num_stages=1, disable_licm=True
     ):
-        path = program // CHANNEL_TILES
-        channel = program % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
+        path = program // channel_tiles
+        channel = program % channel_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
         known = channel < C
         moments = moments_ptr + path.to(tl.int64) * tiles * (3 * C) + channel
         count = tl.zeros([BLOCK_N], tl.float32)
@@ -90,7 +90,7 @@ def take_statistics(activations: Activations, task: Launch, tiles: int, channels
         activations.statistics,
         activations.statistics.shape[2],
         tiles,
-        C=channels,
+        channels,
         TILES=ROWS.points,
         BLOCK_N=ROWS.channels,
     )

@@ -33,19 +33,19 @@ def _means_kernel(
     corrections_width,
     tiles,
     values,
-    C: tl.constexpr,
+    C,
     TILES: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    CHANNEL_TILES: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
+    channel_tiles = tl.cdiv(C, BLOCK_N)
     rows_ptr += tl.load(launch_ptr) * ROW_FIELDS
     rows = tl.load(launch_ptr + 1)
 
     for program in tl.range(
-        tl.program_id(0), rows * CHANNEL_TILES, tl.num_programs(0), num_stages=1, disable_licm=True
+        tl.program_id(0), rows * channel_tiles, tl.num_programs(0), num_stages=1, disable_licm=True
     ):
-        path = program // CHANNEL_TILES
-        channel = program % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
+        path = program // channel_tiles
+        channel = program % channel_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
         target = tl.load(rows_ptr + path * ROW_FIELDS + 1)
         known = (channel < C) & (target >= 0)
         sums = sums_ptr + path.to(tl.int64) * tiles * (2 * C) + channel
@@ -85,7 +85,7 @@ def take_means(gradients: Gradients, task: Launch, tiles: int, scales: Tensor, c
         gradients.corrections.shape[2],
         tiles,
         gradients.batch * pixels,
-        C=channels,
+        channels,
         TILES=ROWS.points,
         BLOCK_N=ROWS.channels,
     )
