@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import fused, host, kernels, measurements, processes, tools
-from benchmarks.budget import CORES, REHEARSAL_LIMIT_S, RUN_S, limit_s
+from benchmarks.budget import CORES, REHEARSAL_LIMIT_S, RUN_S, limit_s, native_s
 from benchmarks.cases import FULL, REHEARSAL, Setup
 from benchmarks.facts import commit_here, device_name, facts
 from benchmarks.outcome import Failed, Found, Unavailable
@@ -117,6 +117,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--in-process", action="store_true", help="no process of its own for each step")
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
+    if asked.minutes is None:
+        asked.minutes = (len(STEPS) * REHEARSAL_LIMIT_S if asked.rehearse else RUN_S - native_s()) / 60
     for name in asked.steps:
         if name not in STEPS:
             parser.error(f"expected steps among {', '.join(STEPS)}, got {name}")

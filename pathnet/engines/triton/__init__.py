@@ -4,7 +4,7 @@
 `forward`), one by one or, where a device has graphs, as a graph (`graphs`); `sums`, `folding`, `statistics` and
 `endings` finish what batch normalisation needs of a whole batch, `arrivals` takes gradients and norms out. Kernels
 are compiled for a network's widths, kernel sizes and strides before their first use, by `ahead` on all cores, and
-kept on disk by Triton.
+kept on disk by Triton; they serve images and batches of any size.
 """
 
 from __future__ import annotations
