@@ -169,11 +169,11 @@ def test_the_check_needs_no_more_shared_memory_than_the_network(
     kilobytes: int, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever a GPU has: the networks that fit pass their check."""
-    monkeypatch.setattr(cuda, "H100_SHARED_BYTES", kilobytes << 10)
+    monkeypatch.setattr(CudaEngine, "twin_shared_bytes", kilobytes << 10)
     fitting = 0
     for width, side in ((4, 4), (4, 8), (4, 16), (8, 6), (8, 12), (16, 6), (16, 16)):
         net = preact_resnet(8, width)
-        if refusal(net, (width, side, side), precision) is None:
+        if refusal(net, (width, side, side), precision, kilobytes << 10) is None:
             assert check(net, (width, side, side), precision) is None, (width, side)
             fitting += 1
     assert fitting > 0
