@@ -80,6 +80,13 @@ EQUIVALENT: dict[str, str] = {
     "int operand = 0, mid = 1;": OVERWRITTEN,
     "int operand = 1, mid = 0;": OVERWRITTEN,
     "if (slots_ == 4) {": SLOWER,
+    "const int to = all <= pass.read_height ? all : pass.read_height;": "the same where both are equal",
+    "first = source.pixel(from * axis.source_step + axis.offset(0) + 1, 1) / 8 * 8;": (
+        "rounded down to the same: where column 0 is read, a window begins at a row that 4 divides"
+    ),
+    "pixels = source.pixel((to - 1) * axis.source_step + axis.offset(axis.taps - 1) + 2, 1) - first;": (
+        "one pixel more, which nobody reads"
+    ),
     "pass.vertical = pass.horizontal = kBackward ? backward_axis(3, 1, 0) : forward_axis(3, 2);": "unused by it",
     "Masks masks[3];": "one that is not used",
     "left[lane] = (x <= pass.width ? x : pass.width - 1) * pass.horizontal.source_step + 1;": NOT_STORED,
