@@ -245,6 +245,7 @@ class Planner {
       const int32_t second_bits = backward_ ? inner_bits : -1;
       form.units[0] = conv(program, form.in, form.out, 3, form.stride, first_bits, inner_affine, -1);
       form.units[1] = conv(program, form.out, form.out, 3, 1, second_bits, -1, bias);
+      form.units[backward_ ? 0 : 1].behind_relu = block.skip == kActivated;
       if (form.skip == kProjection) {
         form.projection = conv(program, form.in, form.out, 1, form.stride, backward_ ? form.bits_byte : -1, -1,
                                program.affine_size);

@@ -41,6 +41,7 @@ struct Conv {
   int32_t bits_byte;            // of the target's ReLU in a sample's row; -1 where nothing is masked or recorded
   int32_t affine;               // forward: element of the BN table of the ReLU that follows; -1 without one
   int32_t bias;                 // forward: element of that table where what is added behind it begins; -1 for none
+  int32_t behind_relu;          // 1 or 0: whether the skip that its results are added to lies behind a ReLU
   int32_t reads;                // of slices by a thread block
 
   int32_t pass_count;

@@ -142,7 +142,6 @@ class RoutedBackward {
     float keep, coefficient;  // target <- keep * target + coefficient * result
     bool last;                // does that, scales by the pending power of two, notes the new peak; else masks only
     bool adds;                // to what has been scaled already
-    bool behind_relu;         // what is kept lies behind the ReLU, as the result does
 
     static PATHNET_DEVICE float start(const Conv&, int, int, int) { return 0.0f; }
 
@@ -169,8 +168,8 @@ class RoutedBackward {
 
     // Bits beyond the image are zero, and so is what they let through.
     template <int rows, int tiles, bool dense, class LaneMasks, class LaneSums>
-    PATHNET_DEVICE void store(const Geometry& conv, const Pass& pass, const Strip& strip, int tile, int half,
-                              LaneMasks& masks, LaneSums& sums) const {
+    PATHNET_DEVICE void store(const Conv& described, const Geometry& conv, const Pass& pass, const Strip& strip,
+                              int tile, int half, LaneMasks& masks, LaneSums& sums) const {
       Exec& exec = walk.exec_;
       const Images<Exec, kParts, kWindowed> images{exec};
       const Image target = conv.target;
@@ -192,7 +191,7 @@ class RoutedBackward {
         });
         return;
       }
-      if (behind_relu) {
+      if (described.behind_relu) {
         join<rows, tiles, dense, true>(target, base, pass, strip, tile, half, masks, sums);
       } else {
         join<rows, tiles, dense, false>(target, base, pass, strip, tile, half, masks, sums);
@@ -253,13 +252,8 @@ class RoutedBackward {
     for (int turn = c != 0.0f ? 0 : shape ? 2 : 1; turn < (form.skip == kProjection && a != 0.0f ? 3 : 2); ++turn) {
       const Conv& conv = turn == 2 ? form.projection : form.units[1 - turn];
       const float keep = turn == 2 ? 1.0f : turn == 1 && !shape ? a : 0.0f;
-      convolve.run(conv,
-                   Epilogue{*this, keep,
-                            turn == 0   ? 1.0f
-                            : turn == 1 ? c
-                                        : a,
-                            turn != 0, turn == 2, form.behind_relu() && turn == 1},
-                   turn == 2 || c != 0.0f);
+      const float coefficient = turn == 0 ? 1.0f : turn == 1 ? c : a;
+      convolve.run(conv, Epilogue{*this, keep, coefficient, turn != 0, turn == 2}, turn == 2 || c != 0.0f);
     }
     if (form.pads() && a != 0.0f) add_padded(form, a);
     exec_.barrier();

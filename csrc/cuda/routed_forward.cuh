@@ -190,7 +190,6 @@ class RoutedForward {
     const RoutedForward& walk;
     int y;  // element of the scratch; negative for the intermediate
     float keep, coefficient;
-    float least;  // of what is kept: 0 behind a ReLU
     bool emits;
     int operand_byte, bits_byte, affine;  // of what is emitted
 
@@ -204,11 +203,12 @@ class RoutedForward {
     }
 
     template <int rows, int tiles, bool dense, class LaneMasks, class LaneSums>
-    PATHNET_DEVICE void store(const Geometry& conv, const Pass& pass, const Strip& strip, int tile, int half,
-                              LaneMasks&, LaneSums& sums) const {
+    PATHNET_DEVICE void store(const Conv& described, const Geometry& conv, const Pass& pass, const Strip& strip,
+                              int tile, int half, LaneMasks&, LaneSums& sums) const {
       const Image image = conv.target;
       const int plane_bytes = image.plane_bytes();
       uint8_t* bits = emits ? walk.recorded(bits_byte) : nullptr;
+      const float least = described.behind_relu ? 0.0f : kWithoutRelu;
       walk.exec_.lanes([&](int lane) {
         uint32_t word = 0;
         const int element = image.lane_order_index(strip.index, 0, tile, lane);
@@ -264,12 +264,11 @@ class RoutedForward {
       const bool products = turn == 1 ? projects : c != 0.0f;
       if (!products && (turn != 2 || shape)) continue;
       const Conv& conv = turn == 1 ? form.projection : form.units[turn / 2];
-      Epilogue epilogue = {*this, -1, 0.0f, 1.0f, kWithoutRelu, true, conv.target_byte, conv.bits_byte, conv.affine};
+      Epilogue epilogue = {*this, -1, 0.0f, 1.0f, true, conv.target_byte, conv.bits_byte, conv.affine};
       if (turn > 0) {
         epilogue.y = shape ? next_y() : y_;
         epilogue.keep = turn == 1 ? 0.0f : shape ? 1.0f : factor_ * a;
         epilogue.coefficient = turn == 1 ? factor_ * a : factor_ * c;
-        epilogue.least = form.skip == kActivated ? 0.0f : kWithoutRelu;
         epilogue.emits = !shape && next < program_.block_count;
         epilogue.operand_byte = follower.in_byte;
         epilogue.bits_byte = follower.bits_byte;

@@ -228,8 +228,8 @@ struct Geometry {
 //   mask<rows, tiles, dense>(conv, pass, strip, tile, lane): the bits of a lane's results of one strip, rows * 2 bits
 //   a tile
 //       as bit_in_tile has them; asked for before the product, so that the loads take no time
-//   store<rows, tiles, dense>(conv, pass, strip, tile, half, masks, sums): takes a warp's results of one strip of a
-//   pair
+//   store<rows, tiles, dense>(described, conv, pass, strip, tile, half, masks, sums): takes a warp's results of one
+//   strip of a pair
 template <class Exec, int kParts, bool kBackward, bool kWindowed>
 class Convolution {
  public:
@@ -380,8 +380,8 @@ class Convolution {
         for (int half = 0; half < 2; ++half) {
           const Strip strip = strip_of(pass, rows, window, unit, half);
           if (!strip.there) continue;
-          epilogue.template store<rows, tiles, dense>(conv, pass, strip, first_tile(pass, unit, tiles), half,
-                                                      masks[half][warp], sums[warp]);
+          epilogue.template store<rows, tiles, dense>(described, conv, pass, strip, first_tile(pass, unit, tiles),
+                                                      half, masks[half][warp], sums[warp]);
         }
       });
     }

@@ -66,6 +66,7 @@ NO_SECOND_TAP = "there is one tap"
 OVERWRITTEN = "set again before it is read"
 NOT_STORED = "positions beyond the grid are computed, and not stored"
 SLOWER = "waits for more than it must"
+NONE = "what is negative stands for none"
 
 EQUIVALENT: dict[str, str] = {
     "return {stride, 1, 0, kernel, 0, 1, -(kernel / 3), 1};": ROUNDED,
@@ -87,6 +88,8 @@ EQUIVALENT: dict[str, str] = {
     "pixels = source.pixel((to - 1) * axis.source_step + axis.offset(axis.taps - 1) + 2, 1) - first;": (
         "one pixel more, which nobody reads"
     ),
+    "form.units[0] = conv(program, form.in, form.out, 3, form.stride, first_bits, inner_affine, -2);": NONE,
+    "form.units[1] = conv(program, form.out, form.out, 3, 1, second_bits, -2, bias);": NONE,
     "pass.vertical = pass.horizontal = kBackward ? backward_axis(3, 1, 0) : forward_axis(3, 2);": "unused by it",
     "Masks masks[3];": "one that is not used",
     "left[lane] = (x <= pass.width ? x : pass.width - 1) * pass.horizontal.source_step + 1;": NOT_STORED,
