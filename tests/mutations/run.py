@@ -81,6 +81,13 @@ EQUIVALENT: dict[str, str] = {
     "int operand = 0, mid = 1;": OVERWRITTEN,
     "int operand = 1, mid = 0;": OVERWRITTEN,
     "if (slots_ == 4) {": SLOWER,
+    "const int to = all <= pass.read_height ? all : pass.read_height;": "the same where both are equal",
+    "first = source.pixel(from * axis.source_step + axis.offset(0) + 1, 1) / 8 * 8;": (
+        "rounded down to the same: where column 0 is read, a window begins at a row that 4 divides"
+    ),
+    "pixels = source.pixel((to - 1) * axis.source_step + axis.offset(axis.taps - 1) + 2, 1) - first;": (
+        "one pixel more, which nobody reads"
+    ),
     "form.units[0] = conv(program, form.in, form.out, 3, form.stride, first_bits, inner_affine, -2);": NONE,
     "form.units[1] = conv(program, form.out, form.out, 3, 1, second_bits, -2, bias);": NONE,
     "pass.vertical = pass.horizontal = kBackward ? backward_axis(3, 1, 0) : forward_axis(3, 2);": "unused by it",
