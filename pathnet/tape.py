@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pathnet import gradients, paths, scaling
 from pathnet.checks import check_callable, check_flag, check_integer, check_tensor, described, one_of
 from pathnet.engines import Engine, check_engine, choose
+from pathnet.engines.transfers import to_device
 from pathnet.full_precision import full_precision
 from pathnet.gradients import LengthSums
 from pathnet.models.residual_net import ResidualNet, check_net
@@ -189,7 +190,8 @@ class Tape:
 
         Memory: the n + 1 gradients that are returned, in the walk's type and in float64. On the way the cpu engine
         holds n + 1 images a thread, in BN mode ``batch`` n + 1 batches of them and 256 MB; the others hold n + 1
-        gradients before a block and behind it, and take as many at a time as fit into 256 MB.
+        gradients before a block and behind it, and take as many at a time as half of a GPU's free memory, or 256 MB
+        of a processor's, has room for.
 
         Returns:
             float64 [n + 1, *shape at the place], for the lengths 0 to n; or the scaled pair.
@@ -256,7 +258,7 @@ class Tape:
         exponents = torch.empty(count, slots, dtype=torch.int32, device=like.device)
         for part, grad, exponent in gradients.scaled_gradients(self._engine, record, routing, self.at):
             if powers is not None:
-                exponent = exponent + powers[part, None].to(exponent.device)
+                exponent = exponent + to_device(powers[part, None], exponent.device)
             mantissa[part] = grad if scaled else scaling.value(grad, exponent)
             exponents[part] = exponent
         return (mantissa, exponents.reshape(count, slots, *(1,) * (len(place) - 1))) if scaled else mantissa

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -132,6 +133,28 @@ def test_work_on_another_stream(device: torch.device) -> None:
             results.append(tape.path_gradient_norms(b))
     torch.cuda.synchronize()
     assert all(torch.equal(result, expected) for result in results)
+
+
+def test_what_is_wrong_with_a_batch_is_told_when_the_tape_is_asked(device: torch.device) -> None:
+    """Not when it is recorded, which would wait for the GPU; and never is there a result."""
+    case = Case("small", 14, width=16, side=8)
+    net, (images, labels) = case.net().to(device), (tensor.to(device) for tensor in case.images())
+    recorder, codes = pathnet.Recorder(net, engine="cuda"), pathnet.paths.sample(6, 3, 4)
+    whole = recorder(images, labels)
+    assert torch.equal(whole.path_gradient_norms(codes), recorder(images, labels).path_gradient_norms(codes))
+    assert whole.loss == recorder(images, labels).loss
+    asking: list[Callable[[pathnet.Tape], object]] = [
+        lambda tape: tape.loss,
+        lambda tape: tape.path_gradient_norms(codes),
+        lambda tape: tape.gradient_by_length(),
+    ]
+    for ask in asking:
+        spoiled, strange = recorder(images / 0, labels), recorder(images, labels + 100)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="images: expected finite values, got NaN or infinity"):
+                ask(spoiled)
+            with pytest.raises(ValueError, match="target: expected labels 0 to"):
+                ask(strange)
 
 
 def test_no_paths_one_path_and_more_than_the_processors(device: torch.device) -> None:
