@@ -92,6 +92,35 @@ def test_cuda_kernels_keep_to_their_registers_and_spill_nothing() -> None:
         assert (stack, local) == ("0", "0") and int(shared) <= 1024
 
 
+OTHERS = os.environ.get("PATHNET_ARCHITECTURES", "").split()
+
+
+@pytest.mark.skipif(
+    not OTHERS, reason="architectures to compile for, like PATHNET_ARCHITECTURES='sm_86 sm_89 sm_120'"
+)
+@pytest.mark.parametrize("source", sorted((ROOT / "csrc" / "cuda").glob("*.cu")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_nothing_is_spilled_on_gpus_that_the_build_has_no_code_of_its_own_for(
+    architecture: str, source: Path, tmp_path: Path
+) -> None:
+    """Half a minute each: a GPU of before sm_90 as nvcc has it, which may run the code for sm_80 as well, a later one
+    through the PTX that the build holds."""
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if nvcc is None:
+        pytest.skip("no nvcc is on this machine")
+    later = int(re.sub(r"\D", "", architecture)) > 90
+    compile_ = [nvcc, "-std=c++17", "-O3", source, "-o", tmp_path / "compiled"]
+    compile_ += ["-arch=compute_90", "-ptx"] if later else [f"-arch={architecture}", "-cubin", "-Xptxas=-v"]
+    done = subprocess.run(compile_, capture_output=True, text=True, check=True)
+    if later:
+        ptxas = [Path(nvcc).with_name("ptxas"), f"-arch={architecture}", "-O3", "-v", tmp_path / "compiled"]
+        done = subprocess.run([*ptxas, "-o", tmp_path / "cubin"], capture_output=True, text=True, check=True)
+    said = done.stdout + done.stderr
+    kernels = re.findall(r"entry function '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers", said, re.DOTALL)
+    print(architecture, [(kernel_of(symbol), int(registers), int(spilled)) for symbol, spilled, registers in kernels])
+    assert kernels and all(spilled == "0" for _, spilled, _ in kernels)
+
+
 @needs_native
 def test_later_gpus_get_their_code_from_ptx() -> None:
     listed = cuobjdump("-lptx")

@@ -5,6 +5,7 @@ The twin also fails on a race, on a read of what was never written or is still b
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -45,13 +46,11 @@ class Twin(CudaEngine):
         return unsupported_form(net, bn) or cuda.refusal(net, y0_shape, precision, self.shared_bytes(device))
 
 
-@pytest.fixture(autouse=True)
-def twin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "ENGINES", (Twin(), *engines.ENGINES))
-
-
 GPUS = {"99 KB": 101376, "163 KB": 166912, "227 KB": 232448}
 """Shared memory of a thread block, in bytes: of RTX 30, 40 and 50, L4, L40S; of an A100; of H100, H200, B200."""
+
+GPU = os.environ.get("PATHNET_GPU")
+"""A key of `GPUS`: then every test here runs at that size, and not at the one that it is for."""
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -59,11 +58,18 @@ FEW = 57344
 """Bytes that every network here gets along with: less than any GPU has, so that small images take windows too."""
 
 
+@pytest.fixture(autouse=True)
+def twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "ENGINES", (Twin(), *engines.ENGINES))
+    monkeypatch.setattr(Twin, "twin_shared_bytes", GPUS[GPU or "227 KB"])
+
+
 @pytest.fixture
 def shared_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """What the twin imitates; by parameter."""
-    monkeypatch.setattr(Twin, "twin_shared_bytes", request.param)
-    return int(request.param)
+    size = GPUS[GPU] if GPU else int(request.param)
+    monkeypatch.setattr(Twin, "twin_shared_bytes", size)
+    return size
 
 
 def taking_turns(seeds: int) -> pytest.MarkDecorator:
