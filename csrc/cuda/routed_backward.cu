@@ -1,19 +1,14 @@
 // A thread block owns one path and `program.samples` samples: two of a CIFAR network in bf16, one in float32
-// precision. See routed_backward.cuh and walk.cuh for the walk and its limits.
+// precision. See routed_backward.cuh and walk.cuh for the walk and its limits. The windowed form is in a file of its
+// own, since a build on many cores waits for the file that takes longest.
 #include "launch.cuh"
-#include "routed_backward.cuh"
+#include "routed_backward_kernel.cuh"
 
 namespace pathnet::cuda {
 namespace {
 
-template <int parts, bool windowed>
-__global__ void __launch_bounds__(kThreads, 1) routed_backward_kernel(const __grid_constant__ PathBackward job) {
-  DeviceExec exec(job.images, windowed ? job.program->images_bytes : 0);
-  RoutedBackward<DeviceExec, parts, windowed>(exec, job).run();
-}
-
-auto kernel_of(const Program& program) {
-  if (program.windowed) return program.parts == 1 ? routed_backward_kernel<1, true> : routed_backward_kernel<2, true>;
+BackwardKernel kernel_of(const Program& program) {
+  if (program.windowed) return windowed_backward_kernel(program.parts);
   return program.parts == 1 ? routed_backward_kernel<1, false> : routed_backward_kernel<2, false>;
 }
 

@@ -1,0 +1,10 @@
+// The walk back whose images lie in global memory; see routed_backward.cu.
+#include "routed_backward_kernel.cuh"
+
+namespace pathnet::cuda {
+
+BackwardKernel windowed_backward_kernel(int parts) {
+  return parts == 1 ? routed_backward_kernel<1, true> : routed_backward_kernel<2, true>;
+}
+
+}  // namespace pathnet::cuda
