@@ -448,6 +448,11 @@ def test_a_run_keeps_to_its_seconds() -> None:
         assert budget.limit_s(step) > budget.seconds(step) >= cost.run_s > 0
 
 
+def test_a_run_has_what_the_native_build_leaves_it_and_a_rehearsal_what_its_steps_may_take() -> None:
+    assert 60 * gpu._parse([]).minutes == pytest.approx(budget.RUN_S - budget.native_s())
+    assert 60 * gpu._parse(["--rehearse"]).minutes == pytest.approx(len(gpu.STEPS) * budget.REHEARSAL_LIMIT_S)
+
+
 def test_the_first_figures_are_there_within_two_minutes() -> None:
     steps = list(gpu.STEPS)
     before = steps[: steps.index("sweep") + 1]
