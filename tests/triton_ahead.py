@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -44,6 +45,14 @@ class Launcher:
 
     def __call__(self, *arguments: Any) -> None:
         launched.append(self.name)
+
+
+class Killed:
+    """In place of a kernel: whoever compiles it is killed."""
+
+    @staticmethod
+    def preload(specialization: str) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def willing_gpu(launcher: Any) -> ahead.AbsentGpu:
@@ -100,6 +109,7 @@ def main() -> None:
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         ahead.compile_all([wrong])
+        ahead.compile_all([ahead.Kernel("triton_ahead", "Killed", specialization) for specialization in "ab"])
         sys.executable += "-that-is-not-there"
         ahead.compile_all([wrong])
     report["warnings"] = [str(own.message) for own in warned]

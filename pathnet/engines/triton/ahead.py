@@ -23,6 +23,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -184,9 +185,11 @@ def main() -> None:
     driver.set_active(AbsentGpu(GPUTarget(**order["target"]), launcher))
     # What the keys of all kernels begin with, from hundreds of megabytes of Triton: once, for all workers.
     triton_key()
-    # Workers have the modules of this process, which holds no GPU and runs no other thread.
-    with multiprocessing.get_context("fork").Pool(min(len(kernels), _cores()), _end_with, [os.getpid()]) as pool:
-        outcomes = pool.map(_compile, kernels, chunksize=1)
+    # Workers have the modules of this process, which holds no GPU and runs no other thread. Where a worker is killed,
+    # as by a system out of memory, an executor raises; a pool of `multiprocessing` would wait forever.
+    context, workers = multiprocessing.get_context("fork"), min(len(kernels), _cores())
+    with ProcessPoolExecutor(workers, context, _end_with, (os.getpid(),)) as pool:
+        outcomes = list(pool.map(_compile, kernels))
     print(json.dumps([failure for failure in outcomes if failure is not None]))
 
 
