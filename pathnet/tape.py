@@ -189,7 +189,8 @@ class Tape:
 
         Memory: the n + 1 gradients that are returned, in the walk's type and in float64. On the way the cpu engine
         holds n + 1 images a thread, in BN mode ``batch`` n + 1 batches of them and 256 MB; the others hold n + 1
-        gradients before a block and behind it, and take as many at a time as fit into 256 MB.
+        gradients before a block and behind it, and take as many at a time as fit into half of a GPU's free memory, or
+        into 256 MB of a processor's.
 
         Returns:
             float64 [n + 1, *shape at the place], for the lengths 0 to n; or the scaled pair.

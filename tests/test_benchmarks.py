@@ -441,6 +441,13 @@ def test_the_budget_is_that_of_the_kernels_that_are_counted(kernels: tuple[dict[
     assert by_step["batch_sweep"] == by_step["running_triton"] == 0
 
 
+@pytest.mark.parametrize("step", budget.TESTS)
+def test_the_budget_is_that_of_the_tests_that_are_collected(step: str) -> None:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", getattr(FULL, step)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1].startswith(f"{budget.TESTS[step]} tests collected"), done.stdout[-500:]
+
+
 def test_a_run_keeps_to_its_seconds() -> None:
     assert list(budget.COSTS) == list(gpu.STEPS)
     assert budget.limits_s() <= budget.RUN_S == 450
