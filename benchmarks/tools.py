@@ -26,7 +26,7 @@ MARGIN_S = 4.0
 """That a program is stopped before its step is, so that what it printed is kept."""
 
 BYTES_OF_PROCESS = 3 << 30
-"""Of the GPU's memory for a process of the tests: a context takes half a gigabyte, the largest test one and a half."""
+"""Memory of the GPU for a process of tests: a context takes half a gigabyte, the largest test one and a half."""
 
 FINDING = 66
 """The exit status that compute-sanitizer is told to give where it found something."""

@@ -46,8 +46,9 @@ def test_launchers_that_are_compiled_are_compiled_ahead(report: dict[str, Any]) 
 
 def test_what_cannot_be_compiled_ahead_is_told(report: dict[str, Any]) -> None:
     told = "kernels are compiled one by one, since ahead of time"
-    wrong, killed, absent = report["warnings"]
+    wrong, killed, talking, absent = report["warnings"]
     assert wrong.startswith(f"{told} _means_kernel failed (KeyError: ") and "No such file" in absent
+    assert talking.startswith(f"{told} Talking failed (ValueError: no such kernel")
     assert killed.startswith(told) and "terminated abruptly" in killed
 
 

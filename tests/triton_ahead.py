@@ -55,6 +55,15 @@ class Killed:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Talking:
+    """In place of a kernel: its compilation prints, as Triton does where ``NVPTX_ENABLE_DUMP`` is set, and fails."""
+
+    @staticmethod
+    def preload(specialization: str) -> None:
+        print("// -----// NVPTX Dump //----- //")
+        raise ValueError("no such kernel")
+
+
 def willing_gpu(launcher: Any) -> ahead.AbsentGpu:
     gpu = ahead.AbsentGpu(GPUTarget("cuda", 90, 32), launcher)
     gpu.utils = SimpleNamespace(  # type: ignore[attr-defined]
@@ -110,6 +119,7 @@ def main() -> None:
         warnings.simplefilter("always")
         ahead.compile_all([wrong])
         ahead.compile_all([ahead.Kernel("triton_ahead", "Killed", specialization) for specialization in "ab"])
+        ahead.compile_all([ahead.Kernel("triton_ahead", "Talking", "")])
         sys.executable += "-that-is-not-there"
         ahead.compile_all([wrong])
     report["warnings"] = [str(own.message) for own in warned]

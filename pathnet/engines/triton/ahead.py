@@ -158,7 +158,8 @@ def compile_all(kernels: Sequence[Kernel]) -> None:
         failures = [str(error)]
     else:
         lines = done.stderr.strip().splitlines() or [f"its process ended with status {done.returncode}"]
-        failures = json.loads(done.stdout) if done.returncode == 0 else lines[-1:]
+        # The last line, since Triton's dumps, where its environment asks for them, come before.
+        failures = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else lines[-1:]
     if failures:
         warnings.warn(
             f"kernels are compiled one by one, since ahead of time {failures[0]}", RuntimeWarning, stacklevel=2
