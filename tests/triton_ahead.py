@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,6 +63,15 @@ class Talking:
     def preload(specialization: str) -> None:
         print("// -----// NVPTX Dump //----- //")
         raise ValueError("no such kernel")
+
+
+class Waiting:
+    """In place of a kernel: its compilation takes longer than any test, and leaves the number of its process."""
+
+    @staticmethod
+    def preload(specialization: str) -> None:
+        Path(os.environ["TRITON_CACHE_DIR"], f"waiting-{os.getpid()}").touch()
+        time.sleep(60)
 
 
 def willing_gpu(launcher: Any) -> ahead.AbsentGpu:

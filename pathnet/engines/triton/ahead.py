@@ -139,6 +139,7 @@ def compile_all(kernels: Sequence[Kernel]) -> None:
     """Compile kernels for the current device into the cache on disk; warn where that fails, since launches compile
     what they do not find."""
     order = {
+        "parent": os.getpid(),
         "target": asdict(driver.active.get_current_target()),
         "launcher": _compiled_launcher(),
         # The largest first, so that none is left over to the end.
@@ -176,6 +177,7 @@ def _compiled_launcher() -> list[str] | None:
 def main() -> None:
     """Compile what standard input asks for; print a list of what failed."""
     order = json.load(sys.stdin)
+    _end_with(order["parent"])
     kernels = [Kernel(**own) for own in order["kernels"]]
     for module in {kernel.module for kernel in kernels}:
         importlib.import_module(module)
@@ -199,7 +201,7 @@ def _cores() -> int:
 
 
 def _end_with(parent: int) -> None:
-    """Have the system end this worker with its parent, which may be killed."""
+    """Have the system end this process with its parent, which may be killed."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
