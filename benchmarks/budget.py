@@ -24,6 +24,8 @@ __all__ = [
     "KERNELS",
     "REHEARSAL_LIMIT_S",
     "RUN_S",
+    "TESTS",
+    "TEST_PROCESSES",
     "first_number_s",
     "limit_s",
     "limits_s",
@@ -50,6 +52,9 @@ START_S = 4.0
 
 NATIVE_CORE_S, NATIVE_LONGEST_S, NATIVE_REST_S = 117.0, 21.0, 6.0
 """One core's for the native library, measured, and for the file of it that takes longest; and pip's and CMake's."""
+
+TESTS, TEST_PROCESSES = {"cuda_tests": 59, "triton_tests": 37}, 8
+"""How many tests each step has, and how many processes share them out, at most."""
 
 LEAST_LIMIT_S = 10.0
 """Of any step: a first look at torch's files on a cold disk takes as long as some."""
@@ -116,7 +121,9 @@ def costs(setup: Setup) -> dict[str, Cost]:
     step_round_s = 6 * 0.03
     return {
         "build": Cost((Part("facts", 1, 0.5),)),
-        "cuda_tests": Cost((Part("tests, 8 processes", 45 / 8, 1.0), Part("processes start", 1, 6.0))),
+        "cuda_tests": Cost(
+            (Part("tests", TESTS["cuda_tests"] / TEST_PROCESSES, 1.0), Part("processes start", 1, 6.0))
+        ),
         "accuracy": Cost((Part("float64 walks", lengths * precisions, 0.8),)),
         "sweep": Cost(
             (
@@ -126,7 +133,9 @@ def costs(setup: Setup) -> dict[str, Cost]:
             )
         ),
         "compile": Cost((Part("collecting", 1, 5.0),), KERNELS),
-        "triton_tests": Cost((Part("tests, 8 processes", 42 / 8, 2.0), Part("processes start", 1, 6.0))),
+        "triton_tests": Cost(
+            (Part("tests", TESTS["triton_tests"] / TEST_PROCESSES, 2.0), Part("processes start", 1, 6.0))
+        ),
         "whole_sweep": Cost((Part("drawing paths", 1, 1.0), *_sweeps(setup, 0.0045, 0.013))),
         "batch_sweep": Cost((Part("float64 walks", precisions, 0.5), *_sweeps(setup, 0.013, 0.03))),
         "running_triton": Cost(

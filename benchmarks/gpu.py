@@ -111,7 +111,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--commit", help="the commit, where there is no git to ask")
     parser.add_argument("--folder", type=Path, help="where the results go")
     parser.add_argument(
-        "--minutes", type=float, default=RUN_S / 60, help="steps are cut short, and left out, beyond these"
+        "--minutes", type=float, help="steps are cut short, and left out, beyond these; by default the run's budget"
     )
     parser.add_argument("--rehearse", action="store_true", help="a tiny run on the CPU, to try the run itself out")
     parser.add_argument("--in-process", action="store_true", help="no process of its own for each step")

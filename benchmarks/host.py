@@ -237,7 +237,8 @@ def _cuda(net: ResidualNet, precision: Any, codes: Tensor) -> Found:
 def _tape(engine: Any, net: ResidualNet, images: Tensor, y0: Tensor, y: Tensor, blocks: Any, bn: str) -> pathnet.Tape:
     """As a recorder makes it of a loss whose gradient is there."""
     exponent = torch.zeros(BATCH if bn == "running" else 1, dtype=torch.int32)
-    return pathnet.Tape(engine, Record(net, images, y0.shape, blocks, y, 0.0, torch.ones_like(y), exponent), "y0")
+    record = Record(net, images, y0.shape, blocks, y, torch.zeros(()), torch.ones_like(y), exponent)
+    return pathnet.Tape(engine, record, "y0", lambda: record)
 
 
 def _milliseconds(work: Callable[[], object]) -> float:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.budget import REHEARSAL_LIMIT_S, limit_s
+from benchmarks.budget import REHEARSAL_LIMIT_S, TEST_PROCESSES, limit_s
 from benchmarks.cases import Setup
 from benchmarks.outcome import Failed, Found, Unavailable
 from benchmarks.processes import Done, execute
@@ -25,8 +25,8 @@ __all__ = ["cuda_tests", "profile", "sanitizer", "triton_tests"]
 MARGIN_S = 4.0
 """That a program is stopped before its step is, so that what it printed is kept."""
 
-MOST_PROCESSES, BYTES_OF_PROCESS = 8, 3 << 30
-"""Of the tests; of the GPU's memory a context takes half a gigabyte, and the largest test one and a half."""
+BYTES_OF_PROCESS = 3 << 30
+"""Memory of the GPU for a process of tests: a context takes half a gigabyte, the largest test one and a half."""
 
 FINDING = 66
 """The exit status that compute-sanitizer is told to give where it found something."""
@@ -91,7 +91,7 @@ def _processes(setup: Setup) -> list[str]:
     """Options that share the tests out among processes, where pytest can: as many as cores and memory allow."""
     if importlib.util.find_spec("xdist") is None:
         return []
-    count = min(MOST_PROCESSES, (os.cpu_count() or 1) // 2)
+    count = min(TEST_PROCESSES, (os.cpu_count() or 1) // 2)
     if setup.cuda:
         count = min(count, torch.cuda.mem_get_info(setup.device)[0] // BYTES_OF_PROCESS)
     return ["-n", str(count), "--dist", "worksteal"] if count > 1 else []

@@ -441,11 +441,23 @@ def test_the_budget_is_that_of_the_kernels_that_are_counted(kernels: tuple[dict[
     assert by_step["batch_sweep"] == by_step["running_triton"] == 0
 
 
+@pytest.mark.parametrize("step", budget.TESTS)
+def test_the_budget_is_that_of_the_tests_that_are_collected(step: str) -> None:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", getattr(FULL, step)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1].startswith(f"{budget.TESTS[step]} tests collected"), done.stdout[-500:]
+
+
 def test_a_run_keeps_to_its_seconds() -> None:
     assert list(budget.COSTS) == list(gpu.STEPS)
     assert budget.limits_s() <= budget.RUN_S == 450
     for step, cost in budget.COSTS.items():
         assert budget.limit_s(step) > budget.seconds(step) >= cost.run_s > 0
+
+
+def test_a_run_has_what_the_native_build_leaves_it_and_a_rehearsal_what_its_steps_may_take() -> None:
+    assert 60 * gpu._parse([]).minutes == pytest.approx(budget.RUN_S - budget.native_s())
+    assert 60 * gpu._parse(["--rehearse"]).minutes == pytest.approx(len(gpu.STEPS) * budget.REHEARSAL_LIMIT_S)
 
 
 def test_the_first_figures_are_there_within_two_minutes() -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +46,32 @@ class Launcher:
 
     def __call__(self, *arguments: Any) -> None:
         launched.append(self.name)
+
+
+class Killed:
+    """In place of a kernel: whoever compiles it is killed."""
+
+    @staticmethod
+    def preload(specialization: str) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Talking:
+    """In place of a kernel: its compilation prints, as Triton does where ``NVPTX_ENABLE_DUMP`` is set, and fails."""
+
+    @staticmethod
+    def preload(specialization: str) -> None:
+        print("// -----// NVPTX Dump //----- //")
+        raise ValueError("no such kernel")
+
+
+class Waiting:
+    """In place of a kernel: its compilation takes longer than any test, and leaves the number of its process."""
+
+    @staticmethod
+    def preload(specialization: str) -> None:
+        Path(os.environ["TRITON_CACHE_DIR"], f"waiting-{os.getpid()}").touch()
+        time.sleep(60)
 
 
 def willing_gpu(launcher: Any) -> ahead.AbsentGpu:
@@ -100,6 +128,8 @@ def main() -> None:
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         ahead.compile_all([wrong])
+        ahead.compile_all([ahead.Kernel("triton_ahead", "Killed", specialization) for specialization in "ab"])
+        ahead.compile_all([ahead.Kernel("triton_ahead", "Talking", "")])
         sys.executable += "-that-is-not-there"
         ahead.compile_all([wrong])
     report["warnings"] = [str(own.message) for own in warned]

@@ -23,6 +23,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -138,6 +139,7 @@ def compile_all(kernels: Sequence[Kernel]) -> None:
     """Compile kernels for the current device into the cache on disk; warn where that fails, since launches compile
     what they do not find."""
     order = {
+        "parent": os.getpid(),
         "target": asdict(driver.active.get_current_target()),
         "launcher": _compiled_launcher(),
         # The largest first, so that none is left over to the end.
@@ -157,7 +159,8 @@ def compile_all(kernels: Sequence[Kernel]) -> None:
         failures = [str(error)]
     else:
         lines = done.stderr.strip().splitlines() or [f"its process ended with status {done.returncode}"]
-        failures = json.loads(done.stdout) if done.returncode == 0 else lines[-1:]
+        # The last line, since Triton's dumps, where its environment asks for them, come before.
+        failures = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else lines[-1:]
     if failures:
         warnings.warn(
             f"kernels are compiled one by one, since ahead of time {failures[0]}", RuntimeWarning, stacklevel=2
@@ -174,6 +177,7 @@ def _compiled_launcher() -> list[str] | None:
 def main() -> None:
     """Compile what standard input asks for; print a list of what failed."""
     order = json.load(sys.stdin)
+    _end_with(order["parent"])
     kernels = [Kernel(**own) for own in order["kernels"]]
     for module in {kernel.module for kernel in kernels}:
         importlib.import_module(module)
@@ -184,9 +188,11 @@ def main() -> None:
     driver.set_active(AbsentGpu(GPUTarget(**order["target"]), launcher))
     # What the keys of all kernels begin with, from hundreds of megabytes of Triton: once, for all workers.
     triton_key()
-    # Workers have the modules of this process, which holds no GPU and runs no other thread.
-    with multiprocessing.get_context("fork").Pool(min(len(kernels), _cores()), _end_with, [os.getpid()]) as pool:
-        outcomes = pool.map(_compile, kernels, chunksize=1)
+    # Workers have the modules of this process, which holds no GPU and runs no other thread. Where a worker is killed,
+    # as by a system out of memory, an executor raises; a pool of `multiprocessing` would wait forever.
+    context, workers = multiprocessing.get_context("fork"), min(len(kernels), _cores())
+    with ProcessPoolExecutor(workers, context, _end_with, (os.getpid(),)) as pool:
+        outcomes = list(pool.map(_compile, kernels))
     print(json.dumps([failure for failure in outcomes if failure is not None]))
 
 
@@ -195,7 +201,7 @@ def _cores() -> int:
 
 
 def _end_with(parent: int) -> None:
-    """Have the system end this worker with its parent, which may be killed."""
+    """Have the system end this process with its parent, which may be killed."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
