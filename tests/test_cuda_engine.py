@@ -679,7 +679,7 @@ def choose(name: str = "auto", bn: Any = "running", precision: Any = "float32") 
 
 def test_auto_takes_cuda_on_a_gpu_where_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_gpu(monkeypatch)
-    monkeypatch.setattr(cuda, "disagreement", lambda *job, post: None)
+    monkeypatch.setattr(cuda, "disagreement", lambda *job, small: None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert choose() == choose(precision="bfloat16") == "cuda"
@@ -690,7 +690,7 @@ def test_auto_takes_cuda_on_a_gpu_where_it_serves(monkeypatch: pytest.MonkeyPatc
 
 def test_an_engine_that_disagrees_with_the_reference_steps_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_gpu(monkeypatch)
-    monkeypatch.setattr(cuda, "disagreement", lambda *job, post: "it disagrees with the reference on a small input")
+    monkeypatch.setattr(cuda, "disagreement", lambda *job, small: "it disagrees with the reference on a small input")
     with pytest.warns(RuntimeWarning, match="engine reference serves, since cuda: it disagrees with the reference"):
         assert choose() == "reference"
     with pytest.raises(ValueError, match="engine: 'cuda' cannot serve this job"):
