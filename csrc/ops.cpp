@@ -28,8 +28,8 @@
 namespace pathnet {
 namespace {
 
-// Beyond what any GPU's thread block has.
-constexpr int64_t kLargestShared = 1 << 20;
+// Beyond what any GPU's thread block has; more strips than fit this a Divider's numbers do not count.
+constexpr int64_t kLargestShared = 1 << 18;
 
 #ifdef PATHNET_CUDA
 // Absent from a torch that was built without CUDA, where no CUDA tensor can arrive either.
