@@ -636,6 +636,12 @@ def test_more_shared_memory_than_any_gpu_has_is_refused() -> None:
         native.cuda_plan(*given, (1 << 18) + 1)
 
 
+def test_the_walk_forward_takes_two_terms_a_number() -> None:
+    own = tables(pathnet.models.preact_resnet(8), "running", (16, 8, 8))
+    with pytest.raises(RuntimeError, match="parts: expected 2 for the walk forward, got 1"):
+        native.cuda_plan(own.blocks, own.units, own.weights, own.scales, False, 1, GPUS["227 KB"])
+
+
 def test_units_without_relu_but_the_networks_first_are_the_cpu_engines_alone() -> None:
     own = tables(pathnet.models.preact_resnet(8), "running", (16, 8, 8))
     given = own.weights, own.scales, True, 1, GPUS["227 KB"]
