@@ -28,8 +28,8 @@
 namespace pathnet {
 namespace {
 
-// Beyond what any GPU's thread block has.
-constexpr int64_t kLargestShared = 1 << 20;
+// Beyond what any GPU's thread block has; more strips than fit this a Divider's numbers do not count.
+constexpr int64_t kLargestShared = 1 << 18;
 
 #ifdef PATHNET_CUDA
 // Absent from a torch that was built without CUDA, where no CUDA tensor can arrive either.
@@ -395,6 +395,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_forward(const Tensor& y0, const
 std::tuple<Tensor, Tensor> cuda_plan(const Tensor& blocks, const Tensor& units, const Tensor& weights,
                                      const Tensor& scales, bool backward, int64_t parts, int64_t shared_bytes) {
   STD_TORCH_CHECK(parts == 1 || parts == 2, "parts: expected 1 or 2 bf16 terms a number, got ", parts);
+  STD_TORCH_CHECK(backward || parts == 2, "parts: expected 2 for the walk forward, got ", parts);
   STD_TORCH_CHECK(shared_bytes > 0 && shared_bytes <= kLargestShared, "shared_bytes: expected 1 to ", kLargestShared,
                   ", got ", shared_bytes);
   const Plan plan = checked_plan(blocks, units, weights, scales);
@@ -572,8 +573,9 @@ ForwardTensors forward_tensors(const Tensor& y0, const Tensor& routing, const Te
 std::tuple<Tensor, Tensor> cuda_routed_forward_twin(const Tensor& y0, const Tensor& routing, const Tensor& order,
                                                     const Tensor& program, const Tensor& device_program,
                                                     const Tensor& weights, const Tensor& affine, bool record) {
-  const auto one = [](const cuda::Program&, int) { return int64_t(1); };
-  ForwardTensors made = forward_tensors(y0, routing, order, program, device_program, weights, affine, record, one);
+  // The twin runs as the second thread block.
+  const auto two = [](const cuda::Program&, int) { return int64_t(2); };
+  ForwardTensors made = forward_tensors(y0, routing, order, program, device_program, weights, affine, record, two);
   if (made.job.paths > 0 && made.job.batch > 0) {
     const std::string finding = cuda::run_routed_forward(made.job);
     STD_TORCH_CHECK(finding.empty(), "cuda_routed_forward: ", finding);

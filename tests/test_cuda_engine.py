@@ -622,10 +622,30 @@ def test_what_the_kernels_have_no_form_for_is_named() -> None:
     wide = ResidualNet(nn.Conv2d(3, 64, 3), [PreactBlock(64, (3, 3), (64, 64), 1, "pad")], nn.Flatten())
     assert refused(wide, 32) is None
     assert refused(wide, 16382) == "block 1 has images of more than 65536 pixels with their borders"
+    # In strips of eight pixels a column is eight times itself, and the elements of many thread blocks are int32.
+    tall = cuda.refusal(wide, (64, 8192, 1), "float32", GPUS["99 KB"])
+    assert tall is None
+    tall = cuda.refusal(wide, (64, 8193, 1), "float32", GPUS["99 KB"])
+    assert tall == "block 1 has images of more than 4194304 numbers in strips of eight pixels"
     uneven = ResidualNet(nn.Conv2d(3, 16, 3), [PreactBlock(16, (3, 3), (40, 16), 1, "pad")], nn.Flatten())
     assert refused(uneven, 8) == "block 1 has convolutions of different widths"
     kernels = ResidualNet(nn.Conv2d(3, 16, 3), [PreactBlock(16, (5, 3), (16, 16), 1, "pad")], nn.Flatten())
     assert refused(kernels, 8) == "block 1 has a convolution that is not 3x3 with padding 1"
+
+
+def test_more_shared_memory_than_any_gpu_has_is_refused() -> None:
+    """It would hold more strips than divisions by multiplication count."""
+    own = tables(pathnet.models.preact_resnet(8), "running", (16, 8, 8))
+    given = own.blocks, own.units, own.weights, own.scales, True, 1
+    native.cuda_plan(*given, 1 << 18)
+    with pytest.raises(RuntimeError, match="shared_bytes: expected 1 to 262144, got 262145"):
+        native.cuda_plan(*given, (1 << 18) + 1)
+
+
+def test_the_walk_forward_takes_two_terms_a_number() -> None:
+    own = tables(pathnet.models.preact_resnet(8), "running", (16, 8, 8))
+    with pytest.raises(RuntimeError, match="parts: expected 2 for the walk forward, got 1"):
+        native.cuda_plan(own.blocks, own.units, own.weights, own.scales, False, 1, GPUS["227 KB"])
 
 
 def test_units_without_relu_but_the_networks_first_are_the_cpu_engines_alone() -> None:
@@ -685,7 +705,7 @@ def choose(name: str = "auto", bn: Any = "running", precision: Any = "float32") 
 
 def test_auto_takes_cuda_on_a_gpu_where_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_gpu(monkeypatch)
-    monkeypatch.setattr(cuda, "disagreement", lambda *job, post: None)
+    monkeypatch.setattr(cuda, "disagreement", lambda *job, small: None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert choose() == choose(precision="bfloat16") == "cuda"
@@ -696,7 +716,7 @@ def test_auto_takes_cuda_on_a_gpu_where_it_serves(monkeypatch: pytest.MonkeyPatc
 
 def test_an_engine_that_disagrees_with_the_reference_steps_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_gpu(monkeypatch)
-    monkeypatch.setattr(cuda, "disagreement", lambda *job, post: "it disagrees with the reference on a small input")
+    monkeypatch.setattr(cuda, "disagreement", lambda *job, small: "it disagrees with the reference on a small input")
     with pytest.warns(RuntimeWarning, match="engine reference serves, since cuda: it disagrees with the reference"):
         assert choose() == "reference"
     with pytest.raises(ValueError, match="engine: 'cuda' cannot serve this job"):

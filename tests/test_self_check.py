@@ -25,7 +25,7 @@ def check(
     net: ResidualNet, shape: tuple[int, int, int], precision: Precision = "float32", engine: CudaEngine | None = None
 ) -> str | None:
     own = snapshot(net, "running", torch.float32)
-    return self_check.disagreement(engine or CudaEngine(), own, "running", precision, shape, CPU)
+    return self_check.disagreement(engine or CudaEngine(), own, "running", precision, shape, CPU, small=False)
 
 
 @pytest.fixture(autouse=True)
@@ -177,6 +177,29 @@ def test_the_check_needs_no_more_shared_memory_than_the_network(
             assert check(net, (width, side, side), precision) is None, (width, side)
             fitting += 1
     assert fitting > 0
+
+
+@on_the_twin
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kilobytes", [99, 163, 227])
+def test_the_check_runs_the_forms_of_the_networks_programs(
+    kilobytes: int, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With resident images or windows, weights whole or in slices: as every GPU runs the paper's networks."""
+    monkeypatch.setattr(CudaEngine, "twin_shared_bytes", kilobytes << 10)
+    monkeypatch.setattr(CudaEngine, "unavailable", lambda self: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    net, shape, forms = preact_resnet(110), (16, 32, 32), []
+
+    def noted(engine: CudaEngine, trial: Any, *job: Any) -> None:
+        for copied, images in ((net, shape), (trial.net, trial.y0.shape[1:])):
+            network = CudaEngine().prepare(copied, "running", precision, images)
+            forms.append([native.cuda_form(walk.program) for walk in (network.backward, network.forward)])
+
+    monkeypatch.setattr(self_check, "_check", noted)
+    monkeypatch.setattr(CudaEngine, "shared_bytes", lambda self, device: kilobytes << 10)
+    assert CudaEngine().unsupported(net, "running", precision, shape, torch.device("cuda")) is None
+    assert forms[0] == forms[1]
 
 
 def test_what_is_to_be_got_ready_is_the_work_itself() -> None:

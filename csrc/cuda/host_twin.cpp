@@ -29,7 +29,8 @@ std::string run_routed_backward(const PathBackward& job) {
 
 std::string run_routed_forward(const PathForward& job) {
   const Program& program = *job.program;
-  const HostExec exec(program.shared_bytes, program.images_scratch(), job.scratch, program.scratch_size);
+  const float* scratch = job.scratch + HostExec::kBlock * program.scratch_size;
+  const HostExec exec(program.shared_bytes, program.images_scratch(), scratch, program.scratch_size);
   return program.windowed ? run<RoutedForward<HostExec, true>>(exec, job)
                           : run<RoutedForward<HostExec, false>>(exec, job);
 }

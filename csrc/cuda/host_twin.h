@@ -139,7 +139,9 @@ class HostExec {
   const std::string& finding() const { return finding_; }
 
   static void hide(int32_t&) {}
-  int block() const { return 0; }
+  // Not the first, so that where a thread block's part of the scratch begins counts.
+  static constexpr int kBlock = 1;
+  int block() const { return kBlock; }
   // A new item finds what the last one left, but must not read it.
   int take(int32_t* counter) {
     shared_.forget();

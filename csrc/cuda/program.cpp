@@ -20,8 +20,12 @@ Image padded(int64_t channels, int64_t height, int64_t width) {
   return {int32_t(round_up(channels, kReduced)), int32_t(height), int32_t(width)};
 }
 
-// Pixels of an image with its border, so that bytes and elements of all thread blocks' images stay below 2^31.
+// Pixels of an image with its border, so that bytes of a thread block's images stay below 2^31.
 constexpr int64_t kMostPixels = 1 << 16;
+
+// Elements of a sample in whole strips, so that those of two copies and 256 thread blocks stay below 2^31: a column
+// of pixels takes a strip of eight.
+constexpr int kMostElements = 1 << 22;
 
 void check_form(const Plan& plan, int64_t index) {
   const Block& block = plan.blocks[index];
@@ -44,6 +48,13 @@ void check_form(const Plan& plan, int64_t index) {
     if (unit->kernel != 3 || unit->padding != 1) refuse(index, "has a convolution that is not 3x3 with padding 1");
     if (unit->in_channels > kMaxChannels || unit->out_channels > kMaxChannels) {
       refuse(index, "has more than " + std::to_string(kMaxChannels) + " channels");
+    }
+  }
+  for (const Image& image : {padded(block.in_channels, block.in_height, block.in_width),
+                             padded(block.out_channels, block.out_height, block.out_width)}) {
+    if (image.lane_order_size() > kMostElements) {
+      refuse(index,
+             "has images of more than " + std::to_string(kMostElements) + " numbers in strips of eight pixels");
     }
   }
   if (first.stride > 2 || second.stride != 1)

@@ -52,9 +52,9 @@ class RoutedForward {
   PATHNET_DEVICE int path() const { return job_.order[item() / job_.batch]; }
   PATHNET_DEVICE int sample() const { return item() % job_.batch; }
   PATHNET_DEVICE const float* routing() const { return job_.routing + int64_t(path()) * program_.block_count * 2; }
-  // Of the two copies of y in the scratch, the other.
+  // Of the two copies of y in the scratch, the other; on the way to it numbers may pass 2^31.
   PATHNET_DEVICE int next_y() const {
-    return 2 * exec_.block() * program_.scratch_size + program_.scratch_size / 2 - y_;
+    return int(2u * uint32_t(exec_.block() * program_.scratch_size) + uint32_t(program_.scratch_size / 2 - y_));
   }
 
   PATHNET_DEVICE void walk() {

@@ -162,7 +162,8 @@ class CudaEngine:
             return f"{name} is of compute capability {capability[0]}.{capability[1]}, the kernels need 8.0"
         shared_bytes = self.shared_bytes(device)
         reason = unsupported_form(net, bn) or refusal(net, y0_shape, precision, shared_bytes)
-        return reason or disagreement(self, net, bn, precision, y0_shape, device)
+        # Smaller images would lie in shared memory, and other kernels walk those.
+        return reason or disagreement(self, net, bn, precision, y0_shape, device, small=False)
 
     def prepare(
         self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]

@@ -1,7 +1,8 @@
 """An engine's check of itself, before its first use on a network of some form in a process: against the reference.
 
 It runs the kernels that the network itself will run: on a small network of the network's distinct blocks, one after
-the other, with weights of its own and few, small images, so that it needs less memory than the network does.
+the other, with weights of its own and few images, small ones where that changes no kernel, so that it needs less
+memory than the network does.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def disagreement(
     y0_shape: Sequence[int],
     device: torch.device,
     ahead: Ahead | None = None,
+    small: bool = True,
 ) -> str | None:
     """What is wrong with an engine whose record has ``bits()`` on blocks of the network's forms, or None; found out
     once a process for the same forms.
@@ -88,9 +90,11 @@ def disagreement(
         net: of which blocks are copied.
         y0_shape: (C_0, H_0, W_0)
         ahead: gets ready what a piece of the engine's work needs, before it is done.
+        small: whether smaller images than the network's may take the same kernels.
     """
     blocks = _distinct(net)
-    shape = _small_shape(blocks, y0_shape)
+    channels, height, width = y0_shape
+    shape = _small_shape(blocks, y0_shape) if small else (channels, height, width)
     key = engine.name, tuple(map(_form_of, blocks)), shape, bn, precision, device
     if key not in _found:
         _found[key] = _check(engine, _trial(blocks, bn, shape), precision, device, ahead)

@@ -243,7 +243,7 @@ def check_forward(twin: ctypes.CDLL, case: dict[str, Array], program: Array, fac
         count = len(routing)
         output = np.zeros((count, batch, *shape), np.float32)
         # Guards around what the kernel writes without bounds of its own.
-        scratch = np.full(facts[2] + 8192, np.float32(12345.0))
+        scratch = np.full(2 * facts[2] + 8192, np.float32(12345.0))
         bits = np.full((batch + 1, facts[1]), 0x55, np.uint8)
         order, counter = np.arange(count, dtype=np.int32), np.zeros(1, np.int32)
         arrays = [program, packed, case["affine"], case["y0"], routing, order, counter]
@@ -252,7 +252,8 @@ def check_forward(twin: ctypes.CDLL, case: dict[str, Array], program: Array, fac
         job = Forward(*map(pointer, arrays), batch, count, *outputs)
         finding = twin.twin_forward(byref(job)).decode()
         expect(not finding, f"forward: {finding}")
-        expect(bool((scratch[facts[2] :] == 12345).all()), "writes beyond the scratch")
+        outside = np.concatenate([scratch[: facts[2]], scratch[2 * facts[2] :]])
+        expect(bool((outside == 12345).all()), "writes beyond the second thread block's part of the scratch")
         truth = case["recorded"][None] if record else case["outputs"]
         error = np.linalg.norm((output - truth).reshape(count, -1), axis=1)
         size = np.linalg.norm(truth.reshape(count, -1), axis=1)
