@@ -49,10 +49,11 @@ def full_precision() -> Iterator[None]:
 def _set_exact() -> Callable[[], None]:
     """Set every operator to IEEE arithmetic; return what takes that back, so that each follows what it did before.
 
-    A convolution of cuDNN that nobody has set is TF32 until its backend is set, and could not be brought back to that
-    once it were written; so its backend's switch is written in its place. PyTorch keeps older switches beside these
-    (`allow_tf32`, `float32_matmul_precision`), and raises where one is read that contradicts them. Those that were
-    written before follow, and stay readable; writing one writes the newer ones too, hence the order.
+    PyTorch keeps older switches beside these (`allow_tf32`, `float32_matmul_precision`), and raises where one is read
+    that contradicts them, as its own compiler does. So the older ones follow, and stay readable inside wherever they
+    were so outside; writing one writes the newer ones too, hence the order. A convolution of cuDNN that follows its
+    backend is left to that. One that nobody has ever set follows its backend no more where `allow_tf32` was written,
+    and is TF32 by itself: PyTorch has no way back, and its own `cudnn.flags` ends so too.
     """
     cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
     convolutions = [cudnn.conv, cudnn.rnn]  # type: ignore[attr-defined]
@@ -62,7 +63,7 @@ def _set_exact() -> Callable[[], None]:
     switches += [pair for pair in zip(convolutions, inherits, strict=False) if not pair[1]]
     switches += zip(products, inherits[len(convolutions) :], strict=True)
     before = [INHERITED if inherited else switch.fp32_precision for switch, inherited in switches]
-    older_tf32 = not any(inherits[: len(convolutions)]) and _readable(lambda: cudnn.allow_tf32) is True
+    older_tf32 = _readable(lambda: cudnn.allow_tf32) is True
     older_products = _readable(torch.get_float32_matmul_precision)
 
     def write(allow_tf32: bool, matmul: str, precisions: Sequence[str]) -> None:

@@ -178,7 +178,7 @@ def test_what_is_not_finite_is_never_recorded(plan: PathGradients, tmp_path: Pat
 
     def broken(recorder: pathnet.Recorder, images: torch.Tensor, target: torch.Tensor) -> pathnet.Tape:
         tape = record(recorder, images, target)
-        tape._record = dataclasses.replace(tape._record, grad=tape._record.grad * torch.nan)
+        tape._recorded = dataclasses.replace(tape._record, grad=tape._record.grad * torch.nan)
         return tape
 
     monkeypatch.setattr(pathnet.Recorder, "__call__", broken)
