@@ -432,7 +432,7 @@ def test_auto_takes_cuda_then_triton_then_the_reference(monkeypatch: pytest.Monk
     wrong: set[str] = set()
     tried: list[ResidualNet] = []
 
-    def disagreement(engine: Any, net: ResidualNet, *job: Any) -> str | None:
+    def disagreement(engine: Any, net: ResidualNet, *job: Any, **options: Any) -> str | None:
         tried.append(net)
         return "it disagrees" if engine.name in wrong else None
 
