@@ -21,8 +21,8 @@ from torch import Tensor
 
 import pathnet
 from pathnet import engines
-from pathnet.engines.triton import TritonRecord
-from pathnet.engines.triton.graphs import MOST_GRAPHS, Graphs, _Device, capacity_for
+from pathnet.engines.triton import TritonRecord, room_of
+from pathnet.engines.triton.graphs import Graphs, _Device, capacity_for
 from pathnet.engines.triton.recording import Recording
 from pathnet.models import ResidualNet
 
@@ -107,7 +107,11 @@ def test_a_tape_outlives_recorder_and_graphs_and_is_left_as_it_was(cuda: stub_cu
         assert all(torch.equal(*pair) for pair in zip(tensors, tape._record.blocks.tensors, strict=True))
 
 
-def test_a_network_keeps_a_few_graphs_in_the_memory_of_the_largest(cuda: stub_cuda.Cuda) -> None:
+def test_a_network_keeps_a_few_graphs_in_the_memory_of_the_largest(
+    cuda: stub_cuda.Cuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 6
+    monkeypatch.setattr("pathnet.engines.triton.graphs.MOST_GRAPHS", most)
     net, images, labels = small(0, "pre", "running")
     recorder = pathnet.Recorder(net, "running", "interpreted")
     images, labels = images[:1].repeat(12, 1, 1, 1), labels[:1].repeat(12)
@@ -116,17 +120,17 @@ def test_a_network_keeps_a_few_graphs_in_the_memory_of_the_largest(cuda: stub_cu
     largest, memory = graphs._arena, weakref.ref(graphs._arena)
     assert largest is not None
     jobs = []
-    for batch in range(1, MOST_GRAPHS + 1):
+    for batch in range(1, most + 1):
         for _ in range(2):
             recorder(images[:batch], labels[:batch])
         jobs.append(weakref.ref(next(reversed(graphs._graphs.values())).job))
-        assert graphs._arena is largest and len(graphs._graphs) <= MOST_GRAPHS
+        assert graphs._arena is largest and len(graphs._graphs) <= most
     # The least recently used are gone, which nothing holds any more.
     assert ("record", 12) not in graphs._graphs and all(job() is not None for job in jobs)
     recorder(images[:1], labels[:1])
     recorder(images, labels)
     gc.collect()
-    assert jobs[0]() is not None and jobs[1]() is None and len(graphs._graphs) == MOST_GRAPHS
+    assert jobs[0]() is not None and jobs[1]() is None and len(graphs._graphs) == most
     # A larger pass takes its place, and memory is never that of both.
     del largest, tape
     bigger = images.repeat(2, 1, 1, 1), labels.repeat(2)
@@ -182,6 +186,32 @@ def test_captures_are_on_a_stream_of_their_own_of_the_networks_device(cuda: stub
     assert all(stream.device == torch.device("cuda", 1) for stream in streams)
     assert streams == [device.stream for device in devices] and streams[0] is not streams[1]
     assert all(stream is not cuda.stream for stream in streams)
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_nothing_is_collected_during_a_capture(collects: bool, cuda: stub_cuda.Cuda) -> None:
+    """The first run is no capture yet."""
+    enabled: list[bool] = []
+
+    class Looking:
+        def run(self) -> None:
+            enabled.append(gc.isenabled())
+
+    before = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        _Device.of(torch.device("cuda", 1)).capture(Looking(), None)
+        assert enabled == [collects, False] and gc.isenabled() == collects
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
+@pytest.mark.parametrize(("total", "room"), [(8 << 30, 2 << 30), (80 << 30, 4 << 30)])
+def test_walks_take_no_more_than_a_quarter_of_a_gpus_memory(
+    total: int, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=total))
+    assert room_of(torch.device("cuda", 0)) == room
 
 
 def test_captures_of_two_threads_come_one_after_the_other(cuda: stub_cuda.Cuda) -> None:

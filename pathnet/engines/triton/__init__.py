@@ -53,6 +53,7 @@ __all__ = [
     "TritonRecord",
     "check_sides",
     "on_device",
+    "room_of",
     "unsupported_side",
 ]
 
@@ -304,13 +305,21 @@ def _walk(network: TritonNetwork, batch: int, capacity: int, exits: frozenset[Ex
     return Walk(network, kept, Tables(schedule_backward(network, capacity, exits), allocate), batch, allocate)
 
 
+def room_of(device: torch.device) -> int:
+    """Return the bytes for the gradients of one walk: `ROOM`, on a small GPU a quarter of its memory."""
+    if device.type not in ("cuda", "xpu"):
+        return ROOM
+    return min(ROOM, int(torch.get_device_module(device).get_device_properties(device).total_memory) // 4)
+
+
 def _most_backward(record: TritonRecord) -> int:
     """Return how many routings are walked at once."""
 
     def count() -> int:
-        return most_within(ROOM, lambda capacity: partial(_walk, record.network, record.batch, capacity, ALL_EXITS))
+        return most_within(room, lambda capacity: partial(_walk, record.network, record.batch, capacity, ALL_EXITS))
 
-    return record.graphs.most(("walk", record.batch, ROOM), count)
+    room = room_of(record.kept.bits.device)
+    return record.graphs.most(("walk", record.batch, room), count)
 
 
 def _forward(prepared: TritonPrepared, y0: Tensor, steps: Steps) -> Tensor:
@@ -341,9 +350,10 @@ def _most_forward(prepared: TritonPrepared, batch: int) -> int:
     """Return how many routings go forward at once."""
 
     def count() -> int:
-        return most_within(ROOM, lambda capacity: partial(_pass, prepared.network, batch, capacity, ALL_EXITS))
+        return most_within(room, lambda capacity: partial(_pass, prepared.network, batch, capacity, ALL_EXITS))
 
-    return prepared.graphs.most(("forward", batch, ROOM), count)
+    room = room_of(prepared.network.affine.device)
+    return prepared.graphs.most(("forward", batch, room), count)
 
 
 def unsupported_side(net: ResidualNet) -> str | None:

@@ -9,6 +9,7 @@ copied there: 285 MB in BN mode ``batch`` for ResNet-110 at batch 128 in bfloat1
 
 from __future__ import annotations
 
+import gc
 import math
 import weakref
 from collections import OrderedDict
@@ -26,8 +27,9 @@ from pathnet.engines.triton.state import Allocate, Kept
 
 __all__ = ["MOST_GRAPHS", "Graphs", "Job", "bytes_of", "capacity_for", "most_within"]
 
-MOST_GRAPHS = 8
-"""Of a network: records, walks back and forward passes, by the size of the batch and the number of routings."""
+MOST_GRAPHS = 32
+"""Of one network: of records, walks back and forward passes, by the size of the batch and the number of routings.
+Beside the arena, which all share, a graph holds its launches' arguments alone; to capture one anew is dear."""
 
 ALIGNMENT = 512
 """Bytes, as PyTorch's own allocations have it: kernels compiled for those serve an arena's tensors too."""
@@ -228,10 +230,25 @@ class _Device:
             with torch.cuda.stream(self.stream):
                 job.run()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
+            with (
+                _uncollected(),
+                torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"),
+            ):
                 job.run()
             current.wait_stream(self.stream)
             return graph
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep Python from collecting garbage: graphs among it wait for their device, which would end a capture."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _captures(device: torch.device) -> bool:
