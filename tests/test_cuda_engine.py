@@ -72,14 +72,17 @@ def shared_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     return size
 
 
-def taking_turns(seeds: int) -> pytest.MarkDecorator:
-    """Every seed with few bytes, and with those of one GPU after the other."""
-    cases = [(seed, FEW) for seed in range(seeds)] + [(seed, list(GPUS.values())[seed % 3]) for seed in range(seeds)]
+def taking_turns(seeds: int, all_seeds: int) -> pytest.MarkDecorator:
+    """The first seeds with few bytes, and with those of one GPU after the other; on one GPU all of them."""
+    if GPU:
+        cases = [(seed, GPUS[GPU]) for seed in range(all_seeds)]
+    else:
+        cases = [(seed, size) for seed in range(seeds) for size in (FEW, list(GPUS.values())[seed % 3])]
     return pytest.mark.parametrize(("seed", "shared_bytes"), cases, indirect=["shared_bytes"])
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
-@taking_turns(24)
+@taking_turns(15, 28)
 def test_walks_of_random_networks(seed: int, shared_bytes: int, precision: Any) -> None:
     # The norm of a handful of pixels averages no bfloat16 roundings.
     net, images, labels = random_basic_net(seed, smallest=1 if precision == "float32" else 6)
@@ -87,7 +90,7 @@ def test_walks_of_random_networks(seed: int, shared_bytes: int, precision: Any) 
     check(tape, random_routings(net.n, seed), precision)
 
 
-@taking_turns(18)
+@taking_turns(12, 28)
 def test_forward_passes_of_random_networks(seed: int, shared_bytes: int) -> None:
     """The recording one with its ReLU bits, and routed ones, against float64."""
     net, images, labels = random_basic_net(seed)
@@ -115,7 +118,7 @@ def test_forward_passes_of_random_networks(seed: int, shared_bytes: int) -> None
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
-@taking_turns(6)
+@taking_turns(4, 8)
 def test_sums_by_length_are_those_of_every_path(seed: int, shared_bytes: int, precision: Any) -> None:
     net, images, labels = random_basic_net(seed, smallest=6)
     tape = pathnet.record(net, images, labels, engine="twin", precision=precision)
