@@ -31,7 +31,7 @@ test: install
 	$(RUN) -m pytest $(PARALLEL)
 
 # Networks of torchvision, timm and transformers, through the library that `make install` built, in another torch.
-TRACED := $(wildcard tests/test_adapt*.py) tests/test_exported.py tests/test_tokens.py tests/test_readme.py
+TRACED := $(wildcard tests/models/test_adapt*.py) tests/models/test_exported.py tests/models/test_tokens.py tests/test_readme.py
 test-interop: install $(INTEROP)/installed
 	$(INTEROP)/bin/python -m pytest -n auto --dist worksteal tests/interop $(TRACED)
 
@@ -41,7 +41,7 @@ gpu: install
 
 # Every expression of the kernels' index arithmetic changed in turn: an hour and more.
 mutants: install
-	$(RUN) tests/mutations/run.py
+	$(RUN) tests/csrc/mutations/run.py
 
 # The cpu kernels alone, on random networks, watched by the compiler's sanitizers: a minute or two on two cores, most
 # of it compiling.
@@ -57,7 +57,7 @@ lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -c 'from clang_format import clang_format; clang_format()' --dry-run -Werror $(shell find csrc tests/sanitizers -type f)
+	$(RUN) -c 'from clang_format import clang_format; clang_format()' --dry-run -Werror $(shell find csrc tests/csrc/sanitizers -type f)
 
 install: $(STAMP)
 

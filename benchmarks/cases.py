@@ -77,8 +77,8 @@ FULL = Setup(
     seconds=5.0,
     compiled_depth=20,
     imagenet=(200, 64, 224, 16),
-    cuda_tests="tests/cuda",
-    triton_tests="tests/triton",
+    cuda_tests="tests/gpu/cuda",
+    triton_tests="tests/gpu/triton",
 )
 
 REHEARSAL = Setup(

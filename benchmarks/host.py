@@ -37,7 +37,7 @@ from benchmarks.outcome import Failed, Found
 from pathnet.engines.cuda import CudaEngine, CudaRecord
 from pathnet.engines.triton import TritonEngine
 from pathnet.models import ResidualNet, preact_resnet
-from pathnet.record import Record, snapshot
+from pathnet.recording import Record, snapshot
 
 __all__ = ["GOALS_MS", "host", "measured"]
 

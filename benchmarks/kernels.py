@@ -23,13 +23,13 @@ from benchmarks.cases import FULL, Setup
 from benchmarks.fused import IMAGENET_PRECISION, imagenet_network
 from benchmarks.outcome import Failed, Found, Unavailable
 from benchmarks.results import ROOT
+from pathnet.engines.forms import blocks_of
 from pathnet.engines.self_check import trial_run
-from pathnet.engines.tables import blocks_of
 from pathnet.engines.triton import TritonEngine
 from pathnet.engines.triton.network import TritonNetwork, block_network
 from pathnet.models import ResidualNet, preact_resnet
 from pathnet.models.residual_net import Block
-from pathnet.record import BatchNormMode, Precision, snapshot
+from pathnet.recording import BatchNormMode, Precision, snapshot
 
 if TYPE_CHECKING:
     from pathnet.engines.triton.ahead import Kernel
@@ -145,7 +145,7 @@ def _of_tests(device: str) -> Iterator[Work]:
     folder = str(ROOT / "tests")
     if folder not in sys.path:
         sys.path.append(folder)
-    from gpu_cases import FUSED, jobs
+    from helpers.gpu_cases import FUSED, jobs
 
     for case, bn, precision in jobs():
         yield from walks(case.net().to(device), bn, precision, case.batch, case.height, case.width)

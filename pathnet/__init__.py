@@ -6,7 +6,7 @@ if interrupts.is_command():
     interrupts.end_at_once()
 
 from pathnet import data, effective_depth, engines, lesion, models, nn, paths, training
-from pathnet.adapt import AdaptedNet, adapt
+from pathnet.adaptation import AdaptedNet, adapt
 from pathnet.effective_depth import EffectiveDepth
 from pathnet.routing import routed, routed_gradient
 from pathnet.tape import Recorder, Tape, record

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pathnet import scaling
-from pathnet.engines import Engine, unfused
+from pathnet.engines import Engine, fallback
 from pathnet.full_precision import full_precision
-from pathnet.record import At, Record
+from pathnet.recording import At, Record
 from pathnet.routing import routed_backward, routed_backward_norms
 
 __all__ = [
@@ -119,7 +119,7 @@ def squared_norms_by_length(engine: Engine, record: Record, signs: Tensor, at: A
         if at == "y0":
             samples = engine.sums_by_length_norms(record.blocks, record.grad, record.exponent, routing)
         else:
-            samples = unfused.norms_of(*sums_by_length(engine, record, routing, at))
+            samples = fallback.norms_of(*sums_by_length(engine, record, routing, at))
         result[draw] = scaling.combine(samples).square()
     return result
 

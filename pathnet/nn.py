@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pathnet.checks import check_number, check_tensor, described
-from pathnet.engines.tables import unsupported_block
+from pathnet.engines.forms import unsupported_block
 from pathnet.engines.triton import MOST_ELEMENTS, check_sides, on_device
 from pathnet.engines.triton.network import TritonNetwork, affine_of, block_network
 from pathnet.models.residual_net import Block, FusedForm

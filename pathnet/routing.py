@@ -14,7 +14,7 @@ from pathnet.chunks import Pace, in_chunks
 from pathnet.engines import Engine
 from pathnet.models.coefficients import check_coefficients, known_as, of_blocks
 from pathnet.models.residual_net import ResidualNet, check_inputs, check_net, unwrapped
-from pathnet.record import (
+from pathnet.recording import (
     NOT_FINITE_GRADIENT,
     Look,
     Loss,

@@ -17,7 +17,7 @@ from pathnet.engines.transfers import to_device
 from pathnet.full_precision import full_precision
 from pathnet.gradients import LengthSums
 from pathnet.models.residual_net import ResidualNet, check_net
-from pathnet.record import (
+from pathnet.recording import (
     NOT_FINITE,
     SMALLEST,
     At,

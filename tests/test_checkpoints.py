@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import processes
 import pytest
 import safetensors.torch
 import torch
-from full_disk import largest_file
+from helpers import processes
+from helpers.full_disk import largest_file
 from torch import Tensor
 
 import pathnet

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import SMALL, shaken
-from full_disk import largest_file
-from oracles import detach_loop
+from helpers.cases import SMALL, shaken
+from helpers.full_disk import largest_file
+from helpers.oracles import detach_loop
 from torch import Tensor, nn
 from typer.testing import CliRunner
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from full_disk import largest_file
+from helpers.full_disk import largest_file
 
 import pathnet
 from pathnet import files

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from cases import SMALL, random_net
-from oracles import in_float64, relative_error
-from tolerances import EXACT_WALK, FLOAT32_SAMPLE_NORM
+from helpers.cases import SMALL, random_net
+from helpers.oracles import in_float64, relative_error
+from helpers.tolerances import EXACT_WALK, FLOAT32_SAMPLE_NORM
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,7 +23,7 @@ from pathnet import engines, native
 from pathnet.engines.cpu import CpuEngine
 from pathnet.engines.reference import ReferenceEngine
 from pathnet.models import Block, ResidualNet
-from pathnet.record import Look, Record, cross_entropy
+from pathnet.recording import Look, Record, cross_entropy
 
 CASE = SMALL[1]
 CODES = pathnet.paths.enumerate_all(6)[::5]

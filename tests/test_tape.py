@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import SMALL, Case
-from oracles import autograd, relative_error
+from helpers.cases import SMALL, Case
+from helpers.oracles import autograd, relative_error
 from torch import Tensor, nn
 
 import pathnet
 from pathnet import native, scaling
 from pathnet.models import Block, ResidualNet, fingerprint
-from pathnet.record import cross_entropy
+from pathnet.recording import cross_entropy
 
 CASE = SMALL[1]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import processes
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import shaken
+from helpers import processes
+from helpers.cases import shaken
 from scipy import stats
 from torch import Tensor, nn
 

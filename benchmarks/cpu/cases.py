@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks import cases
 from benchmarks.cases import Setup
-from pathnet.record import BatchNormMode, Precision
+from pathnet.recording import BatchNormMode, Precision
 
 __all__ = ["FULL", "MINUTES", "SMALL", "Sizes", "codes_of_any_length", "deletions", "with_batch"]
 

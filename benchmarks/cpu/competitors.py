@@ -18,7 +18,7 @@ from benchmarks.cases import Setup, batch, network
 from benchmarks.cpu.budget import Budget
 from benchmarks.cpu.composition import Composition
 from pathnet.models import ResidualNet
-from pathnet.record import BatchNormMode
+from pathnet.recording import BatchNormMode
 
 __all__ = ["BUILDERS", "Builder", "Checked", "Competitor", "Key", "check", "composed", "loop", "own", "recorder"]
 

@@ -18,7 +18,7 @@ from benchmarks.baselines import Convolution
 from benchmarks.cpu.ways import Kept, Way, compiled_normalize, fastest, ways
 from pathnet.models import ResidualNet
 from pathnet.models.residual_net import FusedForm
-from pathnet.record import BatchNormMode, snapshot
+from pathnet.recording import BatchNormMode, snapshot
 
 __all__ = ["Composition"]
 

@@ -15,7 +15,7 @@ from pathnet.engines.cuda import CudaEngine
 from pathnet.engines.reference import ReferenceEngine
 from pathnet.engines.triton import TritonEngine
 from pathnet.models.residual_net import ResidualNet, check_net
-from pathnet.record import BatchNormMode, BlockRecord, Precision, Prepared
+from pathnet.recording import BatchNormMode, BlockRecord, Precision, Prepared
 
 __all__ = ["ENGINES", "Engine", "available", "check_engine", "choose"]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pathnet import scaling
-from pathnet.engines.tables import PROJECTION, Tables
+from pathnet.engines.forms import PROJECTION, Tables
 
 __all__ = ["Divided", "Magnitudes", "divided", "multiplied"]
 

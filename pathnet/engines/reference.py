@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pathnet import scaling
-from pathnet.engines import unfused
+from pathnet.engines import fallback
 from pathnet.models.residual_net import Block, ResidualNet, Unit
-from pathnet.record import BatchNormMode, BlockRecord, Precision, Prepared
+from pathnet.recording import BatchNormMode, BlockRecord, Precision, Prepared
 
 __all__ = ["BlockInputs", "FrozenBlock", "Modules", "ReferenceEngine", "freeze"]
 
@@ -83,7 +83,7 @@ class ReferenceEngine:
 
     def routed_backward_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
         largest = max(tensor.nbytes for tensor in (*blocks.tensors, grad))
-        return unfused.norms(lambda part: self.routed_backward(blocks, grad, exponent, part), grad, largest, routing)
+        return fallback.norms(lambda part: self.routed_backward(blocks, grad, exponent, part), grad, largest, routing)
 
     def sums_by_length(
         self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
@@ -95,14 +95,14 @@ class ReferenceEngine:
         ) -> tuple[Tensor, Tensor]:
             return _through(blocks.modules[i], blocks.tensors[i], grads, exponents, ways)
 
-        return unfused.sums_by_length(walk, grad, exponent, routing)
+        return fallback.sums_by_length(walk, grad, exponent, routing)
 
     def sums_by_length_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
-        return unfused.norms_of(*self.sums_by_length(blocks, grad, exponent, routing))
+        return fallback.norms_of(*self.sums_by_length(blocks, grad, exponent, routing))
 
     def routed_forward(self, prepared: Prepared, y0: Tensor, routing: Tensor) -> Tensor:
         assert isinstance(prepared, Modules)
-        return unfused.routed_forward(prepared.blocks, y0, routing)
+        return fallback.routed_forward(prepared.blocks, y0, routing)
 
 
 LIFT = {torch.float32: 100, torch.float64: 900}

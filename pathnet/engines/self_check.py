@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from pathnet import scaling
+from pathnet.engines.forms import blocks_of, post_activation
 from pathnet.engines.reference import ReferenceEngine, freeze
-from pathnet.engines.tables import blocks_of, post_activation
 from pathnet.models.residual_net import Block, FusedForm, PostActivationForm, ResidualNet
-from pathnet.record import BatchNormMode, Precision, snapshot
+from pathnet.recording import BatchNormMode, Precision, snapshot
 
 if TYPE_CHECKING:
     from pathnet.engines import Engine

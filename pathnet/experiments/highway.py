@@ -22,7 +22,7 @@ from pathnet.experiments.lesion_single import SingleDeletions
 from pathnet.experiments.run import Claim, Networks, Plan, Value, check_arguments, opened, unfinished
 from pathnet.full_precision import full_precision
 from pathnet.models import Block, HighwayBlock, ResidualNet
-from pathnet.record import cross_entropy, snapshot
+from pathnet.recording import cross_entropy, snapshot
 from pathnet.training import Progress
 
 __all__ = ["NAME", "PARTS", "Highway", "claims", "measure", "summarise"]

@@ -29,7 +29,7 @@ from pathnet.experiments.run import Claim, attempt, check_data, check_progress, 
 from pathnet.experiments.summary import MOST, Summary, percent
 from pathnet.intervals import bracketed
 from pathnet.models import ResidualNet
-from pathnet.record import At, BatchNormMode, Precision
+from pathnet.recording import At, BatchNormMode, Precision
 from pathnet.results import Measurements
 from pathnet.training import Progress
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from pathnet.checks import check_callable, check_integer, described, one_of
 from pathnet.data import Data
 from pathnet.data.images import check_data_set
-from pathnet.engines.unfused import through_shared_prefixes
+from pathnet.engines.fallback import through_shared_prefixes
 from pathnet.full_precision import full_precision
 from pathnet.lesion.networks import BATCH, Lesion, Scaled, check_lesions, lesioned_as, recalibrated, reorder
 from pathnet.models.residual_net import Block, ResidualNet, check_net
-from pathnet.record import BatchNormMode, snapshot
+from pathnet.recording import BatchNormMode, snapshot
 from pathnet.tape import Recorder
 
 __all__ = ["BatchNormPolicy", "Errors", "Take", "errors", "factored", "in_type", "spread"]

@@ -19,7 +19,7 @@ from pathnet.full_precision import full_precision
 from pathnet.intervals import FEWEST
 from pathnet.lesion.measuring import factored, in_type, spread
 from pathnet.models.residual_net import ResidualNet, check_inputs, check_net, first_convolution
-from pathnet.record import (
+from pathnet.recording import (
     NOT_FINITE_GRADIENT,
     BatchNormMode,
     Loss,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import relative_error
+from helpers.oracles import relative_error
 from torch import Tensor, nn
 
 pytest.importorskip("torchvision", reason="torchvision is not installed (make test-interop has it)")

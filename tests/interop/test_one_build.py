@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from cases import SMALL, Case, measured_net
-from judging import TOLERANCES, check
-from oracles import detach_loop, in_float64, relative_error
-from tolerances import FLOAT32_SAMPLE_NORM, FORWARD
+from helpers.cases import SMALL, Case, measured_net
+from helpers.judging import TOLERANCES, check
+from helpers.oracles import detach_loop, in_float64, relative_error
+from helpers.tolerances import FLOAT32_SAMPLE_NORM, FORWARD
 
 import pathnet
 from pathnet import native

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pathnet.chunks import in_chunks
-from pathnet.engines import unfused
+from pathnet.engines import fallback
+from pathnet.engines.forms import blocks_of, unsupported_block, unsupported_form
 from pathnet.engines.self_check import disagreement
-from pathnet.engines.tables import blocks_of, unsupported_block, unsupported_form
 from pathnet.engines.triton.graphs import Graphs, capacity_for, most_within
 from pathnet.engines.triton.network import TritonNetwork, network_of
 from pathnet.engines.triton.plan import (
@@ -39,7 +39,7 @@ from pathnet.engines.triton.plan import (
 )
 from pathnet.engines.triton.state import Allocate, Kept, Tables
 from pathnet.models.residual_net import ResidualNet
-from pathnet.record import BatchNormMode, BlockRecord, Precision, Prepared
+from pathnet.recording import BatchNormMode, BlockRecord, Precision, Prepared
 
 if TYPE_CHECKING:
     from pathnet.engines.triton.recording import Recording
@@ -194,10 +194,10 @@ class TritonEngine:
         ]
         with on_device(grad.device):
             through = SingleBlocks(blocks.network, blocks.kept, grad.device, expected)
-            return unfused.sums_by_length(through, blocks.given(grad), exponent, torch.from_numpy(coefficients))
+            return fallback.sums_by_length(through, blocks.given(grad), exponent, torch.from_numpy(coefficients))
 
     def sums_by_length_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
-        return unfused.norms_of(*self.sums_by_length(blocks, grad, exponent, routing))
+        return fallback.norms_of(*self.sums_by_length(blocks, grad, exponent, routing))
 
     def routed_forward(self, prepared: Prepared, y0: Tensor, routing: Tensor) -> Tensor:
         assert isinstance(prepared, TritonPrepared)

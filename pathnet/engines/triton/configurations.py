@@ -7,7 +7,7 @@ neighbours by what the compiler makes of them for an H100: the fewest instructio
 BN mode ``batch`` (in float32 26 to 30 % fewer than 64 points, 32 channels, depth 16 and two gradients take). All
 spill nothing, and a multiprocessor has registers and shared memory for two programs at least, on an H100 and on an
 A100, whose warps hold operands in registers too and so have some tiles of their own, for 3 to 4 % more instructions;
-99 KB of shared memory, which GPUs for consumers have, hold each: `tests/test_triton_compile.py`.
+99 KB of shared memory, which GPUs for consumers have, hold each: `tests/engines/triton/test_triton_compile.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A network as the kernels see it: units, skips and packed weights.
 
-Post-activation blocks are seen from sum to sum, as `pathnet.engines.tables` has them: a block's join is the ReLU of
+Post-activation blocks are seen from sum to sum, as `pathnet.engines.forms` has them: a block's join is the ReLU of
 the next block's first unit, and its skip lies behind that ReLU.
 """
 
@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathnet import scaling
+from pathnet.engines.forms import behind, blocks_of, post_activation, scaled, tables
 from pathnet.engines.magnitudes import Divided, Magnitudes, divided
-from pathnet.engines.tables import behind, blocks_of, post_activation, scaled, tables
 from pathnet.models.residual_net import FusedForm, ResidualNet, Unit
-from pathnet.record import BatchNormMode, Precision
+from pathnet.recording import BatchNormMode, Precision
 
 __all__ = [
     "DTYPES",

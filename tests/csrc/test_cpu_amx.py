@@ -1,0 +1,66 @@
+"""The AMX kernels on a processor without AMX: their tests, in a process that runs tile instructions in software."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from amx.build import emulator, why_not
+from helpers import ROOT, TESTS
+
+from pathnet import native
+
+pytestmark = [
+    pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT),
+    pytest.mark.skipif(why_not() is not None, reason=why_not() or ""),
+]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    library = emulator(tmp_path_factory.mktemp("emulator"))
+    inherited = {name: value for name, value in os.environ.items() if name != "PATHNET_ISA"}
+    return {**inherited, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(("file", "at_least"), [("test_native.py", 50), ("test_cpu_engine.py", 20)])
+def test_what_other_instruction_sets_pass(file: str, at_least: int, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "-k", "amx"]
+    done = subprocess.run(
+        [*command, f"tests/engines/cpu/{file}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    summary = done.stdout.splitlines()[-1]
+    assert "skipped" not in summary and int(summary.split(" passed")[0].split()[-1]) >= at_least
+
+
+def test_the_kernels_multiply_tiles(environment: dict[str, str]) -> None:
+    """Or all of the above would have judged others."""
+    script = """
+import ctypes, torch, pathnet
+from helpers.cases import SMALL
+net, (images, labels) = SMALL[0].net(), SMALL[0].images()
+executed = ctypes.CDLL(None).pathnet_amx_count
+executed.restype = ctypes.c_uint64
+for bn in ("running", "batch"):
+    for precision in ("float32", "bfloat16"):
+        before = executed(b"tdpbf16ps")
+        pathnet.record(net, images, labels, bn, "cpu", precision).gradient()
+        print(executed(b"tdpbf16ps") > before, pathnet.native.build_facts()["selected_instruction_set"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=TESTS,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.splitlines() == ["True amx"] * 4, done.stderr

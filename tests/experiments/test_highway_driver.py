@@ -1,0 +1,154 @@
+"""What the highway driver measures, against autograd on equation 3 written out."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.cases import shaken
+from torch import Tensor, nn
+
+from pathnet import models, paths, results
+from pathnet.data import Data, synthetic
+from pathnet.experiments import highway
+from pathnet.experiments.errors import ErrorCount
+from pathnet.experiments.run import Plan, Value
+from pathnet.models import HighwayBlock, ResidualNet
+
+PLAN = Plan(gate_batches=2, gate_batch_size=6, images=8)
+WAYS = ("skip", "residual", "gate")
+
+
+def network(seed: int = 0) -> ResidualNet:
+    """Three blocks, two of which change the shape, with gates that look at their input."""
+    torch.manual_seed(seed)
+    net = shaken(models.highway(8, 3)).eval()
+    for block in net:
+        nn.init.normal_(block.gate.weight, 0, 0.7)
+        nn.init.normal_(block.gate.bias, -0.5)
+    return net
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return synthetic(images=40, shape=(3, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def run(data: Data, tmp_path_factory: pytest.TempPathFactory) -> results.Run:
+    return highway.measure(
+        {"highway": [network(), network(1)]}, data, PLAN, tmp_path_factory.mktemp("run") / "highway"
+    )
+
+
+def parts(block: HighwayBlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """t, s and f of equation 3."""
+    first = F.relu(block.bns[0](x))
+    t = torch.sigmoid(block.gate(first))
+    f = block.convs[1](F.relu(block.bns[1](block.convs[0](first))))
+    return t, x if block.projection is None else block.projection(first), f
+
+
+def gradient(net: ResidualNet, batch: tuple[Tensor, Tensor], through: dict[int, str], others: str) -> Tensor:
+    """At y_0, in float64, where each block's gradient goes one way: ``all``, ``skip``, ``residual``, ``gate``, or
+    ``frozen``, both branches but not the gate."""
+    y = y0 = net.stem(batch[0].double()).detach().requires_grad_()
+    for i, block in enumerate(net):
+        t, s, f = parts(block, y)
+        way = through.get(i, others)
+        if way != "all":
+            t = t if way == "gate" else t.detach()
+            s = s if way in ("skip", "frozen") else s.detach()
+            f = f if way in ("residual", "frozen") else f.detach()
+        y = t * f + (1 - t) * s
+    return torch.autograd.grad(F.cross_entropy(net.head(y), batch[1]), y0)[0]
+
+
+def values(run: results.Run, seed: int, batch: int, quantity: str) -> list[float]:
+    rows = [row for row in run.rows(Value) if (row.seed, row.batch, row.quantity) == (seed, batch, quantity)]
+    assert [row.index for row in rows] == list(range(len(rows)))
+    return [row.value for row in rows]
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_gates_and_parts_are_those_of_equation_3(run: results.Run, data: Data, seed: int, batch: int) -> None:
+    net, drawn = network(seed).double(), data.random_batch(6, 0, batch)
+    openness, y = [], net.stem(drawn[0].double())
+    with torch.no_grad():
+        for block in net:
+            t, s, f = parts(block, y)
+            openness.append(float(t.mean()))
+            y = t * f + (1 - t) * s
+    assert values(run, seed, batch, highway.OPENNESS) == pytest.approx(openness, rel=1e-5)
+    whole = gradient(net, drawn, {}, "all")
+    shares = []
+    for block in range(3):
+        own = torch.stack([gradient(net, drawn, {block: way}, "all") for way in WAYS])
+        torch.testing.assert_close(own.sum(0), whole)
+        norms = own.flatten(1).norm(dim=1)
+        shares.append((norms / norms.sum()).tolist())
+    for part, expected in zip(WAYS, zip(*shares, strict=True), strict=True):
+        assert values(run, seed, batch, part) == pytest.approx(expected, rel=1e-3)
+    frozen = gradient(net, drawn, {}, "frozen").norm() / whole.norm()
+    assert values(run, seed, batch, highway.FROZEN) == pytest.approx([float(frozen)], rel=1e-3)
+    norms_along = [
+        float(gradient(net, drawn, {i: WAYS[taken] for i, taken in enumerate(path)}, "").norm())
+        for path in paths.one_of_each_length(3, 0, batch).tolist()
+    ]
+    assert values(run, seed, batch, highway.PATH_NORM) == pytest.approx(norms_along, rel=1e-3)
+    assert 0 < max(values(run, seed, batch, highway.PARTS_OFF)) < 1e-5
+
+
+def test_biases_and_deletions_are_the_networks(run: results.Run) -> None:
+    found = highway.summarise(run)
+    for seed in (0, 1):
+        bias = [float(block.gate.bias.detach().mean()) for block in network(seed)]
+        assert found.bias[seed].tolist() == pytest.approx(bias)
+        assert values(run, seed, 1, highway.BIAS) == values(run, seed, 1, highway.HALF_OFF) == []
+    assert len(run.rows(ErrorCount)) == 2 * (1 + 3) and found.deletions.rate.shape == (2, 3)
+    assert found.half_off < 1e-14 and [claim.held for claim in highway.claims(run)][:2] == [True, True]
+
+
+def test_a_gate_that_is_not_at_one_half_is_found(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def weights_alone(tensor: Tensor) -> Tensor:
+        return tensor.detach().zero_() if tensor.ndim > 1 else tensor
+
+    monkeypatch.setattr(nn.init, "zeros_", weights_alone)
+    run = highway.measure({"highway": [network()]}, data, dataclasses.replace(PLAN, gate_batches=1), tmp_path)
+    assert highway.summarise(run).half_off > 1e-3 and highway.claims(run)[0].held is False
+
+
+def test_a_part_that_is_left_out_is_found(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HighwayBlock, "gated", lambda block, x: 0.0 * HighwayBlock.lesioned(block, x))
+    run = highway.measure({"highway": [network()]}, data, dataclasses.replace(PLAN, gate_batches=1), tmp_path)
+    assert highway.claims(run)[1].held is False
+
+
+def test_an_interrupted_run_goes_on_and_more_batches_extend_it(
+    run: results.Run, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+    original = highway._openness
+    monkeypatch.setattr(highway, "_openness", lambda *own: measured.append(1) or original(*own))
+
+    def stop(done: int, total: int, note: str) -> None:
+        if note == "batches, gates" and done == 2:
+            raise KeyboardInterrupt
+
+    nets = {"highway": [network(), network(1)]}
+    highway.measure(nets, data, dataclasses.replace(PLAN, gate_batches=1), tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        highway.measure(nets, data, PLAN, tmp_path, stop)
+    again = highway.measure(nets, data, PLAN, tmp_path)
+    assert again.rows(Value) == run.rows(Value) and again.rows(ErrorCount) == run.rows(ErrorCount)
+    assert len(measured) == 4 and again.facts["gate_batches"] == 2
+
+
+def test_batches_are_no_larger_than_the_training_split(data: Data, tmp_path: Path) -> None:
+    plan = dataclasses.replace(PLAN, gate_batches=1, gate_batch_size=1000)
+    run = highway.measure({"highway": [network()]}, data, plan, tmp_path)
+    assert run.identity["batch_size"] == 40 and values(run, 0, 0, highway.FROZEN)

@@ -1,0 +1,137 @@
+"""Judges an engine's walks by the reference's, on the same record; the networks that the cuda engine is tried on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import pathnet
+from helpers.cases import shaken
+from helpers.oracles import relative_error
+from helpers.tolerances import (
+    BFLOAT16_BATCH_NORM,
+    BFLOAT16_GRADIENT,
+    BFLOAT16_SAMPLE_NORM,
+    FLOAT32_BATCH_NORM,
+    FLOAT32_SAMPLE_NORM,
+)
+from pathnet import scaling
+from pathnet.engines.reference import ReferenceEngine, freeze
+from pathnet.models import PostactBlock, PreactBlock, ResidualNet
+
+TOLERANCES = {
+    "float32": (FLOAT32_BATCH_NORM, FLOAT32_SAMPLE_NORM, FLOAT32_SAMPLE_NORM),
+    "bfloat16": (BFLOAT16_BATCH_NORM, BFLOAT16_SAMPLE_NORM, BFLOAT16_GRADIENT),
+}
+"""Of a batch norm, a sample's norm, and a sample's gradient."""
+
+
+def truth(tape: pathnet.Tape, routing: Tensor) -> tuple[Tensor, Tensor]:
+    """The reference's scaled walk on the tape's own ReLU bits and incoming gradient."""
+    record, engine = tape._record, ReferenceEngine()
+    recorded: Any = record.blocks
+    frozen, y0 = freeze(record.net, recorded.bits()), record.y0.double()
+    _, blocks = engine.record(engine.prepare(frozen, recorded.bn, "float64", y0.shape[1:]), y0)
+    return engine.routed_backward(blocks, record.grad.double(), record.exponent, routing.to(record.grad).double())
+
+
+def truth_sums(tape: pathnet.Tape, routing: Tensor) -> tuple[Tensor, Tensor]:
+    """The scaled sums by length under one routing [n, 2]: of small networks as sums over all paths, of others by the
+    reference's own walk on the tape's record."""
+    if tape.n > 6:
+        record, engine = tape._record, ReferenceEngine()
+        recorded: Any = record.blocks
+        frozen, y0 = freeze(record.net, recorded.bits()), record.y0.double()
+        _, blocks = engine.record(engine.prepare(frozen, recorded.bn, "float64", y0.shape[1:]), y0)
+        return engine.sums_by_length(blocks, record.grad.double(), record.exponent, routing.double())
+    codes = pathnet.paths.enumerate_all(tape.n)
+    grad, exponent = truth(tape, pathnet.paths.routing(codes) * routing.double().cpu())
+    every, lengths = scaling.value(grad, exponent), codes.sum(1)
+    sums = torch.stack([every[lengths == k].sum(0) for k in range(tape.n + 1)])
+    return sums, exponent.new_zeros(len(sums), exponent.shape[1])
+
+
+def check_sums(tape: pathnet.Tape, routing: Tensor, precision: str) -> None:
+    """Each length's sum of each sample as a vector, and its norm; as far off as the paths of a length may be."""
+    record, tolerance = tape._record, TOLERANCES[precision][2]
+    own = record.blocks, record.grad, record.exponent, routing.to(record.grad)
+    walked = tape._engine.sums_by_length(*own)
+    expected, norms = scaling.value(*truth_sums(tape, routing)), tape._engine.sums_by_length_norms(*own)
+    torch.testing.assert_close(norms, scaling.norms(*walked), rtol=1e-6, atol=0)
+    actual = scaling.value(*walked)
+    assert actual.shape[0] == tape.n + 1
+    for made, true in zip(actual.flatten(0, 1), expected.flatten(0, 1), strict=True):
+        # Of a size whose squares stay in range.
+        size = true.abs().max().where(true.any(), 1.0)
+        assert relative_error(made / size, true / size) < tolerance
+
+
+def check(tape: pathnet.Tape, routing: Tensor, precision: str, gradients: bool = True) -> tuple[Tensor, Tensor]:
+    """Norms and, where wanted, gradients of every sample; returns the norms and what they should be."""
+    grad, exponent = truth(tape, routing)
+    expected = scaling.norms(grad, exponent)
+    _, sample_tolerance, gradient_tolerance = TOLERANCES[precision]
+    record = tape._record
+    norms = tape._engine.routed_backward_norms(record.blocks, record.grad, record.exponent, routing.to(record.grad))
+    torch.testing.assert_close(norms, expected, rtol=sample_tolerance, atol=0)
+    if not gradients:
+        return norms, expected
+    walked = tape._engine.routed_backward(record.blocks, record.grad, record.exponent, routing.to(record.grad))
+    torch.testing.assert_close(scaling.norms(*walked), norms, rtol=1e-6, atol=0)
+    # As mantissas, whose squares stay in range.
+    for own, other in zip(scaling.value(walked[0], walked[1] - exponent), grad, strict=True):
+        for sample, true in zip(own, other, strict=True):
+            assert relative_error(sample, true) < gradient_tolerance
+    return norms, expected
+
+
+def random_basic_net(seed: int, smallest: int = 1, post: bool = False) -> tuple[ResidualNet, Tensor, Tensor]:
+    """One to five basic blocks of any width up to 64, strides and skips; sides from ``smallest`` on, few of which a
+    tile divides; batches that thread blocks of one to eight samples do not divide.
+
+    Args:
+        post: whether they are post-activation ones, whose first input comes out of a ReLU or does not.
+    """
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    channels = int(rng.choice([1, 8, 16, 17, 32, 33, 48]))
+    stem: nn.Module = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+    if post and seed % 2:
+        stem = nn.Sequential(stem, nn.ReLU())
+    kind, blocks = PostactBlock if post else PreactBlock, []
+    for _ in range(rng.integers(1, 6)):
+        out = channels if rng.random() < 0.5 else min(64, channels + int(rng.integers(0, 40)))
+        stride = 2 if rng.random() < 0.35 else 1
+        shortcut = "pad" if rng.random() < 0.4 else "projection"
+        blocks.append(kind(channels, (3, 3), (out, out), stride, shortcut))  # type: ignore[arg-type]
+        channels = out
+    activation = [] if post else [nn.BatchNorm2d(channels), nn.ReLU()]
+    head = nn.Sequential(*activation, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 5))
+    largest = 19 if channels <= 32 else 11
+    height, width = (int(side) for side in rng.integers(smallest, largest + 1, 2))
+    batch = int(rng.choice([1, 2, 3, 9 if height * width <= 80 else 5]))
+    images = torch.randn(batch, 3, height, width)
+    return shaken(ResidualNet(stem, blocks, head)).eval(), images, torch.randint(0, 5, (batch,))
+
+
+def random_routings(n: int, seed: int) -> Tensor:
+    """float64 [5, n, 2]: the paths of length 0 and n, a random one, and general coefficients."""
+    rng = np.random.default_rng(seed)
+    codes = np.stack([np.zeros(n), np.ones(n), rng.integers(0, 2, n)])
+    routing = np.concatenate([np.stack([1 - codes, codes], 2), rng.normal(size=(2, n, 2))])
+    routing[3, ::2, 1] = 0
+    return torch.from_numpy(routing)
+
+
+@torch.no_grad()
+def reference_outputs(net: ResidualNet, images: Tensor, routing: Tensor) -> list[Tensor]:
+    outputs = []
+    for path in routing.double().tolist():
+        y = net.stem(images.double())
+        for block, (a, c) in zip(net.blocks, path, strict=True):
+            y = block.join(a * block.skip(y) + c * block.residual(y))
+        outputs.append(net.head(y))
+    return outputs
