@@ -1,4 +1,4 @@
-"""Run folders: what identifies a run, and every measurement it holds. The only modules that know a run's paths on disk.
+"""Run folders: the identity and the measurements of runs. Only these modules know the paths of a run on disk.
 
 ``run.json`` holds the run's identity, which is all that is needed to repeat its measurements. Beside the identity
 stand the attempts that added to the run (versions, device, time), the planned amounts and the results.
