@@ -32,7 +32,7 @@ from pathnet import effective_depth as depths
 from pathnet import study as studies
 from pathnet.checks import check_number
 from pathnet.experiments import EXPERIMENTS, Experiment, claims, path_gradients
-from pathnet.experiments.comparison import found
+from pathnet.experiments.comparison import compare
 from pathnet.experiments.findings import findings_of
 from pathnet.experiments.path_gradients import PathGradients
 from pathnet.experiments.run import Claim, Networks, title
@@ -647,12 +647,12 @@ def _print_run(run: results.Run) -> None:
 
 
 def _came_to(run: results.Run) -> dict[str, Any]:
-    summary = found(run).as_json() if run.experiment == path_gradients.NAME else {}
+    summary = compare(run).as_json() if run.experiment == path_gradients.NAME else {}
     return {"run": str(run.folder), "claims": list(map(vars, claims(run))), **summary}
 
 
 def _print_gradients(run: results.Run) -> None:
-    result, heading = found(run), title(run.identity)
+    result, heading = compare(run), title(run.identity)
     if result.sampled is not None:
         _print_table(table_6(result.sampled, heading))
         _say(*findings(result.sampled))

@@ -18,7 +18,7 @@ from pathnet.experiments import (
     remaining_paths,
     unraveled,
 )
-from pathnet.experiments.comparison import found
+from pathnet.experiments.comparison import compare
 from pathnet.experiments.drawn_paths import drawn_paths
 from pathnet.experiments.run import title
 from pathnet.figures.depth import figure_depth
@@ -44,7 +44,7 @@ def draw(run: results.Run) -> list[Path]:
 
 
 def _figure_6(run: results.Run, heading: str) -> list[Path]:
-    result, files = found(run), list[Path]()
+    result, files = compare(run), list[Path]()
     if result.sampled is not None or result.signed is not None:
         files += figure_6(result, heading, run.figure_stem("figure-6"))
     if result.exact is not None:
