@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathnet import models as models
     from pathnet import nn as nn
     from pathnet import paths as paths
+    from pathnet import signed as signed
     from pathnet import training as training
     from pathnet.adaptation import AdaptedNet as AdaptedNet
     from pathnet.adaptation import adapt as adapt
@@ -66,6 +67,7 @@ __all__ = [
     "record",
     "routed",
     "routed_gradient",
+    "signed",
     "training",
 ]
 

@@ -14,6 +14,7 @@ import pathnet
 ROOT = Path(pathnet.__file__).parent
 ORDER = [
     "interrupts",
+    "extras",
     "printable",
     "checks",
     "files",
@@ -30,6 +31,7 @@ ORDER = [
     "engines",
     "nn",
     "routing",
+    "signed",
     "gradients",
     "tape",
     "adaptation",

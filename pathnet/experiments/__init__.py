@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathnet.extras import require
+
+require("scipy", "pathnet.experiments tests hypotheses with scipy")
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path

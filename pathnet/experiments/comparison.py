@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from pathnet import results
 from pathnet.experiments.by_length import ExactSum, SignedDraw
-from pathnet.experiments.signed import Judgement, judge, settling_index, tail_index
 from pathnet.experiments.summary import (
     Summary,
     as_plain,
@@ -21,6 +20,7 @@ from pathnet.experiments.summary import (
     summarise,
 )
 from pathnet.intervals import bootstrap_means, interval
+from pathnet.signed import Judgement, judge, settling_index, tail_index
 
 __all__ = ["Comparison", "Cost", "Exact", "Means", "Signed", "compare", "path_counts"]
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathnet.extras import require
+
+require("matplotlib", "pathnet.figures draws with matplotlib")
+require("rich", "pathnet.figures prints tables with rich")
+
 from collections.abc import Callable
 from pathlib import Path
 

@@ -13,6 +13,10 @@ the disk causes an error, never a different result. Files from before there were
 `pathnet.results.rows` the kinds of rows, and `pathnet.results.problems` the checks of what a part holds.
 """
 
+from pathnet.extras import require
+
+require("pyarrow", "pathnet.results stores measurements with pyarrow")
+
 from pathnet.results.rows import LARGEST, Measurements, Range, Row
 from pathnet.results.run import Run, check_run, read, weights_of, writing
 

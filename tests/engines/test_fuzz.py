@@ -47,10 +47,11 @@ from pathnet import (
     paths,
     report,
     results,
+    signed,
     study,
     training,
 )
-from pathnet.experiments import EXPERIMENTS, path_gradients, signed
+from pathnet.experiments import EXPERIMENTS, path_gradients
 from pathnet.lesion import Lesion
 from pathnet.lesion.networks import block_shapes
 from pathnet.models import ResidualNet

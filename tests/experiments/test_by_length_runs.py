@@ -23,7 +23,7 @@ from pathnet.experiments.by_length import MOST_DRAWS, ExactSum, SignedDraw
 from pathnet.experiments.comparison import Found, Signed, found
 from pathnet.experiments.findings import cancelled, findings_of
 from pathnet.experiments.path_gradients import PathGradients, measure
-from pathnet.experiments.signed import judge
+from pathnet.signed import judge
 from pathnet.figures import sums
 
 EXACT = PathGradients(batches=5, batch_size=4, engine="reference", method="exact")
