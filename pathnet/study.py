@@ -19,7 +19,8 @@ from pathnet.experiments import EXPERIMENTS
 from pathnet.experiments.run import Networks, Plan, check_plan
 from pathnet.models import ResidualNet
 from pathnet.models.residual_net import check_net
-from pathnet.training import Progress, Recipe, check_recipe
+from pathnet.training import Progress, Recipe
+from pathnet.training.recipe import check_recipe
 
 __all__ = ["KINDS", "PRESETS", "Study", "check_size", "kind_of", "measured", "trained"]
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from pathnet.models import Block, ResidualNet
 from pathnet.streams import stream
-from pathnet.training import Recipe, drawn_modules
+from pathnet.training import Recipe
+from pathnet.training.sampling import drawn_modules
 
 __all__ = ["DrawnPaths", "drawn_paths"]
 

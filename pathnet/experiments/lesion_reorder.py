@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
-from pathnet import lesion, results
+from pathnet import results
 from pathnet.data import Data
 from pathnet.experiments.by_size import by_tau, smoothness, summarise
 from pathnet.experiments.errors import INTACT, Drawn, measure_errors
 from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, opened
 from pathnet.lesion import Lesion
+from pathnet.lesion.networks import block_shapes
 from pathnet.models import ResidualNet
 from pathnet.streams import stream
 from pathnet.training import Progress
@@ -41,7 +42,7 @@ def measure(
 
 def _draw(net: ResidualNet, seed: int, data: Data, plan: Plan) -> list[Drawn]:
     some, _ = next(data.test_batches(1))
-    shapes = lesion.shapes(net, some.to(next(net.parameters()).device))
+    shapes = block_shapes(net, some.to(next(net.parameters()).device))
     keeps = [entering == leaving for entering, leaving in shapes]
     pairs = [(i, j) for i, j in combinations(range(net.n), 2) if keeps[i] and keeps[j] and shapes[i] == shapes[j]]
     if not pairs:

@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 import torch
 
 import pathnet
-from pathnet import lesion, models, results
+from pathnet import models, results
 from pathnet.checks import MOST_INTEGER, check_callable, check_integer, check_path, described, one_of
 from pathnet.data import Data
 from pathnet.data.images import check_data_set
 from pathnet.lesion import BatchNormPolicy
+from pathnet.lesion.networks import block_shapes
 from pathnet.models import ResidualNet
 from pathnet.models.residual_net import check_net
 from pathnet.printable import printable
@@ -135,7 +136,7 @@ class Claim:
 def facts_of(net: ResidualNet, images: torch.Tensor) -> dict[str, Any]:
     """What is recorded of a network: its hash, how it is built, its blocks, which of them change the shape,
     and how probably training keeps each."""
-    shapes = lesion.shapes(net, images.to(next(net.parameters()).device))
+    shapes = block_shapes(net, images.to(next(net.parameters()).device))
     changing = [i for i, (entering, leaving) in enumerate(shapes) if entering != leaving]
     return {
         "hash": models.fingerprint(net),
