@@ -27,6 +27,7 @@ from pathnet.tape import Recorder
 __all__ = ["BatchNormPolicy", "Errors", "Take", "errors", "factored", "in_type", "spread"]
 
 BatchNormPolicy = Literal["running", "batch", "recalibrated"]
+"""Statistics by which lesioned networks normalise, see `Errors`."""
 
 
 @dataclass(frozen=True)

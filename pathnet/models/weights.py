@@ -15,11 +15,11 @@ from torch import Tensor
 
 from pathnet.checks import check_path, described
 from pathnet.files import replacing, telling
-from pathnet.models.highway import highway
-from pathnet.models.preact_resnet import preact_resnet, preact_resnet_imagenet
+from pathnet.models.highway_blocks import highway
+from pathnet.models.postactivation import resnet
+from pathnet.models.preactivation import preact_resnet, preact_resnet_imagenet
 from pathnet.models.residual_net import ResidualNet, check_net
-from pathnet.models.resnet import resnet
-from pathnet.models.vgg import vgg
+from pathnet.models.vgg_layers import vgg
 
 __all__ = [
     "build",

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pathnet.checks import check_number, one_of
 from pathnet.models.pointwise import Pointwise
-from pathnet.models.preact_resnet import (
+from pathnet.models.preactivation import (
     PreactBlock,
     Shortcut,
     blocks_a_stage,
