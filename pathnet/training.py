@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -24,21 +24,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pathnet.checks import (
-    MOST_INTEGER,
-    check_callable,
-    check_flag,
-    check_integer,
-    check_number,
-    check_path,
-    described,
-    one_of,
-)
+from pathnet.checks import MOST_INTEGER, check_callable, check_integer, check_number, check_path, described
 from pathnet.data import Data
 from pathnet.data.images import check_data_set
 from pathnet.files import locked, remove_leftovers, telling
 from pathnet.models.residual_net import ResidualNet, check_net
 from pathnet.models.weights import check_stored, fill, odd_values, read_tensors, write_tensors
+from pathnet.settings import Above, AtLeast, AtMost, Flag, Help, check_settings
 from pathnet.streams import stream
 
 __all__ = ["Epoch", "Recipe", "check_recipe", "drawn_modules", "evaluate", "train", "training_batch"]
@@ -54,49 +46,57 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: SGD with Nesterov momentum, the standard recipe of He et al. (2016), which the
-    paper's networks were trained by.
+    """Settings of a training: SGD with Nesterov momentum, by the recipe of He et al. (2016) as the paper uses it."""
 
-    Attributes:
-        epochs: passes over the training split.
-        batch_size: images a step; the last, smaller batch of an epoch is dropped.
-        learning_rate: divided by ten after half, and again after three quarters, of all steps.
-        warmup_steps: steps at ``warmup_learning_rate`` before that, which very deep networks need.
-        warmup_learning_rate: of those steps.
-        momentum: of SGD, in Nesterov's form.
-        weight_decay: applied to every parameter.
-        augment: random crops and flips, as the data set defines them.
-        bfloat16: autocast the forward and backward pass; weights and statistics stay float32.
-        modules: residual modules drawn for each batch, exactly as many (effective training); 0 for all of them, or
-            what the network's own survival probabilities draw (stochastic depth).
-        undrawn: the gradient of a module that is not drawn: none leaves it as it is in that step, zero lets weight
-            decay and momentum move it.
-        seed: of the order of the images, their augmentation, and the modules drawn.
-    """
-
-    epochs: int = 200
-    batch_size: int = 128
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    warmup_steps: int = 400
-    warmup_learning_rate: float = 0.01
-    augment: bool = True
-    bfloat16: bool = False
-    modules: int = 0
-    undrawn: Undrawn = "none"
-    seed: int = 0
+    epochs: Annotated[int, Help("Passes over the training split."), AtLeast(1)] = 200
+    batch_size: Annotated[
+        int, Help("Images in a step; the last, smaller batch of an epoch is dropped."), AtLeast(1)
+    ] = 128
+    learning_rate: Annotated[
+        float,
+        Help("Learning rate; divided by 10 after half of all steps, and again after three quarters."),
+        AtLeast(0),
+        Flag("--lr"),
+    ] = 0.1
+    momentum: Annotated[float, Help("Nesterov momentum."), Above(0), AtMost(1)] = 0.9
+    weight_decay: Annotated[float, Help("Weight decay of every parameter."), AtLeast(0)] = 1e-4
+    warmup_steps: Annotated[
+        int, Help("First steps, at the warm-up learning rate, which very deep networks need."), AtLeast(0)
+    ] = 400
+    warmup_learning_rate: Annotated[
+        float, Help("Learning rate of the warm-up steps."), AtLeast(0), Flag("--warmup-lr")
+    ] = 0.01
+    augment: Annotated[
+        bool, Help("Augment with random crops and flips, as the data set defines them."), Flag(negatable=True)
+    ] = True
+    bfloat16: Annotated[
+        bool,
+        Help("Autocast forward and backward pass to bfloat16; weights and statistics stay float32."),
+        Flag(negatable=True),
+    ] = False
+    modules: Annotated[
+        int,
+        Help(
+            "Number of residual modules drawn for each batch (effective training). 0: all of them, or those that the "
+            "network's survival probabilities draw (stochastic depth)."
+        ),
+        AtLeast(0),
+    ] = 0
+    undrawn: Annotated[
+        Undrawn,
+        Help(
+            "Gradient of a module that is not drawn: none leaves the module as it is in that step, zero lets weight "
+            "decay and momentum move it."
+        ),
+        Flag(value="GRAD"),
+    ] = "none"
+    seed: Annotated[
+        int, Help("Seed of the order of images, their augmentation, and the drawn modules."), AtLeast(0)
+    ] = 0
 
     def __post_init__(self) -> None:
-        # What is kept is Python's own numbers: recipes are compared with those in files.
-        for name, least in (("epochs", 1), ("batch_size", 1), ("warmup_steps", 0), ("modules", 0), ("seed", 0)):
-            object.__setattr__(self, name, check_integer(name, getattr(self, name), least, MOST_INTEGER))
-        for name in ("learning_rate", "warmup_learning_rate", "weight_decay"):
-            object.__setattr__(self, name, check_number(name, getattr(self, name), 0))
-        object.__setattr__(self, "momentum", check_number("momentum", self.momentum, above=0, most=1))
-        for name in ("augment", "bfloat16"):
-            object.__setattr__(self, name, check_flag(name, getattr(self, name)))
-        one_of("undrawn", self.undrawn, Undrawn)
+        # Numbers are kept as Python's own: recipes are compared with those in files.
+        check_settings(self)
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step ``step`` (from 0) of ``steps``."""

@@ -16,6 +16,7 @@ ORDER = [
     "interrupts",
     "printable",
     "checks",
+    "settings",
     "files",
     "full_precision",
     "native",
@@ -40,11 +41,10 @@ ORDER = [
     "results",
     "experiments",
     "figures",
+    "paper",
     "report",
     "study",
-    "places",
-    "flags",
-    "cli",
+    "commands",
     "__main__",
 ]
 FILES = sorted(file for file in ROOT.rglob("*.py") if file != ROOT / "__init__.py")

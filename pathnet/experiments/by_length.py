@@ -14,17 +14,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pathnet import results
+from pathnet.experiments.plans import MOST_DRAWS
 from pathnet.results import LARGEST, Range
 from pathnet.tape import Tape
 from pathnet.training import Progress
 
-__all__ = ["MOST_DRAWS", "ExactSum", "SignedDraw", "measure_exact", "measure_signed"]
+__all__ = ["ExactSum", "SignedDraw", "measure_exact", "measure_signed"]
 
 PART_SECONDS = 30.0
 COSINE = Range(-1.0 - 1e-6, 1.0 + 1e-6, nan=True)
 """Of vectors in float64, with room for rounding; NaN where one of them is zero."""
-MOST_DRAWS = 1_000_000
-"""On one batch: draw j on batch b is the tape's draw number b * MOST_DRAWS + j, so that no two are the same."""
 
 Record = Callable[[int], Tape]
 """Records batch number b."""
