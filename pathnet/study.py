@@ -20,7 +20,8 @@ from pathnet.models import ResidualNet
 from pathnet.models.residual_net import check_net
 from pathnet.paper import EXPERIMENTS
 from pathnet.settings import Above, AtLeast, AtMost, Flag, Help, Panel, Without, check_settings
-from pathnet.training import Progress, Recipe, check_recipe
+from pathnet.training import Progress, Recipe
+from pathnet.training.recipe import check_recipe
 
 if TYPE_CHECKING:
     from pathnet import results
@@ -118,7 +119,7 @@ PRESETS: dict[Preset, Study] = {
     "cifar10": Study(data="cifar10", seeds=3, recipe=Recipe(bfloat16=True)),
     "demo": replace(DIGITS, seeds=1, plan=replace(DIGITS.plan, exact_batches=0)),
 }
-"""Studies by name: ``digits`` for two processor cores, ``cifar10`` of the paper's scale for GPUs, and ``demo``, that is
+"""Studies by name: ``digits`` for two processor cores; ``cifar10``, at the paper's scale, for GPUs; ``demo``, which is
 ``digits`` with one network of each kind and no exact sums."""
 
 

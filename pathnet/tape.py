@@ -222,7 +222,7 @@ class Tape:
         The estimate is unbiased and heavy-tailed where path gradients align: of 54 modules that are numbers, the
         relative variance of one draw is 3e3 at length 5 and 4e14 at length 27. `pathnet.paths.sample` and
         `path_gradient_norms` have no such tail, and are what experiments take; see
-        `pathnet.experiments.signed.judge` for when not to trust the mean of these.
+        `pathnet.signed.judge` for when not to trust the mean of these.
 
         Args:
             draws: how many: numbers ``first`` to ``first + draws - 1``; the signs of draw j are a function of (seed,

@@ -14,6 +14,7 @@ import pathnet
 ROOT = Path(pathnet.__file__).parent
 ORDER = [
     "interrupts",
+    "extras",
     "printable",
     "checks",
     "settings",
@@ -31,6 +32,7 @@ ORDER = [
     "engines",
     "nn",
     "routing",
+    "signed",
     "gradients",
     "tape",
     "adaptation",

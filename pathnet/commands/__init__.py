@@ -17,6 +17,7 @@ EXTRA = {
     "pyarrow": "pyarrow",
     "sklearn": "scikit-learn",
     "PIL": "pillow",
+    "scipy": "scipy",
 }
 """Packages of the extra ``paper``, by the modules that they install."""
 
@@ -28,8 +29,9 @@ def main() -> None:
     """
     interrupts.end_at_once()
     prepare_streams()
-    if missing := [package for module, package in EXTRA.items() if find_spec(module) is None]:
-        fail(f"commands need {', '.join(missing)}; install what is missing by: pip install 'pathnet[paper]'", 1)
+    missing = [package for module, package in EXTRA.items() if find_spec(module) is None]
+    if missing:
+        fail(f"commands need {' and '.join(missing)}, not installed here: pip install 'pathnet[paper]'", 1)
     from pathnet.commands.app import app
 
     warnings.showwarning = warn

@@ -8,7 +8,7 @@ from pathnet import results
 from pathnet.commands.printing import print_claims, print_json, print_table
 from pathnet.commands.streams import say
 from pathnet.experiments import path_gradients
-from pathnet.experiments.comparison import found
+from pathnet.experiments.comparison import compare
 from pathnet.experiments.findings import findings_of
 from pathnet.experiments.run import title
 from pathnet.experiments.summary import findings
@@ -56,12 +56,12 @@ def print_gradients(run: results.Run, as_json: bool, test_accuracy: float | None
 
 
 def _facts(run: results.Run) -> dict[str, Any]:
-    summary = found(run).as_json() if run.experiment == path_gradients.NAME else {}
+    summary = compare(run).as_json() if run.experiment == path_gradients.NAME else {}
     return {"run": str(run.folder), "claims": list(map(vars, claims(run))), **summary}
 
 
 def _print_tables(run: results.Run) -> None:
-    result, heading = found(run), title(run.identity)
+    result, heading = compare(run), title(run.identity)
     if result.sampled is not None:
         print_table(table_6(result.sampled, heading))
         say(*findings(result.sampled))

@@ -2,3 +2,7 @@
 
 `pathnet.paper` lists the experiments.
 """
+
+from pathnet.extras import require
+
+require("scipy", "pathnet.experiments tests hypotheses with scipy")

@@ -98,8 +98,8 @@ class PathGradients:
             raise ValueError(f"draws: expected at most {MOST_DRAWS:,} on a batch, got {self.draws}")
 
     @property
-    def amounts(self) -> dict[str, int]:
-        """Numbers of batches and draws, by the names that a run keeps."""
+    def planned(self) -> dict[str, int]:
+        """Planned numbers of batches and draws, by the names that a run records."""
         if self.method == "sampled":
             return {"batches": self.batches}
         draws = {"signed_draws": self.draws} if self.method == "signed" else {}

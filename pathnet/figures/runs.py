@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pathnet import results
 from pathnet.experiments import by_size, effective_training, highway, lesion_single, remaining_paths
-from pathnet.experiments.comparison import found
+from pathnet.experiments.comparison import compare
 from pathnet.experiments.drawn_paths import drawn_paths
 from pathnet.figures.gates import figure_highway
 from pathnet.figures.gradients import figure_6
@@ -29,7 +29,7 @@ __all__ = [
 
 def draw_path_gradients(run: results.Run, heading: str) -> list[Path]:
     """Draw Figure 6 where the run holds sampled or signed paths, and the exact sums where it holds those."""
-    result, files = found(run), list[Path]()
+    result, files = compare(run), list[Path]()
     if result.sampled is not None or result.signed is not None:
         files += figure_6(result, heading, run.figure_stem("figure-6"))
     if result.exact is not None:

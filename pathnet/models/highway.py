@@ -1,4 +1,4 @@
-"""Highway networks (Srivastava, Greff and Schmidhuber 2015): equation 3 of the paper."""
+"""Highway networks (Srivastava, Greff and Schmidhuber 2015), equation 3 in Veit et al. 2016."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ __all__ = ["HighwayBlock", "highway"]
 
 
 MOST_BIAS = 1e6
-"""In size; the sigmoid of such a one is 0 or 1."""
+"""Maximum magnitude of a gate's bias; the gate is then 0 or 1."""
 
 
 class HighwayBlock(PreactBlock):
     """``y = t(x) f(x) + (1 - t(x)) s(x)``, with the residual module f and the skip s of a `PreactBlock`.
 
-    The gate t is the sigmoid of a 1x1 convolution of the pre-activated input, one number a pixel and channel. Paths
-    use it frozen at its recorded value: the residual branch is ``t f``, the skip ``(1 - t) s``; what flows through
-    the gate itself, ``(f - s) J_t``, is the third part, `gated`. Deleting the block leaves s.
+    The gate t is the sigmoid of a 1x1 convolution of the pre-activated input, one value per pixel and channel. Paths
+    treat the gate as a constant: the residual branch is ``t f``, the skip ``(1 - t) s``. The gradient through the
+    gate itself, ``(f - s) J_t``, belongs to the third part, `gated`. Deleting the block leaves s.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut) -> None:
@@ -38,11 +38,11 @@ class HighwayBlock(PreactBlock):
         self.gate = Pointwise(int(in_channels), out_channels, int(stride), bias=True)
 
     def openness(self, x: Tensor) -> Tensor:
-        """t(x) in (0, 1), of the shape of the block's output."""
+        """Return t(x) in (0, 1), of the shape of the block's output."""
         return torch.sigmoid(self.gate(self._preactivated(x)))
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """t, s and f, of which BN's statistics are computed once."""
+        """Return t, s and f, from one normalisation of x, so that BN computes its statistics once."""
         preactivated = self._preactivated(x)
         t = torch.sigmoid(self.gate(preactivated))
         return t, self._skip(x, preactivated), self._residual(preactivated)
@@ -87,13 +87,13 @@ def highway(
     gate_bias: float = -1.0,
     shortcut: Shortcut = "projection",
 ) -> ResidualNet:
-    """The CIFAR form of `preact_resnet` with basic blocks, each with a learned gate in place of the plain addition.
+    """Build the CIFAR form of `preact_resnet` with basic blocks, each with a learned gate instead of an addition.
 
     Args:
-        depth: layers with weights along the longest path, gates aside: 6n + 2.
-        width: channels of the first stage.
-        in_channels: of the images.
-        gate_bias: of every gate before training: negative ones carry the input on.
+        depth: number of layers with weights along the longest path, gates not counted: 6n + 2.
+        width: number of channels of the first stage.
+        in_channels: number of channels of the images.
+        gate_bias: initial bias of every gate; with a negative one, blocks initially pass most of their input on.
         shortcut: the skip of blocks that change shape.
 
     Raises:
@@ -121,8 +121,8 @@ def highway(
     stem = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
     net = initialised(ResidualNet(stem, blocks, linear_head(channels, num_classes), config))
     for block in blocks:
-        # A gate that does not look at its input yet: with weights of the modules' size it would be open here and
-        # frozen there at random.
+        # A gate that initially does not depend on its input: with weights as large as those of the residual modules,
+        # it would be open in some places and closed in others, at random.
         nn.init.zeros_(block.gate.weight)
         nn.init.constant_(block.gate.bias, gate_bias)  # type: ignore[arg-type]
     return net

@@ -49,16 +49,16 @@ def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 
 class PreactBlock(Block):
     """A chain of BN-ReLU-conv units beside a skip (equation 2 of the paper).
 
-    Where the block changes shape, a ``projection`` skip reads the pre-activated input, as the residual module
-    does: both branches then hold the first unit's BN and ReLU. A ``pad`` skip reads the raw input.
+    If the block changes shape, a ``projection`` skip reads the pre-activated input, as the residual module does: both
+    branches then contain the first unit's BN and ReLU. A ``pad`` skip reads the raw input.
 
     Args:
-        in_channels, out_channels: of the block's input and output.
-        kernels, widths: kernel side and output channels of each unit.
-        stride: of the first 3x3 unit.
-        shortcut: the skip where stride or channels change; the identity elsewhere.
-        survival: the probability that training keeps the residual module (stochastic depth); in evaluation the
-            residual branch is multiplied by it.
+        in_channels: number of channels of the block's input.
+        kernels, widths: kernel side and number of output channels of each unit.
+        stride: stride of the first 3x3 unit.
+        shortcut: the skip if stride or channels change; the skip is the identity otherwise.
+        survival: probability that a training step keeps the residual module (stochastic depth); in evaluation, the
+            factor of the residual branch.
     """
 
     def __init__(
@@ -152,13 +152,18 @@ def linear_head(channels: int, num_classes: int) -> nn.Sequential:
 
 
 def linear_decay(n: int, last: float) -> list[float]:
-    """Survival probabilities of n modules that fall linearly to ``last`` (Huang et al., "Deep Networks with
-    Stochastic Depth", 2016, equation 4)."""
+    """Return survival probabilities of n modules that decrease linearly to ``last``.
+
+    They follow equation 4 of Huang et al., "Deep Networks with Stochastic Depth", 2016.
+    """
     return [1 - (i + 1) / n * (1 - last) for i in range(n)]
 
 
 def initialised(net: ResidualNet) -> ResidualNet:
-    """He et al. 2015: fan-out variance keeps the size of gradients along a module near one."""
+    """Initialise the weights of a network as He et al. 2015 do, and return it.
+
+    Fan-out variance keeps the norm of gradients roughly constant through a residual module.
+    """
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -171,7 +176,7 @@ def check_size(name: str, value: object) -> int:
     """Return a number of channels or classes as a Python integer.
 
     Raises:
-        ValueError: it is none of at least 1, or more than any network has.
+        ValueError: it is no integer, less than 1, or more than any network has.
     """
     return check_integer(name, value, 1, MOST_CLASSES if name == "num_classes" else MOST_CHANNELS)
 
@@ -179,10 +184,10 @@ def check_size(name: str, value: object) -> int:
 def check_block(
     in_channels: int, kernels: Sequence[int], widths: Sequence[int], stride: int, shortcut: Shortcut
 ) -> tuple[int, tuple[int, ...], tuple[int, ...], int]:
-    """Return the sizes of a chain of convolutions as Python integers.
+    """Return the input channels, kernel sides, widths and stride of a chain of convolutions as Python integers.
 
     Raises:
-        ValueError: one is out of its range, no kernel is of side 3, or there is not one width a kernel.
+        ValueError: one is out of its range, no kernel has side 3, or kernels and widths differ in number.
     """
     one_of("shortcut", shortcut, Shortcut)
     sides = check_integers("kernels", kernels, 1, MOST_SIDE)
@@ -195,10 +200,10 @@ def check_block(
 
 
 def blocks_a_stage(depth: int, block: Kind) -> int:
-    """Of the three stages of the CIFAR form.
+    """Return the number of blocks in each of the three stages of the CIFAR form.
 
     Raises:
-        ValueError: there is no such kind of block, or the depth does not fit it.
+        ValueError: the kind of block is unknown, or the depth does not fit it.
     """
     one_of("block", block, Kind)
     depth = check_integer("depth", depth, 1, MOST_LAYERS)
@@ -220,20 +225,21 @@ def preact_resnet(
     in_channels: int = 3,
     survival: float = 1.0,
 ) -> ResidualNet:
-    """The CIFAR form: a 3x3 stem, three stages of ``width``, ``2 width``, ``4 width``, a linear head.
+    """Build the CIFAR form: a 3x3 stem, three stages of ``width``, ``2 width``, ``4 width``, a linear head.
 
-    Stages 2 and 3 begin with stride 2. Depth 110 of basic blocks has 54 blocks, 18 a stage: the network of
-    the paper's section 4. The spatial side is free; 32 for CIFAR, 8 for the digits.
+    Stages 2 and 3 begin with stride 2. Depth 110 with basic blocks has 54 blocks, 18 per stage: the network of
+    the paper's section 4. Images may have any side: 32 for CIFAR, 8 for the digits.
 
     Args:
-        depth: layers with weights along the longest path: 6n + 2 for ``basic``, 9n + 2 for ``bottleneck``.
-        width: channels of the first stage (times four at a bottleneck block's output).
+        depth: number of layers with weights along the longest path: 6n + 2 for ``basic``, 9n + 2 for ``bottleneck``.
+        width: number of channels of the first stage (times four at a bottleneck block's output).
+        num_classes: number of classes.
         shortcut: the skip of blocks that change shape: ``projection`` (1x1 convolution of the pre-activated
             input) or ``pad`` (every second pixel of the raw input, zero channels appended).
         block: ``basic`` (two 3x3 convolutions) or ``bottleneck`` (1x1, 3x3, 1x1).
-        in_channels: channels of the images.
-        survival: of the last module in training with stochastic depth, which the others follow from
-            (`linear_decay`); 1 for training without.
+        in_channels: number of channels of the images.
+        survival: survival probability of the last module in training with stochastic depth; those of the other
+            modules follow from it (`linear_decay`). 1 for training without stochastic depth.
 
     Raises:
         ValueError: an argument is out of its range, or the depth does not fit the kind of block.
@@ -247,8 +253,8 @@ def preact_resnet(
     for stage in range(3):
         stage_blocks, channels = _stage(channels, width << stage, count, 1 if stage == 0 else 2, block, shortcut)
         blocks += stage_blocks
-    for own, probability in zip(blocks, linear_decay(len(blocks), survival), strict=True):
-        own.survival = probability
+    for built, probability in zip(blocks, linear_decay(len(blocks), survival), strict=True):
+        built.survival = probability
     config: dict[str, Any] = {
         "model": "preact_resnet",
         "depth": int(depth),
@@ -266,14 +272,15 @@ def preact_resnet(
 
 
 def preact_resnet_imagenet(depth: int = 200, num_classes: int = 1000, width: int = 64) -> ResidualNet:
-    """The ImageNet form: a 7x7 stem with max-pooling and four stages of bottleneck blocks.
+    """Build the ImageNet form: a 7x7 stem with max-pooling and four stages of bottleneck blocks.
 
-    Depth 200 has 66 blocks (3, 24, 36, 3): the network of the paper's Figure 4. The stem has no BN and ReLU
-    of its own since the first block begins with them.
+    Depth 200 has 66 blocks (3, 24, 36, 3): the network of the paper's Figure 4. The stem has no BN and ReLU,
+    since the first block begins with them.
 
     Args:
         depth: 50, 101, 152 or 200.
-        width: channels inside the first stage's bottleneck.
+        num_classes: number of classes.
+        width: number of channels inside the first stage's bottlenecks.
 
     Raises:
         ValueError: an argument is out of its range.

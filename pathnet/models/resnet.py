@@ -1,5 +1,4 @@
-"""The original residual networks, with the activation behind the addition (He et al., "Deep Residual Learning for
-Image Recognition", 2016)."""
+"""Post-activation residual networks (He et al., "Deep Residual Learning for Image Recognition", 2016)."""
 
 from __future__ import annotations
 
@@ -27,16 +26,16 @@ __all__ = ["PostactBlock", "resnet"]
 
 
 class PostactBlock(Block):
-    """``y = relu(s(x) + f(x))``, f a chain of convolutions, each with its BN, and ReLUs between them.
+    """``y = relu(s(x) + f(x))``, where f is a chain of convolutions, each with its BN, and ReLUs between them.
 
-    The ReLU behind the addition belongs to both branches: it is the block's `join`, whose Jacobian every path passes.
+    The ReLU after the addition belongs to both branches: it is the block's `join`, whose Jacobian every path passes.
 
     Args:
-        in_channels: of the block's input.
-        kernels, widths: kernel side and output channels of each convolution.
-        stride: of the first 3x3 convolution.
-        shortcut: the skip where stride or channels change: a 1x1 convolution and BN, or every stride-th pixel and
-            zero channels appended; the identity elsewhere.
+        in_channels: number of channels of the block's input.
+        kernels, widths: kernel side and number of output channels of each convolution.
+        stride: stride of the first 3x3 convolution.
+        shortcut: the skip if stride or channels change: ``projection`` (a 1x1 convolution and BN) or ``pad`` (every
+            stride-th pixel, zero channels appended); the skip is the identity otherwise.
     """
 
     def __init__(
@@ -85,15 +84,17 @@ def resnet(
     block: Kind = "basic",
     in_channels: int = 3,
 ) -> ResidualNet:
-    """The CIFAR form: a 3x3 convolution with BN and ReLU, three stages of ``width``, ``2 width``, ``4 width``, a
-    linear classifier.
+    """Build the CIFAR form: a 3x3 stem, three stages of ``width``, ``2 width``, ``4 width``, a linear head.
+
+    The stem is a convolution with BN and ReLU.
 
     Args:
-        depth: layers with weights along the longest path: 6n + 2 for ``basic``, 9n + 2 for ``bottleneck``.
-        width: channels of the first stage (times four at a bottleneck block's output).
-        shortcut: the skip of blocks that change shape: ``pad``, as He et al. have it on CIFAR, or ``projection``.
+        depth: number of layers with weights along the longest path: 6n + 2 for ``basic``, 9n + 2 for ``bottleneck``.
+        width: number of channels of the first stage (times four at a bottleneck block's output).
+        num_classes: number of classes.
+        shortcut: the skip of blocks that change shape: ``pad``, as in He et al. on CIFAR, or ``projection``.
         block: ``basic`` (two 3x3 convolutions) or ``bottleneck`` (1x1, 3x3, 1x1).
-        in_channels: channels of the images.
+        in_channels: number of channels of the images.
 
     Raises:
         ValueError: an argument is out of its range, or the depth does not fit the kind of block.
@@ -103,8 +104,8 @@ def resnet(
     num_classes, count = check_size("num_classes", num_classes), blocks_a_stage(depth, block)
     channels, blocks = width, []
     for stage in range(3):
-        own, out = width << stage, EXPANSION[block] * (width << stage)
-        kernels, widths = ((3, 3), (own, own)) if block == "basic" else ((1, 3, 1), (own, own, out))
+        inner, out = width << stage, EXPANSION[block] * (width << stage)
+        kernels, widths = ((3, 3), (inner, inner)) if block == "basic" else ((1, 3, 1), (inner, inner, out))
         for position in range(count):
             strided = stage > 0 and position == 0
             blocks.append(PostactBlock(channels, kernels, widths, 2 if strided else 1, shortcut))

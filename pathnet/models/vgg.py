@@ -1,5 +1,7 @@
-"""VGG: layer after layer without skip connections (Simonyan and Zisserman 2015), what the paper sets against residual
-networks (section 4.1)."""
+"""VGG, a network without skip connections (Simonyan and Zisserman 2015).
+
+The paper compares residual networks with it (section 4.1).
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,9 @@ MOST_STAGES = 32
 
 
 class VggLayer(Block):
-    """3x3 convolution, BN, ReLU, and max-pooling where a stage ends: a block beside which nothing is skipped.
+    """A 3x3 convolution, BN, ReLU, and max-pooling at the end of a stage, as a block whose skip connection is zero.
 
-    Deleting it passes its input on, pooled where it pools, so that nothing is set to zero by construction.
+    If the layer is deleted, its input passes on, pooled if the layer pools, rather than the zeros of the skip.
     """
 
     def __init__(self, channels: int, pool: bool) -> None:
@@ -50,16 +52,17 @@ class VggLayer(Block):
 def vgg(
     depth: int = 15, width: int = 128, num_classes: int = 10, in_channels: int = 3, stages: int = 4
 ) -> ResidualNet:
-    """``depth`` layers with weights, as many channels throughout: the paper's, of 15 layers and 128 channels.
+    """Build a network of ``depth`` layers with weights and ``width`` channels throughout.
 
-    The stem is the first layer, which changes the number of channels and so cannot be deleted; each further
-    convolution is a block; the classifier, after average pooling, is the last layer.
+    The defaults are the paper's. The stem is the first layer, which changes the number of channels and so cannot be
+    deleted. Each further convolution is a block. The classifier, after average pooling, is the last layer.
 
     Args:
-        depth: convolutions and the classifier.
-        width: channels.
-        in_channels: of the images.
-        stages: of convolutions at one side; between them max-pooling halves it.
+        depth: number of convolutions, plus one for the classifier.
+        width: number of channels.
+        num_classes: number of classes.
+        in_channels: number of channels of the images.
+        stages: number of stages; max-pooling between them halves the images' side.
 
     Raises:
         ValueError: an argument is out of its range.

@@ -40,7 +40,7 @@ def test_a_bug_keeps_its_traceback(run: Path, monkeypatch: pytest.MonkeyPatch) -
     def bug(*_: object) -> None:
         raise AssertionError("a bug")
 
-    monkeypatch.setattr(runs, "found", bug)
+    monkeypatch.setattr(runs, "compare", bug)
     assert isinstance(CliRunner().invoke(app, ["figures", str(run)]).exception, AssertionError)
 
 

@@ -46,14 +46,17 @@ from pathnet import (
     paths,
     report,
     results,
+    signed,
     study,
     training,
 )
-from pathnet.experiments import path_gradients, signed
+from pathnet.experiments import path_gradients
 from pathnet.experiments.plans import Plan
 from pathnet.experiments.run import Networks
 from pathnet.lesion import Lesion
+from pathnet.lesion.networks import block_shapes
 from pathnet.models import ResidualNet
+from pathnet.training.sampling import drawn_modules, training_batch
 
 # What PyTorch says of the tensors that are wrong on purpose.
 pytestmark = [
@@ -79,8 +82,8 @@ METHODS = {
     data.OnDisk: ("take",),
 }
 RESULTS = {
-    *(pathnet.AdaptedNet, pathnet.Tape, effective_depth.Depth, lesion.Errors, lesion.Ranking, training.Epoch),
-    *(signed.Judgement, models.FusedForm, models.PostActivationForm, models.Unit, models.Block),
+    *(pathnet.AdaptedNet, pathnet.LengthSums, pathnet.Tape, effective_depth.Depth, lesion.Errors, lesion.Ranking),
+    *(training.Epoch, signed.Judgement, models.FusedForm, models.PostActivationForm, models.Unit, models.Block),
     *(data.Images, engines.Engine),
 }
 """What the library itself makes, or what is only an interface: nobody calls their constructors with values."""
@@ -246,8 +249,8 @@ def calls() -> dict[str, Call]:
         "train": _of(
             training.train, {"checkpoint": ("weights",)}, **fresh, data=_data, recipe=recipe, checkpoint=None
         ),
-        "drawn_modules": _of(training.drawn_modules, net=net, recipe=lambda: training.Recipe(modules=2), step=0),
-        "training_batch": _of(training.training_batch, data=_data, recipe=recipe, step=0),
+        "drawn_modules": _of(drawn_modules, net=net, recipe=lambda: training.Recipe(modules=2), step=0),
+        "training_batch": _of(training_batch, data=_data, recipe=recipe, step=0),
         "delete": _of(lesion.delete, net=net, blocks=[1]),
         "reorder": _of(lesion.reorder, net=net, order=[0, 2, 1]),
         "Lesion": _of(Lesion, deleted=(1,), order=(0, 2, 1)),
@@ -261,7 +264,7 @@ def calls() -> dict[str, Call]:
         "rank": _of(lesion.rank, net=net, data=_data),
         "rank batches": _of(lesion.rank, {"data": ("target",)}, net=net, data=lambda: [pair()]),
         "recalibrated": _of(lesion.recalibrated, net=net, data=_data, batches=1),
-        "shapes": _of(lesion.shapes, net=net, images=_images),
+        "block_shapes": _of(block_shapes, net=net, images=_images),
         "Ranking.order": _of(_ranking().order),
         "Ranking.agreement": _of(_ranking().agreement),
         "fused_residual": _of(nn.fused_residual, block=lambda: next(iter(_net())), x=lambda: torch.ones(2, 2, 4, 4)),

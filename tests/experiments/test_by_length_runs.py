@@ -23,9 +23,9 @@ from pathnet.experiments.by_length import MOST_DRAWS, ExactSum, SignedDraw
 from pathnet.experiments.comparison import Found, Signed, found
 from pathnet.experiments.findings import cancelled, findings_of
 from pathnet.experiments.path_gradients import PathGradients, measure
-from pathnet.experiments.signed import judge
 from pathnet.figures import sums
 from pathnet.paper import claims
+from pathnet.signed import judge
 
 EXACT = PathGradients(batches=5, batch_size=4, engine="reference", method="exact")
 SIGNED = dataclasses.replace(EXACT, method="signed", draws=2)

@@ -20,6 +20,7 @@ from pathnet.models import ResidualNet, VggLayer
 from pathnet.paper import EXPERIMENTS
 from pathnet.study import KINDS, PRESETS, Study
 from pathnet.training import Progress, Recipe
+from pathnet.training.sampling import drawn_modules
 
 DATA = synthetic(images=48, classes=4, shape=(2, 8, 8))
 TINY = Study(
@@ -112,7 +113,7 @@ def test_each_kind_is_built_and_trained_as_the_study_says(kind: str, n: int, mad
     recipe = TINY.recipe_of(kind, 1)
     modules = 2 if kind == "effective" else 0
     assert recipe == dataclasses.replace(TINY.recipe, seed=6, modules=modules)
-    drawn = training.drawn_modules(net, recipe, 0)
+    drawn = drawn_modules(net, recipe, 0)
     assert (drawn is None) == (kind in ("residual", "vgg", "highway"))
     assert kind != "effective" or (drawn is not None and sum(drawn) == 2)
 

@@ -201,7 +201,7 @@ class UNet(nn.Module):
 
 
 def test_concatenations_around_blocks_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"at cat \(node 'cat_1'\) its ways are joined by concatenation"):
+    with pytest.raises(ValueError, match=r"at cat \(node 'cat_1'\) its paths are joined by concatenation"):
         pathnet.adapt(Dense())
     with pytest.raises(ValueError, match=r"'deep.1'.*concatenation joins again at cat"):
         pathnet.adapt(UNet())
@@ -338,10 +338,10 @@ def test_named_blocks_are_traced_one_by_one() -> None:
             {"blocks": [(None, "blocks.0.module", torch.relu)]},
             "stem: expected a part of the model with blocks as pairs of branches, got None",
         ),
-        ({"blocks": None}, "stem: expected None but with blocks as pairs of branches"),
+        ({"blocks": None}, "stem: expected None unless blocks are pairs of branches"),
         ({"blocks": [("blocks.0.module",)]}, "blocks: expected pairs"),
         ({"blocks": [("blocks.0.module", None)]}, "blocks: expected a residual module in block 1"),
-        ({"blocks": [(None, "fc")]}, "the residual module of block 1: refuses what comes before it"),
+        ({"blocks": [(None, "fc")]}, "the residual module of block 1: rejects the output of the part before it"),
         ({"blocks": [(None, 3)]}, "the residual module of block 1: expected a submodule, its name or a function"),
         ({"blocks": [(None, "blocks.0.module")]}, "model: the adapted network's output is not the model's"),
         ({"blocks": [(None, lambda y: y if y.sum() > 0 else -y)]}, "expected a function that torch.fx can trace"),
@@ -367,7 +367,7 @@ def test_outputs_and_examples() -> None:
         pathnet.adapt(model, x, output="logits")
     features = pathnet.adapt(model, x, output="features")
     torch.testing.assert_close(features(x), model(x)["features"])
-    with pytest.raises(ValueError, match=r"example: the model refuses the shape \[2, 5\]"):
+    with pytest.raises(ValueError, match=r"example: the model rejects the shape \[2, 5\]"):
         pathnet.adapt(model, torch.randn(2, 5))
     with pytest.raises(ValueError, match="example: expected a"):
         pathnet.adapt(model, [1, 2])  # type: ignore[arg-type]

@@ -75,18 +75,18 @@ class Refusing(Perceptron):
     [
         (HardCoded, {}, "model: takes no batch of another size than 3"),
         (Random, {}, "model: expected the same output each time"),
-        (Refusing, {}, r"example: the model refuses the shape \[3, 4\] in torch.float32 \(too long\)"),
+        (Refusing, {}, r"example: the model rejects the shape \[3, 4\] in torch.float32 \(too long\)"),
         (Refusing, {"example": None}, r"example: none could be guessed, .*\[2, 4\]: too long"),
         (Perceptron, {"example": torch.full((3, 4), torch.nan)}, "example: expected one for which .* is finite"),
         (Perceptron, {"example": (torch.zeros(3, 4),)}, "example: expected a tensor, got a tuple"),
-        (Perceptron, {"output": 0}, "output: expected None of a model that gives one tensor, got 0"),
+        (Perceptron, {"output": 0}, "output: expected None for a model that returns one tensor, got 0"),
         (Perceptron, {"blocks": []}, r"blocks: expected a list of submodules or their names, got \[\]"),
         (Perceptron, {"blocks": "first"}, "blocks: expected a list of submodules or their names, got 'first'"),
         (Perceptron, {"blocks": ["first"]}, "blocks: no addition in them is a residual connection"),
         (
             lambda: nn.DataParallel(Perceptron()),
             {},
-            "model: expected the module that was wrapped or .*got DataParallel",
+            "model: expected the module inside the wrapper or .*got DataParallel",
         ),
     ],
 )
@@ -316,7 +316,7 @@ def asking_for_its_shape(model: nn.Module) -> Callable[[Tensor], Any]:
     ],
 )
 def test_what_joins_branches_otherwise_is_named(join: Callable[[Tensor, Tensor], Tensor], message: str) -> None:
-    with pytest.raises(ValueError, match=f"model: no residual connection was found; its ways are {message}"):
+    with pytest.raises(ValueError, match=f"model: no residual connection was found; its paths are {message}"):
         pathnet.adapt(Joined(join), torch.randn(2, 4))
 
 
@@ -381,7 +381,7 @@ def test_networks_whose_dropout_was_left_out_do_not_train_without_it() -> None:
     assert torch.equal(net.eval()(x), model.eval()(x))
     for own in (net, copy.deepcopy(net), nn.Sequential(net)):
         with pytest.raises(
-            ValueError, match=r"net: tracing left .* expected p = 0, got 'drop' \(p = 0.5\); set it, or"
+            ValueError, match=r"net: tracing omitted .* expected p = 0, got 'drop' \(p = 0.5\); set it, or"
         ):
             own.train()
     inside = nn.Sequential(nn.Linear(4, 4), model, nn.Linear(4, 2))
@@ -398,5 +398,5 @@ def test_half_precision_is_served_where_it_can_be_traced_and_named_where_not() -
         assert pathnet.record(net, x, labels, engine="reference").gradient().dtype == torch.float64
         with pytest.raises(ValueError, match=f"got {dtype} in first.weight; model.float\\(\\) makes them float32"):
             pathnet.adapt(Dropping(0.0, True).to(dtype), x.to(dtype))
-        with pytest.raises(ValueError, match=r"example: the model refuses the shape \[3, 4\] in torch.float32 \("):
+        with pytest.raises(ValueError, match=r"example: the model rejects the shape \[3, 4\] in torch.float32 \("):
             pathnet.adapt(Dropping(0.0, False).to(dtype), x)

@@ -215,11 +215,11 @@ def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
         (lambda: models.load("a\0b"), "path: expected the path of a file or folder, got 'a.x00b'"),
         (
             lambda: models.fingerprint(small().to("meta")),
-            "net: expected tensors that hold values, got .* on the device",
+            "net: expected tensors with values, got .* on the meta device",
         ),
         (
             lambda: models.save(small().to("meta"), "net"),
-            "net: expected tensors that hold values, got .* on the device",
+            "net: expected tensors with values, got .* on the meta device",
         ),
     ],
 )

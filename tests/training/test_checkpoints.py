@@ -1,4 +1,4 @@
-"""What a training writes between its steps, and what it takes back."""
+"""Checkpoints: refused when malformed, locked while in use, resumed from bit for bit."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from helpers import processes
+from helpers import TESTS, processes
 from helpers.full_disk import largest_file
+from helpers.training import Interrupt
 from torch import Tensor
 
 import pathnet
@@ -37,10 +38,6 @@ def fresh() -> ResidualNet:
     return models.preact_resnet(8, 1, in_channels=1)
 
 
-class Interrupt(Exception):
-    pass
-
-
 def stop_at(step: int) -> Callable[[int, int, str], None]:
     def stop(done: int, steps: int, note: str) -> None:
         if done == step:
@@ -51,7 +48,7 @@ def stop_at(step: int) -> Callable[[int, int, str], None]:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """Of a training that was interrupted in its second epoch."""
+    """Return the checkpoint of a training that was interrupted in its second epoch."""
     file = tmp_path / "net.checkpoint.safetensors"
     with pytest.raises(Interrupt):
         train(fresh(), images(), RECIPE, file, stop_at(3))
@@ -60,7 +57,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def rewrite(file: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], object]) -> None:
-    """Change a checkpoint as it was written before there were digests."""
+    """Change a checkpoint, and write it in the format from before there were digests."""
     tensors, metadata = read_tensors(file)
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     change(tensors, metadata)
@@ -137,8 +134,8 @@ def test_metadata_of_another_kind_are_told_in_one_line(checkpoint: Path, part: s
 )
 def test_tensors_that_no_training_makes_are_named(checkpoint: Path, name: str, change: Any, message: str) -> None:
     rewrite(checkpoint, lambda tensors, _: tensors.update({name: change(tensors[name])}))
-    words = refused(checkpoint)
-    assert repr(name) in words and message in words
+    refusal = refused(checkpoint)
+    assert repr(name) in refusal and message in refusal
 
 
 def test_a_checkpoint_from_before_there_were_digests_goes_on(checkpoint: Path) -> None:
@@ -176,7 +173,7 @@ def test_a_weight_that_is_not_finite_does_not_replace_a_checkpoint(checkpoint: P
     message = r"^recipe: 'stem.weight' at step 4: expected finite values, got NaN or infinity.*stays as it was"
     with pytest.raises(ValueError, match=message):
         train(fresh(), images(), RECIPE, checkpoint, callback=spoil)
-    # What the end of the epoch had written, before the weights were spoilt.
+    # The end of the epoch wrote the checkpoint before the weights were spoilt.
     tensors, metadata = read_tensors(checkpoint)
     assert metadata["progress"]["step"] == 4 and all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
@@ -195,11 +192,11 @@ def test_a_checkpoint_is_of_one_training_at_a_time(checkpoint: Path) -> None:
 
 
 def test_the_training_that_is_refused_disturbs_no_other(tmp_path: Path) -> None:
-    """Two processes at once: one is refused in one line, and the other's weights are those of a training alone."""
+    """One of two simultaneous processes is refused in one line; the other ends with the weights of a lone training."""
     file = tmp_path / "net.checkpoint.safetensors"
     script = f"""
 import sys, time
-sys.path[:0] = {[str(Path(__file__).parent), str(Path(pathnet.__file__).parent.parent)]!r}
+sys.path[:0] = {[str(Path(__file__).parent), str(TESTS), str(Path(pathnet.__file__).parent.parent)]!r}
 import pathlib
 from test_checkpoints import RECIPE, fresh, images
 from pathnet.training import train
@@ -223,7 +220,7 @@ train(fresh(), images(), RECIPE, pathlib.Path({str(file)!r}), slowly)
 
 
 def one_of_two(rank: int, out: Path) -> None:
-    """A process that trains together with another, where a third has the checkpoint."""
+    """Train together with another process, while a third holds the checkpoint."""
     with processes.together(rank, out):
         try:
             train(fresh(), images(), RECIPE, out / "net")
@@ -232,7 +229,7 @@ def one_of_two(rank: int, out: Path) -> None:
 
 
 def test_processes_that_train_together_are_refused_together(tmp_path: Path) -> None:
-    """Otherwise those without the lock would wait for the one that was refused."""
+    """All are refused; the others would otherwise wait for the one that was."""
     with locked(tmp_path / ".net.pathnet-lock", "checkpoint", "training"):
         processes.run(one_of_two, tmp_path)
     words = [(tmp_path / f"words-{rank}").read_text() for rank in range(2)]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import genpareto, kurtosis
 
 import pathnet
-from pathnet.experiments.signed import aligned_variances, judge, tail_index
+from pathnet.signed import aligned_variances, judge, tail_index
 
 N = 54
 SQUARES = np.array([[float(krawtchouk(N, k, m) ** 2) for k in range(N + 1)] for m in range(N + 1)])

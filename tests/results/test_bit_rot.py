@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
-from test_results import ATTEMPT, IDENTITY, add, measured
+from helpers.run_folders import ATTEMPT, IDENTITY, add, measured
 
 from pathnet import data, models, results
 from pathnet.experiments.by_length import ExactSum
@@ -147,7 +147,7 @@ def test_an_edited_identity_is_refused_and_says_so(tmp_path: Path) -> None:
     kept = kept_facts(tmp_path)
     kept.file.write_text(kept.file.read_text().replace('"running"', '"batch"'))
     before = kept.file.read_bytes()
-    message = r"^run: .*run.json was edited or damaged after it was written \(its sha256 is of another content\)"
+    message = r"^run: .*run.json was edited or damaged after it was written \(its sha256 does not match its content\)"
     with pytest.raises(ValueError, match=message):
         results.read(tmp_path)
     with pytest.raises(ValueError, match=message):
