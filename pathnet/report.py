@@ -11,10 +11,9 @@ from typing import Any
 
 from pathnet import results
 from pathnet.checks import check_path, described
-from pathnet.experiments import EXPERIMENTS, claims
 from pathnet.experiments.run import Claim, title
-from pathnet.figures import draw
 from pathnet.files import replacing
+from pathnet.paper import EXPERIMENTS, claims, draw
 from pathnet.printable import printable
 
 __all__ = ["write"]

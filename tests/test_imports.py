@@ -17,6 +17,7 @@ ORDER = [
     "extras",
     "printable",
     "checks",
+    "settings",
     "files",
     "full_precision",
     "native",
@@ -42,11 +43,10 @@ ORDER = [
     "results",
     "experiments",
     "figures",
+    "paper",
     "report",
     "study",
-    "places",
-    "flags",
-    "cli",
+    "commands",
     "__main__",
 ]
 FILES = sorted(file for file in ROOT.rglob("*.py") if file != ROOT / "__init__.py")

@@ -14,17 +14,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pathnet import results
+from pathnet.experiments.plans import MOST_DRAWS
 from pathnet.results import LARGEST, Range
 from pathnet.tape import Tape
 from pathnet.training import Progress
 
-__all__ = ["MOST_DRAWS", "ExactSum", "SignedDraw", "measure_exact", "measure_signed"]
+__all__ = ["ExactSum", "SignedDraw", "measure_exact", "measure_signed"]
 
 PART_SECONDS = 30.0
 COSINE = Range(-1.0 - 1e-6, 1.0 + 1e-6, nan=True)
 """Range of a cosine in float64, with room for rounding; NaN if one of the vectors is zero."""
-MOST_DRAWS = 1_000_000
-"""Maximum number of draws per batch: draw j on batch b is the tape's draw b * MOST_DRAWS + j, so all are distinct."""
 
 Record = Callable[[int], Tape]
 """Function that records the batch with a given number."""

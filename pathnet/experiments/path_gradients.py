@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,77 +19,33 @@ from torch import Tensor
 
 import pathnet
 from pathnet import models, paths, results
-from pathnet.checks import MOST_INTEGER, check_integer, check_path, described, one_of
+from pathnet.checks import check_path, described
 from pathnet.data import Data
-from pathnet.engines import check_engine
 from pathnet.experiments import by_length
-from pathnet.experiments.by_length import MOST_DRAWS
 from pathnet.experiments.comparison import Exact, compare
-from pathnet.experiments.run import Claim, attempt, check_data, check_progress, facts_of_data
+from pathnet.experiments.plans import PathGradients, Plan
+from pathnet.experiments.run import (
+    Claim,
+    Networks,
+    attempt,
+    check_arguments,
+    check_data,
+    check_progress,
+    facts_of_data,
+)
 from pathnet.experiments.summary import MOST, Summary, percent
 from pathnet.intervals import bracketed
 from pathnet.models import ResidualNet
-from pathnet.recording import At, BatchNormMode, Precision
 from pathnet.results import Measurements
 from pathnet.training import Progress
 
-__all__ = ["NAME", "Method", "PathGradients", "claims", "measure"]
-
-Method = Literal["sampled", "exact", "signed"]
+__all__ = ["NAME", "PathGradients", "claims", "measure", "measure_each"]
 
 NAME = "path-gradients"
 PART_SECONDS = 30.0
 WHERE = "section 5, Figure 6"
 EXPONENTIAL = 0.95
 SHORT = 0.4
-
-
-@dataclass(frozen=True)
-class PathGradients:
-    """The plan of one run.
-
-    Attributes:
-        batches: random training batches that are measured by the method.
-        method: sampled (one random path of every length a batch), exact (the sums over all paths of each length) or
-            signed (random signs, which estimate the sums over all paths of squared norms; heavy-tailed). One run can
-            hold all three.
-        draws: signed draws on each batch, each as expensive as one sampled path of every length.
-        batch_size: images a batch.
-        seed: of the random batches and paths.
-        bn: batch normalisation by running statistics (running) or by the batch's own (batch).
-        at: where the norm is taken: the input of block 1 (y0), the image, or the first convolution's weight.
-        engine: auto (the fastest that serves), or an engine's name.
-        precision: of the walk back; the forward pass is float32-accurate in each.
-    """
-
-    batches: int = 1000
-    method: Method = "sampled"
-    draws: int = 1
-    batch_size: int = 128
-    seed: int = 0
-    bn: BatchNormMode = "running"
-    at: At = "y0"
-    engine: str = "auto"
-    precision: Precision = "float32"
-
-    def __post_init__(self) -> None:
-        for name, least in (("batches", 1), ("draws", 1), ("batch_size", 1), ("seed", 0)):
-            object.__setattr__(self, name, check_integer(name, getattr(self, name), least, MOST_INTEGER))
-        for name, allowed in (("method", Method), ("bn", BatchNormMode), ("at", At), ("precision", Precision)):
-            one_of(name, getattr(self, name), allowed)
-        check_engine("engine", self.engine)
-        if self.draws != 1 and self.method != "signed":
-            raise ValueError(f"draws: expected 1 but with the method signed, got {self.draws} with {self.method}")
-        if self.draws > MOST_DRAWS:
-            raise ValueError(f"draws: expected at most {MOST_DRAWS:,} on a batch, got {self.draws}")
-
-    @property
-    def planned(self) -> dict[str, int]:
-        """Planned amounts, by the names that a run records."""
-        if self.method == "sampled":
-            return {"batches": self.batches}
-        draws = {"signed_draws": self.draws} if self.method == "signed" else {}
-        return {f"{self.method}_batches": self.batches, **draws}
 
 
 def measure(
@@ -133,6 +89,27 @@ def measure(
             by_length.measure_signed(run, plan.batches, plan.draws, plan.seed, record, progress)
         run.conclude(compare(run).as_json())
         return run
+
+
+def measure_each(
+    nets: Networks, data: Data, plan: Plan, folder: Path, progress: Progress | None
+) -> list[results.Run]:
+    """Measure sampled paths and exact sums of each residual network of a study: one run for each network.
+
+    The run of the first network lies in the folder itself.
+    """
+    check_arguments(nets, data, plan, folder, progress, ("residual",))
+    settings = PathGradients(batches=plan.batches, seed=plan.plan_seed)
+    settings = replace(settings, batch_size=min(settings.batch_size, len(data.train)))
+    runs = []
+    for seed, net in enumerate(nets["residual"]):
+        place = folder / f"seed-{seed}" if seed else folder
+        run = measure(net, data, settings, place, progress)
+        if plan.exact_batches:
+            exact = replace(settings, method="exact", batches=min(plan.batches, plan.exact_batches))
+            run = measure(net, data, exact, place, progress)
+        runs.append(run)
+    return runs
 
 
 def _measure_sampled(

@@ -15,10 +15,10 @@ import torch
 
 import pathnet
 from pathnet import models, results
-from pathnet.checks import MOST_INTEGER, check_callable, check_integer, check_path, described, one_of
+from pathnet.checks import check_callable, check_path, described
 from pathnet.data import Data
 from pathnet.data.images import check_data_set
-from pathnet.lesion import BatchNormPolicy
+from pathnet.experiments.plans import Plan, check_plan
 from pathnet.lesion.networks import block_shapes
 from pathnet.models import ResidualNet
 from pathnet.models.residual_net import check_net
@@ -34,7 +34,6 @@ __all__ = [
     "attempt",
     "check_arguments",
     "check_data",
-    "check_plan",
     "check_progress",
     "facts_of",
     "facts_of_data",
@@ -45,47 +44,6 @@ __all__ = [
 
 Networks = Mapping[str, Sequence[ResidualNet]]
 """Networks by kind (residual, vgg, highway, ...); those of one kind were trained from the seeds 0, 1, ..."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much is measured; each driver takes of it what it needs.
-
-    Attributes:
-        draws: random lesions of each size, for each network.
-        deletions: the most blocks deleted at once.
-        swaps: the most pairs of blocks that change places.
-        bn: batch normalisation of lesioned networks by running statistics (running, the paper's), by the batch's own
-            (batch), or recalibrated on a few training batches.
-        images: test images, spread evenly over the split; 0 for all.
-        batches: random training batches of Figure 6, on each of which one path of every length is measured.
-        exact_batches: the first of them, on which the sums over all paths of each length are taken; 0 for none.
-        modules: residual modules that effective training draws for each batch.
-        gate_batches: random training batches on which highway networks' gates are measured.
-        gate_batch_size: images of each.
-        plan_seed: of the random lesions and batches.
-    """
-
-    draws: int = 100
-    deletions: int = 20
-    swaps: int = 20
-    bn: BatchNormPolicy = "running"
-    images: int = 0
-    batches: int = 1000
-    exact_batches: int = 100
-    modules: int = 23
-    gate_batches: int = 20
-    gate_batch_size: int = 128
-    plan_seed: int = 0
-
-    def __post_init__(self) -> None:
-        least = dict.fromkeys(
-            ("draws", "deletions", "swaps", "batches", "modules", "gate_batches", "gate_batch_size"), 1
-        )
-        least |= {"images": 0, "exact_batches": 0, "plan_seed": 0}
-        for name, smallest in least.items():
-            object.__setattr__(self, name, check_integer(name, getattr(self, name), smallest, MOST_INTEGER))
-        one_of("bn", self.bn, BatchNormPolicy)
 
 
 @dataclass(frozen=True)
@@ -250,12 +208,6 @@ def check_arguments(
     for kind in (*nets, *kinds):
         if not nets.get(kind):
             raise ValueError(f"networks: expected at least one {kind} network, got none")
-
-
-def check_plan(name: str, value: object) -> None:
-    """Raise ValueError unless ``value`` is a `Plan`."""
-    if not isinstance(value, Plan):
-        raise ValueError(f"{name}: expected a Plan, got {described(value)}")
 
 
 def check_progress(value: object) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pathnet.checks import MOST_INTEGER, check_flag, check_integer, check_number, described, one_of
+from pathnet.checks import check_integer, described
+from pathnet.settings import Above, AtLeast, AtMost, Flag, Help, check_settings
 
 __all__ = ["Recipe", "check_recipe"]
 
@@ -14,48 +15,57 @@ Undrawn = Literal["none", "zero"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of SGD with Nesterov momentum, by default those of He et al. (2016), which the paper uses.
+    """Settings of SGD with Nesterov momentum, by default those of He et al. (2016), which the paper uses."""
 
-    Attributes:
-        epochs: passes over the training split.
-        batch_size: images a step; the last, smaller batch of an epoch is dropped.
-        learning_rate: initial learning rate, divided by ten after half and after three quarters of all steps.
-        warmup_steps: first steps, at ``warmup_learning_rate``, which very deep networks need.
-        warmup_learning_rate: learning rate of the warm-up steps.
-        momentum: momentum of SGD, in Nesterov's form.
-        weight_decay: weight decay of every parameter.
-        augment: apply the random crops and flips that the data set defines.
-        bfloat16: autocast the forward and backward passes; weights and statistics stay float32.
-        modules: number of residual modules drawn for each batch (effective training); 0 to draw by the network's
-            survival probabilities (stochastic depth), or all modules if it has none.
-        undrawn: gradient of modules that are not drawn: ``none`` keeps their weights in that step, ``zero`` lets
-            weight decay and momentum change them.
-        seed: seed of the order of the images, their augmentation and the drawn modules.
-    """
-
-    epochs: int = 200
-    batch_size: int = 128
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    warmup_steps: int = 400
-    warmup_learning_rate: float = 0.01
-    augment: bool = True
-    bfloat16: bool = False
-    modules: int = 0
-    undrawn: Undrawn = "none"
-    seed: int = 0
+    epochs: Annotated[int, Help("Passes over the training split."), AtLeast(1)] = 200
+    batch_size: Annotated[
+        int, Help("Images in a step; the last, smaller batch of an epoch is dropped."), AtLeast(1)
+    ] = 128
+    learning_rate: Annotated[
+        float,
+        Help("Learning rate; divided by 10 after half of all steps, and again after three quarters."),
+        AtLeast(0),
+        Flag("--lr"),
+    ] = 0.1
+    momentum: Annotated[float, Help("Nesterov momentum."), Above(0), AtMost(1)] = 0.9
+    weight_decay: Annotated[float, Help("Weight decay of every parameter."), AtLeast(0)] = 1e-4
+    warmup_steps: Annotated[
+        int, Help("First steps, at the warm-up learning rate, which very deep networks need."), AtLeast(0)
+    ] = 400
+    warmup_learning_rate: Annotated[
+        float, Help("Learning rate of the warm-up steps."), AtLeast(0), Flag("--warmup-lr")
+    ] = 0.01
+    augment: Annotated[
+        bool, Help("Augment with random crops and flips, as the data set defines them."), Flag(negatable=True)
+    ] = True
+    bfloat16: Annotated[
+        bool,
+        Help("Autocast forward and backward pass to bfloat16; weights and statistics stay float32."),
+        Flag(negatable=True),
+    ] = False
+    modules: Annotated[
+        int,
+        Help(
+            "Number of residual modules drawn for each batch (effective training). 0: all of them, or those that the "
+            "network's survival probabilities draw (stochastic depth)."
+        ),
+        AtLeast(0),
+    ] = 0
+    undrawn: Annotated[
+        Undrawn,
+        Help(
+            "Gradient of a module that is not drawn: none leaves the module as it is in that step, zero lets weight "
+            "decay and momentum move it."
+        ),
+        Flag(value="GRAD"),
+    ] = "none"
+    seed: Annotated[
+        int, Help("Seed of the order of images, their augmentation, and the drawn modules."), AtLeast(0)
+    ] = 0
 
     def __post_init__(self) -> None:
-        # Convert to Python's own number types, because recipes are compared with those read from files.
-        for name, least in (("epochs", 1), ("batch_size", 1), ("warmup_steps", 0), ("modules", 0), ("seed", 0)):
-            object.__setattr__(self, name, check_integer(name, getattr(self, name), least, MOST_INTEGER))
-        for name in ("learning_rate", "warmup_learning_rate", "weight_decay"):
-            object.__setattr__(self, name, check_number(name, getattr(self, name), 0))
-        object.__setattr__(self, "momentum", check_number("momentum", self.momentum, above=0, most=1))
-        for name in ("augment", "bfloat16"):
-            object.__setattr__(self, name, check_flag(name, getattr(self, name)))
-        one_of("undrawn", self.undrawn, Undrawn)
+        # Numbers become Python's own types, because recipes are compared with those read from files.
+        check_settings(self)
 
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate of step ``step`` (from 0) of ``steps``."""

@@ -14,16 +14,20 @@ from helpers.cases import shaken
 from helpers.command_line import Ended, pathnet_
 from PIL import Image
 
-from pathnet import cli, lesion, models, results
-from pathnet.experiments import EXPERIMENTS, remaining_paths
+from pathnet import data, lesion, models, results
+from pathnet.commands import experiments
+from pathnet.commands.app import app
+from pathnet.commands.studies import OnStudy
+from pathnet.experiments import remaining_paths
 from pathnet.experiments.errors import ErrorCount
 from pathnet.experiments.run import Plan
 from pathnet.figures import style
+from pathnet.paper import EXPERIMENTS
 from pathnet.study import PRESETS, Study
 from pathnet.training import Recipe
 
 STUDY = {"seeds": 1, "depth": 14, "width": 2, "vgg-depth": 6, "vgg-width": 2, "vgg-stages": 2, "highway-depth": 8}
-RECIPE = {"epochs": 1, "batch-size": 400, "warmup-steps": 1, "learning-rate": 0.01, "seed": 3}
+RECIPE = {"epochs": 1, "batch-size": 400, "warmup-steps": 1, "lr": 0.01, "seed": 3}
 PLAN = {"draws": 1, "deletions": 2, "swaps": 2, "batches": 1, "exact-batches": 1, "modules": 2, "images": 50}
 PLAN |= {"gate-batches": 1, "gate-batch-size": 16, "plan-seed": 7}
 TINY = [word for name, value in {**STUDY, **RECIPE, **PLAN}.items() for word in (f"--{name}", value)]
@@ -197,7 +201,7 @@ def test_figure_4_is_drawn_from_a_tree_of_class_folders(
     rows = run.rows(ErrorCount)
     assert run.identity["networks"]["residual"][0]["downsampling"] == changing
     assert [row.deleted for row in rows] == [(), *((i,) for i in range(blocks))]
-    images = cli.pathnet.data.load(str(tree))
+    images = data.load(str(tree))
     batch, labels = next(images.test_batches(15))
     with torch.no_grad():
         for row in (rows[0], rows[1], rows[5], rows[-1]):
@@ -213,14 +217,14 @@ def test_figure_4_is_drawn_from_a_tree_of_class_folders(
 def test_every_setting_is_a_flag_and_nothing_changes_unless_given() -> None:
     names = {field.name for kind in (Study, Recipe, Plan) for field in dataclasses.fields(kind)}
     wanted = names - {"recipe", "plan"} | {"preset", "folder", "device", "as_json"}
-    for command in cli.app.registered_commands:
+    for command in app.registered_commands:
         assert command.callback is not None
         flags = command.callback.__signature__.parameters if hasattr(command.callback, "__signature__") else {}
         if command.name in EXPERIMENTS:
             assert set(flags) == wanted | {"weights"}
             assert all(flags[name].default is None for name in names - {"recipe", "plan"})
             assert flags["preset"].default == "digits"
-    assert {command.name for command in cli.app.registered_commands} > set(EXPERIMENTS)
+    assert {command.name for command in app.registered_commands} > set(EXPERIMENTS)
     help_ = " ".join(pathnet_("lesion-many", "--help").out.split())
     assert "Delete several random blocks at once. (section 4.2, Figure 5 (a))" in help_
 
@@ -250,11 +254,11 @@ def test_flags_change_the_preset(
 ) -> None:
     seen: list[Study] = []
 
-    def noted(study: Study, *_: object) -> None:
-        seen.append(study)
+    def noted(settings: OnStudy) -> None:
+        seen.append(settings.study)
         raise ValueError("seen")
 
-    monkeypatch.setattr(cli, "_study_on", noted)
+    monkeypatch.setattr(experiments, "study_on", noted)
     assert pathnet_("lesion-many", *flags).err == "pathnet: seen\n"
     base = PRESETS["cifar10" if "cifar10" in flags else "digits"]
     parts = {}

@@ -14,10 +14,10 @@ from torch import nn
 
 from pathnet import models, results, study, training
 from pathnet.data import Data, synthetic
-from pathnet.experiments import EXPERIMENTS
 from pathnet.experiments.by_length import ExactSum
 from pathnet.experiments.run import Networks, Plan
 from pathnet.models import ResidualNet, VggLayer
+from pathnet.paper import EXPERIMENTS
 from pathnet.study import KINDS, PRESETS, Study
 from pathnet.training import Progress, Recipe
 from pathnet.training.sampling import drawn_modules
@@ -210,7 +210,7 @@ def test_a_finished_run_keeps_its_claims_and_the_recipes_of_its_networks(tmp_pat
     study.measured("effective-training", nets, DATA, TINY.plan, tmp_path, reporter([]), studied)
     run = results.read(tmp_path / "effective-training")
     found = run.facts["results"]
-    assert found["claims"] == [vars(claim) for claim in EXPERIMENTS["effective-training"].claims(run)]
+    assert found["claims"] == [vars(claim) for claim in EXPERIMENTS["effective-training"].load().claims(run)]
     assert {kind: recipe["modules"] for kind, recipe in found["recipes"].items()} == {"residual": 0, "effective": 2}
     (run,) = study.measured("lesion-many", nets, DATA, TINY.plan, tmp_path, reporter([]))
     assert set(run.facts["results"]) == {"claims"}

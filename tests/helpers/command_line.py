@@ -6,7 +6,11 @@ import dataclasses
 
 from typer.testing import CliRunner
 
-from pathnet import cli
+from pathnet.commands.app import app
+
+DIGITS_NET = ["--data", "digits", "--depth", "8", "--width", "4"]
+QUICK = ["--epochs", "1", "--batch-size", "400", "--warmup-steps", "1"]
+FEW = ["--batches", "3", "--batch-size", "8"]
 
 
 @dataclasses.dataclass
@@ -17,6 +21,12 @@ class Ended:
 
 
 def pathnet_(*arguments: object) -> Ended:
-    result = CliRunner().invoke(cli.app, list(map(str, arguments)))
+    result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return Ended(result.exit_code, result.stdout, result.stderr)
+
+
+def assert_one_line(ended: Ended, *words: object) -> None:
+    assert ended.status == 1 and ended.out == ""
+    (line,) = (line for line in ended.err.splitlines() if not line.startswith(("path gradients:", "training:")))
+    assert line.startswith("pathnet: ") and all(str(word) in line for word in words), line

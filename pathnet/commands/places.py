@@ -1,4 +1,4 @@
-"""Checks of the files and folders that a command is given, before it begins what takes long."""
+"""Checks of the files and folders of a command, before it starts anything that takes long."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ __all__ = [
 
 FILE, FOLDER, NOTHING = "a file", "a folder", "which does not exist"
 LONGEST = 120
-"""Characters of a name that an error message quotes."""
+"""Largest number of characters of a name that an error message quotes."""
 LONGEST_SUFFIX = ".checkpoint.safetensors"
-"""The longest of what is added to the name of a file for those that are written beside it."""
+"""Longest suffix that the files beside a file add to its name."""
 
 
 def check_existing_folder(name: str, folder: Path, expected: str) -> None:
     """Raise ValueError unless ``folder`` is one.
 
     Args:
-        name: what an error calls the argument.
-        expected: what it calls the folder that should have come.
+        name: name of the argument in the error.
+        expected: description of the expected folder in the error.
     """
-    if (came := what_is(folder)) != FOLDER:
-        raise ValueError(f"{name}: expected {expected}, got {_named(folder)!r}, {came}")
+    if (actual := what_is(folder)) != FOLDER:
+        raise ValueError(f"{name}: expected {expected}, got {_named(folder)!r}, {actual}")
 
 
 def check_folder_to_write(name: str, folder: Path) -> None:
     """Raise ValueError unless files can be written to the folder, which need not exist."""
     expected = "a folder to write to"
-    if (came := what_is(folder)) not in (FOLDER, NOTHING):
-        raise ValueError(f"{name}: expected {expected}, got {_named(folder)!r}, {came}")
+    if (actual := what_is(folder)) not in (FOLDER, NOTHING):
+        raise ValueError(f"{name}: expected {expected}, got {_named(folder)!r}, {actual}")
     _check_writable(name, folder, expected)
 
 
 def check_file_to_write(name: str, file: Path) -> None:
     """Raise ValueError unless the file, which need not exist, and others beside it can be written."""
     expected = "a file to write"
-    if (came := what_is(file)) not in (FILE, NOTHING):
-        raise ValueError(f"{name}: expected {expected}, got {_named(file)!r}, {came}")
+    if (actual := what_is(file)) not in (FILE, NOTHING):
+        raise ValueError(f"{name}: expected {expected}, got {_named(file)!r}, {actual}")
     beside = what_is(unfinished(file.with_name(file.name + LONGEST_SUFFIX)))
     if beside not in (FILE, NOTHING):
         raise ValueError(
@@ -57,13 +57,13 @@ def check_file_to_write(name: str, file: Path) -> None:
 
 
 def check_file_to_read(name: str, file: Path, expected: str) -> None:
-    """Raise ValueError where there is something else than a file; whoever reads it tells what it lacks."""
-    if (came := what_is(file)) not in (FILE, NOTHING):
-        raise ValueError(f"{name}: expected {expected}, got {_named(file)!r}, {came}")
+    """Raise ValueError if there is something other than a file; a missing file is left to whoever reads it."""
+    if (actual := what_is(file)) not in (FILE, NOTHING):
+        raise ValueError(f"{name}: expected {expected}, got {_named(file)!r}, {actual}")
 
 
 def check_utf_8(name: str, path: Path) -> None:
-    """Raise ValueError unless the name is UTF-8, without which weights cannot be written and read again."""
+    """Raise ValueError unless the name is UTF-8: safetensors neither writes nor reads other names."""
     try:
         str(path.absolute()).encode()
     except UnicodeEncodeError:
@@ -93,19 +93,19 @@ def _named(path: Path) -> str:
     return name if len(name) <= LONGEST else f"{name[:LONGEST]}..."
 
 
-def _check_writable(name: str, folder: Path, expected: str, asked: Path | None = None) -> None:
-    nearest = next(own for own in (folder, *folder.absolute().parents) if what_is(own) != NOTHING)
+def _check_writable(name: str, folder: Path, expected: str, file: Path | None = None) -> None:
+    nearest = next(place for place in (folder, *folder.absolute().parents) if what_is(place) != NOTHING)
     reason: str | None = what_is(nearest)
     if reason == FOLDER:
         reason = _refusal(nearest)
     if reason is not None:
         raise ValueError(
-            f"{name}: expected {expected}, got {_named(asked or folder)!r}: nothing can go into {nearest} ({reason})"
+            f"{name}: expected {expected}, got {_named(file or folder)!r}: nothing can go into {nearest} ({reason})"
         )
 
 
 def _refusal(folder: Path) -> str | None:
-    """Why no file can be written to a folder, None where one can: a try, since root may do more than modes say."""
+    """Return why no file can be written to a folder, or None; it tries, since root may do more than modes say."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return None
