@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathnet import lesion as lesion
     from pathnet import models as models
     from pathnet import nn as nn
+    from pathnet import paper as paper
     from pathnet import paths as paths
     from pathnet import signed as signed
     from pathnet import training as training
@@ -63,6 +64,7 @@ __all__ = [
     "lesion",
     "models",
     "nn",
+    "paper",
     "paths",
     "record",
     "routed",

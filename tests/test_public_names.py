@@ -19,14 +19,14 @@ PUBLIC = {
     "pathnet": (
         *("AdaptedNet", "EffectiveDepth", "LengthSums", "Recorder", "Tape", "adapt", "record", "routed"),
         *("routed_gradient", "data", "effective_depth", "engines", "experiments", "figures", "lesion", "models"),
-        *("nn", "paths", "signed", "training"),
+        *("nn", "paper", "paths", "signed", "training"),
     ),
     "pathnet.data": (
         *("Data", "Images", "InMemory", "OnDisk", "cifar10", "class_folders", "digits", "load", "synthetic"),
     ),
     "pathnet.effective_depth": ("Depth", "EffectiveDepth", "read"),
     "pathnet.engines": ("Engine", "Job", "available", "check_engine", "choose", "refusals"),
-    "pathnet.experiments": (),
+    "pathnet.experiments": ("PathGradients", "Plan"),
     "pathnet.figures": (*("figure_6", "figure_depth", "figure_sums", "table_6", "table_exact", "table_signed"),),
     "pathnet.lesion": (
         *("RECALIBRATION_BATCHES", "BatchNormPolicy", "Errors", "Lesion", "Ranking", "delete", "errors", "rank"),
@@ -42,6 +42,7 @@ PUBLIC = {
         *("check_paths", "enumerate_all", "length_distribution", "one_of_each_length", "remaining_fraction"),
         *("routing", "sample", "signs"),
     ),
+    "pathnet.paper": ("EXPERIMENTS", "Driver", "Experiment", "claims", "draw"),
     "pathnet.signed": ("Judgement", "aligned_variances", "judge", "tail_index"),
     "pathnet.training": ("Epoch", "Progress", "Recipe", "evaluate", "train"),
 }
