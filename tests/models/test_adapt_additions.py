@@ -129,7 +129,7 @@ def test_operations_between_blocks_belong_to_both_branches() -> None:
 
 
 class Leaking(nn.Module):
-    """After its block, an addition with a branch that has another user as well."""
+    """An addition after a block, one of whose branches has another user as well."""
 
     def __init__(self, leaks: bool) -> None:
         super().__init__()
@@ -241,8 +241,6 @@ def with_shape_check(model: nn.Module) -> Callable[[Tensor], Any]:
         (lambda x, f: 1 - x * f, r"joined at mul \(node 'mul'\)"),
     ],
 )
-def test_other_operations_that_join_are_named(
-    join: Callable[[Tensor, Tensor], Tensor], message: str
-) -> None:
+def test_other_operations_that_join_are_named(join: Callable[[Tensor, Tensor], Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=f"model: no residual connection was found; its paths are {message}"):
         pathnet.adapt(Joined(join), torch.randn(2, 4))
