@@ -119,8 +119,8 @@ PRESETS: dict[Preset, Study] = {
     "cifar10": Study(data="cifar10", seeds=3, recipe=Recipe(bfloat16=True)),
     "demo": replace(DIGITS, seeds=1, plan=replace(DIGITS.plan, exact_batches=0)),
 }
-"""Studies by name: ``digits`` for two processor cores; ``cifar10``, at the paper's scale, for GPUs; ``demo`` is
-``digits`` with one network of each kind and no exact sums."""
+"""Studies by name. ``digits`` is for two processor cores; ``cifar10``, at the paper's scale, for GPUs; ``demo`` is
+``digits`` with one network of each kind and without exact sums."""
 
 
 def check_size(config: Mapping[str, Any]) -> None:

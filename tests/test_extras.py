@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from helpers import ROOT
+
+from pathnet import commands
 
 EXTRA = ("PIL", "matplotlib", "pyarrow", "rich", "scipy", "sklearn", "typer")
 """Modules of the extra `paper`."""
@@ -117,3 +120,19 @@ def test_a_package_that_is_broken_keeps_its_own_error(tmp_path: Path) -> None:
     done = run_without((), "sys.path.insert(0, ''); import pathnet; pathnet.figures", tmp_path)
     last = done.stderr.splitlines()[-1]
     assert last == "ModuleNotFoundError: No module named 'a_package_that_matplotlib_needs'"
+
+
+COMMAND = "sys.argv = ['pathnet', '--help']; from pathnet.commands import main; main()"
+
+
+@pytest.mark.parametrize("packages", [EXTRA, ("typer",), ("PIL",)], ids="-".join)
+def test_a_command_without_the_extra_is_one_line_that_names_it(tmp_path: Path, packages: tuple[str, ...]) -> None:
+    done = run_without(packages, COMMAND, tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    missing = " and ".join(name for module, name in commands.EXTRA.items() if module in packages)
+    assert done.stderr == f"pathnet: commands need {missing}, not installed here: pip install 'pathnet[paper]'\n"
+
+
+def test_commands_need_what_the_extra_installs() -> None:
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["paper"]
+    assert sorted(commands.EXTRA.values()) == sorted(name.partition(">")[0] for name in extra)

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
 
-from pathnet import EffectiveDepth, effective_depth, models, training
+from pathnet import models, training
 from pathnet.checks import check_number
 from pathnet.commands.failures import kept
 from pathnet.commands.places import check_file_to_write, check_folder_to_write, check_utf_8
@@ -24,6 +24,9 @@ from pathnet.progress import reporter
 from pathnet.settings import Checked, Flag, Help, Panel, check_settings
 from pathnet.study import SkipBroken, check_size
 from pathnet.training import Epoch, Recipe
+
+if TYPE_CHECKING:
+    from pathnet.effective_depth import EffectiveDepth
 
 __all__ = ["Train", "train", "trained"]
 
@@ -176,6 +179,8 @@ def trained(
 
 
 def _depth_callback(data: Data, recipe: Recipe, file: Path) -> EffectiveDepth:
+    from pathnet.effective_depth import EffectiveDepth
+
     batch = data.random_batch(min(DEPTH_IMAGES, len(data.train)), recipe.seed, 0)
     try:
         return EffectiveDepth(batch, file)
@@ -185,11 +190,12 @@ def _depth_callback(data: Data, recipe: Recipe, file: Path) -> EffectiveDepth:
 
 def _drawn_depths(file: Path | None, name: str) -> list[Path]:
     """Return the file of effective depths and its figure, or nothing if they are not measured."""
+    from pathnet.effective_depth import read
     from pathnet.figures import figure_depth
 
     if file is None or file.suffix != ".csv":
         return [] if file is None else [file]
-    rows = effective_depth.read(file)
+    rows = read(file)
     known = any(math.isfinite(row.depth) for row in rows)
     return [file, *(figure_depth(rows, name, file.with_suffix("")) if known else [])]
 

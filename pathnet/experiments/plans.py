@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pathnet.checks import described
-from pathnet.engines import check_engine
-from pathnet.lesion import BatchNormPolicy
-from pathnet.recording import At, BatchNormMode, Precision
+from pathnet.recording import At, BatchNormMode, BatchNormPolicy, Precision
 from pathnet.settings import AtLeast, Checked, Flag, Help, check_settings
 
 __all__ = ["MOST_DRAWS", "Method", "PathGradients", "Plan", "check_plan"]
@@ -17,6 +15,14 @@ Method = Literal["sampled", "exact", "signed"]
 
 MOST_DRAWS = 1_000_000
 """Most signed draws on one batch: draw j on batch b is the tape's draw number b * MOST_DRAWS + j, so none repeats."""
+
+
+def _check_engine(name: str, value: str) -> None:
+    # Engines take a fifth of a second to import, and whoever only lists settings needs none.
+    from pathnet.engines import check_engine
+
+    check_engine(name, value)
+
 
 Batches = Annotated[int, Help("Random training batches to measure path gradients on."), AtLeast(1)]
 
@@ -80,7 +86,7 @@ class PathGradients:
         Flag(value="PLACE"),
     ] = "y0"
     engine: Annotated[
-        str, Help("An engine's name, or auto for the fastest usable one."), Flag(value="NAME"), Checked(check_engine)
+        str, Help("An engine's name, or auto for the fastest usable one."), Flag(value="NAME"), Checked(_check_engine)
     ] = "auto"
     precision: Annotated[
         Precision,

@@ -4,9 +4,10 @@ The engine runs all lesioned copies of a batch together, and copies that begin a
 single deletions of n blocks cost about half of n forward passes.
 """
 
-from pathnet.lesion.measuring import BatchNormPolicy, Errors, errors
+from pathnet.lesion.measuring import Errors, errors
 from pathnet.lesion.networks import RECALIBRATION_BATCHES, Lesion, delete, recalibrated, reorder
 from pathnet.lesion.ranking import Ranking, rank
+from pathnet.recording import BatchNormPolicy
 
 __all__ = [
     "RECALIBRATION_BATCHES",

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +22,9 @@ from pathnet.intervals import wilson
 from pathnet.lesion.networks import BATCH, Lesion, Scaled, check_lesions, lesioned_as, recalibrated, reorder
 from pathnet.models.residual_net import Block, ResidualNet, check_net
 from pathnet.recorder import Recorder
-from pathnet.recording import BatchNormMode, snapshot
+from pathnet.recording import BatchNormMode, BatchNormPolicy, snapshot
 
-__all__ = ["BatchNormPolicy", "Errors", "Take", "errors", "factored", "in_type", "spread"]
-
-BatchNormPolicy = Literal["running", "batch", "recalibrated"]
-"""Statistics by which lesioned networks normalise, see `Errors`."""
+__all__ = ["Errors", "Take", "errors", "factored", "in_type", "spread"]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Weights and a run that several tests of commands read."""
+"""Weights and a run that several tests of commands read, and figures that are quickly drawn."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from helpers.command_line import FEW, pathnet_
 
 from pathnet import models
+from pathnet.experiments import remaining_paths
+from pathnet.figures import style
 
 
 @pytest.fixture(scope="module")
@@ -25,3 +28,19 @@ def run(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ended = pathnet_("gradients", "--data", "digits", "--weights", weights, "--run", folder, *FEW)
     assert ended.status == 0, ended.err
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remaining_paths, "DRAWS", 20)
+        patch.setattr(style, "DOTS_PER_INCH", 30)
+        yield
+
+
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("weights") / "residual.safetensors"
+    models.save(models.preact_resnet(14, 2, in_channels=1), file)
+    return file

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 import torch
+import typer
+from helpers import ROOT
 from helpers.command_line import pathnet_
 
 import pathnet
@@ -70,3 +75,30 @@ def test_every_field_of_the_settings_is_a_flag(command: str, kind: type) -> None
     for field in dataclasses.fields(kind):
         assert flags[field.name].default == field.default
     assert pathnet_("--version").out == f"pathnet {pathnet.__version__}\n"
+
+
+# Help
+
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_leaves_room_for_text_on_a_terminal_of_80_columns(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = pathnet_(name, "--help").out
+    assert "\u2026" not in text and max(map(len, text.splitlines())) <= 80
+    panels: defaultdict[str | None, list[list[str]]] = defaultdict(list)
+    for option in COMMANDS[name].params:
+        if option.opts[0].startswith("--") and not option.hidden:
+            assert option.help
+            words = [*option.opts, *(option.secondary_opts or [""]), option.metavar]
+            panels[option.rich_help_panel].append(words)
+    for rows in panels.values():
+        assert sum(max(map(len, column)) for column in zip(*rows, strict=True)) <= 34
+
+
+def test_help_imports_nothing_that_draws_reads_or_runs() -> None:
+    script = "import sys; import pathnet.commands.app; print(*sys.modules)"
+    modules = set(subprocess.check_output([sys.executable, "-c", script], text=True, cwd=ROOT).split())
+    slow = {"matplotlib", "pyarrow", "sklearn", "scipy.stats", "PIL", "torch._dynamo"}
+    assert not modules & (slow | {"pathnet.engines", "pathnet.results", "pathnet.figures", "pathnet.tape"})

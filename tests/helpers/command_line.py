@@ -12,6 +12,13 @@ DIGITS_NET = ["--data", "digits", "--depth", "8", "--width", "4"]
 QUICK = ["--epochs", "1", "--batch-size", "400", "--warmup-steps", "1"]
 FEW = ["--batches", "3", "--batch-size", "8"]
 
+STUDY = {"seeds": 1, "depth": 14, "width": 2, "vgg-depth": 6, "vgg-width": 2, "vgg-stages": 2, "highway-depth": 8}
+RECIPE = {"epochs": 1, "batch-size": 400, "warmup-steps": 1, "lr": 0.01, "seed": 3}
+PLAN = {"draws": 1, "deletions": 2, "swaps": 2, "batches": 1, "exact-batches": 1, "modules": 2, "images": 50}
+PLAN |= {"gate-batches": 1, "gate-batch-size": 16, "plan-seed": 7}
+TINY = [word for name, value in {**STUDY, **RECIPE, **PLAN}.items() for word in (f"--{name}", value)]
+"""Settings of a study of a few steps of training."""
+
 
 @dataclasses.dataclass
 class Ended:
