@@ -98,14 +98,15 @@ class CpuPrepared:
         Raises:
             ValueError: batch statistics have one value.
         """
-        own = self.tables
-        arguments = y0.contiguous(), routing.to(y0.device).contiguous(), own.blocks, own.units, own.scales, own.shifts
+        blocks, units = self.tables.blocks, self.tables.units
+        batch = y0.contiguous(), routing.to(y0.device).contiguous()
+        affine = self.tables.scales, self.tables.shifts
         if self.bn == "running":
-            return native.routed_forward(*arguments, own.biases, self.forward, record)
-        pixels = own.units[:, UnitColumn.HEIGHT] * own.units[:, UnitColumn.WIDTH]
-        if len(y0) == 1 and (pixels[own.units[:, UnitColumn.SCALES] >= 0] == 1).any():
+            return native.routed_forward(*batch, blocks, units, *affine, self.tables.biases, self.forward, record)
+        pixels = units[:, UnitColumn.HEIGHT] * units[:, UnitColumn.WIDTH]
+        if len(y0) == 1 and (pixels[units[:, UnitColumn.SCALES] >= 0] == 1).any():
             raise ValueError("images: expected more than one value a channel for batch statistics, got one")
-        return native.batch_forward(*arguments, own.epsilons, self.forward, record)
+        return native.batch_forward(*batch, blocks, units, *affine, self.tables.epsilons, self.forward, record)
 
 
 Walked = tuple[Tensor, Tensor, Tensor]
