@@ -39,7 +39,7 @@ GROUP = 16
 
 @dataclass(frozen=True)
 class Tables:
-    """A network's blocks; `pathnet.native.cpu_pack` describes the columns.
+    """A network's blocks; `pathnet.engines.cpu.ops.cpu_pack` describes the columns.
 
     Attributes:
         blocks: int64 [n, 10]

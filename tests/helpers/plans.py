@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pathnet import native
+from pathnet.engines.cpu import ops
 
 Shape = tuple[int, int, int]  # channels, height, width
 Convolution = tuple[int, int, int, int]  # output channels, kernel, stride, padding
@@ -70,10 +70,10 @@ class Plan:
         return rows
 
     def pack(self, backward: bool, fold_scales: bool, bf16: bool = False) -> Tensor:
-        return native.cpu_pack(self.blocks, self.units, self.weights, self.scales, backward, fold_scales, bf16)
+        return ops.cpu_pack(self.blocks, self.units, self.weights, self.scales, backward, fold_scales, bf16)
 
     def backward_arguments(self, bn: str, bf16: bool = False, gradients: bool = True) -> tuple[Any, ...]:
-        """Of `pathnet.native.routed_backward` or, in BN mode ``batch``, `pathnet.native.batch_backward`."""
+        """Of `ops.cpu_backward_running` or, in BN mode ``batch``, `ops.cpu_backward_batch`."""
         exponent = self.exponent[: len(self.grad) if bn == "running" else 1]
         tables = self.grad, exponent, self.routing, self.blocks, self.units
         if bn == "running":
@@ -82,7 +82,7 @@ class Plan:
         return *tables, self.pack(True, False, bf16), self.relu_bits(), rows, self.scales, gradients
 
     def sums_arguments(self, bn: str, bf16: bool = False, gradients: bool = True) -> tuple[Any, ...]:
-        """Of `pathnet.native.sums_by_length` or `pathnet.native.batch_sums_by_length`, with the last routing."""
+        """Of `ops.cpu_sums_by_length_running` or `ops.cpu_sums_by_length_batch`, with the last routing."""
         grad, exponent, routings, *rest = self.backward_arguments(bn, bf16, gradients)
         return grad, exponent, routings[-1].contiguous(), *rest
 
@@ -93,9 +93,9 @@ class Plan:
         return *given, self.pack(False, False), record
 
 
-BACKWARD = {"running": native.routed_backward, "batch": native.batch_backward}
-SUMS = {"running": native.sums_by_length, "batch": native.batch_sums_by_length}
-FORWARD = {"running": native.routed_forward, "batch": native.batch_forward}
+BACKWARD = {"running": ops.cpu_backward_running, "batch": ops.cpu_backward_batch}
+SUMS = {"running": ops.cpu_sums_by_length_running, "batch": ops.cpu_sums_by_length_batch}
+FORWARD = {"running": ops.cpu_forward_running, "batch": ops.cpu_forward_batch}
 
 
 def walked(plan: Plan, bn: str, bf16: bool = False) -> tuple[Tensor, Tensor]:

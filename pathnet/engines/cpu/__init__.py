@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pathnet import native, scaling
+from pathnet.engines.cpu import ops
 from pathnet.engines.forms import GROUP, Tables, post_activation, tables, unsupported_form
 from pathnet.engines.magnitudes import Magnitudes, divided, multiplied
 from pathnet.models.residual_net import ResidualNet
@@ -48,7 +49,7 @@ class CpuRecord:
 
     Attributes:
         tables, backward: of the network.
-        relu_bits: uint8 [B, bytes], see `pathnet.native.routed_backward`.
+        relu_bits: uint8 [B, bytes], see `pathnet.engines.cpu.ops.cpu_backward_running`.
         normalized: float32, in BN mode ``batch`` what each BN made of its input before weight and bias.
         scales: float32, in BN mode ``batch`` the factors weight / deviation of this batch.
         last: of a post-activation network, the bits of the last join's ReLU, bool [B, C, H, W].
@@ -124,8 +125,8 @@ class CpuEngine:
         return CpuNetwork(
             bn,
             replace(forward, weights=forward.weights.new_empty(0)),
-            native.cpu_pack(*_packable(backward.tables), True, bn == "running", bf16),
-            native.cpu_pack(*_packable(forward), False, False, bf16),
+            ops.cpu_pack(*_packable(backward.tables), True, bn == "running", bf16),
+            ops.cpu_pack(*_packable(forward), False, False, bf16),
             post_activation(net),
             backward.magnitudes,
             backward.by_channel,
@@ -178,14 +179,14 @@ def _forward(network: CpuNetwork, y0: Tensor, routing: Tensor, record: bool) -> 
     own = network.tables
     given = y0.contiguous(), routing.to(y0.device).contiguous(), own.blocks, own.units, own.scales, own.shifts
     if network.bn == "running":
-        return native.routed_forward(*given, own.biases, network.forward, record)
+        return ops.cpu_forward_running(*given, own.biases, network.forward, record)
     if len(y0) == 1 and (own.units[own.units[:, 10] >= 0, 1:3].prod(1) == 1).any():
         raise ValueError("images: expected more than one value a channel for batch statistics, got one")
-    return native.batch_forward(*given, own.epsilons, network.forward, record)
+    return ops.cpu_forward_batch(*given, own.epsilons, network.forward, record)
 
 
 Walked = tuple[Tensor, Tensor, Tensor]
-"""Norms, gradients, exponents; see `pathnet.native.routed_backward`."""
+"""Norms, gradients, exponents; see `pathnet.engines.cpu.ops.cpu_backward_running`."""
 
 
 def _backward(blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool) -> Walked:
@@ -199,8 +200,8 @@ def _backward(blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tens
 def _walked_back(record: CpuRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool) -> Walked:
     walk = _walk_arguments(record, grad, exponent, routing)
     if record.normalized is None or record.scales is None:
-        return native.routed_backward(*walk, record.backward, record.relu_bits, gradients)
-    return native.batch_backward(
+        return ops.cpu_backward_running(*walk, record.backward, record.relu_bits, gradients)
+    return ops.cpu_backward_batch(
         *walk, record.backward, record.relu_bits, record.normalized, record.scales, gradients
     )
 
@@ -216,8 +217,8 @@ def _sums_by_length(blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing
 def _summed_up(record: CpuRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool) -> Walked:
     walk = _walk_arguments(record, grad, exponent, routing)
     if record.normalized is None or record.scales is None:
-        return native.sums_by_length(*walk, record.backward, record.relu_bits, gradients)
-    return native.batch_sums_by_length(
+        return ops.cpu_sums_by_length_running(*walk, record.backward, record.relu_bits, gradients)
+    return ops.cpu_sums_by_length_batch(
         *walk, record.backward, record.relu_bits, record.normalized, record.scales, gradients
     )
 

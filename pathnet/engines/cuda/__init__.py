@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pathnet import native
 from pathnet.engines import fallback
+from pathnet.engines.cuda import ops
 from pathnet.engines.forms import PROJECTION, Tables, post_activation, tables, unsupported_form
 from pathnet.engines.magnitudes import Magnitudes, divided, multiplied
 from pathnet.engines.self_check import disagreement
@@ -108,7 +109,7 @@ class CudaRecord:
         packed, program = self.relu_bits.cpu(), self.network.backward.program
         units = [
             [
-                native.cuda_unpack_bits(packed, program, block, unit)[:, :count].bool().to(self.relu_bits.device)
+                ops.cuda_unpack_bits(packed, program, block, unit)[:, :count].bool().to(self.relu_bits.device)
                 for unit, count in enumerate(counts)
             ]
             for block, counts in enumerate(self.network.channels)
@@ -209,7 +210,7 @@ class CudaEngine:
 
     def _forward(self, network: CudaNetwork, y0: Tensor, routing: Tensor, record: bool) -> tuple[Tensor, Tensor]:
         walk = network.forward
-        return native.cuda_routed_forward(
+        return ops.cuda_forward_running(
             y0.contiguous(),
             to_device(routing, y0.device).contiguous(),
             to_device(_longest_first(routing), y0.device),
@@ -248,7 +249,7 @@ def _plans(forward: Tables, backward: Tables, precision: Precision, shared_bytes
     """Program and weights, on the CPU, of the walk back and of the walk forward."""
     parts = 1 if precision == "bfloat16" else 2
     return [
-        native.cuda_plan(half.blocks, half.units, half.weights, half.scales, back, terms, shared_bytes)
+        ops.cuda_pack(half.blocks, half.units, half.weights, half.scales, back, terms, shared_bytes)
         for half, back, terms in ((backward, True, parts), (forward, False, 2))
     ]
 
@@ -268,7 +269,7 @@ def _steps(own: Tables, precision: Precision, shared_bytes: int, device: torch.d
             units = torch.cat([units, own.units[projection : projection + 1]])
         alone = replace(own, blocks=block[None], units=units)
         (program, weights), _ = _plans(alone, alone, precision, shared_bytes)
-        end = begin + native.cuda_bits_bytes(program)
+        end = begin + ops.cuda_bits_bytes(program)
         yield Step(_walk(program, weights, device), slice(begin, end))
         begin = end
 
@@ -307,13 +308,13 @@ def _launched(
     starts: Tensor,
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `pathnet.native.cuda_routed_backward` gives, from scaled gradients [G, B, ...] and int32 [G, B].
+    """Return what `ops.cuda_backward_running` gives, from scaled gradients [G, B, ...] and int32 [G, B].
 
     The order is made where the routing is: on the host it takes microseconds, on a GPU it waits for nothing.
     """
     (mantissas, exponents), device = grads, grads[0].device
     order, starts = to_device(torch.stack([_longest_first(routing), starts]), device)
-    return native.cuda_routed_backward(
+    return ops.cuda_backward_running(
         mantissas.contiguous(),
         exponents.contiguous(),
         starts,

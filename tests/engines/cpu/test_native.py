@@ -42,6 +42,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from pathnet import native
+from pathnet.engines.cpu import ops
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
@@ -475,23 +476,23 @@ def one_channel(blocks: Tensor, batch: int) -> Plan:
 
 OPS: dict[str, tuple[Callable[..., Any], Callable[[Plan], tuple[Any, ...]]]] = {
     "cpu_pack": (
-        native.cpu_pack,
+        ops.cpu_pack,
         lambda own: (own.blocks, own.units, own.weights, own.scales, True, True, False),
     ),
-    "routed_backward": (native.routed_backward, lambda own: own.backward_arguments("running")),
-    "sums_by_length": (native.sums_by_length, lambda own: own.sums_arguments("running")),
-    "batch_sums_by_length": (native.batch_sums_by_length, lambda own: own.sums_arguments("batch")),
-    "batch_backward": (native.batch_backward, lambda own: own.backward_arguments("batch")),
-    "routed_forward": (native.routed_forward, lambda own: own.forward_arguments("running")),
-    "batch_forward": (native.batch_forward, lambda own: own.forward_arguments("batch")),
+    "cpu_backward_running": (ops.cpu_backward_running, lambda own: own.backward_arguments("running")),
+    "cpu_sums_by_length_running": (ops.cpu_sums_by_length_running, lambda own: own.sums_arguments("running")),
+    "cpu_sums_by_length_batch": (ops.cpu_sums_by_length_batch, lambda own: own.sums_arguments("batch")),
+    "cpu_backward_batch": (ops.cpu_backward_batch, lambda own: own.backward_arguments("batch")),
+    "cpu_forward_running": (ops.cpu_forward_running, lambda own: own.forward_arguments("running")),
+    "cpu_forward_batch": (ops.cpu_forward_batch, lambda own: own.forward_arguments("batch")),
 }
 
 
 BACK = {
-    "routed_backward": (True, True),
-    "sums_by_length": (True, True),
-    "batch_backward": (True, False),
-    "batch_sums_by_length": (True, False),
+    "cpu_backward_running": (True, True),
+    "cpu_sums_by_length_running": (True, True),
+    "cpu_backward_batch": (True, False),
+    "cpu_sums_by_length_batch": (True, False),
 }
 """How weights are packed for the walks back."""
 
@@ -504,7 +505,7 @@ def test_opcheck(name: str) -> None:
     torch.library.opcheck(op, arguments)
     if name in BACK:
         torch.library.opcheck(op, (*arguments[:-1], False))
-    if name.endswith("forward"):
+    if "forward" in name:
         torch.library.opcheck(op, own.forward_arguments("batch" if "batch" in name else "running", record=True))
 
 
@@ -528,7 +529,7 @@ def test_shapes_and_devices_of_results_are_known_without_values() -> None:
         own = torch.empty(3, 5, 4, 4, device="cuda")
         routing, bits = torch.empty(7, 2, 2, device="cuda"), torch.empty(3, 40, dtype=torch.uint8, device="cuda")
         exponent = torch.empty(3, dtype=torch.int32, device="cuda")
-        norms, grads, exponents = torch.ops.pathnet.routed_backward(
+        norms, grads, exponents = torch.ops.pathnet.cpu_backward_running(
             own, exponent, routing, exponent, exponent, bits, bits, True
         )
         assert norms.shape == (7, 3) and norms.dtype == torch.float64 and norms.device.type == "cuda"
@@ -539,7 +540,7 @@ def test_an_unknown_instruction_set_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     arguments = plan(3, wide=False).backward_arguments("running")
     monkeypatch.setenv("PATHNET_ISA", "mmx")
     with pytest.raises(RuntimeError, match="PATHNET_ISA: this processor has .*base, got mmx"):
-        native.routed_backward(*arguments)
+        ops.cpu_backward_running(*arguments)
     with pytest.raises(RuntimeError, match="PATHNET_ISA: this processor has .*base, got mmx"):
         plan(3, wide=False).pack(backward=True, fold_scales=True)
 
@@ -675,13 +676,13 @@ WRONG: dict[str, list[tuple[str, Callable[[Tensor], Tensor], str]]] = {
         ("units", cell(0, 11, 1 << 62), "units: expected an even bits offset within"),
     ],
     **dict.fromkeys(
-        ("sums_by_length", "batch_sums_by_length"),
+        ("cpu_sums_by_length_running", "cpu_sums_by_length_batch"),
         [("routing", lambda r: r[:1].contiguous(), r"routing: expected shape \[2, 2\], got \[1, 2\]")],
     ),
-    "routed_backward": [
+    "cpu_backward_running": [
         ("routing", lambda r: r[:, :1].contiguous(), r"routing: expected shape \[\*, 2, 2\]"),
     ],
-    "batch_backward": [
+    "cpu_backward_batch": [
         ("routing", lambda r: r[:, :1].contiguous(), r"routing: expected shape \[\*, 2, 2\]"),
         ("blocks", cell(1, 2, 3), "blocks: expected skip 0, 1 or 2 for this walk in row 1, got 3"),
         ("normalized", shorter, r"normalized: expected shape \[\d+\], got"),
@@ -702,11 +703,11 @@ WRONG: dict[str, list[tuple[str, Callable[[Tensor], Tensor], str]]] = {
         ("shifts", shorter, r"shifts: expected shape \[\d+\]"),
         ("shifts", double, "shifts: expected Float, got Double"),
     ],
-    "routed_forward": [
+    "cpu_forward_running": [
         ("biases", lambda b: b[1:], r"biases: expected shape \[\d+\], got"),
         ("biases", double, "biases: expected Float, got Double"),
     ],
-    "batch_forward": [
+    "cpu_forward_batch": [
         ("blocks", cell(1, 2, 3), "blocks: expected skip 0, 1 or 2 for this walk in row 1, got 3"),
         ("epsilons", shorter, r"epsilons: expected shape \[5\], got \[4\]"),
         ("epsilons", double, "epsilons: expected Float, got Double"),
@@ -716,7 +717,7 @@ WRONG: dict[str, list[tuple[str, Callable[[Tensor], Tensor], str]]] = {
 
 @pytest.mark.parametrize("name", OPS)
 def test_wrong_arguments_are_named(name: str) -> None:
-    kind = "back" if name in BACK else name.split("_")[1]
+    kind = "back" if name in BACK else "forward" if "forward" in name else ""
     own = [*WRONG_TABLES, *WRONG_OFFSETS, *WRONG.get(name, []), *WRONG.get(kind, [])]
     right = given(name)
     OPS[name][0](**right)
@@ -738,7 +739,7 @@ def closed_plan() -> Plan:
 @pytest.mark.parametrize("name", OPS)
 def test_what_closed_blocks_are_refused(name: str) -> None:
     call, arguments = OPS[name]
-    if not name.startswith("batch"):
+    if not name.endswith("batch"):
         with pytest.raises(RuntimeError, match="units: expected a scale for this walk in row 0"):
             call(*arguments(closed_plan()))
         return

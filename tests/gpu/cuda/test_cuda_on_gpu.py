@@ -17,8 +17,8 @@ from helpers.tolerances import FORWARD
 from torch import Tensor
 
 import pathnet
-from pathnet import native, scaling
-from pathnet.engines.cuda import CudaEngine, CudaRecord, Walk
+from pathnet import scaling
+from pathnet.engines.cuda import CudaEngine, CudaRecord, Walk, ops
 from pathnet.engines.self_check import disagreement
 
 SEEDS = (1, 2, 3, 7, 9, 11, 12, 14, 23, 28)
@@ -175,7 +175,7 @@ def test_tensors_on_several_devices_are_refused(device: torch.device) -> None:
     gradients = record.grad[None], record.exponent[None], start
     network = walk.program, walk.device_program, walk.weights, record.blocks.relu_bits
     with pytest.raises(RuntimeError, match="expected all tensors but program on one device"):
-        native.cuda_routed_backward(*gradients, routing, start, *network, True)
+        ops.cuda_backward_running(*gradients, routing, start, *network, True)
 
 
 def test_opcheck(device: torch.device) -> None:
@@ -186,7 +186,7 @@ def test_opcheck(device: torch.device) -> None:
     routing = torch.randn(1, 6, 2, device=device)
     back, forward = network.backward, network.forward
     torch.library.opcheck(
-        torch.ops.pathnet.cuda_routed_backward.default,
+        torch.ops.pathnet.cuda_backward_running.default,
         (
             record.grad[None],
             record.exponent[None],
@@ -201,7 +201,7 @@ def test_opcheck(device: torch.device) -> None:
         test_utils=("test_schema", "test_faketensor"),
     )
     torch.library.opcheck(
-        torch.ops.pathnet.cuda_routed_forward.default,
+        torch.ops.pathnet.cuda_forward_running.default,
         (record.y0, routing, order, forward.program, forward.device_program, forward.weights, network.affine, True),
         test_utils=("test_schema", "test_faketensor"),
     )
