@@ -12,6 +12,9 @@ namespace pathnet {
 // Sides and channels beyond this are no images; with it no product of a shape's sizes leaves int64.
 constexpr int64_t kLargestSize = 1 << 15;
 
+// Bytes of a sample's ReLU bits beyond any memory; with it no offset and size leave int64.
+constexpr int64_t kMostBitsBytes = int64_t(1) << 40;
+
 // What the tables' offsets point into: elements of weights and scales, bytes of a sample's ReLU bits.
 struct PlanSizes {
   int64_t weights, scales, bits;
@@ -194,7 +197,7 @@ inline Plan checked_tables(const Tensor& blocks, const Tensor& units, const Plan
 // The same with what is packed: weights, and BN's factors.
 inline Plan checked_plan(const Tensor& blocks, const Tensor& units, const Tensor& weights, const Tensor& scales) {
   const float *own_weights = checked_row("weights", weights), *own_scales = checked_row("scales", scales);
-  Plan plan = checked_tables(blocks, units, {weights.numel(), scales.numel(), INT64_MAX});
+  Plan plan = checked_tables(blocks, units, {weights.numel(), scales.numel(), kMostBitsBytes});
   plan.weights = own_weights;
   plan.scales = own_scales;
   return plan;

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -20,22 +21,19 @@
 namespace pathnet::cuda {
 namespace {
 
-// Beyond what any GPU's thread block has; more strips than fit this a Divider's numbers do not count.
+// More than any GPU's thread block has; a Divider does not count the strips that would fit into more.
 constexpr int64_t kLargestShared = 1 << 18;
 
-#ifdef PATHNET_CUDA
-// Absent from a torch that was built without CUDA, where no CUDA tensor can arrive either.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+// Memory transactions of a GPU; what lies behind the program begins at a multiple.
+constexpr int64_t kLineBytes = 128;
 
-void* current_stream(const Tensor& x) {
-  void* stream = nullptr;
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "this torch has no CUDA streams");
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
-  return stream;
+// Where the weights begin in the packed bytes, behind a copy of the program.
+int64_t weights_byte(const Program& program) {
+  const int64_t bytes = program_size(program.block_count) * int64_t(sizeof(int32_t));
+  return (bytes + kLineBytes - 1) / kLineBytes * kLineBytes;
 }
-#endif
 
-// The whole-path kernels' program and packed weights; made on the host.
+// The program, for the host, and the packed bytes, for the device: a copy of the program, and the weights.
 std::tuple<Tensor, Tensor> pack(const Tensor& blocks, const Tensor& units, const Tensor& weights,
                                 const Tensor& scales, bool backward, int64_t parts, int64_t shared_bytes) {
   STD_TORCH_CHECK(parts == 1 || parts == 2, "parts: expected 1 or 2 bf16 terms a number, got ", parts);
@@ -43,18 +41,21 @@ std::tuple<Tensor, Tensor> pack(const Tensor& blocks, const Tensor& units, const
   STD_TORCH_CHECK(shared_bytes > 0 && shared_bytes <= kLargestShared, "shared_bytes: expected 1 to ", kLargestShared,
                   ", got ", shared_bytes);
   const Plan plan = checked_plan(blocks, units, weights, scales);
-  std::vector<int32_t> made;
+  std::vector<int32_t> numbers;
   try {
-    made = make_program(plan, backward, int(parts), int(shared_bytes));
+    numbers = make_program(plan, backward, int(parts), int(shared_bytes));
   } catch (const std::invalid_argument& refusal) {
     STD_TORCH_CHECK(false, "blocks: ", refusal.what());
   }
-  Tensor numbers = torch::stable::new_empty(blocks, {int64_t(made.size())}, ScalarType::Int);
-  std::copy(made.begin(), made.end(), numbers.mutable_data_ptr<int32_t>());
-  const Program& program = *reinterpret_cast<const Program*>(made.data());
-  Tensor packed = torch::stable::new_empty(blocks, {program.weights_bytes}, ScalarType::Byte);
-  pack_program_weights(plan, program, packed.mutable_data_ptr<uint8_t>());
-  return {numbers, packed};
+  const int64_t count = int64_t(numbers.size());
+  Tensor program_numbers = torch::stable::new_empty(blocks, {count}, ScalarType::Int);
+  std::copy(numbers.begin(), numbers.end(), program_numbers.mutable_data_ptr<int32_t>());
+  const Program& program = *reinterpret_cast<const Program*>(numbers.data());
+  Tensor packed = torch::stable::new_zeros(blocks, {weights_byte(program) + program.weights_bytes}, ScalarType::Byte);
+  uint8_t* bytes = packed.mutable_data_ptr<uint8_t>();
+  std::memcpy(bytes, numbers.data(), count * sizeof(int32_t));
+  pack_program_weights(plan, program, bytes + weights_byte(program));
+  return {program_numbers, packed};
 }
 
 const Program& checked_program(const Tensor& program) {
@@ -72,162 +73,177 @@ const Program& checked_program(const Tensor& program, bool backward) {
   return checked;
 }
 
-// What both walks check: tensors of the network, and the routings.
-void check_walk(const Program& program, const Tensor& program_numbers, const Tensor& device_program,
-                const Tensor& weights, const Tensor& routing, const Tensor& order, const Tensor& like) {
-  check_dtype("device_program", device_program, ScalarType::Int);
-  check_shape("device_program", device_program, {program_numbers.numel()});
-  check_dtype("weights", weights, ScalarType::Byte);
-  check_shape("weights", weights, {program.weights_bytes});
-  check_alignment("weights", weights, kUnitBytes);
-  check_dtype("routing", routing, ScalarType::Float);
-  check_shape("routing", routing, {-1, program.block_count, 2});
-  check_dtype("order", order, ScalarType::Int);
-  check_shape("order", order, {routing.size(0)});
-  STD_TORCH_CHECK(
-      !device_program.is_cpu() || std::equal(program_numbers.const_data_ptr<int32_t>(),
-                                             program_numbers.const_data_ptr<int32_t>() + program_numbers.numel(),
-                                             device_program.const_data_ptr<int32_t>()),
-      "device_program: expected a copy of program, got other numbers");
-  for (const Tensor* tensor : {&device_program, &weights, &routing, &order}) {
-    STD_TORCH_CHECK(tensor->device() == like.device(), "expected all tensors but program on one device");
-  }
+void check_device(const char* name, const Tensor& tensor, const Tensor& like) {
+  STD_TORCH_CHECK(tensor.device() == like.device(), name,
+                  ": expected all tensors but program on one device, got another");
 }
 
-struct BackwardTensors {
-  PathBackward job;
-  Tensor norms, grad_input, exponent_input, counter;
+// The program and weights as the kernels read them. Only the twin compares the copy of the program with the
+// original: reading it back from a GPU would wait for it.
+struct PackedProgram {
+  const Program* program;
+  const uint8_t* weights;
 };
 
-// Whole rows of a sample's ReLU bits each, or the part of longer ones that some blocks have.
-void check_bits(const Tensor& relu_bits, int64_t batch, int64_t bytes) {
+PackedProgram checked_packed(const Tensor& packed, const Program& program, const Tensor& like) {
+  check_dtype("packed", packed, ScalarType::Byte);
+  check_shape("packed", packed, {weights_byte(program) + program.weights_bytes});
+  check_alignment("packed", packed, kUnitBytes);
+  check_device("packed", packed, like);
+  const uint8_t* bytes = packed.const_data_ptr<uint8_t>();
+  STD_TORCH_CHECK(!packed.is_cpu() || std::memcmp(bytes, &program, program_size(program.block_count) * 4) == 0,
+                  "packed: expected a copy of program in front of the weights, got other numbers");
+  return {reinterpret_cast<const Program*>(bytes), bytes + weights_byte(program)};
+}
+
+// The number of paths.
+int64_t checked_routing(const Tensor& routing, const Program& program, int64_t batch, const Tensor& like) {
+  check_dtype("routing", routing, ScalarType::Float);
+  check_shape("routing", routing, {-1, program.block_count, 2});
+  check_device("routing", routing, like);
+  const int64_t paths = routing.size(0);
+  STD_TORCH_CHECK(paths * batch <= INT32_MAX / 2, "routing: expected at most 2^30 walks of samples, got ",
+                  paths * batch);
+  return paths;
+}
+
+const int32_t* checked_numbers(const char* name, const Tensor& numbers, const std::vector<int64_t>& sizes,
+                               const Tensor& like) {
+  check_dtype(name, numbers, ScalarType::Int);
+  check_shape(name, numbers, sizes);
+  check_device(name, numbers, like);
+  return numbers.const_data_ptr<int32_t>();
+}
+
+// Rows of ReLU bits, one a sample: whole, or a block's columns of longer ones.
+void check_bits(const Tensor& relu_bits, int64_t batch, int64_t bytes, const Tensor& like) {
   check_type("relu_bits", relu_bits, ScalarType::Byte);
   check_shape("relu_bits", relu_bits, {batch, bytes});
   check_alignment("relu_bits", relu_bits, kMostBits);
+  check_device("relu_bits", relu_bits, like);
   STD_TORCH_CHECK(relu_bits.stride(1) == 1 && (batch < 2 || relu_bits.stride(0) % kMostBits == 0),
                   "relu_bits: expected contiguous rows a multiple of ", kMostBits, " bytes apart, got strides of ",
                   relu_bits.stride(0), " and ", relu_bits.stride(1));
 }
 
-BackwardTensors backward_tensors(const Tensor& grad, const Tensor& exponent, const Tensor& starts,
-                                 const Tensor& routing, const Tensor& order, const Tensor& program_numbers,
-                                 const Tensor& device_program, const Tensor& weights, const Tensor& relu_bits,
-                                 bool wanted) {
+// A walk back, and the tensors that it writes.
+struct BackwardTensors {
+  PathBackward walk;
+  Tensor norms, grad_input, exponent_input, counter;
+
+  std::tuple<Tensor, Tensor, Tensor> results() const { return {norms, grad_input, exponent_input}; }
+};
+
+BackwardTensors backward_tensors(const Tensor& grad, const Tensor& exponent, const Tensor& routing,
+                                 const Tensor& schedule, const Tensor& program_numbers, const Tensor& packed,
+                                 const Tensor& relu_bits, bool gradients) {
   const Program& program = checked_program(program_numbers, true);
   const Image &in = program.blocks()[0].in, &out = program.blocks()[program.block_count - 1].out;
-  check_walk(program, program_numbers, device_program, weights, routing, order, grad);
+  const PackedProgram device = checked_packed(packed, program, grad);
   check_dtype("grad", grad, ScalarType::Float);
   check_shape("grad", grad, {-1, -1, program.channels_out, out.height, out.width});
-  const int64_t gradients = grad.size(0), batch = grad.size(1), paths = routing.size(0);
-  check_dtype("exponent", exponent, ScalarType::Int);
-  check_shape("exponent", exponent, {gradients, batch});
-  check_dtype("starts", starts, ScalarType::Int);
-  check_shape("starts", starts, {paths});
-  check_bits(relu_bits, batch, program.bits_bytes);
-  for (const Tensor* tensor : {&exponent, &starts, &relu_bits}) {
-    STD_TORCH_CHECK(tensor->device() == grad.device(), "expected all tensors but program on one device");
-  }
-  STD_TORCH_CHECK(gradients <= INT32_MAX, "grad: expected at most 2^31 - 1 gradients, got ", gradients);
-  STD_TORCH_CHECK(paths * batch <= INT32_MAX / 2, "routing: expected at most 2^30 walks of samples, got ",
-                  paths * batch);
-  BackwardTensors made = {
-      {},
-      torch::stable::new_empty(grad, {paths, batch}, ScalarType::Double),
-      torch::stable::new_empty(grad, {wanted ? paths : 0, batch, program.channels_in, in.height, in.width}),
-      torch::stable::new_empty(exponent, {wanted ? paths : 0, batch}),
-      torch::stable::new_zeros(exponent, {1})};
-  made.job = {reinterpret_cast<const Program*>(device_program.const_data_ptr<int32_t>()),
-              weights.const_data_ptr<uint8_t>(),
-              relu_bits.const_data_ptr<uint8_t>(),
-              grad.const_data_ptr<float>(),
-              exponent.const_data_ptr<int32_t>(),
-              starts.const_data_ptr<int32_t>(),
-              routing.const_data_ptr<float>(),
-              order.const_data_ptr<int32_t>(),
-              made.counter.mutable_data_ptr<int32_t>(),
-              relu_bits.stride(0),
-              int32_t(gradients),
-              int32_t(batch),
-              int32_t(paths),
-              nullptr,
-              made.norms.mutable_data_ptr<double>(),
-              wanted ? made.grad_input.mutable_data_ptr<float>() : nullptr,
-              wanted ? made.exponent_input.mutable_data_ptr<int32_t>() : nullptr};
-  return made;
+  const int64_t starts = grad.size(0), batch = grad.size(1);
+  STD_TORCH_CHECK(starts <= INT32_MAX, "grad: expected at most 2^31 - 1 gradients, got ", starts);
+  const int64_t paths = checked_routing(routing, program, batch, grad), rows = gradients ? paths : 0;
+  const int32_t* exponents = checked_numbers("exponent", exponent, {starts, batch}, grad);
+  const int32_t* order = checked_numbers("schedule", schedule, {2, paths}, grad);
+  check_bits(relu_bits, batch, program.bits_bytes, grad);
+  BackwardTensors tensors = {{},
+                             torch::stable::new_empty(grad, {paths, batch}, ScalarType::Double),
+                             torch::stable::new_empty(grad, {rows, batch, program.channels_in, in.height, in.width}),
+                             torch::stable::new_empty(exponent, {rows, batch}),
+                             torch::stable::new_zeros(exponent, {1})};
+  tensors.walk = {device.program,
+                  device.weights,
+                  relu_bits.const_data_ptr<uint8_t>(),
+                  grad.const_data_ptr<float>(),
+                  exponents,
+                  order + paths,
+                  routing.const_data_ptr<float>(),
+                  order,
+                  tensors.counter.mutable_data_ptr<int32_t>(),
+                  relu_bits.stride(0),
+                  int32_t(starts),
+                  int32_t(batch),
+                  int32_t(paths),
+                  nullptr,
+                  tensors.norms.mutable_data_ptr<double>(),
+                  gradients ? tensors.grad_input.mutable_data_ptr<float>() : nullptr,
+                  gradients ? tensors.exponent_input.mutable_data_ptr<int32_t>() : nullptr};
+  return tensors;
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward_running_twin(const Tensor& grad, const Tensor& exponent,
-                                                         const Tensor& starts, const Tensor& routing,
-                                                         const Tensor& order, const Tensor& program,
-                                                         const Tensor& device_program, const Tensor& weights,
+                                                         const Tensor& routing, const Tensor& schedule,
+                                                         const Tensor& program, const Tensor& packed,
                                                          const Tensor& relu_bits, bool gradients) {
-  BackwardTensors made = backward_tensors(grad, exponent, starts, routing, order, program, device_program, weights,
-                                          relu_bits, gradients);
-  if (made.job.paths > 0 && made.job.batch > 0) {
-    const std::string finding = run_routed_backward(made.job);
+  BackwardTensors tensors =
+      backward_tensors(grad, exponent, routing, schedule, program, packed, relu_bits, gradients);
+  if (tensors.walk.paths > 0 && tensors.walk.batch > 0) {
+    const std::string finding = run_routed_backward(tensors.walk);
     STD_TORCH_CHECK(finding.empty(), "cuda_backward_running: ", finding);
   }
-  return {made.norms, made.grad_input, made.exponent_input};
+  return tensors.results();
 }
 
+// A walk forward, and the tensors that it writes.
 struct ForwardTensors {
-  PathForward job;
+  PathForward walk;
   Tensor output, relu_bits, counter, scratch;
 };
 
-// `thread_blocks` of the scratch; the kernel's launcher and the twin know how many they run.
-template <class Blocks>
+// `thread_blocks(program, items)` is how many of them need a part of the scratch.
+template <class ThreadBlocks>
 ForwardTensors forward_tensors(const Tensor& y0, const Tensor& routing, const Tensor& order,
-                               const Tensor& program_numbers, const Tensor& device_program, const Tensor& weights,
-                               const Tensor& affine, bool record, const Blocks& thread_blocks) {
+                               const Tensor& program_numbers, const Tensor& packed, const Tensor& affine, bool record,
+                               const ThreadBlocks& thread_blocks) {
   const Program& program = checked_program(program_numbers, false);
   const Image &in = program.blocks()[0].in, &out = program.blocks()[program.block_count - 1].out;
-  check_walk(program, program_numbers, device_program, weights, routing, order, y0);
+  const PackedProgram device = checked_packed(packed, program, y0);
   check_dtype("y0", y0, ScalarType::Float);
   check_shape("y0", y0, {-1, program.channels_in, in.height, in.width});
+  const int64_t batch = y0.size(0), paths = checked_routing(routing, program, batch, y0);
+  const int32_t* order_numbers = checked_numbers("order", order, {paths}, y0);
   check_dtype("affine", affine, ScalarType::Float);
   check_shape("affine", affine, {program.affine_size});
-  STD_TORCH_CHECK(affine.device() == y0.device(), "expected all tensors but program on one device");
-  const int64_t batch = y0.size(0), paths = routing.size(0);
+  check_device("affine", affine, y0);
   STD_TORCH_CHECK(!record || paths == 1, "routing: expected one to record, got ", paths);
-  STD_TORCH_CHECK(paths * batch <= INT32_MAX / 2, "routing: expected at most 2^30 walks of samples, got ",
-                  paths * batch);
-  ForwardTensors made = {
+  ForwardTensors tensors = {
       {},
       torch::stable::new_empty(y0, {paths, batch, program.channels_out, out.height, out.width}),
       torch::stable::new_empty(y0, {record ? batch : 0, program.bits_bytes}, ScalarType::Byte),
       torch::stable::new_zeros(order, {1}),
       torch::stable::new_empty(y0, {thread_blocks(program, int(paths * batch)), program.scratch_size})};
-  made.job = {reinterpret_cast<const Program*>(device_program.const_data_ptr<int32_t>()),
-              weights.const_data_ptr<uint8_t>(),
-              affine.const_data_ptr<float>(),
-              y0.const_data_ptr<float>(),
-              routing.const_data_ptr<float>(),
-              order.const_data_ptr<int32_t>(),
-              made.counter.mutable_data_ptr<int32_t>(),
-              int32_t(batch),
-              int32_t(paths),
-              made.scratch.mutable_data_ptr<float>(),
-              nullptr,
-              made.output.mutable_data_ptr<float>(),
-              record ? made.relu_bits.mutable_data_ptr<uint8_t>() : nullptr};
-  return made;
+  tensors.walk = {device.program,
+                  device.weights,
+                  affine.const_data_ptr<float>(),
+                  y0.const_data_ptr<float>(),
+                  routing.const_data_ptr<float>(),
+                  order_numbers,
+                  tensors.counter.mutable_data_ptr<int32_t>(),
+                  int32_t(batch),
+                  int32_t(paths),
+                  tensors.scratch.mutable_data_ptr<float>(),
+                  nullptr,
+                  tensors.output.mutable_data_ptr<float>(),
+                  record ? tensors.relu_bits.mutable_data_ptr<uint8_t>() : nullptr};
+  return tensors;
 }
 
 std::tuple<Tensor, Tensor> forward_running_twin(const Tensor& y0, const Tensor& routing, const Tensor& order,
-                                                const Tensor& program, const Tensor& device_program,
-                                                const Tensor& weights, const Tensor& affine, bool record) {
+                                                const Tensor& program, const Tensor& packed, const Tensor& affine,
+                                                bool record) {
   // The twin runs as the second thread block.
   const auto two = [](const Program&, int) { return int64_t(2); };
-  ForwardTensors made = forward_tensors(y0, routing, order, program, device_program, weights, affine, record, two);
-  if (made.job.paths > 0 && made.job.batch > 0) {
-    const std::string finding = run_routed_forward(made.job);
+  ForwardTensors tensors = forward_tensors(y0, routing, order, program, packed, affine, record, two);
+  if (tensors.walk.paths > 0 && tensors.walk.batch > 0) {
+    const std::string finding = run_routed_forward(tensors.walk);
     STD_TORCH_CHECK(finding.empty(), "cuda_forward_running: ", finding);
   }
-  return {made.output, made.relu_bits};
+  return {tensors.output, tensors.relu_bits};
 }
 
-// What shared memory a program asks for, and how it makes do with it.
+// Samples of a thread block, windows and slices at most, and bytes of shared memory.
 std::tuple<int64_t, int64_t, int64_t, int64_t> form(const Tensor& program_numbers) {
   const Program& program = checked_program(program_numbers);
   return {program.samples, program.most_windows(), program.most_slices(), program.shared_bytes};
@@ -236,7 +252,7 @@ std::tuple<int64_t, int64_t, int64_t, int64_t> form(const Tensor& program_number
 // Bytes of a sample's row of ReLU bits.
 int64_t bits_bytes(const Tensor& program_numbers) { return checked_program(program_numbers, true).bits_bytes; }
 
-// The bits that a whole-path kernel recorded of one unit's ReLU, a byte each.
+// The recorded bits of one unit's ReLU, a byte each.
 Tensor unpack_bits(const Tensor& relu_bits, const Tensor& program_numbers, int64_t block, int64_t unit) {
   const Program& program = checked_program(program_numbers, true);
   check_dtype("relu_bits", relu_bits, ScalarType::Byte);
@@ -250,12 +266,12 @@ Tensor unpack_bits(const Tensor& relu_bits, const Tensor& program_numbers, int64
   Tensor bits = torch::stable::new_empty(relu_bits, {relu_bits.size(0), image.channels, image.height, image.width});
   uint8_t* out = bits.mutable_data_ptr<uint8_t>();
   for (int64_t sample = 0; sample < relu_bits.size(0); ++sample) {
-    const uint8_t* own = relu_bits.const_data_ptr<uint8_t>() + sample * program.bits_bytes + conv.bits_byte;
+    const uint8_t* row = relu_bits.const_data_ptr<uint8_t>() + sample * program.bits_bytes + conv.bits_byte;
     for (int c = 0; c < image.channels; ++c) {
       for (int y = 0; y < image.height; ++y) {
         for (int x = 0; x < image.width; ++x) {
           const int index = bit_index(image, c, y, x);
-          *out++ = own[index / 8] >> index % 8 & 1;
+          *out++ = row[index / 8] >> index % 8 & 1;
         }
       }
     }
@@ -264,33 +280,42 @@ Tensor unpack_bits(const Tensor& relu_bits, const Tensor& program_numbers, int64
 }
 
 #ifdef PATHNET_CUDA
+// Absent from a torch that was built without CUDA, where no CUDA tensor can arrive either.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+
+void* current_stream(const Tensor& x) {
+  void* stream = nullptr;
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "this torch has no CUDA streams");
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  return stream;
+}
+
 // Memory for the images of so many thread blocks; empty where they lie in shared memory.
 Tensor images_scratch(const Tensor& like, const Program& program, int64_t blocks) {
   return torch::stable::new_empty(like, {blocks, program.images_scratch()}, ScalarType::Byte);
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward_running(const Tensor& grad, const Tensor& exponent, const Tensor& starts,
-                                                    const Tensor& routing, const Tensor& order, const Tensor& program,
-                                                    const Tensor& device_program, const Tensor& weights,
-                                                    const Tensor& relu_bits, bool gradients) {
+std::tuple<Tensor, Tensor, Tensor> backward_running(const Tensor& grad, const Tensor& exponent, const Tensor& routing,
+                                                    const Tensor& schedule, const Tensor& program,
+                                                    const Tensor& packed, const Tensor& relu_bits, bool gradients) {
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
-  BackwardTensors made = backward_tensors(grad, exponent, starts, routing, order, program, device_program, weights,
-                                          relu_bits, gradients);
+  BackwardTensors tensors =
+      backward_tensors(grad, exponent, routing, schedule, program, packed, relu_bits, gradients);
   const Program& checked = checked_program(program, true);
-  const int items = made.job.paths * ceil_div(made.job.batch, checked.samples);
+  const int items = tensors.walk.paths * ceil_div(tensors.walk.batch, checked.samples);
   int blocks = 0;
   const char* error = routed_backward_blocks(checked, items, blocks);
   STD_TORCH_CHECK(error == nullptr, "cuda_backward_running: ", error);
   Tensor images = images_scratch(grad, checked, blocks);
-  made.job.images = images.mutable_data_ptr<uint8_t>();
-  error = launch_routed_backward(made.job, checked, blocks, current_stream(grad));
+  tensors.walk.images = images.mutable_data_ptr<uint8_t>();
+  error = launch_routed_backward(tensors.walk, checked, blocks, current_stream(grad));
   STD_TORCH_CHECK(error == nullptr, "cuda_backward_running: the launch failed: ", error);
-  return {made.norms, made.grad_input, made.exponent_input};
+  return tensors.results();
 }
 
 std::tuple<Tensor, Tensor> forward_running(const Tensor& y0, const Tensor& routing, const Tensor& order,
-                                           const Tensor& program, const Tensor& device_program, const Tensor& weights,
-                                           const Tensor& affine, bool record) {
+                                           const Tensor& program, const Tensor& packed, const Tensor& affine,
+                                           bool record) {
   const torch::stable::accelerator::DeviceGuard guard(y0.get_device_index());
   const auto resident = [](const Program& program, int items) {
     int blocks = 0;
@@ -298,14 +323,14 @@ std::tuple<Tensor, Tensor> forward_running(const Tensor& y0, const Tensor& routi
     STD_TORCH_CHECK(error == nullptr, "cuda_forward_running: ", error);
     return int64_t(blocks);
   };
-  ForwardTensors made =
-      forward_tensors(y0, routing, order, program, device_program, weights, affine, record, resident);
+  ForwardTensors tensors = forward_tensors(y0, routing, order, program, packed, affine, record, resident);
   const Program& checked = checked_program(program, false);
-  Tensor images = images_scratch(y0, checked, made.scratch.size(0));
-  made.job.images = images.mutable_data_ptr<uint8_t>();
-  const char* error = launch_routed_forward(made.job, checked, int(made.scratch.size(0)), current_stream(y0));
+  const int64_t blocks = tensors.scratch.size(0);
+  Tensor images = images_scratch(y0, checked, blocks);
+  tensors.walk.images = images.mutable_data_ptr<uint8_t>();
+  const char* error = launch_routed_forward(tensors.walk, checked, int(blocks), current_stream(y0));
   STD_TORCH_CHECK(error == nullptr, "cuda_forward_running: the launch failed: ", error);
-  return {made.output, made.relu_bits};
+  return {tensors.output, tensors.relu_bits};
 }
 #endif
 
@@ -320,12 +345,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pathnet, m) {
   m.def("cuda_bits_bytes(Tensor program) -> int");
   m.def("cuda_unpack_bits(Tensor relu_bits, Tensor program, int block, int unit) -> Tensor");
   m.def(
-      "cuda_backward_running(Tensor grad, Tensor exponent, Tensor starts, Tensor routing, Tensor order, Tensor "
-      "program, "
-      "Tensor device_program, Tensor weights, Tensor relu_bits, bool gradients) -> (Tensor, Tensor, Tensor)");
+      "cuda_backward_running(Tensor grad, Tensor exponent, Tensor routing, Tensor schedule, Tensor program, "
+      "Tensor packed, Tensor relu_bits, bool gradients) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "cuda_forward_running(Tensor y0, Tensor routing, Tensor order, Tensor program, Tensor device_program, "
-      "Tensor weights, Tensor affine, bool record) -> (Tensor, Tensor)");
+      "cuda_forward_running(Tensor y0, Tensor routing, Tensor order, Tensor program, Tensor packed, Tensor affine, "
+      "bool record) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pathnet, CPU, m) {

@@ -125,8 +125,8 @@ class CpuEngine:
         return CpuNetwork(
             bn,
             replace(forward, weights=forward.weights.new_empty(0)),
-            ops.cpu_pack(*_packable(backward.tables), True, bn == "running", bf16),
-            ops.cpu_pack(*_packable(forward), False, False, bf16),
+            ops.cpu_pack(backward.tables, True, bn, bf16),
+            ops.cpu_pack(forward, False, bn, bf16),
             post_activation(net),
             backward.magnitudes,
             backward.by_channel,
@@ -166,23 +166,18 @@ class CpuEngine:
         return _backward(blocks, grad, exponent, routing, gradients=False)[0]
 
 
-def _packable(tables: Tables) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return tables.blocks, tables.units, tables.weights, tables.scales
-
-
 def _forward(network: CpuNetwork, y0: Tensor, routing: Tensor, record: bool) -> tuple[Tensor, ...]:
     """The outputs, and what a record keeps.
 
     Raises:
         ValueError: batch statistics have one value.
     """
-    own = network.tables
-    given = y0.contiguous(), routing.to(y0.device).contiguous(), own.blocks, own.units, own.scales, own.shifts
+    units, routing = network.tables.units, routing.to(y0.device).contiguous()
     if network.bn == "running":
-        return ops.cpu_forward_running(*given, own.biases, network.forward, record)
-    if len(y0) == 1 and (own.units[own.units[:, 10] >= 0, 1:3].prod(1) == 1).any():
+        return ops.cpu_forward_running(y0.contiguous(), routing, network.forward, record)
+    if len(y0) == 1 and (units[units[:, 10] >= 0, 1:3].prod(1) == 1).any():
         raise ValueError("images: expected more than one value a channel for batch statistics, got one")
-    return ops.cpu_forward_batch(*given, own.epsilons, network.forward, record)
+    return ops.cpu_forward_batch(y0.contiguous(), routing, network.forward, record)
 
 
 Walked = tuple[Tensor, Tensor, Tensor]
@@ -200,10 +195,8 @@ def _backward(blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tens
 def _walked_back(record: CpuRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool) -> Walked:
     walk = _walk_arguments(record, grad, exponent, routing)
     if record.normalized is None or record.scales is None:
-        return ops.cpu_backward_running(*walk, record.backward, record.relu_bits, gradients)
-    return ops.cpu_backward_batch(
-        *walk, record.backward, record.relu_bits, record.normalized, record.scales, gradients
-    )
+        return ops.cpu_backward_running(*walk, gradients)
+    return ops.cpu_backward_batch(*walk, record.normalized, record.scales, gradients)
 
 
 def _sums_by_length(blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool) -> Walked:
@@ -217,17 +210,15 @@ def _sums_by_length(blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing
 def _summed_up(record: CpuRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool) -> Walked:
     walk = _walk_arguments(record, grad, exponent, routing)
     if record.normalized is None or record.scales is None:
-        return ops.cpu_sums_by_length_running(*walk, record.backward, record.relu_bits, gradients)
-    return ops.cpu_sums_by_length_batch(
-        *walk, record.backward, record.relu_bits, record.normalized, record.scales, gradients
-    )
+        return ops.cpu_sums_by_length_running(*walk, gradients)
+    return ops.cpu_sums_by_length_batch(*walk, record.normalized, record.scales, gradients)
 
 
 def _walk_arguments(
     record: CpuRecord, grad: Tensor, exponent: Tensor, routing: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the arguments that all walks back begin with: gradient, exponents, routing, tables."""
+    """Return the arguments that all walks back begin with: gradient, exponents, routing, plan, ReLU bits."""
     if record.last is not None:
         grad = grad * record.last
     routing = routing.to(grad.device).contiguous()
-    return grad.contiguous(), exponent.contiguous(), routing, record.tables.blocks, record.tables.units
+    return grad.contiguous(), exponent.contiguous(), routing, record.backward, record.relu_bits

@@ -32,11 +32,10 @@ LEAST_SHARED_BYTES = 101376
 
 @dataclass(frozen=True)
 class Walk:
-    """One direction's program, its copy on the device, and the packed weights."""
+    """One direction's program, and the bytes on the device that `cuda_pack` gives with it."""
 
     program: Tensor
-    device_program: Tensor
-    weights: Tensor
+    packed: Tensor
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class CudaNetwork:
     @property
     def tensors(self) -> Sequence[Tensor]:
         walks = (self.backward, self.forward)
-        return [self.affine, *(t for walk in walks for t in (walk.program, walk.device_program, walk.weights))]
+        return [self.affine, *(t for walk in walks for t in (walk.program, walk.packed))]
 
 
 @dataclass(frozen=True)
@@ -215,8 +214,7 @@ class CudaEngine:
             to_device(routing, y0.device).contiguous(),
             to_device(_longest_first(routing), y0.device),
             walk.program,
-            walk.device_program,
-            walk.weights,
+            walk.packed,
             network.affine,
             record,
         )
@@ -254,8 +252,8 @@ def _plans(forward: Tables, backward: Tables, precision: Precision, shared_bytes
     ]
 
 
-def _walk(program: Tensor, weights: Tensor, device: torch.device) -> Walk:
-    return Walk(program, program.to(device), weights.to(device))
+def _walk(program: Tensor, packed: Tensor, device: torch.device) -> Walk:
+    return Walk(program, packed.to(device))
 
 
 def _steps(own: Tables, precision: Precision, shared_bytes: int, device: torch.device) -> Iterator[Step]:
@@ -268,9 +266,9 @@ def _steps(own: Tables, precision: Precision, shared_bytes: int, device: torch.d
             block[3] = count
             units = torch.cat([units, own.units[projection : projection + 1]])
         alone = replace(own, blocks=block[None], units=units)
-        (program, weights), _ = _plans(alone, alone, precision, shared_bytes)
+        (program, packed), _ = _plans(alone, alone, precision, shared_bytes)
         end = begin + ops.cuda_bits_bytes(program)
-        yield Step(_walk(program, weights, device), slice(begin, end))
+        yield Step(_walk(program, packed, device), slice(begin, end))
         begin = end
 
 
@@ -313,16 +311,14 @@ def _launched(
     The order is made where the routing is: on the host it takes microseconds, on a GPU it waits for nothing.
     """
     (mantissas, exponents), device = grads, grads[0].device
-    order, starts = to_device(torch.stack([_longest_first(routing), starts]), device)
+    schedule = to_device(torch.stack([_longest_first(routing), starts]), device)
     return ops.cuda_backward_running(
         mantissas.contiguous(),
         exponents.contiguous(),
-        starts,
         to_device(routing, device).contiguous(),
-        order,
+        schedule,
         walk.program,
-        walk.device_program,
-        walk.weights,
+        walk.packed,
         relu_bits,
         gradients,
     )

@@ -1,4 +1,7 @@
-"""The cuda engine's native ops as typed functions, each beside its fake."""
+"""The cuda engine's native ops as typed functions, each beside its fake.
+
+On CPU tensors the walks run the kernels' twin, which is slow and finds races between threads.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +32,18 @@ def cuda_pack(
     parts: int,
     shared_bytes: int,
 ) -> tuple[Tensor, Tensor]:
-    """What the whole-path kernels need of a network for the walk back or forward: its program and packed weights.
+    """Pack a network for the whole-path kernels of one direction.
 
     Args:
-        blocks, units, weights, scales: as `cpu_pack` has them, on the CPU; offsets of bits are not used.
-        backward: for the walk back, or forward.
-        parts: bf16 terms a number: 1, or 2 for float32 precision (the forward takes 2).
-        shared_bytes: of shared memory that a thread block may ask for.
+        blocks, units, weights, scales: as `pathnet.engines.cpu.ops.cpu_pack` describes them, on the CPU; the kernels
+            have offsets of the ReLU bits of their own.
+        backward: whether to pack for the backward pass along paths, or for forward passes.
+        parts: bf16 terms a number: 1, or 2 for float32 precision (forward passes take 2).
+        shared_bytes: shared memory that a thread block may have.
 
     Returns:
-        int32 numbers that only the kernels read, and uint8 weights.
+        The program, int32 numbers that only the kernels read, which stays on the CPU; and for the device uint8
+        [bytes], a copy of the program and the weights behind it.
 
     Raises:
         RuntimeError: the kernels have no form for a block (the message names it), or the tables contradict one
@@ -56,13 +61,14 @@ def _fake_cuda_pack(
 
 
 class CudaForm(NamedTuple):
-    """How a whole-path kernel makes do with the shared memory of a thread block.
+    """A whole-path kernel's use of the shared memory of a thread block.
 
     Attributes:
-        samples: of a thread block, which share every copy of the weights.
-        windows: through which a convolution sees an image, at most; 0 where images are resident in shared memory.
-        slices: in which the weights of sixteen channels are copied, at most.
-        shared_bytes: of a thread block.
+        samples: samples of a thread block, which share every copy of the weights.
+        windows: largest number of windows through which a convolution sees an image; 0 where images are resident in
+            shared memory.
+        slices: largest number of slices in which the weights of sixteen channels are copied.
+        shared_bytes: shared memory of a thread block.
     """
 
     samples: int
@@ -77,23 +83,23 @@ def cuda_form(program: Tensor) -> CudaForm:
 
 
 def cuda_bits_bytes(program: Tensor) -> int:
-    """Bytes of a sample's row of ReLU bits.
+    """Return the bytes of a sample's row of ReLU bits.
 
     Args:
-        program: of the walk back.
+        program: of the backward pass.
 
     Raises:
-        RuntimeError: it is none.
+        RuntimeError: it is another program, or none.
     """
     return int(torch.ops.pathnet.cuda_bits_bytes(program))
 
 
 def cuda_unpack_bits(relu_bits: Tensor, program: Tensor, block: int, unit: int) -> Tensor:
-    """The ReLU bits of one unit, uint8 [B, C, H, W] of zeros and ones; C is a multiple of 16.
+    """Return the ReLU bits of one unit, uint8 [B, C, H, W] of zeros and ones; C is a multiple of 16.
 
     Args:
         relu_bits: uint8 [B, bytes], as `cuda_forward_running` records them, on the CPU.
-        program: of the walk back.
+        program: of the backward pass.
         block, unit: counted from 0.
 
     Raises:
@@ -109,29 +115,28 @@ def _fake_cuda_unpack_bits(relu_bits: Tensor, program: Tensor, block: int, unit:
 def cuda_backward_running(
     grad: Tensor,
     exponent: Tensor,
-    starts: Tensor,
     routing: Tensor,
-    order: Tensor,
+    schedule: Tensor,
     program: Tensor,
-    device_program: Tensor,
-    weights: Tensor,
+    packed: Tensor,
     relu_bits: Tensor,
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`cpu_backward_running` by the whole-path kernel; on CPU tensors by the same kernel's twin, which is slow.
+    """Compute ``g <- a J_skip^T g + c J_residual^T g`` from the last block to the first, per routing and sample.
 
     Args:
-        grad: float32 [G, B, C_n, H_n, W_n], gradients that walks may start from; their values are
+        grad: float32 [G, B, C_n, H_n, W_n], gradients that paths may start from; their values are
             ``grad * 2**exponent``.
         exponent: int32 [G, B]
-        starts: int32 [P], the gradient (0 to G - 1) that each path starts from.
         routing: float32 [P, n, 2]
-        order: int32 [P], the order in which the paths are taken; a path that is left out is not walked.
-        program: int32, of `cuda_pack`, on the CPU; ``device_program`` its copy where the other tensors are.
-        weights: uint8, of `cuda_pack`.
+        schedule: int32 [2, P]: the order in which the kernel takes the paths, where a path that is left out is not
+            walked; and the gradient (0 to G - 1) that each path starts from.
+        program: int32, of `cuda_pack` for the backward pass, on the CPU.
+        packed: uint8, of the same call, where the other tensors are. The twin compares its copy of the program; a
+            GPU does not, since it would have to be waited for.
         relu_bits: uint8 [B, bytes], as `cuda_forward_running` records them; of some blocks alone, a slice of those
             columns.
-        gradients: whether the gradients are wanted beside their norms.
+        gradients: whether to return the gradients beside their norms.
 
     Returns:
         The samples' norms, float64 [P, B]; the gradients, float32 [P, B, C_0, H_0, W_0], and their exponents,
@@ -141,7 +146,7 @@ def cuda_backward_running(
         RuntimeError: an argument has another type, shape or device; the twin found a race.
     """
     norms, grad_input, exponent_input = torch.ops.pathnet.cuda_backward_running(
-        grad, exponent, starts, routing, order, program, device_program, weights, relu_bits, gradients
+        grad, exponent, routing, schedule, program, packed, relu_bits, gradients
     )
     return norms, grad_input, exponent_input
 
@@ -149,43 +154,35 @@ def cuda_backward_running(
 def _fake_cuda_backward_running(
     grad: Tensor,
     exponent: Tensor,
-    starts: Tensor,
     routing: Tensor,
-    order: Tensor,
+    schedule: Tensor,
     program: Tensor,
-    device_program: Tensor,
-    weights: Tensor,
+    packed: Tensor,
     relu_bits: Tensor,
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     paths, batch = routing.shape[0], grad.shape[1]
-    given = paths if gradients else 0
+    rows = paths if gradients else 0
     return (
         grad.new_empty((paths, batch), dtype=torch.float64),
-        grad.new_empty((given, batch, *new_sizes(3))),
-        exponent.new_empty((given, batch)),
+        grad.new_empty((rows, batch, *new_sizes(3))),
+        exponent.new_empty((rows, batch)),
     )
 
 
 def cuda_forward_running(
-    y0: Tensor,
-    routing: Tensor,
-    order: Tensor,
-    program: Tensor,
-    device_program: Tensor,
-    weights: Tensor,
-    affine: Tensor,
-    record: bool,
+    y0: Tensor, routing: Tensor, order: Tensor, program: Tensor, packed: Tensor, affine: Tensor, record: bool
 ) -> tuple[Tensor, Tensor]:
-    """``y <- a s(y) + c f(y)`` from the first block to the last, for every routing and sample.
+    """Compute ``y <- a s(y) + c f(y)`` from the first block to the last, per routing and sample.
 
     Args:
         y0: float32 [B, C_0, H_0, W_0]
-        routing: float32 [P, n, 2]; one where bits are recorded.
-        order, program, device_program, weights: as for `cuda_backward_running`, of the walk forward.
+        routing: float32 [P, n, 2]; one for a record.
+        order: int32 [P], the order in which the kernel takes the routings.
+        program, packed: as for `cuda_backward_running`, of `cuda_pack` for forward passes.
         affine: float32: of each block's two units, BN's factors and then its shifts; then what is added behind the
             block's last convolution and behind its projection; channels filled up with zeros to 16.
-        record: whether the ReLU bits are wanted.
+        record: whether to return the ReLU bits.
 
     Returns:
         float32 [P, B, C_n, H_n, W_n], and the ReLU bits, uint8 [B, bytes], or none of them ([0, bytes]).
@@ -193,21 +190,12 @@ def cuda_forward_running(
     Raises:
         RuntimeError: an argument has another type, shape or device; the twin found a race.
     """
-    output, relu_bits = torch.ops.pathnet.cuda_forward_running(
-        y0, routing, order, program, device_program, weights, affine, record
-    )
+    output, relu_bits = torch.ops.pathnet.cuda_forward_running(y0, routing, order, program, packed, affine, record)
     return output, relu_bits
 
 
 def _fake_cuda_forward_running(
-    y0: Tensor,
-    routing: Tensor,
-    order: Tensor,
-    program: Tensor,
-    device_program: Tensor,
-    weights: Tensor,
-    affine: Tensor,
-    record: bool,
+    y0: Tensor, routing: Tensor, order: Tensor, program: Tensor, packed: Tensor, affine: Tensor, record: bool
 ) -> tuple[Tensor, Tensor]:
     paths, batch = routing.shape[0], y0.shape[0]
     channels, height, width, bits = new_sizes(4)

@@ -311,15 +311,18 @@ def arguments(precision: Any = "float32", gradients: bool = True, routing: Tenso
     return {
         "grad": record.grad[None],
         "exponent": record.exponent[None],
-        "starts": torch.zeros(len(routing), dtype=torch.int32),
         "routing": routing,
-        "order": torch.arange(len(routing), dtype=torch.int32),
+        "schedule": scheduled(torch.arange(len(routing)), torch.zeros(len(routing))),
         "program": walk.program,
-        "device_program": walk.program,
-        "weights": walk.weights,
+        "packed": walk.packed,
         "relu_bits": record.blocks.relu_bits,
         "gradients": gradients,
     }
+
+
+def scheduled(order: Tensor, starts: Tensor) -> Tensor:
+    """int32 [2, P]: the order of the paths, and the gradient that each starts from."""
+    return torch.stack([order.int(), starts.int()])
 
 
 def sample(given: dict[str, Any], part: slice) -> dict[str, Any]:
@@ -338,8 +341,7 @@ def forward_arguments(record: bool) -> dict[str, Any]:
         "routing": routing,
         "order": torch.arange(len(routing), dtype=torch.int32),
         "program": walk.program,
-        "device_program": walk.program,
-        "weights": walk.weights,
+        "packed": walk.packed,
         "affine": network.affine,
         "record": record,
     }
@@ -367,11 +369,10 @@ def test_the_path_through_identity_skips_alone_changes_no_bit(precision: Any) ->
 def test_results_do_not_depend_on_order_grouping_or_neighbours(precision: Any) -> None:
     given = arguments(precision)
     whole = ops.cuda_backward_running(**given)
-    backwards = ops.cuda_backward_running(**{**given, "order": given["order"].flip(0)})
+    backwards = ops.cuda_backward_running(**{**given, "schedule": given["schedule"].flip(1)})
     assert all(map(torch.equal, whole, backwards))
     for path in range(3):
-        one = {**given, **{name: given[name][path : path + 1] for name in ("routing", "starts")}}
-        one["order"] = given["order"][:1]
+        one = {**given, "routing": given["routing"][path : path + 1], "schedule": scheduled(*torch.zeros(2, 1))}
         assert all(torch.equal(a[path], b[0]) for a, b in zip(whole, ops.cuda_backward_running(**one), strict=True))
     alone = {**given, **sample(given, slice(1, 2))}
     assert all(torch.equal(a[:, 1:2], b) for a, b in zip(whole, ops.cuda_backward_running(**alone), strict=True))
@@ -461,15 +462,18 @@ def test_other_places_and_the_whole_gradient() -> None:
             r"grad: expected shape \[\*, \*, 64, 2, 2\], got \[1, 3, 5, 2",
         ),
         ({"exponent": lambda e: e[:, :2].contiguous()}, r"exponent: expected shape \[1, 3\], got \[1, 2\]"),
-        ({"starts": lambda s: s[:2]}, r"starts: expected shape \[3\], got \[2\]"),
-        ({"starts": lambda s: s.long()}, "starts: expected Int, got Long"),
+        (
+            {"schedule": lambda s: s[:, :2].contiguous()},
+            r"schedule: expected shape \[2, 3\], got \[2, 2\]",
+        ),
+        ({"schedule": lambda s: s.long()}, "schedule: expected Int, got Long"),
         ({"routing": lambda r: r[:, :2].contiguous()}, r"routing: expected shape \[\*, 6, 2\]"),
-        ({"order": lambda o: o[:1]}, r"order: expected shape \[3\]"),
+        ({"schedule": lambda s: s[:1]}, r"schedule: expected shape \[2, 3\]"),
         ({"program": lambda p: p + 1}, "program: expected what cuda_pack made"),
         ({"program": lambda p: p[:-1]}, "program: expected what cuda_pack made"),
-        ({"device_program": lambda p: p[:-1]}, "device_program: expected shape"),
-        ({"device_program": lambda p: p + 1}, "device_program: expected a copy of program"),
-        ({"weights": lambda w: w[:-16]}, "weights: expected shape"),
+        ({"packed": lambda p: p[:-1]}, "packed: expected shape"),
+        ({"packed": lambda p: p + 1}, "packed: expected a copy of program"),
+        ({"packed": lambda p: p[:-16]}, "packed: expected shape"),
         ({"relu_bits": lambda b: b[:, :-1].contiguous()}, "relu_bits: expected shape"),
         (
             {"relu_bits": lambda b: b.t().contiguous().t()},
@@ -491,7 +495,7 @@ def shifted(tensor: Tensor, offset: int) -> Tensor:
     return memory[offset:].view(tensor.shape)
 
 
-@pytest.mark.parametrize(("name", "bytes_read"), [("weights", 16), ("relu_bits", 4)])
+@pytest.mark.parametrize(("name", "bytes_read"), [("packed", 16), ("relu_bits", 4)])
 def test_slices_begin_where_the_kernels_can_read_them(name: str, bytes_read: int) -> None:
     given = arguments("bfloat16")
     whole = ops.cuda_backward_running(**given)
@@ -515,9 +519,10 @@ def test_bits_may_be_columns_of_longer_rows() -> None:
 def test_each_path_starts_from_its_gradient(precision: Any) -> None:
     given = arguments(precision)
     grad, exponent = torch.randn(4, *given["grad"].shape[1:]), torch.randint(-9, 9, (4, 3), dtype=torch.int32)
-    starts = torch.tensor([2, 0, 2], dtype=torch.int32)
+    starts = torch.tensor([2, 0, 2])
+    schedule = scheduled(torch.arange(3), starts)
     given["routing"][2] = torch.tensor([1.0, 0.0])
-    several = ops.cuda_backward_running(**{**given, "grad": grad, "exponent": exponent, "starts": starts})
+    several = ops.cuda_backward_running(**{**given, "grad": grad, "exponent": exponent, "schedule": schedule})
     for path, start in enumerate(starts.tolist()):
         alone = {**given, "grad": grad[start : start + 1], "exponent": exponent[start : start + 1]}
         expected = ops.cuda_backward_running(**alone)
@@ -527,7 +532,8 @@ def test_each_path_starts_from_its_gradient(precision: Any) -> None:
 def test_a_start_that_is_none_is_not_walked() -> None:
     given = arguments(gradients=False)
     for wrong in (-1, 1, 1 << 30):
-        ops.cuda_backward_running(**{**given, "starts": torch.full_like(given["starts"], wrong)})
+        starts = torch.full_like(given["schedule"][1], wrong)
+        ops.cuda_backward_running(**{**given, "schedule": scheduled(given["schedule"][0], starts)})
 
 
 @pytest.mark.parametrize("seed", [0, 3])
@@ -539,7 +545,7 @@ def test_sums_by_length_launch_once_a_block_and_copy_no_bits(seed: int, monkeypa
     memory = record.blocks.relu_bits.untyped_storage().data_ptr()
 
     def watched(*given: Any) -> Any:
-        launched.append((len(given[3]), given[8].untyped_storage().data_ptr() == memory))
+        launched.append((len(given[2]), given[6].untyped_storage().data_ptr() == memory))
         return launch(*given)
 
     monkeypatch.setattr(ops, "cuda_backward_running", watched)
@@ -561,7 +567,7 @@ def test_what_a_walk_needs_of_the_host_is_sent_in_two_copies(sums: bool, monkeyp
         return values.to(to)
 
     def launched(*given: Any) -> tuple[Tensor, ...]:
-        assert {tensor.device.type for tensor in given[:5]} == {"meta"}
+        assert {tensor.device.type for tensor in given[:4]} == {"meta"}
         return given[0], given[0], given[1]
 
     monkeypatch.setattr(cuda, "to_device", noted)
@@ -578,14 +584,14 @@ def test_what_a_walk_needs_of_the_host_is_sent_in_two_copies(sums: bool, monkeyp
 def test_slices_of_float32_begin_anywhere() -> None:
     given, forward = arguments(), forward_arguments(record=False)
     whole, outputs = ops.cuda_backward_running(**given), ops.cuda_forward_running(**forward)
-    for name in ("grad", "exponent", "starts", "routing", "order", "device_program"):
+    for name in ("grad", "exponent", "routing", "schedule"):
         sliced = {**given, name: shifted(given[name], 1)}
         assert all(map(torch.equal, whole, ops.cuda_backward_running(**sliced)))
-    for name in ("y0", "routing", "order", "affine", "device_program"):
+    for name in ("y0", "routing", "order", "affine"):
         sliced = {**forward, name: shifted(forward[name], 1)}
         assert all(map(torch.equal, outputs, ops.cuda_forward_running(**sliced)))
-    with pytest.raises(RuntimeError, match="weights: expected data aligned to 16 bytes, got it 8 bytes off"):
-        ops.cuda_forward_running(**{**forward, "weights": shifted(forward["weights"], 8)})
+    with pytest.raises(RuntimeError, match="packed: expected data aligned to 16 bytes, got it 8 bytes off"):
+        ops.cuda_forward_running(**{**forward, "packed": shifted(forward["packed"], 8)})
 
 
 def test_a_program_serves_its_own_direction_only() -> None:

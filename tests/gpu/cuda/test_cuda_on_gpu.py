@@ -92,7 +92,7 @@ def test_the_twin_tells_what_the_gpu_does(precision: Any, device: torch.device) 
     routing = random_routings(net.n, 1).float()
 
     def on_host(walk: Walk) -> Walk:
-        return Walk(walk.program, walk.program, walk.weights.cpu())
+        return Walk(walk.program, walk.packed.cpu())
 
     own = record.blocks.network
     host = replace(own, backward=on_host(own.backward), forward=on_host(own.forward), affine=own.affine.cpu())
@@ -171,37 +171,28 @@ def test_tensors_on_several_devices_are_refused(device: torch.device) -> None:
     record = recorded(case.net(), *case.images(), device, "float32")._record
     assert isinstance(record.blocks, CudaRecord)
     walk, routing = record.blocks.network.backward, torch.randn(1, 6, 2)
-    start = torch.zeros(1, dtype=torch.int32, device=device)
-    gradients = record.grad[None], record.exponent[None], start
-    network = walk.program, walk.device_program, walk.weights, record.blocks.relu_bits
+    schedule = torch.zeros(2, 1, dtype=torch.int32, device=device)
+    gradients = record.grad[None], record.exponent[None]
+    network = walk.program, walk.packed, record.blocks.relu_bits
     with pytest.raises(RuntimeError, match="expected all tensors but program on one device"):
-        ops.cuda_backward_running(*gradients, routing, start, *network, True)
+        ops.cuda_backward_running(*gradients, routing, schedule, *network, True)
 
 
 def test_opcheck(device: torch.device) -> None:
     case = Case("net", 14, width=16, side=8)
     record = recorded(case.net(), *case.images(), device, "bfloat16")._record
     assert isinstance(record.blocks, CudaRecord)
-    network, order = record.blocks.network, torch.zeros(1, dtype=torch.int32, device=device)
+    network, schedule = record.blocks.network, torch.zeros(2, 1, dtype=torch.int32, device=device)
     routing = torch.randn(1, 6, 2, device=device)
     back, forward = network.backward, network.forward
     torch.library.opcheck(
         torch.ops.pathnet.cuda_backward_running.default,
-        (
-            record.grad[None],
-            record.exponent[None],
-            order,
-            routing,
-            order,
-            back.program,
-            back.device_program,
-            back.weights,
-        )
+        (record.grad[None], record.exponent[None], routing, schedule, back.program, back.packed)
         + (record.blocks.relu_bits, True),
         test_utils=("test_schema", "test_faketensor"),
     )
     torch.library.opcheck(
         torch.ops.pathnet.cuda_forward_running.default,
-        (record.y0, routing, order, forward.program, forward.device_program, forward.weights, network.affine, True),
+        (record.y0, routing, schedule[0], forward.program, forward.packed, network.affine, True),
         test_utils=("test_schema", "test_faketensor"),
     )
