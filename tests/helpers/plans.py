@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pathnet.engines.cpu import ops
-from pathnet.engines.forms import Tables
+from pathnet.engines.tables import Tables
 
 IDENTITY, PROJECTION, PAD, ACTIVATED, ACTIVATED_PAD = range(5)
 BEFORE_RELU, BEHIND_RELU = (IDENTITY, PROJECTION, PAD), (PROJECTION, ACTIVATED, ACTIVATED_PAD)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pathnet.engines.forms import Tables
+from pathnet.engines.tables import Tables
 from pathnet.native import LOADED, interruptible, new_sizes
 from pathnet.recording import BatchNormMode
 
@@ -29,14 +29,9 @@ def cpu_pack(tables: Tables, backward: bool, bn: BatchNormMode, bf16: bool) -> T
     and compares the checksum of the tables. The weights, megabytes of them, are summed up here and not again.
 
     Args:
-        tables: on the CPU. Its ``blocks`` are int64 [n, 10]: first unit, number of units, skip (0 identity,
-            1 projection, 2 padding; 3 identity and 4 padding behind the first unit's ReLU), unit of the projection or
-            -1, channels, height and width of the input, and of the output. Its ``units`` are int64 [U, 12]: channels,
-            height and width of the input, and of the output; kernel, stride, padding; offsets of the weights, of the
-            scales (elements) and of the ReLU bits (bytes in a row). A convolution whose scales are -1 has no batch
-            normalisation before it, and one whose bits are -1 no ReLU; a projection has neither. In BN mode ``batch``
-            blocks may be closed: their first unit has no scales, and a row of kernel 0 follows that of the last unit,
-            and that of the projection, for the batch normalisation that ends the branch.
+        tables: on the CPU. A projection has neither scales nor ReLU bits. In BN mode ``batch`` blocks may be closed:
+            their first unit has no scales, and a row of kernel 0 follows that of the last unit, and that of the
+            projection, for the batch normalisation that ends the branch.
         backward: whether the plan is for the backward pass along paths and the sums by length, or for forward passes.
         bn: the BN mode of the walk. The backward pass of mode ``running`` has the scales multiplied into the weights,
             that of mode ``batch`` takes those of the record.

@@ -35,8 +35,8 @@ def cuda_pack(
     """Pack a network for the whole-path kernels of one direction.
 
     Args:
-        blocks, units, weights, scales: as `pathnet.engines.cpu.ops.cpu_pack` describes them, on the CPU; the kernels
-            have offsets of the ReLU bits of their own.
+        blocks, units, weights, scales: those of `pathnet.engines.tables.Tables`, on the CPU; the kernels have offsets
+            of the ReLU bits of their own.
         backward: whether to pack for the backward pass along paths, or for forward passes.
         parts: bf16 terms a number: 1, or 2 for float32 precision (forward passes take 2).
         shared_bytes: shared memory that a thread block may have.
