@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pathnet import native
 from pathnet.engines import cuda, self_check
-from pathnet.engines.cuda import CudaEngine, CudaPrepared, CudaWalk, refusal
+from pathnet.engines.cuda import CudaEngine, CudaPrepared, CudaWalk, ops, refusal
 from pathnet.engines.engine import Job
 from pathnet.engines.tables import UnitColumn
 from pathnet.models import PreactBlock, ResidualNet, preact_resnet, preact_resnet_imagenet, resnet
@@ -211,7 +211,7 @@ def test_the_check_runs_the_forms_of_the_networks_programs(
     def noted(engine: CudaEngine, trial: Any, *job: Any) -> None:
         for copied, images in ((net, shape), (trial.net, trial.y0.shape[1:])):
             network = CudaEngine().prepare(job_of(copied, images, precision))
-            forms.append([native.cuda_form(program.host) for program in (network.backward, network.forward)])
+            forms.append([ops.cuda_form(program.host) for program in (network.backward, network.forward)])
 
     monkeypatch.setattr(self_check, "_check", noted)
     monkeypatch.setattr(CudaEngine, "shared_bytes", lambda self, device: kilobytes << 10)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import pathnet
 from pathnet import native, scaling
-from pathnet.engines.cpu import CpuWalk
+from pathnet.engines.cpu import CpuWalk, ops
 from pathnet.models import ResidualNet, resnet
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
@@ -276,7 +276,7 @@ def test_the_judges_see_a_small_error(monkeypatch: pytest.MonkeyPatch) -> None:
     tape = recorded(net, images, labels, "running", "float32")
     routing = random_paths(net.n, 0)
     check_batches(*check(tape, routing, "float32"), "float32")
-    right = native.routed_backward
+    right = ops.cpu_backward_running
 
     def wrong(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         norms, grad, exponent = right(*arguments)
@@ -284,7 +284,7 @@ def test_the_judges_see_a_small_error(monkeypatch: pytest.MonkeyPatch) -> None:
         norms[3:4] *= 1 + error
         return norms, grad, exponent
 
-    monkeypatch.setattr(native, "routed_backward", wrong)
+    monkeypatch.setattr(ops, "cpu_backward_running", wrong)
     error = 2 * FLOAT32_BATCH_NORM
     norms, expected = check(tape, routing, "float32")
     with pytest.raises(AssertionError):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import pathnet
 from pathnet import engines, native, scaling
 from pathnet.engines import cuda
-from pathnet.engines.cuda import CudaEngine, CudaWalk
+from pathnet.engines.cuda import CudaEngine, CudaWalk, ops
 from pathnet.engines.engine import Job
 from pathnet.engines.forms import unsupported_form
 from pathnet.engines.reference import ReferenceEngine
@@ -265,7 +265,7 @@ def test_every_number_of_windows(
     images, labels = torch.randn(batch, 3, height, width), torch.arange(batch)
     exact, routing = in_float64(net, "running"), random_routings(4, height)
     expected = exact(images.double()).detach()
-    forms: list[set[native.CudaForm]] = [set(), set()]
+    forms: list[set[ops.CudaForm]] = [set(), set()]
     for shared_bytes in range(14 << 10, 160 << 10, 3 << 10):
         monkeypatch.setattr(Twin, "twin_shared_bytes", shared_bytes)
         job = job_of(net, (16, height, width), precision)
@@ -275,7 +275,7 @@ def test_every_number_of_windows(
         programs = network.backward, network.forward
         new = False
         for seen, program in zip(forms, programs, strict=True):
-            form = native.cuda_form(program.host)._replace(shared_bytes=0)
+            form = ops.cuda_form(program.host)._replace(shared_bytes=0)
             new |= form not in seen
             seen.add(form)
         if not new:
@@ -310,7 +310,7 @@ def small_tape(precision: Any = "float32") -> pathnet.Tape:
 
 
 def arguments(precision: Any = "float32", gradients: bool = True, routing: Tensor | None = None) -> dict[str, Any]:
-    """Those of `native.cuda_routed_backward`, by name."""
+    """Those of `ops.cuda_backward_running`, by name."""
     tape = small_tape(precision)
     record = tape._record
     assert isinstance(record.walk, CudaWalk)
@@ -319,15 +319,18 @@ def arguments(precision: Any = "float32", gradients: bool = True, routing: Tenso
     return {
         "grad": record.start.mantissa[None],
         "exponent": record.start.exponent[None],
-        "starts": torch.zeros(len(routing), dtype=torch.int32),
         "routing": routing,
-        "order": torch.arange(len(routing), dtype=torch.int32),
+        "schedule": scheduled(torch.arange(len(routing)), torch.zeros(len(routing))),
         "program": program.host,
-        "device_program": program.host,
-        "weights": program.weights,
+        "packed": program.device,
         "relu_bits": record.walk.relu_bits,
         "gradients": gradients,
     }
+
+
+def scheduled(order: Tensor, starts: Tensor) -> Tensor:
+    """int32 [2, P]: the order of the paths, and the gradient that each starts from."""
+    return torch.stack([order.int(), starts.int()])
 
 
 def sample(given: dict[str, Any], part: slice) -> dict[str, Any]:
@@ -346,8 +349,7 @@ def forward_arguments(record: bool) -> dict[str, Any]:
         "routing": routing,
         "order": torch.arange(len(routing), dtype=torch.int32),
         "program": program.host,
-        "device_program": program.host,
-        "weights": program.weights,
+        "packed": program.device,
         "affine": network.affine,
         "record": record,
     }
@@ -375,16 +377,15 @@ def test_the_path_through_identity_skips_alone_changes_no_bit(precision: Any) ->
 @pytest.mark.parametrize("precision", TOLERANCES)
 def test_results_do_not_depend_on_order_grouping_or_neighbours(precision: Any) -> None:
     given = arguments(precision)
-    whole = native.cuda_routed_backward(**given)
-    backwards = native.cuda_routed_backward(**{**given, "order": given["order"].flip(0)})
+    whole = ops.cuda_backward_running(**given)
+    backwards = ops.cuda_backward_running(**{**given, "schedule": given["schedule"].flip(1)})
     assert all(map(torch.equal, whole, backwards))
     for path in range(3):
-        one = {**given, **{name: given[name][path : path + 1] for name in ("routing", "starts")}}
-        one["order"] = given["order"][:1]
-        assert all(torch.equal(a[path], b[0]) for a, b in zip(whole, native.cuda_routed_backward(**one), strict=True))
+        one = {**given, "routing": given["routing"][path : path + 1], "schedule": scheduled(*torch.zeros(2, 1))}
+        assert all(torch.equal(a[path], b[0]) for a, b in zip(whole, ops.cuda_backward_running(**one), strict=True))
     alone = {**given, **sample(given, slice(1, 2))}
-    assert all(torch.equal(a[:, 1:2], b) for a, b in zip(whole, native.cuda_routed_backward(**alone), strict=True))
-    norms_alone = native.cuda_routed_backward(**{**given, "gradients": False})
+    assert all(torch.equal(a[:, 1:2], b) for a, b in zip(whole, ops.cuda_backward_running(**alone), strict=True))
+    norms_alone = ops.cuda_backward_running(**{**given, "gradients": False})
     assert torch.equal(norms_alone[0], whole[0]) and norms_alone[1].shape[0] == norms_alone[2].shape[0] == 0
 
 
@@ -413,41 +414,41 @@ def test_small_values_keep_their_relative_precision(precision: Any) -> None:
 
 def test_scaled_coefficients_zero_gradients_and_others_that_are_not_finite() -> None:
     given = arguments(routing=torch.randn(2, 6, 2))
-    norms, grad, exponent = native.cuda_routed_backward(**given)
+    norms, grad, exponent = ops.cuda_backward_running(**given)
     scaled = {**given, "grad": given["grad"] * 2.0**-100, "exponent": given["exponent"] - 400}
-    other = native.cuda_routed_backward(**scaled)
+    other = ops.cuda_backward_running(**scaled)
     torch.testing.assert_close(other[0] * 2.0**500, norms, rtol=1e-5, atol=0)
     largest = grad.abs().flatten(2).amax(2)
     assert ((largest >= 0.25) & (largest < 1)).all()
-    zeros = native.cuda_routed_backward(**{**given, "grad": torch.zeros_like(given["grad"])})
+    zeros = ops.cuda_backward_running(**{**given, "grad": torch.zeros_like(given["grad"])})
     assert not zeros[0].any() and not zeros[1].any()
     spoiled = given["grad"].clone()
     spoiled[0, 1, 0, 0, 0] = torch.nan
-    broken = native.cuda_routed_backward(**{**given, "grad": spoiled})
+    broken = ops.cuda_backward_running(**{**given, "grad": spoiled})
     assert broken[0][:, 1].isnan().all() and torch.equal(broken[0][:, [0, 2]], norms[:, [0, 2]])
 
 
 def test_no_paths_and_no_samples() -> None:
     given = arguments(routing=torch.empty(0, 6, 2))
-    assert native.cuda_routed_backward(**given)[0].shape == (0, 3)
+    assert ops.cuda_backward_running(**given)[0].shape == (0, 3)
     none = {**arguments(), **sample(given, slice(0))}
-    assert native.cuda_routed_backward(**none)[0].shape == (3, 0)
+    assert ops.cuda_backward_running(**none)[0].shape == (3, 0)
     forward = forward_arguments(record=False)
-    assert native.cuda_routed_forward(**{**forward, "y0": forward["y0"][:0]})[0].shape[:2] == (2, 0)
+    assert ops.cuda_forward_running(**{**forward, "y0": forward["y0"][:0]})[0].shape[:2] == (2, 0)
 
 
 def test_opcheck() -> None:
-    ops = torch.ops.pathnet
     net = SMALL.net()
     own = tables(net, "running", (16, 6, 6))
     plan = (own.blocks, own.units, own.weights, own.scales, True, 1, GPUS["227 KB"])
-    torch.library.opcheck(ops.cuda_plan.default, plan)
+    torch.library.opcheck(torch.ops.pathnet.cuda_pack.default, plan)
     for given in (arguments(), arguments("bfloat16", gradients=False)):
-        torch.library.opcheck(ops.cuda_routed_backward.default, tuple(given.values()))
+        torch.library.opcheck(torch.ops.pathnet.cuda_backward_running.default, tuple(given.values()))
     for record in (True, False):
-        torch.library.opcheck(ops.cuda_routed_forward.default, tuple(forward_arguments(record).values()))
+        op = torch.ops.pathnet.cuda_forward_running.default
+        torch.library.opcheck(op, tuple(forward_arguments(record).values()))
     given = arguments()
-    torch.library.opcheck(ops.cuda_unpack_bits.default, (given["relu_bits"], given["program"], 1, 0))
+    torch.library.opcheck(torch.ops.pathnet.cuda_unpack_bits.default, (given["relu_bits"], given["program"], 1, 0))
 
 
 def test_other_places_and_the_whole_gradient() -> None:
@@ -468,15 +469,18 @@ def test_other_places_and_the_whole_gradient() -> None:
             r"grad: expected shape \[\*, \*, 64, 2, 2\], got \[1, 3, 5, 2",
         ),
         ({"exponent": lambda e: e[:, :2].contiguous()}, r"exponent: expected shape \[1, 3\], got \[1, 2\]"),
-        ({"starts": lambda s: s[:2]}, r"starts: expected shape \[3\], got \[2\]"),
-        ({"starts": lambda s: s.long()}, "starts: expected Int, got Long"),
+        (
+            {"schedule": lambda s: s[:, :2].contiguous()},
+            r"schedule: expected shape \[2, 3\], got \[2, 2\]",
+        ),
+        ({"schedule": lambda s: s.long()}, "schedule: expected Int, got Long"),
         ({"routing": lambda r: r[:, :2].contiguous()}, r"routing: expected shape \[\*, 6, 2\]"),
-        ({"order": lambda o: o[:1]}, r"order: expected shape \[3\]"),
-        ({"program": lambda p: p + 1}, "program: expected what cuda_plan made"),
-        ({"program": lambda p: p[:-1]}, "program: expected what cuda_plan made"),
-        ({"device_program": lambda p: p[:-1]}, "device_program: expected shape"),
-        ({"device_program": lambda p: p + 1}, "device_program: expected a copy of program"),
-        ({"weights": lambda w: w[:-16]}, "weights: expected shape"),
+        ({"schedule": lambda s: s[:1]}, r"schedule: expected shape \[2, 3\]"),
+        ({"program": lambda p: p + 1}, "program: expected what cuda_pack made"),
+        ({"program": lambda p: p[:-1]}, "program: expected what cuda_pack made"),
+        ({"packed": lambda p: p[:-1]}, "packed: expected shape"),
+        ({"packed": lambda p: p + 1}, "packed: expected a copy of program"),
+        ({"packed": lambda p: p[:-16]}, "packed: expected shape"),
         ({"relu_bits": lambda b: b[:, :-1].contiguous()}, "relu_bits: expected shape"),
         (
             {"relu_bits": lambda b: b.t().contiguous().t()},
@@ -488,7 +492,7 @@ def test_other_places_and_the_whole_gradient() -> None:
 def test_malformed_arguments_are_refused(changes: dict[str, Any], message: str) -> None:
     given = arguments()
     with pytest.raises(RuntimeError, match=message):
-        native.cuda_routed_backward(**{**given, **{name: change(given[name]) for name, change in changes.items()}})
+        ops.cuda_backward_running(**{**given, **{name: change(given[name]) for name, change in changes.items()}})
 
 
 def shifted(tensor: Tensor, offset: int) -> Tensor:
@@ -498,58 +502,60 @@ def shifted(tensor: Tensor, offset: int) -> Tensor:
     return memory[offset:].view(tensor.shape)
 
 
-@pytest.mark.parametrize(("name", "bytes_read"), [("weights", 16), ("relu_bits", 4)])
+@pytest.mark.parametrize(("name", "bytes_read"), [("packed", 16), ("relu_bits", 4)])
 def test_slices_begin_where_the_kernels_can_read_them(name: str, bytes_read: int) -> None:
     given = arguments("bfloat16")
-    whole = native.cuda_routed_backward(**given)
+    whole = ops.cuda_backward_running(**given)
     sliced = {**given, name: shifted(given[name], bytes_read)}
-    assert all(map(torch.equal, whole, native.cuda_routed_backward(**sliced)))
+    assert all(map(torch.equal, whole, ops.cuda_backward_running(**sliced)))
     for offset in (1, 2, bytes_read // 2):
         message = f"{name}: expected data aligned to {bytes_read} bytes, got it {offset} bytes off"
         with pytest.raises(RuntimeError, match=message):
-            native.cuda_routed_backward(**{**given, name: shifted(given[name], offset)})
+            ops.cuda_backward_running(**{**given, name: shifted(given[name], offset)})
 
 
 def test_bits_may_be_columns_of_longer_rows() -> None:
     given = arguments("bfloat16")
     longer = F.pad(given["relu_bits"], (64, 4), value=255)
     columns = {**given, "relu_bits": longer[:, 64:-4]}
-    whole = native.cuda_routed_backward(**given)
-    assert all(map(torch.equal, whole, native.cuda_routed_backward(**columns)))
+    whole = ops.cuda_backward_running(**given)
+    assert all(map(torch.equal, whole, ops.cuda_backward_running(**columns)))
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
 def test_each_path_starts_from_its_gradient(precision: Any) -> None:
     given = arguments(precision)
     grad, exponent = torch.randn(4, *given["grad"].shape[1:]), torch.randint(-9, 9, (4, 3), dtype=torch.int32)
-    starts = torch.tensor([2, 0, 2], dtype=torch.int32)
+    starts = torch.tensor([2, 0, 2])
+    schedule = scheduled(torch.arange(3), starts)
     given["routing"][2] = torch.tensor([1.0, 0.0])
-    several = native.cuda_routed_backward(**{**given, "grad": grad, "exponent": exponent, "starts": starts})
+    several = ops.cuda_backward_running(**{**given, "grad": grad, "exponent": exponent, "schedule": schedule})
     for path, start in enumerate(starts.tolist()):
         alone = {**given, "grad": grad[start : start + 1], "exponent": exponent[start : start + 1]}
-        expected = native.cuda_routed_backward(**alone)
+        expected = ops.cuda_backward_running(**alone)
         assert all(torch.equal(a[path], b[path]) for a, b in zip(several, expected, strict=True))
 
 
 def test_a_start_that_is_none_is_not_walked() -> None:
     given = arguments(gradients=False)
     for wrong in (-1, 1, 1 << 30):
-        native.cuda_routed_backward(**{**given, "starts": torch.full_like(given["starts"], wrong)})
+        starts = torch.full_like(given["schedule"][1], wrong)
+        ops.cuda_backward_running(**{**given, "schedule": scheduled(given["schedule"][0], starts)})
 
 
 @pytest.mark.parametrize("seed", [0, 3])
 def test_sums_by_length_launch_once_a_block_and_copy_no_bits(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     net, images, labels = random_basic_net(seed, smallest=6, post=seed == 3)
     tape = pathnet.record(net, images, labels, engine="twin")
-    record, launched, launch = tape._record, [], native.cuda_routed_backward
+    record, launched, launch = tape._record, [], ops.cuda_backward_running
     assert isinstance(record.walk, CudaWalk)
     memory = record.walk.relu_bits.untyped_storage().data_ptr()
 
     def watched(*given: Any) -> Any:
-        launched.append((len(given[3]), given[8].untyped_storage().data_ptr() == memory))
+        launched.append((len(given[2]), given[6].untyped_storage().data_ptr() == memory))
         return launch(*given)
 
-    monkeypatch.setattr(native, "cuda_routed_backward", watched)
+    monkeypatch.setattr(ops, "cuda_backward_running", watched)
     record.walk.sums_by_length(record.start, torch.ones(net.n, 2))
     assert launched == [(2 * k, True) for k in range(1, net.n + 1)]
 
@@ -568,11 +574,11 @@ def test_what_a_walk_needs_of_the_host_is_sent_in_two_copies(sums: bool, monkeyp
         return values.to(to)
 
     def launched(*given: Any) -> tuple[Tensor, ...]:
-        assert {tensor.device.type for tensor in given[:5]} == {"meta"}
+        assert {tensor.device.type for tensor in given[:4]} == {"meta"}
         return given[0], given[0], given[1]
 
     monkeypatch.setattr(cuda, "to_device", noted)
-    monkeypatch.setattr(native, "cuda_routed_backward", launched)
+    monkeypatch.setattr(ops, "cuda_backward_running", launched)
     grad, exponent = torch.empty(12, 3, 64, 2, 2, device=device), torch.empty(12, 3, device=device).int()
     walk = CudaWalk(network, recorded.relu_bits.to(device))
     if sums:
@@ -584,25 +590,25 @@ def test_what_a_walk_needs_of_the_host_is_sent_in_two_copies(sums: bool, monkeyp
 
 def test_slices_of_float32_begin_anywhere() -> None:
     given, forward = arguments(), forward_arguments(record=False)
-    whole, outputs = native.cuda_routed_backward(**given), native.cuda_routed_forward(**forward)
-    for name in ("grad", "exponent", "starts", "routing", "order", "device_program"):
+    whole, outputs = ops.cuda_backward_running(**given), ops.cuda_forward_running(**forward)
+    for name in ("grad", "exponent", "routing", "schedule"):
         sliced = {**given, name: shifted(given[name], 1)}
-        assert all(map(torch.equal, whole, native.cuda_routed_backward(**sliced)))
-    for name in ("y0", "routing", "order", "affine", "device_program"):
+        assert all(map(torch.equal, whole, ops.cuda_backward_running(**sliced)))
+    for name in ("y0", "routing", "order", "affine"):
         sliced = {**forward, name: shifted(forward[name], 1)}
-        assert all(map(torch.equal, outputs, native.cuda_routed_forward(**sliced)))
-    with pytest.raises(RuntimeError, match="weights: expected data aligned to 16 bytes, got it 8 bytes off"):
-        native.cuda_routed_forward(**{**forward, "weights": shifted(forward["weights"], 8)})
+        assert all(map(torch.equal, outputs, ops.cuda_forward_running(**sliced)))
+    with pytest.raises(RuntimeError, match="packed: expected data aligned to 16 bytes, got it 8 bytes off"):
+        ops.cuda_forward_running(**{**forward, "packed": shifted(forward["packed"], 8)})
 
 
 def test_a_program_serves_its_own_direction_only() -> None:
     given, forward = arguments(), forward_arguments(record=False)
     with pytest.raises(RuntimeError, match="program: expected one for the walk back, got the other"):
-        native.cuda_routed_backward(**{**given, "program": forward["program"]})
+        ops.cuda_backward_running(**{**given, "program": forward["program"]})
     with pytest.raises(RuntimeError, match="program: expected one for the walk forward, got the other"):
-        native.cuda_routed_forward(**{**forward, "program": given["program"]})
+        ops.cuda_forward_running(**{**forward, "program": given["program"]})
     with pytest.raises(RuntimeError, match="routing: expected one to record, got 2"):
-        native.cuda_routed_forward(**{**forward, "record": True})
+        ops.cuda_forward_running(**{**forward, "record": True})
 
 
 # What the kernels serve
@@ -647,29 +653,29 @@ def test_more_shared_memory_than_any_gpu_has_is_refused() -> None:
     """It would hold more strips than divisions by multiplication count."""
     own = tables(pathnet.models.preact_resnet(8), "running", (16, 8, 8))
     given = own.blocks, own.units, own.weights, own.scales, True, 1
-    native.cuda_plan(*given, 1 << 18)
+    ops.cuda_pack(*given, 1 << 18)
     with pytest.raises(RuntimeError, match="shared_bytes: expected 1 to 262144, got 262145"):
-        native.cuda_plan(*given, (1 << 18) + 1)
+        ops.cuda_pack(*given, (1 << 18) + 1)
 
 
 def test_the_walk_forward_takes_two_terms_a_number() -> None:
     own = tables(pathnet.models.preact_resnet(8), "running", (16, 8, 8))
     with pytest.raises(RuntimeError, match="parts: expected 2 for the walk forward, got 1"):
-        native.cuda_plan(own.blocks, own.units, own.weights, own.scales, False, 1, GPUS["227 KB"])
+        ops.cuda_pack(own.blocks, own.units, own.weights, own.scales, False, 1, GPUS["227 KB"])
 
 
 def test_units_without_relu_but_the_networks_first_are_the_cpu_engines_alone() -> None:
     own = tables(pathnet.models.preact_resnet(8), "running", (16, 8, 8))
     given = own.weights, own.scales, True, 1, GPUS["227 KB"]
-    native.cuda_plan(own.blocks, own.units, *given)
+    ops.cuda_pack(own.blocks, own.units, *given)
     for unit, block in ((1, 1), (2, 2)):
         units = own.units.clone()
         units[unit, UnitColumn.BITS] = -1
         with pytest.raises(RuntimeError, match=f"block {block} has a convolution without BN and ReLU"):
-            native.cuda_plan(own.blocks, units, *given)
+            ops.cuda_pack(own.blocks, units, *given)
 
 
-def described(form: native.CudaForm) -> str:
+def described(form: ops.CudaForm) -> str:
     samples = f"{form.samples} sample{'s' if form.samples > 1 else ''}"
     weights = {1: "", 3: ", weights by columns", 9: ", weights by taps"}[form.slices]
     return f"{samples} {'in windows' if form.windows else 'resident'}{weights}"
@@ -685,7 +691,7 @@ def test_the_papers_networks_fit_every_gpu_as_the_readme_says(
     for precision in TOLERANCES:
         network = CudaEngine().prepare(job_of(net, (16, 32, 32), precision))
         programs = network.backward, network.forward
-        forms[precision], forward = (native.cuda_form(program.host) for program in programs)
+        forms[precision], forward = (ops.cuda_form(program.host) for program in programs)
         assert max(forms[precision].shared_bytes, forward.shared_bytes) <= GPUS[gpu]
     cells = gpu, described(forms["bfloat16"]), described(forms["float32"]), described(forward)
     assert f"| {' | '.join(cells)} |" in README

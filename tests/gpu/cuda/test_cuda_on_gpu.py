@@ -17,8 +17,8 @@ from helpers.tolerances import FORWARD
 from torch import Tensor
 
 import pathnet
-from pathnet import native, scaling
-from pathnet.engines.cuda import CudaEngine, CudaWalk, Program
+from pathnet import scaling
+from pathnet.engines.cuda import CudaEngine, CudaWalk, Program, ops
 from pathnet.engines.engine import Job
 from pathnet.engines.self_check import disagreement
 from pathnet.scaling import ScaledGradient
@@ -94,7 +94,7 @@ def test_the_twin_tells_what_the_gpu_does(precision: Any, device: torch.device) 
     routing = random_routings(net.n, 1).float()
 
     def on_host(program: Program) -> Program:
-        return Program(program.host, program.host, program.weights.cpu())
+        return Program(program.host, program.device.cpu())
 
     own = record.walk.network
     host = replace(own, backward=on_host(own.backward), forward=on_host(own.forward), affine=own.affine.cpu())
@@ -172,37 +172,28 @@ def test_tensors_on_several_devices_are_refused(device: torch.device) -> None:
     record = recorded(case.net(), *case.images(), device, "float32")._record
     assert isinstance(record.walk, CudaWalk)
     program, routing = record.walk.network.backward, torch.randn(1, 6, 2)
-    start = torch.zeros(1, dtype=torch.int32, device=device)
-    gradients = record.start.mantissa[None], record.start.exponent[None], start
-    network = program.host, program.device, program.weights, record.walk.relu_bits
+    schedule = torch.zeros(2, 1, dtype=torch.int32, device=device)
+    gradients = record.start.mantissa[None], record.start.exponent[None]
+    network = program.host, program.device, record.walk.relu_bits
     with pytest.raises(RuntimeError, match="expected all tensors but program on one device"):
-        native.cuda_routed_backward(*gradients, routing, start, *network, True)
+        ops.cuda_backward_running(*gradients, routing, schedule, *network, True)
 
 
 def test_opcheck(device: torch.device) -> None:
     case = Case("net", 14, width=16, side=8)
     record = recorded(case.net(), *case.images(), device, "bfloat16")._record
     assert isinstance(record.walk, CudaWalk)
-    network, order = record.walk.network, torch.zeros(1, dtype=torch.int32, device=device)
+    network, schedule = record.walk.network, torch.zeros(2, 1, dtype=torch.int32, device=device)
     routing = torch.randn(1, 6, 2, device=device)
     back, forward = network.backward, network.forward
     torch.library.opcheck(
-        torch.ops.pathnet.cuda_routed_backward.default,
-        (
-            record.start.mantissa[None],
-            record.start.exponent[None],
-            order,
-            routing,
-            order,
-            back.host,
-            back.device,
-            back.weights,
-        )
+        torch.ops.pathnet.cuda_backward_running.default,
+        (record.start.mantissa[None], record.start.exponent[None], routing, schedule, back.host, back.device)
         + (record.walk.relu_bits, True),
         test_utils=("test_schema", "test_faketensor"),
     )
     torch.library.opcheck(
-        torch.ops.pathnet.cuda_routed_forward.default,
-        (record.y0, routing, order, forward.host, forward.device, forward.weights, network.affine, True),
+        torch.ops.pathnet.cuda_forward_running.default,
+        (record.y0, routing, schedule[0], forward.host, forward.device, network.affine, True),
         test_utils=("test_schema", "test_faketensor"),
     )
