@@ -78,12 +78,12 @@ def test_coefficients_of_1e_minus_60_beside_1e3_keep_their_digits(precision: Any
     exact = [Fraction(1)]
     for weight in weights:
         pairs = zip([*exact, Fraction(0)], [Fraction(0), *exact], strict=True)
-        exact = [own + Fraction(weight) * before for own, before in pairs]
+        exact = [same + Fraction(weight) * shorter for same, shorter in pairs]
     assert exact[54] < 1e-60 and max(exact) > 1e3
     net, images, target = scalars(weights)
     tape = pathnet.record(net, images, target, engine="reference", precision=precision, loss=total)
-    for own, other in zip(tape.gradient_by_length(), exact, strict=True):
-        assert own.flatten().tolist() == [pytest.approx(float(other), rel=most, abs=0)] * 3
+    for measured, other in zip(tape.gradient_by_length(), exact, strict=True):
+        assert measured.flatten().tolist() == [pytest.approx(float(other), rel=most, abs=0)] * 3
 
 
 @pytest.mark.parametrize(("engine", "bn"), JOBS)
@@ -117,10 +117,10 @@ def test_a_sample_without_a_gradient_has_no_say_in_the_others_scale(engine: str,
     def of_the_last(output: Tensor, target: Tensor) -> Tensor:
         return nn.functional.cross_entropy(output[-1:].double(), target[-1:])
 
-    found = [pathnet.record(net, images[i:], labels[i:], engine=engine, at=at, loss=of_the_last) for i in (0, 1)]
-    both, alone = (tape.gradient_by_length().flatten(1).norm(dim=1) for tape in found)
+    tapes = [pathnet.record(net, images[i:], labels[i:], engine=engine, at=at, loss=of_the_last) for i in (0, 1)]
+    both, alone = (tape.gradient_by_length().flatten(1).norm(dim=1) for tape in tapes)
     assert 0 < alone[54] < 1e-60
     torch.testing.assert_close(both, alone, rtol=FLOAT32_SAMPLE_NORM, atol=0)
     ends = torch.stack([torch.zeros(54), torch.ones(54)]).long()
-    both, alone = (tape.path_gradient_norms(ends) for tape in found)
+    both, alone = (tape.path_gradient_norms(ends) for tape in tapes)
     torch.testing.assert_close(both, alone, rtol=FLOAT32_SAMPLE_NORM, atol=0)

@@ -145,7 +145,7 @@ def test_a_loss_in_float64_may_leave_float32s_range(name: str, bn: Any, engine: 
     exact = pathnet.record(net, images, labels, bn=bn, engine="reference", precision="float64", loss=loss)
     tape = pathnet.record(net, images, labels, bn=bn, engine=engine, loss=loss)
     expected, actual = exact.path_gradients(b, scaled=True), tape.path_gradients(b, scaled=True)
-    norms, truth = (own[0].double().flatten(2).norm(dim=2) for own in (actual, expected))
+    norms, truth = (grads[0].double().flatten(2).norm(dim=2) for grads in (actual, expected))
     assert (truth > 0).all()
     powers = (actual[1] - expected[1]).flatten(1).double()
     torch.testing.assert_close((norms * 2**powers), truth, rtol=2e-2 if bn == "batch" else 1e-3, atol=0)

@@ -65,10 +65,10 @@ def test_a_form_that_comes_back_is_taken_again_where_shapes_need_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "small"), [((16, 32, 32), (16, 19, 25)), ((16, 28, 32), (16, 19, 25)), ((16, 5, 8), (16, 5, 7))]
+    ("whole", "small"), [((16, 32, 32), (16, 19, 25)), ((16, 28, 32), (16, 19, 25)), ((16, 5, 8), (16, 5, 7))]
 )
-def test_images_are_small(own: tuple[int, int, int], small: tuple[int, int, int]) -> None:
-    assert self_check._small_shape(self_check._distinct(preact_resnet(20)), own) == small
+def test_images_are_small(whole: tuple[int, int, int], small: tuple[int, int, int]) -> None:
+    assert self_check._small_shape(self_check._distinct(preact_resnet(20)), whole) == small
 
 
 @on_the_twin
@@ -106,7 +106,7 @@ def test_a_routing_that_nothing_comes_through_is_no_disagreement() -> None:
 def test_networks_of_the_same_forms_are_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded: list[int] = []
     right = CudaPrepared.record
-    monkeypatch.setattr(CudaPrepared, "record", lambda *given: recorded.append(1) or right(*given))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(CudaPrepared, "record", lambda *arguments: recorded.append(1) or right(*arguments))  # type: ignore[func-returns-value]
     for net, shape in (
         (preact_resnet(8, 4), (4, 8, 8)),
         (preact_resnet(8, 4), (4, 8, 8)),
@@ -122,8 +122,8 @@ def scaled(factor: float) -> Callable[..., Any]:
     """Gives results that are wrong by a factor."""
 
     def wrap(right: Callable[..., Any]) -> Callable[..., Any]:
-        def wrong(*given: Any) -> Any:
-            result = right(*given)
+        def wrong(*arguments: Any) -> Any:
+            result = right(*arguments)
             if isinstance(result, Tensor):
                 return result * factor
             if isinstance(result, ScaledGradient):
@@ -157,11 +157,11 @@ def test_what_is_wrong_in_blocks_of_the_networks_own_width_is_noticed(monkeypatc
     right = cuda.tables
 
     def wrong(net: ResidualNet, *job: Any) -> Any:
-        made = right(net, *job)
-        for channels, offset in made.units[:, [UnitColumn.CHANNELS, UnitColumn.WEIGHTS]].tolist():
+        network = right(net, *job)
+        for channels, offset in network.units[:, [UnitColumn.CHANNELS, UnitColumn.WEIGHTS]].tolist():
             if channels == 24:
-                made.weights[offset] += 1.0
-        return made
+                network.weights[offset] += 1.0
+        return network
 
     monkeypatch.setattr(cuda, "tables", wrong)
     assert check(preact_resnet(20), (16, 8, 8)) is None
@@ -171,7 +171,7 @@ def test_what_is_wrong_in_blocks_of_the_networks_own_width_is_noticed(monkeypatc
 
 @on_the_twin
 def test_an_engine_that_fails_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*given: object) -> Tensor:
+    def fails(*arguments: object) -> Tensor:
         raise RuntimeError("an illegal memory access was encountered\nand more")
 
     monkeypatch.setattr(CudaWalk, "norms", fails)

@@ -1,4 +1,4 @@
-"""The cuda engine on a GPU, against the reference in float64 on the same record, and against its own twin."""
+"""The cuda engine on a GPU, against the reference in float64 on the same record, and against its twin."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_auto_takes_the_engine(device: torch.device) -> None:
 @pytest.mark.parametrize("post", [False, True], ids=["pre", "post"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_walks_sums_and_forward_passes(seed: int, post: bool, precision: Any, device: torch.device) -> None:
-    """And the engine's check of itself."""
+    """Check walks, sums and forward passes, and the engine's check of itself."""
     net, images, labels = random_basic_net(seed, smallest=1 if precision == "float32" else 6, post=post)
     net, images, labels = net.to(device), images.to(device), labels.to(device)
     y0_shape = torch.as_tensor(net.stem(images)).shape[1:]
@@ -57,8 +57,8 @@ def test_walks_sums_and_forward_passes(seed: int, post: bool, precision: Any, de
     check_sums(tape, torch.ones(net.n, 2), precision)
     check_sums(tape, routing[3], precision)
     expected = reference_outputs(exact, images, routing)
-    for own, other in zip(recorder.routed_outputs(images, routing), expected, strict=True):
-        assert relative_error(own, other) < FORWARD
+    for output, other in zip(recorder.routed_outputs(images, routing), expected, strict=True):
+        assert relative_error(output, other) < FORWARD
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
@@ -96,8 +96,9 @@ def test_the_twin_tells_what_the_gpu_does(precision: Any, device: torch.device) 
     def on_host(program: Program) -> Program:
         return Program(program.host, program.device.cpu())
 
-    own = record.walk.network
-    host = replace(own, backward=on_host(own.backward), forward=on_host(own.forward), affine=own.affine.cpu())
+    network = record.walk.network
+    programs = {"backward": on_host(network.backward), "forward": on_host(network.forward)}
+    host = replace(network, **programs, affine=network.affine.cpu())
     twin = CudaWalk(host, record.walk.relu_bits.cpu())
     on_gpu = record.walk.norms(record.start, routing.to(device))
     on_cpu = twin.norms(ScaledGradient(*(tensor.cpu() for tensor in record.start)), routing)
