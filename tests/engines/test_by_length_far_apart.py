@@ -38,8 +38,10 @@ def deep(request: pytest.FixtureRequest) -> tuple[pathnet.Tape, Tensor, Residual
 
 @pytest.mark.parametrize("x", [-1.0, 0.5, 1.0, 2.0])
 def test_54_blocks_polynomial_is_the_routing_one_x(deep: tuple[pathnet.Tape, Tensor, ResidualNet], x: float) -> None:
-    """In float32 to 1e-5 of the sum of the terms' norms, which at x = -1 cancel; where all have one sign that is
-    within a small factor of the gradient's own norm."""
+    """Compare in float32, to 1e-5 of the sum of the terms' norms.
+
+    At x = -1 the terms cancel; where all have one sign, that sum is within a small factor of the gradient's norm.
+    """
     tape, sums, _ = deep
     powers = torch.tensor(x, dtype=torch.float64) ** torch.arange(55)
     terms = powers[:, None, None, None, None] * sums
@@ -47,14 +49,14 @@ def test_54_blocks_polynomial_is_the_routing_one_x(deep: tuple[pathnet.Tape, Ten
     expected = tape.routed_gradients(routing)[0]
     size = terms.flatten(1).norm(dim=1).sum()
     assert (terms.sum(0) - expected).norm() < 1e-5 * size
-    # A term left out, or the next one taken for it, is seen.
+    # A term left out, or replaced by the next one, is noticed.
     largest = int(terms.flatten(1).norm(dim=1).argmax())
     assert (terms.sum(0) - terms[largest] - expected).norm() > 1e-3 * size
     assert x == 1.0 or (powers.roll(1)[:, None, None, None, None] * sums).sum(0).sub(expected).norm() > 1e-3 * size
 
 
 def test_the_order_of_the_blocks_is_seen(deep: tuple[pathnet.Tape, Tensor, ResidualNet]) -> None:
-    """The same blocks in another order, within a stage, are another polynomial."""
+    """Reorder the blocks within a stage: they are another polynomial."""
     tape, sums, net = deep
     swapped = [*list(net.blocks)[:1], *reversed(list(net.blocks)[1:18]), *list(net.blocks)[18:]]
     case = Case("deep", 110, width=4, side=8, batch=2)

@@ -1,4 +1,4 @@
-"""An engine's check of itself: on which blocks and images, what it notices, that it needs less than the network."""
+"""An engine's check of itself: its blocks and images, the errors it notices, its resources."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_networks_own_weights_do_not_count(precision: Precision) -> None:
 
 @on_the_twin
 def test_a_routing_that_nothing_comes_through_is_no_disagreement() -> None:
-    """In a network of one channel and a few pixels a whole block may lie below zero."""
+    """Use one channel and a few pixels, where a whole block's sum may lie below zero."""
     blocks = [PreactBlock(1, (3, 3), (2, 1), 1, "pad"), PreactBlock(1, (3, 3), (3, 3), 2, "projection")]
     net = ResidualNet(torch.nn.Identity(), blocks, torch.nn.Identity())
     trial = self_check._trial(self_check._distinct(net), "running", (1, 1, 5))
@@ -119,7 +119,7 @@ def test_networks_of_the_same_forms_are_checked_once(monkeypatch: pytest.MonkeyP
 
 
 def scaled(factor: float) -> Callable[..., Any]:
-    """Gives results that are wrong by a factor."""
+    """Return a wrapper that multiplies results by a factor."""
 
     def wrap(right: Callable[..., Any]) -> Callable[..., Any]:
         def wrong(*arguments: Any) -> Any:
@@ -153,7 +153,7 @@ def test_each_part_that_is_wrong_is_noticed(kind: type, part: str, monkeypatch: 
 
 @on_the_twin
 def test_what_is_wrong_in_blocks_of_the_networks_own_width_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a width that a fixed network for the check would hardly have."""
+    """Use a width that a fixed network for the check would hardly have."""
     right = cuda.tables
 
     def wrong(net: ResidualNet, *job: Any) -> Any:
@@ -185,7 +185,7 @@ def test_an_engine_that_fails_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_check_needs_no_more_shared_memory_than_the_network(
     kilobytes: int, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever a GPU has: the networks that fit pass their check."""
+    """Networks that fit a GPU's shared memory pass their check there."""
     monkeypatch.setattr(CudaEngine, "twin_shared_bytes", kilobytes << 10)
     fitting = 0
     for width, side in ((4, 4), (4, 8), (4, 16), (8, 6), (8, 12), (16, 6), (16, 16)):
@@ -202,7 +202,7 @@ def test_the_check_needs_no_more_shared_memory_than_the_network(
 def test_the_check_runs_the_forms_of_the_networks_programs(
     kilobytes: int, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With resident images or windows, weights whole or in slices: as every GPU runs the paper's networks."""
+    """Compare the forms for every GPU: resident images or windows, whole or sliced weights."""
     monkeypatch.setattr(CudaEngine, "twin_shared_bytes", kilobytes << 10)
     monkeypatch.setattr(CudaEngine, "unavailable", lambda self: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
@@ -221,7 +221,7 @@ def test_the_check_runs_the_forms_of_the_networks_programs(
 
 
 def test_what_is_to_be_got_ready_is_the_work_itself() -> None:
-    """It is done twice, of which the first time counts for nothing."""
+    """The work runs twice, and the first run is not judged."""
     done: list[str] = []
 
     class Engine(CudaEngine):

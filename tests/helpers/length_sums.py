@@ -86,7 +86,7 @@ def assert_close(actual: Tensor, expected: Tensor, most: float) -> None:
 
 
 def ten_blocks() -> tuple[ResidualNet, Tensor, Tensor]:
-    """With projections, pads and strides among them; images; labels."""
+    """Return ten blocks with projections, pads and strides; images; labels."""
     torch.manual_seed(3)
     kinds = [preact_resnet(8, 3, num_classes=5, in_channels=3, shortcut=kind) for kind in ("projection", "pad")]
     wide = preact_resnet(14, 6, num_classes=5)

@@ -86,8 +86,8 @@ def test_the_recording_forward_is_float32_accurate(bn: str) -> None:
 @pytest.mark.parametrize("precision", TOLERANCES)
 @pytest.mark.parametrize("bn", MODES)
 def test_the_110_layer_network(bn: str, precision: str) -> None:
-    """In bfloat16 with samples enough for roundings to average; the direction of a gradient that all 108 convolutions
-    have rounded is not judged."""
+    """Judge norms alone in bfloat16, with enough samples for roundings to average: all 108 convolutions round a
+    gradient, whose direction is then not judged."""
     case = Case("resnet-110", 110, width=16, side=32, batch=2 if precision == "float32" else 16)
     net, (images, labels) = case.net(), case.images()
     tape = recorded(net, images, labels, bn, precision)

@@ -87,7 +87,7 @@ def test_the_110_layer_network(precision: Any, device: torch.device) -> None:
 
 @pytest.mark.parametrize("precision", TOLERANCES)
 def test_the_twin_tells_what_the_gpu_does(precision: Any, device: torch.device) -> None:
-    """The same tensors through both: they differ by the order in which tensor cores add, and no more."""
+    """Run the same tensors through both: they differ by the order in which tensor cores add, and no more."""
     net, images, labels = random_basic_net(3, smallest=6)
     record = recorded(net, images, labels, device, precision)._record
     assert isinstance(record.walk, CudaWalk)
@@ -138,7 +138,7 @@ def test_work_on_another_stream(device: torch.device) -> None:
 
 
 def test_what_is_wrong_with_a_batch_is_told_when_the_tape_is_asked(device: torch.device) -> None:
-    """Not when it is recorded, which would wait for the GPU; and never is there a result."""
+    """Recording must not raise, since it would wait for the GPU; a measurement must, instead of a result."""
     case = Case("small", 14, width=16, side=8)
     net, (images, labels) = case.net().to(device), (tensor.to(device) for tensor in case.images())
     recorder, codes = pathnet.Recorder(net, engine="cuda"), pathnet.paths.sample(6, 3, 4)
