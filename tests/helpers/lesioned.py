@@ -1,4 +1,4 @@
-"""Lesioned networks in plain PyTorch, without pathnet.lesion; data on which lesions show."""
+"""Lesioned networks written without pathnet.lesion, and data on which lesions show."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathnet.models import ResidualNet, VggLayer
 
 
 def rebuilt(net: ResidualNet, order: Sequence[int], deleted: Collection[int], images: Tensor) -> Tensor:
-    """Return the outputs of the network without the deleted blocks, of which only the change of shape is left."""
+    """Return the outputs with blocks deleted; a deleted block keeps only the operation that changes the shape."""
     y = net.stem(images)
     for i in order:
         block = net.blocks[i]
@@ -44,9 +44,9 @@ def with_modules_times(net: ResidualNet, factor: float) -> ResidualNet:
 
 @torch.no_grad()
 def labelled_by(net: ResidualNet, images: Data) -> Data:
-    """Return the images labelled with the intact network's answers: a lesion's errors are the answers it changes.
+    """Label the test images by the intact network, so that a lesion's errors are the answers that it changes.
 
-    The network's outputs are first centred and scaled: a random network gives every image the same answer.
+    The network's outputs are centred and scaled first, because a random network gives every image the same answer.
     """
     batch, _ = next(images.test_batches(len(images.test)))
     outputs = net(batch)
