@@ -326,7 +326,7 @@ def _pass(network: TritonNetwork, batch: int, capacity: int, exits: frozenset[Ex
 
 
 def unsupported_side(net: ResidualNet) -> str | None:
-    """Why the kernels have no form for a network that has tables, or None."""
+    """Return why the kernels cannot run a network that has tables, or None."""
     for index, block in enumerate(net):
         form = block.form()
         reason = None if form is None else unsupported_block(form)
