@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathnet import lesion as lesion
     from pathnet import models as models
     from pathnet import nn as nn
+    from pathnet import paper as paper
     from pathnet import paths as paths
     from pathnet import signed as signed
     from pathnet import training as training
@@ -30,11 +31,11 @@ if TYPE_CHECKING:
     from pathnet.adaptation import adapt as adapt
     from pathnet.effective_depth import EffectiveDepth as EffectiveDepth
     from pathnet.gradients import LengthSums as LengthSums
+    from pathnet.recorder import Recorder as Recorder
+    from pathnet.recorder import record as record
     from pathnet.routing import routed as routed
     from pathnet.routing import routed_gradient as routed_gradient
-    from pathnet.tape import Recorder as Recorder
     from pathnet.tape import Tape as Tape
-    from pathnet.tape import record as record
 else:
 
     def __getattr__(name: str) -> object:
@@ -63,6 +64,7 @@ __all__ = [
     "lesion",
     "models",
     "nn",
+    "paper",
     "paths",
     "record",
     "routed",
@@ -75,10 +77,10 @@ HOMES = {
     "AdaptedNet": "adaptation",
     "EffectiveDepth": "effective_depth",
     "LengthSums": "gradients",
-    "Recorder": "tape",
+    "Recorder": "recorder",
     "Tape": "tape",
     "adapt": "adaptation",
-    "record": "tape",
+    "record": "recorder",
     "routed": "routing",
     "routed_gradient": "routing",
 }

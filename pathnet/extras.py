@@ -1,14 +1,14 @@
-"""Packages of the extra `paper`, without which the core works: torch, numpy and safetensors suffice for that."""
+"""Packages of the extra `paper`; the core needs torch, numpy and safetensors alone."""
 
 from __future__ import annotations
 
-from importlib import import_module
+from importlib.util import find_spec
 
 __all__ = ["require"]
 
 
 def require(package: str, purpose: str) -> None:
-    """Check that a package of the extra `paper` can be imported.
+    """Check that a package of the extra `paper` is installed, without importing it.
 
     Args:
         package: the name that it is imported by.
@@ -17,10 +17,6 @@ def require(package: str, purpose: str) -> None:
     Raises:
         ModuleNotFoundError: the package is not installed; the message, one line, names the extra.
     """
-    try:
-        import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name != package:
-            raise
+    if find_spec(package) is None:
         message = f"{purpose}, which is not installed: pip install 'pathnet[paper]'"
-        raise ModuleNotFoundError(message, name=package) from None
+        raise ModuleNotFoundError(message, name=package)

@@ -21,8 +21,8 @@ from pathnet.full_precision import full_precision
 from pathnet.intervals import wilson
 from pathnet.lesion.networks import BATCH, Lesion, Scaled, check_lesions, lesioned_as, recalibrated, reorder
 from pathnet.models.residual_net import Block, ResidualNet, check_net
+from pathnet.recorder import Recorder
 from pathnet.recording import BatchNormMode, BatchNormPolicy, snapshot
-from pathnet.tape import Recorder
 
 __all__ = ["Errors", "Take", "errors", "factored", "in_type", "spread"]
 

@@ -1,4 +1,4 @@
-"""How far a training is, and how a checkpoint stores that."""
+"""The position of a training: steps taken, epochs tested; and how a checkpoint stores it."""
 
 from __future__ import annotations
 

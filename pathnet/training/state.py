@@ -87,7 +87,7 @@ class TrainingState:
 
     @property
     def untested(self) -> bool:
-        """Whether an epoch has ended and its test is still to come."""
+        """True between the last step of an epoch and its test."""
         ended, further = divmod(self.step, self.steps_an_epoch)
         history = self.position.history
         return further == 0 and ended > (history[-1].epoch + 1 if history else 0)

@@ -7,41 +7,38 @@ import math
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from helpers.command_line import pathnet_
 
-from pathnet import cli
 from pathnet.effective_depth import Depth, read
 from pathnet.figures import figure_depth
 
 
 def test_the_command_measures_goes_on_and_draws(tmp_path: Path) -> None:
     out, file = tmp_path / "net.safetensors", tmp_path / "depth.csv"
-    arguments = [
+    arguments: list[object] = [
         "train",
         "--data",
         "synthetic",
         "--depth",
-        "8",
+        8,
         "--width",
-        "2",
+        2,
         "--epochs",
-        "1",
+        1,
         "--batch-size",
-        "256",
+        256,
     ]
-    arguments += ["--out", str(out), "--effective-depth", str(file), "--device", "cpu", "--json"]
+    arguments += ["--out", out, "--effective-depth", file, "--device", "cpu", "--json"]
     for _ in range(2):
-        done = CliRunner().invoke(cli.app, arguments)
-        assert done.exit_code == 0, done.output
-        written = json.loads(done.stdout)["written"]
+        done = pathnet_(*arguments)
+        assert done.status == 0, done.err
+        written = json.loads(done.out)["written"]
         assert written == [str(out), *(str(file.with_suffix(f".{kind}")) for kind in ("csv", "png", "svg"))]
         assert [row.step for row in read(file)] == [0]
     out.unlink()
     out.with_name("net.checkpoint.safetensors").unlink()
-    done = CliRunner().invoke(cli.app, arguments)
-    assert (
-        done.exit_code == 1 and "effective_depth:" in done.output and "exists, and the training begins" in done.output
-    )
+    done = pathnet_(*arguments)
+    assert done.status == 1 and "effective_depth:" in done.err and "exists, and the training begins" in done.err
 
 
 def test_the_figure_leaves_out_what_was_not_finite(tmp_path: Path) -> None:
@@ -56,7 +53,7 @@ def test_the_figure_leaves_out_what_was_not_finite(tmp_path: Path) -> None:
 def test_the_command_names_its_own_argument(tmp_path: Path) -> None:
     (tmp_path / "depth.csv").mkdir()
     (tmp_path / "net.checkpoint.safetensors").touch()
-    arguments = ["train", "--data", "synthetic", "--depth", "8", "--width", "2", "--device", "cpu"]
-    arguments += ["--out", str(tmp_path / "net.safetensors"), "--effective-depth", str(tmp_path / "depth.csv")]
-    done = CliRunner().invoke(cli.app, arguments)
-    assert done.exit_code == 1 and "effective_depth: expected a file" in done.output
+    arguments: list[object] = ["train", "--data", "synthetic", "--depth", 8, "--width", 2, "--device", "cpu"]
+    arguments += ["--out", tmp_path / "net.safetensors", "--effective-depth", tmp_path / "depth.csv"]
+    done = pathnet_(*arguments)
+    assert done.status == 1 and "effective_depth: expected a file" in done.err

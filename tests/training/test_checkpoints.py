@@ -192,7 +192,7 @@ def test_a_checkpoint_is_of_one_training_at_a_time(checkpoint: Path) -> None:
 
 
 def test_the_training_that_is_refused_disturbs_no_other(tmp_path: Path) -> None:
-    """One of two simultaneous processes is refused in one line; the other ends with the weights of a lone training."""
+    """One of two simultaneous processes is refused; the other ends with the weights of a lone training."""
     file = tmp_path / "net.checkpoint.safetensors"
     script = f"""
 import sys, time

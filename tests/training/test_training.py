@@ -174,7 +174,7 @@ def test_bad_recipes_are_named(images: data.Data) -> None:
         train(fresh(), images, dataclasses.replace(SMALL, modules=4))
     with pytest.raises(ValueError, match="modules: expected 0 for a network with stochastic depth, got 2"):
         train(models.preact_resnet(8, 4, survival=0.5), images, dataclasses.replace(SMALL, modules=2))
-    with pytest.raises(ValueError, match=r"drawn: expected 3 values \(one a block\), got 2"):
+    with pytest.raises(ValueError, match=r"drawn: expected 3 values \(one per block\), got 2"):
         fresh()(torch.zeros(1, 3, 8, 8), [True, False])
     for survival in (0, 1.5, math.nan):
         with pytest.raises(

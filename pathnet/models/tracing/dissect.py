@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from pathnet.models.residual_net import FusedForm
 from pathnet.models.tracing.blocks import TracedBlock, is_pad
 from pathnet.models.tracing.connections import Connection, Term, connections
 from pathnet.models.tracing.cutting import GraphCutter
@@ -62,9 +63,9 @@ def dissect(traced: TracedGraph, example: Tensor, within: Collection[fx.Node] | 
         blocks.append(_block(cutter, name, start, connection))
         start = connection.end
     earlier_start = _input_of_first_normalisation(residual_connections[0], traced.attributes)
-    if earlier_start is not None and blocks[0].fused_form() is None:
+    if earlier_start is not None and not isinstance(blocks[0].form(), FusedForm):
         longer_block = _block(cutter, names[0], earlier_start, residual_connections[0])
-        if longer_block.fused_form() is not None:
+        if isinstance(longer_block.form(), FusedForm):
             shorter_stem = cutter.cut("the stem", cutter.start, [Term(earlier_start)])
             blocks[0], stem, y0 = longer_block, shorter_stem, earlier_start
     head = cutter.cut("the head", residual_connections[-1].end, [Term(output_node(traced.graph).args[0])])  # type: ignore[arg-type]
