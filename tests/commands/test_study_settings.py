@@ -12,7 +12,7 @@ from helpers.command_line import TINY, pathnet_
 from pathnet import lesion
 from pathnet.commands import experiments
 from pathnet.commands.app import app
-from pathnet.commands.studies import OnStudy
+from pathnet.commands.studies import StudySettings
 from pathnet.experiments.run import Plan
 from pathnet.paper import EXPERIMENTS
 from pathnet.study import PRESETS, Study
@@ -59,7 +59,7 @@ def test_flags_change_the_preset(
 ) -> None:
     seen: list[Study] = []
 
-    def noted(settings: OnStudy) -> None:
+    def noted(settings: StudySettings) -> None:
         seen.append(settings.study)
         raise ValueError("seen")
 
