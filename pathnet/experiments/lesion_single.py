@@ -161,7 +161,7 @@ def _claims_of_residual(deletions: SingleDeletions) -> list[Claim]:
             Claim(
                 "Deleting a downsampling block matters more.",
                 WHERE,
-                f"their mean cost is at least {DOWNSAMPLING_MATTERS:g} times that of the other blocks",
+                f"the mean cost of a downsampling block is at least {DOWNSAMPLING_MATTERS:g} times that of the others",
                 f"{100 * downsampling.mean():.2g} points against {100 * plain.mean():.2g}",
                 bool(downsampling.mean() >= DOWNSAMPLING_MATTERS * plain.mean() and downsampling.mean() > 0),
             )

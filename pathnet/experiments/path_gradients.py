@@ -247,7 +247,7 @@ def _claims_of_sampled(sampled: Summary) -> list[Claim]:
             "The gradient along a path falls about exponentially with its length.",
             WHERE,
             f"a falling line explains at least {EXPONENTIAL:.0%} of the variance of the mean norm's logarithm",
-            f"it explains {100 * sampled.straightness:.3g} %; each module multiplies the norm by {factor:.3g} "
+            f"the line explains {100 * sampled.straightness:.3g} %; each module multiplies the norm by {factor:.3g} "
             f"({bracketed(low, high, sampled.batches)})",
             bool(sampled.straightness >= EXPONENTIAL and factor < 1),
         ),

@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from helpers.runs import deletions, made_run, one_of_each
+from helpers.runs import deletions, one_of_each, write_run
 
 from pathnet import report, results
 from pathnet.experiments import claims
@@ -133,7 +133,7 @@ def test_names_are_shown_as_they_are(text: str) -> None:
 
 def test_a_folder_of_any_name_has_its_own_anchor(tmp_path: Path) -> None:
     name = 'a "b" <c>'
-    run = made_run(tmp_path / name, "lesion-single", {"residual": (3, ())}, deletions(0.1, [0.1] * 3))
+    run = write_run(tmp_path / name, "lesion-single", {"residual": (3, ())}, deletions(0.1, [0.1] * 3))
     page = Page(report.write([run], "title", tmp_path / "report.html").read_text())
     (heading,), (link,) = page.all("h2"), page.all("a")
     assert heading["id"] == f"lesion-single-{name}" and link["href"] == f"#{heading['id']}"
@@ -144,7 +144,7 @@ def test_a_page_is_written_whole_or_not_at_all(
 ) -> None:
     file = tmp_path / "report.html"
     file.write_text("the one before")
-    unfinished = made_run(tmp_path / "run", "lesion-many", {"residual": (3, ())}, [])
+    unfinished = write_run(tmp_path / "run", "lesion-many", {"residual": (3, ())}, [])
     with pytest.raises(ValueError, match="is not complete"):
         report.write([runs[0], unfinished], "title", file)
     assert file.read_text() == "the one before"

@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 import pytest
 from helpers.full_disk import largest_file
-from helpers.runs import made_run, one_of_each
+from helpers.runs import one_of_each, write_run
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -19,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 
 from pathnet.experiments import EXPERIMENTS, by_size, highway, lesion_single
-from pathnet.experiments.comparison import Found
+from pathnet.experiments.comparison import Comparison
 from pathnet.experiments.summary import Summary, summarise
 from pathnet.figures import draw, figure_6, gates, lesions, style, table_6
 from pathnet.results import Measurements, Run
@@ -47,12 +47,12 @@ def exponential(n: int = 54, rate: float = 0.3, batches: int = 10) -> Summary:
 
 def text_of(summary: Summary, folder: Path) -> str:
     """The words in the SVG, which matplotlib leaves in comments beside the glyphs."""
-    svg = figure_6(Found(summary.n, summary), "a data set, a network", folder / "figure")[1].read_text()
+    svg = figure_6(Comparison(summary.n, summary), "a data set, a network", folder / "figure")[1].read_text()
     return "\n".join(line.strip() for line in svg.splitlines() if "<!--" in line)
 
 
 def test_it_draws_a_png_and_an_svg(tmp_path: Path) -> None:
-    png, svg = figure_6(Found(54, exponential()), "a data set, a network", tmp_path / "figure.6")
+    png, svg = figure_6(Comparison(54, exponential()), "a data set, a network", tmp_path / "figure.6")
     assert (png.name, svg.name) == ("figure.6.png", "figure.6.svg")
     header = png.read_bytes()[:24]
     assert header.startswith(b"\x89PNG") and struct.unpack(">II", header[16:24]) == (2200, 740)
@@ -63,7 +63,7 @@ def test_it_says_what_it_shows(tmp_path: Path) -> None:
     summary = exponential()
     text = text_of(summary, tmp_path)
     assert "a data set, a network: 540 path gradients on 10 batches" in text
-    assert f"{summary.decay[0]:.3g} a module" in text and "5 to 95 % of the paths" in text
+    assert f"{summary.decay[0]:.3g} a module" in text and "5th to 95th percentile" in text
     assert f"lengths {summary.effective.first} to {summary.effective.last}" in text
     assert "lengths 20 to 34" in text and "(dark) hold 96 %" in text
     assert all(f"({letter}) " in text for letter in "abc")
@@ -99,7 +99,7 @@ def test_awkward_runs_are_drawn_and_tabled(norms: NDArray[np.float64], tmp_path:
 
 def test_the_global_state_of_matplotlib_is_left_alone(tmp_path: Path) -> None:
     before = matplotlib.get_backend(auto_select=False), matplotlib.rcParams.copy()
-    figure_6(Found(54, exponential()), "title", tmp_path / "figure")
+    figure_6(Comparison(54, exponential()), "title", tmp_path / "figure")
     assert (matplotlib.get_backend(auto_select=False), matplotlib.rcParams.copy()) == before
 
 
@@ -117,7 +117,7 @@ def test_the_table_has_a_row_a_length_and_fits_a_terminal() -> None:
 # Figures of every experiment
 
 WORDS = {
-    "unraveled": ["a residual network of three blocks, and its unraveled view", "half of the paths are left"],
+    "unraveled": ["a residual network of three blocks, and its unraveled view", "half of the paths remain"],
     "lesion-single": [
         "deleted block (vgg: layer)",
         "test error",
@@ -130,15 +130,15 @@ WORDS = {
         "valid paths",
         "no lesion",
         "chance",
-        ": 2 draws a size",
+        ": 2 draws per size",
         "no interval: 2 values",
     ],
-    "lesion-reorder": ["Kendall's tau with the order of training", "test error", "of 1 to 3 swaps"],
+    "lesion-reorder": ["Kendall's tau with the order of training", "test error", ": 4 draws per size, 1 to 3 swaps"],
     "path-gradients": ["path length (modules)", ": 30 path gradients on 5 batches", "0.3 a module"],
     "effective-training": ["2 of 4,", "scaled by k/n", "recalibrated", "3 networks each", "drawn, 2000 steps"],
     "remaining-paths": ["54 blocks", "1 deleted (equation 8)", "20 deleted (equation 8)", "drawn at random"],
     "lesion-stochastic-depth": ["stochastic depth", "deleted block", "(b) paths trained by stochastic depth"],
-    "highway": ["openness t (1: the module alone)", "module, t f", "(d) along paths with frozen gates"],
+    "highway": ["openness t (1: only the module)", "module, t f", "(d) along paths with frozen gates"],
 }
 
 
@@ -193,8 +193,8 @@ def test_a_figure_that_a_full_disk_does_not_take_leaves_the_one_of_before(tmp_pa
     with largest_file(size), pytest.raises(OSError) as failure:
         style.saved(figure, tmp_path / "figure")
     assert str(failure.value) == (
-        f"figure: {tmp_path / 'figure'}.{suffix} cannot be written (File too large); what it shows is on the disk, "
-        "and can be drawn again"
+        f"figure: {tmp_path / 'figure'}.{suffix} cannot be written (File too large); the measurements are on the "
+        "disk, and the figure can be drawn again"
     )
     assert sorted(tmp_path.iterdir()) == files
     position = ["png", "svg"].index(suffix)
@@ -203,9 +203,9 @@ def test_a_figure_that_a_full_disk_does_not_take_leaves_the_one_of_before(tmp_pa
 
 def test_a_run_of_no_known_experiment_or_without_measurements_is_not_drawn(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is of 'alchemy'; expected one of path-gradients, lesion-single"):
-        draw(made_run(tmp_path / "a", "alchemy", {}, []))
+        draw(write_run(tmp_path / "a", "alchemy", {}, []))
     with pytest.raises(ValueError, match="is not complete"):
-        draw(made_run(tmp_path / "b", "lesion-many", {"residual": (3, ())}, []))
+        draw(write_run(tmp_path / "b", "lesion-many", {"residual": (3, ())}, []))
 
 
 def luminance(colour: str) -> float:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from pathnet import results
 from pathnet.experiments.by_length import ExactSum, SignedDraw
-from pathnet.experiments.comparison import Found, found
+from pathnet.experiments.comparison import Comparison, compare
 from pathnet.experiments.findings import findings_of
 from pathnet.figures import draw, figure_sums, style, table_exact, table_signed
 from pathnet.figures.gradients import plot_signed
@@ -62,8 +62,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> results.Run:
 
 
 @pytest.fixture(scope="module")
-def result(run: results.Run) -> Found:
-    return found(run)
+def result(run: results.Run) -> Comparison:
+    return compare(run)
 
 
 def words(svg: Path) -> str:
@@ -87,7 +87,7 @@ def test_every_mixture_of_methods_is_drawn(parts: tuple[int, int, int], tmp_path
             assert ("effective paths" in text) == sampled
 
 
-def test_intervals_lie_within_what_was_measured(run: results.Run, result: Found) -> None:
+def test_intervals_lie_within_what_was_measured(run: results.Run, result: Comparison) -> None:
     assert result.exact is not None and result.exact.batches == 40
     rows = run.rows(ExactSum)
     for k in range(result.n + 1):
@@ -95,7 +95,7 @@ def test_intervals_lie_within_what_was_measured(run: results.Run, result: Found)
         assert min(norms) < means.low[k] < means.mean[k] < means.high[k] < max(norms)
 
 
-def test_what_is_not_to_be_trusted_is_marked(result: Found) -> None:
+def test_what_is_not_to_be_trusted_is_marked(result: Comparison) -> None:
     assert result.signed is not None
     trusted = result.signed.judgement.trusted[1:]
     assert trusted[[0, 2, 4, 6, 8, 10]].all() and not trusted[[3, 5, 7, 9, 11]].any()
@@ -109,7 +109,9 @@ def test_what_is_not_to_be_trusted_is_marked(result: Found) -> None:
     assert empty.get_label() == "not to be trusted" and len(line.get_xdata()) == N
 
 
-def test_the_panels_show_what_was_measured(result: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_panels_show_what_was_measured(
+    result: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import pathnet.figures.sums as sums
 
     kept = []
@@ -156,11 +158,11 @@ def test_awkward_runs_are_drawn_and_tabled(n: int, tmp_path: Path) -> None:
     run.add_rows([ExactSum(0, k, own, np.nan, np.nan, share[k], 0.4, 1.0, "cpu") for k, own in enumerate(norm)])
     run.add_rows([SignedDraw(0, 0, k, own**2, "cpu") for k, own in enumerate(norm)])
     draw(run)
-    for line in (*tabled(found(run)), *findings_of(found(run))):
+    for line in (*tabled(compare(run)), *findings_of(compare(run))):
         assert "nan" not in line
 
 
-def tabled(result: Found, width: int = 120) -> list[str]:
+def tabled(result: Comparison, width: int = 120) -> list[str]:
     assert result.exact is not None and result.signed is not None
     console = Console(width=width)
     with console.capture() as captured:
@@ -169,7 +171,7 @@ def tabled(result: Found, width: int = 120) -> list[str]:
     return captured.get().splitlines()
 
 
-def test_the_tables_have_a_row_a_length_and_fit_a_terminal(result: Found) -> None:
+def test_the_tables_have_a_row_a_length_and_fit_a_terminal(result: Comparison) -> None:
     exact, signed, cost = result.exact, result.signed, result.cost
     assert exact is not None and signed is not None and cost is not None and result.cancelling is not None
     lines = tabled(result, width=80)
