@@ -32,19 +32,21 @@ def test_a_row_is_what_the_tape_says_of_its_batch(whole: results.Run) -> None:
     assert [(row.batch, row.length) for row in rows] == [(b, k) for b in range(5) for k in range(BLOCKS + 1)]
     for batch in (0, 4):
         tape = pathnet.record(small_net(), *small_data().random_batch(4, 0, batch), engine="reference")
-        own = rows[10 * batch : 10 * batch + 10]
+        of_batch = rows[10 * batch : 10 * batch + 10]
         sums = tape.gradient_by_length().flatten(1)
         full = sums.sum(0)
         close = {"rel": 1e-6}
-        assert [row.norm for row in own] == pytest.approx(sums.norm(dim=1).tolist(), **close)
-        assert [row.full_norm for row in own] == pytest.approx([full.norm().item()] * 10, **close)
+        assert [row.norm for row in of_batch] == pytest.approx(sums.norm(dim=1).tolist(), **close)
+        assert [row.full_norm for row in of_batch] == pytest.approx([full.norm().item()] * 10, **close)
         cosines = torch.nn.functional.cosine_similarity
-        assert [row.next_cosine for row in own[:-1]] == pytest.approx(cosines(sums[:-1], sums[1:]).tolist(), abs=1e-6)
-        assert math.isnan(own[-1].next_cosine) and {row.engine for row in own} == {"reference"}
-        assert [row.full_cosine for row in own] == pytest.approx(cosines(sums, full[None]).tolist(), abs=1e-6)
-        assert [row.share for row in own] == pytest.approx((sums @ full / full.dot(full)).tolist(), abs=1e-6)
+        assert [row.next_cosine for row in of_batch[:-1]] == pytest.approx(
+            cosines(sums[:-1], sums[1:]).tolist(), abs=1e-6
+        )
+        assert math.isnan(of_batch[-1].next_cosine) and {row.engine for row in of_batch} == {"reference"}
+        assert [row.full_cosine for row in of_batch] == pytest.approx(cosines(sums, full[None]).tolist(), abs=1e-6)
+        assert [row.share for row in of_batch] == pytest.approx((sums @ full / full.dot(full)).tolist(), abs=1e-6)
         left = (full - sums.cumsum(0)).norm(dim=1) / full.norm()
-        assert [row.left for row in own] == pytest.approx(left.tolist(), abs=1e-6)
+        assert [row.left for row in of_batch] == pytest.approx(left.tolist(), abs=1e-6)
 
 
 def test_a_draw_has_its_own_signs_on_every_batch(whole: results.Run) -> None:
@@ -55,8 +57,8 @@ def test_a_draw_has_its_own_signs_on_every_batch(whole: results.Run) -> None:
         tape = pathnet.record(small_net(), *small_data().random_batch(4, 0, batch), engine="reference")
         signs = pathnet.paths.signs(BLOCKS, 1, 0, batch * MOST_DRAWS + draw)
         expected = gradients.squared_norms_by_length(tape._engine, tape._record, signs, "y0")[0]
-        own = [row.squared_norm for row in rows if (row.batch, row.draw) == (batch, draw)]
-        assert own == pytest.approx(expected.tolist(), rel=1e-9, abs=0)
+        estimates = [row.squared_norm for row in rows if (row.batch, row.draw) == (batch, draw)]
+        assert estimates == pytest.approx(expected.tolist(), rel=1e-9, abs=0)
     drawn = {
         tuple(pathnet.paths.signs(BLOCKS, 1, 0, b * MOST_DRAWS + j)[0].tolist()) for b in range(5) for j in range(2)
     }
@@ -69,8 +71,7 @@ def test_all_methods_share_a_folder_and_nothing_is_lost(whole: results.Run, tmp_
     assert as_text(whole.rows(SignedDraw)) == as_text(alone["signed"].rows(SignedDraw))
     np.testing.assert_array_equal(whole.measurements().norm, alone["sampled"].measurements().norm)
     assert all(run.identity == whole.identity for run in alone.values())
-    asked = {name: whole.facts[name] for name in ("batches", "exact_batches", "signed_batches", "signed_draws")}
-    assert asked == {"batches": 5, "exact_batches": 5, "signed_batches": 5, "signed_draws": 2}
+    assert whole.planned == {"batches": 5, "exact_batches": 5, "signed_batches": 5, "signed_draws": 2}
     assert "batches" not in alone["exact"].facts and "exact_batches" not in alone["sampled"].facts
     known = json.loads((whole.folder / "run.json").read_text())["results"]
     assert known == compare(whole).as_json() and {"exact", "signed", "cancelling", "cost", "decay"} < set(known)

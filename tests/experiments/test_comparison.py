@@ -126,9 +126,9 @@ def test_an_empty_run_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batches", [1, 2])
 def test_a_batch_without_a_gradient_has_no_say_in_what_is_explained(tmp_path: Path, batches: int) -> None:
-    """The first batch's loss is 0 whatever the weights are."""
+    """Give the first batch a loss of 0 whatever the weights are."""
     run = measure_small(dataclasses.replace(EXACT, batches=batches), tmp_path)
-    _alone(run, [_without_gradient(row) if row.batch == 0 else row for row in run.rows(ExactSum)])
+    _replace_sums(run, [_without_gradient(row) if row.batch == 0 else row for row in run.rows(ExactSum)])
     if batches == 1:
         with pytest.raises(ValueError, match="run: expected a gradient above zero on some batch, got none on 1"):
             compare(run)
@@ -142,13 +142,13 @@ def test_a_batch_without_a_gradient_has_no_say_in_what_is_explained(tmp_path: Pa
 
 
 def _without_gradient(row: ExactSum) -> ExactSum:
-    """As `Tape.compare_lengths` has it of a gradient that is zero."""
+    """Return the row that `Tape.compare_lengths` gives for a gradient of zero."""
     nothing = dict.fromkeys(("next_cosine", "full_cosine", "share", "left"), math.nan)
     return dataclasses.replace(row, norm=0.0, full_norm=0.0, **nothing)
 
 
-def _alone(run: results.Run, rows: Sequence[ExactSum]) -> None:
-    """The run with these rows in place of its own."""
+def _replace_sums(run: results.Run, rows: Sequence[ExactSum]) -> None:
+    """Replace the exact sums of a run by these rows."""
     for part in (run.folder / "measurements").glob("exact-*.parquet"):
         part.unlink()
     run.add_rows(rows)
@@ -157,5 +157,5 @@ def _alone(run: results.Run, rows: Sequence[ExactSum]) -> None:
 def test_a_batch_with_some_lengths_only_is_an_error(tmp_path: Path) -> None:
     run = measure_small(dataclasses.replace(EXACT, batches=1), tmp_path)
     run.add_rows([dataclasses.replace(run.rows(ExactSum)[0], batch=7)])
-    with pytest.raises(ValueError, match="hold a batch with some lengths only"):
+    with pytest.raises(ValueError, match="hold a batch that lacks some lengths"):
         compare(run)

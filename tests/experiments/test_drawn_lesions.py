@@ -37,8 +37,8 @@ def test_a_draw_is_a_function_of_plan_seed_network_size_and_number(
     assert few.items() <= many.items() and len(many) == 2 * (1 + 20 * 4)
     other = drawn("other", 2, draws=20, plan_seed=1, **{most: 4})
     for key in [(0, 2), (1, 2), (0, 4)]:
-        own = [many[*key, draw] for draw in range(20)]
-        assert len(set(own)) > 5 and own != [other[*key, draw] for draw in range(20)]
+        draws = [many[*key, draw] for draw in range(20)]
+        assert len(set(draws)) > 5 and draws != [other[*key, draw] for draw in range(20)]
     assert [many[0, 3, draw] for draw in range(20)] != [many[1, 3, draw] for draw in range(20)]
 
 
@@ -48,7 +48,7 @@ def test_every_set_of_deletions_is_drawn_equally_often(data: Data, tmp_path: Pat
     assert {row.size for row in rows} == set(range(7)), "no more than there are"
     for size in range(1, 7):
         sets = Counter(row.deleted for row in rows if row.size == size)
-        assert all(own == tuple(sorted(set(own))) and len(own) == size for own in sets)
+        assert all(deleted == tuple(sorted(set(deleted))) and len(deleted) == size for deleted in sets)
         assert len(sets) == comb(6, size)
         if size < 6:
             assert chisquare(list(sets.values())).pvalue > 1e-3
@@ -66,7 +66,7 @@ def test_every_pair_is_swapped_equally_often_and_none_that_changes_the_shape(
         order = row.order or tuple(range(9))
         assert (order[3], order[6]) == (3, 6)
         assert [set(order[i] for i in stage) for stage in stages] == [set(stage) for stage in stages]
-        moved = sum(own != place for place, own in enumerate(order))
+        moved = sum(block != place for place, block in enumerate(order))
         assert moved <= 2 * row.size and (row.size != 1 or moved == 2)
 
 

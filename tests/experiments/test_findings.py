@@ -26,13 +26,13 @@ from pathnet.figures import sums
 
 
 def exact_run(folder: Path, share: Sequence[float]) -> results.Run:
-    """Of 10 blocks, whose lengths explain the given shares of the gradient."""
+    """Write a run of 10 blocks whose lengths explain the given shares of the gradient."""
     model = {"hash": "abc", "config": {"model": "residual"}, "blocks": 10}
     identity = {"experiment": path_gradients.NAME, "model": model, "data": {"name": "made up", "hash": "abc"}}
     with results.writing(folder, identity, {}, {"started": ""}) as run:
         rows = [
-            ExactSum(0, k, abs(own), 0.5, 0.5, own, abs(1 - sum(share[: k + 1])), 1.0, "cpu")
-            for k, own in enumerate(share)
+            ExactSum(0, k, abs(explained), 0.5, 0.5, explained, abs(1 - sum(share[: k + 1])), 1.0, "cpu")
+            for k, explained in enumerate(share)
         ]
         run.add_rows(rows)
         return run
@@ -66,8 +66,8 @@ def test_findings_say_what_was_found(whole: results.Run) -> None:
     )
     assert lines[0].endswith("(no interval: 5 batches)")
     few = "10 signed draws on 5 batches, too few for a standard error"
-    assert any(line.startswith(f"{few}; not to be trusted at the lengths") for line in lines)
-    assert any("the draws are too few" in line for line in lines)
+    assert any(line.startswith(f"{few}; not to be trusted at lengths") for line in lines)
+    assert any("there are too few draws" in line for line in lines)
     assert findings_of(Comparison(9)) == []
 
 
@@ -88,9 +88,11 @@ def test_of_a_network_with_gates_the_gradient_is_that_with_frozen_gates(
     (claim,), lines, kept = claims(run), findings_of(result), list[Any]()
     monkeypatch.setattr(sums, "saved", lambda figure, stem: kept.append(figure) or [])
     sums.figure_sums(result, result.exact, "title", tmp_path)
-    shown = [own.get_text() for own in kept[0].findobj(Text)]
+    shown = [text.get_text() for text in kept[0].findobj(Text)]
     sentences = [line for line in (*lines, claim.bound, claim.measured, *shown) if "gradient" in line]
-    assert len(sentences) == 8 and sentences.pop(2).startswith("what flows through the gates themselves is a part of")
+    assert len(sentences) == 8 and sentences.pop(2).startswith(
+        "no path contains the part of the gradient that flows through the gates"
+    )
     assert all(line.count("gradient") == line.count("gradient with frozen gates") == 1 for line in sentences)
     assert not any("gates" in line for line in findings_of(dataclasses.replace(result, gates=False)))
 
@@ -100,8 +102,8 @@ def test_alignment_is_told_apart_from_a_heavy_tail() -> None:
     draws = np.random.default_rng(0).uniform(0.9, 1.1, (200, 55))
     unknown = Comparison(54, signed=Signed(200, judge(draws), draws.mean(0)))
     lines = findings_of(unknown)
-    assert lines[0] == "200 signed draws on 200 batches; not to be trusted at the lengths 3 to 51"
-    assert "for all that is known without exact sums, paths are so aligned" in lines[1] and len(lines) == 2
+    assert lines[0] == "200 signed draws on 200 batches; not to be trusted at lengths 3 to 51"
+    assert "without exact sums, it cannot be ruled out that the paths are so aligned" in lines[1] and len(lines) == 2
     counts = np.array([float(comb(54, k)) for k in range(55)])
     aligned = Comparison(54, signed=Signed(200, judge(draws, counts), draws.mean(0)))
     assert "lengths 3 to 51: the paths are so aligned" in findings_of(aligned)[1]

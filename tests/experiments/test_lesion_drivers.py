@@ -41,26 +41,26 @@ def test_single_deletions_are_those_of_networks_built_without_the_block(
     vgg = shaken(models.vgg(7, 4, stages=3)).eval()
     nets = {"residual": [net, nine_blocks(1)], "vgg": [vgg]}
     run = lesion_single.measure(nets, data, PLAN, tmp_path)
-    for kind, seed, own in [("residual", 0, net), ("residual", 1, nets["residual"][1]), ("vgg", 0, vgg)]:
+    for kind, seed, model in [("residual", 0, net), ("residual", 1, nets["residual"][1]), ("vgg", 0, vgg)]:
         rows = rows_of(run, network=kind, seed=seed)
-        assert sorted(row.deleted for row in rows) == [(), *((i,) for i in range(own.n))]
-        assert [row.wrong for row in rows] == [by_hand(own, data, row) for row in rows]
+        assert sorted(row.deleted for row in rows) == [(), *((i,) for i in range(model.n))]
+        assert [row.wrong for row in rows] == [by_hand(model, data, row) for row in rows]
         assert {(row.images, row.bn, row.scale, row.order) for row in rows} == {(40, "running", 1.0, ())}
-    found = lesion_single.summarise(run)
-    assert found["residual"].downsampling == (3, 6) and found["residual"].first == 1
-    assert found["vgg"].downsampling == (0, 2) and found["vgg"].first == 2
-    assert found["residual"].intact[0] == 0
+    deletions = lesion_single.summarise(run)
+    assert deletions["residual"].downsampling == (3, 6) and deletions["residual"].first == 1
+    assert deletions["vgg"].downsampling == (0, 2) and deletions["vgg"].first == 2
+    assert deletions["residual"].intact[0] == 0
     for i in range(net.n):
         (row,) = rows_of(run, network="residual", seed=0, deleted=(i,))
-        assert found["residual"].rate[0, i] == row.wrong / 40
+        assert deletions["residual"].rate[0, i] == row.wrong / 40
 
 
 def test_stochastic_depth_is_lesioned_beside_the_plain_network(net: ResidualNet, data: Data, tmp_path: Path) -> None:
     nets = {"residual": [net], "stochastic depth": [nine_blocks(2, survival=0.5)]}
     run = lesion_stochastic_depth.measure(nets, data, PLAN, tmp_path)
-    for kind, (own,) in nets.items():
+    for kind, (model,) in nets.items():
         rows = rows_of(run, network=kind)
-        assert len(rows) == 10 and [row.wrong for row in rows] == [by_hand(own, data, row) for row in rows]
+        assert len(rows) == 10 and [row.wrong for row in rows] == [by_hand(model, data, row) for row in rows]
     assert run.experiment == "lesion-stochastic-depth"
     survival = run.identity["networks"]["stochastic depth"][0]["survival"]
     assert survival == pytest.approx([1 - i / 18 for i in range(1, 10)])
@@ -72,10 +72,10 @@ def test_random_lesions_are_those_of_networks_built_so(
 ) -> None:
     nets = {"residual": [net, nine_blocks(1)]}
     run = measure(nets, data, PLAN, tmp_path)
-    for seed, own in enumerate(nets["residual"]):
+    for seed, model in enumerate(nets["residual"]):
         rows = rows_of(run, seed=seed)
         assert Counter(row.size for row in rows) == {0: 1} | dict.fromkeys(range(1, most + 1), 3)
-        assert [row.wrong for row in rows] == [by_hand(own, data, row) for row in rows]
+        assert [row.wrong for row in rows] == [by_hand(model, data, row) for row in rows]
     assert len({row.wrong for row in run.rows(ErrorCount)}) > 4
 
 
@@ -83,21 +83,21 @@ def test_effective_training_is_tested_in_three_ways(net: ResidualNet, data: Data
     nets = {"residual": [net], "effective": [nine_blocks(1), nine_blocks(2)]}
     run = effective_training.measure(nets, data, PLAN, tmp_path)
     rows = run.rows(ErrorCount)
-    ways = Counter((row.network, row.bn, row.scale) for row in rows)
-    assert ways == {
+    counts = Counter((row.network, row.bn, row.scale) for row in rows)
+    assert counts == {
         ("residual", "running", 1.0): 1,
         ("effective", "running", 1.0): 2,
         ("effective", "running", 2 / 9): 2,
         ("effective", "recalibrated", 1.0): 2,
     }
     for row in rows:
-        own = nets[row.network][row.seed]
+        model = nets[row.network][row.seed]
         if row.bn == "running":
-            assert row.wrong == by_hand(own, data, row)
+            assert row.wrong == by_hand(model, data, row)
         else:
-            assert row.wrong == by_hand(lesion.recalibrated(own, data), data, row)
-    found = effective_training.summarise(run)
-    assert found.effective["scaled by k/n"].tolist() == [row.rate for row in rows if row.scale != 1]
+            assert row.wrong == by_hand(lesion.recalibrated(model, data), data, row)
+    training = effective_training.summarise(run)
+    assert training.effective["scaled by k/n"].tolist() == [row.rate for row in rows if row.scale != 1]
 
 
 def test_a_part_of_the_images_and_another_bn_are_passed_on(net: ResidualNet, data: Data, tmp_path: Path) -> None:

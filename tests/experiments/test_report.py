@@ -1,4 +1,4 @@
-"""The page of a study: complete by itself, every claim with its verdict, and safe whatever names it shows."""
+"""The report of a study: self-contained, every claim with its verdict, and safe whatever names it shows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: tags that nest, attributes, and the words of table cells."""
+    """A page as a browser reads it: tags that nest, attributes, and the text of table cells."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for own, attributes in self.tags if own == tag]
+        return [attributes for name, attributes in self.tags if name == tag]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def text(runs: list[results.Run]) -> str:
 def test_the_page_is_complete_by_itself(text: str) -> None:
     page = Page(text)
     assert page.open == [] and text.startswith("<!doctype html>")
-    ids = [own["id"] for _, own in page.tags if "id" in own]
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     for tag, attributes in page.tags:
         assert tag not in ("script", "link", "iframe", "object", "base")
         assert not any(name.startswith("on") for name in attributes)
@@ -117,8 +117,8 @@ def test_every_claim_stands_beside_what_was_measured_and_its_verdict(text: str, 
     assert {claim.held for claim in said} == {True, False}
     rows = [row for row in page.rows if row[0] not in ("paper", "the paper's claim")]
     assert rows[: len(said)] == [[claim.where, claim.paper, verdict[claim.held]] for claim in said]
-    assert rows[len(said) :] == [[own.paper, own.measured, own.bound, verdict[own.held]] for own in said]
-    classes = [own["class"] for own in page.all("td") if "class" in own]
+    assert rows[len(said) :] == [[claim.paper, claim.measured, claim.bound, verdict[claim.held]] for claim in said]
+    classes = [cell["class"] for cell in page.all("td") if "class" in cell]
     assert classes == 2 * [{True: "held", False: "not"}[claim.held] for claim in said]
     held = sum(claim.held for claim in said)
     assert f"Of {len(said)} claims, {held} held here." in " ".join("".join(page.words).split())

@@ -31,10 +31,12 @@ def test_an_interrupted_run_goes_on_to_the_same_rows_and_measures_nothing_twice(
     finished: list[tuple[int, str, lesion.Lesion]] = []
     original = lesion.errors
 
-    def counted(own: ResidualNet, data: Data, lesions: list[lesion.Lesion], bn: str, *rest: object) -> lesion.Errors:
-        found = original(own, data, lesions, bn, *rest)  # type: ignore[arg-type]
-        finished.extend((id(own), bn, each) for each in lesions)
-        return found
+    def counted(
+        model: ResidualNet, data: Data, lesions: list[lesion.Lesion], bn: str, *rest: object
+    ) -> lesion.Errors:
+        counts = original(model, data, lesions, bn, *rest)  # type: ignore[arg-type]
+        finished.extend((id(model), bn, cut) for cut in lesions)
+        return counts
 
     def until(count: int) -> Progress:
         def stop(done: int, total: int, note: str) -> None:
@@ -56,9 +58,9 @@ def test_an_interrupted_run_goes_on_to_the_same_rows_and_measures_nothing_twice(
 
 def test_progress_counts_the_images_of_what_is_missing(net: ResidualNet, data: Data, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    for own in ([net], [net], [net, nine_blocks(1)]):
-        folder = tmp_path / str(len(own))
-        lesion_single.measure({"residual": own}, data, PLAN, folder, lambda *now: seen.append(now[:2]))
+    for nets in ([net], [net], [net, nine_blocks(1)]):
+        folder = tmp_path / str(len(nets))
+        lesion_single.measure({"residual": nets}, data, PLAN, folder, lambda *now: seen.append(now[:2]))
     assert seen[-1] == (2 * 10 * 40, 2 * 10 * 40) and [done for done, _ in seen].count(10 * 40) == 2
     assert {total for _, total in seen} == {10 * 40, 2 * 10 * 40}
 

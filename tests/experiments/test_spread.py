@@ -14,8 +14,8 @@ from pathnet.figures.lesions import band
 
 
 def test_the_interval_of_a_mean_is_that_of_all_resamples() -> None:
-    """Among ten values, eight are 0 and two are 1, so the mean of a resample is binomial. A thousand draws come close
-    to its quantiles."""
+    """Eight of ten values are 0 and two are 1, so the mean of a resample is binomial. A thousand draws come close to
+    its quantiles."""
     values = [0.0] * 8 + [1.0] * 2
     estimate = spread(values)
     assert estimate.mean == pytest.approx(0.2) and estimate.count == 10

@@ -26,7 +26,7 @@ from pathnet.results import Measurements, Run
 
 
 def summary_of(norms: NDArray[np.float64]) -> Summary:
-    """Of norms [batches, n]."""
+    """Return the summary of norms [batches, n]."""
     batches, n = norms.shape
     return summarise(
         Measurements(
@@ -46,7 +46,7 @@ def exponential(n: int = 54, rate: float = 0.3, batches: int = 10) -> Summary:
 
 
 def text_of(summary: Summary, folder: Path) -> str:
-    """The words in the SVG, which matplotlib leaves in comments beside the glyphs."""
+    """Return the text of the SVG, which matplotlib leaves in comments beside the glyphs."""
     svg = figure_6(Comparison(summary.n, summary), "a data set, a network", folder / "figure")[1].read_text()
     return "\n".join(line.strip() for line in svg.splitlines() if "<!--" in line)
 
@@ -163,7 +163,7 @@ def test_every_run_is_drawn_as_png_and_svg(runs: dict[str, Run], name: str) -> N
         assert 1000 <= width <= 2500 and 700 <= height <= 1600
         ink = (pixels < 250).mean(axis=1), (pixels < 250).mean(axis=0)
         assert 0.005 < (pixels < 250).mean() < 0.5
-        assert all((own[: len(own) // 2] > 0).any() and (own[len(own) // 2 :] > 0).any() for own in ink)
+        assert all((half > 0).any() for share in ink for half in np.array_split(share, [len(share) // 2]))
         ElementTree.parse(svg)
         text += html.unescape("\n".join([*re.findall(r"<!-- (.*?) -->", svg.read_text(), re.S), ""]))
     text = " ".join(text.split())
@@ -209,7 +209,7 @@ def test_a_run_of_no_known_experiment_or_without_measurements_is_not_drawn(tmp_p
 
 
 def luminance(colour: str) -> float:
-    """In [0, 1], as a grey printer sees it (Rec. 601)."""
+    """Return the luminance in [0, 1] that a grey printer shows (Rec. 601)."""
     red, green, blue = to_rgb(colour)
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
@@ -227,9 +227,9 @@ def test_what_is_compared_is_told_apart_without_colour() -> None:
 
 
 def test_single_deletions_are_drawn_at_their_blocks(runs: dict[str, Run]) -> None:
-    found = lesion_single.summarise(runs["lesion-single"])
+    deletions = lesion_single.summarise(runs["lesion-single"])
     _, (axes,) = style.panels("", 1)
-    lesions.draw_single(axes, found)
+    lesions.draw_single(axes, deletions)
     drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
     assert drawn["residual"] == [[i + 1, rate] for i, rate in enumerate([0.12, 0.2, 0.5, 0.11, 0.4, 0.1])]
     assert drawn["vgg"] == [[i + 2, rate] for i, rate in enumerate([0.9, 0.85, 0.9, 0.91])]
@@ -253,10 +253,10 @@ def test_boxes_stand_at_what_they_are_of(
     lesions.figure_5a(many, "", tmp_path)
     deleted, valid = kept[0].axes
     medians = sorted(tuple(map(float, line.get_xydata().mean(0))) for line in deleted.get_lines() if is_median(line))
-    assert medians == [pytest.approx(own) for own in [(1, 0.13), (2, 0.21), (3, 0.29), (4, 0.39)]]
+    assert medians == [pytest.approx(point) for point in [(1, 0.13), (2, 0.21), (3, 0.29), (4, 0.39)]]
     mean = next(line for line in valid.get_lines() if line.get_label() == "mean error").get_xydata()
     assert mean[:, 0].tolist() == [5, 4, 3, 2] and mean[:, 1].tolist() == pytest.approx(
-        [own.mean for own in many.means]
+        [error.mean for error in many.means]
     )
     intact = next(line for line in valid.get_lines() if line.get_label() == "no block deleted").get_xydata()
     assert intact.tolist() == [[6, 0.1]] and valid.xaxis_inverted()
@@ -265,8 +265,8 @@ def test_boxes_stand_at_what_they_are_of(
     (axes,) = kept[1].axes
     medians = [tuple(map(float, line.get_xydata().mean(0))) for line in axes.get_lines() if is_median(line)]
     groups = by_size.by_tau(reordered)
-    expected = [(own.mean(), float(np.median(rates))) for own, rates in zip(groups.tau, groups.rates, strict=True)]
-    assert medians == [pytest.approx(own) for own in expected] and axes.xaxis_inverted()
+    expected = [(tau.mean(), float(np.median(rates))) for tau, rates in zip(groups.tau, groups.rates, strict=True)]
+    assert medians == [pytest.approx(point) for point in expected] and axes.xaxis_inverted()
 
 
 def is_median(line: Line2D) -> bool:
@@ -274,8 +274,8 @@ def is_median(line: Line2D) -> bool:
 
 
 def test_the_parts_of_the_gradient_fill_a_bar(runs: dict[str, Run]) -> None:
-    found = highway.summarise(runs["highway"])
+    summary = highway.summarise(runs["highway"])
     _, (axes,) = style.panels("", 1)
-    gates._draw_parts(axes, found)
+    gates._draw_parts(axes, summary)
     tops = [(bar.get_y(), bar.get_y() + bar.get_height()) for bar in axes.patches]
     np.testing.assert_allclose(tops, np.repeat([(0, 0.5), (0.5, 0.8), (0.8, 1)], 3, axis=0))
