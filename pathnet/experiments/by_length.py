@@ -26,7 +26,7 @@ COSINE = Range(-1.0 - 1e-6, 1.0 + 1e-6, nan=True)
 MOST_DRAWS = 1_000_000
 """Maximum number of draws per batch: draw j on batch b is the tape's draw b * MOST_DRAWS + j, so all are distinct."""
 
-Record = Callable[[int], Tape]
+RecordBatch = Callable[[int], Tape]
 """Function that records the batch with a given number."""
 
 
@@ -101,7 +101,7 @@ class SignedDraw:
     engine: str
 
 
-def measure_exact(run: results.Run, batches: int, record: Record, progress: Progress | None = None) -> None:
+def measure_exact(run: results.Run, batches: int, record: RecordBatch, progress: Progress | None = None) -> None:
     """Measure the exact sums that the run lacks on batches 0 to ``batches`` - 1.
 
     Measurements are written every 30 s, at the end, and on an interrupt.
@@ -114,7 +114,7 @@ def measure_exact(run: results.Run, batches: int, record: Record, progress: Prog
 
 
 def measure_signed(
-    run: results.Run, batches: int, draws: int, seed: int, record: Record, progress: Progress | None = None
+    run: results.Run, batches: int, draws: int, seed: int, record: RecordBatch, progress: Progress | None = None
 ) -> None:
     """Measure the signed draws 0 to ``draws`` - 1 that the run lacks on each of the batches 0 to ``batches`` - 1.
 

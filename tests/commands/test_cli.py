@@ -165,7 +165,7 @@ def test_other_methods_go_into_the_folder_and_the_figure(weights: Path, tmp_path
         "exact sums over all 2^9 paths, on 3 batches" in told
         and "3 signed draws on 3 batches, too few for a standard error; not to be" in told
     )
-    assert "27 measurements on 3 batches" in told and "at the lengths 1 to 9 these measurements do not tell" in told
+    assert "27 measurements on 3 batches" in told and "at lengths 1 to 9, these measurements do not decide" in told
     facts = json.loads(pathnet_("figures", tmp_path, "--json").out)
     assert facts["measurements"] == 27 and facts["exact"]["batches"] == facts["cost"]["batches"] == 3
     assert len(facts["signed"]["trusted"]) == 10 and len(facts["cancelling"]["mean"]) == 9

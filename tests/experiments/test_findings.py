@@ -98,7 +98,7 @@ def test_of_a_network_with_gates_the_gradient_is_that_with_frozen_gates(
 
 
 def test_alignment_is_told_apart_from_a_heavy_tail() -> None:
-    """Two hundred draws of uniform size: no tail, but as many as aligned paths would need only at the ends."""
+    """Two hundred draws of uniform size have no tail, but aligned paths would need more, except at the ends."""
     draws = np.random.default_rng(0).uniform(0.9, 1.1, (200, 55))
     unknown = Comparison(54, signed=Signed(200, judge(draws), draws.mean(0)))
     lines = findings_of(unknown)

@@ -23,7 +23,7 @@ PARTS = ("skip", "residual", "gate")
 
 
 def network(seed: int = 0) -> ResidualNet:
-    """Three blocks, two of which change the shape, with gates that look at their input."""
+    """Return three blocks, two of which change the shape, with gates that depend on their input."""
     torch.manual_seed(seed)
     net = shaken(models.highway(8, 3)).eval()
     for block in net:

@@ -47,7 +47,7 @@ def test_a_measurement_is_the_norm_along_its_path_on_its_batch(uninterrupted: Me
 
 
 def test_a_killed_run_goes_on_to_the_same_measurements(tmp_path: Path, uninterrupted: Measurements) -> None:
-    """Killed with SIGKILL on its fourth batch, when two parts are written and one batch is not."""
+    """The run is killed with SIGKILL on its fourth batch, when two parts are written and one batch is not."""
     script = f"""
 import os, signal, sys
 sys.path[:0] = {[str(TESTS), str(Path(pathnet.__file__).parent.parent)]!r}

@@ -112,16 +112,18 @@ def test_every_figure_is_shown_and_refers_to_nothing(text: str, runs: list[resul
 
 
 def test_every_claim_stands_beside_what_was_measured_and_its_verdict(text: str, runs: list[results.Run]) -> None:
-    page, said = Page(text), [claim for run in runs for claim in claims(run)]
+    page, tested = Page(text), [claim for run in runs for claim in claims(run)]
     verdict = {True: "held", False: "did not hold"}
-    assert {claim.held for claim in said} == {True, False}
+    assert {claim.held for claim in tested} == {True, False}
     rows = [row for row in page.rows if row[0] not in ("paper", "the paper's claim")]
-    assert rows[: len(said)] == [[claim.where, claim.paper, verdict[claim.held]] for claim in said]
-    assert rows[len(said) :] == [[claim.paper, claim.measured, claim.bound, verdict[claim.held]] for claim in said]
+    assert rows[: len(tested)] == [[claim.where, claim.paper, verdict[claim.held]] for claim in tested]
+    assert rows[len(tested) :] == [
+        [claim.paper, claim.measured, claim.bound, verdict[claim.held]] for claim in tested
+    ]
     classes = [cell["class"] for cell in page.all("td") if "class" in cell]
-    assert classes == 2 * [{True: "held", False: "not"}[claim.held] for claim in said]
-    held = sum(claim.held for claim in said)
-    assert f"Of {len(said)} claims, {held} held here." in " ".join("".join(page.words).split())
+    assert classes == 2 * [{True: "held", False: "not"}[claim.held] for claim in tested]
+    held = sum(claim.held for claim in tested)
+    assert f"Of {len(tested)} claims, {held} held here." in " ".join("".join(page.words).split())
 
 
 def test_names_are_shown_as_they_are(text: str) -> None:

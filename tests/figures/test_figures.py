@@ -1,3 +1,5 @@
+"""Figures of every experiment: what they say, where things stand, and files that are written whole."""
+
 from __future__ import annotations
 
 import html

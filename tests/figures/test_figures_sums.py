@@ -136,9 +136,9 @@ def test_the_panels_show_what_was_measured(
     for label, data in expected.items():
         np.testing.assert_allclose(drawn[label], data, err_msg=label)
     assert set(drawn["norm of the gradient"][1]) == {exact.full_norm}
-    (said,) = (text.get_text() for text in kept[0].axes[0].texts)
+    (annotation,) = (text.get_text() for text in kept[0].axes[0].texts)
     effective = result.sampled.effective
-    assert said == (
+    assert annotation == (
         f"lengths {effective.first} to {effective.last}: norms add up to\n3 to 3 times the norm of the sum"
     )
     for axes in kept[0].axes:
