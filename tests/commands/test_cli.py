@@ -334,7 +334,7 @@ def test_a_bug_keeps_its_traceback(run: Path, monkeypatch: pytest.MonkeyPatch) -
     def bug(*_: object) -> None:
         raise AssertionError("a bug")
 
-    monkeypatch.setattr(cli, "found", bug)
+    monkeypatch.setattr(cli, "compare", bug)
     assert isinstance(CliRunner().invoke(cli.app, ["figures", str(run)]).exception, AssertionError)
 
 
