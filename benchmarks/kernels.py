@@ -182,14 +182,14 @@ def _of_training(net: ResidualNet, batch: int, side: int, dtype: torch.dtype) ->
 
     @torch.no_grad()
     def work() -> None:
-        from pathnet.engines.triton.training import block_backward, block_forward, kept_for
+        from pathnet.engines.triton.training import block_backward, block_forward, saved_for
 
         x = net.stem(torch.zeros(batch, 3, side, side, device=device)).to(dtype)
         for block in blocks_of(net):
             own = _block_network(block, x)
             made = block_forward(own, x, 1.0, 1.0)
-            kept = kept_for(own, batch, made.bits, made.normalized, made.scales)
-            block_backward(own, kept, made.output, 1.0, 1.0)
+            saved = saved_for(own, batch, made.bits, made.normalized, made.scales)
+            block_backward(own, saved, made.output, 1.0, 1.0)
             x = made.output
 
     yield work

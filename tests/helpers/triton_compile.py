@@ -45,11 +45,11 @@ from pathnet.engines.forms import blocks_of  # noqa: E402
 from pathnet.engines.triton import arrivals, configurations, dgrad, forward, wgrad  # noqa: E402
 from pathnet.engines.triton.launch import Tile  # noqa: E402
 from pathnet.engines.triton.network import TritonNetwork, block_network, network_of  # noqa: E402
-from pathnet.engines.triton.plan import steps_backward, steps_forward  # noqa: E402
 from pathnet.engines.triton.recording import plan_recording, recorded  # noqa: E402
 from pathnet.engines.triton.routed_backward import routed_backward, routed_backward_norms  # noqa: E402
 from pathnet.engines.triton.routed_forward import routed_forward  # noqa: E402
-from pathnet.engines.triton.training import block_backward, block_forward, kept_for  # noqa: E402
+from pathnet.engines.triton.steps import steps_backward, steps_forward  # noqa: E402
+from pathnet.engines.triton.training import block_backward, block_forward, saved_for  # noqa: E402
 from pathnet.models import PreactBlock, ResidualNet, preact_resnet, resnet  # noqa: E402
 from pathnet.models.residual_net import Block  # noqa: E402
 from pathnet.recording import BatchNormMode, Precision  # noqa: E402
@@ -154,10 +154,10 @@ class Recorder:
                 module.launch = self.noting_tiles(module.launch)
 
     def noting_tiles(self, launch: Callable[..., None]) -> Callable[..., None]:
-        def noting(kernel: Any, programs: int, tile: Tile, *arguments: Any, **constants: Any) -> None:
+        def noting(kernel: Any, programs: int, tile: Tile, **arguments: Any) -> None:
             if programs > 0 and self.listening:
                 self.tiles.append(tile)
-            launch(kernel, programs, tile, *arguments, **constants)
+            launch(kernel, programs, tile, **arguments)
 
         return noting
 
@@ -258,7 +258,7 @@ def route(network: TritonNetwork, routing: Callable[[int], Routing]) -> None:
 
 
 def images(network: TritonNetwork) -> torch.Tensor:
-    given = network.blocks[0].given
+    given = network.blocks[0].input
     return torch.ones(BATCH, given.channels, given.height, given.width)
 
 
@@ -268,12 +268,12 @@ def walk(
     """A walk back; what the recording pass before it would compile is left out."""
     network = packed(net, side, bn, precision)
     RECORDER.listening = False
-    y, kept = recorded(network, plan_recording(network), images(network))
+    y, saved = recorded(network, plan_recording(network), images(network))
     RECORDER.listening = True
     steps = steps_backward(network.blocks, np.array(routing(len(network.blocks))))
     exponent = torch.zeros(BATCH if bn == "running" else 1).int()
-    routed_backward(network, kept, torch.ones_like(y), exponent, steps)
-    routed_backward_norms(network, kept, torch.ones_like(y), exponent, steps)
+    routed_backward(network, saved, torch.ones_like(y), exponent, steps)
+    routed_backward_norms(network, saved, torch.ones_like(y), exponent, steps)
 
 
 def train(blocks: list[Block], side: int, dtype: torch.dtype) -> None:
@@ -295,8 +295,8 @@ def train(blocks: list[Block], side: int, dtype: torch.dtype) -> None:
         )
         with torch.no_grad():
             made = block_forward(network, x, 1.0, 1.0)
-            kept = kept_for(network, BATCH, made.bits, made.normalized, made.scales)
-            block_backward(network, kept, made.output, 1.0, 1.0)
+            saved = saved_for(network, BATCH, made.bits, made.normalized, made.scales)
+            block_backward(network, saved, made.output, 1.0, 1.0)
         side = made.output.shape[-1]
 
 

@@ -27,24 +27,24 @@ from pathnet.engines.forms import blocks_of, unsupported_block, unsupported_form
 from pathnet.engines.self_check import disagreement
 from pathnet.engines.triton.graphs import Graphs, capacity_for, most_within
 from pathnet.engines.triton.network import TritonNetwork, network_of
-from pathnet.engines.triton.plan import (
+from pathnet.engines.triton.plan import LaunchPlan, plan_launches
+from pathnet.engines.triton.state import Allocate, PlanBuffer, Saved
+from pathnet.engines.triton.steps import (
     ALL_EXITS,
     USUAL_BACKWARD,
     USUAL_FORWARD,
     Exit,
-    Plan,
     Steps,
     steps_backward,
     steps_forward,
 )
-from pathnet.engines.triton.state import Allocate, Kept, Tables
 from pathnet.models.residual_net import ResidualNet
 from pathnet.recording import BatchNormMode, BlockRecord, Precision, Prepared
 
 if TYPE_CHECKING:
-    from pathnet.engines.triton.recording import Recording
-    from pathnet.engines.triton.routed_backward import Walk
-    from pathnet.engines.triton.routed_forward import Forward
+    from pathnet.engines.triton.recording import RecordingPass
+    from pathnet.engines.triton.routed_backward import BackwardPass
+    from pathnet.engines.triton.routed_forward import ForwardPass
 
 __all__ = [
     "MOST_ELEMENTS",
@@ -72,7 +72,7 @@ class TritonPrepared:
     """A packed network, the plan of its recording pass, and its graphs."""
 
     network: TritonNetwork
-    recording: Plan
+    recording: LaunchPlan
     graphs: Graphs = field(default_factory=Graphs)
 
 
@@ -86,7 +86,7 @@ class TritonRecord:
     """
 
     network: TritonNetwork
-    kept: Kept
+    saved: Saved
     batch: int
     graphs: Graphs
     last: Tensor | None = None
@@ -97,15 +97,15 @@ class TritonRecord:
 
     @property
     def tensors(self) -> Sequence[Tensor]:
-        own, kept = self.network, self.kept
+        own, saved = self.network, self.saved
         weights = [
             weight
             for block in own.blocks
             for conv in (*block.convolutions, block.projection)
             if conv is not None
-            for weight in (conv.weight, conv.transposed, conv.added)
+            for weight in (conv.weight, conv.transposed, conv.shift)
         ]
-        everything = kept.bits, kept.normalized, kept.scales, self.last, own.affine, own.statistics, *weights
+        everything = saved.bits, saved.normalized, saved.scales, self.last, own.affine, own.statistics, *weights
         return [tensor for tensor in everything if tensor is not None]
 
     def bits(self) -> list[list[Tensor]]:
@@ -124,8 +124,8 @@ class TritonRecord:
         return grad if self.last is None else grad.where(self.last, 0.0)
 
     def _unit_bits(self, unit: int) -> Tensor:
-        given, width = self.network.convolutions[unit].given, -(-self.network.convolutions[unit].given.channels // 8)
-        packed = self.kept.unit_bits(unit)[: self.batch * given.pixels * width]
+        given, width = self.network.convolutions[unit].input, -(-self.network.convolutions[unit].input.channels // 8)
+        packed = self.saved.unit_bits(unit)[: self.batch * given.pixels * width]
         bits = packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1
         whole = bits.reshape(self.batch, given.height, given.width, width * 8)[..., : given.channels]
         return whole.permute(0, 3, 1, 2).bool().contiguous()
@@ -177,8 +177,8 @@ class TritonEngine:
         assert isinstance(prepared, TritonPrepared)
         _check_images(prepared.network, y0)
         with on_device(y0.device):
-            y, kept = _recorded(prepared, y0)
-        record = TritonRecord(prepared.network, kept, len(y0), prepared.graphs)
+            y, saved = _recorded(prepared, y0)
+        record = TritonRecord(prepared.network, saved, len(y0), prepared.graphs)
         return (y.relu(), replace(record, last=y > 0)) if prepared.network.post else (y, record)
 
     def sums_by_length(
@@ -193,7 +193,7 @@ class TritonEngine:
             for count, (index, (a, c)) in enumerate(reversed(list(enumerate(coefficients.tolist()))), 1)
         ]
         with on_device(grad.device):
-            through = SingleBlocks(blocks.network, blocks.kept, grad.device, expected)
+            through = SingleBlocks(blocks.network, blocks.saved, grad.device, expected)
             return fallback.sums_by_length(through, blocks.given(grad), exponent, torch.from_numpy(coefficients))
 
     def sums_by_length_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ class TritonEngine:
         steps, start = _steps_backward(blocks.network, _on_host(routing)), (blocks.given(grad), exponent)
         with on_device(grad.device), _replayed(blocks, *start, steps) as walk:
             if walk is None:
-                return routed_backward(blocks.network, blocks.kept, *start, steps)
+                return routed_backward(blocks.network, blocks.saved, *start, steps)
             return walk.arrived(steps.count)
 
     def routed_backward_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
@@ -237,7 +237,7 @@ class TritonEngine:
             steps = _steps_backward(network, coefficients[part])
             with _replayed(blocks, *start, steps) as walk:
                 if walk is None:
-                    norms[part] = routed_backward_norms(network, blocks.kept, *start, steps)
+                    norms[part] = routed_backward_norms(network, blocks.saved, *start, steps)
                 else:
                     norms[part] = walk.norms[: steps.count]
 
@@ -261,48 +261,52 @@ def _steps_backward(network: TritonNetwork, coefficients: NDArray[np.float64]) -
     return replace(steps, exponents=steps.exponents + shifts.numpy())
 
 
-def _recorded(prepared: TritonPrepared, y0: Tensor) -> tuple[Tensor, Kept]:
-    from pathnet.engines.triton.recording import Recording, recorded
+def _recorded(prepared: TritonPrepared, y0: Tensor) -> tuple[Tensor, Saved]:
+    from pathnet.engines.triton.recording import RecordingPass, recorded
 
     graphs, key = prepared.graphs, ("record", len(y0))
 
-    def build(allocate: Allocate) -> Recording:
-        return Recording(prepared.network, prepared.recording, len(y0), allocate)
+    def build(allocate: Allocate) -> RecordingPass:
+        return RecordingPass(prepared.network, prepared.recording, len(y0), allocate)
 
-    def begin(recording: Recording) -> None:
+    def begin(recording: RecordingPass) -> None:
         graphs.hold(None)
         recording.begin(y0)
 
     with graphs.replayed(key, y0.device, build, begin) as recording:
         if recording is None:
             return recorded(prepared.network, prepared.recording, y0)
-        output, kept = recording.output(), recording.kept.clone()
-        graphs.hold(kept)
-        return output, kept
+        output, saved = recording.output(), recording.saved.clone()
+        graphs.hold(saved)
+        return output, saved
 
 
 def _replayed(
     record: TritonRecord, grad: Tensor, exponent: Tensor, steps: Steps
-) -> AbstractContextManager[Walk | None]:
+) -> AbstractContextManager[BackwardPass | None]:
     """Give the walk, run as a graph; None where its launches are to be run one by one."""
     graphs, batch = record.graphs, len(grad)
     capacity, exits = capacity_for(steps.count), USUAL_BACKWARD | steps.exits
 
-    def begin(walk: Walk) -> None:
-        if not graphs.holds(record.kept):
-            walk.kept.copy(record.kept)
-            graphs.hold(record.kept)
-        walk.begin(walk.schedule.plan(steps), grad[None], exponent[None])
+    def begin(walk: BackwardPass) -> None:
+        if not graphs.holds(record.saved):
+            walk.saved.copy(record.saved)
+            graphs.hold(record.saved)
+        walk.begin(plan_launches(walk.schedule, steps), grad[None], exponent[None])
 
     key = "walk", batch, capacity, exits
     return graphs.replayed(key, grad.device, partial(_walk, record.network, batch, capacity, exits), begin)
 
 
-def _walk(network: TritonNetwork, batch: int, capacity: int, exits: frozenset[Exit], allocate: Allocate) -> Walk:
-    from pathnet.engines.triton.routed_backward import Walk, schedule_backward
+def _walk(
+    network: TritonNetwork, batch: int, capacity: int, exits: frozenset[Exit], allocate: Allocate
+) -> BackwardPass:
+    from pathnet.engines.triton.routed_backward import BackwardPass, schedule_backward
 
-    kept = Kept.room(network, batch, allocate)
-    return Walk(network, kept, Tables(schedule_backward(network, capacity, exits), allocate), batch, allocate)
+    saved = Saved.room(network, batch, allocate)
+    return BackwardPass(
+        network, saved, PlanBuffer(schedule_backward(network, capacity, exits), allocate), batch, allocate
+    )
 
 
 def room_of(device: torch.device) -> int:
@@ -318,7 +322,7 @@ def _most_backward(record: TritonRecord) -> int:
     def count() -> int:
         return most_within(room, lambda capacity: partial(_walk, record.network, record.batch, capacity, ALL_EXITS))
 
-    room = room_of(record.kept.bits.device)
+    room = room_of(record.saved.bits.device)
     return record.graphs.most(("walk", record.batch, room), count)
 
 
@@ -329,9 +333,9 @@ def _forward(prepared: TritonPrepared, y0: Tensor, steps: Steps) -> Tensor:
     graphs, network, batch = prepared.graphs, prepared.network, len(y0)
     capacity, exits = capacity_for(steps.count), USUAL_FORWARD | steps.exits
 
-    def begin(forward: Forward) -> None:
+    def begin(forward: ForwardPass) -> None:
         graphs.hold(None)
-        forward.begin(forward.schedule.plan(steps), y0)
+        forward.begin(plan_launches(forward.schedule, steps), y0)
 
     key = "forward", batch, capacity, exits
     with graphs.replayed(key, y0.device, partial(_pass, network, batch, capacity, exits), begin) as forward:
@@ -340,10 +344,12 @@ def _forward(prepared: TritonPrepared, y0: Tensor, steps: Steps) -> Tensor:
         return forward.ends(steps.count).contiguous()
 
 
-def _pass(network: TritonNetwork, batch: int, capacity: int, exits: frozenset[Exit], allocate: Allocate) -> Forward:
-    from pathnet.engines.triton.routed_forward import Forward, schedule_forward
+def _pass(
+    network: TritonNetwork, batch: int, capacity: int, exits: frozenset[Exit], allocate: Allocate
+) -> ForwardPass:
+    from pathnet.engines.triton.routed_forward import ForwardPass, schedule_forward
 
-    return Forward(network, Tables(schedule_forward(network, capacity, exits), allocate), batch, allocate)
+    return ForwardPass(network, PlanBuffer(schedule_forward(network, capacity, exits), allocate), batch, allocate)
 
 
 def _most_forward(prepared: TritonPrepared, batch: int) -> int:

@@ -18,7 +18,7 @@ import triton.language as tl
 from pathnet.engines.triton.configurations import FOLDED
 from pathnet.engines.triton.launch import launch, power_of_two_from, programs_for
 from pathnet.engines.triton.network import Convolution
-from pathnet.engines.triton.plan import Launch
+from pathnet.engines.triton.schedule import Launch
 from pathnet.engines.triton.state import Gradients
 from pathnet.engines.triton.tiles import ROW_FIELDS, STATE_FIELDS
 
@@ -89,7 +89,7 @@ def folded_size(conv: Convolution) -> int:
 
 def constants_size(conv: Convolution) -> int:
     """Elements of a row's constants."""
-    return 2 * taps_of(conv) * conv.given.channels
+    return 2 * taps_of(conv) * conv.input.channels
 
 
 def fold_means(gradients: Gradients, conv: Convolution, task: Launch) -> None:
@@ -99,23 +99,23 @@ def fold_means(gradients: Gradients, conv: Convolution, task: Launch) -> None:
     Args:
         task: a launch that reads states through the convolution.
     """
-    channels = conv.given.channels
+    channels = conv.input.channels
     launch(
         _fold_kernel,
         programs_for(
             task.count * (taps_of(conv) // FOLDED.points) * -(-channels // FOLDED.channels), gradients.values.device
         ),
         FOLDED,
-        conv.transposed,
-        gradients.rows,
-        gradients.launches[task.index],
-        gradients.states,
-        gradients.corrections,
-        gradients.corrections.shape[2],
-        gradients.folded,
-        gradients.constants,
-        channels,
-        conv.made.channels,
+        weights_ptr=conv.transposed,
+        rows_ptr=gradients.rows,
+        launch_ptr=gradients.launches[task.index],
+        states_ptr=gradients.states,
+        corrections_ptr=gradients.corrections,
+        corrections_width=gradients.corrections.shape[2],
+        folded_ptr=gradients.folded,
+        constants_ptr=gradients.constants,
+        C=channels,
+        OUT_C=conv.output.channels,
         TAPS=conv.kernel**2,
         ALL_TAPS=taps_of(conv),
         BLOCK_T=FOLDED.points,

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from pathnet.engines.triton.launch import launching
-from pathnet.engines.triton.state import Allocate, Kept
+from pathnet.engines.triton.state import Allocate, Saved
 
-__all__ = ["MOST_GRAPHS", "Graphs", "Job", "bytes_of", "capacity_for", "most_within"]
+__all__ = ["MOST_GRAPHS", "Graphs", "Capturable", "bytes_of", "capacity_for", "most_within"]
 
 MOST_GRAPHS = 32
 """Of one network: of records, walks back and forward passes, by the size of the batch and the number of routings.
@@ -38,13 +38,13 @@ _CAPTURE = Lock()
 """Held during a capture, which what another thread asks of the same device may end."""
 
 
-class Job(Protocol):
+class Capturable(Protocol):
     """A pass whose tensors lie at fixed places; `run` launches it and waits for nothing."""
 
     def run(self) -> None: ...
 
 
-Pass = TypeVar("Pass", bound=Job)
+Pass = TypeVar("Pass", bound=Capturable)
 Build = Callable[[Allocate], Pass]
 
 
@@ -62,7 +62,7 @@ class Graphs:
         self._arena: Tensor | None = None
         self._refused = math.inf
         self._device: _Device | None = None
-        self._record: weakref.ref[Kept] | None = None
+        self._record: weakref.ref[Saved] | None = None
         self._most: dict[Hashable, int] = {}
 
     def __del__(self) -> None:
@@ -76,13 +76,13 @@ class Graphs:
             self._most[key] = count()
         return self._most[key]
 
-    def holds(self, kept: Kept) -> bool:
+    def holds(self, saved: Saved) -> bool:
         """Whether what a record keeps lies in the arena; to be asked while a pass is `replayed`."""
-        return self._record is not None and self._record() is kept
+        return self._record is not None and self._record() is saved
 
-    def hold(self, kept: Kept | None) -> None:
+    def hold(self, saved: Saved | None) -> None:
         """Say whose numbers begin the arena."""
-        self._record = None if kept is None else weakref.ref(kept)
+        self._record = None if saved is None else weakref.ref(saved)
 
     @contextmanager
     def replayed(
@@ -217,7 +217,7 @@ class _Device:
             stream, done = torch.cuda.Stream(device), torch.cuda.Event()  # type: ignore[no-untyped-call]
             return _Device(device, stream, done)
 
-    def capture(self, job: Job, pool: Any) -> Any:
+    def capture(self, job: Capturable, pool: Any) -> Any:
         """Return the graph of a pass.
 
         Args:

@@ -100,11 +100,10 @@ def not_launching() -> Iterator[None]:
         _launching.reset(token)
 
 
-def launch(kernel: Any, programs: int, tile: Tile, *arguments: Any, **constants: Any) -> None:
-    """Runs ``programs`` programs of a kernel on the current device and stream."""
+def launch(kernel: Any, programs: int, tile: Tile, **arguments: Any) -> None:
+    """Run ``programs`` programs of a kernel on the current device and stream, its arguments by name."""
     if programs > 0:
-        options = {**constants, "num_warps": tile.warps, "num_stages": tile.stages}
         if launching():
-            kernel[(programs,)](*arguments, **options)
+            kernel[(programs,)](**arguments, num_warps=tile.warps, num_stages=tile.stages)
         else:
-            kernel.warmup(*arguments, grid=(programs,), **options)
+            kernel.warmup(grid=(programs,), **arguments, num_warps=tile.warps, num_stages=tile.stages)

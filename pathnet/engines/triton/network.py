@@ -66,11 +66,11 @@ class Convolution:
 
     kernel: int
     stride: int
-    given: Shape
-    made: Shape
+    input: Shape
+    output: Shape
     weight: Tensor
     transposed: Tensor
-    added: Tensor | None = None
+    shift: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,12 @@ class FusedBlock:
     ends: Sequence[int] = ()
 
     @property
-    def given(self) -> Shape:
-        return self.convolutions[0].given
+    def input(self) -> Shape:
+        return self.convolutions[0].input
 
     @property
-    def made(self) -> Shape:
-        return self.convolutions[-1].made
+    def output(self) -> Shape:
+        return self.convolutions[-1].output
 
     @property
     def stride(self) -> int:
@@ -106,7 +106,7 @@ class FusedBlock:
 
     @cached_property
     def identity(self) -> bool:
-        return self.projection is None and self.given == self.made and not self.activated
+        return self.projection is None and self.input == self.output and not self.activated
 
 
 @dataclass(frozen=True)
@@ -162,11 +162,11 @@ class TritonNetwork:
     def normalized(self) -> list[Shape | None]:
         """What the BNs of units, and behind them those of blocks' ends, read; None of a unit that has none."""
         units = [
-            None if block.activated and conv is block.convolutions[0] else conv.given
+            None if block.activated and conv is block.convolutions[0] else conv.input
             for block in self.blocks
             for conv in block.convolutions
         ]
-        return [*units, *(block.made for block in self.blocks for _ in block.ends)]
+        return [*units, *(block.output for block in self.blocks for _ in block.ends)]
 
     @cached_property
     def most_states(self) -> int:
@@ -176,11 +176,11 @@ class TritonNetwork:
     @cached_property
     def largest(self) -> int:
         """Elements of a sample's activation, at most."""
-        return max(shape.size for conv in self.convolutions for shape in (conv.given, conv.made))
+        return max(shape.size for conv in self.convolutions for shape in (conv.input, conv.output))
 
     def bits_sizes(self, batch: int) -> list[int]:
         """Bytes of the ReLU bits [B, H, W, ceil(C / 8)] of unit after unit."""
-        return [batch * conv.given.pixels * -(-conv.given.channels // 8) for conv in self.convolutions]
+        return [batch * conv.input.pixels * -(-conv.input.channels // 8) for conv in self.convolutions]
 
     def bits_starts(self, batch: int) -> list[int]:
         """Where they begin, and where the last end."""
@@ -285,17 +285,17 @@ def _post_network(net: ResidualNet, bn: BatchNormMode, precision: Precision, sha
             ends.append(own)
             return _convolution(conv, given, torch.float32, backward)
         weight = scaled(conv.weight, own[0].cpu()).to(device)
-        return replace(_packed(weight, conv.stride[0], given, torch.float32, backward), added=own[1])
+        return replace(_packed(weight, conv.stride[0], given, torch.float32, backward), shift=own[1])
 
     for form in forms:
         given, convolutions, first, first_end = shape, [], len(units), count + len(ends)
         units.append((torch.ones(shape.channels, device=device), torch.zeros(shape.channels, device=device), 0.0))
         for conv, norm in zip(form.convs[:-1], form.bns[:-1], strict=True):
             convolutions.append(_convolution(conv, shape, torch.float32, backward))
-            shape = convolutions[-1].made
+            shape = convolutions[-1].output
             units.append(norm_of(conv, norm))
         convolutions.append(ended(form.convs[-1], form.bns[-1], shape))
-        shape = convolutions[-1].made
+        shape = convolutions[-1].output
         projection = None if form.projection is None else ended(form.projection, form.projection_bn, given)
         blocks.append(FusedBlock(convolutions, projection, first, True, range(first_end, count + len(ends))))
     everything = [*units, *ends]
@@ -335,7 +335,7 @@ def block_network(
     convolutions = []
     for weight, stride in zip(weights[: len(gains)], strides, strict=False):
         convolutions.append(_packed(weight, stride, own, dtype, dtype))
-        own = convolutions[-1].made
+        own = convolutions[-1].output
     projection = None if len(weights) == len(gains) else _packed(weights[-1], strides[-1], given, dtype, dtype)
     widest = -(-max(own.channels, *(len(gain) for gain in gains)) // 16) * 16
     affine = _filled([own for pair in zip(gains, biases, strict=True) for own in pair], widest)
@@ -361,7 +361,7 @@ def fused_blocks(
         given, convolutions = shape, []
         for unit in form.units:
             convolutions.append(_convolution(unit.conv, shape, forward, backward))
-            shape = convolutions[-1].made
+            shape = convolutions[-1].output
         projection = None if form.projection is None else _convolution(form.projection, given, forward, backward)
         blocks.append(FusedBlock(convolutions, projection, first))
         first += len(convolutions)

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from pathnet.engines.triton.configurations import ROWS
 from pathnet.engines.triton.launch import launch, programs_for
-from pathnet.engines.triton.plan import Launch
+from pathnet.engines.triton.schedule import Launch
 from pathnet.engines.triton.state import Activations
 from pathnet.engines.triton.tiles import ROW_FIELDS
 
@@ -84,13 +84,13 @@ def take_statistics(activations: Activations, task: Launch, tiles: int, channels
         _statistics_kernel,
         programs_for(task.count * -(-channels // ROWS.channels), activations.moments.device),
         ROWS,
-        activations.moments,
-        activations.rows,
-        activations.launches[task.index],
-        activations.statistics,
-        activations.statistics.shape[2],
-        tiles,
-        channels,
+        moments_ptr=activations.moments,
+        rows_ptr=activations.rows,
+        launch_ptr=activations.launches[task.index],
+        statistics_ptr=activations.statistics,
+        statistics_width=activations.statistics.shape[2],
+        tiles=tiles,
+        C=channels,
         TILES=ROWS.points,
         BLOCK_N=ROWS.channels,
     )

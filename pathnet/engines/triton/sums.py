@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pathnet.engines.triton.configurations import ROWS
 from pathnet.engines.triton.launch import launch, programs_for
-from pathnet.engines.triton.plan import Launch
+from pathnet.engines.triton.schedule import Launch
 from pathnet.engines.triton.state import Gradients
 from pathnet.engines.triton.tiles import ROW_FIELDS
 
@@ -77,15 +77,15 @@ def take_means(gradients: Gradients, task: Launch, tiles: int, scales: Tensor, c
         _means_kernel,
         programs_for(task.count * -(-channels // ROWS.channels), scales.device),
         ROWS,
-        gradients.sums,
-        gradients.rows,
-        gradients.launches[task.index],
-        scales,
-        gradients.corrections,
-        gradients.corrections.shape[2],
-        tiles,
-        gradients.batch * pixels,
-        channels,
+        sums_ptr=gradients.sums,
+        rows_ptr=gradients.rows,
+        launch_ptr=gradients.launches[task.index],
+        scales_ptr=scales,
+        corrections_ptr=gradients.corrections,
+        corrections_width=gradients.corrections.shape[2],
+        tiles=tiles,
+        values=gradients.batch * pixels,
+        C=channels,
         TILES=ROWS.points,
         BLOCK_N=ROWS.channels,
     )

@@ -24,7 +24,7 @@ from pathnet.engines.transfers import to_device
 from pathnet.engines.triton import TritonEngine, TritonPrepared, TritonRecord
 from pathnet.engines.triton.graphs import Graphs
 from pathnet.engines.triton.network import Convolution, TritonNetwork, block_network, network_of
-from pathnet.engines.triton.state import Kept, allocate_on
+from pathnet.engines.triton.state import Saved, allocate_on
 from pathnet.models import ResidualNet
 
 pytest.importorskip("triton")
@@ -74,7 +74,7 @@ def nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> stub_cuda.Cuda:
 
 def on_meta(network: TritonNetwork) -> TritonNetwork:
     def moved(conv: Convolution) -> Convolution:
-        added = None if conv.added is None else conv.added.to(META)
+        added = None if conv.shift is None else conv.shift.to(META)
         return replace(conv, weight=conv.weight.to(META), transposed=conv.transposed.to(META), added=added)
 
     blocks = [
@@ -111,7 +111,7 @@ def test_a_batch_is_one_copy_and_waits_for_nothing(
         monkeypatch.setattr("pathnet.engines.triton.graphs._captures", lambda device: False)
     prepared, n = prepared_net(kind, bn)
     engine, network = TritonEngine(), prepared.network
-    given, made = network.blocks[0].given, network.blocks[-1].made
+    given, made = network.blocks[0].input, network.blocks[-1].output
     y0 = torch.empty(BATCH, given.channels, given.height, given.width, device=META)
     grad = torch.empty(BATCH, made.channels, made.height, made.width, device=META)
     exponent = torch.empty(BATCH if bn == "running" else 1, dtype=torch.int32, device=META)
@@ -139,9 +139,9 @@ def test_sums_by_length_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -
     """Fewer gradients at a time, planned as they come."""
     prepared, n = prepared_net("pre", "batch")
     network = prepared.network
-    kept = Kept.room(network, BATCH, allocate_on(META))
-    record = TritonRecord(network, kept, BATCH, Graphs())
-    made = network.blocks[-1].made
+    saved = Saved.room(network, BATCH, allocate_on(META))
+    record = TritonRecord(network, saved, BATCH, Graphs())
+    made = network.blocks[-1].output
     grad = torch.empty(BATCH, made.channels, made.height, made.width, device=META)
     monkeypatch.setattr(fallback, "_room", lambda device: 1)
     with Copies() as copies:
@@ -190,8 +190,8 @@ def test_a_blocks_training_leaves_nothing_of_a_device_behind() -> None:
     network = block_network(x.shape[1:], x.dtype, weights, affine, affine, [], [2, 1, 2], [1e-5, 1e-5])
     with Copies() as copies:
         passed = training.block_forward(network, x, 1.0, 0.5)
-        kept = training.kept_for(network, BATCH, passed.bits, passed.normalized, passed.scales)
-        training.block_backward(network, kept, passed.output, 1.0, 0.5)
+        saved = training.saved_for(network, BATCH, passed.bits, passed.normalized, passed.scales)
+        training.block_backward(network, saved, passed.output, 1.0, 0.5)
     assert copies.count == 0
     for cached in (training._forward_plan, training._backward_plan):
         plan, words = cached(training._Key(network), 1.0, 0.5)

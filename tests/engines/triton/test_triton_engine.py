@@ -154,8 +154,8 @@ def test_forward_passes(case: Case, bn: str) -> None:
             if bn == "batch":
                 deviation = (x.var((0, 2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
                 x_hat = (x - x.mean((0, 2, 3), keepdim=True)) / deviation
-                begin = record.kept.normalized_begin[unit]
-                stored = record.kept.normalized[begin : begin + x.numel()]
+                begin = record.saved.normalized_begin[unit]
+                stored = record.saved.normalized[begin : begin + x.numel()]
                 stored = stored.reshape(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
                 torch.testing.assert_close(stored.double(), x_hat, rtol=1e-4, atol=1e-4)
             unit += 1
@@ -279,7 +279,7 @@ def test_a_tape_of_a_post_activation_network_owns_the_last_joins_bits() -> None:
     net, images, labels = post_activation_net(23)
     record = own_record(recorded(net, images, labels, "running"))
     assert record.last is not None and any(own is record.last for own in record.tensors)
-    added = [conv.added for block in record.network.blocks for conv in block.convolutions[-1:]]
+    added = [conv.shift for block in record.network.blocks for conv in block.convolutions[-1:]]
     assert all(any(own is tensor for tensor in record.tensors) for own in added)
 
 
@@ -350,12 +350,12 @@ def test_wrong_results_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     net, images, labels = small_net(1)
     tape = recorded(net, images, labels, "batch")
     routing = random_routings(net.n, 1)
-    kept = own_record(tape).kept
-    kept.normalized[::7] *= 1.01
+    saved = own_record(tape).saved
+    saved.normalized[::7] *= 1.01
     with pytest.raises(AssertionError):
         check(tape, routing, "float32", gradients=False)
-    kept.normalized[::7] /= 1.01
-    kept.scales[0, 0] *= 1.001
+    saved.normalized[::7] /= 1.01
+    saved.scales[0, 0] *= 1.001
     with pytest.raises(AssertionError):
         check(tape, routing, "float32", gradients=False)
 
@@ -371,8 +371,8 @@ def test_a_tape_keeps_bits_alone_and_snapshots_them() -> None:
     net.blocks[0].convs[0].weight.data.zero_()
     assert torch.equal(tape.path_gradient_norms(b), norms)
     record = own_record(tape)
-    assert record.kept.normalized.numel() == 0
-    assert record.kept.bits.numel() < 1.1 * sum(bits.numel() / 8 for own in record.bits() for bits in own) + 400
+    assert record.saved.normalized.numel() == 0
+    assert record.saved.bits.numel() < 1.1 * sum(bits.numel() / 8 for own in record.bits() for bits in own) + 400
 
 
 def test_the_engine_refuses_by_name() -> None:

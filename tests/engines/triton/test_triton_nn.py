@@ -275,8 +275,8 @@ def test_opcheck_of_the_way_back() -> None:
     all_of_them = "test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"
     for kind, tests in [("one-unit", all_of_them), ("basic-projection", "test_faketensor")]:
         _, direction, arguments = operands(kind)
-        _, _, *kept = torch.ops.pathnet.fused_residual(*arguments)
-        back = direction, kept, *arguments[1:], list(arguments[0].shape)
+        _, _, *saved = torch.ops.pathnet.fused_residual(*arguments)
+        back = direction, saved, *arguments[1:], list(arguments[0].shape)
         torch.library.opcheck(own, detached(back), test_utils=tests)
 
 
