@@ -158,7 +158,7 @@ def module_flops(net: ResidualNet, side: int) -> list[tuple[int, int]]:
     """
     counts, height = [], side
     for block in net.blocks:
-        form = block.fused_form()  # type: ignore[operator]
+        form = block.form()  # type: ignore[operator]
         residual, own = 0, height
         for unit in form.units:
             cost, own = _convolution(unit.conv, own)

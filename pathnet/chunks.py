@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 __all__ = ["CHUNK_BYTES", "Pace", "in_chunks"]
 
@@ -17,7 +18,8 @@ CHUNK_PASSES = 1 << 20
 
 POLL_SECONDS = 1e-3
 
-Done = TypeVar("Done")
+Sliceable = TypeVar("Sliceable", range, Tensor)
+Result = TypeVar("Result")
 
 
 class Pace:
@@ -47,34 +49,39 @@ class Pace:
 
 
 def in_chunks(
-    count: int,
+    items: Sliceable,
     bytes_each: int,
-    work: Callable[[slice], Done],
+    work: Callable[[Sliceable], Result],
     room: int | None = None,
+    most: int | None = None,
     pace: Pace | None = None,
-) -> Iterator[tuple[slice, Done]]:
-    """``work`` of ``count`` items, as many at a time as ``bytes_each`` bytes of each fit into ``room`` bytes, by
-    default `CHUNK_BYTES`.
+) -> Iterator[tuple[slice, Result]]:
+    """Call ``work`` on one chunk of the items after the other.
 
-    Where a GPU runs out of memory, the chunk is halved and the work goes on.
+    A chunk has as many items as fit into ``room`` bytes, but never more than ``most``. Where a GPU runs out of
+    memory, the chunk is halved and the work goes on.
 
     Args:
-        pace: of a GPU, which bounds the chunks too.
+        items: what is sliced: a range, or a tensor along its first dimension.
+        bytes_each: bytes of memory that an item takes.
+        room: bytes of memory for a chunk, by default `CHUNK_BYTES`.
+        most: maximum number of items in a chunk; None for no maximum.
+        pace: the pace of a GPU, which bounds the chunks too.
 
     Yields:
-        Which items, in order, each once; what ``work`` made of them.
+        The chunk's place among the items, in order, and the result of ``work``.
 
     Raises:
         torch.cuda.OutOfMemoryError: there is no room for a single item.
     """
     room = CHUNK_BYTES if room is None else room
-    size, start = max(1, room // max(1, bytes_each)), 0
-    if pace is not None and pace.most is not None:
-        size = min(size, pace.most)
+    size, start, count = max(1, room // max(1, bytes_each)), 0, len(items)
+    for bound in (most, None if pace is None else pace.most):
+        size = size if bound is None else min(size, bound)
     while start < count:
         part = slice(start, min(start + size, count))
         try:
-            done = work(part)
+            result = work(items[part])
         except torch.cuda.OutOfMemoryError:
             size = (part.stop - part.start) // 2
             if size == 0:
@@ -82,6 +89,6 @@ def in_chunks(
             continue
         if pace is not None and part.stop < count:
             pace.wait()
-        yield part, done
-        del done
+        yield part, result
+        del result
         start = part.stop

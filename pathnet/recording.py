@@ -1,12 +1,12 @@
-"""What one forward pass leaves behind for the walks back: the data of a tape."""
+"""Parts of a recording: a frozen copy of the network, the loss and its gradient, checks of the batch's values."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pathnet import scaling
 from pathnet.checks import check_tensor, described
-from pathnet.full_precision import full_precision
 from pathnet.models.residual_net import ResidualNet
+from pathnet.scaling import ScaledGradient
 
 __all__ = [
     "NOT_FINITE",
@@ -23,13 +23,10 @@ __all__ = [
     "SMALLEST",
     "At",
     "BatchNormMode",
-    "BlockRecord",
     "Look",
     "Loss",
     "OutputGradient",
     "Precision",
-    "Prepared",
-    "Record",
     "check_differentiable",
     "check_labels",
     "check_loss",
@@ -47,55 +44,6 @@ NOT_FINITE = "images: expected finite values, got NaN or infinity"
 NOT_FINITE_GRADIENT = "loss: expected a finite gradient at the network's output, got NaN or infinity"
 IGNORED = -100
 """A position of a sequence with this label has no part in the loss; PyTorch's own number for it."""
-
-
-class Prepared(Protocol):
-    """What an engine makes of a network once, for all passes; only that engine looks inside."""
-
-
-class BlockRecord(Protocol):
-    """What an engine keeps of the forward pass through the blocks; only that engine looks inside."""
-
-    @property
-    def tensors(self) -> Sequence[Tensor]: ...
-
-
-@dataclass(frozen=True)
-class Record:
-    """One forward pass, independent of the network it was taken from.
-
-    Attributes:
-        net: a frozen copy of the network, in the precision of the walk's type; shared with other passes.
-        images: the network's input, [B, C, H, W] or of any other shape that begins with the batch.
-        y0_shape: (B, C_0, H_0, W_0), or (B, T, C) of tokens.
-        blocks: what the engine kept of the blocks.
-        output: the head's output, [B, ...].
-        loss: [], of (output, target).
-        grad: [B, *y_n.shape[1:]], with ``exponent`` the gradient dL/dy_n that every walk starts from.
-        exponent: int32 [B] in BN mode ``running``, [1] in ``batch``, where the batch is one object.
-    """
-
-    net: ResidualNet
-    images: Tensor
-    y0_shape: torch.Size
-    blocks: BlockRecord
-    output: Tensor
-    loss: Tensor
-    grad: Tensor
-    exponent: Tensor
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the pass's buffers, and of the network's copy and the engine's form of it."""
-        own = [self.images, self.output, self.grad, self.exponent, *self.blocks.tensors]
-        return sum({tensor.data_ptr(): tensor.nbytes for tensor in (*own, *self.net.state_dict().values())}.values())
-
-    @property
-    @full_precision()
-    @torch.no_grad()
-    def y0(self) -> Tensor:
-        """[B, ...], the stem's output: made anew, since it would be a third of what a record holds."""
-        return torch.as_tensor(self.net.stem(self.images.clone()))
 
 
 def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype) -> ResidualNet:
@@ -164,14 +112,13 @@ class OutputGradient:
     Attributes:
         output: [B, ...], of the head.
         loss: []
-        grad, exponent: the gradient [B, ...] as a scaled pair, int32 [B] or, where the batch is one object, [1].
+        start: the gradient [B, ...], its exponent int32 [B] or, where the batch is one object, [1].
         least: [], the smallest of the samples' largest magnitudes as they came; -1 where one is not finite.
     """
 
     output: Tensor
     loss: Tensor
-    grad: Tensor
-    exponent: Tensor
+    start: ScaledGradient
     least: Tensor
 
 
@@ -225,7 +172,8 @@ def output_gradient(
     if thorough and (magnitude < 0).any():
         raise ValueError(NOT_FINITE_GRADIENT)
     scaled, exponent = scaling.rescale(grad, exponent)
-    return OutputGradient(output.detach(), result.detach().reshape(()), scaled[0], exponent[0], magnitude.amin())
+    start = ScaledGradient(scaled[0].contiguous(), exponent[0])
+    return OutputGradient(output.detach(), result.detach().reshape(()), start, magnitude.amin())
 
 
 def check_loss(value: object) -> Tensor:

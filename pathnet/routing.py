@@ -1,25 +1,19 @@
-"""The primitive: gradients, or a forward pass, routed through skips and residuals by two coefficients a block.
-
-`routed` and `routed_gradient` are its differentiable forms, for training scripts."""
+"""Differentiable outputs and gradients, routed through skips and residuals by two coefficients a block."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pathnet.checks import check_callable, check_tensor
-from pathnet.chunks import Pace, in_chunks
-from pathnet.engines import Engine
 from pathnet.models.coefficients import check_coefficients, known_as, of_blocks
 from pathnet.models.residual_net import ResidualNet, check_inputs, check_net, unwrapped
 from pathnet.recording import (
     NOT_FINITE_GRADIENT,
     Look,
     Loss,
-    Prepared,
-    Record,
     check_differentiable,
     check_labels,
     cross_entropy,
@@ -28,9 +22,6 @@ from pathnet.recording import (
 __all__ = [
     "check_routing",
     "routed",
-    "routed_backward",
-    "routed_backward_norms",
-    "routed_forward",
     "routed_gradient",
 ]
 
@@ -152,66 +143,3 @@ def check_routing(routing: Tensor, n: int, parts: int = 2) -> None:
         raise ValueError(
             "routing: expected coefficients that are finite in float32, got NaN, infinity or larger ones"
         )
-
-
-def routed_backward(engine: Engine, record: Record, routing: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """The loss gradient at ``y_0`` under every routing, ``g <- a J_skip^T g + c J_residual^T g`` a block.
-
-    Work is cut into chunks of routings, never of samples, so that memory does not grow with their number.
-
-    Args:
-        routing: [P, n, 2], the (a, c) of every block, from input to output.
-
-    Yields:
-        Which routings; their scaled gradients [p, B, C, H, W] and exponents int32 [p, B] (BN mode ``running``)
-        or [p, 1] (``batch``).
-    """
-    routing = routing.to(record.grad.dtype)
-    for part, (grad, exponent) in in_chunks(
-        len(routing),
-        max(record.y0_shape.numel() * record.grad.element_size(), record.grad.nbytes),
-        lambda part: engine.routed_backward(record.blocks, record.grad, record.exponent, routing[part]),
-        pace=_pace(record.grad, routing),
-    ):
-        yield part, grad, exponent
-
-
-def routed_backward_norms(engine: Engine, record: Record, routing: Tensor) -> Tensor:
-    """float64 [P, B], on the record's device: the norms of the samples' slices of what `routed_backward` yields.
-
-    Args:
-        routing: [P, n, 2], the (a, c) of every block, from input to output.
-    """
-    routing, batch = routing.to(record.grad.dtype), len(record.grad)
-    result = torch.empty(len(routing), batch, dtype=torch.float64, device=record.grad.device)
-    for part, samples in in_chunks(
-        len(routing),
-        batch * result.element_size(),
-        lambda part: engine.routed_backward_norms(record.blocks, record.grad, record.exponent, routing[part]),
-        pace=_pace(record.grad, routing),
-    ):
-        result[part] = samples
-    return result
-
-
-def routed_forward(engine: Engine, prepared: Prepared, y0: Tensor, routing: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The blocks' output under every routing, ``y <- join(a skip(y) + c residual(y))`` a block.
-
-    Work is cut into chunks of routings, never of samples: in BN mode ``batch`` the batch is one object.
-
-    Args:
-        y0: [B, C_0, H_0, W_0]
-        routing: [P, n, 2], the (a, c) of every block, from input to output.
-
-    Yields:
-        Which routings; their [p, B, *y_n.shape[1:]].
-    """
-    routing = routing.to(y0.dtype)
-    pace = _pace(y0, routing)
-    return in_chunks(
-        len(routing), y0.nbytes, lambda part: engine.routed_forward(prepared, y0, routing[part]), pace=pace
-    )
-
-
-def _pace(batch: Tensor, routing: Tensor) -> Pace:
-    return Pace(batch.device, len(batch) * routing.shape[1])

@@ -1,15 +1,17 @@
 """Gradients as mantissa and power of two, so that long paths neither underflow nor crawl through denormals.
 
-A scaled gradient is a pair: ``grad`` [G, B, ...] and ``exponent``, int32 [G, B] where samples are independent or
-[G, 1] where the batch is one object; its value is ``grad * 2**exponent``. Scaling by a power of two is exact.
+Scaling by a power of two is exact.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "ScaledGradient",
     "add",
     "align",
     "beside",
@@ -21,6 +23,19 @@ __all__ = [
     "times_power_of_two",
     "value",
 ]
+
+
+class ScaledGradient(NamedTuple):
+    """Gradients whose values are ``mantissa * 2**exponent``.
+
+    Attributes:
+        mantissa: [G, B, ...]; without the first dimension for one gradient.
+        exponent: int32 [G, B] where samples are independent, or [G, 1] where the batch is one object; without the
+            first dimension for one gradient.
+    """
+
+    mantissa: Tensor
+    exponent: Tensor
 
 
 def times_power_of_two(x: Tensor, exponent: Tensor) -> Tensor:
@@ -50,12 +65,12 @@ def largest(grad: Tensor, exponent: Tensor) -> Tensor:
     return samples.amax(1, keepdim=True) if exponent.shape[1] == 1 else samples
 
 
-def rescale(grad: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
+def rescale(grad: Tensor, exponent: Tensor) -> ScaledGradient:
     """The same values with the largest magnitude of every slot in [1/2, 1); zero and non-finite slots stay."""
     magnitude = largest(grad, exponent)
     shift = torch.frexp(magnitude).exponent
     shift = torch.where(torch.isfinite(magnitude) & (magnitude > 0), shift, torch.zeros_like(shift))
-    return times_power_of_two(grad, -beside(shift, grad)), exponent + shift
+    return ScaledGradient(times_power_of_two(grad, -beside(shift, grad)), exponent + shift)
 
 
 COEFFICIENTS = 60
@@ -81,13 +96,13 @@ def value(grad: Tensor, exponent: Tensor) -> Tensor:
     return times_power_of_two(grad.double(), beside(exponent, grad))
 
 
-def align(grad: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
+def align(grad: Tensor, exponent: Tensor) -> ScaledGradient:
     """The same values under one exponent a gradient, [G, 1]: the largest of its samples that are not zero."""
     common = _or_any(_weight(grad, exponent).amax(1, keepdim=True))
-    return times_power_of_two(grad, beside(exponent - common, grad)), common
+    return ScaledGradient(times_power_of_two(grad, beside(exponent - common, grad)), common)
 
 
-def add(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def add(first: ScaledGradient, second: ScaledGradient) -> ScaledGradient:
     """The sum of two scaled gradients of one shape, brought back into range; zero slots have no say in its scale."""
     (grad, exponent), (other, others) = rescale(*first), rescale(*second)
     common = _or_any(torch.maximum(_weight(grad, exponent), _weight(other, others)))

@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -20,10 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pathnet
 from pathnet import engines, native
-from pathnet.engines.cpu import CpuEngine
-from pathnet.engines.reference import ReferenceEngine
+from pathnet.engines.cpu import CpuEngine, CpuWalk
+from pathnet.engines.engine import Job
+from pathnet.engines.reference import ReferenceEngine, ReferencePrepared, ReferenceWalk
+from pathnet.engines.tables import BlockColumn
 from pathnet.models import Block, ResidualNet
-from pathnet.recording import Look, Record, cross_entropy
+from pathnet.recording import Look, cross_entropy
+from pathnet.scaling import ScaledGradient
+from pathnet.walks import Record
 
 CASE = SMALL[1]
 CODES = pathnet.paths.enumerate_all(6)[::5]
@@ -90,12 +94,12 @@ class Counting(ReferenceEngine):
     def __init__(self) -> None:
         self.shapes: list[Sequence[int]] = []
 
-    def unsupported(self, net: Any, bn: Any, precision: Any, y0_shape: Sequence[int], device: Any) -> str | None:
-        return "no side of 4" if y0_shape[1] == 4 else None
+    def unsupported(self, job: Job) -> str | None:
+        return "no side of 4" if job.y0_shape[1] == 4 else None
 
-    def prepare(self, net: Any, bn: Any, precision: Any, y0_shape: Sequence[int]) -> Any:
-        self.shapes.append(tuple(y0_shape))
-        return super().prepare(net, bn, precision, y0_shape)
+    def prepare(self, job: Job) -> ReferencePrepared:
+        self.shapes.append(tuple(job.y0_shape))
+        return super().prepare(job)
 
 
 def test_the_engine_is_chosen_once_for_images_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +124,8 @@ def test_the_engine_is_chosen_once_for_images_of_a_size(monkeypatch: pytest.Monk
 @needs_native
 def test_tapes_share_the_packed_weights() -> None:
     recorder, (images, labels) = pathnet.Recorder(CASE.net(), engine="cpu"), CASE.images()
-    one, other = (recorder(images, labels)._record.blocks for _ in range(2))
+    one, other = (recorder(images, labels)._record.walk for _ in range(2))
+    assert isinstance(one, CpuWalk)
     shared = {tensor.data_ptr() for tensor in one.tensors} & {tensor.data_ptr() for tensor in other.tensors}
     assert shared == {one.backward.data_ptr()}
 
@@ -233,30 +238,55 @@ class Scarce(ReferenceEngine):
     """Has room for so many routings at a time."""
 
     name = "scarce"
+    walk: type[ScarceWalk]
 
     def __init__(self, room: int) -> None:
         self.room, self.tried = room, list[int]()
 
-    def _take(self, routing: Tensor) -> None:
+    def take(self, routing: Tensor) -> None:
         self.tried.append(len(routing))
         if len(routing) > self.room:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    def routed_backward(self, blocks: Any, grad: Tensor, exponent: Tensor, routing: Tensor) -> tuple[Tensor, Tensor]:
-        self._take(routing)
-        return super().routed_backward(blocks, grad, exponent, routing)
+    def prepare(self, job: Job) -> ReferencePrepared:
+        return ScarcePrepared(super().prepare(job).blocks, self)
 
-    def routed_forward(self, prepared: Any, y0: Tensor, routing: Tensor) -> Tensor:
-        self._take(routing)
-        return super().routed_forward(prepared, y0, routing)
+
+@dataclass(frozen=True)
+class ScarcePrepared(ReferencePrepared):
+    engine: Scarce
+
+    def record(self, y0: Tensor) -> tuple[Tensor, ReferenceWalk]:
+        y, walk = super().record(y0)
+        return y, self.engine.walk(walk.blocks, walk.tensors, walk.output_bytes, self.engine)
+
+    def routed_forward(self, y0: Tensor, routing: Tensor) -> Tensor:
+        self.engine.take(routing)
+        return super().routed_forward(y0, routing)
+
+
+@dataclass(frozen=True)
+class ScarceWalk(ReferenceWalk):
+    engine: Scarce
+
+    def routed_backward(self, start: ScaledGradient, routing: Tensor) -> ScaledGradient:
+        self.engine.take(routing)
+        return super().routed_backward(start, routing)
+
+
+class ScarceNormsWalk(ScarceWalk):
+    """With a fused form of the norms, which allocates as it likes."""
+
+    def norms(self, start: ScaledGradient, routing: Tensor) -> Tensor:
+        self.engine.take(routing)
+        return ReferenceWalk(self.blocks, self.tensors, self.output_bytes).norms(start, routing)
+
+
+Scarce.walk = ScarceWalk
 
 
 class ScarceNorms(Scarce):
-    """With a fused form of the norms, which allocates as it likes."""
-
-    def routed_backward_norms(self, blocks: Any, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
-        self._take(routing)
-        return ReferenceEngine().routed_backward_norms(blocks, grad, exponent, routing)
+    walk = ScarceNormsWalk
 
 
 QUESTIONS: list[Callable[[pathnet.Recorder, pathnet.Tape], Tensor]] = [
@@ -364,7 +394,7 @@ class Unsettled:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, settle: Callable[[Record], Record]) -> None:
         whole = pathnet.record(CASE.net(), *CASE.images(), engine="reference")
         self.asked: list[str] = []
-        walk, sums = ReferenceEngine.routed_backward, ReferenceEngine.sums_by_length
+        walk, sums = ReferenceWalk.routed_backward, ReferenceWalk.sums_by_length
 
         def noting(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
             def noted(*given: Any) -> Any:
@@ -373,10 +403,10 @@ class Unsettled:
 
             return noted
 
-        monkeypatch.setattr(ReferenceEngine, "routed_backward", noting("walk", walk))
-        monkeypatch.setattr(ReferenceEngine, "sums_by_length", noting("walk", sums))
+        monkeypatch.setattr(ReferenceWalk, "routed_backward", noting("walk", walk))
+        monkeypatch.setattr(ReferenceWalk, "sums_by_length", noting("walk", sums))
         looking = noting("look", lambda: settle(whole._record))
-        self.whole, self.tape = whole, pathnet.Tape(whole._engine, whole._record, "y0", looking)
+        self.whole, self.tape = whole, pathnet.Tape(whole._record, "y0", looking)
 
 
 ASKING: list[Callable[[pathnet.Tape], Any]] = [
@@ -398,9 +428,13 @@ def test_walks_are_asked_for_before_the_values_are_looked_at(ask: Any, monkeypat
     assert unsettled.tape.loss == unsettled.whole.loss and unsettled.asked.count("look") == 1
 
 
+def doubled(start: ScaledGradient) -> ScaledGradient:
+    return start._replace(mantissa=start.mantissa * 2)
+
+
 @pytest.mark.parametrize("ask", ASKING)
 def test_a_gradient_that_is_taken_anew_is_walked_anew(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    unsettled = Unsettled(monkeypatch, lambda record: replace(record, grad=record.grad * 2))
+    unsettled = Unsettled(monkeypatch, lambda record: replace(record, start=doubled(record.start)))
     first, second = ask(unsettled.tape), ask(unsettled.tape)
     assert torch.equal(first, second) and not torch.equal(first, ask(unsettled.whole))
 
@@ -418,7 +452,7 @@ def test_what_is_wrong_with_the_values_is_told_instead_of_a_result(
     unsettled = Unsettled(monkeypatch, refuse)
     if fails:
         for name in ("routed_backward", "sums_by_length"):
-            monkeypatch.setattr(ReferenceEngine, name, lambda *_: torch.zeros(1)[5])
+            monkeypatch.setattr(ReferenceWalk, name, lambda *_: torch.zeros(1)[5])
     for _ in range(2):
         with pytest.raises(ValueError, match="images: expected finite values"):
             ask(unsettled.tape)
@@ -429,15 +463,27 @@ class Elsewhere(ReferenceEngine):
 
     name = "elsewhere"
 
-    def routed_backward(self, blocks: Any, grad: Tensor, exponent: Tensor, routing: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare(self, job: Job) -> ReferencePrepared:
+        return ElsewherePrepared(super().prepare(job).blocks)
+
+
+class ElsewhereWalk(ReferenceWalk):
+    def routed_backward(self, start: ScaledGradient, routing: Tensor) -> ScaledGradient:
+        grad, exponent = start
         assert routing.device.type == "cpu" and routing.dtype == grad.dtype
         routing = routing.to(grad.device)
-        grads = grad.new_ones(len(routing), *blocks.tensors[0].shape) * routing.sum((1, 2))[:, None, None, None, None]
-        return grads, exponent.expand(len(routing), *exponent.shape)
+        grads = grad.new_ones(len(routing), *self.tensors[0].shape) * routing.sum((1, 2))[:, None, None, None, None]
+        return ScaledGradient(grads, exponent.expand(len(routing), *exponent.shape))
 
-    def routed_forward(self, prepared: Any, y0: Tensor, routing: Tensor) -> Tensor:
+
+class ElsewherePrepared(ReferencePrepared):
+    def record(self, y0: Tensor) -> tuple[Tensor, ReferenceWalk]:
+        y, walk = super().record(y0)
+        return y, ElsewhereWalk(walk.blocks, walk.tensors, walk.output_bytes)
+
+    def routed_forward(self, y0: Tensor, routing: Tensor) -> Tensor:
         y = y0
-        for block in prepared.blocks:
+        for block in self.blocks:
             y = block(y)
         return y * routing.to(y0.device).sum((1, 2))[:, None, None, None, None]
 
@@ -505,8 +551,8 @@ def test_the_cpu_engine_packs_what_a_case_of_every_kind_needs() -> None:
     for case in SMALL:
         net = case.net()
         y = net.stem(case.images()[0])
-        packed = CpuEngine().prepare(net, "running", "float32", y.shape[1:])
+        packed = CpuEngine().prepare(Job(net, "running", "float32", y.shape[1:], y.device))
         for block, row in zip(net.blocks, packed.tables.blocks.tolist(), strict=True):
-            assert row[4:7] == list(y.shape[1:])
+            assert row[BlockColumn.CHANNELS : BlockColumn.OUT_CHANNELS] == list(y.shape[1:])
             y = block(y)
-            assert row[7:] == list(y.shape[1:])
+            assert row[BlockColumn.OUT_CHANNELS :] == list(y.shape[1:])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pathnet import scaling
-from pathnet.engines.forms import PROJECTION, Tables
+from pathnet.engines.tables import BlockColumn, Skip, Tables, UnitColumn
 
 __all__ = ["Divided", "Magnitudes", "divided", "multiplied"]
 
@@ -104,8 +104,7 @@ class Divided:
         """int32 [len(tables.scales)]: the exponents of each channel's factor."""
         exponents = torch.zeros(len(self.tables.scales), dtype=torch.int32)
         for unit, exponent in zip(self.tables.units.tolist(), self.scales.tolist(), strict=True):
-            if unit[10] >= 0:
-                exponents[unit[10] : unit[10] + unit[0]] = exponent
+            exponents[_scales_of(unit)] = exponent
         return exponents
 
 
@@ -117,10 +116,12 @@ def divided(tables: Tables) -> Divided:
     scale_exponents = torch.zeros_like(weight_exponents)
     branches = torch.zeros(len(tables.blocks), 2, dtype=torch.int64)
     exponents = [_exponents(tables, unit) for unit in units]
-    for block, (first, count, skip, projection) in enumerate(tables.blocks[:, :4].tolist()):
-        module = _with_end(units, range(first, first + count))
-        shared = [first] if skip == PROJECTION else []
-        beside = _with_end(units, range(projection, projection + 1)) if skip == PROJECTION else []
+    for block, row in enumerate(tables.blocks.tolist()):
+        first, projection = row[BlockColumn.FIRST], row[BlockColumn.PROJECTION]
+        projects = row[BlockColumn.SKIP] == Skip.PROJECTION
+        module = _with_end(units, range(first, first + row[BlockColumn.COUNT]))
+        shared = [first] if projects else []
+        beside = _with_end(units, range(projection, projection + 1)) if projects else []
         factors = [exponent for unit in (*module, *beside) for exponent in exponents[unit]]
         residual = sum(sum(exponents[unit]) for unit in module)
         skipped = sum(sum(exponents[unit]) for unit in beside) + sum(exponents[unit][1] for unit in shared)
@@ -154,19 +155,23 @@ def multiplied(norms: Tensor, gradients: Tensor, exponents: Tensor, shifts: Tens
 
 def _with_end(units: Sequence[Sequence[int]], branch: range) -> list[int]:
     """The rows of a branch, and behind them that of the BN that ends it, where there is one."""
-    ends = branch.stop < len(units) and units[branch.stop][6] == 0
+    ends = branch.stop < len(units) and units[branch.stop][UnitColumn.KERNEL] == 0
     return [*branch, *([branch.stop] if ends else [])]
 
 
 def _weights_of(unit: Sequence[int]) -> slice:
-    channels, _, _, out_channels, _, _, kernel, _, _, begin, _, _ = unit
-    return slice(begin, begin + channels * out_channels * kernel * kernel)
+    begin, kernel = unit[UnitColumn.WEIGHTS], unit[UnitColumn.KERNEL]
+    return slice(begin, begin + unit[UnitColumn.CHANNELS] * unit[UnitColumn.OUT_CHANNELS] * kernel * kernel)
+
+
+def _scales_of(unit: Sequence[int]) -> slice:
+    begin = unit[UnitColumn.SCALES]
+    return slice(begin, begin + unit[UnitColumn.CHANNELS]) if begin >= 0 else slice(0)
 
 
 def _exponents(tables: Tables, unit: Sequence[int]) -> tuple[int, int]:
     """The powers of two just above the largest of a unit's weights and of its BN's factors; 0 where there is none."""
-    scales = tables.scales[unit[10] : unit[10] + unit[0]] if unit[10] >= 0 else tables.scales[:0]
-    return _exponent(tables.weights[_weights_of(unit)]), _exponent(scales)
+    return _exponent(tables.weights[_weights_of(unit)]), _exponent(tables.scales[_scales_of(unit)])
 
 
 def _exponent(values: Tensor) -> int:

@@ -12,7 +12,8 @@ from pathnet.engines.triton.dgrad import dgrad_point_tiles
 from pathnet.engines.triton.endings import ending_point_tiles
 from pathnet.engines.triton.folding import constants_size, folded_size
 from pathnet.engines.triton.forward import forward_tile
-from pathnet.engines.triton.network import TritonNetwork, network_of
+from pathnet.engines.triton.network import TritonNetwork
+from pathnet.engines.triton.packing import network_of
 from pathnet.engines.triton.schedule import NOTHING
 from pathnet.engines.triton.state import Activations, Gradients, Saved
 from pathnet.models import PostactBlock, PreactBlock, ResidualNet

@@ -20,6 +20,7 @@ from pathnet.engines.triton.plan import LaunchPlan, plan_backward, plan_launches
 from pathnet.engines.triton.schedule import Launch, Schedule
 from pathnet.engines.triton.state import Allocate, Gradients, PlanBuffer, Saved, allocate_on
 from pathnet.engines.triton.steps import Exit, Steps
+from pathnet.scaling import ScaledGradient
 
 __all__ = [
     "BackwardPass",
@@ -73,7 +74,7 @@ class BackwardPass:
         width = 1 if by_batch else batch
         sums_room, folded_room, constants_room = _room(network, schedule, batch)
         self.gradients = Gradients(
-            allocate([schedule.slot_count, size], network.walk_dtype),
+            allocate([schedule.slot_count, size], network.backward_dtype),
             buffer.rows,
             buffer.launches,
             buffer.states,
@@ -81,8 +82,8 @@ class BackwardPass:
             allocate([states, width], torch.int32),
             allocate([states if by_batch else 0, 2, network.widest], torch.float32),
             allocate([sums_room if sums or by_batch else 0], torch.float32),
-            allocate([folded_room if by_batch else 0], network.walk_dtype),
-            allocate([constants_room if by_batch else 0], network.walk_dtype),
+            allocate([folded_room if by_batch else 0], network.backward_dtype),
+            allocate([constants_room if by_batch else 0], network.backward_dtype),
             batch,
             by_batch,
         )
@@ -115,7 +116,7 @@ class BackwardPass:
         norms = squares.sqrt() * self.buffer.mantissas.abs()[:, None]
         return scaling.times_power_of_two(norms, self._exponents(self.schedule.capacity).expand_as(norms))
 
-    def arrived(self, count: int) -> tuple[Tensor, Tensor]:
+    def arrived(self, count: int) -> ScaledGradient:
         """Return the scaled gradients at ``y_0`` of the first ``count`` routings.
 
         Returns:
@@ -148,7 +149,7 @@ def _room(network: TritonNetwork, schedule: Schedule, batch: int) -> list[int]:
 
 def routed_backward(
     network: TritonNetwork, saved: Saved, grad: Tensor, exponent: Tensor, steps: Steps
-) -> tuple[Tensor, Tensor]:
+) -> ScaledGradient:
     """Return the scaled gradients at ``y_0``: float32 [P, B, C, H, W] and int32 [P, B] or [P, 1]."""
     return _launched(network, saved, grad, exponent, steps).arrived(steps.count)
 
@@ -188,9 +189,7 @@ class SingleBlocks:
         parts = torch.split(all_words, [len(part) for part in words])
         self._expected = dict(zip(keys, zip(plans, parts, strict=True), strict=True))
 
-    def __call__(
-        self, index: int, grads: Tensor, exponents: Tensor, coefficients: Coefficients
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, index: int, grads: ScaledGradient, coefficients: Coefficients) -> ScaledGradient:
         """Return the scaled gradients at a block's input, from those [g, B, C, H, W] at its output.
 
         Args:
@@ -198,8 +197,8 @@ class SingleBlocks:
         """
         plan, buffer = self._buffered(index, tuple(coefficients))
         network = replace(self.network, blocks=[self.network.blocks[index]])
-        backward = BackwardPass(network, self.saved, buffer, grads.shape[1], self.allocate)
-        backward.start(grads, exponents)
+        backward = BackwardPass(network, self.saved, buffer, grads.mantissa.shape[1], self.allocate)
+        backward.start(*grads)
         backward.launch(plan.needed())
         return backward.arrived(len(coefficients))
 

@@ -113,7 +113,7 @@ class Saved:
         return Saved(
             allocate([network.bits_starts(batch)[-1]], torch.uint8),
             network.bits_starts(batch),
-            allocate([begin[-1] if network.bn == "batch" else 0], network.walk_dtype),
+            allocate([begin[-1] if network.bn == "batch" else 0], network.backward_dtype),
             begin,
             allocate([len(begin) - 1], torch.int64),
             allocate(network.affine[:, 0].shape, torch.float32),

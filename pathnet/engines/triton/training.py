@@ -132,7 +132,7 @@ class _Key:
             None if conv is None else (conv.kernel, conv.input, conv.output)
             for conv in (*self.convolutions, self.projection)
         ]
-        self.key = tuple(shapes), network.bn, network.walk_dtype
+        self.key = tuple(shapes), network.bn, network.backward_dtype
 
     def __hash__(self) -> int:
         return hash(self.key)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathnet.engines.cuda import _padded_affine
-from pathnet.engines.forms import tables
+from pathnet.engines.tables import tables
 from pathnet.models import PostactBlock, PreactBlock, ResidualNet
 
 # Widths of y after each block (the first: of y0), strides, skips; height, width, batch; whether blocks are

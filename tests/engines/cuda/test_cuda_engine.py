@@ -25,10 +25,13 @@ from torch import Tensor, nn
 import pathnet
 from pathnet import engines, native, scaling
 from pathnet.engines import cuda
-from pathnet.engines.cuda import CudaEngine, CudaRecord
-from pathnet.engines.forms import tables, unsupported_form
+from pathnet.engines.cuda import CudaEngine, CudaWalk
+from pathnet.engines.engine import Job
+from pathnet.engines.forms import unsupported_form
 from pathnet.engines.reference import ReferenceEngine
+from pathnet.engines.tables import UnitColumn, tables
 from pathnet.models import PreactBlock, ResidualNet, resnet
+from pathnet.scaling import ScaledGradient
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
@@ -42,8 +45,12 @@ class Twin(CudaEngine):
     def unavailable(self) -> str | None:
         return None
 
-    def unsupported(self, net: ResidualNet, bn: Any, precision: Any, y0_shape: Sequence[int], device: Any) -> Any:
-        return unsupported_form(net, bn) or cuda.refusal(net, y0_shape, precision, self.shared_bytes(device))
+    def unsupported(self, job: Job) -> str | None:
+        return unsupported_form(job.net, job.bn) or cuda.refusal(job, self.shared_bytes(job.device))
+
+
+def job_of(net: ResidualNet, y0_shape: Sequence[int], precision: Any) -> Job:
+    return Job(net, "running", precision, y0_shape, torch.device("cpu"))
 
 
 GPUS = {"99 KB": 101376, "163 KB": 166912, "227 KB": 232448}
@@ -98,11 +105,11 @@ def test_forward_passes_of_random_networks(seed: int, shared_bytes: int) -> None
     exact = in_float64(net, "running")
     tape = recorder(images, labels)
     assert relative_error(tape.output, exact(images.double()).detach()) < FORWARD
-    assert isinstance(tape._record.blocks, CudaRecord)
+    assert isinstance(tape._record.walk, CudaWalk)
     y = exact.stem(images.double())
-    for block, bits in zip(exact.blocks, tape._record.blocks.bits(), strict=True):
+    for block, bits in zip(exact.blocks, tape._record.walk.bits(), strict=True):
         activations: list[Tensor] = []
-        hooks = [unit.bn.register_forward_hook(keep(activations)) for unit in block.fused_form().units]
+        hooks = [unit.bn.register_forward_hook(keep(activations)) for unit in block.form().units]
         y = block(y)
         for hook in hooks:
             hook.remove()
@@ -166,9 +173,9 @@ def test_forward_passes_of_random_post_activation_networks(seed: int) -> None:
     recorder, exact = pathnet.Recorder(net, engine="twin"), in_float64(net, "running")
     tape = recorder(images, labels)
     assert relative_error(tape.output, exact(images.double()).detach()) < FORWARD
-    assert isinstance(tape._record.blocks, CudaRecord)
+    assert isinstance(tape._record.walk, CudaWalk)
     y = exact.stem(images.double())
-    for block, bits in zip(exact.blocks, tape._record.blocks.bits(), strict=True):
+    for block, bits in zip(exact.blocks, tape._record.walk.bits(), strict=True):
         before_relus = [block.bns[0](block.convs[0](y)), block.skip(y) + block.residual(y)]
         for recorded, z in zip(bits, before_relus, strict=True):
             sure = z.abs() > 1e-3 * z.abs().mean()
@@ -261,13 +268,14 @@ def test_every_number_of_windows(
     forms: list[set[native.CudaForm]] = [set(), set()]
     for shared_bytes in range(14 << 10, 160 << 10, 3 << 10):
         monkeypatch.setattr(Twin, "twin_shared_bytes", shared_bytes)
-        if cuda.refusal(net, (16, height, width), precision, shared_bytes):
+        job = job_of(net, (16, height, width), precision)
+        if cuda.refusal(job, shared_bytes):
             continue
-        network = Twin().prepare(net, "running", precision, (16, height, width))
-        walks = network.backward, network.forward
+        network = Twin().prepare(job)
+        programs = network.backward, network.forward
         new = False
-        for seen, walk in zip(forms, walks, strict=True):
-            form = native.cuda_form(walk.program)._replace(shared_bytes=0)
+        for seen, program in zip(forms, programs, strict=True):
+            form = native.cuda_form(program.host)._replace(shared_bytes=0)
             new |= form not in seen
             seen.add(form)
         if not new:
@@ -305,19 +313,19 @@ def arguments(precision: Any = "float32", gradients: bool = True, routing: Tenso
     """Those of `native.cuda_routed_backward`, by name."""
     tape = small_tape(precision)
     record = tape._record
-    assert isinstance(record.blocks, CudaRecord)
-    walk = record.blocks.network.backward
+    assert isinstance(record.walk, CudaWalk)
+    program = record.walk.network.backward
     routing = torch.randn(3, tape.n, 2) if routing is None else routing
     return {
-        "grad": record.grad[None],
-        "exponent": record.exponent[None],
+        "grad": record.start.mantissa[None],
+        "exponent": record.start.exponent[None],
         "starts": torch.zeros(len(routing), dtype=torch.int32),
         "routing": routing,
         "order": torch.arange(len(routing), dtype=torch.int32),
-        "program": walk.program,
-        "device_program": walk.program,
-        "weights": walk.weights,
-        "relu_bits": record.blocks.relu_bits,
+        "program": program.host,
+        "device_program": program.host,
+        "weights": program.weights,
+        "relu_bits": record.walk.relu_bits,
         "gradients": gradients,
     }
 
@@ -330,16 +338,16 @@ def sample(given: dict[str, Any], part: slice) -> dict[str, Any]:
 
 def forward_arguments(record: bool) -> dict[str, Any]:
     tape = small_tape()
-    network = tape._record.blocks.network  # type: ignore[attr-defined]
-    walk = network.forward
+    network = tape._record.walk.network  # type: ignore[attr-defined]
+    program = network.forward
     routing = torch.ones(1, tape.n, 2) if record else torch.randn(2, tape.n, 2)
     return {
         "y0": tape._record.y0,
         "routing": routing,
         "order": torch.arange(len(routing), dtype=torch.int32),
-        "program": walk.program,
-        "device_program": walk.program,
-        "weights": walk.weights,
+        "program": program.host,
+        "device_program": program.host,
+        "weights": program.weights,
         "affine": network.affine,
         "record": record,
     }
@@ -354,12 +362,13 @@ def test_the_path_through_identity_skips_alone_changes_no_bit(precision: Any) ->
     tape = pathnet.record(net, torch.randn(2, 3, 5, 7), torch.tensor([0, 1]), engine="twin", precision=precision)
     record = tape._record
     skips = pathnet.paths.routing(torch.zeros(1, 3, dtype=torch.uint8), torch.float32)
-    grad, exponent = tape._engine.routed_backward(record.blocks, record.grad, record.exponent, skips)
-    assert torch.equal(grad[0], record.grad) and torch.equal(exponent[0], record.exponent)
+    grad, exponent = record.walk.routed_backward(record.start, skips)
+    assert torch.equal(grad[0], record.start.mantissa) and torch.equal(exponent[0], record.start.exponent)
     norms = tape.path_gradient_norms(torch.zeros(1, 3, dtype=torch.uint8), per_sample=True)
     torch.testing.assert_close(norms, scaling.norms(grad, exponent), rtol=1e-6, atol=0)
     for power in (-100, 100):
-        scaled = tape._engine.routed_backward_norms(record.blocks, record.grad * 2.0**power, record.exponent, skips)
+        start = record.start._replace(mantissa=record.start.mantissa * 2.0**power)
+        scaled = record.walk.norms(start, skips)
         torch.testing.assert_close(scaled, norms * 2.0**power, rtol=1e-6, atol=0)
 
 
@@ -388,20 +397,18 @@ def test_small_values_keep_their_relative_precision(precision: Any) -> None:
     net = shaken(ResidualNet(nn.Conv2d(3, 16, 3, padding=1), blocks, head)).eval()
     tape = pathnet.record(net, torch.randn(1, 3, 4, 4), torch.tensor([0]), engine="twin", precision=precision)
     record = tape._record
-    assert isinstance(record.blocks, CudaRecord)
+    assert isinstance(record.walk, CudaWalk)
     routing = pathnet.paths.routing(torch.ones(1, 40, dtype=torch.uint8), torch.float32)
     for block in blocks:
         for conv in block.convs:
             conv.weight.data *= 2.0**-8
-    small = CudaRecord(CudaEngine().prepare(net, "running", precision, (16, 4, 4)), record.blocks.relu_bits)
-    norms = tape._engine.routed_backward_norms(record.blocks, record.grad, record.exponent, routing)
-    small_norms = tape._engine.routed_backward_norms(small, record.grad, record.exponent, routing)
+    small = CudaWalk(CudaEngine().prepare(job_of(net, (16, 4, 4), precision)), record.walk.relu_bits)
+    norms = record.walk.norms(record.start, routing)
+    small_norms = small.norms(record.start, routing)
     assert 0 < small_norms.item() == norms.item() * 2.0**-640
-    own, others = (
-        tape._engine.routed_backward(blocks, record.grad, record.exponent, routing)
-        for blocks in (small, record.blocks)
-    )
-    assert torch.equal(own[0], others[0]) and torch.equal(own[1], others[1] - 640)
+    small_grads, grads = (walk.routed_backward(record.start, routing) for walk in (small, record.walk))
+    assert torch.equal(small_grads.mantissa, grads.mantissa)
+    assert torch.equal(small_grads.exponent, grads.exponent - 640)
 
 
 def test_scaled_coefficients_zero_gradients_and_others_that_are_not_finite() -> None:
@@ -535,24 +542,24 @@ def test_sums_by_length_launch_once_a_block_and_copy_no_bits(seed: int, monkeypa
     net, images, labels = random_basic_net(seed, smallest=6, post=seed == 3)
     tape = pathnet.record(net, images, labels, engine="twin")
     record, launched, launch = tape._record, [], native.cuda_routed_backward
-    assert isinstance(record.blocks, CudaRecord)
-    memory = record.blocks.relu_bits.untyped_storage().data_ptr()
+    assert isinstance(record.walk, CudaWalk)
+    memory = record.walk.relu_bits.untyped_storage().data_ptr()
 
     def watched(*given: Any) -> Any:
         launched.append((len(given[3]), given[8].untyped_storage().data_ptr() == memory))
         return launch(*given)
 
     monkeypatch.setattr(native, "cuda_routed_backward", watched)
-    tape._engine.sums_by_length(record.blocks, record.grad, record.exponent, torch.ones(net.n, 2))
+    record.walk.sums_by_length(record.start, torch.ones(net.n, 2))
     assert launched == [(2 * k, True) for k in range(1, net.n + 1)]
 
 
 @pytest.mark.parametrize("sums", [False, True], ids=["paths", "sums"])
 def test_what_a_walk_needs_of_the_host_is_sent_in_two_copies(sums: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """To a device that has no numbers to give back: the order is made on the host, and nobody waits."""
-    blocks: Any = small_tape()._record.blocks
+    recorded: Any = small_tape()._record.walk
     sent: list[tuple[str, list[int]]] = []
-    network, device = blocks.network, torch.device("meta")
+    network, device = recorded.network, torch.device("meta")
     assert len(network.steps) == 6
 
     def noted(values: Tensor, to: torch.device) -> Tensor:
@@ -567,11 +574,11 @@ def test_what_a_walk_needs_of_the_host_is_sent_in_two_copies(sums: bool, monkeyp
     monkeypatch.setattr(cuda, "to_device", noted)
     monkeypatch.setattr(native, "cuda_routed_backward", launched)
     grad, exponent = torch.empty(12, 3, 64, 2, 2, device=device), torch.empty(12, 3, device=device).int()
-    record = CudaRecord(network, blocks.relu_bits.to(device))
+    walk = CudaWalk(network, recorded.relu_bits.to(device))
     if sums:
-        cuda._through_block(record, 5, grad, exponent, [(1.0, 0.0)] * 6 + [(0.0, 1.0)] * 6)
+        walk._through_block(5, ScaledGradient(grad, exponent), [(1.0, 0.0)] * 6 + [(0.0, 1.0)] * 6)
     else:
-        CudaEngine().routed_backward(record, grad[0], exponent[0], torch.ones(12, 6, 2))
+        walk.routed_backward(ScaledGradient(grad[0], exponent[0]), torch.ones(12, 6, 2))
     assert sent == [("cpu", [2, 12]), ("cpu", [12, 1 if sums else 6, 2])]
 
 
@@ -603,7 +610,7 @@ def test_a_program_serves_its_own_direction_only() -> None:
 
 def refused(net: ResidualNet, side: int, shared_bytes: int = 101376) -> str | None:
     channels = net.stem_weight().shape[0]
-    return cuda.refusal(net, (channels, side, side), "bfloat16", shared_bytes)
+    return cuda.refusal(job_of(net, (channels, side, side), "bfloat16"), shared_bytes)
 
 
 def test_what_the_kernels_have_no_form_for_is_named() -> None:
@@ -626,9 +633,9 @@ def test_what_the_kernels_have_no_form_for_is_named() -> None:
     assert refused(wide, 32) is None
     assert refused(wide, 16382) == "block 1 has images of more than 65536 pixels with their borders"
     # In strips of eight pixels a column is eight times itself, and the elements of many thread blocks are int32.
-    tall = cuda.refusal(wide, (64, 8192, 1), "float32", GPUS["99 KB"])
+    tall = cuda.refusal(job_of(wide, (64, 8192, 1), "float32"), GPUS["99 KB"])
     assert tall is None
-    tall = cuda.refusal(wide, (64, 8193, 1), "float32", GPUS["99 KB"])
+    tall = cuda.refusal(job_of(wide, (64, 8193, 1), "float32"), GPUS["99 KB"])
     assert tall == "block 1 has images of more than 4194304 numbers in strips of eight pixels"
     uneven = ResidualNet(nn.Conv2d(3, 16, 3), [PreactBlock(16, (3, 3), (40, 16), 1, "pad")], nn.Flatten())
     assert refused(uneven, 8) == "block 1 has convolutions of different widths"
@@ -657,7 +664,7 @@ def test_units_without_relu_but_the_networks_first_are_the_cpu_engines_alone() -
     native.cuda_plan(own.blocks, own.units, *given)
     for unit, block in ((1, 1), (2, 2)):
         units = own.units.clone()
-        units[unit, 11] = -1
+        units[unit, UnitColumn.BITS] = -1
         with pytest.raises(RuntimeError, match=f"block {block} has a convolution without BN and ReLU"):
             native.cuda_plan(own.blocks, units, *given)
 
@@ -676,8 +683,9 @@ def test_the_papers_networks_fit_every_gpu_as_the_readme_says(
     monkeypatch.setattr(CudaEngine, "twin_shared_bytes", GPUS[gpu])
     net, forms = pathnet.models.preact_resnet(depth), {}
     for precision in TOLERANCES:
-        network = CudaEngine().prepare(net, "running", precision, (16, 32, 32))  # type: ignore[arg-type]
-        forms[precision], forward = (native.cuda_form(walk.program) for walk in (network.backward, network.forward))
+        network = CudaEngine().prepare(job_of(net, (16, 32, 32), precision))
+        programs = network.backward, network.forward
+        forms[precision], forward = (native.cuda_form(program.host) for program in programs)
         assert max(forms[precision].shared_bytes, forward.shared_bytes) <= GPUS[gpu]
     cells = gpu, described(forms["bfloat16"]), described(forms["float32"]), described(forward)
     assert f"| {' | '.join(cells)} |" in README
@@ -702,8 +710,7 @@ def test_a_torch_that_tells_no_shared_memory_gets_what_every_gpu_has(monkeypatch
 
 
 def choose(name: str = "auto", bn: Any = "running", precision: Any = "float32") -> str:
-    net = SMALL.net()
-    return engines.choose(name, net, bn, precision, (16, 6, 6), torch.device("cuda")).name
+    return engines.choose(name, Job(SMALL.net(), bn, precision, (16, 6, 6), torch.device("cuda"))).name
 
 
 def test_auto_takes_cuda_on_a_gpu_where_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -736,8 +743,8 @@ def test_where_there_is_no_gpu_the_engine_says_why(monkeypatch: pytest.MonkeyPat
         changed.setattr(torch.cuda, "is_available", lambda: False)
         assert CudaEngine().unavailable() == "this process sees no CUDA device"
     on_a_gpu(monkeypatch, capability=(7, 5))
-    net = SMALL.net()
-    reason = CudaEngine().unsupported(net, "running", "float32", (16, 6, 6), torch.device("cuda"))
+    job = Job(SMALL.net(), "running", "float32", (16, 6, 6), torch.device("cuda"))
+    reason = CudaEngine().unsupported(job)
     assert reason == "Some GPU is of compute capability 7.5, the kernels need 8.0"
 
 

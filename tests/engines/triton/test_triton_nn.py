@@ -256,17 +256,17 @@ def operands(kind: str) -> tuple[PreactBlock, Tensor, tuple[Any, ...]]:
     strides = [conv.stride[0] for conv in block.convs]
     if block.projection is not None:
         weights, strides = [*weights, block.projection.weight], [*strides, block.projection.stride[0]]
-    gains, biases = [bn.weight for bn in block.bns], [bn.bias for bn in block.bns]
+    norms = [tensor for bn in block.bns for tensor in (bn.weight, bn.bias)]
     epsilons = [bn.eps for bn in block.bns]
-    return block, direction, (x.requires_grad_(), weights, gains, biases, [], strides, epsilons, [1.0, 1.0])
+    return block, direction, (x.requires_grad_(), weights, norms, strides, epsilons, [1.0, 1.0])
 
 
 def test_opcheck() -> None:
     own = torch.ops.pathnet.fused_residual.default
     block, _, arguments = operands("basic-projection")
     torch.library.opcheck(own, arguments)
-    running = [statistic for bn in block.bns for statistic in (bn.running_mean, bn.running_var)]
-    evaluated = (arguments[0].bfloat16(), *arguments[1:4], running, *arguments[5:])
+    norms = [row for bn in block.bns for row in (bn.weight, bn.bias, bn.running_mean, bn.running_var)]
+    evaluated = (arguments[0].bfloat16(), arguments[1], norms, *arguments[3:])
     torch.library.opcheck(own, evaluated, test_utils=("test_schema", "test_faketensor"))
 
 

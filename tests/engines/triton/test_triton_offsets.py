@@ -22,7 +22,7 @@ from pathnet.engines.triton.configurations import FOLDED  # noqa: E402
 from pathnet.engines.triton.dgrad import dgrad, dgrad_point_tiles, dgrad_tile  # noqa: E402
 from pathnet.engines.triton.folding import constants_size, folded_size, taps_of  # noqa: E402
 from pathnet.engines.triton.launch import Tile  # noqa: E402
-from pathnet.engines.triton.network import network_of  # noqa: E402
+from pathnet.engines.triton.packing import network_of  # noqa: E402
 from pathnet.engines.triton.schedule import NOTHING, Launch  # noqa: E402
 from pathnet.engines.triton.state import Gradients, Saved  # noqa: E402
 

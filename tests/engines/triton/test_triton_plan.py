@@ -15,7 +15,8 @@ pytest.importorskip("triton")
 
 from helpers.walked_rows import SIZE, Maps, brute_force, walked  # noqa: E402
 
-from pathnet.engines.triton.network import FusedBlock, network_of  # noqa: E402
+from pathnet.engines.triton.network import FusedBlock  # noqa: E402
+from pathnet.engines.triton.packing import network_of  # noqa: E402
 from pathnet.engines.triton.plan import LaunchPlan, plan_backward, plan_forward, plan_launches  # noqa: E402
 from pathnet.engines.triton.routed_backward import _room, schedule_backward  # noqa: E402
 from pathnet.engines.triton.schedule import NOTHING, Schedule  # noqa: E402
