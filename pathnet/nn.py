@@ -125,7 +125,7 @@ def _check_sizes(form: FusedForm, x: Tensor, by_batch: bool) -> None:
 
 
 def _by_batch(form: FusedForm) -> bool:
-    """Return whether BN's statistics are those of the batch, as they are, as in torch, for BNs that keep no others."""
+    """Return whether BN's statistics are those of the batch; as in torch, they are for BNs that keep no others."""
     by_batch = [unit.bn.training or unit.bn.running_mean is None for unit in form.units]
     if any(by_batch) and not all(by_batch):
         raise ValueError("block: expected all of its BNs to take statistics of the batch, or none, got some that do")

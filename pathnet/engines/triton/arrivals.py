@@ -1,8 +1,8 @@
-"""Gradients as they arrive, the means that they wait for taken off: written out, or their norms alone.
+"""Gradients at the end of a backward pass, with BN's means subtracted: copied, or their norms alone.
 
-A program owns POINTS pixels of a sample of one routing to write them out, or a whole sample for its norm, all
-channels one block after the other. Squares are added in float64, since samples of one batch share an exponent in BN
-mode ``batch``: 1.2 M values a routing, which even a GPU of 0.5 TFLOP/s in float64 adds up in 5 us.
+A program takes POINTS pixels of one routing's sample to copy them, or a whole sample for its norm, one block of
+channels after the other. Squares are added in float64, since samples of one batch share an exponent in BN mode
+``batch``: 1.2 M values per routing, which even a GPU with 0.5 TFLOP/s in float64 adds in 5 us.
 """
 
 from __future__ import annotations
@@ -107,11 +107,11 @@ def _loaded(memory, located, places, within, channel, C: tl.constexpr, CORRECT: 
 
 
 def squared_norms(gradients: Gradients, saved: Saved, finals: Tensor, shape: Shape) -> Tensor:
-    """float64 [P, B]: the squared norms of samples, their states' exponents aside.
+    """Return float64 [P, B], the squared norms of samples without their states' exponents.
 
     Args:
         finals: int32 [P], states; negative for a gradient that is zero.
-        shape: of a sample's gradient.
+        shape: shape of a sample's gradient.
     """
     norms = torch.empty(len(finals), gradients.batch, dtype=torch.float64, device=finals.device)
     _run(_norms_kernel, norms.numel(), gradients, saved, finals, shape, norms)
@@ -119,7 +119,7 @@ def squared_norms(gradients: Gradients, saved: Saved, finals: Tensor, shape: Sha
 
 
 def arrived(gradients: Gradients, saved: Saved, finals: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
-    """[P, B, H, W, C]: the gradients of states, their exponents aside."""
+    """Return [P, B, H, W, C], the gradients of states without their exponents."""
     gradient = torch.empty(
         len(finals), gradients.batch, shape.height, shape.width, shape.channels, dtype=dtype, device=finals.device
     )

@@ -1,29 +1,30 @@
 """The input gradient of one BN-ReLU-convolution unit, for many gradients at once, with routing.
 
 A tile is PATHS gradients at SAMPLES * PIXELS points of the unit's input and BLOCK_N of its channels: an implicit
-matrix product of PATHS * SAMPLES * PIXELS rows, and for every tap of the kernel BLOCK_K channels of the incoming
-gradient at a time. Weights, ReLU bits and x_hat are read once for the PATHS gradients; tiles that differ in their
-gradients alone stand side by side, so that others find them in L2. With a stride, the points of a tile are of one
-phase (row and column modulo the stride), which leaves out the taps that meet none of its pixels.
+matrix product with PATHS * SAMPLES * PIXELS rows that takes, for every tap of the kernel, BLOCK_K channels of the
+incoming gradient at a time. Weights, ReLU bits and x_hat are read once for the PATHS gradients. Tiles that differ in
+their gradients alone are neighbours in the grid, so that L2 serves all but the first. With a stride, all points of a
+tile have one phase (row and column modulo the stride), which leaves out the taps that meet none of its pixels.
 
-How many rows a launch has is known on the device alone, so that one captured graph serves every set of paths: a
-program takes one tile after the other, a grid apart, until there are no more. Left to itself the compiler hoists out
-of that loop what each layout knows of its points, 213 to 255 registers where 2 to 4 programs had room on a
-multiprocessor; without hoisting it takes 160 to 250. Programs beyond the last row that leave at once would take as
-few, but half the grid of a launch with room for 55 rows and 28 in it is 14,000 programs, reckoned 38 us.
+The device alone knows the number of rows of a launch, so that one captured graph serves every set of paths: a program
+takes one tile after the other, a grid apart, until there are no more. By default the compiler hoists out of that loop
+what each layout knows of its points, which takes 213 to 255 registers where a multiprocessor had room for 2 to 4
+programs; without hoisting it takes 160 to 250. One program per tile that leaves at once beyond the last row would
+take as few, but half the grid of a launch with room for 55 rows and 28 in it is 14,000 programs, about 38 us
+(computed, not measured).
 
-What BN does to a gradient takes two means over the whole batch, known only when every program of a launch is done.
-So a program stores ``scale * bit * (J_conv^T g)``, and its share of the two sums beside it; whoever reads that
-gradient takes the means off: on loading (`tiles.load_gradients`), or, where a convolution reads it once a tap, by a
-second product (`folding`). Each gradient is read and written once a convolution.
+BN's backward pass subtracts two means over the whole batch, known only when every program of a launch is done. So a
+program stores ``scale * bit * (J_conv^T g)``, and its share of the two sums beside it; the reader of that gradient
+subtracts the means: as it loads the gradient (`tiles.load_gradients`), or, where a convolution reads it once for each
+tap, by a second product (`folding`). Each gradient is read and written once per convolution.
 
-Limits on an H100, reckoned and not yet measured. Stage 1 of a CIFAR network (16 channels, side 32, batch 128) has
-2.1 M values a gradient and 604 MFLOP a convolution: bf16 in and out are 8.4 MB, 2.8 us at 3 TB/s; the products 1.5 us
-at 400 TFLOP/s (half the rate: 16 columns leave tensor cores waiting for operands). By the compiler's own code 128
-rows of a tile take some 800 instructions a warp in BN mode ``running`` and 1,300 in ``batch``; at one a clock and
-scheduler that is 3.5 us and 5.8 us. Issue slots bound it, then memory; stages 2 and 3 take half and a quarter. Of the
-instructions a seventh is for sides that are known at run time alone: kernels are compiled for channels, kernel and
-stride, and serve images of any size.
+Limits on an H100, computed, not measured. Stage 1 of a CIFAR network (16 channels, side 32, batch 128) has 2.1 M
+values in a gradient and 604 MFLOP in a convolution. Reading and writing bf16 is 8.4 MB, 2.8 us at 3 TB/s; the
+products take 1.5 us at 400 TFLOP/s (half the rate: with 16 columns, tensor cores wait for operands). By the
+compiler's output, 128 rows of a tile take some 800 instructions of a warp in BN mode ``running`` and 1,300 in
+``batch``; at one per clock and scheduler that is 3.5 us and 5.8 us. Issue slots are the bound, then memory; stages 2
+and 3 take half and a quarter. A seventh of the instructions computes with sides that are known at run time alone:
+kernels are compiled for channels, kernel and stride, and serve images of any size.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def _dgrad_kernel(
     SUMS: tl.constexpr,
     CORRECT: tl.constexpr,
     FOLDED: tl.constexpr,
-    TAPS_KEPT: tl.constexpr,
+    ALL_TAPS: tl.constexpr,
     PER_SAMPLE: tl.constexpr,
     PATHS: tl.constexpr,
     SAMPLES: tl.constexpr,
@@ -183,7 +184,7 @@ def _dgrad_kernel(
                 block,
                 CORRECT,
                 FOLDED,
-                TAPS_KEPT,
+                ALL_TAPS,
             )
             if EXIT:
                 value *= load_coefficient(fields + 4)[:, None, None]
@@ -231,21 +232,21 @@ def _in_image(points, phase, size, STRIDE: tl.constexpr):
 
 
 def dgrad_tile(conv: Convolution) -> Tile:
-    """The tile for gradients of a convolution's input, in the type of its transposed weights."""
+    """Return the tile for gradients of a convolution's input, in the type of its transposed weights."""
     return of_width(DGRAD if conv.stride == 1 else STRIDED, conv.transposed, conv.input.channels)
 
 
 def dgrad_point_tiles(conv: Convolution, batch: int) -> int:
-    """How many tiles hold all pixels of the input, phase after phase."""
+    """Return the number of tiles that hold all pixels of the input, one phase after the other."""
     inputs, stride = conv.input, conv.stride
     pixels = -(-inputs.height // stride) * -(-inputs.width // stride)
     return stride * stride * dgrad_tile(conv).point_tiles(batch, pixels)
 
 
 def dgrad(gradients: Gradients, saved: Saved, block: FusedBlock, task: Launch) -> None:
-    """Takes the states of a launch's rows through one unit of a block, and at the block's entrance through its skip.
+    """Take the states of a launch's rows through one unit of a block, and at the block's input through its skip.
 
-    Where sums are wanted, the means of what was made are in ``gradients.corrections`` afterwards.
+    Where sums are requested, the new states' means are in ``gradients.corrections`` afterwards.
     """
     conv, projection, unit = block.convolutions[task.unit], block.projection, block.first + task.unit
     inputs, outputs, tile = conv.input, conv.output, dgrad_tile(conv)
@@ -311,7 +312,7 @@ def dgrad(gradients: Gradients, saved: Saved, block: FusedBlock, task: Launch) -
         SUMS=has_sums,
         CORRECT=gradients.by_batch,
         FOLDED=folded,
-        TAPS_KEPT=taps_of(conv),
+        ALL_TAPS=taps_of(conv),
         PER_SAMPLE=not gradients.by_batch,
         PATHS=tile.paths,
         SAMPLES=samples,

@@ -49,7 +49,7 @@ def residual_gradients(
     block: tl.constexpr,
     CORRECT: tl.constexpr,
     FOLDED: tl.constexpr,
-    TAPS_KEPT: tl.constexpr,
+    ALL_TAPS: tl.constexpr,
 ):
     """Return float32 [PATHS, POINTS, BLOCK_N], gradients of ``source`` through the unit's transposed convolution.
 
@@ -67,7 +67,7 @@ def residual_gradients(
         # Located again: what the first product does not need would take registers during it.
         located = locate(memory, source, live)
         value += shared_products(
-            located, folded_ptr, constants_ptr, path_tile, channel_tile, points, phase, size, conv, block, TAPS_KEPT
+            located, folded_ptr, constants_ptr, path_tile, channel_tile, points, phase, size, conv, block, ALL_TAPS
         )
     return value
 

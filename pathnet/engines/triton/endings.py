@@ -1,14 +1,13 @@
-"""BN behind a block's last convolution and its projection, with statistics of the batch: post-activation blocks in BN
-mode ``batch``, seen from sum to sum.
+"""BN behind a block's last convolution and its projection, with statistics of the batch, for post-activation blocks.
 
-Going forward one kernel makes the sum of what those BNs make of two convolutions, or of one and the block's input; a
-record keeps what they normalised. Going back another one takes a sum's gradient to what waits for a BN's means, as
-`dgrad` leaves it behind the BN that begins a unit: ``scale * g``, and the program's share of the two sums. The sum's
-gradient itself waits for nothing, since the other branch reads it too.
+Forward, one kernel adds the outputs of those two BNs, or of one and the block's skip; a record saves x_hat of both.
+Backward, another kernel takes a sum's gradient through one of the BNs as far as possible before its means are known,
+as `dgrad` does for the BN that begins a unit: ``scale * g``, and the program's share of the two sums. The sum's
+gradient itself awaits no means, since the other branch reads it too.
 
-A tile is POINTS pixels of the batch and BLOCK_N channels of one row; a program takes one after the other. Nothing is
-computed that memory would wait for: a gradient is read and written once more a branch than in pre-activation blocks,
-and so is an activation.
+A tile is POINTS pixels of the batch and BLOCK_N channels of one row; a program takes one after the other. Memory is
+the bound: per branch, a gradient is read and written once more than in pre-activation blocks, and so is an
+activation.
 """
 
 from __future__ import annotations
@@ -177,20 +176,20 @@ def _ending_backward_kernel(
 def ending_forward(
     network: TritonNetwork, activations: Activations, task: Launch, saved: Saved | None = None
 ) -> None:
-    """Makes the sums of a launch's rows.
+    """Compute the sums of a launch's rows.
 
     Args:
-        kept: where what the BNs normalised goes.
+        saved: room for x_hat of both BNs.
     """
     block = network.blocks[task.block]
-    made, projects = block.output, block.projection is not None
+    outputs, projects = block.output, block.projection is not None
     unit, skip_unit = block.ends[0], block.ends[-1]
     skip = NO_SKIP if not task.skip else PROJECTION if projects else DIRECT
-    points, channels = elements(ELEMENTS, made.channels)
-    total = activations.batch * made.pixels
+    points, channels = elements(ELEMENTS, outputs.channels)
+    total = activations.batch * outputs.pixels
     launch(
         _ending_forward_kernel,
-        programs_for(task.count * -(-total // points) * -(-made.channels // channels), activations.values.device),
+        programs_for(task.count * -(-total // points) * -(-outputs.channels // channels), activations.values.device),
         ELEMENTS,
         activations_ptr=activations.values,
         slot_size=activations.values.shape[1],
@@ -198,8 +197,8 @@ def ending_forward(
         launch_ptr=activations.launches[task.index],
         states_ptr=activations.states,
         points=total,
-        height=made.height,
-        width=made.width,
+        height=outputs.height,
+        width=outputs.width,
         skip_height=block.input.height,
         skip_width=block.input.width,
         gain_ptr=network.affine[unit, 0],
@@ -213,7 +212,7 @@ def ending_forward(
         statistics_width=network.widest,
         normalized_ptr=None if saved is None else saved.unit_normalized(unit),
         skip_normalized_ptr=None if saved is None else saved.unit_normalized(skip_unit),
-        C=made.channels,
+        C=outputs.channels,
         SKIP=skip.value,
         SKIP_C=block.input.channels,
         SKIP_STRIDE=block.stride,
@@ -224,32 +223,32 @@ def ending_forward(
 
 
 def ending_point_tiles(block: FusedBlock, batch: int) -> int:
-    """How many tiles hold all pixels of a block's output."""
+    """Return the number of tiles that hold all pixels of a block's output."""
     return -(-batch * block.output.pixels // elements(ELEMENTS, block.output.channels)[0])
 
 
 def ending_backward(gradients: Gradients, saved: Saved, block: FusedBlock, task: Launch) -> None:
-    """Takes gradients of sums through the BN behind the last convolution, or through that behind the projection."""
-    unit, made = block.ends[0] if task.residual else block.ends[1], block.output
-    points, channels = elements(ELEMENTS, made.channels)
+    """Take gradients of sums through the BN behind the last convolution, or that behind the projection."""
+    unit, outputs = block.ends[0] if task.residual else block.ends[1], block.output
+    points, channels = elements(ELEMENTS, outputs.channels)
     tiles = ending_point_tiles(block, gradients.batch)
     launch(
         _ending_backward_kernel,
-        programs_for(task.count * tiles * -(-made.channels // channels), gradients.values.device),
+        programs_for(task.count * tiles * -(-outputs.channels // channels), gradients.values.device),
         ELEMENTS,
         gradients_ptr=gradients.values,
         slot_size=gradients.values.shape[1],
         rows_ptr=gradients.rows,
         launch_ptr=gradients.launches[task.index],
         states_ptr=gradients.states,
-        points=gradients.batch * made.pixels,
+        points=gradients.batch * outputs.pixels,
         scales_ptr=saved.scales[unit],
         normalized_ptr=saved.unit_normalized(unit),
         sums_ptr=gradients.sums,
         largest_ptr=gradients.largest,
         exponents_ptr=gradients.exponents,
-        C=made.channels,
+        C=outputs.channels,
         POINTS=points,
         BLOCK_N=channels,
     )
-    take_means(gradients, task, tiles, saved.scales[unit], made.channels, made.pixels)
+    take_means(gradients, task, tiles, saved.scales[unit], outputs.channels, outputs.pixels)

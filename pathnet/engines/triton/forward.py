@@ -1,18 +1,16 @@
-"""One BN-ReLU-convolution unit forward, with routing; what a walk back needs is written on the way.
+"""The forward pass of one BN-ReLU-convolution unit, with routing; it saves what backward passes need.
 
-A tile is points * channels of the output of one routing; a program takes one tile after the other, a grid apart, for
-the number of rows is known on the device alone. It is an implicit matrix product with the points as rows and, for
-every tap, BLOCK_K channels of the normalised, rectified input at a time, which is made from the raw input as it is
-loaded. So the raw output alone is written, and in BN mode ``batch`` its share of the next BN's statistics beside
-it: count, mean and sum of squared deviations of each tile and channel, which `statistics` merges without
-cancellation.
+A tile is points * channels of the output of one routing; a program takes one tile after the other, a grid apart,
+since the device alone knows the number of rows. It is an implicit matrix product with the points as rows that takes,
+for every tap, BLOCK_K channels of the normalised, rectified input at a time, computed from the raw input as it is
+loaded. So only the raw output is written, and in BN mode ``batch`` its share of the next BN's statistics beside it:
+count, mean and sum of squared deviations of each tile and channel, which `statistics` merges without cancellation.
 
-When recording, the programs also write what they see of the input: ReLU bits, eight channels a byte, and, where the
-walk back needs it, x_hat in the walk's type; the channels of the input are dealt out among the programs that share
-their points.
+For a record, the programs also store what they load of the input: ReLU bits, eight channels in a byte, and, where
+backward passes need it, x_hat in their type. Programs that share their points divide the input's channels among them.
 
-Limits on an H100: ResNet-110 on 128 CIFAR images is 65 GFLOP; float32 accuracy takes three products of TF32 terms, at
-some 150 TFLOP/s 1.3 ms; activations are read and written once, 1.1 GB, 0.35 ms.
+Limits on an H100, computed: ResNet-110 on 128 CIFAR images is 65 GFLOP. Float32 accuracy takes three products of TF32
+terms, at some 150 TFLOP/s 1.3 ms; activations are read and written once, 1.1 GB, 0.35 ms.
 """
 
 from __future__ import annotations
@@ -186,30 +184,30 @@ def _forward_kernel(
 
 
 def forward_tile(conv: Convolution) -> Tile:
-    """The tile for a convolution's output, in the type of its weights."""
+    """Return the tile for a convolution's output, in the type of its weights."""
     return of_width(FORWARD, conv.weight, conv.output.channels)
 
 
 def passed(block: FusedBlock, task: Launch) -> Convolution:
-    """The convolution that a launch goes through; where its output has a BN of its own, the projection is one."""
+    """Return the convolution of a launch; a projection whose output has its own BN has its own launch."""
     if task.skip and block.ends and block.projection is not None:
         return block.projection
     return block.convolutions[task.unit]
 
 
 def forward_unit(network: TritonNetwork, activations: Activations, task: Launch, saved: Saved | None = None) -> None:
-    """Takes the states of a launch's rows through one unit of a block, and at the block's exit adds its skip.
+    """Take the states of a launch's rows through one unit of a block, and at the block's output add its skip.
 
-    In BN mode ``batch`` the statistics of what was made are in ``activations.statistics`` afterwards.
+    In BN mode ``batch`` the new states' statistics are in ``activations.statistics`` afterwards.
 
     Args:
-        kept: where the ReLU bits of the unit's input go, and the normalised input if there is room for it.
+        saved: room for the ReLU bits of the unit's input, and in BN mode ``batch`` for the normalised input.
     """
     block = network.blocks[task.block]
     conv, projection, unit = passed(block, task), block.projection, block.first + task.unit
     alone = conv is projection
     if alone:
-        # It reads the first unit's activation, which is kept once.
+        # The projection reads the first unit's activation, which that unit saves.
         saved = None
     inputs, outputs, tile = conv.input, conv.output, forward_tile(conv)
     at_exit = task.unit == len(block.convolutions) - 1 and not block.ends
@@ -218,7 +216,7 @@ def forward_unit(network: TritonNetwork, activations: Activations, task: Launch,
         skip, skip_inputs = (PROJECTION if projection is not None else DIRECT), block.input
     by_batch = network.bn == "batch"
     statistics = (
-        [activations.statistics] * 2 if by_batch else [network.statistics[own] for own in (unit, block.first)]
+        [activations.statistics] * 2 if by_batch else [network.statistics[index] for index in (unit, block.first)]
     )
     normalizes = saved is not None and saved.normalized.numel() > 0 and network.normalized[unit] is not None
     samples, pixels = tile.split(outputs.pixels)

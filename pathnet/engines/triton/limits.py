@@ -15,7 +15,7 @@ ROOM = 4 << 30
 """Bytes for the gradients of one backward pass: some hundred routings of a CIFAR network at batch 128."""
 
 MOST_ELEMENTS = (1 << 31) - (1 << 16)
-"""Maximum number of elements of an activation: kernels number them, and those beyond it in its last tile, in int32."""
+"""Maximum number of elements of an activation: kernels number them, and those beyond in the last tile, in int32."""
 
 MOST_PIXELS = 1 << 19
 """Maximum side of an image, for which `tiles.quotient` is exact."""

@@ -128,7 +128,7 @@ class TritonNetwork:
 
     @property
     def post(self) -> bool:
-        """Whether its blocks are post-activation ones, so that the last block's join is still to come."""
+        """True for post-activation blocks, where the join of the last block is still to come."""
         return self.blocks[-1].activated
 
     def floor(self, unit: int) -> float:

@@ -246,6 +246,6 @@ def affine_of(unit: Unit) -> tuple[Tensor, Tensor]:
 
 
 def norm_tensors(unit: Unit, by_batch: bool) -> list[Tensor]:
-    """Return BN's gain and bias, [C] each, and its running mean and variance unless it takes statistics of the batch."""
+    """Return BN's gain and bias, [C] each, then its running mean and variance unless it takes the batch's."""
     running = () if by_batch else (unit.bn.running_mean, unit.bn.running_var)
     return [*affine_of(unit), *(row for row in running if row is not None)]

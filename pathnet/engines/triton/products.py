@@ -122,7 +122,7 @@ def shared_products(
     size,
     conv: tl.constexpr,
     block: tl.constexpr,
-    TAPS_KEPT: tl.constexpr,
+    ALL_TAPS: tl.constexpr,
 ):
     """Return [PATHS, POINTS, BLOCK_N], the share of BN's means in the convolution of gradients; see `folding`.
 
@@ -159,14 +159,14 @@ def shared_products(
                 other=0.0,
             )
             acc = tl.dot(x_hat, weights, acc, input_precision=block.PRECISION)
-    kept = tl.arange(0, TAPS_KEPT)
-    hits = _hits(points, kept, size, conv) & located.awaits_means
+    all_taps = tl.arange(0, ALL_TAPS)
+    hits = _hits(points, all_taps, size, conv) & located.awaits_means
     hits = hits.to(tl.float32).to(constants_ptr.dtype.element_ty)
     for term in tl.static_range(2):
-        columns = path * (2 * TAPS_KEPT * C) + term * TAPS_KEPT * C + channel
+        columns = path * (2 * ALL_TAPS * C) + term * ALL_TAPS * C + channel
         constants = tl.load(
-            constants_ptr + (kept * C)[:, None] + columns[None, :],
-            mask=has_channel[None, :] & (kept < TAPS_KEPT)[:, None],
+            constants_ptr + (all_taps * C)[:, None] + columns[None, :],
+            mask=has_channel[None, :] & (all_taps < ALL_TAPS)[:, None],
             other=0.0,
         )
         acc = tl.dot(hits, constants, acc, input_precision=block.PRECISION)

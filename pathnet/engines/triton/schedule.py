@@ -60,7 +60,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class _RowRule:
-    """How the rows of a launch follow from its routings: leader r has state ``first + r`` of each kind.
+    """A launch's rule from routings to rows: leader r has state ``first + r`` of each kind.
 
     Attributes:
         members: the routings that take part: `RESIDUAL`, `SKIP`, or `FIRST_EXIT` and the exit's code.
@@ -79,7 +79,7 @@ class _RowRule:
 
     @property
     def grouped(self) -> bool:
-        """Whether its sources may await different means; behind a block's entrance all await the same."""
+        """True if sources may await different means; behind a block's entrance all await the same."""
         skips = self.members >= FIRST_EXIT and bool(self.members - FIRST_EXIT & 2)
         return self.source == ENTERED or (skips and self.entered == ENTERED)
 

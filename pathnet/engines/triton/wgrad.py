@@ -1,14 +1,15 @@
 """The weight gradient of one BN-ReLU-convolution unit.
 
-A program owns BLOCK_M channels of the convolution's output, BLOCK_N columns of its weight (a column is a tap and a
-channel of the input, so that any width fills the tile) and `span` of the batch's output points, which it multiplies
-BLOCK_K at a time: incoming gradients, BN's means taken off as they are loaded, against relu(gain x_hat + bias), made
-from x_hat as it is loaded. Each span leaves a result of its own; they are added in their order. Spans are no shorter
-than a GPU needs to be full: a weight of 512 x 512 channels has 576 tiles, and three results of 9 MB, not a thousand.
+A program takes BLOCK_M channels of the convolution's output, BLOCK_N columns of its weight (a column is a tap and a
+channel of the input, so that any width fills the tile) and ``span`` of the batch's output points, which it multiplies
+BLOCK_K at a time: incoming gradients, BN's means subtracted as they are loaded, times relu(gain x_hat + bias),
+computed from x_hat as it is loaded. Each span has its own result; they are added in their order. Spans are as long as
+a full GPU allows: a weight of 512 x 512 channels has 576 tiles, and three results of 9 MB, not a thousand.
 
-Limits on an H100, stage 1 of a CIFAR network at batch 128: 64 ranges of 2,048 points times three tiles of columns are
-192 programs; the gradient is read three times and x_hat nine, out of L1 and L2, 51 MB, from HBM once, 8.4 MB or 2.8
-us; 604 MFLOP on 16 rows of 64 a tensor core takes at once, 3 us at a quarter of its rate.
+Limits on an H100, computed for stage 1 of a CIFAR network at batch 128: 64 ranges of 2,048 points times three tiles
+of columns are 192 programs. The gradient is read three times and x_hat nine times out of L1 and L2, 51 MB, but once
+from HBM, 8.4 MB or 2.8 us. 604 MFLOP on 16 of the 64 rows that a tensor core takes at once are 3 us at a quarter of
+its rate.
 """
 
 from __future__ import annotations
@@ -128,12 +129,12 @@ def _inputs(
 
 
 def wgrad(gradients: Gradients, saved: Saved, state: int, conv: Convolution, unit: int, affine: Tensor) -> Tensor:
-    """float32 [C_out, C, kernel, kernel]: the gradient of a convolution's weight.
+    """Return float32 [C_out, C, kernel, kernel], the gradient of a convolution's weight.
 
     Args:
-        state: that of the gradient at the convolution's output.
-        unit: whose BN and ReLU the convolution's input has passed.
-        affine: float32 [2, C], that BN's gain and bias.
+        state: state of the gradient at the convolution's output.
+        unit: unit whose BN and ReLU precede the convolution.
+        affine: float32 [2, C], gain and bias of that BN.
     """
     inputs, outputs = conv.input, conv.output
     tile = of_width(WGRAD, gradients.values, outputs.channels)
@@ -178,5 +179,5 @@ def wgrad(gradients: Gradients, saved: Saved, state: int, conv: Convolution, uni
         BLOCK_K=tile.depth,
         PRECISION=FLOAT32,
     )
-    whole = parts.sum(0).reshape(outputs.channels, conv.kernel, conv.kernel, inputs.channels)
-    return whole.permute(0, 3, 1, 2)
+    gradient = parts.sum(0).reshape(outputs.channels, conv.kernel, conv.kernel, inputs.channels)
+    return gradient.permute(0, 3, 1, 2)

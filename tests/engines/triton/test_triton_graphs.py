@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import stub_cuda
 from helpers.cases import post_activation_net
+from helpers.interpreted import Interpreted, small_net
 from helpers.judging import check, check_sums, random_routings, reference_outputs
 from helpers.oracles import in_float64, relative_error
 from helpers.tolerances import FORWARD
@@ -29,7 +30,6 @@ from pathnet.models import ResidualNet
 
 pytest.importorskip("triton")
 
-from test_triton_engine import Interpreted, small_net  # noqa: E402
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine's GPU has graphs: tests/triton")
 
@@ -124,7 +124,7 @@ def test_a_network_keeps_a_few_graphs_in_the_memory_of_the_largest(
     for batch in range(1, most + 1):
         for _ in range(2):
             recorder(images[:batch], labels[:batch])
-        jobs.append(weakref.ref(next(reversed(graphs._graphs.values())).job))
+        jobs.append(weakref.ref(next(reversed(graphs._graphs.values())).body))
         assert graphs._arena is largest and len(graphs._graphs) <= most
     # The least recently used are gone, which nothing holds any more.
     assert ("record", 12) not in graphs._graphs and all(job() is not None for job in jobs)
