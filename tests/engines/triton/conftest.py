@@ -8,12 +8,18 @@ from pathnet import engines
 
 
 @pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Add the engine ``interpreted``, for networks on the CPU."""
+def correct_interpreter() -> None:
+    """Correct the interpreter's bfloat16 arithmetic."""
     from helpers import interpreter
-    from helpers.interpreted import Interpreted
 
     interpreter.correct()
+
+
+@pytest.fixture
+def interpreted(correct_interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add the engine ``interpreted``, for networks on the CPU."""
+    from helpers.interpreted import Interpreted
+
     monkeypatch.setattr(engines, "ENGINES", (Interpreted(), *engines.ENGINES))
 
 
