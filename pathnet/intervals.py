@@ -1,22 +1,26 @@
-"""What an interval is worth: one rule for all that are printed and drawn.
+"""Confidence intervals: one rule for all that are printed and drawn.
 
-A bootstrap of a few batches gives intervals that are much too narrow: of two batches half of the resamples are one
-batch twice. So there is none of fewer than ten independent values, nor where all values are equal, which would draw a
-bar of no width. Where there is none, the text says how many values there were.
+A bootstrap of a few batches gives intervals that are much too narrow: half of the resamples of two batches are one
+batch twice. So there is no interval for fewer than ten independent values, nor for equal values, which would give a
+bar of no width. Where there is no interval, the text gives the number of values.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pathnet.streams import stream
 
-__all__ = ["FEWEST", "bootstrap_means", "bracketed", "interval", "no_interval"]
+__all__ = ["FEWEST", "bootstrap_means", "bracketed", "interval", "no_interval", "wilson"]
 
 FEWEST = 10
 """Independent values (batches, draws of lesions, networks) below which there is no interval and no standard error."""
 BOOTSTRAP_DRAWS = 1000
+NORMAL_QUANTILE = 1.959963984540054
+"""97.5 % quantile of the standard normal distribution."""
 NO_WIDTH = 1e-12
 """Ends that differ by less, relative to the larger, differ by rounding."""
 
@@ -26,12 +30,12 @@ Array = NDArray[np.float64]
 def bootstrap_means(values: Array, measured: NDArray[np.bool_]) -> Array:
     """Return the means of rows drawn with replacement from the values [batches, n]: [draws, n].
 
-    There are no draws of fewer than `FEWEST` batches. What is measured on one batch depends on each other, so that
-    whole batches are drawn.
+    Measurements on one batch depend on each other, so that whole batches are drawn. There are no draws from fewer
+    than `FEWEST` batches.
 
     Args:
-        values: 0 where nothing was measured.
-        measured: [batches, n], where something was.
+        values: [batches, n], 0 where nothing was measured.
+        measured: [batches, n], True where something was measured.
     """
     batches = len(values)
     if batches < FEWEST:
@@ -49,7 +53,7 @@ def interval(draws: Array, count: NDArray[np.int64] | int) -> Array:
     interval.
 
     Args:
-        count: [n], of how many independent values each column is the mean; or one number for all.
+        count: [n], the number of independent values that each column is the mean of; or one number for all.
     """
     kept = [column[np.isfinite(column)] for column in draws.T]
     ends = np.array([np.quantile(column, (0.025, 0.975)) if len(column) else [np.nan] * 2 for column in kept])
@@ -58,13 +62,22 @@ def interval(draws: Array, count: NDArray[np.int64] | int) -> Array:
     return np.where((np.asarray(count) >= FEWEST) & (high - low > width), [low, high], np.nan)
 
 
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Return the 95 % interval of a proportion (Wilson 1927)."""
+    rate, squared = successes / trials, NORMAL_QUANTILE**2
+    denominator = 2 * (trials + squared)
+    centre = (2 * trials * rate + squared) / denominator
+    half = NORMAL_QUANTILE / denominator * math.sqrt(4 * trials * rate * (1 - rate) + squared)
+    return 0.0 if successes == 0 else centre - half, 1.0 if successes == trials else centre + half
+
+
 def no_interval(count: int, what: str = "value") -> str:
-    """Return why there is none, such as ``no interval: 3 batches``."""
+    """Return why there is no interval, such as ``no interval: 3 batches``."""
     equal = "" if count < FEWEST else "equal "
     plural = "es" if what.endswith("ch") else "s"
     return f"no interval: {count} {equal}{what}{'' if count == 1 else plural}"
 
 
 def bracketed(low: float, high: float, count: int, what: str = "batch") -> str:
-    """Return such as ``95 % interval 0.2 to 0.3``; or why there is none."""
+    """Return a text such as ``95 % interval 0.2 to 0.3``; or why there is no interval."""
     return f"95 % interval {low:.3g} to {high:.3g}" if np.isfinite(low) else no_interval(count, what)

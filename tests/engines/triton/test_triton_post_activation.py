@@ -7,8 +7,8 @@ import torch
 from helpers.cases import post_activation_net
 from helpers.interpreted import MODES, recorded, walk_of
 from helpers.judging import check, check_sums, random_routings, reference_outputs
+from helpers.model_cases import MODEL_CASES
 from helpers.oracles import autograd, detach_loop, in_float64, relative_error
-from helpers.strangers import STRANGERS
 from helpers.tolerances import FLOAT32_SAMPLE_NORM, FORWARD
 from torch import nn
 
@@ -93,7 +93,7 @@ def test_every_path_of_post_activation_networks(
 @pytest.mark.parametrize("bn", MODES)
 def test_a_strangers_post_activation_blocks(bn: str) -> None:
     """A traced model from outside the package: convolutions with biases, blocks of a single convolution."""
-    stranger = next(model for model in STRANGERS if model.name == "control flow")
+    stranger = next(case for case in MODEL_CASES if case.name == "control flow")
     model, (images, labels) = stranger.model(3).float(), stranger.batch()
     images = images.float()
     net = pathnet.adapt(model, images)
