@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.gradient_runs import BLOCKS, EXACT, SAMPLED, SIGNED, measure_small
-from pathnet.experiments.signed import judge
 
 import pathnet
 from pathnet import results
-from pathnet.experiments import claims, comparison
+from pathnet.experiments import comparison
 from pathnet.experiments.by_length import ExactSum, SignedDraw
 from pathnet.experiments.comparison import compare
 from pathnet.experiments.findings import cancelled, findings_of
+from pathnet.paper import claims
+from pathnet.signed import judge
 
 
 def test_means_are_over_batches(whole: results.Run) -> None:

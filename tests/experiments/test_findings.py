@@ -13,16 +13,17 @@ import pytest
 import torch
 from helpers.gradient_runs import EXACT, small_data
 from matplotlib.text import Text
-from pathnet.experiments.signed import judge
 
 import pathnet
 from pathnet import models, results
-from pathnet.experiments import claims, path_gradients
+from pathnet.experiments import path_gradients
 from pathnet.experiments.by_length import ExactSum
 from pathnet.experiments.comparison import Comparison, Signed, compare
 from pathnet.experiments.findings import cancelled, findings_of
 from pathnet.experiments.path_gradients import measure
 from pathnet.figures import sums
+from pathnet.paper import claims
+from pathnet.signed import judge
 
 
 def exact_run(folder: Path, share: Sequence[float]) -> results.Run:
