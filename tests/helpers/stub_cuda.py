@@ -124,12 +124,12 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Cuda:
         cuda.device = before
 
     def noting(launch: Callable[..., None]) -> Callable[..., None]:
-        def launched(*arguments: Any, **constants: Any) -> None:
+        def launched(*positional: Any, **arguments: Any) -> None:
             if not written:
-                launch(*arguments, **constants)
+                launch(*positional, **arguments)
                 return
-            # What an interpreted kernel does with tensors is no operation of the graph; nor is it run by a capture.
-            written[-1].again.append(lambda: launch(*arguments, **constants))
+            # The tensor operations of an interpreted kernel are none of the graph's, and a capture runs no kernel.
+            written[-1].again.append(lambda: launch(*positional, **arguments))
 
         return launched
 

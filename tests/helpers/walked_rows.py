@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathnet.engines.triton.network import FusedBlock
-from pathnet.engines.triton.plan import NOTHING, Launch, Plan
+from pathnet.engines.triton.plan import LaunchPlan
+from pathnet.engines.triton.schedule import NOTHING, Launch
 
 __all__ = ["Maps", "brute_force", "walked"]
 
@@ -82,7 +83,7 @@ def _block_forward(
     return c * residual + a * skip
 
 
-def walked(maps: Maps, plan: Plan, starts: Floats, back: bool) -> Floats:
+def walked(maps: Maps, plan: LaunchPlan, starts: Floats, back: bool) -> Floats:
     """[P, SIZE]: what the plan's rows come to, in the order of its launches.
 
     Args:

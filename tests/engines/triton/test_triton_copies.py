@@ -23,8 +23,9 @@ from pathnet.engines import triton as triton_engine
 from pathnet.engines.transfers import to_device
 from pathnet.engines.triton import TritonPrepared, TritonWalk
 from pathnet.engines.triton.graphs import Graphs
-from pathnet.engines.triton.network import Convolution, TritonNetwork, block_network, network_of
-from pathnet.engines.triton.state import Kept, allocate_on
+from pathnet.engines.triton.network import Convolution, TritonNetwork
+from pathnet.engines.triton.packing import block_network, network_of
+from pathnet.engines.triton.state import Saved, allocate_on
 from pathnet.models import ResidualNet
 from pathnet.scaling import ScaledGradient
 
@@ -75,8 +76,8 @@ def nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> stub_cuda.Cuda:
 
 def on_meta(network: TritonNetwork) -> TritonNetwork:
     def moved(conv: Convolution) -> Convolution:
-        added = None if conv.added is None else conv.added.to(META)
-        return replace(conv, weight=conv.weight.to(META), transposed=conv.transposed.to(META), added=added)
+        shift = None if conv.shift is None else conv.shift.to(META)
+        return replace(conv, weight=conv.weight.to(META), transposed=conv.transposed.to(META), shift=shift)
 
     blocks = [
         replace(
@@ -112,7 +113,7 @@ def test_a_batch_is_one_copy_and_waits_for_nothing(
         monkeypatch.setattr("pathnet.engines.triton.graphs._captures", lambda device: False)
     prepared, n = prepared_net(kind, bn)
     network = prepared.network
-    given, made = network.blocks[0].given, network.blocks[-1].made
+    given, made = network.blocks[0].input, network.blocks[-1].output
     y0 = torch.empty(BATCH, given.channels, given.height, given.width, device=META)
     grad = torch.empty(BATCH, made.channels, made.height, made.width, device=META)
     start = ScaledGradient(grad, torch.empty(BATCH if bn == "running" else 1, dtype=torch.int32, device=META))
@@ -140,9 +141,9 @@ def test_sums_by_length_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -
     """Fewer gradients at a time, planned as they come."""
     prepared, n = prepared_net("pre", "batch")
     network = prepared.network
-    kept = Kept.room(network, BATCH, allocate_on(META))
-    walk = TritonWalk(network, kept, BATCH, Graphs())
-    made = network.blocks[-1].made
+    saved = Saved.room(network, BATCH, allocate_on(META))
+    walk = TritonWalk(network, saved, BATCH, Graphs())
+    made = network.blocks[-1].output
     grad = torch.empty(BATCH, made.channels, made.height, made.width, device=META)
     monkeypatch.setattr(fallback, "_room", lambda device: 1)
     with Copies() as copies:
@@ -186,12 +187,12 @@ def test_a_blocks_training_leaves_nothing_of_a_device_behind() -> None:
 
     x = torch.empty(BATCH, 4, 6, 6, device=META)
     weights = [torch.empty(shape, device=META) for shape in ((6, 4, 3, 3), (6, 6, 3, 3), (6, 4, 1, 1))]
-    affine = [torch.empty(4, device=META), torch.empty(6, device=META)]
-    network = block_network(x.shape[1:], x.dtype, weights, affine, affine, [], [2, 1, 2], [1e-5, 1e-5])
+    norms = [torch.empty(channels, device=META) for channels in (4, 4, 6, 6)]
+    network = block_network(x.shape[1:], x.dtype, weights, norms, [2, 1, 2], [1e-5, 1e-5])
     with Copies() as copies:
         passed = training.block_forward(network, x, 1.0, 0.5)
-        kept = training.kept_for(network, BATCH, passed.bits, passed.normalized, passed.scales)
-        training.block_backward(network, kept, passed.output, 1.0, 0.5)
+        saved = training.saved_for(network, BATCH, passed.bits, passed.normalized, passed.scales)
+        training.block_backward(network, saved, passed.output, 1.0, 0.5)
     assert copies.count == 0
     for cached in (training._forward_plan, training._backward_plan):
         plan, words = cached(training._Key(network), 1.0, 0.5)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import stub_cuda
 from helpers.cases import post_activation_net
+from helpers.interpreted import Interpreted, small_net
 from helpers.judging import check, check_sums, random_routings, reference_outputs
 from helpers.oracles import in_float64, relative_error
 from helpers.tolerances import FORWARD
@@ -21,14 +22,14 @@ from torch import Tensor
 
 import pathnet
 from pathnet import engines
-from pathnet.engines.triton import TritonWalk, room_of
+from pathnet.engines.triton import TritonWalk
 from pathnet.engines.triton.graphs import Graphs, _Device, capacity_for
-from pathnet.engines.triton.recording import Recording
+from pathnet.engines.triton.limits import room_of
+from pathnet.engines.triton.recording import RecordingPass
 from pathnet.models import ResidualNet
 
 pytest.importorskip("triton")
 
-from test_triton_engine import Interpreted, small_net  # noqa: E402
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine's GPU has graphs: tests/triton")
 
@@ -91,10 +92,10 @@ def test_what_is_replayed_is_right(seed: int, kind: str, bn: Any, precision: Any
 def test_a_tape_outlives_recorder_and_graphs_and_is_left_as_it_was(cuda: stub_cuda.Cuda) -> None:
     net, images, labels = small(1, "pre", "batch")
     recorder = pathnet.Recorder(net, "batch", "interpreted")
-    tapes, kept = [], []
+    tapes, saved = [], []
     for factor in (1.0, 0.5, 2.0, 0.3):
         tapes.append(recorder(images * factor, labels))
-        kept.append([tensor.clone() for tensor in tapes[-1]._record.walk.tensors])
+        saved.append([tensor.clone() for tensor in tapes[-1]._record.walk.tensors])
     codes = pathnet.paths.enumerate_all(net.n)[:3]
     first = [tape.path_gradient_norms(codes) for tape in tapes]
     graphs = graphs_of(tapes[0])
@@ -103,7 +104,7 @@ def test_a_tape_outlives_recorder_and_graphs_and_is_left_as_it_was(cuda: stub_cu
     gc.collect()
     for tape, norms in zip(reversed(tapes), reversed(first), strict=True):
         assert torch.equal(tape.path_gradient_norms(codes), norms)
-    for tape, tensors in zip(tapes, kept, strict=True):
+    for tape, tensors in zip(tapes, saved, strict=True):
         assert all(torch.equal(*pair) for pair in zip(tensors, tape._record.walk.tensors, strict=True))
 
 
@@ -123,7 +124,7 @@ def test_a_network_keeps_a_few_graphs_in_the_memory_of_the_largest(
     for batch in range(1, most + 1):
         for _ in range(2):
             recorder(images[:batch], labels[:batch])
-        jobs.append(weakref.ref(next(reversed(graphs._graphs.values())).job))
+        jobs.append(weakref.ref(next(reversed(graphs._graphs.values())).body))
         assert graphs._arena is largest and len(graphs._graphs) <= most
     # The least recently used are gone, which nothing holds any more.
     assert ("record", 12) not in graphs._graphs and all(job() is not None for job in jobs)
@@ -280,19 +281,19 @@ def test_an_interrupted_pass_leaves_nothing_that_counts_as_a_record(cuda: stub_c
     codes = pathnet.paths.enumerate_all(net.n)[:2]
     expected = tapes[1].path_gradient_norms(codes)
     graphs, record = graphs_of(tapes[0]), tapes[1]._record.walk
-    assert isinstance(record, TritonWalk) and graphs.holds(record.kept)
+    assert isinstance(record, TritonWalk) and graphs.holds(record.saved)
 
-    def begin(recording: Recording) -> None:
+    def begin(recording: RecordingPass) -> None:
         recording.begin(torch.zeros_like(recording.forward._y0).permute(0, 3, 1, 2))
 
     key, device = ("record", len(images)), images.device
     with pytest.raises(KeyboardInterrupt), graphs.replayed(key, device, unneeded, begin):
         raise KeyboardInterrupt
-    assert not graphs.holds(record.kept)
+    assert not graphs.holds(record.saved)
     assert torch.equal(tapes[1].path_gradient_norms(codes), expected)
 
 
-def unneeded(allocate: Any) -> Recording:
+def unneeded(allocate: Any) -> RecordingPass:
     raise AssertionError("it is there")
 
 

@@ -15,21 +15,19 @@ pytest.importorskip("triton")
 
 from helpers.walked_rows import SIZE, Maps, brute_force, walked  # noqa: E402
 
-from pathnet.engines.triton.network import FusedBlock, network_of  # noqa: E402
-from pathnet.engines.triton.plan import (  # noqa: E402
+from pathnet.engines.triton.network import FusedBlock  # noqa: E402
+from pathnet.engines.triton.packing import network_of  # noqa: E402
+from pathnet.engines.triton.plan import LaunchPlan, plan_backward, plan_forward, plan_launches  # noqa: E402
+from pathnet.engines.triton.routed_backward import _room, schedule_backward  # noqa: E402
+from pathnet.engines.triton.schedule import NOTHING, Schedule  # noqa: E402
+from pathnet.engines.triton.state import PlanBuffer, allocate_on  # noqa: E402
+from pathnet.engines.triton.steps import (  # noqa: E402
     ALL_EXITS,
-    NOTHING,
     USUAL_BACKWARD,
     USUAL_FORWARD,
-    Plan,
-    Schedule,
-    plan_backward,
-    plan_forward,
     steps_backward,
     steps_forward,
 )
-from pathnet.engines.triton.routed_backward import _room, schedule_backward  # noqa: E402
-from pathnet.engines.triton.state import Tables, allocate_on  # noqa: E402
 
 
 def blocks_of(case: Case) -> list[FusedBlock]:
@@ -41,7 +39,7 @@ def along(*paths: list[int]) -> NDArray[np.float64]:
     return np.stack([1 - codes, codes], 2)
 
 
-def rows_by_block(plan: Plan) -> dict[int, int]:
+def rows_by_block(plan: LaunchPlan) -> dict[int, int]:
     counts: dict[int, int] = {}
     for launch in plan.needed():
         live = int((plan.rows_of(launch)[:, 1] != NOTHING).sum())
@@ -81,7 +79,7 @@ def test_equal_tails_and_heads_are_walked_once() -> None:
 def test_a_post_activation_block_is_launched_for_all_since_its_join_is_no_identity() -> None:
     net, images, _ = post_activation_net(0)
     blocks = network_of(net, "running", "float32", net.stem(images).shape[1:]).blocks
-    assert [block.projection is None and block.given == block.made for block in blocks] == [True, True]
+    assert [block.projection is None and block.input == block.output for block in blocks] == [True, True]
     skips = along([0, 0], [0, 0])
     for plan in (plan_backward(blocks, skips, False, one_a_tile), plan_forward(blocks, skips)):
         assert rows_by_block(plan) == {0: 1, 1: 1}
@@ -151,16 +149,16 @@ def test_rows_come_to_what_routings_come_to_one_by_one(seed: int) -> None:
             for capacity, exits in ((count, steps.exits), (count + 5, usual | steps.exits), (count, ALL_EXITS)):
                 tile = 1 + (seed + capacity) % 3 if back else 1
                 schedule = Schedule(blocks, back, capacity, exits, 1, batch_mode, lambda block, unit, t=tile: t)  # type: ignore[misc]
-                plan = schedule.plan(steps)
+                plan = plan_launches(schedule, steps)
                 np.testing.assert_allclose(walked(maps, plan, start, back), expected, rtol=1e-5, atol=1e-6)
                 _fits(plan)
 
 
-def _fits(plan: Plan) -> None:
+def _fits(plan: LaunchPlan) -> None:
     """It comes back from its tables as it went in, copied alone or packed beside others."""
-    copied = Tables(plan.schedule, allocate_on(torch.device("cpu")))
+    copied = PlanBuffer(plan.schedule, allocate_on(torch.device("cpu")))
     copied.copy(plan)
-    packed = Tables(plan.schedule, lambda shape, dtype: torch.from_numpy(copied.pack(plan)))
+    packed = PlanBuffer(plan.schedule, lambda shape, dtype: torch.from_numpy(copied.pack(plan)))
     count = len(plan.finals)
     for tables in (copied, packed):
         for table, values in (
@@ -195,7 +193,7 @@ def test_a_plan_of_no_routings() -> None:
         assert plan.needed() == [] and len(plan.rows) == len(plan.finals) == 0
         assert not plan.launches.any()
     schedule = Schedule(BLOCKS, True, 8, USUAL_BACKWARD)
-    plan = schedule.plan(steps_backward(BLOCKS, none))
+    plan = plan_launches(schedule, steps_backward(BLOCKS, none))
     assert not plan.launches.any() and len(plan.launches) == len(schedule.launches)
 
 
@@ -216,7 +214,7 @@ def test_what_a_network_launches_hangs_on_no_routing() -> None:
         codes = rng.integers(0, 2, (int(rng.integers(30, 48)), 9))
         steps = steps_backward(BLOCKS, along(*codes.tolist()))
         schedule = Schedule(BLOCKS, True, 48, USUAL_BACKWARD | steps.exits, 1, True, lambda block, unit: 2)
-        plan = schedule.plan(steps)
+        plan = plan_launches(schedule, steps)
         assert (plan.launches[:, 1] <= [launch.count for launch in schedule.launches]).all()
         launches.add(tuple(schedule.launches))
         sizes.add((schedule.state_count, schedule.slot_count, schedule.row_count))
