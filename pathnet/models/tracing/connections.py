@@ -276,6 +276,4 @@ def _reason(flow: _GradientFlow) -> str:
 
 
 def _joining_operation(node: fx.Node) -> str:
-    return (
-        "a concatenation" if node.target in CONCATENATIONS else "an operation that adds no two branches"
-    )
+    return "a concatenation" if node.target in CONCATENATIONS else "an operation that adds no two branches"
