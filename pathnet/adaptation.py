@@ -162,7 +162,7 @@ def adapt(
         if blocks is not None and any(isinstance(block, (tuple, list)) for block in blocks):
             if stem is None or head is None:
                 name = "stem" if stem is None else "head"
-                raise ValueError(f"{name}: expected a part of the model with blocks as pairs of branches, got None")
+                raise ValueError(f"{name}: expected a part of the model since blocks are pairs of branches, got None")
             net = _network(assemble(model, example, stem, blocks, head), "hand", example)  # type: ignore[arg-type]
         elif stem is not None or head is not None:
             name, part = ("head", head) if stem is None else ("stem", stem)
