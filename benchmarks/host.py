@@ -216,8 +216,8 @@ def _cuda(net: ResidualNet, precision: Any, codes: Tensor) -> Found:
     y, bits = torch.randn(1, BATCH, 64, SIDE // 4, SIDE // 4), torch.zeros(BATCH, 8, dtype=torch.uint8)
     norms, nothing = torch.zeros(len(codes), BATCH, dtype=torch.float64), torch.zeros(0)
     with (
-        mock.patch("pathnet.native.cuda_routed_forward", lambda *arguments: (y, bits)),
-        mock.patch("pathnet.native.cuda_routed_backward", lambda *arguments: (norms, nothing, nothing)),
+        mock.patch("pathnet.engines.cuda.ops.cuda_forward_running", lambda *arguments: (y, bits)),
+        mock.patch("pathnet.engines.cuda.ops.cuda_backward_running", lambda *arguments: (norms, nothing, nothing)),
     ):
 
         def record() -> pathnet.Tape:

@@ -12,9 +12,10 @@ from torch import Tensor
 __all__ = ["CHUNK_BYTES", "Pace", "in_chunks"]
 
 CHUNK_BYTES = 256 << 20
+"""Bytes of memory for the results of one chunk."""
 
 CHUNK_PASSES = 1 << 20
-"""Passes of a sample through a block in one chunk on a GPU: reckoned, a tenth of a second on an H100."""
+"""Passes of a sample through a block in one chunk on a GPU: a tenth of a second on an H100, by calculation."""
 
 POLL_SECONDS = 1e-3
 
@@ -23,14 +24,17 @@ Result = TypeVar("Result")
 
 
 class Pace:
-    """Keeps a GPU at most two chunks behind the program that asks for them.
+    """Keeps a GPU at most two chunks behind the program that launches them.
 
-    Asking takes no time, and whoever fetches a result waits for all that was asked for before it, deaf to signals. So
+    A launch takes no time, but the fetch of a result waits for all launches before it and does not answer signals. So
     the program waits chunk by chunk, in Python, where Ctrl-C ends it. Native walks on a processor answer signals.
 
     Args:
-        device: that computes.
-        passes_each: of a sample through a block, for each item.
+        device: the device that computes.
+        passes_each: number of passes of a sample through a block that each item takes.
+
+    Attributes:
+        most: maximum number of items in a chunk; None for no maximum.
     """
 
     def __init__(self, device: torch.device, passes_each: int) -> None:
@@ -39,13 +43,13 @@ class Pace:
         self._before: torch.cuda.Event | None = None
 
     def wait(self) -> None:
-        """Wait for the chunk before the one that was asked for last."""
+        """Wait for the chunk before the one that was launched last."""
         if self.device.type != "cuda":
             return
-        asked = torch.cuda.current_stream(self.device).record_event()
+        launched = torch.cuda.current_stream(self.device).record_event()
         while self._before is not None and not self._before.query():  # type: ignore[no-untyped-call]
             time.sleep(POLL_SECONDS)
-        self._before = asked
+        self._before = launched
 
 
 def in_chunks(

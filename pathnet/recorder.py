@@ -37,7 +37,7 @@ __all__ = ["Recorder", "record"]
 
 @dataclass(frozen=True)
 class _Service:
-    """A job, and its network as the engine that serves it has prepared it."""
+    """A job, and its network as prepared by the engine that serves it."""
 
     job: Job
     engine: str
@@ -48,27 +48,28 @@ class _Service:
 
 
 class Recorder:
-    """Records batch after batch through one network: the network is copied, and prepared by the engine, once.
+    """Recordings of batch after batch through one network, which is copied, and prepared by the engine, once.
 
-    The network is left as it was, running statistics included, and later changes of it reach neither the recorder
-    nor its tapes. The forward pass is float32-accurate in every precision; ``precision`` is that of the walk. The
-    engine is chosen on the first batch, and anew for images of another size or on another device.
+    The network stays unchanged, running statistics included, and later changes of it reach neither the recorder nor
+    its tapes. The forward pass is float32-accurate in every precision; ``precision`` is that of the backward passes.
+    The engine is chosen on the first batch, and again for images of another size or on another device. A recorder can
+    be pickled where its network and its loss can; the engine then prepares the network again.
 
-    Gradients are mantissas and powers of two between blocks, so that their norms may lie anywhere between 1e-300 and
-    1e300. At once, a residual module may shrink a gradient by 1e-60, or let it grow by 1e30. Factors of a batch
-    normalisation that lie 1e-18 below its largest lose digits; in sums by length the two branches of a block may lie
-    1e48 apart. Activations are float32: below 1e-45 they are 0, and their ReLUs pass nothing on.
+    Between blocks gradients are mantissas with powers of two, so that their norms may lie anywhere between 1e-300 and
+    1e300. A single residual module may shrink a gradient by 1e-60, or let it grow by 1e30. Factors of a batch
+    normalisation 1e-18 times its largest or smaller lose digits; in sums by length the two branches of a block may
+    differ by 1e48. Activations are float32: below 1e-45 they are 0, and their ReLUs pass no gradient.
 
     Args:
         bn: ``running``, batch normalisation by running statistics, samples independent; or ``batch``, by the
-            batch's own statistics, through which the gradient then also flows.
+            statistics of the batch, through which the gradient then also flows.
         engine: a name among `pathnet.engines.available`, or ``auto``: the fastest that serves.
         precision: ``float32``, ``bfloat16`` (fastest) or ``float64`` (engine ``reference``).
-        at: where gradients are taken: the input of the first block (``y0``; of a language model, the embedded
+        at: the place of the gradients: the input of the first block (``y0``; in a language model, the embedded
             tokens), the ``image``, or the first convolution's weight (``stem_weight``; "the first layer" of the
             paper's Figure 6).
-        loss: a differentiable function of (output, target), one finite number; the mean cross-entropy by default. One
-            in float64 may lie anywhere in that type's range.
+        loss: a differentiable function of (output, target) with one finite number as its value, by default the mean
+            cross-entropy. A float64 loss may use that type's whole range.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -112,17 +113,17 @@ class Recorder:
 
     @full_precision()
     def __call__(self, images: Tensor, target: Tensor) -> Tape:
-        """Runs the network forward on one batch and keeps what the walks back along its paths need.
+        """Run the network forward on one batch, and keep what the backward passes along its paths need.
 
         Args:
-            images: floating-point [B, C, H, W], normalised, on the network's device; or what else the network takes
+            images: floating-point [B, C, H, W], normalised, on the network's device; or another input of the network
                 with the batch first, such as tokens, int64 or int32 [B, T], which stay integers.
-            target: what the loss compares the output with. For the default loss class labels, int64 [B]; or [B, T]
-                for an output [B, T, classes], where a position with -100 is left out.
+            target: the loss's second argument. For the default loss class labels, int64 [B]; or [B, T] for an output
+                [B, T, classes], where a position with -100 is left out.
 
         Raises:
-            ValueError: an argument is out of its range, or no engine serves the job. On a GPU a wrong value among the
-                images or labels, and a loss that is not finite, are told by the tape, see `Tape`.
+            ValueError: an argument is out of its range, or no engine serves the job. On a GPU the tape raises the
+                error of a wrong value among the images or labels, and of a loss that is not finite, see `Tape`.
         """
         images = self._copied(images)
         if self._at == "image" and not images.is_floating_point():
@@ -130,7 +131,7 @@ class Recorder:
                 f'at: expected a place behind the tokens, which have no gradient (at="y0"), got {self._at!r}'
             )
         labels = None
-        # Copies, also of tensors made in inference mode, which autograd does not take.
+        # A copy, also since autograd rejects tensors made in inference mode.
         target = target.clone() if isinstance(target, Tensor) else target
         if self._loss is cross_entropy:
             labels = target = check_labels(target, images.device)
@@ -169,19 +170,19 @@ class Recorder:
     @full_precision()
     @torch.no_grad()
     def routed_outputs(self, images: Tensor, routing: Tensor) -> Tensor:
-        """The network's outputs under routings of its forward pass, ``y <- join(a skip(y) + c residual(y))`` a block.
+        """Return the outputs under routings of the forward pass: ``y <- join(a skip(y) + c residual(y))`` a block.
 
         (1, 1) everywhere is the network itself; (1, 0) deletes a block (Veit et al. 2016, section 4.1), which in BN
-        mode ``batch`` changes the statistics of those behind it. A branch with the coefficient 0 is left out. Of a
-        highway block (1, 0) leaves the skip as the gate lets it through, of a VGG layer zeros: `pathnet.lesion`
-        deletes those as they are meant to be.
+        mode ``batch`` changes the statistics of later blocks. A branch with the coefficient 0 is left out. (1, 0)
+        leaves of a highway block the skip times its gate, and of a VGG layer zeros: `pathnet.lesion` deletes those
+        blocks as the paper does.
 
         Args:
             images: as for a recording.
             routing: floating-point [P, n, 2], the (a, c) of every block, from input to output.
 
         Returns:
-            [P, B, classes], or what else the head gives in place of the classes.
+            [P, B, classes], or whatever the head returns in place of the classes.
 
         Raises:
             ValueError: an argument is out of its range, or no engine serves the job.
@@ -200,7 +201,7 @@ class Recorder:
 
     @full_precision()
     def engine_for(self, images: Tensor) -> str:
-        """The name of the engine that serves such images (or tokens).
+        """Return the name of the engine that serves such images (or tokens).
 
         Raises:
             ValueError: the images do not fit the network, or no engine serves the job.
@@ -240,14 +241,14 @@ def record(
     at: At = "y0",
     loss: Loss = cross_entropy,
 ) -> Tape:
-    """Runs the network forward once and keeps what the walks back along its paths need.
+    """Run the network forward once, and keep what the backward passes along its paths need.
 
-    The network is left as it was, running statistics included, and later changes of it do not reach the tape.
-    For many batches of one network there is `Recorder`, which copies it only once.
+    The network stays unchanged, running statistics included, and later changes of it do not reach the tape. For many
+    batches of one network, a `Recorder` copies it only once.
 
     Args:
-        images: floating-point [B, C, H, W], normalised, on the network's device; or what else the network takes.
-        target: what ``loss`` compares the output with; int64 [B] class labels, or [B, T], for the default loss.
+        images: floating-point [B, C, H, W], normalised, on the network's device; or another input of the network.
+        target: the loss's second argument; for the default loss class labels, int64 [B] or [B, T].
         bn, engine, precision, at, loss: see `Recorder`.
 
     Raises:
@@ -272,7 +273,7 @@ def _stem(net: ResidualNet, images: Tensor) -> Tensor:
 
 
 def _check_images(net: ResidualNet, images: Tensor) -> None:
-    """All but the values; see `Look`."""
+    """Check the images, except their values, which `Look` checks."""
     if not isinstance(images, Tensor) or images.dtype not in (torch.float32, torch.float64, torch.int64, torch.int32):
         got = images.dtype if isinstance(images, Tensor) else described(images)
         raise ValueError(

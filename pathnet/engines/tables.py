@@ -125,7 +125,7 @@ def tables(net: ResidualNet, bn: BatchNormMode, y0_shape: Sequence[int]) -> Tabl
 
 
 Norm = tuple[int, float]
-"""Where a BN's factors begin, and what it adds to the variance."""
+"""The offset of a BN's factors, and its summand of the variance."""
 
 NO_BN: Norm = (-1, 0.0)
 
@@ -143,7 +143,7 @@ class _Builder:
         self.bits_size = 0
 
     def add(self, form: FusedForm, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """One block for an input of ``shape`` (C, H, W); returns that of its output."""
+        """Add a block for an input of ``shape`` (C, H, W); return its output's shape."""
         first, out = len(self.units), shape
         for unit in form.units:
             out = self._add_conv(unit.conv, unit.conv.weight, out, self._add_bn(unit.bn), relu=True)
@@ -155,9 +155,9 @@ class _Builder:
         return out
 
     def add_post(self, form: PostActivationForm, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The same for a post-activation block."""
+        """Add a post-activation block for an input of ``shape`` (C, H, W); return its output's shape."""
         first = len(self.units)
-        # What enters the network's first block is taken as it is, out of a ReLU or not.
+        # The network's first block reads its input as it is, whether it comes out of a ReLU or not.
         relu = first > 0
         add = self._add_post_running if self.bn == "running" else self._add_post_batch
         out, projection = add(form, shape, relu)
@@ -169,7 +169,11 @@ class _Builder:
     def _add_post_running(
         self, form: PostActivationForm, shape: tuple[int, ...], relu: bool
     ) -> tuple[tuple[int, ...], int]:
-        """The rows, ``relu`` whether the first has one; returns the output's shape, the projection's row or -1."""
+        """Add a block's rows; return the output's shape, and the projection's row or -1.
+
+        Args:
+            relu: whether the first unit has a ReLU.
+        """
         out, affine = shape, (torch.ones(shape[0]), torch.zeros(shape[0]))
         for position, (conv, bn) in enumerate(zip(form.convs, form.bns, strict=True)):
             last = position == len(form.convs) - 1
@@ -188,7 +192,7 @@ class _Builder:
     def _add_post_batch(
         self, form: PostActivationForm, shape: tuple[int, ...], relu: bool
     ) -> tuple[tuple[int, ...], int]:
-        """The same where BN takes batch statistics, whose mean takes a convolution's bias away."""
+        """Add and return the same where BN takes batch statistics, whose mean removes a convolution's bias."""
         out, norm = shape, NO_BN
         for position, (conv, bn) in enumerate(zip(form.convs, form.bns, strict=True)):
             out = self._add_conv(conv, conv.weight, out, norm, relu or position > 0)
@@ -203,7 +207,7 @@ class _Builder:
     def _add_conv(
         self, conv: nn.Conv2d, weight: Tensor, shape: tuple[int, ...], norm: Norm = NO_BN, relu: bool = False
     ) -> tuple[int, ...]:
-        """A convolution, and the BN and the ReLU before it; returns its output's shape."""
+        """Add a convolution, and the BN and the ReLU before it; return its output's shape."""
         kernel, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
         out = (conv.out_channels, *((side + 2 * padding - kernel) // stride + 1 for side in shape[1:]))
         self._add_row([*shape, *out, kernel, stride, padding], norm, self.bits_size if relu else -1)
@@ -213,7 +217,7 @@ class _Builder:
         return out
 
     def _add_end(self, shape: tuple[int, ...], norm: Norm) -> None:
-        """A BN that no convolution follows."""
+        """Add a BN that no convolution follows."""
         self._add_row([*shape, *shape, 0, 1, 0], norm, -1)
 
     def _add_row(self, sizes: list[int], norm: Norm, bits_offset: int) -> None:
@@ -244,8 +248,10 @@ class _Builder:
 
 
 def affine_behind(conv: nn.Conv2d, bn: nn.BatchNorm2d | None, mode: BatchNormMode) -> tuple[Tensor, Tensor]:
-    """float32 [out] twice, on the CPU: what a BN behind a convolution multiplies by and adds, the convolution's bias
-    included; 1 and that bias where there is no BN."""
+    """Return the affine map of a BN behind a convolution, the convolution's bias included: factors and summands.
+
+    Both are float32 [out], on the CPU. Without BN they are 1 and the bias.
+    """
     ones = torch.ones(conv.out_channels)
     factor, shift = (ones, torch.zeros_like(ones)) if bn is None else _affine(bn, mode)
     if conv.bias is not None:
@@ -254,15 +260,15 @@ def affine_behind(conv: nn.Conv2d, bn: nn.BatchNorm2d | None, mode: BatchNormMod
 
 
 def scaled(weight: Tensor, factor: Tensor) -> Tensor:
-    """[out, in, kernel, kernel], on the CPU: a convolution's weight with what follows it, ``factor`` [out]."""
+    """Return a convolution's weight [out, in, kernel, kernel] times ``factor`` [out], on the CPU."""
     return weight.detach().cpu() * factor[:, None, None, None]
 
 
 def _affine(bn: nn.BatchNorm2d, mode: BatchNormMode) -> tuple[Tensor, Tensor]:
-    """float32 [C] twice: what BN multiplies by and adds, in mode ``running`` its statistics included."""
+    """Return BN's factors and summands, float32 [C] each, in mode ``running`` its statistics included."""
     weight, bias = (
-        torch.full((bn.num_features,), default) if own is None else own.detach().cpu().double()
-        for own, default in ((bn.weight, 1.0), (bn.bias, 0.0))
+        torch.full((bn.num_features,), default) if parameter is None else parameter.detach().cpu().double()
+        for parameter, default in ((bn.weight, 1.0), (bn.bias, 0.0))
     )
     if mode == "running":
         assert bn.running_var is not None and bn.running_mean is not None

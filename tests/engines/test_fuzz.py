@@ -163,9 +163,9 @@ def _run() -> results.Run:
 
 
 def _written(
-    folder: str | Path, identity: Mapping[str, Any], asked: Mapping[str, int], attempt: Mapping[str, Any]
+    folder: str | Path, identity: Mapping[str, Any], planned: Mapping[str, int], attempt: Mapping[str, Any]
 ) -> results.Run:
-    with results.writing(folder, identity, asked, attempt) as run:
+    with results.writing(folder, identity, planned, attempt) as run:
         return run
 
 
@@ -366,7 +366,7 @@ def calls() -> dict[str, Call]:
             {"folder": ("run",)},
             folder="written",
             identity={"experiment": "some"},
-            asked={"batches": 2},
+            planned={"batches": 2},
             attempt={"started": "now"},
         ),
         "claims": _of(paper.claims, run=_run),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pathnet import native, scaling
+from pathnet.engines.cpu import ops
 from pathnet.engines.engine import Job
 from pathnet.engines.forms import post_activation, unsupported_form
 from pathnet.engines.magnitudes import Magnitudes, divided, multiplied
@@ -45,16 +46,12 @@ class CpuEngine:
         return CpuPrepared(
             job.bn,
             replace(forward, weights=forward.weights.new_empty(0)),
-            native.cpu_pack(*_packable(backward.tables), True, job.bn == "running", bf16),
-            native.cpu_pack(*_packable(forward), False, False, bf16),
+            ops.cpu_pack(backward.tables, True, job.bn, bf16),
+            ops.cpu_pack(forward, False, job.bn, bf16),
             post_activation(job.net),
             backward.magnitudes,
             backward.by_channel,
         )
-
-
-def _packable(tables: Tables) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return tables.blocks, tables.units, tables.weights, tables.scales
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class CpuPrepared:
 
     Attributes:
         tables: the network's tables, without the weights.
-        backward, forward: uint8, the weights as each direction's kernels read them.
+        backward, forward: uint8, the plans as each direction's kernels read them.
         post: whether the blocks are post-activation ones, which the kernels take from sum to sum.
         magnitudes: the powers of two that the backward pass's factors were divided by; None where there are none.
         scale_exponents: int32, the power of two that each of ``tables.scales`` is divided by.
@@ -98,18 +95,18 @@ class CpuPrepared:
         Raises:
             ValueError: batch statistics have one value.
         """
-        own = self.tables
-        arguments = y0.contiguous(), routing.to(y0.device).contiguous(), own.blocks, own.units, own.scales, own.shifts
+        arguments = y0.contiguous(), routing.to(y0.device).contiguous(), self.forward, record
         if self.bn == "running":
-            return native.routed_forward(*arguments, own.biases, self.forward, record)
-        pixels = own.units[:, UnitColumn.HEIGHT] * own.units[:, UnitColumn.WIDTH]
-        if len(y0) == 1 and (pixels[own.units[:, UnitColumn.SCALES] >= 0] == 1).any():
+            return ops.cpu_forward_running(*arguments)
+        units = self.tables.units
+        pixels = units[:, UnitColumn.HEIGHT] * units[:, UnitColumn.WIDTH]
+        if len(y0) == 1 and (pixels[units[:, UnitColumn.SCALES] >= 0] == 1).any():
             raise ValueError("images: expected more than one value a channel for batch statistics, got one")
-        return native.batch_forward(*arguments, own.epsilons, self.forward, record)
+        return ops.cpu_forward_batch(*arguments)
 
 
 Walked = tuple[Tensor, Tensor, Tensor]
-"""Norms, mantissas and exponents, as the ops return them; see `pathnet.native.routed_backward`."""
+"""Norms, mantissas and exponents, as the ops return them; see `ops.cpu_backward_running`."""
 
 Op = Callable[..., Walked]
 
@@ -120,7 +117,7 @@ class CpuWalk:
 
     Attributes:
         tables, backward, magnitudes: those of the network.
-        relu_bits: uint8 [B, bytes], see `pathnet.native.routed_backward`.
+        relu_bits: uint8 [B, bytes], see `ops.cpu_backward_running`.
         normalized: float32, in BN mode ``batch`` the output of each BN before weight and bias.
         scales: float32, in BN mode ``batch`` the factors weight / deviation of this batch.
         last: the bits of the last join's ReLU in a post-activation network, bool [B, C, H, W].
@@ -161,14 +158,14 @@ class CpuWalk:
 
     def _backward(self, routing: Tensor) -> tuple[Op, Tensor, Tensor | None]:
         """Return the op, the routing of the divided network, and the powers of two that it leaves out."""
-        op = native.routed_backward if self.bn == "running" else native.batch_backward
+        op = ops.cpu_backward_running if self.bn == "running" else ops.cpu_backward_batch
         if self.magnitudes is None:
             return op, routing, None
         routing, shifts = self.magnitudes.of_routing(routing)
         return op, routing, shifts[:, None]
 
     def _sums(self, routing: Tensor) -> tuple[Op, Tensor, Tensor | None]:
-        op = native.sums_by_length if self.bn == "running" else native.batch_sums_by_length
+        op = ops.cpu_sums_by_length_running if self.bn == "running" else ops.cpu_sums_by_length_batch
         return op, *((routing, None) if self.magnitudes is None else self.magnitudes.of_sums(routing))
 
     def _walk(self, op: Op, routing: Tensor, shifts: Tensor | None, start: ScaledGradient, gradients: bool) -> Walked:
@@ -179,8 +176,6 @@ class CpuWalk:
             mantissa.contiguous(),
             exponent.contiguous(),
             routing.to(mantissa.device).contiguous(),
-            self.tables.blocks,
-            self.tables.units,
             self.backward,
             self.relu_bits,
             *(() if self.normalized is None else (self.normalized, self.scales)),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pathnet import native
 from pathnet.engines import fallback
+from pathnet.engines.cuda import ops
 from pathnet.engines.engine import Job
 from pathnet.engines.forms import post_activation, unsupported_form
 from pathnet.engines.magnitudes import Magnitudes, divided, multiplied
@@ -101,11 +102,12 @@ def refusal(job: Job, shared_bytes: int) -> str | None:
 
 @dataclass(frozen=True)
 class Program:
-    """The program of a backward or forward pass, as the host and as the device read it, and the packed weights."""
+    """The program of a backward or forward pass for the host, and with packed weights for the device."""
 
     host: Tensor
+    """int32, on the CPU."""
     device: Tensor
-    weights: Tensor
+    """uint8: a copy of the program and the packed weights."""
 
 
 def _programs(
@@ -114,10 +116,10 @@ def _programs(
     """Return the programs of the backward and of the forward pass."""
     parts = 1 if precision == "bfloat16" else 2
     plans = [
-        native.cuda_plan(half.blocks, half.units, half.weights, half.scales, back, terms, shared_bytes)
+        ops.cuda_pack(half.blocks, half.units, half.weights, half.scales, back, terms, shared_bytes)
         for half, back, terms in ((backward, True, parts), (forward, False, 2))
     ]
-    back, ahead = (Program(program, program.to(device), weights.to(device)) for program, weights in plans)
+    back, ahead = (Program(program, packed.to(device)) for program, packed in plans)
     return back, ahead
 
 
@@ -171,14 +173,14 @@ class CudaPrepared:
                 units = torch.cat([units, self.tables.units[projection : projection + 1]])
             alone = replace(self.tables, blocks=block[None], units=units)
             program, _ = _programs(alone, alone, self.precision, self.shared_bytes, self.affine.device)
-            end = begin + native.cuda_bits_bytes(program.host)
+            end = begin + ops.cuda_bits_bytes(program.host)
             yield Step(program, slice(begin, end))
             begin = end
 
     @property
     def tensors(self) -> Sequence[Tensor]:
         programs = (self.backward, self.forward)
-        return [self.affine, *(t for program in programs for t in (program.host, program.device, program.weights))]
+        return [self.affine, *(t for program in programs for t in (program.host, program.device))]
 
     def most_routings(self, y0: Tensor) -> int | None:
         return None
@@ -195,14 +197,12 @@ class CudaPrepared:
         return y.relu_() if self.post else y
 
     def _forward(self, y0: Tensor, routing: Tensor, record: bool) -> tuple[Tensor, Tensor]:
-        program = self.forward
-        return native.cuda_routed_forward(
+        return ops.cuda_forward_running(
             y0.contiguous(),
             to_device(routing, y0.device).contiguous(),
             to_device(_longest_first(routing), y0.device),
-            program.host,
-            program.device,
-            program.weights,
+            self.forward.host,
+            self.forward.device,
             self.affine,
             record,
         )
@@ -246,7 +246,7 @@ class CudaWalk:
         return fallback.norms_of(self.sums_by_length(start, routing))
 
     def _backward(self, start: ScaledGradient, routing: Tensor, gradients: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what `pathnet.native.cuda_routed_backward` does: norms, mantissas, exponents."""
+        """Return what `pathnet.engines.cuda.ops.cuda_backward_running` does: norms, mantissas, exponents."""
         magnitudes, shifts = self.network.magnitudes, None
         if magnitudes is not None:
             routing, shifts = magnitudes.of_routing(routing)
@@ -278,7 +278,7 @@ class CudaWalk:
         packed, program = self.relu_bits.cpu(), self.network.backward.host
         units = [
             [
-                native.cuda_unpack_bits(packed, program, block, unit)[:, :count].bool().to(self.relu_bits.device)
+                ops.cuda_unpack_bits(packed, program, block, unit)[:, :count].bool().to(self.relu_bits.device)
                 for unit, count in enumerate(counts)
             ]
             for block, counts in enumerate(self.network.channels)
@@ -292,21 +292,19 @@ class CudaWalk:
 def _launch(
     program: Program, relu_bits: Tensor, grads: ScaledGradient, routing: Tensor, starts: Tensor, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `pathnet.native.cuda_routed_backward` does, from scaled gradients [G, B, ...] and int32 [G, B].
+    """Return what `ops.cuda_backward_running` does, from scaled gradients [G, B, ...] and int32 [G, B].
 
-    The order is computed where the routing is: on the host it takes microseconds, on a GPU it waits for nothing.
+    The schedule is computed where the routing is: on the host it takes microseconds, on a GPU it waits for nothing.
     """
     (mantissas, exponents), device = grads, grads.mantissa.device
-    order, starts = to_device(torch.stack([_longest_first(routing), starts]), device)
-    return native.cuda_routed_backward(
+    schedule = to_device(torch.stack([_longest_first(routing), starts]), device)
+    return ops.cuda_backward_running(
         mantissas.contiguous(),
         exponents.contiguous(),
-        starts,
         to_device(routing, device).contiguous(),
-        order,
+        schedule,
         program.host,
         program.device,
-        program.weights,
         relu_bits,
         gradients,
     )

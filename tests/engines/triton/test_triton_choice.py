@@ -132,5 +132,5 @@ def test_the_engines_check_of_itself(bn: Any, post: bool, monkeypatch: pytest.Mo
         assert check_itself() is None
         return
     right = TritonWalk.norms
-    monkeypatch.setattr(TritonWalk, "norms", lambda *given: right(*given) * 1.03)
+    monkeypatch.setattr(TritonWalk, "norms", lambda *arguments: right(*arguments) * 1.03)
     assert check_itself() == "it disagrees with the reference on a small input (relative error 0.03 in float32)"

@@ -7,7 +7,7 @@ import torch
 from helpers.cases import post_activation_net
 from helpers.interpreted import MODES, recorded, walk_of
 from helpers.judging import check, check_sums, random_routings, reference_outputs
-from helpers.model_cases import BY_NAME
+from helpers.model_cases import MODEL_CASES
 from helpers.oracles import autograd, detach_loop, in_float64, relative_error
 from helpers.tolerances import FLOAT32_SAMPLE_NORM, FORWARD
 from torch import nn
@@ -91,10 +91,10 @@ def test_every_path_of_post_activation_networks(
 
 @pytest.mark.usefixtures("big_tiles")
 @pytest.mark.parametrize("bn", MODES)
-def test_post_activation_blocks_of_a_third_party_model(bn: str) -> None:
+def test_a_strangers_post_activation_blocks(bn: str) -> None:
     """A traced model from outside the package: convolutions with biases, blocks of a single convolution."""
-    case = BY_NAME["control flow"]
-    model, (images, labels) = case.model(3).float(), case.batch()
+    stranger = next(case for case in MODEL_CASES if case.name == "control flow")
+    model, (images, labels) = stranger.model(3).float(), stranger.batch()
     images = images.float()
     net = pathnet.adapt(model, images)
     tape = recorded(net, images, labels, bn)

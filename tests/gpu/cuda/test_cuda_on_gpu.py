@@ -1,4 +1,4 @@
-"""The cuda engine on a GPU, against the reference in float64 on the same record, and against its own twin."""
+"""The cuda engine on a GPU, against the reference in float64 on the same record, and against its twin."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from helpers.tolerances import FORWARD
 from torch import Tensor
 
 import pathnet
-from pathnet import native, scaling
-from pathnet.engines.cuda import CudaEngine, CudaWalk, Program
+from pathnet import scaling
+from pathnet.engines.cuda import CudaEngine, CudaWalk, Program, ops
 from pathnet.engines.engine import Job
 from pathnet.engines.self_check import disagreement
 from pathnet.scaling import ScaledGradient
@@ -45,7 +45,7 @@ def test_auto_takes_the_engine(device: torch.device) -> None:
 @pytest.mark.parametrize("post", [False, True], ids=["pre", "post"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_walks_sums_and_forward_passes(seed: int, post: bool, precision: Any, device: torch.device) -> None:
-    """And the engine's check of itself."""
+    """Check walks, sums and forward passes, and the engine's check of itself."""
     net, images, labels = random_basic_net(seed, smallest=1 if precision == "float32" else 6, post=post)
     net, images, labels = net.to(device), images.to(device), labels.to(device)
     y0_shape = torch.as_tensor(net.stem(images)).shape[1:]
@@ -57,8 +57,8 @@ def test_walks_sums_and_forward_passes(seed: int, post: bool, precision: Any, de
     check_sums(tape, torch.ones(net.n, 2), precision)
     check_sums(tape, routing[3], precision)
     expected = reference_outputs(exact, images, routing)
-    for own, other in zip(recorder.routed_outputs(images, routing), expected, strict=True):
-        assert relative_error(own, other) < FORWARD
+    for output, other in zip(recorder.routed_outputs(images, routing), expected, strict=True):
+        assert relative_error(output, other) < FORWARD
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
@@ -87,17 +87,18 @@ def test_the_110_layer_network(precision: Any, device: torch.device) -> None:
 
 @pytest.mark.parametrize("precision", TOLERANCES)
 def test_the_twin_tells_what_the_gpu_does(precision: Any, device: torch.device) -> None:
-    """The same tensors through both: they differ by the order in which tensor cores add, and no more."""
+    """Run the same tensors through both: they differ by the order in which tensor cores add, and no more."""
     net, images, labels = random_basic_net(3, smallest=6)
     record = recorded(net, images, labels, device, precision)._record
     assert isinstance(record.walk, CudaWalk)
     routing = random_routings(net.n, 1).float()
 
     def on_host(program: Program) -> Program:
-        return Program(program.host, program.host, program.weights.cpu())
+        return Program(program.host, program.device.cpu())
 
-    own = record.walk.network
-    host = replace(own, backward=on_host(own.backward), forward=on_host(own.forward), affine=own.affine.cpu())
+    network = record.walk.network
+    programs = {"backward": on_host(network.backward), "forward": on_host(network.forward)}
+    host = replace(network, **programs, affine=network.affine.cpu())
     twin = CudaWalk(host, record.walk.relu_bits.cpu())
     on_gpu = record.walk.norms(record.start, routing.to(device))
     on_cpu = twin.norms(ScaledGradient(*(tensor.cpu() for tensor in record.start)), routing)
@@ -137,7 +138,7 @@ def test_work_on_another_stream(device: torch.device) -> None:
 
 
 def test_what_is_wrong_with_a_batch_is_told_when_the_tape_is_asked(device: torch.device) -> None:
-    """Not when it is recorded, which would wait for the GPU; and never is there a result."""
+    """Recording must not raise, since it would wait for the GPU; a measurement must, instead of a result."""
     case = Case("small", 14, width=16, side=8)
     net, (images, labels) = case.net().to(device), (tensor.to(device) for tensor in case.images())
     recorder, codes = pathnet.Recorder(net, engine="cuda"), pathnet.paths.sample(6, 3, 4)
@@ -172,37 +173,28 @@ def test_tensors_on_several_devices_are_refused(device: torch.device) -> None:
     record = recorded(case.net(), *case.images(), device, "float32")._record
     assert isinstance(record.walk, CudaWalk)
     program, routing = record.walk.network.backward, torch.randn(1, 6, 2)
-    start = torch.zeros(1, dtype=torch.int32, device=device)
-    gradients = record.start.mantissa[None], record.start.exponent[None], start
-    network = program.host, program.device, program.weights, record.walk.relu_bits
+    schedule = torch.zeros(2, 1, dtype=torch.int32, device=device)
+    gradients = record.start.mantissa[None], record.start.exponent[None]
+    network = program.host, program.device, record.walk.relu_bits
     with pytest.raises(RuntimeError, match="expected all tensors but program on one device"):
-        native.cuda_routed_backward(*gradients, routing, start, *network, True)
+        ops.cuda_backward_running(*gradients, routing, schedule, *network, True)
 
 
 def test_opcheck(device: torch.device) -> None:
     case = Case("net", 14, width=16, side=8)
     record = recorded(case.net(), *case.images(), device, "bfloat16")._record
     assert isinstance(record.walk, CudaWalk)
-    network, order = record.walk.network, torch.zeros(1, dtype=torch.int32, device=device)
+    network, schedule = record.walk.network, torch.zeros(2, 1, dtype=torch.int32, device=device)
     routing = torch.randn(1, 6, 2, device=device)
     back, forward = network.backward, network.forward
     torch.library.opcheck(
-        torch.ops.pathnet.cuda_routed_backward.default,
-        (
-            record.start.mantissa[None],
-            record.start.exponent[None],
-            order,
-            routing,
-            order,
-            back.host,
-            back.device,
-            back.weights,
-        )
+        torch.ops.pathnet.cuda_backward_running.default,
+        (record.start.mantissa[None], record.start.exponent[None], routing, schedule, back.host, back.device)
         + (record.walk.relu_bits, True),
         test_utils=("test_schema", "test_faketensor"),
     )
     torch.library.opcheck(
-        torch.ops.pathnet.cuda_routed_forward.default,
-        (record.y0, routing, order, forward.host, forward.device, forward.weights, network.affine, True),
+        torch.ops.pathnet.cuda_forward_running.default,
+        (record.y0, routing, schedule[0], forward.host, forward.device, network.affine, True),
         test_utils=("test_schema", "test_faketensor"),
     )

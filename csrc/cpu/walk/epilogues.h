@@ -1,0 +1,234 @@
+// What follows a convolution while its sums are in cache. Each takes rows of sums as the convolvers give them.
+#pragma once
+
+#include <algorithm>
+
+#include "../conv/convolver.h"
+#include "buffers.h"
+
+namespace pathnet::cpu {
+namespace PATHNET_ISA_NAMESPACE {
+namespace {
+
+// The pixels of a row of sums, one after the other: where they lie in images with and without a border.
+struct Pixels {
+  Pixels(const Image& image, int64_t y, int64_t x, int64_t step)
+      : bordered(image.pixel(y, x)), dense(y * image.width + x), step(step) {}
+
+  void next() {
+    bordered += step;
+    dense += step;
+  }
+
+  int64_t bordered, dense, step;
+};
+
+// The gradient at a ReLU's input, for the next convolution of the walk back.
+template <class Convolver>
+struct Masked {
+  const Image& image;
+  typename Convolver::Element* operands[kMostSamples];
+  const uint8_t* bits[kMostSamples];
+
+  void operator()(int64_t sample, int64_t y, int64_t x, int64_t step, int64_t count, int64_t channel, int vectors,
+                  const float* sums) const {
+    const int64_t channels = Convolver::operand_channels(image), plane = operand_plane<Convolver>(image);
+    const int64_t pixel_bytes = image.groups() * 2;
+    const uint8_t* const set = bits[sample];
+    typename Convolver::Element* const operand = operands[sample];
+    Pixels at(image, y, x, step);
+    for (int64_t i = 0; i < count; ++i, at.next()) {
+      for (int v = 0; v < vectors; ++v, sums += kLanes) {
+        const int64_t own = channel + v * kLanes;
+        const uint32_t kept = read_bits(set + at.dense * pixel_bytes, own);
+        Convolver::put(operand + at.bordered * channels + own, plane, keep(load(sums), kept));
+      }
+    }
+  }
+};
+
+// What joins a block's branches, and the largest magnitude of the target. Old and target may be the same; an old that
+// is null counts as zero.
+//   kBack:    target = bits * (coefficient * sums) + old_coefficient * old; where the skip lies behind the ReLU too,
+//   the
+//             bits mask the old as well. The operand is written where wanted.
+//   forward:  target = coefficient * (sums + bias) + old_coefficient * old, of which the skip behind the ReLU takes
+//             what is positive. A bias that is null counts as zero.
+template <class Convolver, bool kBack>
+struct Join {
+  const Image& image;
+  bool behind_relu;
+  const float* bias;  // filled up to the image's padded channels
+  float coefficients[kMostSamples], old_coefficients[kMostSamples];
+  float* targets[kMostSamples];
+  const float* olds[kMostSamples];
+  typename Convolver::Element* operands[kMostSamples];
+  const uint8_t* bits[kMostSamples];
+  Vector largest[kMostSamples];
+
+  void operator()(int64_t sample, int64_t y, int64_t x, int64_t step, int64_t count, int64_t channel, int vectors,
+                  const float* sums) {
+    const int64_t padded = image.padded(), pixel_bytes = image.groups() * 2;
+    const int64_t channels = Convolver::operand_channels(image), plane = operand_plane<Convolver>(image);
+    const Vector c = splat(coefficients[sample]), a = splat(old_coefficients[sample]);
+    const float* old = olds[sample];
+    typename Convolver::Element* const operand = operands[sample];
+    float* const target = targets[sample];
+    const uint8_t* const set = bits[sample];
+    const bool behind = behind_relu;
+    Vector most = largest[sample];
+    Pixels at(image, y, x, step);
+    for (int64_t i = 0; i < count; ++i, at.next()) {
+      for (int v = 0; v < vectors; ++v, sums += kLanes) {
+        const int64_t own = channel + v * kLanes, place = at.bordered * padded + own;
+        Vector value = load(sums);
+        if constexpr (kBack) {
+          const uint32_t kept = read_bits(set + at.dense * pixel_bytes, own);
+          value = c * keep(value, kept);
+          if (old) {
+            const Vector before = load(old + place);
+            value = multiply_add(a, behind ? keep(before, kept) : before, value);
+          }
+        } else {
+          if (bias) value = value + load(bias + own);
+          value = c * value;
+          if (old) {
+            const Vector before = load(old + place);
+            value = multiply_add(a, behind ? maximum(splat(0.0f), before) : before, value);
+          }
+        }
+        most = maximum(most, magnitude(value));
+        store(target + place, value);
+        if constexpr (kBack && !Convolver::kFloats) {
+          if (operand) Convolver::put(operand + at.bordered * channels + own, plane, value);
+        }
+      }
+    }
+    largest[sample] = most;
+  }
+};
+
+// The larger one of `least` and scale * sums + shift, for the next convolution of the walk forward; ReLU bits where
+// they are wanted.
+template <class Convolver>
+struct Activated {
+  const Image& image;
+  const float* scales;  // filled up to the image's padded channels
+  const float* shifts;
+  float least;
+  typename Convolver::Element* operands[kMostSamples];
+  uint8_t* bits[kMostSamples];
+
+  void operator()(int64_t sample, int64_t y, int64_t x, int64_t step, int64_t count, int64_t channel, int vectors,
+                  const float* sums) const {
+    const int64_t channels = Convolver::operand_channels(image), plane = operand_plane<Convolver>(image);
+    const int64_t pixel_bytes = image.groups() * 2;
+    Pixels at(image, y, x, step);
+    for (int64_t i = 0; i < count; ++i, at.next()) {
+      for (int v = 0; v < vectors; ++v, sums += kLanes) {
+        const int64_t own = channel + v * kLanes;
+        const Vector value = multiply_add(load(scales + own), load(sums), load(shifts + own));
+        if (bits[sample]) write_bits(bits[sample] + at.dense * pixel_bytes, own, positive(value));
+        // In this order a NaN stays one.
+        Convolver::put(operands[sample] + at.bordered * channels + own, plane, maximum(splat(least), value));
+      }
+    }
+  }
+};
+
+// Every row of an image as an epilogue takes sums, channels whole.
+template <class Then>
+void rows_of(const Image& image, const float* values, int64_t sample, Then& then) {
+  for (int64_t y = 0; y < image.height; ++y) {
+    then(sample, y, 0, 1, image.width, 0, int(image.padded() / kLanes), values + image.pixel(y, 0) * image.padded());
+  }
+}
+
+// [channels, height, width] to the inside of an image, and back. Row by row, so that a line of the cache, which holds
+// a pixel's channels, is fetched once for all of them.
+inline void from_planes(const Image& image, const float* planes, float* values) {
+  for (int64_t y = 0; y < image.height; ++y) {
+    float* row = values + image.pixel(y, 0) * image.padded();
+    for (int64_t c = 0; c < image.channels; ++c) {
+      const float* plane = planes + (c * image.height + y) * image.width;
+      for (int64_t x = 0; x < image.width; ++x) row[x * image.padded() + c] = plane[x];
+    }
+  }
+}
+
+inline void to_planes(const Image& image, const float* values, float* planes) {
+  for (int64_t y = 0; y < image.height; ++y) {
+    const float* row = values + image.pixel(y, 0) * image.padded();
+    for (int64_t c = 0; c < image.channels; ++c) {
+      float* plane = planes + (c * image.height + y) * image.width;
+      for (int64_t x = 0; x < image.width; ++x) plane[x] = row[x * image.padded() + c];
+    }
+  }
+}
+
+// target = factor * change(source, element, pixel without border), inside; both may be the same.
+template <class Change>
+void scaled_copy(const Image& image, const float* source, float factor, float* target, const Change& change) {
+  const int64_t padded = image.padded();
+  for (int64_t y = 0; y < image.height; ++y) {
+    Pixels at(image, y, 0, 1);
+    for (int64_t x = 0; x < image.width; ++x, at.next()) {
+      for (int64_t c = 0; c < padded; c += kLanes) {
+        const int64_t place = at.bordered * padded + c;
+        store(target + place, splat(factor) * change(load(source + place), at.dense, c));
+      }
+    }
+  }
+}
+
+// The inside times two factors; a border stays zero, whatever they are.
+inline void scale_inside(const Image& image, float* values, float factor, float another) {
+  for (int64_t y = 0; y < image.height; ++y) {
+    float* row = values + image.pixel(y, 0) * image.padded();
+    for (int64_t j = 0; j < image.width * image.padded(); j += kLanes) {
+      store(row + j, load(row + j) * splat(factor) * splat(another));
+    }
+  }
+}
+
+inline float largest_in(const float* values, int64_t size) {
+  Vector most = splat(0.0f);
+  for (int64_t j = 0; j < size; j += kLanes) most = maximum(most, magnitude(load(values + j)));
+  return largest_lane(most);
+}
+
+// Whether there is nothing but zeros; a NaN, which a maximum may pass over, is none.
+inline bool all_zero(const float* values, int64_t size) {
+  return std::all_of(values, values + size, [](float value) { return value == 0.0f; });
+}
+
+// The inside of an image as the next convolution reads it, in a bordered image of the same sides.
+template <class Convolver>
+void encode(const Image& from, const float* values, const Image& to, typename Convolver::Element* operand) {
+  const int64_t channels = Convolver::operand_channels(to), plane = operand_plane<Convolver>(to);
+  for (int64_t y = 0; y < to.height; ++y) {
+    const float* own = values + from.pixel(y, 0) * from.padded();
+    typename Convolver::Element* row = operand + to.pixel(y, 0) * channels;
+    for (int64_t x = 0; x < to.width; ++x, row += channels) {
+      for (int64_t c = 0; c < to.padded(); c += kLanes, own += kLanes) Convolver::put(row + c, plane, load(own));
+    }
+  }
+}
+
+// The sum of squares of an image's inside, in an order that is the same everywhere for one instruction set.
+inline double sum_of_squares(const Image& image, const float* values) {
+  double sums[kLanes] = {};
+  for (int64_t y = 0; y < image.height; ++y) {
+    const float* row = values + image.pixel(y, 0) * image.padded();
+    for (int64_t j = 0; j < image.width * image.padded(); j += kLanes) {
+      for (int lane = 0; lane < kLanes; ++lane) sums[lane] += double(row[j + lane]) * row[j + lane];
+    }
+  }
+  double total = 0;
+  for (double sum : sums) total += sum;
+  return total;
+}
+
+}  // namespace
+}  // namespace PATHNET_ISA_NAMESPACE
+}  // namespace pathnet::cpu
