@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from pathnet.checks import MOST_INTEGER, check_integer, check_tensor, described
+from pathnet.checks import MOST_INTEGER, check_integer, described
 from pathnet.engines import Job, refusals
 from pathnet.full_precision import full_precision
 from pathnet.models.residual_net import ResidualNet
 from pathnet.models.tracing.blocks import TracedBlock
 from pathnet.models.tracing.by_hand import Part, assemble, nodes_inside, submodules, trace_block_by_block
 from pathnet.models.tracing.dissect import Dissection, dissect
-from pathnet.models.tracing.examples import examples
-from pathnet.models.tracing.graphs import Dropout, differs, first_line
+from pathnet.models.tracing.examples import checked_example
+from pathnet.models.tracing.graphs import Dropout, differs
+from pathnet.models.tracing.outputs import SingleOutput, select_output
 from pathnet.models.tracing.restoring import evaluating_restored
 from pathnet.models.tracing.tracers import trace_model, untraceable_reason
 
@@ -156,13 +156,13 @@ def adapt(
     if output is not None and not isinstance(output, str):
         output = check_integer("output", output, -MOST_INTEGER, MOST_INTEGER)
     model_modules = set(model.modules())
-    root = _SingleOutput(model, partial(_select_output, output=output))
+    root = SingleOutput(model, partial(select_output, output=output))
     with full_precision(), evaluating_restored(model):
-        example = _example(root, example)
+        example = checked_example(root.model, example)
         if blocks is not None and any(isinstance(block, (tuple, list)) for block in blocks):
             if stem is None or head is None:
                 name = "stem" if stem is None else "head"
-                raise ValueError(f"{name}: expected a part of the model with blocks as pairs of branches, got None")
+                raise ValueError(f"{name}: expected a part of the model since blocks are pairs of branches, got None")
             net = _network(assemble(model, example, stem, blocks, head), "hand", example)  # type: ignore[arg-type]
         elif stem is not None or head is not None:
             name, part = ("head", head) if stem is None else ("stem", stem)
@@ -176,83 +176,8 @@ def adapt(
     return net
 
 
-class _SingleOutput(nn.Module):
-    """A model reduced to one input tensor and one of its outputs, which ``choose`` selects."""
-
-    def __init__(self, model: nn.Module, choose: Callable[[Any], Any]) -> None:
-        super().__init__()
-        self.model, self.choose = model, choose
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.choose(self.model(x))  # type: ignore[no-any-return]
-
-
-def _select_output(result: Any, output: str | int | None) -> Tensor:
-    """Return one output of the model's result: the one named, else the logits, else the only one."""
-    if isinstance(result, fx.Proxy):
-        return result  # type: ignore[return-value]
-    if output is not None:
-        if isinstance(result, Tensor):
-            raise ValueError(f"output: expected None for a model that returns one tensor, got {output!r}")
-        try:
-            by_attribute = isinstance(output, str) and hasattr(result, output)
-            selected = getattr(result, str(output)) if by_attribute else result[output]
-        except (KeyError, IndexError, TypeError):
-            raise ValueError(f"output: the model has no output {output!r}, it has {_output_names(result)}") from None
-        return selected  # type: ignore[no-any-return]
-    result = getattr(result, "logits", result)
-    if isinstance(result, Mapping) and "logits" in result:
-        result = result["logits"]
-    if isinstance(result, (Mapping, tuple, list)):
-        values = list(result.values() if isinstance(result, Mapping) else result)
-        if len(values) != 1:
-            raise ValueError(
-                f"output: the model has several, expected the name or index of one: {_output_names(result)}"
-            )
-        (result,) = values
-    return result  # type: ignore[no-any-return]
-
-
-def _output_names(result: Any) -> str:
-    if isinstance(result, Mapping):
-        return "names " + ", ".join(map(repr, result))
-    if isinstance(result, (tuple, list)):
-        return f"indices 0 to {len(result) - 1}"
-    return type(result).__name__
-
-
-def _example(root: _SingleOutput, example: Tensor | None) -> Tensor:
-    """Return an input that the model accepts: the example, or a guess.
-
-    Raises:
-        ValueError: the model rejects the example, or every guess.
-    """
-    if example is not None:
-        check_tensor("example", example)
-        if example.ndim == 0 or len(example) == 0:
-            raise ValueError(f"example: expected a batch of inputs as a tensor, got {list(example.shape)}")
-        example = example.detach()
-        try:
-            root.model(example.clone())
-        except Exception as error:
-            raise ValueError(
-                f"example: the model rejects the shape {list(example.shape)} in {example.dtype} ({first_line(error)})"
-            ) from error
-        return example
-    rejected = []
-    for guess in examples(root.model):
-        try:
-            root.model(guess.clone())
-            return guess
-        except Exception as error:
-            rejected.append(f"{list(guess.shape)}: {first_line(error)}")
-    raise ValueError(
-        f"example: none could be guessed, expected a batch of inputs ({'; '.join(rejected[:3]) or 'no layer'})"
-    )
-
-
 def _traced_network(
-    root: _SingleOutput, model: nn.Module, example: Tensor, blocks: Sequence[str | nn.Module] | None
+    root: SingleOutput, model: nn.Module, example: Tensor, blocks: Sequence[str | nn.Module] | None
 ) -> AdaptedNet:
     """Return the network found by tracing.
 

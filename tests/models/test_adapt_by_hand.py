@@ -148,7 +148,7 @@ def test_a_named_block_is_not_confused_with_one_whose_name_is_longer() -> None:
         ({"blocks": [3]}, "blocks: expected submodules of the model"),
         (
             {"blocks": [(None, "blocks.0.module", torch.relu)]},
-            "stem: expected a part of the model with blocks as pairs of branches, got None",
+            "stem: expected a part of the model since blocks are pairs of branches, got None",
         ),
         ({"blocks": None}, "stem: expected None unless blocks are pairs of branches"),
         ({"blocks": [("blocks.0.module",)]}, "blocks: expected pairs"),
@@ -162,7 +162,7 @@ def test_a_named_block_is_not_confused_with_one_whose_name_is_longer() -> None:
 def test_wrong_blocks_are_named(change: dict[str, Any], message: str) -> None:
     model = ValueDependent("")
     arguments = {**parts_by_hand(model), **change}
-    if message.startswith("stem: expected a part of the model with blocks as pairs of branches, got None"):
+    if message.startswith("stem: expected a part of the model since blocks are pairs of branches, got None"):
         arguments |= {"stem": None}
     elif isinstance(change["blocks"], list) and not isinstance(change["blocks"][0], tuple):
         arguments = change

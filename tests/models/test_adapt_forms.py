@@ -120,7 +120,7 @@ def test_third_party_post_activation_blocks_run_on_the_cpu_engine(name: str, bn:
     assert "engine cpu: serves" in str(net)
 
 
-def test_which_blocks_among_others_have_a_post_activation_form() -> None:
+def test_only_suitable_blocks_have_a_form() -> None:
     torch.manual_seed(0)
     net = pathnet.adapt(ResNet([Parallel(4), Basic(4, 4)], 4, 4))
     assert [block.form() is None for block in net] == [True, False]

@@ -1,4 +1,4 @@
-"""Guesses at the inputs of a model, from its layers and its configuration."""
+"""An example input of a model: the caller's, or a guess from the model's layers and configuration."""
 
 from __future__ import annotations
 
@@ -8,14 +8,47 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["examples"]
+from pathnet.checks import check_tensor
+from pathnet.models.tracing.graphs import first_line
+
+__all__ = ["checked_example"]
 
 BATCH = 2
 TOKENS = 16
 SIDES = (64, 224, 32, 299)
 
 
-def examples(model: nn.Module) -> Iterator[Tensor]:
+def checked_example(model: nn.Module, example: Tensor | None) -> Tensor:
+    """Return an input that the model accepts: the example, or a guess.
+
+    Raises:
+        ValueError: the model rejects the example, or every guess.
+    """
+    if example is not None:
+        check_tensor("example", example)
+        if example.ndim == 0 or len(example) == 0:
+            raise ValueError(f"example: expected a batch of inputs as a tensor, got {list(example.shape)}")
+        example = example.detach()
+        try:
+            model(example.clone())
+        except Exception as error:
+            raise ValueError(
+                f"example: the model rejects the shape {list(example.shape)} in {example.dtype} ({first_line(error)})"
+            ) from error
+        return example
+    rejected = []
+    for guess in _guesses(model):
+        try:
+            model(guess.clone())
+            return guess
+        except Exception as error:
+            rejected.append(f"{list(guess.shape)}: {first_line(error)}")
+    raise ValueError(
+        f"example: none could be guessed, expected a batch of inputs ({'; '.join(rejected[:3]) or 'no layer'})"
+    )
+
+
+def _guesses(model: nn.Module) -> Iterator[Tensor]:
     """Yield batches of two samples that the model may accept, likeliest first."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)

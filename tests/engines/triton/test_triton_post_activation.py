@@ -91,10 +91,10 @@ def test_every_path_of_post_activation_networks(
 
 @pytest.mark.usefixtures("big_tiles")
 @pytest.mark.parametrize("bn", MODES)
-def test_a_strangers_post_activation_blocks(bn: str) -> None:
+def test_post_activation_blocks_of_a_third_party_model(bn: str) -> None:
     """A traced model from outside the package: convolutions with biases, blocks of a single convolution."""
-    stranger = next(case for case in MODEL_CASES if case.name == "control flow")
-    model, (images, labels) = stranger.model(3).float(), stranger.batch()
+    case = next(case for case in MODEL_CASES if case.name == "control flow")
+    model, (images, labels) = case.model(3).float(), case.batch()
     images = images.float()
     net = pathnet.adapt(model, images)
     tape = recorded(net, images, labels, bn)
