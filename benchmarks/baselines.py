@@ -1,4 +1,4 @@
-"""Plain PyTorch at its most usual, at its best, and with batched gradients: what pathnet is timed against."""
+"""The baselines in plain PyTorch: the usual loop, the best composition, and batched gradients."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ __all__ = ["BatchedGradients", "Composed", "Convolution", "detach_loop", "graphe
 
 Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 Rows = tuple[Tensor | None, Tensor | None]
-"""Which paths of a group take the residual module and which the skip; None where all take the other."""
+"""The paths of a group that go through the residual module, and those through the skip; None if there are none."""
 
 
 def norms(grads: Tensor) -> Tensor:
-    """float32 [P]: the norms of gradients [P, ...]."""
+    """Return float32 [P], the norms of gradients [P, ...]."""
     return torch.as_tensor(torch.linalg.vector_norm(grads.flatten(1), dim=1, dtype=torch.float32))
 
 
 def detach_loop(net: ResidualNet, images: Tensor, labels: Tensor, path: Sequence[int]) -> Tensor:
-    """dL/dy0 [B, ...] along one path, as one first writes it: a whole forward with a branch detached, a backward."""
+    """Return dL/dy0 [B, ...] along one path in the usual way: forward with one branch of each block detached,
+    backward."""
     y = y0 = net.stem(images).detach().requires_grad_()
-    for block, taken in zip(net.blocks, path, strict=True):
+    for block, active in zip(net.blocks, path, strict=True):
         skip, residual = block.branches(y)  # type: ignore[operator]
-        y = block.join(skip.detach() + residual if taken else skip + residual.detach())  # type: ignore[operator]
+        y = block.join(skip.detach() + residual if active else skip + residual.detach())  # type: ignore[operator]
     (grad,) = torch.autograd.grad(F.cross_entropy(net.head(y), labels), y0)
     return grad
 
 
 def graphed(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The work as one CUDA graph, warmed up and captured; what it returns is overwritten by each replay."""
+    """Return the work as one CUDA graph, warmed up and captured; each replay overwrites its result."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
-    # By hand, as torch.cuda.graph empties torch's memory cache each time, and there are hundreds of graphs.
+    # Not by torch.cuda.graph, which empties torch's memory cache each time, and there are hundreds of graphs.
     with torch.cuda.stream(stream):
         for _ in range(2):
             work()
@@ -59,7 +60,7 @@ def graphed(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 
 class BatchedGradients:
-    """The graph of one forward kept; at each block one backward for all paths that take the same branch."""
+    """One forward pass with its autograd graph kept; at each block one VJP for all paths through the same branch."""
 
     def __init__(self, net: ResidualNet, images: Tensor, labels: Tensor) -> None:
         self.net, self.images, self.labels = net, images, labels
@@ -77,23 +78,25 @@ class BatchedGradients:
         (self.grad,) = torch.autograd.grad(F.cross_entropy(self.net.head(y), self.labels), y)
 
     def walk(self, paths: Tensor) -> Tensor:
-        """dL/dy0 [P, B, ...] along paths [P, n]."""
+        """Return dL/dy0 [P, B, ...] along paths [P, n]."""
         grads = _copies(self.grad, len(paths))
         rows = _rows(paths, self.grad.device)
         for (x, skip, residual), (on, off) in zip(reversed(self.saved), reversed(rows), strict=True):
-            through = []
+            replacements = []
             for which, branch in ((on, residual), (off, skip)):
                 if which is not None and branch is not x:
-                    own = _take(grads, which)
-                    (own,) = torch.autograd.grad(branch, x, own, retain_graph=True, is_grads_batched=True)
-                    through.append((which, own))
-            grads = _put(grads, x.shape, through)
+                    branch_grads = _take(grads, which)
+                    (branch_grads,) = torch.autograd.grad(
+                        branch, x, branch_grads, retain_graph=True, is_grads_batched=True
+                    )
+                    replacements.append((which, branch_grads))
+            grads = _put(grads, x.shape, replacements)
         return grads
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution's way back to its input, with the factors of the BN before it folded into the weight."""
+    """The input gradient of a convolution, with the factors of the BN before it folded into the weight."""
 
     weight: Tensor
     stride: int
@@ -101,11 +104,12 @@ class Convolution:
     in_shape: tuple[int, int, int]
 
     def flipped(self) -> Tensor:
-        """The weight [C, C', k, k] with which the way back is a convolution itself, where the stride is 1."""
+        """Return the weight [C, C', k, k] for which the input gradient is itself a convolution, if the stride is
+        1."""
         return self.weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
 
     def forms(self) -> list[Callable[[Tensor], Tensor]]:
-        """The ways to write it in PyTorch; gradients are [N, C, H, W] in channels_last."""
+        """Return its forms in PyTorch, functions of gradients [N, C, H, W] in channels_last."""
         channels, height, width = self.in_shape
         kernel = self.weight.shape[2]
         flipped = self.flipped()
@@ -130,7 +134,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class _Unit:
-    back: Callable[[Tensor], Tensor]
+    input_gradient: Callable[[Tensor], Tensor]
     mask: int
 
 
@@ -147,10 +151,10 @@ class _Block:
 
 
 class Composed:
-    """The best composition: forward once in float32, ReLU masks kept, input gradients of active modules only.
+    """The best composition: one forward pass in float32, ReLU masks kept, input gradients of active modules only.
 
-    BN's factors are folded into the weights; everything lies channels_last in ``dtype``; each convolution's way
-    back is written in the form that is fastest on this device. Gradients are [P, B, H, W, C] on the way.
+    BN's factors are folded into the weights, all tensors are channels_last in ``dtype``, and each convolution's input
+    gradient has the form that is fastest on this device. Gradients are [P, B, H, W, C] inside.
     """
 
     def __init__(self, net: ResidualNet, images: Tensor, labels: Tensor, dtype: torch.dtype) -> None:
@@ -161,7 +165,7 @@ class Composed:
         self.blocks = self._blocks()
 
     def forward(self) -> Tensor:
-        """Fills the masks, [B, H, W, C] each, and returns dL/dy_n [B, H, W, C]."""
+        """Set the masks, [B, H, W, C] each, and return dL/dy_n [B, H, W, C]."""
         self.masks = []
         hooks = [
             unit.bn.register_forward_hook(self._keep_mask)
@@ -182,51 +186,54 @@ class Composed:
         return self.grad
 
     def rows(self, paths: Tensor) -> list[Rows]:
-        """Who goes where, prepared ahead, since a graph under capture cannot take new indices to the device."""
+        """Return each block's rows; computed ahead, since indices cannot be copied to the device during a capture."""
         return _rows(paths, self.grad.device)
 
     def walk(self, rows: Sequence[Rows], count: int) -> Tensor:
-        """dL/dy0 [P, B, H, W, C] along ``count`` paths."""
+        """Return dL/dy0 [P, B, H, W, C] along ``count`` paths."""
         grads = _copies(self.grad, count)
         for block, (on, off) in zip(reversed(self.blocks), reversed(rows), strict=True):
             grads = self.step(block, grads, on, off)
         return grads
 
     def step(self, block: _Block, grads: Tensor, on: Tensor | None, off: Tensor | None) -> Tensor:
-        through = []
+        replacements = []
         if on is not None:
-            own = _take(grads, on)
+            residual = _take(grads, on)
             for unit in reversed(block.units):
-                own = self._unit(unit, own)
-            through.append((on, own))
+                residual = self._unit(unit, residual)
+            replacements.append((on, residual))
         if off is not None and not block.identity:
-            through.append((off, self._skip(block, _take(grads, off))))
+            replacements.append((off, self._skip(block, _take(grads, off))))
         channels, *sides = block.in_shape
-        return _put(grads, (grads.shape[1], *sides, channels), through)
+        return _put(grads, (grads.shape[1], *sides, channels), replacements)
 
     def module_graphs(self, capture: Capture) -> Callable[[Sequence[int]], Tensor]:
-        """A walk along any one path, [1, B, H, W, C], by replaying a graph a block: no capture for a new path."""
+        """Return a function of one path that replays one graph a block, so that a new path needs no capture.
+
+        It returns dL/dy0 [1, B, H, W, C].
+        """
         graphs: list[dict[bool, Callable[[], Tensor] | None]] = []
         batch, last = len(self.images), (self.grad.shape[3], *self.grad.shape[1:3])
         shapes = [*(block.in_shape for block in self.blocks[1:]), last]
         buffers = {shape: self._buffer(batch, shape) for shape in (self.blocks[0].in_shape, *shapes)}
-        everyone = torch.zeros(1, dtype=torch.int64, device=self.grad.device)
+        all_paths = torch.zeros(1, dtype=torch.int64, device=self.grad.device)
         for block, shape in zip(self.blocks, shapes, strict=True):
             source, target = buffers[shape], buffers[block.in_shape]
-            own: dict[bool, Callable[[], Tensor] | None] = {}
-            for taken in (True, False):
-                rows = (everyone, None) if taken else (None, everyone)
+            branches: dict[bool, Callable[[], Tensor] | None] = {}
+            for active in (True, False):
+                rows = (all_paths, None) if active else (None, all_paths)
 
                 def work(block: _Block = block, rows: Any = rows, s: Tensor = source, t: Tensor = target) -> Tensor:
                     return t.copy_(self.step(block, s, *rows))
 
-                own[taken] = None if block.identity and not taken else capture(work)
-            graphs.append(own)
+                branches[active] = None if block.identity and not active else capture(work)
+            graphs.append(branches)
 
         def walk(path: Sequence[int]) -> Tensor:
             buffers[shapes[-1]].copy_(self.grad)
-            for ways, taken in zip(reversed(graphs), reversed(path), strict=True):
-                if (replay := ways[bool(taken)]) is not None:
+            for branches, active in zip(reversed(graphs), reversed(path), strict=True):
+                if (replay := branches[bool(active)]) is not None:
                     replay()
             return buffers[self.blocks[0].in_shape]
 
@@ -241,7 +248,7 @@ class Composed:
 
     def _unit(self, unit: _Unit, grads: Tensor) -> Tensor:
         count = len(grads)
-        pulled = unit.back(grads.flatten(0, 1).permute(0, 3, 1, 2))
+        pulled = unit.input_gradient(grads.flatten(0, 1).permute(0, 3, 1, 2))
         pulled = pulled.permute(0, 2, 3, 1).contiguous().unflatten(0, (count, -1))
         return pulled.mul_(self.masks[unit.mask])
 
@@ -260,18 +267,18 @@ class Composed:
             form = block.fused_form()  # type: ignore[operator]
             shapes = [self.masks[mask + i].shape for i in range(len(form.units))]
             units = [
-                _Unit(self._back(unit.conv, unit.bn, shape), mask + i)
+                _Unit(self._input_gradient(unit.conv, unit.bn, shape), mask + i)
                 for i, (unit, shape) in enumerate(zip(form.units, shapes, strict=True))
             ]
             projection = None
             if form.projection is not None:
-                projection = _Unit(self._back(form.projection, form.units[0].bn, shapes[0]), mask)
+                projection = _Unit(self._input_gradient(form.projection, form.units[0].bn, shapes[0]), mask)
             height, width, channels = shapes[0][1:]
             blocks.append(_Block(units, projection, form.pad, (channels, height, width)))
             mask += len(units)
         return blocks
 
-    def _back(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, shape: torch.Size) -> Callable[[Tensor], Tensor]:
+    def _input_gradient(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, shape: torch.Size) -> Callable[[Tensor], Tensor]:
         assert bn.running_var is not None
         scale = bn.weight.detach() / (bn.running_var + bn.eps).sqrt()
         weight = (conv.weight.detach() * scale[:, None, None]).to(self.dtype, memory_format=torch.channels_last)
@@ -290,7 +297,7 @@ class Composed:
 
 
 def _fastest(forms: Sequence[Callable[[Tensor], Tensor]], grad: Tensor) -> int:
-    """The number of the form that is quickest, by the best of a few interleaved groups of ten calls."""
+    """Return the index of the fastest form, by the best of a few interleaved groups of ten calls."""
     best = [float("inf")] * len(forms)
     for _ in range(4 if grad.is_cuda else 1):
         for i, form in enumerate(forms):
@@ -306,30 +313,30 @@ def _fastest(forms: Sequence[Callable[[Tensor], Tensor]], grad: Tensor) -> int:
 
 
 def _rows(paths: Tensor, device: torch.device) -> list[Rows]:
-    taken = paths.bool().cpu()
+    active = paths.bool().cpu()
     rows: list[Rows] = []
-    for column in taken.T:
+    for column in active.T:
         on, off = column.nonzero()[:, 0].to(device), (~column).nonzero()[:, 0].to(device)
         rows.append((on if len(on) else None, off if len(off) else None))
     return rows
 
 
 def _copies(grad: Tensor, count: int) -> Tensor:
-    """[P, *shape] of one gradient; several are copies, since `_put` writes into them."""
+    """Return [P, *shape] of one gradient; copies if there are several, since `_put` writes into them."""
     return grad.expand(count, *grad.shape) if count == 1 else grad.repeat(count, *(1,) * grad.ndim)
 
 
 def _take(grads: Tensor, rows: Tensor) -> Tensor:
-    """The gradients of those paths, uncopied where they are all of them."""
+    """Return the gradients of some paths, without a copy if they are all."""
     return grads if len(rows) == len(grads) else grads[rows]
 
 
-def _put(grads: Tensor, shape: Sequence[int], through: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """The paths' gradients [P, *shape], those that went through something replaced, in place where shapes allow."""
-    for rows, own in through:
+def _put(grads: Tensor, shape: Sequence[int], replacements: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the gradients [P, *shape] with some paths' replaced, in place where shapes allow."""
+    for rows, replacement in replacements:
         if len(rows) == len(grads):
-            return own
-        if grads.shape[1:] != own.shape[1:]:
-            grads = own.new_empty(len(grads), *shape)
-        grads[rows] = own
+            return replacement
+        if grads.shape[1:] != replacement.shape[1:]:
+            grads = replacement.new_empty(len(grads), *shape)
+        grads[rows] = replacement
     return grads

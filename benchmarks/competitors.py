@@ -1,4 +1,5 @@
-"""The ways to measure norms along paths, behind one interface: checked against float64 first, then timed."""
+"""The competitors: methods to measure norms along paths, behind one interface; checked against float64 before
+timing."""
 
 from __future__ import annotations
 
@@ -16,24 +17,25 @@ from benchmarks.cases import Setup, batch, network
 from pathnet.full_precision import full_precision
 from pathnet.models import ResidualNet
 
-__all__ = ["Competitor", "Field", "LOOP", "check", "field", "recorder"]
+__all__ = ["Competitor", "Entrants", "LOOP", "check", "build_entrants", "recorder"]
 
 LOOP = "loop"
 CHECK_DEPTH, CHECK_SIDE, CHECK_BATCH = 14, 16, 4
 NORM_TOLERANCE = {"float32": 2e-3, "bfloat16": 2e-2}
 GRADIENT_TOLERANCE = {"float32": 2e-2, "bfloat16": 5e-2}
-"""Loose in float32, since a forward of its own may flip a ReLU bit; a wrong walk is off by its own size."""
+"""Loose in float32, since another forward pass may flip a ReLU bit; the error of a wrong gradient is as large as the
+gradient."""
 
 
 @dataclass(frozen=True)
 class Competitor:
-    """One way to measure a batch's norms along fixed paths.
+    """One method to measure a batch's norms along fixed paths.
 
     Attributes:
-        norms: a forward pass and the walks, [P].
-        walk: the walks alone, [P]; None where there is no walk without a forward pass.
-        gradients: a forward pass and the walks, [P, B, C, H, W].
-        remark: what a reader of its timing should know.
+        norms: Runs a forward pass and the backward passes; returns norms [P].
+        walk: Runs the backward passes alone; returns norms [P]. None if they need a forward pass.
+        gradients: Runs a forward pass and the backward passes; returns gradients [P, B, C, H, W].
+        remark: Note for readers of its timing.
     """
 
     precision: str
@@ -44,8 +46,8 @@ class Competitor:
 
 
 @dataclass(frozen=True)
-class Field:
-    """All competitors on one network, batch and set of paths, and why others are not among them."""
+class Entrants:
+    """All competitors on one network, batch and set of paths, and the reasons that others are missing."""
 
     competitors: dict[str, Competitor]
     unavailable: dict[str, str]
@@ -54,17 +56,18 @@ class Field:
     def best_composition(self) -> list[str]:
         return [name for name in self.competitors if name.startswith("composed")]
 
-    def own(self, precision: str) -> str:
+    def pathnet(self, precision: str) -> str:
+        """Return the name of pathnet's competitor in a precision."""
         return f"pathnet {precision}"
 
 
 def recorder(setup: Setup, net: ResidualNet, precision: str) -> Callable[[Tensor, Tensor], pathnet.Tape]:
-    """Records batch after batch through one network, prepared once."""
+    """Return a recorder of batches through one network, prepared once."""
     return pathnet.Recorder(net, engine=setup.engine, precision=precision)  # type: ignore[arg-type]
 
 
-def field(setup: Setup, net: ResidualNet, images: Tensor, labels: Tensor, paths: Tensor) -> Field:
-    """Everyone who can take part; one who fails at building is left out with the error."""
+def build_entrants(setup: Setup, net: ResidualNet, images: Tensor, labels: Tensor, paths: Tensor) -> Entrants:
+    """Build all competitors; those that cannot be built are left out with the error."""
     competitors: dict[str, Competitor] = {}
     unavailable: dict[str, str] = {}
     entries: dict[str, Callable[[], dict[str, Competitor]]] = {
@@ -84,11 +87,11 @@ def field(setup: Setup, net: ResidualNet, images: Tensor, labels: Tensor, paths:
             unavailable[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         else:
             competitors |= built
-    return Field(competitors, unavailable)
+    return Entrants(competitors, unavailable)
 
 
 def check(setup: Setup) -> dict[str, dict[str, float | bool]]:
-    """Every competitor on a small network against the reference engine in float64: relative errors, and if they pass.
+    """Compare every competitor with the reference engine in float64 on a small network; return relative errors.
 
     TF32 is off here, where numbers are compared, and at PyTorch's default where they are timed.
     """
@@ -97,17 +100,17 @@ def check(setup: Setup) -> dict[str, dict[str, float | bool]]:
     paths = torch.cat([pathnet.paths.one_of_each_length(net.n, batch=k) for k in range(2)])
     truth = pathnet.record(net, images, labels, engine="reference", precision="float64").path_gradients(paths)
     sizes = truth.flatten(1).norm(dim=1)
-    found: dict[str, dict[str, float | bool]] = {}
+    errors: dict[str, dict[str, float | bool]] = {}
     with full_precision():
-        for name, competitor in field(small, net, images, labels, paths).competitors.items():
-            # In this order, as the norms of a walk captured in a graph need a forward pass before them.
+        for name, competitor in build_entrants(small, net, images, labels, paths).competitors.items():
+            # In this order, since a captured graph of backward passes needs a forward pass before it.
             norm = float((competitor.norms().double() / sizes - 1).abs().max())
             difference = (competitor.gradients().double() - truth).flatten(1).norm(dim=1)
             gradient = float((difference / sizes).max())
             passed = norm < NORM_TOLERANCE[competitor.precision]
             passed &= gradient < GRADIENT_TOLERANCE[competitor.precision]
-            found[name] = {"norm": norm, "gradient": gradient, "passed": passed}
-    return found
+            errors[name] = {"norm": norm, "gradient": gradient, "passed": passed}
+    return errors
 
 
 def _loop(net: ResidualNet, images: Tensor, labels: Tensor, paths: Tensor) -> dict[str, Competitor]:
@@ -140,9 +143,10 @@ def _batched(net: ResidualNet, images: Tensor, labels: Tensor, paths: Tensor) ->
 
 
 def _composed(setup: Setup, net: ResidualNet, images: Tensor, labels: Tensor, paths: Tensor) -> dict[str, Competitor]:
-    """The composition in all its forms; one's graphs are captured ahead, outside of what is timed.
+    """Build the composition in all its forms, with graphs captured outside of the timed part.
 
-    A graph a path (or a group of paths) flatters it: a new batch has new paths, whose graphs nobody has captured.
+    A graph for each path (or group of paths) flatters it: a new batch has new paths, whose graphs are not captured
+    yet.
     """
 
     def capture(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -158,9 +162,9 @@ def _composed(setup: Setup, net: ResidualNet, images: Tensor, labels: Tensor, pa
         forward()
         every = composed.rows(paths)
 
-        def captured_walk(own: Tensor) -> Callable[[], Tensor]:
-            rows = composed.rows(own)
-            return capture(lambda: norms(composed.walk(rows, len(own))))
+        def captured_walk(group: Tensor) -> Callable[[], Tensor]:
+            rows = composed.rows(group)
+            return capture(lambda: norms(composed.walk(rows, len(group))))
 
         def groups(size: int) -> Callable[[], Tensor]:
             works = [captured_walk(paths[start : start + size]) for start in range(0, len(paths), size)]
@@ -216,7 +220,7 @@ def _benchmark_mode() -> Iterator[None]:
 
 
 def tuned(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The work with cuDNN trying its algorithms out: a baseline gets the best that PyTorch offers."""
+    """Return the work with cuDNN's benchmark mode on, so that a baseline gets the best that PyTorch offers."""
 
     def run() -> Tensor:
         with _benchmark_mode():

@@ -23,13 +23,12 @@
 
 namespace pathnet::cuda {
 
-// Runs one convolution for all samples of the thread block. An `Epilogue` has
+// Runs one convolution for all samples of the thread block. An `Epilogue` has these functions:
 //   start(program_conv, tile, lane, j): the value from which the sums of a lane's channel j of a tile start
 //   mask<rows, tiles, dense>(conv, pass, strip, tile, lane): the bits of a lane's results of one strip, rows * 2 bits
 //       a tile as bit_in_tile numbers them; requested before the product, which hides the loads
-//   store<rows, tiles, dense>(program_conv, conv, pass, strip, tile, half, masks, sums): takes a warp's results of
-//   one
-//       strip of a pair
+//   store<rows, tiles, dense>(program_conv, conv, pass, strip, tile, half, masks, sums): stores a warp's results of
+//       one strip
 template <class Exec, int kParts, bool kBackward, bool kWindowed>
 class Convolution {
  public:

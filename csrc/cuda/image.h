@@ -28,6 +28,9 @@ constexpr int kMaxChannels = 64;
 
 PATHNET_HOST_DEVICE int ceil_div(int value, int by) { return (value + by - 1) / by; }
 
+// Returns `value` rounded up to a multiple of `multiple`.
+inline int round_up(int64_t value, int64_t multiple) { return int((value + multiple - 1) / multiple * multiple); }
+
 // Division by a number known to the host, exact while value * divisor < 2^20.
 struct Divider {
   int32_t divisor, multiplier;
@@ -83,6 +86,11 @@ struct Image {
     return (((strip * strip_rows() + row) * tiles() + tile) * kWarpSize + lane) * 2;
   }
 };
+
+// Returns the image with its channels padded to a multiple of 16.
+inline Image padded(int64_t channels, int64_t height, int64_t width) {
+  return {int32_t(round_up(channels, kReduced)), int32_t(height), int32_t(width)};
+}
 
 // A thread's elements of an m16n8 result: rows lane / 4 (a pixel of the first strip) and lane / 4 + 8 (of the
 // second), two neighbouring channels of each.

@@ -25,7 +25,6 @@ MUTATED = [
     "image.h",
     "strips.h",
     "program.cpp",
-    "supported.h",
     "supported.cpp",
     "program_builder.h",
     "program_builder.cpp",
