@@ -170,7 +170,7 @@ class Composed:
         hooks = [
             unit.bn.register_forward_hook(self._keep_mask)
             for block in self.net.blocks
-            for unit in block.fused_form().units  # type: ignore[operator]
+            for unit in block.form().units  # type: ignore[operator]
         ]
         try:
             with torch.no_grad():
@@ -264,7 +264,7 @@ class Composed:
     def _blocks(self) -> list[_Block]:
         blocks, mask = [], 0
         for block in self.net.blocks:
-            form = block.fused_form()  # type: ignore[operator]
+            form = block.form()  # type: ignore[operator]
             shapes = [self.masks[mask + i].shape for i in range(len(form.units))]
             units = [
                 _Unit(self._input_gradient(unit.conv, unit.bn, shape), mask + i)

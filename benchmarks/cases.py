@@ -159,7 +159,7 @@ def module_flops(net: ResidualNet, side: int) -> list[tuple[int, int]]:
     """
     counts, height = [], side
     for block in net.blocks:
-        form = block.fused_form()  # type: ignore[operator]
+        form = block.form()  # type: ignore[operator]
         residual, side_after = 0, height
         for unit in form.units:
             cost, side_after = _convolution(unit.conv, side_after)

@@ -34,10 +34,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pathnet
 from benchmarks.cases import FULL, Setup
 from benchmarks.outcome import Failed, Findings
-from pathnet.engines.cuda import CudaEngine, CudaRecord
+from pathnet.engines.cuda import CudaEngine
+from pathnet.engines.engine import Job, Walk
 from pathnet.engines.triton import TritonEngine
 from pathnet.models import ResidualNet, preact_resnet
-from pathnet.recording import Record, snapshot
+from pathnet.recording import snapshot
+from pathnet.scaling import ScaledGradient
+from pathnet.walks import Record
 
 __all__ = ["GOALS_MS", "host", "measured"]
 
@@ -159,10 +162,11 @@ def _triton(net: ResidualNet, bn: Any, precision: Any, codes: Tensor) -> Finding
 
     engine, images = TritonEngine(), torch.randn(BATCH, 3, SIDE, SIDE)
     frozen = snapshot(net, bn, torch.float32)
-    prepared, y0 = engine.prepare(frozen, bn, precision, (16, SIDE, SIDE)), frozen.stem(images).detach()
+    y0 = frozen.stem(images).detach()
+    prepared = engine.prepare(Job(frozen, bn, precision, (16, SIDE, SIDE), y0.device))
 
     def record() -> pathnet.Tape:
-        return _tape(engine, frozen, images, y0, *engine.record(prepared, y0), bn)
+        return _tape("triton", frozen, images, y0, *prepared.record(y0), bn)
 
     network = prepared.network
     schedule = schedule_backward(network, capacity_for(len(codes)), USUAL_BACKWARD)
@@ -206,18 +210,17 @@ def _triton(net: ResidualNet, bn: Any, precision: Any, codes: Tensor) -> Finding
 def _cuda(net: ResidualNet, precision: Any, codes: Tensor) -> Findings:
     engine, images = CudaEngine(), torch.randn(BATCH, 3, SIDE, SIDE)
     frozen = snapshot(net, "running", torch.float32)
-    prepared, y0 = engine.prepare(frozen, "running", precision, (16, SIDE, SIDE)), frozen.stem(images).detach()
+    y0 = frozen.stem(images).detach()
+    prepared = engine.prepare(Job(frozen, "running", precision, (16, SIDE, SIDE), y0.device))
     y, bits = torch.randn(1, BATCH, 64, SIDE // 4, SIDE // 4), torch.zeros(BATCH, 8, dtype=torch.uint8)
     norms, nothing = torch.zeros(len(codes), BATCH, dtype=torch.float64), torch.zeros(0)
     with (
-        mock.patch("pathnet.native.cuda_routed_forward", lambda *arguments: (y, bits)),
-        mock.patch("pathnet.native.cuda_routed_backward", lambda *arguments: (norms, nothing, nothing)),
+        mock.patch("pathnet.engines.cuda.ops.cuda_forward_running", lambda *arguments: (y, bits)),
+        mock.patch("pathnet.engines.cuda.ops.cuda_backward_running", lambda *arguments: (norms, nothing, nothing)),
     ):
 
         def record() -> pathnet.Tape:
-            output, blocks = engine.record(prepared, y0)
-            assert isinstance(blocks, CudaRecord)
-            return _tape(engine, frozen, images, y0, output, blocks, "running")
+            return _tape("cuda", frozen, images, y0, *prepared.record(y0), "running")
 
         def batch() -> None:
             record().path_gradient_norms(codes)
@@ -234,11 +237,12 @@ def _cuda(net: ResidualNet, precision: Any, codes: Tensor) -> Findings:
         }
 
 
-def _tape(engine: Any, net: ResidualNet, images: Tensor, y0: Tensor, y: Tensor, blocks: Any, bn: str) -> pathnet.Tape:
+def _tape(engine: str, net: ResidualNet, images: Tensor, y0: Tensor, y: Tensor, walk: Walk, bn: str) -> pathnet.Tape:
     """Return the tape that a recorder makes for a loss with a known gradient."""
     exponent = torch.zeros(BATCH if bn == "running" else 1, dtype=torch.int32)
-    record = Record(net, images, y0.shape, blocks, y, torch.zeros(()), torch.ones_like(y), exponent)
-    return pathnet.Tape(engine, record, "y0", lambda: record)
+    start = ScaledGradient(torch.ones_like(y), exponent)
+    record = Record(net, images, y0.shape, engine, walk, y, torch.zeros(()), start)
+    return pathnet.Tape(record, "y0", lambda: record)
 
 
 def _milliseconds(work: Callable[[], object]) -> float:

@@ -23,13 +23,14 @@ from benchmarks.cases import FULL, Setup
 from benchmarks.fused import IMAGENET_PRECISION, imagenet_network
 from benchmarks.outcome import Failed, Findings, Unavailable
 from benchmarks.results import ROOT
-from pathnet.engines.forms import blocks_of
+from pathnet.engines.engine import Job
 from pathnet.engines.self_check import trial_run
 from pathnet.engines.triton import TritonEngine
 from pathnet.engines.triton.network import TritonNetwork, block_network
 from pathnet.models import ResidualNet, preact_resnet
-from pathnet.models.residual_net import Block
+from pathnet.models.residual_net import Block, FusedForm
 from pathnet.recording import BatchNormMode, Precision, snapshot
+from pathnet.scaling import ScaledGradient
 
 if TYPE_CHECKING:
     from pathnet.engines.triton.ahead import Kernel
@@ -166,17 +167,16 @@ def walks(
     device = next(net.parameters()).device
     with torch.no_grad():
         y0 = net.stem(torch.zeros(batch, 3, height, width, device=device))
-    copied, engine, shape = snapshot(net, bn, torch.float32), TritonEngine(), y0.shape[1:]
-    yield trial_run(engine, copied, bn, precision, shape, device)
+    job, engine = Job(snapshot(net, bn, torch.float32), bn, precision, y0.shape[1:], device), TritonEngine()
+    yield trial_run(engine, job)
 
     def work() -> None:
-        prepared = engine.prepare(copied, bn, precision, shape)
-        y, blocks = engine.record(prepared, y0)
+        y, walk = engine.prepare(job).record(y0)
         exponent = torch.zeros(1 if bn == "batch" else batch, dtype=torch.int32, device=device)
-        routing = pathnet.paths.routing(pathnet.paths.one_of_each_length(net.n))
-        engine.routed_backward_norms(blocks, y, exponent, routing)
+        routing, start = pathnet.paths.routing(pathnet.paths.one_of_each_length(net.n)), ScaledGradient(y, exponent)
+        walk.norms(start, routing)
         if net.n <= MOST_BLOCKS:
-            engine.sums_by_length_norms(blocks, y, exponent, routing[-1])
+            walk.sums_by_length_norms(start, routing[-1])
 
     yield work
 
@@ -190,7 +190,7 @@ def _of_training(net: ResidualNet, batch: int, side: int, dtype: torch.dtype) ->
         from pathnet.engines.triton.training import block_backward, block_forward, kept_for
 
         x = net.stem(torch.zeros(batch, 3, side, side, device=device)).to(dtype)
-        for block in blocks_of(net):
+        for block in net:
             own = _block_network(block, x)
             made = block_forward(own, x, 1.0, 1.0)
             kept = kept_for(own, batch, made.bits, made.normalized, made.scales)
@@ -202,8 +202,8 @@ def _of_training(net: ResidualNet, batch: int, side: int, dtype: torch.dtype) ->
 
 def _block_network(block: Block, x: torch.Tensor) -> TritonNetwork:
     """Return the network that `pathnet.nn.fused_residual` builds for an input [B, C, H, W]."""
-    form = block.fused_form()
-    assert form is not None
+    form = block.form()
+    assert isinstance(form, FusedForm)
     norms, convolutions = [unit.bn for unit in form.units], [unit.conv for unit in form.units]
     running = (
         [] if block.training else [statistics for bn in norms for statistics in (bn.running_mean, bn.running_var)]

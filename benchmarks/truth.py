@@ -10,6 +10,7 @@ from torch import Tensor
 
 import pathnet
 from pathnet import scaling
+from pathnet.engines.engine import Job
 from pathnet.engines.reference import ReferenceEngine, freeze
 from pathnet.models import ResidualNet
 
@@ -22,13 +23,13 @@ def walk(tape: pathnet.Tape, routing: Tensor) -> Tensor:
     Uses autograd through one block at a time. For fixed bits the network is affine, so that any point will do.
     """
     record = tape._record
-    bits: list[list[Tensor]] = record.blocks.bits()  # type: ignore[attr-defined]
+    bits: list[list[Tensor]] = record.walk.bits()  # type: ignore[attr-defined]
     blocks = list(freeze(record.net, bits).blocks)
     points = [torch.zeros_like(record.y0, dtype=torch.float64)]
     with torch.no_grad():
         for block in blocks[:-1]:
             points.append(torch.zeros_like(block(points[-1])))
-    start = scaling.value(record.grad[None], record.exponent[None])[0]
+    start = scaling.value(record.start.mantissa[None], record.start.exponent[None])[0]
     grads = [start] * len(routing)
     for i in reversed(range(len(blocks))):
         x = points[i].requires_grad_()
@@ -73,19 +74,18 @@ def sample_error(tape: pathnet.Tape, routing: Tensor) -> float:
     """
     record = tape._record
     expected = walk_through_statistics(tape, routing).flatten(2).norm(dim=2)
-    measured = tape._engine.routed_backward_norms(
-        record.blocks, record.grad, record.exponent, routing.to(record.grad.dtype)
-    )
+    measured = record.walk.norms(record.start, routing.to(record.start.mantissa.dtype))
     return float((measured / expected - 1).abs().max())
 
 
 def walk_through_statistics(tape: pathnet.Tape, routing: Tensor) -> Tensor:
     """Return the result of `walk` by the reference engine, which also differentiates batch statistics."""
-    record, engine = tape._record, ReferenceEngine()
-    recorded: Any = record.blocks
+    record = tape._record
+    recorded: Any = record.walk
     frozen, y0 = freeze(record.net, recorded.bits()), record.y0.double()
-    _, blocks = engine.record(engine.prepare(frozen, recorded.bn, "float64", y0.shape[1:]), y0)
-    return scaling.value(*engine.routed_backward(blocks, record.grad.double(), record.exponent, routing.double()))
+    _, reference = ReferenceEngine().prepare(Job(frozen, recorded.bn, "float64", y0.shape[1:], y0.device)).record(y0)
+    start = record.start._replace(mantissa=record.start.mantissa.double())
+    return scaling.value(*reference.routed_backward(start, routing.double()))
 
 
 @torch.no_grad()

@@ -8,8 +8,9 @@ if interrupts.is_command():
 from pathnet import data, effective_depth, engines, lesion, models, nn, paths, training
 from pathnet.adaptation import AdaptedNet, adapt
 from pathnet.effective_depth import EffectiveDepth
+from pathnet.recorder import Recorder, record
 from pathnet.routing import routed, routed_gradient
-from pathnet.tape import Recorder, Tape, record
+from pathnet.tape import Tape
 
 __all__ = [
     "AdaptedNet",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pathnet.checks import MOST_INTEGER, check_integer, check_tensor, described
-from pathnet.engines import ENGINES
+from pathnet.engines import Job, refusals
 from pathnet.full_precision import full_precision
 from pathnet.models.residual_net import ResidualNet
 from pathnet.models.tracing.blocks import TracedBlock
@@ -96,9 +96,8 @@ class AdaptedNet(ResidualNet):
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
         ]
         device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
-        for engine in ENGINES:
-            reason = engine.unavailable() or engine.unsupported(self, "running", "float32", self.shapes[0], device)
-            lines.append(f"engine {engine.name}: {'serves' if reason is None else reason}")
+        for name, reason in refusals(Job(self, "running", "float32", self.shapes[0], device)).items():
+            lines.append(f"engine {name}: {'serves' if reason is None else reason}")
         if self.dropouts:
             lines.append(f"without dropout, in evaluation alone: {', '.join(name for name, _ in self.dropouts[:3])}")
         if self.fixed:

@@ -1,4 +1,4 @@
-"""Checks of arguments. Each raises a ValueError that names the argument, what was expected and what came."""
+"""Checks of arguments. Each raises a ValueError that names the argument, the expectation and the value."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ __all__ = [
 ]
 
 MOST_INTEGER = (1 << 63) - 1
-"""The largest integer that files hold."""
+"""Largest integer that files hold."""
 LONGEST = 60
-"""Characters of a value that an error message quotes."""
+"""Maximum number of characters of a value that an error message quotes."""
 
 
 def described(value: object) -> str:
-    """Return a short name of what came in place of an argument, for an error message."""
+    """Return a short description of a value, for an error message."""
     if isinstance(value, Tensor):
         if value.is_nested:
             return "a nested tensor"
@@ -54,12 +54,12 @@ def check_integer(name: str, value: object, least: int | None = None, most: int 
     """Return ``value`` as a Python integer.
 
     Args:
-        name: what an error calls the argument.
-        value: an integer of Python's, NumPy's or PyTorch's; no bool, no float.
-        least, most: its bounds, both included; None for no bound.
+        name: name of the argument in an error.
+        value: an integer of Python, NumPy or PyTorch; no bool, no float.
+        least, most: inclusive bounds; None for no bound.
 
     Raises:
-        ValueError: ``value`` is no integer, or out of its bounds.
+        ValueError: ``value`` is no integer, or out of bounds.
     """
     is_flag = isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool)
     try:
@@ -69,7 +69,7 @@ def check_integer(name: str, value: object, least: int | None = None, most: int 
     if number is None or not (-math.inf if least is None else least) <= number <= (
         math.inf if most is None else most
     ):
-        # The largest of all is worth telling only where it is exceeded.
+        # The bound of files is worth telling only where it is exceeded.
         shown = None if most == MOST_INTEGER and (number is None or number <= most) else most
         raise ValueError(f"{name}: expected an integer{_bounds(least, shown)}, got {described(value)}")
     return number
@@ -81,13 +81,13 @@ def check_number(
     """Return ``value`` as a finite float.
 
     Args:
-        name: what an error calls the argument.
-        value: a real number of Python's, NumPy's or PyTorch's.
-        least, most: its bounds, both included; None for no bound.
-        above: a lower bound that is excluded, in place of ``least``.
+        name: name of the argument in an error.
+        value: a real number of Python, NumPy or PyTorch.
+        least, most: inclusive bounds; None for no bound.
+        above: an exclusive lower bound, in place of ``least``.
 
     Raises:
-        ValueError: ``value`` is no finite real number, or out of its bounds.
+        ValueError: ``value`` is no finite real number, or out of bounds.
     """
     number: float | None = None
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -97,7 +97,7 @@ def check_number(
         number = float(value) if is_number else None  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError, RuntimeError):
         number = None
-    # Not by `math.isfinite`, which `torch.compile` cannot trace of a number that is no constant to it.
+    # Not by `math.isfinite`, which `torch.compile` cannot trace with a number that is no constant to it.
     outside = number is None or not abs(number) < math.inf
     if number is not None and not outside:
         outside = (
@@ -133,22 +133,22 @@ def check_tensor(
     """Return ``value``, a dense tensor that holds values.
 
     Args:
-        name: what an error calls the argument.
-        kind: which types of elements are accepted; bool counts as integer.
-        shape: the expected sizes, None where any will do; by default any shape.
-        device: the expected device, which is the network's; by default any but ``meta``.
+        name: name of the argument in an error.
+        kind: accepted types of elements; bool counts as integer.
+        shape: the expected sizes, None for any size; by default any shape.
+        device: the expected device, the network's; by default any but ``meta``.
 
     Raises:
-        ValueError: ``value`` is no such tensor: sparse, MKL-DNN, quantised, meta and nested ones are refused too.
+        ValueError: ``value`` is no such tensor: neither sparse, MKL-DNN, quantised, meta nor nested ones are.
     """
     what = "a tensor" if kind == "any" else f"{'an' if kind == 'integer' else 'a'} {kind} tensor"
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}: expected {what}, got {described(value)}")
     is_meta = value.device.type == "meta" and device is None
     if value.is_nested or value.layout != torch.strided or value.is_quantized or is_meta:
-        came = "nested" if value.is_nested else str(value.layout)
-        came = "quantised" if value.is_quantized else "on the device meta" if is_meta else came
-        raise ValueError(f"{name}: expected {what} that is dense and holds values, got one that is {came}")
+        kind_of = "nested" if value.is_nested else str(value.layout)
+        kind_of = "quantised" if value.is_quantized else "on the device meta" if is_meta else kind_of
+        raise ValueError(f"{name}: expected {what} that is dense and holds values, got one that is {kind_of}")
     if device not in (None, value.device):
         raise ValueError(f"{name}: expected device {device} (the network's), got {value.device}")
     fits = {
@@ -168,13 +168,13 @@ def check_tensor(
 
 
 def check_integers(name: str, values: object, least: int | None = None, most: int | None = None) -> tuple[int, ...]:
-    """Return the integers that ``values`` goes through, each checked by `check_integer`.
+    """Return the integers of an iterable, each checked by `check_integer`.
 
     Args:
         values: an iterable of integers, such as a list, a set, an array or a tensor [N]; no text, no mapping.
 
     Raises:
-        ValueError: it is none, or one of its values is no integer or out of its bounds.
+        ValueError: ``values`` is no such iterable, or one of its values is no integer or out of bounds.
     """
     try:
         if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
@@ -186,7 +186,7 @@ def check_integers(name: str, values: object, least: int | None = None, most: in
 
 
 def check_flag(name: str, value: object) -> bool:
-    """Return ``value``, True or False; raise ValueError where it is neither."""
+    """Return ``value`` as a bool; raise ValueError unless it is True or False."""
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"{name}: expected True or False, got {described(value)}")
     return bool(value)
@@ -199,7 +199,7 @@ def check_callable(name: str, value: object) -> None:
 
 
 def check_path(name: str, value: object) -> Path:
-    """Return ``value`` as a path; raise ValueError where it is neither text nor a path that a file can have."""
+    """Return ``value`` as a path; raise ValueError unless it is text or a path that a file can have."""
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str) or not text or "\0" in text:
         raise ValueError(f"{name}: expected the path of a file or folder, got {described(value)}")

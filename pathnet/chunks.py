@@ -7,28 +7,34 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 __all__ = ["CHUNK_BYTES", "Pace", "in_chunks"]
 
 CHUNK_BYTES = 256 << 20
+"""Bytes of memory for the results of one chunk."""
 
 CHUNK_PASSES = 1 << 20
-"""Passes of a sample through a block in one chunk on a GPU: reckoned, a tenth of a second on an H100."""
+"""Passes of a sample through a block in one chunk on a GPU: a tenth of a second on an H100, by calculation."""
 
 POLL_SECONDS = 1e-3
 
-Done = TypeVar("Done")
+Sliceable = TypeVar("Sliceable", range, Tensor)
+Result = TypeVar("Result")
 
 
 class Pace:
-    """Keeps a GPU at most two chunks behind the program that asks for them.
+    """Keeps a GPU at most two chunks behind the program that launches them.
 
-    Asking takes no time, and whoever fetches a result waits for all that was asked for before it, deaf to signals. So
+    A launch takes no time, but the fetch of a result waits for all launches before it and does not answer signals. So
     the program waits chunk by chunk, in Python, where Ctrl-C ends it. Native walks on a processor answer signals.
 
     Args:
-        device: that computes.
-        passes_each: of a sample through a block, for each item.
+        device: the device that computes.
+        passes_each: number of passes of a sample through a block that each item takes.
+
+    Attributes:
+        most: maximum number of items in a chunk; None for no maximum.
     """
 
     def __init__(self, device: torch.device, passes_each: int) -> None:
@@ -37,44 +43,49 @@ class Pace:
         self._before: torch.cuda.Event | None = None
 
     def wait(self) -> None:
-        """Wait for the chunk before the one that was asked for last."""
+        """Wait for the chunk before the one that was launched last."""
         if self.device.type != "cuda":
             return
-        asked = torch.cuda.current_stream(self.device).record_event()
+        launched = torch.cuda.current_stream(self.device).record_event()
         while self._before is not None and not self._before.query():  # type: ignore[no-untyped-call]
             time.sleep(POLL_SECONDS)
-        self._before = asked
+        self._before = launched
 
 
 def in_chunks(
-    count: int,
+    items: Sliceable,
     bytes_each: int,
-    work: Callable[[slice], Done],
+    work: Callable[[Sliceable], Result],
     room: int | None = None,
+    most: int | None = None,
     pace: Pace | None = None,
-) -> Iterator[tuple[slice, Done]]:
-    """``work`` of ``count`` items, as many at a time as ``bytes_each`` bytes of each fit into ``room`` bytes, by
-    default `CHUNK_BYTES`.
+) -> Iterator[tuple[slice, Result]]:
+    """Call ``work`` on one chunk of the items after the other.
 
-    Where a GPU runs out of memory, the chunk is halved and the work goes on.
+    A chunk has as many items as fit into ``room`` bytes, but never more than ``most``. Where a GPU runs out of
+    memory, the chunk is halved and the work goes on.
 
     Args:
-        pace: of a GPU, which bounds the chunks too.
+        items: what is sliced: a range, or a tensor along its first dimension.
+        bytes_each: bytes of memory that an item takes.
+        room: bytes of memory for a chunk, by default `CHUNK_BYTES`.
+        most: maximum number of items in a chunk; None for no maximum.
+        pace: the pace of a GPU, which bounds the chunks too.
 
     Yields:
-        Which items, in order, each once; what ``work`` made of them.
+        The chunk's place among the items, in order, and the result of ``work``.
 
     Raises:
         torch.cuda.OutOfMemoryError: there is no room for a single item.
     """
     room = CHUNK_BYTES if room is None else room
-    size, start = max(1, room // max(1, bytes_each)), 0
-    if pace is not None and pace.most is not None:
-        size = min(size, pace.most)
+    size, start, count = max(1, room // max(1, bytes_each)), 0, len(items)
+    for bound in (most, None if pace is None else pace.most):
+        size = size if bound is None else min(size, bound)
     while start < count:
         part = slice(start, min(start + size, count))
         try:
-            done = work(part)
+            result = work(items[part])
         except torch.cuda.OutOfMemoryError:
             size = (part.stop - part.start) // 2
             if size == 0:
@@ -82,6 +93,6 @@ def in_chunks(
             continue
         if pace is not None and part.stop < count:
             pace.wait()
-        yield part, done
-        del done
+        yield part, result
+        del result
         start = part.stop

@@ -37,8 +37,8 @@ from pathnet.files import telling
 from pathnet.full_precision import full_precision
 from pathnet.gradients import LengthSums
 from pathnet.models.residual_net import ResidualNet, unwrapped
+from pathnet.recorder import record
 from pathnet.recording import NOT_FINITE, BatchNormMode, Loss, cross_entropy, snapshot
-from pathnet.tape import record
 
 __all__ = ["Depth", "EffectiveDepth", "read"]
 

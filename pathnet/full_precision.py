@@ -1,4 +1,4 @@
-"""Arithmetic as it is written, whatever PyTorch's switches for float32 say."""
+"""Float32 arithmetic in full precision, whatever PyTorch's switches say."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _before: Callable[[], None] | None = None
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Compute in float32 as it is written: no TF32 or bfloat16 products, no autocast; with autograd.
+    """Compute in float32 without TF32 or bfloat16 products and without autocast; with autograd.
 
     On a GPU TF32 is cuDNN's default, and its 10 bits would flip ReLU bits; training scripts often turn it on for
-    matrix products too. The switches are the process's: they are set when the first thread enters, and are as they
-    were when the last one has left.
+    matrix products too. The switches belong to the process: they are set when the first thread enters, and restored
+    when the last one leaves.
     """
     global _inside, _before
     with _lock:
@@ -47,13 +47,14 @@ def full_precision() -> Iterator[None]:
 
 
 def _set_exact() -> Callable[[], None]:
-    """Set every operator to IEEE arithmetic; return what takes that back, so that each follows what it did before.
+    """Set every operator to IEEE arithmetic; return a function that restores the switches.
 
-    PyTorch keeps older switches beside these (`allow_tf32`, `float32_matmul_precision`), and raises where one is read
-    that contradicts them, as its own compiler does. So the older ones follow, and stay readable inside wherever they
-    were so outside; writing one writes the newer ones too, hence the order. A convolution of cuDNN that follows its
-    backend is left to that. One that nobody has ever set follows its backend no more where `allow_tf32` was written,
-    and is TF32 by itself: PyTorch has no way back, and its own `cudnn.flags` ends so too.
+    PyTorch keeps older switches beside these (`allow_tf32`, `float32_matmul_precision`). To read one that contradicts
+    the newer ones raises an error, and PyTorch's own compiler does read them. So the older ones are set as well, and
+    stay readable inside wherever they were readable outside; to write one writes the newer ones too, hence the order.
+    A convolution of cuDNN that inherits its backend's switch is left to inherit. Once `allow_tf32` was written, a
+    convolution whose switch nobody has ever set no longer inherits and is TF32 by itself: PyTorch has no way back,
+    and its own `cudnn.flags` ends that way too.
     """
     cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
     convolutions = [cudnn.conv, cudnn.rnn]  # type: ignore[attr-defined]
@@ -79,8 +80,10 @@ def _set_exact() -> Callable[[], None]:
 
 
 def _inheriting(switches: Sequence[Any]) -> list[bool]:
-    """Whether each switch, cuDNN's the first, follows the process's or cuDNN's; reading one gives what holds in the
-    end. oneDNN's, which has no setter that works, is taken for one that was never set."""
+    """Return whether each switch, cuDNN's the first, inherits from the process's or from cuDNN's.
+
+    To read a switch gives the inherited value. oneDNN's, whose setter does not work, counts as one never set.
+    """
     inherits = _following(torch.backends, switches)
     if not inherits[0]:
         inherits = [a or b for a, b in zip(inherits, [False, *_following(switches[0], switches[1:])], strict=True)]
@@ -88,20 +91,20 @@ def _inheriting(switches: Sequence[Any]) -> list[bool]:
 
 
 def _following(parent: Any, switches: Sequence[Any]) -> list[bool]:
-    """Whether each switch changes with ``parent``, which is set to a value of its own."""
+    """Return whether each switch changes with ``parent``, which is set and restored."""
     value, before = parent.fp32_precision, [switch.fp32_precision for switch in switches]
     changed = [False] * len(switches)
-    # Both, since what follows a parent that says nothing has a default of its own, which may be either.
+    # Both values, since a switch whose parent is unset has a default, which may be either of them.
     for precision in (EXACT, "tf32"):
         parent.fp32_precision = precision
-        seen = [switch.fp32_precision for switch in switches]
-        changed = [so_far or new != old for so_far, new, old in zip(changed, seen, before, strict=True)]
+        after = [switch.fp32_precision for switch in switches]
+        changed = [so_far or new != old for so_far, new, old in zip(changed, after, before, strict=True)]
     parent.fp32_precision = value
     return changed
 
 
 def _readable(read: Callable[[], Any]) -> Any:
-    """What a switch says, None where PyTorch refuses to tell."""
+    """Return a switch's value; None where PyTorch refuses to read it."""
     try:
         return read()
     except RuntimeError:

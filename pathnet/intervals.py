@@ -1,8 +1,8 @@
-"""What an interval is worth: one rule for all that are printed and drawn.
+"""Confidence intervals: one rule for all that are printed and drawn.
 
-A bootstrap of a few batches gives intervals that are much too narrow: of two batches half of the resamples are one
-batch twice. So there is none of fewer than ten independent values, nor where all values are equal, which would draw a
-bar of no width. Where there is none, the text says how many values there were.
+A bootstrap of a few batches gives intervals that are much too narrow: half of the resamples of two batches are one
+batch twice. So there is no interval for fewer than ten independent values, nor for equal values, which would give a
+bar of no width. Where there is no interval, the text gives the number of values.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Array = NDArray[np.float64]
 def bootstrap_means(values: Array, measured: NDArray[np.bool_]) -> Array:
     """Return the means of rows drawn with replacement from the values [batches, n]: [draws, n].
 
-    There are no draws of fewer than `FEWEST` batches. What is measured on one batch depends on each other, so that
-    whole batches are drawn.
+    Measurements on one batch depend on each other, so that whole batches are drawn. There are no draws from fewer
+    than `FEWEST` batches.
 
     Args:
-        values: 0 where nothing was measured.
-        measured: [batches, n], where something was.
+        values: [batches, n], 0 where nothing was measured.
+        measured: [batches, n], True where something was measured.
     """
     batches = len(values)
     if batches < FEWEST:
@@ -49,7 +49,7 @@ def interval(draws: Array, count: NDArray[np.int64] | int) -> Array:
     interval.
 
     Args:
-        count: [n], of how many independent values each column is the mean; or one number for all.
+        count: [n], the number of independent values that each column is the mean of; or one number for all.
     """
     kept = [column[np.isfinite(column)] for column in draws.T]
     ends = np.array([np.quantile(column, (0.025, 0.975)) if len(column) else [np.nan] * 2 for column in kept])
@@ -59,12 +59,12 @@ def interval(draws: Array, count: NDArray[np.int64] | int) -> Array:
 
 
 def no_interval(count: int, what: str = "value") -> str:
-    """Return why there is none, such as ``no interval: 3 batches``."""
+    """Return why there is no interval, such as ``no interval: 3 batches``."""
     equal = "" if count < FEWEST else "equal "
     plural = "es" if what.endswith("ch") else "s"
     return f"no interval: {count} {equal}{what}{'' if count == 1 else plural}"
 
 
 def bracketed(low: float, high: float, count: int, what: str = "batch") -> str:
-    """Return such as ``95 % interval 0.2 to 0.3``; or why there is none."""
+    """Return a text such as ``95 % interval 0.2 to 0.3``; or why there is no interval."""
     return f"95 % interval {low:.3g} to {high:.3g}" if np.isfinite(low) else no_interval(count, what)

@@ -35,7 +35,7 @@ def fused_residual(block: Block, x: Tensor, a: float = 1.0, c: float = 1.0) -> T
     Where Triton does not serve the device, the block's own modules run, with one warning a process.
 
     Args:
-        block: one with a `fused_form`: pre-activation units of odd kernels whose padding keeps the side.
+        block: one whose `form` is a `FusedForm`: pre-activation units of odd kernels whose padding keeps the side.
         x: float32 or bfloat16 [B, C, H, W], in any memory format.
         a, c: the coefficients of the skip and of the residual module, finite; not differentiated.
 
@@ -48,7 +48,8 @@ def fused_residual(block: Block, x: Tensor, a: float = 1.0, c: float = 1.0) -> T
     """
     if not isinstance(block, Block):
         raise ValueError(f"block: expected a pathnet Block, got {described(block)}")
-    form = block.fused_form()
+    form = block.form()
+    form = form if isinstance(form, FusedForm) else None
     _check(form, x)
     a, c = _number("a", a), _number("c", c)
     assert form is not None

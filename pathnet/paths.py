@@ -1,4 +1,4 @@
-"""Paths as binary codes: drawing them, listing them, and how many there are of each length.
+"""Paths as binary codes: drawing them, listing them, and counting those of each length.
 
 A path ``b`` in {0, 1}^n goes through the residual module of block i where ``b_i = 1`` and through its skip
 where ``b_i = 0``; its length is the number of ones (Veit et al. 2016, section 3).
@@ -27,21 +27,22 @@ __all__ = [
 ]
 
 ENUMERABLE = 20
+"""Maximum number of blocks whose paths are listed."""
 MOST_BLOCKS = 10_000
-"""More than any network has; the numbers of paths of more blocks would take minutes."""
+"""Maximum number of blocks, more than any network has; the numbers of paths of more would take minutes."""
 MOST_BYTES = 1 << 31
-"""Of the paths, or signs, that one call draws."""
+"""Maximum bytes of the paths, or signs, that one call draws."""
 
 
 def check_paths(name: str, paths: object, n: int | None = None) -> Tensor:
     """Return ``paths``, a dense integer or bool tensor [P, n] of zeros and ones.
 
     Args:
-        name: what an error calls the argument.
-        n: blocks of the network; None for any.
+        name: name of the argument in an error.
+        n: number of blocks; None for any.
 
     Raises:
-        ValueError: it is no such tensor.
+        ValueError: ``paths`` is no such tensor.
     """
     checked = check_tensor(name, paths, "integer")
     if checked.ndim != 2 or n not in (None, checked.shape[1]):
@@ -67,15 +68,15 @@ def _check_draws(n: int, count: int, seed: int, first: int) -> tuple[int, int, i
 
 
 def sample(n: int, length: int, count: int, seed: int = 0, first: int = 0) -> Tensor:
-    """Paths of one length, each drawn uniformly from the C(n, length) there are.
+    """Draw paths of one length, each uniformly from the C(n, length) paths of that length.
 
-    Path number j is a function of (seed, j, length) alone, so a longer sample begins with the shorter one and
+    Path number j is a function of (seed, j, length) alone, so that a longer sample begins with the shorter one and
     any worker can redo any draw.
 
     Args:
-        n: blocks of the network.
-        length: residual modules on the path, 0 to n.
-        count: paths to draw: numbers ``first`` to ``first + count - 1``.
+        n: number of blocks.
+        length: number of residual modules on the path, 0 to n.
+        count: number of paths, from number ``first`` on.
 
     Returns:
         uint8 [count, n]
@@ -94,7 +95,7 @@ def sample(n: int, length: int, count: int, seed: int = 0, first: int = 0) -> Te
 
 
 def one_of_each_length(n: int, seed: int = 0, batch: int = 0) -> Tensor:
-    """One path of every length 1..n: what the default plan measures on batch number ``batch``.
+    """Draw one path of every length 1..n: those that the default plan measures on batch number ``batch``.
 
     Returns:
         uint8 [n, n]; row j is path number ``batch`` of length j + 1 (see `sample`).
@@ -107,7 +108,7 @@ def one_of_each_length(n: int, seed: int = 0, batch: int = 0) -> Tensor:
 
 
 def enumerate_all(n: int) -> Tensor:
-    """All 2^n paths, for networks small enough to check everything else against.
+    """Return all 2^n paths, for exact checks on small networks.
 
     Returns:
         uint8 [2^n, n]; row r is the binary expansion of r, block 1 its lowest bit.
@@ -121,17 +122,17 @@ def enumerate_all(n: int) -> Tensor:
 
 
 def routing(paths: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """The routing coefficients (a, c) = (1 - b, b) of each path.
+    """Return the routing coefficients (a, c) = (1 - b, b) of each path.
 
     Args:
         paths: integer or bool [P, n] of zeros and ones.
-        dtype: a floating-point type, of the result.
+        dtype: the floating-point type of the result.
 
     Returns:
         [P, n, 2]
 
     Raises:
-        ValueError: an argument is not such a one.
+        ValueError: an argument is out of its range.
     """
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
         raise ValueError(f"dtype: expected a floating-point type of at least 16 bits, got {described(dtype)}")
@@ -140,10 +141,10 @@ def routing(paths: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def signs(n: int, count: int, seed: int = 0, first: int = 0) -> Tensor:
-    """Independent random signs of n modules, for signed estimates.
+    """Draw independent random signs of n modules, for signed estimates.
 
     Args:
-        count: draws: numbers ``first`` to ``first + count - 1``; draw j is a function of (seed, j) alone.
+        count: number of draws, from number ``first`` on; draw j is a function of (seed, j) alone.
 
     Returns:
         int8 [count, n] of -1 and 1.
@@ -158,7 +159,7 @@ def signs(n: int, count: int, seed: int = 0, first: int = 0) -> Tensor:
 
 
 def length_distribution(n: int) -> Tensor:
-    """The share of the 2^n paths that has each length: Binomial(n, 1/2) (section 5 and Figure 6 a).
+    """Return the share of the 2^n paths that has each length: Binomial(n, 1/2) (section 5 and Figure 6 a).
 
     Returns:
         float64 [n + 1]
@@ -171,7 +172,7 @@ def length_distribution(n: int) -> Tensor:
 
 
 def remaining_fraction(n: int, deleted: int) -> Tensor:
-    """The share of the paths of each length that is left when ``deleted`` blocks are deleted (equation 8).
+    """Return the share of the paths of each length that is left when ``deleted`` blocks are deleted (equation 8).
 
     Returns:
         float64 [n + 1]: C(n - deleted, k) / C(n, k), zero for k > n - deleted.

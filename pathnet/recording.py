@@ -1,12 +1,12 @@
-"""What one forward pass leaves behind for the walks back: the data of a tape."""
+"""Parts of a recording: a frozen copy of the network, the loss and its gradient, checks of the batch's values."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pathnet import scaling
 from pathnet.checks import check_tensor, described
-from pathnet.full_precision import full_precision
 from pathnet.models.residual_net import ResidualNet
+from pathnet.scaling import ScaledGradient
 
 __all__ = [
     "NOT_FINITE",
@@ -23,13 +23,10 @@ __all__ = [
     "SMALLEST",
     "At",
     "BatchNormMode",
-    "BlockRecord",
     "Look",
     "Loss",
     "OutputGradient",
     "Precision",
-    "Prepared",
-    "Record",
     "check_differentiable",
     "check_labels",
     "check_loss",
@@ -46,65 +43,16 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 NOT_FINITE = "images: expected finite values, got NaN or infinity"
 NOT_FINITE_GRADIENT = "loss: expected a finite gradient at the network's output, got NaN or infinity"
 IGNORED = -100
-"""A position of a sequence with this label has no part in the loss; PyTorch's own number for it."""
-
-
-class Prepared(Protocol):
-    """What an engine makes of a network once, for all passes; only that engine looks inside."""
-
-
-class BlockRecord(Protocol):
-    """What an engine keeps of the forward pass through the blocks; only that engine looks inside."""
-
-    @property
-    def tensors(self) -> Sequence[Tensor]: ...
-
-
-@dataclass(frozen=True)
-class Record:
-    """One forward pass, independent of the network it was taken from.
-
-    Attributes:
-        net: a frozen copy of the network, in the precision of the walk's type; shared with other passes.
-        images: the network's input, [B, C, H, W] or of any other shape that begins with the batch.
-        y0_shape: (B, C_0, H_0, W_0), or (B, T, C) of tokens.
-        blocks: what the engine kept of the blocks.
-        output: the head's output, [B, ...].
-        loss: [], of (output, target).
-        grad: [B, *y_n.shape[1:]], with ``exponent`` the gradient dL/dy_n that every walk starts from.
-        exponent: int32 [B] in BN mode ``running``, [1] in ``batch``, where the batch is one object.
-    """
-
-    net: ResidualNet
-    images: Tensor
-    y0_shape: torch.Size
-    blocks: BlockRecord
-    output: Tensor
-    loss: Tensor
-    grad: Tensor
-    exponent: Tensor
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the pass's buffers, and of the network's copy and the engine's form of it."""
-        own = [self.images, self.output, self.grad, self.exponent, *self.blocks.tensors]
-        return sum({tensor.data_ptr(): tensor.nbytes for tensor in (*own, *self.net.state_dict().values())}.values())
-
-    @property
-    @full_precision()
-    @torch.no_grad()
-    def y0(self) -> Tensor:
-        """[B, ...], the stem's output: made anew, since it would be a third of what a record holds."""
-        return torch.as_tensor(self.net.stem(self.images.clone()))
+"""Label of positions of a sequence that the loss leaves out; PyTorch's own number for it."""
 
 
 def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype) -> ResidualNet:
-    """A copy that later changes of ``net`` do not reach, and that its own forward passes do not change.
+    """Return a copy that neither later changes of ``net`` nor its own forward passes change.
 
-    Everything is in evaluation mode, but for batch normalisation where ``bn`` is ``batch``.
+    All modules are in evaluation mode, except batch normalisation where ``bn`` is ``batch``.
 
     Raises:
-        ValueError: ``bn`` is ``batch``, and statistics are fixed.
+        ValueError: ``bn`` is ``batch``, and the network's statistics are fixed.
     """
     if bn == "batch" and net.frozen_statistics:
         where = ", ".join(net.frozen_statistics)
@@ -121,16 +69,17 @@ def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype) -> Residua
 
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    """The mean over the batch, and over all positions of sequences, in float64: a well-fitted sample's gradient would
-    be rounded to 0 in float32.
+    """Return the mean cross-entropy over the batch, and over all positions of sequences.
+
+    It is computed in float64: float32 would round a well-fitted sample's gradient to 0.
 
     Args:
-        output: [B, classes], or [B, T, classes] of sequences.
+        output: [B, classes], or [B, T, classes] for sequences.
         target: int64 [B]; or [B, T], where a position with -100 is left out, as PyTorch does.
 
     Returns:
-        One number; NaN where a label is not among the classes, which on a GPU would otherwise end the process, and
-        where all positions are left out.
+        One number. It is NaN where all positions are left out, and where a label is not among the classes, which on a
+        GPU would otherwise end the process.
 
     Raises:
         ValueError: there is not one label for each row of the output.
@@ -146,15 +95,18 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
 
 
 def _ignored(target: Tensor) -> Tensor:
-    """bool, of the target's shape. The label of an image is never left out: a sample without a loss has no paths."""
+    """Return bool, in the target's shape: the positions that the loss leaves out.
+
+    Labels of images are never left out: a sample without a loss has no paths.
+    """
     return target == IGNORED if target.ndim > 1 else torch.zeros_like(target, dtype=torch.bool)
 
 
 SMALLEST = 2.0**-60
-"""Below it a gradient may have lost digits on its way from the loss to the blocks."""
+"""Magnitude below which a gradient may have lost digits between the loss and the blocks."""
 
 POWERS = {torch.float64: range(100, 1001, 100), torch.float32: (100,), torch.bfloat16: (100,), torch.float16: (15,)}
-"""By which powers of two a loss of each type can be multiplied or divided."""
+"""Powers of two that a loss of each type can be multiplied or divided by."""
 
 
 @dataclass(frozen=True)
@@ -162,16 +114,15 @@ class OutputGradient:
     """A loss, and its gradient at the output of the last block.
 
     Attributes:
-        output: [B, ...], of the head.
+        output: [B, ...], the head's output.
         loss: []
-        grad, exponent: the gradient [B, ...] as a scaled pair, int32 [B] or, where the batch is one object, [1].
-        least: [], the smallest of the samples' largest magnitudes as they came; -1 where one is not finite.
+        start: the gradient [B, ...], its exponent int32 [B] or, where the batch is one object, [1].
+        least: [], the smallest of the samples' largest magnitudes before scaling; -1 where one is not finite.
     """
 
     output: Tensor
     loss: Tensor
-    grad: Tensor
-    exponent: Tensor
+    start: ScaledGradient
     least: Tensor
 
 
@@ -181,12 +132,12 @@ def output_gradient(
     """Differentiate the loss where the blocks end.
 
     Args:
-        thorough: whether the loss is multiplied by powers of two before it is differentiated, where the gradient of a
-            sample would leave the range of the network's type: a loss in float64 may scale it by 1e300. Values are
-            looked at.
+        thorough: whether to multiply the loss by powers of two before its differentiation, where the gradient of a
+            sample would leave the range of the network's type: a loss in float64 may scale it by 1e300. This reads
+            values, for which a GPU waits.
 
     Raises:
-        ValueError: the loss is not one number that depends on the output; or, of ``thorough``, its gradient is not
+        ValueError: the loss is not one number that depends on the output; or, with ``thorough``, its gradient is not
             finite.
     """
     y_n = y_n.detach().requires_grad_()
@@ -203,7 +154,7 @@ def output_gradient(
         return grad[None], magnitude.where(torch.isfinite(magnitude), -1.0)
 
     def arriving(power: int) -> Tensor:
-        """Whether anything finite comes to the output, bool [1, slots]; True where its rows are no samples."""
+        """Return bool [1, slots], whether a finite gradient reaches the output; True where rows are no samples."""
         factor = torch.full_like(result, 2.0**power)
         (grad,) = torch.autograd.grad(result, output, factor, retain_graph=True, materialize_grads=True)
         rows = grad.abs().reshape(slots, -1) if slots == 1 or len(grad) == slots else grad.new_ones(slots, 1)
@@ -214,29 +165,30 @@ def output_gradient(
     grad, magnitude = differentiated(0)
     for power in POWERS.get(result.dtype, ()) if thorough else ():
         for sign, short in ((1, (magnitude >= 0) & (magnitude < SMALLEST)), (-1, magnitude < 0)):
-            # Of the output first, which costs little: a sample that fits without a rest has no gradient at all.
+            # The output's gradient first, which costs little: a sample without any loss has no gradient at all.
             if not short.any() or not (short & arriving(sign * power)).any():
                 continue
-            again, reached = differentiated(sign * power)
-            better = short & (reached > magnitude)
+            again, again_magnitude = differentiated(sign * power)
+            better = short & (again_magnitude > magnitude)
             grad = torch.where(scaling.beside(better, grad), again, grad)
             exponent = torch.where(better, -sign * power, exponent)
-            magnitude = torch.where(better, reached, magnitude)
+            magnitude = torch.where(better, again_magnitude, magnitude)
     if thorough and (magnitude < 0).any():
         raise ValueError(NOT_FINITE_GRADIENT)
     scaled, exponent = scaling.rescale(grad, exponent)
-    return OutputGradient(output.detach(), result.detach().reshape(()), scaled[0], exponent[0], magnitude.amin())
+    start = ScaledGradient(scaled[0].contiguous(), exponent[0])
+    return OutputGradient(output.detach(), result.detach().reshape(()), start, magnitude.amin())
 
 
 def check_loss(value: object) -> Tensor:
-    """Return ``value``, what a loss gave; raise ValueError where it is not one real number."""
+    """Return ``value``, a loss; raise ValueError unless it is one real number."""
     if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
         raise ValueError(f"loss: expected one real number a batch, got {described(value)}")
     return value
 
 
 def check_differentiable(value: object) -> Tensor:
-    """Return ``value``, what a loss gave; raise ValueError where it is not one real number with a gradient."""
+    """Return ``value``, a loss; raise ValueError unless it is one real number with a gradient."""
     number = check_loss(value)
     if not number.requires_grad:
         raise ValueError("loss: expected a differentiable function of the output, got one that is constant")
@@ -244,11 +196,12 @@ def check_differentiable(value: object) -> Tensor:
 
 
 def check_labels(labels: object, device: torch.device) -> Tensor:
-    """Return ``labels``, a dense int64 tensor on the device; their values and shape are the output's to tell, see
-    `Look` and `cross_entropy`.
+    """Return ``labels``, a dense int64 tensor on the device.
+
+    Their shape and values depend on the output: `cross_entropy` and `Look` check them.
 
     Raises:
-        ValueError: they are no such tensor.
+        ValueError: ``labels`` is no such tensor.
     """
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
         got = labels.dtype if isinstance(labels, Tensor) else described(labels)
@@ -259,17 +212,17 @@ def check_labels(labels: object, device: torch.device) -> Tensor:
 
 
 class Look:
-    """The values of a forward pass on their way to the host, and what is wrong with them.
+    """A check of a forward pass's values, which are on their way to the host.
 
-    All of them are fetched at once, since whoever looks at a value on a GPU waits for all that was asked of it
-    before. The copy begins here; `numbers` waits for it, so that work can be asked for in between.
+    All values are fetched in one copy, since to read a value on a GPU waits for all work launched before. The copy
+    begins here and `numbers` waits for it, so that other work can be launched in between.
 
     Args:
-        labels: int64 [B], to be among the classes of ``output`` [B, classes], or [B, T] for [B, T, classes], where
-            -100 is none; None where the target is no labels.
+        labels: int64 [B], expected to be among the classes of ``output`` [B, classes]; or [B, T] for [B, T, classes],
+            where -100 is no label; None where the target has no labels.
         loss: []
-        least_gradient: [], see `OutputGradient`; none counts as 1.
-        name: what an error calls the images.
+        least_gradient: [], see `OutputGradient.least`; by default 1.
+        name: name of the images in an error.
     """
 
     def __init__(
@@ -286,8 +239,8 @@ class Look:
             ignored = _ignored(labels)
             counted = labels.where(~ignored, 0)
             extremes = [counted.min(), counted.max(), ignored.all()]
-        reach = torch.ones_like(loss) if least_gradient is None else least_gradient
-        facts = [torch.isfinite(images).all(), loss, reach, *extremes]
+        least = torch.ones_like(loss) if least_gradient is None else least_gradient
+        facts = [torch.isfinite(images).all(), loss, least, *extremes]
         self._values = torch.stack([fact.to(images.device, torch.float64) for fact in facts])
         self._arrived: torch.cuda.Event | None = None
         if self._values.is_cuda:
@@ -297,7 +250,7 @@ class Look:
         self._name, self._classes = name, None if labels is None else output.shape[-1]
 
     def numbers(self) -> tuple[float, float]:
-        """Return the loss, and what `OutputGradient.least` is.
+        """Return the loss, and `OutputGradient.least`.
 
         Raises:
             ValueError: an image is not finite, a label is not among the classes, there is no label, or the loss is
@@ -305,7 +258,7 @@ class Look:
         """
         if self._arrived is not None:
             self._arrived.synchronize()
-        finite, value, reached, *extremes = self._values.tolist()
+        finite, value, least_gradient, *extremes = self._values.tolist()
         if not finite:
             raise ValueError(NOT_FINITE.replace("images", self._name, 1))
         if self._classes is not None:
@@ -317,4 +270,4 @@ class Look:
         if not math.isfinite(value):
             what = "images" if self._name == "images" else "inputs"
             raise ValueError(f"net: its loss on these {what} is {value}")
-        return value, reached
+        return value, least_gradient

@@ -1,25 +1,19 @@
-"""The primitive: gradients, or a forward pass, routed through skips and residuals by two coefficients a block.
-
-`routed` and `routed_gradient` are its differentiable forms, for training scripts."""
+"""Differentiable outputs and gradients, routed through skips and residuals by two coefficients a block."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pathnet.checks import check_callable, check_tensor
-from pathnet.chunks import Pace, in_chunks
-from pathnet.engines import Engine
 from pathnet.models.coefficients import check_coefficients, known_as, of_blocks
 from pathnet.models.residual_net import ResidualNet, check_inputs, check_net, unwrapped
 from pathnet.recording import (
     NOT_FINITE_GRADIENT,
     Look,
     Loss,
-    Prepared,
-    Record,
     check_differentiable,
     check_labels,
     cross_entropy,
@@ -28,9 +22,6 @@ from pathnet.recording import (
 __all__ = [
     "check_routing",
     "routed",
-    "routed_backward",
-    "routed_backward_norms",
-    "routed_forward",
     "routed_gradient",
 ]
 
@@ -38,38 +29,39 @@ Routing = Tensor | Sequence[Sequence[float]]
 
 
 def routed(net: nn.Module, x: Tensor, routing: Routing | None, backward: Routing | None = None) -> Tensor:
-    """The network's output under a routing, ``y <- join(a skip(y) + c residual(y))`` a block, differentiable.
+    """Return the network's output under a routing, ``y <- join(a skip(y) + c residual(y))`` a block, differentiable.
 
-    The backward pass may go by other coefficients, ``g <- a' J_skip^T g + c' J_residual^T g``. Gradients are of
-    inputs and weights, for any loss of the output; modes and autocast are the caller's. Where all coefficients of a
-    block are 1 the block itself runs, bit for bit. A branch whose coefficients are 0 in both directions is not
-    computed; where that of the backward pass is 0, weights that nothing else reaches get the gradient None, as those
-    of modules that are not drawn do in training: DistributedDataParallel then needs ``find_unused_parameters=True``.
+    The backward pass may have other coefficients, ``g <- a' J_skip^T g + c' J_residual^T g``. Inputs and weights get
+    gradients for any loss of the output; the network's mode and autocast are left to the caller. Where all
+    coefficients of a block are 1 the block itself runs, bit for bit. A branch whose coefficients are 0 in both
+    directions is not computed. Where the backward coefficient is 0, weights without any other path to the loss get
+    the gradient None, as those of dropped modules do in training: DistributedDataParallel then needs
+    ``find_unused_parameters=True``.
 
-    Under `torch.compile` a routing must be a tensor where the program itself makes this call (a compiled network is
-    given one by this function in any case). Nothing of the program depends on its values, so that one serves all
-    routings: all branches are computed, and a coefficient 0 leaves gradients of zeros in place of None. On a GPU,
-    coefficients in the processor's memory save a wait.
+    Under `torch.compile` a routing must be a tensor where the compiled program itself makes this call (a compiled
+    network always gets a tensor from this function). The program does not depend on the routing's values, so that one
+    program serves all routings: all branches are computed, and a coefficient 0 leaves gradients of zeros in place of
+    None. On a GPU, coefficients in the processor's memory save a wait.
 
-    With different coefficients in the two directions, second derivatives are routed as first ones are: what a
-    coefficient 0 keeps back is a constant to them. `routed_gradient` gives a path's gradient with its whole
-    derivative. `pathnet.nn.fused_residual` is one block of this by fused kernels, with the same coefficients in both
-    directions and first derivatives alone.
+    With different coefficients in the two directions, second derivatives are routed as first derivatives are: a
+    branch with a backward coefficient of 0 is a constant to them. `routed_gradient` returns a path's gradient with
+    its whole derivative. `pathnet.nn.fused_residual` runs one such block by fused kernels, with the same coefficients
+    in both directions and first derivatives alone.
 
     Args:
         net: a `ResidualNet`, or one within DistributedDataParallel or `torch.compile`.
-        x: [B, C, H, W], or what else the network's stem takes.
+        x: [B, C, H, W], or another input of the network's stem.
         routing: [n, 2], the (a, c) of every block from input to output, a floating-point tensor or nested numbers;
-            None for ones. A tensor that requires grad gets a gradient; all branches are computed then. Of a network
-            with gates (highway) also [n, 3]: the third coefficient is of what flows through the gate itself, 0 where
-            it is not given. It is of the backward pass alone.
-        backward: likewise, the (a', c') of every block; as ``routing`` by default.
+            None for ones. A tensor that requires grad gets a gradient; all branches are then computed. For a network
+            with gates (highway) also [n, 3]: the third is the coefficient of the gate itself, by default 0, which
+            affects the backward pass alone.
+        backward: likewise, the (a', c') of every block; by default ``routing``.
 
     Returns:
-        [B, classes], or what else the head gives.
+        [B, classes], or whatever the head returns.
 
     Raises:
-        ValueError: an argument is not such a one.
+        ValueError: an argument is out of its range.
     """
     inner = unwrapped(net)
     if routing is not None:
@@ -83,24 +75,24 @@ def routed(net: nn.Module, x: Tensor, routing: Routing | None, backward: Routing
 def routed_gradient(
     net: ResidualNet, x: Tensor, target: Tensor, backward: Routing, loss: Loss = cross_entropy
 ) -> Tensor:
-    """The gradient at ``y_0``, the input of block 1, under a routing of the backward pass, as a differentiable value.
+    """Return the gradient at ``y_0``, the input of block 1, under a routing of the backward pass; differentiable.
 
-    For penalties on the gradient along a path. Its value is that of `Tape.routed_gradients`, of the network in its
-    own mode and types. Its derivative is whole: weights beside the path, on which the gradient along it depends by
-    the point at which it is taken, get theirs. (Gates of highway blocks are constants, as they are to paths.)
+    Use it for penalties on the gradient along a path. Its value is that of `Tape.routed_gradients`, for the network
+    in its present mode and types. Its derivative is complete: weights beside the path, which determine the point of
+    evaluation, get theirs too. (Gates of highway blocks are constants, as for paths.)
 
     Args:
-        x: [B, C, H, W], or what else the network's stem takes.
-        target: what the loss compares the output with.
-        backward: [n, 2], or [n, 3] of a network with gates; see `routed`.
-        loss: a differentiable function of (output, target); the mean cross-entropy by default.
+        x: [B, C, H, W], or another input of the network's stem.
+        target: the loss's second argument.
+        backward: [n, 2], or [n, 3] for a network with gates; see `routed`.
+        loss: a differentiable function of (output, target); by default the mean cross-entropy.
 
     Returns:
         [B, C_0, H_0, W_0]
 
     Raises:
-        ValueError: an argument is not such a one, a label is not among the classes, or the loss or its gradient is
-            not finite; the latter three are not looked at while `torch.compile` traces.
+        ValueError: an argument is out of its range, a label is not among the classes, or the loss or its gradient is
+            not finite; the last three are not checked while `torch.compile` traces.
     """
     check_net(net)
     check_inputs("x", x, net)
@@ -110,31 +102,30 @@ def routed_gradient(
     with torch.enable_grad():
         y = torch.as_tensor(net.stem(x))
         y = y if y.requires_grad else y.detach().requires_grad_()
-        entered, walked = [], y
-        for block, own in zip(net, coefficients, strict=True):
+        passes = []
+        for block, factors in zip(net, coefficients, strict=True):
             # Copies, since a branch, a join or a head may begin with an in-place ReLU.
-            parts = block.three_parts(walked.clone()) if len(own) > 2 else block.branches(walked.clone())
+            parts = block.three_parts(y.clone()) if len(factors) > 2 else block.branches(y.clone())
             z = parts[0] + parts[1]
-            left = block.join(z.clone())
-            entered.append((walked, parts, z, left))
-            walked = left
-        output = net.head(walked.clone())
+            passes.append((y, parts, z, block.join(z.clone())))
+            y = passes[-1][-1]
+        output = net.head(y.clone())
         value = check_differentiable(loss(output, target))
-        grad = _pulled_back(value, walked)
+        grad = _pulled_back(value, y)
         if not torch.compiler.is_compiling():
-            # Of a loss that is NaN the gradient may well be 0.
+            # The gradient of a loss that is NaN may be 0.
             finite = torch.isfinite(grad.detach()).all().double()
             facts = output.detach(), value.detach().reshape(()), finite
             if not Look(x.detach(), labels, *facts, name="x").numbers()[1]:
                 raise ValueError(NOT_FINITE_GRADIENT)
-        for (before, parts, z, left), own in zip(reversed(entered), reversed(coefficients), strict=True):
-            grad = _pulled_back(left, z, grad)
-            through = [
-                each * _pulled_back(part, before, grad)
-                for each, part in zip(own, parts, strict=True)
-                if part is not None and not known_as(each, 0)
+        for (x_in, parts, z, x_out), factors in zip(reversed(passes), reversed(coefficients), strict=True):
+            grad = _pulled_back(x_out, z, grad)
+            terms = [
+                factor * _pulled_back(part, x_in, grad)
+                for factor, part in zip(factors, parts, strict=True)
+                if part is not None and not known_as(factor, 0)
             ]
-            grad = sum(through[1:], through[0]) if through else torch.zeros_like(before)
+            grad = sum(terms[1:], terms[0]) if terms else torch.zeros_like(x_in)
     return grad
 
 
@@ -143,7 +134,7 @@ def _pulled_back(output: Tensor, at: Tensor, grad: Tensor | None = None) -> Tens
 
 
 def check_routing(routing: Tensor, n: int, parts: int = 2) -> None:
-    """Raises ValueError unless ``routing`` is a finite floating-point tensor [P, n, 2], or [P, n, parts]."""
+    """Raise ValueError unless ``routing`` is a finite floating-point tensor [P, n, 2], or [P, n, parts]."""
     check_tensor("routing", routing, "floating-point")
     if routing.ndim != 3 or routing.shape[1] != n or routing.shape[2] not in (2, parts):
         shapes = " or ".join(f"[P, {n}, {columns}]" for columns in sorted({2, parts}))
@@ -152,66 +143,3 @@ def check_routing(routing: Tensor, n: int, parts: int = 2) -> None:
         raise ValueError(
             "routing: expected coefficients that are finite in float32, got NaN, infinity or larger ones"
         )
-
-
-def routed_backward(engine: Engine, record: Record, routing: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """The loss gradient at ``y_0`` under every routing, ``g <- a J_skip^T g + c J_residual^T g`` a block.
-
-    Work is cut into chunks of routings, never of samples, so that memory does not grow with their number.
-
-    Args:
-        routing: [P, n, 2], the (a, c) of every block, from input to output.
-
-    Yields:
-        Which routings; their scaled gradients [p, B, C, H, W] and exponents int32 [p, B] (BN mode ``running``)
-        or [p, 1] (``batch``).
-    """
-    routing = routing.to(record.grad.dtype)
-    for part, (grad, exponent) in in_chunks(
-        len(routing),
-        max(record.y0_shape.numel() * record.grad.element_size(), record.grad.nbytes),
-        lambda part: engine.routed_backward(record.blocks, record.grad, record.exponent, routing[part]),
-        pace=_pace(record.grad, routing),
-    ):
-        yield part, grad, exponent
-
-
-def routed_backward_norms(engine: Engine, record: Record, routing: Tensor) -> Tensor:
-    """float64 [P, B], on the record's device: the norms of the samples' slices of what `routed_backward` yields.
-
-    Args:
-        routing: [P, n, 2], the (a, c) of every block, from input to output.
-    """
-    routing, batch = routing.to(record.grad.dtype), len(record.grad)
-    result = torch.empty(len(routing), batch, dtype=torch.float64, device=record.grad.device)
-    for part, samples in in_chunks(
-        len(routing),
-        batch * result.element_size(),
-        lambda part: engine.routed_backward_norms(record.blocks, record.grad, record.exponent, routing[part]),
-        pace=_pace(record.grad, routing),
-    ):
-        result[part] = samples
-    return result
-
-
-def routed_forward(engine: Engine, prepared: Prepared, y0: Tensor, routing: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The blocks' output under every routing, ``y <- join(a skip(y) + c residual(y))`` a block.
-
-    Work is cut into chunks of routings, never of samples: in BN mode ``batch`` the batch is one object.
-
-    Args:
-        y0: [B, C_0, H_0, W_0]
-        routing: [P, n, 2], the (a, c) of every block, from input to output.
-
-    Yields:
-        Which routings; their [p, B, *y_n.shape[1:]].
-    """
-    routing = routing.to(y0.dtype)
-    pace = _pace(y0, routing)
-    return in_chunks(
-        len(routing), y0.nbytes, lambda part: engine.routed_forward(prepared, y0, routing[part]), pace=pace
-    )
-
-
-def _pace(batch: Tensor, routing: Tensor) -> Pace:
-    return Pace(batch.device, len(batch) * routing.shape[1])

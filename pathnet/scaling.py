@@ -1,15 +1,17 @@
 """Gradients as mantissa and power of two, so that long paths neither underflow nor crawl through denormals.
 
-A scaled gradient is a pair: ``grad`` [G, B, ...] and ``exponent``, int32 [G, B] where samples are independent or
-[G, 1] where the batch is one object; its value is ``grad * 2**exponent``. Scaling by a power of two is exact.
+Scaling by a power of two is exact.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "ScaledGradient",
     "add",
     "align",
     "beside",
@@ -23,51 +25,65 @@ __all__ = [
 ]
 
 
-def times_power_of_two(x: Tensor, exponent: Tensor) -> Tensor:
-    """``x * 2**exponent``, exact as long as the result is a normal number of ``x``'s type.
+class ScaledGradient(NamedTuple):
+    """Gradients whose values are ``mantissa * 2**exponent``.
 
-    In two factors, since ``2**exponent`` itself can leave the range that the result lies in.
+    Attributes:
+        mantissa: [G, B, ...]; without the first dimension for one gradient.
+        exponent: int32 [G, B] where samples are independent, or [G, 1] where the batch is one object; without the
+            first dimension for one gradient.
+    """
+
+    mantissa: Tensor
+    exponent: Tensor
+
+
+def times_power_of_two(x: Tensor, exponent: Tensor) -> Tensor:
+    """Return ``x * 2**exponent``, exact as long as the result is a normal number of ``x``'s type.
+
+    It multiplies by two factors, since ``2**exponent`` itself can leave the range that the result lies in.
     """
     half = torch.div(exponent, 2, rounding_mode="floor")
     return x * _power_of_two(half, x.dtype) * _power_of_two(exponent - half, x.dtype)
 
 
 def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
-    """``2**exponent`` by its bits, as near as normal numbers come: a GPU's ``pow`` may round, as may ``ldexp``."""
+    """Return the normal number next to ``2**exponent``, by its bits: a GPU's ``pow`` and ``ldexp`` may round."""
     integer, bits, bias = (torch.int64, 52, 1023) if dtype == torch.float64 else (torch.int32, 23, 127)
     exponent = exponent.to(integer).clamp(1 - bias, bias)
     return (exponent + bias << bits).view(dtype)
 
 
 def beside(exponent: Tensor, grad: Tensor) -> Tensor:
-    """The exponents with as many dimensions as the gradients, to be broadcast to them."""
+    """Return the exponents with as many dimensions as the gradients, to be broadcast to them."""
     return exponent.reshape(*exponent.shape, *(1,) * (grad.ndim - exponent.ndim))
 
 
 def largest(grad: Tensor, exponent: Tensor) -> Tensor:
-    """[G, B] or [G, 1], as the exponents: the largest magnitude of every slot of the mantissas."""
+    """Return the largest magnitude of the mantissas under each exponent: [G, B] or [G, 1]."""
     samples = grad.abs().flatten(2).amax(2)
     return samples.amax(1, keepdim=True) if exponent.shape[1] == 1 else samples
 
 
-def rescale(grad: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
-    """The same values with the largest magnitude of every slot in [1/2, 1); zero and non-finite slots stay."""
+def rescale(grad: Tensor, exponent: Tensor) -> ScaledGradient:
+    """Return the same values with the largest magnitude under each exponent in [1/2, 1); where it is zero or not
+    finite, mantissas and exponent stay."""
     magnitude = largest(grad, exponent)
     shift = torch.frexp(magnitude).exponent
     shift = torch.where(torch.isfinite(magnitude) & (magnitude > 0), shift, torch.zeros_like(shift))
-    return times_power_of_two(grad, -beside(shift, grad)), exponent + shift
+    return ScaledGradient(times_power_of_two(grad, -beside(shift, grad)), exponent + shift)
 
 
 COEFFICIENTS = 60
-"""Coefficients of a block stay as they are where the larger one lies within 2^-60 and 2^60."""
+"""Exponent up to which a block's coefficients stay as they are: the larger one lies within 2^-60 and 2^60."""
 
 
 def of_coefficients(routing: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Divide the coefficients [P, n, 2] of each block by a power of two where a walk's float32 would not stand them.
+    """Divide the coefficients [P, n, 2] of each block by a power of two where they would leave a walk's range.
 
     Returns:
-        The coefficients, and int32 [P], by which powers of two their gradients are to be multiplied; None where all
-        coefficients stay as they are.
+        The coefficients, and int32 [P], the powers of two to multiply their gradients by; None where all coefficients
+        stay as they are.
     """
     exponents = torch.frexp(routing.detach().double().abs().amax(2)).exponent
     exponents = torch.where(exponents.abs() > COEFFICIENTS, exponents, 0)
@@ -77,52 +93,55 @@ def of_coefficients(routing: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def value(grad: Tensor, exponent: Tensor) -> Tensor:
-    """float64 [G, B, ...]: the pair as plain numbers."""
+    """Return float64 [G, B, ...], the values as plain numbers."""
     return times_power_of_two(grad.double(), beside(exponent, grad))
 
 
-def align(grad: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
-    """The same values under one exponent a gradient, [G, 1]: the largest of its samples that are not zero."""
-    common = _or_any(_weight(grad, exponent).amax(1, keepdim=True))
-    return times_power_of_two(grad, beside(exponent - common, grad)), common
+def align(grad: Tensor, exponent: Tensor) -> ScaledGradient:
+    """Return the same values with one exponent a gradient, [G, 1]: the largest of its samples that are not zero."""
+    common = _or_zero(_significant(grad, exponent).amax(1, keepdim=True))
+    return ScaledGradient(times_power_of_two(grad, beside(exponent - common, grad)), common)
 
 
-def add(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The sum of two scaled gradients of one shape, brought back into range; zero slots have no say in its scale."""
-    (grad, exponent), (other, others) = rescale(*first), rescale(*second)
-    common = _or_any(torch.maximum(_weight(grad, exponent), _weight(other, others)))
+def add(first: ScaledGradient, second: ScaledGradient) -> ScaledGradient:
+    """Return the sum of two scaled gradients of one shape, rescaled; zeros do not affect its exponents."""
+    summands = rescale(*first), rescale(*second)
+    common = _or_zero(torch.maximum(*(_significant(*summand) for summand in summands)))
     terms = (
-        times_power_of_two(own, beside((exponents.long() - common).clamp(min=-_FAR).int(), own))
-        for own, exponents in ((grad, exponent), (other, others))
+        times_power_of_two(mantissa, beside((exponent.long() - common).clamp(min=-_FAR).int(), mantissa))
+        for mantissa, exponent in summands
     )
-    return rescale(sum(terms, torch.zeros_like(grad)), common)
+    return rescale(sum(terms, torch.zeros_like(first.mantissa)), common)
 
 
 _NOTHING = torch.iinfo(torch.int32).min
+"""Stand-in for the exponent of zeros, below all exponents."""
+
 _FAR = 1 << 12
+"""Difference of exponents beyond which a summand vanishes beside the other."""
 
 
-def _weight(grad: Tensor, exponent: Tensor) -> Tensor:
-    """The exponents, and less than any where a slot is zero."""
+def _significant(grad: Tensor, exponent: Tensor) -> Tensor:
+    """Return the exponents; `_NOTHING` where all mantissas are zero."""
     nonzero = grad.flatten(2).any(2)
     if exponent.shape[1] == 1:
         nonzero = nonzero.any(1, keepdim=True)
     return torch.where(nonzero, exponent, torch.full_like(exponent, _NOTHING))
 
 
-def _or_any(exponent: Tensor) -> Tensor:
-    """The exponents; 0 where all is zero, which any will do for."""
+def _or_zero(exponent: Tensor) -> Tensor:
+    """Return the exponents; 0 in place of `_NOTHING`."""
     return torch.where(exponent == _NOTHING, torch.zeros_like(exponent), exponent)
 
 
 def norms(grad: Tensor, exponent: Tensor) -> Tensor:
-    """float64 [G, B]: the Euclidean norm of every sample, with full relative precision down to 1e-300."""
+    """Return float64 [G, B], the Euclidean norm of every sample, with full relative precision down to 1e-300."""
     squares = grad.double().square().flatten(2).sum(2)
     return times_power_of_two(squares.sqrt(), exponent.expand_as(squares))
 
 
 def combine(sample_norms: Tensor) -> Tensor:
-    """float64 [G]: the norm of the batch from those of its samples [G, B], squares kept in range."""
+    """Return float64 [G], the norm of the batch from the norms of its samples [G, B], squares kept in range."""
     peak = sample_norms.amax(1, keepdim=True)
     safe = torch.where((peak > 0) & torch.isfinite(peak), peak, torch.ones_like(peak))
     return (sample_norms / safe).square().sum(1).sqrt() * safe[:, 0]

@@ -1,7 +1,7 @@
 """Counter-based random streams: every draw is a function of its key alone.
 
-A stream is named by a seed, the purpose it serves and the counters of what is drawn (batch, length, step...),
-so that any worker can redo any draw without knowing what was drawn before it.
+A stream is named by a seed, a purpose and counters of the draw (batch, length, step...), so that any worker can redo
+any draw without knowing the draws before it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["stream"]
 
 
 def stream(seed: int, purpose: str, *counters: int) -> np.random.Generator:
-    """The generator that belongs to ``(seed, purpose, *counters)``.
+    """Return the generator that belongs to ``(seed, purpose, *counters)``.
 
     The bit generator is Philox (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011), keyed
     through NumPy's ``SeedSequence``; ``purpose`` keeps apart draws that share seed and counters.

@@ -40,7 +40,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
 
 
 def parts(count: int, pace: Pace) -> list[range]:
-    return [range(count)[part] for part, _ in in_chunks(count, 1, lambda part: None, pace=pace)]
+    return [range(count)[part] for part, _ in in_chunks(range(count), 1, lambda part: None, pace=pace)]
 
 
 def test_chunks_on_a_gpu_are_of_bounded_work_and_each_waits_for_the_one_before(gpu: Gpu) -> None:
@@ -57,6 +57,15 @@ def test_a_single_chunk_waits_for_nothing(gpu: Gpu) -> None:
 
 def test_one_item_is_a_chunk_however_much_work_it_is(gpu: Gpu) -> None:
     assert parts(2, Pace(torch.device("cuda", 1), 100 * chunks.CHUNK_PASSES)) == [range(1), range(1, 2)]
+
+
+def test_a_chunk_has_no_more_items_than_fit_and_than_are_taken_at_once() -> None:
+    def sizes(room: int, most: int | None) -> list[int]:
+        return [len(chunk) for _, chunk in in_chunks(range(10), 2, lambda chunk: chunk, room, most)]
+
+    assert sizes(6, None) == [3, 3, 3, 1]
+    assert sizes(6, 2) == [2] * 5 and sizes(6, 5) == [3, 3, 3, 1]
+    assert sizes(1, None) == [1] * 10 and sizes(100, None) == [10]
 
 
 def test_a_processor_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

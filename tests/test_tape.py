@@ -91,8 +91,8 @@ def test_the_all_skip_path_through_identities_returns_the_incoming_gradient_bit_
         def residual(self, x: Tensor) -> Tensor:
             return self.block.residual(x)
 
-        def fused_form(self) -> Any:
-            return self.block.fused_form()
+        def form(self) -> Any:
+            return self.block.form()
 
     whole, (images, labels) = CASE.net(), CASE.images()
     net = ResidualNet(whole.stem, [Trunk(whole.blocks[i]) for i in (0, 1)], whole.head)
@@ -101,7 +101,7 @@ def test_the_all_skip_path_through_identities_returns_the_incoming_gradient_bit_
     y2 = net.blocks[1](net.blocks[0](net.stem(images))).detach().requires_grad_()
     (incoming,) = torch.autograd.grad(cross_entropy(net.head(y2), labels), y2)
     walked = tape.path_gradients(torch.zeros(1, 2, dtype=torch.uint8))[0]
-    recorded = scaling.value(tape._record.grad[None], tape._record.exponent[None])[0]
+    recorded = scaling.value(tape._record.start.mantissa[None], tape._record.start.exponent[None])[0]
     assert recorded.abs().max() > 0 and torch.equal(walked, recorded)
     # The engine's own forward pass led to it.
     assert relative_error(recorded, incoming.double()) < 1e-6
@@ -312,6 +312,12 @@ def test_a_network_that_diverged_or_has_no_convolution_is_told() -> None:
         (torch.full((2, 6), 2, dtype=torch.uint8), "b: expected zeros and ones, got values 2 to 2"),
         (torch.zeros(2, 6), "b: expected an integer tensor, got torch.float32"),
         ([[0] * 6], "b: expected an integer tensor, got a list"),
+        (torch.tensor(1), r"b: expected shape \[P, 6\] for 6 blocks, got \[\]"),
+        (torch.full((1, 6), -1), "b: expected zeros and ones, got values -1 to -1"),
+        (torch.full((1, 6), 2, dtype=torch.uint64), "b: expected zeros and ones, got values 2 to 2"),
+        (torch.zeros(1, 6, dtype=torch.complex64), "b: expected an integer tensor, got torch.complex64"),
+        (torch.zeros(1, 6, dtype=torch.int64).to_sparse(), "b: expected an integer tensor that is dense"),
+        (torch.zeros(1, 6, dtype=torch.int64, device="meta"), "b: expected an integer tensor that is dense"),
     ],
 )
 def test_bad_paths_are_named(b: Any, message: str) -> None:

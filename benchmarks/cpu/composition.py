@@ -51,7 +51,7 @@ class Composition:
         self.images, self.labels = images.contiguous(memory_format=torch.channels_last), labels
         self.batch_statistics, self.dtype = bn == "batch", dtype
         self.compiled = compiled_normalize() if compiled and self.batch_statistics else None
-        self.forms: list[FusedForm] = [block.fused_form() for block in self.net.blocks]  # type: ignore[operator]
+        self.forms: list[FusedForm] = [block.form() for block in self.net.blocks]  # type: ignore[operator]
         if any(form.pad for form in self.forms):
             raise ValueError("net: expected no padding skips, which the composition has no VJP for")
         self.folded = [_folded(form) for form in self.forms]

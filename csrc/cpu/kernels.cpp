@@ -2,11 +2,11 @@
 
 #include "kernels.h"
 
-#include "batch_backward.h"
-#include "batch_forward.h"
-#include "routed_backward.h"
-#include "routed_forward.h"
-#include "sums_by_length.h"
+#include "walk/backward_batch.h"
+#include "walk/backward_running.h"
+#include "walk/forward_batch.h"
+#include "walk/forward_running.h"
+#include "walk/sums_by_length_running.h"
 
 namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
@@ -50,12 +50,12 @@ template <class Convolver>
 Kernels kernels_with() {
   return {packed_size<Convolver>,
           pack<Convolver>,
-          walk_backward<Convolver>,
-          walk_sums_by_length<Convolver>,
-          walk_forward<ForwardConvolver>,
-          walk_batch_backward<Convolver>,
-          walk_batch_sums_by_length<Convolver>,
-          walk_batch_forward<ForwardConvolver>};
+          walk_backward_running<Convolver>,
+          walk_sums_by_length_running<Convolver>,
+          walk_forward_running<ForwardConvolver>,
+          walk_backward_batch<Convolver>,
+          walk_sums_by_length_batch<Convolver>,
+          walk_forward_batch<ForwardConvolver>};
 }
 
 }  // namespace

@@ -5,7 +5,7 @@
 #include <functional>
 
 #include "../plan.h"
-#include "isa.h"
+#include "isa/isa.h"
 
 namespace pathnet::cpu {
 
@@ -24,7 +24,7 @@ enum class Direction { kBackward, kForward };
 
 // The walks of BN mode `running`, where samples are independent. Routings whose blocks agree from the walk's
 // beginning on share that part of it.
-struct BackwardWalk {
+struct BackwardRunningWalk {
   Plan plan;
   const uint8_t* packed;    // as pack lays them out, BN's factors folded in
   const float* grad;        // [batch, y_n]
@@ -39,7 +39,7 @@ struct BackwardWalk {
 // `sums_by_length` takes a walk of one routing and gives its coefficients by powers of x of the product of
 // a * skip^T + x * c * module^T: there are blocks + 1 results, where walks of routings have as many as routings.
 
-struct ForwardWalk {
+struct ForwardRunningWalk {
   Plan plan;
   const uint8_t* packed;
   const float* shifts;  // what BN adds, as plan.scales is what it multiplies by
@@ -53,10 +53,10 @@ struct ForwardWalk {
 };
 
 // The walks of BN mode `batch`: each BN takes the statistics of the whole batch, and gives its gradient back to them.
-struct BatchBackwardWalk {
+struct BackwardBatchWalk {
   Plan plan;                // scales: those of this batch, weight / deviation
   const uint8_t* packed;    // BN's factors left out
-  const float* normalized;  // what BN made of its inputs before weight and bias, as BatchForwardWalk writes it
+  const float* normalized;  // what BN made of its inputs before weight and bias, as ForwardBatchWalk writes it
   const float* grad;
   int32_t exponent;
   const float* routing;
@@ -66,7 +66,7 @@ struct BatchBackwardWalk {
   int32_t* exponent_input;  // [routings]
 };
 
-struct BatchForwardWalk {
+struct ForwardBatchWalk {
   Plan plan;  // scales: BN's weights
   const uint8_t* packed;
   const float* shifts;    // BN's biases
@@ -81,20 +81,20 @@ struct BatchForwardWalk {
   float* scales;      // weight / deviation, as plan.scales lies
 };
 
-// Elements of BatchForwardWalk::normalized.
+// Elements of ForwardBatchWalk::normalized.
 int64_t normalized_size(const Plan& plan, int64_t batch);
 
 // One instruction set's kernels for one precision.
 struct Kernels {
-  // Bytes that pack writes for the whole plan. Its check is as a team's.
+  // Bytes that `pack` writes for the whole plan. Its check is a team's.
   int64_t (*packed_size)(const Plan&, Direction);
   void (*pack)(const Plan&, Direction, bool fold_scales, uint8_t*, const std::function<void()>& check);
-  void (*backward)(const BackwardWalk&, const Team&);
-  void (*sums_by_length)(const BackwardWalk&, const Team&);
-  void (*forward)(const ForwardWalk&, const Team&);
-  void (*batch_backward)(const BatchBackwardWalk&, const Team&);
-  void (*batch_sums_by_length)(const BatchBackwardWalk&, const Team&);
-  void (*batch_forward)(const BatchForwardWalk&, const Team&);
+  void (*backward_running)(const BackwardRunningWalk&, const Team&);
+  void (*sums_by_length_running)(const BackwardRunningWalk&, const Team&);
+  void (*forward_running)(const ForwardRunningWalk&, const Team&);
+  void (*backward_batch)(const BackwardBatchWalk&, const Team&);
+  void (*sums_by_length_batch)(const BackwardBatchWalk&, const Team&);
+  void (*forward_batch)(const ForwardBatchWalk&, const Team&);
 };
 
 // bf16 is what the walk back may round to; walks forward are always of float32 precision.

@@ -1,5 +1,5 @@
-"""What engines share that have no fused form of their own: norms of whole gradients, the blocks' own modules, sums by
-length as steps from block to block."""
+"""Passes for engines without a kernel of their own: sums by length as steps from block to block, norms of gradients,
+forward passes through the blocks' own modules."""
 
 from __future__ import annotations
 
@@ -14,60 +14,47 @@ from torch import Tensor
 from pathnet import scaling
 from pathnet.chunks import in_chunks
 from pathnet.models.residual_net import Block
+from pathnet.scaling import ScaledGradient
 
-__all__ = ["norms", "norms_of", "routed_forward", "sums_by_length", "through_shared_prefixes"]
+__all__ = ["norms_of", "routed_forward", "sums_by_length", "through_shared_prefixes"]
 
 Step = TypeVar("Step", bound=Hashable)
 
-Scaled = tuple[Tensor, Tensor]
-
-
-def norms(walk: Callable[[Tensor], tuple[Tensor, Tensor]], grad: Tensor, bytes_each: int, routing: Tensor) -> Tensor:
-    """float64 [P, B]: the samples' norms, from gradients that are walked chunk by chunk.
-
-    Args:
-        walk: takes routings [p, n, 2] to the scaled gradients at ``y_0``.
-        grad: [B, ...], what all walks start from.
-        bytes_each: of the largest gradient on the way, under one routing.
-        routing: [P, n, 2]
-    """
-    result = torch.empty(len(routing), len(grad), dtype=torch.float64, device=grad.device)
-    for part, samples in in_chunks(len(routing), bytes_each, lambda part: scaling.norms(*walk(routing[part]))):
-        result[part] = samples
-    return result
+Coefficients = Sequence[tuple[float, float]]
+"""(a, c) for each of several gradients."""
 
 
 def sums_by_length(
-    walk: Callable[[int, Tensor, Tensor, Sequence[tuple[float, float]]], Scaled],
-    grad: Tensor,
-    exponent: Tensor,
+    through_block: Callable[[int, ScaledGradient, Coefficients], ScaledGradient],
+    start: ScaledGradient,
     routing: Tensor,
-) -> Scaled:
-    """``G_k <- a J_skip^T G_k + c J_residual^T G_{k-1}`` from the last block to the first: `Engine.sums_by_length`.
+) -> ScaledGradient:
+    """Walk ``G_k <- a J_skip^T G_k + c J_residual^T G_{k-1}`` from last block to first: `Walk.sums_by_length`.
 
-    What is held are n + 1 gradients before a block and behind it; a block takes all of them at once, or as many as
+    Memory holds the n + 1 gradients before a block and behind it. A block takes all of them at once, or as many as
     there is memory for beside them.
 
     Args:
-        walk: one block's routed Jacobian. Takes the block's number, scaled gradients [g, B, ...] at its output, and
-            (a, c) for each of them, to the scaled gradients at its input: first (a, 0) for each G_k, then (0, c).
-        grad, exponent: [B, ...] and int32 [B] or [1], what the walk starts from.
+        through_block: one block's routed vector-Jacobian product. Takes the block's number, scaled gradients
+            [g, B, ...] at its output, and (a, c) for each of them: first (a, 0) for each G_k, then (0, c). Returns
+            the scaled gradients at the block's input.
+        start: the scaled gradient at ``y_n``: [B, ...] and int32 [B] or [1].
         routing: [n, 2]
     """
-    sums: Scaled = (grad[None], exponent[None])
-    room = _room(grad.device)
+    sums = ScaledGradient(start.mantissa[None], start.exponent[None])
+    room = _room(start.mantissa.device)
     for i, (a, c) in reversed(list(enumerate(routing.tolist()))):
-        sums = _through_one_block(partial(walk, i), *sums, (a, c), room)
+        sums = _through_one_block(partial(through_block, i), sums, (a, c), room)
     return sums
 
 
 COPIES = 16
-"""Gradients that a block holds beside each coefficient: both terms on the way in, in the walk, on the way out, and
-what brings them to one exponent."""
+"""Gradients that a block holds in memory for each length: both terms before, within and after the walk through it,
+and those that bring them to one exponent."""
 
 
 def _room(device: torch.device) -> int | None:
-    """Bytes for a block's work: of a GPU half of what is free, elsewhere what a chunk may take anyway."""
+    """Return the bytes of memory for a block's work: half of a GPU's free memory; None for the default elsewhere."""
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
@@ -76,85 +63,89 @@ def _room(device: torch.device) -> int | None:
 
 
 def _through_one_block(
-    walk: Callable[[Tensor, Tensor, Sequence[tuple[float, float]]], Scaled],
-    grads: Tensor,
-    exponents: Tensor,
+    through_block: Callable[[ScaledGradient, Coefficients], ScaledGradient],
+    sums: ScaledGradient,
     coefficients: tuple[float, float],
     room: int | None,
-) -> Scaled:
-    count, (a, c) = len(grads), coefficients
+) -> ScaledGradient:
+    count, (a, c) = len(sums.mantissa), coefficients
 
-    def work(part: slice) -> Scaled:
-        by_skip = slice(part.start, min(part.stop, count))
-        by_residual = slice(max(part.start - 1, 0), part.stop - 1)
+    def work(lengths: range) -> ScaledGradient:
+        by_skip = slice(lengths.start, min(lengths.stop, count))
+        by_residual = slice(max(lengths.start - 1, 0), lengths.stop - 1)
         skips, residuals = by_skip.stop - by_skip.start, by_residual.stop - by_residual.start
-        # Slices, since a list of places would be a copy to the device that waits.
-        entering = [torch.cat([tensor[by_skip], tensor[by_residual]]) for tensor in (grads, exponents)]
-        walked = walk(entering[0], entering[1], [(a, 0.0)] * skips + [(0.0, c)] * residuals)
-        length = part.stop - part.start
-        skip = [_filled(tensor[:skips], behind=length - skips) for tensor in walked]
-        residual = [_filled(tensor[skips:], before=length - residuals) for tensor in walked]
-        return scaling.add((skip[0], skip[1]), (residual[0], residual[1]))
+        # Slices, since a list of indices would be a copy to the device that waits.
+        entering = (torch.cat([tensor[by_skip], tensor[by_residual]]) for tensor in sums)
+        walked = through_block(ScaledGradient(*entering), [(a, 0.0)] * skips + [(0.0, c)] * residuals)
+        skip = (_padded(tensor[:skips], behind=len(lengths) - skips) for tensor in walked)
+        residual = (_padded(tensor[skips:], before=len(lengths) - residuals) for tensor in walked)
+        return scaling.add(ScaledGradient(*skip), ScaledGradient(*residual))
 
-    parts = [done for _, done in in_chunks(count + 1, COPIES * grads[0].nbytes, work, room)]
-    return torch.cat([grad for grad, _ in parts]), torch.cat([exponent for _, exponent in parts])
+    chunks = in_chunks(range(count + 1), COPIES * sums.mantissa[0].nbytes, work, room)
+    parts = [part for _, part in chunks]
+    return ScaledGradient(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
-def _filled(tensor: Tensor, before: int = 0, behind: int = 0) -> Tensor:
-    """With so many zeros before or behind."""
+def _padded(tensor: Tensor, before: int = 0, behind: int = 0) -> Tensor:
+    """Return the tensor with that many zeros before or behind it along the first dimension."""
     zeros = (tensor.new_zeros(count, *tensor.shape[1:]) for count in (before, behind))
     return torch.cat([next(zeros), tensor, next(zeros)])
 
 
-def norms_of(grads: Tensor, exponents: Tensor) -> Tensor:
-    """float64 [G, B]: the samples' norms of scaled gradients, chunk by chunk."""
-    parts = in_chunks(len(grads), 2 * grads[:1].nbytes, lambda part: scaling.norms(grads[part], exponents[part]))
-    return torch.cat([own for _, own in parts])
+def norms_of(grads: ScaledGradient) -> Tensor:
+    """Return float64 [G, B], the samples' norms of scaled gradients, chunk by chunk."""
+
+    def work(gradients: range) -> Tensor:
+        part = slice(gradients.start, gradients.stop)
+        return scaling.norms(grads.mantissa[part], grads.exponent[part])
+
+    chunks = in_chunks(range(len(grads.mantissa)), 2 * grads.mantissa[:1].nbytes, work)
+    return torch.cat([norms for _, norms in chunks])
 
 
 @torch.no_grad()
 def routed_forward(blocks: Sequence[Block], y0: Tensor, routing: Tensor) -> Tensor:
-    """[P, B, *y_n.shape[1:]] of at least one routing [P, n, 2], through the blocks' own branches."""
-    # A copy, since a branch or a join may begin with an in-place ReLU.
-    ways = [tuple(map(tuple, coefficients)) for coefficients in routing.tolist()]
-    return torch.stack(
-        through_shared_prefixes(
-            y0, ways, lambda i, y, step: blocks[i].join(_branches(blocks[i], y.clone(), step[0], step[1]))
-        )
-    )
+    """Return [P, B, *y_n.shape[1:]] under at least one routing [P, n, 2], through the blocks' own branches."""
+
+    def apply(i: int, y: Tensor, coefficients: tuple[float, float]) -> Tensor:
+        # A copy, since a branch or a join may begin with an in-place ReLU.
+        return blocks[i].join(_branches(blocks[i], y.clone(), *coefficients))
+
+    passes = [[(a, c) for a, c in coefficients] for coefficients in routing.tolist()]
+    return torch.stack(through_shared_prefixes(y0, passes, apply))
 
 
 def through_shared_prefixes(
-    y0: Tensor, ways: Sequence[Sequence[Step]], apply: Callable[[int, Tensor, Step], Tensor]
+    y0: Tensor, passes: Sequence[Sequence[Step]], apply: Callable[[int, Tensor, Step], Tensor]
 ) -> list[Tensor]:
-    """What comes out of each way from block to block, where ways that begin alike share their beginning.
+    """Return the output of each forward pass, where passes that begin alike share their beginning.
 
     Args:
-        ways: for each way, what is done at each block; all of one length.
-        apply: takes the number of the block (from 0), its input and what is done there, to its output.
+        passes: the step of each pass at each block; all of one length.
+        apply: takes the number of the block (from 0), its input and the step there; returns the block's output.
     """
-    ends: list[Tensor] = [y0] * len(ways)
+    outputs: list[Tensor] = [y0] * len(passes)
 
     def walk(start: int, y: Tensor, together: Sequence[int]) -> None:
-        for i in range(start, len(ways[0])):
-            parting: defaultdict[Step, list[int]] = defaultdict(list)
-            for way in together:
-                parting[ways[way][i]].append(way)
-            # The largest group last, for which no input is kept: no more are then than log2 of the ways.
-            *others, (step, together) = sorted(parting.items(), key=lambda group: len(group[1]))
-            for other, own in others:
-                walk(i + 1, apply(i, y, other), own)
+        for i in range(start, len(passes[0])):
+            groups: defaultdict[Step, list[int]] = defaultdict(list)
+            for number in together:
+                groups[passes[number][i]].append(number)
+            # The largest group last, for which no input is kept: at most log2 of the passes are kept then.
+            *smaller, (step, together) = sorted(groups.items(), key=lambda group: len(group[1]))
+            for smaller_step, group in smaller:
+                walk(i + 1, apply(i, y, smaller_step), group)
             y = apply(i, y, step)
-        for way in together:
-            ends[way] = y
+        for number in together:
+            outputs[number] = y
 
-    if ways:
-        walk(0, y0, range(len(ways)))
-    return ends
+    if passes:
+        walk(0, y0, range(len(passes)))
+    return outputs
 
 
 def _branches(block: Block, y: Tensor, a: float, c: float) -> Tensor:
-    """``a skip(y) + c residual(y)``; a branch with the coefficient 0 is left out, whatever it would have given."""
+    """Return ``a skip(y) + c residual(y)``; a branch with the coefficient 0 is left out, finite or not."""
     if c == 0:
         return a * block.skip(y)
     if a == 0:

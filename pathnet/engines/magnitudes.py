@@ -1,9 +1,9 @@
-"""Powers of two that are taken out of a network's factors before a walk back.
+"""Division of a network's factors by powers of two, for backward passes along paths.
 
-Between the units of a residual module nothing is rescaled, so that a module whose weights and BN factors shrink a
-gradient by 1e-40 at once would leave nothing of it in float32, although its norm, as mantissa and power of two, is
-well in range. So the factors of such a module, and of such a skip, are divided by powers of two, which is exact, and
-what a walk gives is multiplied by them at the end.
+Kernels rescale a gradient between blocks, not between the units of a residual module: a module whose weights and BN
+factors shrink a gradient by 1e-40 would leave nothing of it in float32, although its norm, as mantissa and power of
+two, is well in range. So the factors of such a module, and of such a skip, are divided by powers of two, which is
+exact, and the results of a walk are multiplied by them at the end.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ import torch
 from torch import Tensor
 
 from pathnet import scaling
-from pathnet.engines.forms import PROJECTION, Tables
+from pathnet.engines.tables import BlockColumn, Skip, Tables, UnitColumn
 
 __all__ = ["Divided", "Magnitudes", "divided", "multiplied"]
 
 ORDINARY = 40
-"""A branch stays as it is while its factors, and their product, lie within 2^-40 and 2^40."""
+"""Maximum exponent of ordinary factors: a branch stays as it is while its factors, and their product, lie within
+2^-40 and 2^40."""
 
 FAR = 100
-"""In sums by length: from how many powers of two on the larger of a block's two branches is put above 1..."""
+"""Difference of exponents, in sums by length, above which the larger of a block's branches is lifted above 1."""
 
 LIFT = 60
-"""...and by how many, so that the smaller one stays a normal number down to 2^-160."""
+"""Powers of two of that lift, so that the smaller branch stays a normal number down to 2^-160."""
 
 
 @dataclass(frozen=True)
@@ -40,21 +41,21 @@ class Magnitudes:
     branches: Tensor
 
     def of_routing(self, routing: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the divided network is walked by in place of a routing.
+        """Return the routing of the divided network that stands for a routing of the network.
 
         Args:
             routing: [P, n, 2], the (a, c) of every block.
 
         Returns:
-            The routing of the divided network, of the same type and on the same device; and int32 [P], the powers of
-            two by which the gradients that come of it are to be multiplied.
+            A routing of the same type and on the same device; and int32 [P], the powers of two to multiply its
+            gradients by.
         """
         return self._shifted(routing, 0)
 
     def of_sums(self, routing: Tensor) -> tuple[Tensor, Tensor]:
         """Return the same for the sums by length under one routing [n, 2], with int32 [1, 1] for all sums.
 
-        Both branches of a block count there whatever their size: they may lie up to 2^160 apart.
+        Both branches of a block matter there, whatever their sizes: they may lie up to 2^160 apart.
         """
         shifted, exponents = self._shifted(routing[None], LIFT)
         return shifted[0], exponents[:, None]
@@ -72,26 +73,25 @@ class Magnitudes:
         nothing = torch.iinfo(torch.int64).min
         exponents = self.branches.expand(coefficients.shape).where(coefficients != 0, nothing)
         largest, least = exponents.amax(-1), self.branches.expand(coefficients.shape).amin(-1)
-        # A block of which neither branch counts gives zeros, whatever they are multiplied by.
+        # A block without branches gives zeros, whatever they are multiplied by.
         largest = largest.where(largest != nothing, 0)
         shift = largest - lift * ((largest - least > FAR) & (coefficients != 0).all(-1)).long()
         shifted = scaling.times_power_of_two(
             coefficients, (self.branches - shift[..., None]).clamp(-2000, 2000).int()
         )
-        # Straight to zero: kernels leave a branch out whose coefficient is zero, and may flush denormal ones.
+        # Denormal coefficients become zero: kernels may flush them, and leave out a branch whose coefficient is zero.
         shifted = shifted.where(shifted.abs() >= torch.finfo(torch.float32).tiny, 0.0)
         return shifted.to(routing.dtype).to(routing.device), shift.sum(-1).int()
 
 
 @dataclass(frozen=True)
 class Divided:
-    """A network's tables for walks back.
+    """A network's tables for backward passes, weights and scales divided by powers of two.
 
     Attributes:
-        tables: as they came, weights and scales divided.
         weights: int64 [U], the exponents of the powers of two that each unit's weights were divided by.
-        scales: int64 [U], likewise of the factors of each unit's BN; 0 where it has none.
-        magnitudes: what that comes to for the branches; None where nothing was divided.
+        scales: int64 [U], likewise for the factors of each unit's BN; 0 where it has none.
+        magnitudes: the resulting powers of two of the branches; None where nothing was divided.
     """
 
     tables: Tables
@@ -101,26 +101,30 @@ class Divided:
 
     @property
     def by_channel(self) -> Tensor:
-        """int32 [len(tables.scales)]: the exponents of each channel's factor."""
+        """int32 [len(tables.scales)], the exponents of each channel's factor."""
         exponents = torch.zeros(len(self.tables.scales), dtype=torch.int32)
         for unit, exponent in zip(self.tables.units.tolist(), self.scales.tolist(), strict=True):
-            if unit[10] >= 0:
-                exponents[unit[10] : unit[10] + unit[0]] = exponent
+            exponents[_scales_of(unit)] = exponent
         return exponents
 
 
 def divided(tables: Tables) -> Divided:
-    """Divide the factors of those branches that are no ordinary ones by powers of two: all of them by that of each
-    unit's largest, so that what lies between two units is of a size with what enters and leaves the branch."""
+    """Divide the factors of branches out of the ordinary range by powers of two.
+
+    Each unit's weights, and its BN's factors, are divided by the power of two of their largest, so that gradients
+    between two units are of the same size as those that enter and leave the branch.
+    """
     units = tables.units.tolist()
     weight_exponents = torch.zeros(len(units), dtype=torch.int64)
     scale_exponents = torch.zeros_like(weight_exponents)
     branches = torch.zeros(len(tables.blocks), 2, dtype=torch.int64)
     exponents = [_exponents(tables, unit) for unit in units]
-    for block, (first, count, skip, projection) in enumerate(tables.blocks[:, :4].tolist()):
-        module = _with_end(units, range(first, first + count))
-        shared = [first] if skip == PROJECTION else []
-        beside = _with_end(units, range(projection, projection + 1)) if skip == PROJECTION else []
+    for block, row in enumerate(tables.blocks.tolist()):
+        first, projection = row[BlockColumn.FIRST], row[BlockColumn.PROJECTION]
+        projects = row[BlockColumn.SKIP] == Skip.PROJECTION
+        module = _with_end(units, range(first, first + row[BlockColumn.COUNT]))
+        shared = [first] if projects else []
+        beside = _with_end(units, range(projection, projection + 1)) if projects else []
         factors = [exponent for unit in (*module, *beside) for exponent in exponents[unit]]
         residual = sum(sum(exponents[unit]) for unit in module)
         skipped = sum(sum(exponents[unit]) for unit in beside) + sum(exponents[unit][1] for unit in shared)
@@ -141,11 +145,11 @@ def divided(tables: Tables) -> Divided:
 
 
 def multiplied(norms: Tensor, gradients: Tensor, exponents: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what a divided walk gave, multiplied by powers of two.
+    """Return the results of a walk through the divided network, multiplied by powers of two.
 
     Args:
         norms: float64 [P, B]
-        gradients, exponents: [P, B, ...] and int32 [P, B] or [P, 1]; none of them (P = 0) where they are not wanted.
+        gradients, exponents: [P, B, ...] and int32 [P, B] or [P, 1]; empty (P = 0) where they were not requested.
         shifts: int32 [P, 1] or [1, 1], on the same device.
     """
     norms = scaling.times_power_of_two(norms, shifts.expand(norms.shape))
@@ -153,20 +157,24 @@ def multiplied(norms: Tensor, gradients: Tensor, exponents: Tensor, shifts: Tens
 
 
 def _with_end(units: Sequence[Sequence[int]], branch: range) -> list[int]:
-    """The rows of a branch, and behind them that of the BN that ends it, where there is one."""
-    ends = branch.stop < len(units) and units[branch.stop][6] == 0
+    """Return the rows of a branch, and the row of the BN that ends it, where there is one."""
+    ends = branch.stop < len(units) and units[branch.stop][UnitColumn.KERNEL] == 0
     return [*branch, *([branch.stop] if ends else [])]
 
 
 def _weights_of(unit: Sequence[int]) -> slice:
-    channels, _, _, out_channels, _, _, kernel, _, _, begin, _, _ = unit
-    return slice(begin, begin + channels * out_channels * kernel * kernel)
+    begin, kernel = unit[UnitColumn.WEIGHTS], unit[UnitColumn.KERNEL]
+    return slice(begin, begin + unit[UnitColumn.CHANNELS] * unit[UnitColumn.OUT_CHANNELS] * kernel * kernel)
+
+
+def _scales_of(unit: Sequence[int]) -> slice:
+    begin = unit[UnitColumn.SCALES]
+    return slice(begin, begin + unit[UnitColumn.CHANNELS]) if begin >= 0 else slice(0)
 
 
 def _exponents(tables: Tables, unit: Sequence[int]) -> tuple[int, int]:
-    """The powers of two just above the largest of a unit's weights and of its BN's factors; 0 where there is none."""
-    scales = tables.scales[unit[10] : unit[10] + unit[0]] if unit[10] >= 0 else tables.scales[:0]
-    return _exponent(tables.weights[_weights_of(unit)]), _exponent(scales)
+    """Return the exponents of the largest of a unit's weights and of its BN's factors; 0 where there are none."""
+    return _exponent(tables.weights[_weights_of(unit)]), _exponent(tables.scales[_scales_of(unit)])
 
 
 def _exponent(values: Tensor) -> int:

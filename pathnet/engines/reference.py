@@ -15,27 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pathnet import scaling
+from pathnet import chunks, scaling
 from pathnet.engines import fallback
-from pathnet.models.residual_net import Block, ResidualNet, Unit
-from pathnet.recording import BatchNormMode, BlockRecord, Precision, Prepared
+from pathnet.engines.engine import Job
+from pathnet.models.residual_net import Block, FusedForm, PostActivationForm, ResidualNet
+from pathnet.scaling import ScaledGradient
 
-__all__ = ["BlockInputs", "FrozenBlock", "Modules", "ReferenceEngine", "freeze"]
-
-
-@dataclass(frozen=True)
-class Modules:
-    """The blocks as they are."""
-
-    blocks: Sequence[Block]
-
-
-@dataclass(frozen=True)
-class BlockInputs:
-    """The blocks and what entered them, ``y_0`` to ``y_{n-1}``."""
-
-    modules: Sequence[Block]
-    tensors: Sequence[Tensor]
+__all__ = ["FrozenBlock", "ReferenceEngine", "ReferencePrepared", "ReferenceWalk", "freeze"]
 
 
 class ReferenceEngine:
@@ -47,148 +33,157 @@ class ReferenceEngine:
     def unavailable(self) -> str | None:
         return None
 
-    def unsupported(
-        self,
-        net: ResidualNet,
-        bn: BatchNormMode,
-        precision: Precision,
-        y0_shape: Sequence[int],
-        device: torch.device,
-    ) -> str | None:
-        return 'no precision="bfloat16"' if precision == "bfloat16" else None
+    def unsupported(self, job: Job) -> str | None:
+        return 'no precision="bfloat16"' if job.precision == "bfloat16" else None
 
-    def prepare(self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]) -> Modules:
-        return Modules(list(net.blocks))  # type: ignore[arg-type]
+    def prepare(self, job: Job) -> ReferencePrepared:
+        return ReferencePrepared(list(job.net))
 
-    def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, BlockInputs]:
-        assert isinstance(prepared, Modules)
+
+@dataclass(frozen=True)
+class ReferencePrepared:
+    """The network's blocks, as they are."""
+
+    blocks: Sequence[Block]
+
+    def most_routings(self, y0: Tensor) -> int | None:
+        return None
+
+    def record(self, y0: Tensor) -> tuple[Tensor, ReferenceWalk]:
         inputs, y = [], y0
         with torch.no_grad():
-            for block in prepared.blocks:
+            for block in self.blocks:
                 inputs.append(y)
                 y = block(y.clone())
-        return y, BlockInputs(prepared.blocks, inputs)
+        return y, ReferenceWalk(self.blocks, inputs, y.nbytes)
 
-    def routed_backward(
-        self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        assert isinstance(blocks, BlockInputs)
-        grads = grad.expand(len(routing), *grad.shape)
-        exponents = exponent.expand(len(routing), *exponent.shape)
+    def routed_forward(self, y0: Tensor, routing: Tensor) -> Tensor:
+        return fallback.routed_forward(self.blocks, y0, routing)
+
+
+@dataclass(frozen=True)
+class ReferenceWalk:
+    """The blocks and their inputs.
+
+    Attributes:
+        tensors: ``y_0`` to ``y_{n-1}``.
+        output_bytes: bytes of ``y_n``, which the walk does not keep.
+    """
+
+    blocks: Sequence[Block]
+    tensors: Sequence[Tensor]
+    output_bytes: int
+
+    @property
+    def most_routings(self) -> int | None:
+        return max(1, chunks.CHUNK_BYTES // max(1, self.output_bytes, *(tensor.nbytes for tensor in self.tensors)))
+
+    def routed_backward(self, start: ScaledGradient, routing: Tensor) -> ScaledGradient:
+        grads = ScaledGradient(*(tensor.expand(len(routing), *tensor.shape) for tensor in start))
         coefficients = routing.tolist()
-        for i in reversed(range(len(blocks.modules))):
-            ways = [own[i] for own in coefficients]
-            grads, exponents = _through(blocks.modules[i], blocks.tensors[i], grads, exponents, ways)
-        return grads, exponents
+        for i in reversed(range(len(self.blocks))):
+            grads = self._through_block(i, grads, [of_routing[i] for of_routing in coefficients])
+        return grads
 
-    def routed_backward_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
-        largest = max(tensor.nbytes for tensor in (*blocks.tensors, grad))
-        return fallback.norms(lambda part: self.routed_backward(blocks, grad, exponent, part), grad, largest, routing)
+    def norms(self, start: ScaledGradient, routing: Tensor) -> Tensor:
+        return scaling.norms(*self.routed_backward(start, routing))
 
-    def sums_by_length(
-        self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        assert isinstance(blocks, BlockInputs)
+    def sums_by_length(self, start: ScaledGradient, routing: Tensor) -> ScaledGradient:
+        return fallback.sums_by_length(self._through_block, start, routing)
 
-        def walk(
-            i: int, grads: Tensor, exponents: Tensor, ways: Sequence[tuple[float, float]]
-        ) -> tuple[Tensor, Tensor]:
-            return _through(blocks.modules[i], blocks.tensors[i], grads, exponents, ways)
+    def sums_by_length_norms(self, start: ScaledGradient, routing: Tensor) -> Tensor:
+        return fallback.norms_of(self.sums_by_length(start, routing))
 
-        return fallback.sums_by_length(walk, grad, exponent, routing)
-
-    def sums_by_length_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
-        return fallback.norms_of(*self.sums_by_length(blocks, grad, exponent, routing))
-
-    def routed_forward(self, prepared: Prepared, y0: Tensor, routing: Tensor) -> Tensor:
-        assert isinstance(prepared, Modules)
-        return fallback.routed_forward(prepared.blocks, y0, routing)
+    def _through_block(
+        self, i: int, grads: ScaledGradient, coefficients: Sequence[Sequence[float]]
+    ) -> ScaledGradient:
+        return _through(self.blocks[i], self.tensors[i], grads, coefficients)
 
 
 LIFT = {torch.float32: 100, torch.float64: 900}
-"""By how many powers of two a gradient is lifted that a block would take out of its type's range."""
+"""The power of two that lifts a gradient which a block would take out of its type's range."""
 
 
 def _through(
-    block: Block, x: Tensor, grads: Tensor, exponents: Tensor, coefficients: Sequence[Sequence[float]]
-) -> tuple[Tensor, Tensor]:
-    """One block's routed Jacobian, from its output to its input.
+    block: Block, x: Tensor, grads: ScaledGradient, coefficients: Sequence[Sequence[float]]
+) -> ScaledGradient:
+    """Return one block's routed vector-Jacobian products, from its output to its input.
 
-    Inside the block nothing is rescaled. Where hardly anything is left of a gradient, or it is not finite, it goes
+    Inside the block nothing is rescaled. A gradient of which hardly anything is left, or which is not finite, goes
     through once more, lifted or lowered by a power of two: a block may shrink it by 2^200 in float32.
 
     Args:
-        grads, exponents: scaled gradients [P, B, ...], and int32 [P, B] or [P, 1].
-        coefficients: P times (a, c) or (a, c, gate).
+        grads: scaled gradients at the output: mantissa [P, B, ...], exponent int32 [P, B] or [P, 1].
+        coefficients: (a, c) or (a, c, gate) for each of the P gradients.
 
     Returns:
-        Scaled gradients and exponents of the same kind, the largest magnitudes brought to [1/2, 1).
+        Scaled gradients at the input, the largest magnitudes brought to [1/2, 1).
     """
+    mantissas, exponents = grads
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         # Copies, since a branch or a join may begin with an in-place ReLU.
         skip, residual = block.branches(x.clone())
         z = (skip + residual).detach().requires_grad_()
         y = block.join(z.clone())
-        asked = max(map(len, coefficients), default=0)
-        branches = (skip, residual, *([block.gated(x.clone())] if asked > 2 else []))
+        count = max(map(len, coefficients), default=0)
+        branches = (skip, residual, *([block.gated(x.clone())] if count > 2 else []))
 
-    def walked(grad: Tensor, own: Sequence[float]) -> Tensor:
+    def product(grad: Tensor, factors: Sequence[float]) -> Tensor:
         (grad,) = torch.autograd.grad(y, z, grad, retain_graph=True)
         parts = [
-            coefficient * torch.autograd.grad(branch, x, grad, retain_graph=True)[0]
-            for coefficient, branch in zip(own, branches, strict=True)
-            if coefficient != 0 and branch is not None
+            factor * torch.autograd.grad(branch, x, grad, retain_graph=True)[0]
+            for factor, branch in zip(factors, branches, strict=True)
+            if factor != 0 and branch is not None
         ]
         return sum(parts[1:], parts[0]) if parts else torch.zeros_like(x)
 
-    if len(grads) == 0:
-        return grads.new_zeros(0, *x.shape), exponents
-    through = torch.stack([walked(*pair) for pair in zip(grads, coefficients, strict=True)])
-    lift = LIFT[grads.dtype]
-    largest = scaling.largest(through, exponents)
-    lost = (largest < 2.0 ** (-lift // 2)) & (scaling.largest(grads, exponents) > 0)
+    if len(mantissas) == 0:
+        return ScaledGradient(mantissas.new_zeros(0, *x.shape), exponents)
+    products = torch.stack([product(*pair) for pair in zip(mantissas, coefficients, strict=True)])
+    lift = LIFT[mantissas.dtype]
+    largest = scaling.largest(products, exponents)
+    lost = (largest < 2.0 ** (-lift // 2)) & (scaling.largest(mantissas, exponents) > 0)
     lifts = torch.where(torch.isfinite(largest), lift * lost.int(), -lift)
     for path in lifts.any(1).nonzero().flatten().tolist():
-        again = walked(
-            scaling.times_power_of_two(grads[path], scaling.beside(lifts[path], grads[path])), coefficients[path]
-        )
+        lifted = scaling.times_power_of_two(mantissas[path], scaling.beside(lifts[path], mantissas[path]))
+        again = product(lifted, coefficients[path])
         better = torch.isfinite(scaling.largest(again[None], exponents[path : path + 1]))[0]
         lifts[path] = lifts[path].where(better, 0)
-        through[path] = torch.where(scaling.beside(lifts[path], again) != 0, again, through[path])
-    return scaling.rescale(through.detach(), exponents - lifts)
+        products[path] = torch.where(scaling.beside(lifts[path], again) != 0, again, products[path])
+    return scaling.rescale(products.detach(), exponents - lifts)
 
 
 class FrozenBlock(Block):
-    """A fused block at a recorded point: ReLU is a multiplication with its bits, BN an affine map.
+    """A fused block at a recorded point: ReLU is a multiplication by its bits, BN an affine map.
 
     Args:
-        block: one with a `fused_form`, BN in evaluation mode.
+        block: a block whose `form` is a `FusedForm`, BN in evaluation mode.
         bits: for each unit the recorded ReLU bits, bool [B, C, H, W].
     """
 
     def __init__(self, block: Block, bits: Sequence[Tensor]) -> None:
         super().__init__()
-        form = block.fused_form()
-        if form is None or len(form.units) != len(bits):
+        form = block.form()
+        if not isinstance(form, FusedForm) or len(form.units) != len(bits):
             raise ValueError("bits: expected one tensor for each unit of a block that has a fused form")
-        self.form, self.bits = form, bits
+        self.frozen, self.bits = form, bits
 
     def _unit(self, position: int, x: Tensor) -> Tensor:
-        unit: Unit = self.form.units[position]
+        unit = self.frozen.units[position]
         return torch.as_tensor(unit.bn(x)) * self.bits[position].to(x.dtype)
 
     def skip(self, x: Tensor) -> Tensor:
-        if self.form.projection is not None:
-            return torch.as_tensor(self.form.projection(self._unit(0, x)))
-        if not self.form.pad:
+        if self.frozen.projection is not None:
+            return torch.as_tensor(self.frozen.projection(self._unit(0, x)))
+        if not self.frozen.pad:
             return x
-        stride = math.prod(unit.conv.stride[0] for unit in self.form.units)
-        extra_channels = self.form.units[-1].conv.out_channels - x.shape[1]
+        stride = math.prod(unit.conv.stride[0] for unit in self.frozen.units)
+        extra_channels = self.frozen.units[-1].conv.out_channels - x.shape[1]
         return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, extra_channels))
 
     def residual(self, x: Tensor) -> Tensor:
-        for position, unit in enumerate(self.form.units):
+        for position, unit in enumerate(self.frozen.units):
             x = unit.conv(self._unit(position, x))
         return x
 
@@ -197,21 +192,21 @@ class FrozenPostBlock(Block):
     """A post-activation block at a recorded point, as `FrozenBlock` is a pre-activation one.
 
     Args:
-        bits: of its ReLUs in the order of the forward pass, the join's last.
+        bits: the bits of its ReLUs in the order of the forward pass, the join's last.
     """
 
     def __init__(self, block: Block, bits: Sequence[Tensor]) -> None:
         super().__init__()
-        form = block.post_activation_form()
-        if form is None or len(form.convs) != len(bits):
+        form = block.form()
+        if not isinstance(form, PostActivationForm) or len(form.convs) != len(bits):
             raise ValueError("bits: expected one tensor for each ReLU of a block that has a post-activation form")
-        self.form, self.bits, self.skip_connection = form, bits, block.skip
+        self.frozen, self.bits, self.skip_connection = form, bits, block.skip
 
     def skip(self, x: Tensor) -> Tensor:
         return self.skip_connection(x)
 
     def residual(self, x: Tensor) -> Tensor:
-        for position, (conv, bn) in enumerate(zip(self.form.convs, self.form.bns, strict=True)):
+        for position, (conv, bn) in enumerate(zip(self.frozen.convs, self.frozen.bns, strict=True)):
             x = bn(conv(x * self.bits[position - 1].to(x.dtype) if position else x))
         return x
 
@@ -220,18 +215,18 @@ class FrozenPostBlock(Block):
 
 
 def freeze(net: ResidualNet, bits: Sequence[Sequence[Tensor]]) -> ResidualNet:
-    """The network as the affine map that it is around one recorded batch, in float64.
+    """Return the network as the affine map that it is around one recorded batch, in float64.
 
     The reference walks on it in place of the network when it judges another engine's walk: on the bits that
     the other engine recorded, since one flipped bit would otherwise outweigh all rounding.
 
     Args:
-        net: in evaluation mode, every block with a form that fused engines know.
+        net: a network in evaluation mode, every block with a form that fused engines know.
         bits: the recorded ReLU bits, ``bits[block][unit]``, bool [B, C, H, W].
     """
     net = copy.deepcopy(net).double()
     blocks = [
-        FrozenBlock(block, own) if block.post_activation_form() is None else FrozenPostBlock(block, own)
-        for block, own in zip(net, bits, strict=True)
+        (FrozenPostBlock if isinstance(block.form(), PostActivationForm) else FrozenBlock)(block, bits_of_block)
+        for block, bits_of_block in zip(net, bits, strict=True)
     ]
     return ResidualNet(net.stem, blocks, net.head)

@@ -1,8 +1,7 @@
-"""An engine's check of itself, before its first use on a network of some form in a process: against the reference.
+"""A check of an engine against the reference, once a process for the networks of one form, before their first use.
 
-It runs the kernels that the network itself will run: on a small network of the network's distinct blocks, one after
-the other, with weights of its own and few images, small ones where that changes no kernel, so that it needs less
-memory than the network does.
+The check runs the kernels that the network itself will run, on a small network of the network's distinct blocks with
+random weights. It takes few images, and small ones where that changes no kernel: less memory than the network's.
 """
 
 from __future__ import annotations
@@ -10,167 +9,158 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pathnet import scaling
-from pathnet.engines.forms import blocks_of, post_activation
+from pathnet.engines.engine import Engine, Job, Prepared, Walk
+from pathnet.engines.forms import post_activation
 from pathnet.engines.reference import ReferenceEngine, freeze
-from pathnet.models.residual_net import Block, FusedForm, PostActivationForm, ResidualNet
+from pathnet.models.residual_net import Block, Form, ResidualNet
 from pathnet.recording import BatchNormMode, Precision, snapshot
+from pathnet.scaling import ScaledGradient
 
-if TYPE_CHECKING:
-    from pathnet.engines import Engine
-
-__all__ = ["Ahead", "disagreement", "trial_run"]
+__all__ = ["Ahead", "FusedEngine", "disagreement", "trial_run"]
 
 TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 2e-2}
-"""How far a sample's norm may lie from the reference's."""
+"""Maximum relative error of a sample's norm."""
 
 LEAST_VALUES = 45
-"""Of a channel, where statistics are a batch's: of fewer, what they leave of a gradient is rounding."""
+"""Minimum number of values of a channel where statistics are a batch's: with fewer, rounding is what they leave of a
+gradient."""
 
 MOST_PIXELS = 128
-"""Kernels whose tiles hold several small images are compiled for the images' pixels, as a power of two; this is the
-most that a tile holds."""
+"""Maximum number of pixels in a tile. Kernels whose tiles hold several small images are compiled for the images'
+number of pixels, rounded up to a power of two."""
 
 Ahead = Callable[[Callable[[], object]], object]
-"""Takes a piece of work and gets ready what it needs, see `pathnet.engines.triton.ahead.compile_for`."""
+"""Compiles what a piece of work launches, before it runs; see `pathnet.engines.triton.ahead.compile_for`."""
 
-_found: dict[Hashable, str | None] = {}
+_reasons: dict[Hashable, str | None] = {}
+"""The reasons found in this process, by engine and form."""
+
+
+class FusedWalk(Walk, Protocol):
+    """A walk that keeps the ReLU bits."""
+
+    def bits(self) -> list[list[Tensor]]:
+        """Return the recorded ReLU bits, ``[block][ReLU]``, bool [B, C, H, W]; of post-activation blocks the join's
+        last."""
+
+
+class FusedPrepared(Prepared, Protocol):
+    def record(self, y0: Tensor) -> tuple[Tensor, FusedWalk]: ...
+
+
+class FusedEngine(Engine, Protocol):
+    """An engine with kernels of its own, whose walks can be judged on the ReLU bits that they keep."""
+
+    def prepare(self, job: Job) -> FusedPrepared: ...
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """What an engine is tried on, on the CPU.
+    """The input of a check, on the CPU.
 
     Attributes:
         net: in float32.
         y0: [B, C_0, H_0, W_0]
-        grad, exponent: the scaled gradient at ``y_n``.
+        start: the scaled gradient at ``y_n``.
         routing: [4, n, 2]
     """
 
     net: ResidualNet
     bn: BatchNormMode
     y0: Tensor
-    grad: Tensor
-    exponent: Tensor
+    start: ScaledGradient
     routing: Tensor
 
 
 @dataclass(frozen=True)
 class _Results:
-    """What an engine makes of a trial: norms and gradients along routings, forward passes, and ReLU bits."""
+    """An engine's results on a trial: norms and gradients along routings, forward passes, and ReLU bits."""
 
     y: Tensor
     bits: list[list[Tensor]]
     norms: Tensor
-    gradients: tuple[Tensor, Tensor]
+    gradients: ScaledGradient
     outputs: Tensor
 
 
-def disagreement(
-    engine: Engine,
-    net: ResidualNet,
-    bn: BatchNormMode,
-    precision: Precision,
-    y0_shape: Sequence[int],
-    device: torch.device,
-    ahead: Ahead | None = None,
-    small: bool = True,
-) -> str | None:
-    """What is wrong with an engine whose record has ``bits()`` on blocks of the network's forms, or None; found out
-    once a process for the same forms.
+def disagreement(engine: FusedEngine, job: Job, ahead: Ahead | None = None, small: bool = True) -> str | None:
+    """Return what is wrong with the engine on blocks of the network's forms, or None; checked once a process for the
+    same forms.
 
     Args:
-        net: of which blocks are copied.
-        y0_shape: (C_0, H_0, W_0)
-        ahead: gets ready what a piece of the engine's work needs, before it is done.
-        small: whether smaller images than the network's may take the same kernels.
+        job: the job whose blocks are copied.
+        ahead: compiles what a piece of the engine's work launches, before it runs.
+        small: whether images smaller than the network's may run the same kernels.
     """
-    blocks = _distinct(net)
-    channels, height, width = y0_shape
-    shape = _small_shape(blocks, y0_shape) if small else (channels, height, width)
-    key = engine.name, tuple(map(_form_of, blocks)), shape, bn, precision, device
-    if key not in _found:
-        _found[key] = _check(engine, _trial(blocks, bn, shape), precision, device, ahead)
-    return _found[key]
+    blocks = _distinct(job.net)
+    channels, height, width = job.y0_shape
+    shape = _small_shape(blocks, job.y0_shape) if small else (channels, height, width)
+    key = engine.name, tuple(map(_key_of, blocks)), shape, job.bn, job.precision, job.device
+    if key not in _reasons:
+        _reasons[key] = _check(engine, _trial(blocks, job.bn, shape), job, ahead)
+    return _reasons[key]
 
 
-def trial_run(
-    engine: Engine,
-    net: ResidualNet,
-    bn: BatchNormMode,
-    precision: Precision,
-    y0_shape: Sequence[int],
-    device: torch.device,
-) -> Callable[[], object]:
-    """The engine's part of its check, of which nothing is judged: what it launches can be compiled ahead."""
-    blocks = _distinct(net)
-    trial = _trial(blocks, bn, _small_shape(blocks, y0_shape))
-    return lambda: _run(engine, trial, precision, device)
+def trial_run(engine: FusedEngine, job: Job) -> Callable[[], object]:
+    """Return the engine's part of its check, which judges nothing: for compiling ahead what it launches."""
+    blocks = _distinct(job.net)
+    trial = _trial(blocks, job.bn, _small_shape(blocks, job.y0_shape))
+    return lambda: _run(engine, trial, job)
 
 
 def _distinct(net: ResidualNet) -> list[Block]:
-    """The network's blocks, without those that leave the shape as it is and have come before in the same form."""
+    """Return the network's blocks, without those that keep the shape and repeat the form of an earlier block."""
     blocks: list[Block] = []
     before: set[Hashable] = set()
-    for block in blocks_of(net):
-        form = _form_of(block)
-        convs = _module_of(block)
-        keeps_shape = convs[0].in_channels == convs[-1].out_channels and _stride(block) == 1
-        # The first block of post-activation ones has no ReLU before it.
-        if not blocks or form not in before or not keeps_shape:
+    for block in net:
+        key, convs = _key_of(block), _form_of(block).convs
+        keeps_shape = convs[0].in_channels == convs[-1].out_channels and all(conv.stride[0] == 1 for conv in convs)
+        # The first of post-activation blocks has no ReLU before it.
+        if not blocks or key not in before or not keeps_shape:
             blocks.append(block)
             if len(blocks) > 1 or not post_activation(net):
-                before.add(form)
+                before.add(key)
     return blocks
 
 
-def _form_of(block: Block) -> Hashable:
-    form = _form(block)
-    projection = None if form.projection is None else _sizes(form.projection)
-    return type(form).__name__, *map(_sizes, _module_of(block)), projection, form.pad
-
-
-def _form(block: Block) -> FusedForm | PostActivationForm:
-    form = block.post_activation_form() or block.fused_form()
+def _form_of(block: Block) -> Form:
+    form = block.form()
     assert form is not None
     return form
 
 
-def _module_of(block: Block) -> list[nn.Conv2d]:
-    form = _form(block)
-    return list(form.convs) if isinstance(form, PostActivationForm) else [unit.conv for unit in form.units]
+def _key_of(block: Block) -> Hashable:
+    form = _form_of(block)
+    projection = None if form.projection is None else _sizes(form.projection)
+    return type(form).__name__, *map(_sizes, form.convs), projection, form.pad
 
 
 def _sizes(conv: nn.Conv2d) -> Hashable:
     return conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding
 
 
-def _stride(block: Block) -> int:
-    return math.prod(conv.stride[0] for conv in _module_of(block))
-
-
 def _small_shape(blocks: Sequence[Block], y0_shape: Sequence[int]) -> tuple[int, int, int]:
-    """(C_0, H, W), no larger than the network's own, of the smallest images that take the same kernels throughout."""
-    channels, own_height, own_width = y0_shape
-    strides = [conv.stride[0] for block in blocks for conv in _module_of(block)]
-    classes = _pixel_classes(strides, own_height, own_width)
-    for width in range(1, own_width):
-        # Not square, or rows and columns could be mixed up.
-        height = min(own_height, -(-3 * width // 4))
+    """Return (C_0, H, W) of the smallest images, no larger than the network's, that run the same kernels."""
+    channels, full_height, full_width = y0_shape
+    strides = [conv.stride[0] for block in blocks for conv in _form_of(block).convs]
+    classes = _pixel_classes(strides, full_height, full_width)
+    for width in range(1, full_width):
+        # Not square: an exchange of rows and columns would not be noticed.
+        height = min(full_height, -(-3 * width // 4))
         if _pixel_classes(strides, height, width) == classes:
             return channels, height, width
-    return channels, own_height, own_width
+    return channels, full_height, full_width
 
 
 def _pixel_classes(strides: Sequence[int], height: int, width: int) -> list[int]:
-    """For which number of pixels kernels are compiled, image after image."""
+    """Return the number of pixels that the kernels of each convolution are compiled for."""
     classes = []
     for stride in (1, *strides):
         height, width = -(-height // stride), -(-width // stride)
@@ -181,27 +171,27 @@ def _pixel_classes(strides: Sequence[int], height: int, width: int) -> list[int]
 def _trial(blocks: Sequence[Block], bn: BatchNormMode, shape: tuple[int, int, int]) -> _Trial:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(0)
-        copies = [_drawn_anew(copy.deepcopy(block).cpu()) for block in blocks]
+        copies = [_randomize(copy.deepcopy(block).cpu()) for block in blocks]
         net = snapshot(ResidualNet(nn.Identity(), copies, nn.Identity()), bn, torch.float32)
         with torch.no_grad():
-            made = net(torch.zeros(2, *shape)).shape[1:]
-        batch = max(3, -(-LEAST_VALUES // math.prod(made[1:]))) if bn == "batch" else 3
-        y0, grad, routing = torch.randn(batch, *shape), torch.randn(batch, *made), torch.randn(4, net.n, 2)
+            out_shape = net(torch.zeros(2, *shape)).shape[1:]
+        batch = max(3, -(-LEAST_VALUES // math.prod(out_shape[1:]))) if bn == "batch" else 3
+        y0, grad, routing = torch.randn(batch, *shape), torch.randn(batch, *out_shape), torch.randn(4, net.n, 2)
         exponent = torch.zeros(batch if bn == "running" else 1, dtype=torch.int32)
-    # Both branches, and of every block each alone.
+    # Both branches, then each branch of each block alone.
     routing[0] = 1.0
     for parity in (0, 1):
         routing[1 + parity, parity::2, 1] = 0.0
         routing[1 + parity, 1 - parity :: 2, 0] = 0.0
     if post_activation(net):
-        # Of a skip alone, which is above zero, the sum's ReLU would leave nothing to compare.
+        # A skip alone is above zero: a negative coefficient would leave nothing behind the sum's ReLU to compare.
         routing[..., 0].abs_()
-    return _Trial(net, bn, y0, grad, exponent, routing)
+    return _Trial(net, bn, y0, ScaledGradient(grad, exponent), routing)
 
 
 @torch.no_grad()
-def _drawn_anew(block: Block) -> Block:
-    """The block with random weights, and statistics that leave no factor at 0 or 1."""
+def _randomize(block: Block) -> Block:
+    """Give the block random weights, and statistics that leave no factor at 0 or 1."""
     for module in block.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -217,11 +207,9 @@ def _drawn_anew(block: Block) -> Block:
     return block
 
 
-def _check(
-    engine: Engine, trial: _Trial, precision: Precision, device: torch.device, ahead: Ahead | None
-) -> str | None:
+def _check(engine: FusedEngine, trial: _Trial, job: Job, ahead: Ahead | None) -> str | None:
     def work() -> _Results:
-        return _run(engine, trial, precision, device)
+        return _run(engine, trial, job)
 
     try:
         if ahead is not None:
@@ -231,49 +219,54 @@ def _check(
         raise
     except Exception as failure:
         return f"its check of itself failed ({(str(failure).splitlines() or [type(failure).__name__])[0]})"
-    if not error <= TOLERANCE[precision]:
-        return f"it disagrees with the reference on a small input (relative error {error:.1g} in {precision})"
+    if not error <= TOLERANCE[job.precision]:
+        return f"it disagrees with the reference on a small input (relative error {error:.1g} in {job.precision})"
     return None
 
 
-def _run(engine: Engine, trial: _Trial, precision: Precision, device: torch.device) -> _Results:
-    y0, routing = trial.y0.to(device), trial.routing
-    prepared = engine.prepare(copy.deepcopy(trial.net).to(device), trial.bn, precision, y0.shape[1:])
-    y, blocks = engine.record(prepared, y0)
-    start = blocks, trial.grad.to(device), trial.exponent.to(device), routing
+def _run(engine: FusedEngine, trial: _Trial, job: Job) -> _Results:
+    y0, routing = trial.y0.to(job.device), trial.routing
+    net = copy.deepcopy(trial.net).to(job.device)
+    prepared = engine.prepare(replace(job, net=net, y0_shape=y0.shape[1:]))
+    y, walk = prepared.record(y0)
+    start = ScaledGradient(*(tensor.to(job.device) for tensor in trial.start))
     return _Results(
         y,
-        blocks.bits(),  # type: ignore[attr-defined]
-        engine.routed_backward_norms(*start),
-        engine.routed_backward(*start),
-        engine.routed_forward(prepared, y0, routing),
+        walk.bits(),
+        walk.norms(start, routing),
+        walk.routed_backward(start, routing),
+        prepared.routed_forward(y0, routing),
     )
 
 
 def _largest_error(trial: _Trial, results: _Results) -> float:
-    """Of samples' norms and gradients along the routings, and of forward passes; NaN where there is one."""
-    bn, y0, routing = trial.bn, trial.y0.double(), trial.routing.double()
-    reference, norms = ReferenceEngine(), results.norms.cpu()
+    """Return the largest relative error of samples' norms and gradients along the routings, and of forward passes;
+    NaN where one is NaN."""
+    y0, routing, norms = trial.y0.double(), trial.routing.double(), results.norms.cpu()
+
+    def prepared(net: ResidualNet) -> Prepared:
+        return ReferenceEngine().prepare(Job(net, trial.bn, "float64", y0.shape[1:], y0.device))
+
     frozen = freeze(trial.net, [[bit.cpu() for bit in bits] for bits in results.bits])
-    expected_y, inputs = reference.record(reference.prepare(frozen, bn, "float64", y0.shape[1:]), y0)
-    walked = reference.routed_backward(inputs, trial.grad.double(), trial.exponent, routing)
-    expected = scaling.norms(*walked)
-    exact = reference.prepare(copy.deepcopy(trial.net).double(), bn, "float64", y0.shape[1:])
-    expected_outputs = reference.routed_forward(exact, y0, routing)
+    expected_y, walk = prepared(frozen).record(y0)
+    start = trial.start._replace(mantissa=trial.start.mantissa.double())
+    expected = scaling.norms(*walk.routed_backward(start, routing))
+    expected_outputs = prepared(copy.deepcopy(trial.net).double()).routed_forward(y0, routing)
     errors = [
         _relative(norms - expected, expected),
         _relative(scaling.norms(*results.gradients).cpu() - expected, expected),
-        _relative(_sizes_of((results.y.cpu() - expected_y)[None]), _sizes_of(expected_y[None])),
-        _relative(_sizes_of(results.outputs.cpu() - expected_outputs), _sizes_of(expected_outputs)),
+        _relative(_norms_of((results.y.cpu() - expected_y)[None]), _norms_of(expected_y[None])),
+        _relative(_norms_of(results.outputs.cpu() - expected_outputs), _norms_of(expected_outputs)),
     ]
     return float(torch.stack(errors).max())
 
 
-def _sizes_of(tensors: Tensor) -> Tensor:
-    """[P], the norms of [P, ...]."""
+def _norms_of(tensors: Tensor) -> Tensor:
+    """Return [P], the norms of [P, ...]."""
     return torch.as_tensor(tensors.flatten(1).norm(dim=1))
 
 
 def _relative(difference: Tensor, expected: Tensor) -> Tensor:
-    """[], the largest; where nothing is expected, as of a sample whose ReLUs let nothing through, the difference."""
+    """Return [], the largest relative difference; an absolute one where 0 is expected, as of a sample whose ReLUs let
+    nothing through."""
     return (difference.abs() / expected.where(expected > 0, 1.0)).max()

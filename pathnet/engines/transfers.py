@@ -1,4 +1,4 @@
-"""Copies from the host to a device that wait for nothing."""
+"""Copies from the host to a device that do not wait."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["to_device"]
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A copy that waits for nothing that the device has been asked for before, as one of pageable memory does."""
+    """Return a copy that waits for no work on the device, as a copy of pageable memory would."""
     if values.device == device:
         return values
     pinned = device.type == "cuda" and values.device.type == "cpu"

@@ -21,8 +21,8 @@ from pathnet.engines.fallback import through_shared_prefixes
 from pathnet.full_precision import full_precision
 from pathnet.lesion.networks import BATCH, Lesion, Scaled, check_lesions, lesioned_as, recalibrated, reorder
 from pathnet.models.residual_net import Block, ResidualNet, check_net
+from pathnet.recorder import Recorder
 from pathnet.recording import BatchNormMode, snapshot
-from pathnet.tape import Recorder
 
 __all__ = ["BatchNormPolicy", "Errors", "Take", "errors", "factored", "in_type", "spread"]
 

@@ -75,7 +75,7 @@ class HighwayBlock(PreactBlock):
     def lesioned(self, x: Tensor) -> Tensor:
         return PreactBlock.skip(self, x)
 
-    def fused_form(self) -> FusedForm | None:
+    def form(self) -> FusedForm | None:
         return None
 
 

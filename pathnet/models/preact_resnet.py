@@ -120,7 +120,7 @@ class PreactBlock(Block):
         torch.as_tensor(self.convs[-1].weight).mul_(self.survival)
         self.survival = 1.0
 
-    def fused_form(self) -> FusedForm | None:
+    def form(self) -> FusedForm | None:
         if not self.training and self.survival != 1:
             return None
         units = tuple(Unit(bn, conv) for bn, conv in zip(self.bns, self.convs, strict=True))  # type: ignore[arg-type]

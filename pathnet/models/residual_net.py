@@ -14,6 +14,7 @@ from pathnet.models.coefficients import Coefficient, check_coefficients, known_a
 
 __all__ = [
     "Block",
+    "Form",
     "FusedForm",
     "PostActivationForm",
     "ResidualNet",
@@ -45,6 +46,11 @@ class FusedForm:
     projection: nn.Conv2d | None = None
     pad: bool = False
 
+    @property
+    def convs(self) -> tuple[nn.Conv2d, ...]:
+        """The convolutions of the residual module, in the order of the forward pass."""
+        return tuple(unit.conv for unit in self.units)
+
 
 @dataclass(frozen=True)
 class PostActivationForm:
@@ -59,6 +65,10 @@ class PostActivationForm:
     projection: nn.Conv2d | None = None
     projection_bn: nn.BatchNorm2d | None = None
     pad: bool = False
+
+
+Form = FusedForm | PostActivationForm
+"""The forms of blocks that fused engines know."""
 
 
 class Block(nn.Module):
@@ -129,12 +139,8 @@ class Block(nn.Module):
     def settle(self) -> None:
         """Called on copies in evaluation mode that are not trained any more: constants may go into weights."""
 
-    def fused_form(self) -> FusedForm | None:
-        """The block in the form that fused engines know, or None where it has no such form."""
-        return None
-
-    def post_activation_form(self) -> PostActivationForm | None:
-        """The other form that fused engines know, or None where it has no such form."""
+    def form(self) -> Form | None:
+        """Return the block as fused engines read it, or None where they have no form for it."""
         return None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class PostactBlock(Block):
     def join(self, z: Tensor) -> Tensor:
         return F.relu(z)
 
-    def post_activation_form(self) -> PostActivationForm | None:
+    def form(self) -> PostActivationForm:
         convs, bns = tuple(self.convs), tuple(self.bns)
         return PostActivationForm(convs, bns, self.projection, self.projection_bn, self.pad)  # type: ignore[arg-type]
 

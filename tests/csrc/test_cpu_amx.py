@@ -25,11 +25,18 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {**inherited, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.parametrize(("file", "at_least"), [("test_native.py", 50), ("test_cpu_engine.py", 20)])
-def test_what_other_instruction_sets_pass(file: str, at_least: int, environment: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("files", "at_least"),
+    [
+        (["test_walks_back.py", "test_walks_forward.py", "test_any_walk.py", "test_packed_plan.py"], 50),
+        (["test_cpu_engine.py"], 20),
+    ],
+    ids=["walks", "engine"],
+)
+def test_what_other_instruction_sets_pass(files: list[str], at_least: int, environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "-k", "amx"]
     done = subprocess.run(
-        [*command, f"tests/engines/cpu/{file}"],
+        [*command, *(f"tests/engines/cpu/{file}" for file in files)],
         cwd=ROOT,
         env=environment,
         capture_output=True,

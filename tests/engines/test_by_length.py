@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.cases import SMALL, Case, random_net, shaken
+from helpers.judging import reference_walk
 from helpers.oracles import detach_loop, forward_gradient, in_float64, krawtchouk, relative_error
 from helpers.tolerances import EXACT_WALK, FLOAT32_SAMPLE_NORM
 from torch import Tensor, nn
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 import pathnet
 from pathnet import gradients, scaling
 from pathnet.engines import reference
-from pathnet.engines.reference import ReferenceEngine, freeze
 from pathnet.models import Block, ResidualNet, preact_resnet
 
 SERVES = {"reference": ["running", "batch"], "cpu": ["running", "batch"]}
@@ -143,9 +143,9 @@ def test_few_coefficients_at_a_time_are_the_same(together: int, monkeypatch: pyt
     whole, norms = tape.gradient_by_length(), tape.squared_norms_by_length(1)
     taken = []
     walked = reference._through
-    monkeypatch.setattr(reference, "_through", lambda *given: taken.append(len(given[2])) or walked(*given))
+    monkeypatch.setattr(reference, "_through", lambda *given: taken.append(len(given[3])) or walked(*given))
     # Of the largest gradient, that at the output of the last block; those before it are of other sizes.
-    monkeypatch.setattr("pathnet.chunks.CHUNK_BYTES", together * 4 * tape._record.grad.nbytes)
+    monkeypatch.setattr("pathnet.chunks.CHUNK_BYTES", together * 4 * tape._record.start.mantissa.nbytes)
     assert torch.equal(tape.gradient_by_length(), whole)
     assert max(taken) <= 2 * together and len(taken) > tape.n
     assert torch.equal(tape.squared_norms_by_length(1), norms)
@@ -172,15 +172,8 @@ def test_random_networks(engine: str, seed: int) -> None:
 def walked_on_its_bits(tape: pathnet.Tape) -> Tensor:
     """The gradients along all paths in float64, on the ReLU bits that a fused engine recorded: [2^n, B, ...]."""
     routing = pathnet.paths.routing(codes(tape.n))
-    return scaling.value(*ReferenceEngine().routed_backward(*on_its_bits(tape), routing))
-
-
-def on_its_bits(tape: pathnet.Tape) -> tuple[Any, Tensor, Tensor]:
-    record, engine = tape._record, ReferenceEngine()
-    blocks: Any = record.blocks
-    frozen, y0 = freeze(record.net, blocks.bits()), record.y0.double()
-    _, inputs = engine.record(engine.prepare(frozen, blocks.bn, "float64", y0.shape[1:]), y0)
-    return inputs, record.grad.double(), record.exponent
+    walk, start = reference_walk(tape)
+    return scaling.value(*walk.routed_backward(start, routing))
 
 
 @pytest.mark.parametrize(("engine", "bn"), JOBS)
@@ -190,9 +183,9 @@ def test_each_block_has_its_own_coefficients(engine: str, bn: str) -> None:
     tape = recorded(engine, case.net(), *case.images(), bn)
     routing = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     routing[1, 0] = routing[4, 1] = 0
-    walk = tape._engine.sums_by_length, tape._engine.sums_by_length_norms
-    record = tape._record
-    sums, norms = (own(record.blocks, record.grad, record.exponent, routing.to(record.grad.dtype)) for own in walk)
+    walk, start = tape._record.walk, tape._record.start
+    here = routing.to(start.mantissa.dtype)
+    sums, norms = walk.sums_by_length(start, here), walk.sums_by_length_norms(start, here)
     net, (images, labels) = case.net(), case.images()
     weights = torch.where(codes(6) > 0, routing[:, 1], routing[:, 0]).prod(1)
     paths = [detach_loop(net, images, labels, code, bn) for code in codes(6)]
@@ -299,7 +292,8 @@ def test_weak_modules_keep_the_digits_of_every_length(engine: str, bn: str) -> N
     for k, expected in zip((0, 54), tape.path_gradient_norms(ends.long()), strict=True):
         assert sums[k] == pytest.approx(expected.item(), rel=tolerance(engine), abs=0)
     if engine not in PRECISION and bn == "running":
-        walked = ReferenceEngine().sums_by_length(*on_its_bits(tape), torch.ones(54, 2))
+        walk, start = reference_walk(tape)
+        walked = walk.sums_by_length(start, torch.ones(54, 2))
         torch.testing.assert_close(sums, scaling.combine(scaling.norms(*walked)), rtol=FLOAT32_SAMPLE_NORM, atol=0)
 
 
@@ -336,7 +330,7 @@ def all_signs(n: int) -> Tensor:
 @pytest.mark.parametrize(("engine", "bn"), JOBS)
 def test_the_mean_over_all_signs_is_the_sum_of_squares(engine: str, case: Case, bn: str, at: str) -> None:
     tape = recorded(engine, case.net(), *case.images(), bn, at)
-    draws = gradients.squared_norms_by_length(tape._engine, tape._record, all_signs(tape.n), at)  # type: ignore[arg-type]
+    draws = gradients.squared_norms_by_length(tape._record, all_signs(tape.n), at)  # type: ignore[arg-type]
     expected = every_path(case, bn, at)[1]
     torch.testing.assert_close(draws.mean(0), expected, rtol=tolerance(engine), atol=0)
     assert draws.shape == (2**tape.n, tape.n + 1) and (draws[:, 1:-1].std(0) > 1e-3 * expected[1:-1]).all()
@@ -347,7 +341,7 @@ def test_so_is_it_of_eight_numbers() -> None:
     weights = torch.linspace(-1.5, 2, 8, dtype=torch.float64)
     net, images, target = scalars(weights.tolist(), batch=1)
     tape = pathnet.record(net, images, target, engine="reference", precision="float64", loss=total)
-    draws = gradients.squared_norms_by_length(tape._engine, tape._record, all_signs(8), "y0")
+    draws = gradients.squared_norms_by_length(tape._record, all_signs(8), "y0")
     along = torch.where(codes(8) > 0, weights, 1.0).prod(1)
     expected = torch.zeros(9, dtype=torch.float64).index_add(0, codes(8).sum(1), along.square())
     torch.testing.assert_close(draws.mean(0), expected, rtol=EXACT_WALK, atol=0)
@@ -357,7 +351,7 @@ def test_so_is_it_of_eight_numbers() -> None:
 def test_and_of_ten_blocks_where_an_engine_is_quick(engine: str) -> None:
     net, images, labels = ten_blocks()
     tape = recorded(engine, net, images, labels)
-    draws = gradients.squared_norms_by_length(tape._engine, tape._record, all_signs(10), "y0")
+    draws = gradients.squared_norms_by_length(tape._record, all_signs(10), "y0")
     expected = added_up(10, tree(net, images, labels, "running"))[1]
     torch.testing.assert_close(draws.mean(0), expected, rtol=tolerance(engine), atol=0)
 

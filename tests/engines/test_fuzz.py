@@ -212,6 +212,10 @@ BLOCK = {"kernels": (3, 3), "widths": (4, 4), "stride": 2, "shortcut": "pad"}
 SIZES = {"kernels": ("widths",)}
 
 
+def _job() -> engines.Job:
+    return engines.Job(_net(), "running", "float32", (2, 4, 4), torch.device("cpu"))
+
+
 @cache
 def calls() -> dict[str, Call]:
     net, pair = _net, lambda: (_images(), _labels())
@@ -265,15 +269,16 @@ def calls() -> dict[str, Call]:
         "Ranking.agreement": _of(_ranking().agreement),
         "fused_residual": _of(nn.fused_residual, block=lambda: next(iter(_net())), x=lambda: torch.ones(2, 2, 4, 4)),
         "available": _of(engines.available),
-        "choose": _of(
-            engines.choose,
-            name="auto",
+        "Job": _of(
+            engines.Job,
             net=net,
             bn="running",
             precision="float32",
             y0_shape=(2, 4, 4),
             device=lambda: torch.device("cpu"),
         ),
+        "choose": _of(engines.choose, name="auto", job=_job),
+        "refusals": _of(engines.refusals, job=_job),
         "preact_resnet": _of(models.preact_resnet, depth=8, width=2),
         "preact_resnet_imagenet": _of(models.preact_resnet_imagenet, depth=50, width=1),
         "resnet": _of(models.resnet, depth=8, width=2),

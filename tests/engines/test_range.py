@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import pathnet
 from pathnet import native, scaling
 from pathnet.engines import magnitudes
-from pathnet.engines.forms import tables
+from pathnet.engines.tables import UnitColumn, tables
 from pathnet.models import ResidualNet
 
 GROWTH = {"running": 20, "batch": 0}
@@ -94,7 +94,7 @@ def test_relu_bits_of_the_faintest_activations_are_those_of_float64(factor: floa
     images, labels = Case("basic", 14).images()
     tape, exact = pathnet.record(net, images, labels, bn=bn, engine="cpu"), in_float64(net, bn)
     y = exact.stem(images.double())
-    for block, bits in zip(exact.blocks, tape._record.blocks.bits(), strict=True):  # type: ignore[attr-defined]
+    for block, bits in zip(exact.blocks, tape._record.walk.bits(), strict=True):  # type: ignore[attr-defined]
         x = y
         for norm, conv, recorded in zip(block.bns, block.convs, bits, strict=True):
             z = norm(x)
@@ -116,11 +116,11 @@ def test_dividing_is_by_powers_of_two_and_leaves_ordinary_networks_alone(seed: i
         back = magnitudes.divided(whole)
         units = whole.units.tolist()
         for unit, weight, scale in zip(units, back.weights.tolist(), back.scales.tolist(), strict=True):
-            begin, count = unit[9], unit[0] * unit[3] * unit[6] ** 2
-            part = slice(begin, begin + count)
+            channels, begin = unit[UnitColumn.CHANNELS], unit[UnitColumn.WEIGHTS]
+            part = slice(begin, begin + channels * unit[UnitColumn.OUT_CHANNELS] * unit[UnitColumn.KERNEL] ** 2)
             assert torch.equal(back.tables.weights[part].double() * 2.0**weight, whole.weights[part].double())
-            if unit[10] >= 0:
-                part = slice(unit[10], unit[10] + unit[0])
+            if unit[UnitColumn.SCALES] >= 0:
+                part = slice(unit[UnitColumn.SCALES], unit[UnitColumn.SCALES] + channels)
                 assert torch.equal(back.tables.scales[part].double() * 2.0**scale, whole.scales[part].double())
 
 
@@ -256,7 +256,7 @@ def test_dividing_changes_no_bit_of_an_ordinary_network(
     plain = pathnet.record(net, images, labels, bn=bn, engine="cpu", precision=precision)
     monkeypatch.setattr(magnitudes, "ORDINARY", -1)
     back = pathnet.record(net, images, labels, bn=bn, engine="cpu", precision=precision)
-    assert back._record.blocks.magnitudes is not None  # type: ignore[attr-defined]
+    assert back._record.walk.magnitudes is not None  # type: ignore[attr-defined]
     assert torch.equal(plain.path_gradient_norms(b, per_sample=True), back.path_gradient_norms(b, per_sample=True))
     assert torch.equal(plain.path_gradients(b), back.path_gradients(b))
 

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from pathnet import native
 from pathnet.engines import cuda, self_check
-from pathnet.engines.cuda import CudaEngine, refusal
+from pathnet.engines.cuda import CudaEngine, CudaPrepared, CudaWalk, ops, refusal
+from pathnet.engines.engine import Job
+from pathnet.engines.tables import UnitColumn
 from pathnet.models import PreactBlock, ResidualNet, preact_resnet, preact_resnet_imagenet, resnet
 from pathnet.recording import Precision, snapshot
+from pathnet.scaling import ScaledGradient
 
 CPU = torch.device("cpu")
 
@@ -24,13 +27,17 @@ on_the_twin = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 def check(
     net: ResidualNet, shape: tuple[int, int, int], precision: Precision = "float32", engine: CudaEngine | None = None
 ) -> str | None:
-    own = snapshot(net, "running", torch.float32)
-    return self_check.disagreement(engine or CudaEngine(), own, "running", precision, shape, CPU, small=False)
+    job = job_of(snapshot(net, "running", torch.float32), shape, precision)
+    return self_check.disagreement(engine or CudaEngine(), job, small=False)
+
+
+def job_of(net: ResidualNet, shape: tuple[int, int, int], precision: Precision = "float32") -> Job:
+    return Job(net, "running", precision, shape, CPU)
 
 
 @pytest.fixture(autouse=True)
 def nothing_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(self_check, "_found", {})
+    monkeypatch.setattr(self_check, "_reasons", {})
 
 
 @pytest.mark.parametrize(
@@ -87,7 +94,7 @@ def test_a_routing_that_nothing_comes_through_is_no_disagreement() -> None:
     blocks = [PreactBlock(1, (3, 3), (2, 1), 1, "pad"), PreactBlock(1, (3, 3), (3, 3), 2, "projection")]
     net = ResidualNet(torch.nn.Identity(), blocks, torch.nn.Identity())
     trial = self_check._trial(self_check._distinct(net), "running", (1, 1, 5))
-    results = self_check._run(CudaEngine(), trial, "float32", CPU)
+    results = self_check._run(CudaEngine(), trial, job_of(net, (1, 1, 5)))
     nothing = results.outputs.flatten(1).norm(dim=1) == 0
     assert nothing.any()
     assert check(net, (1, 1, 5)) is None
@@ -98,8 +105,8 @@ def test_a_routing_that_nothing_comes_through_is_no_disagreement() -> None:
 @on_the_twin
 def test_networks_of_the_same_forms_are_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded: list[int] = []
-    right = CudaEngine.record
-    monkeypatch.setattr(CudaEngine, "record", lambda *given: recorded.append(1) or right(*given))  # type: ignore[func-returns-value]
+    right = CudaPrepared.record
+    monkeypatch.setattr(CudaPrepared, "record", lambda *given: recorded.append(1) or right(*given))  # type: ignore[func-returns-value]
     for net, shape in (
         (preact_resnet(8, 4), (4, 8, 8)),
         (preact_resnet(8, 4), (4, 8, 8)),
@@ -119,6 +126,8 @@ def scaled(factor: float) -> Callable[..., Any]:
             result = right(*given)
             if isinstance(result, Tensor):
                 return result * factor
+            if isinstance(result, ScaledGradient):
+                return result._replace(mantissa=result.mantissa * factor)
             return result[0] * factor, *result[1:]
 
         return wrong
@@ -127,9 +136,17 @@ def scaled(factor: float) -> Callable[..., Any]:
 
 
 @on_the_twin
-@pytest.mark.parametrize("part", ["record", "routed_backward_norms", "routed_backward", "routed_forward"])
-def test_each_part_that_is_wrong_is_noticed(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CudaEngine, part, scaled(1.03)(getattr(CudaEngine, part)))
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        (CudaPrepared, "record"),
+        (CudaWalk, "norms"),
+        (CudaWalk, "routed_backward"),
+        (CudaPrepared, "routed_forward"),
+    ],
+)
+def test_each_part_that_is_wrong_is_noticed(kind: type, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kind, part, scaled(1.03)(getattr(kind, part)))
     said = check(preact_resnet(8, 4), (4, 8, 8))
     assert said == "it disagrees with the reference on a small input (relative error 0.03 in float32)"
 
@@ -140,11 +157,11 @@ def test_what_is_wrong_in_blocks_of_the_networks_own_width_is_noticed(monkeypatc
     right = cuda.tables
 
     def wrong(net: ResidualNet, *job: Any) -> Any:
-        own = right(net, *job)
-        for channels, *_, offset in own.units[:, [0, 1, 9]].tolist():
+        made = right(net, *job)
+        for channels, offset in made.units[:, [UnitColumn.CHANNELS, UnitColumn.WEIGHTS]].tolist():
             if channels == 24:
-                own.weights[offset] += 1.0
-        return own
+                made.weights[offset] += 1.0
+        return made
 
     monkeypatch.setattr(cuda, "tables", wrong)
     assert check(preact_resnet(20), (16, 8, 8)) is None
@@ -157,7 +174,7 @@ def test_an_engine_that_fails_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
     def fails(*given: object) -> Tensor:
         raise RuntimeError("an illegal memory access was encountered\nand more")
 
-    monkeypatch.setattr(CudaEngine, "routed_backward_norms", fails)
+    monkeypatch.setattr(CudaWalk, "norms", fails)
     said = check(preact_resnet(8, 4), (4, 8, 8))
     assert said == "its check of itself failed (an illegal memory access was encountered)"
 
@@ -173,7 +190,7 @@ def test_the_check_needs_no_more_shared_memory_than_the_network(
     fitting = 0
     for width, side in ((4, 4), (4, 8), (4, 16), (8, 6), (8, 12), (16, 6), (16, 16)):
         net = preact_resnet(8, width)
-        if refusal(net, (width, side, side), precision, kilobytes << 10) is None:
+        if refusal(job_of(net, (width, side, side), precision), kilobytes << 10) is None:
             assert check(net, (width, side, side), precision) is None, (width, side)
             fitting += 1
     assert fitting > 0
@@ -193,12 +210,13 @@ def test_the_check_runs_the_forms_of_the_networks_programs(
 
     def noted(engine: CudaEngine, trial: Any, *job: Any) -> None:
         for copied, images in ((net, shape), (trial.net, trial.y0.shape[1:])):
-            network = CudaEngine().prepare(copied, "running", precision, images)
-            forms.append([native.cuda_form(walk.program) for walk in (network.backward, network.forward)])
+            network = CudaEngine().prepare(job_of(copied, images, precision))
+            forms.append([ops.cuda_form(program.host) for program in (network.backward, network.forward)])
 
     monkeypatch.setattr(self_check, "_check", noted)
     monkeypatch.setattr(CudaEngine, "shared_bytes", lambda self, device: kilobytes << 10)
-    assert CudaEngine().unsupported(net, "running", precision, shape, torch.device("cuda")) is None
+    job = replace(job_of(net, shape, precision), device=torch.device("cuda"))
+    assert CudaEngine().unsupported(job) is None
     assert forms[0] == forms[1]
 
 
@@ -207,7 +225,7 @@ def test_what_is_to_be_got_ready_is_the_work_itself() -> None:
     done: list[str] = []
 
     class Engine(CudaEngine):
-        def record(self, *given: Any) -> Any:
+        def prepare(self, job: Job) -> CudaPrepared:
             done.append("work")
             raise ValueError("no further")
 
@@ -217,6 +235,7 @@ def test_what_is_to_be_got_ready_is_the_work_itself() -> None:
         done.append("ready")
 
     net = snapshot(preact_resnet(8, 4), "running", torch.float32)
-    job: Any = (net, "running", "float32", (4, 8, 8), CPU)
-    assert self_check.disagreement(Engine(), *job, ahead) == "its check of itself failed (no further)"
+    assert (
+        self_check.disagreement(Engine(), job_of(net, (4, 8, 8)), ahead) == "its check of itself failed (no further)"
+    )
     assert done == ["work", "ready", "work"]

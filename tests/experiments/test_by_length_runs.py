@@ -81,7 +81,7 @@ def test_a_draw_has_its_own_signs_on_every_batch(whole: results.Run) -> None:
     for batch, draw in ((0, 0), (3, 1)):
         tape = pathnet.record(small_net(), *small_data().random_batch(4, 0, batch), engine="reference")
         signs = pathnet.paths.signs(N, 1, 0, batch * MOST_DRAWS + draw)
-        expected = gradients.squared_norms_by_length(tape._engine, tape._record, signs, "y0")[0]
+        expected = gradients.squared_norms_by_length(tape._record, signs, "y0")[0]
         own = [row.squared_norm for row in rows if (row.batch, row.draw) == (batch, draw)]
         assert own == pytest.approx(expected.tolist(), rel=1e-9, abs=0)
     drawn = {tuple(pathnet.paths.signs(N, 1, 0, b * MOST_DRAWS + j)[0].tolist()) for b in range(5) for j in range(2)}
@@ -178,7 +178,9 @@ def test_what_is_not_finite_is_never_recorded(plan: PathGradients, tmp_path: Pat
 
     def broken(recorder: pathnet.Recorder, images: torch.Tensor, target: torch.Tensor) -> pathnet.Tape:
         tape = record(recorder, images, target)
-        tape._recorded = dataclasses.replace(tape._record, grad=tape._record.grad * torch.nan)
+        start = tape._record.start
+        nowhere = start._replace(mantissa=start.mantissa * torch.nan)
+        tape._recorded = dataclasses.replace(tape._record, start=nowhere)
         return tape
 
     monkeypatch.setattr(pathnet.Recorder, "__call__", broken)

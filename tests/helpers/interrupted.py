@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import pathnet
-from pathnet import native
+from pathnet.engines.cpu import ops
 from pathnet.models import PreactBlock, ResidualNet
 
 CHANNELS, SIDE, BLOCKS = 32, 8, 200
@@ -198,17 +198,17 @@ def bare() -> dict[str, Any]:
     """What the op itself gives, and whether the next call is told of it."""
     walks = Walks("running")
     call = sized(walks.norms, SMALL["norms"], LONG_S)
-    wrapped = native.routed_backward
-    native.routed_backward = wrapped.__wrapped__  # type: ignore[attr-defined]
+    wrapped = ops.cpu_backward_running
+    ops.cpu_backward_running = wrapped.__wrapped__  # type: ignore[attr-defined]
     with signalled(signal.SIGINT):
         try:
             call()
         except RuntimeError as error:
             message = str(error).splitlines()[0]
-    native.routed_backward = wrapped
+    ops.cpu_backward_running = wrapped
     walks.norms(2)()
     try:
-        native.routed_backward(*[torch.zeros(1)] * 7, True)
+        ops.cpu_backward_running(*[torch.zeros(1)] * 7, True)
     except RuntimeError as error:
         return {"message": message, "next": type(error).__name__}
     raise AssertionError("an op took arguments of wrong shapes")

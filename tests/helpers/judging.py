@@ -19,8 +19,10 @@ from helpers.tolerances import (
     FLOAT32_SAMPLE_NORM,
 )
 from pathnet import scaling
+from pathnet.engines.engine import Job, Walk
 from pathnet.engines.reference import ReferenceEngine, freeze
 from pathnet.models import PostactBlock, PreactBlock, ResidualNet
+from pathnet.scaling import ScaledGradient
 
 TOLERANCES = {
     "float32": (FLOAT32_BATCH_NORM, FLOAT32_SAMPLE_NORM, FLOAT32_SAMPLE_NORM),
@@ -29,44 +31,47 @@ TOLERANCES = {
 """Of a batch norm, a sample's norm, and a sample's gradient."""
 
 
-def truth(tape: pathnet.Tape, routing: Tensor) -> tuple[Tensor, Tensor]:
-    """The reference's scaled walk on the tape's own ReLU bits and incoming gradient."""
-    record, engine = tape._record, ReferenceEngine()
-    recorded: Any = record.blocks
+def reference_walk(tape: pathnet.Tape) -> tuple[Walk, ScaledGradient]:
+    """Return the reference's walk on the tape's ReLU bits, in float64, and the gradient that the tape's walks start
+    from."""
+    record = tape._record
+    recorded: Any = record.walk
     frozen, y0 = freeze(record.net, recorded.bits()), record.y0.double()
-    _, blocks = engine.record(engine.prepare(frozen, recorded.bn, "float64", y0.shape[1:]), y0)
-    return engine.routed_backward(blocks, record.grad.double(), record.exponent, routing.to(record.grad).double())
+    _, walk = ReferenceEngine().prepare(Job(frozen, recorded.bn, "float64", y0.shape[1:], y0.device)).record(y0)
+    return walk, record.start._replace(mantissa=record.start.mantissa.double())
 
 
-def truth_sums(tape: pathnet.Tape, routing: Tensor) -> tuple[Tensor, Tensor]:
+def truth(tape: pathnet.Tape, routing: Tensor) -> ScaledGradient:
+    """The reference's scaled walk on the tape's own ReLU bits and incoming gradient."""
+    walk, start = reference_walk(tape)
+    return walk.routed_backward(start, routing.to(tape._record.start.mantissa).double())
+
+
+def truth_sums(tape: pathnet.Tape, routing: Tensor) -> ScaledGradient:
     """The scaled sums by length under one routing [n, 2]: of small networks as sums over all paths, of others by the
     reference's own walk on the tape's record."""
     if tape.n > 6:
-        record, engine = tape._record, ReferenceEngine()
-        recorded: Any = record.blocks
-        frozen, y0 = freeze(record.net, recorded.bits()), record.y0.double()
-        _, blocks = engine.record(engine.prepare(frozen, recorded.bn, "float64", y0.shape[1:]), y0)
-        return engine.sums_by_length(blocks, record.grad.double(), record.exponent, routing.double())
+        walk, start = reference_walk(tape)
+        return walk.sums_by_length(start, routing.double())
     codes = pathnet.paths.enumerate_all(tape.n)
     grad, exponent = truth(tape, pathnet.paths.routing(codes) * routing.double().cpu())
     every, lengths = scaling.value(grad, exponent), codes.sum(1)
     sums = torch.stack([every[lengths == k].sum(0) for k in range(tape.n + 1)])
-    return sums, exponent.new_zeros(len(sums), exponent.shape[1])
+    return ScaledGradient(sums, exponent.new_zeros(len(sums), exponent.shape[1]))
 
 
 def check_sums(tape: pathnet.Tape, routing: Tensor, precision: str) -> None:
     """Each length's sum of each sample as a vector, and its norm; as far off as the paths of a length may be."""
-    record, tolerance = tape._record, TOLERANCES[precision][2]
-    own = record.blocks, record.grad, record.exponent, routing.to(record.grad)
-    walked = tape._engine.sums_by_length(*own)
-    expected, norms = scaling.value(*truth_sums(tape, routing)), tape._engine.sums_by_length_norms(*own)
-    torch.testing.assert_close(norms, scaling.norms(*walked), rtol=1e-6, atol=0)
-    actual = scaling.value(*walked)
+    walk, start, tolerance = tape._record.walk, tape._record.start, TOLERANCES[precision][2]
+    routing_here = routing.to(start.mantissa)
+    sums, norms = walk.sums_by_length(start, routing_here), walk.sums_by_length_norms(start, routing_here)
+    torch.testing.assert_close(norms, scaling.norms(*sums), rtol=1e-6, atol=0)
+    actual, expected = scaling.value(*sums), scaling.value(*truth_sums(tape, routing))
     assert actual.shape[0] == tape.n + 1
-    for made, true in zip(actual.flatten(0, 1), expected.flatten(0, 1), strict=True):
+    for measured, true in zip(actual.flatten(0, 1), expected.flatten(0, 1), strict=True):
         # Of a size whose squares stay in range.
         size = true.abs().max().where(true.any(), 1.0)
-        assert relative_error(made / size, true / size) < tolerance
+        assert relative_error(measured / size, true / size) < tolerance
 
 
 def check(tape: pathnet.Tape, routing: Tensor, precision: str, gradients: bool = True) -> tuple[Tensor, Tensor]:
@@ -74,17 +79,17 @@ def check(tape: pathnet.Tape, routing: Tensor, precision: str, gradients: bool =
     grad, exponent = truth(tape, routing)
     expected = scaling.norms(grad, exponent)
     _, sample_tolerance, gradient_tolerance = TOLERANCES[precision]
-    record = tape._record
-    norms = tape._engine.routed_backward_norms(record.blocks, record.grad, record.exponent, routing.to(record.grad))
+    walk, start = tape._record.walk, tape._record.start
+    norms = walk.norms(start, routing.to(start.mantissa))
     torch.testing.assert_close(norms, expected, rtol=sample_tolerance, atol=0)
     if not gradients:
         return norms, expected
-    walked = tape._engine.routed_backward(record.blocks, record.grad, record.exponent, routing.to(record.grad))
+    walked = walk.routed_backward(start, routing.to(start.mantissa))
     torch.testing.assert_close(scaling.norms(*walked), norms, rtol=1e-6, atol=0)
     # As mantissas, whose squares stay in range.
-    for own, other in zip(scaling.value(walked[0], walked[1] - exponent), grad, strict=True):
-        for sample, true in zip(own, other, strict=True):
-            assert relative_error(sample, true) < gradient_tolerance
+    measured = scaling.value(walked.mantissa, walked.exponent - exponent)
+    for measured_grad, true_grad in zip(measured.flatten(0, 1), grad.flatten(0, 1), strict=True):
+        assert relative_error(measured_grad, true_grad) < gradient_tolerance
     return norms, expected
 
 

@@ -25,10 +25,12 @@ from triton import knobs  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 import pathnet  # noqa: E402
+from pathnet.engines.engine import Job  # noqa: E402
 from pathnet.engines.self_check import trial_run  # noqa: E402
 from pathnet.engines.triton import TritonEngine, ahead  # noqa: E402
 from pathnet.models import ResidualNet, preact_resnet, resnet  # noqa: E402
 from pathnet.recording import BatchNormMode, snapshot  # noqa: E402
+from pathnet.scaling import ScaledGradient  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -84,21 +86,24 @@ def willing_gpu(launcher: Any) -> ahead.AbsentGpu:
     return gpu
 
 
+def job(net: ResidualNet, bn: BatchNormMode, channels: int, side: int) -> Job:
+    return Job(snapshot(net, bn, torch.float32), bn, "bfloat16", (channels, side, side), CPU)
+
+
 def walk(net: ResidualNet, bn: BatchNormMode, batch: int, side: int) -> None:
     """A record and norms, as a user's first number takes them."""
-    engine, by_batch = TritonEngine(), bn == "batch"
     channels = 4 if isinstance(net.stem, torch.nn.Identity) else net.stem_weight().shape[0]
-    prepared = engine.prepare(snapshot(net, bn, torch.float32), bn, "bfloat16", (channels, side, side))
-    y, blocks = engine.record(prepared, torch.ones(batch, channels, side, side))
+    prepared = TritonEngine().prepare(job(net, bn, channels, side))
+    y, walk = prepared.record(torch.ones(batch, channels, side, side))
     paths = torch.cat([pathnet.paths.one_of_each_length(net.n), torch.eye(net.n, dtype=torch.uint8)])
-    exponent = torch.zeros(1 if by_batch else batch, dtype=torch.int32)
-    engine.routed_backward_norms(blocks, y, exponent, pathnet.paths.routing(paths))
+    exponent = torch.zeros(1 if bn == "batch" else batch, dtype=torch.int32)
+    walk.norms(ScaledGradient(y, exponent), pathnet.paths.routing(paths))
 
 
 def beside_the_check(net: ResidualNet, bn: BatchNormMode, side: int) -> dict[str, Any]:
     """The kernels of a check of itself, and which others the network itself takes."""
     channels = net.stem_weight().shape[0]
-    work = trial_run(TritonEngine(), snapshot(net, bn, torch.float32), bn, "bfloat16", (channels, side, side), CPU)
+    work = trial_run(TritonEngine(), job(net, bn, channels, side))
     checked = ahead.missing_for(work)
     others = set(ahead.missing_for(lambda: walk(net, bn, 128, side))) - set(checked)
     return {"checked": len(checked), "others": sorted(kernel.name for kernel in others)}

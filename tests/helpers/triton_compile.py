@@ -41,7 +41,6 @@ from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 import pathnet.engines.triton  # noqa: E402
-from pathnet.engines.forms import blocks_of  # noqa: E402
 from pathnet.engines.triton import arrivals, configurations, dgrad, forward, wgrad  # noqa: E402
 from pathnet.engines.triton.launch import Tile  # noqa: E402
 from pathnet.engines.triton.network import TritonNetwork, block_network, network_of  # noqa: E402
@@ -51,7 +50,7 @@ from pathnet.engines.triton.routed_backward import routed_backward, routed_backw
 from pathnet.engines.triton.routed_forward import routed_forward  # noqa: E402
 from pathnet.engines.triton.training import block_backward, block_forward, kept_for  # noqa: E402
 from pathnet.models import PreactBlock, ResidualNet, preact_resnet, resnet  # noqa: E402
-from pathnet.models.residual_net import Block  # noqa: E402
+from pathnet.models.residual_net import Block, FusedForm  # noqa: E402
 from pathnet.recording import BatchNormMode, Precision  # noqa: E402
 
 TARGETS = {
@@ -203,14 +202,14 @@ def drive() -> None:
     walk(last(resnet(8)), 16, "batch", "float32", both)
     route(packed(last(resnet(8)), 16, "batch", "float32"), alone)
     record(last(resnet(8, shortcut="projection")), 16, "batch", "bfloat16")
-    train(list(blocks_of(shallow)), 32, torch.bfloat16)
-    train(list(blocks_of(shallow)), 32, torch.float32)
-    train(list(blocks_of(last(shallow).eval())), 16, torch.bfloat16)
+    train(list(shallow), 32, torch.bfloat16)
+    train(list(shallow), 32, torch.float32)
+    train(list(last(shallow).eval()), 16, torch.bfloat16)
 
 
 def last(net: ResidualNet) -> ResidualNet:
     """The last block alone."""
-    *_, block = blocks_of(net)
+    *_, block = net
     return ResidualNet(torch.nn.Conv2d(3, 1, 1), [block], torch.nn.Identity())
 
 
@@ -238,12 +237,10 @@ def packed(net: ResidualNet, side: int, bn: BatchNormMode, precision: Precision)
 
 def channels_of(net: ResidualNet) -> int:
     """Of ``y_0``."""
-    block = next(blocks_of(net))
-    post, form = block.post_activation_form(), block.fused_form()
-    if post is not None:
-        return post.convs[0].in_channels
+    block = next(iter(net))
+    form = block.form()
     assert form is not None
-    return form.units[0].conv.in_channels
+    return form.convs[0].in_channels
 
 
 def record(net: ResidualNet, side: int, bn: BatchNormMode, precision: Precision) -> None:
@@ -279,8 +276,8 @@ def walk(
 def train(blocks: list[Block], side: int, dtype: torch.dtype) -> None:
     """Each forward and back, to its parameters as well; in evaluation with running statistics."""
     for block in blocks:
-        form = block.fused_form()
-        assert form is not None
+        form = block.form()
+        assert isinstance(form, FusedForm)
         norms, convolutions = [unit.bn for unit in form.units], [unit.conv for unit in form.units]
         x = torch.ones(BATCH, convolutions[0].in_channels, side, side, dtype=dtype)
         network = block_network(

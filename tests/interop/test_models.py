@@ -21,7 +21,7 @@ from originals import BY_ID, ORIGINALS, Original, logits, loss, truth, without  
 
 import pathnet  # noqa: E402
 from pathnet import native  # noqa: E402
-from pathnet.models import ResidualNet  # noqa: E402
+from pathnet.models import PostActivationForm, ResidualNet  # noqa: E402
 
 FLOAT32_INSIDE = 1e-6
 """Llama's RMSNorm computes in float32 whatever the weights are; elsewhere all of the original is float64."""
@@ -236,10 +236,10 @@ def of_post_activation() -> list[Original]:
 def test_post_activation_blocks_are_recognised(original: Original) -> None:
     _, net = adapted(original)
     for block, residual in zip(net, original.residuals, strict=True):
-        form = block.post_activation_form()
+        form = block.form()
         if form is not None:
             assert len(form.convs) == len(form.bns) == len(residual.own) // 2
-    recognised = [block.post_activation_form() is not None for block in net]
+    recognised = [isinstance(block.form(), PostActivationForm) for block in net]
     # An average pooling before the projection (the d of 26d) has no such form.
     expected = [original.id != "timm-resnet26d" or i % 2 == 1 or i == 0 for i in range(net.n)]
     assert recognised == expected

@@ -31,7 +31,7 @@ from helpers.tolerances import EXACT_WALK, FLOAT32_BATCH_NORM
 from torch import Tensor, nn
 
 import pathnet
-from pathnet.models import PostActivationForm
+from pathnet.models import FusedForm, PostActivationForm
 
 BY_NAME = {stranger.name: stranger for stranger in STRANGERS}
 
@@ -59,8 +59,8 @@ def test_our_own_networks_are_found_as_they_are(case: Case) -> None:
         )
         torch.testing.assert_close(fast, same, rtol=FLOAT32_BATCH_NORM, atol=0)
     for found_block, block in zip(net, own, strict=True):
-        found_form, form = found_block.fused_form(), block.fused_form()
-        assert found_form is not None and form is not None
+        found_form, form = found_block.form(), block.form()
+        assert isinstance(found_form, FusedForm) and isinstance(form, FusedForm)
         units = zip(found_form.units, form.units, strict=True)
         assert all(unit.conv is other.conv and unit.bn is other.bn for unit, other in units)
         assert (found_form.projection is None) == (form.projection is None) and found_form.pad == form.pad
@@ -87,25 +87,25 @@ def test_a_strangers_pre_activation_blocks_go_through_the_fast_engine(bn: str) -
 
 
 def test_post_activation_forms() -> None:
-    forms = [block.post_activation_form() for block in found("basic")]
+    forms = [block.form() for block in found("basic")]
     assert all(isinstance(form, PostActivationForm) for form in forms)
     model = BY_NAME["basic"].model()
     net = pathnet.adapt(model, BY_NAME["basic"].batch()[0])
     for block, own in zip(net, model.layer1, strict=True):
-        form = block.post_activation_form()
-        assert form is not None and block.fused_form() is None
+        form = block.form()
+        assert isinstance(form, PostActivationForm)
         assert form.convs == (own.conv1, own.conv2) and form.bns == (own.bn1, own.bn2)
         expected = (None, None) if own.downsample is None else tuple(own.downsample)
         assert (form.projection, form.projection_bn) == expected and not form.pad
-    assert [len(block.post_activation_form().convs) for block in found("bottleneck")] == [3, 3, 3]
-    padded = [block.post_activation_form() for block in found("zero padding")]
+    assert [len(block.form().convs) for block in found("bottleneck")] == [3, 3, 3]
+    padded = [block.form() for block in found("zero padding")]
     assert [form is not None and form.pad for form in padded] == [False, True, False, False]
     # Channels around the image's own are no padding that engines know.
     assert [form is None for form in padded] == [False, False, False, True]
     model = BY_NAME["control flow"].model()
     exported = pathnet.adapt(model, BY_NAME["control flow"].batch()[0])
     assert exported.traced_by == "torch.export"
-    forms = [block.post_activation_form() for block in exported]
+    forms = [block.form() for block in exported]
     assert [len(form.convs) for form in forms] == [1, 2, 1]
     # Modules of torch are the model's own again.
     assert forms[0].convs[0] is model.layer1[0].conv and forms[1].bns[1] is model.layer1[1].bn2
@@ -117,11 +117,11 @@ def test_hooks_and_live_dropout_take_a_block_its_form() -> None:
     model = PreactResNet([Preactivated(4, 4), hooked], 4, 4).train()
     model.layers[0].bn2 = nn.Sequential(nn.Dropout(0.5), model.layers[0].bn2)
     net = pathnet.adapt(model, torch.randn(2, 3, 9, 9))
-    assert [block.fused_form() is None for block in net] == [True, False]
+    assert [block.form() is None for block in net] == [True, False]
     net.eval()
-    assert [block.fused_form() is None for block in net] == [False, False]
+    assert [block.form() is None for block in net] == [False, False]
     hooked.conv1.register_forward_hook(lambda _, __, output: 2 * output)
-    assert [block.fused_form() is None for block in net] == [False, True]
+    assert [block.form() is None for block in net] == [False, True]
 
 
 @pytest.mark.parametrize("bn", ["running", "batch"])
@@ -143,13 +143,13 @@ def test_a_strangers_post_activation_blocks_go_through_the_fast_engine(name: str
     assert "engine cpu: serves" in str(net)
 
 
-def test_which_blocks_among_others_have_a_post_activation_form() -> None:
+def test_which_blocks_among_others_have_a_form() -> None:
     torch.manual_seed(0)
     net = pathnet.adapt(ResNet([Parallel(4), Basic(4, 4)], 4, 4))
-    assert [block.post_activation_form() is None for block in net] == [True, False]
+    assert [block.form() is None for block in net] == [True, False]
     copied = copy.deepcopy(net)
-    assert [block.post_activation_form() is None for block in copied] == [True, False]
-    assert copied.blocks[1].post_activation_form().convs[0] is not net.blocks[1].post_activation_form().convs[0]
+    assert [block.form() is None for block in copied] == [True, False]
+    assert copied.blocks[1].form().convs[0] is not net.blocks[1].form().convs[0]
 
 
 def test_additions_that_are_no_residual_connections() -> None:
@@ -324,7 +324,7 @@ def test_named_blocks_are_traced_one_by_one() -> None:
     for blocks in (["first", "second"], [model.first, model.second], [model.first, "second"]):
         net = pathnet.adapt(model, x, blocks=blocks)
         assert net.traced_by == "torch.fx" and [block.name for block in net] == ["first", "second"]
-        assert all(block.post_activation_form() is not None for block in net)
+        assert all(isinstance(block.form(), PostActivationForm) for block in net)
     assert set(net.parameters()) == set(model.parameters())
 
 

@@ -267,15 +267,15 @@ def test_every_path_of_a_network_with_stochastic_depth(bn: Any, shortcut: Any) -
 
 def test_a_block_has_a_fused_form_only_where_it_needs_no_factor() -> None:
     net = preact_resnet(8, 4, survival=0.5)
-    assert all(block.fused_form() is not None for block in net.train())
-    assert all(block.fused_form() is None for block in net.eval())
+    assert all(block.form() is not None for block in net.train())
+    assert all(block.form() is None for block in net.eval())
     x = net.stem(torch.randn(2, 3, 8, 8)).detach()
     first = next(iter(net))
     expected = first(x)
     with pytest.raises(ValueError, match="block: it has no fused form"):
         pathnet.nn.fused_residual(first, x)
     first.settle()
-    assert first.survival == 1 and first.fused_form() is not None
+    assert first.survival == 1 and first.form() is not None
     torch.testing.assert_close(first(x), expected)
 
 

@@ -6,31 +6,64 @@ limits, are in csrc/cpu.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pathnet import native, scaling
-from pathnet.engines.forms import GROUP, Tables, post_activation, tables, unsupported_form
+from pathnet.engines.cpu import ops
+from pathnet.engines.engine import Job
+from pathnet.engines.forms import post_activation, unsupported_form
 from pathnet.engines.magnitudes import Magnitudes, divided, multiplied
-from pathnet.models.residual_net import ResidualNet
-from pathnet.recording import BatchNormMode, BlockRecord, Precision, Prepared
+from pathnet.engines.tables import GROUP, BlockColumn, Tables, UnitColumn, tables
+from pathnet.recording import BatchNormMode
+from pathnet.scaling import ScaledGradient
 
-__all__ = ["CpuEngine", "CpuNetwork", "CpuRecord"]
+__all__ = ["CpuEngine", "CpuPrepared", "CpuWalk"]
+
+
+class CpuEngine:
+    """Native code for the processor, its instruction set chosen at run time."""
+
+    name = "cpu"
+    device_type: str | None = "cpu"
+
+    def unavailable(self) -> str | None:
+        return None if native.LOADED else native.WHY_NOT
+
+    def unsupported(self, job: Job) -> str | None:
+        if job.device.type != "cpu":
+            return f"the network is on {job.device}"
+        if job.precision == "float64":
+            return f'no precision="{job.precision}"'
+        return unsupported_form(job.net, job.bn)
+
+    def prepare(self, job: Job) -> CpuPrepared:
+        forward = tables(job.net, job.bn, job.y0_shape)
+        backward, bf16 = divided(forward), job.precision == "bfloat16"
+        return CpuPrepared(
+            job.bn,
+            replace(forward, weights=forward.weights.new_empty(0)),
+            ops.cpu_pack(backward.tables, True, job.bn, bf16),
+            ops.cpu_pack(forward, False, job.bn, bf16),
+            post_activation(job.net),
+            backward.magnitudes,
+            backward.by_channel,
+        )
 
 
 @dataclass(frozen=True)
-class CpuNetwork:
+class CpuPrepared:
     """A network packed for the kernels.
 
     Attributes:
-        tables: without the weights.
-        backward, forward: uint8, the weights of the two walks.
+        tables: the network's tables, without the weights.
+        backward, forward: uint8, the plans as each direction's kernels read them.
         post: whether the blocks are post-activation ones, which the kernels take from sum to sum.
-        magnitudes: what was taken out of the factors of the walk back; None where nothing was.
-        scale_exponents: int32, one for each of ``tables.scales``: the powers of two taken out of them.
+        magnitudes: the powers of two that the backward pass's factors were divided by; None where there are none.
+        scale_exponents: int32, the power of two that each of ``tables.scales`` is divided by.
     """
 
     bn: BatchNormMode
@@ -41,18 +74,53 @@ class CpuNetwork:
     magnitudes: Magnitudes | None
     scale_exponents: Tensor
 
+    def most_routings(self, y0: Tensor) -> int | None:
+        return None
+
+    def record(self, y0: Tensor) -> tuple[Tensor, CpuWalk]:
+        ones = y0.new_ones(1, len(self.tables.blocks), 2)
+        y, *recorded = self._forward(y0, ones, record=True)
+        walk = CpuWalk(self.tables, self.backward, self.magnitudes, *recorded)
+        if self.magnitudes is not None and walk.scales is not None:
+            walk = replace(walk, scales=scaling.times_power_of_two(walk.scales, -self.scale_exponents))
+        return (y[0].relu(), replace(walk, last=y[0] > 0)) if self.post else (y[0], walk)
+
+    def routed_forward(self, y0: Tensor, routing: Tensor) -> Tensor:
+        output = self._forward(y0, routing, record=False)[0]
+        return output.relu_() if self.post else output
+
+    def _forward(self, y0: Tensor, routing: Tensor, record: bool) -> tuple[Tensor, ...]:
+        """Return the outputs, and what a walk keeps.
+
+        Raises:
+            ValueError: batch statistics have one value.
+        """
+        arguments = y0.contiguous(), routing.to(y0.device).contiguous(), self.forward, record
+        if self.bn == "running":
+            return ops.cpu_forward_running(*arguments)
+        units = self.tables.units
+        pixels = units[:, UnitColumn.HEIGHT] * units[:, UnitColumn.WIDTH]
+        if len(y0) == 1 and (pixels[units[:, UnitColumn.SCALES] >= 0] == 1).any():
+            raise ValueError("images: expected more than one value a channel for batch statistics, got one")
+        return ops.cpu_forward_batch(*arguments)
+
+
+Walked = tuple[Tensor, Tensor, Tensor]
+"""Norms, mantissas and exponents, as the ops return them; see `ops.cpu_backward_running`."""
+
+Op = Callable[..., Walked]
+
 
 @dataclass(frozen=True)
-class CpuRecord:
-    """What one forward pass leaves: in BN mode ``running`` the ReLU bits alone.
+class CpuWalk:
+    """The record of one forward pass: in BN mode ``running`` the ReLU bits alone.
 
     Attributes:
-        tables, backward: of the network.
-        relu_bits: uint8 [B, bytes], see `pathnet.native.routed_backward`.
-        normalized: float32, in BN mode ``batch`` what each BN made of its input before weight and bias.
+        tables, backward, magnitudes: those of the network.
+        relu_bits: uint8 [B, bytes], see `ops.cpu_backward_running`.
+        normalized: float32, in BN mode ``batch`` the output of each BN before weight and bias.
         scales: float32, in BN mode ``batch`` the factors weight / deviation of this batch.
-        last: of a post-activation network, the bits of the last join's ReLU, bool [B, C, H, W].
-        magnitudes: of the network.
+        last: the bits of the last join's ReLU in a post-activation network, bool [B, C, H, W].
     """
 
     tables: Tables
@@ -65,168 +133,79 @@ class CpuRecord:
 
     @property
     def tensors(self) -> Sequence[Tensor]:
-        own = (self.backward, self.relu_bits, self.normalized, self.scales, self.last)
-        return [tensor for tensor in own if tensor is not None]
+        tensors = (self.backward, self.relu_bits, self.normalized, self.scales, self.last)
+        return [tensor for tensor in tensors if tensor is not None]
+
+    @property
+    def most_routings(self) -> int | None:
+        return None
 
     @property
     def bn(self) -> BatchNormMode:
         return "running" if self.normalized is None else "batch"
 
+    def routed_backward(self, start: ScaledGradient, routing: Tensor) -> ScaledGradient:
+        return ScaledGradient(*self._walk(*self._backward(routing), start, gradients=True)[1:])
+
+    def norms(self, start: ScaledGradient, routing: Tensor) -> Tensor:
+        return self._walk(*self._backward(routing), start, gradients=False)[0]
+
+    def sums_by_length(self, start: ScaledGradient, routing: Tensor) -> ScaledGradient:
+        return ScaledGradient(*self._walk(*self._sums(routing), start, gradients=True)[1:])
+
+    def sums_by_length_norms(self, start: ScaledGradient, routing: Tensor) -> Tensor:
+        return self._walk(*self._sums(routing), start, gradients=False)[0]
+
+    def _backward(self, routing: Tensor) -> tuple[Op, Tensor, Tensor | None]:
+        """Return the op, the routing of the divided network, and the powers of two that it leaves out."""
+        op = ops.cpu_backward_running if self.bn == "running" else ops.cpu_backward_batch
+        if self.magnitudes is None:
+            return op, routing, None
+        routing, shifts = self.magnitudes.of_routing(routing)
+        return op, routing, shifts[:, None]
+
+    def _sums(self, routing: Tensor) -> tuple[Op, Tensor, Tensor | None]:
+        op = ops.cpu_sums_by_length_running if self.bn == "running" else ops.cpu_sums_by_length_batch
+        return op, *((routing, None) if self.magnitudes is None else self.magnitudes.of_sums(routing))
+
+    def _walk(self, op: Op, routing: Tensor, shifts: Tensor | None, start: ScaledGradient, gradients: bool) -> Walked:
+        mantissa, exponent = start
+        if self.last is not None:
+            mantissa = mantissa * self.last
+        walked = op(
+            mantissa.contiguous(),
+            exponent.contiguous(),
+            routing.to(mantissa.device).contiguous(),
+            self.backward,
+            self.relu_bits,
+            *(() if self.normalized is None else (self.normalized, self.scales)),
+            gradients,
+        )
+        return walked if shifts is None else multiplied(*walked, shifts)
+
     def bits(self) -> list[list[Tensor]]:
-        """The recorded ReLU bits, ``[block][ReLU]``, bool [B, C, H, W]; of post-activation blocks the join's last."""
-        first, *others = [
-            [self._unit_bits(unit) for unit in range(first, first + count) if self.tables.units[unit, 11] >= 0]
-            for first, count in self.tables.blocks[:, :2].tolist()
+        """Return the recorded ReLU bits, ``[block][ReLU]``, bool [B, C, H, W]; of post-activation blocks the join's
+        last."""
+        bits = [
+            [self._unit_bits(unit) for unit in range(first, first + count) if self._has_relu(unit)]
+            for first, count in self.tables.blocks[:, [BlockColumn.FIRST, BlockColumn.COUNT]].tolist()
         ]
         if self.last is None:
-            return [first, *others]
-        # The first block's first unit has no ReLU, which would be the join of a block before it.
-        joins, inner = [*(own[0] for own in others), self.last], [first, *(own[1:] for own in others)]
-        return [[*own, join] for own, join in zip(inner, joins, strict=True)]
+            return bits
+        # A join is the ReLU of the next block's first unit; the first block's first unit has none.
+        joins = [*(bits_of_block[0] for bits_of_block in bits[1:]), self.last]
+        inner = [bits[0], *(bits_of_block[1:] for bits_of_block in bits[1:])]
+        return [[*bits_of_block, join] for bits_of_block, join in zip(inner, joins, strict=True)]
+
+    def _has_relu(self, unit: int) -> bool:
+        return bool(self.tables.units[unit, UnitColumn.BITS] >= 0)
 
     def _unit_bits(self, unit: int) -> Tensor:
         row = self.tables.units[unit].tolist()
-        (channels, height, width), offset = row[:3], row[11]
-        groups = -(-channels // GROUP)
-        own = self.relu_bits[:, offset : offset + height * width * groups * GROUP // 8]
-        bits = own[:, :, None] >> torch.arange(8, dtype=torch.uint8, device="cpu") & 1
-        return bits.reshape(-1, height, width, groups * GROUP)[..., :channels].permute(0, 3, 1, 2).bool().contiguous()
-
-
-class CpuEngine:
-    """Native code for the processor, its instruction set chosen at run time."""
-
-    name = "cpu"
-    device_type: str | None = "cpu"
-
-    def unavailable(self) -> str | None:
-        return None if native.LOADED else native.WHY_NOT
-
-    def unsupported(
-        self,
-        net: ResidualNet,
-        bn: BatchNormMode,
-        precision: Precision,
-        y0_shape: Sequence[int],
-        device: torch.device,
-    ) -> str | None:
-        if device.type != "cpu":
-            return f"the network is on {device}"
-        if precision == "float64":
-            return f'no precision="{precision}"'
-        return unsupported_form(net, bn)
-
-    def prepare(
-        self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]
-    ) -> CpuNetwork:
-        forward = tables(net, bn, y0_shape)
-        backward, bf16 = divided(forward), precision == "bfloat16"
-        return CpuNetwork(
-            bn,
-            replace(forward, weights=forward.weights.new_empty(0)),
-            native.cpu_pack(*_packable(backward.tables), True, bn == "running", bf16),
-            native.cpu_pack(*_packable(forward), False, False, bf16),
-            post_activation(net),
-            backward.magnitudes,
-            backward.by_channel,
+        channels, height, width = (
+            row[column] for column in (UnitColumn.CHANNELS, UnitColumn.HEIGHT, UnitColumn.WIDTH)
         )
-
-    def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, CpuRecord]:
-        assert isinstance(prepared, CpuNetwork)
-        everything = y0.new_ones(1, len(prepared.tables.blocks), 2)
-        y, *kept = _forward(prepared, y0, everything, record=True)
-        record = CpuRecord(prepared.tables, prepared.backward, prepared.magnitudes, *kept)
-        if prepared.magnitudes is not None and record.scales is not None:
-            scales = scaling.times_power_of_two(record.scales, -prepared.scale_exponents)
-            record = replace(record, scales=scales)
-        return (y[0].relu(), replace(record, last=y[0] > 0)) if prepared.post else (y[0], record)
-
-    def sums_by_length(
-        self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        _, gradient, exponents = _sums_by_length(blocks, grad, exponent, routing, gradients=True)
-        return gradient, exponents
-
-    def sums_by_length_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
-        return _sums_by_length(blocks, grad, exponent, routing, gradients=False)[0]
-
-    def routed_forward(self, prepared: Prepared, y0: Tensor, routing: Tensor) -> Tensor:
-        assert isinstance(prepared, CpuNetwork)
-        output = _forward(prepared, y0, routing, record=False)[0]
-        return output.relu_() if prepared.post else output
-
-    def routed_backward(
-        self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        _, gradient, exponents = _backward(blocks, grad, exponent, routing, gradients=True)
-        return gradient, exponents
-
-    def routed_backward_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
-        return _backward(blocks, grad, exponent, routing, gradients=False)[0]
-
-
-def _packable(tables: Tables) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return tables.blocks, tables.units, tables.weights, tables.scales
-
-
-def _forward(network: CpuNetwork, y0: Tensor, routing: Tensor, record: bool) -> tuple[Tensor, ...]:
-    """The outputs, and what a record keeps.
-
-    Raises:
-        ValueError: batch statistics have one value.
-    """
-    own = network.tables
-    given = y0.contiguous(), routing.to(y0.device).contiguous(), own.blocks, own.units, own.scales, own.shifts
-    if network.bn == "running":
-        return native.routed_forward(*given, own.biases, network.forward, record)
-    if len(y0) == 1 and (own.units[own.units[:, 10] >= 0, 1:3].prod(1) == 1).any():
-        raise ValueError("images: expected more than one value a channel for batch statistics, got one")
-    return native.batch_forward(*given, own.epsilons, network.forward, record)
-
-
-Walked = tuple[Tensor, Tensor, Tensor]
-"""Norms, gradients, exponents; see `pathnet.native.routed_backward`."""
-
-
-def _backward(blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool) -> Walked:
-    assert isinstance(blocks, CpuRecord)
-    if blocks.magnitudes is None:
-        return _walked_back(blocks, grad, exponent, routing, gradients)
-    routing, shifts = blocks.magnitudes.of_routing(routing)
-    return multiplied(*_walked_back(blocks, grad, exponent, routing, gradients), shifts[:, None])
-
-
-def _walked_back(record: CpuRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool) -> Walked:
-    walk = _walk_arguments(record, grad, exponent, routing)
-    if record.normalized is None or record.scales is None:
-        return native.routed_backward(*walk, record.backward, record.relu_bits, gradients)
-    return native.batch_backward(
-        *walk, record.backward, record.relu_bits, record.normalized, record.scales, gradients
-    )
-
-
-def _sums_by_length(blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool) -> Walked:
-    assert isinstance(blocks, CpuRecord)
-    if blocks.magnitudes is None:
-        return _summed_up(blocks, grad, exponent, routing, gradients)
-    routing, shift = blocks.magnitudes.of_sums(routing)
-    return multiplied(*_summed_up(blocks, grad, exponent, routing, gradients), shift)
-
-
-def _summed_up(record: CpuRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool) -> Walked:
-    walk = _walk_arguments(record, grad, exponent, routing)
-    if record.normalized is None or record.scales is None:
-        return native.sums_by_length(*walk, record.backward, record.relu_bits, gradients)
-    return native.batch_sums_by_length(
-        *walk, record.backward, record.relu_bits, record.normalized, record.scales, gradients
-    )
-
-
-def _walk_arguments(
-    record: CpuRecord, grad: Tensor, exponent: Tensor, routing: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the arguments that all walks back begin with: gradient, exponents, routing, tables."""
-    if record.last is not None:
-        grad = grad * record.last
-    routing = routing.to(grad.device).contiguous()
-    return grad.contiguous(), exponent.contiguous(), routing, record.tables.blocks, record.tables.units
+        offset, groups = row[UnitColumn.BITS], -(-channels // GROUP)
+        packed = self.relu_bits[:, offset : offset + height * width * groups * GROUP // 8]
+        bits = packed[:, :, None] >> torch.arange(8, dtype=torch.uint8, device="cpu") & 1
+        return bits.reshape(-1, height, width, groups * GROUP)[..., :channels].permute(0, 3, 1, 2).bool().contiguous()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -16,111 +16,20 @@ from torch import Tensor
 
 from pathnet import native
 from pathnet.engines import fallback
-from pathnet.engines.forms import PROJECTION, Tables, post_activation, tables, unsupported_form
+from pathnet.engines.cuda import ops
+from pathnet.engines.engine import Job
+from pathnet.engines.forms import post_activation, unsupported_form
 from pathnet.engines.magnitudes import Magnitudes, divided, multiplied
 from pathnet.engines.self_check import disagreement
+from pathnet.engines.tables import BlockColumn, Skip, Tables, UnitColumn, tables
 from pathnet.engines.transfers import to_device
-from pathnet.models.residual_net import ResidualNet
-from pathnet.recording import BatchNormMode, BlockRecord, Precision, Prepared
+from pathnet.recording import BatchNormMode, Precision
+from pathnet.scaling import ScaledGradient
 
-__all__ = ["CudaEngine", "CudaNetwork", "CudaRecord"]
+__all__ = ["CudaEngine", "CudaPrepared", "CudaWalk", "Program", "refusal"]
 
 LEAST_SHARED_BYTES = 101376
 """Shared memory that a thread block may have on every GPU from compute capability 8.0 on: 99 KB."""
-
-
-@dataclass(frozen=True)
-class Walk:
-    """One direction's program, its copy on the device, and the packed weights."""
-
-    program: Tensor
-    device_program: Tensor
-    weights: Tensor
-
-
-@dataclass(frozen=True)
-class Step:
-    """One block's walk back by itself; ``bits`` says where its ReLU bits lie in a sample's row."""
-
-    walk: Walk
-    bits: slice
-
-
-@dataclass(frozen=True)
-class CudaNetwork:
-    """A network packed for the kernels.
-
-    Attributes:
-        backward, forward: the programs and weights of the two walks.
-        affine: float32, of each block's units the factors and shifts of their BN, and the biases behind its last
-            convolution and its projection, channels filled up to 16.
-        channels: of each block's two units' inputs, before they were filled up.
-        tables, precision: what the walk back was packed from.
-        post: whether the blocks are post-activation ones, which the kernels take from sum to sum.
-        magnitudes: what was taken out of the factors of the walk back; None where nothing was.
-        shared_bytes: of a thread block, for which the programs were planned.
-    """
-
-    backward: Walk
-    forward: Walk
-    affine: Tensor
-    channels: Sequence[Sequence[int]]
-    tables: Tables
-    precision: Precision
-    post: bool
-    magnitudes: Magnitudes | None
-    shared_bytes: int
-
-    @cached_property
-    def steps(self) -> Sequence[Step]:
-        """Each block's own walk back, for all its gradients at once; packed on first use."""
-        return list(_steps(self.tables, self.precision, self.shared_bytes, self.affine.device))
-
-    @property
-    def tensors(self) -> Sequence[Tensor]:
-        walks = (self.backward, self.forward)
-        return [self.affine, *(t for walk in walks for t in (walk.program, walk.device_program, walk.weights))]
-
-
-@dataclass(frozen=True)
-class CudaRecord:
-    """What one forward pass leaves.
-
-    Attributes:
-        relu_bits: uint8 [B, bytes], the ReLU bits in the kernels' own order.
-        last: of a post-activation network, the bits of the last join's ReLU, bool [B, C, H, W].
-    """
-
-    network: CudaNetwork
-    relu_bits: Tensor
-    last: Tensor | None = None
-
-    @property
-    def tensors(self) -> Sequence[Tensor]:
-        return [self.relu_bits, *([] if self.last is None else [self.last]), *self.network.tensors]
-
-    @property
-    def bn(self) -> BatchNormMode:
-        return "running"
-
-    def bits(self) -> list[list[Tensor]]:
-        """The recorded ReLU bits, ``[block][ReLU]``, bool [B, C, H, W]; of post-activation blocks the join's last."""
-        packed, program = self.relu_bits.cpu(), self.network.backward.program
-        units = [
-            [
-                native.cuda_unpack_bits(packed, program, block, unit)[:, :count].bool().to(self.relu_bits.device)
-                for unit, count in enumerate(counts)
-            ]
-            for block, counts in enumerate(self.network.channels)
-        ]
-        if self.last is None:
-            return units
-        joins = [*(bits[0] for bits in units[1:]), self.last]
-        return [[*bits[1:], join] for bits, join in zip(units, joins, strict=True)]
-
-    def through_last_join(self, grad: Tensor) -> Tensor:
-        """Return what the walks back begin with, of the gradient [B, C, H, W] at ``y_n``."""
-        return grad if self.last is None else grad.where(self.last, 0.0)
 
 
 class CudaEngine:
@@ -147,204 +56,281 @@ class CudaEngine:
             return "this process sees no CUDA device"
         return None
 
-    def unsupported(
-        self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int], device: torch.device
-    ) -> str | None:
-        if device.type != "cuda":
-            return f"the network is on {device}"
-        if bn != "running":
-            return f'no bn="{bn}"'
-        if precision == "float64":
-            return f'no precision="{precision}"'
-        capability = torch.cuda.get_device_capability(device)
+    def unsupported(self, job: Job) -> str | None:
+        if job.device.type != "cuda":
+            return f"the network is on {job.device}"
+        if job.bn != "running":
+            return f'no bn="{job.bn}"'
+        if job.precision == "float64":
+            return f'no precision="{job.precision}"'
+        capability = torch.cuda.get_device_capability(job.device)
         if capability < (8, 0):
-            name = torch.cuda.get_device_name(device)
+            name = torch.cuda.get_device_name(job.device)
             return f"{name} is of compute capability {capability[0]}.{capability[1]}, the kernels need 8.0"
-        shared_bytes = self.shared_bytes(device)
-        reason = unsupported_form(net, bn) or refusal(net, y0_shape, precision, shared_bytes)
+        reason = unsupported_form(job.net, job.bn) or refusal(job, self.shared_bytes(job.device))
         # Smaller images would lie in shared memory, and other kernels walk those.
-        return reason or disagreement(self, net, bn, precision, y0_shape, device, small=False)
+        return reason or disagreement(self, job, small=False)
 
-    def prepare(
-        self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]
-    ) -> CudaNetwork:
-        own, device = tables(net, "running", y0_shape), next(net.parameters()).device
-        back, shared_bytes = divided(own), self.shared_bytes(device)
-        backward, forward = (_walk(*plan, device) for plan in _plans(own, back.tables, precision, shared_bytes))
-        affine = _padded_affine(own).to(device)
-        return CudaNetwork(
-            backward,
-            forward,
-            affine,
-            _channels(own),
-            back.tables,
-            precision,
-            post_activation(net),
-            back.magnitudes,
+    def prepare(self, job: Job) -> CudaPrepared:
+        forward = tables(job.net, "running", job.y0_shape)
+        backward, shared_bytes = divided(forward), self.shared_bytes(job.device)
+        return CudaPrepared(
+            *_programs(forward, backward.tables, job.precision, shared_bytes, job.device),
+            _padded_affine(forward).to(job.device),
+            _channels(forward),
+            backward.tables,
+            job.precision,
+            post_activation(job.net),
+            backward.magnitudes,
             shared_bytes,
         )
 
-    def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, CudaRecord]:
-        assert isinstance(prepared, CudaNetwork)
-        everything = y0.new_ones(1, len(prepared.channels), 2)
-        y, relu_bits = self._forward(prepared, y0, everything, record=True)
-        if not prepared.post:
-            return y[0], CudaRecord(prepared, relu_bits)
-        return y[0].relu(), CudaRecord(prepared, relu_bits, last=y[0] > 0)
 
-    def sums_by_length(
-        self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        assert isinstance(blocks, CudaRecord)
-        start = blocks.through_last_join(grad)
-        return fallback.sums_by_length(partial(_through_block, blocks), start, exponent, routing)
-
-    def sums_by_length_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
-        return fallback.norms_of(*self.sums_by_length(blocks, grad, exponent, routing))
-
-    def routed_forward(self, prepared: Prepared, y0: Tensor, routing: Tensor) -> Tensor:
-        assert isinstance(prepared, CudaNetwork)
-        y = self._forward(prepared, y0, routing, record=False)[0]
-        return y.relu_() if prepared.post else y
-
-    def _forward(self, network: CudaNetwork, y0: Tensor, routing: Tensor, record: bool) -> tuple[Tensor, Tensor]:
-        walk = network.forward
-        return native.cuda_routed_forward(
-            y0.contiguous(),
-            to_device(routing, y0.device).contiguous(),
-            to_device(_longest_first(routing), y0.device),
-            walk.program,
-            walk.device_program,
-            walk.weights,
-            network.affine,
-            record,
-        )
-
-    def routed_backward(
-        self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        _, gradient, exponents = _backward(blocks, grad, exponent, routing, gradients=True)
-        return gradient, exponents
-
-    def routed_backward_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
-        return _backward(blocks, grad, exponent, routing, gradients=False)[0]
-
-
-def refusal(net: ResidualNet, y0_shape: Sequence[int], precision: Precision, shared_bytes: int) -> str | None:
-    """Return why the kernels have no form for a network that has tables: a width, a kernel, large images; or None.
+def refusal(job: Job, shared_bytes: int) -> str | None:
+    """Return why the kernels cannot run a network that has tables: a width, a kernel, large images; or None.
 
     Args:
         shared_bytes: shared memory that a thread block may have.
     """
     try:
-        whole = tables(net, "running", y0_shape)
-        _plans(whole, whole, precision, shared_bytes)
+        whole = tables(job.net, "running", job.y0_shape)
+        _programs(whole, whole, job.precision, shared_bytes, torch.device("cpu"))
     except RuntimeError as error:
         return str(error).splitlines()[0].rpartition("blocks: ")[2]
     return None
 
 
-def _plans(forward: Tables, backward: Tables, precision: Precision, shared_bytes: int) -> list[tuple[Tensor, Tensor]]:
-    """Program and weights, on the CPU, of the walk back and of the walk forward."""
+@dataclass(frozen=True)
+class Program:
+    """The program of a backward or forward pass for the host, and with packed weights for the device."""
+
+    host: Tensor
+    """int32, on the CPU."""
+    device: Tensor
+    """uint8: a copy of the program and the packed weights."""
+
+
+def _programs(
+    forward: Tables, backward: Tables, precision: Precision, shared_bytes: int, device: torch.device
+) -> tuple[Program, Program]:
+    """Return the programs of the backward and of the forward pass."""
     parts = 1 if precision == "bfloat16" else 2
-    return [
-        native.cuda_plan(half.blocks, half.units, half.weights, half.scales, back, terms, shared_bytes)
+    plans = [
+        ops.cuda_pack(half.blocks, half.units, half.weights, half.scales, back, terms, shared_bytes)
         for half, back, terms in ((backward, True, parts), (forward, False, 2))
     ]
+    back, ahead = (Program(program, packed.to(device)) for program, packed in plans)
+    return back, ahead
 
 
-def _walk(program: Tensor, weights: Tensor, device: torch.device) -> Walk:
-    return Walk(program, program.to(device), weights.to(device))
+@dataclass(frozen=True)
+class Step:
+    """The backward pass through one block alone; ``bits`` is the place of its ReLU bits in a sample's row."""
+
+    program: Program
+    bits: slice
 
 
-def _steps(own: Tables, precision: Precision, shared_bytes: int, device: torch.device) -> Iterator[Step]:
-    begin = 0
-    for row in own.blocks:
-        first, count, skip, projection = row[:4].tolist()
-        block, units = row.clone(), own.units[first : first + count]
-        block[0] = 0
-        if skip == PROJECTION:
-            block[3] = count
-            units = torch.cat([units, own.units[projection : projection + 1]])
-        alone = replace(own, blocks=block[None], units=units)
-        (program, weights), _ = _plans(alone, alone, precision, shared_bytes)
-        end = begin + native.cuda_bits_bytes(program)
-        yield Step(_walk(program, weights, device), slice(begin, end))
-        begin = end
+@dataclass(frozen=True)
+class CudaPrepared:
+    """A network packed for the kernels.
 
-
-def _through_block(
-    record: CudaRecord, index: int, grads: Tensor, exponents: Tensor, coefficients: Sequence[tuple[float, float]]
-) -> tuple[Tensor, Tensor]:
-    """Return each of the scaled gradients [g, B, C, H, W] walked by its (a, c), in one launch."""
-    step, magnitudes = record.network.steps[index], record.network.magnitudes
-    if magnitudes is not None:
-        coefficients, shifts = magnitudes.of_block(index, coefficients)
-        exponents = exponents + to_device(shifts, exponents.device)[:, None]
-    routing, starts = torch.tensor(coefficients)[:, None], torch.arange(len(coefficients), dtype=torch.int32)
-    bits = record.relu_bits[:, step.bits]
-    return _launched(step.walk, bits, (grads, exponents), routing, starts, gradients=True)[1:]
-
-
-def _backward(
-    blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor, gradients: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    assert isinstance(blocks, CudaRecord)
-    magnitudes, shifts = blocks.network.magnitudes, None
-    if magnitudes is not None:
-        routing, shifts = magnitudes.of_routing(routing)
-    start = blocks.through_last_join(grad)[None], exponent[None]
-    starts = torch.zeros(len(routing), dtype=torch.int32, device=routing.device)
-    walked = _launched(blocks.network.backward, blocks.relu_bits, start, routing, starts, gradients)
-    return walked if shifts is None else multiplied(*walked, to_device(shifts, grad.device)[:, None])
-
-
-def _launched(
-    walk: Walk,
-    relu_bits: Tensor,
-    grads: tuple[Tensor, Tensor],
-    routing: Tensor,
-    starts: Tensor,
-    gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `pathnet.native.cuda_routed_backward` gives, from scaled gradients [G, B, ...] and int32 [G, B].
-
-    The order is made where the routing is: on the host it takes microseconds, on a GPU it waits for nothing.
+    Attributes:
+        backward, forward: the programs of the two directions.
+        affine: float32, of each block's units the factors and shifts of their BN, and the biases behind its last
+            convolution and its projection, channels padded to a multiple of 16.
+        channels: of each block's two units' inputs, before they were padded.
+        tables, precision: what the backward pass was packed from.
+        post: whether the blocks are post-activation ones, which the kernels take from sum to sum.
+        magnitudes: the powers of two that the backward pass's factors were divided by; None where there are none.
+        shared_bytes: bytes of shared memory of a thread block, for which the programs were planned.
     """
-    (mantissas, exponents), device = grads, grads[0].device
-    order, starts = to_device(torch.stack([_longest_first(routing), starts]), device)
-    return native.cuda_routed_backward(
+
+    backward: Program
+    forward: Program
+    affine: Tensor
+    channels: Sequence[Sequence[int]]
+    tables: Tables
+    precision: Precision
+    post: bool
+    magnitudes: Magnitudes | None
+    shared_bytes: int
+
+    @cached_property
+    def steps(self) -> Sequence[Step]:
+        """Each block's backward pass, for all its gradients at once; packed on first use."""
+        return list(self._steps())
+
+    def _steps(self) -> Iterator[Step]:
+        begin = 0
+        for row in self.tables.blocks:
+            first, projection = int(row[BlockColumn.FIRST]), int(row[BlockColumn.PROJECTION])
+            count = int(row[BlockColumn.COUNT])
+            block, units = row.clone(), self.tables.units[first : first + count]
+            block[BlockColumn.FIRST] = 0
+            if row[BlockColumn.SKIP] == Skip.PROJECTION:
+                block[BlockColumn.PROJECTION] = count
+                units = torch.cat([units, self.tables.units[projection : projection + 1]])
+            alone = replace(self.tables, blocks=block[None], units=units)
+            program, _ = _programs(alone, alone, self.precision, self.shared_bytes, self.affine.device)
+            end = begin + ops.cuda_bits_bytes(program.host)
+            yield Step(program, slice(begin, end))
+            begin = end
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        programs = (self.backward, self.forward)
+        return [self.affine, *(t for program in programs for t in (program.host, program.device))]
+
+    def most_routings(self, y0: Tensor) -> int | None:
+        return None
+
+    def record(self, y0: Tensor) -> tuple[Tensor, CudaWalk]:
+        ones = y0.new_ones(1, len(self.channels), 2)
+        y, relu_bits = self._forward(y0, ones, record=True)
+        if not self.post:
+            return y[0], CudaWalk(self, relu_bits)
+        return y[0].relu(), CudaWalk(self, relu_bits, last=y[0] > 0)
+
+    def routed_forward(self, y0: Tensor, routing: Tensor) -> Tensor:
+        y = self._forward(y0, routing, record=False)[0]
+        return y.relu_() if self.post else y
+
+    def _forward(self, y0: Tensor, routing: Tensor, record: bool) -> tuple[Tensor, Tensor]:
+        return ops.cuda_forward_running(
+            y0.contiguous(),
+            to_device(routing, y0.device).contiguous(),
+            to_device(_longest_first(routing), y0.device),
+            self.forward.host,
+            self.forward.device,
+            self.affine,
+            record,
+        )
+
+
+@dataclass(frozen=True)
+class CudaWalk:
+    """The record of one forward pass.
+
+    Attributes:
+        relu_bits: uint8 [B, bytes], the ReLU bits in the kernels' own order.
+        last: the bits of the last join's ReLU in a post-activation network, bool [B, C, H, W].
+    """
+
+    network: CudaPrepared
+    relu_bits: Tensor
+    last: Tensor | None = None
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        return [self.relu_bits, *([] if self.last is None else [self.last]), *self.network.tensors]
+
+    @property
+    def most_routings(self) -> int | None:
+        return None
+
+    @property
+    def bn(self) -> BatchNormMode:
+        return "running"
+
+    def routed_backward(self, start: ScaledGradient, routing: Tensor) -> ScaledGradient:
+        return ScaledGradient(*self._backward(start, routing, gradients=True)[1:])
+
+    def norms(self, start: ScaledGradient, routing: Tensor) -> Tensor:
+        return self._backward(start, routing, gradients=False)[0]
+
+    def sums_by_length(self, start: ScaledGradient, routing: Tensor) -> ScaledGradient:
+        return fallback.sums_by_length(self._through_block, self._before_last_join(start), routing)
+
+    def sums_by_length_norms(self, start: ScaledGradient, routing: Tensor) -> Tensor:
+        return fallback.norms_of(self.sums_by_length(start, routing))
+
+    def _backward(self, start: ScaledGradient, routing: Tensor, gradients: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `pathnet.engines.cuda.ops.cuda_backward_running` does: norms, mantissas, exponents."""
+        magnitudes, shifts = self.network.magnitudes, None
+        if magnitudes is not None:
+            routing, shifts = magnitudes.of_routing(routing)
+        starts = torch.zeros(len(routing), dtype=torch.int32, device=routing.device)
+        mantissa, exponent = self._before_last_join(start)
+        grads = ScaledGradient(mantissa[None], exponent[None])
+        walked = _launch(self.network.backward, self.relu_bits, grads, routing, starts, gradients)
+        return walked if shifts is None else multiplied(*walked, to_device(shifts, mantissa.device)[:, None])
+
+    def _through_block(
+        self, index: int, grads: ScaledGradient, coefficients: Sequence[tuple[float, float]]
+    ) -> ScaledGradient:
+        """Walk each of the scaled gradients [g, B, C, H, W] through one block by its (a, c), in one launch."""
+        step, magnitudes, (mantissas, exponents) = self.network.steps[index], self.network.magnitudes, grads
+        if magnitudes is not None:
+            coefficients, shifts = magnitudes.of_block(index, coefficients)
+            exponents = exponents + to_device(shifts, exponents.device)[:, None]
+        routing, starts = torch.tensor(coefficients)[:, None], torch.arange(len(coefficients), dtype=torch.int32)
+        bits, grads = self.relu_bits[:, step.bits], ScaledGradient(mantissas, exponents)
+        return ScaledGradient(*_launch(step.program, bits, grads, routing, starts, gradients=True)[1:])
+
+    def _before_last_join(self, start: ScaledGradient) -> ScaledGradient:
+        """Return the scaled gradient at the sum that the last join reads."""
+        return start if self.last is None else start._replace(mantissa=start.mantissa.where(self.last, 0.0))
+
+    def bits(self) -> list[list[Tensor]]:
+        """Return the recorded ReLU bits, ``[block][ReLU]``, bool [B, C, H, W]; of post-activation blocks the join's
+        last."""
+        packed, program = self.relu_bits.cpu(), self.network.backward.host
+        units = [
+            [
+                ops.cuda_unpack_bits(packed, program, block, unit)[:, :count].bool().to(self.relu_bits.device)
+                for unit, count in enumerate(counts)
+            ]
+            for block, counts in enumerate(self.network.channels)
+        ]
+        if self.last is None:
+            return units
+        joins = [*(bits[0] for bits in units[1:]), self.last]
+        return [[*bits[1:], join] for bits, join in zip(units, joins, strict=True)]
+
+
+def _launch(
+    program: Program, relu_bits: Tensor, grads: ScaledGradient, routing: Tensor, starts: Tensor, gradients: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `ops.cuda_backward_running` does, from scaled gradients [G, B, ...] and int32 [G, B].
+
+    The schedule is computed where the routing is: on the host it takes microseconds, on a GPU it waits for nothing.
+    """
+    (mantissas, exponents), device = grads, grads.mantissa.device
+    schedule = to_device(torch.stack([_longest_first(routing), starts]), device)
+    return ops.cuda_backward_running(
         mantissas.contiguous(),
         exponents.contiguous(),
-        starts,
         to_device(routing, device).contiguous(),
-        order,
-        walk.program,
-        walk.device_program,
-        walk.weights,
+        schedule,
+        program.host,
+        program.device,
         relu_bits,
         gradients,
     )
 
 
 def _longest_first(routing: Tensor) -> Tensor:
-    """int32 [P]: with the longest paths taken first, all multiprocessors end at about the same time."""
+    """Return int32 [P], the longest paths first: all multiprocessors then end at about the same time."""
     lengths = (routing[:, :, 1] != 0).sum(1)
     return torch.argsort(lengths, descending=True, stable=True).int()
 
 
-def _padded_affine(own: Tables) -> Tensor:
-    """float32, the factors, shifts and biases as csrc/cuda/routed_forward.h orders them."""
-    units, parts = own.units.tolist(), []
-    ends = own.units[:, 3].cumsum(0).tolist()
-    for first, count, _, projection in own.blocks[:, :4].tolist():
-        for channels, *_, offset, _ in units[first : first + count]:
-            parts += [values[offset : offset + channels] for values in (own.scales, own.shifts)]
-        for unit in (first + count - 1, *([projection] if projection >= 0 else [])):
-            channels, end = units[unit][3], ends[unit]
-            parts.append(own.biases[end - channels : end] if len(own.biases) else torch.zeros(channels))
+def _padded_affine(tables: Tables) -> Tensor:
+    """Return float32, the factors, shifts and biases as csrc/cuda/routed_forward.h orders them."""
+    units, parts = tables.units.tolist(), []
+    ends = tables.units[:, UnitColumn.OUT_CHANNELS].cumsum(0).tolist()
+    for block in tables.blocks.tolist():
+        last, projection = block[BlockColumn.FIRST] + block[BlockColumn.COUNT] - 1, block[BlockColumn.PROJECTION]
+        for unit in units[block[BlockColumn.FIRST] : last + 1]:
+            affine = slice(unit[UnitColumn.SCALES], unit[UnitColumn.SCALES] + unit[UnitColumn.CHANNELS])
+            parts += [values[affine] for values in (tables.scales, tables.shifts)]
+        for row in (last, *([projection] if projection >= 0 else [])):
+            channels, end = units[row][UnitColumn.OUT_CHANNELS], ends[row]
+            parts.append(tables.biases[end - channels : end] if len(tables.biases) else torch.zeros(channels))
     return torch.cat([F.pad(values, (0, -len(values) % 16)) for values in parts])
 
 
-def _channels(own: Tables) -> list[list[int]]:
-    return [own.units[first : first + count, 0].tolist() for first, count in own.blocks[:, :2].tolist()]
+def _channels(tables: Tables) -> list[list[int]]:
+    blocks = tables.blocks[:, [BlockColumn.FIRST, BlockColumn.COUNT]].tolist()
+    return [tables.units[first : first + count, UnitColumn.CHANNELS].tolist() for first, count in blocks]

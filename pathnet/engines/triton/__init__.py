@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pathnet.chunks import in_chunks
 from pathnet.engines import fallback
-from pathnet.engines.forms import blocks_of, unsupported_block, unsupported_form
+from pathnet.engines.engine import Job
+from pathnet.engines.forms import unsupported_block, unsupported_form
 from pathnet.engines.self_check import disagreement
 from pathnet.engines.triton.graphs import Graphs, capacity_for, most_within
 from pathnet.engines.triton.network import TritonNetwork, network_of
@@ -39,18 +39,19 @@ from pathnet.engines.triton.plan import (
 )
 from pathnet.engines.triton.state import Allocate, Kept, Tables
 from pathnet.models.residual_net import ResidualNet
-from pathnet.recording import BatchNormMode, BlockRecord, Precision, Prepared
+from pathnet.recording import BatchNormMode
+from pathnet.scaling import ScaledGradient
 
 if TYPE_CHECKING:
     from pathnet.engines.triton.recording import Recording
-    from pathnet.engines.triton.routed_backward import Walk
+    from pathnet.engines.triton.routed_backward import Walk as Backward
     from pathnet.engines.triton.routed_forward import Forward
 
 __all__ = [
     "MOST_ELEMENTS",
     "TritonEngine",
     "TritonPrepared",
-    "TritonRecord",
+    "TritonWalk",
     "check_sides",
     "on_device",
     "room_of",
@@ -67,70 +68,6 @@ MOST_PIXELS = 1 << 19
 """Of an image's side, for which `tiles.quotient` is exact."""
 
 
-@dataclass(frozen=True)
-class TritonPrepared:
-    """A packed network, the plan of its recording pass, and its graphs."""
-
-    network: TritonNetwork
-    recording: Plan
-    graphs: Graphs = field(default_factory=Graphs)
-
-
-@dataclass(frozen=True)
-class TritonRecord:
-    """What one forward pass leaves: ReLU bits, in BN mode ``batch`` also normalised activations.
-
-    Attributes:
-        graphs: of the network's walks; they are there as long as one of its records is.
-        last: of a post-activation network, the bits of the last join's ReLU, bool [B, C, H, W].
-    """
-
-    network: TritonNetwork
-    kept: Kept
-    batch: int
-    graphs: Graphs
-    last: Tensor | None = None
-
-    @property
-    def bn(self) -> BatchNormMode:
-        return self.network.bn
-
-    @property
-    def tensors(self) -> Sequence[Tensor]:
-        own, kept = self.network, self.kept
-        weights = [
-            weight
-            for block in own.blocks
-            for conv in (*block.convolutions, block.projection)
-            if conv is not None
-            for weight in (conv.weight, conv.transposed, conv.added)
-        ]
-        everything = kept.bits, kept.normalized, kept.scales, self.last, own.affine, own.statistics, *weights
-        return [tensor for tensor in everything if tensor is not None]
-
-    def bits(self) -> list[list[Tensor]]:
-        """The recorded ReLU bits, ``[block][ReLU]``, bool [B, C, H, W]; of post-activation blocks the join's last."""
-        units = [
-            [self._unit_bits(block.first + unit) for unit in range(len(block.convolutions))]
-            for block in self.network.blocks
-        ]
-        if self.last is None:
-            return units
-        joins = [*(own[0] for own in units[1:]), self.last]
-        return [[*own[1:], join] for own, join in zip(units, joins, strict=True)]
-
-    def given(self, grad: Tensor) -> Tensor:
-        """What the walks begin with, of the gradient [B, C, H, W] at ``y_n``: what passes the last join."""
-        return grad if self.last is None else grad.where(self.last, 0.0)
-
-    def _unit_bits(self, unit: int) -> Tensor:
-        given, width = self.network.convolutions[unit].given, -(-self.network.convolutions[unit].given.channels // 8)
-        packed = self.kept.unit_bits(unit)[: self.batch * given.pixels * width]
-        bits = packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1
-        whole = bits.reshape(self.batch, given.height, given.width, width * 8)[..., : given.channels]
-        return whole.permute(0, 3, 1, 2).bool().contiguous()
-
-
 class TritonEngine:
     """Triton kernels, compiled at run time."""
 
@@ -145,106 +82,160 @@ class TritonEngine:
             return "this process sees no GPU"
         return None
 
-    def unsupported(
-        self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int], device: torch.device
-    ) -> str | None:
-        if device.type not in ("cuda", "xpu"):
-            return f"the network is on {device}"
-        if precision == "float64":
-            return f'no precision="{precision}"'
-        reason = unsupported_form(net, bn) or unsupported_side(net)
+    def unsupported(self, job: Job) -> str | None:
+        if job.device.type not in ("cuda", "xpu"):
+            return f"the network is on {job.device}"
+        if job.precision == "float64":
+            return f'no precision="{job.precision}"'
+        reason = unsupported_form(job.net, job.bn) or unsupported_side(job.net)
         if reason is not None:
             return reason
 
         def ahead(work: Callable[[], object]) -> None:
             from pathnet.engines.triton.ahead import compile_for
 
-            with on_device(device):
+            with on_device(job.device):
                 compile_for(work)
 
-        # What it takes the network takes, and no more, so that nothing is left to be compiled.
-        return disagreement(self, net, bn, precision, y0_shape, device, ahead)
+        # The check launches what the network will launch, and no more, so that nothing is left to be compiled.
+        return disagreement(self, job, ahead)
 
-    def prepare(
-        self, net: ResidualNet, bn: BatchNormMode, precision: Precision, y0_shape: Sequence[int]
-    ) -> TritonPrepared:
+    def prepare(self, job: Job) -> TritonPrepared:
         from pathnet.engines.triton.recording import plan_recording
 
-        network = network_of(net, bn, precision, y0_shape)
+        network = network_of(job.net, job.bn, job.precision, job.y0_shape)
         return TritonPrepared(network, plan_recording(network))
 
-    def record(self, prepared: Prepared, y0: Tensor) -> tuple[Tensor, TritonRecord]:
-        assert isinstance(prepared, TritonPrepared)
-        _check_images(prepared.network, y0)
-        with on_device(y0.device):
-            y, kept = _recorded(prepared, y0)
-        record = TritonRecord(prepared.network, kept, len(y0), prepared.graphs)
-        return (y.relu(), replace(record, last=y > 0)) if prepared.network.post else (y, record)
 
-    def sums_by_length(
-        self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
-    ) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class TritonPrepared:
+    """A packed network, the plan of its recording pass, and its graphs."""
+
+    network: TritonNetwork
+    recording: Plan
+    graphs: Graphs = field(default_factory=Graphs)
+
+    def most_routings(self, y0: Tensor) -> int | None:
+        batch, room = len(y0), room_of(self.network.affine.device)
+
+        def count() -> int:
+            return most_within(room, lambda capacity: partial(_pass, self.network, batch, capacity, ALL_EXITS))
+
+        return self.graphs.most(("forward", batch, room), count)
+
+    def record(self, y0: Tensor) -> tuple[Tensor, TritonWalk]:
+        _check_images(self.network, y0)
+        with on_device(y0.device):
+            y, kept = _recorded(self, y0)
+        walk = TritonWalk(self.network, kept, len(y0), self.graphs)
+        return (y.relu(), replace(walk, last=y > 0)) if self.network.post else (y, walk)
+
+    def routed_forward(self, y0: Tensor, routing: Tensor) -> Tensor:
+        _check_images(self.network, y0)
+        steps = steps_forward(self.network.blocks, _on_host(routing))
+        with on_device(y0.device):
+            y = _forward(self, y0, steps)
+        return y.relu_() if self.network.post else y
+
+
+@dataclass(frozen=True)
+class TritonWalk:
+    """The record of one forward pass: ReLU bits, in BN mode ``batch`` also normalised activations.
+
+    Attributes:
+        graphs: graphs of the network's walks; they live as long as one of its records does.
+        last: the bits of the last join's ReLU in a post-activation network, bool [B, C, H, W].
+    """
+
+    network: TritonNetwork
+    kept: Kept
+    batch: int
+    graphs: Graphs
+    last: Tensor | None = None
+
+    @property
+    def bn(self) -> BatchNormMode:
+        return self.network.bn
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        network, kept = self.network, self.kept
+        weights = [
+            weight
+            for block in network.blocks
+            for conv in (*block.convolutions, block.projection)
+            if conv is not None
+            for weight in (conv.weight, conv.transposed, conv.added)
+        ]
+        tensors = kept.bits, kept.normalized, kept.scales, self.last, network.affine, network.statistics, *weights
+        return [tensor for tensor in tensors if tensor is not None]
+
+    @property
+    def most_routings(self) -> int | None:
+        room = room_of(self.kept.bits.device)
+
+        def count() -> int:
+            return most_within(room, lambda capacity: partial(_walk, self.network, self.batch, capacity, ALL_EXITS))
+
+        return self.graphs.most(("walk", self.batch, room), count)
+
+    def routed_backward(self, start: ScaledGradient, routing: Tensor) -> ScaledGradient:
+        from pathnet.engines.triton.routed_backward import routed_backward
+
+        steps, start = _steps_backward(self.network, _on_host(routing)), self._before_last_join(start)
+        with on_device(start.mantissa.device), _replayed(self, start, steps) as walk:
+            if walk is None:
+                return routed_backward(self.network, self.kept, *start, steps)
+            return walk.arrived(steps.count)
+
+    def norms(self, start: ScaledGradient, routing: Tensor) -> Tensor:
+        from pathnet.engines.triton.routed_backward import routed_backward_norms
+
+        steps, start = _steps_backward(self.network, _on_host(routing)), self._before_last_join(start)
+        with on_device(start.mantissa.device), _replayed(self, start, steps) as walk:
+            if walk is None:
+                return routed_backward_norms(self.network, self.kept, *start, steps)
+            # A copy, since the graph's next run overwrites them.
+            return walk.norms[: steps.count].clone()
+
+    def sums_by_length(self, start: ScaledGradient, routing: Tensor) -> ScaledGradient:
         from pathnet.engines.triton.routed_backward import SingleBlocks
 
-        assert isinstance(blocks, TritonRecord)
-        coefficients = _on_host(routing)
+        coefficients, device = _on_host(routing), start.mantissa.device
         expected = [
             (index, [*[(a, 0.0)] * count, *[(0.0, c)] * count])
             for count, (index, (a, c)) in enumerate(reversed(list(enumerate(coefficients.tolist()))), 1)
         ]
-        with on_device(grad.device):
-            through = SingleBlocks(blocks.network, blocks.kept, grad.device, expected)
-            return fallback.sums_by_length(through, blocks.given(grad), exponent, torch.from_numpy(coefficients))
+        with on_device(device):
+            through_block = SingleBlocks(self.network, self.kept, device, expected)
+            start = self._before_last_join(start)
+            return fallback.sums_by_length(through_block, start, torch.from_numpy(coefficients))
 
-    def sums_by_length_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
-        return fallback.norms_of(*self.sums_by_length(blocks, grad, exponent, routing))
+    def sums_by_length_norms(self, start: ScaledGradient, routing: Tensor) -> Tensor:
+        return fallback.norms_of(self.sums_by_length(start, routing))
 
-    def routed_forward(self, prepared: Prepared, y0: Tensor, routing: Tensor) -> Tensor:
-        assert isinstance(prepared, TritonPrepared)
-        network = prepared.network
-        _check_images(network, y0)
-        coefficients = _on_host(routing)
-        with on_device(y0.device):
-            parts = in_chunks(
-                len(coefficients),
-                1,
-                lambda part: _forward(prepared, y0, steps_forward(network.blocks, coefficients[part])),
-                _most_forward(prepared, len(y0)),
-            )
-            y = torch.cat([outputs for _, outputs in parts])
-        return y.relu_() if network.post else y
+    def _before_last_join(self, start: ScaledGradient) -> ScaledGradient:
+        """Return the scaled gradient at the sum that the last join reads."""
+        return start if self.last is None else start._replace(mantissa=start.mantissa.where(self.last, 0.0))
 
-    def routed_backward(
-        self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        from pathnet.engines.triton.routed_backward import routed_backward
+    def bits(self) -> list[list[Tensor]]:
+        """Return the recorded ReLU bits, ``[block][ReLU]``, bool [B, C, H, W]; of post-activation blocks the join's
+        last."""
+        units = [
+            [self._unit_bits(block.first + unit) for unit in range(len(block.convolutions))]
+            for block in self.network.blocks
+        ]
+        if self.last is None:
+            return units
+        joins = [*(bits[0] for bits in units[1:]), self.last]
+        return [[*bits[1:], join] for bits, join in zip(units, joins, strict=True)]
 
-        assert isinstance(blocks, TritonRecord)
-        steps, start = _steps_backward(blocks.network, _on_host(routing)), (blocks.given(grad), exponent)
-        with on_device(grad.device), _replayed(blocks, *start, steps) as walk:
-            if walk is None:
-                return routed_backward(blocks.network, blocks.kept, *start, steps)
-            return walk.arrived(steps.count)
-
-    def routed_backward_norms(self, blocks: BlockRecord, grad: Tensor, exponent: Tensor, routing: Tensor) -> Tensor:
-        from pathnet.engines.triton.routed_backward import routed_backward_norms
-
-        assert isinstance(blocks, TritonRecord)
-        network, coefficients, start = blocks.network, _on_host(routing), (blocks.given(grad), exponent)
-        norms = torch.empty(len(routing), len(grad), dtype=torch.float64, device=grad.device)
-
-        def walk_part(part: slice) -> None:
-            steps = _steps_backward(network, coefficients[part])
-            with _replayed(blocks, *start, steps) as walk:
-                if walk is None:
-                    norms[part] = routed_backward_norms(network, blocks.kept, *start, steps)
-                else:
-                    norms[part] = walk.norms[: steps.count]
-
-        with on_device(grad.device):
-            for _ in in_chunks(len(coefficients), 1, walk_part, _most_backward(blocks)):
-                pass
-        return norms
+    def _unit_bits(self, unit: int) -> Tensor:
+        given, width = self.network.convolutions[unit].given, -(-self.network.convolutions[unit].given.channels // 8)
+        packed = self.kept.unit_bits(unit)[: self.batch * given.pixels * width]
+        bits = packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1
+        whole = bits.reshape(self.batch, given.height, given.width, width * 8)[..., : given.channels]
+        return whole.permute(0, 3, 1, 2).bool().contiguous()
 
 
 def _on_host(routing: Tensor) -> NDArray[np.float64]:
@@ -281,14 +272,12 @@ def _recorded(prepared: TritonPrepared, y0: Tensor) -> tuple[Tensor, Kept]:
         return output, kept
 
 
-def _replayed(
-    record: TritonRecord, grad: Tensor, exponent: Tensor, steps: Steps
-) -> AbstractContextManager[Walk | None]:
+def _replayed(record: TritonWalk, start: ScaledGradient, steps: Steps) -> AbstractContextManager[Backward | None]:
     """Give the walk, run as a graph; None where its launches are to be run one by one."""
-    graphs, batch = record.graphs, len(grad)
-    capacity, exits = capacity_for(steps.count), USUAL_BACKWARD | steps.exits
+    graphs, (grad, exponent) = record.graphs, start
+    batch, capacity, exits = len(grad), capacity_for(steps.count), USUAL_BACKWARD | steps.exits
 
-    def begin(walk: Walk) -> None:
+    def begin(walk: Backward) -> None:
         if not graphs.holds(record.kept):
             walk.kept.copy(record.kept)
             graphs.hold(record.kept)
@@ -298,7 +287,7 @@ def _replayed(
     return graphs.replayed(key, grad.device, partial(_walk, record.network, batch, capacity, exits), begin)
 
 
-def _walk(network: TritonNetwork, batch: int, capacity: int, exits: frozenset[Exit], allocate: Allocate) -> Walk:
+def _walk(network: TritonNetwork, batch: int, capacity: int, exits: frozenset[Exit], allocate: Allocate) -> Backward:
     from pathnet.engines.triton.routed_backward import Walk, schedule_backward
 
     kept = Kept.room(network, batch, allocate)
@@ -310,16 +299,6 @@ def room_of(device: torch.device) -> int:
     if device.type not in ("cuda", "xpu"):
         return ROOM
     return min(ROOM, int(torch.get_device_module(device).get_device_properties(device).total_memory) // 4)
-
-
-def _most_backward(record: TritonRecord) -> int:
-    """Return how many routings are walked at once."""
-
-    def count() -> int:
-        return most_within(room, lambda capacity: partial(_walk, record.network, record.batch, capacity, ALL_EXITS))
-
-    room = room_of(record.kept.bits.device)
-    return record.graphs.most(("walk", record.batch, room), count)
 
 
 def _forward(prepared: TritonPrepared, y0: Tensor, steps: Steps) -> Tensor:
@@ -346,20 +325,10 @@ def _pass(network: TritonNetwork, batch: int, capacity: int, exits: frozenset[Ex
     return Forward(network, Tables(schedule_forward(network, capacity, exits), allocate), batch, allocate)
 
 
-def _most_forward(prepared: TritonPrepared, batch: int) -> int:
-    """Return how many routings go forward at once."""
-
-    def count() -> int:
-        return most_within(room, lambda capacity: partial(_pass, prepared.network, batch, capacity, ALL_EXITS))
-
-    room = room_of(prepared.network.affine.device)
-    return prepared.graphs.most(("forward", batch, room), count)
-
-
 def unsupported_side(net: ResidualNet) -> str | None:
-    """Why the kernels have no form for a network that has tables, or None."""
-    for index, block in enumerate(blocks_of(net)):
-        form = block.post_activation_form() or block.fused_form()
+    """Return why the kernels cannot run a network that has tables, or None."""
+    for index, block in enumerate(net):
+        form = block.form()
         reason = None if form is None else unsupported_block(form)
         if reason is not None:
             return f"block {index + 1}: {reason}"

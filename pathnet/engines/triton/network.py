@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathnet import scaling
-from pathnet.engines.forms import behind, blocks_of, post_activation, scaled, tables
+from pathnet.engines.forms import post_activation
 from pathnet.engines.magnitudes import Divided, Magnitudes, divided
-from pathnet.models.residual_net import FusedForm, ResidualNet, Unit
+from pathnet.engines.tables import BlockColumn, affine_behind, scaled, tables
+from pathnet.models.residual_net import FusedForm, PostActivationForm, ResidualNet, Unit
 from pathnet.recording import BatchNormMode, Precision
 
 __all__ = [
@@ -214,7 +215,8 @@ def _divided(network: TritonNetwork, back: Divided) -> TritonNetwork:
     units: list[int] = []
     ends: list[int] = []
     for block, row in zip(network.blocks, back.tables.blocks.tolist(), strict=True):
-        first, count, _, projection = row[:4]
+        first, count = row[BlockColumn.FIRST], row[BlockColumn.COUNT]
+        projection = row[BlockColumn.PROJECTION]
         branches = [range(first, first + count), range(projection, projection + 1) if projection >= 0 else range(0)]
         units += branches[0]
         ends += [branch.stop for branch in branches if branch][: len(block.ends)]
@@ -236,11 +238,7 @@ def _divided_transposed(conv: Convolution, exponent: int, dtype: torch.dtype) ->
 
 
 def _pre_network(net: ResidualNet, bn: BatchNormMode, precision: Precision, shape: Shape) -> TritonNetwork:
-    forms = []
-    for block in blocks_of(net):
-        form = block.fused_form()
-        assert form is not None
-        forms.append(form)
+    forms = [form for block in net if isinstance(form := block.form(), FusedForm)]
     units = [unit for form in forms for unit in form.units]
     norms = [unit.bn for unit in units]
     widest = max([forms[-1].units[-1].conv.out_channels, *(norm.num_features for norm in norms)])
@@ -264,7 +262,7 @@ def _pre_network(net: ResidualNet, bn: BatchNormMode, precision: Precision, shap
 def _post_network(net: ResidualNet, bn: BatchNormMode, precision: Precision, shape: Shape) -> TritonNetwork:
     """With running statistics each BN is what it multiplies by and adds, and that behind a block's last convolution
     or projection goes into it. With those of a batch it stays, and a bias before it goes with the mean taken off."""
-    forms = [form for block in blocks_of(net) if (form := block.post_activation_form()) is not None]
+    forms = [form for block in net if isinstance(form := block.form(), PostActivationForm)]
     device, backward, by_batch = next(net.parameters()).device, DTYPES[precision], bn == "batch"
     count = sum(len(form.convs) for form in forms)
     blocks: list[FusedBlock] = []
@@ -276,7 +274,7 @@ def _post_network(net: ResidualNet, bn: BatchNormMode, precision: Precision, sha
         if by_batch:
             assert norm is not None
             return *affine_of(Unit(norm, conv)), norm.eps
-        factor, shift = behind(conv, norm, bn)
+        factor, shift = affine_behind(conv, norm, bn)
         return factor.to(device), shift.to(device), 0.0
 
     def ended(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, given: Shape) -> Convolution:

@@ -18,6 +18,7 @@ from pathnet.engines.triton.folding import constants_size, folded_size
 from pathnet.engines.triton.network import FusedBlock, TritonNetwork
 from pathnet.engines.triton.plan import Exit, Launch, Plan, Schedule, Steps, plan_backward
 from pathnet.engines.triton.state import Allocate, Gradients, Kept, Tables, allocate_on
+from pathnet.scaling import ScaledGradient
 
 __all__ = [
     "SingleBlocks",
@@ -113,7 +114,7 @@ class Walk:
         norms = squares.sqrt() * self.tables.mantissas.abs()[:, None]
         return scaling.times_power_of_two(norms, self._exponents(self.schedule.capacity).expand_as(norms))
 
-    def arrived(self, count: int) -> tuple[Tensor, Tensor]:
+    def arrived(self, count: int) -> ScaledGradient:
         """Return the scaled gradients of the first so many routings.
 
         Returns:
@@ -146,7 +147,7 @@ def _room(network: TritonNetwork, schedule: Schedule, batch: int) -> list[int]:
 
 def routed_backward(
     network: TritonNetwork, kept: Kept, grad: Tensor, exponent: Tensor, steps: Steps
-) -> tuple[Tensor, Tensor]:
+) -> ScaledGradient:
     """Return the scaled gradients at ``y_0``: float32 [P, B, C, H, W] and int32 [P, B] or [P, 1]."""
     return _walked(network, kept, grad, exponent, steps).arrived(steps.count)
 
@@ -184,14 +185,12 @@ class SingleBlocks:
         parts = torch.split(whole, [len(part) for part in words])
         self._expected = dict(zip(keys, zip(plans, parts, strict=True), strict=True))
 
-    def __call__(
-        self, index: int, grads: Tensor, exponents: Tensor, coefficients: Coefficients
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, index: int, grads: ScaledGradient, coefficients: Coefficients) -> ScaledGradient:
         """Take scaled gradients [g, B, C, H, W] at a block's output to its input, each by its own (a, c)."""
         plan, tables = self._tables(index, tuple(coefficients))
         alone = replace(self.network, blocks=[self.network.blocks[index]])
-        walk = Walk(alone, self.kept, tables, grads.shape[1], self.allocate)
-        walk.start(grads, exponents)
+        walk = Walk(alone, self.kept, tables, grads.mantissa.shape[1], self.allocate)
+        walk.start(*grads)
         walk.launch(plan.needed())
         return walk.arrived(len(coefficients))
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from pathnet.models.pointwise import Pointwise
-from pathnet.models.residual_net import Block, FusedForm, PostActivationForm, Unit
+from pathnet.models.residual_net import Block, Form, FusedForm, PostActivationForm, Unit
 from pathnet.models.tracing.connections import CLONES, is_relu
 from pathnet.models.tracing.graphs import Dropout
 
@@ -64,13 +64,13 @@ class TracedBlock(Block):
     def join(self, z: Tensor) -> Tensor:
         return z if self.after is None else torch.as_tensor(self.after(z))
 
-    def fused_form(self) -> FusedForm | None:
+    def form(self) -> Form | None:
         steps = self._parts()
         if steps is None:
             return None
-        before, skip, residual, after = steps
-        if after:
-            return None
+        return self._post_activation_form(*steps) if steps[-1] else self._fused_form(*steps[:3])
+
+    def _fused_form(self, before: list[_Step], skip: list[_Step], residual: list[_Step]) -> FusedForm | None:
         units = _units([*before, *residual])
         if units is None:
             return None
@@ -80,11 +80,9 @@ class TracedBlock(Block):
             return None
         return FusedForm(units, projection=skip[0].conv)
 
-    def post_activation_form(self) -> PostActivationForm | None:
-        steps = self._parts()
-        if steps is None:
-            return None
-        before, skip, residual, after = steps
+    def _post_activation_form(
+        self, before: list[_Step], skip: list[_Step], residual: list[_Step], after: list[_Step]
+    ) -> PostActivationForm | None:
         if before or [step.kind for step in after] != ["relu"]:
             return None
         kinds = [step.kind for step in residual]
@@ -106,18 +104,16 @@ class TracedBlock(Block):
             kind = "pad"
         else:
             kind = "projection" if any(True for _ in self.skip_branch.parameters()) else "other"
-        if self.before is None or self.fused_form() is not None:
+        if self.before is None or isinstance(self.form(), FusedForm):
             return kind
         layers = sum(parameter.ndim > 1 for parameter in self.before.parameters())
         return f"{kind} behind {f'{layers} shared layers' if layers else 'a shared part'}"
 
     def kind(self) -> str:
         """What the residual module is, in a few words."""
-        fused, post = self.fused_form(), self.post_activation_form()
-        if fused is not None:
-            return f"pre-activation {_shape_of([unit.conv for unit in fused.units])}"
-        if post is not None:
-            return f"post-activation {_shape_of(post.convs)}"
+        form = self.form()
+        if form is not None:
+            return f"{'pre' if isinstance(form, FusedForm) else 'post'}-activation {_shape_of(form.convs)}"
         layers = _layers(self.residual_branch)
         kind = next((name for name in ("attention", "convolutions", "linear layers") if name in layers), "other")
         within = f" with {self.nested} residual connections inside" if self.nested else ""

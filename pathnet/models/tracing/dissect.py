@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from pathnet.models.residual_net import FusedForm
 from pathnet.models.tracing.blocks import TracedBlock, is_pad
 from pathnet.models.tracing.connections import CLONES, RESHAPES, Connection, Term, connections
 from pathnet.models.tracing.cutting import Scissors
@@ -62,9 +63,9 @@ def dissect(traced: Traced, example: Tensor, within: Collection[fx.Node] | None 
         blocks.append(_block(scissors, name, start, connection))
         start = connection.end
     begun = _begin_before(found[0], traced.held)
-    if begun is not None and blocks[0].fused_form() is None:
+    if begun is not None and not isinstance(blocks[0].form(), FusedForm):
         earlier = _block(scissors, names[0], begun, found[0])
-        if earlier.fused_form() is not None:
+        if isinstance(earlier.form(), FusedForm):
             blocks[0], stem, y0 = earlier, scissors.cut("the stem", scissors.start, [Term(begun)]), begun
     head = scissors.cut("the head", found[-1].end, [Term(result.args[0])])
     shape = once[y0].shape

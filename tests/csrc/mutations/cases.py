@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathnet.engines.cuda import _padded_affine
-from pathnet.engines.forms import tables
+from pathnet.engines.tables import tables
 from pathnet.models import PostactBlock, PreactBlock, ResidualNet
 
 # widths: channels of y0 and of y after each block; size: height, width, batch; post: post-activation blocks, y being

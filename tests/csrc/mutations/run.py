@@ -108,6 +108,7 @@ EQUIVALENT: dict[str, str] = {
     "int first = 1, samples = 0;": OVERWRITTEN,
     "int first = 0, samples = 1;": OVERWRITTEN,
     "int from_ = 0, bytes_ = 0, slices_ = 0, slices_left_ = 1, reads_left_ = 0;": OVERWRITTEN,
+    "int from_ = 0, bytes_ = 0, slices_ = 1, slices_left_ = 0, reads_left_ = 0;": OVERWRITTEN,
     "int operand = 0, mid = 1;": OVERWRITTEN,
     "int operand = 1, mid = 0;": OVERWRITTEN,
     "if (slots_ == 4) {": SLOWER,

@@ -149,7 +149,7 @@ struct Walked {
   }
 };
 
-// What BatchForwardWalk records.
+// What ForwardBatchWalk records.
 struct Tape {
   Exact<uint8_t> relu_bits;
   Exact<float> normalized, scales;
@@ -371,7 +371,7 @@ class Judge {
     const Packed packed(kernels_, own, Direction::kBackward, true);
     const Walked walked = on_threads<Walked>(counts, name, [&](const Team& team) {
       Walked made = blank(trial_.routings, trial_.batch);
-      BackwardWalk job = {
+      BackwardRunningWalk job = {
           own,          packed.data(),   grad_.data(),      exponent_.data(),   routing_.data(),
           trial_.batch, trial_.routings, made.norms.data(), made.values.data(), made.exponents.data()};
       job.plan.weights = job.plan.scales = nullptr;
@@ -417,7 +417,7 @@ class Judge {
     const Packed packed(kernels_, own, Direction::kBackward, true);
     const Walked walked = on_threads<Walked>(counts, name, [&](const Team& team) {
       Walked made = blank(blocks() + 1, trial_.batch);
-      BackwardWalk job = {
+      BackwardRunningWalk job = {
           own, packed.data(),     grad_.data(),       exponent_.data(),     routing_.data(), trial_.batch,
           1,   made.norms.data(), made.values.data(), made.exponents.data()};
       job.plan.weights = job.plan.scales = nullptr;
@@ -440,9 +440,10 @@ class Judge {
     const Packed packed(kernels_, own, Direction::kForward, false);
     const auto walk = [&](const Team& team, const Exact<float>& routing, int64_t routings, uint8_t* relu_bits) {
       Exact<float> output(routings * trial_.grad.size(), shifted_, kNan);
-      ForwardWalk job = {own,           packed.data(),  shifts_.data(), biases_.size() ? biases_.data() : nullptr,
-                         y0_.data(),    routing.data(), trial_.batch,   routings,
-                         output.data(), relu_bits};
+      ForwardRunningWalk job = {
+          own,           packed.data(),  shifts_.data(), biases_.size() ? biases_.data() : nullptr,
+          y0_.data(),    routing.data(), trial_.batch,   routings,
+          output.data(), relu_bits};
       job.plan.weights = nullptr;
       kernels_.forward(job, team);
       return output;
@@ -478,7 +479,7 @@ class Judge {
     cancelled_ = kCancelled;
     const auto walk = [&](const Team& team, const Exact<float>& routing, int64_t routings, Tape* tape) {
       Exact<float> output(routings * trial_.grad.size(), shifted_, kNan);
-      BatchForwardWalk job = {own,
+      ForwardBatchWalk job = {own,
                               packed.data(),
                               shifts_.data(),
                               epsilons_.data(),
@@ -532,10 +533,10 @@ class Judge {
     const Plan own = plan(tape.scales.data(), tape.relu_bits.data());
     const Packed packed(kernels_, own, Direction::kBackward, false);
     const auto walk = [&](const std::string& which, int64_t routings, int64_t results,
-                          void (*kernel)(const BatchBackwardWalk&, const Team&), Counts& own_counts) {
+                          void (*kernel)(const BackwardBatchWalk&, const Team&), Counts& own_counts) {
       return on_threads<Walked>(own_counts, which, [&](const Team& team) {
         Walked made = blank(results, 1);
-        BatchBackwardWalk job = {own,
+        BackwardBatchWalk job = {own,
                                  packed.data(),
                                  tape.normalized.data(),
                                  grad_.data(),

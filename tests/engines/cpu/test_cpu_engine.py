@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import pathnet
 from pathnet import native, scaling
-from pathnet.engines.cpu import CpuRecord
+from pathnet.engines.cpu import CpuWalk, ops
 from pathnet.models import ResidualNet, resnet
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
@@ -179,17 +179,17 @@ def test_a_tape_keeps_bits_not_activations() -> None:
     case = Case("resnet-110", 110, width=16, side=32, batch=128)
     net, (images, labels) = case.net(), case.images()
     tape = recorded(net, images, labels, "running", "float32")
-    assert isinstance(tape._record.blocks, CpuRecord)
-    assert tape._record.blocks.relu_bits.nbytes <= tape.nbytes < 40e6
+    assert isinstance(tape._record.walk, CpuWalk)
+    assert tape._record.walk.relu_bits.nbytes <= tape.nbytes < 40e6
 
 
 def test_bits_are_a_channel_each() -> None:
     case = SMALL[3]
     net, (images, labels) = case.net(), case.images()
     record = recorded(net, images, labels, "running", "float32")._record
-    assert isinstance(record.blocks, CpuRecord)
+    assert isinstance(record.walk, CpuWalk)
     y = net.stem(images)
-    for block, bits in zip(net.blocks, record.blocks.bits(), strict=True):
+    for block, bits in zip(net.blocks, record.walk.bits(), strict=True):
         assert torch.equal(bits[0], block.bns[0](y) > 0)
         y = block(y)
 
@@ -276,7 +276,7 @@ def test_the_judges_see_a_small_error(monkeypatch: pytest.MonkeyPatch) -> None:
     tape = recorded(net, images, labels, "running", "float32")
     routing = random_paths(net.n, 0)
     check_batches(*check(tape, routing, "float32"), "float32")
-    right = native.routed_backward
+    right = ops.cpu_backward_running
 
     def wrong(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         norms, grad, exponent = right(*arguments)
@@ -284,7 +284,7 @@ def test_the_judges_see_a_small_error(monkeypatch: pytest.MonkeyPatch) -> None:
         norms[3:4] *= 1 + error
         return norms, grad, exponent
 
-    monkeypatch.setattr(native, "routed_backward", wrong)
+    monkeypatch.setattr(ops, "cpu_backward_running", wrong)
     error = 2 * FLOAT32_BATCH_NORM
     norms, expected = check(tape, routing, "float32")
     with pytest.raises(AssertionError):
@@ -321,7 +321,7 @@ def test_sums_by_length_of_54_blocks(isa: str, bn: str, precision: str, monkeypa
     monkeypatch.setenv("PATHNET_ISA", isa)
     case = Case("deep", 110, width=8, side=16, batch=4)
     tape = recorded(case.net(), *case.images(), bn, precision)
-    norms = scaling.combine(tape._engine.sums_by_length_norms(*start(tape)))
+    norms = scaling.combine(tape._record.walk.sums_by_length_norms(tape._record.start, torch.ones(tape.n, 2)))
     expected = scaling.combine(scaling.norms(*deep_sums(bn)))
     rounds = precision == "bfloat16" or isa == "amx"
     judged = slice(46 if precision == "bfloat16" else 55)
@@ -333,11 +333,6 @@ def deep_sums(bn: str) -> tuple[Tensor, Tensor]:
     """On the bits of the float32 forward pass, which is the same for all instruction sets but for rounding."""
     case = Case("deep", 110, width=8, side=16, batch=4)
     return truth_sums(recorded(case.net(), *case.images(), bn, "float32"), torch.ones(54, 2))
-
-
-def start(tape: pathnet.Tape) -> tuple[Any, Tensor, Tensor, Tensor]:
-    record = tape._record
-    return record.blocks, record.grad, record.exponent, torch.ones(tape.n, 2)
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
@@ -407,8 +402,8 @@ def test_deep_post_activation_networks_underflow_nowhere(shortcut: str, bn: str,
 def test_what_post_activation_networks_are_refused() -> None:
     net, (images, labels) = resnet(8, width=4, shortcut="projection").eval(), SMALL[0].images()
     net.blocks[1].projection_bn = nn.Identity()
-    form = net.blocks[1].post_activation_form()
-    net.blocks[1].post_activation_form = lambda: replace(form, projection_bn=None)
+    form = net.blocks[1].form()
+    net.blocks[1].form = lambda: replace(form, projection_bn=None)
     with pytest.raises(ValueError, match="cpu: block 2 has a projection without batch normalisation"):
         recorded(net, images, labels, "batch", "float32")
     assert recorded(net, images, labels, "running", "float32").engine == "cpu"

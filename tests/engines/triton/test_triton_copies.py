@@ -21,11 +21,12 @@ import pathnet
 from pathnet.engines import fallback
 from pathnet.engines import triton as triton_engine
 from pathnet.engines.transfers import to_device
-from pathnet.engines.triton import TritonEngine, TritonPrepared, TritonRecord
+from pathnet.engines.triton import TritonPrepared, TritonWalk
 from pathnet.engines.triton.graphs import Graphs
 from pathnet.engines.triton.network import Convolution, TritonNetwork, block_network, network_of
 from pathnet.engines.triton.state import Kept, allocate_on
 from pathnet.models import ResidualNet
+from pathnet.scaling import ScaledGradient
 
 pytest.importorskip("triton")
 
@@ -110,27 +111,27 @@ def test_a_batch_is_one_copy_and_waits_for_nothing(
     if not graphs:
         monkeypatch.setattr("pathnet.engines.triton.graphs._captures", lambda device: False)
     prepared, n = prepared_net(kind, bn)
-    engine, network = TritonEngine(), prepared.network
+    network = prepared.network
     given, made = network.blocks[0].given, network.blocks[-1].made
     y0 = torch.empty(BATCH, given.channels, given.height, given.width, device=META)
     grad = torch.empty(BATCH, made.channels, made.height, made.width, device=META)
-    exponent = torch.empty(BATCH if bn == "running" else 1, dtype=torch.int32, device=META)
+    start = ScaledGradient(grad, torch.empty(BATCH if bn == "running" else 1, dtype=torch.int32, device=META))
     routing = pathnet.paths.routing(torch.ones(3, n, dtype=torch.uint8), torch.float32)
     routing[1, 0] = 0.5
     for _ in range(3):
         with Copies() as copies:
-            _, record = engine.record(prepared, y0)
+            _, walk = prepared.record(y0)
         # The table, and where what the BNs normalised lies.
         assert copies.count == 2
-        for walk in (engine.routed_backward_norms, engine.routed_backward):
+        for backward in (walk.norms, walk.routed_backward):
             with Copies() as copies:
-                walk(record, grad, exponent, routing)
+                backward(start, routing)
             assert copies.count == 1
         with Copies() as copies:
-            engine.sums_by_length(record, grad, exponent, routing[1])
+            walk.sums_by_length(start, routing[1])
         assert copies.count == 1
         with Copies() as copies:
-            engine.routed_forward(prepared, y0, routing)
+            prepared.routed_forward(y0, routing)
         assert copies.count == 1
     assert bool(nothing_is_run.of("replay")) == graphs
 
@@ -140,14 +141,13 @@ def test_sums_by_length_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -
     prepared, n = prepared_net("pre", "batch")
     network = prepared.network
     kept = Kept.room(network, BATCH, allocate_on(META))
-    record = TritonRecord(network, kept, BATCH, Graphs())
+    walk = TritonWalk(network, kept, BATCH, Graphs())
     made = network.blocks[-1].made
     grad = torch.empty(BATCH, made.channels, made.height, made.width, device=META)
     monkeypatch.setattr(fallback, "_room", lambda device: 1)
     with Copies() as copies:
-        sums, exponents = TritonEngine().sums_by_length(
-            record, grad, torch.empty(1, dtype=torch.int32, device=META), torch.ones(n, 2)
-        )
+        start = ScaledGradient(grad, torch.empty(1, dtype=torch.int32, device=META))
+        sums, exponents = walk.sums_by_length(start, torch.ones(n, 2))
     assert len(sums) == n + 1 and exponents.shape == (n + 1, 1)
     assert copies.count == 1 + sum(range(2, n + 2))
 

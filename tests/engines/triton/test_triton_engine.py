@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,9 +20,10 @@ from pathnet import engines, scaling
 from pathnet.engines import self_check
 from pathnet.engines import triton as triton_engine
 from pathnet.engines.cuda import CudaEngine
+from pathnet.engines.engine import Job
 from pathnet.engines.forms import unsupported_form
 from pathnet.engines.reference import ReferenceEngine
-from pathnet.engines.triton import TritonEngine, TritonRecord, unsupported_side
+from pathnet.engines.triton import TritonEngine, TritonWalk, unsupported_side
 from pathnet.models import PostactBlock, PreactBlock, ResidualNet, resnet
 from pathnet.recording import snapshot
 
@@ -42,8 +42,8 @@ class Interpreted(TritonEngine):
     def unavailable(self) -> str | None:
         return None
 
-    def unsupported(self, net: ResidualNet, bn: Any, precision: Any, y0_shape: Sequence[int], device: Any) -> Any:
-        return unsupported_form(net, bn) or unsupported_side(net)
+    def unsupported(self, job: Job) -> str | None:
+        return unsupported_form(job.net, job.bn) or unsupported_side(job.net)
 
 
 @pytest.fixture(autouse=True)
@@ -65,9 +65,9 @@ def recorded(net: ResidualNet, images: Tensor, labels: Tensor, bn: Any, precisio
     return pathnet.record(net, images, labels, bn=bn, engine="interpreted", precision=precision)
 
 
-def own_record(tape: pathnet.Tape) -> TritonRecord:
-    assert isinstance(tape._record.blocks, TritonRecord)
-    return tape._record.blocks
+def own_record(tape: pathnet.Tape) -> TritonWalk:
+    assert isinstance(tape._record.walk, TritonWalk)
+    return tape._record.walk
 
 
 def small_net(seed: int, blocks: int = 3) -> tuple[ResidualNet, Tensor, Tensor]:
@@ -144,7 +144,7 @@ def test_forward_passes(case: Case, bn: str) -> None:
     for block, bits in zip(exact.blocks, record.bits(), strict=True):
         affine: list[Tensor] = []
         given: list[Tensor] = []
-        hooks = [own.bn.register_forward_hook(keep(given, affine)) for own in block.fused_form().units]
+        hooks = [own.bn.register_forward_hook(keep(given, affine)) for own in block.form().units]
         y = block(y).detach()
         for hook in hooks:
             hook.remove()
@@ -160,9 +160,9 @@ def test_forward_passes(case: Case, bn: str) -> None:
                 torch.testing.assert_close(stored.double(), x_hat, rtol=1e-4, atol=1e-4)
             unit += 1
     routing = random_routings(net.n, 1)
-    expected = ReferenceEngine().routed_forward(
-        ReferenceEngine().prepare(exact, "running", "float64", y.shape[1:]), exact.stem(images.double()), routing
-    )
+    y0 = exact.stem(images.double())
+    prepared = ReferenceEngine().prepare(Job(exact, "running", "float64", y0.shape[1:], y0.device))
+    expected = prepared.routed_forward(y0, routing)
     for own, other in zip(recorder.routed_outputs(images, routing), expected, strict=True):
         assert relative_error(own, exact.head(other).detach()) < FORWARD
 
@@ -308,7 +308,7 @@ def test_range(bn: str, kind: type[PreactBlock | PostactBlock]) -> None:
     norms, expected = check(tape, routing, "float32", gradients=False)
     assert float(expected[0].max()) < 1e-190 and float(expected[1].max()) > 1e30 * float(expected[0].max())
     if bn == "batch":
-        tape._record.grad[1] *= 1e-12
+        tape._record.start.mantissa[1] *= 1e-12
         check(tape, routing[:1], "float32", gradients=False)
 
 
@@ -318,7 +318,7 @@ def test_paths_without_modules_and_without_anything(bn: str) -> None:
     net, images, labels = wide_net(3)
     tape = recorded(net, images, labels, bn)
     skips = torch.zeros(1, 3, dtype=torch.uint8)
-    start = scaling.value(tape._record.grad[None], tape._record.exponent[None])
+    start = scaling.value(tape._record.start.mantissa[None], tape._record.start.exponent[None])
     assert torch.equal(tape.path_gradients(skips), start)
     dead = torch.zeros(1, 3, 2)
     assert torch.equal(tape.routed_gradients(dead), torch.zeros_like(start))
@@ -403,9 +403,10 @@ def test_the_engine_refuses_by_name() -> None:
         assert unsupported_side(net(strided)) == "block 1: it has a projection of another stride than its module"
     engine = TritonEngine()
     whole = net(PreactBlock(4, (3, 3), (4, 4), 1, "projection"))
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert engine.unsupported(whole, "batch", "float32", (4, 6, 6), cpu) == "the network is on cpu"
-    assert engine.unsupported(whole, "batch", "float64", (4, 6, 6), cuda) == 'no precision="float64"'
+    on_cpu = Job(whole, "batch", "float32", (4, 6, 6), torch.device("cpu"))
+    assert engine.unsupported(on_cpu) == "the network is on cpu"
+    on_cuda = Job(whole, "batch", "float64", (4, 6, 6), torch.device("cuda"))
+    assert engine.unsupported(on_cuda) == 'no precision="float64"'
     assert engine.unavailable() == "this process sees no GPU"
     with pytest.raises(ValueError, match="images: expected more than one value a channel for batch statistics"):
         recorded(whole, torch.randn(1, 3, 1, 1), torch.tensor([0]), "batch")
@@ -425,15 +426,15 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch, check: Any) -> None:
 
 def choose(net: ResidualNet, bn: Any = "running", precision: Any = "float32") -> str:
     shape = (net.stem_weight().shape[0], 6, 6)
-    return engines.choose("auto", net, bn, precision, shape, torch.device("cuda")).name
+    return engines.choose("auto", Job(net, bn, precision, shape, torch.device("cuda"))).name
 
 
 def test_auto_takes_cuda_then_triton_then_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong: set[str] = set()
     tried: list[ResidualNet] = []
 
-    def disagreement(engine: Any, net: ResidualNet, *job: Any, **options: Any) -> str | None:
-        tried.append(net)
+    def disagreement(engine: Any, job: Job, *rest: Any, **options: Any) -> str | None:
+        tried.append(job.net)
         return "it disagrees" if engine.name in wrong else None
 
     on_a_gpu(monkeypatch, disagreement)
@@ -468,15 +469,14 @@ def test_the_engines_check_of_itself(bn: Any, post: bool, monkeypatch: pytest.Mo
     net = snapshot((pathnet.models.resnet if post else pathnet.models.preact_resnet)(8, 4), bn, torch.float32)
 
     def check_itself() -> str | None:
-        monkeypatch.setattr(self_check, "_found", {})
-        job = net, bn, "float32", (4, 8, 8), torch.device("cpu")
-        return self_check.disagreement(Interpreted(), *job)  # type: ignore[arg-type]
+        monkeypatch.setattr(self_check, "_reasons", {})
+        return self_check.disagreement(Interpreted(), Job(net, bn, "float32", (4, 8, 8), torch.device("cpu")))
 
     if bn == "batch" or post:
         assert check_itself() is None
         return
-    right = Interpreted.routed_backward_norms
-    monkeypatch.setattr(Interpreted, "routed_backward_norms", lambda *given: right(*given) * 1.03)
+    right = TritonWalk.norms
+    monkeypatch.setattr(TritonWalk, "norms", lambda *given: right(*given) * 1.03)
     assert check_itself() == "it disagrees with the reference on a small input (relative error 0.03 in float32)"
 
 

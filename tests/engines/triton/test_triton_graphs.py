@@ -21,7 +21,7 @@ from torch import Tensor
 
 import pathnet
 from pathnet import engines
-from pathnet.engines.triton import TritonRecord, room_of
+from pathnet.engines.triton import TritonWalk, room_of
 from pathnet.engines.triton.graphs import Graphs, _Device, capacity_for
 from pathnet.engines.triton.recording import Recording
 from pathnet.models import ResidualNet
@@ -50,8 +50,8 @@ def small(seed: int, kind: str, bn: Any) -> tuple[ResidualNet, Tensor, Tensor]:
 
 
 def graphs_of(tape: pathnet.Tape) -> Graphs:
-    assert isinstance(tape._record.blocks, TritonRecord)
-    return tape._record.blocks.graphs
+    assert isinstance(tape._record.walk, TritonWalk)
+    return tape._record.walk.graphs
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_tape_outlives_recorder_and_graphs_and_is_left_as_it_was(cuda: stub_cu
     tapes, kept = [], []
     for factor in (1.0, 0.5, 2.0, 0.3):
         tapes.append(recorder(images * factor, labels))
-        kept.append([tensor.clone() for tensor in tapes[-1]._record.blocks.tensors])
+        kept.append([tensor.clone() for tensor in tapes[-1]._record.walk.tensors])
     codes = pathnet.paths.enumerate_all(net.n)[:3]
     first = [tape.path_gradient_norms(codes) for tape in tapes]
     graphs = graphs_of(tapes[0])
@@ -104,7 +104,7 @@ def test_a_tape_outlives_recorder_and_graphs_and_is_left_as_it_was(cuda: stub_cu
     for tape, norms in zip(reversed(tapes), reversed(first), strict=True):
         assert torch.equal(tape.path_gradient_norms(codes), norms)
     for tape, tensors in zip(tapes, kept, strict=True):
-        assert all(torch.equal(*pair) for pair in zip(tensors, tape._record.blocks.tensors, strict=True))
+        assert all(torch.equal(*pair) for pair in zip(tensors, tape._record.walk.tensors, strict=True))
 
 
 def test_a_network_keeps_a_few_graphs_in_the_memory_of_the_largest(
@@ -279,8 +279,8 @@ def test_an_interrupted_pass_leaves_nothing_that_counts_as_a_record(cuda: stub_c
     tapes = [recorder(images * factor, labels) for factor in (1.0, 0.5)]
     codes = pathnet.paths.enumerate_all(net.n)[:2]
     expected = tapes[1].path_gradient_norms(codes)
-    graphs, record = graphs_of(tapes[0]), tapes[1]._record.blocks
-    assert isinstance(record, TritonRecord) and graphs.holds(record.kept)
+    graphs, record = graphs_of(tapes[0]), tapes[1]._record.walk
+    assert isinstance(record, TritonWalk) and graphs.holds(record.kept)
 
     def begin(recording: Recording) -> None:
         recording.begin(torch.zeros_like(recording.forward._y0).permute(0, 3, 1, 2))

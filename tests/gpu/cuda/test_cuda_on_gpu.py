@@ -17,9 +17,11 @@ from helpers.tolerances import FORWARD
 from torch import Tensor
 
 import pathnet
-from pathnet import native, scaling
-from pathnet.engines.cuda import CudaEngine, CudaRecord, Walk
+from pathnet import scaling
+from pathnet.engines.cuda import CudaEngine, CudaWalk, Program, ops
+from pathnet.engines.engine import Job
 from pathnet.engines.self_check import disagreement
+from pathnet.scaling import ScaledGradient
 
 SEEDS = (1, 2, 3, 7, 9, 11, 12, 14, 23, 28)
 """Of networks with one to five blocks, widths from 1 to 64, strides, both skips, and sides that no tile divides."""
@@ -47,7 +49,7 @@ def test_walks_sums_and_forward_passes(seed: int, post: bool, precision: Any, de
     net, images, labels = random_basic_net(seed, smallest=1 if precision == "float32" else 6, post=post)
     net, images, labels = net.to(device), images.to(device), labels.to(device)
     y0_shape = torch.as_tensor(net.stem(images)).shape[1:]
-    assert disagreement(CudaEngine(), net, "running", precision, y0_shape, images.device, small=False) is None
+    assert disagreement(CudaEngine(), Job(net, "running", precision, y0_shape, images.device), small=False) is None
     recorder, exact = pathnet.Recorder(net, engine="cuda", precision=precision), in_float64(net, "running")
     tape, routing = recorder(images, labels), random_routings(net.n, seed)
     assert relative_error(tape.output, exact(images.double()).detach()) < FORWARD
@@ -88,22 +90,21 @@ def test_the_twin_tells_what_the_gpu_does(precision: Any, device: torch.device) 
     """The same tensors through both: they differ by the order in which tensor cores add, and no more."""
     net, images, labels = random_basic_net(3, smallest=6)
     record = recorded(net, images, labels, device, precision)._record
-    assert isinstance(record.blocks, CudaRecord)
+    assert isinstance(record.walk, CudaWalk)
     routing = random_routings(net.n, 1).float()
 
-    def on_host(walk: Walk) -> Walk:
-        return Walk(walk.program, walk.program, walk.weights.cpu())
+    def on_host(program: Program) -> Program:
+        return Program(program.host, program.device.cpu())
 
-    own = record.blocks.network
+    own = record.walk.network
     host = replace(own, backward=on_host(own.backward), forward=on_host(own.forward), affine=own.affine.cpu())
-    twin = CudaRecord(host, record.blocks.relu_bits.cpu())
-    engine = CudaEngine()
-    on_gpu = engine.routed_backward_norms(record.blocks, record.grad, record.exponent, routing.to(device))
-    on_cpu = engine.routed_backward_norms(twin, record.grad.cpu(), record.exponent.cpu(), routing)
+    twin = CudaWalk(host, record.walk.relu_bits.cpu())
+    on_gpu = record.walk.norms(record.start, routing.to(device))
+    on_cpu = twin.norms(ScaledGradient(*(tensor.cpu() for tensor in record.start)), routing)
     # A different order flips the rounding of a bfloat16 here and there.
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-6 if precision == "float32" else 5e-3, atol=0)
-    _, bits = engine.record(host, record.y0.cpu())
-    different = bits.relu_bits ^ twin.relu_bits
+    _, host_walk = host.record(record.y0.cpu())
+    different = host_walk.relu_bits ^ twin.relu_bits
     assert np.unpackbits(different.numpy()).mean() < 1e-3
 
 
@@ -169,39 +170,30 @@ def test_no_paths_one_path_and_more_than_the_processors(device: torch.device) ->
 def test_tensors_on_several_devices_are_refused(device: torch.device) -> None:
     case = Case("net", 14, width=16, side=8)
     record = recorded(case.net(), *case.images(), device, "float32")._record
-    assert isinstance(record.blocks, CudaRecord)
-    walk, routing = record.blocks.network.backward, torch.randn(1, 6, 2)
-    start = torch.zeros(1, dtype=torch.int32, device=device)
-    gradients = record.grad[None], record.exponent[None], start
-    network = walk.program, walk.device_program, walk.weights, record.blocks.relu_bits
+    assert isinstance(record.walk, CudaWalk)
+    program, routing = record.walk.network.backward, torch.randn(1, 6, 2)
+    schedule = torch.zeros(2, 1, dtype=torch.int32, device=device)
+    gradients = record.start.mantissa[None], record.start.exponent[None]
+    network = program.host, program.device, record.walk.relu_bits
     with pytest.raises(RuntimeError, match="expected all tensors but program on one device"):
-        native.cuda_routed_backward(*gradients, routing, start, *network, True)
+        ops.cuda_backward_running(*gradients, routing, schedule, *network, True)
 
 
 def test_opcheck(device: torch.device) -> None:
     case = Case("net", 14, width=16, side=8)
     record = recorded(case.net(), *case.images(), device, "bfloat16")._record
-    assert isinstance(record.blocks, CudaRecord)
-    network, order = record.blocks.network, torch.zeros(1, dtype=torch.int32, device=device)
+    assert isinstance(record.walk, CudaWalk)
+    network, schedule = record.walk.network, torch.zeros(2, 1, dtype=torch.int32, device=device)
     routing = torch.randn(1, 6, 2, device=device)
     back, forward = network.backward, network.forward
     torch.library.opcheck(
-        torch.ops.pathnet.cuda_routed_backward.default,
-        (
-            record.grad[None],
-            record.exponent[None],
-            order,
-            routing,
-            order,
-            back.program,
-            back.device_program,
-            back.weights,
-        )
-        + (record.blocks.relu_bits, True),
+        torch.ops.pathnet.cuda_backward_running.default,
+        (record.start.mantissa[None], record.start.exponent[None], routing, schedule, back.host, back.device)
+        + (record.walk.relu_bits, True),
         test_utils=("test_schema", "test_faketensor"),
     )
     torch.library.opcheck(
-        torch.ops.pathnet.cuda_routed_forward.default,
-        (record.y0, routing, order, forward.program, forward.device_program, forward.weights, network.affine, True),
+        torch.ops.pathnet.cuda_forward_running.default,
+        (record.y0, routing, schedule[0], forward.host, forward.device, network.affine, True),
         test_utils=("test_schema", "test_faketensor"),
     )

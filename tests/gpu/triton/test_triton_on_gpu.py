@@ -16,6 +16,7 @@ from torch import Tensor
 
 import pathnet
 from pathnet import scaling
+from pathnet.engines.engine import Job
 from pathnet.engines.self_check import disagreement
 from pathnet.engines.triton import TritonEngine
 from pathnet.models import ResidualNet
@@ -42,7 +43,7 @@ def test_walks_forward_passes_and_sums(case: GpuCase, bn: Any, precision: Any, d
     net, (images, labels) = case.net().to(device), (own.to(device) for own in case.images())
     y0_shape = torch.as_tensor(net.stem(images)).shape[1:]
     own = snapshot(net, bn, torch.float32)
-    assert disagreement(TritonEngine(), own, bn, precision, y0_shape, images.device) is None
+    assert disagreement(TritonEngine(), Job(own, bn, precision, y0_shape, images.device)) is None
     recorder, exact = pathnet.Recorder(net, bn, "triton", precision), in_float64(net, bn)
     tape, routing = recorder(images, labels), random_routings(net.n, 1)
     recorder(images.flip(0) * 2, labels)
@@ -64,10 +65,8 @@ def test_what_is_replayed_equals_what_is_launched(bn: Any, precision: Any, devic
 
     def everything(recorder: pathnet.Recorder, count: int, seed: int) -> list[Tensor]:
         tape, routing = recorder(images[:count], labels[:count]), random_routings(net.n, seed)
-        norms = tape._engine.routed_backward_norms(
-            tape._record.blocks, tape._record.grad, tape._record.exponent, routing
-        )
-        walked = tape._engine.routed_backward(tape._record.blocks, tape._record.grad, tape._record.exponent, routing)
+        norms = tape._record.walk.norms(tape._record.start, routing)
+        walked = tape._record.walk.routed_backward(tape._record.start, routing)
         return [tape.output, norms, *walked, *recorder.routed_outputs(images[:count], routing)]
 
     kept = pathnet.Recorder(net, bn, "triton", precision)

@@ -25,7 +25,7 @@ class Backward {
  public:
   using Element = typename Convolver::Element;
 
-  Backward(const BackwardWalk& job, const Network& network, const Packed<Convolver>& packed)
+  Backward(const BackwardRunningWalk& job, const Network& network, const Packed<Convolver>& packed)
       : job_(job), network_(network), block_(network, packed), buffers_(network, kMostSamples) {}
 
   void begin(const Item& item) {
@@ -161,7 +161,7 @@ class Backward {
     return largest_in(main(end, s), image.pixels() * image.padded());
   }
 
-  const BackwardWalk& job_;
+  const BackwardRunningWalk& job_;
   const Network& network_;
   BlockBackward<Convolver> block_;
   Buffers<Convolver> buffers_;
@@ -171,7 +171,7 @@ class Backward {
 };
 
 template <class Convolver>
-void walk_backward(const BackwardWalk& job, const Team& team) {
+void walk_backward_running(const BackwardRunningWalk& job, const Team& team) {
   const Network network = make_network(job.plan, true, false);
   const Packed<Convolver> packed(network, job.packed);
   walk_items(job, team, network, Direction::kBackward, [&] { return Backward<Convolver>(job, network, packed); });

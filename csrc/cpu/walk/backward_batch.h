@@ -83,7 +83,7 @@ struct Reduced {
 template <class Convolver>
 class BatchBackward {
  public:
-  BatchBackward(const BatchBackwardWalk& job, const Team& team)
+  BatchBackward(const BackwardBatchWalk& job, const Team& team)
       : job_(job),
         team_(team),
         network_(make_network(job.plan, true, false)),
@@ -577,7 +577,7 @@ class BatchBackward {
     }
   }
 
-  const BatchBackwardWalk& job_;
+  const BackwardBatchWalk& job_;
   const Team& team_;
   const Network network_;
   const Packed<Convolver> packed_;
@@ -592,12 +592,12 @@ class BatchBackward {
 };
 
 template <class Convolver>
-void walk_batch_backward(const BatchBackwardWalk& job, const Team& team) {
+void walk_backward_batch(const BackwardBatchWalk& job, const Team& team) {
   BatchBackward<Convolver>(job, team).walk_routings();
 }
 
 template <class Convolver>
-void walk_batch_sums_by_length(const BatchBackwardWalk& job, const Team& team) {
+void walk_sums_by_length_batch(const BackwardBatchWalk& job, const Team& team) {
   BatchBackward<Convolver>(job, team).walk_sums();
 }
 

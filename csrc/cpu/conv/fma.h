@@ -9,7 +9,7 @@
 
 #include <algorithm>
 
-#include "vector.h"
+#include "../isa/vector.h"
 
 namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {

@@ -10,8 +10,8 @@
 #include <numeric>
 #include <vector>
 
-#include "kernels.h"
-#include "layout.h"
+#include "../kernels.h"
+#include "../layout.h"
 
 namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {

@@ -20,7 +20,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "vector.h"
+#include "../isa/vector.h"
 
 namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {

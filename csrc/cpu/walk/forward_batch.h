@@ -59,7 +59,7 @@ struct Normalized {
 template <class Convolver>
 class BatchForward {
  public:
-  BatchForward(const BatchForwardWalk& job, const Team& team)
+  BatchForward(const ForwardBatchWalk& job, const Team& team)
       : job_(job),
         team_(team),
         network_(make_network(job.plan, false, false)),
@@ -316,7 +316,7 @@ class BatchForward {
     return operand;
   }
 
-  const BatchForwardWalk& job_;
+  const ForwardBatchWalk& job_;
   const Team& team_;
   const Network network_;
   const Packed<Convolver> packed_;
@@ -328,7 +328,7 @@ class BatchForward {
 };
 
 template <class Convolver>
-void walk_batch_forward(const BatchForwardWalk& job, const Team& team) {
+void walk_forward_batch(const ForwardBatchWalk& job, const Team& team) {
   BatchForward<Convolver> walker(job, team);
   for (int64_t routing = 0; routing < job.routings; ++routing) walker.walk(routing);
 }

@@ -21,7 +21,7 @@
 #include "base.h"
 #endif
 
-#include "layout.h"
+#include "../layout.h"
 
 namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {

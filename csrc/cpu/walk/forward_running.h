@@ -56,7 +56,8 @@ class Forward {
  public:
   using Element = typename Convolver::Element;
 
-  Forward(const ForwardWalk& job, const Network& network, const Packed<Convolver>& packed, const Affines& affines)
+  Forward(const ForwardRunningWalk& job, const Network& network, const Packed<Convolver>& packed,
+          const Affines& affines)
       : job_(job), network_(network), packed_(packed), affines_(affines), buffers_(network, kMostSamples) {}
 
   void begin(const Item& item) {
@@ -205,7 +206,7 @@ class Forward {
     convolve(last, sources, count, join);
   }
 
-  const ForwardWalk& job_;
+  const ForwardRunningWalk& job_;
   const Network& network_;
   const Packed<Convolver>& packed_;
   const Affines& affines_;
@@ -216,7 +217,7 @@ class Forward {
 };
 
 template <class Convolver>
-void walk_forward(const ForwardWalk& job, const Team& team) {
+void walk_forward_running(const ForwardRunningWalk& job, const Team& team) {
   const Network network = make_network(job.plan, false, false);
   const Packed<Convolver> packed(network, job.packed);
   const Affines affines(network, job.plan.scales, job.shifts, job.biases);

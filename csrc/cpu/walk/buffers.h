@@ -7,7 +7,7 @@
 #include <new>
 #include <vector>
 
-#include "vector.h"
+#include "../isa/vector.h"
 
 namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {

@@ -6,9 +6,9 @@
 #include <cmath>
 #include <vector>
 
+#include "../conv/packed.h"
 #include "buffers.h"
 #include "epilogues.h"
-#include "packed.h"
 #include "tree.h"
 
 namespace pathnet::cpu {

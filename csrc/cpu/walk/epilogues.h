@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
+#include "../conv/convolver.h"
 #include "buffers.h"
-#include "convolver.h"
 
 namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {

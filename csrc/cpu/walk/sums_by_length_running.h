@@ -25,7 +25,8 @@ class SumsByLength {
  public:
   using Element = typename Convolver::Element;
 
-  SumsByLength(const BackwardWalk& job, const Team& team, const Network& network, const Packed<Convolver>& packed)
+  SumsByLength(const BackwardRunningWalk& job, const Team& team, const Network& network,
+               const Packed<Convolver>& packed)
       : job_(job),
         team_(team),
         network_(network),
@@ -140,7 +141,7 @@ class SumsByLength {
     }
   }
 
-  const BackwardWalk& job_;
+  const BackwardRunningWalk& job_;
   const Team& team_;
   const Network& network_;
   BlockBackward<Convolver> block_;
@@ -150,7 +151,7 @@ class SumsByLength {
 };
 
 template <class Convolver>
-void walk_sums_by_length(const BackwardWalk& job, const Team& team) {
+void walk_sums_by_length_running(const BackwardRunningWalk& job, const Team& team) {
   const Network network = make_network(job.plan, true, false);
   const Packed<Convolver> packed(network, job.packed);
   take_in_turn(team, job.batch, [&](int, const auto& next, int64_t count) {

@@ -1,0 +1,132 @@
+"""The interface of an engine: a job is prepared once, each batch is recorded once, and walks run over the record.
+
+To add an engine, write a package ``engines/<name>`` with a class for each of `Engine`, `Prepared` and `Walk`, and add
+the engine to ``ENGINES`` in `pathnet.engines`. The choice of the engine changes nothing but the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pathnet.checks import check_integers, described, one_of
+from pathnet.models.residual_net import ResidualNet, check_net
+from pathnet.recording import BatchNormMode, Precision
+from pathnet.scaling import ScaledGradient
+
+__all__ = ["Engine", "Job", "Prepared", "Walk"]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """The work that an engine is chosen for and prepared for.
+
+    Attributes:
+        net: a network that does not change any more.
+        y0_shape: (C_0, H_0, W_0) of the first block's input, or (T, C) of tokens.
+        device: where the network and its inputs lie.
+
+    Raises:
+        ValueError: an attribute is out of its range.
+    """
+
+    net: ResidualNet
+    bn: BatchNormMode
+    precision: Precision
+    y0_shape: Sequence[int]
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        check_net(self.net)
+        one_of("bn", self.bn, BatchNormMode)
+        one_of("precision", self.precision, Precision)
+        check_integers("y0_shape", self.y0_shape, 0)
+        if not isinstance(self.device, torch.device):
+            raise ValueError(f"device: expected a torch.device, got {described(self.device)}")
+
+
+class Walk(Protocol):
+    """The record of a forward pass through the blocks, and the backward passes over it.
+
+    A backward pass starts from ``start``, the scaled gradient at ``y_n``: mantissa [B, ...], exponent int32 [B], or
+    [1] where the batch is one object. Coefficients may lie on any device.
+    """
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        """All tensors that the walk keeps alive."""
+
+    @property
+    def most_routings(self) -> int | None:
+        """Maximum number of routings that one call takes; None where memory for the results is the only bound."""
+
+    def routed_backward(self, start: ScaledGradient, routing: Tensor) -> ScaledGradient:
+        """Walk ``g <- a J_skip^T g + c J_residual^T g`` from the last block to the first, once for every routing.
+
+        Args:
+            routing: [P, n, 2], the (a, c) of every block.
+
+        Returns:
+            The scaled gradients at ``y_0``: mantissa [P, B, ...], exponent int32 [P, B] or [P, 1].
+        """
+
+    def norms(self, start: ScaledGradient, routing: Tensor) -> Tensor:
+        """Return float64 [P, B], the norms of the samples' slices of `routed_backward`, in bounded memory."""
+
+    def sums_by_length(self, start: ScaledGradient, routing: Tensor) -> ScaledGradient:
+        """Return the coefficients by powers of x of ``prod_i (a_i J_skip^T + x c_i J_residual^T) g``, in one walk.
+
+        With ones, coefficient k is the sum of the gradients of all paths of length k.
+
+        Args:
+            routing: [n, 2], the (a, c) of every block.
+
+        Returns:
+            The scaled coefficients at ``y_0``: mantissa [n + 1, B, ...], exponent int32 [n + 1, B] or [n + 1, 1].
+        """
+
+    def sums_by_length_norms(self, start: ScaledGradient, routing: Tensor) -> Tensor:
+        """Return float64 [n + 1, B], the norms of the samples' slices of `sums_by_length`."""
+
+
+class Prepared(Protocol):
+    """A network in the form that an engine's passes need, made once for all batches."""
+
+    def most_routings(self, y0: Tensor) -> int | None:
+        """Return the maximum number of routings that one call of `routed_forward` takes; None where memory for the
+        outputs is the only bound."""
+
+    def record(self, y0: Tensor) -> tuple[Tensor, Walk]:
+        """Return ``y_n`` and the walk over this forward pass, from ``y_0`` [B, C_0, H_0, W_0]."""
+
+    def routed_forward(self, y0: Tensor, routing: Tensor) -> Tensor:
+        """Run ``y <- join(a skip(y) + c residual(y))`` from the first block to the last, once for every routing.
+
+        Args:
+            y0: [B, C_0, H_0, W_0]
+            routing: [P, n, 2] with P >= 1, the (a, c) of every block, on any device.
+
+        Returns:
+            [P, B, *y_n.shape[1:]]
+        """
+
+
+class Engine(Protocol):
+    """A way to run routed backward passes over recorded blocks, and routed forward passes through them."""
+
+    name: str
+    device_type: str | None
+    """``cpu`` or ``cuda`` where the engine is made for networks on such a device; None for any device."""
+
+    def unavailable(self) -> str | None:
+        """Return why the engine cannot be used in this process, or None."""
+
+    def unsupported(self, job: Job) -> str | None:
+        """Return why the engine cannot run the job, or None."""
+
+    def prepare(self, job: Job) -> Prepared:
+        """Return the job's network in the form that all passes need."""

@@ -1,0 +1,288 @@
+"""`Recorder` and `record`: forward passes of one network, each kept on a tape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pathnet.checks import check_callable, check_tensor, described, one_of
+from pathnet.engines import check_engine, choose
+from pathnet.engines.engine import Job, Prepared
+from pathnet.full_precision import full_precision
+from pathnet.models.residual_net import ResidualNet, check_net
+from pathnet.recording import (
+    NOT_FINITE,
+    SMALLEST,
+    At,
+    BatchNormMode,
+    Look,
+    Loss,
+    OutputGradient,
+    Precision,
+    check_labels,
+    cross_entropy,
+    output_gradient,
+    snapshot,
+)
+from pathnet.routing import check_routing
+from pathnet.tape import Tape
+from pathnet.walks import Record, routed_forward
+
+__all__ = ["Recorder", "record"]
+
+
+@dataclass(frozen=True)
+class _Service:
+    """A job, and its network as prepared by the engine that serves it."""
+
+    job: Job
+    engine: str
+    prepared: Prepared
+
+    def suits(self, y0: Tensor) -> bool:
+        return self.job.y0_shape == y0.shape[1:] and self.job.device == y0.device
+
+
+class Recorder:
+    """Recordings of batch after batch through one network, which is copied, and prepared by the engine, once.
+
+    The network stays unchanged, running statistics included, and later changes of it reach neither the recorder nor
+    its tapes. The forward pass is float32-accurate in every precision; ``precision`` is that of the backward passes.
+    The engine is chosen on the first batch, and again for images of another size or on another device. A recorder can
+    be pickled where its network and its loss can; the engine then prepares the network again.
+
+    Between blocks gradients are mantissas with powers of two, so that their norms may lie anywhere between 1e-300 and
+    1e300. A single residual module may shrink a gradient by 1e-60, or let it grow by 1e30. Factors of a batch
+    normalisation 1e-18 times its largest or smaller lose digits; in sums by length the two branches of a block may
+    differ by 1e48. Activations are float32: below 1e-45 they are 0, and their ReLUs pass no gradient.
+
+    Args:
+        bn: ``running``, batch normalisation by running statistics, samples independent; or ``batch``, by the
+            statistics of the batch, through which the gradient then also flows.
+        engine: a name among `pathnet.engines.available`, or ``auto``: the fastest that serves.
+        precision: ``float32``, ``bfloat16`` (fastest) or ``float64`` (engine ``reference``).
+        at: the place of the gradients: the input of the first block (``y0``; in a language model, the embedded
+            tokens), the ``image``, or the first convolution's weight (``stem_weight``; "the first layer" of the
+            paper's Figure 6).
+        loss: a differentiable function of (output, target) with one finite number as its value, by default the mean
+            cross-entropy. A float64 loss may use that type's whole range.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    @full_precision()
+    def __init__(
+        self,
+        net: ResidualNet,
+        bn: BatchNormMode = "running",
+        engine: str = "auto",
+        precision: Precision = "float32",
+        at: At = "y0",
+        loss: Loss = cross_entropy,
+    ) -> None:
+        check_net(net)
+        one_of("bn", bn, BatchNormMode)
+        one_of("precision", precision, Precision)
+        one_of("at", at, At)
+        check_engine("engine", engine)
+        check_callable("loss", loss)
+        self._bn, self._engine, self._precision, self._at, self._loss = bn, engine, precision, at, loss
+        self._dtype = torch.float64 if precision == "float64" else torch.float32
+        self._net = snapshot(net, bn, self._dtype)
+        if at == "stem_weight":
+            self._net.stem_weight()
+        self._service: _Service | None = None
+        # Threads share the network's copy and its service, and an engine may hook into its modules for a while.
+        self._lock = Lock()
+
+    def __repr__(self) -> str:
+        settings = f"bn={self._bn!r}, engine={self._engine!r}, precision={self._precision!r}, at={self._at!r}"
+        return f"Recorder({self._net.n} blocks, {settings})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The engine prepares the network again where it is unpickled: on another machine another engine may serve.
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_service")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _service=None, _lock=Lock())
+
+    @full_precision()
+    def __call__(self, images: Tensor, target: Tensor) -> Tape:
+        """Run the network forward on one batch, and keep what the backward passes along its paths need.
+
+        Args:
+            images: floating-point [B, C, H, W], normalised, on the network's device; or another input of the network
+                with the batch first, such as tokens, int64 or int32 [B, T], which stay integers.
+            target: the loss's second argument. For the default loss class labels, int64 [B]; or [B, T] for an output
+                [B, T, classes], where a position with -100 is left out.
+
+        Raises:
+            ValueError: an argument is out of its range, or no engine serves the job. On a GPU the tape raises the
+                error of a wrong value among the images or labels, and of a loss that is not finite, see `Tape`.
+        """
+        images = self._copied(images)
+        if self._at == "image" and not images.is_floating_point():
+            raise ValueError(
+                f'at: expected a place behind the tokens, which have no gradient (at="y0"), got {self._at!r}'
+            )
+        labels = None
+        # A copy, also since autograd rejects tensors made in inference mode.
+        target = target.clone() if isinstance(target, Tensor) else target
+        if self._loss is cross_entropy:
+            labels = target = check_labels(target, images.device)
+        with self._lock:
+            y0, service = self._enter(images)
+            y_n, walk = service.prepared.record(y0)
+            gradient = output_gradient(self._net, y_n, target, self._loss, self._bn)
+        look = Look(images, labels, gradient.output, gradient.loss, gradient.least)
+
+        def recorded(gradient: OutputGradient) -> Record:
+            return Record(
+                self._net,
+                images,
+                y0.shape,
+                service.engine,
+                walk,
+                gradient.output,
+                gradient.loss,
+                gradient.start,
+            )
+
+        record = recorded(gradient)
+
+        def settle() -> Record:
+            _, least = look.numbers()
+            if least >= SMALLEST:
+                return record
+            with self._lock, full_precision():
+                return recorded(output_gradient(self._net, y_n, target, self._loss, self._bn, thorough=True))
+
+        tape = Tape(record, self._at, settle)
+        if not images.is_cuda:
+            _ = tape._record
+        return tape
+
+    @full_precision()
+    @torch.no_grad()
+    def routed_outputs(self, images: Tensor, routing: Tensor) -> Tensor:
+        """Return the outputs under routings of the forward pass: ``y <- join(a skip(y) + c residual(y))`` a block.
+
+        (1, 1) everywhere is the network itself; (1, 0) deletes a block (Veit et al. 2016, section 4.1), which in BN
+        mode ``batch`` changes the statistics of later blocks. A branch with the coefficient 0 is left out. (1, 0)
+        leaves of a highway block the skip times its gate, and of a VGG layer zeros: `pathnet.lesion` deletes those
+        blocks as the paper does.
+
+        Args:
+            images: as for a recording.
+            routing: floating-point [P, n, 2], the (a, c) of every block, from input to output.
+
+        Returns:
+            [P, B, classes], or whatever the head returns in place of the classes.
+
+        Raises:
+            ValueError: an argument is out of its range, or no engine serves the job.
+        """
+        check_routing(routing, self._net.n)
+        images = self._copied(images)
+        # The head decides the output's shape, so that an empty routing needs one pass as well.
+        passes = routing if len(routing) else routing.new_ones(1, self._net.n, 2)
+        with self._lock:
+            y0, service = self._enter(images)
+            chunks = routed_forward(service.prepared, y0, passes)
+            outputs = torch.cat([self._head(y_n) for _, y_n in chunks])
+        if not torch.isfinite(images).all():
+            raise ValueError(NOT_FINITE)
+        return outputs[: len(routing)]
+
+    @full_precision()
+    def engine_for(self, images: Tensor) -> str:
+        """Return the name of the engine that serves such images (or tokens).
+
+        Raises:
+            ValueError: the images do not fit the network, or no engine serves the job.
+        """
+        with self._lock:
+            return self._enter(self._copied(images))[1].engine
+
+    def _copied(self, images: Tensor) -> Tensor:
+        """Return a copy of the images, in the walk's type; tokens keep theirs."""
+        _check_images(self._net, images)
+        dtype = self._dtype if images.is_floating_point() else images.dtype
+        return images.detach().to(dtype, copy=True).contiguous()
+
+    def _enter(self, images: Tensor) -> tuple[Tensor, _Service]:
+        """Return ``y_0``, and the service for inputs of its shape."""
+        y0 = _stem(self._net, images)
+        if self._service is None or not self._service.suits(y0):
+            job = Job(self._net, self._bn, self._precision, tuple(y0.shape[1:]), y0.device)
+            engine = choose(self._engine, job)
+            self._service = _Service(job, engine.name, engine.prepare(job))
+        return y0, self._service
+
+    def _head(self, y_n: Tensor) -> Tensor:
+        """Return the outputs [p, B, ...] for ``y_n`` [p, B, ...]."""
+        if self._bn == "batch":
+            return torch.stack([self._net.head(y) for y in y_n])
+        return torch.as_tensor(self._net.head(y_n.flatten(0, 1)).unflatten(0, y_n.shape[:2]))
+
+
+def record(
+    net: ResidualNet,
+    images: Tensor,
+    target: Tensor,
+    bn: BatchNormMode = "running",
+    engine: str = "auto",
+    precision: Precision = "float32",
+    at: At = "y0",
+    loss: Loss = cross_entropy,
+) -> Tape:
+    """Run the network forward once, and keep what the backward passes along its paths need.
+
+    The network stays unchanged, running statistics included, and later changes of it do not reach the tape. For many
+    batches of one network, a `Recorder` copies it only once.
+
+    Args:
+        images: floating-point [B, C, H, W], normalised, on the network's device; or another input of the network.
+        target: the loss's second argument; for the default loss class labels, int64 [B] or [B, T].
+        bn, engine, precision, at, loss: see `Recorder`.
+
+    Raises:
+        ValueError: an argument is out of its range, or no engine serves the job.
+    """
+    return Recorder(net, bn, engine, precision, at, loss)(images, target)
+
+
+@torch.no_grad()
+def _stem(net: ResidualNet, images: Tensor) -> Tensor:
+    try:
+        y0 = torch.as_tensor(net.stem(images.clone()))
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError) as error:  # The latter of tokens that are not in the vocabulary.
+        what = "shape" if images.is_floating_point() else "tokens of shape"
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"images: the network refuses the {what} {list(images.shape)} ({reason})") from None
+    if y0.shape[:1] != images.shape[:1]:
+        raise ValueError(f"images: expected the batch first, got {list(images.shape)} (y_0 is {list(y0.shape)})")
+    return y0
+
+
+def _check_images(net: ResidualNet, images: Tensor) -> None:
+    """Check the images, except their values, which `Look` checks."""
+    if not isinstance(images, Tensor) or images.dtype not in (torch.float32, torch.float64, torch.int64, torch.int32):
+        got = images.dtype if isinstance(images, Tensor) else described(images)
+        raise ValueError(
+            f"images: expected a float32 or float64 tensor (normalised images), or int64 or int32 (tokens), got {got}"
+        )
+    device = next((parameter.device for parameter in net.parameters()), None)
+    check_tensor("images", images, device=device)
+    # A convolution would take an image without a batch too.
+    convolves = images.is_floating_point() and any(isinstance(module, nn.Conv2d) for module in net.stem.modules())
+    if images.ndim == 0 or len(images) == 0 or (convolves and images.ndim != 4):
+        shape = "[B, C, H, W]" if convolves else "[B, ...]"
+        raise ValueError(f"images: expected shape {shape} with B >= 1, got {list(images.shape)}")
