@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 import pathnet
-from benchmarks.baselines import BatchedGradients, Composed, detach_loop, graphed, norms
+from benchmarks.baselines import BatchedGradients, detach_loop, graphed, norms
 from benchmarks.cases import Setup, batch, network
+from benchmarks.composed import Composed
 from pathnet.full_precision import full_precision
 from pathnet.models import ResidualNet
 
@@ -33,14 +34,14 @@ class Competitor:
 
     Attributes:
         norms: Runs a forward pass and the backward passes; returns norms [P].
-        walk: Runs the backward passes alone; returns norms [P]. None if they need a forward pass.
+        backward: Runs the backward passes alone; returns norms [P]. None if they need a forward pass.
         gradients: Runs a forward pass and the backward passes; returns gradients [P, B, C, H, W].
         remark: Note for readers of its timing.
     """
 
     precision: str
     norms: Callable[[], Tensor]
-    walk: Callable[[], Tensor] | None
+    backward: Callable[[], Tensor] | None
     gradients: Callable[[], Tensor]
     remark: str = ""
 
@@ -130,16 +131,16 @@ def _batched(net: ResidualNet, images: Tensor, labels: Tensor, paths: Tensor) ->
 
     def gradients() -> Tensor:
         batched.forward()
-        return batched.walk(paths)
+        return batched.gradients(paths)
 
-    def walk() -> Tensor:
-        return norms(batched.walk(paths))
+    def backward() -> Tensor:
+        return norms(batched.gradients(paths))
 
     def measure() -> Tensor:
         batched.forward()
-        return walk()
+        return backward()
 
-    return {"batched gradients": Competitor("float32", tuned(measure), tuned(walk), tuned(gradients))}
+    return {"batched gradients": Competitor("float32", tuned(measure), tuned(backward), tuned(gradients))}
 
 
 def _composed(setup: Setup, net: ResidualNet, images: Tensor, labels: Tensor, paths: Tensor) -> dict[str, Competitor]:
@@ -162,36 +163,36 @@ def _composed(setup: Setup, net: ResidualNet, images: Tensor, labels: Tensor, pa
         forward()
         every = composed.rows(paths)
 
-        def captured_walk(group: Tensor) -> Callable[[], Tensor]:
+        def captured_backward(group: Tensor) -> Callable[[], Tensor]:
             rows = composed.rows(group)
-            return capture(lambda: norms(composed.walk(rows, len(group))))
+            return capture(lambda: norms(composed.gradients(rows, len(group))))
 
         def groups(size: int) -> Callable[[], Tensor]:
-            works = [captured_walk(paths[start : start + size]) for start in range(0, len(paths), size)]
+            works = [captured_backward(paths[start : start + size]) for start in range(0, len(paths), size)]
             return lambda: torch.cat([work() for work in works])
 
         along, codes = composed.module_graphs(capture), paths.tolist()
-        walks = {
+        backward_passes = {
             "a graph a path": groups(1),
             "a graph a module": lambda: torch.cat([norms(along(code)) for code in codes]),
         }
         if len(paths) > 1:
-            walks |= {"groups of 8": groups(8), "all at once": groups(len(paths))}
+            backward_passes |= {"groups of 8": groups(8), "all at once": groups(len(paths))}
 
-    def competitor(walk: Callable[[], Tensor]) -> Competitor:
+    def competitor(backward: Callable[[], Tensor]) -> Competitor:
         def measure() -> Tensor:
             with full_precision():
                 forward()
-                return walk()
+                return backward()
 
         def gradients() -> Tensor:
             with full_precision():
                 forward()
-                return composed.walk(every, len(paths)).permute(0, 1, 4, 2, 3)
+                return composed.gradients(every, len(paths)).permute(0, 1, 4, 2, 3)
 
-        return Competitor("bfloat16", tuned(measure), tuned(walk), tuned(gradients), remark)
+        return Competitor("bfloat16", tuned(measure), tuned(backward), tuned(gradients), remark)
 
-    return {f"composed, {name}": competitor(walk) for name, walk in walks.items()}
+    return {f"composed, {name}": competitor(backward) for name, backward in backward_passes.items()}
 
 
 def _pathnet(

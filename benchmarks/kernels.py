@@ -113,7 +113,7 @@ def counted() -> tuple[dict[str, int], int]:
         os.environ["TRITON_CACHE_DIR"] = cache
         setup = replace(FULL, device="cpu")
         steps = {step: len(kernels) for step, kernels in new_kernels(setup).items()}
-        first = walks(_network(setup), "batch", "bfloat16", setup.batch, setup.side, setup.side)
+        first = record_works(_network(setup), "batch", "bfloat16", setup.batch, setup.side, setup.side)
         return steps, len({kernel for work in first for kernel in missing_for(work)})
 
 
@@ -137,13 +137,13 @@ def _of_modes(setup: Setup, modes: tuple[BatchNormMode, ...]) -> Iterator[Work]:
     net = _network(setup)
     for bn in modes:
         for precision in setup.precisions:
-            yield from walks(net, bn, precision, setup.batch, setup.side, setup.side)  # type: ignore[arg-type]
+            yield from record_works(net, bn, precision, setup.batch, setup.side, setup.side)  # type: ignore[arg-type]
 
 
 def _of_imagenet(setup: Setup) -> Iterator[Work]:
     net, side, batch = imagenet_network(setup)
     for bn in ("running", "batch"):
-        yield from walks(net, bn, IMAGENET_PRECISION, batch, side, side)  # type: ignore[arg-type]
+        yield from record_works(net, bn, IMAGENET_PRECISION, batch, side, side)  # type: ignore[arg-type]
 
 
 def _of_tests(device: str) -> Iterator[Work]:
@@ -154,13 +154,13 @@ def _of_tests(device: str) -> Iterator[Work]:
     from helpers.gpu_cases import FUSED, jobs
 
     for case, bn, precision in jobs():
-        yield from walks(case.net().to(device), bn, precision, case.batch, case.height, case.width)
+        yield from record_works(case.net().to(device), bn, precision, case.batch, case.height, case.width)
     for case, training in FUSED:
         net = case.net().to(device).train(training)
         yield from _of_training(net, case.batch, case.side, torch.float32)
 
 
-def walks(
+def record_works(
     net: ResidualNet, bn: BatchNormMode, precision: Precision, batch: int, height: int, width: int
 ) -> Iterator[Work]:
     """Yield the engine's self-check on such a network, and a record with all backward passes."""

@@ -63,7 +63,7 @@ def sweep(setup: Setup) -> Findings:
     for precision in served:
         record = recorder(setup, net, precision)
         works[f"record {precision}"] = lambda record=record: record(images, labels)  # type: ignore[misc]
-        works[f"walk {precision}"] = entrants.competitors[entrants.pathnet(precision)].walk  # type: ignore[assignment]
+        works[f"walk {precision}"] = entrants.competitors[entrants.pathnet(precision)].backward  # type: ignore[assignment]
     a = torch.randn(setup.matmul, setup.matmul, device=setup.device).bfloat16()
     b = torch.randn(setup.matmul, setup.matmul, device=setup.device).bfloat16()
     works["matrix product"] = lambda: a @ b
@@ -92,13 +92,13 @@ def sweep(setup: Setup) -> Findings:
 def _comparison(
     precision: str, timings: dict[str, Timing], entrants: Entrants, best: str | None, flops: int, product: float
 ) -> Findings:
-    total, walk = timings[entrants.pathnet(precision)].median, timings[f"walk {precision}"].median
+    total, backward_s = timings[entrants.pathnet(precision)].median, timings[f"walk {precision}"].median
     return {
         "times_faster_than_loop": timings[LOOP].median / total if LOOP in timings else None,
         "times_faster_than_composed": timings[best].median / total if best else None,
         "record_share": timings[f"record {precision}"].median / total,
-        "walk_flops_per_s": flops / walk,
-        "share_of_matrix_product": flops / walk / product,
+        "walk_flops_per_s": flops / backward_s,
+        "share_of_matrix_product": flops / backward_s / product,
     }
 
 
@@ -144,8 +144,8 @@ def paths(setup: Setup) -> Findings:
         works: dict[tuple[str, str], Callable[[], object]] = {}
         for name, competitor in entrants.competitors.items():
             works[name, "forward and walk"] = competitor.norms
-            if competitor.walk is not None:
-                works[name, "walk"] = competitor.walk
+            if competitor.backward is not None:
+                works[name, "walk"] = competitor.backward
         timings = interleaved(setup, {str(key): work for key, work in works.items()})
         for name, part in works:
             rows.append({"length": length, "name": name, "part": part, **timings[str((name, part))].facts()})
@@ -164,12 +164,12 @@ def scaling(setup: Setup) -> Findings:
             if count * per_path > TOO_LONG:
                 findings["left_out"].append({"precision": precision, "paths": count, "reason": "too long a call"})
                 continue
-            row = _walk_row(setup, tape, net, codes, setup.batch)
+            row = _backward_row(setup, tape, net, codes, setup.batch)
             per_path = row["median_s"] / count
             findings["rows"].append({"varied": "paths", "precision": precision, **row})
         for size in setup.batches:
             sizes = replace(setup, batch=size)
-            row = _walk_row(sizes, record(*batch(sizes)), net, pathnet.paths.one_of_each_length(net.n), size)
+            row = _backward_row(sizes, record(*batch(sizes)), net, pathnet.paths.one_of_each_length(net.n), size)
             findings["rows"].append({"varied": "batch", "precision": precision, **row})
     for varied, values in (("depth", setup.depths), ("width", setup.widths)):
         for value in values:
@@ -180,12 +180,12 @@ def scaling(setup: Setup) -> Findings:
                 except ValueError as error:
                     findings["left_out"].append({"precision": precision, varied: value, "reason": str(error)[:300]})
                     continue
-                row = _walk_row(setup, tape, net, pathnet.paths.one_of_each_length(net.n), setup.batch)
+                row = _backward_row(setup, tape, net, pathnet.paths.one_of_each_length(net.n), setup.batch)
                 findings["rows"].append({"varied": varied, varied: value, "precision": precision, **row})
     return findings
 
 
-def _walk_row(setup: Setup, tape: pathnet.Tape, net: ResidualNet, codes: Tensor, size: int) -> Findings:
+def _backward_row(setup: Setup, tape: pathnet.Tape, net: ResidualNet, codes: Tensor, size: int) -> Findings:
     timing = interleaved(setup, {"walk": lambda: tape.path_gradient_norms(codes)}, rounds=3)["walk"]
     return {
         "paths": len(codes),
@@ -247,7 +247,7 @@ def sums(setup: Setup) -> Findings:
         net = network(small)
         tape = recorder(small, net, precision)(*batch(small))
         codes = pathnet.paths.enumerate_all(net.n)
-        grads, lengths = truth.walk(tape, pathnet.paths.routing(codes)), codes.sum(1)
+        grads, lengths = truth.gradients(tape, pathnet.paths.routing(codes)), codes.sum(1)
         expected = torch.stack([grads[lengths == k].sum(0).norm() for k in range(net.n + 1)])
         measured = tape.gradient_by_length().flatten(1).norm(dim=1)
         findings["error"][precision] = error = float((measured / expected - 1).abs().max())

@@ -14,10 +14,10 @@ from pathnet.engines.engine import Job
 from pathnet.engines.reference import ReferenceEngine, freeze
 from pathnet.models import ResidualNet
 
-__all__ = ["Errors", "errors", "lesioned_outputs", "sample_error", "walk", "walk_through_statistics"]
+__all__ = ["Errors", "errors", "gradients", "gradients_through_statistics", "lesioned_outputs", "sample_error"]
 
 
-def walk(tape: pathnet.Tape, routing: Tensor) -> Tensor:
+def gradients(tape: pathnet.Tape, routing: Tensor) -> Tensor:
     """Return the gradients under routings [P, n, 2] with the tape's ReLU bits and start, float64 [P, B, ...].
 
     Uses autograd through one block at a time. For fixed bits the network is affine, so that any point will do.
@@ -56,7 +56,7 @@ class Errors:
 def errors(tape: pathnet.Tape, routing: Tensor) -> Errors:
     """Compare a tape's norms and gradients under routings [P, n, 2] with float64 backward passes on the same
     record."""
-    expected, measured = walk(tape, routing), tape.routed_gradients(routing)
+    expected, measured = gradients(tape, routing), tape.routed_gradients(routing)
     expected_norms, norms = expected.flatten(2).norm(dim=2), measured.flatten(2).norm(dim=2)
     batch_norms = expected_norms.norm(dim=1)
     return Errors(
@@ -70,16 +70,16 @@ def sample_error(tape: pathnet.Tape, routing: Tensor) -> float:
     """Return the largest relative error of a sample's norm, against the reference engine in float64 on the same
     record.
 
-    It works in both BN modes; `walk` does not, since BN mode ``batch`` is not affine around a record.
+    It works in both BN modes; `gradients` does not, since BN mode ``batch`` is not affine around a record.
     """
     record = tape._record
-    expected = walk_through_statistics(tape, routing).flatten(2).norm(dim=2)
+    expected = gradients_through_statistics(tape, routing).flatten(2).norm(dim=2)
     measured = record.walk.norms(record.start, routing.to(record.start.mantissa.dtype))
     return float((measured / expected - 1).abs().max())
 
 
-def walk_through_statistics(tape: pathnet.Tape, routing: Tensor) -> Tensor:
-    """Return the result of `walk` by the reference engine, which also differentiates batch statistics."""
+def gradients_through_statistics(tape: pathnet.Tape, routing: Tensor) -> Tensor:
+    """Return the result of `gradients` by the reference engine, which also differentiates batch statistics."""
     record = tape._record
     recorded: Any = record.walk
     frozen, y0 = freeze(record.net, recorded.bits()), record.y0.double()

@@ -80,7 +80,7 @@ def composed(
     return Competitor(
         composition.forward,
         lambda paths: torch.stack([composition.norm(code) for code in paths.tolist()]),
-        lambda paths: torch.stack([torch.cat(composition.walk(code)) for code in paths.tolist()]),
+        lambda paths: torch.stack([torch.cat(composition.gradients(code)) for code in paths.tolist()]),
     )
 
 

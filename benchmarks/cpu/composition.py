@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.baselines import Convolution
+from benchmarks.composed import Convolution
 from benchmarks.cpu.unit_forms import SavedUnit, UnitVjp, compiled_normalize, fastest, unit_forms
 from pathnet.models import ResidualNet
 from pathnet.models.residual_net import FusedForm
@@ -31,7 +31,7 @@ Choice = tuple[int, list[list[UnitVjp]], list[UnitVjp | None]]
 
 
 class Composition:
-    """One network and batch: `forward` records, `walk` runs the backward pass along one path.
+    """One network and batch: `forward` records, `gradients` runs the backward pass along one path.
 
     Args:
         dtype: Dtype of the gradients and of their factors.
@@ -101,13 +101,13 @@ class Composition:
         return skip, x, saved
 
     @torch.no_grad()
-    def walk(self, path: Sequence[int]) -> list[Tensor]:
+    def gradients(self, path: Sequence[int]) -> list[Tensor]:
         """Return dL/dy0 along one path [n], in slices [b, C, H, W] of the batch."""
-        return [self._walk(path, grad, saved) for grad, saved in zip(*self._slices(self.samples), strict=True)]
+        return [self._gradients(path, grad, saved) for grad, saved in zip(*self._slices(self.samples), strict=True)]
 
     def norm(self, path: Sequence[int]) -> Tensor:
         """Return float32 [], the norm of dL/dy0 along one path."""
-        parts = [torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in self.walk(path)]
+        parts = [torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in self.gradients(path)]
         return torch.linalg.vector_norm(torch.stack(parts))
 
     def _slices(self, samples: int) -> tuple[Sequence[Tensor], Sequence[list[list[SavedUnit]]]]:
@@ -117,7 +117,7 @@ class Composition:
         grads = self.grad.split(samples)
         return grads, [[[unit[k] for unit in block] for block in split] for k in range(len(grads))]
 
-    def _walk(self, path: Sequence[int], grad: Tensor, saved: list[list[SavedUnit]]) -> Tensor:
+    def _gradients(self, path: Sequence[int], grad: Tensor, saved: list[list[SavedUnit]]) -> Tensor:
         for i in reversed(range(len(path))):
             if path[i]:
                 for vjp, unit in zip(reversed(self.residual[i]), reversed(saved[i]), strict=True):
@@ -136,11 +136,11 @@ class Composition:
         for samples in (batch,) if self.batch_statistics else (batch, *(size for size in SLICES if size < batch)):
             choices[str(samples)] = samples, *self._vjps(self._slices(samples)[1][0])
 
-        def walk(choice: Choice) -> list[Tensor]:
+        def run(choice: Choice) -> list[Tensor]:
             self.samples, self.residual, self.skip = choice
-            return self.walk(trial)
+            return self.gradients(trial)
 
-        best = fastest({name: lambda choice=choice: walk(choice) for name, choice in choices.items()})  # type: ignore[misc]
+        best = fastest({name: lambda choice=choice: run(choice) for name, choice in choices.items()})  # type: ignore[misc]
         self.samples, self.residual, self.skip = choices[best]
 
     def _vjps(self, saved: list[list[SavedUnit]]) -> tuple[list[list[UnitVjp]], list[UnitVjp | None]]:

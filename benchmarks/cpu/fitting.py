@@ -36,8 +36,8 @@ def mean_over_lengths(lengths: Sequence[int], seconds: Sequence[float], n: int) 
 
 def modules_walked(paths: Tensor) -> tuple[int, int]:
     """Return the number of residual modules on paths [P, n], and their number if equal tails are shared."""
-    active, walked = paths.bool(), 0
+    active, shared = paths.bool(), 0
     for block in range(paths.shape[1]):
         tails = active[:, block:].unique(dim=0)
-        walked += int(tails[:, 0].sum())
-    return int(active.sum()), walked
+        shared += int(tails[:, 0].sum())
+    return int(active.sum()), shared

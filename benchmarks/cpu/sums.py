@@ -71,8 +71,8 @@ def _error(field: Field, bn: str, precision: str) -> float:
     net = network(field.sizes.checked)
     tape = recorder(net, bn, precision)(*batch(field.sizes.checked))
     codes = pathnet.paths.enumerate_all(net.n)
-    walk = truth.walk if bn == "running" else truth.walk_through_statistics
-    grads, lengths = walk(tape, pathnet.paths.routing(codes)), codes.sum(1)
+    exact = truth.gradients if bn == "running" else truth.gradients_through_statistics
+    grads, lengths = exact(tape, pathnet.paths.routing(codes)), codes.sum(1)
     expected = torch.stack([grads[lengths == k].sum(0).norm() for k in range(net.n + 1)])
     measured = tape.gradient_by_length().flatten(1).norm(dim=1)
     return float((measured / expected - 1).abs().max())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.baselines import Convolution
+from benchmarks.composed import Convolution
 
 __all__ = ["SavedUnit", "UnitVjp", "fastest", "unit_forms"]
 

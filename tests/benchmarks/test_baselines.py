@@ -12,8 +12,9 @@ from helpers.oracles import relative_error
 
 import pathnet
 from benchmarks import truth
-from benchmarks.baselines import BatchedGradients, Composed, detach_loop, norms
+from benchmarks.baselines import BatchedGradients, detach_loop, norms
 from benchmarks.cases import FULL, REHEARSAL, module_flops, network, path_flops
+from benchmarks.composed import Composed
 from benchmarks.timing import interleaved
 from pathnet import native
 
@@ -33,9 +34,9 @@ def test_baselines_against_the_detach_loop_in_float64(case: Case) -> None:
     along = composed.module_graphs(lambda work: work)
     walks = {
         "loop": torch.stack([detach_loop(net, images, labels, code) for code in codes.tolist()]),
-        "batched": batched.walk(codes),
-        "composed": composed.walk(composed.rows(codes), len(codes)).permute(0, 1, 4, 2, 3),
-        "one by one": torch.cat([composed.walk(composed.rows(code[None]), 1) for code in codes]).permute(
+        "batched": batched.gradients(codes),
+        "composed": composed.gradients(composed.rows(codes), len(codes)).permute(0, 1, 4, 2, 3),
+        "one by one": torch.cat([composed.gradients(composed.rows(code[None]), 1) for code in codes]).permute(
             0, 1, 4, 2, 3
         ),
         "by modules": torch.cat([along(code).clone() for code in codes.tolist()]).permute(0, 1, 4, 2, 3),
@@ -53,13 +54,13 @@ def test_the_float64_walk_is_the_oracles(monkeypatch: pytest.MonkeyPatch) -> Non
     net, (images, labels) = case.net(), case.images()
     tape = pathnet.record(net, images, labels, engine="cpu")
     codes = pathnet.paths.enumerate_all(net.n)[::5]
-    for code, measured in zip(codes, truth.walk(tape, pathnet.paths.routing(codes)), strict=True):
+    for code, measured in zip(codes, truth.gradients(tape, pathnet.paths.routing(codes)), strict=True):
         assert relative_error(measured, true_gradient(net, images, labels, code)) < 1e-5
     routing = torch.randn(3, net.n, 2, generator=torch.Generator().manual_seed(0))
     assert truth.errors(tape, routing).gradient < 1e-5
     wrong = routing.clone()
     wrong[:, 2, 1] += 0.1
-    assert relative_error(tape.routed_gradients(wrong), truth.walk(tape, routing)) > 1e-3
+    assert relative_error(tape.routed_gradients(wrong), truth.gradients(tape, routing)) > 1e-3
 
 
 def test_a_module_is_9_44_mflop_at_cifar_sizes() -> None:

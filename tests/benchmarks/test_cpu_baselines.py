@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import pathnet
-from benchmarks.baselines import Convolution
 from benchmarks.cases import batch, network
+from benchmarks.composed import Convolution
 from benchmarks.cpu import competitors
 from benchmarks.cpu.cases import FULL, SMALL
 from benchmarks.cpu.facts import processor_facts
@@ -64,8 +64,8 @@ def test_the_compositions_slices_are_the_batch() -> None:
     path, code = [1, 0] * 3, pathnet.paths.sample(net.n, 2, 1)[0].tolist()
     for samples in (5, 2, 1):
         composition.samples = samples
-        assert len(composition.walk(path)) == -(-5 // samples)
-        whole = torch.cat(composition.walk(code))
+        assert len(composition.gradients(path)) == -(-5 // samples)
+        whole = torch.cat(composition.gradients(code))
         torch.testing.assert_close(composition.norm(code), whole.norm())
         torch.testing.assert_close(
             whole, competitors.loop(net, images, labels, False).gradients(torch.tensor([code]))[0]

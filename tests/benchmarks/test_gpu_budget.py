@@ -32,7 +32,7 @@ def kernels() -> tuple[dict[str, int], int]:
 
 
 def test_the_budget_is_that_of_the_kernels_that_are_counted(kernels: tuple[dict[str, int], int]) -> None:
-    """If the count has grown beyond the budget, change the budget or reduce the count."""
+    """A count beyond the budget means that one of them has to change."""
     by_step, first = kernels
     assert 0.9 * budget.KERNELS < sum(by_step.values()) <= budget.KERNELS
     assert 0.8 * budget.FIRST_NUMBER.kernels < first <= budget.FIRST_NUMBER.kernels
