@@ -18,7 +18,8 @@ from benchmarks.cases import batch, network
 from benchmarks.cpu.field import Field
 from benchmarks.outcome import Failed, Findings
 from pathnet.models import ResidualNet
-from pathnet.training import Recipe, drawn_modules
+from pathnet.training import Recipe
+from pathnet.training.sampling import drawn_modules
 
 __all__ = ["training_step"]
 

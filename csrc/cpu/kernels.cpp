@@ -6,6 +6,7 @@
 #include "walk/backward_running.h"
 #include "walk/forward_batch.h"
 #include "walk/forward_running.h"
+#include "walk/sums_by_length_batch.h"
 #include "walk/sums_by_length_running.h"
 
 namespace pathnet::cpu {

@@ -29,7 +29,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     ("files", "at_least"),
     [
         (["test_walks_back.py", "test_walks_forward.py", "test_any_walk.py", "test_packed_plan.py"], 50),
-        (["test_cpu_engine.py"], 20),
+        (["test_cpu_engine.py", "test_cpu_sums.py", "test_cpu_post_activation.py"], 20),
     ],
     ids=["walks", "engine"],
 )

@@ -1,31 +1,31 @@
 // Walks gradients from the last block's output to the first block's input, BN mode `running`.
 //
 // A thread carries a few samples along some routings. A sample's gradient is one image, updated block by block in
-// place, and what runs inside a residual module is another: in stage 1 of the paper's networks (16 channels, 32 x 32)
-// 74 KB each, so that they stay in the second level of cache. Stage 3's weights (147 KB a convolution in float32, 5
-// MB in all) do not, and are read once for all samples of the group. Of memory a module reads only weights and ReLU
-// bits.
+// place, and the gradient inside a residual module is another: in stage 1 of the paper's networks (16 channels, 32 x
+// 32) 74 KB each, so that they stay in the second level of cache. Stage 3's weights (147 KB a convolution in float32,
+// 5 MB in all) do not, and are read once for all samples of the group. A module reads only weights and ReLU bits from
+// memory.
 //
 // Gradients shrink and grow along a path: where a sample's largest element leaves 2^-20 to 2^20, the gradient is
-// multiplied by a power of two, which is exact, and the power is counted apart.
+// multiplied by a power of two, which is exact, and its exponent keeps that power.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
-#include "block_backward.h"
+#include "block_backward_running.h"
 
 namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
 template <class Convolver>
-class Backward {
+class BackwardRunning {
  public:
   using Element = typename Convolver::Element;
 
-  Backward(const BackwardRunningWalk& job, const Network& network, const Packed<Convolver>& packed)
+  BackwardRunning(const BackwardRunningWalk& job, const Network& network, const Packed<Convolver>& packed)
       : job_(job), network_(network), block_(network, packed), buffers_(network, kMostSamples) {}
 
   void begin(const Item& item) {
@@ -57,7 +57,7 @@ class Backward {
       }
       return;
     }
-    Way<Convolver> ways[kMostSamples];
+    BlockTask<Convolver> tasks[kMostSamples];
     const int64_t count = end - begin;
     const bool same = network_.end_shape[b] == network_.end_shape[b + 1];
     // In place, unless the convolution that writes reads what it would overwrite.
@@ -67,10 +67,10 @@ class Backward {
       const Element* source = operand(b + 1, begin + i);
       const float* values = main(b + 1, begin + i);
       state.which = in_place ? state.which : same ? 1 - state.which : 0;
-      ways[i] = {values, source, source, a, c, bits(begin + i), main(b, begin + i), operand(b, begin + i), 0.0f};
+      tasks[i] = {values, source, source, a, c, bits(begin + i), main(b, begin + i), operand(b, begin + i), 0.0f};
     }
-    block_.apply(b, ways, count);
-    for (int64_t i = 0; i < count; ++i) settle(b, begin + i, ways[i].largest, false);
+    block_.apply(b, tasks, count);
+    for (int64_t i = 0; i < count; ++i) settle(b, begin + i, tasks[i].largest, false);
   }
 
   void save(int slot) {
@@ -80,8 +80,8 @@ class Backward {
     const Image& image = network_.ends[at_];
     for (int64_t s = 0; s < samples_; ++s) {
       saved.states[s] = states_[s];
-      const float* own = main(at_, s);
-      saved.images[s].assign(own, own + image.pixels() * image.padded());
+      const float* values = main(at_, s);
+      saved.images[s].assign(values, values + image.pixels() * image.padded());
     }
   }
 
@@ -130,7 +130,8 @@ class Backward {
   }
   const uint8_t* bits(int64_t s) const { return network_.plan.relu_bits + (first_ + s) * network_.plan.bits_stride; }
 
-  // Brings a gradient back whose largest element has left the range; `encode_anyway` where main was written alone.
+  // Brings a gradient whose largest element has left the range back into it. `encode_anyway`: whether the operand is
+  // still to be made from main.
   void settle(int64_t end, int64_t s, float largest, bool encode_anyway) {
     State& state = states_[s];
     state.largest = largest;
@@ -150,7 +151,7 @@ class Backward {
     encode_main(end, s);
   }
 
-  // main as the next convolution reads it.
+  // Makes the operand that the next convolution reads from main.
   void encode_main(int64_t end, int64_t s) {
     const Image& image = network_.ends[end];
     if constexpr (!Convolver::kFloats) encode<Convolver>(image, main(end, s), image, operand(end, s));
@@ -163,7 +164,7 @@ class Backward {
 
   const BackwardRunningWalk& job_;
   const Network& network_;
-  BlockBackward<Convolver> block_;
+  BlockBackwardRunning<Convolver> block_;
   Buffers<Convolver> buffers_;
   State states_[kMostSamples];
   std::vector<Saved> saved_;
@@ -174,7 +175,8 @@ template <class Convolver>
 void walk_backward_running(const BackwardRunningWalk& job, const Team& team) {
   const Network network = make_network(job.plan, true, false);
   const Packed<Convolver> packed(network, job.packed);
-  walk_items(job, team, network, Direction::kBackward, [&] { return Backward<Convolver>(job, network, packed); });
+  walk_items(job, team, network, Direction::kBackward,
+             [&] { return BackwardRunning<Convolver>(job, network, packed); });
 }
 
 }  // namespace

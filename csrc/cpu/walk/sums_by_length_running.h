@@ -5,28 +5,27 @@
 // thread carries one sample with all its coefficients, a few of which go through a block together, so that weights
 // are read once for them. From the highest on they are updated in place: G_{k-1} is read before it is written.
 //
-// What is held are n + 1 images a thread: 55 of 74 KB in stage 1 of ResNet-110, 4 MB, which stay in the third level
-// of cache. Of 9.4 million multiply-adds a module there, 192 KB are read and written: at a rate of 0.5 TFLOP/s a
-// thread 5 GB/s.
+// A thread holds n + 1 images: 55 of 74 KB in stage 1 of ResNet-110, 4 MB, which stay in the third level of cache. A
+// module there computes 9.4 million multiply-adds and reads and writes 192 KB: 5 GB/s at 0.5 TFLOP/s a thread.
 //
-// Each coefficient has its own power of two; where two meet, the larger one decides.
+// Each coefficient has its own power of two; a sum of two takes the larger one.
 #pragma once
 
 #include <cmath>
 
-#include "block_backward.h"
+#include "block_backward_running.h"
 
 namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
 template <class Convolver>
-class SumsByLength {
+class SumsByLengthRunning {
  public:
   using Element = typename Convolver::Element;
 
-  SumsByLength(const BackwardRunningWalk& job, const Team& team, const Network& network,
-               const Packed<Convolver>& packed)
+  SumsByLengthRunning(const BackwardRunningWalk& job, const Team& team, const Network& network,
+                      const Packed<Convolver>& packed)
       : job_(job),
         team_(team),
         network_(network),
@@ -55,13 +54,13 @@ class SumsByLength {
     bool zero() const { return largest == 0.0f; }
   };
 
-  // Of the set that is live at a block's end.
+  // Coefficient k at a block's end, in the live set of the two.
   float* sum(int64_t end, int64_t k) { return set(end, k, which_); }
   float* set(int64_t end, int64_t k, int which) {
     return sums_.main(network_.end_shape[end], k, which, network_.ends[end]);
   }
 
-  // From the coefficients 0 to `top` at the block's output to 0 to `top` + 1 at its input.
+  // Replaces the coefficients 0 to `top` at the block's output by those from 0 to `top` + 1 at its input.
   void step(int64_t b, int64_t top, const uint8_t* bits) {
     const Block& block = network_.block(b);
     const float a = job_.routing[2 * b], c = job_.routing[2 * b + 1];
@@ -72,40 +71,42 @@ class SumsByLength {
     for (int64_t last = top + 1; last >= 0; last -= together) {
       team_.check();
       const int64_t first = std::max<int64_t>(last - together + 1, 0), count = last - first + 1;
-      Way<Convolver> ways[kMostSamples];
-      State made[kMostSamples];
-      for (int64_t k = first; k <= last; ++k) ways[k - first] = way(block, b, from, k, top, a, c, &made[k - first]);
-      for (int64_t i = 0; i < count; ++i) ways[i].bits = bits;
-      // The gradient that only passes by an identity stays as it is.
+      BlockTask<Convolver> tasks[kMostSamples];
+      State states[kMostSamples];
+      for (int64_t k = first; k <= last; ++k)
+        tasks[k - first] = task(block, b, from, k, top, a, c, &states[k - first]);
+      for (int64_t i = 0; i < count; ++i) tasks[i].bits = bits;
+      // Coefficient 0 passes the identity alone, unchanged.
       const bool stays = first == 0 && block.skip == kIdentity && a == 1.0f;
-      block_.apply(b, ways + stays, count - stays);
+      block_.apply(b, tasks + stays, count - stays);
       for (int64_t i = stays; i < count; ++i) {
-        states_[first + i] = made[i];
-        settle(b, first + i, ways[i].largest);
+        states_[first + i] = states[i];
+        settle(b, first + i, tasks[i].largest);
       }
     }
   }
 
-  // Coefficient k behind the block, of those up to `top` before it.
-  Way<Convolver> way(const Block& block, int64_t b, int from, int64_t k, int64_t top, float a, float c, State* made) {
+  // The task of coefficient k at the block's input, where its output has those up to `top`.
+  BlockTask<Convolver> task(const Block& block, int64_t b, int from, int64_t k, int64_t top, float a, float c,
+                            State* state) {
     const bool skips = a != 0.0f && k <= top && !states_[k].zero();
     const bool resides = c != 0.0f && k > 0 && !states_[k - 1].zero();
     const int32_t skip = skips ? states_[k].exponent : 0, residual = resides ? states_[k - 1].exponent : 0;
-    made->exponent = skips || resides ? larger_exponent(skips ? a : 0.0f, skip, resides ? c : 0.0f, residual) : 0;
-    Way<Convolver> own = {};
-    own.target = sum(b, k);
+    state->exponent = skips || resides ? larger_exponent(skips ? a : 0.0f, skip, resides ? c : 0.0f, residual) : 0;
+    BlockTask<Convolver> task = {};
+    task.target = sum(b, k);
     const int64_t slot = 2 * (k % kMostSamples);
     if (skips) {
-      own.a = times_power(a, int64_t(skip) - made->exponent);
-      own.skip = set(b + 1, k, from);
-      if (block.skip == kProjection) own.skip_operand = operand(b + 1, own.skip, slot, false);
+      task.a = times_power(a, int64_t(skip) - state->exponent);
+      task.skip = set(b + 1, k, from);
+      if (block.skip == kProjection) task.skip_operand = operand(b + 1, task.skip, slot, false);
     }
     if (resides) {
-      own.c = times_power(c, int64_t(residual) - made->exponent);
-      // A module of one convolution would read what another's has overwritten.
-      own.residual = operand(b + 1, set(b + 1, k - 1, from), slot + 1, block.unit_count == 1);
+      task.c = times_power(c, int64_t(residual) - state->exponent);
+      // A module of one convolution must not read what another task has overwritten.
+      task.residual = operand(b + 1, set(b + 1, k - 1, from), slot + 1, block.unit_count == 1);
     }
-    return own;
+    return task;
   }
 
   const Element* operand(int64_t end, const float* values, int64_t slot, bool copied) {
@@ -113,9 +114,9 @@ class SumsByLength {
     if constexpr (Convolver::kFloats) {
       if (!copied) return values;
     }
-    Element* made = operands_.inner(network_.end_shape[end], slot, 0, image);
-    encode<Convolver>(image, values, image, made);
-    return made;
+    Element* operand = operands_.inner(network_.end_shape[end], slot, 0, image);
+    encode<Convolver>(image, values, image, operand);
+    return operand;
   }
 
   void settle(int64_t end, int64_t k, float largest) {
@@ -144,7 +145,7 @@ class SumsByLength {
   const BackwardRunningWalk& job_;
   const Team& team_;
   const Network& network_;
-  BlockBackward<Convolver> block_;
+  BlockBackwardRunning<Convolver> block_;
   Buffers<Convolver> sums_, operands_;
   std::vector<State> states_;
   int which_ = 0;
@@ -156,7 +157,7 @@ void walk_sums_by_length_running(const BackwardRunningWalk& job, const Team& tea
   const Packed<Convolver> packed(network, job.packed);
   take_in_turn(team, job.batch, [&](int, const auto& next, int64_t count) {
     const FlushDenormals flush;
-    SumsByLength<Convolver> walker(job, team, network, packed);
+    SumsByLengthRunning<Convolver> walker(job, team, network, packed);
     for (int64_t sample; (sample = next()) < count;) walker.walk(sample);
   });
 }

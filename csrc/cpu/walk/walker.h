@@ -1,4 +1,4 @@
-// What the walks share: how samples are grouped, how work is taken, and the padding skip.
+// Shared by the walks: groups of samples, the distribution of work to threads, and the padding skip.
 #pragma once
 
 #include <algorithm>
@@ -15,11 +15,11 @@ namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
-// A fourth of the second level of cache of the smaller processors of today, which have 1 MB: a group of samples stays
-// in it while it walks, beside the weights.
+// A fourth of the second level of cache, of which the smaller processors of today have 1 MB: there a group of samples
+// stays while it walks, beside the weights.
 constexpr int64_t kGroupBytes = 256 * 1024;
 
-// The samples whose gradients fit in cache together at a block.
+// The number of samples whose gradients fit in cache together at a block.
 template <class Convolver>
 int64_t samples_together(const Network& network, int64_t block) {
   int64_t bytes = 0;
@@ -30,20 +30,21 @@ int64_t samples_together(const Network& network, int64_t block) {
   return std::clamp<int64_t>(kGroupBytes / bytes, 1, kMostSamples);
 }
 
-inline double operations(const Network& network, int64_t block) {
+// Multiply-adds of a block's module, for one sample.
+inline double operations(const Network& network, int64_t b) {
   double sum = 0;
-  const Block& own = network.block(block);
-  for (int64_t u = own.first_unit; u < own.first_unit + own.unit_count; ++u) {
+  const Block& block = network.block(b);
+  for (int64_t u = block.first_unit; u < block.module_end(); ++u) {
     const Unit& unit = network.unit(u);
     sum += double(unit.weight_size()) * double(unit.out_height * unit.out_width);
   }
   return sum;
 }
 
-// What a unit's activation is above: 0, or nothing where it has no ReLU.
+// Clamp minimum of a unit's activation: 0, or -inf if it has no ReLU.
 inline float least(const Unit& unit) { return unit.bits_offset < 0 ? -INFINITY : 0.0f; }
 
-// Every worker takes the next item as it is through with one.
+// Calls work(worker, take, count) on every thread; take() gives the next of `count` items, or one beyond the last.
 template <class Work>
 void take_in_turn(const Team& team, int64_t count, const Work& work) {
   std::atomic<int64_t> next{0};
@@ -54,7 +55,7 @@ void take_in_turn(const Team& team, int64_t count, const Work& work) {
   team.run([&](int worker) { work(worker, take, count); });
 }
 
-// Walks all samples along all routings, a walker a thread: make() gives a fresh one.
+// Walks all samples along all routings, with one walker a thread, which make() returns.
 template <class Job, class Make>
 void walk_items(const Job& job, const Team& team, const Network& network, Direction direction, const Make& make) {
   const Routings routings(job.routing, job.routings, job.plan.block_count, direction, team);
@@ -70,8 +71,9 @@ void walk_items(const Job& job, const Team& team, const Network& network, Direct
   });
 }
 
-// target = coefficient * the padding skip of source, or of its transpose, or of what is positive in the source; the
-// target's inside is written whole. With coefficient 0 source is not read, and the shapes may be those of any skip.
+// target = coefficient * the padding skip of source, or the transposed one; `positive`: of the source's ReLU. Writes
+// all of the target's inside. With coefficient 0 it does not read the source, and the shapes may be those of any
+// skip.
 inline void pad(const Image& source, const Image& target, int64_t stride, bool transposed, float coefficient,
                 const float* from, float* to, bool positive = false) {
   const int64_t channels = std::min(source.padded(), target.padded());
@@ -85,7 +87,7 @@ inline void pad(const Image& source, const Image& target, int64_t stride, bool t
       const int64_t from_pixel = transposed ? source.pixel(y, x) : source.pixel(y * stride, x * stride);
       const int64_t to_pixel = transposed ? target.pixel(y * stride, x * stride) : target.pixel(y, x);
       for (int64_t c = 0; c < channels; ++c) {
-        // Back, the appended channels end here.
+        // On the way back the appended channels are dropped.
         const bool real = c < target.channels && c < source.channels;
         float value = real ? from[from_pixel * source.padded() + c] : 0.0f;
         if (positive && value < 0.0f) value = 0.0f;
@@ -95,7 +97,7 @@ inline void pad(const Image& source, const Image& target, int64_t stride, bool t
   }
 }
 
-// The power of two of the larger of two gradients times their coefficients, of which one is not zero.
+// The exponent of the larger of two gradients times their coefficients, one of which is not zero.
 inline int32_t larger_exponent(float a, int32_t skip, float c, int32_t residual) {
   if (a == 0.0f) return residual + std::ilogb(c);
   if (c == 0.0f) return skip + std::ilogb(a);

@@ -1,4 +1,4 @@
-// A random network with a batch and routings: what the kernels and the plain loops are both given.
+// A random network with a batch and routings: the input of both the kernels and the plain loops.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ struct Trial {
   std::vector<std::vector<uint8_t>> relu_mask;  // of each unit [batch][channels][height][width], for the walk back
 };
 
-// The same for the same seed everywhere.
+// The trial of a seed, on every machine.
 Trial make_trial(uint64_t seed);
 
 }  // namespace trial

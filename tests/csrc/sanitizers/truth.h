@@ -1,6 +1,6 @@
-// What the walks must give, by plain loops that share no code with the kernels: everything lies [batch][channels]
-// [height][width], and each convolution is its definition. In double it is the truth; in float32 it says how much of
-// a walk's error is the network's own doing, where terms cancel.
+// The expected results of the walks, by plain loops that share no code with the kernels: everything lies
+// [batch][channels] [height][width], and each convolution is its definition. In double it is the truth; in float32 it
+// says how much of a walk's error the network itself causes, where terms cancel.
 #pragma once
 
 #include <vector>
@@ -9,7 +9,7 @@
 
 namespace trial {
 
-// Of each unit, what its BN made of its inputs before weight and bias (BN mode `batch`), and its ReLU's input.
+// The normalized inputs of each unit before weight and bias (BN mode `batch`), and the input of its ReLU.
 template <class Real>
 struct Passed {
   std::vector<std::vector<Real>> normalized, before_relu;

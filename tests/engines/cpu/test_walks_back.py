@@ -31,6 +31,7 @@ from helpers.walk_cases import (
 from torch import Tensor
 
 from pathnet import native
+from pathnet.engines.tables import BlockColumn
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
@@ -55,7 +56,7 @@ def test_random_plans_walk_back_like_autograd(isa: str, bf16: bool, bn: str, wid
         error = sizes(own - expected, bn)
         assert (error <= admitted(expected, judged(seed, wide, bn, terms), bn, terms)).all(), f"seed {seed}"
         torch.testing.assert_close(norms, own.flatten(2).norm(dim=2), rtol=1e-12, atol=0)
-        kinds += torch.bincount(given.blocks[:, 2], minlength=3)
+        kinds += torch.bincount(given.blocks[:, BlockColumn.SKIP], minlength=3)
     assert kinds.min() >= (1 if isa == "amx" else 5), kinds
 
 
@@ -71,7 +72,7 @@ def test_plans_with_skips_behind_the_relu_walk_back_like_autograd(isa: str, bf16
         expected, rounded = (judged(seed, wide, bn, own, True) for own in (0, terms))
         own, _ = walked(given, bn, bf16)
         assert (sizes(own - expected, bn) <= admitted(expected, rounded, bn, terms)).all(), f"seed {seed}"
-        kinds += torch.bincount(given.blocks[:, 2], minlength=5)
+        kinds += torch.bincount(given.blocks[:, BlockColumn.SKIP], minlength=5)
     assert kinds[list(BEHIND_RELU)].min() >= (1 if isa == "amx" else 5), kinds
 
 
@@ -131,8 +132,9 @@ def test_the_path_through_identity_skips_alone_changes_no_bit(isa: str, bf16: bo
 def long_plan(kind: int, factor: float) -> Plan:
     """16 blocks whose modules, and projections, multiply by a factor each."""
     own = plan_of_kind(kind, blocks=16)
-    weights, last = own.weights.clone(), own.blocks[:, 0] + own.blocks[:, 1] - 1
-    for u in [*last.tolist(), *own.blocks[own.blocks[:, 3] >= 0, 3].tolist()]:
+    weights, last = own.weights.clone(), own.blocks[:, BlockColumn.FIRST] + own.blocks[:, BlockColumn.COUNT] - 1
+    projections = own.blocks[:, BlockColumn.PROJECTION]
+    for u in [*last.tolist(), *projections[projections >= 0].tolist()]:
         weights[own.weights_of(u)] *= factor
     return replace(own, weights=weights, routing=own.routing[[0, 1, 2, 6, 8]].contiguous())
 
