@@ -23,7 +23,8 @@ from benchmarks.cpu.field import Field
 from benchmarks.cpu.report import show
 from benchmarks.cpu.run import Run, measure
 from benchmarks.outcome import Failed
-from pathnet import cli, native
+from pathnet import native
+from pathnet.commands.app import app
 from pathnet.models import ResidualNet
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
@@ -34,7 +35,7 @@ QUICK = replace(SMALL, setup=replace(SMALL.setup, rounds=2, seconds=0.2))
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("results")
-    return CliRunner().invoke(cli.app, ["bench", "--small", "--json", "--out", str(folder)]), folder
+    return CliRunner().invoke(app, ["bench", "--small", "--json", "--out", str(folder)]), folder
 
 
 def results_of(ended: Any) -> dict[str, Any]:
@@ -120,8 +121,8 @@ def test_results_in_the_repository_are_whole() -> None:
 
 
 def test_without_a_checkout_the_command_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(cli, "CHECKOUT", tmp_path)
-    result = CliRunner().invoke(cli.app, ["bench", "--small"])
+    monkeypatch.setattr("pathnet.commands.bench.CHECKOUT", tmp_path)
+    result = CliRunner().invoke(app, ["bench", "--small"])
     assert result.exit_code == 1 and result.stdout == ""
     assert result.stderr == f"pathnet: bench: expected a checkout of pathnet, found no benchmarks in {tmp_path}\n"
 
