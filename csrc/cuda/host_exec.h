@@ -1,9 +1,8 @@
-// The execution policy on the host: the kernels' own bodies in plain loops, for machines without a GPU. Tensor-core
-// fragments are laid out as PTX defines them for ldmatrix.x4 and mma.m16n8k16.
+// The execution policy on the host: the kernels' bodies in plain loops, for machines without a GPU.
 //
-// It also watches shared memory, and scratch and images in global memory, as a sanitizer would: an access out of
-// bounds, a read of what was never written or is still being copied, a write to what is being copied from, and two
-// warps that touch a word between two barriers, one of them writing.
+// It also watches shared memory, and scratch and images in global memory, as a sanitizer would. It reports an access
+// out of bounds, a read of a word that was never written or is still being copied, a write to a word that is being
+// copied from, and two warps that access one word between two barriers if one of them writes.
 #pragma once
 
 #include <algorithm>
@@ -15,96 +14,10 @@
 
 #include "bf16.h"
 #include "execution.h"
+#include "tensor_core.h"
+#include "watched_memory.h"
 
 namespace pathnet::cuda {
-
-// Memory of one thread block under watch, by words of four bytes: what was written, and by whom each was touched
-// since the last barrier.
-class WatchedMemory {
- public:
-  static constexpr int kNobody = -1, kSeveral = -2, kAtomic = -3, kWholeBlock = -4;
-
-  WatchedMemory(const char* name, size_t bytes) : name_(name), words_(bytes / 4) {}
-
-  // Notes an access by a warp, or by one of the others above. Null, or what is wrong with it.
-  const char* touch(int64_t byte, size_t bytes, bool writes, int warp, int64_t epoch) {
-    if (!holds(byte, bytes)) return "access out of bounds";
-    const char* wrong = nullptr;
-    for (size_t w = size_t(byte) / 4; w <= (size_t(byte) + bytes - 1) / 4; ++w) {
-      Word& word = words_[w];
-      if (word.epoch != epoch) {
-        word.epoch = epoch;
-        word.reader = word.writer = kNobody;
-      }
-      const bool others_wrote = word.writer != kNobody && word.writer != warp;
-      const bool others_read = word.reader != kNobody && word.reader != warp;
-      if (!word.copied) {
-        wrong = writes ? "write over a running copy" : "read of a running copy";
-      } else if (writes && word.copies > 0) {
-        wrong = "write to what is being copied";
-      } else if (!writes && !word.written) {
-        wrong = "read of what was never written";
-      } else if (others_wrote || (writes && others_read)) {
-        wrong = writes ? "race of a write" : "race of a read";
-      }
-      if (writes) {
-        word.writer = warp;
-        word.written = true;
-      } else {
-        word.reader = word.reader == kNobody || word.reader == warp ? warp : kSeveral;
-      }
-    }
-    return wrong;
-  }
-
-  // Whether it holds what is accessed, aligned to its size up to four bytes.
-  bool holds(int64_t byte, size_t bytes) const {
-    return byte >= 0 && size_t(byte) + bytes <= words_.size() * 4 && byte % int64_t(std::min<size_t>(bytes, 4)) == 0;
-  }
-
-  // A copy that runs from now on, into words that were touched already.
-  void copy(int64_t byte, size_t bytes) {
-    for (size_t w = size_t(byte) / 4; w < (size_t(byte) + bytes) / 4; ++w) words_[w].copied = false;
-  }
-  // Only after a barrier may others than the copying thread read it.
-  void arrive(int64_t byte, size_t bytes, int64_t epoch) {
-    for (size_t w = size_t(byte) / 4; w < (size_t(byte) + bytes) / 4; ++w) {
-      words_[w].epoch = epoch;
-      words_[w].writer = kSeveral;
-      words_[w].copied = true;
-    }
-  }
-  // The same of a copy's source: from now on nobody may write it, and after the copy only behind a barrier.
-  void lend(int64_t byte, size_t bytes) {
-    for (size_t w = size_t(byte) / 4; w < (size_t(byte) + bytes) / 4; ++w) ++words_[w].copies;
-  }
-  void take_back(int64_t byte, size_t bytes, int64_t epoch) {
-    for (size_t w = size_t(byte) / 4; w < (size_t(byte) + bytes) / 4; ++w) {
-      Word& word = words_[w];
-      if (word.epoch != epoch) word.writer = kNobody;
-      word.epoch = epoch;
-      word.reader = kSeveral;
-      --word.copies;
-    }
-  }
-  // What is in it is nobody's to read any more.
-  void forget() {
-    for (Word& word : words_) word.written = false;
-  }
-
-  const char* name() const { return name_; }
-
- private:
-  struct Word {
-    int64_t epoch = -1;
-    int reader = kNobody, writer = kNobody;
-    bool written = false, copied = true;
-    int copies = 0;  // that read it
-  };
-
-  const char* name_;
-  std::vector<Word> words_;
-};
 
 class HostExec {
  public:
@@ -120,14 +33,11 @@ class HostExec {
     std::vector<T> of = std::vector<T>(kWarps);
     T& operator[](int warp) { return of[size_t(warp)]; }
   };
-  struct Source {
-    float of[16][16];  // pixel, channel
-  };
-  struct Weights {
-    float of[16][8];  // channel summed over, channel produced
-  };
+  using Source = HostSource;
+  using Weights = HostWeights;
 
-  // `scratch`: what load_scratch and store_scratch may reach, `scratch_size` elements.
+  // `scratch` is the thread block's part of the scratch: `scratch_size` elements that load_scratch and store_scratch
+  // may access.
   HostExec(int shared_bytes, int64_t images_bytes, const float* scratch = nullptr, int64_t scratch_size = 0)
       : memory_(size_t(shared_bytes), 0xff),
         shared_("shared memory", size_t(shared_bytes)),
@@ -139,10 +49,10 @@ class HostExec {
   const std::string& finding() const { return finding_; }
 
   static void hide(int32_t&) {}
-  // Not the first, so that where a thread block's part of the scratch begins counts.
+  // The twin runs the second thread block, so that a wrong start of its part of the scratch is seen.
   static constexpr int kBlock = 1;
   int block() const { return kBlock; }
-  // A new item finds what the last one left, but must not read it.
+  // A new item must not read what the last one left in memory.
   int take(int32_t* counter) {
     shared_.forget();
     images_.forget();
@@ -154,7 +64,7 @@ class HostExec {
   template <class F>
   void warps(const F& f) {
     for (int i = 0; i < kWarps; ++i) {
-      // Not in order, so that what only works in order shows.
+      // Out of order, so that code which works only in order fails.
       warp_ = (i * 5 + int(epoch_) * 3) % kWarps;
       f(warp_);
     }
@@ -218,12 +128,12 @@ class HostExec {
   void raise(int byte, PerLane<float>& values) {
     raise_one(byte, to_bits(*std::max_element(values.of, values.of + kWarpSize)));
   }
-  // Atomic: warps may meet here between two barriers, but none may read or write the word otherwise.
+  // Atomic: several warps may raise one word between two barriers, but none may access it otherwise.
   void raise_one(int byte, uint32_t value) {
-    const int own = warp_;
+    const int warp = warp_;
     warp_ = kAtomic;
     store(byte, std::max(load<uint32_t>(byte), value));
-    warp_ = own;
+    warp_ = warp;
   }
   double sum(PerLane<double>& values) const {
     double of[kWarpSize];
@@ -245,7 +155,7 @@ class HostExec {
       if (!touch_image(from + i, kUnitBytes, false)) return;
     }
     warp_ = kWholeBlock;
-    images_.lend(from, size_t(bytes));
+    images_.begin_copy_from(from, size_t(bytes));
     open_.push_back({byte, bytes, images_memory_.data() + from, from});
   }
   void commit_copies() {
@@ -255,7 +165,7 @@ class HostExec {
   template <int pending>
   void wait_copies() {
     while (groups_.size() > size_t(pending)) {
-      for (const Copy& copy : groups_.front()) arrive(copy);
+      for (const Copy& copy : groups_.front()) end_copy(copy);
       groups_.pop_front();
     }
   }
@@ -280,39 +190,9 @@ class HostExec {
       for (int i = 0; i < 4; ++i) weights.of[lane % 4 * 2 + i % 2 + i / 2 * 8][lane / 4] = from_bf16(values[i]);
     }
   }
-  // As tensor cores add: the products and the accumulator are cut to a common power of two, kFraction bits below the
-  // largest of them, and their sum toward zero to float32. Every addition shrinks what it adds to (Ootomo and Yokota,
-  // "Recovering single precision accuracy from Tensor Cores", 2022, section 3), which rounding to nearest would hide.
   template <class Result>
   void multiply(const Result& result, const Source& a, const Weights& b) {
-    for (int row = 0; row < 16; ++row) {
-      float terms[17][8];
-      uint32_t largest[8] = {};
-      for (int column = 0; column < 8; ++column) {
-        terms[16][column] = result(row % 8 * 4 + column / 2)[row / 8 * 2 + column % 2];
-      }
-      for (int k = 0; k < 16; ++k) {
-        for (int column = 0; column < 8; ++column) terms[k][column] = a.of[row][k] * b.of[k][column];
-      }
-      for (int k = 0; k < 17; ++k) {
-        for (int column = 0; column < 8; ++column) {
-          largest[column] = std::max(largest[column], to_bits(terms[k][column]) & 0x7f800000u);
-        }
-      }
-      for (int column = 0; column < 8; ++column) {
-        float& sum = result(row % 8 * 4 + column / 2)[row / 8 * 2 + column % 2];
-        const int exponent = int(largest[column] >> 23);
-        if (exponent <= kFraction || exponent == 255) {
-          sum = 0.0f;
-          for (int k = 0; k < 17; ++k) sum += terms[k][column];
-          continue;
-        }
-        const float up = from_bits(uint32_t(127 + 127 + kFraction - exponent) << 23);
-        int32_t total = 0;
-        for (int k = 0; k < 17; ++k) total += int32_t(terms[k][column] * up);
-        sum = float(std::ldexp(cut(total), exponent - 127 - kFraction));
-      }
-    }
+    multiply_accumulate(result, a, b);
   }
 
   template <int bytes>
@@ -329,16 +209,8 @@ class HostExec {
   static uint32_t to_bf16(float low, float high) { return uint32_t(cuda::to_bf16(high)) << 16 | cuda::to_bf16(low); }
   static float low(uint32_t pair) { return from_bits(pair << 16); }
   static float high(uint32_t pair) { return from_bits(pair & 0xffff0000u); }
-  static float from_bits(uint32_t bits) {
-    float value;
-    std::memcpy(&value, &bits, sizeof(value));
-    return value;
-  }
-  static uint32_t to_bits(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof(bits));
-    return bits;
-  }
+  static float from_bits(uint32_t bits) { return float_of_bits(bits); }
+  static uint32_t to_bits(float value) { return bits_of_float(value); }
   static float larger_magnitude(float a, float b) { return std::fmax(a, std::fabs(b)); }
   static float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
   static double scaled_root(double square, int exponent) { return std::ldexp(std::sqrt(square), exponent); }
@@ -346,37 +218,26 @@ class HostExec {
  private:
   static constexpr int kAtomic = WatchedMemory::kAtomic, kWholeBlock = WatchedMemory::kWholeBlock;
 
-  static constexpr int kFraction = 25;
-
-  // Toward zero to the 24 bits of float32.
-  static double cut(double value) {
-    uint64_t bits;
-    std::memcpy(&bits, &value, sizeof(bits));
-    bits &= ~((uint64_t(1) << 29) - 1);
-    std::memcpy(&value, &bits, sizeof(value));
-    return value;
-  }
-
   struct Copy {
     int byte, bytes;
     const uint8_t* from;
-    int image;  // byte of the images that it is, or -1 for weights
+    int image;  // byte of the images that is copied from, or -1 for weights
   };
 
-  bool touch(int byte, size_t bytes, bool writes) { return judge(shared_, byte, bytes, writes); }
+  bool touch(int byte, size_t bytes, bool writes) { return check(shared_, byte, bytes, writes); }
 
-  // Units as a GPU reads and writes them: aligned to their size.
+  // A GPU requires accesses aligned to their size.
   bool touch_image(int byte, size_t bytes, bool writes) {
     if (byte % int(bytes) != 0) report("misaligned access", images_, byte);
-    return judge(images_, byte, bytes, writes);
+    return check(images_, byte, bytes, writes);
   }
 
   bool touch_scratch(const float* at, size_t bytes, bool writes) {
-    return judge(scratch_, (at - scratch_begin_) * int64_t(sizeof(float)), bytes, writes);
+    return check(scratch_, (at - scratch_begin_) * int64_t(sizeof(float)), bytes, writes);
   }
 
-  // Whether the access is within bounds.
-  bool judge(WatchedMemory& memory, int64_t byte, size_t bytes, bool writes) {
+  // Reports what is wrong with an access; returns whether it lies within bounds.
+  bool check(WatchedMemory& memory, int64_t byte, size_t bytes, bool writes) {
     const char* wrong = memory.touch(byte, bytes, writes, warp_, epoch_);
     if (wrong != nullptr) report(wrong, memory, byte);
     return memory.holds(byte, bytes);
@@ -384,23 +245,23 @@ class HostExec {
 
   static int copying_warp(int offset) { return offset / kUnitBytes % kThreads / kWarpSize; }
 
-  // Whether a copy has room.
+  // Fills a copy's destination with a pattern until it ends; returns whether it lies within bounds.
   bool begin_copy(int byte, int bytes) {
     if (byte % kUnitBytes != 0 || bytes % kUnitBytes != 0) report("misaligned copy", shared_, byte);
     for (int i = 0; i < bytes; i += kUnitBytes) {
       warp_ = copying_warp(i);
       if (!touch(byte + i, kUnitBytes, true)) return false;
       std::memset(memory_.data() + byte + i, 0xff, kUnitBytes);
-      shared_.copy(byte + i, kUnitBytes);
+      shared_.begin_copy_into(byte + i, kUnitBytes);
     }
     warp_ = kWholeBlock;
     return true;
   }
 
-  void arrive(const Copy& copy) {
+  void end_copy(const Copy& copy) {
     std::memcpy(memory_.data() + copy.byte, copy.from, size_t(copy.bytes));
-    shared_.arrive(copy.byte, size_t(copy.bytes), epoch_);
-    if (copy.image >= 0) images_.take_back(copy.image, size_t(copy.bytes), epoch_);
+    shared_.end_copy_into(copy.byte, size_t(copy.bytes), epoch_);
+    if (copy.image >= 0) images_.end_copy_from(copy.image, size_t(copy.bytes), epoch_);
   }
 
   void report(const char* what, const WatchedMemory& memory, int64_t byte) {

@@ -30,7 +30,7 @@ class DeviceExec {
     uint32_t of[2];
   };
 
-  // `images` of all thread blocks, and the bytes of each.
+  // `images` are those of all thread blocks, `images_bytes` of each.
   __device__ __forceinline__ DeviceExec(uint8_t* images, int images_bytes)
       : shared_(uint32_t(__cvta_generic_to_shared(shared_memory))),
         images_(images),
@@ -42,8 +42,8 @@ class DeviceExec {
 
   static __device__ __forceinline__ void hide(int32_t& value) { asm volatile("" : "+r"(value)); }
 
-  // The thread's numbers are hidden from the compiler at every use: what it would work out of them once, for all
-  // forms of all loops, would take more registers than there are.
+  // The thread's number is hidden from the compiler at every use. Otherwise it would compute once, ahead of all
+  // loops, what each of them derives from the number, and run out of registers.
   template <class F>
   __device__ __forceinline__ void warps(const F& f) {
     const int thread = hidden_thread();
@@ -184,8 +184,8 @@ class DeviceExec {
   }
 
   uint32_t shared_;
-  uint8_t* images_;  // a kernel's argument, for which no register is needed,
-  int first_image_;  // and the byte where this thread block's begin
+  uint8_t* images_;  // an argument of the kernel, which takes no register
+  int first_image_;  // byte at which this thread block's images begin
   int lane_ = 0;
 };
 
