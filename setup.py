@@ -1,4 +1,4 @@
-"""Builds the native libraries by calling CMake; everything else stands in pyproject.toml."""
+"""Build the native libraries by calling CMake; everything else is in pyproject.toml."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.resolve()
 
 
 class CMakeBuild(build_ext):
-    """One CMake call builds both extensions; the build folder is kept, so that a second call only relinks."""
+    """Build both extensions by one CMake call, in a folder that is kept, so that a second call only relinks."""
 
     def run(self) -> None:
         package = ROOT if self.inplace else Path(self.build_lib).resolve()
@@ -31,9 +31,9 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]
-        # Tools that pip installed beside this Python need not be on the PATH of whoever calls it.
+        # Tools that pip installed beside this Python need not be on the caller's PATH.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        # The kept folder remembers a ninja that may be gone: that of an isolated build, of a removed venv.
+        # The kept folder remembers a ninja that may be gone, such as that of an isolated build or a removed venv.
         if ninja := shutil.which("ninja", path=path):
             configure.append(f"-DCMAKE_MAKE_PROGRAM={ninja}")
         for command in (configure, ["cmake", "--build", folder]):

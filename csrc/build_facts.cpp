@@ -1,4 +1,4 @@
-// What the build holds, for `pathnet doctor` and tests: the module pathnet._build.
+// The module pathnet._build: facts about the build, for `pathnet doctor` and tests.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -29,5 +29,5 @@ PYBIND11_MODULE(_build, module) {
   module.def("instruction_sets", &supported, "The compiled instruction sets that this processor has, fastest first.");
   module.def(
       "selected_instruction_set", [] { return std::string(pathnet::cpu::isa_name(pathnet::cpu::selected_isa())); },
-      "The one that serves; PATHNET_ISA in the environment names another.");
+      "The instruction set that the kernels use; PATHNET_ISA in the environment names another.");
 }

@@ -1,4 +1,4 @@
-// Checks of op arguments; every message names the argument, what was expected and what came.
+// Checks of an op's arguments. Every message names the argument: "name: expected X, got Y".
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -29,13 +29,13 @@ inline void check_dtype(const char* name, const Tensor& tensor, ScalarType dtype
   STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor, got strides of another layout");
 }
 
-// Of what kernels read in wider words than the tensor's elements, which a slice may begin between.
+// For a tensor that kernels read in words of `bytes`, wider than its elements; a slice may begin between two words.
 inline void check_alignment(const char* name, const Tensor& tensor, int64_t bytes) {
   const int64_t beyond = int64_t(reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % uintptr_t(bytes));
   STD_TORCH_CHECK(beyond == 0, name, ": expected data aligned to ", bytes, " bytes, got it ", beyond, " bytes off");
 }
 
-// A negative size admits any.
+// A negative size stands for any size.
 inline void check_shape(const char* name, const Tensor& tensor, const std::vector<int64_t>& sizes) {
   bool fits = tensor.dim() == int64_t(sizes.size());
   std::string expected = "[";

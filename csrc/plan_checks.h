@@ -9,13 +9,14 @@
 
 namespace pathnet {
 
-// Sides and channels beyond this are no images; with it no product of a shape's sizes leaves int64.
+// Largest side and number of channels of an image; with it no product of a shape's sizes leaves int64.
 constexpr int64_t kLargestSize = 1 << 15;
 
 // Bytes of a sample's ReLU bits beyond any memory; with it no offset and size leave int64.
 constexpr int64_t kMostBitsBytes = int64_t(1) << 40;
 
-// What the tables' offsets point into: elements of weights and scales, bytes of a sample's ReLU bits.
+// Sizes of the memory that offsets in the tables point into: elements of weights and scales, bytes of a sample's ReLU
+// bits.
 struct PlanSizes {
   int64_t weights, scales, bits;
 };
@@ -26,7 +27,7 @@ inline void check_scale(const Unit& unit, int64_t index, const PlanSizes& sizes)
                   unit.scale_offset);
 }
 
-// A convolution, of a module or a projection.
+// Checks a convolution, of a module or a projection.
 inline void check_unit(const Unit& unit, int64_t index, bool projection, bool normalized, const PlanSizes& sizes) {
   for (int64_t size : {unit.in_channels, unit.in_height, unit.in_width, unit.out_channels, unit.out_height,
                        unit.out_width, unit.kernel, unit.stride}) {
@@ -62,7 +63,7 @@ inline bool chains(const Unit& unit, const Unit& next) {
          unit.out_width == next.in_width;
 }
 
-// The BN behind a convolution that ends a module, or a projection.
+// Checks the BN that ends a module or a projection, behind its last convolution.
 inline void check_end(const Plan& plan, int64_t index, const PlanSizes& sizes) {
   STD_TORCH_CHECK(index < plan.unit_count, "units: expected a row for the BN that ends row ", index - 1);
   const Unit &unit = plan.units[index], &before = plan.units[index - 1];
@@ -92,23 +93,23 @@ inline void check_block(const Plan& plan, int64_t index, const PlanSizes& sizes)
                   "without ReLU in row ",
                   index, ", got ", block.skip);
   const Unit& last = units[block.unit_count - 1];
-  const Unit whole = {block.in_channels,
-                      block.in_height,
-                      block.in_width,
-                      block.out_channels,
-                      block.out_height,
-                      block.out_width,
-                      1,
-                      1,
-                      0,
-                      0,
-                      -1,
-                      -1};
+  const Unit ends = {block.in_channels,
+                     block.in_height,
+                     block.in_width,
+                     block.out_channels,
+                     block.out_height,
+                     block.out_width,
+                     1,
+                     1,
+                     0,
+                     0,
+                     -1,
+                     -1};
   auto same_ends = [](const Unit& a, const Unit& from, const Unit& to) {
     return a.in_channels == from.in_channels && a.in_height == from.in_height && a.in_width == from.in_width &&
            a.out_channels == to.out_channels && a.out_height == to.out_height && a.out_width == to.out_width;
   };
-  STD_TORCH_CHECK(same_ends(whole, units[0], last), "blocks: expected the shapes of row ", index,
+  STD_TORCH_CHECK(same_ends(ends, units[0], last), "blocks: expected the shapes of row ", index,
                   " to be those of its units");
   if (block.skip == kProjection) {
     STD_TORCH_CHECK(block.projection_unit >= 0 && block.projection_unit < plan.unit_count,
@@ -147,7 +148,7 @@ inline void check_plan(const Plan& plan, const PlanSizes& sizes) {
                         before.out_width == block.in_width,
                     "blocks: expected row ", b, " to take what the row before it gives");
   }
-  // Packing goes over all units, so that each must belong to a block.
+  // Packing visits all units, so that each must belong to a block.
   std::vector<int> owners(plan.unit_count, 0);
   for (int64_t b = 0; b < plan.block_count; ++b) {
     const Block& block = plan.blocks[b];
@@ -160,8 +161,8 @@ inline void check_plan(const Plan& plan, const PlanSizes& sizes) {
   }
 }
 
-// BN mode `running` knows no closed blocks, whose last BN it has in weights and biases; mode `batch` knows skips
-// behind the ReLU in closed ones alone, and no network of both kinds.
+// BN mode `running` has no closed blocks: there the last BN is part of weights and biases. In mode `batch` skips
+// behind the ReLU need closed blocks, and a network has either closed blocks or others.
 inline void check_closed(const Plan& plan, bool batch) {
   for (int64_t b = 0; b < plan.block_count; ++b) {
     const bool closed = plan.closed(plan.blocks[b]);
@@ -175,7 +176,7 @@ inline void check_closed(const Plan& plan, bool batch) {
   }
 }
 
-// The tables of a plan, its shapes and offsets checked.
+// The tables of a plan, with their shapes and offsets checked.
 inline Plan checked_tables(const Tensor& blocks, const Tensor& units, const PlanSizes& sizes) {
   check_dtype("blocks", blocks, ScalarType::Long);
   check_dtype("units", units, ScalarType::Long);
@@ -194,12 +195,12 @@ inline Plan checked_tables(const Tensor& blocks, const Tensor& units, const Plan
   return plan;
 }
 
-// The same with what is packed: weights, and BN's factors.
+// A plan with weights and BN's factors, to be packed.
 inline Plan checked_plan(const Tensor& blocks, const Tensor& units, const Tensor& weights, const Tensor& scales) {
-  const float *own_weights = checked_row("weights", weights), *own_scales = checked_row("scales", scales);
+  const float *weight_values = checked_row("weights", weights), *scale_values = checked_row("scales", scales);
   Plan plan = checked_tables(blocks, units, {weights.numel(), scales.numel(), kMostBitsBytes});
-  plan.weights = own_weights;
-  plan.scales = own_scales;
+  plan.weights = weight_values;
+  plan.scales = scale_values;
   return plan;
 }
 

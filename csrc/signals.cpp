@@ -2,8 +2,7 @@
 
 #include <time.h>
 
-// Python's, as its stable ABI has them in every version; absent from a process without Python, where no signal is
-// answered.
+// Functions of Python's stable ABI. They are null in a process without Python, where walks answer no signals.
 extern "C" {
 __attribute__((weak)) int PyGILState_Ensure();
 __attribute__((weak)) void PyGILState_Release(int state);
@@ -17,10 +16,10 @@ __attribute__((weak)) unsigned long PyThread_get_thread_ident();
 namespace pathnet {
 namespace {
 
-// Python's name for its main thread; 0 until pathnet/native.py has told it.
+// Python's identifier of its main thread; 0 until pathnet/native.py sets it.
 std::atomic<unsigned long> main_thread{0};
 
-// What a handler has raised, until Python takes it. Only the main thread touches it, and only with the GIL.
+// A handler's exception, until Python takes it. Only the main thread uses it, and only with the GIL.
 struct Exception {
   void *type, *value, *traceback;
 };
@@ -31,7 +30,7 @@ bool in_main_thread() {
   return main != 0 && PyThread_get_thread_ident() == main;
 }
 
-// Coarse: a few nanoseconds, since it is read at every step of a walk.
+// A coarse clock, since every step of a walk reads it: a few nanoseconds a call.
 int64_t milliseconds() {
   timespec now;
   clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
@@ -43,7 +42,7 @@ void drop_raised() {
   raised = {nullptr, nullptr, nullptr};
 }
 
-// Whether a handler has raised, which is then in `raised`.
+// Returns whether a handler has raised; its exception is then in `raised`.
 bool run_handlers() {
   const int state = PyGILState_Ensure();
   const bool raises = PyErr_CheckSignals() != 0;
@@ -61,7 +60,7 @@ Watch::Watch() : answers_(in_main_thread()), answered_(milliseconds()) {
   if (!answers_) return;
   std::fegetenv(&environment_);
   if (raised.type == nullptr) return;
-  // Of a walk that was called without pathnet/native.py, whose caller has been told by an error.
+  // Left by a walk that was called without pathnet/native.py; its caller got a RuntimeError.
   const int state = PyGILState_Ensure();
   drop_raised();
   PyGILState_Release(state);
@@ -84,12 +83,12 @@ void Watch::answer() {
 
 // For pathnet/native.py, which holds the GIL.
 extern "C" {
-// From now on walks that this thread calls answer signals.
+// Has walks of this thread answer signals from now on.
 __attribute__((visibility("default"))) void pathnet_answer_signals(unsigned long thread) {
   if (PyThread_get_thread_ident != nullptr) pathnet::main_thread = thread;
 }
 
-// Raises what a handler has raised in the walk that was called last; nothing where none has.
+// Raises the exception that a handler raised during the last walk, if any.
 __attribute__((visibility("default"))) void pathnet_raise_interruption() {
   pathnet::Exception& raised = pathnet::raised;
   if (raised.type == nullptr || !pathnet::in_main_thread()) return;

@@ -1,10 +1,11 @@
-"""The native library: its ops as typed functions, and the facts of its build.
+"""The native library, and the facts of its build; the typed functions of its ops are in each engine's ``ops.py``.
 
-Importing this module never fails: where the library is not built, `LOADED` is False and `WHY_NOT` says so.
+Importing this module never fails: where the library is not built, `LOADED` is False and `WHY_NOT` gives the reason.
 
-In the main thread the functions of the cpu engine answer signals while they compute, several times a second: Ctrl-C
-ends them with its KeyboardInterrupt, and so does whatever else a signal's handler raises. A handler that returns only
-delays them. (Of `torch.ops.pathnet` itself the exception is a RuntimeError.)
+In the main thread the cpu engine's ops answer signals while they compute, several times a second. Ctrl-C ends them
+with its KeyboardInterrupt, and so does any other exception of a signal's handler. A handler that returns only delays
+them.
+(`torch.ops.pathnet` itself raises a RuntimeError instead.)
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ Result = TypeVar("Result")
 
 
 def _load() -> str:
-    """Why the library could not be loaded; empty where it was."""
+    """Load the library; return the reason why it could not be loaded, or an empty string."""
     if not LIBRARY.exists():
         return "the native library is not built (make install builds it)"
     try:
         torch.ops.load_library(LIBRARY)  # type: ignore[no-untyped-call]
         functions = ctypes.PyDLL(str(LIBRARY))
         functions.pathnet_answer_signals(ctypes.c_ulong(threading.main_thread().ident or 0))
-    except (OSError, AttributeError) as error:  # The latter of an older build, without that function.
+    except (OSError, AttributeError) as error:  # AttributeError: an older build lacks the function.
         return f"the native library does not load ({str(error).splitlines()[0]})"
     return ""
 
@@ -52,14 +53,14 @@ LOADED = not WHY_NOT
 
 
 def interruptible(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Raise what a signal's handler raised in place of the error of the op that it ended."""
+    """Have an op raise the exception of a signal's handler in place of the error with which the op ended."""
 
     @functools.wraps(function)
     def call(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
         try:
             return function(*arguments, **named)
         except RuntimeError:
-            # Does nothing where no handler has raised.
+            # Does nothing if no handler has raised.
             ctypes.PyDLL(str(LIBRARY)).pathnet_raise_interruption()
             raise
 
@@ -67,8 +68,8 @@ def interruptible(function: Callable[Arguments, Result]) -> Callable[Arguments, 
 
 
 def build_facts() -> dict[str, str | list[str]]:
-    """What the build holds: compiler, the torch that it was compiled against and the one whose ABI it asks for, CUDA
-    architectures or why there are none, instruction sets.
+    """Return the facts of the build: compiler, the torch that it was compiled against and the one whose ABI it needs,
+    CUDA architectures or the reason why there are none, instruction sets.
 
     Raises:
         RuntimeError: the library is not built, or PATHNET_ISA names an instruction set that is not there.
@@ -88,7 +89,7 @@ def build_facts() -> dict[str, str | list[str]]:
     }
 
 
-# Shapes that are data (a table's or program's own numbers) a fake tensor does not have.
 def new_sizes(count: int) -> list[int | torch.SymInt]:
+    """Return sizes for a fake's result that depend on data: on numbers in tables, plans and programs."""
     context = torch.library.get_ctx()
     return [context.new_dynamic_size() for _ in range(count)]

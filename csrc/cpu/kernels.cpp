@@ -1,4 +1,4 @@
-// Compiled once an instruction set, each in the namespace PATHNET_ISA_NAMESPACE; `kernels_of` chooses among them.
+// Compiled once for each instruction set, in the namespace PATHNET_ISA_NAMESPACE; `kernels_of` chooses among them.
 
 #include "kernels.h"
 
@@ -22,11 +22,11 @@ int64_t size_of(const Network& network) {
 
 template <class Convolver>
 void pack_into(const Network& network, uint8_t* bytes, const std::function<void()>& check) {
-  auto* own = reinterpret_cast<typename Convolver::Element*>(bytes);
+  auto* packed = reinterpret_cast<typename Convolver::Element*>(bytes);
   for (const Convolution& convolution : network.convolutions) {
     check();
-    Convolver::pack(convolution, own);
-    own += Convolver::packed_size(convolution);
+    Convolver::pack(convolution, packed);
+    packed += Convolver::packed_size(convolution);
   }
 }
 

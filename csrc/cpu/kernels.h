@@ -1,4 +1,4 @@
-// What the kernels of one instruction set offer. They know pointers and sizes, no torch.
+// The kernels of one instruction set. They know pointers and sizes, and nothing of torch.
 #pragma once
 
 #include <cstdint>
@@ -12,51 +12,51 @@ namespace pathnet::cpu {
 // The threads of a walk.
 struct Team {
   int threads;
-  // Calls a function once on each of them, with the thread's number, and returns when all are through. What one
-  // throws is thrown again.
+  // Calls a function once on each thread, with the thread's number, and returns when all have returned. Rethrows what
+  // one of them throws.
   std::function<void(const std::function<void(int)>&)> run;
-  // Each thread calls it before every step of a walk, milliseconds apart at ordinary sizes. It throws where the walk
-  // is to end, which has then written a part of its results.
+  // Each thread calls it before every step of a walk, milliseconds apart at ordinary sizes. It throws to end the
+  // walk, whose results are then incomplete.
   std::function<void()> check;
 };
 
 enum class Direction { kBackward, kForward };
 
-// The walks of BN mode `running`, where samples are independent. Routings whose blocks agree from the walk's
-// beginning on share that part of it.
+// The walks of BN mode `running`, where samples are independent. Routings that agree on the first blocks of a walk
+// share that part of it.
 struct BackwardRunningWalk {
   Plan plan;
-  const uint8_t* packed;    // as pack lays them out, BN's factors folded in
+  const uint8_t* packed;    // the weights as `pack` writes them, BN's factors folded in
   const float* grad;        // [batch, y_n]
   const int32_t* exponent;  // [batch]
   const float* routing;     // [routings, blocks, 2]
   int64_t batch, routings;
   double* norms;            // [routings, batch]
-  float* grad_input;        // [routings, batch, y_0]; null where only the norms are wanted
+  float* grad_input;        // [routings, batch, y_0]; null for norms alone
   int32_t* exponent_input;  // [routings, batch]; null with grad_input
 };
 
-// `sums_by_length` takes a walk of one routing and gives its coefficients by powers of x of the product of
-// a * skip^T + x * c * module^T: there are blocks + 1 results, where walks of routings have as many as routings.
+// The kernels `sums_by_length_*` take a walk of one routing. They compute the coefficients by powers of x of the
+// product of a * skip^T + x * c * module^T over the blocks: blocks + 1 results, where other walks have one a routing.
 
 struct ForwardRunningWalk {
   Plan plan;
   const uint8_t* packed;
-  const float* shifts;  // what BN adds, as plan.scales is what it multiplies by
+  const float* shifts;  // the summands of BN, as plan.scales are its factors
   const float* biases;  // of the convolutions, unit after unit: those of a module's last one and of projections are
-                        // added to what they sum up, others belong into shifts; null for none
+                        // added to their sums, others belong into shifts; null for none
   const float* y0;      // [batch, y_0]
   const float* routing;
   int64_t batch, routings;
   float* output;       // [routings, batch, y_n]
-  uint8_t* relu_bits;  // [batch, plan.bits_stride]; null where they are not wanted
+  uint8_t* relu_bits;  // [batch, plan.bits_stride]; null for none
 };
 
-// The walks of BN mode `batch`: each BN takes the statistics of the whole batch, and gives its gradient back to them.
+// The walks of BN mode `batch`: each BN takes the statistics of the whole batch, which receive gradients too.
 struct BackwardBatchWalk {
   Plan plan;                // scales: those of this batch, weight / deviation
   const uint8_t* packed;    // BN's factors left out
-  const float* normalized;  // what BN made of its inputs before weight and bias, as ForwardBatchWalk writes it
+  const float* normalized;  // the normalized inputs before weight and bias, as ForwardBatchWalk records them
   const float* grad;
   int32_t exponent;
   const float* routing;
@@ -70,15 +70,15 @@ struct ForwardBatchWalk {
   Plan plan;  // scales: BN's weights
   const uint8_t* packed;
   const float* shifts;    // BN's biases
-  const float* epsilons;  // [units]; one a BN
+  const float* epsilons;  // [units], added to the variance
   const float* y0;
   const float* routing;
   int64_t batch, routings;
   float* output;
-  // Of one routing, where the walk is recorded; null otherwise.
+  // The record, with one routing; null without a record.
   uint8_t* relu_bits;
   float* normalized;  // unit after unit [batch, height, width, padded channels]
-  float* scales;      // weight / deviation, as plan.scales lies
+  float* scales;      // weight / deviation, in the order of plan.scales
 };
 
 // Elements of ForwardBatchWalk::normalized.
@@ -97,7 +97,7 @@ struct Kernels {
   void (*forward_batch)(const ForwardBatchWalk&, const Team&);
 };
 
-// bf16 is what the walk back may round to; walks forward are always of float32 precision.
+// bf16: whether walks back may round to it; walks forward are always of float32 precision.
 #define PATHNET_DECLARE_KERNELS(isa) \
   namespace isa {                    \
   Kernels kernels(bool bf16);        \

@@ -5,8 +5,8 @@
 namespace pathnet::cpu {
 namespace {
 
-// The taps of one direction that target positions congruent to `phase` modulo the stride read, as offsets from the
-// source position of their origin, ascending.
+// One direction's taps at target positions congruent to `phase` modulo the stride, by ascending offset from the
+// source position of their origin.
 struct Tap {
   int64_t offset, kernel;
 };
@@ -60,8 +60,8 @@ int64_t overreach(const Pass& pass, const Image& source) {
 
 int shape_index(std::vector<Image>& shapes, const Image& image) {
   for (size_t i = 0; i < shapes.size(); ++i) {
-    const Image& own = shapes[i];
-    if (own.channels == image.channels && own.height == image.height && own.width == image.width) return int(i);
+    const Image& shape = shapes[i];
+    if (shape.channels == image.channels && shape.height == image.height && shape.width == image.width) return int(i);
   }
   shapes.push_back(image);
   return int(shapes.size()) - 1;
@@ -71,7 +71,7 @@ int shape_index(std::vector<Image>& shapes, const Image& image) {
 
 int64_t Network::stride(const Block& block) const {
   int64_t stride = 1;
-  // Beyond any side there is only the first pixel to take.
+  // Larger than any side: the skip then takes the first pixel alone.
   for (int64_t u = 0; u < block.unit_count; ++u) {
     stride = std::min(stride * plan.units[block.first_unit + u].stride, int64_t(1) << 15);
   }

@@ -1,8 +1,8 @@
 // A network as the kernels of the processor see it: images of pixels with a border, convolutions as passes of taps.
 //
-// Everything lies NHWC: a pixel's channels side by side, filled up with zeros to groups of 16, so that a pixel and
-// group is one vector of AVX-512, half a row of an AMX tile, and 16 ReLU bits. What a convolution reads has a border
-// of zero pixels (the halo), so that no tap asks whether it is inside.
+// Images lie NHWC: a pixel's channels side by side, filled up with zeros to groups of 16, so that one group of a
+// pixel is a vector of AVX-512, half a row of an AMX tile, and 16 ReLU bits. A convolution's source has a border of
+// zero pixels (the halo), so that no tap has to test whether it is inside.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 namespace pathnet::cpu {
 
 constexpr int kGroup = 16;
-// Samples that one thread carries at a time.
+// Most samples that one thread carries at a time.
 constexpr int kMostSamples = 8;
 
 struct Image {
@@ -25,18 +25,18 @@ struct Image {
   int64_t pitch() const { return width + 2 * halo; }
   int64_t pixels() const { return (height + 2 * halo) * pitch(); }
   int64_t pixel(int64_t y, int64_t x) const { return (y + halo) * pitch() + x + halo; }
-  // Elements without the border; how results of whole batches lie.
+  // Elements without the border, as in images of whole batches.
   int64_t dense() const { return height * width * padded(); }
 };
 
 // Neighbouring taps of one row: the source pixels (row, column), (row, column + 1), ... from a target's origin.
 struct Run {
   int64_t row, column;
-  int64_t kernel[3];  // which of the kernel's positions each tap is
+  int64_t kernel[3];  // each tap's position in the kernel
 };
 
-// The target pixels (first_row + i * step, first_column + j * step), all of which read the same taps, from the origin
-// (i * source_step, j * source_step).
+// The target pixels (first_row + i * step, first_column + j * step). All of them read the same taps, from the origin
+// (i * source_step, j * source_step) on.
 struct Pass {
   int64_t first_row, first_column, rows, columns, step;
   int64_t source_step;
@@ -65,8 +65,8 @@ struct Network {
   std::vector<Image> ends;                  // of the blocks: y_0 to y_n
   std::vector<Image> inputs;                // of the units
   std::vector<Convolution> convolutions;    // of the units, projections among them
-  std::vector<int> end_shape, input_shape;  // which of the distinct shapes they have
-  std::vector<uint8_t> all_bits;            // as many as a unit without ReLU would have, all set
+  std::vector<int> end_shape, input_shape;  // the index of each among the distinct shapes
+  std::vector<uint8_t> all_bits;            // set bits, for units without ReLU
   int shapes;
 
   const Block& block(int64_t b) const { return plan.blocks[b]; }
@@ -75,14 +75,14 @@ struct Network {
   const uint8_t* bits(int64_t u, const uint8_t* row) const {
     return unit(u).bits_offset < 0 ? all_bits.data() : row + unit(u).bits_offset;
   }
-  // Of the padding skip, which takes every so-many-th pixel.
+  // The stride of a padding skip.
   int64_t stride(const Block& block) const;
 };
 
-// fold_scales: whether BN's factors are multiplied into the weights of the walk back.
+// fold_scales: whether to multiply BN's factors into the weights of the walk back.
 Network make_network(const Plan& plan, bool transposed, bool fold_scales);
 
-// Where the normalized inputs of each unit begin in those of a batch, and after the last where they end.
+// The begin of each unit's normalized inputs in those of a batch, and the end of the last.
 std::vector<int64_t> normalized_starts(const Network& network, int64_t batch);
 
 }  // namespace pathnet::cpu

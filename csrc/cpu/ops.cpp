@@ -73,12 +73,12 @@ UnpackedPlan backward_plan(const Tensor& packed, WalkKind kind, const Tensor& re
   return unpacked;
 }
 
-// How many routings a walk back has, and how many gradients it gives for each sample.
+// The number of routings of a walk back, and of its results for each sample.
 struct Counts {
   int64_t routings, results;
 };
 
-// The sums by length take one routing, and give one gradient for each length.
+// The sums by length have one routing, and one result for each length.
 template <bool kSums>
 Counts checked_routing(const Tensor& routing, const Plan& plan) {
   check_dtype("routing", routing, ScalarType::Float);
@@ -90,7 +90,7 @@ Counts checked_routing(const Tensor& routing, const Plan& plan) {
   return {routing.size(0), routing.size(0)};
 }
 
-// What a walk back gives. Without gradients the last two are empty, and their pointers null.
+// The results of a walk back. Without gradients the last two are empty, and their pointers null.
 struct BackwardResult {
   Tensor norms, grad_input, exponent_input;
   bool gradients;

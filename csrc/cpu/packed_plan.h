@@ -27,8 +27,8 @@ constexpr Direction direction_of(WalkKind kind) {
   return is_forward(kind) ? Direction::kForward : Direction::kBackward;
 }
 
-// What is added beside the shifts. BN mode `running`: the convolutions' biases, unit after unit, or none. BN mode
-// `batch`: what each unit's BN adds to the variance.
+// In BN mode `running` the convolutions' biases, unit after unit, or none; in mode `batch` the summand of the
+// variance of each unit's BN.
 struct Addends {
   const float* values;  // null for none
   int64_t count;

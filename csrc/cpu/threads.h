@@ -16,7 +16,7 @@
 
 namespace pathnet::cpu {
 
-// The threads that torch would use, on one walk, which a signal may end.
+// As many threads as torch uses, on one walk, which a signal may end.
 class Threads {
  public:
   Team team() {
@@ -31,13 +31,13 @@ class Threads {
         for (int64_t worker = begin; worker < end; ++worker) work(int(worker));
       });
       leave(int(end - begin));
-      // The caller's thread alone answers signals, also where the others have more to do.
+      // The caller's thread alone answers signals, even while other threads still work.
       if (watch_.answers()) keep([&] { wait(); });
     });
     if (thrown_) std::rethrow_exception(thrown_);
   }
 
-  // What a thread throws would reach the caller as a failure without a cause. Of several, the first is the cause.
+  // Keeps the first exception of any thread, and ends the walk. Torch would not pass the cause on.
   template <class Work>
   void keep(const Work& work) {
     try {
@@ -52,17 +52,17 @@ class Threads {
   void leave(int workers) {
     if ((running_ -= workers) > 0) return;
     const std::lock_guard<std::mutex> lock(mutex_);
-    all_through_.notify_one();
+    all_done_.notify_one();
   }
 
   void wait() {
-    const auto through = [&] { return running_ == 0; };
-    // Most often the others need no more than this, and to sleep and be woken takes as long.
+    const auto done = [&] { return running_ == 0; };
+    // Usually the other threads finish within this time, which sleeping and waking up would take too.
     for (const auto until = std::chrono::steady_clock::now() + kSpin; std::chrono::steady_clock::now() < until;) {
-      if (through()) return;
+      if (done()) return;
       std::this_thread::yield();
     }
-    for (std::unique_lock<std::mutex> lock(mutex_); !all_through_.wait_for(lock, kSignalPeriod, through);) {
+    for (std::unique_lock<std::mutex> lock(mutex_); !all_done_.wait_for(lock, kSignalPeriod, done);) {
       lock.unlock();
       watch_.check();
       lock.lock();
@@ -75,7 +75,7 @@ class Threads {
   Watch watch_;
   std::atomic<int> running_{0};
   std::mutex mutex_;
-  std::condition_variable all_through_;
+  std::condition_variable all_done_;
   std::exception_ptr thrown_;
 };
 

@@ -50,10 +50,10 @@ WITHOUT_TORCH = [
 
 
 def test_no_class_is_defined_in_two_ways(tmp_path: Path) -> None:
-    """Classes of one name would be one to the linker, which keeps one of their functions' bodies."""
+    """The linker takes classes of one name for the same one, and keeps one body of each of their functions."""
     compiler = shutil.which("g++")
-    told = "" if compiler is None else subprocess.run([compiler, "-v"], capture_output=True, text=True).stderr
-    if compiler is None or "gcc version" not in told:
+    version = "" if compiler is None else subprocess.run([compiler, "-v"], capture_output=True, text=True).stderr
+    if compiler is None or "gcc version" not in version:
         pytest.skip("GCC compares classes as it links")
     whole = [compiler, "-std=c++17", "-O0", "-fPIC", "-flto", "-DPATHNET_ISA_NAMESPACE=base"]
     objects = [tmp_path / f"{source.parent.name}_{source.stem}.o" for source in WITHOUT_TORCH]
@@ -65,11 +65,11 @@ def test_no_class_is_defined_in_two_ways(tmp_path: Path) -> None:
 
 
 REGISTERS = {"routed_backward_kernel": 255, "routed_forward_kernel": 255}
-"""Of a thread at most; 255 leave one block of 256 threads a multiprocessor, which its shared memory does too."""
+"""Most registers of a thread. 255 leave one block of 256 threads to a multiprocessor, as shared memory does."""
 
 
 def cuobjdump(*options: str) -> str:
-    """What the tool that comes with Triton says of the library's machine code."""
+    """Return what Triton's cuobjdump prints about the library's machine code."""
     facts, triton = native.build_facts(), importlib.util.find_spec("triton")
     if facts["without_cuda"]:
         pytest.skip(f"CUDA is not in this build: {facts['without_cuda']}")
@@ -92,7 +92,7 @@ def test_cuda_kernels_keep_to_their_registers_and_spill_nothing() -> None:
     assert {kernel_of(symbol) for symbol, *_ in kernels} == set(REGISTERS)
     for symbol, registers, stack, shared, local in kernels:
         assert int(registers) <= REGISTERS[kernel_of(symbol)]
-        # Shared memory is the program's, asked for at the launch; a kilobyte is the driver's own.
+        # Shared memory is requested at the launch; a kilobyte is the driver's.
         assert (stack, local) == ("0", "0") and int(shared) <= 1024
 
 

@@ -35,7 +35,7 @@ class _Rounded(torch.autograd.Function):
 
 
 def in_terms(x: Tensor, terms: int) -> Tensor:
-    """The sum of so many bfloat16 terms that comes next to a number, of whatever magnitude."""
+    """Return the sum of that many bfloat16 terms that is closest to each number, of any magnitude."""
     rest = x
     for _ in range(terms):
         mantissa, exponent = torch.frexp(rest)
@@ -44,23 +44,23 @@ def in_terms(x: Tensor, terms: int) -> Tensor:
 
 
 def truth_back(plan: Plan, bn: str, terms: int = 0) -> Tensor:
-    """float64 [P, B, C, H, W]: the walks back, by autograd through the linear map that the plan is around its record.
+    """Return float64 [P, B, C, H, W]: the walks back, by autograd through the linear map of the plan at its record.
 
     Args:
-        terms: bfloat16 terms that every gradient which enters a convolution, and every weight, is rounded to; 0 for
-            no rounding. How far that leads astray is what such a precision costs.
+        terms: number of bfloat16 terms to which weights, and gradients that enter a convolution, are rounded; 0 for
+            no rounding. The resulting error is the cost of such a precision.
     """
     exponent = plan.exponent if bn == "running" else plan.exponent[:1]
     grad = torch.ldexp(plan.grad.double(), exponent[:, None, None, None])
     scales = plan.scales.double()
 
     def normalized(u: int, x: Tensor) -> Tensor:
-        own = plan.normalized[u]
-        assert own is not None
+        values = plan.normalized[u]
+        assert values is not None
         if bn == "batch":
             # The tangent map of (x - mean) / deviation, which is its own transpose.
             dims = (0, 2, 3)
-            x = x - x.mean(dims, keepdim=True) - own * (x * own).mean(dims, keepdim=True)
+            x = x - x.mean(dims, keepdim=True) - values * (x * values).mean(dims, keepdim=True)
         first = int(plan.units[u, 10])
         return x * scales[first : first + x.shape[1], None, None]
 
@@ -85,8 +85,8 @@ def truth_back(plan: Plan, bn: str, terms: int = 0) -> Tensor:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A forward pass in float64: the output, of each unit what entered its ReLU, and of its BN what it gave before
-    weight and bias, and the factors."""
+    """A forward pass in float64: the output, and for each unit ReLU's input, and BN's output before weight and bias
+    with its factors."""
 
     output: Tensor
     values: dict[int, Tensor]
@@ -96,13 +96,13 @@ class Recorded:
 
 @torch.no_grad()
 def truth_forward(plan: Plan, bn: str, routing: Tensor, dtype: torch.dtype = torch.float64) -> Recorded:
-    """The pass under one routing [n, 2]; in float32 it tells what rounding alone comes to."""
+    """Return the pass under one routing [n, 2]; in float32 it measures rounding."""
     record = Recorded(torch.empty(0), {}, {}, {})
 
     def normalized(u: int, x: Tensor) -> Tensor:
         first = int(plan.units[u, 10])
-        own = slice(first, first + x.shape[1])
-        scale, shift = plan.scales.to(dtype)[own], plan.shifts.to(dtype)[own]
+        channels = slice(first, first + x.shape[1])
+        scale, shift = plan.scales.to(dtype)[channels], plan.shifts.to(dtype)[channels]
         if bn == "batch":
             variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
             deviation = (variance + plan.epsilons.to(dtype)[u]).sqrt()
@@ -120,7 +120,7 @@ def truth_forward(plan: Plan, bn: str, routing: Tensor, dtype: torch.dtype = tor
     def convolved(u: int, x: Tensor) -> Tensor:
         y = convolution(plan, u, x)
         first = int(plan.units[:u, UnitColumn.OUT_CHANNELS].sum())
-        # Of the others it belongs into the shift.
+        # Other biases belong into the shifts.
         biased = bn == "running" and u in ends
         return y + plan.biases.to(dtype)[first : first + y.shape[1], None, None] if biased else y
 
@@ -144,10 +144,10 @@ def _walk(
         return torch.as_tensor(rectified(u, x) if bits >= 0 else x)
 
     for (first, count, kind, projection, *_), (a, c) in zip(plan.blocks.tolist(), path, strict=True):
-        own = range(first, first + count)
+        module = range(first, first + count)
         entered = activated(first, y)
         residual = entered
-        for u in own:
+        for u in module:
             residual = convolved(u, entered if u == first else activated(u, residual))
         # Without a BN before its first convolution, one ends each branch.
         closed = plan.units[first, 10] < 0
@@ -159,7 +159,7 @@ def _walk(
         else:
             pads = kind in (PAD, ACTIVATED_PAD)
             stride = math.prod(plan.units[first : first + count, 7].tolist()) if pads else 1
-            # Behind the ReLU lies what comes out of the unit's BN, which there is the identity.
+            # A skip behind the ReLU starts from the output of the unit's BN, which is the identity there.
             passed = entered if kind in (ACTIVATED, ACTIVATED_PAD) else y
             skip = F.pad(passed[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, residual.shape[1] - y.shape[1]))
         y = a * skip + c * residual

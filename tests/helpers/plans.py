@@ -1,5 +1,4 @@
-"""Random plans, as the cpu engine's ops take them, and what must come out: float64, by autograd through plain
-convolutions that share no code with the kernels."""
+"""A network with everything that walks through it take, as arguments of the cpu engine's ops."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ BEFORE_RELU, BEHIND_RELU = (IDENTITY, PROJECTION, PAD), (PROJECTION, ACTIVATED, 
 
 @dataclass(frozen=True)
 class Plan:
-    """A network's tables and everything that a walk through it takes; see `pathnet.native`.
+    """A network's tables and the other arguments of walks through it; see `pathnet.engines.cpu.ops`.
 
     ``bits`` and ``normalized``, float64 [B, C, H, W] of each unit, are as random as the weights: a walk back is a
     linear map for any of them.
@@ -43,8 +42,8 @@ class Plan:
 
     @property
     def least_values(self) -> int:
-        """Of a channel, over the batch, at the input of the BN that has fewest."""
-        return min(len(own) * own[0, 0].numel() for own in self.normalized if own is not None)
+        """Return the number of values of a channel over the batch, at the BN that has fewest."""
+        return min(len(values) * values[0, 0].numel() for values in self.normalized if values is not None)
 
     def weights_of(self, unit: int) -> slice:
         row = self.units[unit].tolist()
@@ -56,11 +55,11 @@ class Plan:
         return replace(self, bits=bits, normalized=normalized, y0=self.y0[:0], grad=self.grad[:0])
 
     def relu_bits(self) -> Tensor:
-        """uint8 [B, bytes]: of each unit [H, W, groups], two bytes each, the first channel lowest."""
+        """Return uint8 [B, bytes]: of each unit [H, W, groups], two bytes each, the first channel lowest."""
         rows = torch.zeros(len(self.y0), bits_size(self.units), dtype=torch.uint8)
-        for unit, own in zip(self.units.tolist(), self.bits, strict=True):
-            if own is not None:
-                packed = np.packbits(by_pixel(own).numpy().astype(bool), axis=3, bitorder="little")
+        for unit, bits in zip(self.units.tolist(), self.bits, strict=True):
+            if bits is not None:
+                packed = np.packbits(by_pixel(bits).numpy().astype(bool), axis=3, bitorder="little")
                 begin = unit[UnitColumn.BITS]
                 end = begin + math.prod(packed.shape[1:])
                 rows[:, begin:end] = torch.from_numpy(packed).flatten(1)
@@ -84,8 +83,8 @@ class Plan:
 
     def sums_arguments(self, bn: str, bf16: bool = False, gradients: bool = True) -> tuple[Any, ...]:
         """Return the arguments of the sums by length, with the last routing."""
-        grad, exponent, routings, *others = self.backward_arguments(bn, bf16, gradients)
-        return grad, exponent, routings[-1].contiguous(), *others
+        grad, exponent, routings, *record = self.backward_arguments(bn, bf16, gradients)
+        return grad, exponent, routings[-1].contiguous(), *record
 
     def forward_arguments(self, bn: str, record: bool = False) -> tuple[Any, ...]:
         routing = torch.ones_like(self.routing[:1]) if record else self.routing
@@ -98,13 +97,13 @@ FORWARD = {"running": ops.cpu_forward_running, "batch": ops.cpu_forward_batch}
 
 
 def walked(plan: Plan, bn: str, bf16: bool = False) -> tuple[Tensor, Tensor]:
-    """The kernels' gradients as float64 [P, B, C, H, W] and norms [P, B]."""
+    """Return the kernels' gradients as float64 [P, B, C, H, W], and norms [P, B]."""
     norms, grad, exponent = BACKWARD[bn](*plan.backward_arguments(bn, bf16))
     return torch.ldexp(grad.double(), exponent[:, :, None, None, None]), norms
 
 
 def by_pixel(x: Tensor) -> Tensor:
-    """[B, H, W, C filled up with zeros to groups of 16] of [B, C, H, W]."""
+    """Return [B, H, W, C filled up with zeros to groups of 16] from [B, C, H, W]."""
     return F.pad(x.permute(0, 2, 3, 1), (0, -x.shape[1] % GROUP))
 
 

@@ -31,12 +31,12 @@ Convolution = tuple[int, int, int, int]
 
 
 def random_plan(seed: int, wide: bool = False, kinds: Sequence[int] = BEFORE_RELU, closed: bool = False) -> Plan:
-    """One to four blocks of any kernels, paddings ("same" or not), strides, widths, odd sides and skips.
+    """Return one to four blocks of any kernels, paddings ("same" or not), strides, widths, odd sides and skips.
 
     Args:
         wide: up to 70 channels in one or two blocks, sides of 1 to 19 and 32; otherwise up to 8, sides of 1 to 11.
-        kinds: of the skips. Where they lie behind the ReLU those of some heights begin without one.
-        closed: whether a BN ends each branch, and none stands before its first convolution.
+        kinds: kinds of skips. If they lie behind the ReLU, networks of some heights begin without one.
+        closed: whether a BN ends each branch, and none precedes its first convolution.
     """
     rng = np.random.default_rng(seed)
     batch = int(rng.integers(1, 4))
@@ -57,7 +57,8 @@ def make_plan(
     kinds: Sequence[int] = BEFORE_RELU,
     closed: bool = False,
 ) -> Plan:
-    """A chain of ``count`` blocks from ``shape`` on, with skips of these kinds; the rest as in `random_plan`."""
+    """Return a chain of ``count`` blocks from ``shape`` on, with skips of these kinds; other arguments as in
+    `random_plan`."""
     rows: list[list[int]] = []
     blocks: list[list[int]] = []
     for _ in range(count):
@@ -79,8 +80,11 @@ def make_plan(
 
 
 def plan_of(rng: np.random.Generator, batch: int, blocks: Tensor, rows: list[list[int]], opens: bool = False) -> Plan:
-    """Random numbers for blocks and units, the latter without offsets; where the network opens, its first unit has no
-    ReLU."""
+    """Return a plan with random numbers for blocks, and units without offsets.
+
+    Args:
+        opens: whether the first unit has no ReLU.
+    """
     projections = {*blocks[:, BlockColumn.PROJECTION].tolist()}
     ends = {u for u, row in enumerate(rows) if row[UnitColumn.KERNEL] == 0}
     begins = {*blocks[:, BlockColumn.FIRST].tolist()} if ends else set()
@@ -133,22 +137,22 @@ def floats(x: np.ndarray[Any, Any]) -> Tensor:
 
 
 def random_routings(rng: np.random.Generator, n: int) -> Tensor:
-    """float32 [9, n, 2]: lengths 0 and n, a path twice, tails and heads in common, absent branches, any others."""
+    """Return float32 [9, n, 2]: lengths 0 and n, a path twice, common tails and heads, absent branches, others."""
     codes = rng.integers(0, 2, (6, n))
     codes[0], codes[1], codes[3] = 0, 1, codes[2]
     codes[4, n // 2 :] = codes[2, n // 2 :]
     codes[5, : n // 2] = codes[2, : n // 2]
-    others = rng.normal(size=(3, n, 2))
-    others[0, n // 2 :] = others[1, n // 2 :]
-    others[1, 0, 0] = 0
-    others[2, ::2, 1] = 0
-    return floats(np.concatenate([np.stack([1 - codes, codes], 2), others]))
+    any_factors = rng.normal(size=(3, n, 2))
+    any_factors[0, n // 2 :] = any_factors[1, n // 2 :]
+    any_factors[1, 0, 0] = 0
+    any_factors[2, ::2, 1] = 0
+    return floats(np.concatenate([np.stack([1 - codes, codes], 2), any_factors]))
 
 
 def random_block(
     rng: np.random.Generator, shape: Shape, wide: bool, kinds: Sequence[int]
 ) -> tuple[list[Convolution], int, Convolution | None]:
-    """A chain of convolutions, the kind of skip and the projection's."""
+    """Return a chain of convolutions, the kind of skip and the projection, if any."""
     kind = int(rng.choice(kinds))
     while True:
         convs = [random_convolution(rng, wide) for _ in range(rng.integers(1, 4))]
@@ -156,7 +160,7 @@ def random_block(
         shapes = list(itertools.accumulate(convs, output_shape, initial=shape))
         if min(map(min, shapes)) < 1 or max(shapes[-1][1:]) > max(11, *shape[1:]):
             continue
-        skips = [conv for own, conv in admitted_skips(shape, shapes[-1], convs) if own == kind]
+        skips = [conv for skip, conv in admitted_skips(shape, shapes[-1], convs) if skip == kind]
         if skips:
             return convs, kind, skips[rng.integers(len(skips))]
 
@@ -176,9 +180,9 @@ def output_shape(shape: Shape, conv: Convolution) -> Shape:
 def admitted_skips(shape: Shape, out: Shape, convs: list[Convolution]) -> list[tuple[int, Convolution | None]]:
     stride = math.prod(conv[2] for conv in convs)
     skips: list[tuple[int, Convolution | None]] = [(IDENTITY, None), (ACTIVATED, None)] if shape == out else []
-    for kernel, own, padding in itertools.product((1, 2, 3), {1, stride}, (0, 1, 2)):
-        if padding < kernel and output_shape(shape, (out[0], kernel, own, padding)) == out:
-            skips.append((PROJECTION, (out[0], kernel, own, padding)))
+    for kernel, skip_stride, padding in itertools.product((1, 2, 3), {1, stride}, (0, 1, 2)):
+        if padding < kernel and output_shape(shape, (out[0], kernel, skip_stride, padding)) == out:
+            skips.append((PROJECTION, (out[0], kernel, skip_stride, padding)))
     if out[0] >= shape[0] and out[1:] == tuple(-(-side // stride) for side in shape[1:]):
         skips += [(PAD, None), (ACTIVATED_PAD, None)]
     return skips

@@ -27,11 +27,11 @@ SEEDS = 30
 
 
 EMULATED_SEEDS = 6
-"""AMX may run in software."""
+"""Fewer, since AMX may run in software."""
 
 
 FEWEST_VALUES = 8
-"""Of a channel, for statistics of a batch: of two values, mean and variance leave nothing but rounding errors."""
+"""Fewest values of a channel for statistics of a batch: of two, mean and variance leave only rounding errors."""
 
 
 def seeds(isa: str) -> range:
@@ -40,22 +40,22 @@ def seeds(isa: str) -> range:
 
 @functools.cache
 def plan(seed: int, wide: bool, behind_relu: bool = False, bn: str = "running") -> Plan:
-    """Skips behind the ReLU are in BN mode ``batch`` those of closed blocks."""
+    """Return a random plan. Skips behind the ReLU are those of closed blocks in BN mode ``batch``."""
     kinds = BEHIND_RELU if behind_relu else BEFORE_RELU
     return random_plan(seed, wide, kinds, closed=behind_relu and bn == "batch")
 
 
 def plan_of_kind(kind: int, blocks: int, seed: int = 0) -> Plan:
-    """One whose every skip is of a kind, and at whose every BN a channel has values enough for statistics."""
+    """Return a plan with one kind of skips, at whose BNs each channel has values enough for statistics."""
     for attempt in itertools.count():
-        own = make_plan(np.random.default_rng([seed, attempt]), 3, (5, 9, 10), blocks, kinds=[kind])
-        if own.least_values >= 4 * FEWEST_VALUES:
-            return own
+        network = make_plan(np.random.default_rng([seed, attempt]), 3, (5, 9, 10), blocks, kinds=[kind])
+        if network.least_values >= 4 * FEWEST_VALUES:
+            return network
     raise AssertionError
 
 
 def sizes(gradients: Tensor, bn: str) -> Tensor:
-    """The norms of what is one object: [P, B] of every sample's gradient, or [P, 1] of the batch's."""
+    """Return the norms [P, B] of every sample's gradient, or [P, 1] of the batch's, which statistics tie together."""
     flat = gradients.flatten(2) if bn == "running" else gradients.flatten(1)[:, None]
     # Squares of 1e-160 would leave float64.
     largest = flat.abs().amax(2, keepdim=True).clamp_min(1e-300)
@@ -63,13 +63,14 @@ def sizes(gradients: Tensor, bn: str) -> Tensor:
 
 
 def terms_of(isa: str, bf16: bool) -> int:
-    """How many bfloat16 terms a number has in products; 0 where it is not rounded to any."""
+    """Return the number of bfloat16 terms of a number in products; 0 if it is not rounded."""
     if bf16 and isa in ("avx512bf16", "amx"):
         return 1
     return 2 if isa == "amx" else 0
 
 
 def admitted(expected: Tensor, rounded: Tensor, bn: str, terms: int) -> Tensor:
-    """float64 [P, B] or [P, 1]: how far off a walk may be, given the walk that rounds to so many terms."""
+    """Return float64 [P, B] or [P, 1], the largest errors that a walk may have; ``rounded`` is the float64 walk with
+    that many terms."""
     floor = (2.0**-7 if terms == 1 else FLOAT32_WALK) * sizes(expected, bn)
     return floor if terms == 0 else floor + ROUNDED_WALK * sizes(rounded - expected, bn)

@@ -1,18 +1,18 @@
 // Convolutions on AMX tiles: bf16 products, or float32 ones of numbers split into two bf16 terms.
 //
-// A tile of the source is up to 16 pixels of a row times 32 numbers: one pixel and 32 channels, or, where pixels have
-// but 16, a pixel and its right neighbour, so that two taps go in one product (the third has zero weights beside it);
-// rows of the tile overlap in memory, and nothing is copied. Four tiles of sums (64 pixels, 16 target channels) stay
-// in tile registers; each step loads one tile of weights and four of the source for four products: five loads of 8
-// cycles against 64 cycles of products. With two terms it is two and eight loads for twelve products.
+// A tile of the source is up to 16 pixels of a row times 32 numbers: a pixel's 32 channels, or, where pixels have
+// only 16, a pixel and its right neighbour, so that two taps go into one product (a third one is paired with zero
+// weights). Rows of the tile overlap in memory, and nothing is copied. Four tiles of sums (64 pixels, 16 target
+// channels) stay in tile registers; each step loads one tile of weights and four of the source for four products:
+// five loads of 8 cycles against 64 cycles of products. With two terms it is two and eight loads for twelve products.
 //
 // The weights of 16 target channels are the outer loop: 18 KB at 64 source channels, so that they stay in the first
 // level of cache for all rows of all samples. Rows of 8 pixels share tiles, five a sample: a product takes its 16
 // cycles for a tile of 8 rows too, since it waits for the weights.
 //
-// What stands against that rate is the clock: with numbers other than zero in the tiles it falls from 3.8 to 3.1 or
-// 3.3 GHz where the tile unit is kept busy (measured). So working off the sums of one group of tiles between the
-// products of the next, which ought to hide them, gains nothing: it was tried.
+// The clock limits that rate: with numbers other than zero in the tiles it falls from 3.8 to 3.1 or 3.3 GHz while the
+// tile unit is kept busy (measured). So running the epilogue of one group of tiles between the products of the next,
+// which ought to hide it, gains nothing: it was tried.
 #pragma once
 
 #if defined(__AMX_BF16__)
@@ -30,7 +30,7 @@ constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kStepNumbers = 32;
 constexpr int kSumTiles = 4;
 
-// As LDTILECFG reads it.
+// The operand of LDTILECFG.
 struct alignas(64) TileShapes {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {};
@@ -45,16 +45,16 @@ struct alignas(64) TileShapes {
 };
 static_assert(sizeof(TileShapes) == 64, "the layout of palette 1");
 
-// A row of target pixels in a tile of sums, as epilogues take it.
+// A row of target pixels in a tile of sums, as an epilogue takes it.
 struct TileRow {
   int64_t sample, y, x, count;
   const float* sums;
 };
 
-// The tiles of a pass, sample after sample. A tile takes neighbouring places in rows of the source's pitch, borders
-// and all. Either each row has tiles of its own, as few as can be and all of one size, or, where rows are so short
-// that it takes fewer, tiles run on from row to row and compute what lies between them in vain. A last one that does
-// not fit begins earlier, and leaves out what another had.
+// The tiles of a pass, sample after sample. A tile covers neighbouring places in rows of the source's pitch, borders
+// included. Either each row has separate tiles, as few as possible and all of one size; or, where that takes fewer
+// since rows are short, tiles run on from row to row, and their results between rows are discarded. A last tile that
+// does not fit begins earlier, and leaves out the pixels of the one before.
 class Tiles {
  public:
   Tiles(const Image& source, const Pass& pass)
@@ -68,7 +68,7 @@ class Tiles {
   int64_t pixels() const { return pixels_; }
   int64_t sample() const { return sample_; }  // of the next tile
 
-  // The place, row * pitch + column, where the next tile begins. The rows in it go to `rows`, which is moved on.
+  // Returns the place, row * pitch + column, where the next tile begins; writes its rows to `rows` and advances that.
   int64_t next(const float* sums, TileRow*& rows) {
     const int64_t most = runs_on_ ? places_ : row_ * pitch_ + pass_.columns;
     int64_t place = row_ * pitch_ + column_;
@@ -106,17 +106,17 @@ class Tiles {
   int64_t sample_ = 0, row_ = 0, column_ = 0;
 };
 
-// Tile instructions are asm to GCC, which does not say that they read memory: without a barrier the compiler may
-// leave out the stores before them.
+// GCC's tile intrinsics are asm statements that do not declare their reads of memory: without a barrier the compiler
+// may drop the stores before them.
 inline void stores_are_done() { asm volatile("" ::: "memory"); }
 
-// Tiles 0 to 3 are sums, 4 and 5 of the source in turn, 6 and 7 of the weights: of two steps in turn, or the two
-// terms of one. A product takes 52 cycles to give its result and 16 to make way for the next, so that those of one
-// tile of sums lie apart.
+// Tiles 0 to 3 are sums, 4 and 5 alternate for the source, 6 and 7 hold weights: of alternating steps, or the two
+// terms of one. A product has a latency of 52 cycles and takes the unit for 16, so that products of one tile of sums
+// are kept apart.
 //
-// After more than about 130 products without a store of a tile the next such store costs 1,000 cycles more (measured,
-// whatever was loaded and however loops were unrolled; no manual says why). So sums are stored on the way, in vain:
-// a tenth of the time where modules have 64 channels.
+// After more than about 130 products without a store of a tile, the next such store costs 1,000 cycles more
+// (measured, for any loads and any unrolling of loops; no manual says why). So one tile of sums is stored on the way,
+// to no other end: it saves a tenth of the time where modules have 64 channels.
 template <int kParts, int kCount>
 void tile_products(const uint16_t* const* sources, int64_t plane, int64_t row_bytes, const int64_t* offsets,
                    int64_t steps, const uint16_t* weights, float* sums) {
@@ -222,9 +222,9 @@ struct TileConvolver {
               const bool real =
                   from < convolution.source.channels && to < convolution.target.channels && tap < pass.taps;
               const float weight = real ? convolution.weight(from, to, step.run->kernel[tap]) : 0.0f;
-              Element* own = packed + (number / 2 * kGroup + n) * 2 + number % 2;
-              *own = to_bf16(weight);
-              if (kParts == 2) own[kTileBytes / 2] = to_bf16(weight - from_bf16(*own));
+              Element* place = packed + (number / 2 * kGroup + n) * 2 + number % 2;
+              *place = to_bf16(weight);
+              if (kParts == 2) place[kTileBytes / 2] = to_bf16(weight - from_bf16(*place));
             }
           }
           packed += kParts * kTileBytes / 2;
@@ -256,8 +256,8 @@ struct TileConvolver {
           TileRow* end = rows;
           int count = 0;
           for (; count < kSumTiles && tiles.sample() < samples; ++count) {
-            const Element* own = sources[tiles.sample()] + source.pixel(0, 0) * channels;
-            origins[count] = own + tiles.next(sums + count * kTileBytes / 4, end) * pass.source_step * channels;
+            const Element* first = sources[tiles.sample()] + source.pixel(0, 0) * channels;
+            origins[count] = first + tiles.next(sums + count * kTileBytes / 4, end) * pass.source_step * channels;
           }
           const auto products = count == 4   ? tile_products<kParts, 4>
                                 : count == 3 ? tile_products<kParts, 3>
@@ -275,7 +275,7 @@ struct TileConvolver {
   }
 
  private:
-  // What one product takes: 32 channels of a tap from `channel` on, or two neighbouring taps of 16.
+  // The source numbers of one product: 32 channels of a tap from `channel` on, or two neighbouring taps of 16.
   struct Step {
     const Run* run;
     int64_t tap, channel;

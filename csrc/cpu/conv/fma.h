@@ -1,4 +1,4 @@
-// Convolutions the plain way, by fused multiply-add.
+// Direct convolutions, by fused multiply-add.
 //
 // A tile keeps X pixels times V vectors of target channels in registers. For every source channel it takes T vectors
 // of weights (V of each) for T neighbouring taps, and X + T - 1 source numbers, each spread over a vector once and
@@ -18,7 +18,7 @@ namespace {
 constexpr bool kWide = kLanes == 16;
 constexpr int kMostVectors = kWide ? 2 : 1;
 constexpr int kMostPixels = kWide ? 16 : 8;
-// Accumulated rows go through a buffer of this many pixels before what follows the convolution takes them.
+// Sums go through a buffer of this many pixels of a row before the epilogue takes them.
 constexpr int64_t kRowPixels = 64;
 
 struct TileJob {
@@ -26,7 +26,7 @@ struct TileJob {
   const float* weights;
   const Pass* pass;
   int64_t pitch;  // elements from a source pixel to the one below
-  int64_t next;   // and to the next one
+  int64_t next;   // elements from a source pixel to the next one
   int64_t channels;
   float* sums;  // [X][V * kLanes]
 };
@@ -44,11 +44,11 @@ void tile(const TileJob& job) {
   for (const Run& run : job.pass->runs) {
     const float* source = job.source + run.row * job.pitch + run.column * job.next;
     for (int64_t k = 0; k < job.channels; ++k, weights += T * V * kLanes, ++source) {
-      Vector own[T][V];
+      Vector tap_weights[T][V];
 #pragma GCC unroll 3
       for (int t = 0; t < T; ++t) {
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) own[t][v] = load(weights + (t * V + v) * kLanes);
+        for (int v = 0; v < V; ++v) tap_weights[t][v] = load(weights + (t * V + v) * kLanes);
       }
 #pragma GCC unroll 18
       for (int x = 0; x < X + T - 1; ++x) {
@@ -57,7 +57,7 @@ void tile(const TileJob& job) {
         for (int t = 0; t < T; ++t) {
           if (x - t < 0 || x - t >= X) continue;
 #pragma GCC unroll 2
-          for (int v = 0; v < V; ++v) sums[x - t][v] = multiply_add(number, own[t][v], sums[x - t][v]);
+          for (int v = 0; v < V; ++v) sums[x - t][v] = multiply_add(number, tap_weights[t][v], sums[x - t][v]);
         }
       }
     }
@@ -94,7 +94,7 @@ void tiles(const TileJob& job, int64_t pixels) {
   tiles<V, 1>(job, pixels);
 }
 
-// The vectors of target channels that go together from one of them on.
+// The number of vectors of target channels that go together from `vector` on.
 inline int64_t count_at(int64_t vector, int64_t vectors) { return std::min<int64_t>(kMostVectors, vectors - vector); }
 
 struct DirectConvolver {
@@ -105,14 +105,14 @@ struct DirectConvolver {
   static int64_t operand_channels(const Image& image) { return image.padded(); }
   static void put(float* operand, int64_t, Vector value) { store(operand, value); }
 
-  // Elements: every tap of every pass has the weights of all pairs of channels, target channels filled up.
+  // In elements: every tap of every pass has the weights of all pairs of channels, target channels filled up.
   static int64_t packed_size(const Convolution& convolution) {
     int64_t taps = 0;
     for (const Pass& pass : convolution.passes) taps += int64_t(pass.runs.size()) * pass.taps;
     return taps * convolution.source.channels * convolution.target.padded();
   }
 
-  // [pass][some vectors of target channels][run][source channel][tap][target channel]
+  // [pass][one or two vectors of target channels][run][source channel][tap][target channel]
   static void pack(const Convolution& convolution, float* packed) {
     const int64_t vectors = convolution.target.padded() / kLanes;
     for (const Pass& pass : convolution.passes) {

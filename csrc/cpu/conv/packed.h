@@ -1,4 +1,4 @@
-// Where each convolution's packed weights lie in the bytes that pack writes.
+// The place of each convolution's weights in the bytes that `pack` writes.
 #pragma once
 
 #include <vector>
@@ -15,10 +15,10 @@ class Packed {
   using Element = typename Convolver::Element;
 
   Packed(const Network& network, const uint8_t* bytes) {
-    const Element* own = reinterpret_cast<const Element*>(bytes);
+    const Element* weights = reinterpret_cast<const Element*>(bytes);
     for (const Convolution& convolution : network.convolutions) {
-      weights_.push_back(own);
-      own += Convolver::packed_size(convolution);
+      weights_.push_back(weights);
+      weights += Convolver::packed_size(convolution);
     }
   }
 

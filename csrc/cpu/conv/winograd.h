@@ -1,10 +1,10 @@
-// 3x3 convolutions of stride 1 with 16 products for four results where the plain way takes 36: the minimal filtering
+// 3x3 convolutions of stride 1 with 16 products for four results where direct ones take 36: the minimal filtering
 // F(2x2, 3x3) of Winograd (1980), as Lavin and Gray (2016) apply it to convolutions. Its factors are 1 and 1/2, so
-// that float32 stays as accurate as the plain way to a small factor.
+// that float32 stays as accurate as in a direct convolution, to a small factor.
 //
-// A patch of 4x4 source pixels gives 2x2 target pixels. Patches are taken up to 16 at a time: their 16
+// A patch of 4x4 source pixels gives 2x2 target pixels. Up to 16 patches go together: their 16
 // transformed images lie [position][patch][channel], each position is a matrix product of patches by channels with
-// its own weights, and the transform back ends in rows of sums as the other convolvers give them. With 16 channels
+// its weights, and the inverse transform gives rows of sums as in other convolvers. With 16 channels
 // and 16 patches the transformed images and the products are 16 KB each, in the first level of cache; the weights of
 // 64 channels (256 KB) come from the second, 8 bytes a cycle.
 #pragma once
@@ -18,8 +18,8 @@ namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
-// What multiplies transformed numbers: floats, or pairs of bf16 numbers at twice the rate where the processor has
-// that product. Rounding to bf16 behind the transform costs 1.6 times the error of rounding before it.
+// The product of transformed numbers: of floats, or of pairs of bf16 numbers at twice the rate where the processor
+// has that product. Rounding to bf16 behind the transform has 1.6 times the error of rounding before it.
 struct FloatProduct {
   using Number = float;
   using Weight = Vector;
@@ -55,7 +55,7 @@ template <class Product>
 struct WinogradConvolver {
   using Element = float;
   using Number = typename Product::Number;
-  using Plain = DirectConvolver;
+  using Direct = DirectConvolver;
   static constexpr int kParts = 1;
   static constexpr bool kFloats = true;
   static constexpr int kPositions = 16;
@@ -65,17 +65,17 @@ struct WinogradConvolver {
   static void put(float* operand, int64_t, Vector value) { store(operand, value); }
 
   static int64_t packed_size(const Convolution& convolution) {
-    if (!serves(convolution)) return Plain::packed_size(convolution);
+    if (!serves(convolution)) return Direct::packed_size(convolution);
     return kPositions * steps(convolution) * Product::kNumbers * convolution.target.padded() *
            int64_t(sizeof(Number)) / int64_t(sizeof(float));
   }
 
-  // [some vectors of target channels][position][source channels of a product][target channel][source channel]
+  // [one or two vectors of target channels][position][product][target channel][source channel of the product]
   static void pack(const Convolution& convolution, float* packed) {
-    if (!serves(convolution)) return Plain::pack(convolution, packed);
+    if (!serves(convolution)) return Direct::pack(convolution, packed);
     const std::vector<Run>& runs = convolution.passes[0].runs;
     const int64_t depth = steps(convolution) * Product::kNumbers, vectors = convolution.target.padded() / kLanes;
-    Number* own = reinterpret_cast<Number*>(packed);
+    Number* numbers = reinterpret_cast<Number*>(packed);
     for (int64_t v = 0; v < vectors; v += count_at(v, vectors)) {
       const int64_t width = count_at(v, vectors) * kLanes;
       for (int64_t from = 0; from < depth; ++from) {
@@ -94,26 +94,26 @@ struct WinogradConvolver {
             transform_weights(half[r][0], half[r][1], half[r][2], column);
             for (int t = 0; t < 4; ++t) {
               const int64_t step = (r * 4 + t) * depth / Product::kNumbers + from / Product::kNumbers;
-              own[(step * width + n) * Product::kNumbers + from % Product::kNumbers] =
+              numbers[(step * width + n) * Product::kNumbers + from % Product::kNumbers] =
                   Product::encode(float(column[t]));
             }
           }
         }
       }
-      own += kPositions * depth * width;
+      numbers += kPositions * depth * width;
     }
   }
 
   template <class Then>
   static void run(const Convolution& convolution, const float* packed, const float* const* sources, int64_t samples,
                   Then& then) {
-    if (!serves(convolution)) return Plain::run(convolution, packed, sources, samples, then);
+    if (!serves(convolution)) return Direct::run(convolution, packed, sources, samples, then);
     const Image &source = convolution.source, &target = convolution.target;
     const Pass& pass = convolution.passes[0];
     const int64_t channels = source.padded(), vectors = target.padded() / kLanes;
     const int64_t depth = steps(convolution) * Product::kNumbers;
     const Grid grid = {target.height / 2, target.width / 2};
-    // Transformed images of 16 KB up to 32 channels, beside as much of products.
+    // Transformed images of 16 KB up to 32 channels, and as many bytes of products.
     const int64_t most = std::clamp<int64_t>(256 / channels, 8, kMostPatches);
     const std::unique_ptr<Number[]> transformed(new Number[kPositions * most * channels]);
     alignas(64) float products[kPositions * kMostPatches * kMostVectors * kLanes];
@@ -159,7 +159,7 @@ struct WinogradConvolver {
     return (convolution.source.channels + Product::kNumbers - 1) / Product::kNumbers;
   }
 
-  // Patches, sample after sample and row after row.
+  // The patches, counted sample after sample and row after row.
   struct Grid {
     int64_t rows, columns;
     int64_t size() const { return rows * columns; }
@@ -167,7 +167,7 @@ struct WinogradConvolver {
     int64_t column(int64_t patch) const { return patch % columns; }
   };
 
-  // 3x3 taps that lie side by side around one origin, and a target that 2x2 pixels fill.
+  // Whether the taps are 3x3 neighbours, and 2x2 pixels fill the target.
   static bool serves(const Convolution& convolution) {
     if (convolution.passes.size() != 1) return false;
     const Pass& pass = convolution.passes[0];
@@ -189,13 +189,13 @@ struct WinogradConvolver {
     out[3] = d[1] - d[3];
   }
 
-  // All channels of some patches of a row, which share two columns with the next; `plane` from a position's images to
-  // the next position's.
+  // Transforms all channels of neighbouring patches of a row, each of which shares two columns with the next.
+  // `plane`: elements from one position's images to the next position's.
   static void transform_source(const float* corner, int64_t pitch, int64_t channels, int64_t patches, int64_t plane,
                                Number* out) {
     const auto transform_half = [&](const float* column, Vector* half) {
-      const Vector own[4] = {load(column), load(column + pitch), load(column + 2 * pitch), load(column + 3 * pitch)};
-      transform_column(own, half);
+      const Vector rows[4] = {load(column), load(column + pitch), load(column + 2 * pitch), load(column + 3 * pitch)};
+      transform_column(rows, half);
     };
     for (int64_t c = 0; c < channels; c += kLanes) {
       const float* column = corner + c;
@@ -210,26 +210,27 @@ struct WinogradConvolver {
         }
         transform_half(column + 2 * channels, half[2]);
         transform_half(column + 3 * channels, half[3]);
-        Number* own = out + p * channels + c;
+        Number* image = out + p * channels + c;
 #pragma GCC unroll 4
         for (int y = 0; y < 4; ++y) {
           const Vector row[4] = {half[0][y], half[1][y], half[2][y], half[3][y]};
           Vector full[4];
           transform_column(row, full);
 #pragma GCC unroll 4
-          for (int x = 0; x < 4; ++x) Product::put(own + (y * 4 + x) * plane, full[x]);
+          for (int x = 0; x < 4; ++x) Product::put(image + (y * 4 + x) * plane, full[x]);
         }
       }
     }
   }
 
-  // One vector of one patch's 16 products to 2x2 sums: two of each row.
+  // Transforms one vector of a patch's 16 products back to 2x2 sums, two of each row.
   static void transform_back(const float* products, int64_t plane, float* upper, float* lower, int64_t next) {
     Vector top[4], bottom[4];
 #pragma GCC unroll 4
     for (int x = 0; x < 4; ++x) {
-      const float* own = products + x * plane;
-      const Vector a = load(own), b = load(own + 4 * plane), c = load(own + 8 * plane), d = load(own + 12 * plane);
+      const float* column = products + x * plane;
+      const Vector a = load(column), b = load(column + 4 * plane);
+      const Vector c = load(column + 8 * plane), d = load(column + 12 * plane);
       top[x] = a + b + c;
       bottom[x] = b - c - d;
     }
@@ -243,7 +244,7 @@ struct WinogradConvolver {
   static void multiply(const Number* images, const Number* weights, int64_t patches, int64_t channels, int64_t steps,
                        int64_t count, float* products) {
     int64_t p = 0;
-    const auto rest = [&](auto vectors) {
+    const auto multiply_all = [&](auto vectors) {
       constexpr int V = decltype(vectors)::value;
       const auto take = [&](auto pixels) {
         constexpr int X = decltype(pixels)::value;
@@ -256,8 +257,8 @@ struct WinogradConvolver {
       take(std::integral_constant<int, 4>());
       take(std::integral_constant<int, 1>());
     };
-    if (count == kMostVectors) return rest(std::integral_constant<int, kMostVectors>());
-    rest(std::integral_constant<int, 1>());
+    if (count == kMostVectors) return multiply_all(std::integral_constant<int, kMostVectors>());
+    multiply_all(std::integral_constant<int, 1>());
   }
 
   template <int X, int V>
@@ -271,14 +272,14 @@ struct WinogradConvolver {
     }
     constexpr int kVector = kLanes * Product::kNumbers;
     for (int64_t k = 0; k < steps; ++k, weights += V * kVector) {
-      typename Product::Weight own[V];
+      typename Product::Weight step_weights[V];
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) own[v] = Product::weights(weights + v * kVector);
+      for (int v = 0; v < V; ++v) step_weights[v] = Product::weights(weights + v * kVector);
 #pragma GCC unroll 16
       for (int x = 0; x < X; ++x) {
         const typename Product::Weight number = Product::spread(images + x * channels + k * Product::kNumbers);
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) sums[x][v] = Product::add(sums[x][v], number, own[v]);
+        for (int v = 0; v < V; ++v) sums[x][v] = Product::add(sums[x][v], number, step_weights[v]);
       }
     }
 #pragma GCC unroll 16

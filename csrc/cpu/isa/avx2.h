@@ -19,7 +19,7 @@ inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_p
 inline Vector maximum(Vector a, Vector b) { return _mm256_max_ps(a, b); }
 inline Vector magnitude(Vector a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 
-// The lanes whose bit is set; the others become zero, whatever they were.
+// The lanes whose bit is set; the rest become zero, NaNs too.
 inline Vector keep(Vector a, uint32_t bits) {
   const __m256i lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(bits)), lanes), lanes);

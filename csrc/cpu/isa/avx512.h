@@ -19,7 +19,7 @@ inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_p
 inline Vector maximum(Vector a, Vector b) { return _mm512_max_ps(a, b); }
 inline Vector magnitude(Vector a) { return _mm512_abs_ps(a); }
 
-// The lanes whose bit is set; the others become zero, whatever they were.
+// The lanes whose bit is set; the rest become zero, NaNs too.
 inline Vector keep(Vector a, uint32_t bits) { return _mm512_maskz_mov_ps(__mmask16(bits), a); }
 
 inline uint32_t positive(Vector a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_GT_OQ); }

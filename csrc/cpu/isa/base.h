@@ -23,7 +23,7 @@ inline Vector multiply_add(Vector a, Vector b, Vector c) { return a * b + c; }
 inline Vector maximum(Vector a, Vector b) { return (Vector)(((a > b) & (IntVector)a) | (~(a > b) & (IntVector)b)); }
 inline Vector magnitude(Vector a) { return (Vector)((IntVector)a & 0x7fffffff); }
 
-// The lanes whose bit is set; the others become zero, whatever they were.
+// The lanes whose bit is set; the rest become zero, NaNs too.
 inline Vector keep(Vector a, uint32_t bits) {
   const IntVector lanes = {1, 2, 4, 8};
   return (Vector)((IntVector)a & ((lanes & int32_t(bits)) != 0));

@@ -1,4 +1,4 @@
-// The instruction sets that the kernels are compiled for, and the one that serves on this processor.
+// The instruction sets that the kernels are compiled for, and the choice among them on this processor.
 #pragma once
 
 #include <cstdlib>
@@ -12,7 +12,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-// Defined by a library, loaded before this one, that runs AMX instructions in software: then AMX is there.
+// Defined by a library that runs AMX instructions in software; where it is loaded first, this processor has AMX.
 extern "C" __attribute__((weak)) bool pathnet_amx_emulated();
 #endif
 
@@ -26,13 +26,13 @@ inline const char* isa_name(Isa isa) {
 }
 
 #if defined(__x86_64__)
-// Compilers of this age do not name it in __builtin_cpu_supports.
+// GCC 12 does not know its name in __builtin_cpu_supports.
 inline bool has_avx512_bf16() {
   unsigned eax, ebx, ecx, edx;
   return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 5 & 1);
 }
 
-// Tiles are 8 KB of state a thread, so that a process must ask the kernel of the system for them.
+// Tiles are 8 KB of state a thread, which a process must request of the system's kernel.
 inline bool has_amx() {
   if (pathnet_amx_emulated != nullptr && pathnet_amx_emulated()) return true;
   constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
@@ -61,8 +61,8 @@ inline std::vector<Isa> supported_isas() {
   return isas;
 }
 
-// The fastest, unless the environment variable PATHNET_ISA names another; read at every call so that a test can
-// force each in turn.
+// The fastest, unless the environment variable PATHNET_ISA names another. It is read at every call, so that a test
+// can force each in turn.
 inline Isa selected_isa() {
   static const std::vector<Isa> isas = supported_isas();
   const char* forced = std::getenv("PATHNET_ISA");

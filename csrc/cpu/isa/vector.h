@@ -70,8 +70,9 @@ inline float largest_lane(Vector a) {
   return largest;
 }
 
-// No denormals in the walks back of this thread while it lives: they are a hundred times slower, and lie 2^-100 below
-// the largest element of a gradient that is rescaled as it goes. In a forward pass the ReLU bits hang on them.
+// Flushes denormal numbers to zero in this thread while it lives: they are a hundred times slower, and lie 2^-100
+// below the largest element of a gradient, which walks back keep rescaling. Forward passes keep them, since ReLU bits
+// depend on them.
 class FlushDenormals {
  public:
 #if defined(__x86_64__)

@@ -1,4 +1,4 @@
-// What every step of a walk back in BN mode `batch` uses: the network, the record, and each thread's images.
+// Shared by all steps of a walk back in BN mode `batch`: the network, the record, and each thread's images.
 #pragma once
 
 #include <algorithm>

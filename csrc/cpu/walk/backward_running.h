@@ -60,7 +60,7 @@ class BackwardRunning {
     BlockTask<Convolver> tasks[kMostSamples];
     const int64_t count = end - begin;
     const bool same = network_.end_shape[b] == network_.end_shape[b + 1];
-    // In place, unless the convolution that writes reads what it would overwrite.
+    // In place, unless the convolution would overwrite its source.
     const bool in_place = block.skips_by_identity() && block.unit_count > 1;
     for (int64_t i = 0; i < count; ++i) {
       State& state = states_[begin + i];

@@ -1,9 +1,8 @@
-// What the walks of BN mode `batch` share. There a batch is one object: every convolution runs over the whole batch,
+// Shared by the walks of BN mode `batch`. There a batch is one object: every convolution runs over the whole batch,
 // sample by sample in parallel, and ends in sums over it, so that a walk is a chain of parallel steps. Images of the
-// whole batch lie without borders, one sample after the other; a thread makes a sample's bordered image when it
-// convolves it.
+// whole batch lie without borders, one sample after the other; a thread adds the border when it convolves a sample.
 //
-// Sums over the batch are of each sample's own sums, in the samples' order: equal for any number of threads.
+// Sums over the batch add up each sample's sums, in the samples' order: they are equal for any number of threads.
 #pragma once
 
 #include <algorithm>
@@ -20,14 +19,14 @@ inline Image without_border(Image image) {
   return image;
 }
 
-// Per channel, in double: what a row of sums adds up to goes there once a row.
+// Adds one row's sums to totals per channel, which are double.
 inline void add_row(double* totals, Vector row) {
   float lanes[kLanes];
   store(lanes, row);
   for (int lane = 0; lane < kLanes; ++lane) totals[lane] += lanes[lane];
 }
 
-// A thread's own images, one sample at a time.
+// The images of each thread, for one sample at a time.
 template <class Convolver>
 class Benches {
  public:
@@ -41,8 +40,8 @@ class Benches {
   std::vector<Buffers<Convolver>> benches_;
 };
 
-// For every sample and every one of `width` walks that go together, the samples outermost, since all walks read the
-// same normalized activations: work(worker, sample, walk).
+// Calls work(worker, sample, walk) for every sample and each of `width` walks that go together. Samples are
+// outermost, since all walks read the same normalized activations.
 template <class Work>
 void for_each_sample(const Team& team, int64_t batch, int64_t width, const Work& work) {
   take_in_turn(team, batch * width, [&](int worker, const auto& next, int64_t count) {

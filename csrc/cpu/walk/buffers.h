@@ -1,4 +1,4 @@
-// The images that one thread works on: made when first asked for, kept for the whole walk.
+// The images that one thread works on: allocated on first use, and kept for the whole walk.
 #pragma once
 
 #include <cstdint>
@@ -52,12 +52,12 @@ class Buffers {
   Buffers(const Network& network, int64_t samples)
       : samples_(samples), mains_(network.shapes * samples * 2), operands_(mains_.size()), inners_(mains_.size()) {}
 
-  // What runs from block to block, in float32; `which` of two, for blocks that cannot work in place.
+  // The image that runs from block to block, in float32; there are two, for blocks that cannot work in place.
   float* main(int shape, int64_t sample, int which, const Image& image) {
     return mains_[at(shape, sample, which)].get(image.pixels() * image.padded());
   }
 
-  // The same as convolutions read it; float32 ones read the numbers themselves.
+  // The main image as convolutions read it: itself, where those read float32.
   Element* operand(int shape, int64_t sample, int which, const Image& image) {
     if constexpr (Convolver::kFloats) {
       return main(shape, sample, which, image);
@@ -66,7 +66,7 @@ class Buffers {
     }
   }
 
-  // What runs from convolution to convolution inside a residual module, in turns.
+  // The two images that convolutions inside a residual module write in turn.
   Element* inner(int shape, int64_t sample, int turn, const Image& image) {
     return inners_[at(shape, sample, turn)].get(operand_size<Convolver>(image));
   }

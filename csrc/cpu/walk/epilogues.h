@@ -1,4 +1,4 @@
-// What follows a convolution while its sums are in cache. Each takes rows of sums as the convolvers give them.
+// Epilogues, which a convolver calls with rows of its sums while they are in cache; and loops over whole images.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@ namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
-// The pixels of a row of sums, one after the other: where they lie in images with and without a border.
+// The places of a row's pixels, one after the other, in images with and without a border.
 struct Pixels {
   Pixels(const Image& image, int64_t y, int64_t x, int64_t step)
       : bordered(image.pixel(y, x)), dense(y * image.width + x), step(step) {}
@@ -39,21 +39,22 @@ struct Masked {
     Pixels at(image, y, x, step);
     for (int64_t i = 0; i < count; ++i, at.next()) {
       for (int v = 0; v < vectors; ++v, sums += kLanes) {
-        const int64_t own = channel + v * kLanes;
-        const uint32_t kept = read_bits(set + at.dense * pixel_bytes, own);
-        Convolver::put(operand + at.bordered * channels + own, plane, keep(load(sums), kept));
+        const int64_t first = channel + v * kLanes;
+        const uint32_t kept = read_bits(set + at.dense * pixel_bytes, first);
+        Convolver::put(operand + at.bordered * channels + first, plane, keep(load(sums), kept));
       }
     }
   }
 };
 
-// What joins a block's branches, and the largest magnitude of the target. Old and target may be the same; an old that
-// is null counts as zero.
-//   kBack:    target = bits * (coefficient * sums) + old_coefficient * old; where the skip lies behind the ReLU too,
-//   the
-//             bits mask the old as well. The operand is written where wanted.
-//   forward:  target = coefficient * (sums + bias) + old_coefficient * old, of which the skip behind the ReLU takes
-//             what is positive. A bias that is null counts as zero.
+// Adds up a block's branches, and finds the largest magnitude of the target. Old and target may be the same memory; a
+// null old counts as zero.
+//   kBack:    target = bits * (coefficient * sums) + old_coefficient * old. A skip behind the ReLU has its old masked
+//   by
+//             the bits too. The operand may be null.
+//   forward:  target = coefficient * (sums + bias) + old_coefficient * old. A skip behind the ReLU takes the ReLU of
+//   old.
+//             A null bias counts as zero.
 template <class Convolver, bool kBack>
 struct Join {
   const Image& image;
@@ -80,17 +81,17 @@ struct Join {
     Pixels at(image, y, x, step);
     for (int64_t i = 0; i < count; ++i, at.next()) {
       for (int v = 0; v < vectors; ++v, sums += kLanes) {
-        const int64_t own = channel + v * kLanes, place = at.bordered * padded + own;
+        const int64_t first = channel + v * kLanes, place = at.bordered * padded + first;
         Vector value = load(sums);
         if constexpr (kBack) {
-          const uint32_t kept = read_bits(set + at.dense * pixel_bytes, own);
+          const uint32_t kept = read_bits(set + at.dense * pixel_bytes, first);
           value = c * keep(value, kept);
           if (old) {
             const Vector before = load(old + place);
             value = multiply_add(a, behind ? keep(before, kept) : before, value);
           }
         } else {
-          if (bias) value = value + load(bias + own);
+          if (bias) value = value + load(bias + first);
           value = c * value;
           if (old) {
             const Vector before = load(old + place);
@@ -100,7 +101,7 @@ struct Join {
         most = maximum(most, magnitude(value));
         store(target + place, value);
         if constexpr (kBack && !Convolver::kFloats) {
-          if (operand) Convolver::put(operand + at.bordered * channels + own, plane, value);
+          if (operand) Convolver::put(operand + at.bordered * channels + first, plane, value);
         }
       }
     }
@@ -108,8 +109,8 @@ struct Join {
   }
 };
 
-// The larger one of `least` and scale * sums + shift, for the next convolution of the walk forward; ReLU bits where
-// they are wanted.
+// max(least, scale * sums + shift), for the next convolution of the walk forward, and its ReLU bits, unless those are
+// null.
 template <class Convolver>
 struct Activated {
   const Image& image;
@@ -126,17 +127,17 @@ struct Activated {
     Pixels at(image, y, x, step);
     for (int64_t i = 0; i < count; ++i, at.next()) {
       for (int v = 0; v < vectors; ++v, sums += kLanes) {
-        const int64_t own = channel + v * kLanes;
-        const Vector value = multiply_add(load(scales + own), load(sums), load(shifts + own));
-        if (bits[sample]) write_bits(bits[sample] + at.dense * pixel_bytes, own, positive(value));
-        // In this order a NaN stays one.
-        Convolver::put(operands[sample] + at.bordered * channels + own, plane, maximum(splat(least), value));
+        const int64_t first = channel + v * kLanes;
+        const Vector value = multiply_add(load(scales + first), load(sums), load(shifts + first));
+        if (bits[sample]) write_bits(bits[sample] + at.dense * pixel_bytes, first, positive(value));
+        // In this order of arguments a NaN stays NaN.
+        Convolver::put(operands[sample] + at.bordered * channels + first, plane, maximum(splat(least), value));
       }
     }
   }
 };
 
-// Every row of an image as an epilogue takes sums, channels whole.
+// Calls an epilogue with every row of an image, all channels at once.
 template <class Then>
 void rows_of(const Image& image, const float* values, int64_t sample, Then& then) {
   for (int64_t y = 0; y < image.height; ++y) {
@@ -144,8 +145,8 @@ void rows_of(const Image& image, const float* values, int64_t sample, Then& then
   }
 }
 
-// [channels, height, width] to the inside of an image, and back. Row by row, so that a line of the cache, which holds
-// a pixel's channels, is fetched once for all of them.
+// Copies [channels, height, width] into the inside of an image; to_planes copies back. Row by row, so that a line of
+// the cache, which holds a pixel's channels, is fetched once for all of them.
 inline void from_planes(const Image& image, const float* planes, float* values) {
   for (int64_t y = 0; y < image.height; ++y) {
     float* row = values + image.pixel(y, 0) * image.padded();
@@ -166,7 +167,7 @@ inline void to_planes(const Image& image, const float* values, float* planes) {
   }
 }
 
-// target = factor * change(source, element, pixel without border), inside; both may be the same.
+// target = factor * change(source, pixel without border, channel), inside; both may be the same memory.
 template <class Change>
 void scaled_copy(const Image& image, const float* source, float factor, float* target, const Change& change) {
   const int64_t padded = image.padded();
@@ -181,7 +182,7 @@ void scaled_copy(const Image& image, const float* source, float factor, float* t
   }
 }
 
-// The inside times two factors; a border stays zero, whatever they are.
+// Multiplies the inside by two factors; the border stays zero even where a factor is not finite.
 inline void scale_inside(const Image& image, float* values, float factor, float another) {
   for (int64_t y = 0; y < image.height; ++y) {
     float* row = values + image.pixel(y, 0) * image.padded();
@@ -197,25 +198,27 @@ inline float largest_in(const float* values, int64_t size) {
   return largest_lane(most);
 }
 
-// Whether there is nothing but zeros; a NaN, which a maximum may pass over, is none.
+// Whether all values are zero. A maximum may miss a NaN; this does not.
 inline bool all_zero(const float* values, int64_t size) {
   return std::all_of(values, values + size, [](float value) { return value == 0.0f; });
 }
 
-// The inside of an image as the next convolution reads it, in a bordered image of the same sides.
+// Writes the inside of an image as the next convolution reads it, into a bordered image of the same sides.
 template <class Convolver>
 void encode(const Image& from, const float* values, const Image& to, typename Convolver::Element* operand) {
   const int64_t channels = Convolver::operand_channels(to), plane = operand_plane<Convolver>(to);
   for (int64_t y = 0; y < to.height; ++y) {
-    const float* own = values + from.pixel(y, 0) * from.padded();
+    const float* source = values + from.pixel(y, 0) * from.padded();
     typename Convolver::Element* row = operand + to.pixel(y, 0) * channels;
     for (int64_t x = 0; x < to.width; ++x, row += channels) {
-      for (int64_t c = 0; c < to.padded(); c += kLanes, own += kLanes) Convolver::put(row + c, plane, load(own));
+      for (int64_t c = 0; c < to.padded(); c += kLanes, source += kLanes) {
+        Convolver::put(row + c, plane, load(source));
+      }
     }
   }
 }
 
-// The sum of squares of an image's inside, in an order that is the same everywhere for one instruction set.
+// The sum of squares of an image's inside, in an order that depends on the instruction set alone.
 inline double sum_of_squares(const Image& image, const float* values) {
   double sums[kLanes] = {};
   for (int64_t y = 0; y < image.height; ++y) {

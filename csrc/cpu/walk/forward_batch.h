@@ -1,8 +1,8 @@
 // Walks batches forward, BN mode `batch`: each BN takes mean and variance over the batch and all pixels. A routing
 // (a lesion) changes the statistics of everything behind it, so that routings are walked one after the other.
 //
-// In a closed block a BN comes between the last convolution and the addition: sums wait in a batch of their own until
-// their statistics are known.
+// In a closed block a BN comes between the last convolution and the addition: the convolution's sums wait in a
+// separate batch until their statistics are known.
 #pragma once
 
 #include <algorithm>
@@ -28,8 +28,8 @@ struct Normalization {
   }
 };
 
-// The larger one of `least` and weight * normalized + bias, as the next convolution reads it; the normalized values
-// and the ReLU bits where they are wanted.
+// max(least, weight * normalized + bias), as the next convolution reads it; and the normalized values and the ReLU
+// bits, unless those are null.
 template <class Convolver>
 struct Normalized {
   const Image& image;  // bordered, the operand's
@@ -45,21 +45,21 @@ struct Normalized {
     Pixels at(image, y, x, step);
     for (int64_t i = 0; i < count; ++i, at.next()) {
       for (int v = 0; v < vectors; ++v, values += kLanes) {
-        const int64_t own = channel + v * kLanes;
-        const Vector unit = bn.normalized(load(values), own), value = bn.scaled(unit, own);
-        if (normalized) store(normalized + at.dense * image.padded() + own, unit);
-        if (bits) write_bits(bits + at.dense * image.groups() * 2, own, positive(value));
-        // In this order a NaN stays one.
-        Convolver::put(operand + at.bordered * channels + own, plane, maximum(splat(least), value));
+        const int64_t first = channel + v * kLanes;
+        const Vector unit = bn.normalized(load(values), first), value = bn.scaled(unit, first);
+        if (normalized) store(normalized + at.dense * image.padded() + first, unit);
+        if (bits) write_bits(bits + at.dense * image.groups() * 2, first, positive(value));
+        // In this order of arguments a NaN stays NaN.
+        Convolver::put(operand + at.bordered * channels + first, plane, maximum(splat(least), value));
       }
     }
   }
 };
 
 template <class Convolver>
-class BatchForward {
+class ForwardBatch {
  public:
-  BatchForward(const ForwardBatchWalk& job, const Team& team)
+  ForwardBatch(const ForwardBatchWalk& job, const Team& team)
       : job_(job),
         team_(team),
         network_(make_network(job.plan, false, false)),
@@ -82,14 +82,14 @@ class BatchForward {
   void walk(int64_t routing) {
     const Image first = without_border(network_.ends.front()), last = without_border(network_.ends.back());
     for_each_sample(team_, job_.batch, 1, [&](int, int64_t s, int64_t) {
-      float* own = main_.get() + s * first.dense();
-      std::fill_n(own, first.dense(), 0.0f);
-      from_planes(first, job_.y0 + s * first.channels * first.height * first.width, own);
-      measure(first, own, s);
+      float* values = main_.get() + s * first.dense();
+      std::fill_n(values, first.dense(), 0.0f);
+      from_planes(first, job_.y0 + s * first.channels * first.height * first.width, values);
+      measure(first, values, s);
     });
     for (int64_t b = 0; b < network_.plan.block_count; ++b) {
-      const float* own = job_.routing + (routing * network_.plan.block_count + b) * 2;
-      step(b, own[0], own[1]);
+      const float* coefficients = job_.routing + (routing * network_.plan.block_count + b) * 2;
+      step(b, coefficients[0], coefficients[1]);
     }
     const int64_t size = last.channels * last.height * last.width;
     for_each_sample(team_, job_.batch, 1, [&](int, int64_t s, int64_t) {
@@ -116,13 +116,13 @@ class BatchForward {
         if (u == block.first_unit) skip(b, a, s, operand);
         if (c == 0.0f) return measure_end(b, s);
         const Image image = ends ? without_border(network_.ends[b + 1]) : without_border(network_.inputs[u + 1]);
-        float* own = target + s * image.dense();
+        float* values = target + s * image.dense();
         const float* old = nullptr;
-        if (ends && a != 0.0f) old = block.skip == kIdentity ? main_.get() + s * image.dense() : own;
+        if (ends && a != 0.0f) old = block.skip == kIdentity ? main_.get() + s * image.dense() : values;
         const float scale = ends ? c : 1.0f, old_scale = block.skip == kIdentity ? a : 1.0f;
-        Join<Convolver, false> join = {image, false, nullptr, {scale}, {old_scale}, {own}, {old}, {}, {}, {}};
+        Join<Convolver, false> join = {image, false, nullptr, {scale}, {old_scale}, {values}, {old}, {}, {}, {}};
         Convolver::run(network_.convolutions[u], packed_[u], &operand, 1, join);
-        measure(image, own, s);
+        measure(image, values, s);
       });
       if (!ends) std::swap(raw_, raw_next_);
     }
@@ -142,38 +142,38 @@ class BatchForward {
     const Normalization bn = c != 0.0f ? normalization(block.module_end()) : Normalization();
     for_each_sample(team_, job_.batch, 1, [&](int, int64_t s, int64_t) {
       const float* source = main_.get() + s * from.dense();
-      float* own = next_.get() + s * to.dense();
+      float* values = next_.get() + s * to.dense();
       if (projects) {
-        end(block.projection_end(), skip_bn, a, own, nullptr, own, s);
+        end(block.projection_end(), skip_bn, a, values, nullptr, values, s);
       } else if (block.skips_by_identity() && a != 0.0f) {
         const Vector floor = splat(block.behind_relu() ? 0.0f : -INFINITY);
         for (int64_t j = 0; j < to.dense(); j += kLanes) {
-          store(own + j, splat(a) * maximum(floor, load(source + j)));
+          store(values + j, splat(a) * maximum(floor, load(source + j)));
         }
       } else {
-        pad(from, to, network_.stride(block), false, block.skips_by_padding() ? a : 0.0f, source, own,
+        pad(from, to, network_.stride(block), false, block.skips_by_padding() ? a : 0.0f, source, values,
             block.behind_relu());
       }
-      if (c != 0.0f) end(block.module_end(), bn, c, raw_.get() + s * to.dense(), own, own, s);
+      if (c != 0.0f) end(block.module_end(), bn, c, raw_.get() + s * to.dense(), values, values, s);
     });
     std::swap(main_, next_);
   }
 
-  // The sums of a convolution, and what their statistics are made of; it reads what unit u makes of the source.
+  // Runs a convolution behind unit u's BN and ReLU, and measures its sums.
   void sum_up(int64_t u, int64_t convolution, const Large& source, const Large& target) {
     const Image in = without_border(network_.inputs[u]),
                 out = without_border(network_.convolutions[convolution].target);
     const Normalization bn = normalization(u);
     for_each_sample(team_, job_.batch, 1, [&](int worker, int64_t s, int64_t) {
       const Element* operand = activate(worker, u, bn, source.get() + s * in.dense(), s);
-      float* own = target.get() + s * out.dense();
-      Join<Convolver, false> join = {out, false, nullptr, {1.0f}, {0.0f}, {own}, {}, {}, {}, {}};
+      float* values = target.get() + s * out.dense();
+      Join<Convolver, false> join = {out, false, nullptr, {1.0f}, {0.0f}, {values}, {}, {}, {}, {}};
       Convolver::run(network_.convolutions[convolution], packed_[convolution], &operand, 1, join);
-      measure(out, own, s);
+      measure(out, values, s);
     });
   }
 
-  // target = factor * what the BN of row u makes of raw + old, which is zero where it is null.
+  // target = factor * (the BN of row u, of raw) + old; a null old counts as zero.
   void end(int64_t u, const Normalization& bn, float factor, const float* raw, const float* old, float* target,
            int64_t s) {
     const Image& image = network_.inputs[u];
@@ -188,16 +188,16 @@ class BatchForward {
     }
   }
 
-  // next = a * skip(main) of a skip that is no identity; `operand` is what the block's first convolution reads.
+  // next = a * skip(main), unless the skip is an identity; `operand` is that of the block's first convolution.
   void skip(int64_t b, float a, int64_t s, const Element* operand) {
     const Block& block = network_.block(b);
     if (block.skip == kIdentity || a == 0.0f) return;
     const Image from = without_border(network_.ends[b]), to = without_border(network_.ends[b + 1]);
-    float* own = next_.get() + s * to.dense();
+    float* values = next_.get() + s * to.dense();
     if (block.skip == kPad) {
-      pad(from, to, network_.stride(block), false, a, main_.get() + s * from.dense(), own);
+      pad(from, to, network_.stride(block), false, a, main_.get() + s * from.dense(), values);
     } else {
-      Join<Convolver, false> join = {to, false, nullptr, {a}, {0.0f}, {own}, {}, {}, {}, {}};
+      Join<Convolver, false> join = {to, false, nullptr, {a}, {0.0f}, {values}, {}, {}, {}, {}};
       Convolver::run(network_.convolutions[block.projection_unit], packed_[block.projection_unit], &operand, 1, join);
     }
   }
@@ -208,13 +208,13 @@ class BatchForward {
     const Image from = without_border(network_.ends[b]), to = without_border(network_.ends[b + 1]);
     for_each_sample(team_, job_.batch, 1, [&](int, int64_t s, int64_t) {
       const float* source = main_.get() + s * from.dense();
-      float* own = next_.get() + s * to.dense();
+      float* values = next_.get() + s * to.dense();
       if (block.skip == kIdentity) {
-        for (int64_t j = 0; j < to.dense(); j += kLanes) store(own + j, splat(a) * load(source + j));
+        for (int64_t j = 0; j < to.dense(); j += kLanes) store(values + j, splat(a) * load(source + j));
       } else {
-        pad(from, to, network_.stride(block), false, block.skip == kPad ? a : 0.0f, source, own);
+        pad(from, to, network_.stride(block), false, block.skip == kPad ? a : 0.0f, source, values);
       }
-      measure(to, own, s);
+      measure(to, values, s);
     });
     std::swap(main_, next_);
   }
@@ -224,7 +224,7 @@ class BatchForward {
     measure(to, next_.get() + s * to.dense(), s);
   }
 
-  // A sample's mean of every channel, and the sum of squared distances from it, while it is in cache.
+  // Measures a sample while it is in cache: each channel's mean, and the sum of squared distances from it.
   void measure(const Image& image, const float* values, int64_t s) {
     double *means = means_.data() + s * channels_, *squares = squares_.data() + s * channels_;
     const int64_t padded = image.padded(), pixels = image.height * image.width;
@@ -240,12 +240,12 @@ class BatchForward {
       float centre[kLanes];
       for (int lane = 0; lane < kLanes; ++lane) {
         means[channel + lane] /= double(pixels);
-        // Distances are from a mean of the values' own type, so that they are what the squares are of.
+        // A mean rounded to float, so that sums and squares are of the same distances.
         centre[lane] = float(means[channel + lane]);
         means[channel + lane] = centre[lane];
       }
       const Vector mean = load(centre);
-      double rest[kLanes] = {};
+      double sums[kLanes] = {};
       for (int64_t y = 0; y < image.height; ++y) {
         const float* row = values + y * image.width * padded + channel;
         Vector sum = splat(0.0f), square = splat(0.0f);
@@ -254,26 +254,26 @@ class BatchForward {
           sum = sum + distance;
           square = multiply_add(distance, distance, square);
         }
-        add_row(rest, sum);
+        add_row(sums, sum);
         add_row(squares + channel, square);
       }
       for (int lane = 0; lane < kLanes; ++lane) {
-        const double shift = rest[lane] / double(pixels);
+        const double shift = sums[lane] / double(pixels);
         means[channel + lane] += shift;
-        squares[channel + lane] -= shift * rest[lane];
+        squares[channel + lane] -= shift * sums[lane];
       }
     }
   }
 
-  // The statistics of the whole batch from those of its samples, which were measured last.
+  // The statistics of the whole batch, from those that `measure` left for its samples.
   Normalization normalization(int64_t u) {
     const Image& image = network_.inputs[u];
     const int64_t offset = network_.unit(u).scale_offset, pixels = image.height * image.width;
     Normalization bn;
-    for (std::vector<float>* own : {&bn.means, &bn.inverse_deviations, &bn.weights, &bn.biases}) {
-      own->resize(image.padded());
+    for (std::vector<float>* values : {&bn.means, &bn.inverse_deviations, &bn.weights, &bn.biases}) {
+      values->resize(image.padded());
     }
-    // Without a BN what enters stays as it is.
+    // Without a BN, the identity.
     if (offset < 0) {
       std::fill(bn.inverse_deviations.begin(), bn.inverse_deviations.end(), 1.0f);
       std::fill(bn.weights.begin(), bn.weights.end(), 1.0f);
@@ -329,7 +329,7 @@ class BatchForward {
 
 template <class Convolver>
 void walk_forward_batch(const ForwardBatchWalk& job, const Team& team) {
-  BatchForward<Convolver> walker(job, team);
+  ForwardBatch<Convolver> walker(job, team);
   for (int64_t routing = 0; routing < job.routings; ++routing) walker.walk(routing);
 }
 

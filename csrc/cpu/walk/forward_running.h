@@ -1,9 +1,9 @@
 // Walks batches forward from the first block's input to the last block's output, BN mode `running`: the network
 // itself, whose ReLU bits are recorded, or routings of it (lesions).
 //
-// As the walk back: a thread carries a few samples along some routings, one image that runs from block to block and
-// two inside the modules. A BN and ReLU is applied to what a convolution has just summed up, so that activations are
-// never kept: of a sample only the bits of its ReLUs are, 129 KB for ResNet-110.
+// As in the walk back, a thread carries a few samples along some routings, with one image that runs from block to
+// block and two inside the modules. BN and ReLU are applied to a convolution's sums while they are in cache, so that
+// memory keeps no activations: of a sample only its ReLU bits, 129 KB for ResNet-110.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@ namespace {
 // BN's factors and shifts of each unit's channels, and the convolutions' biases, filled up with zeros.
 class Affines {
  public:
-  // biases: of unit after unit; null for none.
+  // `biases` lie unit after unit; null for none.
   Affines(const Network& network, const float* scales, const float* shifts, const float* biases) {
     for (size_t u = 0; u < network.inputs.size(); ++u) {
       const Image& image = network.inputs[u];
@@ -41,8 +41,8 @@ class Affines {
   const float* bias(int64_t unit) const { return biased_ ? values_.data() + bias_starts_[unit] : nullptr; }
 
  private:
-  void append(const float* own, int64_t channels) {
-    values_.insert(values_.end(), own, own + channels);
+  void append(const float* values, int64_t channels) {
+    values_.insert(values_.end(), values, values + channels);
     values_.resize((values_.size() + kGroup - 1) / kGroup * kGroup);
   }
 
@@ -52,12 +52,12 @@ class Affines {
 };
 
 template <class Convolver>
-class Forward {
+class ForwardRunning {
  public:
   using Element = typename Convolver::Element;
 
-  Forward(const ForwardRunningWalk& job, const Network& network, const Packed<Convolver>& packed,
-          const Affines& affines)
+  ForwardRunning(const ForwardRunningWalk& job, const Network& network, const Packed<Convolver>& packed,
+                 const Affines& affines)
       : job_(job), network_(network), packed_(packed), affines_(affines), buffers_(network, kMostSamples) {}
 
   void begin(const Item& item) {
@@ -91,7 +91,7 @@ class Forward {
     if (c != 0.0f || (block.skip == kProjection && a != 0.0f)) activate(block.first_unit, b, begin, count, sources);
     for (int64_t i = 0; i < count; ++i) {
       const float* source = main(b, begin + i);
-      // The first convolution reads what `activate` made of the source.
+      // The first convolution reads the result of `activate`, so that the source may be overwritten.
       if (!identity) which_[begin + i] = same ? 1 - which_[begin + i] : 0;
       join.targets[i] = main(b + 1, begin + i);
       join.olds[i] = identity && a != 0.0f ? source : nullptr;
@@ -112,7 +112,7 @@ class Forward {
       for (int64_t i = 0; i < count; ++i) join.olds[i] = join.targets[i];
     }
     if (!identity) {
-      // What the skip has written is taken as it is.
+      // The skip has written its results, coefficient and ReLU included.
       std::fill_n(join.old_coefficients, count, 1.0f);
       join.behind_relu = false;
     }
@@ -134,8 +134,8 @@ class Forward {
     std::copy_n(which_, kMostSamples, saved.which);
     const Image& image = network_.ends[at_];
     for (int64_t s = 0; s < samples_; ++s) {
-      const float* own = main(at_, s);
-      saved.images[s].assign(own, own + image.pixels() * image.padded());
+      const float* values = main(at_, s);
+      saved.images[s].assign(values, values + image.pixels() * image.padded());
     }
   }
 
@@ -170,18 +170,18 @@ class Forward {
 
   Activated<Convolver> activated(int64_t unit, int64_t begin, int64_t count) {
     const Image& image = network_.inputs[unit];
-    Activated<Convolver> made = {
+    Activated<Convolver> epilogue = {
         image, affines_.scales(unit), affines_.shifts(unit, image), least(network_.unit(unit)), {}, {}};
     for (int64_t i = 0; i < count; ++i) {
-      made.operands[i] = buffers_.inner(network_.input_shape[unit], begin + i, int(unit % 2), image);
+      epilogue.operands[i] = buffers_.inner(network_.input_shape[unit], begin + i, int(unit % 2), image);
       if (job_.relu_bits == nullptr || network_.unit(unit).bits_offset < 0) continue;
-      made.bits[i] =
+      epilogue.bits[i] =
           job_.relu_bits + (first_ + begin + i) * network_.plan.bits_stride + network_.unit(unit).bits_offset;
     }
-    return made;
+    return epilogue;
   }
 
-  // What the block's first convolution, and its projection, read.
+  // Makes the operands of the block's first convolution, and of its projection.
   void activate(int64_t unit, int64_t end, int64_t begin, int64_t count, const Element** sources) {
     const Activated<Convolver> then = activated(unit, begin, count);
     for (int64_t i = 0; i < count; ++i) {
@@ -222,7 +222,7 @@ void walk_forward_running(const ForwardRunningWalk& job, const Team& team) {
   const Packed<Convolver> packed(network, job.packed);
   const Affines affines(network, job.plan.scales, job.shifts, job.biases);
   walk_items(job, team, network, Direction::kForward,
-             [&] { return Forward<Convolver>(job, network, packed, affines); });
+             [&] { return ForwardRunning<Convolver>(job, network, packed, affines); });
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Finishes gradients of a batch: adds up what came through a block's skip and through its module, and brings the sum
-// back into the range of float32.
+// Finishes gradients of a batch: adds up the gradients through a block's skip and through its module, and brings the
+// sum back into the range of float32.
 #pragma once
 
 #include <algorithm>

@@ -1,8 +1,8 @@
-// Routings that agree from the walk's beginning on are walked together until they part: a prefix tree over their
-// coefficients in the order of the walk, in depth first order.
+// Routings walked depth first along the prefix tree of their coefficients, in the order of the walk: those that agree
+// on the first blocks are walked together until they part.
 //
-// At a fork the state is saved once and taken up again by every branch but the first; the branch with most routings
-// comes last and needs the saved state no more, so that no more states are kept than log2(routings).
+// At a fork the walker saves its state once, and restores it for every branch but the first. The branch with most
+// routings comes last and frees the saved state, so that there are never more states than log2(routings).
 #pragma once
 
 #include <algorithm>
@@ -23,10 +23,10 @@ class Routings {
       : routing_(routing), blocks_(blocks), direction_(direction), order_(count) {
     std::iota(order_.begin(), order_.end(), int64_t(0));
     std::sort(order_.begin(), order_.end(), [&](int64_t one, int64_t other) {
-      team.check();  // Of a million routings, this takes seconds.
+      team.check();  // For a million routings, sorting takes seconds.
       for (int64_t depth = 0; depth < blocks_; ++depth) {
-        const uint64_t own = key(one, depth), others = key(other, depth);
-        if (own != others) return own < others;
+        const uint64_t one_key = key(one, depth), other_key = key(other, depth);
+        if (one_key != other_key) return one_key < other_key;
       }
       return one < other;
     });
@@ -48,10 +48,10 @@ class Routings {
   }
 
  private:
-  // As a pattern of bits, since any order will do; the two zeros are one.
+  // A pattern of bits, since any order will do; both zeros have the same.
   uint64_t key(int64_t routing, int64_t depth) const {
-    const float* own = routing_ + (routing * blocks_ + block(depth)) * 2;
-    const float canonical[2] = {own[0] + 0.0f, own[1] + 0.0f};
+    const float* coefficients = routing_ + (routing * blocks_ + block(depth)) * 2;
+    const float canonical[2] = {coefficients[0] + 0.0f, coefficients[1] + 0.0f};
     uint64_t pattern;
     std::memcpy(&pattern, canonical, sizeof(pattern));
     return pattern;
@@ -63,31 +63,32 @@ class Routings {
   std::vector<int64_t> order_;
 };
 
-// A thread's piece of work: some samples along some neighbouring routings.
+// A piece of work for a thread: a few samples along neighbouring routings.
 struct Item {
   int64_t first_sample, samples, first, last;
   double cost;
 };
 
-// Items of about equal cost, several a thread, the dearest first. cost(depth) is that of a block's residual module.
+// Returns items of about equal cost, several a thread, the costliest first. cost(block) is that of its residual
+// module.
 template <class Cost>
 std::vector<Item> make_items(const Routings& routings, int64_t batch, const Team& team, const Cost& cost) {
   constexpr int64_t kItemsPerThread = 6;
-  const int64_t wanted = kItemsPerThread * team.threads;
-  int64_t group = std::min<int64_t>(kMostSamples, std::max<int64_t>(1, batch * routings.count() / wanted));
+  const int64_t item_count = kItemsPerThread * team.threads;
+  int64_t group = std::min<int64_t>(kMostSamples, std::max<int64_t>(1, batch * routings.count() / item_count));
   const int64_t groups = (batch + group - 1) / group;
-  const int64_t cuts = std::min(routings.count(), (wanted + groups - 1) / groups);
-  // What each routing adds to those before it.
+  const int64_t cuts = std::min(routings.count(), (item_count + groups - 1) / groups);
+  // Sums of each routing's cost beyond the part that it shares with the one before.
   std::vector<double> costs(routings.count() + 1, 0.0);
   for (int64_t p = 0; p < routings.count(); ++p) {
     team.check();
     bool shared = p > 0;
-    double own = 0.01;
+    double added = 0.01;
     for (int64_t depth = 0; depth < routings.blocks(); ++depth) {
       shared = shared && routings.agree(p - 1, p, depth);
-      if (!shared && routings.coefficients(p, depth)[1] != 0.0f) own += cost(routings.block(depth));
+      if (!shared && routings.coefficients(p, depth)[1] != 0.0f) added += cost(routings.block(depth));
     }
-    costs[p + 1] = costs[p] + own;
+    costs[p + 1] = costs[p] + added;
   }
   std::vector<Item> items;
   int64_t first = 0;
@@ -106,8 +107,9 @@ std::vector<Item> make_items(const Routings& routings, int64_t batch, const Team
   return items;
 }
 
-// The walker offers: samples(); together(depth), the samples that fit in cache at a depth; step(depth, coefficients,
-// first sample, last sample); save(slot); restore(slot); finish(routing).
+// Walks the routings [first, last) from a depth on. The walker has samples(); together(depth), the number of samples
+// that fit in cache at a depth; step(depth, coefficients, first sample, last sample); save(slot); restore(slot); and
+// finish(routing).
 template <class Walker>
 void descend(const Routings& routings, Walker& walker, const Team& team, int64_t first, int64_t last, int64_t depth,
              int slot) {

@@ -32,12 +32,12 @@ from pathnet import native
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
 
-def walk_back(own: Plan, bn: str, bf16: bool) -> tuple[Tensor, ...]:
-    return BACKWARD[bn](*own.backward_arguments(bn, bf16))
+def walk_back(network: Plan, bn: str, bf16: bool) -> tuple[Tensor, ...]:
+    return BACKWARD[bn](*network.backward_arguments(bn, bf16))
 
 
-def walk_forward(own: Plan, bn: str) -> tuple[Tensor, ...]:
-    return FORWARD[bn](*own.forward_arguments(bn))[:1]
+def walk_forward(network: Plan, bn: str) -> tuple[Tensor, ...]:
+    return FORWARD[bn](*network.forward_arguments(bn))[:1]
 
 
 WALKS: dict[str, Callable[[Plan], tuple[Tensor, ...]]] = {
@@ -45,7 +45,7 @@ WALKS: dict[str, Callable[[Plan], tuple[Tensor, ...]]] = {
     **{f"back-{bn}-bfloat16": functools.partial(walk_back, bn=bn, bf16=True) for bn in MODES},
     **{f"forward-{bn}": functools.partial(walk_forward, bn=bn) for bn in MODES},
 }
-"""What gives tensors with one row a routing."""
+"""Walks whose results have one row for each routing."""
 
 
 @pytest.fixture
@@ -55,11 +55,11 @@ def set_threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
-def with_many_routings(own: Plan) -> Plan:
-    """An odd number, with tails and heads in common."""
+def with_many_routings(network: Plan) -> Plan:
+    """Return the plan with an odd number of routings, which have tails and heads in common."""
     rng = np.random.default_rng(5)
-    more = [random_routings(rng, len(own.blocks)) for _ in range(2)]
-    return replace(own, routing=torch.cat([own.routing, *more])[:-2].contiguous())
+    more = [random_routings(rng, len(network.blocks)) for _ in range(2)]
+    return replace(network, routing=torch.cat([network.routing, *more])[:-2].contiguous())
 
 
 @pytest.mark.parametrize("walk", WALKS)
@@ -67,83 +67,83 @@ def test_results_are_bit_equal_for_any_number_of_threads(
     isa: str, walk: str, set_threads: Callable[[int], None]
 ) -> None:
     for seed in (1, 4):
-        own = with_many_routings(plan(seed, wide=seed == 4))
+        network = with_many_routings(plan(seed, wide=seed == 4))
         set_threads(1)
-        whole = WALKS[walk](own)
+        whole = WALKS[walk](network)
         for count in (2, 3, 5):
             set_threads(count)
-            assert all(map(torch.equal, whole, WALKS[walk](own)))
+            assert all(map(torch.equal, whole, WALKS[walk](network)))
 
 
 @pytest.mark.parametrize("bn", MODES)
 def test_records_are_bit_equal_for_any_number_of_threads(
     isa: str, bn: str, set_threads: Callable[[int], None]
 ) -> None:
-    given = plan_of_kind(PROJECTION, blocks=3).forward_arguments(bn, record=True)
+    arguments = plan_of_kind(PROJECTION, blocks=3).forward_arguments(bn, record=True)
     set_threads(1)
-    whole = FORWARD[bn](*given)
+    whole = FORWARD[bn](*arguments)
     for count in (2, 3, 5):
         set_threads(count)
-        assert all(torch.equal(a, b) for a, b in zip(whole, FORWARD[bn](*given), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(whole, FORWARD[bn](*arguments), strict=True))
 
 
 @pytest.mark.parametrize("walk", WALKS)
 def test_results_are_bit_equal_for_any_grouping_and_order(isa: str, walk: str) -> None:
-    own, call = with_many_routings(plan(1, wide=False)), WALKS[walk]
-    whole, count = call(own), len(own.routing)
+    network, call = with_many_routings(plan(1, wide=False)), WALKS[walk]
+    whole, count = call(network), len(network.routing)
     shuffled = np.random.default_rng(0).permutation(count)
     twice = np.repeat(np.arange(count), 2)
     for order in (shuffled, twice, *np.split(np.arange(count), [7, 8, 19]), *np.arange(0, count, 4)[:, None]):
-        part = call(replace(own, routing=own.routing[order].contiguous()))
+        part = call(replace(network, routing=network.routing[order].contiguous()))
         assert all(torch.equal(a[order], b) for a, b in zip(whole, part, strict=True))
 
 
 @pytest.mark.parametrize("bn", MODES)
 def test_norms_alone_are_those_beside_the_gradients(isa: str, bn: str) -> None:
-    own = plan(2, wide=False)
-    both, alone = (BACKWARD[bn](*own.backward_arguments(bn, gradients=wanted)) for wanted in (True, False))
+    network = plan(2, wide=False)
+    both, alone = (BACKWARD[bn](*network.backward_arguments(bn, gradients=wanted)) for wanted in (True, False))
     assert torch.equal(both[0], alone[0]) and len(alone[1]) == len(alone[2]) == 0
 
 
 @pytest.mark.parametrize("bn", MODES)
 def test_no_paths_and_no_samples(bn: str) -> None:
-    own = plan(2, wide=False)
-    none = replace(own, routing=own.routing[:0])
-    assert [len(given) for given in BACKWARD[bn](*none.backward_arguments(bn))] == [0, 0, 0]
-    assert FORWARD[bn](*none.forward_arguments(bn))[0].shape == (0, *own.grad.shape)
-    empty, exponents = own.without_samples(), 0 if bn == "running" else 1
+    network = plan(2, wide=False)
+    none = replace(network, routing=network.routing[:0])
+    assert [len(result) for result in BACKWARD[bn](*none.backward_arguments(bn))] == [0, 0, 0]
+    assert FORWARD[bn](*none.forward_arguments(bn))[0].shape == (0, *network.grad.shape)
+    empty, exponents = network.without_samples(), 0 if bn == "running" else 1
     walked_back = BACKWARD[bn](*empty.backward_arguments(bn))
-    assert [list(given.shape[:2]) for given in walked_back] == [[9, 0], [9, 0], [9, exponents]]
+    assert [list(result.shape[:2]) for result in walked_back] == [[9, 0], [9, 0], [9, exponents]]
     assert FORWARD[bn](*empty.forward_arguments(bn))[0].shape == (9, *empty.grad.shape)
 
 
 def flushes_denormals() -> bool:
-    """Whether this thread takes denormal numbers as zeros."""
+    """Return whether this thread treats denormal numbers as zeros."""
     least, one = 5e-324, 1.0
     return least * one == 0.0
 
 
 @pytest.mark.parametrize("walk", WALKS)
 def test_the_callers_treatment_of_denormals_is_left_as_it_was(isa: str, walk: str) -> None:
-    own = plan(1, wide=False)
+    network = plan(1, wide=False)
     try:
         for flush in (False, True):
             torch.set_flush_denormal(flush)
             before = flushes_denormals()
-            WALKS[walk](own)
+            WALKS[walk](network)
             assert flushes_denormals() == before == flush
     finally:
         torch.set_flush_denormal(False)
 
 
 def peak_bytes() -> int:
-    """Of memory that this process has held since the last reset; in megabytes of 2^20."""
+    """Return the largest memory that this process has held since the last reset."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
 
 
 def growth(call: Callable[[], Any]) -> int:
-    """How far a call's peak lies above what was held before it."""
+    """Return by how many bytes a call's peak exceeds the memory that was held before it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -155,25 +155,25 @@ def growth(call: Callable[[], Any]) -> int:
 
 @pytest.mark.parametrize("bn", MODES)
 def test_norms_of_many_paths_take_no_more_memory_than_those_of_few(bn: str) -> None:
-    """In BN mode ``batch`` some walks go side by side, as many as 256 MB hold: here four."""
+    """BN mode ``batch`` runs as many walks side by side as 256 MB hold: here four."""
     side = 48 if bn == "running" else 256
     blocks = torch.tensor([[i, 1, IDENTITY, -1, 1, side, side, 1, side, side] for i in range(6)])
-    own = one_channel(blocks, batch=4)
+    network = one_channel(blocks, batch=4)
     few, many = (6, 60) if bn == "running" else (6, 24)
     codes = np.stack([np.unpackbits(np.uint8([i]))[2:] for i in range(64)])
     paths = torch.from_numpy(np.stack([1 - codes, codes], 2)).float()
-    given = [
-        replace(own, routing=paths[:count].contiguous()).backward_arguments(bn, gradients=False)
+    calls = [
+        replace(network, routing=paths[:count].contiguous()).backward_arguments(bn, gradients=False)
         for count in (few, many)
     ]
-    BACKWARD[bn](*given[0])
-    grown = [growth(lambda arguments=arguments: BACKWARD[bn](*arguments)) for arguments in given]
-    gradient = own.grad.numel() * GROUP * 4
+    BACKWARD[bn](*calls[0])
+    grown = [growth(lambda arguments=arguments: BACKWARD[bn](*arguments)) for arguments in calls]
+    gradient = network.grad.numel() * GROUP * 4
     assert grown[1] < grown[0] + 3 * gradient and (many - few) * gradient > 6 * gradient
 
 
 def one_channel(blocks: Tensor, batch: int) -> Plan:
-    """Blocks of one 1x1 convolution each, of one channel."""
+    """Return a plan whose blocks have one 1x1 convolution of one channel each."""
     n, (height, width) = len(blocks), blocks[0, 5:7].tolist()
     bits = height * width * 2
     units = [[1, height, width, 1, height, width, 1, 1, 0, i, i, i * bits] for i in range(n)]

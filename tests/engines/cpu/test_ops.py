@@ -33,8 +33,8 @@ def test_opcheck(name: str) -> None:
 @pytest.mark.parametrize("packing", PACKED)
 def test_opcheck_of_packing(packing: Packing) -> None:
     backward, bn = packing
-    given = ops.pack_arguments(plan(3, wide=False).tables, backward, bn, False)
-    torch.library.opcheck(torch.ops.pathnet.cpu_pack.default, given)
+    call = ops.pack_arguments(plan(3, wide=False).tables, backward, bn, False)
+    torch.library.opcheck(torch.ops.pathnet.cpu_pack.default, call)
 
 
 def test_shapes_and_devices_of_results_are_known_without_values() -> None:
@@ -132,10 +132,10 @@ def test_wrong_tables_are_named(packing: Packing) -> None:
 
 
 def test_a_walk_that_there_is_not_is_named() -> None:
-    *given, _, bf16 = ops.pack_arguments(two_blocks().tables, True, "running", False)
+    *tables, _, bf16 = ops.pack_arguments(two_blocks().tables, True, "running", False)
     for walk in (-1, 4):
         with pytest.raises(RuntimeError, match=f"walk: expected 0 to 3, got {walk}"):
-            torch.ops.pathnet.cpu_pack(*given, walk, bf16)
+            torch.ops.pathnet.cpu_pack(*tables, walk, bf16)
 
 
 @pytest.mark.parametrize("packing", PACKED)

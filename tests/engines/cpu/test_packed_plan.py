@@ -119,7 +119,7 @@ def test_the_weights_of_another_network_of_equal_size_are_refused(name: str) -> 
 
 
 def variants(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weights, and others that differ in the signs of two."""
-    others = weights.clone()
-    others[[0, 8]] *= -1
-    return weights, others
+    """Return the weights, and a copy with the signs of two changed."""
+    changed = weights.clone()
+    changed[[0, 8]] *= -1
+    return weights, changed

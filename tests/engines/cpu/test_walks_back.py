@@ -45,18 +45,18 @@ def judged(seed: int, wide: bool, bn: str, terms: int = 0, behind_relu: bool = F
 @pytest.mark.parametrize("bn", MODES)
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
 def test_random_plans_walk_back_like_autograd(isa: str, bf16: bool, bn: str, wide: bool) -> None:
-    """Each (path, sample) by the norm of its difference, so that a small one cannot hide behind a large one."""
+    """The norm of the difference judges each (path, sample), so that a small one cannot hide behind a large one."""
     kinds, terms = torch.zeros(3), terms_of(isa, bf16)
     for seed in seeds(isa):
-        given = plan(seed, wide)
-        if bn == "batch" and given.least_values < FEWEST_VALUES:
+        network = plan(seed, wide)
+        if bn == "batch" and network.least_values < FEWEST_VALUES:
             continue
         expected = judged(seed, wide, bn)
-        own, norms = walked(given, bn, bf16)
-        error = sizes(own - expected, bn)
+        grads, norms = walked(network, bn, bf16)
+        error = sizes(grads - expected, bn)
         assert (error <= admitted(expected, judged(seed, wide, bn, terms), bn, terms)).all(), f"seed {seed}"
-        torch.testing.assert_close(norms, own.flatten(2).norm(dim=2), rtol=1e-12, atol=0)
-        kinds += torch.bincount(given.blocks[:, BlockColumn.SKIP], minlength=3)
+        torch.testing.assert_close(norms, grads.flatten(2).norm(dim=2), rtol=1e-12, atol=0)
+        kinds += torch.bincount(network.blocks[:, BlockColumn.SKIP], minlength=3)
     assert kinds.min() >= (1 if isa == "amx" else 5), kinds
 
 
@@ -66,25 +66,25 @@ def test_random_plans_walk_back_like_autograd(isa: str, bf16: bool, bn: str, wid
 def test_plans_with_skips_behind_the_relu_walk_back_like_autograd(isa: str, bf16: bool, bn: str, wide: bool) -> None:
     kinds, terms = torch.zeros(5), terms_of(isa, bf16)
     for seed in seeds(isa):
-        given = plan(seed, wide, True, bn)
-        if bn == "batch" and given.least_values < FEWEST_VALUES:
+        network = plan(seed, wide, True, bn)
+        if bn == "batch" and network.least_values < FEWEST_VALUES:
             continue
-        expected, rounded = (judged(seed, wide, bn, own, True) for own in (0, terms))
-        own, _ = walked(given, bn, bf16)
-        assert (sizes(own - expected, bn) <= admitted(expected, rounded, bn, terms)).all(), f"seed {seed}"
-        kinds += torch.bincount(given.blocks[:, BlockColumn.SKIP], minlength=5)
+        expected, rounded = (judged(seed, wide, bn, count, True) for count in (0, terms))
+        grads, _ = walked(network, bn, bf16)
+        assert (sizes(grads - expected, bn) <= admitted(expected, rounded, bn, terms)).all(), f"seed {seed}"
+        kinds += torch.bincount(network.blocks[:, BlockColumn.SKIP], minlength=5)
     assert kinds[list(BEHIND_RELU)].min() >= (1 if isa == "amx" else 5), kinds
 
 
 @functools.cache
 def judged_sums(seed: int, wide: bool, bn: str, behind_relu: bool, terms: int) -> Tensor:
-    """float64 [n + 1, B, C, H, W]: for each length the sum over the paths, of the last routing's factors."""
-    own = plan(seed, wide, behind_relu, bn)
-    codes = torch.tensor(list(itertools.product((0, 1), repeat=len(own.blocks))))
-    factors = torch.stack([1 - codes, codes], 2) * own.routing[-1]
-    every = truth_back(replace(own, routing=factors), bn, terms)
+    """Return float64 [n + 1, B, C, H, W]: for each length the sum over its paths, with the last routing's factors."""
+    network = plan(seed, wide, behind_relu, bn)
+    codes = torch.tensor(list(itertools.product((0, 1), repeat=len(network.blocks))))
+    factors = torch.stack([1 - codes, codes], 2) * network.routing[-1]
+    every = truth_back(replace(network, routing=factors), bn, terms)
     lengths = codes.sum(1)
-    return torch.stack([every[lengths == k].sum(0) for k in range(len(own.blocks) + 1)])
+    return torch.stack([every[lengths == k].sum(0) for k in range(len(network.blocks) + 1)])
 
 
 @pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
@@ -94,49 +94,55 @@ def judged_sums(seed: int, wide: bool, bn: str, behind_relu: bool, terms: int) -
 def test_sums_by_length_are_those_of_every_path(isa: str, bf16: bool, bn: str, behind_relu: bool, wide: bool) -> None:
     terms = terms_of(isa, bf16)
     for seed in seeds(isa):
-        given = plan(seed, wide, behind_relu, bn)
-        if bn == "batch" and given.least_values < FEWEST_VALUES:
+        network = plan(seed, wide, behind_relu, bn)
+        if bn == "batch" and network.least_values < FEWEST_VALUES:
             continue
-        expected, rounded = (judged_sums(seed, wide, bn, behind_relu, own) for own in (0, terms))
-        norms, grad, exponent = SUMS[bn](*given.sums_arguments(bn, bf16))
-        own = torch.ldexp(grad.double(), exponent[:, :, None, None, None])
-        # Where the paths of a length cancel, rounding is measured by what they come to one by one.
+        expected, rounded = (judged_sums(seed, wide, bn, behind_relu, count) for count in (0, terms))
+        norms, grad, exponent = SUMS[bn](*network.sums_arguments(bn, bf16))
+        grads = torch.ldexp(grad.double(), exponent[:, :, None, None, None])
+        # If the paths of a length cancel, rounding is proportional to the paths one by one.
         limit = admitted(expected, rounded, bn, terms) + 1e-6 * sizes(expected.abs().sum(0)[None], bn)
-        assert (sizes(own - expected, bn) <= limit).all(), f"seed {seed}"
-        torch.testing.assert_close(norms, own.flatten(2).norm(dim=2), rtol=1e-12, atol=0)
-        alone, none, _ = SUMS[bn](*given.sums_arguments(bn, bf16, gradients=False))
+        assert (sizes(grads - expected, bn) <= limit).all(), f"seed {seed}"
+        torch.testing.assert_close(norms, grads.flatten(2).norm(dim=2), rtol=1e-12, atol=0)
+        alone, none, _ = SUMS[bn](*network.sums_arguments(bn, bf16, gradients=False))
         assert torch.equal(alone, norms) and len(none) == 0
 
 
 @pytest.mark.parametrize("bn", MODES)
 def test_a_nan_among_zeros_is_not_taken_for_zero(isa: str, bn: str) -> None:
-    own = plan_of_kind(IDENTITY, blocks=2)
-    grad, bits = torch.zeros_like(own.grad), [None if bit is None else torch.ones_like(bit) for bit in own.bits]
+    network = plan_of_kind(IDENTITY, blocks=2)
+    grad, bits = (
+        torch.zeros_like(network.grad),
+        [None if bit is None else torch.ones_like(bit) for bit in network.bits],
+    )
     grad[0, 0, 2, 2] = torch.nan
-    own = replace(own, grad=grad, bits=bits, routing=torch.ones_like(own.routing))
-    norms, _, _ = SUMS[bn](*own.sums_arguments(bn))
+    network = replace(network, grad=grad, bits=bits, routing=torch.ones_like(network.routing))
+    norms, _, _ = SUMS[bn](*network.sums_arguments(bn))
     assert norms[:, 0].isnan().all()
 
 
 @pytest.mark.parametrize("bn", MODES)
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
 def test_the_path_through_identity_skips_alone_changes_no_bit(isa: str, bf16: bool, bn: str) -> None:
-    own = plan_of_kind(IDENTITY, blocks=4)
-    own = replace(own, routing=torch.tensor([1.0, 0.0]).expand(1, 4, 2).contiguous())
-    exponent = own.exponent if bn == "running" else own.exponent[:1]
-    result, _ = walked(own, bn, bf16)
-    assert torch.equal(result[0], torch.ldexp(own.grad.double(), exponent[:, None, None, None]))
+    network = plan_of_kind(IDENTITY, blocks=4)
+    network = replace(network, routing=torch.tensor([1.0, 0.0]).expand(1, 4, 2).contiguous())
+    exponent = network.exponent if bn == "running" else network.exponent[:1]
+    result, _ = walked(network, bn, bf16)
+    assert torch.equal(result[0], torch.ldexp(network.grad.double(), exponent[:, None, None, None]))
 
 
 @functools.cache
 def long_plan(kind: int, factor: float) -> Plan:
-    """16 blocks whose modules, and projections, multiply by a factor each."""
-    own = plan_of_kind(kind, blocks=16)
-    weights, last = own.weights.clone(), own.blocks[:, BlockColumn.FIRST] + own.blocks[:, BlockColumn.COUNT] - 1
-    projections = own.blocks[:, BlockColumn.PROJECTION]
+    """Return 16 blocks whose modules and projections multiply by a factor each."""
+    network = plan_of_kind(kind, blocks=16)
+    weights, last = (
+        network.weights.clone(),
+        network.blocks[:, BlockColumn.FIRST] + network.blocks[:, BlockColumn.COUNT] - 1,
+    )
+    projections = network.blocks[:, BlockColumn.PROJECTION]
     for u in [*last.tolist(), *projections[projections >= 0].tolist()]:
-        weights[own.weights_of(u)] *= factor
-    return replace(own, weights=weights, routing=own.routing[[0, 1, 2, 6, 8]].contiguous())
+        weights[network.weights_of(u)] *= factor
+    return replace(network, weights=weights, routing=network.routing[[0, 1, 2, 6, 8]].contiguous())
 
 
 @functools.cache
@@ -157,14 +163,14 @@ def test_values_keep_their_relative_precision_far_beyond_float32(isa: str, kind:
 
 @pytest.mark.parametrize("bn", MODES)
 def test_values_that_leave_float32_are_kept_and_others_pass_through(isa: str, bn: str) -> None:
-    own = plan_of_kind(PROJECTION, blocks=2)
-    plain, _ = walked(own, bn)
-    tiny, _ = walked(replace(own, grad=own.grad * 2.0**-100, exponent=own.exponent - 800), bn)
+    network = plan_of_kind(PROJECTION, blocks=2)
+    plain, _ = walked(network, bn)
+    tiny, _ = walked(replace(network, grad=network.grad * 2.0**-100, exponent=network.exponent - 800), bn)
     torch.testing.assert_close(torch.ldexp(tiny, torch.tensor(900)), plain, rtol=1e-5, atol=1e-6 * plain.abs().max())
-    zeros, norms = walked(replace(own, grad=torch.zeros_like(own.grad)), bn)
+    zeros, norms = walked(replace(network, grad=torch.zeros_like(network.grad)), bn)
     assert not zeros.any() and not norms.any()
-    own.grad[1, 0, 0, 0] = torch.nan
-    spoiled, norms = walked(own, bn)
+    network.grad[1, 0, 0, 0] = torch.nan
+    spoiled, norms = walked(network, bn)
     assert spoiled[:, 1].isnan().any(-1).any(-1).any(-1)[1:].all() and norms[1:, 1].isnan().all()
     if bn == "running":
         assert torch.equal(spoiled[:, [0, 2]], plain[:, [0, 2]])

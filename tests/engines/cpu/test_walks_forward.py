@@ -34,15 +34,15 @@ pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
 @functools.cache
 def judged_forward(seed: int, wide: bool, bn: str, behind_relu: bool) -> Recorded:
-    own = plan(seed, wide, behind_relu, bn)
-    return truth_forward(own, bn, torch.ones(own.routing.shape[1:]))
+    network = plan(seed, wide, behind_relu, bn)
+    return truth_forward(network, bn, torch.ones(network.routing.shape[1:]))
 
 
 @functools.cache
 def judged_outputs(seed: int, wide: bool, bn: str, behind_relu: bool, dtype: torch.dtype) -> Tensor:
-    """float64 [P, B, C, H, W], under all of the plan's routings."""
-    own = plan(seed, wide, behind_relu, bn)
-    return torch.stack([truth_forward(own, bn, routing, dtype).output.double() for routing in own.routing])
+    """Return float64 [P, B, C, H, W], the outputs under all of the plan's routings."""
+    network = plan(seed, wide, behind_relu, bn)
+    return torch.stack([truth_forward(network, bn, routing, dtype).output.double() for routing in network.routing])
 
 
 @pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
@@ -50,12 +50,12 @@ def judged_outputs(seed: int, wide: bool, bn: str, behind_relu: bool, dtype: tor
 @pytest.mark.parametrize("bn", MODES)
 def test_random_plans_walk_forward_like_pytorch(isa: str, bn: str, behind_relu: bool, wide: bool) -> None:
     for seed in seeds(isa):
-        given = plan(seed, wide, behind_relu, bn)
-        if bn == "batch" and given.least_values < FEWEST_VALUES:
+        network = plan(seed, wide, behind_relu, bn)
+        if bn == "batch" and network.least_values < FEWEST_VALUES:
             continue
-        # What of the coefficients cancels is as far off as float32 is.
+        # Where coefficients cancel, the result is as far off as float32 is.
         expected, rounded = (judged_outputs(seed, wide, bn, behind_relu, d) for d in (torch.float64, torch.float32))
-        outputs = FORWARD[bn](*given.forward_arguments(bn))[0].double()
+        outputs = FORWARD[bn](*network.forward_arguments(bn))[0].double()
         limit = FLOAT32_WALK * sizes(expected, bn) + ROUNDED_WALK * sizes(rounded - expected, bn)
         assert (sizes(outputs - expected, bn) <= limit).all(), f"seed {seed}"
 
@@ -65,21 +65,21 @@ def test_random_plans_walk_forward_like_pytorch(isa: str, bn: str, behind_relu: 
 @pytest.mark.parametrize("bn", MODES)
 def test_random_plans_are_recorded_like_pytorch(isa: str, bn: str, behind_relu: bool, wide: bool) -> None:
     for seed in seeds(isa):
-        given = plan(seed, wide, behind_relu, bn)
-        if bn == "batch" and given.least_values < FEWEST_VALUES:
+        network = plan(seed, wide, behind_relu, bn)
+        if bn == "batch" and network.least_values < FEWEST_VALUES:
             continue
         expected = judged_forward(seed, wide, bn, behind_relu)
-        output, relu_bits, *statistics = FORWARD[bn](*given.forward_arguments(bn, record=True))
+        output, relu_bits, *statistics = FORWARD[bn](*network.forward_arguments(bn, record=True))
         assert relative_error(output[0], expected.output) <= FLOAT32_WALK, f"seed {seed}"
-        # Bits of values that rounding may take across zero are not judged.
-        own, sure = (
+        # Bits of values so small that rounding may change their sign are not judged.
+        positive, sure = (
             replace(
-                given,
-                bits=[None if row[UnitColumn.BITS] < 0 else judge(expected.values[u]) for u, row in rows(given)],
+                network,
+                bits=[None if row[UnitColumn.BITS] < 0 else judge(expected.values[u]) for u, row in rows(network)],
             )
             for judge in (lambda x: x > 0, lambda x: x.abs() > 1e-4 * x.abs().mean())
         )
-        assert not ((own.relu_bits() ^ relu_bits) & sure.relu_bits()).any(), f"seed {seed}"
+        assert not ((positive.relu_bits() ^ relu_bits) & sure.relu_bits()).any(), f"seed {seed}"
         if bn == "batch":
             units = sorted(expected.normalized)
             normalized = torch.cat([by_pixel(expected.normalized[u]).flatten() for u in units])
@@ -88,13 +88,13 @@ def test_random_plans_are_recorded_like_pytorch(isa: str, bn: str, behind_relu: 
             torch.testing.assert_close(statistics[1].double(), scales, rtol=FLOAT32_WALK, atol=0)
 
 
-def rows(given: Plan) -> list[tuple[int, list[int]]]:
-    return [*enumerate(given.units.tolist())]
+def rows(network: Plan) -> list[tuple[int, list[int]]]:
+    return [*enumerate(network.units.tolist())]
 
 
 def test_bits_beyond_the_channels_are_zero(isa: str) -> None:
-    given = plan_of_kind(IDENTITY, blocks=2)
-    full = replace(given, bits=[None if own is None else torch.ones_like(own) for own in given.bits])
+    network = plan_of_kind(IDENTITY, blocks=2)
+    full = replace(network, bits=[None if bits is None else torch.ones_like(bits) for bits in network.bits])
     for bn in MODES:
-        relu_bits = FORWARD[bn](*given.forward_arguments(bn, record=True))[1]
+        relu_bits = FORWARD[bn](*network.forward_arguments(bn, record=True))[1]
         assert relu_bits.any() and not (relu_bits & ~full.relu_bits()).any()
