@@ -59,17 +59,9 @@ pytestmark = [
 
 
 EXAMPLES = 2000
-
-
 SECONDS = 20
-
-
 GIGABYTES = 1.0
-
-
 SUBMODULES = (data, effective_depth, engines, lesion, models, nn, paths, training, signed)
-
-
 METHODS = {
     pathnet.Recorder: ("__call__", "routed_outputs", "engine_for"),
     pathnet.Tape: (
@@ -188,8 +180,6 @@ FUNCTIONS = ("loss", "progress", "callback", "reporter", "model", "stem", "head"
 
 
 FILES = ("path", "folder", "checkpoint", "out", "file")
-
-
 FINE = ("returned", "refused", "no such file", "the caller's own error")
 
 

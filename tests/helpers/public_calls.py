@@ -92,11 +92,7 @@ def is_maker(value: Any) -> bool:
 
 
 BLOCK = {"kernels": (3, 3), "widths": (4, 4), "stride": 2, "shortcut": "pad"}
-
-
 SIZES = {"kernels": ("widths",)}
-
-
 PLAN = Plan(draws=1, deletions=1, swaps=1, batches=1, exact_batches=0, modules=1, gate_batches=1)
 
 
