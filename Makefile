@@ -1,13 +1,13 @@
-# `make demo` and `make test` do all the set-up they need; `make install` is the set-up alone.
+# `make demo` and `make test` set up everything they need; `make install` only sets up.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0 triton==3.7.1
 VENV := .venv
-# Other people's models, and another torch than the one that builds.
+# An environment for models of other libraries, with another torch than the one that builds.
 INTEROP := .venv-interop
 INTEROP_TORCH ?= torch==2.14.1 torchvision==0.29.1
 
-# A Python that has torch already is used as it is, and nothing of it is pinned or upgraded.
+# A Python that already has torch is used as it is; nothing in it is pinned or upgraded.
 HAS_TORCH := $(shell $(PYTHON) -c 'import torch; print((*map(int, torch.__version__.split(".")[:2]),) >= (2, 11))' 2>/dev/null)
 ifeq ($(HAS_TORCH),True)
 RUN := $(PYTHON)
@@ -17,7 +17,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/installed
 endif
 
-# A process a core, where the plugin is that shares the tests out among them.
+# One test process per core, if the plugin that distributes tests is installed.
 PARALLEL = $(shell $(RUN) -c 'import xdist' 2>/dev/null && echo '-n auto --dist worksteal')
 
 NATIVE := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
@@ -30,21 +30,21 @@ demo: install
 test: install
 	$(RUN) -m pytest $(PARALLEL)
 
-# Networks of torchvision, timm and transformers, through the library that `make install` built, in another torch.
+# Test networks of torchvision, timm and transformers in another torch, with the library that `make install` built.
 TRACED := $(wildcard tests/models/test_adapt*.py) tests/models/test_exported.py tests/models/test_tokens.py tests/test_readme.py
 test-interop: install $(INTEROP)/installed
 	$(INTEROP)/bin/python -m pytest -n auto --dist worksteal tests/interop $(TRACED)
 
-# On a machine with a GPU: tests, memory checks and benchmarks, into benchmarks/results. COMMIT=... where git is not.
+# On a machine with a GPU: tests, memory checks and benchmarks, into benchmarks/results. COMMIT=... if there is no git.
 gpu: install
 	$(RUN) -m benchmarks.gpu $(STEPS) $(if $(COMMIT),--commit $(COMMIT))
 
-# Every expression of the kernels' index arithmetic changed in turn: an hour and more.
+# Change each expression of the kernels' index arithmetic in turn, and see the tests fail: an hour or more.
 mutants: install
 	$(RUN) tests/csrc/mutations/run.py
 
-# The cpu kernels alone, on random networks, watched by the compiler's sanitizers: a minute or two on two cores, most
-# of it compiling.
+# Run the cpu kernels alone, on random networks, under the compiler's sanitizers: one or two minutes on two cores, most
+# of it for compiling.
 CMAKE := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake
 sanitize: SANITIZERS := address,undefined
 sanitize-threads: SANITIZERS := thread
@@ -61,13 +61,13 @@ lint: install
 
 install: $(STAMP)
 
-# A stamp, since an interrupted set-up leaves a Python without torch, and pip would then fetch any torch.
+# A stamp of its own: after an interrupted set-up the environment has no torch, and pip would fetch any version of it.
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet $(TORCH) "setuptools>=77" cmake ninja pybind11
 	@touch $@
 
-# Where no network is, what a GPU run needs may be there without all that experiments and figures need.
+# Without a network, fall back to the package alone: GPU runs do not need what experiments and figures need.
 build/installed: $(NATIVE)
 	$(RUN) -m pip install --quiet --retries 1 --no-build-isolation -e '.[paper]' || \
 	$(RUN) -m pip install --quiet --no-build-isolation --no-deps -e .
@@ -77,7 +77,7 @@ $(VENV)/installed: $(NATIVE) | $(VENV)/torch
 	$(RUN) -m pip install --quiet --no-build-isolation -e '.[dev,paper]'
 	@touch $@
 
-# What pyproject.toml names, without a build of the package itself.
+# Install the dependencies that pyproject.toml names, without building the package itself.
 $(INTEROP)/installed: pyproject.toml
 	$(PYTHON) -m venv $(INTEROP)
 	$(INTEROP)/bin/python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \

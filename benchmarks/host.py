@@ -156,9 +156,10 @@ def _graphs() -> Iterator[None]:
 
 def _triton(net: ResidualNet, bn: Any, precision: Any, codes: Tensor) -> Findings:
     from pathnet.engines.triton.graphs import capacity_for
-    from pathnet.engines.triton.plan import USUAL_BACKWARD, steps_backward
+    from pathnet.engines.triton.plan import plan_launches
     from pathnet.engines.triton.routed_backward import schedule_backward
-    from pathnet.engines.triton.state import Tables, allocate_on
+    from pathnet.engines.triton.state import PlanBuffer, allocate_on
+    from pathnet.engines.triton.steps import USUAL_BACKWARD, steps_backward
 
     engine, images = TritonEngine(), torch.randn(BATCH, 3, SIDE, SIDE)
     frozen = snapshot(net, bn, torch.float32)
@@ -170,11 +171,11 @@ def _triton(net: ResidualNet, bn: Any, precision: Any, codes: Tensor) -> Finding
 
     network = prepared.network
     schedule = schedule_backward(network, capacity_for(len(codes)), USUAL_BACKWARD)
-    tables = Tables(schedule, allocate_on(y0.device))
+    tables = PlanBuffer(schedule, allocate_on(y0.device))
     coefficients = pathnet.paths.routing(codes).numpy()
 
     def plan() -> None:
-        tables.copy(schedule.plan(steps_backward(network.blocks, coefficients)))
+        tables.copy(plan_launches(schedule, steps_backward(network.blocks, coefficients)))
 
     compiled, tape = COMPILED[0], record()
     findings = {

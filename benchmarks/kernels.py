@@ -26,7 +26,8 @@ from benchmarks.results import ROOT
 from pathnet.engines.engine import Job
 from pathnet.engines.self_check import trial_run
 from pathnet.engines.triton import TritonEngine
-from pathnet.engines.triton.network import TritonNetwork, block_network
+from pathnet.engines.triton.network import TritonNetwork
+from pathnet.engines.triton.packing import block_network, norm_tensors
 from pathnet.models import ResidualNet, preact_resnet
 from pathnet.models.residual_net import Block, FusedForm
 from pathnet.recording import BatchNormMode, Precision, snapshot
@@ -187,15 +188,15 @@ def _of_training(net: ResidualNet, batch: int, side: int, dtype: torch.dtype) ->
 
     @torch.no_grad()
     def work() -> None:
-        from pathnet.engines.triton.training import block_backward, block_forward, kept_for
+        from pathnet.engines.triton.training import block_backward, block_forward, saved_for
 
         x = net.stem(torch.zeros(batch, 3, side, side, device=device)).to(dtype)
         for block in net:
-            own = _block_network(block, x)
-            made = block_forward(own, x, 1.0, 1.0)
-            kept = kept_for(own, batch, made.bits, made.normalized, made.scales)
-            block_backward(own, kept, made.output, 1.0, 1.0)
-            x = made.output
+            network = _block_network(block, x)
+            forward = block_forward(network, x, 1.0, 1.0)
+            saved = saved_for(network, batch, forward.bits, forward.normalized, forward.scales)
+            block_backward(network, saved, forward.output, 1.0, 1.0)
+            x = forward.output
 
     yield work
 
@@ -204,17 +205,12 @@ def _block_network(block: Block, x: torch.Tensor) -> TritonNetwork:
     """Return the network that `pathnet.nn.fused_residual` builds for an input [B, C, H, W]."""
     form = block.form()
     assert isinstance(form, FusedForm)
-    norms, convolutions = [unit.bn for unit in form.units], [unit.conv for unit in form.units]
-    running = (
-        [] if block.training else [statistics for bn in norms for statistics in (bn.running_mean, bn.running_var)]
-    )
+    convolutions = [unit.conv for unit in form.units]
     return block_network(
         x.shape[1:],
         x.dtype,
         [conv.weight for conv in convolutions + ([] if form.projection is None else [form.projection])],
-        [bn.weight for bn in norms],
-        [bn.bias for bn in norms],
-        running,  # type: ignore[arg-type]
+        [tensor for unit in form.units for tensor in norm_tensors(unit, block.training)],
         [conv.stride[0] for conv in convolutions],
-        [bn.eps for bn in norms],
+        [unit.bn.eps for unit in form.units],
     )

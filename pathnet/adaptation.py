@@ -101,7 +101,7 @@ class AdaptedNet(ResidualNet):
         for name, reason in refusals(Job(self, "running", "float32", self.shapes[0], device)).items():
             lines.append(f"engine {name}: {'serves' if reason is None else reason}")
         if self.dropouts:
-            lines.append(f"without dropout, in evaluation alone: {', '.join(name for name, _ in self.dropouts[:3])}")
+            lines.append(f"without dropout, for evaluation only: {', '.join(name for name, _ in self.dropouts[:3])}")
         if self.fixed:
             lines.append(f"for inputs of the example's shape: {'; '.join(self.fixed[:3])}")
         return "\n".join(lines)

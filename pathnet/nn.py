@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from pathnet.checks import check_number, check_tensor, described
 from pathnet.engines.forms import unsupported_block
-from pathnet.engines.triton import MOST_ELEMENTS, check_sides, on_device
-from pathnet.engines.triton.network import TritonNetwork, affine_of, block_network
+from pathnet.engines.triton.launch import on_device
+from pathnet.engines.triton.limits import MOST_ELEMENTS, check_sides
+from pathnet.engines.triton.packing import block_network, norm_tensors
 from pathnet.models.residual_net import Block, FusedForm
 
 __all__ = ["fused_residual"]
@@ -24,27 +25,27 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def fused_residual(block: Block, x: Tensor, a: float = 1.0, c: float = 1.0) -> Tensor:
-    """``a skip(x) + c residual(x)`` by fused BN-ReLU-convolution kernels, differentiable once.
+    """Return ``a skip(x) + c residual(x)`` by fused BN-ReLU-convolution kernels, differentiable once.
 
-    Within rounding of the block's own modules: statistics of the batch where its BNs are in training (running ones
-    are then updated as `torch.nn.BatchNorm2d` does), running ones otherwise; products of bfloat16 numbers accumulated
-    in float32 for bfloat16 ``x`` and under autocast, float32 accuracy for float32 ``x``. Stochastic depth and
-    effective training (Veit et al. 2016, section 5) pass 0 for ``c`` where a module is not drawn: nothing of it runs
-    then, forward or back, and its parameters get no gradient.
+    The result equals that of the block's own modules within rounding. BNs in training take statistics of the batch,
+    and their running statistics are updated as by `torch.nn.BatchNorm2d`; other BNs take running statistics. For
+    bfloat16 ``x``, and under autocast, products of bfloat16 numbers are accumulated in float32; for float32 ``x`` the
+    result is float32-accurate. Stochastic depth and effective training (Veit et al. 2016, section 5) pass 0 for ``c``
+    where a module is not drawn: then it runs neither forward nor backward, and its parameters get no gradient.
 
-    Where Triton does not serve the device, the block's own modules run, with one warning a process.
+    On devices that Triton does not serve the block's own modules run, with one warning per process.
 
     Args:
         block: one whose `form` is a `FusedForm`: pre-activation units of odd kernels whose padding keeps the side.
         x: float32 or bfloat16 [B, C, H, W], in any memory format.
-        a, c: the coefficients of the skip and of the residual module, finite; not differentiated.
+        a, c: coefficients of the skip and of the residual module, finite; they get no gradient.
 
     Returns:
         [B, C', H', W'], channels last, in the type of ``x`` (under autocast in autocast's).
 
     Raises:
-        ValueError: the block has no form for the kernels, its BNs are in training in part, ``x`` is not such a
-            tensor, ``a`` or ``c`` not such a number, or autocast's type is not bfloat16.
+        ValueError: the kernels cannot run the block, only some of its BNs are in training, ``x``, ``a`` or ``c`` is
+            not as above, or autocast's type is not bfloat16.
     """
     if not isinstance(block, Block):
         raise ValueError(f"block: expected a pathnet Block, got {described(block)}")
@@ -55,28 +56,25 @@ def fused_residual(block: Block, x: Tensor, a: float = 1.0, c: float = 1.0) -> T
     assert form is not None
     by_batch = _by_batch(form)
     if c == 0:
-        with _own_types(x):
+        with _autocast_for(x):
             return _scaled(block.skip(x), a)
     if not _serves(x.device.type):
-        with _own_types(x):
+        with _autocast_for(x):
             if a == 0:
                 return _scaled(block.residual(x), c)
-            # Together: what both hold, BN's statistics among it, is to run once.
+            # Together, so that modules in both, and their BNs' statistics, run once.
             skip, residual = block.branches(x)
             return _scaled(skip, a) + _scaled(residual, c)
     _check_sizes(form, x, by_batch)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    norms, affines = [unit.bn for unit in form.units], [affine_of(unit) for unit in form.units]
-    convolutions = [unit.conv for unit in form.units]
+    norms, convolutions = [unit.bn for unit in form.units], [unit.conv for unit in form.units]
     if form.projection is not None and a != 0:
         convolutions.append(form.projection)
     output, statistics, *_ = torch.ops.pathnet.fused_residual(
         x,
         [conv.weight for conv in convolutions],
-        [affine[0] for affine in affines],
-        [affine[1] for affine in affines],
-        [] if by_batch else [own for bn in norms for own in (bn.running_mean, bn.running_var)],
+        [tensor for unit in form.units for tensor in norm_tensors(unit, by_batch)],
         [conv.stride[0] for conv in convolutions],
         [float(bn.eps) for bn in norms],
         [float(a), float(c)],
@@ -112,7 +110,7 @@ def _number(name: str, factor: float) -> float:
 
 
 def _check_sizes(form: FusedForm, x: Tensor, by_batch: bool) -> None:
-    """That each BN has what statistics are made of, and that every place in an activation has an int32 number."""
+    """Raise ValueError if a BN would see one value a channel, or int32 cannot number an activation's elements."""
     batch, largest = x.shape[0], x[0].numel()
     height, width = x.shape[2:]
     for unit in form.units:
@@ -127,15 +125,15 @@ def _check_sizes(form: FusedForm, x: Tensor, by_batch: bool) -> None:
 
 
 def _by_batch(form: FusedForm) -> bool:
-    """Whether BN's statistics are those of the batch; also where there are no others, as in torch."""
-    own = [unit.bn.training or unit.bn.running_mean is None for unit in form.units]
-    if any(own) and not all(own):
+    """Return whether BN's statistics are those of the batch; as in torch, they are for BNs that keep no others."""
+    by_batch = [unit.bn.training or unit.bn.running_mean is None for unit in form.units]
+    if any(by_batch) and not all(by_batch):
         raise ValueError("block: expected all of its BNs to take statistics of the batch, or none, got some that do")
-    return own[0]
+    return by_batch[0]
 
 
-def _own_types(x: Tensor) -> AbstractContextManager[object]:
-    """For the block's own modules, whose parameters are float32, on bfloat16 ``x``."""
+def _autocast_for(x: Tensor) -> AbstractContextManager[object]:
+    """Run the block's own modules, whose parameters are float32, in the type of ``x``."""
     if x.dtype != torch.bfloat16 or torch.is_autocast_enabled(x.device.type):
         return nullcontext()
     return torch.autocast(x.device.type, torch.bfloat16)
@@ -149,7 +147,11 @@ def _scaled(x: Tensor, factor: float) -> Tensor:
 def _update(
     norms: Sequence[nn.BatchNorm2d], convolutions: Sequence[nn.Conv2d], statistics: Tensor, x: Tensor
 ) -> None:
-    """Running statistics, from float32 [units, 2, widest]: mean and biased variance of the batch."""
+    """Update running statistics.
+
+    Args:
+        statistics: float32 [units, 2, widest], mean and biased variance of the batch.
+    """
     height, width = x.shape[2:]
     for unit, (bn, conv) in enumerate(zip(norms, convolutions, strict=False)):
         count = x.shape[0] * height * width
@@ -166,7 +168,7 @@ def _update(
 
 
 def _serves(device: str) -> bool:
-    """Whether the kernels run on devices of a type; if not, that is told once a process."""
+    """Return whether the kernels run on devices of a type; if not, warn once per process."""
     if importlib.util.find_spec("triton") is None:
         reason = "triton is not installed"
     elif device in ("cuda", "xpu") or _interpreted():
@@ -177,7 +179,7 @@ def _serves(device: str) -> bool:
     return False
 
 
-# What torch.compiler.assume_constant_result does, without the second that it takes to import the compiler.
+# As torch.compiler.assume_constant_result would mark it, without the second that importing the compiler takes.
 _serves._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -187,65 +189,51 @@ def _warn(reason: str) -> None:
 
 
 def _interpreted() -> bool:
-    """Triton's kernels are run in Python, which tests do."""
+    """Return whether Triton interprets kernels in Python, as in tests."""
     import triton
 
     return bool(triton.knobs.runtime.interpret)
-
-
-def _network(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    gains: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    running: Sequence[Tensor],
-    strides: Sequence[int],
-    epsilons: Sequence[float],
-) -> TritonNetwork:
-    return block_network(x.shape[1:], x.dtype, weights, gains, biases, running, strides, epsilons)
 
 
 @torch.library.custom_op("pathnet::fused_residual", mutates_args=())
 def _fused_residual(
     x: Tensor,
     weights: Sequence[Tensor],
-    gains: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    running: Sequence[Tensor],
+    norms: Sequence[Tensor],
     strides: Sequence[int],
     epsilons: Sequence[float],
     coefficients: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Output, statistics, and what the way back needs.
+    """Return output, statistics, and what the backward pass needs: ReLU bits, x_hat and BN's factors.
 
     Args:
-        weights: of the units, then that of the projection where it takes part.
-        running: mean and variance of each unit, or empty for those of the batch.
+        weights: those of the units, then the projection's if it takes part.
+        norms: the `norm_tensors` of each unit, one after the other.
+        strides: those of ``weights``.
+        epsilons: that of each unit's BN.
+        coefficients: a and c.
     """
     from pathnet.engines.triton.training import block_forward
 
-    network = _network(x, weights, gains, biases, running, strides, epsilons)
+    network = block_network(x.shape[1:], x.dtype, weights, norms, strides, epsilons)
     with on_device(x.device):
-        made = block_forward(network, x, *coefficients)
-    return made.output, made.statistics.clone(), made.bits, made.normalized, made.scales
+        result = block_forward(network, x, *coefficients)
+    return result.output, result.statistics.clone(), result.bits, result.normalized, result.scales
 
 
 @_fused_residual.register_fake
 def _(
     x: Tensor,
     weights: Sequence[Tensor],
-    gains: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    running: Sequence[Tensor],
+    norms: Sequence[Tensor],
     strides: Sequence[int],
     epsilons: Sequence[float],
     coefficients: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    network = _network(x, weights, gains, biases, running, strides, epsilons)
-    batch, made, units = x.shape[0], network.blocks[0].made, len(gains)
-    output = x.new_empty(batch, made.height, made.width, made.channels).permute(0, 3, 1, 2)
+    network = block_network(x.shape[1:], x.dtype, weights, norms, strides, epsilons)
+    batch, shape, units = x.shape[0], network.blocks[0].output, len(epsilons)
     return (
-        output,
+        x.new_empty(batch, shape.height, shape.width, shape.channels).permute(0, 3, 1, 2),
         x.new_empty(units, 2, network.widest, dtype=torch.float32),
         x.new_empty(network.bits_starts(batch)[-1], dtype=torch.uint8),
         x.new_empty(network.normalized_starts(batch)[-1]),
@@ -256,69 +244,71 @@ def _(
 @torch.library.custom_op("pathnet::fused_residual_backward", mutates_args=())
 def _fused_residual_backward(
     grad: Tensor,
-    kept: Sequence[Tensor],
+    saved: Sequence[Tensor],
     weights: Sequence[Tensor],
-    gains: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    running: Sequence[Tensor],
+    norms: Sequence[Tensor],
     strides: Sequence[int],
     epsilons: Sequence[float],
     coefficients: Sequence[float],
-    given: Sequence[int],
+    x_shape: Sequence[int],
 ) -> list[Tensor]:
-    """The gradients of the input, the weights, the gains and the biases; ``given`` is the shape of the input."""
-    from pathnet.engines.triton.training import block_backward, kept_for
+    """Return the gradients of the input, of each weight, and of each unit's gain and bias."""
+    from pathnet.engines.triton.training import block_backward, saved_for
 
-    bits, normalized, scales = kept
-    network = _network(normalized.new_empty(1, *given[1:]), weights, gains, biases, running, strides, epsilons)
-    own = kept_for(network, given[0], bits, normalized, scales)
+    bits, normalized, scales = saved
+    network = block_network(x_shape[1:], normalized.dtype, weights, norms, strides, epsilons)
+    record = saved_for(network, x_shape[0], bits, normalized, scales)
     with on_device(grad.device):
-        made, of_weights, affine = block_backward(network, own, grad.to(normalized.dtype), *coefficients)
-    of_weights = [own.to(weight.dtype) for own, weight in zip(of_weights, weights, strict=True)]
-    of_gains = [own[0].to(gain.dtype, copy=True) for own, gain in zip(affine, gains, strict=True)]
-    of_biases = [own[1].to(bias.dtype, copy=True) for own, bias in zip(affine, biases, strict=True)]
-    return [made, *of_weights, *of_gains, *of_biases]
+        x_grad, weight_grads, affine_grads = block_backward(network, record, grad.to(normalized.dtype), *coefficients)
+    results = [weight_grad.to(weight.dtype) for weight_grad, weight in zip(weight_grads, weights, strict=True)]
+    for norm, grads in zip(_affine_pairs(norms, len(epsilons)), affine_grads, strict=True):
+        results += [row.to(tensor.dtype, copy=True) for row, tensor in zip(grads, norm, strict=True)]
+    return [x_grad, *results]
+
+
+def _affine_pairs(norms: Sequence[Tensor], units: int) -> list[Sequence[Tensor]]:
+    """Return gain and bias of each unit."""
+    each = len(norms) // units
+    return [norms[unit * each : unit * each + 2] for unit in range(units)]
 
 
 @_fused_residual_backward.register_fake
 def _(
     grad: Tensor,
-    kept: Sequence[Tensor],
+    saved: Sequence[Tensor],
     weights: Sequence[Tensor],
-    gains: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    running: Sequence[Tensor],
+    norms: Sequence[Tensor],
     strides: Sequence[int],
     epsilons: Sequence[float],
     coefficients: Sequence[float],
-    given: Sequence[int],
+    x_shape: Sequence[int],
 ) -> list[Tensor]:
-    batch, channels, height, width = given
-    made = kept[1].new_empty(batch, height, width, channels).permute(0, 3, 1, 2)
-    of_weights = [weight.new_empty(weight.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2) for weight in weights]
-    return [made, *of_weights, *map(torch.empty_like, (*gains, *biases))]
+    batch, channels, height, width = x_shape
+    x_grad = saved[1].new_empty(batch, height, width, channels).permute(0, 3, 1, 2)
+    weight_grads = [weight.new_empty(weight.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2) for weight in weights]
+    affine = [tensor for pair in _affine_pairs(norms, len(epsilons)) for tensor in pair]
+    return [x_grad, *weight_grads, *map(torch.empty_like, affine)]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weights, gains, biases, running, strides, epsilons, coefficients = inputs
-    _, _, *kept = output
-    ctx.counts = len(weights), len(gains), len(running)
-    ctx.save_for_backward(*kept, *weights, *gains, *biases, *running)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weights, norms, strides, epsilons, coefficients = inputs
+    _, _, *saved = output
+    ctx.counts = len(saved), len(weights), len(norms)
+    ctx.save_for_backward(*saved, *weights, *norms)
     ctx.numbers = list(strides), list(epsilons), list(coefficients), list(x.shape)
 
 
-def _back(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Any, ...]:
-    weights, gains, running = ctx.counts
-    saved = list(ctx.saved_tensors)
-    parts = []
-    for count in (3, weights, gains, gains, running):
-        parts.append(saved[:count])
-        saved = saved[count:]
-    strides, epsilons, coefficients, given = ctx.numbers
-    made = torch.ops.pathnet.fused_residual_backward(grad, *parts, strides, epsilons, coefficients, given)
-    ends = 1, 1 + weights, 1 + weights + gains, 1 + weights + 2 * gains
-    own = [list(made[first:last]) for first, last in zip(ends, ends[1:], strict=False)]
-    return made[0], *own, [None] * running, None, None, None
+def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Any, ...]:
+    tensors = iter(ctx.saved_tensors)
+    saved, weights, norms = ([next(tensors) for _ in range(count)] for count in ctx.counts)
+    strides, epsilons, coefficients, x_shape = ctx.numbers
+    x_grad, *grads = torch.ops.pathnet.fused_residual_backward(
+        grad, saved, weights, norms, strides, epsilons, coefficients, x_shape
+    )
+    running = [None] * (len(norms) // len(epsilons) - 2)
+    affine_grads = iter(grads[len(weights) :])
+    norm_grads = [part for _ in epsilons for part in (next(affine_grads), next(affine_grads), *running)]
+    return x_grad, grads[: len(weights)], norm_grads, None, None, None
 
 
 def _refuse(ctx: Any, *grads: Any) -> tuple[Any, ...]:
@@ -328,4 +318,4 @@ def _refuse(ctx: Any, *grads: Any) -> tuple[Any, ...]:
 
 
 _fused_residual_backward.register_autograd(_refuse)
-_fused_residual.register_autograd(_back, setup_context=_keep)
+_fused_residual.register_autograd(_backward, setup_context=_save)

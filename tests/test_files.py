@@ -1,3 +1,5 @@
+"""Files that are replaced as a whole, and locks: what a kill, a full disk or a second process leaves."""
+
 from __future__ import annotations
 
 import errno

@@ -1,4 +1,4 @@
-"""When the mean of signed draws is trusted: the tail index, alignment, too few draws; against closed forms."""
+"""Trust in the mean of signed draws: the tail index, alignment and too few draws, compared with closed forms."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pathnet.signed import aligned_variances, judge, tail_index
 
 N = 54
 SQUARES = np.array([[float(krawtchouk(N, k, m) ** 2) for k in range(N + 1)] for m in range(N + 1)])
-"""What draws are where all of 54 modules are the number 1: by the minus signs among them, and by length."""
+"""Draws of 54 modules that are all the number 1, by the number of minus signs and by length."""
 COUNTS = np.array([float(comb(N, k)) for k in range(N + 1)])
 
 
 def aligned_draws(count: int, seed: int = 0) -> NDArray[np.float64]:
-    """Draws of `Tape.squared_norms_by_length` where all paths' gradients are one number (see test_by_length)."""
+    """Return draws of `Tape.squared_norms_by_length` if all path gradients are equal numbers (see test_by_length)."""
     signs = pathnet.paths.signs(N, count, seed).numpy()
     return SQUARES[(signs < 0).sum(1)]
 
@@ -49,28 +49,31 @@ def test_of_54_modules_it_is_astronomic() -> None:
 
 @pytest.mark.parametrize("count", [100, 1000, 3000])
 def test_aligned_paths_are_not_trusted_where_draws_that_were_never_seen_hold_the_mean(count: int) -> None:
-    """At length 27 the draws look harmless, and their mean is three times too small; the exact sums tell."""
+    """At length 27 the draws look harmless, but their mean is three times too small; the exact sums reveal it."""
     draws = aligned_draws(count)
-    found = judge(draws, COUNTS**2)
-    assert found.mean[27] < 0.6 * COUNTS[27] and found.tail[27] < found.threshold
-    assert not found.trusted[5:50].any() and not judge(draws).trusted[5:50].any()
-    assert found.aligned[27] > 1, "below the least that the sum of squares can be"
+    judgement = judge(draws, COUNTS**2)
+    assert judgement.mean[27] < 0.6 * COUNTS[27] and judgement.tail[27] < judgement.threshold
+    assert not judgement.trusted[5:50].any() and not judge(draws).trusted[5:50].any()
+    assert judgement.aligned[27] > 1, "below the least that the sum of squares can be"
     for k in (0, 1, N - 1, N):
-        assert found.trusted[k] and found.mean[k] == pytest.approx(COUNTS[k], rel=0.2)
+        assert judgement.trusted[k] and judgement.mean[k] == pytest.approx(COUNTS[k], rel=0.2)
 
 
 def test_whatever_is_trusted_is_near_the_expectation() -> None:
-    """Over lengths and draws that the closed form knows: some means are trusted, and none that is far off."""
+    """Check lengths and draws for which there is a closed form: some means are trusted, and none is far off."""
     off = []
     for seed in range(20):
-        found = judge(aligned_draws(200, seed), COUNTS**2)
-        off += list(np.abs(found.mean / COUNTS - 1)[found.trusted])
+        judgement = judge(aligned_draws(200, seed), COUNTS**2)
+        off += list(np.abs(judgement.mean / COUNTS - 1)[judgement.trusted])
     assert len(off) >= 4 * 20 and max(off) < 0.7
 
 
 def independent(count: int, n: int = 12, size: int = 40) -> tuple[NDArray[np.float64], ...]:
-    """Path gradients of random directions: draws [count, n + 1], and by length [n + 1] what they estimate, and the
-    squared norms of the exact sums."""
+    """Return draws on path gradients of random directions.
+
+    Returns:
+        Draws [count, n + 1], the sums that they estimate [n + 1], and the squared norms of the exact sums [n + 1].
+    """
     rng = np.random.default_rng(0)
     codes = pathnet.paths.enumerate_all(n).numpy().astype(np.int64)
     gradients, length = rng.normal(size=(len(codes), size)), codes.sum(1)
@@ -83,22 +86,24 @@ def independent(count: int, n: int = 12, size: int = 40) -> tuple[NDArray[np.flo
 
 def test_paths_of_random_directions_are_trusted() -> None:
     draws, expected, sums = independent(200)
-    found = judge(draws, sums)
-    assert found.trusted.all()
-    assert (np.abs(found.mean / expected - 1) <= 4 * found.error + 1e-9).all() and found.error.max() < 0.05
+    judgement = judge(draws, sums)
+    assert judgement.trusted.all()
+    assert (
+        np.abs(judgement.mean / expected - 1) <= 4 * judgement.error + 1e-9
+    ).all() and judgement.error.max() < 0.05
     pairs = sums / expected / [comb(12, k) for k in range(13)]
-    np.testing.assert_allclose(found.aligned, pairs, rtol=0.2)
+    np.testing.assert_allclose(judgement.aligned, pairs, rtol=0.2)
     alone = judge(draws)
     assert not alone.trusted[6] and np.isnan(alone.aligned).all(), "without exact sums they may all be aligned"
 
 
 @pytest.mark.parametrize(("count", "trusted"), [(1, False), (20, False), (21, False), (200, True)])
 def test_few_draws_are_not_trusted(count: int, trusted: bool) -> None:
-    """Whatever they are, unless they are all the same."""
+    """Check that few draws are not trusted, whatever they are, unless all are equal."""
     draws = np.stack([np.full(count, 3.0), np.random.default_rng(1).uniform(1, 2, count)], 1)
-    found = judge(draws, np.array([9.0, 0.0]))
-    assert found.trusted.tolist() == [count > 1, trusted] and found.draws == count
-    assert found.threshold == (pytest.approx(1 - 1 / np.log10(count)) if count > 1 else -np.inf)
+    judgement = judge(draws, np.array([9.0, 0.0]))
+    assert judgement.trusted.tolist() == [count > 1, trusted] and judgement.draws == count
+    assert judgement.threshold == (pytest.approx(1 - 1 / np.log10(count)) if count > 1 else -np.inf)
 
 
 def test_the_threshold_ends_at_0_7() -> None:
@@ -106,21 +111,21 @@ def test_the_threshold_ends_at_0_7() -> None:
 
 
 def test_the_standard_error_is_that_of_whole_batches() -> None:
-    """Draws that repeat what their batch is tell no more than one of each."""
+    """Repeated draws on a batch say no more than a single draw on it."""
     rng = np.random.default_rng(2)
     batches = rng.lognormal(size=(50, 3))
-    own = judge(batches)
-    np.testing.assert_allclose(own.error, batches.std(0, ddof=1) / 50**0.5 / batches.mean(0))
+    whole = judge(batches)
+    np.testing.assert_allclose(whole.error, batches.std(0, ddof=1) / 50**0.5 / batches.mean(0))
     again = judge(np.repeat(batches, 8, axis=0), batch=np.repeat(np.arange(50), 8))
-    np.testing.assert_allclose(again.error, own.error)
+    np.testing.assert_allclose(again.error, whole.error)
     one = judge(batches, batch=np.zeros(50, np.int64))
-    np.testing.assert_allclose(one.error, own.error)
+    np.testing.assert_allclose(one.error, whole.error)
     few = judge(batches[:18], batch=np.repeat(np.arange(9), 2))
     assert np.isnan(few.error).all() and np.isnan(judge(batches[:9]).error).all()
 
 
 def test_exact_sums_of_some_batches_are_compared_on_those() -> None:
-    """The draws of the others are a thousand times as large."""
+    """The draws on the other batches are a thousand times as large."""
     draws = np.random.default_rng(3).uniform(0.9, 1.1, (400, 3)) * np.repeat([1.0, 1000.0], 200)[:, None]
     sums = np.where(np.arange(400)[:, None] < 200, [[0.5, 1.0, 0.5]], np.nan)
     np.testing.assert_allclose(judge(draws, sums).aligned, [0.5, 0.5, 0.5], rtol=0.02)
@@ -155,12 +160,12 @@ def test_bad_draws_are_named(draws: NDArray[np.float64], sums: NDArray[np.float6
 
 @pytest.mark.parametrize("index", [0.1, 0.3, 0.5, 0.7, 1.0, 1.5])
 def test_it_is_the_index_of_a_generalised_pareto_distribution(index: float) -> None:
-    """Drawn towards 1/2 with the weight of ten among the 190 that are fitted."""
-    found = []
+    """The index is shrunk towards 1/2 with the weight of ten values; 190 are fitted."""
+    indices = []
     for seed in range(40):
         rng = np.random.default_rng([seed, int(10 * index)])
-        found.append(tail_index(genpareto.rvs(index, size=4000, random_state=rng)))
-    assert np.mean(found) == pytest.approx((190 * index + 5) / 200, abs=0.07)
+        indices.append(tail_index(genpareto.rvs(index, size=4000, random_state=rng)))
+    assert np.mean(indices) == pytest.approx((190 * index + 5) / 200, abs=0.07)
 
 
 def test_it_is_that_of_maximum_likelihood_where_values_are_many() -> None:

@@ -8,14 +8,14 @@ import typer
 
 import pathnet
 from pathnet.commands import experiments, figures
-from pathnet.commands.bench import Bench, bench
-from pathnet.commands.demo import Demo, demo
-from pathnet.commands.doctor import Doctor, doctor
-from pathnet.commands.failures import Command, OneLineFailures
+from pathnet.commands.bench import BenchSettings, bench
+from pathnet.commands.demo import DemoSettings, demo
+from pathnet.commands.doctor import DoctorSettings, doctor
+from pathnet.commands.failures import OneLineFailures, PlainCommand
 from pathnet.commands.flags import command_of
-from pathnet.commands.gradients import Gradients, gradients
+from pathnet.commands.gradients import GradientsSettings, gradients
 from pathnet.commands.streams import say
-from pathnet.commands.train import Train, train
+from pathnet.commands.train import TrainSettings, train
 from pathnet.paper import EXPERIMENTS
 
 __all__ = ["app"]
@@ -38,13 +38,13 @@ def _pathnet(
     """Measure gradients along single paths of residual networks."""
 
 
-app.command(cls=Command)(command_of(Train, train))
-app.command(cls=Command)(command_of(Gradients, gradients))
-app.command(cls=Command, epilog=figures.EPILOG)(command_of(figures.Figures, figures.figures))
-app.command(cls=Command)(command_of(Demo, demo))
-app.command(cls=Command)(command_of(Bench, bench))
-app.command(cls=Command)(command_of(Doctor, doctor))
+app.command(cls=PlainCommand)(command_of(TrainSettings, train))
+app.command(cls=PlainCommand)(command_of(GradientsSettings, gradients))
+app.command(cls=PlainCommand, epilog=figures.EPILOG)(command_of(figures.FiguresSettings, figures.figures))
+app.command(cls=PlainCommand)(command_of(DemoSettings, demo))
+app.command(cls=PlainCommand)(command_of(BenchSettings, bench))
+app.command(cls=PlainCommand)(command_of(DoctorSettings, doctor))
 for name in EXPERIMENTS:
-    app.command(name, cls=Command, rich_help_panel="Experiments of the paper", epilog=experiments.EPILOG)(
+    app.command(name, cls=PlainCommand, rich_help_panel="Experiments of the paper", epilog=experiments.EPILOG)(
         experiments.experiment_command(name)
     )

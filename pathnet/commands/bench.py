@@ -15,13 +15,13 @@ from pathnet.commands.shared import Json
 from pathnet.progress import reporter
 from pathnet.settings import Above, Checked, Flag, Help, check_settings
 
-__all__ = ["Bench", "bench"]
+__all__ = ["BenchSettings", "bench"]
 
 CHECKOUT = Path(pathnet.__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
-class Bench:
+class BenchSettings:
     """Settings of ``pathnet bench``."""
 
     small: Annotated[bool, Help("Rehearse: seconds, and numbers without meaning.")] = False
@@ -40,7 +40,7 @@ class Bench:
         check_settings(self)
 
 
-def bench(settings: Bench) -> None:
+def bench(settings: BenchSettings) -> None:
     """Time the cpu engine beside plain PyTorch, after a check of everybody's results; in a checkout only."""
     from pathnet.commands.printing import console, print_json
     from pathnet.commands.streams import say, standard_output

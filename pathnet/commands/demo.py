@@ -17,11 +17,11 @@ from pathnet.experiments.plans import PathGradients
 from pathnet.settings import check_settings
 from pathnet.study import PRESETS
 
-__all__ = ["Demo", "demo"]
+__all__ = ["DemoSettings", "demo"]
 
 
 @dataclass(frozen=True)
-class Demo:
+class DemoSettings:
     """Settings of ``pathnet demo``."""
 
     run: RunFolder = Path("runs/demo")
@@ -33,7 +33,7 @@ class Demo:
         check_utf_8("run", self.run)
 
 
-def demo(settings: Demo) -> None:
+def demo(settings: DemoSettings) -> None:
     """Train a small network on digits, measure its path gradients, draw Figure 6: in three minutes."""
     from pathnet import results
     from pathnet.commands.printing import print_training

@@ -11,17 +11,17 @@ import torch
 import pathnet
 from pathnet.commands.shared import Json
 
-__all__ = ["Doctor", "doctor"]
+__all__ = ["DoctorSettings", "doctor"]
 
 
 @dataclass(frozen=True)
-class Doctor:
+class DoctorSettings:
     """Settings of ``pathnet doctor``."""
 
     as_json: Json = False
 
 
-def doctor(settings: Doctor) -> None:
+def doctor(settings: DoctorSettings) -> None:
     """Say what is installed, built and usable here, and why other things are not."""
     from pathnet.commands.printing import print_facts, print_json
 

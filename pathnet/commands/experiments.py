@@ -6,9 +6,9 @@ from dataclasses import dataclass, fields
 from typing import Annotated
 
 from pathnet import study as studies
-from pathnet.commands.flags import Command, command_of
+from pathnet.commands.flags import Callback, command_of
 from pathnet.commands.shared import device_of
-from pathnet.commands.studies import OnStudy, loaded, study_on
+from pathnet.commands.studies import StudySettings, loaded, study_on
 from pathnet.experiments.plans import Plan
 from pathnet.paper import EXPERIMENTS, Experiment
 from pathnet.progress import reporter
@@ -16,7 +16,7 @@ from pathnet.settings import Flag, Help
 from pathnet.study import KINDS
 from pathnet.training import Recipe
 
-__all__ = ["EPILOG", "OfExperiment", "experiment_command"]
+__all__ = ["EPILOG", "ExperimentSettings", "experiment_command"]
 
 EPILOG = (
     "Settings default to the preset's. The settings of pathnet figures --all that are not listed here are accepted, "
@@ -25,7 +25,7 @@ EPILOG = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfExperiment(OnStudy):
+class ExperimentSettings(StudySettings):
     """Settings of the command of an experiment."""
 
     weights: Annotated[
@@ -35,11 +35,11 @@ class OfExperiment(OnStudy):
     ] = None
 
 
-def experiment_command(name: str) -> Command:
+def experiment_command(name: str) -> Callback:
     """Return the command of an experiment, whose help shows the settings that the experiment reads."""
     experiment = EXPERIMENTS[name]
 
-    def run(settings: OfExperiment) -> None:
+    def run(settings: ExperimentSettings) -> None:
         from pathnet.commands.runs import print_runs
 
         study, place = settings.study, settings.place
@@ -50,7 +50,7 @@ def experiment_command(name: str) -> Command:
         print_runs(runs, settings.as_json)
 
     run.__doc__ = f"{experiment.about} ({experiment.paper})"
-    return command_of(OfExperiment, run, _unread(experiment))
+    return command_of(ExperimentSettings, run, _unread(experiment))
 
 
 def _unread(experiment: Experiment) -> set[str]:

@@ -14,13 +14,13 @@ from pathnet import interrupts
 from pathnet.commands.streams import fail
 from pathnet.printable import printable
 
-__all__ = ["Command", "OneLineFailures", "kept"]
+__all__ = ["OneLineFailures", "PlainCommand", "kept"]
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 """UsageError of Click, which newer versions of Typer include and older ones import."""
 
 
-class Command(TyperCommand):
+class PlainCommand(TyperCommand):
     """Command whose ``--help`` shows no type."""
 
     def get_help_option(self, ctx: Any) -> Any:
@@ -32,7 +32,7 @@ class OneLineFailures(TyperGroup):
     """Group of commands whose failures are one line on stderr."""
 
     def get_help_option(self, ctx: Any) -> Any:
-        """Return the option ``--help`` as `Command` has it."""
+        """Return the option ``--help`` as `PlainCommand` has it."""
         return _without_type(super().get_help_option(ctx))
 
     def main(self, *args: Any, **options: Any) -> Any:

@@ -11,7 +11,7 @@ import typer
 from pathnet import study as studies
 from pathnet.commands.places import check_existing_folder, check_folder_to_write
 from pathnet.commands.streams import say
-from pathnet.commands.studies import OnStudy, study_on
+from pathnet.commands.studies import StudySettings, study_on
 from pathnet.paper import EXPERIMENTS, claims
 from pathnet.progress import reporter
 from pathnet.settings import Checked, Flag, Help
@@ -19,7 +19,7 @@ from pathnet.settings import Checked, Flag, Help
 if TYPE_CHECKING:
     from pathnet.results import Run
 
-__all__ = ["EPILOG", "Figures", "figures"]
+__all__ = ["EPILOG", "FiguresSettings", "figures"]
 
 EPILOG = "With --all, settings default to the preset's."
 
@@ -30,7 +30,7 @@ def _check_run(name: str, run: Path) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures(OnStudy):
+class FiguresSettings(StudySettings):
     """Settings of ``pathnet figures``."""
 
     run: Annotated[
@@ -44,7 +44,7 @@ class Figures(OnStudy):
     ] = False
 
 
-def figures(settings: Figures) -> None:
+def figures(settings: FiguresSettings) -> None:
     """Draw the figures of a run again from what it measured; with --all, do all of the paper."""
     from pathnet import report, results
     from pathnet.commands.printing import print_claims, print_json
@@ -66,7 +66,7 @@ def figures(settings: Figures) -> None:
         say(f"{sum(claim.held for claim in said)} of {len(said)} claims held", place, page)
 
 
-def _measured(settings: Figures) -> tuple[str, list[Run]]:
+def _measured(settings: FiguresSettings) -> tuple[str, list[Run]]:
     """Return the name of the data, and the runs of every experiment, after training and measuring what is missing."""
     study, runs = settings.study, list["Run"]()
     with study_on(settings) as (data, networks):

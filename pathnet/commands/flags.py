@@ -13,9 +13,10 @@ import typer
 from pathnet.settings import Flag, Panel, Setting, Without, settings_of
 from pathnet.study import PRESETS
 
-__all__ = ["Command", "OverPreset", "command_of"]
+__all__ = ["Callback", "OverPreset", "command_of"]
 
-Command = Callable[..., None]
+Callback = Callable[..., None]
+"""Function that Typer makes a command of: its parameters are the flags."""
 Settings = TypeVar("Settings")
 
 PANELS = ("", "Measurements", "Study", "Network", "Networks", "Training", "General")
@@ -45,7 +46,7 @@ class _Place:
 
 def command_of(
     kind: type[Settings], run: Callable[[Settings], None], hidden: Container[str] = frozenset()
-) -> Command:
+) -> Callback:
     """Return the function that Typer makes a command of: it builds the settings from flags, and runs with them.
 
     Args:

@@ -19,7 +19,7 @@ from pathnet.study import SkipBroken
 if TYPE_CHECKING:
     from pathnet.results import Run
 
-__all__ = ["Gradients", "check_weights", "gradients", "measured"]
+__all__ = ["GradientsSettings", "check_weights", "gradients", "measured"]
 
 
 def check_weights(name: str, file: Path) -> None:
@@ -28,7 +28,7 @@ def check_weights(name: str, file: Path) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gradients:
+class GradientsSettings:
     """Settings of ``pathnet gradients``."""
 
     data: ExistingData
@@ -48,7 +48,7 @@ class Gradients:
         check_settings(self)
 
 
-def gradients(settings: Gradients) -> None:
+def gradients(settings: GradientsSettings) -> None:
     """Measure the gradient along single paths, or all of them, and draw Figure 6.
 
     An interrupted run continues. What other methods measure by the same plan goes into the same folder and figure.

@@ -26,14 +26,14 @@ from pathnet.study import Preset, Study
 if TYPE_CHECKING:
     from pathnet.experiments.run import Networks
 
-__all__ = ["OnStudy", "loaded", "study_on"]
+__all__ = ["StudySettings", "loaded", "study_on"]
 
 SMALL_IMAGE = 256
 """Pixels of an image up to which one thread trains and measures faster than several."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnStudy:
+class StudySettings:
     """Settings of every command on a study."""
 
     preset: Annotated[
@@ -66,7 +66,7 @@ class OnStudy:
 
 
 @contextmanager
-def study_on(settings: OnStudy) -> Iterator[tuple[Data, Callable[[str], Networks]]]:
+def study_on(settings: StudySettings) -> Iterator[tuple[Data, Callable[[str], Networks]]]:
     """Yield the data of a study, and a function that trains the networks of an experiment."""
     study, place, device = settings.study, settings.place, device_of(settings.device)
     check_data("data", study.data)

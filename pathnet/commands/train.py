@@ -14,21 +14,20 @@ import torch
 import torch.distributed as dist
 
 from pathnet import models, training
-from pathnet.checks import check_number
 from pathnet.commands.failures import kept
 from pathnet.commands.places import check_file_to_write, check_folder_to_write, check_utf_8
 from pathnet.commands.shared import Device, ExistingData, Json, device_of
 from pathnet.data import Data, load
 from pathnet.printable import printable
 from pathnet.progress import reporter
-from pathnet.settings import Checked, Flag, Help, Panel, check_settings
+from pathnet.settings import Above, AtMost, Checked, Flag, Help, Panel, check_settings
 from pathnet.study import SkipBroken, check_size
 from pathnet.training import Epoch, Recipe
 
 if TYPE_CHECKING:
     from pathnet.effective_depth import EffectiveDepth
 
-__all__ = ["Train", "train", "trained"]
+__all__ = ["TrainSettings", "train", "trained"]
 
 DEPTH_IMAGES = 32
 """Images on which effective depth is measured during a training."""
@@ -45,7 +44,7 @@ def _check_depths(name: str, file: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkSettings:
     """Settings of a network; a setting that is None is the model's default."""
 
     model: Annotated[
@@ -70,12 +69,17 @@ class Network:
     survival: Annotated[
         float | None,
         Help("Survival probability of the last module under stochastic depth."),
+        Above(0),
+        AtMost(1),
         Flag(default="1"),
     ] = None
     gate_bias: Annotated[
         float | None, Help("Initial bias of the gates of a highway network."), Flag(default="-1")
     ] = None
     stages: Annotated[int | None, Help("Stages of a VGG, with a pooling between any two."), Flag(default="4")] = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def config(self, data: Data) -> dict[str, Any]:
         """Return how the network is built for a data set, as `pathnet.models.build` takes it."""
@@ -85,13 +89,11 @@ class Network:
         config["num_classes"] = len(data.classes)
         if self.model != "preact_resnet_imagenet":
             config["in_channels"] = data.image_shape[0]
-        if self.gate_bias is not None:
-            check_number("gate_bias", self.gate_bias)
         return config
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class TrainSettings:
     """Settings of ``pathnet train``."""
 
     data: ExistingData
@@ -111,7 +113,7 @@ class Train:
         Flag(value="FILE"),
         Checked(_check_depths),
     ] = None
-    network: Annotated[Network, Panel("Network")]
+    network: Annotated[NetworkSettings, Panel("Network")]
     recipe: Annotated[Recipe, Panel("Training")]
     device: Device = "auto"
     as_json: Json = False
@@ -120,7 +122,7 @@ class Train:
         check_settings(self)
 
 
-def train(settings: Train) -> None:
+def train(settings: TrainSettings) -> None:
     """Train a network; an interrupted training continues from its checkpoint.
 
     Started by torchrun, its processes share out each batch.

@@ -25,8 +25,8 @@ CHUNK = 1 << 24
 def digits() -> Data:
     """Return scikit-learn's 1,797 handwritten digits, 8x8 with one channel; the last 360 are the test split.
 
-    Other people wrote the last fifth than the rest, which makes this the harder split. A mirrored digit is no digit,
-    so the augmentation only shifts, by up to one pixel.
+    Other people wrote the last fifth than the rest, which makes this the harder split. The augmentation shifts images
+    by up to one pixel, and does not mirror them, since a mirrored digit is not a digit.
 
     Raises:
         ModuleNotFoundError: scikit-learn is not installed.

@@ -89,7 +89,7 @@ class _ParquetSplit:
             raise ValueError(f"data: {folder} has no {split}-*.parquet, got {contents(folder)}")
         rows = [row for file in files for row in _rows(file)]
         self.broken: dict[str, str] = {}
-        # The first image is decoded alone: its size bounds the rest, before threads hold a thousand of them.
+        # The first image is decoded alone: its size bounds the rest, before threads decode a thousand at once.
         first_image: np.ndarray[Any, Any] | None = None
         for number, row in enumerate(rows):
             try:

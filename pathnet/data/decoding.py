@@ -100,8 +100,8 @@ def decode(encoded: bytes, origin: str, side: int | None = None) -> np.ndarray[A
         side: length to scale the shorter side to, before cropping at the centre.
 
     Raises:
-        BrokenImage: the bytes are no such image, or the image is truncated, animated, of an unsupported mode, or has
-            more than `MOST_PIXELS` pixels.
+        BrokenImage: the bytes are not such an image, or the image is truncated, animated, of an unsupported mode, or
+            has more than `MOST_PIXELS` pixels.
         ValueError: memory does not suffice.
         ModuleNotFoundError: pillow is not installed.
     """

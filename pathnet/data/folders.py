@@ -54,7 +54,7 @@ def class_folders(folder: str | Path, side: int | None = None, skip_broken: bool
         raise ValueError(f"data: {folder / 'train'} contains no class folders, got {contents(folder / 'train')}")
     if unknown := [name for name in _folders_in(folder / held_out) if name not in classes]:
         raise ValueError(
-            f"data: {folder / held_out} contains folders that are no classes of {folder / 'train'}: "
+            f"data: {folder / held_out} contains folders that are not classes of {folder / 'train'}: "
             f"{enumerated(unknown)}"
         )
     splits = [_list_classes(folder / name, classes, skip_broken) for name in ("train", held_out)]
@@ -132,8 +132,7 @@ def _warn_of_ignored(folder: Path, entries: Sequence[Path]) -> None:
     names = [str(entry.relative_to(folder)) for entry in entries if not entry.name.startswith(".")]
     if names:
         warnings.warn(
-            f"data: {folder} contains {len(names):,} entries that are no images of a class, which are ignored: "
-            f"{enumerated(names)}",
+            f"data: ignored {len(names):,} entries of {folder} that are not images of a class: {enumerated(names)}",
             RuntimeWarning,
             stacklevel=3,
         )

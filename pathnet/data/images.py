@@ -39,7 +39,7 @@ class Data:
         image_shape: shape (C, H, W) of every image.
 
     Raises:
-        ValueError: a split is no `Images`, has no images or has labels outside the classes, or the images of the
+        ValueError: a split is not an `Images`, has no images or has labels outside the classes, or the images of the
             splits differ in shape.
     """
 

@@ -22,7 +22,7 @@ def existing_folder(folder: object, expected: str = "the path of a folder") -> P
     """Return the path of a folder that exists.
 
     Raises:
-        ValueError: it is no path, or no folder is there.
+        ValueError: it is not a path, or there is no folder at it.
     """
     if not isinstance(folder, str | Path):
         raise ValueError(f"data: expected {expected}, got {described(folder)}")
@@ -32,7 +32,7 @@ def existing_folder(folder: object, expected: str = "the path of a folder") -> P
         # The name is too long for a file, or a folder of the path may not be entered.
         exists = False
     if not exists:
-        raise ValueError(f"data: expected {expected}, got {described(str(folder))}, which is no folder")
+        raise ValueError(f"data: expected {expected}, got {described(str(folder))}, which is not a folder")
     return Path(folder)
 
 

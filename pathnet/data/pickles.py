@@ -29,7 +29,7 @@ def read_batch(file: Path) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], list[ob
     """Return the images of a batch, uint8 [N, 3, 32, 32], and N labels, which are not checked.
 
     Raises:
-        ValueError: the file is no such batch, is larger than 256 MiB, or requests more memory than its size.
+        ValueError: the file is not such a batch, is larger than 256 MiB, or requests more memory than its size.
     """
     check_regular(file, MOST_BYTES)
     content = file.read_bytes()

@@ -49,7 +49,8 @@ def unsupported_block(form: Form) -> str | None:
     if form.projection is not None and form.projection.kernel_size[0] != 1:
         return "it has a projection with a kernel larger than 1"
     # Different strides may lead to outputs of one size: on a side of 4, 2 and 3.
-    stride = math.prod(conv.stride[0] for conv in form.convs)
+    # As a list, since torch.compile traces no generator here.
+    stride = math.prod([conv.stride[0] for conv in form.convs])
     if form.projection is not None and form.projection.stride[0] != stride:
         return "it has a projection of another stride than its module"
     return None

@@ -25,7 +25,7 @@ PART_SECONDS = 30.0
 COSINE = Range(-1.0 - 1e-6, 1.0 + 1e-6, nan=True)
 """Range of a cosine in float64, with room for rounding; NaN if one of the vectors is zero."""
 
-Record = Callable[[int], Tape]
+RecordBatch = Callable[[int], Tape]
 """Function that records the batch with a given number."""
 
 
@@ -100,7 +100,7 @@ class SignedDraw:
     engine: str
 
 
-def measure_exact(run: results.Run, batches: int, record: Record, progress: Progress | None = None) -> None:
+def measure_exact(run: results.Run, batches: int, record: RecordBatch, progress: Progress | None = None) -> None:
     """Measure the exact sums that the run lacks on batches 0 to ``batches`` - 1.
 
     Measurements are written every 30 s, at the end, and on an interrupt.
@@ -113,7 +113,7 @@ def measure_exact(run: results.Run, batches: int, record: Record, progress: Prog
 
 
 def measure_signed(
-    run: results.Run, batches: int, draws: int, seed: int, record: Record, progress: Progress | None = None
+    run: results.Run, batches: int, draws: int, seed: int, record: RecordBatch, progress: Progress | None = None
 ) -> None:
     """Measure the signed draws 0 to ``draws`` - 1 that the run lacks on each of the batches 0 to ``batches`` - 1.
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pathnet import results
 from pathnet.data import Data
 from pathnet.experiments.drawn_paths import DrawnPaths, drawn_paths
-from pathnet.experiments.errors import INTACT, Drawn, ErrorCounts, Spread, measure_errors
+from pathnet.experiments.errors import INTACT, DrawnLesion, ErrorCounts, Spread, measure_errors
 from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, open_run, unfinished
 from pathnet.lesion import Lesion
 from pathnet.training import Progress
@@ -71,7 +71,7 @@ def measure(
     if plan.modules > least:
         raise ValueError(f"modules: expected at most {least} (the network's), got {plan.modules}")
     as_it_is = {kind: [[INTACT]] * len(seeds) for kind, seeds in nets.items()}
-    scaled = {"effective": [[Drawn(0, 0, Lesion(scale=plan.modules / net.n))] for net in nets["effective"]]}
+    scaled = {"effective": [[DrawnLesion(0, 0, Lesion(scale=plan.modules / net.n))] for net in nets["effective"]]}
     settings = {"modules": plan.modules, "images": plan.images}
     with open_run(NAME, nets, data, settings, {}, folder) as run:
         measure_errors(run, nets, data, plan, as_it_is, progress, bn="running")

@@ -17,14 +17,14 @@ from pathnet.lesion import BatchNormPolicy, Lesion
 from pathnet.results import Range
 from pathnet.training import Progress
 
-__all__ = ["INTACT", "Drawn", "ErrorCount", "ErrorCounts", "Spread", "measure_errors", "spread"]
+__all__ = ["INTACT", "DrawnLesion", "ErrorCount", "ErrorCounts", "Spread", "measure_errors", "spread"]
 
 TOGETHER = 32
 
 Array = NDArray[np.float64]
 
 
-class Drawn(NamedTuple):
+class DrawnLesion(NamedTuple):
     """A lesion to measure.
 
     Attributes:
@@ -38,7 +38,7 @@ class Drawn(NamedTuple):
     lesion: Lesion
 
 
-INTACT = Drawn(0, 0, Lesion())
+INTACT = DrawnLesion(0, 0, Lesion())
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ErrorCount:
     Attributes:
         network: kind of the network.
         seed: number of the network among those of its kind.
-        size, draw: see `Drawn`.
+        size, draw: see `DrawnLesion`.
         deleted, order, scale: see `pathnet.lesion.Lesion`.
         bn: policy for batch normalisation.
         images: number of test images.
@@ -76,9 +76,9 @@ class ErrorCount:
         return self.wrong / self.images
 
     @property
-    def drawn(self) -> Drawn:
+    def drawn(self) -> DrawnLesion:
         """Lesion of the row."""
-        return Drawn(self.size, self.draw, Lesion(self.deleted, self.order, self.scale))
+        return DrawnLesion(self.size, self.draw, Lesion(self.deleted, self.order, self.scale))
 
 
 class ErrorCounts:
@@ -136,7 +136,7 @@ def measure_errors(
     nets: Networks,
     data: Data,
     plan: Plan,
-    lesions: Mapping[str, Sequence[Sequence[Drawn]]],
+    lesions: Mapping[str, Sequence[Sequence[DrawnLesion]]],
     progress: Progress | None = None,
     bn: BatchNormPolicy | None = None,
 ) -> None:

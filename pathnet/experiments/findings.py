@@ -97,7 +97,7 @@ def _findings_of_signed(comparison: Comparison, signed: Signed) -> list[str]:
                 if known
                 else "without exact sums, it cannot be ruled out that the paths are so aligned"
             )
-            lines.append(f"{_lengths(aligned)}: {why} that unseen, rare draws hold much of the mean")
+            lines.append(f"{_lengths(aligned)}: {why} that rare, unseen draws may hold much of the mean")
     if comparison.cost is not None:
         lines += _findings_of_cost(comparison.cost)
     return lines

@@ -7,7 +7,7 @@ from pathlib import Path
 from pathnet import results
 from pathnet.data import Data
 from pathnet.experiments.by_size import smoothness, summarise
-from pathnet.experiments.errors import INTACT, Drawn, measure_errors
+from pathnet.experiments.errors import INTACT, DrawnLesion, measure_errors
 from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, open_run
 from pathnet.lesion import Lesion
 from pathnet.streams import stream
@@ -34,12 +34,12 @@ def measure(
         return run
 
 
-def _draw(n: int, seed: int, plan: Plan) -> list[Drawn]:
+def _draw(n: int, seed: int, plan: Plan) -> list[DrawnLesion]:
     drawn = [INTACT]
     for size in range(1, min(plan.deletions, n) + 1):
         for draw in range(plan.draws):
             chosen = stream(plan.plan_seed, "deletions", seed, size, draw).choice(n, size, replace=False)
-            drawn.append(Drawn(size, draw, Lesion(tuple(sorted(chosen.tolist())))))
+            drawn.append(DrawnLesion(size, draw, Lesion(tuple(sorted(chosen.tolist())))))
     return drawn
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from pathnet import results
 from pathnet.data import Data
 from pathnet.experiments.by_size import by_tau, smoothness, summarise
-from pathnet.experiments.errors import INTACT, Drawn, measure_errors
+from pathnet.experiments.errors import INTACT, DrawnLesion, measure_errors
 from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, open_run
 from pathnet.lesion import Lesion
 from pathnet.lesion.networks import block_shapes
@@ -41,7 +41,7 @@ def measure(
         return run
 
 
-def _draw(net: ResidualNet, seed: int, data: Data, plan: Plan) -> list[Drawn]:
+def _draw(net: ResidualNet, seed: int, data: Data, plan: Plan) -> list[DrawnLesion]:
     image, _ = next(data.test_batches(1))
     shapes = block_shapes(net, image.to(next(net.parameters()).device))
     keeps = [entering == leaving for entering, leaving in shapes]
@@ -52,7 +52,7 @@ def _draw(net: ResidualNet, seed: int, data: Data, plan: Plan) -> list[Drawn]:
     for size in range(1, plan.swaps + 1):
         for draw in range(plan.draws):
             chosen = stream(plan.plan_seed, "swaps", seed, size, draw).integers(len(pairs), size=size)
-            drawn.append(Drawn(size, draw, Lesion(order=swapped(net.n, [pairs[pair] for pair in chosen]))))
+            drawn.append(DrawnLesion(size, draw, Lesion(order=swapped(net.n, [pairs[pair] for pair in chosen]))))
     return drawn
 
 

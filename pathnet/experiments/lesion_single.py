@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pathnet import results
 from pathnet.data import Data
-from pathnet.experiments.errors import INTACT, Drawn, ErrorCounts, measure_errors
+from pathnet.experiments.errors import INTACT, DrawnLesion, ErrorCounts, measure_errors
 from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, open_run, unfinished
 from pathnet.lesion import Lesion
 from pathnet.training import Progress
@@ -96,7 +96,7 @@ def measure_deletions(
 ) -> None:
     """Measure the errors that the run lacks, of all networks intact and without each of their blocks."""
     lesions = {
-        kind: [[INTACT, *(Drawn(1, 0, Lesion((i,))) for i in range(net.n))] for net in seeds]
+        kind: [[INTACT, *(DrawnLesion(1, 0, Lesion((i,))) for i in range(net.n))] for net in seeds]
         for kind, seeds in nets.items()
     }
     measure_errors(run, nets, data, plan, lesions, progress)
@@ -161,7 +161,7 @@ def _claims_of_residual(deletions: SingleDeletions) -> list[Claim]:
             Claim(
                 "Deleting a downsampling block matters more.",
                 WHERE,
-                f"their mean cost is at least {DOWNSAMPLING_MATTERS:g} times that of the other blocks",
+                f"the mean cost of such a block is at least {DOWNSAMPLING_MATTERS:g} times that of the others",
                 f"{100 * downsampling.mean():.2g} points against {100 * plain.mean():.2g}",
                 bool(downsampling.mean() >= DOWNSAMPLING_MATTERS * plain.mean() and downsampling.mean() > 0),
             )

@@ -113,7 +113,7 @@ def measure_each(
 
 
 def _measure_sampled(
-    record: by_length.Record, plan: PathGradients, run: results.Run, progress: Progress | None
+    record: by_length.RecordBatch, plan: PathGradients, run: results.Run, progress: Progress | None
 ) -> None:
     measured, n = run.measurements(), run.n
     lengths_of: defaultdict[int, set[int]] = defaultdict(set)
@@ -122,13 +122,13 @@ def _measure_sampled(
     done = sum(len(lengths) == n for batch, lengths in lengths_of.items() if batch < plan.batches)
     waiting: list[Measurements] = []
     written = time.monotonic()
-    walking: list[_Walk] = []
+    in_flight: list[_PathsInFlight] = []
 
     def fetch() -> None:
         nonlocal done, waiting, written
-        if not walking:
+        if not in_flight:
             return
-        waiting.append(walking.pop().measurements())
+        waiting.append(in_flight.pop().measurements())
         done += 1
         if progress is not None:
             progress(done, plan.batches, f"batches, engine {waiting[-1].engine[0]}")
@@ -145,12 +145,12 @@ def _measure_sampled(
             tape = record(batch)
             # The norms of the previous batch are fetched only now, so a GPU computes them while this batch is drawn.
             fetch()
-            walking.append(_Walk(batch, b, tape.path_gradient_norms(b), tape.engine))
+            in_flight.append(_PathsInFlight(batch, b, tape.path_gradient_norms(b), tape.engine))
             del tape  # which may be large, before the next batch is recorded
         fetch()
     finally:
         try:
-            waiting += [walk.measurements() for walk in walking]
+            waiting += [paths_of_batch.measurements() for paths_of_batch in in_flight]
         finally:
             run.add(waiting)
 
@@ -161,7 +161,7 @@ def _sent(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Walk:
+class _PathsInFlight:
     """Backward passes along one path per length on one batch; a GPU may still be computing them.
 
     Attributes:
@@ -224,7 +224,7 @@ def _claims_of_sampled(sampled: Summary) -> list[Claim]:
             "The gradient along a path falls about exponentially with its length.",
             WHERE,
             f"a falling line explains at least {EXPONENTIAL:.0%} of the variance of the mean norm's logarithm",
-            f"it explains {100 * sampled.straightness:.3g} %; each module multiplies the norm by {factor:.3g} "
+            f"the line explains {100 * sampled.straightness:.3g} %; each module multiplies the norm by {factor:.3g} "
             f"({bracketed(low, high, sampled.batches)})",
             bool(sampled.straightness >= EXPONENTIAL and factor < 1),
         ),

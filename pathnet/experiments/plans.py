@@ -1,4 +1,4 @@
-"""Plans: how much of what the experiments measure."""
+"""Plans: the amounts that experiments measure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Batches = Annotated[int, Help("Random training batches to measure path gradients
 
 @dataclass(frozen=True)
 class Plan:
-    """How much the experiments of a study measure; each driver reads the settings that it needs."""
+    """Amounts that the experiments of a study measure; each driver reads the settings that it needs."""
 
     draws: Annotated[int, Help("Random lesions of each size, for each network."), AtLeast(1)] = 100
     deletions: Annotated[int, Help("Largest number of blocks deleted at once."), AtLeast(1)] = 20
@@ -58,7 +58,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class PathGradients:
-    """How much one run of path gradients measures, and how."""
+    """Amount and method of what one run of path gradients measures."""
 
     batches: Batches = 1000
     method: Annotated[

@@ -254,6 +254,6 @@ def findings(summary: Summary) -> list[str]:
         lines.append(
             f"the paper's ranges for {PAPER_BLOCKS} blocks: lengths {middle.first} to {middle.last} hold "
             f"{percent(middle.paths)} of all paths (paper: more than 95 %); {short.first} to {short.last} hold "
-            f"{percent(short.paths)} of them (paper: 0.45 %), and {percent(short.gradient)} of the gradient here"
+            f"{percent(short.paths)} (paper: 0.45 %), and {percent(short.gradient)} of the gradient here"
         )
     return lines

@@ -117,7 +117,7 @@ def _draw_magnitude(axes: Axes, summary: Summary) -> None:
         np.maximum(summary.quantile_95, floor),
         color=LIGHT,
         linewidth=0,
-        label="5 to 95 % of the paths",
+        label="5th to 95th percentile",
     )
     zeros = f" ({summary.zeros} norms are 0: below the axis)" if summary.zeros else ""
     axes.plot(lengths[shown], summary.mean[shown], "o", color=BLUE, markersize=3, label=f"mean{zeros}")

@@ -143,7 +143,7 @@ def figure_5b(errors: ErrorBySize, title: str, path_stem: str | Path) -> list[Pa
         title: heading of the figure.
         path_stem: path of the files to write, without suffix.
     """
-    figure, (axes,) = panels(f"{_drawn(errors, title)} of 1 to {errors.sizes[-1]} swaps", 1, width=6.5)
+    figure, (axes,) = panels(f"{_drawn(errors, title)}, 1 to {errors.sizes[-1]} swaps", 1, width=6.5)
     tenths = by_tau(errors)
     positions = np.array([tau.mean() for tau in tenths.tau])
     gap = float(np.diff(-positions).min()) if len(positions) > 1 else 0.02

@@ -101,7 +101,7 @@ def figure_effective(training: EffectiveTraining, title: str, path_stem: str | P
     errors.axhline(float(training.full.mean()), color=DARK, linewidth=0.8, linestyle="--")
     errors.set_xticks(range(len(groups)), list(groups), fontsize=8)
     errors.set_xlim(-0.6, len(groups) - 0.4)
-    errors.set_ylabel("test error (bar at the side: 95 % interval of the difference)")
+    errors.set_ylabel("test error (side bar: 95 % interval of difference)")
     in_percent(errors)
     errors.set_ylim(bottom=0)
     headed(lengths, f"(b) paths trained with {training.modules} of {training.blocks} modules")

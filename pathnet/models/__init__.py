@@ -1,4 +1,4 @@
-"""Networks as a stem, residual building blocks and a head."""
+"""Networks as a stem, residual blocks and a head."""
 
 from pathnet.models.highway_blocks import HighwayBlock, highway
 from pathnet.models.postactivation import PostactBlock, resnet

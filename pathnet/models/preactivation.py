@@ -47,7 +47,7 @@ def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 
 
 
 class PreactBlock(Block):
-    """A chain of BN-ReLU-conv units beside a skip (equation 2 of the paper).
+    """A chain of BN-ReLU-conv units with a skip connection (equation 2 of the paper).
 
     If the block changes shape, a ``projection`` skip reads the pre-activated input, as the residual module does: both
     branches then contain the first unit's BN and ReLU. A ``pad`` skip reads the raw input.
@@ -176,7 +176,7 @@ def check_size(name: str, value: object) -> int:
     """Return a number of channels or classes as a Python integer.
 
     Raises:
-        ValueError: it is no integer, less than 1, or more than any network has.
+        ValueError: it is not an integer, less than 1, or more than any network has.
     """
     return check_integer(name, value, 1, MOST_CLASSES if name == "num_classes" else MOST_CHANNELS)
 

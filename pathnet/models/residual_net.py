@@ -36,10 +36,13 @@ class Unit:
 
 @dataclass(frozen=True)
 class FusedForm:
-    """A block as fused engines see it: ``units`` in the order of the forward pass, and the skip.
+    """A pre-activation block in the form that fused engines take.
 
-    ``projection`` reads what the first unit's convolution reads (the pre-activated input). ``pad`` takes every
-    ``stride``-th pixel of the block's input and appends zero channels. With neither, the skip is the identity.
+    Attributes:
+        units: the units of the residual module, in the order of the forward pass.
+        projection: the convolution of the skip, which reads the pre-activated input, as the first unit's does.
+        pad: whether the skip takes every ``stride``-th pixel of the block's input and appends zero channels. With
+            neither ``projection`` nor ``pad``, the skip is the identity.
     """
 
     units: tuple[Unit, ...]
@@ -48,16 +51,21 @@ class FusedForm:
 
     @property
     def convs(self) -> tuple[nn.Conv2d, ...]:
-        """The convolutions of the residual module, in the order of the forward pass."""
+        """Convolutions of the residual module, in the order of the forward pass."""
         return tuple(unit.conv for unit in self.units)
 
 
 @dataclass(frozen=True)
 class PostActivationForm:
-    """A post-activation block (He et al., "Deep Residual Learning for Image Recognition", 2016), as engines see it.
+    """A post-activation block in the form that fused engines take.
 
-    The residual module is convolutions, each with its BN, and ReLUs between them; a ReLU, the join, ends the block.
-    ``projection`` reads the block's input, and ``projection_bn`` follows it; ``pad`` is as in `FusedForm`.
+    The block is that of He et al., "Deep Residual Learning for Image Recognition", 2016: convolutions, each followed
+    by its BN, with ReLUs between them, and a ReLU after the addition (`Block.join`).
+
+    Attributes:
+        convs, bns: the convolutions of the residual module and their BNs, in the order of the forward pass.
+        projection, projection_bn: the convolution of the skip, which reads the block's input, and its BN.
+        pad: see `FusedForm`.
     """
 
     convs: tuple[nn.Conv2d, ...]
@@ -68,7 +76,7 @@ class PostActivationForm:
 
 
 Form = FusedForm | PostActivationForm
-"""The forms of blocks that fused engines know."""
+"""Forms in which fused engines take a block."""
 
 
 class Block(nn.Module):
@@ -142,7 +150,7 @@ class Block(nn.Module):
         """Fold constants into weights. Called on copies in evaluation mode that will not be trained."""
 
     def form(self) -> Form | None:
-        """Return the block as fused engines read it, or None where they have no form for it."""
+        """Return the form in which fused engines take the block, or None if they cannot run it."""
         return None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def fingerprint(net: ResidualNet) -> str:
     """Return the model hash of a run: SHA-256 over names, dtypes, shapes and values of all weights and statistics.
 
     Raises:
-        ValueError: ``net`` is no `ResidualNet`, or has tensors on the meta device.
+        ValueError: ``net`` is not a `ResidualNet`, or has tensors on the meta device.
     """
     check_net(net)
     digest = hashlib.sha256()
@@ -187,7 +187,7 @@ def load(path: str | Path) -> ResidualNet:
     path = check_path("path", path)
     tensors, metadata = read_tensors(path)
     if "config" not in metadata:
-        raise ValueError(f"weights: {path} holds no model configuration (expected a file written by pathnet)")
+        raise ValueError(f"weights: {path} contains no model configuration (expected a file written by pathnet)")
     net = _skeleton(metadata["config"], len(tensors), path)
     _check_state(net, tensors, path)
     net = net.to_empty(device="cpu")

@@ -45,12 +45,12 @@ def test_other_methods_go_into_the_folder_and_the_figure(weights: Path, tmp_path
     assert lines[-5:] == [str(tmp_path), *(str(tmp_path / "figures" / stem) for stem in stems)]
     headings = [line for line in lines if line.startswith("digits; preact_resnet, depth 20, width 4, 9 blocks")]
     assert [heading.rstrip().partition("blocks")[2] for heading in headings] == ["", ": exact", ": signed"]
-    told = " ".join(lines)
+    words = " ".join(lines)
     assert (
-        "exact sums over all 2^9 paths, on 3 batches" in told
-        and "3 signed draws on 3 batches, too few for a standard error; not to be" in told
+        "exact sums over all 2^9 paths, on 3 batches" in words
+        and "3 signed draws on 3 batches, too few for a standard error; not to be" in words
     )
-    assert "27 measurements on 3 batches" in told and "at the lengths 1 to 9 these measurements do not tell" in told
+    assert "27 measurements on 3 batches" in words and "at lengths 1 to 9, these measurements do not decide" in words
     facts = json.loads(pathnet_("figures", tmp_path, "--json").out)
     assert facts["measurements"] == 27 and facts["exact"]["batches"] == facts["cost"]["batches"] == 3
     assert len(facts["signed"]["trusted"]) == 10 and len(facts["cancelling"]["mean"]) == 9

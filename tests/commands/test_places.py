@@ -84,7 +84,7 @@ def cases() -> Iterator[tuple[str, str, str, str]]:
         (FOLDERS_TO_READ, A_FILE | NO_PLACES | NOT_THERE),
     ]
     for flags, wrong in kinds:
-        for (command, flag), (place, words) in ((own, case) for own in flags for case in wrong.items()):
+        for (command, flag), (place, words) in ((words, case) for words in flags for case in wrong.items()):
             if flag == "--effective-depth" and place in A_FOLDER:
                 words = "folder exists"
             yield command, flag, place, words
@@ -165,7 +165,7 @@ def test_a_benchmark_takes_a_number_of_minutes(minutes: str) -> None:
 
 
 def test_a_name_that_a_file_can_have_and_an_unfinished_one_cannot_is_refused_at_once(tmp_path: Path) -> None:
-    """Before any training, whose checkpoint would be written under a longer name."""
+    """The refusal comes before any training, whose checkpoint would be written under a longer name."""
     longest = os.pathconf(tmp_path, "PC_NAME_MAX")
     for room, refused in ((40, True), (80, False)):
         file = tmp_path / ("x" * (longest - room))

@@ -125,9 +125,9 @@ def test_an_experiment_trains_what_it_needs_on_any_data(tmp_path: Path) -> None:
     assert pathnet_("figures", tmp_path / "lesion-many").out == ended.out
     (line,) = pathnet_("path-gradients", "--folder", tmp_path, *flags, "--batches", 1, "--json").out.splitlines()
     facts = json.loads(line)
-    assert [own["n"] for own in facts["runs"]] == [6, 6] and len(facts["written"]) == 8
-    assert [own["run"] for own in facts["runs"]] == [
-        str(tmp_path / own) for own in ("path-gradients", "path-gradients/seed-1")
+    assert [run["n"] for run in facts["runs"]] == [6, 6] and len(facts["written"]) == 8
+    assert [run["run"] for run in facts["runs"]] == [
+        str(tmp_path / folder) for folder in ("path-gradients", "path-gradients/seed-1")
     ]
 
 
@@ -180,7 +180,7 @@ def test_settings_that_the_help_leaves_out_change_nothing(studied: tuple[Path, E
     options = typer.main.get_command(app).commands[name].params  # type: ignore[attr-defined]
     hidden = [option for option in options if option.hidden and option.name != "weights"]
     assert len(hidden) >= 8
-    others = [word for option in hidden for word in other_value(option.opts[0])]
-    ended = pathnet_(name, "--folder", folder, *TINY, *others)
+    changes = [word for option in hidden for word in other_value(option.opts[0])]
+    ended = pathnet_(name, "--folder", folder, *TINY, *changes)
     assert ended.status == 0 and name not in ended.err, "all of it is there"
     assert ended.out == pathnet_(name, "--folder", folder, *TINY).out

@@ -12,7 +12,7 @@ from helpers.command_line import TINY, pathnet_
 from pathnet import lesion
 from pathnet.commands import experiments
 from pathnet.commands.app import app
-from pathnet.commands.studies import OnStudy
+from pathnet.commands.studies import StudySettings
 from pathnet.experiments.run import Plan
 from pathnet.paper import EXPERIMENTS
 from pathnet.study import PRESETS, Study
@@ -59,7 +59,7 @@ def test_flags_change_the_preset(
 ) -> None:
     seen: list[Study] = []
 
-    def noted(settings: OnStudy) -> None:
+    def noted(settings: StudySettings) -> None:
         seen.append(settings.study)
         raise ValueError("seen")
 
@@ -67,9 +67,9 @@ def test_flags_change_the_preset(
     assert pathnet_("lesion-many", *flags).err == "pathnet: seen\n"
     base = PRESETS["cifar10" if "cifar10" in flags else "digits"]
     parts = {}
-    for name, own in (("study", base), ("recipe", base.recipe), ("plan", base.plan)):
-        mine = {field.name for field in dataclasses.fields(own)}
-        parts[name] = dataclasses.replace(own, **{key: value for key, value in change.items() if key in mine})
+    for name, part in (("study", base), ("recipe", base.recipe), ("plan", base.plan)):
+        fields = {field.name for field in dataclasses.fields(part)}
+        parts[name] = dataclasses.replace(part, **{key: value for key, value in change.items() if key in fields})
     parts["recipe"] = dataclasses.replace(parts["recipe"], modules=0)
     assert seen == [dataclasses.replace(parts["study"], recipe=parts["recipe"], plan=parts["plan"])]
 

@@ -68,8 +68,8 @@ def test_every_kind_of_network_and_training_writes_weights_that_load(
     assert net.config == config
     assert net(torch.zeros(1, 1, 8, 8)).isfinite().all()
     recipe = read_tensors(out.with_name("weights.checkpoint.safetensors"))[1]["recipe"]
-    given = dict(zip(flags[::2], flags[1::2], strict=True))
-    assert (recipe["modules"], recipe["undrawn"]) == (given.get("--modules", 0), given.get("--undrawn", "none"))
+    values = dict(zip(flags[::2], flags[1::2], strict=True))
+    assert (recipe["modules"], recipe["undrawn"]) == (values.get("--modules", 0), values.get("--undrawn", "none"))
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_no_image_is_left_out_for_a_bad_side_or_lack_of_memory(folder: Path, mon
 
 def test_a_class_of_the_test_split_alone_is_rejected(folder: Path) -> None:
     shutil.copytree(folder / "val" / "class0", folder / "val" / "unicorn")
-    with pytest.raises(ValueError, match="val contains folders that are no classes of .*train: unicorn$"):
+    with pytest.raises(ValueError, match="val contains folders that are not classes of .*train: unicorn$"):
         data.load(str(folder))
 
 

@@ -1,4 +1,4 @@
-"""What the highway driver measures, against autograd on equation 3 written out."""
+"""Measurements of the highway driver, compared with autograd on equation 3 written out."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pathnet.experiments.run import Plan, Value
 from pathnet.models import HighwayBlock, ResidualNet
 
 PLAN = Plan(gate_batches=2, gate_batch_size=6, images=8)
-WAYS = ("skip", "residual", "gate")
+PARTS = ("skip", "residual", "gate")
 
 
 def network(seed: int = 0) -> ResidualNet:
-    """Three blocks, two of which change the shape, with gates that look at their input."""
+    """Return three blocks, two of which change the shape, with gates that depend on their input."""
     torch.manual_seed(seed)
     net = shaken(models.highway(8, 3)).eval()
     for block in net:
@@ -45,24 +45,30 @@ def run(data: Data, tmp_path_factory: pytest.TempPathFactory) -> results.Run:
 
 
 def parts(block: HighwayBlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """t, s and f of equation 3."""
+    """Return t, s and f of equation 3."""
     first = F.relu(block.bns[0](x))
     t = torch.sigmoid(block.gate(first))
     f = block.convs[1](F.relu(block.bns[1](block.convs[0](first))))
     return t, x if block.projection is None else block.projection(first), f
 
 
-def gradient(net: ResidualNet, batch: tuple[Tensor, Tensor], through: dict[int, str], others: str) -> Tensor:
-    """At y_0, in float64, where each block's gradient goes one way: ``all``, ``skip``, ``residual``, ``gate``, or
-    ``frozen``, both branches but not the gate."""
+def gradient(net: ResidualNet, batch: tuple[Tensor, Tensor], through: dict[int, str], elsewhere: str) -> Tensor:
+    """Return the gradient at y_0, in float64, if the gradient of each block flows through some of its parts.
+
+    Args:
+        net: the network.
+        batch: images and labels.
+        through: by block, ``all``, ``skip``, ``residual``, ``gate``, or ``frozen``: both branches but not the gate.
+        elsewhere: the same for all other blocks.
+    """
     y = y0 = net.stem(batch[0].double()).detach().requires_grad_()
     for i, block in enumerate(net):
         t, s, f = parts(block, y)
-        way = through.get(i, others)
-        if way != "all":
-            t = t if way == "gate" else t.detach()
-            s = s if way in ("skip", "frozen") else s.detach()
-            f = f if way in ("residual", "frozen") else f.detach()
+        part = through.get(i, elsewhere)
+        if part != "all":
+            t = t if part == "gate" else t.detach()
+            s = s if part in ("skip", "frozen") else s.detach()
+            f = f if part in ("residual", "frozen") else f.detach()
         y = t * f + (1 - t) * s
     return torch.autograd.grad(F.cross_entropy(net.head(y), batch[1]), y0)[0]
 
@@ -87,16 +93,16 @@ def test_gates_and_parts_are_those_of_equation_3(run: results.Run, data: Data, s
     whole = gradient(net, drawn, {}, "all")
     shares = []
     for block in range(3):
-        own = torch.stack([gradient(net, drawn, {block: way}, "all") for way in WAYS])
-        torch.testing.assert_close(own.sum(0), whole)
-        norms = own.flatten(1).norm(dim=1)
+        of_parts = torch.stack([gradient(net, drawn, {block: part}, "all") for part in PARTS])
+        torch.testing.assert_close(of_parts.sum(0), whole)
+        norms = of_parts.flatten(1).norm(dim=1)
         shares.append((norms / norms.sum()).tolist())
-    for part, expected in zip(WAYS, zip(*shares, strict=True), strict=True):
+    for part, expected in zip(PARTS, zip(*shares, strict=True), strict=True):
         assert values(run, seed, batch, part) == pytest.approx(expected, rel=1e-3)
     frozen = gradient(net, drawn, {}, "frozen").norm() / whole.norm()
     assert values(run, seed, batch, highway.FROZEN) == pytest.approx([float(frozen)], rel=1e-3)
     norms_along = [
-        float(gradient(net, drawn, {i: WAYS[taken] for i, taken in enumerate(path)}, "").norm())
+        float(gradient(net, drawn, {i: PARTS[bit] for i, bit in enumerate(path)}, "").norm())
         for path in paths.one_of_each_length(3, 0, batch).tolist()
     ]
     assert values(run, seed, batch, highway.PATH_NORM) == pytest.approx(norms_along, rel=1e-3)
@@ -104,13 +110,13 @@ def test_gates_and_parts_are_those_of_equation_3(run: results.Run, data: Data, s
 
 
 def test_biases_and_deletions_are_the_networks(run: results.Run) -> None:
-    found = highway.summarise(run)
+    summary = highway.summarise(run)
     for seed in (0, 1):
         bias = [float(block.gate.bias.detach().mean()) for block in network(seed)]
-        assert found.bias[seed].tolist() == pytest.approx(bias)
+        assert summary.bias[seed].tolist() == pytest.approx(bias)
         assert values(run, seed, 1, highway.BIAS) == values(run, seed, 1, highway.HALF_OFF) == []
-    assert len(run.rows(ErrorCount)) == 2 * (1 + 3) and found.deletions.rate.shape == (2, 3)
-    assert found.half_off < 1e-14 and [claim.held for claim in highway.claims(run)][:2] == [True, True]
+    assert len(run.rows(ErrorCount)) == 2 * (1 + 3) and summary.deletions.rate.shape == (2, 3)
+    assert summary.half_off < 1e-14 and [claim.held for claim in highway.claims(run)][:2] == [True, True]
 
 
 def test_a_gate_that_is_not_at_one_half_is_found(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +139,7 @@ def test_an_interrupted_run_goes_on_and_more_batches_extend_it(
 ) -> None:
     measured: list[int] = []
     original = highway._openness
-    monkeypatch.setattr(highway, "_openness", lambda *own: measured.append(1) or original(*own))
+    monkeypatch.setattr(highway, "_openness", lambda *arguments: measured.append(1) or original(*arguments))
 
     def stop(done: int, total: int, note: str) -> None:
         if note == "batches, gates" and done == 2:

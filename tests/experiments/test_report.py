@@ -1,4 +1,4 @@
-"""The page of a study: complete by itself, every claim with its verdict, and safe whatever names it shows."""
+"""The report of a study: self-contained, every claim with its verdict, and safe whatever names it shows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from helpers.runs import deletions, made_run, one_of_each
+from helpers.runs import deletions, one_of_each, write_run
 
 from pathnet import report, results
 from pathnet.paper import claims, draw
@@ -20,7 +20,7 @@ VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: tags that nest, attributes, and the words of table cells."""
+    """A page as a browser reads it: tags that nest, attributes, and the text of table cells."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for own, attributes in self.tags if own == tag]
+        return [attributes for name, attributes in self.tags if name == tag]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def text(runs: list[results.Run]) -> str:
 def test_the_page_is_complete_by_itself(text: str) -> None:
     page = Page(text)
     assert page.open == [] and text.startswith("<!doctype html>")
-    ids = [own["id"] for _, own in page.tags if "id" in own]
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     for tag, attributes in page.tags:
         assert tag not in ("script", "link", "iframe", "object", "base")
         assert not any(name.startswith("on") for name in attributes)
@@ -111,16 +111,18 @@ def test_every_figure_is_shown_and_refers_to_nothing(text: str, runs: list[resul
 
 
 def test_every_claim_stands_beside_what_was_measured_and_its_verdict(text: str, runs: list[results.Run]) -> None:
-    page, said = Page(text), [claim for run in runs for claim in claims(run)]
+    page, tested = Page(text), [claim for run in runs for claim in claims(run)]
     verdict = {True: "held", False: "did not hold"}
-    assert {claim.held for claim in said} == {True, False}
+    assert {claim.held for claim in tested} == {True, False}
     rows = [row for row in page.rows if row[0] not in ("paper", "the paper's claim")]
-    assert rows[: len(said)] == [[claim.where, claim.paper, verdict[claim.held]] for claim in said]
-    assert rows[len(said) :] == [[own.paper, own.measured, own.bound, verdict[own.held]] for own in said]
-    classes = [own["class"] for own in page.all("td") if "class" in own]
-    assert classes == 2 * [{True: "held", False: "not"}[claim.held] for claim in said]
-    held = sum(claim.held for claim in said)
-    assert f"Of {len(said)} claims, {held} held here." in " ".join("".join(page.words).split())
+    assert rows[: len(tested)] == [[claim.where, claim.paper, verdict[claim.held]] for claim in tested]
+    assert rows[len(tested) :] == [
+        [claim.paper, claim.measured, claim.bound, verdict[claim.held]] for claim in tested
+    ]
+    classes = [cell["class"] for cell in page.all("td") if "class" in cell]
+    assert classes == 2 * [{True: "held", False: "not"}[claim.held] for claim in tested]
+    held = sum(claim.held for claim in tested)
+    assert f"Of {len(tested)} claims, {held} held here." in " ".join("".join(page.words).split())
 
 
 def test_names_are_shown_as_they_are(text: str) -> None:
@@ -132,7 +134,7 @@ def test_names_are_shown_as_they_are(text: str) -> None:
 
 def test_a_folder_of_any_name_has_its_own_anchor(tmp_path: Path) -> None:
     name = 'a "b" <c>'
-    run = made_run(tmp_path / name, "lesion-single", {"residual": (3, ())}, deletions(0.1, [0.1] * 3))
+    run = write_run(tmp_path / name, "lesion-single", {"residual": (3, ())}, deletions(0.1, [0.1] * 3))
     page = Page(report.write([run], "title", tmp_path / "report.html").read_text())
     (heading,), (link,) = page.all("h2"), page.all("a")
     assert heading["id"] == f"lesion-single-{name}" and link["href"] == f"#{heading['id']}"
@@ -143,7 +145,7 @@ def test_a_page_is_written_whole_or_not_at_all(
 ) -> None:
     file = tmp_path / "report.html"
     file.write_text("the one before")
-    unfinished = made_run(tmp_path / "run", "lesion-many", {"residual": (3, ())}, [])
+    unfinished = write_run(tmp_path / "run", "lesion-many", {"residual": (3, ())}, [])
     with pytest.raises(ValueError, match="is not complete"):
         report.write([runs[0], unfinished], "title", file)
     assert file.read_text() == "the one before"

@@ -15,7 +15,8 @@ from torch import nn
 from pathnet import models, results, study, training
 from pathnet.data import Data, synthetic
 from pathnet.experiments.by_length import ExactSum
-from pathnet.experiments.run import Networks, Plan
+from pathnet.experiments.plans import Plan
+from pathnet.experiments.run import Networks
 from pathnet.models import ResidualNet, VggLayer
 from pathnet.paper import EXPERIMENTS
 from pathnet.study import KINDS, PRESETS, Study
@@ -44,7 +45,7 @@ Steps = list[tuple[str, int, int]]
 
 
 def reporter(steps: Steps, stop_at: int = 0) -> Any:
-    """Notes what is reported; interrupts at a step."""
+    """Return a reporter that notes the steps, and interrupts at one of them."""
 
     @contextmanager
     def reported(label: str) -> Iterator[Progress]:
@@ -58,46 +59,51 @@ def reporter(steps: Steps, stop_at: int = 0) -> Any:
     return reported
 
 
-def trained(kinds: list[str], folder: Path, steps: Steps, own: Study = TINY, stop_at: int = 0) -> Networks:
-    return study.trained(own, DATA, kinds, folder, CPU, reporter(steps, stop_at))
+def trained(kinds: list[str], folder: Path, steps: Steps, settings: Study = TINY, stop_at: int = 0) -> Networks:
+    return study.trained(settings, DATA, kinds, folder, CPU, reporter(steps, stop_at))
 
 
-def untrained(kind: str, own: Study = TINY, data: Data = DATA) -> ResidualNet:
-    return models.build(own.config(kind, data))
+def untrained(kind: str, settings: Study = TINY, data: Data = DATA) -> ResidualNet:
+    return models.build(settings.config(kind, data))
 
 
 # Presets
 
 
 def test_digits_is_for_two_cores_and_still_eighteen_blocks() -> None:
-    own, digits = PRESETS["digits"], synthetic(images=16, shape=(1, 8, 8))
-    assert own.data == "digits" and own.seeds >= 3 and own.plan.draws >= 20
+    settings, digits = PRESETS["digits"], synthetic(images=16, shape=(1, 8, 8))
+    assert settings.data == "digits" and settings.seeds >= 3 and settings.plan.draws >= 20
     for kind in ("residual", "effective", "stochastic depth", "highway"):
-        assert untrained(kind, own, digits).n >= 18
-    assert 0.3 < own.plan.modules / 18 < 0.5, "as 23 of 54"
+        assert untrained(kind, settings, digits).n >= 18
+    assert 0.3 < settings.plan.modules / 18 < 0.5, "as 23 of 54"
 
 
 def test_cifar10_is_the_papers_own_scale() -> None:
-    own = PRESETS["cifar10"]
+    settings = PRESETS["cifar10"]
     cifar = synthetic(images=4, shape=(3, 32, 32))
-    residual = untrained("residual", own, cifar)
-    assert own.depth == 110 and residual.n == 54 and own.plan.modules == 23 and own.seeds >= 3
-    assert untrained("highway", own, cifar).n == 54
-    survival = [block.survival for block in untrained("stochastic depth", own, cifar)]
+    residual = untrained("residual", settings, cifar)
+    assert settings.depth == 110 and residual.n == 54 and settings.plan.modules == 23 and settings.seeds >= 3
+    assert untrained("highway", settings, cifar).n == 54
+    survival = [block.survival for block in untrained("stochastic depth", settings, cifar)]
     assert survival[-1] == 0.5 and survival == pytest.approx([1 - i / 108 for i in range(1, 55)])
-    vgg = untrained("vgg", own, cifar)
+    vgg = untrained("vgg", settings, cifar)
     layers = [module for module in vgg.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     assert len(layers) == 15 and all(type(block) is VggLayer for block in vgg)
     assert [layer.out_channels for layer in layers if isinstance(layer, nn.Conv2d)] == [128] * 14
-    assert own.plan.draws >= 100 and own.plan.deletions == 20 and own.plan.batches == 1000 and own.plan.images == 0
-    assert own.recipe.batch_size == 128 and own.recipe.rate(10**6, 10**6) == pytest.approx(1e-3)
+    assert (
+        settings.plan.draws >= 100
+        and settings.plan.deletions == 20
+        and settings.plan.batches == 1000
+        and settings.plan.images == 0
+    )
+    assert settings.recipe.batch_size == 128 and settings.recipe.rate(10**6, 10**6) == pytest.approx(1e-3)
 
 
 # Kinds
 
 
 @pytest.mark.parametrize(
-    ("kind", "n", "made"),
+    ("kind", "n", "build"),
     [
         ("residual", 6, lambda: models.preact_resnet(14, 2, 4, in_channels=2)),
         ("effective", 6, lambda: models.preact_resnet(14, 2, 4, in_channels=2)),
@@ -106,9 +112,9 @@ def test_cifar10_is_the_papers_own_scale() -> None:
         ("highway", 3, lambda: models.highway(8, 2, 4, 2, -2.0)),
     ],
 )
-def test_each_kind_is_built_and_trained_as_the_study_says(kind: str, n: int, made: Any) -> None:
+def test_each_kind_is_built_and_trained_as_the_study_says(kind: str, n: int, build: Any) -> None:
     net = untrained(kind)
-    assert net.n == n and net.config == made().config
+    assert net.n == n and net.config == build().config
     assert net(torch.zeros(2, 2, 8, 8)).shape == (2, 4)
     recipe = TINY.recipe_of(kind, 1)
     modules = 2 if kind == "effective" else 0
@@ -139,15 +145,15 @@ def test_networks_are_trained_once_each_from_its_seed(tmp_path: Path) -> None:
     labels = [f"training {kind} {seed}/2" for kind in ("residual", "effective") for seed in (1, 2)]
     assert list(dict.fromkeys(label for label, _, _ in steps)) == labels
     assert {label: done for label, done, total in steps if total == 6} == dict.fromkeys(labels, 6)
-    prints = [models.fingerprint(net) for own in nets.values() for net in own]
-    assert len(set(prints)) == 4 and not any(net.training for own in nets.values() for net in own)
+    prints = [models.fingerprint(net) for seeds in nets.values() for net in seeds]
+    assert len(set(prints)) == 4 and not any(net.training for seeds in nets.values() for net in seeds)
     torch.manual_seed(6)
     alone = untrained("residual")
     training.train(alone, DATA, TINY.recipe_of("residual", 1))
     assert models.fingerprint(alone) == models.fingerprint(nets["residual"][1])
     again: Steps = []
     kept = trained(["residual", "effective"], tmp_path, again)
-    assert again == [] and [models.fingerprint(net) for own in kept.values() for net in own] == prints
+    assert again == [] and [models.fingerprint(net) for seeds in kept.values() for net in seeds] == prints
     assert sorted(file.name for file in (tmp_path / "networks").iterdir()) == [
         f"{kind}-{seed}.safetensors" for kind in ("effective", "residual") for seed in (0, 1)
     ]
@@ -161,16 +167,16 @@ def test_an_interrupted_training_goes_on_to_the_same_network(tmp_path: Path) -> 
     steps.clear()
     nets = trained(["stochastic depth"], tmp_path / "cut", steps)
     assert [done for _, done, _ in steps] == [5, 6, 1, 2, 3, 4, 5, 6]
-    for one, other in zip(whole["stochastic depth"], nets["stochastic depth"], strict=True):
-        assert models.fingerprint(one) == models.fingerprint(other)
+    for net, resumed in zip(whole["stochastic depth"], nets["stochastic depth"], strict=True):
+        assert models.fingerprint(net) == models.fingerprint(resumed)
 
 
 def test_a_folder_of_another_study_is_refused(tmp_path: Path) -> None:
-    own = dataclasses.replace(TINY, seeds=1)
-    trained(["residual"], tmp_path, [], own)
+    single = dataclasses.replace(TINY, seeds=1)
+    trained(["residual"], tmp_path, [], single)
     for change in ({"width": 3}, {"recipe": dataclasses.replace(TINY.recipe, epochs=3)}):
         with pytest.raises(ValueError, match="checkpoint: .*residual-0.safetensors is of another"):
-            trained(["residual"], tmp_path, [], dataclasses.replace(own, **change))
+            trained(["residual"], tmp_path, [], dataclasses.replace(single, **change))
 
 
 # Measuring
@@ -209,9 +215,9 @@ def test_a_finished_run_keeps_its_claims_and_the_recipes_of_its_networks(tmp_pat
     studied = dataclasses.replace(TINY, seeds=1)
     study.measured("effective-training", nets, DATA, TINY.plan, tmp_path, reporter([]), studied)
     run = results.read(tmp_path / "effective-training")
-    found = run.facts["results"]
-    assert found["claims"] == [vars(claim) for claim in EXPERIMENTS["effective-training"].load().claims(run)]
-    assert {kind: recipe["modules"] for kind, recipe in found["recipes"].items()} == {"residual": 0, "effective": 2}
+    facts = run.facts["results"]
+    assert facts["claims"] == [vars(claim) for claim in EXPERIMENTS["effective-training"].load().claims(run)]
+    assert {kind: recipe["modules"] for kind, recipe in facts["recipes"].items()} == {"residual": 0, "effective": 2}
     (run,) = study.measured("lesion-many", nets, DATA, TINY.plan, tmp_path, reporter([]))
     assert set(run.facts["results"]) == {"claims"}
 

@@ -1,4 +1,4 @@
-"""Equations 4 to 6: the nested expression and the sum over all paths are the network, and nothing else is."""
+"""Equations 4 to 6: the nested expression and the sum over all paths equal the network, and wrong forms do not."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ def output(blocks: Sequence[Block], y: Tensor) -> Tensor:
 
 
 def start(net: ResidualNet, images: Tensor) -> tuple[list[Block], Tensor]:
-    """The blocks and the input of the first, in float64."""
+    """Return the blocks and the input of the first, in float64."""
     net = net.double().requires_grad_(False)
     return list(net), net.stem(images.double())
 
 
 def without_biases(blocks: Sequence[Block], y0: Tensor) -> Tensor:
-    """The sum over the 2^n paths from the input alone."""
+    """Return the sum over only the 2^n paths from the input."""
     points = [y0]
     for block in blocks:
         points.append(block(points[-1]))
     total = torch.zeros_like(points[-1])
     for path in product((0, 1), repeat=len(blocks)):
         value = y0
-        for taken, block, x in zip(path, blocks, points, strict=False):
-            value = torch.func.jvp(block.residual if taken else block.skip, (x,), (value,))[1]
+        for through_module, block, x in zip(path, blocks, points, strict=False):
+            value = torch.func.jvp(block.residual if through_module else block.skip, (x,), (value,))[1]
         total += value
     return total
 
 
 def swapped(form: Form) -> Form:
-    """With the places of the first two blocks exchanged, where there are two."""
+    """Exchange the first two blocks, if there are two."""
     return lambda blocks, y0: form([*blocks[1::-1], *blocks[2:]], y0)
 
 

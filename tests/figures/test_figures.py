@@ -1,3 +1,5 @@
+"""Figures of every experiment: what they say, where things stand, and files that are written whole."""
+
 from __future__ import annotations
 
 import html
@@ -10,7 +12,7 @@ import matplotlib
 import numpy as np
 import pytest
 from helpers.full_disk import largest_file
-from helpers.runs import made_run, one_of_each
+from helpers.runs import one_of_each, write_run
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -19,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 
 from pathnet.experiments import by_size, highway, lesion_single
-from pathnet.experiments.comparison import Found
+from pathnet.experiments.comparison import Comparison
 from pathnet.experiments.summary import Summary, summarise
 from pathnet.figures import figure_6, gates, lesions, style, table_6
 from pathnet.paper import EXPERIMENTS, draw
@@ -27,7 +29,7 @@ from pathnet.results import Measurements, Run
 
 
 def summary_of(norms: NDArray[np.float64]) -> Summary:
-    """Of norms [batches, n]."""
+    """Return the summary of norms [batches, n]."""
     batches, n = norms.shape
     return summarise(
         Measurements(
@@ -47,13 +49,13 @@ def exponential(n: int = 54, rate: float = 0.3, batches: int = 10) -> Summary:
 
 
 def text_of(summary: Summary, folder: Path) -> str:
-    """The words in the SVG, which matplotlib leaves in comments beside the glyphs."""
-    svg = figure_6(Found(summary.n, summary), "a data set, a network", folder / "figure")[1].read_text()
+    """Return the text of the SVG, which matplotlib leaves in comments beside the glyphs."""
+    svg = figure_6(Comparison(summary.n, summary), "a data set, a network", folder / "figure")[1].read_text()
     return "\n".join(line.strip() for line in svg.splitlines() if "<!--" in line)
 
 
 def test_it_draws_a_png_and_an_svg(tmp_path: Path) -> None:
-    png, svg = figure_6(Found(54, exponential()), "a data set, a network", tmp_path / "figure.6")
+    png, svg = figure_6(Comparison(54, exponential()), "a data set, a network", tmp_path / "figure.6")
     assert (png.name, svg.name) == ("figure.6.png", "figure.6.svg")
     header = png.read_bytes()[:24]
     assert header.startswith(b"\x89PNG") and struct.unpack(">II", header[16:24]) == (2200, 740)
@@ -64,7 +66,7 @@ def test_it_says_what_it_shows(tmp_path: Path) -> None:
     summary = exponential()
     text = text_of(summary, tmp_path)
     assert "a data set, a network: 540 path gradients on 10 batches" in text
-    assert f"{summary.decay[0]:.3g} a module" in text and "5 to 95 % of the paths" in text
+    assert f"{summary.decay[0]:.3g} a module" in text and "5th to 95th percentile" in text
     assert f"lengths {summary.effective.first} to {summary.effective.last}" in text
     assert "lengths 20 to 34" in text and "(dark) hold 96 %" in text
     assert all(f"({letter}) " in text for letter in "abc")
@@ -100,7 +102,7 @@ def test_awkward_runs_are_drawn_and_tabled(norms: NDArray[np.float64], tmp_path:
 
 def test_the_global_state_of_matplotlib_is_left_alone(tmp_path: Path) -> None:
     before = matplotlib.get_backend(auto_select=False), matplotlib.rcParams.copy()
-    figure_6(Found(54, exponential()), "title", tmp_path / "figure")
+    figure_6(Comparison(54, exponential()), "title", tmp_path / "figure")
     assert (matplotlib.get_backend(auto_select=False), matplotlib.rcParams.copy()) == before
 
 
@@ -118,7 +120,7 @@ def test_the_table_has_a_row_a_length_and_fits_a_terminal() -> None:
 # Figures of every experiment
 
 WORDS = {
-    "unraveled": ["a residual network of three blocks, and its unraveled view", "half of the paths are left"],
+    "unraveled": ["a residual network of three blocks, and its unraveled view", "half of the paths remain"],
     "lesion-single": [
         "deleted block (vgg: layer)",
         "test error",
@@ -131,15 +133,15 @@ WORDS = {
         "valid paths",
         "no lesion",
         "chance",
-        ": 2 draws a size",
+        ": 2 draws per size",
         "no interval: 2 values",
     ],
-    "lesion-reorder": ["Kendall's tau with the order of training", "test error", "of 1 to 3 swaps"],
+    "lesion-reorder": ["Kendall's tau with the order of training", "test error", ": 4 draws per size, 1 to 3 swaps"],
     "path-gradients": ["path length (modules)", ": 30 path gradients on 5 batches", "0.3 a module"],
     "effective-training": ["2 of 4,", "scaled by k/n", "recalibrated", "3 networks each", "drawn, 2000 steps"],
     "remaining-paths": ["54 blocks", "1 deleted (equation 8)", "20 deleted (equation 8)", "drawn at random"],
     "lesion-stochastic-depth": ["stochastic depth", "deleted block", "(b) paths trained by stochastic depth"],
-    "highway": ["openness t (1: the module alone)", "module, t f", "(d) along paths with frozen gates"],
+    "highway": ["openness t (1: only the module)", "module, t f", "(d) along paths with frozen gates"],
 }
 
 
@@ -164,7 +166,7 @@ def test_every_run_is_drawn_as_png_and_svg(runs: dict[str, Run], name: str) -> N
         assert 1000 <= width <= 2500 and 700 <= height <= 1600
         ink = (pixels < 250).mean(axis=1), (pixels < 250).mean(axis=0)
         assert 0.005 < (pixels < 250).mean() < 0.5
-        assert all((own[: len(own) // 2] > 0).any() and (own[len(own) // 2 :] > 0).any() for own in ink)
+        assert all((half > 0).any() for share in ink for half in np.array_split(share, [len(share) // 2]))
         ElementTree.parse(svg)
         text += html.unescape("\n".join([*re.findall(r"<!-- (.*?) -->", svg.read_text(), re.S), ""]))
     text = " ".join(text.split())
@@ -194,8 +196,8 @@ def test_a_figure_that_a_full_disk_does_not_take_leaves_the_one_of_before(tmp_pa
     with largest_file(size), pytest.raises(OSError) as failure:
         style.saved(figure, tmp_path / "figure")
     assert str(failure.value) == (
-        f"figure: {tmp_path / 'figure'}.{suffix} cannot be written (File too large); what it shows is on the disk, "
-        "and can be drawn again"
+        f"figure: {tmp_path / 'figure'}.{suffix} cannot be written (File too large); the measurements are on the "
+        "disk, and the figure can be drawn again"
     )
     assert sorted(tmp_path.iterdir()) == files
     position = ["png", "svg"].index(suffix)
@@ -204,13 +206,13 @@ def test_a_figure_that_a_full_disk_does_not_take_leaves_the_one_of_before(tmp_pa
 
 def test_a_run_of_no_known_experiment_or_without_measurements_is_not_drawn(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is of 'alchemy'; expected one of unraveled, lesion-single"):
-        draw(made_run(tmp_path / "a", "alchemy", {}, []))
+        draw(write_run(tmp_path / "a", "alchemy", {}, []))
     with pytest.raises(ValueError, match="is not complete"):
-        draw(made_run(tmp_path / "b", "lesion-many", {"residual": (3, ())}, []))
+        draw(write_run(tmp_path / "b", "lesion-many", {"residual": (3, ())}, []))
 
 
 def luminance(colour: str) -> float:
-    """In [0, 1], as a grey printer sees it (Rec. 601)."""
+    """Return the luminance in [0, 1] that a grey printer shows (Rec. 601)."""
     red, green, blue = to_rgb(colour)
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
@@ -228,9 +230,9 @@ def test_what_is_compared_is_told_apart_without_colour() -> None:
 
 
 def test_single_deletions_are_drawn_at_their_blocks(runs: dict[str, Run]) -> None:
-    found = lesion_single.summarise(runs["lesion-single"])
+    deletions = lesion_single.summarise(runs["lesion-single"])
     _, (axes,) = style.panels("", 1)
-    lesions.draw_single(axes, found)
+    lesions.draw_single(axes, deletions)
     drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
     assert drawn["residual"] == [[i + 1, rate] for i, rate in enumerate([0.12, 0.2, 0.5, 0.11, 0.4, 0.1])]
     assert drawn["vgg"] == [[i + 2, rate] for i, rate in enumerate([0.9, 0.85, 0.9, 0.91])]
@@ -254,10 +256,10 @@ def test_boxes_stand_at_what_they_are_of(
     lesions.figure_5a(many, "", tmp_path)
     deleted, valid = kept[0].axes
     medians = sorted(tuple(map(float, line.get_xydata().mean(0))) for line in deleted.get_lines() if is_median(line))
-    assert medians == [pytest.approx(own) for own in [(1, 0.13), (2, 0.21), (3, 0.29), (4, 0.39)]]
+    assert medians == [pytest.approx(point) for point in [(1, 0.13), (2, 0.21), (3, 0.29), (4, 0.39)]]
     mean = next(line for line in valid.get_lines() if line.get_label() == "mean error").get_xydata()
     assert mean[:, 0].tolist() == [5, 4, 3, 2] and mean[:, 1].tolist() == pytest.approx(
-        [own.mean for own in many.means]
+        [error.mean for error in many.means]
     )
     intact = next(line for line in valid.get_lines() if line.get_label() == "no block deleted").get_xydata()
     assert intact.tolist() == [[6, 0.1]] and valid.xaxis_inverted()
@@ -266,8 +268,8 @@ def test_boxes_stand_at_what_they_are_of(
     (axes,) = kept[1].axes
     medians = [tuple(map(float, line.get_xydata().mean(0))) for line in axes.get_lines() if is_median(line)]
     groups = by_size.by_tau(reordered)
-    expected = [(own.mean(), float(np.median(rates))) for own, rates in zip(groups.tau, groups.rates, strict=True)]
-    assert medians == [pytest.approx(own) for own in expected] and axes.xaxis_inverted()
+    expected = [(tau.mean(), float(np.median(rates))) for tau, rates in zip(groups.tau, groups.rates, strict=True)]
+    assert medians == [pytest.approx(point) for point in expected] and axes.xaxis_inverted()
 
 
 def is_median(line: Line2D) -> bool:
@@ -275,8 +277,8 @@ def is_median(line: Line2D) -> bool:
 
 
 def test_the_parts_of_the_gradient_fill_a_bar(runs: dict[str, Run]) -> None:
-    found = highway.summarise(runs["highway"])
+    summary = highway.summarise(runs["highway"])
     _, (axes,) = style.panels("", 1)
-    gates._draw_parts(axes, found)
+    gates._draw_parts(axes, summary)
     tops = [(bar.get_y(), bar.get_y() + bar.get_height()) for bar in axes.patches]
     np.testing.assert_allclose(tops, np.repeat([(0, 0.5), (0.5, 0.8), (0.8, 1)], 3, axis=0))

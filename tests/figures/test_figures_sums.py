@@ -16,7 +16,7 @@ from rich.console import Console
 
 from pathnet import results
 from pathnet.experiments.by_length import ExactSum, SignedDraw
-from pathnet.experiments.comparison import Found, found
+from pathnet.experiments.comparison import Comparison, compare
 from pathnet.experiments.findings import findings_of
 from pathnet.figures import figure_sums, style, table_exact, table_signed
 from pathnet.figures.gradients import plot_signed
@@ -29,8 +29,7 @@ BATCHES = 40
 
 
 def rows(batches: int = BATCHES) -> tuple[list[ExactSum], list[SignedDraw]]:
-    """Of sums a third as long as the norms that are summed up in them; signed draws that are heavy-tailed at the even
-    lengths from 4 on."""
+    """Return sums a third as long as the sums of norms, and draws with heavy tails at even lengths from 4."""
     rng = np.random.default_rng(0)
     exact, signed = [], []
     counts = np.array([comb(N, k) for k in range(N + 1)])
@@ -52,8 +51,8 @@ def norms() -> NDArray[np.float64]:
 
 def run_of(folder: Path, sampled: bool, exact: bool, signed: bool) -> results.Run:
     run = gradient_run(folder, norms() if sampled else np.empty((0, N)), "a $data$ set")
-    for own, wanted in zip(rows(), (exact, signed), strict=True):
-        run.add_rows(own if wanted else [])
+    for of_method, wanted in zip(rows(), (exact, signed), strict=True):
+        run.add_rows(of_method if wanted else [])
     return run
 
 
@@ -63,8 +62,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> results.Run:
 
 
 @pytest.fixture(scope="module")
-def result(run: results.Run) -> Found:
-    return found(run)
+def result(run: results.Run) -> Comparison:
+    return compare(run)
 
 
 def words(svg: Path) -> str:
@@ -88,7 +87,7 @@ def test_every_mixture_of_methods_is_drawn(parts: tuple[int, int, int], tmp_path
             assert ("effective paths" in text) == sampled
 
 
-def test_intervals_lie_within_what_was_measured(run: results.Run, result: Found) -> None:
+def test_intervals_lie_within_what_was_measured(run: results.Run, result: Comparison) -> None:
     assert result.exact is not None and result.exact.batches == 40
     rows = run.rows(ExactSum)
     for k in range(result.n + 1):
@@ -96,21 +95,23 @@ def test_intervals_lie_within_what_was_measured(run: results.Run, result: Found)
         assert min(norms) < means.low[k] < means.mean[k] < means.high[k] < max(norms)
 
 
-def test_what_is_not_to_be_trusted_is_marked(result: Found) -> None:
+def test_what_is_not_to_be_trusted_is_marked(result: Comparison) -> None:
     assert result.signed is not None
     trusted = result.signed.judgement.trusted[1:]
     assert trusted[[0, 2, 4, 6, 8, 10]].all() and not trusted[[3, 5, 7, 9, 11]].any()
     _, (axes,) = style.panels("", 1)
     plot_signed(axes, result.signed, result.signed.rms[1:], "trusted")
     line, full, empty = axes.get_lines()
-    for marks, own in ((full, trusted), (empty, ~trusted)):
-        np.testing.assert_array_equal(marks.get_xdata(), np.flatnonzero(own) + 1)
-        np.testing.assert_array_equal(marks.get_ydata(), result.signed.rms[1:][own])
+    for marks, mask in ((full, trusted), (empty, ~trusted)):
+        np.testing.assert_array_equal(marks.get_xdata(), np.flatnonzero(mask) + 1)
+        np.testing.assert_array_equal(marks.get_ydata(), result.signed.rms[1:][mask])
     assert (full.get_markerfacecolor(), empty.get_markerfacecolor()) == (style.MIDDLE, "white")
     assert empty.get_label() == "not to be trusted" and len(line.get_xdata()) == N
 
 
-def test_the_panels_show_what_was_measured(result: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_panels_show_what_was_measured(
+    result: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import pathnet.figures.sums as sums
 
     kept = []
@@ -119,12 +120,12 @@ def test_the_panels_show_what_was_measured(result: Found, tmp_path: Path, monkey
     assert exact is not None and result.sampled is not None and result.signed is not None
     figure_sums(result, exact, "title", tmp_path / "figure")
     sizes, cosines, explained = (
-        {own.get_label(): own.get_xydata().T for own in axes.get_lines()} for axes in kept[0].axes
+        {line.get_label(): line.get_xydata().T for line in axes.get_lines()} for axes in kept[0].axes
     )
     lengths, counts = np.arange(N + 1), np.array([float(comb(N, k)) for k in range(N + 1)])
     expected = {
         "sum of norms, sampled": (lengths[1:], counts[1:] * result.sampled.mean),
-        "sum, were directions random": (lengths, np.sqrt(counts) * result.signed.rms),
+        "sum if directions were random": (lengths, np.sqrt(counts) * result.signed.rms),
         "norm of the sum, exact": (lengths, exact.norm.mean),
         "between neighbouring lengths": (lengths[:-1] + 0.5, exact.next_cosine.mean),
         "with the gradient": (lengths, exact.full_cosine.mean),
@@ -136,9 +137,9 @@ def test_the_panels_show_what_was_measured(result: Found, tmp_path: Path, monkey
     for label, data in expected.items():
         np.testing.assert_allclose(drawn[label], data, err_msg=label)
     assert set(drawn["norm of the gradient"][1]) == {exact.full_norm}
-    (said,) = (text.get_text() for text in kept[0].axes[0].texts)
+    (annotation,) = (text.get_text() for text in kept[0].axes[0].texts)
     effective = result.sampled.effective
-    assert said == (
+    assert annotation == (
         f"lengths {effective.first} to {effective.last}: norms add up to\n3 to 3 times the norm of the sum"
     )
     for axes in kept[0].axes:
@@ -154,14 +155,14 @@ def test_awkward_runs_are_drawn_and_tabled(n: int, tmp_path: Path) -> None:
     run = gradient_run(tmp_path, 10.0 ** (-4 * np.arange(1.0, n + 1))[None])
     norm = [10.0 ** (-4 * k) if k != 1 else 0.0 for k in range(n + 1)]
     share = [1.4, 0.0, *[-0.4 / max(n - 1, 1)] * (n - 1)]
-    run.add_rows([ExactSum(0, k, own, np.nan, np.nan, share[k], 0.4, 1.0, "cpu") for k, own in enumerate(norm)])
-    run.add_rows([SignedDraw(0, 0, k, own**2, "cpu") for k, own in enumerate(norm)])
+    run.add_rows([ExactSum(0, k, length, np.nan, np.nan, share[k], 0.4, 1.0, "cpu") for k, length in enumerate(norm)])
+    run.add_rows([SignedDraw(0, 0, k, length**2, "cpu") for k, length in enumerate(norm)])
     draw(run)
-    for line in (*tabled(found(run)), *findings_of(found(run))):
+    for line in (*tabled(compare(run)), *findings_of(compare(run))):
         assert "nan" not in line
 
 
-def tabled(result: Found, width: int = 120) -> list[str]:
+def tabled(result: Comparison, width: int = 120) -> list[str]:
     assert result.exact is not None and result.signed is not None
     console = Console(width=width)
     with console.capture() as captured:
@@ -170,13 +171,13 @@ def tabled(result: Found, width: int = 120) -> list[str]:
     return captured.get().splitlines()
 
 
-def test_the_tables_have_a_row_a_length_and_fit_a_terminal(result: Found) -> None:
+def test_the_tables_have_a_row_a_length_and_fit_a_terminal(result: Comparison) -> None:
     exact, signed, cost = result.exact, result.signed, result.cost
     assert exact is not None and signed is not None and cost is not None and result.cancelling is not None
     lines = tabled(result, width=80)
     assert len(lines) == 2 * (N + 3) and max(map(len, lines)) <= 80
     row = lines[2 + 5].split()
-    row = [own for own in row if own != "%"]
+    row = [word for word in row if word != "%"]
     assert row[0] == "5" and float(row[1]) == pytest.approx(exact.norm.mean[5], rel=1e-2)
     assert (
         float(row[2]) == pytest.approx(100 * result.cancelling.mean[4], rel=1e-2)
@@ -185,7 +186,7 @@ def test_the_tables_have_a_row_a_length_and_fit_a_terminal(result: Found) -> Non
     row, heavy = lines[N + 3 + 2 + 5].split(), lines[N + 3 + 2 + 6].split()
     assert float(row[1]) == pytest.approx(signed.rms[5], rel=1e-2) and row[5] == "yes" and heavy[5] == "no"
     assert float(row[3]) == pytest.approx(signed.judgement.tail[5], abs=0.01)
-    assert [float(own) for own in row[6:]] == pytest.approx([cost.sampled[4], cost.signed[4]], rel=0.05)
+    assert [float(word) for word in row[6:]] == pytest.approx([cost.sampled[4], cost.signed[4]], rel=0.05)
 
 
 def test_the_page_shows_the_figure_and_the_claim(run: results.Run, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""The networks that the triton engine is tried on with a GPU: a dozen fixed ones, since each new form of block takes
-kernels to be compiled, a second and a half of a core each. What a run compiles ahead is read from here.
+"""The networks of the triton engine's tests on a GPU: a dozen fixed ones, since the kernels of each new form of block
+take a core a second and a half each to compile. A run reads from here what to compile ahead.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ ALL: tuple[Job, ...] = (("running", "float32"), ("running", "bfloat16"), ("batch
 
 @dataclass(frozen=True)
 class GpuCase:
-    """One network, images [batch, 3, height, width], and the BN modes and precisions that it is tried in.
+    """A network, images [batch, 3, height, width], and the BN modes and precisions of its tests.
 
     Attributes:
-        build: makes the network; after `torch.manual_seed`.
+        build: makes the network, after `torch.manual_seed`.
     """
 
     id: str
@@ -39,14 +39,14 @@ class GpuCase:
         return shaken(self.build()).eval()
 
     def images(self) -> tuple[Tensor, Tensor]:
-        """float32 [B, 3, H, W] and int64 [B]"""
+        """Return float32 [B, 3, H, W] and int64 [B]."""
         generator = torch.Generator().manual_seed(1)
         images = torch.randn(self.batch, 3, self.height, self.width, generator=generator)
         return images, torch.randint(0, 5, (self.batch,), generator=generator)
 
 
 def chain(channels: int, blocks: Sequence[Block], relu: bool = False) -> ResidualNet:
-    """The blocks behind a convolution, a ReLU behind that where the blocks are post-activation ones."""
+    """Return the blocks behind a convolution, with a ReLU between for post-activation blocks."""
     stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False))
     if relu:
         stem.append(nn.ReLU())
@@ -58,7 +58,7 @@ def chain(channels: int, blocks: Sequence[Block], relu: bool = False) -> Residua
 
 
 def odd_widths() -> ResidualNet:
-    """No multiples of 16, nor of 8."""
+    """Return blocks whose widths are multiples neither of 16 nor of 8."""
     blocks: list[Block] = [
         PreactBlock(17, (3, 3), (17, 17), 1, "pad"),
         PreactBlock(17, (3, 3), (21, 21), 2, "pad"),
@@ -76,7 +76,7 @@ def one_channel() -> ResidualNet:
 
 
 def other_kernels() -> ResidualNet:
-    """Of one, two and three convolutions; kernels of 5, 3 and 1."""
+    """Return blocks of one and two convolutions, with kernels of 5, 3 and 1."""
     blocks: list[Block] = [
         PreactBlock(8, (5, 3), (11, 8), 1, "projection"),
         PreactBlock(8, (3,), (9,), 2, "projection"),
@@ -94,7 +94,7 @@ def wider_than_a_tile() -> ResidualNet:
 
 
 def bottlenecks() -> ResidualNet:
-    """The first blocks of ResNet-50 to 200."""
+    """Return the first blocks of ResNet-50 to 200."""
     blocks: list[Block] = [
         PreactBlock(64, (1, 3, 1), (64, 64, 256), 1, "projection"),
         PreactBlock(256, (1, 3, 1), (64, 64, 256), 1, "projection"),
@@ -113,7 +113,7 @@ def post_basic() -> ResidualNet:
 
 
 def post_bottlenecks() -> ResidualNet:
-    """Without a ReLU before the first."""
+    """Return post-activation blocks without a ReLU before the first."""
     blocks: list[Block] = [
         PostactBlock(10, (1, 3, 1), (5, 5, 10), 1, "projection"),
         PostactBlock(10, (1, 3, 1), (6, 6, 24), 2, "projection"),
@@ -123,7 +123,7 @@ def post_bottlenecks() -> ResidualNet:
 
 
 CASES = [
-    # The kernels of the papers' networks, which are compiled in any case.
+    # Its kernels are those of the papers' networks, which are compiled in any case.
     GpuCase("preact-14", lambda: preact_resnet(14, num_classes=5), 9, 27, 31, ALL),
     GpuCase("bottlenecks", bottlenecks, 3, 26, 29, (("running", "bfloat16"), ("batch", "bfloat16"))),
     GpuCase("resnet-14", lambda: resnet(14, num_classes=5), 8, 28, 32, (("running", "float32"),)),
@@ -134,14 +134,14 @@ CASES = [
     GpuCase("post-basic", post_basic, 9, 13, 14, (("running", "bfloat16"),)),
     GpuCase("post-bottlenecks", post_bottlenecks, 10, 9, 16, (("batch", "float32"),)),
 ]
-"""At most 6 blocks each, so that all paths can be walked by brute force."""
+"""Networks of at most 6 blocks, so that brute force can compute all paths."""
 
 DEEP = Case("resnet-110", 110, width=16, side=32, batch=16)
 
 WIDTH_16 = Case("basic-16", 8, width=16, side=32)
 
 FUSED = [(SMALL[2], True), (WIDTH_16, True), (WIDTH_16, False), (SMALL[4], False)]
-"""Networks whose blocks are trained, and whether in training: skips that are filled up, projections, bottlenecks."""
+"""Networks whose blocks are trained, and whether in training mode: padded skips, projections, bottlenecks."""
 
 
 def jobs() -> list[tuple[GpuCase, BatchNormMode, Precision]]:

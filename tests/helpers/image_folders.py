@@ -1,4 +1,4 @@
-"""Image data sets written to disk, in each layout that people have them in."""
+"""Image data sets written to disk, in each supported layout."""
 
 from __future__ import annotations
 

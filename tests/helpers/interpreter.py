@@ -1,6 +1,6 @@
-"""Triton's interpreter, its bfloat16 arithmetic put right: as it comes, casts truncate and products are garbage.
+"""Corrections of Triton's interpreter, whose bfloat16 casts truncate and whose bfloat16 products are garbage.
 
-And at twice its speed, since most of what these tests take is its bookkeeping.
+They also double its speed, since its bookkeeping takes most of these tests' time.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ["big_tiles", "correct", "sum_in_order"]
 
 
 def correct() -> None:
-    """From now on, casts from and to bfloat16 round as torch does, and products are those of the rounded numbers.
+    """Make casts from and to bfloat16 round as torch does, and products those of the rounded numbers, from now on.
 
-    Loops whose bounds are known at run time alone work in every version of Triton and NumPy.
+    Loops whose bounds are known at run time alone then work in every version of Triton and NumPy.
     """
     import triton.language as tl
     from triton.runtime import interpreter
@@ -44,7 +44,7 @@ def correct() -> None:
 
     def patch_lang_tensor(tensor: Any, scope: Any) -> None:
         patch_tensor(tensor, scope)
-        # Triton 3.6 reads a loop's bounds by what NumPy no longer does.
+        # Triton 3.6 reads a loop's bounds by a conversion that NumPy no longer supports.
         scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
     interpreter._patch_lang_tensor = patch_lang_tensor
@@ -54,11 +54,11 @@ def correct() -> None:
 
 
 def hasten() -> None:
-    """Leaves out what the interpreter computes and drops, and has it look up once what stays as it is."""
+    """Skip what the interpreter computes for nothing, and cache what it looks up again and again."""
     import triton.language as tl
     from triton.runtime import interpreter
 
-    # Every sum and product of integers once more, in 64 bits, for a check that is made with `debug` alone.
+    # The overflow check repeats every integer sum and product in 64 bits; only `debug` needs it.
     builder = interpreter.interpreter_builder
     if not builder.options.debug:
         builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
@@ -71,43 +71,43 @@ def hasten() -> None:
             types[name] = numpy_type(kind.scalar)
         return types[name]
 
-    # Builtins are put in place at each launch, and at each call from one function to another.
+    # The interpreter patches builtins at each launch, and at each call from one function to another.
     builtins: dict[Any, list[tuple[str, Any]]] = {}
 
     def patch_builtin(owner: Any, builder: Any, scope: Any) -> None:
         if owner not in builtins:
-            builtins[owner] = [own for own in inspect.getmembers(owner) if tl.core.is_builtin(own[1])]
+            builtins[owner] = [pair for pair in inspect.getmembers(owner) if tl.core.is_builtin(pair[1])]
         for name, member in builtins[owner]:
             if getattr(owner, name) is member:
                 interpreter._patch_attr(owner, name, member, builder, scope)
 
-    # And so are the languages that a function sees, although within a kernel they are in place.
+    # And it patches the languages that a function sees, although within a kernel they are patched already.
     patch, languages = interpreter._patch_lang, {}
 
     def patch_lang(function: Any) -> Any:
         seen = id(function.__globals__)
         if seen not in languages:
-            languages[seen] = [own for own in function.__globals__.values() if own is tl or own is tl.core]
-        if all(own.static_print is print for own in languages[seen]):
+            languages[seen] = [value for value in function.__globals__.values() if value is tl or value is tl.core]
+        if all(language.static_print is print for language in languages[seen]):
             return interpreter._LangPatchScope()
         return patch(function)
 
     interpreter._get_np_dtype, interpreter._patch_builtin = get_np_dtype, patch_builtin
     interpreter._patch_lang = patch_lang
 
-    # Each tensor has a type, each type a shape, and each shape objects for its numbers, for both of them anew.
+    # Each tensor has a type and a shape, each type has a shape, and each shape makes objects for its numbers again.
     make_block, make_tensor = tl.block_type.__init__, tl.tensor.__init__
     of_blocks: dict[Any, Any] = {}
     of_tensors: dict[Any, Any] = {(): (tl.tuple([]), tl.constexpr(1))}
 
     def block_type(self: Any, element: Any, shape: Any) -> None:
-        sizes = tuple(own.value if isinstance(own, tl.constexpr) else own for own in shape)
+        sizes = tuple(size.value if isinstance(size, tl.constexpr) else size for size in shape)
         if sizes not in of_blocks:
             make_block(self, element, shape)
             of_blocks[sizes] = self.shape, self.numel, str(self.shape)
         self.element_ty = element
-        self.shape, self.numel, said = of_blocks[sizes]
-        self.name = f"<{said}, {element}>"
+        self.shape, self.numel, printed = of_blocks[sizes]
+        self.name = f"<{printed}, {element}>"
 
     def tensor(self: Any, handle: Any, kind: Any) -> None:
         sizes = tuple(kind.shape.values) if kind.is_block() else ()
@@ -131,7 +131,7 @@ def to_bits(values: NDArray[Any]) -> NDArray[np.uint16]:
 
 
 def sum_in_order(monkeypatch: Any) -> None:
-    """Products that add up term by term: in BLAS, what a row comes to may hang on its place among the rows."""
+    """Make products add up term by term: in BLAS, a row's result may depend on its place among the rows."""
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -146,7 +146,7 @@ def sum_in_order(monkeypatch: Any) -> None:
 
 
 def big_tiles(monkeypatch: Any) -> None:
-    """Tiles that a GPU would have no room for: a program takes thirty milliseconds here, whatever it does."""
+    """Use tiles too large for a GPU, since an interpreted program takes thirty milliseconds whatever it does."""
     from pathnet.engines.triton import arrivals, configurations, endings, folding, statistics, sums
     from pathnet.engines.triton.launch import Tile
 

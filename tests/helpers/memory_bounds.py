@@ -1,4 +1,4 @@
-"""Watches over where kernels read and write in Triton's interpreter, and gives them memory that is not there."""
+"""Checks of the addresses that kernels access in Triton's interpreter, and memory that takes no room."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["reserved", "run_one_program", "watch"]
 
 
 def watch(monkeypatch: Any) -> None:
-    """Have whatever a kernel reads or writes beyond its tensors raise, before it is read or written."""
+    """Raise where a kernel is about to read or write beyond its tensors."""
     from triton.runtime import interpreter
 
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
@@ -42,36 +42,37 @@ def watch(monkeypatch: Any) -> None:
         check(pointers, mask)
         return atomic(self, operation, pointers, value, mask, *rest)
 
-    def note(self: Any, arguments: Any, constants: Any) -> Any:
-        given = convert(self, arguments, constants)
-        storages = [own.untyped_storage() for own in given[0] if isinstance(own, Tensor)]
-        tensors[:] = [(own.data_ptr(), own.data_ptr() + own.nbytes()) for own in storages]
-        return given
+    def note(self: Any, arguments: Any, named: Any) -> Any:
+        on_host = convert(self, arguments, named)
+        passed = [*on_host[0], *on_host[1].values()]
+        storages = [argument.untyped_storage() for argument in passed if isinstance(argument, Tensor)]
+        tensors[:] = [(storage.data_ptr(), storage.data_ptr() + storage.nbytes()) for storage in storages]
+        return on_host
 
     monkeypatch.setattr(builder, "create_masked_load", create_masked_load)
     monkeypatch.setattr(builder, "create_masked_store", create_masked_store)
     monkeypatch.setattr(builder, "create_atomic_rmw", create_atomic_rmw)
     monkeypatch.setattr(executor, "_init_args_hst", note)
-    # The interpreter's copies of tensors on the CPU are the tensors, and to copy them back would touch all of them.
-    monkeypatch.setattr(executor, "_restore_args_dev", lambda *given: None)
+    # The interpreter's copies of tensors on the CPU are the tensors themselves; copying them back would touch all.
+    monkeypatch.setattr(executor, "_restore_args_dev", lambda *arguments: None)
 
 
 def reserved(size: int, dtype: torch.dtype) -> Tensor:
-    """So many zeros, in a file without contents: those alone take room that are written."""
+    """Return zeros in a file without contents, of which only those that are written take room."""
     with tempfile.TemporaryFile() as file:
         file.truncate(size * dtype.itemsize)
         return torch.frombuffer(mmap.mmap(file.fileno(), size * dtype.itemsize), dtype=dtype)
 
 
 def run_one_program(monkeypatch: Any, program: int, programs: int) -> None:
-    """Have each launch run one program of so many."""
+    """Run a single program of each launch, which sees ``programs`` of them."""
     from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
     launch = GridExecutor.__call__
 
-    def launch_one(self: Any, *arguments: Any, **constants: Any) -> None:
+    def launch_one(self: Any, **arguments: Any) -> None:
         self.grid = (1,)
-        launch(self, *arguments, **constants)
+        launch(self, **arguments)
 
     def set_grid_dim(self: Any, *dimensions: int) -> None:
         self.grid_dim = (programs, 1, 1)

@@ -140,7 +140,7 @@ def path_gradient(case: ModelCase, model: nn.Module, path: Sequence[int]) -> Ten
 
 
 def outcome(case: ModelCase, model: nn.Module, x: Tensor) -> Tensor:
-    """Return the model's output for which the case is."""
+    """Return the output that the case selects from the model's result."""
     result = model(x.clone())
     return result if case.output is None else result[case.output]
 

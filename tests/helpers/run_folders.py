@@ -1,4 +1,4 @@
-"""Small run folders: identity, measurements and rows that tests write and read back."""
+"""Small run folders: an identity, measurements and rows that tests write and read back."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ READINGS = [
 
 
 def measured(batch: int, n: int = 11) -> Measurements:
-    """One path of every length on one batch, its norms down to 1e-200."""
+    """Return norms down to 1e-200 along one path of every length on one batch."""
     rng = np.random.default_rng(batch)
     length = np.arange(1, n + 1, dtype=np.int16)
     path = (np.argsort(rng.random((n, n)), axis=1) < length[:, None]).astype(np.uint8)
@@ -69,11 +69,13 @@ def measured(batch: int, n: int = 11) -> Measurements:
 
 
 def add(folder: Path, *batches: int, identity: dict[str, Any] = IDENTITY, total: int = 10) -> None:
+    """Add measurements on some batches to a run as one part."""
     with writing(folder, identity, {"batches": total}, ATTEMPT) as run:
         run.add([measured(batch) for batch in batches])
 
 
 def add_readings(folder: Path, *readings: Reading, identity: dict[str, Any] = IDENTITY) -> None:
+    """Add rows to a run as one part."""
     with writing(folder, identity, {}, ATTEMPT) as run:
         run.add_rows(readings)
 
@@ -86,6 +88,7 @@ def write_unsigned(folder: Path, stem: str, table: pa.Table) -> Path:
 
 
 def changed(table: pa.Table, column: str, row: int, value: Any) -> pa.Table:
+    """Return a table with one value replaced."""
     values = table[column].to_pylist()
     values[row] = value
     position = table.schema.get_field_index(column)

@@ -1,4 +1,4 @@
-"""Runs made up of numbers that are known, as the drivers would have written them."""
+"""Runs of known numbers, written as the drivers write them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from pathnet import results
 from pathnet.experiments import highway, remaining_paths, unraveled
 from pathnet.experiments.errors import ErrorCount
 from pathnet.experiments.run import Value
+from pathnet.lesion import Lesion
 from pathnet.results import Measurements
 
 IMAGES = 1000
+INTACT = Lesion()
 ATTEMPT = {"started": "2016-05-20T00:00:00+00:00", "pathnet": "0.1.0", "torch": "2", "device": "a processor"}
 
 
-def made_run(
+def write_run(
     folder: Path,
     experiment: str,
     kinds: Mapping[str, tuple[int, Sequence[int]]],
@@ -29,11 +31,16 @@ def made_run(
     data: str = "made up",
     **identity: Any,
 ) -> results.Run:
-    """A run of networks of ten classes.
+    """Write a run of networks of ten classes.
 
     Args:
-        kinds: for each kind of network how many blocks it has and which of them change the shape.
-        identity: what it holds besides.
+        folder: of the run.
+        experiment: name of the driver.
+        kinds: by kind of network, its number of blocks and the blocks that change the shape.
+        rows: the measurements.
+        seeds: number of networks of each kind.
+        data: name of the data set.
+        identity: the rest of the identity.
     """
     networks = {
         kind: [
@@ -55,50 +62,52 @@ def made_run(
         return run
 
 
-def count(
+def error_count(
     rate: float,
     network: str = "residual",
     seed: int = 0,
     size: int = 0,
     draw: int = 0,
-    deleted: tuple[int, ...] = (),
-    order: tuple[int, ...] = (),
-    scale: float = 1.0,
+    lesion: Lesion = INTACT,
     bn: str = "running",
 ) -> ErrorCount:
-    """An error rate, in thousandths."""
-    return ErrorCount(network, seed, size, draw, deleted, order, scale, bn, IMAGES, round(rate * IMAGES))
+    """Return an error count whose rate is a multiple of 1/1000."""
+    wrong = round(rate * IMAGES)
+    return ErrorCount(network, seed, size, draw, lesion.deleted, lesion.order, lesion.scale, bn, IMAGES, wrong)
 
 
 def deletions(intact: float, rates: Sequence[float], network: str = "residual", seed: int = 0) -> list[ErrorCount]:
-    """The network as it is and without each of its blocks."""
-    single = [count(rate, network, seed, 1, deleted=(i,)) for i, rate in enumerate(rates)]
-    return [count(intact, network, seed), *single]
+    """Return error counts of the intact network, and of the network without each of its blocks."""
+    single = [error_count(rate, network, seed, 1, lesion=Lesion((i,))) for i, rate in enumerate(rates)]
+    return [error_count(intact, network, seed), *single]
 
 
 def sizes_of(intact: float, rates: Mapping[int, Sequence[float]], seed: int = 0) -> list[ErrorCount]:
-    """The network as it is and after lesions of each size, one a draw."""
+    """Return error counts of the intact network, and after lesions of each size, one per draw."""
     lesioned = [
-        count(rate, seed=seed, size=size, draw=draw, deleted=tuple(range(size)))
-        for size, own in rates.items()
-        for draw, rate in enumerate(own)
+        error_count(rate, seed=seed, size=size, draw=draw, lesion=Lesion(tuple(range(size))))
+        for size, of_draws in rates.items()
+        for draw, rate in enumerate(of_draws)
     ]
-    return [count(intact, seed=seed), *lesioned]
+    return [error_count(intact, seed=seed), *lesioned]
 
 
 def effective_run(
-    folder: Path, full: Sequence[float], own: Mapping[str, Sequence[float]], modules: int = 2, **identity: Any
+    folder: Path, full: Sequence[float], effective: Mapping[str, Sequence[float]], modules: int = 2, **identity: Any
 ) -> results.Run:
-    rows = [count(rate, seed=seed) for seed, rate in enumerate(full)]
-    for name, rates in own.items():
+    """Write a run of effective training, with error rates by way of testing."""
+    rows = [error_count(rate, seed=seed) for seed, rate in enumerate(full)]
+    for name, rates in effective.items():
         scale = modules / 4 if name == "scaled by k/n" else 1.0
         bn = "recalibrated" if name == "recalibrated" else "running"
-        rows += [count(rate, "effective", seed, scale=scale, bn=bn) for seed, rate in enumerate(rates)]
+        lesion = Lesion(scale=scale)
+        rows += [error_count(rate, "effective", seed, lesion=lesion, bn=bn) for seed, rate in enumerate(rates)]
     kinds = {"residual": (4, (1,)), "effective": (4, (1,))}
-    return made_run(folder, "effective-training", kinds, rows, seeds=len(full), modules=modules, **identity)
+    return write_run(folder, "effective-training", kinds, rows, seeds=len(full), modules=modules, **identity)
 
 
 def three_ways(best: Sequence[float]) -> dict[str, list[float]]:
+    """Return error rates by way of testing, lowest with scaled modules."""
     return {
         "as it is": [0.9, 0.91, 0.95][: len(best)],
         "scaled by k/n": list(best),
@@ -107,7 +116,7 @@ def three_ways(best: Sequence[float]) -> dict[str, list[float]]:
 
 
 def gradient_run(folder: Path, norms: np.ndarray[Any, Any], data: str = "made up") -> results.Run:
-    """Of norms [batches, n]."""
+    """Write a run of sampled path gradients with the norms [batches, n]."""
     batches, n = norms.shape
     model = {"hash": "abc", "config": {"model": "residual"}, "blocks": n}
     identity = {"experiment": "path-gradients", "model": model, "data": {"name": data, "hash": "abc"}}
@@ -120,6 +129,7 @@ def gradient_run(folder: Path, norms: np.ndarray[Any, Any], data: str = "made up
 
 
 def highway_rows(openness: float = 0.2, parts_off: float = 1e-6, half_off: float = 1e-16) -> list[Value]:
+    """Return the values of two highway networks of three blocks on three batches."""
     rows = []
     for seed, batch in product(range(2), range(3)):
         for block in range(3):
@@ -140,11 +150,12 @@ def highway_rows(openness: float = 0.2, parts_off: float = 1e-6, half_off: float
 
 
 def one_of_each(folder: Path, data: str = "made up") -> list[results.Run]:
-    """A complete run of every experiment, on networks of few blocks."""
+    """Write a complete run of every experiment, on networks of few blocks."""
     six, three = (6, (2, 4)), (3, (2,))
     of_gates = [row for seed in range(2) for row in deletions(0.1, [0.2, 0.15, 0.5], "highway", seed)]
     orders = [
-        count(0.1 + 0.01 * i, size=1 + i % 3, draw=i // 3, order=(i % 3, *{0, 1, 2} - {i % 3})) for i in range(12)
+        error_count(0.1 + 0.01 * i, size=1 + i % 3, draw=i // 3, lesion=Lesion(order=(i % 3, *{0, 1, 2} - {i % 3})))
+        for i in range(12)
     ]
     single = deletions(0.1, [0.12, 0.2, 0.5, 0.11, 0.4, 0.1]) + deletions(0.1, [0.9, 0.85, 0.9, 0.91], "vgg")
     beside = deletions(0.1, [0.2, 0.12, 0.5]) + deletions(0.12, [0.14, 0.13, 0.2], "stochastic depth")
@@ -163,21 +174,21 @@ def one_of_each(folder: Path, data: str = "made up") -> list[results.Run]:
         for deleted in remaining_paths.DELETED
         for length in range(55)
     ]
-    made: list[results.Run] = []
+    runs: list[results.Run] = []
 
     def add(name: str, kinds: Mapping[str, tuple[int, Sequence[int]]], rows: Sequence[Any], **more: Any) -> None:
-        made.append(made_run(folder / name, name, kinds, rows, data=data, **more))
+        runs.append(write_run(folder / name, name, kinds, rows, data=data, **more))
 
     add("unraveled", {}, forms)
     add("lesion-single", {"residual": six, "vgg": (4, (1,))}, single)
     add("lesion-many", {"residual": six}, many)
-    add("lesion-reorder", {"residual": (3, ())}, [count(0.1), *orders])
-    made.append(gradient_run(folder / "path-gradients", np.tile(0.3 ** np.arange(1.0, 7), (5, 1)), data))
+    add("lesion-reorder", {"residual": (3, ())}, [error_count(0.1), *orders])
+    runs.append(gradient_run(folder / "path-gradients", np.tile(0.3 ** np.arange(1.0, 7), (5, 1)), data))
     effective = effective_run(
         folder / "effective-training", [0.1, 0.12, 0.11], three_ways([0.12, 0.1, 0.13]), data=data
     )
-    made.append(effective)
+    runs.append(effective)
     add("remaining-paths", {}, left, blocks=54)
     add("lesion-stochastic-depth", {"residual": three, "stochastic depth": three}, beside)
     add("highway", {"highway": three}, [*highway_rows(), *of_gates], seeds=2)
-    return made
+    return runs

@@ -1,5 +1,5 @@
-"""Streams, events and graphs of CUDA on the CPU: what is captured is written down, operation by operation, and run
-again over the same memory when it is replayed; what a stream or an event is asked is noted."""
+"""Stubs of CUDA's streams, events and graphs on the CPU: a capture notes its operations, and a replay repeats them
+over the same memory; calls of streams and events are noted."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["Cuda", "install"]
 
 @dataclass
 class Cuda:
-    """What has been asked of the device.
+    """Calls to the device.
 
     Attributes:
-        device: the current one.
-        notes: in order; what kind of event, and what it is about.
-        graphs: how many were captured.
+        device: the current device's index.
+        notes: calls in order: kind, and arguments.
+        graphs: number of captured graphs.
     """
 
     device: int = 0
@@ -40,7 +40,7 @@ class Cuda:
 
 
 class _Written(TorchDispatchMode):
-    """Writes down every operation, and what it made."""
+    """Notes every operation and its result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class _Written(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = func(*args, **(kwargs or {}))
         if not self.paused:
-            assert "_local_scalar_dense" not in str(func), "a value was looked at during a capture"
+            assert "_local_scalar_dense" not in str(func), "a value was read during a capture"
             self.again.append(lambda: _repeat(func, args, kwargs or {}, results))
         return results
 
@@ -62,7 +62,7 @@ def _repeat(func: Any, args: Any, kwargs: Any, results: Any) -> None:
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> Cuda:
-    """As if the CPU were a CUDA device, for `pathnet.engines.triton.graphs` alone."""
+    """Make the CPU a CUDA device for `pathnet.engines.triton.graphs` alone."""
     from pathnet.engines.triton import arrivals, dgrad, endings, folding, forward, graphs, statistics, sums
 
     cuda, numbers = Cuda(), itertools.count()
@@ -97,10 +97,12 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Cuda:
             return self
 
     @contextmanager
-    def graph(own: Graph, pool: Any = None, stream: Any = None, capture_error_mode: str = "global") -> Iterator[None]:
+    def graph(
+        target: Graph, pool: Any = None, stream: Any = None, capture_error_mode: str = "global"
+    ) -> Iterator[None]:
         assert cuda.capturing == 0, "two captures at a time"
         cuda.capturing, mode = 1, _Written()
-        cuda.notes.append(("capture", own, stream, cuda.device, pool, capture_error_mode))
+        cuda.notes.append(("capture", target, stream, cuda.device, pool, capture_error_mode))
         written.append(mode)
         try:
             with mode:
@@ -108,7 +110,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Cuda:
         finally:
             written.pop()
             cuda.capturing = 0
-        own.again = mode.again
+        target.again = mode.again
         cuda.graphs += 1
 
     @contextmanager
@@ -124,12 +126,12 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Cuda:
         cuda.device = before
 
     def noting(launch: Callable[..., None]) -> Callable[..., None]:
-        def launched(*arguments: Any, **constants: Any) -> None:
+        def launched(*positional: Any, **arguments: Any) -> None:
             if not written:
-                launch(*arguments, **constants)
+                launch(*positional, **arguments)
                 return
-            # What an interpreted kernel does with tensors is no operation of the graph; nor is it run by a capture.
-            written[-1].again.append(lambda: launch(*arguments, **constants))
+            # The tensor operations of an interpreted kernel are none of the graph's, and a capture runs no kernel.
+            written[-1].again.append(lambda: launch(*positional, **arguments))
 
         return launched
 

@@ -1,4 +1,4 @@
-"""A small language model as a `ResidualNet`: learnt positions, causal attention, GELU, a head tied to the stem."""
+"""A small language model as a `ResidualNet`: learned positions, causal attention, GELU, a head tied to the stem."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VOCABULARY, POSITIONS, WIDTH = 11, 9, 6
 
 
 class Embedded(nn.Module):
-    """int64 [B, T] to [B, T, C]"""
+    """Token and position embedding, int64 [B, T] to [B, T, C]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Perceptron(Block):
 
 
 def language_model(blocks: int, seed: int = 0) -> ResidualNet:
-    """Attention and perceptrons in turn; the output is [B, T, VOCABULARY]."""
+    """Return a network of alternating attention and MLP blocks, with logits [B, T, VOCABULARY]."""
     torch.manual_seed(seed)
     stem, linear = Embedded(), nn.Linear(WIDTH, VOCABULARY, bias=False)
     linear.weight = stem.tokens.weight
@@ -53,7 +53,7 @@ def language_model(blocks: int, seed: int = 0) -> ResidualNet:
 
 
 def sentences(batch: int, length: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Tokens and what follows each, int64 [batch, length]."""
+    """Return tokens and the following ones, int64 [batch, length]."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, VOCABULARY, (batch, length + 1), generator=generator)
     return tokens[:, :-1].clone(), tokens[:, 1:].clone()

@@ -1,7 +1,7 @@
 """Compiles a network's kernels ahead of their launches, launches them, and prints as JSON where Triton found them.
 
-A program of its own, since Triton decides on import whether it interprets. The GPU is one that takes every kernel and
-runs none: all from the engine to the launch is what it is on a real one, and so are the keys of Triton's cache.
+A program of its own, since Triton decides on import whether it interprets. The GPU accepts every kernel and runs
+none: everything from the engine to the launch is as on a real GPU, and so are the keys of Triton's cache.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ CPU = torch.device("cpu")
 launched: list[str] = []
 
 make_launcher = None
-"""By which launchers are known that are compiled for each signature."""
+"""Marks this module as one whose launchers are compiled for each signature."""
 
 
 class Launcher:
-    """Counts a launch, and leaves a file where it is compiled."""
+    """A launcher that counts launches, and leaves a file when it is compiled."""
 
     def __init__(self, source: Any, metadata: Any) -> None:
         self.name = source.name
@@ -52,7 +52,7 @@ class Launcher:
 
 
 class Killed:
-    """In place of a kernel: whoever compiles it is killed."""
+    """A stand-in for a kernel, whose compilation kills its process."""
 
     @staticmethod
     def preload(specialization: str) -> None:
@@ -60,7 +60,7 @@ class Killed:
 
 
 class Talking:
-    """In place of a kernel: its compilation prints, as Triton does where ``NVPTX_ENABLE_DUMP`` is set, and fails."""
+    """A stand-in for a kernel, whose compilation prints, as with ``NVPTX_ENABLE_DUMP``, and fails."""
 
     @staticmethod
     def preload(specialization: str) -> None:
@@ -69,7 +69,7 @@ class Talking:
 
 
 class Waiting:
-    """In place of a kernel: its compilation takes longer than any test, and leaves the number of its process."""
+    """A stand-in for a kernel, whose compilation leaves its process number and takes longer than any test."""
 
     @staticmethod
     def preload(specialization: str) -> None:
@@ -91,7 +91,7 @@ def job(net: ResidualNet, bn: BatchNormMode, channels: int, side: int) -> Job:
 
 
 def walk(net: ResidualNet, bn: BatchNormMode, batch: int, side: int) -> None:
-    """A record and norms, as a user's first number takes them."""
+    """Run a record and norms, as a user's first number does."""
     channels = 4 if isinstance(net.stem, torch.nn.Identity) else net.stem_weight().shape[0]
     prepared = TritonEngine().prepare(job(net, bn, channels, side))
     y, walk = prepared.record(torch.ones(batch, channels, side, side))
@@ -101,23 +101,23 @@ def walk(net: ResidualNet, bn: BatchNormMode, batch: int, side: int) -> None:
 
 
 def beside_the_check(net: ResidualNet, bn: BatchNormMode, side: int) -> dict[str, Any]:
-    """The kernels of a check of itself, and which others the network itself takes."""
+    """Return the number of kernels of the engine's check of itself, and the names of those that the network adds."""
     channels = net.stem_weight().shape[0]
     work = trial_run(TritonEngine(), job(net, bn, channels, side))
     checked = ahead.missing_for(work)
-    others = set(ahead.missing_for(lambda: walk(net, bn, 128, side))) - set(checked)
-    return {"checked": len(checked), "others": sorted(kernel.name for kernel in others)}
+    added = set(ahead.missing_for(lambda: walk(net, bn, 128, side))) - set(checked)
+    return {"checked": len(checked), "added": sorted(kernel.name for kernel in added)}
 
 
 def main() -> None:
-    from helpers import triton_ahead  # This file, by the name that other processes import it under.
+    from helpers import triton_ahead  # This file under the name that other processes import.
 
     torch.set_num_threads(1)
-    # Behind Triton's import, as a program may; it enters the keys.
+    # Set after Triton's import, as a program may do; part of the cache keys.
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
     triton.runtime.driver.set_active(willing_gpu(triton_ahead.Launcher))
     hits: list[bool] = []
-    knobs.compilation.listener = lambda **told: hits.append(told["cache_hit"])
+    knobs.compilation.listener = lambda **details: hits.append(details["cache_hit"])
     block = ResidualNet(torch.nn.Identity(), [preact_resnet(8, 4).blocks[1]], torch.nn.Identity())  # type: ignore[list-item]
 
     def work() -> None:
@@ -138,7 +138,7 @@ def main() -> None:
         ahead.compile_all([ahead.Kernel("helpers.triton_ahead", "Talking", "")])
         sys.executable += "-that-is-not-there"
         ahead.compile_all([wrong])
-    report["warnings"] = [str(own.message) for own in warned]
+    report["warnings"] = [str(warning.message) for warning in warned]
     nets = {
         "resnet-110, batch": (preact_resnet(110), "batch", 32),
         "resnet-110, running": (preact_resnet(110), "running", 32),

@@ -1,7 +1,7 @@
-"""Runs a plan's rows with small random matrices in place of kernels, and the same walks routing by routing.
+"""Runs a plan's rows with small random matrices in place of kernels, and the same passes routing by routing.
 
-What is stored and what is taken off later are kept apart as the kernels keep them: a state lies in a slot, its means
-beside it, and whoever reads it takes them off with the x_hat of the unit that the state waits for.
+Stored values and the means that are subtracted later are apart, as in the kernels: a state lies in a slot, its means
+beside it, and its reader subtracts them with the x_hat of the unit whose means the state awaits.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathnet.engines.triton.network import FusedBlock
-from pathnet.engines.triton.plan import NOTHING, Launch, Plan
+from pathnet.engines.triton.plan import LaunchPlan
+from pathnet.engines.triton.schedule import NOTHING, Launch
 
-__all__ = ["Maps", "brute_force", "walked"]
+__all__ = ["Maps", "brute_force", "row_results"]
 
 Floats = NDArray[np.float64]
 SIZE = 3
 
 
 class Maps:
-    """Of every block a matrix for each unit, for the skip and for each BN behind it; of every BN one more."""
+    """Matrices of every block: for each unit, for the skip and for each BN behind it, and for each BN's means."""
 
     def __init__(self, blocks: Sequence[FusedBlock], seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -38,10 +39,10 @@ class Maps:
 
 
 def brute_force(maps: Maps, coefficients: Floats, starts: Floats, back: bool, batch_mode: bool) -> Floats:
-    """[P, SIZE]: one routing after the other, block by block.
+    """Return [P, SIZE], the results of one routing after the other, block by block.
 
     Args:
-        starts: [P, SIZE], of each routing.
+        starts: [P, SIZE], each routing's start.
     """
     results = []
     for routing, start in zip(coefficients, starts, strict=True):
@@ -82,8 +83,8 @@ def _block_forward(
     return c * residual + a * skip
 
 
-def walked(maps: Maps, plan: Plan, starts: Floats, back: bool) -> Floats:
-    """[P, SIZE]: what the plan's rows come to, in the order of its launches.
+def row_results(maps: Maps, plan: LaunchPlan, starts: Floats, back: bool) -> Floats:
+    """Return [P, SIZE], the results of the plan's rows in the order of its launches.
 
     Args:
         starts: [starts, SIZE], the first states.
@@ -100,13 +101,13 @@ def walked(maps: Maps, plan: Plan, starts: Floats, back: bool) -> Floats:
     def read(state: int) -> Floats:
         slot, waiting = plan.states[state]
         slots_read.add(int(slot))
-        assert holds[int(slot)] == state, "overwritten while somebody needs it"
+        assert holds[int(slot)] == state, "overwritten before its last reader"
         return slots[slot] + maps.means[waiting] @ means[state] if waiting != NOTHING else slots[slot].copy()
 
     for launch in schedule.launches:
         rows = plan.rows_of(launch)
         assert len(rows) <= launch.count
-        # Rows of a launch run side by side, so that none may write what another reads.
+        # Rows of a launch run concurrently: none may write a state that another reads.
         slots_read.clear()
         results = [(row[1], *_row(maps, launch, row, read, back)) for row in rows.tolist() if row[1] != NOTHING]
         slots_written = {int(plan.states[target, 0]) for target, _, _ in results}
@@ -121,7 +122,7 @@ def walked(maps: Maps, plan: Plan, starts: Floats, back: bool) -> Floats:
 def _row(
     maps: Maps, launch: Launch, row: Sequence[int], read: Callable[[int], Floats], back: bool
 ) -> tuple[Floats, Floats]:
-    """What a row stores, and what BN's means are taken from: what came through units and projections."""
+    """Return the value that a row stores, and the part of it that BN's means are taken from."""
     source, _, entered, *bits = row
     a, c = np.array(bits, dtype=np.int32).view(np.float32).astype(np.float64)
     block, ends = maps.blocks[launch.block], maps.ends[launch.block]

@@ -79,7 +79,7 @@ class Rejecting(Perceptron):
 @pytest.mark.parametrize(
     ("make", "arguments", "message"),
     [
-        (HardCoded, {}, "model: takes no batch of another size than 3"),
+        (HardCoded, {}, "model: expected batches of any size, got an error for 6 samples"),
         (Random, {}, "model: expected the same output each time"),
         (Rejecting, {}, r"example: the model rejects the shape \[3, 4\] in torch.float32 \(too long\)"),
         (Rejecting, {"example": None}, r"example: none could be guessed, .*\[2, 4\]: too long"),
@@ -211,7 +211,7 @@ def test_a_network_that_omits_dropout_refuses_training_mode() -> None:
     assert live.dropouts == () and not torch.equal(live(x), live(x))
     model = Dropping(0.5, True).train()
     net = pathnet.adapt(model, x)
-    assert net.traced_by == "torch.export" and "without dropout, in evaluation alone: drop" in str(net)
+    assert net.traced_by == "torch.export" and "without dropout, for evaluation only: drop" in str(net)
     assert torch.equal(net.eval()(x), model.eval()(x))
     for network in (net, copy.deepcopy(net), nn.Sequential(net)):
         with pytest.raises(

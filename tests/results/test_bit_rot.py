@@ -1,6 +1,6 @@
-"""One flipped bit in any file that is read back is an error that names the file, or changes nothing that is loaded.
+"""A flipped bit in any file that is read back is an error that names the file, or does not change what is loaded.
 
-``PATHNET_FLIPS`` says how many bits of each kind of file are flipped, one at a time.
+``PATHNET_FLIPS`` is the number of bits flipped in each kind of file, one at a time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FLIPS = int(os.environ.get("PATHNET_FLIPS", "300"))
 
 @dataclass(frozen=True)
 class Kept:
-    """A file, and what is loaded from it: anything whose representation tells all of it."""
+    """A file, and a function that loads it and returns all of its content as text."""
 
     file: Path
     load: Callable[[], str]
@@ -164,7 +164,7 @@ def test_another_layout_of_the_same_facts_is_no_edit(tmp_path: Path) -> None:
 
 
 def test_a_part_of_another_run_keeps_its_own_digest(tmp_path: Path) -> None:
-    """Digests are of what parts hold, and not of where they lie."""
+    """The digest covers the content of a part, not its place."""
     add(tmp_path / "one", 0)
     add(tmp_path / "other", 1)
     part = tmp_path / "other" / "measurements" / "part-000000.parquet"

@@ -59,7 +59,7 @@ def test_what_no_path_gradient_can_be_is_refused_by_file_and_row(
 
 
 def test_paths_that_are_whole_together_alone_are_refused(tmp_path: Path) -> None:
-    """One is empty and the next has its bytes too."""
+    """One path is empty, and the next holds the bytes of both."""
     add(tmp_path, 0)
     (part,) = read(tmp_path).parts
     table = pq.ParquetFile(part).read()

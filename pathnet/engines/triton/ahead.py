@@ -1,12 +1,12 @@
 """Kernels compiled ahead of their first launch, on all cores, into the cache on disk that launches look into.
 
-Triton compiles a kernel where it is launched first, one after the other: 1.6 s of a core each, 30 or more kernels a
-network. `compile_for` has a piece of work done without a launch, writes down what it would launch, and hands what is
-not on disk to another process, which imports the kernels and forks one worker a core. Threads would not do: a fifth
-of a compilation is Python, which runs one thread at a time, and so 16 cores would be worth five.
+Triton compiles each kernel at its first launch, one after the other: 1.6 s of a core each, for 30 or more kernels of
+a network. `compile_for` runs a piece of work without its launches, notes their kernels, and passes those that are not
+on disk to another process, which imports the kernels and forks one worker for each core. Threads would be slower: a
+fifth of a compilation is Python, which runs one thread at a time, so that 16 cores would do the work of five.
 
-The workers know the GPU by its architecture alone. Where Triton builds a launcher for each signature with the C
-compiler (3.6 does), they do that as well.
+The workers know nothing of the GPU but its architecture. If Triton builds a launcher for each signature with the C
+compiler, as version 3.6 does, they build it too.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from pathnet.engines.triton.launch import not_launching
 __all__ = ["AbsentGpu", "Kernel", "compile_all", "compile_for", "missing_for"]
 
 FEW = 2
-"""So many kernels are compiled where they are launched, sooner than a process has started."""
+"""Number of kernels that are compiled at their launch, since starting a process would take longer."""
 
 _hooked = threading.Lock()
 
 
 class AbsentGpu:
-    """A driver of Triton's for a GPU of which nothing but the architecture is known, so that nothing can be run.
+    """A Triton driver for a GPU of which only the architecture is known, so that it can run nothing.
 
     Args:
-        launcher_cls: what a compiled kernel is launched with, made of its source and metadata.
+        launcher_cls: class of the launchers, made from a compiled kernel's source and metadata.
     """
 
     def __init__(self, target: GPUTarget, launcher_cls: Any = None) -> None:
@@ -67,11 +67,11 @@ class AbsentGpu:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel that is to be compiled.
+    """A kernel to compile.
 
     Attributes:
-        module, name: where it is defined.
-        specialization: for what it is compiled, as `JITFunction.preload` reads it.
+        module, name: its definition.
+        specialization: signature, constants and options, in the format of `JITFunction.preload`.
     """
 
     module: str
@@ -80,10 +80,10 @@ class Kernel:
 
 
 def compile_for(work: Callable[[], object]) -> int:
-    """Compile what ``work`` would launch and what is not on disk; return how many kernels that were.
+    """Compile the kernels of ``work`` that are not on disk; return their number.
 
     Args:
-        work: may be done twice; the first time kernels are not launched, so that its results mean nothing.
+        work: runs without launching kernels, so that its results mean nothing.
     """
     if knobs.runtime.interpret:
         return 0
@@ -94,7 +94,7 @@ def compile_for(work: Callable[[], object]) -> int:
 
 
 def missing_for(work: Callable[[], object]) -> list[Kernel]:
-    """What ``work`` would launch that neither this process has compiled nor the cache on disk holds."""
+    """Return the kernels of ``work`` that neither this process has compiled nor the cache on disk holds."""
     missing: dict[Kernel, None] = {}
     with _noting(missing), not_launching():
         work()
@@ -103,15 +103,16 @@ def missing_for(work: Callable[[], object]) -> list[Kernel]:
 
 @contextmanager
 def _noting(missing: dict[Kernel, None]) -> Iterator[None]:
-    """Have Triton tell of each kernel that it is about to compile, and compile none of this thread's."""
+    """Note each kernel that Triton is about to compile in this thread, and keep Triton from compiling it."""
     thread = threading.get_ident()
 
-    def note(**told: Any) -> bool | None:
+    def note(**details: Any) -> bool | None:
         if threading.get_ident() != thread:
-            return None if before is None else before(**told)
-        kernel, job = told["fn"].jit_function, told["compile"]
-        if not _on_disk(kernel, job):
-            missing[Kernel(told["fn"].module, kernel.__name__, job["specialization_data"])] = None
+            return None if before is None else before(**details)
+        function, compilation = details["fn"], details["compile"]
+        kernel = function.jit_function
+        if not _on_disk(kernel, compilation):
+            missing[Kernel(function.module, kernel.__name__, compilation["specialization_data"])] = None
         return True
 
     with _hooked:
@@ -123,12 +124,12 @@ def _noting(missing: dict[Kernel, None]) -> Iterator[None]:
             knobs.runtime.jit_cache_hook = before
 
 
-def _on_disk(kernel: Any, job: dict[str, Any]) -> bool:
-    """Whether `triton.compile` will find the kernel in its cache."""
+def _on_disk(kernel: Any, compilation: dict[str, Any]) -> bool:
+    """Return whether `triton.compile` will find the kernel in its cache."""
     backend = make_backend(driver.active.get_current_target())
-    stored = json.loads(job["specialization_data"])["options"].items()
-    options = backend.parse_options({name: tuple(own) if isinstance(own, list) else own for name, own in stored})
-    source = ASTSource(kernel, job["signature"], job["constants"], job["configs"][0])
+    stored = json.loads(compilation["specialization_data"])["options"].items()
+    options = backend.parse_options({name: tuple(x) if isinstance(x, list) else x for name, x in stored})
+    source = ASTSource(kernel, compilation["signature"], compilation["constants"], compilation["configs"][0])
     key = get_cache_key(source, backend, options, get_cache_invalidating_env_vars())
     file = f"{source.name[:150]}.json"
     group = get_cache_manager(hashlib.sha256(key.encode()).hexdigest()).get_group(file)
@@ -136,14 +137,16 @@ def _on_disk(kernel: Any, job: dict[str, Any]) -> bool:
 
 
 def compile_all(kernels: Sequence[Kernel]) -> None:
-    """Compile kernels for the current device into the cache on disk; warn where that fails, since launches compile
-    what they do not find."""
+    """Compile kernels for the current device into the cache on disk.
+
+    A failure is a warning alone, since launches compile what they do not find.
+    """
     order = {
         "parent": os.getpid(),
         "target": asdict(driver.active.get_current_target()),
         "launcher": _compiled_launcher(),
-        # The largest first, so that none is left over to the end.
-        "kernels": [asdict(kernel) for kernel in sorted(kernels, key=lambda own: -len(own.specialization))],
+        # The largest first, so that none starts last.
+        "kernels": [asdict(kernel) for kernel in sorted(kernels, key=lambda kernel: -len(kernel.specialization))],
     }
     try:
         done = subprocess.run(
@@ -152,14 +155,14 @@ def compile_all(kernels: Sequence[Kernel]) -> None:
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            # An interrupt reaches this process, which then ends that one.
+            # An interrupt reaches this process alone, which then ends the other.
             start_new_session=True,
         )
     except OSError as error:
         failures = [str(error)]
     else:
         lines = done.stderr.strip().splitlines() or [f"its process ended with status {done.returncode}"]
-        # The last line, since Triton's dumps, where its environment asks for them, come before.
+        # The last line: Triton's environment may request dumps, which precede it.
         failures = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else lines[-1:]
     if failures:
         warnings.warn(
@@ -168,17 +171,17 @@ def compile_all(kernels: Sequence[Kernel]) -> None:
 
 
 def _compiled_launcher() -> list[str] | None:
-    """Module and name of the class that compiles a launcher for each signature; None where one serves all."""
+    """Return module and name of the class that compiles a launcher for each signature; None if one serves all."""
     launcher = driver.active.launcher_cls
     compiles = hasattr(sys.modules[launcher.__module__], "make_launcher")
     return [launcher.__module__, launcher.__qualname__] if compiles else None
 
 
 def main() -> None:
-    """Compile what standard input asks for; print a list of what failed."""
+    """Compile the kernels that standard input lists; print a list of failures."""
     order = json.load(sys.stdin)
     _end_with(order["parent"])
-    kernels = [Kernel(**own) for own in order["kernels"]]
+    kernels = [Kernel(**fields) for fields in order["kernels"]]
     for module in {kernel.module for kernel in kernels}:
         importlib.import_module(module)
     launcher = None
@@ -186,10 +189,10 @@ def main() -> None:
         module, name = order["launcher"]
         launcher = getattr(importlib.import_module(module), name)
     driver.set_active(AbsentGpu(GPUTarget(**order["target"]), launcher))
-    # What the keys of all kernels begin with, from hundreds of megabytes of Triton: once, for all workers.
+    # Part of every kernel's cache key, a hash of hundreds of megabytes of Triton: computed once for all workers.
     triton_key()
-    # Workers have the modules of this process, which holds no GPU and runs no other thread. Where a worker is killed,
-    # as by a system out of memory, an executor raises; a pool of `multiprocessing` would wait forever.
+    # Forked workers inherit the modules of this process, which holds no GPU and runs no other thread. If a worker is
+    # killed, as by a system out of memory, an executor raises; a pool of `multiprocessing` would wait forever.
     context, workers = multiprocessing.get_context("fork"), min(len(kernels), _cores())
     with ProcessPoolExecutor(workers, context, _end_with, (os.getpid(),)) as pool:
         outcomes = list(pool.map(_compile, kernels))
@@ -201,7 +204,7 @@ def _cores() -> int:
 
 
 def _end_with(parent: int) -> None:
-    """Have the system end this process with its parent, which may be killed."""
+    """Make the system end this process with its parent, which may be killed."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
@@ -210,7 +213,7 @@ def _end_with(parent: int) -> None:
 
 
 def _compile(kernel: Kernel) -> str | None:
-    """Leave a kernel in the cache on disk; return what went wrong."""
+    """Compile a kernel into the cache on disk; return the failure, or None."""
     try:
         compiled = getattr(importlib.import_module(kernel.module), kernel.name).preload(kernel.specialization)
         if driver.active.launcher_cls is not None:

@@ -1,8 +1,8 @@
-"""Gradients as they arrive, the means that they wait for taken off: written out, or their norms alone.
+"""Gradients at the end of a backward pass, with BN's means subtracted: copied, or their norms alone.
 
-A program owns POINTS pixels of a sample of one routing to write them out, or a whole sample for its norm, all
-channels one block after the other. Squares are added in float64, since samples of one batch share an exponent in BN
-mode ``batch``: 1.2 M values a routing, which even a GPU of 0.5 TFLOP/s in float64 adds up in 5 us.
+A program takes POINTS pixels of one routing's sample to copy them, or a whole sample for its norm, one block of
+channels after the other. Squares are added in float64, since samples of one batch share an exponent in BN mode
+``batch``: 1.2 M values per routing, which even a GPU with 0.5 TFLOP/s in float64 adds in 5 us.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 from pathnet.engines.triton.configurations import ELEMENTS
 from pathnet.engines.triton.launch import elements, launch
 from pathnet.engines.triton.network import Shape
-from pathnet.engines.triton.state import Gradients, Kept
-from pathnet.engines.triton.tiles import load_gradients, load_means, locate
+from pathnet.engines.triton.state import Gradients, Saved
+from pathnet.engines.triton.tiles import Memory, load_gradients, load_means, locate
 
 __all__ = ["arrived", "squared_norms"]
 
@@ -33,43 +33,28 @@ def _norms_kernel(
     normalized_ptr,
     corrections_ptr,
     corrections_width,
-    norms_ptr,
+    results_ptr,
     C: tl.constexpr,
     CORRECT: tl.constexpr,
     POINTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     CHANNEL_TILES: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
+    memory = Memory(
+        gradients_ptr, slot_size, states_ptr, offsets_ptr, normalized_ptr, corrections_ptr, corrections_width
+    )
     pixel_tiles = tl.cdiv(pixels, POINTS)
     path, sample = tl.program_id(0) // batch, tl.program_id(0) % batch
-    state = tl.load(finals_ptr + path + tl.zeros([1], tl.int32))
-    live = state >= 0
-    slots, waits, first = locate(state, live, slot_size, states_ptr, offsets_ptr)
+    located = _located(memory, finals_ptr + path)
     total = tl.zeros([POINTS, BLOCK_N], tl.float64)
     for step in tl.range(0, pixel_tiles * CHANNEL_TILES):
         pixel = step // CHANNEL_TILES * POINTS + tl.arange(0, POINTS)
         channel = step % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
-        at = ((sample * pixels + pixel) * C)[:, None] + channel[None, :]
-        mask = (pixel < pixels)[:, None] & (channel < C)[None, :]
-        mean, mean_x_hat = 0.0, 0.0
-        if CORRECT:
-            mean, mean_x_hat = load_means(
-                corrections_ptr, corrections_width, state, live & waits, channel, channel < C
-            )
-        values = load_gradients(
-            gradients_ptr,
-            slots,
-            at,
-            live[:, None, None] & mask[None, :, :],
-            normalized_ptr + first,
-            mask & waits,
-            mean,
-            mean_x_hat,
-            CORRECT,
-        )
-        values = tl.reshape(values, [POINTS, BLOCK_N]).to(tl.float64)
+        places = ((sample * pixels + pixel) * C)[:, None] + channel[None, :]
+        within = (pixel < pixels)[:, None] & (channel < C)[None, :]
+        values = _loaded(memory, located, places, within, channel, C, CORRECT).to(tl.float64)
         total += values * values
-    tl.store(norms_ptr + tl.program_id(0), tl.sum(tl.sum(total, 1), 0))
+    tl.store(results_ptr + tl.program_id(0), tl.sum(tl.sum(total, 1), 0))
 
 
 @triton.jit(do_not_specialize=["batch", "pixels"])
@@ -84,86 +69,87 @@ def _arrivals_kernel(
     normalized_ptr,
     corrections_ptr,
     corrections_width,
-    arrived_ptr,
+    results_ptr,
     C: tl.constexpr,
     CORRECT: tl.constexpr,
     POINTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     CHANNEL_TILES: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
+    memory = Memory(
+        gradients_ptr, slot_size, states_ptr, offsets_ptr, normalized_ptr, corrections_ptr, corrections_width
+    )
     pixel_tiles = tl.cdiv(pixels, POINTS)
     program = tl.program_id(0)
     channel = program % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
     pixel = program // CHANNEL_TILES % pixel_tiles * POINTS + tl.arange(0, POINTS)
     sample = program // CHANNEL_TILES // pixel_tiles % batch
     path = program // CHANNEL_TILES // pixel_tiles // batch
-    state = tl.load(finals_ptr + path + tl.zeros([1], tl.int32))
-    live = state >= 0
-    slots, waits, first = locate(state, live, slot_size, states_ptr, offsets_ptr)
-    at = ((sample * pixels + pixel) * C)[:, None] + channel[None, :]
-    mask = (pixel < pixels)[:, None] & (channel < C)[None, :]
-    mean, mean_x_hat = 0.0, 0.0
-    if CORRECT:
-        mean, mean_x_hat = load_means(corrections_ptr, corrections_width, state, live & waits, channel, channel < C)
-    values = load_gradients(
-        gradients_ptr,
-        slots,
-        at,
-        live[:, None, None] & mask[None, :, :],
-        normalized_ptr + first,
-        mask & waits,
-        mean,
-        mean_x_hat,
-        CORRECT,
-    )
-    values = tl.reshape(values, [POINTS, BLOCK_N]).to(arrived_ptr.dtype.element_ty)
-    tl.store(arrived_ptr + path.to(tl.int64) * batch * pixels * C + at, values, mask=mask)
+    located = _located(memory, finals_ptr + path)
+    places = ((sample * pixels + pixel) * C)[:, None] + channel[None, :]
+    within = (pixel < pixels)[:, None] & (channel < C)[None, :]
+    values = _loaded(memory, located, places, within, channel, C, CORRECT).to(results_ptr.dtype.element_ty)
+    tl.store(results_ptr + path.to(tl.int64) * batch * pixels * C + places, values, mask=within)
 
 
-def squared_norms(gradients: Gradients, kept: Kept, finals: Tensor, shape: Shape) -> Tensor:
-    """float64 [P, B]: the squared norms of samples, their states' exponents aside.
+@triton.jit
+def _located(memory, final_ptr):
+    """Return where one final state lies, in blocks [1]."""
+    state = tl.load(final_ptr + tl.zeros([1], tl.int32))
+    return locate(memory, state, state >= 0)
+
+
+@triton.jit
+def _loaded(memory, located, places, within, channel, C: tl.constexpr, CORRECT: tl.constexpr):
+    """Return [POINTS, BLOCK_N], one state's gradient."""
+    means = load_means(memory, located, channel, channel < C, CORRECT)
+    return tl.reshape(load_gradients(memory, located, places, within, means, CORRECT), places.shape)
+
+
+def squared_norms(gradients: Gradients, saved: Saved, finals: Tensor, shape: Shape) -> Tensor:
+    """Return float64 [P, B], the squared norms of samples without their states' exponents.
 
     Args:
         finals: int32 [P], states; negative for a gradient that is zero.
-        shape: of a sample's gradient.
+        shape: shape of a sample's gradient.
     """
     norms = torch.empty(len(finals), gradients.batch, dtype=torch.float64, device=finals.device)
-    _run(_norms_kernel, norms.numel(), gradients, kept, finals, shape, norms)
+    _run(_norms_kernel, norms.numel(), gradients, saved, finals, shape, norms)
     return norms
 
 
-def arrived(gradients: Gradients, kept: Kept, finals: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
-    """[P, B, H, W, C]: the gradients of states, their exponents aside."""
-    made = torch.empty(
+def arrived(gradients: Gradients, saved: Saved, finals: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
+    """Return [P, B, H, W, C], the gradients of states without their exponents."""
+    gradient = torch.empty(
         len(finals), gradients.batch, shape.height, shape.width, shape.channels, dtype=dtype, device=finals.device
     )
     points, channels = elements(ELEMENTS, shape.channels)
     tiles = -(-shape.pixels // points) * -(-shape.channels // channels)
-    _run(_arrivals_kernel, len(finals) * gradients.batch * tiles, gradients, kept, finals, shape, made)
-    return made
+    _run(_arrivals_kernel, len(finals) * gradients.batch * tiles, gradients, saved, finals, shape, gradient)
+    return gradient
 
 
 def _run(
-    kernel: object, programs: int, gradients: Gradients, kept: Kept, finals: Tensor, shape: Shape, made: Tensor
+    kernel: object, programs: int, gradients: Gradients, saved: Saved, finals: Tensor, shape: Shape, results: Tensor
 ) -> None:
     points, channels = elements(ELEMENTS, shape.channels)
     launch(
         kernel,
         programs,
         ELEMENTS,
-        gradients.values,
-        gradients.values.shape[1],
-        finals,
-        gradients.states,
-        gradients.batch,
-        shape.pixels,
-        kept.normalized_starts,
-        kept.normalized,
-        gradients.corrections,
-        gradients.corrections.shape[-1],
-        made,
+        gradients_ptr=gradients.values,
+        slot_size=gradients.values.shape[1],
+        finals_ptr=finals,
+        states_ptr=gradients.states,
+        batch=gradients.batch,
+        pixels=shape.pixels,
+        offsets_ptr=saved.normalized_starts,
+        normalized_ptr=saved.normalized,
+        corrections_ptr=gradients.corrections,
+        corrections_width=gradients.corrections.shape[-1],
+        results_ptr=results,
         C=shape.channels,
-        CORRECT=gradients.waits,
+        CORRECT=gradients.by_batch,
         POINTS=points,
         BLOCK_N=channels,
     )

@@ -1,13 +1,14 @@
-"""The tiles that kernels are launched with, apart from the kernels, and how each was found.
+"""The tiles of the kernels, apart from the kernels, and how each was chosen.
 
-None has been timed on a GPU yet. They were chosen by arithmetic (128 rows a product are what one warp group of four
-warps multiplies at a time; as many columns as there are channels, up to 64; two gradients a tile halve the reads of
-x_hat and ReLU bits, four leave some groups of gradients that share them half empty), those of `DGRAD` among its
-neighbours by what the compiler makes of them for an H100: the fewest instructions for as many rows and channels, in
-BN mode ``batch`` (in float32 26 to 30 % fewer than 64 points, 32 channels, depth 16 and two gradients take). All
-spill nothing, and a multiprocessor has registers and shared memory for two programs at least, on an H100 and on an
-A100, whose warps hold operands in registers too and so have some tiles of their own, for 3 to 4 % more instructions;
-99 KB of shared memory, which GPUs for consumers have, hold each: `tests/engines/triton/test_triton_compile.py`.
+None has been timed on a GPU yet. They were chosen by arithmetic: one warp group of four warps multiplies 128 rows at
+a time; a tile has as many columns as there are channels, up to 64; two gradients in a tile halve the reads of x_hat
+and ReLU bits, while four would leave some groups of gradients that share them half empty. Those of `DGRAD` are, among
+their neighbours, those for which the compiler emits the fewest instructions for as many rows and channels on an H100
+in BN mode ``batch`` (in float32 26 to 30 % fewer than for 64 points, 32 channels, depth 16 and two gradients).
+
+None spills registers, and a multiprocessor has registers and shared memory for at least two programs, on an H100 and
+on an A100. The A100's warps hold operands in registers too, so that it has some tiles of its own, for 3 to 4 % more
+instructions. All fit the 99 KB of shared memory of consumer GPUs: `tests/engines/triton/test_triton_compile.py`.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from pathnet.engines.triton.launch import Tile
 __all__ = ["DGRAD", "ELEMENTS", "FLOAT32", "FOLDED", "FORWARD", "ROWS", "STRIDED", "WGRAD", "of_width"]
 
 FLOAT32 = "ieee" if torch.version.hip or torch.version.xpu else "tf32x3"
-"""How float32 numbers are multiplied: as three products of TF32 terms, or as they are where that is not to be had."""
+"""Multiplication of float32 numbers: as three products of TF32 terms, or directly where Triton has no TF32."""
 
 Table = dict[torch.dtype, dict[int, Tile]]
-"""Tiles by the type of the operands and the channels of the result: the smallest number that holds them all."""
+"""Tiles by the type of the operands and a number of channels; that of the smallest number that holds all serves."""
 
 DGRAD: Table = {
     torch.bfloat16: {
@@ -64,8 +65,8 @@ STRIDED: Table = {
         64: Tile(points=64, channels=32, depth=16),
     },
 }
-"""As `DGRAD`, through convolutions with a stride: what finds a tap's pixels, and a projection's product beside it,
-take registers."""
+"""Tiles like `DGRAD` for convolutions with a stride, where finding a tap's pixels, and a projection's product, take
+registers."""
 
 FORWARD: Table = {
     torch.bfloat16: {
@@ -79,11 +80,13 @@ FORWARD: Table = {
         64: Tile(points=64, channels=32, depth=16),
     },
 }
-"""A record is a single row. At batch 128 the stages of a CIFAR network have 1,024, 512 and 256 tiles; of 132
-multiprocessors each has room for 3, 4 and 4 programs of float32 (146 to 167, 111 to 126 and 118 to 128 registers).
-Stage 2 is one wave of 528 places, 97 % full, with 16 warps a multiprocessor; tiles of 128 points would be 256
-programs, 8 warps a multiprocessor, for a fifth fewer instructions. Stage 3 has two programs on 124 multiprocessors
-and one on 8; half as many channels a tile would fill the other two places, and normalise each input twice as often.
+"""Tiles of the forward pass, where a record is a single row.
+
+At batch 128 the stages of a CIFAR network have 1,024, 512 and 256 tiles. Each of 132 multiprocessors has room for 3,
+4 and 4 float32 programs (146 to 167, 111 to 126 and 118 to 128 registers). Stage 2 is one wave of 528 places, 97 %
+full, with 16 warps on each multiprocessor; tiles of 128 points would be 256 programs, 8 warps on each, with a fifth
+fewer instructions. Stage 3 has two programs on 124 multiprocessors and one on 8; half as many channels in a tile
+would fill the other two places, and normalise each input twice as often.
 """
 
 WGRAD: Table = {
@@ -100,20 +103,20 @@ WGRAD: Table = {
 }
 
 FOLDED = Tile(points=1, channels=64, depth=64)
-"""Of the kernel that folds means into weights; its points are taps."""
+"""Tile of the kernel that folds means into weights; its points are taps."""
 
 ROWS = Tile(points=512, channels=8, depth=1, warps=8)
-"""Of the kernels that add up sums of tiles: so many tiles at a time, so many channels (32 bytes, a sector of L2)."""
+"""Tile of the kernels that add up the sums of tiles: points are tiles; 8 channels are 32 bytes, a sector of L2."""
 
 ELEMENTS = Tile(points=1024, channels=1, depth=1)
-"""Of the kernels that go through gradients element by element."""
+"""Tile of the elementwise kernels."""
 
 
 def of_width(table: Table, operand: Tensor, channels: int) -> Tile:
-    """The tile for a result of so many channels, that of the most where there are more.
+    """Return the tile for a result of so many channels, or the largest tile if there are more.
 
     Args:
-        operand: of the type that is multiplied, on the device that multiplies.
+        operand: a tensor of the type that is multiplied, on the device that multiplies.
     """
     tiles = table[operand.dtype]
     tile = tiles[min((width for width in tiles if width >= channels), default=max(tiles))]
@@ -122,7 +125,7 @@ def of_width(table: Table, operand: Tensor, channels: int) -> Tile:
 
 @lru_cache
 def multiplies_by_warp(device: torch.device) -> bool:
-    """Whether an NVIDIA GPU multiplies what registers hold: those of all compute capabilities but 9 and 10."""
+    """Return whether an NVIDIA GPU multiplies operands in registers, as all but compute capabilities 9 and 10 do."""
     if device.type != "cuda" or torch.version.hip:
         return False
     return torch.cuda.get_device_capability(device)[0] not in (9, 10)

@@ -1,14 +1,13 @@
-"""BN behind a block's last convolution and its projection, with statistics of the batch: post-activation blocks in BN
-mode ``batch``, seen from sum to sum.
+"""BN behind a block's last convolution and its projection, with statistics of the batch, for post-activation blocks.
 
-Going forward one kernel makes the sum of what those BNs make of two convolutions, or of one and the block's input; a
-record keeps what they normalised. Going back another one takes a sum's gradient to what waits for a BN's means, as
-`dgrad` leaves it behind the BN that begins a unit: ``scale * g``, and the program's share of the two sums. The sum's
-gradient itself waits for nothing, since the other branch reads it too.
+Forward, one kernel adds the outputs of those two BNs, or of one and the block's skip; a record saves x_hat of both.
+Backward, another kernel takes a sum's gradient through one of the BNs as far as possible before its means are known,
+as `dgrad` does for the BN that begins a unit: ``scale * g``, and the program's share of the two sums. The sum's
+gradient itself awaits no means, since the other branch reads it too.
 
-A tile is POINTS pixels of the batch and BLOCK_N channels of one row; a program takes one after the other. Nothing is
-computed that memory would wait for: a gradient is read and written once more a branch than in pre-activation blocks,
-and so is an activation.
+A tile is POINTS pixels of the batch and BLOCK_N channels of one row; a program takes one after the other. Memory is
+the bound: per branch, a gradient is read and written once more than in pre-activation blocks, and so is an
+activation.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ import triton.language as tl
 from pathnet.engines.triton.configurations import ELEMENTS
 from pathnet.engines.triton.launch import elements, launch, programs_for
 from pathnet.engines.triton.network import FusedBlock, TritonNetwork
-from pathnet.engines.triton.plan import Launch
-from pathnet.engines.triton.state import Activations, Gradients, Kept
+from pathnet.engines.triton.schedule import Launch
+from pathnet.engines.triton.state import Activations, Gradients, Saved
 from pathnet.engines.triton.sums import take_means
 from pathnet.engines.triton.tiles import (
     DIRECT,
@@ -28,46 +27,33 @@ from pathnet.engines.triton.tiles import (
     PROJECTION,
     ROW_FIELDS,
     STATE_FIELDS,
-    batch_norm,
-    cut_off,
+    Norm,
+    clamp,
+    load_coefficient,
+    load_normalization,
     power_of_two,
     shift_of,
 )
 
-__all__ = ["ending_backward", "ending_point_tiles", "joined"]
+__all__ = ["ending_backward", "ending_point_tiles", "ending_forward"]
 
 
 @triton.jit
-def _behind_norm(
-    given,
-    at,
-    within,
-    gain_ptr,
-    bias_ptr,
-    mean_ptr,
-    statistics_width,
-    epsilon,
-    channel,
-    known,
-    normalized_ptr,
-    NORMALIZED: tl.constexpr,
-):
-    """What a BN makes of a convolution's output, and what it normalised where that is kept."""
-    mean, deviation, scale, shift = batch_norm(
-        gain_ptr, bias_ptr, mean_ptr, mean_ptr + statistics_width, epsilon, channel, known
-    )
-    centred = tl.load(given + at, mask=within, other=0.0).to(tl.float32) - mean[None, :]
-    if NORMALIZED:
-        x_hat = centred * deviation[None, :]
-        tl.store(normalized_ptr + at, x_hat.to(normalized_ptr.dtype.element_ty), mask=within)
-    return centred * scale[None, :] + shift[None, :]
+def _normalized_branch(x_ptr, places, within, channel, known, norm, normalized_ptr):
+    """Return a convolution's output behind its BN; store x_hat where a record has room for it."""
+    normalization = load_normalization(norm, channel, known)
+    centred = tl.load(x_ptr + places, mask=within, other=0.0).to(tl.float32) - normalization.mean[None, :]
+    if normalized_ptr is not None:
+        x_hat = centred * normalization.inverse_deviation[None, :]
+        tl.store(normalized_ptr + places, x_hat.to(normalized_ptr.dtype.element_ty), mask=within)
+    return centred * normalization.scale[None, :] + normalization.bias[None, :]
 
 
 @triton.jit(
     do_not_specialize=["points", "height", "width", "skip_height", "skip_width"],
     do_not_specialize_on_alignment=["launch_ptr"],
 )
-def _joined_kernel(
+def _ending_forward_kernel(
     activations_ptr,
     slot_size,
     rows_ptr,
@@ -94,7 +80,6 @@ def _joined_kernel(
     SKIP_C: tl.constexpr,
     SKIP_STRIDE: tl.constexpr,
     RESIDUAL: tl.constexpr,
-    NORMALIZED: tl.constexpr,
     POINTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -104,64 +89,40 @@ def _joined_kernel(
     rows = tl.load(launch_ptr + 1)
     slot_size = slot_size.to(tl.int64)
 
-    for program in tl.range(
-        tl.program_id(0), rows * CHANNEL_TILES * point_tiles, tl.num_programs(0), num_stages=1, disable_licm=True
-    ):
+    tiles = rows * CHANNEL_TILES * point_tiles
+    for program in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1, disable_licm=True):
         channel = program % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
         point = program // CHANNEL_TILES % point_tiles * POINTS + tl.arange(0, POINTS)
         fields = rows_ptr + program // CHANNEL_TILES // point_tiles * ROW_FIELDS
-        source, target, skip = tl.load(fields), tl.load(fields + 1), tl.load(fields + 2)
+        source, target, entered = tl.load(fields), tl.load(fields + 1), tl.load(fields + 2)
         known = channel < C
         within = (point < points)[:, None] & known[None, :]
-        at = (point * C)[:, None] + channel[None, :]
+        places = (point * C)[:, None] + channel[None, :]
         value = tl.zeros([POINTS, BLOCK_N], tl.float32)
         if RESIDUAL:
-            given = activations_ptr + tl.load(states_ptr + source * STATE_FIELDS) * slot_size
-            own = statistics_ptr + source.to(tl.int64) * (2 * statistics_width)
-            value += tl.load(fields + 4).to(tl.float32, bitcast=True) * _behind_norm(
-                given,
-                at,
-                within,
-                gain_ptr,
-                bias_ptr,
-                own,
-                statistics_width,
-                epsilon,
-                channel,
-                known,
-                normalized_ptr,
-                NORMALIZED,
-            )
+            x_ptr = activations_ptr + tl.load(states_ptr + source * STATE_FIELDS) * slot_size
+            mean_ptr = statistics_ptr + source.to(tl.int64) * (2 * statistics_width)
+            norm = Norm(gain_ptr, bias_ptr, mean_ptr, mean_ptr + statistics_width, epsilon, floor)
+            branch = _normalized_branch(x_ptr, places, within, channel, known, norm, normalized_ptr)
+            value += load_coefficient(fields + 4) * branch
         if SKIP != NO_SKIP:
-            a = tl.load(fields + 3).to(tl.float32, bitcast=True)
-            entered = activations_ptr + tl.load(states_ptr + skip * STATE_FIELDS) * slot_size
+            a = load_coefficient(fields + 3)
+            entered_ptr = activations_ptr + tl.load(states_ptr + entered * STATE_FIELDS) * slot_size
         if SKIP == PROJECTION:
-            own = statistics_ptr + skip.to(tl.int64) * (2 * statistics_width)
-            value += a * _behind_norm(
-                entered,
-                at,
-                within,
-                skip_gain_ptr,
-                skip_bias_ptr,
-                own,
-                statistics_width,
-                skip_epsilon,
-                channel,
-                known,
-                skip_normalized_ptr,
-                NORMALIZED,
-            )
+            mean_ptr = statistics_ptr + entered.to(tl.int64) * (2 * statistics_width)
+            norm = Norm(skip_gain_ptr, skip_bias_ptr, mean_ptr, mean_ptr + statistics_width, skip_epsilon, floor)
+            value += a * _normalized_branch(entered_ptr, places, within, channel, known, norm, skip_normalized_ptr)
         if SKIP == DIRECT:
             sample, row, column = point // (height * width), point // width % height, point % width
-            from_pixel = (sample * skip_height + row * SKIP_STRIDE) * skip_width + column * SKIP_STRIDE
+            pixel = (sample * skip_height + row * SKIP_STRIDE) * skip_width + column * SKIP_STRIDE
             skipped = tl.load(
-                entered + (from_pixel * SKIP_C)[:, None] + channel[None, :],
+                entered_ptr + (pixel * SKIP_C)[:, None] + channel[None, :],
                 mask=within & (channel < SKIP_C)[None, :],
                 other=0.0,
             )
-            value += a * cut_off(skipped.to(tl.float32), floor)
-        made = activations_ptr + tl.load(states_ptr + target * STATE_FIELDS) * slot_size
-        tl.store(made + at, value.to(activations_ptr.dtype.element_ty), mask=within)
+            value += a * clamp(skipped.to(tl.float32), floor)
+        y_ptr = activations_ptr + tl.load(states_ptr + target * STATE_FIELDS) * slot_size
+        tl.store(y_ptr + places, value.to(activations_ptr.dtype.element_ty), mask=within)
 
 
 @triton.jit(do_not_specialize=["points"], do_not_specialize_on_alignment=["launch_ptr"])
@@ -187,9 +148,8 @@ def _ending_backward_kernel(
     rows = tl.load(launch_ptr + 1)
     slot_size = slot_size.to(tl.int64)
 
-    for program in tl.range(
-        tl.program_id(0), rows * CHANNEL_TILES * point_tiles, tl.num_programs(0), num_stages=1, disable_licm=True
-    ):
+    tiles = rows * CHANNEL_TILES * point_tiles
+    for program in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1, disable_licm=True):
         channel = program % CHANNEL_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
         point_tile = program // CHANNEL_TILES % point_tiles
         point = point_tile * POINTS + tl.arange(0, POINTS)
@@ -197,97 +157,98 @@ def _ending_backward_kernel(
         source, target = tl.load(rows_ptr + path * ROW_FIELDS), tl.load(rows_ptr + path * ROW_FIELDS + 1)
         known = channel < C
         within = (point < points)[:, None] & known[None, :]
-        at = (point * C)[:, None] + channel[None, :]
+        places = (point * C)[:, None] + channel[None, :]
 
-        # From here on the gradient has its power of two aside: what reads it, the projection too, takes it as it is.
+        # From here on the gradient is rescaled: its readers, the projection among them, take it as it is.
         shift = shift_of(tl.load(largest_ptr + source))
         tl.store(exponents_ptr + target, tl.load(exponents_ptr + source) + shift)
-        given = gradients_ptr + tl.load(states_ptr + source * STATE_FIELDS) * slot_size
-        value = tl.load(given + at, mask=within, other=0.0).to(tl.float32) * power_of_two(-shift)
-        x_hat = tl.load(normalized_ptr + at, mask=within, other=0.0).to(tl.float32)
-        own = sums_ptr + (path.to(tl.int64) * point_tiles + point_tile) * (2 * C) + channel
-        tl.store(own, tl.sum(value, 0), mask=known)
-        tl.store(own + C, tl.sum(value * x_hat, 0), mask=known)
+        source_ptr = gradients_ptr + tl.load(states_ptr + source * STATE_FIELDS) * slot_size
+        value = tl.load(source_ptr + places, mask=within, other=0.0).to(tl.float32) * power_of_two(-shift)
+        x_hat = tl.load(normalized_ptr + places, mask=within, other=0.0).to(tl.float32)
+        tile_sums_ptr = sums_ptr + (path.to(tl.int64) * point_tiles + point_tile) * (2 * C) + channel
+        tl.store(tile_sums_ptr, tl.sum(value, 0), mask=known)
+        tl.store(tile_sums_ptr + C, tl.sum(value * x_hat, 0), mask=known)
         value *= tl.load(scales_ptr + channel, mask=known, other=0.0)[None, :]
-        made = gradients_ptr + tl.load(states_ptr + target * STATE_FIELDS) * slot_size
-        tl.store(made + at, value.to(gradients_ptr.dtype.element_ty), mask=within)
+        target_ptr = gradients_ptr + tl.load(states_ptr + target * STATE_FIELDS) * slot_size
+        tl.store(target_ptr + places, value.to(gradients_ptr.dtype.element_ty), mask=within)
 
 
-def joined(network: TritonNetwork, activations: Activations, task: Launch, kept: Kept | None = None) -> None:
-    """Makes the sums of a launch's rows.
+def ending_forward(
+    network: TritonNetwork, activations: Activations, task: Launch, saved: Saved | None = None
+) -> None:
+    """Compute the sums of a launch's rows.
 
     Args:
-        kept: where what the BNs normalised goes.
+        saved: room for x_hat of both BNs.
     """
     block = network.blocks[task.block]
-    made, projects = block.made, block.projection is not None
+    outputs, projects = block.output, block.projection is not None
     unit, skip_unit = block.ends[0], block.ends[-1]
     skip = NO_SKIP if not task.skip else PROJECTION if projects else DIRECT
-    points, channels = elements(ELEMENTS, made.channels)
-    total = activations.batch * made.pixels
+    points, channels = elements(ELEMENTS, outputs.channels)
+    total = activations.batch * outputs.pixels
     launch(
-        _joined_kernel,
-        programs_for(task.count * -(-total // points) * -(-made.channels // channels), activations.values.device),
+        _ending_forward_kernel,
+        programs_for(task.count * -(-total // points) * -(-outputs.channels // channels), activations.values.device),
         ELEMENTS,
-        activations.values,
-        activations.values.shape[1],
-        activations.rows,
-        activations.launches[task.index],
-        activations.states,
-        total,
-        made.height,
-        made.width,
-        block.given.height,
-        block.given.width,
-        network.affine[unit, 0],
-        network.affine[unit, 1],
-        network.epsilons[unit],
-        network.affine[skip_unit, 0],
-        network.affine[skip_unit, 1],
-        network.epsilons[skip_unit],
-        network.floor(block.first),
-        activations.statistics,
-        network.widest,
-        network.affine if kept is None else kept.unit_normalized(unit),
-        network.affine if kept is None else kept.unit_normalized(skip_unit),
-        C=made.channels,
+        activations_ptr=activations.values,
+        slot_size=activations.values.shape[1],
+        rows_ptr=activations.rows,
+        launch_ptr=activations.launches[task.index],
+        states_ptr=activations.states,
+        points=total,
+        height=outputs.height,
+        width=outputs.width,
+        skip_height=block.input.height,
+        skip_width=block.input.width,
+        gain_ptr=network.affine[unit, 0],
+        bias_ptr=network.affine[unit, 1],
+        epsilon=network.epsilons[unit],
+        skip_gain_ptr=network.affine[skip_unit, 0],
+        skip_bias_ptr=network.affine[skip_unit, 1],
+        skip_epsilon=network.epsilons[skip_unit],
+        floor=network.floor(block.first),
+        statistics_ptr=activations.statistics,
+        statistics_width=network.widest,
+        normalized_ptr=None if saved is None else saved.unit_normalized(unit),
+        skip_normalized_ptr=None if saved is None else saved.unit_normalized(skip_unit),
+        C=outputs.channels,
         SKIP=skip.value,
-        SKIP_C=block.given.channels,
+        SKIP_C=block.input.channels,
         SKIP_STRIDE=block.stride,
         RESIDUAL=task.residual,
-        NORMALIZED=kept is not None,
         POINTS=points,
         BLOCK_N=channels,
     )
 
 
 def ending_point_tiles(block: FusedBlock, batch: int) -> int:
-    """How many tiles hold all pixels of a block's output."""
-    return -(-batch * block.made.pixels // elements(ELEMENTS, block.made.channels)[0])
+    """Return the number of tiles that hold all pixels of a block's output."""
+    return -(-batch * block.output.pixels // elements(ELEMENTS, block.output.channels)[0])
 
 
-def ending_backward(gradients: Gradients, kept: Kept, block: FusedBlock, task: Launch) -> None:
-    """Takes gradients of sums through the BN behind the last convolution, or through that behind the projection."""
-    unit, made = block.ends[0] if task.residual else block.ends[1], block.made
-    points, channels = elements(ELEMENTS, made.channels)
+def ending_backward(gradients: Gradients, saved: Saved, block: FusedBlock, task: Launch) -> None:
+    """Take gradients of sums through the BN behind the last convolution, or that behind the projection."""
+    unit, outputs = block.ends[0] if task.residual else block.ends[1], block.output
+    points, channels = elements(ELEMENTS, outputs.channels)
     tiles = ending_point_tiles(block, gradients.batch)
     launch(
         _ending_backward_kernel,
-        programs_for(task.count * tiles * -(-made.channels // channels), gradients.values.device),
+        programs_for(task.count * tiles * -(-outputs.channels // channels), gradients.values.device),
         ELEMENTS,
-        gradients.values,
-        gradients.values.shape[1],
-        gradients.rows,
-        gradients.launches[task.index],
-        gradients.states,
-        gradients.batch * made.pixels,
-        kept.scales[unit],
-        kept.unit_normalized(unit),
-        gradients.sums,
-        gradients.largest,
-        gradients.exponents,
-        C=made.channels,
+        gradients_ptr=gradients.values,
+        slot_size=gradients.values.shape[1],
+        rows_ptr=gradients.rows,
+        launch_ptr=gradients.launches[task.index],
+        states_ptr=gradients.states,
+        points=gradients.batch * outputs.pixels,
+        scales_ptr=saved.scales[unit],
+        normalized_ptr=saved.unit_normalized(unit),
+        sums_ptr=gradients.sums,
+        largest_ptr=gradients.largest,
+        exponents_ptr=gradients.exponents,
+        C=outputs.channels,
         POINTS=points,
         BLOCK_N=channels,
     )
-    take_means(gradients, task, tiles, kept.scales[unit], made.channels, made.pixels)
+    take_means(gradients, task, tiles, saved.scales[unit], outputs.channels, outputs.pixels)

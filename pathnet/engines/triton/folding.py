@@ -1,13 +1,14 @@
-"""Weights with BN's means folded in, one set a gradient, for convolutions that read a gradient once for every tap.
+"""Weights with BN's means folded in, one set per gradient, for convolutions that read a gradient once for every tap.
 
-A gradient behind BN is ``g - mean - x_hat mean_x_hat``, each mean a number a channel. To take that off as it is
-loaded costs arithmetic on every element for every tap, three times what all else costs. The convolution is linear, so
-it is done on the weights instead: the taps of ``-x_hat`` times ``mean_x_hat W``, where one x_hat serves all gradients
-of a program and their weights stand side by side as columns, and ``-mean W``, one number a tap, wherever a tap hits.
+A gradient behind BN is ``g - mean - x_hat mean_x_hat``, with one number per channel for each mean. Subtracting as the
+gradient is loaded costs arithmetic on every element for every tap, three times as much as all else. The convolution
+is linear, so the subtraction can be done on the weights instead: the convolution of ``-x_hat`` with ``mean_x_hat W``,
+where one x_hat serves all gradients of a program and their weights are columns side by side, plus ``-mean W``, one
+number per tap, wherever a tap meets a pixel.
 
-A tile is BLOCK_T taps of one row and BLOCK_N channels of the result; a program takes one after the other. The numbers
-of a tap are kept as two terms of the walk's type, since their rounding would be the same error for every pixel. At 64
-channels a row has 74 KB of bf16.
+A tile is BLOCK_T taps of one row and BLOCK_N channels of the result; a program takes one after the other. The number
+of a tap is stored as two terms of the gradients' type, since its rounding would be the same error at every pixel. At
+64 channels a row takes 74 KB of bf16.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import triton.language as tl
 from pathnet.engines.triton.configurations import FOLDED
 from pathnet.engines.triton.launch import launch, power_of_two_from, programs_for
 from pathnet.engines.triton.network import Convolution
-from pathnet.engines.triton.plan import Launch
+from pathnet.engines.triton.schedule import Launch
 from pathnet.engines.triton.state import Gradients
 from pathnet.engines.triton.tiles import ROW_FIELDS, STATE_FIELDS
 
@@ -70,52 +71,52 @@ def _fold_kernel(
             scaled = -mean_x_hat[None, :, None] * weights
             tl.store(folded + places, scaled.to(folded_ptr.dtype.element_ty), mask=within)
             constant -= tl.sum(mean[None, :, None] * weights, 1)
-        own = constants_ptr + path.to(tl.int64) * (2 * ALL_TAPS * C) + (tap * C)[:, None] + channel[None, :]
+        terms_ptr = constants_ptr + path.to(tl.int64) * (2 * ALL_TAPS * C) + (tap * C)[:, None] + channel[None, :]
         first = constant.to(constants_ptr.dtype.element_ty)
-        tl.store(own, first, mask=(channel < C)[None, :])
-        rest = (constant - first.to(tl.float32)).to(constants_ptr.dtype.element_ty)
-        tl.store(own + ALL_TAPS * C, rest, mask=(channel < C)[None, :])
+        tl.store(terms_ptr, first, mask=(channel < C)[None, :])
+        second = (constant - first.to(tl.float32)).to(constants_ptr.dtype.element_ty)
+        tl.store(terms_ptr + ALL_TAPS * C, second, mask=(channel < C)[None, :])
 
 
 def taps_of(conv: Convolution) -> int:
-    """Numbers kept for a convolution's taps: a power of two that a product of matrices takes."""
+    """Return the number of constants for a convolution's taps: a power of two that a matrix product accepts."""
     return max(16, power_of_two_from(conv.kernel**2))
 
 
 def folded_size(conv: Convolution) -> int:
-    """Elements of a row's weights."""
+    """Return the elements of a row's weights."""
     return conv.transposed.numel()
 
 
 def constants_size(conv: Convolution) -> int:
-    """Elements of a row's constants."""
-    return 2 * taps_of(conv) * conv.given.channels
+    """Return the elements of a row's constants."""
+    return 2 * taps_of(conv) * conv.input.channels
 
 
 def fold_means(gradients: Gradients, conv: Convolution, task: Launch) -> None:
-    """Puts every row's weights into ``gradients.folded`` [rows, taps, C_out, C], its constants into
+    """Store every row's weights in ``gradients.folded`` [rows, taps, C_out, C], and its constants in
     ``gradients.constants`` [rows, 2, `taps_of`, C].
 
     Args:
         task: a launch that reads states through the convolution.
     """
-    channels = conv.given.channels
+    channels = conv.input.channels
     launch(
         _fold_kernel,
         programs_for(
             task.count * (taps_of(conv) // FOLDED.points) * -(-channels // FOLDED.channels), gradients.values.device
         ),
         FOLDED,
-        conv.transposed,
-        gradients.rows,
-        gradients.launches[task.index],
-        gradients.states,
-        gradients.corrections,
-        gradients.corrections.shape[2],
-        gradients.folded,
-        gradients.constants,
-        channels,
-        conv.made.channels,
+        weights_ptr=conv.transposed,
+        rows_ptr=gradients.rows,
+        launch_ptr=gradients.launches[task.index],
+        states_ptr=gradients.states,
+        corrections_ptr=gradients.corrections,
+        corrections_width=gradients.corrections.shape[2],
+        folded_ptr=gradients.folded,
+        constants_ptr=gradients.constants,
+        C=channels,
+        OUT_C=conv.output.channels,
         TAPS=conv.kernel**2,
         ALL_TAPS=taps_of(conv),
         BLOCK_T=FOLDED.points,

@@ -1,18 +1,16 @@
-"""One BN-ReLU-convolution unit forward, with routing; what a walk back needs is written on the way.
+"""The forward pass of one BN-ReLU-convolution unit, with routing; it saves what backward passes need.
 
-A tile is points * channels of the output of one routing; a program takes one tile after the other, a grid apart, for
-the number of rows is known on the device alone. It is an implicit matrix product with the points as rows and, for
-every tap, BLOCK_K channels of the normalised, rectified input at a time, which is made from the raw input as it is
-loaded. So the raw output alone is written, and in BN mode ``batch`` its share of the next BN's statistics beside
-it: count, mean and sum of squared deviations of each tile and channel, which `statistics` merges without
-cancellation.
+A tile is points * channels of the output of one routing; a program takes one tile after the other, a grid apart,
+since the device alone knows the number of rows. It is an implicit matrix product with the points as rows that takes,
+for every tap, BLOCK_K channels of the normalised, rectified input at a time, computed from the raw input as it is
+loaded. So only the raw output is written, and in BN mode ``batch`` its share of the next BN's statistics beside it:
+count, mean and sum of squared deviations of each tile and channel, which `statistics` merges without cancellation.
 
-When recording, the programs also write what they see of the input: ReLU bits, eight channels a byte, and, where the
-walk back needs it, x_hat in the walk's type; the channels of the input are dealt out among the programs that share
-their points.
+For a record, the programs also store what they load of the input: ReLU bits, eight channels in a byte, and, where
+backward passes need it, x_hat in their type. Programs that share their points divide the input's channels among them.
 
-Limits on an H100: ResNet-110 on 128 CIFAR images is 65 GFLOP; float32 accuracy takes three products of TF32 terms, at
-some 150 TFLOP/s 1.3 ms; activations are read and written once, 1.1 GB, 0.35 ms.
+Limits on an H100, computed: ResNet-110 on 128 CIFAR images is 65 GFLOP. Float32 accuracy takes three products of TF32
+terms, at some 150 TFLOP/s 1.3 ms; activations are read and written once, 1.1 GB, 0.35 ms.
 """
 
 from __future__ import annotations
@@ -21,10 +19,11 @@ import triton
 import triton.language as tl
 
 from pathnet.engines.triton.configurations import FLOAT32, FORWARD, of_width
+from pathnet.engines.triton.forward_terms import add_products, load_pixels, save_input, store_moments
 from pathnet.engines.triton.launch import Tile, launch, programs_for
 from pathnet.engines.triton.network import Convolution, FusedBlock, TritonNetwork
-from pathnet.engines.triton.plan import Launch
-from pathnet.engines.triton.state import Activations, Kept
+from pathnet.engines.triton.schedule import Launch
+from pathnet.engines.triton.state import Activations, Saved
 from pathnet.engines.triton.statistics import take_statistics
 from pathnet.engines.triton.tiles import (
     DIRECT,
@@ -32,126 +31,15 @@ from pathnet.engines.triton.tiles import (
     PROJECTION,
     ROW_FIELDS,
     STATE_FIELDS,
-    batch_norm,
-    cut_off,
+    Conv,
+    Norm,
+    Size,
+    clamp,
+    load_coefficient,
     points_of,
 )
 
 __all__ = ["forward_tile", "forward_unit", "passed"]
-
-
-@triton.jit
-def _rectified(x, mean, scale, shift, floor):
-    return cut_off((x - mean[None, :]) * scale[None, :] + shift[None, :], floor)
-
-
-@triton.jit
-def _add_products(
-    acc,
-    activations,
-    weights_ptr,
-    gain_ptr,
-    bias_ptr,
-    mean_ptr,
-    variance_ptr,
-    epsilon,
-    floor,
-    sample,
-    row,
-    column,
-    inside,
-    channel,
-    height,
-    width,
-    C: tl.constexpr,
-    OUT_C: tl.constexpr,
-    KERNEL: tl.constexpr,
-    STRIDE: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """``acc`` and the convolution of relu(bn(x)), x [height, width, C]; weights [KERNEL**2, C, OUT_C]."""
-    PADDING: tl.constexpr = KERNEL // 2
-    first_row, first_column = row * STRIDE, column * STRIDE
-    pixel = (sample * height + first_row) * width + first_column
-    for depth in range((C + BLOCK_K - 1) // BLOCK_K):
-        deep = depth * BLOCK_K + tl.arange(0, BLOCK_K)
-        known = deep < C
-        mean, _, scale, shift = batch_norm(gain_ptr, bias_ptr, mean_ptr, variance_ptr, epsilon, deep, known)
-        for tap in range(KERNEL * KERNEL):
-            rows, columns = tap // KERNEL - PADDING, tap % KERNEL - PADDING
-            hit = inside & (first_row >= -rows) & (first_row < height - rows)
-            hit = hit & (first_column >= -columns) & (first_column < width - columns)
-            mask = hit[:, None] & known[None, :]
-            x = tl.load(
-                activations + ((pixel + (rows * width + columns)) * C)[:, None] + deep[None, :],
-                mask=mask,
-                other=0.0,
-            ).to(tl.float32)
-            x = tl.where(mask, _rectified(x, mean, scale, shift, floor), 0.0).to(weights_ptr.dtype.element_ty)
-            weights = tl.load(
-                weights_ptr + (tap * C + deep)[:, None] * OUT_C + channel[None, :],
-                mask=known[:, None] & (channel < OUT_C)[None, :],
-                other=0.0,
-            )
-            acc = tl.dot(x, weights, acc, input_precision=PRECISION)
-    return acc
-
-
-@triton.jit
-def _keep(
-    activations,
-    bits_ptr,
-    normalized_ptr,
-    gain_ptr,
-    bias_ptr,
-    mean_ptr,
-    variance_ptr,
-    epsilon,
-    floor,
-    sample,
-    row,
-    column,
-    inside,
-    part,
-    height,
-    width,
-    PARTS: tl.constexpr,
-    C: tl.constexpr,
-    STRIDE: tl.constexpr,
-    NORMALIZED: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """Writes ReLU bits, and x_hat, of input pixels that belong to output points; every PARTS-th block of channels."""
-    BYTES: tl.constexpr = (C + 7) // 8
-    PHASES: tl.constexpr = STRIDE * STRIDE
-    BLOCKS: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
-    for step in range((BLOCKS + PARTS - 1) // PARTS * PHASES):
-        depth, phase = step // PHASES * PARTS + part, step % PHASES
-        deep = depth * BLOCK_K + tl.arange(0, BLOCK_K)
-        own_row, own_column = row * STRIDE + phase // STRIDE, column * STRIDE + phase % STRIDE
-        seen = inside & (own_row < height) & (own_column < width)
-        known = deep < C
-        mask = seen[:, None] & known[None, :]
-        pixel = (sample * height + own_row) * width + own_column
-        x = tl.load(activations + (pixel * C)[:, None] + deep[None, :], mask=mask, other=0.0).to(tl.float32)
-        mean, deviation, scale, shift = batch_norm(gain_ptr, bias_ptr, mean_ptr, variance_ptr, epsilon, deep, known)
-        positive = (_rectified(x, mean, scale, shift, floor) > floor) & known[None, :]
-        eights = tl.reshape(positive.to(tl.int32), [x.shape[0], BLOCK_K // 8, 8])
-        packed = tl.sum(eights << tl.arange(0, 8)[None, None, :], 2)
-        byte = depth * (BLOCK_K // 8) + tl.arange(0, BLOCK_K // 8)
-        tl.store(
-            bits_ptr + (pixel * BYTES)[:, None] + byte[None, :],
-            packed.to(tl.uint8),
-            mask=seen[:, None] & (byte < BYTES)[None, :],
-        )
-        if NORMALIZED:
-            x_hat = (x - mean[None, :]) * deviation[None, :]
-            tl.store(
-                normalized_ptr + (pixel * C)[:, None] + deep[None, :],
-                x_hat.to(normalized_ptr.dtype.element_ty),
-                mask=mask,
-            )
 
 
 @triton.jit(
@@ -194,8 +82,8 @@ def _forward_kernel(
     first_bias_ptr,
     first_epsilon,
     first_floor,
-    added_ptr,
-    projection_added_ptr,
+    shift_ptr,
+    projection_shift_ptr,
     statistics_ptr,
     statistics_width,
     first_statistics_ptr,
@@ -211,244 +99,176 @@ def _forward_kernel(
     SKIP_STRIDE: tl.constexpr,
     ACTIVATED: tl.constexpr,
     RESIDUAL: tl.constexpr,
-    ADDED: tl.constexpr,
     EXIT: tl.constexpr,
     BATCH: tl.constexpr,
-    BITS: tl.constexpr,
-    NORMALIZED: tl.constexpr,
     SAMPLES: tl.constexpr,
     PIXELS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    POINTS: tl.constexpr = SAMPLES * PIXELS
     CHANNEL_TILES: tl.constexpr = (OUT_C + BLOCK_N - 1) // BLOCK_N
+    conv: tl.constexpr = Conv(C, OUT_C, KERNEL, STRIDE)
+    skip: tl.constexpr = Conv(SKIP_C, OUT_C, 1, SKIP_STRIDE)
+    size, skip_size = Size(height, width), Size(skip_height, skip_width)
     rows_ptr += tl.load(launch_ptr) * ROW_FIELDS
     rows = tl.load(launch_ptr + 1)
     slot_size = slot_size.to(tl.int64)
 
-    for program in tl.range(
-        tl.program_id(0), rows * CHANNEL_TILES * point_tiles, tl.num_programs(0), num_stages=1, disable_licm=True
-    ):
+    tiles = rows * CHANNEL_TILES * point_tiles
+    for program in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1, disable_licm=True):
         path = program % rows
         channel_tile = program // rows % CHANNEL_TILES
         point_tile = program // rows // CHANNEL_TILES
-        sample, row, column, inside = points_of(
-            point_tile, batch, out_height, out_width, inverse_out_width, pixel_tiles, SAMPLES, PIXELS
-        )
+        points = points_of(point_tile, batch, out_height, out_width, inverse_out_width, pixel_tiles, SAMPLES, PIXELS)
         channel = channel_tile * BLOCK_N + tl.arange(0, BLOCK_N)
 
         fields = rows_ptr + path * ROW_FIELDS
-        source, target, block = tl.load(fields), tl.load(fields + 1), tl.load(fields + 2)
-        given = activations_ptr + tl.load(states_ptr + tl.maximum(source, 0) * STATE_FIELDS) * slot_size
-        entered = activations_ptr + tl.load(states_ptr + block * STATE_FIELDS) * slot_size
-        made = activations_ptr + tl.load(states_ptr + target * STATE_FIELDS) * slot_size
+        source, target, entered = tl.load(fields), tl.load(fields + 1), tl.load(fields + 2)
+        x_ptr = activations_ptr + tl.load(states_ptr + tl.maximum(source, 0) * STATE_FIELDS) * slot_size
+        entered_ptr = activations_ptr + tl.load(states_ptr + entered * STATE_FIELDS) * slot_size
+        y_ptr = activations_ptr + tl.load(states_ptr + target * STATE_FIELDS) * slot_size
         mean_ptr, first_mean_ptr = statistics_ptr, first_statistics_ptr
         if BATCH:
             mean_ptr = statistics_ptr + source.to(tl.int64) * (2 * statistics_width)
-            first_mean_ptr = first_statistics_ptr + block.to(tl.int64) * (2 * statistics_width)
-        variance_ptr, first_variance_ptr = mean_ptr + statistics_width, first_mean_ptr + statistics_width
+            first_mean_ptr = first_statistics_ptr + entered.to(tl.int64) * (2 * statistics_width)
+        norm = Norm(gain_ptr, bias_ptr, mean_ptr, mean_ptr + statistics_width, epsilon, floor)
 
-        value = tl.zeros([POINTS, BLOCK_N], tl.float32)
+        value = tl.zeros([SAMPLES * PIXELS, BLOCK_N], tl.float32)
         if RESIDUAL:
-            value = _add_products(
-                value,
-                given,
-                weights_ptr,
-                gain_ptr,
-                bias_ptr,
-                mean_ptr,
-                variance_ptr,
-                epsilon,
-                floor,
-                sample,
-                row,
-                column,
-                inside,
-                channel,
-                height,
-                width,
-                C,
-                OUT_C,
-                KERNEL,
-                STRIDE,
-                BLOCK_K,
-                PRECISION,
-            )
-            if ADDED:
-                value += tl.load(added_ptr + channel, mask=channel < OUT_C, other=0.0)[None, :]
+            value = add_products(value, x_ptr, weights_ptr, norm, points, size, channel, conv, BLOCK_K, PRECISION)
+            if shift_ptr is not None:
+                value += tl.load(shift_ptr + channel, mask=channel < OUT_C, other=0.0)[None, :]
             if EXIT:
-                value *= tl.load(fields + 4).to(tl.float32, bitcast=True)
-        within = inside[:, None] & (channel < OUT_C)[None, :]
+                value *= load_coefficient(fields + 4)
         if SKIP != NO_SKIP:
-            a = tl.load(fields + 3).to(tl.float32, bitcast=True)
+            a = load_coefficient(fields + 3)
         if SKIP == PROJECTION:
-            skipped = _add_products(
-                tl.zeros([POINTS, BLOCK_N], tl.float32),
-                entered,
+            first_variance_ptr = first_mean_ptr + statistics_width
+            first_norm = Norm(
+                first_gain_ptr, first_bias_ptr, first_mean_ptr, first_variance_ptr, first_epsilon, first_floor
+            )
+            skipped = tl.zeros([SAMPLES * PIXELS, BLOCK_N], tl.float32)
+            skipped = add_products(
+                skipped,
+                entered_ptr,
                 projection_ptr,
-                first_gain_ptr,
-                first_bias_ptr,
-                first_mean_ptr,
-                first_variance_ptr,
-                first_epsilon,
-                first_floor,
-                sample,
-                row,
-                column,
-                inside,
+                first_norm,
+                points,
+                skip_size,
                 channel,
-                skip_height,
-                skip_width,
-                SKIP_C,
-                OUT_C,
-                1,
-                SKIP_STRIDE,
+                skip,
                 BLOCK_K,
                 PRECISION,
             )
-            if ADDED:
-                skipped += tl.load(projection_added_ptr + channel, mask=channel < OUT_C, other=0.0)[None, :]
+            if projection_shift_ptr is not None:
+                skipped += tl.load(projection_shift_ptr + channel, mask=channel < OUT_C, other=0.0)[None, :]
             value += a * skipped
         if SKIP == DIRECT:
-            at = ((sample * skip_height + row * SKIP_STRIDE) * skip_width + column * SKIP_STRIDE) * SKIP_C
-            skipped = tl.load(
-                entered + at[:, None] + channel[None, :],
-                mask=inside[:, None] & (channel < SKIP_C)[None, :],
-                other=0.0,
-            ).to(tl.float32)
+            skipped = load_pixels(entered_ptr, points, skip_size, channel, skip)
             if ACTIVATED:
-                skipped = cut_off(skipped, first_floor)
+                skipped = clamp(skipped, first_floor)
             value += a * skipped
-        at = ((sample * out_height + row) * out_width + column) * OUT_C
+
+        pixel = (points.sample * out_height + points.row) * out_width + points.column
+        within = points.inside[:, None] & (channel < OUT_C)[None, :]
         value = value.to(activations_ptr.dtype.element_ty)
-        tl.store(made + at[:, None] + channel[None, :], value, mask=within)
-
+        tl.store(y_ptr + (pixel * OUT_C)[:, None] + channel[None, :], value, mask=within)
         if BATCH:
-            count = tl.sum(inside.to(tl.float32), 0)
-            seen = tl.where(within, value.to(tl.float32), 0.0)
-            mean = tl.sum(seen, 0) / count
-            deviation = tl.where(within, seen - mean[None, :], 0.0)
-            own = moments_ptr + (path.to(tl.int64) * point_tiles + point_tile) * (3 * OUT_C) + channel
-            tl.store(own, tl.zeros([BLOCK_N], tl.float32) + count, mask=channel < OUT_C)
-            tl.store(own + OUT_C, mean, mask=channel < OUT_C)
-            tl.store(own + 2 * OUT_C, tl.sum(deviation * deviation, 0), mask=channel < OUT_C)
-
-        if BITS:
-            _keep(
-                given,
-                bits_ptr,
-                normalized_ptr,
-                gain_ptr,
-                bias_ptr,
-                mean_ptr,
-                variance_ptr,
-                epsilon,
-                floor,
-                sample,
-                row,
-                column,
-                inside,
-                channel_tile,
-                height,
-                width,
-                CHANNEL_TILES,
-                C,
-                STRIDE,
-                NORMALIZED,
-                BLOCK_K,
+            tile_moments_ptr = moments_ptr + (path.to(tl.int64) * point_tiles + point_tile) * (3 * OUT_C)
+            store_moments(tile_moments_ptr, value, points.inside, channel, within, OUT_C)
+        if bits_ptr is not None:
+            save_input(
+                x_ptr, bits_ptr, normalized_ptr, norm, points, size, channel_tile, conv, CHANNEL_TILES, BLOCK_K
             )
 
 
 def forward_tile(conv: Convolution) -> Tile:
-    """The tile for a convolution's output, in the type of its weights."""
-    return of_width(FORWARD, conv.weight, conv.made.channels)
+    """Return the tile for a convolution's output, in the type of its weights."""
+    return of_width(FORWARD, conv.weight, conv.output.channels)
 
 
 def passed(block: FusedBlock, task: Launch) -> Convolution:
-    """The convolution that a launch goes through; where its output has a BN of its own, the projection is one."""
+    """Return the convolution of a launch; a projection whose output has its own BN has its own launch."""
     if task.skip and block.ends and block.projection is not None:
         return block.projection
     return block.convolutions[task.unit]
 
 
-def forward_unit(network: TritonNetwork, activations: Activations, task: Launch, kept: Kept | None = None) -> None:
-    """Takes the states of a launch's rows through one unit of a block, and at the block's exit adds its skip.
+def forward_unit(network: TritonNetwork, activations: Activations, task: Launch, saved: Saved | None = None) -> None:
+    """Take the states of a launch's rows through one unit of a block, and at the block's output add its skip.
 
-    In BN mode ``batch`` the statistics of what was made are in ``activations.statistics`` afterwards.
+    In BN mode ``batch`` the new states' statistics are in ``activations.statistics`` afterwards.
 
     Args:
-        kept: where the ReLU bits of the unit's input go, and the normalised input if there is room for it.
+        saved: room for the ReLU bits of the unit's input, and in BN mode ``batch`` for the normalised input.
     """
     block = network.blocks[task.block]
     conv, projection, unit = passed(block, task), block.projection, block.first + task.unit
     alone = conv is projection
     if alone:
-        # It reads the first unit's activation, which is kept once.
-        kept = None
-    given, made, tile = conv.given, conv.made, forward_tile(conv)
+        # The projection reads the first unit's activation, which that unit saves.
+        saved = None
+    inputs, outputs, tile = conv.input, conv.output, forward_tile(conv)
     at_exit = task.unit == len(block.convolutions) - 1 and not block.ends
-    skip, skip_given = NO_SKIP, given
+    skip, skip_inputs = NO_SKIP, inputs
     if at_exit and task.skip:
-        skip, skip_given = (PROJECTION if projection is not None else DIRECT), block.given
+        skip, skip_inputs = (PROJECTION if projection is not None else DIRECT), block.input
     by_batch = network.bn == "batch"
     statistics = (
-        [activations.statistics] * 2 if by_batch else [network.statistics[own] for own in (unit, block.first)]
+        [activations.statistics] * 2 if by_batch else [network.statistics[index] for index in (unit, block.first)]
     )
-    samples, pixels = tile.split(made.pixels)
-    tiles = tile.point_tiles(activations.batch, made.pixels)
+    normalizes = saved is not None and saved.normalized.numel() > 0 and network.normalized[unit] is not None
+    samples, pixels = tile.split(outputs.pixels)
+    tiles = tile.point_tiles(activations.batch, outputs.pixels)
     launch(
         _forward_kernel,
-        programs_for(task.count * -(-made.channels // tile.channels) * tiles, activations.values.device),
+        programs_for(task.count * -(-outputs.channels // tile.channels) * tiles, activations.values.device),
         tile,
-        activations.values,
-        activations.values.shape[1],
-        activations.rows,
-        activations.launches[task.index],
-        activations.states,
-        activations.batch,
-        tiles,
-        -(-made.pixels // pixels),
-        given.height,
-        given.width,
-        made.height,
-        made.width,
-        1 / made.width,
-        skip_given.height,
-        skip_given.width,
-        conv.weight,
-        conv.weight if projection is None else projection.weight,
-        network.affine[unit, 0],
-        network.affine[unit, 1],
-        network.epsilons[unit],
-        network.floor(unit),
-        network.affine[block.first, 0],
-        network.affine[block.first, 1],
-        network.epsilons[block.first],
-        network.floor(block.first),
-        conv.weight if conv.added is None else conv.added,
-        conv.weight if projection is None or projection.added is None else projection.added,
-        statistics[0],
-        network.widest,
-        statistics[1],
-        activations.moments,
-        conv.weight if kept is None else kept.unit_bits(unit),
-        conv.weight if kept is None else kept.unit_normalized(unit),
-        C=given.channels,
-        OUT_C=made.channels,
+        activations_ptr=activations.values,
+        slot_size=activations.values.shape[1],
+        rows_ptr=activations.rows,
+        launch_ptr=activations.launches[task.index],
+        states_ptr=activations.states,
+        batch=activations.batch,
+        point_tiles=tiles,
+        pixel_tiles=-(-outputs.pixels // pixels),
+        height=inputs.height,
+        width=inputs.width,
+        out_height=outputs.height,
+        out_width=outputs.width,
+        inverse_out_width=1 / outputs.width,
+        skip_height=skip_inputs.height,
+        skip_width=skip_inputs.width,
+        weights_ptr=conv.weight,
+        projection_ptr=None if projection is None or skip is not PROJECTION else projection.weight,
+        gain_ptr=network.affine[unit, 0],
+        bias_ptr=network.affine[unit, 1],
+        epsilon=network.epsilons[unit],
+        floor=network.floor(unit),
+        first_gain_ptr=network.affine[block.first, 0],
+        first_bias_ptr=network.affine[block.first, 1],
+        first_epsilon=network.epsilons[block.first],
+        first_floor=network.floor(block.first),
+        shift_ptr=conv.shift,
+        projection_shift_ptr=None if projection is None or skip is not PROJECTION else projection.shift,
+        statistics_ptr=statistics[0],
+        statistics_width=network.widest,
+        first_statistics_ptr=statistics[1],
+        moments_ptr=activations.moments,
+        bits_ptr=None if saved is None else saved.unit_bits(unit),
+        normalized_ptr=None if saved is None or not normalizes else saved.unit_normalized(unit),
+        C=inputs.channels,
+        OUT_C=outputs.channels,
         KERNEL=conv.kernel,
         STRIDE=conv.stride,
         SKIP=skip.value,
-        SKIP_C=skip_given.channels,
+        SKIP_C=skip_inputs.channels,
         SKIP_STRIDE=1 if skip is NO_SKIP else block.stride,
         ACTIVATED=block.activated and skip is DIRECT,
         RESIDUAL=task.residual or alone,
-        ADDED=conv.added is not None,
         EXIT=at_exit,
         BATCH=by_batch,
-        BITS=kept is not None,
-        NORMALIZED=kept is not None and kept.normalized.numel() > 0 and network.normalized[unit] is not None,
         SAMPLES=samples,
         PIXELS=pixels,
         BLOCK_N=tile.channels,
@@ -456,4 +276,4 @@ def forward_unit(network: TritonNetwork, activations: Activations, task: Launch,
         PRECISION=FLOAT32,
     )
     if by_batch:
-        take_statistics(activations, task, tiles, made.channels)
+        take_statistics(activations, task, tiles, outputs.channels)

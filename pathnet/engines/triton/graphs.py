@@ -1,10 +1,10 @@
-"""Passes that a GPU has recorded: a hundred launches cost the host what one costs.
+"""Passes as graphs: a hundred launches cost the host as much as one.
 
-On NVIDIA's and AMD's devices a pass that is asked for a second time is captured as a graph, and replayed from then
-on. What it reads and writes lies at fixed places of the network's one arena, which all of its passes share, since
-none of them runs beside another: memory is that of the largest pass, whatever sizes of batches come along. What a
-record keeps begins the arena, so that a walk over the record made last finds it in place, and any other record is
-copied there: 285 MB in BN mode ``batch`` for ResNet-110 at batch 128 in bfloat16, 0.2 ms at 3 TB/s (reckoned).
+On NVIDIA's and AMD's devices the second pass of a kind is captured as a graph, and all later ones replay it. A pass
+reads and writes fixed places of the network's only arena, which all of its passes share, since no two of them run at
+a time: it is as large as the largest pass, whatever sizes batches have. A record's saved tensors begin the arena, so
+that a backward pass over the latest record finds them in place; those of any other record are copied there, 285 MB
+in BN mode ``batch`` for ResNet-110 at batch 128 in bfloat16, 0.2 ms at 3 TB/s (computed, not measured).
 """
 
 from __future__ import annotations
@@ -23,36 +23,37 @@ import torch
 from torch import Tensor
 
 from pathnet.engines.triton.launch import launching
-from pathnet.engines.triton.state import Allocate, Kept
+from pathnet.engines.triton.state import Allocate, Saved
 
-__all__ = ["MOST_GRAPHS", "Graphs", "Job", "bytes_of", "capacity_for", "most_within"]
+__all__ = ["MOST_GRAPHS", "Capturable", "Graphs", "bytes_of", "capacity_for", "most_within"]
 
 MOST_GRAPHS = 32
-"""Of one network: of records, walks back and forward passes, by the size of the batch and the number of routings.
-Beside the arena, which all share, a graph holds its launches' arguments alone; to capture one anew is dear."""
+"""Maximum number of graphs of one network: of records, backward and forward passes, by the batch's size and the
+number of routings. A graph holds its launches' arguments alone, beside the shared arena; capturing it again is
+expensive."""
 
 ALIGNMENT = 512
-"""Bytes, as PyTorch's own allocations have it: kernels compiled for those serve an arena's tensors too."""
+"""Alignment in bytes, that of PyTorch's allocations, so that kernels compiled for those serve an arena's tensors."""
 
 _CAPTURE = Lock()
-"""Held during a capture, which what another thread asks of the same device may end."""
+"""Held during a capture, which another thread's calls to the same device may end."""
 
 
-class Job(Protocol):
+class Capturable(Protocol):
     """A pass whose tensors lie at fixed places; `run` launches it and waits for nothing."""
 
     def run(self) -> None: ...
 
 
-Pass = TypeVar("Pass", bound=Job)
+Pass = TypeVar("Pass", bound=Capturable)
 Build = Callable[[Allocate], Pass]
 
 
 class Graphs:
     """The graphs of one network on one device, and the memory that they run in.
 
-    From several threads and on several streams they run one after the other: a lock for what the host does, an event
-    for what the device does.
+    They run one after the other, even from several threads and on several streams: a lock orders the host's work, an
+    event the device's.
     """
 
     def __init__(self) -> None:
@@ -62,27 +63,27 @@ class Graphs:
         self._arena: Tensor | None = None
         self._refused = math.inf
         self._device: _Device | None = None
-        self._record: weakref.ref[Kept] | None = None
+        self._record: weakref.ref[Saved] | None = None
         self._most: dict[Hashable, int] = {}
 
     def __del__(self) -> None:
-        # Memory and graphs stay as long as something of them is running.
+        # Memory and graphs stay as long as any of them runs.
         if self._graphs and self._device is not None:
             self._device.done.synchronize()
 
     def most(self, key: Hashable, count: Callable[[], int]) -> int:
-        """Return ``count()``, how many routings a pass takes at once; counted once for a key."""
+        """Return ``count()``, the maximum number of routings of a pass; computed once for each key."""
         if key not in self._most:
             self._most[key] = count()
         return self._most[key]
 
-    def holds(self, kept: Kept) -> bool:
-        """Whether what a record keeps lies in the arena; to be asked while a pass is `replayed`."""
-        return self._record is not None and self._record() is kept
+    def holds(self, saved: Saved) -> bool:
+        """Return whether a record's saved tensors lie in the arena; valid while a pass is `replayed`."""
+        return self._record is not None and self._record() is saved
 
-    def hold(self, kept: Kept | None) -> None:
-        """Say whose numbers begin the arena."""
-        self._record = None if kept is None else weakref.ref(kept)
+    def hold(self, saved: Saved | None) -> None:
+        """Note whose saved tensors begin the arena."""
+        self._record = None if saved is None else weakref.ref(saved)
 
     @contextmanager
     def replayed(
@@ -91,13 +92,14 @@ class Graphs:
         """Run a pass on the current stream, captured on its second time here and replayed from then on.
 
         Args:
-            key: everything that the pass's launches hang on.
-            build: makes the pass of tensors that it asks for; all that it runs on later is made then.
-            begin: brings what the pass runs on to its places.
+            key: all that the pass's launches depend on.
+            build: makes the pass, from a function that allocates all tensors that the pass will use.
+            begin: copies the pass's inputs to their places.
 
         Yields:
-            The pass, whose results are to be copied before this ends; None, and nothing has run, where it is to be
-            launched one by one: on devices without graphs, the first time, and where there is no room for an arena.
+            The pass after its run, whose results the caller copies before this ends. None if nothing ran and the
+            caller has to launch kernel by kernel: on devices without graphs, the first time, or without room for an
+            arena.
         """
         with ExitStack() as held:
             graph = None
@@ -111,24 +113,24 @@ class Graphs:
             assert self._device is not None and self._arena is not None
             stream = torch.cuda.current_stream(device)
             stream.wait_event(self._device.done)
-            # Not to be given to others while this stream is at it, should it be dropped meanwhile.
+            # PyTorch does not reuse a dropped arena while this stream works on it.
             self._arena.record_stream(stream)
             try:
-                begin(graph.job)
+                begin(graph.body)
                 if graph.captured is None:
-                    pools = [other.captured.pool() for other in self._graphs.values() if other.captured is not None]
-                    graph.captured = self._device.capture(graph.job, pools[0] if pools else None)
+                    pools = [each.captured.pool() for each in self._graphs.values() if each.captured is not None]
+                    graph.captured = self._device.capture(graph.body, pools[0] if pools else None)
                 graph.captured.replay()
-                yield graph.job
+                yield graph.body
             except BaseException:
-                # Whatever was left half done is not to be taken for a record's.
+                # The arena may hold half of a record.
                 self._record = None
                 raise
             finally:
                 self._device.done.record(stream)
 
     def _graph(self, key: Hashable, device: torch.device, build: Build[Pass]) -> _Graph[Pass] | None:
-        """Return the graph of a pass, a new one if need be; None the first time, and where there is no room."""
+        """Return the graph of a pass, a new one if needed; None the first time, and without room."""
         if key in self._graphs:
             self._graphs.move_to_end(key)
             return self._graphs[key]
@@ -142,7 +144,7 @@ class Graphs:
         if self._arena is None or self._arena.numel() < needed:
             if needed >= self._refused:
                 return None
-            # The others were captured over memory that is too small; they are captured anew when they are needed.
+            # All graphs use an arena that is too small now; they are captured again when needed.
             self._drop(len(self._graphs))
             self._arena = self._record = None
             try:
@@ -156,7 +158,7 @@ class Graphs:
         return graph
 
     def _drop(self, count: int) -> None:
-        """Let so many graphs go, those first that were not used for longest, once nothing of them is running."""
+        """Drop so many graphs, the least recently used first, once none of them runs."""
         if count > 0 and self._device is not None:
             self._device.done.synchronize()
         for _ in range(count):
@@ -165,14 +167,14 @@ class Graphs:
 
 @dataclass
 class _Graph(Generic[Pass]):
-    """A pass and, once captured, its graph, which reads and writes what the pass and the network hold."""
+    """A pass and, once captured, its graph, which reads and writes the tensors of the pass and the network."""
 
-    job: Pass
+    body: Pass
     captured: Any = None
 
 
 class _Arena:
-    """Hands out an arena's memory from its beginning on."""
+    """An allocator that cuts tensors from an arena, one behind the other."""
 
     def __init__(self, memory: Tensor) -> None:
         self.memory, self.used = memory, 0
@@ -184,7 +186,7 @@ class _Arena:
 
 
 def bytes_of(build: Build[Pass]) -> int:
-    """Return how many bytes a pass takes."""
+    """Return the bytes of a pass's tensors."""
     total = 0
 
     def allocate(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -199,12 +201,12 @@ def bytes_of(build: Build[Pass]) -> int:
 
 @dataclass
 class _Device:
-    """What graphs of one network have of their device.
+    """Stream and event of a network's graphs on their device.
 
     Attributes:
-        stream: on which they are captured, theirs alone: PyTorch's own is one for the whole process, of whichever
-            device came first. All on the same, since memory of a pool that they share belongs to a stream.
-        done: when the last of them, and what copies its results, has run.
+        stream: the stream of all captures, since memory of a shared pool belongs to a stream. PyTorch's own capture
+            stream is one for the whole process, on the device that came first.
+        done: recorded behind the last pass and the copies of its results.
     """
 
     device: torch.device
@@ -217,31 +219,31 @@ class _Device:
             stream, done = torch.cuda.Stream(device), torch.cuda.Event()  # type: ignore[no-untyped-call]
             return _Device(device, stream, done)
 
-    def capture(self, job: Job, pool: Any) -> Any:
+    def capture(self, body: Capturable, pool: Any) -> Any:
         """Return the graph of a pass.
 
         Args:
-            pool: where others have what they allocate on the way; None for a new one.
+            pool: the memory pool of earlier captures; None for a new one.
         """
         with _CAPTURE, torch.cuda.device(self.device):
             current = torch.cuda.current_stream(self.device)
             self.stream.wait_stream(current)
-            # Once outside of the capture, in which nothing may be compiled or loaded.
+            # Run once before the capture, during which no kernel may be compiled or loaded.
             with torch.cuda.stream(self.stream):
-                job.run()
+                body.run()
             graph = torch.cuda.CUDAGraph()
             with (
                 _uncollected(),
                 torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"),
             ):
-                job.run()
+                body.run()
             current.wait_stream(self.stream)
             return graph
 
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Keep Python from collecting garbage: graphs among it wait for their device, which would end a capture."""
+    """Keep Python from collecting garbage: a collected graph waits for its device, which would end a capture."""
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -256,23 +258,23 @@ def _captures(device: torch.device) -> bool:
 
 
 def capacity_for(count: int) -> int:
-    """Return for how many routings there is a graph that so many go through: 1, 2, 3, 4, 6, 8, 12 and so on.
+    """Return the number of routings, among 1, 2, 3, 4, 6, 8, 12 and so on, of the graph that so many use.
 
-    A third of them at most are none; their programs have nothing to do.
+    At most a third of its places stay empty; their programs have nothing to do.
     """
     size = 1 << max(0, count - 1).bit_length()
     return size * 3 // 4 if size >= 4 and count <= size * 3 // 4 else size
 
 
 def most_within(room: int, build: Callable[[int], Build[Pass]]) -> int:
-    """Return for how many routings at once a pass, and its graph, takes no more memory than there is; one at least.
+    """Return the maximum number of routings, at least one, of a pass whose tensors and graph fit the memory.
 
     Args:
         room: bytes.
-        build: takes a capacity to what makes the pass.
+        build: takes a capacity to the function that makes the pass.
     """
-    some, more = bytes_of(build(16)), bytes_of(build(32))
-    most = max(1, 16 + 16 * (room - some) // (more - some))
+    at_16, at_32 = bytes_of(build(16)), bytes_of(build(32))
+    most = max(1, 16 + 16 * (room - at_16) // (at_32 - at_16))
     while capacity_for(most) > most:
         most -= 1
     return most

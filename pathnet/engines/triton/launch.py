@@ -1,9 +1,9 @@
-"""Launches: the tile that a kernel's programs own, and the one place where kernels are called."""
+"""Launches: the tiles that programs take, and the one place where kernels are called."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,26 +11,35 @@ from typing import Any
 
 import torch
 
-__all__ = ["Tile", "elements", "launch", "launching", "not_launching", "power_of_two_from", "programs_for"]
+__all__ = [
+    "Tile",
+    "elements",
+    "launch",
+    "launching",
+    "not_launching",
+    "on_device",
+    "power_of_two_from",
+    "programs_for",
+]
 
 PROGRAMS = 12
-"""Most programs a multiprocessor, for kernels whose programs take one tile after the other. However many of them run
-side by side, 2, 3, 4, 6 or 12, they come in whole waves; and where there is nothing to do, 1,584 of them are through
-in 2 us (reckoned: four waves on 132 multiprocessors)."""
+"""Maximum number of programs for each multiprocessor, if a program takes one tile after the other. Whether 2, 3, 4, 6
+or 12 of them run side by side, they come in whole waves; without work, 1,584 of them end in 2 us (computed, not
+measured: four waves on 132 multiprocessors)."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program owns, and with how many threads.
+    """Share of one program in a result, and its resources.
 
     Attributes:
-        points: of the batch's pixels.
-        channels: of the result.
-        depth: channels (in `wgrad` pixels) that are multiplied at a time.
-        paths: gradients.
-        warps: of 32 threads.
-        stages: of loads under way at a time.
-        by_warp: the tile in its place where each warp multiplies what its registers hold; None where it is the same.
+        points: number of the batch's pixels.
+        channels: number of the result's channels.
+        depth: number of channels (in `wgrad` pixels) that are multiplied at a time.
+        paths: number of gradients.
+        warps: number of warps, 32 threads each.
+        stages: number of stages in the software pipeline of loads.
+        by_warp: the tile for GPUs whose warps multiply operands in registers; None where it is the same.
     """
 
     points: int
@@ -42,32 +51,32 @@ class Tile:
     by_warp: Tile | None = None
 
     def split(self, pixels: int) -> tuple[int, int]:
-        """Of images of so many pixels: how many samples the points are of, and how many pixels each."""
-        own = min(self.points, power_of_two_from(pixels))
-        return self.points // own, own
+        """Return the number of samples in a tile, and the number of pixels of each, for images of so many pixels."""
+        pixels_each = min(self.points, power_of_two_from(pixels))
+        return self.points // pixels_each, pixels_each
 
     def point_tiles(self, batch: int, pixels: int) -> int:
-        """How many tiles hold all pixels of a batch."""
-        samples, own = self.split(pixels)
-        return -(-batch // samples) * -(-pixels // own)
+        """Return the number of tiles that hold all pixels of a batch."""
+        samples, pixels_each = self.split(pixels)
+        return -(-batch // samples) * -(-pixels // pixels_each)
 
 
 def elements(tile: Tile, channels: int) -> tuple[int, int]:
-    """Pixels and channels that a program takes at a time where it goes through a tile's elements one by one."""
-    own = min(64, power_of_two_from(channels))
-    return tile.points // own, own
+    """Return the pixels and channels that a program of an elementwise kernel takes at a time."""
+    channels_each = min(64, power_of_two_from(channels))
+    return tile.points // channels_each, channels_each
 
 
 def power_of_two_from(size: int) -> int:
-    """The smallest power of two that is no smaller."""
+    """Return the smallest power of two that is at least ``size``."""
     return 1 << (size - 1).bit_length()
 
 
 def programs_for(tiles: int, device: torch.device) -> int:
-    """How many programs share out the tiles of a launch whose number of rows is known on the device alone.
+    """Return the number of programs that share the tiles of a launch; the device alone knows its number of rows.
 
     Args:
-        tiles: most that there can be.
+        tiles: maximum number of tiles.
     """
     return min(tiles, PROGRAMS * _multiprocessors(device))
 
@@ -86,13 +95,18 @@ _launching = ContextVar("launching", default=True)
 
 
 def launching() -> bool:
-    """Whether kernels that are launched are run."""
+    """Return whether launched kernels run."""
     return _launching.get()
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Make a tensors' device the current one, which launches go to."""
+    return nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)
 
 
 @contextmanager
 def not_launching() -> Iterator[None]:
-    """Have kernels that are launched got ready for that, and not run."""
+    """Prepare launched kernels in this context, and do not run them."""
     token = _launching.set(False)
     try:
         yield
@@ -100,11 +114,10 @@ def not_launching() -> Iterator[None]:
         _launching.reset(token)
 
 
-def launch(kernel: Any, programs: int, tile: Tile, *arguments: Any, **constants: Any) -> None:
-    """Runs ``programs`` programs of a kernel on the current device and stream."""
+def launch(kernel: Any, programs: int, tile: Tile, **arguments: Any) -> None:
+    """Run ``programs`` programs of a kernel on the current device and stream, its arguments by name."""
     if programs > 0:
-        options = {**constants, "num_warps": tile.warps, "num_stages": tile.stages}
         if launching():
-            kernel[(programs,)](*arguments, **options)
+            kernel[(programs,)](**arguments, num_warps=tile.warps, num_stages=tile.stages)
         else:
-            kernel.warmup(*arguments, grid=(programs,), **options)
+            kernel.warmup(grid=(programs,), **arguments, num_warps=tile.warps, num_stages=tile.stages)

@@ -1,5 +1,5 @@
-"""A few numbers of the host, written by a kernel: a copy would wait for what the device was asked for before, and be
-refused while a graph is captured."""
+"""A few numbers of the host, written by a kernel, since a copy would wait for the device, and fail in the capture of
+a graph."""
 
 from __future__ import annotations
 
@@ -38,8 +38,10 @@ def _write_kernel(numbers_ptr, first, count, x0, x1, x2, x3, x4, x5, x6, x7, x8,
 
 
 def write_numbers(numbers: Sequence[int], room: Tensor) -> None:
-    """Put int32 numbers at the beginning of an int32 tensor, by launches on the current stream alone."""
+    """Write int32 numbers to the beginning of an int32 tensor, by launches on the current stream alone."""
     for first in range(0, len(numbers), ARGUMENTS):
-        some = numbers[first : first + ARGUMENTS]
-        rest = [0] * (ARGUMENTS - len(some))
-        launch(_write_kernel, 1, Tile(ARGUMENTS, 1, 1, warps=1), room, first, len(some), *some, *rest)
+        part = numbers[first : first + ARGUMENTS]
+        filled = [*part, *[0] * (ARGUMENTS - len(part))]
+        arguments = {f"x{place}": number for place, number in enumerate(filled)}
+        tile = Tile(ARGUMENTS, 1, 1, warps=1)
+        launch(_write_kernel, 1, tile, numbers_ptr=room, first=first, count=len(part), **arguments)

@@ -1,167 +1,184 @@
-"""Transposed convolutions as products of matrices, in terms of one program's tile: what `dgrad` is made of."""
+"""Transposed convolutions as matrix products of one program's tile, which `dgrad` adds up."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
-from pathnet.engines.triton.tiles import load_gradients, load_means, locate
+from pathnet.engines.triton.tiles import Points, load_gradients, load_means
+
+
+class Outputs(NamedTuple):
+    """Pixels of a convolution's output that the input's points meet by its middle tap, each field [POINTS]."""
+
+    pixel: tl.tensor
+    row: tl.tensor
+    column: tl.tensor
+    inside: tl.tensor
+
+
+class Tap(NamedTuple):
+    """A tap: its row and column, which may lie beyond the kernel, and the output's pixels that points meet by it.
+
+    ``pixel`` and ``hit`` are [POINTS]; without a hit the pixel lies outside of the image.
+    """
+
+    row: tl.tensor
+    column: tl.tensor
+    pixel: tl.tensor
+    hit: tl.tensor
+
+
+class Phase(NamedTuple):
+    """Row and column of the input's points, modulo the stride."""
+
+    row: tl.tensor
+    column: tl.tensor
+
+
+@triton.jit
+def outputs_of(points, size, STRIDE: tl.constexpr, PHASES: tl.constexpr):
+    """Return the output's pixels that points meet; of every phase if PHASES is 1, of one phase if it is STRIDE."""
+    inside = points.inside
+    if PHASES < STRIDE:
+        inside = inside & (points.row % STRIDE == 0) & (points.column % STRIDE == 0)
+    row, column = points.row // STRIDE, points.column // STRIDE
+    return Outputs((points.sample * size.height + row) * size.width + column, row, column, inside)
+
+
+@triton.jit
+def tap_of(number, phase, outputs, size, conv: tl.constexpr, PHASES: tl.constexpr):
+    """Return one of the taps that points of a phase meet. Its pixel is as far from the first for each of them."""
+    PADDING: tl.constexpr = conv.KERNEL // 2
+    TAPS: tl.constexpr = (conv.KERNEL + PHASES - 1) // PHASES
+    tap_row = (phase.row + PADDING) % PHASES + (number // TAPS) * PHASES
+    tap_column = (phase.column + PADDING) % PHASES + (number % TAPS) * PHASES
+    rows = (phase.row + PADDING - tap_row) // conv.STRIDE
+    columns = (phase.column + PADDING - tap_column) // conv.STRIDE
+    hit = outputs.inside & (outputs.row >= -rows) & (outputs.row < size.height - rows)
+    hit = hit & (outputs.column >= -columns) & (outputs.column < size.width - columns)
+    return Tap(tap_row, tap_column, outputs.pixel + (rows * size.width + columns), hit)
 
 
 @triton.jit
 def transposed_products(
     acc,
-    gradients_ptr,
-    slot_size,
+    memory,
+    located,
     weights_ptr,
-    states,
-    live,
-    states_ptr,
-    offsets_ptr,
-    normalized_ptr,
-    corrections_ptr,
-    corrections_width,
-    sample,
-    row,
-    column,
-    inside,
-    phase_row,
-    phase_column,
+    points,
+    phase,
+    size,
     channel,
-    out_height,
-    out_width,
-    C: tl.constexpr,
-    OUT_C: tl.constexpr,
-    KERNEL: tl.constexpr,
-    STRIDE: tl.constexpr,
+    conv: tl.constexpr,
+    block: tl.constexpr,
     PHASES: tl.constexpr,
     CORRECT: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
-    """``acc`` and the transposed convolution of gradients [out_height, out_width, OUT_C].
+    """Return ``acc`` plus the transposed convolution of gradients [height, width, OUT_C].
 
     Weights are [KERNEL**2, OUT_C, C].
 
     Args:
-        phase_row, phase_column: of all the points' rows and columns, modulo PHASES.
+        phase: rows and columns of all points, modulo PHASES.
+        size: that of the convolution's output.
     """
-    PADDING: tl.constexpr = KERNEL // 2
-    TAPS: tl.constexpr = (KERNEL + PHASES - 1) // PHASES
-    slots, waits, first = locate(states, live, slot_size, states_ptr, offsets_ptr)
-    # A tap's pixel lies as far from the first as a tap's of any other point of the same phase.
-    if PHASES < STRIDE:
-        inside = inside & (row % STRIDE == 0) & (column % STRIDE == 0)
-    first_row, first_column = row // STRIDE, column // STRIDE
-    pixel = (sample * out_height + first_row) * out_width + first_column
-    for depth in range((OUT_C + BLOCK_K - 1) // BLOCK_K):
+    BLOCK_K: tl.constexpr = block.BLOCK_K
+    TAPS: tl.constexpr = (conv.KERNEL + PHASES - 1) // PHASES
+    outputs = outputs_of(points, size, conv.STRIDE, PHASES)
+    for depth in range((conv.OUT_C + BLOCK_K - 1) // BLOCK_K):
         deep = depth * BLOCK_K + tl.arange(0, BLOCK_K)
-        has_deep = deep < OUT_C
-        mean, mean_x_hat = 0.0, 0.0
-        if CORRECT:
-            mean, mean_x_hat = load_means(corrections_ptr, corrections_width, states, live & waits, deep, has_deep)
-        for tap in range(TAPS * TAPS):
-            tap_row = (phase_row + PADDING) % PHASES + (tap // TAPS) * PHASES
-            tap_column = (phase_column + PADDING) % PHASES + (tap % TAPS) * PHASES
-            rows, columns = (phase_row + PADDING - tap_row) // STRIDE, (phase_column + PADDING - tap_column) // STRIDE
-            hit = inside & (first_row >= -rows) & (first_row < out_height - rows)
-            hit = hit & (first_column >= -columns) & (first_column < out_width - columns)
-            mask = hit[:, None] & has_deep[None, :]
-            gradients = load_gradients(
-                gradients_ptr,
-                slots,
-                ((pixel + (rows * out_width + columns)) * OUT_C)[:, None] + deep[None, :],
-                live[:, None, None] & mask[None, :, :],
-                normalized_ptr + first,
-                mask & waits,
-                mean,
-                mean_x_hat,
-                CORRECT,
-            ).to(gradients_ptr.dtype.element_ty)
-            known = has_deep & (tap_row < KERNEL) & (tap_column < KERNEL)
+        has_deep = deep < conv.OUT_C
+        means = load_means(memory, located, deep, has_deep, CORRECT)
+        for number in range(TAPS * TAPS):
+            tap = tap_of(number, phase, outputs, size, conv, PHASES)
+            places = (tap.pixel * conv.OUT_C)[:, None] + deep[None, :]
+            within = tap.hit[:, None] & has_deep[None, :]
+            gradients = load_gradients(memory, located, places, within, means, CORRECT)
+            gradients = gradients.to(memory.gradients_ptr.dtype.element_ty)
+            known = has_deep & (tap.row < conv.KERNEL) & (tap.column < conv.KERNEL)
+            first = (tap.row * conv.KERNEL + tap.column) * conv.OUT_C
             weights = tl.load(
-                weights_ptr + ((tap_row * KERNEL + tap_column) * OUT_C + deep)[:, None] * C + channel[None, :],
-                mask=known[:, None] & (channel < C)[None, :],
+                weights_ptr + (first + deep)[:, None] * conv.C + channel[None, :],
+                mask=known[:, None] & (channel < conv.C)[None, :],
                 other=0.0,
             )
-            acc = tl.dot(tl.reshape(gradients, [acc.shape[0], BLOCK_K]), weights, acc, input_precision=PRECISION)
+            gradients = tl.reshape(gradients, [acc.shape[0], BLOCK_K])
+            acc = tl.dot(gradients, weights, acc, input_precision=block.PRECISION)
     return acc
 
 
 @triton.jit
 def shared_products(
-    x_hat_ptr,
+    located,
     folded_ptr,
     constants_ptr,
-    first_path,
-    waits,
-    sample,
-    row,
-    column,
-    inside,
-    phase_row,
-    phase_column,
-    first_channel,
-    out_height,
-    out_width,
-    C: tl.constexpr,
-    OUT_C: tl.constexpr,
-    KERNEL: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PATHS: tl.constexpr,
-    TAPS_KEPT: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
+    path_tile,
+    channel_tile,
+    points,
+    phase,
+    size,
+    conv: tl.constexpr,
+    block: tl.constexpr,
+    ALL_TAPS: tl.constexpr,
 ):
-    """[PATHS, POINTS, BLOCK_N]: what BN's means take off the convolution of PATHS gradients that share x_hat;
-    `folding`.
+    """Return [PATHS, POINTS, BLOCK_N], the share of BN's means in the convolution of gradients; see `folding`.
 
-    A row of products is a point, its columns the channels of one gradient after the other.
+    The PATHS gradients share x_hat. A row of products is a point, its columns the channels of one gradient after the
+    other.
     """
-    PADDING: tl.constexpr = KERNEL // 2
-    TAPS: tl.constexpr = (KERNEL + STRIDE - 1) // STRIDE
-    column_of = tl.arange(0, PATHS * BLOCK_N)
-    path = (first_path + column_of // BLOCK_N).to(tl.int64)
-    channel = first_channel + column_of % BLOCK_N
+    C: tl.constexpr = conv.C
+    BLOCK_K: tl.constexpr = block.BLOCK_K
+    COLUMNS: tl.constexpr = block.PATHS * block.BLOCK_N
+    TAPS: tl.constexpr = (conv.KERNEL + conv.STRIDE - 1) // conv.STRIDE
+    column = tl.arange(0, COLUMNS)
+    path = (path_tile * block.PATHS + column // block.BLOCK_N).to(tl.int64)
+    channel = channel_tile * block.BLOCK_N + column % block.BLOCK_N
     has_channel = channel < C
-    first_row, first_column = row // STRIDE, column // STRIDE
-    pixel = (sample * out_height + first_row) * out_width + first_column
-    inside = inside & waits
-    acc = tl.zeros([sample.shape[0], PATHS * BLOCK_N], tl.float32)
-    for depth in range((OUT_C + BLOCK_K - 1) // BLOCK_K):
+    waiting = Points(points.sample, points.row, points.column, points.inside & located.awaits_means)
+    outputs = outputs_of(waiting, size, conv.STRIDE, conv.STRIDE)
+    acc = tl.zeros([points.sample.shape[0], COLUMNS], tl.float32)
+    for depth in range((conv.OUT_C + BLOCK_K - 1) // BLOCK_K):
         deep = depth * BLOCK_K + tl.arange(0, BLOCK_K)
-        has_deep = deep < OUT_C
-        for tap in range(TAPS * TAPS):
-            tap_row = (phase_row + PADDING) % STRIDE + (tap // TAPS) * STRIDE
-            tap_column = (phase_column + PADDING) % STRIDE + (tap % TAPS) * STRIDE
-            rows, columns = (phase_row + PADDING - tap_row) // STRIDE, (phase_column + PADDING - tap_column) // STRIDE
-            hit = inside & (first_row >= -rows) & (first_row < out_height - rows)
-            hit = hit & (first_column >= -columns) & (first_column < out_width - columns)
-            at = (pixel + (rows * out_width + columns)) * OUT_C
-            x_hat = tl.load(x_hat_ptr + at[:, None] + deep[None, :], mask=hit[:, None] & has_deep[None, :], other=0.0)
-            known = has_deep & (tap_row < KERNEL) & (tap_column < KERNEL)
-            own = path * (KERNEL * KERNEL * OUT_C * C) + channel
+        has_deep = deep < conv.OUT_C
+        for number in range(TAPS * TAPS):
+            tap = tap_of(number, phase, outputs, size, conv, conv.STRIDE)
+            x_hat = tl.load(
+                located.x_hat_ptr + (tap.pixel * conv.OUT_C)[:, None] + deep[None, :],
+                mask=tap.hit[:, None] & has_deep[None, :],
+                other=0.0,
+            )
+            known = has_deep & (tap.row < conv.KERNEL) & (tap.column < conv.KERNEL)
+            columns = path * (conv.KERNEL * conv.KERNEL * conv.OUT_C * C) + channel
+            first = (tap.row * conv.KERNEL + tap.column) * conv.OUT_C
             weights = tl.load(
-                folded_ptr + ((tap_row * KERNEL + tap_column) * OUT_C + deep)[:, None] * C + own[None, :],
+                folded_ptr + (first + deep)[:, None] * C + columns[None, :],
                 mask=known[:, None] & has_channel[None, :],
                 other=0.0,
             )
-            acc = tl.dot(x_hat, weights, acc, input_precision=PRECISION)
-    tap = tl.arange(0, TAPS_KEPT)
-    to_row = row[:, None] + (PADDING - tap // KERNEL)[None, :]
-    to_column = column[:, None] + (PADDING - tap % KERNEL)[None, :]
-    hits = (to_row >= 0) & (to_column >= 0) & (to_row % STRIDE == 0) & (to_column % STRIDE == 0)
-    hits = (
-        hits & (to_row // STRIDE < out_height) & (to_column // STRIDE < out_width) & (tap < KERNEL * KERNEL)[None, :]
-    )
-    hits = (hits & waits).to(tl.float32).to(constants_ptr.dtype.element_ty)
+            acc = tl.dot(x_hat, weights, acc, input_precision=block.PRECISION)
+    all_taps = tl.arange(0, ALL_TAPS)
+    hits = _hits(points, all_taps, size, conv) & located.awaits_means
+    hits = hits.to(tl.float32).to(constants_ptr.dtype.element_ty)
     for term in tl.static_range(2):
-        own = path * (2 * TAPS_KEPT * C) + term * TAPS_KEPT * C + channel
+        columns = path * (2 * ALL_TAPS * C) + term * ALL_TAPS * C + channel
         constants = tl.load(
-            constants_ptr + (tap * C)[:, None] + own[None, :],
-            mask=has_channel[None, :] & (tap < TAPS_KEPT)[:, None],
+            constants_ptr + (all_taps * C)[:, None] + columns[None, :],
+            mask=has_channel[None, :] & (all_taps < ALL_TAPS)[:, None],
             other=0.0,
         )
-        acc = tl.dot(hits, constants, acc, input_precision=PRECISION)
-    return tl.permute(tl.reshape(acc, [sample.shape[0], PATHS, BLOCK_N]), [1, 0, 2])
+        acc = tl.dot(hits, constants, acc, input_precision=block.PRECISION)
+    return tl.permute(tl.reshape(acc, [points.sample.shape[0], block.PATHS, block.BLOCK_N]), [1, 0, 2])
+
+
+@triton.jit
+def _hits(points, tap, size, conv: tl.constexpr):
+    """Return bool [POINTS, taps], whether a point meets a pixel of the output by a tap."""
+    PADDING: tl.constexpr = conv.KERNEL // 2
+    row = points.row[:, None] + (PADDING - tap // conv.KERNEL)[None, :]
+    column = points.column[:, None] + (PADDING - tap % conv.KERNEL)[None, :]
+    hits = (row >= 0) & (column >= 0) & (row % conv.STRIDE == 0) & (column % conv.STRIDE == 0)
+    hits = hits & (row // conv.STRIDE < size.height) & (column // conv.STRIDE < size.width)
+    return hits & (tap < conv.KERNEL * conv.KERNEL)[None, :]

@@ -1,4 +1,4 @@
-"""Walks back under routings, over what a forward pass has kept."""
+"""Backward passes under routings, over the record of a forward pass."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from pathnet.engines.triton.dgrad import dgrad, dgrad_point_tiles, dgrad_tile
 from pathnet.engines.triton.endings import ending_backward, ending_point_tiles
 from pathnet.engines.triton.folding import constants_size, folded_size
 from pathnet.engines.triton.network import FusedBlock, TritonNetwork
-from pathnet.engines.triton.plan import Exit, Launch, Plan, Schedule, Steps, plan_backward
-from pathnet.engines.triton.state import Allocate, Gradients, Kept, Tables, allocate_on
+from pathnet.engines.triton.plan import LaunchPlan, plan_backward, plan_launches
+from pathnet.engines.triton.schedule import Launch, Schedule
+from pathnet.engines.triton.state import Allocate, Gradients, PlanBuffer, Saved, allocate_on
+from pathnet.engines.triton.steps import Exit, Steps
 from pathnet.scaling import ScaledGradient
 
 __all__ = [
+    "BackwardPass",
     "SingleBlocks",
-    "Walk",
     "dgrad_paths",
     "routed_backward",
     "routed_backward_norms",
@@ -33,7 +35,7 @@ Coefficients = Sequence[tuple[float, float]]
 
 
 def dgrad_paths(blocks: Sequence[FusedBlock]) -> Callable[[int, int], int]:
-    """How many rows a tile of a block's unit holds."""
+    """Return a function that takes block and unit to the number of rows in a tile."""
     return lambda block, unit: dgrad_tile(blocks[block].convolutions[unit]).paths
 
 
@@ -42,16 +44,16 @@ def schedule_backward(network: TritonNetwork, capacity: int, exits: frozenset[Ex
     return Schedule(blocks, True, capacity, exits, 1, network.bn == "batch", dgrad_paths(blocks))
 
 
-class Walk:
-    """A walk back at one size of the batch: its states in memory, and what is launched over them.
+class BackwardPass:
+    """A backward pass over batches of one size: its states in memory, and the launches over them.
 
     Args:
-        kept: of the record that is walked over.
-        tables: of the walk's plans.
-        sums: whether BN's two sums are wanted; in BN mode ``batch`` they are needed.
+        saved: tensors of the record that the pass goes over.
+        buffer: room for its plans.
+        sums: whether BN's two sums are requested; BN mode ``batch`` needs them.
 
     Attributes:
-        norms: float64 [capacity, B], what `run` leaves.
+        norms: float64 [capacity, B], the result of `run`.
     """
 
     norms: Tensor
@@ -59,36 +61,36 @@ class Walk:
     def __init__(
         self,
         network: TritonNetwork,
-        kept: Kept,
-        tables: Tables,
+        saved: Saved,
+        buffer: PlanBuffer,
         batch: int,
         allocate: Allocate,
         sums: bool = False,
     ) -> None:
-        self.network, self.kept, self.tables, self.schedule = network, kept, tables, tables.schedule
-        schedule = tables.schedule
+        self.network, self.saved, self.buffer, self.schedule = network, saved, buffer, buffer.schedule
+        schedule = buffer.schedule
         states, by_batch = schedule.state_count, network.bn == "batch"
         size = -(-batch * network.largest // 16) * 16
         width = 1 if by_batch else batch
-        room = _room(network, schedule, batch)
+        sums_room, folded_room, constants_room = _room(network, schedule, batch)
         self.gradients = Gradients(
-            allocate([schedule.slot_count, size], network.walk_dtype),
-            tables.rows,
-            tables.launches,
-            tables.states,
+            allocate([schedule.slot_count, size], network.backward_dtype),
+            buffer.rows,
+            buffer.launches,
+            buffer.states,
             allocate([states, width], torch.int32),
             allocate([states, width], torch.int32),
             allocate([states if by_batch else 0, 2, network.widest], torch.float32),
-            allocate([room[0] if sums or by_batch else 0], torch.float32),
-            allocate([room[1] if by_batch else 0], network.walk_dtype),
-            allocate([room[2] if by_batch else 0], network.walk_dtype),
+            allocate([sums_room if sums or by_batch else 0], torch.float32),
+            allocate([folded_room if by_batch else 0], network.backward_dtype),
+            allocate([constants_room if by_batch else 0], network.backward_dtype),
             batch,
             by_batch,
         )
 
-    def begin(self, plan: Plan, grads: Tensor, exponents: Tensor) -> None:
-        """Bring a plan, and the scaled gradients [g, B, C, H, W] that its routings start from."""
-        self.tables.copy(plan)
+    def begin(self, plan: LaunchPlan, grads: Tensor, exponents: Tensor) -> None:
+        """Copy a plan, and the scaled gradients [g, B, C, H, W] that its routings start from, to their places."""
+        self.buffer.copy(plan)
         self.start(grads, exponents)
 
     def start(self, grads: Tensor, exponents: Tensor) -> None:
@@ -98,7 +100,7 @@ class Walk:
         self.gradients.exponents[: len(grads)] = exponents
 
     def run(self) -> None:
-        """Launch everything, and take the norms of what arrives."""
+        """Launch the whole schedule, and compute the norms at ``y_0``."""
         self.launch(self.schedule.launches)
         self.norms = self.sample_norms()
 
@@ -106,106 +108,112 @@ class Walk:
         self.gradients.largest.zero_()
         for launch in launches:
             block = self.network.blocks[launch.block]
-            (ending_backward if launch.ending else dgrad)(self.gradients, self.kept, block, launch)
+            (ending_backward if launch.ending else dgrad)(self.gradients, self.saved, block, launch)
 
     def sample_norms(self) -> Tensor:
-        """Return float64 [capacity, B], the norms of the samples' slices of the gradients that have arrived."""
-        squares = squared_norms(self.gradients, self.kept, self.tables.finals, self.network.blocks[0].given)
-        norms = squares.sqrt() * self.tables.mantissas.abs()[:, None]
+        """Return float64 [capacity, B], the norms of the samples' slices of the gradients at ``y_0``."""
+        squares = squared_norms(self.gradients, self.saved, self.buffer.finals, self.network.blocks[0].input)
+        norms = squares.sqrt() * self.buffer.mantissas.abs()[:, None]
         return scaling.times_power_of_two(norms, self._exponents(self.schedule.capacity).expand_as(norms))
 
     def arrived(self, count: int) -> ScaledGradient:
-        """Return the scaled gradients of the first so many routings.
+        """Return the scaled gradients at ``y_0`` of the first ``count`` routings.
 
         Returns:
             float32 [P, B, C, H, W], and int32 [P, B] or [P, 1].
         """
-        finals, shape = self.tables.finals[:count], self.network.blocks[0].given
-        values = arrived(self.gradients, self.kept, finals, shape, torch.float32).permute(0, 1, 4, 2, 3)
-        mantissas = self.tables.mantissas[:count].float()
+        finals, shape = self.buffer.finals[:count], self.network.blocks[0].input
+        values = arrived(self.gradients, self.saved, finals, shape, torch.float32).permute(0, 1, 4, 2, 3)
+        mantissas = self.buffer.mantissas[:count].float()
         return scaling.rescale((values * mantissas[:, None, None, None, None]).contiguous(), self._exponents(count))
 
     def _exponents(self, count: int) -> Tensor:
-        """int32 [P, B] or [P, 1]: those of the final states, and what was set aside on the way."""
-        finals = self.tables.finals[:count].clamp(min=0)
-        return self.gradients.exponents.index_select(0, finals) + self.tables.exponents[:count, None]
+        """Return int32 [P, B] or [P, 1], the exponents of the final states plus those of the plan."""
+        finals = self.buffer.finals[:count].clamp(min=0)
+        return self.gradients.exponents.index_select(0, finals) + self.buffer.exponents[:count, None]
 
 
 def _room(network: TritonNetwork, schedule: Schedule, batch: int) -> list[int]:
-    """Numbers that the largest launches leave: tiles' shares of BN's two sums, folded weights, their constants."""
+    """Return the elements that launches need at most, for tiles' BN sums, for folded weights and their constants."""
     sizes = [[0, 0, 0]]
     for launch in schedule.launches:
         block = network.blocks[launch.block]
         if launch.ending:
-            sizes.append([launch.count * 2 * block.made.channels * ending_point_tiles(block, batch), 0, 0])
+            sizes.append([launch.count * 2 * block.output.channels * ending_point_tiles(block, batch), 0, 0])
             continue
         conv = block.convolutions[launch.unit]
-        each = 2 * conv.given.channels * dgrad_point_tiles(conv, batch), folded_size(conv), constants_size(conv)
-        sizes.append([launch.count * size for size in each])
+        row_sizes = 2 * conv.input.channels * dgrad_point_tiles(conv, batch), folded_size(conv), constants_size(conv)
+        sizes.append([launch.count * size for size in row_sizes])
     return [max(column) for column in zip(*sizes, strict=True)]
 
 
 def routed_backward(
-    network: TritonNetwork, kept: Kept, grad: Tensor, exponent: Tensor, steps: Steps
+    network: TritonNetwork, saved: Saved, grad: Tensor, exponent: Tensor, steps: Steps
 ) -> ScaledGradient:
     """Return the scaled gradients at ``y_0``: float32 [P, B, C, H, W] and int32 [P, B] or [P, 1]."""
-    return _walked(network, kept, grad, exponent, steps).arrived(steps.count)
+    return _launched(network, saved, grad, exponent, steps).arrived(steps.count)
 
 
-def routed_backward_norms(network: TritonNetwork, kept: Kept, grad: Tensor, exponent: Tensor, steps: Steps) -> Tensor:
+def routed_backward_norms(
+    network: TritonNetwork, saved: Saved, grad: Tensor, exponent: Tensor, steps: Steps
+) -> Tensor:
     """Return float64 [P, B], the norms of the samples' slices."""
-    return _walked(network, kept, grad, exponent, steps).sample_norms()
+    return _launched(network, saved, grad, exponent, steps).sample_norms()
 
 
-def _walked(network: TritonNetwork, kept: Kept, grad: Tensor, exponent: Tensor, steps: Steps) -> Walk:
-    """Walk launch by launch, with room for these routings alone."""
+def _launched(network: TritonNetwork, saved: Saved, grad: Tensor, exponent: Tensor, steps: Steps) -> BackwardPass:
+    """Return a backward pass that was launched kernel by kernel, with room for these routings alone."""
     schedule = schedule_backward(network, steps.count, steps.exits)
-    allocate, plan = allocate_on(grad.device), schedule.plan(steps)
-    walk = Walk(network, kept, Tables(schedule, allocate), len(grad), allocate)
-    walk.begin(plan, grad[None], exponent[None])
-    walk.launch(plan.needed())
-    return walk
+    allocate, plan = allocate_on(grad.device), plan_launches(schedule, steps)
+    backward = BackwardPass(network, saved, PlanBuffer(schedule, allocate), len(grad), allocate)
+    backward.begin(plan, grad[None], exponent[None])
+    backward.launch(plan.needed())
+    return backward
 
 
 class SingleBlocks:
-    """Walks through one block at a time, the tables of all of them brought to the device in one copy.
+    """Backward passes through one block at a time; one copy brings the plans of all of them to the device.
 
     Args:
-        expected: the blocks and, of each, the (a, c) of every gradient that is to come.
+        expected: each block's index, and the (a, c) of every gradient that it will be called with.
     """
 
     def __init__(
-        self, network: TritonNetwork, kept: Kept, device: torch.device, expected: Sequence[tuple[int, Coefficients]]
+        self, network: TritonNetwork, saved: Saved, device: torch.device, expected: Sequence[tuple[int, Coefficients]]
     ) -> None:
-        self.network, self.kept, self.allocate = network, kept, allocate_on(device)
+        self.network, self.saved, self.allocate = network, saved, allocate_on(device)
         keys = [(index, tuple(coefficients)) for index, coefficients in expected]
         plans = [self._plan(*key) for key in keys]
-        words = [Tables(plan.schedule, allocate_on(torch.device("meta"))).pack(plan) for plan in plans]
-        whole = to_device(torch.from_numpy(np.concatenate(words)), device)
-        parts = torch.split(whole, [len(part) for part in words])
+        words = [PlanBuffer(plan.schedule, allocate_on(torch.device("meta"))).pack(plan) for plan in plans]
+        all_words = to_device(torch.from_numpy(np.concatenate(words)), device)
+        parts = torch.split(all_words, [len(part) for part in words])
         self._expected = dict(zip(keys, zip(plans, parts, strict=True), strict=True))
 
     def __call__(self, index: int, grads: ScaledGradient, coefficients: Coefficients) -> ScaledGradient:
-        """Take scaled gradients [g, B, C, H, W] at a block's output to its input, each by its own (a, c)."""
-        plan, tables = self._tables(index, tuple(coefficients))
-        alone = replace(self.network, blocks=[self.network.blocks[index]])
-        walk = Walk(alone, self.kept, tables, grads.mantissa.shape[1], self.allocate)
-        walk.start(*grads)
-        walk.launch(plan.needed())
-        return walk.arrived(len(coefficients))
+        """Return the scaled gradients at a block's input, from those [g, B, C, H, W] at its output.
 
-    def _tables(self, index: int, coefficients: tuple[tuple[float, float], ...]) -> tuple[Plan, Tables]:
-        """Return a plan and its tables on the device."""
+        Args:
+            coefficients: the block's (a, c) for each gradient.
+        """
+        plan, buffer = self._buffered(index, tuple(coefficients))
+        network = replace(self.network, blocks=[self.network.blocks[index]])
+        backward = BackwardPass(network, self.saved, buffer, grads.mantissa.shape[1], self.allocate)
+        backward.start(*grads)
+        backward.launch(plan.needed())
+        return backward.arrived(len(coefficients))
+
+    def _buffered(self, index: int, coefficients: tuple[tuple[float, float], ...]) -> tuple[LaunchPlan, PlanBuffer]:
+        """Return a plan and its buffer on the device."""
         if (index, coefficients) in self._expected:
             plan, words = self._expected[index, coefficients]
-            return plan, Tables(plan.schedule, lambda shape, dtype: words)
-        # Less at a time than expected, where memory is short.
+            return plan, PlanBuffer(plan.schedule, lambda shape, dtype: words)
+        # Where memory is short, the caller passes fewer gradients at a time than expected.
         plan = self._plan(index, coefficients)
-        tables = Tables(plan.schedule, self.allocate)
-        tables.copy(plan)
-        return plan, tables
+        buffer = PlanBuffer(plan.schedule, self.allocate)
+        buffer.copy(plan)
+        return plan, buffer
 
-    def _plan(self, index: int, coefficients: Coefficients) -> Plan:
+    def _plan(self, index: int, coefficients: Coefficients) -> LaunchPlan:
         count, shifts = len(coefficients), np.zeros(len(coefficients), dtype=np.int32)
         if self.network.magnitudes is not None:
             coefficients, powers = self.network.magnitudes.of_block(index, coefficients)

@@ -1,11 +1,11 @@
 """The two means of BN's backward pass, from the tiles' sums, for all rows of a launch at once.
 
 A program takes BLOCK_N channels of one row at a time. It loads the sums of TILES tiles at once, adds them up in a
-tree and adds one such total to the next in their order, so that the result depends neither on what ran when nor on
-the number of programs. In stage 1 of a CIFAR network at batch 128 a row has 1,024 tiles of 16 channels, 131 KB: two
-programs load 512 tiles twice each, reckoned 0.6 us for the bytes out of L2 at 64 a clock and 0.5 us a load and tree,
-under 2 us. A second kernel that merges ranges would spread the bytes over more multiprocessors and cost as much for
-its launch.
+tree, and adds these totals in their order, so that the result depends neither on timing nor on the number of
+programs. In stage 1 of a CIFAR network at batch 128 a row has 1,024 tiles of 16 channels, 131 KB: two programs load
+512 tiles twice each, under 2 us (computed: 0.6 us for the bytes out of L2 at 64 per clock, 0.5 us for a load and its
+tree). A second kernel that merges ranges would spread the bytes over more multiprocessors, but its launch would cost
+as much.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pathnet.engines.triton.configurations import ROWS
 from pathnet.engines.triton.launch import launch, programs_for
-from pathnet.engines.triton.plan import Launch
+from pathnet.engines.triton.schedule import Launch
 from pathnet.engines.triton.state import Gradients
 from pathnet.engines.triton.tiles import ROW_FIELDS
 
@@ -66,26 +66,26 @@ def _means_kernel(
 
 
 def take_means(gradients: Gradients, task: Launch, tiles: int, scales: Tensor, channels: int, pixels: int) -> None:
-    """Puts the means of every row's target into ``gradients.corrections``.
+    """Store the means of every row's target in ``gradients.corrections``.
 
     Args:
-        task: the launch whose programs left ``gradients.sums`` [rows, tiles, 2, channels].
+        task: the launch whose programs stored ``gradients.sums`` [rows, tiles, 2, channels].
         scales: float32 [channels], BN's factors.
-        pixels: of the image.
+        pixels: number of pixels of an image.
     """
     launch(
         _means_kernel,
         programs_for(task.count * -(-channels // ROWS.channels), scales.device),
         ROWS,
-        gradients.sums,
-        gradients.rows,
-        gradients.launches[task.index],
-        scales,
-        gradients.corrections,
-        gradients.corrections.shape[2],
-        tiles,
-        gradients.batch * pixels,
-        channels,
+        sums_ptr=gradients.sums,
+        rows_ptr=gradients.rows,
+        launch_ptr=gradients.launches[task.index],
+        scales_ptr=scales,
+        corrections_ptr=gradients.corrections,
+        corrections_width=gradients.corrections.shape[2],
+        tiles=tiles,
+        values=gradients.batch * pixels,
+        C=channels,
         TILES=ROWS.points,
         BLOCK_N=ROWS.channels,
     )

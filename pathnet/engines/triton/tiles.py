@@ -1,23 +1,119 @@
-"""What the kernels share: where a program's pixels lie, and gradients as they stand behind a batch normalisation."""
+"""Parts that the kernels share: where a program's pixels lie, and gradients behind a batch normalisation."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
 NO_SKIP, DIRECT, PROJECTION = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-"""What a launch takes of the skip: nothing; every stride-th pixel, channels filled up; or its projection."""
+"""Skips of a launch: none; every stride-th pixel, channels filled up with zeros; or the skip's projection."""
 
 ROW_FIELDS = tl.constexpr(5)
-"""Of a row: source, target and the block's own state (-1 for none), the coefficients a and c as bits of float32."""
+"""Fields of a row: the states source, target and entered (-1 for none), the coefficients a and c as float32 bits.
+
+``entered`` is the state at the block's end where a row comes from, which the block's skip reads.
+"""
 
 STATE_FIELDS = tl.constexpr(2)
-"""Of a state: its slot, and the unit whose BN's means are still to be taken off (-1 where there is none)."""
+"""Fields of a state: its slot, and the unit whose BN means are still to be subtracted (-1 for none)."""
+
+
+class Points(NamedTuple):
+    """Points of a tile, each field [POINTS]; `inside` tells which of them lie in an image of the batch."""
+
+    sample: tl.tensor
+    row: tl.tensor
+    column: tl.tensor
+    inside: tl.tensor
+
+
+class Size(NamedTuple):
+    """Height and width of an image, in pixels."""
+
+    height: tl.tensor
+    width: tl.tensor
+
+
+class Conv(NamedTuple):
+    """Constants of a convolution [OUT_C, C, KERNEL, KERNEL]."""
+
+    C: tl.constexpr
+    OUT_C: tl.constexpr
+    KERNEL: tl.constexpr
+    STRIDE: tl.constexpr
+
+
+class Block(NamedTuple):
+    """Constants of a tile: its gradients, its channels of the result, channels multiplied at a time, and how."""
+
+    PATHS: tl.constexpr
+    BLOCK_N: tl.constexpr
+    BLOCK_K: tl.constexpr
+    PRECISION: tl.constexpr
+
+
+class Norm(NamedTuple):
+    """A batch normalisation and the ReLU behind it, which clamps at ``floor``; pointers are to float32 [C]."""
+
+    gain_ptr: tl.tensor
+    bias_ptr: tl.tensor
+    mean_ptr: tl.tensor
+    variance_ptr: tl.tensor
+    epsilon: tl.tensor
+    floor: tl.tensor
+
+
+class Normalization(NamedTuple):
+    """Values of a `Norm` for some channels, [K] each: ``scale`` is the gain divided by the deviation."""
+
+    mean: tl.tensor
+    inverse_deviation: tl.tensor
+    scale: tl.tensor
+    bias: tl.tensor
+
+
+class Memory(NamedTuple):
+    """Memory of a backward pass, see `state.Gradients` and `state.Saved`.
+
+    Attributes:
+        gradients_ptr, slot_size: [slots, slot_size], one state's gradient in each slot.
+        states_ptr: int32 [states, STATE_FIELDS]
+        offsets_ptr, normalized_ptr: int64 [units], where each unit's x_hat begins, and all units' x_hat.
+        corrections_ptr, corrections_width: float32 [states, 2, width], the two means that BN subtracts.
+    """
+
+    gradients_ptr: tl.tensor
+    slot_size: tl.tensor
+    states_ptr: tl.tensor
+    offsets_ptr: tl.tensor
+    normalized_ptr: tl.tensor
+    corrections_ptr: tl.tensor
+    corrections_width: tl.tensor
+
+
+class Located(NamedTuple):
+    """States [PATHS] that a program reads: the first element of each, int64; whether they still await BN's means, and
+    the x_hat that those means go with."""
+
+    states: tl.tensor
+    live: tl.tensor
+    starts: tl.tensor
+    awaits_means: tl.tensor
+    x_hat_ptr: tl.tensor
+
+
+class Means(NamedTuple):
+    """Means that BN's backward pass subtracts, float32 [PATHS, K]: of the gradient, and of its product with x_hat."""
+
+    mean: tl.tensor
+    mean_x_hat: tl.tensor
 
 
 @triton.jit
 def quotient(numbers, inverse):
-    """``numbers // divisor`` from the divisor's inverse: a fifth of the instructions of a division of integers.
+    """Return ``numbers // divisor`` from the divisor's inverse: a fifth of an integer division's instructions.
 
     Exact for numbers from 0 to 2**20: with 1/2 added, their quotients are 1/2 / divisor or further from any integer,
     and rounded by 2**-22 of themselves.
@@ -27,7 +123,7 @@ def quotient(numbers, inverse):
 
 @triton.jit
 def points_of(tile, batch, height, width, inverse_width, pixel_tiles, SAMPLES: tl.constexpr, PIXELS: tl.constexpr):
-    """Sample, row, column and validity of the SAMPLES * PIXELS points of a tile of images height x width.
+    """Return the SAMPLES * PIXELS points of a tile of images height x width.
 
     The tile's first pixel is divided as an integer, once. How many rows below it a point lies is a `quotient` of
     numbers below width + PIXELS.
@@ -39,12 +135,12 @@ def points_of(tile, batch, height, width, inverse_width, pixel_tiles, SAMPLES: t
     along = first - first_row * width + point % PIXELS
     rows = quotient(along, inverse_width)
     row = first_row + rows
-    return sample, row, along - rows * width, (sample < batch) & (row < height)
+    return Points(sample, row, along - rows * width, (sample < batch) & (row < height))
 
 
 @triton.jit
 def shift_of(largest):
-    """The power of two that brings the largest magnitude, given as the bits of a float32, into [1/2, 1).
+    """Return the power of two that brings the largest magnitude, passed as float32 bits, into [1/2, 1).
 
     Zero, infinity and NaN stay as they are, as in `pathnet.scaling.rescale`.
     """
@@ -55,60 +151,69 @@ def shift_of(largest):
 
 @triton.jit
 def power_of_two(exponent):
-    """``2**exponent`` for exponents from -126 to 127, by its bits."""
+    """Return ``2**exponent`` for exponents from -126 to 127, by its bits."""
     return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def cut_off(x, floor):
-    """The larger of the two. A NaN stays one, where a GPU by itself would take the other number."""
+def load_coefficient(field_ptr):
+    """Return a coefficient that a row holds as the bits of a float32."""
+    return tl.load(field_ptr).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def clamp(x, floor):
+    """Return the larger of the two. A NaN stays one, where a GPU by itself would take the other number."""
     return tl.maximum(x, floor, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
-def batch_norm(gain_ptr, bias_ptr, mean_ptr, variance_ptr, epsilon, channel, known):
-    """BN of some channels: mean, one over the deviation, that times the gain, bias."""
-    mean = tl.load(mean_ptr + channel, mask=known, other=0.0)
-    deviation = tl.rsqrt(tl.load(variance_ptr + channel, mask=known, other=1.0) + epsilon)
-    scale = tl.load(gain_ptr + channel, mask=known, other=0.0) * deviation
-    return mean, deviation, scale, tl.load(bias_ptr + channel, mask=known, other=0.0)
+def load_normalization(norm, channel, known):
+    """Return a `Norm`'s values for some channels."""
+    mean = tl.load(norm.mean_ptr + channel, mask=known, other=0.0)
+    inverse_deviation = tl.rsqrt(tl.load(norm.variance_ptr + channel, mask=known, other=1.0) + norm.epsilon)
+    scale = tl.load(norm.gain_ptr + channel, mask=known, other=0.0) * inverse_deviation
+    return Normalization(mean, inverse_deviation, scale, tl.load(norm.bias_ptr + channel, mask=known, other=0.0))
 
 
 @triton.jit
-def locate(states, live, slot_size, states_ptr, offsets_ptr):
-    """Where gradients of states [PATHS] lie, int64; whether they wait for a BN's means; where its x_hat begins.
-
-    All live states of a program wait for the same means.
-    """
-    fields = states_ptr + tl.maximum(states, 0) * STATE_FIELDS
+def locate(memory, states, live):
+    """Return where the gradients of states [PATHS] lie. All live states of a program await the same means."""
+    fields = memory.states_ptr + tl.maximum(states, 0) * STATE_FIELDS
     unit = tl.max(tl.where(live, tl.load(fields + 1), -1), 0)
-    first = tl.multiple_of(tl.load(offsets_ptr + tl.maximum(unit, 0)), 16)
-    return tl.load(fields).to(tl.int64) * slot_size, unit >= 0, first
+    first = tl.multiple_of(tl.load(memory.offsets_ptr + tl.maximum(unit, 0)), 16)
+    starts = tl.load(fields).to(tl.int64) * memory.slot_size
+    return Located(states, live, starts, unit >= 0, memory.normalized_ptr + first)
 
 
 @triton.jit
-def load_means(corrections_ptr, width, states, known, channel, has_channel):
-    """float32 [PATHS, K] twice: the means that BN's backward pass takes off gradients; 0 where none are known."""
-    means = corrections_ptr + tl.maximum(states, 0).to(tl.int64)[:, None] * (2 * width) + channel[None, :]
-    mask = known[:, None] & has_channel[None, :]
-    return tl.load(means, mask=mask, other=0.0), tl.load(means + width, mask=mask, other=0.0)
+def load_means(memory, located, channel, has_channel, CORRECT: tl.constexpr):
+    """Return the means that BN subtracts from gradients; 0 for states that await none, and without CORRECT."""
+    mean, mean_x_hat = 0.0, 0.0
+    if CORRECT:
+        width = memory.corrections_width
+        means = memory.corrections_ptr + tl.maximum(located.states, 0).to(tl.int64)[:, None] * (2 * width)
+        means += channel[None, :]
+        mask = (located.live & located.awaits_means)[:, None] & has_channel[None, :]
+        mean = tl.load(means, mask=mask, other=0.0)
+        mean_x_hat = tl.load(means + width, mask=mask, other=0.0)
+    return Means(mean, mean_x_hat)
 
 
 @triton.jit
-def load_gradients(gradients_ptr, slots, at, mask, x_hat_ptr, x_hat_mask, mean, mean_x_hat, CORRECT: tl.constexpr):
-    """[PATHS, POINTS, K]: gradients at points, 0 where masked; behind BN float32, with its two means taken off.
+def load_gradients(memory, located, places, within, means, CORRECT: tl.constexpr):
+    """Return gradients at points, [PATHS, POINTS, K], 0 outside; with CORRECT float32, BN's two means subtracted.
 
-    What BN's backward pass gives is ``values - mean(values) - x_hat mean(values x_hat)``, of which the values alone
-    are stored.
+    BN's backward pass gives ``values - mean(values) - x_hat mean(values x_hat)``; memory holds the values alone.
 
     Args:
-        slots: int64 [PATHS]
-        at, x_hat_mask: [POINTS, K], places in a gradient and in x_hat.
-        mask: [PATHS, POINTS, K]
+        places: [POINTS, K], elements of a gradient, and of x_hat.
+        within: bool [POINTS, K]
     """
-    values = tl.load(gradients_ptr + slots[:, None, None] + at[None, :, :], mask=mask, other=0.0)
+    mask = located.live[:, None, None] & within[None, :, :]
+    values = tl.load(memory.gradients_ptr + located.starts[:, None, None] + places[None, :, :], mask=mask, other=0.0)
     if CORRECT:
-        x_hat = tl.load(x_hat_ptr + at, mask=x_hat_mask, other=0.0).to(tl.float32)
-        values = values.to(tl.float32) - (x_hat[None, :, :] * mean_x_hat[:, None, :] + mean[:, None, :])
-        values = tl.where(mask, values, 0.0)
+        x_hat = tl.load(located.x_hat_ptr + places, mask=within & located.awaits_means, other=0.0).to(tl.float32)
+        correction = x_hat[None, :, :] * means.mean_x_hat[:, None, :] + means.mean[:, None, :]
+        values = tl.where(mask, values.to(tl.float32) - correction, 0.0)
     return values

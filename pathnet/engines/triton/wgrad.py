@@ -1,14 +1,15 @@
 """The weight gradient of one BN-ReLU-convolution unit.
 
-A program owns BLOCK_M channels of the convolution's output, BLOCK_N columns of its weight (a column is a tap and a
-channel of the input, so that any width fills the tile) and `span` of the batch's output points, which it multiplies
-BLOCK_K at a time: incoming gradients, BN's means taken off as they are loaded, against relu(gain x_hat + bias), made
-from x_hat as it is loaded. Each span leaves a result of its own; they are added in their order. Spans are no shorter
-than a GPU needs to be full: a weight of 512 x 512 channels has 576 tiles, and three results of 9 MB, not a thousand.
+A program takes BLOCK_M channels of the convolution's output, BLOCK_N columns of its weight (a column is a tap and a
+channel of the input, so that any width fills the tile) and ``span`` of the batch's output points, which it multiplies
+BLOCK_K at a time: incoming gradients, BN's means subtracted as they are loaded, times relu(gain x_hat + bias),
+computed from x_hat as it is loaded. Each span has its own result; they are added in their order. Spans are as long as
+a full GPU allows: a weight of 512 x 512 channels has 576 tiles, and three results of 9 MB, not a thousand.
 
-Limits on an H100, stage 1 of a CIFAR network at batch 128: 64 ranges of 2,048 points times three tiles of columns are
-192 programs; the gradient is read three times and x_hat nine, out of L1 and L2, 51 MB, from HBM once, 8.4 MB or 2.8
-us; 604 MFLOP on 16 rows of 64 a tensor core takes at once, 3 us at a quarter of its rate.
+Limits on an H100, computed for stage 1 of a CIFAR network at batch 128: 64 ranges of 2,048 points times three tiles
+of columns are 192 programs. The gradient is read three times and x_hat nine times out of L1 and L2, 51 MB, but once
+from HBM, 8.4 MB or 2.8 us. 604 MFLOP on 16 of the 64 rows that a tensor core takes at once are 3 us at a quarter of
+its rate.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from torch import Tensor
 from pathnet.engines.triton.configurations import FLOAT32, WGRAD, of_width
 from pathnet.engines.triton.launch import launch, power_of_two_from, programs_for
 from pathnet.engines.triton.network import Convolution
-from pathnet.engines.triton.state import Gradients, Kept
-from pathnet.engines.triton.tiles import cut_off, load_gradients, load_means, locate, quotient
+from pathnet.engines.triton.state import Gradients, Saved
+from pathnet.engines.triton.tiles import Conv, Memory, Size, clamp, load_gradients, load_means, locate, quotient
 
 __all__ = ["wgrad"]
 
@@ -59,121 +60,124 @@ def _wgrad_kernel(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    PADDING: tl.constexpr = KERNEL // 2
     COLUMNS: tl.constexpr = KERNEL * KERNEL * C
     COLUMN_TILES: tl.constexpr = (COLUMNS + BLOCK_N - 1) // BLOCK_N
     ROW_TILES: tl.constexpr = (OUT_C + BLOCK_M - 1) // BLOCK_M
+    conv: tl.constexpr = Conv(C, OUT_C, KERNEL, STRIDE)
+    size, out_size = Size(height, width), Size(out_height, out_width)
+    memory = Memory(
+        gradients_ptr, slot_size, states_ptr, offsets_ptr, normalized_ptr, corrections_ptr, corrections_width
+    )
     program = tl.program_id(0)
     channel = program % ROW_TILES * BLOCK_M + tl.arange(0, BLOCK_M)
     column = program // ROW_TILES % COLUMN_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
     part = program // ROW_TILES // COLUMN_TILES
-    tap, given = column // C, column % C
     has_channel, has_column = channel < OUT_C, column < COLUMNS
-    gain = tl.load(gain_ptr + given, mask=has_column, other=0.0)
-    bias = tl.load(bias_ptr + given, mask=has_column, other=0.0)
+    gain = tl.load(gain_ptr + column % C, mask=has_column, other=0.0)
+    bias = tl.load(bias_ptr + column % C, mask=has_column, other=0.0)
 
     states = state + tl.zeros([1], tl.int32)
-    live = states >= 0
-    slots, waits, first = locate(states, live, slot_size, states_ptr, offsets_ptr)
-    mean, mean_x_hat = 0.0, 0.0
-    if CORRECT:
-        mean, mean_x_hat = load_means(corrections_ptr, corrections_width, states, live & waits, channel, has_channel)
+    located = locate(memory, states, states >= 0)
+    means = load_means(memory, located, channel, has_channel, CORRECT)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    tap_row, tap_column = (tap // KERNEL - PADDING)[None, :], (tap % KERNEL - PADDING)[None, :]
-    from_tap = (tap_row * width + tap_column) * C + given[None, :]
     start = part * span
     for begin in tl.range(start, start + tl.minimum(span, points - start), BLOCK_K):
         point = begin + tl.arange(0, BLOCK_K)
-        mask = (point < points)[:, None] & has_channel[None, :]
-        gradients = load_gradients(
-            gradients_ptr,
-            slots,
-            point[:, None] * OUT_C + channel[None, :],
-            mask[None, :, :],
-            normalized_ptr + first,
-            mask & waits,
-            mean,
-            mean_x_hat,
-            CORRECT,
-        ).to(gradients_ptr.dtype.element_ty)
-        first_row = begin // out_width
-        along = begin - first_row * out_width + tl.arange(0, BLOCK_K)
-        down = quotient(along, inverse_out_width)
-        first_sample = first_row // out_height
-        rows = first_row - first_sample * out_height + down
-        samples = quotient(rows, inverse_out_height)
-        row = ((rows - samples * out_height) * STRIDE)[:, None]
-        column_of = ((along - down * out_width) * STRIDE)[:, None]
-        hit = (
-            (row >= -tap_row)
-            & (row < height - tap_row)
-            & (column_of >= -tap_column)
-            & (column_of < width - tap_column)
-        )
+        places = point[:, None] * OUT_C + channel[None, :]
+        within = (point < points)[:, None] & has_channel[None, :]
+        gradients = load_gradients(memory, located, places, within, means, CORRECT)
+        gradients = gradients.to(gradients_ptr.dtype.element_ty)
+        places, hit = _inputs(begin, column, size, out_size, inverse_out_height, inverse_out_width, conv, BLOCK_K)
         hit = hit & (point < points)[:, None] & has_column[None, :]
-        at = (((first_sample + samples)[:, None] * height + row) * width + column_of) * C + from_tap
-        x_hat = tl.load(input_ptr + at, mask=hit, other=0.0).to(tl.float32)
-        rectified = tl.where(hit, cut_off(x_hat * gain[None, :] + bias[None, :], 0.0), 0.0)
-        acc = tl.dot(
-            tl.trans(tl.reshape(gradients, [BLOCK_K, BLOCK_M])),
-            rectified.to(gradients_ptr.dtype.element_ty),
-            acc,
-            input_precision=PRECISION,
-        )
-    made = parts_ptr + part.to(tl.int64) * (OUT_C * COLUMNS) + (channel * COLUMNS)[:, None] + column[None, :]
-    tl.store(made, acc, mask=has_channel[:, None] & has_column[None, :])
+        x_hat = tl.load(input_ptr + places, mask=hit, other=0.0).to(tl.float32)
+        rectified = tl.where(hit, clamp(x_hat * gain[None, :] + bias[None, :], 0.0), 0.0)
+        gradients = tl.trans(tl.reshape(gradients, [BLOCK_K, BLOCK_M]))
+        acc = tl.dot(gradients, rectified.to(gradients_ptr.dtype.element_ty), acc, input_precision=PRECISION)
+    part_ptr = parts_ptr + part.to(tl.int64) * (OUT_C * COLUMNS)
+    places = (channel * COLUMNS)[:, None] + column[None, :]
+    tl.store(part_ptr + places, acc, mask=has_channel[:, None] & has_column[None, :])
 
 
-def wgrad(gradients: Gradients, kept: Kept, state: int, conv: Convolution, unit: int, affine: Tensor) -> Tensor:
-    """float32 [C_out, C, kernel, kernel]: the gradient of a convolution's weight.
+@triton.jit
+def _inputs(
+    first_point,
+    column,
+    size,
+    out_size,
+    inverse_out_height,
+    inverse_out_width,
+    conv: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Return the elements of the input that output points meet by columns, [BLOCK_K, BLOCK_N], and which it has."""
+    PADDING: tl.constexpr = conv.KERNEL // 2
+    tap = column // conv.C
+    tap_row, tap_column = (tap // conv.KERNEL - PADDING)[None, :], (tap % conv.KERNEL - PADDING)[None, :]
+    from_tap = (tap_row * size.width + tap_column) * conv.C + (column % conv.C)[None, :]
+    first_row = first_point // out_size.width
+    along = first_point - first_row * out_size.width + tl.arange(0, BLOCK_K)
+    down = quotient(along, inverse_out_width)
+    first_sample = first_row // out_size.height
+    rows = first_row - first_sample * out_size.height + down
+    samples = quotient(rows, inverse_out_height)
+    row = ((rows - samples * out_size.height) * conv.STRIDE)[:, None]
+    image_column = ((along - down * out_size.width) * conv.STRIDE)[:, None]
+    hit = (row >= -tap_row) & (row < size.height - tap_row)
+    hit = hit & (image_column >= -tap_column) & (image_column < size.width - tap_column)
+    pixel = ((first_sample + samples)[:, None] * size.height + row) * size.width + image_column
+    return pixel * conv.C + from_tap, hit
+
+
+def wgrad(gradients: Gradients, saved: Saved, state: int, conv: Convolution, unit: int, affine: Tensor) -> Tensor:
+    """Return float32 [C_out, C, kernel, kernel], the gradient of a convolution's weight.
 
     Args:
-        state: that of the gradient at the convolution's output.
-        unit: whose BN and ReLU the convolution's input has passed.
-        affine: float32 [2, C], that BN's gain and bias.
+        state: state of the gradient at the convolution's output.
+        unit: unit whose BN and ReLU precede the convolution.
+        affine: float32 [2, C], gain and bias of that BN.
     """
-    given, made = conv.given, conv.made
-    tile = of_width(WGRAD, gradients.values, made.channels)
-    points, columns = gradients.batch * made.pixels, conv.kernel**2 * given.channels
-    rows = min(64, max(16, power_of_two_from(made.channels)))
-    tiles = -(-made.channels // rows) * -(-columns // tile.channels)
+    inputs, outputs = conv.input, conv.output
+    tile = of_width(WGRAD, gradients.values, outputs.channels)
+    points, columns = gradients.batch * outputs.pixels, conv.kernel**2 * inputs.channels
+    rows = min(64, max(16, power_of_two_from(outputs.channels)))
+    tiles = -(-outputs.channels // rows) * -(-columns // tile.channels)
     ranges = -(-programs_for(-(-points // tile.points) * tiles, affine.device) // tiles)
     span = -(-points // (ranges * tile.depth)) * tile.depth
     ranges = -(-points // span)
-    parts = torch.empty(ranges, made.channels, columns, device=gradients.values.device)
+    parts = torch.empty(ranges, outputs.channels, columns, device=gradients.values.device)
     launch(
         _wgrad_kernel,
         ranges * tiles,
         tile,
-        gradients.values,
-        gradients.values.shape[1],
-        state,
-        gradients.states,
-        points,
-        span,
-        given.height,
-        given.width,
-        made.height,
-        made.width,
-        1 / made.height,
-        1 / made.width,
-        kept.normalized_starts,
-        kept.normalized,
-        gradients.corrections,
-        gradients.corrections.shape[-1],
-        kept.unit_normalized(unit),
-        affine[0],
-        affine[1],
-        parts,
-        C=given.channels,
-        OUT_C=made.channels,
+        gradients_ptr=gradients.values,
+        slot_size=gradients.values.shape[1],
+        state=state,
+        states_ptr=gradients.states,
+        points=points,
+        span=span,
+        height=inputs.height,
+        width=inputs.width,
+        out_height=outputs.height,
+        out_width=outputs.width,
+        inverse_out_height=1 / outputs.height,
+        inverse_out_width=1 / outputs.width,
+        offsets_ptr=saved.normalized_starts,
+        normalized_ptr=saved.normalized,
+        corrections_ptr=gradients.corrections,
+        corrections_width=gradients.corrections.shape[-1],
+        input_ptr=saved.unit_normalized(unit),
+        gain_ptr=affine[0],
+        bias_ptr=affine[1],
+        parts_ptr=parts,
+        C=inputs.channels,
+        OUT_C=outputs.channels,
         KERNEL=conv.kernel,
         STRIDE=conv.stride,
-        CORRECT=gradients.waits,
+        CORRECT=gradients.by_batch,
         BLOCK_M=rows,
         BLOCK_N=tile.channels,
         BLOCK_K=tile.depth,
         PRECISION=FLOAT32,
     )
-    whole = parts.sum(0).reshape(made.channels, conv.kernel, conv.kernel, given.channels)
-    return whole.permute(0, 3, 1, 2)
+    gradient = parts.sum(0).reshape(outputs.channels, conv.kernel, conv.kernel, inputs.channels)
+    return gradient.permute(0, 3, 1, 2)

@@ -239,7 +239,7 @@ def _layers(part: nn.Module) -> set[str]:
     """Return the kinds of layers that a branch has."""
     layers: set[str] = set()
     nodes = part.graph.nodes if isinstance(part, fx.GraphModule) else ()
-    # Weights are left out since their names mislead: "post_attention_layernorm" is no attention.
+    # Weights are left out since their names mislead: "post_attention_layernorm" is not attention.
     calls = (node for node in nodes if node.op in ("call_function", "call_method"))
     names = [str(getattr(node.target, "__name__", node.target)) for node in calls]
     if any("softmax" in name or "attention" in name for name in names):

@@ -1,4 +1,4 @@
-"""Blocks that the caller names, as submodules or as branches, where tracing does not find them."""
+"""Blocks that the caller names, as submodules or as branches, because tracing does not find them."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ class _GradientFlow:
     def block_end(self, position: int) -> int:
         """Return the position in the chain of the last node of the block whose addition is at ``position``.
 
-        That is the activation right after the addition, or the addition; or, where the addition works on samples laid
+        That is the activation right after the addition, or the addition; or, if the addition works on samples laid
         end to end, the reshape that makes the batch the first dimension again.
         """
         end, following = position, position + 1
@@ -254,8 +254,8 @@ def _check_no_bypass(flow: _GradientFlow, residual_connections: Sequence[Connect
     for left, right in zip(flow.dominators, flow.dominators[1:], strict=False):
         if right not in additions and (bypassed := flow.bypassed_additions(left, right)):
             raise ValueError(
-                f"model: {len(bypassed)} additions from {describe_node(bypassed[0])} on are no residual connections, "
-                f"since other paths bypass them, which {_joining_operation(right)} joins again at "
+                f"model: {len(bypassed)} additions from {describe_node(bypassed[0])} on are not residual "
+                f"connections, since other paths bypass them up to {_joining_operation(right)} at "
                 f"{describe_node(right)}; blocks= takes the names of modules whose additions are"
             )
 
@@ -269,11 +269,11 @@ def _reason(flow: _GradientFlow) -> str:
     for left, right in zip(flow.dominators, flow.dominators[1:], strict=False):
         if len(flow.inputs(right)) > 1 or left not in flow.inputs(right):
             return (
-                f"; its paths are joined at {describe_node(right)}, where the sum or difference of branches was "
+                f"; its paths are joined at {describe_node(right)}, where a sum or difference of branches was "
                 "expected; blocks= takes each block's branches, (skip, residual), by hand"
             )
     return ", its operations are one chain"
 
 
 def _joining_operation(node: fx.Node) -> str:
-    return "a concatenation" if node.target in CONCATENATIONS else "an operation that is no addition of two branches"
+    return "a concatenation" if node.target in CONCATENATIONS else "an operation that adds no two branches"

@@ -241,7 +241,7 @@ class _Subgraph:
         constants = (type(None), bool, float, str, torch.dtype, torch.device, slice)
         if single == double and isinstance(single, constants):
             return single
-        raise self._error(node, f"comes from outside of it and is no constant ({type(single).__name__})")
+        raise self._error(node, f"comes from outside of it and is not a constant ({type(single).__name__})")
 
     def _multiple_of_batch(self, single: int, double: int, node: fx.Node) -> fx.Node:
         """Return a node that computes a number proportional to the batch size from the shape of ``start``."""

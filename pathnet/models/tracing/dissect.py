@@ -51,7 +51,7 @@ def dissect(traced: TracedGraph, example: Tensor, within: Collection[fx.Node] | 
         double, _ = observe(traced, torch.cat([example, example]), source)
     except Exception as error:
         raise ValueError(
-            f"model: takes no batch of another size than {len(example)} ({first_line(error)})"
+            f"model: expected batches of any size, got an error for {2 * len(example)} samples ({first_line(error)})"
         ) from error
     residual_connections = connections(traced, single, source, within)
     cutter = GraphCutter(traced, single, double, source)
@@ -138,7 +138,7 @@ def same_shape(x: Tensor, shape: torch.Size) -> Tensor:
     if x.shape[1:] != shape:
         raise ValueError(
             f"images: expected those that give blocks an input of [B, {', '.join(map(str, shape))}] as the example "
-            f"did, since the blocks hold constants of that shape, got {list(x.shape)}"
+            f"did, since the blocks contain constants of that shape, got {list(x.shape)}"
         )
     return x
 

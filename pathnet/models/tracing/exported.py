@@ -43,7 +43,7 @@ def exported(model: nn.Module, example: Tensor, choose: Callable[[Any], Any] = _
         node's ``meta["val"]`` holds shape and dtype, with a symbol for the batch size.
 
     Raises:
-        ValueError: the model cannot be exported for batches of any size, its output is no tensor, or a weight is
+        ValueError: the model cannot be exported for batches of any size, its output is not a tensor, or a weight is
             neither float32 nor float64.
     """
     for name, parameter in model.named_parameters():

@@ -36,7 +36,8 @@ def functionalize(graph: fx.Graph, attributes: Mapping[str, Any], values: Mappin
         values: the value of each node in one run of ``graph``, all of them alive.
     """
     result = fx.Graph()
-    current: dict[fx.Node, Any] = {}  # the new node that holds the current value of each old one
+    # The new node with the current value of each old node.
+    current: dict[fx.Node, Any] = {}
     for node in graph.nodes:
         if node.op == "output":
             result.output(fx.map_arg(node.args[0], current.__getitem__))
@@ -109,7 +110,7 @@ _IS_IN_PLACE: dict[str, Callable[[fx.Node, Mapping[str, Any]], bool]] = {
 
 
 def _inplace_argument(node: fx.Node) -> Any:
-    """Return the argument ``inplace`` of a function call, or None where the function has none."""
+    """Return the argument ``inplace`` of a function call, or None if the function has none."""
     assert callable(node.target)
     try:
         return inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments.get("inplace")

@@ -44,7 +44,7 @@ BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.Ba
 def lift(
     graph: fx.Graph, attributes: dict[str, Any], model: nn.Module, ranks: Mapping[fx.Node, int]
 ) -> list[fx.Node]:
-    """Replace such functions in the graph, where their weights and statistics are attributes of the graph.
+    """Replace such functions in the graph, provided that their weights and statistics are attributes of the graph.
 
     The replacement is the model's own module if that is a plain torch one, else a new module with the same tensors.
 
@@ -114,7 +114,7 @@ def _module(
     """Return a module equivalent to the function call, or None if there is none.
 
     Args:
-        owner: the model's module that owns the tensors; None where there is none.
+        owner: the model's module that owns the tensors, or None.
         rank: number of dimensions of the output.
     """
     lifted: nn.Module

@@ -62,7 +62,7 @@ class _Tracer(fx.Tracer):
         leaves: further modules not to trace into.
 
     Attributes:
-        entered: the modules that the trace is inside, outermost first. After an error, they tell where it arose.
+        entered: the modules that the trace is inside, outermost first. After an error, the last one caused it.
     """
 
     def __init__(self, leaves: Sequence[nn.Module] = ()) -> None:

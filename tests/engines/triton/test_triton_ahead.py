@@ -1,4 +1,4 @@
-"""Kernels compiled ahead: launches find every one of them under its key, and a check of itself takes no others."""
+"""Kernels compiled ahead: launches find all of them, and the engine's check of itself needs no others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from helpers import TESTS
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What `triton_ahead` prints, from an empty cache."""
+    """Run `triton_ahead` with an empty cache; return its report."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
@@ -25,8 +25,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     command = [sys.executable, str(TESTS / "helpers" / "triton_ahead.py")]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
-    found: dict[str, Any] = json.loads(run.stdout)
-    return found
+    printed: dict[str, Any] = json.loads(run.stdout)
+    return printed
 
 
 def test_launches_find_what_was_compiled_ahead(report: dict[str, Any]) -> None:
@@ -45,11 +45,11 @@ def test_launchers_that_are_compiled_are_compiled_ahead(report: dict[str, Any]) 
 
 
 def test_what_cannot_be_compiled_ahead_is_told(report: dict[str, Any]) -> None:
-    told = "kernels are compiled one by one, since ahead of time"
+    warning = "kernels are compiled one by one, since ahead of time"
     wrong, killed, talking, absent = report["warnings"]
-    assert wrong.startswith(f"{told} _means_kernel failed (KeyError: ") and "No such file" in absent
-    assert talking.startswith(f"{told} Talking failed (ValueError: no such kernel")
-    assert killed.startswith(told) and "terminated abruptly" in killed
+    assert wrong.startswith(f"{warning} _means_kernel failed (KeyError: ") and "No such file" in absent
+    assert talking.startswith(f"{warning} Talking failed (ValueError: no such kernel")
+    assert killed.startswith(warning) and "terminated abruptly" in killed
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends processes with their parent")
@@ -62,12 +62,12 @@ def test_compilation_ends_with_the_process_that_asked_for_it(tmp_path: Path) -> 
         "triton.runtime.driver.set_active(triton_ahead.willing_gpu(triton_ahead.Launcher));"
         "ahead.compile_all([ahead.Kernel('helpers.triton_ahead', 'Waiting', '')])"
     )
-    asking = subprocess.Popen([sys.executable, "-c", program], env=environment)
+    parent = subprocess.Popen([sys.executable, "-c", program], env=environment)
     until = time.monotonic() + 50
     while not (waiting := list(tmp_path.glob("waiting-*"))) and time.monotonic() < until:
         time.sleep(0.1)
-    asking.kill()
-    asking.wait()
+    parent.kill()
+    parent.wait()
     worker = Path("/proc", waiting[0].name.removeprefix("waiting-"))
     while worker.exists() and time.monotonic() < until:
         time.sleep(0.1)
@@ -77,4 +77,4 @@ def test_compilation_ends_with_the_process_that_asked_for_it(tmp_path: Path) -> 
 def test_a_network_takes_the_kernels_that_its_check_took(report: dict[str, Any]) -> None:
     for name, net in report["nets"].items():
         assert net["checked"] > 20, name
-        assert net["others"] == [], name
+        assert net["added"] == [], name

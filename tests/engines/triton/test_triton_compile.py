@@ -1,4 +1,4 @@
-"""The machine code that Triton's compiler makes of the triton engine's kernels for GPUs that are not there."""
+"""The machine code of the triton engine's kernels, for GPUs that are not there."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ KERNELS = {
     for path in sorted(PACKAGE.glob("*.py"))
     if (kernels := re.findall(r"@triton\.jit.*\ndef (_\w+_kernel)\(", path.read_text()))
 }
-"""By file."""
+"""Kernels by file."""
 
 REGISTERS = 65536
-"""Of a multiprocessor, whether of an H100, an A100 or a GPU for consumers."""
+"""Registers of a multiprocessor of an H100, an A100 and a consumer GPU."""
 
 SHARED = {"sm_90": 228 << 10, "sm_80": 164 << 10}
-"""Bytes of a multiprocessor."""
+"""Bytes of a multiprocessor's shared memory."""
 
 SHARED_OF_PROGRAM, RESERVED = 99 << 10, 1 << 10
-"""Bytes that one program may have on a GPU for consumers (163 KB on an A100, 227 KB on an H100), and that each takes
-beside its own."""
+"""Maximum bytes of shared memory of one program on a consumer GPU (163 KB on an A100, 227 KB on an H100), and bytes
+that each program takes in addition."""
 
 PROJECTION = 2
-"""Of the constant SKIP, `tiles.PROJECTION`."""
+"""Value of the constant SKIP, `tiles.PROJECTION`."""
 
 Compiled = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
-    """What `triton_compile` prints of the kernels that it compiles."""
+    """Run `triton_compile`; return its report of the compiled kernels."""
     triton = importlib.util.find_spec("triton")
     if triton is None or triton.origin is None:
         pytest.skip("triton is not installed")
     if not (Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump").exists():
         pytest.skip("this build of triton has no cuobjdump")
-    # Where tests are shared out among processes, the second finds compiled what the first has.
+    # With several test processes, the second finds the kernels that the first has compiled.
     lock = ROOT / "build" / "triton.lock"
     lock.parent.mkdir(exist_ok=True)
     with lock.open("w") as file:
@@ -61,7 +61,7 @@ def report() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def wanted() -> dict[str, set[str]]:
-    """The kernels that some networks want."""
+    """Return the kernels of some networks."""
     pytest.importorskip("triton")
     return {name: set(keys) for name, keys in printed("keys").items()}
 
@@ -71,22 +71,22 @@ def printed(*arguments: str) -> dict[str, Any]:
     command = [sys.executable, str(TESTS / "helpers" / "triton_compile.py"), *arguments]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    made: dict[str, Any] = json.loads(run.stdout)
-    return made
+    report: dict[str, Any] = json.loads(run.stdout)
+    return report
 
 
 def spills(kernel: Compiled) -> bool:
-    """Registers are spilled to, and arrays that are indexed at run time lie in, a stack or local memory."""
+    """Return whether registers are spilled to a stack or local memory, or arrays lie there."""
     return kernel["stack"] > 0 or kernel.get("local", 0) > 0 or kernel.get("spilled", 0) > 0
 
 
 def fills_a_multiprocessor(kernel: Compiled, shared: int) -> bool:
-    """Whether a second program has no room beside the first: then nothing runs while one waits for its loads.
+    """Return whether a second program has no room beside the first, so that nothing runs while one waits for loads.
 
-    A warp takes registers by 256.
+    A warp takes registers in units of 256.
 
     Args:
-        shared: bytes of shared memory that a multiprocessor has.
+        shared: bytes of a multiprocessor's shared memory.
     """
     registers = 2 * kernel["warps"] * 32 * (-(-kernel["registers"] // 8) * 8)
     return registers > REGISTERS or 2 * (kernel["shared"] + RESERVED) > shared
@@ -102,9 +102,9 @@ def multiplies(kernel: Compiled) -> bool:
 
 
 def judged(report: dict[str, Any], target: str, file: str, wrong: Callable[[Compiled], bool]) -> None:
-    own = [kernel for kernel in report["kernels"][target] if kernel["file"] == file]
-    assert own, f"no kernel of {file} was compiled"
-    assert not [kernel for kernel in own if wrong(kernel)]
+    kernels = [kernel for kernel in report["kernels"][target] if kernel["file"] == file]
+    assert kernels, f"no kernel of {file} was compiled"
+    assert not [kernel for kernel in kernels if wrong(kernel)]
 
 
 PRODUCTS = ["dgrad.py", "forward.py", "wgrad.py"]
@@ -139,13 +139,13 @@ def test_products_are_of_tensor_cores(report: dict[str, Any], file: str, target:
 
 @pytest.mark.parametrize("file", ["endings.py", "forward.py", "wgrad.py"])
 def test_a_relu_passes_nan(report: dict[str, Any], file: str) -> None:
-    """As PyTorch's does, so that a loss tells of it; Triton's interpreter does in any case."""
+    """A NaN reaches the loss, as in PyTorch; Triton's interpreter always passes it."""
     judged(report, "sm_90", file, lambda kernel: kernel["maxima_without_nan"] > 0)
 
 
 @pytest.mark.parametrize("target", SHARED)
 def test_tensor_core_instructions_reach_the_machine_code(report: dict[str, Any], target: str) -> None:
-    """As counted in one kernel of a kind."""
+    """Counted in one kernel of each kind."""
     counts = {
         (kernel["kernel"], kernel["type"]): kernel["instructions"]
         for kernel in report["kernels"][target]
@@ -153,7 +153,7 @@ def test_tensor_core_instructions_reach_the_machine_code(report: dict[str, Any],
     }
     kernels = ("_dgrad_kernel", "_forward_kernel", "_wgrad_kernel")
     assert {(kernel, dtype) for kernel in kernels for dtype in ("bf16", "fp32")} == counts.keys()
-    assert all(sum(own.values()) > 0 for own in counts.values())
+    assert all(sum(instructions.values()) > 0 for instructions in counts.values())
 
 
 def test_every_kernel_is_compiled(report: dict[str, Any]) -> None:
@@ -190,5 +190,5 @@ def test_another_side_or_batch_takes_kernels_that_are_there(wanted: dict[str, se
 def test_how_many_kernels_a_first_number_of_resnet_110_takes(
     wanted: dict[str, set[str]], mode: str, most: int
 ) -> None:
-    """As many as a network of one block a stage, but for units that stand in the first blocks alone."""
+    """The number is that of a network of one block per stage, plus units that only first blocks have."""
     assert 0 < len(wanted[f"ResNet-110, {mode}"]) <= most

@@ -1,6 +1,6 @@
-"""What goes between host and device: with tensors on PyTorch's meta device for those on a GPU, and no kernel run.
+"""Copies between host and device, with tensors on PyTorch's meta device in place of a GPU's, and no kernel run.
 
-What is there has no values, so that whoever looks at one fails, and every copy from the host is seen.
+Tensors on that device have no values, so that reading one fails, and every copy from the host is seen.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from pathnet.engines import triton as triton_engine
 from pathnet.engines.transfers import to_device
 from pathnet.engines.triton import TritonPrepared, TritonWalk
 from pathnet.engines.triton.graphs import Graphs
-from pathnet.engines.triton.network import Convolution, TritonNetwork, block_network, network_of
-from pathnet.engines.triton.state import Kept, allocate_on
+from pathnet.engines.triton.network import Convolution, TritonNetwork
+from pathnet.engines.triton.packing import block_network, network_of
+from pathnet.engines.triton.state import Saved, allocate_on
 from pathnet.models import ResidualNet
 from pathnet.scaling import ScaledGradient
 
@@ -35,7 +36,7 @@ BATCH = 3
 
 
 class Copies(TorchDispatchMode):
-    """Counts copies from the host; those that wait for the device fail."""
+    """Counts copies from the host, and fails for one that waits for the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,24 +60,24 @@ class Copies(TorchDispatchMode):
 def nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> stub_cuda.Cuda:
     from pathnet.engines.triton import arrivals, dgrad, endings, folding, forward, numbers, statistics, sums, wgrad
 
-    made = torch.tensor
+    make_tensor = torch.tensor
 
     def tensor(*values: Any, device: Any = None, **options: Any) -> Tensor:
         assert device is None or torch.device(device) == CPU, "torch.tensor on a device copies from pageable memory"
-        return made(*values, **options)
+        return make_tensor(*values, **options)
 
     cuda = stub_cuda.install(monkeypatch)
     monkeypatch.setattr(torch, "tensor", tensor)
     monkeypatch.setattr(triton_engine, "on_device", lambda device: nullcontext())
     for module in (arrivals, dgrad, endings, folding, forward, numbers, statistics, sums, wgrad):
-        monkeypatch.setattr(module, "launch", lambda *arguments, **constants: None)
+        monkeypatch.setattr(module, "launch", lambda *positional, **arguments: None)
     return cuda
 
 
 def on_meta(network: TritonNetwork) -> TritonNetwork:
     def moved(conv: Convolution) -> Convolution:
-        added = None if conv.added is None else conv.added.to(META)
-        return replace(conv, weight=conv.weight.to(META), transposed=conv.transposed.to(META), added=added)
+        shift = None if conv.shift is None else conv.shift.to(META)
+        return replace(conv, weight=conv.weight.to(META), transposed=conv.transposed.to(META), shift=shift)
 
     blocks = [
         replace(
@@ -112,16 +113,16 @@ def test_a_batch_is_one_copy_and_waits_for_nothing(
         monkeypatch.setattr("pathnet.engines.triton.graphs._captures", lambda device: False)
     prepared, n = prepared_net(kind, bn)
     network = prepared.network
-    given, made = network.blocks[0].given, network.blocks[-1].made
-    y0 = torch.empty(BATCH, given.channels, given.height, given.width, device=META)
-    grad = torch.empty(BATCH, made.channels, made.height, made.width, device=META)
+    inputs, outputs = network.blocks[0].input, network.blocks[-1].output
+    y0 = torch.empty(BATCH, inputs.channels, inputs.height, inputs.width, device=META)
+    grad = torch.empty(BATCH, outputs.channels, outputs.height, outputs.width, device=META)
     start = ScaledGradient(grad, torch.empty(BATCH if bn == "running" else 1, dtype=torch.int32, device=META))
     routing = pathnet.paths.routing(torch.ones(3, n, dtype=torch.uint8), torch.float32)
     routing[1, 0] = 0.5
     for _ in range(3):
         with Copies() as copies:
             _, walk = prepared.record(y0)
-        # The table, and where what the BNs normalised lies.
+        # The plan, and where each BN's x_hat begins.
         assert copies.count == 2
         for backward in (walk.norms, walk.routed_backward):
             with Copies() as copies:
@@ -137,13 +138,13 @@ def test_a_batch_is_one_copy_and_waits_for_nothing(
 
 
 def test_sums_by_length_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer gradients at a time, planned as they come."""
+    """Fewer gradients at a time, each part planned when it comes."""
     prepared, n = prepared_net("pre", "batch")
     network = prepared.network
-    kept = Kept.room(network, BATCH, allocate_on(META))
-    walk = TritonWalk(network, kept, BATCH, Graphs())
-    made = network.blocks[-1].made
-    grad = torch.empty(BATCH, made.channels, made.height, made.width, device=META)
+    saved = Saved.room(network, BATCH, allocate_on(META))
+    walk = TritonWalk(network, saved, BATCH, Graphs())
+    outputs = network.blocks[-1].output
+    grad = torch.empty(BATCH, outputs.channels, outputs.height, outputs.width, device=META)
     monkeypatch.setattr(fallback, "_room", lambda device: 1)
     with Copies() as copies:
         start = ScaledGradient(grad, torch.empty(1, dtype=torch.int32, device=META))
@@ -153,7 +154,7 @@ def test_sums_by_length_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_sums_by_length_take_half_of_what_is_free_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of memory that PyTorch holds and nobody uses too; on a processor a chunk as ever."""
+    """Unused memory that PyTorch holds counts as free; on a CPU the chunks are the usual ones."""
     for name, size in (("memory_reserved", 3 << 30), ("memory_allocated", 1 << 30)):
         monkeypatch.setattr(torch.cuda, name, lambda device, size=size: size)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 << 30, 80 << 30))
@@ -181,17 +182,17 @@ def test_what_goes_to_a_gpu_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_blocks_training_leaves_nothing_of_a_device_behind() -> None:
-    """Nor does it copy anything there: plans are kept, and their numbers written by a kernel every time."""
+    """Training copies nothing to the device: plans are cached, and a kernel writes their numbers in every step."""
     from pathnet.engines.triton import training
 
     x = torch.empty(BATCH, 4, 6, 6, device=META)
     weights = [torch.empty(shape, device=META) for shape in ((6, 4, 3, 3), (6, 6, 3, 3), (6, 4, 1, 1))]
-    affine = [torch.empty(4, device=META), torch.empty(6, device=META)]
-    network = block_network(x.shape[1:], x.dtype, weights, affine, affine, [], [2, 1, 2], [1e-5, 1e-5])
+    norms = [torch.empty(channels, device=META) for channels in (4, 4, 6, 6)]
+    network = block_network(x.shape[1:], x.dtype, weights, norms, [2, 1, 2], [1e-5, 1e-5])
     with Copies() as copies:
-        passed = training.block_forward(network, x, 1.0, 0.5)
-        kept = training.kept_for(network, BATCH, passed.bits, passed.normalized, passed.scales)
-        training.block_backward(network, kept, passed.output, 1.0, 0.5)
+        result = training.block_forward(network, x, 1.0, 0.5)
+        saved = training.saved_for(network, BATCH, result.bits, result.normalized, result.scales)
+        training.block_backward(network, saved, result.output, 1.0, 0.5)
     assert copies.count == 0
     for cached in (training._forward_plan, training._backward_plan):
         plan, words = cached(training._Key(network), 1.0, 0.5)

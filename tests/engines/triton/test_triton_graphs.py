@@ -1,4 +1,4 @@
-"""Passes that are captured and replayed, on a stub of CUDA's streams, events and graphs; kernels are interpreted."""
+"""Captured and replayed passes, on stubs of CUDA's streams, events and graphs; kernels are interpreted."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import stub_cuda
 from helpers.cases import post_activation_net
+from helpers.interpreted import Interpreted, small_net
 from helpers.judging import check, check_sums, random_routings, reference_outputs
 from helpers.oracles import in_float64, relative_error
 from helpers.tolerances import FORWARD
@@ -21,14 +22,13 @@ from torch import Tensor
 
 import pathnet
 from pathnet import engines
-from pathnet.engines.triton import TritonWalk, room_of
+from pathnet.engines.triton import TritonWalk
 from pathnet.engines.triton.graphs import Graphs, _Device, capacity_for
-from pathnet.engines.triton.recording import Recording
+from pathnet.engines.triton.limits import room_of
+from pathnet.engines.triton.recording import RecordingPass
 from pathnet.models import ResidualNet
 
 pytest.importorskip("triton")
-
-from test_triton_engine import Interpreted, small_net  # noqa: E402
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine's GPU has graphs: tests/triton")
 
@@ -64,8 +64,8 @@ def graphs_of(tape: pathnet.Tape) -> Graphs:
     ],
 )
 def test_what_is_replayed_is_right(seed: int, kind: str, bn: Any, precision: Any, cuda: stub_cuda.Cuda) -> None:
-    """Records, walks and forward passes: launched one by one, captured, replayed with other routings than captured,
-    with fewer than there is room for; each over its own record."""
+    """Records, backward and forward passes: launched kernel by kernel, captured, and replayed with other routings
+    than the captured ones, or with fewer; each over its own record."""
     net, images, labels = small(seed, kind, bn)
     recorder, exact = pathnet.Recorder(net, bn, "interpreted", precision), in_float64(net, bn)
     tapes = []
@@ -75,7 +75,7 @@ def test_what_is_replayed_is_right(seed: int, kind: str, bn: Any, precision: Any
     assert cuda.graphs == 1 and len(cuda.of("replay")) == 2
     for tape, routings in zip(tapes, range(3), strict=True):
         check(tape, random_routings(net.n, seed + routings), precision, gradients=True)
-    # Two uses of each: norms, then gradients; with five routings of six there is room for.
+    # Each tape runs norms, then gradients; five routings use a graph for six.
     assert cuda.graphs == 2 and len(cuda.of("replay")) == 2 + 5
     check(tapes[0], random_routings(net.n, seed)[:4].flip(0), precision, gradients=False)
     check(tapes[2], random_routings(net.n, seed)[1:], precision, gradients=False)
@@ -84,17 +84,17 @@ def test_what_is_replayed_is_right(seed: int, kind: str, bn: Any, precision: Any
         outputs = recorder.routed_outputs(images, routing)
         for output, expected in zip(outputs, reference_outputs(exact, images, routing), strict=True):
             assert relative_error(output, expected) < FORWARD
-    # That of the record that was walked over last, which the forward passes have overwritten.
+    # The forward passes have overwritten this record, the last in the arena.
     check(tapes[2], random_routings(net.n, seed), precision, gradients=False)
 
 
 def test_a_tape_outlives_recorder_and_graphs_and_is_left_as_it_was(cuda: stub_cuda.Cuda) -> None:
     net, images, labels = small(1, "pre", "batch")
     recorder = pathnet.Recorder(net, "batch", "interpreted")
-    tapes, kept = [], []
+    tapes, saved = [], []
     for factor in (1.0, 0.5, 2.0, 0.3):
         tapes.append(recorder(images * factor, labels))
-        kept.append([tensor.clone() for tensor in tapes[-1]._record.walk.tensors])
+        saved.append([tensor.clone() for tensor in tapes[-1]._record.walk.tensors])
     codes = pathnet.paths.enumerate_all(net.n)[:3]
     first = [tape.path_gradient_norms(codes) for tape in tapes]
     graphs = graphs_of(tapes[0])
@@ -103,7 +103,7 @@ def test_a_tape_outlives_recorder_and_graphs_and_is_left_as_it_was(cuda: stub_cu
     gc.collect()
     for tape, norms in zip(reversed(tapes), reversed(first), strict=True):
         assert torch.equal(tape.path_gradient_norms(codes), norms)
-    for tape, tensors in zip(tapes, kept, strict=True):
+    for tape, tensors in zip(tapes, saved, strict=True):
         assert all(torch.equal(*pair) for pair in zip(tensors, tape._record.walk.tensors, strict=True))
 
 
@@ -119,26 +119,26 @@ def test_a_network_keeps_a_few_graphs_in_the_memory_of_the_largest(
     graphs = graphs_of(tape)
     largest, memory = graphs._arena, weakref.ref(graphs._arena)
     assert largest is not None
-    jobs = []
+    passes = []
     for batch in range(1, most + 1):
         for _ in range(2):
             recorder(images[:batch], labels[:batch])
-        jobs.append(weakref.ref(next(reversed(graphs._graphs.values())).job))
+        passes.append(weakref.ref(next(reversed(graphs._graphs.values())).body))
         assert graphs._arena is largest and len(graphs._graphs) <= most
-    # The least recently used are gone, which nothing holds any more.
-    assert ("record", 12) not in graphs._graphs and all(job() is not None for job in jobs)
+    # The least recently used graph is dropped.
+    assert ("record", 12) not in graphs._graphs and all(body() is not None for body in passes)
     recorder(images[:1], labels[:1])
     recorder(images, labels)
     gc.collect()
-    assert jobs[0]() is not None and jobs[1]() is None and len(graphs._graphs) == most
-    # A larger pass takes its place, and memory is never that of both.
+    assert passes[0]() is not None and passes[1]() is None and len(graphs._graphs) == most
+    # A larger arena replaces this one, which is freed first.
     del largest, tape
     bigger = images.repeat(2, 1, 1, 1), labels.repeat(2)
     for _ in range(2):
         recorder(*bigger)
     gc.collect()
     assert memory() is None and list(graphs._graphs) == [("record", 24)]
-    # Nothing goes while it runs.
+    # Graphs are dropped only after the device is done.
     assert len(cuda.of("synchronize")) == 3
     del graphs, recorder
     gc.collect()
@@ -148,7 +148,7 @@ def test_a_network_keeps_a_few_graphs_in_the_memory_of_the_largest(
 def test_where_memory_is_short_passes_are_launched_one_by_one(
     cuda: stub_cuda.Cuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And what there is room for is replayed: nothing is dropped for what was refused once."""
+    """Smaller passes are replayed: one that was refused once drops no graphs."""
     from pathnet.engines.triton import graphs
 
     net, images, labels = small(1, "pre", "running")
@@ -162,15 +162,15 @@ def test_where_memory_is_short_passes_are_launched_one_by_one(
 
     monkeypatch.setattr(graphs, "torch", SimpleNamespace(**{**vars(graphs.torch), "empty": empty}))
     codes = pathnet.paths.enumerate_all(net.n)
-    whole = tapes[0].path_gradient_norms(codes)
-    assert torch.equal(tapes[0].path_gradient_norms(codes), whole)
-    own = graphs_of(tapes[0])
-    assert cuda.graphs == 1 and own._arena is None and own._refused < math.inf
-    limit = int(own._refused) - 1
+    norms = tapes[0].path_gradient_norms(codes)
+    assert torch.equal(tapes[0].path_gradient_norms(codes), norms)
+    network_graphs = graphs_of(tapes[0])
+    assert cuda.graphs == 1 and network_graphs._arena is None and network_graphs._refused < math.inf
+    limit = int(network_graphs._refused) - 1
     for _ in range(3):
-        assert torch.equal(recorder(images, labels).path_gradient_norms(codes), whole)
-    # The record is captured anew, once; the walk is refused without a try.
-    assert cuda.graphs == 2 and list(own._graphs) == [("record", len(images))]
+        assert torch.equal(recorder(images, labels).path_gradient_norms(codes), norms)
+    # The record is captured again, once; the backward pass is refused without an attempt.
+    assert cuda.graphs == 2 and list(network_graphs._graphs) == [("record", len(images))]
 
 
 def test_captures_are_on_a_stream_of_their_own_of_the_networks_device(cuda: stub_cuda.Cuda) -> None:
@@ -190,7 +190,7 @@ def test_captures_are_on_a_stream_of_their_own_of_the_networks_device(cuda: stub
 
 @pytest.mark.parametrize("collects", [True, False])
 def test_nothing_is_collected_during_a_capture(collects: bool, cuda: stub_cuda.Cuda) -> None:
-    """The first run is no capture yet."""
+    """The first run precedes the capture."""
     enabled: list[bool] = []
 
     class Looking:
@@ -269,8 +269,8 @@ def test_walks_of_several_threads_get_their_own_results(cuda: stub_cuda.Cuda) ->
         thread.start()
     for thread in threads:
         thread.join()
-    for number, own in results.items():
-        assert len(own) == 2 and all(torch.equal(norms, expected[number]) for norms in own)
+    for number, measured in results.items():
+        assert len(measured) == 2 and all(torch.equal(norms, expected[number]) for norms in measured)
 
 
 def test_an_interrupted_pass_leaves_nothing_that_counts_as_a_record(cuda: stub_cuda.Cuda) -> None:
@@ -280,20 +280,20 @@ def test_an_interrupted_pass_leaves_nothing_that_counts_as_a_record(cuda: stub_c
     codes = pathnet.paths.enumerate_all(net.n)[:2]
     expected = tapes[1].path_gradient_norms(codes)
     graphs, record = graphs_of(tapes[0]), tapes[1]._record.walk
-    assert isinstance(record, TritonWalk) and graphs.holds(record.kept)
+    assert isinstance(record, TritonWalk) and graphs.holds(record.saved)
 
-    def begin(recording: Recording) -> None:
+    def begin(recording: RecordingPass) -> None:
         recording.begin(torch.zeros_like(recording.forward._y0).permute(0, 3, 1, 2))
 
     key, device = ("record", len(images)), images.device
     with pytest.raises(KeyboardInterrupt), graphs.replayed(key, device, unneeded, begin):
         raise KeyboardInterrupt
-    assert not graphs.holds(record.kept)
+    assert not graphs.holds(record.saved)
     assert torch.equal(tapes[1].path_gradient_norms(codes), expected)
 
 
-def unneeded(allocate: Any) -> Recording:
-    raise AssertionError("it is there")
+def unneeded(allocate: Any) -> RecordingPass:
+    raise AssertionError("the graph exists")
 
 
 def test_capacities_leave_a_third_idle_at_most() -> None:

@@ -1,4 +1,4 @@
-"""Which rows a walk launches: none for blocks that are skipped, one for tails that agree; and what they come to."""
+"""Rows of a plan: none for blocks that are skipped, one for tails that agree; and the results of those rows."""
 
 from __future__ import annotations
 
@@ -13,23 +13,21 @@ from pathnet.models import PostactBlock, ResidualNet
 
 pytest.importorskip("triton")
 
-from helpers.walked_rows import SIZE, Maps, brute_force, walked  # noqa: E402
+from helpers.walked_rows import SIZE, Maps, brute_force, row_results  # noqa: E402
 
-from pathnet.engines.triton.network import FusedBlock, network_of  # noqa: E402
-from pathnet.engines.triton.plan import (  # noqa: E402
+from pathnet.engines.triton.network import FusedBlock  # noqa: E402
+from pathnet.engines.triton.packing import network_of  # noqa: E402
+from pathnet.engines.triton.plan import LaunchPlan, plan_backward, plan_forward, plan_launches  # noqa: E402
+from pathnet.engines.triton.routed_backward import _room, schedule_backward  # noqa: E402
+from pathnet.engines.triton.schedule import NOTHING, Schedule  # noqa: E402
+from pathnet.engines.triton.state import PlanBuffer, allocate_on  # noqa: E402
+from pathnet.engines.triton.steps import (  # noqa: E402
     ALL_EXITS,
-    NOTHING,
     USUAL_BACKWARD,
     USUAL_FORWARD,
-    Plan,
-    Schedule,
-    plan_backward,
-    plan_forward,
     steps_backward,
     steps_forward,
 )
-from pathnet.engines.triton.routed_backward import _room, schedule_backward  # noqa: E402
-from pathnet.engines.triton.state import Tables, allocate_on  # noqa: E402
 
 
 def blocks_of(case: Case) -> list[FusedBlock]:
@@ -41,7 +39,7 @@ def along(*paths: list[int]) -> NDArray[np.float64]:
     return np.stack([1 - codes, codes], 2)
 
 
-def rows_by_block(plan: Plan) -> dict[int, int]:
+def rows_by_block(plan: LaunchPlan) -> dict[int, int]:
     counts: dict[int, int] = {}
     for launch in plan.needed():
         live = int((plan.rows_of(launch)[:, 1] != NOTHING).sum())
@@ -50,7 +48,7 @@ def rows_by_block(plan: Plan) -> dict[int, int]:
 
 
 BLOCKS = blocks_of(Case("plan", 20, width=4, side=8))
-"""Nine blocks, of which the fourth and the seventh change the shape."""
+"""Nine blocks; the fourth and the seventh change the shape."""
 
 
 def one_a_tile(block: int, unit: int) -> int:
@@ -60,7 +58,7 @@ def one_a_tile(block: int, unit: int) -> int:
 def test_a_module_is_launched_for_the_paths_that_enter_it_alone() -> None:
     paths = [[1, 0, 0, 1, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0, 0, 0]]
     plan = plan_backward(BLOCKS, along(*paths), False, one_a_tile)
-    # Two units a module; the blocks that change the shape take the other path's skip.
+    # Each module has two units; the blocks that change the shape also launch the other path's skip.
     assert rows_by_block(plan) == {8: 2, 6: 2, 3: 3, 0: 2}
     assert rows_by_block(plan_backward(BLOCKS[7:], along([0, 0]), False, one_a_tile)) == {}
 
@@ -73,7 +71,7 @@ def test_equal_tails_and_heads_are_walked_once() -> None:
     deletions = np.ones((9, 9, 2))
     deletions[np.arange(9), np.arange(9), 1] = 0
     counts = rows_by_block(plan_forward(BLOCKS, deletions))
-    # Block i (from 0) runs in one way for those deleted later, in one way for each deleted earlier.
+    # Block i (from 0) runs once for all later deletions together, and once for each earlier one.
     changes = {3, 6}
     assert counts == {i: 2 * (i + (i < 8)) + (i in changes) if i else 2 for i in range(9)}
 
@@ -81,13 +79,13 @@ def test_equal_tails_and_heads_are_walked_once() -> None:
 def test_a_post_activation_block_is_launched_for_all_since_its_join_is_no_identity() -> None:
     net, images, _ = post_activation_net(0)
     blocks = network_of(net, "running", "float32", net.stem(images).shape[1:]).blocks
-    assert [block.projection is None and block.given == block.made for block in blocks] == [True, True]
+    assert [block.projection is None and block.input == block.output for block in blocks] == [True, True]
     skips = along([0, 0], [0, 0])
     for plan in (plan_backward(blocks, skips, False, one_a_tile), plan_forward(blocks, skips)):
         assert rows_by_block(plan) == {0: 1, 1: 1}
     assert rows_by_block(plan_backward(blocks, along([1, 0], [0, 0], [0, 1]), False, one_a_tile)) == {0: 4, 1: 3}
     by_batch = network_of(net, "batch", "float32", net.stem(images).shape[1:]).blocks
-    # One launch more a module, for the BN behind it.
+    # Each module has one more launch, for the BN behind it.
     assert rows_by_block(plan_backward(by_batch, along([1, 0], [0, 1]), True, one_a_tile)) == {0: 4, 1: 4}
     assert rows_by_block(plan_forward(by_batch, along([1, 0], [0, 1]))) == {0: 4, 1: 4}
 
@@ -111,13 +109,13 @@ def test_room_for_the_sums_of_the_largest_launch_behind_a_block() -> None:
     network = network_of(ResidualNet(nn.Identity(), [block], nn.Identity()), "batch", "float32", (64, 7, 5))
     steps = steps_backward(network.blocks, np.array([[(1.0, 0.5 + path)] for path in range(3)]))
     schedule = schedule_backward(network, 3, steps.exits)
-    # 1,024 elements a program, hence 16 pixels; a sum and one with x_hat for each of 64 channels.
+    # A program takes 1,024 elements, hence 16 pixels; each of 64 channels has a sum, and one with x_hat.
     assert [launch.count for launch in schedule.launches if launch.ending] == [3]
     assert _room(network, schedule, 4)[0] == 3 * -(-4 * 7 * 5 // 16) * 2 * 64
 
 
 def routings(rng: np.random.Generator, count: int, n: int) -> NDArray[np.float64]:
-    """Paths, zeros, equal tails and heads, factors, in any order."""
+    """Return paths, zeros, equal tails and heads, and factors, in any order."""
     coefficients = rng.choice([0.0, 0.0, 1.0, 1.0, -1.0, 0.5], (count, n, 2))
     paths = coefficients[: count // 2]
     paths[..., 0] = 1 - paths[..., 1]
@@ -131,8 +129,8 @@ def routings(rng: np.random.Generator, count: int, n: int) -> NDArray[np.float64
 
 @pytest.mark.parametrize("seed", range(24))
 def test_rows_come_to_what_routings_come_to_one_by_one(seed: int) -> None:
-    """Of random networks in both BN modes, in tiles of one to three rows, with room for more routings than there are;
-    nothing is overwritten while somebody needs it, and what a state waits for is taken off by who reads it."""
+    """Rows equal brute force for random networks in both BN modes, in tiles of one to three rows, with room for more
+    routings. No state is overwritten before its last reader, and readers subtract the means that a state awaits."""
     net, images, _ = post_activation_net(seed) if seed % 2 else random_net(seed)
     rng = np.random.default_rng(seed)
     bn, shape = ("running", "batch")[seed // 2 % 2], net.stem(images).shape[1:]
@@ -151,28 +149,28 @@ def test_rows_come_to_what_routings_come_to_one_by_one(seed: int) -> None:
             for capacity, exits in ((count, steps.exits), (count + 5, usual | steps.exits), (count, ALL_EXITS)):
                 tile = 1 + (seed + capacity) % 3 if back else 1
                 schedule = Schedule(blocks, back, capacity, exits, 1, batch_mode, lambda block, unit, t=tile: t)  # type: ignore[misc]
-                plan = schedule.plan(steps)
-                np.testing.assert_allclose(walked(maps, plan, start, back), expected, rtol=1e-5, atol=1e-6)
+                plan = plan_launches(schedule, steps)
+                np.testing.assert_allclose(row_results(maps, plan, start, back), expected, rtol=1e-5, atol=1e-6)
                 _fits(plan)
 
 
-def _fits(plan: Plan) -> None:
-    """It comes back from its tables as it went in, copied alone or packed beside others."""
-    copied = Tables(plan.schedule, allocate_on(torch.device("cpu")))
+def _fits(plan: LaunchPlan) -> None:
+    """A buffer returns the plan unchanged, copied or packed."""
+    copied = PlanBuffer(plan.schedule, allocate_on(torch.device("cpu")))
     copied.copy(plan)
-    packed = Tables(plan.schedule, lambda shape, dtype: torch.from_numpy(copied.pack(plan)))
+    packed = PlanBuffer(plan.schedule, lambda shape, dtype: torch.from_numpy(copied.pack(plan)))
     count = len(plan.finals)
-    for tables in (copied, packed):
-        for table, values in (
-            (tables.mantissas[:count], plan.mantissas),
-            (tables.exponents[:count], plan.exponents),
-            (tables.finals[:count], plan.finals),
-            (tables.launches, plan.launches),
-            (tables.states, plan.states),
-            (tables.rows[: len(plan.rows)], plan.rows),
+    for buffer in (copied, packed):
+        for tensor, values in (
+            (buffer.mantissas[:count], plan.mantissas),
+            (buffer.exponents[:count], plan.exponents),
+            (buffer.finals[:count], plan.finals),
+            (buffer.launches, plan.launches),
+            (buffer.states, plan.states),
+            (buffer.rows[: len(plan.rows)], plan.rows),
         ):
-            assert np.array_equal(table.numpy(), values)
-        assert (tables.finals[count:] == NOTHING).all() and (tables.mantissas[count:] == 0).all()
+            assert np.array_equal(tensor.numpy(), values)
+        assert (buffer.finals[count:] == NOTHING).all() and (buffer.mantissas[count:] == 0).all()
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -186,7 +184,7 @@ def test_routings_that_start_from_gradients_of_their_own(seed: int) -> None:
     which[-1] = 3
     plan = plan_backward(blocks, coefficients, True, lambda block, unit: 2, which.tolist())
     expected = brute_force(maps, coefficients, starts[which], True, True)
-    np.testing.assert_allclose(walked(maps, plan, starts, True), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(row_results(maps, plan, starts, True), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_plan_of_no_routings() -> None:
@@ -195,7 +193,7 @@ def test_a_plan_of_no_routings() -> None:
         assert plan.needed() == [] and len(plan.rows) == len(plan.finals) == 0
         assert not plan.launches.any()
     schedule = Schedule(BLOCKS, True, 8, USUAL_BACKWARD)
-    plan = schedule.plan(steps_backward(BLOCKS, none))
+    plan = plan_launches(schedule, steps_backward(BLOCKS, none))
     assert not plan.launches.any() and len(plan.launches) == len(schedule.launches)
 
 
@@ -208,15 +206,15 @@ def test_a_thousand_blocks_that_are_passed_leave_their_factor_in_range() -> None
     np.testing.assert_allclose(np.log2(steps.mantissas) + steps.exponents, [exact, exact * 2999 / 3000], rtol=1e-12)
 
 
-def test_what_a_network_launches_hangs_on_no_routing() -> None:
-    """So that one captured graph serves all sets of paths of a size."""
+def test_what_a_network_launches_depends_on_no_routing() -> None:
+    """One captured graph can serve all sets of paths of one size."""
     rng = np.random.default_rng(0)
     launches, sizes = set(), set()
     for _ in range(5):
         codes = rng.integers(0, 2, (int(rng.integers(30, 48)), 9))
         steps = steps_backward(BLOCKS, along(*codes.tolist()))
         schedule = Schedule(BLOCKS, True, 48, USUAL_BACKWARD | steps.exits, 1, True, lambda block, unit: 2)
-        plan = schedule.plan(steps)
+        plan = plan_launches(schedule, steps)
         assert (plan.launches[:, 1] <= [launch.count for launch in schedule.launches]).all()
         launches.add(tuple(schedule.launches))
         sizes.add((schedule.state_count, schedule.slot_count, schedule.row_count))

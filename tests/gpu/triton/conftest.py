@@ -1,4 +1,4 @@
-"""Tests that need a GPU; elsewhere they are skipped, and test_triton_*.py run the kernels in Triton's interpreter."""
+"""Tests that need a GPU; without one they are skipped, and test_triton_*.py run the kernels in the interpreter."""
 
 from pathlib import Path
 

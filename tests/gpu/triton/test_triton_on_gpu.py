@@ -33,17 +33,17 @@ each_job = pytest.mark.parametrize(
 def recorded(
     net: ResidualNet, images: Tensor, labels: Tensor, device: torch.device, bn: Any, precision: Any = "float32"
 ) -> pathnet.Tape:
-    given = net.to(device), images.to(device), labels.to(device)
-    return pathnet.record(*given, bn=bn, engine="triton", precision=precision)
+    on_device = net.to(device), images.to(device), labels.to(device)
+    return pathnet.record(*on_device, bn=bn, engine="triton", precision=precision)
 
 
 @each_job
 def test_walks_forward_passes_and_sums(case: GpuCase, bn: Any, precision: Any, device: torch.device) -> None:
-    """And the engine's check of itself; and a record made anew leaves the first as it was."""
-    net, (images, labels) = case.net().to(device), (own.to(device) for own in case.images())
+    """The engine also passes its check of itself, and another record leaves the first unchanged."""
+    net, (images, labels) = case.net().to(device), (tensor.to(device) for tensor in case.images())
     y0_shape = torch.as_tensor(net.stem(images)).shape[1:]
-    own = snapshot(net, bn, torch.float32)
-    assert disagreement(TritonEngine(), Job(own, bn, precision, y0_shape, images.device)) is None
+    frozen = snapshot(net, bn, torch.float32)
+    assert disagreement(TritonEngine(), Job(frozen, bn, precision, y0_shape, images.device)) is None
     recorder, exact = pathnet.Recorder(net, bn, "triton", precision), in_float64(net, bn)
     tape, routing = recorder(images, labels), random_routings(net.n, 1)
     recorder(images.flip(0) * 2, labels)
@@ -52,31 +52,31 @@ def test_walks_forward_passes_and_sums(case: GpuCase, bn: Any, precision: Any, d
     check_sums(tape, torch.ones(net.n, 2), precision)
     check_sums(tape, routing[3], precision)
     expected = reference_outputs(exact, images, routing)
-    for output, other in zip(recorder.routed_outputs(images, routing), expected, strict=True):
-        assert relative_error(output, other) < FORWARD
+    for output, expected_output in zip(recorder.routed_outputs(images, routing), expected, strict=True):
+        assert relative_error(output, expected_output) < FORWARD
 
 
 @pytest.mark.parametrize(("bn", "precision"), [("running", "float32"), ("batch", "bfloat16")])
 def test_what_is_replayed_equals_what_is_launched(bn: Any, precision: Any, device: torch.device) -> None:
-    """Records, walks and forward passes to the bit, with other routings than those that were captured, of a larger
-    and a smaller batch in turn, on another stream."""
+    """Records, backward and forward passes are equal to the bit, with other routings than the captured ones, for a
+    larger and a smaller batch in turn, and on another stream."""
     case = Case("replayed", 14, width=16, side=28, batch=8)
     net, (images, labels) = case.net().to(device), (tensor.to(device) for tensor in case.images())
 
-    def everything(recorder: pathnet.Recorder, count: int, seed: int) -> list[Tensor]:
+    def all_results(recorder: pathnet.Recorder, count: int, seed: int) -> list[Tensor]:
         tape, routing = recorder(images[:count], labels[:count]), random_routings(net.n, seed)
         norms = tape._record.walk.norms(tape._record.start, routing)
-        walked = tape._record.walk.routed_backward(tape._record.start, routing)
-        return [tape.output, norms, *walked, *recorder.routed_outputs(images[:count], routing)]
+        gradients = tape._record.walk.routed_backward(tape._record.start, routing)
+        return [tape.output, norms, *gradients, *recorder.routed_outputs(images[:count], routing)]
 
-    kept = pathnet.Recorder(net, bn, "triton", precision)
+    recorder = pathnet.Recorder(net, bn, "triton", precision)
     for round_ in range(4):
         for count in (8, 5):
             stream = torch.cuda.Stream(device) if round_ == 3 else torch.cuda.current_stream(device)
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
-                replayed = everything(kept, count, round_)
-                launched = everything(pathnet.Recorder(net, bn, "triton", precision), count, round_)
+                replayed = all_results(recorder, count, round_)
+                launched = all_results(pathnet.Recorder(net, bn, "triton", precision), count, round_)
             torch.cuda.synchronize(device)
             assert all(torch.equal(*pair) for pair in zip(replayed, launched, strict=True))
 
@@ -111,15 +111,15 @@ def test_every_path_of_post_activation_networks(
     precision = dict(case.jobs)[bn]
     tape, every = recorded(net, images, labels, device, bn, precision), pathnet.paths.enumerate_all(net.n)
     tolerance = FLOAT32_SAMPLE_NORM if precision == "float32" else TOLERANCES[precision][2]
-    walked = tape.path_gradients(every)
-    for path, own in zip(every, walked, strict=True):
-        assert relative_error(own, detach_loop(net, images, labels, path, bn)) < tolerance
-    assert relative_error(walked.sum(0), autograd(net, images, labels, bn)) < tolerance
+    gradients = tape.path_gradients(every)
+    for path, gradient in zip(every, gradients, strict=True):
+        assert relative_error(gradient, detach_loop(net, images, labels, path, bn)) < tolerance
+    assert relative_error(gradients.sum(0), autograd(net, images, labels, bn)) < tolerance
 
 
 def test_the_original_110_layer_network(device: torch.device) -> None:
-    """With the activations behind the additions. Of short paths 54 ReLUs leave a few values, of which rounding takes
-    more than of the mean of many."""
+    """Activations lie behind the additions. 54 ReLUs let few values of short paths pass, and rounding errs more in
+    them than in the mean of many."""
     torch.manual_seed(0)
     net = shaken(pathnet.models.resnet(110)).eval()
     tape = recorded(net, *DEEP.images(), device, "running")
@@ -143,14 +143,14 @@ def test_results_are_bit_equal_for_any_grouping_and_stream(bn: Any, precision: A
     case = Case("net", 20, width=16, side=28, batch=7)
     tape = recorded(case.net(), *case.images(), device, bn, precision)
     b = pathnet.paths.sample(tape.n, 4, 40)
-    whole = tape.path_gradient_norms(b, per_sample=True)
-    assert torch.equal(whole, torch.cat([tape.path_gradient_norms(part, per_sample=True) for part in b.split(7)]))
+    together = tape.path_gradient_norms(b, per_sample=True)
+    assert torch.equal(together, torch.cat([tape.path_gradient_norms(part, per_sample=True) for part in b.split(7)]))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         elsewhere = tape.path_gradient_norms(b, per_sample=True)
     torch.cuda.synchronize()
-    assert torch.equal(whole, elsewhere)
+    assert torch.equal(together, elsewhere)
     assert tape.path_gradient_norms(b[:0]).shape == (0,)
 
 
@@ -158,7 +158,7 @@ def test_results_are_bit_equal_for_any_grouping_and_stream(bn: Any, precision: A
 def test_tapes_of_one_recorder_are_independent(bn: Any, device: torch.device) -> None:
     """Records replay one graph, which writes to the same place each time."""
     case = Case("net", 14, width=16, side=28, batch=6)
-    net, (images, labels) = case.net().to(device), (own.to(device) for own in case.images())
+    net, (images, labels) = case.net().to(device), (tensor.to(device) for tensor in case.images())
     recorder, b = pathnet.Recorder(net, bn=bn, engine="triton"), pathnet.paths.enumerate_all(6)
     first = recorder(images, labels)
     before = first.path_gradient_norms(b)
@@ -179,18 +179,21 @@ def one_step(net: ResidualNet, images: Tensor, labels: Tensor, fused: bool) -> t
 
 @pytest.mark.parametrize(
     ("case", "training"),
-    [pytest.param(*own, id=f"{own[0].id}-{'training' if own[1] else 'evaluation'}") for own in FUSED],
+    [
+        pytest.param(case, training, id=f"{case.id}-{'training' if training else 'evaluation'}")
+        for case, training in FUSED
+    ],
 )
 def test_fused_blocks_against_autograd(case: Case, training: bool, device: torch.device) -> None:
-    net, (images, labels) = case.net().to(device).train(training), (own.to(device) for own in case.images())
+    net, (images, labels) = case.net().to(device).train(training), (tensor.to(device) for tensor in case.images())
     exact = copy.deepcopy(net).double()
     output, grads = one_step(net, images, labels, fused=True)
-    expected, others = one_step(exact, images.double(), labels, fused=False)
+    expected, expected_grads = one_step(exact, images.double(), labels, fused=False)
     assert relative_error(output, expected) < FORWARD
-    for own, other in zip(grads, others, strict=True):
-        assert relative_error(own, other) < 1e-3
-    for own, other in zip(net.buffers(), exact.buffers(), strict=True):
-        torch.testing.assert_close(own.double(), other.double(), rtol=1e-4, atol=1e-5)
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        assert relative_error(grad, expected_grad) < 1e-3
+    for buffer, expected_buffer in zip(net.buffers(), exact.buffers(), strict=True):
+        torch.testing.assert_close(buffer.double(), expected_buffer.double(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_compiled_fused_block(device: torch.device) -> None:

@@ -1,0 +1,114 @@
+"""Errors of random lesions by size, and the claims of Figure 5."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations, permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.claims import held
+from helpers.runs import (
+    error_count,
+    sizes_of,
+    write_run,
+)
+
+from pathnet.experiments import (
+    by_size,
+    lesion_many,
+    lesion_reorder,
+)
+from pathnet.experiments.by_size import ErrorBySize
+from pathnet.experiments.errors import ErrorCount, spread
+from pathnet.lesion import Lesion
+
+SIX = {"residual": (6, (2, 4))}
+
+
+def made_sizes(means: Sequence[float], intact: float = 0.0) -> ErrorBySize:
+    rates = [np.array([mean]) for mean in means]
+    sizes = list(range(1, len(means) + 1))
+    tau = [np.array([1 - size / 100]) for size in sizes]
+    return ErrorBySize(sizes, rates, tau, [spread(of_size) for of_size in rates], intact, 0.9, 50, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("means", "correlation", "step"),
+    [
+        ([0.1, 0.2, 0.3, 0.4, 0.5], 1.0, 0.2),
+        ([0.1, 0.2, 0.6, 0.7, 0.8], 1.0, 0.5),
+        ([0.5, 0.52, 0.55, 0.58, 0.6], 1.0, 5 / 6),
+        ([0.5, 0.4, 0.3, 0.2, 0.1], -1.0, 5.0),
+        ([0.1, 0.3, 0.2, 0.4, 0.5], 0.9, 0.4),
+        ([0.2, 0.1, 0.4, 0.3, 0.5], 0.8, 0.6),
+        ([0.1, 0.1, 0.2], math.sqrt(3) / 2, 0.5),
+    ],
+    ids=["steps alike", "one big step", "the first", "falling", "two swapped", "four swapped", "a tie"],
+)
+def test_smoothness_is_rank_correlation_and_largest_step(means: list[float], correlation: float, step: float) -> None:
+    assert by_size.smooth(made_sizes(means)) == pytest.approx((correlation, step))
+    claim = by_size.smoothness(made_sizes(means), "paper", "section", "at the end")
+    assert claim.held == (correlation >= 0.9 and step <= 1 / 3)
+
+
+@pytest.mark.parametrize("means", [[0.5], [0.0, 0.0, 0.0], [0.2, 0.1, 0.0]], ids=["one size", "no rise", "back"])
+@pytest.mark.filterwarnings("error")
+def test_where_nothing_rises_there_is_no_smooth_rise(means: list[float]) -> None:
+    assert any(math.isnan(value) for value in by_size.smooth(made_sizes(means)))
+    assert by_size.smoothness(made_sizes(means), "paper", "section", "").held is False
+
+
+@pytest.mark.parametrize(
+    ("rise", "expected"), [([0.05, 0.1, 0.15, 0.2], True), ([0.0, 0.01, 0.02, 0.8], False)], ids=["even", "at once"]
+)
+def test_the_claim_of_many_deletions(tmp_path: Path, rise: list[float], expected: bool) -> None:
+    rates = {size: [0.1 + more, 0.1 + more / 2] for size, more in enumerate(rise, 1)}
+    run = write_run(tmp_path, "lesion-many", SIX, sizes_of(0.1, rates))
+    assert held(lesion_many.claims(run)) == [expected]
+    errors = by_size.summarise(run)
+    assert errors.sizes == [1, 2, 3, 4] and (errors.draws, errors.seeds, errors.blocks) == (2, 1, 6)
+    assert [mean.mean for mean in errors.means] == pytest.approx([0.1 + 0.75 * more for more in rise], abs=1e-3)
+    assert errors.intact == 0.1 and errors.chance == 0.9
+
+
+def kendall(order: Sequence[int]) -> float:
+    """Return Kendall's tau by counting the pairs that are out of order."""
+    pairs = list(combinations(order, 2))
+    return 1 - 2 * sum(first > second for first, second in pairs) / len(pairs)
+
+
+def reordered(rate_of_tau: Mapping[str, Any]) -> list[ErrorCount]:
+    """Return all orders of five blocks, with the error rate ``intact + slope (1 - tau) / 2``, or a step."""
+    orders = list(permutations(range(5)))
+    rows = [error_count(rate_of_tau["intact"])]
+    for number, order in enumerate(orders):
+        off = (1 - kendall(order)) / 2
+        rate = rate_of_tau["intact"] + (0.8 * off if rate_of_tau["even"] else 0.8 * (off > 0))
+        rows.append(error_count(rate, size=1 + number % 3, draw=number, lesion=Lesion(order=order)))
+    return rows
+
+
+@pytest.mark.parametrize(("even", "expected"), [(True, True), (False, False)])
+def test_kendalls_tau_and_the_claim_of_reordering(tmp_path: Path, even: bool, expected: bool) -> None:
+    rows = reordered({"intact": 0.1, "even": even})
+    run = write_run(tmp_path, "lesion-reorder", {"residual": (5, ())}, rows)
+    errors = by_size.summarise(run)
+    for size, tau in zip(errors.sizes, errors.tau, strict=True):
+        by_hand = [kendall(row.order) for row in sorted(rows, key=lambda row: row.draw) if row.size == size]
+        np.testing.assert_allclose(tau, by_hand, atol=1e-12)
+    assert held(lesion_reorder.claims(run)) == [expected]
+    groups = by_size.by_tau(errors)
+    assert [len(rates) for rates in groups.rates] == [12] * 10
+    assert np.all(np.diff(np.concatenate(groups.tau)) <= 0) and groups.sizes == list(range(1, 11))
+    for tau, rates in zip(groups.tau, groups.rates, strict=True):
+        expected_rates = 0.1 + (0.4 * (1 - tau) if even else 0.8 * (tau < 0.99))
+        np.testing.assert_allclose(rates, expected_rates, atol=1e-3)
+
+
+def test_fewer_draws_than_groups_are_a_group_each() -> None:
+    groups = by_size.by_tau(made_sizes([0.1, 0.2, 0.3]))
+    assert [rates.tolist() for rates in groups.rates] == [[0.1], [0.2], [0.3]] and groups.sizes == [1, 2, 3]
