@@ -192,11 +192,11 @@ def _of_training(net: ResidualNet, batch: int, side: int, dtype: torch.dtype) ->
 
         x = net.stem(torch.zeros(batch, 3, side, side, device=device)).to(dtype)
         for block in net:
-            own = _block_network(block, x)
-            made = block_forward(own, x, 1.0, 1.0)
-            saved = saved_for(own, batch, made.bits, made.normalized, made.scales)
-            block_backward(own, saved, made.output, 1.0, 1.0)
-            x = made.output
+            network = _block_network(block, x)
+            forward = block_forward(network, x, 1.0, 1.0)
+            saved = saved_for(network, batch, forward.bits, forward.normalized, forward.scales)
+            block_backward(network, saved, forward.output, 1.0, 1.0)
+            x = forward.output
 
     yield work
 

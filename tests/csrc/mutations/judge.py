@@ -152,6 +152,8 @@ def check_forward(twin: ctypes.CDLL, case: dict[str, Array], program: Array, fac
         job = PathForward(*map(pointer, arrays), batch, count, *outputs)
         finding = twin.twin_forward(byref(job)).decode()
         expect(not finding, f"forward: {finding}")
+        # One more is taken, which ends the thread block.
+        expect(counter[0] == count * batch + 1, "forward: the items of work that are taken")
         outside = np.concatenate([scratch[: facts[2]], scratch[2 * facts[2] :]])
         expect(bool((outside == 12345).all()), "writes beyond the second thread block's part of the scratch")
         truth = case["recorded"][None] if record else case["outputs"]
@@ -205,6 +207,7 @@ def check_backward(
         job = PathBackward(*map(pointer, arrays), relu_bits.shape[1], 2, batch, paths, None, *map(pointer, outputs))
         finding = twin.twin_backward(byref(job)).decode()
         expect(not finding, f"backward: {finding}")
+        expect(counter[0] == paths * -(-batch // facts[4]) + 1, "backward: the items of work that are taken")
         truth = np.where(starts, -1, 1)[:, None, None, None, None] * case["gradients"]
         measured = np.ldexp(grad_input.astype(float), exponent_input[:, :, None, None, None])
         size = np.linalg.norm(truth.reshape(paths, batch, -1), axis=2)
