@@ -21,14 +21,8 @@ from pathnet.engines.tables import BlockColumn
 from pathnet.recording import cross_entropy
 
 CASE = SMALL[1]
-
-
 CODES = pathnet.paths.enumerate_all(6)[::5]
-
-
 needs_native = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
-
-
 ENGINES = ["reference", pytest.param("cpu", marks=needs_native)]
 
 

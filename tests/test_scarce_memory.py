@@ -1,4 +1,4 @@
-"""Routings are cut into smaller chunks where a GPU's memory runs out."""
+"""Routings are cut into chunks that an engine takes, and into smaller ones where a GPU's memory runs out."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from pathnet.engines.reference import ReferenceEngine, ReferencePrepared, Refere
 from pathnet.scaling import ScaledGradient
 
 CASE = SMALL[1]
-
-
 CODES = pathnet.paths.enumerate_all(6)[::5]
 
 
@@ -102,6 +100,23 @@ def test_where_memory_runs_out_the_work_is_split(
     engine.room = 0
     with pytest.raises(torch.cuda.OutOfMemoryError, match="CUDA out of memory"):
         ask(recorder, tape)
+
+
+@pytest.mark.parametrize("ask", QUESTIONS)
+def test_an_engine_gets_no_more_routings_at_once_than_it_takes(
+    ask: Callable[[pathnet.Recorder, pathnet.Tape], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = ScarceNorms(100)
+    monkeypatch.setattr(engines, "ENGINES", (engine,))
+    recorder = pathnet.Recorder(CASE.net(), "batch")
+    tape = recorder(*CASE.images())
+    whole = ask(recorder, tape)
+    assert engine.tried == [13]
+    monkeypatch.setattr(ScarceNormsWalk, "most_routings", property(lambda walk: 5))
+    monkeypatch.setattr(ScarcePrepared, "most_routings", lambda prepared, y0: 5)
+    engine.tried = []
+    assert torch.equal(ask(recorder, tape), whole)
+    assert engine.tried == [5, 5, 3]
 
 
 def test_a_stem_without_room_is_no_wrong_shape() -> None:

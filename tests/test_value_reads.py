@@ -23,11 +23,7 @@ from pathnet.scaling import ScaledGradient
 from pathnet.walks import Record
 
 CASE = SMALL[1]
-
-
 CODES = pathnet.paths.enumerate_all(6)[::5]
-
-
 needs_native = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
 

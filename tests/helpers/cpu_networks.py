@@ -15,8 +15,6 @@ from pathnet import scaling
 from pathnet.models import ResidualNet
 
 SEEDS = 23
-
-
 EMULATED_SEEDS = 4
 """Number of seeds for AMX, which may run in software."""
 

@@ -20,11 +20,7 @@ SERVES = {"reference": ["running", "batch"], "cpu": ["running", "batch"]}
 
 
 ENGINES = list(SERVES)
-
-
 JOBS = [(engine, bn) for engine, modes in SERVES.items() for bn in modes]
-
-
 PRECISION = {"reference": "float64"}
 """Precision by engine; float32 for the engines that are not listed."""
 

@@ -18,14 +18,8 @@ from helpers.tolerances import FLOAT32_WALK, ROUNDED_WALK
 from pathnet import native
 
 INSTRUCTION_SETS = native.build_facts()["instruction_sets"] if native.LOADED else []
-
-
 MODES = ["running", "batch"]
-
-
 SEEDS = 30
-
-
 EMULATED_SEEDS = 6
 """AMX may run in software."""
 

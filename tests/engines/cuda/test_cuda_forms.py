@@ -26,8 +26,6 @@ from pathnet.engines.cuda import CudaEngine, ops
 from pathnet.models import PreactBlock, ResidualNet
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
-
-
 README = (ROOT / "README.md").read_text()
 
 
