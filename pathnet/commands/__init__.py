@@ -1,4 +1,9 @@
-"""The command ``pathnet``. Results go to stdout, progress and failures to stderr."""
+"""The command ``pathnet``. Results go to stdout, progress and failures to stderr.
+
+Each command has a file: a dataclass of its settings, of which `flags` makes the command line, and the function that
+runs it. `printing` and `runs` alone know what results look like, `streams` and `failures` what becomes of errors.
+Modules that draw, read data or measure are imported inside of functions, so that help comes at once.
+"""
 
 from __future__ import annotations
 

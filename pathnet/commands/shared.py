@@ -33,11 +33,10 @@ def check_data(name: str, data: str) -> None:
         check_existing_folder(name, Path(data), f"{', '.join(BUILT_IN)} or an existing folder")
 
 
-def check_folder_for_weights(name: str, folder: Path | None) -> None:
+def check_folder_for_weights(name: str, folder: Path) -> None:
     """Raise ValueError unless weights can be written into the folder, which need not exist."""
-    if folder is not None:
-        check_folder_to_write(name, folder)
-        check_utf_8(name, folder)
+    check_folder_to_write(name, folder)
+    check_utf_8(name, folder)
 
 
 ExistingData = Annotated[DataSet, Checked(check_data)]
