@@ -117,7 +117,11 @@ def not_launching() -> Iterator[None]:
 def launch(kernel: Any, programs: int, tile: Tile, **arguments: Any) -> None:
     """Run ``programs`` programs of a kernel on the current device and stream, its arguments by name."""
     if programs > 0:
-        if launching():
-            kernel[(programs,)](**arguments, num_warps=tile.warps, num_stages=tile.stages)
-        else:
-            kernel.warmup(grid=(programs,), **arguments, num_warps=tile.warps, num_stages=tile.stages)
+        # What kernel[(programs,)](...) and kernel.warmup(...) call, without another copy of the arguments.
+        kernel.run(
+            grid=(programs,),
+            warmup=not launching(),
+            **arguments,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
