@@ -13,7 +13,8 @@ NO_SKIP, DIRECT, PROJECTION = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 ROW_FIELDS = tl.constexpr(5)
 """Fields of a row: the states source, target and entered (-1 for none), the coefficients a and c as float32 bits.
 
-``entered`` is the state at the block's end where a row comes from, which the block's skip reads.
+``entered`` is the state in which the routing comes to the block, or its gradient behind the projection's BN: what the
+block's skip reads.
 """
 
 STATE_FIELDS = tl.constexpr(2)
