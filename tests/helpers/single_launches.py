@@ -15,7 +15,7 @@ from pathnet.engines.triton.forward import forward_tile
 from pathnet.engines.triton.network import TritonNetwork
 from pathnet.engines.triton.packing import network_of
 from pathnet.engines.triton.schedule import NOTHING
-from pathnet.engines.triton.state import Activations, Gradients, Saved
+from pathnet.engines.triton.state import ActivationStates, GradientStates, Saved
 from pathnet.models import PostactBlock, PreactBlock, ResidualNet
 
 __all__ = [
@@ -64,7 +64,7 @@ def saved_of(network: TritonNetwork) -> Saved:
     return Saved(bits, network.bits_starts(BATCH), random_numbers(begin[-1]), begin, starts, scales)
 
 
-def gradients_of(network: TritonNetwork, rows: Tensor, launch: Tensor, waiting: int) -> Gradients:
+def gradients_of(network: TritonNetwork, rows: Tensor, launch: Tensor, waiting: int) -> GradientStates:
     """Return states in the slots of their own number; the first six await the means of the unit ``waiting``."""
     block = network.blocks[0]
     tiles = [dgrad_point_tiles(conv, BATCH) for conv in block.convolutions]
@@ -72,7 +72,7 @@ def gradients_of(network: TritonNetwork, rows: Tensor, launch: Tensor, waiting: 
     conv = block.convolutions[0]
     states = torch.tensor([[state, waiting if state < 6 else NOTHING] for state in range(STATES)], dtype=torch.int32)
     magnitudes = random_numbers(STATES, 1).abs().view(torch.int32)
-    return Gradients(
+    return GradientStates(
         random_numbers(STATES, -(-BATCH * network.largest // 16) * 16),
         rows,
         launch,
@@ -88,11 +88,11 @@ def gradients_of(network: TritonNetwork, rows: Tensor, launch: Tensor, waiting: 
     )
 
 
-def activations_of(network: TritonNetwork, rows: Tensor, launch: Tensor) -> Activations:
+def activations_of(network: TritonNetwork, rows: Tensor, launch: Tensor) -> ActivationStates:
     block = network.blocks[0]
     tiles = max(forward_tile(conv).point_tiles(BATCH, conv.output.pixels) for conv in block.convolutions)
     states = torch.tensor([[state, NOTHING] for state in range(STATES)], dtype=torch.int32)
-    return Activations(
+    return ActivationStates(
         random_numbers(STATES, -(-BATCH * network.largest // 16) * 16),
         rows,
         launch,

@@ -15,8 +15,8 @@ from torch import Tensor
 from pathnet.engines.triton.configurations import ELEMENTS
 from pathnet.engines.triton.launch import elements, launch
 from pathnet.engines.triton.network import Shape
-from pathnet.engines.triton.state import Gradients, Saved
-from pathnet.engines.triton.tiles import Memory, load_gradients, load_means, locate
+from pathnet.engines.triton.state import GradientStates, Saved
+from pathnet.engines.triton.tiles import GradientMemory, load_gradients, load_means, locate
 
 __all__ = ["arrived", "squared_norms"]
 
@@ -40,7 +40,7 @@ def _norms_kernel(
     BLOCK_N: tl.constexpr,
 ):
     CHANNEL_TILES: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
-    memory = Memory(
+    memory = GradientMemory(
         gradients_ptr, slot_size, states_ptr, offsets_ptr, normalized_ptr, corrections_ptr, corrections_width
     )
     pixel_tiles = tl.cdiv(pixels, POINTS)
@@ -76,7 +76,7 @@ def _arrivals_kernel(
     BLOCK_N: tl.constexpr,
 ):
     CHANNEL_TILES: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
-    memory = Memory(
+    memory = GradientMemory(
         gradients_ptr, slot_size, states_ptr, offsets_ptr, normalized_ptr, corrections_ptr, corrections_width
     )
     pixel_tiles = tl.cdiv(pixels, POINTS)
@@ -106,7 +106,7 @@ def _loaded(memory, located, places, within, channel, C: tl.constexpr, CORRECT: 
     return tl.reshape(load_gradients(memory, located, places, within, means, CORRECT), places.shape)
 
 
-def squared_norms(gradients: Gradients, saved: Saved, finals: Tensor, shape: Shape) -> Tensor:
+def squared_norms(gradients: GradientStates, saved: Saved, finals: Tensor, shape: Shape) -> Tensor:
     """Return float64 [P, B], the squared norms of samples without their states' exponents.
 
     Args:
@@ -118,7 +118,7 @@ def squared_norms(gradients: Gradients, saved: Saved, finals: Tensor, shape: Sha
     return norms
 
 
-def arrived(gradients: Gradients, saved: Saved, finals: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
+def arrived(gradients: GradientStates, saved: Saved, finals: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
     """Return [P, B, H, W, C], the gradients of states without their exponents."""
     gradient = torch.empty(
         len(finals), gradients.batch, shape.height, shape.width, shape.channels, dtype=dtype, device=finals.device
@@ -130,7 +130,13 @@ def arrived(gradients: Gradients, saved: Saved, finals: Tensor, shape: Shape, dt
 
 
 def _run(
-    kernel: object, programs: int, gradients: Gradients, saved: Saved, finals: Tensor, shape: Shape, results: Tensor
+    kernel: object,
+    programs: int,
+    gradients: GradientStates,
+    saved: Saved,
+    finals: Tensor,
+    shape: Shape,
+    results: Tensor,
 ) -> None:
     points, channels = elements(ELEMENTS, shape.channels)
     launch(

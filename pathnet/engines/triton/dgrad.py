@@ -37,21 +37,21 @@ from pathnet.engines.triton.dgrad_results import relu_passes, store_gradients, s
 from pathnet.engines.triton.dgrad_terms import direct_gradients, projected_gradients, rescaling, residual_gradients
 from pathnet.engines.triton.folding import fold_means, taps_of
 from pathnet.engines.triton.launch import Tile, launch, programs_for
-from pathnet.engines.triton.network import Convolution, FusedBlock
+from pathnet.engines.triton.network import FusedBlock, PackedConvolution
 from pathnet.engines.triton.products import Phase
 from pathnet.engines.triton.schedule import Launch
-from pathnet.engines.triton.state import Gradients, Saved
+from pathnet.engines.triton.state import GradientStates, Saved
 from pathnet.engines.triton.sums import take_means
 from pathnet.engines.triton.tiles import (
     DIRECT,
     NO_SKIP,
     PROJECTION,
     ROW_FIELDS,
-    Block,
-    Conv,
-    Memory,
+    ConvConstants,
+    GradientMemory,
+    ImageSize,
     Points,
-    Size,
+    TileConstants,
     load_coefficient,
     points_of,
 )
@@ -133,11 +133,15 @@ def _dgrad_kernel(
 ):
     PHASES: tl.constexpr = STRIDE * STRIDE
     CHANNEL_TILES: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
-    conv: tl.constexpr = Conv(C, OUT_C, KERNEL, STRIDE)
-    skip: tl.constexpr = Conv(C, SKIP_C, 1, SKIP_STRIDE)
-    block: tl.constexpr = Block(PATHS, BLOCK_N, BLOCK_K, PRECISION)
-    size, out_size, skip_size = Size(height, width), Size(out_height, out_width), Size(skip_height, skip_width)
-    memory = Memory(
+    conv: tl.constexpr = ConvConstants(C, OUT_C, KERNEL, STRIDE)
+    skip: tl.constexpr = ConvConstants(C, SKIP_C, 1, SKIP_STRIDE)
+    block: tl.constexpr = TileConstants(PATHS, BLOCK_N, BLOCK_K, PRECISION)
+    size, out_size, skip_size = (
+        ImageSize(height, width),
+        ImageSize(out_height, out_width),
+        ImageSize(skip_height, skip_width),
+    )
+    memory = GradientMemory(
         gradients_ptr, slot_size, states_ptr, offsets_ptr, normalized_ptr, corrections_ptr, corrections_width
     )
     rows_ptr += tl.load(launch_ptr) * ROW_FIELDS
@@ -231,19 +235,19 @@ def _in_image(points, phase, size, STRIDE: tl.constexpr):
     return Points(points.sample, row, column, points.inside & (row < size.height) & (column < size.width))
 
 
-def dgrad_tile(conv: Convolution) -> Tile:
+def dgrad_tile(conv: PackedConvolution) -> Tile:
     """Return the tile for gradients of a convolution's input, in the type of its transposed weights."""
     return of_width(DGRAD if conv.stride == 1 else STRIDED, conv.transposed, conv.input.channels)
 
 
-def dgrad_point_tiles(conv: Convolution, batch: int) -> int:
+def dgrad_point_tiles(conv: PackedConvolution, batch: int) -> int:
     """Return the number of tiles that hold all pixels of the input, one phase after the other."""
     inputs, stride = conv.input, conv.stride
     pixels = -(-inputs.height // stride) * -(-inputs.width // stride)
     return stride * stride * dgrad_tile(conv).point_tiles(batch, pixels)
 
 
-def dgrad(gradients: Gradients, saved: Saved, block: FusedBlock, task: Launch) -> None:
+def dgrad(gradients: GradientStates, saved: Saved, block: FusedBlock, task: Launch) -> None:
     """Take the states of a launch's rows through one unit of a block, and at the block's input through its skip.
 
     Where sums are requested, the new states' means are in ``gradients.corrections`` afterwards.

@@ -64,7 +64,7 @@ def residual_gradients(
     )
     value = tl.reshape(acc, [block.PATHS, POINTS, block.BLOCK_N])
     if FOLDED:
-        # Located again: what the first product does not need would take registers during it.
+        # Located again, since what the first product does not need would take registers during it.
         located = locate(memory, source, live)
         value += shared_products(
             located, folded_ptr, constants_ptr, path_tile, channel_tile, points, phase, size, conv, block, ALL_TAPS

@@ -19,7 +19,7 @@ from pathnet.engines.triton.configurations import ELEMENTS
 from pathnet.engines.triton.launch import elements, launch, programs_for
 from pathnet.engines.triton.network import FusedBlock, TritonNetwork
 from pathnet.engines.triton.schedule import Launch
-from pathnet.engines.triton.state import Activations, Gradients, Saved
+from pathnet.engines.triton.state import ActivationStates, GradientStates, Saved
 from pathnet.engines.triton.sums import take_means
 from pathnet.engines.triton.tiles import (
     DIRECT,
@@ -27,7 +27,7 @@ from pathnet.engines.triton.tiles import (
     PROJECTION,
     ROW_FIELDS,
     STATE_FIELDS,
-    Norm,
+    NormPointers,
     clamp,
     load_coefficient,
     load_normalization,
@@ -102,7 +102,7 @@ def _ending_forward_kernel(
         if RESIDUAL:
             x_ptr = activations_ptr + tl.load(states_ptr + source * STATE_FIELDS) * slot_size
             mean_ptr = statistics_ptr + source.to(tl.int64) * (2 * statistics_width)
-            norm = Norm(gain_ptr, bias_ptr, mean_ptr, mean_ptr + statistics_width, epsilon, floor)
+            norm = NormPointers(gain_ptr, bias_ptr, mean_ptr, mean_ptr + statistics_width, epsilon, floor)
             branch = _normalized_branch(x_ptr, places, within, channel, known, norm, normalized_ptr)
             value += load_coefficient(fields + 4) * branch
         if SKIP != NO_SKIP:
@@ -110,7 +110,9 @@ def _ending_forward_kernel(
             entered_ptr = activations_ptr + tl.load(states_ptr + entered * STATE_FIELDS) * slot_size
         if SKIP == PROJECTION:
             mean_ptr = statistics_ptr + entered.to(tl.int64) * (2 * statistics_width)
-            norm = Norm(skip_gain_ptr, skip_bias_ptr, mean_ptr, mean_ptr + statistics_width, skip_epsilon, floor)
+            norm = NormPointers(
+                skip_gain_ptr, skip_bias_ptr, mean_ptr, mean_ptr + statistics_width, skip_epsilon, floor
+            )
             value += a * _normalized_branch(entered_ptr, places, within, channel, known, norm, skip_normalized_ptr)
         if SKIP == DIRECT:
             sample, row, column = point // (height * width), point // width % height, point % width
@@ -174,7 +176,7 @@ def _ending_backward_kernel(
 
 
 def ending_forward(
-    network: TritonNetwork, activations: Activations, task: Launch, saved: Saved | None = None
+    network: TritonNetwork, activations: ActivationStates, task: Launch, saved: Saved | None = None
 ) -> None:
     """Compute the sums of a launch's rows.
 
@@ -227,7 +229,7 @@ def ending_point_tiles(block: FusedBlock, batch: int) -> int:
     return -(-batch * block.output.pixels // elements(ELEMENTS, block.output.channels)[0])
 
 
-def ending_backward(gradients: Gradients, saved: Saved, block: FusedBlock, task: Launch) -> None:
+def ending_backward(gradients: GradientStates, saved: Saved, block: FusedBlock, task: Launch) -> None:
     """Take gradients of sums through the BN behind the last convolution, or that behind the projection."""
     unit, outputs = block.ends[0] if task.residual else block.ends[1], block.output
     points, channels = elements(ELEMENTS, outputs.channels)

@@ -18,9 +18,9 @@ import triton.language as tl
 
 from pathnet.engines.triton.configurations import FOLDED
 from pathnet.engines.triton.launch import launch, power_of_two_from, programs_for
-from pathnet.engines.triton.network import Convolution
+from pathnet.engines.triton.network import PackedConvolution
 from pathnet.engines.triton.schedule import Launch
-from pathnet.engines.triton.state import Gradients
+from pathnet.engines.triton.state import GradientStates
 from pathnet.engines.triton.tiles import ROW_FIELDS, STATE_FIELDS
 
 __all__ = ["constants_size", "fold_means", "folded_size", "taps_of"]
@@ -78,22 +78,22 @@ def _fold_kernel(
         tl.store(terms_ptr + ALL_TAPS * C, second, mask=(channel < C)[None, :])
 
 
-def taps_of(conv: Convolution) -> int:
+def taps_of(conv: PackedConvolution) -> int:
     """Return the number of constants for a convolution's taps: a power of two that a matrix product accepts."""
     return max(16, power_of_two_from(conv.kernel**2))
 
 
-def folded_size(conv: Convolution) -> int:
+def folded_size(conv: PackedConvolution) -> int:
     """Return the elements of a row's weights."""
     return conv.transposed.numel()
 
 
-def constants_size(conv: Convolution) -> int:
+def constants_size(conv: PackedConvolution) -> int:
     """Return the elements of a row's constants."""
     return 2 * taps_of(conv) * conv.input.channels
 
 
-def fold_means(gradients: Gradients, conv: Convolution, task: Launch) -> None:
+def fold_means(gradients: GradientStates, conv: PackedConvolution, task: Launch) -> None:
     """Store every row's weights in ``gradients.folded`` [rows, taps, C_out, C], and its constants in
     ``gradients.constants`` [rows, 2, `taps_of`, C].
 

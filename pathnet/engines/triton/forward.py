@@ -21,9 +21,9 @@ import triton.language as tl
 from pathnet.engines.triton.configurations import FLOAT32, FORWARD, of_width
 from pathnet.engines.triton.forward_terms import add_products, load_pixels, save_input, store_moments
 from pathnet.engines.triton.launch import Tile, launch, programs_for
-from pathnet.engines.triton.network import Convolution, FusedBlock, TritonNetwork
+from pathnet.engines.triton.network import FusedBlock, PackedConvolution, TritonNetwork
 from pathnet.engines.triton.schedule import Launch
-from pathnet.engines.triton.state import Activations, Saved
+from pathnet.engines.triton.state import ActivationStates, Saved
 from pathnet.engines.triton.statistics import take_statistics
 from pathnet.engines.triton.tiles import (
     DIRECT,
@@ -31,9 +31,9 @@ from pathnet.engines.triton.tiles import (
     PROJECTION,
     ROW_FIELDS,
     STATE_FIELDS,
-    Conv,
-    Norm,
-    Size,
+    ConvConstants,
+    ImageSize,
+    NormPointers,
     clamp,
     load_coefficient,
     points_of,
@@ -108,9 +108,9 @@ def _forward_kernel(
     PRECISION: tl.constexpr,
 ):
     CHANNEL_TILES: tl.constexpr = (OUT_C + BLOCK_N - 1) // BLOCK_N
-    conv: tl.constexpr = Conv(C, OUT_C, KERNEL, STRIDE)
-    skip: tl.constexpr = Conv(SKIP_C, OUT_C, 1, SKIP_STRIDE)
-    size, skip_size = Size(height, width), Size(skip_height, skip_width)
+    conv: tl.constexpr = ConvConstants(C, OUT_C, KERNEL, STRIDE)
+    skip: tl.constexpr = ConvConstants(SKIP_C, OUT_C, 1, SKIP_STRIDE)
+    size, skip_size = ImageSize(height, width), ImageSize(skip_height, skip_width)
     rows_ptr += tl.load(launch_ptr) * ROW_FIELDS
     rows = tl.load(launch_ptr + 1)
     slot_size = slot_size.to(tl.int64)
@@ -132,7 +132,7 @@ def _forward_kernel(
         if BATCH:
             mean_ptr = statistics_ptr + source.to(tl.int64) * (2 * statistics_width)
             first_mean_ptr = first_statistics_ptr + entered.to(tl.int64) * (2 * statistics_width)
-        norm = Norm(gain_ptr, bias_ptr, mean_ptr, mean_ptr + statistics_width, epsilon, floor)
+        norm = NormPointers(gain_ptr, bias_ptr, mean_ptr, mean_ptr + statistics_width, epsilon, floor)
 
         value = tl.zeros([SAMPLES * PIXELS, BLOCK_N], tl.float32)
         if RESIDUAL:
@@ -145,7 +145,7 @@ def _forward_kernel(
             a = load_coefficient(fields + 3)
         if SKIP == PROJECTION:
             first_variance_ptr = first_mean_ptr + statistics_width
-            first_norm = Norm(
+            first_norm = NormPointers(
                 first_gain_ptr, first_bias_ptr, first_mean_ptr, first_variance_ptr, first_epsilon, first_floor
             )
             skipped = tl.zeros([SAMPLES * PIXELS, BLOCK_N], tl.float32)
@@ -183,19 +183,21 @@ def _forward_kernel(
             )
 
 
-def forward_tile(conv: Convolution) -> Tile:
+def forward_tile(conv: PackedConvolution) -> Tile:
     """Return the tile for a convolution's output, in the type of its weights."""
     return of_width(FORWARD, conv.weight, conv.output.channels)
 
 
-def passed(block: FusedBlock, task: Launch) -> Convolution:
+def passed(block: FusedBlock, task: Launch) -> PackedConvolution:
     """Return the convolution of a launch; a projection whose output has its own BN has its own launch."""
     if task.skip and block.ends and block.projection is not None:
         return block.projection
     return block.convolutions[task.unit]
 
 
-def forward_unit(network: TritonNetwork, activations: Activations, task: Launch, saved: Saved | None = None) -> None:
+def forward_unit(
+    network: TritonNetwork, activations: ActivationStates, task: Launch, saved: Saved | None = None
+) -> None:
     """Take the states of a launch's rows through one unit of a block, and at the block's output add its skip.
 
     In BN mode ``batch`` the new states' statistics are in ``activations.statistics`` afterwards.

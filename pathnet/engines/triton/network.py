@@ -18,7 +18,7 @@ from torch import Tensor
 from pathnet.engines.magnitudes import Magnitudes
 from pathnet.recording import BatchNormMode, Precision
 
-__all__ = ["DTYPES", "Convolution", "FusedBlock", "Shape", "TritonNetwork"]
+__all__ = ["DTYPES", "PackedConvolution", "FusedBlock", "Shape", "TritonNetwork"]
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 """Types of gradients and of weights in backward passes, by precision."""
@@ -42,7 +42,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Convolution:
+class PackedConvolution:
     """A convolution that keeps the side, except for its stride.
 
     Attributes:
@@ -72,8 +72,8 @@ class FusedBlock:
             statistics are the batch's; otherwise the convolutions contain them.
     """
 
-    convolutions: Sequence[Convolution]
-    projection: Convolution | None
+    convolutions: Sequence[PackedConvolution]
+    projection: PackedConvolution | None
     first: int
     activated: bool = False
     ends: Sequence[int] = ()
@@ -142,7 +142,7 @@ class TritonNetwork:
         return self.affine.shape[2]
 
     @cached_property
-    def convolutions(self) -> list[Convolution]:
+    def convolutions(self) -> list[PackedConvolution]:
         """Convolutions of all units."""
         return [conv for block in self.blocks for conv in block.convolutions]
 

@@ -13,7 +13,7 @@ from pathnet import scaling
 from pathnet.engines.forms import post_activation
 from pathnet.engines.magnitudes import Divided, divided
 from pathnet.engines.tables import BlockColumn, affine_behind, scaled, tables
-from pathnet.engines.triton.network import DTYPES, Convolution, FusedBlock, Shape, TritonNetwork
+from pathnet.engines.triton.network import DTYPES, FusedBlock, PackedConvolution, Shape, TritonNetwork
 from pathnet.models.residual_net import FusedForm, PostActivationForm, ResidualNet, Unit
 from pathnet.recording import BatchNormMode, Precision
 
@@ -55,7 +55,7 @@ def _divided(network: TritonNetwork, division: Divided) -> TritonNetwork:
     return replace(network, blocks=blocks, magnitudes=division.magnitudes, scale_exponents=exponents[:, None])
 
 
-def _divided_transposed(conv: Convolution, exponent: int, dtype: torch.dtype) -> Convolution:
+def _divided_transposed(conv: PackedConvolution, exponent: int, dtype: torch.dtype) -> PackedConvolution:
     weight = scaling.times_power_of_two(conv.weight, torch.tensor(-exponent, device=conv.weight.device))
     return replace(conv, transposed=weight.transpose(1, 2).to(dtype).contiguous())
 
@@ -116,7 +116,9 @@ class _Norms:
         """Add the BN behind a convolution inside a block."""
         self.units.append(self._affine(conv, norm))
 
-    def end(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, shape: Shape, backward: torch.dtype) -> Convolution:
+    def end(
+        self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, shape: Shape, backward: torch.dtype
+    ) -> PackedConvolution:
         """Return a branch's last convolution, which contains its BN if that is an affine map."""
         affine = self._affine(conv, norm)
         if self.bn == "batch":
@@ -208,15 +210,17 @@ def block_network(
     )
 
 
-def _convolution(conv: nn.Conv2d, shape: Shape, backward: torch.dtype) -> Convolution:
+def _convolution(conv: nn.Conv2d, shape: Shape, backward: torch.dtype) -> PackedConvolution:
     return _packed(conv.weight.detach(), conv.stride[0], shape, torch.float32, backward)
 
 
-def _packed(weight: Tensor, stride: int, shape: Shape, forward: torch.dtype, backward: torch.dtype) -> Convolution:
+def _packed(
+    weight: Tensor, stride: int, shape: Shape, forward: torch.dtype, backward: torch.dtype
+) -> PackedConvolution:
     """Pack a weight [C_out, C, kernel, kernel] for inputs of that shape, in the types of the two passes."""
     out_channels, channels, kernel, _ = weight.shape
     by_tap = weight.permute(2, 3, 1, 0).reshape(kernel * kernel, channels, out_channels)
-    return Convolution(
+    return PackedConvolution(
         kernel,
         stride,
         shape,

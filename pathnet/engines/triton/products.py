@@ -10,7 +10,7 @@ import triton.language as tl
 from pathnet.engines.triton.tiles import Points, load_gradients, load_means
 
 
-class Outputs(NamedTuple):
+class OutputPixels(NamedTuple):
     """Pixels of a convolution's output that the input's points meet by its middle tap, each field [POINTS]."""
 
     pixel: tl.tensor
@@ -19,7 +19,7 @@ class Outputs(NamedTuple):
     inside: tl.tensor
 
 
-class Tap(NamedTuple):
+class TapPixels(NamedTuple):
     """A tap: its row and column, which may lie beyond the kernel, and the output's pixels that points meet by it.
 
     ``pixel`` and ``hit`` are [POINTS]; without a hit the pixel lies outside of the image.
@@ -45,7 +45,7 @@ def outputs_of(points, size, STRIDE: tl.constexpr, PHASES: tl.constexpr):
     if PHASES < STRIDE:
         inside = inside & (points.row % STRIDE == 0) & (points.column % STRIDE == 0)
     row, column = points.row // STRIDE, points.column // STRIDE
-    return Outputs((points.sample * size.height + row) * size.width + column, row, column, inside)
+    return OutputPixels((points.sample * size.height + row) * size.width + column, row, column, inside)
 
 
 @triton.jit
@@ -59,7 +59,7 @@ def tap_of(number, phase, outputs, size, conv: tl.constexpr, PHASES: tl.constexp
     columns = (phase.column + PADDING - tap_column) // conv.STRIDE
     hit = outputs.inside & (outputs.row >= -rows) & (outputs.row < size.height - rows)
     hit = hit & (outputs.column >= -columns) & (outputs.column < size.width - columns)
-    return Tap(tap_row, tap_column, outputs.pixel + (rows * size.width + columns), hit)
+    return TapPixels(tap_row, tap_column, outputs.pixel + (rows * size.width + columns), hit)
 
 
 @triton.jit

@@ -18,7 +18,7 @@ from pathnet.engines.triton.folding import constants_size, folded_size
 from pathnet.engines.triton.network import FusedBlock, TritonNetwork
 from pathnet.engines.triton.plan import LaunchPlan, plan_backward, plan_launches
 from pathnet.engines.triton.schedule import Launch, Schedule
-from pathnet.engines.triton.state import Allocate, Gradients, PlanBuffer, Saved, allocate_on
+from pathnet.engines.triton.state import Allocate, GradientStates, PlanBuffer, Saved, allocate_on
 from pathnet.engines.triton.steps import Exit, Steps
 from pathnet.scaling import ScaledGradient
 
@@ -73,7 +73,7 @@ class BackwardPass:
         size = -(-batch * network.largest // 16) * 16
         width = 1 if by_batch else batch
         sums_room, folded_room, constants_room = _room(network, schedule, batch)
-        self.gradients = Gradients(
+        self.gradients = GradientStates(
             allocate([schedule.slot_count, size], network.backward_dtype),
             buffer.rows,
             buffer.launches,

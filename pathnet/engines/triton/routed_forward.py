@@ -12,7 +12,7 @@ from pathnet.engines.triton.forward import forward_tile, forward_unit, passed
 from pathnet.engines.triton.network import TritonNetwork
 from pathnet.engines.triton.plan import LaunchPlan, plan_launches
 from pathnet.engines.triton.schedule import Launch, Schedule
-from pathnet.engines.triton.state import Activations, Allocate, PlanBuffer, Saved, allocate_on
+from pathnet.engines.triton.state import ActivationStates, Allocate, PlanBuffer, Saved, allocate_on
 from pathnet.engines.triton.steps import Exit, Steps
 
 __all__ = ["ForwardPass", "routed_forward", "schedule_forward"]
@@ -41,7 +41,7 @@ class ForwardPass:
         self.network, self.buffer, self.schedule = network, buffer, buffer.schedule
         schedule, by_batch = buffer.schedule, network.bn == "batch"
         most = max((launch.count * _moments(network, launch, batch) for launch in schedule.launches), default=0)
-        self.activations = Activations(
+        self.activations = ActivationStates(
             allocate([schedule.slot_count, -(-batch * network.largest // 16) * 16], dtype),
             buffer.rows,
             buffer.launches,

@@ -14,7 +14,7 @@ from pathnet.engines.triton.network import TritonNetwork
 from pathnet.engines.triton.plan import LaunchPlan
 from pathnet.engines.triton.schedule import NOTHING, Schedule
 
-__all__ = ["Activations", "Allocate", "Gradients", "PlanBuffer", "Saved", "allocate_on"]
+__all__ = ["ActivationStates", "Allocate", "GradientStates", "PlanBuffer", "Saved", "allocate_on"]
 
 Allocate = Callable[[Sequence[int], torch.dtype], Tensor]
 """Takes a shape and a type to a tensor of whatever lies there."""
@@ -136,7 +136,7 @@ class Saved:
 
 
 @dataclass(frozen=True)
-class Gradients:
+class GradientStates:
     """The states of a backward pass; see `schedule`.
 
     Attributes:
@@ -167,7 +167,7 @@ class Gradients:
 
 
 @dataclass(frozen=True)
-class Activations:
+class ActivationStates:
     """The states of a forward pass; see `schedule`.
 
     Attributes:

@@ -18,7 +18,7 @@ import triton.language as tl
 from pathnet.engines.triton.configurations import ROWS
 from pathnet.engines.triton.launch import launch, programs_for
 from pathnet.engines.triton.schedule import Launch
-from pathnet.engines.triton.state import Activations
+from pathnet.engines.triton.state import ActivationStates
 from pathnet.engines.triton.tiles import ROW_FIELDS
 
 __all__ = ["take_statistics"]
@@ -74,7 +74,7 @@ def _statistics_kernel(
         tl.store(target_ptr + statistics_width, squares / tl.maximum(count, 1.0), mask=known)
 
 
-def take_statistics(activations: Activations, task: Launch, tiles: int, channels: int) -> None:
+def take_statistics(activations: ActivationStates, task: Launch, tiles: int, channels: int) -> None:
     """Store mean and variance of every row's target in ``activations.statistics``.
 
     Args:

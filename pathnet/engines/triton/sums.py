@@ -17,7 +17,7 @@ from torch import Tensor
 from pathnet.engines.triton.configurations import ROWS
 from pathnet.engines.triton.launch import launch, programs_for
 from pathnet.engines.triton.schedule import Launch
-from pathnet.engines.triton.state import Gradients
+from pathnet.engines.triton.state import GradientStates
 from pathnet.engines.triton.tiles import ROW_FIELDS
 
 __all__ = ["take_means"]
@@ -65,7 +65,9 @@ def _means_kernel(
         tl.store(means + corrections_width, second * scale, mask=known)
 
 
-def take_means(gradients: Gradients, task: Launch, tiles: int, scales: Tensor, channels: int, pixels: int) -> None:
+def take_means(
+    gradients: GradientStates, task: Launch, tiles: int, scales: Tensor, channels: int, pixels: int
+) -> None:
     """Store the means of every row's target in ``gradients.corrections``.
 
     Args:

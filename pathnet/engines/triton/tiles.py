@@ -13,7 +13,8 @@ NO_SKIP, DIRECT, PROJECTION = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 ROW_FIELDS = tl.constexpr(5)
 """Fields of a row: the states source, target and entered (-1 for none), the coefficients a and c as float32 bits.
 
-``entered`` is the state at the block's end where a row comes from, which the block's skip reads.
+``entered`` is the state in which the routing comes to the block, or its gradient behind the projection's BN: what the
+block's skip reads.
 """
 
 STATE_FIELDS = tl.constexpr(2)
@@ -29,14 +30,14 @@ class Points(NamedTuple):
     inside: tl.tensor
 
 
-class Size(NamedTuple):
+class ImageSize(NamedTuple):
     """Height and width of an image, in pixels."""
 
     height: tl.tensor
     width: tl.tensor
 
 
-class Conv(NamedTuple):
+class ConvConstants(NamedTuple):
     """Constants of a convolution [OUT_C, C, KERNEL, KERNEL]."""
 
     C: tl.constexpr
@@ -45,7 +46,7 @@ class Conv(NamedTuple):
     STRIDE: tl.constexpr
 
 
-class Block(NamedTuple):
+class TileConstants(NamedTuple):
     """Constants of a tile: its gradients, its channels of the result, channels multiplied at a time, and how."""
 
     PATHS: tl.constexpr
@@ -54,7 +55,7 @@ class Block(NamedTuple):
     PRECISION: tl.constexpr
 
 
-class Norm(NamedTuple):
+class NormPointers(NamedTuple):
     """A batch normalisation and the ReLU behind it, which clamps at ``floor``; pointers are to float32 [C]."""
 
     gain_ptr: tl.tensor
@@ -65,8 +66,8 @@ class Norm(NamedTuple):
     floor: tl.tensor
 
 
-class Normalization(NamedTuple):
-    """Values of a `Norm` for some channels, [K] each: ``scale`` is the gain divided by the deviation."""
+class NormValues(NamedTuple):
+    """Values of a batch normalisation for some channels, [K] each: ``scale`` is the gain divided by the deviation."""
 
     mean: tl.tensor
     inverse_deviation: tl.tensor
@@ -74,8 +75,8 @@ class Normalization(NamedTuple):
     bias: tl.tensor
 
 
-class Memory(NamedTuple):
-    """Memory of a backward pass, see `state.Gradients` and `state.Saved`.
+class GradientMemory(NamedTuple):
+    """Memory of a backward pass, see `state.GradientStates` and `state.Saved`.
 
     Attributes:
         gradients_ptr, slot_size: [slots, slot_size], one state's gradient in each slot.
@@ -93,7 +94,7 @@ class Memory(NamedTuple):
     corrections_width: tl.tensor
 
 
-class Located(NamedTuple):
+class LocatedStates(NamedTuple):
     """States [PATHS] that a program reads: the first element of each, int64; whether they still await BN's means, and
     the x_hat that those means go with."""
 
@@ -104,7 +105,7 @@ class Located(NamedTuple):
     x_hat_ptr: tl.tensor
 
 
-class Means(NamedTuple):
+class BackwardMeans(NamedTuple):
     """Means that BN's backward pass subtracts, float32 [PATHS, K]: of the gradient, and of its product with x_hat."""
 
     mean: tl.tensor
@@ -169,11 +170,11 @@ def clamp(x, floor):
 
 @triton.jit
 def load_normalization(norm, channel, known):
-    """Return a `Norm`'s values for some channels."""
+    """Return the values of a batch normalisation for some channels."""
     mean = tl.load(norm.mean_ptr + channel, mask=known, other=0.0)
     inverse_deviation = tl.rsqrt(tl.load(norm.variance_ptr + channel, mask=known, other=1.0) + norm.epsilon)
     scale = tl.load(norm.gain_ptr + channel, mask=known, other=0.0) * inverse_deviation
-    return Normalization(mean, inverse_deviation, scale, tl.load(norm.bias_ptr + channel, mask=known, other=0.0))
+    return NormValues(mean, inverse_deviation, scale, tl.load(norm.bias_ptr + channel, mask=known, other=0.0))
 
 
 @triton.jit
@@ -183,7 +184,7 @@ def locate(memory, states, live):
     unit = tl.max(tl.where(live, tl.load(fields + 1), -1), 0)
     first = tl.multiple_of(tl.load(memory.offsets_ptr + tl.maximum(unit, 0)), 16)
     starts = tl.load(fields).to(tl.int64) * memory.slot_size
-    return Located(states, live, starts, unit >= 0, memory.normalized_ptr + first)
+    return LocatedStates(states, live, starts, unit >= 0, memory.normalized_ptr + first)
 
 
 @triton.jit
@@ -197,7 +198,7 @@ def load_means(memory, located, channel, has_channel, CORRECT: tl.constexpr):
         mask = (located.live & located.awaits_means)[:, None] & has_channel[None, :]
         mean = tl.load(means, mask=mask, other=0.0)
         mean_x_hat = tl.load(means + width, mask=mask, other=0.0)
-    return Means(mean, mean_x_hat)
+    return BackwardMeans(mean, mean_x_hat)
 
 
 @triton.jit

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pathnet.engines.triton.arrivals import arrived
 from pathnet.engines.triton.dgrad import dgrad, dgrad_point_tiles
-from pathnet.engines.triton.network import Convolution, FusedBlock, TritonNetwork
+from pathnet.engines.triton.network import FusedBlock, PackedConvolution, TritonNetwork
 from pathnet.engines.triton.numbers import write_numbers
 from pathnet.engines.triton.plan import LaunchPlan, plan_backward, plan_forward
 from pathnet.engines.triton.routed_backward import BackwardPass, dgrad_paths
@@ -141,7 +141,7 @@ class _Key:
         return isinstance(other, _Key) and self.key == other.key
 
 
-def _shape_of(conv: Convolution) -> Convolution:
+def _shape_of(conv: PackedConvolution) -> PackedConvolution:
     weight, transposed = (torch.empty(0, dtype=tensor.dtype) for tensor in (conv.weight, conv.transposed))
     return replace(conv, weight=weight, transposed=transposed)
 

@@ -21,9 +21,18 @@ from torch import Tensor
 
 from pathnet.engines.triton.configurations import FLOAT32, WGRAD, of_width
 from pathnet.engines.triton.launch import launch, power_of_two_from, programs_for
-from pathnet.engines.triton.network import Convolution
-from pathnet.engines.triton.state import Gradients, Saved
-from pathnet.engines.triton.tiles import Conv, Memory, Size, clamp, load_gradients, load_means, locate, quotient
+from pathnet.engines.triton.network import PackedConvolution
+from pathnet.engines.triton.state import GradientStates, Saved
+from pathnet.engines.triton.tiles import (
+    ConvConstants,
+    GradientMemory,
+    ImageSize,
+    clamp,
+    load_gradients,
+    load_means,
+    locate,
+    quotient,
+)
 
 __all__ = ["wgrad"]
 
@@ -63,9 +72,9 @@ def _wgrad_kernel(
     COLUMNS: tl.constexpr = KERNEL * KERNEL * C
     COLUMN_TILES: tl.constexpr = (COLUMNS + BLOCK_N - 1) // BLOCK_N
     ROW_TILES: tl.constexpr = (OUT_C + BLOCK_M - 1) // BLOCK_M
-    conv: tl.constexpr = Conv(C, OUT_C, KERNEL, STRIDE)
-    size, out_size = Size(height, width), Size(out_height, out_width)
-    memory = Memory(
+    conv: tl.constexpr = ConvConstants(C, OUT_C, KERNEL, STRIDE)
+    size, out_size = ImageSize(height, width), ImageSize(out_height, out_width)
+    memory = GradientMemory(
         gradients_ptr, slot_size, states_ptr, offsets_ptr, normalized_ptr, corrections_ptr, corrections_width
     )
     program = tl.program_id(0)
@@ -128,7 +137,9 @@ def _inputs(
     return pixel * conv.C + from_tap, hit
 
 
-def wgrad(gradients: Gradients, saved: Saved, state: int, conv: Convolution, unit: int, affine: Tensor) -> Tensor:
+def wgrad(
+    gradients: GradientStates, saved: Saved, state: int, conv: PackedConvolution, unit: int, affine: Tensor
+) -> Tensor:
     """Return float32 [C_out, C, kernel, kernel], the gradient of a convolution's weight.
 
     Args:

@@ -23,7 +23,7 @@ from pathnet.engines import triton as triton_engine
 from pathnet.engines.transfers import to_device
 from pathnet.engines.triton import TritonPrepared, TritonWalk
 from pathnet.engines.triton.graphs import Graphs
-from pathnet.engines.triton.network import Convolution, TritonNetwork
+from pathnet.engines.triton.network import PackedConvolution, TritonNetwork
 from pathnet.engines.triton.packing import block_network, network_of
 from pathnet.engines.triton.state import Saved, allocate_on
 from pathnet.models import ResidualNet
@@ -75,7 +75,7 @@ def nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> stub_cuda.Cuda:
 
 
 def on_meta(network: TritonNetwork) -> TritonNetwork:
-    def moved(conv: Convolution) -> Convolution:
+    def moved(conv: PackedConvolution) -> PackedConvolution:
         shift = None if conv.shift is None else conv.shift.to(META)
         return replace(conv, weight=conv.weight.to(META), transposed=conv.transposed.to(META), shift=shift)
 

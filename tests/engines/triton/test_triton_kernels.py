@@ -36,7 +36,7 @@ from pathnet.engines.triton.dgrad import dgrad, dgrad_tile  # noqa: E402
 from pathnet.engines.triton.endings import ending_backward, ending_forward  # noqa: E402
 from pathnet.engines.triton.forward import forward_unit  # noqa: E402
 from pathnet.engines.triton.schedule import NOTHING, Launch  # noqa: E402
-from pathnet.engines.triton.state import Activations, Gradients  # noqa: E402
+from pathnet.engines.triton.state import ActivationStates, GradientStates  # noqa: E402
 from pathnet.engines.triton.statistics import take_statistics  # noqa: E402
 from pathnet.engines.triton.sums import take_means  # noqa: E402
 from pathnet.engines.triton.tiles import points_of  # noqa: E402
@@ -55,7 +55,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def launched_backward(
     kind: type[PreactBlock | PostactBlock], task: Launch, rows: Tensor, launch: Tensor
-) -> Gradients:
+) -> GradientStates:
     network = network_of_a_block(kind)
     gradients = gradients_of(network, rows, launch, waiting=NOTHING if task.ending else 1)
     (ending_backward if task.ending else dgrad)(gradients, saved_of(network), network.blocks[0], task)
@@ -64,14 +64,14 @@ def launched_backward(
 
 def launched_forward(
     kind: type[PreactBlock | PostactBlock], task: Launch, rows: Tensor, launch: Tensor
-) -> Activations:
+) -> ActivationStates:
     network = network_of_a_block(kind)
     activations = activations_of(network, rows, launch)
     (ending_forward if task.ending else forward_unit)(network, activations, task)
     return activations
 
 
-Run = Callable[[Any, Launch, Tensor, Tensor], Gradients | Activations]
+Run = Callable[[Any, Launch, Tensor, Tensor], GradientStates | ActivationStates]
 
 LAUNCHES: dict[str, tuple[Run, type[PreactBlock | PostactBlock], Launch]] = {
     "back, inside": (launched_backward, PreactBlock, Launch(0, 1, True, False, count=CAPACITY)),
@@ -83,13 +83,15 @@ LAUNCHES: dict[str, tuple[Run, type[PreactBlock | PostactBlock], Launch]] = {
 }
 
 
-def compare(states: Gradients | Activations, expected: Gradients | Activations, names: Sequence[str]) -> None:
+def compare(
+    states: GradientStates | ActivationStates, expected: GradientStates | ActivationStates, names: Sequence[str]
+) -> None:
     for name in names:
         left, right = getattr(states, name), getattr(expected, name)
         assert torch.equal(left.nan_to_num(-7), right.nan_to_num(-7)), name
 
 
-def results(states: Gradients | Activations) -> list[str]:
+def results(states: GradientStates | ActivationStates) -> list[str]:
     tensors = [field.name for field in fields(states) if isinstance(getattr(states, field.name), Tensor)]
     return [name for name in tensors if name not in ("rows", "launches", "states")]
 

@@ -24,7 +24,7 @@ from pathnet.engines.triton.folding import constants_size, folded_size, taps_of 
 from pathnet.engines.triton.launch import Tile  # noqa: E402
 from pathnet.engines.triton.packing import network_of  # noqa: E402
 from pathnet.engines.triton.schedule import NOTHING, Launch  # noqa: E402
-from pathnet.engines.triton.state import Gradients, Saved  # noqa: E402
+from pathnet.engines.triton.state import GradientStates, Saved  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +74,7 @@ def test_parts_of_a_weight_gradient_beyond_two_to_the_31(monkeypatch: pytest.Mon
     values, normalized = (memory_bounds.reserved(points * 512, torch.float32) for _ in range(2))
     values[-512:], normalized[-512:] = 1, 1
     nothing, no_exponents = torch.zeros(0), torch.zeros(1, 1, dtype=torch.int32)
-    gradients = Gradients(
+    gradients = GradientStates(
         values[None],
         torch.zeros(1, 5, dtype=torch.int32),
         torch.zeros(1, 2, dtype=torch.int32),
@@ -109,7 +109,7 @@ def test_constants_of_folded_means_beyond_two_to_the_31(monkeypatch: pytest.Monk
     programs = count * taps_of(conv) * (512 // FOLDED.channels)
     # The first channels of the middle tap.
     memory_bounds.run_one_program(monkeypatch, programs - (taps_of(conv) - 4) * (512 // FOLDED.channels), programs)
-    gradients = Gradients(
+    gradients = GradientStates(
         torch.zeros(1, 1),
         torch.zeros(count, 5, dtype=torch.int32),
         torch.tensor([[0, count]], dtype=torch.int32),
@@ -147,7 +147,7 @@ def test_exponents_of_states_beyond_two_to_the_31(monkeypatch: pytest.MonkeyPatc
     rows = torch.tensor(
         [[last, last + 1, last, one, one]] + [[NOTHING] * 3 + [0, 0]] * (paths - 1), dtype=torch.int32
     )
-    gradients = Gradients(
+    gradients = GradientStates(
         torch.ones(2, batch),
         rows,
         torch.tensor([[0, paths]], dtype=torch.int32),
