@@ -69,20 +69,20 @@ $(VENV)/torch:
 
 # Where no network is, what a GPU run needs may be there without all that experiments and figures need.
 build/installed: $(NATIVE)
-	$(RUN) -m pip install --quiet --retries 1 --no-build-isolation -e . || \
+	$(RUN) -m pip install --quiet --retries 1 --no-build-isolation -e '.[paper]' || \
 	$(RUN) -m pip install --quiet --no-build-isolation --no-deps -e .
 	@touch $@
 
 $(VENV)/installed: $(NATIVE) | $(VENV)/torch
-	$(RUN) -m pip install --quiet --no-build-isolation -e '.[dev]'
+	$(RUN) -m pip install --quiet --no-build-isolation -e '.[dev,paper]'
 	@touch $@
 
 # What pyproject.toml names, without a build of the package itself.
 $(INTEROP)/installed: pyproject.toml
 	$(PYTHON) -m venv $(INTEROP)
-	$(INTEROP)/bin/python -c "import tomllib; own = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-	extra = own['optional-dependencies']; \
-	print(*own['dependencies'], *extra['vision'], *extra['language'], *extra['tensorboard'], sep='\n')" \
+	$(INTEROP)/bin/python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+	extra = project['optional-dependencies']; \
+	print(*project['dependencies'], *extra['paper'], *extra['vision'], *extra['language'], *extra['tensorboard'], sep='\n')" \
 	> $(INTEROP)/requirements.txt
 	$(INTEROP)/bin/python -m pip install --quiet $(INTEROP_TORCH) pytest pytest-xdist -r $(INTEROP)/requirements.txt
 	$(INTEROP)/bin/python -c "import tensorboard, timm, torchvision, transformers"

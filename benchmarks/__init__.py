@@ -1,1 +1,2 @@
-"""What only a GPU can show: tests there, memory checks, and timings against plain PyTorch; see `benchmarks.gpu`."""
+"""Benchmarks: on a GPU tests, memory checks and timings (`benchmarks.gpu`), on a processor timings
+(`benchmarks.cpu`)."""

@@ -1,8 +1,9 @@
-"""The cpu engine's walks beside plain PyTorch: ``python -m pytest -s benchmarks/bench_routed_backward.py [--small]``.
+"""The cpu engine beside plain PyTorch: ``python -m pytest -s benchmarks/bench_routed_backward.py [--small]``.
 
-The steps are those of ``pathnet bench``: the comparison is interleaved inside of a step, whose figures stand in its
-``extra_info``, in the table at the end and in the results file; pytest-benchmark's own table holds how long each step
-took. ``test_one_path`` repeats one path of a middle length by each competitor, one after the other, for a quick look.
+The steps are those of ``pathnet bench``. A step times its competitors in turn; its findings are in its
+``extra_info``, in the table at the end and in the results file, and the table of pytest-benchmark holds only the
+duration of each step. ``test_one_path`` repeats one path of a middle length by each competitor, one after the other,
+for a quick look.
 """
 
 from __future__ import annotations

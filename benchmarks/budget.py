@@ -1,9 +1,9 @@
-"""What each step of a run on a GPU is reckoned to take, from counts: ``python -m benchmarks.budget`` prints it.
+"""The estimated time of each step of a run on a GPU: ``python -m benchmarks.budget`` prints it.
 
-Kernels are counted by `benchmarks.kernels`, in the steps' own shapes, without a GPU; what compiling one and building
-the native library take was measured on a core. How long a step then runs is reckoned: rounds, times what one is
-believed to take on an H100, which no GPU has confirmed. A step may take `SLACK` times as much. All limits together,
-and the native build before them, are the 450 s of a run.
+`benchmarks.kernels` counts kernels in the steps' own shapes, without a GPU. The time to compile one, and to build the
+native library, was measured on one core. A step's run time is estimated: rounds times the expected time of one on an
+H100, which no GPU has confirmed. A step may take `SLACK` times the estimate. All limits together, with the native
+build before them, are the 450 s of a run.
 """
 
 from __future__ import annotations
@@ -37,39 +37,40 @@ __all__ = [
 RUN_S = 450.0
 
 CORES = 16
-"""Of the machine that the budget is made for."""
+"""Cores of the machine that the budget is for."""
 
 SLACK = 1.2
 
 KERNEL_S = 1.3
-"""One core's for one of Triton's kernels: 1.6 measured, less the fifth that source lines take, which a run omits."""
+"""Core seconds to compile one Triton kernel: 1.6 measured, less a fifth for source lines, which a run omits."""
 
 POOL_S = 4.0
-"""Until the process that compiles has imported torch and Triton, and while some of its workers have no work left."""
+"""Seconds until the compiling process has imported torch and Triton, and while some of its workers are idle at the
+end."""
 
 START_S = 4.0
-"""Of a step's process: Python, torch, CUDA, a network and its statistics."""
+"""Seconds to start a step's process: Python, torch, CUDA, a network and its statistics."""
 
 NATIVE_CORE_S, NATIVE_LONGEST_S, NATIVE_REST_S = 189.0, 21.0, 6.0
-"""One core's for the native library, measured, and for the file of it that takes longest; and pip's and CMake's."""
+"""Core seconds to build the native library, and seconds of its slowest file, measured; seconds of pip and CMake."""
 
 TESTS, TEST_PROCESSES = {"cuda_tests": 60, "triton_tests": 37}, 8
-"""How many tests each step has, and how many processes share them out, at most."""
+"""Number of tests of each step; largest number of processes that run them."""
 
 LEAST_LIMIT_S = 10.0
-"""Of any step: a first look at torch's files on a cold disk takes as long as some."""
+"""Smallest limit of a step, in seconds: reading torch's files from a cold disk takes as long as some steps."""
 
 REHEARSAL_LIMIT_S = 600.0
-"""Of a step that is rehearsed, on whatever machine."""
+"""Limit of a rehearsed step on any machine, in seconds."""
 
 LEAST_ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a step does: ``rounds`` times something of ``each_s`` seconds."""
+    """A part of a step: ``rounds`` repeats of ``each_s`` seconds."""
 
-    what: str
+    title: str
     rounds: float
     each_s: float
 
@@ -80,11 +81,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step takes.
+    """The cost of a step.
 
     Attributes:
-        parts: of its time on the GPU and in Python.
-        kernels: that it compiles, at most; the step before that compiles ahead has those of all others.
+        parts: Parts of its time on the GPU and in Python.
+        kernels: Largest number of kernels that it compiles; one step compiles those of all others ahead.
     """
 
     parts: tuple[Part, ...]
@@ -96,7 +97,7 @@ class Cost:
 
 
 def _sweeps(setup: Setup, *batch_s: float) -> tuple[Part, ...]:
-    """Batch after batch, by precision, for no longer than the setup's seconds."""
+    """Return the parts of a sweep by precision: batch after batch, no longer than the setup's seconds."""
     return tuple(
         Part(f"batches of {precision}", 1, min(setup.seconds, setup.sweep_batches * each))
         for precision, each in zip(setup.precisions, batch_s, strict=False)
@@ -104,15 +105,15 @@ def _sweeps(setup: Setup, *batch_s: float) -> tuple[Part, ...]:
 
 
 def _rounds(setup: Setup, each_s: float, warm_up: int = 2) -> float:
-    """How many rounds a comparison makes, by `benchmarks.timing.interleaved`."""
+    """Return the number of rounds of a comparison by `benchmarks.timing.interleaved`."""
     return warm_up + max(LEAST_ROUNDS, min(setup.rounds, math.ceil(setup.seconds / each_s)))
 
 
 def costs(setup: Setup) -> dict[str, Cost]:
-    """Each step's, in order.
+    """Return the cost of each step, in order.
 
-    A walk of 55 paths at batch 128: 3.4 ms in bfloat16, 11 ms in float32 by `cuda`; 11.5 ms in BN mode ``batch`` by
-    `triton`; a forward and backward pass in PyTorch 25 ms (500 launches of 50 us).
+    Backward passes along 55 paths at batch 128 take 3.4 ms in bfloat16 and 11 ms in float32 by `cuda`, 11.5 ms in BN
+    mode ``batch`` by `triton`. A forward and backward pass in PyTorch takes 25 ms (500 launches of 50 us).
     """
     lengths, precisions = len(setup.lengths), len(setup.precisions)
     # 55 passes of the loop, of batched gradients; replays of the composition.
@@ -124,7 +125,7 @@ def costs(setup: Setup) -> dict[str, Cost]:
         "cuda_tests": Cost(
             (Part("tests", TESTS["cuda_tests"] / TEST_PROCESSES, 1.0), Part("processes start", 1, 6.0))
         ),
-        "accuracy": Cost((Part("float64 walks", lengths * precisions, 0.8),)),
+        "accuracy": Cost((Part("float64 backward passes", lengths * precisions, 0.8),)),
         "sweep": Cost(
             (
                 Part("check on a small network, captures", 1, 6.0),
@@ -137,9 +138,12 @@ def costs(setup: Setup) -> dict[str, Cost]:
             (Part("tests", TESTS["triton_tests"] / TEST_PROCESSES, 2.0), Part("processes start", 1, 6.0))
         ),
         "whole_sweep": Cost((Part("drawing paths", 1, 1.0), *_sweeps(setup, 0.0045, 0.013))),
-        "batch_sweep": Cost((Part("float64 walks", precisions, 0.5), *_sweeps(setup, 0.013, 0.03))),
+        "batch_sweep": Cost((Part("float64 backward passes", precisions, 0.5), *_sweeps(setup, 0.013, 0.03))),
         "running_triton": Cost(
-            (Part("float64 walks", precisions, 0.5), Part("rounds", precisions * _rounds(setup, 0.03), 0.03))
+            (
+                Part("float64 backward passes", precisions, 0.5),
+                Part("rounds", precisions * _rounds(setup, 0.03), 0.03),
+            )
         ),
         "training": Cost((Part("captures", 4, 0.5), Part("rounds", _rounds(setup, step_round_s), step_round_s))),
         "paths": Cost(
@@ -150,7 +154,9 @@ def costs(setup: Setup) -> dict[str, Cost]:
             )
         ),
         "deletions": Cost((Part("rounds", _rounds(setup, 0.55), 55 * 0.01 + 0.02),)),
-        "sums": Cost((Part("float64 walks", precisions, 0.5), Part("rounds", precisions * _rounds(setup, 0.3), 0.3))),
+        "sums": Cost(
+            (Part("float64 backward passes", precisions, 0.5), Part("rounds", precisions * _rounds(setup, 0.3), 0.3))
+        ),
         "imagenet": Cost((Part("rounds of both modes", 2 * 5, 5 * 0.05), Part("network", 1, 2.0))),
         "scaling": Cost(
             (
@@ -167,7 +173,7 @@ def costs(setup: Setup) -> dict[str, Cost]:
 
 
 KERNELS = 650
-"""That a run compiles, at most: `benchmarks.kernels` counts them."""
+"""Largest number of kernels that a run compiles; `benchmarks.kernels` counts them."""
 
 COSTS = costs(FULL)
 
@@ -175,72 +181,74 @@ FIRST_NUMBER = Cost(
     (
         Part("Triton's driver module, by the C compiler", 1, 1.0),
         Part("launchers of Triton 3.6, by the C compiler", 50 / CORES, 0.5),
-        Part("float64 walks of the check, on the CPU", 1, 0.5),
-        Part("captures, modules loaded, the walk itself", 1, 1.5),
+        Part("float64 backward passes of the check, on the CPU", 1, 0.5),
+        Part("captures, modules loaded, the backward passes", 1, 1.5),
     ),
     kernels=50,
 )
-"""A user's, of ResNet-110 in BN mode ``batch`` and bfloat16, with nothing on disk: the kernels of the engine's check
-of itself, which are the network's own."""
+"""The cost of a user's first number, of ResNet-110 in BN mode ``batch`` and bfloat16, with an empty cache.
+
+Its kernels are those of the engine's self-check, which are the network's own."""
 
 FIRST_NUMBER_S = 20.0
-"""At most."""
+"""Limit for it, in seconds."""
 
 USERS_KERNEL_S = 1.6
-"""One core's for a kernel with source lines, as users compile it."""
+"""Core seconds to compile a kernel with source lines, as users do."""
 
 
 def compiling_s(kernels: int, cores: int = CORES, kernel_s: float = KERNEL_S) -> float:
-    """From the first to the last of so many kernels."""
+    """Return the seconds to compile so many kernels."""
     return 0.0 if kernels == 0 else POOL_S + kernels * kernel_s / cores
 
 
 def first_number_s(cores: int = CORES) -> float:
-    """Until a user has a first number."""
+    """Return the seconds until a user has a first number."""
     return FIRST_NUMBER.run_s + compiling_s(FIRST_NUMBER.kernels, cores, USERS_KERNEL_S)
 
 
 def native_s(cores: int = CORES) -> float:
-    """The native library's build."""
+    """Return the seconds to build the native library."""
     return NATIVE_REST_S + max(NATIVE_LONGEST_S, NATIVE_CORE_S / cores)
 
 
 def seconds(step: str, cores: int = CORES) -> float:
-    """What a step is reckoned to take."""
+    """Return the estimated seconds of a step."""
     return COSTS[step].run_s + compiling_s(COSTS[step].kernels, cores)
 
 
 def limit_s(step: str, cores: int = CORES) -> float:
-    """When a step is stopped."""
+    """Return the seconds after which a step is stopped."""
     return max(LEAST_LIMIT_S, SLACK * seconds(step, cores))
 
 
 def limits_s() -> float:
-    """All limits together, and the native build."""
+    """Return all limits together, with the native build."""
     return native_s() + sum(map(limit_s, COSTS))
 
 
 def table(kernels: dict[str, int], first_kernels: int) -> Table:
-    """The budget, with the kernels that each step needs and none before it, and those of a user's first number."""
+    """Return the budget as a table, with the number of kernels that each step needs first, and of a user's first
+    number."""
     title = (
-        f"Budget on {CORES} cores: {KERNEL_S} s of a core a kernel, run seconds reckoned, limits {SLACK} times both"
+        f"Budget on {CORES} cores: {KERNEL_S} core seconds a kernel, estimated run seconds, limits {SLACK} times both"
     )
-    made = Table("step", "new kernels", "compile, s", "run, s", "limit, s", "run seconds are of", title=title)
-    made.add_row("native build", "", "", "", f"{native_s():.1f}", f"{NATIVE_CORE_S:.0f} s of a core")
+    budget = Table("step", "new kernels", "compile, s", "run, s", "limit, s", "parts of the run seconds", title=title)
+    budget.add_row("native build", "", "", "", f"{native_s():.1f}", f"{NATIVE_CORE_S:.0f} core seconds")
     for step, cost in COSTS.items():
         compiled = f"{compiling_s(cost.kernels):.1f}" if cost.kernels else ""
         new = str(kernels.get(step, ""))
-        made.add_row(step, new, compiled, f"{cost.run_s:.1f}", f"{limit_s(step):.1f}", _parts(cost))
+        budget.add_row(step, new, compiled, f"{cost.run_s:.1f}", f"{limit_s(step):.1f}", _parts(cost))
     compiled = f"{sum(compiling_s(cost.kernels) for cost in COSTS.values()):.1f}"
     run = f"{sum(cost.run_s for cost in COSTS.values()):.1f}"
-    made.add_row("sum", str(sum(kernels.values())), compiled, run, f"{limits_s():.1f}", f"of {RUN_S:.0f} s")
+    budget.add_row("sum", str(sum(kernels.values())), compiled, run, f"{limits_s():.1f}", f"of {RUN_S:.0f} s")
     first = f"{compiling_s(FIRST_NUMBER.kernels, CORES, USERS_KERNEL_S):.1f}", f"{FIRST_NUMBER.run_s:.1f}"
-    made.add_row("a user's first number", str(first_kernels), *first, f"{FIRST_NUMBER_S:.1f}", _parts(FIRST_NUMBER))
-    return made
+    budget.add_row("a user's first number", str(first_kernels), *first, f"{FIRST_NUMBER_S:.1f}", _parts(FIRST_NUMBER))
+    return budget
 
 
 def _parts(cost: Cost) -> str:
-    return ", ".join(f"{part.what} {part.rounds:.3g} x {part.each_s:.3g}" for part in cost.parts)
+    return ", ".join(f"{part.title} {part.rounds:.3g} x {part.each_s:.3g}" for part in cost.parts)
 
 
 def main() -> None:

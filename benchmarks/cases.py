@@ -1,4 +1,4 @@
-"""What is measured: the network, its batches, and the sizes of a whole run and of its rehearsal on a CPU."""
+"""The network and batches that are measured, and the sizes of a complete run and of its rehearsal on a CPU."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class Setup:
     """The sizes of one run.
 
     Attributes:
-        lengths: of the single paths that are timed and judged, in residual modules.
-        path_counts, batches, depths, widths: what the scaling step varies, one at a time.
-        sweep_batches: batches of the whole sweep; the paper takes 1,000.
-        matmul: side of the square bfloat16 product that the achieved rate is held against.
-        rounds: repeats of each timing, interleaved; fewer where they would take longer than ``seconds``.
-        seconds: for the repeats of one comparison, and for one precision's whole sweep.
-        compiled_depth: of the network whose training is compiled.
-        imagenet: depth, width, side of the images and batch of the network for large images.
-        cuda_tests, triton_tests: what pytest runs in the steps of those names.
+        lengths: Lengths of the single paths that are timed and checked, in residual modules.
+        path_counts, batches, depths, widths: Sizes that the scaling step varies, one at a time.
+        sweep_batches: Number of batches of the paper's sweep; the paper takes 1,000.
+        matmul: Side of the square bfloat16 product whose rate is the reference.
+        rounds: Repeats of each timing, interleaved; fewer if they would take longer than ``seconds``.
+        seconds: Time for the repeats of one comparison, and for the paper's sweep in one precision.
+        compiled_depth: Depth of the network whose training is compiled.
+        imagenet: Depth, width, side of the images and batch of the network for large images.
+        cuda_tests, triton_tests: Folders that pytest runs in the steps of those names.
     """
 
     device: str
@@ -106,7 +106,7 @@ REHEARSAL = Setup(
 
 
 def batch(setup: Setup, number: int = 0, size: int | None = None) -> tuple[Tensor, Tensor]:
-    """Random float32 images [B, 3, side, side] and int64 labels [B], on the setup's device."""
+    """Return random float32 images [B, 3, side, side] and int64 labels [B], on the setup's device."""
     generator = torch.Generator().manual_seed(1000 + number)
     size = size or setup.batch
     images = torch.randn(size, 3, setup.side, setup.side, generator=generator)
@@ -115,9 +115,10 @@ def batch(setup: Setup, number: int = 0, size: int | None = None) -> tuple[Tenso
 
 
 def network(setup: Setup, depth: int | None = None, width: int | None = None) -> ResidualNet:
-    """Random weights; BN with random factors and shifts, its statistics from one batch and then moved a little.
+    """Return a network with random weights and random BN factors and shifts.
 
-    Statistics that fit the activations keep 54 blocks from multiplying them by powers of ten.
+    BN's statistics come from one batch and are then perturbed a little. Statistics that fit the activations keep 54
+    blocks from multiplying them by powers of ten.
     """
     torch.manual_seed(0)
     net = preact_resnet(depth or setup.depth, width or setup.width)
@@ -128,7 +129,7 @@ def network(setup: Setup, depth: int | None = None, width: int | None = None) ->
 
 
 def fit_statistics(net: ResidualNet, images: Tensor) -> ResidualNet:
-    """The network in evaluation mode, BN's statistics taken from the images and then moved a little."""
+    """Set BN's statistics from the images, perturbed a little; return the network in evaluation mode."""
     norms = _norms(net)
     momenta = [bn.momentum for bn in norms]
     for bn in norms:
@@ -152,31 +153,31 @@ def _norms(net: ResidualNet) -> list[nn.BatchNorm2d]:
 
 
 def module_flops(net: ResidualNet, side: int) -> list[tuple[int, int]]:
-    """For every block the floating-point operations of one sample's way through its module and through its skip.
+    """Return for every block the floating-point operations of its residual module and of its skip, for one sample.
 
-    Of the convolutions alone, a multiply-add counted as two. A convolution costs the same in both directions.
+    Only convolutions count, a multiply-add as two. A convolution costs the same in both directions.
     """
     counts, height = [], side
     for block in net.blocks:
         form = block.form()  # type: ignore[operator]
-        residual, own = 0, height
+        residual, side_after = 0, height
         for unit in form.units:
-            cost, own = _convolution(unit.conv, own)
+            cost, side_after = _convolution(unit.conv, side_after)
             residual += cost
         skip = _convolution(form.projection, height)[0] if form.projection is not None else 0
         counts.append((residual, skip))
-        height = own
+        height = side_after
     return counts
 
 
 def path_flops(net: ResidualNet, side: int, paths: Tensor) -> int:
-    """The floating-point operations of one sample's walks along all the paths [P, n]."""
+    """Return the floating-point operations of backward passes along all the paths [P, n], for one sample."""
     residual, skip = torch.tensor(module_flops(net, side)).T
-    taken = paths.long().cpu().sum(0)
-    return int((taken * residual + (len(paths) - taken) * skip).sum())
+    passes = paths.long().cpu().sum(0)
+    return int((passes * residual + (len(paths) - passes) * skip).sum())
 
 
 def _convolution(conv: nn.Conv2d, side: int) -> tuple[int, int]:
-    """One sample's floating-point operations, and the side of the output."""
+    """Return one sample's floating-point operations, and the side of the output."""
     out = (side + 2 * int(conv.padding[0]) - conv.kernel_size[0]) // conv.stride[0] + 1
     return 2 * conv.weight.numel() * out * out, out

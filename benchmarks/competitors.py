@@ -1,4 +1,5 @@
-"""The ways to measure norms along paths, behind one interface: checked against float64 first, then timed."""
+"""The competitors: methods to measure norms along paths, behind one interface; checked against float64 before
+timing."""
 
 from __future__ import annotations
 
@@ -11,41 +12,43 @@ import torch
 from torch import Tensor
 
 import pathnet
-from benchmarks.baselines import BatchedGradients, Composed, detach_loop, graphed, norms
+from benchmarks.baselines import BatchedGradients, detach_loop, graphed, norms
 from benchmarks.cases import Setup, batch, network
+from benchmarks.composed import Composed
 from pathnet.full_precision import full_precision
 from pathnet.models import ResidualNet
 
-__all__ = ["Competitor", "Field", "LOOP", "check", "field", "recorder"]
+__all__ = ["Competitor", "Entrants", "LOOP", "check", "build_entrants", "recorder"]
 
 LOOP = "loop"
 CHECK_DEPTH, CHECK_SIDE, CHECK_BATCH = 14, 16, 4
 NORM_TOLERANCE = {"float32": 2e-3, "bfloat16": 2e-2}
 GRADIENT_TOLERANCE = {"float32": 2e-2, "bfloat16": 5e-2}
-"""Loose in float32, since a forward of its own may flip a ReLU bit; a wrong walk is off by its own size."""
+"""Loose in float32, since another forward pass may flip a ReLU bit; the error of a wrong gradient is as large as the
+gradient."""
 
 
 @dataclass(frozen=True)
 class Competitor:
-    """One way to measure a batch's norms along fixed paths.
+    """One method to measure a batch's norms along fixed paths.
 
     Attributes:
-        norms: a forward pass and the walks, [P].
-        walk: the walks alone, [P]; None where there is no walk without a forward pass.
-        gradients: a forward pass and the walks, [P, B, C, H, W].
-        remark: what a reader of its timing should know.
+        norms: Runs a forward pass and the backward passes; returns norms [P].
+        backward: Runs the backward passes alone; returns norms [P]. None if they need a forward pass.
+        gradients: Runs a forward pass and the backward passes; returns gradients [P, B, C, H, W].
+        remark: Note for readers of its timing.
     """
 
     precision: str
     norms: Callable[[], Tensor]
-    walk: Callable[[], Tensor] | None
+    backward: Callable[[], Tensor] | None
     gradients: Callable[[], Tensor]
     remark: str = ""
 
 
 @dataclass(frozen=True)
-class Field:
-    """All competitors on one network, batch and set of paths, and why others are not among them."""
+class Entrants:
+    """All competitors on one network, batch and set of paths, and the reasons that others are missing."""
 
     competitors: dict[str, Competitor]
     unavailable: dict[str, str]
@@ -54,17 +57,18 @@ class Field:
     def best_composition(self) -> list[str]:
         return [name for name in self.competitors if name.startswith("composed")]
 
-    def own(self, precision: str) -> str:
+    def pathnet(self, precision: str) -> str:
+        """Return the name of pathnet's competitor in a precision."""
         return f"pathnet {precision}"
 
 
 def recorder(setup: Setup, net: ResidualNet, precision: str) -> Callable[[Tensor, Tensor], pathnet.Tape]:
-    """Records batch after batch through one network, prepared once."""
+    """Return a recorder of batches through one network, prepared once."""
     return pathnet.Recorder(net, engine=setup.engine, precision=precision)  # type: ignore[arg-type]
 
 
-def field(setup: Setup, net: ResidualNet, images: Tensor, labels: Tensor, paths: Tensor) -> Field:
-    """Everyone who can take part; one who fails at building is left out with the error."""
+def build_entrants(setup: Setup, net: ResidualNet, images: Tensor, labels: Tensor, paths: Tensor) -> Entrants:
+    """Build all competitors; those that cannot be built are left out with the error."""
     competitors: dict[str, Competitor] = {}
     unavailable: dict[str, str] = {}
     entries: dict[str, Callable[[], dict[str, Competitor]]] = {
@@ -84,11 +88,11 @@ def field(setup: Setup, net: ResidualNet, images: Tensor, labels: Tensor, paths:
             unavailable[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         else:
             competitors |= built
-    return Field(competitors, unavailable)
+    return Entrants(competitors, unavailable)
 
 
 def check(setup: Setup) -> dict[str, dict[str, float | bool]]:
-    """Every competitor on a small network against the reference engine in float64: relative errors, and if they pass.
+    """Compare every competitor with the reference engine in float64 on a small network; return relative errors.
 
     TF32 is off here, where numbers are compared, and at PyTorch's default where they are timed.
     """
@@ -97,17 +101,17 @@ def check(setup: Setup) -> dict[str, dict[str, float | bool]]:
     paths = torch.cat([pathnet.paths.one_of_each_length(net.n, batch=k) for k in range(2)])
     truth = pathnet.record(net, images, labels, engine="reference", precision="float64").path_gradients(paths)
     sizes = truth.flatten(1).norm(dim=1)
-    found: dict[str, dict[str, float | bool]] = {}
+    errors: dict[str, dict[str, float | bool]] = {}
     with full_precision():
-        for name, competitor in field(small, net, images, labels, paths).competitors.items():
-            # In this order, as the norms of a walk captured in a graph need a forward pass before them.
+        for name, competitor in build_entrants(small, net, images, labels, paths).competitors.items():
+            # In this order, since a captured graph of backward passes needs a forward pass before it.
             norm = float((competitor.norms().double() / sizes - 1).abs().max())
             difference = (competitor.gradients().double() - truth).flatten(1).norm(dim=1)
             gradient = float((difference / sizes).max())
             passed = norm < NORM_TOLERANCE[competitor.precision]
             passed &= gradient < GRADIENT_TOLERANCE[competitor.precision]
-            found[name] = {"norm": norm, "gradient": gradient, "passed": passed}
-    return found
+            errors[name] = {"norm": norm, "gradient": gradient, "passed": passed}
+    return errors
 
 
 def _loop(net: ResidualNet, images: Tensor, labels: Tensor, paths: Tensor) -> dict[str, Competitor]:
@@ -127,22 +131,23 @@ def _batched(net: ResidualNet, images: Tensor, labels: Tensor, paths: Tensor) ->
 
     def gradients() -> Tensor:
         batched.forward()
-        return batched.walk(paths)
+        return batched.gradients(paths)
 
-    def walk() -> Tensor:
-        return norms(batched.walk(paths))
+    def backward() -> Tensor:
+        return norms(batched.gradients(paths))
 
     def measure() -> Tensor:
         batched.forward()
-        return walk()
+        return backward()
 
-    return {"batched gradients": Competitor("float32", tuned(measure), tuned(walk), tuned(gradients))}
+    return {"batched gradients": Competitor("float32", tuned(measure), tuned(backward), tuned(gradients))}
 
 
 def _composed(setup: Setup, net: ResidualNet, images: Tensor, labels: Tensor, paths: Tensor) -> dict[str, Competitor]:
-    """The composition in all its forms; one's graphs are captured ahead, outside of what is timed.
+    """Build the composition in all its forms, with graphs captured outside of the timed part.
 
-    A graph a path (or a group of paths) flatters it: a new batch has new paths, whose graphs nobody has captured.
+    A graph for each path (or group of paths) flatters it: a new batch has new paths, whose graphs are not captured
+    yet.
     """
 
     def capture(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -158,36 +163,36 @@ def _composed(setup: Setup, net: ResidualNet, images: Tensor, labels: Tensor, pa
         forward()
         every = composed.rows(paths)
 
-        def captured_walk(own: Tensor) -> Callable[[], Tensor]:
-            rows = composed.rows(own)
-            return capture(lambda: norms(composed.walk(rows, len(own))))
+        def captured_backward(group: Tensor) -> Callable[[], Tensor]:
+            rows = composed.rows(group)
+            return capture(lambda: norms(composed.gradients(rows, len(group))))
 
         def groups(size: int) -> Callable[[], Tensor]:
-            works = [captured_walk(paths[start : start + size]) for start in range(0, len(paths), size)]
+            works = [captured_backward(paths[start : start + size]) for start in range(0, len(paths), size)]
             return lambda: torch.cat([work() for work in works])
 
         along, codes = composed.module_graphs(capture), paths.tolist()
-        walks = {
+        backward_passes = {
             "a graph a path": groups(1),
             "a graph a module": lambda: torch.cat([norms(along(code)) for code in codes]),
         }
         if len(paths) > 1:
-            walks |= {"groups of 8": groups(8), "all at once": groups(len(paths))}
+            backward_passes |= {"groups of 8": groups(8), "all at once": groups(len(paths))}
 
-    def competitor(walk: Callable[[], Tensor]) -> Competitor:
+    def competitor(backward: Callable[[], Tensor]) -> Competitor:
         def measure() -> Tensor:
             with full_precision():
                 forward()
-                return walk()
+                return backward()
 
         def gradients() -> Tensor:
             with full_precision():
                 forward()
-                return composed.walk(every, len(paths)).permute(0, 1, 4, 2, 3)
+                return composed.gradients(every, len(paths)).permute(0, 1, 4, 2, 3)
 
-        return Competitor("bfloat16", tuned(measure), tuned(walk), tuned(gradients), remark)
+        return Competitor("bfloat16", tuned(measure), tuned(backward), tuned(gradients), remark)
 
-    return {f"composed, {name}": competitor(walk) for name, walk in walks.items()}
+    return {f"composed, {name}": competitor(backward) for name, backward in backward_passes.items()}
 
 
 def _pathnet(
@@ -216,7 +221,7 @@ def _benchmark_mode() -> Iterator[None]:
 
 
 def tuned(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The work with cuDNN trying its algorithms out: a baseline gets the best that PyTorch offers."""
+    """Return the work with cuDNN's benchmark mode on, so that a baseline gets the best that PyTorch offers."""
 
     def run() -> Tensor:
         with _benchmark_mode():

@@ -6,4 +6,4 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--small", action="store_true", help="the rehearsal: seconds, and numbers without meaning")
+    parser.addoption("--small", action="store_true", help="rehearse: takes seconds, its numbers mean nothing")

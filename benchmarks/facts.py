@@ -1,4 +1,4 @@
-"""Where a run took place: device, driver, versions, clocks, commit."""
+"""The facts of a run: device, driver, versions, clocks, commit."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ CLOCKS = "clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,temperat
 
 
 def device_name(device: str) -> str:
+    """Return the GPU's name, or the processor's architecture."""
     return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else platform.machine() + " cpu"
 
 
 def commit_here(root: Path = ROOT) -> str | None:
-    """The commit of the working tree, ``-changed`` behind it where tracked files differ; None without git."""
+    """Return the commit of the working tree, followed by ``-changed`` if tracked files differ; None without git."""
     if not (root / ".git").exists():
         return None
     commit = _output(["git", "-C", str(root), "rev-parse", "--short=10", "HEAD"])
@@ -32,7 +33,7 @@ def commit_here(root: Path = ROOT) -> str | None:
 
 
 def facts(device: str) -> dict[str, object]:
-    found: dict[str, object] = {
+    known: dict[str, object] = {
         "device": device_name(device),
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -44,14 +45,14 @@ def facts(device: str) -> dict[str, object]:
     }
     if torch.device(device).type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        found |= {
+        known |= {
             "capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": properties.multi_processor_count,
             "memory_bytes": properties.total_memory,
             "driver": _nvidia_smi("driver_version"),
             "clocks": dict(zip(CLOCKS.split(","), (_nvidia_smi(CLOCKS) or "").split(", "), strict=False)),
         }
-    return found
+    return known
 
 
 def _version(package: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The steps on fused modules: BN mode ``batch``, the triton engine beside cuda, ResNet-200, training."""
+"""The steps on fused modules: BN mode ``batch``, the triton engine against cuda, ResNet-200, training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pathnet
 from benchmarks import truth
 from benchmarks.baselines import graphed
 from benchmarks.cases import Setup, batch, fit_statistics, network, path_flops
-from benchmarks.outcome import Failed, Found
+from benchmarks.outcome import Failed, Findings
 from benchmarks.timing import interleaved
 from pathnet.models import ResidualNet, preact_resnet_imagenet
 from pathnet.nn import fused_residual
@@ -32,17 +32,17 @@ __all__ = [
 ]
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2}
-"""Of a sample's norm, against float64 on the same record."""
+"""Largest relative errors of a sample's norm, against float64 on the same record."""
 
 IMAGENET_PRECISION = "bfloat16"
-"""The one in which ResNet-200 is walked: each takes as many kernels again."""
+"""The only precision for ResNet-200, since each needs as many kernels again."""
 
 IMAGE_BATCHES = 8
 
 
-def batch_sweep(setup: Setup) -> Found:
-    """The paper's sweep in BN mode ``batch``, batch after batch on the clock; and the share of its forward passes."""
-    found: Found = {"error": _errors(setup, "batch"), "precisions": {}}
+def batch_sweep(setup: Setup) -> Findings:
+    """Time the paper's sweep in BN mode ``batch``, batch after batch, and the share of its forward passes."""
+    findings: Findings = {"error": _errors(setup, "batch"), "precisions": {}}
     net, batches = network(setup), [batch(setup, number) for number in range(IMAGE_BATCHES)]
     paths = [pathnet.paths.one_of_each_length(net.n, batch=number) for number in range(setup.sweep_batches)]
     for precision in setup.precisions:
@@ -53,15 +53,15 @@ def batch_sweep(setup: Setup) -> Found:
         setup.synchronize()
         norms: list[Tensor] = []
         began = time.perf_counter()
-        for number, own in enumerate(paths):
-            norms.append(record(*batches[number % IMAGE_BATCHES]).path_gradient_norms(own))
+        for number, codes in enumerate(paths):
+            norms.append(record(*batches[number % IMAGE_BATCHES]).path_gradient_norms(codes))
             if number % 50 == 49:
                 setup.synchronize()
                 if time.perf_counter() - began > setup.seconds:
                     break
         measured = torch.stack(norms).cpu()
         seconds = time.perf_counter() - began
-        found["precisions"][precision] = {
+        findings["precisions"][precision] = {
             "engine": tape.engine,
             "seconds": seconds,
             "batches": len(norms),
@@ -70,13 +70,13 @@ def batch_sweep(setup: Setup) -> Found:
             "record_share": alone * len(norms) / seconds,
             "positive_and_finite": bool(((measured > 0) & measured.isfinite()).all()),
         }
-    return found
+    return findings
 
 
-def running_triton(setup: Setup) -> Found:
-    """A sweep of one path of every length in BN mode ``running``, by the triton engine and by cuda, in turn."""
+def running_triton(setup: Setup) -> Findings:
+    """Time a sweep of one path of every length in BN mode ``running``, by triton and by cuda in turn."""
     engines = {"triton": "triton", "cuda": "cuda"} if setup.cuda else {"triton": "cpu", "cuda": "cpu"}
-    found: Found = {"error": _errors(setup, "running", engines["triton"]), "precisions": {}}
+    findings: Findings = {"error": _errors(setup, "running", engines["triton"]), "precisions": {}}
     net, (images, labels) = network(setup), batch(setup)
     codes = pathnet.paths.one_of_each_length(net.n)
     for precision in setup.precisions:
@@ -85,15 +85,15 @@ def running_triton(setup: Setup) -> Found:
             record = pathnet.Recorder(net, engine=engine, precision=precision)  # type: ignore[arg-type]
             works[name] = lambda record=record: record(images, labels).path_gradient_norms(codes)  # type: ignore[misc]
         timings = interleaved(setup, works)
-        found["precisions"][precision] = {
+        findings["precisions"][precision] = {
             "timings": {name: timing.facts() for name, timing in timings.items()},
             "times_of_cuda": timings["triton"].median / timings["cuda"].median,
         }
-    return found
+    return findings
 
 
-def imagenet(setup: Setup) -> Found:
-    """Walks through ResNet-200 on 224 x 224 images in bfloat16, both BN modes, by length."""
+def imagenet(setup: Setup) -> Findings:
+    """Time backward passes of ResNet-200 on 224 x 224 images in bfloat16, both BN modes, by length."""
     net, side, size = imagenet_network(setup)
     images, labels = batch(replace(setup, side=side, batch=size))
     net, rows = fit_statistics(net, images), []
@@ -103,8 +103,8 @@ def imagenet(setup: Setup) -> Found:
         works: dict[str, Callable[[], object]] = {"record": partial(record, images, labels)}
         codes = {}
         for length in sorted({1, net.n // 6, net.n // 2, net.n}):
-            codes[f"length {length}"] = own = pathnet.paths.sample(net.n, length, 4)
-            works[f"length {length}"] = partial(tape.path_gradient_norms, own)
+            codes[f"length {length}"] = paths = pathnet.paths.sample(net.n, length, 4)
+            works[f"length {length}"] = partial(tape.path_gradient_norms, paths)
         for name, timing in interleaved(setup, works, rounds=3).items():
             row = {"bn": bn, "precision": IMAGENET_PRECISION, "engine": tape.engine, "what": name, **timing.facts()}
             if name in codes:
@@ -115,37 +115,37 @@ def imagenet(setup: Setup) -> Found:
 
 
 def imagenet_network(setup: Setup) -> tuple[ResidualNet, int, int]:
-    """With random weights, and the side and the number of its images."""
+    """Return a network with random weights, and the side and the number of its images."""
     depth, width, side, size = setup.imagenet
     torch.manual_seed(0)
     return preact_resnet_imagenet(depth, num_classes=10, width=width).to(setup.device), side, size
 
 
-def training(setup: Setup) -> Found:
-    """Steps of the whole network and of one with every second module skipped: eager, and through fused blocks."""
+def training(setup: Setup) -> Findings:
+    """Time training steps of all modules and with every second one skipped: eager, and through fused blocks."""
     net, (images, labels) = network(setup), batch(setup)
-    every, half = [1.0] * net.n, [float(i % 2) for i in range(net.n)]
-    found: Found = {"error": _training_error(setup)}
+    all_modules, half_of_them = [1.0] * net.n, [float(i % 2) for i in range(net.n)]
+    findings: Findings = {"error": _training_error(setup)}
     works: dict[str, Callable[[], object]] = {}
-    for name, drawn in (("whole", every), ("half", half)):
+    for name, drawn in (("whole", all_modules), ("half", half_of_them)):
         works[f"eager, {name}"] = _step(net, images, labels, drawn, _eager)
         works[f"fused, {name}"] = step = _step(net, images, labels, drawn, fused_residual)
         if setup.cuda:
             works[f"fused in a graph, {name}"] = graphed(step)
     timings = interleaved(setup, works)
-    return {**found, "timings": {name: timing.facts() for name, timing in timings.items()}}
+    return {**findings, "timings": {name: timing.facts() for name, timing in timings.items()}}
 
 
-def training_compiled(setup: Setup) -> Found:
-    """Steps of a network under torch.compile (max-autotune), of its own modules and of fused blocks.
+def training_compiled(setup: Setup) -> Findings:
+    """Time training steps under torch.compile (max-autotune), of the network's own modules and of fused blocks.
 
-    Of few blocks, since the compiler takes a second and more for each, and they are all alike.
+    The network has few blocks, since the compiler takes a second and more for each, and they are all alike.
     """
     net, (images, labels) = network(setup, depth=setup.compiled_depth), batch(setup)
     options = {"mode": "max-autotune"} if setup.cuda else {"backend": "eager"}
     works: dict[str, Callable[[], object]] = {}
-    for name, way in (("compiled", _eager), ("fused and compiled", fused_residual)):
-        works[name] = _step(net, images, labels, [1.0] * net.n, way, options)
+    for name, block_forward in (("compiled", _eager), ("fused and compiled", fused_residual)):
+        works[name] = _step(net, images, labels, [1.0] * net.n, block_forward, options)
     step = _step(net, images, labels, [1.0] * net.n, fused_residual)
     works["fused in a graph"] = graphed(step) if setup.cuda else step
     timings = interleaved(setup, works)
@@ -157,8 +157,8 @@ def training_compiled(setup: Setup) -> Found:
     }
 
 
-Way = Callable[..., Tensor]
-"""Takes a block, its input and the coefficients a and c to the output."""
+BlockForward = Callable[..., Tensor]
+"""Function of a block, its input and the coefficients a and c; returns the output."""
 
 
 def _eager(block: pathnet.models.Block, x: Tensor, a: float = 1.0, c: float = 1.0) -> Tensor:
@@ -170,19 +170,19 @@ def _step(
     images: Tensor,
     labels: Tensor,
     drawn: Sequence[float],
-    way: Way,
+    block_forward: BlockForward,
     compiled: dict[str, str] | None = None,
 ) -> Callable[[], Tensor]:
-    """A step of training a copy of the network, bfloat16 under autocast: returns the loss."""
-    own = copy.deepcopy(net).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """Return a training step of a copy of the network, bfloat16 under autocast; the step returns the loss."""
+    model = copy.deepcopy(net).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = images.contiguous(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(own.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, nesterov=True)
 
     def forward(images: Tensor) -> Tensor:
-        y = own.stem(images)
-        for block, c in zip(own.blocks, drawn, strict=True):
-            y = way(block, y, 1.0, c)
-        return torch.as_tensor(own.head(y))
+        y = model.stem(images)
+        for block, c in zip(model.blocks, drawn, strict=True):
+            y = block_forward(block, y, 1.0, c)
+        return torch.as_tensor(model.head(y))
 
     run = forward if compiled is None else torch.compile(forward, **compiled)  # type: ignore[call-overload]
 
@@ -198,33 +198,41 @@ def _step(
     return step
 
 
-def _training_error(setup: Setup) -> Found:
-    """Of all gradients of a small network in bfloat16, through its own modules and fused, against float32."""
+def _training_error(setup: Setup) -> Findings:
+    """Return the errors of bfloat16 gradients of a small network, eager and fused, against float32.
+
+    Raises:
+        Failed: The fused error is twice the eager one or more.
+    """
     small = replace(setup, depth=min(setup.depth, 14), batch=8)
     net, (images, labels) = network(small), batch(small)
     grads = []
-    for way, autocast in ((_eager, False), (_eager, True), (fused_residual, True)):
-        own = copy.deepcopy(net).train()
+    for block_forward, autocast in ((_eager, False), (_eager, True), (fused_residual, True)):
+        model = copy.deepcopy(net).train()
         with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
-            y = own.stem(images)
-            for block in own.blocks:
-                y = way(block, y)
-            output = own.head(y)
+            y = model.stem(images)
+            for block in model.blocks:
+                y = block_forward(block, y)
+            output = model.head(y)
         loss = F.cross_entropy(output.float(), labels)
-        grads.append(torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, list(own.parameters()))]))
-    eager, fused = (float((own - grads[0]).norm() / grads[0].norm()) for own in grads[1:])
+        grads.append(torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, list(model.parameters()))]))
+    eager, fused = (float((grad - grads[0]).norm() / grads[0].norm()) for grad in grads[1:])
     if not fused < 2 * eager:
         raise Failed(f"gradients through fused blocks are off by {fused:.1g}", {"eager": eager, "fused": fused})
     return {"eager": eager, "fused": fused}
 
 
-def _errors(setup: Setup, bn: str, engine: str = "auto") -> Found:
-    """The largest relative error of a sample's norm on a small network, by precision; none may be too large."""
-    # On images of the same side, for which the same kernels are compiled.
+def _errors(setup: Setup, bn: str, engine: str = "auto") -> Findings:
+    """Return the largest relative error of a sample's norm on a small network, by precision.
+
+    Raises:
+        Failed: An error is beyond its tolerance.
+    """
+    # Images of the same side, which need the same kernels.
     small = replace(setup, depth=min(setup.depth, 14), batch=8, side=max(16, setup.side))
     net, (images, labels) = network(small), batch(small)
     routing = pathnet.paths.routing(pathnet.paths.one_of_each_length(net.n))
-    errors: Found = {}
+    errors: Findings = {}
     for precision in setup.precisions:
         tape = pathnet.record(net, images, labels, bn=bn, engine=engine, precision=precision)  # type: ignore[arg-type]
         errors[precision] = truth.sample_error(tape, routing)

@@ -1,13 +1,13 @@
-"""What a batch costs the host, without a GPU: ``python -m benchmarks.host``.
+"""The host's time for a batch, measured without a GPU: ``python -m benchmarks.host``.
 
-Everything runs as it does on a GPU, over tensors on the CPU, but that kernels are neither compiled nor run: Triton's
-driver, CUDA's streams and graphs, and the native ops of the `cuda` engine are stubs that do nothing. In the figures
-are Python's time from the routings to the last launch, Triton's own for every launch, NumPy's for the plan, PyTorch's
-for every operation; of two small images, since a launch costs the host the same whatever its size. It is the time of
-one core, so that what else runs on the machine does not count.
+The code runs as on a GPU, with tensors on the CPU, but kernels are neither compiled nor run: Triton's driver, CUDA's
+streams and graphs, and the native ops of the `cuda` engine are stubs. The figures include Python's time from the
+routings to the last launch, Triton's for each launch, NumPy's for the plan and PyTorch's for each operation. A batch
+has two small images, since a launch takes the host the same time for any size. Times are processor times of one core,
+so that other programs on the machine do not count.
 
-Not in them: the driver's time for a launch, a copy or the launch of a graph; how long PyTorch looks for memory of a
-GPU; the head, the loss and its gradient, which are the network's own; the GPU's time, which the host's runs beside.
+The figures do not include the driver's time for a launch, a copy or the launch of a graph; PyTorch's search for GPU
+memory; head, loss and its gradient, which belong to the network; nor the GPU's time, which overlaps with the host's.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pathnet
 from benchmarks.cases import FULL, Setup
-from benchmarks.outcome import Failed, Found
+from benchmarks.outcome import Failed, Findings
 from pathnet.engines.cuda import CudaEngine
 from pathnet.engines.engine import Job, Walk
 from pathnet.engines.triton import TritonEngine
@@ -45,7 +45,7 @@ from pathnet.walks import Record
 __all__ = ["GOALS_MS", "host", "measured"]
 
 GOALS_MS = {"triton": 2.0, "cuda": 1.0}
-"""A batch's record and walks, at most."""
+"""Largest times of a batch's record and backward passes, by engine."""
 
 BATCH, SIDE = 2, 8
 WARM_UP = 3
@@ -53,38 +53,38 @@ ROUNDS = 15
 LIMIT_S = 60.0
 
 
-def host(setup: Setup) -> Found:
-    """The host's milliseconds a batch, by engine, BN mode and precision; in a process of its own."""
+def host(setup: Setup) -> Findings:
+    """Measure the host's milliseconds a batch in a new process, by engine, BN mode and precision."""
     command = [sys.executable, "-m", "benchmarks.host", "--json", "--depth", str(setup.depth)]
-    # Triton decides on import whether it interprets.
+    # Triton decides at import whether to interpret kernels.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
     if done.returncode != 0:
         raise Failed(f"its process ended with status {done.returncode}", {"output": done.stderr[-2000:]})
-    found: Found = json.loads(done.stdout)
-    return found
+    findings: Findings = json.loads(done.stdout)
+    return findings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.host", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--depth", type=int, default=FULL.depth, help="of the pre-activation ResNet")
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    asked = parser.parse_args(arguments)
+    parser.add_argument("--depth", type=int, default=FULL.depth, help="depth of the pre-activation ResNet")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET", "0") != "0":
-        parser.error("TRITON_INTERPRET: expected 0, since interpreted kernels are no launches, got 1")
+        parser.error("TRITON_INTERPRET: expected 0, since interpreted kernels are not launched, got 1")
     torch.set_num_threads(1)
-    found = measured(asked.depth)
-    if asked.json:
-        print(json.dumps(found))
+    findings = measured(options.depth)
+    if options.json:
+        print(json.dumps(findings))
     else:
-        _show(found, Console(width=118))
+        _show(findings, Console(width=118))
     return 0
 
 
-def measured(depth: int) -> Found:
-    """See `host`. Stubs Triton's driver for good."""
+def measured(depth: int) -> Findings:
+    """Return the findings of `host`. Replaces Triton's driver by a stub for the rest of the process."""
     net = preact_resnet(depth)
     codes = torch.cat([torch.zeros(1, net.n, dtype=torch.uint8), pathnet.paths.one_of_each_length(net.n)])
     _stub_triton()
@@ -98,7 +98,7 @@ def measured(depth: int) -> Found:
 
 
 LAUNCHES, COMPILED = [0], [0]
-"""How many kernels have been launched, and compiled."""
+"""Numbers of kernels launched and compiled so far."""
 
 
 def _stub_triton() -> None:
@@ -129,7 +129,7 @@ def _stub_triton() -> None:
 
 @contextmanager
 def _graphs() -> Iterator[None]:
-    """Graphs of which none runs anything."""
+    """Replace CUDA graphs by stubs."""
     from pathnet.engines.triton import graphs
 
     nothing = SimpleNamespace(
@@ -154,7 +154,7 @@ def _graphs() -> Iterator[None]:
         yield
 
 
-def _triton(net: ResidualNet, bn: Any, precision: Any, codes: Tensor) -> Found:
+def _triton(net: ResidualNet, bn: Any, precision: Any, codes: Tensor) -> Findings:
     from pathnet.engines.triton.graphs import capacity_for
     from pathnet.engines.triton.plan import USUAL_BACKWARD, steps_backward
     from pathnet.engines.triton.routed_backward import schedule_backward
@@ -177,7 +177,7 @@ def _triton(net: ResidualNet, bn: Any, precision: Any, codes: Tensor) -> Found:
         tables.copy(schedule.plan(steps_backward(network.blocks, coefficients)))
 
     compiled, tape = COMPILED[0], record()
-    found = {
+    findings = {
         "plan_ms": _milliseconds(plan),
         "launched": {
             "record_ms": _milliseconds(record),
@@ -188,7 +188,7 @@ def _triton(net: ResidualNet, bn: Any, precision: Any, codes: Tensor) -> Found:
     }
     compiled = COMPILED[0]
     with _graphs():
-        # Once before they are captured, and once more to be.
+        # Once before the capture, and once for it.
         tapes = [record() for _ in range(2)]
         for tape in tapes:
             tape.path_gradient_norms(codes)
@@ -196,7 +196,7 @@ def _triton(net: ResidualNet, bn: Any, precision: Any, codes: Tensor) -> Found:
         def batch() -> None:
             record().path_gradient_norms(codes)
 
-        found["replayed"] = {
+        findings["replayed"] = {
             "record_ms": _milliseconds(record),
             "walk_ms": _milliseconds(lambda: tape.path_gradient_norms(codes)),
             "batch_ms": _milliseconds(batch),
@@ -204,10 +204,10 @@ def _triton(net: ResidualNet, bn: Any, precision: Any, codes: Tensor) -> Found:
             "operations": _operations(batch),
             "compiled": COMPILED[0] - compiled,
         }
-    return found
+    return findings
 
 
-def _cuda(net: ResidualNet, precision: Any, codes: Tensor) -> Found:
+def _cuda(net: ResidualNet, precision: Any, codes: Tensor) -> Findings:
     engine, images = CudaEngine(), torch.randn(BATCH, 3, SIDE, SIDE)
     frozen = snapshot(net, "running", torch.float32)
     y0 = frozen.stem(images).detach()
@@ -238,7 +238,7 @@ def _cuda(net: ResidualNet, precision: Any, codes: Tensor) -> Found:
 
 
 def _tape(engine: str, net: ResidualNet, images: Tensor, y0: Tensor, y: Tensor, walk: Walk, bn: str) -> pathnet.Tape:
-    """As a recorder makes it of a loss whose gradient is there."""
+    """Return the tape that a recorder makes for a loss with a known gradient."""
     exponent = torch.zeros(BATCH if bn == "running" else 1, dtype=torch.int32)
     start = ScaledGradient(torch.ones_like(y), exponent)
     record = Record(net, images, y0.shape, engine, walk, y, torch.zeros(()), start)
@@ -263,7 +263,7 @@ def _launches(work: Callable[[], object]) -> int:
 
 
 def _operations(work: Callable[[], object]) -> int:
-    """PyTorch's, views included."""
+    """Return the number of PyTorch's operations, views included."""
 
     class Counting(TorchDispatchMode):
         count = 0
@@ -277,17 +277,17 @@ def _operations(work: Callable[[], object]) -> int:
     return counting.count
 
 
-def _show(found: Found, console: Console) -> None:
-    table = Table(title=f"ResNet-{found['depth']}, {found['paths']} paths: the host's milliseconds a batch")
+def _show(findings: Findings, console: Console) -> None:
+    table = Table(title=f"ResNet-{findings['depth']}, {findings['paths']} paths: the host's milliseconds a batch")
     for column in ("engine", "BN", "precision"):
         table.add_column(column)
     for column in ("plan", "record", "walk", "launches", "record", "walk", "batch", "operations"):
         table.add_column(column, justify="right")
 
-    def shown(part: Found, *keys: str) -> list[str]:
+    def shown(part: Findings, *keys: str) -> list[str]:
         return [f"{part[key]:.2f}" if isinstance(part.get(key), float) else str(part.get(key, "")) for key in keys]
 
-    for row in found["rows"]:
+    for row in findings["rows"]:
         replayed = row.get("replayed", row["launched"])
         table.add_row(
             row["engine"],
@@ -299,7 +299,7 @@ def _show(found: Found, console: Console) -> None:
         )
     console.print(table)
     console.print("left: launched one by one; right: replayed as graphs, record and walk together in `batch`")
-    goals = ", ".join(f"{engine} {limit:g}" for engine, limit in found["goals_ms"].items())
+    goals = ", ".join(f"{engine} {limit:g}" for engine, limit in findings["goals_ms"].items())
     console.print(f"goals for a batch: {goals} ms")
 
 

@@ -1,7 +1,7 @@
-"""Which of Triton's kernels each step of a run takes, found without a launch, and all of them compiled side by side.
+"""The Triton kernels of each step of a run, listed without a launch, and their parallel compilation.
 
-A piece of work is what a step asks of the triton engine, in the step's own shapes; its results mean nothing where
-kernels are not launched, so that it is asked of the engine itself, below what checks values.
+A piece of work is a step's use of the triton engine, in the step's own shapes. Its results mean nothing while kernels
+are not launched, so that it calls the engine directly, below the checks of values.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 import pathnet
 from benchmarks.cases import FULL, Setup
 from benchmarks.fused import IMAGENET_PRECISION, imagenet_network
-from benchmarks.outcome import Failed, Found, Unavailable
+from benchmarks.outcome import Failed, Findings, Unavailable
 from benchmarks.results import ROOT
 from pathnet.engines.engine import Job
 from pathnet.engines.self_check import trial_run
@@ -40,39 +40,42 @@ __all__ = ["compilations", "compile_ahead", "counted", "new_kernels"]
 Work = Callable[[], object]
 
 MOST_BLOCKS = 6
-"""Of networks whose sums by length are asked for: of deep ones, on a CPU, they take minutes, and the same kernels."""
+"""Largest number of blocks of networks whose sums by length are computed. Deeper ones take minutes on a CPU, and the
+same
+kernels."""
 
 
-def compile_ahead(setup: Setup) -> Found:
-    """Compile all kernels of all steps on all cores, before anything of them is timed."""
+def compile_ahead(setup: Setup) -> Findings:
+    """Compile all kernels of all steps on all cores, before any of them is timed."""
     if reason := TritonEngine().unavailable():
         raise Unavailable(reason)
     from pathnet.engines.triton.ahead import compile_all
 
     began = time.perf_counter()
     new = new_kernels(setup)
-    found: Found = {"kernels": {step: len(own) for step, own in new.items()}}
-    found["collecting_s"], began = time.perf_counter() - began, time.perf_counter()
-    compile_all([kernel for own in new.values() for kernel in own])
-    found["compiling_s"] = time.perf_counter() - began
+    findings: Findings = {"kernels": {step: len(kernels) for step, kernels in new.items()}}
+    findings["collecting_s"], began = time.perf_counter() - began, time.perf_counter()
+    compile_all([kernel for kernels in new.values() for kernel in kernels])
+    findings["compiling_s"] = time.perf_counter() - began
     if left := sum(map(len, new_kernels(setup).values())):
-        raise Failed(f"{left} kernels are not compiled", found)
-    return found
+        raise Failed(f"{left} kernels are not compiled", findings)
+    return findings
 
 
 @contextmanager
 def compilations() -> Iterator[list[str]]:
-    """The engine's kernels that this process compiles meanwhile, since the cache on disk has them not."""
+    """Collect the engine's kernels that this process compiles inside the context, because the cache on disk lacks
+    them."""
     compiled: list[str] = []
     if importlib.util.find_spec("triton") is None:
         yield compiled
         return
     from triton import knobs
 
-    def note(**told: Any) -> None:
-        function = getattr(told["src"], "fn", None)
-        if not told["cache_hit"] and getattr(function, "module", "").startswith("pathnet."):
-            compiled.append(told["src"].name)
+    def note(**compilation: Any) -> None:
+        function = getattr(compilation["src"], "fn", None)
+        if not compilation["cache_hit"] and getattr(function, "module", "").startswith("pathnet."):
+            compiled.append(compilation["src"].name)
 
     before, knobs.compilation.listener = knobs.compilation.listener, note
     try:
@@ -82,22 +85,24 @@ def compilations() -> Iterator[list[str]]:
 
 
 def new_kernels(setup: Setup) -> dict[str, list[Kernel]]:
-    """What each step launches that is not on disk and that no step before it launches."""
+    """Return the kernels of each step that are not on disk and that no earlier step launches."""
     from pathnet.engines.triton.ahead import missing_for
 
-    every: set[Kernel] = set()
+    known: set[Kernel] = set()
     new: dict[str, list[Kernel]] = {}
-    for step, own in works(setup).items():
-        launched = dict.fromkeys(kernel for work in own for kernel in missing_for(work))
-        new[step] = [kernel for kernel in launched if kernel not in every]
-        every |= launched.keys()
+    for step, step_works in works(setup).items():
+        launched = dict.fromkeys(kernel for work in step_works for kernel in missing_for(work))
+        new[step] = [kernel for kernel in launched if kernel not in known]
+        known |= launched.keys()
     return new
 
 
 def counted() -> tuple[dict[str, int], int]:
-    """How many of an H100's kernels each step of a run takes that none before it does, and how many a user's first
-    number, of ResNet-110 in BN mode ``batch`` and bfloat16: with nothing on disk, in a process that has no GPU and
-    launches nothing any more."""
+    """Return the numbers of an H100's kernels that each step needs first, and of those of a user's first number.
+
+    The first number is of ResNet-110 in BN mode ``batch`` and bfloat16. The cache is empty; afterwards this process
+    cannot launch kernels any more.
+    """
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
@@ -107,13 +112,13 @@ def counted() -> tuple[dict[str, int], int]:
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
         setup = replace(FULL, device="cpu")
-        steps = {step: len(own) for step, own in new_kernels(setup).items()}
-        first = walks(_network(setup), "batch", "bfloat16", setup.batch, setup.side, setup.side)
+        steps = {step: len(kernels) for step, kernels in new_kernels(setup).items()}
+        first = record_works(_network(setup), "batch", "bfloat16", setup.batch, setup.side, setup.side)
         return steps, len({kernel for work in first for kernel in missing_for(work)})
 
 
 def works(setup: Setup) -> dict[str, list[Work]]:
-    """Each step's pieces of work."""
+    """Return the pieces of work of each step."""
     return {
         "triton_tests": list(_of_tests(setup.device)),
         "batch_sweep": list(_of_modes(setup, ("batch",))),
@@ -124,7 +129,7 @@ def works(setup: Setup) -> dict[str, list[Work]]:
 
 
 def _network(setup: Setup) -> ResidualNet:
-    """As `benchmarks.cases.network` without its numbers, which take a forward pass."""
+    """Return the network of `benchmarks.cases.network` without its statistics, which take a forward pass."""
     return preact_resnet(setup.depth, setup.width).to(setup.device)
 
 
@@ -132,33 +137,33 @@ def _of_modes(setup: Setup, modes: tuple[BatchNormMode, ...]) -> Iterator[Work]:
     net = _network(setup)
     for bn in modes:
         for precision in setup.precisions:
-            yield from walks(net, bn, precision, setup.batch, setup.side, setup.side)  # type: ignore[arg-type]
+            yield from record_works(net, bn, precision, setup.batch, setup.side, setup.side)  # type: ignore[arg-type]
 
 
 def _of_imagenet(setup: Setup) -> Iterator[Work]:
     net, side, batch = imagenet_network(setup)
     for bn in ("running", "batch"):
-        yield from walks(net, bn, IMAGENET_PRECISION, batch, side, side)  # type: ignore[arg-type]
+        yield from record_works(net, bn, IMAGENET_PRECISION, batch, side, side)  # type: ignore[arg-type]
 
 
 def _of_tests(device: str) -> Iterator[Work]:
-    """Of the tests that need a GPU."""
+    """Yield the works of the tests that need a GPU."""
     folder = str(ROOT / "tests")
     if folder not in sys.path:
         sys.path.append(folder)
     from helpers.gpu_cases import FUSED, jobs
 
     for case, bn, precision in jobs():
-        yield from walks(case.net().to(device), bn, precision, case.batch, case.height, case.width)
+        yield from record_works(case.net().to(device), bn, precision, case.batch, case.height, case.width)
     for case, training in FUSED:
         net = case.net().to(device).train(training)
         yield from _of_training(net, case.batch, case.side, torch.float32)
 
 
-def walks(
+def record_works(
     net: ResidualNet, bn: BatchNormMode, precision: Precision, batch: int, height: int, width: int
 ) -> Iterator[Work]:
-    """The engine's check of itself on such a network, and a record with what can be asked of it."""
+    """Yield the engine's self-check on such a network, and a record with all backward passes."""
     device = next(net.parameters()).device
     with torch.no_grad():
         y0 = net.stem(torch.zeros(batch, 3, height, width, device=device))
@@ -177,7 +182,7 @@ def walks(
 
 
 def _of_training(net: ResidualNet, batch: int, side: int, dtype: torch.dtype) -> Iterator[Work]:
-    """Each block forward, and back to its parameters."""
+    """Yield a forward and backward pass of each block, to its parameters."""
     device = next(net.parameters()).device
 
     @torch.no_grad()
@@ -196,11 +201,13 @@ def _of_training(net: ResidualNet, batch: int, side: int, dtype: torch.dtype) ->
 
 
 def _block_network(block: Block, x: torch.Tensor) -> TritonNetwork:
-    """As `pathnet.nn.fused_residual` makes it, for an input [B, C, H, W]."""
+    """Return the network that `pathnet.nn.fused_residual` builds for an input [B, C, H, W]."""
     form = block.form()
     assert isinstance(form, FusedForm)
     norms, convolutions = [unit.bn for unit in form.units], [unit.conv for unit in form.units]
-    running = [] if block.training else [own for bn in norms for own in (bn.running_mean, bn.running_var)]
+    running = (
+        [] if block.training else [statistics for bn in norms for statistics in (bn.running_mean, bn.running_var)]
+    )
     return block_network(
         x.shape[1:],
         x.dtype,

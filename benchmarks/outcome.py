@@ -1,22 +1,22 @@
-"""How a step of a run can end other than well."""
+"""The outcomes of a step besides success."""
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Failed", "Found", "Unavailable"]
+__all__ = ["Failed", "Findings", "Unavailable"]
 
-Found = dict[str, Any]
-"""What a step found, as JSON holds it."""
+Findings = dict[str, Any]
+"""The findings of a step, as JSON holds them."""
 
 
 class Failed(Exception):
-    """A step found something wrong; what it found goes to the results all the same."""
+    """A step found an error; its findings go to the results all the same."""
 
-    def __init__(self, reason: str, found: Found) -> None:
+    def __init__(self, reason: str, findings: Findings) -> None:
         super().__init__(reason)
-        self.found = found
+        self.findings = findings
 
 
 class Unavailable(Exception):
-    """What a step needs is not on this machine, or the machine refuses it: recorded, and no failure."""
+    """This machine lacks or refuses something that a step needs: recorded, and not a failure."""

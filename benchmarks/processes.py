@@ -1,9 +1,9 @@
-"""Programs that end with everything that they started: no child is left on the GPU to spoil what is timed next.
+"""Programs that end together with all processes that they started, so that none is left to disturb the next timing.
 
-`execute` starts a program below a supervisor, which is this file run as a program. Whatever loses its parent below
-the supervisor becomes its child (Linux's "child subreaper"), so a program in a session of its own is found as well.
-The supervisor holds a pipe from whoever called `execute`: once that end is closed, by intent or because the caller
-was killed, everything below the supervisor is killed and it ends. It imports nothing but the standard library.
+`execute` starts a program below a supervisor, which is this file run as a program. A process below the supervisor
+that loses its parent becomes its child (Linux's "child subreaper"), even in a session of its own. The supervisor
+holds a pipe from the caller of `execute`: once the caller closes it, or is killed, the supervisor kills all processes
+below it and ends. It imports only the standard library.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ TAIL = 3000
 PR_SET_CHILD_SUBREAPER = 36
 
 ENDING_S = 20.0
-"""How long the supervisor waits for killed processes to be gone: a driver may hold one for seconds."""
+"""Seconds that the supervisor waits for killed processes to be gone; a driver may hold one for seconds."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """How a program ended: its status, None where it was stopped at its time limit, and what it printed."""
+    """The end of a program: its status, None if it was stopped at its time limit, and its output."""
 
     status: int | None
     output: str
@@ -59,7 +59,7 @@ def execute(command: Sequence[str], limit_s: float, environment: Mapping[str, st
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(environment or {})},
-            # So that no terminal's interrupt ends the supervisor before its children.
+            # So that an interrupt from the terminal does not end the supervisor before its children.
             start_new_session=True,
         )
         assert supervisor.stdin is not None
@@ -87,7 +87,7 @@ def supervise(command: Sequence[str]) -> int:
 
 
 def _end_descendants() -> None:
-    """Kill all processes below this one, those that they start meanwhile included."""
+    """Kill all processes below this one, including those that they start meanwhile."""
     until = time.monotonic() + ENDING_S
     while (below := list(_descendants())) and time.monotonic() < until:
         for pid in below:
@@ -100,11 +100,11 @@ def _end_descendants() -> None:
 
 
 def _descendants() -> Iterator[int]:
-    """The processes below this one, as they are now."""
+    """Yield the processes that are below this one now."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            # Behind the name, which may hold anything, come the state and the parent.
+            # The state and the parent come after the name, which may hold any character.
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(int(folder.name))
     waiting = [os.getpid()]
@@ -117,7 +117,7 @@ def _descendants() -> Iterator[int]:
 def main() -> int:
     status = supervise(sys.argv[1:])
     if status < 0:
-        # As the program did, but for the dump of memory.
+        # End by the same signal as the program, without a core dump.
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)

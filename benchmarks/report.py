@@ -1,9 +1,10 @@
-"""What a results file says, for people: goals, timings, errors. ``python -m benchmarks.report [FILE]``."""
+"""Tables of a results file: goals, timings, errors. ``python -m benchmarks.report [FILE]``."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,65 +19,70 @@ Steps = dict[str, Any]
 
 
 def goals(steps: Steps) -> list[dict[str, Any]]:
-    """What the design asks for beside what was measured; ``met`` is None where nothing was."""
-    asked: list[tuple[str, str, float, Callable[[], float]]] = []
+    """Return the goals of the design with the measurements; ``met`` is None for a goal that was not measured."""
 
-    def found(step: str) -> Any:
-        return steps[step]["found"]
+    def finding(step: str, *keys: str) -> Any:
+        value = steps[step]["found"]
+        for key in keys:
+            value = value[key]
+        return value
 
-    for precision, limit in (("bfloat16", 6.0), ("float32", 20.0)):
-        whole = lambda p=precision: found("whole_sweep")["precisions"][p]["seconds_for_1000_batches"]  # noqa: E731
-        asked.append((f"54,000 measurements, {precision}, s", "at most", limit, whole))
-    for name, key, limit in (
-        ("loop", "times_faster_than_loop", 100.0),
-        ("best composition", "times_faster_than_composed", 5.0),
-    ):
-        times = lambda k=key: found("sweep")["own"]["bfloat16"][k]  # noqa: E731
-        asked.append((f"times faster than the {name}, bfloat16", "at least", limit, times))
-    for precision in ("bfloat16", "float32"):
-        share = lambda p=precision: found("sweep")["own"][p]["record_share"]  # noqa: E731
-        asked.append((f"share of the record in a sweep, {precision}", "at most", 0.1, share))
-    in_batch_mode = lambda: found("batch_sweep")["precisions"]["bfloat16"]["seconds_for_1000_batches"]  # noqa: E731
-    asked.append(("54,000 measurements, BN mode batch, bfloat16, s", "at most", 15.0, in_batch_mode))
-    for precision in ("bfloat16", "float32"):
-        share = lambda p=precision: found("batch_sweep")["precisions"][p]["record_share"]  # noqa: E731
-        asked.append((f"share of the record, BN mode batch, {precision}", "at most", 0.1, share))
-        beside = lambda p=precision: found("running_triton")["precisions"][p]["times_of_cuda"]  # noqa: E731
-        asked.append((f"triton's time in times of cuda's, {precision}", "at most", 2.5, beside))
-    steps_faster = lambda: found("training_compiled")["times_faster_than_compiled"]  # noqa: E731
-    asked.append(("fused training step, times faster than torch.compile", "at least", 1.5, steps_faster))
-    deleted = lambda: min(found("deletions")["share_of_eager"].values())  # noqa: E731
-    asked.append(("54 deletions, share of 55 eager forward passes", "at most", 0.25, deleted))
-    for precision in ("bfloat16", "float32"):
-        share = lambda p=precision: found("sums")["precisions"][p]["share"]  # noqa: E731
-        asked.append(
-            (f"exact sums by length, share of as many modules one by one, {precision}", "at most", 1.3, share)
-        )
+    def worst_error(precision: str, key: str) -> float:
+        return max(row[key] for row in finding("accuracy", "rows") if row["precision"] == precision)
+
+    judged: list[dict[str, Any]] = []
+
+    def at_most(limit: float, title: str, measure: Callable[..., float], *arguments: str) -> None:
+        judged.append(_goal(title, "at most", limit, partial(measure, *arguments)))
+
+    def at_least(limit: float, title: str, *keys: str) -> None:
+        judged.append(_goal(title, "at least", limit, partial(finding, *keys)))
+
+    both = ("bfloat16", "float32")
+    for precision, limit in zip(both, (6.0, 20.0), strict=True):
+        keys = ("whole_sweep", "precisions", precision, "seconds_for_1000_batches")
+        at_most(limit, f"54,000 measurements, {precision}, s", finding, *keys)
+    at_least(100.0, "times faster than the loop, bfloat16", "sweep", "own", "bfloat16", "times_faster_than_loop")
+    title = "times faster than the best composition, bfloat16"
+    at_least(5.0, title, "sweep", "own", "bfloat16", "times_faster_than_composed")
+    for precision in both:
+        title = f"share of the record in a sweep, {precision}"
+        at_most(0.1, title, finding, "sweep", "own", precision, "record_share")
+    keys = ("batch_sweep", "precisions", "bfloat16", "seconds_for_1000_batches")
+    at_most(15.0, "54,000 measurements, BN mode batch, bfloat16, s", finding, *keys)
+    for precision in both:
+        title = f"share of the record, BN mode batch, {precision}"
+        at_most(0.1, title, finding, "batch_sweep", "precisions", precision, "record_share")
+        title = f"triton's time in times of cuda's, {precision}"
+        at_most(2.5, title, finding, "running_triton", "precisions", precision, "times_of_cuda")
+    title = "fused training step, times faster than torch.compile"
+    at_least(1.5, title, "training_compiled", "times_faster_than_compiled")
+    title = "54 deletions, share of 55 eager forward passes"
+    at_most(0.25, title, lambda: min(finding("deletions", "share_of_eager").values()))
+    for precision in both:
+        title = f"exact sums by length, share of as many modules one by one, {precision}"
+        at_most(1.3, title, finding, "sums", "precisions", precision, "share")
     for precision, bounds in (("float32", (1e-5, 1e-4)), ("bfloat16", (5e-3, 2e-2))):
         for key, bound in zip(("batch_norm", "sample_norm"), bounds, strict=True):
-            worst = lambda p=precision, k=key: max(  # noqa: E731
-                row[k] for row in found("accuracy")["rows"] if row["precision"] == p
-            )
-            asked.append(
-                (f"error of a {key.replace('_', ' ')} against float64, {precision}", "at most", bound, worst)
-            )
-    judged = [_goal(*goal) for goal in asked]
-    for own, precision in zip(judged, ("bfloat16", "float32"), strict=False):
-        if own["measured"] is not None:
-            own["extrapolated"] = not found("whole_sweep")["precisions"][precision]["complete"]
+            title = f"error of a {key.replace('_', ' ')} against float64, {precision}"
+            at_most(bound, title, worst_error, precision, key)
+    for goal, precision in zip(judged, both, strict=False):
+        if goal["measured"] is not None:
+            goal["extrapolated"] = not finding("whole_sweep", "precisions", precision, "complete")
     return judged
 
 
-def _goal(name: str, sense: str, limit: float, measure: Callable[[], float]) -> dict[str, Any]:
+def _goal(title: str, sense: str, limit: float, measure: Callable[[], float]) -> dict[str, Any]:
     try:
         measured: float | None = measure()
     except (KeyError, TypeError, ValueError):
         measured = None
     met = None if measured is None else bool(measured <= limit if sense == "at most" else measured >= limit)
-    return {"goal": name, "sense": sense, "limit": limit, "measured": measured, "met": met}
+    return {"goal": title, "sense": sense, "limit": limit, "measured": measured, "met": met}
 
 
 def show(results: dict[str, Any], console: Console) -> None:
+    """Print a run's results as tables."""
     console.print(f"[bold]{results['device']}[/bold], {results['date']}, commit {results['commit']}")
     if results["rehearsal"]:
         console.print("a rehearsal: its numbers mean nothing")
@@ -95,32 +101,34 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 
 def _steps(steps: Steps) -> Table:
-    table = Table("step", "ended", "seconds", "because", title="Steps")
+    table = Table("step", "outcome", "seconds", "reason", title="Steps")
     for name, step in steps.items():
         table.add_row(name, step["status"], f"{step['seconds']:.1f}", step.get("reason", ""))
     return table
 
 
 def _goals(goals: list[dict[str, Any]]) -> Table:
-    table = Table("goal", "asked", "measured", "", title="Goals")
-    for own in goals:
-        said = {True: "met", False: "not met", None: "not measured"}[own["met"]]
-        measured = "" if own["measured"] is None else f"{own['measured']:.3g}"
-        measured += " (extrapolated)" if own.get("extrapolated") else ""
-        table.add_row(own["goal"], f"{own['sense']} {own['limit']:g}", measured, said)
+    table = Table("goal", "limit", "measured", "", title="Goals")
+    for goal in goals:
+        outcome = {True: "met", False: "not met", None: "not measured"}[goal["met"]]
+        measured = "" if goal["measured"] is None else f"{goal['measured']:.3g}"
+        measured += " (extrapolated)" if goal.get("extrapolated") else ""
+        table.add_row(goal["goal"], f"{goal['sense']} {goal['limit']:g}", measured, outcome)
     return table
 
 
 def _timings(title: str, timings: dict[str, Any]) -> Table:
     table = Table("", "median, ms", "quartiles, ms", title=title)
-    for name, own in timings.items():
-        low, high = own["quartiles_s"]
-        table.add_row(name, f"{1e3 * own['median_s']:.3f}", f"{1e3 * low:.3f} to {1e3 * high:.3f}")
+    for name, timing in timings.items():
+        low, high = timing["quartiles_s"]
+        table.add_row(name, f"{1e3 * timing['median_s']:.3f}", f"{1e3 * low:.3f} to {1e3 * high:.3f}")
     return table
 
 
 def _scaling(rows: list[dict[str, Any]]) -> Table:
-    table = Table("varied", "precision", "paths", "batch", "ms", "paths/s", "TFLOP/s", title="Our walks alone")
+    table = Table(
+        "varied", "precision", "paths", "batch", "ms", "paths/s", "TFLOP/s", title="Backward passes of pathnet alone"
+    )
     for row in rows:
         varied = f"{row['varied']} {row.get(row['varied'], '')}"
         sizes = (str(row["paths"]), str(row["batch"]), f"{1e3 * row['median_s']:.3f}")

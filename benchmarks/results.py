@@ -1,8 +1,8 @@
-"""Results files: one JSON object a device, day and commit, and which kernels they vouch for.
+"""Results files, one JSON object for each device, day and commit, and the kernels that they verify.
 
-A GPU's file holds the device, the sources' hashes, and what each step found; see `benchmarks.gpu`. Those of runs on a
-processor, which vouch for no kernel, lie in a folder of their own; see `benchmarks.cpu`. Reading any of them needs
-neither a GPU nor torch nor git.
+A GPU's file holds the device, the hashes of the sources, and the findings of each step; see `benchmarks.gpu`. Files
+of runs on a processor, which verify no kernel, lie in a folder of their own; see `benchmarks.cpu`. Reading either
+needs no GPU, torch or git.
 """
 
 from __future__ import annotations
@@ -34,51 +34,51 @@ KERNELS = ("csrc/plan.h", "csrc/cuda/*", "pathnet/engines/triton/*.py")
 
 
 def file_name(device: str, date: str, commit: str) -> str:
-    """``nvidia-h100-80gb-hbm3-2026-11-23-16c0608.json``"""
+    """Return a name such as ``nvidia-h100-80gb-hbm3-2026-11-23-16c0608.json``."""
     return f"{re.sub('[^a-z0-9]+', '-', device.lower()).strip('-')}-{date}-{commit}.json"
 
 
 def kernel_hashes(root: Path = ROOT) -> dict[str, str]:
-    """The SHA-256 of every kernel source, by its path below the repository's root."""
+    """Return the SHA-256 of every kernel source, by its path below the repository's root."""
     files = sorted(file for pattern in KERNELS for file in root.glob(pattern) if file.is_file())
     return {file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def read(file: Path) -> dict[str, Any]:
-    """The results in a file of a GPU run.
+    """Return the results in a file of a GPU run.
 
     Raises:
-        ValueError: it holds none.
+        ValueError: The file holds none.
     """
-    found = _object(file)
-    if not {"began", "kernels", "rehearsal", "steps"} <= found.keys():
+    results = _object(file)
+    if not {"began", "kernels", "rehearsal", "steps"} <= results.keys():
         raise ValueError(f"results: {file} holds no results of a GPU run")
-    return found
+    return results
 
 
 def read_cpu(file: Path) -> dict[str, Any]:
-    """The results in a file of a run on a processor.
+    """Return the results in a file of a run on a processor.
 
     Raises:
-        ValueError: it holds none.
+        ValueError: The file holds none.
     """
-    found = _object(file)
-    if found.get("kind") != "cpu":
+    results = _object(file)
+    if results.get("kind") != "cpu":
         raise ValueError(f"results: {file} holds no results of a run on a processor")
-    return found
+    return results
 
 
 def _object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file, empty where it holds another value."""
+    """Return the JSON object in a file, or an empty one if the file holds another value."""
     try:
-        found = json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"results: {file} cannot be read ({error})") from None
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def write(file: Path, results: dict[str, Any]) -> None:
-    """Puts the results in place of the file's, whole or not at all."""
+    """Replace the file's results, completely or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(file.name + ".part")
     with temporary.open("w") as handle:
@@ -89,19 +89,21 @@ def write(file: Path, results: dict[str, Any]) -> None:
 
 
 def newest(folder: Path = FOLDER) -> Path | None:
-    """The latest file of a real run whose GPU tests passed: only that one vouches for kernels."""
-    vouching = []
+    """Return the latest file of a real run whose GPU tests passed; only that one verifies kernels."""
+    verifying = []
     for file in folder.glob("*.json"):
         results = read(file)
         steps = results["steps"]
         tests = [steps.get(name, {}).get("status") for name in ("cuda_tests", "triton_tests")]
         if not results["rehearsal"] and tests == ["passed", "passed"]:
-            vouching.append((results["began"], file))
-    return max(vouching)[1] if vouching else None
+            verifying.append((results["began"], file))
+    return max(verifying)[1] if verifying else None
 
 
 def changed_kernels(folder: Path = FOLDER, root: Path = ROOT) -> list[str]:
-    """Kernel sources that no GPU has run as they are now: new or changed since the newest results, or gone."""
+    """Return the kernel sources that no GPU has run in their current state: new, changed or removed since the newest
+    results.
+    """
     file = newest(folder)
     known: dict[str, str] = read(file)["kernels"] if file else {}
     now = kernel_hashes(root)

@@ -1,7 +1,7 @@
-"""Every form of every kernel once, on small and awkward shapes: what compute-sanitizer and ncu are run over.
+"""The program for compute-sanitizer and ncu: every form of every kernel once, on small and awkward shapes.
 
-``python -m benchmarks.sanitizer_case [small | whole] [--device cuda] [--engine cuda]``: ``whole`` is one walk of the
-paper's network along a path of every length, for a profile.
+``python -m benchmarks.sanitizer_case [small | whole] [--device cuda] [--engine cuda]``: ``whole`` runs one backward
+pass of the paper's network along a path of every length, for a profile.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import pathnet
 from benchmarks.cases import FULL, Setup, batch, network
 
 SMALL = ((8, 16, 8, "projection"), (8, 16, 7, "pad"), (8, 8, 9, "projection"), (14, 16, 5, "projection"))
-"""Depth, width, side of the images, shortcut."""
+"""Depth, width, side of the images and shortcut of the networks."""
 
 
 def small(setup: Setup) -> None:
     for depth, width, side, shortcut in SMALL:
-        own = replace(setup, side=side, batch=3)
+        sizes = replace(setup, side=side, batch=3)
         torch.manual_seed(0)
         net = pathnet.models.preact_resnet(depth, width, shortcut=shortcut).to(setup.device).eval()  # type: ignore[arg-type]
-        images, labels = batch(own)
+        images, labels = batch(sizes)
         codes = torch.cat([pathnet.paths.one_of_each_length(net.n), torch.zeros(1, net.n, dtype=torch.uint8)])
         routing = torch.randn(2, net.n, 2, generator=torch.Generator().manual_seed(0))
         for precision in setup.precisions:
@@ -51,9 +51,9 @@ def main() -> None:
     parser.add_argument("--device", default=FULL.device)
     parser.add_argument("--engine", default=FULL.engine)
     parser.add_argument("--precisions", nargs="+", default=list(FULL.precisions))
-    asked = parser.parse_args()
-    setup = replace(FULL, device=asked.device, engine=asked.engine, precisions=tuple(asked.precisions))
-    {"small": small, "whole": whole}[asked.size](setup)
+    options = parser.parse_args()
+    setup = replace(FULL, device=options.device, engine=options.engine, precisions=tuple(options.precisions))
+    {"small": small, "whole": whole}[options.size](setup)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Timings that can be compared: warmed up, interleaved, ended by a synchronisation, with medians and quartiles."""
+"""Comparable timings: warmed up, interleaved, ended by a synchronization, with medians and quartiles."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Timing:
 def interleaved(
     setup: Setup, candidates: Mapping[str, Callable[[], object]], rounds: int | None = None, warm_up: int = WARM_UP
 ) -> dict[str, Timing]:
-    """Times all candidates in turn, round after round, so that a drift of the clock meets all of them alike.
+    """Time all candidates in turn, round after round, so that a drift of the clock affects all of them alike.
 
-    Every second round goes backwards. Rounds end early, but not before the third, once they have taken the
-    setup's seconds.
+    Every second round runs in reverse order. Rounds stop early, though not before the third, after the setup's
+    seconds.
     """
     for work in candidates.values():
         for _ in range(warm_up):
@@ -54,4 +54,4 @@ def interleaved(
             candidates[name]()
             setup.synchronize()
             seconds[name].append(time.perf_counter() - start)
-    return {name: Timing(own) for name, own in seconds.items()}
+    return {name: Timing(repeats) for name, repeats in seconds.items()}

@@ -17,19 +17,19 @@ import torch
 
 from benchmarks.budget import REHEARSAL_LIMIT_S, TEST_PROCESSES, limit_s
 from benchmarks.cases import Setup
-from benchmarks.outcome import Failed, Found, Unavailable
+from benchmarks.outcome import Failed, Findings, Unavailable
 from benchmarks.processes import Done, execute
 
 __all__ = ["cuda_tests", "profile", "sanitizer", "triton_tests"]
 
 MARGIN_S = 4.0
-"""That a program is stopped before its step is, so that what it printed is kept."""
+"""Seconds by which a program is stopped before its step, so that its output is kept."""
 
 BYTES_OF_PROCESS = 3 << 30
-"""Memory of the GPU for a process of tests: a context takes half a gigabyte, the largest test one and a half."""
+"""GPU memory of a process of tests: a context takes half a gigabyte, the largest test one and a half."""
 
-FINDING = 66
-"""The exit status that compute-sanitizer is told to give where it found something."""
+ERROR_STATUS = 66
+"""The exit status of compute-sanitizer if it reports an error."""
 
 PLACES = ("/usr/local/cuda/bin", "/opt/nvidia/nsight-compute/*", "/usr/local/cuda/nsight-compute*")
 REFUSALS = (
@@ -47,20 +47,29 @@ REFUSALS = (
 METRICS = re.compile(r"(tensor|shared|lts__|l1tex__data|dram__throughput|sm__throughput).*pct|gpu__time_duration.sum")
 
 
-def cuda_tests(setup: Setup) -> Found:
-    """pytest over the cuda engine's tests that need a GPU."""
+def cuda_tests(setup: Setup) -> Findings:
+    """Run the cuda engine's tests that need a GPU."""
     return _tests(setup, setup.cuda_tests, _limit_s(setup, "cuda_tests"))
 
 
-def triton_tests(setup: Setup) -> Found:
-    """pytest over the triton engine's tests that need a GPU."""
+def triton_tests(setup: Setup) -> Findings:
+    """Run the triton engine's tests that need a GPU."""
     return _tests(setup, setup.triton_tests, _limit_s(setup, "triton_tests"))
 
 
-def _tests(setup: Setup, where: str, limit_s: float) -> Found:
+def _tests(setup: Setup, tests: str, limit_s: float) -> Findings:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", where]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={report}",
+            tests,
+        ]
         done = execute([*command, *_processes(setup)], limit_s)
         if done.status is None:
             raise Failed(f"stopped after {limit_s:.0f} s", {"output": done.tail})
@@ -74,13 +83,13 @@ def _tests(setup: Setup, where: str, limit_s: float) -> Found:
         if case.find("failure") is not None or case.find("error") is not None
     ]
     passed = counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"]
-    found: Found = {**counts, "passed": passed, "failing": failing}
+    findings: Findings = {**counts, "passed": passed, "failing": failing}
     if done.status != 0 or passed == 0:
         raise Failed(
             f"{len(failing)} of {counts['tests']} tests fail" if failing else "no test ran",
-            {**found, "output": done.tail},
+            {**findings, "output": done.tail},
         )
-    return found
+    return findings
 
 
 def _limit_s(setup: Setup, step: str) -> float:
@@ -88,7 +97,7 @@ def _limit_s(setup: Setup, step: str) -> float:
 
 
 def _processes(setup: Setup) -> list[str]:
-    """Options that share the tests out among processes, where pytest can: as many as cores and memory allow."""
+    """Return pytest's options for several processes, as many as cores and memory allow; none without xdist."""
     if importlib.util.find_spec("xdist") is None:
         return []
     count = min(TEST_PROCESSES, (os.cpu_count() or 1) // 2)
@@ -97,53 +106,54 @@ def _processes(setup: Setup) -> list[str]:
     return ["-n", str(count), "--dist", "worksteal"] if count > 1 else []
 
 
-def sanitizer(setup: Setup) -> Found:
-    """compute-sanitizer's memcheck and racecheck over every kernel form on small shapes."""
+def sanitizer(setup: Setup) -> Findings:
+    """Run compute-sanitizer's memcheck and racecheck over every kernel form on small shapes."""
     program = _find("compute-sanitizer")
-    found: Found = {}
+    findings: Findings = {}
     limit = _limit_s(setup, "sanitizer") / 2
     for tool in ("memcheck", "racecheck"):
         done = execute(
             [
-                *(program, "--tool", tool, "--error-exitcode", str(FINDING), "--report-api-errors", "no"),
-                # Of all kernels only our own: instrumenting torch's too takes minutes.
+                *(program, "--tool", tool, "--error-exitcode", str(ERROR_STATUS), "--report-api-errors", "no"),
+                # Only pathnet's kernels: instrumenting torch's too takes minutes.
                 *("--kernel-name", "kns=pathnet", "--target-processes", "all"),
                 *_case(setup, "small"),
             ],
             limit,
-            # Memory that torch keeps for later use hides reads past the end of a tensor.
+            # Memory that torch caches hides reads past the end of a tensor.
             {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         )
-        found[tool] = _judged(tool, done)
-    wrong = [tool for tool, own in found.items() if own["status"] == "failed"]
+        findings[tool] = _outcome(tool, done)
+    wrong = [tool for tool, result in findings.items() if result["status"] == "failed"]
     if wrong:
-        raise Failed(f"{', '.join(wrong)}: see the output", found)
-    if all(own["status"] == "unavailable" for own in found.values()):
-        raise Unavailable(found["memcheck"]["reason"])
-    return found
+        raise Failed(f"{', '.join(wrong)}: see the output", findings)
+    if all(result["status"] == "unavailable" for result in findings.values()):
+        raise Unavailable(findings["memcheck"]["reason"])
+    return findings
 
 
-def _judged(tool: str, done: Done) -> Found:
+def _outcome(tool: str, done: Done) -> Findings:
     summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", done.output)
-    own: Found = {"summary": summary[-1] if summary else None}
+    result: Findings = {"summary": summary[-1] if summary else None}
     if refusal := _refusal(done):
-        return {**own, "status": "unavailable", "reason": refusal}
+        return {**result, "status": "unavailable", "reason": refusal}
     if done.status is None:
-        return {**own, "status": "unavailable", "reason": "not done in time", "output": done.tail}
+        return {**result, "status": "unavailable", "reason": "not done in time", "output": done.tail}
     if done.status == 0 and summary:
-        return {**own, "status": "passed"}
-    return {**own, "status": "failed", "reason": f"{tool} ended with status {done.status}", "output": done.tail}
+        return {**result, "status": "passed"}
+    return {**result, "status": "failed", "reason": f"{tool} ended with status {done.status}", "output": done.tail}
 
 
-def profile(setup: Setup) -> Found:
-    """ncu over the first launches of our walk on the paper's network: how busy its units and memories are."""
+def profile(setup: Setup) -> Findings:
+    """Run ncu over the first launches of a backward pass of the paper's network: the use of its units and
+    memories."""
     program = _find("ncu")
     done = execute(
         [
             *(program, "--target-processes", "all", "--kernel-name", "regex:routed_backward", "--launch-count", "2"),
             *("--section", "SpeedOfLight", "--section", "ComputeWorkloadAnalysis"),
             *("--section", "MemoryWorkloadAnalysis", "--section", "MemoryWorkloadAnalysis_Tables"),
-            # The clock is left as it is: locking it needs rights, and the timings were taken at that clock.
+            # The clock is not locked: that needs rights, and the timings were taken without it.
             *("--clock-control", "none", "--page", "raw", "--csv"),
             *_case(setup, "whole"),
         ],
@@ -160,7 +170,7 @@ def profile(setup: Setup) -> Found:
 
 
 def _launches(output: str) -> list[dict[str, str]]:
-    """The rows of ncu's raw page, of which the metrics of interest with their units."""
+    """Return the metrics of interest, with their units, of each row of ncu's raw page."""
     start = output.find('"ID"')
     if start < 0:
         return []
@@ -177,7 +187,7 @@ def _launches(output: str) -> list[dict[str, str]]:
 
 
 def _refusal(done: Done) -> str | None:
-    """The line in which the tool itself, not what it ran, says that it cannot work here."""
+    """Return the line in which the tool itself, not its program, says that it cannot work here; else None."""
     lines = (line.strip("= ") for line in done.output.splitlines())
     return next((line for line in lines if any(refusal in line for refusal in REFUSALS)), None)
 

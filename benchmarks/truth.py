@@ -1,4 +1,4 @@
-"""The float64 walk that everything timed is held to first; it shares no code with any engine's walk."""
+"""The float64 backward pass that timed code is checked against; it shares no code with any engine's."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pathnet.engines.engine import Job
 from pathnet.engines.reference import ReferenceEngine, freeze
 from pathnet.models import ResidualNet
 
-__all__ = ["Errors", "errors", "lesioned_outputs", "sample_error", "walk", "walk_through_statistics"]
+__all__ = ["Errors", "errors", "gradients", "gradients_through_statistics", "lesioned_outputs", "sample_error"]
 
 
-def walk(tape: pathnet.Tape, routing: Tensor) -> Tensor:
-    """float64 [P, B, ...]: the gradients under routings [P, n, 2], on the tape's own ReLU bits and start.
+def gradients(tape: pathnet.Tape, routing: Tensor) -> Tensor:
+    """Return the gradients under routings [P, n, 2] with the tape's ReLU bits and start, float64 [P, B, ...].
 
-    Autograd through one block at a time. Around its bits the network is affine, so any point will do.
+    Uses autograd through one block at a time. For fixed bits the network is affine, so that any point will do.
     """
     record = tape._record
     bits: list[list[Tensor]] = record.walk.bits()  # type: ignore[attr-defined]
@@ -46,7 +46,7 @@ def walk(tape: pathnet.Tape, routing: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Errors:
-    """The largest relative errors among paths: of the batch's norm, of a sample's norm, of a batch's gradient."""
+    """Largest relative errors among paths: of the batch's norm, of a sample's norm, of a batch's gradient."""
 
     batch_norm: float
     sample_norm: float
@@ -54,30 +54,32 @@ class Errors:
 
 
 def errors(tape: pathnet.Tape, routing: Tensor) -> Errors:
-    """A tape's norms and gradients under routings [P, n, 2] against the float64 walk on the same record."""
-    expected, walked = walk(tape, routing), tape.routed_gradients(routing)
-    truths, own = expected.flatten(2).norm(dim=2), walked.flatten(2).norm(dim=2)
-    whole = truths.norm(dim=1)
+    """Compare a tape's norms and gradients under routings [P, n, 2] with float64 backward passes on the same
+    record."""
+    expected, measured = gradients(tape, routing), tape.routed_gradients(routing)
+    expected_norms, norms = expected.flatten(2).norm(dim=2), measured.flatten(2).norm(dim=2)
+    batch_norms = expected_norms.norm(dim=1)
     return Errors(
-        batch_norm=float((own.norm(dim=1) / whole - 1).abs().max()),
-        sample_norm=float((own / truths - 1).abs().max()),
-        gradient=float(((walked - expected).flatten(1).norm(dim=1) / whole).max()),
+        batch_norm=float((norms.norm(dim=1) / batch_norms - 1).abs().max()),
+        sample_norm=float((norms / expected_norms - 1).abs().max()),
+        gradient=float(((measured - expected).flatten(1).norm(dim=1) / batch_norms).max()),
     )
 
 
 def sample_error(tape: pathnet.Tape, routing: Tensor) -> float:
-    """The largest relative error of a sample's norm, against the reference engine's float64 walk on the same record.
+    """Return the largest relative error of a sample's norm, against the reference engine in float64 on the same
+    record.
 
-    In both BN modes: that of ``batch`` is not affine around a record, so that `walk` does not serve.
+    It works in both BN modes; `gradients` does not, since BN mode ``batch`` is not affine around a record.
     """
     record = tape._record
-    expected = walk_through_statistics(tape, routing).flatten(2).norm(dim=2)
-    own = record.walk.norms(record.start, routing.to(record.start.mantissa.dtype))
-    return float((own / expected - 1).abs().max())
+    expected = gradients_through_statistics(tape, routing).flatten(2).norm(dim=2)
+    measured = record.walk.norms(record.start, routing.to(record.start.mantissa.dtype))
+    return float((measured / expected - 1).abs().max())
 
 
-def walk_through_statistics(tape: pathnet.Tape, routing: Tensor) -> Tensor:
-    """float64 [P, B, ...]: `walk` by the reference engine, which does not take the network for affine."""
+def gradients_through_statistics(tape: pathnet.Tape, routing: Tensor) -> Tensor:
+    """Return the result of `gradients` by the reference engine, which also differentiates batch statistics."""
     record = tape._record
     recorded: Any = record.walk
     frozen, y0 = freeze(record.net, recorded.bits()), record.y0.double()
@@ -88,7 +90,10 @@ def walk_through_statistics(tape: pathnet.Tape, routing: Tensor) -> Tensor:
 
 @torch.no_grad()
 def lesioned_outputs(net: ResidualNet, images: Tensor, routing: Tensor) -> Tensor:
-    """float64 [P, B, classes]: plain forward passes under routings [P, n, 2]; leaves the network in float64."""
+    """Return outputs of plain forward passes under routings [P, n, 2], float64 [P, B, classes].
+
+    Leaves the network in float64.
+    """
     net = net.double().eval()
     outputs = []
     for coefficients in routing.tolist():

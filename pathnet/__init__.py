@@ -1,34 +1,93 @@
-"""pathnet: how gradient travels through the single paths of a residual network."""
+"""pathnet: how gradient travels through the single paths of a residual network.
+
+Every public name is imported when it is first used, so that ``import pathnet`` costs next to nothing and needs no
+package that the work at hand does without.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from pathnet import interrupts
 
 if interrupts.is_command():
     interrupts.end_at_once()
 
-from pathnet import data, effective_depth, engines, lesion, models, nn, paths, training
-from pathnet.adaptation import AdaptedNet, adapt
-from pathnet.effective_depth import EffectiveDepth
-from pathnet.recorder import Recorder, record
-from pathnet.routing import routed, routed_gradient
-from pathnet.tape import Tape
+if TYPE_CHECKING:
+    from pathnet import data as data
+    from pathnet import effective_depth as effective_depth
+    from pathnet import engines as engines
+    from pathnet import experiments as experiments
+    from pathnet import figures as figures
+    from pathnet import lesion as lesion
+    from pathnet import models as models
+    from pathnet import nn as nn
+    from pathnet import paper as paper
+    from pathnet import paths as paths
+    from pathnet import signed as signed
+    from pathnet import training as training
+    from pathnet.adaptation import AdaptedNet as AdaptedNet
+    from pathnet.adaptation import adapt as adapt
+    from pathnet.effective_depth import EffectiveDepth as EffectiveDepth
+    from pathnet.gradients import LengthSums as LengthSums
+    from pathnet.recorder import Recorder as Recorder
+    from pathnet.recorder import record as record
+    from pathnet.routing import routed as routed
+    from pathnet.routing import routed_gradient as routed_gradient
+    from pathnet.tape import Tape as Tape
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import a public name (PEP 562); type checkers read the imports above instead."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name in HOMES:
+            value = getattr(import_module(f"pathnet.{HOMES[name]}"), name)
+            globals()[name] = value
+            return value
+        return import_module(f"pathnet.{name}")
+
 
 __all__ = [
     "AdaptedNet",
     "EffectiveDepth",
+    "LengthSums",
     "Recorder",
     "Tape",
     "adapt",
     "data",
     "effective_depth",
     "engines",
+    "experiments",
+    "figures",
     "lesion",
     "models",
     "nn",
+    "paper",
     "paths",
     "record",
     "routed",
     "routed_gradient",
+    "signed",
     "training",
 ]
 
+HOMES = {
+    "AdaptedNet": "adaptation",
+    "EffectiveDepth": "effective_depth",
+    "LengthSums": "gradients",
+    "Recorder": "recorder",
+    "Tape": "tape",
+    "adapt": "adaptation",
+    "record": "recorder",
+    "routed": "routing",
+    "routed_gradient": "routing",
+}
+"""Modules that define the public classes and functions; every other public name is a module itself."""
+
 __version__ = "0.1.0"
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,5 +1,5 @@
 """``python -m pathnet`` is the command ``pathnet``."""
 
-from pathnet.cli import main
+from pathnet.commands import main
 
 main()

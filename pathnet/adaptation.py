@@ -1,4 +1,4 @@
-"""Somebody else's model as a `ResidualNet`, found by tracing it, without editing it."""
+"""`adapt`: any PyTorch model as a `ResidualNet`, by tracing it, without editing it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from pathnet.engines import Job, refusals
 from pathnet.full_precision import full_precision
 from pathnet.models.residual_net import ResidualNet
 from pathnet.models.tracing.blocks import TracedBlock
-from pathnet.models.tracing.by_hand import Part, assembled, inlined, inside, submodules
+from pathnet.models.tracing.by_hand import Part, assemble, nodes_inside, submodules, trace_block_by_block
 from pathnet.models.tracing.dissect import Dissection, dissect
 from pathnet.models.tracing.examples import examples
 from pathnet.models.tracing.graphs import Dropout, differs, first_line
-from pathnet.models.tracing.tracers import attempts, untouched, untraceable
+from pathnet.models.tracing.restoring import evaluating_restored
+from pathnet.models.tracing.tracers import trace_model, untraceable_reason
 
 __all__ = ["AdaptedNet", "adapt"]
 
@@ -27,16 +28,17 @@ WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.Scri
 
 
 class AdaptedNet(ResidualNet):
-    """The view of a model as stem, residual blocks and head, over the model's own modules and weights.
+    """A view of a model as stem, residual blocks and head, over the model's own modules and weights.
 
-    Training it, moving it or changing its mode does so to the model. Its text (``print``) is a report of what was
-    found and which engines serve it.
+    Training the view, moving it or changing its mode does the same to the model. ``print`` shows a report: the
+    blocks, and the engines that support them.
 
     Attributes:
-        traced_by: ``torch.fx`` or ``torch.export``, or ``hand`` where its parts were given.
-        shapes: for the example, what enters each block and what leaves the last, without the batch.
-        fixed: why it takes inputs of the example's shape alone, batch apart; empty where it takes others.
-        dropouts: the model's dropout modules, with their names, that `torch.export` left out.
+        traced_by: ``torch.fx`` or ``torch.export``, or ``hand`` if the caller named all parts.
+        shapes: for the example, the shapes of each block's input and of the last one's output, without the batch.
+        fixed: why the network takes only inputs of the example's shape (batch apart); empty if it takes others too.
+        frozen_statistics: the batch normalisations that always use running statistics.
+        dropouts: the model's dropout modules that `torch.export` omitted, with their names.
     """
 
     def __init__(
@@ -56,15 +58,15 @@ class AdaptedNet(ResidualNet):
         self.dropouts = tuple(dropouts)
 
     def train(self, mode: bool = True) -> AdaptedNet:
-        """As of any module.
+        """Set training or evaluation mode, as `torch.nn.Module.train` does.
 
         Raises:
-            ValueError: to be trained, and the model has dropout that was left out.
+            ValueError: the mode is training, and the trace omits active dropout of the model.
         """
-        live = [f"{name!r} (p = {own.p:g})" for name, own in self.dropouts if own.p > 0]
+        live = [f"{name!r} (p = {dropout.p:g})" for name, dropout in self.dropouts if dropout.p > 0]
         if mode and live:
             raise ValueError(
-                "net: tracing left the model's dropout out, which training would go without: expected p = 0, got "
+                "net: tracing omitted the model's dropout, so training would run without it: expected p = 0, got "
                 f"{', '.join(live[:3])}; set it, or give blocks' branches by hand (blocks=)"
             )
         super().train(mode)
@@ -72,10 +74,10 @@ class AdaptedNet(ResidualNet):
 
     def stem_weight(self) -> Tensor:
         if isinstance(self.stem, fx.GraphModule):
-            # Modules come in the order in which the model names them, operations in that in which they run.
-            held = dict(self.stem.named_modules())
+            # The graph is in the order of execution, unlike modules(), which is in the order of registration.
+            modules = dict(self.stem.named_modules())
             for node in self.stem.graph.nodes:
-                module = held.get(str(node.target)) if node.op == "call_module" else None
+                module = modules.get(str(node.target)) if node.op == "call_module" else None
                 if isinstance(module, nn.Conv2d):
                     return module.weight
         return super().stem_weight()
@@ -84,7 +86,7 @@ class AdaptedNet(ResidualNet):
         return self.report()
 
     def report(self) -> str:
-        """What was found, a line a block, and which engines serve."""
+        """Return a table of the blocks, and which engines support the network."""
         rows: list[Sequence[str]] = [("block", "in the model", "input", "output", "skip", "residual module")]
         for i, block in enumerate(self):
             assert isinstance(block, TracedBlock)
@@ -113,30 +115,33 @@ def adapt(
     head: Part | None = None,
     output: str | int | None = None,
 ) -> AdaptedNet:
-    """The `ResidualNet` view of a model, found by tracing it in evaluation mode (`torch.fx`, or `torch.export`).
+    """Return a model as a `ResidualNet`, by tracing it in evaluation mode (`torch.fx`, or else `torch.export`).
 
-    An addition is a residual connection if every way from the network's input to its output passes through it and
-    through the common source of its operands, and if one of its branches has weights; a subtraction is the addition
-    of a branch with its sign changed. Of the two branches the one
-    with fewer layers of weights is the skip. An activation right behind the addition, which everything passes
-    (post-activation blocks, ``y = relu(s(x) + f(x))``), is the block's `Block.join`: both branches pass its Jacobian.
-    What else stands before the next block's source is part of both of its branches.
+    An addition is a residual connection if every path from the network's input to its output passes through it and
+    through the common source of its operands, and if one of its branches has weights. A subtraction is the addition
+    of a branch with its sign flipped. The branch with the fewest weight matrices is the skip connection. An
+    activation right after the addition (post-activation blocks, ``y = relu(s(x) + f(x))``) is the block's
+    `Block.join`: both branches pass its Jacobian. Other operations between a block and the source of the next one
+    belong to both branches of the next one.
 
-    The weights are the model's own, and the model is left as it was. Dropout modules are live in training; dropout
-    written as a function stays as it was traced, in evaluation. `torch.export` leaves all dropout out: networks that
-    it traced are refused by training (``net.train()``) while the model has dropout modules with p above 0.
+    The network shares the model's weights, and the model itself is unchanged. Dropout modules are active in training;
+    functional dropout remains inactive, as traced in evaluation mode. `torch.export` omits all dropout: a network
+    that it traced cannot be put into training mode while the model has dropout modules with p above 0.
 
     Args:
         example: an input batch, floating-point [B, C, H, W] or int64 [B, T], ...; guessed from the model by default.
-        blocks: what tracing shall not, or cannot, find by itself. Either submodules that hold residual blocks, or
-            their names: additions elsewhere then do not count, and where the whole model cannot be traced, these
-            modules are, one by one. Or the branches of every block, as pairs (skip, residual) or (skip, residual,
-            join); each is a submodule, its name, a function over submodules, or None for the identity.
-        stem, head: what is before the first block and behind the last, as branches are given; with pairs only.
-        output: which of the model's outputs, where there are several: a name or a number.
+        blocks: the residual blocks, if tracing cannot or should not find them. Either submodules that contain
+            residual blocks, or their names: additions elsewhere then do not count, and if the whole model cannot be
+            traced, these modules are traced one by one. Or the branches of every block, as pairs (skip, residual) or
+            triples (skip, residual, join); each is a submodule, its name, a function over submodules, or None for the
+            identity.
+        stem, head: the parts before the first block and after the last, in the same forms as branches; only together
+            with the branches of every block.
+        output: name or index of one of the model's outputs, if it has several.
 
     Returns:
-        The network, whose output and gradients (of the input and of all parameters) were found equal to the model's.
+        A network whose output and gradients (of the input and all parameters) equal the model's, as checked on the
+        example.
 
     Raises:
         ValueError: the model cannot be traced, has no residual connections (dense connections, concatenations around
@@ -145,35 +150,34 @@ def adapt(
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a torch.nn.Module, got {described(model)}")
     if isinstance(model, WRAPPERS):
-        raise ValueError(f"model: expected the module that was wrapped or scripted, got {type(model).__name__}")
+        raise ValueError(f"model: expected the module inside the wrapper or script, got {type(model).__name__}")
     if blocks is not None and (isinstance(blocks, str) or not isinstance(blocks, Sequence) or not len(blocks)):
         raise ValueError(f"blocks: expected a list of submodules or their names, got {described(blocks)}")
     if output is not None and not isinstance(output, str):
         output = check_integer("output", output, -MOST_INTEGER, MOST_INTEGER)
-    owned = set(model.modules())
-    choose = partial(_one, output=output)
-    root = _OneOutput(model, choose)
-    with full_precision(), untouched(model):
+    model_modules = set(model.modules())
+    root = _SingleOutput(model, partial(_select_output, output=output))
+    with full_precision(), evaluating_restored(model):
         example = _example(root, example)
-        if blocks is not None and any(isinstance(own, (tuple, list)) for own in blocks):
+        if blocks is not None and any(isinstance(block, (tuple, list)) for block in blocks):
             if stem is None or head is None:
                 name = "stem" if stem is None else "head"
                 raise ValueError(f"{name}: expected a part of the model with blocks as pairs of branches, got None")
-            net = _network(assembled(model, example, stem, blocks, head), "hand", example)  # type: ignore[arg-type]
+            net = _network(assemble(model, example, stem, blocks, head), "hand", example)  # type: ignore[arg-type]
         elif stem is not None or head is not None:
-            name = "head" if stem is None else "stem"
-            raise ValueError(f"{name}: expected None but with blocks as pairs of branches")
+            name, part = ("head", head) if stem is None else ("stem", stem)
+            raise ValueError(f"{name}: expected None unless blocks are pairs of branches, got {described(part)}")
         else:
-            net = _found(root, model, example, blocks)  # type: ignore[arg-type]
-        _check(root, net, model, example)
+            net = _traced_network(root, model, example, blocks)  # type: ignore[arg-type]
+        _check_equal(root, net, model, example)
     for module in net.modules():
-        if module not in owned:
+        if module not in model_modules:
             module.training = model.training
     return net
 
 
-class _OneOutput(nn.Module):
-    """A model of one input tensor and one of its outputs."""
+class _SingleOutput(nn.Module):
+    """A model reduced to one input tensor and one of its outputs, which ``choose`` selects."""
 
     def __init__(self, model: nn.Module, choose: Callable[[Any], Any]) -> None:
         super().__init__()
@@ -183,43 +187,45 @@ class _OneOutput(nn.Module):
         return self.choose(self.model(x))  # type: ignore[no-any-return]
 
 
-def _one(given: Any, output: str | int | None) -> Tensor:
-    if isinstance(given, fx.Proxy):
-        return given  # type: ignore[return-value]
+def _select_output(result: Any, output: str | int | None) -> Tensor:
+    """Return one output of the model's result: the one named, else the logits, else the only one."""
+    if isinstance(result, fx.Proxy):
+        return result  # type: ignore[return-value]
     if output is not None:
-        if isinstance(given, Tensor):
-            raise ValueError(f"output: expected None of a model that gives one tensor, got {output!r}")
+        if isinstance(result, Tensor):
+            raise ValueError(f"output: expected None for a model that returns one tensor, got {output!r}")
         try:
-            chosen = getattr(given, output) if isinstance(output, str) and hasattr(given, output) else given[output]
+            by_attribute = isinstance(output, str) and hasattr(result, output)
+            selected = getattr(result, str(output)) if by_attribute else result[output]
         except (KeyError, IndexError, TypeError):
-            raise ValueError(f"output: the model has no output {output!r}, it gives {_described(given)}") from None
-        return chosen  # type: ignore[no-any-return]
-    given = getattr(given, "logits", given)
-    if isinstance(given, Mapping) and "logits" in given:
-        given = given["logits"]
-    if isinstance(given, (Mapping, tuple, list)):
-        values = list(given.values() if isinstance(given, Mapping) else given)
+            raise ValueError(f"output: the model has no output {output!r}, it has {_output_names(result)}") from None
+        return selected  # type: ignore[no-any-return]
+    result = getattr(result, "logits", result)
+    if isinstance(result, Mapping) and "logits" in result:
+        result = result["logits"]
+    if isinstance(result, (Mapping, tuple, list)):
+        values = list(result.values() if isinstance(result, Mapping) else result)
         if len(values) != 1:
             raise ValueError(
-                f"output: the model has several, expected the name or number of one; {_described(given)}"
+                f"output: the model has several, expected the name or index of one: {_output_names(result)}"
             )
-        (given,) = values
-    return given  # type: ignore[no-any-return]
+        (result,) = values
+    return result  # type: ignore[no-any-return]
 
 
-def _described(given: Any) -> str:
-    if isinstance(given, Mapping):
-        return "names " + ", ".join(map(repr, given))
-    if isinstance(given, (tuple, list)):
-        return f"numbers 0 to {len(given) - 1}"
-    return type(given).__name__
+def _output_names(result: Any) -> str:
+    if isinstance(result, Mapping):
+        return "names " + ", ".join(map(repr, result))
+    if isinstance(result, (tuple, list)):
+        return f"indices 0 to {len(result) - 1}"
+    return type(result).__name__
 
 
-def _example(root: _OneOutput, example: Tensor | None) -> Tensor:
-    """An input that the model takes.
+def _example(root: _SingleOutput, example: Tensor | None) -> Tensor:
+    """Return an input that the model accepts: the example, or a guess.
 
     Raises:
-        ValueError: it does not take the example, or none could be guessed.
+        ValueError: the model rejects the example, or every guess.
     """
     if example is not None:
         check_tensor("example", example)
@@ -230,98 +236,108 @@ def _example(root: _OneOutput, example: Tensor | None) -> Tensor:
             root.model(example.clone())
         except Exception as error:
             raise ValueError(
-                f"example: the model refuses the shape {list(example.shape)} in {example.dtype} ({first_line(error)})"
+                f"example: the model rejects the shape {list(example.shape)} in {example.dtype} ({first_line(error)})"
             ) from error
         return example
-    refused = []
+    rejected = []
     for guess in examples(root.model):
         try:
             root.model(guess.clone())
             return guess
         except Exception as error:
-            refused.append(f"{list(guess.shape)}: {first_line(error)}")
+            rejected.append(f"{list(guess.shape)}: {first_line(error)}")
     raise ValueError(
-        f"example: none could be guessed, expected a batch of inputs ({'; '.join(refused[:3]) or 'no layer'})"
+        f"example: none could be guessed, expected a batch of inputs ({'; '.join(rejected[:3]) or 'no layer'})"
     )
 
 
-def _found(
-    root: _OneOutput, model: nn.Module, example: Tensor, blocks: Sequence[str | nn.Module] | None
+def _traced_network(
+    root: _SingleOutput, model: nn.Module, example: Tensor, blocks: Sequence[str | nn.Module] | None
 ) -> AdaptedNet:
-    """By tracing, among the given submodules if there are any."""
+    """Return the network found by tracing.
+
+    Args:
+        blocks: the submodules, or their names, whose additions count; None for all.
+    """
     expected = root(example.clone()).detach()
     if not torch.isfinite(expected).all():
-        raise ValueError("example: expected one for which the model's output is finite")
+        raise ValueError("example: expected one for which the model's output is finite, got NaN or infinity")
     if differs(root(example.clone()), expected):
-        raise ValueError("model: expected the same output each time in evaluation mode; it draws random numbers?")
+        raise ValueError("model: expected the same output each time in evaluation mode; does it draw random numbers?")
     named = submodules(model, blocks or ())
-    by_block = partial(inlined, root, named, example) if named else None
-    traced, reasons = attempts(root, model, root.choose, example, expected, by_block)
+    by_block = partial(trace_block_by_block, root, named, example) if named else None
+    traced, failures = trace_model(root, model, root.choose, example, expected, by_block)
     if traced is None:
-        raise _untraced(reasons)
-    within = None if blocks is None else inside(traced, list(named))
+        raise _untraced(failures)
+    within = None if blocks is None else nodes_inside(traced, list(named))
     try:
-        found = dissect(traced, example, within)
+        parts = dissect(traced, example, within)
     except ValueError:
-        if not traced.whole:
+        if not traced.untraced:
             raise
-        # What was left whole may hold residual connections.
-        raise _untraced(reasons) from None
-    outside = (found.stem, *(block.before for block in found.blocks if block.before is not None), found.head)
-    if any(module in traced.whole for part in outside for module in part.modules()):
-        # It may hold residual connections of its own.
-        raise _untraced(reasons)
+        # The untraced modules may contain the residual connections.
+        raise _untraced(failures) from None
+    outside = (parts.stem, *(block.before for block in parts.blocks if block.before is not None), parts.head)
+    if any(module in traced.untraced for part in outside for module in part.modules()):
+        # The untraced modules may contain further residual connections.
+        raise _untraced(failures)
     for name in named:
-        if not any(f"{block.name.split(' ')[0]}.".startswith(f"{name}.") for block in found.blocks):
-            raise ValueError(f"blocks: no addition in {name!r} is a residual connection, which every way passes")
-    return _network(found, traced.kind, example, traced.frozen, traced.dropouts)
+        if not any(f"{block.name.split(' ')[0]}.".startswith(f"{name}.") for block in parts.blocks):
+            raise ValueError(f"blocks: no addition in {name!r} is a residual connection, which lies on every path")
+    return _network(parts, traced.traced_by, example, traced.frozen_statistics, traced.dropouts)
 
 
-def _untraced(reasons: Mapping[str, str]) -> ValueError:
-    return ValueError(f"model: {untraceable(reasons)}; blocks= takes branches, (skip, residual), by hand")
+def _untraced(failures: Mapping[str, str]) -> ValueError:
+    return ValueError(f"model: {untraceable_reason(failures)}; blocks= takes branches, (skip, residual), by hand")
 
 
 def _network(
-    found: Dissection,
+    parts: Dissection,
     traced_by: str,
     example: Tensor,
     frozen: Sequence[str] = (),
     dropouts: Sequence[tuple[str, Dropout]] = (),
 ) -> AdaptedNet:
-    shapes, y = [], found.stem(example.clone())
-    for block in found.blocks:
+    shapes, y = [], parts.stem(example.clone())
+    for block in parts.blocks:
         shapes.append(y.shape[1:])
         y = block(y)
     shapes.append(y.shape[1:])
-    return AdaptedNet(found.stem, found.blocks, found.head, traced_by, shapes, found.fixed, frozen, dropouts)
+    return AdaptedNet(parts.stem, parts.blocks, parts.head, traced_by, shapes, parts.fixed, frozen, dropouts)
 
 
-def _check(root: nn.Module, net: AdaptedNet, model: nn.Module, example: Tensor) -> None:
-    """
+def _check_equal(root: nn.Module, net: AdaptedNet, model: nn.Module, example: Tensor) -> None:
+    """Check on an example that a network equals the model.
+
     Raises:
         ValueError: output or gradients of ``net`` are not the model's, or samples of a batch influence each other.
     """
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    expected, gradients = _gradients(root, model, example)
-    output, found = _gradients(net, model, example)
+    expected, expected_grads = _output_and_grads(root, model, example)
+    output, grads = _output_and_grads(net, model, example)
     if differs(output, expected):
         raise ValueError("model: the adapted network's output is not the model's")
     names = [*(["the input"] if example.is_floating_point() else []), *(name for name, _ in model.named_parameters())]
-    largest = max((float(own.norm()) for own in gradients if own is not None), default=0.0)
-    for name, own, other in zip(names, found, gradients, strict=True):
-        if (own is None) != (other is None) or (
-            own is not None and other is not None and differs(own, other, largest)
+    largest = max((float(grad.norm()) for grad in expected_grads if grad is not None), default=0.0)
+    for name, grad, expected_grad in zip(names, grads, expected_grads, strict=True):
+        if (grad is None) != (expected_grad is None) or (
+            grad is not None and expected_grad is not None and differs(grad, expected_grad, largest)
         ):
             raise ValueError(f"model: the adapted network's gradient of {name} is not the model's")
     with torch.no_grad():
         mixed = net(torch.cat([example, example.roll(1, -1)]))[: len(example)]
     if differs(mixed, expected):
-        raise ValueError("model: samples of a batch influence each other in evaluation mode (by batch statistics?)")
+        raise ValueError(
+            "model: samples of a batch influence each other in evaluation mode (through batch statistics?)"
+        )
 
 
-def _gradients(net: nn.Module, model: nn.Module, example: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """The output, and the gradients of a random functional of it."""
+def _output_and_grads(net: nn.Module, model: nn.Module, example: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """Return the output, and the gradients of its random weighted sum at the input and the parameters.
+
+    Integer inputs have no gradient.
+    """
     x = example.clone()
     leaves = list(model.parameters())
     if x.is_floating_point():

@@ -1,7 +1,7 @@
 """Files on disk: replaced whole or not at all, and locked while a process works on them.
 
-All that this library writes goes through `replacing`, so that a kill, a full disk or a second process leaves what was
-there before, or the new file, and never a part of it.
+Everything that this library writes goes through `replacing`. So after a kill, a full disk or a write by a second
+process, there is either the previous file or the new one, never a part of one.
 """
 
 from __future__ import annotations
@@ -18,24 +18,25 @@ from typing import IO
 __all__ = ["locked", "remove_leftovers", "replacing", "telling", "unfinished"]
 
 TEMPORARY = re.compile(r"\.(?P<target>.+)\.[0-9a-f]{12}\.pathnet-temporary")
-"""The names of unfinished files, which nothing else is likely to have."""
+"""Names of unfinished files, which no other program is likely to use."""
 
 
 def unfinished(path: Path) -> Path:
-    """Return a new name for what is to become the file ``path``, beside it; see `TEMPORARY`."""
+    """Return a new name for the unfinished file that will become ``path``, in the same folder; see `TEMPORARY`."""
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.pathnet-temporary")
 
 
 @contextmanager
 def telling(path: Path, what: str, consequence: str = "") -> Iterator[None]:
-    """Turn an OSError into one whose single line says what could not be written where, and why.
+    """Turn an OSError into one whose single line says what could not be written, where, and why.
 
     Args:
-        what: what the file belongs to, such as ``run`` or ``weights``.
+        path: the file or folder.
+        what: the thing that the file belongs to, such as ``run`` or ``weights``.
         consequence: what is lost and what is not, as the end of a sentence.
 
     Raises:
-        OSError: of the same ``errno``.
+        OSError: with the same ``errno``.
     """
     try:
         yield
@@ -48,11 +49,12 @@ def telling(path: Path, what: str, consequence: str = "") -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path, what: str, consequence: str = "") -> Iterator[IO[bytes]]:
-    """Open a binary file that takes the name ``path`` only when it is whole and on the disk.
+    """Open a binary file that takes the name ``path`` only when it is complete and on the disk.
 
-    The folder must exist. Where anything fails, the file of before stays, and nothing else is left.
+    The folder must exist. If anything fails, the previous file stays, and nothing else is left behind.
 
     Args:
+        path: the file.
         what, consequence: see `telling`.
 
     Raises:
@@ -69,7 +71,7 @@ def replacing(path: Path, what: str, consequence: str = "") -> Iterator[IO[bytes
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        # Without this a crash of the machine may undo the rename.
+        # Without this, a crash of the machine may undo the rename.
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
@@ -78,10 +80,12 @@ def replacing(path: Path, what: str, consequence: str = "") -> Iterator[IO[bytes
 
 
 def remove_leftovers(folder: Path, target: str) -> None:
-    """Remove what killed processes left unfinished.
+    """Remove the unfinished files that killed processes left.
 
     Args:
-        target: a regular expression of the names that the files would have had; none of them may be being written.
+        folder: the folder of the files.
+        target: regular expression of the names that the finished files would have had. No process may be writing
+            any of them.
     """
     for file in folder.iterdir():
         name = TEMPORARY.fullmatch(file.name)
@@ -91,17 +95,17 @@ def remove_leftovers(folder: Path, target: str) -> None:
 
 @contextmanager
 def locked(path: Path, what: str, busy: str, keep: bool = True) -> Iterator[None]:
-    """Hold an exclusive lock; the system lets go of it where the process dies.
+    """Hold an exclusive lock, which the system releases if the process dies.
 
     Args:
-        path: the lock's file. It is neither written nor followed where it is a link.
+        path: the lock file. It is never written to, and never followed if it is a link.
         what: see `telling`.
-        busy: what another process does that holds the lock, for the error.
-        keep: whether the file stays; one that does not must have a name that only this library uses.
+        busy: what another process that holds the lock is doing, for the error message.
+        keep: whether the file stays. If not, its name must be one that only this library uses.
 
     Raises:
-        ValueError: another process holds the lock, or something else has its name.
-        OSError: the file cannot be made or locked.
+        ValueError: another process holds the lock, or ``path`` is not a regular file.
+        OSError: the file cannot be created or locked.
     """
     while (descriptor := _lock(path, what, busy)) is None:
         pass
@@ -114,7 +118,7 @@ def locked(path: Path, what: str, busy: str, keep: bool = True) -> Iterator[None
 
 
 def _lock(path: Path, what: str, busy: str) -> int | None:
-    """Return the descriptor of the locked file; None where its holder removed it before it was locked here."""
+    """Return the descriptor of the locked file, or None if its holder removed it before it was locked here."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise ValueError(f"{what}: expected a lock file at {path}, got a link, a folder or a device; move it away")
     with telling(path, what):

@@ -7,16 +7,20 @@ bar of no width. Where there is no interval, the text gives the number of values
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 from pathnet.streams import stream
 
-__all__ = ["FEWEST", "bootstrap_means", "bracketed", "interval", "no_interval"]
+__all__ = ["FEWEST", "bootstrap_means", "bracketed", "interval", "no_interval", "wilson"]
 
 FEWEST = 10
 """Independent values (batches, draws of lesions, networks) below which there is no interval and no standard error."""
 BOOTSTRAP_DRAWS = 1000
+NORMAL_QUANTILE = 1.959963984540054
+"""97.5 % quantile of the standard normal distribution."""
 NO_WIDTH = 1e-12
 """Ends that differ by less, relative to the larger, differ by rounding."""
 
@@ -56,6 +60,15 @@ def interval(draws: Array, count: NDArray[np.int64] | int) -> Array:
     low, high = ends.reshape(-1, 2).T
     width = NO_WIDTH * np.maximum(np.abs(low), np.abs(high))
     return np.where((np.asarray(count) >= FEWEST) & (high - low > width), [low, high], np.nan)
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Return the 95 % interval of a proportion (Wilson 1927)."""
+    rate, squared = successes / trials, NORMAL_QUANTILE**2
+    denominator = 2 * (trials + squared)
+    centre = (2 * trials * rate + squared) / denominator
+    half = NORMAL_QUANTILE / denominator * math.sqrt(4 * trials * rate * (1 - rate) + squared)
+    return 0.0 if successes == 0 else centre - half, 1.0 if successes == trials else centre + half
 
 
 def no_interval(count: int, what: str = "value") -> str:

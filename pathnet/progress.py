@@ -1,4 +1,4 @@
-"""How far a long job is: a bar on a terminal, plain lines elsewhere. Never on stdout, which is for results."""
+"""Progress of a long job on stderr: a bar on a terminal, plain lines elsewhere; stdout is for results."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ LINE_SECONDS = 10.0
 
 @contextmanager
 def reporter(label: str) -> Iterator[Report]:
-    """Yields a callable of (done, total, note) that shows the state of the job called ``label`` on stderr.
+    """Yield a function of (done, total, note) that shows on stderr how far the job called ``label`` is.
 
-    Off a terminal it writes a line at most every ten seconds, and always the last state.
+    Off a terminal it writes a line every ten seconds at most, and always the last state.
     """
     console = Console(stderr=True)
     with _bar(label, console) if console.is_terminal else _lines(label) as report:
@@ -49,7 +49,7 @@ def _lines(label: str) -> Iterator[Report]:
     waiting = ""
 
     def show() -> None:
-        # What is measured does not end because nobody reads how far it is.
+        # A measurement goes on even if nobody reads its progress.
         with suppress(OSError):
             print(waiting, file=sys.stderr, flush=True)
 

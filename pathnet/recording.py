@@ -23,6 +23,7 @@ __all__ = [
     "SMALLEST",
     "At",
     "BatchNormMode",
+    "BatchNormPolicy",
     "Look",
     "Loss",
     "OutputGradient",
@@ -36,6 +37,8 @@ __all__ = [
 ]
 
 BatchNormMode = Literal["running", "batch"]
+BatchNormPolicy = Literal["running", "batch", "recalibrated"]
+"""Statistics by which lesioned networks normalise, see `pathnet.lesion.Errors`."""
 Precision = Literal["float32", "bfloat16", "float64"]
 At = Literal["y0", "image", "stem_weight"]
 Loss = Callable[[Tensor, Tensor], Tensor]

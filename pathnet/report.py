@@ -1,4 +1,4 @@
-"""The page of a study: every figure, with what the paper claims beside what was measured. One self-contained file."""
+"""Report of a study: one self-contained page with every figure, and the paper's claims compared with measurements."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from typing import Any
 
 from pathnet import results
 from pathnet.checks import check_path, described
-from pathnet.experiments import EXPERIMENTS, claims
 from pathnet.experiments.run import Claim, title
-from pathnet.figures import draw
 from pathnet.files import replacing
+from pathnet.paper import EXPERIMENTS, claims, draw
 from pathnet.printable import printable
 
 __all__ = ["write"]
@@ -46,7 +45,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 <body>
 <h1>$title</h1>
 <p class="about">Veit, Wilber and Belongie, <em>Residual Networks Behave Like Ensembles of Relatively Shallow
-Networks</em> (2016), measured again by pathnet $version. Of $claims claims, $held held here.</p>
+Networks</em> (2016), reproduced with pathnet $version. Of $claims claims, $held held here.</p>
 $body
 </body>
 </html>
@@ -54,15 +53,15 @@ $body
 
 
 def write(runs: Sequence[results.Run], heading: str, file: Path) -> Path:
-    """Draws the figures of all runs and writes the page about them.
+    """Draw the figures of all runs, write the report, and return its path.
 
     Args:
-        runs: in the order of the page; complete.
-        heading: of the page.
+        runs: complete runs, in the order of the page.
+        heading: title of the page.
+        file: path of the page.
 
     Raises:
-        ValueError: an argument is of another kind, or a run is of an experiment that is not known, or holds too
-            little.
+        ValueError: an argument has the wrong type, or a run belongs to an unknown experiment or is incomplete.
         OSError: the page or a figure cannot be written.
     """
     if not isinstance(runs, Sequence) or isinstance(runs, str | bytes):
@@ -70,43 +69,45 @@ def write(runs: Sequence[results.Run], heading: str, file: Path) -> Path:
     if not isinstance(heading, str):
         raise ValueError(f"heading: expected text, got {described(heading)}")
     file = check_path("file", file)
-    found = [(run, claims(run)) for run in runs]
-    everything = [claim for _, own in found for claim in own]
+    tested = [(run, claims(run)) for run in runs]
+    all_claims = [claim for _, run_claims in tested for claim in run_claims]
     text = PAGE.substitute(
         title=escape(heading),
         version=escape(_last_attempt(runs[0], "pathnet")[0]) if runs else "",
-        claims=len(everything),
-        held=sum(claim.held for claim in everything),
-        body="\n".join([_overview(found), *(_section(run, own) for run, own in found)]),
+        claims=len(all_claims),
+        held=sum(claim.held for claim in all_claims),
+        body="\n".join([_overview(tested), *(_section(run, run_claims) for run, run_claims in tested)]),
     )
-    with replacing(file, "report", "what was measured is on the disk, and the same command goes on from it") as html:
+    kept = "the measurements are on the disk, and the same command resumes from them"
+    with replacing(file, "report", kept) as html:
         html.write(text.encode())
     return file
 
 
 def escape(text: str) -> str:
+    """Return text that shows as it is in HTML."""
     return escape_markup(printable(text))
 
 
-def _overview(found: Sequence[tuple[results.Run, Sequence[Claim]]]) -> str:
+def _overview(tested: Sequence[tuple[results.Run, Sequence[Claim]]]) -> str:
     rows = "".join(
         f'<tr><td>{escape(claim.where)}</td><td><a href="#{_anchor(run)}">{escape(claim.paper)}</a></td>'
         f"{_verdict(claim)}</tr>"
-        for run, own in found
-        for claim in own
+        for run, run_claims in tested
+        for claim in run_claims
     )
     return f'<div class="scroll"><table><tr><th>paper</th><th>claim</th><th>here</th></tr>{rows}</table></div>'
 
 
-def _section(run: results.Run, own: Sequence[Claim]) -> str:
+def _section(run: results.Run, run_claims: Sequence[Claim]) -> str:
     experiment = EXPERIMENTS[run.experiment]
     images = "\n".join(_image(file) for file in draw(run) if file.suffix == ".svg")
     rows = "".join(
         f"<tr><td>{escape(claim.paper)}</td><td>{escape(claim.measured)}</td><td>{escape(claim.bound)}</td>"
         f"{_verdict(claim)}</tr>"
-        for claim in own
+        for claim in run_claims
     )
-    heads = "".join(f"<th>{name}</th>" for name in ("the paper's claim", "measured", "holds where", "here"))
+    heads = "".join(f"<th>{name}</th>" for name in ("the paper's claim", "measured", "holds if", "here"))
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in _facts(run).items())
     return (
         f'<h2 id="{_anchor(run)}">{escape(run.experiment)}: {escape(experiment.paper)}</h2>\n'
@@ -129,24 +130,23 @@ def _image(file: Path) -> str:
 
 
 def _last_attempt(run: results.Run, *names: str) -> list[str]:
-    """Return facts of the process that was the last to add to a run."""
+    """Return facts about the last process that added to a run."""
     last = run.facts["attempts"][-1]
     for name in names:
         if name not in last:
-            raise ValueError(f"run: {run.folder / 'run.json'}: expected {name!r} in the last of attempts, got none")
+            raise ValueError(f"run: {run.folder / 'run.json'}: expected {name!r} in the last attempt, got none")
     return [str(last[name]) for name in names]
 
 
 def _facts(run: results.Run) -> dict[str, str]:
-    """What the run was: networks, data, settings, how often, and on what."""
+    """Return the facts of a run by name: networks and data, settings, time and device, and folder."""
     identity: dict[str, Any] = run.identity
     settings = {key: value for key, value in identity.items() if not isinstance(value, dict) and key != "experiment"}
-    asked = {key: value for key, value in run.facts.items() if isinstance(value, int)}
     started, device, torch = _last_attempt(run, "started", "device", "torch")
     described = {"networks and data": title(identity)} if identity.get("networks") or "model" in identity else {}
     return {
         **described,
-        "settings": ", ".join(f"{key} {value}" for key, value in {**settings, **asked}.items()) or "none",
+        "settings": ", ".join(f"{key} {value}" for key, value in {**settings, **run.planned}.items()) or "none",
         "measured": f"{started}, {device}, torch {torch}",
         "folder": run.folder.name,
     }

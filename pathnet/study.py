@@ -7,119 +7,127 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 
-from pathnet import models, results, training
-from pathnet.checks import MOST_INTEGER, check_callable, check_integer, check_number, check_path, described
+from pathnet import models, training
+from pathnet.checks import check_callable, check_integer, check_path, described
 from pathnet.data import Data
 from pathnet.data.images import check_data_set
-from pathnet.experiments import EXPERIMENTS
-from pathnet.experiments.run import Networks, Plan, check_plan
+from pathnet.experiments.plans import Plan, check_plan
 from pathnet.models import ResidualNet
 from pathnet.models.residual_net import check_net
-from pathnet.training import Progress, Recipe, check_recipe
+from pathnet.paper import EXPERIMENTS
+from pathnet.settings import Above, AtLeast, AtMost, Flag, Help, Panel, Without, check_settings
+from pathnet.training import Progress, Recipe
+from pathnet.training.recipe import check_recipe
 
-__all__ = ["KINDS", "PRESETS", "Study", "check_size", "kind_of", "measured", "trained"]
+if TYPE_CHECKING:
+    from pathnet import results
+    from pathnet.experiments.run import Networks
+
+__all__ = [
+    "KINDS",
+    "PRESETS",
+    "DataSet",
+    "Preset",
+    "SkipBroken",
+    "Study",
+    "check_size",
+    "kind_of",
+    "measured",
+    "trained",
+]
 
 DEEPEST, WIDEST = 10_000, 1 << 20
 COPIES = 3
-"""Of the weights, as long as a network is trained: they, their gradients and their momentum."""
-KINDS = ("residual", "stochastic depth", "effective", "vgg", "highway")
+"""Number of copies of the weights while a network is trained: weights, gradients and momentum."""
+
+RESIDUAL = {"depth": "depth", "width": "width"}
+KINDS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "residual": ("preact_resnet", RESIDUAL),
+    "stochastic depth": ("preact_resnet", {**RESIDUAL, "survival": "survival"}),
+    "effective": ("preact_resnet", RESIDUAL),
+    "vgg": ("vgg", {"depth": "vgg_depth", "width": "vgg_width", "stages": "vgg_stages"}),
+    "highway": ("highway", {"depth": "highway_depth", "width": "width", "gate_bias": "gate_bias"}),
+}
+"""Kinds of network: the model of each, and the field of `Study` that holds each argument of the model."""
+
 Reporter = Callable[[str], AbstractContextManager[Progress]]
-"""Shows how far a job of the given name is."""
+"""Function that shows how far the job of a given name is."""
+
+DataSet = Annotated[str, Help("digits, synthetic, or a folder: CIFAR-10 or folders of classes."), Flag(value="DATA")]
+SkipBroken = Annotated[bool, Help("Leave out images of a folder that cannot be read; runs list their names.")]
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is trained and measured.
+    """Settings of a study: data, networks of each kind, how they are trained, and how much is measured."""
 
-    Attributes:
-        data: the data set: digits, synthetic, or a folder with CIFAR-10 or with folders of classes.
-        skip_broken: leave out images of a folder that cannot be read.
-        seeds: networks of each kind.
-        depth: layers with weights of residual networks, 6n + 2.
-        width: channels of their first stage.
-        survival: stochastic depth, the probability of the last module.
-        vgg_depth: layers with weights of VGGs.
-        vgg_width: their channels.
-        vgg_stages: convolutions at one side, between poolings.
-        highway_depth: layers with weights of highway networks, 6n + 2.
-        gate_bias: of their gates at first.
-        recipe: how all of them are trained.
-        plan: how much is measured.
-    """
-
-    data: str
-    skip_broken: bool = False
-    seeds: int = 1
-    depth: int = 110
-    width: int = 16
-    survival: float = 0.5
-    vgg_depth: int = 15
-    vgg_width: int = 128
-    vgg_stages: int = 4
-    highway_depth: int = 110
-    gate_bias: float = -1.0
-    recipe: Recipe = field(default_factory=Recipe)
-    plan: Plan = field(default_factory=Plan)
+    data: Annotated[DataSet, Panel("Study")]
+    skip_broken: Annotated[SkipBroken, Panel("Study")] = False
+    seeds: Annotated[int, Help("Networks of each kind."), AtLeast(1)] = 1
+    depth: Annotated[int, Help("Layers with weights of residual networks, 6n + 2."), AtLeast(1)] = 110
+    width: Annotated[int, Help("Channels of the first stage of residual and highway networks."), AtLeast(1)] = 16
+    survival: Annotated[
+        float, Help("Survival probability of the last module under stochastic depth."), Above(0), AtMost(1)
+    ] = 0.5
+    vgg_depth: Annotated[int, Help("Layers with weights of VGGs."), AtLeast(1)] = 15
+    vgg_width: Annotated[int, Help("Channels of VGGs."), AtLeast(1)] = 128
+    vgg_stages: Annotated[int, Help("Stages of VGGs, with a pooling between any two."), AtLeast(1)] = 4
+    highway_depth: Annotated[int, Help("Layers with weights of highway networks, 6n + 2."), AtLeast(1)] = 110
+    gate_bias: Annotated[float, Help("Initial bias of the gates of highway networks.")] = -1.0
+    recipe: Annotated[Recipe, Help("Training of every network."), Without(("modules",)), Panel("Training")] = field(
+        default_factory=Recipe
+    )
+    plan: Annotated[Plan, Help("Amounts that are measured."), Panel("Measurements")] = field(default_factory=Plan)
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, str):
             raise ValueError(f"data: expected digits, synthetic or a folder, got {described(self.data)}")
-        for name in ("seeds", "depth", "width", "vgg_depth", "vgg_width", "vgg_stages", "highway_depth"):
-            object.__setattr__(self, name, check_integer(name, getattr(self, name), 1, MOST_INTEGER))
-        object.__setattr__(self, "survival", check_number("survival", self.survival, above=0, most=1))
-        object.__setattr__(self, "gate_bias", check_number("gate_bias", self.gate_bias))
+        check_settings(self)
         check_recipe(self.recipe)
         check_plan("plan", self.plan)
 
     def config(self, kind: str, data: Data) -> dict[str, Any]:
-        """How a network of one kind is built (`pathnet.models.build`)."""
-        residual = {"model": "preact_resnet", "depth": self.depth, "width": self.width}
-        of_kind: dict[str, dict[str, Any]] = {
-            "residual": residual,
-            "effective": residual,
-            "stochastic depth": {**residual, "survival": self.survival},
-            "vgg": {"model": "vgg", "depth": self.vgg_depth, "width": self.vgg_width, "stages": self.vgg_stages},
-            "highway": {
-                "model": "highway",
-                "depth": self.highway_depth,
-                "width": self.width,
-                "gate_bias": self.gate_bias,
-            },
-        }
-        return {**of_kind[kind], "num_classes": len(data.classes), "in_channels": data.image_shape[0]}
+        """Return how a network of one kind is built, as `pathnet.models.build` takes it."""
+        model, arguments = KINDS[kind]
+        settings = {argument: getattr(self, name) for argument, name in arguments.items()}
+        return {"model": model, **settings, "num_classes": len(data.classes), "in_channels": data.image_shape[0]}
 
     def recipe_of(self, kind: str, seed: int) -> Recipe:
-        """How network number ``seed`` of one kind is trained."""
+        """Return how network number ``seed`` of one kind is trained."""
         modules = self.plan.modules if kind == "effective" else 0
         return replace(self.recipe, modules=modules, seed=self.recipe.seed + seed)
 
 
-PRESETS = {
-    "digits": Study(
-        data="digits",
-        seeds=3,
-        depth=38,
-        width=8,
-        vgg_width=32,
-        vgg_stages=3,
-        highway_depth=38,
-        recipe=Recipe(epochs=25, batch_size=32, weight_decay=1e-3, warmup_steps=44),
-        plan=Plan(draws=20, deletions=15, swaps=20, batches=100, modules=8, gate_batches=10),
-    ),
+DIGITS = Study(
+    data="digits",
+    seeds=3,
+    depth=38,
+    width=8,
+    vgg_width=32,
+    vgg_stages=3,
+    highway_depth=38,
+    recipe=Recipe(epochs=25, batch_size=32, weight_decay=1e-3, warmup_steps=44),
+    plan=Plan(draws=20, deletions=15, swaps=20, batches=100, modules=8, gate_batches=10),
+)
+Preset = Literal["digits", "cifar10", "demo"]
+PRESETS: dict[Preset, Study] = {
+    "digits": DIGITS,
     "cifar10": Study(data="cifar10", seeds=3, recipe=Recipe(bfloat16=True)),
+    "demo": replace(DIGITS, seeds=1, plan=replace(DIGITS.plan, exact_batches=0)),
 }
-"""``digits`` for two processor cores; ``cifar10``, the paper's own scale, for GPUs."""
+"""Studies by name. ``digits`` is for two processor cores; ``cifar10``, at the paper's scale, for GPUs; ``demo`` is
+``digits`` with one network of each kind and without exact sums."""
 
 
 def check_size(config: Mapping[str, Any]) -> None:
-    """Find out whether a network can be built and trained in this machine's memory, without taking any of it.
+    """Check that a network can be built and trained in this machine's memory, without allocating any of it.
 
     Args:
-        config: as `pathnet.models.build` takes it.
+        config: the network, as `pathnet.models.build` takes it.
 
     Raises:
         ValueError: it cannot.
@@ -142,7 +150,7 @@ def check_size(config: Mapping[str, Any]) -> None:
 
 
 def kind_of(net: ResidualNet) -> str:
-    """Which of `KINDS` a network is, as far as its form tells; those of effective training are residual ones."""
+    """Return which of `KINDS` a network is by its form; one from effective training is a residual network."""
     check_net(net)
     model = (net.config or {}).get("model", "")
     if model in ("vgg", "highway"):
@@ -153,9 +161,9 @@ def kind_of(net: ResidualNet) -> str:
 def trained(
     study: Study, data: Data, kinds: Iterable[str], folder: Path, device: torch.device, reporter: Reporter
 ) -> Networks:
-    """The networks of some kinds, in evaluation mode: trained where the folder does not hold them.
+    """Return the networks of some kinds, in evaluation mode; train those that the folder does not hold.
 
-    Interrupted trainings go on.
+    An interrupted training continues.
 
     Raises:
         ValueError: the folder holds networks of another study, or an argument is of another kind.
@@ -205,12 +213,12 @@ def measured(
     reporter: Reporter,
     trained_by: Study | None = None,
 ) -> list[results.Run]:
-    """The runs of one experiment in the folder of a study, complete.
+    """Complete the runs of one experiment in the folder of a study, and return them.
 
     Args:
-        name: among `pathnet.experiments.EXPERIMENTS`.
-        nets: of the kinds that it takes.
-        trained_by: the study whose recipe trained them, which the runs keep.
+        name: the experiment, a key of `pathnet.paper.EXPERIMENTS`.
+        nets: networks by kind, with the kinds that the experiment needs.
+        trained_by: the study whose recipe trained the networks; the runs keep it.
 
     Raises:
         ValueError: a kind is missing, or the folder holds runs of other networks, data or plans; or an argument is
@@ -225,16 +233,17 @@ def measured(
     if trained_by is not None:
         _check_study("trained_by", trained_by)
     experiment = EXPERIMENTS[name]
-    own = {kind: nets[kind] for kind in experiment.networks if kind in nets}
-    if len(own) < (1 if experiment.any_of_them else len(experiment.networks)) and experiment.networks:
+    needed = {kind: nets[kind] for kind in experiment.networks if kind in nets}
+    if len(needed) < (1 if experiment.any_of_them else len(experiment.networks)) and experiment.networks:
         raise ValueError(
-            f"networks: {name} takes {' and '.join(experiment.networks)}, got {' and '.join(own) or 'none'}"
+            f"networks: {name} takes {' and '.join(experiment.networks)}, got {' and '.join(needed) or 'none'}"
         )
+    driver = experiment.load()
     with reporter(name) as progress:
-        runs = experiment.measure(own, data, plan, folder / name, progress)
+        runs = driver.measure(needed, data, plan, folder / name, progress)
     for run in runs:
-        facts = {**run.facts.get("results", {}), "claims": [vars(claim) for claim in experiment.claims(run)]}
+        facts = {**run.facts.get("results", {}), "claims": [vars(claim) for claim in driver.claims(run)]}
         if trained_by is not None:
-            facts["recipes"] = {kind: asdict(trained_by.recipe_of(kind, 0)) for kind in own}
+            facts["recipes"] = {kind: asdict(trained_by.recipe_of(kind, 0)) for kind in needed}
         run.conclude(facts)
     return runs

@@ -213,7 +213,7 @@ class Tape:
 
         The estimate is unbiased and heavy-tailed where path gradients align: for 54 modules that are numbers, the
         relative variance of one draw is 3e3 at length 5 and 4e14 at length 27. `pathnet.paths.sample` and
-        `path_gradient_norms` have no such tail; experiments use them. `pathnet.experiments.signed.judge` tells when
+        `path_gradient_norms` have no such tail; experiments use them. `pathnet.signed.judge` tells when
         not to trust the mean of these draws.
 
         Args:

@@ -1,4 +1,4 @@
-"""A GPU is never far behind the program that asks it for chunks, and signals are answered while that waits."""
+"""A GPU is never far behind the program that launches chunks, and waits answer signals."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathnet.chunks import Pace, in_chunks
 
 
 class Gpu:
-    """Streams and events of a GPU that is done with a chunk after it was asked for that many times."""
+    """Streams and events of a GPU that finishes a chunk at every ``patience``-th query."""
 
     def __init__(self, patience: int) -> None:
-        self.patience, self.asked, self.recorded = patience, 0, 0
+        self.patience, self.queries, self.recorded = patience, 0, 0
 
     def current_stream(self, device: torch.device) -> Gpu:
         assert device == torch.device("cuda", 1)
@@ -27,8 +27,8 @@ class Gpu:
         return self
 
     def query(self) -> bool:
-        self.asked += 1
-        return self.asked % self.patience == 0
+        self.queries += 1
+        return self.queries % self.patience == 0
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def parts(count: int, pace: Pace) -> list[range]:
 def test_chunks_on_a_gpu_are_of_bounded_work_and_each_waits_for_the_one_before(gpu: Gpu) -> None:
     pace = Pace(torch.device("cuda", 1), chunks.CHUNK_PASSES // 10)
     assert parts(35, pace) == [range(10), range(10, 20), range(20, 30), range(30, 35)]
-    # Behind the first there is nothing to wait for, and behind the last whoever fetches the results waits.
-    assert gpu.recorded == 3 and gpu.asked == 2 * gpu.patience
+    # Before the second chunk there is nothing to wait for; after the last, the fetch of the results waits.
+    assert gpu.recorded == 3 and gpu.queries == 2 * gpu.patience
 
 
 def test_a_single_chunk_waits_for_nothing(gpu: Gpu) -> None:

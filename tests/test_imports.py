@@ -1,4 +1,4 @@
-"""Data walks one way: a file imports only from what stands before it."""
+"""Imports go one way, and `import pathnet` loads almost nothing."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ import pathnet
 ROOT = Path(pathnet.__file__).parent
 ORDER = [
     "interrupts",
+    "extras",
     "printable",
     "checks",
+    "settings",
     "files",
     "full_precision",
     "native",
@@ -30,6 +32,7 @@ ORDER = [
     "engines",
     "nn",
     "routing",
+    "signed",
     "walks",
     "gradients",
     "tape",
@@ -42,11 +45,10 @@ ORDER = [
     "results",
     "experiments",
     "figures",
+    "paper",
     "report",
     "study",
-    "places",
-    "flags",
-    "cli",
+    "commands",
     "__main__",
 ]
 FILES = sorted(file for file in ROOT.rglob("*.py") if file != ROOT / "__init__.py")
@@ -57,7 +59,7 @@ def part(module: str) -> str:
 
 
 def imported(file: Path) -> set[str]:
-    """The parts of pathnet that a file imports, at the top or inside functions."""
+    """Return the parts of pathnet that a file imports, at the top or inside functions."""
     modules = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "pathnet":
@@ -71,12 +73,27 @@ def imported(file: Path) -> set[str]:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_imports_go_one_way(file: Path) -> None:
-    own = file.relative_to(ROOT).with_suffix("").parts[0]
-    assert own in ORDER, f"{own} has no place in the order"
-    assert {name for name in imported(file) if ORDER.index(name) > ORDER.index(own)} == set()
+    place = file.relative_to(ROOT).with_suffix("").parts[0]
+    assert place in ORDER, f"{place} has no place in the order"
+    assert {name for name in imported(file) if ORDER.index(name) > ORDER.index(place)} == set()
+
+
+def imported_by(script: str) -> set[str]:
+    script += "; import sys; print(*sys.modules)"
+    return set(subprocess.check_output([sys.executable, "-c", script], text=True, cwd=ROOT.parent).split())
+
+
+SLOW = {"torch._dynamo", "scipy", "scipy.stats", "matplotlib", "sklearn", "pyarrow", "PIL", "rich", "typer"}
+"""Modules that take long to import and that the core needs seldom or never."""
 
 
 def test_importing_the_package_imports_nothing_that_takes_long_and_is_seldom_needed() -> None:
-    script = "import sys, pathnet; print(*sorted({'torch._dynamo', 'scipy.stats', 'matplotlib'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "\n"
+    modules = imported_by("import pathnet")
+    assert not modules & (SLOW | {"torch", "numpy"})
+    assert {name for name in modules if name.startswith("pathnet.")} == {"pathnet.interrupts"}
+
+
+def test_the_core_imports_nothing_slow_beside_torch() -> None:
+    core = set(pathnet.__all__) - {"experiments", "figures"}
+    modules = imported_by(f"import pathnet; [getattr(pathnet, name) for name in {sorted(core)!r}]")
+    assert "torch" in modules and not modules & SLOW

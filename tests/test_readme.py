@@ -1,4 +1,4 @@
-"""Every Python example of the README runs as it stands there, where what it imports is installed."""
+"""The Python examples of the README run as they stand, if the packages that they import are installed."""
 
 from __future__ import annotations
 

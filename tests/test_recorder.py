@@ -152,7 +152,7 @@ def test_bad_arguments_of_a_recorder_are_named_when_it_is_made() -> None:
 
 @needs_native
 def test_the_cpu_engine_packs_what_a_case_of_every_kind_needs() -> None:
-    """The tables are made from the shape of ``y_0`` alone."""
+    """The tables follow from the shape of ``y_0`` alone."""
     for case in SMALL:
         net = case.net()
         y = net.stem(case.images()[0])

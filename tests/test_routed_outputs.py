@@ -62,8 +62,8 @@ def routed_loop(net: ResidualNet, images: Tensor, routing: Tensor, bn: str) -> T
 def test_ones_are_the_network_itself(engine: str) -> None:
     net, (images, _) = CASE.net(), CASE.images()
     outputs = pathnet.Recorder(net, engine=engine).routed_outputs(images, torch.ones(2, 6, 2))
-    for own in outputs:
-        torch.testing.assert_close(own, net(images).detach(), rtol=1e-6, atol=1e-6)
+    for output in outputs:
+        torch.testing.assert_close(output, net(images).detach(), rtol=1e-6, atol=1e-6)
     double = pathnet.Recorder(net, precision="float64").routed_outputs(images, torch.ones(1, 6, 2))
     assert (
         double.dtype == torch.float64
@@ -73,17 +73,17 @@ def test_ones_are_the_network_itself(engine: str) -> None:
 
 @pytest.mark.parametrize("bn", ["running", "batch"])
 def test_a_deleted_block_is_as_if_it_had_never_been(bn: Any) -> None:
-    """And its residual module is not looked at, whatever it would give."""
+    """Check this also for a residual module that is not finite: it is not computed."""
     net, (images, labels) = CASE.net(), CASE.images()
     same_shape = [i for i, block in enumerate(net.blocks) if block.projection is None]
     assert len(same_shape) == 4
     routing = torch.ones(4, 6, 2, dtype=torch.float64)
     routing[range(4), same_shape, 1] = 0
     outputs = pathnet.Recorder(net, bn, precision="float64").routed_outputs(images, routing)
-    for i, own in zip(same_shape, outputs, strict=True):
+    for i, output in zip(same_shape, outputs, strict=True):
         rest = [block for j, block in enumerate(net.blocks) if j != i]
         without = pathnet.record(ResidualNet(net.stem, rest, net.head), images, labels, bn, precision="float64")
-        assert relative_error(own, without.output) < EXACT_WALK
+        assert relative_error(output, without.output) < EXACT_WALK
     net.blocks[same_shape[2]].convs[0].weight.data.fill_(torch.nan)
     spoiled = pathnet.Recorder(net, bn, precision="float64").routed_outputs(images, routing[2:3])
     assert relative_error(spoiled[0], outputs[2]) < EXACT_WALK

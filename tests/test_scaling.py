@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pathnet import scaling
+from pathnet.scaling import ScaledGradient
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -60,10 +61,10 @@ def test_sums_keep_the_larger_and_zeros_have_no_say(dtype: torch.dtype, slots: i
     first, second = torch.randn(2, 5, 3, 2, 4, dtype=dtype)
     first[1], second[2], first[3], second[3] = 0, 0, 0, 0
     exponents = torch.tensor([[-300, 290], [250, -300], [-400, 300], [500, -500], [7, 6]], dtype=torch.int32)
-    own, other = (exponents[:, side, None].repeat(1, slots) for side in range(2))
-    grad, exponent = scaling.add((first, own), (second, other))
+    first_exponent, second_exponent = (exponents[:, side, None].repeat(1, slots) for side in range(2))
+    grad, exponent = scaling.add(ScaledGradient(first, first_exponent), ScaledGradient(second, second_exponent))
     assert grad.dtype == dtype and exponent.shape == (5, slots) and exponent.dtype == torch.int32
-    expected = scaling.value(first, own) + scaling.value(second, other)
+    expected = scaling.value(first, first_exponent) + scaling.value(second, second_exponent)
     for index, (sum_, truth) in enumerate(zip(scaling.value(grad, exponent), expected, strict=True)):
         most = 2 * torch.finfo(dtype).eps * truth.abs().max()
         assert (sum_ - truth).abs().max() <= most, index

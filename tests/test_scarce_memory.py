@@ -23,7 +23,7 @@ CODES = pathnet.paths.enumerate_all(6)[::5]
 
 
 class Scarce(ReferenceEngine):
-    """Has room for so many routings at a time."""
+    """An engine that has room for ``room`` routings at a time."""
 
     name = "scarce"
     walk: type[ScarceWalk]
@@ -63,7 +63,7 @@ class ScarceWalk(ReferenceWalk):
 
 
 class ScarceNormsWalk(ScarceWalk):
-    """With a fused form of the norms, which allocates as it likes."""
+    """A walk with norms of its own, whose allocations the engine does not see."""
 
     def norms(self, start: ScaledGradient, routing: Tensor) -> Tensor:
         self.engine.take(routing)

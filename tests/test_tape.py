@@ -1,4 +1,4 @@
-"""What a tape promises beside the mathematics: range, exactness, snapshots, choice of engine, clear errors."""
+"""Promises of a tape besides the mathematics: range, exactness, snapshots, choice of engine, clear errors."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_the_all_skip_path_through_identities_returns_the_incoming_gradient_bit_
     walked = tape.path_gradients(torch.zeros(1, 2, dtype=torch.uint8))[0]
     recorded = scaling.value(tape._record.start.mantissa[None], tape._record.start.exponent[None])[0]
     assert recorded.abs().max() > 0 and torch.equal(walked, recorded)
-    # The engine's own forward pass led to it.
+    # The engine's forward pass led to it.
     assert relative_error(recorded, incoming.double()) < 1e-6
 
 

@@ -32,7 +32,7 @@ needs_native = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
 
 class Looks(TorchFunctionMode):
-    """Counts the ways in which Python sees the values of tensors."""
+    """Counts the calls that bring the values of tensors to Python."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,17 +90,17 @@ def test_a_recording_by_the_cpu_engine_looks_once() -> None:
 
 
 class Unsettled:
-    """A tape whose values nobody has looked at yet, as on a GPU; ``asked`` says what was asked for, in order."""
+    """A tape whose values are not checked yet, as on a GPU; ``events`` lists walks and checks in order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, settle: Callable[[Record], Record]) -> None:
         whole = pathnet.record(CASE.net(), *CASE.images(), engine="reference")
-        self.asked: list[str] = []
+        self.events: list[str] = []
         walk, sums = ReferenceWalk.routed_backward, ReferenceWalk.sums_by_length
 
         def noting(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-            def noted(*given: Any) -> Any:
-                self.asked.append(name)
-                return work(*given)
+            def noted(*arguments: Any) -> Any:
+                self.events.append(name)
+                return work(*arguments)
 
             return noted
 
@@ -122,11 +122,11 @@ ASKING: list[Callable[[pathnet.Tape], Any]] = [
 @pytest.mark.parametrize("ask", ASKING)
 def test_walks_are_asked_for_before_the_values_are_looked_at(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     unsettled = Unsettled(monkeypatch, lambda record: record)
-    assert unsettled.tape.n == 6 and unsettled.tape.nbytes > 0 and not unsettled.asked
+    assert unsettled.tape.n == 6 and unsettled.tape.nbytes > 0 and not unsettled.events
     result = ask(unsettled.tape)
-    assert unsettled.asked.index("look") >= 1 and unsettled.asked.count("look") == 1
+    assert unsettled.events.index("look") >= 1 and unsettled.events.count("look") == 1
     assert torch.equal(result, ask(unsettled.whole))
-    assert unsettled.tape.loss == unsettled.whole.loss and unsettled.asked.count("look") == 1
+    assert unsettled.tape.loss == unsettled.whole.loss and unsettled.events.count("look") == 1
 
 
 def doubled(start: ScaledGradient) -> ScaledGradient:
@@ -145,7 +145,7 @@ def test_a_gradient_that_is_taken_anew_is_walked_anew(ask: Any, monkeypatch: pyt
 def test_what_is_wrong_with_the_values_is_told_instead_of_a_result(
     fails: bool, ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every time, and instead of an error that came of it."""
+    """Expect this every time, and instead of an error that the values led to."""
 
     def refuse(record: Record) -> Record:
         raise ValueError("images: expected finite values, got NaN or infinity")
@@ -160,7 +160,7 @@ def test_what_is_wrong_with_the_values_is_told_instead_of_a_result(
 
 
 class Elsewhere(ReferenceEngine):
-    """Serves a device without values, ``meta``: whoever looks at one, or mixes it with another device, fails."""
+    """An engine for a device without values, ``meta``: a read of a value, or a mix with another device, fails."""
 
     name = "elsewhere"
 
@@ -193,7 +193,7 @@ class ElsewherePrepared(ReferencePrepared):
 @pytest.mark.parametrize("at", ["y0", "image", "stem_weight"])
 def test_walks_of_codes_in_the_hosts_memory_never_look(at: Any, bn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "ENGINES", (Elsewhere(),))
-    net, (images, labels) = CASE.net().to("meta"), (own.to("meta") for own in CASE.images())
+    net, (images, labels) = CASE.net().to("meta"), (tensor.to("meta") for tensor in CASE.images())
     recorder = pathnet.Recorder(net, bn, at=at)
     with pytest.raises((NotImplementedError, RuntimeError), match=r"meta"):
         recorder(images, labels)
@@ -204,5 +204,5 @@ def test_walks_of_codes_in_the_hosts_memory_never_look(at: Any, bn: Any, monkeyp
         assert norms.device.type == "meta" and norms.dtype == torch.float64
         assert norms.shape == ((13, 3) if per_sample else (13,))
     assert tape.path_gradients(CODES).device.type == "meta"
-    assert [own.device.type for own in tape.path_gradients(CODES, scaled=True)] == ["meta", "meta"]
+    assert [tensor.device.type for tensor in tape.path_gradients(CODES, scaled=True)] == ["meta", "meta"]
     assert tape.gradient().device.type == "meta"

@@ -1,1 +1,1 @@
-"""How fast the cpu engine is on this processor, beside plain PyTorch: ``pathnet bench`` runs it all."""
+"""Timings of the cpu engine on this processor against plain PyTorch: ``pathnet bench`` runs all of them."""

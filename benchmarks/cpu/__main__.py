@@ -20,18 +20,18 @@ from pathnet.progress import reporter
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu", description="Times the cpu engine.")
     parser.add_argument("steps", nargs="*", metavar="STEP", help=f"among {', '.join(STEPS)}; all by default")
-    parser.add_argument("--small", action="store_true", help="the rehearsal: seconds, and numbers without meaning")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="that the run may take; 15 by default")
-    parser.add_argument("--out", type=Path, help="where the results go")
-    asked = parser.parse_args()
-    for name in asked.steps:
+    parser.add_argument("--small", action="store_true", help="rehearse: takes seconds, its numbers mean nothing")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="time limit of the run; 15 by default")
+    parser.add_argument("--out", type=Path, help="folder of the results")
+    options = parser.parse_args()
+    for name in options.steps:
         if name not in STEPS:
             parser.error(f"expected steps among {', '.join(STEPS)}, got {name}")
-    if not 0 < asked.minutes < float("inf"):
-        parser.error(f"expected minutes above 0, got {asked.minutes}")
-    budget = Budget(60 * asked.minutes)
+    if not 0 < options.minutes < float("inf"):
+        parser.error(f"expected minutes above 0, got {options.minutes}")
+    budget = Budget(60 * options.minutes)
     with reporter("benchmarks") as progress:
-        run = measure(SMALL if asked.small else FULL, asked.out, progress, asked.steps or STEPS, budget)
+        run = measure(SMALL if options.small else FULL, options.out, progress, options.steps or STEPS, budget)
     show(run.results, Console(width=130))
     print(printable(run.file))
     return int(run.wrong is not None)

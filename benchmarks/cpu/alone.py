@@ -1,4 +1,4 @@
-"""What takes a process of its own: another instruction set, and peaks of memory. Prints one line of JSON."""
+"""Measurements in a process of its own: with another instruction set, and of peak memory. Prints one line of JSON."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ from benchmarks.cpu.budget import Budget
 from benchmarks.cpu.cases import FULL, SMALL, Sizes, codes_of_any_length, with_batch
 from benchmarks.cpu.competitors import PRECISIONS, recorder
 from benchmarks.cpu.peaks import Peaks, matrix_product
-from benchmarks.outcome import Found
+from benchmarks.outcome import Findings
 from pathnet import native
 
 STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peak_share(sizes: Sizes, budget: Budget) -> Found:
-    """The walk through all modules in turn with the peaks: floating-point operations a second, medians.
+def peak_share(sizes: Sizes, budget: Budget) -> Findings:
+    """Time the backward pass through all modules in turn with the peaks; return median operations a second.
 
-    Rounds end when the time for another is not left, but not before the first.
-
-    A walk's are those of the direct convolutions; minimal filtering gets by with fewer, so that it can exceed a peak.
+    Rounds stop when no time for another is left, but not before the first. The operations of a backward pass are
+    those of direct convolutions; minimal filtering needs fewer, so that it can exceed a peak.
     """
     net, peaks = network(sizes.setup), Peaks.compile()
     path = torch.ones(1, net.n, dtype=torch.uint8)
@@ -53,7 +52,7 @@ def peak_share(sizes: Sizes, budget: Budget) -> Found:
         for name, rate in measured.items():
             # The first round warms up.
             rates.setdefault(name, []).extend([rate] if round_ else [])
-    medians = {name: float(np.median(own)) for name, own in rates.items()}
+    medians = {name: float(np.median(repeats)) for name, repeats in rates.items()}
     loops = {"float32": "multiply-adds, float32", "bfloat16": "dot products, bfloat16"}
     best = {p: loops[p] if loops[p] in medians else f"matrix product, {p}" for p in loops}
     return {
@@ -67,8 +66,8 @@ def peak_share(sizes: Sizes, budget: Budget) -> Found:
     }
 
 
-def memory(sizes: Sizes, count: int) -> Found:
-    """The peak of resident memory before and after norms along ``count`` paths, in bytes."""
+def memory(sizes: Sizes, count: int) -> Findings:
+    """Return the peak of resident memory, in bytes, before and after norms along ``count`` paths."""
     net = network(sizes.setup)
     tape = recorder(net, "running", "float32")(*batch(sizes.setup))
     tape.path_gradient_norms(codes_of_any_length(net.n, 1))
@@ -81,13 +80,14 @@ def memory(sizes: Sizes, count: int) -> Found:
 
 
 def _forget_peak() -> None:
-    """Sets the peak to what is resident now, where the system can: the forward pass takes more than the walks."""
+    """Reset the peak to the memory resident now, if the system can: the forward pass takes more than backward
+    ones."""
     with suppress(OSError):
         FORGET.write_text("5")
 
 
 def _peak_bytes() -> int:
-    # Linux hands getrusage's maximum on to the programs that a process starts, which would hide their own.
+    # Not by getrusage: on Linux a program inherits the maximum of the process that started it.
     if STATUS.exists():
         (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) << 10
@@ -98,16 +98,16 @@ def _peak_bytes() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu.alone", description=__doc__)
     parser.add_argument("what", choices=["peak_share", "memory"])
-    parser.add_argument("count", type=int, nargs="?", help="of the paths that are walked, for memory")
+    parser.add_argument("count", type=int, nargs="?", help="number of paths, for memory")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--batch", type=int, required=True, help="images")
-    parser.add_argument("--seconds", type=float, required=True, help="that it may take")
-    asked = parser.parse_args()
-    budget = Budget(asked.seconds)
-    torch.set_num_threads(asked.threads)
-    sizes = with_batch(SMALL if asked.small else FULL, asked.batch)
-    print(json.dumps(peak_share(sizes, budget) if asked.what == "peak_share" else memory(sizes, asked.count)))
+    parser.add_argument("--batch", type=int, required=True, help="number of images")
+    parser.add_argument("--seconds", type=float, required=True, help="time limit")
+    options = parser.parse_args()
+    budget = Budget(options.seconds)
+    torch.set_num_threads(options.threads)
+    sizes = with_batch(SMALL if options.small else FULL, options.batch)
+    print(json.dumps(peak_share(sizes, budget) if options.what == "peak_share" else memory(sizes, options.count)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The time that a run may take, what of it is left, and what was cut to keep within it."""
+"""The time limit of a run, and the cuts that keep the run within it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ Name = TypeVar("Name")
 
 
 class LeftOut(Exception):
-    """A measurement does not fit into the time that is left: recorded, and no failure."""
+    """A measurement does not fit into the remaining time: recorded, and not a failure."""
 
 
 class Budget:
     """A number of seconds from now on.
 
     Attributes:
-        seconds: in all.
-        step: whose time it is.
-        whole: the budget that this is a share of.
-        cuts: what was made smaller or left out, one list for all shares of a budget: ``step``, ``what``, ``wanted``,
-            ``kept`` (None where it was left out) and ``because``.
+        seconds: Total number of seconds.
+        step: Step that the time belongs to.
+        whole: Budget that this is a share of.
+        cuts: Sizes that were reduced or left out, one list for all shares of a budget: ``step``, ``what``,
+        ``wanted``,
+            ``kept`` (None if left out) and ``because``.
     """
 
     def __init__(
@@ -42,27 +43,28 @@ class Budget:
         self._began = clock()
 
     @property
-    def taken(self) -> float:
-        """Seconds since it began."""
+    def spent(self) -> float:
+        """Seconds since the start."""
         return self.clock() - self._began
 
     @property
     def left(self) -> float:
-        """Seconds that are left; below zero where it was not kept."""
-        return self.seconds - self.taken
+        """Remaining seconds; negative if the budget was exceeded."""
+        return self.seconds - self.spent
 
     def share(self, part: float, step: str = "") -> Budget:
-        """A part, from 0 to 1, of what is left now."""
+        """Return a budget of a part, from 0 to 1, of the remaining seconds."""
         return Budget(self.left * part, self.clock, step or self.step, self.cuts, self.whole)
 
     def cut(self, what: str, wanted: object, kept: object, because: str) -> None:
-        """Records that less is measured than a run without limits would measure."""
+        """Record that a size is smaller than in a run without limits."""
         self.cuts.append({"step": self.step, "what": what, "wanted": wanted, "kept": kept, "because": because})
 
     def require(self, seconds: float, what: str) -> None:
-        """
+        """Check that ``what``, which takes about so many seconds, fits into the remaining time.
+
         Raises:
-            LeftOut: what takes so long, as far as can be told, does not fit.
+            LeftOut: It does not fit.
         """
         if seconds > self.left:
             raise LeftOut(f"{what} would take some {seconds:.3g} s, and {max(0.0, self.left):.3g} s are left for it")
@@ -70,15 +72,14 @@ class Budget:
     def timed(
         self, works: Mapping[Name, Callable[[], object]], rounds: int, what: str = "rounds"
     ) -> dict[Name, Timing]:
-        """Times all works in turn, as many rounds of at most ``rounds`` as fit; every second one goes backwards.
+        """Time all works in turn, in as many rounds of at most ``rounds`` as fit, every second one in reverse order.
 
-        A round before them warms up and tells how long one takes. Where a single round is wanted, that is it: a work
-        so long averages by itself. The fewest that are taken are three, of which the median is not moved by one
-        disturbance, or ``rounds`` where that is less. Once begun, these may take more than this share, but not more
-        than is left of the whole.
+        A round before them warms up and predicts the time of one. If a single round is requested, that is the one:
+        such long works average by themselves. The minimum is three rounds, whose median withstands one disturbance,
+        or ``rounds`` if fewer. Once begun, these may exceed this share, but not the remaining seconds of the whole.
 
         Raises:
-            LeftOut: the fewest do not fit, which may show before all works had their turn.
+            LeftOut: The minimum does not fit; this may be known before all works had their turn.
         """
         least = min(LEAST_ROUNDS, rounds)
         seconds: dict[Name, list[float]] = {name: [] for name in works}
@@ -89,7 +90,7 @@ class Budget:
                 spent = self.clock() - began
                 self.require(least * spent, f"{what}: the fewest are {least}, each of them")
         if rounds == 1:
-            return {name: Timing(own) for name, own in seconds.items()}
+            return {name: Timing(repeats) for name, repeats in seconds.items()}
         slowest = self.clock() - began
         seconds, names, done = {name: [] for name in works}, list(works), 0
         while done < rounds:
@@ -103,7 +104,7 @@ class Budget:
             slowest, done = max(slowest, self.clock() - start), done + 1
         if done < rounds:
             self.cut(what, rounds, done, f"one takes some {slowest:.3g} s")
-        return {name: Timing(own) for name, own in seconds.items()}
+        return {name: Timing(repeats) for name, repeats in seconds.items()}
 
     def _once(self, work: Callable[[], object]) -> float:
         start = self.clock()

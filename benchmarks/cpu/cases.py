@@ -14,27 +14,27 @@ from pathnet.recording import BatchNormMode, Precision
 __all__ = ["FULL", "MINUTES", "SMALL", "Sizes", "codes_of_any_length", "deletions", "with_batch"]
 
 MINUTES = 15.0
-"""A whole run takes at most so long, on any machine."""
+"""Time limit of a complete run, on any machine."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What one run measures.
+    """The sizes of one run.
 
     Attributes:
-        setup: network, batch, the ``lengths`` that stand for all, ``rounds`` of the comparison by length.
-        checked: the smaller network and batch on which everyone is held to float64.
-        compiled: whether torch.compile takes part in the composition.
-        slow_rounds: of whole sweeps, deletions and fits.
-        fit_batch: samples where the number of paths is varied, and where tails are shared or memory is watched.
-        sweeps: of one path of each length in one call, as the number of paths is varied.
-        batches: as the batch is varied.
-        shared_lengths, shared_counts: lengths and numbers of the paths that are walked together and one by one.
-        memory_counts: a few paths and many.
-        peak_seconds: of each measurement of the processor's peak.
+        setup: Network, batch, the ``lengths`` that represent all, ``rounds`` of the comparison by length.
+        checked: Smaller network and batch on which all competitors are checked against float64.
+        compiled: Whether the composition may use torch.compile.
+        slow_rounds: Rounds of sweeps, deletions and fits.
+        fit_batch: Number of samples when the number of paths varies, tails are shared or memory is measured.
+        sweeps: Numbers of paths of each length in one call.
+        batches: Numbers of samples of the fit over the batch.
+        shared_lengths, shared_counts: Lengths and numbers of paths that run together and one by one.
+        memory_counts: A small and a large number of paths.
+        peak_seconds: Seconds of each measurement of the processor's peak.
         sums: BN mode, precision and batch of the exact sums by length.
-        drawn: residual modules of a training step that draws some.
-        draws: of such steps.
+        drawn: Number of residual modules of a training step that draws some.
+        draws: Number of such steps.
     """
 
     setup: Setup
@@ -97,7 +97,7 @@ SMALL = Sizes(
 
 
 def with_batch(sizes: Sizes, batch: int) -> Sizes:
-    """The same with batches of ``batch`` images, and everything else that is a number of images in proportion."""
+    """Return the sizes with batches of ``batch`` images, and all other numbers of images in proportion."""
 
     def scaled(images: int) -> int:
         return max(1, images * batch // sizes.setup.batch)
@@ -112,12 +112,12 @@ def with_batch(sizes: Sizes, batch: int) -> Sizes:
 
 
 def codes_of_any_length(n: int, count: int) -> Tensor:
-    """uint8 [count, n]: paths drawn uniformly from all 2^n."""
+    """Return uint8 [count, n], paths drawn uniformly from all 2^n."""
     return torch.randint(0, 2, (count, n), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def deletions(n: int) -> Tensor:
-    """float64 [n, n, 2]: routing i deletes block i + 1."""
+    """Return routings, float64 [n, n, 2]; routing i deletes block i + 1."""
     routing = torch.ones(n, n, 2, dtype=torch.float64)
     routing[torch.arange(n), torch.arange(n), 1] = 0
     return routing

@@ -1,4 +1,4 @@
-"""Who measures norms along single paths on a processor: checked against float64 first, then timed."""
+"""The competitors on a processor, which measure norms along single paths; checked against float64 before timing."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from benchmarks.cpu.composition import Composition
 from pathnet.models import ResidualNet
 from pathnet.recording import BatchNormMode
 
-__all__ = ["BUILDERS", "Builder", "Checked", "Competitor", "Key", "check", "composed", "loop", "own", "recorder"]
+__all__ = ["BUILDERS", "Builder", "Checked", "Competitor", "Key", "check", "composed", "engine", "loop", "recorder"]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NORM_TOLERANCE = {"float32": 2e-3, "bfloat16": 2e-2}
 GRADIENT_TOLERANCE = {"float32": 1e-2, "bfloat16": 5e-2}
-"""Loose in float32, since a forward of its own may flip a ReLU bit; a wrong walk is off by its own size."""
+"""Loose in float32, since another forward pass may flip a ReLU bit; the error of a wrong gradient is as large as the
+gradient."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """Who: ``loop``, ``composition`` or ``pathnet``; in which BN mode and precision."""
+    """The name of a competitor (``loop``, ``composition`` or ``pathnet``), its BN mode and precision."""
 
     name: str
     bn: BatchNormMode
@@ -42,12 +43,12 @@ class Key:
 
 @dataclass(frozen=True)
 class Competitor:
-    """One way to measure a batch's norms along paths [P, n] of zeros and ones.
+    """One method to measure a batch's norms along paths [P, n] of zeros and ones.
 
     Attributes:
-        forward: records the batch anew; None where each path runs the network forward itself.
-        norms: the walks alone, [P].
-        gradients: the walks alone, [P, B, C, H, W].
+        forward: Records the batch again; None if each path runs its own forward pass.
+        norms: Runs the backward passes alone; returns norms [P].
+        gradients: Runs the backward passes alone; returns gradients [P, B, C, H, W].
     """
 
     forward: Callable[[], object] | None
@@ -56,11 +57,11 @@ class Competitor:
 
 
 Builder = Callable[[ResidualNet, Tensor, Tensor, bool], Competitor]
-"""Makes a competitor of a network, images, labels, and whether torch.compile takes part."""
+"""Function that builds a competitor from a network, images, labels, and whether torch.compile may be used."""
 
 
 def loop(net: ResidualNet, images: Tensor, labels: Tensor, compiled: bool) -> Competitor:
-    """Always float32 and NCHW: what is first written."""
+    """Build the loop that one writes first, always float32 and NCHW."""
 
     def measure(paths: Tensor) -> Tensor:
         return torch.cat([norms(detach_loop(net, images, labels, code)[None]) for code in paths.tolist()])
@@ -74,11 +75,12 @@ def loop(net: ResidualNet, images: Tensor, labels: Tensor, compiled: bool) -> Co
 def composed(
     bn: BatchNormMode, precision: str, net: ResidualNet, images: Tensor, labels: Tensor, compiled: bool
 ) -> Competitor:
+    """Build the best composition of plain PyTorch."""
     composition = Composition(net, images, labels, bn, PRECISIONS[precision], compiled)
     return Competitor(
         composition.forward,
         lambda paths: torch.stack([composition.norm(code) for code in paths.tolist()]),
-        lambda paths: torch.stack([torch.cat(composition.walk(code)) for code in paths.tolist()]),
+        lambda paths: torch.stack([torch.cat(composition.gradients(code)) for code in paths.tolist()]),
     )
 
 
@@ -86,29 +88,30 @@ def recorder(net: ResidualNet, bn: BatchNormMode, precision: str) -> pathnet.Rec
     return pathnet.Recorder(net, bn, "cpu", precision)  # type: ignore[arg-type]
 
 
-def own(
+def engine(
     bn: BatchNormMode, precision: str, net: ResidualNet, images: Tensor, labels: Tensor, compiled: bool
 ) -> Competitor:
+    """Build pathnet with the cpu engine."""
     record = recorder(net, bn, precision)
     tape = record(images, labels)
-    # The tape of the first forward pass serves all walks; those timed are the same, and are let go.
+    # The tape of the first forward pass serves all backward passes; the tapes of timed forward passes are discarded.
     return Competitor(lambda: record(images, labels), tape.path_gradient_norms, tape.path_gradients)
 
 
 BUILDERS: dict[Key, Builder] = {Key("loop", "running", "float32"): loop} | {
     Key(name, bn, precision): partial(build, bn, precision)
     for (bn, precision), (name, build) in product(
-        product(get_args(BatchNormMode), PRECISIONS), (("composition", composed), ("pathnet", own))
+        product(get_args(BatchNormMode), PRECISIONS), (("composition", composed), ("pathnet", engine))
     )
 }
-"""Everyone, in the order of the tables."""
+"""All competitors, in the order of the tables."""
 
 
 @dataclass(frozen=True)
 class Checked:
     """One competitor against float64: its largest relative errors among paths, and whether it may be timed.
 
-    ``seconds`` that its norms took, once it had run, tell how long it will take on the network that is timed.
+    ``seconds``, the time of its norms after a first run, predicts its time on the timed network.
     """
 
     norm: float
@@ -120,13 +123,13 @@ class Checked:
 def check(
     setup: Setup, compiled: bool, builders: Mapping[Key, Builder], budget: Budget | None = None
 ) -> dict[Key, Checked]:
-    """Everyone on a small network against the reference engine in float64: paths of each length and of any.
+    """Compare all competitors with the reference engine in float64 on a small network, on paths of each length.
 
-    Whoever comes when the budget's time is over is not in it.
+    Competitors left when the budget's time is over are missing from the result.
     """
     net, (images, labels) = network(setup), batch(setup)
     paths = torch.cat([pathnet.paths.one_of_each_length(net.n, batch=k) for k in range(2)])
-    found: dict[Key, Checked] = {}
+    checked: dict[Key, Checked] = {}
     truths: dict[BatchNormMode, Tensor] = {}
     for key, build in builders.items():
         if budget is not None and budget.left <= 0:
@@ -140,7 +143,7 @@ def check(
         start = time.perf_counter()
         norm = float((competitor.norms(paths).double() / sizes - 1).abs().max())
         seconds = time.perf_counter() - start
-        # Not "and": a NaN is above every bound, and below none.
+        # Compared with <, so that a NaN does not pass.
         passed = norm < NORM_TOLERANCE[key.precision] and gradient < GRADIENT_TOLERANCE[key.precision]
-        found[key] = Checked(norm, gradient, passed, seconds)
-    return found
+        checked[key] = Checked(norm, gradient, passed, seconds)
+    return checked

@@ -1,4 +1,4 @@
-"""Which processor a run took place on, and what it can do."""
+"""The processor of a run, and its features."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def processor() -> str:
-    """The model's name, as the system gives it."""
+    """Return the model's name from the system."""
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
 def has_amx() -> bool:
-    """Whether tiles are there, to the operating system too: the goals are for such processors."""
+    """Return whether processor and operating system support AMX tiles; the goals are for such processors."""
     return "amx" in native.build_facts()["instruction_sets"]
 
 
 def processor_facts() -> dict[str, object]:
+    """Return the facts of the processor and the software, as JSON holds them."""
     flags, build = _cpuinfo().get("flags", "").split(), native.build_facts()
     return {
         "processor": processor(),
@@ -60,16 +61,16 @@ def processor_facts() -> dict[str, object]:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor's lines; empty where there is no such file."""
+    """Return the fields of the first processor; empty if the system has no such file."""
     file = Path("/proc/cpuinfo")
     if not file.exists():
         return {}
     first = file.read_text().split("\n\n")[0]
-    return {name.strip(): own.strip() for name, _, own in (line.partition(":") for line in first.splitlines())}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
 
 
 def _caches() -> list[str]:
-    """Such as ``L1 Data 32K``; a cache may be shared with other cores."""
+    """Return the caches of a core, such as ``L1 Data 32K``; other cores may share them."""
     folders = sorted(CACHES.glob("index*")) if CACHES.exists() else []
     read = [[(folder / name).read_text().strip() for name in ("level", "type", "size")] for folder in folders]
     return [f"L{level} {kind} {size}" for level, kind, size in read]

@@ -1,4 +1,4 @@
-"""The network, batch and competitors of one run; nobody is in it whose numbers are wrong."""
+"""The network, batch and competitors of one run, without those whose results are wrong."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from pathnet.models import ResidualNet
 __all__ = ["AGREEMENT", "Field", "fitting_sizes", "seconds_an_image"]
 
 AGREEMENT = {"float32": 2e-2, "bfloat16": 5e-2}
-"""How far a norm may be from the first competitor's of its BN mode on the network that is timed.
+"""Largest relative difference of a norm from the first competitor's of its BN mode on the timed network.
 
-In float32 too: every forward pass there flips ReLU bits of its own.
+It is large in float32 too, since each competitor's forward pass flips some ReLU bits.
 """
 
 WHOLE_RUN = 100
-"""A whole run of the fewest rounds takes some so many times one path of the loop: a forward and a backward pass."""
+"""Approximate time of a run with the fewest rounds, in times of one path of the loop (a forward and a backward
+pass)."""
 SMALLEST_PART = 16
-"""Batches are cut to no less than such a part: in smaller ones, calls take longer than what they compute."""
+"""Batches are cut to no less than this fraction: in smaller ones, calls take longer than computations."""
 PROBES = (4, 16)
-"""Images on which one path of the loop is tried, the second only where the first was quick."""
+"""Numbers of images on which one path of the loop is timed, the second only if the first was quick."""
 BUILDING = 4
-"""To be built, a competitor takes some so many times the norms of one path of each length that is timed."""
+"""Approximate time to build a competitor, in times of its norms of one path of each timed length."""
 
 
 def seconds_an_image(net: ResidualNet, sizes: Sizes, budget: Budget) -> float:
-    """How long one path of the loop takes on this machine, for each image."""
+    """Return the seconds an image of one path of the loop on this machine."""
     path, each = torch.ones(1, net.n, dtype=torch.uint8), 0.0
     for size in PROBES:
         competitor = loop(net, *batch(sizes.setup, size=min(size, sizes.setup.batch)), False)
@@ -52,12 +53,12 @@ def seconds_an_image(net: ResidualNet, sizes: Sizes, budget: Budget) -> float:
 
 
 def fitting_sizes(sizes: Sizes, each: float, budget: Budget) -> Sizes:
-    """The sizes with the largest batches that leave time for the fewest rounds.
+    """Return the sizes with the largest batches that leave time for the fewest rounds.
 
-    Where batches are cut, torch.compile, which takes minutes on a slow machine whatever the batch, takes no part.
+    If batches are cut, torch.compile is left out, since it takes minutes on a slow machine for any batch.
 
     Args:
-        each: seconds that one path of the loop takes for an image.
+        each: Seconds an image of one path of the loop.
     """
     wanted = images = sizes.setup.batch
     while images > max(1, wanted // SMALLEST_PART) and WHOLE_RUN * each * images > budget.left:
@@ -72,22 +73,22 @@ def fitting_sizes(sizes: Sizes, each: float, budget: Budget) -> Sizes:
 
 
 class Field:
-    """Everyone, built when first asked for.
+    """The network, batch and competitors of one run; competitors are built at first use.
 
     Attributes:
-        asked: the sizes of a run without limits.
-        sizes: those that fit the budget.
-        budget: of the step that is being taken.
-        refused: who is wrong, and why.
-        left_out: whom there was no time for, and why.
-        seconds: that each of the competitors took for one path of each length.
-        check_s: seconds that it took to check one competitor on the small network, on average.
+        unlimited: Sizes of a run without limits.
+        sizes: Sizes that fit the budget.
+        budget: Budget of the current step.
+        refused: Competitors whose results are wrong, with the reason.
+        left_out: Competitors that there was no time for, with the reason.
+        seconds: Seconds of each competitor for one path of each length.
+        check_s: Mean seconds to check one competitor on the small network.
     """
 
     def __init__(
         self, sizes: Sizes, builders: Mapping[Key, Builder] = BUILDERS, budget: Budget | None = None
     ) -> None:
-        self.asked, self.builders, self.budget = sizes, builders, budget or Budget()
+        self.unlimited, self.builders, self.budget = sizes, builders, budget or Budget()
         self.net = network(sizes.setup)
         self.sizes = fitting_sizes(sizes, seconds_an_image(self.net, sizes, self.budget), self.budget)
         self.images, self.labels = batch(self.sizes.setup)
@@ -99,23 +100,27 @@ class Field:
 
     @cached_property
     def paths(self) -> dict[int, Tensor]:
-        """uint8 [1, n]: the path that stands for each length."""
+        """The path that represents each length, uint8 [1, n]."""
         return {length: pathnet.paths.sample(self.n, length, 1) for length in self.sizes.setup.lengths}
 
     @cached_property
     def checked(self) -> dict[Key, Checked]:
+        """The errors of all competitors against float64 on the small network."""
         share = self.budget.share(1 / 2)
-        found = check(self.sizes.checked, self.sizes.compiled, self.builders, share)
-        self.check_s = share.taken / max(1, len(found))
-        for key, own in found.items():
-            if not own.passed:
-                self.refused[str(key)] = f"off by {own.norm:.1g} in norms, {own.gradient:.1g} in gradients"
-        return found
+        checked = check(self.sizes.checked, self.sizes.compiled, self.builders, share)
+        self.check_s = share.spent / max(1, len(checked))
+        for key, result in checked.items():
+            if not result.passed:
+                self.refused[str(key)] = f"off by {result.norm:.1g} in norms, {result.gradient:.1g} in gradients"
+        return checked
 
     @cached_property
     def competitors(self) -> dict[Key, Competitor]:
-        """Who may be timed: held to float64, and on what is timed itself to the first of the same BN mode."""
-        found: dict[Key, Competitor] = {}
+        """The competitors that may be timed.
+
+        They agree with float64 on the small network, and with the first of their BN mode on the timed one.
+        """
+        admitted: dict[Key, Competitor] = {}
         judges: dict[str, list[float]] = {}
         for key, build in self.builders.items():
             if reason := self._no_time_for(key):
@@ -127,12 +132,12 @@ class Field:
             competitor = build(self.net, self.images, self.labels, self.sizes.compiled)
             norms = [self._norm(key, competitor, length) for length in self.paths]
             judge = judges.setdefault(key.bn, norms)
-            apart = max(abs(own / other - 1) for own, other in zip(norms, judge, strict=True))
-            if apart < AGREEMENT[key.precision]:
-                found[key] = competitor
+            difference = max(abs(norm / expected - 1) for norm, expected in zip(norms, judge, strict=True))
+            if difference < AGREEMENT[key.precision]:
+                admitted[key] = competitor
             else:
-                self.refused[str(key)] = f"its norms are off by {apart:.1g} on the network that is timed"
-        return found
+                self.refused[str(key)] = f"its norms are off by {difference:.1g} on the network that is timed"
+        return admitted
 
     def _norm(self, key: Key, competitor: Competitor, length: int) -> float:
         start = self.budget.clock()
@@ -141,16 +146,19 @@ class Field:
         return norm
 
     def _no_time_for(self, key: Key) -> str | None:
-        """Why a competitor is not even built: by its time on the small network beside that of one built before."""
+        """Return why there is no time to build a competitor, or None.
+
+        Its time is predicted from that of the first competitor and the times of both on the small network.
+        """
         if key not in self.checked:
             return "the time for the checks was over"
-        foretold = [
-            (BUILDING + 1) * self.seconds[other, length] * self.checked[key].seconds / self.checked[other].seconds
-            for other, length in self.seconds
-            if other == next(iter(self.seconds))[0]
+        predicted = [
+            (BUILDING + 1) * self.seconds[first, length] * self.checked[key].seconds / self.checked[first].seconds
+            for first, length in self.seconds
+            if first == next(iter(self.seconds))[0]
         ]
         try:
-            self.budget.require(sum(foretold), "to build and check it")
+            self.budget.require(sum(predicted), "to build and check it")
         except LeftOut as left_out:
             return str(left_out)
         return None

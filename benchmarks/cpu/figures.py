@@ -1,7 +1,7 @@
-"""What a run's findings come to: the ratios that the design asks for, each beside its goal.
+"""The figures of a run: the ratios that have goals in the design, with their goals.
 
-Times are means over all lengths 1 to n, from the lengths that were timed and straight lines between them. A forward
-pass is counted once a batch, on which one path of each length is measured: an n-th of it falls to each path.
+Times are means over all lengths 1 to n, interpolated linearly between timed lengths. A forward pass counts once a
+batch, on which one path of each length is measured, so that each path bears 1/n of it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ __all__ = ["Figure", "figures", "lines_by_length"]
 
 Figure = dict[str, Any]
 """``figure``; ``sense`` (at least, at most); ``goal`` or None; ``walks`` without the forward pass, ``counted`` with
-it; ``met``, or None where nothing was measured. The goal is held against ``counted`` where there is one."""
+it;
+``met``, or None if nothing was measured. The goal applies to ``counted`` if there is one, else to ``walks``."""
 
 LOOP = {"float32": 30.0, "bfloat16": 80.0}
 COMPOSITION = {
@@ -28,31 +29,31 @@ SUMS_SHARE = 1.3
 SUMS_SECONDS = {("running", "float32", 32): 0.5}
 
 
-def figures(found: dict[str, Any]) -> list[Figure]:
-    """All ratios; those whose step failed, or whose competitor was refused, hold no number."""
-    rows = found.get("lengths", {}).get("rows", [])
-    n = found.get("lengths", {}).get("blocks", 0)
-    swept = {(row["bn"], row["precision"]): row["median_s"] for row in found.get("sweep", {}).get("rows", [])}
-    asked = [("loop", "running", precision, goal) for precision, goal in LOOP.items()]
-    asked += [("composition", bn, precision, goal) for (bn, precision), goal in COMPOSITION.items()]
+def figures(findings: dict[str, Any]) -> list[Figure]:
+    """Return all ratios; without a number if their step failed or their competitor was refused."""
+    rows = findings.get("lengths", {}).get("rows", [])
+    n = findings.get("lengths", {}).get("blocks", 0)
+    swept = {(row["bn"], row["precision"]): row["median_s"] for row in findings.get("sweep", {}).get("rows", [])}
+    ratios = [("loop", "running", precision, goal) for precision, goal in LOOP.items()]
+    ratios += [("composition", bn, precision, goal) for (bn, precision), goal in COMPOSITION.items()]
     judged = []
-    for name, bn, precision, goal in asked:
-        other_precision = "float32" if name == "loop" else precision
-        other, other_forward = _mean(rows, n, name, bn, other_precision)
-        own, own_forward = _mean(rows, n, "pathnet", bn, precision)
+    for name, bn, precision, goal in ratios:
+        rival_precision = "float32" if name == "loop" else precision
+        rival, rival_counted = _mean(rows, n, name, bn, rival_precision)
+        ours, ours_counted = _mean(rows, n, "pathnet", bn, precision)
         title = f"times faster than the {name}, {bn}, {precision}"
-        judged.append(_figure(title, "at least", goal, _ratio(other, own), _ratio(other_forward, own_forward)))
+        judged.append(_figure(title, "at least", goal, _ratio(rival, ours), _ratio(rival_counted, ours_counted)))
         sweep = swept.get((bn, precision))
         walks = None if sweep is None else sweep / n
-        forward = None if walks is None or own is None or own_forward is None else walks + own_forward - own
+        counted = None if walks is None or ours is None or ours_counted is None else walks + ours_counted - ours
         title += ", one call"
-        judged.append(_figure(title, "at least", None, _ratio(other, walks), _ratio(other_forward, forward)))
-    share = found.get("peak_share", {}).get("share_of_peak", {}).get("float32")
-    judged.append(_figure(_peak_title(found), "at least", PEAK_SHARE, share, None))
-    for precision, own in found.get("deletions", {}).get("share_of_eager", {"float32": None}).items():
+        judged.append(_figure(title, "at least", None, _ratio(rival, walks), _ratio(rival_counted, counted)))
+    share = findings.get("peak_share", {}).get("share_of_peak", {}).get("float32")
+    judged.append(_figure(_peak_title(findings), "at least", PEAK_SHARE, share, None))
+    for precision, share in findings.get("deletions", {}).get("share_of_eager", {"float32": None}).items():
         title = f"deletions, share of eager forward passes, {precision}"
-        judged.append(_figure(title, "at most", DELETIONS_SHARE, None, own))
-    for row in found.get("sums", {}).get("rows", []):
+        judged.append(_figure(title, "at most", DELETIONS_SHARE, None, share))
+    for row in findings.get("sums", {}).get("rows", []):
         which = row["bn"], row["precision"], row["batch"]
         title = f"exact sums by length, share of as many modules one by one, {', '.join(map(str, which))} images"
         judged.append(_figure(title, "at most", SUMS_SHARE, row["share"], None))
@@ -62,41 +63,42 @@ def figures(found: dict[str, Any]) -> list[Figure]:
             seconds = row["timings"]["sums"]["median_s"]
             title = f"exact sums by length, seconds, {', '.join(map(str, which))} images"
             judged.append(_figure(title, "at most", SUMS_SECONDS[which], seconds, None))
-    training = found.get("training", {})
+    training = findings.get("training", {})
     modules = f"{training['drawn']} of {training['modules']} modules" if training else "modules"
     title = f"training step with {modules} drawn, share of a whole one, float32"
     judged.append(_figure(title, "at most", TRAINING_SHARE, None, training.get("share")))
     return judged
 
 
-def lines_by_length(found: dict[str, Any]) -> dict[str, Figure]:
-    """Straight lines through everyone's time against length, of the walk alone."""
+def lines_by_length(findings: dict[str, Any]) -> dict[str, Figure]:
+    """Return straight lines through each competitor's time of the backward pass alone against length."""
     walks: dict[str, list[tuple[int, float]]] = {}
-    for row in found.get("lengths", {}).get("rows", []):
+    for row in findings.get("lengths", {}).get("rows", []):
         if row["part"] == "walk":
             name = f"{row['name']}, {row['bn']}, {row['precision']}"
             walks.setdefault(name, []).append((row["length"], row["median_s"]))
-    return {name: vars(straight_line(*zip(*own, strict=True))) for name, own in walks.items()}
+    return {name: vars(straight_line(*zip(*points, strict=True))) for name, points in walks.items()}
 
 
 def _mean(rows: list[Any], n: int, name: str, bn: str, precision: str) -> tuple[float | None, float | None]:
-    """Mean seconds a path, of the walks alone and with the forward pass; the loop's walk holds its own forward."""
-    own = [row for row in rows if (row["name"], row["bn"], row["precision"]) == (name, bn, precision)]
-    walks = [row for row in own if row["part"] == "walk"]
+    """Return mean seconds a path, without and with the forward pass; the loop's backward pass includes its forward
+    pass."""
+    timed = [row for row in rows if (row["name"], row["bn"], row["precision"]) == (name, bn, precision)]
+    walks = [row for row in timed if row["part"] == "walk"]
     if not walks:
         return None, None
     walk = mean_over_lengths([row["length"] for row in walks], [row["median_s"] for row in walks], n)
-    return walk, walk + sum(row["median_s"] for row in own if row["part"] == "forward") / n
+    return walk, walk + sum(row["median_s"] for row in timed if row["part"] == "forward") / n
 
 
-def _peak_title(found: dict[str, Any]) -> str:
-    own = found.get("peak_share", {})
-    peak, name = own.get("peak", {}).get("float32", "peak"), own.get("instruction_set", "no tiles")
+def _peak_title(findings: dict[str, Any]) -> str:
+    peak_share = findings.get("peak_share", {})
+    peak, name = peak_share.get("peak", {}).get("float32", "peak"), peak_share.get("instruction_set", "no tiles")
     return f"share of the peak of {peak}, {name}"
 
 
-def _ratio(other: float | None, own: float | None) -> float | None:
-    return None if other is None or own is None else other / own
+def _ratio(rival: float | None, ours: float | None) -> float | None:
+    return None if rival is None or ours is None else rival / ours
 
 
 def _figure(title: str, sense: str, goal: float | None, walks: float | None, counted: float | None) -> Figure:

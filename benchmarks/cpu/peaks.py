@@ -1,7 +1,7 @@
-"""What the processor can do at most, measured: fused multiply-adds and bfloat16 dot products, and torch's products.
+"""The peak of the processor, measured: fused multiply-adds, bfloat16 dot products, and torch's matrix products.
 
-The loop of multiply-adds is compiled when it is measured, where there is a compiler: nothing but registers, on as
-many threads as torch takes. Without a compiler the fastest of torch's matrix products stands in for it.
+The loops are compiled when they are measured, if there is a compiler. They use only registers, on as many threads as
+torch. Without a compiler the fastest of torch's matrix products replaces them.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ SOURCE = r"""
 #endif
 typedef float vector __attribute__((vector_size(BYTES)));
 
-// Nothing is known of a value that went through here: else chains that begin alike would be computed once.
+// Hides a value from the compiler, which would otherwise compute equal chains once.
 #define UNKNOWN(value) asm volatile("" : "+m"(value))
 
-// 12 chains that do not wait for each other hide the latency of 4 cycles of two units, and fit 16 registers.
+// 12 independent chains hide the latency of two units, 4 cycles each, and fit into 16 registers.
 enum { CHAINS = 12, STEPS = 1 << 18 };
 
 extern "C" double fma_flops(void) {
@@ -49,8 +49,8 @@ extern "C" double fma_flops(void) {
   for (int step = 0; step < STEPS; ++step)
 #pragma GCC unroll 12
     for (int chain = 0; chain < CHAINS; ++chain) sums[chain] = sums[chain] * f + s;
-  volatile float kept = 0;
-  for (int chain = 0; chain < CHAINS; ++chain) kept = kept + sums[chain][0];
+  volatile float result = 0;
+  for (int chain = 0; chain < CHAINS; ++chain) result = result + sums[chain][0];
   return 2.0 * STEPS * CHAINS * (BYTES / 4);
 }
 
@@ -65,8 +65,8 @@ extern "C" double dot_flops(void) {
   for (int step = 0; step < STEPS; ++step)
 #pragma GCC unroll 12
     for (int chain = 0; chain < CHAINS; ++chain) sums[chain] = _mm512_dpbf16_ps(sums[chain], left, right);
-  volatile float kept = 0;
-  for (int chain = 0; chain < CHAINS; ++chain) kept = kept + sums[chain][0];
+  volatile float result = 0;
+  for (int chain = 0; chain < CHAINS; ++chain) result = result + sums[chain][0];
   return 4.0 * STEPS * CHAINS * 16;
 }
 #endif
@@ -75,10 +75,10 @@ extern "C" double dot_flops(void) {
 
 @dataclass(frozen=True)
 class Peaks:
-    """The loops, compiled; None where they are not.
+    """The compiled loops; None for those that this processor or compiler lacks.
 
     Attributes:
-        why_not: the reason that there is no loop of multiply-adds.
+        why_not: Reason that there is no loop of multiply-adds.
     """
 
     fma: Callable[[float], float] | None
@@ -87,7 +87,7 @@ class Peaks:
 
     @classmethod
     def compile(cls) -> Peaks:
-        """Both take the seconds to measure for, and return floating-point operations a second."""
+        """Compile the loops: functions of the seconds to measure for, which return operations a second."""
         compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
         if compiler is None:
             return cls(None, None, "no C++ compiler")
@@ -133,14 +133,14 @@ def _rate(loop: Callable[[], float]) -> Callable[[float], float]:
 
 
 def matrix_product(dtype: torch.dtype, seconds: float) -> float:
-    """The floating-point operations a second of the fastest square product that torch has, over a few sides."""
+    """Return the operations a second of torch's fastest square product, among a few sides."""
     best = 0.0
     for side in SIDES if seconds > 0.1 else SIDES[:1]:
-        left, right = (torch.randn(side, side).to(dtype) for _ in range(2))
-        left @ right
+        a, b = (torch.randn(side, side).to(dtype) for _ in range(2))
+        a @ b
         until = time.perf_counter() + seconds
         while time.perf_counter() < until:
             start = time.perf_counter()
-            left @ right
+            a @ b
             best = max(best, 2 * side**3 / (time.perf_counter() - start))
     return best

@@ -1,4 +1,4 @@
-"""A whole run on a processor: step after step, what each found on disk before the next begins."""
+"""A complete run on a processor, step after step; each step's findings are on disk before the next begins."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.cpu.field import Field
 from benchmarks.cpu.figures import figures, lines_by_length
 from benchmarks.cpu.steps import PREPARATION, SHARES, STEPS
 from benchmarks.facts import commit_here
-from benchmarks.outcome import Failed, Found
+from benchmarks.outcome import Failed, Findings
 from benchmarks.results import CPU_FOLDER, ROOT, file_name, write
 
 __all__ = ["REHEARSALS", "Run", "measure"]
@@ -57,44 +57,44 @@ class Run:
             "found": {},
         }
 
-    def perform(self, name: str) -> Found:
-        """One step, in its share of the time that is left; what it found goes to the file.
+    def perform(self, name: str) -> Findings:
+        """Run one step in its share of the remaining time, write its findings to the file and return them.
 
         Raises:
-            Failed: it found something wrong.
-            LeftOut: there is no time for it.
+            Failed: The step found an error.
+            LeftOut: There is no time for it.
         """
-        parts = SHARES[name] + sum(SHARES[other] for other in self.waiting if other != name)
-        self.waiting = [other for other in self.waiting if other != name]
+        parts = SHARES[name] + sum(SHARES[later] for later in self.waiting if later != name)
+        self.waiting = [later for later in self.waiting if later != name]
         self.field.budget = self.budget.share(SHARES[name] / parts, name)
         try:
             self.field.budget.require(PREPARATION[name] * self.field.check_s, "to prepare and check it")
-            found = STEPS[name](self.field)
+            findings = STEPS[name](self.field)
         except Failed as failed:
-            self.results["failed"][name] = {"reason": str(failed), "found": failed.found}
+            self.results["failed"][name] = {"reason": str(failed), "found": failed.findings}
             self._save()
             raise
         except LeftOut as left_out:
             self.results["left_out"][name] = str(left_out)
             self._save()
             raise
-        self.results["found"][name] = found
+        self.results["found"][name] = findings
         self._save()
-        return found
+        return findings
 
     @property
     def wrong(self) -> str | None:
-        """What failed, in one line."""
-        return "; ".join(f"{name}: {own['reason']}" for name, own in self.results["failed"].items()) or None
+        """The failures in one line, or None."""
+        return "; ".join(f"{name}: {failure['reason']}" for name, failure in self.results["failed"].items()) or None
 
     def _save(self) -> None:
-        found = self.results["found"]
-        judged = figures(found)
-        if self.field.sizes.setup.batch != self.field.asked.setup.batch:
-            # The goals are for the batches of a run without limits.
+        findings = self.results["found"]
+        judged = figures(findings)
+        if self.field.sizes.setup.batch != self.field.unlimited.setup.batch:
+            # Goals apply to the batches of a run without limits.
             judged = [{**figure, "met": None} for figure in judged]
-        self.results |= {"figures": judged, "lines_by_length": lines_by_length(found)}
-        self.results["budget"] = {"minutes": self.budget.seconds / 60, "taken_s": round(self.budget.taken, 1)}
+        self.results |= {"figures": judged, "lines_by_length": lines_by_length(findings)}
+        self.results["budget"] = {"minutes": self.budget.seconds / 60, "taken_s": round(self.budget.spent, 1)}
         write(self.file, self.results)
 
 
@@ -105,7 +105,7 @@ def measure(
     steps: Iterable[str] = STEPS,
     budget: Budget | None = None,
 ) -> Run:
-    """The steps, the checks always before them; one that fails, or that there is no time for, stops no other."""
+    """Run the steps, always the checks first; a step that fails or has no time stops no other."""
     steps = list(dict.fromkeys(["checks", *steps]))
     run = Run(sizes, folder, budget=budget, steps=steps)
     for done, name in enumerate(steps):

@@ -1,4 +1,4 @@
-"""The steps of a run on a processor. Each returns what it found, as JSON holds it."""
+"""The steps of a run on a processor. Each returns its findings as JSON holds them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from benchmarks.cpu.field import Field
 from benchmarks.cpu.fitting import modules_walked, straight_line
 from benchmarks.cpu.sums import sums_by_length
 from benchmarks.cpu.training import training_step
-from benchmarks.outcome import Failed, Found
+from benchmarks.outcome import Failed, Findings
 from benchmarks.processes import execute
 from benchmarks.timing import LEAST_ROUNDS
 from pathnet import native
@@ -32,27 +32,31 @@ LESION_TOLERANCE = 1e-3
 ALONE_S = 300.0
 
 
-def checks(field: Field) -> Found:
-    """Everyone against float64 on a small network, and against each other on the one that is timed."""
-    rows = {str(key): asdict(own) for key, own in field.checked.items()}
-    found: Found = {"float64": _finite(rows), "timed": list(map(str, field.competitors)), "left_out": field.left_out}
+def checks(field: Field) -> Findings:
+    """Check all competitors against float64 on a small network, and against each other on the timed one."""
+    rows = {str(key): asdict(result) for key, result in field.checked.items()}
+    findings: Findings = {
+        "float64": _finite(rows),
+        "timed": list(map(str, field.competitors)),
+        "left_out": field.left_out,
+    }
     if field.refused:
         refused = (f"{name}, {reason}" for name, reason in field.refused.items())
-        raise Failed(f"wrong, hence not timed: {'; '.join(refused)}", found)
-    return found
+        raise Failed(f"wrong, hence not timed: {'; '.join(refused)}", findings)
+    return findings
 
 
-def lengths(field: Field) -> Found:
-    """One path a call, by length, everyone in turn; and everyone's forward pass."""
+def lengths(field: Field) -> Findings:
+    """Time one path a call by length, and the forward pass, for all competitors in turn."""
     if not field.competitors:
-        raise LeftOut("nobody is there to be timed")
+        raise LeftOut("no competitor is there to be timed")
     kept = _kept_lengths(field)
     works: dict[tuple[Key, int | None], Callable[[], object]] = {}
-    for key, own in field.competitors.items():
-        if own.forward is not None:
-            works[key, None] = own.forward
+    for key, competitor in field.competitors.items():
+        if competitor.forward is not None:
+            works[key, None] = competitor.forward
         for length in kept:
-            works[key, length] = partial(own.norms, field.paths[length])
+            works[key, length] = partial(competitor.norms, field.paths[length])
     timings = field.budget.timed(works, field.sizes.setup.rounds)
     rows = [
         {**asdict(key), "part": "forward" if length is None else "walk", "length": length, **timing.facts()}
@@ -62,9 +66,9 @@ def lengths(field: Field) -> Found:
 
 
 def _kept_lengths(field: Field) -> list[int]:
-    """The lengths that stand for all: as many as leave time for a round before the fewest, always the ends."""
+    """Return the lengths that represent all: as many as the time allows, always the shortest and the longest."""
     lengths = list(field.paths)
-    # A forward pass takes no longer than a path of the loop, or of whoever else was the slowest on one.
+    # A forward pass takes no longer than one path of the loop, or of another competitor that is slower on it.
     forward = sum(max(field.seconds[key, length] for length in lengths) for key in field.competitors)
     choices = [lengths, [*lengths[:-1:2], lengths[-1]], [lengths[0], lengths[len(lengths) // 2], lengths[-1]]]
     for kept in (*choices, [lengths[0], lengths[-1]]):
@@ -72,33 +76,33 @@ def _kept_lengths(field: Field) -> list[int]:
         if (LEAST_ROUNDS + 1) * round_ <= field.budget.left:
             break
     if len(kept) < len(lengths):
-        field.budget.cut("lengths that stand for all", lengths, kept, f"a round of them takes some {round_:.3g} s")
+        field.budget.cut("lengths that represent all", lengths, kept, f"a round of them takes some {round_:.3g} s")
     return kept
 
 
-def sweep(field: Field) -> Found:
-    """One path of each length in one call."""
+def sweep(field: Field) -> Findings:
+    """Time one path of each length in one call."""
     paths = pathnet.paths.one_of_each_length(field.n)
-    own = {key: competitor for key, competitor in field.competitors.items() if key.name == "pathnet"}
-    works = {key: partial(competitor.norms, paths) for key, competitor in own.items()}
+    engines = {key: competitor for key, competitor in field.competitors.items() if key.name == "pathnet"}
+    works = {key: partial(competitor.norms, paths) for key, competitor in engines.items()}
     timings = field.budget.timed(works, field.sizes.slow_rounds)
     modules, walked = modules_walked(paths)
     rows = [{**asdict(key), **timing.facts()} for key, timing in timings.items()]
     return {"rows": rows, "paths": len(paths), "modules": modules, "modules_walked_once": walked}
 
 
-def peak_share(field: Field) -> Found:
-    """The walk through all modules, tiles switched off, beside the peak of fused multiply-adds."""
+def peak_share(field: Field) -> Findings:
+    """Compare the backward pass through all modules, without tiles, with the peak of fused multiply-adds."""
     usable = [name for name in native.build_facts()["instruction_sets"] if name != "amx"]
     name = "avx512" if "avx512" in usable else usable[0]
-    found = _alone(field, "peak_share", f"--batch={field.sizes.setup.batch}", environment={"PATHNET_ISA": name})
-    if found["rounds"] < field.sizes.setup.rounds:
-        field.budget.cut("rounds", field.sizes.setup.rounds, found["rounds"], "the process had time for no more")
-    return found
+    findings = _alone(field, "peak_share", f"--batch={field.sizes.setup.batch}", environment={"PATHNET_ISA": name})
+    if findings["rounds"] < field.sizes.setup.rounds:
+        field.budget.cut("rounds", field.sizes.setup.rounds, findings["rounds"], "the process had time for no more")
+    return findings
 
 
-def fits(field: Field) -> Found:
-    """The sweep's time as the number of paths and the batch grow, and straight lines through it."""
+def fits(field: Field) -> Findings:
+    """Time the sweep as the number of paths and the batch grow, and fit straight lines."""
     sizes, net = field.sizes, field.net
     record = recorder(net, "running", "float32")
     tape = record(*batch(sizes.setup, size=sizes.fit_batch))
@@ -108,10 +112,14 @@ def fits(field: Field) -> Found:
     }
     tapes = {size: record(*batch(sizes.setup, size=size)) for size in sizes.batches}
     few = torch.cat(list(field.paths.values()))
-    found: Found = {"precision": "float32", "batch_as_paths_vary": sizes.fit_batch, "paths_as_batch_varies": len(few)}
+    findings: Findings = {
+        "precision": "float32",
+        "batch_as_paths_vary": sizes.fit_batch,
+        "paths_as_batch_varies": len(few),
+    }
     varied: dict[str, dict[int, Callable[[], object]]] = {
-        "paths": {count: partial(tape.path_gradient_norms, own) for count, own in paths.items()},
-        "batch": {size: partial(own.path_gradient_norms, few) for size, own in tapes.items()},
+        "paths": {count: partial(tape.path_gradient_norms, codes) for count, codes in paths.items()},
+        "batch": {size: partial(recorded.path_gradient_norms, few) for size, recorded in tapes.items()},
     }
     for position, (name, works) in enumerate(varied.items()):
         share = field.budget.share(1 / (len(varied) - position))
@@ -121,40 +129,41 @@ def fits(field: Field) -> Found:
             share.cut(f"time as {name} vary", list(works), None, str(left_out))
             continue
         medians = [timing.median for timing in timings.values()]
-        found[name] = {
+        findings[name] = {
             "line": asdict(straight_line(list(timings), medians)),
             "rows": [{name: size, **timing.facts()} for size, timing in timings.items()],
         }
-    return found
+    return findings
 
 
-def memory(field: Field) -> Found:
-    """By how much the peak of a process's memory grows as a few paths are walked, and as many are."""
+def memory(field: Field) -> Findings:
+    """Measure the growth of a process's peak memory with few paths and with many."""
     (few, many), images = field.sizes.memory_counts, field.sizes.fit_batch
-    found: Found = {"batch": images, str(few): _alone(field, "memory", str(few), f"--batch={images}")}
-    fitting = int(few * (field.budget.left - found[str(few)]["process_s"]) / found[str(few)]["walks_s"])
+    findings: Findings = {"batch": images, str(few): _alone(field, "memory", str(few), f"--batch={images}")}
+    fitting = int(few * (field.budget.left - findings[str(few)]["process_s"]) / findings[str(few)]["walks_s"])
     count = min(many, fitting)
     if count < many:
-        because = f"{few} take {found[str(few)]['walks_s']:.3g} s"
+        because = f"{few} take {findings[str(few)]['walks_s']:.3g} s"
         if count < 2 * few:
-            field.budget.cut("memory as many paths are walked", many, None, because)
-            return found
-        field.budget.cut("paths whose memory is watched", many, count, because)
-    return found | {str(count): _alone(field, "memory", str(count), f"--batch={images}")}
+            field.budget.cut("memory with many paths", many, None, because)
+            return findings
+        field.budget.cut("paths whose memory is measured", many, count, because)
+    return findings | {str(count): _alone(field, "memory", str(count), f"--batch={images}")}
 
 
-def deleted(field: Field) -> Found:
-    """Every block deleted in turn, in one call, against one eager forward pass of the network a deletion and one."""
+def deleted(field: Field) -> Findings:
+    """Time the deletion of every block in turn, in one call, against one eager forward pass a deletion and one
+    more."""
     net, (images, _) = network(field.sizes.checked), batch(field.sizes.checked)
-    found: Found = {"error": {}}
+    findings: Findings = {"error": {}}
     routing = deletions(net.n)
     for precision in NORM_TOLERANCE:
         outputs = recorder(net, "running", precision).routed_outputs(images, routing)
         expected = truth.lesioned_outputs(net, images, routing)
-        found["error"][precision] = error = float((outputs.double() - expected).norm() / expected.norm())
+        findings["error"][precision] = error = float((outputs.double() - expected).norm() / expected.norm())
         net = network(field.sizes.checked)
         if not error < LESION_TOLERANCE:
-            raise Failed(f"lesioned outputs in {precision} are off by {error:.1g}, hence not timed", found)
+            raise Failed(f"lesioned outputs in {precision} are off by {error:.1g}, hence not timed", findings)
     routing = deletions(field.n)
 
     @torch.no_grad()
@@ -166,25 +175,25 @@ def deleted(field: Field) -> Found:
         record = recorder(field.net, "running", precision)
         works[precision] = partial(record.routed_outputs, field.images, routing)
     timings = field.budget.timed(works, field.sizes.slow_rounds)
-    eagerly = (field.n + 1) * timings["one eager forward pass"].median
-    return found | {
+    eager_s = (field.n + 1) * timings["one eager forward pass"].median
+    return findings | {
         "deletions": field.n,
         "eager_forward_passes": field.n + 1,
         "timings": {name: timing.facts() for name, timing in timings.items()},
-        "share_of_eager": {precision: timings[precision].median / eagerly for precision in NORM_TOLERANCE},
+        "share_of_eager": {precision: timings[precision].median / eager_s for precision in NORM_TOLERANCE},
     }
 
 
-def sharing(field: Field) -> Found:
-    """Paths of one length in one call, which walks equal tails once, and in a call each, which shares nothing."""
-    sizes, rows, each = field.sizes, list[Found](), 0.0
+def sharing(field: Field) -> Findings:
+    """Time paths of one length in one call, which shares equal tails, and in a call each, which shares nothing."""
+    sizes, rows, each = field.sizes, list[Findings](), 0.0
     tape = recorder(field.net, "running", "float32")(*batch(sizes.setup, size=sizes.fit_batch))
 
     def one_by_one(paths: torch.Tensor) -> None:
         for path in paths:
             tape.path_gradient_norms(path[None])
 
-    # Few first: how long they take foretells how long many do.
+    # Few paths first: their time predicts that of many.
     for count, length in product(sizes.shared_counts, sizes.shared_lengths):
         paths = pathnet.paths.sample(field.n, length, count)
         modules, walked = modules_walked(paths)
@@ -215,7 +224,7 @@ def sharing(field: Field) -> Found:
     return {"batch": sizes.fit_batch, "precision": "float32", "rows": rows}
 
 
-STEPS: dict[str, Callable[[Field], Found]] = {
+STEPS: dict[str, Callable[[Field], Findings]] = {
     "checks": checks,
     "lengths": lengths,
     "sweep": sweep,
@@ -241,15 +250,15 @@ SHARES = {
     "sums": 16,
     "training": 4,
 }
-"""Of the time, in hundredths; what a step leaves goes to those after it."""
+"""Percentages of the time; time that a step leaves goes to those after it."""
 
 PREPARATION = dict.fromkeys(STEPS, 0.0) | {"peak_share": 2, "memory": 2, "deletions": 1, "sums": 3, "training": 2}
-"""How long a step takes before it times anything: in checks of one competitor on the small network."""
+"""Preparation of a step before its timings, in times of the check of one competitor on the small network."""
 
 
-def _alone(field: Field, *arguments: str, environment: Mapping[str, str] | None = None) -> Found:
-    """What `benchmarks.cpu.alone` finds in a process of its own, on as many threads as this one."""
-    size = [] if field.asked == FULL else ["--small"]
+def _alone(field: Field, *arguments: str, environment: Mapping[str, str] | None = None) -> Findings:
+    """Return the findings of `benchmarks.cpu.alone` in a process of its own, on as many threads as this one."""
+    size = [] if field.unlimited == FULL else ["--small"]
     limit = min(ALONE_S, field.budget.left)
     if limit <= 0:
         raise LeftOut("no time is left for it")
@@ -266,5 +275,5 @@ def _alone(field: Field, *arguments: str, environment: Mapping[str, str] | None 
 
 
 def _finite(rows: dict[str, dict[str, float]]) -> dict[str, dict[str, float | str]]:
-    """NaN as a word, which JSON has no number for."""
+    """Return the rows with NaN as a string, since JSON has no NaN."""
     return {name: {k: v if v == v else "nan" for k, v in row.items()} for name, row in rows.items()}

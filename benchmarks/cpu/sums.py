@@ -1,8 +1,7 @@
-"""The exact sums by length beside the same number of modules walked path by path.
+"""The exact sums by length against the same number of modules path by path.
 
-n (n + 1) / 2 modules make the sums over all 2^n paths; as many are on one path of each length. Both walk the same
-kernels and give the same number of results, gradients or their norms, so that the ratio shows what carrying all
-coefficients costs or saves.
+The sums over all 2^n paths take n (n + 1) / 2 modules, as many as one path of each length. Both run the same kernels
+and return the same number of gradients or norms, so that the ratio is the cost of carrying all coefficients.
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ from benchmarks.cases import batch, network
 from benchmarks.cpu.budget import LeftOut
 from benchmarks.cpu.competitors import NORM_TOLERANCE, recorder
 from benchmarks.cpu.field import Field
-from benchmarks.outcome import Failed, Found
+from benchmarks.outcome import Failed, Findings
 
 __all__ = ["sums_by_length"]
 
 
-def sums_by_length(field: Field) -> Found:
-    """All combinations of BN mode and precision that are timed elsewhere too, each at the batches of the sizes."""
-    found: Found = {"blocks": field.n, "error": {}, "rows": []}
+def sums_by_length(field: Field) -> Findings:
+    """Check and time the sums in the BN modes, precisions and batches of the sizes."""
+    findings: Findings = {"blocks": field.n, "error": {}, "rows": []}
     for bn in ("running", "batch"):
         for precision, tolerance in NORM_TOLERANCE.items():
             error = _error(field, bn, precision)
-            found["error"][f"{bn}, {precision}"] = str(error) if error != error else error
+            findings["error"][f"{bn}, {precision}"] = str(error) if error != error else error
             if not error < tolerance:
-                raise Failed(f"sums by length, {bn}, {precision}, are off by {error:.1g}, hence not timed", found)
+                raise Failed(f"sums by length, {bn}, {precision}, are off by {error:.1g}, hence not timed", findings)
     images = [size for _, _, size in field.sizes.sums]
     for position, (bn, precision, size) in enumerate(field.sizes.sums):
         share = field.budget.share(size / sum(images[position:]))
@@ -54,7 +53,7 @@ def sums_by_length(field: Field) -> Found:
         except LeftOut as left_out:
             share.cut(f"sums by length, {which}", 1, None, str(left_out))
             continue
-        found["rows"].append(
+        findings["rows"].append(
             {
                 "bn": bn,
                 "precision": precision,
@@ -64,16 +63,16 @@ def sums_by_length(field: Field) -> Found:
                 "timings": {name: timing.facts() for name, timing in timings.items()},
             }
         )
-    return found
+    return findings
 
 
 def _error(field: Field, bn: str, precision: str) -> float:
-    """The largest relative error of the norm of a length's sum, against float64 sums over every single path."""
+    """Return the largest relative error of the norm of a length's sum, against float64 sums over all single paths."""
     net = network(field.sizes.checked)
     tape = recorder(net, bn, precision)(*batch(field.sizes.checked))
     codes = pathnet.paths.enumerate_all(net.n)
-    walk = truth.walk if bn == "running" else truth.walk_through_statistics
-    every, lengths = walk(tape, pathnet.paths.routing(codes)), codes.sum(1)
-    expected = torch.stack([every[lengths == k].sum(0).norm() for k in range(net.n + 1)])
-    own = tape.gradient_by_length().flatten(1).norm(dim=1)
-    return float((own / expected - 1).abs().max())
+    exact = truth.gradients if bn == "running" else truth.gradients_through_statistics
+    grads, lengths = exact(tape, pathnet.paths.routing(codes)), codes.sum(1)
+    expected = torch.stack([grads[lengths == k].sum(0).norm() for k in range(net.n + 1)])
+    measured = tape.gradient_by_length().flatten(1).norm(dim=1)
+    return float((measured / expected - 1).abs().max())

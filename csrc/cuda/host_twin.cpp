@@ -1,6 +1,5 @@
-// The kernels' bodies under the host's execution policy.
-#include "host_twin.h"
-
+// The kernels' twin: their bodies under the host's execution policy.
+#include "host_exec.h"
 #include "routed_backward.cuh"
 #include "routed_forward.cuh"
 
@@ -8,9 +7,9 @@ namespace pathnet::cuda {
 
 namespace {
 
-template <class Walk, class Job>
+template <class Body, class Job>
 std::string run(HostExec exec, const Job& job) {
-  Walk(exec, job).run();
+  Body(exec, job).run();
   return exec.finding();
 }
 

@@ -1,15 +1,16 @@
-// Launches of persistent kernels: as many thread blocks as the device runs at a time.
+// Launches of persistent kernels: as many thread blocks as the device runs at the same time.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
-#include "device.cuh"
+#include "device_exec.cuh"
 
 namespace pathnet::cuda {
 
-// Null, or why the kernel cannot run with the program's shared memory. The kernel is allowed all that the device has,
-// whatever this program needs: another thread's launch may come between.
+// Sets `blocks` to the number of thread blocks that run at the same time. Returns null, or why the kernel cannot run
+// with the program's shared memory. The kernel's limit is set to all that the device has, whatever this program
+// needs, since another thread may launch it with another program in between.
 template <class Kernel>
 const char* resident_blocks(Kernel kernel, const Program& program, int items, int& blocks) {
   int device = 0, processors = 0, most = 0, each = 0;
@@ -21,16 +22,17 @@ const char* resident_blocks(Kernel kernel, const Program& program, int items, in
     error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kThreads, size_t(program.shared_bytes));
   }
   if (error != cudaSuccess) {
-    cudaGetLastError();  // forgotten, so that the next launch does not report it
+    cudaGetLastError();  // clears the error, so that the next launch does not report it
     return cudaGetErrorString(error);
   }
   if (each == 0) return "a thread block needs more shared memory than the device has";
   blocks = std::min(items, processors * each);
-  // Where a thread block's images begin is a number of 32 bits.
+  // The offset of a thread block's images has 32 bits.
   if (program.windowed) blocks = std::min(blocks, INT32_MAX / program.images_bytes);
   return nullptr;
 }
 
+// Returns null, or the launch's error.
 template <class Kernel, class Job>
 const char* launch(Kernel kernel, const Job& job, const Program& program, int blocks, void* stream) {
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);

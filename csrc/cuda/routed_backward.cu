@@ -1,6 +1,6 @@
-// A thread block owns one path and `program.samples` samples: two of a CIFAR network in bf16, one in float32
-// precision. See routed_backward.cuh and walk.cuh for the walk and its limits. The windowed form is in a file of its
-// own, since a build on many cores waits for the file that takes longest.
+// The launch of the routed backward pass. What a thread block owns and what limits it: routed_backward.cuh. The
+// windowed form is compiled in windowed_backward.cu, since a build on many cores waits for the file that takes
+// longest.
 #include "launch.cuh"
 #include "routed_backward_kernel.cuh"
 

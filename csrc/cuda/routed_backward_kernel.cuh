@@ -1,7 +1,7 @@
-// The walk back as a kernel.
+// The routed backward pass as a kernel.
 #pragma once
 
-#include "device.cuh"
+#include "device_exec.cuh"
 #include "routed_backward.cuh"
 
 namespace pathnet::cuda {
@@ -10,7 +10,7 @@ using BackwardKernel = void (*)(PathBackward);
 
 BackwardKernel windowed_backward_kernel(int parts);
 
-// Each file has the forms that it names, and no other's.
+// Each file compiles the forms that it names.
 namespace {
 
 template <int parts, bool windowed>

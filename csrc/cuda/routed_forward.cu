@@ -1,5 +1,4 @@
-// A thread block owns one routing and one sample; its y lies in its part of the scratch. See routed_forward.cuh and
-// walk.cuh for the walk and its limits.
+// The launch of the routed forward pass. What a thread block owns and what limits it: routed_forward.cuh.
 #include "launch.cuh"
 #include "routed_forward.cuh"
 

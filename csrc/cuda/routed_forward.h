@@ -1,3 +1,4 @@
+// The interface of the routed forward pass: the kernel's parameters, its launch, and its twin on the host.
 #pragma once
 
 #include <cstdint>
@@ -7,30 +8,32 @@
 
 namespace pathnet::cuda {
 
-// Everything on the device, but for `program`'s host copy that the launcher reads.
+// The kernel's parameters. All memory is the device's; the launcher reads a host copy of `program`.
 struct PathForward {
   const Program* program;
-  const uint8_t* weights;  // as pack_program_weights lays them out
-  const float* affine;     // [program->affine_size]: of each block's two units the factors and the shifts of their
-                           // channels, then what is added behind its second convolution and behind its projection
-  const float* y0;         // [batch, channels_in, height, width]
-  const float* routing;    // [paths, blocks, 2]
-  const int32_t* order;    // [paths]: the order in which routings are taken, the longest first
-  int32_t* counter;        // of the items taken; 0 before
+  const uint8_t* weights;  // as pack_program_weights orders them
+  const float* affine;   // [program->affine_size]: for each block, the factors and shifts of its two units' channels,
+                         // then the biases added behind its second convolution and behind its projection
+  const float* y0;       // [batch, channels_in, height, width]
+  const float* routing;  // [paths, blocks, 2]
+  const int32_t* order;  // [paths]: the order in which routings are taken, the longest first
+  int32_t* counter;      // of the items of work taken so far; 0 before the launch
   int32_t batch, paths;
   float* scratch;      // [thread blocks, program->scratch_size]
-  uint8_t* images;     // [thread blocks, program->images_scratch()]; the twin has memory of its own
+  uint8_t* images;     // [thread blocks, program->images_scratch()]; unused by the twin, which has memory of its own
   float* output;       // [paths, batch, channels_out, height, width]
-  uint8_t* relu_bits;  // [batch, program->bits_bytes] of the one routing, or null
+  uint8_t* relu_bits;  // [batch, program->bits_bytes] of the only routing, or null
 };
 
-// How many thread blocks run at a time; each needs its part of scratch and images. Null, or what went wrong.
+// Sets `blocks` to the number of thread blocks that run at the same time; each needs its part of scratch and images.
+// Returns null, or an error.
 const char* routed_forward_blocks(const Program& program, int items, int& blocks);
 
-// On the device, on a CUDA stream. Null, or what went wrong.
+// Launches the kernel on a CUDA stream. Returns null, or an error.
 const char* launch_routed_forward(const PathForward& job, const Program& program, int blocks, void* stream);
 
-// The same kernel body on the host. Empty, or the first race, read of unwritten memory or access out of bounds.
+// Runs the same kernel body on the host. Returns an empty string, or the first race, read of unwritten memory or
+// access out of bounds.
 std::string run_routed_forward(const PathForward& job);
 
 }  // namespace pathnet::cuda

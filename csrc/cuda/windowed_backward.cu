@@ -1,4 +1,4 @@
-// The walk back whose images lie in global memory; see routed_backward.cu.
+// The routed backward pass with images in global memory; routed_backward.cu launches it.
 #include "routed_backward_kernel.cuh"
 
 namespace pathnet::cuda {

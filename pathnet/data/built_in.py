@@ -1,4 +1,4 @@
-"""Data sets that need no files: scikit-learn's digits, and noise."""
+"""Data sets that need no files: scikit-learn's digits, and synthetic images."""
 
 from __future__ import annotations
 
@@ -8,24 +8,30 @@ import numpy as np
 import torch
 
 from pathnet.checks import check_integer, described
-from pathnet.data.images import Data, InMemory
+from pathnet.data.images import Data
+from pathnet.data.splits import InMemory
+from pathnet.extras import require
 from pathnet.streams import stream
 
 __all__ = ["digits", "synthetic"]
 
 MOST_BYTES = 1 << 32
-"""Bytes of the training images of a synthetic data set, and of its classes' means in int64."""
+"""Maximum number of bytes of a synthetic data set's training images, and of its class means in int64."""
 MOST_CLASSES = 1 << 16
-AT_ONCE = 1 << 24
-"""Numbers of noise drawn at once, in float64."""
+CHUNK = 1 << 24
+"""Number of float64 noise values drawn at once, which bounds the memory."""
 
 
 def digits() -> Data:
-    """Return scikit-learn's 1,797 hand-written digits, 8x8 and one channel; the last 360 are the test split.
+    """Return scikit-learn's 1,797 handwritten digits, 8x8 with one channel; the last 360 are the test split.
 
-    The last fifth was written by other people than the first four, so this is the harder split. A flipped digit
-    is no digit, so that the augmentation only shifts, by up to one pixel.
+    Other people wrote the last fifth than the rest, which makes this the harder split. A mirrored digit is no digit,
+    so the augmentation only shifts, by up to one pixel.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is not installed.
     """
+    require("sklearn", "pathnet.data.digits takes the digits from scikit-learn")
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -43,15 +49,16 @@ def digits() -> Data:
 
 
 def synthetic(images: int = 512, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), seed: int = 0) -> Data:
-    """Return noise around one random image a class: learnable at once, for tests and timings.
+    """Return one random image per class with noise added: a data set that is easy to learn, for tests and timings.
 
     Args:
-        images: in the training split, at most 4 GiB of them; the test split has a quarter as many.
-        classes: at most 65,536, and as many as have 2^29 pixels in all channels together.
-        shape: (C, H, W), at most 2^29 pixels in all channels.
+        images: number of training images, at most 4 GiB of them; the test split has a quarter as many.
+        classes: number of classes, at most 65,536; their mean images have at most 2^29 values together.
+        shape: (C, H, W) of an image, at most 2^29 values.
+        seed: seed of the random images, at least 0.
 
     Raises:
-        ValueError: an argument is not of positive integers, or ``seed`` is negative; or a bound is exceeded.
+        ValueError: an argument is not a positive integer, ``seed`` is negative, or a bound is exceeded.
     """
     seed = check_integer("seed", seed, 0)
     if not isinstance(shape, tuple | list) or len(shape) != 3:
@@ -63,7 +70,7 @@ def synthetic(images: int = 512, classes: int = 10, shape: tuple[int, int, int] 
     )
     pixels, most = math.prod(shape), MOST_BYTES // 8
     if pixels > most:
-        raise ValueError(f"shape: expected at most {most:,} pixels in all channels, got {described(pixels)}")
+        raise ValueError(f"shape: expected at most {most:,} values in all channels, got {described(pixels)}")
     images = check_integer("images", images, 1, MOST_BYTES // pixels)
     classes = check_integer("classes", classes, 1, min(MOST_CLASSES, most // pixels))
     rng = stream(seed, "synthetic")
@@ -71,7 +78,7 @@ def synthetic(images: int = 512, classes: int = 10, shape: tuple[int, int, int] 
 
     def split(count: int) -> InMemory:
         labels, noisy = np.arange(count) % classes, np.empty((count, *shape), np.uint8)
-        step = max(1, AT_ONCE // pixels)
+        step = max(1, CHUNK // pixels)
         for start in range(0, count, step):
             part = labels[start : start + step]
             noise = rng.normal(0, 32, (len(part), *shape))

@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky 2009) from Parquet files or from the original pickles."""
+"""CIFAR-10 (Krizhevsky 2009), from Parquet files or from the original pickles."""
 
 from __future__ import annotations
 
@@ -12,36 +12,42 @@ import torch
 
 from pathnet.checks import check_flag, check_integer
 from pathnet.data.decoding import BrokenImage, check_regular, decode
-from pathnet.data.images import Data, InMemory, in_threads
-from pathnet.data.layouts import LAYOUTS, contents, existing_folder, tell_skipped
+from pathnet.data.images import Data
+from pathnet.data.layouts import LAYOUTS, contents, existing_folder, warn_of_skipped
 from pathnet.data.pickles import read_batch
+from pathnet.data.splits import InMemory, in_threads
+from pathnet.extras import require
 
 __all__ = ["cifar10"]
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MOST_BYTES = 1 << 32
-"""Bytes of a Parquet file, of what it holds, and of the decoded images of a split."""
+"""Maximum number of bytes of a Parquet file, of its content, and of a split's decoded images."""
 MOST_ROWS = 1_000_000
-ROWS_AT_ONCE = 1024
+ROWS_PER_BATCH = 1024
 
 
 def cifar10(folder: str | Path, skip_broken: bool = False) -> Data:
-    """Return CIFAR-10 from a folder: Parquet files (``train-*.parquet``, ``test-*.parquet``, with encoded images), or
-    the original ``cifar-10-batches-py`` pickles, which are read without executing them.
+    """Return CIFAR-10 from a folder in either of two layouts.
+
+    The layouts are Parquet files with encoded images (``train-*.parquet``, ``test-*.parquet``) and the original
+    pickles of ``cifar-10-batches-py``, which are read without executing them.
 
     Args:
-        skip_broken: leave out encoded images that cannot be read, warn of them, and keep their names in
-            ``skipped``. The pickles hold no encoded images.
+        folder: the folder with the files.
+        skip_broken: leave out encoded images that cannot be read, warn about them, and list their names in
+            ``skipped``. The pickles contain no encoded images.
 
     Raises:
-        ValueError: the folder holds neither, or a file, an image or a label of it cannot be read.
+        ValueError: the folder has neither layout, or a file, an image or a label cannot be read.
+        ModuleNotFoundError: the files are Parquet, and pyarrow or pillow is not installed.
     """
     folder = existing_folder(folder)
     check_flag("skip_broken", skip_broken)
     if list(folder.glob("train-*.parquet")):
         splits = [_ParquetSplit(folder, name, skip_broken) for name in ("train", "test")]
-        broken = {name: why for split in splits for name, why in split.broken.items()}
-        skipped = tell_skipped(broken, sum(len(split.labels) for split in splits) + len(broken))
+        broken = {name: problem for split in splits for name, problem in split.broken.items()}
+        skipped = warn_of_skipped(broken, sum(len(split.labels) for split in splits) + len(broken))
         name = "CIFAR-10 (JPEG)" if splits[0].jpeg else "CIFAR-10"
         train, test = (InMemory(split.images, torch.tensor(split.labels)) for split in splits)
         return Data(name, train, test, CIFAR10_CLASSES, skipped=skipped)
@@ -49,30 +55,31 @@ def cifar10(folder: str | Path, skip_broken: bool = False) -> Data:
         if (candidate / "data_batch_1").exists():
             train = _read_pickles([candidate / f"data_batch_{i}" for i in range(1, 6)])
             return Data("CIFAR-10", train, _read_pickles([candidate / "test_batch"]), CIFAR10_CLASSES)
-    raise ValueError(f"data: {folder} holds no data set: expected {LAYOUTS}; got {contents(folder)}")
+    raise ValueError(f"data: {folder} contains no data set: expected {LAYOUTS}; got {contents(folder)}")
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One row of a Parquet file: its name, the encoded image, and the label."""
+    """A row of a Parquet file: its name in errors, the encoded image, and the label."""
 
     origin: str
     encoded: bytes | None
     label: int
 
     def decoded(self) -> np.ndarray[Any, Any]:
-        """Return the pixels, uint8 [H, W, 3]; raise BrokenImage where there are none."""
+        """Return the pixels, uint8 [H, W, 3], or raise BrokenImage."""
         if self.encoded is None:
             raise BrokenImage(self.origin, "is null")
         return decode(self.encoded, self.origin)
 
 
 class _ParquetSplit:
-    """One split of Parquet files.
+    """The images of one split, from Parquet files.
 
     Attributes:
-        images, labels: uint8 [N, 3, H, W], and as many labels.
-        broken: why others are left out, by file and row.
+        images: the images that could be read, uint8 [N, 3, H, W].
+        labels: their N labels.
+        broken: why each other image is left out, by file and row.
         jpeg: whether the images are JPEG.
     """
 
@@ -82,7 +89,7 @@ class _ParquetSplit:
             raise ValueError(f"data: {folder} has no {split}-*.parquet, got {contents(folder)}")
         rows = [row for file in files for row in _rows(file)]
         self.broken: dict[str, str] = {}
-        # The first image alone: its size bounds the others, before threads hold a thousand of them.
+        # The first image is decoded alone: its size bounds the rest, before threads hold a thousand of them.
         first_image: np.ndarray[Any, Any] | None = None
         for number, row in enumerate(rows):
             try:
@@ -133,7 +140,8 @@ def _size(image: np.ndarray[Any, Any]) -> str:
 
 
 def _rows(file: Path) -> Iterator[_Row]:
-    """Yield the rows of a Parquet file, with labels that are checked."""
+    """Yield the rows of a Parquet file, with checked labels."""
+    require("pyarrow", "pathnet.data.cifar10 reads Parquet files with pyarrow")
     import pyarrow
     import pyarrow.parquet
 
@@ -141,13 +149,13 @@ def _rows(file: Path) -> Iterator[_Row]:
     images: list[bytes | None] = []
     labels: list[object] = []
     try:
-        # Not read_table, which takes columns from folder names such as label=1.
+        # read_table would add columns from folder names such as label=1.
         with pyarrow.parquet.ParquetFile(file) as parquet:
             column = _image_column(file, parquet.schema_arrow)
             if parquet.metadata.num_rows > MOST_ROWS:
                 raise ValueError(f"expected at most {MOST_ROWS:,} rows, got {parquet.metadata.num_rows:,}")
             size = 0
-            for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=[column, "label"]):
+            for batch in parquet.iter_batches(ROWS_PER_BATCH, columns=[column, "label"]):
                 size += batch.nbytes
                 if size > MOST_BYTES:
                     raise ValueError(f"expected at most {MOST_BYTES:,} bytes, got more")
@@ -163,11 +171,11 @@ def _rows(file: Path) -> Iterator[_Row]:
 
 
 class _WrongColumns(ValueError):
-    """A Parquet file that can be read, and holds something else."""
+    """A readable Parquet file with other columns than expected."""
 
 
 def _image_column(file: Path, schema: Any) -> str:
-    """Return the name of the column of images: encoded, in the field ``bytes`` of a struct."""
+    """Return the name of the column whose structs have an encoded image in the field ``bytes``."""
     import pyarrow
 
     column = next((name for name in ("img", "image") if name in schema.names), None)

@@ -1,7 +1,8 @@
-"""Encoded images to pixels. What cannot be read rightly is refused by name, before it costs memory or time."""
+"""Encoded images to pixels. An image that cannot be read correctly is rejected before it costs memory or time."""
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import os
@@ -10,34 +11,23 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.PpmImagePlugin import PpmImageFile
-from PIL.WebPImagePlugin import WebPImageFile
+
+from pathnet.extras import require
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from PIL.ImageFile import ImageFile
 
 __all__ = ["MOST_PIXELS", "MOST_SIDE", "BrokenImage", "check_regular", "decode", "read_image", "regular", "to_rgb"]
 
 MOST_PIXELS = 89_478_485
-"""Pixels of an image, and of what it is scaled to: where Pillow begins to warn of decompression bombs."""
+"""Maximum number of pixels of an image, before and after scaling: Pillow warns of decompression bombs beyond it."""
 MOST_SIDE = math.isqrt(MOST_PIXELS)
 MOST_BYTES = 8 * MOST_PIXELS
-"""Bytes of an encoded image: the largest accepted one, 16 bits a channel and not compressed, fits."""
-
-OPENERS: dict[bytes, Callable[[io.BytesIO], ImageFile]] = {
-    b"\x89PNG": PngImageFile,
-    # Not Pillow's factory, which takes the pictures behind the first one for frames of an animation.
-    b"\xff\xd8\xff": JpegImageFile,
-    b"BM": BmpImageFile,
-    b"RIFF": WebPImageFile,
-    b"P": PpmImageFile,
-}
-"""Formats by the first bytes of a file, since suffixes err. A closed list: others of Pillow's run other programs."""
+"""Maximum number of bytes of an encoded image: enough for the largest one at 16 bits per channel, uncompressed."""
 
 KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -47,13 +37,13 @@ KINDS = {
     stat.S_IFBLK: "a device",
 }
 
-DIRECT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"}
+CONVERTIBLE = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"}
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 BITS_16 = {"I;16", "I;16B", "I;16L", "I;16N"}
 
 
 class BrokenImage(ValueError):
-    """An image that holds something else than pixels that can be read; ``skip_broken`` leaves it out."""
+    """An image whose pixels cannot be read; ``skip_broken`` leaves it out."""
 
     def __init__(self, origin: str, problem: str) -> None:
         super().__init__(f"data: {origin} {problem}; skip_broken leaves such images out")
@@ -61,7 +51,7 @@ class BrokenImage(ValueError):
 
 
 def regular(file: Path) -> str:
-    """Return why a file cannot be read as a regular one: what it is instead; nothing where it can."""
+    """Return why a file is not a regular one, or "" if it is."""
     try:
         mode = file.stat().st_mode
     except OSError:
@@ -72,7 +62,7 @@ def regular(file: Path) -> str:
 
 
 def check_regular(file: Path, most: int) -> None:
-    """Check that a file can be read whole: a named pipe would be waited for without end.
+    """Check that a file is regular and small enough to read at once; reading a named pipe might never end.
 
     Raises:
         ValueError: it does not exist, is not a regular file, or has more than ``most`` bytes.
@@ -89,8 +79,8 @@ def read_image(file: Path) -> bytes:
     """Return the content of an image's file.
 
     Raises:
-        BrokenImage: it is not a regular file, or larger than any image that is accepted.
-        OSError: the system does not let it be read, which says nothing of the image.
+        BrokenImage: it is not a regular file, or larger than any accepted image.
+        OSError: the system denies access, which says nothing about the image.
     """
     if problem := regular(file):
         raise BrokenImage(str(file), problem)
@@ -100,20 +90,24 @@ def read_image(file: Path) -> bytes:
 
 
 def decode(encoded: bytes, origin: str, side: int | None = None) -> np.ndarray[Any, Any]:
-    """Return the pixels of an encoded image, uint8 [H, W, 3]; [side, side, 3] where a side is given.
+    """Return the pixels of an encoded image, uint8 [H, W, 3], or [side, side, 3] if ``side`` is given.
 
-    PNG, JPEG, BMP, WebP and PPM are read, whatever the file is called, with the pixels as they are stored: an
-    orientation in the EXIF data is not applied. For the colours see `to_rgb`.
+    The formats are PNG, JPEG, BMP, WebP and PPM, whatever the file's suffix. The pixels are as stored: an orientation
+    in the EXIF data is not applied. For colours see `to_rgb`.
 
     Args:
-        origin: what an error calls the image.
-        side: the image is scaled so that its shorter side is this, and cropped at the centre.
+        origin: the image's name in errors.
+        side: length to scale the shorter side to, before cropping at the centre.
 
     Raises:
-        BrokenImage: the bytes are no such image, or one that is cut off, animated, of a mode without a rule, or of
+        BrokenImage: the bytes are no such image, or the image is truncated, animated, of an unsupported mode, or has
             more than `MOST_PIXELS` pixels.
-        ValueError: there is too little memory for it.
+        ValueError: memory does not suffice.
+        ModuleNotFoundError: pillow is not installed.
     """
+    _openers()
+    from PIL import Image
+
     try:
         image = _open(encoded, origin)
         width, height = image.size
@@ -131,7 +125,7 @@ def decode(encoded: bytes, origin: str, side: int | None = None) -> np.ndarray[A
     except Image.DecompressionBombError as error:
         raise BrokenImage(origin, f"is too large: expected at most {MOST_PIXELS:,} pixels ({error})") from None
     except MemoryError:
-        # Not the image's fault, so that nothing is left out for it.
+        # The image may be intact, so skip_broken must not leave it out.
         raise ValueError(f"data: {origin}: not enough memory to decode it") from None
     except (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError) as error:
         raise BrokenImage(origin, f"is not a readable image ({_one_line(error)})") from None
@@ -140,8 +134,31 @@ def decode(encoded: bytes, origin: str, side: int | None = None) -> np.ndarray[A
     return np.asarray(pixels)
 
 
+@functools.cache
+def _openers() -> dict[bytes, Callable[[io.BytesIO], ImageFile]]:
+    """Return Pillow's reader for each accepted format, by the first bytes of a file, since suffixes can be wrong.
+
+    The list is closed, because Pillow runs external programs for some of its formats.
+    """
+    require("PIL", "pathnet.data decodes images with pillow")
+    from PIL.BmpImagePlugin import BmpImageFile
+    from PIL.JpegImagePlugin import JpegImageFile
+    from PIL.PngImagePlugin import PngImageFile
+    from PIL.PpmImagePlugin import PpmImageFile
+    from PIL.WebPImagePlugin import WebPImageFile
+
+    return {
+        b"\x89PNG": PngImageFile,
+        # Pillow's factory would treat further pictures in the file as frames of an animation.
+        b"\xff\xd8\xff": JpegImageFile,
+        b"BM": BmpImageFile,
+        b"RIFF": WebPImageFile,
+        b"P": PpmImageFile,
+    }
+
+
 def _open(encoded: bytes, origin: str) -> ImageFile:
-    for signature, opener in OPENERS.items():
+    for signature, opener in _openers().items():
         if encoded.startswith(signature):
             return opener(io.BytesIO(encoded))
     start = f"the bytes {encoded[:8]!r}" if encoded else "nothing"
@@ -151,24 +168,25 @@ def _open(encoded: bytes, origin: str) -> ImageFile:
 def to_rgb(image: Image.Image, origin: str) -> Image.Image:
     """Return an image in the mode RGB.
 
-    Transparency is dropped: a pixel keeps the colour that is stored for it, as in torchvision's folders. Of 16-bit
-    greys (I;16 and, from PGM, I) the high byte is kept, as Pillow does with 16-bit colours. CMYK is converted
-    without a colour profile.
+    Transparency is dropped: a pixel keeps its stored colour, as in torchvision's folders. 16-bit greys (I;16 and,
+    from PGM, I) keep their high byte, as Pillow's 16-bit colours do. CMYK is converted without a colour profile.
 
     Args:
-        origin: what an error calls the image.
+        origin: the image's name in errors.
 
     Raises:
-        BrokenImage: the mode has no range that is known (F), or needs a colour profile (LAB); or the mode is I and
-            a value is not within 16 bits.
+        BrokenImage: the mode has no known range (F), or needs a colour profile (LAB); or the mode is I and a value
+            exceeds 16 bits.
     """
+    from PIL import Image
+
     mode = image.mode
     if mode in PREMULTIPLIED:
         return image.convert(PREMULTIPLIED[mode]).convert("RGB")
     if mode == "P" and isinstance(image.info.get("transparency"), bytes):
-        # By way of RGBA, since Pillow warns of a transparency that it drops otherwise.
+        # Pillow would warn about the dropped transparency in a direct conversion.
         return image.convert("RGBA").convert("RGB")
-    if mode in DIRECT:
+    if mode in CONVERTIBLE:
         return image.convert("RGB")
     if mode == "I" or mode in BITS_16:
         grey = np.asarray(image)
@@ -181,6 +199,9 @@ def to_rgb(image: Image.Image, origin: str) -> Image.Image:
 
 
 def _scale(image: Image.Image, origin: str, side: int) -> Image.Image:
+    """Return an image scaled to a shorter side of ``side`` and cropped to [side, side] at the centre."""
+    from PIL import Image
+
     scale = side / min(image.size)
     width, height = (max(side, round(length * scale)) for length in image.size)
     if width * height > MOST_PIXELS:

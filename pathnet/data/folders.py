@@ -1,4 +1,4 @@
-"""Images sorted into a folder a class, the layout of ImageNet."""
+"""Images in one folder per class, the layout of ImageNet."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 
 from pathnet.checks import check_flag, check_integer
 from pathnet.data.decoding import MOST_SIDE, BrokenImage, decode, read_image, regular
-from pathnet.data.images import Data, InMemory, OnDisk, in_threads
-from pathnet.data.layouts import contents, enumerated, existing_folder, tell_skipped
+from pathnet.data.images import Data
+from pathnet.data.layouts import contents, enumerated, existing_folder, warn_of_skipped
+from pathnet.data.splits import InMemory, OnDisk, in_threads
 
 __all__ = ["class_folders"]
 
@@ -22,20 +23,22 @@ IN_MEMORY_BYTES = 1 << 30
 
 
 def class_folders(folder: str | Path, side: int | None = None, skip_broken: bool = False) -> Data:
-    """Return images sorted into ``train/<class>/`` and ``test/<class>/`` (or ``val``), the layout of ImageNet.
+    """Return images from ``train/<class>/`` and ``test/<class>/`` (or ``val/<class>/``), the layout of ImageNet.
 
-    A set larger than 1 GiB when decoded stays on disk and is decoded, by threads, when a batch is taken. Where there
-    are ``test`` and ``val``, the images of ``test`` are taken. What is read, and how colours, transparency and
-    orientations are treated, is said in `pathnet.data.decoding`.
+    A data set larger than 1 GiB when decoded stays on disk, and threads decode each batch on demand. If both ``test``
+    and ``val`` exist, ``test`` is used. `pathnet.data.decoding` documents the formats, and the treatment of colours,
+    transparency and orientation.
 
     Args:
-        side: images are scaled so that their shorter side is this, and cropped at the centre; the first
-            image's shorter side by default.
-        skip_broken: leave out images that cannot be read, warn of them, and keep their names in ``skipped``. Every
+        folder: the folder with the splits.
+        side: length to scale the shorter side of images to, before cropping at the centre; by default the shorter
+            side of the first image.
+        skip_broken: leave out images that cannot be read, warn about them, and list their names in ``skipped``. Every
             image is decoded once to find them.
 
     Raises:
-        ValueError: a folder or class is missing or stands in one split alone, or an image cannot be read.
+        ValueError: a folder or a class is missing in a split, or an image cannot be read.
+        ModuleNotFoundError: pillow is not installed.
     """
     folder = existing_folder(folder)
     side = side if side is None else check_integer("side", side, 1, MOST_SIDE)
@@ -48,14 +51,14 @@ def class_folders(folder: str | Path, side: int | None = None, skip_broken: bool
         )
     classes = _folders_in(folder / "train")
     if not classes:
-        raise ValueError(f"data: {folder / 'train'} holds no class folders, got {contents(folder / 'train')}")
+        raise ValueError(f"data: {folder / 'train'} contains no class folders, got {contents(folder / 'train')}")
     if unknown := [name for name in _folders_in(folder / held_out) if name not in classes]:
         raise ValueError(
-            f"data: {folder / held_out} holds folders that are no classes of {folder / 'train'}: "
+            f"data: {folder / held_out} contains folders that are no classes of {folder / 'train'}: "
             f"{enumerated(unknown)}"
         )
     splits = [_list_classes(folder / name, classes, skip_broken) for name in ("train", held_out)]
-    _tell_passed_over(folder, [entry for split in splits for entry in split.passed_over])
+    _warn_of_ignored(folder, [entry for split in splits for entry in split.ignored])
     if side is None:
         side = _shorter_side(splits[0].files, skip_broken)
     listed = sum(len(split.files) + len(split.broken) for split in splits)
@@ -63,9 +66,9 @@ def class_folders(folder: str | Path, side: int | None = None, skip_broken: bool
         for name, split in zip(("train", held_out), splits, strict=True):
             split.drop_broken(side)
             if absent := [kind for label, kind in enumerate(classes) if label not in split.labels]:
-                raise ValueError(f"data: {folder / name / absent[0]} holds no images that can be read")
-    broken = {str(file.relative_to(folder)): why for split in splits for file, why in split.broken.items()}
-    skipped = tell_skipped(broken, listed)
+                raise ValueError(f"data: {folder / name / absent[0]} contains no readable images")
+    broken = {str(file.relative_to(folder)): problem for split in splits for file, problem in split.broken.items()}
+    skipped = warn_of_skipped(broken, listed)
     on_disk = [OnDisk(split.files, torch.tensor(split.labels), side) for split in splits]
     if sum(map(len, on_disk)) * 3 * side * side > IN_MEMORY_BYTES:
         return Data(folder.name, on_disk[0], on_disk[1], classes, skipped=skipped)
@@ -78,22 +81,22 @@ class _Split:
     """The images of one split.
 
     Attributes:
-        files, labels: the images that are taken.
-        broken: why others are left out.
-        passed_over: what lies beside them and is no image.
+        files, labels: the images to use.
+        broken: why each other image is left out.
+        ignored: entries of the folders that are not images.
     """
 
     files: list[Path] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     broken: dict[Path, str] = field(default_factory=dict)
-    passed_over: list[Path] = field(default_factory=list)
+    ignored: list[Path] = field(default_factory=list)
 
     def drop_broken(self, side: int) -> None:
-        """Decode every image, and leave out those that cannot be."""
+        """Decode every image, and leave out those that cannot be decoded."""
         problems = list(in_threads(functools.partial(_problem, side=side), self.files))
-        self.broken |= {file: why for file, why in zip(self.files, problems, strict=True) if why}
-        self.labels = [label for label, why in zip(self.labels, problems, strict=True) if not why]
-        self.files = [file for file, why in zip(self.files, problems, strict=True) if not why]
+        self.broken |= {file: problem for file, problem in zip(self.files, problems, strict=True) if problem}
+        self.labels = [label for label, problem in zip(self.labels, problems, strict=True) if not problem]
+        self.files = [file for file, problem in zip(self.files, problems, strict=True) if not problem]
 
 
 def _folders_in(folder: Path) -> tuple[str, ...]:
@@ -101,17 +104,17 @@ def _folders_in(folder: Path) -> tuple[str, ...]:
 
 
 def _list_classes(folder: Path, classes: Sequence[str], skip_broken: bool) -> _Split:
-    split = _Split(passed_over=[entry for entry in folder.iterdir() if not entry.is_dir()])
+    split = _Split(ignored=[entry for entry in folder.iterdir() if not entry.is_dir()])
     for label, name in enumerate(classes):
         if not (folder / name).is_dir():
             raise ValueError(f"data: {folder} has no folder for class {name!r}")
         entries = sorted((folder / name).iterdir())
         images = [entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES]
-        split.passed_over += [entry for entry in entries if entry.suffix.lower() not in IMAGE_SUFFIXES]
+        split.ignored += [entry for entry in entries if entry.suffix.lower() not in IMAGE_SUFFIXES]
         if not images:
             expected = " ".join(sorted(IMAGE_SUFFIXES))
             raise ValueError(
-                f"data: {folder / name} holds no images: expected files that end in one of {expected}, "
+                f"data: {folder / name} contains no images: expected files that end in one of {expected}, "
                 f"got {contents(folder / name)}"
             )
         for file in images:
@@ -125,11 +128,11 @@ def _list_classes(folder: Path, classes: Sequence[str], skip_broken: bool) -> _S
     return split
 
 
-def _tell_passed_over(folder: Path, entries: Sequence[Path]) -> None:
+def _warn_of_ignored(folder: Path, entries: Sequence[Path]) -> None:
     names = [str(entry.relative_to(folder)) for entry in entries if not entry.name.startswith(".")]
     if names:
         warnings.warn(
-            f"data: {folder} holds {len(names):,} entries that are no images of a class, and were passed over: "
+            f"data: {folder} contains {len(names):,} entries that are no images of a class, which are ignored: "
             f"{enumerated(names)}",
             RuntimeWarning,
             stacklevel=3,
@@ -137,7 +140,7 @@ def _tell_passed_over(folder: Path, entries: Sequence[Path]) -> None:
 
 
 def _shorter_side(files: Sequence[Path], skip_broken: bool) -> int:
-    """Return that of the first image, or of the first one that can be read."""
+    """Return the shorter side of the first image, or of the first readable one with ``skip_broken``."""
     for file in files:
         try:
             height, width, _ = decode(read_image(file), str(file)).shape
@@ -145,11 +148,11 @@ def _shorter_side(files: Sequence[Path], skip_broken: bool) -> int:
         except BrokenImage:
             if not skip_broken:
                 raise
-    raise ValueError(f"data: expected images in the training split that can be read, got none among {len(files):,}")
+    raise ValueError(f"data: expected readable images in the training split, got none among {len(files):,}")
 
 
 def _problem(file: Path, side: int) -> str:
-    """Return why an image cannot be read; nothing where it can."""
+    """Return why an image cannot be read, or "" if it can."""
     try:
         decode(read_image(file), str(file), side)
     except BrokenImage as broken:

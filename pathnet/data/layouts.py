@@ -1,4 +1,4 @@
-"""The layouts of folders that data sets are read from, and what a folder holds instead."""
+"""The accepted layouts of a data set's folder, and what another folder contains, in words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pathnet.checks import described
 
-__all__ = ["LAYOUTS", "contents", "enumerated", "existing_folder", "tell_skipped"]
+__all__ = ["LAYOUTS", "contents", "enumerated", "existing_folder", "warn_of_skipped"]
 
 LAYOUTS = (
     "train/<class>/ and test/<class>/ (or val/<class>/) with images in them, train-*.parquet and test-*.parquet, "
@@ -22,14 +22,14 @@ def existing_folder(folder: object, expected: str = "the path of a folder") -> P
     """Return the path of a folder that exists.
 
     Raises:
-        ValueError: it is no path, or not of a folder.
+        ValueError: it is no path, or no folder is there.
     """
     if not isinstance(folder, str | Path):
         raise ValueError(f"data: expected {expected}, got {described(folder)}")
     try:
         exists = Path(folder).is_dir()
     except OSError:
-        # A name that is longer than any file's, or folders on the way that may not be entered.
+        # The name is too long for a file, or a folder of the path may not be entered.
         exists = False
     if not exists:
         raise ValueError(f"data: expected {expected}, got {described(str(folder))}, which is no folder")
@@ -37,7 +37,7 @@ def existing_folder(folder: object, expected: str = "the path of a folder") -> P
 
 
 def contents(folder: Path) -> str:
-    """Return in words what a folder holds: "12 .png files, the folders cat and dog"."""
+    """Return the contents of a folder in words, such as "12 .png files, the folders cat and dog"."""
     entries = list(folder.iterdir())
     folders = sorted(entry.name for entry in entries if entry.is_dir())
     suffixes = Counter(entry.suffix.lower() for entry in entries if not entry.is_dir())
@@ -51,18 +51,18 @@ def contents(folder: Path) -> str:
 
 
 def enumerated(names: Sequence[str]) -> str:
-    """Return the first of some names, joined, and how many more there are."""
+    """Return the first names of a list, joined by commas, and the number of further ones."""
     if len(names) > MOST_NAMES:
         return f"{', '.join(names[:MOST_NAMES])} and {len(names) - MOST_NAMES:,} more"
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else list(names))
 
 
-def tell_skipped(skipped: Mapping[str, str], images: int) -> tuple[str, ...]:
-    """Warn of images that are left out, and return their names.
+def warn_of_skipped(skipped: Mapping[str, str], images: int) -> tuple[str, ...]:
+    """Warn about images that are left out, and return their names.
 
     Args:
-        skipped: why, by name.
-        images: how many there are in all.
+        skipped: why each image is left out, by name.
+        images: total number of images.
     """
     if skipped:
         name, problem = next(iter(skipped.items()))

@@ -1,4 +1,4 @@
-"""The original batches of CIFAR-10: pickles, read without executing them and within the memory that they take."""
+"""The original batches of CIFAR-10: pickles, read without executing them and in memory bounded by their size."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ MOST_OPCODES = 1_000_000
 MOST_TUPLES = 1_000
 MEMO_WRITES = {"PUT", "BINPUT", "LONG_BINPUT"}
 TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"}
-"""What can be nested and a key of a dictionary: C computes its hash by recursion, without a limit."""
+"""Hashable containers, which can be nested: C computes their hash by recursion, without a limit."""
 
 
 def read_batch(file: Path) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], list[object]]:
-    """Return the images of a batch, uint8 [N, 3, 32, 32], and as many labels, of whatever value.
+    """Return the images of a batch, uint8 [N, 3, 32, 32], and N labels, which are not checked.
 
     Raises:
-        ValueError: the file is no such batch, is larger than 256 MiB, or asks for more memory than its size.
+        ValueError: the file is no such batch, is larger than 256 MiB, or requests more memory than its size.
     """
     check_regular(file, MOST_BYTES)
     content = file.read_bytes()
@@ -66,9 +66,9 @@ def read_batch(file: Path) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], list[ob
 
 
 def _check_opcodes(content: bytes) -> None:
-    """Refuse what asks for memory beyond the file's size, before the unpickler allocates it.
+    """Raise ValueError for opcodes that request memory beyond the file's size, before the unpickler allocates it.
 
-    `pickletools` itself compares the length of every string with what is left of the file.
+    `pickletools` itself compares the length of every string with the remainder of the file.
     """
     tuples = 0
     for number, (opcode, argument, _) in enumerate(pickletools.genops(content)):
@@ -80,7 +80,7 @@ def _check_opcodes(content: bytes) -> None:
 
 
 class _PickledArray:
-    """Stands in for numpy.ndarray in a pickle: keeps the raw buffer of a contiguous uint8 array."""
+    """A stand-in for numpy.ndarray in a pickle that keeps the raw buffer of a contiguous uint8 array."""
 
     shape: tuple[int, ...] = (0, PIXELS)
     buffer: bytes = b""
@@ -96,7 +96,7 @@ class _PickledArray:
         self.shape, self.buffer = shape, buffer
 
     def pixels(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Return the images, uint8 [N, 3, 32, 32], of an array [N, 3072]."""
+        """Return the array, of shape [N, 3072], as images, uint8 [N, 3, 32, 32]."""
         images = len(self.buffer) // PIXELS
         if self.shape != (images, PIXELS) or len(self.buffer) != images * PIXELS:
             raise ValueError(
@@ -106,14 +106,14 @@ class _PickledArray:
 
 
 class _PickledDtype(str):
-    """Stands in for numpy.dtype: the type's code, its byte order passed over."""
+    """A stand-in for numpy.dtype in a pickle: the code of the type. Its byte order is ignored."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         pass
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Builds lists, dictionaries and uint8 arrays; any other global of the pickle is refused, not run."""
+    """Builds lists, dictionaries and uint8 arrays; it rejects any other global of the pickle without running it."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content), encoding="bytes")
@@ -140,8 +140,8 @@ class _ArrayUnpickler(pickle.Unpickler):
     def _encoded(self, text: object, *_: object) -> bytes:
         if not isinstance(text, str):
             raise pickle.UnpicklingError(f"expected text to encode, got {described(text)}")
-        # The same text of the memo may be encoded again and again.
+        # A pickle can encode one text of its memo any number of times.
         self.copies -= len(text)
         if self.copies < 0:
-            raise pickle.UnpicklingError("asks for more bytes than the file holds")
+            raise pickle.UnpicklingError("requests more bytes than the file contains")
         return text.encode("latin-1")

@@ -1,8 +1,8 @@
-"""All 2^n paths of a network, by their lengths: exact sums, and signed estimates of their sums of squares, as rows of
-a run of path gradients.
+"""All 2^n paths of a network by length, as rows of a run: exact sums of gradients, and signed estimates of the sums
+of squared norms.
 
-Sampled paths (`pathnet.experiments.path_gradients`) tell how large single gradients are; only their sums tell how
-much of that cancels.
+Sampled paths (`pathnet.experiments.path_gradients`) show how large single path gradients are. Only the sums show how
+much of them cancels.
 """
 
 from __future__ import annotations
@@ -14,36 +14,38 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pathnet import results
+from pathnet.experiments.plans import MOST_DRAWS
 from pathnet.results import LARGEST, Range
 from pathnet.tape import Tape
 from pathnet.training import Progress
 
-__all__ = ["MOST_DRAWS", "ExactSum", "SignedDraw", "measure_exact", "measure_signed"]
+__all__ = ["ExactSum", "SignedDraw", "measure_exact", "measure_signed"]
 
 PART_SECONDS = 30.0
 COSINE = Range(-1.0 - 1e-6, 1.0 + 1e-6, nan=True)
-"""Of vectors in float64, with room for rounding; NaN where one of them is zero."""
-MOST_DRAWS = 1_000_000
-"""On one batch: draw j on batch b is the tape's draw number b * MOST_DRAWS + j, so that no two are the same."""
+"""Range of a cosine in float64, with room for rounding; NaN if one of the vectors is zero."""
 
 Record = Callable[[int], Tape]
-"""Records batch number b."""
+"""Function that records the batch with a given number."""
 
 
 @dataclass(frozen=True)
 class ExactSum:
     """The exact sum G_k of the gradients of all paths of one length on one batch: a row of a run.
 
+    G, the sum of all G_k, is the ordinary gradient. In highway networks it lacks the gradient that flows through the
+    gates themselves, which no path contains.
+
     Attributes:
+        batch: the number of the batch.
         length: k, 0 to n.
-        norm: of G_k.
-        next_cosine: between G_k and G_{k+1}; NaN at length n, and where one of them is zero.
-        full_cosine: between G_k and G, the sum of all: the ordinary gradient, but for what flows through gates
-            themselves (highway), which is in none of them.
-        share: of G that G_k explains, ``<G_k, G> / |G|^2``.
-        left: ``|G - G_0 - ... - G_k| / |G|``: what the lengths up to k leave of G.
-        full_norm: of G, the same in all rows of a batch.
-        engine: the engine that measured.
+        norm: norm of G_k.
+        next_cosine: cosine between G_k and G_{k+1}; NaN at length n, and if one of them is zero.
+        full_cosine: cosine between G_k and G.
+        share: share of G that G_k explains, ``<G_k, G> / |G|^2``.
+        left: ``|G - G_0 - ... - G_k| / |G|``: relative norm of the remainder that the lengths up to k leave.
+        full_norm: norm of G, the same in all rows of a batch.
+        engine: the name of the engine.
     """
 
     PART: ClassVar[str] = "exact"
@@ -56,7 +58,7 @@ class ExactSum:
         "full_norm",
         "engine",
     )
-    # Where the whole gradient is zero there is no share of it, and what is left over zero is NaN or infinite.
+    # If the whole gradient is zero, there is no share of it, and the relative remainder is NaN or infinite.
     RANGES: ClassVar[Mapping[str, Range]] = {
         "next_cosine": COSINE,
         "full_cosine": COSINE,
@@ -77,13 +79,14 @@ class ExactSum:
 
 @dataclass(frozen=True)
 class SignedDraw:
-    """One signed draw's estimate for one length on one batch: a row of a run.
+    """The estimate of one signed draw for one length on one batch: a row of a run.
 
     Attributes:
-        draw: its number on the batch, from 0.
+        batch: the number of the batch.
+        draw: the number of the draw on that batch, from 0.
         length: k, 0 to n.
-        squared_norm: estimates the sum over all paths of length k of the squared norms of their gradients.
-        engine: the engine that measured.
+        squared_norm: estimate of the sum of the squared norms of all path gradients of length k.
+        engine: the name of the engine.
     """
 
     PART: ClassVar[str] = "signed"
@@ -98,9 +101,9 @@ class SignedDraw:
 
 
 def measure_exact(run: results.Run, batches: int, record: Record, progress: Progress | None = None) -> None:
-    """Adds the exact sums of the batches 0 to ``batches`` - 1 that the run lacks.
+    """Measure the exact sums that the run lacks on batches 0 to ``batches`` - 1.
 
-    What has been measured is written every half minute, at the end, and on an interrupt.
+    Measurements are written every 30 s, at the end, and on an interrupt.
 
     Raises:
         ValueError: a sum is not finite.
@@ -112,41 +115,46 @@ def measure_exact(run: results.Run, batches: int, record: Record, progress: Prog
 def measure_signed(
     run: results.Run, batches: int, draws: int, seed: int, record: Record, progress: Progress | None = None
 ) -> None:
-    """Adds the signed draws 0 to ``draws`` - 1 on each of the batches 0 to ``batches`` - 1 that the run lacks.
+    """Measure the signed draws 0 to ``draws`` - 1 that the run lacks on each of the batches 0 to ``batches`` - 1.
 
-    What has been measured is written every half minute, at the end, and on an interrupt.
+    Measurements are written every 30 s, at the end, and on an interrupt.
 
     Args:
-        seed: of the signs.
+        run: the run to add to.
+        batches: number of batches.
+        draws: number of draws on each batch.
+        seed: seed of the signs.
+        record: records a batch.
+        progress: called with (batches done, batches in total, a note).
 
     Raises:
         ValueError: an estimate is not finite.
     """
     known = {(row.batch, row.draw) for row in run.rows(SignedDraw)}
-    missing = {b: own for b in range(batches) if (own := [j for j in range(draws) if (b, j) not in known])}
+    missing = {b: numbers for b in range(batches) if (numbers := [j for j in range(draws) if (b, j) not in known])}
     _add(run, batches, missing, lambda b: _signed(record(b), b, missing[b], seed), progress)
 
 
 def _exact(tape: Tape, batch: int) -> list[ExactSum]:
-    found = tape.compare_lengths()
-    columns = (found.norm, found.full_cosine, found.share, found.left)
-    next_cosine = [*found.next_cosine.tolist(), math.nan]
-    _check_finite(tape, batch, found.norm.tolist())
+    sums = tape.compare_lengths()
+    columns = (sums.norm, sums.full_cosine, sums.share, sums.left)
+    next_cosine = [*sums.next_cosine.tolist(), math.nan]
+    _check_finite(tape, batch, sums.norm.tolist())
     return [
-        ExactSum(batch, length, norm, after, full_cosine, share, left, found.full_norm, tape.engine)
-        for length, (after, norm, full_cosine, share, left) in enumerate(
+        ExactSum(batch, length, norm, next_, full_cosine, share, left, sums.full_norm, tape.engine)
+        for length, (next_, norm, full_cosine, share, left) in enumerate(
             zip(next_cosine, *(column.tolist() for column in columns), strict=True)
         )
     ]
 
 
 def _signed(tape: Tape, batch: int, draws: list[int], seed: int) -> list[SignedDraw]:
-    """The draws from the first that is missing on, in one call; what the run has already is not added again."""
+    """Take all draws from the first missing one to the last in one call, and return the missing ones."""
     first, last = draws[0], draws[-1]
-    found = tape.squared_norms_by_length(last - first + 1, seed, batch * MOST_DRAWS + first)
+    estimates = tape.squared_norms_by_length(last - first + 1, seed, batch * MOST_DRAWS + first)
     rows = []
     for draw in draws:
-        values = found[draw - first].tolist()
+        values = estimates[draw - first].tolist()
         _check_finite(tape, batch, values)
         rows += [SignedDraw(batch, draw, length, value, tape.engine) for length, value in enumerate(values)]
     return rows

@@ -1,4 +1,4 @@
-"""Errors of random lesions by their size: what Figures 5 (a) and 5 (b) show (sections 4.2 and 4.3)."""
+"""Errors of random lesions by the size of the lesion: the numbers of Figures 5 (a) and 5 (b) (sections 4.2, 4.3)."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ TENTHS = 10
 
 @dataclass(frozen=True)
 class ErrorBySize:
-    """The error rates of random lesions, by their size.
+    """Error rates of random lesions, by the size of the lesion.
 
     Attributes:
-        sizes: how many blocks are deleted, or pairs swapped, or the number of the group: 1, 2, ...
-        rates: for each size, of all draws and seeds, float64 [draws * seeds].
-        tau: for each size, Kendall's correlation of the order of the blocks with that of training, of the same.
-        means: for each size, with a 95 % interval over draws and seeds.
-        intact: the error of the networks as they are, the mean over seeds.
-        chance: the error of guessing.
-        blocks: n.
-        draws: for each size and network.
-        seeds: networks.
+        sizes: numbers of deleted blocks or of swapped pairs, or the number of the group: 1, 2, ...
+        rates: for each size, the error rates of all draws and seeds, float64 [draws * seeds].
+        tau: for each size, Kendall's tau between the order of the blocks and that of training, float64
+            [draws * seeds].
+        means: for each size, the mean error rate with its 95 % interval over draws and seeds.
+        intact: error rate of the intact networks, the mean over seeds.
+        chance: error rate of guessing.
+        blocks: number n of blocks.
+        draws: number of draws for each size and network.
+        seeds: number of networks.
     """
 
     sizes: list[int]
@@ -47,10 +48,10 @@ class ErrorBySize:
 
 
 def summarise(run: results.Run, kind: str = "residual") -> ErrorBySize:
-    """Of the networks of one kind.
+    """Return the error rates of the networks of one kind, by the size of the lesion.
 
     Raises:
-        ValueError: a network has no lesion measured yet.
+        ValueError: no lesion of some network is measured yet.
     """
     counts = ErrorCounts(run)
     facts = run.fact("networks", kind)
@@ -60,14 +61,14 @@ def summarise(run: results.Run, kind: str = "residual") -> ErrorBySize:
     if len({row.seed for row in lesioned}) < len(facts):
         raise unfinished(run)
     by_size = [[row for row in lesioned if row.size == size] for size in sizes]
-    rates = [np.array([row.rate for row in own]) for own in by_size]
-    unmoved = tuple(range(blocks))
+    rates = [np.array([row.rate for row in rows]) for rows in by_size]
+    unchanged = tuple(range(blocks))
     return ErrorBySize(
         sizes,
         rates,
         [
-            np.array([scipy.stats.kendalltau(unmoved, row.order or unmoved).statistic for row in own])
-            for own in by_size
+            np.array([scipy.stats.kendalltau(unchanged, row.order or unchanged).statistic for row in rows])
+            for rows in by_size
         ],
         list(map(spread, rates)),
         float(counts.intact(kind).mean()),
@@ -78,42 +79,48 @@ def summarise(run: results.Run, kind: str = "residual") -> ErrorBySize:
     )
 
 
-def by_tau(found: ErrorBySize) -> ErrorBySize:
-    """The same draws in ten groups of about equal number by Kendall's tau, from the order of training on."""
-    tau, rates = np.concatenate(found.tau), np.concatenate(found.rates)
-    groups = [own for own in np.array_split(np.argsort(-tau, kind="stable"), TENTHS) if len(own)]
+def by_tau(errors: ErrorBySize) -> ErrorBySize:
+    """Regroup the draws by Kendall's tau into ten groups of about equal number; tau falls from group to group."""
+    tau, rates = np.concatenate(errors.tau), np.concatenate(errors.rates)
+    groups = [draws for draws in np.array_split(np.argsort(-tau, kind="stable"), TENTHS) if len(draws)]
     return replace(
-        found,
+        errors,
         sizes=list(range(1, len(groups) + 1)),
-        rates=[rates[own] for own in groups],
-        tau=[tau[own] for own in groups],
-        means=[spread(rates[own]) for own in groups],
+        rates=[rates[draws] for draws in groups],
+        tau=[tau[draws] for draws in groups],
+        means=[spread(rates[draws]) for draws in groups],
     )
 
 
-def smooth(found: ErrorBySize) -> tuple[float, float]:
-    """Spearman's rank correlation of mean error and size; the largest rise from one size to the next, as a share of
-    the whole rise from the intact network. NaN where there is a single size, or no rise."""
-    means = np.array([mean.mean for mean in found.means])
-    steps = np.diff([found.intact, *means])
-    rise = means[-1] - found.intact
-    correlation = float(scipy.stats.spearmanr(found.sizes, means).statistic) if len(set(means)) > 1 else np.nan
+def smooth(errors: ErrorBySize) -> tuple[float, float]:
+    """Return how smoothly the mean error rises with the size of the lesion.
+
+    Returns:
+        Spearman's rank correlation of mean error and size, and the largest rise from one size to the next, as a
+        share of the whole rise from the intact network. NaN if there is a single size, or no rise.
+    """
+    means = np.array([mean.mean for mean in errors.means])
+    steps = np.diff([errors.intact, *means])
+    rise = means[-1] - errors.intact
+    correlation = float(scipy.stats.spearmanr(errors.sizes, means).statistic) if len(set(means)) > 1 else np.nan
     return correlation, float(steps.max() / rise) if rise > 0 else np.nan
 
 
-def smoothness(found: ErrorBySize, paper: str, where: str, end: str) -> Claim:
-    """That error rises with the size of a lesion, and by no large step.
+def smoothness(errors: ErrorBySize, paper: str, where: str, end: str) -> Claim:
+    """Test the claim that error rises smoothly with the size of the lesion.
 
     Args:
-        end: what the last size is, in words.
+        errors: error rates by size.
+        paper, where: see `Claim`.
+        end: the last size, in words.
     """
-    correlation, step = smooth(found)
+    correlation, step = smooth(errors)
     return Claim(
         paper,
         where,
-        f"rank correlation with the mean error at least {RANK_CORRELATION:g}, and no step from one box of the figure "
-        f"to the next more than {LARGEST_STEP:.0%} of the whole rise",
-        f"correlation {correlation:.3g}, largest step {100 * step:.2g} %; from {100 * found.intact:.3g} % of error "
-        f"to {found.means[-1]} {end}",
+        f"rank correlation with the mean error of at least {RANK_CORRELATION:g}, and no step from one box of the "
+        f"figure to the next larger than {LARGEST_STEP:.0%} of the whole rise",
+        f"correlation {correlation:.3g}, largest step {100 * step:.2g} %; the error rises from "
+        f"{100 * errors.intact:.3g} % to {errors.means[-1]} {end}",
         bool(correlation >= RANK_CORRELATION and step <= LARGEST_STEP),
     )

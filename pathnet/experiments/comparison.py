@@ -1,5 +1,5 @@
-"""What a run of path gradients came to by each of its methods, and side by side: how large the gradients along single
-paths are, how much of them cancels in their sums, and what the lengths have of the gradient."""
+"""The results of a run of path gradients, for each of its methods and compared: how large single path gradients are,
+how much of them cancels in their sums, and which share of the gradient each length explains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from pathnet import results
 from pathnet.experiments.by_length import ExactSum, SignedDraw
-from pathnet.experiments.signed import Judgement, judge, settling_index, tail_index
 from pathnet.experiments.summary import (
     Summary,
     as_plain,
@@ -21,16 +20,19 @@ from pathnet.experiments.summary import (
     summarise,
 )
 from pathnet.intervals import bootstrap_means, interval
+from pathnet.signed import Judgement, judge, settling_index, tail_index
 
-__all__ = ["Cost", "Exact", "Found", "Means", "Signed", "found", "path_counts"]
+__all__ = ["Comparison", "Cost", "Exact", "Means", "Signed", "compare", "path_counts"]
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Means:
-    """Means over batches, and the ends of their 95 % intervals from a bootstrap over whole batches (NaN of fewer than
-    ten, see `pathnet.intervals`): float64 arrays of one shape."""
+    """Means over batches and the ends of their 95 % intervals, float64 arrays of one shape.
+
+    The intervals come from a bootstrap over whole batches; they are NaN for fewer than ten (`pathnet.intervals`).
+    """
 
     mean: Array
     low: Array
@@ -39,17 +41,19 @@ class Means:
 
 @dataclass(frozen=True)
 class Exact:
-    """The exact sums G_k of the gradients of all paths of a length, and G, their sum (`Found.gradient`); arrays for
-    the lengths 0 to n.
+    """Exact sums G_k of all path gradients of a length, and their sum G (`Comparison.gradient`).
+
+    Arrays hold the lengths 0 to n.
 
     Attributes:
-        norm: of G_k.
-        full_norm: of G, the mean.
-        next_cosine: between G_k and G_{k+1}, for k from 0 to n - 1.
-        full_cosine: between G_k and G.
-        share: of G that G_k explains.
-        explained: the share of G that the lengths up to k explain.
-        left: the norm of what they leave of G, over that of G.
+        batches: number of batches.
+        norm: norm of G_k.
+        full_norm: mean norm of G.
+        next_cosine: cosine between G_k and G_{k+1}, for k from 0 to n - 1.
+        full_cosine: cosine between G_k and G.
+        share: share of G that G_k explains.
+        explained: share of G that the lengths up to k explain.
+        left: norm of the remainder that the lengths up to k leave, over the norm of G.
     """
 
     batches: int
@@ -63,21 +67,23 @@ class Exact:
 
     @property
     def product(self) -> Array:
-        """float64 [n]: the norms of the sums of the lengths 1 to n, scaled to sum to 1."""
-        return _of_total(self.norm.mean[1:])
+        """Norms of the sums of the lengths 1 to n, scaled to sum to 1: float64 [n]."""
+        return _shares(self.norm.mean[1:])
 
     def first_to_explain(self, share: float) -> int:
-        """The smallest length up to which that share of G is explained, and no less by any longer ones."""
+        """Return the smallest length k such that the lengths up to k, and up to any longer one, explain ``share``."""
         below = np.flatnonzero(self.explained.mean < share)
         return int(below[-1]) + 1 if len(below) else 0
 
 
 @dataclass(frozen=True)
 class Signed:
-    """Signed draws, which estimate sums over all paths of a length of squared norms; arrays for the lengths 0 to n.
+    """Signed draws, which estimate the sum of the squared norms of all path gradients of a length.
 
     Attributes:
-        rms: float64 [n + 1], the root of the mean square of a path's norm.
+        batches: number of batches.
+        judgement: whether each mean can be trusted.
+        rms: float64 [n + 1], the root mean square of the norm of a path gradient, for the lengths 0 to n.
     """
 
     batches: int
@@ -86,26 +92,28 @@ class Signed:
 
     @property
     def total(self) -> Array:
-        """float64 [n + 1]: the number of paths times ``rms``, which the sum of their norms is at most."""
+        """Number of paths times ``rms``, an upper bound of the sum of their norms: float64 [n + 1]."""
         return path_counts(len(self.rms) - 1) * self.rms
 
     @property
     def product(self) -> Array:
-        """float64 [n]: ``total`` of the lengths 1 to n, scaled to sum to 1."""
-        return _of_total(self.total[1:])
+        """``total`` of the lengths 1 to n, scaled to sum to 1: float64 [n]."""
+        return _shares(self.total[1:])
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Signed draws beside single sampled paths, both as estimates of the mean squared norm of a path of a length. One
-    draw costs what one path of every length costs: n (n + 1) / 2 module backwards. Arrays for the lengths 1 to n.
+    """Signed draws compared with single sampled paths, as estimates of the mean squared norm of a path gradient.
+
+    One draw costs as much as one path of every length: n (n + 1) / 2 vector-Jacobian products of residual modules.
+    Arrays hold the lengths 1 to n.
 
     Attributes:
-        batches: on which both were measured.
-        sampled: float64 [n], the relative standard deviation of the square of one sampled path's norm.
-        signed: float64 [n], that of one draw.
-        settled: bool [n], whether the one that varied less has a light tail; a heavy tail of the other only hides how
-            much more that one varies.
+        batches: number of batches on which both were measured.
+        sampled: float64 [n], the relative standard deviation of the squared norm of one sampled path gradient.
+        signed: float64 [n], the relative standard deviation of one draw.
+        settled: bool [n], whether the estimate that varied less has a light tail. A heavy tail of the other estimate
+            does not matter: it only hides how much more that one varies.
     """
 
     batches: int
@@ -115,13 +123,19 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a run of path gradients came to, by each of the methods that it holds.
+class Comparison:
+    """Results of a run of path gradients; those of methods that the run lacks are None.
 
     Attributes:
-        cancelling: for the lengths 1 to n the norm of the exact sum over the sum of the norms, the number of paths
-            times the mean norm: 1 where all paths point one way. On the batches where both were measured.
-        gates: whether the network has gates (highway), which paths take for constants.
+        n: number of blocks.
+        sampled: sampled paths.
+        exact: exact sums by length.
+        signed: signed draws.
+        cancelling: for the lengths 1 to n, the norm of the exact sum over the sum of the norms, which is the number
+            of paths times their mean norm; 1 if all path gradients point the same way. Taken over the batches where
+            both were measured.
+        cost: signed draws compared with sampled paths.
+        gates: whether the network has gates (highway), which are constants along a path.
     """
 
     n: int
@@ -134,11 +148,11 @@ class Found:
 
     @property
     def gradient(self) -> str:
-        """What all paths add up to, in words: what flows through gates themselves is in none of them."""
+        """Name of the sum of all path gradients; no path contains the gradient that flows through gates."""
         return "the gradient with frozen gates" if self.gates else "the gradient"
 
     def as_json(self) -> dict[str, Any]:
-        """Plain lists and numbers, what was sampled on top; None for what JSON does not have."""
+        """Return plain lists and numbers, those of sampled paths at the top level; None for numbers JSON lacks."""
         parts: dict[str, Any] = {
             name: as_plain(asdict(part))
             for name in ("exact", "signed", "cancelling", "cost")
@@ -150,20 +164,21 @@ class Found:
 
 
 def path_counts(n: int) -> Array:
-    """float64 [n + 1]: how many paths there are of the lengths 0 to n."""
+    """Return the numbers of paths of the lengths 0 to n, float64 [n + 1]."""
     return np.array([float(math.comb(n, length)) for length in range(n + 1)])
 
 
-def _of_total(values: Array) -> Array:
+def _shares(values: Array) -> Array:
+    """Scale values to sum to 1."""
     total = values.sum()
     return np.asarray(values / total) if total > 0 else values
 
 
-def found(run: results.Run) -> Found:
-    """Reduces what a run of path gradients holds.
+def compare(run: results.Run) -> Comparison:
+    """Summarise a run of path gradients by method, and compare the methods.
 
     Raises:
-        ValueError: the run holds nothing, all norms are zero, or a batch is not complete.
+        ValueError: the run is empty, all norms are zero, or a batch is incomplete.
     """
     results.check_run("run", run)
     n, measurements = run.n, run.measurements()
@@ -174,29 +189,30 @@ def found(run: results.Run) -> Found:
         raise ValueError(f"run: {run.folder} holds no measurements yet; start its command again")
     exact = _exact(run, sums) if sums else None
     estimates = _by_length(run, draws, "squared_norm")
-    squares = {row.batch: own for row, own in zip(sums[:: n + 1], _by_length(run, sums, "norm") ** 2, strict=True)}
+    batch_of_sum = [row.batch for row in sums[:: n + 1]]
+    squares = dict(zip(batch_of_sum, _by_length(run, sums, "norm") ** 2, strict=True))
     signed = _signed(estimates, batch_of_draw, squares) if draws else None
     if not len(measurements):
-        return Found(n, None, exact, signed, gates=gates)
+        return Comparison(n, None, exact, signed, gates=gates)
     numbers, norms = norms_by_batch(measurements, n)
     cancelling = cost = None
     if sums:
-        shared, own, others = np.intersect1d(numbers, [row.batch for row in sums[:: n + 1]], return_indices=True)
+        shared, of_norms, of_sums = np.intersect1d(numbers, batch_of_sum, return_indices=True)
         if len(shared):
-            cancelling = _cancelling(norms[own], _by_length(run, sums, "norm")[others, 1:])
+            cancelling = _cancelling(norms[of_norms], _by_length(run, sums, "norm")[of_sums, 1:])
     if draws and signed is not None:
         shared = np.intersect1d(numbers, batch_of_draw)
         if len(shared):
             trusted = signed.judgement.trusted[1:]
             cost = _cost(norms[np.isin(numbers, shared)], estimates[np.isin(batch_of_draw, shared), 1:], trusted)
-    return Found(n, summarise(measurements, n), exact, signed, cancelling, cost, gates)
+    return Comparison(n, summarise(measurements, n), exact, signed, cancelling, cost, gates)
 
 
 def _by_length(run: results.Run, rows: Sequence[ExactSum] | Sequence[SignedDraw], name: str) -> Array:
-    """One field of rows that are sorted by what was measured and then by length: [.., n + 1]."""
+    """Return one field of rows, which are sorted by length last, as [.., n + 1]."""
     lengths = np.array([row.length for row in rows], np.int64)
     if len(rows) % (run.n + 1) or (lengths != np.arange(len(rows)) % (run.n + 1)).any():
-        raise ValueError(f"run: the parts in {run.folder / 'measurements'} hold a batch with some lengths only")
+        raise ValueError(f"run: the parts in {run.folder / 'measurements'} hold a batch that lacks some lengths")
     return np.array([getattr(row, name) for row in rows], np.float64).reshape(-1, run.n + 1)
 
 
@@ -217,15 +233,21 @@ def _exact(run: results.Run, rows: Sequence[ExactSum]) -> Exact:
 
 
 def _signed(estimates: Array, batch: NDArray[np.int64], squares: Mapping[int, Array]) -> Signed:
-    """Of draws [draws, n + 1], each on its batch; by batch, the squared norms of the exact sums [n + 1]."""
+    """Summarise signed draws.
+
+    Args:
+        estimates: [draws, n + 1].
+        batch: [draws], the number of the batch of each draw.
+        squares: by batch, the squared norms of the exact sums [n + 1].
+    """
     unknown = np.full(estimates.shape[1], np.nan)
-    judgement = judge(estimates, np.array([squares.get(own, unknown) for own in batch.tolist()]), batch)
+    judgement = judge(estimates, np.array([squares.get(number, unknown) for number in batch.tolist()]), batch)
     rms = np.sqrt(judgement.mean / path_counts(estimates.shape[1] - 1))
     return Signed(len(np.unique(batch)), judgement, rms)
 
 
 def _means(values: Array) -> Means:
-    """Of values [batches, m], over those that are numbers."""
+    """Return the means of values [batches, m] over batches, leaving out NaN and infinities."""
     measured = np.isfinite(values)
     filled = np.where(measured, values, 0.0)
     largest = np.abs(filled).max(0)
@@ -237,10 +259,15 @@ def _means(values: Array) -> Means:
 
 
 def _cancelling(norms: Array, sums: Array) -> Means:
-    """Of norms along one path of every length [batches, n], and norms of the exact sums [batches, n]."""
+    """Return the norms of the exact sums over the sums of the norms of all path gradients.
+
+    Args:
+        norms: [batches, n], along one path of every length.
+        sums: [batches, n], the norms of the exact sums.
+    """
     n, measured = norms.shape[1], np.isfinite(norms)
     filled = np.where(measured, norms, 0.0)
-    scales = [np.where(own.max(0) > 0, own.max(0), 1.0) for own in (filled, sums)]
+    scales = [np.where(values.max(0) > 0, values.max(0), 1.0) for values in (filled, sums)]
     both = np.concatenate([filled / scales[0], sums / scales[1]], 1), np.concatenate([measured, sums >= 0], 1)
     factor = np.exp(np.log(scales[1]) - np.log(scales[0]) - np.log(path_counts(n)[1:]))
 
@@ -253,16 +280,22 @@ def _cancelling(norms: Array, sums: Array) -> Means:
 
 
 def _cost(norms: Array, estimates: Array, trusted: NDArray[np.bool_]) -> Cost:
-    """Of norms along one path of every length [batches, n] and signed draws [draws, n], on the same batches."""
+    """Compare signed draws with sampled paths on the same batches.
+
+    Args:
+        norms: [batches, n], along one path of every length.
+        estimates: [draws, n], signed draws.
+        trusted: [n], whether the mean of the draws can be trusted.
+    """
     squares = [column[np.isfinite(column)] for column in (_scaled(norms) ** 2).T]
-    light = [tail_index(own) < settling_index(len(own)) for own in squares]
-    of_paths = np.array([_relative_deviation(own) for own in squares])
-    of_draws = np.array([_relative_deviation(own) for own in _scaled(estimates).T])
+    light = [tail_index(column) < settling_index(len(column)) for column in squares]
+    of_paths = np.array([_relative_deviation(column) for column in squares])
+    of_draws = np.array([_relative_deviation(column) for column in _scaled(estimates).T])
     return Cost(len(norms), of_paths, of_draws, np.where(of_draws < of_paths, trusted, light))
 
 
 def _scaled(values: Array) -> Array:
-    """With 1 as the largest of each column, so that squares stay in range."""
+    """Scale each column to a largest value of 1, so that squares stay in range."""
     largest = np.nan_to_num(values).max(0)
     return np.asarray(values / np.where(largest > 0, largest, 1.0))
 

@@ -1,4 +1,4 @@
-"""The paths that training takes when it draws residual modules: those through the modules of a step."""
+"""Paths through the residual modules that training draws in each step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import nn
 
 from pathnet.models import Block, ResidualNet
 from pathnet.streams import stream
-from pathnet.training import Recipe, drawn_modules
+from pathnet.training import Recipe
+from pathnet.training.sampling import drawn_modules
 
 __all__ = ["DrawnPaths", "drawn_paths"]
 
@@ -24,10 +25,10 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class DrawnPaths:
-    """Lengths of paths, one drawn uniformly from those of each step's modules.
+    """Lengths of paths; each step draws one path uniformly from the paths through its modules.
 
     Attributes:
-        drawn: int64 [n + 1], how many of the steps' paths had each length.
+        drawn: int64 [n + 1], the number of steps whose path had each length.
         expected: float64 [n + 1], the probability of each length.
     """
 
@@ -36,30 +37,30 @@ class DrawnPaths:
 
     @property
     def mean(self) -> float:
-        """The mean length drawn."""
+        """Mean length of the drawn paths."""
         return float((np.arange(len(self.drawn)) * self.drawn).sum() / self.drawn.sum())
 
     @property
     def p_value(self) -> float:
-        """Of what was drawn, by a chi-square test; lengths that are expected fewer than five times count as one."""
+        """P-value of a chi-square test of the drawn lengths; those expected fewer than five times count as one."""
         steps = self.drawn.sum()
         common = self.expected * steps >= LEAST_EXPECTED
         observed = np.append(self.drawn[common], self.drawn[~common].sum())
         expected = np.append(self.expected[common], self.expected[~common].sum()) * steps
-        kept = expected > 0
-        if observed[~kept].any():
+        possible = expected > 0
+        if observed[~possible].any():
             return 0.0
-        scale = observed[kept].sum() / expected[kept].sum()
-        return float(scipy.stats.chisquare(observed[kept], expected[kept] * scale).pvalue)
+        scale = observed[possible].sum() / expected[possible].sum()
+        return float(scipy.stats.chisquare(observed[possible], expected[possible] * scale).pvalue)
 
 
 def drawn_paths(survival: Sequence[float], modules: int = 0, seed: int = 0) -> DrawnPaths:
-    """What the schedule of a training draws, and the distribution that it should have.
+    """Draw paths by the schedule of a training, and compute the distribution of their lengths.
 
     Args:
-        survival: the probability of each of the n modules to be drawn, where ``modules`` is 0.
-        modules: drawn in every step, exactly as many: lengths are then Binomial(modules, 1/2).
-        seed: of the training.
+        survival: the probability that each of the n modules is drawn, if ``modules`` is 0.
+        modules: exact number of modules drawn in every step; lengths then follow Binomial(modules, 1/2).
+        seed: seed of the training.
     """
     n = len(survival)
     blocks = [Block() for _ in survival]
@@ -75,7 +76,7 @@ def drawn_paths(survival: Sequence[float], modules: int = 0, seed: int = 0) -> D
     if modules:
         expected = scipy.stats.binom.pmf(np.arange(n + 1), modules, 0.5)
     else:
-        # Each module is on the path with half its own probability: the distributions of single modules convolved.
+        # Each module is on the path with half its probability; the distributions of single modules are convolved.
         expected = np.ones(1)
         for probability in survival:
             expected = np.convolve(expected, [1 - probability / 2, probability / 2])

@@ -1,5 +1,5 @@
-"""The last experiment of section 5: networks trained with exactly k of their n residual modules a batch, so that only
-short paths are trained, beside networks trained in full."""
+"""The last experiment of section 5: networks trained with exactly k of their n residual modules per batch, so only
+short paths are trained, compared with networks trained in full."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathnet import results
 from pathnet.data import Data
 from pathnet.experiments.drawn_paths import DrawnPaths, drawn_paths
 from pathnet.experiments.errors import INTACT, Drawn, ErrorCounts, Spread, measure_errors
-from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, opened, unfinished
+from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, open_run, unfinished
 from pathnet.lesion import Lesion
 from pathnet.training import Progress
 
@@ -31,13 +31,16 @@ Array = NDArray[np.float64]
 class EffectiveTraining:
     """Test errors after training in full and with k of n modules.
 
+    Networks trained with k modules are tested in three ways: ``as it is``, with modules ``scaled by k/n``, and with
+    batch normalisation ``recalibrated``.
+
     Attributes:
         modules, blocks: k and n.
         full: error rates of networks trained in full, float64 [seeds].
-        effective: of those trained with k modules, by how they are tested: ``as it is``, with modules ``scaled by
-            k/n``, with BN ``recalibrated``; each float64 [seeds].
-        difference: effective less full, with its 95 % interval (Welch's t), by the same; NaN of single seeds.
-        p_worse: of a difference as large, were there none (one-sided Welch test), by the same.
+        effective: error rates of networks trained with k modules, by way of testing, each float64 [seeds].
+        difference: mean of ``effective`` minus mean of ``full`` with its 95 % interval (Welch's t), by way of
+            testing; the interval is NaN for single seeds.
+        p_worse: p-value of the one-sided Welch test that ``effective`` is worse, by way of testing.
         trained: the paths that training with k modules takes.
     """
 
@@ -51,26 +54,26 @@ class EffectiveTraining:
 
     @property
     def best(self) -> str:
-        """How networks trained with k modules are tested best."""
+        """Way of testing that gives networks trained with k modules the lowest mean error."""
         return min(self.effective, key=lambda name: float(self.effective[name].mean()))
 
 
 def measure(
     nets: Networks, data: Data, plan: Plan, folder: str | Path, progress: Progress | None = None
 ) -> results.Run:
-    """The test errors of networks trained in full (``residual``) and with ``plan.modules`` modules (``effective``).
+    """Measure test errors of networks trained in full (``residual``) and with ``plan.modules`` (``effective``).
 
     Raises:
-        ValueError: a network does not take the data or has fewer modules, or the folder holds another run.
+        ValueError: a network does not accept the data or has fewer modules, or the folder holds another run.
     """
     check_arguments(nets, data, plan, folder, progress, ("residual", "effective"))
     least = min(net.n for net in nets["effective"])
     if plan.modules > least:
         raise ValueError(f"modules: expected at most {least} (the network's), got {plan.modules}")
-    as_it_is = {kind: [[INTACT]] * len(own) for kind, own in nets.items()}
+    as_it_is = {kind: [[INTACT]] * len(seeds) for kind, seeds in nets.items()}
     scaled = {"effective": [[Drawn(0, 0, Lesion(scale=plan.modules / net.n))] for net in nets["effective"]]}
     settings = {"modules": plan.modules, "images": plan.images}
-    with opened(NAME, nets, data, settings, {}, folder) as run:
+    with open_run(NAME, nets, data, settings, {}, folder) as run:
         measure_errors(run, nets, data, plan, as_it_is, progress, bn="running")
         measure_errors(run, nets, data, plan, scaled, progress, bn="running")
         measure_errors(run, nets, data, plan, {"effective": as_it_is["effective"]}, progress, bn="recalibrated")
@@ -78,10 +81,10 @@ def measure(
 
 
 def summarise(run: results.Run) -> EffectiveTraining:
-    """Errors by how networks are tested, and what is between them.
+    """Summarise errors by way of testing, and compare them with those of networks trained in full.
 
     Raises:
-        ValueError: not all of them are measured yet.
+        ValueError: not all errors are measured yet.
     """
     counts = ErrorCounts(run)
     modules, blocks = run.fact("modules"), run.fact("networks", "effective", 0, "blocks")
@@ -99,41 +102,43 @@ def summarise(run: results.Run) -> EffectiveTraining:
     if len(full) < seeds["residual"] or len(effective["recalibrated"]) < seeds["effective"]:
         raise unfinished(run)
     difference, p_worse = {}, {}
-    for name, own in effective.items():
+    for name, errors in effective.items():
         low = high = p_worse[name] = np.nan
-        if len(own) > 1 and len(full) > 1:
-            test = scipy.stats.ttest_ind(own, full, equal_var=False)
-            # Student's t allows for few values; where all are equal, it would give an interval of no width.
-            low, high = test.confidence_interval() if np.ptp(own) + np.ptp(full) > 0 else (np.nan, np.nan)
-            p_worse[name] = float(scipy.stats.ttest_ind(own, full, equal_var=False, alternative="greater").pvalue)
-        difference[name] = Spread(float(own.mean() - full.mean()), float(low), float(high), min(len(own), len(full)))
+        if len(errors) > 1 and len(full) > 1:
+            test = scipy.stats.ttest_ind(errors, full, equal_var=False)
+            # Student's t allows for few values; if all are equal, it would give an interval of zero width.
+            low, high = test.confidence_interval() if np.ptp(errors) + np.ptp(full) > 0 else (np.nan, np.nan)
+            p_worse[name] = float(scipy.stats.ttest_ind(errors, full, equal_var=False, alternative="greater").pvalue)
+        mean, seeds_tested = float(errors.mean() - full.mean()), min(len(errors), len(full))
+        difference[name] = Spread(mean, float(low), float(high), seeds_tested)
     trained = drawn_paths([1.0] * blocks, modules)
     return EffectiveTraining(modules, blocks, full, effective, difference, p_worse, trained)
 
 
 def claims(run: results.Run) -> list[Claim]:
-    """What the paper says of effective training beside this run."""
-    found = summarise(run)
-    best = found.best
-    difference, p_worse = found.difference[best], found.p_worse[best]
-    seeds = min(len(found.full), len(found.effective[best]))
+    """Test the claims about effective training on a run."""
+    training = summarise(run)
+    best = training.best
+    difference, p_worse = training.difference[best], training.p_worse[best]
+    seeds = min(len(training.full), len(training.effective[best]))
     test = f"p = {p_worse:.2g} over {seeds} seeds" if np.isfinite(p_worse) else "one seed: no test"
-    expected = found.modules / 2
+    expected, trained = training.modules / 2, training.trained
     return [
         Claim(
-            f"Training with {found.modules} of {found.blocks} modules a batch, so with short paths alone, is not "
-            "significantly worse than training in full.",
+            f"Training with {training.modules} of {training.blocks} modules per batch, that is, on short paths only, "
+            "is not significantly worse than training in full.",
             "section 5",
-            f"tested in the best of three ways, at most {100 * WORSE:g} points worse, and not significantly (p above "
-            "0.05)",
-            f"{best}: {difference} of error more ({test}); {100 * found.full.mean():.3g} % trained in full",
+            f"tested in the best of three ways, the error is at most {100 * WORSE:g} points higher, and not "
+            "significantly so (p above 0.05)",
+            f"{best}: {difference} more error ({test}); trained in full, the error is "
+            f"{100 * training.full.mean():.3g} %",
             bool(difference.mean <= WORSE and not p_worse <= 0.05),
         ),
         Claim(
-            f"The paths trained are binomially distributed, centred on {expected:g} modules.",
+            f"The lengths of the trained paths are binomially distributed, centred on {expected:g} modules.",
             "section 5",
-            f"a chi-square test of {int(found.trained.drawn.sum())} drawn paths has a p above {CHANCE_OF_DRAW:g}",
-            f"mean length {found.trained.mean:.3g}, p = {found.trained.p_value:.2g}",
-            bool(found.trained.p_value > CHANCE_OF_DRAW),
+            f"a chi-square test of {int(trained.drawn.sum())} drawn paths has a p-value above {CHANCE_OF_DRAW:g}",
+            f"mean length {trained.mean:.3g}, p = {trained.p_value:.2g}",
+            bool(trained.p_value > CHANCE_OF_DRAW),
         ),
     ]

@@ -1,4 +1,4 @@
-"""Test errors of lesioned networks as rows of a run: each measured once, and looked up by what was done."""
+"""Test errors of lesioned networks as rows of a run: each is measured once, and looked up by its lesion."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ Array = NDArray[np.float64]
 
 
 class Drawn(NamedTuple):
-    """A lesion to be measured.
+    """A lesion to measure.
 
     Attributes:
-        size: how many blocks are deleted, or pairs swapped.
+        size: number of deleted blocks, or of swapped pairs.
         draw: number of the random draw of this size, from 0.
+        lesion: the lesion.
     """
 
     size: int
@@ -42,16 +43,16 @@ INTACT = Drawn(0, 0, Lesion())
 
 @dataclass(frozen=True)
 class ErrorCount:
-    """How many test images one lesioned network got wrong: a row of a run.
+    """Number of test images that one lesioned network misclassifies: a row of a run.
 
     Attributes:
-        network: its kind.
-        seed: which of the networks of that kind.
+        network: kind of the network.
+        seed: number of the network among those of its kind.
         size, draw: see `Drawn`.
         deleted, order, scale: see `pathnet.lesion.Lesion`.
-        bn: the policy for batch normalisation.
-        images: test images.
-        wrong: of those.
+        bn: policy for batch normalisation.
+        images: number of test images.
+        wrong: number of misclassified images.
     """
 
     PART: ClassVar[str] = "errors"
@@ -71,16 +72,22 @@ class ErrorCount:
 
     @property
     def rate(self) -> float:
-        """The error rate, in [0, 1]."""
+        """Error rate, in [0, 1]."""
         return self.wrong / self.images
 
     @property
     def drawn(self) -> Drawn:
+        """Lesion of the row."""
         return Drawn(self.size, self.draw, Lesion(self.deleted, self.order, self.scale))
 
 
 class ErrorCounts:
-    """The error counts of a run, by kind of network."""
+    """Error counts of a run, by kind of network.
+
+    Attributes:
+        facts: recorded facts about the networks, by kind and seed.
+        chance: error rate of guessing.
+    """
 
     def __init__(self, run: results.Run) -> None:
         self.facts: dict[str, list[dict[str, Any]]] = run.fact("networks")
@@ -88,7 +95,7 @@ class ErrorCounts:
         self._rows = run.rows(ErrorCount)
 
     def of(self, network: str, **values: Any) -> list[ErrorCount]:
-        """Those of one kind whose fields have the given values."""
+        """Return the error counts of one kind of network whose fields equal ``values``."""
         return [
             row
             for row in self._rows
@@ -96,13 +103,13 @@ class ErrorCounts:
         ]
 
     def intact(self, network: str) -> Array:
-        """The error rates of the networks as they are, float64 [seeds]."""
+        """Return the error rates of the intact networks, float64 [seeds]."""
         return np.array([row.rate for row in self.of(network, size=0, scale=1.0)])
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The mean of ``count`` values and its 95 % interval; NaN where there is too little to tell it from."""
+    """The mean of ``count`` values and the ends of its 95 % interval, NaN if there are too few values for one."""
 
     mean: float
     low: float
@@ -115,8 +122,10 @@ class Spread:
 
 
 def spread(values: Sequence[float] | Array) -> Spread:
-    """The mean of independent values and its 95 % interval by a percentile bootstrap, where they are enough for one
-    (`pathnet.intervals`)."""
+    """Return the mean of independent values and its 95 % interval by a percentile bootstrap.
+
+    There is no interval for too few values (`pathnet.intervals`).
+    """
     column = np.asarray(values, np.float64)[:, None]
     low, high = interval(bootstrap_means(column, np.ones(column.shape, np.bool_)), len(column))[:, 0]
     return Spread(float(column.mean()), float(low), float(high), len(column))
@@ -127,37 +136,39 @@ def measure_errors(
     nets: Networks,
     data: Data,
     plan: Plan,
-    asked: Mapping[str, Sequence[Sequence[Drawn]]],
+    lesions: Mapping[str, Sequence[Sequence[Drawn]]],
     progress: Progress | None = None,
     bn: BatchNormPolicy | None = None,
 ) -> None:
-    """Measures the errors that the run does not have yet, and writes them, some lesions at a time.
+    """Measure the errors that the run lacks, and write them, some lesions at a time.
 
     Args:
-        asked: for each kind of network, for each seed, the lesions.
-        bn: in place of the plan's.
+        run: the run to add to.
+        nets, data, plan: the arguments of the driver.
+        lesions: the lesions, by kind of network and seed.
+        progress: called with (images done, images in total, a note).
+        bn: policy for batch normalisation; the plan's by default.
     """
     bn = bn or plan.bn
     images = plan.images or len(data.test)
     measured = {(row.network, row.seed, row.drawn) for row in run.rows(ErrorCount) if row.bn == bn}
     missing = {
-        (kind, seed): [each for each in own if (kind, seed, each) not in measured]
-        for kind, seeds in asked.items()
-        for seed, own in enumerate(seeds)
+        (kind, seed): [drawn for drawn in planned if (kind, seed, drawn) not in measured]
+        for kind, seeds in lesions.items()
+        for seed, planned in enumerate(seeds)
     }
     total, done = sum(map(len, missing.values())) * images, 0
-    for (kind, seed), own in missing.items():
-        for start in range(0, len(own), TOGETHER):
-            part = own[start : start + TOGETHER]
+    for (kind, seed), unmeasured in missing.items():
+        for start in range(0, len(unmeasured), TOGETHER):
+            part = unmeasured[start : start + TOGETHER]
 
-            def report(own_done: int, _: int, note: str, before: int = done) -> None:
+            def report(part_done: int, _: int, note: str, before: int = done) -> None:
                 if progress is not None:
-                    progress(before + own_done, total, note)
+                    progress(before + part_done, total, note)
 
-            found = lesion.errors(nets[kind][seed], data, [each.lesion for each in part], bn, plan.images, report)
+            counts = lesion.errors(nets[kind][seed], data, [drawn.lesion for drawn in part], bn, plan.images, report)
             rows = []
-            for (size, draw, each), wrong in zip(part, found.wrong.tolist(), strict=True):
-                own_lesion = (each.deleted, each.order, each.scale)
-                rows.append(ErrorCount(kind, seed, size, draw, *own_lesion, bn, images, wrong))
+            for (size, draw, cut), wrong in zip(part, counts.wrong.tolist(), strict=True):
+                rows.append(ErrorCount(kind, seed, size, draw, cut.deleted, cut.order, cut.scale, bn, images, wrong))
             run.add_rows(rows)
             done += len(part) * images

@@ -1,4 +1,4 @@
-"""What exact sums and signed draws of a run of path gradients came to, in sentences."""
+"""The results of exact sums and signed draws, in sentences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pathnet.experiments.comparison import Cost, Exact, Found, Signed, path_counts
+from pathnet.experiments.comparison import Comparison, Cost, Exact, Signed, path_counts
 from pathnet.experiments.summary import MOST, percent
 from pathnet.intervals import no_interval
 
@@ -16,8 +16,12 @@ __all__ = ["Cancelled", "cancelled", "findings_of"]
 
 @dataclass(frozen=True)
 class Cancelled:
-    """Among the lengths of the effective paths, ``first`` to ``last``: the least and the most times that the norms of
-    the paths of a length add up to the norm of their sum."""
+    """Cancellation between effective paths of one length: the sum of their norms over the norm of their sum.
+
+    Attributes:
+        first, last: range of lengths of the effective paths.
+        least, most: smallest and largest ratio in that range.
+    """
 
     first: int
     last: int
@@ -25,61 +29,65 @@ class Cancelled:
     most: float
 
 
-def cancelled(result: Found) -> Cancelled | None:
-    """How much cancels between effective paths of one length; None where that was not measured."""
-    if result.cancelling is None or result.sampled is None:
+def cancelled(comparison: Comparison) -> Cancelled | None:
+    """Return how much cancels between effective paths of one length, or None if that was not measured."""
+    if comparison.cancelling is None or comparison.sampled is None:
         return None
-    effective = result.sampled.effective
-    left = result.cancelling.mean[effective.first - 1 : effective.last]
+    effective = comparison.sampled.effective
+    left = comparison.cancelling.mean[effective.first - 1 : effective.last]
     left = left[left > 0]
     return Cancelled(effective.first, effective.last, 1 / left.max(), 1 / left.min()) if len(left) else None
 
 
-def findings_of(result: Found) -> list[str]:
-    """The exact sums and the signed draws in sentences, for the foot of their tables."""
+def findings_of(comparison: Comparison) -> list[str]:
+    """Return the results of exact sums and signed draws in sentences, which stand below their tables."""
     return [
-        *(_of_exact(result, result.exact) if result.exact else []),
-        *(_of_signed(result, result.signed) if result.signed else []),
+        *(_findings_of_exact(comparison, comparison.exact) if comparison.exact else []),
+        *(_findings_of_signed(comparison, comparison.signed) if comparison.signed else []),
     ]
 
 
-def _of_exact(result: Found, exact: Exact) -> list[str]:
-    n, cosine = result.n, exact.next_cosine.mean
+def _findings_of_exact(comparison: Comparison, exact: Exact) -> list[str]:
+    n, cosine = comparison.n, exact.next_cosine.mean
     cosine = cosine[np.isfinite(cosine)]
     most, times = exact.first_to_explain(MOST), exact.norm.mean.sum() / exact.full_norm
     held = path_counts(n)[: most + 1].sum() / 2**n
     lines = [
         f"exact sums over all 2^{n} paths, on {exact.batches} batches: lengths up to {most} explain "
-        f"{percent(exact.explained.mean[most])} of {result.gradient} and leave {percent(exact.left.mean[most])} of "
-        f"its norm; they are {percent(held)} of all paths",
-        f"the lengths cancel each other: the norms of their sums add up to {times:.3g} times that of "
-        f"{result.gradient}"
-        + (f"; the cosine of neighbours is {cosine.min():.2g} to {cosine.max():.2g}" if len(cosine) else ""),
+        f"{percent(exact.explained.mean[most])} of {comparison.gradient} and leave "
+        f"{percent(exact.left.mean[most])} of its norm; they are {percent(held)} of all paths",
+        f"lengths cancel one another: the norms of their sums add up to {times:.3g} times that of "
+        f"{comparison.gradient}"
+        + (
+            f"; the cosine between neighbouring lengths is {cosine.min():.2g} to {cosine.max():.2g}"
+            if len(cosine)
+            else ""
+        ),
     ]
     if not np.isfinite(exact.norm.low).any():
         lines[0] += f" ({no_interval(exact.batches, 'batch')})"
-    if result.gates:
-        lines.append("what flows through the gates themselves is a part of the gradient that no path has")
-    if (among := cancelled(result)) is not None:
+    if comparison.gates:
+        lines.append("no path contains the part of the gradient that flows through the gates themselves")
+    if (ratios := cancelled(comparison)) is not None:
         lines.append(
-            f"the paths of a length cancel each other: their norms add up to {among.least:.3g} to {among.most:.3g} "
-            f"times the norm of their sum, at the lengths {among.first} to {among.last}"
+            f"paths of one length cancel one another: their norms add up to {ratios.least:.3g} to {ratios.most:.3g} "
+            f"times the norm of their sum, at lengths {ratios.first} to {ratios.last}"
         )
     return lines
 
 
-def _of_signed(result: Found, signed: Signed) -> list[str]:
+def _findings_of_signed(comparison: Comparison, signed: Signed) -> list[str]:
     judgement = signed.judgement
     wrong = np.flatnonzero(~judgement.trusted)
     few = "" if np.isfinite(judgement.error).any() else ", too few for a standard error"
     lines = [f"{judgement.draws} signed draws on {signed.batches} batches{few}"]
     if len(wrong):
-        lines[0] += f"; not to be trusted at the {_lengths(wrong)}"
+        lines[0] += f"; not to be trusted at {_lengths(wrong)}"
         heavy = np.flatnonzero(~(judgement.tail < judgement.threshold))
         aligned = np.setdiff1d(wrong, heavy)
         if len(heavy):
             lines.append(
-                f"{_lengths(heavy)}: the tail is heavy or the draws are too few (k-hat is to be below "
+                f"{_lengths(heavy)}: the tail is heavy or there are too few draws (k-hat must be below "
                 f"{judgement.threshold:.2g})"
             )
         if len(aligned):
@@ -87,32 +95,35 @@ def _of_signed(result: Found, signed: Signed) -> list[str]:
             why = (
                 "the paths are so aligned"
                 if known
-                else "for all that is known without exact sums, paths are so aligned"
+                else "without exact sums, it cannot be ruled out that the paths are so aligned"
             )
-            lines.append(f"{_lengths(aligned)}: {why} that draws too rare to be seen may hold much of the mean")
-    if result.cost is not None:
-        lines += _of_cost(result.cost)
+            lines.append(f"{_lengths(aligned)}: {why} that unseen, rare draws hold much of the mean")
+    if comparison.cost is not None:
+        lines += _findings_of_cost(comparison.cost)
     return lines
 
 
-def _of_cost(cost: Cost) -> list[str]:
+def _findings_of_cost(cost: Cost) -> list[str]:
     better = np.flatnonzero(cost.settled & (cost.signed < cost.sampled)) + 1
     worse = np.flatnonzero(cost.settled & (cost.signed >= cost.sampled)) + 1
-    open_ = np.flatnonzero(~cost.settled) + 1
+    undecided = np.flatnonzero(~cost.settled) + 1
     lines = []
-    for which, own in (("varies less than", better), ("varies as much as, or more than,", worse)):
-        if len(own):
+    for outcome, lengths in (("varies less than", better), ("varies as much as, or more than,", worse)):
+        if len(lengths):
             lines.append(
-                f"at equal cost, one signed draw {which} one sampled path at the {_lengths(own)} "
+                f"at equal cost, one signed draw {outcome} one sampled path at {_lengths(lengths)} "
                 f"({cost.batches} batches)"
             )
-    if len(open_):
-        lines.append(f"at the {_lengths(open_)} these measurements do not tell: what varied less has a heavy tail")
+    if len(undecided):
+        lines.append(
+            f"at {_lengths(undecided)}, these measurements do not decide: the estimate that varied less has a heavy "
+            "tail"
+        )
     return lines
 
 
 def _lengths(numbers: NDArray[np.int64]) -> str:
-    """Such as "lengths 1, 3 to 7"."""
+    """Return lengths in words, such as "lengths 1, 3 to 7"."""
     runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
-    said = [f"{own[0]} to {own[-1]}" if len(own) > 1 else str(own[0]) for own in runs]
-    return f"length{'s' if len(numbers) > 1 else ''} {', '.join(said)}"
+    words = [f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    return f"length{'s' if len(numbers) > 1 else ''} {', '.join(words)}"

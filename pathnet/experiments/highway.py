@@ -1,5 +1,5 @@
-"""Highway networks (section 2, equation 3): lesions, learned gates, and the gradient's parts through skips, residual
-modules and the gates themselves."""
+"""Highway networks (section 2, equation 3): lesions, learned gates, and the parts of the gradient that flow through
+skip connections, residual modules and the gates themselves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pathnet.data import Data
 from pathnet.experiments import lesion_single
 from pathnet.experiments.errors import Spread, spread
 from pathnet.experiments.lesion_single import SingleDeletions
-from pathnet.experiments.run import Claim, Networks, Plan, Value, check_arguments, opened, unfinished
+from pathnet.experiments.run import Claim, Networks, Plan, Value, check_arguments, open_run, unfinished
 from pathnet.full_precision import full_precision
 from pathnet.models import Block, HighwayBlock, ResidualNet
 from pathnet.recording import cross_entropy, snapshot
@@ -38,18 +38,21 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Highway:
-    """What was measured of highway networks of n blocks.
+    """Measurements of highway networks of n blocks.
 
     Attributes:
         openness: for each block, the mean of t over images, pixels and channels, with a 95 % interval over seeds and
             batches.
-        bias: float64 [seeds, n], the mean over channels of each gate's learned bias.
-        shares: by part, float64 [n]: the norm of the gradient that goes through this part of the block and through
-            everything elsewhere, over the sum of the three norms; the mean over seeds and batches.
-        path_norms: of paths of the lengths 1 to n with frozen gates, one a batch, with a 95 % interval of the mean.
-        frozen: the norm of the gradient with all gates frozen, over that of the gradient.
-        parts_off: the largest relative deviation of a block's three parts together from the gradient.
-        half_off: that of a network whose gates are at 1/2 from a residual network with halved branches.
+        bias: float64 [seeds, n], the mean over channels of the learned bias of each gate.
+        shares: by part of a block, float64 [n]: the norm of the gradient that flows through this part of the block,
+            and through all parts of the other blocks, over the sum of the three norms; the mean over seeds and
+            batches.
+        path_norms: for the lengths 1 to n, the norm along one path per batch with frozen gates, with a 95 % interval
+            of the mean.
+        frozen: norm of the gradient with all gates frozen, over the norm of the gradient.
+        parts_off: largest relative deviation of the sum of a block's three parts from the gradient.
+        half_off: largest relative deviation of a network whose gates are at 1/2 from a residual network with halved
+            branches.
         deletions: errors without single blocks.
     """
 
@@ -66,10 +69,10 @@ class Highway:
 def measure(
     nets: Networks, data: Data, plan: Plan, folder: str | Path, progress: Progress | None = None
 ) -> results.Run:
-    """Errors of highway networks without single blocks; their gates, and gradients' parts, on random batches.
+    """Measure errors of highway networks without single blocks, and on random batches gates and parts of gradients.
 
     Raises:
-        ValueError: a network has no gates or does not take the data, or the folder holds another run.
+        ValueError: a network has no gates or does not accept the data, or the folder holds another run.
     """
     check_arguments(nets, data, plan, folder, progress, ("highway",))
     for net in nets["highway"]:
@@ -77,8 +80,7 @@ def measure(
             raise ValueError("net: expected a highway network, got blocks without gates")
     plan = replace(plan, gate_batch_size=min(plan.gate_batch_size, len(data.train)))
     settings = {"bn": plan.bn, "images": plan.images, "plan_seed": plan.plan_seed, "batch_size": plan.gate_batch_size}
-    asked = {"gate_batches": plan.gate_batches}
-    with opened(NAME, nets, data, settings, asked, folder) as run:
+    with open_run(NAME, nets, data, settings, {"gate_batches": plan.gate_batches}, folder) as run:
         lesion_single.measure_deletions(run, nets, data, plan, progress)
         known = {(row.seed, row.batch) for row in run.rows(Value)}
         for seed, net in enumerate(nets["highway"]):
@@ -96,7 +98,7 @@ def measure(
 def _batch(
     recorder: pathnet.Recorder, net: ResidualNet, data: Data, plan: Plan, seed: int, batch: int
 ) -> list[Value]:
-    """Everything that is measured on one batch, which is written at once."""
+    """Return all measurements on one batch, which are written together."""
     device = next(net.parameters()).device
     images, labels = (part.to(device) for part in data.random_batch(plan.gate_batch_size, plan.plan_seed, batch))
     rows: list[Value] = []
@@ -106,21 +108,21 @@ def _batch(
 
     note(OPENNESS, _openness(net, images))
     tape = recorder(images, labels)
-    everything = torch.ones(1, net.n, 3)
-    whole, frozen = _gradient(net, images, labels), tape.routed_gradients(everything[..., :2])[0]
+    all_parts = torch.ones(1, net.n, 3)
+    whole, frozen = _gradient(net, images, labels), tape.routed_gradients(all_parts[..., :2])[0]
     note(FROZEN, [float(frozen.norm() / whole.norm())])
-    off = []
+    deviations = []
     shares: list[Tensor] = []
     for block in range(net.n):
-        routing = everything.repeat(3, 1, 1)
+        routing = all_parts.repeat(3, 1, 1)
         routing[:, block] = torch.eye(3)
         parts = tape.routed_gradients(routing)
-        off.append(float((parts.sum(0) - whole).norm() / whole.norm()))
+        deviations.append(float((parts.sum(0) - whole).norm() / whole.norm()))
         norms = parts.flatten(1).norm(dim=1)
         shares.append(norms / norms.sum())
-    note(PARTS_OFF, off)
-    for part, own in zip(PARTS, torch.stack(shares).T.tolist(), strict=True):
-        note(part, own)
+    note(PARTS_OFF, deviations)
+    for part, by_block in zip(PARTS, torch.stack(shares).T.tolist(), strict=True):
+        note(part, by_block)
     note(PATH_NORM, tape.path_gradient_norms(paths.one_of_each_length(net.n, plan.plan_seed, batch)).tolist())
     if batch == 0:
         note(
@@ -137,7 +139,7 @@ def _batch(
 
 @full_precision()
 def _gradient(net: ResidualNet, images: Tensor, labels: Tensor) -> Tensor:
-    """That at ``y_0`` through whole blocks, by autograd: what the parts are to add up to."""
+    """Return the gradient at ``y_0`` through whole blocks, by autograd; the parts must add up to it."""
     frozen = snapshot(net, "running", torch.float32)
     y = y0 = frozen.stem(images).detach().requires_grad_()
     for block in frozen:
@@ -147,18 +149,18 @@ def _gradient(net: ResidualNet, images: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _openness(net: ResidualNet, images: Tensor) -> list[float]:
-    """The mean of every block's t."""
+    """Return the mean of t for each block."""
     frozen = snapshot(net, "running", torch.float32)
-    y, found = frozen.stem(images), []
+    y, openness = frozen.stem(images), []
     for block in frozen:
         assert isinstance(block, HighwayBlock)
-        found.append(float(block.openness(y).mean()))
+        openness.append(float(block.openness(y).mean()))
         y = block(y)
-    return found
+    return openness
 
 
 class _Halved(Block):
-    """``y = (s(x) + f(x)) / 2``, with the branches of a highway block."""
+    """A block ``y = (s(x) + f(x)) / 2`` with the branches of a highway block."""
 
     def __init__(self, block: HighwayBlock) -> None:
         super().__init__()
@@ -171,8 +173,10 @@ class _Halved(Block):
 
 @torch.no_grad()
 def _half_off(net: ResidualNet, images: Tensor) -> float:
-    """How far a network with all gates at 1/2 is from the residual network with halved branches: equation 3 with
-    t = 1/2. In float64."""
+    """Return the relative deviation of a network with all gates at 1/2 from one with halved branches, in float64.
+
+    This is equation 3 with t = 1/2.
+    """
     even = copy.deepcopy(net).double().eval()
     blocks = [block for block in even if isinstance(block, HighwayBlock)]
     for block in blocks:
@@ -183,10 +187,10 @@ def _half_off(net: ResidualNet, images: Tensor) -> float:
 
 
 def summarise(run: results.Run) -> Highway:
-    """Over seeds and batches.
+    """Summarise the measurements over seeds and batches.
 
     Raises:
-        ValueError: not every network's gates are measured yet.
+        ValueError: the gates of some network are not measured yet.
     """
     rows = run.rows(Value)
     n, seeds = run.fact("networks", "highway", 0, "blocks"), len(run.fact("networks", "highway"))
@@ -209,31 +213,32 @@ def summarise(run: results.Run) -> Highway:
 
 
 def claims(run: results.Run) -> list[Claim]:
-    """What the paper says of highway networks beside this run."""
-    found = summarise(run)
+    """Test the claims about highway networks on a run."""
+    summary = summarise(run)
     where = "section 2, equation 3"
-    openness = np.array([own.mean for own in found.openness])
+    openness = np.array([block.mean for block in summary.openness])
     return [
         Claim(
-            "A residual network is a highway network whose gates are all at 1/2, but for the factor.",
+            "Up to the factor 1/2, a residual network is a highway network whose gates are all at 1/2.",
             where,
-            "relative deviation from a network of halved branches at most 1e-10 in float64",
-            f"{found.half_off:.2g}",
-            found.half_off <= 1e-10,
+            "the relative deviation from a network with halved branches is at most 1e-10 in float64",
+            f"{summary.half_off:.2g}",
+            summary.half_off <= 1e-10,
         ),
         Claim(
-            "What a block passes back falls into three parts: skip, residual module, and the gate itself.",
+            "The gradient through a block has three parts: skip connection, residual module, and the gate itself.",
             where,
-            f"the three gradients add up to the gradient within {FLOAT32:g} in float32",
-            f"{found.parts_off:.2g} at the worst; with all gates frozen the gradient has {found.frozen} of its norm",
-            found.parts_off <= FLOAT32,
+            f"the three parts add up to the gradient within {FLOAT32:g} in float32",
+            f"{summary.parts_off:.2g} in the worst case; with all gates frozen, the gradient keeps {summary.frozen} "
+            "of its norm",
+            summary.parts_off <= FLOAT32,
         ),
         Claim(
             "Gates biased to carry prefer short paths.",
             where,
-            "the learned gates are open by less than 1/2 in the mean",
+            "the mean openness of the learned gates is less than 1/2",
             f"{openness.mean():.3g} in the mean, {openness.min():.3g} to {openness.max():.3g} by block: a path then "
-            f"goes through {openness.sum():.3g} of {len(openness)} modules",
+            f"passes through {openness.sum():.3g} of {len(openness)} modules",
             bool(openness.mean() < 0.5),
         ),
     ]

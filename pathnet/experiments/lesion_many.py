@@ -8,7 +8,7 @@ from pathnet import results
 from pathnet.data import Data
 from pathnet.experiments.by_size import smoothness, summarise
 from pathnet.experiments.errors import INTACT, Drawn, measure_errors
-from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, opened
+from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, open_run
 from pathnet.lesion import Lesion
 from pathnet.streams import stream
 from pathnet.training import Progress
@@ -21,16 +21,16 @@ NAME = "lesion-many"
 def measure(
     nets: Networks, data: Data, plan: Plan, folder: str | Path, progress: Progress | None = None
 ) -> results.Run:
-    """The test error without 1 to ``plan.deletions`` blocks, ``plan.draws`` draws of each number for each network.
+    """Measure the test error without 1 to ``plan.deletions`` blocks, for ``plan.draws`` draws of each.
 
     Raises:
-        ValueError: a network does not take the data, or the folder holds another run.
+        ValueError: a network does not accept the data, or the folder holds another run.
     """
     check_arguments(nets, data, plan, folder, progress, ("residual",))
-    asked = {kind: [_draw(net.n, seed, plan) for seed, net in enumerate(own)] for kind, own in nets.items()}
+    lesions = {kind: [_draw(net.n, seed, plan) for seed, net in enumerate(seeds)] for kind, seeds in nets.items()}
     settings = {"bn": plan.bn, "images": plan.images, "plan_seed": plan.plan_seed}
-    with opened(NAME, nets, data, settings, {"draws": plan.draws, "deletions": plan.deletions}, folder) as run:
-        measure_errors(run, nets, data, plan, asked, progress)
+    with open_run(NAME, nets, data, settings, {"draws": plan.draws, "deletions": plan.deletions}, folder) as run:
+        measure_errors(run, nets, data, plan, lesions, progress)
         return run
 
 
@@ -44,7 +44,7 @@ def _draw(n: int, seed: int, plan: Plan) -> list[Drawn]:
 
 
 def claims(run: results.Run) -> list[Claim]:
-    """What the paper says of Figure 5 (a) beside this run."""
-    paper = "Error rises smoothly with the number of deleted modules, as the valid paths become fewer."
-    found = summarise(run)
-    return [smoothness(found, paper, "section 4.2, Figure 5 (a)", f"with {found.sizes[-1]} deleted")]
+    """Test the claim of Figure 5 (a) on a run."""
+    paper = "Error rises smoothly with the number of deleted modules, as fewer and fewer paths remain valid."
+    errors = summarise(run)
+    return [smoothness(errors, paper, "section 4.2, Figure 5 (a)", f"with {errors.sizes[-1]} blocks deleted")]

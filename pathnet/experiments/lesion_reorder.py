@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
-from pathnet import lesion, results
+from pathnet import results
 from pathnet.data import Data
 from pathnet.experiments.by_size import by_tau, smoothness, summarise
 from pathnet.experiments.errors import INTACT, Drawn, measure_errors
-from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, opened
+from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, open_run
 from pathnet.lesion import Lesion
+from pathnet.lesion.networks import block_shapes
 from pathnet.models import ResidualNet
 from pathnet.streams import stream
 from pathnet.training import Progress
@@ -24,24 +25,25 @@ NAME = "lesion-reorder"
 def measure(
     nets: Networks, data: Data, plan: Plan, folder: str | Path, progress: Progress | None = None
 ) -> results.Run:
-    """The test error after 1 to ``plan.swaps`` swaps of two random blocks, ``plan.draws`` draws of each number for
-    each network. Downsampling blocks keep their places.
+    """Measure the test error after 1 to ``plan.swaps`` random swaps of two blocks, for ``plan.draws`` draws of each.
+
+    Downsampling blocks keep their places.
 
     Raises:
-        ValueError: a network does not take the data or has no two blocks that can change places, or the folder holds
-            another run.
+        ValueError: a network does not accept the data or has no two blocks that can change places, or the folder
+            holds another run.
     """
     check_arguments(nets, data, plan, folder, progress, ("residual",))
-    asked = {kind: [_draw(net, seed, data, plan) for seed, net in enumerate(own)] for kind, own in nets.items()}
+    lesions = {kind: [_draw(net, seed, data, plan) for seed, net in enumerate(seeds)] for kind, seeds in nets.items()}
     settings = {"bn": plan.bn, "images": plan.images, "plan_seed": plan.plan_seed}
-    with opened(NAME, nets, data, settings, {"draws": plan.draws, "swaps": plan.swaps}, folder) as run:
-        measure_errors(run, nets, data, plan, asked, progress)
+    with open_run(NAME, nets, data, settings, {"draws": plan.draws, "swaps": plan.swaps}, folder) as run:
+        measure_errors(run, nets, data, plan, lesions, progress)
         return run
 
 
 def _draw(net: ResidualNet, seed: int, data: Data, plan: Plan) -> list[Drawn]:
-    some, _ = next(data.test_batches(1))
-    shapes = lesion.shapes(net, some.to(next(net.parameters()).device))
+    image, _ = next(data.test_batches(1))
+    shapes = block_shapes(net, image.to(next(net.parameters()).device))
     keeps = [entering == leaving for entering, leaving in shapes]
     pairs = [(i, j) for i, j in combinations(range(net.n), 2) if keeps[i] and keeps[j] and shapes[i] == shapes[j]]
     if not pairs:
@@ -55,7 +57,7 @@ def _draw(net: ResidualNet, seed: int, data: Data, plan: Plan) -> list[Drawn]:
 
 
 def swapped(n: int, pairs: Sequence[tuple[int, int]]) -> tuple[int, ...]:
-    """The blocks 0 to n - 1 after the places of each pair have changed their blocks, one pair after the other."""
+    """Return the order of blocks 0 to n - 1 after swapping the places of each pair, one pair after another."""
     order = list(range(n))
     for i, j in pairs:
         order[i], order[j] = order[j], order[i]
@@ -63,7 +65,7 @@ def swapped(n: int, pairs: Sequence[tuple[int, int]]) -> tuple[int, ...]:
 
 
 def claims(run: results.Run) -> list[Claim]:
-    """What the paper says of Figure 5 (b) beside this run."""
-    paper = "Error rises smoothly as Kendall's tau of the blocks' order with that of training falls."
-    found = by_tau(summarise(run))
-    return [smoothness(found, paper, "section 4.3, Figure 5 (b)", f"at a tau of {found.tau[-1].mean():.2g}")]
+    """Test the claim of Figure 5 (b) on a run."""
+    paper = "Error rises smoothly as Kendall's tau between the order of the blocks and that of training falls."
+    tenths = by_tau(summarise(run))
+    return [smoothness(tenths, paper, "section 4.3, Figure 5 (b)", f"at a tau of {tenths.tau[-1].mean():.2g}")]

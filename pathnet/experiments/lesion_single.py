@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pathnet import results
 from pathnet.data import Data
 from pathnet.experiments.errors import INTACT, Drawn, ErrorCounts, measure_errors
-from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, opened, unfinished
+from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, open_run, unfinished
 from pathnet.lesion import Lesion
 from pathnet.training import Progress
 
@@ -21,23 +21,23 @@ __all__ = ["NAME", "OF_LEARNED", "SingleDeletions", "claims", "measure", "measur
 NAME = "lesion-single"
 WHERE = "section 4.1, Figures 3 and 4"
 LEARNED = 0.5
-OF_LEARNED = f"of networks that make at most {LEARNED:.0%} of the errors of guessing"
-OTHERS_MATTER = 0.10
+OF_LEARNED = f"in networks that make at most {LEARNED:.0%} of the errors of guessing"
+PLAIN_MATTER = 0.10
 LEFT_OF_VGG = 0.10
 DOWNSAMPLING_MATTERS = 2.0
 
 
 @dataclass(frozen=True)
 class SingleDeletions:
-    """The errors of one kind of network with each single block deleted.
+    """Error rates of one kind of network with each single block deleted.
 
     Attributes:
-        rate: float64 [seeds, n], of the network without block i.
-        low, high: float64 [seeds, n], its 95 % interval (Wilson).
-        intact: float64 [seeds], of the network as it is.
+        rate: float64 [seeds, n], error rate without block i.
+        low, high: float64 [seeds, n], ends of its 95 % interval (Wilson).
+        intact: float64 [seeds], error rate of the intact network.
         downsampling: the blocks that change the shape.
-        chance: the error of guessing.
-        first: the number of the first block: 2 in a VGG, whose first layer changes the channels.
+        chance: error rate of guessing.
+        first: number of the first block: 2 in a VGG, whose first layer changes the number of channels.
     """
 
     rate: NDArray[np.float64]
@@ -50,39 +50,43 @@ class SingleDeletions:
 
     @property
     def learned(self) -> bool:
-        """Whether every network as it is makes at most half of the errors of guessing; others have little to lose."""
+        """True if every intact network makes at most half of the errors of guessing; others have little to lose."""
         return bool((self.intact <= LEARNED * self.chance).all())
 
     @property
     def increase(self) -> NDArray[np.float64]:
-        """float64 [n], of the error rate by deleting a block, the mean over seeds."""
+        """Increase of the error rate when a block is deleted, the mean over seeds: float64 [n]."""
         return np.asarray((self.rate - self.intact[:, None]).mean(0))
 
     @property
     def changes_shape(self) -> NDArray[np.bool_]:
-        """bool [n]"""
+        """Mask of the downsampling blocks: bool [n]."""
         return np.isin(np.arange(self.rate.shape[1]), self.downsampling)
 
     @property
     def left(self) -> NDArray[np.float64]:
-        """float64 [n], what is left of the accuracy above chance, the mean over seeds."""
+        """Share of the accuracy above chance that is left without a block, the mean over seeds: float64 [n]."""
         return np.asarray(((self.chance - self.rate) / (self.chance - self.intact[:, None])).mean(0))
 
 
 def measure(
     nets: Networks, data: Data, plan: Plan, folder: str | Path, progress: Progress | None = None, name: str = NAME
 ) -> results.Run:
-    """The test error of every network as it is and without each of its blocks.
+    """Measure the test error of every network, intact and without each of its blocks.
 
     Args:
+        nets: networks by kind.
+        data: the data set.
+        plan: the policy for batch normalisation and the number of images.
         folder: of a new run, or of one with the same networks, data and plan.
+        progress: called with (images done, images in total, a note).
         name: of the experiment.
 
     Raises:
-        ValueError: a network does not take the data, or the folder holds another run.
+        ValueError: a network does not accept the data, or the folder holds another run.
     """
     check_arguments(nets, data, plan, folder, progress)
-    with opened(name, nets, data, {"bn": plan.bn, "images": plan.images}, {}, folder) as run:
+    with open_run(name, nets, data, {"bn": plan.bn, "images": plan.images}, {}, folder) as run:
         measure_deletions(run, nets, data, plan, progress)
         return run
 
@@ -90,32 +94,32 @@ def measure(
 def measure_deletions(
     run: results.Run, nets: Networks, data: Data, plan: Plan, progress: Progress | None = None
 ) -> None:
-    """Adds what is missing of the errors of all networks as they are and without each of their blocks."""
-    asked = {
-        kind: [[INTACT, *(Drawn(1, 0, Lesion((i,))) for i in range(net.n))] for net in own]
-        for kind, own in nets.items()
+    """Measure the errors that the run lacks, of all networks intact and without each of their blocks."""
+    lesions = {
+        kind: [[INTACT, *(Drawn(1, 0, Lesion((i,))) for i in range(net.n))] for net in seeds]
+        for kind, seeds in nets.items()
     }
-    measure_errors(run, nets, data, plan, asked, progress)
+    measure_errors(run, nets, data, plan, lesions, progress)
 
 
 def summarise(run: results.Run) -> dict[str, SingleDeletions]:
-    """By kind of network.
+    """Summarise single deletions by kind of network.
 
     Raises:
         ValueError: not all errors are measured yet.
     """
     counts = ErrorCounts(run)
-    return {kind: _of(run, counts, kind) for kind in counts.facts}
+    return {kind: _summarise_kind(run, counts, kind) for kind in counts.facts}
 
 
-def _of(run: results.Run, counts: ErrorCounts, kind: str) -> SingleDeletions:
+def _summarise_kind(run: results.Run, counts: ErrorCounts, kind: str) -> SingleDeletions:
     facts = counts.facts[kind]
     rates, ends = [], []
-    for seed, own in enumerate(facts):
+    for seed, network in enumerate(facts):
         rows = {row.deleted: row for row in counts.of(kind, seed=seed)}
-        if len(rows) <= own["blocks"]:
+        if len(rows) <= network["blocks"]:
             raise unfinished(run)
-        deleted = [rows[i,] for i in range(own["blocks"])]
+        deleted = [rows[i,] for i in range(network["blocks"])]
         rates.append([row.rate for row in deleted])
         ends.append(
             [tuple(scipy.stats.binomtest(row.wrong, row.images).proportion_ci(method="wilson")) for row in deleted]
@@ -126,52 +130,53 @@ def _of(run: results.Run, counts: ErrorCounts, kind: str) -> SingleDeletions:
 
 
 def claims(run: results.Run) -> list[Claim]:
-    """What the paper says of Figures 3 and 4 beside this run."""
-    found = summarise(run)
-    said = []
-    if (residual := found.get("residual")) is not None:
-        said += _of_residual(residual)
-    if (vgg := found.get("vgg")) is not None:
-        said.append(_of_vgg(vgg))
-    return said
+    """Test the claims of Figures 3 and 4 on a run."""
+    deletions = summarise(run)
+    tested = []
+    if (residual := deletions.get("residual")) is not None:
+        tested += _claims_of_residual(residual)
+    if (vgg := deletions.get("vgg")) is not None:
+        tested.append(_claim_of_vgg(vgg))
+    return tested
 
 
-def _of_residual(found: SingleDeletions) -> list[Claim]:
-    others, changing = found.increase[~found.changes_shape], found.increase[found.changes_shape]
-    if not len(others):
+def _claims_of_residual(deletions: SingleDeletions) -> list[Claim]:
+    plain, downsampling = (deletions.increase[mask] for mask in (~deletions.changes_shape, deletions.changes_shape))
+    if not len(plain):
         return []
-    worst = int(np.flatnonzero(~found.changes_shape)[others.argmax()])
-    said = [
+    worst = int(np.flatnonzero(~deletions.changes_shape)[plain.argmax()])
+    tested = [
         Claim(
-            "Deleting any one residual module, downsampling ones apart, hardly changes the error of a residual "
+            "Deleting any one residual module, except a downsampling one, hardly changes the error of a residual "
             "network.",
             WHERE,
-            f"no such block costs more than {100 * OTHERS_MATTER:g} points of error, {OF_LEARNED}",
-            f"the worst, block {worst + 1}, costs {100 * others.max():.2g} points, the median one "
-            f"{100 * np.median(others):.2g}",
-            bool(others.max() <= OTHERS_MATTER and found.learned),
+            f"no such block costs more than {100 * PLAIN_MATTER:g} points of error, {OF_LEARNED}",
+            f"the worst, block {worst + 1}, costs {100 * plain.max():.2g} points, the median block "
+            f"{100 * np.median(plain):.2g}",
+            bool(plain.max() <= PLAIN_MATTER and deletions.learned),
         )
     ]
-    if len(changing):
-        said.append(
+    if len(downsampling):
+        tested.append(
             Claim(
                 "Deleting a downsampling block matters more.",
                 WHERE,
-                f"their mean cost is at least {DOWNSAMPLING_MATTERS:g} times the others'",
-                f"{100 * changing.mean():.2g} points against {100 * others.mean():.2g}",
-                bool(changing.mean() >= DOWNSAMPLING_MATTERS * others.mean() and changing.mean() > 0),
+                f"their mean cost is at least {DOWNSAMPLING_MATTERS:g} times that of the other blocks",
+                f"{100 * downsampling.mean():.2g} points against {100 * plain.mean():.2g}",
+                bool(downsampling.mean() >= DOWNSAMPLING_MATTERS * plain.mean() and downsampling.mean() > 0),
             )
         )
-    return said
+    return tested
 
 
-def _of_vgg(found: SingleDeletions) -> Claim:
-    most = int(found.left.argmax())
+def _claim_of_vgg(deletions: SingleDeletions) -> Claim:
+    left = deletions.left
+    most = int(left.argmax())
     return Claim(
         "Deleting any layer of a VGG takes it to chance.",
         WHERE,
-        f"whichever layer is deleted, at most {LEFT_OF_VGG:.0%} is left of the accuracy above chance, {OF_LEARNED}",
-        f"{100 * found.left[most]:.2g} % without layer {most + found.first}, {100 * np.median(found.left):.2g} % "
-        "in the median",
-        bool(found.left.max() <= LEFT_OF_VGG and found.learned),
+        f"whichever layer is deleted, at most {LEFT_OF_VGG:.0%} of the accuracy above chance is left, {OF_LEARNED}",
+        f"{100 * left[most]:.2g} % is left without layer {most + deletions.first}, {100 * np.median(left):.2g} % in "
+        "the median",
+        bool(left.max() <= LEFT_OF_VGG and deletions.learned),
     )

@@ -1,4 +1,4 @@
-"""Figure 8: each single block deleted from networks trained with stochastic depth and from plain ones (section 5)."""
+"""Figure 8: single deletions in networks trained with stochastic depth and in plain networks (section 5)."""
 
 from __future__ import annotations
 
@@ -22,20 +22,24 @@ OF_PLAIN = 0.75
 def measure(
     nets: Networks, data: Data, plan: Plan, folder: str | Path, progress: Progress | None = None
 ) -> results.Run:
-    """As `pathnet.experiments.lesion_single.measure`, of both kinds of network."""
+    """Measure the test error of both kinds of network, intact and without each of their blocks.
+
+    Raises:
+        ValueError: a network does not accept the data, or the folder holds another run.
+    """
     return lesion_single.measure(nets, data, plan, folder, progress, NAME)
 
 
 def claims(run: results.Run) -> list[Claim]:
-    """What the paper says of Figure 8 beside this run."""
+    """Test the claims of Figure 8 on a run."""
     for kind in ("residual", "stochastic depth"):
         run.fact("networks", kind)
-    found = summarise(run)
+    deletions = summarise(run)
     where = "section 5, Figure 8"
-    plain, stochastic = found["residual"], found["stochastic depth"]
+    plain, stochastic = deletions["residual"], deletions["stochastic depth"]
     learned = plain.learned and stochastic.learned
-    means = [100 * own.increase.mean() for own in (plain, stochastic)]
-    downsampling = [100 * own.increase[own.changes_shape].mean() for own in (plain, stochastic)]
+    means = [100 * nets.increase.mean() for nets in (plain, stochastic)]
+    downsampling = [100 * nets.increase[nets.changes_shape].mean() for nets in (plain, stochastic)]
     return [
         Claim(
             "Training with stochastic depth makes a network more resilient to the deletion of single modules.",
@@ -47,7 +51,8 @@ def claims(run: results.Run) -> list[Claim]:
         Claim(
             "It reduces the dependence on downsampling blocks.",
             where,
-            f"the mean cost of deleting one of them is at most {OF_PLAIN:g} times that of plain ones, {OF_LEARNED}",
+            f"the mean cost of deleting a downsampling block is at most {OF_PLAIN:g} times that of plain networks, "
+            f"{OF_LEARNED}",
             f"{downsampling[1]:.2g} points of error against {downsampling[0]:.2g}",
             bool(np.isfinite(downsampling).all() and downsampling[1] <= OF_PLAIN * downsampling[0] and learned),
         ),

@@ -1,17 +1,17 @@
 """Figure 6: how much gradient do the paths of each length carry? (section 5, "The importance of short paths")
 
-The paper draws, for each length, 1,000 random paths and takes a random training batch for each. Here every batch
-serves one path of every length, so that one forward pass makes n measurements. Beside sampled paths the same run can
-hold what `pathnet.experiments.by_length` measures of all 2^n paths on the same batches.
+For each length, the paper draws 1,000 random paths and a random training batch for each of them. Here every batch
+serves one path of every length, so one forward pass gives n measurements. On the same batches, the same run can also
+hold the sums over all 2^n paths (`pathnet.experiments.by_length`).
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,23 +19,27 @@ from torch import Tensor
 
 import pathnet
 from pathnet import models, paths, results
-from pathnet.checks import MOST_INTEGER, check_integer, check_path, described, one_of
+from pathnet.checks import check_path, described
 from pathnet.data import Data
-from pathnet.engines import check_engine
 from pathnet.experiments import by_length
-from pathnet.experiments.by_length import MOST_DRAWS
-from pathnet.experiments.comparison import Exact, found
-from pathnet.experiments.run import Claim, attempt, check_data, check_progress, facts_of_data
+from pathnet.experiments.comparison import Exact, compare
+from pathnet.experiments.plans import PathGradients, Plan
+from pathnet.experiments.run import (
+    Claim,
+    Networks,
+    attempt,
+    check_arguments,
+    check_data,
+    check_progress,
+    facts_of_data,
+)
 from pathnet.experiments.summary import MOST, Summary, percent
 from pathnet.intervals import bracketed
 from pathnet.models import ResidualNet
-from pathnet.recording import At, BatchNormMode, Precision
 from pathnet.results import Measurements
 from pathnet.training import Progress
 
-__all__ = ["NAME", "Method", "PathGradients", "claims", "measure"]
-
-Method = Literal["sampled", "exact", "signed"]
+__all__ = ["NAME", "PathGradients", "claims", "measure", "measure_each"]
 
 NAME = "path-gradients"
 PART_SECONDS = 30.0
@@ -44,68 +48,23 @@ EXPONENTIAL = 0.95
 SHORT = 0.4
 
 
-@dataclass(frozen=True)
-class PathGradients:
-    """The plan of one run.
-
-    Attributes:
-        batches: random training batches that are measured by the method.
-        method: sampled (one random path of every length a batch), exact (the sums over all paths of each length) or
-            signed (random signs, which estimate the sums over all paths of squared norms; heavy-tailed). One run can
-            hold all three.
-        draws: signed draws on each batch, each as expensive as one sampled path of every length.
-        batch_size: images a batch.
-        seed: of the random batches and paths.
-        bn: batch normalisation by running statistics (running) or by the batch's own (batch).
-        at: where the norm is taken: the input of block 1 (y0), the image, or the first convolution's weight.
-        engine: auto (the fastest that serves), or an engine's name.
-        precision: of the walk back; the forward pass is float32-accurate in each.
-    """
-
-    batches: int = 1000
-    method: Method = "sampled"
-    draws: int = 1
-    batch_size: int = 128
-    seed: int = 0
-    bn: BatchNormMode = "running"
-    at: At = "y0"
-    engine: str = "auto"
-    precision: Precision = "float32"
-
-    def __post_init__(self) -> None:
-        for name, least in (("batches", 1), ("draws", 1), ("batch_size", 1), ("seed", 0)):
-            object.__setattr__(self, name, check_integer(name, getattr(self, name), least, MOST_INTEGER))
-        for name, allowed in (("method", Method), ("bn", BatchNormMode), ("at", At), ("precision", Precision)):
-            one_of(name, getattr(self, name), allowed)
-        check_engine("engine", self.engine)
-        if self.draws != 1 and self.method != "signed":
-            raise ValueError(f"draws: expected 1 but with the method signed, got {self.draws} with {self.method}")
-        if self.draws > MOST_DRAWS:
-            raise ValueError(f"draws: expected at most {MOST_DRAWS:,} on a batch, got {self.draws}")
-
-    @property
-    def asked(self) -> dict[str, int]:
-        """How much of what, by the names that a run keeps."""
-        if self.method == "sampled":
-            return {"batches": self.batches}
-        draws = {"signed_draws": self.draws} if self.method == "signed" else {}
-        return {f"{self.method}_batches": self.batches, **draws}
-
-
 def measure(
     net: ResidualNet, data: Data, plan: PathGradients, folder: str | Path, progress: Progress | None = None
 ) -> results.Run:
-    """Measures what of the plan is missing in the run folder, and returns the run with all that is there.
+    """Measure the part of the plan that the run folder lacks, and return the whole run.
 
-    What has been measured is written every half minute, at the end, and on an interrupt.
+    Measurements are written every 30 s, at the end, and on an interrupt.
 
     Args:
-        folder: of a new run, or of one with the same network, data and plan, but for method, batches and draws.
-        progress: called with (batches done, batches in all, a note).
+        net: the network.
+        data: the data set.
+        plan: the method and its settings.
+        folder: of a new run, or of one with the same network, data and plan, except for method, batches and draws.
+        progress: called with (batches done, batches in total, a note).
 
     Raises:
-        ValueError: an argument is of another kind, the network does not take the data, no engine serves, or the
-            folder holds another run.
+        ValueError: an argument has the wrong type, the network does not accept the data, no engine serves the
+            network, or the folder holds another run.
     """
     check_data(net, data)
     if not isinstance(plan, PathGradients):
@@ -115,21 +74,42 @@ def measure(
     recorder = pathnet.Recorder(net, plan.bn, plan.engine, plan.precision, plan.at)
     device = net.stem_weight().device
     images, _ = data.random_batch(plan.batch_size, plan.seed, 0)
-    recorder.engine_for(images.to(device))  # one that serves, before a run folder is made
+    recorder.engine_for(images.to(device))  # raises before a run folder is created
 
     def record(batch: int) -> pathnet.Tape:
         images, labels = data.random_batch(plan.batch_size, plan.seed, batch)
         return recorder(_sent(images, device), _sent(labels, device))
 
-    with results.writing(folder, _identity(net, data, plan, folder), plan.asked, attempt(device)) as run:
+    with results.writing(folder, _identity(net, data, plan, folder), plan.planned, attempt(device)) as run:
         if plan.method == "sampled":
             _measure_sampled(record, plan, run, progress)
         elif plan.method == "exact":
             by_length.measure_exact(run, plan.batches, record, progress)
         else:
             by_length.measure_signed(run, plan.batches, plan.draws, plan.seed, record, progress)
-        run.conclude(found(run).as_json())
+        run.conclude(compare(run).as_json())
         return run
+
+
+def measure_each(
+    nets: Networks, data: Data, plan: Plan, folder: Path, progress: Progress | None
+) -> list[results.Run]:
+    """Measure sampled paths and exact sums of each residual network of a study: one run for each network.
+
+    The run of the first network lies in the folder itself.
+    """
+    check_arguments(nets, data, plan, folder, progress, ("residual",))
+    settings = PathGradients(batches=plan.batches, seed=plan.plan_seed)
+    settings = replace(settings, batch_size=min(settings.batch_size, len(data.train)))
+    runs = []
+    for seed, net in enumerate(nets["residual"]):
+        place = folder / f"seed-{seed}" if seed else folder
+        run = measure(net, data, settings, place, progress)
+        if plan.exact_batches:
+            exact = replace(settings, method="exact", batches=min(plan.batches, plan.exact_batches))
+            run = measure(net, data, exact, place, progress)
+        runs.append(run)
+    return runs
 
 
 def _measure_sampled(
@@ -144,7 +124,7 @@ def _measure_sampled(
     written = time.monotonic()
     walking: list[_Walk] = []
 
-    def take() -> None:
+    def fetch() -> None:
         nonlocal done, waiting, written
         if not walking:
             return
@@ -163,11 +143,11 @@ def _measure_sampled(
                 continue
             b = paths.one_of_each_length(n, plan.seed, batch)[torch.tensor(missing) - 1]
             tape = record(batch)
-            # Only now are the norms of the batch before fetched, so that a GPU walked while this one was drawn.
-            take()
+            # The norms of the previous batch are fetched only now, so a GPU computes them while this batch is drawn.
+            fetch()
             walking.append(_Walk(batch, b, tape.path_gradient_norms(b), tape.engine))
-            del tape  # which may be large, before the next one is made
-        take()
+            del tape  # which may be large, before the next batch is recorded
+        fetch()
     finally:
         try:
             waiting += [walk.measurements() for walk in walking]
@@ -176,17 +156,19 @@ def _measure_sampled(
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; to a GPU from pinned memory, since otherwise the copy waits for the GPU's work."""
+    """Copy a tensor to the device; to a GPU from pinned memory, or else the copy waits for the GPU's work."""
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
 class _Walk:
-    """One path a length on one batch, perhaps still on its way.
+    """Backward passes along one path per length on one batch; a GPU may still be computing them.
 
     Attributes:
-        b: uint8 [M, n]
+        batch: the number of the batch.
+        b: uint8 [M, n], the binary codes of the paths.
         norms: float64 [M], on the network's device.
+        engine: the name of the engine.
     """
 
     batch: int
@@ -195,7 +177,11 @@ class _Walk:
     engine: str
 
     def measurements(self) -> Measurements:
-        """Waits for the norms, and raises ValueError where one is not finite."""
+        """Wait for the norms and return them.
+
+        Raises:
+            ValueError: a norm is not finite.
+        """
         norm, length = self.norms.cpu().numpy(), self.b.sum(1).numpy().astype(np.int16)
         wrong = ~np.isfinite(norm)
         if wrong.any():
@@ -221,15 +207,15 @@ def _identity(net: ResidualNet, data: Data, plan: PathGradients, folder: str | P
 
 
 def claims(run: results.Run) -> list[Claim]:
-    """What the paper says of Figure 6 beside this run."""
-    result = found(run)
+    """Test the claims of Figure 6 on a run."""
+    comparison = compare(run)
     return [
-        *(_of_sampled(result.sampled) if result.sampled else []),
-        *(_of_exact(result.exact, result.gradient) if result.exact else []),
+        *(_claims_of_sampled(comparison.sampled) if comparison.sampled else []),
+        *(_claims_of_exact(comparison.exact, comparison.gradient) if comparison.exact else []),
     ]
 
 
-def _of_sampled(sampled: Summary) -> list[Claim]:
+def _claims_of_sampled(sampled: Summary) -> list[Claim]:
     factor, low, high = sampled.decay
     mean_length = float((np.arange(1, sampled.n + 1) * sampled.product).sum())
     effective, central = sampled.effective, sampled.central
@@ -238,24 +224,24 @@ def _of_sampled(sampled: Summary) -> list[Claim]:
             "The gradient along a path falls about exponentially with its length.",
             WHERE,
             f"a falling line explains at least {EXPONENTIAL:.0%} of the variance of the mean norm's logarithm",
-            f"{100 * sampled.straightness:.3g} % of it; a factor of {factor:.3g} a module "
+            f"it explains {100 * sampled.straightness:.3g} %; each module multiplies the norm by {factor:.3g} "
             f"({bracketed(low, high, sampled.batches)})",
             bool(sampled.straightness >= EXPONENTIAL and factor < 1),
         ),
         Claim(
             "The gradient comes from paths that are much shorter than most.",
             WHERE,
-            f"weighted by frequency times magnitude, the mean length is at most {SHORT:g} of the blocks, where most "
-            "paths have half of them",
+            f"weighted by frequency times magnitude, the mean length is at most {SHORT:g} of the number of blocks; "
+            "most paths pass through about half of the blocks",
             f"{mean_length:.3g} of {sampled.n} blocks; lengths {effective.first} to {effective.last} carry 95 % of "
             f"the gradient and are {percent(effective.paths)} of all paths; lengths {central.first} to "
-            f"{central.last} are {percent(central.paths)} of them",
+            f"{central.last} are {percent(central.paths)} of all paths",
             bool(mean_length <= SHORT * sampled.n),
         ),
     ]
 
 
-def _of_exact(exact: Exact, gradient: str) -> list[Claim]:
+def _claims_of_exact(exact: Exact, gradient: str) -> list[Claim]:
     n = len(exact.norm.mean) - 1
     short = int(SHORT * n)
     low, high = (100 * float(end[short]) for end in (exact.explained.low, exact.explained.high))
@@ -263,7 +249,8 @@ def _of_exact(exact: Exact, gradient: str) -> list[Claim]:
         Claim(
             "Almost all of the gradient comes from short paths.",
             WHERE,
-            f"the exact sums of lengths up to {SHORT:g} of the blocks explain at least {MOST:.0%} of {gradient}",
+            f"the exact sums of lengths up to {SHORT:g} of the number of blocks explain at least {MOST:.0%} of "
+            f"{gradient}",
             f"lengths up to {short} of {n} explain {100 * exact.explained.mean[short]:.3g} % of {gradient} "
             f"({bracketed(low, high, exact.batches)}), and leave {100 * exact.left.mean[short]:.3g} % of its norm; "
             f"lengths up to {exact.first_to_explain(MOST)} explain {MOST:.0%}",

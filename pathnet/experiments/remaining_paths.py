@@ -1,4 +1,4 @@
-"""Figure 7 and equation 8: the share of the paths of each length that is left when blocks are deleted (section 5)."""
+"""Figure 7 and equation 8: the share of the paths of each length that remains when blocks are deleted (section 5)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pathnet import paths, results
 from pathnet.data import Data
-from pathnet.experiments.run import Claim, Networks, Plan, Value, check_arguments, opened, unfinished
+from pathnet.experiments.run import Claim, Networks, Plan, Value, check_arguments, open_run, unfinished
 from pathnet.streams import stream
 from pathnet.training import Progress
 
@@ -27,12 +27,12 @@ TIMES = 100.0
 
 @dataclass(frozen=True)
 class RemainingPaths:
-    """By number of deleted blocks.
+    """Shares of paths that remain, by number of deleted blocks.
 
     Attributes:
-        blocks: n.
-        share: float64 [n + 1] each, of the paths of every length that is left (equation 8).
-        drawn: float64 [n + 1] each, of that many random paths that avoided as many random blocks.
+        blocks: number n of blocks.
+        share: share of the paths of each length that remains (equation 8), each float64 [n + 1].
+        drawn: share of random paths of each length that avoid the deleted random blocks, each float64 [n + 1].
     """
 
     blocks: int
@@ -43,9 +43,13 @@ class RemainingPaths:
 def measure(
     nets: Networks, data: Data, plan: Plan, folder: str | Path, progress: Progress | None = None
 ) -> results.Run:
-    """Counts which random paths avoid random deletions, for the paper's 54 blocks; no network is needed."""
+    """Count the random paths that avoid random deletions among the paper's 54 blocks; no network is needed.
+
+    Raises:
+        ValueError: an argument has the wrong type, or the folder holds another run.
+    """
     check_arguments(nets, data, plan, folder, progress)
-    with opened(NAME, {}, data, {"blocks": BLOCKS, "plan_seed": plan.plan_seed}, {}, folder) as run:
+    with open_run(NAME, {}, data, {"blocks": BLOCKS, "plan_seed": plan.plan_seed}, {}, folder) as run:
         if not run.rows(Value):
             run.add_rows(_draw(plan.plan_seed))
         return run
@@ -56,7 +60,7 @@ def _draw(seed: int) -> list[Value]:
     for length in range(BLOCKS + 1):
         through = paths.sample(BLOCKS, length, DRAWS, seed).bool().numpy()
         for deleted in DELETED:
-            # The first of a random order of all blocks, for each path: a uniform choice.
+            # The first blocks of a random order of all blocks, for each path: a uniform choice.
             order = stream(seed, "remaining paths", length, deleted).random((DRAWS, BLOCKS)).argsort(1)[:, :deleted]
             left = ~np.take_along_axis(through, order, 1).any(1)
             rows.append(Value("", 0, 0, _quantity(deleted), length, float(left.sum())))
@@ -68,46 +72,50 @@ def _quantity(deleted: int) -> str:
 
 
 def summarise(run: results.Run) -> RemainingPaths:
-    """What equation 8 says beside what was drawn.
+    """Return the shares by equation 8 and those of random paths.
 
     Raises:
-        ValueError: nothing is drawn yet.
+        ValueError: not all random paths are drawn yet.
     """
     blocks = run.fact("blocks")
     left = {(row.quantity, row.index): row.value for row in run.rows(Value)}
-    asked = {deleted: [(_quantity(deleted), length) for length in range(blocks + 1)] for deleted in DELETED}
-    if not all(key in left for keys in asked.values() for key in keys):
+    keys = {deleted: [(_quantity(deleted), length) for length in range(blocks + 1)] for deleted in DELETED}
+    if not all(key in left for of_lengths in keys.values() for key in of_lengths):
         raise unfinished(run)
-    drawn = {deleted: np.array([left[key] for key in keys]) / DRAWS for deleted, keys in asked.items()}
+    drawn = {deleted: np.array([left[key] for key in of_lengths]) / DRAWS for deleted, of_lengths in keys.items()}
     share = {deleted: paths.remaining_fraction(blocks, deleted).numpy() for deleted in DELETED}
     return RemainingPaths(blocks, share, drawn)
 
 
 def claims(run: results.Run) -> list[Claim]:
-    """What the paper says of Figure 7 beside this run."""
-    found = summarise(run)
+    """Test the claims of Figure 7 on a run."""
+    remaining = summarise(run)
     off = [
         (deleted, length)
-        for deleted, share in found.share.items()
-        for length, own in enumerate(share)
-        if scipy.stats.binomtest(round(found.drawn[deleted][length] * DRAWS), DRAWS, min(1.0, float(own))).pvalue
-        < 1e-4
+        for deleted, share in remaining.share.items()
+        for length, expected in enumerate(share)
+        if _p_value(remaining.drawn[deleted][length], expected) < 1e-4
     ]
-    short, typical = (float(found.share[DELETED[1]][length]) for length in (SHORT, TYPICAL))
+    short, typical = (float(remaining.share[DELETED[1]][length]) for length in (SHORT, TYPICAL))
     return [
         Claim(
             "Deleting d of n blocks leaves C(n - d, k) / C(n, k) of the paths of length k.",
             "section 5, equation 8",
-            f"the share of {DRAWS} random paths left differs nowhere significantly (p below 1e-4)",
-            f"it differs at {len(off)} of {len(found.share) * (found.blocks + 1)} points",
+            f"the share of {DRAWS} random paths that remain differs significantly (p below 1e-4) at no point",
+            f"it differs at {len(off)} of {len(remaining.share) * (remaining.blocks + 1)} points",
             not off,
         ),
         Claim(
-            "Deletions leave short paths and take long ones.",
+            "Deletions spare short paths and remove long ones.",
             "section 5, Figure 7",
-            f"with {DELETED[1]} of {found.blocks} blocks deleted, {TIMES:g} times as large a share of the paths of "
-            f"length {SHORT} is left as of length {TYPICAL}",
+            f"with {DELETED[1]} of {remaining.blocks} blocks deleted, the share of paths of length {SHORT} that "
+            f"remain is at least {TIMES:g} times that of length {TYPICAL}",
             f"{short:.3g} against {typical:.3g}: {short / typical:.3g} times",
             short >= TIMES * typical,
         ),
     ]
+
+
+def _p_value(drawn: float, expected: float) -> float:
+    """Return the p-value of a share of `DRAWS` random paths, from an exact binomial test."""
+    return float(scipy.stats.binomtest(round(drawn * DRAWS), DRAWS, min(1.0, float(expected))).pvalue)

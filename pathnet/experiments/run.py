@@ -1,4 +1,4 @@
-"""What the drivers share: the networks that they take, what a run is identified by, and the claims that it tests."""
+"""Code that the drivers share: the networks they take, the identity of a run, and the claims that it tests."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 import torch
 
 import pathnet
-from pathnet import lesion, models, results
-from pathnet.checks import MOST_INTEGER, check_callable, check_integer, check_path, described, one_of
+from pathnet import models, results
+from pathnet.checks import check_callable, check_path, described
 from pathnet.data import Data
 from pathnet.data.images import check_data_set
-from pathnet.lesion import BatchNormPolicy
+from pathnet.experiments.plans import Plan, check_plan
+from pathnet.lesion.networks import block_shapes
 from pathnet.models import ResidualNet
 from pathnet.models.residual_net import check_net
 from pathnet.printable import printable
@@ -33,76 +34,34 @@ __all__ = [
     "attempt",
     "check_arguments",
     "check_data",
-    "check_plan",
     "check_progress",
     "facts_of",
     "facts_of_data",
-    "opened",
+    "open_run",
     "title",
     "unfinished",
 ]
 
 Networks = Mapping[str, Sequence[ResidualNet]]
-"""By kind (residual, vgg, highway...), those trained from the seeds 0, 1, ..."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much is measured; each driver takes of it what it needs.
-
-    Attributes:
-        draws: random lesions of each size, for each network.
-        deletions: the most blocks deleted at once.
-        swaps: the most pairs of blocks that change places.
-        bn: batch normalisation of lesioned networks by running statistics (running, the paper's), by the batch's own
-            (batch), or recalibrated on a few training batches.
-        images: test images, spread evenly over the split; 0 for all.
-        batches: random training batches of Figure 6, on each of which one path of every length is measured.
-        exact_batches: the first of them, on which the sums over all paths of each length are taken; 0 for none.
-        modules: residual modules that effective training draws for each batch.
-        gate_batches: random training batches on which highway networks' gates are measured.
-        gate_batch_size: images of each.
-        plan_seed: of the random lesions and batches.
-    """
-
-    draws: int = 100
-    deletions: int = 20
-    swaps: int = 20
-    bn: BatchNormPolicy = "running"
-    images: int = 0
-    batches: int = 1000
-    exact_batches: int = 100
-    modules: int = 23
-    gate_batches: int = 20
-    gate_batch_size: int = 128
-    plan_seed: int = 0
-
-    def __post_init__(self) -> None:
-        least = dict.fromkeys(
-            ("draws", "deletions", "swaps", "batches", "modules", "gate_batches", "gate_batch_size"), 1
-        )
-        least |= {"images": 0, "exact_batches": 0, "plan_seed": 0}
-        for name, smallest in least.items():
-            object.__setattr__(self, name, check_integer(name, getattr(self, name), smallest, MOST_INTEGER))
-        one_of("bn", self.bn, BatchNormPolicy)
+"""Networks by kind (residual, vgg, highway, ...); those of one kind were trained from the seeds 0, 1, ..."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """One number of a network: a row of a run.
+    """One number measured on a network: a row of a run.
 
     Attributes:
-        network: its kind.
-        seed: which of the networks of that kind.
-        batch: number of the batch that it was measured on; 0 where there is none.
-        quantity: what it is.
-        index: of a block or a length, where the quantity has one; else 0.
+        network: kind of the network.
+        seed: number of the network among those of its kind.
+        batch: number of the batch on which the value was measured; 0 if there is none.
+        quantity: name of the measured quantity.
+        index: number of the block or length that the value belongs to; 0 if there is none.
         value: the number.
     """
 
     PART: ClassVar[str] = "values"
     MEASURED: ClassVar[tuple[str, ...]] = ("value",)
-    # A ratio to a norm of zero is NaN or infinite.
+    # The ratio to a norm of zero is NaN or infinite.
     RANGES: ClassVar[Mapping[str, Range]] = {"value": Range(-math.inf, math.inf, nan=True)}
 
     network: str
@@ -115,14 +74,14 @@ class Value:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of the paper beside what was measured.
+    """A statement of the paper and the measurement that tests it.
 
     Attributes:
         paper: the statement, in short.
-        where: section and figure.
-        bound: what must be measured for it to hold, in words and numbers.
-        measured: what was.
-        held: whether it does.
+        where: section and figure of the paper.
+        bound: the condition under which the claim holds, in words and numbers.
+        measured: the measured values, in words and numbers.
+        held: whether the claim holds.
     """
 
     paper: str
@@ -133,9 +92,13 @@ class Claim:
 
 
 def facts_of(net: ResidualNet, images: torch.Tensor) -> dict[str, Any]:
-    """What is recorded of a network: its hash, how it is built, its blocks, which of them change the shape,
-    and how probably training keeps each."""
-    shapes = lesion.shapes(net, images.to(next(net.parameters()).device))
+    """Return the recorded facts about a network: hash, configuration, blocks, downsampling blocks and survival.
+
+    Args:
+        net: the network.
+        images: [B, C, H, W], which show where blocks change the shape.
+    """
+    shapes = block_shapes(net, images.to(next(net.parameters()).device))
     changing = [i for i, (entering, leaving) in enumerate(shapes) if entering != leaving]
     return {
         "hash": models.fingerprint(net),
@@ -147,52 +110,57 @@ def facts_of(net: ResidualNet, images: torch.Tensor) -> dict[str, Any]:
 
 
 def facts_of_data(data: Data, folder: str | Path) -> dict[str, Any]:
-    """Return what a run records of its data: the name, the hash, and the images that were left out, if any.
+    """Return the recorded facts about the data: the name, the hash, and the images that were left out, if any.
 
     Args:
-        folder: the run's folder. A run of before there were versions of the hash goes on with one of its kind.
+        data: the data set.
+        folder: the folder of the run. A run from before the hash had versions keeps its version of the hash.
     """
     try:
         recorded = results.read(folder).identity.get("data", {}).get("hash")
     except ValueError:
-        recorded = None  # a new run; what else may be wrong with the folder is told where it is opened
+        recorded = None  # A new run. Anything else wrong with the folder is reported when it is opened.
     facts = {"name": data.name, "hash": data.fingerprint(like=recorded)}
     return {**facts, "skipped": list(data.skipped)} if data.skipped else facts
 
 
-def opened(
+def open_run(
     experiment: str,
     nets: Networks,
     data: Data,
     settings: Mapping[str, Any],
-    asked: Mapping[str, int],
+    planned: Mapping[str, int],
     folder: str | Path,
 ) -> AbstractContextManager[results.Run]:
-    """The run of an experiment, opened to add measurements to it.
+    """Open the run of an experiment to add measurements to it.
 
     Args:
-        settings: what else must be equal for measurements to belong together.
-        asked: how many of something are asked for; may grow.
+        experiment: name of the driver.
+        nets: the networks to measure; together with the data they are part of the run's identity.
+        data: the data set.
+        settings: the rest of the identity.
+        planned: planned amounts by name; they may grow later.
+        folder: of the run.
 
     Raises:
-        ValueError: there are fewer test images than asked for, or the folder holds another run.
+        ValueError: the plan needs more test images than there are, or the folder holds another run.
     """
     if settings.get("images", 0) > len(data.test):
         raise ValueError(f"images: expected 0 (all) to {len(data.test)} (the test images), got {settings['images']}")
-    some, _ = next(data.test_batches(1))
-    everyone = [net for own in nets.values() for net in own]
+    image, _ = next(data.test_batches(1))
+    all_nets = [net for seeds in nets.values() for net in seeds]
     identity = {
         "experiment": experiment,
         **settings,
-        "networks": {kind: [facts_of(net, some) for net in own] for kind, own in nets.items()},
+        "networks": {kind: [facts_of(net, image) for net in seeds] for kind, seeds in nets.items()},
         "data": {**facts_of_data(data, folder), "classes": len(data.classes)},
     }
-    device = next(everyone[0].parameters()).device if everyone else torch.device("cpu")
-    return results.writing(folder, identity, asked, attempt(device))
+    device = next(all_nets[0].parameters()).device if all_nets else torch.device("cpu")
+    return results.writing(folder, identity, planned, attempt(device))
 
 
 def attempt(device: torch.device) -> dict[str, Any]:
-    """What is recorded of one process that adds to a run: time, versions, device."""
+    """Return the recorded facts about this process, which adds to a run: time, versions and device."""
     processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -211,14 +179,15 @@ def check_arguments(
     progress: Progress | None,
     kinds: Sequence[str] = (),
 ) -> None:
-    """Find what a driver cannot measure before it does anything.
+    """Check the arguments of a driver before it creates a folder.
 
     Args:
-        kinds: those that it cannot do without.
+        nets, data, plan, folder, progress: the arguments of the driver.
+        kinds: the kinds of network that the driver requires.
 
     Raises:
-        ValueError: an argument is of another kind, a network does not take the data, one of the kinds is missing, or
-            the networks of one kind differ in the number of their blocks.
+        ValueError: an argument has the wrong type, a network does not accept the data, a required kind is missing,
+            or the networks of one kind differ in their number of blocks.
     """
     if not isinstance(nets, Mapping):
         raise ValueError(f"networks: expected sequences of networks by their kinds, got {described(nets)}")
@@ -235,16 +204,10 @@ def check_arguments(
         for net in networks:
             check_data(net, data)
             if net.n != networks[0].n:
-                raise ValueError(f"networks: expected {networks[0].n} blocks in every {kind} one, got {net.n}")
+                raise ValueError(f"networks: expected {networks[0].n} blocks in every {kind} network, got {net.n}")
     for kind in (*nets, *kinds):
         if not nets.get(kind):
-            raise ValueError(f"networks: expected at least one {kind} one, got none")
-
-
-def check_plan(name: str, value: object) -> None:
-    """Raise ValueError unless ``value`` is a `Plan`."""
-    if not isinstance(value, Plan):
-        raise ValueError(f"{name}: expected a Plan, got {described(value)}")
+            raise ValueError(f"networks: expected at least one {kind} network, got none")
 
 
 def check_progress(value: object) -> None:
@@ -254,34 +217,37 @@ def check_progress(value: object) -> None:
 
 
 def unfinished(run: results.Run) -> ValueError:
-    """What is raised where a run holds too little to be summarised."""
+    """Return the error for a run that holds too little to be summarised."""
     return ValueError(f"run: {run.folder} is not complete; start its command again")
 
 
 def check_data(net: ResidualNet, data: Data) -> None:
-    """Finds what cannot be measured before a run folder is made for it.
+    """Check that a network accepts the data.
 
     Raises:
-        ValueError: an argument is of another kind, the images have other channels than the network takes, or there
-            are more classes than it tells.
+        ValueError: an argument has the wrong type, the images have another number of channels than the network
+            takes, or there are more classes than it has outputs.
     """
     check_net(net)
     check_data_set("data", data)
-    channels, takes = data.image_shape[0], net.stem_weight().shape[1]
-    if channels != takes:
-        raise ValueError(f"data: expected images of {takes} channels (the network's), got {channels} in {data.name}")
-    told_apart = (net.config or {}).get("num_classes", len(data.classes))
-    if len(data.classes) > told_apart:
+    channels, expected = data.image_shape[0], net.stem_weight().shape[1]
+    if channels != expected:
         raise ValueError(
-            f"data: expected at most {told_apart} classes (the network's), got {len(data.classes)} in {data.name}"
+            f"data: expected images of {expected} channels (the network's), got {channels} in {data.name}"
+        )
+    outputs = (net.config or {}).get("num_classes", len(data.classes))
+    if len(data.classes) > outputs:
+        raise ValueError(
+            f"data: expected at most {outputs} classes (the network's), got {len(data.classes)} in {data.name}"
         )
 
 
 def title(identity: Mapping[str, Any]) -> str:
-    """Data set and networks of a run, in words for figures; their names come from files."""
-    described = [_network(kind, own) for kind, own in identity.get("networks", {}).items()]
+    """Return the data set and the networks of a run in words, for figures."""
+    described = [_network(kind, seeds) for kind, seeds in identity.get("networks", {}).items()]
     if "model" in identity:
         described = [_network((identity["model"]["config"] or {}).get("model", "network"), [identity["model"]])]
+    # The names come from files.
     return printable("; ".join([identity["data"]["name"], *described] if "data" in identity else described))
 
 

@@ -1,4 +1,4 @@
-"""What the measurements of a run come to, by path length: the numbers of Figure 6 (section 5 of the paper)."""
+"""Statistics of sampled path gradients by length: the numbers of Figure 6 (section 5 of the paper)."""
 
 from __future__ import annotations
 
@@ -34,11 +34,12 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LengthRange:
-    """Consecutive path lengths ``first`` to ``last`` and what lies in them, both shares in [0, 1].
+    """Consecutive path lengths and their shares.
 
     Attributes:
-        paths: share of all 2^n paths.
-        gradient: share of the total of frequency times magnitude.
+        first, last: the range of lengths, both included.
+        paths: share of all 2^n paths, in [0, 1].
+        gradient: share of the total of frequency times magnitude, in [0, 1].
     """
 
     first: int
@@ -49,23 +50,24 @@ class LengthRange:
 
 @dataclass(frozen=True)
 class Summary:
-    """What Figure 6 shows. Arrays are float64 [n], for the lengths 1 to n; NaN where nothing was measured.
+    """The numbers of Figure 6. Arrays are float64 [n], for the lengths 1 to n; NaN if nothing was measured.
 
     Attributes:
-        measurements, batches: how many.
-        zeros: how many norms are exactly 0. They count in the means; a logarithmic axis cannot show them.
-        count: measurements of each length.
-        share: of the 2^n paths.
-        mean, std: of the norms.
-        quantile_05, quantile_50, quantile_95: of the norms.
-        low, high: 95 % interval of the mean, from a bootstrap over whole batches (`pathnet.intervals`); NaN of
+        n: number of blocks.
+        measurements, batches: numbers of measurements and of batches.
+        zeros: number of norms that are exactly 0. They count in the means; a logarithmic axis cannot show them.
+        count: int64 [n], number of measurements of each length.
+        share: share of the 2^n paths.
+        mean, std: mean and standard deviation of the norms.
+        quantile_05, quantile_50, quantile_95: quantiles of the norms.
+        low, high: 95 % interval of the mean, from a bootstrap over whole batches (`pathnet.intervals`); NaN for
             fewer than ten.
         product: share times mean, scaled to sum to 1 (Figure 6 c).
-        decay: factor of the mean norm a module, by least squares of its logarithm on the length; then the ends
-            of its 95 % interval by the same bootstrap.
-        log_intercept: of that line, at length 0.
-        straightness: the share of the logarithms' variance that the line explains.
-        effective: the shortest run of lengths that holds 95 % of the product: the effective paths.
+        decay: the factor by which each module multiplies the mean norm, from a least-squares fit of its logarithm
+            to the length, and the ends of the factor's 95 % interval by the same bootstrap.
+        log_intercept: intercept of that line, at length 0.
+        straightness: share of the variance of the logarithms that the line explains.
+        effective: effective paths: the shortest range of lengths that holds 95 % of the product.
         central: the lengths closest to n/2 that hold 95 % of the paths.
     """
 
@@ -90,13 +92,12 @@ class Summary:
     central: LengthRange
 
     def as_json(self) -> dict[str, Any]:
-        """Plain lists and numbers; None for NaN, which JSON does not have."""
+        """Return plain lists and numbers, and None for NaN, which JSON lacks."""
         return dict(as_plain(asdict(self)))
 
 
 def as_plain(value: Any) -> Any:
-    """Lists, dictionaries and numbers in place of arrays and tuples; None for NaN and infinities, which JSON does not
-    have."""
+    """Replace arrays and tuples by lists, and NaN and infinities, which JSON lacks, by None."""
     if isinstance(value, dict):
         return {key: as_plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | tuple):
@@ -107,10 +108,10 @@ def as_plain(value: Any) -> Any:
 
 
 def summarise(measurements: Measurements, n: int) -> Summary:
-    """Reduces measurements on a network of n blocks to what Figure 6 shows.
+    """Summarise measurements on a network of n blocks by length.
 
-    Norms of long paths leave the range in which float64 squares and products live: moments are taken of norms
-    scaled by the largest of their length, and products of logarithms.
+    Squares and products of the norms of long paths leave the range of float64. So moments are taken of norms that are
+    scaled by the largest norm of their length, and products are sums of logarithms.
 
     Raises:
         ValueError: there are no measurements, or all norms are zero.
@@ -165,7 +166,7 @@ def summarise(measurements: Measurements, n: int) -> Summary:
 
 
 def norms_by_batch(measurements: Measurements, n: int) -> tuple[NDArray[np.int32], Array]:
-    """The numbers of the batches [batches], and the norms [batches, n]; NaN where nothing was measured."""
+    """Return the numbers of the batches [batches], and the norms [batches, n], NaN where nothing was measured."""
     batches, row = np.unique(measurements.batch, return_inverse=True)
     norms = np.full((len(batches), n), np.nan)
     norms[row, measurements.length.astype(np.int64) - 1] = measurements.norm
@@ -173,7 +174,7 @@ def norms_by_batch(measurements: Measurements, n: int) -> tuple[NDArray[np.int32
 
 
 def _line(log_mean: Array) -> tuple[Array, Array]:
-    """Least squares of ``log_mean`` [..., n] on the lengths 1 to n, where it is finite: slope and intercept."""
+    """Fit a line to the finite values of ``log_mean`` [..., n] over the lengths 1 to n: slope and intercept."""
     use = np.isfinite(log_mean)
     count = use.sum(-1, keepdims=True)
     length = np.where(use, np.arange(1, log_mean.shape[-1] + 1), 0)
@@ -185,8 +186,10 @@ def _line(log_mean: Array) -> tuple[Array, Array]:
 
 
 def _explained(log_mean: Array, slope: Array, intercept: Array) -> float:
-    """The share of the variance of ``log_mean`` [n], where it is finite, that the line explains; NaN where all are
-    equal."""
+    """Return the share of the variance of ``log_mean`` [n] that the line explains; NaN if all values are equal.
+
+    Values that are not finite are left out.
+    """
     length = np.arange(1, len(log_mean) + 1)[np.isfinite(log_mean)]
     y = log_mean[np.isfinite(log_mean)]
     off = ((y - slope * length - intercept) ** 2).sum()
@@ -195,7 +198,7 @@ def _explained(log_mean: Array, slope: Array, intercept: Array) -> float:
 
 
 def _shortest_run(shares: Array, most: float) -> tuple[int, int]:
-    """First and last length (from 1) of the shortest run that holds ``most``; of equal ones the fullest."""
+    """Return the first and last length (from 1) of the shortest run with ``most``, or the fullest of several."""
     total = np.concatenate([[0.0], np.cumsum(shares)])
     for width in range(1, len(shares)):
         held = total[width:] - total[:-width]
@@ -206,7 +209,7 @@ def _shortest_run(shares: Array, most: float) -> tuple[int, int]:
 
 
 def central_run(share: Array, most: float) -> tuple[int, int]:
-    """The innermost lengths k to n - k of the [n + 1] shares that hold ``most``."""
+    """Return the innermost lengths k to n - k that hold ``most`` of the [n + 1] shares."""
     n = len(share) - 1
     first = next(k for k in range(n // 2, -1, -1) if share[k : n - k + 1].sum() >= most)
     return first, n - first
@@ -219,23 +222,23 @@ def _range(first: int, last: int, share: Array, product: Array) -> LengthRange:
 
 
 def percent(share: float) -> str:
-    """A share in [0, 1] as a percentage, to two or three digits."""
+    """Return a share in [0, 1] as a percentage, to two or three digits."""
     return f"{100 * share:.3g} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def findings(summary: Summary) -> list[str]:
-    """The summary in sentences, for the foot of the table."""
+    """Return the summary in sentences, which stand below its table."""
     factor, low, high = summary.decay
     effective, central = summary.effective, summary.central
     lines = [f"{summary.measurements} measurements on {summary.batches} batches"]
     if np.isfinite(factor):
-        told = bracketed(low, high, summary.batches)
-        lines.append(f"the mean norm changes by a factor of {factor:.3g} a module ({told})")
+        ends = bracketed(low, high, summary.batches)
+        lines.append(f"the mean norm changes by a factor of {factor:.3g} a module ({ends})")
     few = summary.count[(summary.count > 0) & (summary.count < FEWEST)]
     if len(few):
         lines.append(
-            f"no intervals of means of fewer than {FEWEST} batches, which {len(few)} of the lengths have "
-            f"({few.min()} to {few.max()} batches)"
+            f"no intervals for {len(few)} of the lengths, which were measured on {few.min()} to {few.max()} batches "
+            f"(an interval takes {FEWEST})"
         )
     lines += [
         f"effective paths: lengths {effective.first} to {effective.last} hold {percent(effective.gradient)} of "
@@ -244,13 +247,13 @@ def findings(summary: Summary) -> list[str]:
         f"{percent(central.gradient)} of frequency times magnitude",
     ]
     if summary.zeros:
-        lines.append(f"{summary.zeros} norms are exactly 0; they count in the means")
+        lines.append(f"{summary.zeros} norms are exactly 0; they are included in the means")
     if summary.n == PAPER_BLOCKS:
         share = np.concatenate([[0.5**summary.n], summary.share])
         middle, short = (_range(*ends, share, summary.product) for ends in (PAPER_CENTRAL, PAPER_EFFECTIVE))
         lines.append(
             f"the paper's ranges for {PAPER_BLOCKS} blocks: lengths {middle.first} to {middle.last} hold "
             f"{percent(middle.paths)} of all paths (paper: more than 95 %); {short.first} to {short.last} hold "
-            f"{percent(short.paths)} (paper: 0.45 %), and here {percent(short.gradient)} of the gradient"
+            f"{percent(short.paths)} of them (paper: 0.45 %), and {percent(short.gradient)} of the gradient here"
         )
     return lines

@@ -1,8 +1,9 @@
 """Section 3, equations 4 to 6: a residual network unraveled into its paths equals the network.
 
-The nested expression of equation 6 repeats the modules on every branch of a binary tree, and its value is the
-network's. A sum over the 2^n paths is it only where the network is affine: with ReLU bits and BN as they were at one
-point, every module is a matrix and a constant, and paths start at the input and at each block's constant.
+The nested expression of equation 6 repeats the modules on every branch of a binary tree, and its value equals the
+network's output. The sum over the 2^n paths equals it only if the network is affine. With ReLU bits and batch
+normalisation frozen at one point, every module is an affine map, and paths start at the input and at the constant of
+each block.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from pathnet import models, results
 from pathnet.data import Data
-from pathnet.experiments.run import Claim, Networks, Plan, Value, check_arguments, opened, unfinished
+from pathnet.experiments.run import Claim, Networks, Plan, Value, check_arguments, open_run, unfinished
 from pathnet.models import Block, ResidualNet
 from pathnet.streams import stream
 from pathnet.training import Progress
@@ -34,7 +35,7 @@ NESTED, PATHS = "nested expression, relative deviation", "sum over paths, relati
 
 
 def nested(blocks: Sequence[Block], y0: Tensor) -> Tensor:
-    """``y_n`` by equation 6, as a tree of 2^n leaves: nothing that two branches need is computed once."""
+    """Return ``y_n`` by equation 6, as a tree of 2^n leaves; branches share no computation."""
     if not blocks:
         return y0
     last = blocks[-1]
@@ -43,23 +44,23 @@ def nested(blocks: Sequence[Block], y0: Tensor) -> Tensor:
 
 @torch.no_grad()
 def paths_sum(blocks: Sequence[Block], y0: Tensor) -> Tensor:
-    """``y_n`` as the sum over all paths of the network with ReLU bits and BN frozen at ``y0``.
+    """Return ``y_n`` as the sum over all paths of the network with ReLU bits and BN frozen at ``y0``.
 
-    At the point x that a block saw, each branch h is ``J_h y + (h(x) - J_h x)`` of any y. The sum has one term for
-    each path from the input, through Jacobians alone, and one for each path from each branch's constant.
+    At the input x of a block, each branch h maps any y to ``J_h y + (h(x) - J_h x)``. The sum has one term for each
+    path from the input, through Jacobians only, and one for each path from the constant of each branch.
 
     Args:
-        blocks: n of them in evaluation mode, joined by additions alone.
-        y0: [B, C, H, W]
+        blocks: n blocks in evaluation mode, joined by additions only.
+        y0: [B, C, H, W], the input of the first block.
     """
     points = [y0]
     for block in blocks:
         points.append(torch.as_tensor(block(points[-1])))
 
     def along(path: Sequence[int], first: int, value: Tensor) -> Tensor:
-        """What comes of ``value`` at the input of block ``first`` (from 0) along the branches of a path."""
-        for i, taken in enumerate(path, first):
-            branch = blocks[i].residual if taken else blocks[i].skip
+        """Send ``value`` from the input of block ``first`` (from 0) along the branches of a path."""
+        for i, through_module in enumerate(path, first):
+            branch = blocks[i].residual if through_module else blocks[i].skip
             value = torch.func.jvp(branch, (points[i],), (value,))[1]
         return value
 
@@ -78,11 +79,15 @@ def paths_sum(blocks: Sequence[Block], y0: Tensor) -> Tensor:
 def measure(
     nets: Networks, data: Data, plan: Plan, folder: str | Path, progress: Progress | None = None
 ) -> results.Run:
-    """Both against the network, in float64, on networks of 1 to 6 blocks with random weights and statistics."""
+    """Measure the deviation of both forms from the network, in float64, for 1 to 6 blocks with random weights.
+
+    Raises:
+        ValueError: an argument has the wrong type, or the folder holds another run.
+    """
     check_arguments(nets, data, plan, folder, progress)
     whole = _network(data, plan.plan_seed)
     images = next(data.test_batches(IMAGES))[0].double()
-    with opened(NAME, {}, data, {"plan_seed": plan.plan_seed}, {}, folder) as run:
+    with open_run(NAME, {}, data, {"plan_seed": plan.plan_seed}, {}, folder) as run:
         known = {(row.quantity, row.index) for row in run.rows(Value)}
         rows = []
         y0 = whole.stem(images).detach()
@@ -100,7 +105,7 @@ def measure(
 
 
 def _network(data: Data, seed: int) -> ResidualNet:
-    """Six basic blocks, two of which change the shape, with statistics and factors away from their first values."""
+    """Return six basic blocks, two of which change the shape, with random statistics and affine parameters."""
     rng = stream(seed, "unraveled")
     net = models.preact_resnet(2 * MOST_BLOCKS + 2, WIDTH, in_channels=data.image_shape[0]).double().eval()
     for module in net.modules():
@@ -113,27 +118,27 @@ def _network(data: Data, seed: int) -> ResidualNet:
 
 
 def claims(run: results.Run) -> list[Claim]:
-    """What section 3 says beside this run."""
+    """Test the claims of section 3 on a run."""
     rows = run.rows(Value)
     of_nested = {row.index: row.value for row in rows if row.quantity == NESTED}
     of_paths = [row.value for row in rows if row.quantity == PATHS]
     if NESTED_BLOCKS not in of_nested or not of_paths:
         raise unfinished(run)
     three, worst = of_nested[NESTED_BLOCKS], max(of_paths)
-    bound = f"relative deviation of y_n at most {ROUNDING:g} in float64"
+    bound = f"the relative deviation of y_n is at most {ROUNDING:g} in float64"
     return [
         Claim(
-            "The nested expression of a network of three blocks, which goes along 2^3 paths, is the network.",
+            "The nested expression of a network of three blocks, which follows 2^3 paths, equals the network.",
             "section 3, equations 4 to 6",
             bound,
             f"{three:.2g}",
             three <= ROUNDING,
         ),
         Claim(
-            "With ReLU bits and BN frozen, the network is the sum over its 2^n paths and those from biases.",
+            "With ReLU bits and BN frozen, the network equals the sum over its 2^n paths and the paths from biases.",
             "section 3, Figure 1",
             f"{bound}, for every n up to {MOST_BLOCKS}",
-            f"{worst:.2g} at the worst",
+            f"{worst:.2g} in the worst case",
             worst <= ROUNDING,
         ),
     ]

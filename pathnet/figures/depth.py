@@ -1,4 +1,4 @@
-"""The effective depth over the steps of training."""
+"""Figure of the effective depth over the steps of training."""
 
 from __future__ import annotations
 
@@ -15,10 +15,19 @@ __all__ = ["figure_depth"]
 
 
 def figure_depth(rows: Sequence[Depth], title: str, path_stem: str | Path) -> list[Path]:
-    """Depth, the lengths that hold 95 %, and the length that explains half of the gradient; beside them the loss.
+    """Draw the effective depth, the lengths that hold 95 %, the length that explains half, and the loss.
+
+    Args:
+        rows: measurements in the order of the steps; rows without a depth are left out.
+        title: heading of the figure.
+        path_stem: path of the files to write, without suffix.
+
+    Returns:
+        The files written: PNG and SVG.
 
     Raises:
         ValueError: no row holds a depth.
+        OSError: a file cannot be written.
     """
     known = [row for row in rows if np.isfinite(row.depth)]
     if not known:
@@ -30,13 +39,19 @@ def figure_depth(rows: Sequence[Depth], title: str, path_stem: str | Path) -> li
     lengths.fill_between(steps, first, last, color=LIGHT, linewidth=0, label="lengths that hold 95 %")
     lengths.plot(steps, depth, "o-", color=BLUE, markersize=3, linewidth=1, label="effective depth")
     lengths.plot(
-        steps, np.where(half < 0, np.nan, half), "s:", color=MIDDLE, markersize=3, linewidth=1, label="explain half"
+        steps,
+        np.where(half < 0, np.nan, half),
+        "s:",
+        color=MIDDLE,
+        markersize=3,
+        linewidth=1,
+        label="half explained",
     )
     lengths.set_ylabel("path length (modules)")
     lengths.set_ylim(0, 1.3 * max(last.max(), 1))
     lengths.legend(fontsize=8, frameon=False, loc="upper right")
     losses.plot(steps, loss, "o-", color=DARK, markersize=3, linewidth=1)
-    losses.set_ylabel("loss of the batch")
+    losses.set_ylabel("loss on the batch")
     for axes in (lengths, losses):
         axes.set_xlabel("training step")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -1,4 +1,4 @@
-"""Highway networks: lesions, gates, and the parts of the gradient."""
+"""Figure of highway networks: lesions, gates, and the parts of the gradient."""
 
 from __future__ import annotations
 
@@ -25,20 +25,28 @@ from pathnet.figures.style import (
 __all__ = ["figure_highway"]
 
 
-def figure_highway(found: Highway, title: str, path_stem: str | Path) -> list[Path]:
-    """Equation 3: (a) single deletions, (b) how open the gates are and their learned bias, (c) the parts of the
-    gradient through a block, (d) the gradient along paths with frozen gates."""
+def figure_highway(summary: Highway, title: str, path_stem: str | Path) -> list[Path]:
+    """Draw what equation 3 describes and return the files written, PNG and SVG.
+
+    The panels are (a) single deletions, (b) openness and learned bias of the gates, (c) the parts of the gradient
+    through a block, and (d) the gradient along paths with frozen gates.
+
+    Args:
+        summary: the measurements.
+        title: heading of the figure.
+        path_stem: path of the files to write, without suffix.
+    """
     figure, (single, gates, parts, along) = panels(title, 4, rows=2, width=5.5)
-    headed(single, "(a) each single block deleted")
-    draw_single(single, {"highway": found.deletions})
-    headed(gates, "(b) gates: how open, and their learned bias")
-    _draw_gates(gates, found)
+    headed(single, "(a) single blocks deleted")
+    draw_single(single, {"highway": summary.deletions})
+    headed(gates, "(b) gates: openness and learned bias")
+    _draw_gates(gates, summary)
     headed(parts, "(c) parts of the gradient through each block")
-    _draw_parts(parts, found)
+    _draw_parts(parts, summary)
     headed(along, "(d) along paths with frozen gates")
-    lengths = np.arange(1, len(found.path_norms) + 1)
-    mean = np.array([own.mean for own in found.path_norms])
-    band(along, lengths, found.path_norms)
+    lengths = np.arange(1, len(summary.path_norms) + 1)
+    mean = np.array([norm.mean for norm in summary.path_norms])
+    band(along, lengths, summary.path_norms)
     along.semilogy(lengths, mean, "o", color=BLUE, markersize=3.5, label="mean")
     along.legend(fontsize=8, frameon=False, loc="upper right")
     along.set_ylabel("norm of the path gradient")
@@ -46,17 +54,17 @@ def figure_highway(found: Highway, title: str, path_stem: str | Path) -> list[Pa
     return saved(figure, path_stem)
 
 
-def _draw_gates(axes: Axes, found: Highway) -> None:
-    block = np.arange(1, len(found.openness) + 1)
-    mean = np.array([own.mean for own in found.openness])
-    band(axes, block, found.openness)
-    axes.plot(block, mean, "o-", color=BLUE, markersize=3.5, linewidth=1, label="openness t, mean")
+def _draw_gates(axes: Axes, summary: Highway) -> None:
+    block = np.arange(1, len(summary.openness) + 1)
+    mean = np.array([openness.mean for openness in summary.openness])
+    band(axes, block, summary.openness)
+    axes.plot(block, mean, "o-", color=BLUE, markersize=3.5, linewidth=1, label="mean openness t")
     axes.axhline(0.5, color=DARK, linewidth=0.8, linestyle="--")
     axes.set_ylim(0, 1)
-    axes.set_ylabel("openness t (1: the module alone)")
+    axes.set_ylabel("openness t (1: only the module)")
     over_blocks(axes, len(block), "block")
     biases = axes.twinx()
-    biases.plot(block, found.bias.mean(0), "s:", color=MIDDLE, markersize=3.5, linewidth=1, label="bias")
+    biases.plot(block, summary.bias.mean(0), "s:", color=MIDDLE, markersize=3.5, linewidth=1, label="bias")
     biases.set_ylabel("learned bias, mean over channels")
     biases.tick_params(labelsize=8)
     biases.spines["top"].set_visible(False)
@@ -66,14 +74,14 @@ def _draw_gates(axes: Axes, found: Highway) -> None:
     axes.legend(handles=drawn, fontsize=8, frameon=False, loc="upper right")
 
 
-def _draw_parts(axes: Axes, found: Highway) -> None:
-    block = np.arange(1, len(found.openness) + 1)
+def _draw_parts(axes: Axes, summary: Highway) -> None:
+    block = np.arange(1, len(summary.openness) + 1)
     bottom = np.zeros(len(block))
     names = {"skip": "skip, (1 - t) s", "residual": "module, t f", "gate": "gate, (f - s) J_t"}
     for part, colour, hatch in zip(PARTS, (LIGHT, BLUE, MIDDLE), ("", "", "///"), strict=True):
-        axes.bar(block, found.shares[part], 0.8, bottom, color=colour, hatch=hatch, label=names[part])
-        bottom += found.shares[part]
-    axes.set_ylabel("share of the three norms")
+        axes.bar(block, summary.shares[part], 0.8, bottom, color=colour, hatch=hatch, label=names[part])
+        bottom += summary.shares[part]
+    axes.set_ylabel("share of the sum of the three norms")
     up_to_one(axes, 1.2)
     over_blocks(axes, len(block), "block")
     axes.legend(fontsize=8, frameon=False, loc="upper center", ncols=3)

@@ -1,4 +1,4 @@
-"""Figure 6: path lengths, the gradient by length, and their product."""
+"""Figure 6 and its table: path lengths, the gradient by length, and their product."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pathnet import paths
-from pathnet.experiments.comparison import Found, Signed
+from pathnet.experiments.comparison import Comparison, Signed
 from pathnet.experiments.summary import MOST, Summary, central_run, percent
 from pathnet.figures.style import (
     BLUE,
@@ -32,49 +32,54 @@ from pathnet.intervals import no_interval
 __all__ = ["figure_6", "measured", "plot_signed", "table_6"]
 
 
-def figure_6(result: Found, title: str, path_stem: str | Path) -> list[Path]:
-    """Figure 6 of the paper: (a) how many paths there are of each length, (b) how much gradient one carries, (c)
-    the product of the two; beside it what signed draws and the exact sums make of (c), where they were measured.
+def figure_6(comparison: Comparison, title: str, path_stem: str | Path) -> list[Path]:
+    """Draw Figure 6 of the paper.
+
+    The panels are (a) the number of paths of each length, (b) the gradient that one path carries, and (c) the product
+    of the two. If signed draws and exact sums were measured, (c) shows what they give instead.
 
     Args:
-        result: of a run that holds sampled paths or signed draws.
+        comparison: results of a run that holds sampled paths or signed draws.
         title: data set and network, written above the panels.
-        path_stem: where to write, without suffix.
+        path_stem: path of the files to write, without suffix.
 
     Returns:
         The files written: PNG and SVG.
+
+    Raises:
+        OSError: a file cannot be written.
     """
-    figure, (distribution, magnitude, product) = panels(f"{title}: {measured(result)}", 3)
-    _draw_distribution(distribution, result.n)
+    figure, (distribution, magnitude, product) = panels(f"{title}: {measured(comparison)}", 3)
+    _draw_distribution(distribution, comparison.n)
     headed(magnitude, "(b) gradient magnitude by path length")
     magnitude.set_ylabel("norm of the path gradient")
     magnitude.set_yscale("log")
-    if result.sampled is not None:
-        _draw_magnitude(magnitude, result.sampled)
-    if result.signed is not None:
-        plot_signed(magnitude, result.signed, result.signed.rms[1:], "root mean square, signed")
+    if comparison.sampled is not None:
+        _draw_magnitude(magnitude, comparison.sampled)
+    if comparison.signed is not None:
+        plot_signed(magnitude, comparison.signed, comparison.signed.rms[1:], "root mean square, signed")
     magnitude.yaxis.set_major_locator(LogLocator(numticks=8))
     bottom, top = magnitude.get_ylim()
     magnitude.set_ylim(bottom, top * (top / bottom) ** 0.3)
     magnitude.legend(fontsize=8, frameon=False, loc="upper right")
-    _draw_product(product, result)
+    _draw_product(product, comparison)
     for axes in (distribution, magnitude, product):
-        over_lengths(axes, result.n)
+        over_lengths(axes, comparison.n)
     return saved(figure, path_stem)
 
 
-def measured(result: Found) -> str:
-    """How much was measured, in words."""
-    said = []
-    if (sampled := result.sampled) is not None:
-        said.append(f"{sampled.measurements:,} path gradients on {sampled.batches:,} batches")
-    if (signed := result.signed) is not None:
-        said.append(f"{signed.judgement.draws:,} signed draws on {signed.batches:,}")
-    if (exact := result.exact) is not None:
-        said.append(f"exact sums on {exact.batches:,}")
-    if result.sampled is None:
-        said[0] += " batches"
-    return ", ".join(said)
+def measured(comparison: Comparison) -> str:
+    """Return the number of measurements in words."""
+    amounts = []
+    if (sampled := comparison.sampled) is not None:
+        amounts.append(f"{sampled.measurements:,} path gradients on {sampled.batches:,} batches")
+    if (signed := comparison.signed) is not None:
+        amounts.append(f"{signed.judgement.draws:,} signed draws on {signed.batches:,}")
+    if (exact := comparison.exact) is not None:
+        amounts.append(f"exact sums on {exact.batches:,}")
+    if comparison.sampled is None:
+        amounts[0] += " batches"
+    return ", ".join(amounts)
 
 
 def _draw_distribution(axes: Axes, n: int) -> None:
@@ -90,14 +95,16 @@ def _draw_distribution(axes: Axes, n: int) -> None:
 
 
 def plot_signed(axes: Axes, signed: Signed, values: np.ndarray[Any, np.dtype[np.float64]], label: str) -> None:
-    """Values for the lengths 1 to n: filled squares where the signed draws can be trusted, empty ones elsewhere."""
+    """Plot values for the lengths 1 to n: filled squares where signed draws can be trusted, empty ones elsewhere."""
     lengths, trusted = np.arange(1, len(values) + 1), signed.judgement.trusted[1:]
     shown = values > 0
     axes.plot(lengths[shown], values[shown], "--", color=MIDDLE, linewidth=1)
-    for which, face, name in ((trusted, MIDDLE, label), (~trusted, "white", "not to be trusted")):
-        if (which & shown).any():
-            own = lengths[which & shown], values[which & shown]
-            axes.plot(*own, "s", color=MIDDLE, markerfacecolor=face, markersize=3.5, label=name)
+    for mask, face, name in ((trusted, MIDDLE, label), (~trusted, "white", "not to be trusted")):
+        marked = mask & shown
+        if marked.any():
+            axes.plot(
+                lengths[marked], values[marked], "s", color=MIDDLE, markerfacecolor=face, markersize=3.5, label=name
+            )
 
 
 def _draw_magnitude(axes: Axes, summary: Summary) -> None:
@@ -128,26 +135,26 @@ def _draw_magnitude(axes: Axes, summary: Summary) -> None:
         )
 
 
-def _draw_product(axes: Axes, result: Found) -> None:
+def _draw_product(axes: Axes, comparison: Comparison) -> None:
     headed(axes, f"(c) total gradient magnitude: (a) {MULTIPLIED} (b)")
     axes.set_ylabel("share of the total")
-    lengths = np.arange(1, result.n + 1)
-    alone = result.signed is None and result.exact is None
-    if (sampled := result.sampled) is not None:
+    lengths = np.arange(1, comparison.n + 1)
+    alone = comparison.signed is None and comparison.exact is None
+    if (sampled := comparison.sampled) is not None:
         effective = sampled.effective
         axes.axvspan(effective.first - 0.5, effective.last + 0.5, color=LIGHT, linewidth=0)
         axes.bar(lengths, sampled.product, 0.8, color=BLUE, label=f"paths {MULTIPLIED} mean norm")
         labelled(
             axes,
             f"effective paths:\nlengths {effective.first} to {effective.last}\n"
-            f"hold {percent(effective.gradient)} of it,\nand {percent(effective.paths)}\nof all paths",
+            f"hold {percent(effective.gradient)} of the total\nand {percent(effective.paths)}\nof all paths",
             top=0.97 if alone else 0.66,
         )
-    if result.signed is not None:
-        plot_signed(axes, result.signed, result.signed.product, f"paths {MULTIPLIED} root mean square")
-    if result.exact is not None:
+    if comparison.signed is not None:
+        plot_signed(axes, comparison.signed, comparison.signed.product, f"paths {MULTIPLIED} root mean square")
+    if comparison.exact is not None:
         axes.plot(
-            lengths, result.exact.product, "^:", color=DARK, markersize=4, linewidth=1, label="norm of exact sum"
+            lengths, comparison.exact.product, "^:", color=DARK, markersize=4, linewidth=1, label="norm of exact sum"
         )
     in_percent(axes)
     if not alone:
@@ -156,7 +163,7 @@ def _draw_product(axes: Axes, result: Found) -> None:
 
 
 def table_6(summary: Summary, title: str) -> Table:
-    """The numbers of Figure 6, one row a length, the effective paths in bold; 80 columns wide."""
+    """Return the numbers of Figure 6 as a table 80 columns wide, one row per length, effective paths in bold."""
     table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
     for heading in ("length", "count", "paths", "mean norm", "95 % interval", "std", "product"):
         table.add_column(heading, justify="right")

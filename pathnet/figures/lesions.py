@@ -1,4 +1,4 @@
-"""Figures 3, 4 and 8: single deletions; Figure 5: many deletions, and blocks in another order."""
+"""Figures 3, 4 and 8: single deletions; Figure 5: several deletions, and reordered blocks."""
 
 from __future__ import annotations
 
@@ -23,39 +23,57 @@ __all__ = ["band", "draw_single", "figure_3", "figure_5a", "figure_5b", "figure_
 Array = NDArray[np.float64]
 
 
-def figure_3(found: Mapping[str, SingleDeletions], title: str, path_stem: str | Path) -> list[Path]:
-    """Figure 3 of the paper, and 4: the error without each single block, by kind of network."""
+def figure_3(deletions: Mapping[str, SingleDeletions], title: str, path_stem: str | Path) -> list[Path]:
+    """Draw Figures 3 and 4 of the paper, the error without each single block by kind of network, in one panel.
+
+    Args:
+        deletions: error rates by kind of network.
+        title: heading of the figure.
+        path_stem: path of the files to write, without suffix.
+
+    Returns:
+        The files written: PNG and SVG.
+    """
     figure, (axes,) = panels(title, 1, width=8)
-    draw_single(axes, found)
+    draw_single(axes, deletions)
     return saved(figure, path_stem)
 
 
 def figure_8(
-    found: Mapping[str, SingleDeletions], trained: DrawnPaths, title: str, path_stem: str | Path
+    deletions: Mapping[str, SingleDeletions], trained: DrawnPaths, title: str, path_stem: str | Path
 ) -> list[Path]:
-    """Figure 8 of the paper: single deletions after training with stochastic depth and without; beside it the
-    lengths of the paths that such training takes."""
+    """Draw Figure 8 of the paper and return the files written, PNG and SVG.
+
+    The panels are (a) single deletions after training with stochastic depth and without, and (b) the lengths of the
+    paths that stochastic depth trains.
+
+    Args:
+        deletions: error rates by kind of network.
+        trained: the paths that stochastic depth trains.
+        title: heading of the figure.
+        path_stem: path of the files to write, without suffix.
+    """
     figure, (single, lengths) = panels(title, 2, width=5.5)
-    headed(single, "(a) each single block deleted")
-    draw_single(single, found)
+    headed(single, "(a) single blocks deleted")
+    draw_single(single, deletions)
     headed(lengths, "(b) paths trained by stochastic depth")
     draw_drawn(lengths, trained)
     return saved(figure, path_stem)
 
 
-def draw_single(axes: Axes, found: Mapping[str, SingleDeletions]) -> None:
-    """One line a kind of network, the mean over seeds; bars from the lowest to the highest end of their intervals."""
-    first = next(iter(found.values()))
-    for (kind, own), (colour, line, marker) in zip(found.items(), STYLES, strict=False):
-        block = own.first + np.arange(own.rate.shape[1])
-        mean = own.rate.mean(0)
-        several = f", mean of {len(own.rate)} seeds" if len(own.rate) > 1 else ""
-        axes.vlines(block, own.low.min(0), own.high.max(0), color=colour, linewidth=1, alpha=0.5)
+def draw_single(axes: Axes, deletions: Mapping[str, SingleDeletions]) -> None:
+    """Draw one line per kind of network, the mean over seeds, with bars that span the intervals of all seeds."""
+    first = next(iter(deletions.values()))
+    for (kind, nets), (colour, line, marker) in zip(deletions.items(), STYLES, strict=False):
+        block = nets.first + np.arange(nets.rate.shape[1])
+        mean = nets.rate.mean(0)
+        several = f", mean of {len(nets.rate)} seeds" if len(nets.rate) > 1 else ""
+        axes.vlines(block, nets.low.min(0), nets.high.max(0), color=colour, linewidth=1, alpha=0.5)
         axes.plot(
             block, mean, line, color=colour, marker=marker, markersize=3.5, linewidth=1, label=f"{kind}{several}"
         )
-        axes.axhline(float(own.intact.mean()), color=colour, linestyle=line, linewidth=0.6, alpha=0.8)
-        marked = [i for i in own.downsampling if i < len(mean)]
+        axes.axhline(float(nets.intact.mean()), color=colour, linestyle=line, linewidth=0.6, alpha=0.8)
+        marked = [i for i in nets.downsampling if i < len(mean)]
         axes.plot(
             block[marked],
             mean[marked],
@@ -63,71 +81,86 @@ def draw_single(axes: Axes, found: Mapping[str, SingleDeletions]) -> None:
             markersize=10,
             markerfacecolor="none",
             markeredgecolor=colour,
-            label="_" if own is not first else "downsampling (or pooling) block",
+            label="_" if nets is not first else "downsampling (or pooling) block",
         )
-        if own.first > 1:
+        if nets.first > 1:
             axes.plot([1], [0.02], "x", color=colour, markersize=6, label=f"{kind}: layer 1 cannot be deleted")
     axes.axhline(first.chance, color="#8a8a8a", linestyle=(0, (1, 3)), linewidth=1, label="chance")
     axes.set_ylabel("test error")
     up_to_one(axes, 1.35)
-    label = "deleted block" if all(own.first == 1 for own in found.values()) else "deleted block (vgg: layer)"
-    over_blocks(axes, max(own.first - 1 + own.rate.shape[1] for own in found.values()), label)
+    label = "deleted block" if all(nets.first == 1 for nets in deletions.values()) else "deleted block (vgg: layer)"
+    over_blocks(axes, max(nets.first - 1 + nets.rate.shape[1] for nets in deletions.values()), label)
     axes.legend(fontsize=8, frameon=False, loc="upper right", ncols=2)
 
 
 def band(axes: Axes, where: NDArray[np.int64], means: Sequence[Spread]) -> None:
-    """The intervals of means, where there are some; the legend says so where there are none."""
-    low, high = np.array([(own.low, own.high) for own in means]).T
+    """Shade the intervals of means; if there are none, the legend says so."""
+    low, high = np.array([(mean.low, mean.high) for mean in means]).T
     drawn = np.isfinite(low).any()
     label = "95 % interval of the mean" if drawn else no_interval(means[0].count)
     axes.fill_between(where, low, high, color=LIGHT if drawn else "none", linewidth=0, label=label)
 
 
-def figure_5a(found: ErrorBySize, title: str, path_stem: str | Path) -> list[Path]:
-    """Figure 5 (a) of the paper: error against the number of deleted modules; beside it, against the number of
-    paths that are left."""
-    figure, (deleted, valid) = panels(_drawn(found, title), 2, width=5.5)
+def figure_5a(errors: ErrorBySize, title: str, path_stem: str | Path) -> list[Path]:
+    """Draw Figure 5 (a) of the paper and return the files written, PNG and SVG.
+
+    The panels show the error against (a) the number of deleted modules and (b) the number of valid paths.
+
+    Args:
+        errors: error rates by number of deleted blocks.
+        title: heading of the figure.
+        path_stem: path of the files to write, without suffix.
+    """
+    figure, (deleted, valid) = panels(_drawn(errors, title), 2, width=5.5)
     headed(deleted, "(a) random blocks deleted")
-    _boxes(deleted, found.rates, np.array(found.sizes, np.float64), 0.6, found)
+    _boxes(deleted, errors.rates, np.array(errors.sizes, np.float64), 0.6, errors)
     deleted.set_xlabel("deleted modules")
     deleted.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
-    headed(valid, "(b) the same, by the paths that are left")
-    log_left = np.array([found.blocks - size for size in found.sizes])
-    middle = np.array([own.mean for own in found.means])
-    band(valid, log_left, found.means)
-    valid.plot(log_left, middle, "o-", color=BLUE, markersize=3.5, linewidth=1, label="mean error")
-    valid.plot([found.blocks], [found.intact], "s", color=DARK, markersize=5, label="no block deleted")
+    headed(valid, "(b) the same, by number of valid paths")
+    log_left = np.array([errors.blocks - size for size in errors.sizes])
+    mean_error = np.array([mean.mean for mean in errors.means])
+    band(valid, log_left, errors.means)
+    valid.plot(log_left, mean_error, "o-", color=BLUE, markersize=3.5, linewidth=1, label="mean error")
+    valid.plot([errors.blocks], [errors.intact], "s", color=DARK, markersize=5, label="no block deleted")
     valid.invert_xaxis()
     valid.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     valid.xaxis.set_major_formatter(lambda power, _: f"$2^{{{power:.0f}}}$")
     valid.set_xlabel("valid paths")
     valid.set_ylabel("test error")
-    _to_chance(valid, found)
+    _to_chance(valid, errors)
     valid.legend(fontsize=8, frameon=False, loc="upper left")
     return saved(figure, path_stem)
 
 
-def figure_5b(found: ErrorBySize, title: str, path_stem: str | Path) -> list[Path]:
-    """Figure 5 (b) of the paper: error against Kendall's tau of the blocks' order with that of training, a box for
-    each tenth of the draws."""
-    figure, (axes,) = panels(f"{_drawn(found, title)} of 1 to {found.sizes[-1]} swaps", 1, width=6.5)
-    tenths = by_tau(found)
-    positions = np.array([own.mean() for own in tenths.tau])
+def figure_5b(errors: ErrorBySize, title: str, path_stem: str | Path) -> list[Path]:
+    """Draw Figure 5 (b) of the paper and return the files written, PNG and SVG.
+
+    It shows the error against Kendall's tau between the order of the blocks and that of training, with one box for
+    each tenth of the draws.
+
+    Args:
+        errors: error rates by number of swapped pairs.
+        title: heading of the figure.
+        path_stem: path of the files to write, without suffix.
+    """
+    figure, (axes,) = panels(f"{_drawn(errors, title)} of 1 to {errors.sizes[-1]} swaps", 1, width=6.5)
+    tenths = by_tau(errors)
+    positions = np.array([tau.mean() for tau in tenths.tau])
     gap = float(np.diff(-positions).min()) if len(positions) > 1 else 0.02
-    _boxes(axes, tenths.rates, positions, 0.8 * max(gap, 0.003), found)
+    _boxes(axes, tenths.rates, positions, 0.8 * max(gap, 0.003), errors)
     axes.set_xlim(1 + 0.02, positions.min() - 0.02)
     axes.xaxis.set_major_locator(MaxNLocator(8))
     axes.xaxis.set_major_formatter("{x:.2f}")
-    axes.set_xlabel("Kendall's tau with the order of training (a box: a tenth of the draws)")
+    axes.set_xlabel("Kendall's tau with the order of training (each box: a tenth of the draws)")
     return saved(figure, path_stem)
 
 
-def _drawn(found: ErrorBySize, title: str) -> str:
-    several = f" for each of {found.seeds} networks" if found.seeds > 1 else ""
-    return f"{title}: {found.draws} draws a size{several}"
+def _drawn(errors: ErrorBySize, title: str) -> str:
+    networks = f" for each of {errors.seeds} networks" if errors.seeds > 1 else ""
+    return f"{title}: {errors.draws} draws per size{networks}"
 
 
-def _boxes(axes: Axes, rates: Sequence[Array], positions: Array, width: float, found: ErrorBySize) -> None:
+def _boxes(axes: Axes, rates: Sequence[Array], positions: Array, width: float, errors: ErrorBySize) -> None:
     axes.boxplot(
         rates,
         positions=positions.tolist(),
@@ -140,12 +173,12 @@ def _boxes(axes: Axes, rates: Sequence[Array], positions: Array, width: float, f
         capprops={"color": BLUE},
         flierprops={"marker": ".", "markersize": 3, "markeredgecolor": BLUE},
     )
-    axes.axhline(found.intact, color=DARK, linewidth=0.8, linestyle="--", label="no lesion")
+    axes.axhline(errors.intact, color=DARK, linewidth=0.8, linestyle="--", label="no lesion")
     axes.set_ylabel("test error")
-    _to_chance(axes, found)
+    _to_chance(axes, errors)
     axes.legend(fontsize=8, frameon=False, loc="upper left")
 
 
-def _to_chance(axes: Axes, found: ErrorBySize) -> None:
+def _to_chance(axes: Axes, errors: ErrorBySize) -> None:
     up_to_one(axes, 1.3)
-    axes.axhline(found.chance, color="#8a8a8a", linestyle=(0, (1, 3)), linewidth=1, label="chance")
+    axes.axhline(errors.chance, color="#8a8a8a", linestyle=(0, (1, 3)), linewidth=1, label="chance")

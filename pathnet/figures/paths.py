@@ -1,4 +1,4 @@
-"""Figure 7, the paths that training draws, and the drawings of the unraveled view (Figures 1 and 2)."""
+"""Figure 7, the paths that training draws, and the diagrams of the unraveled view (Figures 1 and 2)."""
 
 from __future__ import annotations
 
@@ -30,27 +30,36 @@ __all__ = ["draw_drawn", "figure_1", "figure_2", "figure_7", "figure_effective"]
 FAINT = "#b8b8b8"
 
 
-def figure_7(found: RemainingPaths, title: str, path_stem: str | Path) -> list[Path]:
-    """Figure 7 of the paper: the share of the paths of each length that is left after deletions."""
+def figure_7(remaining: RemainingPaths, title: str, path_stem: str | Path) -> list[Path]:
+    """Draw Figure 7 of the paper, the share of paths of each length that remains after deletions.
+
+    Args:
+        remaining: shares by number of deleted blocks.
+        title: heading of the figure.
+        path_stem: path of the files to write, without suffix.
+
+    Returns:
+        The files written: PNG and SVG.
+    """
     figure, (axes,) = panels(title, 1, width=6.5)
-    lengths = np.arange(found.blocks + 1)
-    for (deleted, share), (colour, line, marker) in zip(found.share.items(), STYLES, strict=False):
+    lengths = np.arange(remaining.blocks + 1)
+    for (deleted, share), (colour, line, marker) in zip(remaining.share.items(), STYLES, strict=False):
         axes.plot(lengths, share, line, color=colour, linewidth=1.4, label=f"{deleted} deleted (equation 8)")
-        axes.plot(lengths, found.drawn[deleted], marker, color=colour, markersize=2.5, label="drawn at random")
-    over_lengths(axes, found.blocks)
-    axes.set_ylabel("share of the paths of this length that is left")
+        axes.plot(lengths, remaining.drawn[deleted], marker, color=colour, markersize=2.5, label="drawn at random")
+    over_lengths(axes, remaining.blocks)
+    axes.set_ylabel("share of the paths of a length that remains")
     in_percent(axes)
     axes.set_ylim(0, 1.05)
     axes.legend(fontsize=8, frameon=False)
     return saved(figure, path_stem)
 
 
-def draw_drawn(axes: Axes, found: DrawnPaths) -> None:
-    """Lengths drawn from a training's schedule, what they should be, and those of all paths."""
-    n, steps = len(found.drawn) - 1, int(found.drawn.sum())
+def draw_drawn(axes: Axes, paths: DrawnPaths) -> None:
+    """Draw the lengths drawn by the schedule of a training, their expectation, and the lengths of all paths."""
+    n, steps = len(paths.drawn) - 1, int(paths.drawn.sum())
     lengths = np.arange(n + 1)
-    axes.bar(lengths, found.drawn / steps, 0.8, color=LIGHT, label=f"drawn, {steps} steps")
-    axes.plot(lengths, found.expected, "o-", color=BLUE, markersize=3, linewidth=1, label="expected")
+    axes.bar(lengths, paths.drawn / steps, 0.8, color=LIGHT, label=f"drawn, {steps} steps")
+    axes.plot(lengths, paths.expected, "o-", color=BLUE, markersize=3, linewidth=1, label="expected")
     axes.plot(
         lengths,
         scipy.stats.binom.pmf(lengths, n, 0.5),
@@ -60,51 +69,68 @@ def draw_drawn(axes: Axes, found: DrawnPaths) -> None:
         label="all paths of the network",
     )
     over_lengths(axes, n)
-    axes.set_ylabel("share of the paths")
+    axes.set_ylabel("share of paths")
     in_percent(axes)
-    axes.set_ylim(0, 1.35 * max(found.drawn.max() / steps, found.expected.max()))
+    axes.set_ylim(0, 1.35 * max(paths.drawn.max() / steps, paths.expected.max()))
     axes.legend(fontsize=8, frameon=False, loc="upper right")
 
 
-def figure_effective(found: EffectiveTraining, title: str, path_stem: str | Path) -> list[Path]:
-    """The last experiment of section 5: errors after training with k of n modules a batch; the paths it trains."""
+def figure_effective(training: EffectiveTraining, title: str, path_stem: str | Path) -> list[Path]:
+    """Draw the last experiment of section 5 and return the files written, PNG and SVG.
+
+    The panels are (a) test errors after training in full and with k of n modules per batch, and (b) the lengths of
+    the trained paths.
+
+    Args:
+        training: the test errors.
+        title: heading of the figure.
+        path_stem: path of the files to write, without suffix.
+    """
     figure, (errors, lengths) = panels(title, 2, width=5.5)
-    groups = {"all modules": found.full} | {
-        f"{found.modules} of {found.blocks},\n{name}": own for name, own in found.effective.items()
+    groups = {"all modules": training.full} | {
+        f"{training.modules} of {training.blocks},\n{name}": rates for name, rates in training.effective.items()
     }
-    headed(errors, f"(a) test error, {len(found.full)} network{'s'[: len(found.full) > 1]} each")
-    for position, (name, own) in enumerate(groups.items()):
-        errors.plot(np.full(len(own), position), own, "o", color=BLUE, markersize=4, alpha=0.7)
-        errors.plot([position - 0.2, position + 0.2], [own.mean()] * 2, color=DARK, linewidth=2)
-        difference = found.difference.get(name.partition("\n")[2])
+    headed(errors, f"(a) test error, {len(training.full)} network{'s'[: len(training.full) > 1]} each")
+    for position, (name, rates) in enumerate(groups.items()):
+        errors.plot(np.full(len(rates), position), rates, "o", color=BLUE, markersize=4, alpha=0.7)
+        errors.plot([position - 0.2, position + 0.2], [rates.mean()] * 2, color=DARK, linewidth=2)
+        difference = training.difference.get(name.partition("\n")[2])
         if difference is not None and np.isfinite(difference.low):
-            base = found.full.mean()
+            base = training.full.mean()
             errors.vlines(position + 0.3, base + difference.low, base + difference.high, color=MIDDLE, linewidth=2)
-    errors.axhline(float(found.full.mean()), color=DARK, linewidth=0.8, linestyle="--")
+    errors.axhline(float(training.full.mean()), color=DARK, linewidth=0.8, linestyle="--")
     errors.set_xticks(range(len(groups)), list(groups), fontsize=8)
     errors.set_xlim(-0.6, len(groups) - 0.4)
-    errors.set_ylabel("test error (bar beside: 95 % of the difference)")
+    errors.set_ylabel("test error (bar at the side: 95 % interval of the difference)")
     in_percent(errors)
     errors.set_ylim(bottom=0)
-    headed(lengths, f"(b) paths trained with {found.modules} of {found.blocks} modules")
-    draw_drawn(lengths, found.trained)
+    headed(lengths, f"(b) paths trained with {training.modules} of {training.blocks} modules")
+    draw_drawn(lengths, training.trained)
     return saved(figure, path_stem)
 
 
 def figure_1(path_stem: str | Path) -> list[Path]:
-    """Figure 1 of the paper: three residual blocks, and their unraveled view with its 2^3 paths."""
+    """Draw Figure 1 of the paper: three residual blocks, and their unraveled view with its 2^3 paths.
+
+    Returns:
+        The files written: PNG and SVG.
+    """
     figure, (block_view, tree) = panels("a residual network of three blocks, and its unraveled view", 2, width=5.5)
-    headed(block_view, "(a) blocks: a module and a skip connection each")
+    headed(block_view, "(a) blocks, each a module and a skip connection")
     _draw_blocks(block_view)
-    headed(tree, "(b) unraveled: every one of the 8 paths")
+    headed(tree, "(b) unraveled view: all 8 paths")
     _draw_tree(tree, None)
     return saved(figure, path_stem)
 
 
 def figure_2(path_stem: str | Path) -> list[Path]:
-    """Figure 2 of the paper: what deleting the second module does to a residual network and to a VGG."""
+    """Draw Figure 2 of the paper: what deleting the second module does to a residual network and to a VGG.
+
+    Returns:
+        The files written: PNG and SVG.
+    """
     figure, (tree, chain) = panels("the second module deleted", 2, width=5.5)
-    headed(tree, "(a) residual network: half of the paths are left")
+    headed(tree, "(a) residual network: half of the paths remain")
     _draw_tree(tree, 1)
     headed(chain, "(b) VGG: the only path is cut")
     _draw_chain(chain)
@@ -164,7 +190,7 @@ def _draw_blocks(axes: Axes) -> None:
 
 
 def _draw_tree(axes: Axes, deleted: int | None) -> None:
-    """The nested expression as a tree: in level i, 2^(3 - i) copies of what the blocks up to i give."""
+    """Draw the nested expression as a tree; level i has 2^(3 - i) copies of the output of block i."""
     heights = [float(7 - row) for row in range(8)]
     axes.text(-0.1, 3.5, "$y_0$", ha="right", va="center", fontsize=9)
     x = 0.3

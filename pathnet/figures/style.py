@@ -1,4 +1,4 @@
-"""How all figures look: sizes, shades that differ in grey too, axes, and the files written."""
+"""Style of all figures: sizes, colours that stay distinct in grey, axes, and the files written."""
 
 from __future__ import annotations
 
@@ -32,33 +32,40 @@ __all__ = [
 ]
 
 DARK, BLUE, MIDDLE, LIGHT, GREY = "#222222", "#1f5a94", "#d9822b", "#c9d9ea", "#8a8a8a"
-# Colour, line and marker of the first, second... thing compared: apart in shade, in line and in form.
 STYLES: Sequence[tuple[str, str, str]] = (
     (BLUE, "-", "o"),
     (MIDDLE, "--", "s"),
     (DARK, ":", "^"),
     (GREY, "-.", "D"),
 )
+"""Colour, line and marker of each of the things compared; they differ in shade, line and shape."""
 MULTIPLIED = "\N{MULTIPLICATION SIGN}"
 DOTS_PER_INCH = 200
 PANEL = (11 / 3, 3.7)
 
 
 def panels(heading: str, count: int, rows: int = 1, width: float = PANEL[0]) -> tuple[Figure, list[Axes]]:
-    """A figure of ``count`` panels in ``rows`` rows under one heading."""
+    """Return a figure of ``count`` panels in ``rows`` rows under one heading, and its panels.
+
+    Args:
+        heading: text above all panels.
+        count, rows: number of panels and of rows.
+        width: of one panel, in inches.
+    """
     columns = -(-count // rows)
     figure = Figure(figsize=(max(5.5, width * columns), PANEL[1] * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for own in axes:
-        own.spines[["top", "right"]].set_visible(False)
-        own.tick_params(labelsize=8)
-    figure.suptitle(heading.replace("$", r"\$"), fontsize=10, color=DARK, wrap=True)  # no mathematics
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=8)
+    # A dollar sign in a name must not start mathematics.
+    figure.suptitle(heading.replace("$", r"\$"), fontsize=10, color=DARK, wrap=True)
     return figure, axes
 
 
 def saved(figure: Figure, path_stem: str | Path) -> list[Path]:
-    """Write PNG and SVG, and return their names.
+    """Write a figure as PNG and SVG, and return the paths of the files.
 
     Raises:
         OSError: one of them cannot be written.
@@ -67,22 +74,22 @@ def saved(figure: Figure, path_stem: str | Path) -> list[Path]:
         axes.xaxis.label.set_fontsize(9)
         axes.yaxis.label.set_fontsize(9)
     files = [Path(f"{path_stem}.{suffix}") for suffix in ("png", "svg")]
-    kept = "what it shows is on the disk, and can be drawn again"
+    kept = "the measurements are on the disk, and the figure can be drawn again"
     with replacing(files[0], "figure", kept) as png:
         figure.savefig(png, format="png", dpi=DOTS_PER_INCH)
-    # The salt, so that the same figure is the same file.
+    # The salt makes the same figure the same file.
     with rc_context({"svg.hashsalt": "pathnet"}), replacing(files[1], "figure", kept) as svg:
         figure.savefig(svg, format="svg", metadata={"Date": None})
     return files
 
 
 def over_lengths(axes: Axes, n: int) -> None:
-    """The horizontal axis of path lengths 0 to n."""
+    """Make the horizontal axis show path lengths 0 to n."""
     _over(axes, n, "path length (modules)")
 
 
 def over_blocks(axes: Axes, n: int, label: str = "deleted block") -> None:
-    """The horizontal axis of the blocks 1 to n."""
+    """Make the horizontal axis show the blocks 1 to n."""
     _over(axes, n, label)
 
 
@@ -93,23 +100,24 @@ def _over(axes: Axes, n: int, label: str) -> None:
 
 
 def in_percent(axes: Axes) -> None:
-    """The vertical axis in percent, with room above."""
+    """Show the vertical axis in percent, with room above the data."""
     axes.margins(y=0.12)
     axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
 
 
 def up_to_one(axes: Axes, top: float) -> None:
-    """The vertical axis of shares from 0 to 1 in percent, with room for a legend up to ``top``."""
+    """Show shares from 0 to 1 on the vertical axis in percent, with room for a legend up to ``top``."""
     axes.set_ylim(0, top)
     axes.yaxis.set_major_locator(FixedLocator([tenth / 10 for tenth in range(0, 11, 2)]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
 
 
 def headed(axes: Axes, text: str) -> None:
+    """Write a heading above a panel."""
     axes.set_title(text, fontsize=10, loc="left", pad=8)
 
 
 def labelled(axes: Axes, text: str, top: float = 0.97) -> None:
-    """Words on the right, from a share of the height down."""
+    """Write text at the right, downwards from the share ``top`` of the height."""
     axes.text(0.98, top, text, transform=axes.transAxes, ha="right", va="top", fontsize=8)

@@ -1,4 +1,4 @@
-"""All 2^n paths by their lengths: what cancels in their sums, and what the sums have of the gradient."""
+"""Figure and tables of all 2^n paths by length: cancellation in their sums, and the sums' shares of the gradient."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, LogLocator
 from rich.markup import escape
 from rich.table import Table
 
-from pathnet.experiments.comparison import Exact, Found, Means, Signed, path_counts
+from pathnet.experiments.comparison import Comparison, Exact, Means, Signed, path_counts
 from pathnet.experiments.findings import cancelled
 from pathnet.experiments.summary import percent
 from pathnet.figures.gradients import measured, plot_signed
@@ -33,29 +33,40 @@ from pathnet.intervals import no_interval
 __all__ = ["figure_sums", "table_exact", "table_signed"]
 
 
-def figure_sums(result: Found, exact: Exact, title: str, path_stem: str | Path) -> list[Path]:
-    """(a) Norms of the exact sums by length beside the sums of norms, (b) cosines between the sums, and with the
-    gradient, (c) how much of the gradient the lengths up to k explain; the gradient with frozen gates, where there
-    are some.
+def figure_sums(comparison: Comparison, exact: Exact, title: str, path_stem: str | Path) -> list[Path]:
+    """Draw the exact sums by length.
+
+    The panels are (a) norms of the sums, compared with sums of norms, (b) cosines between the sums and with the
+    gradient, and (c) the share of the gradient that the lengths up to k explain. In networks with gates, the gradient
+    is the one with frozen gates.
+
+    Args:
+        comparison: results of the run.
+        exact: its exact sums.
+        title: data set and network, written above the panels.
+        path_stem: path of the files to write, without suffix.
 
     Returns:
         The files written: PNG and SVG.
+
+    Raises:
+        OSError: a file cannot be written.
     """
-    figure, (sums, cosines, explained) = panels(f"{title}: {measured(result)}", 3)
-    _draw_sums(sums, result, exact)
-    _draw_cosines(cosines, result, exact)
-    _draw_explained(explained, result, exact)
+    figure, (sums, cosines, explained) = panels(f"{title}: {measured(comparison)}", 3)
+    _draw_sums(sums, comparison, exact)
+    _draw_cosines(cosines, comparison, exact)
+    _draw_explained(explained, comparison, exact)
     for axes in (sums, cosines, explained):
-        over_lengths(axes, result.n)
+        over_lengths(axes, comparison.n)
     return saved(figure, path_stem)
 
 
-def _draw_sums(axes: Axes, result: Found, exact: Exact) -> None:
-    headed(axes, "(a) all paths of a length: what cancels")
+def _draw_sums(axes: Axes, comparison: Comparison, exact: Exact) -> None:
+    headed(axes, "(a) cancellation among all paths of a length")
     axes.set_ylabel("norm")
     axes.set_yscale("log")
-    lengths, counts = np.arange(result.n + 1), path_counts(result.n)
-    if (sampled := result.sampled) is not None:
+    lengths, counts = np.arange(comparison.n + 1), path_counts(comparison.n)
+    if (sampled := comparison.sampled) is not None:
         shown = sampled.mean > 0
         total = counts[1:] * sampled.mean
         axes.plot(
@@ -67,11 +78,11 @@ def _draw_sums(axes: Axes, result: Found, exact: Exact) -> None:
             linewidth=1,
             label="sum of norms, sampled",
         )
-    if result.signed is not None:
-        plot_signed(axes, result.signed, result.signed.total[1:], f"paths {MULTIPLIED} root mean square")
-        random = np.sqrt(counts) * result.signed.rms
+    if comparison.signed is not None:
+        plot_signed(axes, comparison.signed, comparison.signed.total[1:], f"paths {MULTIPLIED} root mean square")
+        random = np.sqrt(counts) * comparison.signed.rms
         shown = random > 0
-        axes.plot(lengths[shown], random[shown], "-.", color=GREY, linewidth=1, label="sum, were directions random")
+        axes.plot(lengths[shown], random[shown], "-.", color=GREY, linewidth=1, label="sum if directions were random")
     shown = exact.norm.mean > 0
     axes.plot(
         lengths[shown],
@@ -82,25 +93,25 @@ def _draw_sums(axes: Axes, result: Found, exact: Exact) -> None:
         linewidth=1,
         label="norm of the sum, exact",
     )
-    axes.axhline(exact.full_norm, color=DARK, linewidth=0.8, label=f"norm of {result.gradient}")
+    axes.axhline(exact.full_norm, color=DARK, linewidth=0.8, label=f"norm of {comparison.gradient}")
     axes.yaxis.set_major_locator(LogLocator(numticks=8))
-    if (among := cancelled(result)) is not None:
+    if (ratios := cancelled(comparison)) is not None:
         labelled(
             axes,
-            f"lengths {among.first} to {among.last}: norms add up to\n"
-            f"{among.least:.3g} to {among.most:.3g} times the norm of the sum",
+            f"lengths {ratios.first} to {ratios.last}: norms add up to\n"
+            f"{ratios.least:.3g} to {ratios.most:.3g} times the norm of the sum",
         )
     bottom, top = axes.get_ylim()
     axes.set_ylim(bottom, top * (top / bottom) ** 0.15)
     axes.legend(fontsize=8, frameon=False, loc="lower left")
 
 
-def _draw_cosines(axes: Axes, result: Found, exact: Exact) -> None:
+def _draw_cosines(axes: Axes, comparison: Comparison, exact: Exact) -> None:
     headed(axes, "(b) directions of the sums")
     lengths = np.arange(len(exact.norm.mean))
     series = (
         (lengths[:-1] + 0.5, exact.next_cosine, "between neighbouring lengths"),
-        (lengths, exact.full_cosine, f"with {result.gradient}"),
+        (lengths, exact.full_cosine, f"with {comparison.gradient}"),
     )
     for (where, means, label), (colour, line, marker) in zip(series, STYLES, strict=False):
         _band(axes, where, means)
@@ -113,8 +124,8 @@ def _draw_cosines(axes: Axes, result: Found, exact: Exact) -> None:
     axes.legend(fontsize=8, frameon=False, loc="upper right")
 
 
-def _draw_explained(axes: Axes, result: Found, exact: Exact) -> None:
-    headed(axes, f"(c) {result.gradient.removeprefix('the ')} by lengths up to k")
+def _draw_explained(axes: Axes, comparison: Comparison, exact: Exact) -> None:
+    headed(axes, f"(c) {comparison.gradient.removeprefix('the ')} by lengths up to k")
     n = len(exact.norm.mean) - 1
     lengths = np.arange(n + 1)
     series = (
@@ -127,8 +138,8 @@ def _draw_explained(axes: Axes, result: Found, exact: Exact) -> None:
     held = np.cumsum(path_counts(n)) / 2**n
     axes.plot(lengths, held, ":", color=DARK, linewidth=1.2, label="share of all paths")
     up_to_one(axes, 1.4)
-    low, high = (float(np.concatenate([own.mean for own, _ in series]).take(0)), exact.explained.mean.max())
-    axes.set_ylim(min(0.0, low, exact.explained.mean.min()), max(1.4, 1.3 * high))
+    shares = exact.explained.mean
+    axes.set_ylim(min(0.0, shares.min()), max(1.4, 1.3 * shares.max()))
     axes.legend(fontsize=8, frameon=False, loc="upper right")
 
 
@@ -137,19 +148,19 @@ def _band(axes: Axes, where: np.ndarray, means: Means) -> None:
         axes.fill_between(where, means.low, means.high, color=LIGHT, linewidth=0)
 
 
-def table_exact(result: Found, exact: Exact, title: str) -> Table:
-    """The exact sums, one row a length; 80 columns wide.
+def table_exact(comparison: Comparison, exact: Exact, title: str) -> Table:
+    """Return the exact sums as a table 80 columns wide, one row per length.
 
-    After the norm of a sum its share of the sum of the norms of its paths; the cosines with the next sum and with all
-    of them together (`Found.gradient`); the share of those that it explains, and those up to it; and what is left of
-    their norm.
+    The columns are the norm of the sum; its share of the sum of the norms of the path gradients; its cosines with the
+    next sum and with the gradient (`Comparison.gradient`); the shares of the gradient that the length explains and
+    that all lengths up to it explain; and the relative norm of the remainder.
     """
     table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
     for heading in ("length", "norm", "of norms", "cos next", "cos full", "share", "up to it", "left"):
         table.add_column(heading, justify="right")
-    for k in range(result.n + 1):
-        ratio = result.cancelling.mean[k - 1] if result.cancelling is not None and k else np.nan
-        after = exact.next_cosine.mean[k] if k < result.n else np.nan
+    for k in range(comparison.n + 1):
+        ratio = comparison.cancelling.mean[k - 1] if comparison.cancelling is not None and k else np.nan
+        after = exact.next_cosine.mean[k] if k < comparison.n else np.nan
         table.add_row(
             str(k),
             f"{exact.norm.mean[k]:.2e}",
@@ -163,11 +174,12 @@ def table_exact(result: Found, exact: Exact, title: str) -> Table:
     return table
 
 
-def table_signed(result: Found, signed: Signed, title: str) -> Table:
-    """The signed draws, one row a length; 80 columns wide.
+def table_signed(comparison: Comparison, signed: Signed, title: str) -> Table:
+    """Return the signed draws as a table 80 columns wide, one row per length.
 
-    After the root of the mean square the relative standard error of the mean square, what tells whether it can be
-    trusted, and the relative standard deviations of the square of a single sampled path's norm, and of a draw.
+    The columns are the root mean square of the norm; the relative standard error of the mean square; k-hat, alignment
+    and the verdict whether it can be trusted; and the relative standard deviations of the squared norm of one sampled
+    path gradient and of one draw.
     """
     table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
     for heading in (
@@ -182,10 +194,10 @@ def table_signed(result: Found, signed: Signed, title: str) -> Table:
     ):
         table.add_column(heading, justify="right")
     judgement = signed.judgement
-    for k in range(result.n + 1):
-        paths, draws = (
-            (result.cost.sampled[k - 1], result.cost.signed[k - 1]) if result.cost is not None and k else [np.nan] * 2
-        )
+    for k in range(comparison.n + 1):
+        paths = draws = np.nan
+        if (cost := comparison.cost) is not None and k:
+            paths, draws = cost.sampled[k - 1], cost.signed[k - 1]
         table.add_row(
             str(k),
             f"{signed.rms[k]:.2e}",

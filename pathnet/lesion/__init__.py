@@ -1,15 +1,15 @@
-"""Lesions: a trained network with blocks deleted or in another order, at test time (section 4 of the paper).
+"""Lesions: a trained network with blocks deleted or reordered at test time (section 4 of the paper).
 
-Lesioned copies of a batch go through the engine together, and those that begin alike share their beginning: all
+The engine runs all lesioned copies of a batch together, and copies that begin alike share their beginning: all
 single deletions of n blocks cost about half of n forward passes.
 """
 
-from pathnet.lesion.measuring import BatchNormPolicy, Errors, errors
-from pathnet.lesion.networks import BATCH, RECALIBRATION_BATCHES, Lesion, delete, recalibrated, reorder, shapes
+from pathnet.lesion.measuring import Errors, errors
+from pathnet.lesion.networks import RECALIBRATION_BATCHES, Lesion, delete, recalibrated, reorder
 from pathnet.lesion.ranking import Ranking, rank
+from pathnet.recording import BatchNormPolicy
 
 __all__ = [
-    "BATCH",
     "RECALIBRATION_BATCHES",
     "BatchNormPolicy",
     "Errors",
@@ -20,5 +20,4 @@ __all__ = [
     "rank",
     "recalibrated",
     "reorder",
-    "shapes",
 ]

@@ -1,4 +1,4 @@
-"""Outputs of many lesioned copies of a network in one walk, and their test errors."""
+"""Outputs of many lesioned copies of a network from one shared forward pass, and their test errors."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import scipy
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,25 +18,24 @@ from pathnet.data import Data
 from pathnet.data.images import check_data_set
 from pathnet.engines.fallback import through_shared_prefixes
 from pathnet.full_precision import full_precision
+from pathnet.intervals import wilson
 from pathnet.lesion.networks import BATCH, Lesion, Scaled, check_lesions, lesioned_as, recalibrated, reorder
 from pathnet.models.residual_net import Block, ResidualNet, check_net
 from pathnet.recorder import Recorder
-from pathnet.recording import BatchNormMode, snapshot
+from pathnet.recording import BatchNormMode, BatchNormPolicy, snapshot
 
-__all__ = ["BatchNormPolicy", "Errors", "Take", "errors", "factored", "in_type", "spread"]
-
-BatchNormPolicy = Literal["running", "batch", "recalibrated"]
+__all__ = ["Errors", "Take", "errors", "factored", "in_type", "spread"]
 
 
 @dataclass(frozen=True)
 class Errors:
-    """How often lesioned networks were wrong.
+    """Test errors of L lesioned networks.
 
     Attributes:
-        wrong: int64 [L], the images that each gave a wrong class.
-        images: how many test images there were.
-        bn: the policy for batch normalisation: ``running`` statistics of training (the paper's), those of the
-            ``batch``, or ``recalibrated`` on training batches for each lesioned network.
+        wrong: int64 [L], the number of images that each network classified wrongly.
+        images: the number of test images.
+        bn: the policy for batch normalisation: ``running`` statistics of training (the paper's), statistics of the
+            test ``batch``, or running statistics ``recalibrated`` on training batches for each lesioned network.
     """
 
     wrong: NDArray[np.int64]
@@ -46,14 +44,13 @@ class Errors:
 
     @property
     def rate(self) -> NDArray[np.float64]:
-        """float64 [L], in [0, 1]."""
+        """Error rates in [0, 1], float64 [L]."""
         return self.wrong / self.images
 
     @property
     def interval(self) -> NDArray[np.float64]:
-        """float64 [L, 2], the 95 % interval of the error rate (Wilson 1927)."""
-        tests = (scipy.stats.binomtest(int(wrong), self.images) for wrong in self.wrong)
-        return np.array([test.proportion_ci(method="wilson") for test in tests]).reshape(-1, 2)
+        """95 % intervals of the error rates (Wilson 1927), float64 [L, 2]."""
+        return np.array([wilson(int(wrong), self.images) for wrong in self.wrong]).reshape(-1, 2)
 
 
 def errors(
@@ -64,17 +61,17 @@ def errors(
     images: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Errors:
-    """The test errors of lesioned networks, each on the same images.
+    """Return the test errors of lesioned networks, all measured on the same images.
 
     Args:
-        lesions: L of them; those with one order are the cheapest together.
-        bn: the policy for batch normalisation, see `Errors`. ``recalibrated`` takes a copy of the network and
-            a few batches of the training split for each lesion, and shares nothing.
-        images: of the test split, spread evenly over it; 0 for all.
-        progress: called with (images done, images in all, a note).
+        lesions: L lesions; those with equal orders share forward passes.
+        bn: the policy for batch normalisation, see `Errors`. ``recalibrated`` copies the network and runs a few
+            batches of the training split for each lesion, and shares no forward passes.
+        images: number of images of the test split, spread evenly over it; 0 for all.
+        progress: called with (images done, images in total, a note).
 
     Raises:
-        ValueError: a lesion does not fit the network, an argument is out of its range, or an output of a lesioned
+        ValueError: a lesion does not fit the network, an argument is out of range, or an output of a lesioned
             network is not finite.
     """
     check_net(net)
@@ -92,34 +89,36 @@ def errors(
     device = next(net.parameters()).device
     wrong = np.zeros(len(lesions), np.int64)
     done, total = 0, len(indices) * len(lesions)
-    for own, outputs in _jobs(net, data, lesions, bn):
+    for numbers, outputs in _groups(net, data, lesions, bn):
         for number, part in enumerate(indices.split(BATCH)):  # type: ignore[no-untyped-call]
             batch, labels = data.normalise(data.test.take(part)).to(device), data.test.labels[part].to(device)
-            found = outputs(batch, partial(_wrong, labels=labels))
-            counts, finite = torch.stack(found).cpu().numpy().T
+            counts, finite = torch.stack(outputs(batch, partial(_wrong, labels=labels))).cpu().numpy().T
             if not finite.all():
-                which = own[int(finite.argmin())]
+                which = numbers[int(finite.argmin())]
                 raise ValueError(
                     f"lesions: expected finite outputs, got NaN or infinity from lesion {which}, {lesions[which]}, "
                     f"on batch {number}"
                 )
-            wrong[own] += counts
-            done += len(part) * len(own)
+            wrong[numbers] += counts
+            done += len(part) * len(numbers)
             if progress is not None:
                 progress(done, total, "images through lesioned networks")
     return Errors(wrong, len(indices), bn)
 
 
 def _wrong(output: Tensor, labels: Tensor) -> Tensor:
-    """int64 [2]: how many answers are wrong, and whether all outputs are finite."""
+    """Return the number of wrong answers, and 1 if all outputs are finite, int64 [2]."""
     return torch.stack([(output.argmax(-1) != labels).sum(), torch.isfinite(output).all()])
 
 
 def spread(data: Data, images: int) -> Tensor:
-    """int64: which test images are taken, so many of them spread evenly over the split; 0 for all.
+    """Return indices of test images spread evenly over the split, int64 [images].
+
+    Args:
+        images: number of images; 0 for all.
 
     Raises:
-        ValueError: there are not so many.
+        ValueError: ``images`` exceeds the test split.
     """
     images = check_integer("images", images)
     if not 0 <= images <= len(data.test):
@@ -130,12 +129,14 @@ def spread(data: Data, images: int) -> Tensor:
 
 Take = Callable[[Tensor], Tensor]
 Outputs = Callable[[Any, Take], list[Tensor]]
-Job = tuple[list[int], Outputs]
+Group = tuple[list[int], Outputs]
 
 
-def _jobs(net: ResidualNet, data: Data, lesions: Sequence[Lesion], bn: BatchNormPolicy) -> Iterator[Job]:
-    """Which lesions run together, and what takes images [B, C, H, W] and what is wanted of an output [B, classes] to
-    what each of theirs gives."""
+def _groups(net: ResidualNet, data: Data, lesions: Sequence[Lesion], bn: BatchNormPolicy) -> Iterator[Group]:
+    """Yield the numbers of lesions that run together, and the function that returns a result for each of them.
+
+    The function takes images [B, C, H, W], and a function of one lesioned network's outputs [B, classes].
+    """
     if bn == "recalibrated":
         for number, lesion in enumerate(lesions):
             ready = recalibrated(lesioned_as(net, lesion), data)
@@ -144,13 +145,13 @@ def _jobs(net: ResidualNet, data: Data, lesions: Sequence[Lesion], bn: BatchNorm
     together: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
     for number, lesion in enumerate(lesions):
         together[lesion.order].append(number)
-    for order, own in together.items():
+    for order, numbers in together.items():
         ordered = reorder(net, order) if order else net
-        # What each module is multiplied by; 0 where its block is deleted.
         factors = [
-            [0.0 if i in lesions[number].deleted else lesions[number].scale for i in range(net.n)] for number in own
+            [0.0 if i in lesions[number].deleted else lesions[number].scale for i in range(net.n)]
+            for number in numbers
         ]
-        yield own, factored(ordered, factors, bn)
+        yield numbers, factored(ordered, factors, bn)
 
 
 def factored(
@@ -160,14 +161,13 @@ def factored(
     dtype: torch.dtype = torch.float32,
     images: bool = True,
 ) -> Outputs:
-    """Takes inputs and what is wanted of an output to what every way's output gives: its factors on the modules.
-
-    The factor 0 deletes a block.
+    """Return a function of (inputs, take) that returns ``take(output)`` for each list of factors.
 
     Args:
-        dtype: float32, or float64.
-        images: whether inputs are images, which go through the engine where deleting leaves the skip; others go
-            through the blocks themselves, and one output of theirs exists at a time.
+        factors: for each of L networks, the factor on each of its n residual modules; 0 deletes the block.
+        dtype: float32 or float64.
+        images: true if inputs are images; these run through the engine where deleting a block leaves its skip
+            connection. Other inputs run through the blocks themselves, with one output in memory at a time.
     """
     if images and all(type(block).lesioned is Block.lesioned for block in net):
         recorder = Recorder(net, bn, precision="float64" if dtype == torch.float64 else "float32")
@@ -179,7 +179,10 @@ def factored(
 
 
 def in_type(inputs: Any, dtype: torch.dtype) -> Any:
-    """A copy, since a stem may begin with an in-place ReLU; numbers of tokens stay what they are."""
+    """Return a copy of ``inputs`` in a floating-point type; integers, such as tokens, keep theirs.
+
+    It is a copy because a stem may begin with an in-place ReLU.
+    """
     if not isinstance(inputs, Tensor):
         return inputs
     return inputs.to(dtype if inputs.is_floating_point() else inputs.dtype, copy=True)
@@ -188,7 +191,7 @@ def in_type(inputs: Any, dtype: torch.dtype) -> Any:
 @full_precision()
 @torch.no_grad()
 def _walked(net: ResidualNet, inputs: Any, factors: Sequence[Sequence[float]], take: Take) -> list[Tensor]:
-    """By the blocks' own `lesioned`."""
+    """Return ``take(output)`` for each list of factors, where a block with the factor 0 runs its `Block.lesioned`."""
     blocks = list(net)
 
     def apply(i: int, y: Tensor, factor: float) -> Tensor:
@@ -197,7 +200,7 @@ def _walked(net: ResidualNet, inputs: Any, factors: Sequence[Sequence[float]], t
         block = blocks[i] if factor == 1 else Scaled(blocks[i], factor)
         return torch.as_tensor(block(y.clone()))
 
-    # Copies, since a head may begin with an in-place ReLU, and ways may end alike.
+    # Copies, since a head may begin with an in-place ReLU, and two lists of factors may be equal.
     return [take(net.head(y_n.clone())) for y_n in through_shared_prefixes(net.stem(inputs), factors, apply)]
 
 

@@ -1,4 +1,4 @@
-"""Lesioned networks: blocks deleted, in another order, their modules scaled; over the same weights."""
+"""Lesioned networks over the same weights: blocks deleted or reordered, residual modules scaled."""
 
 from __future__ import annotations
 
@@ -20,27 +20,29 @@ __all__ = [
     "Lesion",
     "RECALIBRATION_BATCHES",
     "Scaled",
+    "block_shapes",
     "check_lesions",
     "delete",
     "lesioned_as",
     "recalibrated",
     "reorder",
-    "shapes",
 ]
 
 BATCH = 128
+"""Images that lesioned networks run on together."""
 RECALIBRATION_BATCHES = 8
+"""Default number of training batches that recalibrated running statistics are the means over."""
 MOST_BATCHES = 10_000
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """What is done to a network; blocks are numbered from 0. Nothing leaves it intact.
+    """A change to a trained network; blocks are numbered from 0. The defaults leave the network intact.
 
     Attributes:
-        deleted: the blocks that are deleted, of the network in its new order.
+        deleted: the deleted blocks, by their numbers in the new order.
         order: the blocks in the order in which they run; empty for the order of training.
-        scale: what the residual modules that are kept are multiplied by (k / n after training with k of n).
+        scale: factor on the residual modules that are kept (k / n after training with k of n modules).
     """
 
     deleted: tuple[int, ...] = ()
@@ -54,7 +56,7 @@ class Lesion:
 
 
 class Deleted(Block):
-    """A deleted block: what is left of it is its skip."""
+    """A deleted block, which passes its input through its skip connection alone."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()
@@ -71,7 +73,7 @@ class Deleted(Block):
 
 
 class Scaled(Block):
-    """A block whose residual module is multiplied by a factor."""
+    """A block whose residual module is multiplied by a constant factor."""
 
     def __init__(self, block: Block, scale: float) -> None:
         super().__init__()
@@ -89,37 +91,41 @@ class Scaled(Block):
 
 
 class Lesioned(ResidualNet):
-    """A network over the same weights as ``whole``. Within ``with``, ``whole`` itself is the lesioned one."""
+    """A lesioned view of the network ``intact``, with the same weights.
 
-    def __init__(self, whole: ResidualNet, blocks: Sequence[Block]) -> None:
-        super().__init__(whole.stem, blocks, whole.head)
-        self.training = whole.training
-        self.frozen_statistics = whole.frozen_statistics
-        # In a tuple, since a module of a module would be registered, and its weights counted twice.
-        self._whole = (whole,)
-        self._intact: nn.ModuleList | None = None
+    As a context manager it lesions ``intact`` itself and restores it on exit.
+    """
+
+    def __init__(self, intact: ResidualNet, blocks: Sequence[Block]) -> None:
+        super().__init__(intact.stem, blocks, intact.head)
+        self.training = intact.training
+        self.frozen_statistics = intact.frozen_statistics
+        # The tuple keeps torch from registering the network as a submodule, which would count its weights twice.
+        self._intact = (intact,)
+        self._intact_blocks: nn.ModuleList | None = None
 
     def __enter__(self) -> ResidualNet:
-        (whole,) = self._whole
-        self._intact, whole.blocks = whole.blocks, self.blocks
-        return whole
+        (intact,) = self._intact
+        self._intact_blocks, intact.blocks = intact.blocks, self.blocks
+        return intact
 
     def __exit__(self, *_: object) -> None:
-        (whole,) = self._whole
-        assert self._intact is not None
-        whole.blocks = self._intact
+        (intact,) = self._intact
+        assert self._intact_blocks is not None
+        intact.blocks = self._intact_blocks
 
 
 def delete(net: ResidualNet, blocks: Iterable[int]) -> Lesioned:
-    """The network without the given blocks (from 0), each of which leaves its skip (section 4.1 and 4.2).
+    """Return the network without the blocks of the given numbers (from 0), each replaced by its skip connection.
 
-    It shares the weights of ``net``. As a context manager it lesions ``net`` itself for a while::
+    This is the lesion of sections 4.1 and 4.2. The returned network shares the weights of ``net``. As a context
+    manager it lesions ``net`` itself until the context ends::
 
         with lesion.delete(net, [3]):
             accuracy = training.evaluate(net, data)
 
     Raises:
-        ValueError: a block is not one of the network's, or given twice.
+        ValueError: a number is not that of one of the network's blocks, or occurs twice.
     """
     check_net(net)
     deleted = check_integers("blocks", blocks, 0, MOST_INTEGER)
@@ -128,10 +134,12 @@ def delete(net: ResidualNet, blocks: Iterable[int]) -> Lesioned:
 
 
 def reorder(net: ResidualNet, order: Iterable[int]) -> Lesioned:
-    """The network with its blocks (from 0) in another order (section 4.3); a context manager as `delete` is.
+    """Return the network with its blocks (from 0) in another order (section 4.3).
+
+    The returned network shares the weights of ``net`` and works as a context manager, see `delete`.
 
     Raises:
-        ValueError: ``order`` does not hold every block once.
+        ValueError: ``order`` does not contain every block exactly once.
     """
     check_net(net)
     blocks, order = list(net), check_integers("order", order, 0, MOST_INTEGER)
@@ -139,33 +147,36 @@ def reorder(net: ResidualNet, order: Iterable[int]) -> Lesioned:
     return Lesioned(net, [blocks[i] for i in order])
 
 
-def shapes(net: ResidualNet, images: Tensor) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The shapes [C, H, W] that enter and leave every block, for images [B, C, H, W] of which the first is used.
+def block_shapes(net: ResidualNet, images: Tensor) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return the shapes [C, H, W] that enter and leave every block.
 
     A block that changes the shape is a downsampling block; only blocks of equal shapes can change places.
 
+    Args:
+        images: [B, C, H, W], of which only the first image runs.
+
     Raises:
-        ValueError: an argument is not such a one.
+        ValueError: ``net`` is not a `ResidualNet`, or ``images`` is not a nonempty batch of its inputs.
     """
     check_net(net)
     if len(check_inputs("images", images, net).shape) == 0 or len(images) == 0:
         raise ValueError(f"images: expected a batch of at least one, got shape {list(images.shape)}")
-    found = []
+    entering_and_leaving = []
     training = net.training
     net.eval()
     try:
         with torch.no_grad():
             y = net.stem(images[:1].clone())
             for block in net:
-                entered, y = tuple(y.shape[1:]), block(y.clone())
-                found.append((entered, tuple(y.shape[1:])))
+                entering, y = tuple(y.shape[1:]), block(y.clone())
+                entering_and_leaving.append((entering, tuple(y.shape[1:])))
     finally:
         net.train(training)
-    return found
+    return entering_and_leaving
 
 
 def lesioned_as(net: ResidualNet, lesion: Lesion) -> ResidualNet:
-    """The network with all that a lesion does to it."""
+    """Return the network with a lesion applied: its order, its scale, then its deletions."""
     ordered = reorder(net, lesion.order) if lesion.order else net
     if lesion.scale != 1:
         ordered = Lesioned(ordered, [Scaled(block, lesion.scale) for block in ordered])
@@ -175,21 +186,21 @@ def lesioned_as(net: ResidualNet, lesion: Lesion) -> ResidualNet:
 @full_precision()
 @torch.no_grad()
 def recalibrated(net: ResidualNet, data: Data, batches: int = RECALIBRATION_BATCHES, seed: int = 0) -> ResidualNet:
-    """A copy in evaluation mode whose running statistics are the means over a few training batches.
+    """Return a copy in evaluation mode whose running statistics are means over a few training batches.
 
     Args:
-        batches: random batches of 128 training images, not augmented, that the whole copy runs on.
+        batches: number of random batches of 128 training images, without augmentation, that the copy runs on.
 
     Raises:
-        ValueError: running statistics of the network are fixed, or an argument is out of its range.
+        ValueError: the network's running statistics are frozen, or an argument is out of range.
     """
     check_net(net)
     check_data_set("data", data)
     batches, seed = check_integer("batches", batches, 1, MOST_BATCHES), check_integer("seed", seed, 0)
     if net.frozen_statistics:
         raise ValueError(f"net: expected running statistics that can change, got fixed {net.frozen_statistics[0]}")
-    copied = copy.deepcopy(net).eval()
-    norms = [module for module in copied.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    recalibrating = copy.deepcopy(net).eval()
+    norms = [module for module in recalibrating.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
@@ -197,12 +208,12 @@ def recalibrated(net: ResidualNet, data: Data, batches: int = RECALIBRATION_BATC
     device = next(net.parameters()).device
     for batch in range(batches):
         images, _ = data.random_batch(min(BATCH, len(data.train)), seed, batch)
-        copied(images.to(device))
-    return copied.eval()
+        recalibrating(images.to(device))
+    return recalibrating.eval()
 
 
 def check_lesions(net: ResidualNet, data: Data, lesions: Sequence[Lesion]) -> None:
-    """Raises ValueError unless every lesion fits the network."""
+    """Raise ValueError unless every lesion fits the network."""
     for lesion in lesions:
         _check_deleted("deleted", net, lesion.deleted)
         if lesion.order:
@@ -211,15 +222,14 @@ def check_lesions(net: ResidualNet, data: Data, lesions: Sequence[Lesion]) -> No
     if not orders:
         return
     images, _ = next(data.test_batches(1))
-    met = shapes(net, images.to(next(net.parameters()).device))
+    entering_and_leaving = block_shapes(net, images.to(next(net.parameters()).device))
     for order in orders:
-        leaving = met[0][0]
+        shape = entering_and_leaving[0][0]
         for place, block in enumerate(order):
-            if met[block][0] != leaving:
-                raise ValueError(
-                    f"order: block {block} takes {list(met[block][0])}, got {list(leaving)} in place {place}"
-                )
-            leaving = met[block][1]
+            entering, leaving = entering_and_leaving[block]
+            if entering != shape:
+                raise ValueError(f"order: block {block} takes {list(entering)}, got {list(shape)} in place {place}")
+            shape = leaving
 
 
 def _check_deleted(name: str, net: ResidualNet, deleted: Sequence[int]) -> None:

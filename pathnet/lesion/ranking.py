@@ -1,14 +1,14 @@
-"""Which blocks a trained network can best do without: single deletions, and what one backward pass says of them."""
+"""Ranking of a trained network's blocks for pruning: by single deletions, and by first-order estimates of them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-import scipy
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -35,24 +35,26 @@ __all__ = ["Ranking", "rank"]
 Array = NDArray[np.float64]
 By = Literal["loss", "error", "first_order", "taylor"]
 
-# Of a `Data`: small enough that some hundred images make batches by which to judge the spread.
+SHOWN = 6
+"""Largest number of blocks that the representation of a ranking lists."""
 RANKING_BATCH = 32
+"""Images a batch of a data set, few so that some hundred images give enough batches to estimate the spread."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """What the deletion of each block alone does to a network, as means over batches.
+    """Effects of deleting each single block of a network, as means over batches.
 
     Attributes:
-        loss: float64 [n], the increase of the loss by deleting block i.
-        error: float64 [n], the increase of the share of wrong answers; NaN where targets are no class labels.
+        loss: float64 [n], the increase of the loss when block i is deleted.
+        error: float64 [n], the increase of the error rate; NaN if the targets are not class labels.
         first_order: float64 [n], ``loss`` to first order, ``<dL/dy_i, lesioned_i(y_{i-1}) - y_i>``.
-        taylor: float64 [n], the mean over samples of the size of their part of that, which the sum over samples,
-            at a minimum of the loss about zero, does not cancel.
-        standard_errors: of each of the four by its name, float64 [n]: by the spread over the batches, taken to be
-            independent; NaN of fewer than ten.
-        whole_loss, whole_error: of the intact network.
-        batches: how many there were.
+        taylor: float64 [n], the mean over samples of the absolute value of each sample's part of ``first_order``.
+            At a minimum of the loss these parts nearly cancel in ``first_order``, and do not here.
+        standard_errors: float64 [n] for each of the four by its name, from the spread over batches, which are taken
+            to be independent; NaN for fewer than ten batches.
+        whole_loss, whole_error: loss and error rate of the intact network.
+        batches: the number of batches.
     """
 
     loss: Array
@@ -64,8 +66,18 @@ class Ranking:
     whole_error: float
     batches: int
 
+    def __repr__(self) -> str:
+        increases = [f"block {i}: {self.loss[i]:+.3g}" for i in self.order()]
+        if len(increases) > SHOWN:
+            increases[SHOWN - 1 : -1] = ["..."]
+        batches = f"{self.batches} batch{'' if self.batches == 1 else 'es'}"
+        return (
+            f"Ranking({len(self.loss)} blocks, {batches}, loss {self.whole_loss:.3g}; "
+            f"increase of the loss by deleting {', '.join(increases)})"
+        )
+
     def order(self, by: By = "loss") -> NDArray[np.int64]:
-        """int64 [n], the blocks (from 0) to prune, those whose deletion costs least first.
+        """Return the blocks (from 0) in the order to prune them, the cheapest deletion first, int64 [n].
 
         Raises:
             ValueError: ``by`` is not the name of one of the four.
@@ -74,14 +86,15 @@ class Ranking:
         return np.argsort(getattr(self, by), kind="stable")
 
     def agreement(self, by: By = "taylor") -> float:
-        """Kendall's rank correlation (tau-b) of one of the four with the increase of the loss, in [-1, 1]; NaN where
-        one of them is the same for all blocks.
+        """Return Kendall's rank correlation (tau-b) of one of the four with the increase of the loss, in [-1, 1].
+
+        It is NaN if either is the same for all blocks.
 
         Raises:
             ValueError: ``by`` is not the name of one of the four.
         """
         one_of("by", by, By)
-        return float(scipy.stats.kendalltau(getattr(self, by), self.loss).statistic)
+        return _kendall(getattr(self, by), self.loss)
 
 
 def rank(
@@ -91,50 +104,54 @@ def rank(
     bn: BatchNormMode = "running",
     images: int = 0,
 ) -> Ranking:
-    """How much each block alone matters: the increase of loss and error by deleting it (Veit et al. 2016, section
-    4.1), and the estimate to first order from one forward and one backward pass for all blocks.
+    """Measure how much each single block matters to a network.
 
-    The estimate, ``<dL/dy_i, lesioned_i(y_{i-1}) - y_i>``, is exact where everything behind the block is linear. Its
-    size, sample by sample, is the Taylor criterion of Molchanov et al. ("Pruning Convolutional Neural Networks for
-    Resource Efficient Inference", 2017) for whole blocks, and orders them better; their "Importance
-    Estimation for Neural Network Pruning" (2019) squares it. `Ranking.agreement` says how well it does.
+    The ranking holds the increase of loss and error when a block is deleted (Veit et al. 2016, section 4.1), and a
+    first-order estimate from one forward and one backward pass for all blocks.
+
+    The estimate, ``<dL/dy_i, lesioned_i(y_{i-1}) - y_i>``, is exact if everything after the block is linear. Its
+    absolute value, sample by sample, is the Taylor criterion of Molchanov et al. ("Pruning Convolutional Neural
+    Networks for Resource Efficient Inference", 2017) applied to whole blocks, and ranks them better; their
+    "Importance Estimation for Neural Network Pruning" (2019) squares it. `Ranking.agreement` compares the estimate
+    with the measured increase.
 
     Args:
-        net: left as it is; copies in evaluation mode are measured, in float64 where its weights are, else in float32.
-        data: a data set, whose test split is taken in batches of 32; or batches of inputs, anything that the stem
-            takes (images, tokens), and targets, anything that ``loss`` takes, on the network's device.
+        net: the network, which stays unchanged; copies in evaluation mode are measured, in float64 if its weights
+            are float64, else in float32.
+        data: a data set, whose test split runs in batches of 32; or pairs of inputs, anything that the stem takes
+            (images, tokens), and targets, anything that ``loss`` takes, on the network's device.
         loss: a differentiable function of (output, target), a mean over the batch; the mean cross-entropy by default.
-            Where the target is int64 [B, ...], labels of outputs [B, ..., classes], errors are counted too, negative
-            labels left out. Samples lie along the first dimension of what goes through the blocks.
-        bn: the statistics of batch normalisation: ``running`` ones, or those of the ``batch``.
-        images: of a data set's test split, spread evenly over it; 0 for all.
+            If the target is int64 [B, ...], labels of outputs [B, ..., classes], errors are counted too, and negative
+            labels are ignored. Samples lie along the first dimension of the blocks' inputs.
+        bn: the statistics of batch normalisation, ``running`` or those of the ``batch``.
+        images: number of images of a data set's test split, spread evenly over it; 0 for all.
 
     Raises:
-        ValueError: an argument is out of its range, there are no batches, or the network's own loss is not finite.
+        ValueError: an argument is out of range, there are no batches, or the network's loss is not finite.
     """
     check_net(net)
     one_of("bn", bn, BatchNormMode)
     check_callable("loss", loss)
     images = check_integer("images", images, 0)
-    device, dtype = _place(net)
+    device, dtype = _device_and_type(net)
     frozen, outputs = snapshot(net, bn, dtype), None
     sizes: list[float] = []
-    ways = 1.0 - torch.eye(net.n + 1, net.n).roll(1, 0)  # the intact network first
-    found, estimates = [], []
+    factors = 1.0 - torch.eye(net.n + 1, net.n).roll(1, 0)  # the intact network first
+    judged, estimates = [], []
     for inputs, target in _batches(data, images, device):
         if isinstance(inputs, Tensor) or first_convolution(net) is not None:
             check_inputs("data", in_type(inputs, dtype), frozen)
         if loss is cross_entropy:
             check_labels(target, device)
         if outputs is None:
-            own = isinstance(inputs, Tensor) and inputs.is_floating_point() and inputs.ndim == 4
-            outputs = factored(net, ways.tolist(), bn, dtype, images=own)
-        found.append(torch.stack(outputs(inputs, partial(_judged, target=target, loss=loss))).cpu().numpy())
-        losses = found[-1][:, 0]
+            are_images = isinstance(inputs, Tensor) and inputs.is_floating_point() and inputs.ndim == 4
+            outputs = factored(net, factors.tolist(), bn, dtype, images=are_images)
+        judged.append(torch.stack(outputs(inputs, partial(_judged, target=target, loss=loss))).cpu().numpy())
+        losses = judged[-1][:, 0]
         if not np.isfinite(losses).all():
-            way = int(np.isfinite(losses).argmin())
-            without = f" without block {way - 1}" if way else ""
-            raise ValueError(f"net: its loss{without} on batch {len(sizes)} is {losses[way]}")
+            lesion = int(np.isfinite(losses).argmin())
+            without = f" without block {lesion - 1}" if lesion else ""
+            raise ValueError(f"net: its loss{without} on batch {len(sizes)} is {losses[lesion]}")
         estimates.append(_first_order(frozen, inputs, target, loss))
         if not np.isfinite(estimates[-1]).all():
             block = int(np.isfinite(estimates[-1]).all(0).argmin())
@@ -142,7 +159,7 @@ def rank(
         sizes.append(float(len(target)) if isinstance(target, Tensor) and target.ndim else 1.0)
     if not sizes:
         raise ValueError("data: expected at least one batch, got none")
-    losses, wrong, counted = np.moveaxis(np.array(found), -1, 0)
+    losses, wrong, counted = np.moveaxis(np.array(judged), -1, 0)
     first_order, taylor = np.moveaxis(np.array(estimates), 1, 0)
     by_size, by_count = np.array(sizes), counted[:, 0]
     means: dict[By, tuple[Array, Array]] = {
@@ -160,7 +177,7 @@ def rank(
     )
 
 
-def _place(net: ResidualNet) -> tuple[torch.device, torch.dtype]:
+def _device_and_type(net: ResidualNet) -> tuple[torch.device, torch.dtype]:
     parameter = next(net.parameters())
     return parameter.device, torch.float64 if parameter.dtype == torch.float64 else torch.float32
 
@@ -168,7 +185,7 @@ def _place(net: ResidualNet) -> tuple[torch.device, torch.dtype]:
 def _batches(data: Data | Iterable[tuple[Any, Any]], images: int, device: torch.device) -> Iterator[tuple[Any, Any]]:
     if not isinstance(data, Data):
         if images:
-            raise ValueError(f"images: expected 0 beside batches of one's own, got {described(images)}")
+            raise ValueError(f"images: expected 0 for batches that are no data set, got {described(images)}")
         for pair in _iterated(data):
             if not isinstance(pair, tuple | list) or len(pair) != 2:
                 raise ValueError(f"data: expected pairs of inputs and targets, got {described(pair)}")
@@ -190,30 +207,33 @@ def _iterated(data: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
 @full_precision()
 @torch.no_grad()
 def _judged(output: Tensor, target: Any, loss: Loss) -> Tensor:
-    """float64 [3]: the loss, the share of wrong answers, and of how many."""
+    """Return the loss, the error rate and the number of labels it is the mean over, float64 [3]."""
     value = check_loss(loss(output, target))
     wrong = count = torch.tensor(torch.nan, device=output.device)
     if isinstance(target, Tensor) and target.dtype == torch.int64 and target.shape == output.shape[:-1]:
         known = target >= 0
         count = known.sum()
         wrong = ((output.argmax(-1) != target) & known).sum().double() / count.clamp(min=1)
-    return torch.stack([each.double().reshape(()) for each in (value, wrong, count)])
+    return torch.stack([scalar.double().reshape(()) for scalar in (value, wrong, count)])
 
 
 @full_precision()
 def _first_order(net: ResidualNet, inputs: Any, target: Any, loss: Loss) -> Array:
-    """float64 [2, n]: the change of the loss by each deletion to first order; the sum of its sizes over samples."""
+    """Return the first-order change of the loss by each deletion, and the sum of its absolute values over samples.
+
+    The result is float64 [2, n].
+    """
     dtype = next(net.parameters()).dtype
     with torch.enable_grad():
-        met = [net.stem(in_type(inputs, dtype)).detach().requires_grad_()]
+        activations = [net.stem(in_type(inputs, dtype)).detach().requires_grad_()]
         for block in net:
-            met.append(block(met[-1].clone()))
-        value = check_differentiable(loss(net.head(met[-1].clone()), target))
-        grads = torch.autograd.grad(value, met[1:], materialize_grads=True)
+            activations.append(block(activations[-1].clone()))
+        value = check_differentiable(loss(net.head(activations[-1].clone()), target))
+        grads = torch.autograd.grad(value, activations[1:], materialize_grads=True)
     with torch.no_grad():
         changes = [
             (grad.double() * (block.lesioned(before.clone()) - after).double()).flatten(1).sum(1)
-            for block, before, after, grad in zip(net, met[:-1], met[1:], grads, strict=True)
+            for block, before, after, grad in zip(net, activations[:-1], activations[1:], grads, strict=True)
         ]
     samples = torch.stack(changes)
     sums = torch.stack([samples.sum(1), samples.abs().sum(1)]).cpu()
@@ -222,8 +242,18 @@ def _first_order(net: ResidualNet, inputs: Any, target: Any, loss: Loss) -> Arra
     return sums.numpy()
 
 
+def _kendall(x: Array, y: Array) -> float:
+    """Return Kendall's tau-b of two arrays [n]; NaN if either is constant or holds NaN."""
+    x_signs, y_signs = (np.sign(np.subtract.outer(values, values)) for values in (x, y))
+    x_untied, y_untied = (np.count_nonzero(signs) / 2 for signs in (x_signs, y_signs))
+    if x_untied == 0 or y_untied == 0:
+        return math.nan
+    tau = (x_signs * y_signs).sum() / 2 / math.sqrt(x_untied) / math.sqrt(y_untied)
+    return float(np.clip(tau, -1.0, 1.0))
+
+
 def _mean(values: Array, weights: Array) -> tuple[Array, Array]:
-    """The weighted mean over batches of values [batches, ...], and its standard error."""
+    """Return the weighted mean over batches of values [batches, ...], and its standard error."""
     shares = (weights / weights.sum()).reshape(-1, *(1,) * (values.ndim - 1))
     mean, count = (shares * values).sum(0), len(values)
     if count < FEWEST:

@@ -1,4 +1,4 @@
-"""Strided 1x1 convolutions: projections, and the gates beside them."""
+"""Strided 1x1 convolutions, for projections and gates."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["Pointwise"]
 
 
 class Pointwise(nn.Conv2d):
-    """A 1x1 convolution with a stride whose weight gradient is that of stride 1 over every stride-th pixel.
+    """A strided 1x1 convolution that computes its weight gradient at stride 1 over the subsampled input.
 
-    oneDNN, as torch 2.13 ships it, writes beyond its buffers in the weight gradient of a strided 1x1 convolution with
-    few input channels in channels_last, on processors with AVX2 and without AVX-512. Where no weight gradient can be
-    asked for, the convolution runs as it is, and traces as one.
+    On processors with AVX2 but without AVX-512, the oneDNN of torch 2.13 writes beyond its buffers in the weight
+    gradient of a strided 1x1 convolution with few input channels in channels_last. If no weight gradient can be
+    requested, the convolution runs unchanged, and is traced as a convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, bias: bool = False) -> None:

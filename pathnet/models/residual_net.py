@@ -1,4 +1,4 @@
-"""The view of a network that everything else works on: a stem, residual building blocks, a head."""
+"""A network as a stem, residual blocks and a head: the view that the rest of pathnet works on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Unit:
-    """BN, then ReLU, then convolution: the step that fused engines know."""
+    """BN, then ReLU, then convolution: the unit of pre-activation blocks in fused engines."""
 
     bn: nn.BatchNorm2d
     conv: nn.Conv2d
@@ -72,52 +72,54 @@ Form = FusedForm | PostActivationForm
 
 
 class Block(nn.Module):
-    """A building block ``y = join(skip(x) + residual(x))`` (Veit et al. 2016, equation 1).
+    """A residual block ``y = join(skip(x) + residual(x))`` (Veit et al. 2016, equation 1).
 
-    A subclass defines `skip` and `residual`, each a whole function of the block's input. Where they share
-    work it also overrides `branches`; where more than an addition joins them, `join`.
+    A subclass defines `residual`, and `skip` if that is not the identity, each as a function of the block's input
+    alone. If they share work it also overrides `branches`; if more than an addition joins them, `join`.
 
     Attributes:
-        survival: the probability that a step of training keeps the residual module (stochastic depth). A block
-            that has one below 1 multiplies ``residual`` by it in evaluation.
+        survival: probability that a training step keeps the residual module (stochastic depth). A block with one
+            below 1 multiplies ``residual`` by it in evaluation.
     """
 
     survival: float = 1.0
 
     def skip(self, x: Tensor) -> Tensor:
-        """The skip connection; the identity unless overridden."""
+        """Return the skip connection's output; ``x`` unless overridden."""
         return x
 
     def residual(self, x: Tensor) -> Tensor:
-        """The residual module f, the branch that holds the weights."""
+        """Return the output of the residual module f, the branch with the weights."""
         raise NotImplementedError
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``(skip(x), residual(x))``, with what both need computed once."""
+        """Return ``(skip(x), residual(x))``, with shared work done once."""
         return self.skip(x), self.residual(x)
 
     def join(self, z: Tensor) -> Tensor:
-        """What follows the addition; the identity unless overridden."""
+        """Apply the operations after the addition; none unless overridden."""
         return z
 
     def gated(self, x: Tensor) -> Tensor | None:
-        """What goes through neither branch: a highway block's gate. None where all goes through the branches.
+        """Return the part of the block outside both branches, such as a highway block's gate; None if there is none.
 
-        Its value has no meaning; its Jacobian is that of the block less those of ``skip`` and ``residual``.
+        Only its Jacobian is used, not its value: the block's Jacobian less those of ``skip`` and ``residual``.
         """
         return None
 
     def three_parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """``(skip(x), residual(x), gated(x))``, with what they need in common computed once."""
+        """Return ``(skip(x), residual(x), gated(x))``, with shared work done once."""
         return *self.branches(x), self.gated(x)
 
     def routed(self, x: Tensor, forward: Sequence[Coefficient], backward: Sequence[Coefficient]) -> Tensor:
-        """``join(a skip(x) + c residual(x))``, differentiated as if its coefficients were others.
+        """Return ``join(a skip(x) + c residual(x))``, with other coefficients in the backward pass.
+
+        A branch whose coefficients are 0 in both directions is not computed.
 
         Args:
-            forward: (a, c); more is not looked at.
-            backward: (a', c'), and where there is a gate also the coefficient of what flows through the gate itself,
-                0 if it is not given. A branch that is left out in both directions is not computed.
+            forward: (a, c); further coefficients are ignored.
+            backward: (a', c'), and for a block with a gate also the coefficient of the gradient through the gate
+                itself, 0 by default.
         """
         (a, c), (back_a, back_c), gate = forward[:2], backward[:2], backward[2:]
         gated: Tensor | None = None
@@ -133,11 +135,11 @@ class Block(nn.Module):
         return self.join(z if gated is None else z + scaled(gated, 0.0, gate[0]))
 
     def lesioned(self, x: Tensor) -> Tensor:
-        """The block when it is deleted (section 4.1): its skip, unless overridden."""
+        """Return the output of the block when it is deleted (section 4.1): its skip, unless overridden."""
         return self.join(self.skip(x))
 
     def settle(self) -> None:
-        """Called on copies in evaluation mode that are not trained any more: constants may go into weights."""
+        """Fold constants into weights. Called on copies in evaluation mode that will not be trained."""
 
     def form(self) -> Form | None:
         """Return the block as fused engines read it, or None where they have no form for it."""
@@ -153,12 +155,12 @@ class ResidualNet(nn.Module):
 
     Args:
         stem: maps images ``[B, C, H, W]`` to ``y_0``, the input of block 1.
-        blocks: the n building blocks, from input to output.
+        blocks: the n residual blocks, from input to output.
         head: maps ``y_n`` to the output (logits ``[B, classes]`` for the models here).
-        config: how to build the network again: the constructor's name and its arguments, as JSON holds them.
+        config: the constructor's name and arguments in JSON types, from which `build` builds the network again.
 
     Attributes:
-        frozen_statistics: where batch normalisation takes running statistics whatever its mode.
+        frozen_statistics: the batch normalisations that use running statistics in every mode.
     """
 
     frozen_statistics: tuple[str, ...] = ()
@@ -176,7 +178,7 @@ class ResidualNet(nn.Module):
                 raise ValueError(f"{name}: expected a torch.nn.Module, got {described(part)}")
         if not isinstance(blocks, Sequence | nn.ModuleList) or len(blocks) == 0:
             got = "none" if isinstance(blocks, Sequence) else described(blocks)
-            raise ValueError(f"blocks: expected at least one building block, in a list, got {got}")
+            raise ValueError(f"blocks: expected at least one residual block, in a list, got {got}")
         for block in blocks:
             if not isinstance(block, Block):
                 raise ValueError(f"blocks: expected pathnet Blocks, got {described(block)}")
@@ -189,21 +191,20 @@ class ResidualNet(nn.Module):
 
     @property
     def n(self) -> int:
-        """The number of building blocks, hence of residual modules."""
+        """Number of residual blocks, hence of residual modules."""
         return len(self.blocks)
 
     @property
     def parts(self) -> int:
-        """Into how many parts a block's dependence on its input falls: skip and residual, and where there are gates
-        what flows through the gate itself."""
+        """Number of parts of a block's Jacobian: skip, residual module, and gate if any block has one."""
         return 3 if any(type(block).gated is not Block.gated for block in self) else 2
 
     def __iter__(self) -> Iterator[Block]:
-        """The building blocks, from input to output."""
+        """Iterate over the residual blocks, from input to output."""
         return iter(self.blocks)  # type: ignore[arg-type]
 
     def stem_weight(self) -> Tensor:
-        """The weight of the first convolution, ``[C_0, C, k, k]``: the paper's first layer.
+        """Return the weight of the first convolution, ``[C_0, C, k, k]``: the paper's first layer.
 
         Raises:
             ValueError: the stem has no convolution.
@@ -220,21 +221,22 @@ class ResidualNet(nn.Module):
         routing: Any = None,
         backward: Any = None,
     ) -> Tensor:
-        """
+        """Return the network's output.
+
         Args:
-            x: [B, C, H, W]
-            drawn: which blocks keep their residual module, all by default. The others are passed as deleted ones
-                are, their modules computed neither here nor in the backward pass.
-            routing, backward: see `pathnet.routed`, which any network that wraps this one can be given to.
+            x: inputs, [B, C, H, W] for images.
+            drawn: for each block, whether it keeps its residual module; all do by default. Other blocks run as if
+                deleted: their residual modules are computed neither here nor in the backward pass.
+            routing, backward: see `pathnet.routed`, which also accepts networks that wrap this one.
 
         Raises:
-            ValueError: ``drawn`` does not hold one value a block, or is given beside a routing; a routing is not one.
+            ValueError: ``drawn`` does not have one value per block, or comes with a routing; or a routing is invalid.
         """
         if drawn is not None and len(drawn) != self.n:
-            raise ValueError(f"drawn: expected {self.n} values (one a block), got {len(drawn)}")
+            raise ValueError(f"drawn: expected {self.n} values (one per block), got {len(drawn)}")
         if routing is not None or backward is not None:
             if drawn is not None:
-                raise ValueError("drawn: expected None beside a routing")
+                raise ValueError(f"drawn: expected None with a routing, got {described(drawn)}")
             return self._routed(x, routing, backward)
         x = self.stem(x)
         for i, block in enumerate(self):
@@ -243,35 +245,37 @@ class ResidualNet(nn.Module):
 
     def _routed(self, x: Tensor, routing: Any, backward: Any) -> Tensor:
         ones = [[1.0] * self.parts] * self.n
-        there = ones if routing is None else of_blocks(check_coefficients("routing", routing, self.n, self.parts))
-        back = there if backward is None else of_blocks(check_coefficients("backward", backward, self.n, self.parts))
+        rows = ones if routing is None else of_blocks(check_coefficients("routing", routing, self.n, self.parts))
+        back_rows = rows
+        if backward is not None:
+            back_rows = of_blocks(check_coefficients("backward", backward, self.n, self.parts))
         x = self.stem(x)
-        for block, forward, own in zip(self, there, back, strict=True):
-            whole = len(own) == self.parts and all(known_as(each, 1) for each in (*forward[:2], *own))
-            x = block(x) if whole else block.routed(x, forward, own)
+        for block, row, back_row in zip(self, rows, back_rows, strict=True):
+            ordinary = len(back_row) == self.parts and all(known_as(factor, 1) for factor in (*row[:2], *back_row))
+            x = block(x) if ordinary else block.routed(x, row, back_row)
         return torch.as_tensor(self.head(x))
 
 
 def check_net(net: object) -> None:
-    """Raises ValueError unless ``net`` is a `ResidualNet`."""
+    """Raise ValueError unless ``net`` is a `ResidualNet`."""
     if not isinstance(net, ResidualNet):
         raise ValueError(f"net: expected a pathnet ResidualNet, got {described(net)}")
 
 
 def first_convolution(net: ResidualNet) -> nn.Conv2d | None:
-    """Return the convolution that the stem begins with, or None where it is known to begin with none."""
+    """Return the convolution that the stem begins with, or None if it is not known to begin with one."""
     first = net.stem[0] if isinstance(net.stem, nn.Sequential) and len(net.stem) else net.stem
     return first if isinstance(first, nn.Conv2d) else None
 
 
 def check_inputs(name: str, inputs: object, net: ResidualNet) -> Tensor:
-    """Return ``inputs``, a dense tensor of a shape, type and device that the network's stem takes.
+    """Return ``inputs``, a dense tensor whose shape, type and device the network's stem accepts.
 
     Args:
-        name: what an error calls the argument.
+        name: the argument's name in errors.
 
     Raises:
-        ValueError: it is no such tensor. Of stems that do not begin with a convolution only the device is known.
+        ValueError: it is no such tensor. If the stem does not begin with a convolution, only the device is checked.
     """
     device = next((parameter.device for parameter in net.parameters()), None)
     checked = check_tensor(name, inputs, device=device)
@@ -286,10 +290,10 @@ def check_inputs(name: str, inputs: object, net: ResidualNet) -> Tensor:
 
 
 def unwrapped(net: nn.Module) -> ResidualNet:
-    """The network within DistributedDataParallel, `torch.compile`'s module, or both; itself where nothing wraps it.
+    """Return the network inside DistributedDataParallel, `torch.compile`'s module, or both; or the network itself.
 
     Raises:
-        ValueError: there is no `ResidualNet` in it.
+        ValueError: there is no `ResidualNet` inside.
     """
     inner: Any = net
     while not isinstance(inner, ResidualNet):

@@ -1,4 +1,4 @@
-"""Networks on disk: one safetensors file holds the weights and how to build the network that they fit."""
+"""Networks on disk: one safetensors file with the weights and the configuration of the network."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from pathnet.checks import check_path, described
 from pathnet.files import replacing, telling
-from pathnet.models.highway import highway
-from pathnet.models.preact_resnet import preact_resnet, preact_resnet_imagenet
+from pathnet.models.highway_blocks import highway
+from pathnet.models.postactivation import resnet
+from pathnet.models.preactivation import preact_resnet, preact_resnet_imagenet
 from pathnet.models.residual_net import ResidualNet, check_net
-from pathnet.models.resnet import resnet
-from pathnet.models.vgg import vgg
+from pathnet.models.vgg_layers import vgg
 
 __all__ = [
     "build",
@@ -45,15 +45,15 @@ CONSTRUCTORS: dict[str, Callable[..., ResidualNet]] = {
 DIGEST = "sha256"
 ROUNDED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 BEFORE_DIGESTS = {"config", "recipe", "data", "progress"}
-"""The metadata that files without a digest may have: in any other, the name of the digest may be what is damaged."""
+"""Metadata names of files from before digests. With any other name, a missing digest means a damaged file."""
 
 
 def build(config: Mapping[str, Any]) -> ResidualNet:
-    """The network that ``config`` describes (``ResidualNet.config``), freshly initialised.
+    """Return the network that ``config`` (`ResidualNet.config`) describes, freshly initialised.
 
     Raises:
-        ValueError: the configuration names no known constructor, arguments that it does not take, or a network that
-            does not fit into memory.
+        ValueError: the configuration names no known constructor, or arguments that the constructor does not take, or
+            the network does not fit into memory.
     """
     if not isinstance(config, Mapping):
         raise ValueError(f"config: expected an object with the name of a model, got {described(config)}")
@@ -71,7 +71,7 @@ def fingerprint(net: ResidualNet) -> str:
     """Return the model hash of a run: SHA-256 over names, dtypes, shapes and values of all weights and statistics.
 
     Raises:
-        ValueError: ``net`` is no `ResidualNet`, or has tensors without values.
+        ValueError: ``net`` is no `ResidualNet`, or has tensors on the meta device.
     """
     check_net(net)
     digest = hashlib.sha256()
@@ -84,16 +84,16 @@ def fingerprint(net: ResidualNet) -> str:
 
 def _check_has_values(name: str, tensor: Tensor) -> None:
     if tensor.is_meta:
-        raise ValueError(f"net: expected tensors that hold values, got {name} on the device meta")
+        raise ValueError(f"net: expected tensors with values, got {name} on the meta device")
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    """The values as they lie in memory, in the order of the indices."""
+    """Return the values of a tensor as bytes, in row-major order."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _digest(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
-    """SHA-256 over names, dtypes, shapes and values of tensors, and over metadata as the file holds it."""
+    """Return the SHA-256 over names, dtypes, shapes and values of tensors, and over the metadata as stored."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
@@ -109,7 +109,7 @@ def write_tensors(
     what: str = "weights",
     consequence: str = "",
 ) -> None:
-    """Write one safetensors file whole, with a digest of all that is in it.
+    """Write a safetensors file atomically, with a digest of its content.
 
     Args:
         what, consequence: see `pathnet.files.telling`.
@@ -127,10 +127,10 @@ def write_tensors(
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the metadata of a file that `write_tensors` wrote.
+    """Return the tensors and the metadata of a file that `write_tensors` wrote.
 
     Raises:
-        ValueError: the file is missing, cut short, damaged, or no safetensors file of pathnet's.
+        ValueError: the file is missing, truncated, damaged, or not from pathnet.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -153,15 +153,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def save(net: ResidualNet, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Writes the network's weights and statistics with its configuration.
+    """Write the network's weights, statistics and configuration to a file.
 
     Args:
-        dtype: of the kernels and matrices on disk, by default their own; float16 halves the file, and what is loaded
-            from it is the rounded network. Vectors (biases, factors and statistics of BN) stay as they are.
+        dtype: dtype of kernels and matrices on disk, unchanged by default. float16 halves the file; `load` then
+            returns the rounded network. Vectors (biases, factors and statistics of BN) keep their dtype.
 
     Raises:
-        ValueError: the network has no configuration to be rebuilt from, or values that `load` would refuse; or an
-            argument is of another kind.
+        ValueError: the network has no configuration, or values that `load` would reject; or an argument has another
+            type.
         OSError: the file cannot be written.
     """
     check_net(net)
@@ -179,7 +179,7 @@ def save(net: ResidualNet, path: str | Path, dtype: torch.dtype | None = None) -
 
 
 def load(path: str | Path) -> ResidualNet:
-    """The network that `save` (or a training checkpoint) wrote, in evaluation mode.
+    """Return the network in a file that `save` (or a training checkpoint) wrote, in evaluation mode.
 
     Raises:
         ValueError: the file cannot be read, or its tensors do not fit its configuration.
@@ -196,10 +196,10 @@ def load(path: str | Path) -> ResidualNet:
 
 
 def _skeleton(config: Any, count: int, path: str | Path) -> ResidualNet:
-    """The network of a file, without memory for its tensors.
+    """Return the network of a file on the meta device.
 
     Args:
-        count: tensors in the file. Each layer has one at least, so that no more layers are built than it holds.
+        count: number of tensors in the file. Each layer has at least one, which bounds the depth to build.
     """
     depth = config.get("depth", 0) if isinstance(config, Mapping) else 0
     if isinstance(depth, int) and depth > count:
@@ -215,10 +215,10 @@ def _skeleton(config: Any, count: int, path: str | Path) -> ResidualNet:
 
 
 def fill(net: ResidualNet, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Copies the tensors that belong to ``net`` into it; others (an optimizer's) are passed over.
+    """Copy the tensors of a file that belong to ``net`` into it, and ignore all others (an optimizer's).
 
     Raises:
-        ValueError: a tensor is missing, has another shape or type, or values that it cannot have.
+        ValueError: a tensor is missing, or has another shape, another type or invalid values.
     """
     _check_state(net, tensors, path)
     net.load_state_dict({name: tensors[name] for name in net.state_dict()})
@@ -232,18 +232,18 @@ def _check_state(net: ResidualNet, tensors: Mapping[str, Tensor], path: str | Pa
 
 
 def check_stored(name: str, tensor: Tensor, like: Tensor, path: str | Path) -> None:
-    """Check a tensor of a file against the one whose place it takes.
+    """Check a tensor of a file against the tensor that it is to replace.
 
     Raises:
-        ValueError: it has another shape, integers in place of floating-point numbers or the reverse, or values that
-            no such tensor has.
+        ValueError: it has another shape, integers instead of floating-point numbers or the reverse, or invalid
+        values.
     """
     if tensor.shape != like.shape:
         raise ValueError(
             f"weights: {path} is of another model ({name!r}: expected shape {tuple(like.shape)}, "
             f"got {tuple(tensor.shape)})"
         )
-    # Floating-point ones may be rounded (`save`); all others are as they were.
+    # `save` may round floating-point tensors, but no others.
     if tensor.dtype != like.dtype and not (like.is_floating_point() and tensor.dtype in ROUNDED):
         raise ValueError(f"weights: {path}: {name!r}: expected {like.dtype}, got {tensor.dtype}")
     if problem := odd_values(name, tensor):
@@ -251,7 +251,7 @@ def check_stored(name: str, tensor: Tensor, like: Tensor, path: str | Path) -> N
 
 
 def odd_values(name: str, tensor: Tensor) -> str:
-    """Return what is wrong with the values of a tensor of a network, in words; nothing where nothing is."""
+    """Return what is wrong with the values of a network's tensor, in words, or ""."""
     if not torch.isfinite(tensor).all():
         return "expected finite values, got NaN or infinity"
     if name.endswith(("running_var", "num_batches_tracked")) and (tensor < 0).any():

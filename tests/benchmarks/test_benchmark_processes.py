@@ -1,4 +1,4 @@
-"""Programs that a benchmark runs: nothing that they started outlives them, whoever ends first and however."""
+"""Programs that a benchmark runs: no process that they started outlives them, whichever ends first and however."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ else:
     (pathlib.Path(sys.argv[2]) / str(os.getpid())).touch()
     time.sleep(600)
 """
-"""A step whose inner program lives in a session of its own, has a child in yet another, and heeds no signal."""
+"""A step whose inner program has a session of its own, a child in another session, and ignores signals."""
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
+    """Return whether a process runs; a zombie does not."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
@@ -57,7 +57,7 @@ def within(seconds: float, what: Callable[[], bool]) -> bool:
 
 @pytest.fixture
 def step(tmp_path: Path) -> tuple[list[str], Path]:
-    """The command of a stubborn step, and where its inner processes leave their numbers."""
+    """Return the command of a stubborn step, and the folder of its inner processes' numbers."""
     program, pids = tmp_path / "step.py", tmp_path / "pids"
     program.write_text(STUBBORN)
     pids.mkdir()
@@ -104,5 +104,5 @@ def test_the_status_and_the_output_are_the_programs() -> None:
     assert execute([sys.executable, "-c", "print('said'); raise SystemExit(3)"], 60.0).status == 3
     killed = execute([sys.executable, "-c", "import os; os.kill(os.getpid(), 11)"], 60.0)
     assert killed.status == -11
-    told = execute([sys.executable, "-c", "import os; print(os.environ['TOLD'])"], 60.0, {"TOLD": "so"})
-    assert (told.status, told.output) == (0, "so\n")
+    done = execute([sys.executable, "-c", "import os; print(os.environ['TOLD'])"], 60.0, {"TOLD": "so"})
+    assert (done.status, done.output) == (0, "so\n")

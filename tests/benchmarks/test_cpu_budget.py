@@ -1,4 +1,4 @@
-"""The benchmarks on a processor keep their time on machines of any speed, and say what they cut for it."""
+"""The run on a processor keeps its time limit on machines of any speed, and records its cuts."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
 SECONDS = 60 * MINUTES
 LOOP_S = 0.06
-"""What an image of one path of the loop takes on a machine on which a whole run fits, some 8 s for a batch of 128."""
+"""Seconds an image of one path of the loop on a machine on which a whole run fits: some 8 s for a batch of 128."""
 
 
 class Clock:
-    """Time that passes only as it is told to."""
+    """A clock that advances only by `work`."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -39,7 +39,7 @@ class Clock:
         return self.now
 
     def work(self, seconds: float) -> Callable[[], None]:
-        """Takes so long."""
+        """Return a work that takes so many seconds."""
 
         def pass_() -> None:
             self.now += seconds
@@ -86,15 +86,15 @@ def test_a_single_round_needs_no_other_before_it(clock: Clock) -> None:
 
 
 def test_the_fewest_rounds_once_begun_may_take_what_is_left_of_the_whole(clock: Clock) -> None:
-    taken = iter([1.0, 3.0, 3.0, 3.0, 3.0])
+    durations = iter([1.0, 3.0, 3.0, 3.0, 3.0])
 
     def slowing() -> None:
-        clock.now += next(taken)
+        clock.now += next(durations)
 
     whole = Budget(100, clock)
     assert whole.share(1 / 10).timed({"slowing": slowing}, 5)["slowing"].seconds == [3.0, 3.0, 3.0]
     with pytest.raises(LeftOut, match="1 were taken when the time was over; the fewest are 3"):
-        taken = iter([1.0, 7.0])
+        durations = iter([1.0, 7.0])
         Budget(10, clock).timed({"slowing": slowing}, 5)
 
 
@@ -156,14 +156,14 @@ def timing(name: str, clock: Clock, slowness: float) -> Callable[[Field], Any]:
         if name == "checks":
             return {"seconds": [work() for work in works.values()]}
         timings = field.budget.timed(works, 5)
-        return {"timings": {key: own.facts() for key, own in timings.items()}}
+        return {"timings": {key: timing.facts() for key, timing in timings.items()}}
 
     return step
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Iterator[Callable[[float], None]]:
-    """Sets how slow the machine is on which faked steps take their time."""
+    """Return a function that sets the slowness of the machine, with steps faked."""
 
     def set_slowness(slowness: float) -> None:
         for name in steps.STEPS:
@@ -173,8 +173,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Iterator[Callable[
     net = fields.network
     monkeypatch.setattr(fields, "network", lambda setup: net(QUICK.setup))
     monkeypatch.setattr(fields, "batch", lambda setup, **_: (None, None))
-    monkeypatch.setattr("benchmarks.cpu.run.figures", lambda found: [])
-    monkeypatch.setattr("benchmarks.cpu.run.lines_by_length", lambda found: {})
+    monkeypatch.setattr("benchmarks.cpu.run.figures", lambda findings: [])
+    monkeypatch.setattr("benchmarks.cpu.run.lines_by_length", lambda findings: {})
     yield set_slowness
 
 
@@ -189,9 +189,9 @@ def test_a_run_keeps_its_time_on_a_machine_of_any_speed(
     assert results["found"].keys() | results["left_out"].keys() == steps.STEPS.keys() and not results["failed"]
     cut = {cut["step"] for cut in results["cuts"]}
     fewer = {
-        name for name, found in results["found"].items() if name != "checks" and found["timings"]["0"]["rounds"] < 5
+        name for name, step in results["found"].items() if name != "checks" and step["timings"]["0"]["rounds"] < 5
     }
-    assert fewer <= cut and all(found_by(results, name) >= 3 for name in results["found"])
+    assert fewer <= cut and all(rounds_of(results, name) >= 3 for name in results["found"])
     assert not results["left_out"] or slowness == 50
     assert (cut == set() and fewer == set()) == (slowness == 0.2)
     show({**results, "found": {}}, Console(width=200, file=(file := io.StringIO())))
@@ -203,7 +203,7 @@ def test_a_run_keeps_its_time_on_a_machine_of_any_speed(
         assert f"left out: {name}: {reason}" in text
 
 
-def found_by(results: dict[str, Any], name: str) -> int:
+def rounds_of(results: dict[str, Any], name: str) -> int:
     return 5 if name == "checks" else int(results["found"][name]["timings"]["0"]["rounds"])
 
 
@@ -218,7 +218,7 @@ def test_where_the_time_is_over_every_further_step_is_left_out(
 
 def test_goals_are_not_judged_at_other_batches(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figure = {"figure": "speed", "sense": "at least", "goal": 2.0, "walks": 3.0, "counted": None, "met": True}
-    monkeypatch.setattr("benchmarks.cpu.run.figures", lambda found: [figure])
+    monkeypatch.setattr("benchmarks.cpu.run.figures", lambda findings: [figure])
     for sizes, met in ((QUICK.setup.batch, True), (1, None)):
         run = Run(QUICK, tmp_path, budget=Budget(SECONDS, clock))
         run.field.sizes = with_batch(QUICK, sizes)

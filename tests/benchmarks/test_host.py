@@ -1,4 +1,4 @@
-"""What `benchmarks.host` finds without a GPU, apart from times, which are the machine's."""
+"""The findings of `benchmarks.host` without a GPU, except times, which depend on the machine."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from benchmarks.host import GOALS_MS, host  # noqa: E402
 
 
 def test_a_batch_is_replayed_in_a_few_operations_whatever_the_depth() -> None:
-    found = host(replace(REHEARSAL, depth=14))
-    assert found["paths"] == 7 and found["goals_ms"] == GOALS_MS
-    rows = {(row["engine"], row["bn"], row["precision"]): row for row in found["rows"]}
+    findings = host(replace(REHEARSAL, depth=14))
+    assert findings["paths"] == 7 and findings["goals_ms"] == GOALS_MS
+    rows = {(row["engine"], row["bn"], row["precision"]): row for row in findings["rows"]}
     assert len(rows) == 6
     for (engine, bn, _), row in rows.items():
         if engine == "cuda":

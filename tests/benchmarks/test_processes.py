@@ -1,4 +1,4 @@
-"""What the tests with several processes stand on."""
+"""The helper of tests with several processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def stuck(rank: int, folder: Path) -> None:
 
 
 def test_a_process_that_hangs_is_ended_and_told(tmp_path: Path) -> None:
-    """Where it was it tells itself, or was not yet there: on a busy machine."""
+    """It reports where it hung; on a busy machine it may not have got there yet."""
     begun = time.monotonic()
     with pytest.raises(pytest.fail.Exception, match="(do not end|exit code 1), where they were:"):
         processes.run(stuck, tmp_path, count=1, hang_s=1)

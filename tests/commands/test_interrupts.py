@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import pathnet
-from pathnet import cli, interrupts, models
+from pathnet import interrupts, models
+from pathnet.commands.app import app
 
 ROOT = Path(pathnet.__file__).resolve().parent.parent
 
@@ -28,7 +29,7 @@ class Interrupting:
 sys.meta_path.insert(0, Interrupting())
 """
 
-SCRIPT = "import sys; from pathnet.cli import main; sys.exit(main())"
+SCRIPT = "import sys; from pathnet.commands import main; sys.exit(main())"
 """What installers write for an entry point."""
 
 
@@ -45,7 +46,7 @@ def ended(command: list[str], folder: Path, at: str, kind: str) -> subprocess.Co
 
 @pytest.mark.parametrize(
     ("at", "kind"),
-    [("torch", "SIGINT"), ("torch", "SIGTERM"), ("torch", "SIGHUP"), ("pathnet.cli", "SIGINT")],
+    [("torch", "SIGINT"), ("torch", "SIGTERM"), ("torch", "SIGHUP"), ("pathnet.commands", "SIGINT")],
 )
 @pytest.mark.parametrize("script", [False, True], ids=["module", "script"])
 def test_an_interrupt_during_the_imports_is_one_line(tmp_path: Path, script: bool, at: str, kind: str) -> None:
@@ -111,7 +112,7 @@ def test_an_interrupted_command_does_not_end_by_a_search_for_garbage(
     monkeypatch.setattr(models, "load", interrupt)
     try:
         with pytest.raises(SystemExit) as end:
-            cli.app(["gradients", "--data", "synthetic", "--run", str(tmp_path / "run"), "--weights", str(weights)])
+            app(["gradients", "--data", "synthetic", "--run", str(tmp_path / "run"), "--weights", str(weights)])
         assert end.value.code == interrupts.STATUS and gc.get_freeze_count() > 0
     finally:
         gc.unfreeze()

@@ -10,8 +10,10 @@ import pytest
 import torch
 from helpers.command_line import pathnet_
 
-from pathnet import cli, models
-from pathnet.places import check_file_to_write
+from pathnet import models, study, training
+from pathnet.commands import bench
+from pathnet.commands.places import check_file_to_write
+from pathnet.experiments import path_gradients
 
 NET = ["--depth", "8", "--width", "2"]
 WORDS = {
@@ -66,10 +68,10 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def begun(*_: object, **__: object) -> None:
         raise AssertionError("what takes long has begun")
 
-    for module, name in ((cli.training, "train"), (cli.path_gradients, "measure"), (cli.studies, "measured")):
+    for module, name in ((training, "train"), (path_gradients, "measure"), (study, "measured")):
         monkeypatch.setattr(module, name, begun)
-    monkeypatch.setattr(cli.studies, "trained", begun)
-    monkeypatch.setattr(cli, "_benchmarks", begun)
+    monkeypatch.setattr(study, "trained", begun)
+    monkeypatch.setattr(bench, "_benchmarks", begun)
     yield
     assert sorted(Path().rglob("*")) == before
 

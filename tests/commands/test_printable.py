@@ -15,8 +15,10 @@ from helpers import runs
 from helpers.command_line import Ended, pathnet_
 
 import pathnet
-from pathnet import cli, models, progress, report, results
-from pathnet.experiments.run import title
+from pathnet import models, progress, report, results
+from pathnet.commands.printing import print_claims
+from pathnet.commands.streams import fail, warn
+from pathnet.experiments.run import Claim, title
 from pathnet.figures import style
 from pathnet.printable import printable
 
@@ -59,8 +61,8 @@ def test_a_report_of_odd_names_is_a_page(run: results.Run, tmp_path: Path) -> No
 
 
 def test_claims_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    claim = cli.Claim(f"paper {ODD}", "where", "bound", f"measured {ODD}", True)
-    cli._print_claims([claim])
+    claim = Claim(f"paper {ODD}", "where", "bound", f"measured {ODD}", True)
+    print_claims([claim])
     words = " ".join(capsys.readouterr().out.split())
     for word in ("[bold]b[/bold]", ":smile:", "\\x1b[31mred\\x07", "[/red]"):
         assert words.count(word) == 2
@@ -71,8 +73,8 @@ def test_errors_warnings_and_progress_are_escaped(
 ) -> None:
     odd = ODD.replace("\r", "")
     with pytest.raises(SystemExit):
-        cli._fail(odd, 1)
-    cli._warn(odd)
+        fail(odd, 1)
+    warn(odd)
     with progress.reporter(odd) as show:
         show(1, 2, odd)
     err = capsys.readouterr().err
@@ -143,7 +145,7 @@ def test_a_title_of_odd_names_can_be_drawn() -> None:
 
 
 def streamed(shell: str, **environment: str) -> Ended:
-    script = f"{sys.executable} -c 'import sys; from pathnet import cli; cli.main()' {shell}"
+    script = f"{sys.executable} -c 'import sys; from pathnet import commands; commands.main()' {shell}"
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {script}"],
         cwd=ROOT,
@@ -179,7 +181,8 @@ def test_closed_streams_swallow_what_is_printed() -> None:
     ids=["ascii", "C"],
 )
 def test_a_stream_of_ascii_takes_every_name(environment: dict[str, str]) -> None:
-    script = "from pathnet import cli; cli._prepare_streams(); cli._say('\\xe9 \\xd7 \\u753b'); cli._tell('\\xe9')"
+    script = "from pathnet.commands.streams import prepare_streams, say, tell; prepare_streams(); "
+    script += "say('\\xe9 \\xd7 \\u753b'); tell('\\xe9')"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, timeout=120
     )

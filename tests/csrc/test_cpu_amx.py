@@ -49,7 +49,7 @@ def test_what_other_instruction_sets_pass(files: list[str], at_least: int, envir
 
 
 def test_the_kernels_multiply_tiles(environment: dict[str, str]) -> None:
-    """Without this, the tests above might judge other kernels."""
+    """The tests above prove something only if tile instructions are executed."""
     script = """
 import ctypes, torch, pathnet
 from helpers.cases import SMALL

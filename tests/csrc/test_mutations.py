@@ -1,4 +1,4 @@
-"""A few mutants of the kernels' index arithmetic, each of which must fail; `make mutants` goes through all."""
+"""A few mutants of the kernels' index arithmetic, each of which must fail; `make mutants` runs all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [
 
 
 def module(name: str) -> ModuleType:
-    """One of the scripts, which are none of the package's."""
+    """Load one of the scripts, which belong to no package."""
     spec = importlib.util.spec_from_file_location(f"mutations_{name}", FOLDER / f"{name}.py")
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)

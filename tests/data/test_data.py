@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +40,7 @@ def test_parquet(tmp_path: Path, images: np.ndarray) -> None:
     assert torch.equal(loaded.test.take(torch.tensor([4])), torch.from_numpy(images[4:5]).permute(0, 3, 1, 2))
 
 
-def test_jpeg_images_are_called_so(tmp_path: Path, images: np.ndarray) -> None:
+def test_jpeg_images_are_named_in_the_data_set(tmp_path: Path, images: np.ndarray) -> None:
     write_parquet(tmp_path, images, [0] * 6, "JPEG")
     assert data.cifar10(tmp_path).name == "CIFAR-10 (JPEG)"
 
@@ -81,15 +83,15 @@ def test_class_folders_in_memory_and_on_disk(
     assert smaller.image_shape == (3, 20, 20)
 
 
-def test_folders_of_other_sizes_are_scaled_and_cropped(tmp_path: Path) -> None:
+def test_images_of_another_size_are_scaled_and_cropped(tmp_path: Path) -> None:
     wide = np.zeros((10, 30, 3), dtype=np.uint8)
     wide[:, 10:20] = 255
     write_folders(tmp_path, np.stack([wide, wide]))
-    taken = data.class_folders(tmp_path, side=10).train.take(torch.arange(2))
-    assert taken.shape == (2, 3, 10, 10) and (taken == 255).all()
+    scaled = data.class_folders(tmp_path, side=10).train.take(torch.arange(2))
+    assert scaled.shape == (2, 3, 10, 10) and (scaled == 255).all()
 
 
-def test_augmentation_crops_and_flips_whole_images() -> None:
+def test_augmentation_crops_and_mirrors_whole_images() -> None:
     synthetic = data.synthetic(images=64, shape=(3, 9, 7))
     normalised = synthetic.normalise(synthetic.train.take(torch.arange(64)))
     augmented = synthetic.augment(normalised, stream(0, "test"))
@@ -120,7 +122,7 @@ def test_a_random_batch_is_a_function_of_seed_and_number() -> None:
         synthetic.random_batch(513, seed=0, batch=0)
 
 
-def test_fingerprints_tell_data_apart() -> None:
+def test_fingerprints_distinguish_data_sets() -> None:
     assert data.synthetic(seed=1).fingerprint() != data.synthetic(seed=2).fingerprint()
     assert data.digits().fingerprint() == data.digits().fingerprint()
 
@@ -160,18 +162,67 @@ def unreadable(tmp_path: Path, what: str) -> Path:
     ("what", "message"),
     [
         ("missing folder", "expected digits, synthetic or an existing folder"),
-        ("empty", "holds no data set: expected train"),
+        ("empty", "contains no data set: expected train"),
         ("truncated", "train-00000-of-00001.parquet is not a readable Parquet file"),
         ("no test", "has no test-"),
         ("columns", "needs the columns img .or image. and label, has a"),
         ("not an image", "row 0 is not a readable image"),
         ("cut pickle", "data_batch_2 is not a readable CIFAR-10 batch"),
         ("no val", "needs the folders train"),
-        ("no images", "holds no images: expected files that end in one of .* got an empty folder"),
+        ("no images", "contains no images: expected files that end in one of .* got an empty folder"),
         ("missing class", "has no folder for class 'another'"),
     ],
 )
-def test_unreadable_folders_are_told_in_one_line(tmp_path: Path, what: str, message: str) -> None:
+def test_unreadable_folders_are_reported_in_one_line(tmp_path: Path, what: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as raised:
         data.load(str(unreadable(tmp_path, what)))
     assert str(raised.value).startswith("data: ") and "\n" not in str(raised.value)
+
+
+def test_a_representation_names_sizes_shape_classes_and_origin(
+    tmp_path: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits = data.digits()
+    assert repr(digits) == ("Data('digits': 1,437 training and 360 test images of 1x8x8, 10 classes, in memory)")
+    assert repr(digits.train) == "InMemory(1,437 images of 1x8x8)"
+    monkeypatch.setattr("pathnet.data.folders.IN_MEMORY_BYTES", 0)
+    write_folders(tmp_path, images)
+    loaded = data.load(tmp_path)
+    assert repr(loaded) == (
+        f"Data({tmp_path.name!r}: 6 training and 6 test images of 3x32x32, 2 classes, "
+        f"in {tmp_path / 'train'} and in {tmp_path / 'val'})"
+    )
+    assert repr(loaded.test) == f"OnDisk(6 images of 3x32x32, in {tmp_path / 'val'})"
+
+
+WITHOUT_READERS = """
+import sys
+
+for package in ("PIL", "pyarrow", "sklearn"):
+    sys.modules[package] = None
+
+import pathnet.data
+
+assert len(pathnet.data.synthetic(16).train) == 16
+for name in sys.argv[1:]:
+    try:
+        pathnet.data.load(name)
+    except ModuleNotFoundError as error:
+        print(error)
+"""
+
+
+def test_reading_data_without_its_packages_names_the_extra(tmp_path: Path, images: np.ndarray) -> None:
+    (tmp_path / "folders").mkdir()
+    (tmp_path / "parquet").mkdir()
+    write_folders(tmp_path / "folders", images)
+    write_parquet(tmp_path / "parquet", images, [0] * 6)
+    names = ["digits", str(tmp_path / "folders"), str(tmp_path / "parquet")]
+    command = [sys.executable, "-c", WITHOUT_READERS, *names]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    purposes = [
+        "pathnet.data.digits takes the digits from scikit-learn",
+        "pathnet.data decodes images with pillow",
+        "pathnet.data.cifar10 reads Parquet files with pyarrow",
+    ]
+    assert lines == [f"{purpose}, which is not installed: pip install 'pathnet[paper]'" for purpose in purposes]

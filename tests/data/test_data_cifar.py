@@ -1,4 +1,4 @@
-"""CIFAR-10 whose files do not hold what they should."""
+"""CIFAR-10 files with unexpected or hostile content."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_label_outside_the_classes_is_named_by_file_and_row(tmp_path: Path, la
         ),
     ],
 )
-def test_rows_of_another_kind_are_named(tmp_path: Path, images: Any, labels: Any, message: str) -> None:
+def test_rows_with_other_columns_or_types_are_named(tmp_path: Path, images: Any, labels: Any, message: str) -> None:
     write_table(tmp_path, images, labels)
     line = raised_line(tmp_path)
     assert re.search(message, line), line
@@ -90,7 +90,7 @@ def test_the_first_row_may_be_the_broken_one(tmp_path: Path) -> None:
         assert data.cifar10(tmp_path, skip_broken=True).skipped == ("train-0.parquet row 0",)
 
 
-def test_a_bad_label_is_refused_even_where_broken_images_are_left_out(tmp_path: Path) -> None:
+def test_a_bad_label_is_rejected_even_if_broken_images_are_left_out(tmp_path: Path) -> None:
     write_table(tmp_path, labels=[3, 1, 99, 1, 5, 9])
     assert "row 2: label" in raised_line(tmp_path, skip_broken=True)
     write_table(tmp_path, [None] * 6)
@@ -99,7 +99,7 @@ def test_a_bad_label_is_refused_even_where_broken_images_are_left_out(tmp_path: 
     assert "expected a struct with binary bytes, got null" in raised_line(tmp_path, skip_broken=True)
 
 
-def test_a_parquet_file_that_is_a_pipe_or_promises_too_much_is_refused(
+def test_a_parquet_file_that_is_a_pipe_or_claims_too_much_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_table(tmp_path)
@@ -113,7 +113,7 @@ def test_a_parquet_file_that_is_a_pipe_or_promises_too_much_is_refused(
     assert "train-2.parquet is not a regular file but a named pipe" in raised_line(tmp_path)
 
 
-def test_no_column_is_taken_from_the_name_of_a_folder(tmp_path: Path) -> None:
+def test_no_column_comes_from_the_name_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "label=7").mkdir()
     write_parquet(tmp_path / "label=7", IMAGES, LABELS)
     assert data.cifar10(tmp_path / "label=7").train.labels.tolist() == LABELS
@@ -129,7 +129,7 @@ def batches(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("label", [99, -1, 1.7, None, "cat", True])
-def test_a_label_of_a_batch_is_named_by_file_and_row(batches: Path, label: object) -> None:
+def test_a_bad_label_of_a_batch_is_named_by_file_and_row(batches: Path, label: object) -> None:
     batch = {b"data": IMAGES.reshape(6, -1).copy(), b"labels": [0, 0, 0, label, 0, 0]}
     (batches / "data_batch_3").write_bytes(pickle.dumps(batch, 2))
     assert "data_batch_3 row 3: label: expected an integer from 0 to 9, got" in raised_line(batches)
@@ -151,7 +151,7 @@ BATCHES = {
 
 
 @pytest.mark.parametrize("what", BATCHES)
-def test_a_batch_of_another_kind_is_named(batches: Path, what: str) -> None:
+def test_a_batch_with_another_structure_is_named(batches: Path, what: str) -> None:
     batch, message = BATCHES[what]
     (batches / "data_batch_2").write_bytes(pickle.dumps(batch, 4))
     line = raised_line(batches)
@@ -159,7 +159,7 @@ def test_a_batch_of_another_kind_is_named(batches: Path, what: str) -> None:
 
 
 def nested_tuples() -> bytes:
-    """A dictionary's key whose hash would take more stack than there is."""
+    """Return a dictionary key whose hash would overflow the stack."""
     return b"\x80\x02}" + b")" + b"\x85" * 500_000 + b"K\x01s."
 
 
@@ -195,18 +195,18 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("what", BOMBS)
-def test_a_hostile_batch_ends_in_one_line(batches: Path, what: str) -> None:
+def test_a_hostile_batch_is_reported_in_one_line(batches: Path, what: str) -> None:
     (batches / "data_batch_4").write_bytes(BOMBS[what])
     assert "data_batch_4 is not a readable CIFAR-10 batch (" in raised_line(batches)
 
 
-def test_a_text_is_not_encoded_more_often_than_the_file_has_room_for(batches: Path) -> None:
+def test_the_texts_that_a_pickle_encodes_fit_into_the_file_size(batches: Path) -> None:
     (batches / "data_batch_4").write_bytes(encoded_again_and_again())
-    assert "data_batch_4 is not a readable CIFAR-10 batch (asks for more bytes than the" in raised_line(batches)
+    assert "data_batch_4 is not a readable CIFAR-10 batch (requests more bytes than the" in raised_line(batches)
 
 
-def test_the_limits_of_pickles_hold_the_original_batches() -> None:
-    """What Python 2 wrote: 10,000 images, labels, and names of files, each in the memo."""
+def test_the_limits_admit_the_original_batches() -> None:
+    """Check a batch as Python 2 wrote it: 10,000 images, labels and file names, each in the memo."""
     images = np.zeros((10_000, 3072), np.uint8)
     batch = {
         b"batch_label": b"training batch 1 of 5",

@@ -1,4 +1,4 @@
-"""Encoded images: converted by a stated rule, or refused by name."""
+"""Encoded images are converted by a stated rule, or rejected by name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def header_only(width: int, height: int) -> bytes:
-    """A PNG that promises a size, and holds next to nothing."""
+    """Return a PNG whose header claims a size that its data does not have."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -49,7 +49,7 @@ def test_the_high_byte_of_a_16_bit_grey_is_kept(kind: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I;16L", "I"])
-def test_every_16_bit_mode_is_converted_alike(mode: str) -> None:
+def test_all_16_bit_modes_are_converted_in_the_same_way(mode: str) -> None:
     image = Image.new("I" if mode == "I" else mode, (2, 1))
     image.putpixel((0, 0), 0x1234)
     image.putpixel((1, 0), 0xFFFF)
@@ -57,13 +57,13 @@ def test_every_16_bit_mode_is_converted_alike(mode: str) -> None:
 
 
 @pytest.mark.parametrize("value", [-1, 65536])
-def test_integers_beyond_16_bits_are_refused(value: int) -> None:
+def test_integers_beyond_16_bits_are_rejected(value: int) -> None:
     with pytest.raises(BrokenImage, match="deep has the mode I: expected values from 0 to 65535"):
         to_rgb(Image.new("I", (1, 1), value), "deep")
 
 
 @pytest.mark.parametrize("mode", ["F", "LAB"])
-def test_a_mode_without_a_rule_is_refused(mode: str) -> None:
+def test_a_mode_without_a_rule_is_rejected(mode: str) -> None:
     with pytest.raises(BrokenImage, match=f"data: odd has the mode {mode}: expected grey"):
         to_rgb(Image.new(mode, (1, 1)), "odd")
     if mode == "F":
@@ -72,7 +72,7 @@ def test_a_mode_without_a_rule_is_refused(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "PA", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "1"])
-def test_a_mode_of_8_bits_is_converted_as_by_pillow(mode: str) -> None:
+def test_8_bit_modes_are_converted_as_by_pillow(mode: str) -> None:
     image = Image.fromarray(COLOURS).convert("P" if mode == "PA" else "RGB").convert(mode)
     assert np.array_equal(np.asarray(to_rgb(image, "image")), np.asarray(image.convert("RGB")))
 
@@ -111,31 +111,31 @@ def test_an_orientation_is_not_applied() -> None:
     assert np.array_equal(decode(encoded(image, exif=exif), "turned"), COLOURS)
 
 
-# Refused by name
+# Rejected by name
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_an_animation_is_refused(kind: str) -> None:
+def test_an_animation_is_rejected(kind: str) -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue", "green")]
     with pytest.raises(BrokenImage, match="data: moving is animated: expected one frame, got 3"):
         decode(encoded(frames[0], kind, save_all=True, append_images=frames[1:]), "moving")
 
 
-def test_the_first_picture_of_a_jpeg_with_several_is_taken() -> None:
+def test_a_jpeg_with_several_pictures_yields_the_first() -> None:
     first, second = Image.new("RGB", (8, 8), "white"), Image.new("RGB", (8, 8), "black")
     assert decode(encoded(first, "MPO", save_all=True, append_images=[second]), "camera").min() > 250
 
 
 @pytest.mark.parametrize("side", [None, 8])
 @pytest.mark.parametrize("size", [(12_000, 12_000), (60_000, 60_000), (1, 100_000_000)])
-def test_a_bomb_is_refused_from_its_header(size: tuple[int, int], side: int | None) -> None:
+def test_a_bomb_is_rejected_from_its_header(size: tuple[int, int], side: int | None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(BrokenImage, match=f"bomb.png is too large: expected at most 89,478,485 .* {size[0]} x"):
             decode(header_only(*size), "bomb.png", side)
 
 
-def test_a_webp_bomb_is_refused_from_its_header() -> None:
+def test_a_webp_bomb_is_rejected_from_its_header() -> None:
     content = bytearray(encoded(Image.new("RGB", (16, 16)), "WEBP", lossless=True))
     assert content[12:16] == b"VP8L"
     content[21:25] = struct.pack("<I", (16_383 - 1) | (16_383 - 1) << 14)
@@ -143,7 +143,7 @@ def test_a_webp_bomb_is_refused_from_its_header() -> None:
         decode(bytes(content), "bomb.webp")
 
 
-def test_a_line_of_pixels_is_refused_before_it_is_scaled() -> None:
+def test_a_very_narrow_image_is_rejected_before_it_is_scaled() -> None:
     line = encoded(Image.new("L", (1, 100_000)))
     assert decode(line, "line").shape == (100_000, 1, 3)
     with pytest.raises(BrokenImage, match="line is too narrow: .* shorter side is 32, got 32 x 3200000"):
@@ -163,7 +163,7 @@ def test_postscript_never_reaches_its_interpreter(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "WEBP", "PPM"])
 @pytest.mark.parametrize("kept", [0, 1, 12, 30, 0.5, 0.9])
-def test_a_truncated_image_is_refused_by_name(kind: str, kept: float) -> None:
+def test_a_truncated_image_is_rejected_by_name(kind: str, kept: float) -> None:
     content = encoded(Image.fromarray(RNG.integers(0, 256, (40, 40, 3), dtype=np.uint8)), kind)
     cut = content[: kept if isinstance(kept, int) else int(kept * len(content))]
     with pytest.raises(BrokenImage, match="^data: cut is not a readable image .*; skip_broken leaves") as raised:
@@ -171,7 +171,7 @@ def test_a_truncated_image_is_refused_by_name(kind: str, kept: float) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_flipped_bytes_end_in_an_image_or_in_one_line() -> None:
+def test_flipped_bytes_yield_an_image_or_an_error_of_one_line() -> None:
     rng = np.random.default_rng(1)
     image = Image.fromarray(RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8))
     refused = 0
@@ -188,7 +188,7 @@ def test_flipped_bytes_end_in_an_image_or_in_one_line() -> None:
     assert refused > 100
 
 
-def test_too_little_memory_is_not_the_image_s_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_not_called_broken_for_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(*_: object) -> None:
         raise MemoryError
 

@@ -1,4 +1,4 @@
-"""The hash of a data set: what it tells apart, and that runs of before it had a version go on."""
+"""The hash of a data set: what it distinguishes, and that runs with hashes of the older kind can be resumed."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def on_disk(folder: Path, monkeypatch: pytest.MonkeyPatch, side: int | None = No
     return loaded
 
 
-def test_the_same_bytes_in_other_shapes_are_other_data() -> None:
+def test_the_same_bytes_in_other_shapes_are_different_data() -> None:
     shapes = [(2, 1, 4, 8), (2, 1, 8, 4), (2, 2, 4, 4)]
     assert len({in_memory(shape).fingerprint() for shape in shapes}) == 3
     assert len({in_memory(shape).fingerprint(like=LEGACY["digits"]) for shape in shapes}) == 1
     one = in_memory((2, 1, 4, 8))
-    others = [
+    variants = [
         in_memory((2, 1, 4, 8), labels=(1, 0)),
         in_memory((2, 1, 4, 8), classes=("a", "c")),
         in_memory((2, 1, 4, 8), classes=("a", "b", "c")),
@@ -56,7 +56,7 @@ def test_the_same_bytes_in_other_shapes_are_other_data() -> None:
         replace(one, crop_padding=3),
         replace(one, test=InMemory(one.train.take(torch.arange(1)), one.train.labels[:1])),
     ]
-    assert len({loaded.fingerprint() for loaded in [one, *others]}) == 7
+    assert len({loaded.fingerprint() for loaded in [one, *variants]}) == 7
     assert one.fingerprint() == in_memory((2, 1, 4, 8)).fingerprint()
 
 
@@ -81,7 +81,7 @@ def encoded_in_as_many_bytes(file: Path) -> bytes:
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_a_changed_file_of_equal_size_is_other_data(
+def test_a_changed_file_of_equal_size_is_different_data(
     tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_folders(tmp_path, IMAGES)
@@ -97,9 +97,7 @@ def test_a_changed_file_of_equal_size_is_other_data(
         assert file.stat().st_size == size and after.fingerprint(like="0" * 64) == before.fingerprint(like="0" * 64)
 
 
-def test_the_side_is_a_part_of_the_data_and_the_place_of_the_folder_is_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_hash_depends_on_the_side_and_not_on_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folders(tmp_path / "a", IMAGES)
     whole = on_disk(tmp_path / "a", monkeypatch).fingerprint()
     assert on_disk(tmp_path / "a", monkeypatch, side=7).fingerprint() != whole
@@ -107,26 +105,26 @@ def test_the_side_is_a_part_of_the_data_and_the_place_of_the_folder_is_none(
     assert on_disk(tmp_path / "b", monkeypatch).fingerprint() == whole
 
 
-def test_files_are_hashed_once_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_hashed_once_per_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folders(tmp_path, IMAGES)
     loaded = on_disk(tmp_path, monkeypatch)
     first = loaded.fingerprint()
-    monkeypatch.setattr("pathnet.data.images._file_digest", None)
+    monkeypatch.setattr("pathnet.data.splits._file_digest", None)
     assert loaded.fingerprint() == first
 
 
-def test_a_name_that_is_no_unicode_is_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_name_that_is_not_unicode_is_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folders(tmp_path, IMAGES)
     (tmp_path / "train" / "class0" / os.fsdecode(b"\xff.png")).write_bytes(encoded(IMAGES[0]))
     loaded = on_disk(tmp_path, monkeypatch)
     assert loaded.fingerprint().startswith("v2:") and len(loaded.fingerprint(like="0" * 64)) == 64
 
 
-# Runs and checkpoints of before there were versions
+# Runs and checkpoints from before hashes had versions
 
 
 @pytest.mark.parametrize("name", LEGACY)
-def test_a_hash_without_a_version_is_answered_by_one_of_its_kind(name: str) -> None:
+def test_a_hash_without_a_version_is_compared_with_one_of_its_kind(name: str) -> None:
     loaded = data.load(name)
     assert loaded.fingerprint(like=LEGACY[name]) == LEGACY[name]
     assert loaded.fingerprint().startswith("v2:") and loaded.fingerprint(like=loaded.fingerprint()) == (
@@ -134,7 +132,7 @@ def test_a_hash_without_a_version_is_answered_by_one_of_its_kind(name: str) -> N
     )
 
 
-def test_a_set_on_disk_of_which_only_names_and_sizes_were_recorded_goes_on_with_a_warning(
+def test_a_set_on_disk_recorded_by_names_and_sizes_is_accepted_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_folders(tmp_path, IMAGES)
@@ -148,7 +146,7 @@ def small_set(seed: int = 0) -> Data:
     return data.synthetic(images=32, shape=(3, 8, 8), seed=seed)
 
 
-def test_a_run_that_recorded_a_hash_without_a_version_goes_on(tmp_path: Path) -> None:
+def test_a_run_with_a_hash_without_a_version_can_be_resumed(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, plan = models.preact_resnet(8, 4).eval(), PathGradients(batches=1, batch_size=4, engine="reference")
     path_gradients.measure(net, small_set(), plan, tmp_path)
@@ -164,7 +162,7 @@ def test_a_run_that_recorded_a_hash_without_a_version_goes_on(tmp_path: Path) ->
         path_gradients.measure(net, small_set(seed=1), plan, tmp_path)
 
 
-def test_a_checkpoint_that_recorded_a_hash_without_a_version_goes_on(tmp_path: Path) -> None:
+def test_a_checkpoint_with_a_hash_without_a_version_can_be_resumed(tmp_path: Path) -> None:
     recipe, file = Recipe(epochs=1, batch_size=16, warmup_steps=1), tmp_path / "checkpoint.safetensors"
     torch.manual_seed(0)
     net = models.preact_resnet(8, 4)
@@ -178,10 +176,10 @@ def test_a_checkpoint_that_recorded_a_hash_without_a_version_goes_on(tmp_path: P
         train(models.preact_resnet(8, 4), small_set(seed=1), recipe, file)
 
 
-# What was left out, in what is recorded
+# Images left out, in the records of runs
 
 
-def test_the_names_of_images_left_out_reach_the_runs(tmp_path: Path) -> None:
+def test_runs_record_the_names_of_images_left_out(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
     write_folders(tmp_path / "set", images)
     torch.manual_seed(0)
@@ -229,7 +227,7 @@ LABELS = torch.tensor([0, 1])
 
 
 class Unlabelled(InMemory):
-    """A split of somebody's own, with labels of another type."""
+    """A split defined by a user, with labels of another type."""
 
     def __init__(self) -> None:
         object.__setattr__(self, "images", IMAGE)
@@ -297,7 +295,7 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "large synthetic images": (
         lambda: data.synthetic(shape=(3, 1 << 20, 1 << 20)),
-        "shape: expected at most 536,870,912 pixels in all channels, got 3298534883328",
+        "shape: expected at most 536,870,912 values in all channels, got 3298534883328",
     ),
     "synthetic classes": (lambda: data.synthetic(classes=True), "classes: expected an integer"),
     "synthetic shape": (lambda: data.synthetic(shape=(8, 8)), r"shape: expected \(C, H, W\)"),  # type: ignore[arg-type]
@@ -316,6 +314,6 @@ def test_bad_arguments_are_named(what: str) -> None:
         call()
 
 
-def test_a_single_pixel_has_no_deviation_and_is_normalised_all_the_same() -> None:
+def test_a_single_pixel_is_normalised_although_it_has_no_deviation() -> None:
     loaded = data.synthetic(images=1, shape=(1, 1, 1))
     assert torch.equal(loaded.normalise(loaded.train.take(torch.tensor([0]))), torch.zeros(1, 1, 1, 1))

@@ -55,10 +55,12 @@ def test_a_routing_equals_branches_scaled_in_the_backward_pass_only(case: Case, 
     routing = torch.randn(4, tape.n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     routing[1, ::2, 0] = 0
     routing[2, :, 1] = 0
-    for own, gradient in zip(routing, tape.routed_gradients(routing), strict=True):
+    for coefficients, gradient in zip(routing, tape.routed_gradients(routing), strict=True):
 
-        def route(i: int, skip: torch.Tensor, residual: torch.Tensor, own: torch.Tensor = own) -> torch.Tensor:
-            y = own[i, 0] * skip + own[i, 1] * residual
+        def route(
+            i: int, skip: torch.Tensor, residual: torch.Tensor, coefficients: torch.Tensor = coefficients
+        ) -> torch.Tensor:
+            y = coefficients[i, 0] * skip + coefficients[i, 1] * residual
             return y + (skip + residual - y).detach()
 
         assert relative_error(gradient, forward_gradient(net, images, labels, bn, "y0", route)) < EXACT_WALK
@@ -81,9 +83,9 @@ def test_norms_per_sample_are_those_of_the_slices(bn: str) -> None:
     codes = pathnet.paths.enumerate_all(3)
     for at in ("y0", "image"):
         norms = recorded(case, bn, at, seed=4).path_gradient_norms(codes, per_sample=True)
-        for code, own in zip(codes, norms, strict=True):
+        for code, measured in zip(codes, norms, strict=True):
             expected = detach_loop(net, images, labels, code, bn, at).flatten(1).norm(dim=1)
-            torch.testing.assert_close(own, expected, rtol=EXACT_WALK, atol=0)
+            torch.testing.assert_close(measured, expected, rtol=EXACT_WALK, atol=0)
 
 
 @pytest.mark.parametrize("bn", ["running", "batch"])
@@ -93,9 +95,9 @@ def test_a_samples_share_of_the_stem_weights_gradient(bn: str) -> None:
     codes = pathnet.paths.enumerate_all(3)[1::2]
     norms = recorded(case, bn, "stem_weight", seed=5).path_gradient_norms(codes, per_sample=True)
     stem = net.double().stem
-    for code, own in zip(codes, norms, strict=True):
+    for code, measured in zip(codes, norms, strict=True):
         at_y0 = detach_loop(net, images, labels, code, bn)
         for sample in range(case.batch):
             y0 = stem(images[sample : sample + 1].double())
             expected = torch.autograd.grad(y0, stem.weight, at_y0[sample : sample + 1])[0].norm()
-            assert abs(own[sample] - expected) < EXACT_WALK * expected
+            assert abs(measured[sample] - expected) < EXACT_WALK * expected

@@ -71,8 +71,8 @@ def test_ten_blocks(engine: str, bn: str) -> None:
 
 def test_the_tree_of_paths_is_the_plain_loop() -> None:
     net, (images, labels) = SMALL[0].net(), SMALL[0].images()
-    for code, own in zip(codes(3), tree(net, images, labels, "batch"), strict=True):
-        assert relative_error(own, detach_loop(net, images, labels, code, "batch")) < EXACT_WALK
+    for code, grad in zip(codes(3), tree(net, images, labels, "batch"), strict=True):
+        assert relative_error(grad, detach_loop(net, images, labels, code, "batch")) < EXACT_WALK
 
 
 @pytest.mark.parametrize("together", [1, 2, 3])
@@ -81,13 +81,15 @@ def test_few_coefficients_at_a_time_are_the_same(together: int, monkeypatch: pyt
     case = SMALL[3]
     tape = recorded("reference", case.net(), *case.images())
     whole, norms = tape.gradient_by_length(), tape.squared_norms_by_length(1)
-    taken = []
+    counts = []
     walked = reference._through
-    monkeypatch.setattr(reference, "_through", lambda *given: taken.append(len(given[3])) or walked(*given))
+    monkeypatch.setattr(
+        reference, "_through", lambda *arguments: counts.append(len(arguments[3])) or walked(*arguments)
+    )
     # Of the largest gradient, that at the output of the last block; those before it are of other sizes.
     monkeypatch.setattr("pathnet.chunks.CHUNK_BYTES", together * 4 * tape._record.start.mantissa.nbytes)
     assert torch.equal(tape.gradient_by_length(), whole)
-    assert max(taken) <= 2 * together and len(taken) > tape.n
+    assert max(counts) <= 2 * together and len(counts) > tape.n
     assert torch.equal(tape.squared_norms_by_length(1), norms)
 
 
@@ -104,9 +106,9 @@ def test_random_networks(engine: str, seed: int) -> None:
         return
     walked = walked_on_its_bits(tape)
     expected, squares = added_up(net.n, list(walked))
-    for k, (own, other) in enumerate(zip(tape.gradient_by_length(), expected, strict=True)):
+    for k, (measured, other) in enumerate(zip(tape.gradient_by_length(), expected, strict=True)):
         size = (squares[k] * comb(net.n, k)).sqrt()
-        assert (own - other).norm() <= FLOAT32_SAMPLE_NORM * size, k
+        assert (measured - other).norm() <= FLOAT32_SAMPLE_NORM * size, k
 
 
 def walked_on_its_bits(tape: pathnet.Tape) -> Tensor:
@@ -129,7 +131,7 @@ def test_each_block_has_its_own_coefficients(engine: str, bn: str) -> None:
     net, (images, labels) = case.net(), case.images()
     weights = torch.where(codes(6) > 0, routing[:, 1], routing[:, 0]).prod(1)
     paths = [detach_loop(net, images, labels, code, bn) for code in codes(6)]
-    expected, _ = added_up(6, [weight * own for weight, own in zip(weights, paths, strict=True)])
+    expected, _ = added_up(6, [weight * path for weight, path in zip(weights, paths, strict=True)])
     assert expected[6].abs().max() == 0 and scaling.value(*sums)[6].abs().max() == 0
     assert_close(scaling.value(*sums), expected, tolerance(engine))
     torch.testing.assert_close(norms, expected.flatten(2).norm(dim=2).double(), rtol=10 * tolerance(engine), atol=0)

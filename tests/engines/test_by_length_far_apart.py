@@ -38,8 +38,10 @@ def deep(request: pytest.FixtureRequest) -> tuple[pathnet.Tape, Tensor, Residual
 
 @pytest.mark.parametrize("x", [-1.0, 0.5, 1.0, 2.0])
 def test_54_blocks_polynomial_is_the_routing_one_x(deep: tuple[pathnet.Tape, Tensor, ResidualNet], x: float) -> None:
-    """In float32 to 1e-5 of the sum of the terms' norms, which at x = -1 cancel; where all have one sign that is
-    within a small factor of the gradient's own norm."""
+    """Compare in float32, to 1e-5 of the sum of the terms' norms.
+
+    At x = -1 the terms cancel; where all have one sign, that sum is within a small factor of the gradient's norm.
+    """
     tape, sums, _ = deep
     powers = torch.tensor(x, dtype=torch.float64) ** torch.arange(55)
     terms = powers[:, None, None, None, None] * sums
@@ -47,14 +49,14 @@ def test_54_blocks_polynomial_is_the_routing_one_x(deep: tuple[pathnet.Tape, Ten
     expected = tape.routed_gradients(routing)[0]
     size = terms.flatten(1).norm(dim=1).sum()
     assert (terms.sum(0) - expected).norm() < 1e-5 * size
-    # A term left out, or the next one taken for it, is seen.
+    # A term left out, or replaced by the next one, is noticed.
     largest = int(terms.flatten(1).norm(dim=1).argmax())
     assert (terms.sum(0) - terms[largest] - expected).norm() > 1e-3 * size
     assert x == 1.0 or (powers.roll(1)[:, None, None, None, None] * sums).sum(0).sub(expected).norm() > 1e-3 * size
 
 
 def test_the_order_of_the_blocks_is_seen(deep: tuple[pathnet.Tape, Tensor, ResidualNet]) -> None:
-    """The same blocks in another order, within a stage, are another polynomial."""
+    """Reorder the blocks within a stage: they are another polynomial."""
     tape, sums, net = deep
     swapped = [*list(net.blocks)[:1], *reversed(list(net.blocks)[1:18]), *list(net.blocks)[18:]]
     case = Case("deep", 110, width=4, side=8, batch=2)
@@ -78,12 +80,12 @@ def test_coefficients_of_1e_minus_60_beside_1e3_keep_their_digits(precision: Any
     exact = [Fraction(1)]
     for weight in weights:
         pairs = zip([*exact, Fraction(0)], [Fraction(0), *exact], strict=True)
-        exact = [own + Fraction(weight) * before for own, before in pairs]
+        exact = [same + Fraction(weight) * shorter for same, shorter in pairs]
     assert exact[54] < 1e-60 and max(exact) > 1e3
     net, images, target = scalars(weights)
     tape = pathnet.record(net, images, target, engine="reference", precision=precision, loss=total)
-    for own, other in zip(tape.gradient_by_length(), exact, strict=True):
-        assert own.flatten().tolist() == [pytest.approx(float(other), rel=most, abs=0)] * 3
+    for measured, other in zip(tape.gradient_by_length(), exact, strict=True):
+        assert measured.flatten().tolist() == [pytest.approx(float(other), rel=most, abs=0)] * 3
 
 
 @pytest.mark.parametrize(("engine", "bn"), JOBS)
@@ -117,10 +119,10 @@ def test_a_sample_without_a_gradient_has_no_say_in_the_others_scale(engine: str,
     def of_the_last(output: Tensor, target: Tensor) -> Tensor:
         return nn.functional.cross_entropy(output[-1:].double(), target[-1:])
 
-    found = [pathnet.record(net, images[i:], labels[i:], engine=engine, at=at, loss=of_the_last) for i in (0, 1)]
-    both, alone = (tape.gradient_by_length().flatten(1).norm(dim=1) for tape in found)
+    tapes = [pathnet.record(net, images[i:], labels[i:], engine=engine, at=at, loss=of_the_last) for i in (0, 1)]
+    both, alone = (tape.gradient_by_length().flatten(1).norm(dim=1) for tape in tapes)
     assert 0 < alone[54] < 1e-60
     torch.testing.assert_close(both, alone, rtol=FLOAT32_SAMPLE_NORM, atol=0)
     ends = torch.stack([torch.zeros(54), torch.ones(54)]).long()
-    both, alone = (tape.path_gradient_norms(ends) for tape in found)
+    both, alone = (tape.path_gradient_norms(ends) for tape in tapes)
     torch.testing.assert_close(both, alone, rtol=FLOAT32_SAMPLE_NORM, atol=0)

@@ -1,6 +1,6 @@
-"""Arithmetic as it is written, whatever PyTorch's switches say, and the switches as they were afterwards.
+"""Full precision, whatever PyTorch's switches say, and the switches restored afterwards.
 
-Each case runs in a process of its own: what was set cannot always be taken back.
+Each case runs in a process of its own: a switch cannot always be restored.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SETTINGS = {
     **{f"matmul allow {value}": (matmul, "allow_tf32", value) for value in (True, False)},
     **{f"older {value}": (torch, "float32_matmul_precision", value) for value in ("highest", "high", "medium")},
 }
-"""What a program may set: an object, its attribute, and the value."""
+"""Settings of a program: an object, its attribute, and the value."""
 
 CASES = [
     *([name] for name in SETTINGS),
@@ -61,7 +61,7 @@ def use(case: list[str]) -> None:
 
 
 def read(of: Callable[[], Any]) -> Any:
-    """What a switch says, or that PyTorch refuses to tell."""
+    """Return a switch's value; ``refused`` where PyTorch refuses to read it."""
     try:
         return of()
     except RuntimeError:
@@ -78,7 +78,7 @@ def state() -> dict[str, Any]:
 
 
 def future() -> list[dict[str, Any]]:
-    """What becomes of all switches as those above them change: whether each still follows what it followed."""
+    """Return all switches while their parents change, which shows whether each inherits as before."""
     states = []
     for parent in (cudnn, torch.backends):
         for precision in PRECISIONS[::-1]:
@@ -104,25 +104,25 @@ def judge(case: list[str]) -> None:
 
 
 def in_process(work: Callable[[], object]) -> str:
-    """What a fork prints of the work's result, or of the error that ended it."""
+    """Return the text of the work's result in a fork, or of the error that ended it."""
     readable, writable = os.pipe()
     if os.fork() == 0:
         try:
-            said = repr(work())
+            text = repr(work())
         except BaseException as error:
-            said = f"{type(error).__name__}: {error}"
+            text = f"{type(error).__name__}: {error}"
         with open(writable, "w") as file:
-            file.write(said)
+            file.write(text)
         os._exit(0)
     os.close(writable)
     with open(readable) as file:
-        said = file.read()
+        text = file.read()
     os.wait()
-    return said
+    return text
 
 
 def unused_and_used(case: list[str]) -> tuple[str, str]:
-    """The future of the switches, of a process that never was inside and of one that was."""
+    """Return `future` in a process that never entered `full_precision`, and in one that did."""
 
     def used() -> list[dict[str, Any]]:
         use(case)
@@ -133,7 +133,7 @@ def unused_and_used(case: list[str]) -> tuple[str, str]:
     def unused() -> list[dict[str, Any]]:
         use(case)
         if read(lambda: cudnn.allow_tf32) is True:
-            # What PyTorch's own contexts do as they end, and cannot be done without.
+            # PyTorch's own contexts do this as they end, and it cannot be avoided.
             cudnn.allow_tf32 = True
         return future()
 
@@ -142,8 +142,8 @@ def unused_and_used(case: list[str]) -> tuple[str, str]:
 
 def main() -> None:
     for case in CASES:
-        said = in_process(lambda case=case: judge(case))  # type: ignore[misc]
-        assert said == "None", f"{case}: {said}"
+        result = in_process(lambda case=case: judge(case))  # type: ignore[misc]
+        assert result == "None", f"{case}: {result}"
         unused, used = unused_and_used(case)
         assert unused == used, f"{case}: {unused} became {used}"
     print(len(CASES))
@@ -151,7 +151,7 @@ def main() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_all_operators_are_exact_inside_and_all_switches_are_as_before_behind() -> None:
-    """Alone in its interpreter, whose threads a fork would not take along."""
+    """Run in an interpreter without threads, since a fork does not copy them."""
     environment = {**os.environ, "PYTHONPATH": str(Path(pathnet.__file__).parent.parent)}
     command = [sys.executable, __file__]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)

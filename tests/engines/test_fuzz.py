@@ -39,20 +39,24 @@ from pathnet import (
     data,
     effective_depth,
     engines,
-    experiments,
-    figures,
     lesion,
     models,
     nn,
+    paper,
     paths,
     report,
     results,
+    signed,
     study,
     training,
 )
-from pathnet.experiments import EXPERIMENTS, path_gradients, signed
+from pathnet.experiments import path_gradients
+from pathnet.experiments.plans import Plan
+from pathnet.experiments.run import Networks
 from pathnet.lesion import Lesion
+from pathnet.lesion.networks import block_shapes
 from pathnet.models import ResidualNet
+from pathnet.training.sampling import drawn_modules, training_batch
 
 # What PyTorch says of the tensors that are wrong on purpose.
 pytestmark = [
@@ -78,8 +82,8 @@ METHODS = {
     data.OnDisk: ("take",),
 }
 RESULTS = {
-    *(pathnet.AdaptedNet, pathnet.Tape, effective_depth.Depth, lesion.Errors, lesion.Ranking, training.Epoch),
-    *(signed.Judgement, models.FusedForm, models.PostActivationForm, models.Unit, models.Block),
+    *(pathnet.AdaptedNet, pathnet.LengthSums, pathnet.Tape, effective_depth.Depth, lesion.Errors, lesion.Ranking),
+    *(training.Epoch, signed.Judgement, models.FusedForm, models.PostActivationForm, models.Unit, models.Block),
     *(data.Images, engines.Engine),
 }
 """What the library itself makes, or what is only an interface: nobody calls their constructors with values."""
@@ -165,7 +169,7 @@ def _written(
         return run
 
 
-def _nets() -> experiments.Networks:
+def _nets() -> Networks:
     torch.manual_seed(0)
     net = shaken(models.preact_resnet(14, 2, num_classes=4)).eval()
     return {"residual": [net], "stochastic depth": [net], "effective": [net]}
@@ -249,8 +253,8 @@ def calls() -> dict[str, Call]:
         "train": _of(
             training.train, {"checkpoint": ("weights",)}, **fresh, data=_data, recipe=recipe, checkpoint=None
         ),
-        "drawn_modules": _of(training.drawn_modules, net=net, recipe=lambda: training.Recipe(modules=2), step=0),
-        "training_batch": _of(training.training_batch, data=_data, recipe=recipe, step=0),
+        "drawn_modules": _of(drawn_modules, net=net, recipe=lambda: training.Recipe(modules=2), step=0),
+        "training_batch": _of(training_batch, data=_data, recipe=recipe, step=0),
         "delete": _of(lesion.delete, net=net, blocks=[1]),
         "reorder": _of(lesion.reorder, net=net, order=[0, 2, 1]),
         "Lesion": _of(Lesion, deleted=(1,), order=(0, 2, 1)),
@@ -264,7 +268,7 @@ def calls() -> dict[str, Call]:
         "rank": _of(lesion.rank, net=net, data=_data),
         "rank batches": _of(lesion.rank, {"data": ("target",)}, net=net, data=lambda: [pair()]),
         "recalibrated": _of(lesion.recalibrated, net=net, data=_data, batches=1),
-        "shapes": _of(lesion.shapes, net=net, images=_images),
+        "block_shapes": _of(block_shapes, net=net, images=_images),
         "Ranking.order": _of(_ranking().order),
         "Ranking.agreement": _of(_ranking().agreement),
         "fused_residual": _of(nn.fused_residual, block=lambda: next(iter(_net())), x=lambda: torch.ones(2, 2, 4, 4)),
@@ -311,9 +315,9 @@ def calls() -> dict[str, Call]:
         ),
         "aligned_variances": _of(signed.aligned_variances, n=4),
         "tail_index": _of(signed.tail_index, values=lambda: np.arange(40.0)),
-        "Plan": _of(experiments.Plan),
+        "Plan": _of(Plan),
         "PathGradients": _of(path_gradients.PathGradients),
-        "Study": _of(study.Study, data="digits", recipe=recipe, plan=lambda: experiments.Plan()),
+        "Study": _of(study.Study, data="digits", recipe=recipe, plan=lambda: Plan()),
         "data.load": _of(data.load, {"name": ("data",)}, name="digits"),
         "digits": _of(data.digits),
         "synthetic": _of(data.synthetic, {"shape": ("images",)}, images=8, classes=2, shape=(1, 4, 4)),
@@ -334,11 +338,11 @@ def calls() -> dict[str, Call]:
             data.Data, name="some", train=lambda: _data().train, test=lambda: _data().test, classes=tuple("abcd")
         ),
     }
-    plan = experiments.Plan(draws=1, deletions=1, swaps=1, batches=1, exact_batches=0, modules=1, gate_batches=1)
-    for name, experiment in EXPERIMENTS.items():
+    plan = Plan(draws=1, deletions=1, swaps=1, batches=1, exact_batches=0, modules=1, gate_batches=1)
+    for name, experiment in paper.EXPERIMENTS.items():
         nets = (lambda: {"highway": [_gated()]}) if name == "highway" else _nets
         named[f"{name} measure"] = _of(
-            experiment.measure,
+            experiment.load().measure,
             {"nets": ("networks", "net", "run"), "folder": ("run",)},
             nets=nets,
             data=_data,
@@ -365,8 +369,8 @@ def calls() -> dict[str, Call]:
             asked={"batches": 2},
             attempt={"started": "now"},
         ),
-        "claims": _of(experiments.claims, run=_run),
-        "draw": _of(figures.draw, run=_run),
+        "claims": _of(paper.claims, run=_run),
+        "draw": _of(paper.draw, run=_run),
         "report.write": _of(report.write, {"runs": ("run",)}, runs=lambda: [_run()], heading="all", file="all.html"),
         "study.trained": _of(
             study.trained,
@@ -445,7 +449,7 @@ def test_every_public_callable_is_fuzzed_in_all_its_parameters() -> None:
         for value in (getattr(module, name) for name in module.__all__ if not name.startswith("check_"))
         if callable(value) and not isinstance(value, type(os)) and value not in RESULTS
     }
-    public |= {experiments.Plan, path_gradients.PathGradients, study.Study}
+    public |= {Plan, path_gradients.PathGradients, study.Study}
     covered = {getattr(call.function, "__func__", call.function) for call in calls().values()}
     methods = {getattr(owner, name) for owner, names in METHODS.items() for name in names}
     typing_forms = {value for value in public if getattr(value, "__origin__", None) is not None}

@@ -1,4 +1,4 @@
-"""Signals that come in the middle of a native call: each is answered within a second, and costs nothing but time."""
+"""Signals in the middle of a native call: each is answered within a second, and costs nothing but time."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from helpers import ROOT, TESTS
 from pathnet import native
 
 ANSWERED_S = 3.0
-"""A tenth of a second but for other people's work on the same cores; walks are sized to take four times as long."""
+"""Maximum delay in seconds: a tenth of a second on idle cores. Walks are sized to take four times as long."""
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
 
 def result_of(*command: str) -> dict[str, Any]:
-    """What a function of `interrupted` returns."""
+    """Run a function of `interrupted` in a process, and return its result."""
     run = subprocess.run(
         [sys.executable, "tests/helpers/interrupted.py", *command],
         cwd=ROOT,

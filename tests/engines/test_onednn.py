@@ -1,7 +1,7 @@
 """No network of the library asks oneDNN for the weight gradient of a strided 1x1 convolution.
 
 As torch 2.13 ships it, that kernel writes beyond its buffers on processors with AVX2 and without AVX-512, where the
-convolution has 2 to 6 input channels in channels_last. Any processor can be told to run the kernels of such a one.
+convolution has 2 to 6 input channels in channels_last. Any processor can be made to run the kernels of such a one.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ pytestmark = pytest.mark.skipif(
 def test_the_kernel_is_never_asked_for() -> None:
     ended = run(TRAINED, ONEDNN_VERBOSE="1")
     assert ended.returncode == 0, ended.stderr[-2000:]
-    asked = [line for line in ended.stdout.splitlines() if "backward_weights" in line]
-    assert len(asked) > 100 and not [line for line in asked if STRIDED_POINTWISE.search(line)]
+    launched = [line for line in ended.stdout.splitlines() if "backward_weights" in line]
+    assert len(launched) > 100 and not [line for line in launched if STRIDED_POINTWISE.search(line)]
 
 
 def test_what_is_asked_for_would_be_seen() -> None:

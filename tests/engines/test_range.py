@@ -45,7 +45,7 @@ def test_the_cpu_engine_keeps_what_a_module_shrinks(seed: int, kind: str, bn: An
 
 @needs_cpu
 def test_without_dividing_the_same_gradients_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the test above is one."""
+    """Show that the test above can fail."""
     monkeypatch.setattr(magnitudes, "ORDINARY", 10_000)
     net, images, labels = faint_net("pre", 0, "running")
     tape = pathnet.record(net, images, labels, engine="cpu")
@@ -145,7 +145,7 @@ def test_a_loss_in_float64_may_leave_float32s_range(name: str, bn: Any, engine: 
     exact = pathnet.record(net, images, labels, bn=bn, engine="reference", precision="float64", loss=loss)
     tape = pathnet.record(net, images, labels, bn=bn, engine=engine, loss=loss)
     expected, actual = exact.path_gradients(b, scaled=True), tape.path_gradients(b, scaled=True)
-    norms, truth = (own[0].double().flatten(2).norm(dim=2) for own in (actual, expected))
+    norms, truth = (grads[0].double().flatten(2).norm(dim=2) for grads in (actual, expected))
     assert (truth > 0).all()
     powers = (actual[1] - expected[1]).flatten(1).double()
     torch.testing.assert_close((norms * 2**powers), truth, rtol=2e-2 if bn == "batch" else 1e-3, atol=0)
@@ -206,7 +206,7 @@ def test_a_loss_without_a_gradient_is_refused_wherever_it_is_used(use: str, loss
 
 
 def test_a_sample_that_fits_all_but_perfectly_keeps_its_gradient() -> None:
-    """Of a loss in float64; in float32 its cross-entropy's gradient of 1e-60 would be 0."""
+    """Check a loss in float64: in float32 the gradient of its cross-entropy, 1e-60, would be 0."""
     net, (images, labels) = Case("basic", 8).net(), Case("basic", 8).images()
     with torch.no_grad():
         net.head.linear.weight[labels[0]] += 60 * torch.sign(net.head[:4](walked(net, images))[0])
@@ -264,7 +264,7 @@ def test_dividing_changes_no_bit_of_an_ordinary_network(
 @pytest.mark.parametrize("engine", ["reference", pytest.param("cpu", marks=needs_cpu)])
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.Conv2d])
 def test_a_module_may_shrink_a_gradient_by_1e_60_at_once(kind: type[nn.Module], engine: str) -> None:
-    """As the recorder promises; the ReLU bits are those of the network whose factors are larger."""
+    """Check the recorder's promise; the ReLU bits are those of the network with the larger factors."""
     net, (images, labels) = Case("basic", 8).net(), Case("basic", 8).images()
     plain = pathnet.record(net, images, labels, engine="reference", precision="float64")
     for block in net.blocks:
@@ -272,7 +272,7 @@ def test_a_module_may_shrink_a_gradient_by_1e_60_at_once(kind: type[nn.Module], 
             if isinstance(module, kind) and module is not block.projection:
                 module.weight.data *= 2.0**-100  # type: ignore[operator]
             if isinstance(module, nn.BatchNorm2d):
-                # So that what the next ReLU lets through does not hang on what was shrunk.
+                # So that the next ReLU's bits do not depend on the smaller factors.
                 nn.init.ones_(module.bias) if kind is nn.Conv2d else module.bias.data.mul_(2.0**-100)
     tape = pathnet.record(net, images, labels, engine=engine)
     exact = pathnet.record(net, images, labels, engine="reference", precision="float64")

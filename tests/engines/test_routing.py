@@ -116,7 +116,7 @@ def test_other_bad_arguments_are_named() -> None:
     net, (images, labels) = random_net_of("highway"), batch()
     with pytest.raises(ValueError, match=r"routing: expected shape \[3, 2\] or \[3, 3\] for 3 blocks"):
         pathnet.routed(net, images, torch.ones(3, 1))
-    with pytest.raises(ValueError, match="drawn: expected None beside a routing"):
+    with pytest.raises(ValueError, match="drawn: expected None with a routing"):
         net(images, [True] * 3, torch.ones(3, 2))
     with pytest.raises(ValueError, match="net: expected a pathnet ResidualNet, or one wrapped, got a Sequential"):
         pathnet.routed(nn.Sequential(net), images, torch.ones(3, 2))

@@ -1,4 +1,4 @@
-"""An engine's check of itself: on which blocks and images, what it notices, that it needs less than the network."""
+"""An engine's check of itself: its blocks and images, the errors it notices, its resources."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ def test_a_form_that_comes_back_is_taken_again_where_shapes_need_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "small"), [((16, 32, 32), (16, 19, 25)), ((16, 28, 32), (16, 19, 25)), ((16, 5, 8), (16, 5, 7))]
+    ("whole", "small"), [((16, 32, 32), (16, 19, 25)), ((16, 28, 32), (16, 19, 25)), ((16, 5, 8), (16, 5, 7))]
 )
-def test_images_are_small(own: tuple[int, int, int], small: tuple[int, int, int]) -> None:
-    assert self_check._small_shape(self_check._distinct(preact_resnet(20)), own) == small
+def test_images_are_small(whole: tuple[int, int, int], small: tuple[int, int, int]) -> None:
+    assert self_check._small_shape(self_check._distinct(preact_resnet(20)), whole) == small
 
 
 @on_the_twin
@@ -90,7 +90,7 @@ def test_the_networks_own_weights_do_not_count(precision: Precision) -> None:
 
 @on_the_twin
 def test_a_routing_that_nothing_comes_through_is_no_disagreement() -> None:
-    """In a network of one channel and a few pixels a whole block may lie below zero."""
+    """Use one channel and a few pixels, where a whole block's sum may lie below zero."""
     blocks = [PreactBlock(1, (3, 3), (2, 1), 1, "pad"), PreactBlock(1, (3, 3), (3, 3), 2, "projection")]
     net = ResidualNet(torch.nn.Identity(), blocks, torch.nn.Identity())
     trial = self_check._trial(self_check._distinct(net), "running", (1, 1, 5))
@@ -106,7 +106,7 @@ def test_a_routing_that_nothing_comes_through_is_no_disagreement() -> None:
 def test_networks_of_the_same_forms_are_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded: list[int] = []
     right = CudaPrepared.record
-    monkeypatch.setattr(CudaPrepared, "record", lambda *given: recorded.append(1) or right(*given))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(CudaPrepared, "record", lambda *arguments: recorded.append(1) or right(*arguments))  # type: ignore[func-returns-value]
     for net, shape in (
         (preact_resnet(8, 4), (4, 8, 8)),
         (preact_resnet(8, 4), (4, 8, 8)),
@@ -119,11 +119,11 @@ def test_networks_of_the_same_forms_are_checked_once(monkeypatch: pytest.MonkeyP
 
 
 def scaled(factor: float) -> Callable[..., Any]:
-    """Gives results that are wrong by a factor."""
+    """Return a wrapper that multiplies results by a factor."""
 
     def wrap(right: Callable[..., Any]) -> Callable[..., Any]:
-        def wrong(*given: Any) -> Any:
-            result = right(*given)
+        def wrong(*arguments: Any) -> Any:
+            result = right(*arguments)
             if isinstance(result, Tensor):
                 return result * factor
             if isinstance(result, ScaledGradient):
@@ -153,15 +153,15 @@ def test_each_part_that_is_wrong_is_noticed(kind: type, part: str, monkeypatch: 
 
 @on_the_twin
 def test_what_is_wrong_in_blocks_of_the_networks_own_width_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a width that a fixed network for the check would hardly have."""
+    """Use a width that a fixed network for the check would hardly have."""
     right = cuda.tables
 
     def wrong(net: ResidualNet, *job: Any) -> Any:
-        made = right(net, *job)
-        for channels, offset in made.units[:, [UnitColumn.CHANNELS, UnitColumn.WEIGHTS]].tolist():
+        network = right(net, *job)
+        for channels, offset in network.units[:, [UnitColumn.CHANNELS, UnitColumn.WEIGHTS]].tolist():
             if channels == 24:
-                made.weights[offset] += 1.0
-        return made
+                network.weights[offset] += 1.0
+        return network
 
     monkeypatch.setattr(cuda, "tables", wrong)
     assert check(preact_resnet(20), (16, 8, 8)) is None
@@ -171,7 +171,7 @@ def test_what_is_wrong_in_blocks_of_the_networks_own_width_is_noticed(monkeypatc
 
 @on_the_twin
 def test_an_engine_that_fails_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*given: object) -> Tensor:
+    def fails(*arguments: object) -> Tensor:
         raise RuntimeError("an illegal memory access was encountered\nand more")
 
     monkeypatch.setattr(CudaWalk, "norms", fails)
@@ -185,7 +185,7 @@ def test_an_engine_that_fails_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_check_needs_no_more_shared_memory_than_the_network(
     kilobytes: int, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever a GPU has: the networks that fit pass their check."""
+    """Networks that fit a GPU's shared memory pass their check there."""
     monkeypatch.setattr(CudaEngine, "twin_shared_bytes", kilobytes << 10)
     fitting = 0
     for width, side in ((4, 4), (4, 8), (4, 16), (8, 6), (8, 12), (16, 6), (16, 16)):
@@ -202,7 +202,7 @@ def test_the_check_needs_no_more_shared_memory_than_the_network(
 def test_the_check_runs_the_forms_of_the_networks_programs(
     kilobytes: int, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With resident images or windows, weights whole or in slices: as every GPU runs the paper's networks."""
+    """Compare the forms for every GPU: resident images or windows, whole or sliced weights."""
     monkeypatch.setattr(CudaEngine, "twin_shared_bytes", kilobytes << 10)
     monkeypatch.setattr(CudaEngine, "unavailable", lambda self: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
@@ -221,7 +221,7 @@ def test_the_check_runs_the_forms_of_the_networks_programs(
 
 
 def test_what_is_to_be_got_ready_is_the_work_itself() -> None:
-    """It is done twice, of which the first time counts for nothing."""
+    """The work runs twice, and the first run is not judged."""
     done: list[str] = []
 
     class Engine(CudaEngine):

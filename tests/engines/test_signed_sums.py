@@ -70,12 +70,12 @@ def test_draws_on_scalars_follow_the_krawtchouk_polynomials() -> None:
     net, images, target = scalars([weight] * n, batch)
     tape = pathnet.record(net, images, target, engine="reference", precision="float64", loss=total)
     drawn = tape.squared_norms_by_length(6, seed=2)
-    for own, signs in zip(drawn.tolist(), pathnet.paths.signs(n, 6, seed=2), strict=True):
+    for measured, signs in zip(drawn.tolist(), pathnet.paths.signs(n, 6, seed=2), strict=True):
         minus = int((signs < 0).sum())
         exact = [batch * float(krawtchouk(n, k, minus) ** 2 * Fraction(weight) ** (2 * k)) for k in range(n + 1)]
         # Of the size of what is summed up, since half of the polynomials are zero in the middle.
         sizes = [batch * comb(n, k) * weight ** (2 * k) for k in range(n + 1)]
-        for value, expected, size in zip(own, exact, sizes, strict=True):
+        for value, expected, size in zip(measured, exact, sizes, strict=True):
             assert value == pytest.approx(expected, rel=1e-12, abs=1e-12 * size)
 
 
@@ -91,31 +91,33 @@ def test_draw_j_is_a_function_of_seed_and_j() -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_comparisons_are_those_of_the_sums(engine: str) -> None:
     tape = recorded(engine, SMALL[1].net(), *SMALL[1].images())
-    sums, found = tape.gradient_by_length().flatten(1), tape.compare_lengths()
+    sums, compared = tape.gradient_by_length().flatten(1), tape.compare_lengths()
     full = sums.sum(0)
     close = {"rtol": 1e-9, "atol": 1e-12}
-    torch.testing.assert_close(found.norm, sums.norm(dim=1), **close)
-    assert found.full_norm == pytest.approx(full.norm().item(), rel=1e-12)
+    torch.testing.assert_close(compared.norm, sums.norm(dim=1), **close)
+    assert compared.full_norm == pytest.approx(full.norm().item(), rel=1e-12)
     cosines = nn.functional.cosine_similarity
-    torch.testing.assert_close(found.next_cosine, cosines(sums[:-1], sums[1:], eps=0.0), **close)
-    torch.testing.assert_close(found.full_cosine, cosines(sums, full[None], eps=0.0), **close)
-    torch.testing.assert_close(found.share, sums @ full / full.dot(full), **close)
-    torch.testing.assert_close(found.left, (full - sums.cumsum(0)).norm(dim=1) / full.norm(), **close)
-    assert found.share.sum() == pytest.approx(1) and found.explained[-1] == pytest.approx(1)
+    torch.testing.assert_close(compared.next_cosine, cosines(sums[:-1], sums[1:], eps=0.0), **close)
+    torch.testing.assert_close(compared.full_cosine, cosines(sums, full[None], eps=0.0), **close)
+    torch.testing.assert_close(compared.share, sums @ full / full.dot(full), **close)
+    torch.testing.assert_close(compared.left, (full - sums.cumsum(0)).norm(dim=1) / full.norm(), **close)
+    assert compared.share.sum() == pytest.approx(1) and compared.explained[-1] == pytest.approx(1)
 
 
 def test_a_length_that_vanishes_has_no_direction() -> None:
     net, images, target = scalars([0.0, 0.5, 0.25])
-    found = pathnet.record(net, images, target, engine="reference", precision="float64", loss=total).compare_lengths()
-    torch.testing.assert_close(found.norm, 3**0.5 * torch.tensor([1, 0.75, 0.125, 0], dtype=torch.float64))
-    assert found.next_cosine.isnan().tolist() == found.full_cosine.isnan()[1:].tolist() == [False, False, True]
-    assert found.share.tolist() == pytest.approx([1 / 1.875, 0.75 / 1.875, 0.125 / 1.875, 0])
-    assert found.left.tolist() == pytest.approx([0.875 / 1.875, 0.125 / 1.875, 0, 0])
+    compared = pathnet.record(
+        net, images, target, engine="reference", precision="float64", loss=total
+    ).compare_lengths()
+    torch.testing.assert_close(compared.norm, 3**0.5 * torch.tensor([1, 0.75, 0.125, 0], dtype=torch.float64))
+    assert compared.next_cosine.isnan().tolist() == compared.full_cosine.isnan()[1:].tolist() == [False, False, True]
+    assert compared.share.tolist() == pytest.approx([1 / 1.875, 0.75 / 1.875, 0.125 / 1.875, 0])
+    assert compared.left.tolist() == pytest.approx([0.875 / 1.875, 0.125 / 1.875, 0, 0])
 
 
 def test_of_no_gradient_no_length_explains_a_share() -> None:
     net, images, _ = scalars([0.5, 0.25])
     nothing = pathnet.record(net, images, torch.zeros(3), engine="reference", loss=lambda output, _: 0 * output.sum())
-    found = nothing.compare_lengths()
-    assert found.full_norm == 0 and found.norm.tolist() == [0] * 3
-    assert found.share.isnan().all() and found.full_cosine.isnan().all() and not found.left.isfinite().any()
+    compared = nothing.compare_lengths()
+    assert compared.full_norm == 0 and compared.norm.tolist() == [0] * 3
+    assert compared.share.isnan().all() and compared.full_cosine.isnan().all() and not compared.left.isfinite().any()

@@ -18,13 +18,14 @@ from test_path_gradients import small_data, small_net
 
 import pathnet
 from pathnet import gradients, models, results
-from pathnet.experiments import by_length, claims, comparison, path_gradients
+from pathnet.experiments import by_length, comparison, path_gradients
 from pathnet.experiments.by_length import MOST_DRAWS, ExactSum, SignedDraw
 from pathnet.experiments.comparison import Found, Signed, found
 from pathnet.experiments.findings import cancelled, findings_of
 from pathnet.experiments.path_gradients import PathGradients, measure
-from pathnet.experiments.signed import judge
 from pathnet.figures import sums
+from pathnet.paper import claims
+from pathnet.signed import judge
 
 EXACT = PathGradients(batches=5, batch_size=4, engine="reference", method="exact")
 SIGNED = dataclasses.replace(EXACT, method="signed", draws=2)

@@ -24,7 +24,7 @@ from helpers.runs import (
 )
 from scipy import stats
 
-from pathnet import data, experiments, results
+from pathnet import data, paper, results
 from pathnet.experiments import (
     by_size,
     drawn_paths,
@@ -501,16 +501,16 @@ def test_claims_of_highway_networks(tmp_path: Path, changed: dict[str, float], e
 # Runs that are not complete
 
 
-@pytest.mark.parametrize("name", [name for name in experiments.EXPERIMENTS if name != "path-gradients"])
+@pytest.mark.parametrize("name", [name for name in paper.EXPERIMENTS if name != "path-gradients"])
 def test_a_run_that_was_never_finished_says_so(tmp_path: Path, name: str) -> None:
-    needed = experiments.EXPERIMENTS[name].networks
+    needed = paper.EXPERIMENTS[name].networks
     kinds = {kind: (3, (1,)) for kind in needed}
     rows = [row for kind in needed[:1] for row in deletions(0.1, [0.2, 0.3], kind)]
     run = made_run(tmp_path, name, kinds, rows, seeds=2, modules=2, blocks=54)
     with pytest.raises(ValueError, match=rf"run: .*{tmp_path.name} is not complete; start its command again"):
-        experiments.claims(run)
+        paper.claims(run)
 
 
 def test_an_experiment_that_is_not_known_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is of 'alchemy'; expected one of unraveled, lesion-single, lesion-many"):
-        experiments.claims(made_run(tmp_path, "alchemy", {}, []))
+        paper.claims(made_run(tmp_path, "alchemy", {}, []))

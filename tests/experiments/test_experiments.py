@@ -324,7 +324,7 @@ def test_what_cannot_be_measured_leaves_no_folder(net: ResidualNet, data: Data, 
         measure(nets, synthetic(images=44, classes=11, shape=(3, 8, 8)), plan, folder)
     with pytest.raises(ValueError, match=r"images: expected 0 \(all\) to 40 \(the test images\), got 41"):
         measure(nets, data, dataclasses.replace(plan, images=41), folder)
-    with pytest.raises(ValueError, match=r"networks: expected 9 blocks in every residual one, got 3"):
+    with pytest.raises(ValueError, match=r"networks: expected 9 blocks in every residual network, got 3"):
         measure({**nets, "residual": [net, models.preact_resnet(8, 3)]}, data, plan, folder)
     assert not folder.exists()
 

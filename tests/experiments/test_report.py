@@ -13,8 +13,7 @@ import pytest
 from helpers.runs import deletions, made_run, one_of_each
 
 from pathnet import report, results
-from pathnet.experiments import claims
-from pathnet.figures import draw
+from pathnet.paper import claims, draw
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" --> </table>"
 VOID = {"meta", "img", "br", "hr", "link", "input"}

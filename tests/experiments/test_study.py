@@ -14,12 +14,13 @@ from torch import nn
 
 from pathnet import models, results, study, training
 from pathnet.data import Data, synthetic
-from pathnet.experiments import EXPERIMENTS
 from pathnet.experiments.by_length import ExactSum
 from pathnet.experiments.run import Networks, Plan
 from pathnet.models import ResidualNet, VggLayer
+from pathnet.paper import EXPERIMENTS
 from pathnet.study import KINDS, PRESETS, Study
 from pathnet.training import Progress, Recipe
+from pathnet.training.sampling import drawn_modules
 
 DATA = synthetic(images=48, classes=4, shape=(2, 8, 8))
 TINY = Study(
@@ -112,7 +113,7 @@ def test_each_kind_is_built_and_trained_as_the_study_says(kind: str, n: int, mad
     recipe = TINY.recipe_of(kind, 1)
     modules = 2 if kind == "effective" else 0
     assert recipe == dataclasses.replace(TINY.recipe, seed=6, modules=modules)
-    drawn = training.drawn_modules(net, recipe, 0)
+    drawn = drawn_modules(net, recipe, 0)
     assert (drawn is None) == (kind in ("residual", "vgg", "highway"))
     assert kind != "effective" or (drawn is not None and sum(drawn) == 2)
 
@@ -209,7 +210,7 @@ def test_a_finished_run_keeps_its_claims_and_the_recipes_of_its_networks(tmp_pat
     study.measured("effective-training", nets, DATA, TINY.plan, tmp_path, reporter([]), studied)
     run = results.read(tmp_path / "effective-training")
     found = run.facts["results"]
-    assert found["claims"] == [vars(claim) for claim in EXPERIMENTS["effective-training"].claims(run)]
+    assert found["claims"] == [vars(claim) for claim in EXPERIMENTS["effective-training"].load().claims(run)]
     assert {kind: recipe["modules"] for kind, recipe in found["recipes"].items()} == {"residual": 0, "effective": 2}
     (run,) = study.measured("lesion-many", nets, DATA, TINY.plan, tmp_path, reporter([]))
     assert set(run.facts["results"]) == {"claims"}

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from pathnet.experiments import EXPERIMENTS, by_size, highway, lesion_single
+from pathnet.experiments import by_size, highway, lesion_single
 from pathnet.experiments.comparison import Found
 from pathnet.experiments.summary import Summary, summarise
-from pathnet.figures import draw, figure_6, gates, lesions, style, table_6
+from pathnet.figures import figure_6, gates, lesions, style, table_6
+from pathnet.paper import EXPERIMENTS, draw
 from pathnet.results import Measurements, Run
 
 
@@ -202,7 +203,7 @@ def test_a_figure_that_a_full_disk_does_not_take_leaves_the_one_of_before(tmp_pa
 
 
 def test_a_run_of_no_known_experiment_or_without_measurements_is_not_drawn(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is of 'alchemy'; expected one of path-gradients, lesion-single"):
+    with pytest.raises(ValueError, match=r"is of 'alchemy'; expected one of unraveled, lesion-single"):
         draw(made_run(tmp_path / "a", "alchemy", {}, []))
     with pytest.raises(ValueError, match="is not complete"):
         draw(made_run(tmp_path / "b", "lesion-many", {"residual": (3, ())}, []))

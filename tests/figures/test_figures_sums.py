@@ -18,8 +18,9 @@ from pathnet import results
 from pathnet.experiments.by_length import ExactSum, SignedDraw
 from pathnet.experiments.comparison import Found, found
 from pathnet.experiments.findings import findings_of
-from pathnet.figures import draw, figure_sums, style, table_exact, table_signed
+from pathnet.figures import figure_sums, style, table_exact, table_signed
 from pathnet.figures.gradients import plot_signed
+from pathnet.paper import draw
 from pathnet.report import write
 
 N = 12

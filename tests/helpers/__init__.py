@@ -1,4 +1,4 @@
-"""What several tests share: cases, oracles, tolerances, and stand-ins for what is not there."""
+"""Cases, oracles and tolerances that several tests share, and stand-ins for missing hardware and packages."""
 
 from pathlib import Path
 

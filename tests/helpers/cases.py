@@ -1,4 +1,4 @@
-"""The networks and batches that tests run on: random weights, random statistics, awkward shapes."""
+"""Networks and batches for tests: random weights, random statistics, awkward shapes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathnet.models import Block, PostactBlock, PreactBlock, ResidualNet, preact
 
 @dataclass(frozen=True)
 class Case:
-    """One network and batch; ``id`` names it in test reports."""
+    """A network and a batch; ``id`` names them in test reports."""
 
     id: str
     depth: int
@@ -37,14 +37,14 @@ class Case:
         return shaken(net).eval()
 
     def images(self, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """float32 [B, C, H, W] and int64 [B]"""
+        """Return images float32 [B, C, H, W] and labels int64 [B]."""
         generator = torch.Generator().manual_seed(seed + 1000)
         images = torch.randn(self.batch, self.in_channels, self.side, self.side, generator=generator)
         return images, torch.randint(0, 5, (self.batch,), generator=generator)
 
 
 def shaken(net: ResidualNet) -> ResidualNet:
-    """Away from the initial values that hide errors: BN with random factors, shifts (both signs) and statistics."""
+    """Replace initial values, which hide errors: BN gets random factors, shifts (of both signs) and statistics."""
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -56,8 +56,10 @@ def shaken(net: ResidualNet) -> ResidualNet:
 
 
 def faint(net: ResidualNet, seed: int, growth: int = 0) -> ResidualNet:
-    """A network some of whose modules shrink a gradient by 1e-40, beyond what float32 holds, or let it grow by
-    10^growth: by the factors of their BNs or by the weights of their convolutions."""
+    """Scale the network's modules so that some shrink a gradient by 1e-40, beyond float32's range.
+
+    Others let it grow by 10^growth. The factors of their BNs or the weights of their convolutions are scaled.
+    """
     rng = np.random.default_rng([seed, 3])
     for i, block in enumerate(net.blocks):
         power = [-40, -36, growth, -20, 0][(seed + i) % 5]
@@ -69,7 +71,7 @@ def faint(net: ResidualNet, seed: int, growth: int = 0) -> ResidualNet:
 
 
 def random_net(seed: int) -> tuple[ResidualNet, Tensor, Tensor]:
-    """A chain of one to six blocks of random kinds, widths (1 to 17), strides and skips; images; labels."""
+    """Return one to six blocks of random kinds, widths (1 to 17), strides and skips; images; labels."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     in_channels, channels = int(rng.choice([1, 3])), int(rng.choice([1, 2, 5, 7, 8, 16, 17]))
@@ -92,13 +94,13 @@ def random_net(seed: int) -> tuple[ResidualNet, Tensor, Tensor]:
 
 
 def measured_net(seed: int, small: bool = False) -> tuple[ResidualNet, Tensor, Tensor]:
-    """A network of the kinds that are measured, of any width up to 70; images; labels.
+    """Return a network like those that experiments measure, with any width up to 70; images; labels.
 
-    Two to six basic or bottleneck blocks, at most two of them with stride 2; of whose last images a channel has 32
-    values at least.
+    It has two to six basic or bottleneck blocks, at most two of them with stride 2; each channel of its last
+    activation has at least 32 values.
 
     Args:
-        small: no wider than 20 and no larger than 10 x 10.
+        small: whether the width is at most 20, and images are at most 10 x 10.
     """
     rng = np.random.default_rng([seed, 1])
     torch.manual_seed(seed)
@@ -126,8 +128,10 @@ def measured_net(seed: int, small: bool = False) -> tuple[ResidualNet, Tensor, T
 
 
 def post_activation_net(seed: int, bn: str = "running") -> tuple[ResidualNet, Tensor, Tensor]:
-    """Two to six post-activation blocks, basic or bottleneck, either skip where shapes change, behind a ReLU or not;
-    images, for statistics of a batch some more of them; labels."""
+    """Return two to six post-activation blocks, basic or bottleneck, with either skip where shapes change.
+
+    The stem ends with a ReLU or does not. Also return images, more of them in BN mode ``batch``, and labels.
+    """
     rng = np.random.default_rng([seed, 2])
     torch.manual_seed(seed)
     channels = int(rng.integers(3, 20))
@@ -159,4 +163,4 @@ SMALL = [
     Case("bottleneck-pad-3", 11, block="bottleneck", shortcut="pad", width=3, side=5, batch=2),
     Case("bottleneck-projection-6", 20, block="bottleneck", width=3, side=6, batch=2),
 ]
-"""At most 6 blocks, so that all paths can be walked by brute force."""
+"""Networks of at most 6 blocks, so that brute force can walk all paths."""

@@ -18,11 +18,11 @@ SEEDS = 23
 
 
 EMULATED_SEEDS = 4
-"""AMX may run in software."""
+"""Number of seeds for AMX, which may run in software."""
 
 
 def each_seed(count: int = SEEDS) -> list[Any]:
-    """Instruction set and seed."""
+    """Return pairs of an instruction set and a seed."""
     return [(isa, seed) for isa in INSTRUCTION_SETS for seed in range(EMULATED_SEEDS if isa == "amx" else count)]
 
 
@@ -31,7 +31,7 @@ def recorded(net: ResidualNet, images: Tensor, labels: Tensor, bn: str, precisio
 
 
 def random_paths(n: int, seed: int) -> Tensor:
-    """float64 [6, n, 2]: lengths 0 and n, one of them twice, and any others."""
+    """Return float64 [6, n, 2]: lengths 0 and n, one of them twice, and random lengths."""
     codes = np.random.default_rng(seed).integers(0, 2, (6, n))
     codes[0], codes[1], codes[2] = 0, 1, 0
     return torch.from_numpy(np.stack([1 - codes, codes], 2)).double()

@@ -1,8 +1,8 @@
-"""Walks of the cpu engine that signals reach half way, in a process of its own: `test_interrupted_walks` runs it.
+"""A program with walks of the cpu engine that signals interrupt; `test_interrupted_walks` runs it.
 
-    python tests/interrupted.py FUNCTION [ARGUMENT]
+    python tests/helpers/interrupted.py FUNCTION [ARGUMENT]
 
-Prints what the function returns as JSON.
+It prints the function's result as JSON.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Call = Callable[[], Tensor]
 
 
 def network() -> ResidualNet:
-    """A network of many blocks, so that of little memory a long walk can be made."""
+    """Return a network of many blocks, whose walks are long and need little memory."""
     torch.manual_seed(0)
     blocks = [PreactBlock(CHANNELS, (3, 3), (CHANNELS, CHANNELS), 1, "projection") for _ in range(BLOCKS)]
     for block in blocks:
@@ -71,8 +71,8 @@ class Walks:
         return lambda: tape.squared_norms_by_length(draws=1)
 
     def outputs(self, count: int) -> Call:
-        own, (batch, _) = routings(count), images(2)
-        return lambda: self.recorder.routed_outputs(batch, own)
+        routing, (batch, _) = routings(count), images(2)
+        return lambda: self.recorder.routed_outputs(batch, routing)
 
     def record(self, count: int) -> Call:
         batch = images(count)
@@ -80,11 +80,11 @@ class Walks:
 
 
 SMALL = {"norms": 16, "sums": 2, "outputs": 8, "record": 16}
-"""Paths, images, routings and images of a walk of some tenths of a second."""
+"""Number of paths, images, routings and images of a walk of some tenths of a second."""
 
 
 def sized(walk: Callable[[int], Call], count: int, seconds: float) -> Call:
-    """The walk of as many items as take so many seconds, by the time that ``count`` take."""
+    """Return a walk that takes ``seconds``, sized by the time that ``count`` items take."""
     call = walk(count)
     call()
     began = time.perf_counter()
@@ -94,7 +94,7 @@ def sized(walk: Callable[[int], Call], count: int, seconds: float) -> Call:
 
 @contextmanager
 def signalled(kind: signal.Signals) -> Iterator[list[float]]:
-    """Sends the process a signal after a while, and gives the time at which it did."""
+    """Send the process a signal after `BEGUN_S` seconds, and yield a list that gets the time of it."""
     sent: list[float] = []
 
     def send() -> None:
@@ -111,7 +111,7 @@ def signalled(kind: signal.Signals) -> Iterator[list[float]]:
 
 
 def stopped(call: Callable[[], object], kind: signal.Signals, expected: type[BaseException]) -> float:
-    """Seconds from the signal to the exception."""
+    """Return the seconds from the signal to the exception."""
     with signalled(kind) as sent:
         try:
             call()
@@ -123,9 +123,9 @@ def stopped(call: Callable[[], object], kind: signal.Signals, expected: type[Bas
 
 
 def interrupt(bn: str) -> dict[str, Any]:
-    """Of each walk, the seconds that Ctrl-C takes, and whether the recorder gives the same numbers afterwards."""
+    """Return each walk's delay of Ctrl-C in seconds, and whether the recorder then returns the same numbers."""
     walks, delays, same = Walks(bn), {}, True
-    # What a batch's record keeps would take too much memory.
+    # The record of such a batch would take too much memory in BN mode `batch`.
     for name in [name for name in SMALL if bn == "running" or name != "record"]:
         walk = getattr(walks, name)
         before = walk(SMALL[name])()
@@ -135,7 +135,7 @@ def interrupt(bn: str) -> dict[str, Any]:
 
 
 def returning() -> dict[str, Any]:
-    """How often a handler that returns was called within one walk of each kind, and whether it changed a number."""
+    """Return the calls of a returning handler within one walk of each kind, and whether they changed a number."""
     within, calls, same = Walks("running"), 0, True
     tiny: list[float] = []
 
@@ -161,7 +161,7 @@ def returning() -> dict[str, Any]:
 
 
 def raising() -> dict[str, Any]:
-    """What comes of handlers that raise exceptions of other types."""
+    """Return the delays of handlers that raise exceptions of other types."""
     walks = Walks("running")
     call = sized(walks.norms, SMALL["norms"], LONG_S)
 
@@ -175,7 +175,7 @@ def raising() -> dict[str, Any]:
 
 
 def elsewhere() -> dict[str, Any]:
-    """Whether Ctrl-C reaches the main thread while another one walks, which ends its walk undisturbed."""
+    """Return the delay of Ctrl-C in the main thread while another thread walks, and whether that is undisturbed."""
     walks, results = Walks("running"), []
     call = sized(walks.norms, SMALL["norms"], 4.0)
     undisturbed, done = call(), threading.Event()
@@ -195,7 +195,7 @@ def elsewhere() -> dict[str, Any]:
 
 
 def bare() -> dict[str, Any]:
-    """What the op itself gives, and whether the next call is told of it."""
+    """Return the error of the bare op, and that of the next call, which must not be the interruption."""
     walks = Walks("running")
     call = sized(walks.norms, SMALL["norms"], LONG_S)
     wrapped = ops.cpu_backward_running

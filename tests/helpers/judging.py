@@ -1,4 +1,4 @@
-"""Judges an engine's walks by the reference's, on the same record; the networks that the cuda engine is tried on."""
+"""Judgement of an engine's walks by the reference, on the same record; random networks for the cuda engine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOLERANCES = {
     "float32": (FLOAT32_BATCH_NORM, FLOAT32_SAMPLE_NORM, FLOAT32_SAMPLE_NORM),
     "bfloat16": (BFLOAT16_BATCH_NORM, BFLOAT16_SAMPLE_NORM, BFLOAT16_GRADIENT),
 }
-"""Of a batch norm, a sample's norm, and a sample's gradient."""
+"""Tolerances of a batch's norm, a sample's norm, and a sample's gradient, by precision."""
 
 
 def reference_walk(tape: pathnet.Tape) -> tuple[Walk, ScaledGradient]:
@@ -42,14 +42,16 @@ def reference_walk(tape: pathnet.Tape) -> tuple[Walk, ScaledGradient]:
 
 
 def truth(tape: pathnet.Tape, routing: Tensor) -> ScaledGradient:
-    """The reference's scaled walk on the tape's own ReLU bits and incoming gradient."""
+    """Return the reference's scaled walk on the tape's ReLU bits and incoming gradient."""
     walk, start = reference_walk(tape)
     return walk.routed_backward(start, routing.to(tape._record.start.mantissa).double())
 
 
 def truth_sums(tape: pathnet.Tape, routing: Tensor) -> ScaledGradient:
-    """The scaled sums by length under one routing [n, 2]: of small networks as sums over all paths, of others by the
-    reference's own walk on the tape's record."""
+    """Return the scaled sums by length under one routing [n, 2].
+
+    For small networks they are sums over all paths; for others the reference walks on the tape's record.
+    """
     if tape.n > 6:
         walk, start = reference_walk(tape)
         return walk.sums_by_length(start, routing.double())
@@ -61,7 +63,7 @@ def truth_sums(tape: pathnet.Tape, routing: Tensor) -> ScaledGradient:
 
 
 def check_sums(tape: pathnet.Tape, routing: Tensor, precision: str) -> None:
-    """Each length's sum of each sample as a vector, and its norm; as far off as the paths of a length may be."""
+    """Check each sample's sum of each length as a vector, and its norm, with the tolerance of the paths."""
     walk, start, tolerance = tape._record.walk, tape._record.start, TOLERANCES[precision][2]
     routing_here = routing.to(start.mantissa)
     sums, norms = walk.sums_by_length(start, routing_here), walk.sums_by_length_norms(start, routing_here)
@@ -75,7 +77,7 @@ def check_sums(tape: pathnet.Tape, routing: Tensor, precision: str) -> None:
 
 
 def check(tape: pathnet.Tape, routing: Tensor, precision: str, gradients: bool = True) -> tuple[Tensor, Tensor]:
-    """Norms and, where wanted, gradients of every sample; returns the norms and what they should be."""
+    """Check norms and, with ``gradients``, gradients of every sample; return the norms and the expected norms."""
     grad, exponent = truth(tape, routing)
     expected = scaling.norms(grad, exponent)
     _, sample_tolerance, gradient_tolerance = TOLERANCES[precision]
@@ -94,11 +96,13 @@ def check(tape: pathnet.Tape, routing: Tensor, precision: str, gradients: bool =
 
 
 def random_basic_net(seed: int, smallest: int = 1, post: bool = False) -> tuple[ResidualNet, Tensor, Tensor]:
-    """One to five basic blocks of any width up to 64, strides and skips; sides from ``smallest`` on, few of which a
-    tile divides; batches that thread blocks of one to eight samples do not divide.
+    """Return one to five basic blocks with any width up to 64, strides and skips; images; labels.
+
+    Sides begin at ``smallest``, and tiles divide few of them; thread blocks of one to eight samples do not divide the
+    batches.
 
     Args:
-        post: whether they are post-activation ones, whose first input comes out of a ReLU or does not.
+        post: whether they are post-activation blocks, whose first input comes out of a ReLU or does not.
     """
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
@@ -123,7 +127,7 @@ def random_basic_net(seed: int, smallest: int = 1, post: bool = False) -> tuple[
 
 
 def random_routings(n: int, seed: int) -> Tensor:
-    """float64 [5, n, 2]: the paths of length 0 and n, a random one, and general coefficients."""
+    """Return float64 [5, n, 2]: the paths of length 0 and n, a random path, and general coefficients."""
     rng = np.random.default_rng(seed)
     codes = np.stack([np.zeros(n), np.ones(n), rng.integers(0, 2, n)])
     routing = np.concatenate([np.stack([1 - codes, codes], 2), rng.normal(size=(2, n, 2))])

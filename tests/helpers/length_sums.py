@@ -26,7 +26,7 @@ JOBS = [(engine, bn) for engine, modes in SERVES.items() for bn in modes]
 
 
 PRECISION = {"reference": "float64"}
-"""Of the others, float32."""
+"""Precision by engine; float32 for the engines that are not listed."""
 
 
 PLACES = ["y0", "image", "stem_weight"]
@@ -40,13 +40,13 @@ def recorded(
 
 
 def tolerance(engine: str) -> float:
-    """Of one sum, relative to its norm."""
+    """Return the maximum error of one sum, relative to its norm."""
     return EXACT_WALK if engine in PRECISION else FLOAT32_SAMPLE_NORM
 
 
 @cache
 def every_path(case: Case, bn: str, at: str) -> tuple[Tensor, Tensor]:
-    """By the plain loop: the sums by length [n + 1, ...], and the sums of squared norms [n + 1]."""
+    """Return, by the plain loop, the sums by length [n + 1, ...], and the sums of squared norms [n + 1]."""
     net, (images, labels) = case.net(), case.images()
     return added_up(net.n, [detach_loop(net, images, labels, code, bn, at) for code in codes(net.n)])
 
@@ -75,18 +75,18 @@ def tree(net: ResidualNet, images: Tensor, labels: Tensor, bn: str) -> list[Tens
         x = point.requires_grad_()
         ends = block.skip(x), block.residual(x)
         grads = [
-            torch.autograd.grad(end, x, own, retain_graph=True)[0] for own in grads for end in ends
-        ]  # block 1, taken last, is the lowest bit
+            torch.autograd.grad(end, x, grad, retain_graph=True)[0] for grad in grads for end in ends
+        ]  # block 1 comes last and is the lowest bit
     return grads
 
 
 def assert_close(actual: Tensor, expected: Tensor, most: float) -> None:
-    for k, (own, other) in enumerate(zip(actual, expected, strict=True)):
-        assert relative_error(own, other) < most, k
+    for k, (measured, other) in enumerate(zip(actual, expected, strict=True)):
+        assert relative_error(measured, other) < most, k
 
 
 def ten_blocks() -> tuple[ResidualNet, Tensor, Tensor]:
-    """With projections, pads and strides among them; images; labels."""
+    """Return ten blocks with projections, pads and strides; images; labels."""
     torch.manual_seed(3)
     kinds = [preact_resnet(8, 3, num_classes=5, in_channels=3, shortcut=kind) for kind in ("projection", "pad")]
     wide = preact_resnet(14, 6, num_classes=5)

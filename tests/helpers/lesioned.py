@@ -1,4 +1,4 @@
-"""Lesioned networks as one would first write them, without pathnet.lesion; data on which lesions show."""
+"""Lesioned networks written without pathnet.lesion, and data on which lesions show."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathnet.models import ResidualNet, VggLayer
 
 
 def rebuilt(net: ResidualNet, order: Sequence[int], deleted: Collection[int], images: Tensor) -> Tensor:
-    """The outputs of the network without blocks: of a deleted one only what changes the shape is left."""
+    """Return the outputs with blocks deleted; a deleted block keeps only the operation that changes the shape."""
     y = net.stem(images)
     for i in order:
         block = net.blocks[i]
@@ -31,7 +31,7 @@ def rebuilt(net: ResidualNet, order: Sequence[int], deleted: Collection[int], im
 
 @torch.no_grad()
 def with_modules_times(net: ResidualNet, factor: float) -> ResidualNet:
-    """A copy whose residual modules are multiplied by a positive factor, by their weights."""
+    """Return a copy whose residual modules are multiplied by a positive factor, through their weights."""
     copied = copy.deepcopy(net)
     for block in copied.blocks:
         if isinstance(block, VggLayer):  # pooling and ReLU pass a positive factor on
@@ -44,9 +44,9 @@ def with_modules_times(net: ResidualNet, factor: float) -> ResidualNet:
 
 @torch.no_grad()
 def labelled_by(net: ResidualNet, images: Data) -> Data:
-    """With the intact network's own answers for labels, so that a lesion's errors are the answers it changes.
+    """Label the test images by the intact network, so that a lesion's errors are the answers that it changes.
 
-    The network's outputs are centred and spread out before: random ones give every image the same answer.
+    The network's outputs are centred and scaled first, because a random network gives every image the same answer.
     """
     batch, _ = next(images.test_batches(len(images.test)))
     outputs = net(batch)

@@ -1,4 +1,4 @@
-"""Truths computed without pathnet's engines: plain PyTorch as a researcher would first write it."""
+"""Truths without pathnet's engines: plain PyTorch as a researcher would first write it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def forward_gradient(
     at: str,
     route: Callable[[int, Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """dloss/d(place) in float64 when ``route(i, skip, residual)`` joins block i's branches."""
+    """Return dloss/d(place) in float64 where ``route(i, skip, residual)`` joins block i's branches."""
     net = in_float64(net, bn)
     images = images.double().requires_grad_()
     y0 = net.stem(images)
@@ -42,7 +42,7 @@ def forward_gradient(
 def detach_loop(
     net: ResidualNet, images: Tensor, labels: Tensor, path: Tensor, bn: str = "running", at: str = "y0"
 ) -> Tensor:
-    """One path's gradient: the ordinary forward, the branch that the path does not take detached."""
+    """Return one path's gradient: the ordinary forward pass, with the branch beside the path detached."""
 
     def route(i: int, skip: Tensor, residual: Tensor) -> Tensor:
         return skip.detach() + residual if path[i] else skip + residual.detach()
@@ -51,18 +51,18 @@ def detach_loop(
 
 
 def autograd(net: ResidualNet, images: Tensor, labels: Tensor, bn: str = "running", at: str = "y0") -> Tensor:
-    """The ordinary gradient."""
+    """Return the ordinary gradient."""
     return forward_gradient(net, images, labels, bn, at, lambda i, skip, residual: skip + residual)
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """The norm of the difference over the norm of what is expected; where that is zero, the difference itself."""
+    """Return the norm of the difference divided by that of ``expected``; where that is zero, not divided."""
     size = expected.norm()
     return float((actual.double() - expected).norm() / (size if size > 0 else 1.0))
 
 
 def krawtchouk(n: int, k: int, m: int) -> int:
-    """The coefficient of x^k in (1 - x)^m (1 + x)^(n - m), by multiplying it out."""
+    """Return the coefficient of x^k in (1 - x)^m (1 + x)^(n - m), multiplied out."""
     polynomial = [1]
     for sign in [-1] * m + [1] * (n - m):
         polynomial = [a + sign * b for a, b in zip([*polynomial, 0], [0, *polynomial], strict=True)]

@@ -18,6 +18,7 @@ from helpers.plans import (
     PROJECTION,
     Plan,
 )
+from pathnet.engines.tables import BlockColumn, UnitColumn
 
 
 class _Rounded(torch.autograd.Function):
@@ -72,7 +73,12 @@ def truth_back(plan: Plan, bn: str, terms: int = 0) -> Tensor:
         y = convolution(plan, u, x, lambda weight: in_terms(weight, terms) if terms else weight)
         return _Rounded.apply(y, terms) if terms else y  # type: ignore[no-any-return, no-untyped-call]
 
-    x = torch.zeros(len(grad), *plan.blocks[0, 4:7].tolist(), dtype=torch.float64, requires_grad=True)
+    x = torch.zeros(
+        len(grad),
+        *plan.blocks[0, BlockColumn.CHANNELS : BlockColumn.OUT_CHANNELS].tolist(),
+        dtype=torch.float64,
+        requires_grad=True,
+    )
     ends = [_walk(plan, x, path, normalized, rectified, convolved) for path in plan.routing.double().tolist()]
     return torch.stack([torch.autograd.grad(end, x, grad)[0] for end in ends])
 
@@ -108,11 +114,12 @@ def truth_forward(plan: Plan, bn: str, routing: Tensor, dtype: torch.dtype = tor
         record.values[u] = x
         return x.relu()
 
-    ends = {*plan.blocks[:, 3].tolist(), *(plan.blocks[:, 0] + plan.blocks[:, 1] - 1).tolist()}
+    last = plan.blocks[:, BlockColumn.FIRST] + plan.blocks[:, BlockColumn.COUNT] - 1
+    ends = {*plan.blocks[:, BlockColumn.PROJECTION].tolist(), *last.tolist()}
 
     def convolved(u: int, x: Tensor) -> Tensor:
         y = convolution(plan, u, x)
-        first = int(plan.units[:u, 3].sum())
+        first = int(plan.units[:u, UnitColumn.OUT_CHANNELS].sum())
         # Other biases belong into the shifts.
         biased = bn == "running" and u in ends
         return y + plan.biases.to(dtype)[first : first + y.shape[1], None, None] if biased else y
@@ -123,8 +130,9 @@ def truth_forward(plan: Plan, bn: str, routing: Tensor, dtype: torch.dtype = tor
 
 def convolution(plan: Plan, u: int, x: Tensor, change: Any = lambda weight: weight) -> Tensor:
     row = plan.units[u].tolist()
-    weight = plan.weights.to(x.dtype)[plan.weights_of(u)].reshape(row[3], row[0], row[6], row[6])
-    return F.conv2d(x, change(weight), stride=row[7], padding=row[8])
+    channels, kernel = (row[UnitColumn.OUT_CHANNELS], row[UnitColumn.CHANNELS]), row[UnitColumn.KERNEL]
+    weight = plan.weights.to(x.dtype)[plan.weights_of(u)].reshape(*channels, kernel, kernel)
+    return F.conv2d(x, change(weight), stride=row[UnitColumn.STRIDE], padding=row[UnitColumn.PADDING])
 
 
 def _walk(

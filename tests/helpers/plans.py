@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pathnet.engines.cpu import ops
-from pathnet.engines.tables import Tables
+from pathnet.engines.tables import GROUP, Skip, Tables, UnitColumn
 
-IDENTITY, PROJECTION, PAD, ACTIVATED, ACTIVATED_PAD = range(5)
+IDENTITY, PROJECTION, PAD, ACTIVATED, ACTIVATED_PAD = Skip
 BEFORE_RELU, BEHIND_RELU = (IDENTITY, PROJECTION, PAD), (PROJECTION, ACTIVATED, ACTIVATED_PAD)
-GROUP = 16
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,8 @@ class Plan:
 
     def weights_of(self, unit: int) -> slice:
         row = self.units[unit].tolist()
-        return slice(row[9], row[9] + row[0] * row[3] * row[6] ** 2)
+        size = row[UnitColumn.CHANNELS] * row[UnitColumn.OUT_CHANNELS] * row[UnitColumn.KERNEL] ** 2
+        return slice(row[UnitColumn.WEIGHTS], row[UnitColumn.WEIGHTS] + size)
 
     def without_samples(self) -> Plan:
         bits, normalized = ([None if x is None else x[:0] for x in xs] for xs in (self.bits, self.normalized))
@@ -60,8 +60,9 @@ class Plan:
         for unit, bits in zip(self.units.tolist(), self.bits, strict=True):
             if bits is not None:
                 packed = np.packbits(by_pixel(bits).numpy().astype(bool), axis=3, bitorder="little")
-                end = unit[11] + math.prod(packed.shape[1:])
-                rows[:, unit[11] : end] = torch.from_numpy(packed).flatten(1)
+                begin = unit[UnitColumn.BITS]
+                end = begin + math.prod(packed.shape[1:])
+                rows[:, begin:end] = torch.from_numpy(packed).flatten(1)
         return rows
 
     @property
@@ -107,6 +108,7 @@ def by_pixel(x: Tensor) -> Tensor:
 
 
 def bits_size(units: Tensor) -> int:
-    masked = units[units[:, 11] >= 0]
-    ends = masked[:, 11] + masked[:, 1] * masked[:, 2] * ((masked[:, 0] + GROUP - 1) // GROUP) * 2
-    return max(ends.tolist(), default=0)
+    rectified = units[units[:, UnitColumn.BITS] >= 0]
+    groups = (rectified[:, UnitColumn.CHANNELS] + GROUP - 1) // GROUP
+    sizes = rectified[:, UnitColumn.HEIGHT] * rectified[:, UnitColumn.WIDTH] * groups * 2
+    return max((rectified[:, UnitColumn.BITS] + sizes).tolist(), default=0)

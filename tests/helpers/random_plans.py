@@ -16,12 +16,12 @@ from helpers.plans import (
     ACTIVATED_PAD,
     BEFORE_RELU,
     BEHIND_RELU,
-    GROUP,
     IDENTITY,
     PAD,
     PROJECTION,
     Plan,
 )
+from pathnet.engines.tables import GROUP, BlockColumn, UnitColumn
 
 Shape = tuple[int, int, int]
 """Channels, height and width."""
@@ -74,7 +74,8 @@ def make_plan(
             rows += [[*before, *shape, *skip[1:]], *end]
     opens = kinds == BEHIND_RELU and rows[0][1] % 4 == 0
     if opens:
-        blocks[0][2] = {ACTIVATED: IDENTITY, ACTIVATED_PAD: PAD}.get(blocks[0][2], blocks[0][2])
+        kind = blocks[0][BlockColumn.SKIP]
+        blocks[0][BlockColumn.SKIP] = {ACTIVATED: IDENTITY, ACTIVATED_PAD: PAD}.get(kind, kind)
     return plan_of(rng, batch, torch.tensor(blocks), rows, opens)
 
 
@@ -84,14 +85,16 @@ def plan_of(rng: np.random.Generator, batch: int, blocks: Tensor, rows: list[lis
     Args:
         opens: whether the first unit has no ReLU.
     """
-    projections = {*blocks[:, 3].tolist()}
-    ends = {u for u, row in enumerate(rows) if row[6] == 0}
-    begins = {*blocks[:, 0].tolist()} if ends else set()
+    projections = {*blocks[:, BlockColumn.PROJECTION].tolist()}
+    ends = {u for u, row in enumerate(rows) if row[UnitColumn.KERNEL] == 0}
+    begins = {*blocks[:, BlockColumn.FIRST].tolist()} if ends else set()
     without_bn, without_relu = projections | begins, projections | ends | ({0} if opens else set())
     units, weights, bits, normalized = [], [], [], []
     weight_end = scale_end = bits_end = 0
     for u, row in enumerate(rows):
-        size, fan_in = row[3] * row[0] * row[6] ** 2, row[0] * row[6] ** 2
+        channels, height, width = row[: UnitColumn.OUT_CHANNELS]
+        fan_in = channels * row[UnitColumn.KERNEL] ** 2
+        size = row[UnitColumn.OUT_CHANNELS] * fan_in
         bits_offset = -1 if u in without_relu else bits_end
         units.append([*row, weight_end, -1 if u in without_bn else scale_end, bits_offset])
         weights.append(rng.normal(size=size) / math.sqrt(max(fan_in, 1)))
@@ -100,17 +103,18 @@ def plan_of(rng: np.random.Generator, batch: int, blocks: Tensor, rows: list[lis
         normalized.append(None)
         if u not in without_relu:
             # At times a gap, since a unit's bits may begin at any even byte.
-            bits_end += row[1] * row[2] * -(-row[0] // GROUP) * 2 + 2 * int(rng.integers(0, 2))
-            bits[-1] = torch.from_numpy(rng.random((batch, *row[:3])) < 0.6).double()
+            bits_end += height * width * -(-channels // GROUP) * 2 + 2 * int(rng.integers(0, 2))
+            bits[-1] = torch.from_numpy(rng.random((batch, channels, height, width)) < 0.6).double()
         if u not in without_bn:
-            scale_end += row[0]
-            normalized[-1] = floats(rng.normal(size=(batch, *row[:3]))).double()
+            scale_end += channels
+            normalized[-1] = floats(rng.normal(size=(batch, channels, height, width))).double()
     scales, shifts = floats(rng.normal(size=scale_end)), floats(rng.normal(size=scale_end))
     for first, _, kind, *_ in blocks.tolist():
         if kind in (ACTIVATED, ACTIVATED_PAD) and first not in begins:
             # What lies behind such a block's first ReLU lies behind that alone.
-            begin = units[first][10]
-            scales[begin : begin + units[first][0]], shifts[begin : begin + units[first][0]] = 1, 0
+            begin = units[first][UnitColumn.SCALES]
+            part = slice(begin, begin + units[first][UnitColumn.CHANNELS])
+            scales[part], shifts[part] = 1, 0
     return Plan(
         blocks,
         torch.tensor(units),
@@ -118,11 +122,11 @@ def plan_of(rng: np.random.Generator, batch: int, blocks: Tensor, rows: list[lis
         scales,
         shifts,
         floats(rng.uniform(1e-5, 1e-3, len(units))),
-        floats(rng.normal(size=sum(row[3] for row in rows))),
+        floats(rng.normal(size=sum(row[UnitColumn.OUT_CHANNELS] for row in rows))),
         bits,
         normalized,
-        floats(rng.normal(size=(batch, *blocks[0, 4:7].tolist()))),
-        floats(rng.normal(size=(batch, *blocks[-1, 7:].tolist()))),
+        floats(rng.normal(size=(batch, *blocks[0, BlockColumn.CHANNELS : BlockColumn.OUT_CHANNELS].tolist()))),
+        floats(rng.normal(size=(batch, *blocks[-1, BlockColumn.OUT_CHANNELS :].tolist()))),
         torch.from_numpy(rng.integers(-40, 40, batch).astype(np.int32)),
         random_routings(rng, len(blocks)),
     )

@@ -1,4 +1,4 @@
-"""How far results may lie from the truth: relative errors, each with its reason."""
+"""Maximum relative errors of results, each with its reason."""
 
 EXACT_WALK = 1e-10
 """float64 against float64: rounding along a few dozen operations."""
@@ -11,11 +11,11 @@ FLOAT32_SAMPLE_NORM = 1e-4
 
 FLOAT32_WALK = 1e-5
 """A float32 walk's whole result for one sample, back or forward, on random plans: some ten roundings of 2^-24 a
-block, and what branches that cancel leave of them."""
+block, which branches that cancel amplify."""
 
 ROUNDED_WALK = 4
-"""Where numbers are rounded to bfloat16, or to two terms of it, a random plan loses what its conditioning makes it
-lose: at most so many times as much as the float64 walk with the same roundings, taken one by one in another order."""
+"""Maximum ratio of the error to that of a float64 walk with the same roundings, one by one in another order; where
+numbers are rounded to bfloat16, or to two terms of it, and the loss depends on a random plan's conditioning."""
 
 BFLOAT16_BATCH_NORM = 5e-3
 """A bfloat16 walk's batch norm against the float64 walk on the same record."""

@@ -66,7 +66,7 @@ def small_tape(precision: Any = "float32") -> pathnet.Tape:
 
 
 def arguments(precision: Any = "float32", gradients: bool = True, routing: Tensor | None = None) -> dict[str, Any]:
-    """Those of `ops.cuda_backward_running`, by name."""
+    """Return arguments of `ops.cuda_backward_running`, by name."""
     tape = small_tape(precision)
     record = tape._record
     assert isinstance(record.walk, CudaWalk)
@@ -85,14 +85,14 @@ def arguments(precision: Any = "float32", gradients: bool = True, routing: Tenso
 
 
 def scheduled(order: Tensor, starts: Tensor) -> Tensor:
-    """int32 [2, P]: the order of the paths, and the gradient that each starts from."""
+    """Return int32 [2, P]: the order of the paths, and the gradient that each starts from."""
     return torch.stack([order.int(), starts.int()])
 
 
-def sample(given: dict[str, Any], part: slice) -> dict[str, Any]:
-    """The arguments that have samples, of some of them."""
-    chosen = {name: given[name][:, part].contiguous() for name in ("grad", "exponent")}
-    return {**chosen, "relu_bits": given["relu_bits"][part]}
+def sample(inputs: dict[str, Any], part: slice) -> dict[str, Any]:
+    """Return the arguments that have samples, for a slice of the samples."""
+    chosen = {name: inputs[name][:, part].contiguous() for name in ("grad", "exponent")}
+    return {**chosen, "relu_bits": inputs["relu_bits"][part]}
 
 
 def forward_arguments(record: bool) -> dict[str, Any]:

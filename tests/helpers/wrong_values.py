@@ -1,4 +1,4 @@
-"""Arguments of a wrong kind or range, by name: whole values, and what can be made of a right one."""
+"""Arguments of a wrong kind or range, by name: whole values, and changes of a valid one."""
 
 from __future__ import annotations
 
@@ -144,11 +144,12 @@ CHANGES: dict[str, Callable[[Tensor], Any]] = {
 
 
 def wrong(name: str, valid: Any) -> Any:
-    """The value of a name among `VALUES`; or what `CHANGES` makes of a valid tensor. In place of a list's or a
-    tuple's last element where the name begins with ``inside:``.
+    """Return the wrong value of a name in `VALUES`, or a valid tensor changed as in `CHANGES`.
+
+    Where the name begins with ``inside:``, it takes the place of the last element of a list or tuple.
 
     Raises:
-        KeyError: there is nothing of that name to be made of the value.
+        KeyError: the name does not apply to the value.
     """
     if name.startswith("inside:"):
         if not isinstance(valid, list | tuple) or not valid:

@@ -1,9 +1,9 @@
 """Tests that need torchvision, timm and transformers, or another torch than the one that built the library.
 
-`make test-interop` sets up a Python that has them; elsewhere each file says what it lacks.
+`make test-interop` sets up a Python with them; elsewhere each file skips itself and names the missing package.
 """
 
 import os
 
-# Nothing is to be fetched: all models have random weights.
+# All models have random weights, so nothing need be downloaded.
 os.environ["HF_HUB_OFFLINE"] = "1"

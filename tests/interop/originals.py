@@ -1,17 +1,13 @@
-"""Networks of torchvision, timm and transformers with random weights, and the gradients along their paths, found with
-forward hooks on their own submodules: no code in common with pathnet."""
+"""Networks of torchvision, timm and transformers with random weights, and where their residual modules are."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 import torchvision
 import transformers
 from timm.models.convnext import ConvNeXt
@@ -23,26 +19,26 @@ VOCABULARY = 19
 
 @dataclass(frozen=True)
 class Residual:
-    """Where a residual module lies in the model.
+    """Location of a residual module in the model.
 
     Attributes:
-        first: the submodule that reads what the skip connection reads too.
-        last: the one whose output (or the first of its outputs) the skip is added to.
-        own: those whose weights only the residual module has.
+        first: the submodule that reads the source of the skip connection.
+        last: the submodule to whose output (or first output) the skip is added.
+        submodules: the submodules whose weights belong to the residual module alone.
     """
 
     first: str
     last: str
-    own: tuple[str, ...]
+    submodules: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Original:
-    """A model of somebody else's and its residual modules, from input to output.
+    """A third-party model and its residual modules, from input to output.
 
     Attributes:
         entry: the submodule whose input is ``y_0``.
-        stem_weight: the first convolution's weight.
+        stem_weight: name of the first convolution's weight.
     """
 
     id: str
@@ -56,7 +52,10 @@ class Original:
         return len(self.residuals)
 
     def model(self) -> nn.Module:
-        """In evaluation mode; away from initial values that hide errors, and residual modules that hardly count."""
+        """Return the model in evaluation mode, with random weights and statistics.
+
+        Initial values would hide errors, and make residual modules negligible.
+        """
         torch.manual_seed(0)
         model = self.make()
         for module in model.modules():
@@ -74,94 +73,20 @@ class Original:
         return model.eval()
 
     def batch(self, size: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Inputs and target: images and classes, or tokens and those that follow."""
+        """Return inputs and target: images and classes, or tokens and the following ones."""
         generator = torch.Generator().manual_seed(seed)
-        if self.speaks:
+        if self.is_language_model:
             tokens = torch.randint(0, VOCABULARY, (size, 7), generator=generator)
             return tokens[:, :-1].clone(), tokens[:, 1:].clone()
         return torch.randn(size, 3, 32, 32, generator=generator), torch.randint(0, 5, (size,), generator=generator)
 
     @property
-    def speaks(self) -> bool:
+    def is_language_model(self) -> bool:
         return self.entry.endswith(("h.0", "layers.0", "layer.0"))
 
 
-def logits(model: nn.Module, x: Tensor) -> Tensor:
-    output = model(x, use_cache=False) if hasattr(model, "config") else model(x)
-    return torch.as_tensor(getattr(output, "logits", output))
-
-
-def loss(output: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(output.flatten(0, -2), target.flatten())
-
-
-def truth(
-    original: Original,
-    model: nn.Module,
-    batch: tuple[Tensor, Tensor],
-    path: Sequence[int] | None,
-    bn: str = "running",
-    at: str = "y0",
-) -> Tensor:
-    """dloss/d(place) in float64 along one path, or the ordinary gradient where there is none.
-
-    Where the path takes a skip connection, what the residual module gives is detached. Where it takes a residual
-    module, the gradient at their common source is replaced by the part that came through the residual module.
-    """
-    model, (x, target) = copy.deepcopy(model).double(), batch
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.train(bn == "batch")
-    x = x.double().requires_grad_() if x.is_floating_point() else x
-    leaves: list[Tensor] = []
-
-    def enter(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        leaves.append(given[0].detach().requires_grad_())
-        return (leaves[0] * 1.0, *given[1:])
-
-    with ExitStack() as hooks:
-        if at == "y0":
-            hooks.enter_context(model.get_submodule(original.entry).register_forward_pre_hook(enter))
-        for residual, taken in zip(original.residuals, path or (), strict=path is not None):
-            if taken:
-                first = model.get_submodule(residual.first)
-                hooks.enter_context(first.register_forward_pre_hook(_only_through_here))
-            else:
-                last = model.get_submodule(residual.last)
-                hooks.enter_context(last.register_forward_hook(_changed(Tensor.detach)))
-        output = logits(model, x)
-    places = {"image": [x], "stem_weight": [dict(model.named_parameters()).get(original.stem_weight)]}
-    (gradient,) = torch.autograd.grad(loss(output, target), places.get(at, leaves))
-    return gradient
-
-
-def _only_through_here(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-    source, *others = given
-    own, came = source.view_as(source), []
-    own.register_hook(came.append)
-    source.register_hook(lambda _: came[0])
-    return (own, *others)
-
-
-def _changed(change: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Any, Any], Any]:
-    def hook(_: nn.Module, __: Any, output: Any) -> Any:
-        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
-
-    return hook
-
-
-@contextmanager
-def without(original: Original, model: nn.Module, blocks: Sequence[int]) -> Iterator[nn.Module]:
-    """The model while the residual modules of some blocks give zeros."""
-    with ExitStack() as hooks:
-        for i in blocks:
-            last = model.get_submodule(original.residuals[i].last)
-            hooks.enter_context(last.register_forward_hook(_changed(torch.zeros_like)))
-        yield model
-
-
 def _convolutional(names: Sequence[str], convolutions: int) -> tuple[Residual, ...]:
-    """Of post-activation blocks with those names."""
+    """Return the residual modules of post-activation blocks, by the blocks' names."""
     parts = [f"{kind}{i}" for i in range(1, convolutions + 1) for kind in ("conv", "bn")]
     return tuple(
         Residual(f"{name}.conv1", f"{name}.{parts[-1]}", tuple(f"{name}.{part}" for part in parts)) for name in names
@@ -173,26 +98,29 @@ def _stages(counts: Sequence[int]) -> list[str]:
 
 
 def _preactivation(counts: Sequence[int]) -> tuple[Residual, ...]:
-    """Of a bottleneck `ResNetV2`, whose first blocks of a stage share their first BN with the projection."""
-    found = []
+    """Return the residual modules of a bottleneck `ResNetV2`.
+
+    The first block of each stage shares its first BN with the projection.
+    """
+    residuals = []
     for stage, count in enumerate(counts):
         for block in range(count):
             name = f"stages.{stage}.blocks.{block}"
-            own = tuple(f"{name}.{part}" for part in ("conv1", "norm2", "conv2", "norm3", "conv3"))
+            submodules = tuple(f"{name}.{part}" for part in ("conv1", "norm2", "conv2", "norm3", "conv3"))
             if block == 0:
-                found.append(Residual(f"{name}.conv1", f"{name}.conv3", own))
+                residuals.append(Residual(f"{name}.conv1", f"{name}.conv3", submodules))
             else:
-                found.append(Residual(f"{name}.norm1", f"{name}.conv3", (f"{name}.norm1", *own)))
-    return tuple(found)
+                residuals.append(Residual(f"{name}.norm1", f"{name}.conv3", (f"{name}.norm1", *submodules)))
+    return tuple(residuals)
 
 
 def _transformer(name: str, parts: Sequence[tuple[str, ...]], layers: int = 2) -> tuple[Residual, ...]:
-    found = []
+    residuals = []
     for layer in range(layers):
         for part in parts:
-            own = [f"{name}.{layer}.{module}" for module in part]
-            found.append(Residual(own[0], own[-1], tuple(own)))
-    return tuple(found)
+            submodules = [f"{name}.{layer}.{module}" for module in part]
+            residuals.append(Residual(submodules[0], submodules[-1], tuple(submodules)))
+    return tuple(residuals)
 
 
 def _resnet(kind: Any, layers: list[int]) -> Callable[[], nn.Module]:
@@ -236,7 +164,7 @@ def _llama(attention: str) -> Original:
 
 
 def _bert() -> Original:
-    """Normalised behind each addition, so that the normalisation is a part of both branches of the next block."""
+    """Return BERT, which normalises after each addition: part of both branches of the next block."""
 
     def make() -> nn.Module:
         config = transformers.BertConfig(
@@ -257,7 +185,7 @@ def _bert() -> Original:
 
 
 def _opt() -> Original:
-    """Whose second addition in a layer is one of all samples laid end to end."""
+    """Return OPT, whose second addition in a layer works on samples laid end to end."""
 
     def make() -> nn.Module:
         config = transformers.OPTConfig(
@@ -276,7 +204,7 @@ def _opt() -> Original:
 
 
 def _convnext() -> Original:
-    """Whose skip connections are modules that do nothing."""
+    """Return ConvNeXt, whose skip connections are identity modules."""
     residuals = []
     for name in (
         "stages.0.blocks.0",
@@ -285,8 +213,8 @@ def _convnext() -> Original:
         "stages.2.blocks.0",
         "stages.3.blocks.0",
     ):
-        own = tuple(f"{name}.{part}" for part in ("conv_dw", "norm", "mlp"))
-        residuals.append(Residual(own[0], f"{name}.drop_path", own))
+        submodules = tuple(f"{name}.{part}" for part in ("conv_dw", "norm", "mlp"))
+        residuals.append(Residual(submodules[0], f"{name}.drop_path", submodules))
     return Original(
         "timm-convnext",
         lambda: ConvNeXt(num_classes=5, depths=(1, 2, 1, 1), dims=(8, 8, 12, 12), ls_init_value=None),

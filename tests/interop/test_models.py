@@ -1,4 +1,4 @@
-"""Adapted networks against the originals: `originals.truth` runs the model itself, with hooks on its submodules."""
+"""Adapted networks against the original models, which `hooked.truth` runs with hooks on their submodules."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ pytest.importorskip("torchvision", reason="torchvision is not installed (make te
 pytest.importorskip("timm", reason="timm is not installed (make test-interop has it)")
 pytest.importorskip("transformers", reason="transformers is not installed (make test-interop has it)")
 
-from originals import BY_ID, ORIGINALS, Original, logits, loss, truth, without  # noqa: E402
+from hooked import logits, loss, truth, without  # noqa: E402
+from originals import BY_ID, ORIGINALS, Original  # noqa: E402
 
 import pathnet  # noqa: E402
 from pathnet import native  # noqa: E402
 from pathnet.models import PostActivationForm, ResidualNet  # noqa: E402
 
 FLOAT32_INSIDE = 1e-6
-"""Llama's RMSNorm computes in float32 whatever the weights are; elsewhere all of the original is float64."""
+"""Tolerance for Llama, whose RMSNorm always computes in float32; other originals are float64 throughout."""
 
 
 def tolerance(original: Original) -> float:
@@ -43,17 +44,17 @@ def recorded(original: Original) -> pathnet.Tape:
 
 
 def some_paths(n: int) -> list[tuple[int, ...]]:
-    """All where there are few; else both ends and some of each."""
+    """Return all paths if there are few; else the shortest, the longest, and some of other lengths."""
     if n <= 5:
         return list(itertools.product((0, 1), repeat=n))
     codes = [(0,) * n, (1,) * n, *map(tuple, pathnet.paths.sample(n, n // 2, count=4).tolist())]
     return [*codes, tuple(int(i == 0) for i in range(n)), tuple(int(i < n - 1) for i in range(n))]
 
 
-every = pytest.mark.parametrize("original", ORIGINALS, ids=lambda original: original.id)
+all_originals = pytest.mark.parametrize("original", ORIGINALS, ids=lambda original: original.id)
 
 
-@every
+@all_originals
 def test_the_network_is_the_model(original: Original) -> None:
     model, net = adapted(original)
     assert net.n == original.n
@@ -61,10 +62,10 @@ def test_the_network_is_the_model(original: Original) -> None:
         x, _ = original.batch(size, seed=size)
         with torch.no_grad():
             torch.testing.assert_close(net(x), logits(model, x), rtol=1e-5, atol=1e-6)
-    assert {id(own) for own in net.parameters()} == {id(own) for own in model.parameters()}
+    assert {id(weight) for weight in net.parameters()} == {id(weight) for weight in model.parameters()}
 
 
-@every
+@all_originals
 def test_the_ordinary_gradient_is_the_models(original: Original) -> None:
     tape = recorded(original)
     expected = truth(original, adapted(original)[0], original.batch(3, seed=1), None)
@@ -72,14 +73,14 @@ def test_the_ordinary_gradient_is_the_models(original: Original) -> None:
     assert relative_error(tape.gradient_by_length().sum(0), expected) < tolerance(original)
 
 
-@every
+@all_originals
 def test_single_paths_equal_those_of_the_model(original: Original) -> None:
     tape, model, batch = recorded(original), adapted(original)[0], original.batch(3, seed=1)
     paths = some_paths(original.n)
     expected = torch.stack([truth(original, model, batch, path) for path in paths])
     codes = torch.tensor(paths)
-    for own, true in zip(tape.path_gradients(codes), expected, strict=True):
-        assert relative_error(own, true) < tolerance(original)
+    for grad, true in zip(tape.path_gradients(codes), expected, strict=True):
+        assert relative_error(grad, true) < tolerance(original)
     samples = tape.path_gradient_norms(codes, per_sample=True)
     assert relative_error(samples, expected.flatten(2).norm(dim=2)) < tolerance(original)
     if len(paths) == 2**original.n:
@@ -98,8 +99,8 @@ def test_every_place_and_mode_of_batch_normalisation(name: str, at: Any, bn: Any
     batch = original.batch(4, seed=6)
     tape = pathnet.record(net, *batch, precision="float64", at=at, bn=bn)
     paths = some_paths(original.n)[1::7]
-    for own, path in zip(tape.path_gradients(torch.tensor(paths)), paths, strict=True):
-        assert relative_error(own, truth(original, model, batch, path, bn, at)) < 1e-8
+    for grad, path in zip(tape.path_gradients(torch.tensor(paths)), paths, strict=True):
+        assert relative_error(grad, truth(original, model, batch, path, bn, at)) < 1e-8
     assert relative_error(tape.gradient(), truth(original, model, batch, None, bn, at)) < 1e-8
 
 
@@ -113,7 +114,7 @@ def test_every_place_and_mode_of_batch_normalisation(name: str, at: Any, bn: Any
         ("torchvision-resnet50", "running"),
     ],
 )
-def test_the_cpu_engine_serves_what_has_a_form_that_it_knows(name: str, bn: Any) -> None:
+def test_the_cpu_engine_runs_supported_networks(name: str, bn: Any) -> None:
     original = BY_ID[name]
     model, net = adapted(original)
     batch = original.batch(4, seed=7)
@@ -124,7 +125,7 @@ def test_the_cpu_engine_serves_what_has_a_form_that_it_knows(name: str, bn: Any)
         assert norm == pytest.approx(truth(original, model, batch, path, bn).norm().item(), rel=1e-3)
 
 
-@every
+@all_originals
 def test_a_deletion_is_the_model_without_the_module(original: Original) -> None:
     model, net = adapted(original)
     x, _ = original.batch(2, seed=2)
@@ -145,33 +146,33 @@ def test_a_deletion_is_the_model_without_the_module(original: Original) -> None:
             torch.testing.assert_close(output, logits(model, x), rtol=1e-4, atol=1e-5)
 
 
-@every
-def test_a_training_step_leaves_out_what_it_does_not_draw(original: Original) -> None:
+@all_originals
+def test_a_training_step_leaves_out_modules_that_are_not_drawn(original: Original) -> None:
     model = original.model()
     net = pathnet.adapt(model, original.batch()[0])
     batch, drawn = original.batch(3, seed=3), [i % 2 == 0 for i in range(original.n)]
-    left_out = [i for i, own in enumerate(drawn) if not own]
+    left_out = [i for i, is_drawn in enumerate(drawn) if not is_drawn]
     truth_model = copy.deepcopy(model)
     with without(original, truth_model, left_out):
         loss(logits(truth_model, batch[0]), batch[1]).backward()
     loss(net(batch[0], drawn=drawn), batch[1]).backward()
     undrawn = {
-        id(own)
+        id(weight)
         for i in left_out
-        for name in original.residuals[i].own
-        for own in model.get_submodule(name).parameters()
+        for name in original.residuals[i].submodules
+        for weight in model.get_submodule(name).parameters()
     }
-    assert undrawn and all(own.grad is None for own in model.parameters() if id(own) in undrawn)
-    for (name, own), (_, true) in zip(model.named_parameters(), truth_model.named_parameters(), strict=True):
-        if id(own) in undrawn:
+    assert undrawn and all(weight.grad is None for weight in model.parameters() if id(weight) in undrawn)
+    for (name, weight), (_, true) in zip(model.named_parameters(), truth_model.named_parameters(), strict=True):
+        if id(weight) in undrawn:
             assert true.grad is None or not true.grad.any(), name
         else:
-            assert own.grad is not None, name
-            torch.testing.assert_close(own.grad, true.grad, rtol=1e-4, atol=1e-5)
-    before = {name: own.detach().clone() for name, own in model.named_parameters()}
+            assert weight.grad is not None, name
+            torch.testing.assert_close(weight.grad, true.grad, rtol=1e-4, atol=1e-5)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.1).step()
-    for name, own in model.named_parameters():
-        assert torch.equal(own, before[name]) == (id(own) in undrawn), name
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, before[name]) == (id(weight) in undrawn), name
     with torch.no_grad():
         torch.testing.assert_close(net(batch[0]), logits(model, batch[0]), rtol=1e-5, atol=1e-6)
 
@@ -186,12 +187,12 @@ def test_errors_of_lesioned_networks() -> None:
     test = pathnet.data.InMemory(data.test.images, answers)  # type: ignore[attr-defined]
     labelled = dataclasses.replace(data, test=test)
     lesions = [pathnet.lesion.Lesion(), *(pathnet.lesion.Lesion(deleted=(i,)) for i in range(4))]
-    found = pathnet.lesion.errors(net, labelled, lesions)
+    errors = pathnet.lesion.errors(net, labelled, lesions)
     expected = [0]
     for i in range(4):
         with torch.no_grad(), without(original, model, [i]):
             expected.append(int((logits(model, images).argmax(1) != answers).sum()))
-    assert found.wrong.tolist() == expected and sum(expected) > 0
+    assert errors.wrong.tolist() == expected and sum(expected) > 0
 
 
 def test_training_with_modules_drawn_trains_the_model() -> None:
@@ -203,14 +204,16 @@ def test_training_with_modules_drawn_trains_the_model() -> None:
     recipe = pathnet.training.Recipe(epochs=2, batch_size=32, modules=2, warmup_steps=0, learning_rate=0.01)
     history = pathnet.training.train(net, data, recipe)
     assert history[-1].train_loss < history[0].train_loss
-    assert any(not torch.equal(own, before[name]) for name, own in model.state_dict().items() if "running" in name)
+    assert any(
+        not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items() if "running" in name
+    )
     images, _ = next(data.test_batches(8))
     with torch.no_grad():
         torch.testing.assert_close(net(images), model.eval()(images), rtol=1e-4, atol=1e-5)
 
 
-def test_layers_taken_out_of_the_models_own_list() -> None:
-    """Deleting both modules of a layer is the model built without the layer."""
+def test_deleting_both_modules_of_a_layer_removes_the_layer() -> None:
+    """Compare with the model built without the layer."""
     for original in ORIGINALS:
         if not original.id.startswith(("gpt2", "llama", "opt", "timm-vit")):
             continue
@@ -228,25 +231,27 @@ def test_layers_taken_out_of_the_models_own_list() -> None:
             assert relative_error(expected, net(x)) > 1e-2
 
 
-def of_post_activation() -> list[Original]:
-    return [own for own in ORIGINALS if own.id.startswith("torchvision") or own.id == "timm-resnet26d"]
+def post_activation_originals() -> list[Original]:
+    return [
+        original for original in ORIGINALS if original.id.startswith("torchvision") or original.id == "timm-resnet26d"
+    ]
 
 
-@pytest.mark.parametrize("original", of_post_activation(), ids=lambda original: original.id)
+@pytest.mark.parametrize("original", post_activation_originals(), ids=lambda original: original.id)
 def test_post_activation_blocks_are_recognised(original: Original) -> None:
     _, net = adapted(original)
     for block, residual in zip(net, original.residuals, strict=True):
         form = block.form()
         if form is not None:
-            assert len(form.convs) == len(form.bns) == len(residual.own) // 2
+            assert len(form.convs) == len(form.bns) == len(residual.submodules) // 2
     recognised = [isinstance(block.form(), PostActivationForm) for block in net]
-    # An average pooling before the projection (the d of 26d) has no such form.
+    # A block with average pooling before the projection (the d of 26d) has no such form.
     expected = [original.id != "timm-resnet26d" or i % 2 == 1 or i == 0 for i in range(net.n)]
     assert recognised == expected
 
 
-def test_skips_of_every_kind_are_told() -> None:
-    """Behind what both branches share, such as a normalisation after the last addition."""
+def test_the_kinds_of_skips_are_named() -> None:
+    """Check the kind without the part that both branches share, such as a normalisation."""
 
     def kinds(name: str) -> list[str]:
         return [block.skip_kind().split(" behind ")[0] for block in adapted(BY_ID[name])[1]]  # type: ignore[attr-defined]
@@ -266,10 +271,10 @@ def test_blocks_deleted_from_a_resnet_are_identities() -> None:
         torch.testing.assert_close(pathnet.lesion.delete(net, [3])(x), without_it(x), rtol=1e-5, atol=1e-6)
 
 
-def test_the_head_and_the_embedding_of_gpt2_stay_one() -> None:
+def test_the_head_and_the_embedding_of_gpt2_remain_tied() -> None:
     original = BY_ID["gpt2-sdpa"]
     model, net = adapted(original)
     embedding: Tensor = model.get_submodule("transformer.wte").weight  # type: ignore[assignment]
-    assert any(own is embedding for own in net.stem.parameters())
-    assert any(own is embedding for own in net.head.parameters())
+    assert any(weight is embedding for weight in net.stem.parameters())
+    assert any(weight is embedding for weight in net.head.parameters())
     assert recorded(original)._record.y0_shape == (3, 6, 12)

@@ -1,4 +1,4 @@
-"""One native build serves several versions of torch: compiled against another one, it gives right numbers."""
+"""The native library gives correct results with other versions of torch than the one that it was compiled with."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_the_loaded_library_is_the_one_in_this_folder() -> None:
-    own = Path(pathnet.__file__).with_name("_ops.so")
-    assert own == Path(__file__).parents[2] / "pathnet" / "_ops.so"
-    assert str(own) in Path("/proc/self/maps").read_text()
+    library = Path(pathnet.__file__).with_name("_ops.so")
+    assert library == Path(__file__).parents[2] / "pathnet" / "_ops.so"
+    assert str(library) in Path("/proc/self/maps").read_text()
     assert pathnet.engines.available()["cpu"] is None
 
 
@@ -53,5 +53,5 @@ def test_walks_and_forward_passes_of_every_instruction_set(
     check(tape, pathnet.paths.routing(codes), precision)
     exact = in_float64(net, bn)(images.double()).detach()
     assert relative_error(tape.output, exact) < FORWARD
-    whole = recorder.routed_outputs(images, torch.ones(1, net.n, 2))[0]
-    assert relative_error(whole, exact) < FORWARD
+    ordinary = recorder.routed_outputs(images, torch.ones(1, net.n, 2))[0]
+    assert relative_error(ordinary, exact) < FORWARD

@@ -12,6 +12,7 @@ from torch import nn
 
 from pathnet import data, lesion, models
 from pathnet.lesion import Lesion
+from pathnet.lesion.networks import BATCH, block_shapes
 from pathnet.models import ResidualNet
 from pathnet.training import evaluate
 
@@ -40,16 +41,16 @@ def test_errors_are_those_of_networks_built_without_the_blocks(images: data.Data
     net = network(kind)
     images = labelled_by(net, images)
     lesions = [(), (0,), (2,), (1, 4), (5,), (2, 3, 4)]
-    found = lesion.errors(net, images, [Lesion(blocks) for blocks in lesions], bn)  # type: ignore[arg-type]
+    measured = lesion.errors(net, images, [Lesion(blocks) for blocks in lesions], bn)  # type: ignore[arg-type]
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d) and bn == "batch":
             module.track_running_stats, module.running_mean, module.running_var = False, None, None
     expected = np.zeros(len(lesions), np.int64)
     with torch.no_grad():
-        for batch, labels in images.test_batches(lesion.BATCH):
+        for batch, labels in images.test_batches(BATCH):
             for i, blocks in enumerate(lesions):
                 expected[i] += wrong(rebuilt(net, list(range(net.n)), set(blocks), batch), labels)
-    assert found.wrong.tolist() == expected.tolist() and found.bn == bn and found.images == len(images.test)
+    assert measured.wrong.tolist() == expected.tolist() and measured.bn == bn and measured.images == len(images.test)
     assert len(set(expected.tolist())) > 2, "lesions that change nothing show nothing"
 
 
@@ -58,19 +59,19 @@ def test_orders_are_those_of_networks_built_in_them(images: data.Data, kind: str
     net = network(kind)
     images = labelled_by(net, images)
     order = {"vgg": [0, 2, 1, 3, 4, 5]}.get(kind, [1, 0, 2, 3, 4, 5])
-    whole = lesion.shapes(net, torch.zeros(1, 3, 12, 12))
+    whole = block_shapes(net, torch.zeros(1, 3, 12, 12))
     assert whole[order[0]][0] == whole[0][0]
-    found = lesion.errors(net, images, [Lesion(order=tuple(order)), Lesion((1,), tuple(order))])
+    measured = lesion.errors(net, images, [Lesion(order=tuple(order)), Lesion((1,), tuple(order))])
     with torch.no_grad():
         batch, labels = next(images.test_batches(len(images.test)))
         expected = [wrong(rebuilt(net, order, gone, batch), labels) for gone in (set(), {order[1]})]
-    assert found.wrong.tolist() == expected and min(expected) > 0
+    assert measured.wrong.tolist() == expected and min(expected) > 0
 
 
 def test_shapes_leave_the_mode_even_where_the_images_are_too_small() -> None:
     net = models.vgg(depth=6, width=2, stages=2).train()
     with pytest.raises(RuntimeError):
-        lesion.shapes(net, torch.zeros(1, 3, 1, 1))
+        block_shapes(net, torch.zeros(1, 3, 1, 1))
     assert all(module.training for module in net.modules())
 
 
@@ -82,13 +83,13 @@ def test_a_scale_multiplies_the_modules_that_are_kept(images: data.Data, kind: s
     net = network(kind)
     images = labelled_by(net, images)
     order = tuple([0, 2, 1, 3, 4, 5] if kind == "vgg" else [1, 0, 2, 3, 4, 5])
-    found = lesion.errors(net, images, [*SCALED, Lesion(order=order, scale=0.5)])
+    measured = lesion.errors(net, images, [*SCALED, Lesion(order=order, scale=0.5)])
     batch, labels = next(images.test_batches(len(images.test)))
     with torch.no_grad():
         outputs = [rebuilt(with_modules_times(net, each.scale), range(6), each.deleted, batch) for each in SCALED]
         outputs.append(rebuilt(with_modules_times(net, 0.5), order, (), batch))
-    assert found.wrong.tolist() == [wrong(own, labels) for own in outputs]
-    assert len(set(found.wrong.tolist())) > 2
+    assert measured.wrong.tolist() == [wrong(output, labels) for output in outputs]
+    assert len(set(measured.wrong.tolist())) > 2
 
 
 @pytest.mark.parametrize("kind", ["residual", "stochastic depth", "vgg", "highway"])
@@ -96,7 +97,7 @@ def test_a_scaled_network_is_recalibrated_as_it_is(images: data.Data, kind: str)
     net = network(kind)
     images = labelled_by(net, images)
     lesions = [Lesion(scale=0.5), Lesion((1, 2), scale=0.5), Lesion((3,))]
-    found = lesion.errors(net, images, lesions, bn="recalibrated")
+    measured = lesion.errors(net, images, lesions, bn="recalibrated")
     batch, labels = next(images.test_batches(len(images.test)))
     expected = []
     with torch.no_grad():
@@ -106,12 +107,12 @@ def test_a_scaled_network_is_recalibrated_as_it_is(images: data.Data, kind: str)
             for number in range(lesion.RECALIBRATION_BATCHES):
                 for norm in norms:
                     norm.train().momentum = 1 / (number + 1)
-                rebuilt(scaled, range(6), each.deleted, images.random_batch(lesion.BATCH, 0, number)[0])
+                rebuilt(scaled, range(6), each.deleted, images.random_batch(BATCH, 0, number)[0])
             for norm in norms:
                 norm.eval()
             expected.append(wrong(rebuilt(scaled, range(6), each.deleted, batch), labels))
-    assert found.wrong.tolist() == expected and found.bn == "recalibrated"
-    assert found.wrong.tolist() != lesion.errors(net, images, lesions).wrong.tolist()
+    assert measured.wrong.tolist() == expected and measured.bn == "recalibrated"
+    assert measured.wrong.tolist() != lesion.errors(net, images, lesions).wrong.tolist()
 
 
 @pytest.mark.parametrize("kind", NETS)
@@ -152,33 +153,33 @@ def test_recalibrated_statistics_are_the_means_over_training_batches(images: dat
             y = net.stem(images.random_batch(128, 5, batch)[0])
             sums.append((y.mean((0, 2, 3)), y.var((0, 2, 3))))
     bn = ready.blocks[0].bns[0]
-    for own, seen in ((bn.running_mean, 0), (bn.running_var, 1)):
-        torch.testing.assert_close(own, torch.stack([each[seen] for each in sums]).mean(0))
+    for statistics, which in ((bn.running_mean, 0), (bn.running_var, 1)):
+        torch.testing.assert_close(statistics, torch.stack([each[which] for each in sums]).mean(0))
     assert models.fingerprint(net) == before and not ready.training
-    found = lesion.errors(net, images, [Lesion((1,))], bn="recalibrated")
+    measured = lesion.errors(net, images, [Lesion((1,))], bn="recalibrated")
     batch, labels = next(images.test_batches(len(images.test)))
     with torch.no_grad():
-        assert found.wrong.tolist() == [wrong(lesion.recalibrated(lesion.delete(net, [1]), images)(batch), labels)]
+        assert measured.wrong.tolist() == [wrong(lesion.recalibrated(lesion.delete(net, [1]), images)(batch), labels)]
 
 
 def test_a_part_of_the_test_images_is_spread_over_the_split(images: data.Data) -> None:
     net = network("residual")
-    found = lesion.errors(net, images, [Lesion()], images=10)
+    measured = lesion.errors(net, images, [Lesion()], images=10)
     indices = torch.arange(10) * len(images.test) // 10
     with torch.no_grad():
         outputs = net(images.normalise(images.test.take(indices)))
-    assert found.wrong.tolist() == [wrong(outputs, images.test.labels[indices])] and found.images == 10
+    assert measured.wrong.tolist() == [wrong(outputs, images.test.labels[indices])] and measured.images == 10
 
 
 def test_intervals_are_wilsons() -> None:
-    found = lesion.Errors(np.array([0, 7, 50]), 50, "running")
-    assert found.rate.tolist() == [0, 0.14, 1]
+    measured = lesion.Errors(np.array([0, 7, 50]), 50, "running")
+    assert measured.rate.tolist() == [0, 0.14, 1]
     z, n = 1.959963984540054, 50
-    for rate, (low, high) in zip(found.rate, found.interval, strict=True):
+    for rate, (low, high) in zip(measured.rate, measured.interval, strict=True):
         middle = (rate + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
         assert (low, high) == pytest.approx((max(0, middle - half), min(1, middle + half)), abs=1e-12)
-    assert found.interval[1].tolist() == list(binomtest(7, 50).proportion_ci(method="wilson"))
+    assert measured.interval[1].tolist() == list(binomtest(7, 50).proportion_ci(method="wilson"))
 
 
 @pytest.mark.parametrize(

@@ -55,27 +55,27 @@ def batches(sizes: tuple[int, ...] = (3, 5)) -> list[tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("bn", ["running", "batch"])
 @pytest.mark.parametrize("kind", NETS)
 def test_increases_are_those_of_networks_built_without_the_block(kind: str, bn: Any) -> None:
-    net, own = network(kind), batches((3, 5, 4, 1, 2, 3, 1, 2, 1, 2))
+    net, pairs = network(kind), batches((3, 5, 4, 1, 2, 3, 1, 2, 1, 2))
     before = models.fingerprint(net)
-    found = lesion.rank(net, own, bn=bn)
+    ranking = lesion.rank(net, pairs, bn=bn)
     exact = net if bn == "running" else by_batch_statistics(net)
     rows, wrong = [], []
     with torch.no_grad():
-        for images, labels in own:
+        for images, labels in pairs:
             outputs = [rebuilt(exact, range(6), {i}, images) for i in range(6)]
             whole = rebuilt(exact, range(6), (), images)
             rows.append([(F.cross_entropy(each, labels) - F.cross_entropy(whole, labels)).item() for each in outputs])
             missed = (whole.argmax(1) != labels).sum()
             wrong.append([((each.argmax(1) != labels).sum() - missed).item() for each in outputs])
-    increases, sizes = np.array(rows), np.array([len(labels) for _, labels in own])
+    increases, sizes = np.array(rows), np.array([len(labels) for _, labels in pairs])
     mean = np.average(increases, axis=0, weights=sizes)
-    assert found.loss == pytest.approx(mean, rel=1e-9, abs=1e-12)
-    assert found.error == pytest.approx(np.sum(wrong, 0) / 24, abs=1e-12)
+    assert ranking.loss == pytest.approx(mean, rel=1e-9, abs=1e-12)
+    assert ranking.error == pytest.approx(np.sum(wrong, 0) / 24, abs=1e-12)
     se = np.sqrt(10 / 9 * ((sizes[:, None] * (increases - mean)) ** 2).sum(0)) / 24
-    assert found.standard_errors["loss"] == pytest.approx(se, rel=1e-8)
-    assert found.batches == 10 and len(set(found.loss.tolist())) == 6
-    assert found.order().tolist() == sorted(range(6), key=lambda i: mean[i])
-    assert found.order("first_order").tolist() == sorted(range(6), key=lambda i: found.first_order[i])
+    assert ranking.standard_errors["loss"] == pytest.approx(se, rel=1e-8)
+    assert ranking.batches == 10 and len(set(ranking.loss.tolist())) == 6
+    assert ranking.order().tolist() == sorted(range(6), key=lambda i: mean[i])
+    assert ranking.order("first_order").tolist() == sorted(range(6), key=lambda i: ranking.first_order[i])
     assert models.fingerprint(net) == before and not net.training
 
 
@@ -94,24 +94,26 @@ class Partly(Block):
 @pytest.mark.parametrize("bn", ["running", "batch"])
 @pytest.mark.parametrize("kind", NETS)
 def test_first_order_estimates_are_slopes_towards_deletion(kind: str, bn: Any) -> None:
-    net, own = network(kind), batches((4,))
-    found = lesion.rank(net, own, bn=bn)
+    net, pairs = network(kind), batches((4,))
+    ranking = lesion.rank(net, pairs, bn=bn)
     exact = net if bn == "running" else by_batch_statistics(net)
-    (images, labels), step = own[0], 1e-8
+    (images, labels), step = pairs[0], 1e-8
     with torch.no_grad():
         for i in range(6):
             blocks, values = list(exact.blocks), []
             for eps in (step, -step):
                 blocks[i] = Partly(exact.blocks[i], eps)
                 values.append(F.cross_entropy(ResidualNet(exact.stem, blocks, exact.head)(images), labels).item())
-            assert found.first_order[i] == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-5, abs=1e-5)
-    assert len(found.standard_errors) == 4 and all(np.isnan(own).all() for own in found.standard_errors.values())
+            assert ranking.first_order[i] == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-5, abs=1e-5)
+    assert len(ranking.standard_errors) == 4 and all(
+        np.isnan(errors).all() for errors in ranking.standard_errors.values()
+    )
     if bn == "running":
-        alone = [lesion.rank(net, [(image[None], label[None])]) for image, label in zip(*own[0], strict=True)]
-        assert found.first_order == pytest.approx(np.mean([one.first_order for one in alone], 0), abs=1e-12)
+        alone = [lesion.rank(net, [(image[None], label[None])]) for image, label in zip(*pairs[0], strict=True)]
+        assert ranking.first_order == pytest.approx(np.mean([one.first_order for one in alone], 0), abs=1e-12)
         sizes = np.mean([np.abs(one.first_order) for one in alone], 0)
-        assert found.taylor == pytest.approx(sizes, rel=1e-9)
-        assert (sizes > np.abs(found.first_order)).any()
+        assert ranking.taylor == pytest.approx(sizes, rel=1e-9)
+        assert (sizes > np.abs(ranking.first_order)).any()
 
 
 class Linear(Block):
@@ -145,10 +147,10 @@ def next_token(output: Tensor, target: Tensor) -> Tensor:
 
 def test_the_estimate_is_exact_on_a_linear_network() -> None:
     net, tokens = language_model(), torch.randint(0, 11, (10, 5, 7), generator=torch.Generator().manual_seed(0))
-    found = lesion.rank(net, [(own, torch.zeros(1)) for own in tokens], lambda output, _: output[..., 2].mean())
-    assert found.first_order == pytest.approx(found.loss, rel=1e-10)
-    assert found.standard_errors["first_order"] == pytest.approx(found.standard_errors["loss"], rel=1e-9)
-    assert found.agreement("first_order") == 1 and np.isnan(found.error).all() and np.isnan(found.whole_error)
+    ranking = lesion.rank(net, [(text, torch.zeros(1)) for text in tokens], lambda output, _: output[..., 2].mean())
+    assert ranking.first_order == pytest.approx(ranking.loss, rel=1e-10)
+    assert ranking.standard_errors["first_order"] == pytest.approx(ranking.standard_errors["loss"], rel=1e-9)
+    assert ranking.agreement("first_order") == 1 and np.isnan(ranking.error).all() and np.isnan(ranking.whole_error)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -157,23 +159,23 @@ def test_tokens_and_targets_of_which_some_do_not_count(dtype: torch.dtype) -> No
     tokens, targets = (torch.randint(0, 11, (2, 4, 6), generator=generator) for _ in range(2))
     targets[:, 0, :3] = -100
     targets[1, 1:] = -100
-    found = lesion.rank(net, zip(tokens, targets, strict=True), next_token)
+    ranking = lesion.rank(net, zip(tokens, targets, strict=True), next_token)
     exact = copy.deepcopy(net).double()
     wrong, losses = np.zeros(5), np.zeros(5)
     with torch.no_grad():
-        for own, target in zip(tokens, targets, strict=True):
-            for way in range(5):
-                y = exact.stem(own)
+        for text, target in zip(tokens, targets, strict=True):
+            for deleted in range(5):
+                y = exact.stem(text)
                 for i, block in enumerate(exact.blocks):
-                    y = y if way == i + 1 else y + block.layer(y)
+                    y = y if deleted == i + 1 else y + block.layer(y)
                 output = exact.head(y)
-                losses[way] += next_token(output, target).item() / 2
-                wrong[way] += ((output.argmax(-1) != target) & (target >= 0)).sum().item()
+                losses[deleted] += next_token(output, target).item() / 2
+                wrong[deleted] += ((output.argmax(-1) != target) & (target >= 0)).sum().item()
     known = int((targets >= 0).sum())
-    assert found.loss == pytest.approx(losses[1:] - losses[0], rel=1e-4, abs=1e-6)
-    assert found.error == pytest.approx((wrong[1:] - wrong[0]) / known, abs=1e-12)
-    assert found.whole_loss == pytest.approx(losses[0], rel=1e-5)
-    assert found.whole_error == pytest.approx(wrong[0] / known)
+    assert ranking.loss == pytest.approx(losses[1:] - losses[0], rel=1e-4, abs=1e-6)
+    assert ranking.error == pytest.approx((wrong[1:] - wrong[0]) / known, abs=1e-12)
+    assert ranking.whole_loss == pytest.approx(losses[0], rel=1e-5)
+    assert ranking.whole_error == pytest.approx(wrong[0] / known)
     assert next(net.parameters()).dtype == dtype
 
 
@@ -181,10 +183,10 @@ def test_data_is_taken_in_batches_and_agrees_with_the_errors() -> None:
     torch.manual_seed(0)
     net = shaken(models.preact_resnet(14, 4)).eval()
     images = labelled_by(net, data.synthetic(images=300, shape=(3, 12, 12)))
-    found = lesion.rank(net, images)
+    ranking = lesion.rank(net, images)
     errors = lesion.errors(net, images, [lesion.Lesion((i,)) for i in range(6)])
-    assert found.error == pytest.approx(errors.rate) and found.whole_error == 0
-    assert found.batches == -(-len(images.test) // 32)
+    assert ranking.error == pytest.approx(errors.rate) and ranking.whole_error == 0
+    assert ranking.batches == -(-len(images.test) // 32)
     few = lesion.rank(net, images, images=10)
     assert few.error == pytest.approx(
         lesion.errors(net, images, [lesion.Lesion((i,)) for i in range(6)], images=10).rate
@@ -196,10 +198,10 @@ def test_after_seconds_of_training_on_digits_the_criterion_tells_which_blocks_ma
     torch.manual_seed(0)
     net = models.preact_resnet(26, 8, in_channels=1)
     training.train(net, digits, training.Recipe(epochs=2, batch_size=32, warmup_steps=44, augment=False))
-    found = lesion.rank(net, digits)
-    assert found.whole_error < 0.5 and found.agreement() > 0.3
-    assert found.agreement() == pytest.approx(stats.kendalltau(found.loss, found.taylor).statistic)
-    assert (found.standard_errors["loss"] > 0).all() and (found.standard_errors["error"] > 0).any()
+    ranking = lesion.rank(net, digits)
+    assert ranking.whole_error < 0.5 and ranking.agreement() > 0.3
+    assert ranking.agreement() == pytest.approx(stats.kendalltau(ranking.loss, ranking.taylor).statistic)
+    assert (ranking.standard_errors["loss"] > 0).all() and (ranking.standard_errors["error"] > 0).any()
 
 
 def test_what_is_the_same_for_all_blocks_agrees_with_nothing() -> None:
@@ -207,22 +209,43 @@ def test_what_is_the_same_for_all_blocks_agrees_with_nothing() -> None:
     assert np.isnan(lesion.Ranking(same, same, np.arange(3.0), same, {}, 0.0, 0.0, 2).agreement("first_order"))
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_agreement_is_kendalls_tau_also_with_ties(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    loss, taylor = (rng.integers(0, most, 12) / 8 for most in (5, 100))
+    agreement = lesion.Ranking(loss, loss, taylor, taylor, {}, 0.0, 0.0, 2).agreement()
+    assert agreement == float(stats.kendalltau(taylor, loss).statistic)
+
+
+def test_a_ranking_says_what_it_found() -> None:
+    loss = np.array([0.5, -0.001, 0.25])
+    assert repr(lesion.Ranking(loss, loss, loss, loss, {}, 2.3, 0.0, 1)) == (
+        "Ranking(3 blocks, 1 batch, loss 2.3; "
+        "increase of the loss by deleting block 1: -0.001, block 2: +0.25, block 0: +0.5)"
+    )
+    many = np.arange(54.0)
+    assert repr(lesion.Ranking(many, many, many, many, {}, 2.3, 0.0, 12)) == (
+        "Ranking(54 blocks, 12 batches, loss 2.3; increase of the loss by deleting block 0: +0, block 1: +1, "
+        "block 2: +2, block 3: +3, block 4: +4, ..., block 53: +53)"
+    )
+
+
 def test_bad_arguments_are_named() -> None:
-    net, own = network("residual"), batches()
+    net, pairs = network("residual"), batches()
     with pytest.raises(ValueError, match="data: expected at least one batch, got none"):
         lesion.rank(net, [])
-    with pytest.raises(ValueError, match="images: expected 0 beside batches of one's own, got 5"):
-        lesion.rank(net, own, images=5)
+    with pytest.raises(ValueError, match="images: expected 0 for batches that are no data set, got 5"):
+        lesion.rank(net, pairs, images=5)
     with pytest.raises(ValueError, match="bn: expected"):
-        lesion.rank(net, own, bn="recalibrated")  # type: ignore[arg-type]
+        lesion.rank(net, pairs, bn="recalibrated")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="loss: expected one real number a batch"):
-        lesion.rank(net, own, lambda output, target: output)
+        lesion.rank(net, pairs, lambda output, target: output)
     with pytest.raises(ValueError, match="by: expected 'loss' or 'error' or 'first_order' or 'taylor', got 'size'"):
-        lesion.rank(net, own).order("size")  # type: ignore[arg-type]
+        lesion.rank(net, pairs).order("size")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="net: its loss on batch 1 is nan"):
         losses = iter([cross_entropy] * 8 + [lambda output, target: output.sum() * torch.nan] * 7)
-        lesion.rank(net, own, lambda output, target: next(losses)(output, target))
-    assert dataclasses.is_dataclass(lesion.rank(net, own))
+        lesion.rank(net, pairs, lambda output, target: next(losses)(output, target))
+    assert dataclasses.is_dataclass(lesion.rank(net, pairs))
 
 
 @pytest.mark.parametrize("function", [lesion.delete, lesion.reorder, lesion.rank])
@@ -238,7 +261,7 @@ def test_what_is_no_data_set_and_no_pairs_is_named(wrong: Any) -> None:
 
 
 class _NothingBeside(models.PreactBlock):
-    """Without its module nothing finite is left."""
+    """A block whose skip connection alone gives NaN."""
 
     def lesioned(self, x: Tensor) -> Tensor:
         return x * torch.nan

@@ -1,4 +1,4 @@
-"""`exported`: the model's own parameters in a graph for batches of any size and, of its copies, any precision."""
+"""`exported`: a graph over the model's own parameters, for batches of any size; its copies have any precision."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from pathnet.models.tracing.exported import exported
 
 
 class Untraceable(nn.Module):
-    """Whatever makes a trace awkward: tied weights, a buffer that is not saved, a constant, a literal, questions of
-    shape, casts (one that copies, a real one, one in a softmax), dropout, statistics, an operation in place."""
+    """A model with all that makes a trace difficult.
+
+    It has tied weights, a non-persistent buffer, a constant, a literal, control flow on shapes, casts (one that
+    copies, one to another type, one in a softmax), dropout, batch statistics, and an in-place operation.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,31 +44,32 @@ class Untraceable(nn.Module):
 
 
 @cache
-def make() -> tuple[Untraceable, fx.GraphModule]:
+def model_and_graph() -> tuple[Untraceable, fx.GraphModule]:
     torch.manual_seed(0)
     model = Untraceable().train()
     model.embedding.eval()
     return model, exported(model, torch.randint(0, 7, (1, 5)))
 
 
-def test_fx_alone_cannot_trace_it() -> None:
+def test_fx_cannot_trace_the_model() -> None:
     with pytest.raises(Exception):  # noqa: B017
         fx.symbolic_trace(Untraceable())
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 7])
 def test_outputs_and_gradients_equal_the_models(batch: int) -> None:
-    model, graph = make()
+    model, graph = model_and_graph()
     x, truth = torch.randint(0, 7, (batch, 5)), copy.deepcopy(model).eval()
     output, expected = graph(x), truth(x, use_cache=False).logits
     assert torch.equal(output, expected)
     grads = torch.autograd.grad(output.square().sum(), list(model.parameters()))
-    for own, true in zip(grads, torch.autograd.grad(expected.square().sum(), list(truth.parameters())), strict=True):
-        torch.testing.assert_close(own, true)
+    expected_grads = torch.autograd.grad(expected.square().sum(), list(truth.parameters()))
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad, expected_grad)
 
 
 def test_a_copy_in_float64_is_float64_throughout() -> None:
-    model, graph = make()
+    model, graph = model_and_graph()
     x = torch.randint(0, 7, (3, 5))
     truth = copy.deepcopy(model).double().eval()
     truth.constant = truth.constant.double()
@@ -74,22 +78,22 @@ def test_a_copy_in_float64_is_float64_throughout() -> None:
     assert copy.deepcopy(graph).double().float()(x).dtype == torch.float32
 
 
-def test_parameters_are_the_models_own_and_modes_are_left() -> None:
-    model, graph = make()
+def test_parameters_are_the_models_own_and_modes_are_unchanged() -> None:
+    model, graph = model_and_graph()
     assert model.training and not model.embedding.training and model.norm.training
-    theirs = {id(own): name for name, own in [*model.named_parameters(), *model.named_buffers()]}
-    ours = dict([*graph.named_parameters(), *graph.named_buffers()])
+    of_model = {id(tensor) for _, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    of_graph = dict([*graph.named_parameters(), *graph.named_buffers()])
     assert set(map(id, model.parameters())) == set(map(id, graph.parameters()))
-    strangers = [name for name, own in ours.items() if id(own) not in theirs]
-    assert [name.split(".")[-1] for name in strangers] == ["constant", "lifted_tensor_0"]
-    assert ours["constant"] is model.constant
-    assert {"linear.weight", "norm.running_var", "shift"} <= set(ours)
+    added = [name for name, tensor in of_graph.items() if id(tensor) not in of_model]
+    assert [name.split(".")[-1] for name in added] == ["constant", "lifted_tensor_0"]
+    assert of_graph["constant"] is model.constant
+    assert {"linear.weight", "norm.running_var", "shift"} <= set(of_graph)
     assert graph.linear.weight is model.embedding.weight
-    assert fx.GraphModule(graph, graph.graph).train().training  # Unlike what torch.export gives, it has both modes.
+    assert fx.GraphModule(graph, graph.graph).train().training  # A module of torch.export would raise.
 
 
-def test_no_guards_assertions_or_trees_are_left() -> None:
-    _, graph = make()
+def test_no_guards_assertions_or_trees_remain() -> None:
+    _, graph = model_and_graph()
     kinds = [node.op for node in graph.graph.nodes]
     assert kinds.count("placeholder") == kinds.count("output") == 1 and "call_module" not in kinds
     assert not [node for node in graph.graph.nodes if "assert" in str(node.target) or "pytree" in str(node.target)]
@@ -99,8 +103,8 @@ def test_no_guards_assertions_or_trees_are_left() -> None:
     assert isinstance(embedded.meta["val"].shape[0], torch.SymInt) and embedded.meta["val"].shape[1:] == (5, 4)
 
 
-def test_another_shape_than_the_traced_one_is_told() -> None:
-    _, graph = make()
+def test_another_shape_than_the_traced_one_is_named() -> None:
+    _, graph = model_and_graph()
     with pytest.raises(ValueError, match=r"^images: expected the shape that was traced, \[B, 5\], got \[3, 10\]"):
         graph(torch.zeros(3, 10, dtype=torch.int64))
 
@@ -110,7 +114,7 @@ class Branching(nn.Module):
         return x * 2 if x.sum() > 0 else x
 
 
-class OfTwo(nn.Module):
+class FixedBatch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.zeros(2, 1)
 
@@ -124,13 +128,13 @@ class Pair(nn.Module):
     ("model", "message"),
     [
         (Branching(), r"model: torch.export fails for batches of any size \(.*data-dependent"),
-        (OfTwo(), r"model: torch.export fails for batches of any size \(Constraints violated .* constant"),
+        (FixedBatch(), r"model: torch.export fails for batches of any size \(Constraints violated .* constant"),
         (Pair(), r"model: torch.export fails .*\(expected an output that is a tensor or has logits, got tuple\)"),
         (nn.Linear(3, 3).bfloat16(), "model: expected float32 or float64 weights, got torch.bfloat16 in weight"),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_cannot_be_exported_is_told(model: nn.Module, message: str) -> None:
+def test_models_that_cannot_be_exported_are_rejected_by_name(model: nn.Module, message: str) -> None:
     model.train()
     with pytest.raises(ValueError, match=f"^{message}"):
         exported(model, torch.randn(2, 3))

@@ -1,4 +1,4 @@
-"""Highway networks: skip, residual and gate are three parts of a block's Jacobian; gates of one half; deletion."""
+"""Highway networks: a block's Jacobian has three parts, skip, residual module and gate; and deletion."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHORTCUTS = ["projection", "pad"]
 
 
 def network(depth: int = 8, shortcut: str = "projection") -> ResidualNet:
-    """Three blocks, or six at depth 14; gates that depend on their input, at either side of one half."""
+    """Return a network of three blocks, or six at depth 14, whose gates depend on their input, around one half."""
     torch.manual_seed(0)
     net = shaken(models.highway(depth, 4, num_classes=5, shortcut=shortcut)).eval()  # type: ignore[arg-type]
     for block in net:
@@ -37,12 +37,12 @@ def batch(side: int = 8) -> tuple[Tensor, Tensor]:
 
 
 def parts(block: HighwayBlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """t, s and f of equation 3 of the paper, written out."""
-    bn, other = block.bns
-    first = F.relu(bn(x))
+    """Return t, s and f of equation 3 of the paper."""
+    first_bn, second_bn = block.bns
+    first = F.relu(first_bn(x))
     t = 1 / (1 + torch.exp(-F.conv2d(first, block.gate.weight, block.gate.bias, block.stride)))
     f = F.conv2d(first, block.convs[0].weight, None, block.stride, 1)
-    f = F.conv2d(F.relu(other(f)), block.convs[1].weight, None, 1, 1)
+    f = F.conv2d(F.relu(second_bn(f)), block.convs[1].weight, None, 1, 1)
     if block.projection is not None:
         return t, F.conv2d(first, block.projection.weight, None, block.stride), f
     if block.pad:
@@ -51,10 +51,13 @@ def parts(block: HighwayBlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gradients(net: ResidualNet, bn: str, routes: list[tuple[int, ...] | None], side: int = 8) -> Tensor:
-    """float64 [R, *y0.shape]: each block's gradient goes through one part, the others detached; None: through all."""
+    """Return the gradient at y_0 along each route, float64 [R, *y0.shape].
+
+    A route names one part per block; the other parts are detached. None stands for the ordinary gradient.
+    """
     net = in_float64(net, bn)
     images, labels = batch(side)
-    found = []
+    grads: list[Tensor] = []
     for route in routes:
         y = y0 = net.stem(images.double())
         for i, block in enumerate(net.blocks):
@@ -67,8 +70,8 @@ def gradients(net: ResidualNet, bn: str, routes: list[tuple[int, ...] | None], s
                 y = t.detach() * f + ((1 - t) * s).detach()
             else:
                 y = t * (f - s).detach() + s.detach()
-        found += torch.autograd.grad(F.cross_entropy(net.head(y), labels), y0)
-    return torch.stack(found)
+        grads += torch.autograd.grad(F.cross_entropy(net.head(y), labels), y0)
+    return torch.stack(grads)
 
 
 def tape(net: ResidualNet, bn: str, side: int = 8) -> pathnet.Tape:
@@ -83,17 +86,17 @@ def test_every_route_through_the_three_parts_and_their_sum(bn: str, shortcut: st
     expected = gradients(net, bn, [*routes, None], side)
     routing = F.one_hot(torch.tensor(routes), 3).double()
     recorded = tape(net, bn, side)
-    found = recorded.routed_gradients(routing)
-    for own, truth, route in zip(found, expected, routes, strict=False):
-        assert relative_error(own, truth) < EXACT_WALK, route
+    grads = recorded.routed_gradients(routing)
+    for grad, truth, route in zip(grads, expected, routes, strict=False):
+        assert relative_error(grad, truth) < EXACT_WALK, route
     ordinary = expected[-1]
-    assert relative_error(found.sum(0), ordinary) < EXACT_WALK
+    assert relative_error(grads.sum(0), ordinary) < EXACT_WALK
     assert relative_error(recorded.gradient(), ordinary) < EXACT_WALK
     assert relative_error(recorded.routed_gradients(torch.ones(1, 3, 3))[0], ordinary) < EXACT_WALK
-    # Two coefficients a block leave the gates out, which is no small part.
+    # Two coefficients per block leave out the gates, whose part is not small.
     frozen = recorded.routed_gradients(torch.ones(1, 3, 2))[0]
-    without = torch.stack([own for own, route in zip(found, routes, strict=True) if GATE not in (route or ())])
-    assert relative_error(frozen, without.sum(0)) < EXACT_WALK
+    without_gates = [grad for grad, route in zip(grads, routes, strict=True) if GATE not in (route or ())]
+    assert relative_error(frozen, torch.stack(without_gates).sum(0)) < EXACT_WALK
     assert relative_error(frozen, ordinary) > 0.05
 
 
@@ -103,35 +106,36 @@ def test_every_path_through_frozen_gates(bn: str) -> None:
     paths = torch.tensor(list(itertools.product(range(2), repeat=6)), dtype=torch.uint8)
     expected = gradients(net, bn, [tuple(path) for path in paths.tolist()])
     recorded = tape(net, bn)
-    found = recorded.path_gradients(paths)
-    for own, truth in zip(found, expected, strict=True):
-        assert relative_error(own, truth) < EXACT_WALK
+    grads = recorded.path_gradients(paths)
+    for grad, truth in zip(grads, expected, strict=True):
+        assert relative_error(grad, truth) < EXACT_WALK
     norms = recorded.path_gradient_norms(paths)
     torch.testing.assert_close(norms, expected.flatten(1).norm(dim=1), rtol=EXACT_WALK, atol=0)
-    # What goes through at least one gate is the rest of the ordinary gradient.
+    # The remainder of the ordinary gradient passes at least one gate.
     (ordinary,) = gradients(net, bn, [None])
-    gates = torch.zeros(6, 6, 3, dtype=torch.float64)
-    for i, own in enumerate(gates):
-        # The first gate is that of block i: before it skips and residuals, behind it everything.
-        own[:i], own[i, GATE], own[i + 1 :] = torch.tensor([1.0, 1.0, 0.0]), 1, 1
-    through_gates = recorded.routed_gradients(gates)
-    assert relative_error(found.sum(0) + through_gates.sum(0), ordinary) < EXACT_WALK
+    routings = torch.zeros(6, 6, 3, dtype=torch.float64)
+    for i, routing in enumerate(routings):
+        # The first gate on the route is that of block i: both branches before it, all parts after it.
+        routing[:i], routing[i, GATE], routing[i + 1 :] = torch.tensor([1.0, 1.0, 0.0]), 1, 1
+    through_gates = recorded.routed_gradients(routings)
+    assert relative_error(grads.sum(0) + through_gates.sum(0), ordinary) < EXACT_WALK
 
 
 @pytest.mark.parametrize("bn", MODES)
-def test_each_branch_alone_is_the_one_beside_the_other(bn: str) -> None:
+def test_a_branch_computed_alone_equals_the_one_computed_with_the_other(bn: str) -> None:
     net = in_float64(network(14), bn)
     x = net.stem(batch()[0].double()).detach().requires_grad_()
     for block in net.blocks:
         t, s, f = parts(block, x)
         expected = ((1 - t.detach()) * s, t.detach() * f)
-        for own, together, truth in zip((block.skip(x), block.residual(x)), block.branches(x), expected, strict=True):
+        alone = (block.skip(x), block.residual(x))
+        for by_itself, together, truth in zip(alone, block.branches(x), expected, strict=True):
             grad = torch.randn_like(truth)
             (jacobian,) = torch.autograd.grad(truth, x, grad, retain_graph=True)
-            for found in (own, together):
-                assert relative_error(found.detach(), truth.detach()) < EXACT_WALK
+            for branch in (by_itself, together):
+                assert relative_error(branch.detach(), truth.detach()) < EXACT_WALK
                 assert (
-                    relative_error(torch.autograd.grad(found, x, grad, retain_graph=True)[0], jacobian) < EXACT_WALK
+                    relative_error(torch.autograd.grad(branch, x, grad, retain_graph=True)[0], jacobian) < EXACT_WALK
                 )
         x = block(x).detach().requires_grad_()
 
@@ -139,36 +143,36 @@ def test_each_branch_alone_is_the_one_beside_the_other(bn: str) -> None:
 @pytest.mark.parametrize("bn", MODES)
 def test_coefficients_multiply_the_parts(bn: str) -> None:
     net, generator = network(), torch.Generator().manual_seed(2)
-    routing = torch.randn(4, 3, 3, dtype=torch.float64, generator=generator)
+    routings = torch.randn(4, 3, 3, dtype=torch.float64, generator=generator)
     routes = list(itertools.product(range(3), repeat=3))
-    each = gradients(net, bn, list(routes))
-    for own, found in zip(routing, tape(net, bn).routed_gradients(routing), strict=True):
-        weights = torch.stack([own[torch.arange(3), torch.tensor(route)].prod() for route in routes])
-        assert relative_error(found, torch.einsum("r,r...->...", weights, each)) < EXACT_WALK
+    by_route = gradients(net, bn, list(routes))
+    for routing, grad in zip(routings, tape(net, bn).routed_gradients(routings), strict=True):
+        weights = torch.stack([routing[torch.arange(3), torch.tensor(route)].prod() for route in routes])
+        assert relative_error(grad, torch.einsum("r,r...->...", weights, by_route)) < EXACT_WALK
 
 
 @pytest.mark.parametrize("shortcut", SHORTCUTS)
 @pytest.mark.parametrize("bn", MODES)
 def test_a_gate_at_one_half_is_a_residual_network_with_halved_branches(bn: str, shortcut: str) -> None:
-    """Paths too, each by a factor 1/2 a block; through the gates goes nothing."""
+    """Check this also for paths, each with a factor of 1/2 per block; nothing flows through the gates."""
     net = network(14, shortcut)
     for block in net:
         nn.init.zeros_(block.gate.weight)
         nn.init.zeros_(block.gate.bias)
     plain = models.preact_resnet(14, 4, num_classes=5, shortcut=shortcut)  # type: ignore[arg-type]
-    plain.load_state_dict({name: own for name, own in net.state_dict().items() if ".gate." not in name})
+    plain.load_state_dict({name: tensor for name, tensor in net.state_dict().items() if ".gate." not in name})
     residual_net = in_float64(plain, bn)
     images, labels = batch()
 
     def halved(path: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
-        """Output and gradient, through the whole of the branch that the path takes at each block."""
+        """Return the output, and the gradient along a path with the branch's factor left out, or the ordinary one."""
         y = y0 = residual_net.stem(images.double())
         for i, block in enumerate(residual_net.blocks):
             skip, residual = block.skip(y), block.residual(y)
             y = (skip + residual) / 2
             if path is not None:
-                taken = residual if path[i] else skip
-                y = taken + (y - taken).detach()
+                branch = residual if path[i] else skip
+                y = branch + (y - branch).detach()
         output = residual_net.head(y)
         return output.detach(), torch.autograd.grad(F.cross_entropy(output, labels), y0)[0]
 
@@ -177,14 +181,14 @@ def test_a_gate_at_one_half_is_a_residual_network_with_halved_branches(bn: str, 
     assert relative_error(recorded.output, output) < EXACT_WALK
     assert relative_error(recorded.gradient(), ordinary) < EXACT_WALK
     paths = list(itertools.product(range(2), repeat=6))
-    found = recorded.path_gradients(torch.tensor(paths))
-    for own, path in zip(found, paths, strict=True):
-        assert relative_error(own, halved(path)[1] * 2.0**-6) < EXACT_WALK
-    assert relative_error(found.sum(0), ordinary) < EXACT_WALK
+    grads = recorded.path_gradients(torch.tensor(paths))
+    for grad, path in zip(grads, paths, strict=True):
+        assert relative_error(grad, halved(path)[1] * 2.0**-6) < EXACT_WALK
+    assert relative_error(grads.sum(0), ordinary) < EXACT_WALK
 
 
 @pytest.mark.parametrize("shortcut", SHORTCUTS)
-def test_a_deleted_block_passes_its_input_on_whatever_its_gate_says(shortcut: str) -> None:
+def test_a_deleted_block_passes_its_input_on_whatever_its_gate(shortcut: str) -> None:
     net = network(14, shortcut)
     images, _ = batch()
     with torch.no_grad():
@@ -206,11 +210,11 @@ def test_training_leaves_out_the_gates_of_blocks_that_are_not_drawn() -> None:
     images, labels = batch()
     drawn = [True, False, True, False, True, False]
     F.cross_entropy(net(images, drawn), labels).backward()
-    for block, own in zip(net, drawn, strict=True):
-        assert (block.gate.weight.grad is not None) == own == (block.convs[0].weight.grad is not None)
+    for block, is_drawn in zip(net, drawn, strict=True):
+        assert (block.gate.weight.grad is not None) == is_drawn == (block.convs[0].weight.grad is not None)
 
 
-def test_gates_begin_shut_by_their_bias_alone() -> None:
+def test_initial_gates_depend_on_their_bias_alone() -> None:
     net = models.highway(14, 4, gate_bias=-3.0)
     x = torch.randn(2, 4, 8, 8)
     with torch.no_grad():
@@ -220,7 +224,7 @@ def test_gates_begin_shut_by_their_bias_alone() -> None:
         torch.testing.assert_close(network().blocks[1].openness(x), parts(network().blocks[1], x)[0])
 
 
-def test_engines_without_gates_say_so_and_the_reference_serves() -> None:
+def test_the_reference_runs_gates_with_a_warning_why_other_engines_cannot() -> None:
     net, (images, labels) = network(), batch()
     with pytest.warns(RuntimeWarning, match="engine reference serves, since .*block 1 has no fused form"):
         assert pathnet.record(net, images, labels).engine == "reference"
@@ -237,17 +241,17 @@ def test_routings_of_the_wrong_shape_are_named() -> None:
         pathnet.Recorder(network(), "running", "reference").routed_outputs(batch()[0], torch.ones(1, 3, 3))
 
 
-def test_outputs_under_routings_are_of_gates_as_they_are() -> None:
+def test_routed_outputs_use_the_actual_gates() -> None:
     net, (images, _) = network(), batch()
-    routing = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(3))
-    # A branch with the coefficient 0 is left out, and the other computed alone.
-    routing[2, :, 0], routing[3, :, 1] = 0, 0
-    found = pathnet.Recorder(net, "running", "reference", "float64").routed_outputs(images, routing)
+    routings = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(3))
+    # A branch with coefficient 0 is not computed.
+    routings[2, :, 0], routings[3, :, 1] = 0, 0
+    outputs = pathnet.Recorder(net, "running", "reference", "float64").routed_outputs(images, routings)
     net = in_float64(net, "running")
     with torch.no_grad():
-        for own, output in zip(routing.double(), found, strict=True):
+        for routing, output in zip(routings.double(), outputs, strict=True):
             y = net.stem(images.double())
-            for block, (a, c) in zip(net.blocks, own, strict=True):
+            for block, (a, c) in zip(net.blocks, routing, strict=True):
                 t, s, f = parts(block, y)
                 y = a * (1 - t) * s + c * t * f
             assert relative_error(output, net.head(y)) < EXACT_WALK

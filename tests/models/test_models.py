@@ -21,19 +21,19 @@ from pathnet.models import Block, ResidualNet, highway, preact_resnet, preact_re
 
 
 def shapes(net: ResidualNet, images: torch.Tensor) -> list[torch.Size]:
-    y, seen = net.stem(images), []
+    y, output_shapes = net.stem(images), []
     for block in net.blocks:
         y = block(y)
-        seen.append(y.shape[1:])
-    return seen
+        output_shapes.append(y.shape[1:])
+    return output_shapes
 
 
 def test_the_110_layer_network_of_the_paper() -> None:
     net = preact_resnet(110).eval()
     assert net.n == 54
     with torch.no_grad():
-        seen = shapes(net, torch.randn(1, 3, 32, 32))
-    assert seen == [(16, 32, 32)] * 18 + [(32, 16, 16)] * 18 + [(64, 8, 8)] * 18
+        output_shapes = shapes(net, torch.randn(1, 3, 32, 32))
+    assert output_shapes == [(16, 32, 32)] * 18 + [(32, 16, 16)] * 18 + [(64, 8, 8)] * 18
     layers = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     assert len(layers) + 1 == 110
 
@@ -55,7 +55,7 @@ def test_bottleneck_depths(depth: int) -> None:
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
-def test_forward_is_skip_plus_residual_and_both_are_whole_functions(case: Case) -> None:
+def test_forward_is_skip_plus_residual_and_both_are_functions_of_the_input(case: Case) -> None:
     net, (images, _) = case.net(), case.images()
     y = net.stem(images)
     for block in net.blocks:
@@ -77,7 +77,7 @@ def test_a_projection_reads_the_preactivated_input_and_a_padding_the_raw_one() -
     assert torch.equal(skip[:, :4], x[:, :, ::2, ::2]) and not skip[:, 4:].any()
 
 
-def test_training_updates_shared_statistics_once_a_step() -> None:
+def test_training_updates_shared_statistics_once_per_step() -> None:
     net = preact_resnet(8, 4).train()
     net(torch.randn(2, 3, 8, 8))
     assert {int(m.num_batches_tracked) for m in net.modules() if isinstance(m, nn.BatchNorm2d)} == {1}
@@ -125,7 +125,7 @@ def test_a_saved_network_is_rebuilt_bit_for_bit(tmp_path: Path, kind: str) -> No
     assert models.fingerprint(again) != models.fingerprint(net)
 
 
-def test_survival_is_a_part_of_the_configuration_where_there_is_any() -> None:
+def test_the_configuration_contains_survival_if_it_is_not_1() -> None:
     assert preact_resnet(8, 4, survival=0.5).config == {**(preact_resnet(8, 4).config or {}), "survival": 0.5}
     assert "survival" not in (preact_resnet(8, 4, survival=1).config or {})
 
@@ -142,7 +142,7 @@ def test_kernels_saved_in_float16_are_loaded_as_the_rounded_network(tmp_path: Pa
     assert sizes[0] < 0.8 * sizes[1]
 
 
-def test_unreadable_weights_are_told_in_one_line(tmp_path: Path) -> None:
+def test_unreadable_weights_are_reported_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     with pytest.raises(ValueError, match="weights: .* is not a readable safetensors file"):
         models.load(path)
@@ -167,13 +167,13 @@ def test_the_vgg_of_the_paper() -> None:
     assert len(layers) == 15 and net.n == 13 and net.parts == 2
     assert all(m.out_channels == 128 for m in layers if isinstance(m, nn.Conv2d))
     with torch.no_grad():
-        seen = shapes(net, torch.randn(1, 3, 32, 32))
+        output_shapes = shapes(net, torch.randn(1, 3, 32, 32))
     # Stages of 4, 3, 3 and 4 layers, of which the stem is the first.
-    assert [size[1] for size in seen] == [32, 32, 16, 16, 16, 8, 8, 8, 4, 4, 4, 4, 4]
-    assert all(size == (128, size[1], size[1]) for size in seen)
+    assert [size[1] for size in output_shapes] == [32, 32, 16, 16, 16, 8, 8, 8, 4, 4, 4, 4, 4]
+    assert all(size == (128, size[1], size[1]) for size in output_shapes)
 
 
-def test_a_deleted_layer_passes_its_input_on_and_pools_where_it_pools() -> None:
+def test_a_deleted_layer_passes_its_input_on_pooled_if_it_pools() -> None:
     net = shaken(vgg(8, 5, stages=3)).eval()
     assert [block.pool for block in net.blocks] == [True, False, False, True, False, False]
     y = net.stem(torch.randn(2, 3, 12, 12))
@@ -201,7 +201,7 @@ def test_a_vgg_has_one_path() -> None:
 
 
 @pytest.mark.parametrize("stages", range(1, 9))
-def test_a_vgg_pools_between_stages_or_is_refused(stages: int) -> None:
+def test_a_vgg_pools_between_stages_or_is_rejected(stages: int) -> None:
     accepted = []
     for depth in range(2, 24):
         try:
@@ -230,7 +230,7 @@ def test_bad_arguments_of_a_vgg_are_named(name: str) -> None:
 @pytest.mark.parametrize("shortcut", ["projection", "pad"])
 @pytest.mark.parametrize("bn", ["running", "batch"])
 def test_every_path_of_a_network_with_stochastic_depth(bn: Any, shortcut: Any) -> None:
-    """In evaluation the residual branch holds the probability of survival."""
+    """Check paths in evaluation mode, where the survival probability multiplies the residual branch."""
     torch.manual_seed(0)
     net = shaken(preact_resnet(14, 4, num_classes=5, shortcut=shortcut, survival=0.4)).train()
     images, labels = Case("", 14).images()
@@ -246,26 +246,26 @@ def test_every_path_of_a_network_with_stochastic_depth(bn: Any, shortcut: Any) -
             if block.pad:
                 skip = F.pad(y[:, :, ::2, ::2], (0, 0, 0, 0, 0, y.shape[1]))
             skip, residual = (
-                own if path is None or path[i] == branch else own.detach()
-                for branch, own in enumerate((skip, residual))
+                output if path is None or path[i] == branch else output.detach()
+                for branch, output in enumerate((skip, residual))
             )
             y = skip + residual
         return torch.autograd.grad(F.cross_entropy(exact.head(y), labels), y0)[0]
 
     expected = torch.stack([loop(path) for path in paths.tolist()])
     tape = pathnet.record(net, images, labels, bn, "reference", "float64")
-    for own, truth in zip(tape.path_gradients(paths), expected, strict=True):
-        assert relative_error(own, truth) < EXACT_WALK
+    for grad, truth in zip(tape.path_gradients(paths), expected, strict=True):
+        assert relative_error(grad, truth) < EXACT_WALK
     assert relative_error(tape.gradient(), loop(None)) < EXACT_WALK
     if native.LOADED:
         fast = pathnet.record(net, images, labels, bn, "cpu")
-        for own, truth in zip(fast.path_gradients(paths), expected, strict=True):
-            assert relative_error(own, truth) < 10 * FLOAT32_BATCH_NORM
-    # The tapes' own copies alone were settled.
+        for grad, truth in zip(fast.path_gradients(paths), expected, strict=True):
+            assert relative_error(grad, truth) < 10 * FLOAT32_BATCH_NORM
+    # Constants were folded into weights only in the tapes' copies.
     assert models.fingerprint(net) == before and net.training and [block.survival for block in net][-1] == 0.4
 
 
-def test_a_block_has_a_fused_form_only_where_it_needs_no_factor() -> None:
+def test_a_block_has_a_fused_form_only_if_it_needs_no_factor() -> None:
     net = preact_resnet(8, 4, survival=0.5)
     assert all(block.form() is not None for block in net.train())
     assert all(block.form() is None for block in net.eval())
@@ -279,15 +279,15 @@ def test_a_block_has_a_fused_form_only_where_it_needs_no_factor() -> None:
     torch.testing.assert_close(first(x), expected)
 
 
-# Ways from block to block
+# Sequences of steps with shared prefixes
 
 
 @pytest.mark.parametrize("intact_first", [True, False])
-def test_ways_share_beginnings_and_hold_few_inputs(intact_first: bool) -> None:
+def test_sequences_share_prefixes_and_few_inputs_are_alive_at_once(intact_first: bool) -> None:
     n, most, calls = 40, 0, 0
     inputs: list[weakref.ref[torch.Tensor]] = []
-    ways = [[i == deleted for i in range(n)] for deleted in range(n)]
-    ways = [[False] * n, *ways] if intact_first else [*ways, [False] * n]
+    sequences = [[i == deleted for i in range(n)] for deleted in range(n)]
+    sequences = [[False] * n, *sequences] if intact_first else [*sequences, [False] * n]
 
     def apply(i: int, y: torch.Tensor, step: bool) -> torch.Tensor:
         nonlocal most, calls
@@ -295,13 +295,13 @@ def test_ways_share_beginnings_and_hold_few_inputs(intact_first: bool) -> None:
         y = y * 2 + step
         if i < n - 1:
             inputs.append(weakref.ref(y))
-        most = max(most, sum(own() is not None for own in inputs))
+        most = max(most, sum(reference() is not None for reference in inputs))
         return y
 
-    ends = through_shared_prefixes(torch.zeros(1, dtype=torch.float64), ways, apply)
+    ends = through_shared_prefixes(torch.zeros(1, dtype=torch.float64), sequences, apply)
     assert [end.item() for end in ends] == [
-        sum(2.0 ** (n - 1 - i) for i, step in enumerate(way) if step) for way in ways
+        sum(2.0 ** (n - 1 - i) for i, step in enumerate(sequence) if step) for sequence in sequences
     ]
-    # Each deletion runs on from its own block, and one way is never deleted.
+    # Each deletion runs from its block on; one sequence deletes nothing.
     assert calls == n * (n + 1) // 2 + n
-    assert most <= 1 + math.log2(len(ways))
+    assert most <= 1 + math.log2(len(sequences))

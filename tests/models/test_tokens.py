@@ -1,4 +1,4 @@
-"""Integer inputs and outputs a position: language models, on a small one, every path against the `detach` loop."""
+"""Integer inputs and one output per position: every path of a small language model against the `detach` loop."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def gradient(
     loss: Callable[[Tensor], Tensor],
     route: Callable[[int, Tensor, Tensor], Tensor] = lambda i, skip, residual: skip + residual,
 ) -> Tensor:
-    """dloss/dy_0 in float64, each block's branches joined by ``route``."""
+    """Return dloss/dy_0 in float64, with each block's branches joined by ``route``."""
     net = copy.deepcopy(net).double()
     y0 = net.stem(tokens).detach().requires_grad_()
     y = y0
@@ -37,14 +37,16 @@ def gradient(
 
 
 def along(net: ResidualNet, tokens: Tensor, loss: Callable[[Tensor], Tensor], path: Tensor) -> Tensor:
-    """One path's gradient, the branch that it does not take detached."""
-    return gradient(net, tokens, loss, lambda i, skip, own: skip.detach() + own if path[i] else skip + own.detach())
+    """Return the gradient along a path, which detaches the other branches."""
+    return gradient(
+        net, tokens, loss, lambda i, skip, residual: skip.detach() + residual if path[i] else skip + residual.detach()
+    )
 
 
 def mean_over_positions(output: Tensor, target: Tensor) -> Tensor:
-    """By the definition, a position at a time."""
-    own = [output[b, t].logsumexp(0) - output[b, t, target[b, t]] for b, t in (target != -100).nonzero().tolist()]
-    return torch.stack(own).mean()
+    """Return the mean cross-entropy by its definition, position by position."""
+    losses = [output[b, t].logsumexp(0) - output[b, t, target[b, t]] for b, t in (target != -100).nonzero().tolist()]
+    return torch.stack(losses).mean()
 
 
 @pytest.mark.parametrize("ignored", [False, True])
@@ -63,40 +65,40 @@ def test_every_path_equals_the_detach_loop_and_their_sum_autograd(
         return mean_over_positions(output, target)
 
     codes = pathnet.paths.enumerate_all(blocks)
-    walked = tape.path_gradients(codes)
-    assert walked.shape == (len(codes), batch, length, WIDTH)
+    grads = tape.path_gradients(codes)
+    assert grads.shape == (len(codes), batch, length, WIDTH)
     expected = torch.stack([along(net, tokens, loss, code) for code in codes])
-    for own, truth in zip(walked, expected, strict=True):
-        assert relative_error(own, truth) < EXACT_WALK
+    for grad, truth in zip(grads, expected, strict=True):
+        assert relative_error(grad, truth) < EXACT_WALK
     assert relative_error(tape.path_gradient_norms(codes), expected.flatten(1).norm(dim=1)) < EXACT_WALK
     samples = tape.path_gradient_norms(codes, per_sample=True)
     assert relative_error(samples, expected.flatten(2).norm(dim=2)) < EXACT_WALK
     ordinary = gradient(net, tokens, loss)
-    assert relative_error(walked.sum(0), ordinary) < EXACT_WALK
+    assert relative_error(grads.sum(0), ordinary) < EXACT_WALK
     assert relative_error(tape.gradient(), ordinary) < EXACT_WALK
-    for length_, total in enumerate(tape.gradient_by_length()):
-        assert relative_error(total, expected[codes.sum(1) == length_].sum(0)) < EXACT_WALK
+    for path_length, total in enumerate(tape.gradient_by_length()):
+        assert relative_error(total, expected[codes.sum(1) == path_length].sum(0)) < EXACT_WALK
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
-def test_a_float32_recorder_keeps_tokens_what_they_are(dtype: torch.dtype) -> None:
+def test_a_float32_recorder_does_not_cast_tokens(dtype: torch.dtype) -> None:
     net, (tokens, target) = language_model(4), sentences(2, 5)
     recorder = pathnet.Recorder(net)
     tape = recorder(tokens.to(dtype), target)
     expected = gradient(net, tokens, lambda output: mean_over_positions(output, target))
     assert relative_error(tape.gradient(), expected) < 1e-5
     torch.testing.assert_close(tape.output, net(tokens), rtol=1e-5, atol=1e-6)
-    # Sentences of another length go through the same recorder.
+    # The same recorder accepts sentences of another length.
     tokens, target = sentences(3, 2, seed=1)
     expected = gradient(net, tokens, lambda output: mean_over_positions(output, target))
     assert relative_error(recorder(tokens, target).gradient(), expected) < 1e-5
 
 
 @pytest.mark.parametrize("built", [True, False])
-def test_networks_without_convolutions_get_no_warning_that_nobody_could_heed(
+def test_networks_that_no_other_engine_could_run_cause_no_warning(
     monkeypatch: pytest.MonkeyPatch, built: bool
 ) -> None:
-    """Those of convolutions do, where the native code is not built."""
+    """Check that networks of convolutions do cause one if the native code is not built."""
     if not built:
         monkeypatch.setattr(pathnet.engines.cpu.CpuEngine, "unavailable", lambda _: "is not built")
     with warnings.catch_warnings():
@@ -108,20 +110,20 @@ def test_networks_without_convolutions_get_no_warning_that_nobody_could_heed(
             assert pathnet.record(case.net(), *case.images()).engine == "reference"
 
 
-def test_a_loss_of_ones_own_and_a_routed_forward_pass() -> None:
+def test_a_custom_loss_and_a_routed_forward_pass() -> None:
     net, (tokens, _) = language_model(3), sentences(2, 5)
-    wanted = torch.randn(2, 5, VOCABULARY, dtype=torch.float64)
+    regression_target = torch.randn(2, 5, VOCABULARY, dtype=torch.float64)
     recorder = pathnet.Recorder(net, precision="float64", loss=F.mse_loss)
     code = torch.tensor([[1, 0, 1]])
-    expected = along(net, tokens, lambda output: F.mse_loss(output, wanted), code[0])
-    assert relative_error(recorder(tokens, wanted).path_gradients(code)[0], expected) < EXACT_WALK
+    expected = along(net, tokens, lambda output: F.mse_loss(output, regression_target), code[0])
+    assert relative_error(recorder(tokens, regression_target).path_gradients(code)[0], expected) < EXACT_WALK
 
     routing = torch.tensor([[[1.0, 1.0], [1.0, 0.0], [1.0, 1.0]], [[1.0, 1.0], [0.5, 2.0], [0.0, 1.0]]])
     outputs = recorder.routed_outputs(tokens, routing)
     double = copy.deepcopy(net).double()
-    for own, output in zip(routing.tolist(), outputs, strict=True):
+    for coefficients, output in zip(routing.tolist(), outputs, strict=True):
         y = double.stem(tokens)
-        for (a, c), block in zip(own, double, strict=True):
+        for (a, c), block in zip(coefficients, double, strict=True):
             y = a * y + c * block.residual(y)
         assert relative_error(output, double.head(y).detach()) < EXACT_WALK
     with pathnet.lesion.delete(net, [1]) as lesioned, torch.no_grad():
@@ -129,7 +131,7 @@ def test_a_loss_of_ones_own_and_a_routed_forward_pass() -> None:
 
 
 def test_inputs_of_other_shapes() -> None:
-    """Vectors [B, C], and sequences of vectors."""
+    """Check vectors, [B, C], and sequences of vectors."""
 
     class Plain(Block):
         def __init__(self) -> None:
@@ -145,20 +147,20 @@ def test_inputs_of_other_shapes() -> None:
         inputs, target = torch.randn(shape), torch.randint(0, 4, shape[:-1])
         tape = pathnet.record(net, inputs, target, precision="float64", at="image")
         codes = pathnet.paths.enumerate_all(3)
-        for code, own in zip(codes, tape.path_gradients(codes), strict=True):
+        for code, grad in zip(codes, tape.path_gradients(codes), strict=True):
             leaf = inputs.double().requires_grad_()
             y = leaf
             for bit, block in zip(code, copy.deepcopy(net).double(), strict=True):
                 y = y.detach() + block.f(y) if bit else y + block.f(y).detach()
             logits = copy.deepcopy(net.head).double()(y)
             mean = F.cross_entropy(logits.flatten(0, -2), target.flatten())
-            assert relative_error(own, torch.autograd.grad(mean, leaf)[0]) < EXACT_WALK
+            assert relative_error(grad, torch.autograd.grad(mean, leaf)[0]) < EXACT_WALK
         norms = tape.path_gradient_norms(codes, per_sample=True)
         assert relative_error(norms, tape.path_gradients(codes).flatten(2).norm(dim=2)) < EXACT_WALK
 
 
-class EndToEnd(nn.Module):
-    """Somebody's model whose residual modules see all positions of all sentences as one list."""
+class Flattened(nn.Module):
+    """A model whose residual modules see all positions of all sentences in one dimension."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,35 +169,35 @@ class EndToEnd(nn.Module):
         self.head = nn.Linear(WIDTH, VOCABULARY)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.behind(self.embedding(tokens), lambda i, skip, own: skip + own)
+        return self.from_embedding(self.embedding(tokens), lambda i, skip, residual: skip + residual)
 
-    def behind(self, y: Tensor, join: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:
+    def from_embedding(self, y: Tensor, join: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:
         for i, module in enumerate(self.modules_):
             flat = y.reshape(-1, WIDTH)
             y = join(i, self.shortcut(flat), module(flat)).view(y.shape)
         return torch.as_tensor(self.head(y))
 
 
-def test_additions_of_all_positions_laid_end_to_end() -> None:
+def test_additions_of_flattened_positions() -> None:
     torch.manual_seed(0)
-    model = EndToEnd()
+    model = Flattened()
     net = pathnet.adapt(model, sentences(2, 4)[0])
     assert net.n == 3 and "identity" in str(net)
     (tokens, target), double = sentences(3, 4, seed=1), copy.deepcopy(model).double()
     tape = pathnet.record(net, tokens, target, precision="float64")
     codes = pathnet.paths.enumerate_all(3)
     samples = tape.path_gradient_norms(codes, per_sample=True)
-    for code, own, norms in zip(codes, tape.path_gradients(codes), samples, strict=True):
+    for code, grad, norms in zip(codes, tape.path_gradients(codes), samples, strict=True):
         y0 = double.embedding(tokens).detach().requires_grad_()
-        output = double.behind(
-            y0, lambda i, skip, own, code=code: skip.detach() + own if code[i] else skip + own.detach()
+        output = double.from_embedding(
+            y0, lambda i, skip, residual, code=code: skip.detach() + residual if code[i] else skip + residual.detach()
         )
         (expected,) = torch.autograd.grad(mean_over_positions(output, target), y0)
-        assert relative_error(own, expected) < EXACT_WALK
+        assert relative_error(grad, expected) < EXACT_WALK
         assert relative_error(norms, expected.flatten(1).norm(dim=1)) < EXACT_WALK
 
 
-def test_the_cross_entropy_of_sequences_is_pytorchs_own() -> None:
+def test_the_cross_entropy_of_sequences_is_pytorchs() -> None:
     output, target = torch.randn(3, 4, 5), torch.randint(0, 5, (3, 4))
     target[0, 1:3] = -100
     expected = F.cross_entropy(output.double().mT, target)
@@ -234,7 +236,7 @@ def test_bad_arguments_are_named(change: dict[str, Any], message: str) -> None:
         pathnet.record(**arguments, engine="reference")
 
 
-def test_a_stem_that_moves_the_batch_is_told() -> None:
+def test_a_stem_that_moves_the_batch_dimension_is_named() -> None:
     class First(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.transpose(0, 1)

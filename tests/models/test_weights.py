@@ -20,7 +20,7 @@ ASSETS = sorted((ROOT / "assets").glob("*.safetensors"))
 
 
 def written(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
-    """A file that no digest speaks of."""
+    """Write a file without a digest, and return its path."""
     safetensors.torch.save_file(tensors, file, metadata)
     return file
 
@@ -30,7 +30,7 @@ def small() -> models.ResidualNet:
     return models.preact_resnet(8, 2, in_channels=1)
 
 
-def refused(file: Path) -> str:
+def load_error(file: Path) -> str:
     with pytest.raises(ValueError) as failure:
         models.load(file)
     assert str(file) in str(failure.value) and "\n" not in str(failure.value)
@@ -38,7 +38,7 @@ def refused(file: Path) -> str:
 
 
 @pytest.mark.parametrize("file", ASSETS, ids=lambda file: file.stem)
-def test_weights_from_before_there_were_digests_are_loaded(file: Path) -> None:
+def test_weights_from_before_digests_are_loaded(file: Path) -> None:
     net = models.load(file)
     assert net.config is not None and not net.training
     for name, tensor in read_tensors(file)[0].items():
@@ -113,22 +113,22 @@ def test_arguments_of_other_kinds_are_named(arguments: Any, message: str) -> Non
 @pytest.mark.parametrize(
     "text", ["[" * 100_000 + "]" * 100_000, "no JSON", "", "1" * 5000, '{"model":'], ids=lambda text: text[:10]
 )
-def test_metadata_that_is_no_json_is_told_in_one_line(tmp_path: Path, text: str) -> None:
-    message = refused(written(tmp_path / "net", {"x": torch.zeros(1)}, {"config": text}))
+def test_metadata_that_is_no_json_is_reported_in_one_line(tmp_path: Path, text: str) -> None:
+    message = load_error(written(tmp_path / "net", {"x": torch.zeros(1)}, {"config": text}))
     assert "is not a readable safetensors file of pathnet's" in message and len(message) < 1000
 
 
-def test_a_header_of_nested_lists_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_header_of_nested_lists_is_reported_in_one_line(tmp_path: Path) -> None:
     header = ('{"x":' + "[" * 100_000 + "]" * 100_000 + "}").encode()
     (tmp_path / "net").write_bytes(struct.pack("<Q", len(header)) + header)
-    refused(tmp_path / "net")
+    load_error(tmp_path / "net")
 
 
-def test_metadata_of_somebody_else_are_refused(tmp_path: Path) -> None:
-    """The name of the digest may be what is damaged."""
+def test_unknown_metadata_is_rejected(tmp_path: Path) -> None:
+    """Check this since the name of the digest itself may be damaged."""
     net = small()
     texts = {"config": json.dumps(net.config), "rha256": json.dumps("0" * 64)}
-    assert "is not a file of pathnet's, or damaged" in refused(written(tmp_path / "net", net.state_dict(), texts))
+    assert "is not a file of pathnet's, or damaged" in load_error(written(tmp_path / "net", net.state_dict(), texts))
 
 
 @pytest.mark.parametrize(
@@ -153,11 +153,11 @@ def test_tensors_that_a_network_cannot_have_are_named(tmp_path: Path, name: str,
     for file in (written(tmp_path / "old", tensors, {"config": json.dumps(net.config)}), tmp_path / "new"):
         if file.name == "new":
             write_tensors(file, tensors, {"config": net.config})
-        words = refused(file)
+        words = load_error(file)
         assert repr(name) in words and message in words
 
 
-def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
+def test_a_network_that_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
     net, file = small(), tmp_path / "net"
     models.save(net, file)
     before = file.read_bytes()
@@ -186,7 +186,7 @@ def test_tensors_of_any_type_and_shape_come_back(tmp_path: Path) -> None:
     assert all(torch.equal(back[name], tensors[name]) and back[name].dtype == tensors[name].dtype for name in back)
 
 
-def test_a_full_disk_leaves_the_weights_of_before(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_old_weights(tmp_path: Path) -> None:
     file = tmp_path / "net"
     models.save(small(), file)
     before = file.read_bytes()
@@ -215,11 +215,11 @@ def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
         (lambda: models.load("a\0b"), "path: expected the path of a file or folder, got 'a.x00b'"),
         (
             lambda: models.fingerprint(small().to("meta")),
-            "net: expected tensors that hold values, got .* on the device",
+            "net: expected tensors with values, got .* on the meta device",
         ),
         (
             lambda: models.save(small().to("meta"), "net"),
-            "net: expected tensors that hold values, got .* on the device",
+            "net: expected tensors with values, got .* on the meta device",
         ),
     ],
 )

@@ -1,1 +1,1 @@
-"""Anybody's model as a graph of operations, and the residual blocks in it."""
+"""Any PyTorch model as a graph of operations, and the residual blocks in that graph."""

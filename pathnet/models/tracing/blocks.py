@@ -1,4 +1,4 @@
-"""Residual blocks that were found in somebody's model, and the forms in which fused engines know them."""
+"""Residual blocks of a traced model, and the forms in which fused engines take them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 
 from pathnet.models.pointwise import Pointwise
 from pathnet.models.residual_net import Block, Form, FusedForm, PostActivationForm, Unit
-from pathnet.models.tracing.connections import CLONES, is_relu
 from pathnet.models.tracing.graphs import Dropout
+from pathnet.models.tracing.operations import CLONES, is_relu
 
 __all__ = ["TracedBlock", "is_pad"]
 
@@ -22,12 +22,13 @@ class TracedBlock(Block):
     """A block ``y = join(skip(before(x)) + residual(before(x)))`` cut out of a model, over the model's own modules.
 
     Args:
-        name: where in the model it is.
-        before: what both branches begin with; None where nothing is.
-        skip_branch, residual_branch: the branches; None for the identity.
-        after: the activation behind the addition, if any.
-        pads: whether the skip takes one pixel of so many and appends zero channels, and does nothing else.
-        nested: how many residual connections the branches hold themselves.
+        name: name of the module that contains the addition.
+        before: the operations that both branches begin with; None for none.
+        skip_branch: the skip connection; None for the identity.
+        residual_branch: the residual module.
+        after: the activation after the addition, if any.
+        pads: whether the skip only subsamples pixels by the stride and appends zero channels.
+        nested: number of residual connections inside the branches.
     """
 
     def __init__(
@@ -97,7 +98,10 @@ class TracedBlock(Block):
         return PostActivationForm(convs, bns, projection, projection_bn, pad=self.pads)
 
     def skip_kind(self) -> str:
-        """Identity, padding, projection (with weights) or another function; what it shares with the other branch."""
+        """Return the kind of the skip connection in words, and what it shares with the residual branch.
+
+        The kinds are identity, pad, projection (with weights) and other.
+        """
         if self.skip_branch is None:
             kind = "identity"
         elif self.pads:
@@ -110,17 +114,21 @@ class TracedBlock(Block):
         return f"{kind} behind {f'{layers} shared layers' if layers else 'a shared part'}"
 
     def kind(self) -> str:
-        """What the residual module is, in a few words."""
+        """Return the kind of the residual module in a few words."""
         form = self.form()
         if form is not None:
-            return f"{'pre' if isinstance(form, FusedForm) else 'post'}-activation {_shape_of(form.convs)}"
+            activation = "pre" if isinstance(form, FusedForm) else "post"
+            return f"{activation}-activation {_kernel_pattern(form.convs)}"
         layers = _layers(self.residual_branch)
         kind = next((name for name in ("attention", "convolutions", "linear layers") if name in layers), "other")
         within = f" with {self.nested} residual connections inside" if self.nested else ""
         return f"{kind}{within}{', then an activation' if self.after is not None else ''}"
 
     def _parts(self) -> tuple[list[_Step], list[_Step], list[_Step], list[_Step]] | None:
-        """What the four parts do, a padding skip as nothing; None where one does what engines do not know."""
+        """Return the steps of before, skip, residual module and after; None if engines cannot run one of them.
+
+        A padding skip has no steps.
+        """
         skip: list[_Step] | None = [] if self.pads else _steps(self.skip_branch)
         parts = [_steps(self.before), skip, _steps(self.residual_branch), _steps(self.after)]
         if any(part is None for part in parts):
@@ -130,7 +138,7 @@ class TracedBlock(Block):
 
 @dataclass(frozen=True)
 class _Step:
-    """One of the operations that engines know: ``conv``, ``bn`` or ``relu``."""
+    """An operation that fused engines can run: ``conv``, ``bn`` or ``relu``."""
 
     kind: str
     module: nn.Module | None = None
@@ -147,32 +155,34 @@ class _Step:
 
 
 def _steps(part: nn.Module | None) -> list[_Step] | None:
-    """What a part does one after the other; None where it does anything else. Dropout counts as nothing where it is
-    in evaluation."""
+    """Return the operations of a part if they form a chain of ones that fused engines can run, else None.
+
+    Dropout that is inactive counts as no operation.
+    """
     if part is None:
         return []
     if not isinstance(part, fx.GraphModule):
         return None
     steps: list[_Step] = []
-    before: fx.Node | None = None
-    held = dict(part.named_modules())
+    previous: fx.Node | None = None
+    modules = dict(part.named_modules())
     for node in part.graph.nodes:
         if node.op == "output":
-            return steps if node.args[0] is before else None
+            return steps if node.args[0] is previous else None
         if node.op == "placeholder":
-            before = node
+            previous = node
             continue
-        if node.all_input_nodes != [before]:
+        if node.all_input_nodes != [previous]:
             return None
-        before = node
-        module = held.get(str(node.target)) if node.op == "call_module" else None
-        if is_relu(node, held):
+        previous = node
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        if is_relu(node, modules):
             steps.append(_Step("relu"))
         elif isinstance(module, nn.Conv2d) and type(module) in (nn.Conv2d, Pointwise) and _unhooked(module):
             steps.append(_Step("conv", module))
         elif type(module) is nn.BatchNorm2d and _unhooked(module):
             steps.append(_Step("bn", module))
-        elif not (node.target in CLONES or _is_nothing(module)):
+        elif not (node.target in CLONES or _is_identity(module)):
             return None
     return None
 
@@ -181,14 +191,14 @@ def _unhooked(module: nn.Module) -> bool:
     return not (module._forward_pre_hooks or module._forward_hooks)
 
 
-def _is_nothing(module: nn.Module | None) -> bool:
+def _is_identity(module: nn.Module | None) -> bool:
     if isinstance(module, Dropout):
         return not module.training or module.p == 0
     return type(module) is nn.Identity
 
 
 def _units(steps: Sequence[_Step]) -> tuple[Unit, ...] | None:
-    """BN-ReLU-convolution again and again."""
+    """Return the units of a chain that repeats BN, ReLU, convolution; None for any other chain."""
     count = len(steps) // 3
     if count == 0 or [step.kind for step in steps] != ["bn", "relu", "conv"] * count:
         return None
@@ -196,8 +206,13 @@ def _units(steps: Sequence[_Step]) -> tuple[Unit, ...] | None:
 
 
 def is_pad(skip: nn.Module | None, residual: nn.Module, x: Tensor, out: torch.Size) -> bool:
-    """Whether a skip, on ``x``, takes one pixel of so many and appends zero channels, by the strides and channels
-    of the residual module."""
+    """Return whether a skip only subsamples and appends zero channels, as the residual module's strides and widths
+    do.
+
+    Args:
+        x: an input of the block, on which the skip runs.
+        out: shape of the block's output.
+    """
     steps = _steps(residual)
     if skip is None or not steps or x.ndim != 4 or any(True for _ in skip.parameters()):
         return False
@@ -207,12 +222,13 @@ def is_pad(skip: nn.Module | None, residual: nn.Module, x: Tensor, out: torch.Si
     down, across = (math.prod(conv.stride[i] for conv in convs) for i in (0, 1))
     if (down, across, convs[-1].out_channels) == (1, 1, x.shape[1]):
         return False
-    wanted = F.pad(x[:, :, ::down, ::across], (0, 0, 0, 0, 0, convs[-1].out_channels - x.shape[1]))
-    given = skip(x)
-    return given.shape == wanted.shape == out and torch.equal(given, wanted)
+    expected = F.pad(x[:, :, ::down, ::across], (0, 0, 0, 0, 0, convs[-1].out_channels - x.shape[1]))
+    actual = skip(x)
+    return actual.shape == expected.shape == out and torch.equal(actual, expected)
 
 
-def _shape_of(convs: Sequence[nn.Conv2d]) -> str:
+def _kernel_pattern(convs: Sequence[nn.Conv2d]) -> str:
+    """Return basic, bottleneck, or the kernel sides in words."""
     kernels = [conv.kernel_size[0] for conv in convs]
     return {(3, 3): "basic", (1, 3, 1): "bottleneck"}.get(
         tuple(kernels), "of kernels " + ", ".join(map(str, kernels))
@@ -220,23 +236,23 @@ def _shape_of(convs: Sequence[nn.Conv2d]) -> str:
 
 
 def _layers(part: nn.Module) -> set[str]:
-    """Which kinds of layers a branch has."""
-    found: set[str] = set()
-    named = part.graph.nodes if isinstance(part, fx.GraphModule) else ()
-    # Names of weights say nothing: "post_attention_layernorm" is no attention.
-    calls = (node for node in named if node.op in ("call_function", "call_method"))
+    """Return the kinds of layers that a branch has."""
+    layers: set[str] = set()
+    nodes = part.graph.nodes if isinstance(part, fx.GraphModule) else ()
+    # Weights are left out since their names mislead: "post_attention_layernorm" is no attention.
+    calls = (node for node in nodes if node.op in ("call_function", "call_method"))
     names = [str(getattr(node.target, "__name__", node.target)) for node in calls]
     if any("softmax" in name or "attention" in name for name in names):
-        found.add("attention")
+        layers.add("attention")
     if any(name.startswith("conv") for name in names):
-        found.add("convolutions")
+        layers.add("convolutions")
     if any(name.startswith(("linear", "addmm", "mm")) for name in names):
-        found.add("linear layers")
+        layers.add("linear layers")
     for module in part.modules():
         if isinstance(module, (nn.MultiheadAttention, nn.Softmax)):
-            found.add("attention")
+            layers.add("attention")
         elif isinstance(module, nn.modules.conv._ConvNd):
-            found.add("convolutions")
+            layers.add("convolutions")
         elif isinstance(module, nn.Linear):
-            found.add("linear layers")
-    return found
+            layers.add("linear layers")
+    return layers

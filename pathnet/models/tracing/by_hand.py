@@ -1,4 +1,4 @@
-"""What tracing cannot find, given by hand: which submodules are blocks, or the branches themselves."""
+"""Blocks that the caller names, as submodules or as branches, where tracing does not find them."""
 
 from __future__ import annotations
 
@@ -10,88 +10,92 @@ from torch import Tensor, fx, nn
 
 from pathnet.models.tracing.blocks import TracedBlock, is_pad
 from pathnet.models.tracing.dissect import Dissection
-from pathnet.models.tracing.graphs import Traced, paths_of
-from pathnet.models.tracing.tracers import attempts, trace, untraceable
+from pathnet.models.tracing.graphs import TracedGraph, module_paths
+from pathnet.models.tracing.tracers import trace_model, trace_with_fx, untraceable_reason
 
-__all__ = ["Part", "assembled", "inlined", "inside", "submodules"]
+__all__ = ["Part", "assemble", "nodes_inside", "submodules", "trace_block_by_block"]
 
 Part = str | nn.Module | Callable[[Tensor], Tensor]
 
 
-def submodules(model: nn.Module, given: Sequence[str | nn.Module]) -> dict[str, nn.Module]:
-    """Modules of a model by name, from names or from the modules themselves.
+def submodules(model: nn.Module, blocks: Sequence[str | nn.Module]) -> dict[str, nn.Module]:
+    """Return submodules of a model by name.
+
+    Args:
+        blocks: their names, or the modules themselves.
 
     Raises:
-        ValueError: one is not the model's.
+        ValueError: one does not belong to the model.
     """
-    found: dict[str, nn.Module] = {}
+    named: dict[str, nn.Module] = {}
     names = {module: name for name, module in model.named_modules()}
-    for own in given:
-        if isinstance(own, str):
+    for block in blocks:
+        if isinstance(block, str):
             try:
-                found[own] = model.get_submodule(own)
+                named[block] = model.get_submodule(block)
             except AttributeError:
-                raise ValueError(f"blocks: the model has no submodule {own!r}") from None
-        elif isinstance(own, nn.Module) and own in names:
-            found[names[own]] = own
+                raise ValueError(f"blocks: the model has no submodule {block!r}") from None
+        elif isinstance(block, nn.Module) and block in names:
+            named[names[block]] = block
         else:
             raise ValueError(
                 f"blocks: expected submodules of the model, their names, or pairs (skip, residual), "
-                f"got {type(own).__name__}"
+                f"got {type(block).__name__}"
             )
-    return found
+    return named
 
 
-def inside(traced: Traced, names: Sequence[str]) -> set[fx.Node]:
-    """The operations that are in one of the modules named."""
+def nodes_inside(traced: TracedGraph, names: Sequence[str]) -> set[fx.Node]:
+    """Return the nodes that are inside one of the named modules."""
     return {
         node
         for node in traced.graph.nodes
-        if any(path == name or path.startswith(f"{name}.") for path in paths_of(node) for name in names)
+        if any(path == name or path.startswith(f"{name}.") for path in module_paths(node) for name in names)
     }
 
 
-def inlined(root: nn.Module, blocks: Mapping[str, nn.Module], example: Tensor) -> Traced:
-    """A trace by ``torch.fx`` around blocks, each of which is traced on its own.
+def trace_block_by_block(root: nn.Module, blocks: Mapping[str, nn.Module], example: Tensor) -> TracedGraph:
+    """Return a trace by ``torch.fx`` of everything around the blocks, with a trace of each block spliced in.
 
     Args:
-        root: a module of one tensor that holds the model as ``model``.
+        root: a module of one tensor that contains the model as ``model``.
+        blocks: the blocks by their names in the model.
 
     Raises:
-        ValueError: a block does not take one tensor, once, or cannot be traced; or what is around them cannot.
+        ValueError: a block is not called exactly once with one tensor; or a block, or the rest, cannot be traced.
     """
-    inputs = _inputs(root, blocks, example)
-    outer = trace(root, example, list(blocks.values()))
-    graph, held = fx.Graph(), dict(outer.held)
-    now: dict[fx.Node, Any] = {}
-    frozen, dropouts = list(outer.frozen), list(outer.dropouts)
+    inputs = _block_inputs(root, blocks, example)
+    outer = trace_with_fx(root, example, list(blocks.values()))
+    graph, attributes = fx.Graph(), dict(outer.attributes)
+    copies: dict[fx.Node, Any] = {}
+    frozen, dropouts = list(outer.frozen_statistics), list(outer.dropouts)
     for node in outer.graph.nodes:
         if node.op == "output":
-            graph.output(fx.map_arg(node.args[0], now.__getitem__))
+            graph.output(fx.map_arg(node.args[0], copies.__getitem__))
         elif node.op == "call_module" and node.target in blocks:
             (x,) = node.args
-            inner = _traced(blocks[node.target], inputs[node.target], node.target)
-            now[node] = _splice(graph, held, inner, now[x], node.target)
-            frozen += inner.frozen
-            dropouts += [(f"{node.target}.{name}", own) for name, own in inner.dropouts]
+            inner = _traced_block(blocks[node.target], inputs[node.target], node.target)
+            copies[node] = _splice(graph, attributes, inner, copies[x], node.target)
+            frozen += inner.frozen_statistics
+            dropouts += [(f"{node.target}.{name}", dropout) for name, dropout in inner.dropouts]
         else:
-            now[node] = graph.node_copy(node, now.__getitem__)
-    return Traced(graph, held, outer.kind, tuple(frozen), dropouts=tuple(dropouts))
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    return TracedGraph(graph, attributes, outer.traced_by, tuple(frozen), dropouts=tuple(dropouts))
 
 
-def _inputs(root: nn.Module, blocks: Mapping[str, nn.Module], example: Tensor) -> dict[str, Tensor]:
-    """What enters each block for the example."""
-    found: dict[str, Tensor] = {}
+def _block_inputs(root: nn.Module, blocks: Mapping[str, nn.Module], example: Tensor) -> dict[str, Tensor]:
+    """Return the input of each block for the example."""
+    inputs: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[..., None]:
+    def recorder(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            if name in found or kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
+            if name in inputs or kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
                 raise ValueError(f"blocks: expected {name!r} to be called once, with one tensor; give its branches")
-            found[name] = args[0].detach().clone()
+            inputs[name] = args[0].detach().clone()
 
         return hook
 
-    handles = [module.register_forward_pre_hook(keep(name), with_kwargs=True) for name, module in blocks.items()]
+    handles = [module.register_forward_pre_hook(recorder(name), with_kwargs=True) for name, module in blocks.items()]
     try:
         with torch.no_grad():
             root(example.clone())
@@ -99,40 +103,48 @@ def _inputs(root: nn.Module, blocks: Mapping[str, nn.Module], example: Tensor) -
         for handle in handles:
             handle.remove()
     for name in blocks:
-        if name not in found:
-            raise ValueError(f"blocks: {name!r} takes no part for this example")
-    return found
+        if name not in inputs:
+            raise ValueError(f"blocks: {name!r} is not called for this example")
+    return inputs
 
 
-def _splice(graph: fx.Graph, held: dict[str, Any], inner: Traced, x: Any, name: str) -> Any:
-    """Copies a block's operations into the graph around it; returns its output."""
-    now: dict[fx.Node, Any] = {}
+def _splice(graph: fx.Graph, attributes: dict[str, Any], inner: TracedGraph, x: Any, name: str) -> Any:
+    """Copy a block's operations into the graph around it, and return the node of its output.
+
+    Args:
+        attributes: those of the graph around it; the block's are added.
+        x: the node of the block's input.
+        name: the block's name in the model.
+    """
+    copies: dict[fx.Node, Any] = {}
     for node in inner.graph.nodes:
         if node.op == "placeholder":
-            now[node] = x
+            copies[node] = x
         elif node.op == "output":
-            return now[node.args[0]]
+            return copies[node.args[0]]
         else:
-            now[node] = own = graph.node_copy(node, now.__getitem__)
+            copies[node] = copied = graph.node_copy(node, copies.__getitem__)
             if node.op in ("call_module", "get_attr"):
-                own.target = f"{name}.{node.target}"
-                held[own.target] = inner.held[str(node.target)]
-            paths = [name, *(f"{name}.{path}" for path in paths_of(node))]
-            own.meta = {"nn_module_stack": {path: (path, nn.Module) for path in paths}}
+                copied.target = f"{name}.{node.target}"
+                attributes[copied.target] = inner.attributes[str(node.target)]
+            paths = [name, *(f"{name}.{path}" for path in module_paths(node))]
+            copied.meta = {"nn_module_stack": {path: (path, nn.Module) for path in paths}}
     raise AssertionError("a graph without an output")
 
 
-def _traced(module: nn.Module, x: Tensor, name: str) -> Traced:
+def _traced_block(module: nn.Module, x: Tensor, name: str) -> TracedGraph:
     with torch.no_grad():
         expected = torch.as_tensor(module(x.clone()))
-    traced, reasons = attempts(Alone(module), module, lambda output: output, x, expected)
+    traced, failures = trace_model(_TraceRoot(module), module, lambda output: output, x, expected)
     if traced is None:
-        raise ValueError(f"blocks: {name!r} {untraceable(reasons)}; give its branches as a pair (skip, residual)")
+        raise ValueError(
+            f"blocks: {name!r} {untraceable_reason(failures)}; give its branches as a pair (skip, residual)"
+        )
     return traced
 
 
-class Alone(nn.Module):
-    """A module, or a function over a module's submodules, as the root of a trace."""
+class _TraceRoot(nn.Module):
+    """The root of a trace: a module, or a function over its submodules."""
 
     def __init__(self, model: nn.Module, function: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__()
@@ -142,8 +154,8 @@ class Alone(nn.Module):
         return self.model(x) if self.function is None else self.function(x)
 
 
-class _Copying(nn.Module):
-    """A module that may change its input in place, on a copy."""
+class _OnCopy(nn.Module):
+    """Applies a module, which may change its input in place, to a copy of the input."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -153,67 +165,72 @@ class _Copying(nn.Module):
         return torch.as_tensor(self.module(x.clone()))
 
 
-def assembled(
+def assemble(
     model: nn.Module, example: Tensor, stem: Part, blocks: Sequence[Sequence[Part | None]], head: Part
 ) -> Dissection:
-    """A model from its parts: submodules, their names, or functions over its submodules.
+    """Return a model from its parts: submodules, their names, or functions over its submodules.
 
     Args:
         blocks: (skip, residual) or (skip, residual, join) of each block; None for the identity.
 
     Raises:
-        ValueError: a part is none of those, does not take what comes before it, or does not keep the batch.
+        ValueError: a part is none of those, rejects the output of the part before it, or does not keep the batch in
+            the first dimension.
     """
-    first, y = _part(model, "stem", stem, example)
-    assert first is not None
+    stem_module, y = _part(model, "stem", stem, example)
+    assert stem_module is not None
     shape = y.shape[1:]
-    made: list[TracedBlock] = []
-    for i, given in enumerate(blocks):
-        if len(given) not in (2, 3):
+    traced_blocks: list[TracedBlock] = []
+    for i, parts in enumerate(blocks):
+        if len(parts) not in (2, 3):
             raise ValueError(
-                f"blocks: expected pairs (skip, residual) or (skip, residual, join), got {len(given)} parts"
+                f"blocks: expected pairs (skip, residual) or (skip, residual, join), got {len(parts)} parts"
             )
-        skip, skipped = _part(model, f"the skip of block {i + 1}", given[0], y)
-        residual, computed = _part(model, f"the residual module of block {i + 1}", given[1], y)
-        join, joined = _part(
-            model, f"the join of block {i + 1}", given[2] if len(given) > 2 else None, skipped + computed
+        skip, skip_output = _part(model, f"the skip of block {i + 1}", parts[0], y)
+        residual, residual_output = _part(model, f"the residual module of block {i + 1}", parts[1], y)
+        join, output = _part(
+            model, f"the join of block {i + 1}", parts[2] if len(parts) > 2 else None, skip_output + residual_output
         )
         if residual is None:
             raise ValueError(f"blocks: expected a residual module in block {i + 1}, got None")
-        if joined.shape[:1] != example.shape[:1]:
-            raise ValueError(f"blocks: expected the batch in the first dimension, got {list(joined.shape)}")
-        name = given[1] if isinstance(given[1], str) else f"block {i + 1}"
-        pads = is_pad(skip, residual, y, computed.shape)
-        made.append(TracedBlock(name, None, skip, residual, join, pads))
-        y = joined
-    last, _ = _part(model, "head", head, y)
-    assert last is not None
-    return Dissection(first, made, last, shape, [])
+        if output.shape[:1] != example.shape[:1]:
+            raise ValueError(f"blocks: expected the batch in the first dimension, got {list(output.shape)}")
+        name = parts[1] if isinstance(parts[1], str) else f"block {i + 1}"
+        pads = is_pad(skip, residual, y, residual_output.shape)
+        traced_blocks.append(TracedBlock(name, None, skip, residual, join, pads))
+        y = output
+    head_module, _ = _part(model, "head", head, y)
+    assert head_module is not None
+    return Dissection(stem_module, traced_blocks, head_module, shape, [])
 
 
-def _part(model: nn.Module, name: str, given: Part | None, x: Tensor) -> tuple[nn.Module | None, Tensor]:
-    """A part as a module of its own, and what it makes of ``x``."""
-    if given is None:
+def _part(model: nn.Module, name: str, part: Part | None, x: Tensor) -> tuple[nn.Module | None, Tensor]:
+    """Return a part as a module, None for the identity, and its output for ``x``.
+
+    Args:
+        name: the part's name in errors.
+    """
+    if part is None:
         return None, x
-    if isinstance(given, str):
-        (given,) = submodules(model, [given]).values()
-    if not callable(given):
-        raise ValueError(f"{name}: expected a submodule, its name or a function, got {type(given).__name__}")
+    if isinstance(part, str):
+        (part,) = submodules(model, [part]).values()
+    if not callable(part):
+        raise ValueError(f"{name}: expected a submodule, its name or a function, got {type(part).__name__}")
     try:
         with torch.no_grad():
-            output = given(x.clone())
+            output = part(x.clone())
     except (RuntimeError, TypeError, IndexError) as error:
-        raise ValueError(f"{name}: refuses what comes before it, {list(x.shape)} ({error})") from error
-    is_module = isinstance(given, nn.Module)
-    root = Alone(given) if is_module else Alone(model, given)  # type: ignore[arg-type]
+        raise ValueError(f"{name}: rejects the output of the part before it, {list(x.shape)} ({error})") from error
+    is_module = isinstance(part, nn.Module)
+    root = _TraceRoot(part) if is_module else _TraceRoot(model, part)  # type: ignore[arg-type]
     try:
-        traced = trace(root, x)
-        own = fx.GraphModule(traced.held, traced.graph)
-        if torch.equal(own(x), output):
-            return own, output
+        traced = trace_with_fx(root, x)
+        module = fx.GraphModule(traced.attributes, traced.graph)
+        if torch.equal(module(x), output):
+            return module, output
         reason = "its trace computes something else"
     except Exception as error:
         reason = str(error).strip() or type(error).__name__
-    if isinstance(given, nn.Module):
-        return _Copying(given), output
+    if isinstance(part, nn.Module):
+        return _OnCopy(part), output
     raise ValueError(f"{name}: expected a function that torch.fx can trace, or a module ({reason.splitlines()[0]})")

@@ -1,4 +1,4 @@
-"""Parts of a graph as modules of their own: functions of one tensor over the model's own modules and weights."""
+"""Parts of a graph as modules: functions of one tensor over the model's own modules and weights."""
 
 from __future__ import annotations
 
@@ -9,250 +9,269 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pathnet.models.tracing.connections import CLONES, Term
-from pathnet.models.tracing.graphs import Traced, placeholder, where
-from pathnet.models.tracing.values import Fact, by_value
+from pathnet.models.tracing.connections import Term
+from pathnet.models.tracing.graphs import TracedGraph, describe_node, placeholder
+from pathnet.models.tracing.operations import CLONES
+from pathnet.models.tracing.values import Observation, value_dependents
 
-__all__ = ["Scissors"]
+__all__ = ["GraphCutter"]
 
 
-class Scissors:
+class GraphCutter:
     """Cuts parts out of a graph.
 
-    What a part needs from outside of it that is no tensor which gradients flow through (sizes, masks, rotary factors)
-    becomes a constant, or follows the size of the batch, as it did for two examples of which the second is the first
-    twice.
+    A part may use outside values that no gradient flows through, such as sizes, masks and rotary factors. Such a
+    value becomes a constant, or a function of the batch size. Two observations of the graph decide which: the second
+    is for the example repeated twice.
 
     Attributes:
-        fixed: the reasons why the parts hold for inputs of the example's shape alone, batch apart.
+        single, double: the observations of each node for the example, and for the example repeated twice.
+        fixed: why the parts take only inputs of the example's shape, batch apart.
     """
 
     def __init__(
-        self, traced: Traced, once: Mapping[fx.Node, Fact], twice: Mapping[fx.Node, Fact], source: fx.Node
+        self,
+        traced: TracedGraph,
+        single: Mapping[fx.Node, Observation],
+        double: Mapping[fx.Node, Observation],
+        source: fx.Node,
     ) -> None:
-        self.traced, self.once, self.twice = traced, once, twice
+        self.traced, self.single, self.double = traced, single, double
         self.start = placeholder(traced.graph)
-        origins = [node for node in traced.graph.nodes if once[node].dependent]
-        self.by_value = by_value(traced.graph, self.start, source, *origins)
-        self.weighted = self._weighted()
-        self.place = {node: i for i, node in enumerate(traced.graph.nodes)}
+        origins = [node for node in traced.graph.nodes if single[node].differentiable]
+        self.input_dependents = value_dependents(traced.graph, self.start, source, *origins)
+        self.weight_dependents = self._weight_dependents()
+        self.index = {node: i for i, node in enumerate(traced.graph.nodes)}
         self.fixed: list[str] = []
 
-    def _weighted(self) -> set[fx.Node]:
-        """What depends on the values of weights."""
+    def _weight_dependents(self) -> set[fx.Node]:
+        """Return the nodes that depend on the values of weights."""
         weights = []
         for node in self.traced.graph.nodes:
-            own = self.traced.held[str(node.target)] if node.op in ("call_module", "get_attr") else None
-            has_weights = isinstance(own, nn.Module) and any(True for _ in own.parameters())
-            if isinstance(own, nn.Parameter) or has_weights:
+            attribute = self.traced.attributes[str(node.target)] if node.op in ("call_module", "get_attr") else None
+            has_weights = isinstance(attribute, nn.Module) and any(True for _ in attribute.parameters())
+            if isinstance(attribute, nn.Parameter) or has_weights:
                 weights.append(node)
-        return by_value(self.traced.graph, *weights)
+        return value_dependents(self.traced.graph, *weights)
 
     def check_batch(self, node: fx.Node) -> None:
-        """
+        """Check that the first dimension of a node's value is the batch.
+
         Raises:
-            ValueError: the first dimension of what an operation gives is not the batch.
+            ValueError: it is not.
         """
-        once, twice = self.once[node].shape, self.twice[node].shape
-        batch = self.once[self.start].shape
+        single, double = self.single[node].shape, self.double[node].shape
+        batch = self.single[self.start].shape
         assert batch is not None
-        if once is None or twice is None or once[:1] != batch[:1] or twice != torch.Size([2 * batch[0], *once[1:]]):
-            got = type(self.once[node].value).__name__ if once is None else list(once)
+        if single is None or double is None or single[:1] != batch[:1] or double != (2 * batch[0], *single[1:]):
+            got = type(self.single[node].value).__name__ if single is None else list(single)
             raise ValueError(
                 f"model: expected the batch in the first dimension ({batch[0]}) between blocks, got {got} from "
-                f"{where(node)}"
+                f"{describe_node(node)}"
             )
 
     def cut(
         self, name: str, start: fx.Node, terms: Sequence[Term], shape: torch.Size | None = None
     ) -> fx.GraphModule | None:
-        """The sum of ``terms`` as a function of ``start``; None where it is the identity.
+        """Return the sum of ``terms`` as a function of ``start``; None for the identity.
 
         Args:
-            name: what the part is, for errors.
-            shape: to which the sum is broadcast, if that is not its own.
+            name: the part's name in errors.
+            shape: the shape to broadcast the sum to; None for its own.
 
         Raises:
-            ValueError: a value from outside is needed that is neither a constant nor follows the size of the batch.
+            ValueError: the part needs an outside value that is neither a constant nor a function of the batch size.
         """
-        own_shape = _broadcast([self._shape(term.node) for term in terms])
-        grows = shape is not None and shape != own_shape
-        if len(terms) == 1 and terms[0].factor == 1 and not grows and self._passes(start, terms[0].node):
+        sum_shape = _broadcast([self._shape(term.node) for term in terms])
+        broadcasts = shape is not None and shape != sum_shape
+        if len(terms) == 1 and terms[0].factor == 1 and not broadcasts and self._is_identity(start, terms[0].node):
             return None
-        part = _Part(self, name, start, [term.node for term in terms])
+        subgraph = _Subgraph(self, name, start, [term.node for term in terms])
         total: fx.Node | None = None
         for term in terms:
-            value = part.now[term.node]
+            value = subgraph.copies[term.node]
             if term.factor != 1:
-                value = part.graph.call_function(operator.mul, (value, term.factor))
-            total = value if total is None else part.graph.call_function(operator.add, (total, value))
+                value = subgraph.graph.call_function(operator.mul, (value, term.factor))
+            total = value if total is None else subgraph.graph.call_function(operator.add, (total, value))
         assert total is not None
-        if grows:
+        if broadcasts:
             assert shape is not None
-            total = part.graph.call_method("expand", (total, -1, *shape[1:]))
+            total = subgraph.graph.call_method("expand", (total, -1, *shape[1:]))
             self.fixed.append("a branch is broadcast")
-        part.graph.output(total)
-        return fx.GraphModule(part.held, part.graph)
+        subgraph.graph.output(total)
+        return fx.GraphModule(subgraph.attributes, subgraph.graph)
 
-    def _passes(self, start: fx.Node, end: fx.Node) -> bool:
-        """Whether what ``end`` gives is what ``start`` does: between them is nothing, or modules that do nothing."""
+    def _is_identity(self, start: fx.Node, end: fx.Node) -> bool:
+        """Return whether only clones and `nn.Identity` stand between ``start`` and ``end``."""
         while end is not start and (
-            end.target in CLONES or type(self.traced.held.get(str(end.target))) is nn.Identity
+            end.target in CLONES or type(self.traced.attributes.get(str(end.target))) is nn.Identity
         ):
             (end,) = end.all_input_nodes
         return end is start
 
     def _shape(self, node: fx.Node) -> torch.Size:
-        shape = self.once[node].shape
+        shape = self.single[node].shape
         assert shape is not None
         return shape
 
 
 def _broadcast(shapes: Sequence[torch.Size]) -> torch.Size:
-    """Of the sum of tensors of such shapes."""
-    first, *others = (torch.empty(shape, device="meta") for shape in shapes)
-    return sum(others, first).shape
+    """Return the shape of the sum of tensors with the given shapes."""
+    first, *further = (torch.empty(shape, device="meta") for shape in shapes)
+    return sum(further, first).shape
 
 
-class _Part:
-    """A new graph that computes some operations of the old one from ``start``."""
+class _Subgraph:
+    """A new graph that computes some nodes of the traced one from ``start``.
 
-    def __init__(self, scissors: Scissors, name: str, start: fx.Node, ends: Sequence[fx.Node]) -> None:
-        self.scissors, self.name, self.start = scissors, name, start
+    Attributes:
+        attributes: the modules and tensors that the new graph refers to, by name.
+        copies: the new node, or the constant, for each copied node of the traced graph.
+    """
+
+    def __init__(self, cutter: GraphCutter, name: str, start: fx.Node, ends: Sequence[fx.Node]) -> None:
+        self.cutter, self.name, self.start = cutter, name, start
         self.graph = fx.Graph()
-        self.held: dict[str, Any] = {}
-        self.now: dict[fx.Node, Any] = {start: self.graph.placeholder("x")}
+        self.attributes: dict[str, Any] = {}
+        self.copies: dict[fx.Node, Any] = {start: self.graph.placeholder("x")}
         inside = self._inside(ends)
-        available = self._available(inside)
-        needed, captured = self._needed(ends, inside, available)
-        for node in sorted(captured, key=scissors.place.__getitem__):
-            self.now[node] = self._constant(node)
-        for node in sorted(needed, key=scissors.place.__getitem__):
-            self.now[node] = self._copy(node)
+        computable = self._computable(inside)
+        needed, captured = self._needed(ends, computable)
+        for node in sorted(captured, key=cutter.index.__getitem__):
+            self.copies[node] = self._capture(node)
+        for node in sorted(needed, key=cutter.index.__getitem__):
+            self.copies[node] = self._copy(node)
 
     def _inside(self, ends: Sequence[fx.Node]) -> set[fx.Node]:
-        """What gradients flow through on the way from ``start`` to the ends, or all that leads there from the model's
-        own input."""
-        found: set[fx.Node] = set()
-        waiting = [end for end in ends if end is not self.start]
-        from_input = self.start is self.scissors.start
-        while waiting:
-            node = waiting.pop()
-            if node not in found:
-                found.add(node)
-                waiting += [
-                    own
-                    for own in node.all_input_nodes
-                    if own is not self.start and (from_input or self.scissors.once[own].dependent)
+        """Return the differentiable nodes between ``start`` and the ends, or all nodes if ``start`` is the input."""
+        inside: set[fx.Node] = set()
+        pending = [end for end in ends if end is not self.start]
+        from_input = self.start is self.cutter.start
+        while pending:
+            node = pending.pop()
+            if node not in inside:
+                inside.add(node)
+                pending += [
+                    parent
+                    for parent in node.all_input_nodes
+                    if parent is not self.start and (from_input or self.cutter.single[parent].differentiable)
                 ]
-        return found
+        return inside
 
-    def _available(self, inside: set[fx.Node]) -> set[fx.Node]:
-        """What can be computed here: from ``start``, what is inside, and weights."""
-        found = {self.start, *inside}
-        for node in self.scissors.traced.graph.nodes:
-            is_fixed = node.op != "placeholder" and not self.scissors.once[node].dependent
-            if is_fixed and all(own in found for own in node.all_input_nodes):
-                found.add(node)
-        return found
+    def _computable(self, inside: set[fx.Node]) -> set[fx.Node]:
+        """Return the nodes that can be computed from ``start``, the nodes inside, and weights."""
+        computable = {self.start, *inside}
+        for node in self.cutter.traced.graph.nodes:
+            may_be_copied = node.op != "placeholder" and not self.cutter.single[node].differentiable
+            if may_be_copied and all(parent in computable for parent in node.all_input_nodes):
+                computable.add(node)
+        return computable
 
-    def _needed(
-        self, ends: Sequence[fx.Node], inside: set[fx.Node], available: set[fx.Node]
-    ) -> tuple[set[fx.Node], set[fx.Node]]:
+    def _needed(self, ends: Sequence[fx.Node], computable: set[fx.Node]) -> tuple[set[fx.Node], set[fx.Node]]:
+        """Return the nodes to copy for ``ends``, and those whose outside values to capture."""
         needed: set[fx.Node] = set()
         captured: set[fx.Node] = set()
-        waiting = list(ends)
-        while waiting:
-            node = waiting.pop()
+        pending = list(ends)
+        while pending:
+            node = pending.pop()
             if node is self.start or node in needed or node in captured:
                 continue
-            # Of weights nothing becomes a constant, since they are trained (relative positions of T5).
-            of_weights = node in self.scissors.weighted and node not in self.scissors.by_value
-            if node in available or of_weights:
+            # A function of weights is never captured as a constant, since they are trained (T5's relative positions).
+            of_weights = node in self.cutter.weight_dependents and node not in self.cutter.input_dependents
+            if node in computable or of_weights:
                 needed.add(node)
-                waiting += node.all_input_nodes
+                pending += node.all_input_nodes
             else:
                 captured.add(node)
         return needed, captured
 
     def _copy(self, node: fx.Node) -> fx.Node:
-        own = self.graph.node_copy(node, self.now.__getitem__)
-        own.meta = {}
+        copied = self.graph.node_copy(node, self.copies.__getitem__)
+        copied.meta = {}
         if node.op in ("call_module", "get_attr"):
-            own.target = self._hold(str(node.target), self.scissors.traced.held[str(node.target)])
-        return own
+            copied.target = self._attribute(str(node.target), self.cutter.traced.attributes[str(node.target)])
+        return copied
 
-    def _hold(self, name: str, value: Any) -> str:
-        """The name under which the part holds it. A tensor gets one without dots, since it shall not be set once more
-        in the module that the model has it in."""
+    def _attribute(self, name: str, value: Any) -> str:
+        """Add a module or tensor to the part, and return its name there.
+
+        A tensor gets a name without dots, so that it is not registered a second time in the module it belongs to.
+        """
         if isinstance(value, Tensor):
             name = name.replace(".", "_")
-        while self.held.get(name, value) is not value:
+        while self.attributes.get(name, value) is not value:
             name += "_"
-        self.held[name] = value
+        self.attributes[name] = value
         return name
 
-    def _constant(self, node: fx.Node) -> Any:
-        """What stands for a value from outside."""
-        if node in self.scissors.by_value:
-            raise self._needs(node, "is computed from the input's values outside of it")
-        return self._same(self.scissors.once[node].value, self.scissors.twice[node].value, node)
+    def _capture(self, node: fx.Node) -> Any:
+        """Return a constant, or a node of the new graph, for an outside value."""
+        if node in self.cutter.input_dependents:
+            raise self._error(node, "is computed from the input's values outside of it")
+        return self._captured_value(self.cutter.single[node].value, self.cutter.double[node].value, node)
 
-    def _needs(self, node: fx.Node, why: str) -> ValueError:
+    def _error(self, node: fx.Node, why: str) -> ValueError:
         return ValueError(
-            f"model: {self.name} needs {where(node)}, which {why}; a part was expected to need what comes out of the "
-            "one before it, weights and constants alone; blocks= takes branches, (skip, residual), by hand"
+            f"model: {self.name} needs {describe_node(node)}, which {why}; expected a part to need only the output "
+            "of the one before it, weights and constants; blocks= takes branches, (skip, residual), by hand"
         )
 
-    def _same(self, once: Any, twice: Any, node: fx.Node) -> Any:
-        here = self.scissors.once[self.start]
-        if isinstance(once, (tuple, list)):
-            own = [self._same(one, other, node) for one, other in zip(once, twice, strict=True)]
-            return own if isinstance(once, list) else tuple(own)
-        if isinstance(once, torch.device) and once == here.device:
-            return self.graph.call_function(getattr, (self.now[self.start], "device"))
-        if isinstance(once, torch.dtype) and once == here.dtype:
-            return self.graph.call_function(getattr, (self.now[self.start], "dtype"))
-        if isinstance(once, Tensor):
-            return self._tensor(once, twice, node)
-        if type(once) is int:
-            if once != twice:
-                return self._of_batch(once, twice, node)
-            self.scissors.fixed.append(f"{where(node)} is fixed")
-            return once
-        if once == twice and isinstance(once, (type(None), bool, float, str, torch.dtype, torch.device, slice)):
-            return once
-        raise self._needs(node, f"comes from outside of it and is no constant ({type(once).__name__})")
+    def _captured_value(self, single: Any, double: Any, node: fx.Node) -> Any:
+        """Return a constant, or a node of the new graph, for a value.
 
-    def _of_batch(self, once: int, twice: int, node: fx.Node) -> fx.Node:
-        """A number that doubles with the batch, from the size of ``start``'s."""
-        here = self.scissors.once[self.start].shape
-        assert here is not None
-        if twice != 2 * once:
-            raise self._needs(node, f"is {once} for {here[0]} samples and {twice} for twice as many")
-        shape = self.graph.call_function(getattr, (self.now[self.start], "shape"))
+        Args:
+            single, double: the value, or an item of it, for the example and for the example repeated twice.
+            node: the node of the traced graph with that value.
+        """
+        source = self.cutter.single[self.start]
+        if isinstance(single, (tuple, list)):
+            items = [self._captured_value(*pair, node) for pair in zip(single, double, strict=True)]
+            return items if isinstance(single, list) else tuple(items)
+        if isinstance(single, torch.device) and single == source.device:
+            return self.graph.call_function(getattr, (self.copies[self.start], "device"))
+        if isinstance(single, torch.dtype) and single == source.dtype:
+            return self.graph.call_function(getattr, (self.copies[self.start], "dtype"))
+        if isinstance(single, Tensor):
+            return self._captured_tensor(single, double, node)
+        if type(single) is int:
+            if single != double:
+                return self._multiple_of_batch(single, double, node)
+            self.cutter.fixed.append(f"{describe_node(node)} is fixed")
+            return single
+        constants = (type(None), bool, float, str, torch.dtype, torch.device, slice)
+        if single == double and isinstance(single, constants):
+            return single
+        raise self._error(node, f"comes from outside of it and is no constant ({type(single).__name__})")
+
+    def _multiple_of_batch(self, single: int, double: int, node: fx.Node) -> fx.Node:
+        """Return a node that computes a number proportional to the batch size from the shape of ``start``."""
+        source = self.cutter.single[self.start].shape
+        assert source is not None
+        if double != 2 * single:
+            raise self._error(node, f"is {single} for {source[0]} samples and {double} for twice as many")
+        shape = self.graph.call_function(getattr, (self.copies[self.start], "shape"))
         size = self.graph.call_function(operator.getitem, (shape, 0))
-        if once == here[0]:
+        if single == source[0]:
             return size
         return self.graph.call_function(
-            operator.floordiv, (self.graph.call_function(operator.mul, (size, once)), here[0])
+            operator.floordiv, (self.graph.call_function(operator.mul, (size, single)), source[0])
         )
 
-    def _tensor(self, once: Tensor, twice: Tensor, node: fx.Node) -> fx.Node:
-        self.scissors.fixed.append(f"{where(node)} is fixed")
-        if once.shape == twice.shape and torch.equal(once, twice):
-            return self._fixed_tensor(once)
-        differing = [i for i, (one, other) in enumerate(zip(once.shape, twice.shape, strict=True)) if one != other]
+    def _captured_tensor(self, single: Tensor, double: Tensor, node: fx.Node) -> fx.Node:
+        """Return a node for a constant tensor, expanded along the batch if it is the same for all samples."""
+        self.cutter.fixed.append(f"{describe_node(node)} is fixed")
+        if single.shape == double.shape and torch.equal(single, double):
+            return self._constant_tensor(single)
+        sizes = zip(single.shape, double.shape, strict=True)
+        differing = [i for i, (size, doubled) in enumerate(sizes) if size != doubled]
         if len(differing) == 1:
             (dim,) = differing
-            row = once.narrow(dim, 0, 1)
-            if torch.equal(row.expand_as(once), once) and torch.equal(
-                row.expand(*(-1 if i != dim else size for i, size in enumerate(twice.shape))), twice
-            ):
-                size = self._of_batch(once.shape[dim], twice.shape[dim], node)
-                sizes = [-1 if i != dim else size for i in range(once.ndim)]
-                return self.graph.call_method("expand", (self._fixed_tensor(row), *sizes))
-        raise self._needs(node, "comes from outside of it and is not the same for all samples")
+            row = single.narrow(dim, 0, 1)
+            if torch.equal(row.expand_as(single), single) and torch.equal(row.expand_as(double), double):
+                size = self._multiple_of_batch(single.shape[dim], double.shape[dim], node)
+                expanded = [-1 if i != dim else size for i in range(single.ndim)]
+                return self.graph.call_method("expand", (self._constant_tensor(row), *expanded))
+        raise self._error(node, "comes from outside of it and is not the same for all samples")
 
-    def _fixed_tensor(self, tensor: Tensor) -> fx.Node:
-        return self.graph.get_attr(self._hold("constant", tensor.detach().clone()))
+    def _constant_tensor(self, tensor: Tensor) -> fx.Node:
+        return self.graph.get_attr(self._attribute("constant", tensor.detach().clone()))

@@ -1,4 +1,4 @@
-"""From a traced model to a stem, residual blocks and a head."""
+"""A traced model, cut into stem, residual blocks and head."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from torch import Tensor, fx, nn
 
 from pathnet.models.residual_net import FusedForm
 from pathnet.models.tracing.blocks import TracedBlock, is_pad
-from pathnet.models.tracing.connections import CLONES, RESHAPES, Connection, Term, connections
-from pathnet.models.tracing.cutting import Scissors
-from pathnet.models.tracing.graphs import Traced, first_line, path_of
-from pathnet.models.tracing.values import Fact, observe, source_of
+from pathnet.models.tracing.connections import Connection, Term, connections
+from pathnet.models.tracing.cutting import GraphCutter
+from pathnet.models.tracing.graphs import TracedGraph, first_line, module_path, output_node
+from pathnet.models.tracing.operations import CLONES, RESHAPES
+from pathnet.models.tracing.values import Observation, gradient_source, observe
 
 __all__ = ["Dissection", "dissect"]
 
 
 @dataclass(frozen=True)
 class Dissection:
-    """A model taken apart.
+    """The parts of a model.
 
     Attributes:
-        shape: of ``y_0`` for the example, without the batch.
-        fixed: why it holds for inputs of the example's shape alone (batch apart); empty where it does not.
+        shape: shape of ``y_0`` for the example, without the batch.
+        fixed: why the parts take only inputs of the example's shape (batch apart); empty if they take others too.
     """
 
     stem: nn.Module
@@ -35,98 +36,105 @@ class Dissection:
     fixed: list[str]
 
 
-def dissect(traced: Traced, example: Tensor, within: Collection[fx.Node] | None = None) -> Dissection:
-    """A traced model as stem, blocks and head.
+def dissect(traced: TracedGraph, example: Tensor, within: Collection[fx.Node] | None = None) -> Dissection:
+    """Return a traced model as stem, blocks and head.
 
     Args:
-        within: the operations among which additions count as residual connections; None for all.
+        within: the nodes among which additions count as residual connections; None for all.
 
     Raises:
-        ValueError: there are no residual connections, or some that cannot be cut out.
+        ValueError: the model has no residual connections, or some that cannot be cut out.
     """
-    source = source_of(traced, example)
-    once, _ = observe(traced, example, source)
+    source = gradient_source(traced, example)
+    single, _ = observe(traced, example, source)
     try:
-        twice, _ = observe(traced, torch.cat([example, example]), source)
+        double, _ = observe(traced, torch.cat([example, example]), source)
     except Exception as error:
         raise ValueError(
             f"model: takes no batch of another size than {len(example)} ({first_line(error)})"
         ) from error
-    found = connections(traced, once, source, within)
-    scissors = Scissors(traced, once, twice, source)
-    (result,) = (node for node in traced.graph.nodes if node.op == "output")
-    start = y0 = _batch_first(found[0].source, once, example)
-    stem = scissors.cut("the stem", scissors.start, [Term(start)])
+    residual_connections = connections(traced, single, source, within)
+    cutter = GraphCutter(traced, single, double, source)
+    start = y0 = _batch_first(residual_connections[0].source, single, example)
+    stem = cutter.cut("the stem", cutter.start, [Term(start)])
     blocks: list[TracedBlock] = []
-    names = _names(found)
-    for name, connection in zip(names, found, strict=True):
-        blocks.append(_block(scissors, name, start, connection))
+    names = _names(residual_connections)
+    for name, connection in zip(names, residual_connections, strict=True):
+        blocks.append(_block(cutter, name, start, connection))
         start = connection.end
-    begun = _begin_before(found[0], traced.held)
-    if begun is not None and not isinstance(blocks[0].form(), FusedForm):
-        earlier = _block(scissors, names[0], begun, found[0])
-        if isinstance(earlier.form(), FusedForm):
-            blocks[0], stem, y0 = earlier, scissors.cut("the stem", scissors.start, [Term(begun)]), begun
-    head = scissors.cut("the head", found[-1].end, [Term(result.args[0])])
-    shape = once[y0].shape
+    earlier_start = _input_of_first_normalisation(residual_connections[0], traced.attributes)
+    if earlier_start is not None and not isinstance(blocks[0].form(), FusedForm):
+        longer_block = _block(cutter, names[0], earlier_start, residual_connections[0])
+        if isinstance(longer_block.form(), FusedForm):
+            shorter_stem = cutter.cut("the stem", cutter.start, [Term(earlier_start)])
+            blocks[0], stem, y0 = longer_block, shorter_stem, earlier_start
+    head = cutter.cut("the head", residual_connections[-1].end, [Term(output_node(traced.graph).args[0])])  # type: ignore[arg-type]
+    shape = single[y0].shape
     assert shape is not None
-    if scissors.fixed:
-        stem = _only_for(stem, shape)
+    if cutter.fixed:
+        stem = _with_shape_check(stem, shape)
     return Dissection(
         nn.Identity() if stem is None else stem,
         blocks,
         nn.Identity() if head is None else head,
         shape[1:],
-        list(dict.fromkeys(scissors.fixed)),
+        list(dict.fromkeys(cutter.fixed)),
     )
 
 
-def _block(scissors: Scissors, name: str, start: fx.Node, connection: Connection) -> TracedBlock:
-    scissors.check_batch(start)
-    scissors.check_batch(connection.end)
-    source, shape = connection.source, scissors.once[connection.addition].shape
+def _block(cutter: GraphCutter, name: str, start: fx.Node, connection: Connection) -> TracedBlock:
+    """Cut out a block.
+
+    Args:
+        start: the node whose value is the block's input.
+    """
+    cutter.check_batch(start)
+    cutter.check_batch(connection.end)
+    source, shape = connection.source, cutter.single[connection.addition].shape
     assert shape is not None
-    before = scissors.cut(f"what comes before the branches of {name!r}", start, [Term(source)])
-    skip = scissors.cut(f"the skip of {name!r}", source, [connection.skip], shape)
-    residual = scissors.cut(f"the residual module of {name!r}", source, connection.residual, shape)
-    after = scissors.cut(f"the activation of {name!r}", connection.addition, [Term(connection.end)])
+    before = cutter.cut(f"what comes before the branches of {name!r}", start, [Term(source)])
+    skip = cutter.cut(f"the skip of {name!r}", source, [connection.skip], shape)
+    residual = cutter.cut(f"the residual module of {name!r}", source, connection.residual, shape)
+    after = cutter.cut(f"the activation of {name!r}", connection.addition, [Term(connection.end)])
     assert residual is not None
-    example = scissors.once[source]
+    example = cutter.single[source]
     assert example.shape is not None
     x = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example.device, example.dtype)
     pads = is_pad(skip, residual, x, shape)
     return TracedBlock(name, before, skip, residual, after, pads, connection.nested)
 
 
-def _batch_first(source: fx.Node, facts: Mapping[fx.Node, Fact], example: Tensor) -> fx.Node:
-    """The source of the first block, or what it makes one list of, where it lays samples end to end."""
-    while facts[source].shape[:1] != example.shape[:1] and source.target in RESHAPES:  # type: ignore[index]
+def _batch_first(source: fx.Node, observations: Mapping[fx.Node, Observation], example: Tensor) -> fx.Node:
+    """Return the source of the first block, or the input of the reshape there that lays samples end to end."""
+    while observations[source].shape[:1] != example.shape[:1] and source.target in RESHAPES:  # type: ignore[index]
         source = source.all_input_nodes[0]
     return source
 
 
-def _begin_before(first: Connection, held: Mapping[str, Any]) -> fx.Node | None:
-    """What the normalisation reads whose ReLU the first block begins with, where there is one: if the block is
-    pre-activated, its own."""
+def _input_of_first_normalisation(first: Connection, attributes: Mapping[str, Any]) -> fx.Node | None:
+    """Return the input of the operation before the ReLU that the first block begins with, or None without those.
+
+    If that operation is a batch normalisation and the block is pre-activated, both belong to the block.
+    """
     relu = first.source
     if len(relu.all_input_nodes) != 1 or first.skip.node is relu:
         return None
     node = relu.all_input_nodes[0]
-    while node.target in CLONES or type(held.get(str(node.target))) is nn.Identity:
+    while node.target in CLONES or type(attributes.get(str(node.target))) is nn.Identity:
         node = node.all_input_nodes[0]
     return node.all_input_nodes[0] if len(node.all_input_nodes) == 1 else None
 
 
-def _names(found: list[Connection]) -> list[str]:
-    """Where the additions are in the model; numbered where there are several in one module."""
-    paths = [path_of(connection.addition) or "addition" for connection in found]
+def _names(residual_connections: list[Connection]) -> list[str]:
+    """Return the module that contains each addition, numbered where one contains several."""
+    paths = [module_path(connection.addition) or "addition" for connection in residual_connections]
     return [
         f"{path} ({paths[: i + 1].count(path)})" if paths.count(path) > 1 else path for i, path in enumerate(paths)
     ]
 
 
 def same_shape(x: Tensor, shape: torch.Size) -> Tensor:
-    """``x``, once it is found to be of shape [B, *shape]."""
+    """Return ``x`` after a check that its shape is [B, *shape]."""
     if x.shape[1:] != shape:
         raise ValueError(
             f"images: expected those that give blocks an input of [B, {', '.join(map(str, shape))}] as the example "
@@ -135,14 +143,15 @@ def same_shape(x: Tensor, shape: torch.Size) -> Tensor:
     return x
 
 
-def _only_for(stem: fx.GraphModule | None, shape: torch.Size) -> fx.GraphModule:
+def _with_shape_check(stem: fx.GraphModule | None, shape: torch.Size) -> fx.GraphModule:
+    """Return the stem with a check of its output's shape, [B, *shape[1:]], at the end."""
     graph = fx.Graph()
-    held: Any = {}
+    root: Any = {}
     value = graph.placeholder("x")
     if stem is not None:
-        graph, held = stem.graph, stem
-        (result,) = (node for node in graph.nodes if node.op == "output")
-        value = result.args[0]
+        graph, root = stem.graph, stem
+        result = output_node(graph)
+        value = result.args[0]  # type: ignore[assignment]
         graph.erase_node(result)
     graph.output(graph.call_function(same_shape, (value, shape[1:])))
-    return fx.GraphModule(held, graph)
+    return fx.GraphModule(root, graph)

@@ -1,4 +1,4 @@
-"""Guesses at what a model takes, from its layers and its own account of itself."""
+"""Guesses at the inputs of a model, from its layers and its configuration."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ SIDES = (64, 224, 32, 299)
 
 
 def examples(model: nn.Module) -> Iterator[Tensor]:
-    """Batches of two that the model may take, the likeliest first."""
+    """Yield batches of two samples that the model may accept, likeliest first."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
-    for tensor in _own(model):
+    for tensor in _dummy_inputs(model):
         yield tensor.to(device)
     for module in model.modules():
         if isinstance(module, nn.Embedding):
-            most = module.num_embeddings
-            yield torch.randint(most // 2, most, (BATCH, TOKENS), generator=generator).to(device)
+            vocabulary = module.num_embeddings
+            yield torch.randint(vocabulary // 2, vocabulary, (BATCH, TOKENS), generator=generator).to(device)
             break
     kinds = dict.fromkeys(
         (module.in_channels, len(module.kernel_size), module.weight.dtype)
         for module in model.modules()
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
     )
-    # The first layer need not be the first to be registered; images have three channels or one.
+    # The first layer need not be registered first, but images have three channels or one.
     for channels, dims, dtype in sorted(kinds, key=lambda kind: kind[0] not in (1, 3)):
-        for side in (*_sides(model), *SIDES):
+        for side in (*_configured_sides(model), *SIDES):
             shape = (BATCH, channels, *((side,) * dims if isinstance(side, int) else side))
             yield torch.randn(shape, generator=generator).to(device, dtype)
     widths = dict.fromkeys(
@@ -43,17 +43,17 @@ def examples(model: nn.Module) -> Iterator[Tensor]:
         yield torch.randn(BATCH, width, generator=generator).to(device, dtype)
 
 
-def _own(model: nn.Module) -> Iterator[Tensor]:
-    """Inputs that the model keeps for such a purpose (Hugging Face)."""
-    given: Any = getattr(model, "dummy_inputs", None)
-    if isinstance(given, Mapping):
+def _dummy_inputs(model: nn.Module) -> Iterator[Tensor]:
+    """Yield the example inputs that a Hugging Face model provides."""
+    dummies: Any = getattr(model, "dummy_inputs", None)
+    if isinstance(dummies, Mapping):
         for name in ("input_ids", "pixel_values"):
-            if isinstance(given.get(name), Tensor):
-                yield given[name]
+            if isinstance(dummies.get(name), Tensor):
+                yield dummies[name]
 
 
-def _sides(model: nn.Module) -> Iterator[int | tuple[int, ...]]:
-    """The sizes of images that the model names itself (timm, Hugging Face)."""
+def _configured_sides(model: nn.Module) -> Iterator[int | tuple[int, ...]]:
+    """Yield the image sizes in the configuration of a timm or Hugging Face model."""
     for name in ("pretrained_cfg", "default_cfg"):
         size = (getattr(model, name, None) or {}).get("input_size")
         if size:

@@ -1,4 +1,4 @@
-"""What ``torch.export`` makes of a model, as a plain graph over the model's own parameters."""
+"""A model traced by `torch.export`, as a plain graph over the model's own parameters."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 __all__ = ["exported"]
 
 aten = torch.ops.aten
-REASON = 400
-"""So many letters of an error of torch.export, which goes on for pages."""
+REASON_LENGTH = 400
+"""Maximum number of characters quoted from an error of torch.export, which can fill pages."""
 
 CASTS = {aten.to, aten.type_as, aten._to_copy}
 
@@ -25,26 +25,26 @@ def _logits(output: Any) -> Any:
 
 
 def exported(model: nn.Module, example: Tensor, choose: Callable[[Any], Any] = _logits) -> fx.GraphModule:
-    """The model in evaluation mode as a graph of ATen operations, for batches of any size.
+    """Return the model in evaluation mode as a graph of ATen operations, for batches of any size.
 
-    Parameters and buffers are the model's own objects under its own names, so that training the graph trains the
-    model. Hugging Face models are asked for no cache. What was traced of the shape, all but the batch, is fixed; so
-    are dropout (none) and batch normalisation (running statistics).
+    Parameters and buffers are the model's own objects under their own names, so that training the graph trains the
+    model. Hugging Face models run without a cache. Shapes other than the batch size are fixed, and so are dropout
+    (none) and batch normalisation (running statistics).
 
-    Casts that changed nothing are left out: a model writes ``x.to(other.dtype)``, and its trace a fixed type, which
-    would be wrong in a copy of another precision.
+    Casts without effect are dropped: a model writes ``x.to(other.dtype)``, its trace a fixed dtype, which would be
+    wrong in a copy of another precision.
 
     Args:
-        example: an input as the model takes it, batch first: floating-point [B, C, H, W], int64 [B, T], ...
-        choose: takes what the model gives to the output; its logits, or itself where it has none, by default.
+        example: an input of the model, batch first: floating-point [B, C, H, W], int64 [B, T], ...
+        choose: maps the model's result to the output tensor; by default its logits, or the result if it has none.
 
     Returns:
-        A module of one tensor in, one tensor out, with operations in place where the model has them. Each node's
-        ``meta["val"]`` tells shape and type, with a symbol for the batch.
+        A module of one input tensor and one output tensor, with in-place operations where the model has them. Each
+        node's ``meta["val"]`` holds shape and dtype, with a symbol for the batch size.
 
     Raises:
-        ValueError: the model cannot be exported for batches of any size, gives no such tensor, or has
-            weights that are neither float32 nor float64.
+        ValueError: the model cannot be exported for batches of any size, its output is no tensor, or a weight is
+            neither float32 nor float64.
     """
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and parameter.dtype not in (torch.float32, torch.float64):
@@ -56,15 +56,17 @@ def exported(model: nn.Module, example: Tensor, choose: Callable[[Any], Any] = _
     with _evaluating(model), torch.enable_grad():
         try:
             program = torch.export.export(
-                _Chosen(model, choose), (inputs,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
+                _ExportRoot(model, choose), (inputs,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
             )
         except Exception as error:
-            reason = " ".join(str(error).split())[:REASON] or type(error).__name__
+            reason = " ".join(str(error).split())[:REASON_LENGTH] or type(error).__name__
             raise ValueError(f"model: torch.export fails for batches of any size ({reason})") from error
     return _plain(program.module(), model, tuple(example.shape[1:]))
 
 
-class _Chosen(nn.Module):
+class _ExportRoot(nn.Module):
+    """A model reduced to one tensor in, one tensor out."""
+
     def __init__(self, model: nn.Module, choose: Callable[[Any], Any]) -> None:
         super().__init__()
         self.model, self.choose = model, choose
@@ -80,7 +82,7 @@ class _Chosen(nn.Module):
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Each module's mode is its own afterwards: some may have been in evaluation mode for good."""
+    """Put a model into evaluation mode, and restore the mode of each module afterwards: they may differ."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -91,10 +93,10 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def checked_shape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """What the graph begins with: ``x``, once it is found to be of the shape [B, *shape] that was traced.
+    """Return ``x`` after a check that it has the traced shape, [B, *shape].
 
     Raises:
-        ValueError: it is of another.
+        ValueError: it has another shape.
     """
     if tuple(x.shape[1:]) != shape:
         traced = ", ".join(map(str, shape))
@@ -103,10 +105,10 @@ def checked_shape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _plain(module: fx.GraphModule, model: nn.Module, shape: tuple[int, ...]) -> fx.GraphModule:
-    """Without what belongs to export alone: trees of arguments, guards, assertions, the wrapper's name."""
+    """Return the graph without what torch.export adds: argument trees, guards, assertions, the wrapper's name."""
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
-    held: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     for node in module.graph.nodes:
         if node.op == "output":
             (results,) = node.args
@@ -115,23 +117,23 @@ def _plain(module: fx.GraphModule, model: nn.Module, shape: tuple[int, ...]) -> 
             copied[node] = graph.call_function(checked_shape, (graph.node_copy(node), shape))
             copied[node].meta = dict(node.meta)
         elif node.op == "get_attr":
-            name, held_tensor = _original(str(node.target), module, model)
-            held[name] = held_tensor
+            name, attribute = _attribute(str(node.target), module, model)
+            attributes[name] = attribute
             copied[node] = graph.get_attr(name)
             copied[node].meta = dict(node.meta)
         elif not _is_check(node):
             copied[node] = _copy(graph, node, copied)
     graph.eliminate_dead_code()
     targets = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
-    return fx.GraphModule({name: held[name] for name in held if name in targets}, graph)
+    return fx.GraphModule({name: attributes[name] for name in attributes if name in targets}, graph)
 
 
-def _original(name: str, module: fx.GraphModule, model: nn.Module) -> tuple[str, Any]:
-    """The model's own parameter or buffer and its name there; or a constant that the trace found."""
-    own = name.removeprefix("model.")
-    if own != name:
+def _attribute(name: str, module: fx.GraphModule, model: nn.Module) -> tuple[str, Any]:
+    """Return the model's parameter or buffer and its name in the model; or a constant that the trace introduced."""
+    model_name = name.removeprefix("model.")
+    if model_name != name:
         with suppress(AttributeError):
-            return own, attrgetter(own)(model)
+            return model_name, attrgetter(model_name)(model)
     return name, attrgetter(name)(module)
 
 
@@ -140,34 +142,37 @@ def _is_check(node: fx.Node) -> bool:
 
 
 def _copy(graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node]) -> fx.Node:
-    """One operation, without the type that it is told to give or work in where its input has that type anyway."""
-    overload, given = node.target, _arguments(node)
-    value = next(iter(given.values()), None)
+    """Copy an operation, without a dtype argument that its input already satisfies."""
+    overload, arguments = node.target, _arguments(node)
+    value = next(iter(arguments.values()), None)
     if not isinstance(overload, torch._ops.OpOverload) or not isinstance(value, fx.Node):
         return graph.node_copy(node, copied.__getitem__)
     before, after = value.meta["val"], node.meta["val"]
     if overload is aten.detach_.default and value.target is aten.lift_fresh_copy.default:
         return copied[value]
     if overload.overloadpacket in CASTS and before.dtype == after.dtype and before.device == after.device:
-        if overload.overloadpacket is not aten._to_copy and not given.get("copy") and not given.get("memory_format"):
+        copies = overload.overloadpacket is aten._to_copy or arguments.get("copy")
+        if not copies and not arguments.get("memory_format"):
             return copied[value]
-        own = graph.call_function(aten.clone.default, (copied[value],), {"memory_format": given.get("memory_format")})
-        own.meta = dict(node.meta)
-        return own
-    own = graph.node_copy(node, copied.__getitem__)
-    if overload.overloadpacket not in CASTS and given.get("dtype") == getattr(before, "dtype", None) is not None:
-        first, *_ = own.args
-        own.args = (first,)
-        own.kwargs = {
+        clone = graph.call_function(
+            aten.clone.default, (copied[value],), {"memory_format": arguments.get("memory_format")}
+        )
+        clone.meta = dict(node.meta)
+        return clone
+    copy = graph.node_copy(node, copied.__getitem__)
+    if overload.overloadpacket not in CASTS and arguments.get("dtype") == getattr(before, "dtype", None) is not None:
+        first, *_ = copy.args
+        copy.args = (first,)
+        copy.kwargs = {
             name: fx.map_arg(argument, copied.__getitem__)
-            for name, argument in list(given.items())[1:]
+            for name, argument in list(arguments.items())[1:]
             if name != "dtype"
         }
-    return own
+    return copy
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
-    """Those that an ATen operation is given, by name, in order."""
+    """Return the arguments of an ATen operation by name, in order; none for other operations."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return {}
     names = [argument.name for argument in node.target._schema.arguments]

@@ -1,4 +1,4 @@
-"""Operations in place as operations that make new tensors, so that a graph's edges tell all that flows."""
+"""Functionalization: in-place operations become out-of-place ones, so that a graph's edges show all data flow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-__all__ = ["functional", "with_item"]
+__all__ = ["functionalize", "with_item"]
 
 NAMES = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "lshift", "rshift", "xor")
 OPERATORS = {getattr(operator, f"i{name}"): getattr(operator, name) for name in NAMES}
@@ -19,86 +19,86 @@ OPERATORS |= {operator.iand: operator.and_, operator.ior: operator.or_}
 
 
 def with_item(x: Tensor, index: Any, value: Any) -> Tensor:
-    """``x`` with ``x[index] = value``, as a new tensor."""
+    """Return a copy of ``x`` with ``x[index] = value``."""
     x = x.clone()
     x[index] = value
     return x
 
 
-def functional(graph: fx.Graph, held: Mapping[str, Any], values: Mapping[fx.Node, Any]) -> fx.Graph:
-    """The graph with each operation in place replaced by one that makes a new tensor, and without `nn.Identity`.
+def functionalize(graph: fx.Graph, attributes: Mapping[str, Any], values: Mapping[fx.Node, Any]) -> fx.Graph:
+    """Return the graph with every in-place operation replaced by an out-of-place one, and without `nn.Identity`.
 
-    What reads a tensor after it was changed reads the new one. A change through a view is not followed: whoever
-    traces compares the graph's output with the model's.
+    Later readers of a changed tensor read the new one. A change through a view is not tracked: the caller compares
+    the graph's output with the model's.
 
     Args:
-        held: the modules that the graph names.
-        values: what each node gave in one run of ``graph``, all of them alive.
+        attributes: the modules that the graph refers to, by name.
+        values: the value of each node in one run of ``graph``, all of them alive.
     """
     result = fx.Graph()
-    now: dict[fx.Node, Any] = {}
+    current: dict[fx.Node, Any] = {}  # the new node that holds the current value of each old one
     for node in graph.nodes:
         if node.op == "output":
-            result.output(fx.map_arg(node.args[0], now.__getitem__))
+            result.output(fx.map_arg(node.args[0], current.__getitem__))
             continue
-        if node.op == "call_module" and type(held[str(node.target)]) is nn.Identity:
-            now[node] = now[node.all_input_nodes[0]]
+        if node.op == "call_module" and type(attributes[str(node.target)]) is nn.Identity:
+            current[node] = current[node.all_input_nodes[0]]
             continue
-        changed = _changed(node, held, values)
-        before = dict(now)
+        changed = _changed_input(node, attributes, values)
+        inputs = dict(current)
         if changed is not None and _needs_copy(node):
-            before[changed] = result.call_function(torch.clone, (now[changed],))
-            before[changed].meta = dict(node.meta)
-        own = result.node_copy(node, before.__getitem__)
+            inputs[changed] = result.call_function(torch.clone, (current[changed],))
+            inputs[changed].meta = dict(node.meta)
+        new_node = result.node_copy(node, inputs.__getitem__)
         if changed is not None or _may_be_in_place(node):
-            own.target, own.args, own.kwargs = _out_of_place(own)
-        now[node] = own
+            new_node.target, new_node.args, new_node.kwargs = _out_of_place(new_node)
+        current[node] = new_node
         if changed is not None:
-            for other in list(now):
-                if _same(values[other], values[changed]):
-                    now[other] = own
+            for alias in list(current):
+                if _is_same_tensor(values[alias], values[changed]):
+                    current[alias] = new_node
     return result
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Whether two values are one tensor."""
-    if one is other:
+def _is_same_tensor(first: Any, second: Any) -> bool:
+    """Return whether two values are the same object, or tensors with the same memory, shape and strides."""
+    if first is second:
         return True
-    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor):
         return False
-    return (one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride())
+    return (first.data_ptr(), first.shape, first.stride()) == (second.data_ptr(), second.shape, second.stride())
 
 
 def _may_be_in_place(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target in OPERATORS
 
 
-def _changed(node: fx.Node, held: Mapping[str, Any], values: Mapping[fx.Node, Any]) -> fx.Node | None:
-    """The node whose tensor an operation changes, or None."""
+def _changed_input(node: fx.Node, attributes: Mapping[str, Any], values: Mapping[fx.Node, Any]) -> fx.Node | None:
+    """Return the node whose tensor an operation changes in place, or None."""
     first = node.all_input_nodes[0] if node.all_input_nodes else None
     if first is None or not isinstance(values[first], Tensor) or node.op not in _IS_IN_PLACE:
         return None
-    return first if _IS_IN_PLACE[node.op](node, held) else None
+    return first if _IS_IN_PLACE[node.op](node, attributes) else None
 
 
-def _module_in_place(node: fx.Node, held: Mapping[str, Any]) -> bool:
-    module = held[str(node.target)]
+def _module_in_place(node: fx.Node, attributes: Mapping[str, Any]) -> bool:
+    module = attributes[str(node.target)]
     return isinstance(module, nn.Module) and getattr(module, "inplace", False) is True
 
 
-def _method_in_place(node: fx.Node, held: Mapping[str, Any]) -> bool:
+def _method_in_place(node: fx.Node, attributes: Mapping[str, Any]) -> bool:
     name = str(node.target)
     return name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
 
 
-def _function_in_place(node: fx.Node, held: Mapping[str, Any]) -> bool:
+def _function_in_place(node: fx.Node, attributes: Mapping[str, Any]) -> bool:
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         return target._schema.is_mutable and str(target.overloadpacket).endswith("_")
     if target in OPERATORS or target is operator.setitem:
         return True
     name = getattr(target, "__name__", "")
-    return (name.endswith("_") and not name.endswith("__")) or _flag(node) is True
+    return (name.endswith("_") and not name.endswith("__")) or _inplace_argument(node) is True
 
 
 _IS_IN_PLACE: dict[str, Callable[[fx.Node, Mapping[str, Any]], bool]] = {
@@ -108,8 +108,8 @@ _IS_IN_PLACE: dict[str, Callable[[fx.Node, Mapping[str, Any]], bool]] = {
 }
 
 
-def _flag(node: fx.Node) -> Any:
-    """The argument ``inplace`` of a function that has one."""
+def _inplace_argument(node: fx.Node) -> Any:
+    """Return the argument ``inplace`` of a function call, or None where the function has none."""
     assert callable(node.target)
     try:
         return inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments.get("inplace")
@@ -118,13 +118,14 @@ def _flag(node: fx.Node) -> Any:
 
 
 def _needs_copy(node: fx.Node) -> bool:
-    """Whether the operation has no form that makes a new tensor."""
+    """Return whether an in-place operation has no out-of-place counterpart, and must run on a copy."""
     if node.op == "call_module":
         return True
     return node.op == "call_method" and not hasattr(Tensor, str(node.target).removesuffix("_"))
 
 
 def _out_of_place(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Return target, args and kwargs of the out-of-place counterpart of an operation."""
     target, args, kwargs = node.target, node.args, dict(node.kwargs)
     if node.op == "call_module" or _needs_copy(node):
         return target, args, kwargs

@@ -1,4 +1,4 @@
-"""A model as a graph of operations over its own modules and weights."""
+"""A model as a graph of operations over the model's modules and weights."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torch import Tensor, fx, nn
 
 __all__ = [
     "Dropout",
-    "Recording",
-    "Traced",
-    "Watching",
+    "ReadOnlyInterpreter",
+    "RecordingInterpreter",
+    "TracedGraph",
+    "describe_node",
     "differs",
     "first_line",
-    "path_of",
-    "paths_of",
+    "module_path",
+    "module_paths",
+    "output_node",
     "placeholder",
-    "where",
 ]
 
 
@@ -28,84 +29,99 @@ Dropout = nn.modules.dropout._DropoutNd
 
 
 @dataclass(frozen=True)
-class Traced:
-    """A graph without operations in place.
+class TracedGraph:
+    """A traced graph without in-place operations.
 
     Attributes:
-        held: what the graph names: modules, parameters, buffers and constants.
-        kind: what traced it, ``torch.fx`` or ``torch.export``, and what it left whole.
-        whole: the modules with control flow that it left whole.
-        frozen: the batch normalisations whose statistics are fixed.
-        dropouts: of the model's dropout modules those that are left out, with their names.
+        attributes: the modules, parameters, buffers and constants that the graph refers to, by name.
+        traced_by: ``torch.fx`` or ``torch.export``, and which modules it left untraced.
+        frozen_statistics: the batch normalisations that always use running statistics.
+        untraced: the modules that appear as one node each, because of their control flow.
+        dropouts: the model's dropout modules that the trace omits, with their names.
     """
 
     graph: fx.Graph
-    held: dict[str, Any]
-    kind: str
-    frozen: tuple[str, ...] = ()
-    whole: tuple[nn.Module, ...] = ()
+    attributes: dict[str, Any]
+    traced_by: str
+    frozen_statistics: tuple[str, ...] = ()
+    untraced: tuple[nn.Module, ...] = ()
     dropouts: tuple[tuple[str, Dropout], ...] = ()
 
 
-class Recording(fx.Interpreter):
-    """Runs a graph node by node; ``keep`` is given each node's value, and returns what to go on with."""
+class RecordingInterpreter(fx.Interpreter):
+    """Runs a graph node by node. ``on_value`` receives each node's value and returns the value to continue with."""
 
-    def __init__(self, module: fx.GraphModule, keep: Callable[[fx.Node, Any], Any]) -> None:
+    def __init__(self, module: fx.GraphModule, on_value: Callable[[fx.Node, Any], Any]) -> None:
         super().__init__(module)
-        self.keep = keep
+        self.on_value = on_value
 
     def run_node(self, n: fx.Node) -> Any:
-        return self.keep(n, super().run_node(n))
+        return self.on_value(n, super().run_node(n))
 
 
-class Watching(fx.Interpreter):
-    """Runs a graph that is to change nothing in place, but for copies that are made for it."""
+class ReadOnlyInterpreter(fx.Interpreter):
+    """Runs a graph, and raises ValueError where an operation changes an input in place that others may read."""
 
     def run_node(self, n: fx.Node) -> Any:
-        kept = [own for own in n.all_input_nodes if own.target is not torch.clone or len(own.users) > 1]
-        given = [value for own in kept if isinstance(value := self.env[own], Tensor)]
-        versions = [value._version for value in given]
+        # A clone with a single user exists to be changed by it.
+        read_only = [node for node in n.all_input_nodes if node.target is not torch.clone or len(node.users) > 1]
+        tensors = [value for node in read_only if isinstance(value := self.env[node], Tensor)]
+        versions = [tensor._version for tensor in tensors]
         result = super().run_node(n)
-        if [value._version for value in given] != versions:
-            raise ValueError(f"{where(n)} changes its input in place")
+        if [tensor._version for tensor in tensors] != versions:
+            raise ValueError(f"{describe_node(n)} changes its input in place")
         return result
 
 
 def placeholder(graph: fx.Graph) -> fx.Node:
-    (found,) = (node for node in graph.nodes if node.op == "placeholder")
-    assert isinstance(found, fx.Node)
-    return found
+    """Return the only input node of a graph."""
+    (node,) = (node for node in graph.nodes if node.op == "placeholder")
+    assert isinstance(node, fx.Node)
+    return node
 
 
-def paths_of(node: fx.Node) -> list[str]:
-    """The modules of the model that an operation is in, from the outermost inwards, the model itself apart."""
+def output_node(graph: fx.Graph) -> fx.Node:
+    """Return the node that marks the output of a graph."""
+    (node,) = (node for node in graph.nodes if node.op == "output")
+    assert isinstance(node, fx.Node)
+    return node
+
+
+def module_paths(node: fx.Node) -> list[str]:
+    """Return the names of the modules that contain an operation, outermost first, without the model itself."""
     stack = node.meta.get("nn_module_stack") or {}
     paths = (re.sub(r"^(L\['self'\]\.?)?(model\.|model$)?", "", str(path)) for path, _ in stack.values())
     return [path for path in paths if path and not path.startswith("_empty_nn_module_stack")]
 
 
-def path_of(node: fx.Node) -> str:
-    """The innermost module that an operation is in; empty where it is the model itself."""
-    return next(reversed(paths_of(node)), "")
+def module_path(node: fx.Node) -> str:
+    """Return the name of the innermost module that contains an operation, or "" where that is the model itself."""
+    return next(reversed(module_paths(node)), "")
 
 
-def where(node: fx.Node) -> str:
-    """An operation in words: what it is, and in which module of the model."""
+def describe_node(node: fx.Node) -> str:
+    """Return an operation in words: what it is, and which module of the model contains it."""
     if node.op == "call_module":
         return f"module {node.target!r}"
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    own = path_of(node)
-    return f"{str(target).removesuffix('.default')} (node {node.name!r}" + (f" in module {own!r})" if own else ")")
+    path = module_path(node)
+    return f"{str(target).removesuffix('.default')} (node {node.name!r}" + (f" in module {path!r})" if path else ")")
 
 
 def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its class where it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def differs(given: Tensor, expected: Tensor, size: float = 0.0) -> bool:
-    """By more than rounding, relative to the norm of what is expected; ``size`` is that of all of it."""
-    if given.shape != expected.shape or not torch.isfinite(expected).all():
+def differs(actual: Tensor, expected: Tensor, scale: float = 0.0) -> bool:
+    """Return whether two tensors differ by more than rounding, relative to the norm of ``expected``.
+
+    Args:
+        scale: norm of the largest tensor computed alongside, whose rounding error is tolerated here too.
+    """
+    if actual.shape != expected.shape or not torch.isfinite(expected).all():
         return True
-    own = float(expected.double().norm())
-    rounding = torch.finfo(expected.dtype).eps
-    return not float((given.double() - expected.double()).norm()) <= rounding**0.5 * own + 100 * rounding * size
+    norm = float(expected.double().norm())
+    epsilon = torch.finfo(expected.dtype).eps
+    distance = float((actual.double() - expected.double()).norm())
+    return not distance <= epsilon**0.5 * norm + 100 * epsilon * scale

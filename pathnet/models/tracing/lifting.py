@@ -1,7 +1,7 @@
-"""Convolutions and batch normalisations that a trace holds as functions of weights, as modules again.
+"""Functional convolutions and batch normalisations of a trace, turned back into modules.
 
-So a trace by ``torch.export``, or through a subclass that calls the functions itself, has live statistics, and the
-forms that fused engines know are found in it too.
+`torch.export`, and `torch.fx` on a subclass that calls the functions itself, trace ``F.batch_norm`` instead of
+`nn.BatchNorm2d`. As modules they can use batch statistics again, and fused engines recognise them.
 """
 
 from __future__ import annotations
@@ -37,58 +37,61 @@ NORMALISATION_DEFAULTS = {
     if parameter.default is not inspect.Parameter.empty
 }
 TENSORS = {"weight", "bias", "running_mean", "running_var"}
-OF_DIMENSIONS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+"""Modules by the number of dimensions of their input."""
 
 
-def lift(graph: fx.Graph, held: dict[str, Any], model: nn.Module, ranks: Mapping[fx.Node, int]) -> list[fx.Node]:
-    """Replaces such functions in place, where their weights and statistics are held as they are.
+def lift(
+    graph: fx.Graph, attributes: dict[str, Any], model: nn.Module, ranks: Mapping[fx.Node, int]
+) -> list[fx.Node]:
+    """Replace such functions in the graph, where their weights and statistics are attributes of the graph.
 
-    The module is the model's own where it is a plain one of torch, and otherwise a new one of the same tensors.
+    The replacement is the model's own module if that is a plain torch one, else a new module with the same tensors.
 
     Args:
-        held: what the graph names; modules are added.
-        model: whose names the graph uses.
-        ranks: the number of dimensions of what each operation gives.
+        attributes: the modules and tensors that the graph refers to, by name; new modules are added.
+        model: the traced model, whose names the graph uses.
+        ranks: the number of dimensions of each node's value.
 
     Returns:
-        The batch normalisations in evaluation mode that stay functions, their statistics fixed.
+        The batch normalisations that remain functions with fixed running statistics.
     """
-    made: dict[tuple[Any, ...], str] = {}
-    fixed = []
+    module_names: dict[tuple[Any, ...], str] = {}
+    frozen = []
     for node in list(graph.nodes):
         if node.op != "call_function" or not (node.target in CONVOLUTIONS or node.target in NORMALISATIONS):
             continue
-        given = _given(node)
-        tensors = {name: _held(value, held) for name, value in given.items() if name in TENSORS}
-        plain = all(value is None or isinstance(value, Tensor) for value in tensors.values())
+        arguments = _arguments(node)
+        tensors = {name: _tensor(value, attributes) for name, value in arguments.items() if name in TENSORS}
+        are_tensors = all(value is None or isinstance(value, Tensor) for value in tensors.values())
         convolves = node.target in CONVOLUTIONS
-        if not plain or not (isinstance(tensors["weight" if convolves else "running_var"], Tensor)):
-            fixed += [] if convolves or given.get("training") is True else [node]
+        if not are_tensors or not (isinstance(tensors["weight" if convolves else "running_var"], Tensor)):
+            frozen += [] if convolves or arguments.get("training") is True else [node]
             continue
-        owner = str(given["weight" if convolves else "running_var"].target).rpartition(".")[0]
-        settings = {name: value for name, value in given.items() if name not in TENSORS and name != "input"}
+        owner = str(arguments["weight" if convolves else "running_var"].target).rpartition(".")[0]
+        settings = {name: value for name, value in arguments.items() if name not in TENSORS and name != "input"}
         key = (convolves, *(id(tensor) for tensor in tensors.values()), str(settings))
-        if key not in made:
+        if key not in module_names:
             module = _module(tensors, settings, _submodule(model, owner), convolves, ranks[node])
             if module is None:
-                fixed += [] if convolves else [node]
+                frozen += [] if convolves else [node]
                 continue
-            made[key] = _new_name(owner or "lifted", held)
-            held[made[key]] = module
-        node.op, node.target, node.args, node.kwargs = "call_module", made[key], (given["input"],), {}
-    return fixed
+            module_names[key] = _new_name(owner or "lifted", attributes)
+            attributes[module_names[key]] = module
+        node.op, node.target, node.args, node.kwargs = "call_module", module_names[key], (arguments["input"],), {}
+    return frozen
 
 
-def _given(node: fx.Node) -> dict[str, Any]:
-    """The arguments of a call by name."""
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    """Return the arguments of a call by name, defaults included."""
     defaults = CONVOLUTION_DEFAULTS if node.target in CONVOLUTIONS else NORMALISATION_DEFAULTS
     return {**defaults, **dict(zip(NAMES[node.target], node.args, strict=False)), **node.kwargs}
 
 
-def _held(value: Any, held: Mapping[str, Any]) -> Any:
-    """The tensor of an argument, None where none is given, or what else it is."""
+def _tensor(value: Any, attributes: Mapping[str, Any]) -> Any:
+    """Return the attribute that an argument refers to, or the argument itself if it refers to none."""
     if isinstance(value, fx.Node) and value.op == "get_attr":
-        return held[str(value.target)]
+        return attributes[str(value.target)]
     return value
 
 
@@ -99,40 +102,45 @@ def _submodule(model: nn.Module, name: str) -> nn.Module | None:
         return None
 
 
-def _new_name(name: str, held: Mapping[str, Any]) -> str:
-    while name in held:
+def _new_name(name: str, attributes: Mapping[str, Any]) -> str:
+    while name in attributes:
         name += "_"
     return name
 
 
 def _module(
-    tensors: Mapping[str, Any], settings: Mapping[str, Any], own: nn.Module | None, convolves: bool, rank: int
+    tensors: Mapping[str, Any], settings: Mapping[str, Any], owner: nn.Module | None, convolves: bool, rank: int
 ) -> nn.Module | None:
-    """A module that does what the function does; None where it is not in evaluation mode."""
-    made: nn.Module
+    """Return a module equivalent to the function call, or None if there is none.
+
+    Args:
+        owner: the model's module that owns the tensors; None where there is none.
+        rank: number of dimensions of the output.
+    """
+    lifted: nn.Module
     if convolves:
         weight, bias = tensors["weight"], tensors["bias"] is not None
         channels = weight.shape[1] * settings["groups"], weight.shape[0]
-        made = nn.Conv2d(*channels, tuple(weight.shape[2:]), bias=bias, **_pairs(settings), device="meta")
+        lifted = nn.Conv2d(*channels, tuple(weight.shape[2:]), bias=bias, **_pairs(settings), device="meta")
     else:
-        # Of another module nobody knows whether its mode has a say.
-        if not isinstance(own, nn.modules.batchnorm._BatchNorm) or settings["training"] is not False:
+        # The mode of any other module may have no effect on the call.
+        if not isinstance(owner, nn.modules.batchnorm._BatchNorm) or settings["training"] is not False:
             return None
-        affine = tensors["weight"] is not None
-        made = OF_DIMENSIONS[rank](len(tensors["running_var"]), settings["eps"], own.momentum, affine, device="meta")
-        made.num_batches_tracked = own.num_batches_tracked
-    if own is not None and type(own) in (type(made), Pointwise) and _alike(own, made, tensors):
-        return own
-    made.training = False if own is None else own.training
+        affine, size = tensors["weight"] is not None, len(tensors["running_var"])
+        lifted = BATCH_NORMS[rank](size, settings["eps"], owner.momentum, affine, device="meta")
+        lifted.num_batches_tracked = owner.num_batches_tracked
+    if owner is not None and type(owner) in (type(lifted), Pointwise) and _is_equivalent(owner, lifted, tensors):
+        return owner
+    lifted.training = False if owner is None else owner.training
     for name, tensor in tensors.items():
         if tensor is not None and name in ("weight", "bias") and not isinstance(tensor, nn.Parameter):
             return None
-        setattr(made, name, tensor)
-    return made
+        setattr(lifted, name, tensor)
+    return lifted
 
 
 def _pairs(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A convolution's settings as its module keeps them."""
+    """Return the settings of a convolution as `nn.Conv2d` stores them."""
 
     def pair(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
@@ -142,9 +150,9 @@ def _pairs(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value if name == "groups" else pair(value) for name, value in settings.items()}
 
 
-def _alike(own: nn.Module, made: nn.Module, tensors: Mapping[str, Any]) -> bool:
-    """Whether a module of the model has these tensors and settings."""
-    if any(getattr(own, name, None) is not tensor for name, tensor in tensors.items()):
+def _is_equivalent(owner: nn.Module, lifted: nn.Module, tensors: Mapping[str, Any]) -> bool:
+    """Return whether a module of the model has the given tensors and the settings of ``lifted``."""
+    if any(getattr(owner, name, None) is not tensor for name, tensor in tensors.items()):
         return False
     settings = ("stride", "padding", "dilation", "groups", "eps", "padding_mode")
-    return all(getattr(own, name, None) == getattr(made, name, None) for name in settings)
+    return all(getattr(owner, name, None) == getattr(lifted, name, None) for name in settings)

@@ -1,40 +1,47 @@
-"""Ways to trace a model, and the model left as it was."""
+"""Tracing a model by `torch.fx` or `torch.export`, without changing the model."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from pathnet.models.pointwise import Pointwise
 from pathnet.models.tracing.exported import exported
-from pathnet.models.tracing.functional import functional
-from pathnet.models.tracing.graphs import Dropout, Recording, Traced, Watching, differs, first_line, where
+from pathnet.models.tracing.functional import functionalize
+from pathnet.models.tracing.graphs import (
+    Dropout,
+    ReadOnlyInterpreter,
+    RecordingInterpreter,
+    TracedGraph,
+    describe_node,
+    differs,
+    first_line,
+)
 from pathnet.models.tracing.lifting import lift
+from pathnet.models.tracing.restoring import attributes_restored
 
-__all__ = ["attempts", "trace", "untouched", "untraceable"]
+__all__ = ["trace_model", "trace_with_fx", "untraceable_reason"]
 
-OPEN = (
+TRANSPARENT = (
     nn.Transformer,
     nn.TransformerEncoder,
     nn.TransformerEncoderLayer,
     nn.TransformerDecoder,
     nn.TransformerDecoderLayer,
 )
-"""Modules of torch.nn that hold residual connections of their own."""
+"""Modules of torch.nn to trace into, since they contain residual connections."""
 
-AROUND = "torch.fx around what it cannot trace"
+AROUND = "torch.fx around untraceable modules"
 
 
 class _Proxy(fx.Proxy):
-    """Records ``x += y`` as what it is, an operation in place, whatever the version of torch."""
+    """Records ``x += y`` as an in-place operation in every version of torch."""
 
 
 def _in_place(name: str) -> Callable[[_Proxy, Any], fx.Proxy]:
@@ -49,21 +56,25 @@ for _name in ("iadd", "isub", "imul", "itruediv"):
 
 
 class _Tracer(fx.Tracer):
-    """
+    """Traces a model down to the modules of torch.nn.
+
+    Args:
+        leaves: further modules not to trace into.
+
     Attributes:
-        entered: the modules that the trace is in, from the outermost inwards; where it failed, if it did.
+        entered: the modules that the trace is inside, outermost first. After an error, they tell where it arose.
     """
 
     def __init__(self, leaves: Sequence[nn.Module] = ()) -> None:
         super().__init__()
         self.leaves = set(leaves)
-        # Else what is computed of buffers alone would be computed here, once and for all.
+        # Otherwise a computation on buffers alone would run once, during tracing.
         self.proxy_buffer_attributes = True
         self.entered: list[nn.Module] = []
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        # A model that keeps what it computes would keep proxies, with which its next run goes on.
-        with _attributes_kept(root):
+        # A model that stores intermediate results would store proxies, and use them in its next run.
+        with attributes_restored(root):
             return super().trace(root, concrete_args)
 
     def call_module(
@@ -80,142 +91,115 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if m in self.leaves or isinstance(m, Pointwise):
             return True
-        if isinstance(m, (*OPEN, nn.Sequential)):
+        if isinstance(m, (*TRANSPARENT, nn.Sequential)):
             return False
-        # A convolution or normalisation that somebody's subclass leaves as it is.
+        # A subclass that inherits the forward of a convolution or normalisation.
         inherited = type(m).forward.__module__.startswith("torch.nn.modules") and next(m.children(), None) is None
         return inherited or super().is_leaf_module(m, module_qualified_name)
 
 
-@contextmanager
-def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """What each module has as attributes and buffers is the same objects afterwards."""
-    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, attributes, buffers in before:
-            for own, kept in ((vars(module), attributes), (module._buffers, buffers)):
-                own.clear()
-                own.update(kept)
+def trace_with_fx(root: nn.Module, example: Tensor, leaves: Sequence[nn.Module] = ()) -> TracedGraph:
+    """Return a trace by ``torch.fx``.
+
+    Args:
+        root: a module of one tensor that contains the model as ``model``; names in the trace lose that prefix.
+        leaves: modules not to trace into.
+    """
+    return _from_fx(_Tracer(leaves).trace(root), root, example)
 
 
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while, without gradients of weights; the model is as it was afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    devices = sorted({tensor.device.index or 0 for tensor in model.parameters() if tensor.device.type == "cuda"})
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        model.eval().requires_grad_(False)
-        with (
-            _attributes_kept(model),
-            torch.random.fork_rng(devices),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-        ):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module, training in modes:
-            module.training = training
-        for parameter, required in asked:
-            parameter.requires_grad_(required)
-        with torch.no_grad():
-            for buffer, before in buffers:
-                if not torch.equal(buffer, before):
-                    buffer.copy_(before)
-
-
-def trace(root: nn.Module, example: Tensor, leaves: Sequence[nn.Module] = ()) -> Traced:
-    """By ``torch.fx``: of a module of one tensor, whose names lose the prefix ``model.``."""
-    return _of_fx(_Tracer(leaves).trace(root), root, example)
-
-
-def _around_untraceable(root: nn.Module, example: Tensor) -> Traced:
-    """By ``torch.fx``, with the modules that it cannot trace left whole: branches with control flow."""
+def _trace_around_untraceable(root: nn.Module, example: Tensor) -> TracedGraph:
+    """Return a trace by ``torch.fx`` in which each module with untraceable control flow is one node."""
     leaves: list[nn.Module] = []
     while True:
         tracer = _Tracer(leaves)
         try:
-            traced = _of_fx(tracer.trace(root), root, example)
+            traced = _from_fx(tracer.trace(root), root, example)
             names = [name.removeprefix("model.") for name, module in root.named_modules() if module in leaves]
-            return replace(traced, kind=f"torch.fx around {', '.join(names)}", whole=tuple(leaves))
+            return replace(traced, traced_by=f"torch.fx around {', '.join(names)}", untraced=tuple(leaves))
         except Exception:
-            # The model itself is the first that was entered.
+            # The first module entered is the model itself.
             if len(tracer.entered) < 2 or tracer.entered[-1] in leaves:
                 raise
             leaves.append(tracer.entered[-1])
 
 
-def _of_fx(graph: fx.Graph, root: nn.Module, example: Tensor) -> Traced:
-    held: dict[str, Any] = {}
+def _from_fx(graph: fx.Graph, root: nn.Module, example: Tensor) -> TracedGraph:
+    attributes: dict[str, Any] = {}
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
-            found = attrgetter(str(node.target))(root)
+            attribute = attrgetter(str(node.target))(root)
             node.target = str(node.target).removeprefix("model.")
-            held[node.target] = found
-    return _finished(graph, held, root.get_submodule("model"), example, "torch.fx")
+            attributes[node.target] = attribute
+    return _normalised(graph, attributes, root.get_submodule("model"), example, "torch.fx")
 
 
-def _export(model: nn.Module, example: Tensor, choose: Callable[[Any], Any]) -> Traced:
+def _trace_with_export(model: nn.Module, example: Tensor, choose: Callable[[Any], Any]) -> TracedGraph:
     module = exported(model, example, choose)
-    held = {
+    attributes = {
         str(node.target): attrgetter(str(node.target))(module) for node in module.graph.nodes if node.op == "get_attr"
     }
-    dropouts = tuple((name, own) for name, own in model.named_modules() if isinstance(own, Dropout))
-    return replace(_finished(module.graph, held, model, example, "torch.export"), dropouts=dropouts)
+    dropouts = tuple((name, dropout) for name, dropout in model.named_modules() if isinstance(dropout, Dropout))
+    return replace(_normalised(module.graph, attributes, model, example, "torch.export"), dropouts=dropouts)
 
 
-def _finished(graph: fx.Graph, held: dict[str, Any], model: nn.Module, example: Tensor, kind: str) -> Traced:
+def _normalised(
+    graph: fx.Graph, attributes: dict[str, Any], model: nn.Module, example: Tensor, traced_by: str
+) -> TracedGraph:
+    """Return a traced graph with modules in place of convolution functions, and without in-place operations."""
     values: dict[fx.Node, Any] = {}
 
-    def keep(node: fx.Node, value: Any) -> Any:
+    def on_value(node: fx.Node, value: Any) -> Any:
         values[node] = value
         return value
 
-    Recording(fx.GraphModule(held, graph), keep).run(example.clone())
+    RecordingInterpreter(fx.GraphModule(attributes, graph), on_value).run(example.clone())
     ranks = {node: value.ndim for node, value in values.items() if isinstance(value, Tensor)}
-    frozen = lift(graph, held, model, ranks)
-    return Traced(functional(graph, held, values), held, kind, tuple(map(where, frozen)))
+    frozen = lift(graph, attributes, model, ranks)
+    functional_graph = functionalize(graph, attributes, values)
+    return TracedGraph(functional_graph, attributes, traced_by, tuple(map(describe_node, frozen)))
 
 
-def attempts(
+def trace_model(
     root: nn.Module,
     model: nn.Module,
     choose: Callable[[Any], Any],
     example: Tensor,
     expected: Tensor,
-    by_block: Callable[[], Traced] | None = None,
-) -> tuple[Traced | None, dict[str, str]]:
-    """The first trace that gives what the model gives, or None, and by way why those before it are none.
+    by_block: Callable[[], TracedGraph] | None = None,
+) -> tuple[TracedGraph | None, dict[str, str]]:
+    """Return the first trace whose output equals the model's, or None; and why each earlier method failed.
 
     Args:
-        root: a module that holds ``model`` and gives what ``choose`` takes of the model's output.
-        by_block: a further way to trace, after `torch.fx` and before `torch.export`.
+        root: a module of one tensor that contains ``model`` and returns one of its outputs.
+        choose: maps the model's result to that output.
+        expected: the output for ``example``.
+        by_block: a further method of tracing, to try after `torch.fx` and before `torch.export`.
     """
-    reasons: dict[str, str] = {}
-    ways: dict[str, Callable[[], Traced]] = {
-        "torch.fx": partial(trace, root, example),
+    failures: dict[str, str] = {}
+    methods: dict[str, Callable[[], TracedGraph]] = {
+        "torch.fx": partial(trace_with_fx, root, example),
         **({} if by_block is None else {"block by block": by_block}),
-        "torch.export": partial(_export, model, example, choose),
-        AROUND: partial(_around_untraceable, root, example),
+        "torch.export": partial(_trace_with_export, model, example, choose),
+        AROUND: partial(_trace_around_untraceable, root, example),
     }
-    for way, attempt in ways.items():
+    for name, method in methods.items():
         try:
-            traced = attempt()
-            if differs(Watching(fx.GraphModule(traced.held, traced.graph)).run(example.clone()), expected):
+            traced = method()
+            output = ReadOnlyInterpreter(fx.GraphModule(traced.attributes, traced.graph)).run(example.clone())
+            if differs(output, expected):
                 raise ValueError("its trace computes something else than the model")
-            return traced, reasons
+            return traced, failures
         except Exception as error:
-            reasons[way] = first_line(error)
-    return None, reasons
+            failures[name] = first_line(error)
+    return None, failures
 
 
-def untraceable(reasons: Mapping[str, str]) -> str:
-    """Why there is no trace of all of it, in words."""
-    said = (f"{way}: {reason.removeprefix('model: ')}" for way, reason in reasons.items() if way != AROUND)
-    return f"cannot be traced ({'; '.join(said)})"
+def untraceable_reason(failures: Mapping[str, str]) -> str:
+    """Return in words why no method traces the whole model.
+
+    Args:
+        failures: the reason by method.
+    """
+    reasons = (f"{name}: {reason.removeprefix('model: ')}" for name, reason in failures.items() if name != AROUND)
+    return f"cannot be traced ({'; '.join(reasons)})"

@@ -1,4 +1,4 @@
-"""The AMX emulator as a library to preload, for whichever test runs the AMX kernels."""
+"""The AMX emulator as a library to preload, for the tests that run AMX kernels."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("emulator.cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("emulator.cpp", "detours.cpp", "instruction.cpp", "tiles.cpp")]
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden"]
 
 
 def why_not() -> str | None:
-    """Why AMX cannot be emulated here; None where it can."""
+    """Return why AMX cannot be emulated here, or None."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return "the AMX emulator needs Linux on x86-64"
     if shutil.which("g++") is None:
@@ -21,15 +21,15 @@ def why_not() -> str | None:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
     if "amx_tile" in flags:
-        return "this processor has AMX itself, so that no instruction comes to the emulator"
+        return "this processor has AMX itself, so that no instruction reaches the emulator"
     if "avx512_bf16" not in flags:
         return "the kernels that use AMX use avx512_bf16 as well, which this processor lacks"
     return None
 
 
 def emulator(folder: Path) -> Path:
-    """Compiles the emulator into a folder; a process that has it in LD_PRELOAD has AMX."""
+    """Compile the emulator into a folder; a process with it in LD_PRELOAD has AMX."""
     library = folder / "libamx_emulator.so"
-    command = ["g++", *FLAGS, "-mavx512f", "-mfma", "-shared", str(SOURCE), "-o", str(library), "-ldl"]
+    command = ["g++", *FLAGS, "-mavx512f", "-mfma", "-shared", *map(str, SOURCES), "-o", str(library), "-ldl"]
     subprocess.run(command, check=True)
     return library

@@ -1,4 +1,5 @@
-// What the tests of the emulator run under it: AMX by the compiler's intrinsics, data from stdin, results to stdout.
+// The program that the tests run under the emulator: AMX by the compiler's intrinsics, data from stdin, results to
+// stdout.
 #include <immintrin.h>
 #include <sched.h>
 
@@ -11,15 +12,15 @@
 #include <thread>
 #include <vector>
 
-// Written by the test in assembly: one function for each way to address memory.
+// Written in assembly by snippets.py: one function for each addressing mode.
 using Snippet = void (*)();
 extern "C" const Snippet snippets[];
 extern "C" const int64_t snippet_count;
-// Written there as well: loads every register from the start of the arena, and stores it kKept bytes further on.
+// From there too: loads every register from the start of the arena, and stores it kKept bytes behind.
 extern "C" void keep_registers();
 constexpr int kBelow = 1 << 17, kArea = 1024, kTileBytes = 1024, kKept = 4096;
 extern "C" {
-alignas(64) unsigned char arena[kBelow + kArea];  // the area, under room for a stack that ends there
+alignas(64) unsigned char arena[kBelow + kArea];  // the area, and below it room for a stack
 alignas(64) unsigned char result[kTileBytes];
 }
 
@@ -84,7 +85,7 @@ struct Product {
   }
 };
 
-// The first in this thread, the others beside it, each in its own.
+// Runs the first product in this thread, each other one in its own thread.
 int products(int count) {
   std::vector<Product> all(count);
   for (Product& product : all) product.read_input();
@@ -96,8 +97,8 @@ int products(int count) {
   return 0;
 }
 
-// A (21 x 32 * steps) times B (32 * steps x 19) with two by two tiles of C, two of A and two of B: all eight, in
-// different shapes.
+// Multiplies A (21 x 32 * steps) by B (32 * steps x 19) with two by two tiles of C, two of A and two of B: all eight
+// tiles, in different shapes.
 int eight_tiles(int steps) {
   constexpr int kRows = 21, kColumns = 19;
   const int64_t stride_a = 64 * steps, stride_b = 4 * kColumns, stride_c = 4 * kColumns;
@@ -136,7 +137,8 @@ int eight_tiles(int steps) {
   return 0;
 }
 
-// Before each snippet the area and the tiles (each from another place of it) have the same contents.
+// Runs all snippets. Before each, the area and the tiles (each loaded from another place of it) have the same
+// contents.
 int addressing() {
   unsigned char area[kArea], config[64];
   read(area, sizeof area);
@@ -162,8 +164,8 @@ int addressing() {
   return 0;
 }
 
-// Three tiles that fit (16 x 16).
-Config fitting() {
+// Returns three tiles of shapes that match (16 x 16).
+Config matching() {
   Config config;
   for (int tile = 0; tile < 3; ++tile) config.set(tile, 16, 64);
   return config;
@@ -171,7 +173,7 @@ Config fitting() {
 
 int registers() {
   read(arena, kKept);
-  configure(fitting());
+  configure(matching());
   keep_registers();
   written();
   write(arena, 2 * kKept);
@@ -179,7 +181,7 @@ int registers() {
 }
 
 int wrong(const std::string& what) {
-  Config config = fitting();
+  Config config = matching();
   const std::map<std::string, void (*)(Config&)> changes = {
       {"palette", [](Config& c) { c.palette = 2; }},          {"start row", [](Config& c) { c.start_row = 1; }},
       {"reserved", [](Config& c) { c.reserved[13] = 1; }},    {"ninth tile", [](Config& c) { c.rows[8] = 1; }},
@@ -200,9 +202,9 @@ int wrong(const std::string& what) {
   return 0;
 }
 
-// What the emulator must not take for its own.
+// Executes an instruction that the emulator must not handle.
 int unknown(const std::string& what) {
-  configure(fitting());
+  configure(matching());
   if (what == "ud2") asm volatile("ud2");
   if (what == "tdpbssd") asm volatile(".byte 0xc4, 0xe2, 0x6b, 0x5e, 0xc1");
   if (what == "tdpfp16ps") asm volatile(".byte 0xc4, 0xe2, 0x6b, 0x5c, 0xc1");

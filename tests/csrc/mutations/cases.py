@@ -1,4 +1,4 @@
-"""The networks that a mutated kernel is judged on, with float64 truths: few, small, and every form of the kernels."""
+"""The networks on which mutated kernels are judged, with float64 truths: few, small, of every form."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from pathnet.engines.cuda import _padded_affine
 from pathnet.engines.tables import tables
 from pathnet.models import PostactBlock, PreactBlock, ResidualNet
 
-# Widths of y after each block (the first: of y0), strides, skips; height, width, batch; whether blocks are
-# post-activation ones, y their sums; shared memory of the walk back with one and with two terms a number and of the
-# walk forward. So thread blocks own several samples, the last of them fewer, images are resident or seen through
-# windows, and weights are copied whole, by columns and by taps.
+# widths: channels of y0 and of y after each block; size: height, width, batch; post: post-activation blocks, y being
+# their sums. With the shared memory below, thread blocks own several samples, the last of them fewer, images are
+# resident or windowed, and weights are copied whole, by columns and by taps.
 CASES: list[dict[str, Any]] = [
     {"widths": [16, 16, 32, 32, 64, 64], "strides": [1, 2, 1, 2, 1], "pad": False, "size": (9, 11, 3)},
     {"widths": [7, 7, 24, 30, 30], "strides": [1, 2, 1, 1], "pad": True, "size": (10, 5, 3)},
@@ -35,6 +34,7 @@ CASES: list[dict[str, Any]] = [
     {"widths": [16, 16, 24], "strides": [1, 2], "pad": False, "size": (21, 9, 2)},
 ]
 H100 = 232_448
+# Shared memory of a thread block: backward with one and with two terms a number, and forward.
 SHARED = [
     [64_000, 124_000, H100],
     [36_000, 70_000, H100],
@@ -53,7 +53,7 @@ SHARED = [
 
 
 def write(file: Path) -> None:
-    """Writes all cases and their truths to one .npz file."""
+    """Write all cases and their truths to one .npz file."""
     arrays: dict[str, Any] = {"count": len(CASES)}
     for i, (case, shared) in enumerate(zip(CASES, SHARED, strict=True)):
         for key, value in _case(i, case, shared).items():
@@ -81,13 +81,13 @@ def _case(seed: int, case: dict[str, Any], shared: list[int]) -> dict[str, Any]:
     net = ResidualNet(nn.Identity(), blocks, nn.Identity()).eval()
     height, width, batch = case["size"]
     y0, n = torch.randn(batch, widths[0], height, width), len(blocks)
-    own = tables(net, "running", y0.shape[1:])
+    plan = tables(net, "running", y0.shape[1:])
     result: dict[str, Any] = {
-        "blocks": own.blocks.numpy(),
-        "units": own.units.numpy(),
-        "weights": own.weights.numpy(),
-        "scales": own.scales.numpy(),
-        "affine": _padded_affine(own).numpy(),
+        "blocks": plan.blocks.numpy(),
+        "units": plan.units.numpy(),
+        "weights": plan.weights.numpy(),
+        "scales": plan.scales.numpy(),
+        "affine": _padded_affine(plan).numpy(),
         "shared_bytes": np.array(shared),
         "y0": y0.numpy(),
     }
@@ -100,7 +100,7 @@ def _case(seed: int, case: dict[str, Any], shared: list[int]) -> dict[str, Any]:
         y, masks = y0.double(), []
         for index, block in enumerate(blocks):
             if post:
-                # What enters the network passes whole.
+                # The network's input passes unmasked.
                 first = y if index else torch.ones_like(y)
                 second = block.bns[0](block.convs[0](_entering(index, y)))
             else:
@@ -122,16 +122,16 @@ def _case(seed: int, case: dict[str, Any], shared: list[int]) -> dict[str, Any]:
     routing[0] = torch.stack([torch.ones(n), torch.zeros(n)], 1)
     routing[1:3] = torch.stack([1 - codes, codes], 2)
     routing[3, ::2, 1] = 0
-    walked = [_backward(blocks, post, masks, y0, grad.double(), path) for path in routing.double()]
+    gradients = [_backward(blocks, post, masks, y0, grad.double(), path) for path in routing.double()]
     result["grad"], result["exponent"], result["routing"] = grad.numpy(), exponent.numpy(), routing.numpy()
-    result["gradients"] = torch.stack(walked).numpy() * 2.0 ** exponent.double().numpy()[:, None, None, None]
+    result["gradients"] = torch.stack(gradients).numpy() * 2.0 ** exponent.double().numpy()[:, None, None, None]
     shapes = any(block.pad or block.projection is not None for block in blocks)
     result["changed"] = ((routing != torch.tensor([1.0, 0.0])).flatten(1).any(1) | shapes | post).numpy()
     return result
 
 
 def _entering(index: int, y: Tensor) -> Tensor:
-    """The input of a post-activation block from the sum before it."""
+    """Return a post-activation block's input, given the sum before it."""
     return y.relu() if index else y
 
 
@@ -145,7 +145,7 @@ def _forward(blocks: Sequence[Any], post: bool, y: Tensor, routing: Tensor) -> T
 def _backward(
     blocks: Sequence[Any], post: bool, masks: list[list[Tensor]], y0: Tensor, grad: Tensor, routing: Tensor
 ) -> Tensor:
-    """By autograd through the linear maps that the blocks are at the recorded point."""
+    """Return the input gradient by autograd through the blocks' linear maps at the recorded point."""
     x = torch.zeros(y0.shape, dtype=torch.float64, requires_grad=True)
     y: Tensor = x
     for block, (first, second), (a, c) in zip(blocks, masks, routing, strict=True):
@@ -163,8 +163,8 @@ def _backward(
         else:
             skip = y
         y = a * skip + c * residual
-    (walked,) = torch.autograd.grad(y, x, grad)
-    return walked
+    (grad_input,) = torch.autograd.grad(y, x, grad)
+    return grad_input
 
 
 def _scaled(bn: nn.BatchNorm2d, x: Tensor) -> Tensor:

@@ -1,134 +1,33 @@
-"""Judges one build of the twin: its index arithmetic against formulas written here, its walks against truths.
+"""Judge one build of the twin: its index arithmetic against formulas written here, its results against truths.
 
-Knows nothing of torch, so that hundreds of builds are judged in a few minutes: ``judge.py library cases.npz`` prints
-what is wrong first, or nothing.
+``judge.py library cases.npz`` prints the first error, or nothing. It imports no torch, so that it judges hundreds of
+builds in a few minutes.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from ctypes import Structure, byref, c_char_p, c_int32, c_int64, c_void_p
-from typing import Any
+from ctypes import byref, c_int32, c_void_p
 
 import numpy as np
-
-Array = np.ndarray[Any, Any]
-
-
-class Image(Structure):
-    _fields_ = [("channels", c_int32), ("height", c_int32), ("width", c_int32)]
-
-    @property
-    def rows(self) -> int:
-        return 8 if self.channels == 16 else 4
-
-
-class Tables(Structure):
-    _fields_ = [
-        ("blocks", c_void_p),
-        ("block_count", c_int64),
-        ("units", c_void_p),
-        ("unit_count", c_int64),
-        ("weights", c_void_p),
-        ("scales", c_void_p),
-    ]
-
-
-POINTERS_BACKWARD = ["program", "weights", "relu_bits", "grad", "exponent", "starts", "routing", "order", "counter"]
-POINTERS_FORWARD = ["program", "weights", "affine", "y0", "routing", "order", "counter"]
-
-
-class Backward(Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in POINTERS_BACKWARD),
-        ("bits_stride", c_int64),
-        ("gradients", c_int32),
-        ("batch", c_int32),
-        ("paths", c_int32),
-        *((name, c_void_p) for name in ("images", "norms", "grad_input", "exponent_input")),
-    ]
-
-
-class Forward(Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in POINTERS_FORWARD),
-        ("batch", c_int32),
-        ("paths", c_int32),
-        *((name, c_void_p) for name in ("scratch", "images", "output", "relu_bits")),
-    ]
+from layouts import packed_bits, packed_weights, pad16
+from twin_abi import Array, Image, PathBackward, PathForward, PlanTables, load, pointer
 
 
 class Wrong(Exception):
-    pass
+    """The first error of a build."""
 
 
-def expect(holds: bool, what: str) -> None:
+def expect(holds: bool, error: str) -> None:
     if not holds:
-        raise Wrong(what)
-
-
-def pointer(array: Array) -> int:
-    assert array.flags.c_contiguous
-    return int(array.ctypes.data)
-
-
-def pad16(channels: int) -> int:
-    return -(-channels // 16) * 16
-
-
-# Layouts, written a second time
-
-
-def packed_bits(bits: Array) -> Array:
-    """uint8 [B, bytes] of bool [B, C, H, W]: [strip][lane][tile][rows * 2 bits], channels filled up to 16."""
-    batch, channels, height, width = bits.shape
-    rows = 8 if pad16(channels) == 16 else 4
-    down, across, tiles = -(-height // rows), -(-width // 8), pad16(channels) // 8
-    full = np.zeros((batch, tiles * 8, down * rows, across * 8), bool)
-    full[:, :channels, :height, :width] = bits
-    # channel = tile, pair, parity; y = line, row; x = column, pixel
-    parts = full.reshape(batch, tiles, 4, 2, down, rows, across, 8)
-    ordered = parts.transpose(0, 4, 6, 7, 2, 1, 5, 3)  # batch, line, column, pixel, pair, tile, row, parity
-    return np.packbits(ordered.reshape(batch, -1), axis=1, bitorder="little")
-
-
-def bf16_terms(values: Array, parts: int) -> list[Array]:
-    """uint16 arrays whose bf16 values add up to float32 ``values``, each the rest rounded to nearest even."""
-    terms, rest = [], values.astype(np.float32)
-    for _ in range(parts):
-        raw = rest.view(np.uint32).astype(np.uint64)
-        term = ((raw + 0x7FFF + ((raw >> 16) & 1)) >> 16).astype(np.uint16)
-        terms.append(term)
-        rest = rest - (term.astype(np.uint32) << 16).view(np.float32)
-    return terms
-
-
-def packed_weights(weight: Array, scale: Array | None, parts: int, slices: int) -> Array:
-    """uint8 of [out, in, k, k]: [chunk][slice][part][tap of a slice][tile][lane][4] bf16; with scales the transposed
-    convolution's."""
-    if scale is not None:
-        weight = (weight * scale[None, :, None, None]).transpose(1, 0, 2, 3)[:, :, ::-1, ::-1]
-    out, reduced, side, _ = weight.shape
-    full = np.zeros((pad16(out), pad16(reduced), side, side), np.float32)
-    full[:out, :reduced] = weight
-    terms = np.stack(bf16_terms(full, parts))  # part, column, reduced, row of the kernel, column of the kernel
-    lane, i = np.meshgrid(np.arange(32), np.arange(4), indexing="ij")
-    k, n = lane % 4 * 2 + i % 2 + i // 2 * 8, lane // 4
-    chunks, tiles = pad16(reduced) // 16, pad16(out) // 8
-    split = terms.reshape(parts, tiles, 8, chunks, 16, side, side)
-    taken = split[:, :, n, :, k]  # lane, i, part, tile, chunk, row, column
-    by_tap = taken.transpose(4, 2, 6, 5, 3, 0, 1).reshape(chunks, parts, slices, -1)
-    return by_tap.transpose(0, 2, 1, 3).copy().view(np.uint8).reshape(-1)
-
-
-# The checks
+        raise Wrong(error)
 
 
 def check_geometry(twin: ctypes.CDLL) -> None:
     for channels, height, width in ((16, 9, 11), (32, 5, 8), (48, 6, 3), (64, 4, 17), (16, 1, 1)):
         image = Image(channels, height, width)
-        rows, across, tiles = image.rows, -(-width // 8), channels // 8
+        rows, across, tiles = image.strip_rows, -(-width // 8), channels // 8
         strips = -(-height // rows) * across
         units = {16: 2, 32: 4, 48: 8, 64: 8}[channels]
         pixels = (-(-height // 8) * 8 + 2) * (width + 2)
@@ -143,7 +42,7 @@ def check_geometry(twin: ctypes.CDLL) -> None:
         unit_byte -= 384
         expect(
             np.array_equal(np.sort(unit_byte // 16, axis=1), np.arange(pixels * units).reshape(pixels, units)),
-            "units that do not lie in their pixel, each once",
+            "units outside their pixel, or in one place",
         )
         for first in range(pixels - 7):
             groups = np.sort(unit_byte[first : first + 8] // 16 % 8, axis=0)
@@ -173,14 +72,14 @@ def check_geometry(twin: ctypes.CDLL) -> None:
 def check_case(twin: ctypes.CDLL, case: dict[str, Array], parts: int, shared_bytes: int) -> None:
     blocks, units = case["blocks"], case["units"]
     weights, scales = case["weights"], case["scales"]
-    tables = Tables(pointer(blocks), len(blocks), pointer(units), len(units), pointer(weights), pointer(scales))
-    walks = {}
+    tables = PlanTables(pointer(blocks), len(blocks), pointer(units), len(units), pointer(weights), pointer(scales))
+    programs = {}
     for backward in (1, 0):
         numbers = np.zeros(65536, np.int32)
         terms = parts if backward else 2
         room = shared_bytes if backward else int(case["shared_bytes"][2])
         size = twin.twin_program(byref(tables), backward, terms, room, c_void_p(pointer(numbers)), 65536)
-        expect(size > 0, "a plan was refused")
+        expect(size > 0, "a network was refused")
         program = numbers[:size].copy()
         facts = np.zeros(6 + 9 * len(blocks), np.int32)
         twin.twin_facts(c_void_p(pointer(program)), c_void_p(pointer(facts)))
@@ -190,13 +89,13 @@ def check_case(twin: ctypes.CDLL, case: dict[str, Array], parts: int, shared_byt
         twin.twin_weights(byref(tables), c_void_p(pointer(program)), c_void_p(pointer(packed)))
         expect(bool((packed[facts[0] :] == 0xAB).all()), "weights beyond their end")
         check_weights(case, facts, packed, backward, terms)
-        walks[backward] = (program, facts, packed)
-    check_forward(twin, case, *walks[0])
-    check_backward(twin, case, parts, *walks[1])
+        programs[backward] = (program, facts, packed)
+    check_forward(twin, case, *programs[0])
+    check_backward(twin, case, parts, *programs[1])
 
 
 def units_of(case: dict[str, Array], block: int) -> list[tuple[int, int]]:
-    """(column of the facts, row of the unit table) of a block's two units and its projection."""
+    """Return (column of the facts, row of the unit table) of a block's two units and its projection."""
     first, _, _, projection = case["blocks"][block][:4]
     rows = [(0, int(first)), (1, int(first) + 1)]
     return rows if projection < 0 else [*rows, (2, int(projection))]
@@ -215,22 +114,23 @@ def check_weights(case: dict[str, Array], facts: Array, packed: Array, backward:
             place = 6 + (block * 3 + column) * 3
             start, slices = int(facts[place]), int(facts[place + 2])
             expect(slices in (1, side, side * side), "slices of weights")
-            own = packed_weights(weight.reshape(outputs, inputs, side, side), scale, terms, slices)
-            expect(start == end and np.array_equal(packed[start : start + len(own)], own), "packed weights")
-            end = start + len(own)
+            expected = packed_weights(weight.reshape(outputs, inputs, side, side), scale, terms, slices)
+            measured = packed[start : start + len(expected)]
+            expect(start == end and np.array_equal(measured, expected), "packed weights")
+            end = start + len(expected)
     expect(end == facts[0], "the end of the packed weights")
 
 
 def row_of_bits(case: dict[str, Array], facts: Array) -> Array:
-    """uint8 [B, bytes]: the truth's ReLU bits where the program has them."""
+    """Return uint8 [B, bytes]: the true ReLU bits in the program's places."""
     batch = len(case["y0"])
     row = np.zeros((batch, facts[1]), np.uint8)
     for block in range(len(case["blocks"])):
         for unit in range(2):
-            own = packed_bits(case[f"bits_{block}_{unit}"])
+            bits = packed_bits(case[f"bits_{block}_{unit}"])
             start = int(facts[6 + (block * 3 + unit) * 3 + 1])
-            expect(0 <= start <= facts[1] - own.shape[1], "bits beyond a sample's")
-            row[:, start : start + own.shape[1]] = own
+            expect(0 <= start <= facts[1] - bits.shape[1], "bits beyond a sample's")
+            row[:, start : start + bits.shape[1]] = bits
     return row
 
 
@@ -242,14 +142,14 @@ def check_forward(twin: ctypes.CDLL, case: dict[str, Array], program: Array, fac
         routing = np.ones_like(case["forward_routing"][:1]) if record else case["forward_routing"]
         count = len(routing)
         output = np.zeros((count, batch, *shape), np.float32)
-        # Guards around what the kernel writes without bounds of its own.
+        # Guards around the scratch, where the kernel checks no bounds.
         scratch = np.full(2 * facts[2] + 8192, np.float32(12345.0))
         bits = np.full((batch + 1, facts[1]), 0x55, np.uint8)
         order, counter = np.arange(count, dtype=np.int32), np.zeros(1, np.int32)
         arrays = [program, packed, case["affine"], case["y0"], routing, order, counter]
         # The twin has memory of its own for images.
         outputs = [pointer(scratch), None, pointer(output), pointer(bits) if record else None]
-        job = Forward(*map(pointer, arrays), batch, count, *outputs)
+        job = PathForward(*map(pointer, arrays), batch, count, *outputs)
         finding = twin.twin_forward(byref(job)).decode()
         expect(not finding, f"forward: {finding}")
         outside = np.concatenate([scratch[: facts[2]], scratch[2 * facts[2] :]])
@@ -258,28 +158,32 @@ def check_forward(twin: ctypes.CDLL, case: dict[str, Array], program: Array, fac
         error = np.linalg.norm((output - truth).reshape(count, -1), axis=1)
         size = np.linalg.norm(truth.reshape(count, -1), axis=1)
         expect(bool((error <= 1e-4 * size).all()), f"forward: error {error / size}")
-        if not record:
-            continue
-        expect(bool((bits[batch] == 0x55).all()), "bits beyond the batch's")
-        recorded = 0
-        for block in range(len(case["blocks"])):
-            for unit in range(2):
-                own = packed_bits(case[f"bits_{block}_{unit}"])
-                sure = packed_bits(case[f"sure_{block}_{unit}"])
-                # Of a unit, the backward program's place is the forward's too.
-                start = recorded
-                recorded += own.shape[1]
-                image = np.ones_like(case[f"bits_{block}_{unit}"])
-                if case["units"][int(case["blocks"][block][0]) + unit][11] < 0:
-                    # Without a ReLU everything passes, in the channels that are filled up too.
-                    image = np.ones((batch, pad16(image.shape[1]), *image.shape[2:]), bool)
-                expect(
-                    np.array_equal(bits[:batch, start:recorded] & sure, own & sure)
-                    and not (bits[:batch, start:recorded] & ~packed_bits(image)).any(),
-                    f"recorded bits of block {block}, unit {unit}",
-                )
-        expect(recorded == facts[1], "the end of a sample's bits")
+        if record:
+            check_recorded_bits(case, facts, bits)
     expect(paths >= 2, "a case needs routings")
+
+
+def check_recorded_bits(case: dict[str, Array], facts: Array, bits: Array) -> None:
+    """Check uint8 [B + 1, bytes]: the recorded ReLU bits of B samples, and a guard."""
+    batch = len(bits) - 1
+    expect(bool((bits[batch] == 0x55).all()), "bits beyond the batch's")
+    start = 0
+    for block in range(len(case["blocks"])):
+        for unit in range(2):
+            expected = packed_bits(case[f"bits_{block}_{unit}"])
+            sure = packed_bits(case[f"sure_{block}_{unit}"])
+            # The backward and the forward program have a unit's bits in the same place.
+            recorded = bits[:batch, start : start + expected.shape[1]]
+            start += expected.shape[1]
+            image = np.ones_like(case[f"bits_{block}_{unit}"])
+            if case["units"][int(case["blocks"][block][0]) + unit][11] < 0:
+                # Without a ReLU all bits are set, those of padded channels too.
+                image = np.ones((batch, pad16(image.shape[1]), *image.shape[2:]), bool)
+            expect(
+                np.array_equal(recorded & sure, expected & sure) and not (recorded & ~packed_bits(image)).any(),
+                f"recorded bits of block {block}, unit {unit}",
+            )
+    expect(start == facts[1], "the end of a sample's bits")
 
 
 def check_backward(
@@ -287,7 +191,8 @@ def check_backward(
 ) -> None:
     batch, routing = len(case["grad"]), case["routing"]
     paths = len(routing)
-    # A part of longer rows; and of two gradients one is the other's negative, as another mantissa and exponent.
+    # Rows of bits are longer than the program's. The second gradient is the negative of the first, with another
+    # mantissa and exponent.
     relu_bits = np.pad(row_of_bits(case, facts), [(0, 0), (0, 64)], constant_values=0x55)
     grads, exponents = np.stack([case["grad"], -2 * case["grad"]]), np.stack([case["exponent"], case["exponent"] - 1])
     starts = (np.arange(paths) % 2).astype(np.int32)
@@ -297,20 +202,20 @@ def check_backward(
         exponent_input, counter = np.zeros((paths, batch), np.int32), np.zeros(1, np.int32)
         arrays = [program, packed, relu_bits, grads, exponents, starts, routing, order, counter]
         outputs = [norms, grad_input, exponent_input]
-        job = Backward(*map(pointer, arrays), relu_bits.shape[1], 2, batch, paths, None, *map(pointer, outputs))
+        job = PathBackward(*map(pointer, arrays), relu_bits.shape[1], 2, batch, paths, None, *map(pointer, outputs))
         finding = twin.twin_backward(byref(job)).decode()
         expect(not finding, f"backward: {finding}")
         truth = np.where(starts, -1, 1)[:, None, None, None, None] * case["gradients"]
-        own = np.ldexp(grad_input.astype(float), exponent_input[:, :, None, None, None])
+        measured = np.ldexp(grad_input.astype(float), exponent_input[:, :, None, None, None])
         size = np.linalg.norm(truth.reshape(paths, batch, -1), axis=2)
-        error = np.linalg.norm((own - truth).reshape(paths, batch, -1), axis=2)
+        error = np.linalg.norm((measured - truth).reshape(paths, batch, -1), axis=2)
         tolerance = 1e-4 if parts == 2 else 3e-2
         expect(bool((error <= tolerance * size).all()), f"backward: error {(error / size).max()}")
         expect(bool((np.abs(norms - size) <= tolerance * size).all()), "norms")
         largest = np.abs(grad_input).reshape(paths, batch, -1).max(2)
         changed = case["changed"][:, None]
-        # A bound of the largest magnitude is taken out, of what two branches were before they were added, and of what
-        # is rounded to 1 from below.
+        # The power of two of a bound of the largest magnitude is taken out: of two branches before they are added,
+        # and of values that may be rounded up to 1.
         expect(bool(((largest >= 0.004) & (largest <= 1) | ~changed).all()), "the scale of a gradient")
 
 
@@ -323,16 +228,8 @@ def load_cases(file: str) -> list[dict[str, Array]]:
         ]
 
 
-def load(library: str) -> ctypes.CDLL:
-    twin = ctypes.CDLL(library)
-    twin.twin_program.restype = c_int64
-    for walk in (twin.twin_backward, twin.twin_forward):
-        walk.restype = c_char_p
-    return twin
-
-
 def judge(library: str, cases: str) -> None:
-    """Raises Wrong with what is wrong first."""
+    """Raise Wrong with the first error."""
     twin = load(library)
     check_geometry(twin)
     for case in load_cases(cases):

@@ -1,9 +1,9 @@
-"""Mutates the kernels' index arithmetic, one expression at a time, and sees each mutant fail.
+"""Mutate the kernels' index arithmetic, one expression at a time, and check that each mutant fails.
 
-``python tests/csrc/mutations/run.py`` goes through all mutants (two hours on two cores) and ends with those that
-survived; ``--sample 12`` through evenly spaced ones. A mutant is a copy of csrc with one operator or number changed,
-or one barrier left out; it must fail to compile, crash, hang, be caught by the twin's watch over its memory, or give
-a wrong result.
+``python tests/csrc/mutations/run.py`` runs all mutants (two hours on two cores) and lists the survivors at the end;
+``--sample 12`` runs twelve evenly spaced ones. A mutant is a copy of csrc with one operator or number changed, or one
+barrier left out. It must fail to compile, crash, hang, be caught by the twin's watch over its memory, or give a wrong
+result.
 """
 
 from __future__ import annotations
@@ -21,7 +21,27 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[2] / "csrc" / "cuda"
-MUTATED = ["geometry.h", "program.cpp", "walk.cuh", "routed_backward.cuh", "routed_forward.cuh"]
+MUTATED = [
+    "image.h",
+    "strips.h",
+    "program.cpp",
+    "supported.cpp",
+    "program_builder.h",
+    "program_builder.cpp",
+    "planner.cpp",
+    "pack_weights.cpp",
+    "images.cuh",
+    "weight_stream.cuh",
+    "products.cuh",
+    "convolution.cuh",
+    "backward_item.cuh",
+    "backward_epilogue.cuh",
+    "backward_output.cuh",
+    "routed_backward.cuh",
+    "forward_item.cuh",
+    "forward_epilogue.cuh",
+    "routed_forward.cuh",
+]
 OPERATORS = {
     " + ": " - ",
     " - ": " + ",
@@ -40,18 +60,28 @@ OPERATORS = {
     " && ": " || ",
 }
 NUMBER = re.compile(r"(?<![\w.])(\d+)(?![\w.])")
-# Not index arithmetic: declarations, pragmas, messages; the checksum; bounds that only refuse; how many column tiles
-# are worth while, and windows of which size; places of what a convolution does not have.
+# Lines that are not index arithmetic: declarations, pragmas, messages; the checksum; bounds that only refuse a
+# network; the choice of column tiles and windows, which changes only the speed; places of absent parts.
 SKIPPED = re.compile(
     r"^\s*(//|#|template|static_assert|using|PATHNET_UNROLL|PATHNET_NO_UNROLL)"
     r"|refuse\(|invalid_argument|to_string|checksum|16777619|program_size\(|kMaxChannels|in_height \+ 8|pairs"
     r"| : -1|bool bare|kMostPixels|kMostElements|kMostScratch|traffic|bytes \+= double"
 )
+SOURCES = [
+    "host_twin.cpp",
+    "pack_weights.cpp",
+    "planner.cpp",
+    "program.cpp",
+    "program_builder.cpp",
+    "supported.cpp",
+]
 COMPILER = ["g++", "-std=c++17", "-O2", "-w", "-shared", "-fPIC"]
 
 
 @dataclass(frozen=True)
 class Mutant:
+    """One changed line of one file."""
+
     file: str
     line: int
     before: str
@@ -61,12 +91,12 @@ class Mutant:
         return f"{self.file}:{self.line}: {self.before.strip()}  ->  {self.after.strip()}"
 
 
-ROUNDED = "half of a kernel of 1 or 3 is the same"
+ROUNDED = "a third of a kernel of 1 or 3, rounded down, equals its half"
 NO_SECOND_TAP = "there is one tap"
-OVERWRITTEN = "set again before it is read"
-NOT_STORED = "positions beyond the grid are computed, and not stored"
-SLOWER = "waits for more than it must"
-NONE = "what is negative stands for none"
+OVERWRITTEN = "the value is set again before it is read"
+NOT_STORED = "positions beyond the grid are computed but not stored"
+SLOWER = "it only waits for more copies than necessary"
+NONE = "any negative number stands for none"
 
 EQUIVALENT: dict[str, str] = {
     "return {stride, 1, 0, kernel, 0, 1, -(kernel / 3), 1};": ROUNDED,
@@ -75,9 +105,10 @@ EQUIVALENT: dict[str, str] = {
     "if (kernel == 1) return {1, 2, 0, 1, 0, 1, 0, 2};": NO_SECOND_TAP,
     "if (parity == 0) return {1, 2, 0, 1, 1, 2, 0, 1};": NO_SECOND_TAP,
     "if (parity == 0) return {1, 2, 0, 1, 1, 1, 0, 2};": NO_SECOND_TAP,
-    "int first_ = 1, samples_ = 0;": OVERWRITTEN,
-    "int first_ = 0, samples_ = 1;": OVERWRITTEN,
+    "int first = 1, samples = 0;": OVERWRITTEN,
+    "int first = 0, samples = 1;": OVERWRITTEN,
     "int from_ = 0, bytes_ = 0, slices_ = 0, slices_left_ = 1, reads_left_ = 0;": OVERWRITTEN,
+    "int from_ = 0, bytes_ = 0, slices_ = 1, slices_left_ = 0, reads_left_ = 0;": OVERWRITTEN,
     "int operand = 0, mid = 1;": OVERWRITTEN,
     "int operand = 1, mid = 0;": OVERWRITTEN,
     "if (slots_ == 4) {": SLOWER,
@@ -88,10 +119,10 @@ EQUIVALENT: dict[str, str] = {
     "pixels = source.pixel((to - 1) * axis.source_step + axis.offset(axis.taps - 1) + 2, 1) - first;": (
         "one pixel more, which nobody reads"
     ),
-    "form.units[0] = conv(program, form.in, form.out, 3, form.stride, first_bits, inner_affine, -2);": NONE,
-    "form.units[1] = conv(program, form.out, form.out, 3, 1, second_bits, -2, bias);": NONE,
-    "pass.vertical = pass.horizontal = kBackward ? backward_axis(3, 1, 0) : forward_axis(3, 2);": "unused by it",
-    "Masks masks[3];": "one that is not used",
+    "form.units[0] = conv(program, form.in, form.out, 3, form.stride, {first_bits, inner_affine, -2});": NONE,
+    "form.units[1] = conv(program, form.out, form.out, 3, 1, {second_bits, -2, bias});": NONE,
+    "pass.vertical = pass.horizontal = kBackward ? backward_axis(3, 1, 0) : forward_axis(3, 2);": "it is not read",
+    "Masks masks[3];": "the third is not used",
     "left[lane] = (x <= pass.width ? x : pass.width - 1) * pass.horizontal.source_step + 1;": NOT_STORED,
     "const int y = top[lane] + row, inside = y < pass.height ? y : pass.height - 2;": NOT_STORED,
     "const bool inside = x < image.width && y + row <= image.height && channel < program_.channels_in;": NOT_STORED,
@@ -99,20 +130,21 @@ EQUIVALENT: dict[str, str] = {
         NOT_STORED
     ),
 }
-"""Mutants that change nothing that can be seen, by their changed line without its comment, and why; those met so
-far."""
+"""Known mutants whose behaviour does not change, and why; by their changed line without its comment."""
 
 
 def mutants() -> list[Mutant]:
-    found = []
+    """Return all mutants, the equivalent ones included."""
+    mutated = []
     for file in MUTATED:
         for number, line in enumerate((KERNELS / file).read_text().splitlines(), 1):
             if not SKIPPED.search(line):
-                found += [Mutant(file, number, line, after) for after in _changes(line.split("//")[0])]
-    return found
+                mutated += [Mutant(file, number, line, after) for after in _changes(line.split("//")[0])]
+    return mutated
 
 
 def _changes(line: str) -> Iterator[str]:
+    """Yield the line with one operator or number changed, or a barrier's line emptied."""
     if line.strip() in ("exec_.barrier();", "exec_.template wait_copies<1>();", "exec_.template wait_copies<0>();"):
         yield ""
         return
@@ -124,13 +156,14 @@ def _changes(line: str) -> Iterator[str]:
 
 
 def build(sources: Path, library: Path) -> bool:
-    files = [HERE / "twin_abi.cpp", sources / "cuda" / "program.cpp", sources / "cuda" / "host_twin.cpp"]
+    """Compile the twin of a copy of csrc; return whether that succeeded."""
+    files = [HERE / "twin_abi.cpp", *(sources / "cuda" / name for name in SOURCES)]
     command = [*COMPILER, f"-I{sources / 'cuda'}", *files, "-o", library]
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def verdict(mutant: Mutant | None, cases: Path) -> str:
-    """Why the mutant (or what is there now, for None) fails; empty if it survives."""
+    """Return why the mutant (or the unchanged kernels, for None) fails; an empty string if it survives."""
     with tempfile.TemporaryDirectory() as folder:
         sources, library = Path(folder) / "csrc", Path(folder) / "twin.so"
         shutil.copytree(KERNELS.parent, sources)
@@ -152,22 +185,22 @@ def verdict(mutant: Mutant | None, cases: Path) -> str:
     return judged.stdout.strip() or f"crashes ({judged.returncode})"
 
 
-def survivors(chosen: list[Mutant], cases: Path, workers: int = 2) -> Iterator[tuple[Mutant, str]]:
-    """Each mutant with its verdict, as they come."""
+def verdicts(chosen: list[Mutant], cases: Path, workers: int = 2) -> Iterator[tuple[Mutant, str]]:
+    """Yield each mutant with its verdict, in order."""
     with ThreadPoolExecutor(workers) as pool:
         yield from zip(chosen, pool.map(lambda mutant: verdict(mutant, cases), chosen), strict=True)
 
 
 def main() -> int:
-    from helpers.cases import write
+    from cases import write
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sample", type=int, help="how many mutants, evenly spaced; all without it")
-    parser.add_argument("--file", choices=MUTATED, help="only this file's mutants")
+    parser.add_argument("--sample", type=int, help="number of mutants, evenly spaced (default: all)")
+    parser.add_argument("--file", choices=MUTATED, help="mutate only this file")
     arguments = parser.parse_args()
-    everything = [m for m in mutants() if m.after.strip() not in EQUIVALENT and arguments.file in (None, m.file)]
-    step = max(1, len(everything) // arguments.sample) if arguments.sample else 1
-    chosen = everything[::step]
+    candidates = [m for m in mutants() if m.after.strip() not in EQUIVALENT and arguments.file in (None, m.file)]
+    step = max(1, len(candidates) // arguments.sample) if arguments.sample else 1
+    chosen = candidates[::step]
     alive = []
     with tempfile.TemporaryDirectory() as folder:
         cases = Path(folder) / "cases.npz"
@@ -176,11 +209,11 @@ def main() -> int:
         if wrong:
             print(f"the kernels themselves fail: {wrong}")
             return 1
-        for done, (mutant, reason) in enumerate(survivors(chosen, cases), 1):
+        for done, (mutant, reason) in enumerate(verdicts(chosen, cases), 1):
             if not reason:
                 alive.append(mutant)
             print(f"{done}/{len(chosen)} {reason or 'SURVIVES'}: {mutant}", flush=True)
-    print(f"{len(chosen)} mutants, {len(alive)} survive, {len(EQUIVALENT)} known to change nothing left out")
+    print(f"{len(chosen)} mutants, {len(alive)} survive; {len(EQUIVALENT)} equivalent ones left out")
     for mutant in alive:
         print(mutant)
     return 1 if alive else 0

@@ -1,5 +1,5 @@
-// The kernels' twin and their index arithmetic behind a plain C interface, without torch, so that a mutated copy
-// compiles in seconds.
+// The kernels' twin and their index arithmetic behind a plain C interface. It does not include torch, so that a
+// mutated copy compiles in seconds.
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -15,12 +15,13 @@ namespace {
 
 std::string last_finding;
 
-const char* told(const std::string& finding) {
+// Keeps the finding until the next one, and returns it.
+const char* keep(const std::string& finding) {
   last_finding = finding;
   return last_finding.c_str();
 }
 
-struct Tables {
+struct PlanTables {
   const int64_t* blocks;
   int64_t block_count;
   const int64_t* units;
@@ -44,25 +45,25 @@ struct Tables {
 
 extern "C" {
 
-// Numbers of the program, or -1 where it is refused or does not fit.
-int64_t twin_program(const Tables* tables, int backward, int parts, int shared_bytes, int32_t* numbers,
+// Writes a program; returns the number of its numbers, or -1 if the network is refused or the capacity exceeded.
+int64_t twin_program(const PlanTables* tables, int backward, int parts, int shared_bytes, int32_t* numbers,
                      int64_t capacity) {
   try {
-    const std::vector<int32_t> made = make_program(tables->plan(), backward != 0, parts, shared_bytes);
-    if (int64_t(made.size()) > capacity) return -1;
-    std::memcpy(numbers, made.data(), made.size() * sizeof(int32_t));
-    return int64_t(made.size());
+    const std::vector<int32_t> program = make_program(tables->plan(), backward != 0, parts, shared_bytes);
+    if (int64_t(program.size()) > capacity) return -1;
+    std::memcpy(numbers, program.data(), program.size() * sizeof(int32_t));
+    return int64_t(program.size());
   } catch (const std::invalid_argument&) {
     return -1;
   }
 }
 
-void twin_weights(const Tables* tables, const int32_t* program, uint8_t* packed) {
+void twin_weights(const PlanTables* tables, const int32_t* program, uint8_t* packed) {
   pack_program_weights(tables->plan(), *reinterpret_cast<const Program*>(program), packed);
 }
 
-// What of a program the judge needs: bytes of weights and of a sample's bits, scratch, samples, and for each block's
-// two units and projection where its weights and bits begin, and how its weights are sliced.
+// Writes the facts of a program that the judge needs: six sizes, and for each block's two units and projection the
+// bytes at which its weights and bits begin and the number of slices of a chunk.
 void twin_facts(const int32_t* numbers, int32_t* facts) {
   const Program& program = *reinterpret_cast<const Program*>(numbers);
   *facts++ = program.weights_bytes;
@@ -81,8 +82,8 @@ void twin_facts(const int32_t* numbers, int32_t* facts) {
   }
 }
 
-const char* twin_backward(const PathBackward* job) { return told(run_routed_backward(*job)); }
-const char* twin_forward(const PathForward* job) { return told(run_routed_forward(*job)); }
+const char* twin_backward(const PathBackward* job) { return keep(run_routed_backward(*job)); }
+const char* twin_forward(const PathForward* job) { return keep(run_routed_forward(*job)); }
 
 void probe_sizes(const Image* image, int32_t* sizes) {
   sizes[0] = image->plane_bytes();

@@ -56,17 +56,17 @@ def test_forward_passes_of_random_networks(isa: str, seed: int, bn: str, monkeyp
     with torch.no_grad():
         assert relative_error(recorder(images, labels).output, exact(images.double())) < FORWARD
         routing = torch.cat([random_paths(net.n, seed)[:4], torch.rand(2, net.n, 2, dtype=torch.float64)])
-        for own, path in zip(recorder.routed_outputs(images, routing), routing.tolist(), strict=True):
+        for output, path in zip(recorder.routed_outputs(images, routing), routing.tolist(), strict=True):
             y = exact.stem(images.double())
             for block, (a, c) in zip(exact.blocks, path, strict=True):
                 y = a * block.skip(y) + c * block.residual(y)
-            assert relative_error(own, exact.head(y)) < FORWARD
+            assert relative_error(output, exact.head(y)) < FORWARD
 
 
 @pytest.mark.parametrize("bn", MODES)
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
 def test_every_path_against_the_detach_loop(case: Case, bn: str) -> None:
-    """Judged on the float64 network's own bits: so few ReLUs that rounding flips none of them here."""
+    """Judge by the float64 network's bits: rounding flips none of these few ReLUs."""
     net, (images, labels) = case.net(), case.images()
     tape = recorded(net, images, labels, bn, "float32")
     codes = pathnet.paths.enumerate_all(tape.n)
@@ -86,8 +86,8 @@ def test_the_recording_forward_is_float32_accurate(bn: str) -> None:
 @pytest.mark.parametrize("precision", TOLERANCES)
 @pytest.mark.parametrize("bn", MODES)
 def test_the_110_layer_network(bn: str, precision: str) -> None:
-    """In bfloat16 with samples enough for roundings to average; the direction of a gradient that all 108 convolutions
-    have rounded is not judged."""
+    """Judge norms alone in bfloat16, with enough samples for roundings to average: all 108 convolutions round a
+    gradient, whose direction is then not judged."""
     case = Case("resnet-110", 110, width=16, side=32, batch=2 if precision == "float32" else 16)
     net, (images, labels) = case.net(), case.images()
     tape = recorded(net, images, labels, bn, precision)

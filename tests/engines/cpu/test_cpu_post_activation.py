@@ -34,18 +34,18 @@ def test_post_activation_blocks(
     assert relative_error(tape.output, exact(images.double()).detach()) < FORWARD
     check(tape, random_paths(net.n, seed), precision)
     check_sums(tape, torch.ones(net.n, 2), precision)
-    for own, path in zip(recorder.routed_outputs(images, ROUTINGS[net.n]), ROUTINGS[net.n].tolist(), strict=True):
+    for output, path in zip(recorder.routed_outputs(images, ROUTINGS[net.n]), ROUTINGS[net.n].tolist(), strict=True):
         y = exact.stem(images.double())
         for block, (a, c) in zip(exact.blocks, path, strict=True):
             y = block.join(a * block.skip(y) + c * block.residual(y))
-        assert relative_error(own, exact.head(y).detach()) < FORWARD
+        assert relative_error(output, exact.head(y).detach()) < FORWARD
 
 
 ROUTINGS = {n: torch.rand(4, n, 2, generator=torch.Generator().manual_seed(n)) for n in range(2, 7)}
 
 
-for own in ROUTINGS.values():
-    own[0], own[1, :, 1], own[2, 0, 0] = 1, 0, 0
+for routing in ROUTINGS.values():
+    routing[0], routing[1, :, 1], routing[2, 0, 0] = 1, 0, 0
 
 
 @pytest.mark.parametrize("bn", MODES)
@@ -60,7 +60,7 @@ def test_every_path_of_post_activation_networks_against_the_detach_loop(seed: in
     sums = tape.gradient_by_length().double()
     for x in (-1.0, 0.5, 2.0):
         routing = torch.tensor([1.0, x]).expand(1, net.n, 2)
-        whole = sum(x**k * own for k, own in enumerate(sums))
+        whole = sum(x**k * grad for k, grad in enumerate(sums))
         assert relative_error(tape.routed_gradients(routing)[0], torch.as_tensor(whole)) < FLOAT32_SAMPLE_NORM
 
 

@@ -1,4 +1,4 @@
-"""Which networks the cpu engine serves, and what its tapes keep."""
+"""The networks that the cpu engine serves, and the memory that its tapes keep."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
 
 def test_a_tape_keeps_bits_not_activations() -> None:
-    """Of ResNet-110 and 128 images: their bits are 16 MB, their activations would be half a gigabyte."""
+    """Record ResNet-110 on 128 images: the bits are 16 MB, the activations would be half a gigabyte."""
     case = Case("resnet-110", 110, width=16, side=32, batch=128)
     net, (images, labels) = case.net(), case.images()
     tape = recorded(net, images, labels, "running", "float32")

@@ -10,9 +10,9 @@ from helpers.cases import Case, measured_net
 from helpers.cpu_networks import SEEDS, each_seed, recorded
 from helpers.judging import TOLERANCES, check_sums, random_routings, truth_sums
 from helpers.walk_cases import INSTRUCTION_SETS, MODES
-from torch import Tensor
 
 from pathnet import native, scaling
+from pathnet.scaling import ScaledGradient
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
@@ -34,8 +34,11 @@ def test_sums_by_length_are_those_of_every_path(
 @pytest.mark.parametrize("bn", MODES)
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS[:2])
 def test_sums_by_length_of_54_blocks(isa: str, bn: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where products are of bfloat16 numbers, or of two terms of them, along 54 modules on small images, the batch's
-    norm averages few roundings: it is held to a sample's tolerance. Of bfloat16 the lengths up to 45 are judged."""
+    """Judge norms of the batch, in bfloat16 for the lengths up to 45.
+
+    Where products are those of bfloat16 numbers, or of two terms of them, the batch's norm averages few roundings
+    along 54 modules on small images, and the tolerance is a sample's.
+    """
     monkeypatch.setenv("PATHNET_ISA", isa)
     case = Case("deep", 110, width=8, side=16, batch=4)
     tape = recorded(case.net(), *case.images(), bn, precision)
@@ -47,7 +50,7 @@ def test_sums_by_length_of_54_blocks(isa: str, bn: str, precision: str, monkeypa
 
 
 @functools.cache
-def deep_sums(bn: str) -> tuple[Tensor, Tensor]:
-    """On the bits of the float32 forward pass, which is the same for all instruction sets but for rounding."""
+def deep_sums(bn: str) -> ScaledGradient:
+    """Return the truth on the bits of the float32 forward pass, which instruction sets change by rounding alone."""
     case = Case("deep", 110, width=8, side=16, batch=4)
     return truth_sums(recorded(case.net(), *case.images(), bn, "float32"), torch.ones(54, 2))

@@ -31,6 +31,7 @@ from helpers.walk_cases import (
 from torch import Tensor
 
 from pathnet import native
+from pathnet.engines.tables import BlockColumn
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
@@ -55,7 +56,7 @@ def test_random_plans_walk_back_like_autograd(isa: str, bf16: bool, bn: str, wid
         error = sizes(grads - expected, bn)
         assert (error <= admitted(expected, judged(seed, wide, bn, terms), bn, terms)).all(), f"seed {seed}"
         torch.testing.assert_close(norms, grads.flatten(2).norm(dim=2), rtol=1e-12, atol=0)
-        kinds += torch.bincount(network.blocks[:, 2], minlength=3)
+        kinds += torch.bincount(network.blocks[:, BlockColumn.SKIP], minlength=3)
     assert kinds.min() >= (1 if isa == "amx" else 5), kinds
 
 
@@ -71,7 +72,7 @@ def test_plans_with_skips_behind_the_relu_walk_back_like_autograd(isa: str, bf16
         expected, rounded = (judged(seed, wide, bn, count, True) for count in (0, terms))
         grads, _ = walked(network, bn, bf16)
         assert (sizes(grads - expected, bn) <= admitted(expected, rounded, bn, terms)).all(), f"seed {seed}"
-        kinds += torch.bincount(network.blocks[:, 2], minlength=5)
+        kinds += torch.bincount(network.blocks[:, BlockColumn.SKIP], minlength=5)
     assert kinds[list(BEHIND_RELU)].min() >= (1 if isa == "amx" else 5), kinds
 
 
@@ -134,8 +135,10 @@ def test_the_path_through_identity_skips_alone_changes_no_bit(isa: str, bf16: bo
 def long_plan(kind: int, factor: float) -> Plan:
     """Return 16 blocks whose modules and projections multiply by a factor each."""
     network = plan_of_kind(kind, blocks=16)
-    weights, last = network.weights.clone(), network.blocks[:, 0] + network.blocks[:, 1] - 1
-    for u in [*last.tolist(), *network.blocks[network.blocks[:, 3] >= 0, 3].tolist()]:
+    weights = network.weights.clone()
+    last = network.blocks[:, BlockColumn.FIRST] + network.blocks[:, BlockColumn.COUNT] - 1
+    projections = network.blocks[:, BlockColumn.PROJECTION]
+    for u in [*last.tolist(), *projections[projections >= 0].tolist()]:
         weights[network.weights_of(u)] *= factor
     return replace(network, weights=weights, routing=network.routing[[0, 1, 2, 6, 8]].contiguous())
 

@@ -27,6 +27,7 @@ from helpers.walk_cases import (
 from torch import Tensor
 
 from pathnet import native
+from pathnet.engines.tables import UnitColumn
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
@@ -72,7 +73,10 @@ def test_random_plans_are_recorded_like_pytorch(isa: str, bn: str, behind_relu: 
         assert relative_error(output[0], expected.output) <= FLOAT32_WALK, f"seed {seed}"
         # Bits of values so small that rounding may change their sign are not judged.
         positive, sure = (
-            replace(network, bits=[None if row[11] < 0 else judge(expected.values[u]) for u, row in rows(network)])
+            replace(
+                network,
+                bits=[None if row[UnitColumn.BITS] < 0 else judge(expected.values[u]) for u, row in rows(network)],
+            )
             for judge in (lambda x: x > 0, lambda x: x.abs() > 1e-4 * x.abs().mean())
         )
         assert not ((positive.relu_bits() ^ relu_bits) & sure.relu_bits()).any(), f"seed {seed}"

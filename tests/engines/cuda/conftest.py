@@ -20,7 +20,7 @@ def twin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def shared_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """What the twin imitates; by parameter."""
+    """Return the bytes of shared memory that the twin imitates, by parameter."""
     size = GPUS[GPU] if GPU else int(request.param)
     monkeypatch.setattr(Twin, "twin_shared_bytes", size)
     return size

@@ -51,8 +51,11 @@ def test_every_width(width: int, shared_bytes: int, precision: Any) -> None:
 def test_every_number_of_windows(
     height: int, width: int, batch: int, precision: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the least shared memory that serves to where images are resident: windows end within images, at both kinds
-    of skip and both strides; thread blocks own one sample or several, the last of them fewer."""
+    """Run from the least shared memory that serves up to resident images.
+
+    Windows end within images, at both kinds of skip and both strides; thread blocks own one sample or several, the
+    last of them fewer.
+    """
     torch.manual_seed(height)
     sides = ((16, 16, 1, "pad"), (16, 24, 2, "projection"), (24, 24, 1, "pad"), (24, 40, 2, "pad"))
     blocks = [PreactBlock(i, (3, 3), (o, o), stride, skip) for i, o, stride, skip in sides]  # type: ignore[arg-type]

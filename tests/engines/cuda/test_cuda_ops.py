@@ -31,39 +31,39 @@ pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
 @pytest.mark.parametrize("precision", TOLERANCES)
 def test_results_do_not_depend_on_order_grouping_or_neighbours(precision: Any) -> None:
-    given = arguments(precision)
-    whole = ops.cuda_backward_running(**given)
-    backwards = ops.cuda_backward_running(**{**given, "schedule": given["schedule"].flip(1)})
+    inputs = arguments(precision)
+    whole = ops.cuda_backward_running(**inputs)
+    backwards = ops.cuda_backward_running(**{**inputs, "schedule": inputs["schedule"].flip(1)})
     assert all(map(torch.equal, whole, backwards))
     for path in range(3):
-        one = {**given, "routing": given["routing"][path : path + 1], "schedule": scheduled(*torch.zeros(2, 1))}
+        one = {**inputs, "routing": inputs["routing"][path : path + 1], "schedule": scheduled(*torch.zeros(2, 1))}
         assert all(torch.equal(a[path], b[0]) for a, b in zip(whole, ops.cuda_backward_running(**one), strict=True))
-    alone = {**given, **sample(given, slice(1, 2))}
+    alone = {**inputs, **sample(inputs, slice(1, 2))}
     assert all(torch.equal(a[:, 1:2], b) for a, b in zip(whole, ops.cuda_backward_running(**alone), strict=True))
-    norms_alone = ops.cuda_backward_running(**{**given, "gradients": False})
+    norms_alone = ops.cuda_backward_running(**{**inputs, "gradients": False})
     assert torch.equal(norms_alone[0], whole[0]) and norms_alone[1].shape[0] == norms_alone[2].shape[0] == 0
 
 
 def test_scaled_coefficients_zero_gradients_and_others_that_are_not_finite() -> None:
-    given = arguments(routing=torch.randn(2, 6, 2))
-    norms, grad, exponent = ops.cuda_backward_running(**given)
-    scaled = {**given, "grad": given["grad"] * 2.0**-100, "exponent": given["exponent"] - 400}
+    inputs = arguments(routing=torch.randn(2, 6, 2))
+    norms, grad, exponent = ops.cuda_backward_running(**inputs)
+    scaled = {**inputs, "grad": inputs["grad"] * 2.0**-100, "exponent": inputs["exponent"] - 400}
     other = ops.cuda_backward_running(**scaled)
     torch.testing.assert_close(other[0] * 2.0**500, norms, rtol=1e-5, atol=0)
     largest = grad.abs().flatten(2).amax(2)
     assert ((largest >= 0.25) & (largest < 1)).all()
-    zeros = ops.cuda_backward_running(**{**given, "grad": torch.zeros_like(given["grad"])})
+    zeros = ops.cuda_backward_running(**{**inputs, "grad": torch.zeros_like(inputs["grad"])})
     assert not zeros[0].any() and not zeros[1].any()
-    spoiled = given["grad"].clone()
+    spoiled = inputs["grad"].clone()
     spoiled[0, 1, 0, 0, 0] = torch.nan
-    broken = ops.cuda_backward_running(**{**given, "grad": spoiled})
+    broken = ops.cuda_backward_running(**{**inputs, "grad": spoiled})
     assert broken[0][:, 1].isnan().all() and torch.equal(broken[0][:, [0, 2]], norms[:, [0, 2]])
 
 
 def test_no_paths_and_no_samples() -> None:
-    given = arguments(routing=torch.empty(0, 6, 2))
-    assert ops.cuda_backward_running(**given)[0].shape == (0, 3)
-    none = {**arguments(), **sample(given, slice(0))}
+    inputs = arguments(routing=torch.empty(0, 6, 2))
+    assert ops.cuda_backward_running(**inputs)[0].shape == (0, 3)
+    none = {**arguments(), **sample(inputs, slice(0))}
     assert ops.cuda_backward_running(**none)[0].shape == (3, 0)
     forward = forward_arguments(record=False)
     assert ops.cuda_forward_running(**{**forward, "y0": forward["y0"][:0]})[0].shape[:2] == (2, 0)
@@ -71,16 +71,16 @@ def test_no_paths_and_no_samples() -> None:
 
 def test_opcheck() -> None:
     net = SMALL.net()
-    own = tables(net, "running", (16, 6, 6))
-    plan = (own.blocks, own.units, own.weights, own.scales, True, 1, GPUS["227 KB"])
+    network = tables(net, "running", (16, 6, 6))
+    plan = (network.blocks, network.units, network.weights, network.scales, True, 1, GPUS["227 KB"])
     torch.library.opcheck(torch.ops.pathnet.cuda_pack.default, plan)
-    for given in (arguments(), arguments("bfloat16", gradients=False)):
-        torch.library.opcheck(torch.ops.pathnet.cuda_backward_running.default, tuple(given.values()))
+    for inputs in (arguments(), arguments("bfloat16", gradients=False)):
+        torch.library.opcheck(torch.ops.pathnet.cuda_backward_running.default, tuple(inputs.values()))
     for record in (True, False):
         op = torch.ops.pathnet.cuda_forward_running.default
         torch.library.opcheck(op, tuple(forward_arguments(record).values()))
-    given = arguments()
-    torch.library.opcheck(torch.ops.pathnet.cuda_unpack_bits.default, (given["relu_bits"], given["program"], 1, 0))
+    inputs = arguments()
+    torch.library.opcheck(torch.ops.pathnet.cuda_unpack_bits.default, (inputs["relu_bits"], inputs["program"], 1, 0))
 
 
 @pytest.mark.parametrize(
@@ -113,13 +113,13 @@ def test_opcheck() -> None:
     ],
 )
 def test_malformed_arguments_are_refused(changes: dict[str, Any], message: str) -> None:
-    given = arguments()
+    inputs = arguments()
     with pytest.raises(RuntimeError, match=message):
-        ops.cuda_backward_running(**{**given, **{name: change(given[name]) for name, change in changes.items()}})
+        ops.cuda_backward_running(**{**inputs, **{name: change(inputs[name]) for name, change in changes.items()}})
 
 
 def shifted(tensor: Tensor, offset: int) -> Tensor:
-    """The same values as a slice that begins so many elements into its memory."""
+    """Return the same values as a slice that begins ``offset`` elements into its memory."""
     memory = tensor.new_zeros(tensor.numel() + offset)
     memory[offset:] = tensor.flatten()
     return memory[offset:].view(tensor.shape)
@@ -127,43 +127,43 @@ def shifted(tensor: Tensor, offset: int) -> Tensor:
 
 @pytest.mark.parametrize(("name", "bytes_read"), [("packed", 16), ("relu_bits", 4)])
 def test_slices_begin_where_the_kernels_can_read_them(name: str, bytes_read: int) -> None:
-    given = arguments("bfloat16")
-    whole = ops.cuda_backward_running(**given)
-    sliced = {**given, name: shifted(given[name], bytes_read)}
+    inputs = arguments("bfloat16")
+    whole = ops.cuda_backward_running(**inputs)
+    sliced = {**inputs, name: shifted(inputs[name], bytes_read)}
     assert all(map(torch.equal, whole, ops.cuda_backward_running(**sliced)))
     for offset in (1, 2, bytes_read // 2):
         message = f"{name}: expected data aligned to {bytes_read} bytes, got it {offset} bytes off"
         with pytest.raises(RuntimeError, match=message):
-            ops.cuda_backward_running(**{**given, name: shifted(given[name], offset)})
+            ops.cuda_backward_running(**{**inputs, name: shifted(inputs[name], offset)})
 
 
 def test_bits_may_be_columns_of_longer_rows() -> None:
-    given = arguments("bfloat16")
-    longer = F.pad(given["relu_bits"], (64, 4), value=255)
-    columns = {**given, "relu_bits": longer[:, 64:-4]}
-    whole = ops.cuda_backward_running(**given)
+    inputs = arguments("bfloat16")
+    longer = F.pad(inputs["relu_bits"], (64, 4), value=255)
+    columns = {**inputs, "relu_bits": longer[:, 64:-4]}
+    whole = ops.cuda_backward_running(**inputs)
     assert all(map(torch.equal, whole, ops.cuda_backward_running(**columns)))
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
 def test_each_path_starts_from_its_gradient(precision: Any) -> None:
-    given = arguments(precision)
-    grad, exponent = torch.randn(4, *given["grad"].shape[1:]), torch.randint(-9, 9, (4, 3), dtype=torch.int32)
+    inputs = arguments(precision)
+    grad, exponent = torch.randn(4, *inputs["grad"].shape[1:]), torch.randint(-9, 9, (4, 3), dtype=torch.int32)
     starts = torch.tensor([2, 0, 2])
     schedule = scheduled(torch.arange(3), starts)
-    given["routing"][2] = torch.tensor([1.0, 0.0])
-    several = ops.cuda_backward_running(**{**given, "grad": grad, "exponent": exponent, "schedule": schedule})
+    inputs["routing"][2] = torch.tensor([1.0, 0.0])
+    several = ops.cuda_backward_running(**{**inputs, "grad": grad, "exponent": exponent, "schedule": schedule})
     for path, start in enumerate(starts.tolist()):
-        alone = {**given, "grad": grad[start : start + 1], "exponent": exponent[start : start + 1]}
+        alone = {**inputs, "grad": grad[start : start + 1], "exponent": exponent[start : start + 1]}
         expected = ops.cuda_backward_running(**alone)
         assert all(torch.equal(a[path], b[path]) for a, b in zip(several, expected, strict=True))
 
 
 def test_a_start_that_is_none_is_not_walked() -> None:
-    given = arguments(gradients=False)
+    inputs = arguments(gradients=False)
     for wrong in (-1, 1, 1 << 30):
-        starts = torch.full_like(given["schedule"][1], wrong)
-        ops.cuda_backward_running(**{**given, "schedule": scheduled(given["schedule"][0], starts)})
+        starts = torch.full_like(inputs["schedule"][1], wrong)
+        ops.cuda_backward_running(**{**inputs, "schedule": scheduled(inputs["schedule"][0], starts)})
 
 
 @pytest.mark.parametrize("seed", [0, 3])
@@ -174,9 +174,9 @@ def test_sums_by_length_launch_once_a_block_and_copy_no_bits(seed: int, monkeypa
     assert isinstance(record.walk, CudaWalk)
     memory = record.walk.relu_bits.untyped_storage().data_ptr()
 
-    def watched(*given: Any) -> Any:
-        launched.append((len(given[2]), given[6].untyped_storage().data_ptr() == memory))
-        return launch(*given)
+    def watched(*inputs: Any) -> Any:
+        launched.append((len(inputs[2]), inputs[6].untyped_storage().data_ptr() == memory))
+        return launch(*inputs)
 
     monkeypatch.setattr(ops, "cuda_backward_running", watched)
     record.walk.sums_by_length(record.start, torch.ones(net.n, 2))
@@ -185,7 +185,7 @@ def test_sums_by_length_launch_once_a_block_and_copy_no_bits(seed: int, monkeypa
 
 @pytest.mark.parametrize("sums", [False, True], ids=["paths", "sums"])
 def test_what_a_walk_needs_of_the_host_is_sent_in_two_copies(sums: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To a device that has no numbers to give back: the order is made on the host, and nobody waits."""
+    """Use a device without values: the order is computed on the host, and nothing waits."""
     recorded: Any = small_tape()._record.walk
     sent: list[tuple[str, list[int]]] = []
     network, device = recorded.network, torch.device("meta")
@@ -196,9 +196,9 @@ def test_what_a_walk_needs_of_the_host_is_sent_in_two_copies(sums: bool, monkeyp
         sent.append((values.device.type, list(values.shape)))
         return values.to(to)
 
-    def launched(*given: Any) -> tuple[Tensor, ...]:
-        assert {tensor.device.type for tensor in given[:4]} == {"meta"}
-        return given[0], given[0], given[1]
+    def launched(*inputs: Any) -> tuple[Tensor, ...]:
+        assert {tensor.device.type for tensor in inputs[:4]} == {"meta"}
+        return inputs[0], inputs[0], inputs[1]
 
     monkeypatch.setattr(cuda, "to_device", noted)
     monkeypatch.setattr(ops, "cuda_backward_running", launched)
@@ -212,10 +212,10 @@ def test_what_a_walk_needs_of_the_host_is_sent_in_two_copies(sums: bool, monkeyp
 
 
 def test_slices_of_float32_begin_anywhere() -> None:
-    given, forward = arguments(), forward_arguments(record=False)
-    whole, outputs = ops.cuda_backward_running(**given), ops.cuda_forward_running(**forward)
+    inputs, forward = arguments(), forward_arguments(record=False)
+    whole, outputs = ops.cuda_backward_running(**inputs), ops.cuda_forward_running(**forward)
     for name in ("grad", "exponent", "routing", "schedule"):
-        sliced = {**given, name: shifted(given[name], 1)}
+        sliced = {**inputs, name: shifted(inputs[name], 1)}
         assert all(map(torch.equal, whole, ops.cuda_backward_running(**sliced)))
     for name in ("y0", "routing", "order", "affine"):
         sliced = {**forward, name: shifted(forward[name], 1)}
@@ -225,10 +225,10 @@ def test_slices_of_float32_begin_anywhere() -> None:
 
 
 def test_a_program_serves_its_own_direction_only() -> None:
-    given, forward = arguments(), forward_arguments(record=False)
+    inputs, forward = arguments(), forward_arguments(record=False)
     with pytest.raises(RuntimeError, match="program: expected one for the walk back, got the other"):
-        ops.cuda_backward_running(**{**given, "program": forward["program"]})
+        ops.cuda_backward_running(**{**inputs, "program": forward["program"]})
     with pytest.raises(RuntimeError, match="program: expected one for the walk forward, got the other"):
-        ops.cuda_forward_running(**{**forward, "program": given["program"]})
+        ops.cuda_forward_running(**{**forward, "program": inputs["program"]})
     with pytest.raises(RuntimeError, match="routing: expected one to record, got 2"):
         ops.cuda_forward_running(**{**forward, "record": True})

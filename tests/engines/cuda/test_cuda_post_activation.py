@@ -79,7 +79,7 @@ def test_every_path_of_a_post_activation_network_against_the_detach_loop(shortcu
     [(20, "pad", "float32"), (20, "projection", "bfloat16"), (110, "pad", "bfloat16")],
 )
 def test_the_original_cifar_networks(depth: int, shortcut: str, precision: Any) -> None:
-    """Of a thread block's two samples in bfloat16 the last is alone."""
+    """Use three samples in bfloat16: the last thread block has one sample instead of two."""
     net, images = cifar_resnet(depth, shortcut), torch.randn(3 if precision == "bfloat16" else 2, 3, 32, 32)
     tape = pathnet.record(net, images, torch.arange(len(images)), engine="twin", precision=precision)
     assert relative_error(tape.output, in_float64(net, "running")(images.double()).detach()) < FORWARD

@@ -1,4 +1,4 @@
-"""Which networks and devices the cuda engine serves, and how it refuses the others."""
+"""The networks and devices that the cuda engine serves, and its reasons to refuse others."""
 
 from __future__ import annotations
 
@@ -65,32 +65,32 @@ def test_what_the_kernels_have_no_form_for_is_named() -> None:
 
 def test_more_shared_memory_than_any_gpu_has_is_refused() -> None:
     """It would hold more strips than divisions by multiplication count."""
-    own = tables(pathnet.models.preact_resnet(8), "running", (16, 8, 8))
-    given = own.blocks, own.units, own.weights, own.scales, True, 1
-    ops.cuda_pack(*given, 1 << 18)
+    network = tables(pathnet.models.preact_resnet(8), "running", (16, 8, 8))
+    arguments = network.blocks, network.units, network.weights, network.scales, True, 1
+    ops.cuda_pack(*arguments, 1 << 18)
     with pytest.raises(RuntimeError, match="shared_bytes: expected 1 to 262144, got 262145"):
-        ops.cuda_pack(*given, (1 << 18) + 1)
+        ops.cuda_pack(*arguments, (1 << 18) + 1)
 
 
 def test_the_walk_forward_takes_two_terms_a_number() -> None:
-    own = tables(pathnet.models.preact_resnet(8), "running", (16, 8, 8))
+    network = tables(pathnet.models.preact_resnet(8), "running", (16, 8, 8))
     with pytest.raises(RuntimeError, match="parts: expected 2 for the walk forward, got 1"):
-        ops.cuda_pack(own.blocks, own.units, own.weights, own.scales, False, 1, GPUS["227 KB"])
+        ops.cuda_pack(network.blocks, network.units, network.weights, network.scales, False, 1, GPUS["227 KB"])
 
 
 def test_units_without_relu_but_the_networks_first_are_the_cpu_engines_alone() -> None:
-    own = tables(pathnet.models.preact_resnet(8), "running", (16, 8, 8))
-    given = own.weights, own.scales, True, 1, GPUS["227 KB"]
-    ops.cuda_pack(own.blocks, own.units, *given)
+    network = tables(pathnet.models.preact_resnet(8), "running", (16, 8, 8))
+    arguments = network.weights, network.scales, True, 1, GPUS["227 KB"]
+    ops.cuda_pack(network.blocks, network.units, *arguments)
     for unit, block in ((1, 1), (2, 2)):
-        units = own.units.clone()
+        units = network.units.clone()
         units[unit, UnitColumn.BITS] = -1
         with pytest.raises(RuntimeError, match=f"block {block} has a convolution without BN and ReLU"):
-            ops.cuda_pack(own.blocks, units, *given)
+            ops.cuda_pack(network.blocks, units, *arguments)
 
 
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (9, 0)) -> None:
-    """As if this process had a GPU; nothing is run on it."""
+    """Act as if this process had a GPU; nothing runs on it."""
     monkeypatch.setattr(engines, "ENGINES", (CudaEngine(), ReferenceEngine()))
     monkeypatch.setattr(CudaEngine, "unavailable", lambda self: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)

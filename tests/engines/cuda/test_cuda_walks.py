@@ -1,4 +1,4 @@
-"""The cuda engine without a GPU: its kernels' own bodies, run on the host by their twin, against the reference.
+"""The cuda engine without a GPU: the bodies of its kernels, run on the host by their twin, against the reference.
 
 The twin also fails on a race, on a read of what was never written or is still being copied, and out of bounds.
 """
@@ -56,15 +56,15 @@ def test_forward_passes_of_random_networks(seed: int, shared_bytes: int) -> None
         y = block(y)
         for hook in hooks:
             hook.remove()
-        for own, z in zip(bits, activations, strict=True):
+        for recorded, z in zip(bits, activations, strict=True):
             sure = z.abs() > 1e-3 * z.abs().mean()
-            assert torch.equal(own[sure], (z > 0)[sure])
+            assert torch.equal(recorded[sure], (z > 0)[sure])
     routing = torch.randn(3, net.n, 2)
     routing[0, :, 1] = 0
     routing[1, ::2, 1] = 0
     expected = reference_outputs(exact, images, routing)
-    for own, other in zip(recorder.routed_outputs(images, routing), expected, strict=True):
-        assert relative_error(own, other) < FORWARD
+    for routed, other in zip(recorder.routed_outputs(images, routing), expected, strict=True):
+        assert relative_error(routed, other) < FORWARD
 
 
 def keep(values: list[Tensor]) -> Callable[..., None]:
@@ -88,7 +88,7 @@ def test_sums_by_length_are_those_of_every_path(seed: int, shared_bytes: int, pr
     indirect=["shared_bytes"],
 )
 def test_the_papers_networks(depth: int, shared_bytes: int, precision: Any) -> None:
-    """With 227 KB in float32 a sample a thread block, in bfloat16 two, the last with one."""
+    """Use 227 KB: a thread block has one sample in float32, in bfloat16 two, and the last one."""
     case = Case(f"resnet-{depth}", depth, width=16, side=32, batch=2 if precision == "float32" else 3)
     net, (images, labels) = case.net(), case.images()
     tape = pathnet.record(net, images, labels, engine="twin", precision=precision)
@@ -101,7 +101,7 @@ def test_the_papers_networks(depth: int, shared_bytes: int, precision: Any) -> N
 @pytest.mark.parametrize("shortcut", ["projection", "pad"])
 @pytest.mark.parametrize("shared_bytes", [FEW, 232448], indirect=True)
 def test_every_path_against_the_detach_loop(shared_bytes: int, shortcut: str) -> None:
-    """Judged on the float64 network's own bits: so few ReLUs that rounding flips none of them here."""
+    """Judge by the float64 network's bits: rounding flips none of these few ReLUs."""
     case = Case("six", 14, width=8, side=8, batch=2, shortcut=shortcut)
     net, (images, labels) = case.net(), case.images()
     tape = pathnet.record(net, images, labels, engine="twin")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from helpers.cases import SMALL, Case, faint, measured_net, post_activation_net, random_net
 from helpers.judging import TOLERANCES, check, check_sums, random_routings, reference_outputs
+from helpers.model_cases import MODEL_CASES
 from helpers.oracles import autograd, detach_loop, in_float64, relative_error
-from helpers.strangers import STRANGERS
 from helpers.tolerances import FLOAT32_BATCH_NORM, FLOAT32_SAMPLE_NORM, FORWARD
 from torch import Tensor, nn
 
@@ -265,7 +265,7 @@ def test_every_path_of_post_activation_networks(
 @pytest.mark.parametrize("bn", MODES)
 def test_a_strangers_post_activation_blocks(bn: str) -> None:
     """Modules of other people's making, traced: convolutions with biases, blocks of a single one."""
-    stranger = next(own for own in STRANGERS if own.name == "control flow")
+    stranger = next(own for own in MODEL_CASES if own.name == "control flow")
     model, (images, labels) = stranger.model(3).float(), stranger.batch()
     images = images.float()
     net = pathnet.adapt(model, images)

@@ -1,4 +1,4 @@
-"""The cuda engine on a GPU, against the reference in float64 on the same record, and against its own twin."""
+"""The cuda engine on a GPU, against the reference in float64 on the same record, and against its twin."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_auto_takes_the_engine(device: torch.device) -> None:
 @pytest.mark.parametrize("post", [False, True], ids=["pre", "post"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_walks_sums_and_forward_passes(seed: int, post: bool, precision: Any, device: torch.device) -> None:
-    """And the engine's check of itself."""
+    """Check walks, sums and forward passes, and the engine's check of itself."""
     net, images, labels = random_basic_net(seed, smallest=1 if precision == "float32" else 6, post=post)
     net, images, labels = net.to(device), images.to(device), labels.to(device)
     y0_shape = torch.as_tensor(net.stem(images)).shape[1:]
@@ -57,8 +57,8 @@ def test_walks_sums_and_forward_passes(seed: int, post: bool, precision: Any, de
     check_sums(tape, torch.ones(net.n, 2), precision)
     check_sums(tape, routing[3], precision)
     expected = reference_outputs(exact, images, routing)
-    for own, other in zip(recorder.routed_outputs(images, routing), expected, strict=True):
-        assert relative_error(own, other) < FORWARD
+    for output, other in zip(recorder.routed_outputs(images, routing), expected, strict=True):
+        assert relative_error(output, other) < FORWARD
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
@@ -87,7 +87,7 @@ def test_the_110_layer_network(precision: Any, device: torch.device) -> None:
 
 @pytest.mark.parametrize("precision", TOLERANCES)
 def test_the_twin_tells_what_the_gpu_does(precision: Any, device: torch.device) -> None:
-    """The same tensors through both: they differ by the order in which tensor cores add, and no more."""
+    """Run the same tensors through both: they differ by the order in which tensor cores add, and no more."""
     net, images, labels = random_basic_net(3, smallest=6)
     record = recorded(net, images, labels, device, precision)._record
     assert isinstance(record.walk, CudaWalk)
@@ -96,8 +96,9 @@ def test_the_twin_tells_what_the_gpu_does(precision: Any, device: torch.device) 
     def on_host(program: Program) -> Program:
         return Program(program.host, program.device.cpu())
 
-    own = record.walk.network
-    host = replace(own, backward=on_host(own.backward), forward=on_host(own.forward), affine=own.affine.cpu())
+    network = record.walk.network
+    programs = {"backward": on_host(network.backward), "forward": on_host(network.forward)}
+    host = replace(network, **programs, affine=network.affine.cpu())
     twin = CudaWalk(host, record.walk.relu_bits.cpu())
     on_gpu = record.walk.norms(record.start, routing.to(device))
     on_cpu = twin.norms(ScaledGradient(*(tensor.cpu() for tensor in record.start)), routing)
@@ -137,7 +138,7 @@ def test_work_on_another_stream(device: torch.device) -> None:
 
 
 def test_what_is_wrong_with_a_batch_is_told_when_the_tape_is_asked(device: torch.device) -> None:
-    """Not when it is recorded, which would wait for the GPU; and never is there a result."""
+    """Recording must not raise, since it would wait for the GPU; a measurement must, instead of a result."""
     case = Case("small", 14, width=16, side=8)
     net, (images, labels) = case.net().to(device), (tensor.to(device) for tensor in case.images())
     recorder, codes = pathnet.Recorder(net, engine="cuda"), pathnet.paths.sample(6, 3, 4)

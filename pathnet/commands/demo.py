@@ -1,0 +1,52 @@
+"""``pathnet demo``: a small network from training to figure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pathnet import models
+from pathnet.commands.gradients import measured
+from pathnet.commands.places import check_utf_8
+from pathnet.commands.shared import Device, Json, RunFolder, device_of, one_thread
+from pathnet.commands.train import trained
+from pathnet.data import load
+from pathnet.experiments.plans import PathGradients
+from pathnet.settings import check_settings
+from pathnet.study import PRESETS
+
+__all__ = ["Demo", "demo"]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Settings of ``pathnet demo``."""
+
+    run: RunFolder = Path("runs/demo")
+    device: Device = "auto"
+    as_json: Json = False
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        check_utf_8("run", self.run)
+
+
+def demo(settings: Demo) -> None:
+    """Train a small network on digits, measure its path gradients, draw Figure 6: in three minutes."""
+    from pathnet import results
+    from pathnet.commands.printing import print_training
+    from pathnet.commands.runs import print_gradients
+
+    study, device = PRESETS["demo"], device_of(settings.device)
+    data, recipe = load(study.data), study.recipe_of("residual", 0)
+    torch.manual_seed(recipe.seed)
+    net, weights = models.build(study.config("residual", data)).to(device), results.weights_of(settings.run)
+    with one_thread(True):
+        history = trained(net, data, recipe, weights)
+        if not settings.as_json:
+            print_training(history, weights)
+        plan = PathGradients(batches=study.plan.batches, seed=study.plan.plan_seed)
+        run = measured(net, data, plan, settings.run)
+    print_gradients(run, settings.as_json, history[-1].test_accuracy)

@@ -1,0 +1,57 @@
+"""``pathnet doctor``: what is installed, built and usable."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import pathnet
+from pathnet.commands.shared import Json
+
+__all__ = ["Doctor", "doctor"]
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Settings of ``pathnet doctor``."""
+
+    as_json: Json = False
+
+
+def doctor(settings: Doctor) -> None:
+    """Say what is installed, built and usable here, and why other things are not."""
+    from pathnet.commands.printing import print_facts, print_json
+
+    facts = _facts()
+    if settings.as_json:
+        print_json(facts, [])
+    else:
+        texts = {name: fact if isinstance(fact, str) else ", ".join(fact) for name, fact in facts.items()}
+        print_facts(texts)
+
+
+def _facts() -> dict[str, Any]:
+    from pathnet import engines, native
+
+    return {
+        "pathnet": pathnet.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "native library": native.WHY_NOT or "built",
+        **_build_facts(),
+        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use",
+        **{f"engine {name}": reason or "usable" for name, reason in engines.available().items()},
+    }
+
+
+def _build_facts() -> dict[str, Any]:
+    from pathnet import native
+
+    try:
+        facts = native.build_facts() if native.LOADED else {}
+    except RuntimeError as error:
+        facts = {"build": str(error)}
+    return {name.replace("_", " "): fact for name, fact in facts.items() if fact}

@@ -1,0 +1,75 @@
+"""``pathnet figures``: the figures of a run again, or all of the paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pathnet import study as studies
+from pathnet.commands.places import check_existing_folder, check_folder_to_write
+from pathnet.commands.streams import say
+from pathnet.commands.studies import OnStudy, study_on
+from pathnet.paper import EXPERIMENTS, claims
+from pathnet.progress import reporter
+from pathnet.settings import Checked, Flag, Help
+
+if TYPE_CHECKING:
+    from pathnet.results import Run
+
+__all__ = ["EPILOG", "Figures", "figures"]
+
+EPILOG = "With --all, settings default to the preset's."
+
+
+def _check_run(name: str, run: Path) -> None:
+    check_existing_folder(name, run, "the folder of a run")
+    check_folder_to_write(name, run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures(OnStudy):
+    """Settings of ``pathnet figures``."""
+
+    run: Annotated[
+        Path | None,
+        Help("Folder of a run whose figures are drawn again."),
+        Flag(value="RUN", positional=True),
+        Checked(_check_run),
+    ] = None
+    everything: Annotated[
+        bool, Help("Train, measure and draw all of the paper by a preset, and write report.html."), Flag("--all")
+    ] = False
+
+
+def figures(settings: Figures) -> None:
+    """Draw the figures of a run again from what it measured; with --all, do all of the paper."""
+    from pathnet import report, results
+    from pathnet.commands.printing import print_claims, print_json
+    from pathnet.commands.runs import print_run
+
+    if settings.everything == (settings.run is not None):
+        raise typer.BadParameter("expected a run's folder, or --all, and not both")
+    if settings.run is not None:
+        print_run(results.read(settings.run), settings.as_json)
+        return
+    name, runs = _measured(settings)
+    place = settings.place
+    page = report.write(runs, f"All of the paper on {name}", place / "report.html")
+    said = [claim for run in runs for claim in claims(run)]
+    if settings.as_json:
+        print_json({"claims": list(map(vars, said))}, [page])
+    else:
+        print_claims(said)
+        say(f"{sum(claim.held for claim in said)} of {len(said)} claims held", place, page)
+
+
+def _measured(settings: Figures) -> tuple[str, list[Run]]:
+    """Return the name of the data, and the runs of every experiment, after training and measuring what is missing."""
+    study, runs = settings.study, list["Run"]()
+    with study_on(settings) as (data, networks):
+        for name in EXPERIMENTS:
+            runs += studies.measured(name, networks(name), data, study.plan, settings.place, reporter, study)
+    return data.name, runs

@@ -1,0 +1,148 @@
+"""Commands made of dataclasses: a flag for every setting, with its help, bounds and default."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import MISSING, dataclass, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from pathnet.settings import Flag, Panel, Setting, Without, settings_of
+from pathnet.study import PRESETS
+
+__all__ = ["Command", "OverPreset", "command_of"]
+
+Command = Callable[..., None]
+Settings = TypeVar("Settings")
+
+PANELS = ("", "Measurements", "Study", "Network", "Networks", "Training", "General")
+"""Headings in the order of the help; the first is that of a command's own flags."""
+PLACEHOLDERS = {int: "N", float: "X", Path: "PATH", bool: ""}
+
+
+@dataclass(frozen=True)
+class OverPreset:
+    """Mark of a study: each of its flags is the preset's value unless it is set."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Place of a setting among the flags of a command.
+
+    Attributes:
+        setting: the setting.
+        panel: its heading.
+        over_preset: whether the preset is its default.
+    """
+
+    setting: Setting
+    panel: str
+    over_preset: bool
+
+
+def command_of(
+    kind: type[Settings], run: Callable[[Settings], None], hidden: Container[str] = frozenset()
+) -> Command:
+    """Return the function that Typer makes a command of: it builds the settings from flags, and runs with them.
+
+    Args:
+        kind: the dataclass; the fields of dataclasses that it holds are flags like its own.
+        run: the command, whose name and docstring are the command's.
+        hidden: names of settings that the help leaves out.
+    """
+
+    def command(**values: Any) -> None:
+        run(_built(kind, values))
+
+    places = sorted(_places(kind), key=lambda place: PANELS.index(place.panel))
+    parameters = [_parameter(place, place.setting.name in hidden) for place in places]
+    command.__name__, command.__doc__ = run.__name__, run.__doc__
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def _places(
+    kind: type[Any], panel: str = "", over_preset: bool = False, without: Container[str] = ()
+) -> Iterator[_Place]:
+    for setting in settings_of(kind):
+        if setting.name in without:
+            continue
+        mark = setting.mark(Panel)
+        here = mark.title if mark else panel
+        if isinstance(setting.type, type) and is_dataclass(setting.type):
+            yield from _places(setting.type, here, over_preset or _is_over_preset(setting), _excluded(setting))
+        else:
+            yield _Place(setting, here, over_preset)
+
+
+def _is_over_preset(setting: Setting) -> bool:
+    return setting.mark(OverPreset) is not None
+
+
+def _excluded(setting: Setting) -> tuple[str, ...]:
+    mark = setting.mark(Without)
+    return mark.names if mark else ()
+
+
+def _parameter(place: _Place, hidden: bool) -> inspect.Parameter:
+    setting = place.setting
+    default = None if place.over_preset else setting.default
+    kind = setting.type | None if place.over_preset else setting.type
+    return inspect.Parameter(
+        setting.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if default is MISSING else default,
+        annotation=Annotated[kind, _option(place, hidden)],
+    )
+
+
+def _option(place: _Place, hidden: bool) -> Any:
+    setting, flag = place.setting, place.setting.mark(Flag) or Flag()
+    if flag.positional:
+        return typer.Argument(help=setting.help, metavar=flag.value, show_default=False)
+    name = flag.name or f"--{setting.name.replace('_', '-')}"
+    if flag.negatable:
+        name = f"{name}/--no-{name.removeprefix('--')}"
+    return typer.Option(
+        name,
+        help=_help(place, flag),
+        metavar=flag.value if flag.value is not None else PLACEHOLDERS.get(setting.value_type, "TEXT"),
+        show_default=False,
+        rich_help_panel=place.panel or None,
+        hidden=hidden,
+    )
+
+
+def _help(place: _Place, flag: Flag) -> str:
+    """Return the help of a setting with its default, which Typer would put on a line of its own."""
+    setting = place.setting
+    default = flag.default or setting.default
+    if place.over_preset or default in (None, MISSING) or isinstance(default, bool):
+        return setting.help
+    return f"{setting.help} [dim]Default: {default}.[/dim]"
+
+
+def _built(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
+    fields: dict[str, Any] = {}
+    for setting in settings_of(kind):
+        if _is_over_preset(setting):
+            fields[setting.name] = _changed(PRESETS[values["preset"]], values)
+        elif is_dataclass(setting.type):
+            fields[setting.name] = _built(setting.type, values)  # type: ignore[arg-type]
+        else:
+            fields[setting.name] = values[setting.name]
+    return kind(**fields)
+
+
+def _changed(base: Settings, values: Mapping[str, Any], without: Container[str] = ()) -> Settings:
+    """Return a dataclass with the values that are set in place of its own."""
+    changes: dict[str, Any] = {}
+    for setting in settings_of(type(base)):
+        if is_dataclass(setting.type):
+            changes[setting.name] = _changed(getattr(base, setting.name), values, _excluded(setting))
+        elif setting.name not in without and values[setting.name] is not None:
+            changes[setting.name] = values[setting.name]
+    return replace(base, **changes)  # type: ignore[type-var]

@@ -1,0 +1,75 @@
+"""Settings that several commands share, and what the settings stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import torch
+
+from pathnet.commands.places import check_existing_folder, check_folder_to_write, check_utf_8
+from pathnet.settings import Checked, Flag, Help, Panel
+from pathnet.study import DataSet
+
+__all__ = [
+    "Device",
+    "ExistingData",
+    "Json",
+    "RunFolder",
+    "check_data",
+    "check_folder_for_weights",
+    "device_of",
+    "one_thread",
+]
+
+BUILT_IN = ("digits", "synthetic")
+
+
+def check_data(name: str, data: str) -> None:
+    """Raise ValueError unless ``data`` is a built-in data set or an existing folder."""
+    if data not in BUILT_IN:
+        check_existing_folder(name, Path(data), f"{', '.join(BUILT_IN)} or an existing folder")
+
+
+def check_folder_for_weights(name: str, folder: Path | None) -> None:
+    """Raise ValueError unless weights can be written into the folder, which need not exist."""
+    if folder is not None:
+        check_folder_to_write(name, folder)
+        check_utf_8(name, folder)
+
+
+ExistingData = Annotated[DataSet, Checked(check_data)]
+RunFolder = Annotated[
+    Path, Help("Folder of the run; an existing run continues."), Flag(value="FOLDER"), Checked(check_folder_to_write)
+]
+Device = Annotated[
+    str, Help("cpu, cuda, or auto: cuda where there is a GPU, else cpu."), Flag(value="DEVICE"), Panel("General")
+]
+Json = Annotated[bool, Help("Print one JSON object on stdout, and nothing else."), Flag("--json"), Panel("General")]
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device of a name: ``auto`` is the GPU where there is one.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    usable = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    if name not in usable:
+        raise ValueError(f"device: expected auto, {', '.join(usable)}, got {name!r}")
+    return torch.device(name)
+
+
+@contextmanager
+def one_thread(small: bool) -> Iterator[None]:
+    """Compute on one thread if images are small: threads would wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if small else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,216 @@
+"""``pathnet train``: one network, trained by a recipe, from one process or from those of torchrun."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from pathnet import models, training
+from pathnet.checks import check_number
+from pathnet.commands.failures import kept
+from pathnet.commands.places import check_file_to_write, check_folder_to_write, check_utf_8
+from pathnet.commands.shared import Device, ExistingData, Json, device_of
+from pathnet.data import Data, load
+from pathnet.printable import printable
+from pathnet.progress import reporter
+from pathnet.settings import Checked, Flag, Help, Panel, check_settings
+from pathnet.study import SkipBroken, check_size
+from pathnet.training import Epoch, Recipe
+
+if TYPE_CHECKING:
+    from pathnet.effective_depth import EffectiveDepth
+
+__all__ = ["Train", "train", "trained"]
+
+DEPTH_IMAGES = 32
+"""Images on which effective depth is measured during a training."""
+
+
+def _check_weights(name: str, file: Path) -> None:
+    check_file_to_write(name, file)
+    check_utf_8(name, file)
+
+
+def _check_depths(name: str, file: Path) -> None:
+    check = check_file_to_write if file.suffix == ".csv" else check_folder_to_write
+    check(name, file)
+
+
+@dataclass(frozen=True)
+class Network:
+    """Settings of a network; a setting that is None is the model's default."""
+
+    model: Annotated[
+        Literal["preact_resnet", "preact_resnet_imagenet", "resnet", "vgg", "highway"],
+        Help("preact_resnet, preact_resnet_imagenet, resnet, vgg or highway."),
+        Flag(value="MODEL"),
+    ] = "preact_resnet"
+    depth: Annotated[
+        int | None, Help("Layers with weights: 6n + 2, or 9n + 2 with bottlenecks."), Flag(default="56")
+    ] = None
+    width: Annotated[int | None, Help("Channels of the first stage."), Flag(default="the model's")] = None
+    shortcut: Annotated[
+        Literal["projection", "pad"] | None,
+        Help("Skip connection of blocks that change the shape: projection or pad."),
+        Flag(value="KIND", default="projection"),
+    ] = None
+    block: Annotated[
+        Literal["basic", "bottleneck"] | None,
+        Help("Kind of block: basic or bottleneck."),
+        Flag(value="KIND", default="basic"),
+    ] = None
+    survival: Annotated[
+        float | None,
+        Help("Survival probability of the last module under stochastic depth."),
+        Flag(default="1"),
+    ] = None
+    gate_bias: Annotated[
+        float | None, Help("Initial bias of the gates of a highway network."), Flag(default="-1")
+    ] = None
+    stages: Annotated[int | None, Help("Stages of a VGG, with a pooling between any two."), Flag(default="4")] = None
+
+    def config(self, data: Data) -> dict[str, Any]:
+        """Return how the network is built for a data set, as `pathnet.models.build` takes it."""
+        config = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.model in ("preact_resnet", "resnet"):
+            config.setdefault("depth", 56)
+        config["num_classes"] = len(data.classes)
+        if self.model != "preact_resnet_imagenet":
+            config["in_channels"] = data.image_shape[0]
+        if self.gate_bias is not None:
+            check_number("gate_bias", self.gate_bias)
+        return config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Settings of ``pathnet train``."""
+
+    data: ExistingData
+    out: Annotated[
+        Path,
+        Help("Safetensors file to write; the checkpoint lies beside it."),
+        Flag(value="FILE"),
+        Checked(_check_weights),
+    ]
+    skip_broken: SkipBroken = False
+    effective_depth: Annotated[
+        Path | None,
+        Help(
+            "Measure during the training how long the paths are along which the gradient comes back: into a .csv "
+            "file, with a figure beside it, or into a folder for TensorBoard."
+        ),
+        Flag(value="FILE"),
+        Checked(_check_depths),
+    ] = None
+    network: Annotated[Network, Panel("Network")]
+    recipe: Annotated[Recipe, Panel("Training")]
+    device: Device = "auto"
+    as_json: Json = False
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+def train(settings: Train) -> None:
+    """Train a network; an interrupted training continues from its checkpoint.
+
+    Started by torchrun, its processes share out each batch.
+    """
+    from pathnet.commands.printing import print_json, print_training
+
+    data = load(settings.data, settings.skip_broken)
+    config = settings.network.config(data)
+    check_size(config)
+    torch.manual_seed(settings.recipe.seed)
+    net = models.build(config)
+    with _distributed(device_of(settings.device)) as (device, is_first):
+        depths = settings.effective_depth
+        history = trained(net.to(device), data, settings.recipe, settings.out, is_first, depths)
+    if not is_first:
+        return
+    written = [settings.out, *_drawn_depths(settings.effective_depth, printable(settings.out.stem))]
+    if settings.as_json:
+        print_json({"epochs": [asdict(epoch) for epoch in history]}, written)
+    else:
+        print_training(history, *written)
+
+
+def trained(
+    net: models.ResidualNet,
+    data: Data,
+    recipe: Recipe,
+    out: Path,
+    is_first: bool = True,
+    depths: Path | None = None,
+) -> list[Epoch]:
+    """Train a network, save its weights, and return the epochs.
+
+    Args:
+        out: the file of weights; the checkpoint lies beside it.
+        is_first: whether this process is the one of several that reports and saves.
+        depths: the file or folder for effective depths, if they are measured.
+
+    Raises:
+        ValueError: the weights or depths are of another training, or two results would go into one file.
+    """
+    checkpoint = out.with_name(f"{out.stem}.checkpoint.safetensors")
+    check_file_to_write("out", checkpoint)
+    if depths is not None and depths.resolve() in (out.resolve(), checkpoint.resolve()):
+        raise ValueError(f"effective_depth: expected a file of its own, got {depths}, which --out writes")
+    if out.exists() and not checkpoint.exists():
+        raise ValueError(f"out: {out} exists, and has no checkpoint to go on from; expected a new file")
+    if depths is not None and depths.exists() and not checkpoint.exists():
+        raise ValueError(f"effective_depth: {depths} exists, and the training begins; expected a new file")
+    callback = None if depths is None else _depth_callback(data, recipe, depths)
+    with kept(f"the training is kept in {checkpoint}"), reporter("training") as progress:
+        history = training.train(net, data, recipe, checkpoint, progress if is_first else None, callback)
+    if is_first:
+        models.save(net, out)
+    return history
+
+
+def _depth_callback(data: Data, recipe: Recipe, file: Path) -> EffectiveDepth:
+    from pathnet.effective_depth import EffectiveDepth
+
+    batch = data.random_batch(min(DEPTH_IMAGES, len(data.train)), recipe.seed, 0)
+    try:
+        return EffectiveDepth(batch, file)
+    except ValueError as error:
+        raise ValueError(f"effective_depth: {str(error).removeprefix('out: ')}") from None
+
+
+def _drawn_depths(file: Path | None, name: str) -> list[Path]:
+    """Return the file of effective depths and its figure, or nothing if they are not measured."""
+    from pathnet.effective_depth import read
+    from pathnet.figures import figure_depth
+
+    if file is None or file.suffix != ".csv":
+        return [] if file is None else [file]
+    rows = read(file)
+    known = any(math.isfinite(row.depth) for row in rows)
+    return [file, *(figure_depth(rows, name, file.with_suffix("")) if known else [])]
+
+
+@contextmanager
+def _distributed(device: torch.device) -> Iterator[tuple[torch.device, bool]]:
+    """Join the processes of torchrun, if there are any; yield this one's device, and whether it is the first."""
+    if not dist.is_torchelastic_launched():
+        yield device, True
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device, dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,310 @@
+"""Pre-activation residual networks (He et al., "Identity Mappings in Deep Residual Networks", 2016)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pathnet.checks import check_integer, check_integers, check_number, one_of
+from pathnet.models.pointwise import Pointwise
+from pathnet.models.residual_net import Block, FusedForm, ResidualNet, Unit
+
+__all__ = [
+    "EXPANSION",
+    "Kind",
+    "PreactBlock",
+    "Shortcut",
+    "blocks_a_stage",
+    "check_block",
+    "check_size",
+    "convolution",
+    "initialised",
+    "linear_head",
+    "preact_resnet",
+    "preact_resnet_imagenet",
+]
+
+Shortcut = Literal["projection", "pad"]
+Kind = Literal["basic", "bottleneck"]
+
+EXPANSION = {"basic": 1, "bottleneck": 4}
+MOST_SIDE = 1 << 10
+MOST_CHANNELS = 1 << 16
+MOST_CLASSES = 1 << 24
+MOST_LAYERS = 100_000
+IMAGENET_STAGES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
+
+
+def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    if kernel == 1 and stride > 1:
+        return Pointwise(in_channels, out_channels, stride)
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+
+
+class PreactBlock(Block):
+    """A chain of BN-ReLU-conv units beside a skip (equation 2 of the paper).
+
+    If the block changes shape, a ``projection`` skip reads the pre-activated input, as the residual module does: both
+    branches then contain the first unit's BN and ReLU. A ``pad`` skip reads the raw input.
+
+    Args:
+        in_channels: number of channels of the block's input.
+        kernels, widths: kernel side and number of output channels of each unit.
+        stride: stride of the first 3x3 unit.
+        shortcut: the skip if stride or channels change; the skip is the identity otherwise.
+        survival: probability that a training step keeps the residual module (stochastic depth); in evaluation, the
+            factor of the residual branch.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernels: Sequence[int],
+        widths: Sequence[int],
+        stride: int,
+        shortcut: Shortcut,
+        survival: float = 1.0,
+    ) -> None:
+        super().__init__()
+        in_channels, kernels, widths, stride = check_block(in_channels, kernels, widths, stride, shortcut)
+        self.survival = check_number("survival", survival, above=0, most=1)
+        self.bns = nn.ModuleList()
+        self.convs = nn.ModuleList()
+        strided = kernels.index(3)
+        channels = in_channels
+        for position, (kernel, width) in enumerate(zip(kernels, widths, strict=True)):
+            self.bns.append(nn.BatchNorm2d(channels))
+            self.convs.append(convolution(channels, width, kernel, stride if position == strided else 1))
+            channels = width
+        self.stride = stride
+        self.extra_channels = channels - in_channels
+        changes_shape = stride != 1 or self.extra_channels != 0
+        self.pad = changes_shape and shortcut == "pad"
+        self.projection = convolution(in_channels, channels, 1, stride) if changes_shape and not self.pad else None
+
+    def _preactivated(self, x: Tensor) -> Tensor:
+        return F.relu(self.bns[0](x))
+
+    def _skip(self, x: Tensor, preactivated: Tensor) -> Tensor:
+        if self.projection is not None:
+            return torch.as_tensor(self.projection(preactivated))
+        if self.pad:
+            return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra_channels))
+        return x
+
+    def _residual(self, preactivated: Tensor) -> Tensor:
+        x = self.convs[0](preactivated)
+        for bn, conv in zip(self.bns[1:], self.convs[1:], strict=True):
+            x = conv(F.relu(bn(x)))
+        if not self.training and self.survival != 1:
+            x = self.survival * x
+        return torch.as_tensor(x)
+
+    def skip(self, x: Tensor) -> Tensor:
+        return self._skip(x, x if self.projection is None else self._preactivated(x))
+
+    def residual(self, x: Tensor) -> Tensor:
+        return self._residual(self._preactivated(x))
+
+    def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        preactivated = self._preactivated(x)
+        return self._skip(x, preactivated), self._residual(preactivated)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        torch.as_tensor(self.convs[-1].weight).mul_(self.survival)
+        self.survival = 1.0
+
+    def form(self) -> FusedForm | None:
+        if not self.training and self.survival != 1:
+            return None
+        units = tuple(Unit(bn, conv) for bn, conv in zip(self.bns, self.convs, strict=True))  # type: ignore[arg-type]
+        return FusedForm(units, self.projection, self.pad)
+
+
+def _stage(
+    channels: int, width: int, count: int, stride: int, kind: Kind, shortcut: Shortcut
+) -> tuple[list[PreactBlock], int]:
+    out_channels = width * EXPANSION[kind]
+    kernels, widths = ((3, 3), (width, width)) if kind == "basic" else ((1, 3, 1), (width, width, out_channels))
+    blocks = []
+    for position in range(count):
+        blocks.append(PreactBlock(channels, kernels, widths, stride if position == 0 else 1, shortcut))
+        channels = out_channels
+    return blocks, channels
+
+
+def linear_head(channels: int, num_classes: int) -> nn.Sequential:
+    return nn.Sequential(
+        OrderedDict(
+            bn=nn.BatchNorm2d(channels),
+            relu=nn.ReLU(),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            linear=nn.Linear(channels, num_classes),
+        )
+    )
+
+
+def linear_decay(n: int, last: float) -> list[float]:
+    """Return survival probabilities of n modules that decrease linearly to ``last``.
+
+    They follow equation 4 of Huang et al., "Deep Networks with Stochastic Depth", 2016.
+    """
+    return [1 - (i + 1) / n * (1 - last) for i in range(n)]
+
+
+def initialised(net: ResidualNet) -> ResidualNet:
+    """Initialise the weights of a network as He et al. 2015 do, and return it.
+
+    Fan-out variance keeps the norm of gradients roughly constant through a residual module.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+    return net
+
+
+def check_size(name: str, value: object) -> int:
+    """Return a number of channels or classes as a Python integer.
+
+    Raises:
+        ValueError: it is no integer, less than 1, or more than any network has.
+    """
+    return check_integer(name, value, 1, MOST_CLASSES if name == "num_classes" else MOST_CHANNELS)
+
+
+def check_block(
+    in_channels: int, kernels: Sequence[int], widths: Sequence[int], stride: int, shortcut: Shortcut
+) -> tuple[int, tuple[int, ...], tuple[int, ...], int]:
+    """Return the input channels, kernel sides, widths and stride of a chain of convolutions as Python integers.
+
+    Raises:
+        ValueError: one is out of its range, no kernel has side 3, or kernels and widths differ in number.
+    """
+    one_of("shortcut", shortcut, Shortcut)
+    sides = check_integers("kernels", kernels, 1, MOST_SIDE)
+    if 3 not in sides:
+        raise ValueError(f"kernels: expected a side of 3 among them, got {list(sides)}")
+    channels = check_integers("widths", widths, 1, MOST_CHANNELS)
+    if len(channels) != len(sides):
+        raise ValueError(f"widths: expected {len(sides)} (one a kernel), got {len(channels)}")
+    return check_size("in_channels", in_channels), sides, channels, check_integer("stride", stride, 1, MOST_SIDE)
+
+
+def blocks_a_stage(depth: int, block: Kind) -> int:
+    """Return the number of blocks in each of the three stages of the CIFAR form.
+
+    Raises:
+        ValueError: the kind of block is unknown, or the depth does not fit it.
+    """
+    one_of("block", block, Kind)
+    depth = check_integer("depth", depth, 1, MOST_LAYERS)
+    layers = 6 if block == "basic" else 9
+    if depth < layers + 2 or (depth - 2) % layers:
+        below = max(layers + 2, depth - (depth - 2) % layers)
+        raise ValueError(
+            f"depth: {block} blocks need a depth of {layers}n + 2 (such as {below} or {below + layers}), got {depth}"
+        )
+    return (depth - 2) // layers
+
+
+def preact_resnet(
+    depth: int,
+    width: int = 16,
+    num_classes: int = 10,
+    shortcut: Shortcut = "projection",
+    block: Kind = "basic",
+    in_channels: int = 3,
+    survival: float = 1.0,
+) -> ResidualNet:
+    """Build the CIFAR form: a 3x3 stem, three stages of ``width``, ``2 width``, ``4 width``, a linear head.
+
+    Stages 2 and 3 begin with stride 2. Depth 110 with basic blocks has 54 blocks, 18 per stage: the network of
+    the paper's section 4. Images may have any side: 32 for CIFAR, 8 for the digits.
+
+    Args:
+        depth: number of layers with weights along the longest path: 6n + 2 for ``basic``, 9n + 2 for ``bottleneck``.
+        width: number of channels of the first stage (times four at a bottleneck block's output).
+        num_classes: number of classes.
+        shortcut: the skip of blocks that change shape: ``projection`` (1x1 convolution of the pre-activated
+            input) or ``pad`` (every second pixel of the raw input, zero channels appended).
+        block: ``basic`` (two 3x3 convolutions) or ``bottleneck`` (1x1, 3x3, 1x1).
+        in_channels: number of channels of the images.
+        survival: survival probability of the last module in training with stochastic depth; those of the other
+            modules follow from it (`linear_decay`). 1 for training without stochastic depth.
+
+    Raises:
+        ValueError: an argument is out of its range, or the depth does not fit the kind of block.
+    """
+    one_of("shortcut", shortcut, Shortcut)
+    width, in_channels = check_size("width", width), check_size("in_channels", in_channels)
+    num_classes = check_size("num_classes", num_classes)
+    survival = check_number("survival", survival, above=0, most=1)
+    count = blocks_a_stage(depth, block)
+    channels, blocks = width, []
+    for stage in range(3):
+        stage_blocks, channels = _stage(channels, width << stage, count, 1 if stage == 0 else 2, block, shortcut)
+        blocks += stage_blocks
+    for built, probability in zip(blocks, linear_decay(len(blocks), survival), strict=True):
+        built.survival = probability
+    config: dict[str, Any] = {
+        "model": "preact_resnet",
+        "depth": int(depth),
+        "width": width,
+        "num_classes": num_classes,
+        "shortcut": shortcut,
+        "block": block,
+        "in_channels": in_channels,
+    }
+    if survival != 1:
+        config["survival"] = survival
+    return initialised(
+        ResidualNet(convolution(in_channels, width, 3), blocks, linear_head(channels, num_classes), config)
+    )
+
+
+def preact_resnet_imagenet(depth: int = 200, num_classes: int = 1000, width: int = 64) -> ResidualNet:
+    """Build the ImageNet form: a 7x7 stem with max-pooling and four stages of bottleneck blocks.
+
+    Depth 200 has 66 blocks (3, 24, 36, 3): the network of the paper's Figure 4. The stem has no BN and ReLU,
+    since the first block begins with them.
+
+    Args:
+        depth: 50, 101, 152 or 200.
+        num_classes: number of classes.
+        width: number of channels inside the first stage's bottlenecks.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    depth = check_integer("depth", depth, 1, MOST_LAYERS)
+    if depth not in IMAGENET_STAGES:
+        raise ValueError(f"depth: expected {', '.join(map(str, IMAGENET_STAGES))}, got {depth}")
+    width, num_classes = check_size("width", width), check_size("num_classes", num_classes)
+    stem = nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False),
+            pool=nn.MaxPool2d(3, stride=2, padding=1),
+        )
+    )
+    channels, blocks = width, []
+    for stage, count in enumerate(IMAGENET_STAGES[depth]):
+        stage_blocks, channels = _stage(
+            channels, width << stage, count, 1 if stage == 0 else 2, "bottleneck", "projection"
+        )
+        blocks += stage_blocks
+    config = {
+        "model": "preact_resnet_imagenet",
+        "depth": depth,
+        "num_classes": num_classes,
+        "width": width,
+    }
+    return initialised(ResidualNet(stem, blocks, linear_head(channels, num_classes), config))

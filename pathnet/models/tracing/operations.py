@@ -1,0 +1,65 @@
+"""The operations that a search for residual connections tells apart: additions, activations, reshapes, clones."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+__all__ = ["CLONES", "CONCATENATIONS", "RESHAPES", "is_activation", "is_relu", "operands_of"]
+
+aten = torch.ops.aten
+
+ADDITIONS = {operator.add, torch.add, aten.add.Tensor, "add", "__add__"}
+SUBTRACTIONS = {operator.sub, torch.sub, torch.subtract, aten.sub.Tensor, "sub", "subtract", "__sub__"}
+REVERSED = {torch.rsub, aten.rsub.Tensor, "__rsub__"}
+CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate, torch.hstack, torch.vstack, aten.cat.default}
+CLONES = {torch.clone, aten.clone.default}
+RESHAPES = {"view", "reshape", torch.reshape, aten.view.default, aten.reshape.default}
+
+RELUS = {torch.relu, F.relu, aten.relu.default}
+ACTIVATIONS = RELUS | {torch.sigmoid, torch.tanh, F.sigmoid, F.tanh, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu}
+ACTIVATIONS |= {F.gelu, F.silu, F.mish, F.softplus, F.hardswish, F.hardsigmoid, F.hardtanh, F.softsign, F.logsigmoid}
+ACTIVATIONS |= {
+    getattr(aten, name).default
+    for name in ("sigmoid", "tanh", "leaky_relu", "elu", "gelu", "silu", "mish", "softplus", "hardswish", "hardtanh")
+}
+METHODS = {"relu", "sigmoid", "tanh"}
+MODULES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus)
+MODULES += (nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softsign, nn.Sigmoid, nn.Tanh)  # type: ignore[assignment]
+
+
+def operands_of(node: fx.Node) -> list[tuple[Any, float]] | None:
+    """Return the operands of an addition or subtraction, each with its factor; None for any other operation."""
+    if node.op not in ("call_function", "call_method") or node.target not in ADDITIONS | SUBTRACTIONS | REVERSED:
+        return None
+    operands = [*node.args, *(node.kwargs[name] for name in ("input", "other") if name in node.kwargs)]
+    alpha = node.kwargs.get("alpha", 1)
+    if len(operands) != 2 or not isinstance(alpha, (int, float)):
+        return None
+    if node.target in REVERSED:
+        operands.reverse()
+    if node.target in ADDITIONS:
+        return [(operands[0], 1.0), (operands[1], float(alpha))]
+    return [(operands[0], 1.0), (operands[1], -float(alpha))]
+
+
+def is_relu(node: fx.Node, attributes: Mapping[str, Any]) -> bool:
+    if node.op == "call_module":
+        return type(attributes[str(node.target)]) is nn.ReLU
+    return (node.op == "call_function" and node.target in RELUS) or (
+        node.op == "call_method" and node.target == "relu"
+    )
+
+
+def is_activation(node: fx.Node, attributes: Mapping[str, Any]) -> bool:
+    """Return whether an operation is an elementwise function without weights."""
+    if node.op == "call_module":
+        return isinstance(attributes[str(node.target)], MODULES)
+    return (node.op == "call_function" and node.target in ACTIVATIONS) or (
+        node.op == "call_method" and node.target in METHODS
+    )

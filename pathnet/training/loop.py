@@ -1,0 +1,88 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pathnet.checks import check_callable, check_path
+from pathnet.data import Data
+from pathnet.data.images import check_data_set
+from pathnet.models.residual_net import ResidualNet, check_net
+from pathnet.training.distributed import hold_checkpoint
+from pathnet.training.position import Epoch
+from pathnet.training.recipe import Recipe, check_recipe
+from pathnet.training.state import TrainingState
+
+__all__ = ["Progress", "train"]
+
+CHECKPOINT_SECONDS = 120.0
+
+Progress = Callable[[int, int, str], None]
+"""Function that shows progress: called with (units done, units in total, a note)."""
+
+
+def train(
+    net: ResidualNet,
+    data: Data,
+    recipe: Recipe,
+    checkpoint: str | Path | None = None,
+    progress: Progress | None = None,
+    callback: Callable[[int, ResidualNet], object] | None = None,
+) -> list[Epoch]:
+    """Train ``net`` in place, on its device, and return the results of all epochs, resumed ones included.
+
+    If ``checkpoint`` exists, training resumes from it and ends with the same weights, bit for bit, as training that
+    was never interrupted (on the same machine and number of threads). The file is replaced as a whole every two
+    minutes, after every epoch, and on an interrupt. It is locked meanwhile, so that only one training uses it.
+
+    If ``torch.distributed`` is initialised, its processes share out each batch (DistributedDataParallel). All of them
+    must get the same arguments and see the same file, which the first process writes. The blocks may be compiled
+    beforehand (``for block in net: block.compile()``); compiling the network as a whole would make one program for
+    each set of drawn modules. Three stages of blocks make five programs in training and ten in evaluation, more than
+    the default of ``torch._dynamo.config.recompile_limit``: torch then warns, and runs some blocks uncompiled.
+
+    Args:
+        progress: called with (steps done, steps in total, a note) after every step.
+        callback: called in every process with (steps done, ``net``) before the first step and after every step, such
+            as `pathnet.EffectiveDepth`.
+
+    Raises:
+        ValueError: the checkpoint is of another model, data set or recipe, or some processes do not see it; the
+            recipe does not fit the network or the data; another training uses the checkpoint; or the loss or a weight
+            is not finite.
+        OSError: the checkpoint cannot be written.
+    """
+    check_net(net)
+    check_data_set("data", data)
+    check_recipe(recipe)
+    for name, function in (("progress", progress), ("callback", callback)):
+        if function is not None:
+            check_callable(name, function)
+    path = check_path("checkpoint", checkpoint) if checkpoint is not None else None
+    with hold_checkpoint(path, next(net.parameters()).device):
+        state = TrainingState(net, data, recipe, path)
+        net.train()
+        saved = time.monotonic()
+        try:
+            if state.untested:
+                state.test()
+            if callback is not None:
+                callback(state.step, net)
+            while state.step < state.steps:
+                loss = state.advance()
+                if state.untested:
+                    state.test()
+                if callback is not None:
+                    callback(state.step, net)
+                if progress is not None:
+                    note = f"epoch {state.epoch + 1}/{recipe.epochs} loss {loss:.3f} {state.last_accuracy()}"
+                    progress(state.step, state.steps, note)
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    state.save()
+                    saved = time.monotonic()
+        finally:
+            state.save()
+    net.eval()
+    return state.position.history

@@ -1,0 +1,81 @@
+"""The settings of a training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pathnet.checks import check_integer, described
+from pathnet.settings import Above, AtLeast, AtMost, Flag, Help, check_settings
+
+__all__ = ["Recipe", "check_recipe"]
+
+Undrawn = Literal["none", "zero"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of SGD with Nesterov momentum, by default those of He et al. (2016), which the paper uses."""
+
+    epochs: Annotated[int, Help("Passes over the training split."), AtLeast(1)] = 200
+    batch_size: Annotated[
+        int, Help("Images in a step; the last, smaller batch of an epoch is dropped."), AtLeast(1)
+    ] = 128
+    learning_rate: Annotated[
+        float,
+        Help("Learning rate; divided by 10 after half of all steps, and again after three quarters."),
+        AtLeast(0),
+        Flag("--lr"),
+    ] = 0.1
+    momentum: Annotated[float, Help("Nesterov momentum."), Above(0), AtMost(1)] = 0.9
+    weight_decay: Annotated[float, Help("Weight decay of every parameter."), AtLeast(0)] = 1e-4
+    warmup_steps: Annotated[
+        int, Help("First steps, at the warm-up learning rate, which very deep networks need."), AtLeast(0)
+    ] = 400
+    warmup_learning_rate: Annotated[
+        float, Help("Learning rate of the warm-up steps."), AtLeast(0), Flag("--warmup-lr")
+    ] = 0.01
+    augment: Annotated[
+        bool, Help("Augment with random crops and flips, as the data set defines them."), Flag(negatable=True)
+    ] = True
+    bfloat16: Annotated[
+        bool,
+        Help("Autocast forward and backward pass to bfloat16; weights and statistics stay float32."),
+        Flag(negatable=True),
+    ] = False
+    modules: Annotated[
+        int,
+        Help(
+            "Number of residual modules drawn for each batch (effective training). 0: all of them, or those that the "
+            "network's survival probabilities draw (stochastic depth)."
+        ),
+        AtLeast(0),
+    ] = 0
+    undrawn: Annotated[
+        Undrawn,
+        Help(
+            "Gradient of a module that is not drawn: none leaves the module as it is in that step, zero lets weight "
+            "decay and momentum move it."
+        ),
+        Flag(value="GRAD"),
+    ] = "none"
+    seed: Annotated[
+        int, Help("Seed of the order of images, their augmentation, and the drawn modules."), AtLeast(0)
+    ] = 0
+
+    def __post_init__(self) -> None:
+        # Numbers become Python's own types, because recipes are compared with those read from files.
+        check_settings(self)
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of step ``step`` (from 0) of ``steps``."""
+        step, steps = check_integer("step", step, 0), check_integer("steps", steps, 1)
+        if step < self.warmup_steps:
+            return self.warmup_learning_rate
+        return self.learning_rate * 0.1 ** sum(step >= drop * steps for drop in (0.5, 0.75))
+
+
+def check_recipe(value: object) -> None:
+    """Raise ValueError unless ``value`` is a `Recipe`."""
+    if not isinstance(value, Recipe):
+        raise ValueError(f"recipe: expected a pathnet Recipe, got {described(value)}")

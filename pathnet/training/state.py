@@ -1,0 +1,230 @@
+"""The state of a training, which a checkpoint stores, and one step of it."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pathnet.data import Data
+from pathnet.models.residual_net import ResidualNet
+from pathnet.models.weights import check_stored, fill, odd_values, read_tensors, write_tensors
+from pathnet.training.distributed import rank_and_processes
+from pathnet.training.evaluation import evaluate
+from pathnet.training.position import Epoch, Position, read_position
+from pathnet.training.recipe import Recipe
+from pathnet.training.sampling import drawn_modules, steps_an_epoch, training_batch
+
+__all__ = ["TrainingState"]
+
+VECTOR = 8
+"""float32 numbers in a vector of AVX2."""
+
+
+def _memory_format(net: ResidualNet) -> torch.memory_format:
+    """Return channels_last where it is faster: where the channels inside the blocks fill whole vectors."""
+    convolutions = (module for block in net for module in block.modules() if isinstance(module, nn.Conv2d))
+    fill_vectors = all(convolution.in_channels % VECTOR == 0 for convolution in convolutions)
+    return torch.channels_last if fill_vectors else torch.contiguous_format
+
+
+class TrainingState:
+    """Weights, momentum, running statistics and position of a training."""
+
+    def __init__(self, net: ResidualNet, data: Data, recipe: Recipe, checkpoint: Path | None) -> None:
+        self.net, self.data, self.recipe = net, data, recipe
+        self.device = next(net.parameters()).device
+        # Set before DistributedDataParallel wraps the network: gradients are exchanged in the layout of the weights.
+        self.memory_format = _memory_format(net)
+        net.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.rank, self.processes = rank_and_processes()
+        self.checkpoint = checkpoint if self.rank == 0 else None
+        if recipe.batch_size % self.processes:
+            raise ValueError(
+                f"recipe: expected a batch_size that {self.processes} processes can share, got {recipe.batch_size}"
+            )
+        draws = drawn_modules(net, recipe, 0) is not None
+        self.steps_an_epoch = steps_an_epoch(data, recipe)
+        self.steps = recipe.epochs * self.steps_an_epoch
+        self.position = Position()
+        # False within a step, when some weights may be those of before it and others those of after it.
+        self.consistent = True
+        buffers: defaultdict[torch.dtype, list[Tensor]] = defaultdict(list)
+        for buffer in net.buffers():
+            buffers[buffer.dtype].append(buffer)
+        self.statistics = [(live, [buffer.clone() for buffer in live]) for live in buffers.values()]
+        self.optimizer = torch.optim.SGD(
+            net.parameters(),
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=True,
+        )
+        self.identity = {"config": net.config, "recipe": asdict(recipe), "data": data.fingerprint()}
+        if checkpoint is not None and checkpoint.exists():
+            self._resume(checkpoint)
+        self.forward: nn.Module = net
+        if self.processes > 1:
+            self._check_start()
+            devices = [self.device] if self.device.type == "cuda" else None
+            self.forward = nn.parallel.DistributedDataParallel(net, device_ids=devices, find_unused_parameters=draws)
+
+    @property
+    def step(self) -> int:
+        """Number of steps taken."""
+        return self.position.step
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch, from 0, of the last step taken."""
+        return max(0, self.step - 1) // self.steps_an_epoch
+
+    @property
+    def untested(self) -> bool:
+        """True between the last step of an epoch and its test."""
+        ended, further = divmod(self.step, self.steps_an_epoch)
+        history = self.position.history
+        return further == 0 and ended > (history[-1].epoch + 1 if history else 0)
+
+    def last_accuracy(self) -> str:
+        """Return the accuracy of the last test for a progress note, or an empty string."""
+        history = self.position.history
+        return f"test accuracy {history[-1].test_accuracy:.4f}" if history else ""
+
+    def advance(self) -> float:
+        """Take one step and return its loss; an interrupted step changes nothing, so that it can be taken again."""
+        begun = time.monotonic()
+        self.consistent = False
+        for live, saved in self.statistics:
+            torch._foreach_copy_(saved, live)
+        try:
+            loss = self._backward()
+        except BaseException:
+            for live, saved in self.statistics:
+                torch._foreach_copy_(live, saved)
+            self.consistent = True
+            raise
+        self.optimizer.step()
+        self.position.step += 1
+        self.position.loss_sum += loss
+        self.position.seconds += time.monotonic() - begun
+        self.consistent = True
+        return loss
+
+    def _backward(self) -> float:
+        """Compute the gradients of the next step's loss, and return the loss."""
+        size = self.recipe.batch_size // self.processes
+        share = slice(self.rank * size, (self.rank + 1) * size)
+        images, labels = training_batch(self.data, self.recipe, self.step, share)
+        images, labels = images.to(self.device, memory_format=self.memory_format), labels.to(self.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate(self.step, self.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
+            output = self.forward(images, drawn_modules(self.net, self.recipe, self.step))
+        loss = F.cross_entropy(output.float(), labels)
+        mean_loss = loss.detach().clone()
+        if self.processes > 1:
+            # All processes stop if the loss is not finite in one of them.
+            dist.all_reduce(mean_loss)
+            mean_loss /= self.processes
+        if not torch.isfinite(mean_loss):
+            raise ValueError(f"recipe: the loss is {mean_loss.item()} at step {self.step}; try a lower learning_rate")
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.recipe.undrawn == "zero":
+            for parameter in self.net.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        return mean_loss.item()
+
+    def test(self) -> None:
+        """Test the network at the end of an epoch, and write the checkpoint."""
+        self._share_statistics()
+        accuracy = evaluate(self.net, self.data)
+        position = self.position
+        position.history.append(
+            Epoch(self.epoch, position.loss_sum / self.steps_an_epoch, accuracy, position.seconds)
+        )
+        position.loss_sum = position.seconds = 0.0
+        self.save()
+
+    def _check_start(self) -> None:
+        """Raise ValueError unless all processes begin at the same step."""
+        steps = torch.tensor([-self.step, self.step], device=self.device)
+        dist.all_reduce(steps, dist.ReduceOp.MAX)
+        least, most = -int(steps[0]), int(steps[1])
+        if least != most:
+            raise ValueError(
+                f"checkpoint: expected a file that all processes see, got some at step {least} and some at {most}"
+            )
+
+    def _share_statistics(self) -> None:
+        """Give all processes the running statistics of the first, since each has updated them by its own images."""
+        if self.processes > 1:
+            for buffer in self.net.buffers():
+                dist.broadcast(buffer, 0)
+
+    def _momenta(self) -> dict[str, Tensor]:
+        state = self.optimizer.state
+        return {
+            f"momentum/{name}": state[parameter]["momentum_buffer"]
+            for name, parameter in self.net.named_parameters()
+            if "momentum_buffer" in state[parameter]
+        }
+
+    def save(self) -> None:
+        """Write the checkpoint, unless there is none or a step is half done.
+
+        Raises:
+            ValueError: a weight or a momentum is not finite; the checkpoint then stays as it was.
+            OSError: the checkpoint cannot be written.
+        """
+        if self.checkpoint is None or not self.consistent:
+            return
+        tensors = {**self.net.state_dict(), **self._momenta()}
+        consequence = "all steps taken are lost"
+        if self.checkpoint.exists():
+            consequence = f"{self.checkpoint} stays as it was before, and the same training goes on from it"
+        for name, tensor in tensors.items():
+            if problem := odd_values(name, tensor):
+                problem = f"{name!r} at step {self.step}: {problem}"
+                raise ValueError(f"recipe: {problem}; try a lower learning_rate; {consequence}")
+        metadata = {**self.identity, "progress": asdict(self.position)}
+        write_tensors(self.checkpoint, tensors, metadata, "checkpoint", consequence)
+
+    def _resume(self, checkpoint: Path) -> None:
+        """Take over the state that a checkpoint stores.
+
+        Raises:
+            ValueError: the checkpoint is of another training, or malformed.
+        """
+        tensors, metadata = read_tensors(checkpoint)
+        # Files from before a setting existed were trained by its default.
+        if isinstance(recipe := metadata.get("recipe"), dict):
+            metadata["recipe"] = asdict(Recipe()) | recipe
+        # Compare hashes of the file's version; the next checkpoint has one of the current version.
+        identity = self.identity | {"data": self.data.fingerprint(like=metadata.get("data"))}
+        for part, expected in identity.items():
+            if metadata.get(part) != expected:
+                raise ValueError(
+                    f"checkpoint: {checkpoint} is of another {'model' if part == 'config' else part} "
+                    f"(expected {expected}, got {metadata.get(part)})"
+                )
+        try:
+            self.position = read_position(metadata.get("progress"), self.recipe.epochs, self.steps_an_epoch)
+        except ValueError as error:
+            raise ValueError(f"checkpoint: {checkpoint}: progress: {error}") from None
+        momenta = {}
+        for name, parameter in self.net.named_parameters():
+            momentum = tensors.get(f"momentum/{name}")
+            if momentum is not None:
+                check_stored(f"momentum/{name}", momentum, parameter, checkpoint)
+                momenta[parameter] = momentum.to(parameter.device, parameter.dtype)
+        fill(self.net, tensors, checkpoint)
+        for parameter, momentum in momenta.items():
+            self.optimizer.state[parameter]["momentum_buffer"] = momentum

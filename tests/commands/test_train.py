@@ -1,0 +1,115 @@
+"""The command ``pathnet train``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.command_line import DIGITS_NET, QUICK, assert_one_line, pathnet_
+
+from pathnet import models
+from pathnet.models.weights import read_tensors
+
+
+def test_train_writes_weights_that_load_and_resumes(tmp_path: Path) -> None:
+    out = tmp_path / "net" / "weights.safetensors"
+    ended = pathnet_("train", *DIGITS_NET, "--out", out, *QUICK)
+    assert ended.status == 0 and ended.out.splitlines()[-1] == str(out)
+    assert "test accuracy" in ended.out and "training: 3/3" in ended.err
+    assert models.load(out).config == models.preact_resnet(8, 4, in_channels=1).config
+    before = models.fingerprint(models.load(out))
+    again = pathnet_("train", *DIGITS_NET, "--out", out, *QUICK, "--json")
+    assert json.loads(again.out)["epochs"][0]["epoch"] == 0 and models.fingerprint(models.load(out)) == before
+
+
+def test_train_is_a_function_of_its_seed(tmp_path: Path) -> None:
+    prints = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        out = tmp_path / name / "w.safetensors"
+        assert pathnet_("train", *DIGITS_NET, "--out", out, *QUICK, "--seed", seed).status == 0
+        prints.append(models.fingerprint(models.load(out)))
+    assert prints[0] == prints[1] != prints[2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "config"),
+    [
+        (
+            ["--model", "vgg", "--depth", 6, "--width", 4, "--stages", 2],
+            {"model": "vgg", "depth": 6, "width": 4, "num_classes": 10, "in_channels": 1, "stages": 2},
+        ),
+        (
+            ["--model", "highway", "--depth", 8, "--width", 4, "--gate-bias", -2, "--shortcut", "pad"],
+            models.highway(8, 4, in_channels=1, gate_bias=-2.0, shortcut="pad").config,
+        ),
+        (
+            ["--depth", 8, "--width", 4, "--survival", 0.5],
+            models.preact_resnet(8, 4, in_channels=1, survival=0.5).config,
+        ),
+        (["--depth", 8, "--width", 4, "--modules", 2], models.preact_resnet(8, 4, in_channels=1).config),
+        (
+            ["--depth", 8, "--width", 4, "--modules", 1, "--undrawn", "zero"],
+            models.preact_resnet(8, 4, in_channels=1).config,
+        ),
+    ],
+    ids=["vgg", "highway", "survival", "modules", "undrawn"],
+)
+def test_every_kind_of_network_and_training_writes_weights_that_load(
+    tmp_path: Path, flags: list[object], config: dict[str, object]
+) -> None:
+    out = tmp_path / "weights.safetensors"
+    ended = pathnet_("train", "--data", "digits", "--out", out, *QUICK, *flags)
+    assert ended.status == 0 and "training: 3/3" in ended.err, ended.err
+    net = models.load(out)
+    assert net.config == config
+    assert net(torch.zeros(1, 1, 8, 8)).isfinite().all()
+    recipe = read_tensors(out.with_name("weights.checkpoint.safetensors"))[1]["recipe"]
+    given = dict(zip(flags[::2], flags[1::2], strict=True))
+    assert (recipe["modules"], recipe["undrawn"]) == (given.get("--modules", 0), given.get("--undrawn", "none"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--survival", "0"], "survival: expected a finite number above 0 and at most 1, got 0.0"),
+        (["--modules", "4"], "modules: expected at most 3 (the network's), got 4"),
+        (["--modules", "-1"], "modules: expected an integer of at least 0, got -1"),
+        (["--modules", "1", "--survival", "0.5"], "modules: expected 0 for a network with stochastic depth, got 1"),
+        (["--model", "vgg", "--survival", "0.5"], "config: vgg() got an unexpected keyword argument 'survival'"),
+        (["--model", "vgg", "--depth", "6"], "depth: expected at least 7 layers for 4 stages, got 6"),
+        (["--model", "highway", "--block", "basic"], "config: highway() got an unexpected keyword argument 'block'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_train_names_flags_that_do_not_fit_the_network(tmp_path: Path, flags: list[str], words: str) -> None:
+    ended = pathnet_("train", *DIGITS_NET, "--out", tmp_path / "w.safetensors", *QUICK, *flags)
+    assert_one_line(ended, words)
+
+
+def test_processes_of_torchrun_share_out_the_batches_and_the_first_one_tells(tmp_path: Path) -> None:
+    out = tmp_path / "w.safetensors"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "pathnet", "train", *DIGITS_NET, "--out", str(out), *QUICK, "--modules", "2"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1] == str(out) and ended.stdout.count("test accuracy") == 2
+    assert models.load(out).n == 3
+
+
+def test_train_names_bad_input(tmp_path: Path) -> None:
+    out = tmp_path / "w.safetensors"
+    assert_one_line(pathnet_("train", *DIGITS_NET, "--out", out, *QUICK, "--depth", "57"), "depth: ", "got 57")
+    assert_one_line(
+        pathnet_("train", *DIGITS_NET, "--out", out, *QUICK, "--epochs", "0"),
+        "epochs: expected an integer of at least 1, got 0",
+    )
+    assert_one_line(pathnet_("train", *DIGITS_NET, "--out", out, *QUICK, "--batch-size", "2000"), "batch_size 2000")
+    assert pathnet_("train", *DIGITS_NET, "--out", out, *QUICK).status == 0
+    other = pathnet_("train", *DIGITS_NET, "--out", out, *QUICK, "--width", "5")
+    assert_one_line(other, "checkpoint: ", "is of another model")
+    (tmp_path / "w.checkpoint.safetensors").unlink()
+    assert_one_line(pathnet_("train", *DIGITS_NET, "--out", out, *QUICK), "out: ", "exists")
