@@ -135,10 +135,8 @@ def test_the_path_through_identity_skips_alone_changes_no_bit(isa: str, bf16: bo
 def long_plan(kind: int, factor: float) -> Plan:
     """Return 16 blocks whose modules and projections multiply by a factor each."""
     network = plan_of_kind(kind, blocks=16)
-    weights, last = (
-        network.weights.clone(),
-        network.blocks[:, BlockColumn.FIRST] + network.blocks[:, BlockColumn.COUNT] - 1,
-    )
+    weights = network.weights.clone()
+    last = network.blocks[:, BlockColumn.FIRST] + network.blocks[:, BlockColumn.COUNT] - 1
     projections = network.blocks[:, BlockColumn.PROJECTION]
     for u in [*last.tolist(), *projections[projections >= 0].tolist()]:
         weights[network.weights_of(u)] *= factor
