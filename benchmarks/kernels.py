@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,7 @@ from benchmarks.cases import FULL, Setup
 from benchmarks.fused import IMAGENET_PRECISION, imagenet_network
 from benchmarks.outcome import Failed, Findings, Unavailable
 from benchmarks.results import ROOT
+from pathnet.chunks import in_chunks
 from pathnet.engines.engine import Job
 from pathnet.engines.self_check import trial_run
 from pathnet.engines.triton import TritonEngine
@@ -175,7 +177,8 @@ def record_works(
         y, walk = engine.prepare(job).record(y0)
         exponent = torch.zeros(1 if bn == "batch" else batch, dtype=torch.int32, device=device)
         routing, start = pathnet.paths.routing(pathnet.paths.one_of_each_length(net.n)), ScaledGradient(y, exponent)
-        walk.norms(start, routing)
+        for _ in in_chunks(routing, 1, partial(walk.norms, start), most=walk.most_routings):
+            pass
         if net.n <= MOST_BLOCKS:
             walk.sums_by_length_norms(start, routing[-1])
 

@@ -13,6 +13,7 @@ from pathnet import scaling
 from pathnet.engines.engine import Job
 from pathnet.engines.reference import ReferenceEngine, freeze
 from pathnet.models import ResidualNet
+from pathnet.walks import routed_backward_norms
 
 __all__ = ["Errors", "errors", "gradients", "gradients_through_statistics", "lesioned_outputs", "sample_error"]
 
@@ -74,7 +75,7 @@ def sample_error(tape: pathnet.Tape, routing: Tensor) -> float:
     """
     record = tape._record
     expected = gradients_through_statistics(tape, routing).flatten(2).norm(dim=2)
-    measured = record.walk.norms(record.start, routing.to(record.start.mantissa.dtype))
+    measured = routed_backward_norms(record, routing)
     return float((measured / expected - 1).abs().max())
 
 

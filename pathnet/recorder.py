@@ -104,6 +104,10 @@ class Recorder:
         settings = f"bn={self._bn!r}, engine={self._engine!r}, precision={self._precision!r}, at={self._at!r}"
         return f"Recorder({self._net.n} blocks, {settings})"
 
+    def __copy__(self) -> Recorder:
+        # A recorder never changes, and a second one would run the same modules without the first one's lock.
+        return self
+
     def __getstate__(self) -> dict[str, Any]:
         # The engine prepares the network again where it is unpickled: on another machine another engine may serve.
         return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_service")}

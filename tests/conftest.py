@@ -1,4 +1,4 @@
-"""Makes ``cases``, ``oracles`` and ``tolerances`` importable by name from any test file; Triton's interpreter."""
+"""The package ``helpers``, importable from any test file, and Triton's interpreter where there is no GPU."""
 
 import os
 import sys

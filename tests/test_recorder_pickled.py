@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from typing import Any
 
@@ -52,3 +53,9 @@ def test_sums_by_length_say_which_length_explains_most() -> None:
         f"LengthSums(lengths 0 to 6, full_norm={sums.full_norm:.3g}, "
         f"length {most} explains most ({float(sums.share[most]):.0%}))"
     )
+
+
+def test_a_copied_recorder_is_the_recorder_whose_lock_its_network_needs() -> None:
+    recorder = pathnet.Recorder(CASE.net())
+    assert copy.copy(recorder) is recorder
+    assert copy.deepcopy(recorder)._net is not recorder._net

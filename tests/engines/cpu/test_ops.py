@@ -211,3 +211,14 @@ def test_wrong_arguments_are_named(name: str) -> None:
     for argument, change, message in [*WRONG_ARGUMENTS[direction], *WRONG_ARGUMENTS.get(name, [])]:
         with pytest.raises(RuntimeError, match=message):
             call(**{**right, argument: change(right[argument])})
+
+
+@pytest.mark.parametrize("name", [name for name, (backward, _) in WALKS.items() if not backward])
+def test_a_module_left_out_of_a_recording_is_named(name: str) -> None:
+    inputs = arguments(name, two_blocks())
+    ones = torch.ones_like(inputs["routing"][:1])
+    recorded = {**inputs, "record": True}
+    getattr(ops, name)(**{**recorded, "routing": ones})
+    ones[0, 1, 1] = 0.0
+    with pytest.raises(RuntimeError, match="routing: expected no residual module left out .*, got 0 in row 1"):
+        getattr(ops, name)(**{**recorded, "routing": ones})

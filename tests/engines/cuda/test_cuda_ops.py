@@ -101,6 +101,7 @@ def test_opcheck() -> None:
         ({"schedule": lambda s: s[:1]}, r"schedule: expected shape \[2, 3\]"),
         ({"program": lambda p: p + 1}, "program: expected what cuda_pack made"),
         ({"program": lambda p: p[:-1]}, "program: expected what cuda_pack made"),
+        ({"program": lambda p: torch.cat([p[:-1], p[-1:] ^ 1])}, "program: expected what cuda_pack made"),
         ({"packed": lambda p: p[:-1]}, "packed: expected shape"),
         ({"packed": lambda p: p + 1}, "packed: expected a copy of program"),
         ({"packed": lambda p: p[:-16]}, "packed: expected shape"),
