@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathnet import nn as nn
     from pathnet import paper as paper
     from pathnet import paths as paths
+    from pathnet import results as results
     from pathnet import signed as signed
     from pathnet import training as training
     from pathnet.adaptation import AdaptedNet as AdaptedNet
@@ -35,12 +36,13 @@ if TYPE_CHECKING:
     from pathnet.recorder import record as record
     from pathnet.routing import routed as routed
     from pathnet.routing import routed_gradient as routed_gradient
+    from pathnet.scaling import ScaledGradient as ScaledGradient
     from pathnet.tape import Tape as Tape
 else:
 
     def __getattr__(name: str) -> object:
         """Import a public name (PEP 562); type checkers read the imports above instead."""
-        if name not in __all__:
+        if name not in __dir__():
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         if name in HOMES:
             value = getattr(import_module(f"pathnet.{HOMES[name]}"), name)
@@ -54,13 +56,12 @@ __all__ = [
     "EffectiveDepth",
     "LengthSums",
     "Recorder",
+    "ScaledGradient",
     "Tape",
     "adapt",
     "data",
     "effective_depth",
     "engines",
-    "experiments",
-    "figures",
     "lesion",
     "models",
     "nn",
@@ -73,11 +74,15 @@ __all__ = [
     "training",
 ]
 
+EXTRA = ["experiments", "figures", "results"]
+"""Public modules that need the extra `paper`, which ``from pathnet import *`` therefore leaves out."""
+
 HOMES = {
     "AdaptedNet": "adaptation",
     "EffectiveDepth": "effective_depth",
     "LengthSums": "gradients",
     "Recorder": "recorder",
+    "ScaledGradient": "scaling",
     "Tape": "tape",
     "adapt": "adaptation",
     "record": "recorder",
@@ -90,4 +95,4 @@ __version__ = "0.1.0"
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *EXTRA])

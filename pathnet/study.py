@@ -113,14 +113,12 @@ DIGITS = Study(
     recipe=Recipe(epochs=25, batch_size=32, weight_decay=1e-3, warmup_steps=44),
     plan=Plan(draws=20, deletions=15, swaps=20, batches=100, modules=8, gate_batches=10),
 )
-Preset = Literal["digits", "cifar10", "demo"]
+Preset = Literal["digits", "cifar10"]
 PRESETS: dict[Preset, Study] = {
     "digits": DIGITS,
     "cifar10": Study(data="cifar10", seeds=3, recipe=Recipe(bfloat16=True)),
-    "demo": replace(DIGITS, seeds=1, plan=replace(DIGITS.plan, exact_batches=0)),
 }
-"""Studies by name. ``digits`` is for two processor cores; ``cifar10``, at the paper's scale, for GPUs; ``demo`` is
-``digits`` with one network of each kind and without exact sums."""
+"""Studies by name. ``digits`` is for two processor cores; ``cifar10``, at the paper's scale, for GPUs."""
 
 
 def check_size(config: Mapping[str, Any]) -> None:

@@ -41,6 +41,7 @@ def run_without(packages: tuple[str, ...], script: str, folder: Path) -> subproc
 
 CORE = """
 import torch, pathnet
+from pathnet import *
 from pathnet.lesion import Lesion
 from pathnet.training import Recipe, train
 
@@ -129,7 +130,7 @@ COMMAND = "sys.argv = ['pathnet', '--help']; from pathnet.commands import main; 
 def test_a_command_without_the_extra_is_one_line_that_names_it(tmp_path: Path, packages: tuple[str, ...]) -> None:
     done = run_without(packages, COMMAND, tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    missing = " and ".join(name for module, name in commands.EXTRA.items() if module in packages)
+    missing = ", ".join(name for module, name in commands.EXTRA.items() if module in packages)
     assert done.stderr == f"pathnet: commands need {missing}, not installed here: pip install 'pathnet[paper]'\n"
 
 

@@ -1,6 +1,6 @@
-"""The habits of the house that a program can see: openings of docstrings, names, parameters, length of files.
+"""Conventions that a program can check: openings of docstrings, names, numbers of parameters, lengths of files.
 
-``python tests/test_style.py FOLDER...`` lists what is wrong below some folders.
+``python tests/test_style.py FOLDER...`` lists the problems below some folders.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (".py", ".cpp", ".h", ".cu", ".cuh")
 
 HANGING = re.compile(
-    r"(Of|What|Whether|How|Where|Why|Which|Who|When|With|Without|By|That|As|In|For|The same|On|From|To|So|Among|Beside"
-    r"|Behind|Before|After|Likewise|Also|And|Or|If|Only|Not)\b"
+    r"(Of|What|Whether|How|Where|Why|Which|Who|When|With|Without|By|That|As|In|For|The same|On|From|To|So|Among"
+    r"|Beside|Behind|Before|After|Likewise|Also|And|Or|If|Only|Not)\b"
 )
-"""First words of a docstring that hangs on the name above it."""
+"""First words of a docstring that cannot be read without the name above it."""
 
 EMPTY_NAMES = {"own", "given", "made", "found", "taken", "others", "ways", "told", "asked"}
-"""Names that say nothing of what they name."""
+"""Names that do not say what they hold."""
 
-MOST_PARAMETERS = 8
-MOST_LINES = 350
+MAX_PARAMETERS = 8
+MAX_LINES = 350
 REASON = re.compile(r"\bLong (because|since)\b")
-"""How the head of a longer file gives its reason."""
+"""Words with which the head of a longer file gives its reason."""
 
 
 def sources() -> list[Path]:
@@ -39,7 +39,7 @@ def sources() -> list[Path]:
 
 
 def names_bound(node: ast.AST) -> Iterator[str]:
-    """The names that a node gives to variables, parameters, attributes, functions and classes."""
+    """Yield the names that a node binds: of variables, parameters, attributes, functions and classes."""
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
         yield node.id
     elif isinstance(node, ast.arg):
@@ -51,7 +51,7 @@ def names_bound(node: ast.AST) -> Iterator[str]:
 
 
 def is_kernel(function: ast.FunctionDef) -> bool:
-    """Whether a function is Triton's: its launch is by keyword, and its parameters are the kernel's registers."""
+    """Return whether Triton compiles a function: kernels take their many parameters by keyword."""
     return any("jit" in ast.unparse(decorator) for decorator in function.decorator_list)
 
 
@@ -60,36 +60,36 @@ def parameters(function: ast.FunctionDef) -> int:
     return sum(argument.arg not in ("self", "cls") for argument in arguments)
 
 
-def python_faults(source: str) -> Iterator[str]:
+def problems_of_python(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         line = getattr(node, "lineno", 1)
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             opening = (ast.get_docstring(node) or "").partition("\n")[0]
             if HANGING.match(opening):
                 yield f"{line}: a docstring opens with {opening[:50]!r}"
-        if isinstance(node, ast.FunctionDef) and not is_kernel(node) and parameters(node) > MOST_PARAMETERS:
+        if isinstance(node, ast.FunctionDef) and not is_kernel(node) and parameters(node) > MAX_PARAMETERS:
             yield f"{line}: {node.name} has {parameters(node)} parameters"
         for name in names_bound(node):
             if name.strip("_") in EMPTY_NAMES:
                 yield f"{line}: the name {name}"
 
 
-def faults(file: Path) -> list[str]:
+def problems_of(file: Path) -> list[str]:
     source = file.read_text()
     lines = source.splitlines()
-    problems = list(python_faults(source)) if file.suffix == ".py" else []
-    if len(lines) > MOST_LINES and not REASON.search("\n".join(lines[:15])):
+    problems = list(problems_of_python(source)) if file.suffix == ".py" else []
+    if len(lines) > MAX_LINES and not REASON.search("\n".join(lines[:15])):
         problems.append(f"1: {len(lines)} lines, without a reason at the head")
     return problems
 
 
 @pytest.mark.parametrize("file", sources(), ids=lambda file: str(file.relative_to(ROOT)))
-def test_a_file_keeps_the_habits_of_the_house(file: Path) -> None:
-    assert faults(file) == []
+def test_a_file_follows_the_conventions(file: Path) -> None:
+    assert problems_of(file) == []
 
 
 if __name__ == "__main__":
     for file in sources():
         if any(file.is_relative_to(Path(folder).resolve()) for folder in sys.argv[1:]):
-            for fault in faults(file):
-                print(f"{file.relative_to(ROOT)}:{fault}")
+            for problem in problems_of(file):
+                print(f"{file.relative_to(ROOT)}:{problem}")

@@ -36,7 +36,7 @@ def main() -> None:
     prepare_streams()
     missing = [package for module, package in EXTRA.items() if find_spec(module) is None]
     if missing:
-        fail(f"commands need {' and '.join(missing)}, not installed here: pip install 'pathnet[paper]'", 1)
+        fail(f"commands need {', '.join(missing)}, not installed here: pip install 'pathnet[paper]'", 1)
     from pathnet.commands.app import app
 
     warnings.showwarning = warn

@@ -39,7 +39,7 @@ def demo(settings: DemoSettings) -> None:
     from pathnet.commands.printing import print_training
     from pathnet.commands.runs import print_gradients
 
-    study, device = PRESETS["demo"], device_of(settings.device)
+    study, device = PRESETS["digits"], device_of(settings.device)
     data, recipe = load(study.data), study.recipe_of("residual", 0)
     torch.manual_seed(recipe.seed)
     net, weights = models.build(study.config("residual", data)).to(device), results.weights_of(settings.run)

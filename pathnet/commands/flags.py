@@ -121,8 +121,10 @@ def _help(place: _Place, flag: Flag) -> str:
     """Return the help of a setting with its default, which Typer would put on a line of its own."""
     setting = place.setting
     default = flag.default or setting.default
-    if place.over_preset or default in (None, MISSING) or isinstance(default, bool):
+    if place.over_preset or default in (None, MISSING) or (isinstance(default, bool) and not flag.negatable):
         return setting.help
+    if isinstance(default, bool):
+        default = "on" if default else "off"
     return f"{setting.help} [dim]Default: {default}.[/dim]"
 
 

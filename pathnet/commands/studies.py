@@ -40,7 +40,7 @@ class StudySettings:
         Preset,
         Help(
             "Defaults of all settings. digits: minutes on two processor cores. cifar10: the scale of the paper, for "
-            "GPUs. demo: digits, with one network of each kind."
+            "GPUs."
         ),
         Flag(value="NAME"),
         Panel("Study"),

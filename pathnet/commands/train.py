@@ -20,8 +20,8 @@ from pathnet.commands.shared import Device, ExistingData, Json, device_of
 from pathnet.data import Data, load
 from pathnet.printable import printable
 from pathnet.progress import reporter
-from pathnet.settings import Above, AtMost, Checked, Flag, Help, Panel, check_settings
-from pathnet.study import SkipBroken, check_size
+from pathnet.settings import Above, AtLeast, AtMost, Checked, Flag, Help, Panel, check_settings
+from pathnet.study import DEEPEST, WIDEST, SkipBroken, check_size
 from pathnet.training import Epoch, Recipe
 
 if TYPE_CHECKING:
@@ -53,9 +53,15 @@ class NetworkSettings:
         Flag(value="MODEL"),
     ] = "preact_resnet"
     depth: Annotated[
-        int | None, Help("Layers with weights: 6n + 2, or 9n + 2 with bottlenecks."), Flag(default="56")
+        int | None,
+        Help("Layers with weights: 6n + 2, or 9n + 2 with bottlenecks."),
+        AtLeast(1),
+        AtMost(DEEPEST),
+        Flag(default="56"),
     ] = None
-    width: Annotated[int | None, Help("Channels of the first stage."), Flag(default="the model's")] = None
+    width: Annotated[
+        int | None, Help("Channels of the first stage."), AtLeast(1), AtMost(WIDEST), Flag(default="the model's")
+    ] = None
     shortcut: Annotated[
         Literal["projection", "pad"] | None,
         Help("Skip connection of blocks that change the shape: projection or pad."),

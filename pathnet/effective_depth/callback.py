@@ -100,6 +100,10 @@ class EffectiveDepth:
         self._began: float | None = None
         self._spent = self._took = 0.0
 
+    def __repr__(self) -> str:
+        settings = f"every={self._every}, share={self._share}, bn={self._bn!r}, engine={self._engine!r}"
+        return f"EffectiveDepth(batch of {len(self._images)}, {settings})"
+
     def __call__(self, step: int, net: nn.Module | None = None) -> Depth | None:
         """Measure if a measurement is due, write it, and return it.
 

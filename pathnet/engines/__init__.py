@@ -9,12 +9,12 @@ from torch import nn
 from pathnet.checks import described
 from pathnet.engines.cpu import CpuEngine
 from pathnet.engines.cuda import CudaEngine
-from pathnet.engines.engine import Engine, Job
+from pathnet.engines.engine import Engine, Job, Prepared, Walk
 from pathnet.engines.reference import ReferenceEngine
 from pathnet.engines.triton import TritonEngine
 from pathnet.models.residual_net import ResidualNet
 
-__all__ = ["Engine", "Job", "available", "check_engine", "choose", "refusals"]
+__all__ = ["Engine", "Job", "Prepared", "Walk", "available", "check_engine", "choose", "refusals"]
 
 ENGINES: tuple[Engine, ...] = (CudaEngine(), TritonEngine(), CpuEngine(), ReferenceEngine())
 """All engines, fastest first."""

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 __all__ = ["LARGEST", "SCHEMA", "Measurements", "Range", "Row", "RowType", "bits", "schema_of", "table_of"]
 
 LARGEST = sys.float_info.max
+"""Largest finite float64."""
+
 SCHEMA = pa.schema(
     [
         ("batch", pa.int32()),

@@ -22,7 +22,7 @@ from pathnet.commands.shared import device_of
 from pathnet.experiments.plans import PathGradients
 from pathnet.study import PRESETS
 
-DEMO = PRESETS["demo"]
+DEMO = PRESETS["digits"]
 
 
 def test_auto_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +36,7 @@ def test_auto_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_demo_trains_measures_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = dataclasses.replace(DEMO.recipe, epochs=1, batch_size=700)
     plan = dataclasses.replace(DEMO.plan, batches=2)
-    monkeypatch.setitem(PRESETS, "demo", dataclasses.replace(DEMO, width=2, recipe=recipe, plan=plan))
+    monkeypatch.setitem(PRESETS, "digits", dataclasses.replace(DEMO, width=2, recipe=recipe, plan=plan))
     ended = pathnet_("demo", "--run", tmp_path / "demo", "--json")
     facts = json.loads(ended.out)
     assert ended.status == 0 and facts["measurements"] == 36 and 0 <= facts["test_accuracy"] <= 1
