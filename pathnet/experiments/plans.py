@@ -14,7 +14,10 @@ __all__ = ["MOST_DRAWS", "Method", "PathGradients", "Plan", "check_plan"]
 Method = Literal["sampled", "exact", "signed"]
 
 MOST_DRAWS = 1_000_000
-"""Most signed draws on one batch: draw j on batch b is the tape's draw number b * MOST_DRAWS + j, so none repeats."""
+"""Maximum number of signed draws on one batch.
+
+Draw j on batch b is the tape's draw number b * MOST_DRAWS + j, so none repeats.
+"""
 
 
 def _check_engine(name: str, value: str) -> None:

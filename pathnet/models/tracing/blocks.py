@@ -210,7 +210,7 @@ def is_pad(skip: nn.Module | None, residual: nn.Module, x: Tensor, out: torch.Si
     and widths.
 
     Args:
-        x: an input of the block, on which the skip runs.
+        x: an input of the block, on which the skip connection runs.
         out: shape of the block's output.
     """
     steps = _steps(residual)
