@@ -175,7 +175,7 @@ def trained(
     if depths is not None and depths.resolve() in (out.resolve(), checkpoint.resolve()):
         raise ValueError(f"effective_depth: expected a file that --out does not write, got {depths}")
     if out.exists() and not checkpoint.exists():
-        raise ValueError(f"out: expected a new file, or one with a checkpoint to resume from, got {out}")
+        raise ValueError(f"out: expected a new file, or one with a checkpoint, got {out}, which exists without one")
     if depths is not None and depths.exists() and not checkpoint.exists():
         raise ValueError(f"effective_depth: expected a new file for a new training, got {depths}, which exists")
     callback = None if depths is None else _depth_callback(data, recipe, depths)

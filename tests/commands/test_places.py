@@ -86,7 +86,7 @@ def cases() -> Iterator[tuple[str, str, str, str]]:
     for flags, wrong in kinds:
         for (command, flag), (place, words) in ((words, case) for words in flags for case in wrong.items()):
             if flag == "--effective-depth" and place in A_FOLDER:
-                words = "folder exists"
+                words = "got folder, which exists"
             yield command, flag, place, words
 
 
