@@ -1,7 +1,7 @@
 """pathnet: how gradient travels through the single paths of a residual network.
 
-Every public name is imported when it is first used, so that ``import pathnet`` costs next to nothing and needs no
-package that the work at hand does without.
+Every public name is imported when it is first used, so ``import pathnet`` costs next to nothing and needs no
+package that goes unused.
 """
 
 from __future__ import annotations

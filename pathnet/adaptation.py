@@ -208,7 +208,7 @@ def _traced_network(
         raise _untraced(failures)
     for name in named:
         if not any(f"{block.name.split(' ')[0]}.".startswith(f"{name}.") for block in parts.blocks):
-            raise ValueError(f"blocks: no addition in {name!r} is a residual connection, which lies on every path")
+            raise ValueError(f"blocks: no addition in {name!r} is a residual connection, which every route must pass")
     return _network(parts, traced.traced_by, example, traced.frozen_statistics, traced.dropouts)
 
 

@@ -1,4 +1,4 @@
-"""Work on many routings in chunks, so that neither memory nor the wait for a signal grows with their number."""
+"""Work on many routings in chunks, so neither memory nor the delay of signals grows with their number."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Result = TypeVar("Result")
 
 
 class Pace:
-    """Keeps a GPU at most two chunks behind the program that launches them.
+    """Lets the program launch at most two chunks ahead of the GPU that computes them.
 
     A launch takes no time, but the fetch of a result waits for all launches before it and does not answer signals. So
-    the program waits chunk by chunk, in Python, where Ctrl-C ends it. Native walks on a processor answer signals.
+    the program waits chunk by chunk, in Python, where Ctrl-C ends it. Native ops on a CPU answer signals themselves.
 
     Args:
         device: the device that computes.
@@ -63,7 +63,7 @@ def in_chunks(
     """Call ``work`` on one chunk of the items after the other.
 
     A chunk has as many items as fit into ``room`` bytes, but never more than ``most``. Where a GPU runs out of
-    memory, the chunk is halved and the work goes on.
+    memory, the chunk is halved and the work continues.
 
     Args:
         items: what is sliced: a range, or a tensor along its first dimension.

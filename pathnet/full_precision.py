@@ -49,11 +49,11 @@ def full_precision() -> Iterator[None]:
 def _set_exact() -> Callable[[], None]:
     """Set every operator to IEEE arithmetic; return a function that restores the switches.
 
-    PyTorch keeps older switches beside these (`allow_tf32`, `float32_matmul_precision`). To read one that contradicts
-    the newer ones raises an error, and PyTorch's own compiler does read them. So the older ones are set as well, and
-    stay readable inside wherever they were readable outside; to write one writes the newer ones too, hence the order.
+    PyTorch keeps older switches as well (`allow_tf32`, `float32_matmul_precision`). Reading one that contradicts the
+    newer ones raises an error, and PyTorch's own compiler does read them. So the older ones are set too, and stay
+    readable inside wherever they were readable outside; writing one writes the newer ones as well, hence the order.
     A convolution of cuDNN that inherits its backend's switch is left to inherit. Once `allow_tf32` was written, a
-    convolution whose switch nobody has ever set no longer inherits and is TF32 by itself: PyTorch has no way back,
+    convolution whose switch was never set no longer inherits and is TF32 by itself: PyTorch has no way back,
     and its own `cudnn.flags` ends that way too.
     """
     cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn

@@ -89,13 +89,13 @@ def norms(record: Record, routing: Tensor, at: At, per_sample: bool) -> Tensor:
     with full_precision():
         if at == "stem_weight" and per_sample:
             return _shares_of_samples(record, routing)
-        # Of the stem's weight the first dimension is channels, which combine as samples do.
-        samples = routed_backward_norms(record, routing) if at == "y0" else _norms_behind_stem(record, routing, at)
+        # The first dimension of the stem's weight is output channels; their norms combine as those of samples do.
+        samples = routed_backward_norms(record, routing) if at == "y0" else _norms_before_stem(record, routing, at)
         return samples if per_sample else scaling.combine(samples)
 
 
-def _norms_behind_stem(record: Record, routing: Tensor, at: At) -> Tensor:
-    """Return float64 [P, first dimension of the place]."""
+def _norms_before_stem(record: Record, routing: Tensor, at: At) -> Tensor:
+    """Return the norms of the gradients at the image or the stem's weight: float64 [P, first dimension of it]."""
     device = record.start.mantissa.device
     result = torch.empty(len(routing), place_shape(record, at)[0], dtype=torch.float64, device=device)
     for part, grads in scaled_gradients(record, routing, at):
@@ -126,10 +126,10 @@ def sums_by_length(record: Record, routing: Tensor, at: At) -> ScaledGradient:
 
 @full_precision()
 def squared_norms_by_length(record: Record, signs: Tensor, at: At) -> Tensor:
-    """Return float64 [draws, n + 1]: the squared norms of the sums by length, each module's residual with its sign.
+    """Return float64 [draws, n + 1]: the squared norms of the sums by length, with random signs of the modules.
 
     Args:
-        signs: [draws, n], of each module.
+        signs: [draws, n], the sign of each residual module.
     """
     like = record.start.mantissa
     result = torch.empty(len(signs), signs.shape[1] + 1, dtype=torch.float64, device=like.device)
@@ -147,7 +147,7 @@ def squared_norms_by_length(record: Record, signs: Tensor, at: At) -> Tensor:
 def compare_lengths(sums: ScaledGradient) -> LengthSums:
     """Compare the scaled sums by length [n + 1, ...], one gradient in float64 at a time.
 
-    Inner products are of gradients scaled to size one, so that no square leaves the range of float64.
+    Inner products are taken of gradients scaled to norm 1, so no square leaves the range of float64.
     """
     count = len(sums.mantissa)
 

@@ -16,7 +16,7 @@ __all__ = ["STATUS", "end_at_once", "is_command", "raised"]
 
 STATUS = 130
 KINDS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Signals from the keyboard, from whoever stops a job, and from a terminal that closes."""
+"""Signals of Ctrl-C, of a request to terminate, and of a terminal that closes."""
 
 
 def is_command() -> bool:

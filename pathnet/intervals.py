@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 def bootstrap_means(values: Array, measured: NDArray[np.bool_]) -> Array:
     """Return the means of rows drawn with replacement from the values [batches, n]: [draws, n].
 
-    Measurements on one batch depend on each other, so that whole batches are drawn. There are no draws from fewer
+    Measurements on one batch depend on each other, so whole batches are drawn. There are no draws from fewer
     than `FEWEST` batches.
 
     Args:

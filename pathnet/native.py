@@ -2,10 +2,9 @@
 
 Importing this module never fails: where the library is not built, `LOADED` is False and `WHY_NOT` gives the reason.
 
-In the main thread the cpu engine's ops answer signals while they compute, several times a second. Ctrl-C ends them
-with its KeyboardInterrupt, and so does any other exception of a signal's handler. A handler that returns only delays
-them.
-(`torch.ops.pathnet` itself raises a RuntimeError instead.)
+While an op of the cpu engine runs in the main thread, signal handlers run several times a second. An exception that a
+handler raises (KeyboardInterrupt for Ctrl-C) ends the op; a handler that returns only delays it. `torch.ops.pathnet`
+itself raises a RuntimeError instead.
 """
 
 from __future__ import annotations

@@ -1,6 +1,11 @@
 """The experiments of the paper: the one list that studies, the report and the commands read.
 
-An entry imports what measures and what draws only when it is loaded, so that listing the experiments takes no time.
+To add an experiment: write ``measure`` and ``claims`` in a module of pathnet/experiments/, and its figure in
+pathnet/figures/ with a function in `pathnet.figures.runs` that draws it from a run; add new amounts as fields of
+`pathnet.experiments.plans.Plan`; then write a loader here and an entry in `EXPERIMENTS`. The command, its help and
+the report follow.
+
+A loader imports its modules only when it is called, so listing the experiments takes no time.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ class Driver:
 
     Attributes:
         measure: starts or continues the runs of some networks in a folder, and returns them.
-        claims: says what the paper claims beside what a run measured.
+        claims: compares the paper's claims with what a run measured.
         draw: draws the figures of a run under a heading, and returns their files.
     """
 
@@ -60,7 +65,7 @@ class Experiment:
 
 
 def claims(run: results.Run) -> list[Claim]:
-    """Return what the paper claims of the experiment of a run, beside what the run measured.
+    """Return the paper's claims on the experiment of a run, next to what the run measured.
 
     Raises:
         ValueError: the run is of an unknown experiment, or holds too little.
@@ -188,14 +193,14 @@ EXPERIMENTS = {
     ),
     "path-gradients": Experiment(
         "section 5, Figure 6",
-        "Measure how much gradient comes back along paths of each length, and what cancels in exact sums.",
+        "Measure how much gradient flows along paths of each length, and how much cancels in their sum.",
         ("residual",),
         ("batches", "exact_batches", "plan_seed"),
         _path_gradients,
     ),
     "effective-training": Experiment(
         "section 5",
-        "Compare networks trained with exactly k of n modules a batch with networks trained in full.",
+        "Compare networks trained with exactly k of n modules per batch with networks trained in full.",
         ("residual", "effective"),
         ("modules", "images"),
         _effective_training,

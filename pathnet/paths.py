@@ -1,6 +1,6 @@
 """Paths as binary codes: drawing them, listing them, and counting those of each length.
 
-A path ``b`` in {0, 1}^n goes through the residual module of block i where ``b_i = 1`` and through its skip
+A path ``b`` in {0, 1}^n goes through the residual module of block i where ``b_i = 1`` and through its skip connection
 where ``b_i = 0``; its length is the number of ones (Veit et al. 2016, section 3).
 """
 
@@ -70,7 +70,7 @@ def _check_draws(n: int, count: int, seed: int, first: int) -> tuple[int, int, i
 def sample(n: int, length: int, count: int, seed: int = 0, first: int = 0) -> Tensor:
     """Draw paths of one length, each uniformly from the C(n, length) paths of that length.
 
-    Path number j is a function of (seed, j, length) alone, so that a longer sample begins with the shorter one and
+    Path number j is a function of (seed, j, length) alone, so a longer sample begins with the shorter one and
     any worker can redo any draw.
 
     Args:

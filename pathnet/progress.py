@@ -49,7 +49,7 @@ def _lines(label: str) -> Iterator[Report]:
     waiting = ""
 
     def show() -> None:
-        # A measurement goes on even if nobody reads its progress.
+        # A measurement continues even if its progress cannot be written.
         with suppress(OSError):
             print(waiting, file=sys.stderr, flush=True)
 

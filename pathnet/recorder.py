@@ -19,10 +19,10 @@ from pathnet.recording import (
     SMALLEST,
     At,
     BatchNormMode,
-    Look,
     Loss,
     OutputGradient,
     Precision,
+    ValueCheck,
     check_labels,
     cross_entropy,
     output_gradient,
@@ -48,17 +48,17 @@ class _Service:
 
 
 class Recorder:
-    """Recordings of batch after batch through one network, which is copied, and prepared by the engine, once.
+    """Records forward passes of many batches through one network, which is copied and prepared only once.
 
     The network stays unchanged, running statistics included, and later changes of it reach neither the recorder nor
     its tapes. The forward pass is float32-accurate in every precision; ``precision`` is that of the backward passes.
     The engine is chosen on the first batch, and again for images of another size or on another device. A recorder can
     be pickled where its network and its loss can; the engine then prepares the network again.
 
-    Between blocks gradients are mantissas with powers of two, so that their norms may lie anywhere between 1e-300 and
+    Between blocks gradients are mantissas with powers of two, so their norms may be anywhere between 1e-300 and
     1e300. A single residual module may shrink a gradient by 1e-60, or let it grow by 1e30. Factors of a batch
-    normalisation 1e-18 times its largest or smaller lose digits; in sums by length the two branches of a block may
-    differ by 1e48. Activations are float32: below 1e-45 they are 0, and their ReLUs pass no gradient.
+    normalisation below 1e-18 times the largest of its layer lose precision; in sums by length the two branches of a
+    block may differ by 1e48. Activations are float32: below 1e-45 they are 0, and their ReLUs pass no gradient.
 
     Args:
         bn: ``running``, batch normalisation by running statistics, samples independent; or ``batch``, by the
@@ -132,7 +132,7 @@ class Recorder:
         images = self._copied(images)
         if self._at == "image" and not images.is_floating_point():
             raise ValueError(
-                f'at: expected a place behind the tokens, which have no gradient (at="y0"), got {self._at!r}'
+                f'at: expected a place after the tokens, which have no gradient (at="y0"), got {self._at!r}'
             )
         labels = None
         # A copy, also since autograd rejects tensors made in inference mode.
@@ -143,7 +143,7 @@ class Recorder:
             y0, service = self._enter(images)
             y_n, walk = service.prepared.record(y0)
             gradient = output_gradient(self._net, y_n, target, self._loss, self._bn)
-        look = Look(images, labels, gradient.output, gradient.loss, gradient.least)
+        values = ValueCheck(images, labels, gradient.output, gradient.loss, gradient.least)
 
         def recorded(gradient: OutputGradient) -> Record:
             return Record(
@@ -160,7 +160,7 @@ class Recorder:
         record = recorded(gradient)
 
         def settle() -> Record:
-            _, least = look.numbers()
+            _, least = values.result()
             if least >= SMALLEST:
                 return record
             with self._lock, full_precision():
@@ -174,12 +174,12 @@ class Recorder:
     @full_precision()
     @torch.no_grad()
     def routed_outputs(self, images: Tensor, routing: Tensor) -> Tensor:
-        """Return the outputs under routings of the forward pass: ``y <- join(a skip(y) + c residual(y))`` a block.
+        """Return the outputs under routings of the forward pass: ``y <- join(a skip(y) + c residual(y))`` per block.
 
         (1, 1) everywhere is the network itself; (1, 0) deletes a block (Veit et al. 2016, section 4.1), which in BN
-        mode ``batch`` changes the statistics of later blocks. A branch with the coefficient 0 is left out. (1, 0)
-        leaves of a highway block the skip times its gate, and of a VGG layer zeros: `pathnet.lesion` deletes those
-        blocks as the paper does.
+        mode ``batch`` changes the statistics of later blocks. A branch with the coefficient 0 is left out. In a
+        highway block (1, 0) keeps the gated skip connection, and in a VGG layer it gives zeros: `pathnet.lesion`
+        deletes those blocks as the paper does.
 
         Args:
             images: as for a recording.
@@ -193,7 +193,7 @@ class Recorder:
         """
         check_routing(routing, self._net.n)
         images = self._copied(images)
-        # The head decides the output's shape, so that an empty routing needs one pass as well.
+        # The head decides the output's shape, so an empty routing needs one pass as well.
         passes = routing if len(routing) else routing.new_ones(1, self._net.n, 2)
         with self._lock:
             y0, service = self._enter(images)
@@ -214,7 +214,7 @@ class Recorder:
             return self._enter(self._copied(images))[1].engine
 
     def _copied(self, images: Tensor) -> Tensor:
-        """Return a copy of the images, in the walk's type; tokens keep theirs."""
+        """Return a copy of the images, in the type of the passes; tokens keep theirs."""
         _check_images(self._net, images)
         dtype = self._dtype if images.is_floating_point() else images.dtype
         return images.detach().to(dtype, copy=True).contiguous()
@@ -267,7 +267,7 @@ def _stem(net: ResidualNet, images: Tensor) -> Tensor:
         y0 = torch.as_tensor(net.stem(images.clone()))
     except torch.cuda.OutOfMemoryError:
         raise
-    except (RuntimeError, IndexError) as error:  # The latter of tokens that are not in the vocabulary.
+    except (RuntimeError, IndexError) as error:  # IndexError: a token outside the vocabulary.
         what = "shape" if images.is_floating_point() else "tokens of shape"
         reason = str(error).splitlines()[0]
         raise ValueError(f"images: the network refuses the {what} {list(images.shape)} ({reason})") from None
@@ -277,7 +277,7 @@ def _stem(net: ResidualNet, images: Tensor) -> Tensor:
 
 
 def _check_images(net: ResidualNet, images: Tensor) -> None:
-    """Check the images, except their values, which `Look` checks."""
+    """Check the images, except their values, which `ValueCheck` checks."""
     if not isinstance(images, Tensor) or images.dtype not in (torch.float32, torch.float64, torch.int64, torch.int32):
         got = images.dtype if isinstance(images, Tensor) else described(images)
         raise ValueError(

@@ -24,10 +24,10 @@ __all__ = [
     "At",
     "BatchNormMode",
     "BatchNormPolicy",
-    "Look",
     "Loss",
     "OutputGradient",
     "Precision",
+    "ValueCheck",
     "check_differentiable",
     "check_labels",
     "check_loss",
@@ -46,7 +46,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 NOT_FINITE = "images: expected finite values, got NaN or infinity"
 NOT_FINITE_GRADIENT = "loss: expected a finite gradient at the network's output, got NaN or infinity"
 IGNORED = -100
-"""Label of positions of a sequence that the loss leaves out; PyTorch's own number for it."""
+"""Label of positions of a sequence that the loss leaves out, the default of PyTorch's ``ignore_index``."""
 
 
 def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype) -> ResidualNet:
@@ -88,7 +88,8 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
         ValueError: there is not one label for each row of the output.
     """
     if target.shape != output.shape[:-1]:
-        what = "a label an image" if output.ndim == 2 else f"a label for each row of the output {list(output.shape)}"
+        rows = f"a label for each row of the output {list(output.shape)}"
+        what = "one label per image" if output.ndim == 2 else rows
         raise ValueError(f"target: expected shape {list(output.shape[:-1])} ({what}), got {list(target.shape)}")
     known = (target >= 0) & (target < output.shape[-1])
     mean = F.cross_entropy(
@@ -132,12 +133,12 @@ class OutputGradient:
 def output_gradient(
     net: ResidualNet, y_n: Tensor, target: Tensor, loss: Loss, bn: BatchNormMode, thorough: bool = False
 ) -> OutputGradient:
-    """Differentiate the loss where the blocks end.
+    """Differentiate the loss with respect to the output of the last block.
 
     Args:
         thorough: whether to multiply the loss by powers of two before its differentiation, where the gradient of a
             sample would leave the range of the network's type: a loss in float64 may scale it by 1e300. This reads
-            values, for which a GPU waits.
+            values, which synchronises with the GPU.
 
     Raises:
         ValueError: the loss is not one number that depends on the output; or, with ``thorough``, its gradient is not
@@ -186,7 +187,7 @@ def output_gradient(
 def check_loss(value: object) -> Tensor:
     """Return ``value``, a loss; raise ValueError unless it is one real number."""
     if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
-        raise ValueError(f"loss: expected one real number a batch, got {described(value)}")
+        raise ValueError(f"loss: expected one real number per batch, got {described(value)}")
     return value
 
 
@@ -201,7 +202,7 @@ def check_differentiable(value: object) -> Tensor:
 def check_labels(labels: object, device: torch.device) -> Tensor:
     """Return ``labels``, a dense int64 tensor on the device.
 
-    Their shape and values depend on the output: `cross_entropy` and `Look` check them.
+    Their shape and values depend on the output: `cross_entropy` and `ValueCheck` check them.
 
     Raises:
         ValueError: ``labels`` is no such tensor.
@@ -214,11 +215,11 @@ def check_labels(labels: object, device: torch.device) -> Tensor:
     return check_tensor("target", labels, "integer", device=device)
 
 
-class Look:
-    """A check of a forward pass's values, which are on their way to the host.
+class ValueCheck:
+    """Checks the values of a forward pass, copied to the host asynchronously.
 
-    All values are fetched in one copy, since to read a value on a GPU waits for all work launched before. The copy
-    begins here and `numbers` waits for it, so that other work can be launched in between.
+    All values are fetched in one copy, since reading a value on a GPU waits for all work launched before it. The copy
+    starts on construction and `result` waits for it, so other work can be launched in between.
 
     Args:
         labels: int64 [B], expected to be among the classes of ``output`` [B, classes]; or [B, T] for [B, T, classes],
@@ -252,7 +253,7 @@ class Look:
             self._arrived = torch.cuda.current_stream(images.device).record_event()
         self._name, self._classes = name, None if labels is None else output.shape[-1]
 
-    def numbers(self) -> tuple[float, float]:
+    def result(self) -> tuple[float, float]:
         """Return the loss, and `OutputGradient.least`.
 
         Raises:

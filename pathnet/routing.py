@@ -1,4 +1,4 @@
-"""Differentiable outputs and gradients, routed through skips and residuals by two coefficients a block."""
+"""Differentiable outputs and gradients under a routing: two coefficients per block, skip connection and module."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathnet.models.coefficients import check_coefficients, known_as, of_blocks
 from pathnet.models.residual_net import ResidualNet, check_inputs, check_net, unwrapped
 from pathnet.recording import (
     NOT_FINITE_GRADIENT,
-    Look,
     Loss,
+    ValueCheck,
     check_differentiable,
     check_labels,
     cross_entropy,
@@ -29,19 +29,19 @@ Routing = Tensor | Sequence[Sequence[float]]
 
 
 def routed(net: nn.Module, x: Tensor, routing: Routing | None, backward: Routing | None = None) -> Tensor:
-    """Return the network's output under a routing, ``y <- join(a skip(y) + c residual(y))`` a block, differentiable.
+    """Return the network's output under a routing, ``y <- join(a skip(y) + c residual(y))`` per block.
 
-    The backward pass may have other coefficients, ``g <- a' J_skip^T g + c' J_residual^T g``. Inputs and weights get
-    gradients for any loss of the output; the network's mode and autocast are left to the caller. Where all
-    coefficients of a block are 1 the block itself runs, bit for bit. A branch whose coefficients are 0 in both
-    directions is not computed. Where the backward coefficient is 0, weights without any other path to the loss get
-    the gradient None, as those of dropped modules do in training: DistributedDataParallel then needs
+    It is differentiable: inputs and weights get gradients for any loss of the output. The backward pass may have
+    other coefficients, ``g <- a' J_skip^T g + c' J_residual^T g``. The network's mode and autocast are left to the
+    caller. Where all coefficients of a block are 1 the block itself runs, bit for bit. A branch whose coefficients
+    are 0 in both directions is not computed. Where the backward coefficient is 0, weights without any other path to
+    the loss get the gradient None, as those of dropped modules do in training: DistributedDataParallel then needs
     ``find_unused_parameters=True``.
 
     Under `torch.compile` a routing must be a tensor where the compiled program itself makes this call (a compiled
-    network always gets a tensor from this function). The program does not depend on the routing's values, so that one
+    network always gets a tensor from this function). The program does not depend on the routing's values, so one
     program serves all routings: all branches are computed, and a coefficient 0 leaves gradients of zeros in place of
-    None. On a GPU, coefficients in the processor's memory save a wait.
+    None. On a GPU, coefficients kept in host memory avoid a synchronisation.
 
     With different coefficients in the two directions, second derivatives are routed as first derivatives are: a
     branch with a backward coefficient of 0 is a constant to them. `routed_gradient` returns a path's gradient with
@@ -78,7 +78,7 @@ def routed_gradient(
     """Return the gradient at ``y_0``, the input of block 1, under a routing of the backward pass; differentiable.
 
     Use it for penalties on the gradient along a path. Its value is that of `Tape.routed_gradients`, for the network
-    in its present mode and types. Its derivative is complete: weights beside the path, which determine the point of
+    in its present mode and types. Its derivative is complete: weights off the path, which determine the point of
     evaluation, get theirs too. (Gates of highway blocks are constants, as for paths.)
 
     Args:
@@ -116,7 +116,7 @@ def routed_gradient(
             # The gradient of a loss that is NaN may be 0.
             finite = torch.isfinite(grad.detach()).all().double()
             facts = output.detach(), value.detach().reshape(()), finite
-            if not Look(x.detach(), labels, *facts, name="x").numbers()[1]:
+            if not ValueCheck(x.detach(), labels, *facts, name="x").result()[1]:
                 raise ValueError(NOT_FINITE_GRADIENT)
         for (x_in, parts, z, x_out), factors in zip(reversed(passes), reversed(coefficients), strict=True):
             grad = _pulled_back(x_out, z, grad)

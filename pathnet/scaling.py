@@ -41,7 +41,7 @@ class ScaledGradient(NamedTuple):
 def times_power_of_two(x: Tensor, exponent: Tensor) -> Tensor:
     """Return ``x * 2**exponent``, exact as long as the result is a normal number of ``x``'s type.
 
-    It multiplies by two factors, since ``2**exponent`` itself can leave the range that the result lies in.
+    It multiplies by two factors, since ``2**exponent`` itself can leave the range of the result's type.
     """
     half = torch.div(exponent, 2, rounding_mode="floor")
     return x * _power_of_two(half, x.dtype) * _power_of_two(exponent - half, x.dtype)
@@ -75,11 +75,14 @@ def rescale(grad: Tensor, exponent: Tensor) -> ScaledGradient:
 
 
 COEFFICIENTS = 60
-"""Exponent up to which a block's coefficients stay as they are: the larger one lies within 2^-60 and 2^60."""
+"""Exponent up to which a block's coefficients stay as they are: the larger one is between 2^-60 and 2^60."""
 
 
 def of_coefficients(routing: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Divide the coefficients [P, n, 2] of each block by a power of two where they would leave a walk's range.
+    """Divide each block's coefficients by a power of two if they would leave the range of a backward pass.
+
+    Args:
+        routing: [P, n, 2], or [P, n, 3] with gates.
 
     Returns:
         The coefficients, and int32 [P], the powers of two to multiply their gradients by; None where all coefficients
@@ -98,7 +101,7 @@ def value(grad: Tensor, exponent: Tensor) -> Tensor:
 
 
 def align(grad: Tensor, exponent: Tensor) -> ScaledGradient:
-    """Return the same values with one exponent a gradient, [G, 1]: the largest of its samples that are not zero."""
+    """Return the same values with one exponent per gradient, [G, 1]: the largest of its samples that are not zero."""
     common = _or_zero(_significant(grad, exponent).amax(1, keepdim=True))
     return ScaledGradient(times_power_of_two(grad, beside(exponent - common, grad)), common)
 
@@ -118,7 +121,7 @@ _NOTHING = torch.iinfo(torch.int32).min
 """Stand-in for the exponent of zeros, below all exponents."""
 
 _FAR = 1 << 12
-"""Difference of exponents beyond which a summand vanishes beside the other."""
+"""Difference of exponents beyond which the smaller summand vanishes."""
 
 
 def _significant(grad: Tensor, exponent: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Settings: dataclasses whose annotations hold the help and the bounds of each field.
 
-``epochs: Annotated[int, Help("Passes over the training split."), AtLeast(1)] = 200`` says all there is to say of a
-setting. `check_settings` checks a dataclass by it, and the command line makes a flag of it.
+``epochs: Annotated[int, Help("Passes over the training split."), AtLeast(1)] = 200`` is the complete description of a
+setting. `check_settings` checks a dataclass by it, and the command line builds a flag from it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Flag:
     Attributes:
         name: the flag, such as ``--lr``.
         value: placeholder of its value, such as FILE.
-        default: description of the default, where the value itself says too little.
+        default: description of the default, where the value itself does not explain it.
         positional: whether the value stands by itself, without a flag.
         negatable: whether ``--no-...`` turns a flag off that is on by default or in a preset.
     """
@@ -101,7 +101,7 @@ class Without:
 
 @dataclass(frozen=True)
 class Setting:
-    """A field of a dataclass, with all that its annotation says of it.
+    """A field of a dataclass, with the marks of its annotation.
 
     Attributes:
         name: the field's name.
@@ -153,7 +153,7 @@ def _settings(kind: Any) -> tuple[Setting, ...]:
 def check_settings(values: Any) -> None:
     """Check each field of a dataclass by its annotation, and keep numbers as Python's own.
 
-    Integers, floats, flags and choices are checked by their type and bounds, and whatever is `Checked` by its check.
+    Integers, floats, flags and choices are checked by their type and bounds, and a `Checked` field also by its check.
 
     Raises:
         ValueError: a field is of another type, or out of its bounds.

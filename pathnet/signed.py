@@ -6,9 +6,9 @@ The mean of S draws means little if rare, unseen draws hold most of the expectat
   draws settles if k-hat is below min(1 - 1 / log10(S), 0.7) (Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto
   smoothed importance sampling", JMLR 2024, section 3).
 - Alignment. If the gradients of all C(n, k) paths point the same way, a draw is the square of the Krawtchouk
-  polynomial K_k(m) of the number m of minus signs. Most of its expectation can then lie in draws that are too rare to
-  be seen, while those that are seen look harmless. The exact sum G_k bounds how much can be hidden this way: by the
-  Cauchy-Schwarz inequality, the sum of the squared norms is at least ``|G_k|^2 / C(n, k)``.
+  polynomial K_k(m) of the number m of minus signs. Most of its expectation can then come from draws that are too
+  rare to be seen, while those that are seen look harmless. The exact sum G_k bounds how much can be hidden this way:
+  by the Cauchy-Schwarz inequality, the sum of the squared norms is at least ``|G_k|^2 / C(n, k)``.
 """
 
 from __future__ import annotations

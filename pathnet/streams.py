@@ -1,6 +1,6 @@
 """Counter-based random streams: every draw is a function of its key alone.
 
-A stream is named by a seed, a purpose and counters of the draw (batch, length, step...), so that any worker can redo
+A stream is named by a seed, a purpose and counters of the draw (batch, length, step...), so any worker can redo
 any draw without knowing the draws before it.
 """
 
@@ -23,6 +23,6 @@ def stream(seed: int, purpose: str, *counters: int) -> np.random.Generator:
         ValueError: the seed or a counter is negative.
     """
     if seed < 0 or any(counter < 0 for counter in counters):
-        raise ValueError(f"seed and counters must be non-negative integers, got {(seed, *counters)}")
+        raise ValueError(f"seed: expected non-negative integers for seed and counters, got {(seed, *counters)}")
     entropy = [seed, zlib.crc32(purpose.encode()), *counters]
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))

@@ -58,7 +58,7 @@ Reporter = Callable[[str], AbstractContextManager[Progress]]
 """Function that shows how far the job of a given name is."""
 
 DataSet = Annotated[str, Help("digits, synthetic, or a folder: CIFAR-10 or folders of classes."), Flag(value="DATA")]
-SkipBroken = Annotated[bool, Help("Leave out images of a folder that cannot be read; runs list their names.")]
+SkipBroken = Annotated[bool, Help("Skip unreadable images of a folder; runs list them in run.json.")]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Study:
 
     data: Annotated[DataSet, Panel("Study")]
     skip_broken: Annotated[SkipBroken, Panel("Study")] = False
-    seeds: Annotated[int, Help("Networks of each kind."), AtLeast(1)] = 1
+    seeds: Annotated[int, Help("Number of networks of each kind."), AtLeast(1)] = 1
     depth: Annotated[int, Help("Layers with weights of residual networks, 6n + 2."), AtLeast(1)] = 110
     width: Annotated[int, Help("Channels of the first stage of residual and highway networks."), AtLeast(1)] = 16
     survival: Annotated[
@@ -75,13 +75,13 @@ class Study:
     ] = 0.5
     vgg_depth: Annotated[int, Help("Layers with weights of VGGs."), AtLeast(1)] = 15
     vgg_width: Annotated[int, Help("Channels of VGGs."), AtLeast(1)] = 128
-    vgg_stages: Annotated[int, Help("Stages of VGGs, with a pooling between any two."), AtLeast(1)] = 4
+    vgg_stages: Annotated[int, Help("Number of stages of VGGs; a pooling layer separates them."), AtLeast(1)] = 4
     highway_depth: Annotated[int, Help("Layers with weights of highway networks, 6n + 2."), AtLeast(1)] = 110
     gate_bias: Annotated[float, Help("Initial bias of the gates of highway networks.")] = -1.0
     recipe: Annotated[Recipe, Help("Training of every network."), Without(("modules",)), Panel("Training")] = field(
         default_factory=Recipe
     )
-    plan: Annotated[Plan, Help("Amounts that are measured."), Panel("Measurements")] = field(default_factory=Plan)
+    plan: Annotated[Plan, Help("Amounts to measure."), Panel("Measurements")] = field(default_factory=Plan)
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, str):

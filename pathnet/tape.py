@@ -28,14 +28,14 @@ class Tape:
 
     Gradients are those of the loss, at the place that ``at`` names: ``y0`` [B, C_0, H_0, W_0] ([B, T, C] of tokens),
     ``image`` [B, C, H, W] or ``stem_weight`` [C_0, C, k, k]. They are float64, since along 54 modules they can leave
-    the range of float32; or, with ``scaled=True``, a pair (mantissa, int32 exponent broadcast to it).
+    the range of float32; or, with ``scaled=True``, a pair of a mantissa and an int32 exponent that broadcasts to it.
 
     In BN mode ``batch`` the batch is one object, and ``per_sample`` norms are those of the samples' slices of the
-    batch's gradient. At ``stem_weight``, a sample's share is the gradient through its slice at ``y0``; it takes
-    one backward pass of the stem a sample.
+    batch's gradient. At ``stem_weight``, a sample's share is the gradient through its slice at ``y0``; this takes one
+    backward pass through the stem per sample.
 
-    On a GPU the batch's values are checked at the first measurement, after its work is launched; the measurement then
-    raises what is wrong with them.
+    On a GPU the batch's values are checked at the first measurement, after its work is launched; the measurement
+    raises the error of a wrong value.
 
     Attributes:
         at: the place of the gradients.
@@ -45,7 +45,7 @@ class Tape:
         """
         Args:
             settle: checks the values and returns the record, which may start from another gradient; raises ValueError
-                where a value is wrong.
+                if a value is wrong.
         """
         self.at = at
         self._recorded = record
@@ -64,7 +64,7 @@ class Tape:
         return self._recorded
 
     def _measure(self, work: Callable[..., Result], *arguments: object) -> Result:
-        """Return ``work(record, *arguments)``, begun before the values are checked: a GPU computes meanwhile."""
+        """Return ``work(record, *arguments)``, started before the values are checked, so a GPU computes meanwhile."""
         ahead = self._recorded
         try:
             result = work(ahead, *arguments)
@@ -121,7 +121,7 @@ class Tape:
     @overload
     def path_gradients(self, b: Tensor, scaled: Literal[True]) -> ScaledGradient: ...
     def path_gradients(self, b: Tensor, scaled: bool = False) -> Tensor | ScaledGradient:
-        """Return the gradients along paths: through the residual module where ``b_i = 1``, the skip where it is 0.
+        """Return the gradients along paths: through residual module i where ``b_i`` is 1, else the skip connection.
 
         Args:
             b: integer or bool [P, n] of zeros and ones.
@@ -173,14 +173,15 @@ class Tape:
 
         2^n paths take n (n + 1) / 2 backward passes through a module: the sums are the coefficients by powers of x of
         ``prod_i (J_skip^T + x J_residual^T) g``, and follow from ``G_k <- J_skip^T G_k + J_residual^T G_{k-1}`` from
-        the last block to the first. Each has its own power of two, so that a sum of 1e-60 beside one of 1e+3 keeps
-        its digits. In a network without gates the sums add up to `gradient`; the gradient through gates (highway) is
-        in none of them.
+        the last block to the first. Each has its own power of two, so a sum of 1e-60 keeps its digits next to one of
+        1e+3. In a network without gates the sums add up to `gradient`; the gradient through gates (highway) is in
+        none of them.
 
-        Memory: the n + 1 gradients of the result, in the walk's type and in float64. Meanwhile the cpu engine holds
-        n + 1 images a thread, in BN mode ``batch`` n + 1 batches of them and 256 MB. The other engines hold n + 1
-        gradients before a block and behind it, and compute as many at a time as fit into half of a GPU's free memory,
-        or into 256 MB of a processor's.
+        Memory: the n + 1 gradients of the result, in the type of the backward pass and in float64. In addition:
+
+        - the cpu engine holds n + 1 images per thread; in BN mode ``batch``, n + 1 batches of images and 256 MB;
+        - the other engines hold n + 1 gradients on either side of a block, and compute as many at a time as fit into
+          half of a GPU's free memory, or into 256 MB of host memory.
 
         Returns:
             float64 [n + 1, *shape at the place], for the lengths 0 to n; or the scaled pair.
@@ -207,7 +208,7 @@ class Tape:
         """Estimate the sums, over all paths of a length, of the squared norms of their gradients.
 
         A draw gives every module a random sign e_i and takes the squared norms of the coefficients of ``prod_i
-        (J_skip^T + x e_i J_residual^T) g``: cross terms of different paths cancel in the mean, so that its
+        (J_skip^T + x e_i J_residual^T) g``: cross terms of different paths cancel in the mean, so its
         expectation is the sum over the C(n, k) paths of length k; divide by C(n, k) for their mean. One draw costs as
         much as one sampled path of every length, and covers all paths.
 
@@ -237,7 +238,11 @@ class Tape:
 
     @full_precision()
     def _gradients(self, routing: Tensor, powers: Tensor | None, scaled: bool) -> Tensor | ScaledGradient:
-        """Return the gradients under routings [P, n, 2], times powers of two: int32 [P]; None for no such powers."""
+        """Return the gradients under routings [P, n, 2], or [P, n, 3] with gates, each times ``2**power``.
+
+        Args:
+            powers: int32 [P]; None for zeros.
+        """
         return self._measure(self._gradients_of, routing, powers, scaled)
 
     def _gradients_of(

@@ -1,7 +1,7 @@
-"""One recorded forward pass, and walks over it under any number of routings, chunk by chunk.
+"""One recorded forward pass, and backward passes over it under any number of routings, chunk by chunk.
 
 Chunks are chunks of routings, never of samples, since in BN mode ``batch`` the batch is one object. All engines'
-routings are chunked here, so that memory does not grow with their number.
+routings are chunked here, so memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ class Record:
     """One forward pass, independent of the network it was taken from.
 
     Attributes:
-        net: a frozen copy of the network, in the precision of the walk's type; shared with other passes.
+        net: a frozen copy of the network, in the precision of the passes; shared with other passes.
         images: the network's input, [B, C, H, W] or of any other shape that begins with the batch.
         y0_shape: (B, C_0, H_0, W_0), or (B, T, C) of tokens.
         engine: name of the engine that recorded the pass.
-        walk: the engine's record of the blocks, and the walks over it.
+        walk: the engine's record of the blocks, which runs the backward passes.
         output: the head's output, [B, ...].
         loss: [], the loss of (output, target).
-        start: the gradient dL/dy_n that every walk starts from: [B, *y_n.shape[1:]], and int32 [B] in BN mode
-            ``running``, [1] in ``batch``, where the batch is one object.
+        start: the gradient dL/dy_n from which every backward pass starts: [B, *y_n.shape[1:]], and int32 [B] in BN
+            mode ``running``, [1] in ``batch``, where the batch is one object.
     """
 
     net: ResidualNet
@@ -57,18 +57,18 @@ class Record:
     @full_precision()
     @torch.no_grad()
     def y0(self) -> Tensor:
-        """[B, ...], the stem's output: computed anew, since it would be a third of the record's memory."""
+        """The stem's output, [B, *y0_shape[1:]]: computed again, since it would be a third of the record's memory."""
         return torch.as_tensor(self.net.stem(self.images.clone()))
 
 
 def routed_backward(record: Record, routing: Tensor) -> Iterator[tuple[slice, ScaledGradient]]:
-    """Walk the loss gradient to ``y_0`` under every routing: ``g <- a J_skip^T g + c J_residual^T g`` a block.
+    """Pull the loss gradient back to ``y_0`` under every routing: ``g <- a J_skip^T g + c J_residual^T g`` per block.
 
     Args:
-        routing: [P, n, 2], the (a, c) of every block, from input to output.
+        routing: [P, n, 2], the (a, c) of every block, from input to output; [P, n, 3] with gates.
 
     Yields:
-        The place of a chunk among the routings; its scaled gradients [p, B, C, H, W], exponents int32 [p, B] (BN mode
+        The place of a chunk among the routings; its scaled gradients [p, *y0_shape], exponents int32 [p, B] (BN mode
         ``running``) or [p, 1] (``batch``).
     """
     grad = record.start.mantissa
@@ -85,7 +85,7 @@ def routed_backward_norms(record: Record, routing: Tensor) -> Tensor:
     """Return float64 [P, B], on the record's device: the norms of the samples' slices of `routed_backward`.
 
     Args:
-        routing: [P, n, 2], the (a, c) of every block, from input to output.
+        routing: [P, n, 2], the (a, c) of every block, from input to output; [P, n, 3] with gates.
     """
     grad = record.start.mantissa
     norms = torch.empty(len(routing), len(grad), dtype=torch.float64, device=grad.device)
@@ -101,10 +101,10 @@ def routed_backward_norms(record: Record, routing: Tensor) -> Tensor:
 
 
 def routed_forward(prepared: Prepared, y0: Tensor, routing: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Run the blocks forward under every routing: ``y <- join(a skip(y) + c residual(y))`` a block.
+    """Run the blocks forward under every routing: ``y <- join(a skip(y) + c residual(y))`` per block.
 
     Args:
-        y0: [B, C_0, H_0, W_0]
+        y0: [B, C_0, H_0, W_0], or [B, T, C] of tokens.
         routing: [P, n, 2], the (a, c) of every block, from input to output.
 
     Yields:

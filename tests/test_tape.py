@@ -280,11 +280,11 @@ IMAGES, LABELS = CASE.images()
         ({"engine": "gpu"}, "engine: expected auto, cuda, triton, cpu, reference, got 'gpu'"),
         (
             {"loss": lambda output, target: output.sum().to(torch.complex64)},
-            "loss: expected one real number a batch, got a tensor torch.complex64",
+            "loss: expected one real number per batch, got a tensor torch.complex64",
         ),
         (
             {"loss": lambda output, target: output},
-            r"loss: expected one real number a batch, got a tensor torch.float32 \[3, 5\]",
+            r"loss: expected one real number per batch, got a tensor torch.float32 \[3, 5\]",
         ),
     ],
 )

@@ -18,7 +18,7 @@ import pathnet
 from pathnet import engines, native
 from pathnet.engines.engine import Job
 from pathnet.engines.reference import ReferenceEngine, ReferencePrepared, ReferenceWalk
-from pathnet.recording import Look, cross_entropy
+from pathnet.recording import ValueCheck, cross_entropy
 from pathnet.scaling import ScaledGradient
 from pathnet.walks import Record
 
@@ -193,7 +193,7 @@ def test_walks_of_codes_in_the_hosts_memory_never_look(at: Any, bn: Any, monkeyp
     recorder = pathnet.Recorder(net, bn, at=at)
     with pytest.raises((NotImplementedError, RuntimeError), match=r"meta"):
         recorder(images, labels)
-    monkeypatch.setattr(Look, "numbers", lambda _: (1.0, 1.0))
+    monkeypatch.setattr(ValueCheck, "result", lambda _: (1.0, 1.0))
     tape = recorder(images, labels)
     for per_sample in (False, True):
         norms = tape.path_gradient_norms(CODES, per_sample)

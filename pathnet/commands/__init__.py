@@ -1,8 +1,15 @@
 """The command ``pathnet``. Results go to stdout, progress and failures to stderr.
 
-Each command has a file: a dataclass of its settings, of which `flags` makes the command line, and the function that
-runs it. `printing` and `runs` alone know what results look like, `streams` and `failures` what becomes of errors.
-Modules that draw, read data or measure are imported inside of functions, so that help comes at once.
+Each command has a file: a dataclass of its settings, from which `flags` builds the command line, and the function
+that runs it. `printing` and `runs` alone know how results are shown; `streams` and `failures` handle errors. Heavy
+modules (figures, data, measurements) are imported inside functions, to keep ``--help`` fast.
+
+To add a flag to ``pathnet train``, add a field with its `Help` to one of three dataclasses:
+
+- `pathnet.training.Recipe`, if it changes the training itself: checkpoints store the recipe, and only an equal one
+  resumes from them. Studies then have the flag too.
+- `train.NetworkSettings`, if it is an argument of the constructors in `pathnet.models`.
+- `train.TrainSettings`, otherwise.
 """
 
 from __future__ import annotations
@@ -30,7 +37,7 @@ EXTRA = {
 def main() -> None:
     """Run the command that this process was started as.
 
-    A termination is an interrupt, so that it too leaves everything measured on disk.
+    A termination counts as an interrupt, so it too leaves everything measured on disk.
     """
     interrupts.end_at_once()
     prepare_streams()

@@ -1,4 +1,4 @@
-"""``pathnet bench``: the cpu engine beside plain PyTorch, on the processor it runs on."""
+"""``pathnet bench``: the cpu engine against plain PyTorch, on the current processor."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ class BenchSettings:
         Flag(value="FOLDER", default="benchmarks/results/cpu"),
         Checked(check_folder_to_write),
     ] = None
-    minutes: Annotated[
-        float, Help("Minutes that it may take; what is cut for them stands in the results."), Above(0)
-    ] = 15.0
+    minutes: Annotated[float, Help("Minutes that it may take; the results say what was cut to fit."), Above(0)] = 15.0
     as_json: Json = False
 
     def __post_init__(self) -> None:
@@ -41,7 +39,7 @@ class BenchSettings:
 
 
 def bench(settings: BenchSettings) -> None:
-    """Time the cpu engine beside plain PyTorch, after a check of everybody's results; in a checkout only."""
+    """Benchmark the cpu engine against plain PyTorch, after checking all results. Needs a source checkout."""
     from pathnet.commands.printing import console, print_json
     from pathnet.commands.streams import say, standard_output
 
@@ -61,7 +59,7 @@ def bench(settings: BenchSettings) -> None:
 
 
 def _benchmarks(checkout: Path) -> Callable[[str], Any]:
-    """Return a function that imports a module of the processor's benchmarks, which lie in a checkout only.
+    """Return a function that imports a module of the processor's benchmarks, which only a source checkout has.
 
     Raises:
         ValueError: there are no benchmarks, or no cpu engine.

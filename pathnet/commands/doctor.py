@@ -22,7 +22,7 @@ class DoctorSettings:
 
 
 def doctor(settings: DoctorSettings) -> None:
-    """Say what is installed, built and usable here, and why other things are not."""
+    """Show what is installed, built and usable, and why the rest is not."""
     from pathnet.commands.printing import print_facts, print_json
 
     facts = _facts()

@@ -19,8 +19,8 @@ from pathnet.training import Recipe
 __all__ = ["EPILOG", "ExperimentSettings", "experiment_command"]
 
 EPILOG = (
-    "Settings default to the preset's. The settings of pathnet figures --all that are not listed here are accepted, "
-    "and change nothing."
+    "Settings default to the preset's. All settings of pathnet figures --all are accepted; those not listed have no "
+    "effect here."
 )
 
 
@@ -30,8 +30,8 @@ class ExperimentSettings(StudySettings):
 
     weights: Annotated[
         list[str] | None,
-        Help("Network to take in place of the preset's, as FILE or KIND=FILE; can be repeated."),
-        Flag(value="FILE", default="trained"),
+        Help("Use this trained network instead of the preset's: FILE or KIND=FILE, repeatable."),
+        Flag(value="FILE", default="train it"),
     ] = None
 
 

@@ -79,7 +79,7 @@ def kept(what: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{what}; the same command goes on from there") from None
+        raise KeyboardInterrupt(f"{what}; the same command resumes from there") from None
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""``pathnet figures``: the figures of a run again, or all of the paper."""
+"""``pathnet figures``: redraw the figures of a run, or reproduce the whole paper."""
 
 from __future__ import annotations
 
@@ -35,23 +35,24 @@ class FiguresSettings(StudySettings):
 
     run: Annotated[
         Path | None,
-        Help("Folder of a run whose figures are drawn again."),
-        Flag(value="RUN", positional=True),
+        Help("Folder of a run whose figures are redrawn."),
+        Flag(value="FOLDER", positional=True),
         Checked(_check_run),
     ] = None
     everything: Annotated[
-        bool, Help("Train, measure and draw all of the paper by a preset, and write report.html."), Flag("--all")
+        bool, Help("Reproduce the whole paper with a preset: train, measure, draw, write report.html."), Flag("--all")
     ] = False
 
 
 def figures(settings: FiguresSettings) -> None:
-    """Draw the figures of a run again from what it measured; with --all, do all of the paper."""
+    """Redraw a run's figures from its measurements, or reproduce the whole paper with --all."""
     from pathnet import report, results
     from pathnet.commands.printing import print_claims, print_json
     from pathnet.commands.runs import print_run
 
     if settings.everything == (settings.run is not None):
-        raise typer.BadParameter("expected a run's folder, or --all, and not both")
+        got = "both" if settings.everything else "neither"
+        raise typer.BadParameter(f"run: expected a run's folder or --all, got {got}")
     if settings.run is not None:
         print_run(results.read(settings.run), settings.as_json)
         return

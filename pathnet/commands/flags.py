@@ -1,4 +1,4 @@
-"""Commands made of dataclasses: a flag for every setting, with its help, bounds and default."""
+"""Commands built from dataclasses: a flag for every setting, with its help, bounds and default."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathnet.study import PRESETS
 __all__ = ["Callback", "OverPreset", "command_of"]
 
 Callback = Callable[..., None]
-"""Function that Typer makes a command of: its parameters are the flags."""
+"""Function that Typer turns into a command: its parameters are the flags."""
 Settings = TypeVar("Settings")
 
 PANELS = ("", "Measurements", "Study", "Network", "Networks", "Training", "General")
@@ -47,7 +47,7 @@ class _Place:
 def command_of(
     kind: type[Settings], run: Callable[[Settings], None], hidden: Container[str] = frozenset()
 ) -> Callback:
-    """Return the function that Typer makes a command of: it builds the settings from flags, and runs with them.
+    """Return the function that Typer turns into a command: it builds the settings from flags, and runs with them.
 
     Args:
         kind: the dataclass; the fields of dataclasses that it holds are flags like its own.

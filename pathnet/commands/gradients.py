@@ -35,8 +35,8 @@ class GradientsSettings:
     run: RunFolder
     weights: Annotated[
         Path | None,
-        Help("The network; needed unless the run trained its network, as pathnet demo does."),
-        Flag(value="FILE", default="the run's weights"),
+        Help("Weights of the network."),
+        Flag(value="FILE", default="those that the run trained, as pathnet demo does"),
         Checked(check_weights),
     ] = None
     plan: Annotated[PathGradients, Panel("Measurements")]
@@ -51,7 +51,7 @@ class GradientsSettings:
 def gradients(settings: GradientsSettings) -> None:
     """Measure the gradient along single paths, or all of them, and draw Figure 6.
 
-    An interrupted run continues. What other methods measure by the same plan goes into the same folder and figure.
+    An interrupted run resumes. Measurements by other methods with the same plan share the folder and the figure.
     """
     from pathnet.commands.runs import print_gradients
 

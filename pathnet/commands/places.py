@@ -21,7 +21,7 @@ FILE, FOLDER, NOTHING = "a file", "a folder", "which does not exist"
 LONGEST = 120
 """Largest number of characters of a name that an error message quotes."""
 LONGEST_SUFFIX = ".checkpoint.safetensors"
-"""Longest suffix that the files beside a file add to its name."""
+"""Longest suffix that files next to a file add to its name."""
 
 
 def check_existing_folder(name: str, folder: Path, expected: str) -> None:
@@ -44,7 +44,7 @@ def check_folder_to_write(name: str, folder: Path) -> None:
 
 
 def check_file_to_write(name: str, file: Path) -> None:
-    """Raise ValueError unless the file, which need not exist, and others beside it can be written."""
+    """Raise ValueError unless the file, which need not exist, and the files next to it can be written."""
     expected = "a file to write"
     if (actual := what_is(file)) not in (FILE, NOTHING):
         raise ValueError(f"{name}: expected {expected}, got {_named(file)!r}, {actual}")
@@ -57,7 +57,7 @@ def check_file_to_write(name: str, file: Path) -> None:
 
 
 def check_file_to_read(name: str, file: Path, expected: str) -> None:
-    """Raise ValueError if there is something other than a file; a missing file is left to whoever reads it."""
+    """Raise ValueError if there is something other than a file; reading a missing file reports it later."""
     if (actual := what_is(file)) not in (FILE, NOTHING):
         raise ValueError(f"{name}: expected {expected}, got {_named(file)!r}, {actual}")
 
@@ -71,9 +71,9 @@ def check_utf_8(name: str, path: Path) -> None:
 
 
 def what_is(path: Path) -> str:
-    """Return what lies at a path, in words for an error message."""
+    """Return what is at a path, in words for an error message."""
     if str(path) == "-":
-        return "which stands for no file (a file of this name is ./-)"
+        return "which means standard input or output (write ./- for a file of that name)"
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:

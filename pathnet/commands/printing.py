@@ -56,7 +56,7 @@ def print_training(history: Sequence[Epoch], *written: Path) -> None:
 
 
 def print_claims(claims: Sequence[Claim]) -> None:
-    """Print a table of the paper's claims beside what was measured."""
+    """Print a table of the paper's claims next to the measurements."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
     for heading in ("the paper", "measured here", ""):
         table.add_column(heading)

@@ -1,4 +1,4 @@
-"""Settings that several commands share, and what the settings stand for."""
+"""Settings that several commands share, and the devices and folders that they name."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_folder_for_weights(name: str, folder: Path) -> None:
 
 ExistingData = Annotated[DataSet, Checked(check_data)]
 RunFolder = Annotated[
-    Path, Help("Folder of the run; an existing run continues."), Flag(value="FOLDER"), Checked(check_folder_to_write)
+    Path, Help("Folder of the run; an existing run resumes."), Flag(value="FOLDER"), Checked(check_folder_to_write)
 ]
 Device = Annotated[
     str, Help("cpu, cuda, or auto: cuda where there is a GPU, else cpu."), Flag(value="DEVICE"), Panel("General")
@@ -65,7 +65,7 @@ def device_of(name: str) -> torch.device:
 
 @contextmanager
 def one_thread(small: bool) -> Iterator[None]:
-    """Compute on one thread if images are small: threads would wait for each other longer than they work."""
+    """Compute on one thread if images are small: several would spend more time waiting than working."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if small else threads)
     try:

@@ -1,4 +1,4 @@
-"""Standard streams: results to stdout, failures to stderr, and what becomes of a stream that takes no more."""
+"""Standard streams: results to stdout, failures to stderr, also if a stream is closed or full."""
 
 from __future__ import annotations
 

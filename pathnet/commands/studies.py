@@ -48,7 +48,7 @@ class StudySettings:
     study: Annotated[Study, OverPreset(), Panel("Networks")]
     folder: Annotated[
         Path | None,
-        Help("Folder of the study; what is in it continues."),
+        Help("Folder of the study; an existing study resumes."),
         Flag(value="FOLDER", default="runs/PRESET"),
         Panel("Study"),
         Checked(check_folder_for_weights),

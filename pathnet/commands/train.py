@@ -54,13 +54,17 @@ class NetworkSettings:
     ] = "preact_resnet"
     depth: Annotated[
         int | None,
-        Help("Layers with weights: 6n + 2, or 9n + 2 with bottlenecks."),
+        Help("Number of layers with weights. CIFAR ResNets: 6n + 2, or 9n + 2 with bottlenecks."),
         AtLeast(1),
         AtMost(DEEPEST),
-        Flag(default="56"),
+        Flag(default="56 for CIFAR ResNets, else the model's"),
     ] = None
     width: Annotated[
-        int | None, Help("Channels of the first stage."), AtLeast(1), AtMost(WIDEST), Flag(default="the model's")
+        int | None,
+        Help("Channels of the first stage; of all layers of a VGG."),
+        AtLeast(1),
+        AtMost(WIDEST),
+        Flag(default="the model's"),
     ] = None
     shortcut: Annotated[
         Literal["projection", "pad"] | None,
@@ -82,7 +86,9 @@ class NetworkSettings:
     gate_bias: Annotated[
         float | None, Help("Initial bias of the gates of a highway network."), Flag(default="-1")
     ] = None
-    stages: Annotated[int | None, Help("Stages of a VGG, with a pooling between any two."), Flag(default="4")] = None
+    stages: Annotated[
+        int | None, Help("Number of VGG stages; a pooling layer separates them."), Flag(default="4")
+    ] = None
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -105,7 +111,7 @@ class TrainSettings:
     data: ExistingData
     out: Annotated[
         Path,
-        Help("Safetensors file to write; the checkpoint lies beside it."),
+        Help("Weights file to write (safetensors); the checkpoint goes next to it."),
         Flag(value="FILE"),
         Checked(_check_weights),
     ]
@@ -113,8 +119,8 @@ class TrainSettings:
     effective_depth: Annotated[
         Path | None,
         Help(
-            "Measure during the training how long the paths are along which the gradient comes back: into a .csv "
-            "file, with a figure beside it, or into a folder for TensorBoard."
+            "Log the lengths of the paths that carry the gradient during training, to a .csv file (with a figure "
+            "next to it) or a TensorBoard folder."
         ),
         Flag(value="FILE"),
         Checked(_check_depths),
@@ -129,9 +135,9 @@ class TrainSettings:
 
 
 def train(settings: TrainSettings) -> None:
-    """Train a network; an interrupted training continues from its checkpoint.
+    """Train a network; an interrupted training resumes from its checkpoint.
 
-    Started by torchrun, its processes share out each batch.
+    Under torchrun, the processes split each batch.
     """
     from pathnet.commands.printing import print_json, print_training
 
@@ -163,7 +169,7 @@ def trained(
     """Train a network, save its weights, and return the epochs.
 
     Args:
-        out: the file of weights; the checkpoint lies beside it.
+        out: the file of weights; the checkpoint goes next to it.
         is_first: whether this process is the one of several that reports and saves.
         depths: the file or folder for effective depths, if they are measured.
 
@@ -173,11 +179,11 @@ def trained(
     checkpoint = out.with_name(f"{out.stem}.checkpoint.safetensors")
     check_file_to_write("out", checkpoint)
     if depths is not None and depths.resolve() in (out.resolve(), checkpoint.resolve()):
-        raise ValueError(f"effective_depth: expected a file of its own, got {depths}, which --out writes")
+        raise ValueError(f"effective_depth: expected a file that --out does not write, got {depths}")
     if out.exists() and not checkpoint.exists():
-        raise ValueError(f"out: {out} exists, and has no checkpoint to go on from; expected a new file")
+        raise ValueError(f"out: expected a new file, or one with a checkpoint, got {out}, which exists without one")
     if depths is not None and depths.exists() and not checkpoint.exists():
-        raise ValueError(f"effective_depth: {depths} exists, and the training begins; expected a new file")
+        raise ValueError(f"effective_depth: expected a new file for a new training, got {depths}, which exists")
     callback = None if depths is None else _depth_callback(data, recipe, depths)
     with kept(f"the training is kept in {checkpoint}"), reporter("training") as progress:
         history = training.train(net, data, recipe, checkpoint, progress if is_first else None, callback)

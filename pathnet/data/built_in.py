@@ -25,7 +25,7 @@ CHUNK = 1 << 24
 def digits() -> Data:
     """Return scikit-learn's 1,797 handwritten digits, 8x8 with one channel; the last 360 are the test split.
 
-    Other people wrote the last fifth than the rest, which makes this the harder split. The augmentation shifts images
+    The last fifth is by other writers than the rest, so this is the harder split. The augmentation shifts images
     by up to one pixel, and does not mirror them, since a mirrored digit is not a digit.
 
     Raises:

@@ -51,7 +51,7 @@ class EffectiveDepth:
         batch: a few normalised images [B, C, H, W], or other inputs of the network's stem; and the targets that the
             loss compares the output with.
         out: a CSV file, whose name ends in ``.csv``; a folder for TensorBoard; or a writer such as TensorBoard's.
-            Each row is in the file before training goes on. A resumed training appends to its file: all rows stay,
+            Each row is in the file before training continues. A resumed training appends to its file: all rows stay,
             and repeated steps are not measured again. A TensorBoard folder discards its values from the first step
             measured on.
         net: a `ResidualNet`, or one wrapped by DistributedDataParallel or `torch.compile`.
@@ -183,7 +183,7 @@ def _lengths(sums: LengthSums) -> tuple[float, int, int, int]:
 
 
 def _shortest_run(shares: list[float]) -> tuple[int, int]:
-    """Return first and last length of the shortest run that holds 95 %; of equally short runs, of the fullest."""
+    """Return first and last length of the shortest run that holds 95 %, or of the fullest of equally short ones."""
     count = len(shares)
     for length in range(1, count):
         held = [math.fsum(shares[first : first + length]) for first in range(count - length + 1)]

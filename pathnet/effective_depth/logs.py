@@ -25,7 +25,7 @@ class Writer(Protocol):
 
 
 class CsvLog:
-    """A CSV file, opened for each row so that no row waits in a buffer.
+    """A CSV file, opened for each row, so no row waits in a buffer.
 
     Attributes:
         first, last: first and last step in the file; None and -1 if it holds none.
@@ -58,7 +58,7 @@ class CsvLog:
             )
         if step < self.last:
             warnings.warn(
-                f"out: {self._path} goes up to step {self.last}, and the training goes on from step {step}: the rows "
+                f"out: {self._path} goes up to step {self.last}, and the training resumes from step {step}: the rows "
                 "stay, and the steps between are not measured again",
                 RuntimeWarning,
                 stacklevel=3,

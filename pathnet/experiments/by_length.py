@@ -164,8 +164,8 @@ def _check_finite(tape: Tape, batch: int, values: list[float]) -> None:
     wrong = [length for length, value in enumerate(values) if not math.isfinite(value)]
     if wrong:
         raise ValueError(
-            f"engine: {tape.engine} gave a norm of {values[wrong[0]]} on batch {batch}, length {wrong[0]}; "
-            "expected a finite one"
+            f"engine: expected finite norms, got {values[wrong[0]]} from {tape.engine} (batch {batch}, "
+            f"length {wrong[0]})"
         )
 
 

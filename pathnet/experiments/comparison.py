@@ -295,7 +295,7 @@ def _cost(norms: Array, estimates: Array, trusted: NDArray[np.bool_]) -> Cost:
 
 
 def _scaled(values: Array) -> Array:
-    """Scale each column to a largest value of 1, so that squares stay in range."""
+    """Scale each column to a largest value of 1, so squares stay in range."""
     largest = np.nan_to_num(values).max(0)
     return np.asarray(values / np.where(largest > 0, largest, 1.0))
 

@@ -40,7 +40,7 @@ def cancelled(comparison: Comparison) -> Cancelled | None:
 
 
 def findings_of(comparison: Comparison) -> list[str]:
-    """Return the results of exact sums and signed draws in sentences, which stand below their tables."""
+    """Return the results of exact sums and signed draws in sentences, which are printed below their tables."""
     return [
         *(_findings_of_exact(comparison, comparison.exact) if comparison.exact else []),
         *(_findings_of_signed(comparison, comparison.signed) if comparison.signed else []),

@@ -78,9 +78,9 @@ def measure(
         nets: networks by kind.
         data: the data set.
         plan: the policy for batch normalisation and the number of images.
-        folder: of a new run, or of one with the same networks, data and plan.
+        folder: folder of a new run, or of one with the same networks, data and plan.
         progress: called with (images done, images in total, a note).
-        name: of the experiment.
+        name: name of the experiment.
 
     Raises:
         ValueError: a network does not accept the data, or the folder holds another run.

@@ -59,7 +59,8 @@ def measure(
         net: the network.
         data: the data set.
         plan: the method and its settings.
-        folder: of a new run, or of one with the same network, data and plan, except for method, batches and draws.
+        folder: folder of a new run, or of one with the same network, data and plan; method, batches and draws may
+            differ.
         progress: called with (batches done, batches in total, a note).
 
     Raises:
@@ -96,7 +97,7 @@ def measure_each(
 ) -> list[results.Run]:
     """Measure sampled paths and exact sums of each residual network of a study: one run for each network.
 
-    The run of the first network lies in the folder itself.
+    The run of the first network is in the folder itself.
     """
     check_arguments(nets, data, plan, folder, progress, ("residual",))
     settings = PathGradients(batches=plan.batches, seed=plan.plan_seed)
@@ -186,8 +187,8 @@ class _PathsInFlight:
         wrong = ~np.isfinite(norm)
         if wrong.any():
             raise ValueError(
-                f"engine: {self.engine} gave a norm of {norm[wrong][0]} on batch {self.batch}, "
-                f"length {length[wrong][0]}; expected a finite one"
+                f"engine: expected finite norms, got {norm[wrong][0]} from {self.engine} (batch {self.batch}, "
+                f"length {length[wrong][0]})"
             )
         batch = np.full(len(norm), self.batch, np.int32)
         return Measurements(batch, length, self.b.numpy(), norm, [self.engine] * len(norm))

@@ -14,17 +14,20 @@ __all__ = ["MOST_DRAWS", "Method", "PathGradients", "Plan", "check_plan"]
 Method = Literal["sampled", "exact", "signed"]
 
 MOST_DRAWS = 1_000_000
-"""Most signed draws on one batch: draw j on batch b is the tape's draw number b * MOST_DRAWS + j, so none repeats."""
+"""Maximum number of signed draws on one batch.
+
+Draw j on batch b is the tape's draw number b * MOST_DRAWS + j, so none repeats.
+"""
 
 
 def _check_engine(name: str, value: str) -> None:
-    # Engines take a fifth of a second to import, and whoever only lists settings needs none.
+    # Engines take a fifth of a second to import, and listing settings needs none.
     from pathnet.engines import check_engine
 
     check_engine(name, value)
 
 
-Batches = Annotated[int, Help("Random training batches to measure path gradients on."), AtLeast(1)]
+Batches = Annotated[int, Help("Number of random training batches for path gradients."), AtLeast(1)]
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,10 @@ class Plan:
     images: Annotated[int, Help("Test images, spread evenly over the split; 0 for all."), AtLeast(0)] = 0
     batches: Batches = 1000
     exact_batches: Annotated[
-        int, Help("Number of these batches to take exact sums by length on; 0 for none."), AtLeast(0)
+        int, Help("Number of these batches for exact sums by length; 0 for none."), AtLeast(0)
     ] = 100
     modules: Annotated[int, Help("Residual modules that effective training draws for each batch."), AtLeast(1)] = 23
-    gate_batches: Annotated[int, Help("Random training batches to measure gates on."), AtLeast(1)] = 20
+    gate_batches: Annotated[int, Help("Number of random training batches for gates."), AtLeast(1)] = 20
     gate_batch_size: Annotated[int, Help("Images in each of these batches."), AtLeast(1)] = 128
     plan_seed: Annotated[int, Help("Seed of random lesions, paths and batches."), AtLeast(0)] = 0
 
@@ -73,7 +76,7 @@ class PathGradients:
     draws: Annotated[
         int, Help("Signed draws on each batch; each costs as much as one path of every length."), AtLeast(1)
     ] = 1
-    batch_size: Annotated[int, Help("Images in a batch."), AtLeast(1)] = 128
+    batch_size: Annotated[int, Help("Images per batch."), AtLeast(1)] = 128
     seed: Annotated[int, Help("Seed of the random batches and paths."), AtLeast(0)] = 0
     bn: Annotated[
         BatchNormMode,
@@ -90,16 +93,14 @@ class PathGradients:
     ] = "auto"
     precision: Annotated[
         Precision,
-        Help(
-            "Precision of the backward pass: float32, bfloat16 or float64. The forward pass has float32's at least."
-        ),
+        Help("Precision of the backward pass: float32, bfloat16 or float64. The forward pass is at least float32."),
         Flag(value="TYPE"),
     ] = "float32"
 
     def __post_init__(self) -> None:
         check_settings(self)
         if self.draws != 1 and self.method != "signed":
-            raise ValueError(f"draws: expected 1 but with the method signed, got {self.draws} with {self.method}")
+            raise ValueError(f"draws: expected 1 unless the method is signed, got {self.draws} with {self.method}")
         if self.draws > MOST_DRAWS:
             raise ValueError(f"draws: expected at most {MOST_DRAWS:,} on a batch, got {self.draws}")
 

@@ -140,7 +140,7 @@ def open_run(
         data: the data set.
         settings: the rest of the identity.
         planned: planned amounts by name; they may grow later.
-        folder: of the run.
+        folder: folder of the run.
 
     Raises:
         ValueError: the plan needs more test images than there are, or the folder holds another run.

@@ -227,7 +227,7 @@ def percent(share: float) -> str:
 
 
 def findings(summary: Summary) -> list[str]:
-    """Return the summary in sentences, which stand below its table."""
+    """Return the summary in sentences, which are printed below its table."""
     factor, low, high = summary.decay
     effective, central = summary.effective, summary.central
     lines = [f"{summary.measurements} measurements on {summary.batches} batches"]

@@ -59,7 +59,7 @@ def draw_lesion_stochastic_depth(run: results.Run, heading: str) -> list[Path]:
 
 
 def draw_effective_training(run: results.Run, heading: str) -> list[Path]:
-    """Draw the errors of networks trained with some of their modules a batch, and the paths that were drawn."""
+    """Draw the errors of networks trained with some of their modules per batch, and the paths that were drawn."""
     return figure_effective(effective_training.summarise(run), heading, run.figure_stem("effective-training"))
 
 

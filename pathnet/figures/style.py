@@ -50,7 +50,7 @@ def panels(heading: str, count: int, rows: int = 1, width: float = PANEL[0]) -> 
     Args:
         heading: text above all panels.
         count, rows: number of panels and of rows.
-        width: of one panel, in inches.
+        width: width of one panel, in inches.
     """
     columns = -(-count // rows)
     figure = Figure(figsize=(max(5.5, width * columns), PANEL[1] * rows), layout="constrained")

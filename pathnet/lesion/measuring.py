@@ -166,7 +166,7 @@ def factored(
     Args:
         factors: for each of L networks, the factor on each of its n residual modules; 0 deletes the block.
         dtype: float32 or float64.
-        images: true if inputs are images; these run through the engine where deleting a block leaves its skip
+        images: true if inputs are images; these run through the engine if deleting a block leaves its skip
             connection. Other inputs run through the blocks themselves, with one output in memory at a time.
     """
     if images and all(type(block).lesioned is Block.lesioned for block in net):

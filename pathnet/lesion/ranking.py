@@ -38,7 +38,7 @@ By = Literal["loss", "error", "first_order", "taylor"]
 SHOWN = 6
 """Largest number of blocks that the representation of a ranking lists."""
 RANKING_BATCH = 32
-"""Images a batch of a data set, few so that some hundred images give enough batches to estimate the spread."""
+"""Images per batch of a data set; few, so some hundred images give enough batches to estimate the spread."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def rank(
             (images, tokens), and targets, anything that ``loss`` takes, on the network's device.
         loss: a differentiable function of (output, target), a mean over the batch; the mean cross-entropy by default.
             If the target is int64 [B, ...], labels of outputs [B, ..., classes], errors are counted too, and negative
-            labels are ignored. Samples lie along the first dimension of the blocks' inputs.
+            labels are ignored. The first dimension of the blocks' inputs is samples.
         bn: the statistics of batch normalisation, ``running`` or those of the ``batch``.
         images: number of images of a data set's test split, spread evenly over it; 0 for all.
 

@@ -67,7 +67,7 @@ def known_as(coefficient: Coefficient, number: float) -> bool:
 def scaled(x: Tensor, forward: Coefficient, backward: Coefficient) -> Tensor:
     """Return ``forward * x`` with the gradient of ``backward * x``; it can be differentiated any number of times.
 
-    If ``backward`` is the number 0, ``x`` is detached, so that no gradient flows to the operations before it.
+    If ``backward`` is the number 0, ``x`` is detached, so no gradient flows to the operations before it.
     """
     if known_as(backward, 0):
         return x.detach() if known_as(forward, 1) else x.detach() * forward

@@ -25,7 +25,7 @@ MOST_BIAS = 1e6
 
 
 class HighwayBlock(PreactBlock):
-    """``y = t(x) f(x) + (1 - t(x)) s(x)``, with the residual module f and the skip s of a `PreactBlock`.
+    """``y = t(x) f(x) + (1 - t(x)) s(x)``, with the residual module f and the skip connection s of a `PreactBlock`.
 
     The gate t is the sigmoid of a 1x1 convolution of the pre-activated input, one value per pixel and channel. Paths
     treat the gate as a constant: the residual branch is ``t f``, the skip ``(1 - t) s``. The gradient through the
@@ -42,7 +42,7 @@ class HighwayBlock(PreactBlock):
         return torch.sigmoid(self.gate(self._preactivated(x)))
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return t, s and f, from one normalisation of x, so that BN computes its statistics once."""
+        """Return t, s and f, from one normalisation of x, so BN computes its statistics once."""
         preactivated = self._preactivated(x)
         t = torch.sigmoid(self.gate(preactivated))
         return t, self._skip(x, preactivated), self._residual(preactivated)
@@ -94,7 +94,7 @@ def highway(
         width: number of channels of the first stage.
         in_channels: number of channels of the images.
         gate_bias: initial bias of every gate; with a negative one, blocks initially pass most of their input on.
-        shortcut: the skip of blocks that change shape.
+        shortcut: the skip connection of blocks that change shape.
 
     Raises:
         ValueError: an argument is out of its range.

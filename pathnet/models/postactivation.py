@@ -34,8 +34,8 @@ class PostactBlock(Block):
         in_channels: number of channels of the block's input.
         kernels, widths: kernel side and number of output channels of each convolution.
         stride: stride of the first 3x3 convolution.
-        shortcut: the skip if stride or channels change: ``projection`` (a 1x1 convolution and BN) or ``pad`` (every
-            stride-th pixel, zero channels appended); the skip is the identity otherwise.
+        shortcut: the skip connection if stride or channels change: ``projection`` (a 1x1 convolution and BN) or
+            ``pad`` (every stride-th pixel, zero channels appended); it is the identity otherwise.
     """
 
     def __init__(
@@ -92,7 +92,8 @@ def resnet(
         depth: number of layers with weights along the longest path: 6n + 2 for ``basic``, 9n + 2 for ``bottleneck``.
         width: number of channels of the first stage (times four at a bottleneck block's output).
         num_classes: number of classes.
-        shortcut: the skip of blocks that change shape: ``pad``, as in He et al. on CIFAR, or ``projection``.
+        shortcut: the skip connection of blocks that change shape: ``pad``, as in He et al. on CIFAR, or
+            ``projection``.
         block: ``basic`` (two 3x3 convolutions) or ``bottleneck`` (1x1, 3x3, 1x1).
         in_channels: number of channels of the images.
 

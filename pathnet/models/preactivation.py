@@ -56,7 +56,7 @@ class PreactBlock(Block):
         in_channels: number of channels of the block's input.
         kernels, widths: kernel side and number of output channels of each unit.
         stride: stride of the first 3x3 unit.
-        shortcut: the skip if stride or channels change; the skip is the identity otherwise.
+        shortcut: the skip connection if stride or channels change; it is the identity otherwise.
         survival: probability that a training step keeps the residual module (stochastic depth); in evaluation, the
             factor of the residual branch.
     """
@@ -195,7 +195,7 @@ def check_block(
         raise ValueError(f"kernels: expected a side of 3 among them, got {list(sides)}")
     channels = check_integers("widths", widths, 1, MOST_CHANNELS)
     if len(channels) != len(sides):
-        raise ValueError(f"widths: expected {len(sides)} (one a kernel), got {len(channels)}")
+        raise ValueError(f"widths: expected {len(sides)} (one per kernel), got {len(channels)}")
     return check_size("in_channels", in_channels), sides, channels, check_integer("stride", stride, 1, MOST_SIDE)
 
 
@@ -234,8 +234,8 @@ def preact_resnet(
         depth: number of layers with weights along the longest path: 6n + 2 for ``basic``, 9n + 2 for ``bottleneck``.
         width: number of channels of the first stage (times four at a bottleneck block's output).
         num_classes: number of classes.
-        shortcut: the skip of blocks that change shape: ``projection`` (1x1 convolution of the pre-activated
-            input) or ``pad`` (every second pixel of the raw input, zero channels appended).
+        shortcut: the skip connection of blocks that change shape: ``projection`` (1x1 convolution of the
+            pre-activated input) or ``pad`` (every second pixel of the raw input, zero channels appended).
         block: ``basic`` (two 3x3 convolutions) or ``bottleneck`` (1x1, 3x3, 1x1).
         in_channels: number of channels of the images.
         survival: survival probability of the last module in training with stochastic depth; those of the other

@@ -40,9 +40,10 @@ class FusedForm:
 
     Attributes:
         units: the units of the residual module, in the order of the forward pass.
-        projection: the convolution of the skip, which reads the pre-activated input, as the first unit's does.
-        pad: whether the skip takes every ``stride``-th pixel of the block's input and appends zero channels. With
-            neither ``projection`` nor ``pad``, the skip is the identity.
+        projection: the convolution of the skip connection, which reads the pre-activated input, as the first unit's
+            does.
+        pad: whether the skip connection takes every ``stride``-th pixel of the block's input and appends zero
+            channels. With neither ``projection`` nor ``pad``, it is the identity.
     """
 
     units: tuple[Unit, ...]
@@ -64,7 +65,7 @@ class PostActivationForm:
 
     Attributes:
         convs, bns: the convolutions of the residual module and their BNs, in the order of the forward pass.
-        projection, projection_bn: the convolution of the skip, which reads the block's input, and its BN.
+        projection, projection_bn: the convolution of the skip connection, which reads the block's input, and its BN.
         pad: see `FusedForm`.
     """
 
@@ -143,7 +144,7 @@ class Block(nn.Module):
         return self.join(z if gated is None else z + scaled(gated, 0.0, gate[0]))
 
     def lesioned(self, x: Tensor) -> Tensor:
-        """Return the output of the block when it is deleted (section 4.1): its skip, unless overridden."""
+        """Return the output of the block when it is deleted (section 4.1): its skip connection, unless overridden."""
         return self.join(self.skip(x))
 
     def settle(self) -> None:

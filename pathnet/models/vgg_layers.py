@@ -23,7 +23,7 @@ MOST_STAGES = 32
 class VggLayer(Block):
     """A 3x3 convolution, BN, ReLU, and max-pooling at the end of a stage, as a block whose skip connection is zero.
 
-    If the layer is deleted, its input passes on, pooled if the layer pools, rather than the zeros of the skip.
+    If the layer is deleted, its input passes on, pooled if the layer pools, instead of zeros.
     """
 
     def __init__(self, channels: int, pool: bool) -> None:

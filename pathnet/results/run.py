@@ -203,7 +203,7 @@ def writing(
     """Open a run to add measurements, and create it if there is none. One process at a time may do so.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         identity: must equal that of an existing run.
         planned: planned amounts by name, such as ``batches``; the run keeps the largest of all calls.
         attempt: versions, device and time of this process.

@@ -35,9 +35,9 @@ def train(
 
     If ``checkpoint`` exists, training resumes from it and ends with the same weights, bit for bit, as training that
     was never interrupted (on the same machine and number of threads). The file is replaced as a whole every two
-    minutes, after every epoch, and on an interrupt. It is locked meanwhile, so that only one training uses it.
+    minutes, after every epoch, and on an interrupt. It is locked meanwhile, so only one training uses it.
 
-    If ``torch.distributed`` is initialised, its processes share out each batch (DistributedDataParallel). All of them
+    If ``torch.distributed`` is initialised, its processes split each batch (DistributedDataParallel). All of them
     must get the same arguments and see the same file, which the first process writes. The blocks may be compiled
     beforehand (``for block in net: block.compile()``); compiling the network as a whole would make one program for
     each set of drawn modules. Three stages of blocks make five programs in training and ten in evaluation, more than

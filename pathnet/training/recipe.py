@@ -18,9 +18,7 @@ class Recipe:
     """Settings of SGD with Nesterov momentum, by default those of He et al. (2016), which the paper uses."""
 
     epochs: Annotated[int, Help("Passes over the training split."), AtLeast(1)] = 200
-    batch_size: Annotated[
-        int, Help("Images in a step; the last, smaller batch of an epoch is dropped."), AtLeast(1)
-    ] = 128
+    batch_size: Annotated[int, Help("Images per step; an incomplete last batch is dropped."), AtLeast(1)] = 128
     learning_rate: Annotated[
         float,
         Help("Learning rate; divided by 10 after half of all steps, and again after three quarters."),
@@ -29,9 +27,7 @@ class Recipe:
     ] = 0.1
     momentum: Annotated[float, Help("Nesterov momentum."), Above(0), AtMost(1)] = 0.9
     weight_decay: Annotated[float, Help("Weight decay of every parameter."), AtLeast(0)] = 1e-4
-    warmup_steps: Annotated[
-        int, Help("First steps, at the warm-up learning rate, which very deep networks need."), AtLeast(0)
-    ] = 400
+    warmup_steps: Annotated[int, Help("Number of warm-up steps, which very deep networks need."), AtLeast(0)] = 400
     warmup_learning_rate: Annotated[
         float, Help("Learning rate of the warm-up steps."), AtLeast(0), Flag("--warmup-lr")
     ] = 0.01

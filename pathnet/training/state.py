@@ -98,7 +98,7 @@ class TrainingState:
         return f"test accuracy {history[-1].test_accuracy:.4f}" if history else ""
 
     def advance(self) -> float:
-        """Take one step and return its loss; an interrupted step changes nothing, so that it can be taken again."""
+        """Take one step and return its loss; an interrupted step changes nothing and can be taken again."""
         begun = time.monotonic()
         self.consistent = False
         for live, saved in self.statistics:
@@ -189,7 +189,7 @@ class TrainingState:
         tensors = {**self.net.state_dict(), **self._momenta()}
         consequence = "all steps taken are lost"
         if self.checkpoint.exists():
-            consequence = f"{self.checkpoint} stays as it was before, and the same training goes on from it"
+            consequence = f"{self.checkpoint} stays as it was before, and the same training resumes from it"
         for name, tensor in tensors.items():
             if problem := odd_values(name, tensor):
                 problem = f"{name!r} at step {self.step}: {problem}"

@@ -52,7 +52,7 @@ def test_an_interrupt_says_what_is_kept(weights: Path, tmp_path: Path, monkeypat
     ended = pathnet_("gradients", "--data", "digits", "--weights", weights, "--run", tmp_path / "run", *FEW)
     assert ended.status == 130 and ended.out == ""
     kept = f"what was measured is kept in {tmp_path / 'run'}"
-    assert ended.err == f"pathnet: interrupted; {kept}; the same command goes on from there\n"
+    assert ended.err == f"pathnet: interrupted; {kept}; the same command resumes from there\n"
 
 
 def test_the_real_command_fails_in_one_line(tmp_path: Path) -> None:

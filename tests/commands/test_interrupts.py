@@ -30,7 +30,7 @@ sys.meta_path.insert(0, Interrupting())
 """
 
 SCRIPT = "import sys; from pathnet.commands import main; sys.exit(main())"
-"""What installers write for an entry point."""
+"""The script that installers write for an entry point."""
 
 
 def ended(command: list[str], folder: Path, at: str, kind: str) -> subprocess.CompletedProcess[str]:

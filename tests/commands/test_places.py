@@ -38,7 +38,7 @@ FOLDERS_TO_READ = [("train", "--data"), ("gradients", "--data"), ("lesion-many",
 NOT_THERE = {"nowhere/at/all": "does not exist"}
 NO_PLACES = {
     "": "expected a value, got ''",
-    "-": "which stands for no file",
+    "-": "which means standard input or output",
     "file/a/b": "a path through file, a file",
     "n" * 300: "File name too long",
     "d/" * 2500: "File name too long",
@@ -86,7 +86,7 @@ def cases() -> Iterator[tuple[str, str, str, str]]:
     for flags, wrong in kinds:
         for (command, flag), (place, words) in ((words, case) for words in flags for case in wrong.items()):
             if flag == "--effective-depth" and place in A_FOLDER:
-                words = "folder exists"
+                words = "got folder, which exists"
             yield command, flag, place, words
 
 
@@ -123,7 +123,9 @@ def test_a_folder_in_place_of_the_checkpoint_is_named_before_the_training() -> N
 
 def test_two_results_do_not_go_into_one_file() -> None:
     ended = pathnet_("train", *WORDS["train"], "--out", "new.csv", "--effective-depth", "folder/../new.csv")
-    assert ended.err.startswith("pathnet: effective_depth: expected a file of its own, got folder/../new.csv")
+    assert ended.err.startswith(
+        "pathnet: effective_depth: expected a file that --out does not write, got folder/../new.csv"
+    )
 
 
 def test_a_run_without_weights_of_its_own_asks_for_weights() -> None:

@@ -144,7 +144,8 @@ def test_folders_are_named_by_the_preset_unless_given(tmp_path: Path, monkeypatc
 def test_figures_takes_a_run_or_all(studied: tuple[Path, Ended], both: bool) -> None:
     ended = pathnet_("figures", *([studied[0] / "unraveled", "--all"] if both else []))
     assert ended.status == 2 and ended.out == ""
-    assert "expected a run's folder, or --all, and not both" in " ".join(ended.err.replace("│", "").split())
+    message = f"run: expected a run's folder or --all, got {'both' if both else 'neither'}"
+    assert message in " ".join(ended.err.replace("│", "").split())
 
 
 def test_a_study_of_other_networks_is_not_mixed_up(studied: tuple[Path, Ended], residual: Path) -> None:

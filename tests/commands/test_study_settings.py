@@ -133,7 +133,7 @@ def test_an_interrupt_says_what_is_kept_and_the_run_goes_on(
         ended = pathnet_("lesion-many", *flags)
     assert ended.status == 130 and ended.out == ""
     kept = f"what was trained and measured is kept in {tmp_path}"
-    assert ended.err == f"pathnet: interrupted; {kept}; the same command goes on from there\n"
+    assert ended.err == f"pathnet: interrupted; {kept}; the same command resumes from there\n"
     unfinished = pathnet_("figures", tmp_path / "lesion-many")
     assert unfinished.status == 1
     assert unfinished.err == f"pathnet: run: {tmp_path / 'lesion-many'} is not complete; start its command again\n"

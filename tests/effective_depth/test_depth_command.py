@@ -38,7 +38,7 @@ def test_the_command_measures_goes_on_and_draws(tmp_path: Path) -> None:
     out.unlink()
     out.with_name("net.checkpoint.safetensors").unlink()
     done = pathnet_(*arguments)
-    assert done.status == 1 and "effective_depth:" in done.err and "exists, and the training begins" in done.err
+    assert done.status == 1 and "effective_depth: expected a new file for a new training" in done.err
 
 
 def test_the_figure_leaves_out_what_was_not_finite(tmp_path: Path) -> None:

@@ -147,6 +147,6 @@ def test_resumed_training_measures_what_is_missing_and_nothing_twice(
     assert resumed == straight and [row.step for row in straight] == list(range(9))
     # A checkpoint from before the last rows: its steps are taken again, and not measured again.
     checkpoint.write_bytes(early)
-    with pytest.warns(RuntimeWarning, match=rf"resumed.csv goes up to step 8, .* goes on from step {stop}"):
+    with pytest.warns(RuntimeWarning, match=rf"resumed.csv goes up to step 8, .* resumes from step {stop}"):
         training.train(fresh(), images, RECIPE, checkpoint, callback=callback("resumed.csv"))
     assert without_seconds(read(tmp_path / "resumed.csv")) == straight

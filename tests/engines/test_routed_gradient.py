@@ -75,5 +75,5 @@ def test_a_gradient_of_a_loss_that_is_not_finite_is_refused() -> None:
         )
     with pytest.raises(ValueError, match="x: expected finite values, got NaN or infinity"):
         pathnet.routed_gradient(net, images * torch.nan, labels, torch.ones(3, 2))
-    with pytest.raises(ValueError, match="loss: expected one real number a batch"):
+    with pytest.raises(ValueError, match="loss: expected one real number per batch"):
         pathnet.routed_gradient(net, images, labels, torch.ones(3, 2), lambda out, _: out)

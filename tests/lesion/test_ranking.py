@@ -238,7 +238,7 @@ def test_bad_arguments_are_named() -> None:
         lesion.rank(net, pairs, images=5)
     with pytest.raises(ValueError, match="bn: expected"):
         lesion.rank(net, pairs, bn="recalibrated")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="loss: expected one real number a batch"):
+    with pytest.raises(ValueError, match="loss: expected one real number per batch"):
         lesion.rank(net, pairs, lambda output, target: output)
     with pytest.raises(ValueError, match="by: expected 'loss' or 'error' or 'first_order' or 'taylor', got 'size'"):
         lesion.rank(net, pairs).order("size")  # type: ignore[arg-type]

@@ -120,7 +120,7 @@ def test_operations_between_blocks_belong_to_both_branches() -> None:
     model.extend([nn.AvgPool2d(2), Basic(6, 6), nn.Flatten(), nn.Linear(24, 5)])
     net = pathnet.adapt(shaken(model).eval(), torch.randn(2, 3, 11, 11))
     assert [block.skip_kind() for block in net] == [
-        *("identity", "identity behind 1 shared layers", "identity behind a shared part"),
+        *("identity", "identity after 1 shared layers", "identity after a shared part"),
     ]
     x = torch.randn(2, 3, 11, 11)
     with torch.no_grad():

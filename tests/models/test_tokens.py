@@ -214,7 +214,7 @@ TOKENS, TARGET = sentences(3, 4)
     [
         (
             {"at": "image"},
-            r"at: expected a place behind the tokens, which have no gradient \(at=\"y0\"\), got 'image'",
+            r"at: expected a place after the tokens, which have no gradient \(at=\"y0\"\), got 'image'",
         ),
         ({"images": TOKENS + VOCABULARY}, r"images: the network refuses the tokens of shape \[3, 4\] \(index out"),
         ({"images": TOKENS - VOCABULARY}, r"images: the network refuses the tokens of shape \[3, 4\] \(index out"),

@@ -153,7 +153,7 @@ def test_a_full_disk_is_told_and_the_checkpoint_of_before_stays(checkpoint: Path
         train(fresh(), images(), RECIPE, checkpoint)
     assert str(failure.value) == (
         f"checkpoint: {checkpoint} cannot be written (File too large); {checkpoint} stays as it was before, and the "
-        "same training goes on from it"
+        "same training resumes from it"
     )
     assert checkpoint.read_bytes() == before and list(checkpoint.parent.iterdir()) == [checkpoint]
     straight, resumed = fresh(), fresh()

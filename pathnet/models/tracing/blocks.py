@@ -27,7 +27,7 @@ class TracedBlock(Block):
         skip_branch: the skip connection; None for the identity.
         residual_branch: the residual module.
         after: the activation after the addition, if any.
-        pads: whether the skip only subsamples pixels by the stride and appends zero channels.
+        pads: whether the skip connection only subsamples pixels by the stride and appends zero channels.
         nested: number of residual connections inside the branches.
     """
 
@@ -111,7 +111,7 @@ class TracedBlock(Block):
         if self.before is None or isinstance(self.form(), FusedForm):
             return kind
         layers = sum(parameter.ndim > 1 for parameter in self.before.parameters())
-        return f"{kind} behind {f'{layers} shared layers' if layers else 'a shared part'}"
+        return f"{kind} after {f'{layers} shared layers' if layers else 'a shared part'}"
 
     def kind(self) -> str:
         """Return the kind of the residual module in a few words."""
@@ -206,11 +206,11 @@ def _units(steps: Sequence[_Step]) -> tuple[Unit, ...] | None:
 
 
 def is_pad(skip: nn.Module | None, residual: nn.Module, x: Tensor, out: torch.Size) -> bool:
-    """Return whether a skip only subsamples and appends zero channels, as the residual module's strides and widths
-    do.
+    """Return whether a skip connection only subsamples and appends zero channels, by the residual module's strides
+    and widths.
 
     Args:
-        x: an input of the block, on which the skip runs.
+        x: an input of the block, on which the skip connection runs.
         out: shape of the block's output.
     """
     steps = _steps(residual)

@@ -242,7 +242,7 @@ def connections(
     if within is None:
         _check_no_bypass(flow, residual_connections)
     if not residual_connections and within is not None:
-        raise ValueError("blocks: no addition in them is a residual connection, which lies on every path")
+        raise ValueError("blocks: no addition in them is a residual connection, which every route must pass")
     if not residual_connections:
         raise ValueError(f"model: no residual connection was found{_reason(flow)}")
     return residual_connections

@@ -27,7 +27,7 @@ def _logits(output: Any) -> Any:
 def exported(model: nn.Module, example: Tensor, choose: Callable[[Any], Any] = _logits) -> fx.GraphModule:
     """Return the model in evaluation mode as a graph of ATen operations, for batches of any size.
 
-    Parameters and buffers are the model's own objects under their own names, so that training the graph trains the
+    Parameters and buffers are the model's own objects under their own names, so training the graph trains the
     model. Hugging Face models run without a cache. Shapes other than the batch size are fixed, and so are dropout
     (none) and batch normalisation (running statistics).
 

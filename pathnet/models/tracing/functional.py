@@ -1,4 +1,4 @@
-"""Functionalization: in-place operations become out-of-place ones, so that a graph's edges show all data flow."""
+"""Functionalization: in-place operations become out-of-place ones, so a graph's edges show all data flow."""
 
 from __future__ import annotations
 
