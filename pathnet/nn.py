@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pathnet.checks import check_number, check_tensor, described
 from pathnet.engines.forms import unsupported_block
 from pathnet.engines.triton.launch import on_device
-from pathnet.engines.triton.limits import MOST_ELEMENTS, check_sides
+from pathnet.engines.triton.limits import MAX_ELEMENTS, check_sides
 from pathnet.engines.triton.packing import block_network, norm_tensors
 from pathnet.models.residual_net import Block, FusedForm
 
@@ -110,18 +110,18 @@ def _number(name: str, factor: float) -> float:
 
 
 def _check_sizes(form: FusedForm, x: Tensor, by_batch: bool) -> None:
-    """Raise ValueError if a BN would see one value a channel, or int32 cannot number an activation's elements."""
+    """Raise ValueError if a BN would see one value per channel, or int32 cannot number an activation's elements."""
     batch, largest = x.shape[0], x[0].numel()
     height, width = x.shape[2:]
     for unit in form.units:
         if by_batch and batch * height * width == 1:
             got = f"{list(x.shape)}, which leaves one"
-            raise ValueError(f"x: expected more than one value a channel at each BN in training, got shape {got}")
+            raise ValueError(f"x: expected more than one value per channel at each BN in training, got shape {got}")
         height, width = (-(-side // unit.conv.stride[0]) for side in (height, width))
         largest = max(largest, unit.conv.out_channels * height * width)
     check_sides("x", x)
-    if batch * largest >= MOST_ELEMENTS:
-        raise ValueError(f"x: expected at most {(MOST_ELEMENTS - 1) // largest} images of this size, got {batch}")
+    if batch * largest >= MAX_ELEMENTS:
+        raise ValueError(f"x: expected at most {(MAX_ELEMENTS - 1) // largest} images of this size, got {batch}")
 
 
 def _by_batch(form: FusedForm) -> bool:
@@ -313,7 +313,7 @@ def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Any, ...]:
 
 def _refuse(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     raise RuntimeError(
-        "fused_residual is differentiable once: take second derivatives through the block's own modules"
+        "fused_residual: expected first derivatives only; take second derivatives through the block's modules"
     )
 
 

@@ -66,7 +66,7 @@ UnpackedPlan backward_plan(const Tensor& packed, WalkKind kind, const Tensor& re
   check_dtype("relu_bits", relu_bits, ScalarType::Byte);
   check_shape("relu_bits", relu_bits, {-1, -1});
   const int64_t stride = bits_stride(unpacked.plan);
-  STD_TORCH_CHECK(relu_bits.size(1) >= stride, "relu_bits: expected at least ", stride, " bytes a sample, got ",
+  STD_TORCH_CHECK(relu_bits.size(1) >= stride, "relu_bits: expected at least ", stride, " bytes per sample, got ",
                   relu_bits.size(1));
   unpacked.plan.relu_bits = relu_bits.const_data_ptr<uint8_t>();
   unpacked.plan.bits_stride = relu_bits.size(1);

@@ -1,7 +1,7 @@
 """The reference engine: autograd through each block, for any model and device, in float32 or float64.
 
-It is the truth that the other engines are held to, so it is as plain as can be: one vector-Jacobian product a
-path and branch.
+It is the truth that the other engines are held to, so it is as plain as can be: one vector-Jacobian product
+per path and branch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["FrozenBlock", "ReferenceEngine", "ReferencePrepared", "ReferenceWalk
 
 
 class ReferenceEngine:
-    """Walks by ``torch.autograd.grad`` through one block at a time, its branches computed anew."""
+    """Passes by ``torch.autograd.grad`` through one block at a time, recomputing its branches."""
 
     name = "reference"
     device_type: str | None = None
@@ -46,7 +46,7 @@ class ReferencePrepared:
 
     blocks: Sequence[Block]
 
-    def most_routings(self, y0: Tensor) -> int | None:
+    def max_routings(self, y0: Tensor) -> int | None:
         return None
 
     def record(self, y0: Tensor) -> tuple[Tensor, ReferenceWalk]:
@@ -67,15 +67,14 @@ class ReferenceWalk:
 
     Attributes:
         tensors: ``y_0`` to ``y_{n-1}``.
-        output_bytes: bytes of ``y_n``, which the walk does not keep.
+        output_bytes: bytes of ``y_n``, which the record does not keep.
     """
 
     blocks: Sequence[Block]
     tensors: Sequence[Tensor]
     output_bytes: int
 
-    @property
-    def most_routings(self) -> int | None:
+    def max_routings(self) -> int | None:
         return max(1, chunks.CHUNK_BYTES // max(1, self.output_bytes, *(tensor.nbytes for tensor in self.tensors)))
 
     def routed_backward(self, start: ScaledGradient, routing: Tensor) -> ScaledGradient:

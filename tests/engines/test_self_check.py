@@ -1,4 +1,4 @@
-"""An engine's check of itself: its blocks and images, the errors it notices, its resources."""
+"""An engine's self-check: its blocks and images, the errors it notices, its resources."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_an_engine_that_fails_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(CudaWalk, "norms", fails)
     said = check(preact_resnet(8, 4), (4, 8, 8))
-    assert said == "its check of itself failed (an illegal memory access was encountered)"
+    assert said == "its self-check failed (an illegal memory access was encountered)"
 
 
 @on_the_twin
@@ -235,7 +235,5 @@ def test_what_is_to_be_got_ready_is_the_work_itself() -> None:
         done.append("ready")
 
     net = snapshot(preact_resnet(8, 4), "running", torch.float32)
-    assert (
-        self_check.disagreement(Engine(), job_of(net, (4, 8, 8)), ahead) == "its check of itself failed (no further)"
-    )
+    assert self_check.disagreement(Engine(), job_of(net, (4, 8, 8)), ahead) == "its self-check failed (no further)"
     assert done == ["work", "ready", "work"]

@@ -7,7 +7,7 @@ their neighbours, those for which the compiler emits the fewest instructions for
 in BN mode ``batch`` (in float32 26 to 30 % fewer than for 64 points, 32 channels, depth 16 and two gradients).
 
 None spills registers, and a multiprocessor has registers and shared memory for at least two programs, on an H100 and
-on an A100. The A100's warps hold operands in registers too, so that it has some tiles of its own, for 3 to 4 % more
+on an A100. The A100's warps hold operands in registers too, so it has some tiles of its own, for 3 to 4 % more
 instructions. All fit the 99 KB of shared memory of consumer GPUs: `tests/engines/triton/test_triton_compile.py`.
 """
 
@@ -113,7 +113,7 @@ ELEMENTS = Tile(points=1024, channels=1, depth=1)
 
 
 def of_width(table: Table, operand: Tensor, channels: int) -> Tile:
-    """Return the tile for a result of so many channels, or the largest tile if there are more.
+    """Return the tile for a result of ``channels`` channels, or the largest tile if there are more.
 
     Args:
         operand: a tensor of the type that is multiplied, on the device that multiplies.

@@ -35,7 +35,7 @@ Coefficients = Sequence[tuple[float, float]]
 
 
 def dgrad_paths(blocks: Sequence[FusedBlock]) -> Callable[[int, int], int]:
-    """Return a function that takes block and unit to the number of rows in a tile."""
+    """Return a function that returns the number of rows in a tile, for a block and a unit."""
     return lambda block, unit: dgrad_tile(blocks[block].convolutions[unit]).paths
 
 

@@ -17,7 +17,7 @@ from pathnet.engines.triton.schedule import NOTHING, Schedule
 __all__ = ["ActivationStates", "Allocate", "GradientStates", "PlanBuffer", "Saved", "allocate_on"]
 
 Allocate = Callable[[Sequence[int], torch.dtype], Tensor]
-"""Takes a shape and a type to a tensor of whatever lies there."""
+"""A function that allocates an uninitialised tensor of a shape and a dtype."""
 
 
 def allocate_on(device: torch.device) -> Allocate:
@@ -25,7 +25,7 @@ def allocate_on(device: torch.device) -> Allocate:
 
 
 class PlanBuffer:
-    """A `LaunchPlan` on a device: its tensors lie at fixed places of one tensor, so that one copy brings them there.
+    """A `LaunchPlan` on a device: its tensors are slices of one tensor, so that one copy transfers them.
 
     Attributes:
         packed: int32, the numbers of all tensors below.

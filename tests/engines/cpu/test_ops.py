@@ -185,7 +185,11 @@ WRONG_ARGUMENTS: dict[str, list[tuple[str, Callable[[Any], Any], str]]] = {
         ("routing", double, "routing: expected Float, got Double"),
         ("relu_bits", lambda b: b.char(), "relu_bits: expected Byte, got Char"),
         ("relu_bits", lambda b: b[0], r"relu_bits: expected shape \[\*, \*\]"),
-        ("relu_bits", lambda b: b[:, :-4].contiguous(), r"relu_bits: expected at least \d+ bytes a sample, got \d+"),
+        (
+            "relu_bits",
+            lambda b: b[:, :-4].contiguous(),
+            r"relu_bits: expected at least \d+ bytes per sample, got \d+",
+        ),
         ("relu_bits", lambda b: b[:2], r"grad: expected shape \[2, 6, 5, 4\], got"),
     ],
     "cpu_backward_running": PATHS,

@@ -21,7 +21,7 @@ from pathnet.engines.triton import limits
 
 pytest.importorskip("triton")
 pytestmark = [
-    pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on this machine's GPU: tests/triton"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on this machine's GPU: tests/gpu/triton"),
     pytest.mark.usefixtures("interpreted"),
 ]
 

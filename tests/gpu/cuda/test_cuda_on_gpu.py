@@ -45,7 +45,7 @@ def test_auto_takes_the_engine(device: torch.device) -> None:
 @pytest.mark.parametrize("post", [False, True], ids=["pre", "post"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_walks_sums_and_forward_passes(seed: int, post: bool, precision: Any, device: torch.device) -> None:
-    """Check walks, sums and forward passes, and the engine's check of itself."""
+    """Check walks, sums and forward passes, and the engine's self-check."""
     net, images, labels = random_basic_net(seed, smallest=1 if precision == "float32" else 6, post=post)
     net, images, labels = net.to(device), images.to(device), labels.to(device)
     y0_shape = torch.as_tensor(net.stem(images)).shape[1:]

@@ -39,7 +39,7 @@ def recorded(
 
 @each_job
 def test_walks_forward_passes_and_sums(case: GpuCase, bn: Any, precision: Any, device: torch.device) -> None:
-    """The engine also passes its check of itself, and another record leaves the first unchanged."""
+    """The engine also passes its self-check, and another record leaves the first unchanged."""
     net, (images, labels) = case.net().to(device), (tensor.to(device) for tensor in case.images())
     y0_shape = torch.as_tensor(net.stem(images)).shape[1:]
     frozen = snapshot(net, bn, torch.float32)
