@@ -60,7 +60,7 @@ int64_t bits_stride(const Plan& plan) {
   return stride;
 }
 
-// The plan of a walk back, with the ReLU bits of a record.
+// The plan of a backward pass, with the ReLU bits of a record.
 UnpackedPlan backward_plan(const Tensor& packed, WalkKind kind, const Tensor& relu_bits) {
   UnpackedPlan unpacked = checked_packed_plan(packed, kind);
   check_dtype("relu_bits", relu_bits, ScalarType::Byte);
@@ -73,7 +73,7 @@ UnpackedPlan backward_plan(const Tensor& packed, WalkKind kind, const Tensor& re
   return unpacked;
 }
 
-// The number of routings of a walk back, and of its results for each sample.
+// The number of routings of a backward pass, and of its results for each sample.
 struct Counts {
   int64_t routings, results;
 };
@@ -90,7 +90,7 @@ Counts checked_routing(const Tensor& routing, const Plan& plan) {
   return {routing.size(0), routing.size(0)};
 }
 
-// The results of a walk back. Without gradients the last two are empty, and their pointers null.
+// The results of a backward pass. Without gradients the last two are empty, and their pointers null.
 struct BackwardResult {
   Tensor norms, grad_input, exponent_input;
   bool gradients;
@@ -101,7 +101,7 @@ struct BackwardResult {
   std::tuple<Tensor, Tensor, Tensor> tensors() const { return {norms, grad_input, exponent_input}; }
 };
 
-// `exponents`: of a routing, one a sample or one a batch.
+// `exponents`: per routing, one per sample or one for the batch.
 BackwardResult backward_result(const Plan& plan, const Tensor& grad, const Tensor& exponent, int64_t batch,
                                int64_t exponents, int64_t results, bool gradients) {
   check_dtype("grad", grad, ScalarType::Float);
@@ -164,7 +164,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_batch(const Tensor& grad, const Tens
   return result.tensors();
 }
 
-// The plan of a walk forward, whose other arguments are checked too.
+// The plan of a forward pass, whose other arguments are checked too.
 UnpackedPlan forward_plan(const Tensor& y0, const Tensor& routing, const Tensor& packed, WalkKind kind, bool record) {
   UnpackedPlan unpacked = checked_packed_plan(packed, kind);
   Plan& plan = unpacked.plan;

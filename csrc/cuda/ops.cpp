@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensor> pack(const Tensor& blocks, const Tensor& units, const
   return {program_numbers, packed};
 }
 
-// A walk back, and the tensors that it writes.
+// A backward pass, and the tensors that it writes.
 struct BackwardTensors {
   PathBackward walk;
   Tensor norms, grad_input, exponent_input, counter;
@@ -110,7 +110,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_running_twin(const Tensor& grad, con
   return tensors.results();
 }
 
-// A walk forward, and the tensors that it writes.
+// A forward pass, and the tensors that it writes.
 struct ForwardTensors {
   PathForward walk;
   Tensor output, relu_bits, counter, scratch;
@@ -214,7 +214,7 @@ void* current_stream(const Tensor& x) {
   return stream;
 }
 
-// Memory for the images of so many thread blocks; empty where they lie in shared memory.
+// Memory for the images of that many thread blocks; empty if they are in shared memory.
 Tensor images_scratch(const Tensor& like, const Program& program, int64_t blocks) {
   return torch::stable::new_empty(like, {blocks, program.images_scratch()}, ScalarType::Byte);
 }

@@ -87,7 +87,7 @@ class Planner {
 
   int most_samples() const { return spec_.backward ? kMaxSamples : 1; }
 
-  // Only two terms a number: the products have no shape of tile by taps for one term and four column tiles.
+  // Only two terms per number: the products have no shape of tile by taps for one term and four column tiles.
   int most_slicing() const { return spec_.parts == 2 ? 2 : 1; }
 
   // Lines of strips in the tallest image.

@@ -145,7 +145,7 @@ class Builder {
     conv.reads = conv.slices_read(variant_.samples);
   }
 
-  // The gradient and the intermediate of a stage (blocks with identity skips) lie side by side at one end of the
+  // The gradient and the intermediate of a stage (blocks with identity skips) are side by side at one end of the
   // images' memory, and the next stage's at the other end, since the block between two stages reads one pair while it
   // writes the other's gradient.
   void place_gradients(Program& program, BlockForm* blocks) {

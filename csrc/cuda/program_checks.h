@@ -10,10 +10,10 @@
 
 namespace pathnet::cuda {
 
-// Memory transactions of a GPU; what lies behind the program begins at a multiple.
+// Memory transactions of a GPU; what follows the program begins at a multiple.
 constexpr int64_t kLineBytes = 128;
 
-// Where the weights begin in the packed bytes, behind a copy of the program.
+// Where the weights begin in the packed bytes, after a copy of the program.
 inline int64_t weights_byte(const Program& program) {
   const int64_t bytes = program_size(program.block_count) * int64_t(sizeof(int32_t));
   return (bytes + kLineBytes - 1) / kLineBytes * kLineBytes;
@@ -40,7 +40,7 @@ inline void check_device(const char* name, const Tensor& tensor, const Tensor& l
 }
 
 // The program and weights as the kernels read them. Only the twin compares the copy of the program with the
-// original: reading it back from a GPU would wait for it.
+// original: reading it back from a GPU would synchronise.
 struct PackedProgram {
   const Program* program;
   const uint8_t* weights;
@@ -76,7 +76,7 @@ inline const int32_t* checked_numbers(const char* name, const Tensor& numbers, c
   return numbers.const_data_ptr<int32_t>();
 }
 
-// Rows of ReLU bits, one a sample: whole, or a block's columns of longer ones.
+// Rows of ReLU bits, one per sample: whole, or a block's columns of longer ones.
 inline void check_bits(const Tensor& relu_bits, int64_t batch, int64_t bytes, const Tensor& like) {
   check_type("relu_bits", relu_bits, ScalarType::Byte);
   check_shape("relu_bits", relu_bits, {batch, bytes});

@@ -1,4 +1,4 @@
-"""Which blocks the fused engines can run, and why not the others."""
+"""The blocks that the fused engines can run, and the reasons for refusing others."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class _RowRule:
-    """How a launch's rows follow from the routings.
+    """The rule by which a launch's rows follow from the routings.
 
     The row of leader r reads and writes the states ``source + r``, ``entered + r`` and ``target + r``.
 
