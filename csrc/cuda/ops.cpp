@@ -170,7 +170,7 @@ std::tuple<Tensor, Tensor> forward_running_twin(const Tensor& y0, const Tensor& 
 // Samples of a thread block, windows and slices at most, and bytes of shared memory.
 std::tuple<int64_t, int64_t, int64_t, int64_t> form(const Tensor& program_numbers) {
   const Program& program = checked_program(program_numbers);
-  return {program.samples, program.most_windows(), program.most_slices(), program.shared_bytes};
+  return {program.samples, program.max_windows(), program.max_slices(), program.shared_bytes};
 }
 
 // Bytes of a sample's row of ReLU bits.

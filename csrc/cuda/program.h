@@ -102,9 +102,9 @@ struct Program {
     return kControlBytes + (windowed ? window_bytes : images_bytes) + slot * slot_bytes;
   }
   // Largest number of windows of any pass; 0 in the resident form.
-  int most_windows() const;
+  int max_windows() const;
   // Largest number of slices of any chunk.
-  int most_slices() const;
+  int max_slices() const;
   // Bytes of images in a thread block's part of the scratch.
   PATHNET_HOST_DEVICE int64_t images_scratch() const { return windowed ? images_bytes : 0; }
 };

@@ -107,8 +107,8 @@ class Builder {
       conv.passes[conv.pass_count++] = make_pass(conv.target, vertical, horizontal, conv.column_tiles, conv.dense());
     }
     program.weights_bytes += conv.chunks * conv.chunk_bytes;
-    const int most_slices = variant_.slicing == 0 ? 1 : variant_.slicing == 1 ? kernel : kernel * kernel;
-    largest_slice_ = std::max(largest_slice_, conv.chunk_bytes / most_slices);
+    const int max_slices = variant_.slicing == 0 ? 1 : variant_.slicing == 1 ? kernel : kernel * kernel;
+    largest_slice_ = std::max(largest_slice_, conv.chunk_bytes / max_slices);
     return conv;
   }
 

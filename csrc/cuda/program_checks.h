@@ -80,11 +80,11 @@ inline const int32_t* checked_numbers(const char* name, const Tensor& numbers, c
 inline void check_bits(const Tensor& relu_bits, int64_t batch, int64_t bytes, const Tensor& like) {
   check_type("relu_bits", relu_bits, ScalarType::Byte);
   check_shape("relu_bits", relu_bits, {batch, bytes});
-  check_alignment("relu_bits", relu_bits, kMostBits);
+  check_alignment("relu_bits", relu_bits, kMaxLoadBytes);
   check_device("relu_bits", relu_bits, like);
-  STD_TORCH_CHECK(relu_bits.stride(1) == 1 && (batch < 2 || relu_bits.stride(0) % kMostBits == 0),
-                  "relu_bits: expected contiguous rows a multiple of ", kMostBits, " bytes apart, got strides of ",
-                  relu_bits.stride(0), " and ", relu_bits.stride(1));
+  STD_TORCH_CHECK(relu_bits.stride(1) == 1 && (batch < 2 || relu_bits.stride(0) % kMaxLoadBytes == 0),
+                  "relu_bits: expected contiguous rows a multiple of ", kMaxLoadBytes,
+                  " bytes apart, got strides of ", relu_bits.stride(0), " and ", relu_bits.stride(1));
 }
 
 }  // namespace pathnet::cuda

@@ -65,7 +65,7 @@ NUMBER = re.compile(r"(?<![\w.])(\d+)(?![\w.])")
 SKIPPED = re.compile(
     r"^\s*(//|#|template|static_assert|using|PATHNET_UNROLL|PATHNET_NO_UNROLL)"
     r"|refuse\(|invalid_argument|to_string|checksum|16777619|program_size\(|kMaxChannels|in_height \+ 8|pairs"
-    r"| : -1|bool bare|kMostPixels|kMostElements|kMostScratch|traffic|bytes \+= double"
+    r"| : -1|bool bare|kMaxPixels|kMaxElements|kMaxScratch|traffic|bytes \+= double"
 )
 SOURCES = [
     "host_twin.cpp",
