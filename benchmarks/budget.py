@@ -84,8 +84,8 @@ class Cost:
     """The cost of a step.
 
     Attributes:
-        parts: Parts of its time on the GPU and in Python.
-        kernels: Largest number of kernels that it compiles; one step compiles those of all others ahead.
+        parts: parts of its time on the GPU and in Python.
+        kernels: largest number of kernels that it compiles; one step compiles those of all others ahead.
     """
 
     parts: tuple[Part, ...]
@@ -198,7 +198,7 @@ USERS_KERNEL_S = 1.6
 
 
 def compiling_s(kernels: int, cores: int = CORES, kernel_s: float = KERNEL_S) -> float:
-    """Return the seconds to compile so many kernels."""
+    """Return the seconds to compile ``kernels`` kernels."""
     return 0.0 if kernels == 0 else POOL_S + kernels * kernel_s / cores
 
 

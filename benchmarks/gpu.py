@@ -36,7 +36,7 @@ LEAST_S = 8.0
 """Seconds below which a step is not started."""
 
 ENVIRONMENT = {"TRITON_DISABLE_LINE_INFO": "1"}
-"""The environment of all steps. It is part of the keys of Triton's cache, so that steps share compiled kernels."""
+"""The environment of all steps. It is part of the keys of Triton's cache, so steps share compiled kernels."""
 
 
 def build(setup: Setup) -> Findings:

@@ -1,7 +1,7 @@
 """The figures of a run: the ratios that have goals in the design, with their goals.
 
 Times are means over all lengths 1 to n, interpolated linearly between timed lengths. A forward pass counts once a
-batch, on which one path of each length is measured, so that each path bears 1/n of it.
+batch, on which one path of each length is measured, so each path bears 1/n of it.
 """
 
 from __future__ import annotations

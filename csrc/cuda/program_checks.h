@@ -29,8 +29,8 @@ inline const Program& checked_program(const Tensor& program) {
 
 inline const Program& checked_program(const Tensor& program, bool backward) {
   const Program& checked = checked_program(program);
-  STD_TORCH_CHECK((checked.backward != 0) == backward, "program: expected one for the walk ",
-                  backward ? "back" : "forward", ", got the other");
+  STD_TORCH_CHECK((checked.backward != 0) == backward, "program: expected one for the ",
+                  backward ? "backward" : "forward", " pass, got the other");
   return checked;
 }
 
@@ -63,7 +63,7 @@ inline int64_t checked_routing(const Tensor& routing, const Program& program, in
   check_shape("routing", routing, {-1, program.block_count, 2});
   check_device("routing", routing, like);
   const int64_t paths = routing.size(0);
-  STD_TORCH_CHECK(paths * batch <= INT32_MAX / 2, "routing: expected at most 2^30 walks of samples, got ",
+  STD_TORCH_CHECK(paths * batch <= INT32_MAX / 2, "routing: expected at most 2^30 paths times samples, got ",
                   paths * batch);
   return paths;
 }

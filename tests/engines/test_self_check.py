@@ -90,7 +90,7 @@ def test_the_networks_own_weights_do_not_count(precision: Precision) -> None:
 
 @on_the_twin
 def test_a_routing_that_nothing_comes_through_is_no_disagreement() -> None:
-    """Use one channel and a few pixels, where a whole block's sum may lie below zero."""
+    """Use one channel and a few pixels, where a whole block's sum may be below zero."""
     blocks = [PreactBlock(1, (3, 3), (2, 1), 1, "pad"), PreactBlock(1, (3, 3), (3, 3), 2, "projection")]
     net = ResidualNet(torch.nn.Identity(), blocks, torch.nn.Identity())
     trial = self_check._trial(self_check._distinct(net), "running", (1, 1, 5))

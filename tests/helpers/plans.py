@@ -22,7 +22,7 @@ BEFORE_RELU, BEHIND_RELU = (IDENTITY, PROJECTION, PAD), (PROJECTION, ACTIVATED, 
 class Plan:
     """A network's tables and the other arguments of walks through it; see `pathnet.engines.cpu.ops`.
 
-    ``bits`` and ``normalized``, float64 [B, C, H, W] of each unit, are as random as the weights: a walk back is a
+    ``bits`` and ``normalized``, float64 [B, C, H, W] of each unit, are as random as the weights: a backward pass is a
     linear map for any of them.
     """
 
@@ -103,7 +103,7 @@ def walked(plan: Plan, bn: str, bf16: bool = False) -> tuple[Tensor, Tensor]:
 
 
 def by_pixel(x: Tensor) -> Tensor:
-    """Return [B, H, W, C filled up with zeros to groups of 16] from [B, C, H, W]."""
+    """Return [B, H, W, C zero-padded to groups of 16] from [B, C, H, W]."""
     return F.pad(x.permute(0, 2, 3, 1), (0, -x.shape[1] % GROUP))
 
 

@@ -34,7 +34,7 @@ def seeds(isa: str) -> range:
 
 @functools.cache
 def plan(seed: int, wide: bool, behind_relu: bool = False, bn: str = "running") -> Plan:
-    """Return a random plan. Skips behind the ReLU are those of closed blocks in BN mode ``batch``."""
+    """Return a random plan. Skips after the ReLU are those of closed blocks in BN mode ``batch``."""
     kinds = BEHIND_RELU if behind_relu else BEFORE_RELU
     return random_plan(seed, wide, kinds, closed=behind_relu and bn == "batch")
 

@@ -74,7 +74,7 @@ def test_more_shared_memory_than_any_gpu_has_is_refused() -> None:
 
 def test_the_walk_forward_takes_two_terms_a_number() -> None:
     network = tables(pathnet.models.preact_resnet(8), "running", (16, 8, 8))
-    with pytest.raises(RuntimeError, match="parts: expected 2 for the walk forward, got 1"):
+    with pytest.raises(RuntimeError, match="parts: expected 2 for the forward pass, got 1"):
         ops.cuda_pack(network.blocks, network.units, network.weights, network.scales, False, 1, GPUS["227 KB"])
 
 

@@ -24,7 +24,7 @@ from pathnet.engines.self_check import disagreement
 from pathnet.scaling import ScaledGradient
 
 SEEDS = (1, 2, 3, 7, 9, 11, 12, 14, 23, 28)
-"""Of networks with one to five blocks, widths from 1 to 64, strides, both skips, and sides that no tile divides."""
+"""Seeds of networks with one to five blocks, widths from 1 to 64, strides, both skips, and sides that no tile divides."""
 
 
 def recorded(

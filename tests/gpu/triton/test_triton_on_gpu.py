@@ -118,7 +118,7 @@ def test_every_path_of_post_activation_networks(
 
 
 def test_the_original_110_layer_network(device: torch.device) -> None:
-    """Activations lie behind the additions. 54 ReLUs let few values of short paths pass, and rounding errs more in
+    """Activations follow the additions. 54 ReLUs let few values of short paths pass, and rounding errs more in
     them than in the mean of many."""
     torch.manual_seed(0)
     net = shaken(pathnet.models.resnet(110)).eval()
