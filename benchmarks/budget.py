@@ -231,7 +231,7 @@ def table(kernels: dict[str, int], first_kernels: int) -> Table:
     """Return the budget as a table, with the number of kernels that each step needs first, and of a user's first
     number."""
     title = (
-        f"Budget on {CORES} cores: {KERNEL_S} core seconds a kernel, estimated run seconds, limits {SLACK} times both"
+        f"Budget on {CORES} cores: {KERNEL_S} core seconds per kernel, estimated run seconds, limits {SLACK} x both"
     )
     budget = Table("step", "new kernels", "compile, s", "run, s", "limit, s", "parts of the run seconds", title=title)
     budget.add_row("native build", "", "", "", f"{native_s():.1f}", f"{NATIVE_CORE_S:.0f} core seconds")

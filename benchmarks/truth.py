@@ -46,7 +46,7 @@ def gradients(tape: pathnet.Tape, routing: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Errors:
-    """Largest relative errors among paths: of the batch's norm, of a sample's norm, of a batch's gradient."""
+    """Largest relative errors among paths: those of the batch's norm, of a sample's norm, of a batch's gradient."""
 
     batch_norm: float
     sample_norm: float

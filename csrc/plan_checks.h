@@ -166,13 +166,13 @@ inline void check_plan(const Plan& plan, const PlanSizes& sizes) {
 inline void check_closed(const Plan& plan, bool batch) {
   for (int64_t b = 0; b < plan.block_count; ++b) {
     const bool closed = plan.closed(plan.blocks[b]);
-    STD_TORCH_CHECK(batch || !closed, "units: expected a scale for this walk in row ", plan.blocks[b].first_unit);
+    STD_TORCH_CHECK(batch || !closed, "units: expected a scale for this pass in row ", plan.blocks[b].first_unit);
     STD_TORCH_CHECK(closed == plan.closed(plan.blocks[0]),
                     "units: expected a scale in the first unit of every block or "
                     "of none, got another in row ",
                     plan.blocks[b].first_unit);
     STD_TORCH_CHECK(!batch || closed || !plan.blocks[b].behind_relu(),
-                    "blocks: expected skip 0, 1 or 2 for this walk in row ", b, ", got ", plan.blocks[b].skip);
+                    "blocks: expected skip 0, 1 or 2 for this pass in row ", b, ", got ", plan.blocks[b].skip);
   }
 }
 

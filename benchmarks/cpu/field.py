@@ -36,7 +36,7 @@ BUILDING = 4
 
 
 def seconds_an_image(net: ResidualNet, sizes: Sizes, budget: Budget) -> float:
-    """Return the seconds an image of one path of the loop on this machine."""
+    """Return the seconds per image of one path of the loop on this machine."""
     path, each = torch.ones(1, net.n, dtype=torch.uint8), 0.0
     for size in PROBES:
         competitor = loop(net, *batch(sizes.setup, size=min(size, sizes.setup.batch)), False)

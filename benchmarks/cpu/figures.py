@@ -81,7 +81,7 @@ def lines_by_length(findings: dict[str, Any]) -> dict[str, Figure]:
 
 
 def _mean(rows: list[Any], n: int, name: str, bn: str, precision: str) -> tuple[float | None, float | None]:
-    """Return mean seconds a path, without and with the forward pass; the loop's backward pass includes its forward
+    """Return mean seconds per path, without and with the forward pass; the loop's backward pass includes its forward
     pass."""
     timed = [row for row in rows if (row["name"], row["bn"], row["precision"]) == (name, bn, precision)]
     walks = [row for row in timed if row["part"] == "walk"]

@@ -178,7 +178,7 @@ UnpackedPlan forward_plan(const Tensor& y0, const Tensor& routing, const Tensor&
   // A module that is left out has no ReLU bits to record.
   for (int64_t b = 0; record && b < plan.block_count; ++b) {
     STD_TORCH_CHECK(routing.const_data_ptr<float>()[2 * b + 1] != 0.0f,
-                    "routing: expected no residual module left out where the walk is recorded, got 0 in row ", b);
+                    "routing: expected no residual module left out if the pass is recorded, got 0 in row ", b);
   }
   return unpacked;
 }

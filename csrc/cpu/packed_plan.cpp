@@ -140,7 +140,7 @@ void pack_plan(const PlanParts& parts, const std::function<uint8_t*(int64_t)>& a
 UnpackedPlan unpack_plan(const uint8_t* bytes, int64_t size, WalkKind kind) {
   const Header header = checked_header(bytes, size);
   if (header.kind != kind) {
-    refuse(std::string("weights for the walk ") + kind_name(kind), kind_name(header.kind));
+    refuse(std::string("weights for the pass ") + kind_name(kind), kind_name(header.kind));
   }
   const Isa isa = selected_isa();
   if (header.isa != int32_t(isa)) {

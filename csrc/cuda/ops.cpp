@@ -28,7 +28,7 @@ constexpr int64_t kLargestShared = 1 << 18;
 // The program, for the host, and the packed bytes, for the device: a copy of the program, and the weights.
 std::tuple<Tensor, Tensor> pack(const Tensor& blocks, const Tensor& units, const Tensor& weights,
                                 const Tensor& scales, bool backward, int64_t parts, int64_t shared_bytes) {
-  STD_TORCH_CHECK(parts == 1 || parts == 2, "parts: expected 1 or 2 bf16 terms a number, got ", parts);
+  STD_TORCH_CHECK(parts == 1 || parts == 2, "parts: expected 1 or 2 bf16 terms per number, got ", parts);
   STD_TORCH_CHECK(backward || parts == 2, "parts: expected 2 for the forward pass, got ", parts);
   STD_TORCH_CHECK(shared_bytes > 0 && shared_bytes <= kLargestShared, "shared_bytes: expected 1 to ", kLargestShared,
                   ", got ", shared_bytes);

@@ -1,7 +1,7 @@
 """Every public function and constructor, one argument at a time of a wrong kind or range: it returns, or refuses the
 argument by its name.
 
-``PATHNET_FUZZ=5000`` runs another, independent round of that many calls, seeded by ``PATHNET_FUZZ_SEED``; ``-s`` shows
+``PATHNET_FUZZ=5000`` runs another, independent round of 5000 calls, seeded by ``PATHNET_FUZZ_SEED``; ``-s`` shows
 the counts of its outcomes.
 """
 

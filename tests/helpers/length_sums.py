@@ -60,7 +60,7 @@ def added_up(n: int, walked: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def tree(net: ResidualNet, images: Tensor, labels: Tensor, bn: str) -> list[Tensor]:
-    """Return the gradients at ``y_0`` along all paths in the order of `enumerate_all`, shared by paths that end alike."""
+    """Return the gradients at ``y_0`` along all paths, in the order of `enumerate_all`; paths share common tails."""
     exact = in_float64(net, bn)
     points = [exact.stem(images.double()).detach()]
     for block in exact:

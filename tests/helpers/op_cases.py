@@ -35,7 +35,7 @@ def pack(plan: Plan, packing: Packing) -> Tensor:
 
 
 def arguments(name: str, plan: Plan, record: bool = False) -> dict[str, Any]:
-    """Return the arguments of a walk by name."""
+    """Return the arguments of a pass by name."""
     backward, bn = WALKS[name]
     if not backward:
         values = plan.forward_arguments(bn, record)

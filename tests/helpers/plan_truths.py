@@ -1,4 +1,4 @@
-"""The results of walks along a plan, in float64, by autograd through plain convolutions that share no code with the
+"""The results of passes along a plan, in float64, by autograd through plain convolutions that share no code with the
 kernels."""
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def in_terms(x: Tensor, terms: int) -> Tensor:
 
 
 def truth_back(plan: Plan, bn: str, terms: int = 0) -> Tensor:
-    """Return float64 [P, B, C, H, W]: the backward passes, by autograd through the linear map of the plan at its record.
+    """Return float64 [P, B, C, H, W]: backward passes by autograd through the linear map of the plan at its record.
 
     Args:
         terms: number of bfloat16 terms to which weights, and gradients that enter a convolution, are rounded; 0 for

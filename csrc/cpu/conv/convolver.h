@@ -1,4 +1,4 @@
-// The convolvers of the instruction set that this file is compiled for: of the forward pass, and of the backward pass
+// The convolvers of the instruction set that this file is compiled for: for forward passes, and for backward passes
 // in float32 precision and with bf16 numbers.
 #pragma once
 

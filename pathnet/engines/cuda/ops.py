@@ -86,7 +86,7 @@ def cuda_bits_bytes(program: Tensor) -> int:
     """Return the bytes of a sample's row of ReLU bits.
 
     Args:
-        program: of the backward pass.
+        program: that of the backward pass.
 
     Raises:
         RuntimeError: it is another program, or none.
@@ -99,7 +99,7 @@ def cuda_unpack_bits(relu_bits: Tensor, program: Tensor, block: int, unit: int) 
 
     Args:
         relu_bits: uint8 [B, bytes], as `cuda_forward_running` records them, on the CPU.
-        program: of the backward pass.
+        program: that of the backward pass.
         block, unit: counted from 0.
 
     Raises:

@@ -28,7 +28,7 @@ from pathnet.engines.triton.state import Allocate, Saved
 __all__ = ["MAX_GRAPHS", "Capturable", "Graphs", "bytes_of", "capacity_for", "max_routings_within"]
 
 MAX_GRAPHS = 32
-"""Maximum number of graphs of one network: of records, backward and forward passes, by the batch's size and the
+"""Maximum number of graphs of one network, for records, backward and forward passes, each by the batch's size and the
 number of routings. Besides the shared arena, a graph holds only its launches' arguments; capturing it again is
 expensive."""
 

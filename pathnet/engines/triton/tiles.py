@@ -106,7 +106,7 @@ class LocatedStates(NamedTuple):
 
 
 class BackwardMeans(NamedTuple):
-    """Means that BN's backward pass subtracts, float32 [PATHS, K]: of the gradient, and of its product with x_hat."""
+    """Means of the gradient, and of its product with x_hat, float32 [PATHS, K], that BN's backward pass subtracts."""
 
     mean: tl.tensor
     mean_x_hat: tl.tensor

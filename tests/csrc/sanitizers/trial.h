@@ -19,7 +19,7 @@ struct Trial {
   std::vector<float> routing;                   // [routings][blocks][2]
   std::vector<float> y0, grad;                  // [batch][channels][height][width]
   std::vector<int32_t> exponent;                // [batch]
-  std::vector<std::vector<uint8_t>> relu_mask;  // of each unit [batch][channels][height][width], for the backward pass
+  std::vector<std::vector<uint8_t>> relu_mask;  // of each unit [batch][channels][height][width], for backward passes
 };
 
 // The trial of a seed, on every machine.

@@ -115,7 +115,7 @@ WRONG_FOR_MODE: dict[str, list[tuple[str, Callable[[Tensor], Tensor], str]]] = {
         ("biases", double, "biases: expected Float, got Double"),
     ],
     "batch": [
-        ("blocks", cell(1, 2, 3), "blocks: expected skip 0, 1 or 2 for this walk in row 1, got 3"),
+        ("blocks", cell(1, 2, 3), "blocks: expected skip 0, 1 or 2 for this pass in row 1, got 3"),
         ("epsilons", shorter, r"epsilons: expected shape \[5\], got \[4\]"),
         ("epsilons", double, "epsilons: expected Float, got Double"),
     ],
@@ -142,7 +142,7 @@ def test_a_walk_that_there_is_not_is_named() -> None:
 def test_what_closed_blocks_are_refused(packing: Packing) -> None:
     closed = closed_plan()
     if packing[1] == "running":
-        with pytest.raises(RuntimeError, match="units: expected a scale for this walk in row 0"):
+        with pytest.raises(RuntimeError, match="units: expected a scale for this pass in row 0"):
             pack(closed, packing)
         return
     pack(closed, packing)
