@@ -42,7 +42,7 @@ class ReferenceEngine:
 
 @dataclass(frozen=True)
 class ReferencePrepared:
-    """The network's blocks, as they are."""
+    """The network's blocks, unchanged."""
 
     blocks: Sequence[Block]
 
@@ -108,15 +108,15 @@ def _through(
 ) -> ScaledGradient:
     """Return one block's routed vector-Jacobian products, from its output to its input.
 
-    Inside the block nothing is rescaled. A gradient of which hardly anything is left, or which is not finite, goes
-    through once more, lifted or lowered by a power of two: a block may shrink it by 2^200 in float32.
+    Inside the block nothing is rescaled. A gradient that nearly vanishes, or is not finite, goes through once more,
+    lifted or lowered by a power of two: a block may shrink it by 2^200 in float32.
 
     Args:
         grads: scaled gradients at the output: mantissa [P, B, ...], exponent int32 [P, B] or [P, 1].
         coefficients: (a, c) or (a, c, gate) for each of the P gradients.
 
     Returns:
-        Scaled gradients at the input, the largest magnitudes brought to [1/2, 1).
+        Scaled gradients at the input, the largest magnitudes scaled to [1/2, 1).
     """
     mantissas, exponents = grads
     x = x.detach().requires_grad_()
@@ -216,8 +216,8 @@ class FrozenPostBlock(Block):
 def freeze(net: ResidualNet, bits: Sequence[Sequence[Tensor]]) -> ResidualNet:
     """Return the network as the affine map that it is around one recorded batch, in float64.
 
-    The reference walks on it in place of the network when it judges another engine's walk: on the bits that
-    the other engine recorded, since one flipped bit would otherwise outweigh all rounding.
+    The reference runs on it in place of the network when it judges another engine, with the ReLU bits that the other
+    engine recorded, since one flipped bit would otherwise outweigh all rounding.
 
     Args:
         net: a network in evaluation mode, every block with a form that fused engines know.

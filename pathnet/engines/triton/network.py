@@ -62,12 +62,12 @@ class PackedConvolution:
 
 @dataclass(frozen=True)
 class FusedBlock:
-    """The convolutions of its units, and its skip: a projection, or every stride-th pixel with channels zero-padded.
+    """A block's convolutions and its skip: a projection, or every stride-th pixel with channels zero-padded.
 
     Attributes:
         first: index of its first unit among all units of the network.
         activated: whether it is a post-activation block: its first unit has no BN, and its skip starts after that
-            unit's ReLU, even if it is no projection.
+            unit's ReLU, also without a projection.
         ends: indices, following those of all units, of the BNs after its last convolution and its projection, if
             their statistics are the batch's; otherwise the convolutions contain them.
     """
@@ -104,10 +104,10 @@ class TritonNetwork:
         affine: float32 [units, 2, widest], BN's gain and bias, channels zero-padded; here and below, the
             blocks' ends follow the units.
         statistics: float32 [units, 2, widest], the running mean and variance; empty in BN mode ``batch``.
-        epsilons, epsilon: number that each unit's BN adds to the variance; on the host, and float32 [units, 1] on the
+        epsilons, epsilon: each unit's BN epsilon; on the host, and float32 [units, 1] on the
             device.
         precision: that of backward passes; forward passes are float32-accurate in each.
-        magnitudes: powers of two that the factors of backward passes were divided by; None for none.
+        magnitudes: powers of two that the factors of backward passes were divided by; None if nothing was divided.
         scale_exponents: int32 [units, 1], the powers of two that BN's factors were divided by; None likewise.
     """
 
@@ -128,7 +128,7 @@ class TritonNetwork:
 
     @property
     def post(self) -> bool:
-        """True for post-activation blocks, where the join of the last block is still to come."""
+        """True for post-activation blocks, whose last join is not part of the network."""
         return self.blocks[-1].activated
 
     def floor(self, unit: int) -> float:

@@ -99,7 +99,7 @@ class _Norms:
     """BNs of a post-activation network in the order of its units: gain, bias and epsilon of each.
 
     With running statistics a BN is an affine map, and those after a block's last convolution and its projection are
-    multiplied into the convolutions. With the batch's they stay, and a bias before them cancels with the mean.
+    multiplied into the convolutions. With batch statistics they stay, and the mean cancels a bias before them.
     """
 
     def __init__(self, bn: BatchNormMode, device: torch.device) -> None:
@@ -108,7 +108,7 @@ class _Norms:
         self.ends: list[tuple[Tensor, Tensor, float]] = []
 
     def add_relu(self, channels: int) -> None:
-        """Add the first unit of a block, which has a ReLU alone."""
+        """Add the first unit of a block, which has a ReLU without BN."""
         ones, zeros = torch.ones(channels, device=self.device), torch.zeros(channels, device=self.device)
         self.units.append((ones, zeros, 0.0))
 
