@@ -34,7 +34,7 @@ struct Header {
   int64_t seal_byte() const { return weights_byte() + weights_bytes; }
   int64_t size() const { return seal_byte() + int64_t(sizeof(checksum)); }
 };
-static_assert(sizeof(Header) == kCacheLine, "the tables behind it are aligned as the tensor is");
+static_assert(sizeof(Header) == kCacheLine, "the tables after it are aligned as the tensor is");
 
 // Four sums side by side, since each waits for its own multiplications. The rotation lets high bits, such as the
 // signs of floats, reach low ones.

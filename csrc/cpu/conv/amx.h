@@ -111,7 +111,7 @@ class Tiles {
 inline void stores_are_done() { asm volatile("" ::: "memory"); }
 
 // Tiles 0 to 3 are sums, 4 and 5 alternate for the source, 6 and 7 hold weights: of alternating steps, or the two
-// terms of one. A product has a latency of 52 cycles and takes the unit for 16, so that products of one tile of sums
+// terms of one. A product has a latency of 52 cycles and takes the unit for 16, so products of one tile of sums
 // are kept apart.
 //
 // After more than about 130 products without a store of a tile, the next such store costs 1,000 cycles more

@@ -181,7 +181,7 @@ def ending_forward(
     """Compute the sums of a launch's rows.
 
     Args:
-        saved: room for x_hat of both BNs.
+        saved: memory for x_hat of both BNs.
     """
     block = network.blocks[task.block]
     outputs, projects = block.output, block.projection is not None

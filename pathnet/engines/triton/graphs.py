@@ -130,7 +130,7 @@ class Graphs:
                 self._device.done.record(stream)
 
     def _graph(self, key: Hashable, device: torch.device, build: Build[Pass]) -> _Graph[Pass] | None:
-        """Return the graph of a pass, a new one if needed; None the first time, and without room."""
+        """Return the graph of a pass, a new one if needed; None the first time, and if memory is short."""
         if key in self._graphs:
             self._graphs.move_to_end(key)
             return self._graphs[key]

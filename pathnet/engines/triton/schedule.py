@@ -108,7 +108,7 @@ class Schedule:
         paths: returns the number of rows in a tile, for a block and a unit.
 
     Attributes:
-        launches: each with room for the maximum number of its rows.
+        launches: each with memory for the maximum number of its rows.
         states: int32 [states, 2], each state's slot and unit as in `plan.LaunchPlan`, except at blocks' outputs.
         slot_count: number of slots, which hold one state each.
         turns: number of slots that a leader's states at blocks' outputs use in turn.

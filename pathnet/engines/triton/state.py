@@ -37,7 +37,7 @@ class PlanBuffer:
 
     def __init__(self, schedule: Schedule, allocate: Allocate) -> None:
         capacity = schedule.capacity
-        # Rows last, since there are rarely as many as there is room for.
+        # Rows last, since there are rarely as many as the maximum.
         words = [
             2 * capacity,
             capacity,
