@@ -93,7 +93,7 @@ class _Results:
 def disagreement(
     engine: FusedEngine, job: Job, precompile: Precompile | None = None, small: bool = True
 ) -> str | None:
-    """Return how the engine disagrees with the reference on the forms of the job's blocks, or None; cached per process.
+    """Return how the engine disagrees with the reference on the job's block forms, or None; cached per process.
 
     Args:
         job: the job whose blocks are copied.
