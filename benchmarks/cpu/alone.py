@@ -1,4 +1,4 @@
-"""Measurements in a process of its own: with another instruction set, and of peak memory. Prints one line of JSON."""
+"""Measurements in a separate process: with another instruction set, and of peak memory. Prints one line of JSON."""
 
 from __future__ import annotations
 
