@@ -1,4 +1,4 @@
-"""The cpu engine beside plain PyTorch: ``python -m pytest -s benchmarks/bench_routed_backward.py [--small]``.
+"""The cpu engine compared with plain PyTorch: ``python -m pytest -s benchmarks/bench_routed_backward.py [--small]``.
 
 The steps are those of ``pathnet bench``. A step times its competitors in turn; its findings are in its
 ``extra_info``, in the table at the end and in the results file, and the table of pytest-benchmark holds only the

@@ -84,8 +84,8 @@ class Cost:
     """The cost of a step.
 
     Attributes:
-        parts: Parts of its time on the GPU and in Python.
-        kernels: Largest number of kernels that it compiles; one step compiles those of all others ahead.
+        parts: parts of its time on the GPU and in Python.
+        kernels: largest number of kernels that it compiles; one step compiles those of all others ahead.
     """
 
     parts: tuple[Part, ...]
@@ -198,7 +198,7 @@ USERS_KERNEL_S = 1.6
 
 
 def compiling_s(kernels: int, cores: int = CORES, kernel_s: float = KERNEL_S) -> float:
-    """Return the seconds to compile so many kernels."""
+    """Return the seconds to compile ``kernels`` kernels."""
     return 0.0 if kernels == 0 else POOL_S + kernels * kernel_s / cores
 
 
@@ -231,7 +231,7 @@ def table(kernels: dict[str, int], first_kernels: int) -> Table:
     """Return the budget as a table, with the number of kernels that each step needs first, and of a user's first
     number."""
     title = (
-        f"Budget on {CORES} cores: {KERNEL_S} core seconds a kernel, estimated run seconds, limits {SLACK} times both"
+        f"Budget on {CORES} cores: {KERNEL_S} core seconds per kernel, estimated run seconds, limits {SLACK} x both"
     )
     budget = Table("step", "new kernels", "compile, s", "run, s", "limit, s", "parts of the run seconds", title=title)
     budget.add_row("native build", "", "", "", f"{native_s():.1f}", f"{NATIVE_CORE_S:.0f} core seconds")

@@ -17,15 +17,15 @@ class Setup:
     """The sizes of one run.
 
     Attributes:
-        lengths: Lengths of the single paths that are timed and checked, in residual modules.
-        path_counts, batches, depths, widths: Sizes that the scaling step varies, one at a time.
-        sweep_batches: Number of batches of the paper's sweep; the paper takes 1,000.
-        matmul: Side of the square bfloat16 product whose rate is the reference.
-        rounds: Repeats of each timing, interleaved; fewer if they would take longer than ``seconds``.
-        seconds: Time for the repeats of one comparison, and for the paper's sweep in one precision.
-        compiled_depth: Depth of the network whose training is compiled.
-        imagenet: Depth, width, side of the images and batch of the network for large images.
-        cuda_tests, triton_tests: Folders that pytest runs in the steps of those names.
+        lengths: lengths of the single paths that are timed and checked, in residual modules.
+        path_counts, batches, depths, widths: sizes that the scaling step varies, one at a time.
+        sweep_batches: number of batches of the paper's sweep; the paper takes 1,000.
+        matmul: side of the square bfloat16 product whose rate is the reference.
+        rounds: repeats of each timing, interleaved; fewer if they would take longer than ``seconds``.
+        seconds: time for the repeats of one comparison, and for the paper's sweep in one precision.
+        compiled_depth: depth of the network whose training is compiled.
+        imagenet: depth, width, side of the images and batch of the network for large images.
+        cuda_tests, triton_tests: folders that pytest runs in the steps of those names.
     """
 
     device: str

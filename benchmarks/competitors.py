@@ -1,4 +1,4 @@
-"""The competitors: methods to measure norms along paths, behind one interface; checked against float64 before
+"""The competitors: methods to measure norms along paths, with one interface; checked against float64 before
 timing."""
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Competitor:
     """One method to measure a batch's norms along fixed paths.
 
     Attributes:
-        norms: Runs a forward pass and the backward passes; returns norms [P].
-        backward: Runs the backward passes alone; returns norms [P]. None if they need a forward pass.
-        gradients: Runs a forward pass and the backward passes; returns gradients [P, B, C, H, W].
-        remark: Note for readers of its timing.
+        norms: runs a forward pass and the backward passes; returns norms [P].
+        backward: runs the backward passes alone; returns norms [P]. None if they need a forward pass.
+        gradients: runs a forward pass and the backward passes; returns gradients [P, B, C, H, W].
+        remark: note for readers of its timing.
     """
 
     precision: str
@@ -221,7 +221,7 @@ def _benchmark_mode() -> Iterator[None]:
 
 
 def tuned(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Return the work with cuDNN's benchmark mode on, so that a baseline gets the best that PyTorch offers."""
+    """Return the work with cuDNN's benchmark mode on, to give a baseline the best that PyTorch offers."""
 
     def run() -> Tensor:
         with _benchmark_mode():

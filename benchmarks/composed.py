@@ -134,7 +134,7 @@ class Composed:
         return put(grads, (grads.shape[1], *sides, channels), replacements)
 
     def module_graphs(self, capture: Capture) -> Callable[[Sequence[int]], Tensor]:
-        """Return a function of one path that replays one graph a block, so that a new path needs no capture.
+        """Return a function of one path that replays one graph per block, so a new path needs no capture.
 
         It returns dL/dy0 [1, B, H, W, C].
         """

@@ -202,7 +202,7 @@ def _training_error(setup: Setup) -> Findings:
     """Return the errors of bfloat16 gradients of a small network, eager and fused, against float32.
 
     Raises:
-        Failed: The fused error is twice the eager one or more.
+        Failed: the fused error is twice the eager one or more.
     """
     small = replace(setup, depth=min(setup.depth, 14), batch=8)
     net, (images, labels) = network(small), batch(small)
@@ -226,7 +226,7 @@ def _errors(setup: Setup, bn: str, engine: str = "auto") -> Findings:
     """Return the largest relative error of a sample's norm on a small network, by precision.
 
     Raises:
-        Failed: An error is beyond its tolerance.
+        Failed: an error is beyond its tolerance.
     """
     # Images of the same side, which need the same kernels.
     small = replace(setup, depth=min(setup.depth, 14), batch=8, side=max(16, setup.side))

@@ -1,6 +1,6 @@
 """All steps that need a GPU, in one command: ``make gpu``, or ``python -m benchmarks.gpu [STEP ...]``.
 
-Each step runs in a process of its own, since a kernel's error makes the GPU unusable to its process, and its findings
+Each step runs in a separate process, since a kernel's error makes the GPU unusable to its process, and its findings
 are on disk before the next step begins. Results go to ``benchmarks/results``, one file for each device, day and
 commit; running single steps again adds to it. The exit status is 1 if a step failed; a missed goal is no failure.
 """
@@ -36,7 +36,7 @@ LEAST_S = 8.0
 """Seconds below which a step is not started."""
 
 ENVIRONMENT = {"TRITON_DISABLE_LINE_INFO": "1"}
-"""The environment of all steps. It is part of the keys of Triton's cache, so that steps share compiled kernels."""
+"""The environment of all steps. It is part of the keys of Triton's cache, so steps share compiled kernels."""
 
 
 def build(setup: Setup) -> Findings:
@@ -188,7 +188,7 @@ def _outcome(name: str, setup: Setup) -> dict[str, Any]:
 
 
 def _apart(name: str, options: argparse.Namespace, file: Path, remaining_s: float) -> dict[str, Any]:
-    """Run the step in a process of its own, which writes its entry into the file; return the entry."""
+    """Run the step in a separate process, which writes its entry into the file; return the entry."""
     cores = min(CORES, os.cpu_count() or 1)
     limit = min(REHEARSAL_LIMIT_S if options.rehearse else limit_s(name, cores), remaining_s)
     if limit < LEAST_S:

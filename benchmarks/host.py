@@ -54,7 +54,7 @@ LIMIT_S = 60.0
 
 
 def host(setup: Setup) -> Findings:
-    """Measure the host's milliseconds a batch in a new process, by engine, BN mode and precision."""
+    """Measure the host's milliseconds per batch in a new process, by engine, BN mode and precision."""
     command = [sys.executable, "-m", "benchmarks.host", "--json", "--depth", str(setup.depth)]
     # Triton decides at import whether to interpret kernels.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
@@ -279,7 +279,7 @@ def _operations(work: Callable[[], object]) -> int:
 
 
 def _show(findings: Findings, console: Console) -> None:
-    table = Table(title=f"ResNet-{findings['depth']}, {findings['paths']} paths: the host's milliseconds a batch")
+    table = Table(title=f"ResNet-{findings['depth']}, {findings['paths']} paths: the host's milliseconds per batch")
     for column in ("engine", "BN", "precision"):
         table.add_column(column)
     for column in ("plan", "record", "walk", "launches", "record", "walk", "batch", "operations"):

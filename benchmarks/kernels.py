@@ -1,7 +1,7 @@
 """The Triton kernels of each step of a run, listed without a launch, and their parallel compilation.
 
 A piece of work is a step's use of the triton engine, in the step's own shapes. Its results mean nothing while kernels
-are not launched, so that it calls the engine directly, below the checks of values.
+are not launched, so it calls the engine directly, below the checks of values.
 """
 
 from __future__ import annotations

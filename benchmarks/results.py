@@ -1,7 +1,7 @@
 """Results files, one JSON object for each device, day and commit, and the kernels that they verify.
 
 A GPU's file holds the device, the hashes of the sources, and the findings of each step; see `benchmarks.gpu`. Files
-of runs on a processor, which verify no kernel, lie in a folder of their own; see `benchmarks.cpu`. Reading either
+of runs on a processor, which verify no kernel, are in a separate folder; see `benchmarks.cpu`. Reading either
 needs no GPU, torch or git.
 """
 
@@ -48,7 +48,7 @@ def read(file: Path) -> dict[str, Any]:
     """Return the results in a file of a GPU run.
 
     Raises:
-        ValueError: The file holds none.
+        ValueError: the file holds none.
     """
     results = _object(file)
     if not {"began", "kernels", "rehearsal", "steps"} <= results.keys():
@@ -60,7 +60,7 @@ def read_cpu(file: Path) -> dict[str, Any]:
     """Return the results in a file of a run on a processor.
 
     Raises:
-        ValueError: The file holds none.
+        ValueError: the file holds none.
     """
     results = _object(file)
     if results.get("kind") != "cpu":

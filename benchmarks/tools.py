@@ -23,7 +23,7 @@ from benchmarks.processes import Done, execute
 __all__ = ["cuda_tests", "profile", "sanitizer", "triton_tests"]
 
 MARGIN_S = 4.0
-"""Seconds by which a program is stopped before its step, so that its output is kept."""
+"""Seconds by which a program is stopped before its step, to keep its output."""
 
 BYTES_OF_PROCESS = 3 << 30
 """GPU memory of a process of tests: a context takes half a gigabyte, the largest test one and a half."""

@@ -21,7 +21,7 @@ __all__ = ["Errors", "errors", "gradients", "gradients_through_statistics", "les
 def gradients(tape: pathnet.Tape, routing: Tensor) -> Tensor:
     """Return the gradients under routings [P, n, 2] with the tape's ReLU bits and start, float64 [P, B, ...].
 
-    Uses autograd through one block at a time. For fixed bits the network is affine, so that any point will do.
+    Uses autograd through one block at a time. For fixed bits the network is affine, so any point will do.
     """
     record = tape._record
     bits: list[list[Tensor]] = record.walk.bits()  # type: ignore[attr-defined]
@@ -47,7 +47,7 @@ def gradients(tape: pathnet.Tape, routing: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Errors:
-    """Largest relative errors among paths: of the batch's norm, of a sample's norm, of a batch's gradient."""
+    """Largest relative errors among paths: those of the batch's norm, of a sample's norm, of a batch's gradient."""
 
     batch_norm: float
     sample_norm: float

@@ -20,12 +20,13 @@ struct Unit {
   int64_t weight_size() const { return out_channels * in_channels * kernel * kernel; }
 };
 
-// The last two begin behind the first unit's ReLU: they are skips of post-activation blocks, seen from sum to sum.
+// The last two start after the first unit's ReLU: they are skips of post-activation blocks, whose boundaries are at
+// the additions.
 enum Skip : int64_t { kIdentity = 0, kProjection = 1, kPad = 2, kActivated = 3, kActivatedPad = 4 };
 
 // A row of the block table: units [first_unit, first_unit + unit_count) are the residual module. The block is closed
-// if its first unit has no BN: then a BN ends the module, in the row behind its last unit, and another one the
-// projection, in the row behind it. Post-activation blocks have this form in BN mode `batch`.
+// if its first unit has no BN: then a BN ends the module, in the row after its last unit, and another one the
+// projection, in the row after it. Post-activation blocks have this form in BN mode `batch`.
 struct Block {
   int64_t first_unit, unit_count;
   int64_t skip;             // a Skip

@@ -63,7 +63,7 @@ inline bool chains(const Unit& unit, const Unit& next) {
          unit.out_width == next.in_width;
 }
 
-// Checks the BN that ends a module or a projection, behind its last convolution.
+// Checks the BN that ends a module or a projection, after its last convolution.
 inline void check_end(const Plan& plan, int64_t index, const PlanSizes& sizes) {
   STD_TORCH_CHECK(index < plan.unit_count, "units: expected a row for the BN that ends row ", index - 1);
   const Unit &unit = plan.units[index], &before = plan.units[index - 1];
@@ -148,7 +148,7 @@ inline void check_plan(const Plan& plan, const PlanSizes& sizes) {
                         before.out_width == block.in_width,
                     "blocks: expected row ", b, " to take what the row before it gives");
   }
-  // Packing visits all units, so that each must belong to a block.
+  // Packing visits all units, so each must belong to a block.
   std::vector<int> owners(plan.unit_count, 0);
   for (int64_t b = 0; b < plan.block_count; ++b) {
     const Block& block = plan.blocks[b];
@@ -162,17 +162,17 @@ inline void check_plan(const Plan& plan, const PlanSizes& sizes) {
 }
 
 // BN mode `running` has no closed blocks: there the last BN is part of weights and biases. In mode `batch` skips
-// behind the ReLU need closed blocks, and a network has either closed blocks or others.
+// after the ReLU need closed blocks, and a network has either closed blocks or others.
 inline void check_closed(const Plan& plan, bool batch) {
   for (int64_t b = 0; b < plan.block_count; ++b) {
     const bool closed = plan.closed(plan.blocks[b]);
-    STD_TORCH_CHECK(batch || !closed, "units: expected a scale for this walk in row ", plan.blocks[b].first_unit);
+    STD_TORCH_CHECK(batch || !closed, "units: expected a scale for this pass in row ", plan.blocks[b].first_unit);
     STD_TORCH_CHECK(closed == plan.closed(plan.blocks[0]),
                     "units: expected a scale in the first unit of every block or "
                     "of none, got another in row ",
                     plan.blocks[b].first_unit);
     STD_TORCH_CHECK(!batch || closed || !plan.blocks[b].behind_relu(),
-                    "blocks: expected skip 0, 1 or 2 for this walk in row ", b, ", got ", plan.blocks[b].skip);
+                    "blocks: expected skip 0, 1 or 2 for this pass in row ", b, ", got ", plan.blocks[b].skip);
   }
 }
 

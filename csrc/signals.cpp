@@ -2,7 +2,7 @@
 
 #include <time.h>
 
-// Functions of Python's stable ABI. They are null in a process without Python, where walks answer no signals.
+// Functions of Python's stable ABI. They are null in a process without Python, where passes answer no signals.
 extern "C" {
 __attribute__((weak)) int PyGILState_Ensure();
 __attribute__((weak)) void PyGILState_Release(int state);
@@ -30,7 +30,7 @@ bool in_main_thread() {
   return main != 0 && PyThread_get_thread_ident() == main;
 }
 
-// A coarse clock, since every step of a walk reads it: a few nanoseconds a call.
+// A coarse clock, since every step of a pass reads it: a few nanoseconds per call.
 int64_t milliseconds() {
   timespec now;
   clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
@@ -60,7 +60,7 @@ Watch::Watch() : answers_(in_main_thread()), answered_(milliseconds()) {
   if (!answers_) return;
   std::fegetenv(&environment_);
   if (raised.type == nullptr) return;
-  // Left by a walk that was called without pathnet/native.py; its caller got a RuntimeError.
+  // Left by a pass that was called without pathnet/native.py; its caller got a RuntimeError.
   const int state = PyGILState_Ensure();
   drop_raised();
   PyGILState_Release(state);
@@ -83,12 +83,12 @@ void Watch::answer() {
 
 // For pathnet/native.py, which holds the GIL.
 extern "C" {
-// Has walks of this thread answer signals from now on.
+// Makes the passes of this thread answer signals from now on.
 __attribute__((visibility("default"))) void pathnet_answer_signals(unsigned long thread) {
   if (PyThread_get_thread_ident != nullptr) pathnet::main_thread = thread;
 }
 
-// Raises the exception that a handler raised during the last walk, if any.
+// Raises the exception that a handler raised during the last pass, if any.
 __attribute__((visibility("default"))) void pathnet_raise_interruption() {
   pathnet::Exception& raised = pathnet::raised;
   if (raised.type == nullptr || !pathnet::in_main_thread()) return;

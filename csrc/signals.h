@@ -1,8 +1,8 @@
-// Lets a signal end a walk early: Ctrl-C must not wait for hours of work in one call.
+// Lets a signal end a pass early: Ctrl-C must not wait for hours of work in one call.
 //
 // Python runs a signal's handler in its main thread, between two instructions of Python code: not while that thread
-// is inside a walk. So a walk in the main thread takes the GIL from time to time, and runs the handlers of pending
-// signals. If one raises, the walk ends, and pathnet/native.py raises the handler's exception.
+// is inside a pass. So a pass in the main thread takes the GIL from time to time, and runs the handlers of pending
+// signals. If one raises, the pass ends, and pathnet/native.py raises the handler's exception.
 #pragma once
 
 #include <atomic>
@@ -16,17 +16,17 @@ namespace pathnet {
 // Longest time that a signal waits. Taking the GIL from a thread that runs Python code takes up to 5 ms.
 constexpr std::chrono::milliseconds kSignalPeriod(100);
 
-// Thrown out of a walk by its threads, whose results are then incomplete.
+// Thrown out of a pass by its threads, whose results are then incomplete.
 struct Interrupted : std::runtime_error {
   Interrupted() : std::runtime_error("interrupted by a signal") {}
 };
 
-// Watches for signals during one walk; constructed by the thread that calls the walk.
+// Watches for signals during one pass; constructed by the thread that calls it.
 class Watch {
  public:
   Watch();
 
-  // Every thread of the walk calls it often. Throws Interrupted to end the walk.
+  // Every thread of the pass calls it often. Throws Interrupted to end the pass.
   void check() {
     if (ends_.load(std::memory_order_relaxed)) throw Interrupted();
     if (answers()) answer();
@@ -46,7 +46,7 @@ class Watch {
   const std::thread::id caller_ = std::this_thread::get_id();
   const bool answers_;
   int64_t answered_;  // in milliseconds
-  // The caller's floating-point environment: a walk flushes denormal numbers, which Python code must not.
+  // The caller's floating-point environment: a pass flushes denormal numbers, which Python code must not.
   std::fenv_t environment_;
 };
 

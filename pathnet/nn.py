@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pathnet.checks import check_number, check_tensor, described
 from pathnet.engines.forms import unsupported_block
 from pathnet.engines.triton.launch import on_device
-from pathnet.engines.triton.limits import MOST_ELEMENTS, check_sides
+from pathnet.engines.triton.limits import MAX_ELEMENTS, check_sides
 from pathnet.engines.triton.packing import block_network, norm_tensors
 from pathnet.models.residual_net import Block, FusedForm
 
@@ -27,21 +27,21 @@ DTYPES = (torch.float32, torch.bfloat16)
 def fused_residual(block: Block, x: Tensor, a: float = 1.0, c: float = 1.0) -> Tensor:
     """Return ``a skip(x) + c residual(x)`` by fused BN-ReLU-convolution kernels, differentiable once.
 
-    The result equals that of the block's own modules within rounding. BNs in training take statistics of the batch,
-    and their running statistics are updated as by `torch.nn.BatchNorm2d`; other BNs take running statistics. For
+    The result equals that of the block's modules within rounding. BNs in training use batch statistics, and their
+    running statistics are updated as by `torch.nn.BatchNorm2d`; other BNs use running statistics. For
     bfloat16 ``x``, and under autocast, products of bfloat16 numbers are accumulated in float32; for float32 ``x`` the
     result is float32-accurate. Stochastic depth and effective training (Veit et al. 2016, section 5) pass 0 for ``c``
     where a module is not drawn: then it runs neither forward nor backward, and its parameters get no gradient.
 
-    On devices that Triton does not serve the block's own modules run, with one warning per process.
+    On devices that Triton does not serve, the block's modules run, with one warning per process.
 
     Args:
-        block: one whose `form` is a `FusedForm`: pre-activation units of odd kernels whose padding keeps the side.
+        block: has a `FusedForm` as its `form`: pre-activation units of odd kernels whose padding keeps the side.
         x: float32 or bfloat16 [B, C, H, W], in any memory format.
         a, c: coefficients of the skip and of the residual module, finite; they get no gradient.
 
     Returns:
-        [B, C', H', W'], channels last, in the type of ``x`` (under autocast in autocast's).
+        [B, C', H', W'], channels last, in the type of ``x``, or of autocast where it is active.
 
     Raises:
         ValueError: the kernels cannot run the block, only some of its BNs are in training, ``x``, ``a`` or ``c`` is
@@ -62,7 +62,7 @@ def fused_residual(block: Block, x: Tensor, a: float = 1.0, c: float = 1.0) -> T
         with _autocast_for(x):
             if a == 0:
                 return _scaled(block.residual(x), c)
-            # Together, so that modules in both, and their BNs' statistics, run once.
+            # Together, so modules in both branches, and their BNs' statistics, run once.
             skip, residual = block.branches(x)
             return _scaled(skip, a) + _scaled(residual, c)
     _check_sizes(form, x, by_batch)
@@ -110,18 +110,18 @@ def _number(name: str, factor: float) -> float:
 
 
 def _check_sizes(form: FusedForm, x: Tensor, by_batch: bool) -> None:
-    """Raise ValueError if a BN would see one value a channel, or int32 cannot number an activation's elements."""
+    """Raise ValueError if a BN would see one value per channel, or int32 cannot number an activation's elements."""
     batch, largest = x.shape[0], x[0].numel()
     height, width = x.shape[2:]
     for unit in form.units:
         if by_batch and batch * height * width == 1:
             got = f"{list(x.shape)}, which leaves one"
-            raise ValueError(f"x: expected more than one value a channel at each BN in training, got shape {got}")
+            raise ValueError(f"x: expected more than one value per channel at each BN in training, got shape {got}")
         height, width = (-(-side // unit.conv.stride[0]) for side in (height, width))
         largest = max(largest, unit.conv.out_channels * height * width)
     check_sides("x", x)
-    if batch * largest >= MOST_ELEMENTS:
-        raise ValueError(f"x: expected at most {(MOST_ELEMENTS - 1) // largest} images of this size, got {batch}")
+    if batch * largest >= MAX_ELEMENTS:
+        raise ValueError(f"x: expected at most {(MAX_ELEMENTS - 1) // largest} images of this size, got {batch}")
 
 
 def _by_batch(form: FusedForm) -> bool:
@@ -133,7 +133,7 @@ def _by_batch(form: FusedForm) -> bool:
 
 
 def _autocast_for(x: Tensor) -> AbstractContextManager[object]:
-    """Run the block's own modules, whose parameters are float32, in the type of ``x``."""
+    """Run the block's modules, whose parameters are float32, in the type of ``x``."""
     if x.dtype != torch.bfloat16 or torch.is_autocast_enabled(x.device.type):
         return nullcontext()
     return torch.autocast(x.device.type, torch.bfloat16)
@@ -204,10 +204,10 @@ def _fused_residual(
     epsilons: Sequence[float],
     coefficients: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return output, statistics, and what the backward pass needs: ReLU bits, x_hat and BN's factors.
+    """Return output, statistics, and the backward pass's inputs: ReLU bits, x_hat and BN's factors.
 
     Args:
-        weights: those of the units, then the projection's if it takes part.
+        weights: those of the units, then the projection's if it is used.
         norms: the `norm_tensors` of each unit, one after the other.
         strides: those of ``weights``.
         epsilons: that of each unit's BN.
@@ -313,7 +313,7 @@ def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Any, ...]:
 
 def _refuse(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     raise RuntimeError(
-        "fused_residual is differentiable once: take second derivatives through the block's own modules"
+        "fused_residual: expected first derivatives only; take second derivatives through the block's modules"
     )
 
 

@@ -76,7 +76,7 @@ def routed_backward(record: Record, routing: Tensor) -> Iterator[tuple[slice, Sc
         routing.to(grad.dtype),
         max(record.y0_shape.numel() * grad.element_size(), grad.nbytes),
         partial(record.walk.routed_backward, record.start),
-        most=record.walk.most_routings,
+        most=record.walk.max_routings(),
         pace=_pace(grad, routing),
     )
 
@@ -93,7 +93,7 @@ def routed_backward_norms(record: Record, routing: Tensor) -> Tensor:
         routing.to(grad.dtype),
         norms[:1].nbytes,
         partial(record.walk.norms, record.start),
-        most=record.walk.most_routings,
+        most=record.walk.max_routings(),
         pace=_pace(grad, routing),
     ):
         norms[part] = samples
@@ -114,7 +114,7 @@ def routed_forward(prepared: Prepared, y0: Tensor, routing: Tensor) -> Iterator[
         routing.to(y0.dtype),
         y0.nbytes,
         partial(prepared.routed_forward, y0),
-        most=prepared.most_routings(y0),
+        most=prepared.max_routings(y0),
         pace=_pace(y0, routing),
     )
 

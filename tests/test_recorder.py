@@ -81,7 +81,7 @@ def test_the_engine_is_chosen_once_for_images_of_a_size(monkeypatch: pytest.Monk
         assert recorder(images[:batch], labels[:batch]).engine == "counting"
     recorder.routed_outputs(images, torch.ones(1, 6, 2))
     assert counting.shapes == [(4, 8, 8)]
-    with pytest.warns(RuntimeWarning, match="engine reference serves, since counting: no side of 4"):
+    with pytest.warns(RuntimeWarning, match=r"'reference' was chosen; .* \(counting: no side of 4"):
         assert recorder(images[..., :4, :4], labels).engine == "reference"
     with warnings.catch_warnings():
         warnings.simplefilter("error")

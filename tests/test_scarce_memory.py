@@ -112,8 +112,8 @@ def test_an_engine_gets_no_more_routings_at_once_than_it_takes(
     tape = recorder(*CASE.images())
     whole = ask(recorder, tape)
     assert engine.tried == [13]
-    monkeypatch.setattr(ScarceNormsWalk, "most_routings", property(lambda walk: 5))
-    monkeypatch.setattr(ScarcePrepared, "most_routings", lambda prepared, y0: 5)
+    monkeypatch.setattr(ScarceNormsWalk, "max_routings", lambda walk: 5)
+    monkeypatch.setattr(ScarcePrepared, "max_routings", lambda prepared, y0: 5)
     engine.tried = []
     assert torch.equal(ask(recorder, tape), whole)
     assert engine.tried == [5, 5, 3]

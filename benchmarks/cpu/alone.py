@@ -1,4 +1,4 @@
-"""Measurements in a process of its own: with another instruction set, and of peak memory. Prints one line of JSON."""
+"""Measurements in a separate process: with another instruction set, and of peak memory. Prints one line of JSON."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def peak_share(sizes: Sizes, budget: Budget) -> Findings:
     """Time the backward pass through all modules in turn with the peaks; return median operations a second.
 
     Rounds stop when no time for another is left, but not before the first. The operations of a backward pass are
-    those of direct convolutions; minimal filtering needs fewer, so that it can exceed a peak.
+    those of direct convolutions; minimal filtering needs fewer, so it can exceed a peak.
     """
     net, peaks = network(sizes.setup), Peaks.compile()
     path = torch.ones(1, net.n, dtype=torch.uint8)

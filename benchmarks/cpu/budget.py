@@ -22,10 +22,10 @@ class Budget:
     """A number of seconds from now on.
 
     Attributes:
-        seconds: Total number of seconds.
-        step: Step that the time belongs to.
-        whole: Budget that this is a share of.
-        cuts: Sizes that were reduced or left out, one list for all shares of a budget: ``step``, ``what``,
+        seconds: total number of seconds.
+        step: step that the time belongs to.
+        whole: budget that this is a share of.
+        cuts: sizes that were reduced or left out, one list for all shares of a budget: ``step``, ``what``,
         ``wanted``,
             ``kept`` (None if left out) and ``because``.
     """
@@ -61,10 +61,10 @@ class Budget:
         self.cuts.append({"step": self.step, "what": what, "wanted": wanted, "kept": kept, "because": because})
 
     def require(self, seconds: float, what: str) -> None:
-        """Check that ``what``, which takes about so many seconds, fits into the remaining time.
+        """Check that ``what``, which takes about that many seconds, fits into the remaining time.
 
         Raises:
-            LeftOut: It does not fit.
+            LeftOut: it does not fit.
         """
         if seconds > self.left:
             raise LeftOut(f"{what} would take some {seconds:.3g} s, and {max(0.0, self.left):.3g} s are left for it")
@@ -79,7 +79,7 @@ class Budget:
         or ``rounds`` if fewer. Once begun, these may exceed this share, but not the remaining seconds of the whole.
 
         Raises:
-            LeftOut: The minimum does not fit; this may be known before all works had their turn.
+            LeftOut: the minimum does not fit; this may be known before all works had their turn.
         """
         least = min(LEAST_ROUNDS, rounds)
         seconds: dict[Name, list[float]] = {name: [] for name in works}

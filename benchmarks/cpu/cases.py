@@ -22,19 +22,19 @@ class Sizes:
     """The sizes of one run.
 
     Attributes:
-        setup: Network, batch, the ``lengths`` that represent all, ``rounds`` of the comparison by length.
-        checked: Smaller network and batch on which all competitors are checked against float64.
-        compiled: Whether the composition may use torch.compile.
-        slow_rounds: Rounds of sweeps, deletions and fits.
-        fit_batch: Number of samples when the number of paths varies, tails are shared or memory is measured.
-        sweeps: Numbers of paths of each length in one call.
-        batches: Numbers of samples of the fit over the batch.
-        shared_lengths, shared_counts: Lengths and numbers of paths that run together and one by one.
-        memory_counts: A small and a large number of paths.
-        peak_seconds: Seconds of each measurement of the processor's peak.
+        setup: network, batch, the ``lengths`` that represent all, ``rounds`` of the comparison by length.
+        checked: smaller network and batch on which all competitors are checked against float64.
+        compiled: whether the composition may use torch.compile.
+        slow_rounds: rounds of sweeps, deletions and fits.
+        fit_batch: number of samples when the number of paths varies, tails are shared or memory is measured.
+        sweeps: numbers of paths of each length in one call.
+        batches: numbers of samples of the fit over the batch.
+        shared_lengths, shared_counts: lengths and numbers of paths that run together and one by one.
+        memory_counts: a small and a large number of paths.
+        peak_seconds: seconds of each measurement of the processor's peak.
         sums: BN mode, precision and batch of the exact sums by length.
-        drawn: Number of residual modules of a training step that draws some.
-        draws: Number of such steps.
+        drawn: number of residual modules of a training step that draws some.
+        draws: number of such steps.
     """
 
     setup: Setup

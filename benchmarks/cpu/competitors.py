@@ -46,9 +46,9 @@ class Competitor:
     """One method to measure a batch's norms along paths [P, n] of zeros and ones.
 
     Attributes:
-        forward: Records the batch again; None if each path runs its own forward pass.
-        norms: Runs the backward passes alone; returns norms [P].
-        gradients: Runs the backward passes alone; returns gradients [P, B, C, H, W].
+        forward: records the batch again; None if each path runs its own forward pass.
+        norms: runs the backward passes alone; returns norms [P].
+        gradients: runs the backward passes alone; returns gradients [P, B, C, H, W].
     """
 
     forward: Callable[[], object] | None
@@ -143,7 +143,7 @@ def check(
         start = time.perf_counter()
         norm = float((competitor.norms(paths).double() / sizes - 1).abs().max())
         seconds = time.perf_counter() - start
-        # Compared with <, so that a NaN does not pass.
+        # Compared with <, because a NaN must not pass.
         passed = norm < NORM_TOLERANCE[key.precision] and gradient < GRADIENT_TOLERANCE[key.precision]
         checked[key] = Checked(norm, gradient, passed, seconds)
     return checked

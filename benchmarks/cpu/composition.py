@@ -1,6 +1,6 @@
 """The best composition of plain PyTorch on a processor, in both BN modes: the baseline of the cpu engine.
 
-One forward pass in float32 saves ReLU masks, and in BN mode ``batch`` normalized activations. Backward passes compute
+One forward pass in float32 saves ReLU masks, and in BN mode ``batch`` normalised activations. Backward passes compute
 input gradients of active modules only, each unit in the form that is fastest on this machine. All tensors are
 channels_last. Tried and slower everywhere: NCHW, boolean masks (``where``, ``masked_fill_``, a product), sums as
 matrix products. Several paths in one call only take more memory, since one path's batch keeps all cores busy.
@@ -34,8 +34,8 @@ class Composition:
     """One network and batch: `forward` records, `gradients` runs the backward pass along one path.
 
     Args:
-        dtype: Dtype of the gradients and of their factors.
-        compiled: Whether to try torch.compile, which takes minutes.
+        dtype: dtype of the gradients and of their factors.
+        compiled: whether to try torch.compile, which takes minutes.
     """
 
     def __init__(

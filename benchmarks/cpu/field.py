@@ -36,7 +36,7 @@ BUILDING = 4
 
 
 def seconds_an_image(net: ResidualNet, sizes: Sizes, budget: Budget) -> float:
-    """Return the seconds an image of one path of the loop on this machine."""
+    """Return the seconds per image of one path of the loop on this machine."""
     path, each = torch.ones(1, net.n, dtype=torch.uint8), 0.0
     for size in PROBES:
         competitor = loop(net, *batch(sizes.setup, size=min(size, sizes.setup.batch)), False)
@@ -58,7 +58,7 @@ def fitting_sizes(sizes: Sizes, each: float, budget: Budget) -> Sizes:
     If batches are cut, torch.compile is left out, since it takes minutes on a slow machine for any batch.
 
     Args:
-        each: Seconds an image of one path of the loop.
+        each: seconds per image of one path of the loop.
     """
     wanted = images = sizes.setup.batch
     while images > max(1, wanted // SMALLEST_PART) and WHOLE_RUN * each * images > budget.left:
@@ -76,13 +76,13 @@ class Field:
     """The network, batch and competitors of one run; competitors are built at first use.
 
     Attributes:
-        unlimited: Sizes of a run without limits.
-        sizes: Sizes that fit the budget.
-        budget: Budget of the current step.
-        refused: Competitors whose results are wrong, with the reason.
-        left_out: Competitors that there was no time for, with the reason.
-        seconds: Seconds of each competitor for one path of each length.
-        check_s: Mean seconds to check one competitor on the small network.
+        unlimited: sizes of a run without limits.
+        sizes: sizes that fit the budget.
+        budget: budget of the current step.
+        refused: competitors whose results are wrong, with the reason.
+        left_out: competitors that there was no time for, with the reason.
+        seconds: seconds of each competitor for one path of each length.
+        check_s: mean seconds to check one competitor on the small network.
     """
 
     def __init__(

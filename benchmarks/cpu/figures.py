@@ -1,7 +1,7 @@
 """The figures of a run: the ratios that have goals in the design, with their goals.
 
 Times are means over all lengths 1 to n, interpolated linearly between timed lengths. A forward pass counts once a
-batch, on which one path of each length is measured, so that each path bears 1/n of it.
+batch, on which one path of each length is measured, so each path bears 1/n of it.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def lines_by_length(findings: dict[str, Any]) -> dict[str, Figure]:
 
 
 def _mean(rows: list[Any], n: int, name: str, bn: str, precision: str) -> tuple[float | None, float | None]:
-    """Return mean seconds a path, without and with the forward pass; the loop's backward pass includes its forward
+    """Return mean seconds per path, without and with the forward pass; the loop's backward pass includes its forward
     pass."""
     timed = [row for row in rows if (row["name"], row["bn"], row["precision"]) == (name, bn, precision)]
     walks = [row for row in timed if row["part"] == "walk"]

@@ -78,7 +78,7 @@ class Peaks:
     """The compiled loops; None for those that this processor or compiler lacks.
 
     Attributes:
-        why_not: Reason that there is no loop of multiply-adds.
+        why_not: reason that there is no loop of multiply-adds.
     """
 
     fma: Callable[[float], float] | None

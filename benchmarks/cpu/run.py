@@ -61,8 +61,8 @@ class Run:
         """Run one step in its share of the remaining time, write its findings to the file and return them.
 
         Raises:
-            Failed: The step found an error.
-            LeftOut: There is no time for it.
+            Failed: the step found an error.
+            LeftOut: there is no time for it.
         """
         parts = SHARES[name] + sum(SHARES[later] for later in self.waiting if later != name)
         self.waiting = [later for later in self.waiting if later != name]

@@ -257,7 +257,7 @@ PREPARATION = dict.fromkeys(STEPS, 0.0) | {"peak_share": 2, "memory": 2, "deleti
 
 
 def _alone(field: Field, *arguments: str, environment: Mapping[str, str] | None = None) -> Findings:
-    """Return the findings of `benchmarks.cpu.alone` in a process of its own, on as many threads as this one."""
+    """Return the findings of `benchmarks.cpu.alone` in a separate process, on as many threads as this one."""
     size = [] if field.unlimited == FULL else ["--small"]
     limit = min(ALONE_S, field.budget.left)
     if limit <= 0:

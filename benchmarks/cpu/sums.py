@@ -1,7 +1,7 @@
 """The exact sums by length against the same number of modules path by path.
 
 The sums over all 2^n paths take n (n + 1) / 2 modules, as many as one path of each length. Both run the same kernels
-and return the same number of gradients or norms, so that the ratio is the cost of carrying all coefficients.
+and return the same number of gradients or norms, so the ratio is the cost of carrying all coefficients.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A training step in which some residual modules are drawn, against one of the whole network.
 
-Modules that are not drawn run neither forward nor backward (`pathnet.training`), so that a step should take a little
+Modules that are not drawn run neither forward nor backward (`pathnet.training`), so a step should take a little
 more than the share of the modules that are drawn: stem, head and projections run in each.
 """
 

@@ -26,7 +26,7 @@ class SavedUnit:
 
     Attributes:
         mask: [b, C, H, W], one where the ReLU is active, in the gradients' dtype and channels_last.
-        normalized: [b, C, H, W], the input normalized by BN, before weight and bias; only in BN mode ``batch``.
+        normalized: [b, C, H, W], the input normalised by BN, before weight and bias; only in BN mode ``batch``.
         scale: float32 [C], BN's weight / deviation; only in BN mode ``batch``, in ``running`` the convolution has it.
     """
 
@@ -79,7 +79,7 @@ def _fused(convolution: Convolution) -> UnitVjp:
 
 
 def _native(grad: Tensor, saved: SavedUnit) -> Tensor:
-    """Apply PyTorch's kernel of BN's backward pass; its input is normalized already, with mean 0 and deviation 1."""
+    """Apply PyTorch's kernel of BN's backward pass; its input is normalised already, with mean 0 and deviation 1."""
     assert saved.normalized is not None and saved.scale is not None
     zeros, ones = torch.zeros_like(saved.scale), torch.ones_like(saved.scale)
     return torch.ops.aten.native_batch_norm_backward(

@@ -9,20 +9,20 @@
 
 namespace pathnet::cpu {
 
-// The threads of a walk.
+// The threads of a pass.
 struct Team {
   int threads;
   // Calls a function once on each thread, with the thread's number, and returns when all have returned. Rethrows what
   // one of them throws.
   std::function<void(const std::function<void(int)>&)> run;
-  // Each thread calls it before every step of a walk, milliseconds apart at ordinary sizes. It throws to end the
-  // walk, whose results are then incomplete.
+  // Each thread calls it before every step of a pass, milliseconds apart at ordinary sizes. It throws to end the
+  // pass, whose results are then incomplete.
   std::function<void()> check;
 };
 
 enum class Direction { kBackward, kForward };
 
-// The walks of BN mode `running`, where samples are independent. Routings that agree on the first blocks of a walk
+// The passes of BN mode `running`, where samples are independent. Routings that agree on the first blocks of a pass
 // share that part of it.
 struct BackwardRunningWalk {
   Plan plan;
@@ -36,15 +36,12 @@ struct BackwardRunningWalk {
   int32_t* exponent_input;  // [routings, batch]; null with grad_input
 };
 
-// The kernels `sums_by_length_*` take a walk of one routing. They compute the coefficients by powers of x of the
-// product of a * skip^T + x * c * module^T over the blocks: blocks + 1 results, where other walks have one a routing.
-
 struct ForwardRunningWalk {
   Plan plan;
   const uint8_t* packed;
-  const float* shifts;  // the summands of BN, as plan.scales are its factors
+  const float* shifts;  // of BN, whose factors are plan.scales
   const float* biases;  // of the convolutions, unit after unit: those of a module's last one and of projections are
-                        // added to their sums, others belong into shifts; null for none
+                        // added to their sums; fold others into shifts; null for none
   const float* y0;      // [batch, y_0]
   const float* routing;
   int64_t batch, routings;
@@ -52,11 +49,11 @@ struct ForwardRunningWalk {
   uint8_t* relu_bits;  // [batch, plan.bits_stride]; null for none
 };
 
-// The walks of BN mode `batch`: each BN takes the statistics of the whole batch, which receive gradients too.
+// The passes of BN mode `batch`: each BN uses the statistics of the whole batch, through which gradients flow too.
 struct BackwardBatchWalk {
   Plan plan;                // scales: those of this batch, weight / deviation
   const uint8_t* packed;    // BN's factors left out
-  const float* normalized;  // the normalized inputs before weight and bias, as ForwardBatchWalk records them
+  const float* normalized;  // the normalised inputs before weight and bias, as ForwardBatchWalk records them
   const float* grad;
   int32_t exponent;
   const float* routing;
@@ -90,6 +87,8 @@ struct Kernels {
   int64_t (*packed_size)(const Plan&, Direction);
   void (*pack)(const Plan&, Direction, bool fold_scales, uint8_t*, const std::function<void()>& check);
   void (*backward_running)(const BackwardRunningWalk&, const Team&);
+  // With one routing. The kernels `sums_by_length_*` compute the coefficients by powers of x of the product of
+  // a * skip^T + x * c * module^T over the blocks: blocks + 1 results, where other passes have one per routing.
   void (*sums_by_length_running)(const BackwardRunningWalk&, const Team&);
   void (*forward_running)(const ForwardRunningWalk&, const Team&);
   void (*backward_batch)(const BackwardBatchWalk&, const Team&);
@@ -97,7 +96,7 @@ struct Kernels {
   void (*forward_batch)(const ForwardBatchWalk&, const Team&);
 };
 
-// bf16: whether walks back may round to it; walks forward are always of float32 precision.
+// bf16: whether backward passes may round to it; forward passes always have float32 precision.
 #define PATHNET_DECLARE_KERNELS(isa) \
   namespace isa {                    \
   Kernels kernels(bool bf16);        \

@@ -1,8 +1,8 @@
 // A network as the kernels of the processor see it: images of pixels with a border, convolutions as passes of taps.
 //
-// Images lie NHWC: a pixel's channels side by side, filled up with zeros to groups of 16, so that one group of a
+// Images are NHWC: a pixel's channels are contiguous, zero-padded to groups of 16, so that one group of a
 // pixel is a vector of AVX-512, half a row of an AMX tile, and 16 ReLU bits. A convolution's source has a border of
-// zero pixels (the halo), so that no tap has to test whether it is inside.
+// zero pixels (the halo), so no tap has to test whether it is inside.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 namespace pathnet::cpu {
 
 constexpr int kGroup = 16;
-// Most samples that one thread carries at a time.
+// Maximum number of samples that a thread processes together.
 constexpr int kMostSamples = 8;
 
 struct Image {
@@ -44,7 +44,7 @@ struct Pass {
   std::vector<Run> runs;
 };
 
-// A convolution, or the transposed one of the walk back: there a stride of s makes s * s passes.
+// A convolution, or the transposed one of the backward pass: there a stride of s makes s * s passes.
 struct Convolution {
   Image source, target;
   std::vector<Pass> passes;
@@ -79,10 +79,10 @@ struct Network {
   int64_t stride(const Block& block) const;
 };
 
-// fold_scales: whether to multiply BN's factors into the weights of the walk back.
+// fold_scales: whether to multiply BN's factors into the weights of the backward pass.
 Network make_network(const Plan& plan, bool transposed, bool fold_scales);
 
-// The begin of each unit's normalized inputs in those of a batch, and the end of the last.
+// The start of each unit's normalised inputs in those of a batch, and the end of the last.
 std::vector<int64_t> normalized_starts(const Network& network, int64_t batch);
 
 }  // namespace pathnet::cpu

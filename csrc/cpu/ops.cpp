@@ -60,20 +60,20 @@ int64_t bits_stride(const Plan& plan) {
   return stride;
 }
 
-// The plan of a walk back, with the ReLU bits of a record.
+// The plan of a backward pass, with the ReLU bits of a record.
 UnpackedPlan backward_plan(const Tensor& packed, WalkKind kind, const Tensor& relu_bits) {
   UnpackedPlan unpacked = checked_packed_plan(packed, kind);
   check_dtype("relu_bits", relu_bits, ScalarType::Byte);
   check_shape("relu_bits", relu_bits, {-1, -1});
   const int64_t stride = bits_stride(unpacked.plan);
-  STD_TORCH_CHECK(relu_bits.size(1) >= stride, "relu_bits: expected at least ", stride, " bytes a sample, got ",
+  STD_TORCH_CHECK(relu_bits.size(1) >= stride, "relu_bits: expected at least ", stride, " bytes per sample, got ",
                   relu_bits.size(1));
   unpacked.plan.relu_bits = relu_bits.const_data_ptr<uint8_t>();
   unpacked.plan.bits_stride = relu_bits.size(1);
   return unpacked;
 }
 
-// The number of routings of a walk back, and of its results for each sample.
+// The number of routings of a backward pass, and of its results for each sample.
 struct Counts {
   int64_t routings, results;
 };
@@ -90,7 +90,7 @@ Counts checked_routing(const Tensor& routing, const Plan& plan) {
   return {routing.size(0), routing.size(0)};
 }
 
-// The results of a walk back. Without gradients the last two are empty, and their pointers null.
+// The results of a backward pass. Without gradients the last two are empty, and their pointers null.
 struct BackwardResult {
   Tensor norms, grad_input, exponent_input;
   bool gradients;
@@ -101,7 +101,7 @@ struct BackwardResult {
   std::tuple<Tensor, Tensor, Tensor> tensors() const { return {norms, grad_input, exponent_input}; }
 };
 
-// `exponents`: of a routing, one a sample or one a batch.
+// `exponents`: per routing, one per sample or one for the batch.
 BackwardResult backward_result(const Plan& plan, const Tensor& grad, const Tensor& exponent, int64_t batch,
                                int64_t exponents, int64_t results, bool gradients) {
   check_dtype("grad", grad, ScalarType::Float);
@@ -164,7 +164,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_batch(const Tensor& grad, const Tens
   return result.tensors();
 }
 
-// The plan of a walk forward, whose other arguments are checked too.
+// The plan of a forward pass, whose other arguments are checked too.
 UnpackedPlan forward_plan(const Tensor& y0, const Tensor& routing, const Tensor& packed, WalkKind kind, bool record) {
   UnpackedPlan unpacked = checked_packed_plan(packed, kind);
   Plan& plan = unpacked.plan;
@@ -178,7 +178,7 @@ UnpackedPlan forward_plan(const Tensor& y0, const Tensor& routing, const Tensor&
   // A module that is left out has no ReLU bits to record.
   for (int64_t b = 0; record && b < plan.block_count; ++b) {
     STD_TORCH_CHECK(routing.const_data_ptr<float>()[2 * b + 1] != 0.0f,
-                    "routing: expected no residual module left out where the walk is recorded, got 0 in row ", b);
+                    "routing: expected no residual module left out if the pass is recorded, got 0 in row ", b);
   }
   return unpacked;
 }

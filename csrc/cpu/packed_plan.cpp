@@ -34,7 +34,7 @@ struct Header {
   int64_t seal_byte() const { return weights_byte() + weights_bytes; }
   int64_t size() const { return seal_byte() + int64_t(sizeof(checksum)); }
 };
-static_assert(sizeof(Header) == kCacheLine, "the tables behind it are aligned as the tensor is");
+static_assert(sizeof(Header) == kCacheLine, "the tables after it are aligned as the tensor is");
 
 // Four sums side by side, since each waits for its own multiplications. The rotation lets high bits, such as the
 // signs of floats, reach low ones.
@@ -140,7 +140,7 @@ void pack_plan(const PlanParts& parts, const std::function<uint8_t*(int64_t)>& a
 UnpackedPlan unpack_plan(const uint8_t* bytes, int64_t size, WalkKind kind) {
   const Header header = checked_header(bytes, size);
   if (header.kind != kind) {
-    refuse(std::string("weights for the walk ") + kind_name(kind), kind_name(header.kind));
+    refuse(std::string("weights for the pass ") + kind_name(kind), kind_name(header.kind));
   }
   const Isa isa = selected_isa();
   if (header.isa != int32_t(isa)) {

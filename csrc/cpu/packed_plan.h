@@ -1,10 +1,10 @@
-// A network packed for one walk: the single tensor of bytes that the cpu ops take.
+// A network packed for one kind of pass: the single tensor of bytes that the cpu ops read.
 //
 //   header | blocks | units | scales, shifts, addends (forward only) | zeros | weights | seal
 //
 // Every call compares the header's checksum, which covers everything before the weights. The weights take megabytes,
 // so they are summed up only when they are packed. That sum is part of the header, and the header's checksum stands
-// once more behind the weights as the seal. A plan that was cut short, or put together from two plans, is therefore
+// once more after the weights as the seal. A plan that was cut short, or put together from two plans, is therefore
 // refused; bytes that change within the weights afterwards go unnoticed.
 #pragma once
 
@@ -44,7 +44,7 @@ struct PlanParts {
   bool bf16;
 };
 
-// A packed plan, ready for a walk. The tables are copies, since the tensor may begin between two int64.
+// A packed plan, ready for a pass. The tables are copies, since the tensor may begin between two int64.
 struct UnpackedPlan {
   std::vector<Block> blocks;
   std::vector<Unit> units;
@@ -60,7 +60,8 @@ struct UnpackedPlan {
 void pack_plan(const PlanParts& parts, const std::function<uint8_t*(int64_t)>& allocate,
                const std::function<void()>& check);
 
-// Throws std::runtime_error where the bytes are not a whole plan, or are one for another walk or instruction set.
+// Throws std::runtime_error where the bytes are not a whole plan, or are one for another kind of pass or instruction
+// set.
 UnpackedPlan unpack_plan(const uint8_t* bytes, int64_t size, WalkKind kind);
 
 }  // namespace pathnet::cpu

@@ -1,4 +1,4 @@
-// The threads of torch at work on one walk.
+// The threads of torch at work on one pass.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -16,7 +16,7 @@
 
 namespace pathnet::cpu {
 
-// As many threads as torch uses, on one walk, which a signal may end.
+// As many threads as torch uses, on one pass, which a signal may end.
 class Threads {
  public:
   Team team() {
@@ -37,7 +37,7 @@ class Threads {
     if (thrown_) std::rethrow_exception(thrown_);
   }
 
-  // Keeps the first exception of any thread, and ends the walk. Torch would not pass the cause on.
+  // Keeps the first exception of any thread, and ends the pass. Torch would not pass the cause on.
   template <class Work>
   void keep(const Work& work) {
     try {

@@ -13,8 +13,9 @@ struct BackwardEpilogue {
 
   const Item& item;
   float keep, coefficient;  // target <- keep * target + coefficient * result
-  bool last;                // applies these, scales by the pending power of two, notes the new peak; else only masks
-  bool adds;                // to a target that has been scaled already
+  // Whether this is the block's last write: scales, adds and records the peak; otherwise the result is only masked.
+  bool last;
+  bool adds;  // to a target that has been scaled already
 
   static PATHNET_DEVICE float start(const Conv&, int, int, int) { return 0.0f; }
 

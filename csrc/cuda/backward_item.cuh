@@ -6,7 +6,7 @@
 
 namespace pathnet::cuda {
 
-// Returns the power p for which the largest magnitude, given by its bits, lies in [2^(p-1), 2^p); 0 if it is zero or
+// Returns the power p for which the largest magnitude, given by its bits, is in [2^(p-1), 2^p); 0 if it is zero or
 // not finite.
 PATHNET_DEVICE int power_of(uint32_t largest) {
   if (largest == 0 || largest >= 0x7f800000u) return 0;
@@ -43,7 +43,7 @@ struct BackwardItem {
     return job.relu_bits + (first + sample) * job.bits_stride + byte;
   }
 
-  // Returns the factor by which the next block's coefficients take out the largest magnitude's power of two.
+  // Returns the factor of the next block's coefficients that divides by the largest magnitude's power of two.
   PATHNET_DEVICE float pending_scale(int sample) const {
     return power_of_two<Exec>(-power_of(exec.template uniform_load<uint32_t>(peak_byte(parity, sample))));
   }

@@ -1,21 +1,21 @@
 // One convolution: its passes, windows and rounds of units.
 //
 // A thread block of eight warps owns the images of one item of work, a routing and a few samples. In the resident
-// form they stay in shared memory for all blocks of the network, beside the ring of weights (weight_stream.cuh).
+// form they stay in shared memory for all blocks of the network, next to the ring of weights (weight_stream.cuh).
 //
-// In the windowed form they lie in the thread block's part of a scratch in global memory, which L2 holds, in the same
+// In the windowed form they are in the thread block's part of a scratch in global memory, which L2 holds, in the same
 // layout as in shared memory. A convolution copies the source rows that it reads to a window in shared memory, lines
-// of strips at a time, and its epilogue reads and writes the scratch. Nothing hides the copies. Clocks of one
-// multiprocessor a module, for one sample and two terms a number with an image in one window, computed by hand and
-// not measured: L2 at 24 bytes a clock; the share of the copies, with 700 clocks to begin each; tensor cores of an
-// RTX 40 (512 multiply-adds a clock), an RTX 30 (256) and an A100 (1,024):
+// of strips at a time, and its epilogue reads and writes the scratch. Nothing hides the copies. Clocks per module on
+// one multiprocessor (one sample, two terms, one window; computed by hand, not measured). Columns: L2 at 24 bytes per
+// clock; of which copies (700 clocks latency each); tensor cores of an RTX 40 (512 multiply-adds per clock), an RTX
+// 30 (256) and an A100 (1,024):
 //               L2   of which copies   RTX 40   RTX 30    A100
 //   stage 1 15,300             7,600   27,600   55,300  13,800
 //   stage 2 10,600             4,900   27,600   55,300  13,800
 //   stage 3 16,500             3,500   27,600   55,300  13,800
-// Tensor cores and copies thus bound an RTX 40 at about 33,000 clocks. The scratch of 157 KB a thread block is 20 MB
-// in total; an RTX 4090 has 72 MB of L2, but an RTX 3090 has 6 MB for 13 MB of scratch. There DRAM serves it, at 7
-// bytes a clock, in stages 1 and 3 in about the time of the tensor cores.
+// Tensor cores and copies thus bound an RTX 40 at about 33,000 clocks. The scratch of 157 KB per thread block is 20
+// MB in total; an RTX 4090 has 72 MB of L2, but an RTX 3090 has 6 MB for 13 MB of scratch. There DRAM serves it, at 7
+// bytes per clock, in stages 1 and 3 in about the time of the tensor cores.
 #pragma once
 
 #include "products.cuh"
@@ -37,7 +37,7 @@ class Convolution {
   PATHNET_DEVICE Convolution(Exec& exec, Stream& stream, int samples, int capacity)
       : exec_(exec), stream_(stream), samples_(samples), capacity_(capacity) {}
 
-  // Every shape of tile is code of its own, so that a kernel calls this in one place only. Without `products` only
+  // Every shape of tile has its own code, so a kernel calls this in one place only. Without `products` only
   // the epilogue runs, on the sums' starting values, and no weights are read.
   template <class Epilogue>
   PATHNET_DEVICE void run(const Conv& program_conv, const Epilogue& epilogue, bool products) {
@@ -75,7 +75,7 @@ class Convolution {
   }
 
  private:
-  // Column tiles at 16 channels: one with two terms a number, because of the registers.
+  // Column tiles at 16 channels: one with two terms per number, because of the registers.
   static constexpr int kNarrow = kParts == 1 ? 2 : 1;
 
   using Product = Products<Exec, kParts, kWindowed>;
@@ -97,7 +97,7 @@ class Convolution {
 
   // Copies the source's rows of one window to shared memory. The first barrier comes after all reads of the last
   // window and all stores to the source. Those and cp.async are accesses of threads of one block by the generic
-  // proxy, so that the barrier orders them; L1 holds no stale line, since cp.async.cg bypasses it and stores write
+  // proxy, so the barrier orders them; L1 holds no stale line, since cp.async.cg bypasses it and stores write
   // through.
   PATHNET_DEVICE Planes stage(const Conv& conv, int pass, int rows, int number) {
     const Window window(conv.source, conv.passes[pass], rows, number);

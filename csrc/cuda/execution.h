@@ -1,5 +1,5 @@
 // The interface of an execution policy `Exec`, over which the kernels' bodies are written: CUDA on the device
-// (device_exec.cuh) and plain loops on the host (host_exec.h), so that a GPU runs the code that is tested without
+// (device_exec.cuh) and plain loops on the host (host_exec.h), so a GPU runs the code that is tested without
 // one.
 //
 // A body is code of a thread block. Control flow outside `warps` and `threads` is uniform over the block.

@@ -1,4 +1,4 @@
-// The item of work of the routed forward pass: one routing and one sample, whose y lies in global memory.
+// The item of work of the routed forward pass: one routing and one sample, whose y is in global memory.
 #pragma once
 
 #include "images.cuh"

@@ -236,7 +236,7 @@ class HostExec {
     return check(scratch_, (at - scratch_begin_) * int64_t(sizeof(float)), bytes, writes);
   }
 
-  // Reports what is wrong with an access; returns whether it lies within bounds.
+  // Reports what is wrong with an access; returns whether it is within bounds.
   bool check(WatchedMemory& memory, int64_t byte, size_t bytes, bool writes) {
     const char* wrong = memory.touch(byte, bytes, writes, warp_, epoch_);
     if (wrong != nullptr) report(wrong, memory, byte);
@@ -245,7 +245,7 @@ class HostExec {
 
   static int copying_warp(int offset) { return offset / kUnitBytes % kThreads / kWarpSize; }
 
-  // Fills a copy's destination with a pattern until it ends; returns whether it lies within bounds.
+  // Fills a copy's destination with a pattern until it ends; returns whether it is within bounds.
   bool begin_copy(int byte, int bytes) {
     if (byte % kUnitBytes != 0 || bytes % kUnitBytes != 0) report("misaligned copy", shared_, byte);
     for (int i = 0; i < bytes; i += kUnitBytes) {

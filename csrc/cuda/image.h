@@ -1,11 +1,11 @@
 // The layout of images, ReLU bits and packed weights: index arithmetic only. It compiles for the host too, where the
 // kernels' twin and its tests run it; nothing here knows threads or memory.
 //
-// An image (the gradient, the intermediate, an operand) lies in shared memory, or in a thread block's part of a
+// An image (the gradient, the intermediate, an operand) is in shared memory, or in a thread block's part of a
 // scratch in global memory whose rows are copied to shared memory unchanged. It is stored pixel by pixel with a
-// border of one zero pixel, so that no tap of a 3x3 convolution needs a bounds check. The channels of a pixel are
-// 16-byte units of eight bf16. The units are swizzled: those of one channel group in eight neighbouring pixels lie in
-// eight different groups of banks, so that every ldmatrix and every store of results is free of bank conflicts.
+// border of one zero pixel, so no tap of a 3x3 convolution needs a bounds check. The channels of a pixel are
+// 16-byte units of eight bf16. The units are swizzled: those of one channel group in eight neighbouring pixels are in
+// eight different groups of banks, so every ldmatrix and every store of results is free of bank conflicts.
 #pragma once
 
 #include <cstdint>
@@ -50,7 +50,7 @@ struct Image {
   PATHNET_HOST_DEVICE int strips_across() const { return ceil_div(width, kStripWidth); }
   PATHNET_HOST_DEVICE int strips() const { return ceil_div(height, strip_rows()) * strips_across(); }
 
-  // Rows are padded with zeros to whole strips, so that no load or store of a strip checks where the image ends.
+  // Rows are padded with zeros to whole strips, so no load or store of a strip checks where the image ends.
   PATHNET_HOST_DEVICE int pitch() const { return width + 2; }
   PATHNET_HOST_DEVICE int rows() const { return ceil_div(height, kStripRows) * kStripRows + 2; }
   PATHNET_HOST_DEVICE int pixels() const { return rows() * pitch(); }
@@ -113,7 +113,7 @@ PATHNET_HOST_DEVICE int address_pixel(int lane) { return lane % 8; }
 PATHNET_HOST_DEVICE int address_unit(int lane) { return lane / 16; }
 
 // Packed weights of one chunk (sixteen of the channels summed over): [part][tap][tile][lane][4]. Element i of a lane
-// lies in row fragment_row and column fragment_column of the 16 x 8 operand.
+// is in row fragment_row and column fragment_column of the 16 x 8 operand.
 PATHNET_HOST_DEVICE int fragment_row(int lane, int i) { return lane % 4 * 2 + i % 2 + i / 2 * 8; }
 PATHNET_HOST_DEVICE int fragment_column(int lane) { return lane / 4; }
 PATHNET_HOST_DEVICE int fragment_index(int tiles, int slice, int tile, int lane) {

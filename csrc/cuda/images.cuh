@@ -15,7 +15,7 @@ struct Images {
     return base + sample * kParts * image.plane_bytes();
   }
 
-  // Stores two neighbouring channels at `byte`, their second terms `plane_bytes` behind it.
+  // Stores two neighbouring channels at `byte`, their second terms `plane_bytes` after it.
   PATHNET_DEVICE void store_pair(int byte, int plane_bytes, float first, float second) const {
     PATHNET_UNROLL
     for (int part = 0; part < kParts; ++part) {

@@ -28,8 +28,8 @@ constexpr int64_t kLargestShared = 1 << 18;
 // The program, for the host, and the packed bytes, for the device: a copy of the program, and the weights.
 std::tuple<Tensor, Tensor> pack(const Tensor& blocks, const Tensor& units, const Tensor& weights,
                                 const Tensor& scales, bool backward, int64_t parts, int64_t shared_bytes) {
-  STD_TORCH_CHECK(parts == 1 || parts == 2, "parts: expected 1 or 2 bf16 terms a number, got ", parts);
-  STD_TORCH_CHECK(backward || parts == 2, "parts: expected 2 for the walk forward, got ", parts);
+  STD_TORCH_CHECK(parts == 1 || parts == 2, "parts: expected 1 or 2 bf16 terms per number, got ", parts);
+  STD_TORCH_CHECK(backward || parts == 2, "parts: expected 2 for the forward pass, got ", parts);
   STD_TORCH_CHECK(shared_bytes > 0 && shared_bytes <= kLargestShared, "shared_bytes: expected 1 to ", kLargestShared,
                   ", got ", shared_bytes);
   const Plan plan = checked_plan(blocks, units, weights, scales);
@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensor> pack(const Tensor& blocks, const Tensor& units, const
   return {program_numbers, packed};
 }
 
-// A walk back, and the tensors that it writes.
+// A backward pass, and the tensors that it writes.
 struct BackwardTensors {
   PathBackward walk;
   Tensor norms, grad_input, exponent_input, counter;
@@ -110,7 +110,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_running_twin(const Tensor& grad, con
   return tensors.results();
 }
 
-// A walk forward, and the tensors that it writes.
+// A forward pass, and the tensors that it writes.
 struct ForwardTensors {
   PathForward walk;
   Tensor output, relu_bits, counter, scratch;
@@ -170,7 +170,7 @@ std::tuple<Tensor, Tensor> forward_running_twin(const Tensor& y0, const Tensor& 
 // Samples of a thread block, windows and slices at most, and bytes of shared memory.
 std::tuple<int64_t, int64_t, int64_t, int64_t> form(const Tensor& program_numbers) {
   const Program& program = checked_program(program_numbers);
-  return {program.samples, program.most_windows(), program.most_slices(), program.shared_bytes};
+  return {program.samples, program.max_windows(), program.max_slices(), program.shared_bytes};
 }
 
 // Bytes of a sample's row of ReLU bits.
@@ -214,7 +214,7 @@ void* current_stream(const Tensor& x) {
   return stream;
 }
 
-// Memory for the images of so many thread blocks; empty where they lie in shared memory.
+// Memory for the images of that many thread blocks; empty if they are in shared memory.
 Tensor images_scratch(const Tensor& like, const Program& program, int64_t blocks) {
   return torch::stable::new_empty(like, {blocks, program.images_scratch()}, ScalarType::Byte);
 }

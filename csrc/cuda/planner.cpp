@@ -11,7 +11,7 @@ namespace {
 
 // Largest scratch for the images of a thread block of several samples. The images of as many thread blocks as a GPU
 // has multiprocessors are to stay in its L2: 28 MB of an A100's 40.
-constexpr int kMostScratch = 256 << 10;
+constexpr int kMaxScratch = 256 << 10;
 
 const Program& program_of(const std::vector<int32_t>& numbers) {
   return *reinterpret_cast<const Program*>(numbers.data());
@@ -44,22 +44,22 @@ class Planner {
   }
 
   std::vector<int32_t> program() const {
-    for (int slicing = 0; slicing <= most_slicing(); ++slicing) {
-      for (int samples = most_samples(); samples >= 1; --samples) {
+    for (int slicing = 0; slicing <= max_slicing(); ++slicing) {
+      for (int samples = max_samples(); samples >= 1; --samples) {
         std::vector<int32_t> numbers = build_program(spec_, {false, slicing, samples, 1});
         if (fits(numbers)) return numbers;
       }
     }
     std::vector<int32_t> best;
     double least = 0.0;
-    for (int samples = 1; samples <= most_samples(); ++samples) {
-      for (int windows = 1; windows <= most_windows(); ++windows) {
+    for (int samples = 1; samples <= max_samples(); ++samples) {
+      for (int windows = 1; windows <= max_windows(); ++windows) {
         bool fitted = false;
-        for (int slicing = 0; slicing <= most_slicing(); ++slicing) {
+        for (int slicing = 0; slicing <= max_slicing(); ++slicing) {
           std::vector<int32_t> numbers = build_program(spec_, {true, slicing, samples, windows});
           if (!fits(numbers)) continue;
           fitted = true;
-          if (samples > 1 && program_of(numbers).images_bytes > kMostScratch) continue;
+          if (samples > 1 && program_of(numbers).images_bytes > kMaxScratch) continue;
           const double bytes = traffic(program_of(numbers)) / samples;
           if (best.empty() || bytes < least) {
             best = numbers;
@@ -71,7 +71,7 @@ class Planner {
       }
     }
     if (best.empty()) {
-      const Variant smallest = {true, most_slicing(), 1, most_windows()};
+      const Variant smallest = {true, max_slicing(), 1, max_windows()};
       const int needed = program_of(build_program(spec_, smallest)).shared_bytes;
       throw std::invalid_argument("a window of the network's images needs " + std::to_string(needed) +
                                   " bytes of shared memory, and a thread block has " +
@@ -85,13 +85,13 @@ class Planner {
     return program_of(numbers).shared_bytes <= spec_.shared_bytes;
   }
 
-  int most_samples() const { return spec_.backward ? kMaxSamples : 1; }
+  int max_samples() const { return spec_.backward ? kMaxSamples : 1; }
 
-  // Only two terms a number: the products have no shape of tile by taps for one term and four column tiles.
-  int most_slicing() const { return spec_.parts == 2 ? 2 : 1; }
+  // Only two terms per number: the products have no shape of tile by taps for one term and four column tiles.
+  int max_slicing() const { return spec_.parts == 2 ? 2 : 1; }
 
   // Lines of strips in the tallest image.
-  int most_windows() const {
+  int max_windows() const {
     int lines = 1;
     for (int64_t b = 0; b < spec_.plan.block_count; ++b) {
       const Block& block = spec_.plan.blocks[b];

@@ -2,12 +2,12 @@
 //
 // A convolution is an implicit product over its taps: sixteen pixels (eight of each of two strips) by sixteen source
 // channels, loaded by ldmatrix from the swizzled image, times the packed weights of a tap. A warp goes down the rows
-// of its strips, so that one load of the source serves three vertical taps and all column tiles. Shared memory read
+// of its strips, so one load of the source serves three vertical taps and all column tiles. Shared memory read
 // per product of 16 x 8 x 16, which takes 1.6 clocks of an SM's tensor cores at the rate that mma.sync reaches:
 //   stage 1 (16 channels, tile 8 rows x 2):  10 x 3 loads of 512 B and 9 x 2 x 256 B of weights for 144: 0.14 KB
 //   stage 2 (32 channels, tile 4 rows x 4):   6 x 3 and 9 x 4 for 144: 0.13 KB
 //   stage 3 (64 channels, tile 4 rows x 2):   6 x 3 and 9 x 2 for 72: 0.19 KB
-// At 128 bytes a clock these take 1.0 to 1.5 clocks: the tensor cores bound every stage, stage 3 narrowly.
+// At 128 bytes per clock these take 1.0 to 1.5 clocks: the tensor cores bound every stage, stage 3 narrowly.
 #pragma once
 
 #include "execution.h"
@@ -38,7 +38,7 @@ class Products {
  public:
   PATHNET_DEVICE Products(Exec& exec, int samples) : exec_(exec), samples_(samples) {}
 
-  // Where the products read a source: its sample 0's first pixel would lie at `byte` of shared memory, whether or not
+  // Where the products read a source: its sample 0's first pixel would be at `byte` of shared memory, whether or not
   // the window includes it; `bytes` is the size of one term of a sample.
   struct Planes {
     int byte, bytes;
@@ -155,7 +155,7 @@ class Products {
     }
   }
 
-  // With two terms a number there are three products: low x high, high x low and high x high; low x low lies below
+  // With two terms per number there are three products: low x high, high x low and high x high; low x low is below
   // the rounding error. Tensor cores round their sums toward zero, a bias that grows with every product of a chain.
   // Therefore the three start from zero, and their sum is added by an ordinary addition, which rounds to nearest.
   template <int tiles, class Lanes>

@@ -6,7 +6,7 @@
 
 namespace pathnet::cuda {
 
-int Program::most_windows() const {
+int Program::max_windows() const {
   int most = 0;
   for (int b = 0; windowed && b < block_count; ++b) {
     for (const Conv* conv : {&blocks()[b].units[0], &blocks()[b].units[1], &blocks()[b].projection}) {
@@ -16,7 +16,7 @@ int Program::most_windows() const {
   return most;
 }
 
-int Program::most_slices() const {
+int Program::max_slices() const {
   int most = 1;
   for (int b = 0; b < block_count; ++b) {
     for (const Conv& conv : blocks()[b].units) most = std::max(most, int(conv.slices));

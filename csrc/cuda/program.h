@@ -1,8 +1,8 @@
 // A program: the network as the whole-path kernels read it. The host makes it once for each direction, in bytes of
 // shared memory, and copies it to the device as a tensor of int32.
 //
-// A program has one of two forms, depending on the shared memory of a thread block. Resident: all images lie in
-// shared memory, in front of the weights. Windowed: images lie in the thread block's part of a scratch in global
+// A program has one of two forms, depending on the shared memory of a thread block. Resident: all images are in
+// shared memory, in front of the weights. Windowed: images are in the thread block's part of a scratch in global
 // memory, which L2 holds, and shared memory has a window of the source of the current convolution.
 #pragma once
 
@@ -35,13 +35,13 @@ struct Conv {
   int32_t kernel, stride;
   int32_t weights_byte;         // in the packed weights
   int32_t chunk_bytes, chunks;  // a chunk holds the weights of sixteen source channels
-  int32_t slices;               // copies a chunk is cut into: 1, one a column of the kernel, or one a tap
+  int32_t slices;               // copies a chunk is cut into: 1, one per column of the kernel, or one per tap
   int32_t window_plane;         // bytes of one term of a sample in the window
   int32_t column_tiles;         // computed by one warp at a time
   int32_t bits_byte;            // of the target's ReLU in a sample's row; -1 where nothing is masked or recorded
   int32_t affine;               // forward: first element of the next ReLU's BN in the BN table; -1 without one
   int32_t bias;                 // forward: first element of the bias in the BN table; -1 without one
-  int32_t behind_relu;          // 1 or 0: whether the skip that its results are added to lies behind a ReLU
+  int32_t behind_relu;          // 1 or 0: whether the skip that its results are added to starts after a ReLU
   int32_t reads;                // slices that a thread block reads
 
   int32_t pass_count;
@@ -71,7 +71,7 @@ struct BlockForm {
   int32_t skip_channels;  // of the input, before padding to a multiple of 16
   Image in, out;
   int32_t in_byte, out_byte,
-      mid_byte;               // like a Conv's; of gradients in the backward pass, of operands in the forward
+      mid_byte;               // like a Conv's; for gradients in the backward pass, for operands in the forward
   int32_t bits_byte, affine;  // of the first unit's ReLU
   Conv units[2];
   Conv projection;
@@ -102,9 +102,9 @@ struct Program {
     return kControlBytes + (windowed ? window_bytes : images_bytes) + slot * slot_bytes;
   }
   // Largest number of windows of any pass; 0 in the resident form.
-  int most_windows() const;
+  int max_windows() const;
   // Largest number of slices of any chunk.
-  int most_slices() const;
+  int max_slices() const;
   // Bytes of images in a thread block's part of the scratch.
   PATHNET_HOST_DEVICE int64_t images_scratch() const { return windowed ? images_bytes : 0; }
 };
@@ -122,7 +122,7 @@ int32_t checksum_of(const int32_t* numbers, int64_t size);
 // Returns whether these numbers are a complete program, unchanged since make_program made it.
 bool is_program(const int32_t* numbers, int64_t size);
 
-// Writes the plan's weights in the order in which the program's convolutions read them, two bytes a bf16; for the
+// Writes the plan's weights in the order in which the program's convolutions read them, two bytes per bf16; for the
 // backward pass BN's scales are multiplied in.
 void pack_program_weights(const Plan& plan, const Program& program, uint8_t* packed);
 

@@ -107,8 +107,8 @@ class Builder {
       conv.passes[conv.pass_count++] = make_pass(conv.target, vertical, horizontal, conv.column_tiles, conv.dense());
     }
     program.weights_bytes += conv.chunks * conv.chunk_bytes;
-    const int most_slices = variant_.slicing == 0 ? 1 : variant_.slicing == 1 ? kernel : kernel * kernel;
-    largest_slice_ = std::max(largest_slice_, conv.chunk_bytes / most_slices);
+    const int max_slices = variant_.slicing == 0 ? 1 : variant_.slicing == 1 ? kernel : kernel * kernel;
+    largest_slice_ = std::max(largest_slice_, conv.chunk_bytes / max_slices);
     return conv;
   }
 
@@ -145,7 +145,7 @@ class Builder {
     conv.reads = conv.slices_read(variant_.samples);
   }
 
-  // The gradient and the intermediate of a stage (blocks with identity skips) lie side by side at one end of the
+  // The gradient and the intermediate of a stage (blocks with identity skips) are side by side at one end of the
   // images' memory, and the next stage's at the other end, since the block between two stages reads one pair while it
   // writes the other's gradient.
   void place_gradients(Program& program, BlockForm* blocks) {

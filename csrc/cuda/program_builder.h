@@ -1,4 +1,4 @@
-// Builds the program of one variant: where images and weights lie, and how each convolution is cut.
+// Builds the program of one variant: where images and weights are, and how each convolution is cut.
 #pragma once
 
 #include <algorithm>

@@ -10,10 +10,10 @@
 
 namespace pathnet::cuda {
 
-// Memory transactions of a GPU; what lies behind the program begins at a multiple.
+// Memory transactions of a GPU; what follows the program begins at a multiple.
 constexpr int64_t kLineBytes = 128;
 
-// Where the weights begin in the packed bytes, behind a copy of the program.
+// Where the weights begin in the packed bytes, after a copy of the program.
 inline int64_t weights_byte(const Program& program) {
   const int64_t bytes = program_size(program.block_count) * int64_t(sizeof(int32_t));
   return (bytes + kLineBytes - 1) / kLineBytes * kLineBytes;
@@ -29,8 +29,8 @@ inline const Program& checked_program(const Tensor& program) {
 
 inline const Program& checked_program(const Tensor& program, bool backward) {
   const Program& checked = checked_program(program);
-  STD_TORCH_CHECK((checked.backward != 0) == backward, "program: expected one for the walk ",
-                  backward ? "back" : "forward", ", got the other");
+  STD_TORCH_CHECK((checked.backward != 0) == backward, "program: expected one for the ",
+                  backward ? "backward" : "forward", " pass, got the other");
   return checked;
 }
 
@@ -40,7 +40,7 @@ inline void check_device(const char* name, const Tensor& tensor, const Tensor& l
 }
 
 // The program and weights as the kernels read them. Only the twin compares the copy of the program with the
-// original: reading it back from a GPU would wait for it.
+// original: reading it back from a GPU would synchronise.
 struct PackedProgram {
   const Program* program;
   const uint8_t* weights;
@@ -63,7 +63,7 @@ inline int64_t checked_routing(const Tensor& routing, const Program& program, in
   check_shape("routing", routing, {-1, program.block_count, 2});
   check_device("routing", routing, like);
   const int64_t paths = routing.size(0);
-  STD_TORCH_CHECK(paths * batch <= INT32_MAX / 2, "routing: expected at most 2^30 walks of samples, got ",
+  STD_TORCH_CHECK(paths * batch <= INT32_MAX / 2, "routing: expected at most 2^30 paths times samples, got ",
                   paths * batch);
   return paths;
 }
@@ -76,15 +76,15 @@ inline const int32_t* checked_numbers(const char* name, const Tensor& numbers, c
   return numbers.const_data_ptr<int32_t>();
 }
 
-// Rows of ReLU bits, one a sample: whole, or a block's columns of longer ones.
+// Rows of ReLU bits, one per sample: whole, or a block's columns of longer ones.
 inline void check_bits(const Tensor& relu_bits, int64_t batch, int64_t bytes, const Tensor& like) {
   check_type("relu_bits", relu_bits, ScalarType::Byte);
   check_shape("relu_bits", relu_bits, {batch, bytes});
-  check_alignment("relu_bits", relu_bits, kMostBits);
+  check_alignment("relu_bits", relu_bits, kMaxLoadBytes);
   check_device("relu_bits", relu_bits, like);
-  STD_TORCH_CHECK(relu_bits.stride(1) == 1 && (batch < 2 || relu_bits.stride(0) % kMostBits == 0),
-                  "relu_bits: expected contiguous rows a multiple of ", kMostBits, " bytes apart, got strides of ",
-                  relu_bits.stride(0), " and ", relu_bits.stride(1));
+  STD_TORCH_CHECK(relu_bits.stride(1) == 1 && (batch < 2 || relu_bits.stride(0) % kMaxLoadBytes == 0),
+                  "relu_bits: expected contiguous rows a multiple of ", kMaxLoadBytes,
+                  " bytes apart, got strides of ", relu_bits.stride(0), " and ", relu_bits.stride(1));
 }
 
 }  // namespace pathnet::cuda

@@ -1,35 +1,35 @@
-// The routed backward pass: takes gradients of the last block's output to the first block's input under a routing, BN
-// mode `running`.
+// The routed backward pass: from gradients at the last block's output to those at the first block's input under a
+// routing, BN mode `running`.
 //
 // A thread block owns one item of work, one routing and `program.samples` samples of the batch: two of a CIFAR
 // network in bf16, one in float32 precision. Shared memory holds the samples' gradient and an intermediate, in bf16
 // or pairs of it, and the ring of weights (in the windowed form a window in place of the images, see
 // convolution.cuh).
 //
-// In this mode BN is one factor a channel, folded into the packed weights, so that between two convolutions the only
-// step left is to mask with the ReLU bits. A block's second convolution takes the gradient to the intermediate; the
+// In this mode BN is one factor per channel, folded into the packed weights, so between two convolutions the only
+// step left is to mask with the ReLU bits. A block's second convolution maps the gradient to the intermediate; the
 // first adds to the gradient in place, g <- a g + c J^T g; a skipped block costs nothing. Where the shape changes,
 // both branches are summed in the next stage's gradient, at the other end of the images' memory.
 //
-// A post-activation block is seen from sum to sum, so that the skip lies behind the first unit's ReLU as well: the
-// ReLU masks the skip together with the result, in instructions that change places. But a skipped block is not free
-// there: g <- mask(a g) is the first convolution's epilogue without its products, an estimated 0.4 of a module's
+// The boundaries of post-activation blocks are at the additions, so the skip too starts after the first unit's ReLU:
+// the ReLU masks the skip together with the result, in instructions that change places. But a skipped block is not
+// free there: g <- mask(a g) is the first convolution's epilogue without its products, an estimated 0.4 of a module's
 // instructions in stage 1, with no weights and half of the module's ReLU bits.
 //
-// The largest magnitude is noted as results are stored, and the next block's coefficients take out its power of two:
-// exact, and without a pass over the gradient.
+// The largest magnitude is recorded as results are stored, and the next block's coefficients divide by its power of
+// two: exact, and without a pass over the gradient.
 //
-// The limit, for two samples a thread block of eight warps in bf16: clocks a module and sample of one SM of an H100,
-// computed from the machine code and not measured yet. Tensor cores: 2,304 products at 1.6 clocks. Issue: the
-// instructions of the units that each of four schedulers gets (of a stage-1 unit's 1,130 there are 144 products, 250
-// others in their loop, 400 or 720 in the epilogue as it stores or adds). Shared memory: reads and writes of products
-// and epilogues at 128 bytes a clock. L2: weights (shared by two samples) and ReLU bits at 24 bytes a clock.
+// Clocks per module and sample on one SM of an H100 (thread blocks of eight warps and two samples, bf16; computed
+// from the machine code, not measured). Columns: tensor cores, 2,304 products at 1.6 clocks; issue, the instructions
+// of the units that each of four schedulers gets (a stage-1 unit has 1,130: 144 products, 250 others in their loop,
+// and 400 or 720 in the epilogue as it stores or adds); shared memory, reads and writes of products and epilogues at
+// 128 bytes per clock; L2, weights (shared by two samples) and ReLU bits at 24 bytes per clock.
 //               tensor cores   issue   shared memory     L2
 //   stage 1            3,700   4,500           3,300    360
 //   stage 2            3,700   3,700           2,700    850
 //   stage 3            3,700   4,300           4,200  3,100
 // So the epilogue's instructions bound stage 1, stage 2 is even, and stage 3 has three limits of about the same
-// height. All of Figure 6, 1.44 million modules and samples an SM: 3.4 s, plus latency that eight warps cannot hide.
+// height. All of Figure 6, 1.44 million modules and samples per SM: 3.4 s, plus latency that eight warps cannot hide.
 #pragma once
 
 #include "backward_epilogue.cuh"
@@ -117,7 +117,7 @@ class RoutedBackward {
     Convolve convolve(exec_, stream, item_.samples, program_.samples);
     const bool shape = form.changes_shape();
     if (shape) Images<Exec, kParts, kWindowed>{exec_}.clear(form.in, form.in_byte, program_.samples);
-    // Turns 0, 1, 2: second convolution, first, projection. Without a residual module an identity skip takes the
+    // Turns 0, 1, 2: second convolution, first, projection. Without a residual module an identity skip needs the
     // first convolution's epilogue alone.
     PATHNET_NO_UNROLL
     for (int turn = c != 0.0f ? 0 : shape ? 2 : 1; turn < (form.skip == kProjection && a != 0.0f ? 3 : 2); ++turn) {
@@ -133,7 +133,7 @@ class RoutedBackward {
   }
 
   // Adds the transpose of the zero-padding skip: every stride-th pixel of the input's channels, masked if the skip
-  // lies behind the ReLU.
+  // starts after the ReLU.
   PATHNET_DEVICE void add_padded(const BlockForm& form, float a) {
     const Images<Exec, kParts, kWindowed> images{exec_};
     exec_.barrier();

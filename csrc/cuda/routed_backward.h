@@ -8,8 +8,8 @@
 
 namespace pathnet::cuda {
 
-// Bytes of ReLU bits that a thread reads at once; the bits of a sample are a multiple of them.
-constexpr int kMostBits = 4;
+// Maximum number of bytes of ReLU bits that a thread reads at once; the bits of a sample are a multiple of them.
+constexpr int kMaxLoadBytes = 4;
 
 // The kernel's parameters. All memory is the device's; the launcher reads a host copy of `program`.
 struct PathBackward {

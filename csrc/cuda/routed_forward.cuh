@@ -1,9 +1,9 @@
-// The routed forward pass: takes activations from the first block's input to the last block's output under a routing,
+// The routed forward pass: from the first block's input to the last block's output under a routing,
 // BN mode `running`, and on request records the ReLU bits.
 //
 // A thread block owns one item of work, one routing and one sample. Numbers are pairs of bf16 in every precision,
-// since a bf16 forward pass would flip ReLU bits. y itself is float32 and lies in the thread block's part of the
-// scratch in global memory (64 KB of L2 a thread block), in the order in which threads hold results, so that a module
+// since a bf16 forward pass would flip ReLU bits. y itself is float32, in the thread block's part of the
+// scratch in global memory (64 KB of L2 per thread block), in the order in which threads hold results, so a module
 // reads and writes it once in whole lines: 128 KB a module and sample in stage 1, 1,000 to 5,500 clocks of L2 against
 // 11,000 of tensor cores, which are the limit. Shared memory holds two operands and the ring of weights: relu(bn(y))
 // of the next block that is not skipped, emitted by the epilogue that completes y, and the intermediate,
@@ -11,7 +11,7 @@
 //
 // For post-activation blocks y is the sum before the ReLU: the skip reads relu(y), the operand is relu(y) with an
 // affine map of ones and zeros, and the sums of a convolution start from its bias. A skipped block is not free there:
-// it takes the second convolution's epilogue without its products, and y goes once through L2.
+// it needs the second convolution's epilogue without its products, and y goes once through L2.
 #pragma once
 
 #include "convolution.cuh"
@@ -145,7 +145,7 @@ class RoutedForward {
     PATHNET_NO_UNROLL
     for (int turn = 0; turn < 3; ++turn) {
       if (turn == 1 && shape && !projects) pad(form, form.pads() ? item_.factor * a : 0.0f);
-      // Without a residual module an identity skip takes the second convolution's epilogue alone.
+      // Without a residual module an identity skip needs only the second convolution's epilogue.
       const bool products = turn == 1 ? projects : c != 0.0f;
       if (!products && (turn != 2 || shape)) continue;
       const Conv& conv = turn == 1 ? form.projection : form.units[turn / 2];

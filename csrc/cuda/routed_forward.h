@@ -13,7 +13,7 @@ struct PathForward {
   const Program* program;
   const uint8_t* weights;  // as pack_program_weights orders them
   const float* affine;   // [program->affine_size]: for each block, the factors and shifts of its two units' channels,
-                         // then the biases added behind its second convolution and behind its projection
+                         // then the biases added after its second convolution and after its projection
   const float* y0;       // [batch, channels_in, height, width]
   const float* routing;  // [paths, blocks, 2]
   const int32_t* order;  // [paths]: the order in which routings are taken, the longest first

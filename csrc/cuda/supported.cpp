@@ -11,11 +11,11 @@ namespace {
 }
 
 // Pixels of an image with its border; keeps the bytes of a thread block's images below 2^31.
-constexpr int64_t kMostPixels = 1 << 16;
+constexpr int64_t kMaxPixels = 1 << 16;
 
 // Elements of a sample in whole strips; keeps two copies for 256 thread blocks below 2^31. A column of pixels takes a
 // strip of eight.
-constexpr int kMostElements = 1 << 22;
+constexpr int kMaxElements = 1 << 22;
 
 void check_unit(const Plan& plan, int64_t index, const Unit& unit) {
   // The first block activates the network's input itself; every later unit is activated by an epilogue.
@@ -36,8 +36,8 @@ void check_supported(const Plan& plan, int64_t index) {
   // First, since everything after is computed in 32 bits.
   for (int64_t pixels :
        {(block.in_height + 8) * (block.in_width + 2), (block.out_height + 8) * (block.out_width + 2)}) {
-    if (pixels > kMostPixels) {
-      refuse(index, "has images of more than " + std::to_string(kMostPixels) + " pixels with their borders");
+    if (pixels > kMaxPixels) {
+      refuse(index, "has images of more than " + std::to_string(kMaxPixels) + " pixels with their borders");
     }
   }
   if (block.unit_count != 2) refuse(index, "is not a basic block (two convolutions)");
@@ -46,9 +46,8 @@ void check_supported(const Plan& plan, int64_t index) {
   for (const Unit* unit : {&first, &second}) check_unit(plan, index, *unit);
   for (const Image& image : {padded(block.in_channels, block.in_height, block.in_width),
                              padded(block.out_channels, block.out_height, block.out_width)}) {
-    if (image.lane_order_size() > kMostElements) {
-      refuse(index,
-             "has images of more than " + std::to_string(kMostElements) + " numbers in strips of eight pixels");
+    if (image.lane_order_size() > kMaxElements) {
+      refuse(index, "has images of more than " + std::to_string(kMaxElements) + " numbers in strips of eight pixels");
     }
   }
   if (first.stride > 2 || second.stride != 1)

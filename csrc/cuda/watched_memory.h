@@ -48,7 +48,7 @@ class WatchedMemory {
     return wrong;
   }
 
-  // Returns whether an access lies within the memory, aligned to its size up to four bytes.
+  // Returns whether an access is within the memory, aligned to its size up to four bytes.
   bool holds(int64_t byte, size_t bytes) const {
     return byte >= 0 && size_t(byte) + bytes <= words_.size() * 4 && byte % int64_t(std::min<size_t>(bytes, 4)) == 0;
   }

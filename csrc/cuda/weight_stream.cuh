@@ -1,10 +1,10 @@
 // The stream of weights from L2 to shared memory.
 //
 // Weights come in chunks (sixteen source channels, all taps: 4.6, 9.2, 18.4 KB in bf16 in stages 1, 2, 3) into a ring
-// of two or three slots, asynchronously and one or two chunks ahead, across the borders of convolutions and blocks.
+// of two or three slots, asynchronously, prefetched one or two chunks ahead, across convolution and block boundaries.
 // The one barrier before each chunk serves the ring and the images alike. Where slots for whole chunks do not fit, a
 // chunk comes in slices: the columns of the kernel, whose products are the same, or its taps, each of which loads the
-// source anew. By taps, with two terms a number, shared memory takes 40 and 36 clocks for 24 and 12 products in
+// source again. By taps, with two terms per number, shared memory takes 40 and 36 clocks for 24 and 12 products in
 // stages 2 and 3, and the tensor cores of an A100 48 and 24 clocks at their peak, 77 and 39 at 62 % of it.
 #pragma once
 

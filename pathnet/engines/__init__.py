@@ -58,21 +58,21 @@ def choose(name: str, job: Job) -> Engine:
     check_engine("name", name)
     _check_job(job)
     refusals: list[str] = []
-    expected: list[str] = []
+    faster: list[str] = []
     for engine in ENGINES:
         if name not in ("auto", engine.name):
             continue
         reason = engine.unavailable() or engine.unsupported(job)
         if reason is None:
-            if expected and job.precision != "float64" and _convolves(job.net):
-                warnings.warn(
-                    f"engine {engine.name} serves, since {'; '.join(expected)}", RuntimeWarning, stacklevel=3
-                )
+            if faster and job.precision != "float64" and _convolves(job.net):
+                reasons = "; ".join(faster)
+                message = f"engine: {engine.name!r} was chosen; faster engines refuse the job ({reasons})"
+                warnings.warn(message, RuntimeWarning, stacklevel=3)
             return engine
         if engine.device_type in (None, job.device.type):
-            expected.append(f"{engine.name}: {reason}")
+            faster.append(f"{engine.name}: {reason}")
         refusals.append(f"{engine.name}: {reason}")
-    raise ValueError(f"engine: {name!r} cannot serve this job ({'; '.join(refusals)})")
+    raise ValueError(f"engine: expected one that serves this job, got {name!r} ({'; '.join(refusals)})")
 
 
 def _check_job(job: object) -> None:

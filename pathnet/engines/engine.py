@@ -1,7 +1,10 @@
-"""The interface of an engine: a job is prepared once, each batch is recorded once, and walks run over the record.
+"""The interface of an engine: it prepares a job once, records each batch once, and runs passes over the record.
 
-To add an engine, write a package ``engines/<name>`` with a class for each of `Engine`, `Prepared` and `Walk`, and add
-the engine to ``ENGINES`` in `pathnet.engines`. The choice of the engine changes nothing but the time.
+To add an engine, implement `Engine`, `Prepared` and `Walk` in ``engines/<name>`` and insert an instance in
+``pathnet.engines.ENGINES``, which is ordered fastest first. An engine with its own kernels also returns the ReLU bits
+that it recorded (`self_check.FusedWalk.bits`), on which it is checked; a GPU engine calls `self_check.disagreement`
+from ``unsupported``. `fallback` has sums by length and norms for engines without kernels for them. Engines differ in
+speed, memory and rounding, never in what they compute.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ class Job:
     Attributes:
         net: a network that does not change any more.
         y0_shape: (C_0, H_0, W_0) of the first block's input, or (T, C) of tokens.
-        device: where the network and its inputs lie.
+        device: the device of the network and its inputs.
 
     Raises:
         ValueError: an attribute is out of its range.
@@ -53,22 +56,21 @@ class Walk(Protocol):
     """The record of a forward pass through the blocks, and the backward passes over it.
 
     A backward pass starts from ``start``, the scaled gradient at ``y_n``: mantissa [B, ...], exponent int32 [B], or
-    [1] where the batch is one object. Coefficients may lie on any device.
+    [1] where the batch is one object. Coefficients may be on any device.
     """
 
     @property
     def tensors(self) -> Sequence[Tensor]:
-        """All tensors that the walk keeps alive."""
+        """All tensors that the record keeps alive."""
 
-    @property
-    def most_routings(self) -> int | None:
-        """Maximum number of routings that one call takes; None where memory for the results is the only bound."""
+    def max_routings(self) -> int | None:
+        """Return the maximum number of routings per call, or None if only the memory for the results limits it."""
 
     def routed_backward(self, start: ScaledGradient, routing: Tensor) -> ScaledGradient:
-        """Walk ``g <- a J_skip^T g + c J_residual^T g`` from the last block to the first, once for every routing.
+        """Compute ``g <- a J_skip^T g + c J_residual^T g`` from the last block to the first, once for every routing.
 
         Args:
-            routing: [P, n, 2], the (a, c) of every block.
+            routing: [P, n, 2], the (a, c) of every block, or [P, n, 3] for blocks with gates (engine reference).
 
         Returns:
             The scaled gradients at ``y_0``: mantissa [P, B, ...], exponent int32 [P, B] or [P, 1].
@@ -78,7 +80,7 @@ class Walk(Protocol):
         """Return float64 [P, B], the norms of the samples' slices of `routed_backward`, in bounded memory."""
 
     def sums_by_length(self, start: ScaledGradient, routing: Tensor) -> ScaledGradient:
-        """Return the coefficients by powers of x of ``prod_i (a_i J_skip^T + x c_i J_residual^T) g``, in one walk.
+        """Return the coefficients by powers of x of ``prod_i (a_i J_skip^T + x c_i J_residual^T) g``, in one pass.
 
         With ones, coefficient k is the sum of the gradients of all paths of length k.
 
@@ -96,18 +98,18 @@ class Walk(Protocol):
 class Prepared(Protocol):
     """A network in the form that an engine's passes need, made once for all batches."""
 
-    def most_routings(self, y0: Tensor) -> int | None:
-        """Return the maximum number of routings that one call of `routed_forward` takes; None where memory for the
-        outputs is the only bound."""
+    def max_routings(self, y0: Tensor) -> int | None:
+        """Return the maximum number of routings per call of `routed_forward`, or None if only the memory for the
+        outputs limits it."""
 
     def record(self, y0: Tensor) -> tuple[Tensor, Walk]:
-        """Return ``y_n`` and the walk over this forward pass, from ``y_0`` [B, C_0, H_0, W_0]."""
+        """Run the forward pass from ``y_0`` [B, *y0_shape]; return ``y_n`` and the record."""
 
     def routed_forward(self, y0: Tensor, routing: Tensor) -> Tensor:
         """Run ``y <- join(a skip(y) + c residual(y))`` from the first block to the last, once for every routing.
 
         Args:
-            y0: [B, C_0, H_0, W_0]
+            y0: [B, *y0_shape]
             routing: [P, n, 2] with P >= 1, the (a, c) of every block, on any device.
 
         Returns:
@@ -120,7 +122,7 @@ class Engine(Protocol):
 
     name: str
     device_type: str | None
-    """``cpu`` or ``cuda`` where the engine is made for networks on such a device; None for any device."""
+    """``cpu`` or ``cuda`` if the engine is for networks on such a device; None for any device."""
 
     def unavailable(self) -> str | None:
         """Return why the engine cannot be used in this process, or None."""

@@ -1,5 +1,5 @@
-"""Passes for engines without a kernel of their own: sums by length as steps from block to block, norms of gradients,
-forward passes through the blocks' own modules."""
+"""Generic implementations for engines that lack a kernel: sums by length block by block, norms of gradients, and
+routed forward passes through the blocks' modules."""
 
 from __future__ import annotations
 
@@ -29,10 +29,9 @@ def sums_by_length(
     start: ScaledGradient,
     routing: Tensor,
 ) -> ScaledGradient:
-    """Walk ``G_k <- a J_skip^T G_k + c J_residual^T G_{k-1}`` from last block to first: `Walk.sums_by_length`.
+    """Compute ``G_k <- a J_skip^T G_k + c J_residual^T G_{k-1}`` from last block to first: `Walk.sums_by_length`.
 
-    Memory holds the n + 1 gradients before a block and behind it. A block takes all of them at once, or as many as
-    there is memory for beside them.
+    Both sides of a block hold up to n + 1 gradients. They pass through it together, or in chunks if memory is short.
 
     Args:
         through_block: one block's routed vector-Jacobian product. Takes the block's number, scaled gradients
@@ -49,8 +48,8 @@ def sums_by_length(
 
 
 COPIES = 16
-"""Gradients that a block holds in memory for each length: both terms before, within and after the walk through it,
-and those that bring them to one exponent."""
+"""Gradient-sized buffers per length while a block is processed (an estimate): two terms, each as input, intermediate
+and output, plus the copies that `scaling.add` aligns."""
 
 
 def _room(device: torch.device) -> int | None:
@@ -74,10 +73,10 @@ def _through_one_block(
         by_skip = slice(lengths.start, min(lengths.stop, count))
         by_residual = slice(max(lengths.start - 1, 0), lengths.stop - 1)
         skips, residuals = by_skip.stop - by_skip.start, by_residual.stop - by_residual.start
-        # Slices, since a list of indices would be a copy to the device that waits.
+        # Slices, since copying a list of indices to the device would synchronise.
         entering = (torch.cat([tensor[by_skip], tensor[by_residual]]) for tensor in sums)
         walked = through_block(ScaledGradient(*entering), [(a, 0.0)] * skips + [(0.0, c)] * residuals)
-        skip = (_padded(tensor[:skips], behind=len(lengths) - skips) for tensor in walked)
+        skip = (_padded(tensor[:skips], after=len(lengths) - skips) for tensor in walked)
         residual = (_padded(tensor[skips:], before=len(lengths) - residuals) for tensor in walked)
         return scaling.add(ScaledGradient(*skip), ScaledGradient(*residual))
 
@@ -86,9 +85,9 @@ def _through_one_block(
     return ScaledGradient(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
-def _padded(tensor: Tensor, before: int = 0, behind: int = 0) -> Tensor:
-    """Return the tensor with that many zeros before or behind it along the first dimension."""
-    zeros = (tensor.new_zeros(count, *tensor.shape[1:]) for count in (before, behind))
+def _padded(tensor: Tensor, before: int = 0, after: int = 0) -> Tensor:
+    """Return the tensor with that many zeros before or after it along the first dimension."""
+    zeros = (tensor.new_zeros(count, *tensor.shape[1:]) for count in (before, after))
     return torch.cat([next(zeros), tensor, next(zeros)])
 
 
@@ -105,7 +104,7 @@ def norms_of(grads: ScaledGradient) -> Tensor:
 
 @torch.no_grad()
 def routed_forward(blocks: Sequence[Block], y0: Tensor, routing: Tensor) -> Tensor:
-    """Return [P, B, *y_n.shape[1:]] under at least one routing [P, n, 2], through the blocks' own branches."""
+    """Return [P, B, *y_n.shape[1:]] under at least one routing [P, n, 2], through the blocks' branches."""
 
     def apply(i: int, y: Tensor, coefficients: tuple[float, float]) -> Tensor:
         # A copy, since a branch or a join may begin with an in-place ReLU.

@@ -1,4 +1,4 @@
-"""The forms of blocks that fused engines have kernels for, and the networks of which they have none."""
+"""The blocks that the fused engines can run, and the reasons for refusing others."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def post_activation(net: ResidualNet) -> bool:
 
 
 def unsupported_form(net: ResidualNet, bn: BatchNormMode) -> str | None:
-    """Return why there are no tables of a network, or None."""
+    """Return why a network cannot be packed into tables, or None."""
     post = post_activation(net)
     for number, block in enumerate(net, 1):
         form = block.form()
         if form is None:
             return f"block {number} has no fused form"
         if isinstance(form, PostActivationForm) and not post:
-            return f"block {number} is a post-activation one, others are not"
+            return f"block {number} is post-activation, but other blocks are not"
         for conv in _convolutions(form):
             reason = _unsupported_convolution(conv) or ("with a bias" if conv.bias is not None and not post else None)
             if reason is not None:
@@ -48,11 +48,11 @@ def unsupported_block(form: Form) -> str | None:
             return f"it has a convolution {reason}"
     if form.projection is not None and form.projection.kernel_size[0] != 1:
         return "it has a projection with a kernel larger than 1"
-    # Different strides may lead to outputs of one size: on a side of 4, 2 and 3.
-    # As a list, since torch.compile traces no generator here.
+    # Strides 2 and 3 give the same output size on a side of 4, so compare strides, not shapes.
+    # A list, because torch.compile cannot trace a generator here.
     stride = math.prod([conv.stride[0] for conv in form.convs])
     if form.projection is not None and form.projection.stride[0] != stride:
-        return "it has a projection of another stride than its module"
+        return "it has a projection whose stride differs from its module's"
     return None
 
 

@@ -3,7 +3,7 @@
 Kernels rescale a gradient between blocks, not between the units of a residual module: a module whose weights and BN
 factors shrink a gradient by 1e-40 would leave nothing of it in float32, although its norm, as mantissa and power of
 two, is well in range. So the factors of such a module, and of such a skip, are divided by powers of two, which is
-exact, and the results of a walk are multiplied by them at the end.
+exact, and the results of a backward pass are multiplied by them at the end.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pathnet.engines.tables import BlockColumn, Skip, Tables, UnitColumn
 __all__ = ["Divided", "Magnitudes", "divided", "multiplied"]
 
 ORDINARY = 40
-"""Maximum exponent of ordinary factors: a branch stays as it is while its factors, and their product, lie within
+"""Maximum exponent of ordinary factors: a branch stays as it is while its factors, and their product, are within
 2^-40 and 2^40."""
 
 FAR = 100
 """Difference of exponents, in sums by length, above which the larger of a block's branches is lifted above 1."""
 
 LIFT = 60
-"""Powers of two of that lift, so that the smaller branch stays a normal number down to 2^-160."""
+"""Exponent of that lift; it keeps the smaller branch a normal number down to 2^-160."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Magnitudes:
     branches: Tensor
 
     def of_routing(self, routing: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the routing of the divided network that stands for a routing of the network.
+        """Return the routing that gives the same gradients in the divided network.
 
         Args:
             routing: [P, n, 2], the (a, c) of every block.
@@ -53,9 +53,9 @@ class Magnitudes:
         return self._shifted(routing, 0)
 
     def of_sums(self, routing: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the same for the sums by length under one routing [n, 2], with int32 [1, 1] for all sums.
+        """Like `of_routing`, for the sums by length under one routing [n, 2], with int32 [1, 1] for all sums.
 
-        Both branches of a block matter there, whatever their sizes: they may lie up to 2^160 apart.
+        Both branches of a block matter there, whatever their sizes: they may be up to 2^160 apart.
         """
         shifted, exponents = self._shifted(routing[None], LIFT)
         return shifted[0], exponents[:, None]
@@ -63,7 +63,7 @@ class Magnitudes:
     def of_block(
         self, block: int, coefficients: Sequence[tuple[float, float]]
     ) -> tuple[list[tuple[float, float]], Tensor]:
-        """Return the same for one block: its (a, c) for each of g gradients, and int32 [g]."""
+        """Like `of_routing`, for one block: its (a, c) for each of g gradients, and int32 [g]."""
         alone = replace(self, branches=self.branches[block : block + 1])
         shifted, exponents = alone.of_routing(torch.tensor(coefficients, dtype=torch.float64).reshape(-1, 1, 2))
         return [(a, c) for a, c in shifted[:, 0].tolist()], exponents
@@ -109,10 +109,10 @@ class Divided:
 
 
 def divided(tables: Tables) -> Divided:
-    """Divide the factors of branches out of the ordinary range by powers of two.
+    """Divide by powers of two the weights and BN factors of branches that are outside the ordinary range.
 
-    Each unit's weights, and its BN's factors, are divided by the power of two of their largest, so that gradients
-    between two units are of the same size as those that enter and leave the branch.
+    Each unit's weights, and its BN's factors, are divided by the power of two of their largest, to make gradients
+    between two units as large as those that enter and leave the branch.
     """
     units = tables.units.tolist()
     weight_exponents = torch.zeros(len(units), dtype=torch.int64)
@@ -124,13 +124,13 @@ def divided(tables: Tables) -> Divided:
         projects = row[BlockColumn.SKIP] == Skip.PROJECTION
         module = _with_end(units, range(first, first + row[BlockColumn.COUNT]))
         shared = [first] if projects else []
-        beside = _with_end(units, range(projection, projection + 1)) if projects else []
-        factors = [exponent for unit in (*module, *beside) for exponent in exponents[unit]]
+        skip_units = _with_end(units, range(projection, projection + 1)) if projects else []
+        factors = [exponent for unit in (*module, *skip_units) for exponent in exponents[unit]]
         residual = sum(sum(exponents[unit]) for unit in module)
-        skipped = sum(sum(exponents[unit]) for unit in beside) + sum(exponents[unit][1] for unit in shared)
+        skipped = sum(sum(exponents[unit]) for unit in skip_units) + sum(exponents[unit][1] for unit in shared)
         if max(map(abs, (*factors, residual, skipped))) <= ORDINARY:
             continue
-        for unit in (*module, *beside):
+        for unit in (*module, *skip_units):
             weight_exponents[unit], scale_exponents[unit] = exponents[unit]
         branches[block] = torch.tensor([skipped, residual])
     if not branches.any() and not weight_exponents.any() and not scale_exponents.any():
@@ -145,7 +145,7 @@ def divided(tables: Tables) -> Divided:
 
 
 def multiplied(norms: Tensor, gradients: Tensor, exponents: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the results of a walk through the divided network, multiplied by powers of two.
+    """Return the results of a backward pass through the divided network, multiplied by powers of two.
 
     Args:
         norms: float64 [P, B]

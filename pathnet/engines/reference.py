@@ -1,7 +1,7 @@
 """The reference engine: autograd through each block, for any model and device, in float32 or float64.
 
-It is the truth that the other engines are held to, so it is as plain as can be: one vector-Jacobian product a
-path and branch.
+It is the truth that the other engines are held to, so it is as plain as can be: one vector-Jacobian product
+per path and branch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["FrozenBlock", "ReferenceEngine", "ReferencePrepared", "ReferenceWalk
 
 
 class ReferenceEngine:
-    """Walks by ``torch.autograd.grad`` through one block at a time, its branches computed anew."""
+    """Passes by ``torch.autograd.grad`` through one block at a time, recomputing its branches."""
 
     name = "reference"
     device_type: str | None = None
@@ -42,11 +42,11 @@ class ReferenceEngine:
 
 @dataclass(frozen=True)
 class ReferencePrepared:
-    """The network's blocks, as they are."""
+    """The network's blocks, unchanged."""
 
     blocks: Sequence[Block]
 
-    def most_routings(self, y0: Tensor) -> int | None:
+    def max_routings(self, y0: Tensor) -> int | None:
         return None
 
     def record(self, y0: Tensor) -> tuple[Tensor, ReferenceWalk]:
@@ -67,15 +67,14 @@ class ReferenceWalk:
 
     Attributes:
         tensors: ``y_0`` to ``y_{n-1}``.
-        output_bytes: bytes of ``y_n``, which the walk does not keep.
+        output_bytes: bytes of ``y_n``, which the record does not keep.
     """
 
     blocks: Sequence[Block]
     tensors: Sequence[Tensor]
     output_bytes: int
 
-    @property
-    def most_routings(self) -> int | None:
+    def max_routings(self) -> int | None:
         return max(1, chunks.CHUNK_BYTES // max(1, self.output_bytes, *(tensor.nbytes for tensor in self.tensors)))
 
     def routed_backward(self, start: ScaledGradient, routing: Tensor) -> ScaledGradient:
@@ -109,15 +108,15 @@ def _through(
 ) -> ScaledGradient:
     """Return one block's routed vector-Jacobian products, from its output to its input.
 
-    Inside the block nothing is rescaled. A gradient of which hardly anything is left, or which is not finite, goes
-    through once more, lifted or lowered by a power of two: a block may shrink it by 2^200 in float32.
+    Inside the block nothing is rescaled. A gradient that nearly vanishes, or is not finite, goes through once more,
+    lifted or lowered by a power of two: a block may shrink it by 2^200 in float32.
 
     Args:
         grads: scaled gradients at the output: mantissa [P, B, ...], exponent int32 [P, B] or [P, 1].
         coefficients: (a, c) or (a, c, gate) for each of the P gradients.
 
     Returns:
-        Scaled gradients at the input, the largest magnitudes brought to [1/2, 1).
+        Scaled gradients at the input, the largest magnitudes scaled to [1/2, 1).
     """
     mantissas, exponents = grads
     x = x.detach().requires_grad_()
@@ -217,8 +216,8 @@ class FrozenPostBlock(Block):
 def freeze(net: ResidualNet, bits: Sequence[Sequence[Tensor]]) -> ResidualNet:
     """Return the network as the affine map that it is around one recorded batch, in float64.
 
-    The reference walks on it in place of the network when it judges another engine's walk: on the bits that
-    the other engine recorded, since one flipped bit would otherwise outweigh all rounding.
+    The reference runs on it in place of the network when it judges another engine, with the ReLU bits that the other
+    engine recorded, since one flipped bit would otherwise outweigh all rounding.
 
     Args:
         net: a network in evaluation mode, every block with a form that fused engines know.

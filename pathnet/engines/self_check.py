@@ -1,7 +1,7 @@
-"""A check of an engine against the reference, once a process for the networks of one form, before their first use.
+"""Check an engine against the reference, once per process and set of block forms, before first use.
 
 The check runs the kernels that the network itself will run, on a small network of the network's distinct blocks with
-random weights. It takes few images, and small ones where that changes no kernel: less memory than the network's.
+random weights. It needs little memory: it uses a few images, smaller than the network's if they run the same kernels.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from pathnet.models.residual_net import Block, Form, ResidualNet
 from pathnet.recording import BatchNormMode, Precision, snapshot
 from pathnet.scaling import ScaledGradient
 
-__all__ = ["Ahead", "FusedEngine", "disagreement", "trial_run"]
+__all__ = ["FusedEngine", "Precompile", "disagreement", "trial_run"]
 
 TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 2e-2}
 """Maximum relative error of a sample's norm."""
 
-LEAST_VALUES = 45
-"""Minimum number of values of a channel where statistics are a batch's: with fewer, rounding is what they leave of a
-gradient."""
+MIN_VALUES = 45
+"""Minimum number of values per channel in BN mode ``batch``; with fewer, the gradient is mostly rounding error."""
 
-MOST_PIXELS = 128
+MAX_PIXELS = 128
 """Maximum number of pixels in a tile. Kernels whose tiles hold several small images are compiled for the images'
 number of pixels, rounded up to a power of two."""
 
-Ahead = Callable[[Callable[[], object]], object]
-"""Compiles what a piece of work launches, before it runs; see `pathnet.engines.triton.ahead.compile_for`."""
+Precompile = Callable[[Callable[[], object]], object]
+"""A function that compiles the kernels a callable will launch, without running them; see
+`pathnet.engines.triton.ahead.compile_for`."""
 
 _reasons: dict[Hashable, str | None] = {}
 """The reasons found in this process, by engine and form."""
 
 
 class FusedWalk(Walk, Protocol):
-    """A walk that keeps the ReLU bits."""
+    """A record that keeps the ReLU bits."""
 
     def bits(self) -> list[list[Tensor]]:
-        """Return the recorded ReLU bits, ``[block][ReLU]``, bool [B, C, H, W]; of post-activation blocks the join's
-        last."""
+        """Return the recorded ReLU bits, ``[block][ReLU]``, bool [B, C, H, W]; for post-activation blocks
+        the join's bits come last."""
 
 
 class FusedPrepared(Prepared, Protocol):
@@ -56,7 +56,7 @@ class FusedPrepared(Prepared, Protocol):
 
 
 class FusedEngine(Engine, Protocol):
-    """An engine with kernels of its own, whose walks can be judged on the ReLU bits that they keep."""
+    """An engine with its own kernels, which is checked on the ReLU bits that its records keep."""
 
     def prepare(self, job: Job) -> FusedPrepared: ...
 
@@ -90,13 +90,14 @@ class _Results:
     outputs: Tensor
 
 
-def disagreement(engine: FusedEngine, job: Job, ahead: Ahead | None = None, small: bool = True) -> str | None:
-    """Return what is wrong with the engine on blocks of the network's forms, or None; checked once a process for the
-    same forms.
+def disagreement(
+    engine: FusedEngine, job: Job, precompile: Precompile | None = None, small: bool = True
+) -> str | None:
+    """Return how the engine disagrees with the reference on the job's block forms, or None; cached per process.
 
     Args:
         job: the job whose blocks are copied.
-        ahead: compiles what a piece of the engine's work launches, before it runs.
+        precompile: compiles the engine's kernels before the check runs them.
         small: whether images smaller than the network's may run the same kernels.
     """
     blocks = _distinct(job.net)
@@ -104,12 +105,12 @@ def disagreement(engine: FusedEngine, job: Job, ahead: Ahead | None = None, smal
     shape = _small_shape(blocks, job.y0_shape) if small else (channels, height, width)
     key = engine.name, tuple(map(_key_of, blocks)), shape, job.bn, job.precision, job.device
     if key not in _reasons:
-        _reasons[key] = _check(engine, _trial(blocks, job.bn, shape), job, ahead)
+        _reasons[key] = _check(engine, _trial(blocks, job.bn, shape), job, precompile)
     return _reasons[key]
 
 
 def trial_run(engine: FusedEngine, job: Job) -> Callable[[], object]:
-    """Return the engine's part of its check, which judges nothing: for compiling ahead what it launches."""
+    """Return the engine's half of the check as a callable, to compile its kernels ahead of time."""
     blocks = _distinct(job.net)
     trial = _trial(blocks, job.bn, _small_shape(blocks, job.y0_shape))
     return lambda: _run(engine, trial, job)
@@ -164,7 +165,7 @@ def _pixel_classes(strides: Sequence[int], height: int, width: int) -> list[int]
     classes = []
     for stride in (1, *strides):
         height, width = -(-height // stride), -(-width // stride)
-        classes.append(min(MOST_PIXELS, 1 << (height * width - 1).bit_length()))
+        classes.append(min(MAX_PIXELS, 1 << (height * width - 1).bit_length()))
     return classes
 
 
@@ -175,7 +176,7 @@ def _trial(blocks: Sequence[Block], bn: BatchNormMode, shape: tuple[int, int, in
         net = snapshot(ResidualNet(nn.Identity(), copies, nn.Identity()), bn, torch.float32)
         with torch.no_grad():
             out_shape = net(torch.zeros(2, *shape)).shape[1:]
-        batch = max(3, -(-LEAST_VALUES // math.prod(out_shape[1:]))) if bn == "batch" else 3
+        batch = max(3, -(-MIN_VALUES // math.prod(out_shape[1:]))) if bn == "batch" else 3
         y0, grad, routing = torch.randn(batch, *shape), torch.randn(batch, *out_shape), torch.randn(4, net.n, 2)
         exponent = torch.zeros(batch if bn == "running" else 1, dtype=torch.int32)
     # Both branches, then each branch of each block alone.
@@ -184,7 +185,7 @@ def _trial(blocks: Sequence[Block], bn: BatchNormMode, shape: tuple[int, int, in
         routing[1 + parity, parity::2, 1] = 0.0
         routing[1 + parity, 1 - parity :: 2, 0] = 0.0
     if post_activation(net):
-        # A skip alone is above zero: a negative coefficient would leave nothing behind the sum's ReLU to compare.
+        # A skip alone is above zero: a negative coefficient would leave nothing to compare after the sum's ReLU.
         routing[..., 0].abs_()
     return _Trial(net, bn, y0, ScaledGradient(grad, exponent), routing)
 
@@ -207,18 +208,18 @@ def _randomize(block: Block) -> Block:
     return block
 
 
-def _check(engine: FusedEngine, trial: _Trial, job: Job, ahead: Ahead | None) -> str | None:
+def _check(engine: FusedEngine, trial: _Trial, job: Job, precompile: Precompile | None) -> str | None:
     def work() -> _Results:
         return _run(engine, trial, job)
 
     try:
-        if ahead is not None:
-            ahead(work)
+        if precompile is not None:
+            precompile(work)
         error = _largest_error(trial, work())
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as failure:
-        return f"its check of itself failed ({(str(failure).splitlines() or [type(failure).__name__])[0]})"
+        return f"its self-check failed ({(str(failure).splitlines() or [type(failure).__name__])[0]})"
     if not error <= TOLERANCE[job.precision]:
         return f"it disagrees with the reference on a small input (relative error {error:.1g} in {job.precision})"
     return None
@@ -267,6 +268,6 @@ def _norms_of(tensors: Tensor) -> Tensor:
 
 
 def _relative(difference: Tensor, expected: Tensor) -> Tensor:
-    """Return [], the largest relative difference; an absolute one where 0 is expected, as of a sample whose ReLUs let
-    nothing through."""
+    """Return [], the largest relative difference; an absolute one where 0 is expected, as for a sample whose ReLUs
+    let nothing through."""
     return (difference.abs() / expected.where(expected > 0, 1.0)).max()

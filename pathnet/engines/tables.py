@@ -1,9 +1,9 @@
 """Networks of BN-ReLU-conv units as the tables that native engines read.
 
-A post-activation network goes into the same tables seen from sum to sum: a block's join is the ReLU of the next
-block's first unit, which has no BN, and its skip lies behind that ReLU; the network's first unit has no ReLU. In BN
-mode ``running`` the last BN of a module, and a projection's, go into their convolution's weights and a bias; in
-``batch`` they have rows of their own.
+Post-activation networks use the same tables, with block boundaries at the additions: the ReLU after an addition is
+the ReLU of the next block's first unit, which has no BN, and that block's skip starts after this ReLU; the network's
+first unit has no ReLU. In BN mode ``running`` the last BN of a module, and a projection's, are folded into the
+preceding convolution's weights and a bias; in ``batch`` each is a row without a convolution.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ __all__ = [
 ]
 
 GROUP = 16
-"""Number of channels whose ReLU bits lie together."""
+"""Number of channels whose ReLU bits are stored together."""
 
 
 class Skip(IntEnum):
-    """The kinds of skip connections; the activated ones lie behind the first unit's ReLU."""
+    """The kinds of skip connections; the activated ones start after the first unit's ReLU."""
 
     IDENTITY = 0
     PROJECTION = 1
@@ -87,17 +87,17 @@ class UnitColumn(IntEnum):
 
 @dataclass(frozen=True)
 class Tables:
-    """A network's blocks and units, one a row, and the numbers that their offsets point to.
+    """A network as integer tables, one row per block and per unit, and the parameters that they index.
 
     Attributes:
         blocks: int64 [n, 10], see `BlockColumn`.
-        units: int64 [U, 12], see `UnitColumn`; bits lie unit after unit, as the cpu engine records them.
+        units: int64 [U, 12], see `UnitColumn`; bits are stored unit after unit, as the cpu engine records them.
         weights: float32, the convolutions' weights one after the other.
         scales: float32, BN's factor for each channel of each unit's input, unit after unit: in BN mode ``running``
             weight / deviation, in ``batch`` the weight.
-        shifts: float32, the summand of BN, in the same order.
-        epsilons: float32 [U], BN's summand of the variance; 0 where there is no BN.
-        biases: float32, unit after unit the summand behind its convolution [out]; empty where there is none.
+        shifts: float32, BN's shift, in the same order.
+        epsilons: float32 [U], BN's epsilon; 0 where there is no BN.
+        biases: float32, unit after unit the bias added after its convolution [out]; empty where there is none.
     """
 
     blocks: Tensor
@@ -113,7 +113,7 @@ def tables(net: ResidualNet, bn: BatchNormMode, y0_shape: Sequence[int]) -> Tabl
     """Return the tables of a network, on the CPU.
 
     Args:
-        net: a network of which `pathnet.engines.forms.unsupported_form` finds nothing.
+        net: a network for which `pathnet.engines.forms.unsupported_form` returns None.
         y0_shape: [C, H, W], the shape of its first block's input.
     """
     builder, shape = _Builder(bn), tuple(y0_shape)
@@ -125,7 +125,7 @@ def tables(net: ResidualNet, bn: BatchNormMode, y0_shape: Sequence[int]) -> Tabl
 
 
 Norm = tuple[int, float]
-"""The offset of a BN's factors, and its summand of the variance."""
+"""The offset of a BN's factors, and its epsilon."""
 
 NO_BN: Norm = (-1, 0.0)
 
@@ -192,7 +192,7 @@ class _Builder:
     def _add_post_batch(
         self, form: PostActivationForm, shape: tuple[int, ...], relu: bool
     ) -> tuple[tuple[int, ...], int]:
-        """Add and return the same where BN takes batch statistics, whose mean removes a convolution's bias."""
+        """Like `_add_post_running`, for batch statistics: their mean cancels the convolution's bias."""
         out, norm = shape, NO_BN
         for position, (conv, bn) in enumerate(zip(form.convs, form.bns, strict=True)):
             out = self._add_conv(conv, conv.weight, out, norm, relu or position > 0)
@@ -248,7 +248,7 @@ class _Builder:
 
 
 def affine_behind(conv: nn.Conv2d, bn: nn.BatchNorm2d | None, mode: BatchNormMode) -> tuple[Tensor, Tensor]:
-    """Return the affine map of a BN behind a convolution, the convolution's bias included: factors and summands.
+    """Return the affine map of a BN after a convolution, including the convolution's bias: factors and shifts.
 
     Both are float32 [out], on the CPU. Without BN they are 1 and the bias.
     """
@@ -265,7 +265,7 @@ def scaled(weight: Tensor, factor: Tensor) -> Tensor:
 
 
 def _affine(bn: nn.BatchNorm2d, mode: BatchNormMode) -> tuple[Tensor, Tensor]:
-    """Return BN's factors and summands, float32 [C] each, in mode ``running`` its statistics included."""
+    """Return BN's factors and shifts, float32 [C] each; in mode ``running`` they include its statistics."""
     weight, bias = (
         torch.full((bn.num_features,), default) if parameter is None else parameter.detach().cpu().double()
         for parameter, default in ((bn.weight, 1.0), (bn.bias, 0.0))

@@ -1,4 +1,4 @@
-"""Copies from the host to a device that do not wait."""
+"""Copies from the host to a device without synchronisation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ __all__ = ["to_device"]
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Return a copy that waits for no work on the device, as a copy of pageable memory would."""
+    """Copy to a device without synchronising.
+
+    Host tensors are pinned first, since a copy from pageable memory would wait for the device.
+    """
     if values.device == device:
         return values
     pinned = device.type == "cuda" and values.device.type == "cpu"

@@ -39,7 +39,7 @@ class Clock:
         return self.now
 
     def work(self, seconds: float) -> Callable[[], None]:
-        """Return a work that takes so many seconds."""
+        """Return a work that takes ``seconds`` seconds."""
 
         def pass_() -> None:
             self.now += seconds

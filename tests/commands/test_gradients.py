@@ -87,7 +87,7 @@ def test_figures_draws_again_from_the_folder(run: Path) -> None:
         (["--data", "/nowhere"], ["data: expected digits, synthetic or an existing folder", "/nowhere"]),
         (["--weights", "/nowhere.safetensors"], ["weights: /nowhere.safetensors is not a readable"]),
         (["--run", "/dev/null/run"], ["/dev/null/run"]),
-        (["--engine", "cuda", "--device", "cpu"], ["engine: 'cuda' cannot serve"]),
+        (["--engine", "cuda", "--device", "cpu"], ["engine: expected one that serves this job, got 'cuda'"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
 )

@@ -1,4 +1,4 @@
-"""Sums by length along 54 blocks, as a polynomial, and of coefficients that lie far apart."""
+"""Sums by length along 54 blocks, as a polynomial, and of coefficients that are far apart."""
 
 from __future__ import annotations
 

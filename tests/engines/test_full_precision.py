@@ -1,6 +1,6 @@
 """Full precision, whatever PyTorch's switches say, and the switches restored afterwards.
 
-Each case runs in a process of its own: a switch cannot always be restored.
+Each case runs in a separate process: a switch cannot always be restored.
 """
 
 from __future__ import annotations

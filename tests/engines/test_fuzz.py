@@ -1,7 +1,7 @@
 """Every public function and constructor, one argument at a time of a wrong kind or range: it returns, or refuses the
 argument by its name.
 
-``PATHNET_FUZZ=5000`` runs another, independent round of so many calls, seeded by ``PATHNET_FUZZ_SEED``; ``-s`` shows
+``PATHNET_FUZZ=5000`` runs another, independent round of 5000 calls, seeded by ``PATHNET_FUZZ_SEED``; ``-s`` shows
 the counts of its outcomes.
 """
 
@@ -81,7 +81,7 @@ RESULTS = {
     *(training.Epoch, signed.Judgement, models.FusedForm, models.PostActivationForm, models.Unit, models.Block),
     *(data.Images, engines.Engine),
 }
-"""Classes that the library itself constructs, and interfaces: nobody calls their constructors with values."""
+"""Classes that the library itself constructs, and interfaces: no caller passes values to their constructors."""
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
-"""With two threads the fault strikes elsewhere, and not where it is looked for."""
+"""The environment of the fault. With two threads it strikes elsewhere, where the test does not look for it."""
 
 CHECKED_HEAP = {"LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"}
 """glibc's own: it ends a process that has written beyond a block as soon as the block is given back."""

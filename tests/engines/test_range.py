@@ -21,7 +21,8 @@ from pathnet.engines.tables import UnitColumn, tables
 from pathnet.models import ResidualNet
 
 GROWTH = {"running": 20, "batch": 0}
-"""What grows on top of a bias in BN mode ``batch`` leaves nothing of what is normalised there, in no float32 pass."""
+"""Exponents of growth by BN mode. None in ``batch``: values that grow on top of a bias would leave nothing of the
+normalised ones in float32."""
 
 needs_cpu = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 

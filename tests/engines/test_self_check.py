@@ -1,4 +1,4 @@
-"""An engine's check of itself: its blocks and images, the errors it notices, its resources."""
+"""An engine's self-check: its blocks and images, the errors it notices, its resources."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_networks_own_weights_do_not_count(precision: Precision) -> None:
 
 @on_the_twin
 def test_a_routing_that_nothing_comes_through_is_no_disagreement() -> None:
-    """Use one channel and a few pixels, where a whole block's sum may lie below zero."""
+    """Use one channel and a few pixels, where a whole block's sum may be below zero."""
     blocks = [PreactBlock(1, (3, 3), (2, 1), 1, "pad"), PreactBlock(1, (3, 3), (3, 3), 2, "projection")]
     net = ResidualNet(torch.nn.Identity(), blocks, torch.nn.Identity())
     trial = self_check._trial(self_check._distinct(net), "running", (1, 1, 5))
@@ -176,7 +176,7 @@ def test_an_engine_that_fails_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(CudaWalk, "norms", fails)
     said = check(preact_resnet(8, 4), (4, 8, 8))
-    assert said == "its check of itself failed (an illegal memory access was encountered)"
+    assert said == "its self-check failed (an illegal memory access was encountered)"
 
 
 @on_the_twin
@@ -235,7 +235,5 @@ def test_what_is_to_be_got_ready_is_the_work_itself() -> None:
         done.append("ready")
 
     net = snapshot(preact_resnet(8, 4), "running", torch.float32)
-    assert (
-        self_check.disagreement(Engine(), job_of(net, (4, 8, 8)), ahead) == "its check of itself failed (no further)"
-    )
+    assert self_check.disagreement(Engine(), job_of(net, (4, 8, 8)), ahead) == "its self-check failed (no further)"
     assert done == ["work", "ready", "work"]

@@ -163,4 +163,4 @@ SMALL = [
     Case("bottleneck-pad-3", 11, block="bottleneck", shortcut="pad", width=3, side=5, batch=2),
     Case("bottleneck-projection-6", 20, block="bottleneck", width=3, side=6, batch=2),
 ]
-"""Networks of at most 6 blocks, so that brute force can walk all paths."""
+"""Networks of at most 6 blocks, so brute force can compute all paths."""

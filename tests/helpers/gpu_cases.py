@@ -46,7 +46,7 @@ class GpuCase:
 
 
 def chain(channels: int, blocks: Sequence[Block], relu: bool = False) -> ResidualNet:
-    """Return the blocks behind a convolution, with a ReLU between for post-activation blocks."""
+    """Return the blocks after a convolution, with a ReLU between for post-activation blocks."""
     stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False))
     if relu:
         stem.append(nn.ReLU())
@@ -134,7 +134,7 @@ CASES = [
     GpuCase("post-basic", post_basic, 9, 13, 14, (("running", "bfloat16"),)),
     GpuCase("post-bottlenecks", post_bottlenecks, 10, 9, 16, (("batch", "float32"),)),
 ]
-"""Networks of at most 6 blocks, so that brute force can compute all paths."""
+"""Networks of at most 6 blocks, so brute force can compute all paths."""
 
 DEEP = Case("resnet-110", 110, width=16, side=32, batch=16)
 

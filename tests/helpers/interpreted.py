@@ -42,7 +42,7 @@ def walk_of(tape: pathnet.Tape) -> TritonWalk:
 
 
 def small_net(seed: int, blocks: int = 3) -> tuple[ResidualNet, Tensor, Tensor]:
-    """Return the first network from a seed on that is of a measured kind and has at most so many blocks."""
+    """Return the first network from a seed on that is of a measured kind and has at most that many blocks."""
     for measured_seed in range(100 * seed, 100 * seed + 100):
         net, images, labels = measured_net(measured_seed, small=True)
         if net.n <= blocks:

@@ -1,4 +1,4 @@
-"""A program with walks of the cpu engine that signals interrupt; `test_interrupted_walks` runs it.
+"""A program with passes of the cpu engine that signals interrupt; `test_interrupted_walks` runs it.
 
     python tests/helpers/interrupted.py FUNCTION [ARGUMENT]
 
@@ -35,7 +35,7 @@ Call = Callable[[], Tensor]
 
 
 def network() -> ResidualNet:
-    """Return a network of many blocks, whose walks are long and need little memory."""
+    """Return a network of many blocks, whose passes are long and need little memory."""
     torch.manual_seed(0)
     blocks = [PreactBlock(CHANNELS, (3, 3), (CHANNELS, CHANNELS), 1, "projection") for _ in range(BLOCKS)]
     for block in blocks:
@@ -80,11 +80,11 @@ class Walks:
 
 
 SMALL = {"norms": 16, "sums": 2, "outputs": 8, "record": 16}
-"""Number of paths, images, routings and images of a walk of some tenths of a second."""
+"""Number of paths, images, routings and images of a pass of some tenths of a second."""
 
 
 def sized(walk: Callable[[int], Call], count: int, seconds: float) -> Call:
-    """Return a walk that takes ``seconds``, sized by the time that ``count`` items take."""
+    """Return a pass that takes ``seconds``, sized by the time that ``count`` items take."""
     call = walk(count)
     call()
     began = time.perf_counter()
@@ -123,7 +123,7 @@ def stopped(call: Callable[[], object], kind: signal.Signals, expected: type[Bas
 
 
 def interrupt(bn: str) -> dict[str, Any]:
-    """Return each walk's delay of Ctrl-C in seconds, and whether the recorder then returns the same numbers."""
+    """Return each pass's delay of Ctrl-C in seconds, and whether the recorder then returns the same numbers."""
     walks, delays, same = Walks(bn), {}, True
     # The record of such a batch would take too much memory in BN mode `batch`.
     for name in [name for name in SMALL if bn == "running" or name != "record"]:
@@ -135,7 +135,7 @@ def interrupt(bn: str) -> dict[str, Any]:
 
 
 def returning() -> dict[str, Any]:
-    """Return the calls of a returning handler within one walk of each kind, and whether they changed a number."""
+    """Return the calls of a returning handler within one pass of each kind, and whether they changed a number."""
     within, calls, same = Walks("running"), 0, True
     tiny: list[float] = []
 
@@ -175,7 +175,7 @@ def raising() -> dict[str, Any]:
 
 
 def elsewhere() -> dict[str, Any]:
-    """Return the delay of Ctrl-C in the main thread while another thread walks, and whether that is undisturbed."""
+    """Return the delay of Ctrl-C in the main thread, and whether another thread's pass is undisturbed."""
     walks, results = Walks("running"), []
     call = sized(walks.norms, SMALL["norms"], 4.0)
     undisturbed, done = call(), threading.Event()

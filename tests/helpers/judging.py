@@ -1,4 +1,4 @@
-"""Judgement of an engine's walks by the reference, on the same record; random networks for the cuda engine."""
+"""Judgement of an engine's passes by the reference, on the same record; random networks for the cuda engine."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ TOLERANCES = {
 
 
 def reference_walk(tape: pathnet.Tape) -> tuple[Walk, ScaledGradient]:
-    """Return the reference's walk on the tape's ReLU bits, in float64, and the gradient that the tape's walks start
-    from."""
+    """Return the reference's record with the tape's ReLU bits, in float64, and the tape's gradient at ``y_n``."""
     record = tape._record
     recorded: Any = record.walk
     frozen, y0 = freeze(record.net, recorded.bits()), record.y0.double()
@@ -42,7 +41,7 @@ def reference_walk(tape: pathnet.Tape) -> tuple[Walk, ScaledGradient]:
 
 
 def truth(tape: pathnet.Tape, routing: Tensor) -> ScaledGradient:
-    """Return the reference's scaled walk on the tape's ReLU bits and incoming gradient."""
+    """Return the reference's scaled pass on the tape's ReLU bits and incoming gradient."""
     walk, start = reference_walk(tape)
     return walk.routed_backward(start, routing.to(tape._record.start.mantissa).double())
 
@@ -50,7 +49,7 @@ def truth(tape: pathnet.Tape, routing: Tensor) -> ScaledGradient:
 def truth_sums(tape: pathnet.Tape, routing: Tensor) -> ScaledGradient:
     """Return the scaled sums by length under one routing [n, 2].
 
-    For small networks they are sums over all paths; for others the reference walks on the tape's record.
+    For small networks they are sums over all paths; for others the reference runs on the tape's record.
     """
     if tape.n > 6:
         walk, start = reference_walk(tape)

@@ -60,7 +60,7 @@ def added_up(n: int, walked: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def tree(net: ResidualNet, images: Tensor, labels: Tensor, bn: str) -> list[Tensor]:
-    """The gradients at ``y_0`` along all paths in the order of `enumerate_all`, shared by paths that end alike."""
+    """Return the gradients at ``y_0`` along all paths, in the order of `enumerate_all`; paths share common tails."""
     exact = in_float64(net, bn)
     points = [exact.stem(images.double()).detach()]
     for block in exact:
@@ -105,7 +105,7 @@ class Scalar(Block):
 
 
 def scalars(weights: Sequence[float], batch: int = 3) -> tuple[ResidualNet, Tensor, Tensor]:
-    """A network whose modules are numbers; the gradient of the loss at its output is one everywhere."""
+    """Return a network whose modules are numbers; the gradient of the loss at its output is one everywhere."""
     net = ResidualNet(nn.Identity(), [Scalar(weight) for weight in weights], nn.Flatten(0))
     return net, torch.ones(batch, 1, 1, 1), torch.zeros(batch)
 

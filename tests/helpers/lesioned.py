@@ -44,7 +44,7 @@ def with_modules_times(net: ResidualNet, factor: float) -> ResidualNet:
 
 @torch.no_grad()
 def labelled_by(net: ResidualNet, images: Data) -> Data:
-    """Label the test images by the intact network, so that a lesion's errors are the answers that it changes.
+    """Label the test images by the intact network, so a lesion's errors are the answers that it changes.
 
     The network's outputs are centred and scaled first, because a random network gives every image the same answer.
     """

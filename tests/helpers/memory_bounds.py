@@ -28,7 +28,7 @@ def watch(monkeypatch: Any) -> None:
         known = np.zeros(len(places), dtype=bool)
         for begin, end in tensors:
             known |= (places >= begin) & (places + size <= end)
-        assert known.all(), f"{(~known).sum()} of {len(places)} places lie outside of all tensors"
+        assert known.all(), f"{(~known).sum()} of {len(places)} places are outside of all tensors"
 
     def create_masked_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
         check(pointers, mask)

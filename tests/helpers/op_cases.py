@@ -16,7 +16,7 @@ from pathnet.engines.cpu import ops
 from pathnet.recording import BatchNormMode
 
 Packing = tuple[bool, BatchNormMode]
-"""Whether a plan is packed for walks back, and the BN mode."""
+"""True for plans packed for backward passes, and the BN mode."""
 
 PACKED: list[Packing] = [(True, "running"), (True, "batch"), (False, "running"), (False, "batch")]
 WALKS: dict[str, Packing] = {
@@ -35,7 +35,7 @@ def pack(plan: Plan, packing: Packing) -> Tensor:
 
 
 def arguments(name: str, plan: Plan, record: bool = False) -> dict[str, Any]:
-    """Return the arguments of a walk by name."""
+    """Return the arguments of a pass by name."""
     backward, bn = WALKS[name]
     if not backward:
         values = plan.forward_arguments(bn, record)
@@ -55,7 +55,7 @@ def two_blocks() -> Plan:
 
 @functools.cache
 def closed_plan() -> Plan:
-    """Return a block that ends in a projection with its BN, behind no ReLU, and one behind it with an identity."""
+    """Return a block that ends in a projection with its BN, after no ReLU, and one after it with an identity."""
     shape, out = (3, 9, 7), (6, 5, 4)
     blocks = torch.tensor([[0, 1, PROJECTION, 2, *shape, *out], [4, 1, ACTIVATED, -1, *out, *out]])
     ends = [*out, *out, 0, 1, 0]

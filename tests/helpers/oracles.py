@@ -42,7 +42,7 @@ def forward_gradient(
 def detach_loop(
     net: ResidualNet, images: Tensor, labels: Tensor, path: Tensor, bn: str = "running", at: str = "y0"
 ) -> Tensor:
-    """Return one path's gradient: the ordinary forward pass, with the branch beside the path detached."""
+    """Return one path's gradient: the ordinary forward pass, with the branch next to the path detached."""
 
     def route(i: int, skip: Tensor, residual: Tensor) -> Tensor:
         return skip.detach() + residual if path[i] else skip + residual.detach()

@@ -1,4 +1,4 @@
-"""The results of walks along a plan, in float64, by autograd through plain convolutions that share no code with the
+"""The results of passes along a plan, in float64, by autograd through plain convolutions that share no code with the
 kernels."""
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def in_terms(x: Tensor, terms: int) -> Tensor:
 
 
 def truth_back(plan: Plan, bn: str, terms: int = 0) -> Tensor:
-    """Return float64 [P, B, C, H, W]: the walks back, by autograd through the linear map of the plan at its record.
+    """Return float64 [P, B, C, H, W]: backward passes by autograd through the linear map of the plan at its record.
 
     Args:
         terms: number of bfloat16 terms to which weights, and gradients that enter a convolution, are rounded; 0 for
@@ -159,7 +159,7 @@ def _walk(
         else:
             pads = kind in (PAD, ACTIVATED_PAD)
             stride = math.prod(plan.units[first : first + count, 7].tolist()) if pads else 1
-            # A skip behind the ReLU starts from the output of the unit's BN, which is the identity there.
+            # A skip after the ReLU starts from the output of the unit's BN, which is the identity there.
             passed = entered if kind in (ACTIVATED, ACTIVATED_PAD) else y
             skip = F.pad(passed[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, residual.shape[1] - y.shape[1]))
         y = a * skip + c * residual

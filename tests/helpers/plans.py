@@ -1,4 +1,4 @@
-"""A network with everything that walks through it take, as arguments of the cpu engine's ops."""
+"""A network and the inputs of passes through it, as arguments of the cpu engine's ops."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ BEFORE_RELU, BEHIND_RELU = (IDENTITY, PROJECTION, PAD), (PROJECTION, ACTIVATED, 
 
 @dataclass(frozen=True)
 class Plan:
-    """A network's tables and the other arguments of walks through it; see `pathnet.engines.cpu.ops`.
+    """A network's tables and the other arguments of passes through it; see `pathnet.engines.cpu.ops`.
 
-    ``bits`` and ``normalized``, float64 [B, C, H, W] of each unit, are as random as the weights: a walk back is a
+    ``bits`` and ``normalized``, float64 [B, C, H, W] of each unit, are as random as the weights: a backward pass is a
     linear map for any of them.
     """
 
@@ -55,7 +55,7 @@ class Plan:
         return replace(self, bits=bits, normalized=normalized, y0=self.y0[:0], grad=self.grad[:0])
 
     def relu_bits(self) -> Tensor:
-        """Return uint8 [B, bytes]: of each unit [H, W, groups], two bytes each, the first channel lowest."""
+        """Return uint8 [B, bytes]: for each unit [H, W, groups], two bytes each, the first channel lowest."""
         rows = torch.zeros(len(self.y0), bits_size(self.units), dtype=torch.uint8)
         for unit, bits in zip(self.units.tolist(), self.bits, strict=True):
             if bits is not None:
@@ -103,7 +103,7 @@ def walked(plan: Plan, bn: str, bf16: bool = False) -> tuple[Tensor, Tensor]:
 
 
 def by_pixel(x: Tensor) -> Tensor:
-    """Return [B, H, W, C filled up with zeros to groups of 16] from [B, C, H, W]."""
+    """Return [B, H, W, C zero-padded to groups of 16] from [B, C, H, W]."""
     return F.pad(x.permute(0, 2, 3, 1), (0, -x.shape[1] % GROUP))
 
 

@@ -35,7 +35,7 @@ def random_plan(seed: int, wide: bool = False, kinds: Sequence[int] = BEFORE_REL
 
     Args:
         wide: up to 70 channels in one or two blocks, sides of 1 to 19 and 32; otherwise up to 8, sides of 1 to 11.
-        kinds: kinds of skips. If they lie behind the ReLU, networks of some heights begin without one.
+        kinds: kinds of skips. If they start after the ReLU, networks of some heights begin without one.
         closed: whether a BN ends each branch, and none precedes its first convolution.
     """
     rng = np.random.default_rng(seed)
@@ -111,7 +111,7 @@ def plan_of(rng: np.random.Generator, batch: int, blocks: Tensor, rows: list[lis
     scales, shifts = floats(rng.normal(size=scale_end)), floats(rng.normal(size=scale_end))
     for first, _, kind, *_ in blocks.tolist():
         if kind in (ACTIVATED, ACTIVATED_PAD) and first not in begins:
-            # What lies behind such a block's first ReLU lies behind that alone.
+            # A skip that starts after such a block's first ReLU follows only that.
             begin = units[first][UnitColumn.SCALES]
             part = slice(begin, begin + units[first][UnitColumn.CHANNELS])
             scales[part], shifts[part] = 1, 0

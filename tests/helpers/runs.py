@@ -34,7 +34,7 @@ def write_run(
     """Write a run of networks of ten classes.
 
     Args:
-        folder: of the run.
+        folder: that of the run.
         experiment: name of the driver.
         kinds: by kind of network, its number of blocks and the blocks that change the shape.
         rows: the measurements.

@@ -101,7 +101,7 @@ def walk(net: ResidualNet, bn: BatchNormMode, batch: int, side: int) -> None:
 
 
 def beside_the_check(net: ResidualNet, bn: BatchNormMode, side: int) -> dict[str, Any]:
-    """Return the number of kernels of the engine's check of itself, and the names of those that the network adds."""
+    """Return the number of kernels of the engine's self-check, and the names of those that the network adds."""
     channels = net.stem_weight().shape[0]
     work = trial_run(TritonEngine(), job(net, bn, channels, side))
     checked = ahead.missing_for(work)

@@ -1,7 +1,7 @@
 """Compiles the triton engine's kernels for GPUs that are not there, and prints a report as JSON.
 
 A program of its own, since Triton decides on import whether it interprets. `triton_drive` runs the engine with
-tensors on the CPU, and `triton_recorder` notes the kernels that Triton was about to compile, so that signatures,
+tensors on the CPU, and `triton_recorder` notes the kernels that Triton was about to compile, so signatures,
 constants and alignments are those of a real run. Compiled kernels are cached below build/.
 
 Compiling all of them would take minutes, so `compile_all` chooses, for each of `TARGETS`, the launch of each kernel,
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-# The package and the helpers beside this file, whichever are installed.
+# The package and the helpers next to this file, whichever are installed.
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "triton"))
 # A fifth of the time; the report needs no source lines.
@@ -88,7 +88,7 @@ def amd_usage(assembly: str) -> dict[str, int]:
 def nvidia_usage(index: int, asm: dict[str, Any]) -> dict[str, Any]:
     """Return the resources of the machine code, and counts of its instructions.
 
-    Tensor-core instructions are counted in PTX. Disassembly takes half as long as compilation, so that only one
+    Tensor-core instructions are counted in PTX. Disassembly takes half as long as compilation, so only one
     kernel of a kind and target is disassembled.
     """
     maxima = len(re.findall(r"\bmax\.(?:ftz\.)?f32\b", asm["ptx"]))
@@ -164,7 +164,7 @@ def compile_all() -> dict[str, Any]:
         unused[name] = [tile_name for tile_name, tile in tiles(by_warp) if id(tile) not in launched]
     RECORDER.become(TARGETS["sm_90"])
     WANTED.append(too_large())
-    # Forked, so that both processes have `WANTED`.
+    # Forked: both processes then have `WANTED`.
     with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
         *kernels, spilling = pool.map(compiled, range(len(WANTED)))
     by_target = {

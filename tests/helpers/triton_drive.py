@@ -30,7 +30,7 @@ def drive() -> None:
     """Launch all kernels that are to be compiled.
 
     In a backward pass, launches in BN mode ``batch`` use the most registers, those that end both branches above all.
-    ``deep`` has every form of them for three widths; ``shallow``, without stride-1 blocks behind the first stage,
+    ``deep`` has every form of them for three widths; ``shallow``, without stride-1 blocks after the first stage,
     suffices for the other modes, and single blocks for post-activation ones. A forward pass multiplies float32 in any
     precision, and uses the most registers where it saves x_hat, as in training.
     """

@@ -45,7 +45,7 @@ GPU = os.environ.get("PATHNET_GPU")
 
 
 FEW = 57344
-"""Bytes that every network here gets along with: less than any GPU has, so that small images take windows too."""
+"""Bytes that suffice for every network here: less than any GPU has, so small images use windows too."""
 
 
 def taking_turns(seeds: int, all_seeds: int) -> pytest.MarkDecorator:

@@ -1,4 +1,4 @@
-"""The plans that every instruction set walks, and how far off a walk may be."""
+"""The plans that every instruction set runs, and the tolerances of passes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EMULATED_SEEDS = 6
 
 
 FEWEST_VALUES = 8
-"""Fewest values of a channel for statistics of a batch: of two, mean and variance leave only rounding errors."""
+"""Minimum number of values per channel for batch statistics; mean and variance of two leave only rounding errors."""
 
 
 def seeds(isa: str) -> range:
@@ -34,7 +34,7 @@ def seeds(isa: str) -> range:
 
 @functools.cache
 def plan(seed: int, wide: bool, behind_relu: bool = False, bn: str = "running") -> Plan:
-    """Return a random plan. Skips behind the ReLU are those of closed blocks in BN mode ``batch``."""
+    """Return a random plan. Skips after the ReLU are those of closed blocks in BN mode ``batch``."""
     kinds = BEHIND_RELU if behind_relu else BEFORE_RELU
     return random_plan(seed, wide, kinds, closed=behind_relu and bn == "batch")
 
@@ -64,7 +64,7 @@ def terms_of(isa: str, bf16: bool) -> int:
 
 
 def admitted(expected: Tensor, rounded: Tensor, bn: str, terms: int) -> Tensor:
-    """Return float64 [P, B] or [P, 1], the largest errors that a walk may have; ``rounded`` is the float64 walk with
+    """Return float64 [P, B] or [P, 1], the largest errors that a pass may have; ``rounded`` is the float64 pass with
     that many terms."""
     floor = (2.0**-7 if terms == 1 else FLOAT32_WALK) * sizes(expected, bn)
     return floor if terms == 0 else floor + ROUNDED_WALK * sizes(rounded - expected, bn)

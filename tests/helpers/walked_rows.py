@@ -1,7 +1,7 @@
 """Runs a plan's rows with small random matrices in place of kernels, and the same passes routing by routing.
 
-Stored values and the means that are subtracted later are apart, as in the kernels: a state lies in a slot, its means
-beside it, and its reader subtracts them with the x_hat of the unit whose means the state awaits.
+Stored values and the means that are subtracted later are apart, as in the kernels: a state is in a slot, its means
+next to it, and its reader subtracts them with the x_hat of the unit whose means the state awaits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SIZE = 3
 
 
 class Maps:
-    """Matrices of every block: for each unit, for the skip and for each BN behind it, and for each BN's means."""
+    """Matrices of every block: for each unit, for the skip and for each BN after it, and for each BN's means."""
 
     def __init__(self, blocks: Sequence[FusedBlock], seed: int) -> None:
         rng = np.random.default_rng(seed)

@@ -226,7 +226,7 @@ def test_initial_gates_depend_on_their_bias_alone() -> None:
 
 def test_the_reference_runs_gates_with_a_warning_why_other_engines_cannot() -> None:
     net, (images, labels) = network(), batch()
-    with pytest.warns(RuntimeWarning, match="engine reference serves, since .*block 1 has no fused form"):
+    with pytest.warns(RuntimeWarning, match="'reference' was chosen; .*block 1 has no fused form"):
         assert pathnet.record(net, images, labels).engine == "reference"
 
 

@@ -6,8 +6,8 @@
 // channels) stay in tile registers; each step loads one tile of weights and four of the source for four products:
 // five loads of 8 cycles against 64 cycles of products. With two terms it is two and eight loads for twelve products.
 //
-// The weights of 16 target channels are the outer loop: 18 KB at 64 source channels, so that they stay in the first
-// level of cache for all rows of all samples. Rows of 8 pixels share tiles, five a sample: a product takes its 16
+// The weights of 16 target channels are the outer loop: 18 KB at 64 source channels, so they stay in the first
+// level of cache for all rows of all samples. Rows of 8 pixels share tiles, five per sample: a product takes its 16
 // cycles for a tile of 8 rows too, since it waits for the weights.
 //
 // The clock limits that rate: with numbers other than zero in the tiles it falls from 3.8 to 3.1 or 3.3 GHz while the
@@ -111,7 +111,7 @@ class Tiles {
 inline void stores_are_done() { asm volatile("" ::: "memory"); }
 
 // Tiles 0 to 3 are sums, 4 and 5 alternate for the source, 6 and 7 hold weights: of alternating steps, or the two
-// terms of one. A product has a latency of 52 cycles and takes the unit for 16, so that products of one tile of sums
+// terms of one. A product has a latency of 52 cycles and takes the unit for 16, so products of one tile of sums
 // are kept apart.
 //
 // After more than about 130 products without a store of a tile, the next such store costs 1,000 cycles more

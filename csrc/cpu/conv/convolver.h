@@ -1,5 +1,5 @@
-// The convolvers of the instruction set that this file is compiled for: of the walk forward, and of the walk back in
-// float32 precision and with bf16 numbers.
+// The convolvers of the instruction set that this file is compiled for: for forward passes, and for backward passes
+// in float32 precision and with bf16 numbers.
 #pragma once
 
 #include "amx.h"
@@ -10,8 +10,8 @@ namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
-// Forward in float32 itself: a ReLU bit that rounding flips is worth more than all rounding of the walks back, and
-// one forward serves them all.
+// Forward in float32 itself: a ReLU bit that rounding flips is worth more than all rounding of the backward passes,
+// and one forward serves them all.
 using ForwardConvolver = WinogradConvolver<FloatProduct>;
 
 #if defined(__AMX_BF16__)

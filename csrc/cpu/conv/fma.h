@@ -2,7 +2,7 @@
 //
 // A tile keeps X pixels times V vectors of target channels in registers. For every source channel it takes T vectors
 // of weights (V of each) for T neighbouring taps, and X + T - 1 source numbers, each spread over a vector once and
-// used by all its taps: with X = 8, V = 2, T = 3 that is 16 loads for 48 multiply-adds, so that the multiply-adds are
+// used by all its taps: with X = 8, V = 2, T = 3 that is 16 loads for 48 multiply-adds, so the multiply-adds are
 // the limit also where a processor loads only one whole vector a cycle. 16 accumulators, 6 weights and one number
 // make 23 of the 32 registers of AVX-512; with 16 registers X = 8, V = 1, T = 3 takes 12.
 #pragma once
@@ -105,7 +105,7 @@ struct DirectConvolver {
   static int64_t operand_channels(const Image& image) { return image.padded(); }
   static void put(float* operand, int64_t, Vector value) { store(operand, value); }
 
-  // In elements: every tap of every pass has the weights of all pairs of channels, target channels filled up.
+  // In elements: every tap of every pass has the weights of all pairs of channels, target channels padded.
   static int64_t packed_size(const Convolution& convolution) {
     int64_t taps = 0;
     for (const Pass& pass : convolution.passes) taps += int64_t(pass.runs.size()) * pass.taps;

@@ -3,10 +3,10 @@
 // that float32 stays as accurate as in a direct convolution, to a small factor.
 //
 // A patch of 4x4 source pixels gives 2x2 target pixels. Up to 16 patches go together: their 16
-// transformed images lie [position][patch][channel], each position is a matrix product of patches by channels with
+// transformed images are [position][patch][channel], each position is a matrix product of patches by channels with
 // its weights, and the inverse transform gives rows of sums as in other convolvers. With 16 channels
 // and 16 patches the transformed images and the products are 16 KB each, in the first level of cache; the weights of
-// 64 channels (256 KB) come from the second, 8 bytes a cycle.
+// 64 channels (256 KB) come from the second, 8 bytes per cycle.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,7 @@ namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
 // The product of transformed numbers: of floats, or of pairs of bf16 numbers at twice the rate where the processor
-// has that product. Rounding to bf16 behind the transform has 1.6 times the error of rounding before it.
+// has that product. Rounding to bf16 after the transform has 1.6 times the error of rounding before it.
 struct FloatProduct {
   using Number = float;
   using Weight = Vector;

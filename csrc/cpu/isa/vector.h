@@ -70,9 +70,9 @@ inline float largest_lane(Vector a) {
   return largest;
 }
 
-// Flushes denormal numbers to zero in this thread while it lives: they are a hundred times slower, and lie 2^-100
-// below the largest element of a gradient, which walks back keep rescaling. Forward passes keep them, since ReLU bits
-// depend on them.
+// Flushes denormal numbers to zero in this thread while it lives: they are a hundred times slower, and are 2^-100
+// below the largest element of a gradient, which backward passes keep rescaling. Forward passes keep them, since ReLU
+// bits depend on them.
 class FlushDenormals {
  public:
 #if defined(__x86_64__)

@@ -1,6 +1,7 @@
-// Walks gradients back along routings, BN mode `batch`.
+// The backward pass along routings, BN mode `batch`; block_backward_batch.h holds the convolutions,
+// batch_norm_backward.h the BN step.
 //
-// Routings that agree from the walk's beginning on share that part of it: the gradients of a step are those at one
+// Routings that agree from the beginning of the pass share that part of it: the gradients of a step are those at one
 // depth of the routings' prefix tree. As many routings as fit into memory go together, as a tile.
 #pragma once
 
@@ -22,7 +23,7 @@ class BackwardBatch {
         routings_(walk.routing, walk.routings, walk.plan.block_count, Direction::kBackward, team) {}
 
   void run() {
-    // Before and behind a block, and two inside it.
+    // Four batch gradients per routing: one on each side of a block, and two inside it.
     const int64_t tile = context_.tile(4);
     for (int64_t first = 0; first < routings_.count(); first += tile) {
       run_tile(first, std::min(first + tile, routings_.count()));
@@ -38,7 +39,7 @@ class BackwardBatch {
     ends_.write(nodes, [&](int64_t position) { return routings_.routing(position); });
   }
 
-  // Splits each node's routings by their coefficients at the next block, and walks the block.
+  // Splits each node's routings by their coefficients at the next block, and runs the block.
   std::vector<SharedResult> step(const std::vector<SharedResult>& nodes, int64_t depth) {
     const int64_t b = network().plan.block_count - 1 - depth;
     const Block& block = network().block(b);
@@ -65,7 +66,7 @@ class BackwardBatch {
       }
     }
     if (targets.empty()) return next;
-    // Behind an identity skip the last convolution finishes its source; any other reader needs it finished.
+    // With an identity skip the last convolution finishes its source; any other reader needs it finished.
     if (needs_finished) {
       std::vector<SharedGradient> sources;
       for (const SharedGradient& target : targets) sources.push_back(target->from);

@@ -1,4 +1,4 @@
-// Shared by all steps of a walk back in BN mode `batch`: the network, the record, and each thread's images.
+// Shared by all steps of a backward pass in BN mode `batch`: the network, the record, and each thread's images.
 #pragma once
 
 #include <algorithm>
@@ -43,12 +43,12 @@ class BackwardContext {
     return network.bits(u, walk.plan.relu_bits + s * network.plan.bits_stride);
   }
 
-  // The normalized inputs of unit u.
+  // The normalised inputs of unit u.
   const float* normalized(int64_t u, int64_t s) const {
     return walk.normalized + starts[u] + s * network.inputs[u].dense();
   }
 
-  // How many of the gradients that a step holds fit into kTileOfWalksBytes, where each takes `batches` batches.
+  // Returns how many routings fit into kTileOfWalksBytes, if each holds `batches` batch gradients.
   int64_t tile(int64_t batches) const {
     const int64_t bytes = batches * walk.batch * largest * int64_t(sizeof(float));
     return std::max<int64_t>(1, kTileOfWalksBytes / bytes);
@@ -64,7 +64,7 @@ class BackwardContext {
   Benches<Convolver> benches;
 
  private:
-  // Bytes of the gradients of a tile of walks; memory does not grow with the number of routings.
+  // Bytes of the gradients of a tile of routings; memory does not grow with the number of routings.
   static constexpr int64_t kTileOfWalksBytes = int64_t(256) << 20;
 
   template <class Size>

@@ -1,8 +1,8 @@
-// Walks gradients from the last block's output to the first block's input, BN mode `running`.
+// The backward pass along routings, from the last block's output to the first block's input, BN mode `running`.
 //
 // A thread carries a few samples along some routings. A sample's gradient is one image, updated block by block in
 // place, and the gradient inside a residual module is another: in stage 1 of the paper's networks (16 channels, 32 x
-// 32) 74 KB each, so that they stay in the second level of cache. Stage 3's weights (147 KB a convolution in float32,
+// 32) 74 KB each, so they stay in the second level of cache. Stage 3's weights (147 KB per convolution in float32,
 // 5 MB in all) do not, and are read once for all samples of the group. A module reads only weights and ReLU bits from
 // memory.
 //
@@ -130,8 +130,8 @@ class BackwardRunning {
   }
   const uint8_t* bits(int64_t s) const { return network_.plan.relu_bits + (first_ + s) * network_.plan.bits_stride; }
 
-  // Brings a gradient whose largest element has left the range back into it. `encode_anyway`: whether the operand is
-  // still to be made from main.
+  // Brings a gradient whose largest element has left the range back into it. `encode_anyway`: whether to encode the
+  // operand even if nothing was rescaled.
   void settle(int64_t end, int64_t s, float largest, bool encode_anyway) {
     State& state = states_[s];
     state.largest = largest;

@@ -1,6 +1,7 @@
-// Shared by the walks of BN mode `batch`. There a batch is one object: every convolution runs over the whole batch,
-// sample by sample in parallel, and ends in sums over it, so that a walk is a chain of parallel steps. Images of the
-// whole batch lie without borders, one sample after the other; a thread adds the border when it convolves a sample.
+// Shared by the passes of BN mode `batch`. There a batch is one object: every convolution runs over the whole batch,
+// sample by sample in parallel, and ends in sums over it, so a pass is a chain of parallel steps. Images of the
+// whole batch are stored without borders, one sample after the other; a thread adds the border when it convolves a
+// sample.
 //
 // Sums over the batch add up each sample's sums, in the samples' order: they are equal for any number of threads.
 #pragma once
@@ -40,8 +41,8 @@ class Benches {
   std::vector<Buffers<Convolver>> benches_;
 };
 
-// Calls work(worker, sample, walk) for every sample and each of `width` walks that go together. Samples are
-// outermost, since all walks read the same normalized activations.
+// Calls work(worker, sample, walk) for every sample and each of `width` passes that go together. Samples are
+// outermost, since all passes read the same normalised activations.
 template <class Work>
 void for_each_sample(const Team& team, int64_t batch, int64_t width, const Work& work) {
   take_in_turn(team, batch * width, [&](int worker, const auto& next, int64_t count) {

@@ -1,4 +1,4 @@
-// The two ends of a walk back in BN mode `batch`: the gradient that it starts from, and its results.
+// The two ends of a backward pass in BN mode `batch`: the gradient that it starts from, and its results.
 #pragma once
 
 #include <algorithm>

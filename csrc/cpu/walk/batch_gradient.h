@@ -36,8 +36,8 @@ class BatchPool {
   std::vector<float*> free_;
 };
 
-// The batch's gradient at a block's input. It stays unfinished until its first reader: its parts are known with the
-// block's last sums, and whoever reads a sample first finishes it then, while it goes through the cache anyway.
+// The batch's gradient at a block's input. Completed lazily: the first reader of a sample computes it from its parts,
+// which are known with the block's last sums, while the sample is in cache anyway.
 struct BatchGradient {
   Batch values;
   int32_t exponent;
@@ -52,7 +52,7 @@ struct BatchGradient {
   Batch h, h_next;
   std::vector<float> sums;        // [sample][two][channels]
   std::vector<float> means;       // [two][channels]: sum(h) / N and sum(h x) / N
-  std::vector<float> skip_means;  // the same behind a projection that a BN ends, whose h is the gradient itself
+  std::vector<float> skip_means;  // likewise of the BN after a projection, whose h is the gradient itself
 };
 using SharedGradient = std::shared_ptr<BatchGradient>;
 

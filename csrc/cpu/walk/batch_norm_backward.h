@@ -1,6 +1,6 @@
 // The backward pass through a BN that took the batch's statistics.
 //
-// With h the gradient at its output (masked by the ReLU bits), x its normalized input and N the values of a channel,
+// With h the gradient at its output (masked by the ReLU bits), x its normalised input and N the values of a channel,
 // the gradient at its input is scale * (h - sum(h) / N - x * sum(h x) / N).
 #pragma once
 
@@ -72,7 +72,7 @@ class BatchNormBackward {
     h += s * image.dense();
     const float* x = context_.normalized(u, s);
     const float* scales = context_.walk.plan.scales + context_.network.unit(u).scale_offset;
-    // The inner loop is over pixels, so that the channels' factors stay in registers.
+    // The inner loop is over pixels, to keep the channels' factors in registers.
     alignas(64) float factors[kLanes];
     for (int64_t y = 0; y < image.height; ++y) {
       for (int64_t c = 0; c < padded; c += kLanes) {

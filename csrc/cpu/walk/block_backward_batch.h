@@ -1,4 +1,4 @@
-// One block's routed Jacobian for several gradients of the batch at once, BN mode `batch`.
+// One block's routed vector-Jacobian product for several gradients of the batch at once, BN mode `batch`.
 //
 // A convolution writes h, the gradient at the output of the BN before it, and each sample's two sums; the next one
 // computes its operand from h and x as it reads them. So a convolution reads its gradient once and writes one, and x
@@ -27,7 +27,7 @@ class BlockBackwardBatch {
                      GradientFinisher<Convolver>& finisher)
       : context_(context), norms_(norms), finisher_(finisher) {}
 
-  // Walks block b: `targets` are the gradients at its input, with the sources at its output and coefficients. It
+  // Runs block b: `targets` are the gradients at its input, with the sources at its output and coefficients. It
   // leaves them unfinished.
   void walk(int64_t b, const std::vector<SharedGradient>& targets) {
     const Block& block = network().block(b);
@@ -90,7 +90,7 @@ class BlockBackwardBatch {
   void convolve(int64_t b, int64_t u, const std::vector<SharedGradient>& targets) {
     const Block& block = network().block(b);
     const bool last = u == block.module_end() - 1, first = u == block.first_unit;
-    // The last unit's targets of one source go together, so that one thread finishes the source.
+    // The last unit's targets of one source go together: one thread then finishes the source.
     std::vector<Group> groups;
     for (const SharedGradient& target : targets) {
       if (target->c == 0.0f && !(first && block.skip == kProjection && target->a != 0.0f)) continue;
@@ -106,8 +106,8 @@ class BlockBackwardBatch {
     if (groups.empty()) return;
     convolve_groups(b, u, last, groups);
     if (last) {
-      // Results from a source that had left the range are computed again, now that it is back: it happens every few
-      // dozen blocks, and so two modules never have to fit into float32 at once.
+      // If the source had left the range, recompute from the rescaled source. This happens every few dozen blocks,
+      // and keeps the product of two modules out of float32.
       std::vector<Group> again;
       for (const Group& group : groups) {
         if (!group[0]->from->finished && finisher_.conclude(*group[0]->from)) again.push_back(group);
@@ -170,7 +170,7 @@ class BlockBackwardBatch {
     Convolver::run(network().convolutions[u], context_.packed[u], &operand, 1, epilogue);
   }
 
-  // Has the epilogue fetch h and the normalized inputs that the next sample's operand is computed from.
+  // Has the epilogue fetch h and the normalised inputs that the next sample's operand is computed from.
   void look_ahead(int64_t u, const BatchGradient& source, bool reads_gradient, int64_t s,
                   ReducedEpilogue& epilogue) const {
     const int64_t next = context_.next(s);

@@ -1,4 +1,5 @@
-// One block's routed Jacobian for a few images at once, BN mode `running`: the step of all walks back.
+// One block's routed vector-Jacobian product for a few images at once, BN mode `running`: the step of all backward
+// passes.
 #pragma once
 
 #include "walker.h"

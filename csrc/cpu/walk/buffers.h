@@ -1,4 +1,4 @@
-// The images that one thread works on: allocated on first use, and kept for the whole walk.
+// The images that one thread works on: allocated on first use, and kept for the whole pass.
 #pragma once
 
 #include <cstdint>

@@ -23,7 +23,7 @@ struct Pixels {
   int64_t bordered, dense, step;
 };
 
-// The gradient at a ReLU's input, for the next convolution of the walk back.
+// The gradient at a ReLU's input, for the next convolution of the backward pass.
 template <class Convolver>
 struct Masked {
   const Image& image;
@@ -49,17 +49,15 @@ struct Masked {
 
 // Adds up a block's branches, and finds the largest magnitude of the target. Old and target may be the same memory; a
 // null old counts as zero.
-//   kBack:    target = bits * (coefficient * sums) + old_coefficient * old. A skip behind the ReLU has its old masked
-//   by
-//             the bits too. The operand may be null.
-//   forward:  target = coefficient * (sums + bias) + old_coefficient * old. A skip behind the ReLU takes the ReLU of
-//   old.
-//             A null bias counts as zero.
+// Backward: target = bits * coefficient * sums + old_coefficient * old; with behind_relu, `old` is masked by the bits
+// as well. The operand may be null.
+// Forward: target = coefficient * (sums + bias) + old_coefficient * old; with behind_relu, `old` is relu(old). A null
+// bias counts as zero.
 template <class Convolver, bool kBack>
 struct Join {
   const Image& image;
   bool behind_relu;
-  const float* bias;  // filled up to the image's padded channels
+  const float* bias;  // padded to the image's padded channels
   float coefficients[kMostSamples], old_coefficients[kMostSamples];
   float* targets[kMostSamples];
   const float* olds[kMostSamples];
@@ -109,12 +107,12 @@ struct Join {
   }
 };
 
-// max(least, scale * sums + shift), for the next convolution of the walk forward, and its ReLU bits, unless those are
+// max(least, scale * sums + shift), for the next convolution of the forward pass, and its ReLU bits, unless those are
 // null.
 template <class Convolver>
 struct Activated {
   const Image& image;
-  const float* scales;  // filled up to the image's padded channels
+  const float* scales;  // padded to the image's padded channels
   const float* shifts;
   float least;
   typename Convolver::Element* operands[kMostSamples];

@@ -1,5 +1,5 @@
-// Walks batches forward, BN mode `batch`: each BN takes mean and variance over the batch and all pixels. A routing
-// (a lesion) changes the statistics of everything behind it, so that routings are walked one after the other.
+// The forward pass under routings, BN mode `batch`: each BN uses mean and variance over the batch and all pixels. A
+// routing (a lesion) changes the statistics of everything after it, so routings run one after the other.
 //
 // In a closed block a BN comes between the last convolution and the addition: the convolution's sums wait in a
 // separate batch until their statistics are known.
@@ -16,7 +16,7 @@ namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
-// One BN with its statistics, channels filled up with zeros.
+// One BN with its statistics, channels zero-padded.
 struct Normalization {
   std::vector<float> means, inverse_deviations, weights, biases;
 
@@ -28,7 +28,7 @@ struct Normalization {
   }
 };
 
-// max(least, weight * normalized + bias), as the next convolution reads it; and the normalized values and the ReLU
+// max(least, weight * normalised + bias), as the next convolution reads it; and the normalised values and the ReLU
 // bits, unless those are null.
 template <class Convolver>
 struct Normalized {
@@ -159,7 +159,7 @@ class ForwardBatch {
     std::swap(main_, next_);
   }
 
-  // Runs a convolution behind unit u's BN and ReLU, and measures its sums.
+  // Runs a convolution after unit u's BN and ReLU, and measures its sums.
   void sum_up(int64_t u, int64_t convolution, const Large& source, const Large& target) {
     const Image in = without_border(network_.inputs[u]),
                 out = without_border(network_.convolutions[convolution].target);
@@ -240,7 +240,7 @@ class ForwardBatch {
       float centre[kLanes];
       for (int lane = 0; lane < kLanes; ++lane) {
         means[channel + lane] /= double(pixels);
-        // A mean rounded to float, so that sums and squares are of the same distances.
+        // A mean rounded to float: sums and squares are then of the same distances.
         centre[lane] = float(means[channel + lane]);
         means[channel + lane] = centre[lane];
       }

@@ -1,9 +1,9 @@
-// Walks batches forward from the first block's input to the last block's output, BN mode `running`: the network
+// The forward pass from the first block's input to the last block's output, BN mode `running`: the network
 // itself, whose ReLU bits are recorded, or routings of it (lesions).
 //
-// As in the walk back, a thread carries a few samples along some routings, with one image that runs from block to
-// block and two inside the modules. BN and ReLU are applied to a convolution's sums while they are in cache, so that
-// memory keeps no activations: of a sample only its ReLU bits, 129 KB for ResNet-110.
+// As in the backward pass, a thread processes a few samples along some routings, with one image that goes from block
+// to block and two inside the modules. BN and ReLU are applied to a convolution's sums while they are in cache, so
+// memory keeps no activations, only each sample's ReLU bits, 129 KB for ResNet-110.
 #pragma once
 
 #include <algorithm>
@@ -15,10 +15,10 @@ namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
-// BN's factors and shifts of each unit's channels, and the convolutions' biases, filled up with zeros.
+// BN's factors and shifts of each unit's channels, and the convolutions' biases, zero-padded.
 class Affines {
  public:
-  // `biases` lie unit after unit; null for none.
+  // `biases` are stored unit after unit; null for none.
   Affines(const Network& network, const float* scales, const float* shifts, const float* biases) {
     for (size_t u = 0; u < network.inputs.size(); ++u) {
       const Image& image = network.inputs[u];
@@ -91,7 +91,7 @@ class ForwardRunning {
     if (c != 0.0f || (block.skip == kProjection && a != 0.0f)) activate(block.first_unit, b, begin, count, sources);
     for (int64_t i = 0; i < count; ++i) {
       const float* source = main(b, begin + i);
-      // The first convolution reads the result of `activate`, so that the source may be overwritten.
+      // The first convolution reads the result of `activate`, so the source may be overwritten.
       if (!identity) which_[begin + i] = same ? 1 - which_[begin + i] : 0;
       join.targets[i] = main(b + 1, begin + i);
       join.olds[i] = identity && a != 0.0f ? source : nullptr;

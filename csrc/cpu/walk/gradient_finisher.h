@@ -31,8 +31,8 @@ class GradientFinisher {
     for (const SharedGradient& gradient : unfinished) conclude(*gradient);
   }
 
-  // Gives the values memory, before the first sample is finished: that of the gradient before the block, where nobody
-  // else reads it.
+  // Gives the values memory, before the first sample is finished: that of the gradient before the block, where
+  // nothing else reads it.
   void make_room(BatchGradient& gradient) {
     if (gradient.values) return;
     const bool alone = gradient.skip_from.use_count() == 1 && network().block(gradient.block).skips_by_identity();
@@ -85,8 +85,7 @@ class GradientFinisher {
     gradient.largest[s] = largest_lane(most);
   }
 
-  // Ends a gradient after its last sample. Returns whether it had left the range, and was multiplied by a power of
-  // two.
+  // Ends a gradient after its last sample. Returns whether it had left the range and was rescaled by a power of two.
   bool conclude(BatchGradient& gradient) {
     constexpr float kLeast = 0x1p-30f, kMost = 0x1p30f;
     gradient.finished = true;

@@ -1,6 +1,6 @@
 // Memory for a whole batch, aligned to a line of the cache and not set to zero.
 //
-// In the system's plain pages: those of 2 MB made no walk faster, and where memory is in pieces the system gathers
+// In the system's plain pages: those of 2 MB made no pass faster, and where memory is in pieces the system gathers
 // them on first touch, which took up to a second for what one recorded batch keeps.
 #pragma once
 

@@ -1,5 +1,4 @@
-// The epilogue of a transposed convolution in BN mode `batch`: it masks the gradient, and sums it up for the BN
-// before.
+// The epilogue of a transposed convolution in BN mode `batch`: masks the gradient, and sums it for the BN before.
 #pragma once
 
 #include "epilogues.h"
@@ -19,8 +18,7 @@ struct ReducedEpilogue {
   const uint8_t* bits;
   const float* normalized;  // not read without sums
   float* h;
-  // [padded channels] of this sample: sum(h) and sum(h x). Null where another convolution adds to h, or no BN
-  // follows.
+  // [padded channels] of this sample: sum(h) and sum(h x). Null if another convolution adds to h, or no BN follows.
   float *sums, *products;
   // Inputs of the next sample, fetched while this one computes; null for none.
   const float* ahead[2] = {nullptr, nullptr};

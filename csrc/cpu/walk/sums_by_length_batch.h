@@ -1,8 +1,8 @@
-// Walks all paths back at once, BN mode `batch`: the sums by length of the gradients of all 2^n paths.
+// The backward pass along all paths at once, BN mode `batch`: the sums by length of the gradients of all 2^n paths.
 //
-// The walk is that along routings, with coefficients of powers of x in place of routings: the gradients through a
-// block's skip and through its module are those of G_k and of G_{k-1}. From the highest power on, a tile of them at a
-// time is walked through the block and finished, so that memory holds n + 1 gradients and those of a tile.
+// The pass is that along routings, with coefficients of powers of x in place of routings: the gradients through a
+// block's skip and through its module are those of G_k and of G_{k-1}. From the highest power on, one tile of them at
+// a time passes through the block and is finished, so memory holds n + 1 gradients and those of a tile.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +22,7 @@ class SumsByLengthBatch {
   SumsByLengthBatch(const BackwardBatchWalk& walk, const Team& team) : context_(walk, team) {}
 
   void run() {
-    // Two inside a block, and a third while one unit follows another.
+    // Three batch gradients per coefficient: two inside a block, and a third while one unit follows another.
     const int64_t tile = context_.tile(3);
     std::vector<SharedGradient> sums = {ends_.start()};
     for (int64_t b = context_.network.plan.block_count - 1; b >= 0; --b) sums = step(std::move(sums), b, tile);

@@ -1,8 +1,8 @@
-// Routings walked depth first along the prefix tree of their coefficients, in the order of the walk: those that agree
-// on the first blocks are walked together until they part.
+// Routings, visited depth first along the prefix tree of their coefficients in the order of the pass: those that
+// agree on the first blocks run together until they part.
 //
 // At a fork the walker saves its state once, and restores it for every branch but the first. The branch with most
-// routings comes last and frees the saved state, so that there are never more states than log2(routings).
+// routings comes last and frees the saved state, so there are never more states than log2(routings).
 #pragma once
 
 #include <algorithm>
@@ -37,7 +37,7 @@ class Routings {
   int64_t block(int64_t depth) const { return direction_ == Direction::kForward ? depth : blocks_ - 1 - depth; }
   int64_t routing(int64_t position) const { return order_[position]; }
 
-  // The coefficients (a, c) of the block at a depth of the walk.
+  // The coefficients (a, c) of the block at a depth of the tree.
   const float* coefficients(int64_t position, int64_t depth) const {
     return routing_ + (order_[position] * blocks_ + block(depth)) * 2;
   }
@@ -107,7 +107,7 @@ std::vector<Item> make_items(const Routings& routings, int64_t batch, const Team
   return items;
 }
 
-// Walks the routings [first, last) from a depth on. The walker has samples(); together(depth), the number of samples
+// Visits the routings [first, last) from a depth on. The walker has samples(); together(depth), the number of samples
 // that fit in cache at a depth; step(depth, coefficients, first sample, last sample); save(slot); restore(slot); and
 // finish(routing).
 template <class Walker>

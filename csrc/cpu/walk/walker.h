@@ -1,4 +1,4 @@
-// Shared by the walks: groups of samples, the distribution of work to threads, and the padding skip.
+// Shared by the passes: groups of samples, the distribution of work to threads, and the padding skip.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +16,7 @@ namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
 // A fourth of the second level of cache, of which the smaller processors of today have 1 MB: there a group of samples
-// stays while it walks, beside the weights.
+// stays during the pass, next to the weights.
 constexpr int64_t kGroupBytes = 256 * 1024;
 
 // The number of samples whose gradients fit in cache together at a block.
@@ -44,7 +44,7 @@ inline double operations(const Network& network, int64_t b) {
 // Clamp minimum of a unit's activation: 0, or -inf if it has no ReLU.
 inline float least(const Unit& unit) { return unit.bits_offset < 0 ? -INFINITY : 0.0f; }
 
-// Calls work(worker, take, count) on every thread; take() gives the next of `count` items, or one beyond the last.
+// Calls work(worker, take, count) on every thread; take() returns the next of `count` items, or one beyond the last.
 template <class Work>
 void take_in_turn(const Team& team, int64_t count, const Work& work) {
   std::atomic<int64_t> next{0};
@@ -55,7 +55,7 @@ void take_in_turn(const Team& team, int64_t count, const Work& work) {
   team.run([&](int worker) { work(worker, take, count); });
 }
 
-// Walks all samples along all routings, with one walker a thread, which make() returns.
+// Runs all samples along all routings, with one walker per thread, which make() returns.
 template <class Job, class Make>
 void walk_items(const Job& job, const Team& team, const Network& network, Direction direction, const Make& make) {
   const Routings routings(job.routing, job.routings, job.plan.block_count, direction, team);

@@ -1,7 +1,7 @@
-"""The cpu engine: BN-ReLU-conv blocks and post-activation ones, of any width, in both BN modes; in C++.
+"""The cpu engine, in C++: BN-ReLU-conv and post-activation blocks of any width, in both BN modes.
 
-Thin: tables and packed weights go in, norms, gradients or outputs come out. The kernels, and the arithmetic of their
-limits, are in csrc/cpu.
+This layer only packs tables and weights, and returns norms, gradients or outputs. The kernels, and the arithmetic of
+their limits, are in csrc/cpu.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class CpuPrepared:
     Attributes:
         tables: the network's tables, without the weights.
         backward, forward: uint8, the plans as each direction's kernels read them.
-        post: whether the blocks are post-activation ones, which the kernels take from sum to sum.
-        magnitudes: the powers of two that the backward pass's factors were divided by; None where there are none.
+        post: whether the blocks are post-activation ones, whose boundaries are at the additions.
+        magnitudes: the powers of two that the backward pass's factors were divided by; None if nothing was divided.
         scale_exponents: int32, the power of two that each of ``tables.scales`` is divided by.
     """
 
@@ -74,7 +74,7 @@ class CpuPrepared:
     magnitudes: Magnitudes | None
     scale_exponents: Tensor
 
-    def most_routings(self, y0: Tensor) -> int | None:
+    def max_routings(self, y0: Tensor) -> int | None:
         return None
 
     def record(self, y0: Tensor) -> tuple[Tensor, CpuWalk]:
@@ -90,10 +90,10 @@ class CpuPrepared:
         return output.relu_() if self.post else output
 
     def _forward(self, y0: Tensor, routing: Tensor, record: bool) -> tuple[Tensor, ...]:
-        """Return the outputs, and what a walk keeps.
+        """Return the outputs, and the tensors of a record.
 
         Raises:
-            ValueError: batch statistics have one value.
+            ValueError: batch statistics over a single value.
         """
         arguments = y0.contiguous(), routing.to(y0.device).contiguous(), self.forward, record
         if self.bn == "running":
@@ -101,7 +101,7 @@ class CpuPrepared:
         units = self.tables.units
         pixels = units[:, UnitColumn.HEIGHT] * units[:, UnitColumn.WIDTH]
         if len(y0) == 1 and (pixels[units[:, UnitColumn.SCALES] >= 0] == 1).any():
-            raise ValueError("images: expected more than one value a channel for batch statistics, got one")
+            raise ValueError("images: expected more than one value per channel for batch statistics, got one")
         return ops.cpu_forward_batch(*arguments)
 
 
@@ -113,7 +113,7 @@ Op = Callable[..., Walked]
 
 @dataclass(frozen=True)
 class CpuWalk:
-    """The record of one forward pass: in BN mode ``running`` the ReLU bits alone.
+    """The record of one forward pass: in BN mode ``running`` only the ReLU bits.
 
     Attributes:
         tables, backward, magnitudes: those of the network.
@@ -136,8 +136,7 @@ class CpuWalk:
         tensors = (self.backward, self.relu_bits, self.normalized, self.scales, self.last)
         return [tensor for tensor in tensors if tensor is not None]
 
-    @property
-    def most_routings(self) -> int | None:
+    def max_routings(self) -> int | None:
         return None
 
     @property
@@ -184,8 +183,8 @@ class CpuWalk:
         return walked if shifts is None else multiplied(*walked, shifts)
 
     def bits(self) -> list[list[Tensor]]:
-        """Return the recorded ReLU bits, ``[block][ReLU]``, bool [B, C, H, W]; of post-activation blocks the join's
-        last."""
+        """Return the recorded ReLU bits, ``[block][ReLU]``, bool [B, C, H, W]; for post-activation blocks
+        the join's bits come last."""
         bits = [
             [self._unit_bits(unit) for unit in range(first, first + count) if self._has_relu(unit)]
             for first, count in self.tables.blocks[:, [BlockColumn.FIRST, BlockColumn.COUNT]].tolist()

@@ -1,4 +1,4 @@
-"""The cpu engine's native ops as typed functions, each beside its fake."""
+"""The cpu engine's native ops as typed functions, each with its fake."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ __all__ = [
 
 @interruptible
 def cpu_pack(tables: Tables, backward: bool, bn: BatchNormMode, bf16: bool) -> Tensor:
-    """Pack a network for one walk, as the cpu kernels of the selected instruction set read it.
+    """Pack a network for one kind of pass, as the cpu kernels of the selected instruction set read it.
 
-    A plan holds the tables, the packed weights and checksums. Each walk accepts only plans that were packed for it,
-    and compares the checksum of the tables. The weights, megabytes of them, are summed up here and not again.
+    A plan holds the tables, the packed weights and checksums. Each op accepts only plans that were packed for it,
+    and compares the checksum of the tables. The weights' checksum is computed here only, since they take megabytes.
 
     Args:
         tables: on the CPU. A projection has neither scales nor ReLU bits. In BN mode ``batch`` blocks may be closed:
             their first unit has no scales, and a row of kernel 0 follows that of the last unit, and that of the
             projection, for the batch normalisation that ends the branch.
         backward: whether the plan is for the backward pass along paths and the sums by length, or for forward passes.
-        bn: the BN mode of the walk. The backward pass of mode ``running`` has the scales multiplied into the weights,
+        bn: the BN mode of the pass. The backward pass of mode ``running`` has the scales multiplied into the weights,
             that of mode ``batch`` takes those of the record.
         bf16: whether the backward pass may round to bfloat16, on processors that multiply such numbers faster.
 
@@ -49,7 +49,7 @@ def cpu_pack(tables: Tables, backward: bool, bn: BatchNormMode, bf16: bool) -> T
 def pack_arguments(
     tables: Tables, backward: bool, bn: BatchNormMode, bf16: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int, bool]:
-    """Return the arguments of the op itself; ``walk`` counts as ``WalkKind`` in csrc/cpu/packed_plan.h."""
+    """Return the arguments of the op itself; ``walk`` has the values of ``WalkKind`` in csrc/cpu/packed_plan.h."""
     walk = (0 if backward else 2) + (bn == "batch")
     addends = tables.biases if bn == "running" else tables.epsilons
     return tables.blocks, tables.units, tables.weights, tables.scales, tables.shifts, addends, walk, bf16
@@ -76,24 +76,24 @@ def cpu_backward_running(
 
     A unit is ``y = conv(relu(s * x + t))``, with batch normalisation by running statistics as the affine map. A
     gradient whose largest magnitude leaves 2^-20 to 2^20 is multiplied by a power of two, which its exponent keeps;
-    what is denormal in ``grad`` itself counts as zero.
+    denormals in ``grad`` are treated as zero.
 
     Args:
         grad: float32 [B, C_n, H_n, W_n], at the output of the last block; its value is ``grad * 2**exponent``.
         exponent: int32 [B]
         routing: float32 [P, n, 2], the (a, c) of every block.
-        plan: uint8, of `cpu_pack` for this walk.
-        relu_bits: uint8 [B, bytes], as `cpu_forward_running` records them: of each unit [H, W, groups of 16
+        plan: uint8, from `cpu_pack` for this kind of pass.
+        relu_bits: uint8 [B, bytes], as `cpu_forward_running` records them: for each unit [H, W, groups of 16
             channels], two bytes each, the first channel lowest.
-        gradients: whether to return the gradients beside their norms.
+        gradients: whether to return the gradients, not only their norms.
 
     Returns:
         The samples' norms, float64 [P, B]; the gradients, float32 [P, B, C_0, H_0, W_0], and their exponents,
-        int32 [P, B], or none of them (P = 0).
+        int32 [P, B]; both with a first dimension of 0 unless ``gradients``.
 
     Raises:
-        RuntimeError: an argument has another type or shape, or the plan is for another walk, for another instruction
-            set, or not as it was packed.
+        RuntimeError: an argument has another type or shape, or the plan is for another kind of pass, for another
+            instruction set, or not as it was packed.
     """
     norms, grad_input, exponent_input = torch.ops.pathnet.cpu_backward_running(
         grad, exponent, routing, plan, relu_bits, gradients
@@ -119,7 +119,7 @@ def cpu_sums_by_length_running(
 
     Returns:
         The samples' norms, float64 [n + 1, B]; the gradients, float32 [n + 1, B, C_0, H_0, W_0], and their exponents,
-        int32 [n + 1, B], or none of them (of length 0).
+        int32 [n + 1, B]; both with a first dimension of 0 unless ``gradients``.
 
     Raises:
         RuntimeError: as `cpu_backward_running`.
@@ -140,17 +140,17 @@ def _fake_cpu_sums_by_length_running(
 def cpu_forward_running(y0: Tensor, routing: Tensor, plan: Tensor, record: bool) -> tuple[Tensor, Tensor]:
     """Compute ``y <- a s(y) + c f(y)`` from the first block to the last, per routing and sample, in float32.
 
-    The tables' ``scales`` and ``shifts`` are factors and shifts of each unit's batch normalisation. Of the
-    ``biases`` those of a module's last convolution and of projections are added; others belong into ``shifts``.
+    The tables' ``scales`` and ``shifts`` are factors and shifts of each unit's batch normalisation. ``biases``
+    are added for the last convolution of a module and for projections; fold all others into ``shifts``.
 
     Args:
         y0: float32 [B, C_0, H_0, W_0]
-        routing: float32 [P, n, 2]; for a record one, that leaves no residual module out.
-        plan: uint8, of `cpu_pack` for this walk.
+        routing: float32 [P, n, 2]; to record, exactly one routing, with every residual module on.
+        plan: uint8, from `cpu_pack` for this kind of pass.
         record: whether to return the ReLU bits.
 
     Returns:
-        float32 [P, B, C_n, H_n, W_n], and the ReLU bits, uint8 [B, bytes], or none of them ([0, bytes]).
+        float32 [P, B, C_n, H_n, W_n], and the ReLU bits, uint8 [B, bytes], or [0, bytes] unless ``record``.
 
     Raises:
         RuntimeError: as `cpu_backward_running`.
@@ -175,17 +175,17 @@ def cpu_backward_batch(
     scales: Tensor,
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`cpu_backward_running` where each batch normalisation took the batch's statistics (Ioffe and Szegedy 2015).
+    """Compute what `cpu_backward_running` does, in BN mode ``batch`` (Ioffe and Szegedy 2015).
 
     Args:
         grad, routing, gradients: as for `cpu_backward_running`.
-        exponent: int32 [1]; the batch has one.
-        plan: uint8, of `cpu_pack` for this walk.
+        exponent: int32 [1], one for the batch.
+        plan: uint8, from `cpu_pack` for this kind of pass.
         relu_bits, normalized, scales: the record of `cpu_forward_batch`.
 
     Returns:
         The norms of the samples' slices, float64 [P, B]; the gradients, float32 [P, B, C_0, H_0, W_0], and their
-        exponents, int32 [P, 1], or none of them (P = 0).
+        exponents, int32 [P, 1]; both with a first dimension of 0 unless ``gradients``.
 
     Raises:
         RuntimeError: as `cpu_backward_running`.
@@ -220,7 +220,7 @@ def cpu_sums_by_length_batch(
     scales: Tensor,
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`cpu_sums_by_length_running` where each batch normalisation took the batch's statistics.
+    """Compute what `cpu_sums_by_length_running` does, in BN mode ``batch``.
 
     Args:
         routing: as for `cpu_sums_by_length_running`.
@@ -229,7 +229,7 @@ def cpu_sums_by_length_batch(
 
     Returns:
         The norms of the samples' slices, float64 [n + 1, B]; the gradients, float32 [n + 1, B, C_0, H_0, W_0], and
-        their exponents, int32 [n + 1, 1], or none of them (of length 0).
+        their exponents, int32 [n + 1, 1]; both with a first dimension of 0 unless ``gradients``.
 
     Raises:
         RuntimeError: as `cpu_backward_running`.
@@ -257,19 +257,19 @@ def _fake_cpu_sums_by_length_batch(
 def cpu_forward_batch(
     y0: Tensor, routing: Tensor, plan: Tensor, record: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`cpu_forward_running` where each batch normalisation takes the statistics of the batch under its routing.
+    """Compute what `cpu_forward_running` does, in BN mode ``batch``: each routing has its own batch statistics.
 
-    The tables' ``scales`` and ``shifts`` are weight and bias of each unit's batch normalisation, ``epsilons`` what it
-    adds to the variance.
+    The tables' ``scales`` and ``shifts`` are weight and bias of each unit's batch normalisation; ``epsilons`` are
+    added to its variance.
 
     Args:
         y0, routing, record: as for `cpu_forward_running`.
-        plan: uint8, of `cpu_pack` for this walk.
+        plan: uint8, from `cpu_pack` for this kind of pass.
 
     Returns:
-        float32 [P, B, C_n, H_n, W_n]; and the record, without which the other three have no elements: the ReLU bits,
-        uint8 [B, bytes]; the normalised inputs before weight and bias, float32, row after row [B, H, W, C filled up
-        to groups of 16]; and the factors weight / deviation, in the order of the tables' ``scales``.
+        float32 [P, B, C_n, H_n, W_n]; and the record, which has no elements unless ``record``: the ReLU bits, uint8
+        [B, bytes]; the normalised inputs before weight and bias, float32, row after row [B, H, W, C padded to
+        groups of 16]; and the factors weight / deviation, in the order of the tables' ``scales``.
 
     Raises:
         RuntimeError: as `cpu_backward_running`.

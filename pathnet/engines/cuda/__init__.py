@@ -1,7 +1,7 @@
 """The cuda engine: BN mode ``running``, basic blocks, pre-activation or post-activation, a whole path in one kernel.
 
-Thin: tables and packed weights go in, norms or gradients come out. The kernels, and the arithmetic of their limits,
-are in csrc/cuda; on CPU tensors their twin runs, which is how they are tested on machines without a GPU.
+This layer only packs tables and weights, and returns norms, gradients or outputs. The kernels, and the arithmetic of
+their limits, are in csrc/cuda; on CPU tensors their twin runs, so they can be tested on machines without a GPU.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathnet.scaling import ScaledGradient
 
 __all__ = ["CudaEngine", "CudaPrepared", "CudaWalk", "Program", "refusal"]
 
-LEAST_SHARED_BYTES = 101376
+MIN_SHARED_BYTES = 101376
 """Shared memory that a thread block may have on every GPU from compute capability 8.0 on: 99 KB."""
 
 
@@ -44,7 +44,7 @@ class CudaEngine:
         """Return the bytes of shared memory that a thread block may have."""
         if device.type != "cuda":
             return self.twin_shared_bytes
-        return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", LEAST_SHARED_BYTES)
+        return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", MIN_SHARED_BYTES)
 
     def unavailable(self) -> str | None:
         if not native.LOADED:
@@ -66,9 +66,9 @@ class CudaEngine:
         capability = torch.cuda.get_device_capability(job.device)
         if capability < (8, 0):
             name = torch.cuda.get_device_name(job.device)
-            return f"{name} is of compute capability {capability[0]}.{capability[1]}, the kernels need 8.0"
+            return f"expected compute capability 8.0 or later, got {capability[0]}.{capability[1]} ({name})"
         reason = unsupported_form(job.net, job.bn) or refusal(job, self.shared_bytes(job.device))
-        # Smaller images would lie in shared memory, and other kernels walk those.
+        # Not on smaller images: those may fit shared memory and run other kernels.
         return reason or disagreement(self, job, small=False)
 
     def prepare(self, job: Job) -> CudaPrepared:
@@ -125,7 +125,7 @@ def _programs(
 
 @dataclass(frozen=True)
 class Step:
-    """The backward pass through one block alone; ``bits`` is the place of its ReLU bits in a sample's row."""
+    """The backward pass through one block alone; ``bits`` are the bytes of its ReLU bits in a sample's row."""
 
     program: Program
     bits: slice
@@ -137,12 +137,12 @@ class CudaPrepared:
 
     Attributes:
         backward, forward: the programs of the two directions.
-        affine: float32, of each block's units the factors and shifts of their BN, and the biases behind its last
+        affine: float32, for each block the factors and shifts of its units' BN, and the biases after its last
             convolution and its projection, channels padded to a multiple of 16.
-        channels: of each block's two units' inputs, before they were padded.
-        tables, precision: what the backward pass was packed from.
-        post: whether the blocks are post-activation ones, which the kernels take from sum to sum.
-        magnitudes: the powers of two that the backward pass's factors were divided by; None where there are none.
+        channels: of the inputs of each block's two units, before padding.
+        tables, precision: the backward pass's tables and precision, from which `steps` are packed.
+        post: whether the blocks are post-activation ones, whose boundaries are at the additions.
+        magnitudes: the powers of two that the backward pass's factors were divided by; None if nothing was divided.
         shared_bytes: bytes of shared memory of a thread block, for which the programs were planned.
     """
 
@@ -182,7 +182,7 @@ class CudaPrepared:
         programs = (self.backward, self.forward)
         return [self.affine, *(t for program in programs for t in (program.host, program.device))]
 
-    def most_routings(self, y0: Tensor) -> int | None:
+    def max_routings(self, y0: Tensor) -> int | None:
         return None
 
     def record(self, y0: Tensor) -> tuple[Tensor, CudaWalk]:
@@ -225,8 +225,7 @@ class CudaWalk:
     def tensors(self) -> Sequence[Tensor]:
         return [self.relu_bits, *([] if self.last is None else [self.last]), *self.network.tensors]
 
-    @property
-    def most_routings(self) -> int | None:
+    def max_routings(self) -> int | None:
         return None
 
     @property
@@ -259,7 +258,7 @@ class CudaWalk:
     def _through_block(
         self, index: int, grads: ScaledGradient, coefficients: Sequence[tuple[float, float]]
     ) -> ScaledGradient:
-        """Walk each of the scaled gradients [g, B, C, H, W] through one block by its (a, c), in one launch."""
+        """Take each of the scaled gradients [g, B, C, H, W] back through one block by its (a, c), in one launch."""
         step, magnitudes, (mantissas, exponents) = self.network.steps[index], self.network.magnitudes, grads
         if magnitudes is not None:
             coefficients, shifts = magnitudes.of_block(index, coefficients)
@@ -273,8 +272,8 @@ class CudaWalk:
         return start if self.last is None else start._replace(mantissa=start.mantissa.where(self.last, 0.0))
 
     def bits(self) -> list[list[Tensor]]:
-        """Return the recorded ReLU bits, ``[block][ReLU]``, bool [B, C, H, W]; of post-activation blocks the join's
-        last."""
+        """Return the recorded ReLU bits, ``[block][ReLU]``, bool [B, C, H, W]; for post-activation blocks
+        the join's bits come last."""
         packed, program = self.relu_bits.cpu(), self.network.backward.host
         units = [
             [
@@ -294,7 +293,8 @@ def _launch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `ops.cuda_backward_running` does, from scaled gradients [G, B, ...] and int32 [G, B].
 
-    The schedule is computed where the routing is: on the host it takes microseconds, on a GPU it waits for nothing.
+    The schedule is computed on the routing's device: on the host it takes microseconds, on a GPU it does not
+    synchronise.
     """
     (mantissas, exponents), device = grads, grads.mantissa.device
     schedule = to_device(torch.stack([_longest_first(routing), starts]), device)

@@ -1,6 +1,6 @@
-"""The cuda engine's native ops as typed functions, each beside its fake.
+"""The cuda engine's native ops as typed functions, each with its fake.
 
-On CPU tensors the walks run the kernels' twin, which is slow and finds races between threads.
+On CPU tensors the passes run the kernels' twin, which is slow and finds races between threads.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ def cuda_pack(
     """Pack a network for the whole-path kernels of one direction.
 
     Args:
-        blocks, units, weights, scales: those of `pathnet.engines.tables.Tables`, on the CPU; the kernels have offsets
-            of the ReLU bits of their own.
+        blocks, units, weights, scales: those of `pathnet.engines.tables.Tables`, on the CPU; the kernels use their
+            own offsets of the ReLU bits.
         backward: whether to pack for the backward pass along paths, or for forward passes.
-        parts: bf16 terms a number: 1, or 2 for float32 precision (forward passes take 2).
+        parts: bf16 terms per number: 1, or 2 for float32 precision (forward passes take 2).
         shared_bytes: shared memory that a thread block may have.
 
     Returns:
         The program, int32 numbers that only the kernels read, which stays on the CPU; and for the device uint8
-        [bytes], a copy of the program and the weights behind it.
+        [bytes], a copy of the program followed by the weights.
 
     Raises:
         RuntimeError: the kernels have no form for a block (the message names it), or the tables contradict one
@@ -86,7 +86,7 @@ def cuda_bits_bytes(program: Tensor) -> int:
     """Return the bytes of a sample's row of ReLU bits.
 
     Args:
-        program: of the backward pass.
+        program: that of the backward pass.
 
     Raises:
         RuntimeError: it is another program, or none.
@@ -99,7 +99,7 @@ def cuda_unpack_bits(relu_bits: Tensor, program: Tensor, block: int, unit: int) 
 
     Args:
         relu_bits: uint8 [B, bytes], as `cuda_forward_running` records them, on the CPU.
-        program: of the backward pass.
+        program: that of the backward pass.
         block, unit: counted from 0.
 
     Raises:
@@ -130,17 +130,17 @@ def cuda_backward_running(
         exponent: int32 [G, B]
         routing: float32 [P, n, 2]
         schedule: int32 [2, P]: the order in which the kernel takes the paths, where a path that is left out is not
-            walked; and the gradient (0 to G - 1) that each path starts from.
+            computed; and the gradient (0 to G - 1) that each path starts from.
         program: int32, of `cuda_pack` for the backward pass, on the CPU.
         packed: uint8, of the same call, where the other tensors are. The twin compares its copy of the program; a
-            GPU does not, since it would have to be waited for.
-        relu_bits: uint8 [B, bytes], as `cuda_forward_running` records them; of some blocks alone, a slice of those
-            columns.
-        gradients: whether to return the gradients beside their norms.
+            GPU does not, since that would synchronise.
+        relu_bits: uint8 [B, bytes], as `cuda_forward_running` records them; for a program of some blocks alone, the
+            columns of those blocks.
+        gradients: whether to return the gradients, not only their norms.
 
     Returns:
         The samples' norms, float64 [P, B]; the gradients, float32 [P, B, C_0, H_0, W_0], and their exponents,
-        int32 [P, B], or none of them (P = 0).
+        int32 [P, B]; both with a first dimension of 0 unless ``gradients``.
 
     Raises:
         RuntimeError: an argument has another type, shape or device; the twin found a race.
@@ -177,15 +177,15 @@ def cuda_forward_running(
 
     Args:
         y0: float32 [B, C_0, H_0, W_0]
-        routing: float32 [P, n, 2]; one for a record.
+        routing: float32 [P, n, 2]; to record, exactly one routing.
         order: int32 [P], the order in which the kernel takes the routings.
         program, packed: as for `cuda_backward_running`, of `cuda_pack` for forward passes.
-        affine: float32: of each block's two units, BN's factors and then its shifts; then what is added behind the
-            block's last convolution and behind its projection; channels filled up with zeros to 16.
+        affine: float32: for each block's two units, BN's factors and then its shifts; then the biases after the
+            block's last convolution and after its projection; channels zero-padded to 16.
         record: whether to return the ReLU bits.
 
     Returns:
-        float32 [P, B, C_n, H_n, W_n], and the ReLU bits, uint8 [B, bytes], or none of them ([0, bytes]).
+        float32 [P, B, C_n, H_n, W_n], and the ReLU bits, uint8 [B, bytes], or [0, bytes] unless ``record``.
 
     Raises:
         RuntimeError: an argument has another type, shape or device; the twin found a race.

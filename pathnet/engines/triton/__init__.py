@@ -1,10 +1,17 @@
 """The triton engine: BN-ReLU-conv and post-activation blocks of any width, both BN modes, on GPUs that Triton serves.
 
-From routings to gradients: `steps` says what each routing does at every block, `schedule` which kernels a pass
-launches, and `plan` which rows they read; `routed_backward` and `routed_forward` launch one kernel for each unit
-(`dgrad`, `forward`). `replay` runs a pass as a graph where the device has graphs (`graphs`). `sums`, `folding`,
-`statistics` and `endings` complete what batch normalisation needs of a whole batch, `arrivals` reads gradients and
-norms out. `training` and `wgrad` serve `pathnet.nn`.
+The modules, in the order of a backward pass:
+
+1. `packing` packs a `network`; `recording` records a forward pass.
+2. `steps` holds what each routing does at every block, `schedule` the launches of a pass, `plan` the rows that they
+   read, and `state` their tensors on the device.
+3. `replay` runs a pass, as a graph if the device has graphs (`graphs`).
+4. `routed_backward` launches one `dgrad` kernel per unit, `routed_forward` one `forward` kernel.
+5. `sums`, `folding` (backward), `statistics` (forward) and `endings` (both) do the part of batch normalisation that
+   depends on the whole batch.
+6. `arrivals` copies the gradients or computes their norms.
+
+`training` and `wgrad` serve `pathnet.nn`.
 
 Kernels are compiled for a network's widths, kernel sizes and strides before their first use, by `ahead` on all cores;
 Triton caches them on disk. They serve images and batches of any size.
@@ -62,14 +69,14 @@ class TritonEngine:
         if reason is not None:
             return reason
 
-        def ahead(work: Callable[[], object]) -> None:
+        def precompile(work: Callable[[], object]) -> None:
             from pathnet.engines.triton.ahead import compile_for
 
             with on_device(job.device):
                 compile_for(work)
 
-        # The check launches what the network will launch, and no more, so that nothing is left to be compiled.
-        return disagreement(self, job, ahead)
+        # The check launches exactly the network's kernels, so none is left to be compiled.
+        return disagreement(self, job, precompile)
 
     def prepare(self, job: Job) -> TritonPrepared:
         from pathnet.engines.triton.recording import plan_recording
@@ -86,7 +93,7 @@ class TritonPrepared:
     recording: LaunchPlan
     graphs: Graphs = field(default_factory=Graphs)
 
-    def most_routings(self, y0: Tensor) -> int | None:
+    def max_routings(self, y0: Tensor) -> int | None:
         return replay.most_forward(self.network, self.graphs, len(y0), self.network.affine.device)
 
     def record(self, y0: Tensor) -> tuple[Tensor, TritonWalk]:
@@ -136,8 +143,7 @@ class TritonWalk:
         tensors = saved.bits, saved.normalized, saved.scales, self.last, network.affine, network.statistics, *weights
         return [tensor for tensor in tensors if tensor is not None]
 
-    @property
-    def most_routings(self) -> int | None:
+    def max_routings(self) -> int | None:
         return replay.most_backward(self.network, self.graphs, self.batch, self.saved.bits.device)
 
     def routed_backward(self, start: ScaledGradient, routing: Tensor) -> ScaledGradient:
@@ -186,8 +192,8 @@ class TritonWalk:
         return start if self.last is None else start._replace(mantissa=start.mantissa.where(self.last, 0.0))
 
     def bits(self) -> list[list[Tensor]]:
-        """Return the recorded ReLU bits, ``[block][ReLU]``, bool [B, C, H, W]; of post-activation blocks the join's
-        last."""
+        """Return the recorded ReLU bits, ``[block][ReLU]``, bool [B, C, H, W]; for post-activation blocks
+        the join's bits come last."""
         units = [
             [self._unit_bits(block.first + unit) for unit in range(len(block.convolutions))]
             for block in self.network.blocks
@@ -207,12 +213,12 @@ class TritonWalk:
 
 
 def _on_host(routing: Tensor) -> NDArray[np.float64]:
-    """Return the coefficients on the host, where plans are made; waits for the device that they lie on."""
+    """Return the coefficients on the host, where plans are made; synchronises with their device."""
     return routing.detach().double().cpu().numpy()
 
 
 def _steps_backward(network: TritonNetwork, coefficients: NDArray[np.float64]) -> Steps:
-    """Return the steps of the divided network, its divisors among the results' powers of two."""
+    """Return the steps of the divided network, with its divisors in the results' powers of two."""
     if network.magnitudes is None:
         return steps_backward(network.blocks, coefficients)
     divided, shifts = network.magnitudes.of_routing(torch.from_numpy(coefficients))

@@ -1,9 +1,9 @@
 """Kernels compiled ahead of their first launch, on all cores, into the cache on disk that launches look into.
 
 Triton compiles each kernel at its first launch, one after the other: 1.6 s of a core each, for 30 or more kernels of
-a network. `compile_for` runs a piece of work without its launches, notes their kernels, and passes those that are not
-on disk to another process, which imports the kernels and forks one worker for each core. Threads would be slower: a
-fifth of a compilation is Python, which runs one thread at a time, so that 16 cores would do the work of five.
+a network. `compile_for` runs a piece of work without its launches, records their kernels, and passes those that are
+not on disk to another process, which imports the kernels and forks one worker for each core. Threads would be slower:
+a fifth of a compilation is Python, which runs one thread at a time, so 16 cores would do the work of five.
 
 The workers know nothing of the GPU but its architecture. If Triton builds a launcher for each signature with the C
 compiler, as version 3.6 does, they build it too.
@@ -46,7 +46,7 @@ _hooked = threading.Lock()
 
 
 class AbsentGpu:
-    """A Triton driver for a GPU of which only the architecture is known, so that it can run nothing.
+    """A Triton driver for a GPU of which only the architecture is known, so it can run nothing.
 
     Args:
         launcher_cls: class of the launchers, made from a compiled kernel's source and metadata.
@@ -83,7 +83,7 @@ def compile_for(work: Callable[[], object]) -> int:
     """Compile the kernels of ``work`` that are not on disk; return their number.
 
     Args:
-        work: runs without launching kernels, so that its results mean nothing.
+        work: runs without launching kernels, so its results mean nothing.
     """
     if knobs.runtime.interpret:
         return 0
@@ -103,7 +103,7 @@ def missing_for(work: Callable[[], object]) -> list[Kernel]:
 
 @contextmanager
 def _noting(missing: dict[Kernel, None]) -> Iterator[None]:
-    """Note each kernel that Triton is about to compile in this thread, and keep Triton from compiling it."""
+    """Record each kernel that Triton is about to compile in this thread, and keep Triton from compiling it."""
     thread = threading.get_ident()
 
     def note(**details: Any) -> bool | None:
@@ -139,13 +139,13 @@ def _on_disk(kernel: Any, compilation: dict[str, Any]) -> bool:
 def compile_all(kernels: Sequence[Kernel]) -> None:
     """Compile kernels for the current device into the cache on disk.
 
-    A failure is a warning alone, since launches compile what they do not find.
+    A failure is only a warning, since launches compile missing kernels.
     """
     order = {
         "parent": os.getpid(),
         "target": asdict(driver.active.get_current_target()),
         "launcher": _compiled_launcher(),
-        # The largest first, so that none starts last.
+        # The largest first, to start none of them last.
         "kernels": [asdict(kernel) for kernel in sorted(kernels, key=lambda kernel: -len(kernel.specialization))],
     }
     try:
@@ -155,7 +155,7 @@ def compile_all(kernels: Sequence[Kernel]) -> None:
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            # An interrupt reaches this process alone, which then ends the other.
+            # An interrupt reaches only this process, which then ends the other.
             start_new_session=True,
         )
     except OSError as error:
@@ -166,7 +166,9 @@ def compile_all(kernels: Sequence[Kernel]) -> None:
         failures = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else lines[-1:]
     if failures:
         warnings.warn(
-            f"kernels are compiled one by one, since ahead of time {failures[0]}", RuntimeWarning, stacklevel=2
+            f"ahead-of-time compilation failed ({failures[0]}); kernels will be compiled at their first launch",
+            RuntimeWarning,
+            stacklevel=2,
         )
 
 

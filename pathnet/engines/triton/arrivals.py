@@ -1,4 +1,4 @@
-"""Gradients at the end of a backward pass, with BN's means subtracted: copied, or their norms alone.
+"""Gradients at the end of a backward pass, with BN's means subtracted: copied, or only their norms.
 
 A program takes POINTS pixels of one routing's sample to copy them, or a whole sample for its norm, one block of
 channels after the other. Squares are added in float64, since samples of one batch share an exponent in BN mode
@@ -94,7 +94,7 @@ def _arrivals_kernel(
 
 @triton.jit
 def _located(memory, final_ptr):
-    """Return where one final state lies, in blocks [1]."""
+    """Return the location of one final state, in blocks [1]."""
     state = tl.load(final_ptr + tl.zeros([1], tl.int32))
     return locate(memory, state, state >= 0)
 

@@ -1,13 +1,13 @@
-"""The tiles of the kernels, apart from the kernels, and how each was chosen.
+"""The kernels' tiles, and how they were chosen.
 
 None has been timed on a GPU yet. They were chosen by arithmetic: one warp group of four warps multiplies 128 rows at
 a time; a tile has as many columns as there are channels, up to 64; two gradients in a tile halve the reads of x_hat
-and ReLU bits, while four would leave some groups of gradients that share them half empty. Those of `DGRAD` are, among
-their neighbours, those for which the compiler emits the fewest instructions for as many rows and channels on an H100
-in BN mode ``batch`` (in float32 26 to 30 % fewer than for 64 points, 32 channels, depth 16 and two gradients).
+and ReLU bits, while four would leave some groups of gradients that share them half empty. Among their neighbours, the
+tiles of `DGRAD` are those for which the compiler emits the fewest instructions for as many rows and channels on an
+H100 in BN mode ``batch`` (in float32 26 to 30 % fewer than for 64 points, 32 channels, depth 16 and two gradients).
 
 None spills registers, and a multiprocessor has registers and shared memory for at least two programs, on an H100 and
-on an A100. The A100's warps hold operands in registers too, so that it has some tiles of its own, for 3 to 4 % more
+on an A100. The A100's warps hold operands in registers too, so it has some tiles of its own, for 3 to 4 % more
 instructions. All fit the 99 KB of shared memory of consumer GPUs: `tests/engines/triton/test_triton_compile.py`.
 """
 
@@ -26,7 +26,7 @@ FLOAT32 = "ieee" if torch.version.hip or torch.version.xpu else "tf32x3"
 """Multiplication of float32 numbers: as three products of TF32 terms, or directly where Triton has no TF32."""
 
 Table = dict[torch.dtype, dict[int, Tile]]
-"""Tiles by the type of the operands and a number of channels; that of the smallest number that holds all serves."""
+"""Tiles by the type of the operands and a number of channels; the smallest number that holds all channels is used."""
 
 DGRAD: Table = {
     torch.bfloat16: {
@@ -113,7 +113,7 @@ ELEMENTS = Tile(points=1024, channels=1, depth=1)
 
 
 def of_width(table: Table, operand: Tensor, channels: int) -> Tile:
-    """Return the tile for a result of so many channels, or the largest tile if there are more.
+    """Return the tile for a result of ``channels`` channels, or the largest tile if there are more.
 
     Args:
         operand: a tensor of the type that is multiplied, on the device that multiplies.

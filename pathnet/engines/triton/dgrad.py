@@ -2,19 +2,19 @@
 
 A tile is PATHS gradients at SAMPLES * PIXELS points of the unit's input and BLOCK_N of its channels: an implicit
 matrix product with PATHS * SAMPLES * PIXELS rows that takes, for every tap of the kernel, BLOCK_K channels of the
-incoming gradient at a time. Weights, ReLU bits and x_hat are read once for the PATHS gradients. Tiles that differ in
-their gradients alone are neighbours in the grid, so that L2 serves all but the first. With a stride, all points of a
-tile have one phase (row and column modulo the stride), which leaves out the taps that meet none of its pixels.
+incoming gradient at a time. Weights, ReLU bits and x_hat are read once for the PATHS gradients. Tiles that differ
+only in their gradients are neighbours in the grid, so L2 serves all but the first. With a stride, all points of a
+tile have one phase (row and column modulo the stride), which leaves out the taps that reach none of its pixels.
 
-The device alone knows the number of rows of a launch, so that one captured graph serves every set of paths: a program
-takes one tile after the other, a grid apart, until there are no more. By default the compiler hoists out of that loop
-what each layout knows of its points, which takes 213 to 255 registers where a multiprocessor had room for 2 to 4
-programs; without hoisting it takes 160 to 250. One program per tile that leaves at once beyond the last row would
-take as few, but half the grid of a launch with room for 55 rows and 28 in it is 14,000 programs, about 38 us
-(computed, not measured).
+Only the device knows the number of rows of a launch, so one captured graph serves every set of paths: a program
+processes one tile after the other, a grid apart, until there are no more. By default the compiler hoists the
+per-layout index arithmetic of the points out of that loop, which takes 213 to 255 registers where a multiprocessor
+had room for 2 to 4 programs; without hoisting it takes 160 to 250. One program per tile that exits at once beyond the
+last row would take as few, but half the grid of a launch with room for 55 rows and 28 in it is 14,000 programs, about
+38 us (computed, not measured).
 
 BN's backward pass subtracts two means over the whole batch, known only when every program of a launch is done. So a
-program stores ``scale * bit * (J_conv^T g)``, and its share of the two sums beside it; the reader of that gradient
+program stores ``scale * bit * (J_conv^T g)``, and next to it its share of the two sums; the reader of that gradient
 subtracts the means: as it loads the gradient (`tiles.load_gradients`), or, where a convolution reads it once for each
 tap, by a second product (`folding`). Each gradient is read and written once per convolution.
 
@@ -23,7 +23,7 @@ values in a gradient and 604 MFLOP in a convolution. Reading and writing bf16 is
 products take 1.5 us at 400 TFLOP/s (half the rate: with 16 columns, tensor cores wait for operands). By the
 compiler's output, 128 rows of a tile take some 800 instructions of a warp in BN mode ``running`` and 1,300 in
 ``batch``; at one per clock and scheduler that is 3.5 us and 5.8 us. Issue slots are the bound, then memory; stages 2
-and 3 take half and a quarter. A seventh of the instructions computes with sides that are known at run time alone:
+and 3 take half and a quarter. A seventh of the instructions computes with sides that are known only at run time:
 kernels are compiled for channels, kernel and stride, and serve images of any size.
 """
 
@@ -230,7 +230,7 @@ def _dgrad_kernel(
 
 @triton.jit
 def _in_image(points, phase, size, STRIDE: tl.constexpr):
-    """Return points whose pixels are those of one phase alone as pixels of the whole image."""
+    """Return points of one phase with their pixels in the whole image."""
     row, column = points.row * STRIDE + phase.row, points.column * STRIDE + phase.column
     return Points(points.sample, row, column, points.inside & (row < size.height) & (column < size.width))
 
@@ -248,9 +248,9 @@ def dgrad_point_tiles(conv: PackedConvolution, batch: int) -> int:
 
 
 def dgrad(gradients: GradientStates, saved: Saved, block: FusedBlock, task: Launch) -> None:
-    """Take the states of a launch's rows through one unit of a block, and at the block's input through its skip.
+    """Take the states of a launch's rows back through one unit of a block, and at the block's input through its skip.
 
-    Where sums are requested, the new states' means are in ``gradients.corrections`` afterwards.
+    If sums are requested, the new states' means are in ``gradients.corrections`` afterwards.
     """
     conv, projection, unit = block.convolutions[task.unit], block.projection, block.first + task.unit
     inputs, outputs, tile = conv.input, conv.output, dgrad_tile(conv)
@@ -258,7 +258,7 @@ def dgrad(gradients: GradientStates, saved: Saved, block: FusedBlock, task: Laun
     skip, skip_outputs = NO_SKIP, outputs
     if at_exit and task.skip:
         skip, skip_outputs = (PROJECTION if projection is not None else DIRECT), block.output
-    # Post-activation blocks begin with a ReLU alone.
+    # Post-activation blocks begin with a ReLU without BN.
     begins_with_bn = not (at_exit and block.activated)
     has_sums = begins_with_bn and gradients.sums.numel() > 0 and (task.residual or skip == PROJECTION)
     phase_height, phase_width = -(-inputs.height // conv.stride), -(-inputs.width // conv.stride)

@@ -1,4 +1,4 @@
-"""The last steps of the input gradient, in one program's tile: BN-ReLU backward, BN's sums, and what is stored."""
+"""The last steps of the input gradient, in one program's tile: BN-ReLU backward, BN's sums, and stores."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ def rescaling(
 ):
     """Return float32 [PATHS, POINTS], powers of two that rescale the gradients at a block's output.
 
-    Memory holds those gradients unscaled; what is linear in them takes its power of two on the way. At the exit of a
-    block backward the exponents of the new states are stored.
+    Memory holds those gradients unscaled; the factors apply to terms that are linear in them. Where the backward pass
+    leaves a block, the exponents of the new states are stored.
     """
     slot = sample if PER_SAMPLE else sample * 0
     slots = batch if PER_SAMPLE else 1
@@ -64,7 +64,7 @@ def residual_gradients(
     )
     value = tl.reshape(acc, [block.PATHS, POINTS, block.BLOCK_N])
     if FOLDED:
-        # Located again, since what the first product does not need would take registers during it.
+        # Located again, since keeping the locations would take registers during the first product.
         located = locate(memory, source, live)
         value += shared_products(
             located, folded_ptr, constants_ptr, path_tile, channel_tile, points, phase, size, conv, block, ALL_TAPS

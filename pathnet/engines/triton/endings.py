@@ -1,12 +1,12 @@
-"""BN behind a block's last convolution and its projection, with statistics of the batch, for post-activation blocks.
+"""Batch-mode BN after the last convolution and the projection of post-activation blocks.
 
 Forward, one kernel adds the outputs of those two BNs, or of one and the block's skip; a record saves x_hat of both.
-Backward, another kernel takes a sum's gradient through one of the BNs as far as possible before its means are known,
-as `dgrad` does for the BN that begins a unit: ``scale * g``, and the program's share of the two sums. The sum's
-gradient itself awaits no means, since the other branch reads it too.
+Backward, another kernel computes the part of one BN's backward pass that does not need the means, as `dgrad` does for
+the BN that begins a unit: ``scale * g``, and the program's share of the two sums. The gradient at the block's
+addition needs no means, since the other branch reads it too.
 
-A tile is POINTS pixels of the batch and BLOCK_N channels of one row; a program takes one after the other. Memory is
-the bound: per branch, a gradient is read and written once more than in pre-activation blocks, and so is an
+A tile is POINTS pixels of the batch and BLOCK_N channels of one row; a program processes one after the other.
+Memory is the bound: per branch, a gradient is read and written once more than in pre-activation blocks, and so is an
 activation.
 """
 
@@ -40,7 +40,7 @@ __all__ = ["ending_backward", "ending_point_tiles", "ending_forward"]
 
 @triton.jit
 def _normalized_branch(x_ptr, places, within, channel, known, norm, normalized_ptr):
-    """Return a convolution's output behind its BN; store x_hat where a record has room for it."""
+    """Return a convolution's output after its BN; store x_hat if there is a record to save it in."""
     normalization = load_normalization(norm, channel, known)
     centred = tl.load(x_ptr + places, mask=within, other=0.0).to(tl.float32) - normalization.mean[None, :]
     if normalized_ptr is not None:
@@ -181,7 +181,7 @@ def ending_forward(
     """Compute the sums of a launch's rows.
 
     Args:
-        saved: room for x_hat of both BNs.
+        saved: memory for x_hat of both BNs.
     """
     block = network.blocks[task.block]
     outputs, projects = block.output, block.projection is not None
@@ -230,7 +230,7 @@ def ending_point_tiles(block: FusedBlock, batch: int) -> int:
 
 
 def ending_backward(gradients: GradientStates, saved: Saved, block: FusedBlock, task: Launch) -> None:
-    """Take gradients of sums through the BN behind the last convolution, or that behind the projection."""
+    """Take the gradients at a block's addition back through the BN after the last convolution or the projection."""
     unit, outputs = block.ends[0] if task.residual else block.ends[1], block.output
     points, channels = elements(ELEMENTS, outputs.channels)
     tiles = ending_point_tiles(block, gradients.batch)

@@ -1,14 +1,14 @@
 """Weights with BN's means folded in, one set per gradient, for convolutions that read a gradient once for every tap.
 
-A gradient behind BN is ``g - mean - x_hat mean_x_hat``, with one number per channel for each mean. Subtracting as the
-gradient is loaded costs arithmetic on every element for every tap, three times as much as all else. The convolution
-is linear, so the subtraction can be done on the weights instead: the convolution of ``-x_hat`` with ``mean_x_hat W``,
-where one x_hat serves all gradients of a program and their weights are columns side by side, plus ``-mean W``, one
-number per tap, wherever a tap meets a pixel.
+The gradient at a BN's input is ``g - mean - x_hat mean_x_hat``, with one number per channel for each mean.
+Subtracting as the gradient is loaded costs arithmetic on every element for every tap, three times as much as all
+else. The convolution is linear, so the subtraction can be done on the weights instead: the convolution of ``-x_hat``
+with ``mean_x_hat W``, where one x_hat serves all gradients of a program and their weights are columns side by side,
+plus ``-mean W``, one number per tap, wherever a tap reaches a pixel.
 
-A tile is BLOCK_T taps of one row and BLOCK_N channels of the result; a program takes one after the other. The number
-of a tap is stored as two terms of the gradients' type, since its rounding would be the same error at every pixel. At
-64 channels a row takes 74 KB of bf16.
+A tile is BLOCK_T taps of one row and BLOCK_N channels of the result; a program processes one after the other. The
+number of a tap is stored as two terms of the gradients' type, since its rounding would be the same error at every
+pixel. At 64 channels a row takes 74 KB of bf16.
 """
 
 from __future__ import annotations

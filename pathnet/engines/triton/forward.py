@@ -1,9 +1,9 @@
 """The forward pass of one BN-ReLU-convolution unit, with routing; it saves what backward passes need.
 
-A tile is points * channels of the output of one routing; a program takes one tile after the other, a grid apart,
-since the device alone knows the number of rows. It is an implicit matrix product with the points as rows that takes,
+A tile is points * channels of the output of one routing; a program processes one tile after the other, a grid apart,
+since only the device knows the number of rows. It is an implicit matrix product with the points as rows that takes,
 for every tap, BLOCK_K channels of the normalised, rectified input at a time, computed from the raw input as it is
-loaded. So only the raw output is written, and in BN mode ``batch`` its share of the next BN's statistics beside it:
+loaded. So only the raw output is written, and in BN mode ``batch`` next to it its share of the next BN's statistics:
 count, mean and sum of squared deviations of each tile and channel, which `statistics` merges without cancellation.
 
 For a record, the programs also store what they load of the input: ReLU bits, eight channels in a byte, and, where
@@ -203,7 +203,7 @@ def forward_unit(
     In BN mode ``batch`` the new states' statistics are in ``activations.statistics`` afterwards.
 
     Args:
-        saved: room for the ReLU bits of the unit's input, and in BN mode ``batch`` for the normalised input.
+        saved: memory for the ReLU bits of the unit's input, and in BN mode ``batch`` for x_hat.
     """
     block = network.blocks[task.block]
     conv, projection, unit = passed(block, task), block.projection, block.first + task.unit

@@ -1,4 +1,4 @@
-"""Terms of a forward pass, in one program's tile: convolutions of normalised activations, and what a record saves."""
+"""Terms of a forward pass, in one program's tile: convolutions of normalised activations, and stores of a record."""
 
 from __future__ import annotations
 
@@ -89,9 +89,9 @@ def save_input(
     PARTS: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Store ReLU bits, and x_hat where there is room for it, of input pixels that belong to output points.
+    """Store ReLU bits, and x_hat if there is memory for it, of input pixels that belong to output points.
 
-    Of the blocks of BLOCK_K channels, a program takes every PARTS-th one.
+    A program processes every PARTS-th block of BLOCK_K channels.
     """
     C: tl.constexpr = conv.C
     STRIDE: tl.constexpr = conv.STRIDE

@@ -1,10 +1,10 @@
 """Passes as graphs: a hundred launches cost the host as much as one.
 
-On NVIDIA's and AMD's devices the second pass of a kind is captured as a graph, and all later ones replay it. A pass
-reads and writes fixed places of the network's only arena, which all of its passes share, since no two of them run at
-a time: it is as large as the largest pass, whatever sizes batches have. A record's saved tensors begin the arena, so
-that a backward pass over the latest record finds them in place; those of any other record are copied there, 285 MB
-in BN mode ``batch`` for ResNet-110 at batch 128 in bfloat16, 0.2 ms at 3 TB/s (computed, not measured).
+On NVIDIA's and AMD's devices the second pass of a kind is captured as a graph, and all later ones replay it. All
+passes of a network share one arena, since only one runs at a time; each uses fixed offsets in it. The arena is as
+large as the largest pass, whatever sizes batches have. It begins with a record's saved tensors, where a backward pass
+over the latest record finds them; those of any other record are copied there, 285 MB in BN mode ``batch`` for
+ResNet-110 at batch 128 in bfloat16, 0.2 ms at 3 TB/s (computed, not measured).
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from torch import Tensor
 from pathnet.engines.triton.launch import launching
 from pathnet.engines.triton.state import Allocate, Saved
 
-__all__ = ["MOST_GRAPHS", "Capturable", "Graphs", "bytes_of", "capacity_for", "most_within"]
+__all__ = ["MAX_GRAPHS", "Capturable", "Graphs", "bytes_of", "capacity_for", "max_routings_within"]
 
-MOST_GRAPHS = 32
-"""Maximum number of graphs of one network: of records, backward and forward passes, by the batch's size and the
-number of routings. A graph holds its launches' arguments alone, beside the shared arena; capturing it again is
+MAX_GRAPHS = 32
+"""Maximum number of graphs of one network, for records, backward and forward passes, each by the batch's size and the
+number of routings. Besides the shared arena, a graph holds only its launches' arguments; capturing it again is
 expensive."""
 
 ALIGNMENT = 512
-"""Alignment in bytes, that of PyTorch's allocations, so that kernels compiled for those serve an arena's tensors."""
+"""Alignment in bytes, that of PyTorch's allocations: kernels compiled for those also serve an arena's tensors."""
 
 _CAPTURE = Lock()
 """Held during a capture, which another thread's calls to the same device may end."""
 
 
 class Capturable(Protocol):
-    """A pass whose tensors lie at fixed places; `run` launches it and waits for nothing."""
+    """A pass whose tensors have fixed addresses; `run` launches it without synchronising."""
 
     def run(self) -> None: ...
 
@@ -78,7 +78,7 @@ class Graphs:
         return self._most[key]
 
     def holds(self, saved: Saved) -> bool:
-        """Return whether a record's saved tensors lie in the arena; valid while a pass is `replayed`."""
+        """Return whether a record's saved tensors are in the arena; valid while a pass is `replayed`."""
         return self._record is not None and self._record() is saved
 
     def hold(self, saved: Saved | None) -> None:
@@ -130,12 +130,12 @@ class Graphs:
                 self._device.done.record(stream)
 
     def _graph(self, key: Hashable, device: torch.device, build: Build[Pass]) -> _Graph[Pass] | None:
-        """Return the graph of a pass, a new one if needed; None the first time, and without room."""
+        """Return the graph of a pass, a new one if needed; None the first time, and if memory is short."""
         if key in self._graphs:
             self._graphs.move_to_end(key)
             return self._graphs[key]
         if key not in self._seen:
-            if len(self._seen) > 100 * MOST_GRAPHS:
+            if len(self._seen) > 100 * MAX_GRAPHS:
                 self._seen.clear()
             self._seen.add(key)
             return None
@@ -152,13 +152,13 @@ class Graphs:
             except torch.cuda.OutOfMemoryError:
                 self._refused = needed
                 return None
-        self._drop(len(self._graphs) + 1 - MOST_GRAPHS)
+        self._drop(len(self._graphs) + 1 - MAX_GRAPHS)
         graph = _Graph(build(_Arena(self._arena)))
         self._graphs[key] = graph
         return graph
 
     def _drop(self, count: int) -> None:
-        """Drop so many graphs, the least recently used first, once none of them runs."""
+        """Drop ``count`` graphs, the least recently used first, once none of them runs."""
         if count > 0 and self._device is not None:
             self._device.done.synchronize()
         for _ in range(count):
@@ -174,7 +174,7 @@ class _Graph(Generic[Pass]):
 
 
 class _Arena:
-    """An allocator that cuts tensors from an arena, one behind the other."""
+    """An allocator that cuts tensors from an arena, one after the other."""
 
     def __init__(self, memory: Tensor) -> None:
         self.memory, self.used = memory, 0
@@ -206,7 +206,7 @@ class _Device:
     Attributes:
         stream: the stream of all captures, since memory of a shared pool belongs to a stream. PyTorch's own capture
             stream is one for the whole process, on the device that came first.
-        done: recorded behind the last pass and the copies of its results.
+        done: recorded after the last pass and the copies of its results.
     """
 
     device: torch.device
@@ -258,23 +258,23 @@ def _captures(device: torch.device) -> bool:
 
 
 def capacity_for(count: int) -> int:
-    """Return the number of routings, among 1, 2, 3, 4, 6, 8, 12 and so on, of the graph that so many use.
+    """Round a number of routings up to a graph size: 1, 2, 3, 4, 6, 8, 12, ...
 
-    At most a third of its places stay empty; their programs have nothing to do.
+    At most a third of a graph's rows stay empty; their programs have nothing to do.
     """
     size = 1 << max(0, count - 1).bit_length()
     return size * 3 // 4 if size >= 4 and count <= size * 3 // 4 else size
 
 
-def most_within(room: int, build: Callable[[int], Build[Pass]]) -> int:
+def max_routings_within(room: int, build: Callable[[int], Build[Pass]]) -> int:
     """Return the maximum number of routings, at least one, of a pass whose tensors and graph fit the memory.
 
     Args:
         room: bytes.
-        build: takes a capacity to the function that makes the pass.
+        build: returns, for a capacity, the function that builds the pass.
     """
     at_16, at_32 = bytes_of(build(16)), bytes_of(build(32))
-    most = max(1, 16 + 16 * (room - at_16) // (at_32 - at_16))
-    while capacity_for(most) > most:
-        most -= 1
-    return most
+    count = max(1, 16 + 16 * (room - at_16) // (at_32 - at_16))
+    while capacity_for(count) > count:
+        count -= 1
+    return count

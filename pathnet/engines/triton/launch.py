@@ -1,4 +1,4 @@
-"""Launches: the tiles that programs take, and the one place where kernels are called."""
+"""Launches: the tiles of programs, and the only calls of kernels."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = [
 ]
 
 PROGRAMS = 12
-"""Maximum number of programs for each multiprocessor, if a program takes one tile after the other. Whether 2, 3, 4, 6
-or 12 of them run side by side, they come in whole waves; without work, 1,584 of them end in 2 us (computed, not
-measured: four waves on 132 multiprocessors)."""
+"""Maximum number of programs per multiprocessor, if a program processes one tile after the other. 12 is divisible by
+every occupancy (2, 3, 4, 6 and 12), so the last wave is always full. Programs without work exit at once: 1,584 of
+them in 2 us (computed, not measured: four waves on 132 multiprocessors)."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Share of one program in a result, and its resources.
+    """The part of a result that one program computes, and the program's resources.
 
     Attributes:
         points: number of the batch's pixels.
@@ -51,7 +51,7 @@ class Tile:
     by_warp: Tile | None = None
 
     def split(self, pixels: int) -> tuple[int, int]:
-        """Return the number of samples in a tile, and the number of pixels of each, for images of so many pixels."""
+        """Return the numbers of samples in a tile, and of pixels of each, for images of ``pixels`` pixels."""
         pixels_each = min(self.points, power_of_two_from(pixels))
         return self.points // pixels_each, pixels_each
 
@@ -62,7 +62,7 @@ class Tile:
 
 
 def elements(tile: Tile, channels: int) -> tuple[int, int]:
-    """Return the pixels and channels that a program of an elementwise kernel takes at a time."""
+    """Return the pixels and channels that a program of an elementwise kernel processes at a time."""
     channels_each = min(64, power_of_two_from(channels))
     return tile.points // channels_each, channels_each
 

@@ -1,7 +1,7 @@
 """A network as the kernels see it: units, skips and packed weights; `packing` makes it.
 
-A post-activation block reaches from sum to sum, as in `pathnet.engines.tables`: a block's join is the ReLU of the
-next block's first unit, and its skip lies behind that ReLU.
+Boundaries of post-activation blocks are at the additions, as in `pathnet.engines.tables`: the ReLU after an addition
+is the ReLU of the next block's first unit, and that block's skip starts after this ReLU.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ class PackedConvolution:
 
 @dataclass(frozen=True)
 class FusedBlock:
-    """The convolutions of its units, and its skip: a projection, or every stride-th pixel with channels filled up.
+    """A block's convolutions and its skip: a projection, or every stride-th pixel with channels zero-padded.
 
     Attributes:
         first: index of its first unit among all units of the network.
-        activated: whether it is a post-activation block: its first unit has no BN, and its skip lies behind that
-            unit's ReLU, even if it is no projection.
-        ends: indices, behind those of all units, of the BNs behind its last convolution and its projection, if their
-            statistics are the batch's; otherwise the convolutions contain them.
+        activated: whether it is a post-activation block: its first unit has no BN, and its skip starts after that
+            unit's ReLU, also without a projection.
+        ends: indices, following those of all units, of the BNs after its last convolution and its projection, if
+            their statistics are the batch's; otherwise the convolutions contain them.
     """
 
     convolutions: Sequence[PackedConvolution]
@@ -101,13 +101,13 @@ class TritonNetwork:
     """A network packed for the kernels.
 
     Attributes:
-        affine: float32 [units, 2, widest], BN's gain and bias, channels filled up with zeros; here and below, the
+        affine: float32 [units, 2, widest], BN's gain and bias, channels zero-padded; here and below, the
             blocks' ends follow the units.
         statistics: float32 [units, 2, widest], the running mean and variance; empty in BN mode ``batch``.
-        epsilons, epsilon: number that each unit's BN adds to the variance; on the host, and float32 [units, 1] on the
+        epsilons, epsilon: each unit's BN epsilon; on the host, and float32 [units, 1] on the
             device.
         precision: that of backward passes; forward passes are float32-accurate in each.
-        magnitudes: powers of two that the factors of backward passes were divided by; None for none.
+        magnitudes: powers of two that the factors of backward passes were divided by; None if nothing was divided.
         scale_exponents: int32 [units, 1], the powers of two that BN's factors were divided by; None likewise.
     """
 
@@ -128,7 +128,7 @@ class TritonNetwork:
 
     @property
     def post(self) -> bool:
-        """True for post-activation blocks, where the join of the last block is still to come."""
+        """True for post-activation blocks, whose last join is not part of the network."""
         return self.blocks[-1].activated
 
     def floor(self, unit: int) -> float:
@@ -179,5 +179,5 @@ class TritonNetwork:
 
 
 def _starts(sizes: Iterable[int]) -> list[int]:
-    """Return multiples of 16, so that kernels can read words of 16 bytes."""
+    """Return multiples of 16, which let kernels read words of 16 bytes."""
     return list(accumulate((-(-size // 16) * 16 for size in sizes), initial=0))

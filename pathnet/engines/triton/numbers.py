@@ -1,5 +1,5 @@
-"""A few numbers of the host, written by a kernel, since a copy would wait for the device, and fail in the capture of
-a graph."""
+"""Write a few numbers from the host by a kernel: a copy would wait for the device, and fail in the capture of a
+graph."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _write_kernel(numbers_ptr, first, count, x0, x1, x2, x3, x4, x5, x6, x7, x8,
 
 
 def write_numbers(numbers: Sequence[int], room: Tensor) -> None:
-    """Write int32 numbers to the beginning of an int32 tensor, by launches on the current stream alone."""
+    """Write int32 numbers to the beginning of an int32 tensor, only by launches on the current stream."""
     for first in range(0, len(numbers), ARGUMENTS):
         part = numbers[first : first + ARGUMENTS]
         filled = [*part, *[0] * (ARGUMENTS - len(part))]

@@ -98,8 +98,8 @@ def _fused_blocks(forms: Sequence[FusedForm], shape: Shape, backward: torch.dtyp
 class _Norms:
     """BNs of a post-activation network in the order of its units: gain, bias and epsilon of each.
 
-    With running statistics a BN is an affine map, and those behind a block's last convolution and its projection are
-    multiplied into the convolutions. With the batch's they stay, and a bias before them cancels with the mean.
+    With running statistics a BN is an affine map, and those after a block's last convolution and its projection are
+    multiplied into the convolutions. With batch statistics they stay, and the mean cancels a bias before them.
     """
 
     def __init__(self, bn: BatchNormMode, device: torch.device) -> None:
@@ -108,12 +108,12 @@ class _Norms:
         self.ends: list[tuple[Tensor, Tensor, float]] = []
 
     def add_relu(self, channels: int) -> None:
-        """Add the first unit of a block, which has a ReLU alone."""
+        """Add the first unit of a block, which has a ReLU without BN."""
         ones, zeros = torch.ones(channels, device=self.device), torch.zeros(channels, device=self.device)
         self.units.append((ones, zeros, 0.0))
 
     def add_unit(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> None:
-        """Add the BN behind a convolution inside a block."""
+        """Add the BN after a convolution inside a block."""
         self.units.append(self._affine(conv, norm))
 
     def end(
@@ -181,7 +181,7 @@ def block_network(
     strides: Sequence[int],
     epsilons: Sequence[float],
 ) -> TritonNetwork:
-    """Pack a network of one block, anew in every step of a training, for inputs [C, H, W] of a type.
+    """Pack a network of one block, again in every training step, for inputs [C, H, W] of a type.
 
     Args:
         weights, strides: those of the units' convolutions, then the projection's if there is one more than BNs.
@@ -250,6 +250,6 @@ def affine_of(unit: Unit) -> tuple[Tensor, Tensor]:
 
 
 def norm_tensors(unit: Unit, by_batch: bool) -> list[Tensor]:
-    """Return BN's gain and bias, [C] each, then its running mean and variance unless it takes the batch's."""
+    """Return BN's gain and bias, [C] each, then its running mean and variance unless it uses the batch's."""
     running = () if by_batch else (unit.bn.running_mean, unit.bn.running_var)
     return [*affine_of(unit), *(row for row in running if row is not None)]

@@ -1,11 +1,14 @@
-"""The numbers that kernels read of a pass: routings compacted into rows, before anything runs; see `schedule`.
+"""The numbers of a pass that kernels read: routings compacted into rows, before anything runs; see `schedule`.
 
-Routings are sorted by their steps at one block after the other, those that pass a block first. The routings of a
-state then lie side by side, and the first of them leads: it names the state. When a group splits, the routings that
-pass keep its state and its leader; every other part gets a new leader. Hence a state at a block's output lies in one
-of two slots that belong to its leader, in turn, and no list of free slots is needed. That takes two slots a routing,
-beside one for each state inside a module, whereas the minimum is one for each live state: 193 instead of 134 for 55
-paths, one of each length, through ResNet-110.
+Routings are sorted by their steps at one block after the other, those that pass a block unchanged first. Routings
+that share a state are then adjacent. The first of a group is its leader and names the state. Where a group splits,
+the routings that pass the block keep state and leader; each other part gets a new leader. Example: routings 0, 1 and
+2 start with one state and leader 0; at a block that 0 passes and 1 and 2 enter, 0 keeps the state, and 1 becomes the
+leader of a new state for 1 and 2.
+
+A leader alternates between two slots for its states at block outputs, so no list of free slots is needed. That takes
+two slots per routing, plus one per state inside a module, whereas the minimum is one per live state: 193 instead of
+134 for 55 paths, one of each length, through ResNet-110.
 """
 
 from __future__ import annotations
@@ -23,19 +26,19 @@ from pathnet.engines.triton.steps import Floats, Steps, steps_backward, steps_fo
 __all__ = ["LaunchPlan", "plan_backward", "plan_forward", "plan_launches"]
 
 _FILLING = (NOTHING, NOTHING, NOTHING, 0, 0)
-"""A row that fills up a tile."""
+"""A row that pads a tile."""
 
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """The numbers that kernels read of a pass.
+    """The numbers of a pass that kernels read.
 
     Attributes:
         launches: int32 [launches, 2], each launch's first row and number of rows.
-        rows: int32 [rows, 5], see `tiles.ROW_FIELDS`; `NOTHING` in place of states where a row fills up a tile.
+        rows: int32 [rows, 5], see `tiles.ROW_FIELDS`; `NOTHING` in place of states where a row pads a tile.
         states: int32 [states, 2]: slot, and the unit whose BN means are not subtracted yet.
         finals: int32 [P], each routing's last state, `NOTHING` where its result is zero.
-        mantissas, exponents: float64 and int32 [P], factors that the results still need.
+        mantissas, exponents: float64 and int32 [P], scale factors still to be applied to the results.
     """
 
     schedule: Schedule
@@ -47,7 +50,7 @@ class LaunchPlan:
     exponents: Integers
 
     def needed(self) -> list[Launch]:
-        """Return the launches that have rows, with room for those rows alone."""
+        """Return the launches that have rows, with memory for those rows alone."""
         counts = self.launches[:, 1].tolist()
         return [
             replace(launch, count=count)
@@ -72,7 +75,8 @@ def plan_launches(schedule: Schedule, steps: Steps, starts: Sequence[int] | None
     blocks = np.arange(len(a))[:, None]
     residual, skip = c != 0, a != 0
 
-    # Each routing's state before each block and at the end: the one in which it left the last block that it entered.
+    # The state in which each routing arrives at each block and at the end: its exit state of the last block that it
+    # entered.
     left = np.zeros((len(a) + 1, count), dtype=np.int64)
     left[0] = 0 if starts is None else np.asarray(starts)[order]
     np.add(schedule.exit_states, leaders[1:], out=left[1:])
@@ -125,7 +129,7 @@ def plan_launches(schedule: Schedule, steps: Steps, starts: Sequence[int] | None
 def _places(
     schedule: Schedule, launch: NDArray[np.int64], group: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], Integers]:
-    """Return the places of rows, each group filled up to whole tiles, and each launch's first row and number of rows.
+    """Return the indices of rows, each group padded to whole tiles, and each launch's first row and number of rows.
 
     Args:
         launch, group: those of each row, in ascending order.
@@ -141,14 +145,14 @@ def _places(
 
 
 def _sorted(keys: Floats, starts: Sequence[int] | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the order of the routings, and int64 [n + 1, P], the leader of each as a place in that order, before the
-    first block and behind every block."""
+    """Return the order of the routings, and int64 [n + 1, P], the leader of each as an index in that order, before
+    the first block and after every block."""
     count, blocks = keys.shape[:2]
     sort_keys = np.zeros((count, blocks + 1, 2))
     sort_keys[:, 1:] = keys
     if starts is not None:
         sort_keys[:, 0, 0] = starts
-    # As bytes, so that NumPy compares a routing's keys at once.
+    # As bytes: NumPy then compares all keys of a routing at once.
     as_bytes = sort_keys.reshape(count, 2 * (blocks + 1)).view(np.dtype((np.void, 16 * (blocks + 1))))
     order = np.argsort(as_bytes[:, 0], kind="stable")
     sort_keys = sort_keys[order]
@@ -169,7 +173,7 @@ def plan_backward(
     paths: Callable[[int, int], int],
     starts: Sequence[int] | None = None,
 ) -> LaunchPlan:
-    """Plan a backward pass, with room for these routings alone; see `Schedule`."""
+    """Plan a backward pass, with memory for these routings alone; see `Schedule`."""
     steps = steps_backward(blocks, coefficients)
     count = 1 if starts is None else max(starts, default=0) + 1
     schedule = Schedule(blocks, True, len(coefficients), steps.exits, count, batch_mode, paths)
@@ -177,6 +181,6 @@ def plan_backward(
 
 
 def plan_forward(blocks: Sequence[FusedBlock], coefficients: Floats) -> LaunchPlan:
-    """Plan a forward pass, with room for these routings alone."""
+    """Plan a forward pass, with memory for these routings alone."""
     steps = steps_forward(blocks, coefficients)
     return plan_launches(Schedule(blocks, False, len(coefficients), steps.exits), steps)

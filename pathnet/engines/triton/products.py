@@ -11,7 +11,7 @@ from pathnet.engines.triton.tiles import Points, load_gradients, load_means
 
 
 class OutputPixels(NamedTuple):
-    """Pixels of a convolution's output that the input's points meet by its middle tap, each field [POINTS]."""
+    """Pixels of a convolution's output that its middle tap connects to the input's points, each field [POINTS]."""
 
     pixel: tl.tensor
     row: tl.tensor
@@ -20,9 +20,9 @@ class OutputPixels(NamedTuple):
 
 
 class TapPixels(NamedTuple):
-    """A tap: its row and column, which may lie beyond the kernel, and the output's pixels that points meet by it.
+    """A tap: its row and column, which may be beyond the kernel, and the output's pixels that it connects to points.
 
-    ``pixel`` and ``hit`` are [POINTS]; without a hit the pixel lies outside of the image.
+    ``pixel`` and ``hit`` are [POINTS]; without a hit the pixel is outside of the image.
     """
 
     row: tl.tensor
@@ -40,7 +40,7 @@ class Phase(NamedTuple):
 
 @triton.jit
 def outputs_of(points, size, STRIDE: tl.constexpr, PHASES: tl.constexpr):
-    """Return the output's pixels that points meet; of every phase if PHASES is 1, of one phase if it is STRIDE."""
+    """Return the output's pixels of points, which are in any phase if PHASES is 1, in one phase if it is STRIDE."""
     inside = points.inside
     if PHASES < STRIDE:
         inside = inside & (points.row % STRIDE == 0) & (points.column % STRIDE == 0)
@@ -50,7 +50,10 @@ def outputs_of(points, size, STRIDE: tl.constexpr, PHASES: tl.constexpr):
 
 @triton.jit
 def tap_of(number, phase, outputs, size, conv: tl.constexpr, PHASES: tl.constexpr):
-    """Return one of the taps that points of a phase meet. Its pixel is as far from the first for each of them."""
+    """Return tap ``number`` of those that reach this phase.
+
+    Its offset from the middle tap's pixel is the same for all points.
+    """
     PADDING: tl.constexpr = conv.KERNEL // 2
     TAPS: tl.constexpr = (conv.KERNEL + PHASES - 1) // PHASES
     tap_row = (phase.row + PADDING) % PHASES + (number // TAPS) * PHASES
@@ -175,7 +178,7 @@ def shared_products(
 
 @triton.jit
 def _hits(points, tap, size, conv: tl.constexpr):
-    """Return bool [POINTS, taps], whether a point meets a pixel of the output by a tap."""
+    """Return bool [POINTS, taps], whether a tap connects a point to a pixel of the output."""
     PADDING: tl.constexpr = conv.KERNEL // 2
     row = points.row[:, None] + (PADDING - tap // conv.KERNEL)[None, :]
     column = points.column[:, None] + (PADDING - tap % conv.KERNEL)[None, :]

@@ -1,4 +1,4 @@
-"""The forward pass of a record, which saves what backward passes need."""
+"""The forward pass of a record, which saves the inputs of backward passes."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pathnet.engines.triton.graphs import Graphs, capacity_for, most_within
+from pathnet.engines.triton.graphs import Graphs, capacity_for, max_routings_within
 from pathnet.engines.triton.limits import room_of
 from pathnet.engines.triton.network import TritonNetwork
 from pathnet.engines.triton.plan import LaunchPlan, plan_launches
@@ -78,7 +78,9 @@ def most_backward(network: TritonNetwork, graphs: Graphs, batch: int, device: to
     room = room_of(device)
 
     def count() -> int:
-        return most_within(room, lambda capacity: partial(_build_backward, network, batch, capacity, ALL_EXITS))
+        return max_routings_within(
+            room, lambda capacity: partial(_build_backward, network, batch, capacity, ALL_EXITS)
+        )
 
     return graphs.most(("backward", batch, room), count)
 
@@ -113,6 +115,8 @@ def most_forward(network: TritonNetwork, graphs: Graphs, batch: int, device: tor
     room = room_of(device)
 
     def count() -> int:
-        return most_within(room, lambda capacity: partial(_build_forward, network, batch, capacity, ALL_EXITS))
+        return max_routings_within(
+            room, lambda capacity: partial(_build_forward, network, batch, capacity, ALL_EXITS)
+        )
 
     return graphs.most(("forward", batch, room), count)

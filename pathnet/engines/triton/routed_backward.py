@@ -35,7 +35,7 @@ Coefficients = Sequence[tuple[float, float]]
 
 
 def dgrad_paths(blocks: Sequence[FusedBlock]) -> Callable[[int, int], int]:
-    """Return a function that takes block and unit to the number of rows in a tile."""
+    """Return a function from block and unit to the number of rows in a tile."""
     return lambda block, unit: dgrad_tile(blocks[block].convolutions[unit]).paths
 
 
@@ -48,8 +48,8 @@ class BackwardPass:
     """A backward pass over batches of one size: its states in memory, and the launches over them.
 
     Args:
-        saved: tensors of the record that the pass goes over.
-        buffer: room for its plans.
+        saved: tensors of the record.
+        buffer: memory for its plans.
         sums: whether BN's two sums are requested; BN mode ``batch`` needs them.
 
     Attributes:
@@ -89,7 +89,7 @@ class BackwardPass:
         )
 
     def begin(self, plan: LaunchPlan, grads: Tensor, exponents: Tensor) -> None:
-        """Copy a plan, and the scaled gradients [g, B, C, H, W] that its routings start from, to their places."""
+        """Copy a plan, and the scaled gradients [g, B, C, H, W] where its routings start, to the pass's tensors."""
         self.buffer.copy(plan)
         self.start(grads, exponents)
 
@@ -134,7 +134,7 @@ class BackwardPass:
 
 
 def _room(network: TritonNetwork, schedule: Schedule, batch: int) -> list[int]:
-    """Return the elements that launches need at most, for tiles' BN sums, for folded weights and their constants."""
+    """Return the maximum numbers of elements of launches: tiles' BN sums, folded weights, and their constants."""
     sizes = [[0, 0, 0]]
     for launch in schedule.launches:
         block = network.blocks[launch.block]
@@ -162,7 +162,7 @@ def routed_backward_norms(
 
 
 def _launched(network: TritonNetwork, saved: Saved, grad: Tensor, exponent: Tensor, steps: Steps) -> BackwardPass:
-    """Return a backward pass that was launched kernel by kernel, with room for these routings alone."""
+    """Return a backward pass that was launched kernel by kernel, with memory for these routings alone."""
     schedule = schedule_backward(network, steps.count, steps.exits)
     allocate, plan = allocate_on(grad.device), plan_launches(schedule, steps)
     backward = BackwardPass(network, saved, PlanBuffer(schedule, allocate), len(grad), allocate)
@@ -207,7 +207,7 @@ class SingleBlocks:
         if (index, coefficients) in self._expected:
             plan, words = self._expected[index, coefficients]
             return plan, PlanBuffer(plan.schedule, lambda shape, dtype: words)
-        # Where memory is short, the caller passes fewer gradients at a time than expected.
+        # If memory is short, the caller passes fewer gradients at a time than expected.
         plan = self._plan(index, coefficients)
         buffer = PlanBuffer(plan.schedule, self.allocate)
         buffer.copy(plan)

@@ -26,7 +26,7 @@ class ForwardPass:
     """A forward pass of batches of one size: its states in memory, and the launches over them.
 
     Args:
-        buffer: room for its plans.
+        buffer: memory for its plans.
         dtype: the type of the activations.
     """
 
@@ -56,7 +56,7 @@ class ForwardPass:
         )
 
     def begin(self, plan: LaunchPlan, y0: Tensor) -> None:
-        """Copy a plan, and ``y_0`` [B, C, H, W] that its routings start from, to their places."""
+        """Copy a plan, and ``y_0`` [B, C, H, W] that its routings start from, to the pass's tensors."""
         self.buffer.copy(plan)
         self.start(y0)
 
@@ -68,9 +68,9 @@ class ForwardPass:
         self.launch(self.schedule.launches)
 
     def launch(self, launches: Iterable[Launch], saved: Saved | None = None) -> None:
-        """Launch one after the other; save what backward passes need where ``saved`` has room for it."""
+        """Run the launches; if ``saved`` is given, save in it what backward passes need."""
         network, statistics = self.network, self.activations.statistics
-        # States that a ReLU alone reads keep mean 0 and variance 1.
+        # States that only a ReLU reads keep mean 0 and variance 1.
         statistics[:, 0] = 0
         statistics[:, 1] = 1
         if network.bn == "batch" and not network.post:

@@ -1,9 +1,9 @@
-"""The launches of a pass, and the states in memory that they read and write, for up to so many routings.
+"""The launches of a pass, and the states in memory that they read and write, for up to ``capacity`` routings.
 
 A *state* is the gradient (or activation) at a block's output, or inside a residual module. Routings that agree so far
 share a state, so a common tail (in a forward pass, a common head) is computed once. Where a routing passes a block
-through an identity, nothing is launched; its coefficient waits as a number. A *row* takes one state to another,
-through one unit or through a block's skip; a launch takes all rows of one unit.
+through an identity, nothing is launched; its coefficient is applied to the result. A *row* takes one state to
+another, through one unit or through a block's skip; a launch processes all rows of one unit.
 
 A schedule depends on the network and on the number of routings alone. The numbers that kernels read from device
 memory (rows, states, and each launch's share of the rows) depend on the routings: see `plan`. So a graph captures the
@@ -27,7 +27,7 @@ NOTHING = -1
 """Stands for no state, and for no unit."""
 
 ENTERED = -2
-"""Stands for the state in which a routing comes to the block."""
+"""Stands for the state in which a routing arrives at the block."""
 
 RESIDUAL, SKIP, FIRST_EXIT = 0, 1, 2
 """Members of a launch: all routings with the residual module, all with the skip, or those of one of four exits."""
@@ -43,10 +43,10 @@ class Launch:
         block: its index in the network.
         unit: its index in the block, in the order of the forward pass.
         residual, skip: the branches of the block that end in this launch; inside a module the residual alone.
-        ending: whether it is the launch of the BNs behind the block's last convolution and its projection, whose
-            statistics are the batch's. In a forward pass, the projection before them is a launch with the skip alone.
+        ending: whether it is the launch of the BNs after the block's last convolution and its projection, in BN mode
+            ``batch``. In a forward pass, the projection before them is a launch with the skip alone.
         index: its row in the table of launches.
-        count: maximum number of its rows, those that fill up tiles included.
+        count: maximum number of its rows, those that pad tiles included.
     """
 
     block: int
@@ -60,13 +60,15 @@ class Launch:
 
 @dataclass(frozen=True)
 class _RowRule:
-    """A launch's rule from routings to rows: leader r has state ``first + r`` of each kind.
+    """The rule by which a launch's rows follow from the routings.
+
+    The row of leader r reads and writes the states ``source + r``, ``entered + r`` and ``target + r``.
 
     Attributes:
         members: the routings that take part: `RESIDUAL`, `SKIP`, or `FIRST_EXIT` and the exit's code.
-        step: the block's place in the order of the pass.
+        step: the block's index in the order of the pass.
         source, entered, target: first of the states that are read, read by the skip, and written; `ENTERED` for the
-            states in which routings come to the block, `NOTHING` for none.
+            states in which routings arrive at the block, `NOTHING` for none.
         tile: number of rows in a tile.
     """
 
@@ -79,7 +81,7 @@ class _RowRule:
 
     @property
     def grouped(self) -> bool:
-        """True if sources may await different means; behind a block's entrance all await the same."""
+        """True if sources may await different means; after a block's entrance all await the same."""
         skips = self.members >= FIRST_EXIT and bool(self.members - FIRST_EXIT & 2)
         return self.source == ENTERED or (skips and self.entered == ENTERED)
 
@@ -103,17 +105,17 @@ class Schedule:
         exits: the kinds of launches that end blocks.
         starts: number of states that routings may start from; they are the first states.
         batch_mode: whether gradients await BN's means; rows whose gradients await different ones share no tile.
-        paths: takes block and unit to the number of rows in a tile.
+        paths: returns the number of rows in a tile, for a block and a unit.
 
     Attributes:
-        launches: each with room for the maximum number of its rows.
+        launches: each with memory for the maximum number of its rows.
         states: int32 [states, 2], each state's slot and unit as in `plan.LaunchPlan`, except at blocks' outputs.
         slot_count: number of slots, which hold one state each.
         turns: number of slots that a leader's states at blocks' outputs use in turn.
         rules: how rows follow from routings.
         exit_states: int64 [n, 1], first state at each block's output, in the order of the pass.
         first_units: int64 [n], each block's first unit.
-        residual_waits, skip_waits: bool [n], whether what arrives through a branch awaits the means of that unit.
+        residual_waits, skip_waits: bool [n], whether gradients from a branch await the means of that unit.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Device memory of backward and forward passes: the plan's numbers, what a record saves, and the states."""
+"""Device memory of backward and forward passes: the plan's numbers, a record's saved tensors, and the states."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathnet.engines.triton.schedule import NOTHING, Schedule
 __all__ = ["ActivationStates", "Allocate", "GradientStates", "PlanBuffer", "Saved", "allocate_on"]
 
 Allocate = Callable[[Sequence[int], torch.dtype], Tensor]
-"""Takes a shape and a type to a tensor of whatever lies there."""
+"""A function that allocates an uninitialised tensor of a shape and a dtype."""
 
 
 def allocate_on(device: torch.device) -> Allocate:
@@ -25,7 +25,7 @@ def allocate_on(device: torch.device) -> Allocate:
 
 
 class PlanBuffer:
-    """A `LaunchPlan` on a device: its tensors lie at fixed places of one tensor, so that one copy brings them there.
+    """A `LaunchPlan` on a device: its tensors are slices of one tensor, so that one copy transfers them.
 
     Attributes:
         packed: int32, the numbers of all tensors below.
@@ -37,7 +37,7 @@ class PlanBuffer:
 
     def __init__(self, schedule: Schedule, allocate: Allocate) -> None:
         capacity = schedule.capacity
-        # Rows last, since there are rarely as many as there is room for.
+        # Rows last, since there are rarely as many as the maximum.
         words = [
             2 * capacity,
             capacity,
@@ -84,7 +84,7 @@ class PlanBuffer:
 
 @dataclass(frozen=True)
 class Saved:
-    """Tensors that a forward pass saves of its units for the backward passes.
+    """Tensors that a forward pass saves for the backward passes.
 
     Attributes:
         bits: uint8, the ReLU bits [B, H, W, ceil(C / 8)] of one unit after the other.
@@ -108,7 +108,7 @@ class Saved:
 
     @staticmethod
     def room(network: TritonNetwork, batch: int, allocate: Allocate) -> Saved:
-        """Return room for the tensors of batches of one size."""
+        """Allocate the tensors for batches of one size."""
         begin = network.normalized_starts(batch)
         return Saved(
             allocate([network.bits_starts(batch)[-1]], torch.uint8),
@@ -140,15 +140,15 @@ class GradientStates:
     """The states of a backward pass; see `schedule`.
 
     Attributes:
-        values: float32 or bfloat16 [slots, elements], each [B, H, W, C] of its place in the network.
+        values: float32 or bfloat16 [slots, elements], each [B, H, W, C] of its unit or block.
         rows: int32 [rows, 5]
         launches: int32 [launches, 2], each launch's first row and number of rows.
         states: int32 [states, 2]
         largest: int32 [states, B] or [states, 1], at blocks' outputs: the largest magnitude, as float32 bits.
         exponents: int32, alike: the value of a state is ``values * 2**exponents``.
         corrections: float32 [states, 2, widest], the two means that BN subtracts from a gradient.
-        sums: float32, room for the tiles' shares of them.
-        folded, constants: in the type of ``values``, room for weights and constants that they are folded into.
+        sums: float32, memory for the tiles' shares of them.
+        folded, constants: in the type of ``values``, memory for weights and constants that they are folded into.
         by_batch: whether those means depend on the gradient; with running statistics they are zero.
     """
 
@@ -171,12 +171,12 @@ class ActivationStates:
     """The states of a forward pass; see `schedule`.
 
     Attributes:
-        values: float32 or bfloat16 [slots, elements], each [B, H, W, C] of its place in the network.
+        values: float32 or bfloat16 [slots, elements], each [B, H, W, C] of its unit or block.
         rows: int32 [rows, 5]
         launches: int32 [launches, 2], each launch's first row and number of rows.
         states: int32 [states, 2]
         statistics: float32 [states, 2, widest], mean and variance of each state; empty in BN mode ``running``.
-        moments: float32, room for the tiles' shares of them.
+        moments: float32, memory for the tiles' shares of them.
     """
 
     values: Tensor

@@ -3,7 +3,7 @@
 A program takes BLOCK_N channels of one row at a time. It loads count, mean and sum of squared deviations of TILES
 tiles at once and merges them on two levels, both in a fixed order (Chan, Golub, LeVeque 1979): TILES tiles in
 registers, first their mean, then the deviations from it; then these groups one after the other. Unlike a sum of
-squares, this loses no digits where the mean is large beside the deviation, and each number is read once.
+squares, this loses no digits where the mean is large compared with the deviation, and each number is read once.
 
 In stage 1 of a CIFAR network at batch 128, 1,024 tiles of 16 channels are 197 KB: two programs take 512 tiles twice
 each, 2 us (computed: 1 us for the bytes out of L2 at 64 per clock, 0.5 us for a load and its trees). The launch alone

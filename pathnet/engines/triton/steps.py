@@ -58,7 +58,7 @@ class Steps:
         enters: bool [n, P], whether kernels take it through the block. Neither holds once a routing is zero.
         keys: float64 [P, n, 2], equal for two routings where they do the same; zeros, the least of all byte strings,
             where they pass.
-        mantissas, exponents: float64 and int64 [P], factors that the results still need.
+        mantissas, exponents: float64 and int64 [P], scale factors still to be applied to the results.
         exits: the kinds of launches that end blocks.
     """
 
@@ -97,7 +97,7 @@ def steps_backward(blocks: Sequence[FusedBlock], coefficients: Floats) -> Steps:
     # In parts, since the product of more than a thousand numbers of 1/2 would leave float64's range.
     for first in range(0, len(factors), 512):
         mantissas, more = np.frexp(mantissas * np.multiply.reduce(factors[first : first + 512], 0))
-        # In [1, 2), so that the mantissa is 1 where no block was passed.
+        # In [1, 2): the mantissa is 1 where no block was passed.
         mantissas, total = 2 * mantissas, total + more - 1
     return _steps(blocks[::-1], a, c, passes, enters, mantissas, total)
 
@@ -124,7 +124,7 @@ def _steps(
     exponents: NDArray[np.int64],
 ) -> Steps:
     zero = (a == 0) & (c == 0)
-    # Adding 0 turns -0 into 0, so that equal coefficients have equal bytes.
+    # Adding 0 turns -0 into 0: equal coefficients then have equal bytes.
     a, c = a + 0.0, c + 0.0
     keys = np.stack([a, c], -1)
     keys[passes] = 0.0

@@ -1,7 +1,7 @@
 """The two means of BN's backward pass, from the tiles' sums, for all rows of a launch at once.
 
 A program takes BLOCK_N channels of one row at a time. It loads the sums of TILES tiles at once, adds them up in a
-tree, and adds these totals in their order, so that the result depends neither on timing nor on the number of
+tree, and adds these totals in their order, so the result depends neither on timing nor on the number of
 programs. In stage 1 of a CIFAR network at batch 128 a row has 1,024 tiles of 16 channels, 131 KB: two programs load
 512 tiles twice each, under 2 us (computed: 0.6 us for the bytes out of L2 at 64 per clock, 0.5 us for a load and its
 tree). A second kernel that merges ranges would spread the bytes over more multiprocessors, but its launch would cost

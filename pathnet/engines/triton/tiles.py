@@ -1,4 +1,4 @@
-"""Parts that the kernels share: where a program's pixels lie, and gradients behind a batch normalisation."""
+"""Parts that the kernels share: the pixels of a program, and gradients at the input of a batch normalisation."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import triton
 import triton.language as tl
 
 NO_SKIP, DIRECT, PROJECTION = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-"""Skips of a launch: none; every stride-th pixel, channels filled up with zeros; or the skip's projection."""
+"""Skips of a launch: none; every stride-th pixel, channels zero-padded; or the skip's projection."""
 
 ROW_FIELDS = tl.constexpr(5)
 """Fields of a row: the states source, target and entered (-1 for none), the coefficients a and c as float32 bits.
 
-``entered`` is the state in which the routing comes to the block, or its gradient behind the projection's BN: what the
-block's skip reads.
+``entered`` is the state in which the routing arrives at the block, or the gradient at the input of the projection's
+BN: what the block's skip reads.
 """
 
 STATE_FIELDS = tl.constexpr(2)
@@ -22,7 +22,7 @@ STATE_FIELDS = tl.constexpr(2)
 
 
 class Points(NamedTuple):
-    """Points of a tile, each field [POINTS]; `inside` tells which of them lie in an image of the batch."""
+    """Points of a tile, each field [POINTS]; `inside` tells which of them are in an image of the batch."""
 
     sample: tl.tensor
     row: tl.tensor
@@ -56,7 +56,7 @@ class TileConstants(NamedTuple):
 
 
 class NormPointers(NamedTuple):
-    """A batch normalisation and the ReLU behind it, which clamps at ``floor``; pointers are to float32 [C]."""
+    """A batch normalisation and the ReLU after it, which clamps at ``floor``; pointers are to float32 [C]."""
 
     gain_ptr: tl.tensor
     bias_ptr: tl.tensor
@@ -106,7 +106,7 @@ class LocatedStates(NamedTuple):
 
 
 class BackwardMeans(NamedTuple):
-    """Means that BN's backward pass subtracts, float32 [PATHS, K]: of the gradient, and of its product with x_hat."""
+    """Means of the gradient, and of its product with x_hat, float32 [PATHS, K], that BN's backward pass subtracts."""
 
     mean: tl.tensor
     mean_x_hat: tl.tensor
@@ -126,7 +126,7 @@ def quotient(numbers, inverse):
 def points_of(tile, batch, height, width, inverse_width, pixel_tiles, SAMPLES: tl.constexpr, PIXELS: tl.constexpr):
     """Return the SAMPLES * PIXELS points of a tile of images height x width.
 
-    The tile's first pixel is divided as an integer, once. How many rows below it a point lies is a `quotient` of
+    The tile's first pixel is divided as an integer, once. How many rows below it a point is, is a `quotient` of
     numbers below width + PIXELS.
     """
     point = tl.arange(0, SAMPLES * PIXELS)
@@ -164,7 +164,7 @@ def load_coefficient(field_ptr):
 
 @triton.jit
 def clamp(x, floor):
-    """Return the larger of the two. A NaN stays one, where a GPU by itself would take the other number."""
+    """Return the larger of the two. A NaN stays one, where a GPU by itself would return the other number."""
     return tl.maximum(x, floor, propagate_nan=tl.PropagateNan.ALL)
 
 
@@ -179,7 +179,7 @@ def load_normalization(norm, channel, known):
 
 @triton.jit
 def locate(memory, states, live):
-    """Return where the gradients of states [PATHS] lie. All live states of a program await the same means."""
+    """Return the locations of the gradients of states [PATHS]. All live states of a program await the same means."""
     fields = memory.states_ptr + tl.maximum(states, 0) * STATE_FIELDS
     unit = tl.max(tl.where(live, tl.load(fields + 1), -1), 0)
     first = tl.multiple_of(tl.load(memory.offsets_ptr + tl.maximum(unit, 0)), 16)

@@ -25,7 +25,7 @@ __all__ = ["BlockOutput", "block_backward", "block_forward"]
 
 @dataclass(frozen=True)
 class BlockOutput:
-    """The output of a block's forward pass, and what its backward pass needs.
+    """The output of a block's forward pass, and the inputs of its backward pass.
 
     Attributes:
         output: [B, C, H, W], channels last, in the type of the input.
@@ -65,7 +65,7 @@ def block_forward(network: TritonNetwork, x: Tensor, a: float, c: float) -> Bloc
 
 
 def _room(x: Tensor, dtype: torch.dtype, starts: Sequence[int], sizes: Sequence[int]) -> Tensor:
-    """Return memory for all units, zeros in the gaps between: an operator's output may depend on its input alone."""
+    """Return memory for all units, zeros in the gaps between: an operator's output may depend only on its input."""
     room = x.new_empty(starts[-1], dtype=dtype)
     for start, size, end in zip(starts, sizes, starts[1:], strict=False):
         if start + size < end:
@@ -121,7 +121,7 @@ def _times(tensor: Tensor, factor: float) -> Tensor:
 
 
 class _Key:
-    """A network of one block as plans depend on it: without its values, and on no device."""
+    """A network of one block without values or device, which is all that plans depend on."""
 
     def __init__(self, network: TritonNetwork) -> None:
         block = network.blocks[0]

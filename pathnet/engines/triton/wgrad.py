@@ -1,7 +1,7 @@
 """The weight gradient of one BN-ReLU-convolution unit.
 
 A program takes BLOCK_M channels of the convolution's output, BLOCK_N columns of its weight (a column is a tap and a
-channel of the input, so that any width fills the tile) and ``span`` of the batch's output points, which it multiplies
+channel of the input: any width fills the tile) and ``span`` of the batch's output points, which it multiplies
 BLOCK_K at a time: incoming gradients, BN's means subtracted as they are loaded, times relu(gain x_hat + bias),
 computed from x_hat as it is loaded. Each span has its own result; they are added in their order. Spans are as long as
 a full GPU allows: a weight of 512 x 512 channels has 576 tiles, and three results of 9 MB, not a thousand.
@@ -118,7 +118,7 @@ def _inputs(
     conv: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Return the elements of the input that output points meet by columns, [BLOCK_K, BLOCK_N], and which it has."""
+    """Return the input's elements that columns connect to output points, [BLOCK_K, BLOCK_N], and which exist."""
     PADDING: tl.constexpr = conv.KERNEL // 2
     tap = column // conv.C
     tap_row, tap_column = (tap // conv.KERNEL - PADDING)[None, :], (tap % conv.KERNEL - PADDING)[None, :]

@@ -21,7 +21,7 @@ def why_not() -> str | None:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
     if "amx_tile" in flags:
-        return "this processor has AMX itself, so that no instruction reaches the emulator"
+        return "this processor has AMX itself, so no instruction reaches the emulator"
     if "avx512_bf16" not in flags:
         return "the kernels that use AMX use avx512_bf16 as well, which this processor lacks"
     return None

@@ -134,7 +134,7 @@ const uint8_t* detour(int place, uint64_t end) {
   put(at, {0x48, 0x8D, 0x64, 0x24, 0x80});  // lea -128(%rsp), %rsp, which leaves the flags
   put(at, {0x68});                          // push $place
   put_value(at, int32_t(place));
-  put(at, {0xFF, 0x15});  // call *13(%rip): the address that lies behind the next two instructions
+  put(at, {0xFF, 0x15});  // call *13(%rip): the address that follows the next two instructions
   put_value(at, int32_t(13));
   put(at, {0x48, 0x8D, 0xA4, 0x24, 136, 0, 0, 0});  // lea 136(%rsp), %rsp
   put_jump(at, uint64_t(at), end);
@@ -143,7 +143,7 @@ const uint8_t* detour(int place, uint64_t end) {
 }
 
 // Replaces an instruction by a jump, which is no longer than any tile instruction. Its page, or two, are replaced as
-// a whole, so that no other thread ever executes a part of the jump.
+// a whole, so no other thread ever executes a part of the jump.
 void replace(uint64_t address, const uint8_t* target) {
   const uint64_t first = address & ~uint64_t(kPage - 1),
                  bytes = ((address + 4) & ~uint64_t(kPage - 1)) + kPage - first;

@@ -1,5 +1,5 @@
 // AMX in software, for tests on processors without it: a library to preload (LD_PRELOAD). It decodes and executes
-// every tile instruction that the processor refuses with SIGILL, and lets the program continue behind it.
+// every tile instruction that the processor refuses with SIGILL, and lets the program continue after it.
 //
 // A signal takes ten microseconds, fifty times longer than its instruction. So each place in the program raises at
 // most one: after that a jump stands there, to a detour that calls the emulator. Each thread has its own eight tiles

@@ -33,7 +33,7 @@ struct Registers {
 };
 
 // Decodes the bytes of an instruction that the program has at `address`. Returns false if it is no tile instruction.
-// Reads no byte behind the instruction, since the next page may be unmapped.
+// Reads no byte after the instruction, since the next page may be unmapped.
 bool decode(const uint8_t* bytes, uint64_t address, const Registers& registers, Instruction& instruction);
 
 }  // namespace amx

@@ -16,7 +16,7 @@
 using Snippet = void (*)();
 extern "C" const Snippet snippets[];
 extern "C" const int64_t snippet_count;
-// From there too: loads every register from the start of the arena, and stores it kKept bytes behind.
+// From there too: loads every register from the start of the arena, and stores it kKept bytes further.
 extern "C" void keep_registers();
 constexpr int kBelow = 1 << 17, kArea = 1024, kTileBytes = 1024, kKept = 4096;
 extern "C" {
@@ -38,7 +38,7 @@ struct Config {
 };
 
 // The intrinsics of older compilers do not say that they read memory (or, of the configuration, only its first eight
-// bytes), so that stores before them could come late or never.
+// bytes), so stores before them could come late or never.
 void written() { asm volatile("" ::: "memory"); }
 
 void configure(const Config& config) {

@@ -40,7 +40,7 @@ class Product:
         return b"".join([header.tobytes(), *map(with_gaps, matrices, strides)])
 
     def parse(self, output: bytes) -> tuple[np.ndarray, bytes]:
-        """Return the result at the start of an output, and the bytes behind it."""
+        """Return the result at the start of an output, and the bytes after it."""
         rows, width = self.c.shape[0], 4 * self.c.shape[1]
         stride = width + self.gaps[2]
         size = stride * (rows - 1) + width
@@ -65,7 +65,7 @@ class Product:
     def in_the_order_of_the_manual(self) -> np.ndarray:
         """Return the result bit for bit.
 
-        Products of two bfloat16 are exact in float32, so that a fused step rounds as two steps do.
+        Products of two bfloat16 are exact in float32, so a fused step rounds as two steps do.
         """
         a, b = (x.astype(np.float32) for x in self.factors())
         even, odd = np.zeros_like(self.c), np.zeros_like(self.c)

@@ -72,7 +72,7 @@ class Snippet:
         return "\n  ".join([*lines, "ret"]) + "\n"
 
     def expected(self, area: bytes) -> bytes:
-        """Return the area and, behind it, the result."""
+        """Return the area and, after it, the result."""
         after, result = bytearray(area), bytearray(1024)
         width = WIDTHS[self.tile]
         rows = range(HEIGHTS[self.tile])
@@ -100,7 +100,7 @@ def snippets() -> Iterator[Snippet]:
                 number += 1
                 step, tile = (-1) ** number * (2 + number % 13), number // 4 % 8
                 start, displacement = 400 if of_tile else 0, DISPLACEMENTS[number % len(DISPLACEMENTS)]
-                if base == "rsp":  # the frames of signal and emulator lie below it, and must not overlap the area
+                if base == "rsp":  # the frames of signal and emulator are below it, and must not overlap the area
                     start, displacement, step = 64 if of_tile else 0, abs(displacement), abs(step)
                 if base is not None and base == index:  # the stride is an address: valid for one row only
                     if not of_tile:

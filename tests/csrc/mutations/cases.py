@@ -34,7 +34,7 @@ CASES: list[dict[str, Any]] = [
     {"widths": [16, 16, 24], "strides": [1, 2], "pad": False, "size": (21, 9, 2)},
 ]
 H100 = 232_448
-# Shared memory of a thread block: backward with one and with two terms a number, and forward.
+# Shared memory of a thread block: backward with one and with two terms per number, and forward.
 SHARED = [
     [64_000, 124_000, H100],
     [36_000, 70_000, H100],

@@ -1,6 +1,6 @@
 """Judge one build of the twin: its index arithmetic against formulas written here, its results against truths.
 
-``judge.py library cases.npz`` prints the first error, or nothing. It imports no torch, so that it judges hundreds of
+``judge.py library cases.npz`` prints the first error, or nothing. It imports no torch, so it judges hundreds of
 builds in a few minutes.
 """
 

@@ -65,7 +65,7 @@ NUMBER = re.compile(r"(?<![\w.])(\d+)(?![\w.])")
 SKIPPED = re.compile(
     r"^\s*(//|#|template|static_assert|using|PATHNET_UNROLL|PATHNET_NO_UNROLL)"
     r"|refuse\(|invalid_argument|to_string|checksum|16777619|program_size\(|kMaxChannels|in_height \+ 8|pairs"
-    r"| : -1|bool bare|kMostPixels|kMostElements|kMostScratch|traffic|bytes \+= double"
+    r"| : -1|bool bare|kMaxPixels|kMaxElements|kMaxScratch|traffic|bytes \+= double"
 )
 SOURCES = [
     "host_twin.cpp",
@@ -117,7 +117,7 @@ EQUIVALENT: dict[str, str] = {
         "rounded down to the same: where column 0 is read, a window begins at a row that 4 divides"
     ),
     "pixels = source.pixel((to - 1) * axis.source_step + axis.offset(axis.taps - 1) + 2, 1) - first;": (
-        "one pixel more, which nobody reads"
+        "one pixel more, which nothing reads"
     ),
     "form.units[0] = conv(program, form.in, form.out, 3, form.stride, {first_bits, inner_affine, -2});": NONE,
     "form.units[1] = conv(program, form.out, form.out, 3, 1, {second_bits, -2, bias});": NONE,

@@ -1,4 +1,4 @@
-// The kernels' twin and their index arithmetic behind a plain C interface. It does not include torch, so that a
+// The kernels' twin and their index arithmetic with a plain C interface. It does not include torch, so that a
 // mutated copy compiles in seconds.
 #include <cstring>
 #include <stdexcept>

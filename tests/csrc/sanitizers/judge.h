@@ -18,7 +18,7 @@ struct Counts {
   double worst = 0;  // largest error relative to the norm, where the norm is the judge
 };
 
-// What a walk back gives.
+// The results of a backward pass.
 struct Gradients {
   Exact<float> values;
   Exact<int32_t> exponents;
@@ -29,7 +29,7 @@ struct Gradients {
   }
 };
 
-// What a walk forward records in BN mode `batch`.
+// The record of a forward pass in BN mode `batch`.
 struct Record {
   Exact<uint8_t> relu_bits;
   Exact<float> normalized, scales;

@@ -1,4 +1,4 @@
-// The kernels' layouts of ReLU bits and normalized inputs, written a second time.
+// The kernels' layouts of ReLU bits and normalised inputs, written a second time.
 #pragma once
 
 #include <vector>
@@ -40,7 +40,7 @@ inline Masks as_masks(const Trial& trial, const Exact<uint8_t>& bits) {
   return masks;
 }
 
-// From unit after unit [batch][height][width][channels filled up to 16].
+// From unit after unit [batch][height][width][channels padded to 16].
 inline Planes as_planes(const Trial& trial, const Exact<float>& normalized) {
   Planes planes;
   const float* image = normalized.data();

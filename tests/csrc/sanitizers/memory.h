@@ -14,7 +14,7 @@ namespace trial {
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
-// A heap block that ends with the last element. Where `shifted`, the first lies no better aligned than its type
+// A heap block that ends with the last element. Where `shifted`, the first is no better aligned than its type
 // needs.
 template <class T>
 class Exact {

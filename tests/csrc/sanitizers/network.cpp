@@ -67,7 +67,7 @@ Result Network::on_threads(Counts& counts, const std::string& name, const std::f
     return walk(team_of(threads));
   };
   Result result = run(1);
-  // A walk that is ended half way gives no result, and leaves nothing behind.
+  // A pass that is ended half way gives no result, and leaves nothing behind.
   for (int64_t last_check : {int64_t(1), int64_t(2 + seed_ % 50)}) {
     doing = name + text(", %d threads that end at check %d", several(), int(last_check));
     try {
@@ -171,7 +171,7 @@ void Network::forward_running(const std::string& name) {
 }
 
 void Network::batch_walks(const std::string& prefix, bool bf16) {
-  // A walk forward is of float32 precision always.
+  // A forward pass always has float32 precision.
   judge_.admit(false);
   const Record record = forward_batch(prefix + "forward_batch");
   judge_.admit(bf16);
@@ -236,7 +236,7 @@ void Network::backward_batch(const std::string& prefix, const Record& record) {
     return on_threads<Gradients>(
         counts_[kind], name, [&](const Team& team) { return walked_back(team, walk, kernel, blank(results, 1)); });
   };
-  // Given a record the walk is linear: the truth takes the walk's bits and normalized inputs, which are judged above.
+  // Given a record the pass is linear: the truth uses its bits and normalised inputs, which are judged above.
   const Masks masks = as_masks(trial_, record.relu_bits);
   const Planes normalized = as_planes(trial_, record.normalized);
   const std::vector<float> scales(record.scales.data(), record.scales.data() + record.scales.size());

@@ -39,7 +39,7 @@ class Network {
   template <class Result>
   Result on_threads(Counts& counts, const std::string& name,
                     const std::function<Result(const pathnet::cpu::Team&)>& walk);
-  // Runs a walk back, and again without gradients, whose norms are the same.
+  // Runs a backward pass, and again without gradients, whose norms are the same.
   template <class Walk>
   Gradients walked_back(const pathnet::cpu::Team& team, Walk walk,
                         void (*kernel)(const Walk&, const pathnet::cpu::Team&), Gradients gradients);

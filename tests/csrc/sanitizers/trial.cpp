@@ -175,7 +175,7 @@ void place(Trial& trial, Dice& dice) {
     for (int64_t c = 0; trial.behind_relu && !trial.closed && c < unit.out_channels; ++c)
       trial.biases.push_back(dice.around_zero(0.3));
   }
-  // Without a ReLU in the first unit its block's skip lies behind none.
+  // Without a ReLU in the first unit its block's skip follows none.
   const bool opens = trial.behind_relu && dice.chance(0.4);
   if (opens) {
     int64_t& skip = trial.blocks.front().skip;
@@ -199,7 +199,7 @@ void place(Trial& trial, Dice& dice) {
       for (int64_t c = 0; c < unit.in_channels; ++c) {
         const float scale = float(dice.chance(0.3) ? -0.5 - dice.unit() : 0.5 + dice.unit());
         const float shift = dice.around_zero(0.3);
-        // What lies behind a block's first ReLU lies behind that alone.
+        // A skip that starts after a block's first ReLU follows only that.
         const bool bare = block.behind_relu() && u == block.first_unit;
         trial.scales.push_back(bare ? 1.0f : scale);
         trial.shifts.push_back(bare ? 0.0f : shift);
@@ -208,7 +208,7 @@ void place(Trial& trial, Dice& dice) {
   }
 }
 
-// Some of the first ones and of the last ones agree, so that walks share parts.
+// Some of the first ones and of the last ones agree, so passes share parts.
 void route(Trial& trial, Dice& dice) {
   const int64_t blocks = int64_t(trial.blocks.size());
   for (int64_t r = 0; r < trial.routings; ++r) {
@@ -236,7 +236,7 @@ void fill(Trial& trial, Dice& dice) {
   trial.y0.resize(trial.batch * first.in_channels * first.in_height * first.in_width);
   trial.grad.resize(trial.batch * last.out_channels * last.out_height * last.out_width);
   for (float& value : trial.y0) value = dice.around_zero(1.0);
-  // Beyond 2^20 and below 2^-20 the walks back change the exponent.
+  // Beyond 2^20 and below 2^-20 the backward passes change the exponent.
   const double magnitude = dice.one_of({1.0, 1.0, 1e-25, 1e25});
   for (float& value : trial.grad) value = dice.around_zero(magnitude);
   for (int64_t s = 0; s < trial.batch; ++s) trial.exponent.push_back(int32_t(dice.between(-200, 200)));

@@ -13,13 +13,13 @@ struct Trial {
   std::vector<pathnet::Unit> units;
   std::vector<float> weights, scales, shifts, epsilons;
   std::vector<float> biases;  // of the units' convolutions; empty for none
-  bool behind_relu;           // whether skips lie behind their blocks' first ReLUs
+  bool behind_relu;           // whether skips start after their blocks' first ReLUs
   bool closed;                // whether blocks are closed, for BN mode `batch` alone
   int64_t batch, routings, bits_stride;
   std::vector<float> routing;                   // [routings][blocks][2]
   std::vector<float> y0, grad;                  // [batch][channels][height][width]
   std::vector<int32_t> exponent;                // [batch]
-  std::vector<std::vector<uint8_t>> relu_mask;  // of each unit [batch][channels][height][width], for the walk back
+  std::vector<std::vector<uint8_t>> relu_mask;  // of each unit [batch][channels][height][width], for backward passes
 };
 
 // The trial of a seed, on every machine.

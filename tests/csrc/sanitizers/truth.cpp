@@ -119,7 +119,7 @@ void add_bias(const Trial& trial, int64_t u, Values<Real>& values) {
   }
 }
 
-// What comes back through an identity or a padding skip.
+// The gradient through an identity or a padding skip.
 template <class Real>
 void skip_back(const Trial& trial, const Block& block, Real a, const Values<Real>& grad, Values<Real>& input) {
   if (block.skips_by_identity()) {

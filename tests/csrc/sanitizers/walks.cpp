@@ -18,7 +18,7 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-// Fresh memory is made of NaNs, so that a kernel that reads what it has not written gives one.
+// Fresh memory is made of NaNs, so a kernel that reads what it has not written gives one.
 extern "C" const char* __asan_default_options() {
   return "detect_leaks=1:detect_stack_use_after_return=1:max_malloc_fill_size=1073741824:malloc_fill_byte=255";
 }

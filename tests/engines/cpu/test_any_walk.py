@@ -1,4 +1,4 @@
-"""Invariants of every walk: threads, grouping, denormal numbers, memory."""
+"""Invariants of every pass: threads, grouping, denormal numbers, memory."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def growth(call: Callable[[], Any]) -> int:
 
 @pytest.mark.parametrize("bn", MODES)
 def test_norms_of_many_paths_take_no_more_memory_than_those_of_few(bn: str) -> None:
-    """BN mode ``batch`` runs as many walks side by side as 256 MB hold: here four."""
+    """BN mode ``batch`` runs as many passes side by side as 256 MB hold: here four."""
     side = 48 if bn == "running" else 256
     blocks = torch.tensor([[i, 1, IDENTITY, -1, 1, side, side, 1, side, side] for i in range(6)])
     network = one_channel(blocks, batch=4)

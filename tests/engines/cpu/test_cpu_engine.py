@@ -1,4 +1,4 @@
-"""The cpu engine's walk against the reference's, in float64 on the same record; its forward pass apart."""
+"""The cpu engine's backward pass against the reference's, in float64 on the same record; its forward pass apart."""
 
 from __future__ import annotations
 

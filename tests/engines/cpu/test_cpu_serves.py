@@ -78,7 +78,7 @@ def test_what_the_engine_lacks_is_named() -> None:
 
 def test_one_value_a_channel_has_no_statistics() -> None:
     net, (images, labels) = SMALL[0].net(), SMALL[0].images()
-    with pytest.raises(ValueError, match="images: expected more than one value a channel for batch statistics"):
+    with pytest.raises(ValueError, match="images: expected more than one value per channel for batch statistics"):
         recorded(net, images[:1, :, :1, :1], labels[:1], "batch", "float32")
 
 
@@ -91,5 +91,5 @@ def test_what_post_activation_networks_are_refused() -> None:
         recorded(net, images, labels, "batch", "float32")
     assert recorded(net, images, labels, "running", "float32").engine == "cpu"
     mixed = ResidualNet(net.stem, [*Case("pre", 8).net().blocks[:1], *net.blocks], net.head).eval()
-    with pytest.raises(ValueError, match="cpu: block 2 is a post-activation one, others are not"):
+    with pytest.raises(ValueError, match="cpu: block 2 is post-activation, but other blocks are not"):
         recorded(mixed, images, labels, "running", "float32")

@@ -115,7 +115,7 @@ WRONG_FOR_MODE: dict[str, list[tuple[str, Callable[[Tensor], Tensor], str]]] = {
         ("biases", double, "biases: expected Float, got Double"),
     ],
     "batch": [
-        ("blocks", cell(1, 2, 3), "blocks: expected skip 0, 1 or 2 for this walk in row 1, got 3"),
+        ("blocks", cell(1, 2, 3), "blocks: expected skip 0, 1 or 2 for this pass in row 1, got 3"),
         ("epsilons", shorter, r"epsilons: expected shape \[5\], got \[4\]"),
         ("epsilons", double, "epsilons: expected Float, got Double"),
     ],
@@ -142,7 +142,7 @@ def test_a_walk_that_there_is_not_is_named() -> None:
 def test_what_closed_blocks_are_refused(packing: Packing) -> None:
     closed = closed_plan()
     if packing[1] == "running":
-        with pytest.raises(RuntimeError, match="units: expected a scale for this walk in row 0"):
+        with pytest.raises(RuntimeError, match="units: expected a scale for this pass in row 0"):
             pack(closed, packing)
         return
     pack(closed, packing)
@@ -185,7 +185,11 @@ WRONG_ARGUMENTS: dict[str, list[tuple[str, Callable[[Any], Any], str]]] = {
         ("routing", double, "routing: expected Float, got Double"),
         ("relu_bits", lambda b: b.char(), "relu_bits: expected Byte, got Char"),
         ("relu_bits", lambda b: b[0], r"relu_bits: expected shape \[\*, \*\]"),
-        ("relu_bits", lambda b: b[:, :-4].contiguous(), r"relu_bits: expected at least \d+ bytes a sample, got \d+"),
+        (
+            "relu_bits",
+            lambda b: b[:, :-4].contiguous(),
+            r"relu_bits: expected at least \d+ bytes per sample, got \d+",
+        ),
         ("relu_bits", lambda b: b[:2], r"grad: expected shape \[2, 6, 5, 4\], got"),
     ],
     "cpu_backward_running": PATHS,

@@ -1,4 +1,4 @@
-"""Packed plans: the walks refuse those that are not whole, or not for them."""
+"""Packed plans: the ops refuse incomplete ones, and those for other kinds of pass."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_weights_packed_for_another_walk_are_refused(name: str) -> None:
     for packing in PACKED:
         if packing == WALKS[name]:
             continue
-        with pytest.raises(RuntimeError, match=r"plan: expected weights for the walk (back|for)ward_\w+, got \w+"):
+        with pytest.raises(RuntimeError, match=r"plan: expected weights for the pass (back|for)ward_\w+, got \w+"):
             getattr(ops, name)(**{**right, "plan": pack(two_blocks(), packing)})
 
 

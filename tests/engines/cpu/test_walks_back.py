@@ -1,4 +1,4 @@
-"""Gradients walked back by every instruction set, and sums by length, against float64."""
+"""Backward passes along routings by every instruction set, and sums by length, against float64."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def judged(seed: int, wide: bool, bn: str, terms: int = 0, behind_relu: bool = F
 @pytest.mark.parametrize("bn", MODES)
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
 def test_random_plans_walk_back_like_autograd(isa: str, bf16: bool, bn: str, wide: bool) -> None:
-    """The norm of the difference judges each (path, sample), so that a small one cannot hide behind a large one."""
+    """The norm of the difference judges each (path, sample), so a small one cannot hide behind a large one."""
     kinds, terms = torch.zeros(3), terms_of(isa, bf16)
     for seed in seeds(isa):
         network = plan(seed, wide)

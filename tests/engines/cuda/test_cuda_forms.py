@@ -33,7 +33,7 @@ README = (ROOT / "README.md").read_text()
 @pytest.mark.parametrize("shared_bytes", [FEW, 101376], indirect=True)
 @pytest.mark.parametrize("precision", TOLERANCES)
 def test_every_width(width: int, shared_bytes: int, precision: Any) -> None:
-    """A stage of one width, at a side with whole and broken strips; many samples a thread block."""
+    """A stage of one width, at a side with whole and broken strips; many samples per thread block."""
     torch.manual_seed(width)
     blocks = [PreactBlock(width, (3, 3), (width, width), 1, "projection") for _ in range(2)]
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 5))

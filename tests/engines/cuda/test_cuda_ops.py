@@ -227,9 +227,9 @@ def test_slices_of_float32_begin_anywhere() -> None:
 
 def test_a_program_serves_its_own_direction_only() -> None:
     inputs, forward = arguments(), forward_arguments(record=False)
-    with pytest.raises(RuntimeError, match="program: expected one for the walk back, got the other"):
+    with pytest.raises(RuntimeError, match="program: expected one for the backward pass, got the other"):
         ops.cuda_backward_running(**{**inputs, "program": forward["program"]})
-    with pytest.raises(RuntimeError, match="program: expected one for the walk forward, got the other"):
+    with pytest.raises(RuntimeError, match="program: expected one for the forward pass, got the other"):
         ops.cuda_forward_running(**{**forward, "program": inputs["program"]})
     with pytest.raises(RuntimeError, match="routing: expected one to record, got 2"):
         ops.cuda_forward_running(**{**forward, "record": True})

@@ -1,4 +1,4 @@
-"""Kernels compiled ahead: launches find all of them, and the engine's check of itself needs no others."""
+"""Kernels compiled ahead: launches find all of them, and the engine's self-check needs no others."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def test_launchers_that_are_compiled_are_compiled_ahead(report: dict[str, Any]) 
 
 
 def test_what_cannot_be_compiled_ahead_is_told(report: dict[str, Any]) -> None:
-    warning = "kernels are compiled one by one, since ahead of time"
+    warning = "ahead-of-time compilation failed ("
     wrong, killed, talking, absent = report["warnings"]
-    assert wrong.startswith(f"{warning} _means_kernel failed (KeyError: ") and "No such file" in absent
-    assert talking.startswith(f"{warning} Talking failed (ValueError: no such kernel")
+    assert wrong.startswith(f"{warning}_means_kernel failed (KeyError: ") and "No such file" in absent
+    assert talking.startswith(f"{warning}Talking failed (ValueError: no such kernel")
     assert killed.startswith(warning) and "terminated abruptly" in killed
 
 

@@ -26,7 +26,7 @@ from pathnet.recording import snapshot
 
 pytest.importorskip("triton")
 pytestmark = [
-    pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on this machine's GPU: tests/triton"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on this machine's GPU: tests/gpu/triton"),
     pytest.mark.usefixtures("interpreted"),
 ]
 
@@ -43,7 +43,7 @@ def test_the_engine_refuses_by_name() -> None:
     assert unsupported_side(net(block)) == reason
     post = PostactBlock(4, (3, 3), (4, 4), 1, "projection")
     assert unsupported_side(net(post)) is None
-    with pytest.raises(ValueError, match="images: expected more than one value a channel for batch statistics"):
+    with pytest.raises(ValueError, match="images: expected more than one value per channel for batch statistics"):
         recorded(net(post), torch.randn(1, 3, 1, 1), torch.tensor([0]), "batch")
     bare = PostactBlock(4, (3, 3), (4, 6), 1, "projection")
     bare.projection_bn = None
@@ -56,7 +56,7 @@ def test_the_engine_refuses_by_name() -> None:
         assert unsupported_side(net(strided)) is None
         # On a side of 4 both give 2, from other pixels.
         strided.projection = nn.Conv2d(4, 6, 1, 2, bias=False)
-        assert unsupported_side(net(strided)) == "block 1: it has a projection of another stride than its module"
+        assert unsupported_side(net(strided)) == "block 1: it has a projection whose stride differs from its module's"
     engine = TritonEngine()
     supported = net(PreactBlock(4, (3, 3), (4, 4), 1, "projection"))
     on_cpu = Job(supported, "batch", "float32", (4, 6, 6), torch.device("cpu"))
@@ -64,7 +64,7 @@ def test_the_engine_refuses_by_name() -> None:
     on_cuda = Job(supported, "batch", "float64", (4, 6, 6), torch.device("cuda"))
     assert engine.unsupported(on_cuda) == 'no precision="float64"'
     assert engine.unavailable() == "this process sees no GPU"
-    with pytest.raises(ValueError, match="images: expected more than one value a channel for batch statistics"):
+    with pytest.raises(ValueError, match="images: expected more than one value per channel for batch statistics"):
         recorded(supported, torch.randn(1, 3, 1, 1), torch.tensor([0]), "batch")
 
 
@@ -101,21 +101,19 @@ def test_auto_takes_cuda_then_triton_then_the_reference(monkeypatch: pytest.Monk
         warnings.simplefilter("error")
         assert choose(net) == choose(resnet(8)) == "cuda"
     tried[1:] = []
-    with pytest.warns(RuntimeWarning, match='engine triton serves, since cuda: no bn="batch"'):
+    with pytest.warns(RuntimeWarning, match=r"engine: 'triton' was chosen; .* \(cuda: no bn=\"batch\""):
         assert choose(net, "batch", "bfloat16") == "triton"
-    with pytest.warns(RuntimeWarning, match="engine triton serves, since cuda: "):
+    with pytest.warns(RuntimeWarning, match=r"'triton' was chosen; faster engines refuse the job \(cuda: "):
         assert choose(bottleneck) == "triton"
-    with pytest.warns(RuntimeWarning, match="triton serves, since cuda: block 1 is not a basic block"):
+    with pytest.warns(RuntimeWarning, match=r"'triton' was chosen; .* \(cuda: block 1 is not a basic block"):
         assert choose(post) == "triton"
     # Each has checked itself on the network that it serves.
     assert tried == [net, net, bottleneck, post]
     wrong.add("cuda")
-    with pytest.warns(RuntimeWarning, match="engine triton serves, since cuda: it disagrees"):
+    with pytest.warns(RuntimeWarning, match=r"'triton' was chosen; .* \(cuda: it disagrees"):
         assert choose(net) == "triton"
     wrong.add("triton")
-    with pytest.warns(
-        RuntimeWarning, match="engine reference serves, since cuda: it disagrees; triton: it disagrees"
-    ):
+    with pytest.warns(RuntimeWarning, match=r"'reference' was chosen; .* \(cuda: it disagrees; triton: it disagrees"):
         assert choose(net) == "reference"
 
 

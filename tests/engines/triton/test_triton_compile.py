@@ -76,12 +76,12 @@ def printed(*arguments: str) -> dict[str, Any]:
 
 
 def spills(kernel: Compiled) -> bool:
-    """Return whether registers are spilled to a stack or local memory, or arrays lie there."""
+    """Return whether registers are spilled to a stack or local memory, or arrays are there."""
     return kernel["stack"] > 0 or kernel.get("local", 0) > 0 or kernel.get("spilled", 0) > 0
 
 
 def fills_a_multiprocessor(kernel: Compiled, shared: int) -> bool:
-    """Return whether a second program has no room beside the first, so that nothing runs while one waits for loads.
+    """Return whether a second program has no room next to the first, so nothing runs while one waits for loads.
 
     A warp takes registers in units of 256.
 

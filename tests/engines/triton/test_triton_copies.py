@@ -1,6 +1,6 @@
 """Copies between host and device, with tensors on PyTorch's meta device in place of a GPU's, and no kernel run.
 
-Tensors on that device have no values, so that reading one fails, and every copy from the host is seen.
+Tensors on that device have no values, so reading one fails, and every copy from the host is seen.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from pathnet.engines.triton import limits
 
 pytest.importorskip("triton")
 pytestmark = [
-    pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on this machine's GPU: tests/triton"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on this machine's GPU: tests/gpu/triton"),
     pytest.mark.usefixtures("interpreted"),
 ]
 
@@ -49,7 +49,7 @@ def test_walks_of_networks_that_are_measured(seed: int, bn: str, precision: str)
 
 @pytest.mark.parametrize(("bn", "precision"), [("running", "float32"), ("batch", "float32"), ("batch", "bfloat16")])
 def test_walks_in_the_tiles_of_a_gpu(bn: str, precision: str) -> None:
-    """Tiles that hold parts of samples, or several; more rows than a tile holds, and tiles filled up."""
+    """Tiles that hold parts of samples, or several; more rows than a tile holds, and padded tiles."""
     case = Case("tiles", 8, width=8, side=13, batch=3)
     tape = recorded(case.net(), *case.images(), bn, precision)
     check(tape, random_routings(tape.n, 2), precision, gradients=False)

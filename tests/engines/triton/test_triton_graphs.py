@@ -30,7 +30,7 @@ from pathnet.models import ResidualNet
 
 pytest.importorskip("triton")
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine's GPU has graphs: tests/triton")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine's GPU has graphs: tests/gpu/triton")
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_network_keeps_a_few_graphs_in_the_memory_of_the_largest(
     cuda: stub_cuda.Cuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most = 6
-    monkeypatch.setattr("pathnet.engines.triton.graphs.MOST_GRAPHS", most)
+    monkeypatch.setattr("pathnet.engines.triton.graphs.MAX_GRAPHS", most)
     net, images, labels = small(0, "pre", "running")
     recorder = pathnet.Recorder(net, "running", "interpreted")
     images, labels = images[:1].repeat(12, 1, 1, 1), labels[:1].repeat(12)

@@ -16,7 +16,9 @@ from pathnet.models import PostactBlock, PreactBlock
 
 triton = pytest.importorskip("triton")
 tl = triton.language
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on this machine's GPU: tests/triton")
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="kernels run on this machine's GPU: tests/gpu/triton"
+)
 
 from helpers.single_launches import (  # noqa: E402
     BATCH,

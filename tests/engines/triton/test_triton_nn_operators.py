@@ -17,7 +17,7 @@ from pathnet.nn import fused_residual
 
 pytest.importorskip("triton")
 pytestmark = [
-    pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on this machine's GPU: tests/triton"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on this machine's GPU: tests/gpu/triton"),
     pytest.mark.usefixtures("correct_interpreter", "big_tiles"),
 ]
 
@@ -79,7 +79,7 @@ def test_compiled_with_other_coefficients() -> None:
 def test_two_derivatives_are_refused() -> None:
     block, (x, _) = block_of("basic", True), batch_for("basic", batch=2, side=5)
     (grad,) = torch.autograd.grad(fused_residual(block, x.requires_grad_()).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="fused_residual is differentiable once"):
+    with pytest.raises(RuntimeError, match="fused_residual: expected first derivatives only"):
         torch.autograd.grad(grad.square().sum(), x)
 
 
@@ -89,10 +89,10 @@ def test_input_that_does_not_fit_is_told() -> None:
         fused_residual(block, x[:, :3])
     with pytest.raises(ValueError, match="x: expected a float32 or bfloat16 tensor, got torch.float64"):
         fused_residual(block, x.double())
-    with pytest.raises(ValueError, match=r"x: expected more than one value a channel .* \[1, 4, 1, 1\]"):
+    with pytest.raises(ValueError, match=r"x: expected more than one value per channel .* \[1, 4, 1, 1\]"):
         fused_residual(block, x[:1, :, :1, :1])
     strided = block_of("basic-projection", True)
-    with pytest.raises(ValueError, match=r"x: expected more than one value a channel .* \[1, 3, 2, 2\]"):
+    with pytest.raises(ValueError, match=r"x: expected more than one value per channel .* \[1, 3, 2, 2\]"):
         fused_residual(strided, x[:1, :3, :2, :2])
     with pytest.raises(ValueError, match="x: expected at most 524271 images of this size, got 524288"):
         fused_residual(block, x[:1, :, :1, :1].expand(1 << 19, 4, 32, 32))

@@ -13,7 +13,9 @@ from torch import nn
 from pathnet.models import PreactBlock, ResidualNet
 
 pytest.importorskip("triton")
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on this machine's GPU: tests/triton")
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="kernels run on this machine's GPU: tests/gpu/triton"
+)
 
 from helpers.single_launches import network_of_a_block  # noqa: E402
 

@@ -85,7 +85,7 @@ def test_a_post_activation_block_is_launched_for_all_since_its_join_is_no_identi
         assert rows_by_block(plan) == {0: 1, 1: 1}
     assert rows_by_block(plan_backward(blocks, along([1, 0], [0, 0], [0, 1]), False, one_a_tile)) == {0: 4, 1: 3}
     by_batch = network_of(net, "batch", "float32", net.stem(images).shape[1:]).blocks
-    # Each module has one more launch, for the BN behind it.
+    # Each module has one more launch, for the BN after it.
     assert rows_by_block(plan_backward(by_batch, along([1, 0], [0, 1]), True, one_a_tile)) == {0: 4, 1: 4}
     assert rows_by_block(plan_forward(by_batch, along([1, 0], [0, 1]))) == {0: 4, 1: 4}
 

@@ -17,7 +17,7 @@ from pathnet.models import PostactBlock, ResidualNet
 
 pytest.importorskip("triton")
 pytestmark = [
-    pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on this machine's GPU: tests/triton"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on this machine's GPU: tests/gpu/triton"),
     pytest.mark.usefixtures("interpreted"),
 ]
 

@@ -15,7 +15,7 @@ from pathnet.models import PostactBlock, PreactBlock, ResidualNet
 
 pytest.importorskip("triton")
 pytestmark = [
-    pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on this machine's GPU: tests/triton"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on this machine's GPU: tests/gpu/triton"),
     pytest.mark.usefixtures("interpreted"),
 ]
 
@@ -23,7 +23,7 @@ pytestmark = [
 def wide_net(
     blocks: int, seed: int = 0, kind: type[PreactBlock | PostactBlock] = PreactBlock
 ) -> tuple[ResidualNet, Tensor, Tensor]:
-    """Return a network of blocks of one shape, so that all skips are identities, and a batch."""
+    """Return a network of blocks of one shape, whose skips are all identities, and a batch."""
     torch.manual_seed(seed)
     chain = [kind(4, (3, 3), (4, 4), 1, "projection") for _ in range(blocks)]
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
@@ -34,9 +34,9 @@ def wide_net(
 @pytest.mark.usefixtures("big_tiles")
 @pytest.mark.parametrize(("bn", "kind"), [(bn, kind) for bn in MODES for kind in (PreactBlock, PostactBlock)])
 def test_range(bn: str, kind: type[PreactBlock | PostactBlock]) -> None:
-    """Norms of 1e-190 have full relative precision, and so has one sample beside much larger ones."""
+    """Norms of 1e-190 have full relative precision, and so has one sample among much larger ones."""
     net, images, labels = wide_net(8, kind=kind)
-    # One module may shrink a gradient to 1e-19; two lie between one rescaling and the next.
+    # One module may shrink a gradient to 1e-19; two are between one rescaling and the next.
     for block in net.blocks:
         block.convs[1].weight.data *= 1e-15
     tape = recorded(net, images, labels, bn)

@@ -24,7 +24,7 @@ from pathnet.engines.self_check import disagreement
 from pathnet.scaling import ScaledGradient
 
 SEEDS = (1, 2, 3, 7, 9, 11, 12, 14, 23, 28)
-"""Of networks with one to five blocks, widths from 1 to 64, strides, both skips, and sides that no tile divides."""
+"""Seeds of networks: one to five blocks, widths of 1 to 64, strides, both skips, and sides that no tile divides."""
 
 
 def recorded(
@@ -45,7 +45,7 @@ def test_auto_takes_the_engine(device: torch.device) -> None:
 @pytest.mark.parametrize("post", [False, True], ids=["pre", "post"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_walks_sums_and_forward_passes(seed: int, post: bool, precision: Any, device: torch.device) -> None:
-    """Check walks, sums and forward passes, and the engine's check of itself."""
+    """Check backward passes, sums and forward passes, and the engine's self-check."""
     net, images, labels = random_basic_net(seed, smallest=1 if precision == "float32" else 6, post=post)
     net, images, labels = net.to(device), images.to(device), labels.to(device)
     y0_shape = torch.as_tensor(net.stem(images)).shape[1:]

@@ -39,7 +39,7 @@ def recorded(
 
 @each_job
 def test_walks_forward_passes_and_sums(case: GpuCase, bn: Any, precision: Any, device: torch.device) -> None:
-    """The engine also passes its check of itself, and another record leaves the first unchanged."""
+    """The engine also passes its self-check, and another record leaves the first unchanged."""
     net, (images, labels) = case.net().to(device), (tensor.to(device) for tensor in case.images())
     y0_shape = torch.as_tensor(net.stem(images)).shape[1:]
     frozen = snapshot(net, bn, torch.float32)
@@ -118,7 +118,7 @@ def test_every_path_of_post_activation_networks(
 
 
 def test_the_original_110_layer_network(device: torch.device) -> None:
-    """Activations lie behind the additions. 54 ReLUs let few values of short paths pass, and rounding errs more in
+    """Activations follow the additions. 54 ReLUs let few values of short paths pass, and rounding errs more in
     them than in the mean of many."""
     torch.manual_seed(0)
     net = shaken(pathnet.models.resnet(110)).eval()
