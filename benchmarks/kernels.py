@@ -177,7 +177,7 @@ def record_works(
         y, walk = engine.prepare(job).record(y0)
         exponent = torch.zeros(1 if bn == "batch" else batch, dtype=torch.int32, device=device)
         routing, start = pathnet.paths.routing(pathnet.paths.one_of_each_length(net.n)), ScaledGradient(y, exponent)
-        for _ in in_chunks(routing, 1, partial(walk.norms, start), most=walk.most_routings):
+        for _ in in_chunks(routing, 1, partial(walk.norms, start), most=walk.max_routings()):
             pass
         if net.n <= MOST_BLOCKS:
             walk.sums_by_length_norms(start, routing[-1])

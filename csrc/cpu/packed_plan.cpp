@@ -101,13 +101,14 @@ Header checked_header(const uint8_t* bytes, int64_t size) {
   std::memcpy(&header, bytes, sizeof(header));
   // Within these bounds no offset leaves int64.
   const bool plausible = header.magic == kMagic && int(header.kind) >= 0 && int(header.kind) < kWalkKinds &&
-                         header.block_count >= 1 && header.unit_count >= 1 && header.addend_count >= 0 &&
-                         header.scale_count >= 0 && header.scale_count <= INT32_MAX && header.weights_bytes >= 0 &&
+                         header.isa >= 0 && header.isa <= int32_t(Isa::kAmx) && header.block_count >= 1 &&
+                         header.unit_count >= 1 && header.addend_count >= 0 && header.scale_count >= 0 &&
+                         header.scale_count <= INT32_MAX && header.weights_bytes >= 0 &&
                          header.weights_bytes <= INT64_MAX / 2;
   if (!plausible) refuse("what cpu_pack made", "other bytes");
-  if (size != header.size()) refuse(std::to_string(header.size()) + " bytes", std::to_string(size));
+  if (size != header.size()) refuse(std::to_string(header.size()) + " bytes", std::to_string(size) + " bytes");
   if (header.checksum != header_checksum(header, bytes)) {
-    refuse("what cpu_pack made", "tables of another checksum");
+    refuse("what cpu_pack made", "tables that changed since");
   }
   if (std::memcmp(&header.checksum, bytes + header.seal_byte(), sizeof(header.checksum)) != 0) {
     refuse("what cpu_pack made", "the weights of another plan");
@@ -140,11 +141,12 @@ void pack_plan(const PlanParts& parts, const std::function<uint8_t*(int64_t)>& a
 UnpackedPlan unpack_plan(const uint8_t* bytes, int64_t size, WalkKind kind) {
   const Header header = checked_header(bytes, size);
   if (header.kind != kind) {
-    refuse(std::string("weights for the pass ") + kind_name(kind), kind_name(header.kind));
+    refuse(std::string("a plan for the pass ") + kind_name(kind), std::string("one for ") + kind_name(header.kind));
   }
   const Isa isa = selected_isa();
   if (header.isa != int32_t(isa)) {
-    refuse(std::string("weights for the instruction set ") + isa_name(isa), "another's");
+    refuse(std::string("a plan for the instruction set ") + isa_name(isa),
+           std::string("one for ") + isa_name(Isa(header.isa)));
   }
   UnpackedPlan unpacked = {std::vector<Block>(header.block_count),
                            std::vector<Unit>(header.unit_count),

@@ -64,7 +64,10 @@ class Walk(Protocol):
         """All tensors that the record keeps alive."""
 
     def max_routings(self) -> int | None:
-        """Return the maximum number of routings per call, or None if only the memory for the results limits it."""
+        """Return the maximum number of routings per call, or None if only the memory for the results limits it.
+
+        Whoever calls `routed_backward` or `norms` must not pass more; `pathnet.walks` sees to that.
+        """
 
     def routed_backward(self, start: ScaledGradient, routing: Tensor) -> ScaledGradient:
         """Compute ``g <- a J_skip^T g + c J_residual^T g`` from the last block to the first, once for every routing.

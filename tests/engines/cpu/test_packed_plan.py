@@ -33,7 +33,8 @@ def test_weights_packed_for_another_instruction_set_are_refused(name: str, monke
         monkeypatch.setenv("PATHNET_ISA", packed_for)
         call = arguments(name, two_blocks())
         monkeypatch.setenv("PATHNET_ISA", other)
-        with pytest.raises(RuntimeError, match=f"plan: expected weights for the instruction set {other}, got"):
+        message = f"plan: expected a plan for the instruction set {other}, got one for {packed_for}"
+        with pytest.raises(RuntimeError, match=message):
             getattr(ops, name)(**call)
 
 
@@ -43,7 +44,8 @@ def test_weights_packed_for_another_walk_are_refused(name: str) -> None:
     for packing in PACKED:
         if packing == WALKS[name]:
             continue
-        with pytest.raises(RuntimeError, match=r"plan: expected weights for the pass (back|for)ward_\w+, got \w+"):
+        message = r"plan: expected a plan for the pass (back|for)ward_\w+, got one for \w+"
+        with pytest.raises(RuntimeError, match=message):
             getattr(ops, name)(**{**right, "plan": pack(two_blocks(), packing)})
 
 
@@ -100,7 +102,7 @@ def test_changed_factors_of_a_walk_forward_are_refused(bn: str) -> None:
     for number in range(floats):
         wrong = right[2].clone()
         wrong[begin + 4 * number + 3] ^= 128
-        with pytest.raises(RuntimeError, match="plan: expected what cpu_pack made, got tables of another checksum"):
+        with pytest.raises(RuntimeError, match="plan: expected what cpu_pack made, got tables that changed since"):
             ops_of(bn)(*right[:2], wrong, False)
 
 
