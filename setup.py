@@ -31,7 +31,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]
-        # Tools that pip installed beside this Python need not be on the caller's PATH.
+        # Tools that pip installed next to this Python need not be on the caller's PATH.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         # The kept folder remembers a ninja that may be gone, such as that of an isolated build or a removed venv.
         if ninja := shutil.which("ninja", path=path):

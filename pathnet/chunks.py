@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 
 class Pace:
-    """Lets the program launch at most two chunks ahead of the GPU that computes them.
+    """Brake that lets the program launch at most two chunks ahead of the GPU that computes them.
 
     A launch takes no time, but the fetch of a result waits for all launches before it and does not answer signals. So
     the program waits chunk by chunk, in Python, where Ctrl-C ends it. Native ops on a CPU answer signals themselves.

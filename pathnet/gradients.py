@@ -180,7 +180,7 @@ def _norm(grad: Tensor) -> float:
 
 
 class _StemPullBack:
-    """Pulls scaled gradients at ``y_0`` back to the image or to the first convolution's weight by autograd."""
+    """Pull-back of scaled gradients at ``y_0`` to the image or to the first convolution's weight, by autograd."""
 
     def __init__(self, record: Record, at: At) -> None:
         self.at = at

@@ -48,7 +48,7 @@ class _Service:
 
 
 class Recorder:
-    """Records forward passes of many batches through one network, which is copied and prepared only once.
+    """Recorder of forward passes through one network, copied once, and prepared once per image size and device.
 
     The network stays unchanged, running statistics included, and later changes of it reach neither the recorder nor
     its tapes. The forward pass is float32-accurate in every precision; ``precision`` is that of the backward passes.
@@ -105,7 +105,7 @@ class Recorder:
         return f"Recorder({self._net.n} blocks, {settings})"
 
     def __copy__(self) -> Recorder:
-        # A recorder never changes, and a second one would run the same modules without the first one's lock.
+        # Its network and settings never change, and a second recorder would run the same modules without its lock.
         return self
 
     def __getstate__(self) -> dict[str, Any]:

@@ -216,7 +216,7 @@ def check_labels(labels: object, device: torch.device) -> Tensor:
 
 
 class ValueCheck:
-    """Checks the values of a forward pass, copied to the host asynchronously.
+    """Check of the values of a forward pass, which are copied to the host asynchronously.
 
     All values are fetched in one copy, since reading a value on a GPU waits for all work launched before it. The copy
     starts on construction and `result` waits for it, so other work can be launched in between.

@@ -57,7 +57,7 @@ class Record:
     @full_precision()
     @torch.no_grad()
     def y0(self) -> Tensor:
-        """The stem's output, [B, *y0_shape[1:]]: computed again, since it would be a third of the record's memory."""
+        """The stem's output, of shape ``y0_shape``; computed anew, since it would be a third of the memory."""
         return torch.as_tensor(self.net.stem(self.images.clone()))
 
 

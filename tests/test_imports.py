@@ -94,6 +94,6 @@ def test_importing_the_package_imports_nothing_that_takes_long_and_is_seldom_nee
 
 
 def test_the_core_imports_nothing_slow_beside_torch() -> None:
-    core = set(pathnet.__all__) - {"experiments", "figures"}
+    core = set(pathnet.__all__)
     modules = imported_by(f"import pathnet; [getattr(pathnet, name) for name in {sorted(core)!r}]")
     assert "torch" in modules and not modules & SLOW

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("benchmarks", "csrc", "pathnet", "tests")
 SOURCES = (".py", ".cpp", ".h", ".cu", ".cuh")
 
 HANGING = re.compile(
@@ -33,9 +33,8 @@ REASON = re.compile(r"\bLong (because|since)\b")
 
 
 def sources() -> list[Path]:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    files = [ROOT / name for name in listed.split("\n") if name.endswith(SOURCES)]
-    return [file for file in files if file.exists()]
+    files = [file for folder in FOLDERS for file in (ROOT / folder).rglob("*") if file.suffix in SOURCES]
+    return [ROOT / "setup.py", *sorted(files)]
 
 
 def names_bound(node: ast.AST) -> Iterator[str]:

@@ -41,7 +41,7 @@ struct ForwardRunningWalk {
   const uint8_t* packed;
   const float* shifts;  // of BN, whose factors are plan.scales
   const float* biases;  // of the convolutions, unit after unit: those of a module's last one and of projections are
-                        // added to their sums; fold others into shifts; null for none
+                        // added to their sums; the others are part of shifts; null for none
   const float* y0;      // [batch, y_0]
   const float* routing;
   int64_t batch, routings;
@@ -87,7 +87,7 @@ struct Kernels {
   int64_t (*packed_size)(const Plan&, Direction);
   void (*pack)(const Plan&, Direction, bool fold_scales, uint8_t*, const std::function<void()>& check);
   void (*backward_running)(const BackwardRunningWalk&, const Team&);
-  // With one routing. The kernels `sums_by_length_*` compute the coefficients by powers of x of the product of
+  // Takes one routing. The kernels `sums_by_length_*` compute the coefficients by powers of x of the product of
   // a * skip^T + x * c * module^T over the blocks: blocks + 1 results, where other passes have one per routing.
   void (*sums_by_length_running)(const BackwardRunningWalk&, const Team&);
   void (*forward_running)(const ForwardRunningWalk&, const Team&);

@@ -57,7 +57,7 @@ uint64_t checksum_of(const uint8_t* bytes, int64_t size, uint64_t seed) {
   return total;
 }
 
-// Of all bytes before the weights.
+// Returns the checksum of all bytes before the weights.
 uint64_t header_checksum(Header header, const uint8_t* bytes) {
   header.checksum = 0;
   const uint64_t sum = checksum_of(reinterpret_cast<const uint8_t*>(&header), sizeof(header), 0);

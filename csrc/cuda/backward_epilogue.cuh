@@ -13,7 +13,8 @@ struct BackwardEpilogue {
 
   const Item& item;
   float keep, coefficient;  // target <- keep * target + coefficient * result
-  // Whether this is the block's last write: scales, adds and records the peak; otherwise the result is only masked.
+  // Whether the target is the gradient at the block's input: the result is then scaled and added, and its peak is
+  // recorded. Otherwise, between the block's convolutions, it is only masked.
   bool last;
   bool adds;  // to a target that has been scaled already
 
@@ -73,7 +74,7 @@ struct BackwardEpilogue {
   }
 
  private:
-  // Adds the results to the part of the target that is kept, and notes the largest magnitude.
+  // Adds the results to the part of the target that is kept, and records the largest magnitude.
   template <int rows, int tiles, bool dense, bool kBehindRelu, class LaneMasks, class LaneSums>
   PATHNET_DEVICE void join(const Image& target, int base, const Pass& pass, const Strip& strip, int tile, int half,
                            LaneMasks& masks, LaneSums& sums) const {

@@ -1,4 +1,4 @@
-// What a program says of itself: its extremes, and whether it is unchanged.
+// Queries of a program: its extremes, and whether it is unchanged.
 #include "program.h"
 
 #include <algorithm>

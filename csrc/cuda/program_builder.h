@@ -8,7 +8,7 @@
 
 namespace pathnet::cuda {
 
-// What a program is built for.
+// The network and the limits that a program is built for.
 struct ProgramSpec {
   const Plan& plan;
   bool backward;

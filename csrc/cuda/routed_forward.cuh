@@ -1,5 +1,5 @@
-// The routed forward pass: from the first block's input to the last block's output under a routing,
-// BN mode `running`, and on request records the ReLU bits.
+// The routed forward pass: from the first block's input to the last block's output under a routing, BN mode
+// `running`. On request it records the ReLU bits.
 //
 // A thread block owns one item of work, one routing and one sample. Numbers are pairs of bf16 in every precision,
 // since a bf16 forward pass would flip ReLU bits. y itself is float32, in the thread block's part of the

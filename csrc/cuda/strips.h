@@ -1,4 +1,4 @@
-// How a convolution is cut into work: passes over classes of target positions, windows, strips and units.
+// The parts that a convolution is cut into: passes over classes of target positions, windows, strips and units.
 //
 // A convolution is cut into strips, eight pixels wide and strip_rows() high. A warp computes two strips at a time:
 // eight pixels of each are the sixteen rows of an m16n8k16 product, so images of any side fit.

@@ -113,7 +113,7 @@ class _PickledDtype(str):
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Builds lists, dictionaries and uint8 arrays; it rejects any other global of the pickle without running it."""
+    """Unpickler of lists, dictionaries and uint8 arrays; it rejects all other globals without running them."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content), encoding="bytes")

@@ -40,7 +40,7 @@ Precompile = Callable[[Callable[[], object]], object]
 `pathnet.engines.triton.ahead.compile_for`."""
 
 _reasons: dict[Hashable, str | None] = {}
-"""The reasons found in this process, by engine and form."""
+"""The outcomes of this process's checks, by engine, block forms, image shape, BN mode, precision and device."""
 
 
 class FusedWalk(Walk, Protocol):

@@ -112,7 +112,7 @@ def test_random_networks(engine: str, seed: int) -> None:
 
 
 def walked_on_its_bits(tape: pathnet.Tape) -> Tensor:
-    """The gradients along all paths in float64, on the ReLU bits that a fused engine recorded: [2^n, B, ...]."""
+    """Return the gradients [2^n, B, ...] along all paths in float64, on the ReLU bits of a fused engine."""
     routing = pathnet.paths.routing(codes(tape.n))
     walk, start = reference_walk(tape)
     return scaling.value(*walk.routed_backward(start, routing))

@@ -61,7 +61,7 @@ def truth_back(plan: Plan, bn: str, terms: int = 0) -> Tensor:
             # The tangent map of (x - mean) / deviation, which is its own transpose.
             dims = (0, 2, 3)
             x = x - x.mean(dims, keepdim=True) - values * (x * values).mean(dims, keepdim=True)
-        first = int(plan.units[u, 10])
+        first = int(plan.units[u, UnitColumn.SCALES])
         return x * scales[first : first + x.shape[1], None, None]
 
     def rectified(u: int, x: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def truth_forward(plan: Plan, bn: str, routing: Tensor, dtype: torch.dtype = tor
     record = Recorded(torch.empty(0), {}, {}, {})
 
     def normalized(u: int, x: Tensor) -> Tensor:
-        first = int(plan.units[u, 10])
+        first = int(plan.units[u, UnitColumn.SCALES])
         channels = slice(first, first + x.shape[1])
         scale, shift = plan.scales.to(dtype)[channels], plan.shifts.to(dtype)[channels]
         if bn == "batch":
@@ -150,7 +150,7 @@ def _walk(
         for u in module:
             residual = convolved(u, entered if u == first else activated(u, residual))
         # Without a BN before its first convolution, one ends each branch.
-        closed = plan.units[first, 10] < 0
+        closed = plan.units[first, UnitColumn.SCALES] < 0
         if closed:
             residual = normalized(first + count, residual)
         if kind == PROJECTION:
@@ -158,7 +158,7 @@ def _walk(
             skip = normalized(projection + 1, skip) if closed else skip
         else:
             pads = kind in (PAD, ACTIVATED_PAD)
-            stride = math.prod(plan.units[first : first + count, 7].tolist()) if pads else 1
+            stride = math.prod(plan.units[first : first + count, UnitColumn.STRIDE].tolist()) if pads else 1
             # A skip after the ReLU starts from the output of the unit's BN, which is the identity there.
             passed = entered if kind in (ACTIVATED, ACTIVATED_PAD) else y
             skip = F.pad(passed[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, residual.shape[1] - y.shape[1]))

@@ -49,7 +49,7 @@ FEW = 57344
 
 
 def taking_turns(seeds: int, all_seeds: int) -> pytest.MarkDecorator:
-    """The first seeds with few bytes, and with those of one GPU after the other; on one GPU all of them."""
+    """Parametrise by the first seeds with few bytes and with those of each GPU in turn; on one GPU by all seeds."""
     if GPU:
         cases = [(seed, GPUS[GPU]) for seed in range(all_seeds)]
     else:

@@ -254,7 +254,7 @@ def test_the_kinds_of_skips_are_named() -> None:
     """Check the kind without the part that both branches share, such as a normalisation."""
 
     def kinds(name: str) -> list[str]:
-        return [block.skip_kind().split(" behind ")[0] for block in adapted(BY_ID[name])[1]]  # type: ignore[attr-defined]
+        return [block.skip_kind().split(" after ")[0] for block in adapted(BY_ID[name])[1]]  # type: ignore[attr-defined]
 
     for name in ("timm-convnext", "timm-vit", "bert", "gpt2-eager"):
         assert set(kinds(name)) == {"identity"}

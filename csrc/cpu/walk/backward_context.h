@@ -48,7 +48,8 @@ class BackwardContext {
     return walk.normalized + starts[u] + s * network.inputs[u].dense();
   }
 
-  // Returns how many routings fit into kTileOfWalksBytes, if each holds `batches` batch gradients.
+  // Returns how many routings, or coefficients of sums by length, fit into kTileOfWalksBytes, if each holds `batches`
+  // batch gradients.
   int64_t tile(int64_t batches) const {
     const int64_t bytes = batches * walk.batch * largest * int64_t(sizeof(float));
     return std::max<int64_t>(1, kTileOfWalksBytes / bytes);

@@ -106,8 +106,8 @@ class BlockBackwardBatch {
     if (groups.empty()) return;
     convolve_groups(b, u, last, groups);
     if (last) {
-      // If the source had left the range, recompute from the rescaled source. This happens every few dozen blocks,
-      // and keeps the product of two modules out of float32.
+      // If the source had left the range, recompute from the rescaled source. This happens every few dozen blocks.
+      // The factors of two modules together then never have to fit into float32's range.
       std::vector<Group> again;
       for (const Group& group : groups) {
         if (!group[0]->from->finished && finisher_.conclude(*group[0]->from)) again.push_back(group);

@@ -196,7 +196,7 @@ inline float largest_in(const float* values, int64_t size) {
   return largest_lane(most);
 }
 
-// Whether all values are zero. A maximum may miss a NaN; this does not.
+// Returns whether all values are zero. A maximum may miss a NaN; this does not.
 inline bool all_zero(const float* values, int64_t size) {
   return std::all_of(values, values + size, [](float value) { return value == 0.0f; });
 }

@@ -42,7 +42,7 @@ class Routings {
     return routing_ + (order_[position] * blocks_ + block(depth)) * 2;
   }
 
-  // Whether the routings at two positions agree at a depth.
+  // Returns whether the routings at two positions agree at a depth.
   bool agree(int64_t one, int64_t other, int64_t depth) const {
     return key(order_[one], depth) == key(order_[other], depth);
   }

@@ -23,9 +23,9 @@ __all__ = [
 ]
 
 PROGRAMS = 12
-"""Maximum number of programs per multiprocessor, if a program processes one tile after the other. 12 is divisible by
-every occupancy (2, 3, 4, 6 and 12), so the last wave is always full. Programs without work exit at once: 1,584 of
-them in 2 us (computed, not measured: four waves on 132 multiprocessors)."""
+"""Maximum number of programs per multiprocessor, if a program processes one tile after the other. 12 is a multiple of
+2, 3, 4, 6 and 12, so with any of these occupancies the last wave is full. Programs without work exit at once: 1,584
+of them in 2 us (computed, not measured: four waves on 132 multiprocessors)."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ __all__ = ["GraphCutter"]
 
 
 class GraphCutter:
-    """Cuts parts out of a graph.
+    """Cutter of parts out of a graph.
 
     A part may use outside values that no gradient flows through, such as sizes, masks and rotary factors. Such a
     value becomes a constant, or a function of the batch size. Two observations of the graph decide which: the second

@@ -49,7 +49,7 @@ class TracedGraph:
 
 
 class RecordingInterpreter(fx.Interpreter):
-    """Runs a graph node by node. ``on_value`` receives each node's value and returns the value to continue with."""
+    """Interpreter whose ``on_value`` receives each node's value, and returns the value to continue with."""
 
     def __init__(self, module: fx.GraphModule, on_value: Callable[[fx.Node, Any], Any]) -> None:
         super().__init__(module)
@@ -60,7 +60,7 @@ class RecordingInterpreter(fx.Interpreter):
 
 
 class ReadOnlyInterpreter(fx.Interpreter):
-    """Runs a graph, and raises ValueError where an operation changes an input in place that others may read."""
+    """Interpreter that raises ValueError where an operation changes an input in place that others may read."""
 
     def run_node(self, n: fx.Node) -> Any:
         # A clone with a single user exists to be changed by it.

@@ -41,7 +41,7 @@ AROUND = "torch.fx around untraceable modules"
 
 
 class _Proxy(fx.Proxy):
-    """Records ``x += y`` as an in-place operation in every version of torch."""
+    """Proxy that records ``x += y`` as an in-place operation in every version of torch."""
 
 
 def _in_place(name: str) -> Callable[[_Proxy, Any], fx.Proxy]:

@@ -79,7 +79,7 @@ void each_of(const Unit& unit, int64_t batch, int64_t channel, const Then& then)
   }
 }
 
-// What a row's BN and ReLU make of values, where it has them.
+// Returns the values after a row's BN and ReLU, where it has them.
 template <class Real>
 Values<Real> activated(const Trial& trial, int64_t u, Values<Real> values, bool batch_statistics,
                        Passed<Real>* passed) {

@@ -1,4 +1,4 @@
-"""Tests that need a GPU; elsewhere they are skipped, and the kernels' twin is tested by test_cuda_engine.py."""
+"""Tests that need a GPU; elsewhere they are skipped, and the kernels' twin is tested in tests/engines/cuda."""
 
 from pathlib import Path
 
