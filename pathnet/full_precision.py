@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ __all__ = ["full_precision"]
 
 EXACT, INHERITED = "ieee", "none"
 
-_lock = Lock()
+# A signal handler may walk too, in a thread that holds the lock. It then enters and leaves between two statements
+# below, whose order is such that it leaves everything as it was.
+_lock = RLock()
 _inside = 0
 _before: Callable[[], None] | None = None
 
@@ -29,8 +31,11 @@ def full_precision() -> Iterator[None]:
     global _inside, _before
     with _lock:
         if _inside == 0:
-            _before = _set_exact()
-        _inside += 1
+            restore = _set_exact()
+            _inside = 1
+            _before = restore
+        else:
+            _inside += 1
     try:
         with (
             torch.autocast("cpu", enabled=False),
@@ -40,10 +45,12 @@ def full_precision() -> Iterator[None]:
             yield
     finally:
         with _lock:
-            _inside -= 1
-            if _inside == 0 and _before is not None:
-                _before()
-                _before = None
+            if _inside == 1 and _before is not None:
+                restore, _before = _before, None
+                _inside = 0
+                restore()
+            else:
+                _inside -= 1
 
 
 def _set_exact() -> Callable[[], None]:

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ import torch
 from torch.backends import cudnn, mkldnn
 
 import pathnet
+from pathnet import full_precision as full_precision_module
 from pathnet.full_precision import full_precision
 
 matmul = torch.backends.cuda.matmul
@@ -140,7 +143,40 @@ def unused_and_used(case: list[str]) -> tuple[str, str]:
     return in_process(unused), in_process(used)
 
 
+def interrupted_at(line: int) -> bool:
+    """Enter and leave as a signal handler would, before one of the lines that entering and leaving run.
+
+    Returns:
+        Whether there are so many lines.
+    """
+    use(["cuda.matmul tf32", "cudnn allow True"])
+    before, lines = state(), 0
+
+    def handler(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal lines
+        if frame.f_code.co_filename != full_precision_module.__file__:
+            return None
+        lines += event == "line"
+        if event == "line" and lines == line:
+            with full_precision():
+                assert all(switch.fp32_precision == "ieee" for switch in OPERATORS.values())
+        return handler
+
+    sys.settrace(handler)
+    with full_precision():
+        sys.settrace(None)
+        assert all(switch.fp32_precision == "ieee" for switch in OPERATORS.values())
+        sys.settrace(handler)
+    sys.settrace(None)
+    assert state() == before, (before, state())
+    return lines >= line
+
+
 def main() -> None:
+    line = 1
+    while (result := in_process(partial(interrupted_at, line))) == "True":
+        line += 1
+    assert result == "False" and line > 50, f"line {line}: {result}"
     for case in CASES:
         result = in_process(lambda case=case: judge(case))  # type: ignore[misc]
         assert result == "None", f"{case}: {result}"
