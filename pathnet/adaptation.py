@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from pathnet.adapted import AdaptedNet
 from pathnet.checks import MOST_INTEGER, check_integer, described
-from pathnet.engines import Job, refusals
 from pathnet.full_precision import full_precision
-from pathnet.models.residual_net import ResidualNet
-from pathnet.models.tracing.blocks import TracedBlock
 from pathnet.models.tracing.by_hand import Part, assemble, nodes_inside, submodules, trace_block_by_block
 from pathnet.models.tracing.dissect import Dissection, dissect
 from pathnet.models.tracing.examples import checked_example
@@ -25,86 +23,6 @@ __all__ = ["AdaptedNet", "adapt"]
 
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
-
-
-class AdaptedNet(ResidualNet):
-    """A view of a model as stem, residual blocks and head, over the model's own modules and weights.
-
-    Training the view, moving it or changing its mode does the same to the model. ``print`` shows a report: the
-    blocks, and the engines that support them.
-
-    Attributes:
-        traced_by: ``torch.fx`` or ``torch.export``, or ``hand`` if the caller named all parts.
-        shapes: for the example, the shapes of each block's input and of the last one's output, without the batch.
-        fixed: why the network takes only inputs of the example's shape (batch apart); empty if it takes others too.
-        frozen_statistics: the batch normalisations that always use running statistics.
-        dropouts: the model's dropout modules that `torch.export` omitted, with their names.
-    """
-
-    def __init__(
-        self,
-        stem: nn.Module,
-        blocks: Sequence[TracedBlock],
-        head: nn.Module,
-        traced_by: str,
-        shapes: Sequence[torch.Size],
-        fixed: Sequence[str] = (),
-        frozen_statistics: Sequence[str] = (),
-        dropouts: Sequence[tuple[str, Dropout]] = (),
-    ) -> None:
-        super().__init__(stem, blocks, head)
-        self.frozen_statistics = tuple(frozen_statistics)
-        self.traced_by, self.shapes, self.fixed = traced_by, tuple(shapes), tuple(fixed)
-        self.dropouts = tuple(dropouts)
-
-    def train(self, mode: bool = True) -> AdaptedNet:
-        """Set training or evaluation mode, as `torch.nn.Module.train` does.
-
-        Raises:
-            ValueError: the mode is training, and the trace omits active dropout of the model.
-        """
-        live = [f"{name!r} (p = {dropout.p:g})" for name, dropout in self.dropouts if dropout.p > 0]
-        if mode and live:
-            raise ValueError(
-                "net: tracing omitted the model's dropout, so training would run without it: expected p = 0, got "
-                f"{', '.join(live[:3])}; set it, or give blocks' branches by hand (blocks=)"
-            )
-        super().train(mode)
-        return self
-
-    def stem_weight(self) -> Tensor:
-        if isinstance(self.stem, fx.GraphModule):
-            # The graph is in the order of execution, unlike modules(), which is in the order of registration.
-            modules = dict(self.stem.named_modules())
-            for node in self.stem.graph.nodes:
-                module = modules.get(str(node.target)) if node.op == "call_module" else None
-                if isinstance(module, nn.Conv2d):
-                    return module.weight
-        return super().stem_weight()
-
-    def __repr__(self) -> str:
-        return self.report()
-
-    def report(self) -> str:
-        """Return a table of the blocks, and which engines support the network."""
-        rows: list[Sequence[str]] = [("block", "in the model", "input", "output", "skip", "residual module")]
-        for i, block in enumerate(self):
-            assert isinstance(block, TracedBlock)
-            shapes = ("x".join(map(str, shape)) for shape in self.shapes[i : i + 2])
-            rows.append((str(i + 1), block.name, *shapes, block.skip_kind(), block.kind()))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [f"{self.n} residual blocks, found by {self.traced_by}"]
-        lines += [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-        ]
-        device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
-        for name, reason in refusals(Job(self, "running", "float32", self.shapes[0], device)).items():
-            lines.append(f"engine {name}: {'serves' if reason is None else reason}")
-        if self.dropouts:
-            lines.append(f"without dropout, for evaluation only: {', '.join(name for name, _ in self.dropouts[:3])}")
-        if self.fixed:
-            lines.append(f"for inputs of the example's shape: {'; '.join(self.fixed[:3])}")
-        return "\n".join(lines)
 
 
 def adapt(

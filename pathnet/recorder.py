@@ -13,6 +13,7 @@ from pathnet.checks import check_callable, check_tensor, described, one_of
 from pathnet.engines import check_engine, choose
 from pathnet.engines.engine import Job, Prepared
 from pathnet.full_precision import full_precision
+from pathnet.models.context import Context
 from pathnet.models.residual_net import ResidualNet, check_net
 from pathnet.recording import (
     NOT_FINITE,
@@ -129,7 +130,7 @@ class Recorder:
             ValueError: an argument is out of its range, or no engine serves the job. On a GPU the tape raises the
                 error of a wrong value among the images or labels, and of a loss that is not finite, see `Tape`.
         """
-        images = self._copied(images)
+        images, context = self._copied(images)
         if self._at == "image" and not images.is_floating_point():
             raise ValueError(
                 f'at: expected a place after the tokens, which have no gradient (at="y0"), got {self._at!r}'
@@ -140,14 +141,15 @@ class Recorder:
         if self._loss is cross_entropy:
             labels = target = check_labels(target, images.device)
         with self._lock:
-            y0, service = self._enter(images)
-            y_n, walk = service.prepared.record(y0)
-            gradient = output_gradient(self._net, y_n, target, self._loss, self._bn)
+            net = self._net.bound(context)
+            y0, service = self._enter(net, images)
+            y_n, walk = service.prepared.bound(context).record(y0)
+            gradient = output_gradient(net, y_n, target, self._loss, self._bn)
         values = ValueCheck(images, labels, gradient.output, gradient.loss, gradient.least)
 
         def recorded(gradient: OutputGradient) -> Record:
             return Record(
-                self._net,
+                net,
                 images,
                 y0.shape,
                 service.engine,
@@ -164,7 +166,7 @@ class Recorder:
             if least >= SMALLEST:
                 return record
             with self._lock, full_precision():
-                return recorded(output_gradient(self._net, y_n, target, self._loss, self._bn, thorough=True))
+                return recorded(output_gradient(net, y_n, target, self._loss, self._bn, thorough=True))
 
         tape = Tape(record, self._at, settle)
         if not images.is_cuda:
@@ -192,13 +194,13 @@ class Recorder:
             ValueError: an argument is out of its range, or no engine serves the job.
         """
         check_routing(routing, self._net.n)
-        images = self._copied(images)
+        images, context = self._copied(images)
         # The head decides the output's shape, so an empty routing needs one pass as well.
         passes = routing if len(routing) else routing.new_ones(1, self._net.n, 2)
         with self._lock:
-            y0, service = self._enter(images)
-            chunks = routed_forward(service.prepared, y0, passes)
-            outputs = torch.cat([self._head(y_n) for _, y_n in chunks])
+            y0, service = self._enter(self._net.bound(context), images)
+            chunks = routed_forward(service.prepared.bound(context), y0, passes)
+            outputs = torch.cat([self._heads(y_n, context) for _, y_n in chunks])
         if not torch.isfinite(images).all():
             raise ValueError(NOT_FINITE)
         return outputs[: len(routing)]
@@ -210,29 +212,33 @@ class Recorder:
         Raises:
             ValueError: the images do not fit the network, or no engine serves the job.
         """
+        images, context = self._copied(images)
         with self._lock:
-            return self._enter(self._copied(images))[1].engine
+            return self._enter(self._net.bound(context), images)[1].engine
 
-    def _copied(self, images: Tensor) -> Tensor:
-        """Return a copy of the images, in the type of the passes; tokens keep theirs."""
+    def _copied(self, inputs: Any) -> tuple[Tensor, Context]:
+        """Return a copy of the images, in the type of the passes, and the context; tokens keep their type."""
+        images, context = self._net.split(inputs)
         _check_images(self._net, images)
         dtype = self._dtype if images.is_floating_point() else images.dtype
-        return images.detach().to(dtype, copy=True).contiguous()
+        return images.detach().to(dtype, copy=True).contiguous(), context.detached()
 
-    def _enter(self, images: Tensor) -> tuple[Tensor, _Service]:
-        """Return ``y_0``, and the service for inputs of its shape."""
-        y0 = _stem(self._net, images)
+    def _enter(self, net: ResidualNet, images: Tensor) -> tuple[Tensor, _Service]:
+        """Return ``y_0`` of a network with its context, and the service for inputs of its shape."""
+        y0 = _stem(net, images)
         if self._service is None or not self._service.suits(y0):
             job = Job(self._net, self._bn, self._precision, tuple(y0.shape[1:]), y0.device)
             engine = choose(self._engine, job)
             self._service = _Service(job, engine.name, engine.prepare(job))
         return y0, self._service
 
-    def _head(self, y_n: Tensor) -> Tensor:
+    def _heads(self, y_n: Tensor, context: Context) -> Tensor:
         """Return the outputs [p, B, ...] for ``y_n`` [p, B, ...]."""
         if self._bn == "batch":
-            return torch.stack([self._net.head(y) for y in y_n])
-        return torch.as_tensor(self._net.head(y_n.flatten(0, 1)).unflatten(0, y_n.shape[:2]))
+            head = self._net.bound(context).head
+            return torch.stack([head(y) for y in y_n])
+        head = self._net.bound(context.repeated(len(y_n))).head
+        return torch.as_tensor(head(y_n.flatten(0, 1)).unflatten(0, y_n.shape[:2]))
 
 
 def record(

@@ -37,6 +37,7 @@ ORDER = [
     "gradients",
     "tape",
     "recorder",
+    "adapted",
     "adaptation",
     "effective_depth",
     "lesion",

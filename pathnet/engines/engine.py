@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pathnet.checks import check_integers, described, one_of
+from pathnet.models.context import Context
 from pathnet.models.residual_net import ResidualNet, check_net
 from pathnet.recording import BatchNormMode, Precision
 from pathnet.scaling import ScaledGradient
@@ -100,6 +101,9 @@ class Walk(Protocol):
 
 class Prepared(Protocol):
     """A network in the form that an engine's passes need, made once for all batches."""
+
+    def bound(self, context: Context) -> Prepared:
+        """Return the network with a batch's context as constants; itself if its blocks read none, as fused ones."""
 
     def max_routings(self, y0: Tensor) -> int | None:
         """Return the maximum number of routings per call of `routed_forward`, or None if only the memory for the

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor
 from pathnet import chunks, scaling
 from pathnet.engines import fallback
 from pathnet.engines.engine import Job
+from pathnet.models.context import Context
 from pathnet.models.residual_net import Block, FusedForm, PostActivationForm, ResidualNet
 from pathnet.scaling import ScaledGradient
 
@@ -45,6 +46,10 @@ class ReferencePrepared:
     """The network's blocks, unchanged."""
 
     blocks: Sequence[Block]
+
+    def bound(self, context: Context) -> ReferencePrepared:
+        blocks = [block.bound(context) for block in self.blocks]
+        return self if blocks == list(self.blocks) else replace(self, blocks=blocks)
 
     def max_routings(self, y0: Tensor) -> int | None:
         return None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pathnet.checks import check_tensor, described
 from pathnet.models.coefficients import Coefficient, check_coefficients, known_as, left_out, of_blocks, scaled
+from pathnet.models.context import NO_CONTEXT, Context
 
 __all__ = [
     "Block",
@@ -150,6 +151,10 @@ class Block(nn.Module):
     def settle(self) -> None:
         """Fold constants into weights. Called on copies in evaluation mode that will not be trained."""
 
+    def bound(self, context: Context) -> Block:
+        """Return the block over the same modules with a batch's context as constants; itself if it reads none."""
+        return self
+
     def form(self) -> Form | None:
         """Return the form in which fused engines take the block, or None if they cannot run it."""
         return None
@@ -212,6 +217,20 @@ class ResidualNet(nn.Module):
         """Iterate over the residual blocks, from input to output."""
         return iter(self.blocks)  # type: ignore[arg-type]
 
+    def split(self, inputs: Any) -> tuple[Tensor, Context]:
+        """Return the tensor among the inputs from which the residual stream begins, and the batch's context.
+
+        Raises:
+            ValueError: the inputs are not of the kind that the network takes, a tensor here.
+        """
+        if not isinstance(inputs, Tensor):
+            raise ValueError(f"images: expected a tensor, got {described(inputs)}")
+        return inputs, NO_CONTEXT
+
+    def bound(self, context: Context) -> ResidualNet:
+        """Return a view of the network with a batch's context as constants; the network itself if it reads none."""
+        return self
+
     def stem_weight(self) -> Tensor:
         """Return the weight of the first convolution, ``[C_0, C, k, k]``: the paper's first layer.
 
@@ -246,7 +265,12 @@ class ResidualNet(nn.Module):
         if routing is not None or backward is not None:
             if drawn is not None:
                 raise ValueError(f"drawn: expected None with a routing, got {described(drawn)}")
-            return self._routed(x, routing, backward)
+            x, context = self.split(x)
+            return self.bound(context)._routed(x, routing, backward)
+        x, context = self.split(x)
+        return self.bound(context)._run(x, drawn)
+
+    def _run(self, x: Tensor, drawn: Sequence[bool] | None) -> Tensor:
         x = self.stem(x)
         for i, block in enumerate(self):
             x = block(x) if drawn is None or drawn[i] else block.lesioned(x)

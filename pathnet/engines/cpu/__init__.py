@@ -18,6 +18,7 @@ from pathnet.engines.engine import Job
 from pathnet.engines.forms import post_activation, unsupported_form
 from pathnet.engines.magnitudes import Magnitudes, divided, multiplied
 from pathnet.engines.tables import GROUP, BlockColumn, Tables, UnitColumn, tables
+from pathnet.models.context import Context
 from pathnet.recording import BatchNormMode
 from pathnet.scaling import ScaledGradient
 
@@ -73,6 +74,9 @@ class CpuPrepared:
     post: bool
     magnitudes: Magnitudes | None
     scale_exponents: Tensor
+
+    def bound(self, context: Context) -> CpuPrepared:
+        return self
 
     def max_routings(self, y0: Tensor) -> int | None:
         return None

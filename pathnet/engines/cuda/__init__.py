@@ -23,6 +23,7 @@ from pathnet.engines.magnitudes import Magnitudes, divided, multiplied
 from pathnet.engines.self_check import disagreement
 from pathnet.engines.tables import BlockColumn, Skip, Tables, UnitColumn, tables
 from pathnet.engines.transfers import to_device
+from pathnet.models.context import Context
 from pathnet.recording import BatchNormMode, Precision
 from pathnet.scaling import ScaledGradient
 
@@ -181,6 +182,9 @@ class CudaPrepared:
     def tensors(self) -> Sequence[Tensor]:
         programs = (self.backward, self.forward)
         return [self.affine, *(t for program in programs for t in (program.host, program.device))]
+
+    def bound(self, context: Context) -> CudaPrepared:
+        return self
 
     def max_routings(self, y0: Tensor) -> int | None:
         return None

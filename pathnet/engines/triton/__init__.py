@@ -41,6 +41,7 @@ from pathnet.engines.triton.packing import network_of
 from pathnet.engines.triton.plan import LaunchPlan
 from pathnet.engines.triton.state import Saved
 from pathnet.engines.triton.steps import Steps, steps_backward, steps_forward
+from pathnet.models.context import Context
 from pathnet.recording import BatchNormMode
 from pathnet.scaling import ScaledGradient
 
@@ -92,6 +93,9 @@ class TritonPrepared:
     network: TritonNetwork
     recording: LaunchPlan
     graphs: Graphs = field(default_factory=Graphs)
+
+    def bound(self, context: Context) -> TritonPrepared:
+        return self
 
     def max_routings(self, y0: Tensor) -> int | None:
         return replay.most_forward(self.network, self.graphs, len(y0), self.network.affine.device)
