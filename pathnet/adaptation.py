@@ -91,7 +91,15 @@ def adapt(
     for module in net.modules():
         if module not in model_modules:
             module.training = model.training
+    net.parameter_names = _parameter_names(net, model)
     return net
+
+
+def _parameter_names(net: AdaptedNet, model: nn.Module) -> dict[str, str]:
+    """Return the network's names of the model's parameters, by the model's names."""
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {name: names[id(parameter)] for name, parameter in parameters if id(parameter) in names}
 
 
 def _traced_network(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -175,9 +176,11 @@ class ResidualNet(nn.Module):
 
     Attributes:
         frozen_statistics: the batch normalisations that use running statistics in every mode.
+        parameter_names: the network's names of its parameters, by the names that they have in an adapted model.
     """
 
     frozen_statistics: tuple[str, ...] = ()
+    parameter_names: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self,
