@@ -13,7 +13,7 @@ from pathnet.checks import check_integer, described
 from pathnet.data.batches import Batches, labelled
 from pathnet.data.images import Data
 
-__all__ = ["Answers", "Passes", "check_all", "check_labels", "count_answers", "of_element", "spread"]
+__all__ = ["Answers", "Passes", "check_all", "check_classes", "count_answers", "of_element", "spread"]
 
 IGNORED = -100
 """Label of the positions of a sequence that do not count, PyTorch's ``ignore_index``."""
@@ -176,7 +176,7 @@ class Answers(NamedTuple):
         return cls(wrong, total, bool(finite))
 
 
-def check_labels(labels: Tensor, classes: int) -> None:
+def check_classes(labels: Tensor, classes: int) -> None:
     """Raise ValueError unless all labels, int64 [B] or [B, T], that count are among the classes."""
     counted = labels.where(_counting(labels), 0)
     _check_range(int(counted.min()), int(counted.max()), classes)

@@ -19,7 +19,7 @@ from pathnet.checks import check_callable, check_path, described
 from pathnet.data import Batches, Data
 from pathnet.data.batches import sent
 from pathnet.data.images import check_data_set
-from pathnet.data.passes import Passes, check_labels, count_answers, of_element
+from pathnet.data.passes import Passes, check_classes, count_answers, of_element
 from pathnet.experiments.plans import Plan, check_plan
 from pathnet.lesion.networks import block_shapes, check_training_split
 from pathnet.models import ResidualNet
@@ -286,7 +286,7 @@ def _check_batches(net: ResidualNet, data: Batches) -> None:
                 if output is None:
                     output = _output(net, inputs)
                     count_answers(output, labels.to(output.device))
-                check_labels(labels, output.shape[-1])
+                check_classes(labels, output.shape[-1])
 
 
 def _output(net: ResidualNet, inputs: Any) -> torch.Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from pathnet.checks import check_callable, check_integer, one_of
 from pathnet.data import Batches, Data
 from pathnet.data.batches import elements, sent
-from pathnet.data.passes import Passes, check_all, of_element
+from pathnet.data.passes import Passes, check_all, check_classes, of_element
 from pathnet.full_precision import full_precision
 from pathnet.intervals import FEWEST
 from pathnet.lesion.measuring import factored, in_type
@@ -155,6 +155,9 @@ def rank(
             judged.append(torch.stack(outputs(inputs, partial(_judged, target=target, loss=loss))).cpu().numpy())
         losses = judged[-1][:, 0]
         if not np.isfinite(losses).all():
+            if loss is cross_entropy:
+                with of_element(len(sizes), named=not isinstance(data, Data)):
+                    outputs(inputs, partial(_check_classes, target=target))
             lesion = int(np.isfinite(losses).argmin())
             without = f" without block {lesion - 1}" if lesion else ""
             raise ValueError(f"net: its loss{without} on batch {len(sizes)} is {losses[lesion]}")
@@ -196,6 +199,11 @@ def _batches(data: Data | Batches | Iterable[Any], images: int, device: torch.de
         pairs = elements("data", data)
     for inputs, target in pairs:
         yield sent(inputs, device), sent(target, device)
+
+
+def _check_classes(output: Tensor, target: Tensor) -> Tensor:
+    check_classes(target, output.shape[-1])
+    return output
 
 
 @full_precision()
