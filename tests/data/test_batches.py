@@ -245,9 +245,9 @@ def test_batches_tell_their_elements_and_their_content(example: tuple[ResidualNe
     first = Batches(iter(batches))
     assert first.fingerprint() == Batches([list(pair) for pair in batches]).fingerprint()
     changed = [*batches[:-1], (batches[-1][0] + 1e-3, batches[-1][1])]
-    others = [Batches(batches[:-1]), Batches(changed), Batches(batches, batches), Batches(batches[::-1])]
+    different = [Batches(batches[:-1]), Batches(changed), Batches(batches, batches), Batches(batches[::-1])]
     halves = Batches([(images.bfloat16(), labels) for images, labels in batches])
-    assert len({each.fingerprint() for each in (first, *others, halves)}) == 6
+    assert len({each.fingerprint() for each in (first, *different, halves)}) == 6
     assert repr(first) == f"Batches('batches': {len(batches)} test batches)"
 
 

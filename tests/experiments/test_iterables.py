@@ -39,7 +39,7 @@ def data(nets: Networks) -> Data:
     return labelled_by(nets["residual"][0], synthetic(images=80, shape=(3, 6, 6)))
 
 
-def own(data: Data, size: int = 5) -> Batches:
+def batches_of(data: Data, size: int = 5) -> Batches:
     training = [data.random_batch(size, 0, batch) for batch in range(3)]
     return Batches(data.test_batches(8), training)
 
@@ -57,7 +57,7 @@ def content(run: results.Run) -> Any:
 def test_every_experiment_measures_on_batches_what_it_measures_on_data(
     nets: Networks, data: Data, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unraveled, "MOST_BLOCKS", 2)
+    monkeypatch.setattr(unraveled, "MOST_BLOCKS", 3)
     monkeypatch.setattr(remaining_paths, "BLOCKS", 6)
     monkeypatch.setattr(remaining_paths, "DELETED", (1,))
     if name == "path-gradients":
@@ -68,7 +68,7 @@ def test_every_experiment_measures_on_batches_what_it_measures_on_data(
         plan = PLAN
         batches = Batches(data.test_batches(8), [data.random_batch(data.batch_size(128), 0, b) for b in range(8)])
     else:
-        plan, batches = PLAN, own(data)
+        plan, batches = PLAN, batches_of(data)
     measure = paper.EXPERIMENTS[name].load().measure
     expected = measure(kinds(name, nets), data, plan, tmp_path / "data", None)
     measured = measure(kinds(name, nets), batches, plan, tmp_path / "own", None)
@@ -157,6 +157,6 @@ def test_what_batches_cannot_serve_leaves_no_folder(nets: Networks, data: Data, 
 
 
 def test_a_batch_of_a_run_is_a_tensor_and_its_labels(data: Data) -> None:
-    images, labels = own(data).random_batch(99, 7, 1)
+    images, labels = batches_of(data).random_batch(99, 7, 1)
     expected = data.random_batch(5, 0, 1)
     assert isinstance(images, Tensor) and torch.equal(images, expected[0]) and torch.equal(labels, expected[1])
