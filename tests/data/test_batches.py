@@ -83,7 +83,7 @@ def deleted_by_hand(net: ResidualNet, inputs: Any, deleted: int) -> Tensor:
     x, scale = inputs
     y = net.stem(x)
     for i, block in enumerate(net):
-        y = y if i == deleted else y + scale * torch.tanh(block.linear(y))
+        y = scale * y if i == deleted else scale * y + scale * torch.tanh(block.linear(y))
     return net.head(y)
 
 
