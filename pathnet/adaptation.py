@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from pathnet.adapted import AdaptedNet
 from pathnet.checks import MOST_INTEGER, check_integer, described
 from pathnet.full_precision import full_precision
+from pathnet.models.hooks import hooked
 from pathnet.models.tracing.by_hand import Part, assemble, nodes_inside, submodules, trace_block_by_block
 from pathnet.models.tracing.dissect import Dissection, dissect
 from pathnet.models.tracing.examples import checked_example
 from pathnet.models.tracing.graphs import Dropout, differs
 from pathnet.models.tracing.outputs import SingleOutput, select_output
-from pathnet.models.tracing.restoring import evaluating_restored
+from pathnet.models.tracing.restoring import evaluating_restored, plain, uncompiled
 from pathnet.models.tracing.tracers import trace_model, untraceable_reason
+from pathnet.models.tracing.training_reads import TrainingReads, calling_whole, fixed_branches, observed_reads
+from pathnet.models.tracing.viewed import ViewedModel
 
 __all__ = ["AdaptedNet", "adapt"]
 
@@ -65,6 +68,8 @@ def adapt(
         ValueError: the model cannot be traced, has no residual connections (dense connections, concatenations around
             blocks), the adapted network is not equal to it, or an argument does not fit it.
     """
+    if isinstance(model, nn.Module):
+        model = uncompiled(model)
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a torch.nn.Module, got {described(model)}")
     if isinstance(model, WRAPPERS):
@@ -73,36 +78,105 @@ def adapt(
         raise ValueError(f"blocks: expected a list of submodules or their names, got {described(blocks)}")
     if output is not None and not isinstance(output, str):
         output = check_integer("output", output, -MOST_INTEGER, MOST_INTEGER)
-    model_modules = set(model.modules())
-    root = SingleOutput(model, partial(select_output, output=output))
-    with full_precision(), evaluating_restored(model):
+    hooks, root = hooked(model), SingleOutput(model, partial(select_output, output=output))
+    with plain(model), full_precision(), evaluating_restored(model):
+        model_modules = set(model.modules())
         example = checked_example(root.model, example)
+        run = partial(_run, root, example)
+        reads, expected = observed_reads(model, run)
         if blocks is not None and any(isinstance(block, (tuple, list)) for block in blocks):
             if stem is None or head is None:
                 name = "stem" if stem is None else "head"
                 raise ValueError(f"{name}: expected a part of the model since blocks are pairs of branches, got None")
-            net = _network(assemble(model, example, stem, blocks, head), "hand", example)  # type: ignore[arg-type]
+            trace = partial(_network_by_hand, model, example, stem, blocks, head)
         elif stem is not None or head is not None:
             name, part = ("head", head) if stem is None else ("stem", stem)
             raise ValueError(f"{name}: expected None unless blocks are pairs of branches, got {described(part)}")
         else:
-            net = _traced_network(root, model, example, blocks)  # type: ignore[arg-type]
+            trace = partial(_traced_network, root, model, example, blocks, expected)  # type: ignore[arg-type]
+        net, branches = _live_network(trace, model, reads, run, expected)
         _check_equal(root, net, model, example)
+    net.viewed = ViewedModel(model, branches, hooks)
+    mode = model.training and not branches
     for module in net.modules():
         if module not in model_modules:
-            module.training = model.training
+            module.training = mode
     return net
 
 
+def _run(root: nn.Module, example: Tensor) -> Tensor:
+    return torch.as_tensor(root(example.clone()))
+
+
+def _network_by_hand(
+    model: nn.Module,
+    example: Tensor,
+    stem: Part,
+    blocks: Sequence[Sequence[Part | None]],
+    head: Part,
+) -> AdaptedNet:
+    return _network(assemble(model, example, stem, blocks, head), "hand", example)
+
+
+def _live_network(
+    trace: Callable[[], AdaptedNet],
+    model: nn.Module,
+    reads: TrainingReads,
+    run: Callable[[], Tensor],
+    expected: Tensor,
+) -> tuple[AdaptedNet, dict[str, nn.Module]]:
+    """Return a network with as many training branches of the model as possible, and the modules it lacks those of.
+
+    A module with weights is traced into unless its training branch is lost by that: fused engines see its layers.
+
+    Args:
+        trace: traces the model.
+    """
+    with calling_whole(reads):
+        net = trace()
+    branches = fixed_branches(model, reads, _live(net, model), run, expected)
+    whole = [module for name, module in branches.items() if module in reads.unary and not _has_block(net, name)]
+    if whole and net.traced_by != "torch.export":
+        try:
+            with calling_whole(reads.calling(whole)):
+                longer_trace = trace()
+        except ValueError:
+            return net, branches
+        if longer_trace.n == net.n:
+            return longer_trace, fixed_branches(model, reads, _live(longer_trace, model), run, expected)
+    return net, branches
+
+
+def _live(net: AdaptedNet, model: nn.Module) -> set[nn.Module]:
+    """Return the modules of the model that act in a network, or are known to be omitted.
+
+    Batch normalisation may act through a module of the network's with the same statistics.
+    """
+    live = {*net.modules(), *(dropout for _, dropout in net.dropouts)}
+    statistics = {id(buffer) for buffer in net.buffers()}
+    norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    return live | {norm for norm in norms if id(norm.running_mean) in statistics and not net.frozen_statistics}
+
+
+def _has_block(net: AdaptedNet, name: str) -> bool:
+    """Return whether a module of the model contains one of the additions that end blocks."""
+    names = [str(block.name).split(" ")[0] for block in net]
+    return not name or any(f"{block}.".startswith(f"{name}.") for block in names)
+
+
 def _traced_network(
-    root: SingleOutput, model: nn.Module, example: Tensor, blocks: Sequence[str | nn.Module] | None
+    root: SingleOutput,
+    model: nn.Module,
+    example: Tensor,
+    blocks: Sequence[str | nn.Module] | None,
+    expected: Tensor,
 ) -> AdaptedNet:
     """Return the network found by tracing.
 
     Args:
         blocks: the submodules, or their names, whose additions count; None for all.
+        expected: the model's output for the example.
     """
-    expected = root(example.clone()).detach()
     if not torch.isfinite(expected).all():
         raise ValueError("example: expected one for which the model's output is finite, got NaN or infinity")
     if differs(root(example.clone()), expected):

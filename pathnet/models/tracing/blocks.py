@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from pathnet.models.pointwise import Pointwise
 from pathnet.models.residual_net import Block, Form, FusedForm, PostActivationForm, Unit
 from pathnet.models.tracing.graphs import Dropout
+from pathnet.models.tracing.live import TrainingOnly
 from pathnet.models.tracing.operations import CLONES, is_relu
 
 __all__ = ["TracedBlock", "is_pad"]
@@ -194,6 +195,8 @@ def _unhooked(module: nn.Module) -> bool:
 def _is_identity(module: nn.Module | None) -> bool:
     if isinstance(module, Dropout):
         return not module.training or module.p == 0
+    if isinstance(module, TrainingOnly):
+        return not module.is_active
     return type(module) is nn.Identity
 
 

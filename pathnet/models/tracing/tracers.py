@@ -25,6 +25,7 @@ from pathnet.models.tracing.graphs import (
 )
 from pathnet.models.tracing.lifting import lift
 from pathnet.models.tracing.restoring import attributes_restored
+from pathnet.models.tracing.training_reads import called_whole
 
 __all__ = ["trace_model", "trace_with_fx", "untraceable_reason"]
 
@@ -67,7 +68,7 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, leaves: Sequence[nn.Module] = ()) -> None:
         super().__init__()
-        self.leaves = set(leaves)
+        self.leaves = {*leaves, *called_whole().whole}
         # Otherwise a computation on buffers alone would run once, during tracing.
         self.proxy_buffer_attributes = True
         self.entered: list[nn.Module] = []
@@ -130,7 +131,8 @@ def _from_fx(graph: fx.Graph, root: nn.Module, example: Tensor) -> TracedGraph:
         if node.op in ("call_module", "get_attr"):
             attribute = attrgetter(str(node.target))(root)
             node.target = str(node.target).removeprefix("model.")
-            attributes[node.target] = attribute
+            if node.target not in attributes:
+                attributes[node.target] = called_whole().attribute(attribute)
     return _normalised(graph, attributes, root.get_submodule("model"), example, "torch.fx")
 
 
