@@ -15,16 +15,17 @@ from pathnet.models.hooks import hooked
 from pathnet.models.tracing.by_hand import Part, assemble, nodes_inside, submodules, trace_block_by_block
 from pathnet.models.tracing.dissect import Dissection, dissect
 from pathnet.models.tracing.examples import checked_example
-from pathnet.models.tracing.graphs import Dropout, differs
+from pathnet.models.tracing.graphs import Dropout, differs, first_line
 from pathnet.models.tracing.outputs import SingleOutput, select_output
 from pathnet.models.tracing.restoring import evaluating_restored, plain, uncompiled
 from pathnet.models.tracing.tracers import trace_model, untraceable_reason
 from pathnet.models.tracing.training_reads import TrainingReads, calling_whole, fixed_branches, observed_reads
-from pathnet.models.tracing.viewed import ViewedModel
+from pathnet.models.tracing.viewed import ViewedModel, listed
 
 __all__ = ["AdaptedNet", "adapt"]
 
 
+_OutputAndGrads = tuple[Tensor, tuple[Tensor | None, ...]]
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
 
 
@@ -78,24 +79,26 @@ def adapt(
         raise ValueError(f"blocks: expected a list of submodules or their names, got {described(blocks)}")
     if output is not None and not isinstance(output, str):
         output = check_integer("output", output, -MOST_INTEGER, MOST_INTEGER)
+    _check_differentiable(model)
     hooks, root = hooked(model), SingleOutput(model, partial(select_output, output=output))
     with plain(model), full_precision(), evaluating_restored(model):
         model_modules = set(model.modules())
         example = checked_example(root.model, example)
         run = partial(_run, root, example)
         reads, expected = observed_reads(model, run)
+        truth = _output_and_grads("model", root, model, example)
         if blocks is not None and any(isinstance(block, (tuple, list)) for block in blocks):
             if stem is None or head is None:
                 name = "stem" if stem is None else "head"
                 raise ValueError(f"{name}: expected a part of the model since blocks are pairs of branches, got None")
-            trace = partial(_network_by_hand, model, example, stem, blocks, head)
+            trace = partial(_network_by_hand, model, example, stem, blocks, head)  # type: ignore[arg-type]
         elif stem is not None or head is not None:
             name, part = ("head", head) if stem is None else ("stem", stem)
             raise ValueError(f"{name}: expected None unless blocks are pairs of branches, got {described(part)}")
         else:
             trace = partial(_traced_network, root, model, example, blocks, expected)  # type: ignore[arg-type]
         net, branches = _live_network(trace, model, reads, run, expected)
-        _check_equal(root, net, model, example)
+        _check_equal(truth, net, model, example)
     net.viewed = ViewedModel(model, branches, hooks)
     mode = model.training and not branches
     for module in net.modules():
@@ -185,27 +188,55 @@ def _traced_network(
     by_block = partial(trace_block_by_block, root, named, example) if named else None
     traced, failures = trace_model(root, model, root.choose, example, expected, by_block)
     if traced is None:
-        raise _untraced(failures)
+        raise _untraced(model, failures)
     within = None if blocks is None else nodes_inside(traced, list(named))
     try:
         parts = dissect(traced, example, within)
-    except ValueError:
+    except ValueError as error:
         if not traced.untraced:
+            if advice := _advice_on_experts(model):
+                raise ValueError(f"{error}; {advice}") from error
             raise
         # The untraced modules may contain the residual connections.
-        raise _untraced(failures) from None
+        raise _untraced(model, failures) from None
     outside = (parts.stem, *(block.before for block in parts.blocks if block.before is not None), parts.head)
     if any(module in traced.untraced for part in outside for module in part.modules()):
         # The untraced modules may contain further residual connections.
-        raise _untraced(failures)
+        raise _untraced(model, failures)
     for name in named:
         if not any(f"{block.name.split(' ')[0]}.".startswith(f"{name}.") for block in parts.blocks):
             raise ValueError(f"blocks: no addition in {name!r} is a residual connection, which every route must pass")
     return _network(parts, traced.traced_by, example, traced.frozen_statistics, traced.dropouts)
 
 
-def _untraced(failures: Mapping[str, str]) -> ValueError:
-    return ValueError(f"model: {untraceable_reason(failures)}; blocks= takes branches, (skip, residual), by hand")
+def _untraced(model: nn.Module, failures: Mapping[str, str]) -> ValueError:
+    experts = _advice_on_experts(model)
+    by_hand = "blocks= takes branches, (skip, residual), by hand"
+    return ValueError("; ".join(filter(None, (f"model: {untraceable_reason(failures)}", experts, by_hand))))
+
+
+def _advice_on_experts(model: nn.Module) -> str:
+    """Return how to make a mixture of experts of Hugging Face traceable; empty for other models."""
+    experts = any("Experts" in type(module).__name__ for module in model.modules())
+    if not experts or not hasattr(model, "set_experts_implementation"):
+        return ""
+    return 'its experts can be traced after model.set_experts_implementation("batched_mm")'
+
+
+def _check_differentiable(model: nn.Module) -> None:
+    """Raise ValueError if layers are of the kinds of torch that have no gradient."""
+    quantised = {
+        name: type(module).__name__
+        for name, module in model.named_modules()
+        if not name.endswith("_packed_params")
+        and type(module).__module__.startswith(
+            ("torch.ao.nn.quantized", "torch.nn.quantized", "torch.ao.nn.intrinsic")
+        )
+    }
+    if quantised:
+        raise ValueError(
+            f"model: expected layers that autograd differentiates, got quantised ones: {listed(list(quantised))}"
+        )
 
 
 def _network(
@@ -223,16 +254,17 @@ def _network(
     return AdaptedNet(parts.stem, parts.blocks, parts.head, traced_by, shapes, parts.fixed, frozen, dropouts)
 
 
-def _check_equal(root: nn.Module, net: AdaptedNet, model: nn.Module, example: Tensor) -> None:
+def _check_equal(truth: _OutputAndGrads, net: AdaptedNet, model: nn.Module, example: Tensor) -> None:
     """Check on an example that a network equals the model.
+
+    Args:
+        truth: the model's output and gradients for the example.
 
     Raises:
         ValueError: output or gradients of ``net`` are not the model's, or samples of a batch influence each other.
     """
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    expected, expected_grads = _output_and_grads(root, model, example)
-    output, grads = _output_and_grads(net, model, example)
+    expected, expected_grads = truth
+    output, grads = _output_and_grads("the adapted network", net, model, example)
     if differs(output, expected):
         raise ValueError("model: the adapted network's output is not the model's")
     names = [*(["the input"] if example.is_floating_point() else []), *(name for name, _ in model.named_parameters())]
@@ -250,15 +282,32 @@ def _check_equal(root: nn.Module, net: AdaptedNet, model: nn.Module, example: Te
         )
 
 
-def _output_and_grads(net: nn.Module, model: nn.Module, example: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """Return the output, and the gradients of its random weighted sum at the input and the parameters.
+def _output_and_grads(name: str, net: nn.Module, model: nn.Module, example: Tensor) -> _OutputAndGrads:
+    """Return the output, and the gradients of its random weighted sum at the input and the model's parameters.
 
     Integer inputs have no gradient.
+
+    Args:
+        name: the name of ``net`` in an error.
+
+    Raises:
+        ValueError: autograd cannot differentiate the output.
     """
     x = example.clone()
     leaves = list(model.parameters())
+    differentiated = [parameter for parameter in leaves if parameter.is_floating_point()]
     if x.is_floating_point():
         leaves = [x.requires_grad_(), *leaves]  # type: ignore[list-item]
-    output = net(x * 1 if x.is_floating_point() else x)
-    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
-    return output.detach(), torch.autograd.grad((output * weights).sum(), leaves, allow_unused=True)
+    for parameter in differentiated:
+        parameter.requires_grad_()
+    try:
+        output = net(x * 1 if x.is_floating_point() else x)
+        weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+        if not output.requires_grad:
+            return output, (None,) * len(leaves)
+        return output.detach(), torch.autograd.grad((output * weights).sum(), leaves, allow_unused=True)
+    except RuntimeError as error:
+        raise ValueError(f"{name}: expected one that autograd differentiates ({first_line(error)})") from error
+    finally:
+        for parameter in differentiated:
+            parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Hooks of modules: the few that compute part of a model, and a user's, which run neither in tracing nor in copies."""
+"""Hooks of modules: the few that compute part of a model, and a user's, which run in no trace and no copy."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ GLOBAL_KINDS = tuple(f"_global{kind}" for kind in KINDS)
 
 
 def _belongs_to_model(hook: Any) -> bool:
-    """Return whether a hook computes part of the model: a weight from others, or the shape of a lazy module's weights.
+    """Return whether a hook computes part of the model: a weight from others, or the shape of a lazy weight.
 
-    `torch.nn.utils.weight_norm`, ``spectral_norm`` and the pruning methods register an object of a class of their own.
+    `torch.nn.utils.weight_norm`, ``spectral_norm`` and the pruning methods register objects of their own classes.
     """
     if isinstance(hook, BasePruningMethod) or type(hook).__module__.startswith("torch.nn.utils."):
         return True

@@ -13,7 +13,7 @@ from pathnet.models.residual_net import FusedForm
 from pathnet.models.tracing.blocks import TracedBlock, is_pad
 from pathnet.models.tracing.connections import Connection, Term, connections
 from pathnet.models.tracing.cutting import GraphCutter
-from pathnet.models.tracing.graphs import TracedGraph, first_line, module_path, output_node
+from pathnet.models.tracing.graphs import TracedGraph, first_line, module_path, operation, output_node
 from pathnet.models.tracing.operations import CLONES, RESHAPES
 from pathnet.models.tracing.values import Observation, gradient_source, observe
 
@@ -133,6 +133,7 @@ def _names(residual_connections: list[Connection]) -> list[str]:
     ]
 
 
+@operation
 def same_shape(x: Tensor, shape: torch.Size) -> Tensor:
     """Return ``x`` after a check that its shape is [B, *shape]."""
     if x.shape[1:] != shape:

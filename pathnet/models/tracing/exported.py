@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from pathnet.models.tracing.graphs import operation
+
 __all__ = ["exported"]
 
 aten = torch.ops.aten
@@ -92,6 +94,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@operation
 def checked_shape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return ``x`` after a check that it has the traced shape, [B, *shape].
 

@@ -24,6 +24,7 @@ from pathnet.models.tracing.graphs import (
     first_line,
 )
 from pathnet.models.tracing.lifting import lift
+from pathnet.models.tracing.quiet import quiet
 from pathnet.models.tracing.restoring import attributes_restored
 from pathnet.models.tracing.training_reads import called_whole
 
@@ -42,7 +43,10 @@ AROUND = "torch.fx around untraceable modules"
 
 
 class _Proxy(fx.Proxy):
-    """Proxy that records ``x += y`` as an in-place operation in every version of torch."""
+    """Proxy that records ``x += y`` as an in-place operation in every version of torch, and ``x[index] = y``."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
 
 def _in_place(name: str) -> Callable[[_Proxy, Any], fx.Proxy]:
@@ -187,7 +191,8 @@ def trace_model(
     }
     for name, method in methods.items():
         try:
-            traced = method()
+            with quiet():
+                traced = method()
             output = ReadOnlyInterpreter(fx.GraphModule(traced.attributes, traced.graph)).run(example.clone())
             if differs(output, expected):
                 raise ValueError("its trace computes something else than the model")

@@ -1,4 +1,4 @@
-"""Which modules read whether the model trains, and which of them a trace has fixed in evaluation."""
+"""The modules that read whether the model trains, and those whose branch in training a trace has fixed."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class TrainingReads:
         return value
 
 
-_WHOLE: ContextVar[TrainingReads] = ContextVar("_WHOLE", default=TrainingReads())
+_WHOLE: ContextVar[TrainingReads | None] = ContextVar("_WHOLE", default=None)
 
 
 def called_whole() -> TrainingReads:
     """Return the modules that traces call whole in this thread."""
-    return _WHOLE.get()
+    return _WHOLE.get() or TrainingReads()
 
 
 @contextmanager
@@ -162,9 +162,7 @@ def fixed_branches(
     return {names[module]: module for module in confirmed or readers}
 
 
-def _changes(
-    model: nn.Module, training: Collection[nn.Module], run: Callable[[], Tensor], expected: Tensor
-) -> bool:
+def _changes(model: nn.Module, training: Collection[nn.Module], run: Callable[[], Tensor], expected: Tensor) -> bool:
     """Return whether the output changes when some modules are in training mode, whatever random numbers are drawn."""
     with _restored(model):
         for module in training:

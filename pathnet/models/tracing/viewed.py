@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -25,23 +25,23 @@ class ViewedModel:
 
     Attributes:
         model: the model, or None.
-        branches: the modules, by name, whose branch in training the network lacks.
-        hooked: the modules, by name, with hooks that are no part of the network.
+        branches: names of the modules whose branch in training the network lacks.
+        hooked: names of the modules with hooks that are no part of the network.
     """
 
     def __init__(
-        self, model: nn.Module | None = None, branches: Mapping[str, nn.Module] | None = None, hooked: Sequence[str] = ()
+        self, model: nn.Module | None = None, branches: Iterable[str] = (), hooked: Sequence[str] = ()
     ) -> None:
         self.model, self.hooked = model, tuple(hooked)
-        self.branches = tuple(branches or ())
+        self.branches = tuple(branches)
 
     def check(self, mode: bool) -> None:
         """Raise ValueError if the mode is training, and the network lacks a branch of it."""
         if mode and self.branches:
+            modules = listed([name and repr(name) for name in self.branches], more="or fewer more")
             raise ValueError(
-                "net: expected evaluation mode, since tracing fixed the training branch of "
-                f"{listed([name and repr(name) for name in self.branches], more='or fewer more')}; training would run "
-                "as evaluation does"
+                f"net: expected evaluation mode, since tracing fixed the training branch of {modules}; training "
+                "would run as evaluation does"
             )
 
     def train(self, net: nn.Module, mode: bool) -> None:
@@ -60,9 +60,8 @@ class ViewedModel:
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ViewedModel:
-        copied = ViewedModel(copy.deepcopy(self.model, memo) if self._is_needed() else None, None, self.hooked)
-        copied.branches = self.branches
-        return copied
+        model = copy.deepcopy(self.model, memo) if self._is_needed() else None
+        return ViewedModel(model, self.branches, self.hooked)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "model": self.model if self._is_needed() else None}
