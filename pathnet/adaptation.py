@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,10 @@ from pathnet.adapted import AdaptedNet
 from pathnet.checks import MOST_INTEGER, check_integer, described
 from pathnet.full_precision import full_precision
 from pathnet.models.hooks import hooked
+from pathnet.models.residual_net import ResidualNet
 from pathnet.models.tracing.by_hand import Part, assemble, nodes_inside, submodules, trace_block_by_block
 from pathnet.models.tracing.dissect import Dissection, dissect
-from pathnet.models.tracing.examples import checked_example
+from pathnet.models.tracing.examples import Example, checked_example
 from pathnet.models.tracing.graphs import Dropout, differs, first_line
 from pathnet.models.tracing.outputs import SingleOutput, select_output
 from pathnet.models.tracing.restoring import evaluating_restored, plain, uncompiled
@@ -26,16 +28,18 @@ __all__ = ["AdaptedNet", "adapt"]
 
 
 _OutputAndGrads = tuple[Tensor, tuple[Tensor | None, ...]]
+BatchNorm = nn.modules.batchnorm._BatchNorm
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
 
 
 def adapt(
     model: nn.Module,
-    example: Tensor | None = None,
+    example: Any = None,
     blocks: Sequence[str | nn.Module | Sequence[Part | None]] | None = None,
     stem: Part | None = None,
     head: Part | None = None,
     output: str | int | None = None,
+    stream: str | int | None = None,
 ) -> AdaptedNet:
     """Return a model as a `ResidualNet`, by tracing it in evaluation mode (`torch.fx`, or else `torch.export`).
 
@@ -51,7 +55,12 @@ def adapt(
     that it traced cannot be put into training mode while the model has dropout modules with p above 0.
 
     Args:
-        example: an input batch, floating-point [B, C, H, W] or int64 [B, T], ...; guessed from the model by default.
+        example: an input batch, floating-point [B, C, H, W] or int64 [B, T], ...; or several inputs, a tuple of
+            positional arguments or a mapping of keyword arguments (of the model's single argument, if it takes no such
+            keywords), in which numbers and None are constants; guessed from the model by default. The residual
+            stream begins at the first floating-point input, or else at the first embedding of integers. Everything
+            else that the blocks and the head read, such as masks, positions and conditioning vectors, is context: it
+            belongs to a batch, and no path's gradient flows through it.
         blocks: the residual blocks, if tracing cannot or should not find them. Either submodules that contain
             residual blocks, or their names: additions elsewhere then do not count, and if the whole model cannot be
             traced, these modules are traced one by one. Or the branches of every block, as pairs (skip, residual) or
@@ -60,6 +69,8 @@ def adapt(
         stem, head: the parts before the first block and after the last, in the same forms as branches; only together
             with the branches of every block.
         output: name or index of one of the model's outputs, if it has several.
+        stream: where the residual stream begins, if not at the likeliest input: the name or index of an input, or the
+            name of a submodule, such as an encoder-decoder's ``decoder``, whose encoder is then context.
 
     Returns:
         A network whose output and gradients (of the input and all parameters) equal the model's, as checked on the
@@ -79,11 +90,14 @@ def adapt(
         raise ValueError(f"blocks: expected a list of submodules or their names, got {described(blocks)}")
     if output is not None and not isinstance(output, str):
         output = check_integer("output", output, -MOST_INTEGER, MOST_INTEGER)
+    if stream is not None and not isinstance(stream, str):
+        stream = check_integer("stream", stream, 0, MOST_INTEGER)
     _check_differentiable(model)
-    hooks, root = hooked(model), SingleOutput(model, partial(select_output, output=output))
+    hooks = hooked(model)
     with plain(model), full_precision(), evaluating_restored(model):
         model_modules = set(model.modules())
-        example = checked_example(root.model, example)
+        example = checked_example(model, example)
+        root = SingleOutput(model, example.structure, partial(select_output, output=output))
         run = partial(_run, root, example)
         reads, expected = observed_reads(model, run)
         truth = _output_and_grads("model", root, model, example)
@@ -96,7 +110,7 @@ def adapt(
             name, part = ("head", head) if stem is None else ("stem", stem)
             raise ValueError(f"{name}: expected None unless blocks are pairs of branches, got {described(part)}")
         else:
-            trace = partial(_traced_network, root, model, example, blocks, expected)  # type: ignore[arg-type]
+            trace = partial(_traced_network, root, model, example, blocks, stream, expected)  # type: ignore[arg-type]
         net, branches = _live_network(trace, model, reads, run, expected)
         _check_equal(truth, net, model, example)
     net.viewed = ViewedModel(model, branches, hooks)
@@ -107,13 +121,13 @@ def adapt(
     return net
 
 
-def _run(root: nn.Module, example: Tensor) -> Tensor:
-    return torch.as_tensor(root(example.clone()))
+def _run(root: nn.Module, example: Example) -> Tensor:
+    return torch.as_tensor(root(*example.copies()))
 
 
 def _network_by_hand(
     model: nn.Module,
-    example: Tensor,
+    example: Example,
     stem: Part,
     blocks: Sequence[Sequence[Part | None]],
     head: Part,
@@ -156,9 +170,9 @@ def _live(net: AdaptedNet, model: nn.Module) -> set[nn.Module]:
     Batch normalisation may act through a module of the network's with the same statistics.
     """
     live = {*net.modules(), *(dropout for _, dropout in net.dropouts)}
-    statistics = {id(buffer) for buffer in net.buffers()}
-    norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
-    return live | {norm for norm in norms if id(norm.running_mean) in statistics and not net.frozen_statistics}
+    statistics = {id(module.running_mean) for module in live if isinstance(module, BatchNorm)}
+    norms = (module for module in model.modules() if isinstance(module, BatchNorm))
+    return live | {norm for norm in norms if id(norm.running_mean) in statistics}
 
 
 def _has_block(net: AdaptedNet, name: str) -> bool:
@@ -170,19 +184,21 @@ def _has_block(net: AdaptedNet, name: str) -> bool:
 def _traced_network(
     root: SingleOutput,
     model: nn.Module,
-    example: Tensor,
+    example: Example,
     blocks: Sequence[str | nn.Module] | None,
+    stream: str | int | None,
     expected: Tensor,
 ) -> AdaptedNet:
     """Return the network found by tracing.
 
     Args:
         blocks: the submodules, or their names, whose additions count; None for all.
+        stream: see `adapt`.
         expected: the model's output for the example.
     """
     if not torch.isfinite(expected).all():
         raise ValueError("example: expected one for which the model's output is finite, got NaN or infinity")
-    if differs(root(example.clone()), expected):
+    if differs(root(*example.copies()), expected):
         raise ValueError("model: expected the same output each time in evaluation mode; does it draw random numbers?")
     named = submodules(model, blocks or ())
     by_block = partial(trace_block_by_block, root, named, example) if named else None
@@ -191,7 +207,7 @@ def _traced_network(
         raise _untraced(model, failures)
     within = None if blocks is None else nodes_inside(traced, list(named))
     try:
-        parts = dissect(traced, example, within)
+        parts = dissect(traced, example, within, stream)
     except ValueError as error:
         if not traced.untraced:
             if advice := _advice_on_experts(model):
@@ -242,19 +258,26 @@ def _check_differentiable(model: nn.Module) -> None:
 def _network(
     parts: Dissection,
     traced_by: str,
-    example: Tensor,
+    example: Example,
     frozen: Sequence[str] = (),
     dropouts: Sequence[tuple[str, Dropout]] = (),
 ) -> AdaptedNet:
-    shapes, y = [], parts.stem(example.clone())
-    for block in parts.blocks:
+    shapes: list[torch.Size] = []
+    net = AdaptedNet(
+        parts.stem, parts.blocks, parts.head, traced_by, shapes, parts.reader, parts.fixed, frozen, dropouts
+    )
+    net.batch_first_output = parts.batch_first_output
+    x, context = net.split(example.structure.inputs(example.copies()))
+    bound = net.bound(context)
+    y = bound.stem(x)
+    for block in bound:
         shapes.append(y.shape[1:])
         y = block(y)
-    shapes.append(y.shape[1:])
-    return AdaptedNet(parts.stem, parts.blocks, parts.head, traced_by, shapes, parts.fixed, frozen, dropouts)
+    net.shapes = (*shapes, y.shape[1:])
+    return net
 
 
-def _check_equal(truth: _OutputAndGrads, net: AdaptedNet, model: nn.Module, example: Tensor) -> None:
+def _check_equal(truth: _OutputAndGrads, net: AdaptedNet, model: nn.Module, example: Example) -> None:
     """Check on an example that a network equals the model.
 
     Args:
@@ -263,27 +286,57 @@ def _check_equal(truth: _OutputAndGrads, net: AdaptedNet, model: nn.Module, exam
     Raises:
         ValueError: output or gradients of ``net`` are not the model's, or samples of a batch influence each other.
     """
+    structure = example.structure
+
+    def adapted(*tensors: Tensor) -> Tensor:
+        return net(structure.inputs(tensors))
+
     expected, expected_grads = truth
-    output, grads = _output_and_grads("the adapted network", net, model, example)
+    output, grads = _output_and_grads("the adapted network", adapted, model, example)
     if differs(output, expected):
         raise ValueError("model: the adapted network's output is not the model's")
-    names = [*(["the input"] if example.is_floating_point() else []), *(name for name, _ in model.named_parameters())]
+    inputs = [structure.name(i, "the input") for i, x in enumerate(example.tensors) if x.is_floating_point()]
+    names = [*inputs, *(name for name, _ in model.named_parameters())]
     largest = max((float(grad.norm()) for grad in expected_grads if grad is not None), default=0.0)
     for name, grad, expected_grad in zip(names, grads, expected_grads, strict=True):
         if (grad is None) != (expected_grad is None) or (
             grad is not None and expected_grad is not None and differs(grad, expected_grad, largest)
         ):
             raise ValueError(f"model: the adapted network's gradient of {name} is not the model's")
-    with torch.no_grad():
-        mixed = net(torch.cat([example, example.roll(1, -1)]))[: len(example)]
-    if differs(mixed, expected):
+    _check_independent(net, example)
+
+
+@torch.no_grad()
+def _check_independent(net: AdaptedNet, example: Example) -> None:
+    """Check that samples of a batch do not influence each other, up to the last block.
+
+    Raises:
+        ValueError: they do, or the context of a repeated batch is not the repeated context.
+    """
+    inputs, mixed = (example.structure.inputs(batch.tensors) for batch in (example, example.twice(roll=1)))
+    x, context = net.split(inputs)
+    expected = _last(net.bound(context), x)
+    repeated = _last(net.bound(context.repeated(2)), torch.cat([x, x]))
+    x, context = net.split(mixed)
+    actual = _last(net.bound(context), x)[: len(expected)]
+    if any(differs(y, expected) for y in (actual, *repeated.split(len(expected)))):
         raise ValueError(
             "model: samples of a batch influence each other in evaluation mode (through batch statistics?)"
         )
 
 
-def _output_and_grads(name: str, net: nn.Module, model: nn.Module, example: Tensor) -> _OutputAndGrads:
-    """Return the output, and the gradients of its random weighted sum at the input and the model's parameters.
+def _last(net: ResidualNet, x: Tensor) -> Tensor:
+    """Return the output of the last block."""
+    y = torch.as_tensor(net.stem(x.clone()))
+    for block in net:
+        y = block(y)
+    return y
+
+
+def _output_and_grads(
+    name: str, net: Callable[..., Tensor], model: nn.Module, example: Example
+) -> _OutputAndGrads:
+    """Return the output, and the gradients of its random weighted sum at the inputs and the model's parameters.
 
     Integer inputs have no gradient.
 
@@ -293,15 +346,14 @@ def _output_and_grads(name: str, net: nn.Module, model: nn.Module, example: Tens
     Raises:
         ValueError: autograd cannot differentiate the output.
     """
-    x = example.clone()
-    leaves = list(model.parameters())
-    differentiated = [parameter for parameter in leaves if parameter.is_floating_point()]
-    if x.is_floating_point():
-        leaves = [x.requires_grad_(), *leaves]  # type: ignore[list-item]
+    inputs = [x.requires_grad_() if x.is_floating_point() else x for x in example.copies()]
+    parameters = list(model.parameters())
+    leaves = [*(x for x in inputs if x.is_floating_point()), *parameters]
+    differentiated = [parameter for parameter in parameters if parameter.is_floating_point()]
     for parameter in differentiated:
         parameter.requires_grad_()
     try:
-        output = net(x * 1 if x.is_floating_point() else x)
+        output = net(*(x * 1 if x.is_floating_point() else x for x in inputs))
         weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
         if not output.requires_grad:
             return output, (None,) * len(leaves)
