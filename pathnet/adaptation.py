@@ -333,9 +333,7 @@ def _last(net: ResidualNet, x: Tensor) -> Tensor:
     return y
 
 
-def _output_and_grads(
-    name: str, net: Callable[..., Tensor], model: nn.Module, example: Example
-) -> _OutputAndGrads:
+def _output_and_grads(name: str, net: Callable[..., Tensor], model: nn.Module, example: Example) -> _OutputAndGrads:
     """Return the output, and the gradients of its random weighted sum at the inputs and the model's parameters.
 
     Integer inputs have no gradient.

@@ -81,9 +81,7 @@ def _export(
     raise AssertionError
 
 
-def _guards(
-    module: fx.GraphModule, program: torch.export.ExportedProgram, tensors: Sequence[Tensor]
-) -> ShapeGuards:
+def _guards(module: fx.GraphModule, program: torch.export.ExportedProgram, tensors: Sequence[Tensor]) -> ShapeGuards:
     """Return what a trace assumes of its inputs' shapes."""
     sizes: list[list[int | None]] = []
     conditions: list[str] = []
