@@ -185,7 +185,8 @@ class Recorder:
 
         Args:
             images: as for a recording.
-            routing: floating-point [P, n, 2], the (a, c) of every block, from input to output.
+            routing: floating-point [P, n, 2], the (a, c) of every block, from input to output; or [P, n, 1 + m] with
+                a coefficient for each of up to m residual modules in parallel.
 
         Returns:
             [P, B, classes], or whatever the head returns in place of the classes.
@@ -193,7 +194,7 @@ class Recorder:
         Raises:
             ValueError: an argument is out of its range, or no engine serves the job.
         """
-        check_routing(routing, self._net.n)
+        check_routing(routing, self._net.n, 1 + max(self._net.residual_modules))
         images, context = self._copied(images)
         # The head decides the output's shape, so an empty routing needs one pass as well.
         passes = routing if len(routing) else routing.new_ones(1, self._net.n, 2)

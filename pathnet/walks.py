@@ -65,7 +65,7 @@ def routed_backward(record: Record, routing: Tensor) -> Iterator[tuple[slice, Sc
     """Pull the loss gradient back to ``y_0`` under every routing: ``g <- a J_skip^T g + c J_residual^T g`` per block.
 
     Args:
-        routing: [P, n, 2], the (a, c) of every block, from input to output; [P, n, 3] with gates.
+        routing: [P, n, 2] or [P, n, parts], see `Block.coefficients`; the blocks from input to output.
 
     Yields:
         The place of a chunk among the routings; its scaled gradients [p, *y0_shape], exponents int32 [p, B] (BN mode
@@ -85,7 +85,7 @@ def routed_backward_norms(record: Record, routing: Tensor) -> Tensor:
     """Return float64 [P, B], on the record's device: the norms of the samples' slices of `routed_backward`.
 
     Args:
-        routing: [P, n, 2], the (a, c) of every block, from input to output; [P, n, 3] with gates.
+        routing: [P, n, 2] or [P, n, parts], see `Block.coefficients`; the blocks from input to output.
     """
     grad = record.start.mantissa
     norms = torch.empty(len(routing), len(grad), dtype=torch.float64, device=grad.device)
