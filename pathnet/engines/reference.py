@@ -184,7 +184,8 @@ class FrozenBlock(Block):
             return x
         stride = math.prod(unit.conv.stride[0] for unit in self.frozen.units)
         extra_channels = self.frozen.units[-1].conv.out_channels - x.shape[1]
-        return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, extra_channels))
+        before = self.frozen.pad_before
+        return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, before, extra_channels - before))
 
     def residual(self, x: Tensor) -> Tensor:
         for position, unit in enumerate(self.frozen.units):

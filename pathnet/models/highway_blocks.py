@@ -82,6 +82,9 @@ class HighwayBlock(PreactBlock):
     def form(self) -> FusedForm | None:
         return None
 
+    def unfused_reason(self) -> str:
+        return "its gate multiplies skip connection and residual module"
+
 
 def highway(
     depth: int = 20,

@@ -42,13 +42,15 @@ class FusedForm:
         units: the units of the residual module, in the order of the forward pass.
         projection: the convolution of the skip connection, which reads the pre-activated input, as the first unit's
             does.
-        pad: whether the skip connection takes every ``stride``-th pixel of the block's input and appends zero
-            channels. With neither ``projection`` nor ``pad``, it is the identity.
+        pad: whether the skip connection takes every ``stride``-th pixel of the block's input and adds zero channels.
+            With neither ``projection`` nor ``pad``, it is the identity.
+        pad_before: number of those zero channels that come before the input's; the rest come after them.
     """
 
     units: tuple[Unit, ...]
     projection: nn.Conv2d | None = None
     pad: bool = False
+    pad_before: int = 0
 
     @property
     def convs(self) -> tuple[nn.Conv2d, ...]:
@@ -66,7 +68,7 @@ class PostActivationForm:
     Attributes:
         convs, bns: the convolutions of the residual module and their BNs, in the order of the forward pass.
         projection, projection_bn: the convolution of the skip connection, which reads the block's input, and its BN.
-        pad: see `FusedForm`.
+        pad, pad_before: see `FusedForm`.
     """
 
     convs: tuple[nn.Conv2d, ...]
@@ -74,6 +76,7 @@ class PostActivationForm:
     projection: nn.Conv2d | None = None
     projection_bn: nn.BatchNorm2d | None = None
     pad: bool = False
+    pad_before: int = 0
 
 
 Form = FusedForm | PostActivationForm
@@ -178,6 +181,10 @@ class Block(nn.Module):
     def form(self) -> Form | None:
         """Return the form in which fused engines take the block, or None if they cannot run it."""
         return None
+
+    def unfused_reason(self) -> str:
+        """Return why `form` returns None, in words that can follow "block 3: "."""
+        return f"its class {type(self).__name__} defines no fused form"
 
     def forward(self, x: Tensor) -> Tensor:
         skip, residual = self.branches(x)

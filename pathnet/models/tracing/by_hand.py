@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pathnet.models.tracing.blocks import TracedBlock, is_pad
+from pathnet.models.tracing.blocks import TracedBlock, zeros_before
 from pathnet.models.tracing.dissect import Dissection
 from pathnet.models.tracing.graphs import TracedGraph, module_paths
 from pathnet.models.tracing.tracers import trace_model, trace_with_fx, untraceable_reason
@@ -196,8 +196,8 @@ def assemble(
         if output.shape[:1] != example.shape[:1]:
             raise ValueError(f"blocks: expected the batch in the first dimension, got {list(output.shape)}")
         name = parts[1] if isinstance(parts[1], str) else f"block {i + 1}"
-        pads = is_pad(skip, residual, y, residual_output.shape)
-        traced_blocks.append(TracedBlock(name, None, skip, residual, join, pads))
+        pad_before = zeros_before(skip, residual, y, residual_output.shape)
+        traced_blocks.append(TracedBlock(name, None, skip, residual, join, pad_before))
         y = output
     head_module, _ = _part(model, "head", head, y)
     assert head_module is not None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pathnet.models.residual_net import FusedForm
-from pathnet.models.tracing.blocks import TracedBlock, is_pad
+from pathnet.models.tracing.blocks import TracedBlock, zeros_before
 from pathnet.models.tracing.connections import Connection, Term, connections
 from pathnet.models.tracing.cutting import GraphCutter
 from pathnet.models.tracing.graphs import TracedGraph, first_line, module_path, output_node
@@ -99,9 +99,9 @@ def _block(cutter: GraphCutter, name: str, start: fx.Node, connection: Connectio
     assert residual is not None
     example = cutter.single[source]
     assert example.shape is not None
-    x = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example.device, example.dtype)
-    pads = is_pad(skip, residual, x, shape)
-    return TracedBlock(name, before, skip, residual, after, pads, connection.nested)
+    x = torch.empty(example.shape, device=example.device, dtype=example.dtype)
+    pad_before = zeros_before(skip, residual, x, shape)
+    return TracedBlock(name, before, skip, residual, after, pad_before, connection.nested)
 
 
 def _batch_first(source: fx.Node, observations: Mapping[fx.Node, Observation], example: Tensor) -> fx.Node:
