@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from pathnet.models.tracing.examples import example_of
 from pathnet.models.tracing.exported import exported
 
 
@@ -48,7 +49,7 @@ def model_and_graph() -> tuple[Untraceable, fx.GraphModule]:
     torch.manual_seed(0)
     model = Untraceable().train()
     model.embedding.eval()
-    return model, exported(model, torch.randint(0, 7, (1, 5)))
+    return model, exported(model, example_of(model, torch.randint(0, 7, (1, 5))))[0]
 
 
 def test_fx_cannot_trace_the_model() -> None:
@@ -137,5 +138,5 @@ class Pair(nn.Module):
 def test_models_that_cannot_be_exported_are_rejected_by_name(model: nn.Module, message: str) -> None:
     model.train()
     with pytest.raises(ValueError, match=f"^{message}"):
-        exported(model, torch.randn(2, 3))
+        exported(model, example_of(model, torch.randn(2, 3)))
     assert model.training
