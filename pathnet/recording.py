@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pathnet import scaling
 from pathnet.checks import check_tensor, described
+from pathnet.models.hooks import hooks_left_out
 from pathnet.models.residual_net import ResidualNet
 from pathnet.scaling import ScaledGradient
 
@@ -55,7 +56,8 @@ IGNORED = -100
 def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype) -> ResidualNet:
     """Return a copy that neither later changes of ``net`` nor its own forward passes change.
 
-    All modules are in evaluation mode, except batch normalisation where ``bn`` is ``batch``.
+    All modules are in evaluation mode, except batch normalisation where ``bn`` is ``batch``. A user's hooks are left
+    out.
 
     Raises:
         ValueError: ``bn`` is ``batch``, and the network's statistics are fixed.
@@ -63,7 +65,7 @@ def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype) -> Residua
     if bn == "batch" and net.frozen_statistics:
         where = ", ".join(net.frozen_statistics)
         raise ValueError(f"bn: expected 'running' for a network whose running statistics are fixed ({where})")
-    copied = copy.deepcopy(net).to(dtype).eval().requires_grad_(False)
+    copied = copy.deepcopy(net, hooks_left_out(net)).to(dtype).eval().requires_grad_(False)
     if bn == "batch":
         for module in copied.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -16,6 +16,7 @@ from pathnet.models.context_graph import bound_part, context_names
 from pathnet.models.pointwise import Pointwise
 from pathnet.models.residual_net import Block, Form, FusedForm, PostActivationForm, Unit
 from pathnet.models.tracing.graphs import Dropout
+from pathnet.models.tracing.live import TrainingOnly
 from pathnet.models.tracing.operations import CLONES, is_relu
 
 __all__ = ["TracedBlock", "zeros_before"]
@@ -219,6 +220,8 @@ def _unhooked(module: nn.Module) -> bool:
 def _is_identity(module: nn.Module | None) -> bool:
     if isinstance(module, Dropout):
         return not module.training or module.p == 0
+    if isinstance(module, TrainingOnly):
+        return not module.is_active
     return type(module) is nn.Identity
 
 

@@ -15,7 +15,7 @@ from pathnet.models.tracing.blocks import TracedBlock, zeros_before
 from pathnet.models.tracing.connections import Connection, Term, connections
 from pathnet.models.tracing.cutting import GraphCutter
 from pathnet.models.tracing.examples import Example
-from pathnet.models.tracing.graphs import TracedGraph, first_line, module_path, output_node
+from pathnet.models.tracing.graphs import TracedGraph, first_line, module_path, operation, output_node
 from pathnet.models.tracing.operations import CLONES, RESHAPES
 from pathnet.models.tracing.values import Source, batch_dim_of, gradient_sources, observe
 
@@ -174,6 +174,7 @@ def _names(residual_connections: list[Connection]) -> list[str]:
     ]
 
 
+@operation
 def same_shape(x: Tensor, shape: torch.Size) -> Tensor:
     """Return ``x`` after a check that its shape is [B, *shape]."""
     if x.shape[1:] != shape:
