@@ -118,6 +118,7 @@ def adapt(
     for module in net.modules():
         if module not in model_modules:
             module.training = mode
+    net.parameter_names = _parameter_names(net, model)
     return net
 
 
@@ -179,6 +180,13 @@ def _has_block(net: AdaptedNet, name: str) -> bool:
     """Return whether a module of the model contains one of the additions that end blocks."""
     names = [str(block.name).split(" ")[0] for block in net]
     return not name or any(f"{block}.".startswith(f"{name}.") for block in names)
+
+
+def _parameter_names(net: AdaptedNet, model: nn.Module) -> dict[str, str]:
+    """Return the network's names of the model's parameters, by the model's names."""
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {name: names[id(parameter)] for name, parameter in parameters if id(parameter) in names}
 
 
 def _traced_network(

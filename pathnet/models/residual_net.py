@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -206,10 +207,12 @@ class ResidualNet(nn.Module):
         frozen_statistics: the batch normalisations that use running statistics in every mode.
         batch_first_output: whether the output's first dimension is the batch: not for a loss, and for [T, B, C].
         reader: reads inputs of more than one tensor, and computes the context; None for networks of one tensor.
+        parameter_names: the network's names of its parameters, by the names that they have in an adapted model.
     """
 
     frozen_statistics: tuple[str, ...] = ()
     batch_first_output: bool = True
+    parameter_names: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self,
