@@ -1,44 +1,46 @@
-"""``python -m benchmarks.adapted [--engine NAME] [--small] [MODEL ...]``: the step of ``pathnet bench`` alone."""
+"""``python -m benchmarks.adapted [--engine NAME] [--small] [MODEL ...]``: one step of ``pathnet bench`` alone."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
+from functools import partial
 
 import torch
 from rich.console import Console
 
 from benchmarks.adapted.cases import FULL, SMALL
-from benchmarks.adapted.measuring import Sizes, measure
-from benchmarks.adapted.report import table
-from benchmarks.adapted.subject import Subject
+from benchmarks.adapted.memory import growth_alone
+from benchmarks.adapted.report import figures, tables
+from benchmarks.adapted.step import models
 from benchmarks.cpu.budget import Budget
+from benchmarks.outcome import Findings
 
 
 def main() -> int:
+    names = [case.name for case in FULL.cases]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.adapted")
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"among {', '.join(case.name for case in FULL)}")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"among {', '.join(names)}; all by default")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--small", action="store_true", help="rehearse: takes seconds, its numbers mean nothing")
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, default=10.0, help="time limit; 10 by default")
     options = parser.parse_args()
+    if unknown := set(options.models) - set(names):
+        parser.error(f"expected models among {', '.join(names)}, got {', '.join(unknown)}")
     torch.set_num_threads(1)
-    sizes = Sizes((6, 20), 4, 2, 2) if options.small else Sizes((100, 1000), 20, 5, 3)
-    cases = [case for case in (SMALL if options.small else FULL) if case.name in options.models or not options.models]
-    budget, models = Budget(60 * options.minutes), {}
-    for position, case in enumerate(cases):
-        subject = Subject(case, options.engine)
-        checked = subject.check()
-        findings = measure(subject, sizes, budget.share(1 / (len(cases) - position)))
-        models[case.name] = {"check": checked, **findings}
-        for part in ("few", "single", "sums", "record", "many"):
-            for name, facts in findings.get(part, {}).items():
-                print(f"{case.name:14} {part:7} {name:22} {1e3 * facts['median_s']:9.1f} ms wall"
-                      f" {1e3 * facts['median_processor_s']:9.1f} ms processor", flush=True)
-        print(case.name, findings["visits"], f"tape {findings['tape_bytes'] / 1e6:.1f} MB", flush=True)
-    Console(width=130).print(table(models))
+    sizes, console = SMALL if options.small else FULL, Console(width=130)
+    sizes = replace(sizes, cases=tuple(case for case in sizes.cases if case.name in (options.models or names)))
+    budget = Budget(60 * options.minutes)
+
+    def show(name: str, findings: Findings) -> None:
+        found = {name: findings}
+        console.print(*tables({"models": found, "figures": figures(found)}))
+
+    measured = partial(growth_alone, sizes=sizes, engine=options.engine, small=options.small)
+    models(sizes, options.engine, budget, lambda subject, share: measured(subject.case.name, budget=share), done=show)
     for cut in budget.cuts:
-        print(cut)
+        console.print(cut, soft_wrap=True)
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks.adapted.language import Gpt
 from benchmarks.adapted.vision import ConvNeXt, Vit
 
-__all__ = ["FULL", "SMALL", "Case", "Module", "Structure", "structure"]
+__all__ = ["FULL", "LARGE_BATCHES", "SMALL", "Case", "Module", "Sizes", "Structure", "structure"]
 
 Function = Callable[[Tensor], Tensor]
 
@@ -94,16 +94,46 @@ def _images(batch: int, side: int) -> Callable[[torch.Generator], Tensor]:
     return lambda generator: torch.randn(batch, 3, side, side, generator=generator)
 
 
-FULL = (
-    Case("GPT", lambda: Gpt(1024, 64, 256, 12, 8), _tokens(1024, 4, 64), 1024, sequence=True),
-    Case("ViT-Tiny", lambda: Vit(224, 16, 192, 12, 3, 1000), _images(2, 224), 1000),
-    Case("ConvNeXt-Tiny", lambda: ConvNeXt((3, 3, 9, 3), (96, 192, 384, 768), 1000), _images(1, 224), 1000),
-)
-"""A GPT of 12 layers with 1024 tokens of vocabulary on 4 x 64 tokens; the images at the size the networks are for, in
-the smallest batches that fill a core: 394 and 3136 to 49 positions."""
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of the measurements.
 
-SMALL = (
-    Case("GPT", lambda: Gpt(17, 5, 8, 2, 2), _tokens(17, 2, 5), 17, sequence=True),
-    Case("ViT-Tiny", lambda: Vit(8, 4, 12, 2, 3, 5), _images(2, 8), 5),
-    Case("ConvNeXt-Tiny", lambda: ConvNeXt((1, 2), (4, 6), 5), _images(1, 16), 5),
+    Attributes:
+        paths: a small and a large number of paths in one call; the competitors run the small one.
+        single: number of paths that are measured one a call.
+        loops: number of paths of the loop, each of which takes as long as any other.
+        rounds: number of rounds of all timings but that of the large number of paths, which runs once.
+    """
+
+    cases: tuple[Case, ...]
+    paths: tuple[int, int]
+    single: int
+    loops: int
+    rounds: int
+
+
+def _cases(sentences: int, views: int, pictures: int) -> tuple[Case, ...]:
+    gpt = Case("GPT", lambda: Gpt(1024, 64, 256, 12, 8), _tokens(1024, sentences, 64), 1024, sequence=True)
+    vit = Case("ViT-Tiny", lambda: Vit(224, 16, 192, 12, 3, 1000), _images(views, 224), 1000)
+    depths, widths = (3, 3, 9, 3), (96, 192, 384, 768)
+    return gpt, vit, Case("ConvNeXt-Tiny", lambda: ConvNeXt(depths, widths, 1000), _images(pictures, 224), 1000)
+
+
+FULL = Sizes(_cases(4, 2, 1), paths=(100, 1000), single=20, loops=5, rounds=3)
+"""A GPT of 12 layers on 4 x 64 of 1024 tokens. Images have the size that the networks are for; the batches are the
+smallest that fill a core, 394 and 3136 to 49 positions, so that 1,000 paths fit into a run."""
+
+LARGE_BATCHES = replace(FULL, cases=_cases(64, 32, 16))
+"""For a GPU, which `FULL` leaves idle between launches."""
+
+SMALL = Sizes(
+    (
+        Case("GPT", lambda: Gpt(17, 5, 8, 2, 2), _tokens(17, 2, 5), 17, sequence=True),
+        Case("ViT-Tiny", lambda: Vit(8, 4, 12, 2, 3, 5), _images(2, 8), 5),
+        Case("ConvNeXt-Tiny", lambda: ConvNeXt((1, 2), (4, 6), 5), _images(1, 16), 5),
+    ),
+    paths=(6, 20),
+    single=4,
+    loops=2,
+    rounds=2,
 )

@@ -7,63 +7,102 @@ from typing import Any
 
 from rich.table import Table
 
-__all__ = ["GOALS", "figures", "table"]
+from benchmarks.adapted.measuring import PARTS
+
+__all__ = ["GOALS", "figures", "tables"]
 
 GOALS = {
     "few": ("times faster than fifteen lines, {few} random paths in one call", "at least", 1.3),
     "many": ("times faster than fifteen lines, {many} random paths in one call", "at least", 1.5),
     "single": ("times faster than fifteen lines, one path a call", "at least", 0.95),
-    "single, loop": ("times faster than the loop, one path a call", "at least", None),
+    "loop": ("times faster than the loop, one path a call", "at least", None),
     "sums": ("exact sums by length, share of n (n + 1) / 2 module VJPs", "at most", 1.1),
     "record": ("record, share of a forward pass", "at most", 1.3),
-    "adapt": ("adapt, seconds, the first model with the imports", "at most", 3.0),
+    "memory": ("growth of memory, {many} paths in times of {few}", "at most", 1.25),
+    "adapt": ("adapt, seconds", "at most", 3.0),
 }
 """Title, sense and goal of each ratio."""
 
+LEAST_GROWTH = 16e6
+"""Bytes below which a growth of memory counts as this: what allocators keep, and what a result takes."""
+
 
 def figures(models: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return each ratio of each model, by wall and by processor seconds, judged by the wall's."""
+    """Return each ratio of each model, by wall and by processor seconds.
+
+    On a processor the latter are judged, which on one thread do not count what other programs take.
+    """
     judged = []
     for model, findings in models.items():
         few, many = (entry["paths"] for entry in findings["visits"])
         wall, processor = (dict(findings["ratios"][clock]) for clock in ("wall", "processor"))
-        wall["adapt"] = findings["adapt_s"][0]
+        # The last, since in a new process the first includes imports.
+        wall["adapt"], processor["adapt"] = findings["adapt_s"][-1], findings["adapt_processor_s"][-1]
+        if "memory" in findings:
+            grown = [max(LEAST_GROWTH, findings["memory"][str(count)]["growth_bytes"]) for count in (few, many)]
+            wall["memory"] = grown[1] / grown[0]
         for name, (title, sense, goal) in GOALS.items():
-            ratio = wall.get(name)
-            met = None
-            if ratio is not None and goal is not None:
-                met = ratio >= goal if sense == "at least" else ratio <= goal
+            ratio = processor.get(name, wall.get(name)) if findings["device"] == "cpu" else wall.get(name)
             judged.append(
                 {
                     "model": model,
                     "figure": title.format(few=few, many=many),
                     "sense": sense,
                     "goal": goal,
-                    "wall": ratio,
+                    "wall": wall.get(name),
                     "processor": processor.get(name),
-                    "met": met,
+                    "met": _met(ratio, sense, goal),
                 }
             )
     return judged
 
 
-def table(models: Mapping[str, Any]) -> Table:
-    """Return the ratios, a row each, a column for each model; processor seconds in brackets where they differ."""
+def _met(ratio: float | None, sense: str, goal: float | None) -> bool | None:
+    if ratio is None or goal is None:
+        return None
+    return ratio >= goal if sense == "at least" else ratio <= goal
+
+
+def tables(findings: Mapping[str, Any], threads: str = "one thread") -> tuple[Table, Table]:
+    """Return the ratios with their goals, and the times behind them: a column for each model."""
+    models = findings["models"]
+    engines = ", ".join(dict.fromkeys(found["engine"] for found in models.values()))
+    title = f"Any model: engine {engines}, {threads}; in brackets by processor seconds, which are judged"
+    ratios = Table("", "goal", *models, title=title)
     rows: dict[str, tuple[str, list[str]]] = {}
-    for figure in figures(models):
+    for figure in findings["figures"]:
         goal = "" if figure["goal"] is None else f"{figure['sense']} {figure['goal']:g}"
         rows.setdefault(figure["figure"], (goal, []))[1].append(_cell(figure))
-    engines = " / ".join(dict.fromkeys(findings["engine"] for findings in models.values()))
-    result = Table("", "goal", *models, title=f"Any model (engine {engines}), one thread; by processor seconds in brackets")
-    for title, (goal, cells) in rows.items():
-        result.add_row(title, goal, *cells)
-    return result
+    for name, (goal, cells) in rows.items():
+        ratios.add_row(name, goal, *cells)
+    times = Table("ms", *models, title="Medians behind them")
+    for part, name in dict.fromkeys((part, name) for found in models.values() for part, name in _timed(found)):
+        cells = [f"{1e3 * found[part][name]['median_s']:.4g}" if part in found else "" for found in models.values()]
+        times.add_row(f"{part}: {name}", *cells)
+    for name, cell in (("blocks", _blocks), ("modules visited, of all", _visited), ("growth of memory, MB", _growth)):
+        times.add_row(name, *map(cell, models.values()))
+    return ratios, times
+
+
+def _timed(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(part, name) for part in PARTS for name in found.get(part, {})]
+
+
+def _blocks(found: Mapping[str, Any]) -> str:
+    return f"{found['blocks']}, input {'x'.join(map(str, found['input']))}"
+
+
+def _visited(found: Mapping[str, Any]) -> str:
+    return "; ".join(f"{entry['shared']} of {entry['modules']}" for entry in found["visits"])
+
+
+def _growth(found: Mapping[str, Any]) -> str:
+    grown = found.get("memory", {}).items()
+    return "; ".join(f"{entry['growth_bytes'] / 1e6:.1f} ({count})" for count, entry in grown)
 
 
 def _cell(figure: Mapping[str, Any]) -> str:
     if figure["wall"] is None:
         return ""
-    number = f"{figure['wall']:.3g}"
-    if figure["processor"] is not None:
-        number += f" ({figure['processor']:.3g})"
-    return number + {True: " met", False: " NOT met", None: ""}[figure["met"]]
+    processor = "" if figure["processor"] is None else f" ({figure['processor']:.3g})"
+    return f"{figure['wall']:.3g}{processor}" + {True: ", met", False: ", NOT met", None: ""}[figure["met"]]

@@ -42,7 +42,7 @@ class KeptGraphs:
     def sums(self) -> None:
         """Run as many VJPs of modules as the exact sums by length need: n - i at block i of n, counted from 0."""
         for i, (x, _, residual) in enumerate(self.graphs):
-            # Contiguous, as the gradient that the VJP of a module returns; `ones_like` would keep the output's layout.
+            # Contiguous, as gradients from the VJP of a module are; `ones_like` would keep the output's layout.
             grad = torch.ones(residual.shape, dtype=residual.dtype, device=residual.device)
             for _ in range(len(self.graphs) - i):
                 torch.autograd.grad(residual, x, grad, retain_graph=True)

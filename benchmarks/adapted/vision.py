@@ -63,7 +63,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """Images [B, 3, side, side] to logits [B, classes]; stages of blocks, each but the first behind a downsampling."""
+    """Images [B, 3, side, side] to logits [B, classes], by stages of blocks with downsampling layers between them."""
 
     def __init__(self, depths: Sequence[int], widths: Sequence[int], classes: int) -> None:
         super().__init__()
