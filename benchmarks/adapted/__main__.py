@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from rich.console import Console
 
-from benchmarks.adapted.cases import FULL, SMALL
+from benchmarks.adapted.cases import FULL, NAMES, SMALL
 from benchmarks.adapted.memory import growth_alone
 from benchmarks.adapted.report import figures, tables
 from benchmarks.adapted.step import models
@@ -19,18 +19,17 @@ from benchmarks.outcome import Findings
 
 
 def main() -> int:
-    names = [case.name for case in FULL.cases]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.adapted")
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"among {', '.join(names)}; all by default")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"among {', '.join(NAMES)}; all by default")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--small", action="store_true", help="rehearse: takes seconds, its numbers mean nothing")
     parser.add_argument("--minutes", type=float, default=10.0, help="time limit; 10 by default")
     options = parser.parse_args()
-    if unknown := set(options.models) - set(names):
-        parser.error(f"expected models among {', '.join(names)}, got {', '.join(unknown)}")
+    if unknown := set(options.models) - set(NAMES):
+        parser.error(f"expected models among {', '.join(NAMES)}, got {', '.join(unknown)}")
     torch.set_num_threads(1)
     sizes, console = SMALL if options.small else FULL, Console(width=130)
-    sizes = replace(sizes, cases=tuple(case for case in sizes.cases if case.name in (options.models or names)))
+    sizes = replace(sizes, cases=tuple(case for case in sizes.cases if case.name in (options.models or NAMES)))
     budget = Budget(60 * options.minutes)
 
     def show(name: str, findings: Findings) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks.adapted.language import Gpt
 from benchmarks.adapted.vision import ConvNeXt, Vit
 
-__all__ = ["FULL", "LARGE_BATCHES", "SMALL", "Case", "Module", "Sizes", "Structure", "structure"]
+__all__ = ["FULL", "NAMES", "ON_GPU", "SMALL", "Case", "Module", "Sizes", "Structure", "structure"]
 
 Function = Callable[[Tensor], Tensor]
 
@@ -103,6 +103,8 @@ class Sizes:
         single: number of paths that are measured one a call.
         loops: number of paths of the loop, each of which takes as long as any other.
         rounds: number of rounds of all timings but that of the large number of paths, which runs once.
+        adaptations: number of times that a model is adapted.
+        alone: names of the models whose memory is measured in a process of their own, on a processor.
     """
 
     cases: tuple[Case, ...]
@@ -110,30 +112,40 @@ class Sizes:
     single: int
     loops: int
     rounds: int
+    adaptations: int
+    alone: tuple[str, ...]
 
 
-def _cases(sentences: int, views: int, pictures: int) -> tuple[Case, ...]:
-    gpt = Case("GPT", lambda: Gpt(1024, 64, 256, 12, 8), _tokens(1024, sentences, 64), 1024, sequence=True)
-    vit = Case("ViT-Tiny", lambda: Vit(224, 16, 192, 12, 3, 1000), _images(views, 224), 1000)
+NAMES = ("GPT", "ViT-Tiny", "ConvNeXt-Tiny")
+
+
+def _cases(sentences: int, views: int, pictures: int, suffix: str = "") -> tuple[Case, ...]:
+    gpt, vit, convnext = (f"{name}{suffix}" for name in NAMES)
     depths, widths = (3, 3, 9, 3), (96, 192, 384, 768)
-    return gpt, vit, Case("ConvNeXt-Tiny", lambda: ConvNeXt(depths, widths, 1000), _images(pictures, 224), 1000)
+    return (
+        Case(gpt, lambda: Gpt(1024, 64, 256, 12, 8), _tokens(1024, sentences, 64), 1024, sequence=True),
+        Case(vit, lambda: Vit(224, 16, 192, 12, 3, 1000), _images(views, 224), 1000),
+        Case(convnext, lambda: ConvNeXt(depths, widths, 1000), _images(pictures, 224), 1000),
+    )
 
 
-FULL = Sizes(_cases(4, 2, 1), paths=(100, 1000), single=20, loops=5, rounds=3)
+FULL = Sizes(_cases(4, 2, 1), paths=(100, 1000), single=20, loops=5, rounds=3, adaptations=2, alone=NAMES)
 """A GPT of 12 layers on 4 x 64 of 1024 tokens. Images have the size that the networks are for; the batches are the
 smallest that fill a core, 394 and 3136 to 49 positions, so that 1,000 paths fit into a run."""
 
-LARGE_BATCHES = replace(FULL, cases=_cases(64, 32, 16))
-"""For a GPU, which `FULL` leaves idle between launches."""
+ON_GPU = replace(FULL, cases=(*FULL.cases, *_cases(64, 32, 16, ", 16 x")), adaptations=1)
+"""Also with batches 16 times as large: the others leave a GPU idle between launches."""
 
 SMALL = Sizes(
     (
-        Case("GPT", lambda: Gpt(17, 5, 8, 2, 2), _tokens(17, 2, 5), 17, sequence=True),
-        Case("ViT-Tiny", lambda: Vit(8, 4, 12, 2, 3, 5), _images(2, 8), 5),
-        Case("ConvNeXt-Tiny", lambda: ConvNeXt((1, 2), (4, 6), 5), _images(1, 16), 5),
+        Case(NAMES[0], lambda: Gpt(17, 5, 8, 2, 2), _tokens(17, 2, 5), 17, sequence=True),
+        Case(NAMES[1], lambda: Vit(8, 4, 12, 2, 3, 5), _images(2, 8), 5),
+        Case(NAMES[2], lambda: ConvNeXt((1, 2), (4, 6), 5), _images(1, 16), 5),
     ),
     paths=(6, 20),
     single=4,
     loops=2,
     rounds=2,
+    adaptations=1,
+    alone=NAMES[:1],
 )

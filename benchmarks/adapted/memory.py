@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.adapted.cases import FULL, SMALL, Sizes
+from benchmarks.adapted.cases import FULL, NAMES, SMALL, Sizes
 from benchmarks.adapted.subject import Subject
 from benchmarks.cpu.alone import forget_peak, peak_bytes
 from benchmarks.cpu.budget import Budget, LeftOut
@@ -73,7 +73,7 @@ def growth_alone(name: str, sizes: Sizes, engine: str, small: bool, budget: Budg
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.adapted.memory", description=__doc__)
-    parser.add_argument("model", choices=[case.name for case in FULL.cases])
+    parser.add_argument("model", choices=NAMES)
     parser.add_argument("--engine", required=True)
     parser.add_argument("--counts", type=int, nargs="+", required=True, help="numbers of paths, in increasing order")
     parser.add_argument("--small", action="store_true")

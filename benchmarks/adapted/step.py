@@ -26,14 +26,12 @@ def models(
     budget: Budget,
     growth: Growth,
     device: str = "cpu",
-    adaptations: int = 2,
     done: Callable[[str, Findings], None] = lambda name, findings: None,
 ) -> Findings:
     """Check and time all models of the sizes; return the findings on each, and the judged figures.
 
     Args:
-        growth: measures the memory.
-        adaptations: number of times that a model is adapted.
+        growth: measures the memory; may raise `LeftOut`.
         done: is called with the findings on each model.
 
     Raises:
@@ -43,17 +41,15 @@ def models(
     for position, case in enumerate(sizes.cases):
         share = budget.share(1 / (len(sizes.cases) - position))
         try:
-            found[case.name] = _model(case, sizes, engine, share, growth, device, adaptations)
+            found[case.name] = _model(case, sizes, engine, share, growth, device)
         except Failed as failed:
             raise Failed(str(failed), {"models": found, case.name: failed.findings}) from failed
         done(case.name, found[case.name])
     return {"models": found, "figures": figures(found)}
 
 
-def _model(
-    case: Case, sizes: Sizes, engine: str, budget: Budget, growth: Growth, device: str, adaptations: int
-) -> Findings:
-    subject = Subject(case, engine, device, adaptations)
+def _model(case: Case, sizes: Sizes, engine: str, budget: Budget, growth: Growth, device: str) -> Findings:
+    subject = Subject(case, engine, device, sizes.adaptations)
     findings: Findings = {"check": subject.check()}
     findings |= measure(subject, sizes, budget.share(TIMES))
     try:
