@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pathnet.chunks import Pace, in_chunks
 from pathnet.engines.engine import Prepared, Walk
+from pathnet.engines.memory import storages
 from pathnet.full_precision import full_precision
 from pathnet.models.residual_net import ResidualNet
 from pathnet.scaling import ScaledGradient
@@ -51,7 +52,7 @@ class Record:
     def nbytes(self) -> int:
         """Bytes of the pass's buffers, and of the network's copy and the engine's form of it."""
         tensors = [self.images, self.output, *self.start, *self.walk.tensors, *self.net.state_dict().values()]
-        return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+        return sum(storages(tensors).values())
 
     @property
     @full_precision()
