@@ -9,7 +9,7 @@ from rich.table import Table
 
 from benchmarks.adapted.measuring import PARTS
 
-__all__ = ["GOALS", "figures", "tables"]
+__all__ = ["GOALS", "RATIOS", "figures", "tables"]
 
 GOALS = {
     "few": ("times faster than fifteen lines, {few} random paths in one call", "at least", 1.3),
@@ -22,6 +22,9 @@ GOALS = {
     "adapt": ("adapt, seconds", "at most", 3.0),
 }
 """Title, sense and goal of each ratio."""
+
+RATIOS = ("few", "many", "single", "sums", "record")
+"""The goals that compare times."""
 
 LEAST_GROWTH = 16e6
 """Bytes below which a growth of memory counts as this: what allocators keep, and what a result takes."""
@@ -63,11 +66,11 @@ def _met(ratio: float | None, sense: str, goal: float | None) -> bool | None:
     return ratio >= goal if sense == "at least" else ratio <= goal
 
 
-def tables(findings: Mapping[str, Any], threads: str = "one thread") -> tuple[Table, Table]:
+def tables(findings: Mapping[str, Any]) -> tuple[Table, Table]:
     """Return the ratios with their goals, and the times behind them: a column for each model."""
     models = findings["models"]
-    engines = ", ".join(dict.fromkeys(found["engine"] for found in models.values()))
-    title = f"Any model: engine {engines}, {threads}; in brackets by processor seconds, which are judged"
+    engines = ", ".join(dict.fromkeys(f"{found['engine']} on {found['device']}" for found in models.values()))
+    title = f"Any model, engine {engines}; in brackets by processor seconds, which are judged on a processor"
     ratios = Table("", "goal", *models, title=title)
     rows: dict[str, tuple[str, list[str]]] = {}
     for figure in findings["figures"]:

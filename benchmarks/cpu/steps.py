@@ -251,7 +251,7 @@ SHARES = {
     "sharing": 8,
     "sums": 16,
     "training": 4,
-    "models": 50,
+    "models": 18,
 }
 """Shares of the time; time that a step leaves goes to those after it."""
 
