@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -18,13 +19,13 @@ from benchmarks.cpu.budget import Budget
 from benchmarks.outcome import Findings
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.adapted")
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"among {', '.join(NAMES)}; all by default")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--small", action="store_true", help="rehearse: takes seconds, its numbers mean nothing")
     parser.add_argument("--minutes", type=float, default=10.0, help="time limit; 10 by default")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if unknown := set(options.models) - set(NAMES):
         parser.error(f"expected models among {', '.join(NAMES)}, got {', '.join(unknown)}")
     torch.set_num_threads(1)
@@ -33,8 +34,8 @@ def main() -> int:
     budget = Budget(60 * options.minutes)
 
     def show(name: str, findings: Findings) -> None:
-        found = {name: findings}
-        console.print(*tables({"models": found, "figures": figures(found)}))
+        shown = {name: findings}
+        console.print(*tables({"models": shown, "figures": figures(shown)}))
 
     measured = partial(growth_alone, sizes=sizes, engine=options.engine, small=options.small)
     models(sizes, options.engine, budget, lambda subject, share: measured(subject.case.name, budget=share), done=show)

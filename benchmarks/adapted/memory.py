@@ -23,14 +23,14 @@ __all__ = ["growth", "growth_alone"]
 
 def growth(subject: Subject, counts: tuple[int, ...]) -> dict[str, Findings]:
     """Return by number of paths, in increasing order, how much the peak of memory exceeds that of the tape alone."""
-    found: dict[str, Findings] = {}
+    entries: dict[str, Findings] = {}
     # Against one baseline, since memory that a smaller number of paths freed may stay with the process.
     baseline = _peak(subject, lambda: None)
     for count in counts:
         paths, start = subject.paths(count), time.perf_counter()
         peak = _peak(subject, partial(subject.tape.path_gradient_norms, paths))
-        found[str(count)] = {"growth_bytes": peak - baseline, "seconds": time.perf_counter() - start}
-    return found
+        entries[str(count)] = {"growth_bytes": peak - baseline, "seconds": time.perf_counter() - start}
+    return entries
 
 
 def _peak(subject: Subject, work: Callable[[], object]) -> int:
@@ -67,8 +67,8 @@ def growth_alone(name: str, sizes: Sizes, engine: str, small: bool, budget: Budg
         raise Failed(
             f"the process that measures memory on {name} ended with status {done.status}", {"output": done.tail}
         )
-    found: dict[str, Findings] = json.loads(done.output.splitlines()[-1])
-    return found
+    entries: dict[str, Findings] = json.loads(done.output.splitlines()[-1])
+    return entries
 
 
 def main() -> None:

@@ -69,7 +69,7 @@ def _met(ratio: float | None, sense: str, goal: float | None) -> bool | None:
 def tables(findings: Mapping[str, Any]) -> tuple[Table, Table]:
     """Return the ratios with their goals, and the times behind them: a column for each model."""
     models = findings["models"]
-    engines = ", ".join(dict.fromkeys(f"{found['engine']} on {found['device']}" for found in models.values()))
+    engines = ", ".join(dict.fromkeys(f"{entries['engine']} on {entries['device']}" for entries in models.values()))
     title = f"Any model, engine {engines}; in brackets by processor seconds, which are judged on a processor"
     ratios = Table("", "goal", *models, title=title)
     rows: dict[str, tuple[str, list[str]]] = {}
@@ -79,28 +79,30 @@ def tables(findings: Mapping[str, Any]) -> tuple[Table, Table]:
     for name, (goal, cells) in rows.items():
         ratios.add_row(name, goal, *cells)
     times = Table("ms", *models, title="Medians behind them")
-    for part, name in dict.fromkeys((part, name) for found in models.values() for part, name in _timed(found)):
-        cells = [f"{1e3 * found[part][name]['median_s']:.4g}" if part in found else "" for found in models.values()]
+    for part, name in dict.fromkeys((part, name) for entries in models.values() for part, name in _timed(entries)):
+        cells = [
+            f"{1e3 * entries[part][name]['median_s']:.4g}" if part in entries else "" for entries in models.values()
+        ]
         times.add_row(f"{part}: {name}", *cells)
     for name, cell in (("blocks", _blocks), ("modules visited, of all", _visited), ("growth of memory, MB", _growth)):
         times.add_row(name, *map(cell, models.values()))
     return ratios, times
 
 
-def _timed(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(part, name) for part in PARTS for name in found.get(part, {})]
+def _timed(entries: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(part, name) for part in PARTS for name in entries.get(part, {})]
 
 
-def _blocks(found: Mapping[str, Any]) -> str:
-    return f"{found['blocks']}, input {'x'.join(map(str, found['input']))}"
+def _blocks(entries: Mapping[str, Any]) -> str:
+    return f"{entries['blocks']}, input {'x'.join(map(str, entries['input']))}"
 
 
-def _visited(found: Mapping[str, Any]) -> str:
-    return "; ".join(f"{entry['shared']} of {entry['modules']}" for entry in found["visits"])
+def _visited(entries: Mapping[str, Any]) -> str:
+    return "; ".join(f"{entry['shared']} of {entry['modules']}" for entry in entries["visits"])
 
 
-def _growth(found: Mapping[str, Any]) -> str:
-    grown = found.get("memory", {}).items()
+def _growth(entries: Mapping[str, Any]) -> str:
+    grown = entries.get("memory", {}).items()
     return "; ".join(f"{entry['growth_bytes'] / 1e6:.1f} ({count})" for count, entry in grown)
 
 

@@ -1,4 +1,4 @@
-"""What a user writes for the gradients along single paths: fifteen lines of autograd, and the loop with `detach`."""
+"""The competitors that a user writes: fifteen lines of autograd, and the loop with `detach`."""
 
 from __future__ import annotations
 

@@ -37,15 +37,15 @@ def models(
     Raises:
         Failed: a result is wrong; the findings hold what was measured before.
     """
-    found: dict[str, Findings] = {}
+    entries: dict[str, Findings] = {}
     for position, case in enumerate(sizes.cases):
         share = budget.share(1 / (len(sizes.cases) - position))
         try:
-            found[case.name] = _model(case, sizes, engine, share, growth, device)
+            entries[case.name] = _model(case, sizes, engine, share, growth, device)
         except Failed as failed:
-            raise Failed(str(failed), {"models": found, case.name: failed.findings}) from failed
-        done(case.name, found[case.name])
-    return {"models": found, "figures": figures(found)}
+            raise Failed(str(failed), {"models": entries, case.name: failed.findings}) from failed
+        done(case.name, entries[case.name])
+    return {"models": entries, "figures": figures(entries)}
 
 
 def _model(case: Case, sizes: Sizes, engine: str, budget: Budget, growth: Growth, device: str) -> Findings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import resource
 import sys
@@ -83,7 +84,12 @@ def memory(sizes: Sizes, count: int) -> Findings:
 
 def forget_peak() -> None:
     """Reset the peak to the memory resident now, if the system can: the forward pass takes more than backward
-    ones."""
+    ones.
+
+    Memory that was freed goes back to the system first, or what follows would use it without growing.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):
         FORGET.write_text("5")
 
