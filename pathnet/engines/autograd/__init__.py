@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from threading import RLock
 
-import torch
 from torch import Tensor
 
 from pathnet.engines import fallback
@@ -17,7 +17,6 @@ from pathnet.engines.memory import KEPT_SHARE, available, storages
 from pathnet.engines.autograd.walk import AutogradWalk
 from pathnet.engines.engine import Job
 from pathnet.models.context import NO_CONTEXT, Context
-from pathnet.models.residual_net import Block
 
 __all__ = ["AutogradEngine", "AutogradPrepared", "AutogradWalk"]
 
@@ -35,9 +34,9 @@ class AutogradEngine:
         return 'no precision="bfloat16"' if job.precision == "bfloat16" else None
 
     def prepare(self, job: Job) -> AutogradPrepared:
-        blocks = list(job.net)
         weights = storages(job.net.state_dict().values())
-        return AutogradPrepared(blocks, [KnownBlock() for _ in blocks], frozenset(weights))
+        choices, lock = dict[object, int](), RLock()
+        return AutogradPrepared([KnownBlock(block, choices, lock) for block in job.net], frozenset(weights))
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,7 @@ class AutogradPrepared:
         weights: the storages of the network's weights and buffers, which no record counts as its own.
     """
 
-    blocks: Sequence[Block]
-    known: Sequence[KnownBlock]
+    blocks: Sequence[KnownBlock]
     weights: frozenset[object]
     context: Context = NO_CONTEXT
 
@@ -66,10 +64,10 @@ class AutogradPrepared:
         records: list[RecordedBlock] = []
         kept: dict[object, int] = {}
         y = y0
-        for known, block in zip(self.known, self.blocks, strict=True):
-            y, recorded = RecordedBlock.recorded(known, block.bound(self.context), y)
+        for block in self.blocks:
+            y, recorded = RecordedBlock.recorded(block, self.context, y)
             if sum(kept.values()) <= room:
-                sizes = storages(recorded.tensors())
+                sizes = storages(recorded.saved())
                 kept |= {storage: size for storage, size in sizes.items() if storage not in self.weights}
             if sum(kept.values()) > room:
                 for before in (*records, recorded):
@@ -78,4 +76,4 @@ class AutogradPrepared:
         return y, AutogradWalk(records)
 
     def routed_forward(self, y0: Tensor, routing: Tensor) -> Tensor:
-        return fallback.routed_forward([block.bound(self.context) for block in self.blocks], y0, routing)
+        return fallback.routed_forward([known.block.bound(self.context) for known in self.blocks], y0, routing)

@@ -8,6 +8,7 @@ walk and multiplied at its end, so (a, c) and multiples of it are one suffix.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -94,9 +95,10 @@ class AutogradWalk:
         """Return the sums by length at ``y_0``; all coefficients pass through a block before the next block."""
         sums = [started(start)]
         for block, row in zip(reversed(self.blocks), reversed(routing.tolist()), strict=True):
-            pullbacks = block.pullbacks(len(sums))
+            pullbacks = block.pullbacks()
             by_skip, by_residual = block.factors((row[0], 0.0)), block.factors((0.0, row[1]))
             after: list[ScaledState | None] = [None] * (len(sums) + 1)
+            begin = time.perf_counter()
             # From the longest, so that each state is dropped as soon as both of its products are taken.
             while sums:
                 state = sums.pop()
@@ -105,6 +107,7 @@ class AutogradWalk:
                 residual = _through(block, pullbacks, state, by_residual)
                 after[len(sums) + 1] = added(after[len(sums) + 1], residual)
                 after[len(sums)] = _through(block, pullbacks, state, by_skip)
+            block.known.spent += time.perf_counter() - begin
             sums = after
         return sums
 
@@ -120,11 +123,14 @@ class AutogradWalk:
 
         def apply(position: int, states: Sequence[ScaledState | None], steps: Sequence[Step]) -> list[ScaledState | None]:
             block = blocks[position]
-            pullbacks = block.pullbacks(len(states))
-            return [
+            pullbacks = block.pullbacks()
+            begin = time.perf_counter()
+            after = [
                 None if state is None else _through(block, pullbacks, state, step)
                 for state, step in zip(states, steps, strict=True)
             ]
+            block.known.spent += time.perf_counter() - begin
+            return after
 
         def end(numbers: Sequence[int], state: ScaledState | None) -> None:
             if state is not None:
