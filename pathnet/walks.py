@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pathnet.chunks import Pace, in_chunks
 from pathnet.engines.engine import Prepared, Walk
+from pathnet.engines.memory import storages
 from pathnet.full_precision import full_precision
 from pathnet.models.context import NO_CONTEXT, Context
 from pathnet.models.residual_net import ResidualNet
@@ -55,7 +56,7 @@ class Record:
         """Bytes of the pass's buffers, and of the network's copy and the engine's form of it."""
         tensors = [self.images, self.output, *self.start, *self.walk.tensors, *self.context.tensors]
         tensors += self.net.state_dict().values()
-        return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+        return sum(storages(tensors).values())
 
     @property
     @full_precision()

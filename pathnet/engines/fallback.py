@@ -3,7 +3,6 @@ routed forward passes through the blocks' modules."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from pathnet import scaling
 from pathnet.chunks import in_chunks
+from pathnet.engines.sharing import walk_together
 from pathnet.models.residual_net import Block
 from pathnet.scaling import ScaledGradient
 
@@ -128,21 +128,14 @@ def through_shared_prefixes(
     """
     outputs: list[Tensor] = [y0] * len(passes)
 
-    def walk(start: int, y: Tensor, together: Sequence[int]) -> None:
-        for i in range(start, len(passes[0])):
-            groups: defaultdict[Step, list[int]] = defaultdict(list)
-            for number in together:
-                groups[passes[number][i]].append(number)
-            # The largest group last, for which no input is kept: at most log2 of the passes are kept then.
-            *smaller, (step, together) = sorted(groups.items(), key=lambda group: len(group[1]))
-            for smaller_step, group in smaller:
-                walk(i + 1, apply(i, y, smaller_step), group)
-            y = apply(i, y, step)
-        for number in together:
+    def finish(numbers: Sequence[int], y: Tensor) -> None:
+        for number in numbers:
             outputs[number] = y
 
-    if passes:
-        walk(0, y0, range(len(passes)))
+    def apply_all(i: int, inputs: Sequence[Tensor], steps: Sequence[Step]) -> list[Tensor]:
+        return [apply(i, y, step) for y, step in zip(inputs, steps, strict=True)]
+
+    walk_together(y0, passes, apply_all, finish)
     return outputs
 
 
