@@ -74,9 +74,7 @@ def routed(net: nn.Module, x: Any, routing: Routing | None, backward: Routing | 
     return torch.as_tensor(net(x, routing=routing, backward=backward))
 
 
-def routed_gradient(
-    net: ResidualNet, x: Any, target: Any, backward: Routing, loss: Loss = cross_entropy
-) -> Tensor:
+def routed_gradient(net: ResidualNet, x: Any, target: Any, backward: Routing, loss: Loss = cross_entropy) -> Tensor:
     """Return the gradient at ``y_0``, the input of block 1, under a routing of the backward pass; differentiable.
 
     Use it for penalties on the gradient along a path. Its value is that of `Tape.routed_gradients`, for the network

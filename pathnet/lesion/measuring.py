@@ -184,7 +184,9 @@ def in_type(inputs: Any, dtype: torch.dtype) -> Any:
 
     It is a copy because a stem may begin with an in-place ReLU.
     """
-    return map_tensors(inputs, lambda tensor: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True))
+    return map_tensors(
+        inputs, lambda tensor: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+    )
 
 
 @full_precision()

@@ -45,7 +45,9 @@ def bound_part(part: nn.Module, context: Context) -> nn.Module:
     if not names:
         return part
     if any(name not in context.values for name in names):
-        raise ValueError("context: expected that of the network's own inputs, got one without values that a part reads")
+        raise ValueError(
+            "context: expected that of the network's own inputs, got one without values that a part reads"
+        )
     return BoundPart(part, [context.values[name] for name in names])
 
 

@@ -60,7 +60,7 @@ def dissect(
     first_error: ValueError | None = None
     for source in gradient_sources(traced, example, stream):
         try:
-            return _dissect_from(traced, example, source, within, stream is not None)
+            return _dissect_from(traced, example, source, within)
         except ValueError as error:
             # Another input may be where the residual stream begins.
             first_error = first_error or error
@@ -69,7 +69,7 @@ def dissect(
 
 
 def _dissect_from(
-    traced: TracedGraph, example: Example, source: Source, within: Collection[fx.Node] | None, stream_is_named: bool
+    traced: TracedGraph, example: Example, source: Source, within: Collection[fx.Node] | None
 ) -> Dissection:
     single = observe(traced, example, source.node)
     batch = example.structure.batch(example.tensors)
@@ -83,7 +83,7 @@ def _dissect_from(
     def holds_batch(node: fx.Node) -> bool:
         return batch_dim_of(single[node], double[node], batch) is not None
 
-    residual_connections = connections(traced, single, source.node, holds_batch, within, stream_is_named)
+    residual_connections = connections(traced, single, source.node, holds_batch, within)
     start = y0 = residual_connections[0].source
     # The reshape that lays samples end to end belongs to the first block.
     while not holds_batch(start) and start.target in RESHAPES:

@@ -138,7 +138,11 @@ def describe_node(node: fx.Node) -> str:
 
 
 def copy_node(
-    node: fx.Node, graph: fx.Graph, copies: Mapping[fx.Node, Any], attributes: dict[str, Any], traced: Mapping[str, Any]
+    node: fx.Node,
+    graph: fx.Graph,
+    copies: Mapping[fx.Node, Any],
+    attributes: dict[str, Any],
+    traced: Mapping[str, Any],
 ) -> fx.Node:
     """Copy an operation of a traced graph into another graph, with the module or tensor that it refers to.
 

@@ -72,9 +72,7 @@ class Subgraph:
                 computable.add(node)
         return computable
 
-    def _needed(
-        self, ends: Sequence[fx.Node], computable: set[fx.Node]
-    ) -> tuple[set[fx.Node], dict[fx.Node, Any]]:
+    def _needed(self, ends: Sequence[fx.Node], computable: set[fx.Node]) -> tuple[set[fx.Node], dict[fx.Node, Any]]:
         """Return the nodes to copy for ``ends``, and those to read from the context, with their values' structure."""
         computable = computable | self._weighted(ends, computable)
         needed: set[fx.Node] = set()

@@ -24,6 +24,7 @@ from pathnet.models.tracing.graphs import (
     differs,
     first_line,
 )
+from pathnet.models.tracing.half_types import follow_network_type
 from pathnet.models.tracing.lifting import lift
 from pathnet.models.tracing.quiet import quiet
 from pathnet.models.tracing.restoring import attributes_restored
@@ -84,9 +85,7 @@ class _Tracer(fx.Tracer):
         with attributes_restored(root):
             return super().trace(root, concrete_args)
 
-    def create_args_for_root(
-        self, root_fn: Any, is_module: bool, concrete_args: Any = None
-    ) -> tuple[Any, list[Any]]:
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         # The root takes any number of tensors, ``forward(*tensors)``, for which fx has no placeholders.
         names = ["x"] if self.inputs == 1 else [f"input_{i}" for i in range(self.inputs)]
         return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
@@ -155,13 +154,16 @@ def _trace_with_export(model: nn.Module, example: Example, choose: Callable[[Any
         str(node.target): attrgetter(str(node.target))(module) for node in module.graph.nodes if node.op == "get_attr"
     }
     dropouts = tuple((name, dropout) for name, dropout in model.named_modules() if isinstance(dropout, Dropout))
-    return replace(_normalised(module.graph, attributes, model, example, "torch.export"), dropouts=dropouts, guards=guards)
+    return replace(
+        _normalised(module.graph, attributes, model, example, "torch.export"), dropouts=dropouts, guards=guards
+    )
 
 
 def _normalised(
     graph: fx.Graph, attributes: dict[str, Any], model: nn.Module, example: Example, traced_by: str
 ) -> TracedGraph:
     """Return a traced graph with modules in place of convolution functions, and without in-place operations."""
+    follow_network_type(graph, attributes, model)
     values: dict[fx.Node, Any] = {}
 
     def on_value(node: fx.Node, value: Any) -> Any:
