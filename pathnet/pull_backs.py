@@ -130,7 +130,7 @@ def _of_block(record: Record, place: Place, number: int) -> Product:
     with torch.no_grad():
         x = front.input_of(number, record.images.clone())
     # Copies, since a branch or a join may begin with an in-place ReLU.
-    parts = block.three_parts(x.clone())
+    parts = block.parts(x.clone())
     z = (parts[0] + parts[1]).detach().requires_grad_()
     y = block.join(z.clone())
     if torch.autograd.grad(y.sum(), leaf, retain_graph=True, allow_unused=True)[0] is not None:
