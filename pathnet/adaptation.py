@@ -118,6 +118,7 @@ def adapt(
     for module in net.modules():
         if module not in model_modules:
             module.training = mode
+    net.parameter_names = _parameter_names(net, model)
     return net
 
 
@@ -181,6 +182,13 @@ def _has_block(net: AdaptedNet, name: str) -> bool:
     return not name or any(f"{block}.".startswith(f"{name}.") for block in names)
 
 
+def _parameter_names(net: AdaptedNet, model: nn.Module) -> dict[str, str]:
+    """Return the network's names of the model's parameters, by the model's names."""
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {name: names[id(parameter)] for name, parameter in parameters if id(parameter) in names}
+
+
 def _traced_network(
     root: SingleOutput,
     model: nn.Module,
@@ -206,6 +214,8 @@ def _traced_network(
     if traced is None:
         raise _untraced(model, failures)
     within = None if blocks is None else nodes_inside(traced, list(named))
+    if within is None and isinstance(stream, str) and stream not in example.structure.tensor_keys:
+        within = nodes_inside(traced, [stream])
     try:
         parts = dissect(traced, example, within, stream)
     except ValueError as error:
@@ -313,11 +323,18 @@ def _check_independent(net: AdaptedNet, example: Example) -> None:
     Raises:
         ValueError: they do, or the context of a repeated batch is not the repeated context.
     """
-    inputs, mixed = (example.structure.inputs(batch.tensors) for batch in (example, example.twice(roll=1)))
-    x, context = net.split(inputs)
+    structure, main = example.structure, net.reader.x
+    # Beside other samples: a batch of the same ones twice has the same statistics.
+    further = list(example.copies())
+    further[main] = further[main] * 1.5 if further[main].is_floating_point() else further[main].roll(1, -1)
+    mixed = [
+        tensor if dim is None else torch.cat([tensor, other.roll(1, dim)], dim)
+        for tensor, other, dim in zip(example.tensors, further, structure.batch_dims, strict=True)
+    ]
+    x, context = net.split(structure.inputs(example.copies()))
     expected = _last(net.bound(context), x)
     repeated = _last(net.bound(context.repeated(2)), torch.cat([x, x]))
-    x, context = net.split(mixed)
+    x, context = net.split(structure.inputs(mixed))
     actual = _last(net.bound(context), x)[: len(expected)]
     if any(differs(y, expected) for y in (actual, *repeated.split(len(expected)))):
         raise ValueError(

@@ -53,11 +53,14 @@ IGNORED = -100
 """Label of positions of a sequence that the loss leaves out, the default of PyTorch's ``ignore_index``."""
 
 
-def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype) -> ResidualNet:
+def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype, unsettled: int | None = None) -> ResidualNet:
     """Return a copy that neither later changes of ``net`` nor its own forward passes change.
 
     All modules are in evaluation mode, except batch normalisation where ``bn`` is ``batch``. A user's hooks are left
     out.
+
+    Args:
+        unsettled: number of a block whose parameters stay those of ``net``, see `Block.settle`.
 
     Raises:
         ValueError: ``bn`` is ``batch``, and the network's statistics are fixed.
@@ -71,8 +74,9 @@ def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype) -> Residua
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.train()
                 module.track_running_stats = False
-    for block in copied:
-        block.settle()
+    for number, block in enumerate(copied):
+        if number != unsettled:
+            block.settle()
     return copied
 
 

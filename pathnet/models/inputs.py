@@ -186,9 +186,8 @@ def tensors_of(inputs: Any, name: str) -> Iterator[tuple[str, Tensor]]:
             yield from tensors_of(value, f"{name}[{key!r}]")
 
 
-def repeated_batch(tensors: Sequence[Tensor], dims: Sequence[int | None], roll: int = 0) -> tuple[Tensor, ...]:
-    """Return the tensors of the batch followed by the batch itself, rolled by some samples."""
+def repeated_batch(tensors: Sequence[Tensor], dims: Sequence[int | None]) -> tuple[Tensor, ...]:
+    """Return the tensors of the batch repeated twice."""
     return tuple(
-        tensor if dim is None else torch.cat([tensor, tensor.roll(roll, dim)], dim)
-        for tensor, dim in zip(tensors, dims, strict=True)
+        tensor if dim is None else torch.cat([tensor, tensor], dim) for tensor, dim in zip(tensors, dims, strict=True)
     )

@@ -13,6 +13,7 @@ from pathnet.models.inputs import InputStructure
 __all__ = ["ShapeGuards"]
 
 SIZE = re.compile(r"shape\[(\d+)\]\[(\d+)\]")
+FIXED = re.compile(r"shape\[(\d+)\]\[(\d+)\] == (\d+)")
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,30 @@ class ShapeGuards:
 
     @classmethod
     def of(
-        cls, sizes: Iterable[Sequence[int | None]], conditions: Iterable[str], example: Sequence[Tensor]
+        cls,
+        sizes: Iterable[Sequence[int | None]],
+        conditions: Iterable[str],
+        example: Sequence[Tensor],
+        batch_dims: Sequence[int | None],
     ) -> ShapeGuards:
-        """Return the guards that hold for the example, without conditions on anything but sizes."""
+        """Return the guards that hold for the example, without conditions on anything but sizes.
+
+        Inequalities that only decide how memory is laid out are left out too: of the batch size, and of sizes
+        computed from others and 1.
+        """
         shapes = [list(tensor.shape) for tensor in example]
-        kept = [text for text in dict.fromkeys(conditions) if _holds(text, shapes) is True]
-        return cls(tuple(map(tuple, sizes)), tuple(kept))
+        known = [list(of_tensor) for of_tensor in sizes]
+        kept = []
+        for text in dict.fromkeys(conditions):
+            if not _holds(text, shapes):
+                continue
+            if fixed := FIXED.fullmatch(text):
+                known[int(fixed[1])][int(fixed[2])] = int(fixed[3])
+                continue
+            of_batch = any(batch_dims[int(i)] == int(dim) for i, dim in SIZE.findall(text))
+            if "!=" not in text or not (of_batch or text.endswith("!= 1")):
+                kept.append(text)
+        return cls(tuple(map(tuple, known)), tuple(kept))
 
     def check(self, structure: InputStructure, tensors: Sequence[Tensor], whole: str) -> None:
         """Check the shapes of a batch.

@@ -218,7 +218,6 @@ def connections(
     source: fx.Node,
     holds_batch: Callable[[fx.Node], bool],
     within: Collection[fx.Node] | None = None,
-    stream_is_named: bool = False,
 ) -> list[Connection]:
     """Return the residual connections of a graph, from input to output.
 
@@ -227,7 +226,6 @@ def connections(
         source: the node where the analysed gradients end.
         holds_batch: whether a dimension of a node's value is the batch.
         within: the nodes among which additions are considered; None for all.
-        stream_is_named: whether the caller named the residual stream: what leads around other additions is no error.
 
     Raises:
         ValueError: there is none; or some additions would be residual connections but are bypassed, for example by a
@@ -247,7 +245,7 @@ def connections(
         last_end = flow.block_end(position)
         nested = len(flow.bypassed_additions(previous, addition))
         residual_connections.append(Connection(previous, *branches, addition, chain[last_end], nested))
-    if within is None and not stream_is_named:
+    if within is None:
         _check_no_bypass(flow, residual_connections)
     if not residual_connections and within is not None:
         raise ValueError("blocks: no addition in them is a residual connection, which every route must pass")

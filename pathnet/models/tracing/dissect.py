@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from pathnet.models.context_graph import InputReader, context_names
 from pathnet.models.residual_net import FusedForm
-from pathnet.models.tracing.blocks import TracedBlock, is_pad
+from pathnet.models.tracing.blocks import TracedBlock, zeros_before
 from pathnet.models.tracing.connections import Connection, Term, connections
 from pathnet.models.tracing.cutting import GraphCutter
 from pathnet.models.tracing.examples import Example
@@ -60,7 +60,7 @@ def dissect(
     first_error: ValueError | None = None
     for source in gradient_sources(traced, example, stream):
         try:
-            return _dissect_from(traced, example, source, within, stream is not None)
+            return _dissect_from(traced, example, source, within)
         except ValueError as error:
             # Another input may be where the residual stream begins.
             first_error = first_error or error
@@ -69,7 +69,7 @@ def dissect(
 
 
 def _dissect_from(
-    traced: TracedGraph, example: Example, source: Source, within: Collection[fx.Node] | None, stream_is_named: bool
+    traced: TracedGraph, example: Example, source: Source, within: Collection[fx.Node] | None
 ) -> Dissection:
     single = observe(traced, example, source.node)
     batch = example.structure.batch(example.tensors)
@@ -83,7 +83,7 @@ def _dissect_from(
     def holds_batch(node: fx.Node) -> bool:
         return batch_dim_of(single[node], double[node], batch) is not None
 
-    residual_connections = connections(traced, single, source.node, holds_batch, within, stream_is_named)
+    residual_connections = connections(traced, single, source.node, holds_batch, within)
     start = y0 = residual_connections[0].source
     # The reshape that lays samples end to end belongs to the first block.
     while not holds_batch(start) and start.target in RESHAPES:
@@ -143,13 +143,13 @@ def _block(cutter: GraphCutter, name: str, start: fx.Node, connection: Connectio
     residual = cutter.cut(f"the residual module of {name!r}", source, connection.residual, shape, scope)
     after = cutter.cut(f"the activation of {name!r}", connection.addition, [Term(connection.end)])
     assert residual is not None
-    pads = False
+    pad_before = None
     if skip is not None and not context_names(skip):
         example = cutter.single[source]
         assert example.shape is not None
-        x = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example.device, example.dtype)
-        pads = is_pad(skip, residual, x, shape)
-    return TracedBlock(name, before, skip, residual, after, pads, connection.nested)
+        x = torch.empty(example.shape, device=example.device, dtype=example.dtype)
+        pad_before = zeros_before(skip, residual, x, shape)
+    return TracedBlock(name, before, skip, residual, after, pad_before, connection.nested)
 
 
 def _input_of_first_normalisation(first: Connection, attributes: Mapping[str, Any]) -> fx.Node | None:

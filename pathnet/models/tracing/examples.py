@@ -41,9 +41,9 @@ class Example:
         """Return copies of the tensors, which the model may change in place."""
         return tuple(tensor.clone() for tensor in self.tensors)
 
-    def twice(self, roll: int = 0) -> Example:
-        """Return the batch followed by the same batch, rolled by some samples."""
-        return replace(self, tensors=repeated_batch(self.tensors, self.structure.batch_dims, roll))
+    def twice(self) -> Example:
+        """Return the batch repeated twice."""
+        return replace(self, tensors=repeated_batch(self.tensors, self.structure.batch_dims))
 
     def shapes(self) -> str:
         """Return the tensors' shapes and types in words."""

@@ -58,7 +58,7 @@ def exported(
     with _evaluating(model), torch.enable_grad():
         program = _export(_ExportRoot(model, structure, choose), tensors, structure.batch_dims)
     module = program.module()
-    return _plain(module, model), _guards(module, program, tensors)
+    return _plain(module, model), _guards(module, program, tensors, structure.batch_dims)
 
 
 def _export(
@@ -81,7 +81,12 @@ def _export(
     raise AssertionError
 
 
-def _guards(module: fx.GraphModule, program: torch.export.ExportedProgram, tensors: Sequence[Tensor]) -> ShapeGuards:
+def _guards(
+    module: fx.GraphModule,
+    program: torch.export.ExportedProgram,
+    tensors: Sequence[Tensor],
+    batch_dims: Sequence[int | None],
+) -> ShapeGuards:
     """Return what a trace assumes of its inputs' shapes."""
     sizes: list[list[int | None]] = []
     conditions: list[str] = []
@@ -103,7 +108,7 @@ def _guards(module: fx.GraphModule, program: torch.export.ExportedProgram, tenso
     # Private, and the only place where torch.export keeps them.
     further = getattr(program, "_guards_code", [])
     conditions += [re.sub(r"L\['inputs'\]\[(\d+)\]\.size\(\)", r"shape[\1]", text) for text in further]
-    return ShapeGuards.of(sizes, conditions, tensors)
+    return ShapeGuards.of(sizes, conditions, tensors, batch_dims)
 
 
 class _ExportRoot(nn.Module):

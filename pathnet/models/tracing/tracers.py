@@ -24,6 +24,7 @@ from pathnet.models.tracing.graphs import (
     differs,
     first_line,
 )
+from pathnet.models.tracing.half_types import follow_network_type
 from pathnet.models.tracing.lifting import lift
 from pathnet.models.tracing.quiet import quiet
 from pathnet.models.tracing.restoring import attributes_restored
@@ -162,6 +163,7 @@ def _normalised(
     graph: fx.Graph, attributes: dict[str, Any], model: nn.Module, example: Example, traced_by: str
 ) -> TracedGraph:
     """Return a traced graph with modules in place of convolution functions, and without in-place operations."""
+    follow_network_type(graph, attributes, model)
     values: dict[fx.Node, Any] = {}
 
     def on_value(node: fx.Node, value: Any) -> Any:
