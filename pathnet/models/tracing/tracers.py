@@ -118,7 +118,7 @@ def trace_with_fx(root: nn.Module, example: Example, leaves: Sequence[nn.Module]
         root: a module of the example's tensors that contains the model as ``model``; names in the trace lose that prefix.
         leaves: modules not to trace into.
     """
-    return _from_fx(_Tracer(leaves, len(example.tensors)).trace(root), root, example)
+    return _from_fx(_Tracer(leaves, len(example.tensors)), root, example)
 
 
 def _trace_around_untraceable(root: nn.Module, example: Example) -> TracedGraph:
@@ -127,7 +127,7 @@ def _trace_around_untraceable(root: nn.Module, example: Example) -> TracedGraph:
     while True:
         tracer = _Tracer(leaves, len(example.tensors))
         try:
-            traced = _from_fx(tracer.trace(root), root, example)
+            traced = _from_fx(tracer, root, example)
             names = [name.removeprefix("model.") for name, module in root.named_modules() if module in leaves]
             return replace(traced, traced_by=f"torch.fx around {', '.join(names)}", untraced=tuple(leaves))
         except Exception:
@@ -137,11 +137,15 @@ def _trace_around_untraceable(root: nn.Module, example: Example) -> TracedGraph:
             leaves.append(tracer.entered[-1])
 
 
-def _from_fx(graph: fx.Graph, root: nn.Module, example: Example) -> TracedGraph:
+def _from_fx(tracer: _Tracer, root: nn.Module, example: Example) -> TracedGraph:
+    graph = tracer.trace(root)
     attributes: dict[str, Any] = {}
+    constants = {name: tensor for tensor, name in tracer.tensor_attrs.items()}
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
-            attribute = attrgetter(str(node.target))(root)
+            name = str(node.target)
+            # The root lost the constants that the trace gave it.
+            attribute = constants[name] if name in constants else attrgetter(name)(root)
             node.target = str(node.target).removeprefix("model.")
             if node.target not in attributes:
                 attributes[node.target] = called_whole().attribute(attribute)
