@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from pathnet import scaling
 from pathnet.checks import check_tensor, described
-from pathnet.models.hooks import hooks_left_out
+from pathnet.models.hooks import copy_without_hooks
 from pathnet.models.residual_net import ResidualNet
 from pathnet.scaling import ScaledGradient
 
@@ -68,7 +67,7 @@ def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype, unsettled:
     if bn == "batch" and net.frozen_statistics:
         where = ", ".join(net.frozen_statistics)
         raise ValueError(f"bn: expected 'running' for a network whose running statistics are fixed ({where})")
-    copied = copy.deepcopy(net, hooks_left_out(net)).to(dtype).eval().requires_grad_(False)
+    copied = copy_without_hooks(net).to(dtype).eval().requires_grad_(False)
     if bn == "batch":
         for module in copied.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):

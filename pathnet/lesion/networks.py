@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from pathnet.data import Data
 from pathnet.data.images import check_data_set
 from pathnet.full_precision import full_precision
 from pathnet.models.context import Context
+from pathnet.models.hooks import copy_without_hooks
 from pathnet.models.residual_net import Block, ResidualNet, check_inputs, check_net
 
 __all__ = [
@@ -221,7 +221,7 @@ def recalibrated(net: ResidualNet, data: Data, batches: int = RECALIBRATION_BATC
     batches, seed = check_integer("batches", batches, 1, MOST_BATCHES), check_integer("seed", seed, 0)
     if net.frozen_statistics:
         raise ValueError(f"net: expected running statistics that can change, got fixed {net.frozen_statistics[0]}")
-    recalibrating = copy.deepcopy(net).eval()
+    recalibrating = copy_without_hooks(net).eval()
     norms = [module for module in recalibrating.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.reset_running_stats()
