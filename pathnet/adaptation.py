@@ -87,23 +87,56 @@ def adapt(
     if stream is not None and not isinstance(stream, str):
         stream = check_integer("stream", stream, 0, MOST_INTEGER)
     with full_precision(), evaluating_restored(model):
-        example = checked_example(model, example)
-        root = SingleOutput(model, example.structure, partial(select_output, output=output))
-        if blocks is not None and any(isinstance(block, (tuple, list)) for block in blocks):
-            if stem is None or head is None:
-                name = "stem" if stem is None else "head"
-                raise ValueError(f"{name}: expected a part of the model since blocks are pairs of branches, got None")
-            net = _network(assemble(model, example, stem, blocks, head), "hand", example)  # type: ignore[arg-type]
-        elif stem is not None or head is not None:
-            name, part = ("head", head) if stem is None else ("stem", stem)
-            raise ValueError(f"{name}: expected None unless blocks are pairs of branches, got {described(part)}")
-        else:
-            net = _traced_network(root, model, example, blocks, stream)  # type: ignore[arg-type]
-        _check_equal(root, net, model, example)
+        read = checked_example(model, example)
+        try:
+            net = _checked_network(model, read, blocks, stem, head, output, stream)
+        except ValueError as error:
+            second = read.with_batch_second() if _may_hold_batch_second(model, error) else None
+            if second is None:
+                raise
+            try:
+                net = _checked_network(model, second, blocks, stem, head, output, stream)
+            except ValueError:
+                raise error from None
     for module in net.modules():
         if module not in model_modules:
             module.training = model.training
     return net
+
+
+def _checked_network(
+    model: nn.Module,
+    example: Example,
+    blocks: Sequence[str | nn.Module | Sequence[Part | None]] | None,
+    stem: Part | None,
+    head: Part | None,
+    output: str | int | None,
+    stream: str | int | None,
+) -> AdaptedNet:
+    """Return the network for an example, after a check that it equals the model on it. Arguments: see `adapt`."""
+    root = SingleOutput(model, example.structure, partial(select_output, output=output))
+    if blocks is not None and any(isinstance(block, (tuple, list)) for block in blocks):
+        if stem is None or head is None:
+            name = "stem" if stem is None else "head"
+            raise ValueError(f"{name}: expected a part of the model since blocks are pairs of branches, got None")
+        net = _network(assemble(model, example, stem, blocks, head), "hand", example)  # type: ignore[arg-type]
+    elif stem is not None or head is not None:
+        name, part = ("head", head) if stem is None else ("stem", stem)
+        raise ValueError(f"{name}: expected None unless blocks are pairs of branches, got {described(part)}")
+    else:
+        net = _traced_network(root, model, example, blocks, stream)  # type: ignore[arg-type]
+    _check_equal(root, net, model, example)
+    return net
+
+
+class DependentSamplesError(ValueError):
+    """Samples of a batch influence each other."""
+
+
+def _may_hold_batch_second(model: nn.Module, error: ValueError) -> bool:
+    """Return whether the second dimension may be the batch, [T, B, ...], since the first does not serve as it."""
+    second = any(getattr(module, "batch_first", None) is False for module in model.modules())
+    return second or isinstance(error, DependentSamplesError)
 
 
 def _traced_network(
@@ -186,7 +219,7 @@ def _check_equal(root: nn.Module, net: AdaptedNet, model: nn.Module, example: Ex
     structure = example.structure
 
     def adapted(*tensors: Tensor) -> Tensor:
-        return net(structure.inputs(tensors))
+        return torch.as_tensor(net(structure.inputs(tensors)))
 
     expected, expected_grads = _output_and_grads(root, model, example)
     output, grads = _output_and_grads(adapted, model, example)
@@ -210,6 +243,7 @@ def _check_independent(net: AdaptedNet, example: Example) -> None:
     Raises:
         ValueError: they do, or the context of a repeated batch is not the repeated context.
     """
+    assert net.reader is not None
     structure, main = example.structure, net.reader.x
     # Beside other samples: a batch of the same ones twice has the same statistics.
     further = list(example.copies())
@@ -224,7 +258,7 @@ def _check_independent(net: AdaptedNet, example: Example) -> None:
     x, context = net.split(structure.inputs(mixed))
     actual = _last(net.bound(context), x)[: len(expected)]
     if any(differs(y, expected) for y in (actual, *repeated.split(len(expected)))):
-        raise ValueError(
+        raise DependentSamplesError(
             "model: samples of a batch influence each other in evaluation mode (through batch statistics?)"
         )
 
