@@ -51,7 +51,7 @@ def adapt(
 
     Args:
         example: an input batch, floating-point [B, C, H, W] or int64 [B, T], ...; or several inputs, a tuple of
-            positional arguments or a mapping of keyword arguments (of the model's single argument, if it takes no such
+            positional arguments or a mapping of keyword arguments (the model's single argument, if it takes no such
             keywords), in which numbers and None are constants; guessed from the model by default. The residual
             stream begins at the first floating-point input, or else at the first embedding of integers. Everything
             else that the blocks and the head read, such as masks, positions and conditioning vectors, is context: it

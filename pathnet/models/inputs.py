@@ -149,8 +149,8 @@ def batch_dims_of(tensors: Sequence[Tensor], dim: int = 0) -> tuple[int | None, 
     """Return for each tensor the dimension that holds the batch, None where samples share it.
 
     Args:
-        dim: the dimension of the first tensor with more than one (and more than ``dim``), whose size is the batch's. It
-            also holds the batch of tensors of as many dimensions, where the size fits; others hold it first.
+        dim: the dimension whose size is the batch's, of the first tensor with more than one (and more than ``dim``).
+            It also holds the batch of tensors of as many dimensions, where the size fits; others hold it first.
     """
     main = next((tensor for tensor in tensors if tensor.ndim > max(dim, 1)), None)
     main = next((tensor for tensor in tensors if tensor.ndim), None) if main is None else main

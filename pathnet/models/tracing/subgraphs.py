@@ -122,7 +122,8 @@ class Subgraph:
     def _error(self, node: fx.Node, why: str) -> ValueError:
         return ValueError(
             f"model: {self.name} needs {describe_node(node)}, which {why}; expected a part to need only the output "
-            "of the one before it, the inputs, weights and constants; blocks= takes branches, (skip, residual), by hand"
+            "of the one before it, the inputs, weights and constants; blocks= takes branches, (skip, residual), by "
+            "hand"
         )
 
     def _rebuilt(self, value: Any) -> Any:

@@ -110,7 +110,8 @@ def trace_with_fx(root: nn.Module, example: Example, leaves: Sequence[nn.Module]
     """Return a trace by ``torch.fx``.
 
     Args:
-        root: a module of the example's tensors that contains the model as ``model``; names in the trace lose that prefix.
+        root: a module of the example's tensors that contains the model as ``model``; names in the trace lose that
+            prefix.
         leaves: modules not to trace into.
     """
     return _from_fx(_Tracer(leaves, len(example.tensors)).trace(root), root, example)
