@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from pathnet.checks import check_callable, check_tensor, one_of
 from pathnet.engines import check_engine, choose
 from pathnet.engines.engine import Job, Prepared
+from pathnet.engines.reference import ReferenceEngine
 from pathnet.full_precision import full_precision
 from pathnet.models.context import Context
 from pathnet.models.inputs import map_tensors
 from pathnet.models.residual_net import ResidualNet, check_net
+from pathnet.places import locate, tail
 from pathnet.recording import (
     NAN,
     NOT_FINITE,
     SMALLEST,
-    At,
     BatchNormMode,
     Loss,
     OutputGradient,
@@ -48,8 +49,8 @@ class _Service:
     engine: str
     prepared: Prepared
 
-    def suits(self, y0: Tensor) -> bool:
-        return self.job.y0_shape == y0.shape[1:] and self.job.device == y0.device
+    def suits(self, net: ResidualNet, y0: Tensor) -> bool:
+        return self.job.net is net and self.job.y0_shape == y0.shape[1:] and self.job.device == y0.device
 
 
 class Recorder:
@@ -71,8 +72,10 @@ class Recorder:
         engine: a name among `pathnet.engines.available`, or ``auto``: the fastest that serves.
         precision: ``float32``, ``bfloat16`` (fastest) or ``float64`` (engine ``reference``).
         at: the place of the gradients: the input of the first block (``y0``; in a language model, the embedded
-            tokens), the ``image``, or the first convolution's weight (``stem_weight``; "the first layer" of the
-            paper's Figure 6).
+            tokens), the ``image``, the first convolution's weight (``stem_weight``; "the first layer" of the paper's
+            Figure 6), the input of a block by its number (from 0), or a parameter of the stem or of one block, by its
+            name in ``net.named_parameters()`` or in the adapted model. Paths then run through the blocks from that
+            one on, see `Tape`.
         loss: a differentiable function of (output, target) with one finite number as its value, by default the mean
             cross-entropy. A float64 loss may use that type's whole range. ``model`` is the output itself, of a model
             that computes its loss from targets among its inputs: ``adapt(model, batch, output="loss")``.
@@ -88,7 +91,7 @@ class Recorder:
         bn: BatchNormMode = "running",
         engine: str = "auto",
         precision: Precision = "float32",
-        at: At = "y0",
+        at: str | int = "y0",
         loss: Loss | Literal["model"] = cross_entropy,
     ) -> None:
         if loss == "model":
@@ -96,20 +99,19 @@ class Recorder:
         check_net(net)
         one_of("bn", bn, BatchNormMode)
         one_of("precision", precision, Precision)
-        one_of("at", at, At)
+        self._place = locate(net, at)
         check_engine("engine", engine)
         check_callable("loss", loss)
-        self._bn, self._engine, self._precision, self._at, self._loss = bn, engine, precision, at, loss
+        self._bn, self._engine, self._precision, self._loss = bn, engine, precision, loss
         self._dtype = torch.float64 if precision == "float64" else torch.float32
-        self._net = snapshot(net, bn, self._dtype)
-        if at == "stem_weight":
-            self._net.stem_weight()
+        self._net = snapshot(net, bn, self._dtype, self._place.block)
+        self._tail = tail(self._net, self._place)
         self._service: _Service | None = None
         # Threads share the network's copy and its service, and an engine may hook into its modules for a while.
         self._lock = Lock()
 
     def __repr__(self) -> str:
-        settings = f"bn={self._bn!r}, engine={self._engine!r}, precision={self._precision!r}, at={self._at!r}"
+        settings = f"bn={self._bn!r}, engine={self._engine!r}, precision={self._precision!r}, at={self._place.at!r}"
         return f"Recorder({self._net.n} blocks, {settings})"
 
     def __copy__(self) -> Recorder:
@@ -139,9 +141,9 @@ class Recorder:
                 error of a wrong value among the images or labels, and of a loss that is not finite, see `Tape`.
         """
         tensors, images, context = self._copied(images)
-        if self._at == "image" and not images.is_floating_point():
+        if self._place.at == "image" and not images.is_floating_point():
             raise ValueError(
-                f'at: expected a place after the tokens, which have no gradient (at="y0"), got {self._at!r}'
+                f'at: expected a place after the tokens, which have no gradient (at="y0"), got {self._place.at!r}'
             )
         labels = None
         # A copy, also since autograd rejects tensors made in inference mode.
@@ -149,8 +151,8 @@ class Recorder:
         if self._loss is cross_entropy:
             labels = target = check_labels(target, images.device)
         with self._lock:
-            net = self._net.bound(context)
-            y0, service = self._enter(net, images)
+            net = self._tail.bound(context)
+            y0, service = self._enter(self._tail, net, images)
             y_n, walk = service.prepared.bound(context).record(y0)
             gradient = output_gradient(net, y_n, target, self._loss, self._bn)
         values = ValueCheck(tensors, labels, gradient.output, gradient.loss, gradient.least)
@@ -177,7 +179,7 @@ class Recorder:
             with self._lock, full_precision():
                 return recorded(output_gradient(net, y_n, target, self._loss, self._bn, thorough=True))
 
-        tape = Tape(record, self._at, settle)
+        tape = Tape(record, self._place, settle)
         if not images.is_cuda:
             _ = tape._record
         return tape
@@ -194,7 +196,8 @@ class Recorder:
 
         Args:
             images: as for a recording.
-            routing: floating-point [P, n, 2], the (a, c) of every block, from input to output.
+            routing: floating-point [P, n, 2], the (a, c) of every block, from input to output; or [P, n, 1 + m] with
+                a coefficient for each of up to m residual modules in parallel.
 
         Returns:
             [P, B, classes], or whatever the head returns in place of the classes.
@@ -202,12 +205,12 @@ class Recorder:
         Raises:
             ValueError: an argument is out of its range, or no engine serves the job.
         """
-        check_routing(routing, self._net.n)
+        check_routing(routing, self._net.n, 1 + max(self._net.residual_modules))
         tensors, images, context = self._copied(images)
         # The head decides the output's shape, so an empty routing needs one pass as well.
         passes = routing if len(routing) else routing.new_ones(1, self._net.n, 2)
         with self._lock:
-            y0, service = self._enter(self._net.bound(context), images)
+            y0, service = self._enter(self._net, self._net.bound(context), images)
             chunks = routed_forward(service.prepared.bound(context), y0, passes)
             outputs = torch.cat([self._heads(y_n, context) for _, y_n in chunks])
         for i, (name, tensor) in enumerate(tensors.items()):
@@ -224,7 +227,7 @@ class Recorder:
         """
         _, images, context = self._copied(images)
         with self._lock:
-            return self._enter(self._net.bound(context), images)[1].engine
+            return self._enter(self._tail, self._tail.bound(context), images)[1].engine
 
     @torch.no_grad()
     def _copied(self, inputs: Any) -> tuple[dict[str, Tensor], Tensor, Context]:
@@ -241,12 +244,13 @@ class Recorder:
         images, context = self._net.split(copies)
         return self._net.tensors(copies), images.contiguous(), context.detached()
 
-    def _enter(self, net: ResidualNet, images: Tensor) -> tuple[Tensor, _Service]:
-        """Return ``y_0`` of a network with its context, and the service for inputs of its shape."""
-        y0 = _stem(net, images)
-        if self._service is None or not self._service.suits(y0):
-            job = Job(self._net, self._bn, self._precision, tuple(y0.shape[1:]), y0.device)
-            engine = choose(self._engine, job)
+    def _enter(self, net: ResidualNet, bound: ResidualNet, images: Tensor) -> tuple[Tensor, _Service]:
+        """Return ``y_0`` of a network ``net`` with its context, and the service for inputs of its shape."""
+        y0 = _stem(bound, images)
+        if self._service is None or not self._service.suits(net, y0):
+            job = Job(net, self._bn, self._precision, tuple(y0.shape[1:]), y0.device)
+            # No engine has to walk through no block, which the plain one does.
+            engine = choose(self._engine, job) if net.n else ReferenceEngine()
             self._service = _Service(job, engine.name, engine.prepare(job))
         return y0, self._service
 
@@ -266,7 +270,7 @@ def record(
     bn: BatchNormMode = "running",
     engine: str = "auto",
     precision: Precision = "float32",
-    at: At = "y0",
+    at: str | int = "y0",
     loss: Loss | Literal["model"] = cross_entropy,
 ) -> Tape:
     """Run the network forward once, and keep what the backward passes along its paths need.

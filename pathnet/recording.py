@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pathnet import scaling
 from pathnet.checks import check_tensor, described
+from pathnet.models.hooks import hooks_left_out
 from pathnet.models.residual_net import ResidualNet
 from pathnet.scaling import ScaledGradient
 
@@ -52,10 +53,14 @@ IGNORED = -100
 """Label of positions of a sequence that the loss leaves out, the default of PyTorch's ``ignore_index``."""
 
 
-def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype) -> ResidualNet:
+def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype, unsettled: int | None = None) -> ResidualNet:
     """Return a copy that neither later changes of ``net`` nor its own forward passes change.
 
-    All modules are in evaluation mode, except batch normalisation where ``bn`` is ``batch``.
+    All modules are in evaluation mode, except batch normalisation where ``bn`` is ``batch``. A user's hooks are left
+    out.
+
+    Args:
+        unsettled: number of a block whose parameters stay those of ``net``, see `Block.settle`.
 
     Raises:
         ValueError: ``bn`` is ``batch``, and the network's statistics are fixed.
@@ -63,14 +68,15 @@ def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype) -> Residua
     if bn == "batch" and net.frozen_statistics:
         where = ", ".join(net.frozen_statistics)
         raise ValueError(f"bn: expected 'running' for a network whose running statistics are fixed ({where})")
-    copied = copy.deepcopy(net).to(dtype).eval().requires_grad_(False)
+    copied = copy.deepcopy(net, hooks_left_out(net)).to(dtype).eval().requires_grad_(False)
     if bn == "batch":
         for module in copied.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.train()
                 module.track_running_stats = False
-    for block in copied:
-        block.settle()
+    for number, block in enumerate(copied):
+        if number != unsettled:
+            block.settle()
     return copied
 
 

@@ -1,4 +1,4 @@
-"""Differentiable outputs and gradients under a routing: two coefficients per block, skip connection and module."""
+"""Differentiable outputs and gradients under a routing: coefficients for each block's skip connection and modules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pathnet.checks import check_callable, check_tensor
 from pathnet.models.coefficients import check_coefficients, known_as, of_blocks
-from pathnet.models.residual_net import ResidualNet, check_inputs, check_net, unwrapped
+from pathnet.models.residual_net import ResidualNet, check_inputs, check_net
+from pathnet.models.wrapped import unwrapped
 from pathnet.recording import (
     NOT_FINITE_GRADIENT,
     Loss,
@@ -53,9 +54,9 @@ def routed(net: nn.Module, x: Any, routing: Routing | None, backward: Routing | 
         net: a `ResidualNet`, or one within DistributedDataParallel or `torch.compile`.
         x: [B, C, H, W], or other inputs of the network.
         routing: [n, 2], the (a, c) of every block from input to output, a floating-point tensor or nested numbers;
-            None for ones. A tensor that requires grad gets a gradient; all branches are then computed. For a network
-            with gates (highway) also [n, 3]: the third is the coefficient of the gate itself, by default 0, which
-            affects the backward pass alone.
+            None for ones. A tensor that requires grad gets a gradient; all branches are then computed. Also [n,
+            parts], see `ResidualNet.parts`: for residual modules in parallel one coefficient each, by default c; for
+            gates (highway) that of the gate itself, by default 0, which affects the backward pass alone.
         backward: likewise, the (a', c') of every block; by default ``routing``.
 
     Returns:
@@ -83,7 +84,7 @@ def routed_gradient(net: ResidualNet, x: Any, target: Any, backward: Routing, lo
     Args:
         x: [B, C, H, W], or other inputs of the network.
         target: the loss's second argument.
-        backward: [n, 2], or [n, 3] for a network with gates; see `routed`.
+        backward: [n, 2] or [n, parts]; see `routed`.
         loss: a differentiable function of (output, target); by default the mean cross-entropy.
 
     Returns:
@@ -107,9 +108,9 @@ def routed_gradient(net: ResidualNet, x: Any, target: Any, backward: Routing, lo
         passes = []
         for block, factors in zip(net, coefficients, strict=True):
             # Copies, since a branch, a join or a head may begin with an in-place ReLU.
-            parts = block.three_parts(y.clone()) if len(factors) > 2 else block.branches(y.clone())
-            z = parts[0] + parts[1]
-            passes.append((y, parts, z, block.join(z.clone())))
+            parts = block.parts(y.clone())
+            z = block.summed(parts)
+            passes.append((y, parts, block.coefficients(factors), z, block.join(z.clone())))
             y = passes[-1][-1]
         output = net.head(y.clone())
         value = check_differentiable(loss(output, target))
@@ -120,7 +121,7 @@ def routed_gradient(net: ResidualNet, x: Any, target: Any, backward: Routing, lo
             facts = output.detach(), value.detach().reshape(()), finite
             if not ValueCheck(tensors, labels, *facts, name="x").result()[1]:
                 raise ValueError(NOT_FINITE_GRADIENT)
-        for (x_in, parts, z, x_out), factors in zip(reversed(passes), reversed(coefficients), strict=True):
+        for x_in, parts, factors, z, x_out in reversed(passes):
             grad = _pulled_back(x_out, z, grad)
             terms = [
                 factor * _pulled_back(part, x_in, grad)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pathnet.chunks import Pace, in_chunks
 from pathnet.engines.engine import Prepared, Walk
+from pathnet.engines.memory import storages
 from pathnet.full_precision import full_precision
 from pathnet.models.context import NO_CONTEXT, Context
 from pathnet.models.residual_net import ResidualNet
@@ -55,7 +56,7 @@ class Record:
         """Bytes of the pass's buffers, and of the network's copy and the engine's form of it."""
         tensors = [self.images, self.output, *self.start, *self.walk.tensors, *self.context.tensors]
         tensors += self.net.state_dict().values()
-        return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+        return sum(storages(tensors).values())
 
     @property
     @full_precision()
@@ -69,7 +70,7 @@ def routed_backward(record: Record, routing: Tensor) -> Iterator[tuple[slice, Sc
     """Pull the loss gradient back to ``y_0`` under every routing: ``g <- a J_skip^T g + c J_residual^T g`` per block.
 
     Args:
-        routing: [P, n, 2], the (a, c) of every block, from input to output; [P, n, 3] with gates.
+        routing: [P, n, 2] or [P, n, parts], see `Block.coefficients`; the blocks from input to output.
 
     Yields:
         The place of a chunk among the routings; its scaled gradients [p, *y0_shape], exponents int32 [p, B] (BN mode
@@ -89,7 +90,7 @@ def routed_backward_norms(record: Record, routing: Tensor) -> Tensor:
     """Return float64 [P, B], on the record's device: the norms of the samples' slices of `routed_backward`.
 
     Args:
-        routing: [P, n, 2], the (a, c) of every block, from input to output; [P, n, 3] with gates.
+        routing: [P, n, 2] or [P, n, parts], see `Block.coefficients`; the blocks from input to output.
     """
     grad = record.start.mantissa
     norms = torch.empty(len(routing), len(grad), dtype=torch.float64, device=grad.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,13 +61,17 @@ class Deleted(Block):
 
     def __init__(self, block: Block) -> None:
         super().__init__()
-        self.block = block
+        self.block, self.residual_modules = block, block.residual_modules
 
     def skip(self, x: Tensor) -> Tensor:
         return self.block.lesioned(x)
 
     def residual(self, x: Tensor) -> Tensor:
         return 0.0 * self.skip(x)
+
+    def parts(self, x: Tensor, wanted: Collection[int] | None = None) -> tuple[Tensor | None, ...]:
+        skip = self.skip(x)
+        return (skip, *[0.0 * skip] * self.residual_modules)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.skip(x)
@@ -82,11 +86,15 @@ class Scaled(Block):
 
     def __init__(self, block: Block, scale: float) -> None:
         super().__init__()
-        self.block, self.scale = block, scale
+        self.block, self.scale, self.residual_modules = block, scale, block.residual_modules
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
         skip, residual = self.block.branches(x)
         return skip, self.scale * residual
+
+    def parts(self, x: Tensor, wanted: Collection[int] | None = None) -> tuple[Tensor | None, ...]:
+        skip, *modules = self.block.parts(x, wanted)[: 1 + self.residual_modules]
+        return (skip, *(None if module is None else self.scale * module for module in modules))
 
     def join(self, z: Tensor) -> Tensor:
         return self.block.join(z)

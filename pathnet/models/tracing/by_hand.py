@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pathnet.models.context_graph import InputReader
-from pathnet.models.tracing.blocks import TracedBlock, is_pad
+from pathnet.models.tracing.blocks import TracedBlock, zeros_before
 from pathnet.models.tracing.dissect import Dissection
 from pathnet.models.tracing.examples import Example
 from pathnet.models.tracing.graphs import TracedGraph, module_paths
@@ -201,8 +201,8 @@ def assemble(
         if output.shape[:1] != x.shape[:1]:
             raise ValueError(f"blocks: expected the batch in the first dimension, got {list(output.shape)}")
         name = parts[1] if isinstance(parts[1], str) else f"block {i + 1}"
-        pads = is_pad(skip, residual, y, residual_output.shape)
-        traced_blocks.append(TracedBlock(name, None, skip, residual, join, pads))
+        pad_before = zeros_before(skip, residual, y, residual_output.shape)
+        traced_blocks.append(TracedBlock(name, None, skip, residual, join, pad_before))
         y = output
     head_module, _ = _part(model, "head", head, y)
     assert head_module is not None

@@ -11,11 +11,11 @@ from torch import Tensor, fx, nn
 
 from pathnet.models.context_graph import InputReader, context_names
 from pathnet.models.residual_net import FusedForm
-from pathnet.models.tracing.blocks import TracedBlock, is_pad
+from pathnet.models.tracing.blocks import TracedBlock, zeros_before
 from pathnet.models.tracing.connections import Connection, Term, connections
 from pathnet.models.tracing.cutting import GraphCutter
 from pathnet.models.tracing.examples import Example
-from pathnet.models.tracing.graphs import TracedGraph, first_line, module_path, output_node
+from pathnet.models.tracing.graphs import TracedGraph, first_line, module_path, operation, output_node
 from pathnet.models.tracing.operations import CLONES, RESHAPES
 from pathnet.models.tracing.values import Source, batch_dim_of, gradient_sources, observe
 
@@ -143,13 +143,13 @@ def _block(cutter: GraphCutter, name: str, start: fx.Node, connection: Connectio
     residual = cutter.cut(f"the residual module of {name!r}", source, connection.residual, shape, scope)
     after = cutter.cut(f"the activation of {name!r}", connection.addition, [Term(connection.end)])
     assert residual is not None
-    pads = False
+    pad_before = None
     if skip is not None and not context_names(skip):
         example = cutter.single[source]
         assert example.shape is not None
-        x = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example.device, example.dtype)
-        pads = is_pad(skip, residual, x, shape)
-    return TracedBlock(name, before, skip, residual, after, pads, connection.nested)
+        x = torch.empty(example.shape, device=example.device, dtype=example.dtype)
+        pad_before = zeros_before(skip, residual, x, shape)
+    return TracedBlock(name, before, skip, residual, after, pad_before, connection.nested)
 
 
 def _input_of_first_normalisation(first: Connection, attributes: Mapping[str, Any]) -> fx.Node | None:
@@ -174,6 +174,7 @@ def _names(residual_connections: list[Connection]) -> list[str]:
     ]
 
 
+@operation
 def same_shape(x: Tensor, shape: torch.Size) -> Tensor:
     """Return ``x`` after a check that its shape is [B, *shape]."""
     if x.shape[1:] != shape:

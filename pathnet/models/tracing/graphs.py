@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 from pathnet.models.shape_guards import ShapeGuards
 
@@ -24,10 +26,14 @@ __all__ = [
     "is_inside",
     "module_path",
     "module_paths",
+    "operation",
     "output_node",
     "placeholders",
 ]
 
+
+WRITES = {"with_item": "an assignment to x[...]", "written_through": "a write into a view"}
+"""Operations that stand for an assignment in the model's code."""
 
 Dropout = nn.modules.dropout._DropoutNd
 
@@ -84,6 +90,18 @@ def placeholders(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node.op == "placeholder"]
 
 
+def operation(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function of tensors be one operation of a graph, also where `pickle` traces the graph again."""
+
+    @wraps(function)
+    def one_node(*args: Any, **kwargs: Any) -> Any:
+        if has_torch_function(args):
+            return handle_torch_function(one_node, args, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    return one_node
+
+
 def output_node(graph: fx.Graph) -> fx.Node:
     """Return the node that marks the output of a graph."""
     (node,) = (node for node in graph.nodes if node.op == "output")
@@ -114,6 +132,7 @@ def describe_node(node: fx.Node) -> str:
     if node.op == "call_module":
         return f"module {node.target!r}"
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    target = WRITES.get(target, target)
     path = module_path(node)
     return f"{str(target).removesuffix('.default')} (node {node.name!r}" + (f" in module {path!r})" if path else ")")
 

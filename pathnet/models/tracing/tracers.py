@@ -26,7 +26,9 @@ from pathnet.models.tracing.graphs import (
 )
 from pathnet.models.tracing.half_types import follow_network_type
 from pathnet.models.tracing.lifting import lift
+from pathnet.models.tracing.quiet import quiet
 from pathnet.models.tracing.restoring import attributes_restored
+from pathnet.models.tracing.training_reads import called_whole
 
 __all__ = ["trace_model", "trace_with_fx", "untraceable_reason"]
 
@@ -43,7 +45,10 @@ AROUND = "torch.fx around untraceable modules"
 
 
 class _Proxy(fx.Proxy):
-    """Proxy that records ``x += y`` as an in-place operation in every version of torch."""
+    """Proxy that records ``x += y`` as an in-place operation in every version of torch, and ``x[index] = y``."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
 
 def _in_place(name: str) -> Callable[[_Proxy, Any], fx.Proxy]:
@@ -70,7 +75,7 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, leaves: Sequence[nn.Module] = (), inputs: int = 1) -> None:
         super().__init__()
-        self.leaves, self.inputs = set(leaves), inputs
+        self.leaves, self.inputs = {*leaves, *called_whole().whole}, inputs
         # Otherwise a computation on buffers alone would run once, during tracing.
         self.proxy_buffer_attributes = True
         self.entered: list[nn.Module] = []
@@ -139,7 +144,8 @@ def _from_fx(graph: fx.Graph, root: nn.Module, example: Example) -> TracedGraph:
         if node.op in ("call_module", "get_attr"):
             attribute = attrgetter(str(node.target))(root)
             node.target = str(node.target).removeprefix("model.")
-            attributes[node.target] = attribute
+            if node.target not in attributes:
+                attributes[node.target] = called_whole().attribute(attribute)
     return _normalised(graph, attributes, root.get_submodule("model"), example, "torch.fx")
 
 
@@ -197,7 +203,8 @@ def trace_model(
     }
     for name, method in methods.items():
         try:
-            traced = method()
+            with quiet():
+                traced = method()
             output = ReadOnlyInterpreter(fx.GraphModule(traced.attributes, traced.graph)).run(*example.copies())
             if differs(output, expected):
                 raise ValueError("its trace computes something else than the model")
