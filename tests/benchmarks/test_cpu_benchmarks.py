@@ -87,9 +87,7 @@ def test_what_a_rehearsal_finds(ended: Any) -> None:
     models = findings["models"]
     assert list(models["models"]) == ["GPT", "ViT-Tiny", "ConvNeXt-Tiny"] and len(models["figures"]) == 24
     assert all(figure["wall"] > 0 for figure in models["figures"])
-    assert all(
-        0 <= error < 1e-4 for model in models["models"].values() for error in model["check"]["errors"].values()
-    )
+    assert all(0 <= error < 1e-4 for model in models["models"].values() for error in model["check"]["errors"].values())
     assert {(row["length"], row["paths"]) for row in findings["sharing"]["rows"]} == {(2, 1), (2, 4), (4, 1), (4, 4)}
 
 
