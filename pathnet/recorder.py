@@ -133,8 +133,8 @@ class Recorder:
             images: floating-point [B, C, H, W], normalised, on the network's device; or another input of the network
                 with the batch first, such as tokens, int64 or int32 [B, T], which stay integers; for an adapted
                 network whatever its example was, such as a tuple or a mapping.
-            target: the loss's second argument; none for the model's own loss. For the default loss class labels, int64 [B]; or [B, T] for an output
-                [B, T, classes], where a position with -100 is left out.
+            target: the loss's second argument; none for the model's own loss. For the default loss class labels,
+                int64 [B]; or [B, T] for an output [B, T, classes], where a position with -100 is left out.
 
         Raises:
             ValueError: an argument is out of its range, or no engine serves the job. On a GPU the tape raises the
@@ -281,7 +281,8 @@ def record(
     Args:
         images: floating-point [B, C, H, W], normalised, on the network's device; or other inputs of the network, a
             tensor, a tuple or a mapping, as in the example that it was adapted with.
-        target: the loss's second argument; none for the model's own loss; for the default loss class labels, int64 [B] or [B, T].
+        target: the loss's second argument; none for the model's own loss; for the default loss class labels, int64
+            [B] or [B, T].
         bn, engine, precision, at, loss: see `Recorder`.
 
     Raises:

@@ -242,6 +242,8 @@ def connections(
         branches = flow.split(addition, previous)
         if branches is None:
             continue
+        if within is None:
+            _check_skip(flow, previous, addition, *branches)
         last_end = flow.block_end(position)
         nested = len(flow.bypassed_additions(previous, addition))
         residual_connections.append(Connection(previous, *branches, addition, chain[last_end], nested))
@@ -254,6 +256,23 @@ def connections(
     return residual_connections
 
 
+def _check_skip(
+    flow: _GradientFlow, source: fx.Node, addition: fx.Node, skip: Term, residual: Sequence[Term]
+) -> None:
+    """Raise ValueError if the skip holds residual connections, and the other branches read its end and the source."""
+    if skip.node is source or skip.node not in flow.ancestors([term.node for term in residual], flow.index, source):
+        return
+    inside = flow.ancestors([skip.node], flow.index, source)
+    led_around = [node for node in flow.bypassed_additions(source, addition) if node in inside]
+    if led_around:
+        raise ValueError(
+            f"model: the output of {describe_node(source)} leads around {len(led_around)} additions from "
+            f"{describe_node(led_around[0])} on, up to {describe_node(addition)}, as an encoder's output does around "
+            "its decoder's: expected stream=, the name of the decoder or of the encoder (a submodule or an input); "
+            "the other is then context"
+        )
+
+
 def _check_no_bypass(flow: _GradientFlow, residual_connections: Sequence[Connection]) -> None:
     """Raise ValueError if additions between two dominators would be residual connections but for a bypass."""
     additions = {connection.addition for connection in residual_connections}
@@ -262,8 +281,9 @@ def _check_no_bypass(flow: _GradientFlow, residual_connections: Sequence[Connect
             raise ValueError(
                 f"model: {len(bypassed)} additions from {describe_node(bypassed[0])} on are not residual "
                 f"connections, since other paths bypass them up to {_joining_operation(right)} at "
-                f"{describe_node(right)} (as an encoder's output does in a decoder: stream= names the encoder or the "
-                "decoder, and the rest is context); blocks= takes the names of modules whose additions are"
+                f"{describe_node(right)} (as an encoder's output leads around its decoder's additions: stream= names "
+                "the encoder or the decoder, and the other is context); blocks= takes the names of modules whose "
+                "additions are"
             )
 
 

@@ -45,6 +45,11 @@ class Example:
         """Return the batch repeated twice."""
         return replace(self, tensors=repeated_batch(self.tensors, self.structure.batch_dims))
 
+    def with_batch_second(self) -> Example | None:
+        """Return the example read with the batch in the second dimension, [T, B, ...]; None if it has only one."""
+        dims = batch_dims_of(self.tensors, 1)
+        return None if 1 not in dims else replace(self, structure=replace(self.structure, batch_dims=dims))
+
     def shapes(self) -> str:
         """Return the tensors' shapes and types in words."""
         if self.structure.kind == "tensor":

@@ -23,9 +23,10 @@ from pathnet.models.tracing.graphs import (
     describe_node,
     differs,
     first_line,
+    placeholders,
 )
-from pathnet.models.tracing.half_types import follow_network_type
 from pathnet.models.tracing.lifting import lift
+from pathnet.models.tracing.network_types import follow_network_type
 from pathnet.models.tracing.quiet import quiet
 from pathnet.models.tracing.restoring import attributes_restored
 from pathnet.models.tracing.training_reads import called_whole
@@ -115,7 +116,8 @@ def trace_with_fx(root: nn.Module, example: Example, leaves: Sequence[nn.Module]
     """Return a trace by ``torch.fx``.
 
     Args:
-        root: a module of the example's tensors that contains the model as ``model``; names in the trace lose that prefix.
+        root: a module of the example's tensors that contains the model as ``model``; names in the trace lose that
+            prefix.
         leaves: modules not to trace into.
     """
     return _from_fx(_Tracer(leaves, len(example.tensors)), root, example)
@@ -167,7 +169,9 @@ def _normalised(
     graph: fx.Graph, attributes: dict[str, Any], model: nn.Module, example: Example, traced_by: str
 ) -> TracedGraph:
     """Return a traced graph with modules in place of convolution functions, and without in-place operations."""
-    follow_network_type(graph, attributes, model)
+    inputs = zip(placeholders(graph), example.tensors, strict=True)
+    floating = [node for node, tensor in inputs if tensor.is_floating_point()]
+    follow_network_type(graph, attributes, model, floating)
     values: dict[fx.Node, Any] = {}
 
     def on_value(node: fx.Node, value: Any) -> Any:
