@@ -113,7 +113,8 @@ class PathGradients:
         return {f"{self.method}_batches": self.batches, **draws}
 
 
-def check_plan(name: str, value: object) -> None:
-    """Raise ValueError unless ``value`` is a `Plan`."""
+def check_plan(name: str, value: object) -> Plan:
+    """Return ``value`` if it is a `Plan`, else raise ValueError."""
     if not isinstance(value, Plan):
         raise ValueError(f"{name}: expected a Plan, got {described(value)}")
+    return value
