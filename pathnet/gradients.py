@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -186,7 +187,7 @@ class _StemPullBack:
         self.at = at
         if at == "y0":
             return
-        with torch.enable_grad():
+        with torch.enable_grad(), record.autocast.entered() if record.autocast is not None else nullcontext():
             images = record.images.detach()
             if at == "image":
                 self.leaf = images.requires_grad_()
@@ -200,7 +201,10 @@ class _StemPullBack:
         if self.at == "stem_weight":
             grads = scaling.align(*grads)
         mantissa, exponent = grads
-        pulled = [torch.autograd.grad(self.y0, self.leaf, grad, retain_graph=True)[0] for grad in mantissa]
+        pulled = [
+            torch.autograd.grad(self.y0, self.leaf, grad.to(self.y0.dtype), retain_graph=True)[0].to(grad.dtype)
+            for grad in mantissa
+        ]
         return scaling.rescale(torch.stack(pulled), exponent)
 
     def of_sample(self, grads: ScaledGradient, sample: int) -> ScaledGradient:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from pathnet.checks import check_callable, check_tensor, described, one_of
 from pathnet.engines import check_engine, choose
 from pathnet.engines.engine import Job, Prepared
-from pathnet.full_precision import full_precision
+from pathnet.full_precision import Autocast, full_precision
 from pathnet.models.context import Context
 from pathnet.models.residual_net import ResidualNet, check_net
 from pathnet.recording import (
@@ -34,6 +36,21 @@ from pathnet.tape import Tape
 from pathnet.walks import Record, routed_forward
 
 __all__ = ["Recorder", "record"]
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _in_precision(method: Method) -> Method:
+    """Let a method of a recorder compute in full precision, or for ``network`` as its caller would."""
+
+    @wraps(method)
+    def computed(self: Recorder, *arguments: Any, **options: Any) -> Any:
+        as_called = torch.inference_mode(False)
+        with as_called if self._precision == "network" else full_precision():
+            return method(self, *arguments, **options)
+
+    return computed  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -65,7 +82,9 @@ class Recorder:
         bn: ``running``, batch normalisation by running statistics, samples independent; or ``batch``, by the
             statistics of the batch, through which the gradient then also flows.
         engine: a name among `pathnet.engines.available`, or ``auto``: the fastest that serves.
-        precision: ``float32``, ``bfloat16`` (fastest) or ``float64`` (engine ``reference``).
+        precision: ``float32``, ``bfloat16`` (fastest) or ``float64`` (engine ``autograd``), whatever the types of the
+            network's weights; or ``network``, in which forward and backward pass run in those types, and under the
+            autocast that is active when the recorder is called (engine ``autograd``).
         at: the place of the gradients: the input of the first block (``y0``; in a language model, the embedded
             tokens), the ``image``, or the first convolution's weight (``stem_weight``; "the first layer" of the
             paper's Figure 6).
@@ -93,7 +112,8 @@ class Recorder:
         check_engine("engine", engine)
         check_callable("loss", loss)
         self._bn, self._engine, self._precision, self._at, self._loss = bn, engine, precision, at, loss
-        self._dtype = torch.float64 if precision == "float64" else torch.float32
+        types = {"float64": torch.float64, "network": None}
+        self._dtype = types.get(precision, torch.float32)
         self._net = snapshot(net, bn, self._dtype)
         if at == "stem_weight":
             self._net.stem_weight()
@@ -116,7 +136,7 @@ class Recorder:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _service=None, _lock=Lock())
 
-    @full_precision()
+    @_in_precision
     def __call__(self, images: Tensor, target: Tensor) -> Tape:
         """Run the network forward on one batch, and keep what the backward passes along its paths need.
 
@@ -145,6 +165,7 @@ class Recorder:
             y0, service = self._enter(net, images)
             y_n, walk = service.prepared.bound(context).record(y0)
             gradient = output_gradient(net, y_n, target, self._loss, self._bn)
+        autocast = Autocast.active(images.device.type)
         values = ValueCheck(images, labels, gradient.output, gradient.loss, gradient.least)
 
         def recorded(gradient: OutputGradient) -> Record:
@@ -157,6 +178,7 @@ class Recorder:
                 gradient.output,
                 gradient.loss,
                 gradient.start,
+                autocast,
             )
 
         record = recorded(gradient)
@@ -165,7 +187,7 @@ class Recorder:
             _, least = values.result()
             if least >= SMALLEST:
                 return record
-            with self._lock, full_precision():
+            with self._lock, full_precision(), autocast.entered():
                 return recorded(output_gradient(net, y_n, target, self._loss, self._bn, thorough=True))
 
         tape = Tape(record, self._at, settle)
@@ -173,7 +195,7 @@ class Recorder:
             _ = tape._record
         return tape
 
-    @full_precision()
+    @_in_precision
     @torch.no_grad()
     def routed_outputs(self, images: Tensor, routing: Tensor) -> Tensor:
         """Return the outputs under routings of the forward pass: ``y <- join(a skip(y) + c residual(y))`` per block.
@@ -205,7 +227,7 @@ class Recorder:
             raise ValueError(NOT_FINITE)
         return outputs[: len(routing)]
 
-    @full_precision()
+    @_in_precision
     def engine_for(self, images: Tensor) -> str:
         """Return the name of the engine that serves such images (or tokens).
 
@@ -220,7 +242,7 @@ class Recorder:
         """Return a copy of the images, in the type of the passes, and the context; tokens keep their type."""
         images, context = self._net.split(inputs)
         _check_images(self._net, images)
-        dtype = self._dtype if images.is_floating_point() else images.dtype
+        dtype = self._dtype if images.is_floating_point() and self._dtype is not None else images.dtype
         return images.detach().to(dtype, copy=True).contiguous(), context.detached()
 
     def _enter(self, net: ResidualNet, images: Tensor) -> tuple[Tensor, _Service]:
@@ -282,12 +304,16 @@ def _stem(net: ResidualNet, images: Tensor) -> Tensor:
     return y0
 
 
+INPUT_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32)
+
+
 def _check_images(net: ResidualNet, images: Tensor) -> None:
     """Check the images, except their values, which `ValueCheck` checks."""
-    if not isinstance(images, Tensor) or images.dtype not in (torch.float32, torch.float64, torch.int64, torch.int32):
+    if not isinstance(images, Tensor) or images.dtype not in INPUT_TYPES:
         got = images.dtype if isinstance(images, Tensor) else described(images)
         raise ValueError(
-            f"images: expected a float32 or float64 tensor (normalised images), or int64 or int32 (tokens), got {got}"
+            "images: expected a float32, float64, bfloat16 or float16 tensor (normalised images), or int64 or int32 "
+            f"(tokens), got {got}"
         )
     device = next((parameter.device for parameter in net.parameters()), None)
     check_tensor("images", images, device=device)

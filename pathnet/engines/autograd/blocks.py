@@ -13,6 +13,7 @@ from pathnet.engines.autograd.capture import NotCapturedError, random_like
 from pathnet.engines.autograd.programs import Program, compile_block
 from pathnet.engines.autograd.pullbacks import IDENTITY, Pullback, Pullbacks, plain_pullbacks
 from pathnet.engines.autograd.timing import fastest
+from pathnet.full_precision import Autocast
 from pathnet.models.context import Context
 from pathnet.models.residual_net import Block
 
@@ -113,6 +114,7 @@ class RecordedBlock:
 
     known: KnownBlock
     context: Context
+    autocast: Autocast
     x: Tensor
     kept: Pullbacks | None
     program: Program | None
@@ -120,15 +122,21 @@ class RecordedBlock:
     present: tuple[bool, ...]
 
     @classmethod
-    def recorded(cls, known: KnownBlock, context: Context, x: Tensor) -> tuple[Tensor, RecordedBlock]:
+    def recorded(
+        cls, known: KnownBlock, context: Context, autocast: Autocast, x: Tensor
+    ) -> tuple[Tensor, RecordedBlock]:
         """Run a block at its input; return its output and its record."""
         y, pullbacks, program = known.record(x, context)
         passing = pullbacks.join is IDENTITY and pullbacks.parts[0] is IDENTITY
         present = tuple(part is not None for part in pullbacks.parts)
-        return y, cls(known, context, x, pullbacks, program, passing, present)
+        return y, cls(known, context, autocast, x, pullbacks, program, passing, present)
 
     def pullbacks(self) -> Pullbacks:
         """Return the block's pull-backs."""
+        with self.autocast.entered():
+            return self._pullbacks()
+
+    def _pullbacks(self) -> Pullbacks:
         pullbacks, program = self.kept, self.program
         if pullbacks is None:
             _, pullbacks, program = self.known.record(self.x, self.context)
@@ -167,7 +175,7 @@ def _signature(x: Tensor, context: Context) -> Signature:
         (name, tuple(value.shape), value.stride(), value.dtype) if isinstance(value, Tensor) else (name, value)
         for name, value in context.values.items()
     )
-    autocast = torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type)
+    autocast = Autocast.active(x.device.type)
     return tuple(x.shape), x.stride(), x.dtype, x.device, values, autocast
 
 

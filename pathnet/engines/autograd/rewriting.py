@@ -97,9 +97,7 @@ class Rewriter:
         if not self._linear_in_first(node):
             return
         example: Tensor = self.values[grad]  # type: ignore[index]
-        ones = self.call(
-            aten.ones.default, list(example.shape), dtype=example.dtype, device=example.device
-        )
+        ones = self.call(aten.ones.default, list(example.shape), dtype=example.dtype, device=example.device)
         factors = self.call(node.target, ones, *rest, **node.kwargs)
         self._replace(node, self.call(aten.mul.Tensor, grad, factors))
 
