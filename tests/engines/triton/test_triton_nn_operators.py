@@ -107,7 +107,7 @@ def test_input_that_does_not_fit_is_told() -> None:
         pytest.raises(ValueError, match="x: expected autocast to torch.bfloat16 or none, got .* torch.float16"),
     ):
         fused_residual(block, x)
-    with pytest.raises(ValueError, match="block: it has no fused form"):
+    with pytest.raises(ValueError, match="block: its class Block defines no fused form"):
         fused_residual(Block(), x)
     block.convs[0] = nn.Conv2d(4, 4, 3, padding=1)
     with pytest.raises(ValueError, match="block: it has a convolution with a bias"):
