@@ -1,4 +1,4 @@
-"""The reasons for which fused engines refuse a network: each names the block that fails, from 0, and what it lacks."""
+"""Reasons for which fused engines refuse a network: each names the block that fails, from 0, and what it lacks."""
 
 from __future__ import annotations
 

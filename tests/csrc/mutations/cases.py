@@ -15,29 +15,24 @@ from pathnet.engines.cuda import _padded_affine
 from pathnet.engines.tables import tables
 from pathnet.models import PostactBlock, PreactBlock, ResidualNet
 
-# widths: channels of y0 and of y after each block; skip: of blocks that change the shape; size: height, width, batch; post: post-activation blocks, y being
-# their sums. With the shared memory below, thread blocks own several samples, the last of them fewer, images are
-# resident or windowed, and weights are copied whole, by columns and by taps.
+# widths: channels of y0 and of y after each block; skip: where the shape changes, by default projection;
+# size: height, width, batch; post: post-activation blocks, y being their sums. With the shared memory below, thread
+# blocks own several samples, the last of them fewer, images are resident or windowed, and weights are copied whole,
+# by columns and by taps.
 CASES: list[dict[str, Any]] = [
-    {"widths": [16, 16, 32, 32, 64, 64], "strides": [1, 2, 1, 2, 1], "skip": "projection", "size": (9, 11, 3)},
+    {"widths": [16, 16, 32, 32, 64, 64], "strides": [1, 2, 1, 2, 1], "size": (9, 11, 3)},
     {"widths": [7, 7, 24, 30, 30], "strides": [1, 2, 1, 1], "skip": "pad_around", "size": (10, 5, 3)},
-    {"widths": [32, 32, 48, 48], "strides": [1, 1, 1], "skip": "projection", "size": (12, 7, 3)},
+    {"widths": [32, 32, 48, 48], "strides": [1, 1, 1], "size": (12, 7, 3)},
     {"widths": [16, 16, 16], "strides": [2, 1], "skip": "pad", "size": (17, 24, 5)},
-    {"widths": [64, 64], "strides": [1], "skip": "projection", "size": (8, 8, 5)},
-    {"widths": [32, 32], "strides": [1], "skip": "projection", "size": (16, 16, 3)},
-    {"widths": [16, 20], "strides": [2], "skip": "projection", "size": (9, 1, 2)},
+    {"widths": [64, 64], "strides": [1], "size": (8, 8, 5)},
+    {"widths": [32, 32], "strides": [1], "size": (16, 16, 3)},
+    {"widths": [16, 20], "strides": [2], "size": (9, 1, 2)},
     {"widths": [16, 16, 16, 27, 27], "strides": [1, 1, 2, 1], "skip": "pad_around", "size": (9, 11, 3), "post": True},
-    {
-        "widths": [12, 20, 20, 20, 40],
-        "strides": [2, 1, 1, 1],
-        "skip": "projection",
-        "size": (17, 10, 3),
-        "post": True,
-    },
-    {"widths": [16, 16, 24], "strides": [1, 2], "skip": "projection", "size": (21, 9, 2)},
+    {"widths": [12, 20, 20, 20, 40], "strides": [2, 1, 1, 1], "size": (17, 10, 3), "post": True},
+    {"widths": [16, 16, 24], "strides": [1, 2], "size": (21, 9, 2)},
     {"widths": [20, 20, 40], "strides": [1, 2], "skip": "pad", "size": (18, 6, 3), "post": True},
     {"widths": [33, 33], "strides": [1], "skip": "pad", "size": (11, 9, 3)},
-    {"widths": [16, 16, 24], "strides": [1, 2], "skip": "projection", "size": (21, 9, 2)},
+    {"widths": [16, 16, 24], "strides": [1, 2], "size": (21, 9, 2)},
 ]
 H100 = 232_448
 # Shared memory of a thread block: backward with one and with two terms per number, and forward.
@@ -73,7 +68,7 @@ def _case(seed: int, case: dict[str, Any], shared: list[int]) -> dict[str, Any]:
     post = case.get("post", False)
     kind = PostactBlock if post else PreactBlock
     blocks = [
-        kind(before, (3, 3), (after, after), stride, case["skip"])  # type: ignore[arg-type]
+        kind(before, (3, 3), (after, after), stride, case.get("skip", "projection"))  # type: ignore[arg-type]
         for before, after, stride in zip(widths[:-1], widths[1:], case["strides"], strict=True)
     ]
     for block in blocks:

@@ -126,7 +126,9 @@ EQUIVALENT: dict[str, str] = {
     "left[lane] = (x <= pass.width ? x : pass.width - 1) * pass.horizontal.source_step + 1;": NOT_STORED,
     "const int y = top[lane] + row, inside = y < pass.height ? y : pass.height - 2;": NOT_STORED,
     "const bool inside = x < image.width && y + row <= image.height && channel < program_.channels_in;": NOT_STORED,
-    "const bool inside = a != 0.0f && x < form.out.width && y + row <= form.out.height && channel >= 0 &&": NOT_STORED,
+    "const bool inside = a != 0.0f && x < form.out.width && y + row <= form.out.height && channel >= 0 &&": (
+        NOT_STORED
+    ),
 }
 """Known mutants whose behaviour does not change, and why; by their changed line without its comment."""
 
