@@ -96,6 +96,7 @@ NO_SECOND_TAP = "there is one tap"
 OVERWRITTEN = "the value is set again before it is read"
 NOT_STORED = "positions beyond the grid are computed but not stored"
 SLOWER = "it only waits for more copies than necessary"
+WORDING = "it only words a refusal"
 NONE = "any negative number stands for none"
 
 EQUIVALENT: dict[str, str] = {
@@ -112,6 +113,7 @@ EQUIVALENT: dict[str, str] = {
     "int operand = 0, mid = 1;": OVERWRITTEN,
     "int operand = 1, mid = 0;": OVERWRITTEN,
     "if (slots_ == 4) {": SLOWER,
+    "const std::vector<int32_t> smallest = build_program(spec_, {true, max_slicing(), 2, max_windows()});": WORDING,
     "const int to = all <= pass.read_height ? all : pass.read_height;": "the same where both are equal",
     "first = source.pixel(from * axis.source_step + axis.offset(0) + 1, 1) / 8 * 8;": (
         "rounded down to the same: where column 0 is read, a window begins at a row that 4 divides"
