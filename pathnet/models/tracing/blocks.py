@@ -251,7 +251,7 @@ def zeros_before(skip: nn.Module | None, residual: nn.Module, x: Tensor, out: to
     if (down, across, convs[-1].out_channels) == (1, 1, x.shape[1]):
         return None
     added = convs[-1].out_channels - x.shape[1]
-    # Random, since an input's own channels may be zero throughout, as those that a skip connection adds.
+    # Random, since an input of zeros, which a stem may give, does not show where others are added.
     x = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x.device, x.dtype)
     small, actual = x[:, :, ::down, ::across], skip(x.clone())
     for before in range(added + 1):
