@@ -161,12 +161,12 @@ def squared_norms_by_length(record: Record, signs: Tensor, place: Place) -> Tens
     """Return float64 [draws, n + 1]: the squared norms of the sums by length, with random signs of the modules.
 
     Args:
-        signs: [draws, n], the sign of each residual module.
+        signs: [draws, n, m], the sign of each residual module, of up to m in a block.
     """
     like = record.start.mantissa
     result = torch.empty(len(signs), signs.shape[1] + 1, dtype=torch.float64, device=like.device)
     for draw, residual in enumerate(signs.to(like.dtype)):
-        routing = torch.stack([torch.ones_like(residual), residual], 1)
+        routing = torch.cat([torch.ones_like(residual[:, :1]), residual], 1)
         if place.parameter or place.at == "image":
             samples = fallback.norms_of(sums_by_length(record, routing, place))
         else:

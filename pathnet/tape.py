@@ -120,7 +120,8 @@ class Tape:
         """Return Euclidean norms of the gradients along paths (Veit et al. 2016, section 5 and Figure 6 b).
 
         Args:
-            b: integer or bool [P, n] of zeros and ones; see `pathnet.paths`.
+            b: integer or bool [P, n] of zeros and ones; in blocks of m residual modules in parallel, of numbers from
+                0 to m. See `pathnet.paths`.
             per_sample: whether to return the norm of each sample's slice of the gradient of the batch's loss.
 
         Returns:
@@ -141,7 +142,7 @@ class Tape:
         """Return the gradients along paths: through residual module i where ``b_i`` is 1, else the skip connection.
 
         Args:
-            b: integer or bool [P, n] of zeros and ones.
+            b: as for `path_gradient_norms`.
 
         Returns:
             float64 [P, *shape at the place]; or the scaled pair.
@@ -159,9 +160,10 @@ class Tape:
         """Return the gradients under routings: ``g <- a J_skip^T g + c J_residual^T g`` from last block to first.
 
         Args:
-            routing: floating-point [P, n, 2], the (a, c) of every block. Ones give the ordinary gradient. For a
-                network with gates (highway) also [P, n, 3]: the third is the coefficient of the gate itself, by
-                default 0, and ones in all three give the ordinary gradient.
+            routing: floating-point [P, n, 2], the (a, c) of every block; or [P, n, parts] with a coefficient for each
+                part (`ResidualNet.parts`). In a block of several residual modules in parallel, ``y = skip(x) + f(x) +
+                g(x)``, those are (a, c_f, c_g), by default (a, c, c). In a network with gates (highway) the third is
+                the coefficient of the gate itself, by default 0. Ones for all parts give the ordinary gradient.
 
         Returns:
             float64 [P, *shape at the place]; or the scaled pair.
@@ -189,10 +191,10 @@ class Tape:
         """Return the exact sums of the gradients of all paths of each length.
 
         2^n paths take n (n + 1) / 2 backward passes through a module: the sums are the coefficients by powers of x of
-        ``prod_i (J_skip^T + x J_residual^T) g``, and follow from ``G_k <- J_skip^T G_k + J_residual^T G_{k-1}`` from
-        the last block to the first. Each has its own power of two, so a sum of 1e-60 keeps its digits next to one of
-        1e+3. In a network without gates the sums add up to `gradient`; the gradient through gates (highway) is in
-        none of them.
+        ``prod_i (J_skip^T + x J_residual^T) g``, where x multiplies all residual modules of a block, and follow from
+        ``G_k <- J_skip^T G_k + J_residual^T G_{k-1}`` from the last block to the first. Each has its own power of
+        two, so a sum of 1e-60 keeps its digits next to one of 1e+3. In a network without gates the sums add up to
+        `gradient`; the gradient through gates (highway) is in none of them.
 
         Memory: the n + 1 gradients of the result, in the type of the backward pass and in float64. In addition:
 
@@ -244,19 +246,27 @@ class Tape:
         Raises:
             ValueError: an argument is out of its range.
         """
-        draws = check_integer("draws", draws, 1, paths.MOST_BYTES // self.n)
-        signs = paths.signs(self.n, draws, seed, first)
+        most = self._columns - 1
+        draws = check_integer("draws", draws, 1, paths.MOST_BYTES // (self.n * most))
+        signs = paths.signs(self.n * most, draws, seed, first).reshape(draws, self.n, most)
+        signs[:, torch.arange(most) >= torch.tensor(self._recorded.net.residual_modules)[:, None]] = 0
         return self._measure(gradients.squared_norms_by_length, signs, self._place)
 
     def _sums_by_length(self) -> ScaledGradient:
         return self._measure(gradients.sums_by_length, torch.ones(self.n, 2, dtype=torch.float64), self._place)
 
     def _routing(self, b: Tensor) -> Tensor:
-        return paths.routing(paths.check_paths("b", b, self.n))
+        modules = self._recorded.net.residual_modules
+        return paths.routing(paths.check_paths("b", b, self.n, modules), parts=self._columns)
+
+    @property
+    def _columns(self) -> int:
+        """The number of coefficients of a block in a path's routing: skip connection and residual modules."""
+        return 1 + max(self._recorded.net.residual_modules)
 
     @full_precision()
     def _gradients(self, routing: Tensor, powers: Tensor | None, scaled: bool) -> Tensor | ScaledGradient:
-        """Return the gradients under routings [P, n, 2], or [P, n, 3] with gates, each times ``2**power``.
+        """Return the gradients under routings [P, n, 2 or parts], each times ``2**power``.
 
         Args:
             powers: int32 [P]; None for zeros.

@@ -7,6 +7,7 @@ import warnings
 from torch import nn
 
 from pathnet.checks import described
+from pathnet.engines.autograd import AutogradEngine
 from pathnet.engines.cpu import CpuEngine
 from pathnet.engines.cuda import CudaEngine
 from pathnet.engines.engine import Engine, Job, Prepared, Walk
@@ -16,7 +17,7 @@ from pathnet.models.residual_net import ResidualNet
 
 __all__ = ["Engine", "Job", "Prepared", "Walk", "available", "check_engine", "choose", "refusals"]
 
-ENGINES: tuple[Engine, ...] = (CudaEngine(), TritonEngine(), CpuEngine(), ReferenceEngine())
+ENGINES: tuple[Engine, ...] = (CudaEngine(), TritonEngine(), CpuEngine(), AutogradEngine(), ReferenceEngine())
 """All engines, fastest first."""
 
 
@@ -64,7 +65,7 @@ def choose(name: str, job: Job) -> Engine:
             continue
         reason = engine.unavailable() or engine.unsupported(job)
         if reason is None:
-            if faster and job.precision != "float64" and _convolves(job.net):
+            if faster and job.precision not in ("float64", "network") and _convolves(job.net):
                 reasons = "; ".join(faster)
                 message = f"engine: {engine.name!r} was chosen; faster engines refuse the job ({reasons})"
                 warnings.warn(message, RuntimeWarning, stacklevel=3)

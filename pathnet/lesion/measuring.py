@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,6 +30,7 @@ from pathnet.lesion.networks import (
     recalibrated,
     reorder,
 )
+from pathnet.models.inputs import map_tensors
 from pathnet.models.residual_net import Block, ResidualNet, check_net
 from pathnet.recorder import Recorder
 from pathnet.recording import BatchNormMode, BatchNormPolicy, snapshot
@@ -186,13 +187,9 @@ def in_type(inputs: Any, dtype: torch.dtype) -> Any:
 
     It is a copy because a stem may begin with an in-place ReLU.
     """
-    if isinstance(inputs, Mapping):
-        return {key: in_type(value, dtype) for key, value in inputs.items()}
-    if type(inputs) in (tuple, list):
-        return type(inputs)(in_type(value, dtype) for value in inputs)
-    if not isinstance(inputs, Tensor):
-        return inputs
-    return inputs.to(dtype if inputs.is_floating_point() else inputs.dtype, copy=True)
+    return map_tensors(
+        inputs, lambda tensor: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+    )
 
 
 @full_precision()

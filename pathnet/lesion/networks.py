@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -17,6 +16,7 @@ from pathnet.data.batches import labelled, sent
 from pathnet.data.passes import Passes, of_element
 from pathnet.full_precision import full_precision
 from pathnet.models.context import Context
+from pathnet.models.hooks import copy_without_hooks
 from pathnet.models.residual_net import Block, ResidualNet, check_inputs, check_net
 
 __all__ = [
@@ -65,7 +65,7 @@ class Deleted(Block):
 
     def __init__(self, block: Block) -> None:
         super().__init__()
-        self.block = block
+        self.block, self.residual_modules = block, block.residual_modules
 
     def skip(self, x: Tensor) -> Tensor:
         return self.block.lesioned(x)
@@ -73,12 +73,16 @@ class Deleted(Block):
     def residual(self, x: Tensor) -> Tensor:
         return 0.0 * self.skip(x)
 
-    def bound(self, context: Context) -> Block:
-        block = self.block.bound(context)
-        return self if block is self.block else Deleted(block)
+    def parts(self, x: Tensor, wanted: Collection[int] | None = None) -> tuple[Tensor | None, ...]:
+        skip = self.skip(x)
+        return (skip, *[0.0 * skip] * self.residual_modules)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.skip(x)
+
+    def bound(self, context: Context) -> Deleted:
+        block = self.block.bound(context)
+        return self if block is self.block else Deleted(block)
 
 
 class Scaled(Block):
@@ -86,11 +90,15 @@ class Scaled(Block):
 
     def __init__(self, block: Block, scale: float) -> None:
         super().__init__()
-        self.block, self.scale = block, scale
+        self.block, self.scale, self.residual_modules = block, scale, block.residual_modules
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
         skip, residual = self.block.branches(x)
         return skip, self.scale * residual
+
+    def parts(self, x: Tensor, wanted: Collection[int] | None = None) -> tuple[Tensor | None, ...]:
+        skip, *modules = self.block.parts(x, wanted)[: 1 + self.residual_modules]
+        return (skip, *(None if module is None else self.scale * module for module in modules))
 
     def join(self, z: Tensor) -> Tensor:
         return self.block.join(z)
@@ -112,7 +120,8 @@ class Lesioned(ResidualNet):
     def __init__(self, intact: ResidualNet, blocks: Sequence[Block]) -> None:
         super().__init__(intact.stem, blocks, intact.head)
         self.training = intact.training
-        self.frozen_statistics = intact.frozen_statistics
+        self.frozen_statistics, self.reader = intact.frozen_statistics, intact.reader
+        self.batch_first_output = intact.batch_first_output
         # The tuple keeps torch from registering the network as a submodule, which would count its weights twice.
         self._intact = (intact,)
         self._intact_blocks: nn.ModuleList | None = None
@@ -180,17 +189,18 @@ def block_shapes(net: ResidualNet, images: Any) -> list[tuple[tuple[int, ...], t
     """
     check_net(net)
     if not isinstance(images, tuple | list | Mapping):
-        if len(check_inputs("images", images, net).shape) == 0 or len(images) == 0:
-            raise ValueError(f"images: expected a batch of at least one, got shape {list(images.shape)}")
-        images = images[:1].clone()
+        x = check_inputs("images", images, net)
+        if x.ndim == 0 or len(x) == 0:
+            raise ValueError(f"images: expected a batch of at least one, got shape {list(x.shape)}")
     entering_and_leaving = []
     training = net.training
     net.eval()
     try:
         with torch.no_grad():
             x, context = net.split(images)
+            # The context is that of all samples.
             bound = net.bound(context)
-            y = bound.stem(x)
+            y = bound.stem((x if context.values else x[:1]).clone())
             for block in bound:
                 entering, y = tuple(y.shape[1:]), block(y.clone())
                 entering_and_leaving.append((entering, tuple(y.shape[1:])))
@@ -228,7 +238,7 @@ def recalibrated(
     batches, seed = check_integer("batches", batches, 1, MOST_BATCHES), check_integer("seed", seed, 0)
     if net.frozen_statistics:
         raise ValueError(f"net: expected running statistics that can change, got fixed {net.frozen_statistics[0]}")
-    recalibrating = copy.deepcopy(net).eval()
+    recalibrating = copy_without_hooks(net).eval()
     norms = [module for module in recalibrating.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.reset_running_stats()

@@ -227,7 +227,7 @@ def _first_order(net: ResidualNet, inputs: Any, target: Any, loss: Loss) -> Arra
     """
     dtype = next(net.parameters()).dtype
     x, context = net.split(in_type(inputs, dtype))
-    net = net.bound(context)
+    net = net.bound(context.detached())
     with torch.enable_grad():
         activations = [net.stem(x).detach().requires_grad_()]
         for block in net:

@@ -62,7 +62,7 @@ class CudaEngine:
             return f"the network is on {job.device}"
         if job.bn != "running":
             return f'no bn="{job.bn}"'
-        if job.precision == "float64":
+        if job.precision in ("float64", "network"):
             return f'no precision="{job.precision}"'
         capability = torch.cuda.get_device_capability(job.device)
         if capability < (8, 0):
@@ -260,7 +260,7 @@ class CudaWalk:
         return walked if shifts is None else multiplied(*walked, to_device(shifts, mantissa.device)[:, None])
 
     def _through_block(
-        self, index: int, grads: ScaledGradient, coefficients: Sequence[tuple[float, float]]
+        self, index: int, grads: ScaledGradient, coefficients: Sequence[tuple[float, ...]]
     ) -> ScaledGradient:
         """Take each of the scaled gradients [g, B, C, H, W] back through one block by its (a, c), in one launch."""
         step, magnitudes, (mantissas, exponents) = self.network.steps[index], self.network.magnitudes, grads

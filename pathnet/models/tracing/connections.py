@@ -9,10 +9,9 @@ the addition of a branch with its sign flipped.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import fx, nn
 
 from pathnet.models.tracing.graphs import TracedGraph, describe_node, output_node
@@ -59,11 +58,17 @@ class _GradientFlow:
         nodes: those nodes, in the order in which they run.
         index: the position of each in ``nodes``.
         dominators: the nodes on every path, in order.
-        batch: size of the first dimension at the source, as a shape of length 1.
+        holds_batch: whether a dimension of a node's value is the batch.
     """
 
-    def __init__(self, traced: TracedGraph, observations: Mapping[fx.Node, Observation], source: fx.Node) -> None:
-        self.attributes, self.observations = traced.attributes, observations
+    def __init__(
+        self,
+        traced: TracedGraph,
+        observations: Mapping[fx.Node, Observation],
+        source: fx.Node,
+        holds_batch: Callable[[fx.Node], bool],
+    ) -> None:
+        self.attributes, self.observations, self.holds_batch = traced.attributes, observations, holds_batch
         output = output_node(traced.graph).args[0]
         if not isinstance(output, fx.Node) or not observations[output].differentiable:
             raise ValueError("model: its output does not depend on its input by differentiable operations")
@@ -74,7 +79,6 @@ class _GradientFlow:
         between = self.ancestors([output], descendants)
         self.nodes = [node for node in traced.graph.nodes if node in between]
         self.index = {node: i for i, node in enumerate(self.nodes)}
-        self.batch = (observations[source].shape or torch.Size())[:1]
         self.dominators = self._dominators()
 
     def inputs(self, node: fx.Node) -> list[fx.Node]:
@@ -169,7 +173,7 @@ class _GradientFlow:
             end = following
         while (
             end + 1 < len(self.dominators)
-            and self.observations[self.dominators[end]].shape[:1] != self.batch  # type: ignore[index]
+            and not self.holds_batch(self.dominators[end])
             and self.dominators[end + 1].target in RESHAPES
         ):
             end += 1
@@ -212,6 +216,7 @@ def connections(
     traced: TracedGraph,
     observations: Mapping[fx.Node, Observation],
     source: fx.Node,
+    holds_batch: Callable[[fx.Node], bool],
     within: Collection[fx.Node] | None = None,
 ) -> list[Connection]:
     """Return the residual connections of a graph, from input to output.
@@ -219,13 +224,14 @@ def connections(
     Args:
         observations: those of the graph's nodes, see `values.observe`.
         source: the node where the analysed gradients end.
+        holds_batch: whether a dimension of a node's value is the batch.
         within: the nodes among which additions are considered; None for all.
 
     Raises:
         ValueError: there is none; or some additions would be residual connections but are bypassed, for example by a
             concatenation.
     """
-    flow = _GradientFlow(traced, observations, source)
+    flow = _GradientFlow(traced, observations, source, holds_batch)
     chain = flow.dominators
     residual_connections: list[Connection] = []
     last_end = 0
@@ -236,6 +242,8 @@ def connections(
         branches = flow.split(addition, previous)
         if branches is None:
             continue
+        if within is None:
+            _check_skip(flow, previous, addition, *branches)
         last_end = flow.block_end(position)
         nested = len(flow.bypassed_additions(previous, addition))
         residual_connections.append(Connection(previous, *branches, addition, chain[last_end], nested))
@@ -248,6 +256,23 @@ def connections(
     return residual_connections
 
 
+def _check_skip(
+    flow: _GradientFlow, source: fx.Node, addition: fx.Node, skip: Term, residual: Sequence[Term]
+) -> None:
+    """Raise ValueError if the skip holds residual connections, and the other branches read its end and the source."""
+    if skip.node is source or skip.node not in flow.ancestors([term.node for term in residual], flow.index, source):
+        return
+    inside = flow.ancestors([skip.node], flow.index, source)
+    led_around = [node for node in flow.bypassed_additions(source, addition) if node in inside]
+    if led_around:
+        raise ValueError(
+            f"model: the output of {describe_node(source)} leads around {len(led_around)} additions from "
+            f"{describe_node(led_around[0])} on, up to {describe_node(addition)}, as an encoder's output does around "
+            "its decoder's: expected stream=, the name of the decoder or of the encoder (a submodule or an input); "
+            "the other is then context"
+        )
+
+
 def _check_no_bypass(flow: _GradientFlow, residual_connections: Sequence[Connection]) -> None:
     """Raise ValueError if additions between two dominators would be residual connections but for a bypass."""
     additions = {connection.addition for connection in residual_connections}
@@ -256,7 +281,9 @@ def _check_no_bypass(flow: _GradientFlow, residual_connections: Sequence[Connect
             raise ValueError(
                 f"model: {len(bypassed)} additions from {describe_node(bypassed[0])} on are not residual "
                 f"connections, since other paths bypass them up to {_joining_operation(right)} at "
-                f"{describe_node(right)}; blocks= takes the names of modules whose additions are"
+                f"{describe_node(right)} (as an encoder's output leads around its decoder's additions: stream= names "
+                "the encoder or the decoder, and the other is context); blocks= takes the names of modules whose "
+                "additions are"
             )
 
 
