@@ -17,7 +17,7 @@ __all__ = ["PullBack", "Rows", "place_shape"]
 
 Row = Sequence[float]
 Rows = Sequence[Row]
-"""(a, c), with gates (a, c, gate), of one block for each of several gradients; empty where no block needs any."""
+"""A block's coefficients for each of several gradients, see `Block.coefficients`; empty where no block needs any."""
 
 Product = Callable[[Tensor, Row], Tensor | None]
 
@@ -56,8 +56,8 @@ class PullBack:
 
         Args:
             grads: mantissa [p, B, ...], exponent int32 [p, B] or [p, 1].
-            rows: for each gradient the coefficients (a, c) of the block with the parameter, with gates (a, c, gate);
-                empty at other places.
+            rows: for each gradient the coefficients of the block with the parameter, see `Block.coefficients`; empty
+                at other places.
 
         Returns:
             Mantissa [p, *shape], exponent as before. A parameter has no samples: mantissa [p, 1, N] for a parameter
@@ -137,10 +137,9 @@ def _of_block(record: Record, place: Place, number: int) -> Product:
 
     def product(grad: Tensor, row: Row) -> Tensor | None:
         (grad,) = torch.autograd.grad(y, z, grad.to(y.dtype), retain_graph=True)
-        # Further parts, such as gates, count only where the row has coefficients for them.
         entered = [
             (part, factor * grad)
-            for factor, part in zip(row, parts, strict=False)
+            for factor, part in zip(block.coefficients(row), parts, strict=True)
             if factor != 0 and part is not None and part.requires_grad
         ]
         if not entered:
