@@ -42,7 +42,7 @@ class PullBack:
     """
 
     def __init__(self, record: Record, place: Place) -> None:
-        self._is_parameter = place.leaf is not None
+        self._is_parameter, self._in_block = place.leaf is not None, place.block is not None
         self._shape = place_shape(record, place)
         self._product: Product | None = None
         with torch.enable_grad(), record.autocast.entered() if record.autocast is not None else nullcontext():
@@ -70,6 +70,8 @@ class PullBack:
             return scaling.rescale(self._stacked(pulled, grads.mantissa), grads.exponent)
         mantissas, exponents = scaling.align(*grads)
         pulled = [self._product(*pair) for pair in zip(mantissas, rows or [()] * len(mantissas), strict=True)]
+        if not self._in_block:
+            return scaling.rescale(self._stacked(pulled, mantissas), exponents)
         return self._in_range(self._product, pulled, ScaledGradient(mantissas, exponents), rows)
 
     def of_sample(self, grads: ScaledGradient, rows: Rows, sample: int) -> ScaledGradient:
@@ -92,7 +94,10 @@ class PullBack:
     def _in_range(
         self, product: Product, pulled: Sequence[Tensor | None], grads: ScaledGradient, rows: Rows
     ) -> ScaledGradient:
-        """Return a parameter's gradients, rescaled; one that left its type's range is computed again within it."""
+        """Return the gradients of a block's parameter, rescaled; one out of its type's range is computed again.
+
+        A block may shrink a gradient by 2^200. To see that, this waits for a GPU.
+        """
         mantissas, exponents = grads
         stacked, lift = self._stacked(pulled, mantissas), LIFT[mantissas.dtype]
         largest = scaling.largest(stacked, exponents)
