@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from pathnet.adapted import AdaptedNet
-from pathnet.checks import MOST_INTEGER, check_integer, described
+from pathnet.checks import MOST_INTEGER, check_integer, described, one_of
 from pathnet.full_precision import full_precision
 from pathnet.models.tracing.by_hand import Part, assemble, nodes_inside, submodules, trace_block_by_block
 from pathnet.models.tracing.dissect import Dissection, dissect
@@ -22,6 +23,8 @@ from pathnet.models.tracing.tracers import trace_model, untraceable_reason
 __all__ = ["AdaptedNet", "adapt"]
 
 
+Parallel = Literal["together", "separate"]
+
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
 
 
@@ -32,6 +35,7 @@ def adapt(
     stem: Part | None = None,
     head: Part | None = None,
     output: str | int | None = None,
+    parallel: Parallel = "together",
 ) -> AdaptedNet:
     """Return a model as a `ResidualNet`, by tracing it in evaluation mode (`torch.fx`, or else `torch.export`).
 
@@ -56,6 +60,9 @@ def adapt(
         stem, head: the parts before the first block and after the last, in the same forms as branches; only together
             with the branches of every block.
         output: name or index of one of the model's outputs, if it has several.
+        parallel: whether residual modules in parallel, as attention and perceptron in GPT-J and GPT-NeoX (``y = x +
+            f(x) + g(x)``), count as one residual module of their block ("together") or as one each ("separate").
+            Routings then have a coefficient for each, and paths enter one of them or none (see `pathnet.paths`).
 
     Returns:
         A network whose output and gradients (of the input and all parameters) equal the model's, as checked on the
@@ -73,6 +80,7 @@ def adapt(
         raise ValueError(f"blocks: expected a list of submodules or their names, got {described(blocks)}")
     if output is not None and not isinstance(output, str):
         output = check_integer("output", output, -MOST_INTEGER, MOST_INTEGER)
+    one_of("parallel", parallel, Parallel)
     model_modules = set(model.modules())
     root = SingleOutput(model, partial(select_output, output=output))
     with full_precision(), evaluating_restored(model):
@@ -87,6 +95,8 @@ def adapt(
             raise ValueError(f"{name}: expected None unless blocks are pairs of branches, got {described(part)}")
         else:
             net = _traced_network(root, model, example, blocks)  # type: ignore[arg-type]
+        if parallel == "together":
+            net.as_one_module_each()
         _check_equal(root, net, model, example)
     for module in net.modules():
         if module not in model_modules:
@@ -146,7 +156,9 @@ def _network(
         shapes.append(y.shape[1:])
         y = block(y)
     shapes.append(y.shape[1:])
-    return AdaptedNet(parts.stem, parts.blocks, parts.head, traced_by, shapes, parts.fixed, frozen, dropouts)
+    net = AdaptedNet(parts.stem, parts.blocks, parts.head, traced_by, shapes, parts.fixed, frozen, dropouts)
+    net.notes = tuple(parts.notes)
+    return net
 
 
 def _check_equal(root: nn.Module, net: AdaptedNet, model: nn.Module, example: Tensor) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from pathnet.checks import check_tensor, described
 from pathnet.models.coefficients import Coefficient, check_coefficients, known_as, left_out, of_blocks, scaled
 from pathnet.models.context import NO_CONTEXT, Context
+from pathnet.models.forms import Form, FusedForm, PostActivationForm, Unit
 
 __all__ = [
     "Block",
@@ -24,63 +24,6 @@ __all__ = [
     "check_net",
     "first_convolution",
 ]
-
-
-@dataclass(frozen=True)
-class Unit:
-    """BN, then ReLU, then convolution: the unit of pre-activation blocks in fused engines."""
-
-    bn: nn.BatchNorm2d
-    conv: nn.Conv2d
-
-
-@dataclass(frozen=True)
-class FusedForm:
-    """A pre-activation block in the form that fused engines take.
-
-    Attributes:
-        units: the units of the residual module, in the order of the forward pass.
-        projection: the convolution of the skip connection, which reads the pre-activated input, as the first unit's
-            does.
-        pad: whether the skip connection takes every ``stride``-th pixel of the block's input and adds zero channels.
-            With neither ``projection`` nor ``pad``, it is the identity.
-        pad_before: number of those zero channels that come before the input's; the rest come after them.
-    """
-
-    units: tuple[Unit, ...]
-    projection: nn.Conv2d | None = None
-    pad: bool = False
-    pad_before: int = 0
-
-    @property
-    def convs(self) -> tuple[nn.Conv2d, ...]:
-        """Convolutions of the residual module, in the order of the forward pass."""
-        return tuple(unit.conv for unit in self.units)
-
-
-@dataclass(frozen=True)
-class PostActivationForm:
-    """A post-activation block in the form that fused engines take.
-
-    The block is that of He et al., "Deep Residual Learning for Image Recognition", 2016: convolutions, each followed
-    by its BN, with ReLUs between them, and a ReLU after the addition (`Block.join`).
-
-    Attributes:
-        convs, bns: the convolutions of the residual module and their BNs, in the order of the forward pass.
-        projection, projection_bn: the convolution of the skip connection, which reads the block's input, and its BN.
-        pad, pad_before: see `FusedForm`.
-    """
-
-    convs: tuple[nn.Conv2d, ...]
-    bns: tuple[nn.BatchNorm2d, ...]
-    projection: nn.Conv2d | None = None
-    projection_bn: nn.BatchNorm2d | None = None
-    pad: bool = False
-    pad_before: int = 0
-
-
-Form = FusedForm | PostActivationForm
-"""Forms in which fused engines take a block."""
 
 
 class Block(nn.Module):

@@ -186,16 +186,16 @@ def assemble(
             raise ValueError(
                 f"blocks: expected pairs (skip, residual) or (skip, residual, join), got {len(parts)} parts"
             )
-        skip, skip_output = _part(model, f"the skip of block {i + 1}", parts[0], y)
-        residual, residual_output = _part(model, f"the residual module of block {i + 1}", parts[1], y)
+        skip, skip_output = _part(model, f"the skip of block {i}", parts[0], y)
+        residual, residual_output = _part(model, f"the residual module of block {i}", parts[1], y)
         join, output = _part(
-            model, f"the join of block {i + 1}", parts[2] if len(parts) > 2 else None, skip_output + residual_output
+            model, f"the join of block {i}", parts[2] if len(parts) > 2 else None, skip_output + residual_output
         )
         if residual is None:
-            raise ValueError(f"blocks: expected a residual module in block {i + 1}, got None")
+            raise ValueError(f"blocks: expected a residual module in block {i}, got None")
         if output.shape[:1] != example.shape[:1]:
             raise ValueError(f"blocks: expected the batch in the first dimension, got {list(output.shape)}")
-        name = parts[1] if isinstance(parts[1], str) else f"block {i + 1}"
+        name = parts[1] if isinstance(parts[1], str) else f"block {i}"
         pad_before = zeros_before(skip, residual, y, residual_output.shape)
         traced_blocks.append(TracedBlock(name, None, skip, residual, join, pad_before))
         y = output

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pathnet.models.tracing.connections import Term
+from pathnet.models.tracing.flow import Term
 from pathnet.models.tracing.graphs import TracedGraph, describe_node, placeholder
 from pathnet.models.tracing.operations import CLONES
 from pathnet.models.tracing.values import Observation, value_dependents
@@ -87,6 +87,11 @@ class GraphCutter:
         if len(terms) == 1 and terms[0].factor == 1 and not broadcasts and self._is_identity(start, terms[0].node):
             return None
         subgraph = _Subgraph(self, name, start, [term.node for term in terms])
+        subgraph.graph.output(self._total(subgraph, terms, shape))
+        return fx.GraphModule(subgraph.attributes, subgraph.graph)
+
+    def _total(self, subgraph: _Subgraph, terms: Sequence[Term], shape: torch.Size | None) -> fx.Node:
+        """Return the node of the sum of ``terms`` in a part, broadcast to ``shape``."""
         total: fx.Node | None = None
         for term in terms:
             value = subgraph.copies[term.node]
@@ -94,11 +99,24 @@ class GraphCutter:
                 value = subgraph.graph.call_function(operator.mul, (value, term.factor))
             total = value if total is None else subgraph.graph.call_function(operator.add, (total, value))
         assert total is not None
-        if broadcasts:
-            assert shape is not None
+        if shape is not None and shape != _broadcast([self._shape(term.node) for term in terms]):
             total = subgraph.graph.call_method("expand", (total, -1, *shape[1:]))
             self.fixed.append("a branch is broadcast")
-        subgraph.graph.output(total)
+        return total
+
+    def cut_apart(
+        self, name: str, start: fx.Node, sums: Sequence[Sequence[Term]], shape: torch.Size
+    ) -> fx.GraphModule:
+        """Return several sums of terms, each broadcast to ``shape``, as one function of ``start`` to a tuple.
+
+        What they share is computed once.
+
+        Args:
+            name: the part's name in errors.
+        """
+        subgraph = _Subgraph(self, name, start, [term.node for terms in sums for term in terms])
+        totals = [self._total(subgraph, terms, shape) for terms in sums]
+        subgraph.graph.output(tuple(totals))
         return fx.GraphModule(subgraph.attributes, subgraph.graph)
 
     def _is_identity(self, start: fx.Node, end: fx.Node) -> bool:

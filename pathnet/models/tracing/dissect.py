@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,11 @@ from torch import Tensor, fx, nn
 
 from pathnet.models.residual_net import FusedForm
 from pathnet.models.tracing.blocks import TracedBlock, zeros_before
-from pathnet.models.tracing.connections import Connection, Term, connections
+from pathnet.models.tracing.connections import Connection, connections
 from pathnet.models.tracing.cutting import GraphCutter
+from pathnet.models.tracing.flow import GradientFlow, Term
 from pathnet.models.tracing.graphs import TracedGraph, first_line, module_path, output_node
+from pathnet.models.tracing.notes import addition_notes, stem_note
 from pathnet.models.tracing.operations import CLONES, RESHAPES
 from pathnet.models.tracing.values import Observation, gradient_source, observe
 
@@ -27,6 +29,7 @@ class Dissection:
     Attributes:
         shape: shape of ``y_0`` for the example, without the batch.
         fixed: why the parts take only inputs of the example's shape (batch apart); empty if they take others too.
+        notes: on additions that are no blocks, and on operations of the first block that run in the stem.
     """
 
     stem: nn.Module
@@ -34,6 +37,7 @@ class Dissection:
     head: nn.Module
     shape: torch.Size
     fixed: list[str]
+    notes: Sequence[str] = ()
 
 
 def dissect(traced: TracedGraph, example: Tensor, within: Collection[fx.Node] | None = None) -> Dissection:
@@ -53,7 +57,8 @@ def dissect(traced: TracedGraph, example: Tensor, within: Collection[fx.Node] | 
         raise ValueError(
             f"model: expected batches of any size, got an error for {2 * len(example)} samples ({first_line(error)})"
         ) from error
-    residual_connections = connections(traced, single, source, within)
+    flow = GradientFlow(traced, single, source)
+    residual_connections = connections(flow, within)
     cutter = GraphCutter(traced, single, double, source)
     start = y0 = _batch_first(residual_connections[0].source, single, example)
     stem = cutter.cut("the stem", cutter.start, [Term(start)])
@@ -69,6 +74,7 @@ def dissect(traced: TracedGraph, example: Tensor, within: Collection[fx.Node] | 
             shorter_stem = cutter.cut("the stem", cutter.start, [Term(earlier_start)])
             blocks[0], stem, y0 = longer_block, shorter_stem, earlier_start
     head = cutter.cut("the head", residual_connections[-1].end, [Term(output_node(traced.graph).args[0])])  # type: ignore[arg-type]
+    notes = addition_notes(flow, residual_connections, within)
     shape = single[y0].shape
     assert shape is not None
     if cutter.fixed:
@@ -79,6 +85,7 @@ def dissect(traced: TracedGraph, example: Tensor, within: Collection[fx.Node] | 
         nn.Identity() if head is None else head,
         shape[1:],
         list(dict.fromkeys(cutter.fixed)),
+        [*filter(None, [stem_note(flow, y0, residual_connections[0])]), *notes],
     )
 
 
@@ -101,7 +108,12 @@ def _block(cutter: GraphCutter, name: str, start: fx.Node, connection: Connectio
     assert example.shape is not None
     x = torch.empty(example.shape, device=example.device, dtype=example.dtype)
     pad_before = zeros_before(skip, residual, x, shape)
-    return TracedBlock(name, before, skip, residual, after, pad_before, connection.nested)
+    block = TracedBlock(name, before, skip, residual, after, pad_before, connection.nested)
+    if len(connection.modules) > 1:
+        what = f"the residual modules of {name!r}"
+        modules = [cutter.cut(what, source, terms, shape) or nn.Identity() for terms in connection.modules]
+        block.in_parallel(cutter.cut_apart(what, source, connection.modules, shape), modules)
+    return block
 
 
 def _batch_first(source: fx.Node, observations: Mapping[fx.Node, Observation], example: Tensor) -> fx.Node:
@@ -126,11 +138,9 @@ def _input_of_first_normalisation(first: Connection, attributes: Mapping[str, An
 
 
 def _names(residual_connections: list[Connection]) -> list[str]:
-    """Return the module that contains each addition, numbered where one contains several."""
+    """Return the module that contains each addition, numbered from 0 where one contains several."""
     paths = [module_path(connection.addition) or "addition" for connection in residual_connections]
-    return [
-        f"{path} ({paths[: i + 1].count(path)})" if paths.count(path) > 1 else path for i, path in enumerate(paths)
-    ]
+    return [f"{path} ({paths[:i].count(path)})" if paths.count(path) > 1 else path for i, path in enumerate(paths)]
 
 
 def same_shape(x: Tensor, shape: torch.Size) -> Tensor:
