@@ -162,7 +162,7 @@ class GradientFlow:
             groups.append(of_term)
         order = {term: i for i, term in enumerate(residual)}
         modules = (tuple(sorted(terms, key=order.__getitem__)) for _, _, terms in groups)
-        return tuple(sorted(modules, key=lambda terms: max(self.index[term.node] for term in terms)))
+        return tuple(sorted(modules, key=lambda terms: min(self.index[term.node] for term in terms)))
 
     def _operands(self, addition: fx.Node) -> dict[fx.Node, fx.Node]:
         """Return for each term of an addition the operand, in the addition's own module, that it is a part of."""
