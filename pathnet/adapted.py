@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from pathnet.checks import listed
 from pathnet.engines import Job, refusals
+from pathnet.models.context_graph import InputReader
 from pathnet.models.residual_net import ResidualNet
 from pathnet.models.tracing.blocks import TracedBlock
 from pathnet.models.tracing.graphs import Dropout
@@ -24,6 +25,7 @@ class AdaptedNet(ResidualNet):
     blocks, and the engines that support them.
 
     Attributes:
+        reader: reads the model's inputs: what begins the residual stream, and the context.
         traced_by: ``torch.fx`` or ``torch.export``, or ``hand`` if the caller named all parts.
         shapes: for the example, the shapes of each block's input and of the last one's output, without the batch.
         fixed: why the network takes only inputs of the example's shape (batch apart); empty if it takes others too.
@@ -41,11 +43,13 @@ class AdaptedNet(ResidualNet):
         head: nn.Module,
         traced_by: str,
         shapes: Sequence[torch.Size],
+        reader: InputReader,
         fixed: Sequence[str] = (),
         frozen_statistics: Sequence[str] = (),
         dropouts: Sequence[tuple[str, Dropout]] = (),
     ) -> None:
         super().__init__(stem, blocks, head)
+        self.reader = reader
         self.frozen_statistics = tuple(frozen_statistics)
         self.traced_by, self.shapes, self.fixed = traced_by, tuple(shapes), tuple(fixed)
         self.dropouts = tuple(dropouts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ __all__ = [
 Routing = Tensor | Sequence[Sequence[float]]
 
 
-def routed(net: nn.Module, x: Tensor, routing: Routing | None, backward: Routing | None = None) -> Tensor:
+def routed(net: nn.Module, x: Any, routing: Routing | None, backward: Routing | None = None) -> Tensor:
     """Return the network's output under a routing, ``y <- join(a skip(y) + c residual(y))`` per block.
 
     It is differentiable: inputs and weights get gradients for any loss of the output. The backward pass may have
@@ -51,7 +52,7 @@ def routed(net: nn.Module, x: Tensor, routing: Routing | None, backward: Routing
 
     Args:
         net: a `ResidualNet`, or one within DistributedDataParallel or `torch.compile`.
-        x: [B, C, H, W], or another input of the network's stem.
+        x: [B, C, H, W], or other inputs of the network.
         routing: [n, 2], the (a, c) of every block from input to output, a floating-point tensor or nested numbers;
             None for ones. A tensor that requires grad gets a gradient; all branches are then computed. Also [n,
             parts], see `ResidualNet.parts`: for residual modules in parallel one coefficient each, by default c; for
@@ -73,9 +74,7 @@ def routed(net: nn.Module, x: Tensor, routing: Routing | None, backward: Routing
     return torch.as_tensor(net(x, routing=routing, backward=backward))
 
 
-def routed_gradient(
-    net: ResidualNet, x: Tensor, target: Tensor, backward: Routing, loss: Loss = cross_entropy
-) -> Tensor:
+def routed_gradient(net: ResidualNet, x: Any, target: Any, backward: Routing, loss: Loss = cross_entropy) -> Tensor:
     """Return the gradient at ``y_0``, the input of block 1, under a routing of the backward pass; differentiable.
 
     Use it for penalties on the gradient along a path. Its value is that of `Tape.routed_gradients`, for the network
@@ -83,7 +82,7 @@ def routed_gradient(
     evaluation, get theirs too. (Gates of highway blocks are constants, as for paths.)
 
     Args:
-        x: [B, C, H, W], or another input of the network's stem.
+        x: [B, C, H, W], or other inputs of the network.
         target: the loss's second argument.
         backward: [n, 2] or [n, parts]; see `routed`.
         loss: a differentiable function of (output, target); by default the mean cross-entropy.
@@ -96,12 +95,15 @@ def routed_gradient(
             not finite; the last three are not checked while `torch.compile` traces.
     """
     check_net(net)
-    check_inputs("x", x, net)
+    device = check_inputs("x", x, net).device
+    tensors = {name: tensor.detach() for name, tensor in net.tensors(x, "x").items()}
     check_callable("loss", loss)
-    labels = check_labels(target, x.device) if loss is cross_entropy else None
+    labels = check_labels(target, device) if loss is cross_entropy else None
     coefficients = of_blocks(check_coefficients("backward", backward, net.n, net.parts))
     with torch.enable_grad():
-        y = torch.as_tensor(net.stem(x))
+        main, context = net.split(x, "x")
+        net = net.bound(context)
+        y = torch.as_tensor(net.stem(main))
         y = y if y.requires_grad else y.detach().requires_grad_()
         passes = []
         for block, factors in zip(net, coefficients, strict=True):
@@ -117,7 +119,7 @@ def routed_gradient(
             # The gradient of a loss that is NaN may be 0.
             finite = torch.isfinite(grad.detach()).all().double()
             facts = output.detach(), value.detach().reshape(()), finite
-            if not ValueCheck(x.detach(), labels, *facts, name="x").result()[1]:
+            if not ValueCheck(tensors, labels, *facts, name="x").result()[1]:
                 raise ValueError(NOT_FINITE_GRADIENT)
         for x_in, parts, factors, z, x_out in reversed(passes):
             grad = _pulled_back(x_out, z, grad)

@@ -16,6 +16,7 @@ from torch import Tensor
 from pathnet.chunks import Pace, in_chunks
 from pathnet.engines.engine import Prepared, Walk
 from pathnet.full_precision import full_precision
+from pathnet.models.context import NO_CONTEXT, Context
 from pathnet.models.residual_net import ResidualNet
 from pathnet.scaling import ScaledGradient
 
@@ -28,7 +29,7 @@ class Record:
 
     Attributes:
         net: a frozen copy of the network, in the precision of the passes; shared with other passes.
-        images: the network's input, [B, C, H, W] or of any other shape that begins with the batch.
+        images: the network's main input, [B, C, H, W] or of any other shape that begins with the batch.
         y0_shape: (B, C_0, H_0, W_0), or (B, T, C) of tokens.
         engine: name of the engine that recorded the pass.
         walk: the engine's record of the blocks, which runs the backward passes.
@@ -36,6 +37,7 @@ class Record:
         loss: [], the loss of (output, target).
         start: the gradient dL/dy_n from which every backward pass starts: [B, *y_n.shape[1:]], and int32 [B] in BN
             mode ``running``, [1] in ``batch``, where the batch is one object.
+        context: what the blocks and the head read besides.
     """
 
     net: ResidualNet
@@ -46,11 +48,13 @@ class Record:
     output: Tensor
     loss: Tensor
     start: ScaledGradient
+    context: Context = NO_CONTEXT
 
     @property
     def nbytes(self) -> int:
         """Bytes of the pass's buffers, and of the network's copy and the engine's form of it."""
-        tensors = [self.images, self.output, *self.start, *self.walk.tensors, *self.net.state_dict().values()]
+        tensors = [self.images, self.output, *self.start, *self.walk.tensors, *self.context.tensors]
+        tensors += self.net.state_dict().values()
         return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
     @property

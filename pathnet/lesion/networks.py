@@ -13,6 +13,7 @@ from pathnet.checks import MOST_INTEGER, check_integer, check_integers, check_nu
 from pathnet.data import Data
 from pathnet.data.images import check_data_set
 from pathnet.full_precision import full_precision
+from pathnet.models.context import Context
 from pathnet.models.residual_net import Block, ResidualNet, check_inputs, check_net
 
 __all__ = [
@@ -75,6 +76,10 @@ class Deleted(Block):
     def forward(self, x: Tensor) -> Tensor:
         return self.skip(x)
 
+    def bound(self, context: Context) -> Deleted:
+        block = self.block.bound(context)
+        return self if block is self.block else Deleted(block)
+
 
 class Scaled(Block):
     """A block whose residual module is multiplied by a constant factor."""
@@ -97,6 +102,10 @@ class Scaled(Block):
     def lesioned(self, x: Tensor) -> Tensor:
         return self.block.lesioned(x)
 
+    def bound(self, context: Context) -> Scaled:
+        block = self.block.bound(context)
+        return self if block is self.block else Scaled(block, self.scale)
+
 
 class Lesioned(ResidualNet):
     """A lesioned view of the network ``intact``, with the same weights.
@@ -107,7 +116,8 @@ class Lesioned(ResidualNet):
     def __init__(self, intact: ResidualNet, blocks: Sequence[Block]) -> None:
         super().__init__(intact.stem, blocks, intact.head)
         self.training = intact.training
-        self.frozen_statistics = intact.frozen_statistics
+        self.frozen_statistics, self.reader = intact.frozen_statistics, intact.reader
+        self.batch_first_output = intact.batch_first_output
         # The tuple keeps torch from registering the network as a submodule, which would count its weights twice.
         self._intact = (intact,)
         self._intact_blocks: nn.ModuleList | None = None
@@ -167,15 +177,19 @@ def block_shapes(net: ResidualNet, images: Tensor) -> list[tuple[tuple[int, ...]
         ValueError: ``net`` is not a `ResidualNet`, or ``images`` is not a nonempty batch of its inputs.
     """
     check_net(net)
-    if len(check_inputs("images", images, net).shape) == 0 or len(images) == 0:
-        raise ValueError(f"images: expected a batch of at least one, got shape {list(images.shape)}")
+    x = check_inputs("images", images, net)
+    if x.ndim == 0 or len(x) == 0:
+        raise ValueError(f"images: expected a batch of at least one, got shape {list(x.shape)}")
     entering_and_leaving = []
     training = net.training
     net.eval()
     try:
         with torch.no_grad():
-            y = net.stem(images[:1].clone())
-            for block in net:
+            x, context = net.split(images)
+            # The context is that of all samples.
+            bound = net.bound(context)
+            y = bound.stem((x if context.values else x[:1]).clone())
+            for block in bound:
                 entering, y = tuple(y.shape[1:]), block(y.clone())
                 entering_and_leaving.append((entering, tuple(y.shape[1:])))
     finally:

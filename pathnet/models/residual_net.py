@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from pathnet.checks import check_tensor, described
 from pathnet.models.coefficients import Coefficient, check_coefficients, known_as, left_out, of_blocks, scaled
 from pathnet.models.context import NO_CONTEXT, Context
+from pathnet.models.context_graph import InputReader, bound_part
 from pathnet.models.forms import Form, FusedForm, PostActivationForm, Unit
 
 __all__ = [
@@ -145,9 +147,12 @@ class ResidualNet(nn.Module):
 
     Attributes:
         frozen_statistics: the batch normalisations that use running statistics in every mode.
+        batch_first_output: whether the output's first dimension is the batch: not for a loss, and for [T, B, C].
+        reader: reads inputs of more than one tensor, and computes the context; None for networks of one tensor.
     """
 
     frozen_statistics: tuple[str, ...] = ()
+    batch_first_output: bool = True
 
     def __init__(
         self,
@@ -172,6 +177,7 @@ class ResidualNet(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.head = head
         self.config = config
+        self.reader: InputReader | None = None
 
     @property
     def n(self) -> int:
@@ -192,19 +198,45 @@ class ResidualNet(nn.Module):
         """Iterate over the residual blocks, from input to output."""
         return iter(self.blocks)  # type: ignore[arg-type]
 
-    def split(self, inputs: Any) -> tuple[Tensor, Context]:
-        """Return the tensor among the inputs from which the residual stream begins, and the batch's context.
+    def tensors(self, inputs: Any, name: str = "images") -> dict[str, Tensor]:
+        """Return the tensors among the inputs by their names in errors, the main one first.
+
+        Args:
+            inputs: a tensor; for an adapted network whatever its example was.
+            name: the name of the inputs in errors.
 
         Raises:
-            ValueError: the inputs are not of the kind that the network takes, a tensor here.
+            ValueError: the inputs are not of the kind that the network takes.
         """
+        if self.reader is not None:
+            return self.reader.tensors(inputs, name)
         if not isinstance(inputs, Tensor):
-            raise ValueError(f"images: expected a tensor, got {described(inputs)}")
-        return inputs, NO_CONTEXT
+            raise ValueError(f"{name}: expected a tensor, got {described(inputs)}")
+        return {name: inputs}
+
+    def split(self, inputs: Any, name: str = "images") -> tuple[Tensor, Context]:
+        """Return the tensor among the inputs from which the residual stream begins, and the batch's context.
+
+        Args:
+            inputs, name: see `tensors`.
+
+        Raises:
+            ValueError: the inputs are not of the kind that the network takes.
+        """
+        if self.reader is None:
+            return self.tensors(inputs, name)[name], NO_CONTEXT
+        x, context = self.reader(inputs, name)
+        return x, context
 
     def bound(self, context: Context) -> ResidualNet:
         """Return a view of the network with a batch's context as constants; the network itself if it reads none."""
-        return self
+        if not context.values:
+            return self
+        view = copy.copy(self)
+        blocks = nn.ModuleList(block.bound(context) for block in self)
+        stem, head = bound_part(self.stem, context), bound_part(self.head, context)
+        view._modules = {**self._modules, "stem": stem, "blocks": blocks, "head": head}
+        return view
 
     def stem_weight(self) -> Tensor:
         """Return the weight of the first convolution, ``[C_0, C, k, k]``: the paper's first layer.
@@ -278,19 +310,24 @@ def first_convolution(net: ResidualNet) -> nn.Conv2d | None:
 
 
 def check_inputs(name: str, inputs: object, net: ResidualNet) -> Tensor:
-    """Return ``inputs``, a dense tensor whose shape, type and device the network's stem accepts.
+    """Return the main tensor among the inputs, all dense tensors on the network's device.
+
+    Its shape and type fit the convolution that the stem begins with, if there is one.
 
     Args:
-        name: the argument's name in errors.
+        name: the inputs' name in errors.
 
     Raises:
-        ValueError: it is no such tensor. If the stem does not begin with a convolution, only the device is checked.
+        ValueError: they are no such tensors, or not those that the network takes.
     """
     device = next((parameter.device for parameter in net.parameters()), None)
-    checked = check_tensor(name, inputs, device=device)
+    tensors = net.tensors(inputs, name)
+    for entry, tensor in tensors.items():
+        check_tensor(entry, tensor, device=device)
+    name, checked = next(iter(tensors.items()))
     first = first_convolution(net)
     if first is not None:
-        check_tensor(name, inputs, "floating-point", [None, first.in_channels, None, None], device)
+        check_tensor(name, checked, "floating-point", [None, first.in_channels, None, None], device)
         if checked.numel() == 0:
             raise ValueError(f"{name}: expected images that are not empty, got shape {list(checked.shape)}")
         if checked.dtype != first.weight.dtype and not torch.is_autocast_enabled(checked.device.type):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from pathnet.models.context import Context
+from pathnet.models.context_graph import bound_part, context_names
 from pathnet.models.pointwise import Pointwise
 from pathnet.models.residual_net import Block, Form, FusedForm, PostActivationForm, Unit
 from pathnet.models.tracing.graphs import Dropout
@@ -104,6 +107,14 @@ class TracedBlock(Block):
 
     def join(self, z: Tensor) -> Tensor:
         return z if self.after is None else torch.as_tensor(self.after(z))
+
+    def bound(self, context: Context) -> TracedBlock:
+        parts = {name: bound_part(part, context) for name, part in self.named_children()}
+        if all(part is self._modules[name] for name, part in parts.items()):
+            return self
+        block = copy.copy(self)
+        block._modules = {**self._modules, **parts}
+        return block
 
     def form(self) -> Form | None:
         form = self._form_or_reason()
@@ -210,7 +221,7 @@ def _steps(part: nn.Module | None) -> list[_Step] | None:
     """
     if part is None:
         return []
-    if not isinstance(part, fx.GraphModule):
+    if not isinstance(part, fx.GraphModule) or context_names(part):
         return None
     steps: list[_Step] = []
     previous: fx.Node | None = None

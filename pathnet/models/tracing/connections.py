@@ -103,7 +103,8 @@ def _check_no_bypass(flow: GradientFlow, residual_connections: Sequence[Connecti
             raise ValueError(
                 f"model: {len(bypassed)} additions from {describe_node(bypassed[0])} on are not residual "
                 f"connections, since other paths bypass them up to {_joining_operation(right)} at "
-                f"{describe_node(right)}; blocks= takes the names of modules whose additions are"
+                f"{describe_node(right)} (as an encoder's output does in a decoder: stream= names the encoder or the "
+                "decoder, and the rest is context); blocks= takes the names of modules whose additions are"
             )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import fx, nn
 
 from pathnet.models.tracing.graphs import TracedGraph, module_path, output_node
@@ -34,11 +33,17 @@ class GradientFlow:
         nodes: those nodes, in the order in which they run.
         index: the position of each in ``nodes``.
         dominators: the nodes on every path, in order.
-        batch: size of the first dimension at the source, as a shape of length 1.
+        holds_batch: whether a dimension of a node's value is the batch.
     """
 
-    def __init__(self, traced: TracedGraph, observations: Mapping[fx.Node, Observation], source: fx.Node) -> None:
-        self.attributes, self.observations = traced.attributes, observations
+    def __init__(
+        self,
+        traced: TracedGraph,
+        observations: Mapping[fx.Node, Observation],
+        source: fx.Node,
+        holds_batch: Callable[[fx.Node], bool],
+    ) -> None:
+        self.attributes, self.observations, self.holds_batch = traced.attributes, observations, holds_batch
         output = output_node(traced.graph).args[0]
         if not isinstance(output, fx.Node) or not observations[output].differentiable:
             raise ValueError("model: its output does not depend on its input by differentiable operations")
@@ -49,7 +54,6 @@ class GradientFlow:
         between = self.ancestors([output], descendants)
         self.nodes = [node for node in traced.graph.nodes if node in between]
         self.index = {node: i for i, node in enumerate(self.nodes)}
-        self.batch = (observations[source].shape or torch.Size())[:1]
         self.dominators = self._dominators()
 
     def inputs(self, node: fx.Node) -> list[fx.Node]:
@@ -214,7 +218,7 @@ class GradientFlow:
             end = following
         while (
             end + 1 < len(self.dominators)
-            and self.observations[self.dominators[end]].shape[:1] != self.batch  # type: ignore[index]
+            and not self.holds_batch(self.dominators[end])
             and self.dominators[end + 1].target in RESHAPES
         ):
             end += 1

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from pathnet.models.shape_guards import ShapeGuards
+
 __all__ = [
     "Dropout",
     "ReadOnlyInterpreter",
     "RecordingInterpreter",
     "TracedGraph",
+    "copy_node",
     "describe_node",
     "differs",
     "first_line",
+    "is_inside",
     "module_path",
     "module_paths",
     "output_node",
-    "placeholder",
+    "placeholders",
 ]
 
 
@@ -38,6 +42,7 @@ class TracedGraph:
         frozen_statistics: the batch normalisations that always use running statistics.
         untraced: the modules that appear as one node each, because of their control flow.
         dropouts: the model's dropout modules that the trace omits, with their names.
+        guards: the conditions on the inputs' shapes under which the trace holds.
     """
 
     graph: fx.Graph
@@ -46,6 +51,7 @@ class TracedGraph:
     frozen_statistics: tuple[str, ...] = ()
     untraced: tuple[nn.Module, ...] = ()
     dropouts: tuple[tuple[str, Dropout], ...] = ()
+    guards: ShapeGuards | None = None
 
 
 class RecordingInterpreter(fx.Interpreter):
@@ -73,11 +79,9 @@ class ReadOnlyInterpreter(fx.Interpreter):
         return result
 
 
-def placeholder(graph: fx.Graph) -> fx.Node:
-    """Return the only input node of a graph."""
-    (node,) = (node for node in graph.nodes if node.op == "placeholder")
-    assert isinstance(node, fx.Node)
-    return node
+def placeholders(graph: fx.Graph) -> list[fx.Node]:
+    """Return the input nodes of a graph."""
+    return [node for node in graph.nodes if node.op == "placeholder"]
 
 
 def output_node(graph: fx.Graph) -> fx.Node:
@@ -99,6 +103,12 @@ def module_path(node: fx.Node) -> str:
     return next(reversed(module_paths(node)), "")
 
 
+def is_inside(node: fx.Node, name: str) -> bool:
+    """Return whether an operation is inside the named module of the model, or is that module."""
+    target = [str(node.target)] if node.op == "call_module" else []
+    return any(path == name or path.startswith(f"{name}.") for path in (*module_paths(node), *target))
+
+
 def describe_node(node: fx.Node) -> str:
     """Return an operation in words: what it is, and which module of the model contains it."""
     if node.op == "call_module":
@@ -106,6 +116,40 @@ def describe_node(node: fx.Node) -> str:
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     path = module_path(node)
     return f"{str(target).removesuffix('.default')} (node {node.name!r}" + (f" in module {path!r})" if path else ")")
+
+
+def copy_node(
+    node: fx.Node,
+    graph: fx.Graph,
+    copies: Mapping[fx.Node, Any],
+    attributes: dict[str, Any],
+    traced: Mapping[str, Any],
+) -> fx.Node:
+    """Copy an operation of a traced graph into another graph, with the module or tensor that it refers to.
+
+    Args:
+        copies: the new node, or the constant, for each copied node.
+        attributes: the modules and tensors of the new graph by name.
+        traced: those of the traced graph.
+    """
+    copied = graph.node_copy(node, copies.__getitem__)
+    copied.meta = {}
+    if node.op in ("call_module", "get_attr"):
+        copied.target = _add_attribute(str(node.target), traced[str(node.target)], attributes)
+    return copied
+
+
+def _add_attribute(name: str, value: Any, attributes: dict[str, Any]) -> str:
+    """Add a module or tensor to a graph's attributes, and return its name there.
+
+    A tensor gets a name without dots, so that it is not registered a second time in the module it belongs to.
+    """
+    if isinstance(value, Tensor):
+        name = name.replace(".", "_")
+    while attributes.get(name, value) is not value:
+        name += "_"
+    attributes[name] = value
+    return name
 
 
 def first_line(error: BaseException) -> str:
