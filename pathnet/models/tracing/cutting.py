@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from pathnet.models.tracing.context_values import ContextCollector
 from pathnet.models.tracing.flow import Term
-from pathnet.models.tracing.graphs import TracedGraph, describe_node, placeholders
+from pathnet.models.tracing.graphs import TracedGraph, describe_node, output_node, placeholders
 from pathnet.models.tracing.operations import CLONES
 from pathnet.models.tracing.subgraphs import Subgraph
 from pathnet.models.tracing.values import Observation, Source, batch_dim_of, value_dependents
@@ -29,6 +29,7 @@ class GraphCutter:
         single, double: the observations of each node for the example, and for the example repeated twice.
         stream: the nodes that depend on the values of the residual stream from the first block on.
         fixed: why the parts take only inputs of the example's shape, batch apart.
+        on_paths: the nodes through which gradients flow to the source from the output.
     """
 
     def __init__(
@@ -48,6 +49,18 @@ class GraphCutter:
         self.index = {node: i for i, node in enumerate(traced.graph.nodes)}
         self.context = ContextCollector(traced, single, double, batch)
         self.fixed: list[str] = []
+        self.on_paths = self._on_paths()
+
+    def _on_paths(self) -> set[fx.Node]:
+        """Return the nodes through which gradients flow to the source from the output."""
+        on_paths: set[fx.Node] = set()
+        pending = output_node(self.traced.graph).all_input_nodes
+        while pending:
+            node = pending.pop()
+            if node not in on_paths and self.single[node].differentiable:
+                on_paths.add(node)
+                pending += node.all_input_nodes
+        return on_paths
 
     def _weight_dependents(self) -> set[fx.Node]:
         """Return the nodes that depend on the values of weights."""

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from pathnet.checks import listed
 from pathnet.models.context_graph import InputReader, context_names
 from pathnet.models.residual_net import FusedForm
 from pathnet.models.tracing.blocks import TracedBlock, zeros_before
 from pathnet.models.tracing.connections import Connection, connections
 from pathnet.models.tracing.cutting import GraphCutter
+from pathnet.models.tracing.decisions import decisions_of
 from pathnet.models.tracing.examples import Example
 from pathnet.models.tracing.flow import GradientFlow, Term
 from pathnet.models.tracing.graphs import TracedGraph, first_line, module_path, output_node
@@ -110,6 +112,8 @@ def _dissect_from(
     assert isinstance(output, fx.Node)
     head = cutter.cut("the head", residual_connections[-1].end, [Term(output)], is_output=True)
     notes = addition_notes(flow, residual_connections, within)
+    if decisions := decisions_of(traced.graph):
+        notes.append(f"control flow as for the example, which each run checks: {listed(decisions)}")
     shape = single[y0].shape
     assert shape is not None
     shape = torch.Size(size for i, size in enumerate(shape) if i != (cutter.batch_dim(y0) or 0))

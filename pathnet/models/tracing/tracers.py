@@ -28,7 +28,7 @@ from pathnet.models.tracing.half_types import follow_network_type
 from pathnet.models.tracing.lifting import lift
 from pathnet.models.tracing.restoring import attributes_restored
 
-__all__ = ["trace_model", "trace_with_fx", "untraceable_reason"]
+__all__ = ["TraceProxy", "Tracer", "from_fx", "trace_model", "trace_with_fx", "untraceable_reason"]
 
 TRANSPARENT = (
     nn.Transformer,
@@ -42,22 +42,22 @@ TRANSPARENT = (
 AROUND = "torch.fx around untraceable modules"
 
 
-class _Proxy(fx.Proxy):
+class TraceProxy(fx.Proxy):
     """Proxy that records ``x += y`` as an in-place operation in every version of torch."""
 
 
-def _in_place(name: str) -> Callable[[_Proxy, Any], fx.Proxy]:
-    def method(self: _Proxy, other: Any) -> fx.Proxy:
+def _in_place(name: str) -> Callable[[TraceProxy, Any], fx.Proxy]:
+    def method(self: TraceProxy, other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
 
     return method
 
 
 for _name in ("iadd", "isub", "imul", "itruediv"):
-    setattr(_Proxy, f"__{_name}__", _in_place(_name))
+    setattr(TraceProxy, f"__{_name}__", _in_place(_name))
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     """Traces a model down to the modules of torch.nn.
 
     Args:
@@ -94,7 +94,7 @@ class _Tracer(fx.Tracer):
         return result
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return TraceProxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if m in self.leaves or isinstance(m, Pointwise):
@@ -113,16 +113,16 @@ def trace_with_fx(root: nn.Module, example: Example, leaves: Sequence[nn.Module]
         root: a module of the example's tensors that contains the model as ``model``; names in the trace lose that prefix.
         leaves: modules not to trace into.
     """
-    return _from_fx(_Tracer(leaves, len(example.tensors)).trace(root), root, example)
+    return from_fx(Tracer(leaves, len(example.tensors)).trace(root), root, example)
 
 
 def _trace_around_untraceable(root: nn.Module, example: Example) -> TracedGraph:
     """Return a trace by ``torch.fx`` in which each module with untraceable control flow is one node."""
     leaves: list[nn.Module] = []
     while True:
-        tracer = _Tracer(leaves, len(example.tensors))
+        tracer = Tracer(leaves, len(example.tensors))
         try:
-            traced = _from_fx(tracer.trace(root), root, example)
+            traced = from_fx(tracer.trace(root), root, example)
             names = [name.removeprefix("model.") for name, module in root.named_modules() if module in leaves]
             return replace(traced, traced_by=f"torch.fx around {', '.join(names)}", untraced=tuple(leaves))
         except Exception:
@@ -132,7 +132,7 @@ def _trace_around_untraceable(root: nn.Module, example: Example) -> TracedGraph:
             leaves.append(tracer.entered[-1])
 
 
-def _from_fx(graph: fx.Graph, root: nn.Module, example: Example) -> TracedGraph:
+def from_fx(graph: fx.Graph, root: nn.Module, example: Example) -> TracedGraph:
     attributes: dict[str, Any] = {}
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
