@@ -68,6 +68,11 @@ def measure(
             network, or the folder holds another run.
     """
     check_data(net, data)
+    if max(net.residual_modules) > 1:
+        raise ValueError(
+            f"net: expected one residual module in each block, got up to {max(net.residual_modules)} in parallel; "
+            'adapt(..., parallel="together") makes them one'
+        )
     if not isinstance(plan, PathGradients):
         raise ValueError(f"plan: expected PathGradients, got {described(plan)}")
     folder = check_path("folder", folder)

@@ -140,7 +140,7 @@ class ResidualNet(nn.Module):
     """``head(block_n(... block_1(stem(x))))``.
 
     Args:
-        stem: maps images ``[B, C, H, W]`` to ``y_0``, the input of block 1.
+        stem: maps images ``[B, C, H, W]`` to ``y_0``, the input of the first block.
         blocks: the n residual blocks, from input to output.
         head: maps ``y_n`` to the output (logits ``[B, classes]`` for the models here).
         config: the constructor's name and arguments in JSON types, from which `build` builds the network again.

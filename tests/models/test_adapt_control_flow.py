@@ -1,4 +1,4 @@
-"""`adapt` with blocks named where control flow depends on values, against the models' own forward and `detach` loops."""
+"""`adapt` with named blocks where control flow depends on values, against the models' own code and `detach` loops."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Layer(nn.Module):
 
 
 class Model(nn.Module):
-    """Control flow in the stem, between blocks, in a block or its residual module, in the head, or in their modules."""
+    """Control flow in the stem, between blocks, in a block, in the head, or in the modules of these."""
 
     def __init__(self, place: str) -> None:
         super().__init__()

@@ -105,7 +105,7 @@ class GradientFlow:
         """Return the parameters of a branch, each with the name of the layer that holds it."""
         branch = self.ancestors([term.node], self.index, source)
         parameters: dict[nn.Parameter, str] = {}
-        pending, visited = list(branch), set(branch)
+        pending, visited = sorted(branch, key=self.index.__getitem__, reverse=True), set(branch)
         while pending:
             node = pending.pop()
             if node.op in ("call_module", "get_attr"):
