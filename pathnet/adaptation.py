@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pathnet.adapted import AdaptedNet
-from pathnet.checks import MOST_INTEGER, check_integer, described
+from pathnet.checks import MOST_INTEGER, check_integer, described, one_of
 from pathnet.full_precision import full_precision
 from pathnet.models.hooks import hooked
 from pathnet.models.tracing.by_hand import Part, assemble, nodes_inside, submodules, trace_block_by_block
@@ -28,6 +28,8 @@ __all__ = ["AdaptedNet", "adapt"]
 
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
+Parallel = Literal["together", "separate"]
+
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
 
 
@@ -39,6 +41,7 @@ def adapt(
     head: Part | None = None,
     output: str | int | None = None,
     stream: str | int | None = None,
+    parallel: Parallel = "together",
 ) -> AdaptedNet:
     """Return a model as a `ResidualNet`, by tracing it in evaluation mode (`torch.fx`, or else `torch.export`).
 
@@ -70,6 +73,9 @@ def adapt(
         output: name or index of one of the model's outputs, if it has several.
         stream: where the residual stream begins, if not at the likeliest input: the name or index of an input, or the
             name of a submodule, such as an encoder-decoder's ``decoder``, whose encoder is then context.
+        parallel: whether residual modules in parallel, as attention and perceptron in GPT-J and GPT-NeoX (``y = x +
+            f(x) + g(x)``), count as one residual module of their block ("together") or as one each ("separate").
+            Routings then have a coefficient for each, and paths enter one of them or none (see `pathnet.paths`).
 
     Returns:
         A network whose output and gradients (of the input and all parameters) equal the model's, as checked on the
@@ -89,6 +95,7 @@ def adapt(
         raise ValueError(f"blocks: expected a list of submodules or their names, got {described(blocks)}")
     if output is not None and not isinstance(output, str):
         output = check_integer("output", output, -MOST_INTEGER, MOST_INTEGER)
+    one_of("parallel", parallel, Parallel)
     if stream is not None and not isinstance(stream, str):
         stream = check_integer("stream", stream, 0, MOST_INTEGER)
     _check_differentiable(model)
@@ -97,13 +104,13 @@ def adapt(
         model_modules = set(model.modules())
         read = checked_example(model, example)
         try:
-            net, branches = _checked_network(model, read, blocks, stem, head, output, stream)
+            net, branches = _checked_network(model, read, blocks, stem, head, output, stream, parallel)
         except ValueError as error:
             second = read.with_batch_second() if _may_hold_batch_second(model, error) else None
             if second is None:
                 raise
             try:
-                net, branches = _checked_network(model, second, blocks, stem, head, output, stream)
+                net, branches = _checked_network(model, second, blocks, stem, head, output, stream, parallel)
             except ValueError:
                 raise error from None
     net.viewed = ViewedModel(model, branches, hooks)
@@ -123,11 +130,12 @@ def _checked_network(
     head: Part | None,
     output: str | int | None,
     stream: str | int | None,
+    parallel: Parallel,
 ) -> tuple[AdaptedNet, dict[str, nn.Module]]:
     """Return the network for an example, equal to the model on it, and the modules whose training branches it lacks.
 
     Args:
-        blocks, stem, head, output, stream: see `adapt`.
+        blocks, stem, head, output, stream, parallel: see `adapt`.
     """
     root = SingleOutput(model, example.structure, partial(select_output, output=output))
     run = partial(_run, root, example)
@@ -144,6 +152,8 @@ def _checked_network(
     else:
         trace = partial(_traced_network, root, model, example, blocks, stream, expected)  # type: ignore[arg-type]
     net, branches = _live_network(trace, model, reads, run, expected)
+    if parallel == "together":
+        net.as_one_module_each()
     check_equal(truth, net, model, example)
     return net, branches
 
@@ -316,4 +326,5 @@ def _network(
         shapes.append(y.shape[1:])
         y = block(y)
     net.shapes = (*shapes, y.shape[1:])
+    net.notes = tuple(parts.notes)
     return net
