@@ -66,14 +66,12 @@ def product(pullbacks: Pullbacks, factors: Sequence[float], grad: Tensor) -> Ten
 
 def parts_of(block: Block, x: Tensor) -> tuple[Tensor | None, ...]:
     """Return the block's parts: skip, residual module, and gate if it has one."""
-    return block.three_parts(x)
+    return block.parts(x)
 
 
 def joined(block: Block, parts: Sequence[Tensor | None]) -> Tensor:
     """Return the value that the block's join takes; a gate adds nothing to it."""
-    skip, residual = parts[:2]
-    assert skip is not None and residual is not None
-    return skip + residual
+    return block.summed(parts)
 
 
 def plain_pullbacks(block: Block, x: Tensor, copies: bool) -> tuple[Tensor, Pullbacks]:
