@@ -65,7 +65,7 @@ def choose(name: str, job: Job) -> Engine:
             continue
         reason = engine.unavailable() or engine.unsupported(job)
         if reason is None:
-            if faster and job.precision != "float64" and _convolves(job.net):
+            if faster and job.precision not in ("float64", "network") and _convolves(job.net):
                 reasons = "; ".join(faster)
                 message = f"engine: {engine.name!r} was chosen; faster engines refuse the job ({reasons})"
                 warnings.warn(message, RuntimeWarning, stacklevel=3)
