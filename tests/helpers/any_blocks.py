@@ -53,7 +53,7 @@ class Gated(Block):
 
 
 class Changes(Block):
-    """A block whose skip connection has weights, and which changes values in place in many places, views among them."""
+    """A block whose skip connection has weights, and which changes values in place, views among them."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from pathnet.engines import fallback
 from pathnet.engines.autograd.blocks import KnownBlock, RecordedBlock
-from pathnet.full_precision import Autocast
-from pathnet.engines.memory import KEPT_SHARE, available, storages
 from pathnet.engines.autograd.walk import AutogradWalk
 from pathnet.engines.engine import Job
+from pathnet.engines.memory import KEPT_SHARE, available, storages
+from pathnet.full_precision import Autocast
 from pathnet.models.context import NO_CONTEXT, Context
 
 __all__ = ["AutogradEngine", "AutogradPrepared", "AutogradWalk"]

@@ -102,8 +102,7 @@ def plain_pullbacks(block: Block, x: Tensor, copies: bool) -> tuple[Tensor, Pull
     def pullback(part: Tensor | None) -> Pullback | None:
         if part is entry and part._version == version:
             return IDENTITY
-        depends = part is not None and part.requires_grad
-        return partial(pulled, part, leaf) if depends else None
+        return partial(pulled, part, leaf) if part is not None and part.requires_grad else None
 
     join = IDENTITY if y is joining and y._version == 0 else partial(pulled, y, z)
     outputs = [y, *(part for part in parts if part is not None)]
@@ -125,7 +124,8 @@ def saved_tensors(outputs: Sequence[Tensor]) -> list[Tensor]:
             continue
         visited.add(node)
         pending += [following for following, _ in node.next_functions]
-        values = [getattr(node, name) for name in _saved_names(type(node))]
+        kind: Any = type(node)
+        values = [getattr(node, name) for name in _saved_names(kind)]
         values += getattr(node, "saved_tensors", ())
         for value in values:
             several = value if isinstance(value, (list, tuple)) else [value]
