@@ -18,7 +18,7 @@ from pathnet.models.tracing.graphs import TracedGraph, describe_node, output_nod
 from pathnet.models.tracing.operations import CLONES, CONCATENATIONS, RESHAPES, is_activation, operands_of
 from pathnet.models.tracing.values import Observation
 
-__all__ = ["Connection", "Term", "connections"]
+__all__ = ["Connection", "LedAroundError", "Term", "connections"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,10 @@ class Connection:
     addition: fx.Node
     end: fx.Node
     nested: int
+
+
+class LedAroundError(ValueError):
+    """A value leads around residual connections, as an encoder's output does around its decoder's."""
 
 
 class _GradientFlow:
@@ -265,7 +269,7 @@ def _check_skip(
     inside = flow.ancestors([skip.node], flow.index, source)
     led_around = [node for node in flow.bypassed_additions(source, addition) if node in inside]
     if led_around:
-        raise ValueError(
+        raise LedAroundError(
             f"model: the output of {describe_node(source)} leads around {len(led_around)} additions from "
             f"{describe_node(led_around[0])} on, up to {describe_node(addition)}, as an encoder's output does around "
             "its decoder's: expected stream=, the name of the decoder or of the encoder (a submodule or an input); "

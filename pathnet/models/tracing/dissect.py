@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from pathnet.models.context_graph import InputReader, context_names
 from pathnet.models.residual_net import FusedForm
 from pathnet.models.tracing.blocks import TracedBlock, zeros_before
-from pathnet.models.tracing.connections import Connection, Term, connections
+from pathnet.models.tracing.connections import Connection, LedAroundError, Term, connections
 from pathnet.models.tracing.cutting import GraphCutter
 from pathnet.models.tracing.examples import Example
 from pathnet.models.tracing.graphs import TracedGraph, first_line, module_path, operation, output_node
@@ -61,6 +61,8 @@ def dissect(
     for source in gradient_sources(traced, example, stream):
         try:
             return _dissect_from(traced, example, source, within)
+        except LedAroundError:
+            raise
         except ValueError as error:
             # Another input may be where the residual stream begins.
             first_error = first_error or error
