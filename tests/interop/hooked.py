@@ -57,8 +57,10 @@ def truth(
                 last = model.get_submodule(residual.last)
                 hooks.enter_context(last.register_forward_hook(changed(Tensor.detach)))
         output = logits(model, x)
-    places = {"image": [x], "stem_weight": [dict(model.named_parameters()).get(original.stem_weight)]}
-    (gradient,) = torch.autograd.grad(loss(output, target), places.get(at, leaves))
+    parameters = dict(model.named_parameters())
+    places = {"y0": leaves, "image": [x], "stem_weight": [parameters.get(original.stem_weight)]}
+    leaf = places[at] if at in places else [parameters[at]]
+    (gradient,) = torch.autograd.grad(loss(output, target), leaf, allow_unused=True, materialize_grads=True)
     return gradient
 
 
