@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import fused, host, kernels, measurements, processes, tools
+from benchmarks.adapted.on_gpu import any_model
 from benchmarks.budget import CORES, REHEARSAL_LIMIT_S, RUN_S, limit_s, native_s
 from benchmarks.cases import FULL, REHEARSAL, Setup
 from benchmarks.facts import commit_here, device_name, facts
@@ -61,6 +62,7 @@ STEPS: dict[str, Callable[[Setup], Findings]] = {
     "running_triton": fused.running_triton,
     "training": fused.training,
     "paths": measurements.paths,
+    "models": any_model,
     "deletions": measurements.deletions,
     "sums": measurements.sums,
     "imagenet": fused.imagenet,

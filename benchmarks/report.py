@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.adapted.cases import NAMES, ON_GPU
+from benchmarks.adapted.report import GOALS, RATIOS, tables
 from benchmarks.results import newest, read
 
 __all__ = ["goals", "show"]
@@ -57,6 +59,12 @@ def goals(steps: Steps) -> list[dict[str, Any]]:
         at_most(2.5, title, finding, "running_triton", "precisions", precision, "times_of_cuda")
     title = "fused training step, times faster than torch.compile"
     at_least(1.5, title, "training_compiled", "times_faster_than_compiled")
+    few, many = ON_GPU.paths
+    for name in NAMES:
+        for key, (title, sense, goal) in GOALS.items():
+            if key in RATIOS and goal is not None:
+                measure = partial(finding, "models", "models", name, "ratios", "wall", key)
+                judged.append(_goal(f"{name}: {title.format(few=few, many=many)}", sense, goal, measure))
     title = "54 deletions, share of 55 eager forward passes"
     at_most(0.25, title, lambda: min(finding("deletions", "share_of_eager").values()))
     for precision in both:
@@ -87,6 +95,9 @@ def show(results: dict[str, Any], console: Console) -> None:
     if results["rehearsal"]:
         console.print("a rehearsal: its numbers mean nothing")
     console.print(_steps(results["steps"]), _goals(results["goals"]))
+    models = results["steps"].get("models", {}).get("found", {})
+    if "figures" in models:
+        console.print(*tables(models))
     sweep = results["steps"].get("sweep", {}).get("found", {})
     if "timings" in sweep:
         title = f"{sweep['paths']} paths, one of each length, on a batch of {sweep['batch']}"

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from pathnet.engines import Job, refusals
+from pathnet.models.context_graph import InputReader
 from pathnet.models.residual_net import ResidualNet
 from pathnet.models.tracing.blocks import TracedBlock
 from pathnet.models.tracing.graphs import Dropout
+from pathnet.models.tracing.viewed import ViewedModel, listed
 
 __all__ = ["AdaptedNet"]
 
@@ -22,11 +24,13 @@ class AdaptedNet(ResidualNet):
     blocks, and the engines that support them.
 
     Attributes:
+        reader: reads the model's inputs: what begins the residual stream, and the context.
         traced_by: ``torch.fx`` or ``torch.export``, or ``hand`` if the caller named all parts.
         shapes: for the example, the shapes of each block's input and of the last one's output, without the batch.
         fixed: why the network takes only inputs of the example's shape (batch apart); empty if it takes others too.
         frozen_statistics: the batch normalisations that always use running statistics.
         dropouts: the model's dropout modules that `torch.export` omitted, with their names.
+        viewed: the model, and what the network lacks of it.
     """
 
     def __init__(
@@ -36,20 +40,24 @@ class AdaptedNet(ResidualNet):
         head: nn.Module,
         traced_by: str,
         shapes: Sequence[torch.Size],
+        reader: InputReader,
         fixed: Sequence[str] = (),
         frozen_statistics: Sequence[str] = (),
         dropouts: Sequence[tuple[str, Dropout]] = (),
     ) -> None:
         super().__init__(stem, blocks, head)
+        self.reader = reader
         self.frozen_statistics = tuple(frozen_statistics)
         self.traced_by, self.shapes, self.fixed = traced_by, tuple(shapes), tuple(fixed)
         self.dropouts = tuple(dropouts)
+        self.viewed = ViewedModel()
 
     def train(self, mode: bool = True) -> AdaptedNet:
-        """Set training or evaluation mode, as `torch.nn.Module.train` does.
+        """Set training or evaluation mode, of the network and of all modules of the model.
 
         Raises:
-            ValueError: the mode is training, and the trace omits active dropout of the model.
+            ValueError: the mode is training, and the trace omits active dropout of the model, or fixed what a module
+                does in training.
         """
         live = [f"{name!r} (p = {dropout.p:g})" for name, dropout in self.dropouts if dropout.p > 0]
         if mode and live:
@@ -57,7 +65,9 @@ class AdaptedNet(ResidualNet):
                 "net: tracing omitted the model's dropout, so training would run without it: expected p = 0, got "
                 f"{', '.join(live[:3])}; set it, or give blocks' branches by hand (blocks=)"
             )
+        self.viewed.check(mode)
         super().train(mode)
+        self.viewed.train(self, mode)
         return self
 
     def stem_weight(self) -> Tensor:
@@ -89,7 +99,11 @@ class AdaptedNet(ResidualNet):
         for name, reason in refusals(Job(self, "running", "float32", self.shapes[0], device)).items():
             lines.append(f"engine {name}: {'serves' if reason is None else reason}")
         if self.dropouts:
-            lines.append(f"without dropout, for evaluation only: {', '.join(name for name, _ in self.dropouts[:3])}")
+            lines.append(f"without dropout, for evaluation only: {listed([name for name, _ in self.dropouts])}")
+        if self.viewed.branches:
+            lines.append(f"for evaluation only, without the training branch of {listed(self.viewed.branches)}")
+        if self.viewed.hooked:
+            lines.append(f"without the hooks of {listed(self.viewed.hooked)}")
         if self.fixed:
             lines.append(f"for inputs of the example's shape: {'; '.join(self.fixed[:3])}")
         return "\n".join(lines)

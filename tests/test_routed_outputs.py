@@ -19,7 +19,7 @@ from pathnet.models import Block, ResidualNet
 CASE = SMALL[1]
 CODES = pathnet.paths.enumerate_all(6)[::5]
 needs_native = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
-ENGINES = ["reference", pytest.param("cpu", marks=needs_native)]
+ENGINES = ["reference", "autograd", pytest.param("cpu", marks=needs_native)]
 
 
 class PostActivation(Block):

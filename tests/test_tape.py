@@ -235,15 +235,15 @@ def test_auto_takes_the_fastest_engine_that_serves_and_says_when_it_is_another()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert pathnet.record(net, images, labels).engine == "cpu"
-            assert pathnet.record(net, images, labels, precision="float64").engine == "reference"
+            assert pathnet.record(net, images, labels, precision="float64").engine == "autograd"
     net.blocks[1].convs[0].dilation = net.blocks[1].convs[0].padding = (2, 2)
-    with pytest.warns(RuntimeWarning, match=r"'reference' was chosen; .* \(cpu: "):
-        assert pathnet.record(net, images, labels).engine == "reference"
+    with pytest.warns(RuntimeWarning, match=r"'autograd' was chosen; .* \(cpu: "):
+        assert pathnet.record(net, images, labels).engine == "autograd"
     with pytest.raises(ValueError, match="engine: expected one that serves this job, got 'cpu'"):
         pathnet.record(net, images, labels, engine="cpu")
     with pytest.raises(ValueError, match='reference: no precision="bfloat16"'):
         pathnet.record(net, images, labels, precision="bfloat16")
-    assert list(pathnet.engines.available()) == ["cuda", "triton", "cpu", "reference"]
+    assert list(pathnet.engines.available()) == ["cuda", "triton", "cpu", "autograd", "reference"]
     assert pathnet.engines.available()["reference"] is None
 
 
@@ -275,9 +275,9 @@ IMAGES, LABELS = CASE.images()
         ({"target": LABELS[:2]}, r"target: expected shape \[3\]"),
         ({"target": LABELS + 5}, "target: expected labels 0 to 4"),
         ({"bn": "eval"}, "bn: expected 'running' or 'batch', got 'eval'"),
-        ({"at": "y1"}, "at: expected 'y0' or 'image' or 'stem_weight', got 'y1'"),
+        ({"at": "y1"}, r"at: expected 'y0', 'image', 'stem_weight', the number of a block \(0 to 5\) or .* got 'y1'"),
         ({"precision": "float16"}, "precision: expected"),
-        ({"engine": "gpu"}, "engine: expected auto, cuda, triton, cpu, reference, got 'gpu'"),
+        ({"engine": "gpu"}, "engine: expected auto, cuda, triton, cpu, autograd, reference, got 'gpu'"),
         (
             {"loss": lambda output, target: output.sum().to(torch.complex64)},
             "loss: expected one real number per batch, got a tensor torch.complex64",

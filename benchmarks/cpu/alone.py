@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import resource
 import sys
@@ -20,6 +21,8 @@ from benchmarks.cpu.competitors import PRECISIONS, recorder
 from benchmarks.cpu.peaks import Peaks, matrix_product
 from benchmarks.outcome import Findings
 from pathnet import native
+
+__all__ = ["forget_peak", "peak_bytes"]
 
 STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -71,22 +74,27 @@ def memory(sizes: Sizes, count: int) -> Findings:
     net = network(sizes.setup)
     tape = recorder(net, "running", "float32")(*batch(sizes.setup))
     tape.path_gradient_norms(codes_of_any_length(net.n, 1))
-    _forget_peak()
-    before, start = _peak_bytes(), time.perf_counter()
+    forget_peak()
+    before, start = peak_bytes(), time.perf_counter()
     tape.path_gradient_norms(codes_of_any_length(net.n, count))
-    walks_s, after = time.perf_counter() - start, _peak_bytes()
+    walks_s, after = time.perf_counter() - start, peak_bytes()
     grown = {"peak_bytes_before": before, "peak_bytes": after, "growth_bytes": after - before}
     return {"paths": count, **grown, "walks_s": walks_s}
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """Reset the peak to the memory resident now, if the system can: the forward pass takes more than backward
-    ones."""
+    ones.
+
+    Memory that was freed goes back to the system first, or what follows would use it without growing.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):
         FORGET.write_text("5")
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     # Not by getrusage: on Linux a program inherits the maximum of the process that started it.
     if STATUS.exists():
         (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))

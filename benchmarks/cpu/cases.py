@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import cases
+from benchmarks.adapted import cases as adapted
 from benchmarks.cases import Setup
 from pathnet.recording import BatchNormMode, Precision
 
@@ -35,6 +36,7 @@ class Sizes:
         sums: BN mode, precision and batch of the exact sums by length.
         drawn: number of residual modules of a training step that draws some.
         draws: number of such steps.
+        models: sizes of the step on the engine for any model.
     """
 
     setup: Setup
@@ -51,6 +53,7 @@ class Sizes:
     sums: tuple[tuple[BatchNormMode, Precision, int], ...]
     drawn: int
     draws: int
+    models: adapted.Sizes
 
 
 _CHECKED = replace(cases.REHEARSAL, depth=14, width=16, side=16, batch=4)
@@ -76,6 +79,7 @@ FULL = Sizes(
     ),
     drawn=23,
     draws=9,
+    models=adapted.FULL,
 )
 
 SMALL = Sizes(
@@ -93,6 +97,7 @@ SMALL = Sizes(
     sums=(("running", "float32", 2), ("batch", "bfloat16", 2)),
     drawn=2,
     draws=2,
+    models=adapted.SMALL,
 )
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from benchmarks.adapted.report import tables
 from benchmarks.results import read_cpu
 
 __all__ = ["show"]
@@ -36,6 +37,8 @@ def show(results: dict[str, Any], console: Console) -> None:
         console.print(_lengths(findings["lengths"], results["lines_by_length"]))
     if "sharing" in findings:
         console.print(_sharing(findings["sharing"]))
+    if "models" in findings:
+        console.print(*tables(findings["models"]))
     for line in _sentences(results):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -13,6 +13,7 @@ import torch
 
 import pathnet
 from benchmarks import truth
+from benchmarks.adapted.on_processor import any_model
 from benchmarks.cases import batch, network
 from benchmarks.cpu.budget import LeftOut
 from benchmarks.cpu.cases import FULL, deletions
@@ -235,6 +236,7 @@ STEPS: dict[str, Callable[[Field], Findings]] = {
     "sharing": sharing,
     "sums": sums_by_length,
     "training": training_step,
+    "models": any_model,
 }
 
 
@@ -249,8 +251,9 @@ SHARES = {
     "sharing": 8,
     "sums": 16,
     "training": 4,
+    "models": 18,
 }
-"""Percentages of the time; time that a step leaves goes to those after it."""
+"""Shares of the time; time that a step leaves goes to those after it."""
 
 PREPARATION = dict.fromkeys(STEPS, 0.0) | {"peak_share": 2, "memory": 2, "deletions": 1, "sums": 3, "training": 2}
 """Preparation of a step before its timings, in times of the check of one competitor on the small network."""

@@ -37,6 +37,20 @@ double traffic(const Program& program) {
   return bytes;
 }
 
+// Returns the block with the largest window.
+int largest_block(const Program& program) {
+  int largest = 0, bytes = 0;
+  for (int b = 0; b < program.block_count; ++b) {
+    const BlockForm& form = program.blocks()[b];
+    for (const Conv* conv : {&form.units[0], &form.units[1], &form.projection}) {
+      if (conv->window_plane <= bytes) continue;
+      largest = b;
+      bytes = conv->window_plane;
+    }
+  }
+  return largest;
+}
+
 class Planner {
  public:
   explicit Planner(const ProgramSpec& spec) : spec_(spec) {
@@ -71,11 +85,11 @@ class Planner {
       }
     }
     if (best.empty()) {
-      const Variant smallest = {true, max_slicing(), 1, max_windows()};
-      const int needed = program_of(build_program(spec_, smallest)).shared_bytes;
-      throw std::invalid_argument("a window of the network's images needs " + std::to_string(needed) +
-                                  " bytes of shared memory, and a thread block has " +
-                                  std::to_string(spec_.shared_bytes));
+      const std::vector<int32_t> smallest = build_program(spec_, {true, max_slicing(), 1, max_windows()});
+      throw std::invalid_argument(
+          "block " + std::to_string(largest_block(program_of(smallest))) +
+          ": a window of its images and the weights need " + std::to_string(program_of(smallest).shared_bytes) +
+          " bytes of shared memory, and a thread block has " + std::to_string(spec_.shared_bytes));
     }
     return best;
   }

@@ -26,7 +26,8 @@ from pathnet.effective_depth.rows import Depth
 from pathnet.engines import check_engine
 from pathnet.full_precision import full_precision
 from pathnet.gradients import LengthSums
-from pathnet.models.residual_net import ResidualNet, unwrapped
+from pathnet.models.residual_net import ResidualNet
+from pathnet.models.wrapped import unwrapped
 from pathnet.recorder import record
 from pathnet.recording import NOT_FINITE, BatchNormMode, Loss, cross_entropy, snapshot
 

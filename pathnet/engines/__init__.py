@@ -7,6 +7,7 @@ import warnings
 from torch import nn
 
 from pathnet.checks import described
+from pathnet.engines.autograd import AutogradEngine
 from pathnet.engines.cpu import CpuEngine
 from pathnet.engines.cuda import CudaEngine
 from pathnet.engines.engine import Engine, Job, Prepared, Walk
@@ -16,7 +17,7 @@ from pathnet.models.residual_net import ResidualNet
 
 __all__ = ["Engine", "Job", "Prepared", "Walk", "available", "check_engine", "choose", "refusals"]
 
-ENGINES: tuple[Engine, ...] = (CudaEngine(), TritonEngine(), CpuEngine(), ReferenceEngine())
+ENGINES: tuple[Engine, ...] = (CudaEngine(), TritonEngine(), CpuEngine(), AutogradEngine(), ReferenceEngine())
 """All engines, fastest first."""
 
 

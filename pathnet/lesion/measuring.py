@@ -20,6 +20,7 @@ from pathnet.engines.fallback import through_shared_prefixes
 from pathnet.full_precision import full_precision
 from pathnet.intervals import wilson
 from pathnet.lesion.networks import BATCH, Lesion, Scaled, check_lesions, lesioned_as, recalibrated, reorder
+from pathnet.models.inputs import map_tensors
 from pathnet.models.residual_net import Block, ResidualNet, check_net
 from pathnet.recorder import Recorder
 from pathnet.recording import BatchNormMode, BatchNormPolicy, snapshot
@@ -183,15 +184,17 @@ def in_type(inputs: Any, dtype: torch.dtype) -> Any:
 
     It is a copy because a stem may begin with an in-place ReLU.
     """
-    if not isinstance(inputs, Tensor):
-        return inputs
-    return inputs.to(dtype if inputs.is_floating_point() else inputs.dtype, copy=True)
+    return map_tensors(
+        inputs, lambda tensor: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+    )
 
 
 @full_precision()
 @torch.no_grad()
 def _walked(net: ResidualNet, inputs: Any, factors: Sequence[Sequence[float]], take: Take) -> list[Tensor]:
     """Return ``take(output)`` for each list of factors, where a block with the factor 0 runs its `Block.lesioned`."""
+    x, context = net.split(inputs)
+    net = net.bound(context)
     blocks = list(net)
 
     def apply(i: int, y: Tensor, factor: float) -> Tensor:
@@ -201,7 +204,7 @@ def _walked(net: ResidualNet, inputs: Any, factors: Sequence[Sequence[float]], t
         return torch.as_tensor(block(y.clone()))
 
     # Copies, since a head may begin with an in-place ReLU, and two lists of factors may be equal.
-    return [take(net.head(y_n.clone())) for y_n in through_shared_prefixes(net.stem(inputs), factors, apply)]
+    return [take(net.head(y_n.clone())) for y_n in through_shared_prefixes(net.stem(x), factors, apply)]
 
 
 @full_precision()

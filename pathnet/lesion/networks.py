@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from pathnet.checks import MOST_INTEGER, check_integer, check_integers, check_nu
 from pathnet.data import Data
 from pathnet.data.images import check_data_set
 from pathnet.full_precision import full_precision
+from pathnet.models.context import Context
 from pathnet.models.residual_net import Block, ResidualNet, check_inputs, check_net
 
 __all__ = [
@@ -60,7 +61,7 @@ class Deleted(Block):
 
     def __init__(self, block: Block) -> None:
         super().__init__()
-        self.block = block
+        self.block, self.residual_modules = block, block.residual_modules
 
     def skip(self, x: Tensor) -> Tensor:
         return self.block.lesioned(x)
@@ -68,8 +69,16 @@ class Deleted(Block):
     def residual(self, x: Tensor) -> Tensor:
         return 0.0 * self.skip(x)
 
+    def parts(self, x: Tensor, wanted: Collection[int] | None = None) -> tuple[Tensor | None, ...]:
+        skip = self.skip(x)
+        return (skip, *[0.0 * skip] * self.residual_modules)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.skip(x)
+
+    def bound(self, context: Context) -> Deleted:
+        block = self.block.bound(context)
+        return self if block is self.block else Deleted(block)
 
 
 class Scaled(Block):
@@ -77,17 +86,25 @@ class Scaled(Block):
 
     def __init__(self, block: Block, scale: float) -> None:
         super().__init__()
-        self.block, self.scale = block, scale
+        self.block, self.scale, self.residual_modules = block, scale, block.residual_modules
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
         skip, residual = self.block.branches(x)
         return skip, self.scale * residual
+
+    def parts(self, x: Tensor, wanted: Collection[int] | None = None) -> tuple[Tensor | None, ...]:
+        skip, *modules = self.block.parts(x, wanted)[: 1 + self.residual_modules]
+        return (skip, *(None if module is None else self.scale * module for module in modules))
 
     def join(self, z: Tensor) -> Tensor:
         return self.block.join(z)
 
     def lesioned(self, x: Tensor) -> Tensor:
         return self.block.lesioned(x)
+
+    def bound(self, context: Context) -> Scaled:
+        block = self.block.bound(context)
+        return self if block is self.block else Scaled(block, self.scale)
 
 
 class Lesioned(ResidualNet):
@@ -99,7 +116,8 @@ class Lesioned(ResidualNet):
     def __init__(self, intact: ResidualNet, blocks: Sequence[Block]) -> None:
         super().__init__(intact.stem, blocks, intact.head)
         self.training = intact.training
-        self.frozen_statistics = intact.frozen_statistics
+        self.frozen_statistics, self.reader = intact.frozen_statistics, intact.reader
+        self.batch_first_output = intact.batch_first_output
         # The tuple keeps torch from registering the network as a submodule, which would count its weights twice.
         self._intact = (intact,)
         self._intact_blocks: nn.ModuleList | None = None
@@ -159,15 +177,19 @@ def block_shapes(net: ResidualNet, images: Tensor) -> list[tuple[tuple[int, ...]
         ValueError: ``net`` is not a `ResidualNet`, or ``images`` is not a nonempty batch of its inputs.
     """
     check_net(net)
-    if len(check_inputs("images", images, net).shape) == 0 or len(images) == 0:
-        raise ValueError(f"images: expected a batch of at least one, got shape {list(images.shape)}")
+    x = check_inputs("images", images, net)
+    if x.ndim == 0 or len(x) == 0:
+        raise ValueError(f"images: expected a batch of at least one, got shape {list(x.shape)}")
     entering_and_leaving = []
     training = net.training
     net.eval()
     try:
         with torch.no_grad():
-            y = net.stem(images[:1].clone())
-            for block in net:
+            x, context = net.split(images)
+            # The context is that of all samples.
+            bound = net.bound(context)
+            y = bound.stem((x if context.values else x[:1]).clone())
+            for block in bound:
                 entering, y = tuple(y.shape[1:]), block(y.clone())
                 entering_and_leaving.append((entering, tuple(y.shape[1:])))
     finally:

@@ -225,7 +225,9 @@ def _first_order(net: ResidualNet, inputs: Any, target: Any, loss: Loss) -> Arra
     """
     dtype = next(net.parameters()).dtype
     with torch.enable_grad():
-        activations = [net.stem(in_type(inputs, dtype)).detach().requires_grad_()]
+        x, context = net.split(in_type(inputs, dtype))
+        net = net.bound(context.detached())
+        activations = [net.stem(x).detach().requires_grad_()]
         for block in net:
             activations.append(block(activations[-1].clone()))
         value = check_differentiable(loss(net.head(activations[-1].clone()), target))

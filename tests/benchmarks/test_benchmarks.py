@@ -55,6 +55,9 @@ def test_what_a_rehearsal_finds(rehearsal: tuple[int, dict[str, Any]]) -> None:
     whole = steps["whole_sweep"]["precisions"]["float32"]
     assert whole["positive_and_finite"] and not whole["complete"]
     assert whole["measurements"] == REHEARSAL.sweep_batches * 6
+    models = steps["models"]["models"]
+    assert len(models) == 3 and all(model["ratios"]["wall"].keys() >= {"few", "many"} for model in models.values())
+    assert steps["models"]["cuts"] == []
     for tests in (steps["cuda_tests"], steps["triton_tests"]):
         assert tests["passed"] > 0 and tests["failures"] == 0
 
@@ -64,6 +67,7 @@ def test_goals_stand_beside_what_was_measured(rehearsal: tuple[int, dict[str, An
     error = goals["error of a batch norm against float64, float32"]
     assert error["met"] and 0 < error["measured"] < 1e-5
     assert goals["54,000 measurements, float32, s"]["extrapolated"]
+    assert goals["GPT: times faster than fifteen lines, 1000 random paths in one call"]["measured"] > 0
     assert goals["times faster than the loop, bfloat16"]["measured"] > 0
     assert [goal["met"] for goal in report.goals({})] == [None] * len(goals)
     exceeded = {"accuracy": {"found": {"rows": [{"precision": "float32", "batch_norm": 1.0, "sample_norm": 0.0}]}}}

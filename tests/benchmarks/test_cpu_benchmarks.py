@@ -55,7 +55,7 @@ def test_the_command_measures_everything(ended: Any) -> None:
     assert len(run["found"]["checks"]["timed"]) == len(BUILDERS) == 9
     (file,) = run.pop("written")
     assert results.read_cpu(Path(file)) == run and Path(file).parent == ended[1]
-    assert "benchmarks: 10/10" in ended[0].stderr
+    assert "benchmarks: 11/11" in ended[0].stderr
 
 
 def test_every_figure_is_measured(ended: Any) -> None:
@@ -84,6 +84,10 @@ def test_what_a_rehearsal_finds(ended: Any) -> None:
     training = findings["training"]
     assert (training["drawn"], training["modules"]) == (2, 6) and 0 <= training["error"] < 1e-10
     assert training["share"] > 0 and {timing["rounds"] for timing in training["timings"].values()} == {2}
+    models = findings["models"]
+    assert list(models["models"]) == ["GPT", "ViT-Tiny", "ConvNeXt-Tiny"] and len(models["figures"]) == 24
+    assert all(figure["wall"] > 0 for figure in models["figures"])
+    assert all(0 <= error < 1e-4 for model in models["models"].values() for error in model["check"]["errors"].values())
     assert {(row["length"], row["paths"]) for row in findings["sharing"]["rows"]} == {(2, 1), (2, 4), (4, 1), (4, 4)}
 
 
@@ -98,6 +102,8 @@ def test_the_tables_show_it(ended: Any) -> None:
         "growth of",
         "2 of 6 modules drawn",
         "a training step",
+        "20 random paths in one call",
+        "ConvNeXt-Tiny",
     ):
         assert said in text
     assert ("this processor has AMX" in text) == results_of(ended)["facts"]["amx"]

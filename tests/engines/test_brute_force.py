@@ -13,15 +13,16 @@ import pathnet
 PLACES = ("y0", "image", "stem_weight")
 
 
-def recorded(case: Case, bn: str, at: str = "y0", seed: int = 0) -> pathnet.Tape:
+def recorded(case: Case, bn: str, at: str = "y0", seed: int = 0, engine: str = "autograd") -> pathnet.Tape:
     net, (images, labels) = case.net(seed), case.images(seed)
-    return pathnet.record(net, images, labels, bn=bn, precision="float64", at=at)  # type: ignore[arg-type]
+    return pathnet.record(net, images, labels, bn, engine, "float64", at)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bn", ["running", "batch"])
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
-def test_every_path_equals_the_detach_loop_and_their_sum_autograd(case: Case, bn: str) -> None:
-    tape = recorded(case, bn)
+@pytest.mark.parametrize("engine", ["autograd", "reference"])
+def test_every_path_equals_the_detach_loop_and_their_sum_autograd(case: Case, bn: str, engine: str) -> None:
+    tape = recorded(case, bn, engine=engine)
     net, (images, labels) = case.net(), case.images()
     codes = pathnet.paths.enumerate_all(tape.n)
     walked = tape.path_gradients(codes)

@@ -57,12 +57,13 @@ def test_without_dividing_the_same_gradients_are_lost(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("case", "seed"), [(Case("basic", 8), 0), (Case("bottleneck", 11, block="bottleneck", width=6), 1)]
 )
-def test_the_reference_in_float32_keeps_what_a_module_shrinks(case: Case, seed: int, bn: Any) -> None:
+@pytest.mark.parametrize("engine", ["reference", "autograd"])
+def test_engines_for_any_network_keep_what_a_module_shrinks(case: Case, seed: int, bn: Any, engine: str) -> None:
     net = faint(case.net(), seed)
     images, labels = case.images()
     routing = random_routings(net.n, 0)
     exact = pathnet.record(net, images, labels, bn=bn, engine="reference", precision="float64")
-    walked = pathnet.record(net, images, labels, bn=bn, engine="reference")
+    walked = pathnet.record(net, images, labels, bn=bn, engine=engine)
     expected = exact.routed_gradients(routing).flatten(2).norm(dim=2)
     assert (expected[expected > 0].log10() < -40).any()
     actual = walked.routed_gradients(routing).flatten(2).norm(dim=2)
@@ -136,7 +137,7 @@ def losses() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     }
 
 
-@pytest.mark.parametrize("engine", ["reference", pytest.param("cpu", marks=needs_cpu)])
+@pytest.mark.parametrize("engine", ["reference", "autograd", pytest.param("cpu", marks=needs_cpu)])
 @pytest.mark.parametrize("bn", ["running", "batch"])
 @pytest.mark.parametrize("name", ["large", "tiny", "uneven"])
 def test_a_loss_in_float64_may_leave_float32s_range(name: str, bn: Any, engine: str) -> None:
@@ -262,7 +263,7 @@ def test_dividing_changes_no_bit_of_an_ordinary_network(
     assert torch.equal(plain.path_gradients(b), back.path_gradients(b))
 
 
-@pytest.mark.parametrize("engine", ["reference", pytest.param("cpu", marks=needs_cpu)])
+@pytest.mark.parametrize("engine", ["reference", "autograd", pytest.param("cpu", marks=needs_cpu)])
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.Conv2d])
 def test_a_module_may_shrink_a_gradient_by_1e_60_at_once(kind: type[nn.Module], engine: str) -> None:
     """Check the recorder's promise; the ReLU bits are those of the network with the larger factors."""
@@ -284,7 +285,7 @@ def test_a_module_may_shrink_a_gradient_by_1e_60_at_once(kind: type[nn.Module], 
     assert ((ratio > 0) & (ratio < 1e-55)).any()
 
 
-@pytest.mark.parametrize("engine", ["reference", pytest.param("cpu", marks=needs_cpu)])
+@pytest.mark.parametrize("engine", ["reference", "autograd", pytest.param("cpu", marks=needs_cpu)])
 def test_coefficients_at_the_ends_of_float32_leave_gradients_in_range(engine: str) -> None:
     net, (images, labels) = Case("basic", 14).net(), Case("basic", 14).images()
     routing = torch.ones(4, net.n, 2)

@@ -15,13 +15,13 @@ from helpers.oracles import detach_loop, in_float64, relative_error
 from helpers.tolerances import EXACT_WALK, FLOAT32_SAMPLE_NORM
 from pathnet.models import Block, ResidualNet, preact_resnet
 
-SERVES = {"reference": ["running", "batch"], "cpu": ["running", "batch"]}
+SERVES = {"reference": ["running", "batch"], "autograd": ["running", "batch"], "cpu": ["running", "batch"]}
 """The engines, and the modes of batch normalisation in which they have sums by length."""
 
 
 ENGINES = list(SERVES)
 JOBS = [(engine, bn) for engine, modes in SERVES.items() for bn in modes]
-PRECISION = {"reference": "float64"}
+PRECISION = {"reference": "float64", "autograd": "float64"}
 """Precision by engine; float32 for the engines that are not listed."""
 
 

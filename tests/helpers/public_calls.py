@@ -323,6 +323,6 @@ def tape_calls() -> dict[str, Call]:
             f"{engine} Tape.gradient_by_length": call_of(tape.gradient_by_length),
             f"{engine} Tape.squared_norms_by_length": call_of(tape.squared_norms_by_length, draws=2),
         }
-    for at in ("image", "stem_weight"):
+    for at in ("image", "stem_weight", 0, "blocks.0.convs.0.weight"):
         named[f"{at} Tape.path_gradient_norms"] = call_of(tape_by("reference", at).path_gradient_norms, b=two_paths)
     return named

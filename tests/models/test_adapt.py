@@ -169,7 +169,7 @@ def network_and_data(name: str) -> tuple[pathnet.AdaptedNet, pathnet.data.Data]:
     return pathnet.adapt(BY_NAME[name].model().float()), data
 
 
-@pytest.mark.filterwarnings("ignore:.*'reference' was chosen")
+@pytest.mark.filterwarnings("ignore:.*'autograd' was chosen")
 @pytest.mark.parametrize("name", ["basic", "scaled"])
 def test_lesions_and_training_accept_adapted_networks(name: str) -> None:
     net, data = network_and_data(name)

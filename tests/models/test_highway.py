@@ -224,10 +224,10 @@ def test_initial_gates_depend_on_their_bias_alone() -> None:
         torch.testing.assert_close(network().blocks[1].openness(x), parts(network().blocks[1], x)[0])
 
 
-def test_the_reference_runs_gates_with_a_warning_why_other_engines_cannot() -> None:
+def test_the_autograd_engine_runs_gates_with_a_warning_why_other_engines_cannot() -> None:
     net, (images, labels) = network(), batch()
-    with pytest.warns(RuntimeWarning, match="'reference' was chosen; .*block 1 has no fused form"):
-        assert pathnet.record(net, images, labels).engine == "reference"
+    with pytest.warns(RuntimeWarning, match="'autograd' was chosen; .*block 1 has no fused form"):
+        assert pathnet.record(net, images, labels).engine == "autograd"
 
 
 def test_routings_of_the_wrong_shape_are_named() -> None:

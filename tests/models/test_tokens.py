@@ -103,11 +103,11 @@ def test_networks_that_no_other_engine_could_run_cause_no_warning(
         monkeypatch.setattr(pathnet.engines.cpu.CpuEngine, "unavailable", lambda _: "is not built")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert pathnet.record(language_model(2), *sentences(2, 5)).engine == "reference"
+        assert pathnet.record(language_model(2), *sentences(2, 5)).engine == "autograd"
     if not built:
         case = Case("convolutions", 8)
-        with pytest.warns(RuntimeWarning, match=r"'reference' was chosen; .* \(cpu: is not built"):
-            assert pathnet.record(case.net(), *case.images()).engine == "reference"
+        with pytest.warns(RuntimeWarning, match=r"'autograd' was chosen; .* \(cpu: is not built"):
+            assert pathnet.record(case.net(), *case.images()).engine == "autograd"
 
 
 def test_a_custom_loss_and_a_routed_forward_pass() -> None:

@@ -9,10 +9,9 @@ the addition of a branch with its sign flipped.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import fx, nn
 
 from pathnet.models.tracing.graphs import TracedGraph, describe_node, output_node
@@ -59,11 +58,17 @@ class _GradientFlow:
         nodes: those nodes, in the order in which they run.
         index: the position of each in ``nodes``.
         dominators: the nodes on every path, in order.
-        batch: size of the first dimension at the source, as a shape of length 1.
+        holds_batch: whether a dimension of a node's value is the batch.
     """
 
-    def __init__(self, traced: TracedGraph, observations: Mapping[fx.Node, Observation], source: fx.Node) -> None:
-        self.attributes, self.observations = traced.attributes, observations
+    def __init__(
+        self,
+        traced: TracedGraph,
+        observations: Mapping[fx.Node, Observation],
+        source: fx.Node,
+        holds_batch: Callable[[fx.Node], bool],
+    ) -> None:
+        self.attributes, self.observations, self.holds_batch = traced.attributes, observations, holds_batch
         output = output_node(traced.graph).args[0]
         if not isinstance(output, fx.Node) or not observations[output].differentiable:
             raise ValueError("model: its output does not depend on its input by differentiable operations")
@@ -74,7 +79,6 @@ class _GradientFlow:
         between = self.ancestors([output], descendants)
         self.nodes = [node for node in traced.graph.nodes if node in between]
         self.index = {node: i for i, node in enumerate(self.nodes)}
-        self.batch = (observations[source].shape or torch.Size())[:1]
         self.dominators = self._dominators()
 
     def inputs(self, node: fx.Node) -> list[fx.Node]:
@@ -169,7 +173,7 @@ class _GradientFlow:
             end = following
         while (
             end + 1 < len(self.dominators)
-            and self.observations[self.dominators[end]].shape[:1] != self.batch  # type: ignore[index]
+            and not self.holds_batch(self.dominators[end])
             and self.dominators[end + 1].target in RESHAPES
         ):
             end += 1
@@ -212,6 +216,7 @@ def connections(
     traced: TracedGraph,
     observations: Mapping[fx.Node, Observation],
     source: fx.Node,
+    holds_batch: Callable[[fx.Node], bool],
     within: Collection[fx.Node] | None = None,
 ) -> list[Connection]:
     """Return the residual connections of a graph, from input to output.
@@ -219,13 +224,14 @@ def connections(
     Args:
         observations: those of the graph's nodes, see `values.observe`.
         source: the node where the analysed gradients end.
+        holds_batch: whether a dimension of a node's value is the batch.
         within: the nodes among which additions are considered; None for all.
 
     Raises:
         ValueError: there is none; or some additions would be residual connections but are bypassed, for example by a
             concatenation.
     """
-    flow = _GradientFlow(traced, observations, source)
+    flow = _GradientFlow(traced, observations, source, holds_batch)
     chain = flow.dominators
     residual_connections: list[Connection] = []
     last_end = 0
@@ -256,7 +262,8 @@ def _check_no_bypass(flow: _GradientFlow, residual_connections: Sequence[Connect
             raise ValueError(
                 f"model: {len(bypassed)} additions from {describe_node(bypassed[0])} on are not residual "
                 f"connections, since other paths bypass them up to {_joining_operation(right)} at "
-                f"{describe_node(right)}; blocks= takes the names of modules whose additions are"
+                f"{describe_node(right)} (as an encoder's output does in a decoder: stream= names the encoder or the "
+                "decoder, and the rest is context); blocks= takes the names of modules whose additions are"
             )
 
 

@@ -117,16 +117,16 @@ def test_auto_takes_cuda_on_a_gpu_where_it_serves(monkeypatch: pytest.MonkeyPatc
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert choose() == choose(precision="bfloat16") == "cuda"
-        assert choose(precision="float64") == "reference"
-    with pytest.warns(RuntimeWarning, match=r"engine: 'reference' was chosen; .* \(cuda: no bn=\"batch\""):
-        assert choose(bn="batch") == "reference"
+        assert choose(precision="float64") == "autograd"
+    with pytest.warns(RuntimeWarning, match=r"engine: 'autograd' was chosen; .* \(cuda: no bn=\"batch\""):
+        assert choose(bn="batch") == "autograd"
 
 
 def test_an_engine_that_disagrees_with_the_reference_steps_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_gpu(monkeypatch)
     monkeypatch.setattr(cuda, "disagreement", lambda *job, small: "it disagrees with the reference on a small input")
-    with pytest.warns(RuntimeWarning, match=r"'reference' was chosen; .* \(cuda: it disagrees with the reference"):
-        assert choose() == "reference"
+    with pytest.warns(RuntimeWarning, match=r"'autograd' was chosen; .* \(cuda: it disagrees with the reference"):
+        assert choose() == "autograd"
     with pytest.raises(ValueError, match="engine: expected one that serves this job, got 'cuda'"):
         choose("cuda")
 

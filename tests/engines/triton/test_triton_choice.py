@@ -85,7 +85,7 @@ def choose(net: ResidualNet, bn: Any = "running", precision: Any = "float32") ->
     return engines.choose("auto", Job(net, bn, precision, shape, torch.device("cuda"))).name
 
 
-def test_auto_takes_cuda_then_triton_then_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_cuda_then_triton_then_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong: set[str] = set()
     tried: list[ResidualNet] = []
 
@@ -113,8 +113,8 @@ def test_auto_takes_cuda_then_triton_then_the_reference(monkeypatch: pytest.Monk
     with pytest.warns(RuntimeWarning, match=r"'triton' was chosen; .* \(cuda: it disagrees"):
         assert choose(net) == "triton"
     wrong.add("triton")
-    with pytest.warns(RuntimeWarning, match=r"'reference' was chosen; .* \(cuda: it disagrees; triton: it disagrees"):
-        assert choose(net) == "reference"
+    with pytest.warns(RuntimeWarning, match=r"'autograd' was chosen; .* \(cuda: it disagrees; triton: it disagrees"):
+        assert choose(net) == "autograd"
 
 
 @pytest.mark.usefixtures("big_tiles")

@@ -1,0 +1,202 @@
+"""One block at a recorded input, and what is known of a block for all batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from threading import RLock
+
+import torch
+from torch import Tensor
+
+from pathnet.engines.autograd.capture import NotCapturedError, random_like
+from pathnet.engines.autograd.programs import Program, compile_block
+from pathnet.engines.autograd.pullbacks import IDENTITY, Pullback, Pullbacks, plain_pullbacks
+from pathnet.engines.autograd.timing import fastest
+from pathnet.models.context import Context
+from pathnet.models.residual_net import Block
+
+__all__ = ["KnownBlock", "RecordedBlock"]
+
+PATIENCE = 0.05
+"""Seconds that a block's plain pull-backs take before the block is captured, which takes about as long."""
+
+AGREEMENT = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Maximum relative difference of a captured result from the plain one, by the narrowest type in the block."""
+
+Signature = tuple[object, ...]
+
+
+@dataclass
+class KnownBlock:
+    """A block of the prepared network, with the programs captured from it.
+
+    Attributes:
+        choices: choices between implementations, by what is computed; shared by all blocks.
+        lock: held while a block is captured; shared by all blocks.
+        copies: whether a branch or the join changes its input in place.
+        spent: seconds that plain pull-backs have taken.
+        programs: the program by the layout of the block's input and its context; None where the plain pull-backs are
+            the better ones.
+        confirmed: the signatures whose programs agreed with the block on a second batch.
+    """
+
+    block: Block
+    choices: dict[object, int]
+    lock: RLock
+    copies: bool = False
+    spent: float = 0.0
+    programs: dict[Signature, Program | None] = field(default_factory=dict)
+    confirmed: set[Signature] = field(default_factory=set)
+
+    def plain(self, x: Tensor, context: Context) -> tuple[Tensor, Pullbacks]:
+        """Run the block at its input; return its output, and its pull-backs by autograd."""
+        block = self.block.bound(context)
+        if not self.copies:
+            try:
+                return plain_pullbacks(block, x, copies=False)
+            except RuntimeError as error:
+                if "in-place operation" not in str(error):
+                    raise
+                self.copies = True
+        return plain_pullbacks(block, x, copies=True)
+
+    def record(self, x: Tensor, context: Context) -> tuple[Tensor, Pullbacks, Program | None]:
+        """Run the block at its input, by its program if it has one."""
+        signature = _signature(x, context)
+        program = self.programs.get(signature)
+        if program is None:
+            return *self.plain(x, context), None
+        y, pullbacks = program.record(x, context.tensors)
+        if signature not in self.confirmed:
+            # A program that took a value of its first batch for a constant shows here.
+            expected, plain = self.plain(x, context)
+            if not _agrees(y, expected, pullbacks, plain):
+                self.programs[signature] = None
+                return expected, plain, None
+            self.confirmed.add(signature)
+        return y, pullbacks, program
+
+    def is_due(self, x: Tensor, context: Context) -> bool:
+        """Return whether it is time to capture the block for inputs like x."""
+        return self.spent >= PATIENCE and _signature(x, context) not in self.programs
+
+    def capture(self, x: Tensor, context: Context, plain: Pullbacks) -> None:
+        """Capture the block, provided that its program agrees with the plain pull-backs and is faster."""
+        with self.lock:
+            signature = _signature(x, context)
+            if signature in self.programs:
+                return
+            self.programs[signature] = None
+            try:
+                program = compile_block(self.block, context, x, plain, self.copies, self.choices)
+                y, pullbacks = program.record(x, context.tensors)
+            except NotCapturedError:
+                return
+            with torch.no_grad():
+                expected = self.block.bound(context)(x.clone())
+            if _agrees(y, expected, pullbacks, plain) and _is_faster(y, pullbacks, plain):
+                self.programs[signature] = program
+
+
+@dataclass
+class RecordedBlock:
+    """A block at a recorded input.
+
+    Attributes:
+        x: the block's input.
+        kept: its pull-backs; None where they are computed anew whenever they are needed.
+        program: the program that made them; None for plain ones.
+        passing: whether skip connection and join are the identity.
+        present: for each part, whether gradients come through.
+    """
+
+    known: KnownBlock
+    context: Context
+    x: Tensor
+    kept: Pullbacks | None
+    program: Program | None
+    passing: bool
+    present: tuple[bool, ...]
+
+    @classmethod
+    def recorded(cls, known: KnownBlock, context: Context, x: Tensor) -> tuple[Tensor, RecordedBlock]:
+        """Run a block at its input; return its output and its record."""
+        y, pullbacks, program = known.record(x, context)
+        passing = pullbacks.join is IDENTITY and pullbacks.parts[0] is IDENTITY
+        present = tuple(part is not None for part in pullbacks.parts)
+        return y, cls(known, context, x, pullbacks, program, passing, present)
+
+    def pullbacks(self) -> Pullbacks:
+        """Return the block's pull-backs."""
+        pullbacks, program = self.kept, self.program
+        if pullbacks is None:
+            _, pullbacks, program = self.known.record(self.x, self.context)
+        if program is None and self.known.is_due(self.x, self.context):
+            self.known.capture(self.x, self.context, pullbacks)
+        if program is None and self.known.programs.get(_signature(self.x, self.context)) is not None:
+            _, pullbacks, program = self.known.record(self.x, self.context)
+            if self.kept is not None:
+                self.kept, self.program = pullbacks, program
+        return pullbacks
+
+    def saved(self) -> Sequence[Tensor]:
+        """Return the tensors that the record of the block keeps alive for itself, besides its input."""
+        return self.kept.tensors() if self.kept is not None else ()
+
+    def tensors(self) -> Sequence[Tensor]:
+        """Return all tensors that the record of the block keeps alive."""
+        return [self.x, *self.saved(), *(self.program.held if self.program is not None else ())]
+
+    def factors(self, row: Sequence[float]) -> tuple[float, ...]:
+        """Return the factor of each part under a routing's row, 0 for parts that the row does not name."""
+        return (*row, *(0.0 for _ in self.present[len(row) :]))
+
+    def reaches(self, factors: Sequence[float]) -> bool:
+        """Return whether a gradient that is not zero can come through."""
+        return any(factor != 0 and present for factor, present in zip(factors, self.present, strict=True))
+
+    def passes_on(self, factors: Sequence[float]) -> bool:
+        """Return whether the block hands a gradient on as it is, but for a factor."""
+        return self.passing and not any(factors[1:])
+
+
+def _signature(x: Tensor, context: Context) -> Signature:
+    """Return what a program is captured for: the layout of the input, and the context but for its tensors' values."""
+    values = tuple(
+        (name, tuple(value.shape), value.stride(), value.dtype) if isinstance(value, Tensor) else (name, value)
+        for name, value in context.values.items()
+    )
+    autocast = torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type)
+    return tuple(x.shape), x.stride(), x.dtype, x.device, values, autocast
+
+
+def _pairs(pullbacks: Pullbacks, plain: Pullbacks) -> list[tuple[Pullback, Pullback]]:
+    """Return the pull-backs that are more than the identity, each beside the plain one."""
+    both = zip((pullbacks.join, *pullbacks.parts), (plain.join, *plain.parts), strict=True)
+    return [(a, b) for a, b in both if a is not None and b is not None and b is not IDENTITY]
+
+
+def _agrees(y: Tensor, expected: Tensor, pullbacks: Pullbacks, plain: Pullbacks) -> bool:
+    """Return whether a program's output and pull-backs are those of the block, but for rounding."""
+    tolerance = AGREEMENT[plain.inner]
+    grad = random_like(y, _state_type(y))
+    results = [(y, expected), *((a(grad), b(grad)) for a, b in _pairs(pullbacks, plain))]
+    return all(
+        a.shape == b.shape and a.stride() == b.stride() and bool((a - b).norm() <= tolerance * b.norm())
+        for a, b in results
+    )
+
+
+def _is_faster(y: Tensor, pullbacks: Pullbacks, plain: Pullbacks) -> bool:
+    grad = random_like(y, _state_type(y))
+
+    def all_of(pulls: Sequence[Pullback]) -> Callable[[], object]:
+        return lambda: [pull(grad) for pull in pulls]
+
+    pairs = _pairs(pullbacks, plain)
+    return fastest([all_of([b for _, b in pairs]), all_of([a for a, _ in pairs])], y.device) == 1
+
+
+def _state_type(y: Tensor) -> torch.dtype:
+    return torch.float64 if y.dtype == torch.float64 else torch.float32

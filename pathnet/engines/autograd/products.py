@@ -1,0 +1,63 @@
+"""Matrix products with weights: PyTorch's own, or oneDNN's, whichever is faster on this machine.
+
+PyTorch takes MKL for float32 products, which on some processors uses half of their vector width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pathnet.engines.autograd.timing import fastest
+
+__all__ = ["Product", "products"]
+
+
+class Product:
+    """``x @ weight + bias`` by one of several implementations.
+
+    Attributes:
+        run: the implementation, a function of x [m, k].
+        held: the tensors that it keeps alive.
+    """
+
+    __name__ = "product"
+
+    def __init__(self, run: Callable[[Tensor], Tensor], *held: Tensor) -> None:
+        self.run, self.held = run, held
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.run(x)
+
+
+def products(x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Product]:
+    """Return the implementations for an example [m, k] and a weight [k, n], PyTorch's own the first."""
+    plain = (lambda x: torch.mm(x, weight)) if bias is None else (lambda x: torch.addmm(bias, x, weight))
+    found = [Product(plain)]
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        return found
+    transposed = weight.t()
+    linear = torch.ops.mkldnn._linear_pointwise.default
+
+    def by(stored: Tensor) -> Product:
+        return Product(lambda x: linear(x, stored, bias, "none", [], ""), stored)
+
+    try:
+        candidates = [by(transposed), by(torch.ops.mkldnn._reorder_linear_weight(transposed.contiguous(), len(x)))]
+        expected = plain(x)
+        size = expected.abs().amax()
+        found += [candidate for candidate in candidates if ((candidate(x) - expected).abs().amax() <= 1e-5 * size)]
+    except (RuntimeError, AttributeError, NotImplementedError):
+        pass
+    return found
+
+
+def chosen(x: Tensor, weight: Tensor, bias: Tensor | None, known: dict[object, int]) -> Product:
+    """Return the fastest implementation; measured once for each size."""
+    candidates = products(x, weight, bias)
+    key = (tuple(x.shape), tuple(weight.shape), weight.stride(), bias is None, x.dtype, len(candidates))
+    if key not in known:
+        known[key] = fastest([lambda candidate=candidate: candidate(x) for candidate in candidates], x.device)
+    return candidates[known[key]]

@@ -1,0 +1,46 @@
+"""Measurement of candidates for one computation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+__all__ = ["fastest"]
+
+TRIALS = 5
+ADVANTAGE = 0.95
+"""Share of the time of the candidates before it that a candidate must stay below: those before it are simpler."""
+
+
+def fastest(candidates: Sequence[Callable[[], Any]], device: torch.device) -> int:
+    """Return the number of the fastest candidate, measured in turns, so that a busy machine slows them all.
+
+    A later one must be faster than `ADVANTAGE` times the best before it.
+    """
+    times = [float("inf")] * len(candidates)
+    for candidate in candidates:
+        candidate()
+    for _ in range(TRIALS):
+        for number, candidate in enumerate(candidates):
+            times[number] = min(times[number], _seconds(candidate, device))
+    best = 0
+    for number, time_of in enumerate(times):
+        if time_of < ADVANTAGE * times[best]:
+            best = number
+    return best
+
+
+def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+    _wait(device)
+    begin = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - begin
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
