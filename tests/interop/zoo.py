@@ -44,7 +44,7 @@ class Kind:
         other_lengths: further lengths that the adapted network serves.
         options: further arguments of `adapt`.
         output: name of the output that the loss takes, of models with several.
-        tolerance: greatest relative error of gradients in float64; greater where the model itself computes in float32.
+        tolerance: greatest relative error of gradients in float64; more if the model itself computes in float32.
         at: the name of the place of the gradients.
     """
 

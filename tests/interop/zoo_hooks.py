@@ -101,11 +101,21 @@ def left(change: Callable[[Tensor], Tensor], module: nn.Module, branch: Branch) 
     return module.register_forward_hook(Calls(hook, branch.call))
 
 
-def truth(kind: Kind, model: nn.Module, batch: Any, target: Tensor, ways: Sequence[Ways] | None = None) -> Tensor:
+def truth(
+    kind: Kind,
+    model: nn.Module,
+    batch: Any,
+    target: Tensor,
+    ways: Sequence[Ways] | None = None,
+    parameter: str | None = None,
+) -> Tensor:
     """Return dloss/dy_0 in float64 along the open ways; the ordinary gradient without any.
 
     The outputs of closed residual modules are detached. If the skip connection is closed, the gradient at the common
     source is replaced by the part through the residual modules.
+
+    Args:
+        parameter: the name of a parameter whose gradient it is instead.
     """
     model = copy.deepcopy(model).double()
     leaves: list[Tensor] = []
@@ -125,7 +135,8 @@ def truth(kind: Kind, model: nn.Module, batch: Any, target: Tensor, ways: Sequen
                 for first in dict.fromkeys(Branch(branch.first, "", branch.call) for branch in addition):
                     hooks.enter_context(entered(without_skip, model.get_submodule(first.first), first))
         output = run(kind, model, doubled(batch))
-        (gradient,) = torch.autograd.grad(loss(output, target), leaves)
+        place = leaves if parameter is None else [model.get_parameter(parameter)]
+        (gradient,) = torch.autograd.grad(loss(output, target), place)
     return gradient
 
 

@@ -340,4 +340,8 @@ ENCODERS = [
     whisper_encoder(),
 ]
 
-DECODERS = [t5_decoder(stream="decoder"), bart_decoder(stream="model.decoder"), whisper_decoder(stream="model.decoder")]
+DECODERS = [
+    t5_decoder(stream="decoder"),
+    bart_decoder(stream="model.decoder"),
+    whisper_decoder(stream="model.decoder"),
+]

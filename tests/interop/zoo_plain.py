@@ -33,7 +33,11 @@ def encoder(id: str, batch: Any, batch_first: bool, norm_first: bool) -> Kind:
         layer = nn.TransformerEncoderLayer(12, 2, 16, batch_first=batch_first, norm_first=norm_first)
         return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
-    pairs = (("norm1", "dropout1"), ("norm2", "dropout2")) if norm_first else (("self_attn", "dropout1"), ("linear1", "dropout2"))
+    pairs = (
+        (("norm1", "dropout1"), ("norm2", "dropout2"))
+        if norm_first
+        else (("self_attn", "dropout1"), ("linear1", "dropout2"))
+    )
     return Kind(id, make, batch, "layers.0", layers("layers", 2, *pairs), other_lengths=(4, 9))
 
 

@@ -15,10 +15,8 @@ from timm.models import (
     deit,
     metaformer,
     mlp_mixer,
-    regnet,
     res2net,
     resnet,
-    resnetv2,
     swin_transformer,
     xcit,
 )
@@ -118,7 +116,14 @@ HUGGING_FACE = [
     hf_swin(),
     Kind(
         "hf-convnext",
-        built("ConvNextForImageClassification", "ConvNextConfig", patch_size=4, hidden_sizes=[8, 12], depths=[2, 1], num_stages=2),
+        built(
+            "ConvNextForImageClassification",
+            "ConvNextConfig",
+            patch_size=4,
+            hidden_sizes=[8, 12],
+            depths=[2, 1],
+            num_stages=2,
+        ),
         images(),
         "convnext.encoder.stages.0.layers.0",
         (
@@ -207,28 +212,44 @@ TIMM = [
         lambda: timm.create_model("regnety_002", num_classes=5),
         images(),
         "s1.b1",
-        modules(*[(f"s{s + 1}.b{b + 1}.conv1", f"s{s + 1}.b{b + 1}.conv3") for s, n in enumerate((1, 1, 4, 7)) for b in range(n)]),
+        modules(
+            *[
+                (f"s{s + 1}.b{b + 1}.conv1", f"s{s + 1}.b{b + 1}.conv3")
+                for s, n in enumerate((1, 1, 4, 7))
+                for b in range(n)
+            ]
+        ),
     ),
     Kind(
         "timm-regnetx",
         lambda: timm.create_model("regnetx_002", num_classes=5),
         images(),
         "s1.b1",
-        modules(*[(f"s{s + 1}.b{b + 1}.conv1", f"s{s + 1}.b{b + 1}.conv3") for s, n in enumerate((1, 1, 4, 7)) for b in range(n)]),
+        modules(
+            *[
+                (f"s{s + 1}.b{b + 1}.conv1", f"s{s + 1}.b{b + 1}.conv3")
+                for s, n in enumerate((1, 1, 4, 7))
+                for b in range(n)
+            ]
+        ),
     ),
     inverted("timm-efficientnet", "efficientnet_b0", "1.1 2.1 3.1 3.2 4.1 4.2 5.1 5.2 5.3"),
     inverted("timm-mobilenetv3", "mobilenetv3_small_100", "1.1 2.1 2.2 3.1 4.1 4.2"),
     inverted("timm-mobilenetv3-large", "mobilenetv3_large_100", "0.0 1.1 2.1 2.2 3.1 3.2 3.3 4.1 5.1 5.2"),
     Kind(
         "timm-vit",
-        lambda: timm.models.VisionTransformer(32, 8, num_classes=5, embed_dim=16, depth=2, num_heads=2, init_values=0.5),
+        lambda: timm.models.VisionTransformer(
+            32, 8, num_classes=5, embed_dim=16, depth=2, num_heads=2, init_values=0.5
+        ),
         images(),
         "blocks.0",
         layers("blocks", 2, ("norm1", "ls1"), ("norm2", "ls2")),
     ),
     Kind(
         "timm-deit",
-        lambda: deit.VisionTransformerDistilled(img_size=32, patch_size=8, num_classes=5, embed_dim=16, depth=2, num_heads=2),
+        lambda: deit.VisionTransformerDistilled(
+            img_size=32, patch_size=8, num_classes=5, embed_dim=16, depth=2, num_heads=2
+        ),
         images(),
         "blocks.0",
         layers("blocks", 2, *VIT),
@@ -236,7 +257,9 @@ TIMM = [
     ),
     Kind(
         "timm-cait",
-        lambda: cait.Cait(img_size=32, patch_size=8, num_classes=5, embed_dim=16, depth=2, num_heads=2, depth_token_only=1),
+        lambda: cait.Cait(
+            img_size=32, patch_size=8, num_classes=5, embed_dim=16, depth=2, num_heads=2, depth_token_only=1
+        ),
         images(),
         "blocks.0",
         layers("blocks", 2, *VIT),
@@ -244,27 +267,35 @@ TIMM = [
     ),
     Kind(
         "timm-xcit",
-        lambda: xcit.Xcit(img_size=32, patch_size=8, num_classes=5, embed_dim=16, depth=2, num_heads=2, cls_attn_layers=1, eta=1.0),
+        lambda: xcit.Xcit(
+            img_size=32, patch_size=8, num_classes=5, embed_dim=16, depth=2, num_heads=2, cls_attn_layers=1, eta=1.0
+        ),
         images(),
         "blocks.0",
-        (
-            *layers("blocks", 2, ("norm1", "attn"), ("norm3", "local_mp"), ("norm2", "mlp")),
-            *modules(("cls_attn_blocks.0.norm1", "cls_attn_blocks.0.drop_path1"), ("cls_attn_blocks.0.mlp", "cls_attn_blocks.0.drop_path2")),
-        ),
+        layers("blocks", 2, ("norm1", "attn"), ("norm3", "local_mp"), ("norm2", "mlp")),
+        options={"blocks": ["blocks.0", "blocks.1"]},
+        tolerance=1e-6,
     ),
     Kind(
         "timm-beit",
-        lambda: beit.Beit(img_size=32, patch_size=8, num_classes=5, embed_dim=16, depth=2, num_heads=2, init_values=0.1),
+        lambda: beit.Beit(
+            img_size=32, patch_size=8, num_classes=5, embed_dim=16, depth=2, num_heads=2, init_values=0.1
+        ),
         images(),
         "blocks.0",
         layers("blocks", 2, *VIT),
     ),
     Kind(
         "timm-swin",
-        lambda: swin_transformer.SwinTransformer(img_size=32, patch_size=2, num_classes=5, embed_dim=8, depths=(2, 1), num_heads=(2, 2), window_size=4),
+        lambda: swin_transformer.SwinTransformer(
+            img_size=32, patch_size=2, num_classes=5, embed_dim=8, depths=(2, 1), num_heads=(2, 2), window_size=4
+        ),
         images(),
         "layers.0.blocks.0",
-        (*layers("layers.0.blocks", 2, ("norm1", "drop_path1"), ("norm2", "drop_path2")), *layers("layers.1.blocks", 1, ("norm1", "drop_path1"), ("norm2", "drop_path2"))),
+        (
+            *layers("layers.0.blocks", 2, ("norm1", "drop_path1"), ("norm2", "drop_path2")),
+            *layers("layers.1.blocks", 1, ("norm1", "drop_path1"), ("norm2", "drop_path2")),
+        ),
     ),
     Kind(
         "timm-mixer",
@@ -275,7 +306,16 @@ TIMM = [
     ),
     Kind(
         "timm-resmlp",
-        lambda: mlp_mixer.MlpMixer(img_size=32, patch_size=8, num_classes=5, embed_dim=16, num_blocks=2, block_layer=mlp_mixer.ResBlock, norm_layer=mlp_mixer.Affine, mlp_ratio=2),
+        lambda: mlp_mixer.MlpMixer(
+            img_size=32,
+            patch_size=8,
+            num_classes=5,
+            embed_dim=16,
+            num_blocks=2,
+            block_layer=mlp_mixer.ResBlock,
+            norm_layer=mlp_mixer.Affine,
+            mlp_ratio=2,
+        ),
         images(),
         "blocks.0",
         layers("blocks", 2, ("norm1", "linear_tokens"), ("norm2", "mlp_channels")),
@@ -301,7 +341,9 @@ TIMM = [
     ),
     Kind(
         "timm-res2net",
-        lambda: resnet.ResNet(res2net.Bottle2neck, (1, 2, 1, 1), base_width=8, num_classes=5, block_args={"scale": 4}),
+        lambda: resnet.ResNet(
+            res2net.Bottle2neck, (1, 2, 1, 1), base_width=8, num_classes=5, block_args={"scale": 4}
+        ),
         images(),
         "layer1.0",
         modules(*[(f"layer{s}.{b}.conv1", f"layer{s}.{b}.bn3") for s, b in ((1, 0), (2, 0), (2, 1), (3, 0), (4, 0))]),
@@ -353,7 +395,7 @@ TORCHVISION = [
         modules(
             *[
                 (f"features.{block}.block", f"features.{block}.stochastic_depth")
-                for block in "2.1 3.1 4.1 4.2 5.1 5.2 6.1 6.2 6.3".split()
+                for block in ["2.1", "3.1", "4.1", "4.2", "5.1", "5.2", "6.1", "6.2", "6.3"]
             ]
         ),
     ),
@@ -366,10 +408,18 @@ TORCHVISION = [
     ),
     Kind(
         "tv-convnext",
-        lambda: V.ConvNeXt([V.convnext.CNBlockConfig(8, 12, 2), V.convnext.CNBlockConfig(12, None, 1)], num_classes=5, layer_scale=0.5),
+        lambda: V.ConvNeXt(
+            [V.convnext.CNBlockConfig(8, 12, 2), V.convnext.CNBlockConfig(12, None, 1)],
+            num_classes=5,
+            layer_scale=0.5,
+        ),
         images(),
         "features.1.0",
-        modules(("features.1.0.block", "features.1.0.stochastic_depth"), ("features.1.1.block", "features.1.1.stochastic_depth"), ("features.3.0.block", "features.3.0.stochastic_depth")),
+        modules(
+            ("features.1.0.block", "features.1.0.stochastic_depth"),
+            ("features.1.1.block", "features.1.1.stochastic_depth"),
+            ("features.3.0.block", "features.3.0.stochastic_depth"),
+        ),
     ),
     Kind(
         "tv-vit",
@@ -421,6 +471,12 @@ TORCHVISION = [
         lambda: V.regnet_x_400mf(num_classes=5),
         images(),
         "trunk_output.block1.block1-0",
-        modules(*[(f"trunk_output.block{s + 1}.block{s + 1}-{b}.f", f"trunk_output.block{s + 1}.block{s + 1}-{b}.f") for s, n in enumerate((1, 2, 7, 12)) for b in range(n)]),
+        modules(
+            *[
+                (f"trunk_output.block{s + 1}.block{s + 1}-{b}.f", f"trunk_output.block{s + 1}.block{s + 1}-{b}.f")
+                for s, n in enumerate((1, 2, 7, 12))
+                for b in range(n)
+            ]
+        ),
     ),
 ]
