@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pathnet.adapted import AdaptedNet
-from pathnet.checks import MOST_INTEGER, check_integer, described
+from pathnet.checks import MOST_INTEGER, check_integer, described, one_of
 from pathnet.full_precision import full_precision
 from pathnet.models.hooks import hooked
-from pathnet.models.residual_net import ResidualNet
 from pathnet.models.tracing.by_hand import Part, assemble, nodes_inside, submodules, trace_block_by_block
 from pathnet.models.tracing.dissect import Dissection, dissect
+from pathnet.models.tracing.equality import DependentSamplesError, check_equal, output_and_grads
 from pathnet.models.tracing.examples import Example, checked_example
-from pathnet.models.tracing.graphs import Dropout, differs, first_line
+from pathnet.models.tracing.graphs import Dropout, differs
 from pathnet.models.tracing.outputs import SingleOutput, select_output
 from pathnet.models.tracing.restoring import evaluating_restored, plain, uncompiled
 from pathnet.models.tracing.tracers import trace_model, untraceable_reason
@@ -27,8 +27,9 @@ from pathnet.models.tracing.viewed import ViewedModel, listed
 __all__ = ["AdaptedNet", "adapt"]
 
 
-_OutputAndGrads = tuple[Tensor, tuple[Tensor | None, ...]]
 BatchNorm = nn.modules.batchnorm._BatchNorm
+Parallel = Literal["together", "separate"]
+
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
 
 
@@ -40,6 +41,7 @@ def adapt(
     head: Part | None = None,
     output: str | int | None = None,
     stream: str | int | None = None,
+    parallel: Parallel = "together",
 ) -> AdaptedNet:
     """Return a model as a `ResidualNet`, by tracing it in evaluation mode (`torch.fx`, or else `torch.export`).
 
@@ -56,7 +58,7 @@ def adapt(
 
     Args:
         example: an input batch, floating-point [B, C, H, W] or int64 [B, T], ...; or several inputs, a tuple of
-            positional arguments or a mapping of keyword arguments (of the model's single argument, if it takes no such
+            positional arguments or a mapping of keyword arguments (the model's single argument, if it takes no such
             keywords), in which numbers and None are constants; guessed from the model by default. The residual
             stream begins at the first floating-point input, or else at the first embedding of integers. Everything
             else that the blocks and the head read, such as masks, positions and conditioning vectors, is context: it
@@ -71,6 +73,9 @@ def adapt(
         output: name or index of one of the model's outputs, if it has several.
         stream: where the residual stream begins, if not at the likeliest input: the name or index of an input, or the
             name of a submodule, such as an encoder-decoder's ``decoder``, whose encoder is then context.
+        parallel: whether residual modules in parallel, as attention and perceptron in GPT-J and GPT-NeoX (``y = x +
+            f(x) + g(x)``), count as one residual module of their block ("together") or as one each ("separate").
+            Routings then have a coefficient for each, and paths enter one of them or none (see `pathnet.paths`).
 
     Returns:
         A network whose output and gradients (of the input and all parameters) equal the model's, as checked on the
@@ -90,29 +95,24 @@ def adapt(
         raise ValueError(f"blocks: expected a list of submodules or their names, got {described(blocks)}")
     if output is not None and not isinstance(output, str):
         output = check_integer("output", output, -MOST_INTEGER, MOST_INTEGER)
+    one_of("parallel", parallel, Parallel)
     if stream is not None and not isinstance(stream, str):
         stream = check_integer("stream", stream, 0, MOST_INTEGER)
     _check_differentiable(model)
     hooks = hooked(model)
     with plain(model), full_precision(), evaluating_restored(model):
         model_modules = set(model.modules())
-        example = checked_example(model, example)
-        root = SingleOutput(model, example.structure, partial(select_output, output=output))
-        run = partial(_run, root, example)
-        reads, expected = observed_reads(model, run)
-        truth = _output_and_grads("model", root, model, example)
-        if blocks is not None and any(isinstance(block, (tuple, list)) for block in blocks):
-            if stem is None or head is None:
-                name = "stem" if stem is None else "head"
-                raise ValueError(f"{name}: expected a part of the model since blocks are pairs of branches, got None")
-            trace = partial(_network_by_hand, model, example, stem, blocks, head)  # type: ignore[arg-type]
-        elif stem is not None or head is not None:
-            name, part = ("head", head) if stem is None else ("stem", stem)
-            raise ValueError(f"{name}: expected None unless blocks are pairs of branches, got {described(part)}")
-        else:
-            trace = partial(_traced_network, root, model, example, blocks, stream, expected)  # type: ignore[arg-type]
-        net, branches = _live_network(trace, model, reads, run, expected)
-        _check_equal(truth, net, model, example)
+        read = checked_example(model, example)
+        try:
+            net, branches = _checked_network(model, read, blocks, stem, head, output, stream, parallel)
+        except ValueError as error:
+            second = read.with_batch_second() if _may_hold_batch_second(model, error) else None
+            if second is None:
+                raise
+            try:
+                net, branches = _checked_network(model, second, blocks, stem, head, output, stream, parallel)
+            except ValueError:
+                raise error from None
     net.viewed = ViewedModel(model, branches, hooks)
     mode = model.training and not branches
     for module in net.modules():
@@ -120,6 +120,48 @@ def adapt(
             module.training = mode
     net.parameter_names = _parameter_names(net, model)
     return net
+
+
+def _checked_network(
+    model: nn.Module,
+    example: Example,
+    blocks: Sequence[str | nn.Module | Sequence[Part | None]] | None,
+    stem: Part | None,
+    head: Part | None,
+    output: str | int | None,
+    stream: str | int | None,
+    parallel: Parallel,
+) -> tuple[AdaptedNet, dict[str, nn.Module]]:
+    """Return the network for an example, equal to the model on it, and the modules whose training branches it lacks.
+
+    Args:
+        blocks, stem, head, output, stream, parallel: see `adapt`.
+    """
+    root = SingleOutput(model, example.structure, partial(select_output, output=output))
+    run = partial(_run, root, example)
+    reads, expected = observed_reads(model, run)
+    truth = output_and_grads("model", root, model, example)
+    if blocks is not None and any(isinstance(block, (tuple, list)) for block in blocks):
+        if stem is None or head is None:
+            name = "stem" if stem is None else "head"
+            raise ValueError(f"{name}: expected a part of the model since blocks are pairs of branches, got None")
+        trace = partial(_network_by_hand, model, example, stem, blocks, head)  # type: ignore[arg-type]
+    elif stem is not None or head is not None:
+        name, part = ("head", head) if stem is None else ("stem", stem)
+        raise ValueError(f"{name}: expected None unless blocks are pairs of branches, got {described(part)}")
+    else:
+        trace = partial(_traced_network, root, model, example, blocks, stream, expected)  # type: ignore[arg-type]
+    net, branches = _live_network(trace, model, reads, run, expected)
+    if parallel == "together":
+        net.as_one_module_each()
+    check_equal(truth, net, model, example)
+    return net, branches
+
+
+def _may_hold_batch_second(model: nn.Module, error: ValueError) -> bool:
+    """Return whether the second dimension may be the batch, [T, B, ...], since the first does not serve as it."""
+    second = any(getattr(module, "batch_first", None) is False for module in model.modules())
+    return second or isinstance(error, DependentSamplesError)
 
 
 def _run(root: nn.Module, example: Example) -> Tensor:
@@ -284,99 +326,5 @@ def _network(
         shapes.append(y.shape[1:])
         y = block(y)
     net.shapes = (*shapes, y.shape[1:])
+    net.notes = tuple(parts.notes)
     return net
-
-
-def _check_equal(truth: _OutputAndGrads, net: AdaptedNet, model: nn.Module, example: Example) -> None:
-    """Check on an example that a network equals the model.
-
-    Args:
-        truth: the model's output and gradients for the example.
-
-    Raises:
-        ValueError: output or gradients of ``net`` are not the model's, or samples of a batch influence each other.
-    """
-    structure = example.structure
-
-    def adapted(*tensors: Tensor) -> Tensor:
-        return net(structure.inputs(tensors))
-
-    expected, expected_grads = truth
-    output, grads = _output_and_grads("the adapted network", adapted, model, example)
-    if differs(output, expected):
-        raise ValueError("model: the adapted network's output is not the model's")
-    inputs = [structure.name(i, "the input") for i, x in enumerate(example.tensors) if x.is_floating_point()]
-    names = [*inputs, *(name for name, _ in model.named_parameters())]
-    largest = max((float(grad.norm()) for grad in expected_grads if grad is not None), default=0.0)
-    for name, grad, expected_grad in zip(names, grads, expected_grads, strict=True):
-        if (grad is None) != (expected_grad is None) or (
-            grad is not None and expected_grad is not None and differs(grad, expected_grad, largest)
-        ):
-            raise ValueError(f"model: the adapted network's gradient of {name} is not the model's")
-    _check_independent(net, example)
-
-
-@torch.no_grad()
-def _check_independent(net: AdaptedNet, example: Example) -> None:
-    """Check that samples of a batch do not influence each other, up to the last block.
-
-    Raises:
-        ValueError: they do, or the context of a repeated batch is not the repeated context.
-    """
-    structure, main = example.structure, net.reader.x
-    # Beside other samples: a batch of the same ones twice has the same statistics.
-    further = list(example.copies())
-    further[main] = further[main] * 1.5 if further[main].is_floating_point() else further[main].roll(1, -1)
-    mixed = [
-        tensor if dim is None else torch.cat([tensor, other.roll(1, dim)], dim)
-        for tensor, other, dim in zip(example.tensors, further, structure.batch_dims, strict=True)
-    ]
-    x, context = net.split(structure.inputs(example.copies()))
-    expected = _last(net.bound(context), x)
-    repeated = _last(net.bound(context.repeated(2)), torch.cat([x, x]))
-    x, context = net.split(structure.inputs(mixed))
-    actual = _last(net.bound(context), x)[: len(expected)]
-    if any(differs(y, expected) for y in (actual, *repeated.split(len(expected)))):
-        raise ValueError(
-            "model: samples of a batch influence each other in evaluation mode (through batch statistics?)"
-        )
-
-
-def _last(net: ResidualNet, x: Tensor) -> Tensor:
-    """Return the output of the last block."""
-    y = torch.as_tensor(net.stem(x.clone()))
-    for block in net:
-        y = block(y)
-    return y
-
-
-def _output_and_grads(
-    name: str, net: Callable[..., Tensor], model: nn.Module, example: Example
-) -> _OutputAndGrads:
-    """Return the output, and the gradients of its random weighted sum at the inputs and the model's parameters.
-
-    Integer inputs have no gradient.
-
-    Args:
-        name: the name of ``net`` in an error.
-
-    Raises:
-        ValueError: autograd cannot differentiate the output.
-    """
-    inputs = [x.requires_grad_() if x.is_floating_point() else x for x in example.copies()]
-    parameters = list(model.parameters())
-    leaves = [*(x for x in inputs if x.is_floating_point()), *parameters]
-    differentiated = [parameter for parameter in parameters if parameter.is_floating_point()]
-    for parameter in differentiated:
-        parameter.requires_grad_()
-    try:
-        output = net(*(x * 1 if x.is_floating_point() else x for x in inputs))
-        weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
-        if not output.requires_grad:
-            return output, (None,) * len(leaves)
-        return output.detach(), torch.autograd.grad((output * weights).sum(), leaves, allow_unused=True)
-    except RuntimeError as error:
-        raise ValueError(f"{name}: expected one that autograd differentiates ({first_line(error)})") from error
-    finally:
-        for parameter in differentiated:
-            parameter.requires_grad_(False)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from threading import RLock
 from typing import Any
 
 import torch
 
-__all__ = ["full_precision"]
+__all__ = ["Autocast", "full_precision"]
 
 EXACT, INHERITED = "ieee", "none"
 
@@ -18,6 +19,30 @@ EXACT, INHERITED = "ieee", "none"
 _lock = RLock()
 _inside = 0
 _before: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """The automatic mixed precision of a device at some moment.
+
+    Attributes:
+        device: type of the device, such as ``cpu``.
+        dtype: the type that products are computed in; None where autocast is off.
+    """
+
+    device: str
+    dtype: torch.dtype | None = None
+
+    @classmethod
+    def active(cls, device: str) -> Autocast:
+        """Return the one that is active in this thread."""
+        enabled = torch.is_autocast_enabled(device)
+        return cls(device, torch.get_autocast_dtype(device) if enabled else None)
+
+    def entered(self) -> AbstractContextManager[Any]:
+        """Return a context manager in which it is active again, whatever is outside."""
+        # Without the cache, whose copies of weights would belong to the outermost context.
+        return torch.autocast(self.device, self.dtype, enabled=self.dtype is not None, cache_enabled=False)
 
 
 @contextmanager

@@ -176,7 +176,7 @@ def enumerate_all(n: int, modules: Modules = 1) -> Tensor:
         modules: see `sample`.
 
     Returns:
-        uint8 [2^n, n]; row r is the binary expansion of r, block 1 its lowest bit. With m_i modules in block i, the
+        uint8 [2^n, n]; row r is the binary expansion of r, the first block its lowest bit. With m_i modules in block i, the
         product of all m_i + 1 rows, whose digits have those bases.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class PullBack:
         self._is_parameter = bool(place.parameter)
         self._shape = place_shape(record, place)
         self._product: Product | None = None
-        with torch.enable_grad():
+        with torch.enable_grad(), record.autocast.entered() if record.autocast is not None else nullcontext():
             if place.block is not None:
                 self._product = _of_block(record, place, place.block)
             elif place.parameter or place.at == "image":
@@ -131,7 +132,7 @@ def _of_block(record: Record, place: Place, number: int) -> Product:
         x = front.input_of(number, record.images.clone())
     # Copies, since a branch or a join may begin with an in-place ReLU.
     parts = block.parts(x.clone())
-    z = (parts[0] + parts[1]).detach().requires_grad_()
+    z = block.summed(parts).detach().requires_grad_()
     y = block.join(z.clone())
     if torch.autograd.grad(y.sum(), leaf, retain_graph=True, allow_unused=True)[0] is not None:
         raise ValueError(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from pathnet.checks import check_callable, check_tensor, one_of
 from pathnet.engines import check_engine, choose
 from pathnet.engines.engine import Job, Prepared
 from pathnet.engines.reference import ReferenceEngine
-from pathnet.full_precision import full_precision
+from pathnet.full_precision import Autocast, full_precision
 from pathnet.models.context import Context
 from pathnet.models.inputs import map_tensors
 from pathnet.models.residual_net import ResidualNet, check_net
@@ -39,6 +40,21 @@ from pathnet.tape import Tape
 from pathnet.walks import Record, routed_forward
 
 __all__ = ["Recorder", "record"]
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _in_precision(method: Method) -> Method:
+    """Let a method of a recorder compute in full precision, or for ``network`` as its caller would."""
+
+    @wraps(method)
+    def computed(self: Recorder, *arguments: Any, **options: Any) -> Any:
+        as_called = torch.inference_mode(False)
+        with as_called if self._precision == "network" else full_precision():
+            return method(self, *arguments, **options)
+
+    return computed  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,9 @@ class Recorder:
         bn: ``running``, batch normalisation by running statistics, samples independent; or ``batch``, by the
             statistics of the batch, through which the gradient then also flows.
         engine: a name among `pathnet.engines.available`, or ``auto``: the fastest that serves.
-        precision: ``float32``, ``bfloat16`` (fastest) or ``float64`` (engine ``reference``).
+        precision: ``float32``, ``bfloat16`` (fastest) or ``float64`` (engine ``autograd``), whatever the types of the
+            network's weights; or ``network``, in which forward and backward pass run in those types, and under the
+            autocast that is active when the recorder is called (engine ``autograd``).
         at: the place of the gradients: the input of the first block (``y0``; in a language model, the embedded
             tokens), the ``image``, the first convolution's weight (``stem_weight``; "the first layer" of the paper's
             Figure 6), the input of a block by its number (from 0), or a parameter of the stem or of one block, by its
@@ -103,7 +121,8 @@ class Recorder:
         check_engine("engine", engine)
         check_callable("loss", loss)
         self._bn, self._engine, self._precision, self._loss = bn, engine, precision, loss
-        self._dtype = torch.float64 if precision == "float64" else torch.float32
+        types = {"float64": torch.float64, "network": None}
+        self._dtype = types.get(precision, torch.float32)
         self._net = snapshot(net, bn, self._dtype, self._place.block)
         self._tail = tail(self._net, self._place)
         self._service: _Service | None = None
@@ -125,7 +144,7 @@ class Recorder:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _service=None, _lock=Lock())
 
-    @full_precision()
+    @_in_precision
     def __call__(self, images: Any, target: Any = None) -> Tape:
         """Run the network forward on one batch, and keep what the backward passes along its paths need.
 
@@ -133,8 +152,8 @@ class Recorder:
             images: floating-point [B, C, H, W], normalised, on the network's device; or another input of the network
                 with the batch first, such as tokens, int64 or int32 [B, T], which stay integers; for an adapted
                 network whatever its example was, such as a tuple or a mapping.
-            target: the loss's second argument; none for the model's own loss. For the default loss class labels, int64 [B]; or [B, T] for an output
-                [B, T, classes], where a position with -100 is left out.
+            target: the loss's second argument; none for the model's own loss. For the default loss class labels,
+                int64 [B]; or [B, T] for an output [B, T, classes], where a position with -100 is left out.
 
         Raises:
             ValueError: an argument is out of its range, or no engine serves the job. On a GPU the tape raises the
@@ -155,6 +174,7 @@ class Recorder:
             y0, service = self._enter(self._tail, net, images)
             y_n, walk = service.prepared.bound(context).record(y0)
             gradient = output_gradient(net, y_n, target, self._loss, self._bn)
+        autocast = Autocast.active(images.device.type)
         values = ValueCheck(tensors, labels, gradient.output, gradient.loss, gradient.least)
 
         def recorded(gradient: OutputGradient) -> Record:
@@ -168,6 +188,7 @@ class Recorder:
                 gradient.loss,
                 gradient.start,
                 context,
+                autocast,
             )
 
         record = recorded(gradient)
@@ -176,7 +197,7 @@ class Recorder:
             _, least = values.result()
             if least >= SMALLEST:
                 return record
-            with self._lock, full_precision():
+            with self._lock, full_precision(), autocast.entered():
                 return recorded(output_gradient(net, y_n, target, self._loss, self._bn, thorough=True))
 
         tape = Tape(record, self._place, settle)
@@ -184,7 +205,7 @@ class Recorder:
             _ = tape._record
         return tape
 
-    @full_precision()
+    @_in_precision
     @torch.no_grad()
     def routed_outputs(self, images: Any, routing: Tensor) -> Tensor:
         """Return the outputs under routings of the forward pass: ``y <- join(a skip(y) + c residual(y))`` per block.
@@ -218,7 +239,7 @@ class Recorder:
                 raise ValueError(NOT_FINITE.replace("images", name, 1) if i == 0 else NAN.format(name))
         return outputs[: len(routing)]
 
-    @full_precision()
+    @_in_precision
     def engine_for(self, images: Any) -> str:
         """Return the name of the engine that serves such images (or tokens).
 
@@ -237,7 +258,7 @@ class Recorder:
         _check_images(self._net, tensors)
 
         def copied(tensor: Tensor) -> Tensor:
-            dtype = self._dtype if tensor.is_floating_point() else tensor.dtype
+            dtype = self._dtype if self._dtype is not None and tensor.is_floating_point() else tensor.dtype
             return tensor.detach().to(dtype, copy=True).contiguous()
 
         copies = map_tensors(inputs, copied)
@@ -281,7 +302,8 @@ def record(
     Args:
         images: floating-point [B, C, H, W], normalised, on the network's device; or other inputs of the network, a
             tensor, a tuple or a mapping, as in the example that it was adapted with.
-        target: the loss's second argument; none for the model's own loss; for the default loss class labels, int64 [B] or [B, T].
+        target: the loss's second argument; none for the model's own loss; for the default loss class labels, int64
+            [B] or [B, T].
         bn, engine, precision, at, loss: see `Recorder`.
 
     Raises:
@@ -305,14 +327,17 @@ def _stem(net: ResidualNet, images: Tensor) -> Tensor:
     return y0
 
 
+INPUT_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32)
+
+
 def _check_images(net: ResidualNet, tensors: Mapping[str, Tensor]) -> None:
     """Check the inputs, the main one first, except their values, which `ValueCheck` checks."""
     device = next((parameter.device for parameter in net.parameters()), None)
     name, images = next(iter(tensors.items()))
-    if images.dtype not in (torch.float32, torch.float64, torch.int64, torch.int32):
+    if images.dtype not in INPUT_TYPES:
         raise ValueError(
-            f"{name}: expected a float32 or float64 tensor (normalised images), or int64 or int32 (tokens), got "
-            f"{images.dtype}"
+            f"{name}: expected a float32, float64, bfloat16 or float16 tensor (normalised images), or int64 or int32 "
+            f"(tokens), got {images.dtype}"
         )
     for entry, tensor in tensors.items():
         check_tensor(entry, tensor, device=device)

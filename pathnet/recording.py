@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from pathnet import scaling
 from pathnet.checks import check_tensor, described
-from pathnet.models.hooks import hooks_left_out
+from pathnet.models.hooks import copy_without_hooks
 from pathnet.models.residual_net import ResidualNet
 from pathnet.scaling import ScaledGradient
 
@@ -42,7 +41,7 @@ __all__ = [
 BatchNormMode = Literal["running", "batch"]
 BatchNormPolicy = Literal["running", "batch", "recalibrated"]
 """Statistics by which lesioned networks normalise, see `pathnet.lesion.Errors`."""
-Precision = Literal["float32", "bfloat16", "float64"]
+Precision = Literal["float32", "bfloat16", "float64", "network"]
 At = Literal["y0", "image", "stem_weight"]
 Loss = Callable[[Tensor, Any], Tensor]
 
@@ -53,13 +52,16 @@ IGNORED = -100
 """Label of positions of a sequence that the loss leaves out, the default of PyTorch's ``ignore_index``."""
 
 
-def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype, unsettled: int | None = None) -> ResidualNet:
+def snapshot(
+    net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype | None, unsettled: int | None = None
+) -> ResidualNet:
     """Return a copy that neither later changes of ``net`` nor its own forward passes change.
 
     All modules are in evaluation mode, except batch normalisation where ``bn`` is ``batch``. A user's hooks are left
     out.
 
     Args:
+        dtype: the type of its floating-point weights; None for that of each.
         unsettled: number of a block whose parameters stay those of ``net``, see `Block.settle`.
 
     Raises:
@@ -68,7 +70,7 @@ def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype, unsettled:
     if bn == "batch" and net.frozen_statistics:
         where = ", ".join(net.frozen_statistics)
         raise ValueError(f"bn: expected 'running' for a network whose running statistics are fixed ({where})")
-    copied = copy.deepcopy(net, hooks_left_out(net)).to(dtype).eval().requires_grad_(False)
+    copied = copy_without_hooks(net).to(dtype=dtype).eval().requires_grad_(False)
     if bn == "batch":
         for module in copied.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -136,6 +138,18 @@ POWERS = {torch.float64: range(100, 1001, 100), torch.float32: (100,), torch.bfl
 """Powers of two that a loss of each type can be multiplied or divided by."""
 
 
+HALF_POWERS = (8, 16, 24)
+"""Powers of two that the loss of a network with float16 in its head is multiplied by."""
+
+
+def _has_halves(net: ResidualNet, y_n: Tensor) -> bool:
+    types = {y_n.dtype, *(weight.dtype for weight in net.head.parameters())}
+    device = y_n.device.type
+    if torch.is_autocast_enabled(device):
+        types.add(torch.get_autocast_dtype(device))
+    return torch.float16 in types
+
+
 @dataclass(frozen=True)
 class OutputGradient:
     """A loss, and its gradient at the output of the last block.
@@ -169,6 +183,7 @@ def output_gradient(
     """
     y_n = y_n.detach().requires_grad_()
     slots = len(y_n) if bn == "running" else 1
+    walked = torch.float64 if y_n.dtype == torch.float64 else torch.float32
     with torch.enable_grad():
         # A copy, since a head may begin with an in-place ReLU; so may blocks and stems.
         output = net.head(y_n.clone())
@@ -178,7 +193,7 @@ def output_gradient(
         factor = torch.full_like(result, 2.0**power)
         (grad,) = torch.autograd.grad(result, y_n, factor, retain_graph=True, materialize_grads=True)
         magnitude = scaling.largest(grad[None], exponent)
-        return grad[None], magnitude.where(torch.isfinite(magnitude), -1.0)
+        return grad[None].to(walked), magnitude.to(walked).where(torch.isfinite(magnitude), -1.0)
 
     def arriving(power: int) -> Tensor:
         """Return bool [1, slots], whether a finite gradient reaches the output; True where rows are no samples."""
@@ -191,6 +206,12 @@ def output_gradient(
 
     exponent = torch.zeros(1, slots, dtype=torch.int32, device=y_n.device)
     grad, magnitude = differentiated(0)
+    for power in HALF_POWERS if _has_halves(net, y_n) else ():
+        # Type float16 ends at 2^-24, far above ordinary gradients of a mean loss.
+        again, again_magnitude = differentiated(power)
+        better = (again_magnitude > magnitude) & (again_magnitude < 2.0**12)
+        grad = torch.where(scaling.beside(better, grad), again, grad)
+        exponent, magnitude = torch.where(better, -power, exponent), again_magnitude.where(better, magnitude)
     for power in POWERS.get(result.dtype, ()) if thorough else ():
         for sign, short in ((1, (magnitude >= 0) & (magnitude < SMALLEST)), (-1, magnitude < 0)):
             # The output's gradient first, which costs little: a sample without any loss has no gradient at all.

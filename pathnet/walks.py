@@ -16,7 +16,7 @@ from torch import Tensor
 from pathnet.chunks import Pace, in_chunks
 from pathnet.engines.engine import Prepared, Walk
 from pathnet.engines.memory import storages
-from pathnet.full_precision import full_precision
+from pathnet.full_precision import Autocast, full_precision
 from pathnet.models.context import NO_CONTEXT, Context
 from pathnet.models.residual_net import ResidualNet
 from pathnet.scaling import ScaledGradient
@@ -39,6 +39,7 @@ class Record:
         start: the gradient dL/dy_n from which every backward pass starts: [B, *y_n.shape[1:]], and int32 [B] in BN
             mode ``running``, [1] in ``batch``, where the batch is one object.
         context: what the blocks and the head read besides.
+        autocast: the automatic mixed precision of the forward pass; None for none.
     """
 
     net: ResidualNet
@@ -50,6 +51,7 @@ class Record:
     loss: Tensor
     start: ScaledGradient
     context: Context = NO_CONTEXT
+    autocast: Autocast | None = None
 
     @property
     def nbytes(self) -> int:
@@ -116,7 +118,7 @@ def routed_forward(prepared: Prepared, y0: Tensor, routing: Tensor) -> Iterator[
         The place of a chunk among the routings; its outputs [p, B, *y_n.shape[1:]].
     """
     return in_chunks(
-        routing.to(y0.dtype),
+        routing.to(torch.float64 if y0.dtype == torch.float64 else torch.float32),
         y0.nbytes,
         partial(prepared.routed_forward, y0),
         most=prepared.max_routings(y0),

@@ -70,18 +70,17 @@ def structure(model: nn.Module) -> Structure:
     Raises:
         ValueError: the model is none of the timed ones.
     """
+    modules: list[Module] = []
     if isinstance(model, Gpt | Vit):
-        modules = []
         for layer in model.layers:
             modules.append(Module(lambda x, layer=layer: layer.attention(layer.norm1(x))))  # type: ignore[misc]
             modules.append(Module(lambda x, layer=layer: layer.mlp(layer.norm2(x))))  # type: ignore[misc]
         return Structure(model.embed, modules, model.logits)
     if isinstance(model, ConvNeXt):
-        modules = [
-            Module(block.residual, model.between[stage - 1] if stage > 0 and number == 0 else None)  # type: ignore[operator,arg-type]
-            for stage, blocks in enumerate(model.stages)
-            for number, block in enumerate(blocks)  # type: ignore[arg-type]
-        ]
+        for stage, blocks in enumerate(model.stages):
+            for number, block in enumerate(blocks):  # type: ignore[arg-type, var-annotated]
+                begins = stage > 0 and number == 0
+                modules.append(Module(block.residual, model.between[stage - 1] if begins else None))
         return Structure(model.embed, modules, model.logits)
     raise ValueError(f"model: expected one of the timed models, got {type(model).__name__}")
 

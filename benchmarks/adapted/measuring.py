@@ -21,8 +21,11 @@ __all__ = ["PARTS", "measure"]
 
 Works = Mapping[str, Callable[[], object]]
 
-PARTS = {"few": 5.0, "single": 2.0, "sums": 2.0, "record": 1.0, "many": 5.0}
+PARTS = {"first": 2.0, "few": 5.0, "single": 2.0, "sums": 2.0, "record": 1.0, "many": 5.0}
 """The measurements, and their shares of the time; time that one leaves goes to those after it."""
+
+ONCE = ("first", "many")
+"""The measurements of a single round: what happens once, and what takes long enough to average by itself."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def measure(subject: Subject, sizes: Sizes, budget: Budget) -> Findings:
         share = budget.share(remaining[name] / sum(remaining.values()))
         del remaining[name]
         what = f"{subject.case.name}, {name}"
-        rounds = 1 if name == "many" else sizes.rounds
+        rounds = 1 if name in ONCE else sizes.rounds
         try:
             findings[name] = _timed(subject, share, works, rounds, _expected_s(subject, sizes, name, findings), what)
         except LeftOut as left_out:
@@ -72,6 +75,11 @@ def measure(subject: Subject, sizes: Sizes, budget: Budget) -> Findings:
 def _works(subject: Subject, sizes: Sizes, few: Tensor, many: Tensor) -> dict[str, Works]:
     norms, kept, single = subject.tape.path_gradient_norms, subject.kept, few[: sizes.single]
     return {
+        # Forward pass, whatever is prepared for a new network, and the paths: all that one has to wait for.
+        "first": {
+            "fifteen lines": lambda: subject.keep_graphs().norms(few),
+            "pathnet": lambda: subject.new_recorder()(subject.inputs, subject.target).path_gradient_norms(few),
+        },
         "few": {"fifteen lines": partial(kept.norms, few), "pathnet": partial(norms, few)},
         "single": {
             "fifteen lines": partial(kept.norms, single),
@@ -103,7 +111,13 @@ def _expected_s(subject: Subject, sizes: Sizes, name: str, findings: Findings) -
     subject.synchronize()
     each = time.perf_counter() - start
     few, many = sizes.paths
-    paths = {"few": 2 * few, "single": 2 * sizes.single + 3 * sizes.loops, "sums": 2 * subject.n, "record": 2}
+    paths = {
+        "first": 2 * few,
+        "few": 2 * few,
+        "single": 2 * sizes.single + 3 * sizes.loops,
+        "sums": 2 * subject.n,
+        "record": 2,
+    }
     if name != "many":
         return each * paths[name]
     ours = findings["few"]["pathnet"]["median_s"] / few if "few" in findings else each
@@ -144,6 +158,8 @@ def _ratios_by(clock: str, findings: Findings, sizes: Sizes) -> Findings:
         return float(findings[part][name][clock])
 
     ratios: Findings = {}
+    if "first" in findings:
+        ratios["first"] = seconds("first", "fifteen lines") / seconds("first")
     if "few" in findings:
         ratios["few"] = seconds("few", "fifteen lines") / seconds("few")
     if "many" in findings:

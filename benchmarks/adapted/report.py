@@ -13,6 +13,7 @@ __all__ = ["GOALS", "RATIOS", "figures", "tables"]
 
 GOALS = {
     "few": ("times faster than fifteen lines, {few} random paths in one call", "at least", 1.3),
+    "first": ("the same with the forward pass and all preparation of a new network", "at least", None),
     "many": ("times faster than fifteen lines, {many} random paths in one call", "at least", 1.5),
     "single": ("times faster than fifteen lines, one path a call", "at least", 0.95),
     "loop": ("times faster than the loop, one path a call", "at least", None),

@@ -45,9 +45,13 @@ class Subject:
             net = pathnet.adapt(case.model(device), self.inputs)
             self.adapt_s.append(time.perf_counter() - start)
             self.adapt_processor_s.append(time.process_time() - began)
-        self.recorder = pathnet.Recorder(net, engine=engine)
+        self.net, self.engine = net, engine
+        self.recorder = self.new_recorder()
         self.tape = self.record()
         self.n = self.tape.n
+
+    def new_recorder(self) -> pathnet.Recorder:
+        return pathnet.Recorder(self.net, engine=self.engine)
 
     def record(self) -> pathnet.Tape:
         return self.recorder(self.inputs, self.target)
@@ -61,9 +65,12 @@ class Subject:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def keep_graphs(self) -> KeptGraphs:
+        return KeptGraphs(self.parts, self.inputs, self.target)
+
     @cached_property
     def kept(self) -> KeptGraphs:
-        return KeptGraphs(self.parts, self.inputs, self.target)
+        return self.keep_graphs()
 
     def paths(self, count: int) -> Tensor:
         """Return uint8 [count, n], drawn uniformly from all 2^n."""

@@ -59,7 +59,7 @@ class ConvNeXtBlock(nn.Module):
 
     def residual(self, x: Tensor) -> Tensor:
         positions = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
-        return (self.scale * self.mlp(positions)).permute(0, 3, 1, 2)
+        return torch.as_tensor((self.scale * self.mlp(positions)).permute(0, 3, 1, 2))
 
 
 class ConvNeXt(nn.Module):
@@ -83,7 +83,7 @@ class ConvNeXt(nn.Module):
         for stage, blocks in enumerate(self.stages):
             if stage > 0:
                 x = self.between[stage - 1](x)
-            for block in blocks:
+            for block in blocks:  # type: ignore[attr-defined]
                 x = block(x)
         return self.logits(x)
 

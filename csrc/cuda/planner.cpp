@@ -4,6 +4,7 @@
 #include <string>
 
 #include "program_builder.h"
+#include "refusal.h"
 #include "supported.h"
 
 namespace pathnet::cuda {
@@ -35,20 +36,6 @@ double traffic(const Program& program) {
     }
   }
   return bytes;
-}
-
-// Returns the block with the largest window.
-int largest_block(const Program& program) {
-  int largest = 0, bytes = 0;
-  for (int b = 0; b < program.block_count; ++b) {
-    const BlockForm& form = program.blocks()[b];
-    for (const Conv* conv : {&form.units[0], &form.units[1], &form.projection}) {
-      if (conv->window_plane <= bytes) continue;
-      largest = b;
-      bytes = conv->window_plane;
-    }
-  }
-  return largest;
 }
 
 class Planner {

@@ -1,4 +1,4 @@
-"""``pathnet bench``: the cpu engine against plain PyTorch, on the current processor."""
+"""``pathnet bench``: the cpu engine, and the one for any model, against plain PyTorch, on the current processor."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ class BenchSettings:
 
 
 def bench(settings: BenchSettings) -> None:
-    """Benchmark the cpu engine against plain PyTorch, after checking all results. Needs a source checkout."""
+    """Benchmark the cpu engine, and the one for any model, against plain PyTorch; all results are checked first.
+
+    Needs a source checkout.
+    """
     from pathnet.commands.printing import console, print_json
     from pathnet.commands.streams import say, standard_output
 

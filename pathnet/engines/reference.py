@@ -36,7 +36,7 @@ class ReferenceEngine:
         return None
 
     def unsupported(self, job: Job) -> str | None:
-        return 'no precision="bfloat16"' if job.precision == "bfloat16" else None
+        return f'no precision="{job.precision}"' if job.precision in ("bfloat16", "network") else None
 
     def prepare(self, job: Job) -> ReferencePrepared:
         return ReferencePrepared(list(job.net))

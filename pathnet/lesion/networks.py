@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pathnet.checks import MOST_INTEGER, check_integer, check_integers, check_number
-from pathnet.data import Data
-from pathnet.data.images import check_data_set
+from pathnet.checks import MOST_INTEGER, check_integer, check_integers, check_number, described
+from pathnet.data import Batches, Data
+from pathnet.data.batches import labelled, sent
+from pathnet.data.passes import Passes, of_element
 from pathnet.full_precision import full_precision
 from pathnet.models.context import Context
+from pathnet.models.hooks import copy_without_hooks
 from pathnet.models.residual_net import Block, ResidualNet, check_inputs, check_net
 
 __all__ = [
@@ -23,6 +26,7 @@ __all__ = [
     "Scaled",
     "block_shapes",
     "check_lesions",
+    "check_training_split",
     "delete",
     "lesioned_as",
     "recalibrated",
@@ -102,7 +106,7 @@ class Scaled(Block):
     def lesioned(self, x: Tensor) -> Tensor:
         return self.block.lesioned(x)
 
-    def bound(self, context: Context) -> Scaled:
+    def bound(self, context: Context) -> Block:
         block = self.block.bound(context)
         return self if block is self.block else Scaled(block, self.scale)
 
@@ -121,6 +125,13 @@ class Lesioned(ResidualNet):
         # The tuple keeps torch from registering the network as a submodule, which would count its weights twice.
         self._intact = (intact,)
         self._intact_blocks: nn.ModuleList | None = None
+
+    def split(self, inputs: Any) -> tuple[Tensor, Context]:
+        return self._intact[0].split(inputs)
+
+    def bound(self, context: Context) -> ResidualNet:
+        intact = self._intact[0].bound(context)
+        return self if intact is self._intact[0] else Lesioned(intact, [block.bound(context) for block in self])
 
     def __enter__(self) -> ResidualNet:
         (intact,) = self._intact
@@ -165,21 +176,22 @@ def reorder(net: ResidualNet, order: Iterable[int]) -> Lesioned:
     return Lesioned(net, [blocks[i] for i in order])
 
 
-def block_shapes(net: ResidualNet, images: Tensor) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def block_shapes(net: ResidualNet, images: Any) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Return the shapes [C, H, W] that enter and leave every block.
 
     A block that changes the shape is a downsampling block; only blocks of equal shapes can change places.
 
     Args:
-        images: [B, C, H, W], of which only the first image runs.
+        images: [B, C, H, W], of which only the first image runs; or the tuple or mapping that the network takes.
 
     Raises:
         ValueError: ``net`` is not a `ResidualNet`, or ``images`` is not a nonempty batch of its inputs.
     """
     check_net(net)
-    x = check_inputs("images", images, net)
-    if x.ndim == 0 or len(x) == 0:
-        raise ValueError(f"images: expected a batch of at least one, got shape {list(x.shape)}")
+    if not isinstance(images, tuple | list | Mapping):
+        x = check_inputs("images", images, net)
+        if x.ndim == 0 or len(x) == 0:
+            raise ValueError(f"images: expected a batch of at least one, got shape {list(x.shape)}")
     entering_and_leaving = []
     training = net.training
     net.eval()
@@ -207,35 +219,67 @@ def lesioned_as(net: ResidualNet, lesion: Lesion) -> ResidualNet:
 
 @full_precision()
 @torch.no_grad()
-def recalibrated(net: ResidualNet, data: Data, batches: int = RECALIBRATION_BATCHES, seed: int = 0) -> ResidualNet:
+def recalibrated(
+    net: ResidualNet, data: Data | Batches | Iterable[Any], batches: int = RECALIBRATION_BATCHES, seed: int = 0
+) -> ResidualNet:
     """Return a copy in evaluation mode whose running statistics are means over a few training batches.
 
     Args:
-        batches: number of random batches of 128 training images, without augmentation, that the copy runs on.
+        data: a data set; `pathnet.data.Batches` with training batches; or an iterable of training batches as `errors`
+            takes test batches.
+        batches: number of random batches of 128 training images, without augmentation, that the copy runs on; of a
+            caller's own batches, the first of them, or all if there are fewer.
+        seed: seed of the random batches of a data set.
 
     Raises:
         ValueError: the network's running statistics are frozen, or an argument is out of range.
     """
     check_net(net)
-    check_data_set("data", data)
     batches, seed = check_integer("batches", batches, 1, MOST_BATCHES), check_integer("seed", seed, 0)
     if net.frozen_statistics:
         raise ValueError(f"net: expected running statistics that can change, got fixed {net.frozen_statistics[0]}")
-    recalibrating = copy.deepcopy(net).eval()
+    recalibrating = copy_without_hooks(net).eval()
     norms = [module for module in recalibrating.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
     device = next(net.parameters()).device
-    for batch in range(batches):
-        images, _ = data.random_batch(min(BATCH, len(data.train)), seed, batch)
-        recalibrating(images.to(device))
+    for number, inputs in enumerate(_training_inputs(data, batches, seed)):
+        with of_element(number, named=not isinstance(data, Data)):
+            recalibrating(sent(inputs, device))
     return recalibrating.eval()
 
 
-def check_lesions(net: ResidualNet, data: Data, lesions: Sequence[Lesion]) -> None:
-    """Raise ValueError unless every lesion fits the network."""
+def _training_inputs(data: Data | Batches | Iterable[Any], batches: int, seed: int) -> Iterator[Any]:
+    if isinstance(data, Data):
+        for batch in range(batches):
+            yield data.random_batch(data.batch_size(BATCH), seed, batch)[0]
+        return
+    check_training_split(data, needed=isinstance(data, Batches))
+    source = data.train if isinstance(data, Batches) else labelled("data", data)
+    yield from (inputs for inputs, _ in islice(source or (), batches))
+
+
+def check_training_split(data: object, needed: bool = True) -> None:
+    """Raise ValueError if ``data`` has no training batches.
+
+    Args:
+        needed: whether an iterable of test batches alone is refused too.
+    """
+    if needed and not isinstance(data, Data) and (not isinstance(data, Batches) or data.train is None):
+        raise ValueError(
+            "data: expected a data set, or pathnet.data.Batches with training batches (train=), to recalibrate batch "
+            f"normalisation, got {described(data)}"
+        )
+
+
+def check_lesions(net: ResidualNet, lesions: Sequence[Lesion], passes: Passes) -> None:
+    """Raise ValueError unless every lesion fits the network.
+
+    Args:
+        passes: passes over the batches; one begins if a lesion has an order.
+    """
     for lesion in lesions:
         _check_deleted("deleted", net, lesion.deleted)
         if lesion.order:
@@ -243,8 +287,9 @@ def check_lesions(net: ResidualNet, data: Data, lesions: Sequence[Lesion]) -> No
     orders = {lesion.order for lesion in lesions if lesion.order}
     if not orders:
         return
-    images, _ = next(data.test_batches(1))
-    entering_and_leaving = block_shapes(net, images.to(next(net.parameters()).device))
+    with passes.element(0):
+        inputs, _ = next(iter(passes))
+        entering_and_leaving = block_shapes(net, sent(inputs, next(net.parameters()).device))
     for order in orders:
         shape = entering_and_leaving[0][0]
         for place, block in enumerate(order):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,7 +14,9 @@ from torch.nn.modules import module as module_hooks
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.prune import BasePruningMethod
 
-__all__ = ["hooked", "hooks_left_out", "hooks_removed"]
+__all__ = ["copy_without_hooks", "hooked", "hooks_removed"]
+
+Module = TypeVar("Module", bound=nn.Module)
 
 KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 GLOBAL_KINDS = tuple(f"_global{kind}" for kind in KINDS)
@@ -42,13 +45,22 @@ def hooked(model: nn.Module) -> list[str]:
     ]
 
 
-def hooks_left_out(model: nn.Module) -> dict[int, Any]:
-    """Return a memo for `copy.deepcopy` with which the copy of a model has only the hooks that compute part of it.
+def copy_without_hooks(model: Module) -> Module:
+    """Return a deep copy of a model that has only the hooks that compute part of it.
 
-    Hooks may hold what cannot be copied: files, locks, a trainer.
+    Hooks may hold what cannot be copied: files, locks, a trainer. Weights that hooks compute are copied without the
+    graph that computed them.
     """
-    hooks = (getattr(module, kind) for module in model.modules() for kind in KINDS)
-    return {id(registered): _kept(registered) for registered in hooks if registered}
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for kind in KINDS:
+            hooks = getattr(module, kind)
+            if hooks:
+                memo[id(hooks)] = _kept(hooks)
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)
 
 
 @contextmanager

@@ -118,6 +118,7 @@ def structure_of(model: nn.Module, example: Any, name: str = "example") -> tuple
     parameters = inspect.signature(model.forward).parameters
     arguments: tuple[tuple[str, Any], ...] = ()
     kind: Kind
+    entries: dict[Any, Any]
     if isinstance(example, Tensor):
         kind, entries = "tensor", {None: example}
     elif isinstance(example, tuple):
@@ -147,20 +148,21 @@ def structure_of(model: nn.Module, example: Any, name: str = "example") -> tuple
 def batch_dims_of(tensors: Sequence[Tensor], dim: int = 0) -> tuple[int | None, ...]:
     """Return for each tensor the dimension that holds the batch, None where samples share it.
 
-    The first tensor with ``dim`` decides the size of the batch.
+    Args:
+        dim: the dimension whose size is the batch's, of the first tensor with more than one (and more than ``dim``).
+            It also holds the batch of tensors of as many dimensions, where the size fits; others hold it first.
     """
-    batch = next((tensor.shape[dim] for tensor in tensors if tensor.ndim > max(dim, 1)), None)
-    if batch is None:
-        batch = next((tensor.shape[0] for tensor in tensors if tensor.ndim), 1)
-    main = next((i for i, tensor in enumerate(tensors) if tensor.ndim > max(dim, 1)), -1)
+    main = next((tensor for tensor in tensors if tensor.ndim > max(dim, 1)), None)
+    main = next((tensor for tensor in tensors if tensor.ndim), None) if main is None else main
+    if main is None or main.ndim <= dim:
+        return (None,) * len(tensors)
+    batch = main.shape[dim]
 
-    def dim_of(i: int, tensor: Tensor) -> int | None:
-        if i == main:
-            return dim
-        sized = [d for d in dict.fromkeys((0, dim)) if d < tensor.ndim and tensor.shape[d] == batch]
-        return sized[0] if sized else None
+    def dim_of(tensor: Tensor) -> int | None:
+        likely = (dim, 0) if tensor.ndim == main.ndim else (0, dim)
+        return next((d for d in likely if d < tensor.ndim and tensor.shape[d] == batch), None)
 
-    return tuple(dim_of(i, tensor) for i, tensor in enumerate(tensors))
+    return tuple(dim if tensor is main else dim_of(tensor) for tensor in tensors)
 
 
 def map_tensors(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:

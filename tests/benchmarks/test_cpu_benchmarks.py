@@ -85,9 +85,11 @@ def test_what_a_rehearsal_finds(ended: Any) -> None:
     assert (training["drawn"], training["modules"]) == (2, 6) and 0 <= training["error"] < 1e-10
     assert training["share"] > 0 and {timing["rounds"] for timing in training["timings"].values()} == {2}
     models = findings["models"]
-    assert list(models["models"]) == ["GPT", "ViT-Tiny", "ConvNeXt-Tiny"] and len(models["figures"]) == 24
+    assert list(models["models"]) == ["GPT", "ViT-Tiny", "ConvNeXt-Tiny"] and len(models["figures"]) == 27
     assert all(figure["wall"] > 0 for figure in models["figures"])
-    assert all(0 <= error < 1e-4 for model in models["models"].values() for error in model["check"]["errors"].values())
+    assert all(
+        0 <= error < 1e-4 for model in models["models"].values() for error in model["check"]["errors"].values()
+    )
     assert {(row["length"], row["paths"]) for row in findings["sharing"]["rows"]} == {(2, 1), (2, 4), (4, 1), (4, 4)}
 
 

@@ -312,16 +312,16 @@ def test_blocks_before_the_place_read_the_context_too() -> None:
     double = copy.deepcopy(net).double()
     x, scale = (each.double() for each in inputs)
     y1 = double.stem(x)
-    y1 = y1 + scale * torch.tanh(double.blocks[0].linear(y1))
-    s, f = y1.detach(), scale * torch.tanh(double.blocks[1].linear(y1.detach()))
+    y1 = scale * y1 + scale * torch.tanh(double.blocks[0].linear(y1))
+    s, f = scale * y1.detach(), scale * torch.tanh(double.blocks[1].linear(y1.detach()))
     y2 = s + f
-    y3 = y2 + (scale * torch.tanh(double.blocks[2].linear(y2))).detach()
+    y3 = scale * y2 + (scale * torch.tanh(double.blocks[2].linear(y2))).detach()
     weight = double.blocks[1].linear.weight
     (expected,) = torch.autograd.grad(cross_entropy(double.head(y3), target), weight)
     tape = pathnet.record(net, inputs, target, precision="float64", at="blocks.1.linear.weight")  # type: ignore[arg-type]
     torch.testing.assert_close(tape.path_gradients(torch.tensor([[1, 0]]))[0], expected)
     tape = pathnet.record(net, inputs, target, precision="float64", at=2)  # type: ignore[arg-type]
     leaf = y2.detach().requires_grad_()
-    y3 = leaf + scale * torch.tanh(double.blocks[2].linear(leaf))
+    y3 = scale * leaf + scale * torch.tanh(double.blocks[2].linear(leaf))
     (expected,) = torch.autograd.grad(cross_entropy(double.head(y3), target), leaf)
     torch.testing.assert_close(tape.gradient(), expected)

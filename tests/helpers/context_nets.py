@@ -15,11 +15,14 @@ CLASSES = 4
 
 
 class ScaledBlock(Block):
-    """``y = x + s tanh(W x)`` with each sample's scale s."""
+    """``y = s x + s tanh(W x)`` with each sample's scale s."""
 
     def __init__(self, linear: nn.Module, context: Context = NO_CONTEXT) -> None:
         super().__init__()
         self.linear, self.context = linear, context
+
+    def skip(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.context.values["scale"] * x)
 
     def residual(self, x: Tensor) -> Tensor:
         return torch.as_tensor(self.context.values["scale"] * torch.tanh(self.linear(x)))

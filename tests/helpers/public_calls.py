@@ -144,6 +144,18 @@ def library_calls() -> dict[str, Call]:
         ),
         "drawn_modules": call_of(drawn_modules, net=net, recipe=lambda: training.Recipe(modules=2), step=0),
         "training_batch": call_of(training_batch, data=small_data, recipe=recipe, step=0),
+        "evaluate batches": call_of(
+            training.evaluate, {"data": ("images", "target")}, net=net, data=lambda: [pair(), pair()]
+        ),
+        "errors batches": call_of(
+            lesion.errors,
+            {"data": ("images", "target"), "lesions": ("deleted", "order", "scale"), "progress": ()},
+            net=net,
+            data=lambda: [pair(), pair()],
+            lesions=lambda: [Lesion(), Lesion((0,))],
+        ),
+        "recalibrated batches": call_of(lesion.recalibrated, net=net, data=lambda: [pair(), pair()], batches=1),
+        "Batches": call_of(data.Batches, test=lambda: [pair()], train=lambda: [pair()], name="some"),
         "delete": call_of(lesion.delete, net=net, blocks=[1]),
         "reorder": call_of(lesion.reorder, net=net, order=[0, 2, 1]),
         "Lesion": call_of(Lesion, deleted=(1,), order=(0, 2, 1)),

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from pathnet.engines import fallback
 from pathnet.engines.autograd.blocks import KnownBlock, RecordedBlock
-from pathnet.engines.memory import KEPT_SHARE, available, storages
 from pathnet.engines.autograd.walk import AutogradWalk
 from pathnet.engines.engine import Job
+from pathnet.engines.memory import KEPT_SHARE, available, storages
+from pathnet.full_precision import Autocast
 from pathnet.models.context import NO_CONTEXT, Context
 
 __all__ = ["AutogradEngine", "AutogradPrepared", "AutogradWalk"]
@@ -60,12 +61,13 @@ class AutogradPrepared:
     def record(self, y0: Tensor) -> tuple[Tensor, AutogradWalk]:
         """Run the blocks forward, and keep what their pull-backs need if it fits into `KEPT_SHARE` of the memory that
         is free; otherwise keep each block's input alone, from which walks run the block again for many routings."""
+        autocast = Autocast.active(y0.device.type)
         room = int(KEPT_SHARE * available(y0.device))
         records: list[RecordedBlock] = []
         kept: dict[object, int] = {}
         y = y0
         for block in self.blocks:
-            y, recorded = RecordedBlock.recorded(block, self.context, y)
+            y, recorded = RecordedBlock.recorded(block, self.context, autocast, y)
             if sum(kept.values()) <= room:
                 sizes = storages(recorded.saved())
                 kept |= {storage: size for storage, size in sizes.items() if storage not in self.weights}

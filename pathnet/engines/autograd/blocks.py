@@ -13,6 +13,7 @@ from pathnet.engines.autograd.capture import NotCapturedError, random_like
 from pathnet.engines.autograd.programs import Program, compile_block
 from pathnet.engines.autograd.pullbacks import IDENTITY, Pullback, Pullbacks, plain_pullbacks
 from pathnet.engines.autograd.timing import fastest
+from pathnet.full_precision import Autocast
 from pathnet.models.context import Context
 from pathnet.models.residual_net import Block
 
@@ -77,26 +78,35 @@ class KnownBlock:
             self.confirmed.add(signature)
         return y, pullbacks, program
 
+    def has_program(self, x: Tensor, context: Context) -> bool:
+        """Return whether a program serves inputs like x."""
+        return self.programs.get(_signature(x, context)) is not None
+
     def is_due(self, x: Tensor, context: Context) -> bool:
         """Return whether it is time to capture the block for inputs like x."""
         return self.spent >= PATIENCE and _signature(x, context) not in self.programs
 
-    def capture(self, x: Tensor, context: Context, plain: Pullbacks) -> None:
-        """Capture the block, provided that its program agrees with the plain pull-backs and is faster."""
+    def capture(self, x: Tensor, context: Context, plain: Pullbacks) -> tuple[Pullbacks, Program] | None:
+        """Capture the block, and return its program's pull-backs at x; None where the plain ones stay.
+
+        They stay where the block cannot be captured, and where its program disagrees with them or is slower.
+        """
         with self.lock:
             signature = _signature(x, context)
             if signature in self.programs:
-                return
+                return None
             self.programs[signature] = None
             try:
                 program = compile_block(self.block, context, x, plain, self.copies, self.choices)
                 y, pullbacks = program.record(x, context.tensors)
             except NotCapturedError:
-                return
+                return None
             with torch.no_grad():
                 expected = self.block.bound(context)(x.clone())
-            if _agrees(y, expected, pullbacks, plain) and _is_faster(y, pullbacks, plain):
-                self.programs[signature] = program
+            if not _agrees(y, expected, pullbacks, plain) or not _is_faster(y, pullbacks, plain):
+                return None
+            self.programs[signature] = program
+            return pullbacks, program
 
 
 @dataclass
@@ -113,6 +123,7 @@ class RecordedBlock:
 
     known: KnownBlock
     context: Context
+    autocast: Autocast
     x: Tensor
     kept: Pullbacks | None
     program: Program | None
@@ -120,24 +131,34 @@ class RecordedBlock:
     present: tuple[bool, ...]
 
     @classmethod
-    def recorded(cls, known: KnownBlock, context: Context, x: Tensor) -> tuple[Tensor, RecordedBlock]:
+    def recorded(
+        cls, known: KnownBlock, context: Context, autocast: Autocast, x: Tensor
+    ) -> tuple[Tensor, RecordedBlock]:
         """Run a block at its input; return its output and its record."""
         y, pullbacks, program = known.record(x, context)
         passing = pullbacks.join is IDENTITY and pullbacks.parts[0] is IDENTITY
         present = tuple(part is not None for part in pullbacks.parts)
-        return y, cls(known, context, x, pullbacks, program, passing, present)
+        return y, cls(known, context, autocast, x, pullbacks, program, passing, present)
 
     def pullbacks(self) -> Pullbacks:
         """Return the block's pull-backs."""
+        with self.autocast.entered():
+            return self._pullbacks()
+
+    def _pullbacks(self) -> Pullbacks:
         pullbacks, program = self.kept, self.program
         if pullbacks is None:
             _, pullbacks, program = self.known.record(self.x, self.context)
-        if program is None and self.known.is_due(self.x, self.context):
-            self.known.capture(self.x, self.context, pullbacks)
-        if program is None and self.known.programs.get(_signature(self.x, self.context)) is not None:
+        if program is not None:
+            return pullbacks
+        if self.known.is_due(self.x, self.context):
+            captured = self.known.capture(self.x, self.context, pullbacks)
+            if captured is not None:
+                pullbacks, program = captured
+        elif self.known.has_program(self.x, self.context):
             _, pullbacks, program = self.known.record(self.x, self.context)
-            if self.kept is not None:
-                self.kept, self.program = pullbacks, program
+        if program is not None and self.kept is not None:
+            self.kept, self.program = pullbacks, program
         return pullbacks
 
     def saved(self) -> Sequence[Tensor]:
@@ -167,7 +188,7 @@ def _signature(x: Tensor, context: Context) -> Signature:
         (name, tuple(value.shape), value.stride(), value.dtype) if isinstance(value, Tensor) else (name, value)
         for name, value in context.values.items()
     )
-    autocast = torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type)
+    autocast = Autocast.active(x.device.type)
     return tuple(x.shape), x.stride(), x.dtype, x.device, values, autocast
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor, fx
 
 from pathnet.engines.autograd.capture import is_view
 from pathnet.engines.autograd.dependence import Depends, dependence, examples_of, value_of
-from pathnet.engines.autograd.products import Product, chosen
+from pathnet.engines.autograd.products import chosen
+from pathnet.engines.autograd.timing import fastest
 
 __all__ = ["Rewriter"]
 
@@ -55,6 +57,7 @@ class Rewriter:
         self, traced: fx.GraphModule, inputs: list[Tensor], gradients: int, known: dict[object, int]
     ) -> None:
         self.traced, self.graph, self.gradients, self.known = traced, traced.graph, gradients, known
+        self.device = inputs[0].device
         self.values = examples_of(traced, inputs)
         self.depends = dependence(self.graph, gradients)
 
@@ -97,9 +100,7 @@ class Rewriter:
         if not self._linear_in_first(node):
             return
         example: Tensor = self.values[grad]  # type: ignore[index]
-        ones = self.call(
-            aten.ones.default, list(example.shape), dtype=example.dtype, device=example.device
-        )
+        ones = self.call(aten.ones.default, list(example.shape), dtype=example.dtype, device=example.device)
         factors = self.call(node.target, ones, *rest, **node.kwargs)
         self._replace(node, self.call(aten.mul.Tensor, grad, factors))
 
@@ -150,21 +151,29 @@ class Rewriter:
             return
         factor = scale if scale is not None else 1 / math.sqrt(q.shape[-1])
         weights = self.call(attention_weights, query, key, mask, causal, factor)
-        scaled_query = self.call(aten.mul.Tensor, query, factor)
-        scaled_key = self.call(aten.mul.Tensor, key, factor)
-        turned_weights = self.call(turned, weights)
-        turned_value = self.call(turned, value)
-        by_weights = self.call(aten.matmul.default, grad, turned_value)
-        by_scores = self.call(
-            aten._softmax_backward_data.default, by_weights, weights, -1, self.values[weights].dtype
-        )
-        results = [
-            self.call(aten.matmul.default, by_scores, scaled_key),
-            self.call(aten.matmul.default, self.call(aten.transpose.int, by_scores, -1, -2), scaled_query),
-            self.call(aten.matmul.default, turned_weights, grad),
+        constants = [
+            self.call(turned, value),
+            weights,
+            self.call(aten.mul.Tensor, query, factor),
+            self.call(aten.mul.Tensor, key, factor),
+            self.call(turned, weights),
         ]
-        for user in list(node.users):
-            self._replace(user, results[user.args[1]])  # type: ignore[index]
+        example, values = self.values[grad], [self.values[constant] for constant in constants]
+        arguments, options = fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__)
+
+        def plain() -> object:
+            return node.target(*arguments, **options)
+
+        if self._faster(("attention", q.shape, k.shape, q.dtype), plain, lambda: attend_back(example, *values)):
+            pulled = self.call(attend_back, grad, *constants)
+            node.replace_all_uses_with(pulled)
+            self.graph.erase_node(node)
+
+    def _faster(self, key: object, plain: Callable[[], object], candidate: Callable[[], object]) -> bool:
+        """Return whether a candidate is faster than what it replaces; measured once for each key."""
+        if key not in self.known:
+            self.known[key] = fastest([plain, candidate], self.device)
+        return self.known[key] == 1
 
     def _reuse(self) -> None:
         """Multiply in place where nothing else reads a factor's memory."""
@@ -197,3 +206,18 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: b
 def turned(x: Tensor) -> Tensor:
     """Return a transposed copy, since products read it often."""
     return x.mT.contiguous()
+
+
+def attend_back(
+    grad: Tensor, turned_value: Tensor, weights: Tensor, query: Tensor, key: Tensor, turned_weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pull a gradient back through attention, to its query, key and value.
+
+    Args:
+        grad: [B, heads, T, D]
+        weights: the softmax's, [B, heads, T, S].
+        query, key: times the scale of the scores.
+    """
+    by_weights = grad @ turned_value
+    by_scores = aten._softmax_backward_data(by_weights, weights, -1, weights.dtype)
+    return by_scores @ key, by_scores.mT @ query, turned_weights @ grad

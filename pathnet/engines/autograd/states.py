@@ -16,7 +16,7 @@ from torch import Tensor
 from pathnet import scaling
 from pathnet.scaling import ScaledGradient
 
-__all__ = ["ScaledState", "added", "in_range", "norms_of", "scaled_to_one", "started", "times"]
+__all__ = ["ScaledState", "added", "in_range", "multiplied", "norms_of", "scaled_to_one", "started", "times"]
 
 WINDOW = 2.0**-8, 2.0**8
 """Largest magnitudes of a sample that stay as they are between blocks."""
@@ -34,10 +34,12 @@ class ScaledState(NamedTuple):
     Attributes:
         mantissa: [B, ...], float32 or float64.
         exponents: one for each sample, or one where the batch is one object.
+        peaks: the largest magnitude of the mantissa under each exponent.
     """
 
     mantissa: Tensor
     exponents: tuple[int, ...]
+    peaks: tuple[float, ...]
 
 
 def started(start: ScaledGradient) -> ScaledState | None:
@@ -45,13 +47,12 @@ def started(start: ScaledGradient) -> ScaledState | None:
     mantissa = start.mantissa
     if mantissa.dtype not in (torch.float32, torch.float64):
         mantissa = mantissa.float()
-    state = ScaledState(mantissa, tuple(start.exponent.tolist()))
-    return state if any(_peaks(mantissa, len(state.exponents))) else None
+    exponents = tuple(start.exponent.tolist())
+    peaks = _peaks(mantissa, len(exponents))
+    return ScaledState(mantissa, exponents, peaks) if any(peaks) else None
 
 
-def in_range(
-    product: Callable[[Tensor], Tensor], state: ScaledState, inner: torch.dtype
-) -> ScaledState | None:
+def in_range(product: Callable[[Tensor], Tensor], state: ScaledState, inner: torch.dtype) -> ScaledState | None:
     """Return ``product`` of a gradient, as a state; None if it is zero.
 
     Inside ``product`` nothing is rescaled. Where a sample's gradient nearly vanishes, or is not finite, the product is
@@ -65,14 +66,13 @@ def in_range(
     grad = product(state.mantissa)
     peaks = _peaks(grad, slots)
     if _ordinary(peaks):
-        return ScaledState(grad, state.exponents)
+        return ScaledState(grad, state.exponents, peaks)
     lifts = [0] * slots
     if not all(LOST[inner] <= peak < math.inf for peak in peaks):
-        entering = _peaks(state.mantissa, slots)
         lift = LIFT[inner]
         lifts = [
             -lift if not math.isfinite(peak) else lift if peak < LOST[inner] and before > 0 else 0
-            for peak, before in zip(peaks, entering, strict=True)
+            for peak, before in zip(peaks, state.peaks, strict=True)
         ]
     if any(lifts):
         again = product(times(state.mantissa, lifts))
@@ -80,7 +80,7 @@ def in_range(
         lifts = [power if math.isfinite(peak) else 0 for power, peak in zip(lifts, again_peaks, strict=True)]
         lifted = torch.tensor([power != 0 for power in lifts], device=grad.device)
         grad = torch.where(scaling.beside(lifted, grad), again, grad)
-        peaks = [b if power else a for a, b, power in zip(peaks, again_peaks, lifts, strict=True)]
+        peaks = tuple(b if power else a for a, b, power in zip(peaks, again_peaks, lifts, strict=True))
     exponents = [exponent - power for exponent, power in zip(state.exponents, lifts, strict=True)]
     return _scaled(grad, exponents, peaks)
 
@@ -89,31 +89,32 @@ def added(first: ScaledState | None, second: ScaledState | None) -> ScaledState 
     """Return the sum of two states; None if it is zero."""
     if first is None or second is None:
         return second if first is None else first
-    if first.exponents == second.exponents:
-        total, exponents = first.mantissa + second.mantissa, first.exponents
-    else:
-        slots = len(first.exponents)
-        tops = []
-        for state in (first, second):
-            peaks = _peaks(state.mantissa, slots)
-            tops.append([e if peak > 0 else None for e, peak in zip(state.exponents, peaks, strict=True)])
-        exponents = tuple(
-            max((top for top in pair if top is not None), default=0) for pair in zip(*tops, strict=True)
-        )
-        lowered = [
-            times(state.mantissa, [0 if e is None else e - top for e, top in zip(of_state, exponents, strict=True)])
-            for state, of_state in zip((first, second), tops, strict=True)
-        ]
-        total = lowered[0] + lowered[1]
+    pairs = list(zip(first.exponents, first.peaks, second.exponents, second.peaks, strict=True))
+    # The exponent of a sample that is all zero says nothing.
+    exponents = tuple(
+        max(one if peak > 0 else another, another if another_peak > 0 else one)
+        for one, peak, another, another_peak in pairs
+    )
+    lowered = [
+        (state.mantissa, [min(e - top, 0) for e, top in zip(state.exponents, exponents, strict=True)])
+        for state in (first, second)
+    ]
+    total = times(*lowered[0]) + times(*lowered[1])
     peaks = _peaks(total, len(exponents))
-    if _ordinary(peaks):
-        return ScaledState(total, exponents)
-    return _scaled(total, exponents, peaks)
+    return ScaledState(total, exponents, peaks) if _ordinary(peaks) else _scaled(total, exponents, peaks)
+
+
+def multiplied(state: ScaledState, factor: float) -> ScaledState:
+    """Return a state times a factor that is not zero."""
+    significand, power = math.frexp(factor)
+    exponents = tuple(exponent + power for exponent in state.exponents)
+    peaks = tuple(peak * abs(significand) for peak in state.peaks)
+    return ScaledState(state.mantissa * significand, exponents, peaks)
 
 
 def scaled_to_one(state: ScaledState) -> ScaledState:
     """Return the state with its largest magnitudes in [1/2, 1)."""
-    return _scaled(state.mantissa, state.exponents, _peaks(state.mantissa, len(state.exponents))) or state
+    return _scaled(*state) or state
 
 
 def norms_of(state: ScaledState) -> Tensor:
@@ -139,14 +140,14 @@ def _scaled(grad: Tensor, exponents: Sequence[int], peaks: Sequence[float]) -> S
         return None
     shifts = [math.frexp(peak)[1] if math.isfinite(peak) else 0 for peak in peaks]
     after = tuple(exponent + shift for exponent, shift in zip(exponents, shifts, strict=True))
-    return ScaledState(times(grad, [-shift for shift in shifts]), after)
+    within = tuple(math.ldexp(peak, -shift) for peak, shift in zip(peaks, shifts, strict=True))
+    return ScaledState(times(grad, [-shift for shift in shifts]), after, within)
 
 
-def _peaks(grad: Tensor, slots: int) -> list[float]:
+def _peaks(grad: Tensor, slots: int) -> tuple[float, ...]:
     """Return the largest magnitude of each sample, or of all where the batch is one object."""
     magnitudes = grad.abs()
-    values: list[float] = (magnitudes.amax()[None] if slots == 1 else magnitudes.flatten(1).amax(1)).tolist()
-    return values
+    return tuple((magnitudes.amax()[None] if slots == 1 else magnitudes.flatten(1).amax(1)).tolist())
 
 
 def _ordinary(peaks: Sequence[float]) -> bool:

@@ -18,7 +18,16 @@ from torch import Tensor
 from pathnet import chunks
 from pathnet.engines.autograd.blocks import RecordedBlock
 from pathnet.engines.autograd.pullbacks import Pullbacks, product
-from pathnet.engines.autograd.states import ScaledState, added, in_range, norms_of, scaled_to_one, started, times
+from pathnet.engines.autograd.states import (
+    ScaledState,
+    added,
+    in_range,
+    multiplied,
+    norms_of,
+    scaled_to_one,
+    started,
+    times,
+)
 from pathnet.engines.sharing import walk_together
 from pathnet.scaling import ScaledGradient
 
@@ -49,8 +58,7 @@ class AutogradWalk:
 
         def finish(numbers: Sequence[int], state: ScaledState, factors: Sequence[Scalar]) -> None:
             for number, (factor, power) in zip(numbers, factors, strict=True):
-                mantissa = state.mantissa if factor == 1 else state.mantissa * factor
-                settled = scaled_to_one(ScaledState(mantissa, state.exponents))
+                settled = scaled_to_one(state if factor == 1 else multiplied(state, factor))
                 mantissas[number] = settled.mantissa
                 exponents[number] = torch.tensor([exponent + power for exponent in settled.exponents])
 
@@ -96,7 +104,8 @@ class AutogradWalk:
         sums = [started(start)]
         for block, row in zip(reversed(self.blocks), reversed(routing.tolist()), strict=True):
             pullbacks = block.pullbacks()
-            by_skip, by_residual = block.factors((row[0], 0.0)), block.factors((0.0, row[1]))
+            zeros = [0.0] * len(row[1:])
+            by_skip, by_residual = block.factors((row[0], *zeros)), block.factors((0.0, *row[1:]))
             after: list[ScaledState | None] = [None] * (len(sums) + 1)
             begin = time.perf_counter()
             # From the longest, so that each state is dropped as soon as both of its products are taken.
@@ -121,7 +130,9 @@ class AutogradWalk:
         alive = [number for number, pair in enumerate(walked) if pair is not None]
         pairs = [pair for pair in walked if pair is not None]
 
-        def apply(position: int, states: Sequence[ScaledState | None], steps: Sequence[Step]) -> list[ScaledState | None]:
+        def apply(
+            position: int, states: Sequence[ScaledState | None], steps: Sequence[Step]
+        ) -> list[ScaledState | None]:
             block = blocks[position]
             pullbacks = block.pullbacks()
             begin = time.perf_counter()
@@ -157,7 +168,7 @@ def _through(block: RecordedBlock, pullbacks: Pullbacks, state: ScaledState, ste
         factor = step[0]
         if factor == 1:
             return state
-        return in_range(lambda grad: grad * factor, state, state.mantissa.dtype)
+        return multiplied(state, factor)
     return in_range(lambda grad: product(pullbacks, step, grad), state, pullbacks.inner)
 
 

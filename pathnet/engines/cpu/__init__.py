@@ -37,7 +37,7 @@ class CpuEngine:
     def unsupported(self, job: Job) -> str | None:
         if job.device.type != "cpu":
             return f"the network is on {job.device}"
-        if job.precision == "float64":
+        if job.precision in ("float64", "network"):
             return f'no precision="{job.precision}"'
         return unsupported_form(job.net, job.bn)
 

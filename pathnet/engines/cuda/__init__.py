@@ -62,7 +62,7 @@ class CudaEngine:
             return f"the network is on {job.device}"
         if job.bn != "running":
             return f'no bn="{job.bn}"'
-        if job.precision == "float64":
+        if job.precision in ("float64", "network"):
             return f'no precision="{job.precision}"'
         capability = torch.cuda.get_device_capability(job.device)
         if capability < (8, 0):

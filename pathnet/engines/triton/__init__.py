@@ -64,7 +64,7 @@ class TritonEngine:
     def unsupported(self, job: Job) -> str | None:
         if job.device.type not in ("cuda", "xpu"):
             return f"the network is on {job.device}"
-        if job.precision == "float64":
+        if job.precision in ("float64", "network"):
             return f'no precision="{job.precision}"'
         reason = unsupported_form(job.net, job.bn) or unsupported_side(job.net)
         if reason is not None:

@@ -180,7 +180,7 @@ def block_network(
     norms: Sequence[Tensor],
     strides: Sequence[int],
     epsilons: Sequence[float],
-    pad_before: int,
+    pad_before: int = 0,
 ) -> TritonNetwork:
     """Pack a network of one block, again in every training step, for inputs [C, H, W] of a type.
 

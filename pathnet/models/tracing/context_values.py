@@ -14,7 +14,7 @@ from pathnet.models.context_graph import ContextValue
 from pathnet.models.tracing.graphs import TracedGraph, copy_node
 from pathnet.models.tracing.values import Observation, batch_dim_of
 
-__all__ = ["ContextCollector", "Count", "NotContext", "OfStart", "Read", "reads_of"]
+__all__ = ["BatchSize", "ContextCollector", "NotContext", "OfStart", "Read", "reads_of"]
 
 CONSTANTS = (type(None), str, slice, type(Ellipsis), torch.layout, torch.memory_format)
 
@@ -38,11 +38,8 @@ class OfStart:
 
 
 @dataclass(frozen=True)
-class Count:
-    """A number that is ``count`` for ``batch`` samples and proportional to their number."""
-
-    count: int
-    batch: int
+class BatchSize:
+    """The number of samples, the size of the part's input in its first dimension."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,9 @@ class ContextCollector:
                 return self._read(node, path, ContextValue())
             if type(single) is int and double == 2 * single:
                 holds_batch = batch_dim_of(of_start, self.double[start], self.batch) is not None
-                return Count(single, self.batch) if holds_batch else self._read(node, path, ContextValue(counts=True))
+                if single == self.batch and holds_batch:
+                    return BatchSize()
+                return self._read(node, path, ContextValue(counts=True))
             raise NotContext(f"is {single} for {self.batch} samples and {double} for twice as many")
         if isinstance(single, CONSTANTS) and single == double:
             return single

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from operator import attrgetter
 from typing import Any
@@ -14,6 +14,8 @@ from torch import Tensor, fx, nn
 from pathnet.models.inputs import InputStructure
 from pathnet.models.shape_guards import ShapeGuards
 from pathnet.models.tracing.examples import Example
+from pathnet.models.tracing.graphs import placeholders
+from pathnet.models.tracing.network_types import floating_dependents
 
 __all__ = ["exported"]
 
@@ -142,6 +144,12 @@ def _plain(module: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     attributes: dict[str, Any] = {}
+    targets = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    floating = floating_dependents(
+        module.graph,
+        {target: attrgetter(target)(module) for target in targets},
+        (node for node in placeholders(module.graph) if node.meta["val"].is_floating_point()),
+    )
     for node in module.graph.nodes:
         if node.op == "output":
             (results,) = node.args
@@ -154,7 +162,7 @@ def _plain(module: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
             copied[node] = graph.get_attr(name)
             copied[node].meta = dict(node.meta)
         elif not _is_check(node):
-            copied[node] = _copy(graph, node, copied)
+            copied[node] = _copy(graph, node, copied, floating)
     graph.eliminate_dead_code()
     targets = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     return fx.GraphModule({name: attributes[name] for name in attributes if name in targets}, graph)
@@ -173,8 +181,14 @@ def _is_check(node: fx.Node) -> bool:
     return any(part in str(node.target) for part in ("_guards_fn", "_assert", "sym_constrain_range"))
 
 
-def _copy(graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node]) -> fx.Node:
-    """Copy an operation, without a dtype argument that its input already satisfies."""
+def _copy(
+    graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node], floating: Collection[fx.Node]
+) -> fx.Node:
+    """Copy an operation, without a dtype argument that its input already satisfies in a copy of any type.
+
+    Args:
+        floating: the nodes whose values have the network's type.
+    """
     overload, arguments = node.target, _arguments(node)
     value = next(iter(arguments.values()), None)
     if not isinstance(overload, torch._ops.OpOverload) or not isinstance(value, fx.Node):
@@ -182,7 +196,8 @@ def _copy(graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node]) -> fx.
     before, after = value.meta["val"], node.meta["val"]
     if overload is aten.detach_.default and value.target is aten.lift_fresh_copy.default:
         return copied[value]
-    if overload.overloadpacket in CASTS and before.dtype == after.dtype and before.device == after.device:
+    satisfied = value in floating or not getattr(before, "is_floating_point", bool)()
+    if satisfied and overload.overloadpacket in CASTS and before.dtype == after.dtype and before.device == after.device:
         copies = overload.overloadpacket is aten._to_copy or arguments.get("copy")
         if not copies and not arguments.get("memory_format"):
             return copied[value]
@@ -192,7 +207,7 @@ def _copy(graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node]) -> fx.
         clone.meta = dict(node.meta)
         return clone
     copy = graph.node_copy(node, copied.__getitem__)
-    if overload.overloadpacket not in CASTS and arguments.get("dtype") == getattr(before, "dtype", None) is not None:
+    if satisfied and overload.overloadpacket not in CASTS and arguments.get("dtype") == getattr(before, "dtype", None) is not None:
         first, *_ = copy.args
         copy.args = (first,)
         copy.kwargs = {

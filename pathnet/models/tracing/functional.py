@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from pathnet.models.tracing.aliases import Aliases
+from pathnet.models.tracing.aliases import Aliases, written_through
 from pathnet.models.tracing.graphs import describe_node, operation
 
 __all__ = ["functionalize", "with_item"]
@@ -145,6 +145,9 @@ def _out_of_place(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         return with_item, args, kwargs
     if isinstance(target, torch._ops.OpOverload):
         name = target._schema.name.removeprefix("aten::").removesuffix("_")
+        if name == "copy":
+            # The out-of-place operation has no derivative.
+            return written_through, args[:2], {}
         return getattr(getattr(torch.ops.aten, name), target._overloadname), args, kwargs
     assert callable(target)
     name = getattr(target, "__name__", "")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from pathnet.models.tracing.context_values import Count, NotContext, OfStart, Read, reads_of
+from pathnet.models.tracing.context_values import BatchSize, NotContext, OfStart, Read, reads_of
 from pathnet.models.tracing.graphs import copy_node, describe_node, is_inside
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Subgraph:
         """Return the nodes that can be computed from ``start``, the nodes inside, and weights."""
         computable = {self.start, *inside}
         for node in self.cutter.traced.graph.nodes:
-            may_be_copied = node.op != "placeholder" and not self.cutter.single[node].differentiable
+            may_be_copied = node.op != "placeholder" and node not in self.cutter.on_paths
             if may_be_copied and all(parent in computable for parent in node.all_input_nodes):
                 computable.add(node)
         return computable
@@ -122,7 +122,8 @@ class Subgraph:
     def _error(self, node: fx.Node, why: str) -> ValueError:
         return ValueError(
             f"model: {self.name} needs {describe_node(node)}, which {why}; expected a part to need only the output "
-            "of the one before it, the inputs, weights and constants; blocks= takes branches, (skip, residual), by hand"
+            "of the one before it, the inputs, weights and constants; blocks= takes branches, (skip, residual), by "
+            "hand"
         )
 
     def _rebuilt(self, value: Any) -> Any:
@@ -134,13 +135,9 @@ class Subgraph:
             return self._placeholders[value.name]
         if isinstance(value, OfStart):
             return self.graph.call_function(getattr, (self.x, value.attribute))
-        if isinstance(value, Count):
+        if isinstance(value, BatchSize):
             shape = self.graph.call_function(getattr, (self.x, "shape"))
-            size = self.graph.call_function(operator.getitem, (shape, 0))
-            if value.count == value.batch:
-                return size
-            product = self.graph.call_function(operator.mul, (size, value.count))
-            return self.graph.call_function(operator.floordiv, (product, value.batch))
+            return self.graph.call_function(operator.getitem, (shape, 0))
         return value
 
 
