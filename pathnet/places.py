@@ -51,8 +51,8 @@ class Tail(ResidualNet):
         self.config = None
         self.frozen_statistics = whole.frozen_statistics
 
-    def split(self, inputs: Any) -> tuple[Tensor, Context]:
-        return self.whole.split(inputs)
+    def split(self, inputs: Any, name: str = "images") -> tuple[Tensor, Context]:
+        return self.whole.split(inputs, name)
 
     def bound(self, context: Context) -> ResidualNet:
         whole = self.whole.bound(context)
