@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pathnet.adapted import AdaptedNet
-from pathnet.checks import MOST_INTEGER, check_integer, described
+from pathnet.checks import MOST_INTEGER, check_integer, described, listed, one_of
 from pathnet.full_precision import full_precision
 from pathnet.models.hooks import hooked
 from pathnet.models.tracing.by_hand import Part, assemble, nodes_inside, submodules, trace_block_by_block
@@ -22,12 +22,14 @@ from pathnet.models.tracing.outputs import SingleOutput, select_output
 from pathnet.models.tracing.restoring import evaluating_restored, plain, uncompiled
 from pathnet.models.tracing.tracers import trace_model, untraceable_reason
 from pathnet.models.tracing.training_reads import TrainingReads, calling_whole, fixed_branches, observed_reads
-from pathnet.models.tracing.viewed import ViewedModel, listed
+from pathnet.models.tracing.viewed import ViewedModel
 
 __all__ = ["AdaptedNet", "adapt"]
 
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
+Parallel = Literal["together", "separate"]
+
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
 
 
@@ -39,6 +41,7 @@ def adapt(
     head: Part | None = None,
     output: str | int | None = None,
     stream: str | int | None = None,
+    parallel: Parallel = "together",
 ) -> AdaptedNet:
     """Return a model as a `ResidualNet`, by tracing it in evaluation mode (`torch.fx`, or else `torch.export`).
 
@@ -70,6 +73,9 @@ def adapt(
         output: name or index of one of the model's outputs, if it has several.
         stream: where the residual stream begins, if not at the likeliest input: the name or index of an input, or the
             name of a submodule, such as an encoder-decoder's ``decoder``, whose encoder is then context.
+        parallel: whether residual modules in parallel, as attention and perceptron in GPT-J and GPT-NeoX (``y = x +
+            f(x) + g(x)``), count as one residual module of their block ("together") or as one each ("separate").
+            Routings then have a coefficient for each, and paths enter one of them or none (see `pathnet.paths`).
 
     Returns:
         A network whose output and gradients (of the input and all parameters) equal the model's, as checked on the
@@ -89,6 +95,7 @@ def adapt(
         raise ValueError(f"blocks: expected a list of submodules or their names, got {described(blocks)}")
     if output is not None and not isinstance(output, str):
         output = check_integer("output", output, -MOST_INTEGER, MOST_INTEGER)
+    one_of("parallel", parallel, Parallel)
     if stream is not None and not isinstance(stream, str):
         stream = check_integer("stream", stream, 0, MOST_INTEGER)
     _check_differentiable(model)
@@ -97,13 +104,13 @@ def adapt(
         model_modules = set(model.modules())
         read = checked_example(model, example)
         try:
-            net, branches = _checked_network(model, read, blocks, stem, head, output, stream)
+            net, branches = _checked_network(model, read, blocks, stem, head, output, stream, parallel)
         except ValueError as error:
             second = read.with_batch_second() if _may_hold_batch_second(model, error) else None
             if second is None:
                 raise
             try:
-                net, branches = _checked_network(model, second, blocks, stem, head, output, stream)
+                net, branches = _checked_network(model, second, blocks, stem, head, output, stream, parallel)
             except ValueError:
                 raise error from None
     net.viewed = ViewedModel(model, branches, hooks)
@@ -123,16 +130,19 @@ def _checked_network(
     head: Part | None,
     output: str | int | None,
     stream: str | int | None,
+    parallel: Parallel,
 ) -> tuple[AdaptedNet, dict[str, nn.Module]]:
     """Return the network for an example, equal to the model on it, and the modules whose training branches it lacks.
 
     Args:
-        blocks, stem, head, output, stream: see `adapt`.
+        blocks, stem, head, output, stream, parallel: see `adapt`.
     """
     root = SingleOutput(model, example.structure, partial(select_output, output=output))
     run = partial(_run, root, example)
     reads, expected = observed_reads(model, run)
     truth = output_and_grads("model", root, model, example)
+    if torch.isfinite(expected).all() and differs(truth[0], expected):
+        raise ValueError("model: expected the same output each time in evaluation mode; does it draw random numbers?")
     if blocks is not None and any(isinstance(block, (tuple, list)) for block in blocks):
         if stem is None or head is None:
             name = "stem" if stem is None else "head"
@@ -144,6 +154,8 @@ def _checked_network(
     else:
         trace = partial(_traced_network, root, model, example, blocks, stream, expected)  # type: ignore[arg-type]
     net, branches = _live_network(trace, model, reads, run, expected)
+    if parallel == "together":
+        net.as_one_module_each()
     check_equal(truth, net, model, example)
     return net, branches
 
@@ -238,8 +250,6 @@ def _traced_network(
     """
     if not torch.isfinite(expected).all():
         raise ValueError("example: expected one for which the model's output is finite, got NaN or infinity")
-    if differs(root(*example.copies()), expected):
-        raise ValueError("model: expected the same output each time in evaluation mode; does it draw random numbers?")
     named = submodules(model, blocks or ())
     by_block = partial(trace_block_by_block, root, named, example) if named else None
     traced, failures = trace_model(root, model, root.choose, example, expected, by_block)
@@ -304,16 +314,16 @@ def _network(
     frozen: Sequence[str] = (),
     dropouts: Sequence[tuple[str, Dropout]] = (),
 ) -> AdaptedNet:
-    shapes: list[torch.Size] = []
+    shapes = parts.shapes
+    if not shapes:
+        (x,) = example.copies()
+        states = [parts.stem(x)]
+        for block in parts.blocks:
+            states.append(block(states[-1].clone()))
+        shapes = [y.shape[1:] for y in states]
     net = AdaptedNet(
         parts.stem, parts.blocks, parts.head, traced_by, shapes, parts.reader, parts.fixed, frozen, dropouts
     )
     net.batch_first_output = parts.batch_first_output
-    x, context = net.split(example.structure.inputs(example.copies()))
-    bound = net.bound(context)
-    y = bound.stem(x)
-    for block in bound:
-        shapes.append(y.shape[1:])
-        y = block(y)
-    net.shapes = (*shapes, y.shape[1:])
+    net.notes = tuple(parts.notes)
     return net

@@ -39,7 +39,7 @@ class SingleDeletions:
         intact: float64 [seeds], error rate of the intact network.
         downsampling: the blocks that change the shape.
         chance: error rate of guessing.
-        first: number of the first block: 2 in a VGG, whose first layer changes the number of channels.
+        first: number of the first block: 0, or 1 in a VGG, whose first layer (0) changes the number of channels.
     """
 
     rate: NDArray[np.float64]
@@ -132,7 +132,7 @@ def _summarise_kind(run: results.Run, counts: ErrorCounts, kind: str) -> SingleD
             [tuple(scipy.stats.binomtest(row.wrong, row.images).proportion_ci(method="wilson")) for row in deleted]
         )
     low, high = np.moveaxis(np.array(ends), -1, 0)
-    downsampling, first = tuple(run.fact("networks", kind, 0, "downsampling")), 2 if kind == "vgg" else 1
+    downsampling, first = tuple(run.fact("networks", kind, 0, "downsampling")), 1 if kind == "vgg" else 0
     return SingleDeletions(np.array(rates), low, high, counts.intact(kind), downsampling, counts.chance, first)
 
 
@@ -158,7 +158,7 @@ def _claims_of_residual(deletions: SingleDeletions) -> list[Claim]:
             "network.",
             WHERE,
             f"no such block costs more than {100 * PLAIN_MATTER:g} points of error, {OF_LEARNED}",
-            f"the worst, block {worst + 1}, costs {100 * plain.max():.2g} points, the median block "
+            f"the worst, block {worst}, costs {100 * plain.max():.2g} points, the median block "
             f"{100 * np.median(plain):.2g}",
             bool(plain.max() <= PLAIN_MATTER and deletions.learned),
         )

@@ -81,6 +81,11 @@ def measure(
     check_net(net)
     source = in_memory(data)
     check_data(net, source)
+    if max(net.residual_modules) > 1:
+        raise ValueError(
+            f"net: expected one residual module in each block, got up to {max(net.residual_modules)} in parallel; "
+            'adapt(..., parallel="together") makes them one'
+        )
     if not isinstance(plan, PathGradients):
         raise ValueError(f"plan: expected PathGradients, got {described(plan)}")
     check_amount("batches", source, plan.batches)

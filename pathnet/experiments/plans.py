@@ -85,7 +85,9 @@ class PathGradients:
     ] = "running"
     at: Annotated[
         At,
-        Help("Place of the gradient: the input of block 1 (y0), the image, or the first convolution (stem_weight)."),
+        Help(
+            "Place of the gradient: the first block's input (y0), the image, or the first convolution (stem_weight)."
+        ),
         Flag(value="PLACE"),
     ] = "y0"
     engine: Annotated[

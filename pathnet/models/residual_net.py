@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +14,7 @@ from pathnet.checks import check_tensor, described
 from pathnet.models.coefficients import Coefficient, check_coefficients, known_as, left_out, of_blocks, scaled
 from pathnet.models.context import NO_CONTEXT, Context
 from pathnet.models.context_graph import InputReader, bound_part
+from pathnet.models.forms import Form, FusedForm, PostActivationForm, Unit
 
 __all__ = [
     "Block",
@@ -27,63 +27,6 @@ __all__ = [
     "check_net",
     "first_convolution",
 ]
-
-
-@dataclass(frozen=True)
-class Unit:
-    """BN, then ReLU, then convolution: the unit of pre-activation blocks in fused engines."""
-
-    bn: nn.BatchNorm2d
-    conv: nn.Conv2d
-
-
-@dataclass(frozen=True)
-class FusedForm:
-    """A pre-activation block in the form that fused engines take.
-
-    Attributes:
-        units: the units of the residual module, in the order of the forward pass.
-        projection: the convolution of the skip connection, which reads the pre-activated input, as the first unit's
-            does.
-        pad: whether the skip connection takes every ``stride``-th pixel of the block's input and adds zero channels.
-            With neither ``projection`` nor ``pad``, it is the identity.
-        pad_before: number of those zero channels that come before the input's; the rest come after them.
-    """
-
-    units: tuple[Unit, ...]
-    projection: nn.Conv2d | None = None
-    pad: bool = False
-    pad_before: int = 0
-
-    @property
-    def convs(self) -> tuple[nn.Conv2d, ...]:
-        """Convolutions of the residual module, in the order of the forward pass."""
-        return tuple(unit.conv for unit in self.units)
-
-
-@dataclass(frozen=True)
-class PostActivationForm:
-    """A post-activation block in the form that fused engines take.
-
-    The block is that of He et al., "Deep Residual Learning for Image Recognition", 2016: convolutions, each followed
-    by its BN, with ReLUs between them, and a ReLU after the addition (`Block.join`).
-
-    Attributes:
-        convs, bns: the convolutions of the residual module and their BNs, in the order of the forward pass.
-        projection, projection_bn: the convolution of the skip connection, which reads the block's input, and its BN.
-        pad, pad_before: see `FusedForm`.
-    """
-
-    convs: tuple[nn.Conv2d, ...]
-    bns: tuple[nn.BatchNorm2d, ...]
-    projection: nn.Conv2d | None = None
-    projection_bn: nn.BatchNorm2d | None = None
-    pad: bool = False
-    pad_before: int = 0
-
-
-Form = FusedForm | PostActivationForm
-"""Forms in which fused engines take a block."""
 
 
 class Block(nn.Module):
@@ -198,7 +141,7 @@ class ResidualNet(nn.Module):
     """``head(block_n(... block_1(stem(x))))``.
 
     Args:
-        stem: maps images ``[B, C, H, W]`` to ``y_0``, the input of block 1.
+        stem: maps images ``[B, C, H, W]`` to ``y_0``, the input of the first block.
         blocks: the n residual blocks, from input to output.
         head: maps ``y_n`` to the output (logits ``[B, classes]`` for the models here).
         config: the constructor's name and arguments in JSON types, from which `build` builds the network again.

@@ -187,14 +187,14 @@ class Named(nn.Module):
 
 def test_the_kind_of_a_block_follows_from_its_operations() -> None:
     net = pathnet.adapt(Named(), torch.randn(3, 4))
-    assert [block.kind() for block in net] == ["linear layers"] * 2  # type: ignore[operator]
+    assert [block.kind() for block in net] == ["linear layer"] * 2  # type: ignore[operator]
 
 
 def test_the_report_names_blocks_shapes_kinds_and_engines() -> None:
     lines = str(adapted_by_name("basic")).splitlines()
     assert lines[0] == "4 residual blocks, found by torch.fx"
     assert lines[1].split("  ") and lines[3].split() == [
-        *("2", "layer1.1", "4x5x5", "6x3x3", "projection", "post-activation", "basic"),
+        *("1", "layer1.1", "4x5x5", "6x3x3", "projection", "post-activation", "basic"),
     ]
     reasons = dict(line.removeprefix("engine ").split(": ", 1) for line in lines[6:])
     assert set(reasons) == set(pathnet.engines.available()) and reasons["reference"] == "serves"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from pathnet.models.context_graph import bound_part, context_names
 from pathnet.models.pointwise import Pointwise
 from pathnet.models.residual_net import Block, Form, FusedForm, PostActivationForm, Unit
 from pathnet.models.tracing.graphs import Dropout
+from pathnet.models.tracing.kinds import counted, has_activation, kind_of
 from pathnet.models.tracing.live import TrainingOnly
 from pathnet.models.tracing.operations import CLONES, is_relu
 
@@ -37,6 +38,9 @@ class TracedBlock(Block):
         pad_before: number of zero channels before the input's, if the skip connection only subsamples pixels by the
             stride and adds zero channels; None for any other.
         nested: number of residual connections inside the branches.
+
+    Attributes:
+        kinds: the kinds of the residual modules in parallel, even if they count as one; empty if there are no such.
     """
 
     def __init__(
@@ -51,6 +55,8 @@ class TracedBlock(Block):
     ) -> None:
         super().__init__()
         self.nested = nested
+        self.together: nn.Module | None = None
+        self.kinds: tuple[str, ...] = ()
         self.name, self.pad_before = name, pad_before
         self.before, self.skip_branch, self.residual_branch, self.after = before, skip_branch, residual_branch, after
 
@@ -69,6 +75,36 @@ class TracedBlock(Block):
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self._before(x)
         return self._skip(x), torch.as_tensor(self.residual_branch(x))
+
+    def in_parallel(self, together: nn.Module, modules: Sequence[nn.Module]) -> None:
+        """Know the residual module as several in parallel, whose outputs it adds.
+
+        Args:
+            together: returns all their outputs as a tuple, what they share computed once.
+            modules: returns the output of one each.
+        """
+        self.kinds = tuple(map(kind_of, modules))
+        self.residual_modules = len(modules)
+        self.together = together
+        for number, module in enumerate(modules, 1):
+            self.add_module(f"module_{number}", module)
+
+    def as_one_module(self) -> None:
+        """Make one residual module of those in parallel."""
+        if self.residual_modules > 1:
+            for number in range(1, self.residual_modules + 1):
+                delattr(self, f"module_{number}")
+            self.residual_modules, self.together = 1, None
+
+    def parts(self, x: Tensor, wanted: Collection[int] | None = None) -> tuple[Tensor | None, ...]:
+        if self.together is None:
+            return super().parts(x, wanted)
+        x, numbers = self._before(x), range(1, self.residual_modules + 1)
+        skip = self._skip(x) if wanted is None or 0 in wanted else None
+        if wanted is None or set(numbers) <= set(wanted):
+            return (skip, *self.together(x))
+        of_each = (self.get_submodule(f"module_{i}")(x) if i in wanted else None for i in numbers)
+        return (skip, *of_each)
 
     def join(self, z: Tensor) -> Tensor:
         return z if self.after is None else torch.as_tensor(self.after(z))
@@ -148,7 +184,7 @@ class TracedBlock(Block):
         if self.before is None or isinstance(self.form(), FusedForm):
             return kind
         layers = sum(parameter.ndim > 1 for parameter in self.before.parameters())
-        return f"{kind} after {f'{layers} shared layers' if layers else 'a shared part'}"
+        return f"{kind} after {counted(layers, 'shared layer') if layers else 'a shared part'}"
 
     def kind(self) -> str:
         """Return the kind of the residual module in a few words."""
@@ -156,10 +192,9 @@ class TracedBlock(Block):
         if form is not None:
             activation = "pre" if isinstance(form, FusedForm) else "post"
             return f"{activation}-activation {_kernel_pattern(form.convs)}"
-        layers = _layers(self.residual_branch)
-        kind = next((name for name in ("attention", "convolutions", "linear layers") if name in layers), "other")
-        within = f" with {self.nested} residual connections inside" if self.nested else ""
-        return f"{kind}{within}{', then an activation' if self.after is not None else ''}"
+        kind = " and ".join(self.kinds) + " in parallel" if self.kinds else kind_of(self.residual_branch)
+        within = f" with {counted(self.nested, 'residual connection')} inside" if self.nested else ""
+        return f"{kind}{within}{', then an activation' if has_activation(self.after) else ''}"
 
 
 @dataclass(frozen=True)
@@ -267,26 +302,3 @@ def _kernel_pattern(convs: Sequence[nn.Conv2d]) -> str:
     return {(3, 3): "basic", (1, 3, 1): "bottleneck"}.get(
         tuple(kernels), "of kernels " + ", ".join(map(str, kernels))
     )
-
-
-def _layers(part: nn.Module) -> set[str]:
-    """Return the kinds of layers that a branch has."""
-    layers: set[str] = set()
-    nodes = part.graph.nodes if isinstance(part, fx.GraphModule) else ()
-    # Weights are left out since their names mislead: "post_attention_layernorm" is not attention.
-    calls = (node for node in nodes if node.op in ("call_function", "call_method"))
-    names = [str(getattr(node.target, "__name__", node.target)) for node in calls]
-    if any("softmax" in name or "attention" in name for name in names):
-        layers.add("attention")
-    if any(name.startswith("conv") for name in names):
-        layers.add("convolutions")
-    if any(name.startswith(("linear", "addmm", "mm")) for name in names):
-        layers.add("linear layers")
-    for module in part.modules():
-        if isinstance(module, (nn.MultiheadAttention, nn.Softmax)):
-            layers.add("attention")
-        elif isinstance(module, nn.modules.conv._ConvNd):
-            layers.add("convolutions")
-        elif isinstance(module, nn.Linear):
-            layers.add("linear layers")
-    return layers

@@ -10,9 +10,10 @@ from torch import Tensor, fx, nn
 
 from pathnet.models.context_graph import InputReader
 from pathnet.models.tracing.blocks import TracedBlock, zeros_before
+from pathnet.models.tracing.decisions import trace_with_decisions
 from pathnet.models.tracing.dissect import Dissection
 from pathnet.models.tracing.examples import Example
-from pathnet.models.tracing.graphs import TracedGraph, module_paths
+from pathnet.models.tracing.graphs import ReadOnlyInterpreter, TracedGraph, differs, first_line, module_paths
 from pathnet.models.tracing.tracers import trace_model, trace_with_fx, untraceable_reason
 
 __all__ = ["Part", "assemble", "nodes_inside", "submodules", "trace_block_by_block"]
@@ -67,10 +68,11 @@ def trace_block_by_block(root: nn.Module, blocks: Mapping[str, nn.Module], examp
         ValueError: a block is not called exactly once with one tensor; or a block, or the rest, cannot be traced.
     """
     inputs = _block_inputs(root, blocks, example)
-    outer = trace_with_fx(root, example, list(blocks.values()))
+    outer = _trace_around(root, blocks, example)
     graph, attributes = fx.Graph(), dict(outer.attributes)
     copies: dict[fx.Node, Any] = {}
     frozen, dropouts = list(outer.frozen_statistics), list(outer.dropouts)
+    untraced: list[nn.Module] = []
     for node in outer.graph.nodes:
         if node.op == "output":
             graph.output(fx.map_arg(node.args[0], copies.__getitem__))
@@ -79,10 +81,29 @@ def trace_block_by_block(root: nn.Module, blocks: Mapping[str, nn.Module], examp
             inner = _traced_block(blocks[node.target], inputs[node.target], node.target)
             copies[node] = _splice(graph, attributes, inner, copies[x], node.target)
             frozen += inner.frozen_statistics
+            untraced += inner.untraced
             dropouts += [(f"{node.target}.{name}", dropout) for name, dropout in inner.dropouts]
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
-    return TracedGraph(graph, attributes, outer.traced_by, tuple(frozen), dropouts=tuple(dropouts))
+    traced_by = outer.traced_by
+    if untraced:
+        names = [name.removeprefix("model.") for name, module in root.named_modules() if module in untraced]
+        traced_by += f"{',' if ' ' in traced_by else ' around'} {', '.join(names)}"
+    return TracedGraph(graph, attributes, traced_by, tuple(frozen), tuple(untraced), tuple(dropouts))
+
+
+def _trace_around(root: nn.Module, blocks: Mapping[str, nn.Module], example: Example) -> TracedGraph:
+    """Return a trace in which each block is one node, and each other module whose control flow depends on values."""
+    modules = list(blocks.values())
+    try:
+        return trace_with_fx(root, example, modules)
+    except Exception:
+        opened = {
+            module
+            for name, module in root.get_submodule("model").named_modules()
+            if not name or any(block.startswith(f"{name}.") for block in blocks)
+        }
+        return trace_with_decisions(root, example, modules, opened)
 
 
 def _block_inputs(root: nn.Module, blocks: Mapping[str, nn.Module], example: Example) -> dict[str, Tensor]:
@@ -137,8 +158,15 @@ def _splice(graph: fx.Graph, attributes: dict[str, Any], inner: TracedGraph, x: 
 def _traced_block(module: nn.Module, x: Tensor, name: str) -> TracedGraph:
     with torch.no_grad():
         expected = torch.as_tensor(module(x.clone()))
-    traced, failures = trace_model(_TraceRoot(module), module, lambda output: output, Example.of_tensor(x), expected)
+    root, example = _TraceRoot(module), Example.of_tensor(x)
+    traced, failures = trace_model(root, module, lambda output: output, example, expected)
     if traced is None:
+        try:
+            traced = trace_with_decisions(root, example, [], {module})
+            if not differs(ReadOnlyInterpreter(fx.GraphModule(traced.attributes, traced.graph)).run(x), expected):
+                return traced
+        except Exception as error:
+            failures["with its control flow as for the example"] = first_line(error)
         raise ValueError(
             f"blocks: {name!r} {untraceable_reason(failures)}; give its branches as a pair (skip, residual)"
         )
@@ -191,16 +219,16 @@ def assemble(
             raise ValueError(
                 f"blocks: expected pairs (skip, residual) or (skip, residual, join), got {len(parts)} parts"
             )
-        skip, skip_output = _part(model, f"the skip of block {i + 1}", parts[0], y)
-        residual, residual_output = _part(model, f"the residual module of block {i + 1}", parts[1], y)
+        skip, skip_output = _part(model, f"the skip of block {i}", parts[0], y)
+        residual, residual_output = _part(model, f"the residual module of block {i}", parts[1], y)
         join, output = _part(
-            model, f"the join of block {i + 1}", parts[2] if len(parts) > 2 else None, skip_output + residual_output
+            model, f"the join of block {i}", parts[2] if len(parts) > 2 else None, skip_output + residual_output
         )
         if residual is None:
-            raise ValueError(f"blocks: expected a residual module in block {i + 1}, got None")
+            raise ValueError(f"blocks: expected a residual module in block {i}, got None")
         if output.shape[:1] != x.shape[:1]:
             raise ValueError(f"blocks: expected the batch in the first dimension, got {list(output.shape)}")
-        name = parts[1] if isinstance(parts[1], str) else f"block {i + 1}"
+        name = parts[1] if isinstance(parts[1], str) else f"block {i}"
         pad_before = zeros_before(skip, residual, y, residual_output.shape)
         traced_blocks.append(TracedBlock(name, None, skip, residual, join, pad_before))
         y = output

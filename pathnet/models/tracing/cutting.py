@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import fx, nn
 
-from pathnet.models.tracing.connections import Term
 from pathnet.models.tracing.context_values import ContextCollector
-from pathnet.models.tracing.graphs import TracedGraph, describe_node, placeholders
+from pathnet.models.tracing.flow import Term
+from pathnet.models.tracing.graphs import TracedGraph, describe_node, output_node, placeholders
 from pathnet.models.tracing.operations import CLONES
 from pathnet.models.tracing.subgraphs import Subgraph
 from pathnet.models.tracing.values import Observation, Source, batch_dim_of, value_dependents
@@ -29,6 +29,7 @@ class GraphCutter:
         single, double: the observations of each node for the example, and for the example repeated twice.
         stream: the nodes that depend on the values of the residual stream from the first block on.
         fixed: why the parts take only inputs of the example's shape, batch apart.
+        on_paths: the nodes through which gradients flow to the source from the output.
     """
 
     def __init__(
@@ -48,6 +49,18 @@ class GraphCutter:
         self.index = {node: i for i, node in enumerate(traced.graph.nodes)}
         self.context = ContextCollector(traced, single, double, batch)
         self.fixed: list[str] = []
+        self.on_paths = self._on_paths()
+
+    def _on_paths(self) -> set[fx.Node]:
+        """Return the nodes through which gradients flow to the source from the output."""
+        on_paths: set[fx.Node] = set()
+        pending = output_node(self.traced.graph).all_input_nodes
+        while pending:
+            node = pending.pop()
+            if node not in on_paths and self.single[node].differentiable:
+                on_paths.add(node)
+                pending += node.all_input_nodes
+        return on_paths
 
     def _weight_dependents(self) -> set[fx.Node]:
         """Return the nodes that depend on the values of weights."""
@@ -63,6 +76,11 @@ class GraphCutter:
     def batch_dim(self, node: fx.Node) -> int | None:
         """Return the dimension of a node's value that holds the batch; None if none does."""
         return batch_dim_of(self.single[node], self.double[node], self.batch)
+
+    def shape_of_sample(self, node: fx.Node) -> torch.Size:
+        """Return the shape of a node's value for the example, without the batch."""
+        dim = self.batch_dim(node) or 0
+        return torch.Size(size for i, size in enumerate(self._shape(node)) if i != dim)
 
     def check_batch(self, node: fx.Node) -> None:
         """Check that a dimension of a node's value is the batch.
@@ -104,6 +122,13 @@ class GraphCutter:
         if len(terms) == 1 and terms[0].factor == 1 and not broadcasts and self._is_identity(start, terms[0].node):
             return None
         subgraph = Subgraph(self, name, start, [term.node for term in terms], scope)
+        subgraph.graph.output(self._total(subgraph, terms, shape, is_output))
+        return fx.GraphModule(subgraph.attributes, subgraph.graph)
+
+    def _total(
+        self, subgraph: Subgraph, terms: Sequence[Term], shape: torch.Size | None, is_output: bool = False
+    ) -> fx.Node:
+        """Return the node of the sum of ``terms`` in a part, broadcast to ``shape``, the batch first."""
         total: fx.Node | None = None
         for term in terms:
             value = subgraph.copies[term.node]
@@ -111,8 +136,7 @@ class GraphCutter:
                 value = subgraph.graph.call_function(operator.mul, (value, term.factor))
             total = value if total is None else subgraph.graph.call_function(operator.add, (total, value))
         assert total is not None
-        if broadcasts:
-            assert shape is not None
+        if shape is not None and shape != _broadcast([self._shape(term.node) for term in terms]):
             batch_dim = self.batch_dim(terms[0].node) or 0
             sizes = [-1 if i == batch_dim else size for i, size in enumerate(shape)]
             total = subgraph.graph.call_method("expand", (total, *sizes))
@@ -120,7 +144,23 @@ class GraphCutter:
         dim = next(filter(None, (self.batch_dim(term.node) for term in terms)), 0)
         if dim and not is_output:
             total = subgraph.graph.call_method("movedim", (total, dim, 0))
-        subgraph.graph.output(total)
+        return total
+
+    def cut_apart(
+        self,
+        name: str,
+        start: fx.Node,
+        sums: Sequence[Sequence[Term]],
+        shape: torch.Size,
+        scope: str | None = None,
+    ) -> fx.GraphModule:
+        """Return several sums of terms, each broadcast to ``shape``, as one function to a tuple; see `cut`.
+
+        What they share is computed once.
+        """
+        subgraph = Subgraph(self, name, start, [term.node for terms in sums for term in terms], scope)
+        totals = [self._total(subgraph, terms, shape) for terms in sums]
+        subgraph.graph.output(tuple(totals))
         return fx.GraphModule(subgraph.attributes, subgraph.graph)
 
     def _is_identity(self, start: fx.Node, end: fx.Node) -> bool:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from pathnet.checks import listed
 from pathnet.models.context_graph import InputReader, context_names
 from pathnet.models.residual_net import FusedForm
 from pathnet.models.tracing.blocks import TracedBlock, zeros_before
-from pathnet.models.tracing.connections import Connection, Term, connections
+from pathnet.models.tracing.connections import Connection, LedAroundError, connections
 from pathnet.models.tracing.cutting import GraphCutter
+from pathnet.models.tracing.decisions import decisions_of
 from pathnet.models.tracing.examples import Example
+from pathnet.models.tracing.flow import GradientFlow, Term
 from pathnet.models.tracing.graphs import TracedGraph, first_line, module_path, operation, output_node
+from pathnet.models.tracing.notes import addition_notes, stem_note
 from pathnet.models.tracing.operations import CLONES, RESHAPES
 from pathnet.models.tracing.values import Source, batch_dim_of, gradient_sources, observe
 
@@ -31,6 +35,9 @@ class Dissection:
         shape: shape of ``y_0`` for the example, without the batch.
         fixed: why the parts take only inputs of the example's shape (batch apart); empty if they take others too.
         batch_first_output: whether the output's first dimension is the batch.
+        shapes: for the example, the shapes of each block's input and of the last one's output, without the batch;
+            empty if the parts have not run.
+        notes: on additions that are no blocks, and on operations of the first block that run in the stem.
     """
 
     reader: InputReader
@@ -40,6 +47,8 @@ class Dissection:
     shape: torch.Size
     fixed: list[str]
     batch_first_output: bool = True
+    notes: Sequence[str] = ()
+    shapes: Sequence[torch.Size] = ()
 
 
 def dissect(
@@ -61,6 +70,8 @@ def dissect(
     for source in gradient_sources(traced, example, stream):
         try:
             return _dissect_from(traced, example, source, within)
+        except LedAroundError:
+            raise
         except ValueError as error:
             # Another input may be where the residual stream begins.
             first_error = first_error or error
@@ -83,7 +94,8 @@ def _dissect_from(
     def holds_batch(node: fx.Node) -> bool:
         return batch_dim_of(single[node], double[node], batch) is not None
 
-    residual_connections = connections(traced, single, source.node, holds_batch, within)
+    flow = GradientFlow(traced, single, source.node, holds_batch)
+    residual_connections = connections(flow, within)
     start = y0 = residual_connections[0].source
     # The reshape that lays samples end to end belongs to the first block.
     while not holds_batch(start) and start.target in RESHAPES:
@@ -104,11 +116,12 @@ def _dissect_from(
     output = output_node(traced.graph).args[0]
     assert isinstance(output, fx.Node)
     head = cutter.cut("the head", residual_connections[-1].end, [Term(output)], is_output=True)
-    shape = single[y0].shape
-    assert shape is not None
-    shape = torch.Size(size for i, size in enumerate(shape) if i != (cutter.batch_dim(y0) or 0))
+    notes = addition_notes(flow, residual_connections, within)
+    if decisions := decisions_of(traced.graph):
+        notes.append(f"control flow as for the example, which each run checks: {listed(decisions)}")
+    shapes = [cutter.shape_of_sample(node) for node in (y0, *(connection.end for connection in residual_connections))]
     if cutter.fixed:
-        stem = _with_shape_check(stem, shape)
+        stem = _with_shape_check(stem, shapes[0])
     reads = dict.fromkeys(
         name
         for part in (stem, head, *(part for block in blocks for part in block.children()))
@@ -121,9 +134,11 @@ def _dissect_from(
         nn.Identity() if stem is None else stem,
         blocks,
         nn.Identity() if head is None else head,
-        shape,
+        shapes[0],
         list(dict.fromkeys(cutter.fixed)),
         cutter.batch_dim(output) == 0,
+        [*filter(None, [stem_note(flow, y0, residual_connections[0])]), *notes],
+        shapes,
     )
 
 
@@ -149,7 +164,12 @@ def _block(cutter: GraphCutter, name: str, start: fx.Node, connection: Connectio
         assert example.shape is not None
         x = torch.empty(example.shape, device=example.device, dtype=example.dtype)
         pad_before = zeros_before(skip, residual, x, shape)
-    return TracedBlock(name, before, skip, residual, after, pad_before, connection.nested)
+    block = TracedBlock(name, before, skip, residual, after, pad_before, connection.nested)
+    if len(connection.modules) > 1:
+        what = f"the residual modules of {name!r}"
+        modules = [cutter.cut(what, source, terms, shape, scope) or nn.Identity() for terms in connection.modules]
+        block.in_parallel(cutter.cut_apart(what, source, connection.modules, shape, scope), modules)
+    return block
 
 
 def _input_of_first_normalisation(first: Connection, attributes: Mapping[str, Any]) -> fx.Node | None:
@@ -167,11 +187,9 @@ def _input_of_first_normalisation(first: Connection, attributes: Mapping[str, An
 
 
 def _names(residual_connections: list[Connection]) -> list[str]:
-    """Return the module that contains each addition, numbered where one contains several."""
+    """Return the module that contains each addition, numbered from 0 where one contains several."""
     paths = [module_path(connection.addition) or "addition" for connection in residual_connections]
-    return [
-        f"{path} ({paths[: i + 1].count(path)})" if paths.count(path) > 1 else path for i, path in enumerate(paths)
-    ]
+    return [f"{path} ({paths[:i].count(path)})" if paths.count(path) > 1 else path for i, path in enumerate(paths)]
 
 
 @operation

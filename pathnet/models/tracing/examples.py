@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathnet.checks import check_tensor
+from pathnet.checks import check_tensor, listed
 from pathnet.models.inputs import InputStructure, batch_dims_of, map_tensors, repeated_batch, structure_of
 from pathnet.models.tracing.graphs import first_line
 
@@ -97,7 +97,7 @@ def checked_example(model: nn.Module, inputs: Any) -> Example:
         except Exception as error:
             rejected.append(f"{example.shapes()}: {first_line(error)}")
     raise ValueError(
-        f"example: none could be guessed, expected a batch of inputs ({'; '.join(rejected[:3]) or 'no layer'})"
+        f"example: none could be guessed, expected a batch of inputs ({listed(rejected, between='; ') or 'no layer'})"
     )
 
 

@@ -67,7 +67,7 @@ class Subgraph:
         """Return the nodes that can be computed from ``start``, the nodes inside, and weights."""
         computable = {self.start, *inside}
         for node in self.cutter.traced.graph.nodes:
-            may_be_copied = node.op != "placeholder" and not self.cutter.single[node].differentiable
+            may_be_copied = node.op != "placeholder" and node not in self.cutter.on_paths
             if may_be_copied and all(parent in computable for parent in node.all_input_nodes):
                 computable.add(node)
         return computable

@@ -31,7 +31,7 @@ from pathnet.models.tracing.quiet import quiet
 from pathnet.models.tracing.restoring import attributes_restored
 from pathnet.models.tracing.training_reads import called_whole
 
-__all__ = ["trace_model", "trace_with_fx", "untraceable_reason"]
+__all__ = ["TraceProxy", "Tracer", "from_fx", "trace_model", "trace_with_fx", "untraceable_reason"]
 
 TRANSPARENT = (
     nn.Transformer,
@@ -45,25 +45,25 @@ TRANSPARENT = (
 AROUND = "torch.fx around untraceable modules"
 
 
-class _Proxy(fx.Proxy):
+class TraceProxy(fx.Proxy):
     """Proxy that records ``x += y`` as an in-place operation in every version of torch, and ``x[index] = y``."""
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
 
-def _in_place(name: str) -> Callable[[_Proxy, Any], fx.Proxy]:
-    def method(self: _Proxy, other: Any) -> fx.Proxy:
+def _in_place(name: str) -> Callable[[TraceProxy, Any], fx.Proxy]:
+    def method(self: TraceProxy, other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
 
     return method
 
 
 for _name in ("iadd", "isub", "imul", "itruediv"):
-    setattr(_Proxy, f"__{_name}__", _in_place(_name))
+    setattr(TraceProxy, f"__{_name}__", _in_place(_name))
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     """Traces a model down to the modules of torch.nn.
 
     Args:
@@ -100,7 +100,7 @@ class _Tracer(fx.Tracer):
         return result
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return TraceProxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if m in self.leaves or isinstance(m, Pointwise):
@@ -120,16 +120,17 @@ def trace_with_fx(root: nn.Module, example: Example, leaves: Sequence[nn.Module]
             prefix.
         leaves: modules not to trace into.
     """
-    return _from_fx(_Tracer(leaves, len(example.tensors)), root, example)
+    tracer = Tracer(leaves, len(example.tensors))
+    return from_fx(tracer.trace(root), tracer, root, example)
 
 
 def _trace_around_untraceable(root: nn.Module, example: Example) -> TracedGraph:
     """Return a trace by ``torch.fx`` in which each module with untraceable control flow is one node."""
     leaves: list[nn.Module] = []
     while True:
-        tracer = _Tracer(leaves, len(example.tensors))
+        tracer = Tracer(leaves, len(example.tensors))
         try:
-            traced = _from_fx(tracer, root, example)
+            traced = from_fx(tracer.trace(root), tracer, root, example)
             names = [name.removeprefix("model.") for name, module in root.named_modules() if module in leaves]
             return replace(traced, traced_by=f"torch.fx around {', '.join(names)}", untraced=tuple(leaves))
         except Exception:
@@ -139,8 +140,8 @@ def _trace_around_untraceable(root: nn.Module, example: Example) -> TracedGraph:
             leaves.append(tracer.entered[-1])
 
 
-def _from_fx(tracer: _Tracer, root: nn.Module, example: Example) -> TracedGraph:
-    graph = tracer.trace(root)
+def from_fx(graph: fx.Graph, tracer: Tracer, root: nn.Module, example: Example) -> TracedGraph:
+    """Return a tracer's graph of a root, normalised."""
     attributes: dict[str, Any] = {}
     constants = {name: tensor for tensor, name in tracer.tensor_attrs.items()}
     for node in graph.nodes:
