@@ -68,6 +68,7 @@ class _Block:
     units: list[_Unit]
     projection: _Unit | None
     pad: bool
+    pad_before: int
     in_shape: tuple[int, int, int]
 
     @property
@@ -183,7 +184,7 @@ class Composed:
         channels, height, width = block.in_shape
         stride = -(-height // grads.shape[2])
         wide = grads.new_zeros(*grads.shape[:2], height, width, channels)
-        wide[:, :, ::stride, ::stride] = grads[..., :channels]
+        wide[:, :, ::stride, ::stride] = grads[..., block.pad_before : block.pad_before + channels]
         return wide
 
     def _blocks(self) -> list[_Block]:
@@ -199,7 +200,7 @@ class Composed:
             if form.projection is not None:
                 projection = _Unit(self._input_gradient(form.projection, form.units[0].bn, shapes[0]), mask)
             height, width, channels = shapes[0][1:]
-            blocks.append(_Block(units, projection, form.pad, (channels, height, width)))
+            blocks.append(_Block(units, projection, form.pad, form.pad_before, (channels, height, width)))
             mask += len(units)
         return blocks
 

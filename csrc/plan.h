@@ -33,6 +33,7 @@ struct Block {
   int64_t projection_unit;  // its convolution has the source of the first unit's; -1 without a projection
   int64_t in_channels, in_height, in_width;
   int64_t out_channels, out_height, out_width;
+  int64_t pad_before;  // zero channels that a padding skip adds before those of the input; 0 for any other skip
 
   bool skips_by_identity() const { return skip == kIdentity || skip == kActivated; }
   bool skips_by_padding() const { return skip == kPad || skip == kActivatedPad; }
@@ -43,7 +44,7 @@ struct Block {
 
 constexpr int64_t kUnitFields = sizeof(Unit) / sizeof(int64_t);
 constexpr int64_t kBlockFields = sizeof(Block) / sizeof(int64_t);
-static_assert(kUnitFields == 12 && kBlockFields == 10, "the columns in pathnet/engines/tables.py");
+static_assert(kUnitFields == 12 && kBlockFields == 11, "the columns in pathnet/engines/tables.py");
 
 struct Plan {
   const Block* blocks;

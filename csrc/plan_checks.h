@@ -92,6 +92,9 @@ inline void check_block(const Plan& plan, int64_t index, const PlanSizes& sizes)
                   "blocks: expected skip 0, 1 or 2 before a unit "
                   "without ReLU in row ",
                   index, ", got ", block.skip);
+  STD_TORCH_CHECK(block.skips_by_padding() || block.pad_before == 0,
+                  "blocks: expected no zero channels (0) before those of a skip that pads none in row ", index,
+                  ", got ", block.pad_before);
   const Unit& last = units[block.unit_count - 1];
   const Unit ends = {block.in_channels,
                      block.in_height,
@@ -130,7 +133,10 @@ inline void check_block(const Plan& plan, int64_t index, const PlanSizes& sizes)
     STD_TORCH_CHECK((block.in_height + stride - 1) / stride == block.out_height &&
                         (block.in_width + stride - 1) / stride == block.out_width &&
                         block.in_channels <= block.out_channels,
-                    "blocks: expected row ", index, " to take every ", stride, "-th pixel and append channels");
+                    "blocks: expected row ", index, " to take every ", stride, "-th pixel and add channels");
+    const int64_t added = block.out_channels - block.in_channels;
+    STD_TORCH_CHECK(block.pad_before >= 0 && block.pad_before <= added, "blocks: expected 0 to ", added,
+                    " zero channels before the input's in row ", index, ", got ", block.pad_before);
     return;
   }
   STD_TORCH_CHECK(block.skips_by_identity(), "blocks: expected skip 0 to 4 in row ", index, ", got ", block.skip);

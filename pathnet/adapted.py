@@ -7,10 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from pathnet.checks import listed
 from pathnet.engines import Job, refusals
+from pathnet.models.context_graph import InputReader
 from pathnet.models.residual_net import ResidualNet
 from pathnet.models.tracing.blocks import TracedBlock
 from pathnet.models.tracing.graphs import Dropout
+from pathnet.models.tracing.kinds import counted
+from pathnet.models.tracing.viewed import ViewedModel
 
 __all__ = ["AdaptedNet"]
 
@@ -22,12 +26,17 @@ class AdaptedNet(ResidualNet):
     blocks, and the engines that support them.
 
     Attributes:
+        reader: reads the model's inputs: what begins the residual stream, and the context.
         traced_by: ``torch.fx`` or ``torch.export``, or ``hand`` if the caller named all parts.
         shapes: for the example, the shapes of each block's input and of the last one's output, without the batch.
         fixed: why the network takes only inputs of the example's shape (batch apart); empty if it takes others too.
         frozen_statistics: the batch normalisations that always use running statistics.
         dropouts: the model's dropout modules that `torch.export` omitted, with their names.
+        viewed: the model, and what the network lacks of it.
+        notes: lines of the report on additions that are no blocks, and on operations that one may expect elsewhere.
     """
+
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -36,29 +45,41 @@ class AdaptedNet(ResidualNet):
         head: nn.Module,
         traced_by: str,
         shapes: Sequence[torch.Size],
+        reader: InputReader,
         fixed: Sequence[str] = (),
         frozen_statistics: Sequence[str] = (),
         dropouts: Sequence[tuple[str, Dropout]] = (),
     ) -> None:
         super().__init__(stem, blocks, head)
+        self.reader = reader
         self.frozen_statistics = tuple(frozen_statistics)
         self.traced_by, self.shapes, self.fixed = traced_by, tuple(shapes), tuple(fixed)
         self.dropouts = tuple(dropouts)
+        self.viewed = ViewedModel()
 
     def train(self, mode: bool = True) -> AdaptedNet:
-        """Set training or evaluation mode, as `torch.nn.Module.train` does.
+        """Set training or evaluation mode, of the network and of all modules of the model.
 
         Raises:
-            ValueError: the mode is training, and the trace omits active dropout of the model.
+            ValueError: the mode is training, and the trace omits active dropout of the model, or fixed what a module
+                does in training.
         """
         live = [f"{name!r} (p = {dropout.p:g})" for name, dropout in self.dropouts if dropout.p > 0]
         if mode and live:
             raise ValueError(
                 "net: tracing omitted the model's dropout, so training would run without it: expected p = 0, got "
-                f"{', '.join(live[:3])}; set it, or give blocks' branches by hand (blocks=)"
+                f"{listed(live)}; set it, or give blocks' branches by hand (blocks=)"
             )
+        self.viewed.check(mode)
         super().train(mode)
+        self.viewed.train(self, mode)
         return self
+
+    def as_one_module_each(self) -> None:
+        """Make one residual module of those in parallel in each block."""
+        for block in self:
+            if isinstance(block, TracedBlock):
+                block.as_one_module()
 
     def stem_weight(self) -> Tensor:
         if isinstance(self.stem, fx.GraphModule):
@@ -79,17 +100,28 @@ class AdaptedNet(ResidualNet):
         for i, block in enumerate(self):
             assert isinstance(block, TracedBlock)
             shapes = ("x".join(map(str, shape)) for shape in self.shapes[i : i + 2])
-            rows.append((str(i + 1), block.name, *shapes, block.skip_kind(), block.kind()))
+            rows.append((str(i), block.name, *shapes, block.skip_kind(), block.kind()))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [f"{self.n} residual blocks, found by {self.traced_by}"]
+        lines = [f"{counted(self.n, 'residual block')}, found by {self.traced_by}"]
         lines += [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
         ]
+        lines += self.notes
+        if any(kinds := [block.kinds for block in self if isinstance(block, TracedBlock)]):
+            separate = max(self.residual_modules) > 1
+            modules = f"modules of {counted(sum(map(bool, kinds)), 'block')} in parallel"
+            lines.append(
+                f"{modules}: " + ("separate" if separate else 'one module each (parallel="separate" for more)')
+            )
         device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
         for name, reason in refusals(Job(self, "running", "float32", self.shapes[0], device)).items():
             lines.append(f"engine {name}: {'serves' if reason is None else reason}")
         if self.dropouts:
-            lines.append(f"without dropout, for evaluation only: {', '.join(name for name, _ in self.dropouts[:3])}")
+            lines.append(f"without dropout, for evaluation only: {listed([name for name, _ in self.dropouts])}")
+        if branches := [name or "the model itself" for name in self.viewed.branches]:
+            lines.append(f"for evaluation only, without the training branch of {listed(branches)}")
+        if hooked := [name or "the model itself" for name in self.viewed.hooked]:
+            lines.append(f"without the hooks of {listed(hooked)}")
         if self.fixed:
-            lines.append(f"for inputs of the example's shape: {'; '.join(self.fixed[:3])}")
+            lines.append(f"for inputs of the example's shape: {listed(self.fixed, between='; ')}")
         return "\n".join(lines)

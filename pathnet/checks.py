@@ -24,6 +24,7 @@ __all__ = [
     "check_path",
     "check_tensor",
     "described",
+    "listed",
     "one_of",
 ]
 
@@ -183,6 +184,12 @@ def check_integers(name: str, values: object, least: int | None = None, most: in
     except (TypeError, RuntimeError):
         raise ValueError(f"{name}: expected integers{_bounds(least, most)}, got {described(values)}") from None
     return tuple(check_integer(name, value, least, most) for value in listed)
+
+
+def listed(words: Sequence[str], most: int = 3, between: str = ", ") -> str:
+    """Return the first words of a list, and how many more it has."""
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return between.join(words[:most]) + more
 
 
 def check_flag(name: str, value: object) -> bool:

@@ -1,18 +1,18 @@
-"""Gradients and norms along paths and routings, and their sums over all paths of a length, at any of three places."""
+"""Gradients and norms along paths and routings, and their sums over all paths of a length, at any place."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pathnet import scaling
+from pathnet import chunks, scaling
 from pathnet.engines import fallback
 from pathnet.full_precision import full_precision
-from pathnet.recording import At
+from pathnet.places import Place
+from pathnet.pull_backs import PullBack, Rows, place_shape
 from pathnet.scaling import ScaledGradient
 from pathnet.walks import Record, routed_backward, routed_backward_norms
 
@@ -20,11 +20,14 @@ __all__ = [
     "LengthSums",
     "compare_lengths",
     "norms",
-    "place_shape",
     "scaled_gradients",
     "squared_norms_by_length",
     "sums_by_length",
 ]
+
+
+_BYTES = 8
+"""Bytes of a number of the results, float64."""
 
 
 @dataclass(frozen=True)
@@ -66,80 +69,108 @@ class LengthSums:
         return f"LengthSums(lengths 0 to {len(self.norm) - 1}, full_norm={self.full_norm:.3g}, {most})"
 
 
-def place_shape(record: Record, at: At) -> torch.Size:
-    """Return the shape of one gradient at ``at``."""
-    if at == "y0":
-        return record.y0_shape
-    return record.images.shape if at == "image" else record.net.stem_weight().shape
-
-
-def scaled_gradients(record: Record, routing: Tensor, at: At) -> Iterator[tuple[slice, ScaledGradient]]:
-    """Compute the scaled gradients at ``at`` under every routing, chunk by chunk.
+def scaled_gradients(record: Record, routing: Tensor, place: Place) -> Iterator[tuple[slice, ScaledGradient]]:
+    """Compute the scaled gradients at a place under every routing, chunk by chunk.
 
     Yields:
-        The place of a chunk among the routings; its gradients [p, *shape at the place], exponents int32 [p, B], or
-        [p, 1] where the batch is one object and at the stem's weight, which has no samples.
+        The position of a chunk among the routings; its gradients [p, *shape at the place], exponents int32 [p, B], or
+        [p, 1] where the batch is one object. A parameter of N numbers has no samples: [p, 1, N] and [p, 1].
     """
-    pull_back = _StemPullBack(record, at)
-    for part, grads in routed_backward(record, routing):
-        yield part, pull_back(grads)
+    pull_back = PullBack(record, place)
+    for part, grads, rows in _walked(record, routing, place):
+        yield part, pull_back(grads, rows)
 
 
-def norms(record: Record, routing: Tensor, at: At, per_sample: bool) -> Tensor:
-    """Return Euclidean norms of the gradients at ``at``: float64 [P], or [P, B] of each sample's share."""
+def _walked(record: Record, routing: Tensor, place: Place) -> Iterator[tuple[slice, ScaledGradient, Rows]]:
+    """Yield chunks of gradients where the walk ends, with the rows of the block that holds the parameter."""
+    rows, behind = _split(record, routing, place)
+    most = max(1, chunks.CHUNK_BYTES // max(1, place_shape(record, place).numel() * _BYTES))
+    for part, (mantissa, exponent) in routed_backward(record, behind):
+        for start in range(0, len(mantissa), most):
+            piece = slice(start, start + most)
+            position = slice(part.start + start, min(part.start + start + most, part.stop))
+            yield position, ScaledGradient(mantissa[piece], exponent[piece]), rows[position]
+
+
+def _split(record: Record, routing: Tensor, place: Place) -> tuple[Rows, Tensor]:
+    """Return the rows of the block that holds the parameter, and the routing of the blocks behind it."""
+    if place.block is None:
+        return [], routing
+    return routing[:, 0].tolist(), routing[:, 1:, : record.net.parts]
+
+
+def norms(record: Record, routing: Tensor, place: Place, per_sample: bool) -> Tensor:
+    """Return Euclidean norms of the gradients at a place: float64 [P], or [P, B] of each sample's share."""
     with full_precision():
-        if at == "stem_weight" and per_sample:
-            return _shares_of_samples(record, routing)
-        # The first dimension of the stem's weight is output channels; their norms combine as those of samples do.
-        samples = routed_backward_norms(record, routing) if at == "y0" else _norms_before_stem(record, routing, at)
+        if place.parameter:
+            return _norms_at_parameter(record, routing, place, per_sample)
+        if place.at != "image":
+            samples = routed_backward_norms(record, routing)
+        else:
+            samples = _empty_norms(record, routing, len(record.images))
+            for part, grads in scaled_gradients(record, routing, place):
+                samples[part] = scaling.norms(*grads)
         return samples if per_sample else scaling.combine(samples)
 
 
-def _norms_before_stem(record: Record, routing: Tensor, at: At) -> Tensor:
-    """Return the norms of the gradients at the image or the stem's weight: float64 [P, first dimension of it]."""
-    device = record.start.mantissa.device
-    result = torch.empty(len(routing), place_shape(record, at)[0], dtype=torch.float64, device=device)
-    for part, grads in scaled_gradients(record, routing, at):
-        result[part] = scaling.norms(*grads)
-    return result
-
-
-def _shares_of_samples(record: Record, routing: Tensor) -> Tensor:
-    """Return float64 [P, B], the norms of the samples' shares in the gradient of the stem's weight."""
-    width, device = len(record.images), record.start.mantissa.device
-    result = torch.empty(len(routing), width, dtype=torch.float64, device=device)
-    pull_back = _StemPullBack(record, "stem_weight")
-    for part, grads in routed_backward(record, routing):
+def _norms_at_parameter(record: Record, routing: Tensor, place: Place, per_sample: bool) -> Tensor:
+    """Return the norms of a parameter's gradients, float64 [P], or of the samples' shares in them, [P, B]."""
+    width = len(record.images) if per_sample else 1
+    result, pull_back = _empty_norms(record, routing, width), PullBack(record, place)
+    for part, grads, rows in _walked(record, routing, place):
         for sample in range(width):
-            result[part, sample] = scaling.combine(scaling.norms(*pull_back.of_sample(grads, sample)))
-    return result
+            pulled = pull_back.of_sample(grads, rows, sample) if per_sample else pull_back(grads, rows)
+            result[part, sample] = scaling.norms(*pulled)[:, 0]
+    return result if per_sample else result[:, 0]
 
 
-def sums_by_length(record: Record, routing: Tensor, at: At) -> ScaledGradient:
-    """Return the scaled sums [n + 1, *shape at the place], exponents int32 [n + 1, B] or [n + 1, 1]; see `Walk`."""
-    sums = record.walk.sums_by_length(record.start, routing.to(record.start.mantissa.dtype))
-    if at == "y0":
+def _empty_norms(record: Record, routing: Tensor, width: int) -> Tensor:
+    return torch.empty(len(routing), width, dtype=torch.float64, device=record.start.mantissa.device)
+
+
+def sums_by_length(record: Record, routing: Tensor, place: Place) -> ScaledGradient:
+    """Return the scaled sums of the gradients of all paths of each length, as `scaled_gradients`; see `Walk`.
+
+    Args:
+        routing: [n, 2], the (a, c) of every block.
+    """
+    rows, behind = _split(record, routing[None], place)
+    sums = record.walk.sums_by_length(record.start, behind[0].to(record.start.mantissa.dtype))
+    if place.parameter == "" and place.at != "image":
         return sums
-    pull_back = _StemPullBack(record, at)
-    pulled = [pull_back(ScaledGradient(grad[None], exponent[None])) for grad, exponent in zip(*sums, strict=True)]
-    return ScaledGradient(*(torch.cat(tensors) for tensors in zip(*pulled, strict=True)))
+    pull_back = PullBack(record, place)
+
+    def pulled(row: Rows) -> ScaledGradient:
+        parts = [
+            pull_back(ScaledGradient(grad[None], exponent[None]), row) for grad, exponent in zip(*sums, strict=True)
+        ]
+        return ScaledGradient(*map(torch.cat, zip(*parts, strict=True)))
+
+    if place.block is None:
+        return pulled([])
+    # Paths through the skip connection keep their length; those through the residual module grow by one.
+    a, c = rows[0][:2]
+    same, longer = pulled([(a, 0.0)]), pulled([(0.0, c)])
+    none = ScaledGradient(*(torch.zeros_like(tensor[:1]) for tensor in same))
+    ends = (same, none), (none, longer)
+    return scaling.add(*(ScaledGradient(*map(torch.cat, zip(*end, strict=True))) for end in ends))
 
 
 @full_precision()
-def squared_norms_by_length(record: Record, signs: Tensor, at: At) -> Tensor:
+def squared_norms_by_length(record: Record, signs: Tensor, place: Place) -> Tensor:
     """Return float64 [draws, n + 1]: the squared norms of the sums by length, with random signs of the modules.
 
     Args:
-        signs: [draws, n], the sign of each residual module.
+        signs: [draws, n, m], the sign of each residual module, of up to m in a block.
     """
     like = record.start.mantissa
     result = torch.empty(len(signs), signs.shape[1] + 1, dtype=torch.float64, device=like.device)
     for draw, residual in enumerate(signs.to(like.dtype)):
-        routing = torch.stack([torch.ones_like(residual), residual], 1)
-        if at == "y0":
-            samples = record.walk.sums_by_length_norms(record.start, routing)
+        routing = torch.cat([torch.ones_like(residual[:, :1]), residual], 1)
+        if place.parameter or place.at == "image":
+            samples = fallback.norms_of(sums_by_length(record, routing, place))
         else:
-            samples = fallback.norms_of(sums_by_length(record, routing, at))
+            samples = record.walk.sums_by_length_norms(record.start, routing)
         result[draw] = scaling.combine(samples).square()
     return result
 
@@ -178,38 +209,3 @@ def compare_lengths(sums: ScaledGradient) -> LengthSums:
 
 def _norm(grad: Tensor) -> float:
     return float(scaling.combine(grad.flatten()[None].abs()))
-
-
-class _StemPullBack:
-    """Pull-back of scaled gradients at ``y_0`` to the image or to the first convolution's weight, by autograd."""
-
-    def __init__(self, record: Record, at: At) -> None:
-        self.at = at
-        if at == "y0":
-            return
-        with torch.enable_grad(), record.autocast.entered() if record.autocast is not None else nullcontext():
-            images = record.images.detach()
-            if at == "image":
-                self.leaf = images.requires_grad_()
-            else:
-                self.leaf = record.net.stem_weight().requires_grad_()
-            self.y0 = record.net.stem(images.clone())
-
-    def __call__(self, grads: ScaledGradient) -> ScaledGradient:
-        if self.at == "y0":
-            return grads
-        if self.at == "stem_weight":
-            grads = scaling.align(*grads)
-        mantissa, exponent = grads
-        pulled = [
-            torch.autograd.grad(self.y0, self.leaf, grad.to(self.y0.dtype), retain_graph=True)[0].to(grad.dtype)
-            for grad in mantissa
-        ]
-        return scaling.rescale(torch.stack(pulled), exponent)
-
-    def of_sample(self, grads: ScaledGradient, sample: int) -> ScaledGradient:
-        """Return the part of the weight's gradient that comes through one sample's slice at ``y_0``."""
-        mantissa, exponent = grads
-        alone = torch.zeros_like(mantissa)
-        alone[:, sample] = mantissa[:, sample]
-        return self(ScaledGradient(alone, exponent[:, sample : sample + 1] if exponent.shape[1] > 1 else exponent))

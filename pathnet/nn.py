@@ -49,11 +49,8 @@ def fused_residual(block: Block, x: Tensor, a: float = 1.0, c: float = 1.0) -> T
     """
     if not isinstance(block, Block):
         raise ValueError(f"block: expected a pathnet Block, got {described(block)}")
-    form = block.form()
-    form = form if isinstance(form, FusedForm) else None
-    _check(form, x)
+    form = _checked_form(block, x)
     a, c = _number("a", a), _number("c", c)
-    assert form is not None
     by_batch = _by_batch(form)
     if c == 0:
         with _autocast_for(x):
@@ -78,17 +75,27 @@ def fused_residual(block: Block, x: Tensor, a: float = 1.0, c: float = 1.0) -> T
         [conv.stride[0] for conv in convolutions],
         [float(bn.eps) for bn in norms],
         [float(a), float(c)],
+        form.pad_before,
     )
     if by_batch:
         _update(norms, convolutions, statistics, x)
     return torch.as_tensor(output)
 
 
-def _check(form: FusedForm | None, x: Tensor) -> None:
-    reason = "it has no fused form" if form is None else unsupported_block(form)
+def _checked_form(block: Block, x: Tensor) -> FusedForm:
+    """Return the block's form.
+
+    Raises:
+        ValueError: the kernels cannot run the block, or ``x``.
+    """
+    form = block.form()
+    if form is None:
+        raise ValueError(f"block: {block.unfused_reason()}")
+    if not isinstance(form, FusedForm):
+        raise ValueError("block: expected a pre-activation block, got a post-activation one")
+    reason = unsupported_block(form)
     if reason is not None:
         raise ValueError(f"block: {reason}")
-    assert form is not None
     if not isinstance(x, Tensor) or x.dtype not in DTYPES:
         got = x.dtype if isinstance(x, Tensor) else described(x)
         raise ValueError(f"x: expected a float32 or bfloat16 tensor, got {got}")
@@ -101,6 +108,7 @@ def _check(form: FusedForm | None, x: Tensor) -> None:
     if torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type) not in DTYPES:
         got = torch.get_autocast_dtype(x.device.type)
         raise ValueError(f"x: expected autocast to torch.bfloat16 or none, got autocast to {got}")
+    return form
 
 
 def _number(name: str, factor: float) -> float:
@@ -203,6 +211,7 @@ def _fused_residual(
     strides: Sequence[int],
     epsilons: Sequence[float],
     coefficients: Sequence[float],
+    pad_before: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return output, statistics, and the backward pass's inputs: ReLU bits, x_hat and BN's factors.
 
@@ -212,10 +221,11 @@ def _fused_residual(
         strides: those of ``weights``.
         epsilons: that of each unit's BN.
         coefficients: a and c.
+        pad_before: number of zero channels that a skip connection without projection adds before the input's.
     """
     from pathnet.engines.triton.training import block_forward
 
-    network = block_network(x.shape[1:], x.dtype, weights, norms, strides, epsilons)
+    network = block_network(x.shape[1:], x.dtype, weights, norms, strides, epsilons, pad_before)
     with on_device(x.device):
         result = block_forward(network, x, *coefficients)
     return result.output, result.statistics.clone(), result.bits, result.normalized, result.scales
@@ -229,8 +239,9 @@ def _(
     strides: Sequence[int],
     epsilons: Sequence[float],
     coefficients: Sequence[float],
+    pad_before: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    network = block_network(x.shape[1:], x.dtype, weights, norms, strides, epsilons)
+    network = block_network(x.shape[1:], x.dtype, weights, norms, strides, epsilons, pad_before)
     batch, shape, units = x.shape[0], network.blocks[0].output, len(epsilons)
     return (
         x.new_empty(batch, shape.height, shape.width, shape.channels).permute(0, 3, 1, 2),
@@ -248,20 +259,21 @@ def _fused_residual_backward(
     weights: Sequence[Tensor],
     norms: Sequence[Tensor],
     strides: Sequence[int],
-    epsilons: Sequence[float],
     coefficients: Sequence[float],
+    pad_before: int,
     x_shape: Sequence[int],
 ) -> list[Tensor]:
     """Return the gradients of the input, of each weight, and of each unit's gain and bias."""
     from pathnet.engines.triton.training import block_backward, saved_for
 
     bits, normalized, scales = saved
-    network = block_network(x_shape[1:], normalized.dtype, weights, norms, strides, epsilons)
+    # Epsilons are not read, since the record has BN's factors.
+    network = block_network(x_shape[1:], normalized.dtype, weights, norms, strides, [0.0] * len(scales), pad_before)
     record = saved_for(network, x_shape[0], bits, normalized, scales)
     with on_device(grad.device):
         x_grad, weight_grads, affine_grads = block_backward(network, record, grad.to(normalized.dtype), *coefficients)
     results = [weight_grad.to(weight.dtype) for weight_grad, weight in zip(weight_grads, weights, strict=True)]
-    for norm, grads in zip(_affine_pairs(norms, len(epsilons)), affine_grads, strict=True):
+    for norm, grads in zip(_affine_pairs(norms, len(scales)), affine_grads, strict=True):
         results += [row.to(tensor.dtype, copy=True) for row, tensor in zip(grads, norm, strict=True)]
     return [x_grad, *results]
 
@@ -279,36 +291,36 @@ def _(
     weights: Sequence[Tensor],
     norms: Sequence[Tensor],
     strides: Sequence[int],
-    epsilons: Sequence[float],
     coefficients: Sequence[float],
+    pad_before: int,
     x_shape: Sequence[int],
 ) -> list[Tensor]:
     batch, channels, height, width = x_shape
     x_grad = saved[1].new_empty(batch, height, width, channels).permute(0, 3, 1, 2)
     weight_grads = [weight.new_empty(weight.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2) for weight in weights]
-    affine = [tensor for pair in _affine_pairs(norms, len(epsilons)) for tensor in pair]
+    affine = [tensor for pair in _affine_pairs(norms, len(saved[2])) for tensor in pair]
     return [x_grad, *weight_grads, *map(torch.empty_like, affine)]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weights, norms, strides, epsilons, coefficients = inputs
+    x, weights, norms, strides, epsilons, coefficients, pad_before = inputs
     _, _, *saved = output
     ctx.counts = len(saved), len(weights), len(norms)
     ctx.save_for_backward(*saved, *weights, *norms)
-    ctx.numbers = list(strides), list(epsilons), list(coefficients), list(x.shape)
+    ctx.numbers = list(strides), list(epsilons), list(coefficients), pad_before, list(x.shape)
 
 
 def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Any, ...]:
     tensors = iter(ctx.saved_tensors)
     saved, weights, norms = ([next(tensors) for _ in range(count)] for count in ctx.counts)
-    strides, epsilons, coefficients, x_shape = ctx.numbers
+    strides, epsilons, coefficients, pad_before, x_shape = ctx.numbers
     x_grad, *grads = torch.ops.pathnet.fused_residual_backward(
-        grad, saved, weights, norms, strides, epsilons, coefficients, x_shape
+        grad, saved, weights, norms, strides, coefficients, pad_before, x_shape
     )
     running = [None] * (len(norms) // len(epsilons) - 2)
     affine_grads = iter(grads[len(weights) :])
     norm_grads = [part for _ in epsilons for part in (next(affine_grads), next(affine_grads), *running)]
-    return x_grad, grads[: len(weights)], norm_grads, None, None, None
+    return x_grad, grads[: len(weights)], norm_grads, None, None, None, None
 
 
 def _refuse(ctx: Any, *grads: Any) -> tuple[Any, ...]:

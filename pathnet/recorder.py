@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from pathnet.checks import check_callable, check_tensor, described, one_of
+from pathnet.checks import check_callable, check_tensor, one_of
 from pathnet.engines import check_engine, choose
 from pathnet.engines.engine import Job, Prepared
+from pathnet.engines.reference import ReferenceEngine
 from pathnet.full_precision import Autocast, full_precision
 from pathnet.models.context import Context
+from pathnet.models.inputs import map_tensors
 from pathnet.models.residual_net import ResidualNet, check_net
+from pathnet.places import locate, tail
 from pathnet.recording import (
+    NAN,
     NOT_FINITE,
     SMALLEST,
-    At,
     BatchNormMode,
     Loss,
     OutputGradient,
@@ -28,6 +31,7 @@ from pathnet.recording import (
     ValueCheck,
     check_labels,
     cross_entropy,
+    model_loss,
     output_gradient,
     snapshot,
 )
@@ -61,8 +65,8 @@ class _Service:
     engine: str
     prepared: Prepared
 
-    def suits(self, y0: Tensor) -> bool:
-        return self.job.y0_shape == y0.shape[1:] and self.job.device == y0.device
+    def suits(self, net: ResidualNet, y0: Tensor) -> bool:
+        return self.job.net is net and self.job.y0_shape == y0.shape[1:] and self.job.device == y0.device
 
 
 class Recorder:
@@ -86,10 +90,13 @@ class Recorder:
             network's weights; or ``network``, in which forward and backward pass run in those types, and under the
             autocast that is active when the recorder is called (engine ``autograd``).
         at: the place of the gradients: the input of the first block (``y0``; in a language model, the embedded
-            tokens), the ``image``, or the first convolution's weight (``stem_weight``; "the first layer" of the
-            paper's Figure 6).
+            tokens), the ``image``, the first convolution's weight (``stem_weight``; "the first layer" of the paper's
+            Figure 6), the input of a block by its number (from 0), or a parameter of the stem or of one block, by its
+            name in ``net.named_parameters()`` or in the adapted model. Paths then run through the blocks from that
+            one on, see `Tape`.
         loss: a differentiable function of (output, target) with one finite number as its value, by default the mean
-            cross-entropy. A float64 loss may use that type's whole range.
+            cross-entropy. A float64 loss may use that type's whole range. ``model`` is the output itself, of a model
+            that computes its loss from targets among its inputs: ``adapt(model, batch, output="loss")``.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -102,27 +109,28 @@ class Recorder:
         bn: BatchNormMode = "running",
         engine: str = "auto",
         precision: Precision = "float32",
-        at: At = "y0",
-        loss: Loss = cross_entropy,
+        at: str | int = "y0",
+        loss: Loss | Literal["model"] = cross_entropy,
     ) -> None:
+        if loss == "model":
+            loss = model_loss
         check_net(net)
         one_of("bn", bn, BatchNormMode)
         one_of("precision", precision, Precision)
-        one_of("at", at, At)
+        self._place = locate(net, at)
         check_engine("engine", engine)
         check_callable("loss", loss)
-        self._bn, self._engine, self._precision, self._at, self._loss = bn, engine, precision, at, loss
+        self._bn, self._engine, self._precision, self._loss = bn, engine, precision, loss
         types = {"float64": torch.float64, "network": None}
         self._dtype = types.get(precision, torch.float32)
-        self._net = snapshot(net, bn, self._dtype)
-        if at == "stem_weight":
-            self._net.stem_weight()
+        self._net = snapshot(net, bn, self._dtype, self._place.block)
+        self._tail = tail(self._net, self._place)
         self._service: _Service | None = None
         # Threads share the network's copy and its service, and an engine may hook into its modules for a while.
         self._lock = Lock()
 
     def __repr__(self) -> str:
-        settings = f"bn={self._bn!r}, engine={self._engine!r}, precision={self._precision!r}, at={self._at!r}"
+        settings = f"bn={self._bn!r}, engine={self._engine!r}, precision={self._precision!r}, at={self._place.at!r}"
         return f"Recorder({self._net.n} blocks, {settings})"
 
     def __copy__(self) -> Recorder:
@@ -137,23 +145,24 @@ class Recorder:
         self.__dict__.update(state, _service=None, _lock=Lock())
 
     @_in_precision
-    def __call__(self, images: Tensor, target: Tensor) -> Tape:
+    def __call__(self, images: Any, target: Any = None) -> Tape:
         """Run the network forward on one batch, and keep what the backward passes along its paths need.
 
         Args:
             images: floating-point [B, C, H, W], normalised, on the network's device; or another input of the network
-                with the batch first, such as tokens, int64 or int32 [B, T], which stay integers.
-            target: the loss's second argument. For the default loss class labels, int64 [B]; or [B, T] for an output
-                [B, T, classes], where a position with -100 is left out.
+                with the batch first, such as tokens, int64 or int32 [B, T], which stay integers; for an adapted
+                network whatever its example was, such as a tuple or a mapping.
+            target: the loss's second argument; none for the model's own loss. For the default loss class labels,
+                int64 [B]; or [B, T] for an output [B, T, classes], where a position with -100 is left out.
 
         Raises:
             ValueError: an argument is out of its range, or no engine serves the job. On a GPU the tape raises the
                 error of a wrong value among the images or labels, and of a loss that is not finite, see `Tape`.
         """
-        images, context = self._copied(images)
-        if self._at == "image" and not images.is_floating_point():
+        tensors, images, context = self._copied(images)
+        if self._place.at == "image" and not images.is_floating_point():
             raise ValueError(
-                f'at: expected a place after the tokens, which have no gradient (at="y0"), got {self._at!r}'
+                f'at: expected a place after the tokens, which have no gradient (at="y0"), got {self._place.at!r}'
             )
         labels = None
         # A copy, also since autograd rejects tensors made in inference mode.
@@ -161,12 +170,12 @@ class Recorder:
         if self._loss is cross_entropy:
             labels = target = check_labels(target, images.device)
         with self._lock:
-            net = self._net.bound(context)
-            y0, service = self._enter(net, images)
+            net = self._tail.bound(context)
+            y0, service = self._enter(self._tail, net, images)
             y_n, walk = service.prepared.bound(context).record(y0)
             gradient = output_gradient(net, y_n, target, self._loss, self._bn)
         autocast = Autocast.active(images.device.type)
-        values = ValueCheck(images, labels, gradient.output, gradient.loss, gradient.least)
+        values = ValueCheck(tensors, labels, gradient.output, gradient.loss, gradient.least)
 
         def recorded(gradient: OutputGradient) -> Record:
             return Record(
@@ -178,6 +187,7 @@ class Recorder:
                 gradient.output,
                 gradient.loss,
                 gradient.start,
+                context,
                 autocast,
             )
 
@@ -190,14 +200,14 @@ class Recorder:
             with self._lock, full_precision(), autocast.entered():
                 return recorded(output_gradient(net, y_n, target, self._loss, self._bn, thorough=True))
 
-        tape = Tape(record, self._at, settle)
+        tape = Tape(record, self._place, settle)
         if not images.is_cuda:
             _ = tape._record
         return tape
 
     @_in_precision
     @torch.no_grad()
-    def routed_outputs(self, images: Tensor, routing: Tensor) -> Tensor:
+    def routed_outputs(self, images: Any, routing: Tensor) -> Tensor:
         """Return the outputs under routings of the forward pass: ``y <- join(a skip(y) + c residual(y))`` per block.
 
         (1, 1) everywhere is the network itself; (1, 0) deletes a block (Veit et al. 2016, section 4.1), which in BN
@@ -207,7 +217,8 @@ class Recorder:
 
         Args:
             images: as for a recording.
-            routing: floating-point [P, n, 2], the (a, c) of every block, from input to output.
+            routing: floating-point [P, n, 2], the (a, c) of every block, from input to output; or [P, n, 1 + m] with
+                a coefficient for each of up to m residual modules in parallel.
 
         Returns:
             [P, B, classes], or whatever the head returns in place of the classes.
@@ -215,63 +226,73 @@ class Recorder:
         Raises:
             ValueError: an argument is out of its range, or no engine serves the job.
         """
-        check_routing(routing, self._net.n)
-        images, context = self._copied(images)
+        check_routing(routing, self._net.n, 1 + max(self._net.residual_modules))
+        tensors, images, context = self._copied(images)
         # The head decides the output's shape, so an empty routing needs one pass as well.
         passes = routing if len(routing) else routing.new_ones(1, self._net.n, 2)
         with self._lock:
-            y0, service = self._enter(self._net.bound(context), images)
+            y0, service = self._enter(self._net, self._net.bound(context), images)
             chunks = routed_forward(service.prepared.bound(context), y0, passes)
             outputs = torch.cat([self._heads(y_n, context) for _, y_n in chunks])
-        if not torch.isfinite(images).all():
-            raise ValueError(NOT_FINITE)
+        for i, (name, tensor) in enumerate(tensors.items()):
+            if not (tensor.isfinite() if i == 0 else ~tensor.isnan()).all():
+                raise ValueError(NOT_FINITE.replace("images", name, 1) if i == 0 else NAN.format(name))
         return outputs[: len(routing)]
 
     @_in_precision
-    def engine_for(self, images: Tensor) -> str:
+    def engine_for(self, images: Any) -> str:
         """Return the name of the engine that serves such images (or tokens).
 
         Raises:
             ValueError: the images do not fit the network, or no engine serves the job.
         """
-        images, context = self._copied(images)
+        _, images, context = self._copied(images)
         with self._lock:
-            return self._enter(self._net.bound(context), images)[1].engine
+            return self._enter(self._tail, self._tail.bound(context), images)[1].engine
 
-    def _copied(self, inputs: Any) -> tuple[Tensor, Context]:
-        """Return a copy of the images, in the type of the passes, and the context; tokens keep their type."""
-        images, context = self._net.split(inputs)
-        _check_images(self._net, images)
-        dtype = self._dtype if images.is_floating_point() and self._dtype is not None else images.dtype
-        return images.detach().to(dtype, copy=True).contiguous(), context.detached()
+    @torch.no_grad()
+    def _copied(self, inputs: Any) -> tuple[dict[str, Tensor], Tensor, Context]:
+        """Return copies of the inputs in the type of the passes: all tensors by name, the main one with the batch
+        first, and the context. Integers keep their type."""
+        tensors = self._net.tensors(inputs)
+        _check_images(self._net, tensors)
 
-    def _enter(self, net: ResidualNet, images: Tensor) -> tuple[Tensor, _Service]:
-        """Return ``y_0`` of a network with its context, and the service for inputs of its shape."""
-        y0 = _stem(net, images)
-        if self._service is None or not self._service.suits(y0):
-            job = Job(self._net, self._bn, self._precision, tuple(y0.shape[1:]), y0.device)
-            engine = choose(self._engine, job)
+        def copied(tensor: Tensor) -> Tensor:
+            dtype = self._dtype if self._dtype is not None and tensor.is_floating_point() else tensor.dtype
+            return tensor.detach().to(dtype, copy=True).contiguous()
+
+        copies = map_tensors(inputs, copied)
+        images, context = self._net.split(copies)
+        return self._net.tensors(copies), images.contiguous(), context.detached()
+
+    def _enter(self, net: ResidualNet, bound: ResidualNet, images: Tensor) -> tuple[Tensor, _Service]:
+        """Return ``y_0`` of a network ``net`` with its context, and the service for inputs of its shape."""
+        y0 = _stem(bound, images)
+        if self._service is None or not self._service.suits(net, y0):
+            job = Job(net, self._bn, self._precision, tuple(y0.shape[1:]), y0.device)
+            # No engine has to walk through no block, which the plain one does.
+            engine = choose(self._engine, job) if net.n else ReferenceEngine()
             self._service = _Service(job, engine.name, engine.prepare(job))
         return y0, self._service
 
     def _heads(self, y_n: Tensor, context: Context) -> Tensor:
         """Return the outputs [p, B, ...] for ``y_n`` [p, B, ...]."""
-        if self._bn == "batch":
+        if self._bn == "batch" or not self._net.batch_first_output:
             head = self._net.bound(context).head
-            return torch.stack([head(y) for y in y_n])
+            return torch.stack([head(y.clone()) for y in y_n])
         head = self._net.bound(context.repeated(len(y_n))).head
         return torch.as_tensor(head(y_n.flatten(0, 1)).unflatten(0, y_n.shape[:2]))
 
 
 def record(
     net: ResidualNet,
-    images: Tensor,
-    target: Tensor,
+    images: Any,
+    target: Any = None,
     bn: BatchNormMode = "running",
     engine: str = "auto",
     precision: Precision = "float32",
-    at: At = "y0",
-    loss: Loss = cross_entropy,
+    at: str | int = "y0",
+    loss: Loss | Literal["model"] = cross_entropy,
 ) -> Tape:
     """Run the network forward once, and keep what the backward passes along its paths need.
 
@@ -279,8 +300,10 @@ def record(
     batches of one network, a `Recorder` copies it only once.
 
     Args:
-        images: floating-point [B, C, H, W], normalised, on the network's device; or another input of the network.
-        target: the loss's second argument; for the default loss class labels, int64 [B] or [B, T].
+        images: floating-point [B, C, H, W], normalised, on the network's device; or other inputs of the network, a
+            tensor, a tuple or a mapping, as in the example that it was adapted with.
+        target: the loss's second argument; none for the model's own loss; for the default loss class labels, int64
+            [B] or [B, T].
         bn, engine, precision, at, loss: see `Recorder`.
 
     Raises:
@@ -307,18 +330,19 @@ def _stem(net: ResidualNet, images: Tensor) -> Tensor:
 INPUT_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32)
 
 
-def _check_images(net: ResidualNet, images: Tensor) -> None:
-    """Check the images, except their values, which `ValueCheck` checks."""
-    if not isinstance(images, Tensor) or images.dtype not in INPUT_TYPES:
-        got = images.dtype if isinstance(images, Tensor) else described(images)
-        raise ValueError(
-            "images: expected a float32, float64, bfloat16 or float16 tensor (normalised images), or int64 or int32 "
-            f"(tokens), got {got}"
-        )
+def _check_images(net: ResidualNet, tensors: Mapping[str, Tensor]) -> None:
+    """Check the inputs, the main one first, except their values, which `ValueCheck` checks."""
     device = next((parameter.device for parameter in net.parameters()), None)
-    check_tensor("images", images, device=device)
+    name, images = next(iter(tensors.items()))
+    if images.dtype not in INPUT_TYPES:
+        raise ValueError(
+            f"{name}: expected a float32, float64, bfloat16 or float16 tensor (normalised images), or int64 or int32 "
+            f"(tokens), got {images.dtype}"
+        )
+    for entry, tensor in tensors.items():
+        check_tensor(entry, tensor, device=device)
     # A convolution would take an image without a batch too.
     convolves = images.is_floating_point() and any(isinstance(module, nn.Conv2d) for module in net.stem.modules())
     if images.ndim == 0 or len(images) == 0 or (convolves and images.ndim != 4):
         shape = "[B, C, H, W]" if convolves else "[B, ...]"
-        raise ValueError(f"images: expected shape {shape} with B >= 1, got {list(images.shape)}")
+        raise ValueError(f"{name}: expected shape {shape} with B >= 1, got {list(images.shape)}")

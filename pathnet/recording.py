@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +13,12 @@ from torch import Tensor, nn
 
 from pathnet import scaling
 from pathnet.checks import check_tensor, described
+from pathnet.models.hooks import copy_without_hooks
 from pathnet.models.residual_net import ResidualNet
 from pathnet.scaling import ScaledGradient
 
 __all__ = [
+    "NAN",
     "NOT_FINITE",
     "NOT_FINITE_GRADIENT",
     "SMALLEST",
@@ -32,6 +33,7 @@ __all__ = [
     "check_labels",
     "check_loss",
     "cross_entropy",
+    "model_loss",
     "output_gradient",
     "snapshot",
 ]
@@ -41,21 +43,26 @@ BatchNormPolicy = Literal["running", "batch", "recalibrated"]
 """Statistics by which lesioned networks normalise, see `pathnet.lesion.Errors`."""
 Precision = Literal["float32", "bfloat16", "float64", "network"]
 At = Literal["y0", "image", "stem_weight"]
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Any], Tensor]
 
 NOT_FINITE = "images: expected finite values, got NaN or infinity"
+NAN = "{}: expected no NaN, got NaN"
 NOT_FINITE_GRADIENT = "loss: expected a finite gradient at the network's output, got NaN or infinity"
 IGNORED = -100
 """Label of positions of a sequence that the loss leaves out, the default of PyTorch's ``ignore_index``."""
 
 
-def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype | None) -> ResidualNet:
+def snapshot(
+    net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype | None, unsettled: int | None = None
+) -> ResidualNet:
     """Return a copy that neither later changes of ``net`` nor its own forward passes change.
 
-    All modules are in evaluation mode, except batch normalisation where ``bn`` is ``batch``.
+    All modules are in evaluation mode, except batch normalisation where ``bn`` is ``batch``. A user's hooks are left
+    out.
 
     Args:
-        dtype: the type of its floating-point weights; None for their own.
+        dtype: the type of its floating-point weights; None for that of each.
+        unsettled: number of a block whose parameters stay those of ``net``, see `Block.settle`.
 
     Raises:
         ValueError: ``bn`` is ``batch``, and the network's statistics are fixed.
@@ -63,14 +70,15 @@ def snapshot(net: ResidualNet, bn: BatchNormMode, dtype: torch.dtype | None) -> 
     if bn == "batch" and net.frozen_statistics:
         where = ", ".join(net.frozen_statistics)
         raise ValueError(f"bn: expected 'running' for a network whose running statistics are fixed ({where})")
-    copied = copy.deepcopy(net).to(dtype=dtype).eval().requires_grad_(False)
+    copied = copy_without_hooks(net).to(dtype=dtype).eval().requires_grad_(False)
     if bn == "batch":
         for module in copied.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.train()
                 module.track_running_stats = False
-    for block in copied:
-        block.settle()
+    for number, block in enumerate(copied):
+        if number != unsettled:
+            block.settle()
     return copied
 
 
@@ -99,6 +107,20 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
         output.double().flatten(0, -2), target.where(known, IGNORED).flatten(), ignore_index=IGNORED
     )
     return mean.where((known | _ignored(target)).all(), torch.nan)
+
+
+def model_loss(output: Tensor, target: Any) -> Tensor:
+    """Return the output itself, the loss that a model computes of targets among its inputs.
+
+    Raises:
+        ValueError: the output is not one number.
+    """
+    if output.numel() != 1:
+        raise ValueError(
+            "loss: expected a network whose output is one number where the loss is 'model', as "
+            f"adapt(model, example, output='loss') gives, got an output of shape {list(output.shape)}"
+        )
+    return output
 
 
 def _ignored(target: Tensor) -> Tensor:
@@ -146,7 +168,7 @@ class OutputGradient:
 
 
 def output_gradient(
-    net: ResidualNet, y_n: Tensor, target: Tensor, loss: Loss, bn: BatchNormMode, thorough: bool = False
+    net: ResidualNet, y_n: Tensor, target: Any, loss: Loss, bn: BatchNormMode, thorough: bool = False
 ) -> OutputGradient:
     """Differentiate the loss with respect to the output of the last block.
 
@@ -177,7 +199,8 @@ def output_gradient(
         """Return bool [1, slots], whether a finite gradient reaches the output; True where rows are no samples."""
         factor = torch.full_like(result, 2.0**power)
         (grad,) = torch.autograd.grad(result, output, factor, retain_graph=True, materialize_grads=True)
-        rows = grad.abs().reshape(slots, -1) if slots == 1 or len(grad) == slots else grad.new_ones(slots, 1)
+        by_sample = slots == 1 or grad.shape[:1] == (slots,)
+        rows = grad.abs().reshape(slots, -1) if by_sample else grad.new_ones(slots, 1)
         largest = rows.amax(1)[None]
         return torch.as_tensor((largest > 0) & torch.isfinite(largest))
 
@@ -244,6 +267,7 @@ class ValueCheck:
     starts on construction and `result` waits for it, so other work can be launched in between.
 
     Args:
+        images: the network's input, or its tensors by name, the main one first.
         labels: int64 [B], expected to be among the classes of ``output`` [B, classes]; or [B, T] for [B, T, classes],
             where -100 is no label; None where the target has no labels.
         loss: []
@@ -253,7 +277,7 @@ class ValueCheck:
 
     def __init__(
         self,
-        images: Tensor,
+        images: Tensor | Mapping[str, Tensor],
         labels: Tensor | None,
         output: Tensor,
         loss: Tensor,
@@ -266,14 +290,19 @@ class ValueCheck:
             counted = labels.where(~ignored, 0)
             extremes = [counted.min(), counted.max(), ignored.all()]
         least = torch.ones_like(loss) if least_gradient is None else least_gradient
-        facts = [torch.isfinite(images).all(), loss, least, *extremes]
-        self._values = torch.stack([fact.to(images.device, torch.float64) for fact in facts])
+        tensors = images if isinstance(images, Mapping) else {name: images}
+        main = next(iter(tensors.values()))
+        # Masks may hold infinities, but nothing may be NaN.
+        finite = [(~t.isnan() if i else t.isfinite()).all() for i, t in enumerate(tensors.values())]
+        facts = [loss, least, *finite, *extremes]
+        self._values = torch.stack([fact.to(main.device, torch.float64) for fact in facts])
         self._arrived: torch.cuda.Event | None = None
         if self._values.is_cuda:
             arriving = torch.empty(self._values.shape, dtype=torch.float64, pin_memory=True)
             self._values = arriving.copy_(self._values, non_blocking=True)
-            self._arrived = torch.cuda.current_stream(images.device).record_event()
-        self._name, self._classes = name, None if labels is None else output.shape[-1]
+            self._arrived = torch.cuda.current_stream(main.device).record_event()
+        self._names, self._name = list(tensors), name
+        self._classes = None if labels is None else output.shape[-1]
 
     def result(self) -> tuple[float, float]:
         """Return the loss, and `OutputGradient.least`.
@@ -284,9 +313,11 @@ class ValueCheck:
         """
         if self._arrived is not None:
             self._arrived.synchronize()
-        finite, value, least_gradient, *extremes = self._values.tolist()
-        if not finite:
-            raise ValueError(NOT_FINITE.replace("images", self._name, 1))
+        value, least_gradient, *further = self._values.tolist()
+        extremes = further[len(self._names) :]
+        for i, (name, finite) in enumerate(zip(self._names, further, strict=False)):
+            if not finite:
+                raise ValueError(NOT_FINITE.replace("images", name, 1) if i == 0 else NAN.format(name))
         if self._classes is not None:
             least, most, nothing = map(int, extremes)
             if least < 0 or most >= self._classes:

@@ -1,15 +1,17 @@
-"""Differentiable outputs and gradients under a routing: two coefficients per block, skip connection and module."""
+"""Differentiable outputs and gradients under a routing: coefficients for each block's skip connection and modules."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pathnet.checks import check_callable, check_tensor
 from pathnet.models.coefficients import check_coefficients, known_as, of_blocks
-from pathnet.models.residual_net import ResidualNet, check_inputs, check_net, unwrapped
+from pathnet.models.residual_net import ResidualNet, check_inputs, check_net
+from pathnet.models.wrapped import unwrapped
 from pathnet.recording import (
     NOT_FINITE_GRADIENT,
     Loss,
@@ -28,7 +30,7 @@ __all__ = [
 Routing = Tensor | Sequence[Sequence[float]]
 
 
-def routed(net: nn.Module, x: Tensor, routing: Routing | None, backward: Routing | None = None) -> Tensor:
+def routed(net: nn.Module, x: Any, routing: Routing | None, backward: Routing | None = None) -> Tensor:
     """Return the network's output under a routing, ``y <- join(a skip(y) + c residual(y))`` per block.
 
     It is differentiable: inputs and weights get gradients for any loss of the output. The backward pass may have
@@ -50,11 +52,11 @@ def routed(net: nn.Module, x: Tensor, routing: Routing | None, backward: Routing
 
     Args:
         net: a `ResidualNet`, or one within DistributedDataParallel or `torch.compile`.
-        x: [B, C, H, W], or another input of the network's stem.
+        x: [B, C, H, W], or other inputs of the network.
         routing: [n, 2], the (a, c) of every block from input to output, a floating-point tensor or nested numbers;
-            None for ones. A tensor that requires grad gets a gradient; all branches are then computed. For a network
-            with gates (highway) also [n, 3]: the third is the coefficient of the gate itself, by default 0, which
-            affects the backward pass alone.
+            None for ones. A tensor that requires grad gets a gradient; all branches are then computed. Also [n,
+            parts], see `ResidualNet.parts`: for residual modules in parallel one coefficient each, by default c; for
+            gates (highway) that of the gate itself, by default 0, which affects the backward pass alone.
         backward: likewise, the (a', c') of every block; by default ``routing``.
 
     Returns:
@@ -72,19 +74,17 @@ def routed(net: nn.Module, x: Tensor, routing: Routing | None, backward: Routing
     return torch.as_tensor(net(x, routing=routing, backward=backward))
 
 
-def routed_gradient(
-    net: ResidualNet, x: Tensor, target: Tensor, backward: Routing, loss: Loss = cross_entropy
-) -> Tensor:
-    """Return the gradient at ``y_0``, the input of block 1, under a routing of the backward pass; differentiable.
+def routed_gradient(net: ResidualNet, x: Any, target: Any, backward: Routing, loss: Loss = cross_entropy) -> Tensor:
+    """Return the gradient at ``y_0``, the first block's input, under a routing of the backward pass; differentiable.
 
     Use it for penalties on the gradient along a path. Its value is that of `Tape.routed_gradients`, for the network
     in its present mode and types. Its derivative is complete: weights off the path, which determine the point of
     evaluation, get theirs too. (Gates of highway blocks are constants, as for paths.)
 
     Args:
-        x: [B, C, H, W], or another input of the network's stem.
+        x: [B, C, H, W], or other inputs of the network.
         target: the loss's second argument.
-        backward: [n, 2], or [n, 3] for a network with gates; see `routed`.
+        backward: [n, 2] or [n, parts]; see `routed`.
         loss: a differentiable function of (output, target); by default the mean cross-entropy.
 
     Returns:
@@ -95,19 +95,22 @@ def routed_gradient(
             not finite; the last three are not checked while `torch.compile` traces.
     """
     check_net(net)
-    check_inputs("x", x, net)
+    device = check_inputs("x", x, net).device
+    tensors = {name: tensor.detach() for name, tensor in net.tensors(x, "x").items()}
     check_callable("loss", loss)
-    labels = check_labels(target, x.device) if loss is cross_entropy else None
+    labels = check_labels(target, device) if loss is cross_entropy else None
     coefficients = of_blocks(check_coefficients("backward", backward, net.n, net.parts))
     with torch.enable_grad():
-        y = torch.as_tensor(net.stem(x))
+        main, context = net.split(x, "x")
+        net = net.bound(context)
+        y = torch.as_tensor(net.stem(main))
         y = y if y.requires_grad else y.detach().requires_grad_()
         passes = []
         for block, factors in zip(net, coefficients, strict=True):
             # Copies, since a branch, a join or a head may begin with an in-place ReLU.
-            parts = block.three_parts(y.clone()) if len(factors) > 2 else block.branches(y.clone())
-            z = parts[0] + parts[1]
-            passes.append((y, parts, z, block.join(z.clone())))
+            parts = block.parts(y.clone())
+            z = block.summed(parts)
+            passes.append((y, parts, block.coefficients(factors), z, block.join(z.clone())))
             y = passes[-1][-1]
         output = net.head(y.clone())
         value = check_differentiable(loss(output, target))
@@ -116,9 +119,9 @@ def routed_gradient(
             # The gradient of a loss that is NaN may be 0.
             finite = torch.isfinite(grad.detach()).all().double()
             facts = output.detach(), value.detach().reshape(()), finite
-            if not ValueCheck(x.detach(), labels, *facts, name="x").result()[1]:
+            if not ValueCheck(tensors, labels, *facts, name="x").result()[1]:
                 raise ValueError(NOT_FINITE_GRADIENT)
-        for (x_in, parts, z, x_out), factors in zip(reversed(passes), reversed(coefficients), strict=True):
+        for x_in, parts, factors, z, x_out in reversed(passes):
             grad = _pulled_back(x_out, z, grad)
             terms = [
                 factor * _pulled_back(part, x_in, grad)

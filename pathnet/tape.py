@@ -13,7 +13,8 @@ from pathnet.checks import check_flag, check_integer
 from pathnet.engines.transfers import to_device
 from pathnet.full_precision import full_precision
 from pathnet.gradients import LengthSums
-from pathnet.recording import At
+from pathnet.places import Place, routed_parts
+from pathnet.pull_backs import place_shape
 from pathnet.routing import check_routing
 from pathnet.scaling import ScaledGradient
 from pathnet.walks import Record
@@ -27,12 +28,22 @@ class Tape:
     """A recorded forward pass; made by `record` or a `Recorder`.
 
     Gradients are those of the loss, at the place that ``at`` names: ``y0`` [B, C_0, H_0, W_0] ([B, T, C] of tokens),
-    ``image`` [B, C, H, W] or ``stem_weight`` [C_0, C, k, k]. They are float64, since along 54 modules they can leave
-    the range of float32; or, with ``scaled=True``, a pair of a mantissa and an int32 exponent that broadcasts to it.
+    ``image`` [B, C, H, W], ``stem_weight`` [C_0, C, k, k], the input of a block, or a parameter. They are float64,
+    since along 54 modules they can leave the range of float32; or, with ``scaled=True``, a pair of a mantissa and an
+    int32 exponent that broadcasts to it.
+
+    Paths to the input of block k, or to a parameter of it, run through the blocks k to n - 1 of a network, and to all
+    other places through all blocks. Along a path the parameter's gradient flows only through the branch of block k
+    that the path enters: one of the residual module is zero along paths that skip the block, one that both branches
+    read has a part in each. The operations after the block's addition are in no branch, so their parameters are
+    refused, as are parameters that several blocks share. If the head reads a parameter too (as a language model's
+    head reads the embedding), that part of its gradient is on no path, and in no measurement here. The same holds for
+    what a batch's context reads.
 
     In BN mode ``batch`` the batch is one object, and ``per_sample`` norms are those of the samples' slices of the
-    batch's gradient. At ``stem_weight``, a sample's share is the gradient through its slice at ``y0``; this takes one
-    backward pass through the stem per sample.
+    batch's gradient. At a parameter, a sample's share is the gradient through its slice where the pull-back begins:
+    at ``y0`` for the stem, at the block's output for a block. This takes one backward pass per sample through the
+    stem or the block, by autograd in all engines.
 
     On a GPU the batch's values are checked at the first measurement, after its work is launched; the measurement
     raises the error of a wrong value.
@@ -41,13 +52,15 @@ class Tape:
         at: the place of the gradients.
     """
 
-    def __init__(self, record: Record, at: At, settle: Callable[[], Record]) -> None:
+    def __init__(self, record: Record, place: Place, settle: Callable[[], Record]) -> None:
         """
         Args:
+            place: the place of the gradients, in the network whose part from block `Place.start` on is recorded.
             settle: checks the values and returns the record, which may start from another gradient; raises ValueError
                 if a value is wrong.
         """
-        self.at = at
+        self.at = place.at
+        self._place = place
         self._recorded = record
         self._settle: Callable[[], Record] | None = settle
 
@@ -81,8 +94,12 @@ class Tape:
 
     @property
     def n(self) -> int:
-        """The number of blocks."""
-        return self._recorded.net.n
+        """The number of blocks that paths run through: all, or those from the place's block on."""
+        return self._recorded.net.n + (self._place.block is not None)
+
+    @property
+    def _parts(self) -> int:
+        return routed_parts(self._recorded.net, self._place)
 
     @property
     def loss(self) -> float:
@@ -103,7 +120,8 @@ class Tape:
         """Return Euclidean norms of the gradients along paths (Veit et al. 2016, section 5 and Figure 6 b).
 
         Args:
-            b: integer or bool [P, n] of zeros and ones; see `pathnet.paths`.
+            b: integer or bool [P, n] of zeros and ones; in blocks of m residual modules in parallel, of numbers from
+                0 to m. See `pathnet.paths`.
             per_sample: whether to return the norm of each sample's slice of the gradient of the batch's loss.
 
         Returns:
@@ -114,7 +132,7 @@ class Tape:
             ValueError: ``b`` is not such a tensor.
         """
         per_sample, routing = check_flag("per_sample", per_sample), self._routing(b)
-        return self._measure(gradients.norms, routing, self.at, per_sample)
+        return self._measure(gradients.norms, routing, self._place, per_sample)
 
     @overload
     def path_gradients(self, b: Tensor, scaled: Literal[False] = False) -> Tensor: ...
@@ -124,7 +142,7 @@ class Tape:
         """Return the gradients along paths: through residual module i where ``b_i`` is 1, else the skip connection.
 
         Args:
-            b: integer or bool [P, n] of zeros and ones.
+            b: as for `path_gradient_norms`.
 
         Returns:
             float64 [P, *shape at the place]; or the scaled pair.
@@ -142,9 +160,10 @@ class Tape:
         """Return the gradients under routings: ``g <- a J_skip^T g + c J_residual^T g`` from last block to first.
 
         Args:
-            routing: floating-point [P, n, 2], the (a, c) of every block. Ones give the ordinary gradient. For a
-                network with gates (highway) also [P, n, 3]: the third is the coefficient of the gate itself, by
-                default 0, and ones in all three give the ordinary gradient.
+            routing: floating-point [P, n, 2], the (a, c) of every block; or [P, n, parts] with a coefficient for each
+                part (`ResidualNet.parts`). In a block of several residual modules in parallel, ``y = skip(x) + f(x) +
+                g(x)``, those are (a, c_f, c_g), by default (a, c, c). In a network with gates (highway) the third is
+                the coefficient of the gate itself, by default 0. Ones for all parts give the ordinary gradient.
 
         Returns:
             float64 [P, *shape at the place]; or the scaled pair.
@@ -152,15 +171,15 @@ class Tape:
         Raises:
             ValueError: ``routing`` is not such a tensor.
         """
-        check_routing(routing, self.n, self._recorded.net.parts)
+        check_routing(routing, self.n, self._parts)
         return self._gradients(*scaling.of_coefficients(routing), check_flag("scaled", scaled))
 
     def gradient(self) -> Tensor:
-        """Return the ordinary gradient of the loss, float64: the sum over all 2^n paths.
+        """Return the ordinary gradient of the loss, float64: the sum over all 2^n paths, see `Tape` for parameters.
 
         In a network with gates (highway) it includes the gradient through the gates themselves.
         """
-        ones = torch.ones(1, self.n, self._recorded.net.parts, dtype=torch.float64)
+        ones = torch.ones(1, self.n, self._parts, dtype=torch.float64)
         return self._gradients(ones, None, scaled=False)[0]
 
     @overload
@@ -172,10 +191,10 @@ class Tape:
         """Return the exact sums of the gradients of all paths of each length.
 
         2^n paths take n (n + 1) / 2 backward passes through a module: the sums are the coefficients by powers of x of
-        ``prod_i (J_skip^T + x J_residual^T) g``, and follow from ``G_k <- J_skip^T G_k + J_residual^T G_{k-1}`` from
-        the last block to the first. Each has its own power of two, so a sum of 1e-60 keeps its digits next to one of
-        1e+3. In a network without gates the sums add up to `gradient`; the gradient through gates (highway) is in
-        none of them.
+        ``prod_i (J_skip^T + x J_residual^T) g``, where x multiplies all residual modules of a block, and follow from
+        ``G_k <- J_skip^T G_k + J_residual^T G_{k-1}`` from the last block to the first. Each has its own power of
+        two, so a sum of 1e-60 keeps its digits next to one of 1e+3. In a network without gates the sums add up to
+        `gradient`; the gradient through gates (highway) is in none of them.
 
         Memory: the n + 1 gradients of the result, in the type of the backward pass and in float64. In addition:
 
@@ -188,12 +207,13 @@ class Tape:
         """
         scaled = check_flag("scaled", scaled)
         mantissas, exponents = sums = self._sums_by_length()
+        shape = place_shape(self._recorded, self._place)
         if scaled:
-            return sums._replace(exponent=scaling.beside(exponents, mantissas))
+            return self._beside(mantissas.reshape(-1, *shape), exponents)
         result = mantissas.new_empty(mantissas.shape, dtype=torch.float64)
         for length, (mantissa, exponent) in enumerate(zip(*sums, strict=True)):
             result[length] = scaling.value(mantissa[None], exponent[None])[0]
-        return result
+        return result.reshape(-1, *shape)
 
     @full_precision()
     def compare_lengths(self) -> LengthSums:
@@ -226,19 +246,27 @@ class Tape:
         Raises:
             ValueError: an argument is out of its range.
         """
-        draws = check_integer("draws", draws, 1, paths.MOST_BYTES // self.n)
-        signs = paths.signs(self.n, draws, seed, first)
-        return self._measure(gradients.squared_norms_by_length, signs, self.at)
+        most = self._columns - 1
+        draws = check_integer("draws", draws, 1, paths.MOST_BYTES // (self.n * most))
+        signs = paths.signs(self.n * most, draws, seed, first).reshape(draws, self.n, most)
+        signs[:, torch.arange(most) >= torch.tensor(self._recorded.net.residual_modules)[:, None]] = 0
+        return self._measure(gradients.squared_norms_by_length, signs, self._place)
 
     def _sums_by_length(self) -> ScaledGradient:
-        return self._measure(gradients.sums_by_length, torch.ones(self.n, 2, dtype=torch.float64), self.at)
+        return self._measure(gradients.sums_by_length, torch.ones(self.n, 2, dtype=torch.float64), self._place)
 
     def _routing(self, b: Tensor) -> Tensor:
-        return paths.routing(paths.check_paths("b", b, self.n))
+        modules = self._recorded.net.residual_modules
+        return paths.routing(paths.check_paths("b", b, self.n, modules), parts=self._columns)
+
+    @property
+    def _columns(self) -> int:
+        """The number of coefficients of a block in a path's routing: skip connection and residual modules."""
+        return 1 + max(self._recorded.net.residual_modules)
 
     @full_precision()
     def _gradients(self, routing: Tensor, powers: Tensor | None, scaled: bool) -> Tensor | ScaledGradient:
-        """Return the gradients under routings [P, n, 2], or [P, n, 3] with gates, each times ``2**power``.
+        """Return the gradients under routings [P, n, 2 or parts], each times ``2**power``.
 
         Args:
             powers: int32 [P]; None for zeros.
@@ -248,14 +276,20 @@ class Tape:
     def _gradients_of(
         self, record: Record, routing: Tensor, powers: Tensor | None, scaled: bool
     ) -> Tensor | ScaledGradient:
-        place, count = gradients.place_shape(record, self.at), len(routing)
+        shape, count = place_shape(record, self._place), len(routing)
         like, exponent = record.start
-        slots = 1 if self.at == "stem_weight" else len(exponent)
-        mantissa = like.new_empty(count, *place, dtype=like.dtype if scaled else torch.float64)
+        inner, slots = ((1, shape.numel()), 1) if self._place.parameter else (shape, len(exponent))
+        mantissa = like.new_empty(count, *inner, dtype=like.dtype if scaled else torch.float64)
         exponents = torch.empty(count, slots, dtype=torch.int32, device=like.device)
-        for part, (grad, exponent) in gradients.scaled_gradients(record, routing, self.at):
+        for part, (grad, exponent) in gradients.scaled_gradients(record, routing, self._place):
             if powers is not None:
                 exponent = exponent + to_device(powers[part, None], exponent.device)
             mantissa[part] = grad if scaled else scaling.value(grad, exponent)
             exponents[part] = exponent
-        return ScaledGradient(mantissa, scaling.beside(exponents, mantissa)) if scaled else mantissa
+        mantissa = mantissa.reshape(count, *shape)
+        return self._beside(mantissa, exponents) if scaled else mantissa
+
+    def _beside(self, mantissa: Tensor, exponents: Tensor) -> ScaledGradient:
+        """Return scaled gradients at the place, the exponents with dimensions that broadcast."""
+        exponents = exponents[:, 0] if self._place.parameter else exponents
+        return ScaledGradient(mantissa, scaling.beside(exponents, mantissa))

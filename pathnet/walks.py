@@ -17,6 +17,7 @@ from pathnet.chunks import Pace, in_chunks
 from pathnet.engines.engine import Prepared, Walk
 from pathnet.engines.memory import storages
 from pathnet.full_precision import Autocast, full_precision
+from pathnet.models.context import NO_CONTEXT, Context
 from pathnet.models.residual_net import ResidualNet
 from pathnet.scaling import ScaledGradient
 
@@ -29,7 +30,7 @@ class Record:
 
     Attributes:
         net: a frozen copy of the network, in the precision of the passes; shared with other passes.
-        images: the network's input, [B, C, H, W] or of any other shape that begins with the batch.
+        images: the network's main input, [B, C, H, W] or of any other shape that begins with the batch.
         y0_shape: (B, C_0, H_0, W_0), or (B, T, C) of tokens.
         engine: name of the engine that recorded the pass.
         walk: the engine's record of the blocks, which runs the backward passes.
@@ -37,6 +38,7 @@ class Record:
         loss: [], the loss of (output, target).
         start: the gradient dL/dy_n from which every backward pass starts: [B, *y_n.shape[1:]], and int32 [B] in BN
             mode ``running``, [1] in ``batch``, where the batch is one object.
+        context: what the blocks and the head read besides.
         autocast: the automatic mixed precision of the forward pass; None for none.
     """
 
@@ -48,12 +50,14 @@ class Record:
     output: Tensor
     loss: Tensor
     start: ScaledGradient
+    context: Context = NO_CONTEXT
     autocast: Autocast | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the pass's buffers, and of the network's copy and the engine's form of it."""
-        tensors = [self.images, self.output, *self.start, *self.walk.tensors, *self.net.state_dict().values()]
+        tensors = [self.images, self.output, *self.start, *self.walk.tensors, *self.context.tensors]
+        tensors += self.net.state_dict().values()
         return sum(storages(tensors).values())
 
     @property
@@ -68,7 +72,7 @@ def routed_backward(record: Record, routing: Tensor) -> Iterator[tuple[slice, Sc
     """Pull the loss gradient back to ``y_0`` under every routing: ``g <- a J_skip^T g + c J_residual^T g`` per block.
 
     Args:
-        routing: [P, n, 2], the (a, c) of every block, from input to output; [P, n, 3] with gates.
+        routing: [P, n, 2] or [P, n, parts], see `Block.coefficients`; the blocks from input to output.
 
     Yields:
         The place of a chunk among the routings; its scaled gradients [p, *y0_shape], exponents int32 [p, B] (BN mode
@@ -88,7 +92,7 @@ def routed_backward_norms(record: Record, routing: Tensor) -> Tensor:
     """Return float64 [P, B], on the record's device: the norms of the samples' slices of `routed_backward`.
 
     Args:
-        routing: [P, n, 2], the (a, c) of every block, from input to output; [P, n, 3] with gates.
+        routing: [P, n, 2] or [P, n, parts], see `Block.coefficients`; the blocks from input to output.
     """
     grad = record.start.mantissa
     norms = torch.empty(len(routing), len(grad), dtype=torch.float64, device=grad.device)

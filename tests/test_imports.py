@@ -34,6 +34,8 @@ ORDER = [
     "routing",
     "signed",
     "walks",
+    "places",
+    "pull_backs",
     "gradients",
     "tape",
     "recorder",

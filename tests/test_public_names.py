@@ -22,7 +22,8 @@ PUBLIC = {
         *("models", "nn", "paper", "paths", "results", "signed", "training"),
     ),
     "pathnet.data": (
-        *("Data", "Images", "InMemory", "OnDisk", "cifar10", "class_folders", "digits", "load", "synthetic"),
+        *("Batches", "Data", "Images", "InMemory", "OnDisk", "cifar10", "class_folders", "digits", "load"),
+        "synthetic",
     ),
     "pathnet.effective_depth": ("Depth", "EffectiveDepth", "read"),
     "pathnet.engines": ("Engine", "Job", "Prepared", "Walk", "available", "check_engine", "choose", "refusals"),

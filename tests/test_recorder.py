@@ -154,4 +154,4 @@ def test_the_cpu_engine_packs_what_a_case_of_every_kind_needs() -> None:
         for block, row in zip(net.blocks, packed.tables.blocks.tolist(), strict=True):
             assert row[BlockColumn.CHANNELS : BlockColumn.OUT_CHANNELS] == list(y.shape[1:])
             y = block(y)
-            assert row[BlockColumn.OUT_CHANNELS :] == list(y.shape[1:])
+            assert row[BlockColumn.OUT_CHANNELS : BlockColumn.PAD_BEFORE] == list(y.shape[1:])

@@ -275,7 +275,7 @@ IMAGES, LABELS = CASE.images()
         ({"target": LABELS[:2]}, r"target: expected shape \[3\]"),
         ({"target": LABELS + 5}, "target: expected labels 0 to 4"),
         ({"bn": "eval"}, "bn: expected 'running' or 'batch', got 'eval'"),
-        ({"at": "y1"}, "at: expected 'y0' or 'image' or 'stem_weight', got 'y1'"),
+        ({"at": "y1"}, r"at: expected 'y0', 'image', 'stem_weight', the number of a block \(0 to 5\) or .* got 'y1'"),
         ({"precision": "float16"}, "precision: expected"),
         ({"engine": "gpu"}, "engine: expected auto, cuda, triton, cpu, autograd, reference, got 'gpu'"),
         (

@@ -69,13 +69,13 @@ int shape_index(std::vector<Image>& shapes, const Image& image) {
 
 }  // namespace
 
-int64_t Network::stride(const Block& block) const {
+Padding Network::padding(const Block& block) const {
   int64_t stride = 1;
   // Larger than any side: the skip then takes only the first pixel.
   for (int64_t u = 0; u < block.unit_count; ++u) {
     stride = std::min(stride * plan.units[block.first_unit + u].stride, int64_t(1) << 15);
   }
-  return stride;
+  return {stride, block.pad_before};
 }
 
 Network make_network(const Plan& plan, bool transposed, bool fold_scales) {

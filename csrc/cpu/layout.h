@@ -60,6 +60,11 @@ struct Convolution {
   }
 };
 
+// What a padding skip does to an image: it takes every stride-th pixel, and adds zero channels before and after.
+struct Padding {
+  int64_t stride, before;
+};
+
 struct Network {
   Plan plan;
   std::vector<Image> ends;                  // of the blocks: y_0 to y_n
@@ -75,8 +80,7 @@ struct Network {
   const uint8_t* bits(int64_t u, const uint8_t* row) const {
     return unit(u).bits_offset < 0 ? all_bits.data() : row + unit(u).bits_offset;
   }
-  // The stride of a padding skip.
-  int64_t stride(const Block& block) const;
+  Padding padding(const Block& block) const;
 };
 
 // fold_scales: whether to multiply BN's factors into the weights of the backward pass.

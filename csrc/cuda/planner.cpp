@@ -4,6 +4,7 @@
 #include <string>
 
 #include "program_builder.h"
+#include "refusal.h"
 #include "supported.h"
 
 namespace pathnet::cuda {
@@ -71,11 +72,11 @@ class Planner {
       }
     }
     if (best.empty()) {
-      const Variant smallest = {true, max_slicing(), 1, max_windows()};
-      const int needed = program_of(build_program(spec_, smallest)).shared_bytes;
-      throw std::invalid_argument("a window of the network's images needs " + std::to_string(needed) +
-                                  " bytes of shared memory, and a thread block has " +
-                                  std::to_string(spec_.shared_bytes));
+      const std::vector<int32_t> smallest = build_program(spec_, {true, max_slicing(), 1, max_windows()});
+      throw std::invalid_argument(
+          "block " + std::to_string(largest_block(program_of(smallest))) +
+          ": a window of its images and the weights need " + std::to_string(program_of(smallest).shared_bytes) +
+          " bytes of shared memory, and a thread block has " + std::to_string(spec_.shared_bytes));
     }
     return best;
   }

@@ -69,6 +69,7 @@ struct BlockForm {
   int32_t relu;  // 1 or 0: whether the first unit has a ReLU; without one its ReLU bits are set
   int32_t stride;
   int32_t skip_channels;  // of the input, before padding to a multiple of 16
+  int32_t pad_before;     // channels that a zero-padding skip adds before them
   Image in, out;
   int32_t in_byte, out_byte,
       mid_byte;               // like a Conv's; for gradients in the backward pass, for operands in the forward

@@ -53,6 +53,7 @@ class Builder {
     form.skip = int32_t(block.skip);
     form.relu = units[0]->bits_offset >= 0;
     form.skip_channels = int32_t(block.in_channels);
+    form.pad_before = int32_t(block.pad_before);
     form.stride = int32_t(units[0]->stride);
     form.in = padded(block.in_channels, block.in_height, block.in_width);
     form.out = padded(block.out_channels, block.out_height, block.out_width);

@@ -137,15 +137,26 @@ class RoutedBackward {
   PATHNET_DEVICE void add_padded(const BlockForm& form, float a) {
     const Images<Exec, kParts, kWindowed> images{exec_};
     exec_.barrier();
-    each_pair(form.out, [&](int sample, int y, int x, int pair) {
+    each_pair(Image{form.in.channels, form.out.height, form.out.width}, [&](int sample, int y, int x, int pair) {
       if (2 * pair >= form.skip_channels) return;
       float first, second, old_first, old_second;
-      const int from = Item::pair_byte(form.out, form.out_byte, sample, y, x, pair);
+      const int from_pair = pair + form.pad_before / 2;
+      const auto load = [&](int pair_of_out, float& even, float& odd) {
+        images.load_pair(Item::pair_byte(form.out, form.out_byte, sample, y, x, pair_of_out), form.out.plane_bytes(),
+                         even, odd);
+      };
+      load(from_pair, first, second);
+      const bool alone = 2 * pair + 1 >= form.skip_channels;
+      if (form.pad_before % 2 == 1) {
+        // The pair is the second of one and the first of the next, which the image lacks where nothing belongs there.
+        first = second;
+        float beyond;
+        if (!alone) load(from_pair + 1, second, beyond);
+      }
+      if (alone) second = 0.0f;
       const int to = Item::pair_byte(form.in, form.in_byte, sample, y * form.stride, x * form.stride, pair);
-      images.load_pair(from, form.out.plane_bytes(), first, second);
       images.load_pair(to, form.in.plane_bytes(), old_first, old_second);
       const float factor = a * item_.pending_scale(sample);
-      if (2 * pair + 1 >= form.skip_channels) second = 0.0f;
       if (form.behind_relu()) {
         const int bit = bit_index(form.in, 2 * pair, y * form.stride, x * form.stride);
         const int bits = item_.relu_bits(sample, form.bits_byte)[bit / 8] >> bit % 8;

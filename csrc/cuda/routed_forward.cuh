@@ -169,23 +169,29 @@ class RoutedForward {
   }
 
   // Starts the next y from the zero-padding skip: every stride-th pixel of y, or of relu(y), and zeros in the
-  // channels that the input lacks.
+  // channels that the skip adds.
   PATHNET_DEVICE void pad(const BlockForm& form, float a) {
     exec_.barrier();
     each_lane(form.out, [&](int strip, int y, int x, int tile, int lane) {
       PATHNET_NO_UNROLL
       for (int row = 0; row < form.out.strip_rows(); ++row) {
-        const bool inside = a != 0.0f && x < form.out.width && y + row < form.out.height && tile < form.in.tiles();
         const int from_y = (y + row) * form.stride, from_x = x * form.stride;
         const int from = from_y / form.in.strip_rows() * form.in.strips_across() + from_x / kStripWidth;
-        const int source = inside ? form.in.lane_order_index(from, from_y % form.in.strip_rows(), tile,
-                                                             lane_of(from_x % kStripWidth, lane_channel(lane)))
-                                  : 0;
         const int element = form.out.lane_order_index(strip, row, tile, lane);
+        // With an odd number of channels before the input's, a lane's two are in two of its lanes.
         for (int j = 0; j < 2; ++j) {
-          const float value = inside ? item_.template load_y<float>(item_.y + source + j) : 0.0f;
-          item_.store_y(item_.next_y() + element + j,
-                        inside ? a * (form.behind_relu() && value < 0.0f ? 0.0f : value) : 0.0f);
+          const int channel = tile * kChannelTile + lane_channel(lane) + j - form.pad_before;
+          const bool inside = a != 0.0f && x < form.out.width && y + row < form.out.height && channel >= 0 &&
+                              channel < form.skip_channels;
+          float value = 0.0f;
+          if (inside) {
+            const int from_lane = lane_of(from_x % kStripWidth, channel % kChannelTile);
+            const int source =
+                form.in.lane_order_index(from, from_y % form.in.strip_rows(), channel / kChannelTile, from_lane);
+            value = item_.template load_y<float>(item_.y + source + channel % 2);
+            value = a * (form.behind_relu() && value < 0.0f ? 0.0f : value);
+          }
+          item_.store_y(item_.next_y() + element + j, value);
         }
       }
     });

@@ -7,7 +7,7 @@ namespace pathnet::cuda {
 namespace {
 
 [[noreturn]] void refuse(int64_t block, const std::string& reason) {
-  throw std::invalid_argument("block " + std::to_string(block + 1) + " " + reason);
+  throw std::invalid_argument("block " + std::to_string(block) + ": it " + reason);
 }
 
 // Pixels of an image with its border; keeps the bytes of a thread block's images below 2^31.

@@ -67,8 +67,8 @@ class NetworkSettings:
         Flag(default="the model's"),
     ] = None
     shortcut: Annotated[
-        Literal["projection", "pad"] | None,
-        Help("Skip connection of blocks that change the shape: projection or pad."),
+        Literal["projection", "pad", "pad_around"] | None,
+        Help("Skip connection of blocks that change the shape: projection, pad or pad_around."),
         Flag(value="KIND", default="projection"),
     ] = None
     block: Annotated[

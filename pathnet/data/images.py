@@ -158,6 +158,10 @@ class Data:
         )
         return self.normalise(self.train.take(indices)), self.train.labels[indices]
 
+    def batch_size(self, most: int) -> int:
+        """Return the size of the largest random batches of at most ``most`` images."""
+        return min(most, len(self.train))
+
     def test_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Return the test split in order, normalised, in batches of at most ``size`` images."""
         batches = torch.arange(len(self.test)).split(check_integer("size", size, 1))  # type: ignore[no-untyped-call]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -26,7 +24,9 @@ from pathnet.effective_depth.rows import Depth
 from pathnet.engines import check_engine
 from pathnet.full_precision import full_precision
 from pathnet.gradients import LengthSums
-from pathnet.models.residual_net import ResidualNet, unwrapped
+from pathnet.models.hooks import copy_without_hooks
+from pathnet.models.residual_net import ResidualNet
+from pathnet.models.wrapped import unwrapped
 from pathnet.recorder import record
 from pathnet.recording import NOT_FINITE, BatchNormMode, Loss, cross_entropy, snapshot
 
@@ -138,7 +138,7 @@ class EffectiveDepth:
     def _measure(self, net: ResidualNet) -> tuple[float, int, int, int, float]:
         device = next(net.parameters()).device
         images, target = self._images.to(device), self._target.to(device)
-        copied = _without_hooks(net)
+        copied = copy_without_hooks(net)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             try:
                 tape = record(copied, images, target, self._bn, self._engine, loss=self._loss)
@@ -162,13 +162,6 @@ _now = time.perf_counter
 
 def _is_first_process() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-
-
-def _without_hooks(net: ResidualNet) -> ResidualNet:
-    """Return a copy of the network with no hooks, which are neither copied nor called."""
-    kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-    hooks = [getattr(module, kind) for module in net.modules() for kind in kinds]
-    return copy.deepcopy(net, {id(registered): OrderedDict() for registered in hooks})
 
 
 def _lengths(sums: LengthSums) -> tuple[float, int, int, int]:

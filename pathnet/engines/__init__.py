@@ -43,15 +43,22 @@ def check_engine(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected auto, {', '.join(names)}, got {described(value)}")
 
 
-def _convolves(net: ResidualNet) -> bool:
-    return any(isinstance(module, nn.Conv2d) for block in net for module in block.modules())
+def _is_convolutional(net: ResidualNet) -> bool:
+    """Return whether a block has both convolutions and batch normalisation, as all blocks of fused engines have."""
+    kinds = ({type(module) for module in block.modules()} for block in net)
+    return any(
+        any(issubclass(kind, nn.Conv2d) for kind in of_block)
+        and any(issubclass(kind, nn.BatchNorm2d) for kind in of_block)
+        for of_block in kinds
+    )
 
 
 def choose(name: str, job: Job) -> Engine:
     """Return the engine of that name, or for ``auto`` the fastest that serves the job.
 
     Warn where a faster engine exists for the device, and something could be done about its refusal. Networks without
-    convolutions in their blocks (transformers) give no warning: faster engines have no form for them at all.
+    both convolutions and batch normalisation in a block (transformers, ConvNeXt) give no warning: faster engines have
+    no form for them at all.
 
     Raises:
         ValueError: there is no such engine, or it cannot serve this job.
@@ -65,7 +72,7 @@ def choose(name: str, job: Job) -> Engine:
             continue
         reason = engine.unavailable() or engine.unsupported(job)
         if reason is None:
-            if faster and job.precision not in ("float64", "network") and _convolves(job.net):
+            if faster and job.precision not in ("float64", "network") and _is_convolutional(job.net):
                 reasons = "; ".join(faster)
                 message = f"engine: {engine.name!r} was chosen; faster engines refuse the job ({reasons})"
                 warnings.warn(message, RuntimeWarning, stacklevel=3)

@@ -74,7 +74,8 @@ class Walk(Protocol):
         """Compute ``g <- a J_skip^T g + c J_residual^T g`` from the last block to the first, once for every routing.
 
         Args:
-            routing: [P, n, 2], the (a, c) of every block, or [P, n, 3] for blocks with gates (engine reference).
+            routing: [P, n, 2], the (a, c) of every block, or [P, n, parts] for blocks with gates or residual modules
+                in parallel, see `Block.coefficients`; no fused engine serves such blocks.
 
         Returns:
             The scaled gradients at ``y_0``: mantissa [P, B, ...], exponent int32 [P, B] or [P, 1].
@@ -89,7 +90,8 @@ class Walk(Protocol):
         With ones, coefficient k is the sum of the gradients of all paths of length k.
 
         Args:
-            routing: [n, 2], the (a, c) of every block.
+            routing: [n, 2], the (a, c) of every block, or [n, 1 + m] for up to m residual modules in parallel; x
+                multiplies all of them.
 
         Returns:
             The scaled coefficients at ``y_0``: mantissa [n + 1, B, ...], exponent int32 [n + 1, B] or [n + 1, 1].
@@ -117,7 +119,8 @@ class Prepared(Protocol):
 
         Args:
             y0: [B, *y0_shape]
-            routing: [P, n, 2] with P >= 1, the (a, c) of every block, on any device.
+            routing: [P, n, 2] with P >= 1, the (a, c) of every block, on any device; or [P, n, 1 + m] for up to m
+                residual modules in parallel.
 
         Returns:
             [P, B, *y_n.shape[1:]]

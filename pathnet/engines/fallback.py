@@ -20,12 +20,14 @@ __all__ = ["norms_of", "routed_forward", "sums_by_length", "through_shared_prefi
 
 Step = TypeVar("Step", bound=Hashable)
 
-Coefficients = Sequence[tuple[float, float]]
-"""(a, c) for each of several gradients."""
+Row = tuple[float, ...]
+"""The coefficients of a block in a routing, see `Block.coefficients`."""
+Rows = Sequence[Row]
+"""Those of each of several gradients."""
 
 
 def sums_by_length(
-    through_block: Callable[[int, ScaledGradient, Coefficients], ScaledGradient],
+    through_block: Callable[[int, ScaledGradient, Rows], ScaledGradient],
     start: ScaledGradient,
     routing: Tensor,
 ) -> ScaledGradient:
@@ -35,15 +37,15 @@ def sums_by_length(
 
     Args:
         through_block: one block's routed vector-Jacobian product. Takes the block's number, scaled gradients
-            [g, B, ...] at its output, and (a, c) for each of them: first (a, 0) for each G_k, then (0, c). Returns
-            the scaled gradients at the block's input.
+            [g, B, ...] at its output, and a routing's row for each of them: first (a, 0) for each G_k, then (0, c).
+            Returns the scaled gradients at the block's input.
         start: the scaled gradient at ``y_n``: [B, ...] and int32 [B] or [1].
-        routing: [n, 2]
+        routing: [n, 2], or [n, 1 + m] with a coefficient for each of m residual modules in parallel.
     """
     sums = ScaledGradient(start.mantissa[None], start.exponent[None])
     room = _room(start.mantissa.device)
-    for i, (a, c) in reversed(list(enumerate(routing.tolist()))):
-        sums = _through_one_block(partial(through_block, i), sums, (a, c), room)
+    for i, row in reversed(list(enumerate(routing.tolist()))):
+        sums = _through_one_block(partial(through_block, i), sums, row, room)
     return sums
 
 
@@ -62,12 +64,12 @@ def _room(device: torch.device) -> int | None:
 
 
 def _through_one_block(
-    through_block: Callable[[ScaledGradient, Coefficients], ScaledGradient],
+    through_block: Callable[[ScaledGradient, Rows], ScaledGradient],
     sums: ScaledGradient,
-    coefficients: tuple[float, float],
+    row: Row,
     room: int | None,
 ) -> ScaledGradient:
-    count, (a, c) = len(sums.mantissa), coefficients
+    count, (a, *modules) = len(sums.mantissa), row
 
     def work(lengths: range) -> ScaledGradient:
         by_skip = slice(lengths.start, min(lengths.stop, count))
@@ -75,7 +77,8 @@ def _through_one_block(
         skips, residuals = by_skip.stop - by_skip.start, by_residual.stop - by_residual.start
         # Slices, since copying a list of indices to the device would synchronise.
         entering = (torch.cat([tensor[by_skip], tensor[by_residual]]) for tensor in sums)
-        walked = through_block(ScaledGradient(*entering), [(a, 0.0)] * skips + [(0.0, c)] * residuals)
+        rows = [(a, *[0.0] * len(modules))] * skips + [(0.0, *modules)] * residuals
+        walked = through_block(ScaledGradient(*entering), rows)
         skip = (_padded(tensor[:skips], after=len(lengths) - skips) for tensor in walked)
         residual = (_padded(tensor[skips:], before=len(lengths) - residuals) for tensor in walked)
         return scaling.add(ScaledGradient(*skip), ScaledGradient(*residual))
@@ -104,13 +107,13 @@ def norms_of(grads: ScaledGradient) -> Tensor:
 
 @torch.no_grad()
 def routed_forward(blocks: Sequence[Block], y0: Tensor, routing: Tensor) -> Tensor:
-    """Return [P, B, *y_n.shape[1:]] under at least one routing [P, n, 2], through the blocks' branches."""
+    """Return [P, B, *y_n.shape[1:]] under at least one routing [P, n, 2 or more], through the blocks' branches."""
 
-    def apply(i: int, y: Tensor, coefficients: tuple[float, float]) -> Tensor:
+    def apply(i: int, y: Tensor, row: Row) -> Tensor:
         # A copy, since a branch or a join may begin with an in-place ReLU.
-        return blocks[i].join(_branches(blocks[i], y.clone(), *coefficients))
+        return blocks[i].join(_combined(blocks[i], y.clone(), row))
 
-    passes = [[(a, c) for a, c in coefficients] for coefficients in routing.tolist()]
+    passes = [[tuple(row) for row in rows] for rows in routing.tolist()]
     return torch.stack(through_shared_prefixes(y0, passes, apply))
 
 
@@ -136,11 +139,10 @@ def through_shared_prefixes(
     return outputs
 
 
-def _branches(block: Block, y: Tensor, a: float, c: float) -> Tensor:
+def _combined(block: Block, y: Tensor, row: Row) -> Tensor:
     """Return ``a skip(y) + c residual(y)``; a branch with the coefficient 0 is left out, finite or not."""
-    if c == 0:
-        return a * block.skip(y)
-    if a == 0:
-        return c * block.residual(y)
-    skip, residual = block.branches(y)
-    return a * skip + c * residual
+    factors = block.coefficients(row)[: 1 + block.residual_modules]
+    wanted = [i for i, factor in enumerate(factors) if factor != 0] or [0]
+    parts = block.parts(y, wanted)
+    terms = [factors[i] * part for i in wanted if (part := parts[i]) is not None]
+    return sum(terms[1:], terms[0])

@@ -1,4 +1,7 @@
-"""The blocks that the fused engines can run, and the reasons for refusing others."""
+"""The blocks that the fused engines can run, and the reasons for refusing others.
+
+A reason names the block that fails, numbered from 0, and says what is wrong with it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import math
 
 from torch import nn
 
-from pathnet.models.residual_net import Form, PostActivationForm, ResidualNet
+from pathnet.models.residual_net import Form, FusedForm, PostActivationForm, ResidualNet
 from pathnet.recording import BatchNormMode
 
 __all__ = ["post_activation", "unsupported_block", "unsupported_form"]
@@ -19,40 +22,75 @@ def post_activation(net: ResidualNet) -> bool:
 
 def unsupported_form(net: ResidualNet, bn: BatchNormMode) -> str | None:
     """Return why a network cannot be packed into tables, or None."""
-    post = post_activation(net)
-    for number, block in enumerate(net, 1):
+    forms: list[Form] = []
+    for index, block in enumerate(net):
         form = block.form()
         if form is None:
-            return f"block {number} has no fused form"
-        if isinstance(form, PostActivationForm) and not post:
-            return f"block {number} is post-activation, but other blocks are not"
-        for conv in _convolutions(form):
-            reason = _unsupported_convolution(conv) or ("with a bias" if conv.bias is not None and not post else None)
-            if reason is not None:
-                return f"block {number} has a convolution {reason}"
-        if bn == "running" and any(norm.running_var is None for norm in _norms(form)):
-            return f"block {number} keeps no running statistics"
-        if bn == "batch" and _ends_without_norm(form):
-            return f"block {number} has a projection without batch normalisation"
+            return f"block {index}: {block.unfused_reason()}"
+        forms.append(form)
+    mixed = _unlike_most(forms)
+    if mixed is not None:
+        return mixed
+    for index, form in enumerate(forms):
+        reason = _unsupported_in_tables(form, bn)
+        if reason is not None:
+            return f"block {index}: {reason}"
     return None
 
 
 def unsupported_block(form: Form) -> str | None:
     """Return why kernels for convolutions that keep the side cannot run a block, or None."""
-    biased = isinstance(form, PostActivationForm)
+    reason = _unsupported_part(form)
+    if reason is not None:
+        return reason
     for conv in _convolutions(form):
-        reason = _unsupported_convolution(conv) or ("with a bias" if conv.bias is not None and not biased else None)
-        if reason is None and (conv.kernel_size[0] % 2 == 0 or int(conv.padding[0]) != conv.kernel_size[0] // 2):
-            reason = "that changes the side by more than its stride"
-        if reason is not None:
-            return f"it has a convolution {reason}"
+        if conv.kernel_size[0] % 2 == 0 or int(conv.padding[0]) != conv.kernel_size[0] // 2:
+            return "it has a convolution that changes the side by more than its stride"
     if form.projection is not None and form.projection.kernel_size[0] != 1:
-        return "it has a projection with a kernel larger than 1"
+        return "its skip connection is a projection with a kernel larger than 1"
     # Strides 2 and 3 give the same output size on a side of 4, so compare strides, not shapes.
     # A list, because torch.compile cannot trace a generator here.
     stride = math.prod([conv.stride[0] for conv in form.convs])
     if form.projection is not None and form.projection.stride[0] != stride:
-        return "it has a projection whose stride differs from its module's"
+        return "its skip connection is a projection whose stride differs from its module's"
+    return None
+
+
+def _unlike_most(forms: list[Form]) -> str | None:
+    """Return the first block of the rarer kind if pre-activation and post-activation blocks are mixed, or None."""
+    post = [isinstance(form, PostActivationForm) for form in forms]
+    if all(post) or not any(post):
+        return None
+    # Of as many, the kind of the first block is the network's.
+    rarer = sum(post) < len(post) / 2 or (sum(post) == len(post) / 2 and not post[0])
+    kind, other = ("post", "pre") if rarer else ("pre", "post")
+    return f"block {post.index(rarer)}: it is a {kind}-activation block in a network of {other}-activation blocks"
+
+
+def _unsupported_in_tables(form: Form, bn: BatchNormMode) -> str | None:
+    reason = _unsupported_part(form)
+    if reason is not None:
+        return reason
+    if bn == "running" and any(norm.running_var is None for norm in _norms(form)):
+        return "it keeps no running statistics"
+    if bn == "batch" and _ends_without_norm(form):
+        return "its skip connection is a projection without batch normalisation"
+    return None
+
+
+def _unsupported_part(form: Form) -> str | None:
+    """Return what no fused engine can run, or None."""
+    for conv in _convolutions(form):
+        reason = _unsupported_convolution(conv)
+        if reason is None and conv.bias is not None and isinstance(form, FusedForm):
+            reason = "with a bias"
+        if reason is not None:
+            return f"{'its skip connection' if conv is form.projection else 'it'} has a convolution {reason}"
+    added = form.convs[-1].out_channels - form.convs[0].in_channels if form.pad else 0
+    if added < 0:
+        return "its skip connection drops channels"
+    if not 0 <= form.pad_before <= added:
+        return f"its skip connection adds {added} channels, {form.pad_before} of them before the input's"
     return None
 
 

@@ -61,7 +61,7 @@ class Magnitudes:
         return shifted[0], exponents[:, None]
 
     def of_block(
-        self, block: int, coefficients: Sequence[tuple[float, float]]
+        self, block: int, coefficients: Sequence[tuple[float, ...]]
     ) -> tuple[list[tuple[float, float]], Tensor]:
         """Like `of_routing`, for one block: its (a, c) for each of g gradients, and int32 [g]."""
         alone = replace(self, branches=self.branches[block : block + 1])

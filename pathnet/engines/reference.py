@@ -18,6 +18,7 @@ from torch import Tensor
 from pathnet import chunks, scaling
 from pathnet.engines import fallback
 from pathnet.engines.engine import Job
+from pathnet.models.coefficients import Coefficient
 from pathnet.models.context import Context
 from pathnet.models.residual_net import Block, FusedForm, PostActivationForm, ResidualNet
 from pathnet.scaling import ScaledGradient
@@ -118,7 +119,7 @@ def _through(
 
     Args:
         grads: scaled gradients at the output: mantissa [P, B, ...], exponent int32 [P, B] or [P, 1].
-        coefficients: (a, c) or (a, c, gate) for each of the P gradients.
+        coefficients: a row of a routing for each of the P gradients, see `Block.coefficients`.
 
     Returns:
         Scaled gradients at the input, the largest magnitudes scaled to [1/2, 1).
@@ -127,13 +128,12 @@ def _through(
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         # Copies, since a branch or a join may begin with an in-place ReLU.
-        skip, residual = block.branches(x.clone())
-        z = (skip + residual).detach().requires_grad_()
+        branches = block.parts(x.clone())
+        z = block.summed(branches).detach().requires_grad_()
         y = block.join(z.clone())
-        count = max(map(len, coefficients), default=0)
-        branches = (skip, residual, *([block.gated(x.clone())] if count > 2 else []))
+    rows = [block.coefficients(row) for row in coefficients]
 
-    def product(grad: Tensor, factors: Sequence[float]) -> Tensor:
+    def product(grad: Tensor, factors: Sequence[Coefficient]) -> Tensor:
         (grad,) = torch.autograd.grad(y, z, grad, retain_graph=True)
         parts = [
             factor * torch.autograd.grad(branch, x, grad, retain_graph=True)[0]
@@ -144,14 +144,14 @@ def _through(
 
     if len(mantissas) == 0:
         return ScaledGradient(mantissas.new_zeros(0, *x.shape), exponents)
-    products = torch.stack([product(*pair) for pair in zip(mantissas, coefficients, strict=True)])
+    products = torch.stack([product(*pair) for pair in zip(mantissas, rows, strict=True)])
     lift = LIFT[mantissas.dtype]
     largest = scaling.largest(products, exponents)
     lost = (largest < 2.0 ** (-lift // 2)) & (scaling.largest(mantissas, exponents) > 0)
     lifts = torch.where(torch.isfinite(largest), lift * lost.int(), -lift)
     for path in lifts.any(1).nonzero().flatten().tolist():
         lifted = scaling.times_power_of_two(mantissas[path], scaling.beside(lifts[path], mantissas[path]))
-        again = product(lifted, coefficients[path])
+        again = product(lifted, rows[path])
         better = torch.isfinite(scaling.largest(again[None], exponents[path : path + 1]))[0]
         lifts[path] = lifts[path].where(better, 0)
         products[path] = torch.where(scaling.beside(lifts[path], again) != 0, again, products[path])
@@ -184,7 +184,8 @@ class FrozenBlock(Block):
             return x
         stride = math.prod(unit.conv.stride[0] for unit in self.frozen.units)
         extra_channels = self.frozen.units[-1].conv.out_channels - x.shape[1]
-        return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, extra_channels))
+        before = self.frozen.pad_before
+        return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, before, extra_channels - before))
 
     def residual(self, x: Tensor) -> Tensor:
         for position, unit in enumerate(self.frozen.units):

@@ -140,7 +140,7 @@ def _form_of(block: Block) -> Form:
 def _key_of(block: Block) -> Hashable:
     form = _form_of(block)
     projection = None if form.projection is None else _sizes(form.projection)
-    return type(form).__name__, *map(_sizes, form.convs), projection, form.pad
+    return type(form).__name__, *map(_sizes, form.convs), projection, form.pad, form.pad_before
 
 
 def _sizes(conv: nn.Conv2d) -> Hashable:

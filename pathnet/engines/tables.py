@@ -16,7 +16,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor, nn
 
-from pathnet.models.residual_net import FusedForm, PostActivationForm, ResidualNet
+from pathnet.models.residual_net import Form, FusedForm, PostActivationForm, ResidualNet
 from pathnet.recording import BatchNormMode
 
 __all__ = [
@@ -48,7 +48,8 @@ class BlockColumn(IntEnum):
     """The columns of `Tables.blocks`.
 
     ``FIRST`` is the row of the first unit, ``COUNT`` the number of units, ``PROJECTION`` the row of the projection or
-    -1. The sizes are those of the block's input and output.
+    -1. The sizes are those of the block's input and output. ``PAD_BEFORE`` is the number of zero channels that a
+    padding skip adds before those of the input, 0 for other skips.
     """
 
     FIRST = 0
@@ -61,6 +62,7 @@ class BlockColumn(IntEnum):
     OUT_CHANNELS = 7
     OUT_HEIGHT = 8
     OUT_WIDTH = 9
+    PAD_BEFORE = 10
 
 
 class UnitColumn(IntEnum):
@@ -90,7 +92,7 @@ class Tables:
     """A network as integer tables, one row per block and per unit, and the parameters that they index.
 
     Attributes:
-        blocks: int64 [n, 10], see `BlockColumn`.
+        blocks: int64 [n, 11], see `BlockColumn`.
         units: int64 [U, 12], see `UnitColumn`; bits are stored unit after unit, as the cpu engine records them.
         weights: float32, the convolutions' weights one after the other.
         scales: float32, BN's factor for each channel of each unit's input, unit after unit: in BN mode ``running``
@@ -151,7 +153,7 @@ class _Builder:
         if form.projection is not None:
             self._add_conv(form.projection, form.projection.weight, shape)
         skip = Skip.PROJECTION if form.projection is not None else Skip.PAD if form.pad else Skip.IDENTITY
-        self.blocks.append([first, len(form.units), skip, projection, *shape, *out])
+        self._add_block(form, first, skip, projection, shape, out)
         return out
 
     def add_post(self, form: PostActivationForm, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -163,8 +165,20 @@ class _Builder:
         out, projection = add(form, shape, relu)
         identity, pad = (Skip.ACTIVATED, Skip.ACTIVATED_PAD) if relu else (Skip.IDENTITY, Skip.PAD)
         skip = Skip.PROJECTION if projection >= 0 else pad if form.pad else identity
-        self.blocks.append([first, len(form.convs), skip, projection, *shape, *out])
+        self._add_block(form, first, skip, projection, shape, out)
         return out
+
+    def _add_block(
+        self,
+        form: Form,
+        first: int,
+        skip: Skip,
+        projection: int,
+        shape: tuple[int, ...],
+        out: tuple[int, ...],
+    ) -> None:
+        pad_before = form.pad_before if skip in (Skip.PAD, Skip.ACTIVATED_PAD) else 0
+        self.blocks.append([first, len(form.convs), skip, projection, *shape, *out, pad_before])
 
     def _add_post_running(
         self, form: PostActivationForm, shape: tuple[int, ...], relu: bool

@@ -3,19 +3,22 @@ short paths are trained, compared with networks trained in full."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy
 from numpy.typing import NDArray
 
 from pathnet import results
-from pathnet.data import Data
+from pathnet.data import Batches, Data
 from pathnet.experiments.drawn_paths import DrawnPaths, drawn_paths
 from pathnet.experiments.errors import INTACT, DrawnLesion, ErrorCounts, Spread, measure_errors
 from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, open_run, unfinished
 from pathnet.lesion import Lesion
+from pathnet.lesion.networks import check_training_split
 from pathnet.training import Progress
 
 __all__ = ["NAME", "EffectiveTraining", "claims", "measure", "summarise"]
@@ -59,24 +62,29 @@ class EffectiveTraining:
 
 
 def measure(
-    nets: Networks, data: Data, plan: Plan, folder: str | Path, progress: Progress | None = None
+    nets: Networks,
+    data: Data | Batches | Iterable[Any],
+    plan: Plan,
+    folder: str | Path,
+    progress: Progress | None = None,
 ) -> results.Run:
     """Measure test errors of networks trained in full (``residual``) and with ``plan.modules`` (``effective``).
 
     Raises:
         ValueError: a network does not accept the data or has fewer modules, or the folder holds another run.
     """
-    check_arguments(nets, data, plan, folder, progress, ("residual", "effective"))
+    source = check_arguments(nets, data, plan, folder, progress, ("residual", "effective"))
+    check_training_split(source)
     least = min(net.n for net in nets["effective"])
     if plan.modules > least:
         raise ValueError(f"modules: expected at most {least} (the network's), got {plan.modules}")
     as_it_is = {kind: [[INTACT]] * len(seeds) for kind, seeds in nets.items()}
     scaled = {"effective": [[DrawnLesion(0, 0, Lesion(scale=plan.modules / net.n))] for net in nets["effective"]]}
     settings = {"modules": plan.modules, "images": plan.images}
-    with open_run(NAME, nets, data, settings, {}, folder) as run:
-        measure_errors(run, nets, data, plan, as_it_is, progress, bn="running")
-        measure_errors(run, nets, data, plan, scaled, progress, bn="running")
-        measure_errors(run, nets, data, plan, {"effective": as_it_is["effective"]}, progress, bn="recalibrated")
+    with open_run(NAME, nets, source, settings, {}, folder) as run:
+        measure_errors(run, nets, source, plan, as_it_is, progress, bn="running")
+        measure_errors(run, nets, source, plan, scaled, progress, bn="running")
+        measure_errors(run, nets, source, plan, {"effective": as_it_is["effective"]}, progress, bn="recalibrated")
         return run
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathnet import lesion, results
-from pathnet.data import Data
+from pathnet.data import Batches, Data
+from pathnet.data.passes import Passes
 from pathnet.experiments.run import Networks, Plan
 from pathnet.intervals import bootstrap_means, interval, no_interval
 from pathnet.lesion import BatchNormPolicy, Lesion
@@ -134,7 +135,7 @@ def spread(values: Sequence[float] | Array) -> Spread:
 def measure_errors(
     run: results.Run,
     nets: Networks,
-    data: Data,
+    data: Data | Batches,
     plan: Plan,
     lesions: Mapping[str, Sequence[Sequence[DrawnLesion]]],
     progress: Progress | None = None,
@@ -150,7 +151,7 @@ def measure_errors(
         bn: policy for batch normalisation; the plan's by default.
     """
     bn = bn or plan.bn
-    images = plan.images or len(data.test)
+    images = Passes(data, 1, plan.images).samples or 0
     measured = {(row.network, row.seed, row.drawn) for row in run.rows(ErrorCount) if row.bn == bn}
     missing = {
         (kind, seed): [drawn for drawn in planned if (kind, seed, drawn) not in measured]

@@ -4,8 +4,10 @@ skip connections, residual modules and the gates themselves."""
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +17,12 @@ from torch.utils.checkpoint import checkpoint
 
 import pathnet
 from pathnet import paths, results
-from pathnet.data import Data
+from pathnet.data import Batches, Data
+from pathnet.data.batches import sent
 from pathnet.experiments import lesion_single
 from pathnet.experiments.errors import Spread, spread
 from pathnet.experiments.lesion_single import SingleDeletions
-from pathnet.experiments.run import Claim, Networks, Plan, Value, check_arguments, open_run, unfinished
+from pathnet.experiments.run import Claim, Networks, Plan, Value, check_amount, check_arguments, open_run, unfinished
 from pathnet.full_precision import full_precision
 from pathnet.models import Block, HighwayBlock, ResidualNet
 from pathnet.recording import cross_entropy, snapshot
@@ -67,28 +70,33 @@ class Highway:
 
 
 def measure(
-    nets: Networks, data: Data, plan: Plan, folder: str | Path, progress: Progress | None = None
+    nets: Networks,
+    data: Data | Batches | Iterable[Any],
+    plan: Plan,
+    folder: str | Path,
+    progress: Progress | None = None,
 ) -> results.Run:
     """Measure errors of highway networks without single blocks, and on random batches gates and parts of gradients.
 
     Raises:
         ValueError: a network has no gates or does not accept the data, or the folder holds another run.
     """
-    check_arguments(nets, data, plan, folder, progress, ("highway",))
+    source = check_arguments(nets, data, plan, folder, progress, ("highway",))
     for net in nets["highway"]:
         if not all(isinstance(block, HighwayBlock) for block in net):
             raise ValueError("net: expected a highway network, got blocks without gates")
-    plan = replace(plan, gate_batch_size=min(plan.gate_batch_size, len(data.train)))
+    check_amount("gate_batches", source, plan.gate_batches)
+    plan = replace(plan, gate_batch_size=source.batch_size(plan.gate_batch_size))
     settings = {"bn": plan.bn, "images": plan.images, "plan_seed": plan.plan_seed, "batch_size": plan.gate_batch_size}
-    with open_run(NAME, nets, data, settings, {"gate_batches": plan.gate_batches}, folder) as run:
-        lesion_single.measure_deletions(run, nets, data, plan, progress)
+    with open_run(NAME, nets, source, settings, {"gate_batches": plan.gate_batches}, folder) as run:
+        lesion_single.measure_deletions(run, nets, source, plan, progress)
         known = {(row.seed, row.batch) for row in run.rows(Value)}
         for seed, net in enumerate(nets["highway"]):
             recorder = pathnet.Recorder(net, engine="reference")
             for batch in range(plan.gate_batches):
                 if (seed, batch) in known:
                     continue
-                run.add_rows(_batch(recorder, net, data, plan, seed, batch))
+                run.add_rows(_batch(recorder, net, source, plan, seed, batch))
                 if progress is not None:
                     done = seed * plan.gate_batches + batch + 1
                     progress(done, len(nets["highway"]) * plan.gate_batches, "batches, gates")
@@ -96,11 +104,11 @@ def measure(
 
 
 def _batch(
-    recorder: pathnet.Recorder, net: ResidualNet, data: Data, plan: Plan, seed: int, batch: int
+    recorder: pathnet.Recorder, net: ResidualNet, data: Data | Batches, plan: Plan, seed: int, batch: int
 ) -> list[Value]:
     """Return all measurements on one batch, which are written together."""
     device = next(net.parameters()).device
-    images, labels = (part.to(device) for part in data.random_batch(plan.gate_batch_size, plan.plan_seed, batch))
+    images, labels = (sent(part, device) for part in data.random_batch(plan.gate_batch_size, plan.plan_seed, batch))
     rows: list[Value] = []
 
     def note(quantity: str, values: list[float]) -> None:

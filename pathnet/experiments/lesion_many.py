@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pathnet import results
-from pathnet.data import Data
+from pathnet.data import Batches, Data
 from pathnet.experiments.by_size import smoothness, summarise
 from pathnet.experiments.errors import INTACT, DrawnLesion, measure_errors
 from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, open_run
@@ -19,18 +21,22 @@ NAME = "lesion-many"
 
 
 def measure(
-    nets: Networks, data: Data, plan: Plan, folder: str | Path, progress: Progress | None = None
+    nets: Networks,
+    data: Data | Batches | Iterable[Any],
+    plan: Plan,
+    folder: str | Path,
+    progress: Progress | None = None,
 ) -> results.Run:
     """Measure the test error without 1 to ``plan.deletions`` blocks, for ``plan.draws`` draws of each.
 
     Raises:
         ValueError: a network does not accept the data, or the folder holds another run.
     """
-    check_arguments(nets, data, plan, folder, progress, ("residual",))
+    source = check_arguments(nets, data, plan, folder, progress, ("residual",))
     lesions = {kind: [_draw(net.n, seed, plan) for seed, net in enumerate(seeds)] for kind, seeds in nets.items()}
     settings = {"bn": plan.bn, "images": plan.images, "plan_seed": plan.plan_seed}
-    with open_run(NAME, nets, data, settings, {"draws": plan.draws, "deletions": plan.deletions}, folder) as run:
-        measure_errors(run, nets, data, plan, lesions, progress)
+    with open_run(NAME, nets, source, settings, {"draws": plan.draws, "deletions": plan.deletions}, folder) as run:
+        measure_errors(run, nets, source, plan, lesions, progress)
         return run
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from pathnet import results
-from pathnet.data import Data
+from pathnet.data import Batches, Data
+from pathnet.data.batches import sent
 from pathnet.experiments.by_size import by_tau, smoothness, summarise
 from pathnet.experiments.errors import INTACT, DrawnLesion, measure_errors
 from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, open_run
@@ -23,7 +25,11 @@ NAME = "lesion-reorder"
 
 
 def measure(
-    nets: Networks, data: Data, plan: Plan, folder: str | Path, progress: Progress | None = None
+    nets: Networks,
+    data: Data | Batches | Iterable[Any],
+    plan: Plan,
+    folder: str | Path,
+    progress: Progress | None = None,
 ) -> results.Run:
     """Measure the test error after 1 to ``plan.swaps`` random swaps of two blocks, for ``plan.draws`` draws of each.
 
@@ -33,17 +39,19 @@ def measure(
         ValueError: a network does not accept the data or has no two blocks that can change places, or the folder
             holds another run.
     """
-    check_arguments(nets, data, plan, folder, progress, ("residual",))
-    lesions = {kind: [_draw(net, seed, data, plan) for seed, net in enumerate(seeds)] for kind, seeds in nets.items()}
+    source = check_arguments(nets, data, plan, folder, progress, ("residual",))
+    lesions = {
+        kind: [_draw(net, seed, source, plan) for seed, net in enumerate(seeds)] for kind, seeds in nets.items()
+    }
     settings = {"bn": plan.bn, "images": plan.images, "plan_seed": plan.plan_seed}
-    with open_run(NAME, nets, data, settings, {"draws": plan.draws, "swaps": plan.swaps}, folder) as run:
-        measure_errors(run, nets, data, plan, lesions, progress)
+    with open_run(NAME, nets, source, settings, {"draws": plan.draws, "swaps": plan.swaps}, folder) as run:
+        measure_errors(run, nets, source, plan, lesions, progress)
         return run
 
 
-def _draw(net: ResidualNet, seed: int, data: Data, plan: Plan) -> list[DrawnLesion]:
+def _draw(net: ResidualNet, seed: int, data: Data | Batches, plan: Plan) -> list[DrawnLesion]:
     image, _ = next(data.test_batches(1))
-    shapes = block_shapes(net, image.to(next(net.parameters()).device))
+    shapes = block_shapes(net, sent(image, next(net.parameters()).device))
     keeps = [entering == leaving for entering, leaving in shapes]
     pairs = [(i, j) for i, j in combinations(range(net.n), 2) if keeps[i] and keeps[j] and shapes[i] == shapes[j]]
     if not pairs:

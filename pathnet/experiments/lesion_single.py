@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy
 from numpy.typing import NDArray
 
 from pathnet import results
-from pathnet.data import Data
+from pathnet.data import Batches, Data
 from pathnet.experiments.errors import INTACT, DrawnLesion, ErrorCounts, measure_errors
 from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, open_run, unfinished
 from pathnet.lesion import Lesion
@@ -37,7 +39,7 @@ class SingleDeletions:
         intact: float64 [seeds], error rate of the intact network.
         downsampling: the blocks that change the shape.
         chance: error rate of guessing.
-        first: number of the first block: 2 in a VGG, whose first layer changes the number of channels.
+        first: number of the first block: 0, or 1 in a VGG, whose first layer (0) changes the number of channels.
     """
 
     rate: NDArray[np.float64]
@@ -70,13 +72,18 @@ class SingleDeletions:
 
 
 def measure(
-    nets: Networks, data: Data, plan: Plan, folder: str | Path, progress: Progress | None = None, name: str = NAME
+    nets: Networks,
+    data: Data | Batches | Iterable[Any],
+    plan: Plan,
+    folder: str | Path,
+    progress: Progress | None = None,
+    name: str = NAME,
 ) -> results.Run:
     """Measure the test error of every network, intact and without each of its blocks.
 
     Args:
         nets: networks by kind.
-        data: the data set.
+        data: the data set; or a caller's own batches, an iterable that is read into memory or `pathnet.data.Batches`.
         plan: the policy for batch normalisation and the number of images.
         folder: folder of a new run, or of one with the same networks, data and plan.
         progress: called with (images done, images in total, a note).
@@ -85,14 +92,14 @@ def measure(
     Raises:
         ValueError: a network does not accept the data, or the folder holds another run.
     """
-    check_arguments(nets, data, plan, folder, progress)
-    with open_run(name, nets, data, {"bn": plan.bn, "images": plan.images}, {}, folder) as run:
-        measure_deletions(run, nets, data, plan, progress)
+    source = check_arguments(nets, data, plan, folder, progress)
+    with open_run(name, nets, source, {"bn": plan.bn, "images": plan.images}, {}, folder) as run:
+        measure_deletions(run, nets, source, plan, progress)
         return run
 
 
 def measure_deletions(
-    run: results.Run, nets: Networks, data: Data, plan: Plan, progress: Progress | None = None
+    run: results.Run, nets: Networks, data: Data | Batches, plan: Plan, progress: Progress | None = None
 ) -> None:
     """Measure the errors that the run lacks, of all networks intact and without each of their blocks."""
     lesions = {
@@ -125,7 +132,7 @@ def _summarise_kind(run: results.Run, counts: ErrorCounts, kind: str) -> SingleD
             [tuple(scipy.stats.binomtest(row.wrong, row.images).proportion_ci(method="wilson")) for row in deleted]
         )
     low, high = np.moveaxis(np.array(ends), -1, 0)
-    downsampling, first = tuple(run.fact("networks", kind, 0, "downsampling")), 2 if kind == "vgg" else 1
+    downsampling, first = tuple(run.fact("networks", kind, 0, "downsampling")), 1 if kind == "vgg" else 0
     return SingleDeletions(np.array(rates), low, high, counts.intact(kind), downsampling, counts.chance, first)
 
 
@@ -151,7 +158,7 @@ def _claims_of_residual(deletions: SingleDeletions) -> list[Claim]:
             "network.",
             WHERE,
             f"no such block costs more than {100 * PLAIN_MATTER:g} points of error, {OF_LEARNED}",
-            f"the worst, block {worst + 1}, costs {100 * plain.max():.2g} points, the median block "
+            f"the worst, block {worst}, costs {100 * plain.max():.2g} points, the median block "
             f"{100 * np.median(plain):.2g}",
             bool(plain.max() <= PLAIN_MATTER and deletions.learned),
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pathnet import results
-from pathnet.data import Data
+from pathnet.data import Batches, Data
 from pathnet.experiments import lesion_single
 from pathnet.experiments.lesion_single import OF_LEARNED, summarise
 from pathnet.experiments.run import Claim, Networks, Plan
@@ -20,7 +22,11 @@ OF_PLAIN = 0.75
 
 
 def measure(
-    nets: Networks, data: Data, plan: Plan, folder: str | Path, progress: Progress | None = None
+    nets: Networks,
+    data: Data | Batches | Iterable[Any],
+    plan: Plan,
+    folder: str | Path,
+    progress: Progress | None = None,
 ) -> results.Run:
     """Measure the test error of both kinds of network, intact and without each of their blocks.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from torch import Tensor
 import pathnet
 from pathnet import models, paths, results
 from pathnet.checks import check_path, described
-from pathnet.data import Data
+from pathnet.data import Batches, Data
+from pathnet.data.batches import sent
+from pathnet.data.passes import of_element
 from pathnet.experiments import by_length
 from pathnet.experiments.comparison import Exact, compare
 from pathnet.experiments.plans import PathGradients, Plan
@@ -28,14 +31,17 @@ from pathnet.experiments.run import (
     Claim,
     Networks,
     attempt,
+    check_amount,
     check_arguments,
     check_data,
     check_progress,
     facts_of_data,
+    in_memory,
 )
 from pathnet.experiments.summary import MOST, Summary, percent
 from pathnet.intervals import bracketed
 from pathnet.models import ResidualNet
+from pathnet.models.residual_net import check_net
 from pathnet.results import Measurements
 from pathnet.training import Progress
 
@@ -49,7 +55,11 @@ SHORT = 0.4
 
 
 def measure(
-    net: ResidualNet, data: Data, plan: PathGradients, folder: str | Path, progress: Progress | None = None
+    net: ResidualNet,
+    data: Data | Batches | Iterable[Any],
+    plan: PathGradients,
+    folder: str | Path,
+    progress: Progress | None = None,
 ) -> results.Run:
     """Measure the part of the plan that the run folder lacks, and return the whole run.
 
@@ -57,7 +67,8 @@ def measure(
 
     Args:
         net: the network.
-        data: the data set.
+        data: the data set; or a caller's own batches, an iterable that is read into memory or `pathnet.data.Batches`.
+            Random batch b is then batch b as it comes, and the run records the largest batch's size.
         plan: the method and its settings.
         folder: folder of a new run, or of one with the same network, data and plan; method, batches and draws may
             differ.
@@ -67,21 +78,32 @@ def measure(
         ValueError: an argument has the wrong type, the network does not accept the data, no engine serves the
             network, or the folder holds another run.
     """
-    check_data(net, data)
+    check_net(net)
+    source = in_memory(data)
+    check_data(net, source)
+    if max(net.residual_modules) > 1:
+        raise ValueError(
+            f"net: expected one residual module in each block, got up to {max(net.residual_modules)} in parallel; "
+            'adapt(..., parallel="together") makes them one'
+        )
     if not isinstance(plan, PathGradients):
         raise ValueError(f"plan: expected PathGradients, got {described(plan)}")
+    check_amount("batches", source, plan.batches)
+    if isinstance(source, Batches):
+        plan = replace(plan, batch_size=source.batch_size(plan.batch_size))
     folder = check_path("folder", folder)
     check_progress(progress)
     recorder = pathnet.Recorder(net, plan.bn, plan.engine, plan.precision, plan.at)
-    device = net.stem_weight().device
-    images, _ = data.random_batch(plan.batch_size, plan.seed, 0)
-    recorder.engine_for(images.to(device))  # raises before a run folder is created
+    device = next(net.parameters()).device
+    images, _ = source.random_batch(plan.batch_size, plan.seed, 0)
+    recorder.engine_for(sent(images, device))  # raises before a run folder is created
 
     def record(batch: int) -> pathnet.Tape:
-        images, labels = data.random_batch(plan.batch_size, plan.seed, batch)
-        return recorder(_sent(images, device), _sent(labels, device))
+        images, labels = source.random_batch(plan.batch_size, plan.seed, batch)
+        with of_element(batch, named=isinstance(source, Batches)):
+            return recorder(_sent(images, device), _sent(labels, device))
 
-    with results.writing(folder, _identity(net, data, plan, folder), plan.planned, attempt(device)) as run:
+    with results.writing(folder, _identity(net, source, plan, folder), plan.planned, attempt(device)) as run:
         if plan.method == "sampled":
             _measure_sampled(record, plan, run, progress)
         elif plan.method == "exact":
@@ -93,22 +115,22 @@ def measure(
 
 
 def measure_each(
-    nets: Networks, data: Data, plan: Plan, folder: Path, progress: Progress | None
+    nets: Networks, data: Data | Batches | Iterable[Any], plan: Plan, folder: Path, progress: Progress | None
 ) -> list[results.Run]:
     """Measure sampled paths and exact sums of each residual network of a study: one run for each network.
 
     The run of the first network is in the folder itself.
     """
-    check_arguments(nets, data, plan, folder, progress, ("residual",))
+    source = check_arguments(nets, data, plan, folder, progress, ("residual",))
     settings = PathGradients(batches=plan.batches, seed=plan.plan_seed)
-    settings = replace(settings, batch_size=min(settings.batch_size, len(data.train)))
+    settings = replace(settings, batch_size=source.batch_size(settings.batch_size))
     runs = []
     for seed, net in enumerate(nets["residual"]):
         place = folder / f"seed-{seed}" if seed else folder
-        run = measure(net, data, settings, place, progress)
+        run = measure(net, source, settings, place, progress)
         if plan.exact_batches:
             exact = replace(settings, method="exact", batches=min(plan.batches, plan.exact_batches))
-            run = measure(net, data, exact, place, progress)
+            run = measure(net, source, exact, place, progress)
         runs.append(run)
     return runs
 
@@ -156,9 +178,11 @@ def _measure_sampled(
             run.add(waiting)
 
 
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+def _sent(batch: Any, device: torch.device) -> Any:
     """Copy a tensor to the device; to a GPU from pinned memory, or else the copy waits for the GPU's work."""
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+    if not isinstance(batch, Tensor) or device.type != "cuda" or batch.is_cuda:
+        return sent(batch, device)
+    return batch.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -194,7 +218,7 @@ class _PathsInFlight:
         return Measurements(batch, length, self.b.numpy(), norm, [self.engine] * len(norm))
 
 
-def _identity(net: ResidualNet, data: Data, plan: PathGradients, folder: str | Path) -> dict[str, Any]:
+def _identity(net: ResidualNet, data: Data | Batches, plan: PathGradients, folder: str | Path) -> dict[str, Any]:
     settings = {name: value for name, value in asdict(plan).items() if name not in ("batches", "method", "draws")}
     model = {"hash": models.fingerprint(net), "config": net.config, "blocks": net.n}
     if net.parts > 2:

@@ -85,7 +85,9 @@ class PathGradients:
     ] = "running"
     at: Annotated[
         At,
-        Help("Place of the gradient: the input of block 1 (y0), the image, or the first convolution (stem_weight)."),
+        Help(
+            "Place of the gradient: the first block's input (y0), the image, or the first convolution (stem_weight)."
+        ),
         Flag(value="PLACE"),
     ] = "y0"
     engine: Annotated[
@@ -113,7 +115,8 @@ class PathGradients:
         return {f"{self.method}_batches": self.batches, **draws}
 
 
-def check_plan(name: str, value: object) -> None:
-    """Raise ValueError unless ``value`` is a `Plan`."""
+def check_plan(name: str, value: object) -> Plan:
+    """Return ``value`` if it is a `Plan`, else raise ValueError."""
     if not isinstance(value, Plan):
         raise ValueError(f"{name}: expected a Plan, got {described(value)}")
+    return value

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy
 from numpy.typing import NDArray
 
 from pathnet import paths, results
-from pathnet.data import Data
+from pathnet.data import Batches, Data
 from pathnet.experiments.run import Claim, Networks, Plan, Value, check_arguments, open_run, unfinished
 from pathnet.streams import stream
 from pathnet.training import Progress
@@ -41,15 +43,19 @@ class RemainingPaths:
 
 
 def measure(
-    nets: Networks, data: Data, plan: Plan, folder: str | Path, progress: Progress | None = None
+    nets: Networks,
+    data: Data | Batches | Iterable[Any],
+    plan: Plan,
+    folder: str | Path,
+    progress: Progress | None = None,
 ) -> results.Run:
     """Count the random paths that avoid random deletions among the paper's 54 blocks; no network is needed.
 
     Raises:
         ValueError: an argument has the wrong type, or the folder holds another run.
     """
-    check_arguments(nets, data, plan, folder, progress)
-    with open_run(NAME, {}, data, {"blocks": BLOCKS, "plan_seed": plan.plan_seed}, {}, folder) as run:
+    source = check_arguments(nets, data, plan, folder, progress)
+    with open_run(NAME, {}, source, {"blocks": BLOCKS, "plan_seed": plan.plan_seed}, {}, folder) as run:
         if not run.rows(Value):
             run.add_rows(_draw(plan.plan_seed))
         return run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,10 +16,12 @@ import torch
 import pathnet
 from pathnet import models, results
 from pathnet.checks import check_callable, check_path, described
-from pathnet.data import Data
+from pathnet.data import Batches, Data
+from pathnet.data.batches import sent
 from pathnet.data.images import check_data_set
+from pathnet.data.passes import Passes, check_classes, count_answers, of_element
 from pathnet.experiments.plans import Plan, check_plan
-from pathnet.lesion.networks import block_shapes
+from pathnet.lesion.networks import block_shapes, check_training_split
 from pathnet.models import ResidualNet
 from pathnet.models.residual_net import check_net
 from pathnet.printable import printable
@@ -32,11 +34,13 @@ __all__ = [
     "Plan",
     "Value",
     "attempt",
+    "check_amount",
     "check_arguments",
     "check_data",
     "check_progress",
     "facts_of",
     "facts_of_data",
+    "in_memory",
     "open_run",
     "title",
     "unfinished",
@@ -91,14 +95,14 @@ class Claim:
     held: bool
 
 
-def facts_of(net: ResidualNet, images: torch.Tensor) -> dict[str, Any]:
+def facts_of(net: ResidualNet, images: Any) -> dict[str, Any]:
     """Return the recorded facts about a network: hash, configuration, blocks, downsampling blocks and survival.
 
     Args:
         net: the network.
-        images: [B, C, H, W], which show where blocks change the shape.
+        images: [B, C, H, W], or other inputs of the network, which show where blocks change the shape.
     """
-    shapes = block_shapes(net, images.to(next(net.parameters()).device))
+    shapes = block_shapes(net, sent(images, next(net.parameters()).device))
     changing = [i for i, (entering, leaving) in enumerate(shapes) if entering != leaving]
     return {
         "hash": models.fingerprint(net),
@@ -109,7 +113,7 @@ def facts_of(net: ResidualNet, images: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def facts_of_data(data: Data, folder: str | Path) -> dict[str, Any]:
+def facts_of_data(data: Data | Batches, folder: str | Path) -> dict[str, Any]:
     """Return the recorded facts about the data: the name, the hash, and the images that were left out, if any.
 
     Args:
@@ -127,7 +131,7 @@ def facts_of_data(data: Data, folder: str | Path) -> dict[str, Any]:
 def open_run(
     experiment: str,
     nets: Networks,
-    data: Data,
+    data: Data | Batches,
     settings: Mapping[str, Any],
     planned: Mapping[str, int],
     folder: str | Path,
@@ -145,15 +149,14 @@ def open_run(
     Raises:
         ValueError: the plan needs more test images than there are, or the folder holds another run.
     """
-    if settings.get("images", 0) > len(data.test):
-        raise ValueError(f"images: expected 0 (all) to {len(data.test)} (the test images), got {settings['images']}")
+    Passes(data, 1, settings.get("images", 0))  # raises if there are not that many
     image, _ = next(data.test_batches(1))
     all_nets = [net for seeds in nets.values() for net in seeds]
     identity = {
         "experiment": experiment,
         **settings,
         "networks": {kind: [facts_of(net, image) for net in seeds] for kind, seeds in nets.items()},
-        "data": {**facts_of_data(data, folder), "classes": len(data.classes)},
+        "data": {**facts_of_data(data, folder), "classes": _classes(data, all_nets)},
     }
     device = next(all_nets[0].parameters()).device if all_nets else torch.device("cpu")
     return results.writing(folder, identity, planned, attempt(device))
@@ -172,18 +175,21 @@ def attempt(device: torch.device) -> dict[str, Any]:
 
 
 def check_arguments(
-    nets: object,
-    data: Data,
+    nets: Any,
+    data: Data | Batches | Iterable[Any],
     plan: object,
     folder: object,
     progress: Progress | None,
     kinds: Sequence[str] = (),
-) -> None:
+) -> Data | Batches:
     """Check the arguments of a driver before it creates a folder.
 
     Args:
         nets, data, plan, folder, progress: the arguments of the driver.
         kinds: the kinds of network that the driver requires.
+
+    Returns:
+        The data; an iterable of batches is read into memory, see `Batches`.
 
     Raises:
         ValueError: an argument has the wrong type, a network does not accept the data, a required kind is missing,
@@ -191,8 +197,9 @@ def check_arguments(
     """
     if not isinstance(nets, Mapping):
         raise ValueError(f"networks: expected sequences of networks by their kinds, got {described(nets)}")
-    check_data_set("data", data)
-    check_plan("plan", plan)
+    source = in_memory(data)
+    if check_plan("plan", plan).bn == "recalibrated":
+        check_training_split(source)
     check_path("folder", folder)
     check_progress(progress)
     for kind, networks in nets.items():
@@ -202,12 +209,37 @@ def check_arguments(
                 f"{described(kind)}"
             )
         for net in networks:
-            check_data(net, data)
+            check_data(net, source)
             if net.n != networks[0].n:
                 raise ValueError(f"networks: expected {networks[0].n} blocks in every {kind} network, got {net.n}")
     for kind in (*nets, *kinds):
         if not nets.get(kind):
             raise ValueError(f"networks: expected at least one {kind} network, got none")
+    return source
+
+
+def in_memory(data: Data | Batches | Iterable[Any]) -> Data | Batches:
+    """Return the data, an iterable of batches as `Batches`.
+
+    Raises:
+        ValueError: it is no such iterable; what is wrong with an element is told by its position.
+    """
+    if isinstance(data, Data | Batches):
+        return data
+    try:
+        return Batches(data)
+    except ValueError as error:
+        raise ValueError(str(error).replace("test:", "data:", 1)) from None
+
+
+def check_amount(name: str, data: Data | Batches, batches: int) -> None:
+    """Raise ValueError if the data are a caller's own batches, and fewer than ``batches``.
+
+    Args:
+        name: name of the amount in the error.
+    """
+    if isinstance(data, Batches) and batches > len(data.training_batches):
+        raise ValueError(f"{name}: expected at most {len(data.training_batches)} (those of the data), got {batches}")
 
 
 def check_progress(value: object) -> None:
@@ -221,7 +253,7 @@ def unfinished(run: results.Run) -> ValueError:
     return ValueError(f"run: {run.folder} is not complete; start its command again")
 
 
-def check_data(net: ResidualNet, data: Data) -> None:
+def check_data(net: ResidualNet, data: Data | Batches) -> None:
     """Check that a network accepts the data.
 
     Raises:
@@ -229,6 +261,9 @@ def check_data(net: ResidualNet, data: Data) -> None:
             takes, or there are more classes than it has outputs.
     """
     check_net(net)
+    if isinstance(data, Batches):
+        _check_batches(net, data)
+        return
     check_data_set("data", data)
     channels, expected = data.image_shape[0], net.stem_weight().shape[1]
     if channels != expected:
@@ -240,6 +275,38 @@ def check_data(net: ResidualNet, data: Data) -> None:
         raise ValueError(
             f"data: expected at most {outputs} classes (the network's), got {len(data.classes)} in {data.name}"
         )
+
+
+def _check_batches(net: ResidualNet, data: Batches) -> None:
+    """Run the first batch of each split, and compare all labels with the classes of its output."""
+    for split in (data.test, data.train or ()):
+        output: torch.Tensor | None = None
+        for number, (inputs, labels) in enumerate(split):
+            with of_element(number):
+                if output is None:
+                    output = _output(net, inputs)
+                    count_answers(output, labels.to(output.device))
+                check_classes(labels, output.shape[-1])
+
+
+def _output(net: ResidualNet, inputs: Any) -> torch.Tensor:
+    """Return the network's output in evaluation mode."""
+    training = net.training
+    net.eval()
+    try:
+        with torch.no_grad():
+            return torch.as_tensor(net(sent(inputs, next(net.parameters()).device)))
+    finally:
+        net.train(training)
+
+
+def _classes(data: Data | Batches, nets: Sequence[ResidualNet]) -> int:
+    """Return the number of classes; of a caller's own batches, that of the networks' outputs."""
+    if isinstance(data, Data):
+        return len(data.classes)
+    if nets:
+        return _output(nets[0], data.test[0][0]).shape[-1]
+    return 1 + max(int(labels.max()) for _, labels in data.test)
 
 
 def title(identity: Mapping[str, Any]) -> str:

@@ -8,15 +8,17 @@ each block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pathnet import models, results
-from pathnet.data import Data
+from pathnet.checks import described
+from pathnet.data import Batches, Data
 from pathnet.experiments.run import Claim, Networks, Plan, Value, check_arguments, open_run, unfinished
 from pathnet.models import Block, ResidualNet
 from pathnet.streams import stream
@@ -77,17 +79,21 @@ def paths_sum(blocks: Sequence[Block], y0: Tensor) -> Tensor:
 
 
 def measure(
-    nets: Networks, data: Data, plan: Plan, folder: str | Path, progress: Progress | None = None
+    nets: Networks,
+    data: Data | Batches | Iterable[Any],
+    plan: Plan,
+    folder: str | Path,
+    progress: Progress | None = None,
 ) -> results.Run:
     """Measure the deviation of both forms from the network, in float64, for 1 to 6 blocks with random weights.
 
     Raises:
         ValueError: an argument has the wrong type, or the folder holds another run.
     """
-    check_arguments(nets, data, plan, folder, progress)
-    whole = _network(data, plan.plan_seed)
-    images = next(data.test_batches(IMAGES))[0].double()
-    with open_run(NAME, {}, data, {"plan_seed": plan.plan_seed}, {}, folder) as run:
+    source = check_arguments(nets, data, plan, folder, progress)
+    images = _images(source).double()
+    whole = _network(images.shape[1], plan.plan_seed)
+    with open_run(NAME, {}, source, {"plan_seed": plan.plan_seed}, {}, folder) as run:
         known = {(row.quantity, row.index) for row in run.rows(Value)}
         rows = []
         y0 = whole.stem(images).detach()
@@ -104,10 +110,17 @@ def measure(
         return run
 
 
-def _network(data: Data, seed: int) -> ResidualNet:
+def _images(data: Data | Batches) -> Tensor:
+    images, _ = next(data.test_batches(IMAGES))
+    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+        raise ValueError(f"data: expected images, floating-point [B, C, H, W], got {described(images)}")
+    return images[:IMAGES].cpu()
+
+
+def _network(channels: int, seed: int) -> ResidualNet:
     """Return six basic blocks, two of which change the shape, with random statistics and affine parameters."""
     rng = stream(seed, "unraveled")
-    net = models.preact_resnet(2 * MOST_BLOCKS + 2, WIDTH, in_channels=data.image_shape[0]).double().eval()
+    net = models.preact_resnet(2 * MOST_BLOCKS + 2, WIDTH, in_channels=channels).double().eval()
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
             for name, tensor in (*module.named_parameters(), *module.named_buffers()):

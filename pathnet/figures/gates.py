@@ -55,7 +55,7 @@ def figure_highway(summary: Highway, title: str, path_stem: str | Path) -> list[
 
 
 def _draw_gates(axes: Axes, summary: Highway) -> None:
-    block = np.arange(1, len(summary.openness) + 1)
+    block = np.arange(len(summary.openness))
     mean = np.array([openness.mean for openness in summary.openness])
     band(axes, block, summary.openness)
     axes.plot(block, mean, "o-", color=BLUE, markersize=3.5, linewidth=1, label="mean openness t")
@@ -75,7 +75,7 @@ def _draw_gates(axes: Axes, summary: Highway) -> None:
 
 
 def _draw_parts(axes: Axes, summary: Highway) -> None:
-    block = np.arange(1, len(summary.openness) + 1)
+    block = np.arange(len(summary.openness))
     bottom = np.zeros(len(block))
     names = {"skip": "skip, (1 - t) s", "residual": "module, t f", "gate": "gate, (f - s) J_t"}
     for part, colour, hatch in zip(PARTS, (LIGHT, BLUE, MIDDLE), ("", "", "///"), strict=True):

@@ -83,13 +83,13 @@ def draw_single(axes: Axes, deletions: Mapping[str, SingleDeletions]) -> None:
             markeredgecolor=colour,
             label="_" if nets is not first else "downsampling (or pooling) block",
         )
-        if nets.first > 1:
-            axes.plot([1], [0.02], "x", color=colour, markersize=6, label=f"{kind}: layer 1 cannot be deleted")
+        if nets.first > 0:
+            axes.plot([0], [0.02], "x", color=colour, markersize=6, label=f"{kind}: layer 0 cannot be deleted")
     axes.axhline(first.chance, color="#8a8a8a", linestyle=(0, (1, 3)), linewidth=1, label="chance")
     axes.set_ylabel("test error")
     up_to_one(axes, 1.35)
-    label = "deleted block" if all(nets.first == 1 for nets in deletions.values()) else "deleted block (vgg: layer)"
-    over_blocks(axes, max(nets.first - 1 + nets.rate.shape[1] for nets in deletions.values()), label)
+    label = "deleted block" if all(nets.first == 0 for nets in deletions.values()) else "deleted block (vgg: layer)"
+    over_blocks(axes, max(nets.first + nets.rate.shape[1] for nets in deletions.values()), label)
     axes.legend(fontsize=8, frameon=False, loc="upper right", ncols=2)
 
 

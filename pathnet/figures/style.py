@@ -89,8 +89,9 @@ def over_lengths(axes: Axes, n: int) -> None:
 
 
 def over_blocks(axes: Axes, n: int, label: str = "deleted block") -> None:
-    """Make the horizontal axis show the blocks 1 to n."""
-    _over(axes, n, label)
+    """Make the horizontal axis show the blocks 0 to n - 1."""
+    _over(axes, n - 1, label)
+    axes.set_xlim(-0.75, n - 0.25)
 
 
 def _over(axes: Axes, n: int, label: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,18 +13,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pathnet.checks import check_callable, check_integer, described, one_of
-from pathnet.data import Data
-from pathnet.data.images import check_data_set
+from pathnet.checks import check_callable, described, one_of
+from pathnet.data import Batches, Data
+from pathnet.data.batches import sent
+from pathnet.data.passes import Answers, Passes, count_answers
 from pathnet.engines.fallback import through_shared_prefixes
 from pathnet.full_precision import full_precision
 from pathnet.intervals import wilson
-from pathnet.lesion.networks import BATCH, Lesion, Scaled, check_lesions, lesioned_as, recalibrated, reorder
+from pathnet.lesion.networks import (
+    BATCH,
+    Lesion,
+    Scaled,
+    check_lesions,
+    check_training_split,
+    lesioned_as,
+    recalibrated,
+    reorder,
+)
+from pathnet.models.inputs import map_tensors
 from pathnet.models.residual_net import Block, ResidualNet, check_net
 from pathnet.recorder import Recorder
 from pathnet.recording import BatchNormMode, BatchNormPolicy, snapshot
 
-__all__ = ["Errors", "Take", "errors", "factored", "in_type", "spread"]
+__all__ = ["Errors", "Take", "errors", "factored", "in_type"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,7 @@ class Errors:
 
     Attributes:
         wrong: int64 [L], the number of images that each network classified wrongly.
-        images: the number of test images.
+        images: the number of test images; of labels that count, for sequences.
         bn: the policy for batch normalisation: ``running`` statistics of training (the paper's), statistics of the
             test ``batch``, or running statistics ``recalibrated`` on training batches for each lesioned network.
     """
@@ -55,7 +66,7 @@ class Errors:
 
 def errors(
     net: ResidualNet,
-    data: Data,
+    data: Data | Batches | Iterable[Any],
     lesions: Sequence[Lesion],
     bn: BatchNormPolicy = "running",
     images: int = 0,
@@ -64,18 +75,21 @@ def errors(
     """Return the test errors of lesioned networks, all measured on the same images.
 
     Args:
+        data: a data set; or `pathnet.data.Batches`; or an iterable of batches, used as they come (inputs normalised
+            already): pairs of inputs and labels, or mappings with ``labels``. It is read once for each order of the
+            blocks, and once more if there are orders, so an iterator serves only lesions without one.
         lesions: L lesions; those with equal orders share forward passes.
         bn: the policy for batch normalisation, see `Errors`. ``recalibrated`` copies the network and runs a few
-            batches of the training split for each lesion, and shares no forward passes.
-        images: number of images of the test split, spread evenly over it; 0 for all.
-        progress: called with (images done, images in total, a note).
+            batches of the training split for each lesion, and shares no forward passes; it takes a data set or
+            `pathnet.data.Batches`.
+        images: number of images of a data set's test split, spread evenly over it; 0 for all.
+        progress: called with (images done, images in total as far as known, a note).
 
     Raises:
         ValueError: a lesion does not fit the network, an argument is out of range, or an output of a lesioned
-            network is not finite.
+            network is not finite. What is wrong with an element of an iterable is told by its position, from 0.
     """
     check_net(net)
-    check_data_set("data", data)
     one_of("bn", bn, BatchNormPolicy)
     if progress is not None:
         check_callable("progress", progress)
@@ -84,47 +98,37 @@ def errors(
     for lesion in lesions:
         if not isinstance(lesion, Lesion):
             raise ValueError(f"lesions: expected a list of Lesions, got one with {described(lesion)}")
-    indices = spread(data, images)
-    check_lesions(net, data, lesions)
+    if bn == "recalibrated":
+        check_training_split(data)
+    orders = {lesion.order for lesion in lesions}
+    times = len(orders) + any(orders)
+    passes = Passes(data, BATCH, images, (times, "for each order of the blocks, and for their shapes"))
+    check_lesions(net, lesions, passes)
+    if not lesions:
+        for _ in passes if passes.samples is None else ():
+            continue
+        return Errors(np.zeros(0, np.int64), passes.samples or 0, bn)
     device = next(net.parameters()).device
-    wrong = np.zeros(len(lesions), np.int64)
-    done, total = 0, len(indices) * len(lesions)
+    wrong, done = np.zeros(len(lesions), np.int64), 0
     for numbers, outputs in _groups(net, data, lesions, bn):
-        for number, part in enumerate(indices.split(BATCH)):  # type: ignore[no-untyped-call]
-            batch, labels = data.normalise(data.test.take(part)).to(device), data.test.labels[part].to(device)
-            counts, finite = torch.stack(outputs(batch, partial(_wrong, labels=labels))).cpu().numpy().T
-            if not finite.all():
-                which = numbers[int(finite.argmin())]
-                raise ValueError(
-                    f"lesions: expected finite outputs, got NaN or infinity from lesion {which}, {lesions[which]}, "
-                    f"on batch {number}"
-                )
-            wrong[numbers] += counts
-            done += len(part) * len(numbers)
+        for number, (inputs, labels) in enumerate(passes):
+            with passes.element(number):
+                take = partial(count_answers, labels=labels.to(device))
+                facts = torch.stack(outputs(sent(inputs, device), take)).cpu()
+                answers = [Answers.of(each) for each in facts]
+            for which, answer in zip(numbers, answers, strict=True):
+                if not answer.finite:
+                    raise ValueError(
+                        f"lesions: expected finite outputs, got NaN or infinity from lesion {which}, "
+                        f"{lesions[which]}, on batch {number}"
+                    )
+                wrong[which] += answer.wrong
+            done += answers[0].total * len(numbers)
             if progress is not None:
-                progress(done, total, "images through lesioned networks")
-    return Errors(wrong, len(indices), bn)
-
-
-def _wrong(output: Tensor, labels: Tensor) -> Tensor:
-    """Return the number of wrong answers, and 1 if all outputs are finite, int64 [2]."""
-    return torch.stack([(output.argmax(-1) != labels).sum(), torch.isfinite(output).all()])
-
-
-def spread(data: Data, images: int) -> Tensor:
-    """Return indices of test images spread evenly over the split, int64 [images].
-
-    Args:
-        images: number of images; 0 for all.
-
-    Raises:
-        ValueError: ``images`` exceeds the test split.
-    """
-    images = check_integer("images", images)
-    if not 0 <= images <= len(data.test):
-        raise ValueError(f"images: expected 0 (all) to {len(data.test)} (the test images), got {described(images)}")
-    count = images or len(data.test)
-    return torch.arange(count) * len(data.test) // count
+                progress(done, max(done, (passes.samples or 0) * len(lesions)), "images through lesioned networks")
+    if not passes.samples:
+        raise ValueError("data: expected at least one label that counts, got none")
+    return Errors(wrong, passes.samples, bn)
 
 
 Take = Callable[[Tensor], Tensor]
@@ -132,7 +136,7 @@ Outputs = Callable[[Any, Take], list[Tensor]]
 Group = tuple[list[int], Outputs]
 
 
-def _groups(net: ResidualNet, data: Data, lesions: Sequence[Lesion], bn: BatchNormPolicy) -> Iterator[Group]:
+def _groups(net: ResidualNet, data: Any, lesions: Sequence[Lesion], bn: BatchNormPolicy) -> Iterator[Group]:
     """Yield the numbers of lesions that run together, and the function that returns a result for each of them.
 
     The function takes images [B, C, H, W], and a function of one lesioned network's outputs [B, classes].
@@ -183,15 +187,17 @@ def in_type(inputs: Any, dtype: torch.dtype) -> Any:
 
     It is a copy because a stem may begin with an in-place ReLU.
     """
-    if not isinstance(inputs, Tensor):
-        return inputs
-    return inputs.to(dtype if inputs.is_floating_point() else inputs.dtype, copy=True)
+    return map_tensors(
+        inputs, lambda tensor: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+    )
 
 
 @full_precision()
 @torch.no_grad()
 def _walked(net: ResidualNet, inputs: Any, factors: Sequence[Sequence[float]], take: Take) -> list[Tensor]:
     """Return ``take(output)`` for each list of factors, where a block with the factor 0 runs its `Block.lesioned`."""
+    x, context = net.split(inputs)
+    net = net.bound(context)
     blocks = list(net)
 
     def apply(i: int, y: Tensor, factor: float) -> Tensor:
@@ -201,7 +207,7 @@ def _walked(net: ResidualNet, inputs: Any, factors: Sequence[Sequence[float]], t
         return torch.as_tensor(block(y.clone()))
 
     # Copies, since a head may begin with an in-place ReLU, and two lists of factors may be equal.
-    return [take(net.head(y_n.clone())) for y_n in through_shared_prefixes(net.stem(inputs), factors, apply)]
+    return [take(net.head(y_n.clone())) for y_n in through_shared_prefixes(net.stem(x), factors, apply)]
 
 
 @full_precision()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pathnet.checks import MOST_INTEGER, check_integer, check_integers, check_number
-from pathnet.data import Data
-from pathnet.data.images import check_data_set
+from pathnet.checks import MOST_INTEGER, check_integer, check_integers, check_number, described
+from pathnet.data import Batches, Data
+from pathnet.data.batches import labelled, sent
+from pathnet.data.passes import Passes, of_element
 from pathnet.full_precision import full_precision
+from pathnet.models.context import Context
+from pathnet.models.hooks import copy_without_hooks
 from pathnet.models.residual_net import Block, ResidualNet, check_inputs, check_net
 
 __all__ = [
@@ -22,6 +26,7 @@ __all__ = [
     "Scaled",
     "block_shapes",
     "check_lesions",
+    "check_training_split",
     "delete",
     "lesioned_as",
     "recalibrated",
@@ -60,7 +65,7 @@ class Deleted(Block):
 
     def __init__(self, block: Block) -> None:
         super().__init__()
-        self.block = block
+        self.block, self.residual_modules = block, block.residual_modules
 
     def skip(self, x: Tensor) -> Tensor:
         return self.block.lesioned(x)
@@ -68,8 +73,16 @@ class Deleted(Block):
     def residual(self, x: Tensor) -> Tensor:
         return 0.0 * self.skip(x)
 
+    def parts(self, x: Tensor, wanted: Collection[int] | None = None) -> tuple[Tensor | None, ...]:
+        skip = self.skip(x)
+        return (skip, *[0.0 * skip] * self.residual_modules)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.skip(x)
+
+    def bound(self, context: Context) -> Deleted:
+        block = self.block.bound(context)
+        return self if block is self.block else Deleted(block)
 
 
 class Scaled(Block):
@@ -77,17 +90,25 @@ class Scaled(Block):
 
     def __init__(self, block: Block, scale: float) -> None:
         super().__init__()
-        self.block, self.scale = block, scale
+        self.block, self.scale, self.residual_modules = block, scale, block.residual_modules
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
         skip, residual = self.block.branches(x)
         return skip, self.scale * residual
+
+    def parts(self, x: Tensor, wanted: Collection[int] | None = None) -> tuple[Tensor | None, ...]:
+        skip, *modules = self.block.parts(x, wanted)[: 1 + self.residual_modules]
+        return (skip, *(None if module is None else self.scale * module for module in modules))
 
     def join(self, z: Tensor) -> Tensor:
         return self.block.join(z)
 
     def lesioned(self, x: Tensor) -> Tensor:
         return self.block.lesioned(x)
+
+    def bound(self, context: Context) -> Block:
+        block = self.block.bound(context)
+        return self if block is self.block else Scaled(block, self.scale)
 
 
 class Lesioned(ResidualNet):
@@ -99,10 +120,18 @@ class Lesioned(ResidualNet):
     def __init__(self, intact: ResidualNet, blocks: Sequence[Block]) -> None:
         super().__init__(intact.stem, blocks, intact.head)
         self.training = intact.training
-        self.frozen_statistics = intact.frozen_statistics
+        self.frozen_statistics, self.reader = intact.frozen_statistics, intact.reader
+        self.batch_first_output = intact.batch_first_output
         # The tuple keeps torch from registering the network as a submodule, which would count its weights twice.
         self._intact = (intact,)
         self._intact_blocks: nn.ModuleList | None = None
+
+    def split(self, inputs: Any) -> tuple[Tensor, Context]:
+        return self._intact[0].split(inputs)
+
+    def bound(self, context: Context) -> ResidualNet:
+        intact = self._intact[0].bound(context)
+        return self if intact is self._intact[0] else Lesioned(intact, [block.bound(context) for block in self])
 
     def __enter__(self) -> ResidualNet:
         (intact,) = self._intact
@@ -147,27 +176,32 @@ def reorder(net: ResidualNet, order: Iterable[int]) -> Lesioned:
     return Lesioned(net, [blocks[i] for i in order])
 
 
-def block_shapes(net: ResidualNet, images: Tensor) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def block_shapes(net: ResidualNet, images: Any) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Return the shapes [C, H, W] that enter and leave every block.
 
     A block that changes the shape is a downsampling block; only blocks of equal shapes can change places.
 
     Args:
-        images: [B, C, H, W], of which only the first image runs.
+        images: [B, C, H, W], of which only the first image runs; or the tuple or mapping that the network takes.
 
     Raises:
         ValueError: ``net`` is not a `ResidualNet`, or ``images`` is not a nonempty batch of its inputs.
     """
     check_net(net)
-    if len(check_inputs("images", images, net).shape) == 0 or len(images) == 0:
-        raise ValueError(f"images: expected a batch of at least one, got shape {list(images.shape)}")
+    if not isinstance(images, tuple | list | Mapping):
+        x = check_inputs("images", images, net)
+        if x.ndim == 0 or len(x) == 0:
+            raise ValueError(f"images: expected a batch of at least one, got shape {list(x.shape)}")
     entering_and_leaving = []
     training = net.training
     net.eval()
     try:
         with torch.no_grad():
-            y = net.stem(images[:1].clone())
-            for block in net:
+            x, context = net.split(images)
+            # The context is that of all samples.
+            bound = net.bound(context)
+            y = bound.stem((x if context.values else x[:1]).clone())
+            for block in bound:
                 entering, y = tuple(y.shape[1:]), block(y.clone())
                 entering_and_leaving.append((entering, tuple(y.shape[1:])))
     finally:
@@ -185,35 +219,67 @@ def lesioned_as(net: ResidualNet, lesion: Lesion) -> ResidualNet:
 
 @full_precision()
 @torch.no_grad()
-def recalibrated(net: ResidualNet, data: Data, batches: int = RECALIBRATION_BATCHES, seed: int = 0) -> ResidualNet:
+def recalibrated(
+    net: ResidualNet, data: Data | Batches | Iterable[Any], batches: int = RECALIBRATION_BATCHES, seed: int = 0
+) -> ResidualNet:
     """Return a copy in evaluation mode whose running statistics are means over a few training batches.
 
     Args:
-        batches: number of random batches of 128 training images, without augmentation, that the copy runs on.
+        data: a data set; `pathnet.data.Batches` with training batches; or an iterable of training batches as `errors`
+            takes test batches.
+        batches: number of random batches of 128 training images, without augmentation, that the copy runs on; of a
+            caller's own batches, the first of them, or all if there are fewer.
+        seed: seed of the random batches of a data set.
 
     Raises:
         ValueError: the network's running statistics are frozen, or an argument is out of range.
     """
     check_net(net)
-    check_data_set("data", data)
     batches, seed = check_integer("batches", batches, 1, MOST_BATCHES), check_integer("seed", seed, 0)
     if net.frozen_statistics:
         raise ValueError(f"net: expected running statistics that can change, got fixed {net.frozen_statistics[0]}")
-    recalibrating = copy.deepcopy(net).eval()
+    recalibrating = copy_without_hooks(net).eval()
     norms = [module for module in recalibrating.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
     device = next(net.parameters()).device
-    for batch in range(batches):
-        images, _ = data.random_batch(min(BATCH, len(data.train)), seed, batch)
-        recalibrating(images.to(device))
+    for number, inputs in enumerate(_training_inputs(data, batches, seed)):
+        with of_element(number, named=not isinstance(data, Data)):
+            recalibrating(sent(inputs, device))
     return recalibrating.eval()
 
 
-def check_lesions(net: ResidualNet, data: Data, lesions: Sequence[Lesion]) -> None:
-    """Raise ValueError unless every lesion fits the network."""
+def _training_inputs(data: Data | Batches | Iterable[Any], batches: int, seed: int) -> Iterator[Any]:
+    if isinstance(data, Data):
+        for batch in range(batches):
+            yield data.random_batch(data.batch_size(BATCH), seed, batch)[0]
+        return
+    check_training_split(data, needed=isinstance(data, Batches))
+    source = data.train if isinstance(data, Batches) else labelled("data", data)
+    yield from (inputs for inputs, _ in islice(source or (), batches))
+
+
+def check_training_split(data: object, needed: bool = True) -> None:
+    """Raise ValueError if ``data`` has no training batches.
+
+    Args:
+        needed: whether an iterable of test batches alone is refused too.
+    """
+    if needed and not isinstance(data, Data) and (not isinstance(data, Batches) or data.train is None):
+        raise ValueError(
+            "data: expected a data set, or pathnet.data.Batches with training batches (train=), to recalibrate batch "
+            f"normalisation, got {described(data)}"
+        )
+
+
+def check_lesions(net: ResidualNet, lesions: Sequence[Lesion], passes: Passes) -> None:
+    """Raise ValueError unless every lesion fits the network.
+
+    Args:
+        passes: passes over the batches; one begins if a lesion has an order.
+    """
     for lesion in lesions:
         _check_deleted("deleted", net, lesion.deleted)
         if lesion.order:
@@ -221,8 +287,9 @@ def check_lesions(net: ResidualNet, data: Data, lesions: Sequence[Lesion]) -> No
     orders = {lesion.order for lesion in lesions if lesion.order}
     if not orders:
         return
-    images, _ = next(data.test_batches(1))
-    entering_and_leaving = block_shapes(net, images.to(next(net.parameters()).device))
+    with passes.element(0):
+        inputs, _ = next(iter(passes))
+        entering_and_leaving = block_shapes(net, sent(inputs, next(net.parameters()).device))
     for order in orders:
         shape = entering_and_leaving[0][0]
         for place, block in enumerate(order):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -13,12 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pathnet.checks import check_callable, check_integer, described, one_of
-from pathnet.data import Data
+from pathnet.checks import check_callable, check_integer, one_of
+from pathnet.data import Batches, Data
+from pathnet.data.batches import elements, sent
+from pathnet.data.passes import Passes, check_all, check_classes, of_element
 from pathnet.full_precision import full_precision
 from pathnet.intervals import FEWEST
-from pathnet.lesion.measuring import factored, in_type, spread
-from pathnet.models.residual_net import ResidualNet, check_inputs, check_net, first_convolution
+from pathnet.lesion.measuring import factored, in_type
+from pathnet.models.residual_net import ResidualNet, check_inputs, check_net
 from pathnet.recording import (
     NOT_FINITE_GRADIENT,
     BatchNormMode,
@@ -99,7 +101,7 @@ class Ranking:
 
 def rank(
     net: ResidualNet,
-    data: Data | Iterable[tuple[Any, Any]],
+    data: Data | Batches | Iterable[Any],
     loss: Loss = cross_entropy,
     bn: BatchNormMode = "running",
     images: int = 0,
@@ -118,8 +120,10 @@ def rank(
     Args:
         net: the network, which stays unchanged; copies in evaluation mode are measured, in float64 if its weights
             are float64, else in float32.
-        data: a data set, whose test split runs in batches of 32; or pairs of inputs, anything that the stem takes
-            (images, tokens), and targets, anything that ``loss`` takes, on the network's device.
+        data: a data set, whose test split runs in batches of 32; or `pathnet.data.Batches`; or an iterable of
+            batches, read once and used as they come: pairs of inputs, anything that the network takes (images,
+            normalised already, or tokens), and targets, anything that ``loss`` takes; or mappings with the target
+            under ``labels``.
         loss: a differentiable function of (output, target), a mean over the batch; the mean cross-entropy by default.
             If the target is int64 [B, ...], labels of outputs [B, ..., classes], errors are counted too, and negative
             labels are ignored. The first dimension of the blocks' inputs is samples.
@@ -127,7 +131,8 @@ def rank(
         images: number of images of a data set's test split, spread evenly over it; 0 for all.
 
     Raises:
-        ValueError: an argument is out of range, there are no batches, or the network's loss is not finite.
+        ValueError: an argument is out of range, there are no batches, or the network's loss is not finite. What is
+            wrong with an element of an iterable is told by its position, from 0.
     """
     check_net(net)
     one_of("bn", bn, BatchNormMode)
@@ -139,16 +144,20 @@ def rank(
     factors = 1.0 - torch.eye(net.n + 1, net.n).roll(1, 0)  # the intact network first
     judged, estimates = [], []
     for inputs, target in _batches(data, images, device):
-        if isinstance(inputs, Tensor) or first_convolution(net) is not None:
-            check_inputs("data", in_type(inputs, dtype), frozen)
-        if loss is cross_entropy:
-            check_labels(target, device)
-        if outputs is None:
-            are_images = isinstance(inputs, Tensor) and inputs.is_floating_point() and inputs.ndim == 4
-            outputs = factored(net, factors.tolist(), bn, dtype, images=are_images)
-        judged.append(torch.stack(outputs(inputs, partial(_judged, target=target, loss=loss))).cpu().numpy())
+        with of_element(len(sizes), named=not isinstance(data, Data)):
+            if isinstance(inputs, Tensor):
+                check_inputs("data", in_type(inputs, dtype), frozen)
+            if loss is cross_entropy:
+                check_labels(target, device)
+            if outputs is None:
+                are_images = isinstance(inputs, Tensor) and inputs.is_floating_point() and inputs.ndim == 4
+                outputs = factored(net, factors.tolist(), bn, dtype, images=are_images)
+            judged.append(torch.stack(outputs(inputs, partial(_judged, target=target, loss=loss))).cpu().numpy())
         losses = judged[-1][:, 0]
         if not np.isfinite(losses).all():
+            if loss is cross_entropy:
+                with of_element(len(sizes), named=not isinstance(data, Data)):
+                    outputs(inputs, partial(_check_classes, target=target))
             lesion = int(np.isfinite(losses).argmin())
             without = f" without block {lesion - 1}" if lesion else ""
             raise ValueError(f"net: its loss{without} on batch {len(sizes)} is {losses[lesion]}")
@@ -182,26 +191,19 @@ def _device_and_type(net: ResidualNet) -> tuple[torch.device, torch.dtype]:
     return parameter.device, torch.float64 if parameter.dtype == torch.float64 else torch.float32
 
 
-def _batches(data: Data | Iterable[tuple[Any, Any]], images: int, device: torch.device) -> Iterator[tuple[Any, Any]]:
-    if not isinstance(data, Data):
-        if images:
-            raise ValueError(f"images: expected 0 for batches that are no data set, got {described(images)}")
-        for pair in _iterated(data):
-            if not isinstance(pair, tuple | list) or len(pair) != 2:
-                raise ValueError(f"data: expected pairs of inputs and targets, got {described(pair)}")
-            yield pair[0], pair[1]
-        return
-    for part in spread(data, images).split(RANKING_BATCH):  # type: ignore[no-untyped-call]
-        yield data.normalise(data.test.take(part)).to(device), data.test.labels[part].to(device)
+def _batches(data: Data | Batches | Iterable[Any], images: int, device: torch.device) -> Iterator[tuple[Any, Any]]:
+    if isinstance(data, Data | Batches):
+        pairs: Iterable[tuple[Any, Any]] = Passes(data, RANKING_BATCH, images)
+    else:
+        check_all(images)
+        pairs = elements("data", data)
+    for inputs, target in pairs:
+        yield sent(inputs, device), sent(target, device)
 
 
-def _iterated(data: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-    try:
-        if not isinstance(data, str | bytes | Mapping | Tensor):
-            return iter(data)
-    except TypeError:
-        pass
-    raise ValueError(f"data: expected a pathnet Data, or pairs of inputs and targets, got {described(data)}")
+def _check_classes(output: Tensor, target: Tensor) -> Tensor:
+    check_classes(target, output.shape[-1])
+    return output
 
 
 @full_precision()
@@ -224,8 +226,10 @@ def _first_order(net: ResidualNet, inputs: Any, target: Any, loss: Loss) -> Arra
     The result is float64 [2, n].
     """
     dtype = next(net.parameters()).dtype
+    x, context = net.split(in_type(inputs, dtype))
+    net = net.bound(context.detached())
     with torch.enable_grad():
-        activations = [net.stem(in_type(inputs, dtype)).detach().requires_grad_()]
+        activations = [net.stem(x).detach().requires_grad_()]
         for block in net:
             activations.append(block(activations[-1].clone()))
         value = check_differentiable(loss(net.head(activations[-1].clone()), target))

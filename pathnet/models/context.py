@@ -22,10 +22,12 @@ class Context:
         values: tensors and numbers by name.
         batch_dims: for each tensor with the batch in it, the dimension that holds the batch. Samples share all
             others.
+        counts: the numbers that are proportional to the batch size.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     batch_dims: Mapping[str, int] = field(default_factory=dict)
+    counts: frozenset[str] = frozenset()
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -41,12 +43,14 @@ class Context:
         for name, dim in self.batch_dims.items():
             repeats = [times if i == dim else 1 for i in range(values[name].ndim)]
             values[name] = values[name].repeat(repeats)
-        return Context(values, self.batch_dims)
+        for name in self.counts:
+            values[name] *= times
+        return Context(values, self.batch_dims, self.counts)
 
     def detached(self) -> Context:
         """Return the context without the graph that computed it."""
         values = {name: v.detach() if isinstance(v, Tensor) else v for name, v in self.values.items()}
-        return Context(values, self.batch_dims)
+        return Context(values, self.batch_dims, self.counts)
 
 
 NO_CONTEXT = Context()

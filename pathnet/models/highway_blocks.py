@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,8 @@ from pathnet.models.residual_net import FusedForm, ResidualNet
 __all__ = ["HighwayBlock", "highway"]
 
 
+GATE = 2
+"""Number of the gate among the parts of a block."""
 MOST_BIAS = 1e6
 """Maximum magnitude of a gate's bias; the gate is then 0 or 1."""
 
@@ -29,8 +33,10 @@ class HighwayBlock(PreactBlock):
 
     The gate t is the sigmoid of a 1x1 convolution of the pre-activated input, one value per pixel and channel. Paths
     treat the gate as a constant: the residual branch is ``t f``, the skip ``(1 - t) s``. The gradient through the
-    gate itself, ``(f - s) J_t``, belongs to the third part, `gated`. Deleting the block leaves s.
+    gate itself, ``(f - s) J_t``, belongs to the third part. Deleting the block leaves s.
     """
+
+    has_gate = True
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut) -> None:
         out_channels = check_size("out_channels", out_channels)
@@ -59,11 +65,9 @@ class HighwayBlock(PreactBlock):
         t, skip, residual = self._parts(x)
         return (1 - t.detach()) * skip, t.detach() * residual
 
-    def gated(self, x: Tensor) -> Tensor:
-        t, skip, residual = self._parts(x)
-        return t * (residual - skip).detach()
-
-    def three_parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(self, x: Tensor, wanted: Collection[int] | None = None) -> tuple[Tensor | None, ...]:
+        if wanted is not None and GATE not in wanted:
+            return (*super().parts(x, wanted), None)
         t, skip, residual = self._parts(x)
         frozen = t.detach()
         return (1 - frozen) * skip, frozen * residual, t * (residual - skip).detach()
@@ -77,6 +81,9 @@ class HighwayBlock(PreactBlock):
 
     def form(self) -> FusedForm | None:
         return None
+
+    def unfused_reason(self) -> str:
+        return "its gate multiplies skip connection and residual module"
 
 
 def highway(

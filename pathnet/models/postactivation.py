@@ -19,6 +19,7 @@ from pathnet.models.preactivation import (
     check_size,
     convolution,
     initialised,
+    padded,
 )
 from pathnet.models.residual_net import Block, PostActivationForm, ResidualNet
 
@@ -35,7 +36,8 @@ class PostactBlock(Block):
         kernels, widths: kernel side and number of output channels of each convolution.
         stride: stride of the first 3x3 convolution.
         shortcut: the skip connection if stride or channels change: ``projection`` (a 1x1 convolution and BN) or
-            ``pad`` (every stride-th pixel, zero channels appended); it is the identity otherwise.
+            ``pad`` (every stride-th pixel, zero channels appended) or ``pad_around`` (half of those channels before
+            the input's, half after them); it is the identity otherwise.
     """
 
     def __init__(
@@ -51,7 +53,8 @@ class PostactBlock(Block):
             channels = width
         self.stride, self.extra_channels = stride, channels - in_channels
         changes_shape = stride != 1 or self.extra_channels != 0
-        self.pad = changes_shape and shortcut == "pad"
+        self.pad = changes_shape and shortcut != "projection"
+        self.pad_before = self.extra_channels // 2 if self.pad and shortcut == "pad_around" else 0
         projects = changes_shape and not self.pad
         self.projection = convolution(in_channels, channels, 1, stride) if projects else None
         self.projection_bn = nn.BatchNorm2d(channels) if projects else None
@@ -60,7 +63,7 @@ class PostactBlock(Block):
         if self.projection is not None and self.projection_bn is not None:
             return torch.as_tensor(self.projection_bn(self.projection(x)))
         if self.pad:
-            return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra_channels))
+            return padded(x, self.stride, self.pad_before, self.extra_channels)
         return x
 
     def residual(self, x: Tensor) -> Tensor:
@@ -73,7 +76,14 @@ class PostactBlock(Block):
 
     def form(self) -> PostActivationForm:
         convs, bns = tuple(self.convs), tuple(self.bns)
-        return PostActivationForm(convs, bns, self.projection, self.projection_bn, self.pad)  # type: ignore[arg-type]
+        return PostActivationForm(
+            convs,  # type: ignore[arg-type]
+            bns,  # type: ignore[arg-type]
+            self.projection,
+            self.projection_bn,
+            self.pad,
+            self.pad_before,
+        )
 
 
 def resnet(
@@ -92,8 +102,8 @@ def resnet(
         depth: number of layers with weights along the longest path: 6n + 2 for ``basic``, 9n + 2 for ``bottleneck``.
         width: number of channels of the first stage (times four at a bottleneck block's output).
         num_classes: number of classes.
-        shortcut: the skip connection of blocks that change shape: ``pad``, as in He et al. on CIFAR, or
-            ``projection``.
+        shortcut: the skip connection of blocks that change shape: ``pad``, as in He et al. on CIFAR, ``pad_around``,
+            or ``projection``.
         block: ``basic`` (two 3x3 convolutions) or ``bottleneck`` (1x1, 3x3, 1x1).
         in_channels: number of channels of the images.
 

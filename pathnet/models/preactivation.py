@@ -25,11 +25,12 @@ __all__ = [
     "convolution",
     "initialised",
     "linear_head",
+    "padded",
     "preact_resnet",
     "preact_resnet_imagenet",
 ]
 
-Shortcut = Literal["projection", "pad"]
+Shortcut = Literal["projection", "pad", "pad_around"]
 Kind = Literal["basic", "bottleneck"]
 
 EXPANSION = {"basic": 1, "bottleneck": 4}
@@ -38,6 +39,11 @@ MOST_CHANNELS = 1 << 16
 MOST_CLASSES = 1 << 24
 MOST_LAYERS = 100_000
 IMAGENET_STAGES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
+
+
+def padded(x: Tensor, stride: int, before: int, extra_channels: int) -> Tensor:
+    """Return every stride-th pixel of [B, C, H, W] with zero channels added, ``before`` of them in front."""
+    return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, before, extra_channels - before))
 
 
 def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -50,7 +56,8 @@ class PreactBlock(Block):
     """A chain of BN-ReLU-conv units with a skip connection (equation 2 of the paper).
 
     If the block changes shape, a ``projection`` skip reads the pre-activated input, as the residual module does: both
-    branches then contain the first unit's BN and ReLU. A ``pad`` skip reads the raw input.
+    branches then contain the first unit's BN and ReLU. A ``pad`` or ``pad_around`` skip reads the raw input: it takes
+    every stride-th pixel and adds zero channels, after the input's or half before and half after them.
 
     Args:
         in_channels: number of channels of the block's input.
@@ -84,7 +91,8 @@ class PreactBlock(Block):
         self.stride = stride
         self.extra_channels = channels - in_channels
         changes_shape = stride != 1 or self.extra_channels != 0
-        self.pad = changes_shape and shortcut == "pad"
+        self.pad = changes_shape and shortcut != "projection"
+        self.pad_before = self.extra_channels // 2 if self.pad and shortcut == "pad_around" else 0
         self.projection = convolution(in_channels, channels, 1, stride) if changes_shape and not self.pad else None
 
     def _preactivated(self, x: Tensor) -> Tensor:
@@ -94,7 +102,7 @@ class PreactBlock(Block):
         if self.projection is not None:
             return torch.as_tensor(self.projection(preactivated))
         if self.pad:
-            return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra_channels))
+            return padded(x, self.stride, self.pad_before, self.extra_channels)
         return x
 
     def _residual(self, preactivated: Tensor) -> Tensor:
@@ -124,7 +132,10 @@ class PreactBlock(Block):
         if not self.training and self.survival != 1:
             return None
         units = tuple(Unit(bn, conv) for bn, conv in zip(self.bns, self.convs, strict=True))  # type: ignore[arg-type]
-        return FusedForm(units, self.projection, self.pad)
+        return FusedForm(units, self.projection, self.pad, self.pad_before)
+
+    def unfused_reason(self) -> str:
+        return f"its residual module is scaled by a survival probability of {self.survival:g}"
 
 
 def _stage(
@@ -235,7 +246,8 @@ def preact_resnet(
         width: number of channels of the first stage (times four at a bottleneck block's output).
         num_classes: number of classes.
         shortcut: the skip connection of blocks that change shape: ``projection`` (1x1 convolution of the
-            pre-activated input) or ``pad`` (every second pixel of the raw input, zero channels appended).
+            pre-activated input), ``pad`` (every second pixel of the raw input, zero channels appended) or
+            ``pad_around`` (half of the zero channels before the input's, half after them).
         block: ``basic`` (two 3x3 convolutions) or ``bottleneck`` (1x1, 3x3, 1x1).
         in_channels: number of channels of the images.
         survival: survival probability of the last module in training with stochastic depth; those of the other

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from pathnet.checks import check_tensor, described
 from pathnet.models.coefficients import Coefficient, check_coefficients, known_as, left_out, of_blocks, scaled
 from pathnet.models.context import NO_CONTEXT, Context
+from pathnet.models.context_graph import InputReader, bound_part
+from pathnet.models.forms import Form, FusedForm, PostActivationForm, Unit
 
 __all__ = [
     "Block",
@@ -23,76 +26,31 @@ __all__ = [
     "check_inputs",
     "check_net",
     "first_convolution",
-    "unwrapped",
 ]
-
-
-@dataclass(frozen=True)
-class Unit:
-    """BN, then ReLU, then convolution: the unit of pre-activation blocks in fused engines."""
-
-    bn: nn.BatchNorm2d
-    conv: nn.Conv2d
-
-
-@dataclass(frozen=True)
-class FusedForm:
-    """A pre-activation block in the form that fused engines take.
-
-    Attributes:
-        units: the units of the residual module, in the order of the forward pass.
-        projection: the convolution of the skip connection, which reads the pre-activated input, as the first unit's
-            does.
-        pad: whether the skip connection takes every ``stride``-th pixel of the block's input and appends zero
-            channels. With neither ``projection`` nor ``pad``, it is the identity.
-    """
-
-    units: tuple[Unit, ...]
-    projection: nn.Conv2d | None = None
-    pad: bool = False
-
-    @property
-    def convs(self) -> tuple[nn.Conv2d, ...]:
-        """Convolutions of the residual module, in the order of the forward pass."""
-        return tuple(unit.conv for unit in self.units)
-
-
-@dataclass(frozen=True)
-class PostActivationForm:
-    """A post-activation block in the form that fused engines take.
-
-    The block is that of He et al., "Deep Residual Learning for Image Recognition", 2016: convolutions, each followed
-    by its BN, with ReLUs between them, and a ReLU after the addition (`Block.join`).
-
-    Attributes:
-        convs, bns: the convolutions of the residual module and their BNs, in the order of the forward pass.
-        projection, projection_bn: the convolution of the skip connection, which reads the block's input, and its BN.
-        pad: see `FusedForm`.
-    """
-
-    convs: tuple[nn.Conv2d, ...]
-    bns: tuple[nn.BatchNorm2d, ...]
-    projection: nn.Conv2d | None = None
-    projection_bn: nn.BatchNorm2d | None = None
-    pad: bool = False
-
-
-Form = FusedForm | PostActivationForm
-"""Forms in which fused engines take a block."""
 
 
 class Block(nn.Module):
     """A residual block ``y = join(skip(x) + residual(x))`` (Veit et al. 2016, equation 1).
 
     A subclass defines `residual`, and `skip` if that is not the identity, each as a function of the block's input
-    alone. If they share work it also overrides `branches`; if more than an addition joins them, `join`.
+    alone. If they share work it also overrides `branches`; if more than an addition joins them, `join`. A block with
+    several residual modules in parallel, ``y = skip(x) + f(x) + g(x)``, or with a gate also overrides `parts`.
 
     Attributes:
         survival: probability that a training step keeps the residual module (stochastic depth). A block with one
             below 1 multiplies ``residual`` by it in evaluation.
+        residual_modules: number of residual modules in parallel. `residual` is their sum.
+        has_gate: whether the block's Jacobian has a part outside all branches, as that of a highway block has.
     """
 
     survival: float = 1.0
+    residual_modules: int = 1
+    has_gate: bool = False
+
+    @property
+    def part_count(self) -> int:
+        """Number of parts of the block's Jacobian: skip connection, residual modules, and gate if there is one."""
+        return 1 + self.residual_modules + self.has_gate
 
     def skip(self, x: Tensor) -> Tensor:
         """Return the skip connection's output; ``x`` unless overridden."""
@@ -110,16 +68,34 @@ class Block(nn.Module):
         """Apply the operations after the addition; none unless overridden."""
         return z
 
-    def gated(self, x: Tensor) -> Tensor | None:
-        """Return the part of the block outside both branches, such as a highway block's gate; None if there is none.
+    def parts(self, x: Tensor, wanted: Collection[int] | None = None) -> tuple[Tensor | None, ...]:
+        """Return the functions of ``x`` whose Jacobians add up to that of ``join``'s input, shared work done once.
 
-        Only its Jacobian is used, not its value: the block's Jacobian less those of ``skip`` and ``residual``.
+        They are the skip connection, each residual module, and the gate if there is one. The values of skip and
+        residual modules add up to ``join``'s input; of the gate only the Jacobian is used, not the value.
+
+        Args:
+            wanted: the numbers of the parts to return; others may be None. None for all.
         """
-        return None
+        if wanted is None or {0, 1} <= set(wanted):
+            return self.branches(x)
+        return self.skip(x) if 0 in wanted else None, self.residual(x) if 1 in wanted else None
 
-    def three_parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return ``(skip(x), residual(x), gated(x))``, with shared work done once."""
-        return *self.branches(x), self.gated(x)
+    def summed(self, parts: Sequence[Tensor | None]) -> Tensor:
+        """Return the sum of skip connection and residual modules, ``join``'s input, from all `parts`."""
+        terms = [part for part in parts[: 1 + self.residual_modules] if part is not None]
+        return sum(terms[1:], terms[0])
+
+    def coefficients(self, row: Sequence[Coefficient]) -> tuple[Coefficient, ...]:
+        """Return the coefficient of every part.
+
+        Args:
+            row: (a, c), where c applies to all residual modules and the gate's coefficient is 0; or one coefficient
+                for each part. Further ones, which other blocks of the network have a part for, are ignored.
+        """
+        if len(row) == 2:
+            return (row[0], *[row[1]] * self.residual_modules, *[0.0] * self.has_gate)
+        return tuple(row[: self.part_count])
 
     def routed(self, x: Tensor, forward: Sequence[Coefficient], backward: Sequence[Coefficient]) -> Tensor:
         """Return ``join(a skip(x) + c residual(x))``, with other coefficients in the backward pass.
@@ -127,22 +103,15 @@ class Block(nn.Module):
         A branch whose coefficients are 0 in both directions is not computed.
 
         Args:
-            forward: (a, c); further coefficients are ignored.
-            backward: (a', c'), and for a block with a gate also the coefficient of the gradient through the gate
-                itself, 0 by default.
+            forward, backward: rows of a routing, see `coefficients`. The gate's value is never used, so its
+                coefficient matters in the backward pass alone.
         """
-        (a, c), (back_a, back_c), gate = forward[:2], backward[:2], backward[2:]
-        gated: Tensor | None = None
-        if gate and not left_out(0.0, gate[0]):
-            skip, residual, gated = self.three_parts(x)
-        elif left_out(c, back_c):
-            return self.join(scaled(self.skip(x), a, back_a))
-        elif left_out(a, back_a):
-            return self.join(scaled(self.residual(x), c, back_c))
-        else:
-            skip, residual = self.branches(x)
-        z = scaled(skip, a, back_a) + scaled(residual, c, back_c)
-        return self.join(z if gated is None else z + scaled(gated, 0.0, gate[0]))
+        ahead = (*self.coefficients(forward)[: 1 + self.residual_modules], *[0.0] * self.has_gate)
+        back = self.coefficients(backward)
+        wanted = [i for i, pair in enumerate(zip(ahead, back, strict=True)) if not left_out(*pair)] or [0]
+        parts = self.parts(x, wanted)
+        terms = [scaled(part, ahead[i], back[i]) for i in wanted if (part := parts[i]) is not None]
+        return self.join(sum(terms[1:], terms[0]))
 
     def lesioned(self, x: Tensor) -> Tensor:
         """Return the output of the block when it is deleted (section 4.1): its skip connection, unless overridden."""
@@ -159,6 +128,10 @@ class Block(nn.Module):
         """Return the form in which fused engines take the block, or None if they cannot run it."""
         return None
 
+    def unfused_reason(self) -> str:
+        """Return why `form` returns None, in words that can follow "block 3: "."""
+        return f"its class {type(self).__name__} defines no fused form"
+
     def forward(self, x: Tensor) -> Tensor:
         skip, residual = self.branches(x)
         return self.join(skip + residual)
@@ -168,16 +141,21 @@ class ResidualNet(nn.Module):
     """``head(block_n(... block_1(stem(x))))``.
 
     Args:
-        stem: maps images ``[B, C, H, W]`` to ``y_0``, the input of block 1.
+        stem: maps images ``[B, C, H, W]`` to ``y_0``, the input of the first block.
         blocks: the n residual blocks, from input to output.
         head: maps ``y_n`` to the output (logits ``[B, classes]`` for the models here).
         config: the constructor's name and arguments in JSON types, from which `build` builds the network again.
 
     Attributes:
         frozen_statistics: the batch normalisations that use running statistics in every mode.
+        batch_first_output: whether the output's first dimension is the batch: not for a loss, and for [T, B, C].
+        reader: reads inputs of more than one tensor, and computes the context; None for networks of one tensor.
+        parameter_names: the network's names of its parameters, by the names that they have in an adapted model.
     """
 
     frozen_statistics: tuple[str, ...] = ()
+    batch_first_output: bool = True
+    parameter_names: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self,
@@ -202,6 +180,7 @@ class ResidualNet(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.head = head
         self.config = config
+        self.reader: InputReader | None = None
 
     @property
     def n(self) -> int:
@@ -210,26 +189,57 @@ class ResidualNet(nn.Module):
 
     @property
     def parts(self) -> int:
-        """Number of parts of a block's Jacobian: skip, residual module, and gate if any block has one."""
-        return 3 if any(type(block).gated is not Block.gated for block in self) else 2
+        """Maximum number of parts of a block's Jacobian: skip connection, residual modules, and gate."""
+        return max(block.part_count for block in self)
+
+    @property
+    def residual_modules(self) -> tuple[int, ...]:
+        """Number of residual modules in parallel of each block."""
+        return tuple(block.residual_modules for block in self)
 
     def __iter__(self) -> Iterator[Block]:
         """Iterate over the residual blocks, from input to output."""
         return iter(self.blocks)  # type: ignore[arg-type]
 
-    def split(self, inputs: Any) -> tuple[Tensor, Context]:
-        """Return the tensor among the inputs from which the residual stream begins, and the batch's context.
+    def tensors(self, inputs: Any, name: str = "images") -> dict[str, Tensor]:
+        """Return the tensors among the inputs by their names in errors, the main one first.
+
+        Args:
+            inputs: a tensor; for an adapted network whatever its example was.
+            name: the name of the inputs in errors.
 
         Raises:
-            ValueError: the inputs are not of the kind that the network takes, a tensor here.
+            ValueError: the inputs are not of the kind that the network takes.
         """
+        if self.reader is not None:
+            return self.reader.tensors(inputs, name)
         if not isinstance(inputs, Tensor):
-            raise ValueError(f"images: expected a tensor, got {described(inputs)}")
-        return inputs, NO_CONTEXT
+            raise ValueError(f"{name}: expected a tensor, got {described(inputs)}")
+        return {name: inputs}
+
+    def split(self, inputs: Any, name: str = "images") -> tuple[Tensor, Context]:
+        """Return the tensor among the inputs from which the residual stream begins, and the batch's context.
+
+        Args:
+            inputs, name: see `tensors`.
+
+        Raises:
+            ValueError: the inputs are not of the kind that the network takes.
+        """
+        if self.reader is None:
+            return self.tensors(inputs, name)[name], NO_CONTEXT
+        x, context = self.reader(inputs, name)
+        return x, context
 
     def bound(self, context: Context) -> ResidualNet:
         """Return a view of the network with a batch's context as constants; the network itself if it reads none."""
-        return self
+        if not context.values:
+            return self
+        view = copy.copy(self)
+        blocks = nn.ModuleList(block.bound(context) for block in self)
+        stem, head = bound_part(self.stem, context), bound_part(self.head, context)
+        view._modules = {**self._modules, "stem": stem, "blocks": blocks, "head": head}
+        return view
 
     def stem_weight(self) -> Tensor:
         """Return the weight of the first convolution, ``[C_0, C, k, k]``: the paper's first layer.
@@ -284,7 +294,8 @@ class ResidualNet(nn.Module):
             back_rows = of_blocks(check_coefficients("backward", backward, self.n, self.parts))
         x = self.stem(x)
         for block, row, back_row in zip(self, rows, back_rows, strict=True):
-            ordinary = len(back_row) == self.parts and all(known_as(factor, 1) for factor in (*row[:2], *back_row))
+            factors = (*block.coefficients(row)[: 1 + block.residual_modules], *block.coefficients(back_row))
+            ordinary = all(known_as(factor, 1) for factor in factors)
             x = block(x) if ordinary else block.routed(x, row, back_row)
         return torch.as_tensor(self.head(x))
 
@@ -302,35 +313,26 @@ def first_convolution(net: ResidualNet) -> nn.Conv2d | None:
 
 
 def check_inputs(name: str, inputs: object, net: ResidualNet) -> Tensor:
-    """Return ``inputs``, a dense tensor whose shape, type and device the network's stem accepts.
+    """Return the main tensor among the inputs, all dense tensors on the network's device.
+
+    Its shape and type fit the convolution that the stem begins with, if there is one.
 
     Args:
-        name: the argument's name in errors.
+        name: the inputs' name in errors.
 
     Raises:
-        ValueError: it is no such tensor. If the stem does not begin with a convolution, only the device is checked.
+        ValueError: they are no such tensors, or not those that the network takes.
     """
     device = next((parameter.device for parameter in net.parameters()), None)
-    checked = check_tensor(name, inputs, device=device)
+    tensors = net.tensors(inputs, name)
+    for entry, tensor in tensors.items():
+        check_tensor(entry, tensor, device=device)
+    name, checked = next(iter(tensors.items()))
     first = first_convolution(net)
     if first is not None:
-        check_tensor(name, inputs, "floating-point", [None, first.in_channels, None, None], device)
+        check_tensor(name, checked, "floating-point", [None, first.in_channels, None, None], device)
         if checked.numel() == 0:
             raise ValueError(f"{name}: expected images that are not empty, got shape {list(checked.shape)}")
         if checked.dtype != first.weight.dtype and not torch.is_autocast_enabled(checked.device.type):
             raise ValueError(f"{name}: expected {first.weight.dtype} (the network's), got {checked.dtype}")
     return checked
-
-
-def unwrapped(net: nn.Module) -> ResidualNet:
-    """Return the network inside DistributedDataParallel, `torch.compile`'s module, or both; or the network itself.
-
-    Raises:
-        ValueError: there is no `ResidualNet` inside.
-    """
-    inner: Any = net
-    while not isinstance(inner, ResidualNet):
-        inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
-        if not isinstance(inner, nn.Module):
-            raise ValueError(f"net: expected a pathnet ResidualNet, or one wrapped, got {described(net)}")
-    return inner

@@ -39,7 +39,7 @@ def all_signs(n: int) -> Tensor:
 @pytest.mark.parametrize(("engine", "bn"), JOBS)
 def test_the_mean_over_all_signs_is_the_sum_of_squares(engine: str, case: Case, bn: str, at: str) -> None:
     tape = recorded(engine, case.net(), *case.images(), bn, at)
-    draws = gradients.squared_norms_by_length(tape._record, all_signs(tape.n), at)  # type: ignore[arg-type]
+    draws = gradients.squared_norms_by_length(tape._record, all_signs(tape.n), tape._place)
     expected = every_path(case, bn, at)[1]
     torch.testing.assert_close(draws.mean(0), expected, rtol=tolerance(engine), atol=0)
     assert draws.shape == (2**tape.n, tape.n + 1) and (draws[:, 1:-1].std(0) > 1e-3 * expected[1:-1]).all()
@@ -50,7 +50,7 @@ def test_so_is_it_of_eight_numbers() -> None:
     weights = torch.linspace(-1.5, 2, 8, dtype=torch.float64)
     net, images, target = scalars(weights.tolist(), batch=1)
     tape = pathnet.record(net, images, target, engine="reference", precision="float64", loss=total)
-    draws = gradients.squared_norms_by_length(tape._record, all_signs(8), "y0")
+    draws = gradients.squared_norms_by_length(tape._record, all_signs(8), tape._place)
     along = torch.where(codes(8) > 0, weights, 1.0).prod(1)
     expected = torch.zeros(9, dtype=torch.float64).index_add(0, codes(8).sum(1), along.square())
     torch.testing.assert_close(draws.mean(0), expected, rtol=EXACT_WALK, atol=0)
@@ -60,7 +60,7 @@ def test_so_is_it_of_eight_numbers() -> None:
 def test_and_of_ten_blocks_where_an_engine_is_quick(engine: str) -> None:
     net, images, labels = ten_blocks()
     tape = recorded(engine, net, images, labels)
-    draws = gradients.squared_norms_by_length(tape._record, all_signs(10), "y0")
+    draws = gradients.squared_norms_by_length(tape._record, all_signs(10), tape._place)
     expected = added_up(10, tree(net, images, labels, "running"))[1]
     torch.testing.assert_close(draws.mean(0), expected, rtol=tolerance(engine), atol=0)
 

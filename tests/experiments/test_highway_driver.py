@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -129,7 +130,13 @@ def test_a_gate_that_is_not_at_one_half_is_found(data: Data, tmp_path: Path, mon
 
 
 def test_a_part_that_is_left_out_is_found(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HighwayBlock, "gated", lambda block, x: 0.0 * HighwayBlock.lesioned(block, x))
+    whole = HighwayBlock.parts
+
+    def without_gate(block: HighwayBlock, x: Tensor, wanted: Any = None) -> tuple[Tensor, ...]:
+        skip, residual, *_ = whole(block, x, wanted)
+        return skip, residual, 0.0 * residual
+
+    monkeypatch.setattr(HighwayBlock, "parts", without_gate)
     run = highway.measure({"highway": [network()]}, data, dataclasses.replace(PLAN, gate_batches=1), tmp_path)
     assert highway.claims(run)[1].held is False
 

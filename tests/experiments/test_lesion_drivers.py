@@ -47,8 +47,8 @@ def test_single_deletions_are_those_of_networks_built_without_the_block(
         assert [row.wrong for row in rows] == [by_hand(model, data, row) for row in rows]
         assert {(row.images, row.bn, row.scale, row.order) for row in rows} == {(40, "running", 1.0, ())}
     deletions = lesion_single.summarise(run)
-    assert deletions["residual"].downsampling == (3, 6) and deletions["residual"].first == 1
-    assert deletions["vgg"].downsampling == (0, 2) and deletions["vgg"].first == 2
+    assert deletions["residual"].downsampling == (3, 6) and deletions["residual"].first == 0
+    assert deletions["vgg"].downsampling == (0, 2) and deletions["vgg"].first == 1
     assert deletions["residual"].intact[0] == 0
     for i in range(net.n):
         (row,) = rows_of(run, network="residual", seed=0, deleted=(i,))

@@ -54,9 +54,9 @@ def test_claims_of_residual_networks(tmp_path: Path, intact: float, rates: list[
     assert held(claims) == expected
 
 
-def test_the_worst_block_is_named_by_its_number_from_1(tmp_path: Path) -> None:
+def test_the_worst_block_is_named_by_its_number_from_0(tmp_path: Path) -> None:
     run = write_run(tmp_path, "lesion-single", SIX, deletions(0.1, [0.1, 0.1, 0.9, 0.15, 0.9, 0.12]))
-    assert lesion_single.claims(run)[0].measured == "the worst, block 4, costs 5 points, the median block 1"
+    assert lesion_single.claims(run)[0].measured == "the worst, block 3, costs 5 points, the median block 1"
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_claims_of_vggs(tmp_path: Path, intact: float, rates: list[float], expec
 
 def test_a_vggs_layers_are_counted_from_its_second(tmp_path: Path) -> None:
     run = write_run(tmp_path, "lesion-single", {"vgg": (3, ())}, deletions(0.1, [0.9, 0.5, 0.9], "vgg"))
-    assert lesion_single.claims(run)[0].measured == "50 % is left without layer 3, 0 % in the median"
+    assert lesion_single.claims(run)[0].measured == "50 % is left without layer 2, 0 % in the median"
 
 
 def test_a_network_whose_blocks_all_change_the_shape_has_no_others(tmp_path: Path) -> None:

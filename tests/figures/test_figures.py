@@ -125,7 +125,7 @@ WORDS = {
         "deleted block (vgg: layer)",
         "test error",
         "residual",
-        "vgg: layer 1 cannot be deleted",
+        "vgg: layer 0 cannot be deleted",
         "chance",
     ],
     "lesion-many": [
@@ -234,17 +234,17 @@ def test_single_deletions_are_drawn_at_their_blocks(runs: dict[str, Run]) -> Non
     _, (axes,) = style.panels("", 1)
     lesions.draw_single(axes, deletions)
     drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
-    assert drawn["residual"] == [[i + 1, rate] for i, rate in enumerate([0.12, 0.2, 0.5, 0.11, 0.4, 0.1])]
-    assert drawn["vgg"] == [[i + 2, rate] for i, rate in enumerate([0.9, 0.85, 0.9, 0.91])]
-    assert drawn["downsampling (or pooling) block"] == [[3, 0.5], [5, 0.4]] and drawn["_"] == [[3, 0.85]]
+    assert drawn["residual"] == [[i, rate] for i, rate in enumerate([0.12, 0.2, 0.5, 0.11, 0.4, 0.1])]
+    assert drawn["vgg"] == [[i + 1, rate] for i, rate in enumerate([0.9, 0.85, 0.9, 0.91])]
+    assert drawn["downsampling (or pooling) block"] == [[2, 0.5], [4, 0.4]] and drawn["_"] == [[2, 0.85]]
     assert {y for _, y in drawn["chance"]} == {0.9}
     bars = [segment for bar in axes.collections for segment in bar.get_segments()]
-    assert [bar[0][0] for bar in bars] == [*range(1, 7), *range(2, 6)]
+    assert [bar[0][0] for bar in bars] == [*range(6), *range(1, 5)]
     assert all(
         low[1] < rate < high[1]
         for (low, high), (_, rate) in zip(bars, [*drawn["residual"], *drawn["vgg"]], strict=True)
     )
-    assert axes.get_xlim()[1] > 6 and axes.get_ylim()[0] == 0
+    assert axes.get_xlim()[1] > 5 and axes.get_ylim()[0] == 0
 
 
 def test_boxes_stand_at_what_they_are_of(

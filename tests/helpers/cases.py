@@ -70,6 +70,12 @@ def faint(net: ResidualNet, seed: int, growth: int = 0) -> ResidualNet:
     return net
 
 
+def random_shortcut(rng: np.random.Generator, padding: float) -> str:
+    """Return ``pad`` or ``pad_around``, each with half of the probability ``padding``, or ``projection``."""
+    draw = rng.random() / padding
+    return "pad" if draw < 0.5 else "pad_around" if draw < 1 else "projection"
+
+
 def random_net(seed: int) -> tuple[ResidualNet, Tensor, Tensor]:
     """Return one to six blocks of random kinds, widths (1 to 17), strides and skips; images; labels."""
     rng = np.random.default_rng(seed)
@@ -82,7 +88,7 @@ def random_net(seed: int) -> tuple[ResidualNet, Tensor, Tensor]:
         out_channels = channels if rng.random() < 0.6 else channels + int(rng.integers(0, 9))
         widths = [*rng.integers(1, 12, len(kernels) - 1).tolist(), out_channels]
         stride = 2 if rng.random() < 0.25 else 1
-        shortcut = "pad" if rng.random() < 0.4 else "projection"
+        shortcut = random_shortcut(rng, 0.4)
         blocks.append(PreactBlock(channels, kernels, widths, stride, shortcut))  # type: ignore[arg-type]
         channels = out_channels
     head = nn.Sequential(
@@ -114,7 +120,7 @@ def measured_net(seed: int, small: bool = False) -> tuple[ResidualNet, Tensor, T
     for i in range(count):
         grown = width + int(rng.integers(0, 5)) if i in strided else width
         kernels, widths = ((3, 3), (grown, grown)) if kind == "basic" else ((1, 3, 1), (grown, grown, 4 * grown))
-        shortcut = "pad" if rng.random() < 0.4 else "projection"
+        shortcut = random_shortcut(rng, 0.4)
         blocks.append(PreactBlock(channels, kernels, widths, 2 if i in strided else 1, shortcut))  # type: ignore[arg-type]
         channels, width = expansion * grown, grown
     head = nn.Sequential(
@@ -145,7 +151,7 @@ def post_activation_net(seed: int, bn: str = "running") -> tuple[ResidualNet, Te
         out = channels if rng.random() < 0.6 else channels + int(rng.integers(0, 6))
         inner = int(rng.integers(3, 20))
         kernels, widths = ((3, 3), (inner, out)) if rng.random() < 0.6 else ((1, 3, 1), (inner, inner, out))
-        shortcut = "pad" if rng.random() < 0.5 else "projection"
+        shortcut = random_shortcut(rng, 0.5)
         blocks.append(PostactBlock(channels, kernels, widths, 2 if rng.random() < 0.25 else 1, shortcut))  # type: ignore[arg-type]
         channels = out
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 5))
@@ -158,7 +164,7 @@ SMALL = [
     Case("basic-projection-3", 8),
     Case("basic-projection-6", 14),
     Case("basic-pad-3", 8, shortcut="pad", side=7),
-    Case("basic-pad-6", 14, shortcut="pad", width=5, side=9, batch=2),
+    Case("basic-pad-around-6", 14, shortcut="pad_around", width=5, side=9, batch=2),
     Case("bottleneck-projection-3", 11, block="bottleneck", width=3, side=7),
     Case("bottleneck-pad-3", 11, block="bottleneck", shortcut="pad", width=3, side=5, batch=2),
     Case("bottleneck-projection-6", 20, block="bottleneck", width=3, side=6, batch=2),

@@ -30,6 +30,7 @@ KINDS: dict[str, tuple[Any, ...]] = {
     "basic-16": (16, (3, 3), (16, 16), 1, "projection"),
     "basic-projection": (3, (3, 3), (6, 6), 2, "projection"),
     "basic-pad": (3, (3, 3), (7, 7), 2, "pad"),
+    "basic-pad-around": (3, (3, 3), (8, 8), 2, "pad_around"),
     "bottleneck": (8, (1, 3, 1), (3, 3, 8), 1, "projection"),
     "bottleneck-projection": (5, (1, 3, 1), (3, 4, 20), 2, "projection"),
     "one-unit": (5, (3,), (5,), 1, "projection"),

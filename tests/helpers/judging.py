@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import pathnet
-from helpers.cases import shaken
+from helpers.cases import random_shortcut, shaken
 from helpers.oracles import relative_error
 from helpers.tolerances import (
     BFLOAT16_BATCH_NORM,
@@ -113,7 +113,7 @@ def random_basic_net(seed: int, smallest: int = 1, post: bool = False) -> tuple[
     for _ in range(rng.integers(1, 6)):
         out = channels if rng.random() < 0.5 else min(64, channels + int(rng.integers(0, 40)))
         stride = 2 if rng.random() < 0.35 else 1
-        shortcut = "pad" if rng.random() < 0.4 else "projection"
+        shortcut = random_shortcut(rng, 0.4)
         blocks.append(kind(channels, (3, 3), (out, out), stride, shortcut))  # type: ignore[arg-type]
         channels = out
     activation = [] if post else [nn.BatchNorm2d(channels), nn.ReLU()]

@@ -47,7 +47,7 @@ def arguments(name: str, plan: Plan, record: bool = False) -> dict[str, Any]:
 @functools.cache
 def two_blocks() -> Plan:
     """Return a block with a projection, 3 channels of 9 x 7 to 6 of 5 x 4, and one with an identity skip."""
-    blocks = torch.tensor([[0, 2, 1, 2, 3, 9, 7, 6, 5, 4], [3, 2, 0, -1, 6, 5, 4, 6, 5, 4]])
+    blocks = torch.tensor([[0, 2, 1, 2, 3, 9, 7, 6, 5, 4, 0], [3, 2, 0, -1, 6, 5, 4, 6, 5, 4, 0]])
     rows = [[3, 9, 7, 5, 9, 7, 3, 1, 1], [5, 9, 7, 6, 5, 4, 3, 2, 1], [3, 9, 7, 6, 5, 4, 1, 2, 0]]
     rows += [[6, 5, 4, 2, 3, 2, 3, 1, 0], [2, 3, 2, 6, 5, 4, 3, 1, 2]]
     return plan_of(np.random.default_rng(0), 3, blocks, rows)
@@ -57,7 +57,7 @@ def two_blocks() -> Plan:
 def closed_plan() -> Plan:
     """Return a block that ends in a projection with its BN, after no ReLU, and one after it with an identity."""
     shape, out = (3, 9, 7), (6, 5, 4)
-    blocks = torch.tensor([[0, 1, PROJECTION, 2, *shape, *out], [4, 1, ACTIVATED, -1, *out, *out]])
+    blocks = torch.tensor([[0, 1, PROJECTION, 2, *shape, *out, 0], [4, 1, ACTIVATED, -1, *out, *out, 0]])
     ends = [*out, *out, 0, 1, 0]
     rows = [[*shape, *out, 3, 2, 1], ends, [*shape, *out, 1, 2, 0], ends, [*out, *out, 3, 1, 1], ends]
     return plan_of(np.random.default_rng(0), 3, blocks, rows, opens=True)

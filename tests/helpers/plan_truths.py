@@ -143,7 +143,7 @@ def _walk(
         x = normalized(u, x) if scale >= 0 else x
         return torch.as_tensor(rectified(u, x) if bits >= 0 else x)
 
-    for (first, count, kind, projection, *_), (a, c) in zip(plan.blocks.tolist(), path, strict=True):
+    for (first, count, kind, projection, *_, before), (a, c) in zip(plan.blocks.tolist(), path, strict=True):
         module = range(first, first + count)
         entered = activated(first, y)
         residual = entered
@@ -159,8 +159,9 @@ def _walk(
         else:
             pads = kind in (PAD, ACTIVATED_PAD)
             stride = math.prod(plan.units[first : first + count, UnitColumn.STRIDE].tolist()) if pads else 1
+            added = residual.shape[1] - y.shape[1]
             # A skip after the ReLU starts from the output of the unit's BN, which is the identity there.
             passed = entered if kind in (ACTIVATED, ACTIVATED_PAD) else y
-            skip = F.pad(passed[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, residual.shape[1] - y.shape[1]))
+            skip = F.pad(passed[:, :, ::stride, ::stride], (0, 0, 0, 0, before, added - before))
         y = a * skip + c * residual
     return y

@@ -144,6 +144,18 @@ def library_calls() -> dict[str, Call]:
         ),
         "drawn_modules": call_of(drawn_modules, net=net, recipe=lambda: training.Recipe(modules=2), step=0),
         "training_batch": call_of(training_batch, data=small_data, recipe=recipe, step=0),
+        "evaluate batches": call_of(
+            training.evaluate, {"data": ("images", "target")}, net=net, data=lambda: [pair(), pair()]
+        ),
+        "errors batches": call_of(
+            lesion.errors,
+            {"data": ("images", "target"), "lesions": ("deleted", "order", "scale"), "progress": ()},
+            net=net,
+            data=lambda: [pair(), pair()],
+            lesions=lambda: [Lesion(), Lesion((0,))],
+        ),
+        "recalibrated batches": call_of(lesion.recalibrated, net=net, data=lambda: [pair(), pair()], batches=1),
+        "Batches": call_of(data.Batches, test=lambda: [pair()], train=lambda: [pair()], name="some"),
         "delete": call_of(lesion.delete, net=net, blocks=[1]),
         "reorder": call_of(lesion.reorder, net=net, order=[0, 2, 1]),
         "Lesion": call_of(Lesion, deleted=(1,), order=(0, 2, 1)),
@@ -323,6 +335,6 @@ def tape_calls() -> dict[str, Call]:
             f"{engine} Tape.gradient_by_length": call_of(tape.gradient_by_length),
             f"{engine} Tape.squared_norms_by_length": call_of(tape.squared_norms_by_length, draws=2),
         }
-    for at in ("image", "stem_weight"):
+    for at in ("image", "stem_weight", 0, "blocks.0.convs.0.weight"):
         named[f"{at} Tape.path_gradient_norms"] = call_of(tape_by("reference", at).path_gradient_norms, b=two_paths)
     return named

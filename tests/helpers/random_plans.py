@@ -69,7 +69,9 @@ def make_plan(
             shape = output_shape(shape, conv)
         end = [[*shape, *shape, 0, 1, 0]] if closed else []
         rows += end
-        blocks.append([first, len(convs), kind, -1 if skip is None else len(rows), *before, *shape])
+        # Every other padding skip adds its channel in front.
+        pads = shape[0] - before[0] if kind in (PAD, ACTIVATED_PAD) and len(blocks) % 2 == 0 else 0
+        blocks.append([first, len(convs), kind, -1 if skip is None else len(rows), *before, *shape, pads])
         if skip is not None:
             rows += [[*before, *shape, *skip[1:]], *end]
     opens = kinds == BEHIND_RELU and rows[0][1] % 4 == 0
@@ -126,7 +128,7 @@ def plan_of(rng: np.random.Generator, batch: int, blocks: Tensor, rows: list[lis
         bits,
         normalized,
         floats(rng.normal(size=(batch, *blocks[0, BlockColumn.CHANNELS : BlockColumn.OUT_CHANNELS].tolist()))),
-        floats(rng.normal(size=(batch, *blocks[-1, BlockColumn.OUT_CHANNELS :].tolist()))),
+        floats(rng.normal(size=(batch, *blocks[-1, BlockColumn.OUT_CHANNELS : BlockColumn.PAD_BEFORE].tolist()))),
         torch.from_numpy(rng.integers(-40, 40, batch).astype(np.int32)),
         random_routings(rng, len(blocks)),
     )

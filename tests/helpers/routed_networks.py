@@ -96,7 +96,8 @@ def forward(
     if not y0.requires_grad:
         y0 = y = y0.requires_grad_()
     for i, block in enumerate(net.blocks):
-        y = block.join(join(i, block.skip(y), block.residual(y), block.gated(y)))
+        gate = block.parts(y)[2] if block.has_gate else None
+        y = block.join(join(i, block.skip(y), block.residual(y), gate))
     return net.head(y), y0
 
 

@@ -140,14 +140,21 @@ class OptionA(Switched):
 
 
 class CifarResNet(nn.Module):
-    def __init__(self) -> None:
+    """The network of He et al. on CIFAR around blocks with option A, four of different kinds by default."""
+
+    def __init__(self, layers: Sequence[OptionA] = ()) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 4, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(4)
-        self.layers = nn.ModuleList(
-            [OptionA(4, 4), OptionA(4, 7, 2), OptionA(7, 7, around=True), OptionA(7, 12, 2, around=True)]
-        )
-        self.linear = nn.Linear(12, 5)
+        layers = layers or [
+            OptionA(4, 4),
+            OptionA(4, 7, 2),
+            OptionA(7, 7, around=True),
+            OptionA(7, 12, 2, around=True),
+        ]
+        width = layers[0].conv1.in_channels
+        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layers = nn.ModuleList(layers)
+        self.linear = nn.Linear(layers[-1].conv2.out_channels, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
@@ -155,6 +162,18 @@ class CifarResNet(nn.Module):
             out = layer(out)
         out = F.avg_pool2d(out, out.size()[3])
         return self.linear(out.view(out.size(0), -1))
+
+
+def cifar_resnet20(width: int) -> CifarResNet:
+    """Return ResNet-20: three blocks a stage, zero channels on both sides where a stage widens."""
+    stages = [(width, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2)]
+    return CifarResNet(
+        [
+            OptionA(inplanes if first else planes, planes, stride if first else 1, around=True)
+            for inplanes, planes, stride in stages
+            for first in (True, False, False)
+        ]
+    )
 
 
 class Preactivated(Switched):

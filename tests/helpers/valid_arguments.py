@@ -81,8 +81,8 @@ def recorder_by(engine: str) -> pathnet.Recorder:
 
 
 @cache
-def tape_by(engine: str, at: str = "y0") -> pathnet.Tape:
-    return pathnet.record(small_net(), two_images(), two_labels(), engine=engine, at=at)  # type: ignore[arg-type]
+def tape_by(engine: str, at: str | int = "y0") -> pathnet.Tape:
+    return pathnet.record(small_net(), two_images(), two_labels(), engine=engine, at=at)
 
 
 @cache

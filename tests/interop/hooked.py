@@ -52,17 +52,19 @@ def truth(
         for residual, takes_residual in zip(original.residuals, path or (), strict=path is not None):
             if takes_residual:
                 first = model.get_submodule(residual.first)
-                hooks.enter_context(first.register_forward_pre_hook(_without_skip_gradient))
+                hooks.enter_context(first.register_forward_pre_hook(without_skip_gradient))
             else:
                 last = model.get_submodule(residual.last)
-                hooks.enter_context(last.register_forward_hook(_changed(Tensor.detach)))
+                hooks.enter_context(last.register_forward_hook(changed(Tensor.detach)))
         output = logits(model, x)
-    places = {"image": [x], "stem_weight": [dict(model.named_parameters()).get(original.stem_weight)]}
-    (gradient,) = torch.autograd.grad(loss(output, target), places.get(at, leaves))
+    parameters = dict(model.named_parameters())
+    places = {"y0": leaves, "image": [x], "stem_weight": [parameters.get(original.stem_weight)]}
+    leaf = places[at] if at in places else [parameters[at]]
+    (gradient,) = torch.autograd.grad(loss(output, target), leaf, allow_unused=True, materialize_grads=True)
     return gradient
 
 
-def _without_skip_gradient(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def without_skip_gradient(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Replace the gradient at the source of both branches by the part through the residual module."""
     source, *further = args
     residual_input, grads = source.view_as(source), []
@@ -71,7 +73,7 @@ def _without_skip_gradient(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ..
     return (residual_input, *further)
 
 
-def _changed(change: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Any, Any], Any]:
+def changed(change: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Any, Any], Any]:
     def hook(_: nn.Module, __: Any, output: Any) -> Any:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
@@ -84,5 +86,5 @@ def without(original: Original, model: nn.Module, blocks: Sequence[int]) -> Iter
     with ExitStack() as hooks:
         for i in blocks:
             last = model.get_submodule(original.residuals[i].last)
-            hooks.enter_context(last.register_forward_hook(_changed(torch.zeros_like)))
+            hooks.enter_context(last.register_forward_hook(changed(torch.zeros_like)))
         yield model

@@ -239,7 +239,7 @@ def test_what_is_no_data_set_or_no_network_is_named(images: data.Data, wrong: An
     net = network("residual")
     for call in (lesion.errors, lesion.recalibrated):
         arguments = ([],) if call is lesion.errors else ()
-        with pytest.raises(ValueError, match="data: expected a pathnet Data"):
+        with pytest.raises(ValueError, match="^data: expected (a pathnet Data, or|at least one batch)"):
             call(net, wrong, *arguments)
         with pytest.raises(ValueError, match="net: expected a pathnet ResidualNet"):
             call(wrong, images, *arguments)

@@ -18,7 +18,7 @@ import pathnet
 
 def test_additions_inside_a_branch_are_no_residual_connections() -> None:
     kinds = [block.kind() for block in adapted_by_name("language model")]
-    assert kinds == ["attention", "linear layers"] * 2
+    assert kinds == ["attention", "perceptron"] * 2
     assert all(block.skip_branch is None for block in adapted_by_name("language model"))
     assert [block.skip_kind() for block in adapted_by_name("scaled")] == ["identity"] * 5
     assert not any(block.nested for name in ("scaled", "language model", "basic") for block in adapted_by_name(name))
@@ -120,7 +120,7 @@ def test_operations_between_blocks_belong_to_both_branches() -> None:
     model.extend([nn.AvgPool2d(2), Basic(6, 6), nn.Flatten(), nn.Linear(24, 5)])
     net = pathnet.adapt(shaken(model).eval(), torch.randn(2, 3, 11, 11))
     assert [block.skip_kind() for block in net] == [
-        *("identity", "identity after 1 shared layers", "identity after a shared part"),
+        *("identity", "identity after 1 shared layer", "identity after a shared part"),
     ]
     x = torch.randn(2, 3, 11, 11)
     with torch.no_grad():

@@ -8,10 +8,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.cases import SMALL, Case
-from helpers.model_cases import BY_NAME, adapted_by_name, outcome, path_gradient, sites
+from helpers.model_cases import BY_NAME, ModelCase, adapted_by_name, outcome, path_gradient, sites
 from helpers.oracles import relative_error
-from helpers.third_party import Basic, Functional, Parallel, Preactivated, PreactResNet, ResNet, shaken
-from helpers.tolerances import EXACT_WALK, FLOAT32_BATCH_NORM
+from helpers.third_party import (
+    Basic,
+    CifarResNet,
+    Functional,
+    OptionA,
+    Parallel,
+    Preactivated,
+    PreactResNet,
+    ResNet,
+    cifar_resnet20,
+    shaken,
+)
+from helpers.tolerances import EXACT_WALK, FLOAT32_BATCH_NORM, FLOAT32_SAMPLE_NORM
 from torch import Tensor, nn
 
 import pathnet
@@ -76,9 +87,7 @@ def test_post_activation_forms() -> None:
         assert (form.projection, form.projection_bn) == expected and not form.pad
     assert [len(block.form().convs) for block in adapted_by_name("bottleneck")] == [3, 3, 3]
     padded = [block.form() for block in adapted_by_name("zero padding")]
-    assert [form is not None and form.pad for form in padded] == [False, True, False, False]
-    # Engines support zero channels only after those of the input.
-    assert [form is None for form in padded] == [False, False, False, True]
+    assert [(form.pad, form.pad_before) for form in padded] == [(False, 0), (True, 0), (False, 0), (True, 2)]
     model = BY_NAME["control flow"].model()
     exported = pathnet.adapt(model, BY_NAME["control flow"].batch()[0])
     assert exported.traced_by == "torch.export"
@@ -120,6 +129,40 @@ def test_third_party_post_activation_blocks_run_on_the_cpu_engine(name: str, bn:
     assert "engine cpu: serves" in str(net)
 
 
+@pytest.mark.parametrize("bn", ["running", "batch"])
+@pytest.mark.parametrize("width", [5, 16])
+def test_the_usual_cifar_resnet_runs_on_the_cpu_engine(width: int, bn: str) -> None:
+    """Compare single paths with the model's own code, in which the test detaches branches."""
+    case = ModelCase("ResNet-20", lambda: cifar_resnet20(width), (4, 3, 13, 16))
+    model, (images, labels) = case.model(1), case.batch()
+    net = pathnet.adapt(copy.deepcopy(model).float(), images.float())
+    assert [block.form().pad_before for block in net] == [0, 0, 0, width // 2, 0, 0, width, 0, 0]
+    tape = pathnet.record(net, images.float(), labels, bn=bn, engine="cpu")  # type: ignore[arg-type]
+    codes = torch.cat([pathnet.paths.sample(net.n, length, 2) for length in (0, 3, 6, 9)])
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train(bn == "batch")
+    for code, gradient in zip(codes.tolist(), tape.path_gradients(codes), strict=True):
+        assert relative_error(gradient, path_gradient(case, model, code)) < FLOAT32_SAMPLE_NORM
+    assert "pad" in str(net) and "engine cpu: serves" in str(net)
+
+
+def test_zeros_of_the_input_are_not_taken_for_padding() -> None:
+    torch.manual_seed(0)
+    model = CifarResNet([OptionA(4, 7, 2, around=True)]).eval()
+    nn.init.zeros_(model.bn1.weight)
+    layer, images = model.layers[0], torch.randn(3, 3, 9, 9)
+    net = pathnet.adapt(
+        model,
+        images,
+        stem=lambda x: F.relu(model.bn1(model.conv1(x))),
+        blocks=[("layers.0.shortcut", lambda x: layer.bn2(layer.conv2(F.relu(layer.bn1(layer.conv1(x))))), F.relu)],
+        head=lambda x: model.linear(F.avg_pool2d(x, x.shape[-1]).flatten(1)),
+    )
+    assert not net.stem(images).any()
+    assert [block.form().pad_before for block in net] == [1]
+
+
 def test_only_suitable_blocks_have_a_form() -> None:
     torch.manual_seed(0)
     net = pathnet.adapt(ResNet([Parallel(4), Basic(4, 4)], 4, 4))
@@ -144,14 +187,14 @@ class Named(nn.Module):
 
 def test_the_kind_of_a_block_follows_from_its_operations() -> None:
     net = pathnet.adapt(Named(), torch.randn(3, 4))
-    assert [block.kind() for block in net] == ["linear layers"] * 2  # type: ignore[operator]
+    assert [block.kind() for block in net] == ["linear layer"] * 2  # type: ignore[operator]
 
 
 def test_the_report_names_blocks_shapes_kinds_and_engines() -> None:
     lines = str(adapted_by_name("basic")).splitlines()
     assert lines[0] == "4 residual blocks, found by torch.fx"
     assert lines[1].split("  ") and lines[3].split() == [
-        *("2", "layer1.1", "4x5x5", "6x3x3", "projection", "post-activation", "basic"),
+        *("1", "layer1.1", "4x5x5", "6x3x3", "projection", "post-activation", "basic"),
     ]
     reasons = dict(line.removeprefix("engine ").split(": ", 1) for line in lines[6:])
     assert set(reasons) == set(pathnet.engines.available()) and reasons["reference"] == "serves"

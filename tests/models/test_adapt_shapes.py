@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -55,14 +54,30 @@ def test_the_example_is_guessed(make: Callable[[], nn.Module], shape: tuple[int,
     assert tuple(net.shapes[0]) == ((4, 32, 32) if shape == (3, 32, 32) else shape)
 
 
+class Broadcast(nn.Module):
+    """A model whose skip connection has one channel, the residual module several."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc((x + self.conv(x)).mean((2, 3)))
+
+
 def test_the_report_says_what_is_fixed_for_the_examples_shape() -> None:
-    net = adapted_by_name("language model")
-    assert net.fixed and "for inputs of the example's shape: " in str(net)
-    with pytest.raises(ValueError, match=r"images: expected those that give blocks an input of \[B, 6, 8\]"):
-        net(torch.zeros(2, 5, dtype=torch.int64))
-    free = adapted_by_name("basic")
-    assert not free.fixed
-    free(torch.randn(2, 3, 17, 12, dtype=torch.float64))
+    net = pathnet.adapt(Broadcast(), torch.randn(2, 1, 6, 8))
+    assert net.fixed and "for inputs of the example's shape: a branch is broadcast" in str(net)
+    with pytest.raises(ValueError, match=r"images: expected those that give blocks an input of \[B, 1, 6, 8\]"):
+        net(torch.zeros(2, 1, 6, 7))
+
+
+@pytest.mark.parametrize("name", ["language model", "basic"])
+def test_inputs_of_other_shapes_than_the_examples(name: str) -> None:
+    case, net = BY_NAME[name], adapted_by_name(name)
+    x = torch.randint(0, 11, (2, 5)) if name == "language model" else torch.randn(2, 3, 17, 12, dtype=torch.float64)
+    assert not net.fixed
+    torch.testing.assert_close(net(x), case.model()(x))
 
 
 class Sized(nn.Module):
@@ -86,22 +101,9 @@ def test_sizes_from_outside_a_branch_follow_the_batch_size() -> None:
     torch.manual_seed(0)
     model = Sized()
     net = pathnet.adapt(model, torch.randn(2, 3, 6, 8))
-    assert net.n == 2 and net.fixed
-    x = torch.randn(5, 3, 6, 8)
-    torch.testing.assert_close(net(x), model(x))
-    with pytest.raises(ValueError, match=r"expected those that give blocks an input of \[B, 4, 6, 8\]"):
-        net(torch.randn(2, 3, 8, 8))
-
-
-class Masked(LanguageModel):
-    """Attention without padding: a mask from the values of the tokens, which every branch reads."""
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.tokens(ids)
-        mask = torch.where(ids == 0, -1e9, 0.0).to(x.dtype)[:, None, None]
-        for layer in self.layers:
-            x = layer(x, None, mask)
-        return self.head(self.norm(x))
+    assert net.n == 2 and not net.fixed
+    for x in (torch.randn(5, 3, 6, 8), torch.randn(3, 3, 10, 8)):
+        torch.testing.assert_close(net(x), model(x))
 
 
 class Mixed(nn.Module):
@@ -114,67 +116,24 @@ class Mixed(nn.Module):
         return self.fc(self.block(self.norm(self.conv(x))).mean((2, 3)))
 
 
-class TimeFirst(nn.Module):
+class LaidEndToEnd(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second, self.fc = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x.transpose(0, 1))
-        return self.fc((x + self.second(x).cumsum(0)).mean(0))
+        y = torch.tanh(self.first(x).flatten(0, 1))
+        return self.fc(torch.tanh(y + self.second(y)).unflatten(0, x.shape[:2]).mean(1))
 
 
 def test_parts_that_cannot_be_cut_out_are_rejected() -> None:
     torch.manual_seed(0)
-    with pytest.raises(ValueError, match=r"model: the residual module of 'layers.0 \(1\)' needs getitem .*values"):
-        pathnet.adapt(Masked(), torch.randint(1, 11, (2, 6)))
     with pytest.raises(ValueError, match="model: samples of a batch influence each other"):
         pathnet.adapt(Mixed(), torch.randn(2, 3, 9, 9))
-    with pytest.raises(ValueError, match=r"model: expected the batch in the first dimension \(2\)"):
-        pathnet.adapt(TimeFirst(), torch.randn(2, 5, 4))
-
-
-class Sentences(nn.Module):
-    """A model that reads the values of its tokens after embedding them, in one of three ways.
-
-    They are slopes of attention per sentence (as in BLOOM), the experts that a router selects (Mixtral), or the end
-    of a sentence, which is classified (GPT-2).
-    """
-
-    def __init__(self, reads: str) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.reads, self.tokens = reads, nn.Embedding(9, 6)
-        self.layers, self.last = nn.ModuleList(nn.Linear(6, 6) for _ in range(2)), nn.Linear(6, 3)
-
-    def forward(self, ids: Tensor) -> Any:
-        x, seen = self.tokens(ids), (ids != 0).to(torch.float32)
-        for layer in self.layers:
-            y = layer(x)
-            if self.reads == "slopes":
-                y = y * seen.cumsum(1)[:, :, None]
-            if self.reads == "experts":
-                y = y * torch.index_select(layer.weight, 0, (ids[:, 0] + 6) % 6)[:, None]
-            x = x + torch.tanh(y)
-        if self.reads == "ends":
-            x = x.gather(1, (seen.sum(1).long() - 1)[:, None, None].expand(-1, 1, 6))[:, 0]
-        return self.last(x)
-
-
-@pytest.mark.parametrize(
-    ("reads", "message"),
-    [
-        (
-            "slopes",
-            r"the residual module of 'addition \(1\)' needs getitem .*, which is computed from the input's values",
-        ),
-        ("experts", r"the residual module of 'addition \(1\)' needs .*, which is computed from the input's values"),
-        ("ends", "the head needs .*, which is computed from the input's values"),
-    ],
-)
-def test_parts_that_read_the_models_input_are_named(reads: str, message: str) -> None:
-    with pytest.raises(ValueError, match=f"model: {message} outside of it; .*; blocks= takes branches, .*, by hand"):
-        pathnet.adapt(Sentences(reads), torch.randint(1, 9, (3, 5)))
+    with pytest.raises(
+        ValueError, match=r"model: expected the batch in one dimension \(2\) between blocks, got \[10,"
+    ):
+        pathnet.adapt(LaidEndToEnd(), torch.randn(2, 5, 4))
 
 
 class ComputedStatistics(nn.Module):

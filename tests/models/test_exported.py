@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from pathnet.models.tracing.examples import example_of
 from pathnet.models.tracing.exported import exported
 
 
@@ -48,7 +49,7 @@ def model_and_graph() -> tuple[Untraceable, fx.GraphModule]:
     torch.manual_seed(0)
     model = Untraceable().train()
     model.embedding.eval()
-    return model, exported(model, torch.randint(0, 7, (1, 5)))
+    return model, exported(model, example_of(model, torch.randint(0, 7, (1, 5))))[0]
 
 
 def test_fx_cannot_trace_the_model() -> None:
@@ -103,10 +104,46 @@ def test_no_guards_assertions_or_trees_remain() -> None:
     assert isinstance(embedded.meta["val"].shape[0], torch.SymInt) and embedded.meta["val"].shape[1:] == (5, 4)
 
 
-def test_another_shape_than_the_traced_one_is_named() -> None:
-    _, graph = model_and_graph()
-    with pytest.raises(ValueError, match=r"^images: expected the shape that was traced, \[B, 5\], got \[3, 10\]"):
-        graph(torch.zeros(3, 10, dtype=torch.int64))
+def test_other_sequence_lengths_than_the_traced_one() -> None:
+    model, graph = model_and_graph()
+    x = torch.randint(0, 7, (3, 9))
+    torch.testing.assert_close(graph(x), copy.deepcopy(model).eval()(x, use_cache=False).logits, rtol=1e-5, atol=1e-5)
+
+
+class Halving(nn.Module):
+    """A model whose size must be even in one dimension and is fixed in another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        halves = x.unflatten(1, (x.shape[1] // 2, 2)).mean(2)
+        return self.linear(halves) + y[:, None]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ([(2, 8, 6), (2, 6)], None),
+        ([(1, 2, 6), (1, 6)], None),
+        ([(2, 8, 5), (2, 6)], r"images\[0\]: expected the shape that was traced, \[B, any, 6\], got \[2, 8, 5\]"),
+        (
+            [(2, 7, 6), (2, 6)],
+            r"images: expected images\[0\].shape\[1\] == .*, which the trace assumes, got \[2, 7, 6\], \[2, 6",
+        ),
+        ([(2, 8, 6), (3, 6)], r"images: expected images\[1\].shape\[0\] == images\[0\].shape\[0\], which the trace"),
+    ],
+)
+def test_shapes_that_the_trace_does_not_cover_are_named(shapes: list[tuple[int, ...]], message: str | None) -> None:
+    example = example_of(Halving(), (torch.randn(2, 4, 6), torch.randn(2, 6)))
+    _, guards = exported(Halving(), example)
+    tensors = [torch.zeros(shape) for shape in shapes]
+    if message is None:
+        guards.check(example.structure, tensors, "images")
+    else:
+        with pytest.raises(ValueError, match=f"^{message}"):
+            guards.check(example.structure, tensors, "images")
 
 
 class Branching(nn.Module):
@@ -130,12 +167,11 @@ class Pair(nn.Module):
         (Branching(), r"model: torch.export fails for batches of any size \(.*data-dependent"),
         (FixedBatch(), r"model: torch.export fails for batches of any size \(Constraints violated .* constant"),
         (Pair(), r"model: torch.export fails .*\(expected an output that is a tensor or has logits, got tuple\)"),
-        (nn.Linear(3, 3).bfloat16(), "model: expected float32 or float64 weights, got torch.bfloat16 in weight"),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_models_that_cannot_be_exported_are_rejected_by_name(model: nn.Module, message: str) -> None:
     model.train()
     with pytest.raises(ValueError, match=f"^{message}"):
-        exported(model, torch.randn(2, 3))
+        exported(model, example_of(model, torch.randn(2, 3)))
     assert model.training

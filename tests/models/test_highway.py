@@ -226,7 +226,7 @@ def test_initial_gates_depend_on_their_bias_alone() -> None:
 
 def test_the_autograd_engine_runs_gates_with_a_warning_why_other_engines_cannot() -> None:
     net, (images, labels) = network(), batch()
-    with pytest.warns(RuntimeWarning, match="'autograd' was chosen; .*block 1 has no fused form"):
+    with pytest.warns(RuntimeWarning, match="'autograd' was chosen; .*block 0: its gate multiplies"):
         assert pathnet.record(net, images, labels).engine == "autograd"
 
 
@@ -261,7 +261,7 @@ def test_routed_outputs_use_the_actual_gates() -> None:
     ("arguments", "message"),
     [
         ({"depth": 9}, r"depth: basic blocks need a depth of 6n \+ 2"),
-        ({"shortcut": "none"}, "shortcut: expected 'projection' or 'pad', got 'none'"),
+        ({"shortcut": "none"}, "shortcut: expected 'projection' or 'pad' or 'pad_around', got 'none'"),
         ({"width": 0}, "width: expected an integer from 1 to 65536, got 0"),
     ],
 )

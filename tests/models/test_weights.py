@@ -96,7 +96,7 @@ def test_sizes_that_are_no_positive_integers_are_named(model: str, name: str, va
         ),
         (
             {"model": "preact_resnet", "depth": 8, "shortcut": None},
-            "shortcut: expected 'projection' or 'pad', got None",
+            "shortcut: expected 'projection' or 'pad' or 'pad_around', got None",
         ),
         ({"model": "highway", "gate_bias": "x"}, "gate_bias: expected a finite number from .*, got 'x'"),
         ({"model": "highway", "gate_bias": math.nan}, "gate_bias: expected a finite number from .*, got nan"),

@@ -39,7 +39,7 @@ class BlockBackwardRunning {
     const Image &from = network_.ends[b + 1], &image = network_.ends[b];
     const bool identity = block.skips_by_identity(), padded = block.skips_by_padding();
     for (int64_t i = 0; i < count && padded; ++i) {
-      pad(from, image, network_.stride(block), true, tasks[i].a, tasks[i].skip, tasks[i].target);
+      pad(from, image, network_.padding(block), true, tasks[i].a, tasks[i].skip, tasks[i].target);
     }
     if (block.skip == kProjection) {
       through(
@@ -70,7 +70,7 @@ class BlockBackwardRunning {
       if (tasks[i].c != 0.0f) continue;
       Task& task = tasks[i];
       if (task.a == 0.0f) {
-        pad(from, image, 1, true, 0.0f, nullptr, task.target);
+        pad(from, image, {1, 0}, true, 0.0f, nullptr, task.target);
       } else if (block.behind_relu()) {
         const uint8_t* bits = network_.bits(block.first_unit, task.bits);
         const int64_t pixel_bytes = image.groups() * 2;

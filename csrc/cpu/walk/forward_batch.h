@@ -151,7 +151,7 @@ class ForwardBatch {
           store(values + j, splat(a) * maximum(floor, load(source + j)));
         }
       } else {
-        pad(from, to, network_.stride(block), false, block.skips_by_padding() ? a : 0.0f, source, values,
+        pad(from, to, network_.padding(block), false, block.skips_by_padding() ? a : 0.0f, source, values,
             block.behind_relu());
       }
       if (c != 0.0f) end(block.module_end(), bn, c, raw_.get() + s * to.dense(), values, values, s);
@@ -195,7 +195,7 @@ class ForwardBatch {
     const Image from = without_border(network_.ends[b]), to = without_border(network_.ends[b + 1]);
     float* values = next_.get() + s * to.dense();
     if (block.skip == kPad) {
-      pad(from, to, network_.stride(block), false, a, main_.get() + s * from.dense(), values);
+      pad(from, to, network_.padding(block), false, a, main_.get() + s * from.dense(), values);
     } else {
       Join<Convolver, false> join = {to, false, nullptr, {a}, {0.0f}, {values}, {}, {}, {}, {}};
       Convolver::run(network_.convolutions[block.projection_unit], packed_[block.projection_unit], &operand, 1, join);
@@ -212,7 +212,7 @@ class ForwardBatch {
       if (block.skip == kIdentity) {
         for (int64_t j = 0; j < to.dense(); j += kLanes) store(values + j, splat(a) * load(source + j));
       } else {
-        pad(from, to, network_.stride(block), false, block.skip == kPad ? a : 0.0f, source, values);
+        pad(from, to, network_.padding(block), false, block.skip == kPad ? a : 0.0f, source, values);
       }
       measure(to, values, s);
     });

@@ -99,7 +99,7 @@ class ForwardRunning {
       join.old_coefficients[i] = a;
       join.largest[i] = splat(0.0f);
       if (padded || (block.skip == kProjection && a == 0.0f && c == 0.0f)) {
-        pad(network_.ends[b], network_.ends[b + 1], network_.stride(block), false, padded ? a : 0.0f, source,
+        pad(network_.ends[b], network_.ends[b + 1], network_.padding(block), false, padded ? a : 0.0f, source,
             join.targets[i], block.behind_relu());
         join.olds[i] = join.targets[i];
       }

@@ -57,7 +57,7 @@ class GradientFinisher {
     const float* old = source;
     Vector old_factor = a;
     if (!block.skips_by_identity()) {
-      pad(from, to, network().stride(block), true, block.skips_by_padding() ? gradient.a : 0.0f, source, values);
+      pad(from, to, network().padding(block), true, block.skips_by_padding() ? gradient.a : 0.0f, source, values);
       old = values;
       old_factor = splat(1.0f);
     } else if (gradient.a == 0.0f) {

@@ -74,22 +74,24 @@ void walk_items(const Job& job, const Team& team, const Network& network, Direct
 // target = coefficient * the padding skip of source, or the transposed one; `positive`: of the source's ReLU. Writes
 // all of the target's inside. With coefficient 0 it does not read the source, and the shapes may be those of any
 // skip.
-inline void pad(const Image& source, const Image& target, int64_t stride, bool transposed, float coefficient,
+inline void pad(const Image& source, const Image& target, const Padding& padding, bool transposed, float coefficient,
                 const float* from, float* to, bool positive = false) {
-  const int64_t channels = std::min(source.padded(), target.padded());
   for (int64_t y = 0; y < target.height; ++y) {
     std::fill_n(to + target.pixel(y, 0) * target.padded(), target.width * target.padded(), 0.0f);
   }
   if (coefficient == 0.0f) return;
   const Image& small = transposed ? source : target;
+  const int64_t stride = padding.stride;
+  // Of the block's input. On the way back the added channels are dropped.
+  const int64_t channels = transposed ? target.channels : source.channels;
+  from += transposed ? padding.before : 0;
+  to += transposed ? 0 : padding.before;
   for (int64_t y = 0; y < small.height; ++y) {
     for (int64_t x = 0; x < small.width; ++x) {
       const int64_t from_pixel = transposed ? source.pixel(y, x) : source.pixel(y * stride, x * stride);
       const int64_t to_pixel = transposed ? target.pixel(y * stride, x * stride) : target.pixel(y, x);
       for (int64_t c = 0; c < channels; ++c) {
-        // On the way back the appended channels are dropped.
-        const bool real = c < target.channels && c < source.channels;
-        float value = real ? from[from_pixel * source.padded() + c] : 0.0f;
+        float value = from[from_pixel * source.padded() + c];
         if (positive && value < 0.0f) value = 0.0f;
         to[to_pixel * target.padded() + c] = coefficient * value;
       }

@@ -64,18 +64,6 @@ def product(pullbacks: Pullbacks, factors: Sequence[float], grad: Tensor) -> Ten
     return total
 
 
-def parts_of(block: Block, x: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the block's parts: skip, residual module, and gate if it has one."""
-    return block.three_parts(x)
-
-
-def joined(block: Block, parts: Sequence[Tensor | None]) -> Tensor:
-    """Return the value that the block's join takes; a gate adds nothing to it."""
-    skip, residual = parts[:2]
-    assert skip is not None and residual is not None
-    return skip + residual
-
-
 def plain_pullbacks(block: Block, x: Tensor, copies: bool) -> tuple[Tensor, Pullbacks]:
     """Run a block forward; return its output, and its pull-backs by ``torch.autograd.grad``.
 
@@ -89,8 +77,8 @@ def plain_pullbacks(block: Block, x: Tensor, copies: bool) -> tuple[Tensor, Pull
     with torch.enable_grad():
         entry = leaf.clone() if copies else leaf
         version = entry._version
-        parts = parts_of(block, entry)
-        z = joined(block, parts).detach().requires_grad_()
+        parts = block.parts(entry)
+        z = block.summed(parts).detach().requires_grad_()
         joining = z.clone() if copies else z
         y = block.join(joining)
     of_state = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -260,7 +260,7 @@ class CudaWalk:
         return walked if shifts is None else multiplied(*walked, to_device(shifts, mantissa.device)[:, None])
 
     def _through_block(
-        self, index: int, grads: ScaledGradient, coefficients: Sequence[tuple[float, float]]
+        self, index: int, grads: ScaledGradient, coefficients: Sequence[tuple[float, ...]]
     ) -> ScaledGradient:
         """Take each of the scaled gradients [g, B, C, H, W] back through one block by its (a, c), in one launch."""
         step, magnitudes, (mantissas, exponents) = self.network.steps[index], self.network.magnitudes, grads

@@ -115,6 +115,7 @@ def _dgrad_kernel(
     SKIP: tl.constexpr,
     SKIP_C: tl.constexpr,
     SKIP_STRIDE: tl.constexpr,
+    BEFORE: tl.constexpr,
     ACTIVATED: tl.constexpr,
     RESIDUAL: tl.constexpr,
     ENTRY: tl.constexpr,
@@ -215,7 +216,7 @@ def _dgrad_kernel(
         if RESIDUAL or SKIP == PROJECTION:
             value *= tl.load(scales_ptr + channel, mask=has_channel, other=0.0)[None, None, :]
         if SKIP == DIRECT:
-            skipped = direct_gradients(memory, entered, skips, points, skip_size, channel, skip, CORRECT)
+            skipped = direct_gradients(memory, entered, skips, points, skip_size, channel, skip, BEFORE, CORRECT)
             if ACTIVATED:
                 skipped = tl.where(passes, skipped, 0.0)
             value += skipped * factor[:, :, None]
@@ -309,6 +310,7 @@ def dgrad(gradients: GradientStates, saved: Saved, block: FusedBlock, task: Laun
         SKIP=skip.value,
         SKIP_C=skip_outputs.channels,
         SKIP_STRIDE=1 if skip is NO_SKIP else block.stride,
+        BEFORE=block.pad_before if skip is DIRECT else 0,
         ACTIVATED=block.activated and skip is DIRECT,
         RESIDUAL=task.residual,
         ENTRY=task.unit == len(block.convolutions) - 1 and not block.ends,

@@ -96,11 +96,17 @@ def projected_gradients(
 
 
 @triton.jit
-def direct_gradients(memory, entered, live, points, size, channel, skip: tl.constexpr, CORRECT: tl.constexpr):
-    """Return [PATHS, POINTS, BLOCK_N], gradients of ``entered`` [height, width] at every stride-th pixel, else 0."""
+def direct_gradients(
+    memory, entered, live, points, size, channel, skip: tl.constexpr, BEFORE: tl.constexpr, CORRECT: tl.constexpr
+):
+    """Return [PATHS, POINTS, BLOCK_N], gradients of ``entered`` [height, width] at every stride-th pixel, else 0.
+
+    There a channel stands behind the BEFORE zero channels that the skip adds in front.
+    """
     pixel = (points.sample * size.height + points.row // skip.STRIDE) * size.width + points.column // skip.STRIDE
     meets = points.inside & (points.row % skip.STRIDE == 0) & (points.column % skip.STRIDE == 0)
-    has_channel = (channel < skip.C) & (channel < skip.OUT_C)
+    has_channel = (channel < skip.C) & (channel < skip.OUT_C - BEFORE)
+    channel += BEFORE
     located = locate(memory, entered, live)
     means = load_means(memory, located, channel, has_channel, CORRECT)
     places = (pixel * skip.OUT_C)[:, None] + channel[None, :]

@@ -28,6 +28,7 @@ from pathnet.engines.triton.tiles import (
     ROW_FIELDS,
     STATE_FIELDS,
     NormPointers,
+    behind_zeros,
     clamp,
     load_coefficient,
     load_normalization,
@@ -79,6 +80,7 @@ def _ending_forward_kernel(
     SKIP: tl.constexpr,
     SKIP_C: tl.constexpr,
     SKIP_STRIDE: tl.constexpr,
+    BEFORE: tl.constexpr,
     RESIDUAL: tl.constexpr,
     POINTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -117,9 +119,10 @@ def _ending_forward_kernel(
         if SKIP == DIRECT:
             sample, row, column = point // (height * width), point // width % height, point % width
             pixel = (sample * skip_height + row * SKIP_STRIDE) * skip_width + column * SKIP_STRIDE
+            input_channel, has_channel = behind_zeros(channel, SKIP_C, BEFORE)
             skipped = tl.load(
-                entered_ptr + (pixel * SKIP_C)[:, None] + channel[None, :],
-                mask=within & (channel < SKIP_C)[None, :],
+                entered_ptr + (pixel * SKIP_C)[:, None] + input_channel[None, :],
+                mask=within & has_channel[None, :],
                 other=0.0,
             )
             value += a * clamp(skipped.to(tl.float32), floor)
@@ -218,6 +221,7 @@ def ending_forward(
         SKIP=skip.value,
         SKIP_C=block.input.channels,
         SKIP_STRIDE=block.stride,
+        BEFORE=block.pad_before if skip is DIRECT else 0,
         RESIDUAL=task.residual,
         POINTS=points,
         BLOCK_N=channels,

@@ -97,6 +97,7 @@ def _forward_kernel(
     SKIP: tl.constexpr,
     SKIP_C: tl.constexpr,
     SKIP_STRIDE: tl.constexpr,
+    BEFORE: tl.constexpr,
     ACTIVATED: tl.constexpr,
     RESIDUAL: tl.constexpr,
     EXIT: tl.constexpr,
@@ -165,7 +166,7 @@ def _forward_kernel(
                 skipped += tl.load(projection_shift_ptr + channel, mask=channel < OUT_C, other=0.0)[None, :]
             value += a * skipped
         if SKIP == DIRECT:
-            skipped = load_pixels(entered_ptr, points, skip_size, channel, skip)
+            skipped = load_pixels(entered_ptr, points, skip_size, channel, skip, BEFORE)
             if ACTIVATED:
                 skipped = clamp(skipped, first_floor)
             value += a * skipped
@@ -267,6 +268,7 @@ def forward_unit(
         SKIP=skip.value,
         SKIP_C=skip_inputs.channels,
         SKIP_STRIDE=1 if skip is NO_SKIP else block.stride,
+        BEFORE=block.pad_before if skip is DIRECT else 0,
         ACTIVATED=block.activated and skip is DIRECT,
         RESIDUAL=task.residual or alone,
         EXIT=at_exit,

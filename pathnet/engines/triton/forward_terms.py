@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pathnet.engines.triton.tiles import clamp, load_normalization
+from pathnet.engines.triton.tiles import behind_zeros, clamp, load_normalization
 
 
 @triton.jit
@@ -55,11 +55,13 @@ def _rectified(x, normalization, floor):
 
 
 @triton.jit
-def load_pixels(x_ptr, points, size, channel, skip: tl.constexpr):
-    """Return float32 [POINTS, BLOCK_N], every stride-th pixel of x [height, width, C], 0 beyond its channels."""
+def load_pixels(x_ptr, points, size, channel, skip: tl.constexpr, BEFORE: tl.constexpr):
+    """Return float32 [POINTS, BLOCK_N], every stride-th pixel of x [height, width, C], BEFORE zero channels in front
+    of its own and 0 beyond them."""
     pixel = (points.sample * size.height + points.row * skip.STRIDE) * size.width + points.column * skip.STRIDE
-    places = (pixel * skip.C)[:, None] + channel[None, :]
-    mask = points.inside[:, None] & (channel < skip.C)[None, :]
+    input_channel, has_channel = behind_zeros(channel, skip.C, BEFORE)
+    places = (pixel * skip.C)[:, None] + input_channel[None, :]
+    mask = points.inside[:, None] & has_channel[None, :]
     return tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)
 
 

@@ -34,7 +34,7 @@ def unsupported_side(net: ResidualNet) -> str | None:
         form = block.form()
         reason = None if form is None else unsupported_block(form)
         if reason is not None:
-            return f"block {index + 1}: {reason}"
+            return f"block {index}: {reason}"
     return None
 
 

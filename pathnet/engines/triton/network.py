@@ -70,6 +70,7 @@ class FusedBlock:
             unit's ReLU, also without a projection.
         ends: indices, following those of all units, of the BNs after its last convolution and its projection, if
             their statistics are the batch's; otherwise the convolutions contain them.
+        pad_before: number of zero channels that its skip adds before the input's.
     """
 
     convolutions: Sequence[PackedConvolution]
@@ -77,6 +78,7 @@ class FusedBlock:
     first: int
     activated: bool = False
     ends: Sequence[int] = ()
+    pad_before: int = 0
 
     @property
     def input(self) -> Shape:

@@ -90,7 +90,7 @@ def _fused_blocks(forms: Sequence[FusedForm], shape: Shape, backward: torch.dtyp
             convolutions.append(_convolution(unit.conv, shape, backward))
             shape = convolutions[-1].output
         projection = None if form.projection is None else _convolution(form.projection, block_input, backward)
-        blocks.append(FusedBlock(convolutions, projection, first))
+        blocks.append(FusedBlock(convolutions, projection, first, pad_before=form.pad_before))
         first += len(convolutions)
     return blocks
 
@@ -155,7 +155,7 @@ def _post_network(net: ResidualNet, bn: BatchNormMode, precision: Precision, sha
         if form.projection is not None:
             projection = norms.end(form.projection, form.projection_bn, block_input, backward)
         ends = range(first_end, unit_count + len(norms.ends))
-        blocks.append(FusedBlock(convolutions, projection, first, True, ends))
+        blocks.append(FusedBlock(convolutions, projection, first, True, ends, form.pad_before))
     rows = [*norms.units, *norms.ends]
     widest = _aligned(max(shape.channels, *(len(gain) for gain, _, _ in rows)))
     affine = torch.stack([_filled(row[:2], widest) for row in rows]).detach()
@@ -180,6 +180,7 @@ def block_network(
     norms: Sequence[Tensor],
     strides: Sequence[int],
     epsilons: Sequence[float],
+    pad_before: int = 0,
 ) -> TritonNetwork:
     """Pack a network of one block, again in every training step, for inputs [C, H, W] of a type.
 
@@ -187,6 +188,7 @@ def block_network(
         weights, strides: those of the units' convolutions, then the projection's if there is one more than BNs.
         norms: the `norm_tensors` of each unit, one after the other.
         epsilons: that of each unit.
+        pad_before: see `FusedBlock`.
     """
     units, block_input = len(epsilons), Shape(*shape)
     each = len(norms) // units
@@ -199,7 +201,7 @@ def block_network(
     rows = _filled(norms, widest).reshape(units, each, widest)
     affine = rows[:, :2]
     return TritonNetwork(
-        [FusedBlock(convolutions, projection, 0)],
+        [FusedBlock(convolutions, projection, 0, pad_before=0 if projection else pad_before)],
         affine,
         rows[:, 2:] if each > 2 else affine[:0],
         list(epsilons),

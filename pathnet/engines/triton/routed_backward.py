@@ -31,7 +31,7 @@ __all__ = [
     "schedule_backward",
 ]
 
-Coefficients = Sequence[tuple[float, float]]
+Coefficients = Sequence[tuple[float, ...]]
 
 
 def dgrad_paths(blocks: Sequence[FusedBlock]) -> Callable[[int, int], int]:
@@ -202,7 +202,7 @@ class SingleBlocks:
         backward.launch(plan.needed())
         return backward.arrived(len(coefficients))
 
-    def _buffered(self, index: int, coefficients: tuple[tuple[float, float], ...]) -> tuple[LaunchPlan, PlanBuffer]:
+    def _buffered(self, index: int, coefficients: tuple[tuple[float, ...], ...]) -> tuple[LaunchPlan, PlanBuffer]:
         """Return a plan and its buffer on the device."""
         if (index, coefficients) in self._expected:
             plan, words = self._expected[index, coefficients]

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 NO_SKIP, DIRECT, PROJECTION = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-"""Skips of a launch: none; every stride-th pixel, channels zero-padded; or the skip's projection."""
+"""Skips of a launch: none; every stride-th pixel, zero channels added; or the skip's projection."""
 
 ROW_FIELDS = tl.constexpr(5)
 """Fields of a row: the states source, target and entered (-1 for none), the coefficients a and c as float32 bits.
@@ -160,6 +160,17 @@ def power_of_two(exponent):
 def load_coefficient(field_ptr):
     """Return a coefficient that a row holds as the bits of a float32."""
     return tl.load(field_ptr).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def behind_zeros(channel, C: tl.constexpr, BEFORE: tl.constexpr):
+    """Return the channels of an input of C that a skip brings to ``channel`` behind BEFORE zero channels, and whether
+    there are such."""
+    input_channel = channel - BEFORE
+    exists = input_channel < C
+    if BEFORE > 0:
+        exists = exists & (input_channel >= 0)
+    return input_channel, exists
 
 
 @triton.jit

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pathnet.models.tracing.blocks import TracedBlock, is_pad
+from pathnet.models.context_graph import InputReader
+from pathnet.models.tracing.blocks import TracedBlock, zeros_before
+from pathnet.models.tracing.decisions import trace_with_decisions
 from pathnet.models.tracing.dissect import Dissection
-from pathnet.models.tracing.graphs import TracedGraph, module_paths
+from pathnet.models.tracing.examples import Example
+from pathnet.models.tracing.graphs import ReadOnlyInterpreter, TracedGraph, differs, first_line, module_paths
 from pathnet.models.tracing.tracers import trace_model, trace_with_fx, untraceable_reason
 
 __all__ = ["Part", "assemble", "nodes_inside", "submodules", "trace_block_by_block"]
@@ -54,21 +57,22 @@ def nodes_inside(traced: TracedGraph, names: Sequence[str]) -> set[fx.Node]:
     }
 
 
-def trace_block_by_block(root: nn.Module, blocks: Mapping[str, nn.Module], example: Tensor) -> TracedGraph:
+def trace_block_by_block(root: nn.Module, blocks: Mapping[str, nn.Module], example: Example) -> TracedGraph:
     """Return a trace by ``torch.fx`` of everything around the blocks, with a trace of each block spliced in.
 
     Args:
-        root: a module of one tensor that contains the model as ``model``.
+        root: a module of the example's tensors that contains the model as ``model``.
         blocks: the blocks by their names in the model.
 
     Raises:
         ValueError: a block is not called exactly once with one tensor; or a block, or the rest, cannot be traced.
     """
     inputs = _block_inputs(root, blocks, example)
-    outer = trace_with_fx(root, example, list(blocks.values()))
+    outer = _trace_around(root, blocks, example)
     graph, attributes = fx.Graph(), dict(outer.attributes)
     copies: dict[fx.Node, Any] = {}
     frozen, dropouts = list(outer.frozen_statistics), list(outer.dropouts)
+    untraced: list[nn.Module] = []
     for node in outer.graph.nodes:
         if node.op == "output":
             graph.output(fx.map_arg(node.args[0], copies.__getitem__))
@@ -77,13 +81,32 @@ def trace_block_by_block(root: nn.Module, blocks: Mapping[str, nn.Module], examp
             inner = _traced_block(blocks[node.target], inputs[node.target], node.target)
             copies[node] = _splice(graph, attributes, inner, copies[x], node.target)
             frozen += inner.frozen_statistics
+            untraced += inner.untraced
             dropouts += [(f"{node.target}.{name}", dropout) for name, dropout in inner.dropouts]
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
-    return TracedGraph(graph, attributes, outer.traced_by, tuple(frozen), dropouts=tuple(dropouts))
+    traced_by = outer.traced_by
+    if untraced:
+        names = [name.removeprefix("model.") for name, module in root.named_modules() if module in untraced]
+        traced_by += f"{',' if ' ' in traced_by else ' around'} {', '.join(names)}"
+    return TracedGraph(graph, attributes, traced_by, tuple(frozen), tuple(untraced), tuple(dropouts))
 
 
-def _block_inputs(root: nn.Module, blocks: Mapping[str, nn.Module], example: Tensor) -> dict[str, Tensor]:
+def _trace_around(root: nn.Module, blocks: Mapping[str, nn.Module], example: Example) -> TracedGraph:
+    """Return a trace in which each block is one node, and each other module whose control flow depends on values."""
+    modules = list(blocks.values())
+    try:
+        return trace_with_fx(root, example, modules)
+    except Exception:
+        opened = {
+            module
+            for name, module in root.get_submodule("model").named_modules()
+            if not name or any(block.startswith(f"{name}.") for block in blocks)
+        }
+        return trace_with_decisions(root, example, modules, opened)
+
+
+def _block_inputs(root: nn.Module, blocks: Mapping[str, nn.Module], example: Example) -> dict[str, Tensor]:
     """Return the input of each block for the example."""
     inputs: dict[str, Tensor] = {}
 
@@ -98,7 +121,7 @@ def _block_inputs(root: nn.Module, blocks: Mapping[str, nn.Module], example: Ten
     handles = [module.register_forward_pre_hook(recorder(name), with_kwargs=True) for name, module in blocks.items()]
     try:
         with torch.no_grad():
-            root(example.clone())
+            root(*example.copies())
     finally:
         for handle in handles:
             handle.remove()
@@ -135,8 +158,15 @@ def _splice(graph: fx.Graph, attributes: dict[str, Any], inner: TracedGraph, x: 
 def _traced_block(module: nn.Module, x: Tensor, name: str) -> TracedGraph:
     with torch.no_grad():
         expected = torch.as_tensor(module(x.clone()))
-    traced, failures = trace_model(_TraceRoot(module), module, lambda output: output, x, expected)
+    root, example = _TraceRoot(module), Example.of_tensor(x)
+    traced, failures = trace_model(root, module, lambda output: output, example, expected)
     if traced is None:
+        try:
+            traced = trace_with_decisions(root, example, [], {module})
+            if not differs(ReadOnlyInterpreter(fx.GraphModule(traced.attributes, traced.graph)).run(x), expected):
+                return traced
+        except Exception as error:
+            failures["with its control flow as for the example"] = first_line(error)
         raise ValueError(
             f"blocks: {name!r} {untraceable_reason(failures)}; give its branches as a pair (skip, residual)"
         )
@@ -166,7 +196,7 @@ class _OnCopy(nn.Module):
 
 
 def assemble(
-    model: nn.Module, example: Tensor, stem: Part, blocks: Sequence[Sequence[Part | None]], head: Part
+    model: nn.Module, example: Example, stem: Part, blocks: Sequence[Sequence[Part | None]], head: Part
 ) -> Dissection:
     """Return a model from its parts: submodules, their names, or functions over its submodules.
 
@@ -177,7 +207,10 @@ def assemble(
         ValueError: a part is none of those, rejects the output of the part before it, or does not keep the batch in
             the first dimension.
     """
-    stem_module, y = _part(model, "stem", stem, example)
+    if example.structure.kind != "tensor":
+        raise ValueError("example: expected one tensor where blocks are pairs of branches, got several inputs")
+    (x,) = example.tensors
+    stem_module, y = _part(model, "stem", stem, x)
     assert stem_module is not None
     shape = y.shape[1:]
     traced_blocks: list[TracedBlock] = []
@@ -186,22 +219,22 @@ def assemble(
             raise ValueError(
                 f"blocks: expected pairs (skip, residual) or (skip, residual, join), got {len(parts)} parts"
             )
-        skip, skip_output = _part(model, f"the skip of block {i + 1}", parts[0], y)
-        residual, residual_output = _part(model, f"the residual module of block {i + 1}", parts[1], y)
+        skip, skip_output = _part(model, f"the skip of block {i}", parts[0], y)
+        residual, residual_output = _part(model, f"the residual module of block {i}", parts[1], y)
         join, output = _part(
-            model, f"the join of block {i + 1}", parts[2] if len(parts) > 2 else None, skip_output + residual_output
+            model, f"the join of block {i}", parts[2] if len(parts) > 2 else None, skip_output + residual_output
         )
         if residual is None:
-            raise ValueError(f"blocks: expected a residual module in block {i + 1}, got None")
-        if output.shape[:1] != example.shape[:1]:
+            raise ValueError(f"blocks: expected a residual module in block {i}, got None")
+        if output.shape[:1] != x.shape[:1]:
             raise ValueError(f"blocks: expected the batch in the first dimension, got {list(output.shape)}")
-        name = parts[1] if isinstance(parts[1], str) else f"block {i + 1}"
-        pads = is_pad(skip, residual, y, residual_output.shape)
-        traced_blocks.append(TracedBlock(name, None, skip, residual, join, pads))
+        name = parts[1] if isinstance(parts[1], str) else f"block {i}"
+        pad_before = zeros_before(skip, residual, y, residual_output.shape)
+        traced_blocks.append(TracedBlock(name, None, skip, residual, join, pad_before))
         y = output
     head_module, _ = _part(model, "head", head, y)
     assert head_module is not None
-    return Dissection(stem_module, traced_blocks, head_module, shape, [])
+    return Dissection(InputReader(example.structure), stem_module, traced_blocks, head_module, shape, [])
 
 
 def _part(model: nn.Module, name: str, part: Part | None, x: Tensor) -> tuple[nn.Module | None, Tensor]:
@@ -224,7 +257,7 @@ def _part(model: nn.Module, name: str, part: Part | None, x: Tensor) -> tuple[nn
     is_module = isinstance(part, nn.Module)
     root = _TraceRoot(part) if is_module else _TraceRoot(model, part)  # type: ignore[arg-type]
     try:
-        traced = trace_with_fx(root, x)
+        traced = trace_with_fx(root, Example.of_tensor(x))
         module = fx.GraphModule(traced.attributes, traced.graph)
         if torch.equal(module(x), output):
             return module, output

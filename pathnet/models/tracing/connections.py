@@ -9,25 +9,17 @@ the addition of a branch with its sign flipped.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import fx, nn
+from torch import fx
 
-from pathnet.models.tracing.graphs import TracedGraph, describe_node, output_node
-from pathnet.models.tracing.operations import CLONES, CONCATENATIONS, RESHAPES, is_activation, operands_of
-from pathnet.models.tracing.values import Observation
+from pathnet.checks import listed
+from pathnet.models.tracing.flow import GradientFlow, Term
+from pathnet.models.tracing.graphs import describe_node
+from pathnet.models.tracing.operations import CONCATENATIONS
 
-__all__ = ["Connection", "Term", "connections"]
-
-
-@dataclass(frozen=True)
-class Term:
-    """A summand: the value of ``node`` times ``factor``."""
-
-    node: fx.Node
-    factor: float = 1.0
+__all__ = ["Connection", "connections"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +30,7 @@ class Connection:
         source: the node where both branches begin.
         skip: the term that is the skip connection; its node is ``source`` itself for the identity.
         residual: the other terms, in order.
+        modules: the residual terms of each residual module in parallel.
         addition: the node that adds them.
         end: the last node of the block: the addition, the activation after it, or the reshape that makes the batch
             the first dimension again.
@@ -47,185 +40,22 @@ class Connection:
     source: fx.Node
     skip: Term
     residual: tuple[Term, ...]
+    modules: tuple[tuple[Term, ...], ...]
     addition: fx.Node
     end: fx.Node
     nested: int
 
 
-class _GradientFlow:
-    """The nodes on paths from the source to the output of a graph.
-
-    Attributes:
-        nodes: those nodes, in the order in which they run.
-        index: the position of each in ``nodes``.
-        dominators: the nodes on every path, in order.
-        batch: size of the first dimension at the source, as a shape of length 1.
-    """
-
-    def __init__(self, traced: TracedGraph, observations: Mapping[fx.Node, Observation], source: fx.Node) -> None:
-        self.attributes, self.observations = traced.attributes, observations
-        output = output_node(traced.graph).args[0]
-        if not isinstance(output, fx.Node) or not observations[output].differentiable:
-            raise ValueError("model: its output does not depend on its input by differentiable operations")
-        descendants = {source}
-        for node in traced.graph.nodes:
-            if observations[node].differentiable and any(parent in descendants for parent in node.all_input_nodes):
-                descendants.add(node)
-        between = self.ancestors([output], descendants)
-        self.nodes = [node for node in traced.graph.nodes if node in between]
-        self.index = {node: i for i, node in enumerate(self.nodes)}
-        self.batch = (observations[source].shape or torch.Size())[:1]
-        self.dominators = self._dominators()
-
-    def inputs(self, node: fx.Node) -> list[fx.Node]:
-        return [parent for parent in node.all_input_nodes if parent in self.index]
-
-    def users(self, node: fx.Node) -> list[fx.Node]:
-        return [user for user in node.users if user in self.index]
-
-    def ancestors(
-        self, ends: Sequence[fx.Node], within: Collection[fx.Node], start: fx.Node | None = None
-    ) -> set[fx.Node]:
-        """Return the ends and their ancestors among ``within``, back to ``start``, which is not included."""
-        ancestors: set[fx.Node] = set()
-        pending = [end for end in ends if end is not start]
-        while pending:
-            node = pending.pop()
-            if node not in ancestors:
-                ancestors.add(node)
-                pending += [parent for parent in node.all_input_nodes if parent in within and parent is not start]
-        return ancestors
-
-    def _dominators(self) -> list[fx.Node]:
-        """Return the nodes on every path, in order: those that no edge bypasses."""
-        dominators, furthest = [], 0
-        for i, node in enumerate(self.nodes):
-            if furthest <= i:
-                dominators.append(node)
-            furthest = max([furthest, *(self.index[user] for user in self.users(node))])
-        return dominators
-
-    def terms(self, node: fx.Node, factor: float = 1.0) -> list[Term]:
-        """Return the terms of a sum, with nested sums flattened; an empty list for any other operation."""
-        operands = operands_of(node)
-        if operands is None:
-            return []
-        terms: list[Term] = []
-        for operand, coefficient in operands:
-            if not isinstance(operand, fx.Node):
-                if operand != 0:
-                    return []
-            elif operand not in self.index:
-                return []
-            else:
-                inner = self.terms(operand, factor * coefficient) if len(operand.users) == 1 else []
-                terms += inner or [Term(operand, factor * coefficient)]
-        return terms
-
-    def branch_size(self, term: Term, source: fx.Node) -> tuple[int, int, int]:
-        """Return the number of weight matrices, parameters and operations of a branch."""
-        branch = self.ancestors([term.node], self.index, source)
-        parameters: dict[nn.Parameter, None] = {}
-        pending, visited = list(branch), set(branch)
-        while pending:
-            node = pending.pop()
-            if node.op in ("call_module", "get_attr"):
-                attribute = self.attributes[str(node.target)]
-                tensors = attribute.parameters() if isinstance(attribute, nn.Module) else [attribute]
-                parameters |= dict.fromkeys(p for p in tensors if isinstance(p, nn.Parameter))
-            # Weights may reach the branch through operations that do not depend on the input.
-            constants = [
-                parent for parent in node.all_input_nodes if parent not in self.index and parent not in visited
-            ]
-            visited.update(constants)
-            pending += constants
-        return sum(p.ndim > 1 for p in parameters), sum(p.numel() for p in parameters), len(branch)
-
-    def split(self, addition: fx.Node, source: fx.Node) -> tuple[Term, tuple[Term, ...]] | None:
-        """Return the skip and the residual terms of an addition, or None if no branch has weights.
-
-        Args:
-            source: the node where all its branches begin.
-        """
-        terms = self.terms(addition)
-        if len({term.node for term in terms}) < 2:
-            return None
-        sizes = [self.branch_size(term, source) for term in terms]
-        if max(parameters for _, parameters, _ in sizes) == 0:
-            return None
-        lightest = min(range(len(terms)), key=sizes.__getitem__)
-        return terms[lightest], (*terms[:lightest], *terms[lightest + 1 :])
-
-    def block_end(self, position: int) -> int:
-        """Return the position in the chain of the last node of the block whose addition is at ``position``.
-
-        That is the activation right after the addition, or the addition; or, if the addition works on samples laid
-        end to end, the reshape that makes the batch the first dimension again.
-        """
-        end, following = position, position + 1
-        while following < len(self.dominators) and self.dominators[following].target in CLONES:
-            following += 1
-        if following < len(self.dominators) and is_activation(self.dominators[following], self.attributes):
-            end = following
-        while (
-            end + 1 < len(self.dominators)
-            and self.observations[self.dominators[end]].shape[:1] != self.batch  # type: ignore[index]
-            and self.dominators[end + 1].target in RESHAPES
-        ):
-            end += 1
-        return end
-
-    def bypassed_additions(self, left: fx.Node, right: fx.Node) -> list[fx.Node]:
-        """Return the additions between two dominators that would be residual connections if nothing bypassed them."""
-        inside = self.nodes[self.index[left] + 1 : self.index[right]]
-        bypassed = []
-        for node in inside:
-            adds = len({term.node for term in self.terms(node)}) > 1
-            is_part_of_a_sum = len(node.users) == 1 and operands_of(next(iter(node.users))) is not None
-            if not adds or is_part_of_a_sum:
-                continue
-            ancestors = self.ancestors([node], self.index, left) | {left}
-            ordered = [
-                parent for parent in self.nodes[self.index[left] : self.index[node] + 1] if parent in ancestors
-            ]
-            source = _immediate_dominator(ordered, self)
-            between = self.ancestors([node], self.index, source) | {source}
-            # The source itself may be bypassed: inputs of blocks that are concatenated later on.
-            closed = all(user in between for branch in between - {node, source} for user in self.users(branch))
-            if closed and self.split(node, source) is not None:
-                bypassed.append(node)
-        return bypassed
-
-
-def _immediate_dominator(ordered: Sequence[fx.Node], flow: _GradientFlow) -> fx.Node:
-    """Return the last node before the end that every path from the first to the last of ``ordered`` passes."""
-    index = {node: i for i, node in enumerate(ordered)}
-    furthest, last = 0, ordered[0]
-    for i, node in enumerate(ordered[:-1]):
-        if furthest <= i:
-            last = node
-        furthest = max([furthest, *(index[user] for user in flow.users(node) if user in index)])
-    return last
-
-
-def connections(
-    traced: TracedGraph,
-    observations: Mapping[fx.Node, Observation],
-    source: fx.Node,
-    within: Collection[fx.Node] | None = None,
-) -> list[Connection]:
+def connections(flow: GradientFlow, within: Collection[fx.Node] | None = None) -> list[Connection]:
     """Return the residual connections of a graph, from input to output.
 
     Args:
-        observations: those of the graph's nodes, see `values.observe`.
-        source: the node where the analysed gradients end.
         within: the nodes among which additions are considered; None for all.
 
     Raises:
         ValueError: there is none; or some additions would be residual connections but are bypassed, for example by a
             concatenation.
     """
-    flow = _GradientFlow(traced, observations, source)
     chain = flow.dominators
     residual_connections: list[Connection] = []
     last_end = 0
@@ -234,11 +64,15 @@ def connections(
         if position <= last_end or (within is not None and addition not in within):
             continue
         branches = flow.split(addition, previous)
-        if branches is None:
+        if branches is None or flow.is_sum_of_classifiers(addition, previous):
             continue
+        if within is None:
+            _check_skip(flow, previous, addition, *branches)
+        _check_apart(flow, addition, previous, *branches)
         last_end = flow.block_end(position)
         nested = len(flow.bypassed_additions(previous, addition))
-        residual_connections.append(Connection(previous, *branches, addition, chain[last_end], nested))
+        modules = flow.modules(addition, previous, branches[1])
+        residual_connections.append(Connection(previous, *branches, modules, addition, chain[last_end], nested))
     if within is None:
         _check_no_bypass(flow, residual_connections)
     if not residual_connections and within is not None:
@@ -248,7 +82,39 @@ def connections(
     return residual_connections
 
 
-def _check_no_bypass(flow: _GradientFlow, residual_connections: Sequence[Connection]) -> None:
+def _check_skip(
+    flow: GradientFlow, source: fx.Node, addition: fx.Node, skip: Term, residual: Sequence[Term]
+) -> None:
+    """Raise ValueError if the skip holds residual connections, and the other branches read its end and the source."""
+    if skip.node is source or skip.node not in flow.ancestors([term.node for term in residual], flow.index, source):
+        return
+    inside = flow.ancestors([skip.node], flow.index, source)
+    led_around = [node for node in flow.bypassed_additions(source, addition) if node in inside]
+    if led_around:
+        raise ValueError(
+            f"model: the output of {describe_node(source)} leads around {len(led_around)} additions from "
+            f"{describe_node(led_around[0])} on, up to {describe_node(addition)}, as an encoder's output does around "
+            "its decoder's: expected stream=, the name of the decoder or of the encoder (a submodule or an input); "
+            "the other is then context"
+        )
+
+
+def _check_apart(
+    flow: GradientFlow, addition: fx.Node, source: fx.Node, skip: Term, residual: Sequence[Term]
+) -> None:
+    """Raise ValueError if the skip connection and the residual module of a block share weight matrices."""
+    of_skip = flow.branch_matrices(skip, source)
+    of_residual = {parameter for term in residual for parameter in flow.branch_matrices(term, source)}
+    shared = list(dict.fromkeys(layer for parameter, layer in of_skip.items() if parameter in of_residual))
+    if shared:
+        raise ValueError(
+            f"model: expected branches with weights of their own, got the layers {listed(shared)} in both the skip "
+            f"connection and the residual module that meet at {describe_node(addition)}; blocks= takes the names of "
+            "modules whose additions are blocks"
+        )
+
+
+def _check_no_bypass(flow: GradientFlow, residual_connections: Sequence[Connection]) -> None:
     """Raise ValueError if additions between two dominators would be residual connections but for a bypass."""
     additions = {connection.addition for connection in residual_connections}
     for left, right in zip(flow.dominators, flow.dominators[1:], strict=False):
@@ -256,11 +122,13 @@ def _check_no_bypass(flow: _GradientFlow, residual_connections: Sequence[Connect
             raise ValueError(
                 f"model: {len(bypassed)} additions from {describe_node(bypassed[0])} on are not residual "
                 f"connections, since other paths bypass them up to {_joining_operation(right)} at "
-                f"{describe_node(right)}; blocks= takes the names of modules whose additions are"
+                f"{describe_node(right)} (as an encoder's output leads around its decoder's additions: stream= names "
+                "the encoder or the decoder, and the other is context); blocks= takes the names of modules whose "
+                "additions are"
             )
 
 
-def _reason(flow: _GradientFlow) -> str:
+def _reason(flow: GradientFlow) -> str:
     """Return why a graph has no residual connection, as the end of a sentence."""
     for node in flow.nodes:
         if node.target in CONCATENATIONS and len(flow.inputs(node)) > 1:

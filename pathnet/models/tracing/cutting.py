@@ -1,18 +1,19 @@
-"""Parts of a graph as modules: functions of one tensor over the model's own modules and weights."""
+"""Parts of a graph as modules: functions of one tensor and the context, over the model's own modules and weights."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from pathnet.models.tracing.connections import Term
-from pathnet.models.tracing.graphs import TracedGraph, describe_node, placeholder
+from pathnet.models.tracing.context_values import ContextCollector
+from pathnet.models.tracing.flow import Term
+from pathnet.models.tracing.graphs import TracedGraph, describe_node, output_node, placeholders
 from pathnet.models.tracing.operations import CLONES
-from pathnet.models.tracing.values import Observation, value_dependents
+from pathnet.models.tracing.subgraphs import Subgraph
+from pathnet.models.tracing.values import Observation, Source, batch_dim_of, value_dependents
 
 __all__ = ["GraphCutter"]
 
@@ -20,13 +21,15 @@ __all__ = ["GraphCutter"]
 class GraphCutter:
     """Cutter of parts out of a graph.
 
-    A part may use outside values that no gradient flows through, such as sizes, masks and rotary factors. Such a
-    value becomes a constant, or a function of the batch size. Two observations of the graph decide which: the second
-    is for the example repeated twice.
+    A part computes what depends on the values at its start. Other values that it reads, such as sizes, masks, rotary
+    factors and conditioning vectors, are context: a graph of their own computes them from the model's inputs. Two
+    observations of the graph tell which dimension holds the batch: the second is for the example repeated twice.
 
     Attributes:
         single, double: the observations of each node for the example, and for the example repeated twice.
+        stream: the nodes that depend on the values of the residual stream from the first block on.
         fixed: why the parts take only inputs of the example's shape, batch apart.
+        on_paths: the nodes through which gradients flow to the source from the output.
     """
 
     def __init__(
@@ -34,59 +37,93 @@ class GraphCutter:
         traced: TracedGraph,
         single: Mapping[fx.Node, Observation],
         double: Mapping[fx.Node, Observation],
-        source: fx.Node,
+        source: Source,
+        batch: int,
+        y0: fx.Node,
     ) -> None:
-        self.traced, self.single, self.double = traced, single, double
-        self.start = placeholder(traced.graph)
-        origins = [node for node in traced.graph.nodes if single[node].differentiable]
-        self.input_dependents = value_dependents(traced.graph, self.start, source, *origins)
+        self.traced, self.single, self.double, self.batch = traced, single, double, batch
+        self.start = placeholders(traced.graph)[source.x]
+        self.stream = value_dependents(traced.graph, y0)
+        self.x_dependents = value_dependents(traced.graph, self.start, source.node)
         self.weight_dependents = self._weight_dependents()
         self.index = {node: i for i, node in enumerate(traced.graph.nodes)}
+        self.context = ContextCollector(traced, single, double, batch)
         self.fixed: list[str] = []
+        self.on_paths = self._on_paths()
+
+    def _on_paths(self) -> set[fx.Node]:
+        """Return the nodes through which gradients flow to the source from the output."""
+        on_paths: set[fx.Node] = set()
+        pending = output_node(self.traced.graph).all_input_nodes
+        while pending:
+            node = pending.pop()
+            if node not in on_paths and self.single[node].differentiable:
+                on_paths.add(node)
+                pending += node.all_input_nodes
+        return on_paths
 
     def _weight_dependents(self) -> set[fx.Node]:
         """Return the nodes that depend on the values of weights."""
-        weights = []
-        for node in self.traced.graph.nodes:
-            attribute = self.traced.attributes[str(node.target)] if node.op in ("call_module", "get_attr") else None
-            has_weights = isinstance(attribute, nn.Module) and any(True for _ in attribute.parameters())
-            if isinstance(attribute, nn.Parameter) or has_weights:
-                weights.append(node)
-        return value_dependents(self.traced.graph, *weights)
+        return value_dependents(self.traced.graph, *filter(self.has_weights, self.traced.graph.nodes))
+
+    def has_weights(self, node: fx.Node) -> bool:
+        """Return whether an operation is a module with weights, or a weight itself."""
+        attribute = self.traced.attributes[str(node.target)] if node.op in ("call_module", "get_attr") else None
+        if isinstance(attribute, nn.Module):
+            return any(True for _ in attribute.parameters())
+        return isinstance(attribute, nn.Parameter)
+
+    def batch_dim(self, node: fx.Node) -> int | None:
+        """Return the dimension of a node's value that holds the batch; None if none does."""
+        return batch_dim_of(self.single[node], self.double[node], self.batch)
 
     def check_batch(self, node: fx.Node) -> None:
-        """Check that the first dimension of a node's value is the batch.
+        """Check that a dimension of a node's value is the batch.
 
         Raises:
-            ValueError: it is not.
+            ValueError: none is.
         """
-        single, double = self.single[node].shape, self.double[node].shape
-        batch = self.single[self.start].shape
-        assert batch is not None
-        if single is None or double is None or single[:1] != batch[:1] or double != (2 * batch[0], *single[1:]):
-            got = type(self.single[node].value).__name__ if single is None else list(single)
+        if self.batch_dim(node) is None:
+            shape = self.single[node].shape
+            got = type(self.single[node].value).__name__ if shape is None else list(shape)
             raise ValueError(
-                f"model: expected the batch in the first dimension ({batch[0]}) between blocks, got {got} from "
+                f"model: expected the batch in one dimension ({self.batch}) between blocks, got {got} from "
                 f"{describe_node(node)}"
             )
 
     def cut(
-        self, name: str, start: fx.Node, terms: Sequence[Term], shape: torch.Size | None = None
+        self,
+        name: str,
+        start: fx.Node,
+        terms: Sequence[Term],
+        shape: torch.Size | None = None,
+        scope: str | None = None,
+        is_output: bool = False,
     ) -> fx.GraphModule | None:
-        """Return the sum of ``terms`` as a function of ``start``; None for the identity.
+        """Return the sum of ``terms`` as a function of ``start`` and context, the batch first; None for the identity.
 
         Args:
             name: the part's name in errors.
             shape: the shape to broadcast the sum to; None for its own.
+            scope: the module that the part belongs to; its weights there that only the part uses belong to it even
+                if they act on the context. None for no such module.
+            is_output: whether the sum is the model's output, whose dimensions stay as they are.
 
         Raises:
-            ValueError: the part needs an outside value that is neither a constant nor a function of the batch size.
+            ValueError: the part needs a value of the residual stream that its start does not give.
         """
         sum_shape = _broadcast([self._shape(term.node) for term in terms])
         broadcasts = shape is not None and shape != sum_shape
         if len(terms) == 1 and terms[0].factor == 1 and not broadcasts and self._is_identity(start, terms[0].node):
             return None
-        subgraph = _Subgraph(self, name, start, [term.node for term in terms])
+        subgraph = Subgraph(self, name, start, [term.node for term in terms], scope)
+        subgraph.graph.output(self._total(subgraph, terms, shape, is_output))
+        return fx.GraphModule(subgraph.attributes, subgraph.graph)
+
+    def _total(
+        self, subgraph: Subgraph, terms: Sequence[Term], shape: torch.Size | None, is_output: bool = False
+    ) -> fx.Node:
+        """Return the node of the sum of ``terms`` in a part, broadcast to ``shape``, the batch first."""
         total: fx.Node | None = None
         for term in terms:
             value = subgraph.copies[term.node]
@@ -94,11 +131,31 @@ class GraphCutter:
                 value = subgraph.graph.call_function(operator.mul, (value, term.factor))
             total = value if total is None else subgraph.graph.call_function(operator.add, (total, value))
         assert total is not None
-        if broadcasts:
-            assert shape is not None
-            total = subgraph.graph.call_method("expand", (total, -1, *shape[1:]))
+        if shape is not None and shape != _broadcast([self._shape(term.node) for term in terms]):
+            batch_dim = self.batch_dim(terms[0].node) or 0
+            sizes = [-1 if i == batch_dim else size for i, size in enumerate(shape)]
+            total = subgraph.graph.call_method("expand", (total, *sizes))
             self.fixed.append("a branch is broadcast")
-        subgraph.graph.output(total)
+        dim = next(filter(None, (self.batch_dim(term.node) for term in terms)), 0)
+        if dim and not is_output:
+            total = subgraph.graph.call_method("movedim", (total, dim, 0))
+        return total
+
+    def cut_apart(
+        self,
+        name: str,
+        start: fx.Node,
+        sums: Sequence[Sequence[Term]],
+        shape: torch.Size,
+        scope: str | None = None,
+    ) -> fx.GraphModule:
+        """Return several sums of terms, each broadcast to ``shape``, as one function to a tuple; see `cut`.
+
+        What they share is computed once.
+        """
+        subgraph = Subgraph(self, name, start, [term.node for terms in sums for term in terms], scope)
+        totals = [self._total(subgraph, terms, shape) for terms in sums]
+        subgraph.graph.output(tuple(totals))
         return fx.GraphModule(subgraph.attributes, subgraph.graph)
 
     def _is_identity(self, start: fx.Node, end: fx.Node) -> bool:
@@ -119,159 +176,3 @@ def _broadcast(shapes: Sequence[torch.Size]) -> torch.Size:
     """Return the shape of the sum of tensors with the given shapes."""
     first, *further = (torch.empty(shape, device="meta") for shape in shapes)
     return sum(further, first).shape
-
-
-class _Subgraph:
-    """A new graph that computes some nodes of the traced one from ``start``.
-
-    Attributes:
-        attributes: the modules and tensors that the new graph refers to, by name.
-        copies: the new node, or the constant, for each copied node of the traced graph.
-    """
-
-    def __init__(self, cutter: GraphCutter, name: str, start: fx.Node, ends: Sequence[fx.Node]) -> None:
-        self.cutter, self.name, self.start = cutter, name, start
-        self.graph = fx.Graph()
-        self.attributes: dict[str, Any] = {}
-        self.copies: dict[fx.Node, Any] = {start: self.graph.placeholder("x")}
-        inside = self._inside(ends)
-        computable = self._computable(inside)
-        needed, captured = self._needed(ends, computable)
-        for node in sorted(captured, key=cutter.index.__getitem__):
-            self.copies[node] = self._capture(node)
-        for node in sorted(needed, key=cutter.index.__getitem__):
-            self.copies[node] = self._copy(node)
-
-    def _inside(self, ends: Sequence[fx.Node]) -> set[fx.Node]:
-        """Return the differentiable nodes between ``start`` and the ends, or all nodes if ``start`` is the input."""
-        inside: set[fx.Node] = set()
-        pending = [end for end in ends if end is not self.start]
-        from_input = self.start is self.cutter.start
-        while pending:
-            node = pending.pop()
-            if node not in inside:
-                inside.add(node)
-                pending += [
-                    parent
-                    for parent in node.all_input_nodes
-                    if parent is not self.start and (from_input or self.cutter.single[parent].differentiable)
-                ]
-        return inside
-
-    def _computable(self, inside: set[fx.Node]) -> set[fx.Node]:
-        """Return the nodes that can be computed from ``start``, the nodes inside, and weights."""
-        computable = {self.start, *inside}
-        for node in self.cutter.traced.graph.nodes:
-            may_be_copied = node.op != "placeholder" and not self.cutter.single[node].differentiable
-            if may_be_copied and all(parent in computable for parent in node.all_input_nodes):
-                computable.add(node)
-        return computable
-
-    def _needed(self, ends: Sequence[fx.Node], computable: set[fx.Node]) -> tuple[set[fx.Node], set[fx.Node]]:
-        """Return the nodes to copy for ``ends``, and those whose outside values to capture."""
-        needed: set[fx.Node] = set()
-        captured: set[fx.Node] = set()
-        pending = list(ends)
-        while pending:
-            node = pending.pop()
-            if node is self.start or node in needed or node in captured:
-                continue
-            # A function of weights is never captured as a constant, since they are trained (T5's relative positions).
-            of_weights = node in self.cutter.weight_dependents and node not in self.cutter.input_dependents
-            if node in computable or of_weights:
-                needed.add(node)
-                pending += node.all_input_nodes
-            else:
-                captured.add(node)
-        return needed, captured
-
-    def _copy(self, node: fx.Node) -> fx.Node:
-        copied = self.graph.node_copy(node, self.copies.__getitem__)
-        copied.meta = {}
-        if node.op in ("call_module", "get_attr"):
-            copied.target = self._attribute(str(node.target), self.cutter.traced.attributes[str(node.target)])
-        return copied
-
-    def _attribute(self, name: str, value: Any) -> str:
-        """Add a module or tensor to the part, and return its name there.
-
-        A tensor gets a name without dots, so that it is not registered a second time in the module it belongs to.
-        """
-        if isinstance(value, Tensor):
-            name = name.replace(".", "_")
-        while self.attributes.get(name, value) is not value:
-            name += "_"
-        self.attributes[name] = value
-        return name
-
-    def _capture(self, node: fx.Node) -> Any:
-        """Return a constant, or a node of the new graph, for an outside value."""
-        if node in self.cutter.input_dependents:
-            raise self._error(node, "is computed from the input's values outside of it")
-        return self._captured_value(self.cutter.single[node].value, self.cutter.double[node].value, node)
-
-    def _error(self, node: fx.Node, why: str) -> ValueError:
-        return ValueError(
-            f"model: {self.name} needs {describe_node(node)}, which {why}; expected a part to need only the output "
-            "of the one before it, weights and constants; blocks= takes branches, (skip, residual), by hand"
-        )
-
-    def _captured_value(self, single: Any, double: Any, node: fx.Node) -> Any:
-        """Return a constant, or a node of the new graph, for a value.
-
-        Args:
-            single, double: the value, or an item of it, for the example and for the example repeated twice.
-            node: the node of the traced graph with that value.
-        """
-        source = self.cutter.single[self.start]
-        if isinstance(single, (tuple, list)):
-            items = [self._captured_value(*pair, node) for pair in zip(single, double, strict=True)]
-            return items if isinstance(single, list) else tuple(items)
-        if isinstance(single, torch.device) and single == source.device:
-            return self.graph.call_function(getattr, (self.copies[self.start], "device"))
-        if isinstance(single, torch.dtype) and single == source.dtype:
-            return self.graph.call_function(getattr, (self.copies[self.start], "dtype"))
-        if isinstance(single, Tensor):
-            return self._captured_tensor(single, double, node)
-        if type(single) is int:
-            if single != double:
-                return self._multiple_of_batch(single, double, node)
-            self.cutter.fixed.append(f"{describe_node(node)} is fixed")
-            return single
-        constants = (type(None), bool, float, str, torch.dtype, torch.device, slice)
-        if single == double and isinstance(single, constants):
-            return single
-        raise self._error(node, f"comes from outside of it and is not a constant ({type(single).__name__})")
-
-    def _multiple_of_batch(self, single: int, double: int, node: fx.Node) -> fx.Node:
-        """Return a node that computes a number proportional to the batch size from the shape of ``start``."""
-        source = self.cutter.single[self.start].shape
-        assert source is not None
-        if double != 2 * single:
-            raise self._error(node, f"is {single} for {source[0]} samples and {double} for twice as many")
-        shape = self.graph.call_function(getattr, (self.copies[self.start], "shape"))
-        size = self.graph.call_function(operator.getitem, (shape, 0))
-        if single == source[0]:
-            return size
-        return self.graph.call_function(
-            operator.floordiv, (self.graph.call_function(operator.mul, (size, single)), source[0])
-        )
-
-    def _captured_tensor(self, single: Tensor, double: Tensor, node: fx.Node) -> fx.Node:
-        """Return a node for a constant tensor, expanded along the batch if it is the same for all samples."""
-        self.cutter.fixed.append(f"{describe_node(node)} is fixed")
-        if single.shape == double.shape and torch.equal(single, double):
-            return self._constant_tensor(single)
-        sizes = zip(single.shape, double.shape, strict=True)
-        differing = [i for i, (size, doubled) in enumerate(sizes) if size != doubled]
-        if len(differing) == 1:
-            (dim,) = differing
-            row = single.narrow(dim, 0, 1)
-            if torch.equal(row.expand_as(single), single) and torch.equal(row.expand_as(double), double):
-                size = self._multiple_of_batch(single.shape[dim], double.shape[dim], node)
-                expanded = [-1 if i != dim else size for i in range(single.ndim)]
-                return self.graph.call_method("expand", (self._constant_tensor(row), *expanded))
-        raise self._error(node, "comes from outside of it and is not the same for all samples")
-
-    def _constant_tensor(self, tensor: Tensor) -> fx.Node:
-        return self.graph.get_attr(self._attribute("constant", tensor.detach().clone()))

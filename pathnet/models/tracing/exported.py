@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+
+from pathnet.models.inputs import InputStructure
+from pathnet.models.shape_guards import ShapeGuards
+from pathnet.models.tracing.examples import Example
+from pathnet.models.tracing.graphs import placeholders
+from pathnet.models.tracing.network_types import floating_dependents
 
 __all__ = ["exported"]
 
@@ -24,57 +30,98 @@ def _logits(output: Any) -> Any:
     return getattr(output, "logits", output)
 
 
-def exported(model: nn.Module, example: Tensor, choose: Callable[[Any], Any] = _logits) -> fx.GraphModule:
+def exported(
+    model: nn.Module, example: Example, choose: Callable[[Any], Any] = _logits
+) -> tuple[fx.GraphModule, ShapeGuards]:
     """Return the model in evaluation mode as a graph of ATen operations, for batches of any size.
 
     Parameters and buffers are the model's own objects under their own names, so training the graph trains the
-    model. Hugging Face models run without a cache. Shapes other than the batch size are fixed, and so are dropout
-    (none) and batch normalisation (running statistics).
+    model. Other dimensions than the batch are free too, as far as the model's own control flow leaves them. Fixed are
+    dropout (none) and batch normalisation (running statistics).
 
     Casts without effect are dropped: a model writes ``x.to(other.dtype)``, its trace a fixed dtype, which would be
     wrong in a copy of another precision.
 
     Args:
-        example: an input of the model, batch first: floating-point [B, C, H, W], int64 [B, T], ...
+        example: an input of the model.
         choose: maps the model's result to the output tensor; by default its logits, or the result if it has none.
 
     Returns:
-        A module of one input tensor and one output tensor, with in-place operations where the model has them. Each
-        node's ``meta["val"]`` holds shape and dtype, with a symbol for the batch size.
+        A module of the example's tensors and one output tensor, with in-place operations where the model has them.
+        Each node's ``meta["val"]`` holds shape and dtype, with symbols for free sizes. And the conditions on shapes
+        under which it equals the model.
 
     Raises:
-        ValueError: the model cannot be exported for batches of any size, its output is not a tensor, or a weight is
-            neither float32 nor float64.
+        ValueError: the model cannot be exported for batches of any size, or its output is not a tensor.
     """
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and parameter.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"model: expected float32 or float64 weights, got {parameter.dtype} in {name}; model.float() makes "
-                "them float32"
-            )
-    inputs = example.detach() if len(example) > 1 else torch.cat([example.detach()] * 2)
+    structure = example.structure
+    batch = structure.batch(example.tensors)
+    tensors = example.tensors if batch > 1 else example.twice().tensors
     with _evaluating(model), torch.enable_grad():
+        program = _export(_ExportRoot(model, structure, choose), tensors, structure.batch_dims)
+    module = program.module()
+    return _plain(module, model), _guards(module, program, tensors, structure.batch_dims)
+
+
+def _export(
+    root: nn.Module, tensors: tuple[Tensor, ...], batch_dims: Sequence[int | None]
+) -> torch.export.ExportedProgram:
+    """Export with every size free, or else the batch size alone."""
+    dim = torch.export.Dim
+    for others in (dim.AUTO, dim.STATIC):
+        # A size of 1 is fixed in any case.
+        sizes = [
+            {d: dim.DYNAMIC if d == batch_dim else others for d in range(tensor.ndim)}
+            for tensor, batch_dim in zip(tensors, batch_dims, strict=True)
+        ]
         try:
-            program = torch.export.export(
-                _ExportRoot(model, choose), (inputs,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
-            )
+            return torch.export.export(root, (tensors,), dynamic_shapes=(tuple(sizes),), strict=False)
         except Exception as error:
-            reason = " ".join(str(error).split())[:REASON_LENGTH] or type(error).__name__
-            raise ValueError(f"model: torch.export fails for batches of any size ({reason})") from error
-    return _plain(program.module(), model, tuple(example.shape[1:]))
+            if others is dim.STATIC:
+                reason = " ".join(str(error).split())[:REASON_LENGTH] or type(error).__name__
+                raise ValueError(f"model: torch.export fails for batches of any size ({reason})") from error
+    raise AssertionError
+
+
+def _guards(
+    module: fx.GraphModule,
+    program: torch.export.ExportedProgram,
+    tensors: Sequence[Tensor],
+    batch_dims: Sequence[int | None],
+) -> ShapeGuards:
+    """Return what a trace assumes of its inputs' shapes."""
+    sizes: list[list[int | None]] = []
+    conditions: list[str] = []
+    first: dict[str, str] = {}
+    ranges = {str(symbol): limits for symbol, limits in program.range_constraints.items()}
+    values = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
+    for i, value in enumerate(values):
+        sizes.append([size if isinstance(size, int) else None for size in value.shape])
+        for dim, size in enumerate(value.shape):
+            symbol, text = str(size), f"shape[{i}][{dim}]"
+            if isinstance(size, int):
+                continue
+            if symbol in first:
+                conditions.append(f"{text} == {first[symbol]}")
+            first.setdefault(symbol, text)
+            upper = str(ranges[symbol].upper) if symbol in ranges else ""
+            if upper.isdigit():
+                conditions.append(f"{text} <= {upper}")
+    # Private, and the only place where torch.export keeps them.
+    further = getattr(program, "_guards_code", [])
+    conditions += [re.sub(r"L\['inputs'\]\[(\d+)\]\.size\(\)", r"shape[\1]", text) for text in further]
+    return ShapeGuards.of(sizes, conditions, tensors, batch_dims)
 
 
 class _ExportRoot(nn.Module):
-    """A model reduced to one tensor in, one tensor out."""
+    """A model reduced to its tensors in, one tensor out."""
 
-    def __init__(self, model: nn.Module, choose: Callable[[Any], Any]) -> None:
+    def __init__(self, model: nn.Module, structure: InputStructure, choose: Callable[[Any], Any]) -> None:
         super().__init__()
-        self.model, self.choose = model, choose
-        takes_cache = "use_cache" in inspect.signature(model.forward).parameters
-        self.arguments = {"use_cache": False} if takes_cache else {}
+        self.model, self.structure, self.choose = model, structure, choose
 
-    def forward(self, x: Tensor) -> Tensor:
-        output = self.choose(self.model(x, **self.arguments))
+    def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        output = self.choose(self.structure.call(self.model, inputs))
         if not isinstance(output, Tensor):
             raise ValueError(f"expected an output that is a tensor or has logits, got {type(output).__name__}")
         return output
@@ -92,37 +139,30 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def checked_shape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return ``x`` after a check that it has the traced shape, [B, *shape].
-
-    Raises:
-        ValueError: it has another shape.
-    """
-    if tuple(x.shape[1:]) != shape:
-        traced = ", ".join(map(str, shape))
-        raise ValueError(f"images: expected the shape that was traced, [B, {traced}], got {list(x.shape)}")
-    return x
-
-
-def _plain(module: fx.GraphModule, model: nn.Module, shape: tuple[int, ...]) -> fx.GraphModule:
+def _plain(module: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     """Return the graph without what torch.export adds: argument trees, guards, assertions, the wrapper's name."""
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     attributes: dict[str, Any] = {}
+    targets = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    floating = floating_dependents(
+        module.graph,
+        {target: attrgetter(target)(module) for target in targets},
+        (node for node in placeholders(module.graph) if node.meta["val"].is_floating_point()),
+    )
     for node in module.graph.nodes:
         if node.op == "output":
             (results,) = node.args
             graph.output(copied[results[0]])
         elif node.op == "placeholder":
-            copied[node] = graph.call_function(checked_shape, (graph.node_copy(node), shape))
-            copied[node].meta = dict(node.meta)
+            copied[node] = graph.node_copy(node)
         elif node.op == "get_attr":
             name, attribute = _attribute(str(node.target), module, model)
             attributes[name] = attribute
             copied[node] = graph.get_attr(name)
             copied[node].meta = dict(node.meta)
         elif not _is_check(node):
-            copied[node] = _copy(graph, node, copied)
+            copied[node] = _copy(graph, node, copied, floating)
     graph.eliminate_dead_code()
     targets = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     return fx.GraphModule({name: attributes[name] for name in attributes if name in targets}, graph)
@@ -141,8 +181,14 @@ def _is_check(node: fx.Node) -> bool:
     return any(part in str(node.target) for part in ("_guards_fn", "_assert", "sym_constrain_range"))
 
 
-def _copy(graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node]) -> fx.Node:
-    """Copy an operation, without a dtype argument that its input already satisfies."""
+def _copy(
+    graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node], floating: Collection[fx.Node]
+) -> fx.Node:
+    """Copy an operation, without a dtype argument that its input already satisfies in a copy of any type.
+
+    Args:
+        floating: the nodes whose values have the network's type.
+    """
     overload, arguments = node.target, _arguments(node)
     value = next(iter(arguments.values()), None)
     if not isinstance(overload, torch._ops.OpOverload) or not isinstance(value, fx.Node):
@@ -150,7 +196,8 @@ def _copy(graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node]) -> fx.
     before, after = value.meta["val"], node.meta["val"]
     if overload is aten.detach_.default and value.target is aten.lift_fresh_copy.default:
         return copied[value]
-    if overload.overloadpacket in CASTS and before.dtype == after.dtype and before.device == after.device:
+    satisfied = value in floating or not getattr(before, "is_floating_point", bool)()
+    if satisfied and overload.overloadpacket in CASTS and before.dtype == after.dtype and before.device == after.device:
         copies = overload.overloadpacket is aten._to_copy or arguments.get("copy")
         if not copies and not arguments.get("memory_format"):
             return copied[value]
@@ -160,7 +207,7 @@ def _copy(graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node]) -> fx.
         clone.meta = dict(node.meta)
         return clone
     copy = graph.node_copy(node, copied.__getitem__)
-    if overload.overloadpacket not in CASTS and arguments.get("dtype") == getattr(before, "dtype", None) is not None:
+    if satisfied and overload.overloadpacket not in CASTS and arguments.get("dtype") == getattr(before, "dtype", None) is not None:
         first, *_ = copy.args
         copy.args = (first,)
         copy.kwargs = {

@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from pathnet.models.tracing.aliases import Aliases, written_through
+from pathnet.models.tracing.graphs import describe_node, operation
+
 __all__ = ["functionalize", "with_item"]
 
 NAMES = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "lshift", "rshift", "xor")
@@ -18,6 +21,7 @@ OPERATORS = {getattr(operator, f"i{name}"): getattr(operator, name) for name in 
 OPERATORS |= {operator.iand: operator.and_, operator.ior: operator.or_}
 
 
+@operation
 def with_item(x: Tensor, index: Any, value: Any) -> Tensor:
     """Return a copy of ``x`` with ``x[index] = value``."""
     x = x.clone()
@@ -28,14 +32,17 @@ def with_item(x: Tensor, index: Any, value: Any) -> Tensor:
 def functionalize(graph: fx.Graph, attributes: Mapping[str, Any], values: Mapping[fx.Node, Any]) -> fx.Graph:
     """Return the graph with every in-place operation replaced by an out-of-place one, and without `nn.Identity`.
 
-    Later readers of a changed tensor read the new one. A change through a view is not tracked: the caller compares
-    the graph's output with the model's.
+    Later readers of a changed tensor, of its views and of what it is a view of, read the new values.
 
     Args:
         attributes: the modules that the graph refers to, by name.
         values: the value of each node in one run of ``graph``, all of them alive.
+
+    Raises:
+        ValueError: an operation writes into a tensor in a way that has no out-of-place counterpart.
     """
     result = fx.Graph()
+    aliases = Aliases(graph, values)
     # The new node with the current value of each old node.
     current: dict[fx.Node, Any] = {}
     for node in graph.nodes:
@@ -55,19 +62,17 @@ def functionalize(graph: fx.Graph, attributes: Mapping[str, Any], values: Mappin
             new_node.target, new_node.args, new_node.kwargs = _out_of_place(new_node)
         current[node] = new_node
         if changed is not None:
-            for alias in list(current):
-                if _is_same_tensor(values[alias], values[changed]):
-                    current[alias] = new_node
+            aliases.update(result, current, changed, node, new_node)
+    _erase_unused_views(result)
     return result
 
 
-def _is_same_tensor(first: Any, second: Any) -> bool:
-    """Return whether two values are the same object, or tensors with the same memory, shape and strides."""
-    if first is second:
-        return True
-    if not isinstance(first, Tensor) or not isinstance(second, Tensor):
-        return False
-    return (first.data_ptr(), first.shape, first.stride()) == (second.data_ptr(), second.shape, second.stride())
+def _erase_unused_views(graph: fx.Graph) -> None:
+    """Erase views, and writes through them, that nothing reads any more."""
+    for node in reversed(graph.nodes):
+        is_view = node.op in ("call_function", "call_method") and not node.users
+        if is_view:
+            graph.erase_node(node)
 
 
 def _may_be_in_place(node: fx.Node) -> bool:
@@ -76,6 +81,8 @@ def _may_be_in_place(node: fx.Node) -> bool:
 
 def _changed_input(node: fx.Node, attributes: Mapping[str, Any], values: Mapping[fx.Node, Any]) -> fx.Node | None:
     """Return the node whose tensor an operation changes in place, or None."""
+    if isinstance(node.kwargs.get("out"), (fx.Node, tuple, list)):
+        raise ValueError(f"{describe_node(node)} writes its result into another tensor (out=), which has no gradient")
     first = node.all_input_nodes[0] if node.all_input_nodes else None
     if first is None or not isinstance(values[first], Tensor) or node.op not in _IS_IN_PLACE:
         return None
@@ -138,6 +145,9 @@ def _out_of_place(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         return with_item, args, kwargs
     if isinstance(target, torch._ops.OpOverload):
         name = target._schema.name.removeprefix("aten::").removesuffix("_")
+        if name == "copy":
+            # The out-of-place operation has no derivative.
+            return written_through, args[:2], {}
         return getattr(getattr(torch.ops.aten, name), target._overloadname), args, kwargs
     assert callable(target)
     name = getattr(target, "__name__", "")

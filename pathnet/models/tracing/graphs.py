@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import handle_torch_function, has_torch_function
+
+from pathnet.models.shape_guards import ShapeGuards
 
 __all__ = [
     "Dropout",
     "ReadOnlyInterpreter",
     "RecordingInterpreter",
     "TracedGraph",
+    "copy_node",
     "describe_node",
     "differs",
     "first_line",
+    "is_inside",
     "module_path",
     "module_paths",
+    "operation",
     "output_node",
-    "placeholder",
+    "placeholders",
 ]
 
+
+WRITES = {"with_item": "an assignment to x[...]", "written_through": "a write into a view"}
+"""Operations that stand for an assignment in the model's code."""
 
 Dropout = nn.modules.dropout._DropoutNd
 
@@ -38,6 +48,7 @@ class TracedGraph:
         frozen_statistics: the batch normalisations that always use running statistics.
         untraced: the modules that appear as one node each, because of their control flow.
         dropouts: the model's dropout modules that the trace omits, with their names.
+        guards: the conditions on the inputs' shapes under which the trace holds.
     """
 
     graph: fx.Graph
@@ -46,6 +57,7 @@ class TracedGraph:
     frozen_statistics: tuple[str, ...] = ()
     untraced: tuple[nn.Module, ...] = ()
     dropouts: tuple[tuple[str, Dropout], ...] = ()
+    guards: ShapeGuards | None = None
 
 
 class RecordingInterpreter(fx.Interpreter):
@@ -73,11 +85,21 @@ class ReadOnlyInterpreter(fx.Interpreter):
         return result
 
 
-def placeholder(graph: fx.Graph) -> fx.Node:
-    """Return the only input node of a graph."""
-    (node,) = (node for node in graph.nodes if node.op == "placeholder")
-    assert isinstance(node, fx.Node)
-    return node
+def placeholders(graph: fx.Graph) -> list[fx.Node]:
+    """Return the input nodes of a graph."""
+    return [node for node in graph.nodes if node.op == "placeholder"]
+
+
+def operation(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function of tensors be one operation of a graph, also where `pickle` traces the graph again."""
+
+    @wraps(function)
+    def one_node(*args: Any, **kwargs: Any) -> Any:
+        if has_torch_function(args):
+            return handle_torch_function(one_node, args, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    return one_node
 
 
 def output_node(graph: fx.Graph) -> fx.Node:
@@ -99,13 +121,54 @@ def module_path(node: fx.Node) -> str:
     return next(reversed(module_paths(node)), "")
 
 
+def is_inside(node: fx.Node, name: str) -> bool:
+    """Return whether an operation is inside the named module of the model, or is that module."""
+    target = [str(node.target)] if node.op == "call_module" else []
+    return any(path == name or path.startswith(f"{name}.") for path in (*module_paths(node), *target))
+
+
 def describe_node(node: fx.Node) -> str:
     """Return an operation in words: what it is, and which module of the model contains it."""
     if node.op == "call_module":
         return f"module {node.target!r}"
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    target = WRITES.get(target, target)
     path = module_path(node)
     return f"{str(target).removesuffix('.default')} (node {node.name!r}" + (f" in module {path!r})" if path else ")")
+
+
+def copy_node(
+    node: fx.Node,
+    graph: fx.Graph,
+    copies: Mapping[fx.Node, Any],
+    attributes: dict[str, Any],
+    traced: Mapping[str, Any],
+) -> fx.Node:
+    """Copy an operation of a traced graph into another graph, with the module or tensor that it refers to.
+
+    Args:
+        copies: the new node, or the constant, for each copied node.
+        attributes: the modules and tensors of the new graph by name.
+        traced: those of the traced graph.
+    """
+    copied = graph.node_copy(node, copies.__getitem__)
+    copied.meta = {}
+    if node.op in ("call_module", "get_attr"):
+        copied.target = _add_attribute(str(node.target), traced[str(node.target)], attributes)
+    return copied
+
+
+def _add_attribute(name: str, value: Any, attributes: dict[str, Any]) -> str:
+    """Add a module or tensor to a graph's attributes, and return its name there.
+
+    A tensor gets a name without dots, so that it is not registered a second time in the module it belongs to.
+    """
+    if isinstance(value, Tensor):
+        name = name.replace(".", "_")
+    while attributes.get(name, value) is not value:
+        name += "_"
+    attributes[name] = value
+    return name
 
 
 def first_line(error: BaseException) -> str:

@@ -10,7 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-__all__ = ["CLONES", "CONCATENATIONS", "RESHAPES", "is_activation", "is_relu", "operands_of"]
+__all__ = [
+    "CLONES",
+    "CONCATENATIONS",
+    "RESHAPES",
+    "feeds_a_sum",
+    "is_activation",
+    "is_relu",
+    "operands_of",
+    "past_dropout",
+]
 
 aten = torch.ops.aten
 
@@ -20,6 +29,8 @@ REVERSED = {torch.rsub, aten.rsub.Tensor, "__rsub__"}
 CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate, torch.hstack, torch.vstack, aten.cat.default}
 CLONES = {torch.clone, aten.clone.default}
 RESHAPES = {"view", "reshape", torch.reshape, aten.view.default, aten.reshape.default}
+
+DROPOUTS = {F.dropout, torch.dropout, aten.dropout.default}
 
 RELUS = {torch.relu, F.relu, aten.relu.default}
 ACTIVATIONS = RELUS | {torch.sigmoid, torch.tanh, F.sigmoid, F.tanh, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu}
@@ -63,3 +74,27 @@ def is_activation(node: fx.Node, attributes: Mapping[str, Any]) -> bool:
     return (node.op == "call_function" and node.target in ACTIVATIONS) or (
         node.op == "call_method" and node.target in METHODS
     )
+
+
+def past_dropout(node: fx.Node) -> fx.Node:
+    """Return the input of dropout functions that are switched off, as they are traced in evaluation mode."""
+    while _is_inactive_dropout(node) and len(node.all_input_nodes[0].users) == 1:
+        (node,) = node.all_input_nodes
+    return node
+
+
+def feeds_a_sum(node: fx.Node) -> bool:
+    """Return whether the only use of a value is as an operand of an addition or subtraction."""
+    while len(node.users) == 1:
+        (user,) = node.users
+        if not _is_inactive_dropout(user):
+            return operands_of(user) is not None
+        node = user
+    return False
+
+
+def _is_inactive_dropout(node: fx.Node) -> bool:
+    if node.target not in DROPOUTS:
+        return False
+    training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", node.kwargs.get("train"))
+    return training is False

@@ -7,18 +7,24 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from pathnet.models.inputs import InputStructure
+
 __all__ = ["SingleOutput", "select_output"]
 
 
 class SingleOutput(nn.Module):
-    """A model reduced to one input tensor and one of its outputs, which ``choose`` selects."""
+    """A model reduced to its input tensors and one of its outputs, which ``choose`` selects.
 
-    def __init__(self, model: nn.Module, choose: Callable[[Any], Any]) -> None:
+    Args:
+        structure: how the model is called with the tensors.
+    """
+
+    def __init__(self, model: nn.Module, structure: InputStructure, choose: Callable[[Any], Any]) -> None:
         super().__init__()
-        self.model, self.choose = model, choose
+        self.model, self.structure, self.choose = model, structure, choose
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.choose(self.model(x))  # type: ignore[no-any-return]
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.choose(self.structure.call(self.model, tensors))  # type: ignore[no-any-return]
 
 
 def select_output(result: Any, output: str | int | None) -> Tensor:

@@ -2,13 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
-__all__ = ["attributes_restored", "evaluating_restored"]
+from pathnet.models.hooks import hooks_removed
+
+__all__ = ["attributes_restored", "evaluating_restored", "plain", "uncompiled"]
+
+_LOCK = threading.RLock()
+"""Held while a model is traced: the traces of torch change its classes for all threads."""
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """Return the module that `torch.compile` wraps, or the model itself."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    while dynamo is not None and isinstance(model, dynamo.OptimizedModule):
+        model = model._orig_mod
+    return model
+
+
+@contextmanager
+def plain(model: nn.Module) -> Iterator[None]:
+    """Let a model run as its code says, and restore it afterwards.
+
+    It runs without compilation of itself, of its submodules and of functions that it calls, without reentrant
+    checkpoints, which cannot be differentiated with respect to chosen tensors, and without a user's hooks.
+    """
+    with _LOCK, ExitStack() as stack:
+        children = _uncompiled_children(model)
+        modules = [module for module in model.modules() if module._compiled_call_impl is not None]
+        calls = [(module, module._compiled_call_impl) for module in modules]
+        for module in modules:
+            module._compiled_call_impl = None
+        stack.enter_context(_eager())
+        stack.enter_context(hooks_removed(model))
+        checkpoint_function = torch.utils.checkpoint.CheckpointFunction
+        torch.utils.checkpoint.CheckpointFunction = _NoCheckpoint  # type: ignore[assignment,misc]
+        try:
+            yield
+        finally:
+            torch.utils.checkpoint.CheckpointFunction = checkpoint_function  # type: ignore[misc]
+            for module, call in calls:
+                module._compiled_call_impl = call
+            for parent, name, child in children:
+                parent._modules[name] = child
+
+
+class _NoCheckpoint:
+    """Stands for the autograd function of reentrant checkpoints, and keeps all intermediate results."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+def _uncompiled_children(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Put the original modules in place of compiled submodules; return what was there: parent, name and module."""
+    children = []
+    pending, visited = [model], {model}
+    while pending:
+        parent = pending.pop()
+        for name, child in list(parent._modules.items()):
+            if child is None:
+                continue
+            original = uncompiled(child)
+            if original is not child:
+                children.append((parent, name, child))
+                parent._modules[name] = original
+            if original not in visited:
+                visited.add(original)
+                pending.append(original)
+    return children
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Run functions that `torch.compile` wraps as they are, also while `torch.fx` traces them."""
+    if "torch._dynamo.eval_frame" not in sys.modules:
+        # Nothing is compiled; the import takes long.
+        yield
+        return
+    import torch._dynamo.config
+
+    with (
+        torch.compiler.set_stance("force_eager"),
+        torch._dynamo.config.patch(error_on_nested_fx_trace=False),
+    ):
+        yield
 
 
 @contextmanager
@@ -37,13 +124,14 @@ def evaluating_restored(model: nn.Module) -> Iterator[None]:
     devices = sorted({tensor.device.index or 0 for tensor in model.parameters() if tensor.device.type == "cuda"})
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        model.eval().requires_grad_(False)
         with (
+            # Around `eval`, which some models override.
             attributes_restored(model),
             torch.random.fork_rng(devices),
             torch.inference_mode(False),
             torch.enable_grad(),
         ):
+            model.eval().requires_grad_(False)
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

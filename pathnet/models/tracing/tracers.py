@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from pathnet.models.pointwise import Pointwise
+from pathnet.models.tracing.examples import Example
 from pathnet.models.tracing.exported import exported
 from pathnet.models.tracing.functional import functionalize
 from pathnet.models.tracing.graphs import (
@@ -22,11 +23,15 @@ from pathnet.models.tracing.graphs import (
     describe_node,
     differs,
     first_line,
+    placeholders,
 )
 from pathnet.models.tracing.lifting import lift
+from pathnet.models.tracing.network_types import follow_network_type
+from pathnet.models.tracing.quiet import quiet
 from pathnet.models.tracing.restoring import attributes_restored
+from pathnet.models.tracing.training_reads import called_whole
 
-__all__ = ["trace_model", "trace_with_fx", "untraceable_reason"]
+__all__ = ["TraceProxy", "Tracer", "from_fx", "trace_model", "trace_with_fx", "untraceable_reason"]
 
 TRANSPARENT = (
     nn.Transformer,
@@ -40,34 +45,38 @@ TRANSPARENT = (
 AROUND = "torch.fx around untraceable modules"
 
 
-class _Proxy(fx.Proxy):
-    """Proxy that records ``x += y`` as an in-place operation in every version of torch."""
+class TraceProxy(fx.Proxy):
+    """Proxy that records ``x += y`` as an in-place operation in every version of torch, and ``x[index] = y``."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
 
-def _in_place(name: str) -> Callable[[_Proxy, Any], fx.Proxy]:
-    def method(self: _Proxy, other: Any) -> fx.Proxy:
+def _in_place(name: str) -> Callable[[TraceProxy, Any], fx.Proxy]:
+    def method(self: TraceProxy, other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
 
     return method
 
 
 for _name in ("iadd", "isub", "imul", "itruediv"):
-    setattr(_Proxy, f"__{_name}__", _in_place(_name))
+    setattr(TraceProxy, f"__{_name}__", _in_place(_name))
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     """Traces a model down to the modules of torch.nn.
 
     Args:
         leaves: further modules not to trace into.
+        inputs: number of the root's inputs.
 
     Attributes:
         entered: the modules that the trace is inside, outermost first. After an error, the last one caused it.
     """
 
-    def __init__(self, leaves: Sequence[nn.Module] = ()) -> None:
+    def __init__(self, leaves: Sequence[nn.Module] = (), inputs: int = 1) -> None:
         super().__init__()
-        self.leaves = set(leaves)
+        self.leaves, self.inputs = {*leaves, *called_whole().whole}, inputs
         # Otherwise a computation on buffers alone would run once, during tracing.
         self.proxy_buffer_attributes = True
         self.entered: list[nn.Module] = []
@@ -76,6 +85,11 @@ class _Tracer(fx.Tracer):
         # A model that stores intermediate results would store proxies, and use them in its next run.
         with attributes_restored(root):
             return super().trace(root, concrete_args)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        # The root takes any number of tensors, ``forward(*tensors)``, for which fx has no placeholders.
+        names = ["x"] if self.inputs == 1 else [f"input_{i}" for i in range(self.inputs)]
+        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -86,7 +100,7 @@ class _Tracer(fx.Tracer):
         return result
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return TraceProxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if m in self.leaves or isinstance(m, Pointwise):
@@ -98,23 +112,25 @@ class _Tracer(fx.Tracer):
         return inherited or super().is_leaf_module(m, module_qualified_name)
 
 
-def trace_with_fx(root: nn.Module, example: Tensor, leaves: Sequence[nn.Module] = ()) -> TracedGraph:
+def trace_with_fx(root: nn.Module, example: Example, leaves: Sequence[nn.Module] = ()) -> TracedGraph:
     """Return a trace by ``torch.fx``.
 
     Args:
-        root: a module of one tensor that contains the model as ``model``; names in the trace lose that prefix.
+        root: a module of the example's tensors that contains the model as ``model``; names in the trace lose that
+            prefix.
         leaves: modules not to trace into.
     """
-    return _from_fx(_Tracer(leaves).trace(root), root, example)
+    tracer = Tracer(leaves, len(example.tensors))
+    return from_fx(tracer.trace(root), tracer, root, example)
 
 
-def _trace_around_untraceable(root: nn.Module, example: Tensor) -> TracedGraph:
+def _trace_around_untraceable(root: nn.Module, example: Example) -> TracedGraph:
     """Return a trace by ``torch.fx`` in which each module with untraceable control flow is one node."""
     leaves: list[nn.Module] = []
     while True:
-        tracer = _Tracer(leaves)
+        tracer = Tracer(leaves, len(example.tensors))
         try:
-            traced = _from_fx(tracer.trace(root), root, example)
+            traced = from_fx(tracer.trace(root), tracer, root, example)
             names = [name.removeprefix("model.") for name, module in root.named_modules() if module in leaves]
             return replace(traced, traced_by=f"torch.fx around {', '.join(names)}", untraced=tuple(leaves))
         except Exception:
@@ -124,36 +140,46 @@ def _trace_around_untraceable(root: nn.Module, example: Tensor) -> TracedGraph:
             leaves.append(tracer.entered[-1])
 
 
-def _from_fx(graph: fx.Graph, root: nn.Module, example: Tensor) -> TracedGraph:
+def from_fx(graph: fx.Graph, tracer: Tracer, root: nn.Module, example: Example) -> TracedGraph:
+    """Return a tracer's graph of a root, normalised."""
     attributes: dict[str, Any] = {}
+    constants = {name: tensor for tensor, name in tracer.tensor_attrs.items()}
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
-            attribute = attrgetter(str(node.target))(root)
+            name = str(node.target)
+            # The root lost the constants that the trace gave it.
+            attribute = constants[name] if name in constants else attrgetter(name)(root)
             node.target = str(node.target).removeprefix("model.")
-            attributes[node.target] = attribute
+            if node.target not in attributes:
+                attributes[node.target] = called_whole().attribute(attribute)
     return _normalised(graph, attributes, root.get_submodule("model"), example, "torch.fx")
 
 
-def _trace_with_export(model: nn.Module, example: Tensor, choose: Callable[[Any], Any]) -> TracedGraph:
-    module = exported(model, example, choose)
+def _trace_with_export(model: nn.Module, example: Example, choose: Callable[[Any], Any]) -> TracedGraph:
+    module, guards = exported(model, example, choose)
     attributes = {
         str(node.target): attrgetter(str(node.target))(module) for node in module.graph.nodes if node.op == "get_attr"
     }
     dropouts = tuple((name, dropout) for name, dropout in model.named_modules() if isinstance(dropout, Dropout))
-    return replace(_normalised(module.graph, attributes, model, example, "torch.export"), dropouts=dropouts)
+    return replace(
+        _normalised(module.graph, attributes, model, example, "torch.export"), dropouts=dropouts, guards=guards
+    )
 
 
 def _normalised(
-    graph: fx.Graph, attributes: dict[str, Any], model: nn.Module, example: Tensor, traced_by: str
+    graph: fx.Graph, attributes: dict[str, Any], model: nn.Module, example: Example, traced_by: str
 ) -> TracedGraph:
     """Return a traced graph with modules in place of convolution functions, and without in-place operations."""
+    inputs = zip(placeholders(graph), example.tensors, strict=True)
+    floating = [node for node, tensor in inputs if tensor.is_floating_point()]
+    follow_network_type(graph, attributes, model, floating)
     values: dict[fx.Node, Any] = {}
 
     def on_value(node: fx.Node, value: Any) -> Any:
         values[node] = value
         return value
 
-    RecordingInterpreter(fx.GraphModule(attributes, graph), on_value).run(example.clone())
+    RecordingInterpreter(fx.GraphModule(attributes, graph), on_value).run(*example.copies())
     ranks = {node: value.ndim for node, value in values.items() if isinstance(value, Tensor)}
     frozen = lift(graph, attributes, model, ranks)
     functional_graph = functionalize(graph, attributes, values)
@@ -164,14 +190,14 @@ def trace_model(
     root: nn.Module,
     model: nn.Module,
     choose: Callable[[Any], Any],
-    example: Tensor,
+    example: Example,
     expected: Tensor,
     by_block: Callable[[], TracedGraph] | None = None,
 ) -> tuple[TracedGraph | None, dict[str, str]]:
     """Return the first trace whose output equals the model's, or None; and why each earlier method failed.
 
     Args:
-        root: a module of one tensor that contains ``model`` and returns one of its outputs.
+        root: a module of the example's tensors that contains ``model`` and returns one of its outputs.
         choose: maps the model's result to that output.
         expected: the output for ``example``.
         by_block: a further method of tracing, to try after `torch.fx` and before `torch.export`.
@@ -185,8 +211,9 @@ def trace_model(
     }
     for name, method in methods.items():
         try:
-            traced = method()
-            output = ReadOnlyInterpreter(fx.GraphModule(traced.attributes, traced.graph)).run(example.clone())
+            with quiet():
+                traced = method()
+            output = ReadOnlyInterpreter(fx.GraphModule(traced.attributes, traced.graph)).run(*example.copies())
             if differs(output, expected):
                 raise ValueError("its trace computes something else than the model")
             return traced, failures

@@ -15,23 +15,24 @@ from pathnet.engines.cuda import _padded_affine
 from pathnet.engines.tables import tables
 from pathnet.models import PostactBlock, PreactBlock, ResidualNet
 
-# widths: channels of y0 and of y after each block; size: height, width, batch; post: post-activation blocks, y being
-# their sums. With the shared memory below, thread blocks own several samples, the last of them fewer, images are
-# resident or windowed, and weights are copied whole, by columns and by taps.
+# widths: channels of y0 and of y after each block; skip: where the shape changes, by default projection;
+# size: height, width, batch; post: post-activation blocks, y being their sums. With the shared memory below, thread
+# blocks own several samples, the last of them fewer, images are resident or windowed, and weights are copied whole,
+# by columns and by taps.
 CASES: list[dict[str, Any]] = [
-    {"widths": [16, 16, 32, 32, 64, 64], "strides": [1, 2, 1, 2, 1], "pad": False, "size": (9, 11, 3)},
-    {"widths": [7, 7, 24, 30, 30], "strides": [1, 2, 1, 1], "pad": True, "size": (10, 5, 3)},
-    {"widths": [32, 32, 48, 48], "strides": [1, 1, 1], "pad": False, "size": (12, 7, 3)},
-    {"widths": [16, 16, 16], "strides": [2, 1], "pad": True, "size": (17, 24, 5)},
-    {"widths": [64, 64], "strides": [1], "pad": False, "size": (8, 8, 5)},
-    {"widths": [32, 32], "strides": [1], "pad": False, "size": (16, 16, 3)},
-    {"widths": [16, 20], "strides": [2], "pad": False, "size": (9, 1, 2)},
-    {"widths": [16, 16, 16, 27, 27], "strides": [1, 1, 2, 1], "pad": True, "size": (9, 11, 3), "post": True},
-    {"widths": [12, 20, 20, 20, 40], "strides": [2, 1, 1, 1], "pad": False, "size": (17, 10, 3), "post": True},
-    {"widths": [16, 16, 24], "strides": [1, 2], "pad": False, "size": (21, 9, 2)},
-    {"widths": [20, 20, 40], "strides": [1, 2], "pad": True, "size": (18, 6, 3), "post": True},
-    {"widths": [33, 33], "strides": [1], "pad": True, "size": (11, 9, 3)},
-    {"widths": [16, 16, 24], "strides": [1, 2], "pad": False, "size": (21, 9, 2)},
+    {"widths": [16, 16, 32, 32, 64, 64], "strides": [1, 2, 1, 2, 1], "size": (9, 11, 3)},
+    {"widths": [7, 7, 24, 30, 30], "strides": [1, 2, 1, 1], "skip": "pad_around", "size": (10, 5, 3)},
+    {"widths": [32, 32, 48, 48], "strides": [1, 1, 1], "size": (12, 7, 3)},
+    {"widths": [16, 16, 16], "strides": [2, 1], "skip": "pad", "size": (17, 24, 5)},
+    {"widths": [64, 64], "strides": [1], "size": (8, 8, 5)},
+    {"widths": [32, 32], "strides": [1], "size": (16, 16, 3)},
+    {"widths": [16, 20], "strides": [2], "size": (9, 1, 2)},
+    {"widths": [16, 16, 16, 27, 27], "strides": [1, 1, 2, 1], "skip": "pad_around", "size": (9, 11, 3), "post": True},
+    {"widths": [12, 20, 20, 20, 40], "strides": [2, 1, 1, 1], "size": (17, 10, 3), "post": True},
+    {"widths": [16, 16, 24], "strides": [1, 2], "size": (21, 9, 2)},
+    {"widths": [20, 20, 40], "strides": [1, 2], "skip": "pad", "size": (18, 6, 3), "post": True},
+    {"widths": [33, 33], "strides": [1], "skip": "pad", "size": (11, 9, 3)},
+    {"widths": [16, 16, 24], "strides": [1, 2], "size": (21, 9, 2)},
 ]
 H100 = 232_448
 # Shared memory of a thread block: backward with one and with two terms per number, and forward.
@@ -63,11 +64,11 @@ def write(file: Path) -> None:
 
 def _case(seed: int, case: dict[str, Any], shared: list[int]) -> dict[str, Any]:
     torch.manual_seed(seed)
-    widths, shortcut = case["widths"], "pad" if case["pad"] else "projection"
+    widths = case["widths"]
     post = case.get("post", False)
     kind = PostactBlock if post else PreactBlock
     blocks = [
-        kind(before, (3, 3), (after, after), stride, shortcut)  # type: ignore[arg-type]
+        kind(before, (3, 3), (after, after), stride, case.get("skip", "projection"))  # type: ignore[arg-type]
         for before, after, stride in zip(widths[:-1], widths[1:], case["strides"], strict=True)
     ]
     for block in blocks:
@@ -159,7 +160,8 @@ def _backward(
             skip = block.projection(entered)
             skip = _scaled(block.projection_bn, skip) if post else skip
         elif block.pad:
-            skip = F.pad(y[:, :, :: block.stride, :: block.stride], (0, 0, 0, 0, 0, block.extra_channels))
+            around = block.pad_before, block.extra_channels - block.pad_before
+            skip = F.pad(y[:, :, :: block.stride, :: block.stride], (0, 0, 0, 0, *around))
         else:
             skip = y
         y = a * skip + c * residual

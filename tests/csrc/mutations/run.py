@@ -96,6 +96,7 @@ NO_SECOND_TAP = "there is one tap"
 OVERWRITTEN = "the value is set again before it is read"
 NOT_STORED = "positions beyond the grid are computed but not stored"
 SLOWER = "it only waits for more copies than necessary"
+WORDING = "it only words a refusal"
 NONE = "any negative number stands for none"
 
 EQUIVALENT: dict[str, str] = {
@@ -112,6 +113,7 @@ EQUIVALENT: dict[str, str] = {
     "int operand = 0, mid = 1;": OVERWRITTEN,
     "int operand = 1, mid = 0;": OVERWRITTEN,
     "if (slots_ == 4) {": SLOWER,
+    "const std::vector<int32_t> smallest = build_program(spec_, {true, max_slicing(), 2, max_windows()});": WORDING,
     "const int to = all <= pass.read_height ? all : pass.read_height;": "the same where both are equal",
     "first = source.pixel(from * axis.source_step + axis.offset(0) + 1, 1) / 8 * 8;": (
         "rounded down to the same: where column 0 is read, a window begins at a row that 4 divides"
@@ -126,7 +128,7 @@ EQUIVALENT: dict[str, str] = {
     "left[lane] = (x <= pass.width ? x : pass.width - 1) * pass.horizontal.source_step + 1;": NOT_STORED,
     "const int y = top[lane] + row, inside = y < pass.height ? y : pass.height - 2;": NOT_STORED,
     "const bool inside = x < image.width && y + row <= image.height && channel < program_.channels_in;": NOT_STORED,
-    "const bool inside = a != 0.0f && x < form.out.width && y + row <= form.out.height && tile < form.in.tiles();": (
+    "const bool inside = a != 0.0f && x < form.out.width && y + row <= form.out.height && channel >= 0 &&": (
         NOT_STORED
     ),
 }

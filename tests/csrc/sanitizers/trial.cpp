@@ -99,6 +99,7 @@ bool choose_skip(Block& block, const std::vector<Unit>& units, bool behind_relu,
   if (projection.kernel > 0) skips.push_back(pathnet::kProjection);
   if (skips.empty()) return false;
   block.skip = skips[dice.below(int64_t(skips.size()))];
+  if (block.skips_by_padding()) block.pad_before = dice.below(block.out_channels - block.in_channels + 1);
   return true;
 }
 
@@ -117,7 +118,8 @@ void add_blocks(Trial& trial, int64_t count, int64_t height, int64_t width, int6
                    first.in_width,
                    last.out_channels,
                    last.out_height,
-                   last.out_width};
+                   last.out_width,
+                   0};
     Unit projection;
     if (std::max(block.out_height, block.out_width) > kMostSide ||
         !choose_skip(block, units, trial.behind_relu, projection, dice)) {

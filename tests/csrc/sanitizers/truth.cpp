@@ -63,7 +63,7 @@ void padded(const Trial& trial, const Block& block, const Then& then) {
       for (int64_t y = 0; y < block.out_height; ++y) {
         for (int64_t x = 0; x < block.out_width; ++x) {
           then(((s * block.in_channels + c) * block.in_height + y * stride) * block.in_width + x * stride,
-               ((s * block.out_channels + c) * block.out_height + y) * block.out_width + x);
+               ((s * block.out_channels + block.pad_before + c) * block.out_height + y) * block.out_width + x);
         }
       }
     }

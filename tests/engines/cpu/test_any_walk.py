@@ -157,7 +157,7 @@ def growth(call: Callable[[], Any]) -> int:
 def test_norms_of_many_paths_take_no_more_memory_than_those_of_few(bn: str) -> None:
     """BN mode ``batch`` runs as many passes side by side as 256 MB hold: here four."""
     side = 48 if bn == "running" else 256
-    blocks = torch.tensor([[i, 1, IDENTITY, -1, 1, side, side, 1, side, side] for i in range(6)])
+    blocks = torch.tensor([[i, 1, IDENTITY, -1, 1, side, side, 1, side, side, 0] for i in range(6)])
     network = one_channel(blocks, batch=4)
     few, many = (6, 60) if bn == "running" else (6, 24)
     codes = np.stack([np.unpackbits(np.uint8([i]))[2:] for i in range(64)])

@@ -54,24 +54,24 @@ def test_auto_takes_it_for_every_mode_and_precision_but_float64() -> None:
 def test_what_the_engine_lacks_is_named() -> None:
     net, (images, labels) = SMALL[0].net(), SMALL[0].images()
     net.blocks[1].convs[0].dilation = (2, 2)
-    with pytest.raises(ValueError, match="cpu: block 2 has a convolution that is grouped, dilated or not square"):
+    with pytest.raises(ValueError, match="cpu: block 1: it has a convolution that is grouped, dilated or not square"):
         pathnet.record(net, images, labels, engine="cpu")
     with pytest.raises(ValueError, match='cpu: no precision="float64"'):
         pathnet.record(net, images, labels, engine="cpu", precision="float64")
     for conv, message in (
-        (torch.nn.Conv2d(4, 4, 3, padding=1), "has a convolution with a bias"),
+        (torch.nn.Conv2d(4, 4, 3, padding=1), "it has a convolution with a bias"),
         (
             torch.nn.Conv2d(4, 4, 1, padding=1, bias=False),
-            "has a convolution whose padding reaches beyond its kernel",
+            "it has a convolution whose padding reaches beyond its kernel",
         ),
     ):
         net = SMALL[0].net()
         net.blocks[0].convs[0] = conv
-        with pytest.raises(ValueError, match=f"cpu: block 1 {message}"):
+        with pytest.raises(ValueError, match=f"cpu: block 0: {message}"):
             pathnet.record(net, images, labels, engine="cpu")
     net = SMALL[0].net()
     net.blocks[2].bns[1] = torch.nn.BatchNorm2d(16, track_running_stats=False)
-    with pytest.raises(ValueError, match="cpu: block 3 keeps no running statistics"):
+    with pytest.raises(ValueError, match="cpu: block 2: it keeps no running statistics"):
         pathnet.record(net, images, labels, engine="cpu")
     assert pathnet.record(net, images, labels, "batch", engine="cpu").engine == "cpu"
 
@@ -87,9 +87,9 @@ def test_what_post_activation_networks_are_refused() -> None:
     net.blocks[1].projection_bn = nn.Identity()
     form = net.blocks[1].form()
     net.blocks[1].form = lambda: replace(form, projection_bn=None)
-    with pytest.raises(ValueError, match="cpu: block 2 has a projection without batch normalisation"):
+    with pytest.raises(ValueError, match="cpu: block 1: its skip connection is a projection without batch norm"):
         recorded(net, images, labels, "batch", "float32")
     assert recorded(net, images, labels, "running", "float32").engine == "cpu"
     mixed = ResidualNet(net.stem, [*Case("pre", 8).net().blocks[:1], *net.blocks], net.head).eval()
-    with pytest.raises(ValueError, match="cpu: block 2 is post-activation, but other blocks are not"):
+    with pytest.raises(ValueError, match="cpu: block 0: it is a pre-activation block in a network of post"):
         recorded(mixed, images, labels, "running", "float32")

@@ -70,7 +70,7 @@ WRONG_TABLES = [
     ("blocks", lambda b: b.int(), "blocks: expected Long, got Int"),
     ("units", double, "units: expected Long, got Double"),
     ("blocks", lambda b: b[:0], "blocks: expected at least one row"),
-    ("blocks", lambda b: b[:, :9].contiguous(), r"blocks: expected shape \[\*, 10\]"),
+    ("blocks", lambda b: b[:, :10].contiguous(), r"blocks: expected shape \[\*, 11\]"),
     ("units", lambda u: u[:, :11].contiguous(), r"units: expected shape \[\*, 12\]"),
     ("units", lambda u: u.t().contiguous().t(), "units: expected a contiguous tensor"),
     ("blocks", lambda b: b.flip(0), "blocks: expected row 1 to take what the row before it gives"),
@@ -83,6 +83,11 @@ WRONG_TABLES = [
     ("blocks", cell(0, 4, 4), "blocks: expected the shapes of row 0"),
     ("blocks", cell(0, 1, 1), "blocks: expected the shapes of row 0"),
     ("blocks", lambda b: cell(1, 2, 2)(cell(1, 3, 2)(b)), "blocks: expected no projection unit"),
+    ("blocks", cell(0, 10, 1), r"blocks: expected no zero channels \(0\) before those of a skip .* in row 0, got 1"),
+    *(
+        ("blocks", lambda b, n=n: cell(1, 2, 2)(cell(1, 10, n)(b)), "blocks: expected 0 to 0 zero channels before")
+        for n in (-1, 1)
+    ),
     ("blocks", lambda b: b[:1], "units: expected row 3 to belong to one block, got 0"),
     ("units", cell(0, 0, 1 << 40), "units: expected sizes 1 to 32768 in row 0"),
     ("units", cell(1, 7, 0), "units: expected sizes"),

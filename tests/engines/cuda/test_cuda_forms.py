@@ -55,9 +55,9 @@ def test_every_number_of_windows(
     last of them fewer.
     """
     torch.manual_seed(height)
-    sides = ((16, 16, 1, "pad"), (16, 24, 2, "projection"), (24, 24, 1, "pad"), (24, 40, 2, "pad"))
+    sides = ((16, 16, 1, "pad"), (16, 24, 2, "projection"), (24, 24, 1, "pad"), (24, 38, 2, "pad_around"))
     blocks = [PreactBlock(i, (3, 3), (o, o), stride, skip) for i, o, stride, skip in sides]  # type: ignore[arg-type]
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(40, 5))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(38, 5))
     net = shaken(ResidualNet(nn.Conv2d(3, 16, 3, padding=1), blocks, head)).eval()
     images, labels = torch.randn(batch, 3, height, width), torch.arange(batch)
     exact, routing = in_float64(net, "running"), random_routings(4, height)

@@ -65,9 +65,9 @@ def cifar_resnet(depth: int, shortcut: str, width: int = 16) -> ResidualNet:
     return shaken(resnet(depth, width, 5, shortcut)).eval()  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("shortcut", ["projection", "pad"])
+@pytest.mark.parametrize("shortcut", ["projection", "pad", "pad_around"])
 def test_every_path_of_a_post_activation_network_against_the_detach_loop(shortcut: str) -> None:
-    net, images, labels = cifar_resnet(14, shortcut, width=8), torch.randn(2, 3, 9, 9), torch.tensor([0, 1])
+    net, images, labels = cifar_resnet(14, shortcut, width=6), torch.randn(2, 3, 9, 9), torch.tensor([0, 1])
     tape = pathnet.record(net, images, labels, engine="twin")
     codes = pathnet.paths.enumerate_all(tape.n)
     for code, walked in zip(codes, tape.path_gradients(codes), strict=True):
@@ -76,7 +76,7 @@ def test_every_path_of_a_post_activation_network_against_the_detach_loop(shortcu
 
 @pytest.mark.parametrize(
     ("depth", "shortcut", "precision"),
-    [(20, "pad", "float32"), (20, "projection", "bfloat16"), (110, "pad", "bfloat16")],
+    [(20, "pad_around", "float32"), (20, "projection", "bfloat16"), (110, "pad", "bfloat16")],
 )
 def test_the_original_cifar_networks(depth: int, shortcut: str, precision: Any) -> None:
     """Use three samples in bfloat16: the last thread block has one sample instead of two."""

@@ -39,28 +39,29 @@ def test_what_the_kernels_have_no_form_for_is_named() -> None:
     assert refused(models.preact_resnet(20, width=8), 32) is None
     assert refused(models.preact_resnet(20, width=12, shortcut="pad"), 21) is None
     assert refused(models.resnet(20), 32) is refused(models.resnet(110, shortcut="projection"), 32) is None
-    assert refused(models.resnet(20, block="bottleneck"), 32) == "block 1 is not a basic block (two convolutions)"
-    assert refused(models.preact_resnet(20, width=32), 32) == "block 7 has more than 64 channels"
+    assert refused(models.resnet(20, block="bottleneck"), 32) == "block 0: it is not a basic block (two convolutions)"
+    assert refused(models.preact_resnet(20, width=32), 32) == "block 6: it has more than 64 channels"
     assert refused(models.preact_resnet(20, block="bottleneck"), 32) == (
-        "block 1 is not a basic block (two convolutions)"
+        "block 0: it is not a basic block (two convolutions)"
     )
     assert refused(models.preact_resnet(20), 96) is None
     message = refused(models.preact_resnet(20), 32, 20480)
     assert message and re.fullmatch(
-        r"a window of the network's images needs \d+ bytes of shared memory, and a thread block has 20480", message
+        r"block \d: a window of its images and the weights need \d+ bytes of shared memory, and .* has 20480",
+        message,
     )
     wide = ResidualNet(nn.Conv2d(3, 64, 3), [PreactBlock(64, (3, 3), (64, 64), 1, "pad")], nn.Flatten())
     assert refused(wide, 32) is None
-    assert refused(wide, 16382) == "block 1 has images of more than 65536 pixels with their borders"
+    assert refused(wide, 16382) == "block 0: it has images of more than 65536 pixels with their borders"
     # In strips of eight pixels a column is eight times itself, and the elements of many thread blocks are int32.
     tall = cuda.refusal(job_of(wide, (64, 8192, 1), "float32"), GPUS["99 KB"])
     assert tall is None
     tall = cuda.refusal(job_of(wide, (64, 8193, 1), "float32"), GPUS["99 KB"])
-    assert tall == "block 1 has images of more than 4194304 numbers in strips of eight pixels"
+    assert tall == "block 0: it has images of more than 4194304 numbers in strips of eight pixels"
     uneven = ResidualNet(nn.Conv2d(3, 16, 3), [PreactBlock(16, (3, 3), (40, 16), 1, "pad")], nn.Flatten())
-    assert refused(uneven, 8) == "block 1 has convolutions of different widths"
+    assert refused(uneven, 8) == "block 0: it has convolutions of different widths"
     kernels = ResidualNet(nn.Conv2d(3, 16, 3), [PreactBlock(16, (5, 3), (16, 16), 1, "pad")], nn.Flatten())
-    assert refused(kernels, 8) == "block 1 has a convolution that is not 3x3 with padding 1"
+    assert refused(kernels, 8) == "block 0: it has a convolution that is not 3x3 with padding 1"
 
 
 def test_more_shared_memory_than_any_gpu_has_is_refused() -> None:
@@ -82,10 +83,10 @@ def test_units_without_relu_but_the_networks_first_are_the_cpu_engines_alone() -
     network = tables(pathnet.models.preact_resnet(8), "running", (16, 8, 8))
     arguments = network.weights, network.scales, True, 1, GPUS["227 KB"]
     ops.cuda_pack(network.blocks, network.units, *arguments)
-    for unit, block in ((1, 1), (2, 2)):
+    for unit, block in ((1, 0), (2, 1)):
         units = network.units.clone()
         units[unit, UnitColumn.BITS] = -1
-        with pytest.raises(RuntimeError, match=f"block {block} has a convolution without BN and ReLU"):
+        with pytest.raises(RuntimeError, match=f"block {block}: it has a convolution without BN and ReLU"):
             ops.cuda_pack(network.blocks, units, *arguments)
 
 

@@ -98,11 +98,11 @@ def test_the_papers_networks(depth: int, shared_bytes: int, precision: Any) -> N
     torch.testing.assert_close(norms, expected, rtol=TOLERANCES[precision][0], atol=0)
 
 
-@pytest.mark.parametrize("shortcut", ["projection", "pad"])
+@pytest.mark.parametrize("shortcut", ["projection", "pad", "pad_around"])
 @pytest.mark.parametrize("shared_bytes", [FEW, 232448], indirect=True)
 def test_every_path_against_the_detach_loop(shared_bytes: int, shortcut: str) -> None:
     """Judge by the float64 network's bits: rounding flips none of these few ReLUs."""
-    case = Case("six", 14, width=8, side=8, batch=2, shortcut=shortcut)
+    case = Case("six", 14, width=10, side=8, batch=2, shortcut=shortcut)
     net, (images, labels) = case.net(), case.images()
     tape = pathnet.record(net, images, labels, engine="twin")
     codes = pathnet.paths.enumerate_all(tape.n)

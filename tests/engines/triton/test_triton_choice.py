@@ -39,7 +39,7 @@ def test_the_engine_refuses_by_name() -> None:
 
     block = PreactBlock(4, (3, 3), (4, 4), 1, "projection")
     block.convs[0] = nn.Conv2d(4, 4, 3, padding=0, bias=False)
-    reason = "block 1: it has a convolution that changes the side by more than its stride"
+    reason = "block 0: it has a convolution that changes the side by more than its stride"
     assert unsupported_side(net(block)) == reason
     post = PostactBlock(4, (3, 3), (4, 4), 1, "projection")
     assert unsupported_side(net(post)) is None
@@ -48,7 +48,10 @@ def test_the_engine_refuses_by_name() -> None:
     bare = PostactBlock(4, (3, 3), (4, 6), 1, "projection")
     bare.projection_bn = None
     assert unsupported_form(net(bare), "running") is None
-    assert unsupported_form(net(bare), "batch") == "block 1 has a projection without batch normalisation"
+    assert (
+        unsupported_form(net(bare), "batch")
+        == "block 0: its skip connection is a projection without batch normalisation"
+    )
     post.convs[1] = nn.Conv2d(4, 4, 3, padding=0)
     assert unsupported_side(net(post)) == reason
     for kind in (PreactBlock, PostactBlock):
@@ -56,7 +59,10 @@ def test_the_engine_refuses_by_name() -> None:
         assert unsupported_side(net(strided)) is None
         # On a side of 4 both give 2, from other pixels.
         strided.projection = nn.Conv2d(4, 6, 1, 2, bias=False)
-        assert unsupported_side(net(strided)) == "block 1: it has a projection whose stride differs from its module's"
+        assert (
+            unsupported_side(net(strided))
+            == "block 0: its skip connection is a projection whose stride differs from its module's"
+        )
     engine = TritonEngine()
     supported = net(PreactBlock(4, (3, 3), (4, 4), 1, "projection"))
     on_cpu = Job(supported, "batch", "float32", (4, 6, 6), torch.device("cpu"))
@@ -105,7 +111,7 @@ def test_auto_takes_cuda_then_triton_then_autograd(monkeypatch: pytest.MonkeyPat
         assert choose(net, "batch", "bfloat16") == "triton"
     with pytest.warns(RuntimeWarning, match=r"'triton' was chosen; faster engines refuse the job \(cuda: "):
         assert choose(bottleneck) == "triton"
-    with pytest.warns(RuntimeWarning, match=r"'triton' was chosen; .* \(cuda: block 1 is not a basic block"):
+    with pytest.warns(RuntimeWarning, match=r"'triton' was chosen; .* \(cuda: block 0: it is not a basic block"):
         assert choose(post) == "triton"
     # Each has checked itself on the network that it serves.
     assert tried == [net, net, bottleneck, post]

@@ -26,6 +26,9 @@ pytestmark = [
 ]
 
 
+AROUND = Case("basic-pad-around-3", 8, width=3, side=7, shortcut="pad_around")
+
+
 @pytest.mark.usefixtures("big_tiles")
 @pytest.mark.parametrize("seed", range(18))
 def test_walks_of_random_networks(seed: int) -> None:
@@ -114,7 +117,11 @@ def keep(inputs: list[Tensor], outputs: list[Tensor]) -> Any:
 
 @pytest.mark.usefixtures("big_tiles")
 @pytest.mark.parametrize("bn", MODES)
-@pytest.mark.parametrize("case", [SMALL[0], SMALL[2], SMALL[4]], ids=lambda case: case.id)
+@pytest.mark.parametrize(
+    "case",
+    [SMALL[0], AROUND, SMALL[4]],
+    ids=lambda case: case.id,
+)
 def test_every_path_equals_the_detach_loop(case: Case, bn: str) -> None:
     """Every path gradient of three blocks equals the detach loop's, and their sum the ordinary gradient."""
     net, (images, labels) = case.net(), case.images()

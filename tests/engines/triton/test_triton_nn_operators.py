@@ -35,7 +35,7 @@ def operands(kind: str) -> tuple[PreactBlock, Tensor, tuple[Any, ...]]:
         weights, strides = [*weights, block.projection.weight], [*strides, block.projection.stride[0]]
     norms = [tensor for bn in block.bns for tensor in (bn.weight, bn.bias)]
     epsilons = [bn.eps for bn in block.bns]
-    return block, direction, (x.requires_grad_(), weights, norms, strides, epsilons, [1.0, 1.0])
+    return block, direction, (x.requires_grad_(), weights, norms, strides, epsilons, [1.0, 1.0], block.pad_before)
 
 
 def test_opcheck() -> None:
@@ -53,7 +53,8 @@ def test_opcheck_of_the_backward_pass() -> None:
     for kind, tests in [("one-unit", all_tests), ("basic-projection", "test_faketensor")]:
         _, direction, arguments = operands(kind)
         _, _, *saved = torch.ops.pathnet.fused_residual(*arguments)
-        backward_arguments = direction, saved, *arguments[1:], list(arguments[0].shape)
+        # The record has BN's factors in place of epsilons.
+        backward_arguments = direction, saved, *arguments[1:4], *arguments[5:], list(arguments[0].shape)
         torch.library.opcheck(operator, detached(backward_arguments), test_utils=tests)
 
 
@@ -107,7 +108,7 @@ def test_input_that_does_not_fit_is_told() -> None:
         pytest.raises(ValueError, match="x: expected autocast to torch.bfloat16 or none, got .* torch.float16"),
     ):
         fused_residual(block, x)
-    with pytest.raises(ValueError, match="block: it has no fused form"):
+    with pytest.raises(ValueError, match="block: its class Block defines no fused form"):
         fused_residual(Block(), x)
     block.convs[0] = nn.Conv2d(4, 4, 3, padding=1)
     with pytest.raises(ValueError, match="block: it has a convolution with a bias"):

@@ -1,0 +1,71 @@
+"""The model that a network views, and what the network lacks of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+__all__ = ["ViewedModel", "listed"]
+
+
+def listed(names: Sequence[str], most: int = 3, more: str = "more") -> str:
+    """Return some names of modules in words, and how many are left out."""
+    words = ", ".join(name or "the model itself" for name in names[:most])
+    return words + (f" and {len(names) - most} {more}" if len(names) > most else "")
+
+
+class ViewedModel:
+    """The model whose modules a network shares; it is no submodule of the network.
+
+    Copies and pickled files hold the model only where a class overrides `train`, since the network's own modules
+    suffice otherwise.
+
+    Attributes:
+        model: the model, or None.
+        branches: names of the modules whose branch in training the network lacks.
+        hooked: names of the modules with hooks that are no part of the network.
+    """
+
+    def __init__(
+        self, model: nn.Module | None = None, branches: Iterable[str] = (), hooked: Sequence[str] = ()
+    ) -> None:
+        self.model, self.hooked = model, tuple(hooked)
+        self.branches = tuple(branches)
+
+    def check(self, mode: bool) -> None:
+        """Raise ValueError if the mode is training, and the network lacks a branch of it."""
+        if mode and self.branches:
+            modules = listed([name and repr(name) for name in self.branches], more="or fewer more")
+            raise ValueError(
+                f"net: expected evaluation mode, since tracing fixed the training branch of {modules}; training "
+                "would run as evaluation does"
+            )
+
+    def train(self, net: nn.Module, mode: bool) -> None:
+        """Set the mode of the model, and of modules of the network that stand for some of the model's."""
+        if self.model is None:
+            return
+        self.model.train(mode)
+        norms = {id(norm.running_mean): norm for norm in self.model.modules() if _has_statistics(norm)}
+        for module in net.modules():
+            if _has_statistics(module):
+                module.training = norms.get(id(module.running_mean), module).training
+
+    def _is_needed(self) -> bool:
+        return self.model is not None and any(
+            type(module).train is not nn.Module.train for module in self.model.modules()
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ViewedModel:
+        model = copy.deepcopy(self.model, memo) if self._is_needed() else None
+        return ViewedModel(model, self.branches, self.hooked)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "model": self.model if self._is_needed() else None}
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
