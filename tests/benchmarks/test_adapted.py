@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import pathnet
-from benchmarks.adapted import memory, step
+from benchmarks.adapted import memory, on_processor, step
 from benchmarks.adapted.__main__ import main
 from benchmarks.adapted.cases import FULL, NAMES, ON_GPU, SMALL, Case, structure
 from benchmarks.adapted.measuring import PARTS, measure
@@ -257,6 +257,30 @@ def test_a_process_that_ends_badly(monkeypatch: pytest.MonkeyPatch, done: Done, 
         memory.growth_alone("GPT", SMALL, "auto", True, Budget(60.0))
     with pytest.raises(LeftOut):
         memory.growth_alone("GPT", SMALL, "auto", True, Budget(-1.0))
+
+
+def test_the_step_gives_the_threads_back_and_measures_memory_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    field: Any = SimpleNamespace(sizes=SimpleNamespace(models=SMALL), unlimited=None, budget=Budget())
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(on_processor, "growth_alone", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(on_processor, "growth", lambda subject, counts: calls.append((subject.case.name, counts)))
+
+    def failing(sizes: Any, engine: str, budget: Budget, growth: Callable[..., Any]) -> None:
+        assert torch.get_num_threads() == 1
+        for case in SMALL.cases[:2]:
+            growth(SimpleNamespace(case=case), budget)
+        raise Failed("wrong", {})
+
+    monkeypatch.setattr(on_processor, "models", failing)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(Failed):
+            on_processor.any_model(field)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert calls == [("GPT", SMALL, "auto", True, field.budget), ("ViT-Tiny", (1, 6, 20))]
 
 
 def test_the_command_of_the_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
