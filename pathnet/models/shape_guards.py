@@ -18,7 +18,7 @@ FIXED = re.compile(r"shape\[(\d+)\]\[(\d+)\] == (\d+)")
 
 @dataclass(frozen=True)
 class ShapeGuards:
-    """What a trace assumes of the shapes of its inputs.
+    """Assumptions of a trace about the shapes of its inputs.
 
     Attributes:
         sizes: for each tensor the size of each dimension; None for any.

@@ -76,10 +76,10 @@ def _export(
         [d for d in range(tensor.ndim) if d != batch_dim and (_is_sequence(tensor) or tensor.shape[d] in lengths)]
         for tensor, batch_dim in zip(tensors, batch_dims, strict=True)
     ]
-    for others in (dim.AUTO, dim.STATIC) if any(free) else (dim.STATIC,):
+    for of_free in (dim.AUTO, dim.STATIC) if any(free) else (dim.STATIC,):
         sizes = [
             {
-                d: dim.DYNAMIC if d == batch_dim else others if d in free_dims else dim.STATIC
+                d: dim.DYNAMIC if d == batch_dim else of_free if d in free_dims else dim.STATIC
                 for d in range(tensor.ndim)
             }
             for tensor, batch_dim, free_dims in zip(tensors, batch_dims, free, strict=True)
@@ -87,7 +87,7 @@ def _export(
         try:
             return torch.export.export(root, (tensors,), dynamic_shapes=(tuple(sizes),), strict=False)
         except Exception as error:
-            if others is dim.STATIC:
+            if of_free is dim.STATIC:
                 reason = " ".join(str(error).split())[:REASON_LENGTH] or type(error).__name__
                 raise ValueError(f"model: torch.export fails for batches of any size ({reason})") from error
     raise AssertionError
@@ -214,7 +214,7 @@ def _copy(graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node], floati
     before, after = value.meta["val"], node.meta["val"]
     if overload is aten.detach_.default and value.target is aten.lift_fresh_copy.default:
         return copied[value]
-    satisfied = value in floating or not getattr(before, "is_floating_point", bool)()
+    satisfied = value in floating or not (isinstance(before, Tensor) and before.is_floating_point())
     if (
         satisfied
         and overload.overloadpacket in CASTS

@@ -70,7 +70,7 @@ def follow_network_type(
         type_node = graph.call_function(getattr, (graph.get_attr(name), "dtype"))
 
     def followed(value: Any) -> Any:
-        return type_node if isinstance(value, torch.dtype) and value == dtype else value
+        return type_node if value is dtype else value
 
     for node in casts:
         node.args, node.kwargs = _mapped(node.args, followed), _mapped(node.kwargs, followed)
@@ -84,7 +84,5 @@ def _holds(dtype: torch.dtype, node: fx.Node) -> bool:
     """Return whether a type is among the arguments of a function or method."""
     equal: list[bool] = []
     if node.op in ("call_function", "call_method"):
-        _mapped(
-            (node.args, node.kwargs), lambda value: equal.append(isinstance(value, torch.dtype) and value == dtype)
-        )
+        _mapped((node.args, node.kwargs), lambda value: equal.append(value is dtype))
     return any(equal)
