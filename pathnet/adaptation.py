@@ -319,6 +319,7 @@ def _network(
         parts.stem, parts.blocks, parts.head, traced_by, shapes, parts.reader, parts.fixed, frozen, dropouts
     )
     net.batch_first_output = parts.batch_first_output
+    net.decides_by_batch = bool(parts.decisions)
     x, context = net.split(example.structure.inputs(example.copies()))
     bound = net.bound(context)
     y = bound.stem(x)
