@@ -325,5 +325,6 @@ def _network(
         parts.stem, parts.blocks, parts.head, traced_by, shapes, parts.reader, parts.fixed, frozen, dropouts
     )
     net.batch_first_output = parts.batch_first_output
+    net.decides_by_batch = bool(parts.decisions)
     net.notes = tuple(parts.notes)
     return net
