@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pathnet.adapted import AdaptedNet
-from pathnet.checks import MOST_INTEGER, check_integer, described, one_of
+from pathnet.checks import MOST_INTEGER, check_integer, described, listed, one_of
 from pathnet.full_precision import full_precision
 from pathnet.models.hooks import hooked
 from pathnet.models.tracing.by_hand import Part, assemble, nodes_inside, submodules, trace_block_by_block
@@ -22,7 +22,7 @@ from pathnet.models.tracing.outputs import SingleOutput, select_output
 from pathnet.models.tracing.restoring import evaluating_restored, plain, uncompiled
 from pathnet.models.tracing.tracers import trace_model, untraceable_reason
 from pathnet.models.tracing.training_reads import TrainingReads, calling_whole, fixed_branches, observed_reads
-from pathnet.models.tracing.viewed import ViewedModel, listed
+from pathnet.models.tracing.viewed import ViewedModel
 
 __all__ = ["AdaptedNet", "adapt"]
 
@@ -150,6 +150,7 @@ def _checked_network(
         name, part = ("head", head) if stem is None else ("stem", stem)
         raise ValueError(f"{name}: expected None unless blocks are pairs of branches, got {described(part)}")
     else:
+        _check_repeatable(expected, truth[0])
         trace = partial(_traced_network, root, model, example, blocks, stream, expected)  # type: ignore[arg-type]
     net, branches = _live_network(trace, model, reads, run, expected)
     if parallel == "together":
@@ -166,6 +167,14 @@ def _may_hold_batch_second(model: nn.Module, error: ValueError) -> bool:
 
 def _run(root: nn.Module, example: Example) -> Tensor:
     return torch.as_tensor(root(*example.copies()))
+
+
+def _check_repeatable(output: Tensor, repeated: Tensor) -> None:
+    """Raise ValueError unless two runs of the model return the same finite output."""
+    if not torch.isfinite(output).all():
+        raise ValueError("example: expected one for which the model's output is finite, got NaN or infinity")
+    if differs(repeated, output):
+        raise ValueError("model: expected the same output each time in evaluation mode; does it draw random numbers?")
 
 
 def _network_by_hand(
@@ -246,10 +255,6 @@ def _traced_network(
         stream: see `adapt`.
         expected: the model's output for the example.
     """
-    if not torch.isfinite(expected).all():
-        raise ValueError("example: expected one for which the model's output is finite, got NaN or infinity")
-    if differs(root(*example.copies()), expected):
-        raise ValueError("model: expected the same output each time in evaluation mode; does it draw random numbers?")
     named = submodules(model, blocks or ())
     by_block = partial(trace_block_by_block, root, named, example) if named else None
     traced, failures = trace_model(root, model, root.choose, example, expected, by_block)
