@@ -141,6 +141,8 @@ def _checked_network(
     run = partial(_run, root, example)
     reads, expected = observed_reads(model, run)
     truth = output_and_grads("model", root, model, example)
+    if torch.isfinite(expected).all() and differs(truth[0], expected):
+        raise ValueError("model: expected the same output each time in evaluation mode; does it draw random numbers?")
     if blocks is not None and any(isinstance(block, (tuple, list)) for block in blocks):
         if stem is None or head is None:
             name = "stem" if stem is None else "head"
@@ -150,7 +152,6 @@ def _checked_network(
         name, part = ("head", head) if stem is None else ("stem", stem)
         raise ValueError(f"{name}: expected None unless blocks are pairs of branches, got {described(part)}")
     else:
-        _check_repeatable(expected, truth[0])
         trace = partial(_traced_network, root, model, example, blocks, stream, expected)  # type: ignore[arg-type]
     net, branches = _live_network(trace, model, reads, run, expected)
     if parallel == "together":
@@ -167,14 +168,6 @@ def _may_hold_batch_second(model: nn.Module, error: ValueError) -> bool:
 
 def _run(root: nn.Module, example: Example) -> Tensor:
     return torch.as_tensor(root(*example.copies()))
-
-
-def _check_repeatable(output: Tensor, repeated: Tensor) -> None:
-    """Raise ValueError unless two runs of the model return the same finite output."""
-    if not torch.isfinite(output).all():
-        raise ValueError("example: expected one for which the model's output is finite, got NaN or infinity")
-    if differs(repeated, output):
-        raise ValueError("model: expected the same output each time in evaluation mode; does it draw random numbers?")
 
 
 def _network_by_hand(
@@ -255,6 +248,8 @@ def _traced_network(
         stream: see `adapt`.
         expected: the model's output for the example.
     """
+    if not torch.isfinite(expected).all():
+        raise ValueError("example: expected one for which the model's output is finite, got NaN or infinity")
     named = submodules(model, blocks or ())
     by_block = partial(trace_block_by_block, root, named, example) if named else None
     traced, failures = trace_model(root, model, root.choose, example, expected, by_block)
@@ -319,17 +314,16 @@ def _network(
     frozen: Sequence[str] = (),
     dropouts: Sequence[tuple[str, Dropout]] = (),
 ) -> AdaptedNet:
-    shapes: list[torch.Size] = []
+    shapes = parts.shapes
+    if not shapes:
+        (x,) = example.copies()
+        states = [parts.stem(x)]
+        for block in parts.blocks:
+            states.append(block(states[-1].clone()))
+        shapes = [y.shape[1:] for y in states]
     net = AdaptedNet(
         parts.stem, parts.blocks, parts.head, traced_by, shapes, parts.reader, parts.fixed, frozen, dropouts
     )
     net.batch_first_output = parts.batch_first_output
-    x, context = net.split(example.structure.inputs(example.copies()))
-    bound = net.bound(context)
-    y = bound.stem(x)
-    for block in bound:
-        shapes.append(y.shape[1:])
-        y = block(y)
-    net.shapes = (*shapes, y.shape[1:])
     net.notes = tuple(parts.notes)
     return net

@@ -75,7 +75,7 @@ def routed(net: nn.Module, x: Any, routing: Routing | None, backward: Routing | 
 
 
 def routed_gradient(net: ResidualNet, x: Any, target: Any, backward: Routing, loss: Loss = cross_entropy) -> Tensor:
-    """Return the gradient at ``y_0``, the input of the first block, under a routing of the backward pass; differentiable.
+    """Return the gradient at ``y_0``, the first block's input, under a routing of the backward pass; differentiable.
 
     Use it for penalties on the gradient along a path. Its value is that of `Tape.routed_gradients`, for the network
     in its present mode and types. Its derivative is complete: weights off the path, which determine the point of

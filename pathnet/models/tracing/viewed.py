@@ -13,7 +13,8 @@ from pathnet.checks import listed
 __all__ = ["ViewedModel"]
 
 MOST_NAMED = 3
-WHOLE = "the model itself"
+ROOT = "the model itself"
+"""Name of the model among names of its modules."""
 
 
 class ViewedModel:
@@ -32,14 +33,15 @@ class ViewedModel:
         self, model: nn.Module | None = None, branches: Iterable[str] = (), hooked: Sequence[str] = ()
     ) -> None:
         self.model = model
-        self.branches, self.hooked = (tuple(name or WHOLE for name in names) for names in (branches, hooked))
+        self.branches, self.hooked = (tuple(name or ROOT for name in names) for names in (branches, hooked))
 
     def check(self, mode: bool) -> None:
         """Raise ValueError if the mode is training, and the network lacks a branch of it."""
         if mode and self.branches:
-            modules = listed([repr(name) for name in self.branches[:MOST_NAMED]])
-            if len(self.branches) > MOST_NAMED:
-                modules += f" and up to {len(self.branches) - MOST_NAMED} more"
+            words = [name if name == ROOT else repr(name) for name in self.branches]
+            modules = listed(words[:MOST_NAMED])
+            if len(words) > MOST_NAMED:
+                modules += f" and up to {len(words) - MOST_NAMED} more"
             raise ValueError(
                 f"net: expected evaluation mode, since tracing fixed the training branch of {modules}; training "
                 "would run as evaluation does"
