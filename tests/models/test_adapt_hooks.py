@@ -1,4 +1,4 @@
-"""Hooks, compiled modules and messages: what runs while a model is traced or recorded, and what stays as it was."""
+"""Hooks, compiled modules and messages while a model is traced or recorded, and afterwards."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Network(nn.Module):
         return self.after_stem(self.stem(x))
 
     def after_stem(self, x: Tensor) -> Tensor:
-        for branch, taken in zip(self.branches, self.path, strict=True):
+        for branch, chosen in zip(self.branches, self.path, strict=True):
             y = self.activation(branch(x))
-            x = (x.detach() if taken == 1 else x) + (y.detach() if taken == 0 else y)
+            x = (x.detach() if chosen == 1 else x) + (y.detach() if chosen == 0 else y)
         return self.head(x)
 
 

@@ -38,9 +38,9 @@ class Writing(nn.Module):
         return self.after_stem(self.stem(x))
 
     def after_stem(self, x: Tensor) -> Tensor:
-        for branch, taken in zip(self.branches, self.path, strict=True):
+        for branch, chosen in zip(self.branches, self.path, strict=True):
             y = self.write(branch, x)
-            x = (x.detach() if taken == 1 else x) + (y.detach() if taken == 0 else y)
+            x = (x.detach() if chosen == 1 else x) + (y.detach() if chosen == 0 else y)
         return self.head(x)
 
 

@@ -163,7 +163,7 @@ def _traced_block(module: nn.Module, x: Tensor, name: str) -> TracedGraph:
     if traced is None:
         try:
             traced = trace_with_decisions(root, example, [], {module})
-            if not differs(ReadOnlyInterpreter(fx.GraphModule(traced.attributes, traced.graph)).run(x), expected):
+            if not differs(ReadOnlyInterpreter(traced.attributes, traced.graph).run(x), expected):
                 return traced
         except Exception as error:
             failures["with its control flow as for the example"] = first_line(error)

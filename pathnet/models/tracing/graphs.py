@@ -60,18 +60,34 @@ class TracedGraph:
     guards: ShapeGuards | None = None
 
 
-class RecordingInterpreter(fx.Interpreter):
+class _Interpreter(fx.Interpreter):
+    """Interpreter of a graph and its attributes, by name. It needs no `fx.GraphModule`, whose code takes long."""
+
+    def __init__(self, attributes: Mapping[str, Any], graph: fx.Graph) -> None:
+        super().__init__(nn.Module(), graph=graph)
+        self.attributes = attributes
+
+    def fetch_attr(self, target: str) -> Any:
+        return self.attributes[target]
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.attributes[target](*args, **kwargs)
+
+
+class RecordingInterpreter(_Interpreter):
     """Interpreter whose ``on_value`` receives each node's value, and returns the value to continue with."""
 
-    def __init__(self, module: fx.GraphModule, on_value: Callable[[fx.Node, Any], Any]) -> None:
-        super().__init__(module)
+    def __init__(
+        self, attributes: Mapping[str, Any], graph: fx.Graph, on_value: Callable[[fx.Node, Any], Any]
+    ) -> None:
+        super().__init__(attributes, graph)
         self.on_value = on_value
 
     def run_node(self, n: fx.Node) -> Any:
         return self.on_value(n, super().run_node(n))
 
 
-class ReadOnlyInterpreter(fx.Interpreter):
+class ReadOnlyInterpreter(_Interpreter):
     """Interpreter that raises ValueError where an operation changes an input in place that others may read."""
 
     def run_node(self, n: fx.Node) -> Any:

@@ -179,7 +179,7 @@ def _normalised(
         values[node] = value
         return value
 
-    RecordingInterpreter(fx.GraphModule(attributes, graph), on_value).run(*example.copies())
+    RecordingInterpreter(attributes, graph, on_value).run(*example.copies())
     ranks = {node: value.ndim for node, value in values.items() if isinstance(value, Tensor)}
     frozen = lift(graph, attributes, model, ranks)
     functional_graph = functionalize(graph, attributes, values)
@@ -213,7 +213,7 @@ def trace_model(
         try:
             with quiet():
                 traced = method()
-            output = ReadOnlyInterpreter(fx.GraphModule(traced.attributes, traced.graph)).run(*example.copies())
+            output = ReadOnlyInterpreter(traced.attributes, traced.graph).run(*example.copies())
             if differs(output, expected):
                 raise ValueError("its trace computes something else than the model")
             return traced, failures

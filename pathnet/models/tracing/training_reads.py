@@ -26,7 +26,7 @@ MOST_CONFIRMED = 3
 
 @dataclass(frozen=True)
 class TrainingReads:
-    """What a model's forward pass shows of its modules.
+    """The modules of a model by their use of the mode in a forward pass.
 
     Attributes:
         readers: the modules that read the attribute ``training``.

@@ -57,8 +57,7 @@ def observe(traced: TracedGraph, example: Example, source: fx.Node | None = None
         return value
 
     with torch.enable_grad():
-        module = fx.GraphModule(traced.attributes, traced.graph)
-        RecordingInterpreter(module, on_value).run(*example.copies())
+        RecordingInterpreter(traced.attributes, traced.graph, on_value).run(*example.copies())
     return observations
 
 

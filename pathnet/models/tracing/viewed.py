@@ -12,7 +12,7 @@ from pathnet.checks import listed
 
 __all__ = ["ViewedModel"]
 
-
+MOST_NAMED = 3
 ROOT = "the model itself"
 """Name of the model among names of its modules."""
 
@@ -38,7 +38,10 @@ class ViewedModel:
     def check(self, mode: bool) -> None:
         """Raise ValueError if the mode is training, and the network lacks a branch of it."""
         if mode and self.branches:
-            modules = listed([name if name == ROOT else repr(name) for name in self.branches])
+            words = [name if name == ROOT else repr(name) for name in self.branches]
+            modules = listed(words[:MOST_NAMED])
+            if len(words) > MOST_NAMED:
+                modules += f" and up to {len(words) - MOST_NAMED} more"
             raise ValueError(
                 f"net: expected evaluation mode, since tracing fixed the training branch of {modules}; training "
                 "would run as evaluation does"
