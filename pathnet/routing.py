@@ -75,10 +75,10 @@ def routed(net: nn.Module, x: Any, routing: Routing | None, backward: Routing | 
 
 
 def routed_gradient(net: ResidualNet, x: Any, target: Any, backward: Routing, loss: Loss = cross_entropy) -> Tensor:
-    """Return the gradient at ``y_0``, the input of the first block, under a routing of the backward pass.
+    """Return the gradient at ``y_0``, the first block's input, under a routing of the backward pass; differentiable.
 
-    It is differentiable: use it for penalties on the gradient along a path. Its value is that of
-    `Tape.routed_gradients`, for the network in its present mode and types. Its derivative is complete: weights off the path, which determine the point of
+    Use it for penalties on the gradient along a path. Its value is that of `Tape.routed_gradients`, for the network
+    in its present mode and types. Its derivative is complete: weights off the path, which determine the point of
     evaluation, get theirs too. (Gates of highway blocks are constants, as for paths.)
 
     Args:
