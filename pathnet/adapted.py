@@ -118,10 +118,10 @@ class AdaptedNet(ResidualNet):
             lines.append(f"engine {name}: {'serves' if reason is None else reason}")
         if self.dropouts:
             lines.append(f"without dropout, for evaluation only: {listed([name for name, _ in self.dropouts])}")
-        if self.viewed.branches:
-            lines.append(f"for evaluation only, without the training branch of {listed(self.viewed.branches)}")
-        if self.viewed.hooked:
-            lines.append(f"without the hooks of {listed(self.viewed.hooked)}")
+        if branches := [name or "the model itself" for name in self.viewed.branches]:
+            lines.append(f"for evaluation only, without the training branch of {listed(branches)}")
+        if hooked := [name or "the model itself" for name in self.viewed.hooked]:
+            lines.append(f"without the hooks of {listed(hooked)}")
         if self.fixed:
             lines.append(f"for inputs of the example's shape: {listed(self.fixed, between='; ')}")
         return "\n".join(lines)

@@ -132,7 +132,7 @@ def sums_by_length(record: Record, routing: Tensor, place: Place) -> ScaledGradi
     """Return the scaled sums of the gradients of all paths of each length, as `scaled_gradients`; see `Walk`.
 
     Args:
-        routing: [n, 2], the (a, c) of every block.
+        routing: [n, 2], the (a, c) of every block; or [n, 1 + m] with a coefficient for each residual module.
     """
     rows, behind = _split(record, routing[None], place)
     sums = record.walk.sums_by_length(record.start, behind[0].to(record.start.mantissa.dtype))
@@ -149,8 +149,8 @@ def sums_by_length(record: Record, routing: Tensor, place: Place) -> ScaledGradi
     if place.block is None:
         return pulled([])
     # Paths through the skip connection keep their length; those through the residual module grow by one.
-    a, c = rows[0][:2]
-    same, longer = pulled([(a, 0.0)]), pulled([(0.0, c)])
+    a, *modules = rows[0]
+    same, longer = pulled([(a, *[0.0] * len(modules))]), pulled([(0.0, *modules)])
     none = ScaledGradient(*(torch.zeros_like(tensor[:1]) for tensor in same))
     ends = (same, none), (none, longer)
     return scaling.add(*(ScaledGradient(*map(torch.cat, zip(*end, strict=True))) for end in ends))

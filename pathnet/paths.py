@@ -176,8 +176,8 @@ def enumerate_all(n: int, modules: Modules = 1) -> Tensor:
         modules: see `sample`.
 
     Returns:
-        uint8 [2^n, n]; row r is the binary expansion of r, the first block its lowest bit. With m_i modules in block i, the
-        product of all m_i + 1 rows, whose digits have those bases.
+        uint8 [2^n, n]; row r is the binary expansion of r, the first block its lowest bit. With m_i modules in block
+        i, the product of all m_i + 1 rows, whose digits have those bases.
 
     Raises:
         ValueError: n is not between 1 and 20, ``modules`` is out of its range, or there are more than 2^20 paths.

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from pathnet.checks import check_integer, described
 from pathnet.models.context import Context
-from pathnet.models.residual_net import ResidualNet
+from pathnet.models.residual_net import Block, ResidualNet
 
-__all__ = ["Front", "Place", "Tail", "locate", "routed_parts", "tail"]
+__all__ = ["Front", "Place", "Tail", "locate", "routed_blocks", "tail"]
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,18 @@ class Place:
         start: number of the first block that the engine walks through; n where it walks through none.
         block: number of the block that holds the parameter, before block ``start``; None for other places.
         parameter: name of the parameter in the network; empty for other places.
+        leaf: the parameter itself, in the copy of the network that is recorded; see `within`.
     """
 
     at: str | int
     start: int = 0
     block: int | None = None
     parameter: str = ""
+    leaf: Tensor | None = field(default=None, repr=False, compare=False)
+
+    def within(self, net: ResidualNet) -> Place:
+        """Return the place with the parameter of a copy of the network, whose blocks may be bound to a context."""
+        return replace(self, leaf=net.get_parameter(self.parameter).requires_grad_()) if self.parameter else self
 
 
 class Tail(ResidualNet):
@@ -43,10 +49,18 @@ class Tail(ResidualNet):
         self.blocks = nn.ModuleList(list(whole)[start:])
         self.head = whole.head
         self.config = None
-        self.frozen_statistics = whole.frozen_statistics
+        self.frozen_statistics, self.reader = whole.frozen_statistics, whole.reader
+        self.batch_first_output = whole.batch_first_output
 
-    def split(self, inputs: Any) -> tuple[Tensor, Context]:
-        return self.whole.split(inputs)
+    @property
+    def parts(self) -> int:
+        return max((block.part_count for block in self), default=2)
+
+    def tensors(self, inputs: Any, name: str = "images") -> dict[str, Tensor]:
+        return self.whole.tensors(inputs, name)
+
+    def split(self, inputs: Any, name: str = "images") -> tuple[Tensor, Context]:
+        return self.whole.split(inputs, name)
 
     def bound(self, context: Context) -> ResidualNet:
         whole = self.whole.bound(context)
@@ -86,13 +100,15 @@ def tail(net: ResidualNet, place: Place) -> ResidualNet:
     return net if place.start == 0 else Tail(net, place.start)
 
 
-def routed_parts(behind: ResidualNet, place: Place) -> int:
-    """Return the number of parts of a block's Jacobian along paths to a place, see `ResidualNet.parts`.
+def routed_blocks(behind: ResidualNet, place: Place) -> list[Block]:
+    """Return the blocks that paths to a place run through, that of a parameter first.
 
     Args:
         behind: the part of the network that `tail` returns.
     """
-    return behind.parts if place.block is None or not isinstance(behind, Tail) else behind.whole.parts
+    if place.block is None or not isinstance(behind, Tail):
+        return list(behind)
+    return list(behind.whole)[place.block :]
 
 
 def locate(net: ResidualNet, at: object) -> Place:

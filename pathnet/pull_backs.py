@@ -17,7 +17,7 @@ __all__ = ["PullBack", "Rows", "place_shape"]
 
 Row = Sequence[float]
 Rows = Sequence[Row]
-"""(a, c), with gates (a, c, gate), of one block for each of several gradients; empty where no block needs any."""
+"""A block's coefficients for each of several gradients, see `Block.coefficients`; empty where no block needs any."""
 
 Product = Callable[[Tensor, Row], Tensor | None]
 
@@ -27,8 +27,8 @@ LIFT = {torch.float32: 100, torch.float64: 900}
 
 def place_shape(record: Record, place: Place) -> torch.Size:
     """Return the shape of one gradient at a place."""
-    if place.parameter:
-        return _whole(record).get_parameter(place.parameter).shape
+    if place.leaf is not None:
+        return place.leaf.shape
     return record.images.shape if place.at == "image" else record.y0_shape
 
 
@@ -42,7 +42,7 @@ class PullBack:
     """
 
     def __init__(self, record: Record, place: Place) -> None:
-        self._is_parameter = bool(place.parameter)
+        self._is_parameter, self._in_block = place.leaf is not None, place.block is not None
         self._shape = place_shape(record, place)
         self._product: Product | None = None
         with torch.enable_grad(), record.autocast.entered() if record.autocast is not None else nullcontext():
@@ -56,8 +56,8 @@ class PullBack:
 
         Args:
             grads: mantissa [p, B, ...], exponent int32 [p, B] or [p, 1].
-            rows: for each gradient the coefficients (a, c) of the block with the parameter, with gates (a, c, gate);
-                empty at other places.
+            rows: for each gradient the coefficients of the block with the parameter, see `Block.coefficients`; empty
+                at other places.
 
         Returns:
             Mantissa [p, *shape], exponent as before. A parameter has no samples: mantissa [p, 1, N] for a parameter
@@ -70,6 +70,8 @@ class PullBack:
             return scaling.rescale(self._stacked(pulled, grads.mantissa), grads.exponent)
         mantissas, exponents = scaling.align(*grads)
         pulled = [self._product(*pair) for pair in zip(mantissas, rows or [()] * len(mantissas), strict=True)]
+        if not self._in_block:
+            return scaling.rescale(self._stacked(pulled, mantissas), exponents)
         return self._in_range(self._product, pulled, ScaledGradient(mantissas, exponents), rows)
 
     def of_sample(self, grads: ScaledGradient, rows: Rows, sample: int) -> ScaledGradient:
@@ -92,7 +94,10 @@ class PullBack:
     def _in_range(
         self, product: Product, pulled: Sequence[Tensor | None], grads: ScaledGradient, rows: Rows
     ) -> ScaledGradient:
-        """Return a parameter's gradients, rescaled; one that left its type's range is computed again within it."""
+        """Return the gradients of a block's parameter, rescaled; one out of its type's range is computed again.
+
+        A block may shrink a gradient by 2^200. To see that, this waits for a GPU.
+        """
         mantissas, exponents = grads
         stacked, lift = self._stacked(pulled, mantissas), LIFT[mantissas.dtype]
         largest = scaling.largest(stacked, exponents)
@@ -109,15 +114,10 @@ class PullBack:
         return scaling.rescale(stacked, exponents - lifts)
 
 
-def _whole(record: Record) -> torch.nn.Module:
-    return record.net.stem.whole if isinstance(record.net.stem, Front) else record.net
-
-
 def _of_stem(record: Record, place: Place) -> Product:
     """Return the vector-Jacobian product of the stem."""
     images = record.images.detach()
-    leaf = images if place.at == "image" else _whole(record).get_parameter(place.parameter)
-    leaf.requires_grad_()
+    leaf = images.requires_grad_() if place.leaf is None else place.leaf
     y0 = record.net.stem(images.clone())
     return lambda grad, _: torch.autograd.grad(y0, leaf, grad.to(y0.dtype), retain_graph=True)[0]
 
@@ -126,8 +126,8 @@ def _of_block(record: Record, place: Place, number: int) -> Product:
     """Return the vector-Jacobian product of one block, from its output to one of its parameters."""
     front = record.net.stem
     assert isinstance(front, Front)
-    block, leaf = list(front.whole)[number], front.whole.get_parameter(place.parameter)
-    leaf.requires_grad_()
+    block, leaf = list(front.whole)[number], place.leaf
+    assert leaf is not None
     with torch.no_grad():
         x = front.input_of(number, record.images.clone())
     # Copies, since a branch or a join may begin with an in-place ReLU.
@@ -142,10 +142,9 @@ def _of_block(record: Record, place: Place, number: int) -> Product:
 
     def product(grad: Tensor, row: Row) -> Tensor | None:
         (grad,) = torch.autograd.grad(y, z, grad.to(y.dtype), retain_graph=True)
-        # Further parts, such as gates, count only where the row has coefficients for them.
         entered = [
             (part, factor * grad)
-            for factor, part in zip(row, parts, strict=False)
+            for factor, part in zip(block.coefficients(row), parts, strict=True)
             if factor != 0 and part is not None and part.requires_grad
         ]
         if not entered:

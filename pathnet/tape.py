@@ -13,7 +13,8 @@ from pathnet.checks import check_flag, check_integer
 from pathnet.engines.transfers import to_device
 from pathnet.full_precision import full_precision
 from pathnet.gradients import LengthSums
-from pathnet.places import Place, routed_parts
+from pathnet.models.residual_net import Block
+from pathnet.places import Place, routed_blocks
 from pathnet.pull_backs import place_shape
 from pathnet.routing import check_routing
 from pathnet.scaling import ScaledGradient
@@ -95,11 +96,21 @@ class Tape:
     @property
     def n(self) -> int:
         """The number of blocks that paths run through: all, or those from the place's block on."""
-        return self._recorded.net.n + (self._place.block is not None)
+        return len(self._blocks)
+
+    @property
+    def _blocks(self) -> list[Block]:
+        return routed_blocks(self._recorded.net, self._place)
 
     @property
     def _parts(self) -> int:
-        return routed_parts(self._recorded.net, self._place)
+        """The maximum number of parts of a block's Jacobian."""
+        return max(block.part_count for block in self._blocks)
+
+    @property
+    def _modules(self) -> list[int]:
+        """The number of residual modules of each block."""
+        return [block.residual_modules for block in self._blocks]
 
     @property
     def loss(self) -> float:
@@ -249,20 +260,19 @@ class Tape:
         most = self._columns - 1
         draws = check_integer("draws", draws, 1, paths.MOST_BYTES // (self.n * most))
         signs = paths.signs(self.n * most, draws, seed, first).reshape(draws, self.n, most)
-        signs[:, torch.arange(most) >= torch.tensor(self._recorded.net.residual_modules)[:, None]] = 0
+        signs[:, torch.arange(most) >= torch.tensor(self._modules)[:, None]] = 0
         return self._measure(gradients.squared_norms_by_length, signs, self._place)
 
     def _sums_by_length(self) -> ScaledGradient:
         return self._measure(gradients.sums_by_length, torch.ones(self.n, 2, dtype=torch.float64), self._place)
 
     def _routing(self, b: Tensor) -> Tensor:
-        modules = self._recorded.net.residual_modules
-        return paths.routing(paths.check_paths("b", b, self.n, modules), parts=self._columns)
+        return paths.routing(paths.check_paths("b", b, self.n, self._modules), parts=self._columns)
 
     @property
     def _columns(self) -> int:
         """The number of coefficients of a block in a path's routing: skip connection and residual modules."""
-        return 1 + max(self._recorded.net.residual_modules)
+        return 1 + max(self._modules)
 
     @full_precision()
     def _gradients(self, routing: Tensor, powers: Tensor | None, scaled: bool) -> Tensor | ScaledGradient:

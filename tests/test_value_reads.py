@@ -103,7 +103,7 @@ class Unsettled:
         monkeypatch.setattr(ReferenceWalk, "routed_backward", noting("walk", walk))
         monkeypatch.setattr(ReferenceWalk, "sums_by_length", noting("walk", sums))
         looking = noting("look", lambda: settle(whole._record))
-        self.whole, self.tape = whole, pathnet.Tape(whole._record, "y0", looking)
+        self.whole, self.tape = whole, pathnet.Tape(whole._record, whole._place, looking)
 
 
 ASKING: list[Callable[[pathnet.Tape], Any]] = [

@@ -86,7 +86,7 @@ class PathGradients:
     at: Annotated[
         At,
         Help(
-            "Place of the gradient: the input of the first block (y0), the image, or the first convolution (stem_weight)."
+            "Place of the gradient: the first block's input (y0), the image, or the first convolution (stem_weight)."
         ),
         Flag(value="PLACE"),
     ] = "y0"

@@ -126,6 +126,9 @@ class Lesioned(ResidualNet):
         self._intact = (intact,)
         self._intact_blocks: nn.ModuleList | None = None
 
+    def tensors(self, inputs: Any, name: str = "images") -> dict[str, Tensor]:
+        return self._intact[0].tensors(inputs, name)
+
     def split(self, inputs: Any, name: str = "images") -> tuple[Tensor, Context]:
         return self._intact[0].split(inputs, name)
 

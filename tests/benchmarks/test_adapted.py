@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import pathnet
-from benchmarks.adapted import memory, step
+from benchmarks.adapted import memory, on_processor, step
 from benchmarks.adapted.__main__ import main
 from benchmarks.adapted.cases import FULL, NAMES, ON_GPU, SMALL, Case, structure
 from benchmarks.adapted.measuring import PARTS, measure
@@ -169,7 +169,9 @@ def test_a_short_time_leaves_single_rounds(subject: Subject, monkeypatch: pytest
     """Three rounds of 3 s, one of which warms up, need 9 s; a single one 3 s."""
     monkeypatch.setattr("benchmarks.adapted.measuring._expected_s", lambda *_: 3.0)
     for seconds, rounds in ((10.0, 2), (5.0, 1)):
-        budget = Budget(seconds * sum(PARTS.values()) / PARTS["few"])
+        # A clock that hardly moves, so that each part has its whole share.
+        remaining = sum(PARTS.values()) - PARTS["first"]
+        budget = Budget(seconds * remaining / PARTS["few"], itertools.count(0.0, 1e-6).__next__)
         findings = measure(subject, replace(SMALL, rounds=2), budget)
         assert findings["few"]["pathnet"]["rounds"] == rounds
         cut = {"what": "rounds of GPT, few", "wanted": 2, "kept": 1, "because": "one takes some 3 s"}
@@ -255,6 +257,30 @@ def test_a_process_that_ends_badly(monkeypatch: pytest.MonkeyPatch, done: Done, 
         memory.growth_alone("GPT", SMALL, "auto", True, Budget(60.0))
     with pytest.raises(LeftOut):
         memory.growth_alone("GPT", SMALL, "auto", True, Budget(-1.0))
+
+
+def test_the_step_gives_the_threads_back_and_measures_memory_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    field: Any = SimpleNamespace(sizes=SimpleNamespace(models=SMALL), unlimited=None, budget=Budget())
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(on_processor, "growth_alone", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(on_processor, "growth", lambda subject, counts: calls.append((subject.case.name, counts)))
+
+    def failing(sizes: Any, engine: str, budget: Budget, growth: Callable[..., Any]) -> None:
+        assert torch.get_num_threads() == 1
+        for case in SMALL.cases[:2]:
+            growth(SimpleNamespace(case=case), budget)
+        raise Failed("wrong", {})
+
+    monkeypatch.setattr(on_processor, "models", failing)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(Failed):
+            on_processor.any_model(field)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert calls == [("GPT", SMALL, "auto", True, field.budget), ("ViT-Tiny", (1, 6, 20))]
 
 
 def test_the_command_of_the_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

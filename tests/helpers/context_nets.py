@@ -28,7 +28,8 @@ class ScaledBlock(Block):
         return torch.as_tensor(self.context.values["scale"] * torch.tanh(self.linear(x)))
 
     def bound(self, context: Context) -> Block:
-        return ScaledBlock(self.linear, context)
+        # In another module, as bound blocks may be: names of parameters change.
+        return ScaledBlock(nn.Sequential(self.linear), context)
 
 
 class ScaledNet(ResidualNet):
@@ -37,10 +38,13 @@ class ScaledNet(ResidualNet):
     def __init__(self, stem: nn.Module, blocks: Sequence[Block], head: nn.Module) -> None:
         super().__init__(stem, blocks, head)
 
-    def split(self, inputs: Any) -> tuple[Tensor, Context]:
-        if not isinstance(inputs, dict):
-            inputs = dict(zip(("x", "scale"), inputs, strict=True))
-        return inputs["x"], Context({"scale": inputs["scale"]}, {"scale": 0})
+    def tensors(self, inputs: Any, name: str = "images") -> dict[str, Tensor]:
+        x, scale = inputs.values() if isinstance(inputs, dict) else inputs
+        return {f"{name}.x": x, f"{name}.scale": scale}
+
+    def split(self, inputs: Any, name: str = "images") -> tuple[Tensor, Context]:
+        x, scale = self.tensors(inputs, name).values()
+        return x, Context({"scale": scale}, {"scale": 0})
 
     def bound(self, context: Context) -> ResidualNet:
         return ScaledNet(self.stem, [block.bound(context) for block in self], self.head)

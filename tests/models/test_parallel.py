@@ -196,3 +196,24 @@ def test_wrong_numbers_of_modules_are_named() -> None:
         paths.enumerate_all(20, 2)
     with pytest.raises(ValueError, match="paths: expected values 0 to 2 for block 1, got values 3 to 3"):
         paths.routing(torch.tensor([[0, 3]]), parts=3)
+
+
+@pytest.mark.parametrize(
+    "at", [1, 2, "blocks.0.branches_.1.0.weight", "blocks.1.norm.weight", "blocks.2.projection.weight"]
+)
+def test_paths_end_at_inputs_and_parameters_of_parallel_blocks(at: str | int) -> None:
+    net, (x, labels) = network(), batch()
+    first = at if isinstance(at, int) else int(at.split(".")[1])
+    recorded = pathnet.record(net, x, labels, engine="reference", precision="float64", at=at)
+    behind = ResidualNet(nn.Sequential(net.stem, *list(net)[:first]), list(net)[first:], net.head)
+    codes = paths.enumerate_all(recorded.n, MODULES[first:])
+    sums: list[Tensor] = [torch.zeros(()) for _ in range(recorded.n + 1)]
+    for code, grad in zip(codes.tolist(), recorded.path_gradients(codes), strict=True):
+        output, entering = written_out(behind, x, ONES[first:], one_hot(code))
+        leaf = entering if isinstance(at, int) else net.get_parameter(at)
+        (expected,) = torch.autograd.grad(F.cross_entropy(output, labels), leaf, materialize_grads=True)
+        assert relative_error(grad, expected) < EXACT, code
+        sums[sum(entry > 0 for entry in code)] = sums[sum(entry > 0 for entry in code)] + expected
+    assert relative_error(recorded.gradient_by_length(), torch.stack(sums)) < EXACT
+    assert relative_error(recorded.routed_gradients(torch.ones(1, recorded.n, 2))[0], sum(sums)) < EXACT  # type: ignore[arg-type]
+    assert torch.isfinite(recorded.squared_norms_by_length(2)).all()

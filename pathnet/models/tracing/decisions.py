@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pathnet.models.tracing.examples import Example
-from pathnet.models.tracing.graphs import TracedGraph, output_node
+from pathnet.models.tracing.graphs import TracedGraph, operation, output_node
 from pathnet.models.tracing.tracers import TraceProxy, Tracer, from_fx
 
 __all__ = ["OtherWay", "decided", "decisions_of", "trace_with_decisions"]
@@ -33,6 +33,7 @@ class OtherWay(ValueError):
     """Error for inputs for which a model's control flow takes another way than the traced one."""
 
 
+@operation
 def decided(x: Tensor, value: Any, kind: str, expected: Any, where: str) -> Tensor:
     """Return ``x`` after a check that control flow goes the traced way.
 
