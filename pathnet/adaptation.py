@@ -141,6 +141,8 @@ def _checked_network(
     run = partial(_run, root, example)
     reads, expected = observed_reads(model, run)
     truth = output_and_grads("model", root, model, example)
+    if torch.isfinite(expected).all() and differs(truth[0], expected):
+        raise ValueError("model: expected the same output each time in evaluation mode; does it draw random numbers?")
     if blocks is not None and any(isinstance(block, (tuple, list)) for block in blocks):
         if stem is None or head is None:
             name = "stem" if stem is None else "head"
@@ -248,8 +250,6 @@ def _traced_network(
     """
     if not torch.isfinite(expected).all():
         raise ValueError("example: expected one for which the model's output is finite, got NaN or infinity")
-    if differs(root(*example.copies()), expected):
-        raise ValueError("model: expected the same output each time in evaluation mode; does it draw random numbers?")
     named = submodules(model, blocks or ())
     by_block = partial(trace_block_by_block, root, named, example) if named else None
     traced, failures = trace_model(root, model, root.choose, example, expected, by_block)
@@ -314,18 +314,17 @@ def _network(
     frozen: Sequence[str] = (),
     dropouts: Sequence[tuple[str, Dropout]] = (),
 ) -> AdaptedNet:
-    shapes: list[torch.Size] = []
+    shapes = parts.shapes
+    if not shapes:
+        (x,) = example.copies()
+        states = [parts.stem(x)]
+        for block in parts.blocks:
+            states.append(block(states[-1].clone()))
+        shapes = [y.shape[1:] for y in states]
     net = AdaptedNet(
         parts.stem, parts.blocks, parts.head, traced_by, shapes, parts.reader, parts.fixed, frozen, dropouts
     )
     net.batch_first_output = parts.batch_first_output
     net.decides_by_batch = bool(parts.decisions)
-    x, context = net.split(example.structure.inputs(example.copies()))
-    bound = net.bound(context)
-    y = bound.stem(x)
-    for block in bound:
-        shapes.append(y.shape[1:])
-        y = block(y)
-    net.shapes = (*shapes, y.shape[1:])
     net.notes = tuple(parts.notes)
     return net

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,12 +23,18 @@ class Place:
         start: number of the first block that the engine walks through; n where it walks through none.
         block: number of the block that holds the parameter, before block ``start``; None for other places.
         parameter: name of the parameter in the network; empty for other places.
+        leaf: the parameter itself, in the copy of the network that is recorded; see `within`.
     """
 
     at: str | int
     start: int = 0
     block: int | None = None
     parameter: str = ""
+    leaf: Tensor | None = field(default=None, repr=False, compare=False)
+
+    def within(self, net: ResidualNet) -> Place:
+        """Return the place with the parameter of a copy of the network, whose blocks may be bound to a context."""
+        return replace(self, leaf=net.get_parameter(self.parameter).requires_grad_()) if self.parameter else self
 
 
 class Tail(ResidualNet):
@@ -45,8 +51,8 @@ class Tail(ResidualNet):
         self.config = None
         self.frozen_statistics = whole.frozen_statistics
 
-    def split(self, inputs: Any) -> tuple[Tensor, Context]:
-        return self.whole.split(inputs)
+    def split(self, inputs: Any, name: str = "images") -> tuple[Tensor, Context]:
+        return self.whole.split(inputs, name)
 
     def bound(self, context: Context) -> ResidualNet:
         whole = self.whole.bound(context)

@@ -27,8 +27,8 @@ LIFT = {torch.float32: 100, torch.float64: 900}
 
 def place_shape(record: Record, place: Place) -> torch.Size:
     """Return the shape of one gradient at a place."""
-    if place.parameter:
-        return _whole(record).get_parameter(place.parameter).shape
+    if place.leaf is not None:
+        return place.leaf.shape
     return record.images.shape if place.at == "image" else record.y0_shape
 
 
@@ -42,7 +42,7 @@ class PullBack:
     """
 
     def __init__(self, record: Record, place: Place) -> None:
-        self._is_parameter = bool(place.parameter)
+        self._is_parameter = place.leaf is not None
         self._shape = place_shape(record, place)
         self._product: Product | None = None
         with torch.enable_grad(), record.autocast.entered() if record.autocast is not None else nullcontext():
@@ -109,15 +109,10 @@ class PullBack:
         return scaling.rescale(stacked, exponents - lifts)
 
 
-def _whole(record: Record) -> torch.nn.Module:
-    return record.net.stem.whole if isinstance(record.net.stem, Front) else record.net
-
-
 def _of_stem(record: Record, place: Place) -> Product:
     """Return the vector-Jacobian product of the stem."""
     images = record.images.detach()
-    leaf = images if place.at == "image" else _whole(record).get_parameter(place.parameter)
-    leaf.requires_grad_()
+    leaf = images.requires_grad_() if place.leaf is None else place.leaf
     y0 = record.net.stem(images.clone())
     return lambda grad, _: torch.autograd.grad(y0, leaf, grad.to(y0.dtype), retain_graph=True)[0]
 
@@ -126,8 +121,8 @@ def _of_block(record: Record, place: Place, number: int) -> Product:
     """Return the vector-Jacobian product of one block, from its output to one of its parameters."""
     front = record.net.stem
     assert isinstance(front, Front)
-    block, leaf = list(front.whole)[number], front.whole.get_parameter(place.parameter)
-    leaf.requires_grad_()
+    block, leaf = list(front.whole)[number], place.leaf
+    assert leaf is not None
     with torch.no_grad():
         x = front.input_of(number, record.images.clone())
     # Copies, since a branch or a join may begin with an in-place ReLU.

@@ -117,13 +117,14 @@ class Recorder:
         check_net(net)
         one_of("bn", bn, BatchNormMode)
         one_of("precision", precision, Precision)
-        self._place = locate(net, at)
+        place = locate(net, at)
         check_engine("engine", engine)
         check_callable("loss", loss)
         self._bn, self._engine, self._precision, self._loss = bn, engine, precision, loss
         types = {"float64": torch.float64, "network": None}
         self._dtype = types.get(precision, torch.float32)
-        self._net = snapshot(net, bn, self._dtype, self._place.block)
+        self._net = snapshot(net, bn, self._dtype, place.block)
+        self._place = place.within(self._net)
         self._tail = tail(self._net, self._place)
         self._service: _Service | None = None
         # Threads share the network's copy and its service, and an engine may hook into its modules for a while.

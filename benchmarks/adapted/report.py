@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.table import Table
@@ -70,7 +70,7 @@ def _met(ratio: float | None, sense: str, goal: float | None) -> bool | None:
 def tables(findings: Mapping[str, Any]) -> tuple[Table, Table]:
     """Return the ratios with their goals, and the times behind them: a column for each model."""
     models = findings["models"]
-    engines = ", ".join(dict.fromkeys(f"{entries['engine']} on {entries['device']}" for entries in models.values()))
+    engines = ", ".join(dict.fromkeys(f"{model['engine']} on {model['device']}" for model in models.values()))
     title = f"Any model, engine {engines}; in brackets by processor seconds, which are judged on a processor"
     ratios = Table("", "goal", *models, title=title)
     rows: dict[str, tuple[str, list[str]]] = {}
@@ -80,30 +80,30 @@ def tables(findings: Mapping[str, Any]) -> tuple[Table, Table]:
     for name, (goal, cells) in rows.items():
         ratios.add_row(name, goal, *cells)
     times = Table("ms", *models, title="Medians behind them")
-    for part, name in dict.fromkeys((part, name) for entries in models.values() for part, name in _timed(entries)):
-        cells = [
-            f"{1e3 * entries[part][name]['median_s']:.4g}" if part in entries else "" for entries in models.values()
-        ]
+    for part, name in dict.fromkeys((part, name) for model in models.values() for part, name in _timed(model)):
+        cells = [f"{1e3 * model[part][name]['median_s']:.4g}" if part in model else "" for model in models.values()]
         times.add_row(f"{part}: {name}", *cells)
-    for name, cell in (("blocks", _blocks), ("modules visited, of all", _visited), ("growth of memory, MB", _growth)):
+    cells_of: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "adapt, each time": lambda model: "; ".join(f"{1e3 * seconds:.4g}" for seconds in model["adapt_s"]),
+        "blocks, input": lambda model: f"{model['blocks']}, {'x'.join(map(str, model['input']))}",
+        "modules visited, of all": _visited,
+        "growth of memory, MB (paths)": _growth,
+    }
+    for name, cell in cells_of.items():
         times.add_row(name, *map(cell, models.values()))
     return ratios, times
 
 
-def _timed(entries: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(part, name) for part in PARTS for name in entries.get(part, {})]
+def _timed(model: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(part, name) for part in PARTS for name in model.get(part, {})]
 
 
-def _blocks(entries: Mapping[str, Any]) -> str:
-    return f"{entries['blocks']}, input {'x'.join(map(str, entries['input']))}"
+def _visited(model: Mapping[str, Any]) -> str:
+    return "; ".join(f"{entry['shared']} of {entry['modules']}" for entry in model["visits"])
 
 
-def _visited(entries: Mapping[str, Any]) -> str:
-    return "; ".join(f"{entry['shared']} of {entry['modules']}" for entry in entries["visits"])
-
-
-def _growth(entries: Mapping[str, Any]) -> str:
-    grown = entries.get("memory", {}).items()
+def _growth(model: Mapping[str, Any]) -> str:
+    grown = model.get("memory", {}).items()
     return "; ".join(f"{entry['growth_bytes'] / 1e6:.1f} ({count})" for count, entry in grown)
 
 

@@ -127,8 +127,8 @@ class Lesioned(ResidualNet):
         self._intact = (intact,)
         self._intact_blocks: nn.ModuleList | None = None
 
-    def split(self, inputs: Any) -> tuple[Tensor, Context]:
-        return self._intact[0].split(inputs)
+    def split(self, inputs: Any, name: str = "images") -> tuple[Tensor, Context]:
+        return self._intact[0].split(inputs, name)
 
     def bound(self, context: Context) -> ResidualNet:
         intact = self._intact[0].bound(context)

@@ -104,7 +104,8 @@ def test_the_tables_show_it(ended: Any) -> None:
         "growth of",
         "2 of 6 modules drawn",
         "a training step",
-        "20 random paths in one call",
+        "exact sums by length, share of n",
+        "Medians behind them",
         "ConvNeXt-Tiny",
     ):
         assert said in text

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import pathnet
 from helpers.routed_networks import NETS, in_place, random_net_of
 from helpers.token_nets import WIDTH, language_model
 from pathnet.models import Block, ResidualNet
+from pathnet.models.context import Context
 
 SHAPE = (3, 7, WIDTH)
 
@@ -53,7 +57,7 @@ class Gated(Block):
 
 
 class Changes(Block):
-    """A block whose skip connection has weights, and which changes values in place in many places, views among them."""
+    """A block whose skip connection has weights, and which changes values in place, views among them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,6 +72,53 @@ class Changes(Block):
 
     def join(self, z: Tensor) -> Tensor:
         return F.leaky_relu_(z, 0.1)
+
+
+class Parallel(Block):
+    """Two residual modules side by side."""
+
+    residual_modules = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def parts(self, x: Tensor, wanted: Collection[int] | None = None) -> tuple[Tensor | None, ...]:
+        return x, self.left(x).tanh(), F.gelu(self.right(x))
+
+    def residual(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.left(x).tanh() + F.gelu(self.right(x)))
+
+
+class Masked(Block):
+    """A block that multiplies by a mask and adds a number, both of the batch's context."""
+
+    def __init__(self, mask: Tensor | None = None, shift: float = 0.0) -> None:
+        super().__init__()
+        self.linear, self.mask, self.shift = nn.Linear(WIDTH, WIDTH), mask, shift
+
+    def bound(self, context: Context) -> Block:
+        block = copy.copy(self)
+        block.mask, block.shift = context.values["mask"], context.values["shift"]
+        return block
+
+    def residual(self, x: Tensor) -> Tensor:
+        assert self.mask is not None
+        return torch.as_tensor((self.linear(x) + self.shift).tanh() * self.mask[..., None].log1p())
+
+
+class MaskedNet(ResidualNet):
+    """A network of inputs [B, T, WIDTH] and a mask [B, T] in one dictionary."""
+
+    def split(self, inputs: Any) -> tuple[Tensor, Context]:
+        values = {"mask": inputs["mask"], "shift": float(inputs["x"].shape[1])}
+        return inputs["x"], Context(values, {"mask": 0})
+
+    def tensors(self, inputs: Any) -> dict[str, Tensor]:
+        return dict(inputs)
+
+    def bound(self, context: Context) -> ResidualNet:
+        return ResidualNet(self.stem, [block.bound(context) for block in self], self.head)
 
 
 class Chooses(Block):
@@ -129,11 +180,17 @@ TOKEN_NETS: dict[str, Callable[[], ResidualNet]] = {
     "gated": lambda: of_blocks([Gated(), Gated(), Gated()]),
     "changes": lambda: of_blocks([Changes(), Changes(), Changes()]),
     "chooses": lambda: of_blocks([Chooses(), Gated(), Chooses()]),
-    **{
-        name: lambda activation=activation: of_blocks([Acts(activation), Acts(activation)])  # type: ignore[misc]
-        for name, activation in ACTIVATIONS.items()
-    },
+    "activations": lambda: of_blocks([Acts(activation) for activation in ACTIVATIONS.values()]),
 }
+
+
+def some_paths(net: ResidualNet) -> Tensor:
+    """Return all paths of at most four blocks; of more, those through one module, through all but one and all."""
+    if net.n <= 4:
+        return pathnet.paths.enumerate_all(net.n)
+    one = torch.eye(net.n, dtype=torch.uint8)
+    return torch.cat([one, 1 - one, torch.ones(1, net.n, dtype=torch.uint8)])
+
 
 IMAGE_NETS = [*NETS, "in place"]
 

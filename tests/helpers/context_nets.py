@@ -28,7 +28,8 @@ class ScaledBlock(Block):
         return torch.as_tensor(self.context.values["scale"] * torch.tanh(self.linear(x)))
 
     def bound(self, context: Context) -> Block:
-        return ScaledBlock(self.linear, context)
+        # In another module, as bound blocks may be: names of parameters change.
+        return ScaledBlock(nn.Sequential(self.linear), context)
 
 
 class ScaledNet(ResidualNet):

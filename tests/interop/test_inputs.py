@@ -172,7 +172,7 @@ CASES = [
         "model.layers.0",
         OF_LLAMA,
     ),
-    Case("bloom", bloom, "transformer.h.0", pairs("transformer.h", OF_BLOOM), "left"),
+    Case("bloom", bloom, "transformer.h.0", pairs("transformer.h", OF_BLOOM)),
     Case(
         "t5's decoder",
         t5,
@@ -244,8 +244,8 @@ def test_paths_of_padded_batches_of_another_length_equal_hooks(case: Case) -> No
 
     tape = pathnet.record(net, inputs, target, precision="float64", loss=squared)
     double = copy.deepcopy(model).double()
-    # T5 and Llama compute their normalisations' and softmax's values in float32 in any copy.
-    tolerance = EXACT_WALK if case.id.startswith(("bert", "gpt2", "clip")) else 1e-5
+    # The others compute normalisations, softmax, GELU or the loss in float32 in any copy.
+    tolerance = EXACT_WALK if case.id in ("bert", "gpt2", "gpt2 classifies", "clip's text") else 1e-5
     assert relative_error(tape.output, case.run(double, inputs).detach()) < tolerance
     codes = pathnet.paths.sample(net.n, net.n // 2, count=3)
     for code, grad in zip(codes, tape.path_gradients(codes), strict=True):

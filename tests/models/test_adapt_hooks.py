@@ -1,4 +1,4 @@
-"""Hooks, compiled modules and messages: what runs while a model is traced or recorded, and what is as before after."""
+"""Hooks, compiled modules and messages: what runs while a model is traced or recorded, and what stays as it was."""
 
 from __future__ import annotations
 

@@ -170,8 +170,8 @@ class RecordedBlock:
         return [self.x, *self.saved(), *(self.program.held if self.program is not None else ())]
 
     def factors(self, row: Sequence[float]) -> tuple[float, ...]:
-        """Return the factor of each part under a routing's row, 0 for parts that the row does not name."""
-        return (*row, *(0.0 for _ in self.present[len(row) :]))
+        """Return the factor of each part of the block under a routing's row."""
+        return tuple(map(float, self.known.block.coefficients(row)))
 
     def reaches(self, factors: Sequence[float]) -> bool:
         """Return whether a gradient that is not zero can come through."""

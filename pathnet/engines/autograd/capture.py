@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pathnet.engines.autograd.pullbacks import joined, parts_of
 from pathnet.models.context import Context
 from pathnet.models.residual_net import Block
 
@@ -52,8 +51,8 @@ def capture(
         leaf = x.detach().requires_grad_()
         with torch.enable_grad():
             entry = leaf.clone() if copies else leaf
-            parts = parts_of(bound, entry)
-            z = joined(bound, parts).detach().requires_grad_()
+            parts = bound.parts(entry)
+            z = bound.summed(parts).detach().requires_grad_()
             y = bound.join(z.clone() if copies else z)
         pairs: list[tuple[Any, Tensor]] = [(y, z), *((part, leaf) for part in parts)]
         pulled = []
@@ -65,7 +64,7 @@ def capture(
 
     bound = block.bound(context)
     with torch.no_grad():
-        z = joined(bound, parts_of(bound, x.clone()))
+        z = bound.summed(bound.parts(x.clone()))
         y = bound.join(z.clone())
     grads = [random_like(z if number else y, to) for number in wanted]
     values = [context.values[name] for name in names]

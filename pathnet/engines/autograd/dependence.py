@@ -1,4 +1,4 @@
-"""What each operator of a captured graph depends on: weights alone, the block's input, or a gradient."""
+"""The most varying input of each operator of a captured graph: weights, the block's input, or a gradient."""
 
 from __future__ import annotations
 

@@ -6,13 +6,14 @@ PyTorch takes MKL for float32 products, which on some processors uses half of th
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from pathnet.engines.autograd.timing import fastest
 
-__all__ = ["Product", "products"]
+__all__ = ["Product", "chosen"]
 
 
 class Product:
@@ -34,10 +35,14 @@ class Product:
 
 def products(x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Product]:
     """Return the implementations for an example [m, k] and a weight [k, n], PyTorch's own the first."""
-    plain = (lambda x: torch.mm(x, weight)) if bias is None else (lambda x: torch.addmm(bias, x, weight))
-    found = [Product(plain)]
-    if x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
-        return found
+
+    def plain(x: Tensor) -> Tensor:
+        return x @ weight if bias is None else torch.addmm(bias, x, weight)
+
+    candidates = [Product(plain)]
+    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not has_onednn:
+        return candidates
     transposed = weight.t()
     linear = torch.ops.mkldnn._linear_pointwise.default
 
@@ -45,13 +50,15 @@ def products(x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Product]:
         return Product(lambda x: linear(x, stored, bias, "none", [], ""), stored)
 
     try:
-        candidates = [by(transposed), by(torch.ops.mkldnn._reorder_linear_weight(transposed.contiguous(), len(x)))]
-        expected = plain(x)
+        packed = torch.ops.mkldnn._reorder_linear_weight(transposed.contiguous(), len(x))
+        expected = candidates[0](x)
         size = expected.abs().amax()
-        found += [candidate for candidate in candidates if ((candidate(x) - expected).abs().amax() <= 1e-5 * size)]
+        for candidate in (by(transposed), by(packed)):
+            if (candidate(x) - expected).abs().amax() <= 1e-5 * size:
+                candidates.append(candidate)
     except (RuntimeError, AttributeError, NotImplementedError):
         pass
-    return found
+    return candidates
 
 
 def chosen(x: Tensor, weight: Tensor, bias: Tensor | None, known: dict[object, int]) -> Product:
@@ -59,5 +66,5 @@ def chosen(x: Tensor, weight: Tensor, bias: Tensor | None, known: dict[object, i
     candidates = products(x, weight, bias)
     key = (tuple(x.shape), tuple(weight.shape), weight.stride(), bias is None, x.dtype, len(candidates))
     if key not in known:
-        known[key] = fastest([lambda candidate=candidate: candidate(x) for candidate in candidates], x.device)
+        known[key] = fastest([partial(candidate, x) for candidate in candidates], x.device)
     return candidates[known[key]]

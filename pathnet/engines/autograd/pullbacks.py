@@ -64,16 +64,6 @@ def product(pullbacks: Pullbacks, factors: Sequence[float], grad: Tensor) -> Ten
     return total
 
 
-def parts_of(block: Block, x: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the block's parts: skip, residual module, and gate if it has one."""
-    return block.parts(x)
-
-
-def joined(block: Block, parts: Sequence[Tensor | None]) -> Tensor:
-    """Return the value that the block's join takes; a gate adds nothing to it."""
-    return block.summed(parts)
-
-
 def plain_pullbacks(block: Block, x: Tensor, copies: bool) -> tuple[Tensor, Pullbacks]:
     """Run a block forward; return its output, and its pull-backs by ``torch.autograd.grad``.
 
@@ -87,8 +77,8 @@ def plain_pullbacks(block: Block, x: Tensor, copies: bool) -> tuple[Tensor, Pull
     with torch.enable_grad():
         entry = leaf.clone() if copies else leaf
         version = entry._version
-        parts = parts_of(block, entry)
-        z = joined(block, parts).detach().requires_grad_()
+        parts = block.parts(entry)
+        z = block.summed(parts).detach().requires_grad_()
         joining = z.clone() if copies else z
         y = block.join(joining)
     of_state = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -100,8 +90,7 @@ def plain_pullbacks(block: Block, x: Tensor, copies: bool) -> tuple[Tensor, Pull
     def pullback(part: Tensor | None) -> Pullback | None:
         if part is entry and part._version == version:
             return IDENTITY
-        depends = part is not None and part.requires_grad
-        return partial(pulled, part, leaf) if depends else None
+        return partial(pulled, part, leaf) if part is not None and part.requires_grad else None
 
     join = IDENTITY if y is joining and y._version == 0 else partial(pulled, y, z)
     outputs = [y, *(part for part in parts if part is not None)]
@@ -123,7 +112,8 @@ def saved_tensors(outputs: Sequence[Tensor]) -> list[Tensor]:
             continue
         visited.add(node)
         pending += [following for following, _ in node.next_functions]
-        values = [getattr(node, name) for name in _saved_names(type(node))]
+        kind: Any = type(node)
+        values = [getattr(node, name) for name in _saved_names(kind)]
         values += getattr(node, "saved_tensors", ())
         for value in values:
             several = value if isinstance(value, (list, tuple)) else [value]

@@ -44,6 +44,12 @@ ELEMENTWISE = {
 """Backward passes of activations, each linear in its first argument, the gradient."""
 
 
+ATTENTION_BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+MOST_KEYS = 12
+"""Maximum number of keys, over the width of a head, for which attention's weights are kept."""
+
+
 class Rewriter:
     """A captured graph, and the values of its nodes for the example that it was captured at.
 
@@ -63,12 +69,13 @@ class Rewriter:
 
     def rewrite(self) -> None:
         """Apply every rule to every node, in order."""
-        rules = {
+        rules: dict[Any, Callable[[fx.Node], None]] = {
             **dict.fromkeys(ELEMENTWISE, self._multiply),
             aten.native_batch_norm_backward.default: self._normalise,
             aten.mm.default: self._product,
             aten.addmm.default: self._product,
-            aten._scaled_dot_product_flash_attention_for_cpu_backward.default: self._attend,
+            aten.convolution_backward.default: self._convolve,
+            ATTENTION_BACKWARD: self._attend,
         }
         for node in list(self.graph.nodes):
             rule = rules.get(node.target)
@@ -95,14 +102,14 @@ class Rewriter:
         node.replace_all_uses_with(new)
         self.graph.erase_node(node)
 
-    def _multiply(self, node: fx.Node) -> None:
-        grad, *rest = node.args
-        if not self._linear_in_first(node):
-            return
-        example: Tensor = self.values[grad]  # type: ignore[index]
-        ones = self.call(aten.ones.default, list(example.shape), dtype=example.dtype, device=example.device)
-        factors = self.call(node.target, ones, *rest, **node.kwargs)
-        self._replace(node, self.call(aten.mul.Tensor, grad, factors))
+    def _faster(self, key: object, plain: Callable[[], object], candidate: Callable[[], object]) -> bool:
+        """Return whether a candidate is faster than what it replaces; measured once for each key."""
+        if key not in self.known:
+            self.known[key] = fastest([plain, candidate], self.device)
+        return self.known[key] == 1
+
+    def _plainly(self, node: fx.Node) -> Callable[[], object]:
+        return lambda: value_of(self.traced, node, self.values)
 
     def _linear_in_first(self, node: fx.Node) -> bool:
         """Return whether a gradient enters a node as its first argument alone."""
@@ -110,44 +117,82 @@ class Rewriter:
         later = any(self.depends[argument] == Depends.GRADIENT for argument in rest)
         return first is node.args[0] and self.depends[first] == Depends.GRADIENT and not later
 
+    def _multiply(self, node: fx.Node) -> None:
+        args: Any = node.args
+        if not self._linear_in_first(node):
+            return
+        example: Tensor = self.values[args[0]]
+        ones = self.call(aten.ones.default, list(example.shape), dtype=example.dtype, device=example.device)
+        factors = self.call(node.target, ones, *args[1:], **node.kwargs)
+        self._replace(node, self.call(aten.mul.Tensor, args[0], factors))
+
     def _normalise(self, node: fx.Node) -> None:
         """Multiply by the factors of a batch normalisation with running statistics."""
-        grad, _, weight, _, variance, _, _, training, eps, _ = node.args
-        users = list(node.users)
+        args: Any = node.args
+        grad, _, weight, _, variance, _, _, training, eps, _ = args
+        users: list[Any] = list(node.users)
         if training or not self._linear_in_first(node) or any(user.args[1] != 0 for user in users):
             return
-        rank = self.values[grad].ndim  # type: ignore[index]
         factors = self.call(aten.rsqrt.default, self.call(aten.add.Scalar, variance, eps))
         if weight is not None:
             factors = self.call(aten.mul.Tensor, factors, weight)
-        factors = self.call(aten.view.default, factors, [1, -1, *(1,) * (rank - 2)])
+        factors = self.call(aten.view.default, factors, [1, -1, *(1,) * (self.values[grad].ndim - 2)])
         product = self.call(aten.mul.Tensor, grad, factors)
         for user in users:
             self._replace(user, product)
 
     def _product(self, node: fx.Node) -> None:
         """Compute a product with a weight by the fastest implementation."""
-        if node.kwargs:
+        args: Any = node.args
+        bias, (x, weight) = (None, args) if len(args) == 2 else (args[0], args[1:])
+        constants = [constant for constant in (weight, bias) if constant is not None]
+        if node.kwargs or any(self.depends[constant] != Depends.WEIGHTS for constant in constants):
             return
-        bias, (x, weight) = (None, node.args) if len(node.args) == 2 else (node.args[0], node.args[1:])
-        constants = [weight] if bias is None else [weight, bias]
-        if any(self.depends[constant] != Depends.WEIGHTS for constant in constants):  # type: ignore[index]
+        shift = None if bias is None else self.values[bias]
+        if self.depends[x] == Depends.WEIGHTS or (shift is not None and shift.ndim != 1):
             return
-        shift = None if bias is None else self.values[bias]  # type: ignore[index]
-        if self.depends[x] == Depends.WEIGHTS or (shift is not None and shift.ndim != 1):  # type: ignore[index]
-            return
-        product = chosen(self.values[x], self.values[weight], shift, self.known)  # type: ignore[index]
+        product = chosen(self.values[x], self.values[weight], shift, self.known)
         if product.held:
             self._replace(node, self.call(product, x))
 
+    def _convolve(self, node: fx.Node) -> None:
+        """Pull a gradient back through a convolution of stride 1 as a convolution with the turned weight."""
+        args: Any = node.args
+        grad, x, weight, _, stride, padding, dilation, transposed, _, groups, _ = args
+        users: list[Any] = list(node.users)
+        if self.depends[weight] != Depends.WEIGHTS or any(user.args[1] != 0 for user in users):
+            return
+        if transposed or any(step != 1 for step in stride) or not self._linear_in_first(node):
+            return
+        kernel = self.values[weight].shape[2:]
+        outer = [d * (k - 1) - p for d, k, p in zip(dilation, kernel, padding, strict=True)]
+        if any(width < 0 for width in outer):
+            return
+        turned_weight = self.call(turned_kernel, weight, groups)
+        rest = (None, stride, outer, dilation, False, [0] * len(kernel), groups)
+        example, constant = self.values[grad], self.values[turned_weight]
+
+        def candidate() -> object:
+            return aten.convolution.default(example, constant, *rest)
+
+        described = ("convolution", example.shape, example.stride(), example.dtype, self.values[x].shape, kernel)
+        if self._faster((*described, groups, str(rest)), self._plainly(node), candidate):
+            pulled = self.call(aten.convolution.default, grad, turned_weight, *rest)
+            for user in users:
+                self._replace(user, pulled)
+
     def _attend(self, node: fx.Node) -> None:
         """Pull a gradient back through attention with its weights kept: four products, and the softmax's own."""
-        grad, query, key, value, _, _, dropout, causal = node.args[:8]
-        mask, scale = node.kwargs.get("attn_mask"), node.kwargs.get("scale")
-        if dropout or not self._linear_in_first(node) or any(user.args[1] > 2 for user in node.users):
+        args: Any = node.args
+        grad, query, key, value, _, _, dropout, causal = args[:8]
+        mask: Any = node.kwargs.get("attn_mask")
+        scale: Any = node.kwargs.get("scale")
+        users: list[Any] = list(node.users)
+        if dropout or not self._linear_in_first(node) or any(user.args[1] > 2 for user in users):
             return
-        q, k = self.values[query], self.values[key]  # type: ignore[index]
-        if q.shape[1] != k.shape[1] or 4 * q.shape[-1] * 3 < k.shape[-2]:
+        q, k = self.values[query], self.values[key]
+        # The weights take no more memory than the rest of a block.
+        if q.shape[1] != k.shape[1] or k.shape[-2] > MOST_KEYS * q.shape[-1]:
             return
         factor = scale if scale is not None else 1 / math.sqrt(q.shape[-1])
         weights = self.call(attention_weights, query, key, mask, causal, factor)
@@ -159,37 +204,25 @@ class Rewriter:
             self.call(turned, weights),
         ]
         example, values = self.values[grad], [self.values[constant] for constant in constants]
-        arguments, options = fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__)
-
-        def plain() -> object:
-            return node.target(*arguments, **options)
-
-        if self._faster(("attention", q.shape, k.shape, q.dtype), plain, lambda: attend_back(example, *values)):
-            pulled = self.call(attend_back, grad, *constants)
-            node.replace_all_uses_with(pulled)
-            self.graph.erase_node(node)
-
-    def _faster(self, key: object, plain: Callable[[], object], candidate: Callable[[], object]) -> bool:
-        """Return whether a candidate is faster than what it replaces; measured once for each key."""
-        if key not in self.known:
-            self.known[key] = fastest([plain, candidate], self.device)
-        return self.known[key] == 1
+        described = ("attention", q.shape, k.shape, q.dtype, causal)
+        if self._faster(described, self._plainly(node), lambda: attend_back(example, *values)):
+            self._replace(node, self.call(attend_back, grad, *constants))
 
     def _reuse(self) -> None:
         """Multiply in place where nothing else reads a factor's memory."""
         for node in self.graph.nodes:
             if node.target is not aten.mul.Tensor or self.depends[node] != Depends.GRADIENT:
                 continue
-            base, fresh = node.args[0], True
+            base: Any = node.args[0]
             if not isinstance(base, fx.Node) or self.depends[base] != Depends.GRADIENT:
                 continue
             value, result = self.values[base], self.values[node]
-            while fresh and is_view(base):
-                fresh, base = len(base.users) == 1, base.args[0]  # type: ignore[union-attr,assignment]
-            fresh = fresh and base.op == "call_function" and len(base.users) == 1
-            if fresh and not is_view(base) and base.target is not operator.getitem and value.shape == result.shape:
-                if value.dtype == result.dtype:
-                    node.target = aten.mul_.Tensor
+            same = value.shape == result.shape and value.dtype == result.dtype
+            while is_view(base) and len(base.users) == 1:
+                base = base.args[0]
+            fresh = base.op == "call_function" and base.target is not operator.getitem and not is_view(base)
+            if same and fresh and len(base.users) == 1:
+                node.target = aten.mul_.Tensor
 
 
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, factor: float) -> Tensor:
@@ -200,12 +233,26 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: b
         scores = scores.masked_fill(hidden, -torch.inf)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    return scores.softmax(-1).nan_to_num(0.0)
+    nothing = (scores == -torch.inf).all(-1, keepdim=True)
+    return scores.softmax(-1).masked_fill(nothing, 0.0)
 
 
 def turned(x: Tensor) -> Tensor:
     """Return a transposed copy, since products read it often."""
     return x.mT.contiguous()
+
+
+def turned_kernel(weight: Tensor, groups: int) -> Tensor:
+    """Return the weight of the convolution that pulls a gradient back.
+
+    Args:
+        weight: [O, I / groups, *kernel]
+
+    Returns:
+        [I, O / groups, *kernel]
+    """
+    in_groups = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2)
+    return in_groups.flatten(0, 1).flip(list(range(2, weight.ndim))).contiguous()
 
 
 def attend_back(

@@ -55,8 +55,8 @@ def started(start: ScaledGradient) -> ScaledState | None:
 def in_range(product: Callable[[Tensor], Tensor], state: ScaledState, inner: torch.dtype) -> ScaledState | None:
     """Return ``product`` of a gradient, as a state; None if it is zero.
 
-    Inside ``product`` nothing is rescaled. Where a sample's gradient nearly vanishes, or is not finite, the product is
-    taken once more, lifted or lowered by a power of two: a block may shrink a gradient by 2^200 in float32.
+    Inside ``product`` nothing is rescaled. Where a sample's gradient nearly vanishes, or is not finite, the product
+    is taken once more, lifted or lowered by a power of two: a block may shrink a gradient by 2^200 in float32.
 
     Args:
         product: a linear map from [B, ...] to [B, ...].
@@ -119,7 +119,8 @@ def scaled_to_one(state: ScaledState) -> ScaledState:
 
 def norms_of(state: ScaledState) -> Tensor:
     """Return float64 [B], the samples' norms, without the powers of two."""
-    return torch.linalg.vector_norm(state.mantissa.flatten(1), dim=1, dtype=torch.float64)
+    norms: Tensor = torch.linalg.vector_norm(state.mantissa.flatten(1), dim=1, dtype=torch.float64)
+    return norms
 
 
 def times(grad: Tensor, powers: Sequence[int]) -> Tensor:

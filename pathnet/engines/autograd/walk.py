@@ -1,8 +1,8 @@
 """The record of a forward pass, and the walks over it.
 
 Routings that agree in their last blocks share the walk through those: one vector-Jacobian product (VJP) of a module
-for each distinct suffix that enters it. Identity skips cost nothing. Whatever scales a whole routing is left out of the
-walk and multiplied at its end, so (a, c) and multiples of it are one suffix.
+for each distinct suffix that enters it. Identity skips cost nothing. What scales a whole routing is left out and
+multiplied at its end, so (a, c) and multiples of it are one suffix.
 """
 
 from __future__ import annotations
@@ -151,7 +151,8 @@ class AutogradWalk:
         if any(not block.kept for block in blocks):
             largest = max(block.x.numel() for block in blocks) * start.mantissa.element_size()
             width = max(1, chunks.CHUNK_BYTES // max(1, largest))
-        walk_together(start, [steps for steps, _ in pairs], apply, end, width)
+        begin: ScaledState | None = start
+        walk_together(begin, [steps for steps, _ in pairs], apply, end, width)
 
 
 Scalar = tuple[float, int]
@@ -175,9 +176,9 @@ def _through(block: RecordedBlock, pullbacks: Pullbacks, state: ScaledState, ste
 def _normalised(
     blocks: Sequence[RecordedBlock], rows: Sequence[Sequence[float]]
 ) -> tuple[list[Step | None], Scalar] | None:
-    """Return a routing's steps, the largest factor of each 1, and the factor that this leaves out; None if it is zero.
+    """Return a routing's steps, the largest factor of each 1, and the factor that this leaves out.
 
-    A step that passes the gradient on is None.
+    A step that passes the gradient on is None. Return None for a routing whose gradient is zero.
     """
     steps: list[Step | None] = []
     scalar, power = 1.0, 0

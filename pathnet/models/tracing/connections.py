@@ -19,7 +19,7 @@ from pathnet.models.tracing.flow import GradientFlow, Term
 from pathnet.models.tracing.graphs import describe_node
 from pathnet.models.tracing.operations import CONCATENATIONS
 
-__all__ = ["Connection", "connections"]
+__all__ = ["Connection", "LedAroundError", "connections"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ class Connection:
     addition: fx.Node
     end: fx.Node
     nested: int
+
+
+class LedAroundError(ValueError):
+    """A value leads around residual connections, as an encoder's output does around its decoder's."""
 
 
 def connections(flow: GradientFlow, within: Collection[fx.Node] | None = None) -> list[Connection]:
@@ -82,16 +86,14 @@ def connections(flow: GradientFlow, within: Collection[fx.Node] | None = None) -
     return residual_connections
 
 
-def _check_skip(
-    flow: GradientFlow, source: fx.Node, addition: fx.Node, skip: Term, residual: Sequence[Term]
-) -> None:
+def _check_skip(flow: GradientFlow, source: fx.Node, addition: fx.Node, skip: Term, residual: Sequence[Term]) -> None:
     """Raise ValueError if the skip holds residual connections, and the other branches read its end and the source."""
     if skip.node is source or skip.node not in flow.ancestors([term.node for term in residual], flow.index, source):
         return
     inside = flow.ancestors([skip.node], flow.index, source)
     led_around = [node for node in flow.bypassed_additions(source, addition) if node in inside]
     if led_around:
-        raise ValueError(
+        raise LedAroundError(
             f"model: the output of {describe_node(source)} leads around {len(led_around)} additions from "
             f"{describe_node(led_around[0])} on, up to {describe_node(addition)}, as an encoder's output does around "
             "its decoder's: expected stream=, the name of the decoder or of the encoder (a submodule or an input); "

@@ -77,6 +77,11 @@ class GraphCutter:
         """Return the dimension of a node's value that holds the batch; None if none does."""
         return batch_dim_of(self.single[node], self.double[node], self.batch)
 
+    def shape_of_sample(self, node: fx.Node) -> torch.Size:
+        """Return the shape of a node's value for the example, without the batch."""
+        dim = self.batch_dim(node) or 0
+        return torch.Size(size for i, size in enumerate(self._shape(node)) if i != dim)
+
     def check_batch(self, node: fx.Node) -> None:
         """Check that a dimension of a node's value is the batch.
 

@@ -13,7 +13,7 @@ from pathnet.checks import listed
 from pathnet.models.context_graph import InputReader, context_names
 from pathnet.models.residual_net import FusedForm
 from pathnet.models.tracing.blocks import TracedBlock, zeros_before
-from pathnet.models.tracing.connections import Connection, connections
+from pathnet.models.tracing.connections import Connection, LedAroundError, connections
 from pathnet.models.tracing.cutting import GraphCutter
 from pathnet.models.tracing.decisions import decisions_of
 from pathnet.models.tracing.examples import Example
@@ -35,6 +35,8 @@ class Dissection:
         shape: shape of ``y_0`` for the example, without the batch.
         fixed: why the parts take only inputs of the example's shape (batch apart); empty if they take others too.
         batch_first_output: whether the output's first dimension is the batch.
+        shapes: for the example, the shapes of each block's input and of the last one's output, without the batch;
+            empty if the parts have not run.
         decisions: the places in the model's code whose control flow is fixed, and checked in each run.
         notes: on additions that are no blocks, and on operations of the first block that run in the stem.
     """
@@ -47,6 +49,7 @@ class Dissection:
     fixed: list[str]
     batch_first_output: bool = True
     notes: Sequence[str] = ()
+    shapes: Sequence[torch.Size] = ()
     decisions: Sequence[str] = ()
 
 
@@ -69,6 +72,8 @@ def dissect(
     for source in gradient_sources(traced, example, stream):
         try:
             return _dissect_from(traced, example, source, within)
+        except LedAroundError:
+            raise
         except ValueError as error:
             # Another input may be where the residual stream begins.
             first_error = first_error or error
@@ -117,11 +122,9 @@ def _dissect_from(
     decisions = decisions_of(traced.graph)
     if decisions:
         notes.append(f"control flow as for the example, which each run checks: {listed(decisions)}")
-    shape = single[y0].shape
-    assert shape is not None
-    shape = torch.Size(size for i, size in enumerate(shape) if i != (cutter.batch_dim(y0) or 0))
+    shapes = [cutter.shape_of_sample(node) for node in (y0, *(connection.end for connection in residual_connections))]
     if cutter.fixed:
-        stem = _with_shape_check(stem, shape)
+        stem = _with_shape_check(stem, shapes[0])
     reads = dict.fromkeys(
         name
         for part in (stem, head, *(part for block in blocks for part in block.children()))
@@ -134,10 +137,11 @@ def _dissect_from(
         nn.Identity() if stem is None else stem,
         blocks,
         nn.Identity() if head is None else head,
-        shape,
+        shapes[0],
         list(dict.fromkeys(cutter.fixed)),
         cutter.batch_dim(output) == 0,
         [*filter(None, [stem_note(flow, y0, residual_connections[0])]), *notes],
+        shapes,
         decisions,
     )
 

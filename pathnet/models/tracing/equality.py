@@ -60,22 +60,23 @@ def _check_independent(net: ResidualNet, example: Example) -> None:
     assert net.reader is not None
     structure, main = example.structure, net.reader.x
     # Beside other samples: a batch of the same ones twice has the same statistics.
-    further = list(example.copies())
-    further[main] = further[main] * 1.5 if further[main].is_floating_point() else further[main].roll(1, -1)
+    changed = list(example.copies())
+    changed[main] = changed[main] * 1.5 if changed[main].is_floating_point() else changed[main].roll(1, -1)
     mixed = [
         tensor if dim is None else torch.cat([tensor, other.roll(1, dim)], dim)
-        for tensor, other, dim in zip(example.tensors, further, structure.batch_dims, strict=True)
+        for tensor, other, dim in zip(example.tensors, changed, structure.batch_dims, strict=True)
     ]
     x, context = net.split(structure.inputs(example.copies()))
-    expected = _last(net.bound(context), x)
-    repeated = _last(net.bound(context.repeated(2)), torch.cat([x, x]))
+    times = 2 if context.values else 1
+    repeated = _last(net.bound(context.repeated(times)), torch.cat([x] * times))
+    expected, *again = (repeated[i * len(x) : (i + 1) * len(x)] for i in range(times))
     x, context = net.split(structure.inputs(mixed))
     try:
         actual = _last(net.bound(context), x)[: len(expected)]
     except OtherWay:
         # The example beside itself goes the traced way.
         actual = expected
-    if any(differs(y, expected) for y in (actual, *repeated.split(len(expected)))):
+    if any(differs(y, expected) for y in (actual, *again)):
         raise DependentSamplesError(
             "model: samples of a batch influence each other in evaluation mode (through batch statistics?)"
         )

@@ -66,13 +66,23 @@ def exported(
 def _export(
     root: nn.Module, tensors: tuple[Tensor, ...], batch_dims: Sequence[int | None]
 ) -> torch.export.ExportedProgram:
-    """Export with every size free, or else the batch size alone."""
+    """Export with the sizes of sequences free, or else the batch size alone.
+
+    The sides of images are fixed: symbols for them make an export slow, and few models take others.
+    """
     dim = torch.export.Dim
-    for others in (dim.AUTO, dim.STATIC):
-        # A size of 1 is fixed in any case.
+    lengths = _lengths(tensors)
+    free = [
+        [d for d in range(tensor.ndim) if d != batch_dim and (_is_sequence(tensor) or tensor.shape[d] in lengths)]
+        for tensor, batch_dim in zip(tensors, batch_dims, strict=True)
+    ]
+    for others in (dim.AUTO, dim.STATIC) if any(free) else (dim.STATIC,):
         sizes = [
-            {d: dim.DYNAMIC if d == batch_dim else others for d in range(tensor.ndim)}
-            for tensor, batch_dim in zip(tensors, batch_dims, strict=True)
+            {
+                d: dim.DYNAMIC if d == batch_dim else others if d in free_dims else dim.STATIC
+                for d in range(tensor.ndim)
+            }
+            for tensor, batch_dim, free_dims in zip(tensors, batch_dims, free, strict=True)
         ]
         try:
             return torch.export.export(root, (tensors,), dynamic_shapes=(tuple(sizes),), strict=False)
@@ -81,6 +91,16 @@ def _export(
                 reason = " ".join(str(error).split())[:REASON_LENGTH] or type(error).__name__
                 raise ValueError(f"model: torch.export fails for batches of any size ({reason})") from error
     raise AssertionError
+
+
+def _is_sequence(tensor: Tensor) -> bool:
+    """Return whether a tensor is tokens, a mask, or a sequence of vectors, rather than images."""
+    return tensor.ndim < 4 or not tensor.is_floating_point()
+
+
+def _lengths(tensors: Sequence[Tensor]) -> set[int]:
+    """Return the lengths of the sequences of tokens among the tensors."""
+    return {tensor.shape[1] for tensor in tensors if tensor.ndim == 2 and not tensor.is_floating_point()}
 
 
 def _guards(
@@ -181,9 +201,7 @@ def _is_check(node: fx.Node) -> bool:
     return any(part in str(node.target) for part in ("_guards_fn", "_assert", "sym_constrain_range"))
 
 
-def _copy(
-    graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node], floating: Collection[fx.Node]
-) -> fx.Node:
+def _copy(graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node], floating: Collection[fx.Node]) -> fx.Node:
     """Copy an operation, without a dtype argument that its input already satisfies in a copy of any type.
 
     Args:
@@ -197,7 +215,12 @@ def _copy(
     if overload is aten.detach_.default and value.target is aten.lift_fresh_copy.default:
         return copied[value]
     satisfied = value in floating or not getattr(before, "is_floating_point", bool)()
-    if satisfied and overload.overloadpacket in CASTS and before.dtype == after.dtype and before.device == after.device:
+    if (
+        satisfied
+        and overload.overloadpacket in CASTS
+        and before.dtype == after.dtype
+        and before.device == after.device
+    ):
         copies = overload.overloadpacket is aten._to_copy or arguments.get("copy")
         if not copies and not arguments.get("memory_format"):
             return copied[value]
@@ -207,7 +230,11 @@ def _copy(
         clone.meta = dict(node.meta)
         return clone
     copy = graph.node_copy(node, copied.__getitem__)
-    if satisfied and overload.overloadpacket not in CASTS and arguments.get("dtype") == getattr(before, "dtype", None) is not None:
+    if (
+        satisfied
+        and overload.overloadpacket not in CASTS
+        and arguments.get("dtype") == getattr(before, "dtype", None) is not None
+    ):
         first, *_ = copy.args
         copy.args = (first,)
         copy.kwargs = {

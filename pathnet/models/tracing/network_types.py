@@ -84,5 +84,7 @@ def _holds(dtype: torch.dtype, node: fx.Node) -> bool:
     """Return whether a type is among the arguments of a function or method."""
     equal: list[bool] = []
     if node.op in ("call_function", "call_method"):
-        _mapped((node.args, node.kwargs), lambda value: equal.append(isinstance(value, torch.dtype) and value == dtype))
+        _mapped(
+            (node.args, node.kwargs), lambda value: equal.append(isinstance(value, torch.dtype) and value == dtype)
+        )
     return any(equal)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 from torch import nn
+from torch.nn.modules import transformer
 
 from pathnet.models.hooks import hooks_removed
 
@@ -33,7 +34,8 @@ def plain(model: nn.Module) -> Iterator[None]:
     """Let a model run as its code says, and restore it afterwards.
 
     It runs without compilation of itself, of its submodules and of functions that it calls, without reentrant
-    checkpoints, which cannot be differentiated with respect to chosen tensors, and without a user's hooks.
+    checkpoints, which cannot be differentiated with respect to chosen tensors, without a user's hooks, and without
+    control flow on the values of a transformer's mask.
     """
     with _LOCK, ExitStack() as stack:
         children = _uncompiled_children(model)
@@ -45,14 +47,25 @@ def plain(model: nn.Module) -> Iterator[None]:
         stack.enter_context(hooks_removed(model))
         checkpoint_function = torch.utils.checkpoint.CheckpointFunction
         torch.utils.checkpoint.CheckpointFunction = _NoCheckpoint  # type: ignore[assignment,misc]
+        detect_causal_mask = transformer._detect_is_causal_mask
+        transformer._detect_is_causal_mask = _as_hinted
         try:
             yield
         finally:
+            transformer._detect_is_causal_mask = detect_causal_mask
             torch.utils.checkpoint.CheckpointFunction = checkpoint_function  # type: ignore[misc]
             for module, call in calls:
                 module._compiled_call_impl = call
             for parent, name, child in children:
                 parent._modules[name] = child
+
+
+def _as_hinted(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
+    """Stand for the function of `nn.TransformerEncoder` that reads a mask's values to find out if it is causal.
+
+    That is a hint alone: the mask itself is applied.
+    """
+    return is_causal is True
 
 
 class _NoCheckpoint:

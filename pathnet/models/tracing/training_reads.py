@@ -19,6 +19,7 @@ from pathnet.models.tracing.random_states import random_states, random_states_re
 __all__ = ["TrainingReads", "called_whole", "calling_whole", "fixed_branches", "observed_reads"]
 
 DRAWS: tuple[Literal["seeded", "least", "most"], ...] = ("seeded", "least", "most")
+CONSTANTS = (type(None), bool, int, float, str)
 MOST_CONFIRMED = 3
 """Maximum number of modules whose effect in training is tried one by one."""
 
@@ -29,8 +30,8 @@ class TrainingReads:
 
     Attributes:
         readers: the modules that read the attribute ``training``.
-        unary: the modules that take one tensor and return one, in every call.
-        unchanged: those of them that return their very input, in every call.
+        unary: the modules that take one tensor, beside constants, and return one, in every call.
+        unchanged: those of them that take nothing else and return their very input, in every call.
         whole: the modules that a trace calls whole, so that they keep their behaviour in training.
     """
 
@@ -111,8 +112,10 @@ def observed_reads(model: nn.Module, run: Callable[[], Tensor]) -> tuple[Trainin
     calls: dict[nn.Module, list[tuple[bool, bool]]] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        unary = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor)
-        calls.setdefault(module, []).append((unary, unary and output is args[0]))
+        inputs = [value for value in (*args, *kwargs.values()) if not isinstance(value, CONSTANTS)]
+        unary = len(inputs) == 1 and isinstance(inputs[0], Tensor) and isinstance(output, Tensor)
+        unchanged = unary and len(args) == 1 and not kwargs and output is args[0]
+        calls.setdefault(module, []).append((unary, unchanged))
 
     handles = [module.register_forward_hook(note, with_kwargs=True) for module in model.modules()]
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.any_blocks import IMAGE_NETS, TOKEN_NETS, image_net, sequences, squares
+from helpers.any_blocks import IMAGE_NETS, TOKEN_NETS, Parallel, image_net, of_blocks, sequences, squares
 from helpers.oracles import relative_error
 from helpers.routed_networks import batch
 from helpers.token_nets import WIDTH
@@ -35,8 +35,7 @@ def routings(n: int, parts: int = 2) -> Tensor:
     return routing
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64"])
-@pytest.mark.parametrize("bn", ["running", "batch"])
+@pytest.mark.parametrize(("bn", "precision"), [("running", "float64"), ("batch", "float32")])
 @pytest.mark.parametrize("kind", IMAGE_NETS)
 def test_routings_and_sums_are_those_of_the_reference(kind: str, bn: Any, precision: Any, form: str) -> None:
     net, (images, labels) = image_net(kind, bn), batch()
@@ -46,6 +45,15 @@ def test_routings_and_sums_are_those_of_the_reference(kind: str, bn: Any, precis
     for _ in range(2):
         tape = recorder(images, labels)
         compare(tape, exact, routings(net.n, net.parts), tolerance)
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_residual_modules_in_parallel(parts: int, form: str) -> None:
+    net, inputs = of_blocks([Parallel(), Parallel(), Parallel()]), sequences()
+    recorder = pathnet.Recorder(net, engine="autograd", precision="float64", loss=squares)
+    exact = pathnet.record(net, inputs, inputs, engine="reference", precision="float64", loss=squares)
+    for _ in range(2):
+        compare(recorder(inputs, inputs), exact, routings(net.n, parts), EXACT_WALK)
 
 
 def compare(tape: pathnet.Tape, exact: pathnet.Tape, routing: Tensor, tolerance: float) -> None:
@@ -124,14 +132,14 @@ def shifts(n: int) -> ResidualNet:
     return ResidualNet(nn.Identity(), [Shift() for _ in range(n)], nn.Linear(WIDTH, 2)).double()
 
 
-@pytest.mark.parametrize("count", [1, 100, 1000])
+@pytest.mark.parametrize("count", [1, 100])
 def test_a_module_is_visited_once_for_each_suffix_that_enters_it(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "PATIENCE", float("inf"))
     n = 24
     codes = torch.randint(0, 2, (count, n), generator=torch.Generator().manual_seed(0))
     tape = pathnet.record(shifts(n), sequences(), sequences(), engine="autograd", precision="float64", loss=squares)
     suffixes = {(i, tuple(code[i:])) for code in codes.tolist() for i in range(n) if code[i]}
-    assert count < 100 or len(suffixes) < 0.8 * codes.sum()
+    assert count == 1 or len(suffixes) < 0.8 * codes.sum()
     for ask in (tape.path_gradient_norms, tape.path_gradients):
         Shift.visits = 0
         ask(codes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.cases import post_activation_net
+from helpers.cases import post_activation_net, shaken
 from helpers.interpreted import MODES, recorded, walk_of
 from helpers.judging import check, check_sums, random_routings, reference_outputs
 from helpers.model_cases import MODEL_CASES
@@ -87,6 +87,26 @@ def test_every_path_of_post_activation_networks(
         assert relative_error(routed, total) < FLOAT32_SAMPLE_NORM
     interpreter.sum_in_order(monkeypatch)
     assert torch.equal(tape.path_gradients(every[1:3].flip(0)), tape.path_gradients(every)[1:3].flip(0))
+
+
+@pytest.mark.usefixtures("big_tiles")
+@pytest.mark.parametrize("bn", MODES)
+def test_zero_channels_on_both_sides_of_the_input(bn: str) -> None:
+    """Check every path, and forward passes under routings, of a block that adds one channel before and two after."""
+    torch.manual_seed(0)
+    blocks = [PostactBlock(3, (3,), (3,), 1, "pad"), PostactBlock(3, (3,), (6,), 2, "pad_around")]
+    assert [block.pad_before for block in blocks] == [0, 1]
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
+    net = shaken(ResidualNet(nn.Conv2d(3, 3, 3, padding=1), blocks, head)).eval()
+    images, labels = torch.randn(3, 3, 7, 5), torch.tensor([0, 1, 2])
+    recorder = pathnet.Recorder(net, bn, "interpreted")  # type: ignore[arg-type]
+    tape, every = recorder(images, labels), pathnet.paths.enumerate_all(net.n)
+    for path, gradient in zip(every, tape.path_gradients(every), strict=True):
+        assert relative_error(gradient, detach_loop(net, images, labels, path, bn)) < FLOAT32_SAMPLE_NORM
+    routing = random_routings(net.n, 1)
+    expected = reference_outputs(in_float64(net, bn), images, routing)
+    for output, truth in zip(recorder.routed_outputs(images, routing), expected, strict=True):
+        assert relative_error(output, truth) < FORWARD
 
 
 @pytest.mark.usefixtures("big_tiles")
