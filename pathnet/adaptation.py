@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pathnet.adapted import AdaptedNet
-from pathnet.checks import MOST_INTEGER, check_integer, described, one_of
+from pathnet.checks import MOST_INTEGER, check_integer, described, listed, one_of
 from pathnet.full_precision import full_precision
 from pathnet.models.hooks import hooked
 from pathnet.models.tracing.by_hand import Part, assemble, nodes_inside, submodules, trace_block_by_block
@@ -22,7 +22,7 @@ from pathnet.models.tracing.outputs import SingleOutput, select_output
 from pathnet.models.tracing.restoring import evaluating_restored, plain, uncompiled
 from pathnet.models.tracing.tracers import trace_model, untraceable_reason
 from pathnet.models.tracing.training_reads import TrainingReads, calling_whole, fixed_branches, observed_reads
-from pathnet.models.tracing.viewed import ViewedModel, listed
+from pathnet.models.tracing.viewed import ViewedModel
 
 __all__ = ["AdaptedNet", "adapt"]
 
@@ -319,6 +319,7 @@ def _network(
         parts.stem, parts.blocks, parts.head, traced_by, shapes, parts.reader, parts.fixed, frozen, dropouts
     )
     net.batch_first_output = parts.batch_first_output
+    net.decides_by_batch = bool(parts.decisions)
     x, context = net.split(example.structure.inputs(example.copies()))
     bound = net.bound(context)
     y = bound.stem(x)

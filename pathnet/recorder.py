@@ -277,7 +277,7 @@ class Recorder:
 
     def _heads(self, y_n: Tensor, context: Context) -> Tensor:
         """Return the outputs [p, B, ...] for ``y_n`` [p, B, ...]."""
-        if self._bn == "batch" or not self._net.batch_first_output:
+        if self._bn == "batch" or not self._net.batch_first_output or self._net.decides_by_batch:
             head = self._net.bound(context).head
             return torch.stack([head(y.clone()) for y in y_n])
         head = self._net.bound(context.repeated(len(y_n))).head

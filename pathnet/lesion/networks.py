@@ -122,6 +122,7 @@ class Lesioned(ResidualNet):
         self.training = intact.training
         self.frozen_statistics, self.reader = intact.frozen_statistics, intact.reader
         self.batch_first_output = intact.batch_first_output
+        self.decides_by_batch = intact.decides_by_batch
         # The tuple keeps torch from registering the network as a submodule, which would count its weights twice.
         self._intact = (intact,)
         self._intact_blocks: nn.ModuleList | None = None

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from pathnet.models.context import NO_CONTEXT, Context
@@ -31,8 +30,8 @@ class BoundPart(nn.Module):
         self.part, self.values = part, tuple(values)
         self.training = part.training
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.part(x, *self.values))
+    def forward(self, x: Tensor) -> Any:
+        return self.part(x, *self.values)
 
 
 def bound_part(part: nn.Module, context: Context) -> nn.Module:

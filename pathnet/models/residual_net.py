@@ -148,6 +148,7 @@ class ResidualNet(nn.Module):
 
     Attributes:
         frozen_statistics: the batch normalisations that use running statistics in every mode.
+        decides_by_batch: whether control flow depends on values of a batch, so batches must not run as one.
         batch_first_output: whether the output's first dimension is the batch: not for a loss, and for [T, B, C].
         reader: reads inputs of more than one tensor, and computes the context; None for networks of one tensor.
         parameter_names: the network's names of its parameters, by the names that they have in an adapted model.
@@ -155,6 +156,7 @@ class ResidualNet(nn.Module):
 
     frozen_statistics: tuple[str, ...] = ()
     batch_first_output: bool = True
+    decides_by_batch: bool = False
     parameter_names: Mapping[str, str] = MappingProxyType({})
 
     def __init__(

@@ -205,9 +205,11 @@ def library_calls() -> dict[str, Call]:
         "fingerprint": call_of(models.fingerprint, net=net),
         "save": call_of(models.save, {"path": ("weights",)}, net=net, path=out),
         "load": call_of(models.load, {"path": ("weights",)}, path=saved_weights),
-        "sample": call_of(paths.sample, {"n": ("length",)}, n=4, length=2, count=3),
+        "sample": call_of(
+            paths.sample, {"n": ("length", "modules")}, n=4, length=2, count=3, modules=lambda: [1, 2, 1, 2]
+        ),
         "one_of_each_length": call_of(paths.one_of_each_length, n=4),
-        "enumerate_all": call_of(paths.enumerate_all, n=4),
+        "enumerate_all": call_of(paths.enumerate_all, {"n": ("modules",)}, n=4, modules=2),
         "routing": call_of(paths.routing, paths=two_paths),
         "signs": call_of(paths.signs, n=4, count=3),
         "length_distribution": call_of(paths.length_distribution, n=4),

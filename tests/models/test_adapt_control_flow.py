@@ -167,3 +167,23 @@ def test_control_flow_between_blocks_that_depends_on_more_than_the_stream_is_ref
             assert "control flow goes the traced way" in str(error)
             outcomes.add("refused")
     assert outcomes == {"equal", "refused"}
+
+
+def test_lesioned_outputs_are_checked_one_by_one() -> None:
+    """Check outputs whose conditions hold for all of them together, but not for each."""
+    model = Model("head").double().eval()
+    nn.init.constant_(model.layers[1].f.bias, -9.0)
+    nn.init.constant_(model.first.bias, 1.0)
+    x = inputs(model)
+    net = pathnet.adapt(model, x, blocks=["layers.0", "layers.1"])
+    routing = torch.ones(3, 2, 2)
+    with torch.no_grad():
+        assert pathnet.lesion.delete(net, [0])(x).isfinite().all()
+        with pytest.raises(ValueError, match="control flow goes the traced way, got True instead of False"):
+            pathnet.lesion.delete(net, [1])(x)
+    routing[0, 1, 1] = 0
+    for network in (net, pathnet.lesion.delete(net, [])):
+        recorder = pathnet.Recorder(network, precision="float64")
+        assert recorder.routed_outputs(x, routing[1:]).shape == (2, 3, 5)
+        with pytest.raises(ValueError, match="control flow goes the traced way"):
+            recorder.routed_outputs(x, routing)

@@ -35,6 +35,7 @@ class Dissection:
         shape: shape of ``y_0`` for the example, without the batch.
         fixed: why the parts take only inputs of the example's shape (batch apart); empty if they take others too.
         batch_first_output: whether the output's first dimension is the batch.
+        decisions: the places in the model's code whose control flow is fixed, and checked in each run.
         notes: on additions that are no blocks, and on operations of the first block that run in the stem.
     """
 
@@ -46,6 +47,7 @@ class Dissection:
     fixed: list[str]
     batch_first_output: bool = True
     notes: Sequence[str] = ()
+    decisions: Sequence[str] = ()
 
 
 def dissect(
@@ -112,7 +114,8 @@ def _dissect_from(
     assert isinstance(output, fx.Node)
     head = cutter.cut("the head", residual_connections[-1].end, [Term(output)], is_output=True)
     notes = addition_notes(flow, residual_connections, within)
-    if decisions := decisions_of(traced.graph):
+    decisions = decisions_of(traced.graph)
+    if decisions:
         notes.append(f"control flow as for the example, which each run checks: {listed(decisions)}")
     shape = single[y0].shape
     assert shape is not None
@@ -135,6 +138,7 @@ def _dissect_from(
         list(dict.fromkeys(cutter.fixed)),
         cutter.batch_dim(output) == 0,
         [*filter(None, [stem_note(flow, y0, residual_connections[0])]), *notes],
+        decisions,
     )
 
 

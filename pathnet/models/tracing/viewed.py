@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["ViewedModel", "listed"]
+from pathnet.checks import listed
+
+__all__ = ["ViewedModel"]
 
 
-def listed(names: Sequence[str], most: int = 3, more: str = "more") -> str:
-    """Return some names of modules in words, and how many are left out."""
-    words = ", ".join(name or "the model itself" for name in names[:most])
-    return words + (f" and {len(names) - most} {more}" if len(names) > most else "")
+ROOT = "the model itself"
+"""Name of the model among names of its modules."""
 
 
 class ViewedModel:
@@ -32,13 +32,13 @@ class ViewedModel:
     def __init__(
         self, model: nn.Module | None = None, branches: Iterable[str] = (), hooked: Sequence[str] = ()
     ) -> None:
-        self.model, self.hooked = model, tuple(hooked)
-        self.branches = tuple(branches)
+        self.model = model
+        self.branches, self.hooked = (tuple(name or ROOT for name in names) for names in (branches, hooked))
 
     def check(self, mode: bool) -> None:
         """Raise ValueError if the mode is training, and the network lacks a branch of it."""
         if mode and self.branches:
-            modules = listed([name and repr(name) for name in self.branches], more="or fewer more")
+            modules = listed([name if name == ROOT else repr(name) for name in self.branches])
             raise ValueError(
                 f"net: expected evaluation mode, since tracing fixed the training branch of {modules}; training "
                 "would run as evaluation does"
