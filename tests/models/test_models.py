@@ -272,7 +272,7 @@ def test_a_block_has_a_fused_form_only_if_it_needs_no_factor() -> None:
     x = net.stem(torch.randn(2, 3, 8, 8)).detach()
     first = next(iter(net))
     expected = first(x)
-    with pytest.raises(ValueError, match="block: its residual module is scaled by a survival probability of 1"):
+    with pytest.raises(ValueError, match="block: its residual module is scaled by a survival probability of 0.8"):
         pathnet.nn.fused_residual(first, x)
     first.settle()
     assert first.survival == 1 and first.form() is not None

@@ -33,6 +33,8 @@ def quiet() -> Iterator[None]:
     try:
         with redirect_stderr(_OfOtherThreads(sys.stderr, thread)), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"torch\.")
+            # From a context manager of Python, about weights that hooks compute.
+            warnings.filterwarnings("ignore", message="The tensor attribute")
             yield
     finally:
         for handler in handlers:
