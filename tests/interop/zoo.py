@@ -46,6 +46,7 @@ class Kind:
         output: name of the output that the loss takes, of models with several.
         tolerance: greatest relative error of gradients in float64; more if the model itself computes in float32.
         at: the name of the place of the gradients.
+        batch_dim: the dimension of the batch in the argument of ``entry``.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Kind:
     output: str | None = None
     tolerance: float = 1e-10
     at: str = "y0"
+    batch_dim: int = 0
 
     @property
     def n(self) -> int:
@@ -78,7 +80,7 @@ class Kind:
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1 and not name.endswith("bias"):
                 nn.init.uniform_(parameter, 0.5, 1.5)
-            elif not norms or parameter.ndim < 2:
+            elif not norms or parameter.ndim <= 2:
                 nn.init.normal_(parameter, 0, 0.3)
         return model.eval()
 

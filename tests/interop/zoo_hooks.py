@@ -137,7 +137,7 @@ def truth(
         output = run(kind, model, doubled(batch))
         place = leaves if parameter is None else [model.get_parameter(parameter)]
         (gradient,) = torch.autograd.grad(loss(output, target), place)
-    return gradient
+    return gradient if parameter else gradient.movedim(kind.batch_dim, 0)
 
 
 class _WithoutSkip:

@@ -240,6 +240,14 @@ PARALLEL = [
         layers("model.layers", 2, (("input_layernorm", "self_attn"), ("input_layernorm", "mlp"))),
         other_lengths=(4, 9),
     ),
+    Kind(
+        "cohere",
+        built("CohereForCausalLM", "CohereConfig", num_key_value_heads=1),
+        tokens,
+        "model.layers.0",
+        layers("model.layers", 2, (("input_layernorm", "self_attn"), ("input_layernorm", "mlp"))),
+        other_lengths=(4, 9),
+    ),
 ]
 """Models whose attention and perceptron read the same source."""
 
@@ -297,6 +305,47 @@ CAUSAL = [
         num_experts_per_tok=2,
         experts_implementation="batched_mm",
         **GROUPED,
+    ),
+    decoder(
+        "gpt-oss",
+        "GptOssForCausalLM",
+        "GptOssConfig",
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        experts_implementation="batched_mm",
+        **GROUPED,
+    ),
+    decoder("stablelm", "StableLmForCausalLM", "StableLmConfig", padded, num_key_value_heads=1),
+    Kind(
+        "olmo2",
+        built("Olmo2ForCausalLM", "Olmo2Config", num_key_value_heads=1),
+        tokens,
+        "model.layers.0",
+        layers("model.layers", 2, ("self_attn", "post_attention_layernorm"), ("mlp", "post_feedforward_layernorm")),
+        other_lengths=(4, 9),
+    ),
+    Kind(
+        "gpt-neo",
+        built(
+            "GPTNeoForCausalLM",
+            "GPTNeoConfig",
+            attention_types=[[["global", "local"], 1]],
+            num_layers=2,
+            num_heads=2,
+            window_size=4,
+        ),
+        padded,
+        "transformer.h.0",
+        GPT2,
+        other_lengths=(4, 9),
+    ),
+    Kind(
+        "mpt",
+        built("MptForCausalLM", "MptConfig", d_model=16, n_heads=2, n_layers=2, max_seq_len=16),
+        tokens,
+        "transformer.blocks.0",
+        layers("transformer.blocks", 2, ("norm_1", "attn"), ("norm_2", "ffn.down_proj")),
+        other_lengths=(4, 9),
     ),
     Kind(
         "mamba",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from zoo import Branch, Kind, images, layers, modules
+from zoo import Kind, images, layers, modules
 
 
 def sequences(batch_first: bool = True) -> Any:
@@ -38,7 +38,15 @@ def encoder(id: str, batch: Any, batch_first: bool, norm_first: bool) -> Kind:
         if norm_first
         else (("self_attn", "dropout1"), ("linear1", "dropout2"))
     )
-    return Kind(id, make, batch, "layers.0", layers("layers", 2, *pairs), other_lengths=(4, 9))
+    return Kind(
+        id,
+        make,
+        batch,
+        "layers.0",
+        layers("layers", 2, *pairs),
+        other_lengths=(4, 9),
+        batch_dim=0 if batch_first else 1,
+    )
 
 
 class Perceptron(nn.Module):
@@ -125,10 +133,30 @@ class CifarResNet(nn.Module):
         return self.linear(F.avg_pool2d(x, x.size(3)).flatten(1))
 
 
+def transformer_decoder() -> Kind:
+    """Return `nn.Transformer`, whose encoder's output is context of the decoder."""
+
+    def batch(size: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
+        source: Tensor = sequences()(size, 5, seed + 100)
+        return source, sequences()(size, length, seed)
+
+    return Kind(
+        "nn-transformer",
+        lambda: nn.Transformer(12, 2, 2, 2, 16, batch_first=True),
+        batch,
+        "decoder.layers.0",
+        layers(
+            "decoder.layers", 2, ("self_attn", "dropout1"), ("multihead_attn", "dropout2"), ("linear1", "dropout3")
+        ),
+        other_lengths=(4, 9),
+        options={"stream": 1},
+    )
+
+
 PLAIN = [
+    transformer_decoder(),
     encoder("encoder-post-norm", sequences(), True, False),
     encoder("encoder-pre-norm", sequences(), True, True),
-    encoder("encoder-tbc", sequences(False), False, True),
     encoder("encoder-masked", masked_sequences(), True, True),
     encoder("encoder-masked-post-norm", masked_sequences(), True, False),
     encoder("encoder-tbc-masked", masked_sequences(False), False, False),
@@ -147,4 +175,3 @@ PLAIN = [
         modules(*[(f"layer{s}.{b}.conv1", f"layer{s}.{b}.bn2") for s in (1, 2, 3) for b in range(3)]),
     ),
 ]
-_ = Branch

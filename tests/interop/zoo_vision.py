@@ -83,8 +83,8 @@ def hf_swin() -> Kind:
         drop_path_rate=0.0,
     )
     additions = [
-        *layers("swin.encoder.layers.0.blocks", 2, ("layernorm_before", "drop_path"), ("layernorm_after", "dropout")),
-        *layers("swin.encoder.layers.1.blocks", 1, ("layernorm_before", "drop_path"), ("layernorm_after", "dropout")),
+        *layers("swin.encoder.layers.0.blocks", 2, ("layernorm_before", "drop_path"), ("layernorm_after", "mlp")),
+        *layers("swin.encoder.layers.1.blocks", 1, ("layernorm_before", "drop_path"), ("layernorm_after", "mlp")),
     ]
     return Kind("hf-swin", make, images(), "swin.encoder.layers.0.blocks.0", tuple(additions))
 
@@ -233,9 +233,7 @@ TIMM = [
             ]
         ),
     ),
-    inverted("timm-efficientnet", "efficientnet_b0", "1.1 2.1 3.1 3.2 4.1 4.2 5.1 5.2 5.3"),
-    inverted("timm-mobilenetv3", "mobilenetv3_small_100", "1.1 2.1 2.2 3.1 4.1 4.2"),
-    inverted("timm-mobilenetv3-large", "mobilenetv3_large_100", "0.0 1.1 2.1 2.2 3.1 3.2 3.3 4.1 5.1 5.2"),
+    inverted("timm-mobilenetv3", "mobilenetv3_small_050", "1.1 2.1 2.2 3.1 4.1 4.2"),
     Kind(
         "timm-vit",
         lambda: timm.models.VisionTransformer(
@@ -386,25 +384,6 @@ TORCHVISION = [
         images(),
         "layer1.0",
         modules(*[(f"layer{s}.0.conv1", f"layer{s}.0.bn3") for s in (1, 2, 3, 4)]),
-    ),
-    Kind(
-        "tv-efficientnet",
-        lambda: V.efficientnet_b0(num_classes=5),
-        images(),
-        "features.2.1",
-        modules(
-            *[
-                (f"features.{block}.block", f"features.{block}.stochastic_depth")
-                for block in ["2.1", "3.1", "4.1", "4.2", "5.1", "5.2", "6.1", "6.2", "6.3"]
-            ]
-        ),
-    ),
-    Kind(
-        "tv-mobilenetv3",
-        lambda: V.mobilenet_v3_small(num_classes=5),
-        images(),
-        "features.3",
-        modules(*[(f"features.{block}.block", f"features.{block}.block") for block in (3, 5, 6, 8, 10, 11)]),
     ),
     Kind(
         "tv-convnext",
