@@ -145,7 +145,7 @@ def test_context_from_inside_the_residual_stream_is_refused() -> None:
     torch.manual_seed(0)
     with pytest.raises(
         ValueError,
-        match=r"model: the residual module of 'addition \(2\)' needs gt .*, which is computed from the residual stream",
+        match=r"model: the residual module of 'addition \(2\)' needs gt .*, which is computed from the residual",
     ):
         pathnet.adapt(Remembering(), torch.randn(3, 4))
 
