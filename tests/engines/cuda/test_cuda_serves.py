@@ -19,6 +19,7 @@ from torch import nn
 import pathnet
 from pathnet import engines, native
 from pathnet.engines import cuda
+from pathnet.engines.autograd import AutogradEngine
 from pathnet.engines.cuda import CudaEngine, ops
 from pathnet.engines.engine import Job
 from pathnet.engines.reference import ReferenceEngine
@@ -92,7 +93,7 @@ def test_units_without_relu_but_the_networks_first_are_the_cpu_engines_alone() -
 
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (9, 0)) -> None:
     """Act as if this process had a GPU; nothing runs on it."""
-    monkeypatch.setattr(engines, "ENGINES", (CudaEngine(), ReferenceEngine()))
+    monkeypatch.setattr(engines, "ENGINES", (CudaEngine(), AutogradEngine(), ReferenceEngine()))
     monkeypatch.setattr(CudaEngine, "unavailable", lambda self: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     properties = SimpleNamespace(shared_memory_per_block_optin=GPUS["227 KB"])

@@ -15,6 +15,7 @@ from torch import nn
 import pathnet
 from pathnet import engines
 from pathnet.engines import self_check
+from pathnet.engines.autograd import AutogradEngine
 from pathnet.engines.cuda import CudaEngine
 from pathnet.engines.engine import Job
 from pathnet.engines.forms import unsupported_form
@@ -76,7 +77,7 @@ def test_the_engine_refuses_by_name() -> None:
 
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch, check: Any) -> None:
     """Pretend that this process has a GPU; nothing runs on it."""
-    monkeypatch.setattr(engines, "ENGINES", (CudaEngine(), TritonEngine(), ReferenceEngine()))
+    monkeypatch.setattr(engines, "ENGINES", (CudaEngine(), TritonEngine(), AutogradEngine(), ReferenceEngine()))
     for kind in (CudaEngine, TritonEngine):
         monkeypatch.setattr(kind, "unavailable", lambda self: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
