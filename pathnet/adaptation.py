@@ -321,9 +321,8 @@ def _network(
         for block in parts.blocks:
             states.append(block(states[-1].clone()))
         shapes = [y.shape[1:] for y in states]
-    net = AdaptedNet(
-        parts.stem, parts.blocks, parts.head, traced_by, shapes, parts.reader, parts.fixed, frozen, dropouts
-    )
+    net = AdaptedNet(parts.stem, parts.blocks, parts.head, traced_by, shapes, parts.reader, parts.fixed, frozen)
+    net.dropouts = tuple(dropouts)
     net.batch_first_output = parts.batch_first_output
     net.decides_by_batch = bool(parts.decisions)
     net.notes = tuple(parts.notes)

@@ -36,6 +36,7 @@ class AdaptedNet(ResidualNet):
         notes: lines of the report on additions that are no blocks, and on operations that one may expect elsewhere.
     """
 
+    dropouts: tuple[tuple[str, Dropout], ...] = ()
     notes: tuple[str, ...] = ()
 
     def __init__(
@@ -48,13 +49,11 @@ class AdaptedNet(ResidualNet):
         reader: InputReader,
         fixed: Sequence[str] = (),
         frozen_statistics: Sequence[str] = (),
-        dropouts: Sequence[tuple[str, Dropout]] = (),
     ) -> None:
         super().__init__(stem, blocks, head)
         self.reader = reader
         self.frozen_statistics = tuple(frozen_statistics)
         self.traced_by, self.shapes, self.fixed = traced_by, tuple(shapes), tuple(fixed)
-        self.dropouts = tuple(dropouts)
         self.viewed = ViewedModel()
 
     def train(self, mode: bool = True) -> AdaptedNet:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import RLock
 from typing import Any
@@ -36,11 +36,13 @@ class Autocast:
     @classmethod
     def active(cls, device: str) -> Autocast:
         """Return the one that is active in this thread."""
-        enabled = torch.is_autocast_enabled(device)
+        enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         return cls(device, torch.get_autocast_dtype(device) if enabled else None)
 
     def entered(self) -> AbstractContextManager[Any]:
         """Return a context manager in which it is active again, whatever is outside."""
+        if not torch.amp.is_autocast_available(self.device):
+            return nullcontext()
         # Without the cache, whose copies of weights would belong to the outermost context.
         return torch.autocast(self.device, self.dtype, enabled=self.dtype is not None, cache_enabled=False)
 

@@ -145,7 +145,7 @@ HALF_POWERS = (8, 16, 24)
 def _has_halves(net: ResidualNet, y_n: Tensor) -> bool:
     types = {y_n.dtype, *(weight.dtype for weight in net.head.parameters())}
     device = y_n.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         types.add(torch.get_autocast_dtype(device))
     return torch.float16 in types
 

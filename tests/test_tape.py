@@ -266,7 +266,7 @@ IMAGES, LABELS = CASE.images()
         ({"images": IMAGES[:, :1]}, r"images: the network refuses the shape \[3, 1, 8, 8\]"),
         (
             {"images": IMAGES.to(torch.uint8)},
-            "images: expected a float32 or float64 tensor .* got torch.uint8",
+            "images: expected a float32, float64, bfloat16 or float16 tensor .* got torch.uint8",
         ),
         ({"images": IMAGES.numpy()}, "images: expected .* got a ndarray"),
         ({"images": IMAGES.to("meta")}, r"images: expected device cpu \(the network's\), got meta"),

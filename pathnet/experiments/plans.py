@@ -95,7 +95,7 @@ class PathGradients:
     ] = "auto"
     precision: Annotated[
         Precision,
-        Help("Precision of the backward pass: float32, bfloat16 or float64. The forward pass is at least float32."),
+        Help("Precision of the backward pass: float32, bfloat16, float64, or that of the weights (network)."),
         Flag(value="TYPE"),
     ] = "float32"
 

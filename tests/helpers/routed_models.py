@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,30 @@ def along(model: Routed, loss: Callable[[Any], Tensor], path: Sequence[int]) -> 
     model.path = list(path)
     value = loss(model)
     return torch.autograd.grad(value, model.y0)[0]
+
+
+def padded(batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return tokens and a mask of sentences of different lengths, padded on the right."""
+    ids = torch.randint(0, VOCABULARY, (batch, length), generator=generator)
+    lengths = torch.randint(2, length + 1, (batch, 1), generator=generator)
+    return ids, (torch.arange(length) < lengths).long()
+
+
+def sentences(batch: int, length: int, generator: torch.Generator) -> dict[str, Tensor]:
+    ids, mask = padded(batch, length, generator)
+    return {"ids": ids, "mask": mask}
+
+
+def cast(inputs: Any, dtype: torch.dtype) -> Any:
+    if isinstance(inputs, Mapping):
+        return {name: cast(value, dtype) for name, value in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(cast(value, dtype) for value in inputs)
+    return inputs.to(dtype) if isinstance(inputs, Tensor) and inputs.is_floating_point() else inputs
+
+
+def squared(output: Tensor, target: Tensor) -> Tensor:
+    return (output * target).sum() + output.square().sum()
 
 
 class Attention(nn.Module):

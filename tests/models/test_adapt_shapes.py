@@ -126,6 +126,30 @@ class LaidEndToEnd(nn.Module):
         return self.fc(torch.tanh(y + self.second(y)).unflatten(0, x.shape[:2]).mean(1))
 
 
+class Remembering(nn.Module):
+    """A model whose last block is masked by the signs of an earlier block's output, which a path may change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.out = nn.ModuleList(nn.Linear(4, 4) for _ in range(3)), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third = self.layers
+        y = x + torch.tanh(first(x))
+        positive = y > 0
+        y = y + torch.tanh(second(y))
+        return self.out(y + torch.tanh(third(y)) * positive)
+
+
+def test_context_from_inside_the_residual_stream_is_refused() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(
+        ValueError,
+        match=r"model: the residual module of 'addition \(2\)' needs gt .*, which is computed from the residual",
+    ):
+        pathnet.adapt(Remembering(), torch.randn(3, 4))
+
+
 def test_parts_that_cannot_be_cut_out_are_rejected() -> None:
     torch.manual_seed(0)
     with pytest.raises(ValueError, match="model: samples of a batch influence each other"):

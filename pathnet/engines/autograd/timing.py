@@ -34,13 +34,13 @@ def fastest(candidates: Sequence[Callable[[], Any]], device: torch.device) -> in
 
 
 def _seconds(work: Callable[[], Any], device: torch.device) -> float:
-    _wait(device)
+    if device.type == "cpu":
+        # Of this thread, since other processes may hold the processor for a while.
+        begin = time.thread_time()
+        work()
+        return time.thread_time() - begin
+    torch.cuda.synchronize(device)
     begin = time.perf_counter()
     work()
-    _wait(device)
+    torch.cuda.synchronize(device)
     return time.perf_counter() - begin
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

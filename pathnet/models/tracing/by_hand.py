@@ -151,7 +151,8 @@ def _splice(graph: fx.Graph, attributes: dict[str, Any], inner: TracedGraph, x: 
                 copied.target = f"{name}.{node.target}"
                 attributes[copied.target] = inner.attributes[str(node.target)]
             paths = [name, *(f"{name}.{path}" for path in module_paths(node))]
-            copied.meta = {"nn_module_stack": {path: (path, nn.Module) for path in paths}}
+            # As in a trace of the root, which contains the model as ``model``.
+            copied.meta = {"nn_module_stack": {path: (f"model.{path}", nn.Module) for path in paths}}
     raise AssertionError("a graph without an output")
 
 

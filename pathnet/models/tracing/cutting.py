@@ -119,7 +119,8 @@ class GraphCutter:
         """
         sum_shape = _broadcast([self._shape(term.node) for term in terms])
         broadcasts = shape is not None and shape != sum_shape
-        if len(terms) == 1 and terms[0].factor == 1 and not broadcasts and self._is_identity(start, terms[0].node):
+        changes = broadcasts or len(terms) > 1 or terms[0].factor != 1 or (is_output and self.batch_dim(start))
+        if not changes and self._is_identity(start, terms[0].node):
             return None
         subgraph = Subgraph(self, name, start, [term.node for term in terms], scope)
         subgraph.graph.output(self._total(subgraph, terms, shape, is_output))

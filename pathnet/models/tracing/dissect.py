@@ -35,9 +35,9 @@ class Dissection:
         shape: shape of ``y_0`` for the example, without the batch.
         fixed: why the parts take only inputs of the example's shape (batch apart); empty if they take others too.
         batch_first_output: whether the output's first dimension is the batch.
-        decisions: the places in the model's code whose control flow is fixed, and checked in each run.
         shapes: for the example, the shapes of each block's input and of the last one's output, without the batch;
             empty if the parts have not run.
+        decisions: the places in the model's code whose control flow is fixed, and checked in each run.
         notes: on additions that are no blocks, and on operations of the first block that run in the stem.
     """
 

@@ -67,7 +67,7 @@ def follow_network_type(
         name += "_"
     attributes[name] = torch.empty(0, dtype=dtype, device=next(model.parameters()).device)
     with graph.inserting_before(next(iter(graph.nodes))):
-        type_node = graph.call_function(getattr, (graph.get_attr(name), "dtype"))
+        type_node = graph.call_function(getattr, (graph.create_node("get_attr", name), "dtype"))
 
     def followed(value: Any) -> Any:
         return type_node if value is dtype else value
