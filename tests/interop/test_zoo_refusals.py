@@ -21,7 +21,7 @@ from zoo_vision import HUGGING_FACE  # noqa: E402
 
 import pathnet  # noqa: E402
 
-LONGEST = 500
+LONGEST = 720
 """Most characters of a message: what torch says is cut, and no list is printed whole."""
 
 
