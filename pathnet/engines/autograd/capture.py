@@ -45,7 +45,7 @@ def capture(
 
     def run(x: Tensor, grads: list[Tensor], values: list[Tensor]) -> list[Tensor]:
         bound = block
-        if names:
+        if context.values:
             traced = {**context.values, **dict(zip(names, values, strict=True))}
             bound = block.bound(Context(traced, context.batch_dims))
         leaf = x.detach().requires_grad_()
