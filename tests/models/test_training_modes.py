@@ -262,60 +262,6 @@ def test_modes_that_the_model_overrides_are_kept(exported: bool, how: str) -> No
         torch.testing.assert_close(net.eval()(x), model(x))
 
 
-class Scheduled(Transformer):
-    """A transformer whose `train` sets more than modes.
-
-    Args:
-        live: whether what it sets acts through a module that the network calls.
-    """
-
-    def __init__(self, live: bool) -> None:
-        super().__init__()
-        self.live, self.scale = live, {"factor": 1.0}
-        for layer in self.layers:
-            layer.drop_path = nn.Dropout(0.0)  # type: ignore[assignment]
-
-    def train(self, mode: bool = True) -> Any:
-        if self.live:
-            for layer in self.layers:
-                layer.drop_path.p = 0.5 if mode else 0.0  # type: ignore[union-attr]
-        else:
-            self.scale["factor"] = 2.0 if mode else 1.0
-        return super().train(mode)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * self.scale["factor"]
-
-
-def test_what_a_train_of_the_model_s_class_sets_is_live_or_refused() -> None:
-    model = Scheduled(live=True).eval()
-    assert_trains_as(pathnet.adapt(model, inputs()), model, inputs())
-    model = Scheduled(live=False)
-    net = pathnet.adapt(model, inputs())
-    with pytest.raises(ValueError, match="the training branch of the model itself; training"):
-        net.train()
-    assert model.scale == {"factor": 1.0} and torch.equal(net.eval()(inputs()), model.eval()(inputs()))
-
-
-@pytest.mark.parametrize("exported", [False, True])
-def test_a_network_that_cannot_train_refuses_to_run_while_its_model_trains(exported: bool) -> None:
-    model = Transformer(skipped=0.5).train()
-    if exported:
-        model = Transformer(path=0.3, exported=True).train()
-        model.layers[0].drop_path = nn.Dropout(0.3)  # type: ignore[union-attr]
-    net = pathnet.adapt(model, inputs())
-    assert model.training and not net.training
-    for run in (net,) if exported else (net, copy.deepcopy(net)):
-        with pytest.raises(ValueError, match=r"net: .* training would run .*: call net.eval\(\)"):
-            run(inputs())
-    with pytest.raises(ValueError, match=r"call net.eval\(\)"):
-        pathnet.routed(net, inputs(), torch.ones(net.n, 2))
-    labels = torch.zeros(6, dtype=torch.int64)
-    pathnet.record(net, inputs(), labels, engine="autograd").gradient()
-    assert 0 <= pathnet.training.evaluate(net, [(inputs(), labels)]) <= 1
-    torch.testing.assert_close(net.eval()(inputs()), model.eval()(inputs()))
-
-
 def test_copies_and_pickles_stand_alone() -> None:
     model, x = Transformer(attention=0.2, path=0.3), inputs()
     net = pathnet.adapt(model, x).eval()
