@@ -36,8 +36,9 @@ class AutogradEngine:
 
     def prepare(self, job: Job) -> AutogradPrepared:
         weights = storages(job.net.state_dict().values())
-        choices, lock = dict[object, int](), RLock()
-        return AutogradPrepared([KnownBlock(block, choices, lock) for block in job.net], frozenset(weights))
+        choices, visits, lock = dict[object, int](), dict[object, int](), RLock()
+        blocks = [KnownBlock(block, choices, lock, visits) for block in job.net]
+        return AutogradPrepared(blocks, frozenset(weights))
 
 
 @dataclass(frozen=True)
