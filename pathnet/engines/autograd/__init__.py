@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from threading import RLock
 
 from torch import Tensor
 
@@ -36,8 +35,8 @@ class AutogradEngine:
 
     def prepare(self, job: Job) -> AutogradPrepared:
         weights = storages(job.net.state_dict().values())
-        choices, lock = dict[object, int](), RLock()
-        return AutogradPrepared([KnownBlock(block, choices, lock) for block in job.net], frozenset(weights))
+        choices = dict[object, int]()
+        return AutogradPrepared([KnownBlock(block, choices) for block in job.net], frozenset(weights))
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ class AutogradWalk:
                 residual = _through(block, pullbacks, state, by_residual)
                 after[len(sums) + 1] = added(after[len(sums) + 1], residual)
                 after[len(sums)] = _through(block, pullbacks, state, by_skip)
-            block.known.spent += time.thread_time() - begin
+            block.spend(time.thread_time() - begin)
             sums = after
         return sums
 
@@ -140,7 +140,7 @@ class AutogradWalk:
                 None if state is None else _through(block, pullbacks, state, step)
                 for state, step in zip(states, steps, strict=True)
             ]
-            block.known.spent += time.thread_time() - begin
+            block.spend(time.thread_time() - begin)
             return after
 
         def end(numbers: Sequence[int], state: ScaledState | None) -> None:
