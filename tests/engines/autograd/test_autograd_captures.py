@@ -1,4 +1,4 @@
-"""What is captured of a block, what stays plain, and what captures leave behind."""
+"""Captures of blocks: which blocks stay plain, and nothing of a capture is left behind."""
 
 from __future__ import annotations
 
