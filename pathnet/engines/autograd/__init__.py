@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from threading import RLock
 
 from torch import Tensor
 
@@ -36,9 +35,8 @@ class AutogradEngine:
 
     def prepare(self, job: Job) -> AutogradPrepared:
         weights = storages(job.net.state_dict().values())
-        choices, visits, lock = dict[object, int](), dict[object, int](), RLock()
-        blocks = [KnownBlock(block, choices, lock, visits) for block in job.net]
-        return AutogradPrepared(blocks, frozenset(weights))
+        choices, visits = dict[object, int](), dict[object, int]()
+        return AutogradPrepared([KnownBlock(block, choices, visits) for block in job.net], frozenset(weights))
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from threading import RLock
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pathnet.engines.autograd.agreement import agree
-from pathnet.engines.autograd.capture import NotCapturedError, random_like
+from pathnet.engines.autograd.capture import CAPTURING, NotCapturedError, random_like
 from pathnet.engines.autograd.programs import Program, compile_block
 from pathnet.engines.autograd.pullbacks import IDENTITY, Pullback, Pullbacks, plain_pullbacks
 from pathnet.engines.autograd.states import ScaledState
@@ -25,6 +25,9 @@ __all__ = ["KnownBlock", "RecordedBlock"]
 PATIENCE = 0.05
 """Seconds that a block's plain pull-backs take before the block is captured, which takes about as long."""
 
+MOST_LAYOUTS = 4
+"""Maximum number of layouts of its input for which a block keeps programs, which hold copies of its weights."""
+
 Signature = tuple[object, ...]
 
 
@@ -34,9 +37,8 @@ class KnownBlock:
 
     Attributes:
         choices: choices between implementations, by what is computed; shared by all blocks.
-        lock: held while a block is captured; shared by all blocks.
         copies: whether a branch or the join changes its input in place.
-        spent: seconds that plain pull-backs have taken.
+        spent: seconds that pull-backs have taken for inputs of each layout.
         visits: by what pull-backs compute, the number of gradients that have passed; shared by all blocks.
         programs: the program by the layout of the block's input and its context; None where the plain pull-backs are
             the better ones.
@@ -45,12 +47,15 @@ class KnownBlock:
 
     block: Block
     choices: dict[object, int]
-    lock: RLock
     visits: dict[object, int]
     copies: bool = False
-    spent: float = 0.0
+    spent: dict[Signature, float] = field(default_factory=dict)
     programs: dict[Signature, Program | None] = field(default_factory=dict)
     confirmed: set[Signature] = field(default_factory=set)
+
+    def __getstate__(self) -> Mapping[str, Any]:
+        # Functions of a program cannot be copied; a copy captures the block again.
+        return {**self.__dict__, "spent": {}, "programs": {}, "confirmed": set()}
 
     def plain(self, x: Tensor, context: Context) -> tuple[Tensor, Pullbacks]:
         """Run the block at its input; return its output, and its pull-backs by autograd."""
@@ -86,17 +91,20 @@ class KnownBlock:
 
     def is_due(self, x: Tensor, context: Context) -> bool:
         """Return whether it is time to capture the block for inputs like x."""
-        return self.spent >= PATIENCE and _signature(x, context) not in self.programs
+        signature = _signature(x, context)
+        return self.spent.get(signature, 0.0) >= PATIENCE and signature not in self.programs
 
     def capture(self, x: Tensor, context: Context, plain: Pullbacks) -> tuple[Pullbacks, Program] | None:
         """Capture the block, and return its program's pull-backs at x; None where the plain ones stay.
 
         They stay where the block cannot be captured, and where its program disagrees with them or is slower.
         """
-        with self.lock:
+        with CAPTURING:
             signature = _signature(x, context)
             if signature in self.programs:
                 return None
+            while len(self.programs) >= MOST_LAYOUTS:
+                self._forget(next(iter(self.programs)))
             self.programs[signature] = None
             try:
                 program = compile_block(self.block, context, x, plain, self.copies, self.choices)
@@ -126,13 +134,18 @@ class KnownBlock:
         if width == 0:
             visits = self.visits.get(key, 0)
             self.visits[key] = visits + count
-            if visits < VISITS or (pullbacks.kind is None and self.spent < PATIENCE):
+            if visits < VISITS or (pullbacks.kind is None and max(self.spent.values(), default=0.0) < PATIENCE):
                 return 1
-            with self.lock:
+            with CAPTURING:
                 if ("width", key) not in self.choices:
                     self.choices["width", key] = measured_width(pullbacks, grad, most)
             width = self.choices["width", key]
         return min(width, most)
+
+    def _forget(self, signature: Signature) -> None:
+        del self.programs[signature]
+        self.confirmed.discard(signature)
+        self.spent.pop(signature, None)
 
 
 @dataclass
@@ -165,6 +178,16 @@ class RecordedBlock:
         passing = pullbacks.join is IDENTITY and pullbacks.parts[0] is IDENTITY
         present = tuple(part is not None for part in pullbacks.parts)
         return y, cls(known, context, autocast, x, pullbacks, program, passing, present)
+
+    def __getstate__(self) -> Mapping[str, Any]:
+        # Graphs cannot be copied; a copy computes its pull-backs from the block's input.
+        return {**self.__dict__, "kept": None, "program": None}
+
+    def spend(self, seconds: float) -> None:
+        """Count seconds that the block's pull-backs took."""
+        with self.autocast.entered():
+            signature = _signature(self.x, self.context)
+        self.known.spent[signature] = self.known.spent.get(signature, 0.0) + seconds
 
     def pullbacks(self) -> Pullbacks:
         """Return the block's pull-backs."""
@@ -233,7 +256,7 @@ def _agrees(y: Tensor, expected: Tensor, pullbacks: Pullbacks, plain: Pullbacks)
     """Return whether a program's output and pull-backs are those of the block, but for rounding."""
     grad = random_like(y, _state_type(y))
     results = [(y, expected), *((a(grad), b(grad)) for a, b in _pairs(pullbacks, plain))]
-    return all(a.stride() == b.stride() and agree(a, b, plain.inner) for a, b in results)
+    return y.stride() == expected.stride() and all(agree(a, b, plain.inner) for a, b in results)
 
 
 def _is_faster(y: Tensor, pullbacks: Pullbacks, plain: Pullbacks) -> bool:

@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
 
 from pathnet.models.context import Context
 from pathnet.models.residual_net import Block
 
-__all__ = ["NotCapturedError", "capture", "is_view", "random_like"]
+__all__ = ["CAPTURING", "NotCapturedError", "capture", "is_view", "random_like"]
 
 aten = torch.ops.aten
+
+CAPTURING = RLock()
+"""Held during a capture: tracing replaces methods of `torch.nn.Module` for the whole process, and puts them back."""
+
+READS = {
+    getattr(Tensor, name)
+    for name in ("__array__", "__dlpack__", "data_ptr", "numpy", "storage", "tolist", "untyped_storage")
+}
+"""Methods that hand values out without an operator, so that a trace takes them for constants."""
 
 
 class NotCapturedError(Exception):
     """A block whose operators depend on values, draw random numbers, or change tensors that others read."""
+
+
+class _ReadsRefused(TorchFunctionMode):
+    """Refusal of `READS`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in READS:
+            raise NotCapturedError(f"{func.__name__} reads values")
+        return func(*args, **(kwargs or {}))
 
 
 def capture(
@@ -69,7 +89,8 @@ def capture(
     grads = [random_like(z if number else y, to) for number in wanted]
     values = [context.values[name] for name in names]
     try:
-        traced = make_fx(run)(x, grads, values)
+        with _ReadsRefused():
+            traced = make_fx(run)(x, grads, values)
         _without_mutations(traced.graph)
         _check(traced.graph)
     except NotCapturedError:
@@ -81,8 +102,8 @@ def capture(
 
 def random_like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Return normal numbers in the shape and strides of a tensor; PyTorch's own generator is left alone."""
-    generator = torch.Generator().manual_seed(tensor.numel())
-    numbers = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
+    generator = torch.Generator("cpu").manual_seed(tensor.numel())
+    numbers = torch.randn(tensor.shape, generator=generator, dtype=torch.float32, device="cpu")
     return torch.empty_like(tensor, dtype=dtype).copy_(numbers)
 
 
@@ -113,6 +134,7 @@ def _without_mutations(graph: fx.Graph) -> None:
             raise NotCapturedError(f"{schema.name} changes a tensor that others may read")
         with graph.inserting_before(node):
             new = graph.call_function(operator_, node.args, node.kwargs)
+        new.meta = node.meta
         place[new] = place[node]
         for user in [user for user in target.users if place[user] > place[node]]:
             user.replace_input_with(target, new)
@@ -134,12 +156,25 @@ def _functional(schema: Any) -> Any:
 
 
 def _check(graph: fx.Graph) -> None:
+    """Raise NotCapturedError for operators whose shapes depend on values, and for those that draw random numbers."""
     for node in graph.nodes:
-        if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        tags = getattr(node.target, "tags", ())
+        if torch.Tag.dynamic_output_shape in tags and not _indexes_by_numbers(node):
+            raise NotCapturedError(f"{node.target} returns a shape that depends on values")
+        if torch.Tag.nondeterministic_seeded not in tags:
             continue
         # Attention counts as random for its dropout alone.
         arguments = node.target._schema.arguments
-        values = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
-        values |= dict(zip([argument.name for argument in arguments], node.args, strict=False)) | dict(node.kwargs)
-        if values.get("dropout_p") != 0:
+        settings = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
+        settings |= dict(zip([argument.name for argument in arguments], node.args, strict=False)) | dict(node.kwargs)
+        if settings.get("dropout_p") != 0:
             raise NotCapturedError(f"{node.target} draws random numbers")
+
+
+def _indexes_by_numbers(node: fx.Node) -> bool:
+    """Return whether a node selects by integers, which give one shape, and not by a mask."""
+    if node.target is not aten.index.Tensor:
+        return False
+    indices: Any = node.args[1]
+    masks = (torch.bool, torch.uint8)
+    return all(index is None or index.meta["val"].dtype not in masks for index in indices)

@@ -127,11 +127,16 @@ class Rewriter:
         self._replace(node, self.call(aten.mul.Tensor, args[0], factors))
 
     def _normalise(self, node: fx.Node) -> None:
-        """Multiply by the factors of a batch normalisation with running statistics."""
+        """Multiply by the factors of a batch normalisation with running statistics.
+
+        Not where autocast mixes types: the product would be of another one than the gradient.
+        """
         args: Any = node.args
         grad, _, weight, _, variance, _, _, training, eps, _ = args
         users: list[Any] = list(node.users)
         if training or not self._linear_in_first(node) or any(user.args[1] != 0 for user in users):
+            return
+        if self.values[variance].dtype != self.values[grad].dtype:
             return
         factors = self.call(aten.rsqrt.default, self.call(aten.add.Scalar, variance, eps))
         if weight is not None:
@@ -220,6 +225,8 @@ class Rewriter:
             same = value.shape == result.shape and value.dtype == result.dtype
             while is_view(base) and len(base.users) == 1:
                 base = base.args[0]
+                # Elements of an expanded tensor share memory.
+                same = same and self.values[base].numel() == value.numel()
             fresh = base.op == "call_function" and base.target is not operator.getitem and not is_view(base)
             if same and fresh and len(base.users) == 1:
                 node.target = aten.mul_.Tensor
@@ -234,7 +241,8 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: b
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     nothing = (scores == -torch.inf).all(-1, keepdim=True)
-    return scores.softmax(-1).masked_fill(nothing, 0.0)
+    # A float32 mask is one for half-precision queries too.
+    return scores.softmax(-1).masked_fill(nothing, 0.0).to(query.dtype)
 
 
 def turned(x: Tensor) -> Tensor:

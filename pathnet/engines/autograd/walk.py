@@ -120,7 +120,7 @@ class AutogradWalk:
                     after[length + 1] = added(after[length + 1], residuals[length - shortest])
                     after[length] = skips[length - shortest]
                 del part, residuals, skips
-            block.known.spent += time.thread_time() - begin
+            block.spend(time.thread_time() - begin)
             sums = after
         return sums
 
@@ -142,7 +142,7 @@ class AutogradWalk:
             begin = time.thread_time()
             width = block.width(pullbacks, states, most)
             after = _all_through(block, pullbacks, states, steps, width)
-            block.known.spent += time.thread_time() - begin
+            block.spend(time.thread_time() - begin)
             widths[0] = max(widths[0], width)
             return after
 
