@@ -11,7 +11,7 @@ from threading import RLock
 
 from torch import Tensor
 
-from pathnet.engines import fallback
+from pathnet.engines.autograd import folding
 from pathnet.engines.autograd.blocks import KnownBlock, RecordedBlock
 from pathnet.engines.autograd.walk import AutogradWalk
 from pathnet.engines.engine import Job
@@ -38,7 +38,9 @@ class AutogradEngine:
         weights = storages(job.net.state_dict().values())
         choices, visits, lock = dict[object, int](), dict[object, int](), RLock()
         blocks = [KnownBlock(block, choices, lock, visits) for block in job.net]
-        return AutogradPrepared(blocks, frozenset(weights))
+        folded = [folding.FoldedBlock(block, lock) for block in job.net]
+        folds = job.bn == "running" and not job.net.decides_by_batch
+        return AutogradPrepared(blocks, frozenset(weights), folded, folds)
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,14 @@ class AutogradPrepared:
 
     Attributes:
         weights: the storages of the network's weights and buffers, which no record counts as its own.
+        folded: the blocks in forward passes.
+        folds: whether samples are independent, so that one batch may hold several states of forward passes.
     """
 
     blocks: Sequence[KnownBlock]
     weights: frozenset[object]
+    folded: Sequence[folding.FoldedBlock]
+    folds: bool
     context: Context = NO_CONTEXT
 
     def bound(self, context: Context) -> AutogradPrepared:
@@ -79,4 +85,4 @@ class AutogradPrepared:
         return y, AutogradWalk(records)
 
     def routed_forward(self, y0: Tensor, routing: Tensor) -> Tensor:
-        return fallback.routed_forward([known.block.bound(self.context) for known in self.blocks], y0, routing)
+        return folding.routed_forward(self.folded, self.context, y0, routing, self.folds)
