@@ -29,7 +29,7 @@ WIDTHS = (4, 16)
 
 TRIALS = 2
 
-VISITS = 640
+VISITS = 800
 """Gradients that pass before the measurement, which costs as much as about 10 % of them."""
 
 
