@@ -16,7 +16,7 @@ from pathnet.engines.sharing import walk_together
 from pathnet.models.residual_net import Block
 from pathnet.scaling import ScaledGradient
 
-__all__ = ["norms_of", "routed_forward", "sums_by_length", "through_shared_prefixes"]
+__all__ = ["norms_of", "routed_forward", "sums_by_length", "through_block", "through_shared_prefixes"]
 
 Step = TypeVar("Step", bound=Hashable)
 
@@ -110,8 +110,7 @@ def routed_forward(blocks: Sequence[Block], y0: Tensor, routing: Tensor) -> Tens
     """Return [P, B, *y_n.shape[1:]] under at least one routing [P, n, 2 or more], through the blocks' branches."""
 
     def apply(i: int, y: Tensor, row: Row) -> Tensor:
-        # A copy, since a branch or a join may begin with an in-place ReLU.
-        return blocks[i].join(_combined(blocks[i], y.clone(), row))
+        return through_block(blocks[i], y.clone(), row)
 
     passes = [[tuple(row) for row in rows] for rows in routing.tolist()]
     return torch.stack(through_shared_prefixes(y0, passes, apply))
@@ -139,10 +138,14 @@ def through_shared_prefixes(
     return outputs
 
 
-def _combined(block: Block, y: Tensor, row: Row) -> Tensor:
-    """Return ``a skip(y) + c residual(y)``; a branch with the coefficient 0 is left out, finite or not."""
+def through_block(block: Block, y: Tensor, row: Row) -> Tensor:
+    """Return ``join(a skip(y) + c residual(y))``; a branch with the coefficient 0 is left out, finite or not.
+
+    Args:
+        y: the input, which a branch or the join may change in place.
+    """
     factors = block.coefficients(row)[: 1 + block.residual_modules]
     wanted = [i for i, factor in enumerate(factors) if factor != 0] or [0]
     parts = block.parts(y, wanted)
     terms = [factors[i] * part for i in wanted if (part := parts[i]) is not None]
-    return sum(terms[1:], terms[0])
+    return block.join(sum(terms[1:], terms[0]))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from pathnet.engines import fallback
+from pathnet.engines.autograd import folding
 from pathnet.engines.autograd.blocks import KnownBlock, RecordedBlock
 from pathnet.engines.autograd.walk import AutogradWalk
 from pathnet.engines.engine import Job
@@ -36,7 +36,10 @@ class AutogradEngine:
     def prepare(self, job: Job) -> AutogradPrepared:
         weights = storages(job.net.state_dict().values())
         choices, visits = dict[object, int](), dict[object, int]()
-        return AutogradPrepared([KnownBlock(block, choices, visits) for block in job.net], frozenset(weights))
+        blocks = [KnownBlock(block, choices, visits) for block in job.net]
+        folded = [folding.FoldedBlock(block) for block in job.net]
+        folds = job.bn == "running" and not job.net.decides_by_batch
+        return AutogradPrepared(blocks, frozenset(weights), folded, folds)
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,14 @@ class AutogradPrepared:
 
     Attributes:
         weights: the storages of the network's weights and buffers, which no record counts as its own.
+        folded: the blocks in forward passes.
+        folds: whether samples are independent, so that one batch may hold several states of forward passes.
     """
 
     blocks: Sequence[KnownBlock]
     weights: frozenset[object]
+    folded: Sequence[folding.FoldedBlock]
+    folds: bool
     context: Context = NO_CONTEXT
 
     def bound(self, context: Context) -> AutogradPrepared:
@@ -77,4 +84,4 @@ class AutogradPrepared:
         return y, AutogradWalk(records)
 
     def routed_forward(self, y0: Tensor, routing: Tensor) -> Tensor:
-        return fallback.routed_forward([known.block.bound(self.context) for known in self.blocks], y0, routing)
+        return folding.routed_forward(self.folded, self.context, y0, routing, self.folds)

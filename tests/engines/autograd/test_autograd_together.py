@@ -152,6 +152,20 @@ def test_one_after_the_other_where_vmap_fails(fault: str, widths: list[int], mon
     assert set(widths) == {1 if fault else 4}
 
 
+def test_products_by_onednn_go_one_after_the_other_without_a_word(
+    form: str, widths: list[int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Vmap has no rule for them. Of that it warns on stderr, past Python, where Python does not call the operator."""
+    net, inputs = TOKEN_NETS["gated"]().float(), sequences().float()
+    recorder = pathnet.Recorder(net, engine="autograd", loss=loss)
+    for _ in range(2):
+        recorder(inputs, inputs).path_gradients(pathnet.paths.enumerate_all(net.n))
+    assert capfd.readouterr().err == ""
+    onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    assert set(widths) == {1 if form == "captured" and onednn else 4}
+    assert torch._C._functorch._is_vmap_fallback_enabled()
+
+
 def test_no_more_at_once_than_memory_has_room_for(widths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, passed = sequences(), list[int]()
     through = walk.pulled_together
