@@ -21,7 +21,13 @@ from pathnet.models.tracing.graphs import Dropout, differs
 from pathnet.models.tracing.outputs import SingleOutput, select_output
 from pathnet.models.tracing.restoring import evaluating_restored, plain, uncompiled
 from pathnet.models.tracing.tracers import trace_model, untraceable_reason
-from pathnet.models.tracing.training_reads import TrainingReads, calling_whole, fixed_branches, observed_reads
+from pathnet.models.tracing.training_reads import (
+    TrainingReads,
+    calling_whole,
+    fixed_branches,
+    lost_overrides,
+    observed_reads,
+)
 from pathnet.models.tracing.viewed import ViewedModel
 
 __all__ = ["AdaptedNet", "adapt"]
@@ -114,7 +120,7 @@ def adapt(
             except ValueError:
                 raise error from None
     net.viewed = ViewedModel(model, branches, hooks)
-    mode = model.training and not branches
+    mode = model.training and net.trains
     for module in net.modules():
         if module not in model_modules:
             module.training = mode
@@ -156,7 +162,10 @@ def _checked_network(
     net, branches = _live_network(trace, model, reads, run, expected)
     if parallel == "together":
         net.as_one_module_each()
+    net.viewed = ViewedModel(model, branches)
     check_equal(truth, net, model, example)
+    if net.trains:
+        branches = lost_overrides(model, run, net, lambda: net(example.structure.inputs(example.copies())))
     return net, branches
 
 
@@ -292,7 +301,7 @@ def _advice_on_experts(model: nn.Module) -> str:
 
 
 def _check_differentiable(model: nn.Module) -> None:
-    """Raise ValueError if layers are of the kinds of torch that have no gradient."""
+    """Raise ValueError if layers are of the kinds of torch that have no gradient, or weights are."""
     quantised = {
         name: type(module).__name__
         for name, module in model.named_modules()
@@ -301,6 +310,8 @@ def _check_differentiable(model: nn.Module) -> None:
             ("torch.ao.nn.quantized", "torch.nn.quantized", "torch.ao.nn.intrinsic")
         )
     }
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError("model: expected weights that autograd differentiates, got some of torch.inference_mode")
     if quantised:
         raise ValueError(
             f"model: expected layers that autograd differentiates, got quantised ones: {listed(list(quantised))}"

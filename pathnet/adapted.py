@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -63,16 +64,43 @@ class AdaptedNet(ResidualNet):
             ValueError: the mode is training, and the trace omits active dropout of the model, or fixed what a module
                 does in training.
         """
-        live = [f"{name!r} (p = {dropout.p:g})" for name, dropout in self.dropouts if dropout.p > 0]
-        if mode and live:
-            raise ValueError(
-                "net: tracing omitted the model's dropout, so training would run without it: expected p = 0, got "
-                f"{listed(live)}; set it, or give blocks' branches by hand (blocks=)"
-            )
-        self.viewed.check(mode)
+        if mode:
+            self._check_training()
         super().train(mode)
         self.viewed.train(self, mode)
         return self
+
+    @property
+    def trains(self) -> bool:
+        """True if the network does all that the model does in training."""
+        return not self.viewed.branches and not self._omitted()
+
+    def forward(
+        self, x: Any, drawn: Sequence[bool] | None = None, routing: Any = None, backward: Any = None
+    ) -> Tensor:
+        """Return the network's output, see `ResidualNet.forward`.
+
+        Raises:
+            ValueError: the model is in training mode, which `train` refuses.
+        """
+        if not self.trains and self.viewed.trains(self):
+            try:
+                self._check_training()
+            except ValueError as error:
+                raise ValueError(f"{error}; the model is in training mode: call net.eval()") from None
+        return super().forward(x, drawn, routing, backward)
+
+    def _omitted(self) -> list[str]:
+        """Return the active dropout modules that the trace omits, in words."""
+        return [f"{name!r} (p = {dropout.p:g})" for name, dropout in self.dropouts if dropout.p > 0]
+
+    def _check_training(self) -> None:
+        if omitted := self._omitted():
+            raise ValueError(
+                "net: tracing omitted the model's dropout, so training would run without it: expected p = 0, got "
+                f"{listed(omitted)}; set it, or give blocks' branches by hand (blocks=)"
+            )
+        self.viewed.check()
 
     def as_one_module_each(self) -> None:
         """Make one residual module of those in parallel in each block."""

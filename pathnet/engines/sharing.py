@@ -20,7 +20,7 @@ def walk_together(
     passes: Sequence[Sequence[Step | None]],
     apply: Callable[[int, Sequence[State], Sequence[Step]], Sequence[State]],
     finish: Callable[[Sequence[int], State], None],
-    width: int = 1,
+    width: Callable[[], int] = lambda: 1,
 ) -> None:
     """Take all passes from ``start`` to their ends.
 
@@ -32,7 +32,7 @@ def walk_together(
         apply: takes the number of the step, at most ``width`` states, and the step of each of them; returns the next
             states. A state may come several times, each time with another step.
         finish: takes the numbers of the passes that end in a state, and the state.
-        width: maximum number of states that ``apply`` gets at once.
+        width: function that returns the maximum number of states that ``apply`` gets at once; it may grow on the way.
     """
     length = len(passes[0]) if passes else 0
 
@@ -54,8 +54,8 @@ def walk_together(
             # The last `width` children hold at least half of the passes, and their parents are not kept.
             children.sort(key=lambda child: len(child[2]))
             group.clear()
-            while len(children) > width:
-                first = (len(children) - 1) % width + 1
+            while len(children) > (most := width()):
+                first = (len(children) - 1) % most + 1
                 part, children = children[:first], children[first:]
                 walk(position + 1, advance(position, part))
                 del part

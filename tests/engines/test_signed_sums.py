@@ -31,7 +31,8 @@ from pathnet import gradients
 
 
 def all_signs(n: int) -> Tensor:
-    return codes(n).to(torch.int8) * 2 - 1
+    """Return int8 [2^n, n, 1], all signs of n modules, one in each block."""
+    return (codes(n).to(torch.int8) * 2 - 1)[..., None]
 
 
 @pytest.mark.parametrize("at", PLACES)

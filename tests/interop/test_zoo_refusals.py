@@ -1,4 +1,4 @@
-"""What `adapt` refuses of other libraries' models, each with one line that names the reason."""
+"""Models of other libraries that `adapt` refuses, each with one line that names the reason."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from zoo import Branch, Kind
 
-Ways = tuple[bool, ...]
+Routes = tuple[bool, ...]
 """Whether gradients pass a block's skip connection, and each of its residual modules."""
 
 
@@ -106,10 +106,10 @@ def truth(
     model: nn.Module,
     batch: Any,
     target: Tensor,
-    ways: Sequence[Ways] | None = None,
+    routes: Sequence[Routes] | None = None,
     parameter: str | None = None,
 ) -> Tensor:
-    """Return dloss/dy_0 in float64 along the open ways; the ordinary gradient without any.
+    """Return dloss/dy_0 in float64 along the open routes; the ordinary gradient without any.
 
     The outputs of closed residual modules are detached. If the skip connection is closed, the gradient at the common
     source is replaced by the part through the residual modules.
@@ -126,7 +126,7 @@ def truth(
 
     with Float64Throughout(), ExitStack() as hooks:
         hooks.enter_context(entered(enter, model.get_submodule(kind.entry)))
-        for addition, (skip, *residuals) in zip(kind.additions, ways or (), strict=ways is not None):
+        for addition, (skip, *residuals) in zip(kind.additions, routes or (), strict=routes is not None):
             for branch, is_open in zip(addition, residuals, strict=True):
                 if not is_open:
                     hooks.enter_context(left(Tensor.detach, model.get_submodule(branch.last), branch))
@@ -166,6 +166,6 @@ def deleted(kind: Kind, model: nn.Module, batch: Any, blocks: Sequence[int]) -> 
         return run(kind, model, batch)
 
 
-def path_ways(kind: Kind, path: Sequence[int]) -> list[Ways]:
-    """Return the ways of a path through the skip connection (0) or through all residual modules together (1)."""
+def path_routes(kind: Kind, path: Sequence[int]) -> list[Routes]:
+    """Return the routes of a path through the skip connection (0) or through all residual modules together (1)."""
     return [(not bit, *[bool(bit)] * len(addition)) for bit, addition in zip(path, kind.additions, strict=True)]

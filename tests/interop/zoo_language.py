@@ -158,10 +158,6 @@ def spectrogram(size: int, _: int, seed: int) -> Tensor:
     return torch.randn(size, 8, 20, generator=torch.Generator().manual_seed(seed))
 
 
-def whisper_inputs(size: int, length: int, seed: int) -> dict[str, Tensor]:
-    return {"input_features": spectrogram(size, length, seed), "decoder_input_ids": tokens(size, length, seed)}
-
-
 WHISPER = {**BART, "num_mel_bins": 8, "max_source_positions": 10, "max_target_positions": 16}
 
 
@@ -173,21 +169,6 @@ def whisper_encoder() -> Kind:
 
     additions = layers("layers", 2, ("self_attn_layer_norm", "self_attn"), ("final_layer_norm", "fc2"))
     return Kind("whisper-encoder", make, spectrogram, "layers.0", additions)
-
-
-def whisper_decoder(**options: Any) -> Kind:
-    name = "model.decoder.layers"
-    additions = layers(
-        name,
-        2,
-        ("self_attn_layer_norm", "self_attn"),
-        ("encoder_attn_layer_norm", "encoder_attn"),
-        ("final_layer_norm", "fc2"),
-    )
-    make = built("WhisperForConditionalGeneration", "WhisperConfig", **WHISPER)
-    return Kind(
-        "whisper-decoder", make, whisper_inputs, f"{name}.0", additions, other_lengths=(4, 9), options=options
-    )
 
 
 def gpt_neox(id: str, parallel: bool, batch: Any = tokens) -> Kind:
@@ -232,33 +213,14 @@ PARALLEL = [
         num_kv_heads=1,
     ),
     falcon("falcon-old", [(("input_layernorm", "self_attention"), ("input_layernorm", "mlp"))], parallel_attn=True),
-    Kind(
-        "phi",
-        built("PhiForCausalLM", "PhiConfig"),
-        tokens,
-        "model.layers.0",
-        layers("model.layers", 2, (("input_layernorm", "self_attn"), ("input_layernorm", "mlp"))),
-        other_lengths=(4, 9),
-    ),
-    Kind(
-        "cohere",
-        built("CohereForCausalLM", "CohereConfig", num_key_value_heads=1),
-        tokens,
-        "model.layers.0",
-        layers("model.layers", 2, (("input_layernorm", "self_attn"), ("input_layernorm", "mlp"))),
-        other_lengths=(4, 9),
-    ),
 ]
 """Models whose attention and perceptron read the same source."""
 
 CAUSAL = [
-    gpt2("gpt2", tokens),
     gpt2("gpt2-padded", padded_left),
     decoder("llama-padded", "LlamaForCausalLM", "LlamaConfig", padded, **GROUPED),
     decoder("mistral", "MistralForCausalLM", "MistralConfig", sliding_window=3, **GROUPED),
-    decoder("qwen2", "Qwen2ForCausalLM", "Qwen2Config", num_key_value_heads=1),
     decoder("qwen3", "Qwen3ForCausalLM", "Qwen3Config", **GROUPED),
-    decoder("gemma", "GemmaForCausalLM", "GemmaConfig", **GROUPED),
     Kind(
         "gemma3",
         built("Gemma3ForCausalLM", "Gemma3TextConfig", sliding_window=3, **GROUPED),
@@ -315,15 +277,6 @@ CAUSAL = [
         experts_implementation="batched_mm",
         **GROUPED,
     ),
-    decoder("stablelm", "StableLmForCausalLM", "StableLmConfig", padded, num_key_value_heads=1),
-    Kind(
-        "olmo2",
-        built("Olmo2ForCausalLM", "Olmo2Config", num_key_value_heads=1),
-        tokens,
-        "model.layers.0",
-        layers("model.layers", 2, ("self_attn", "post_attention_layernorm"), ("mlp", "post_feedforward_layernorm")),
-        other_lengths=(4, 9),
-    ),
     Kind(
         "gpt-neo",
         built(
@@ -339,22 +292,6 @@ CAUSAL = [
         GPT2,
         other_lengths=(4, 9),
     ),
-    Kind(
-        "mpt",
-        built("MptForCausalLM", "MptConfig", d_model=16, n_heads=2, n_layers=2, max_seq_len=16),
-        tokens,
-        "transformer.blocks.0",
-        layers("transformer.blocks", 2, ("norm_1", "attn"), ("norm_2", "ffn.down_proj")),
-        other_lengths=(4, 9),
-    ),
-    Kind(
-        "mamba",
-        built("MambaForCausalLM", "MambaConfig", state_size=4, time_step_rank=2, residual_in_fp32=False),
-        tokens,
-        "backbone.layers.0",
-        layers("backbone.layers", 2, ("norm", "mixer")),
-        tolerance=FLOAT32_INSIDE,
-    ),
 ]
 
 CLASSIFIERS = [
@@ -365,9 +302,7 @@ CLASSIFIERS = [
 
 ENCODERS = [
     bert("bert-padded", "BertForMaskedLM", "BertConfig", "bert", padded),
-    bert("bert-classifier", "BertForSequenceClassification", "BertConfig", "bert", padded),
     bert("roberta-padded", "RobertaForMaskedLM", "RobertaConfig", "roberta", padded, max_position_embeddings=18),
-    bert("electra", "ElectraForMaskedLM", "ElectraConfig", "electra", padded),
     Kind(
         "distilbert",
         built("DistilBertForMaskedLM", "DistilBertConfig", dim=16, hidden_dim=20, n_layers=2, n_heads=2),
@@ -392,5 +327,4 @@ ENCODERS = [
 DECODERS = [
     t5_decoder(stream="decoder"),
     bart_decoder(stream="model.decoder"),
-    whisper_decoder(stream="model.decoder"),
 ]

@@ -155,8 +155,6 @@ def transformer_decoder() -> Kind:
 
 PLAIN = [
     transformer_decoder(),
-    encoder("encoder-post-norm", sequences(), True, False),
-    encoder("encoder-pre-norm", sequences(), True, True),
     encoder("encoder-masked", masked_sequences(), True, True),
     encoder("encoder-masked-post-norm", masked_sequences(), True, False),
     encoder("encoder-tbc-masked", masked_sequences(False), False, False),

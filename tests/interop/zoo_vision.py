@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import timm
-import torchvision
 import transformers
 from timm.models import (
     beit,
@@ -45,29 +44,31 @@ def built(architecture: str, config: str, **options: Any) -> Callable[[], nn.Mod
 
 
 def clip_text() -> Kind:
-    layer = "encoder.layers" if hasattr(transformers.CLIPTextModel, "encoder") else "text_model.encoder.layers"
-    make = lambda: transformers.CLIPTextModel(transformers.CLIPTextConfig(**{**SIZES, "projection_dim": 16}))  # noqa: E731
-    if "text_model" not in dict(make().named_children()):
-        layer = "encoder.layers"
-    additions = layers(layer, 2, ("layer_norm1", "self_attn"), ("layer_norm2", "mlp"))
+    """Return CLIP's text model, whose pooled output is that of one position, which depends on values."""
+
+    def make() -> nn.Module:
+        config = transformers.CLIPTextConfig(**{**SIZES, "projection_dim": 16})
+        model: nn.Module = transformers.CLIPTextModel(config)
+        return model
+
+    additions = layers("encoder.layers", 2, ("layer_norm1", "self_attn"), ("layer_norm2", "mlp"))
+    output = "pooler_output"
     return Kind(
         "clip-text",
         make,
         tokens,
-        f"{layer}.0",
+        "encoder.layers.0",
         additions,
         other_lengths=(4, 9),
-        options={"output": "pooler_output"},
-        output="pooler_output",
+        options={"output": output},
+        output=output,
     )
 
 
 def clip_vision() -> Kind:
+    additions = layers("encoder.layers", 2, ("layer_norm1", "self_attn"), ("layer_norm2", "mlp"))
     make = built("CLIPVisionModel", "CLIPVisionConfig")
-    layer = "vision_model.encoder.layers" if "vision_model" in dict(make().named_children()) else "encoder.layers"
-    additions = layers(layer, 2, ("layer_norm1", "self_attn"), ("layer_norm2", "mlp"))
-    options = {"output": "last_hidden_state"}
-    return Kind("clip-vision", make, images(), f"{layer}.0", additions, options=options)
+    return Kind("clip-vision", make, images(), "encoder.layers.0", additions, options={"output": "last_hidden_state"})
 
 
 def hf_swin() -> Kind:
@@ -183,13 +184,6 @@ def inverted(id: str, architecture: str, blocks: str) -> Kind:
 
 TIMM = [
     Kind(
-        "timm-resnet50d",
-        lambda: timm.create_model("resnet50d", layers=(2, 1, 1, 1), channels=(16, 16, 32, 32), num_classes=5),
-        images(),
-        "layer1.0",
-        modules(*[(f"layer{s}.{b}.conv1", f"layer{s}.{b}.bn3") for s, b in ((1, 0), (1, 1), (2, 0), (3, 0), (4, 0))]),
-    ),
-    Kind(
         "timm-seresnet",
         lambda: resnet.ResNet(resnet.BasicBlock, (1, 2, 1, 1), num_classes=5, block_args={"attn_layer": "se"}),
         images(),
@@ -220,20 +214,7 @@ TIMM = [
             ]
         ),
     ),
-    Kind(
-        "timm-regnetx",
-        lambda: timm.create_model("regnetx_002", num_classes=5),
-        images(),
-        "s1.b1",
-        modules(
-            *[
-                (f"s{s + 1}.b{b + 1}.conv1", f"s{s + 1}.b{b + 1}.conv3")
-                for s, n in enumerate((1, 1, 4, 7))
-                for b in range(n)
-            ]
-        ),
-    ),
-    inverted("timm-mobilenetv3", "mobilenetv3_small_050", "1.1 2.1 2.2 3.1 4.1 4.2"),
+    inverted("timm-mobilenetv3", "mobilenetv3_small_100", "1.1 2.1 2.2 3.1 4.1 4.2"),
     Kind(
         "timm-vit",
         lambda: timm.models.VisionTransformer(
@@ -347,115 +328,10 @@ TIMM = [
         modules(*[(f"layer{s}.{b}.conv1", f"layer{s}.{b}.bn3") for s, b in ((1, 0), (2, 0), (2, 1), (3, 0), (4, 0))]),
     ),
     Kind(
-        "timm-nfnet",
-        lambda: timm.create_model("nf_resnet26", num_classes=5),
-        images(),
-        "",
-        modules(
-            *[
-                (f"stages.{s}.{b}.{'act1' if b else 'conv1'}", f"stages.{s}.{b}.drop_path")
-                for s in range(4)
-                for b in range(2)
-            ]
-        ),
-        at="image",
-    ),
-    Kind(
         "timm-convnext",
         lambda: convnext.ConvNeXt(num_classes=5, depths=(1, 2, 1, 1), dims=(8, 8, 12, 12)),
         images(),
         "stages.0.blocks.0",
         modules(*stages((1, 2, 1, 1), "stages.{}.blocks.{}", ("conv_dw", "drop_path"))),
-    ),
-]
-
-V = torchvision.models
-TORCHVISION = [
-    Kind(
-        "tv-resnext",
-        lambda: V.resnet.ResNet(V.resnet.Bottleneck, [1, 2, 1, 1], num_classes=5, groups=4, width_per_group=16),
-        images(),
-        "layer1.0",
-        modules(*[(f"layer{s}.{b}.conv1", f"layer{s}.{b}.bn3") for s, b in ((1, 0), (2, 0), (2, 1), (3, 0), (4, 0))]),
-    ),
-    Kind(
-        "tv-wide-resnet",
-        lambda: V.resnet.ResNet(V.resnet.Bottleneck, [1, 1, 1, 1], num_classes=5, width_per_group=128),
-        images(),
-        "layer1.0",
-        modules(*[(f"layer{s}.0.conv1", f"layer{s}.0.bn3") for s in (1, 2, 3, 4)]),
-    ),
-    Kind(
-        "tv-convnext",
-        lambda: V.ConvNeXt(
-            [V.convnext.CNBlockConfig(8, 12, 2), V.convnext.CNBlockConfig(12, None, 1)],
-            num_classes=5,
-            layer_scale=0.5,
-        ),
-        images(),
-        "features.1.0",
-        modules(
-            ("features.1.0.block", "features.1.0.stochastic_depth"),
-            ("features.1.1.block", "features.1.1.stochastic_depth"),
-            ("features.3.0.block", "features.3.0.stochastic_depth"),
-        ),
-    ),
-    Kind(
-        "tv-vit",
-        lambda: V.VisionTransformer(32, 8, 2, 2, 16, 20, num_classes=5),
-        images(),
-        "encoder.layers.encoder_layer_0",
-        modules(
-            *[
-                (f"encoder.layers.encoder_layer_{i}.{a}", f"encoder.layers.encoder_layer_{i}.{b}")
-                for i in range(2)
-                for a, b in (("ln_1", "dropout"), ("ln_2", "mlp"))
-            ]
-        ),
-    ),
-    Kind(
-        "tv-swin",
-        lambda: V.SwinTransformer([2, 2], 8, [2, 1], [2, 2], [4, 4], num_classes=5),
-        images(),
-        "features.1.0",
-        modules(
-            *[
-                (f"features.{i}.{a}", f"features.{i}.{b}")
-                for i in ("1.0", "1.1", "3.0")
-                for a, b in (("norm1", "attn"), ("norm2", "mlp"))
-            ]
-        ),
-    ),
-    Kind(
-        "tv-maxvit",
-        lambda: V.MaxVit((32, 32), 8, 4, [8, 12], [1, 1], 4, 0.0, num_classes=5),
-        images(),
-        "blocks.0.layers.0.layers.MBconv",
-        modules(
-            *[
-                (f"blocks.{i}.layers.0.layers.{a}", f"blocks.{i}.layers.0.layers.{b}")
-                for i in range(2)
-                for a, b in (
-                    ("MBconv.layers", "MBconv.layers"),
-                    ("window_attention.attn_layer", "window_attention.attn_layer"),
-                    ("window_attention.mlp_layer", "window_attention.mlp_layer"),
-                    ("grid_attention.attn_layer", "grid_attention.attn_layer"),
-                    ("grid_attention.mlp_layer", "grid_attention.mlp_layer"),
-                )
-            ]
-        ),
-    ),
-    Kind(
-        "tv-regnet",
-        lambda: V.regnet_x_400mf(num_classes=5),
-        images(),
-        "trunk_output.block1.block1-0",
-        modules(
-            *[
-                (f"trunk_output.block{s + 1}.block{s + 1}-{b}.f", f"trunk_output.block{s + 1}.block{s + 1}-{b}.f")
-                for s, n in enumerate((1, 2, 7, 12))
-                for b in range(n)
-            ]
-        ),
     ),
 ]

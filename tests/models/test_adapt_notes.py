@@ -66,7 +66,7 @@ def test_additions_that_are_no_blocks_are_listed_with_the_reason() -> None:
     x = torch.randn(2, 3, 8, 8)
     report = str(pathnet.adapt(Additions(), x, blocks=["last"]))
     (line,) = (line for line in report.splitlines() if line.startswith("no blocks"))
-    assert line.startswith("no blocks, since they are outside the modules named by blocks=: add (node ")
+    assert line.startswith("no blocks, since they are outside the modules named by blocks= or stream=: add (node ")
     assert line.count("add (node ") == 3 and "in module 'block')" in line
     model = nn.Sequential(nn.Conv2d(3, 4, 1), Basic(4, 4))
     assert "no blocks" not in str(pathnet.adapt(model, x))

@@ -55,6 +55,36 @@ def test_results_that_a_model_stores_are_restored() -> None:
     assert model.stored is not stored and float(calls) == 2  # type: ignore[arg-type]
 
 
+class Caching(Perceptron):
+    """A model that keeps masks by length in a dictionary, and its last results in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.masks: dict[Any, Tensor] = {}
+        self.results: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] not in self.masks:
+            self.masks[x.shape[1]] = torch.ones(x.shape[1])
+        self.results.append(self.module(x))
+        return x + self.results[-1] * self.masks[x.shape[1]]
+
+
+def test_items_of_a_model_s_containers_are_restored() -> None:
+    model, x = Caching(), torch.randn(3, 4)
+    masks, results = model.masks, model.results
+    net = pathnet.adapt(model, x)
+    assert model.masks is masks and not masks and model.results is results and not results
+    torch.testing.assert_close(net(x), model(x), rtol=0, atol=0)
+
+
+def test_weights_of_inference_mode_are_refused() -> None:
+    with torch.inference_mode():
+        model = Perceptron()
+    with pytest.raises(ValueError, match="model: expected weights that autograd differentiates"):
+        pathnet.adapt(model, torch.randn(3, 4))
+
+
 def test_a_model_that_stores_results_can_be_copied_afterwards() -> None:
     model = Storing()
     pathnet.adapt(model, torch.randn(3, 4))

@@ -35,8 +35,9 @@ class AutogradEngine:
 
     def prepare(self, job: Job) -> AutogradPrepared:
         weights = storages(job.net.state_dict().values())
-        choices = dict[object, int]()
-        return AutogradPrepared([KnownBlock(block, choices) for block in job.net], frozenset(weights))
+        choices, visits = dict[object, int](), dict[object, int]()
+        blocks = [KnownBlock(block, choices, visits) for block in job.net]
+        return AutogradPrepared(blocks, frozenset(weights))
 
 
 @dataclass(frozen=True)

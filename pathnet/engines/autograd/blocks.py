@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pathnet.engines.autograd.agreement import agree
 from pathnet.engines.autograd.capture import CAPTURING, NotCapturedError, random_like
 from pathnet.engines.autograd.programs import Program, compile_block
 from pathnet.engines.autograd.pullbacks import IDENTITY, Pullback, Pullbacks, plain_pullbacks
+from pathnet.engines.autograd.states import ScaledState
 from pathnet.engines.autograd.timing import fastest
+from pathnet.engines.autograd.together import VISITS, measured_width
 from pathnet.full_precision import Autocast
 from pathnet.models.context import Context
 from pathnet.models.residual_net import Block
@@ -25,9 +28,6 @@ PATIENCE = 0.05
 MOST_LAYOUTS = 4
 """Maximum number of layouts of its input for which a block keeps programs, which hold copies of its weights."""
 
-AGREEMENT = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Maximum relative difference of a captured result from the plain one, by the narrowest type in the block."""
-
 Signature = tuple[object, ...]
 
 
@@ -39,6 +39,7 @@ class KnownBlock:
         choices: choices between implementations, by what is computed; shared by all blocks.
         copies: whether a branch or the join changes its input in place.
         spent: seconds that pull-backs have taken for inputs of each layout.
+        visits: by what pull-backs compute, the number of gradients that have passed; shared by all blocks.
         programs: the program by the layout of the block's input and its context; None where the plain pull-backs are
             the better ones.
         confirmed: the signatures whose programs agreed with the block on a second batch.
@@ -46,6 +47,7 @@ class KnownBlock:
 
     block: Block
     choices: dict[object, int]
+    visits: dict[object, int]
     copies: bool = False
     spent: dict[Signature, float] = field(default_factory=dict)
     programs: dict[Signature, Program | None] = field(default_factory=dict)
@@ -53,7 +55,7 @@ class KnownBlock:
 
     def __getstate__(self) -> Mapping[str, Any]:
         # Functions of a program cannot be copied; a copy captures the block again.
-        return {**self.__dict__, "spent": {}, "programs": {}, "confirmed": set()}
+        return {**self.__dict__, "choices": {}, "visits": {}, "spent": {}, "programs": {}, "confirmed": set()}
 
     def plain(self, x: Tensor, context: Context) -> tuple[Tensor, Pullbacks]:
         """Run the block at its input; return its output, and its pull-backs by autograd."""
@@ -121,6 +123,30 @@ class KnownBlock:
         self.confirmed.discard(signature)
         self.spent.pop(signature, None)
 
+    def width(self, pullbacks: Pullbacks, grad: Tensor, count: int, most: int) -> int:
+        """Return how many gradients pass through the block at once.
+
+        One after the other passes until so many have that the measurement of the best number costs little beside
+        them, and until the block is captured or due to be.
+
+        Args:
+            grad: one of the gradients that are about to pass.
+            count: their number.
+            most: maximum number that memory has room for at once.
+        """
+        key = pullbacks.kind or id(self), grad.shape, grad.stride(), grad.dtype, grad.device
+        width = self.choices.get(("width", key), 0)
+        if width == 0:
+            visits = self.visits.get(key, 0)
+            self.visits[key] = visits + count
+            if visits < VISITS or (pullbacks.kind is None and max(self.spent.values(), default=0.0) < PATIENCE):
+                return 1
+            with CAPTURING:
+                if ("width", key) not in self.choices:
+                    self.choices["width", key] = measured_width(pullbacks, grad, most)
+            width = self.choices["width", key]
+        return min(width, most)
+
 
 @dataclass
 class RecordedBlock:
@@ -184,6 +210,11 @@ class RecordedBlock:
             self.kept, self.program = pullbacks, program
         return pullbacks
 
+    def width(self, pullbacks: Pullbacks, states: Sequence[ScaledState | None], most: int) -> int:
+        """Return how many of the states that are about to pass do so at once, see `KnownBlock.width`."""
+        entering = [state.mantissa for state in states if state is not None]
+        return self.known.width(pullbacks, entering[0], len(entering), most) if entering else 1
+
     def saved(self) -> Sequence[Tensor]:
         """Return the tensors that the record of the block keeps alive for itself, besides its input."""
         return self.kept.tensors() if self.kept is not None else ()
@@ -223,11 +254,10 @@ def _pairs(pullbacks: Pullbacks, plain: Pullbacks) -> list[tuple[Pullback, Pullb
 
 def _agrees(y: Tensor, expected: Tensor, pullbacks: Pullbacks, plain: Pullbacks) -> bool:
     """Return whether a program's output and pull-backs are those of the block, but for rounding."""
-    tolerance = AGREEMENT[plain.inner]
     grad = random_like(y, _state_type(y))
     results = [(y, expected), *((a(grad), b(grad)) for a, b in _pairs(pullbacks, plain))]
     return y.stride() == expected.stride() and all(
-        a.shape == b.shape and bool((a - b).norm() <= tolerance * b.norm()) for a, b in results
+        a.shape == b.shape and agree(a, b, plain.inner) for a, b in results
     )
 
 

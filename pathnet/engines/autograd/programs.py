@@ -31,12 +31,14 @@ class Linear:
     Attributes:
         shape, stride: the gradient's layout for which it was captured.
         saved: the numbers of the saved tensors that it reads.
+        kind: what is computed: the code, and the shapes of the tensors in it.
     """
 
     run: Callable[..., Tensor]
     shape: torch.Size
     stride: tuple[int, ...]
     saved: tuple[int, ...]
+    kind: object
 
     def bound(self, saved: Sequence[Tensor]) -> Pullback:
         return partial(self._pulled, [saved[number] for number in self.saved])
@@ -44,7 +46,7 @@ class Linear:
     @torch.no_grad()
     def _pulled(self, saved: Sequence[Tensor], grad: Tensor) -> Tensor:
         if grad.stride() != self.stride:
-            grad = torch.empty_strided(self.shape, self.stride, dtype=grad.dtype, device=grad.device).copy_(grad)
+            grad = grad.new_empty_strided(self.shape, self.stride).copy_(grad)
         return self.run(grad, *saved)
 
 
@@ -72,7 +74,8 @@ class Program:
         y, *saved = self.forward(x, *values)
         join, *parts = (pull.bound(saved) if isinstance(pull, Linear) else pull for pull in self.pulls)
         assert join is not None
-        return y, Pullbacks(join, tuple(parts), self.inner, lambda: [*saved, *self.held])
+        kind = tuple(pull.kind if isinstance(pull, Linear) else pull for pull in self.pulls)
+        return y, Pullbacks(join, tuple(parts), self.inner, lambda: [*saved, *self.held], kind)
 
 
 def compile_block(
@@ -118,7 +121,7 @@ class _Cutter:
     def forward(self) -> Callable[..., tuple[Tensor, ...]]:
         """Return the function from (x, *tensors of the context) to the output and the saved tensors."""
         inputs = [self.placeholders[0], *self.placeholders[1 + self.gradients :]]
-        return self._function(inputs, [self.results[0], *self.saved], single=False)
+        return self._function(inputs, [self.results[0], *self.saved], single=False).forward
 
     def linear(self, grad: fx.Node, pulled: fx.Node) -> Linear:
         """Return the pull-back from one of the graph's gradients to one of its results."""
@@ -131,7 +134,9 @@ class _Cutter:
             self.saved.setdefault(node, len(self.saved))
         example = self.values[grad]
         run = self._function([grad, *saved], [pulled], single=True)
-        return Linear(run, example.shape, example.stride(), tuple(self.saved[node] for node in saved))
+        shapes = [self.values[node].shape for node in saved]
+        kind = run.code, tuple(shapes), tuple(constant.shape for constant in run.buffers())
+        return Linear(run.forward, example.shape, example.stride(), tuple(self.saved[node] for node in saved), kind)
 
     def held(self) -> list[Tensor]:
         """Return the tensors that depend on weights alone, packed weights among them."""
@@ -150,7 +155,7 @@ class _Cutter:
                 pending += node.all_input_nodes
         return [node for node in self.graph.nodes if node in needed]
 
-    def _function(self, inputs: Sequence[fx.Node], ends: Sequence[fx.Node], single: bool) -> Callable[..., Any]:
+    def _function(self, inputs: Sequence[fx.Node], ends: Sequence[fx.Node], single: bool) -> fx.GraphModule:
         """Return the function from some nodes' values to those of others."""
         graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
         constants: dict[str, Any] = {}
@@ -171,4 +176,4 @@ class _Cutter:
         root = nn.Module()
         for name, value in constants.items():
             setattr(root, name, value)
-        return fx.GraphModule(root, graph).forward
+        return fx.GraphModule(root, graph)

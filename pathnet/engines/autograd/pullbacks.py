@@ -36,12 +36,14 @@ class Pullbacks:
             depend on the input.
         inner: the narrowest floating-point type of the block's output and parts.
         tensors: function that lists what they keep alive.
+        kind: what captured pull-backs compute, equal for those that differ in values alone; None for plain ones.
     """
 
     join: Pullback
     parts: tuple[Pullback | None, ...]
     inner: torch.dtype
     tensors: Callable[[], Sequence[Tensor]]
+    kind: object = None
 
 
 def product(pullbacks: Pullbacks, factors: Sequence[float], grad: Tensor) -> Tensor:

@@ -16,7 +16,17 @@ from torch import Tensor
 from pathnet import scaling
 from pathnet.scaling import ScaledGradient
 
-__all__ = ["ScaledState", "added", "in_range", "multiplied", "norms_of", "scaled_to_one", "started", "times"]
+__all__ = [
+    "ScaledState",
+    "added",
+    "in_range",
+    "in_range_together",
+    "multiplied",
+    "norms_of",
+    "scaled_to_one",
+    "started",
+    "times",
+]
 
 WINDOW = 2.0**-8, 2.0**8
 """Largest magnitudes of a sample that stay as they are between blocks."""
@@ -52,7 +62,11 @@ def started(start: ScaledGradient) -> ScaledState | None:
     return ScaledState(mantissa, exponents, peaks) if any(peaks) else None
 
 
-def in_range(product: Callable[[Tensor], Tensor], state: ScaledState, inner: torch.dtype) -> ScaledState | None:
+Product = Callable[[Tensor], Tensor]
+"""A linear map of gradients."""
+
+
+def in_range(product: Product, state: ScaledState, inner: torch.dtype) -> ScaledState | None:
     """Return ``product`` of a gradient, as a state; None if it is zero.
 
     Inside ``product`` nothing is rescaled. Where a sample's gradient nearly vanishes, or is not finite, the product
@@ -62,11 +76,41 @@ def in_range(product: Callable[[Tensor], Tensor], state: ScaledState, inner: tor
         product: a linear map from [B, ...] to [B, ...].
         inner: the narrowest type inside ``product``.
     """
-    slots = len(state.exponents)
     grad = product(state.mantissa)
-    peaks = _peaks(grad, slots)
+    return _settled(product, state, grad, _peaks(grad, len(state.exponents)), inner)
+
+
+def in_range_together(
+    at_once: Product, alone: Product, states: Sequence[ScaledState], inner: torch.dtype
+) -> list[ScaledState | None]:
+    """Return what `in_range` does for each of several states, whose products are taken at once.
+
+    Args:
+        at_once: the linear map of gradients [k, B, ...].
+        alone: the linear map of one gradient, for those that are lifted or lowered.
+    """
+    grads = at_once(torch.stack([state.mantissa for state in states]))
+    slots = len(states[0].exponents)
+    magnitudes = grads.abs().flatten(1) if slots == 1 else grads.abs().flatten(2)
+    all_peaks = magnitudes.amax(-1).reshape(len(states), slots).tolist()
+    # Copies, since a slice would keep all of them alive.
+    return [
+        _settled(alone, state, grad.clone(), tuple(peaks), inner)
+        for state, grad, peaks in zip(states, grads, all_peaks, strict=True)
+    ]
+
+
+def _settled(
+    product: Product, state: ScaledState, grad: Tensor, peaks: tuple[float, ...], inner: torch.dtype
+) -> ScaledState | None:
+    """Return the product ``grad`` of a state's mantissa as a state, see `in_range`.
+
+    Args:
+        peaks: the largest magnitude of ``grad`` under each exponent.
+    """
     if _ordinary(peaks):
         return ScaledState(grad, state.exponents, peaks)
+    slots = len(peaks)
     lifts = [0] * slots
     if not all(LOST[inner] <= peak < math.inf for peak in peaks):
         lift = LIFT[inner]

@@ -15,17 +15,27 @@ ADVANTAGE = 0.95
 """Share of the time of the candidates before it that a candidate must stay below: those before it are simpler."""
 
 
-def fastest(candidates: Sequence[Callable[[], Any]], device: torch.device) -> int:
+def fastest(
+    candidates: Sequence[Callable[[], Any]],
+    device: torch.device,
+    work: Sequence[int] | None = None,
+    trials: int = TRIALS,
+) -> int:
     """Return the number of the fastest candidate, measured in turns, so that a busy machine slows them all.
 
     A later one must be faster than `ADVANTAGE` times the best before it.
+
+    Args:
+        work: how much each candidate does, by which its time is divided; None where they do the same.
+        trials: number of turns.
     """
     times = [float("inf")] * len(candidates)
+    amounts = work if work is not None else [1] * len(candidates)
     for candidate in candidates:
         candidate()
-    for _ in range(TRIALS):
-        for number, candidate in enumerate(candidates):
-            times[number] = min(times[number], _seconds(candidate, device))
+    for _ in range(trials):
+        for number, (candidate, amount) in enumerate(zip(candidates, amounts, strict=True)):
+            times[number] = min(times[number], _seconds(candidate, device) / amount)
     best = 0
     for number, time_of in enumerate(times):
         if time_of < ADVANTAGE * times[best]:

@@ -17,17 +17,17 @@ from torch import Tensor
 
 from pathnet import chunks
 from pathnet.engines.autograd.blocks import RecordedBlock
-from pathnet.engines.autograd.pullbacks import Pullbacks, product
+from pathnet.engines.autograd.pullbacks import Pullbacks
 from pathnet.engines.autograd.states import (
     ScaledState,
     added,
-    in_range,
     multiplied,
     norms_of,
     scaled_to_one,
     started,
     times,
 )
+from pathnet.engines.autograd.together import pulled_together
 from pathnet.engines.sharing import walk_together
 from pathnet.scaling import ScaledGradient
 
@@ -102,20 +102,24 @@ class AutogradWalk:
     def _sums(self, start: ScaledGradient, routing: Tensor) -> list[ScaledState | None]:
         """Return the sums by length at ``y_0``; all coefficients pass through a block before the next block."""
         sums = [started(start)]
+        most = self._most(start.mantissa)
         for block, row in zip(reversed(self.blocks), reversed(routing.tolist()), strict=True):
             pullbacks = block.pullbacks()
             zeros = [0.0] * len(row[1:])
             by_skip, by_residual = block.factors((row[0], *zeros)), block.factors((0.0, *row[1:]))
             after: list[ScaledState | None] = [None] * (len(sums) + 1)
             begin = time.thread_time()
-            # From the longest, so that each state is dropped as soon as both of its products are taken.
+            width = block.width(pullbacks, sums, most)
+            # From the longest, so that states are dropped as soon as both of their products are taken.
             while sums:
-                state = sums.pop()
-                if state is None:
-                    continue
-                residual = _through(block, pullbacks, state, by_residual)
-                after[len(sums) + 1] = added(after[len(sums) + 1], residual)
-                after[len(sums)] = _through(block, pullbacks, state, by_skip)
+                shortest = max(0, len(sums) - width)
+                part, sums = sums[shortest:], sums[:shortest]
+                residuals = _all_through(block, pullbacks, part, [by_residual] * len(part), width)
+                skips = _all_through(block, pullbacks, part, [by_skip] * len(part), width)
+                for length in reversed(range(shortest, shortest + len(part))):
+                    after[length + 1] = added(after[length + 1], residuals[length - shortest])
+                    after[length] = skips[length - shortest]
+                del part, residuals, skips
             block.spend(time.thread_time() - begin)
             sums = after
         return sums
@@ -136,29 +140,56 @@ class AutogradWalk:
             block = blocks[position]
             pullbacks = block.pullbacks()
             begin = time.thread_time()
-            after = [
-                None if state is None else _through(block, pullbacks, state, step)
-                for state, step in zip(states, steps, strict=True)
-            ]
+            width = block.width(pullbacks, states, most)
+            after = _all_through(block, pullbacks, states, steps, width)
             block.spend(time.thread_time() - begin)
+            widths[0] = max(widths[0], width)
             return after
 
         def end(numbers: Sequence[int], state: ScaledState | None) -> None:
             if state is not None:
                 finish([alive[number] for number in numbers], state, [pairs[number][1] for number in numbers])
 
-        width = 1
-        if any(not block.kept for block in blocks):
-            largest = max(block.x.numel() for block in blocks) * start.mantissa.element_size()
-            width = max(1, chunks.CHUNK_BYTES // max(1, largest))
+        # The largest of the blocks' widths; where a block has to be run again, as many as there is room for.
+        most = self._most(start.mantissa)
+        widths = [most if any(not block.kept for block in blocks) else 1]
         begin: ScaledState | None = start
-        walk_together(begin, [steps for steps, _ in pairs], apply, end, width)
+        walk_together(begin, [steps for steps, _ in pairs], apply, end, lambda: widths[0])
+
+    def _most(self, grad: Tensor) -> int:
+        """Return how many of the walk's largest states fit into `chunks.CHUNK_BYTES`, at least 1."""
+        largest = max(grad.numel(), *(block.x.numel() for block in self.blocks)) * grad.element_size()
+        return max(1, chunks.CHUNK_BYTES // max(1, largest))
 
 
 Scalar = tuple[float, int]
 """A factor, and a power of two to multiply it by."""
 
 Finish = Callable[[Sequence[int], ScaledState, Sequence[Scalar]], None]
+
+
+def _all_through(
+    block: RecordedBlock,
+    pullbacks: Pullbacks,
+    states: Sequence[ScaledState | None],
+    steps: Sequence[Step],
+    width: int,
+) -> list[ScaledState | None]:
+    """Return states pulled back through a block, of those with equal steps up to ``width`` at once."""
+    after: list[ScaledState | None] = [None] * len(states)
+    together: dict[Step, dict[int, ScaledState]] = {}
+    for number, (state, step) in enumerate(zip(states, steps, strict=True)):
+        if state is None:
+            continue
+        if width > 1 and block.reaches(step) and not block.passes_on(step):
+            together.setdefault(step, {})[number] = state
+        else:
+            after[number] = _through(block, pullbacks, state, step)
+    for step, by_number in together.items():
+        pulled = pulled_together(pullbacks, step, list(by_number.values()), width)
+        for number, state in zip(by_number, pulled, strict=True):
+            after[number] = state
+    return after
 
 
 def _through(block: RecordedBlock, pullbacks: Pullbacks, state: ScaledState, step: Step) -> ScaledState | None:
@@ -170,7 +201,7 @@ def _through(block: RecordedBlock, pullbacks: Pullbacks, state: ScaledState, ste
         if factor == 1:
             return state
         return multiplied(state, factor)
-    return in_range(lambda grad: product(pullbacks, step, grad), state, pullbacks.inner)
+    return pulled_together(pullbacks, step, [state], 1)[0]
 
 
 def _normalised(

@@ -94,8 +94,8 @@ def _check_skip(flow: GradientFlow, source: fx.Node, addition: fx.Node, skip: Te
     led_around = [node for node in flow.bypassed_additions(source, addition) if node in inside]
     if led_around:
         raise LedAroundError(
-            f"model: the output of {describe_node(source)} leads around {len(led_around)} additions from "
-            f"{describe_node(led_around[0])} on, up to {describe_node(addition)}, as an encoder's output does around "
+            f"model: the output of {describe_node(source)} leads around "
+            f"{_from_one_on(led_around)}, up to {describe_node(addition)}, as an encoder's output does around "
             "its decoder's: expected stream=, the name of the decoder or of the encoder (a submodule or an input); "
             "the other is then context"
         )
@@ -121,9 +121,11 @@ def _check_no_bypass(flow: GradientFlow, residual_connections: Sequence[Connecti
     additions = {connection.addition for connection in residual_connections}
     for left, right in zip(flow.dominators, flow.dominators[1:], strict=False):
         if right not in additions and (bypassed := flow.bypassed_additions(left, right)):
+            predicate = "are not residual connections, since other paths bypass them"
+            if len(bypassed) == 1:
+                predicate = "is not a residual connection, since other paths bypass it"
             raise ValueError(
-                f"model: {len(bypassed)} additions from {describe_node(bypassed[0])} on are not residual "
-                f"connections, since other paths bypass them up to {_joining_operation(right)} at "
+                f"model: {_from_one_on(bypassed)} {predicate} up to {_joining_operation(right)} at "
                 f"{describe_node(right)} (as an encoder's output leads around its decoder's additions: stream= names "
                 "the encoder or the decoder, and the other is context); blocks= takes the names of modules whose "
                 "additions are"
@@ -143,6 +145,12 @@ def _reason(flow: GradientFlow) -> str:
                 "expected; blocks= takes each block's branches, (skip, residual), by hand"
             )
     return ", its operations are one chain"
+
+
+def _from_one_on(additions: Sequence[fx.Node]) -> str:
+    """Return some additions in words: their number, and the first of them."""
+    first = describe_node(additions[0])
+    return first if len(additions) == 1 else f"{len(additions)} additions from {first} on"
 
 
 def _joining_operation(node: fx.Node) -> str:

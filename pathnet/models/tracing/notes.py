@@ -9,6 +9,7 @@ from torch import fx
 
 from pathnet.checks import listed
 from pathnet.models.tracing.connections import Connection
+from pathnet.models.tracing.decisions import decided
 from pathnet.models.tracing.flow import GradientFlow
 from pathnet.models.tracing.graphs import describe_node, module_path, module_paths
 from pathnet.models.tracing.operations import feeds_a_sum
@@ -42,7 +43,7 @@ def _reason(
         if flow.index[connection.source] < flow.index[node] < flow.index[connection.addition]:
             return "since they are inside the branches of a block", f" in block {number}"
     if within is not None and node not in within:
-        return "since they are outside the modules named by blocks=", ""
+        return "since they are outside the modules named by blocks= or stream=", ""
     if node not in flow.dominators:
         return "since other paths lead around them", ""
     source = flow.dominators[flow.dominators.index(node) - 1]
@@ -61,7 +62,11 @@ def stem_note(flow: GradientFlow, y0: fx.Node, first: Connection) -> str | None:
     if not name or y0 not in flow.index:
         return None
     before = flow.nodes[: flow.index[y0] + 1]
-    moved = [node for node in before if any(f"{path}.".startswith(f"{name}.") for path in module_paths(node))]
+    moved = [
+        node
+        for node in before
+        if node.target is not decided and any(f"{path}.".startswith(f"{name}.") for path in module_paths(node))
+    ]
     if not moved:
         return None
     labels = [repr(node.target) if node.op == "call_module" else describe_node(node) for node in moved]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,9 @@ from torch.nn.modules import transformer
 from pathnet.models.hooks import hooks_removed
 
 __all__ = ["attributes_restored", "evaluating_restored", "plain", "uncompiled"]
+
+OF_MODULES = frozenset(vars(nn.Module()))
+"""Names of the attributes that every module has."""
 
 _LOCK = threading.RLock()
 """Held while a model is traced: the traces of torch change its classes for all threads."""
@@ -113,8 +117,17 @@ def _eager() -> Iterator[None]:
 
 @contextmanager
 def attributes_restored(model: nn.Module) -> Iterator[None]:
-    """Restore the attributes and buffers of every module afterwards, to the same objects."""
+    """Restore the attributes and buffers of every module afterwards, to the same objects.
+
+    Lists, dictionaries and sets among the attributes get their items back: a model may cache masks in them.
+    """
     before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    containers = [
+        (value, copy.copy(value))
+        for _, attributes, _ in before
+        for name, value in attributes.items()
+        if type(value) in (dict, list, set) and name not in OF_MODULES
+    ]
     try:
         yield
     finally:
@@ -122,6 +135,12 @@ def attributes_restored(model: nn.Module) -> Iterator[None]:
             for current, original in ((vars(module), attributes), (module._buffers, buffers)):
                 current.clear()
                 current.update(original)
+        for container, items in containers:
+            container.clear()
+            if isinstance(container, list):
+                container.extend(items)
+            else:
+                container.update(items)
 
 
 @contextmanager

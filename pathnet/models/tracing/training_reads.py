@@ -16,7 +16,7 @@ from pathnet.models.tracing.graphs import Dropout
 from pathnet.models.tracing.live import TrainingOnly
 from pathnet.models.tracing.random_states import random_states, random_states_restored, set_draws
 
-__all__ = ["TrainingReads", "called_whole", "calling_whole", "fixed_branches", "observed_reads"]
+__all__ = ["TrainingReads", "called_whole", "calling_whole", "fixed_branches", "lost_overrides", "observed_reads"]
 
 DRAWS: tuple[Literal["seeded", "least", "most"], ...] = ("seeded", "least", "most")
 CONSTANTS = (type(None), bool, int, float, str)
@@ -163,6 +163,43 @@ def fixed_branches(
     if len(confirmed) == MOST_CONFIRMED:
         confirmed += readers[readers.index(confirmed[-1]) + 1 :]
     return {names[module]: module for module in confirmed or readers}
+
+
+def lost_overrides(
+    model: nn.Module, run: Callable[[], Tensor], net: nn.Module, run_net: Callable[[], Tensor]
+) -> dict[str, nn.Module]:
+    """Return the modules, by name, whose class overrides `train`, if a network lacks what that changes beside modes.
+
+    Args:
+        run: runs the model, which is in evaluation mode.
+        net: the network, whose mode sets the model's. It is in training mode afterwards.
+        run_net: runs the network.
+    """
+    overriding = {name: m for name, m in model.named_modules() if type(m).train is not nn.Module.train}
+    if not overriding:
+        return {}
+    with _restored(model):
+        try:
+            model.train()
+            modes = [(module, module.training) for module in model.modules()]
+            expected = _seeded(run)
+            model.eval()
+            for module, training in modes:
+                module.training = training
+            if _is_same(_seeded(run), expected):
+                return {}
+            model.eval()
+            net.train()
+            return {} if _is_same(_seeded(run_net), expected) else overriding
+        except Exception:
+            return overriding
+        finally:
+            model.eval()
+
+
+def _seeded(run: Callable[[], Tensor]) -> Tensor:
+    set_draws("seeded")
+    return run().detach()
 
 
 def _changes(model: nn.Module, training: Collection[nn.Module], run: Callable[[], Tensor], expected: Tensor) -> bool:

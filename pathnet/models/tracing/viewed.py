@@ -35,9 +35,15 @@ class ViewedModel:
         self.model = model
         self.branches, self.hooked = (tuple(name or ROOT for name in names) for names in (branches, hooked))
 
-    def check(self, mode: bool) -> None:
-        """Raise ValueError if the mode is training, and the network lacks a branch of it."""
-        if mode and self.branches:
+    def trains(self, net: nn.Module) -> bool:
+        """Return whether the model of a network is in training mode; for a copy without it, any of its modules."""
+        if self.model is not None:
+            return self.model.training
+        return any(module.training and not _has_statistics(module) for module in net.modules())
+
+    def check(self) -> None:
+        """Raise ValueError if the network lacks a branch that the model takes in training."""
+        if self.branches:
             words = [name if name == ROOT else repr(name) for name in self.branches]
             modules = listed(words[:MOST_NAMED])
             if len(words) > MOST_NAMED:

@@ -75,7 +75,7 @@ def check(tape: pathnet.Tape, net: ResidualNet, inputs: Tensor) -> None:
 
 @pytest.mark.parametrize("kind", [*PLAIN, *CAPTURED])
 def test_values_of_a_batch_are_none_of_the_next_batchs(kind: str, form: str) -> None:
-    """Also after two batches on which a program that took them for constants would agree."""
+    """Two batches come first on which a program that took them for constants agrees with the block."""
     net = of_blocks([Does((PLAIN | CAPTURED)[kind]) for _ in range(2)])
     recorder = pathnet.Recorder(net, engine="autograd", precision="float64", loss=squares)
     for inputs in (sequences(0), sequences(0), sequences(1), 1e3 * sequences(2)):

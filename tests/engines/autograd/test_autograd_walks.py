@@ -166,24 +166,27 @@ def test_skips_and_gradients_that_are_zero_visit_nothing(monkeypatch: pytest.Mon
     assert Shift.visits == 5 * 6 // 2
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_few_gradients_are_alive_at_once_however_many_paths(kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kept", "width"), [(True, 1), (True, 4), (False, 2)])
+def test_few_gradients_are_alive_at_once_however_many_paths(
+    kept: bool, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks.KnownBlock, "width", lambda known, pullbacks, grad, count, most: min(width, most))
     if not kept:
         monkeypatch.setattr("pathnet.engines.autograd.available", lambda device: 0)
         monkeypatch.setattr(chunks, "CHUNK_BYTES", 2 * sequences().nbytes)
     alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
     most = 0
-    through = walk._through
+    through = walk._all_through
 
     def counted(*arguments: Any) -> Any:
         nonlocal most
-        state = through(*arguments)
-        if state is not None:
-            alive.add(state.mantissa)
-            most = max(most, len({id(tensor) for tensor in alive}))
-        return state
+        states = through(*arguments)
+        alive.update(state.mantissa for state in states)
+        assert all(state.mantissa.untyped_storage().nbytes() == state.mantissa.nbytes for state in states)
+        most = max(most, len({id(tensor) for tensor in alive}))
+        return states
 
-    monkeypatch.setattr(walk, "_through", counted)
+    monkeypatch.setattr(walk, "_all_through", counted)
     tape = pathnet.record(shifts(12), sequences(), sequences(), engine="autograd", loss=squares)
     peaks = []
     for count in (64, 4096):
@@ -191,7 +194,7 @@ def test_few_gradients_are_alive_at_once_however_many_paths(kept: bool, monkeypa
         gc.collect()
         tape.path_gradient_norms(pathnet.paths.enumerate_all(12)[:count])
         peaks.append(most)
-    assert peaks[1] <= (1 if kept else 2) * 14 and peaks[0] > 2
+    assert peaks[1] <= width * 14 and peaks[0] > 2
 
 
 def test_walks_of_several_threads_share_a_tape() -> None:
