@@ -6,9 +6,11 @@ On a GPU one launch then serves all of them. On a CPU one after the other stays 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,8 +66,8 @@ def pulled_together(
 def measured_width(pullbacks: Pullbacks, grad: Tensor, most: int) -> int:
     """Return the number of gradients at which one takes the least time.
 
-    It is 1 where `torch.vmap` fails, lacks an operator's rule (of which it warns, and loops), or disagrees with the
-    pull-backs one by one.
+    It is 1 where `torch.vmap` fails, lacks an operator's rule (for which it would loop, and write to stderr), or
+    disagrees with the pull-backs one by one.
 
     Args:
         grad: a gradient at the block's output.
@@ -82,7 +84,7 @@ def measured_width(pullbacks: Pullbacks, grad: Tensor, most: int) -> int:
     def at_once(width: int) -> Tensor:
         return product(together(pullbacks), ones, grads[:width])
 
-    with warnings.catch_warnings():
+    with _rules_alone(), warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
             if not agree(at_once(widths[-1])[list(checked)], expected, pullbacks.inner):
@@ -92,3 +94,15 @@ def measured_width(pullbacks: Pullbacks, grad: Tensor, most: int) -> int:
             return (1, *widths)[fastest(candidates, grad.device, (1, *widths), TRIALS)]
         except Exception:  # Of whatever kind: a user's own operator may raise any.
             return 1
+
+
+@contextmanager
+def _rules_alone() -> Iterator[None]:
+    """Let `torch.vmap` fail where it lacks an operator's rule; in all threads, as PyTorch keeps it."""
+    settings: Any = torch._C._functorch
+    enabled = settings._is_vmap_fallback_enabled()
+    settings._set_vmap_fallback_enabled(False)
+    try:
+        yield
+    finally:
+        settings._set_vmap_fallback_enabled(enabled)
