@@ -18,7 +18,7 @@ from helpers.tolerances import EXACT_WALK
 from torch import Tensor, nn
 
 import pathnet
-from pathnet.engines.autograd import AutogradPrepared, blocks
+from pathnet.engines.autograd import AutogradPrepared, blocks, products
 from pathnet.models import Block, ResidualNet
 
 
@@ -212,3 +212,14 @@ def test_copies_of_tapes(copied: Callable[[pathnet.Tape], pathnet.Tape], form: s
         check(copied(tape), net, inputs)
         check(tape, net, inputs)
         check(copied(tape), net, inputs)
+
+
+def test_slices_of_weights_are_multiplied_from_dense_copies() -> None:
+    """OneDNN takes seconds for a product with a weight whose rows are apart in memory."""
+    x, whole = torch.randn(5, 6), torch.randn(12, 14)
+    candidates = products.products(x, whole[:6, :7], None)
+    assert all(stored.is_mkldnn for candidate in candidates for stored in candidate.held)
+    expected = x @ whole[:6, :7]
+    assert all(relative_error(candidate(x), expected) < 1e-5 for candidate in candidates)
+    dense = [products.products(x, weight, None) for weight in (whole[:6, :7].clone(), whole.t()[:7, :6].clone().t())]
+    assert len(dense[0]) == len(dense[1]) >= len(candidates)
