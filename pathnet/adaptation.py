@@ -176,7 +176,10 @@ def _may_hold_batch_second(model: nn.Module, error: ValueError) -> bool:
 
 
 def _run(root: nn.Module, example: Example) -> Tensor:
-    return torch.as_tensor(root(*example.copies()))
+    output = root(*example.copies())
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        raise ValueError(f"model: expected an output that is a floating-point tensor, got {described(output)}")
+    return output
 
 
 def _network_by_hand(

@@ -113,8 +113,10 @@ def model_loss(output: Tensor, target: Any) -> Tensor:
     """Return the output itself, the loss that a model computes of targets among its inputs.
 
     Raises:
-        ValueError: the output is not one number.
+        ValueError: the output is not one number, or there is a target, which the model would not see.
     """
+    if target is not None:
+        raise ValueError(f"target: expected None where the loss is 'model', got {described(target)}")
     if output.numel() != 1:
         raise ValueError(
             "loss: expected a network whose output is one number where the loss is 'model', as "

@@ -75,7 +75,7 @@ REFUSED = {
         images(64),
         "no residual connection was found, its operations are one chain",
     ),
-    "cait-with-class-attention": (whole_cait, images(), "since other paths bypass them up to a concatenation"),
+    "cait-with-class-attention": (whole_cait, images(), "since other paths bypass it up to a concatenation"),
     "t5-without-stream": (t5_decoder().make, decoder_inputs, "expected stream="),
     "bart-without-stream": (bart_decoder().make, decoder_inputs, "expected stream="),
     "mixtral-grouped": (mixtral("grouped_mm"), tokens, 'model.set_experts_implementation("batched_mm")'),

@@ -78,6 +78,26 @@ def test_items_of_a_model_s_containers_are_restored() -> None:
     torch.testing.assert_close(net(x), model(x), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda y: None,
+        lambda y: "logits",
+        lambda y: y.argmax(1),
+        lambda y: ({"scores": y},),
+        lambda y: 1.0,
+    ],
+    ids=["none", "string", "integers", "nested", "number"],
+)
+def test_outputs_that_are_no_real_tensors_are_refused(change: Any) -> None:
+    class Model(Perceptron):
+        def forward(self, x: Tensor) -> Any:
+            return change(super().forward(x))
+
+    with pytest.raises(ValueError, match="model: expected an output that is a floating-point tensor, got "):
+        pathnet.adapt(Model(), torch.randn(3, 4))
+
+
 def test_weights_of_inference_mode_are_refused() -> None:
     with torch.inference_mode():
         model = Perceptron()

@@ -220,6 +220,8 @@ def test_a_models_own_loss() -> None:
         pathnet.record(adapted("dictionaries")[1], inputs, loss="model")
     with pytest.raises(ValueError, match="target: expected an int64 tensor of class labels, got None"):
         pathnet.record(net, inputs)
+    with pytest.raises(ValueError, match="target: expected None where the loss is 'model', got a tensor"):
+        pathnet.record(net, inputs, torch.zeros(3, dtype=torch.int64), loss="model")
 
 
 def test_weights_that_act_on_the_context_belong_to_their_block_alone() -> None:

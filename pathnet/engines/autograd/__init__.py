@@ -36,8 +36,7 @@ class AutogradEngine:
     def prepare(self, job: Job) -> AutogradPrepared:
         weights = storages(job.net.state_dict().values())
         choices, visits = dict[object, int](), dict[object, int]()
-        blocks = [KnownBlock(block, choices, visits) for block in job.net]
-        return AutogradPrepared(blocks, frozenset(weights))
+        return AutogradPrepared([KnownBlock(block, choices, visits) for block in job.net], frozenset(weights))
 
 
 @dataclass(frozen=True)
