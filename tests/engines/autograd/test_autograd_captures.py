@@ -18,7 +18,7 @@ from helpers.tolerances import EXACT_WALK
 from torch import Tensor, nn
 
 import pathnet
-from pathnet.engines.autograd import AutogradPrepared, blocks
+from pathnet.engines.autograd import AutogradPrepared, blocks, products
 from pathnet.models import Block, ResidualNet
 
 
@@ -75,7 +75,7 @@ def check(tape: pathnet.Tape, net: ResidualNet, inputs: Tensor) -> None:
 
 @pytest.mark.parametrize("kind", [*PLAIN, *CAPTURED])
 def test_values_of_a_batch_are_none_of_the_next_batchs(kind: str, form: str) -> None:
-    """Also after two batches on which a program that took them for constants would agree."""
+    """Two batches come first on which a program that took them for constants agrees with the block."""
     net = of_blocks([Does((PLAIN | CAPTURED)[kind]) for _ in range(2)])
     recorder = pathnet.Recorder(net, engine="autograd", precision="float64", loss=squares)
     for inputs in (sequences(0), sequences(0), sequences(1), 1e3 * sequences(2)):
@@ -212,3 +212,14 @@ def test_copies_of_tapes(copied: Callable[[pathnet.Tape], pathnet.Tape], form: s
         check(copied(tape), net, inputs)
         check(tape, net, inputs)
         check(copied(tape), net, inputs)
+
+
+def test_slices_of_weights_are_multiplied_from_dense_copies() -> None:
+    """OneDNN takes seconds for a product with a weight whose rows are apart in memory."""
+    x, whole = torch.randn(5, 6), torch.randn(12, 14)
+    candidates = products.products(x, whole[:6, :7], None)
+    assert all(stored.is_mkldnn for candidate in candidates for stored in candidate.held)
+    expected = x @ whole[:6, :7]
+    assert all(relative_error(candidate(x), expected) < 1e-5 for candidate in candidates)
+    dense = [products.products(x, weight, None) for weight in (whole[:6, :7].clone(), whole.t()[:7, :6].clone().t())]
+    assert len(dense[0]) == len(dense[1]) >= len(candidates)

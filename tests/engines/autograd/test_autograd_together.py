@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.any_blocks import IMAGE_NETS, TOKEN_NETS, Masked, MaskedNet, Parallel, image_net, of_blocks, sequences
 from helpers.any_blocks import squares as loss
 from helpers.oracles import relative_error
@@ -75,6 +76,30 @@ def test_networks_of_sequences(kind: str, form: str, widths: list[int]) -> None:
         compare(TOKEN_NETS[kind](), sequences(), sequences(), loss=loss)
     # PyTorch has no rule of vmap for fused attention and one of the activations; captured, they are products.
     assert set(widths) == ({"attention": {1}, "activations": {1, 4}}.get(kind, {4}) if form == "plain" else {4})
+
+
+class Groups(Block):
+    """Attention with fewer heads of keys than of queries, which stays PyTorch's operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.rest, self.outward = nn.Linear(WIDTH, 8), nn.Linear(WIDTH, 8), nn.Linear(8, WIDTH)
+
+    def residual(self, x: Tensor) -> Tensor:
+        query = self.query(x).unflatten(2, (2, 4)).transpose(1, 2)
+        key, value = (t[:, None] for t in self.rest(x).chunk(2, -1))
+        attended = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
+        return torch.as_tensor(self.outward(attended.transpose(1, 2).flatten(2)))
+
+
+def test_nothing_is_written_where_an_operator_lacks_a_rule(
+    form: str, widths: list[int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Operators of a captured block warn past Python."""
+    compare(of_blocks([Groups(), Groups()]), sequences(), sequences(), loss=loss)
+    assert set(widths) == {1}
+    assert capfd.readouterr().err == ""
+    assert torch._C._functorch._is_vmap_fallback_enabled()
 
 
 def test_residual_modules_in_parallel(widths: list[int]) -> None:
