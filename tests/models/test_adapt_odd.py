@@ -98,6 +98,20 @@ def test_outputs_that_are_no_real_tensors_are_refused(change: Any) -> None:
         pathnet.adapt(Model(), torch.randn(3, 4))
 
 
+@pytest.mark.parametrize("traceable", [True, False])
+def test_modules_that_a_forward_pass_makes_are_traced_into(traceable: bool) -> None:
+    class Model(Perceptron):
+        def forward(self, x: Tensor) -> Any:
+            y = nn.Tanh()(super().forward(x))
+            return y if traceable or float(y.sum()) < 1e9 else -y
+
+    if traceable:
+        assert pathnet.adapt(Model(), torch.randn(3, 4)).n == 1
+    else:
+        with pytest.raises(ValueError, match="model: cannot be traced"):
+            pathnet.adapt(Model(), torch.randn(3, 4))
+
+
 def test_weights_of_inference_mode_are_refused() -> None:
     with torch.inference_mode():
         model = Perceptron()

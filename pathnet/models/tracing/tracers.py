@@ -94,6 +94,9 @@ class Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if not any(m is module for module in self.root.modules()):
+            # A module that a forward pass makes anew, such as a loss.
+            return forward(*args, **kwargs)
         self.entered.append(m)
         result = super().call_module(m, forward, args, kwargs)
         self.entered.pop()
@@ -135,7 +138,8 @@ def _trace_around_untraceable(root: nn.Module, example: Example) -> TracedGraph:
             return replace(traced, traced_by=f"torch.fx around {', '.join(names)}", untraced=tuple(leaves))
         except Exception:
             # The first module entered is the model itself.
-            if len(tracer.entered) < 2 or tracer.entered[-1] in leaves:
+            registered = set(root.modules()) - set(leaves)
+            if len(tracer.entered) < 2 or tracer.entered[-1] not in registered:
                 raise
             leaves.append(tracer.entered[-1])
 
