@@ -144,6 +144,16 @@ def test_no_more_in_a_batch_than_memory_has_room_for(widths: list[int], monkeypa
         walked = prepared._service.prepared.routed_forward(net.stem(inputs), routings(net.n))  # type: ignore[union-attr]
         assert len(walked) == len(routings(net.n))
         assert max(sizes, default=1) == most
+    # A choice that was measured with more room.
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 9 * inputs.nbytes)
+    recorder = pathnet.Recorder(net, engine="autograd", precision="float64")
+    for room in (9, 3, 1):
+        recorder.routed_outputs(inputs, routings(net.n)[:9])
+        prepared = recorder._service.prepared  # type: ignore[union-attr]
+        monkeypatch.setattr(chunks, "CHUNK_BYTES", room * inputs.nbytes)
+        sizes.clear()
+        prepared.routed_forward(net.stem(inputs), routings(net.n))
+        assert max(sizes, default=1) <= room and (max(sizes, default=1) > 1) == (room > 1)
 
 
 def test_a_short_call_measures_nothing_and_a_long_one_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,6 +207,17 @@ def test_no_more_at_once_than_memory_has_room_for(widths: list[int], monkeypatch
         monkeypatch.setattr(together, "fastest", lambda candidates, *arguments: len(candidates) - 1)
         compare(TOKEN_NETS["gated"](), inputs, inputs, loss=loss)
         assert max(passed) == most
+    # A choice that was measured with more room.
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 7 * inputs.nbytes)
+    net = TOKEN_NETS["gated"]()
+    recorder = pathnet.Recorder(net, engine="autograd", precision="float64", loss=loss)
+    for _ in range(2):
+        tape = recorder(inputs, inputs)
+        tape.gradient_by_length()
+    passed.clear()
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 3 * inputs.nbytes)
+    tape.gradient_by_length()
+    assert max(passed) == 3
 
 
 def test_the_choice_is_measured_once_for_equal_blocks_and_on_no_short_call(monkeypatch: pytest.MonkeyPatch) -> None:
