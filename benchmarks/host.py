@@ -38,6 +38,7 @@ from pathnet.engines.cuda import CudaEngine
 from pathnet.engines.engine import Job, Walk
 from pathnet.engines.triton import TritonEngine
 from pathnet.models import ResidualNet, preact_resnet
+from pathnet.places import locate
 from pathnet.recording import snapshot
 from pathnet.scaling import ScaledGradient
 from pathnet.walks import Record
@@ -243,7 +244,7 @@ def _tape(engine: str, net: ResidualNet, images: Tensor, y0: Tensor, y: Tensor, 
     exponent = torch.zeros(BATCH if bn == "running" else 1, dtype=torch.int32)
     start = ScaledGradient(torch.ones_like(y), exponent)
     record = Record(net, images, y0.shape, engine, walk, y, torch.zeros(()), start)
-    return pathnet.Tape(record, "y0", lambda: record)
+    return pathnet.Tape(record, locate(record.net, "y0"), lambda: record)
 
 
 def _milliseconds(work: Callable[[], object]) -> float:

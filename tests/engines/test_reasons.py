@@ -115,7 +115,7 @@ def test_the_part_of_a_traced_block_that_fails_is_named(block: Callable[[], Opti
     images, labels = torch.randn(2, 3, 8, 8), torch.tensor([0, 1])
     net = pathnet.adapt(model, images)
     assert f"engine cpu: block 2: {reason}" in str(net)
-    with pytest.warns(RuntimeWarning, match=rf"'reference' was chosen; .*\(cpu: block 2: {reason}"):
+    with pytest.warns(RuntimeWarning, match=rf"'autograd' was chosen; .*\(cpu: block 2: {reason}"):
         pathnet.record(net, images, labels)
     with pytest.raises(ValueError, match=f"got 'cpu' .cpu: block 2: {reason}"):
         pathnet.record(net, images, labels, engine="cpu")

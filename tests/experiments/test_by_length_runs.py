@@ -56,7 +56,7 @@ def test_a_draw_has_its_own_signs_on_every_batch(whole: results.Run) -> None:
     for batch, draw in ((0, 0), (3, 1)):
         tape = pathnet.record(small_net(), *small_data().random_batch(4, 0, batch), engine="reference")
         signs = pathnet.paths.signs(BLOCKS, 1, 0, batch * MOST_DRAWS + draw)
-        expected = gradients.squared_norms_by_length(tape._record, signs, tape._place)[0]
+        expected = gradients.squared_norms_by_length(tape._record, signs[..., None], tape._place)[0]
         estimates = [row.squared_norm for row in rows if (row.batch, row.draw) == (batch, draw)]
         assert estimates == pytest.approx(expected.tolist(), rel=1e-9, abs=0)
     drawn = {

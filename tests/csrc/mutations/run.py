@@ -113,6 +113,7 @@ EQUIVALENT: dict[str, str] = {
     "int operand = 0, mid = 1;": OVERWRITTEN,
     "int operand = 1, mid = 0;": OVERWRITTEN,
     "if (slots_ == 4) {": SLOWER,
+    "if (parity != 0) return {1, 2, 0, 1, 1, 1, 0, 1};": "the two classes of targets come in the other order",
     "const std::vector<int32_t> smallest = build_program(spec_, {true, max_slicing(), 2, max_windows()});": WORDING,
     "const int to = all <= pass.read_height ? all : pass.read_height;": "the same where both are equal",
     "first = source.pixel(from * axis.source_step + axis.offset(0) + 1, 1) / 8 * 8;": (
