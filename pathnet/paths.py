@@ -59,9 +59,9 @@ def check_paths(name: str, paths: object, n: int | None = None, modules: Sequenc
         raise ValueError(f"{name}: expected shape {expected}, got {list(checked.shape)}")
     # As int64, since PyTorch has no least and greatest of all unsigned types.
     values = checked.to(torch.int64)
-    most = torch.tensor(modules or [1] * values.shape[1], device=values.device)
+    most: Tensor | int = 1 if max(modules or [1]) == 1 else torch.tensor(modules, device=values.device)
     if not ((values >= 0) & (values <= most)).all():
-        if most.eq(1).all():
+        if isinstance(most, int):
             raise ValueError(f"{name}: expected zeros and ones, got values {values.min()} to {values.max()}")
         block = int(((values < 0) | (values > most)).any(0).nonzero()[0])
         got = f"{values[:, block].min()} to {values[:, block].max()}"

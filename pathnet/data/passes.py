@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -131,7 +132,9 @@ def of_element(number: int, named: bool = True) -> Iterator[None]:
     except (RuntimeError, IndexError, TypeError, KeyError, ValueError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         about = ("images:", "inputs:", "target:", "x:", "data:")
-        if not named or (isinstance(error, ValueError) and not text.startswith(about)):
+        # An error of another argument, as pathnet words it, is not about the batch.
+        other = re.match(r"[a-z_]+: ", text) and not text.startswith(about)
+        if not named or (isinstance(error, ValueError) and other):
             raise
         if text.startswith("data:"):
             raise ValueError(f"{text} in element {number}") from None
