@@ -112,7 +112,7 @@ class Recorder:
         at: str | int = "y0",
         loss: Loss | Literal["model"] = cross_entropy,
     ) -> None:
-        if loss == "model":
+        if isinstance(loss, str) and loss == "model":
             loss = model_loss
         check_net(net)
         one_of("bn", bn, BatchNormMode)

@@ -97,6 +97,7 @@ OVERWRITTEN = "the value is set again before it is read"
 NOT_STORED = "positions beyond the grid are computed but not stored"
 SLOWER = "it only waits for more copies than necessary"
 WORDING = "it only words a refusal"
+OTHER_ORDER = "the two classes of targets come in the other order"
 NONE = "any negative number stands for none"
 
 EQUIVALENT: dict[str, str] = {
@@ -113,7 +114,8 @@ EQUIVALENT: dict[str, str] = {
     "int operand = 0, mid = 1;": OVERWRITTEN,
     "int operand = 1, mid = 0;": OVERWRITTEN,
     "if (slots_ == 4) {": SLOWER,
-    "if (parity != 0) return {1, 2, 0, 1, 1, 1, 0, 1};": "the two classes of targets come in the other order",
+    "if (parity != 0) return {1, 2, 0, 1, 1, 1, 0, 1};": OTHER_ORDER,
+    "if (parity == 1) return {1, 2, 0, 1, 1, 1, 0, 1};": OTHER_ORDER,
     "const std::vector<int32_t> smallest = build_program(spec_, {true, max_slicing(), 2, max_windows()});": WORDING,
     "const int to = all <= pass.read_height ? all : pass.read_height;": "the same where both are equal",
     "first = source.pixel(from * axis.source_step + axis.offset(0) + 1, 1) / 8 * 8;": (
