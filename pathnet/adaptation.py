@@ -189,7 +189,7 @@ def _network_by_hand(
     blocks: Sequence[Sequence[Part | None]],
     head: Part,
 ) -> AdaptedNet:
-    return _network(assemble(model, example, stem, blocks, head), "hand", example)
+    return _network(assemble(model, example, stem, blocks, head), "hand")
 
 
 def _live_network(
@@ -286,7 +286,7 @@ def _traced_network(
     for name in named:
         if not any(f"{block.name.split(' ')[0]}.".startswith(f"{name}.") for block in parts.blocks):
             raise ValueError(f"blocks: no addition in {name!r} is a residual connection, which every route must pass")
-    return _network(parts, traced.traced_by, example, traced.frozen_statistics, traced.dropouts)
+    return _network(parts, traced.traced_by, traced.frozen_statistics, traced.dropouts)
 
 
 def _untraced(model: nn.Module, failures: Mapping[str, str]) -> ValueError:
@@ -324,18 +324,10 @@ def _check_differentiable(model: nn.Module) -> None:
 def _network(
     parts: Dissection,
     traced_by: str,
-    example: Example,
     frozen: Sequence[str] = (),
     dropouts: Sequence[tuple[str, Dropout]] = (),
 ) -> AdaptedNet:
-    shapes = parts.shapes
-    if not shapes:
-        (x,) = example.copies()
-        states = [parts.stem(x)]
-        for block in parts.blocks:
-            states.append(block(states[-1].clone()))
-        shapes = [y.shape[1:] for y in states]
-    net = AdaptedNet(parts.stem, parts.blocks, parts.head, traced_by, shapes, parts.reader, parts.fixed, frozen)
+    net = AdaptedNet(parts.stem, parts.blocks, parts.head, traced_by, parts.shapes, parts.reader, parts.fixed, frozen)
     net.dropouts = tuple(dropouts)
     net.batch_first_output = parts.batch_first_output
     net.decides_by_batch = bool(parts.decisions)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pathnet import scaling
+from pathnet.engines.reference import LIFT
 from pathnet.places import Front, Place
 from pathnet.scaling import ScaledGradient
 from pathnet.walks import Record
@@ -20,9 +21,6 @@ Rows = Sequence[Row]
 """A block's coefficients for each of several gradients, see `Block.coefficients`; empty where no block needs any."""
 
 Product = Callable[[Tensor, Row], Tensor | None]
-
-LIFT = {torch.float32: 100, torch.float64: 900}
-"""The power of two that lifts a gradient which a branch would take out of its type's range."""
 
 
 def place_shape(record: Record, place: Place) -> torch.Size:

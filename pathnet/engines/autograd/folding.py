@@ -34,9 +34,10 @@ VISITS = 640
 class FoldedBlock:
     """A block, and what is known of it for batches of several states.
 
-    Args:
+    Attributes:
         block: not bound to a context yet.
         choices: number of states in one batch, by the states' layout, once it was measured.
+        visits: number of states that have passed before that, by their layout.
     """
 
     def __init__(self, block: Block) -> None:

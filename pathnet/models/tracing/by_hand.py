@@ -213,7 +213,7 @@ def assemble(
     (x,) = example.tensors
     stem_module, y = _part(model, "stem", stem, x)
     assert stem_module is not None
-    shape = y.shape[1:]
+    shapes = [y.shape[1:]]
     traced_blocks: list[TracedBlock] = []
     for i, parts in enumerate(blocks):
         if len(parts) not in (2, 3):
@@ -233,9 +233,10 @@ def assemble(
         pad_before = zeros_before(skip, residual, y, residual_output.shape)
         traced_blocks.append(TracedBlock(name, None, skip, residual, join, pad_before))
         y = output
+        shapes.append(y.shape[1:])
     head_module, _ = _part(model, "head", head, y)
     assert head_module is not None
-    return Dissection(InputReader(example.structure), stem_module, traced_blocks, head_module, shape, [])
+    return Dissection(InputReader(example.structure), stem_module, traced_blocks, head_module, shapes, [])
 
 
 def _part(model: nn.Module, name: str, part: Part | None, x: Tensor) -> tuple[nn.Module | None, Tensor]:

@@ -16,7 +16,7 @@ from torch import fx
 
 from pathnet.checks import listed
 from pathnet.models.tracing.flow import GradientFlow, Term
-from pathnet.models.tracing.graphs import describe_node
+from pathnet.models.tracing.graphs import ancestors_of, describe_node
 from pathnet.models.tracing.operations import CONCATENATIONS
 
 __all__ = ["Connection", "LedAroundError", "connections"]
@@ -88,9 +88,9 @@ def connections(flow: GradientFlow, within: Collection[fx.Node] | None = None) -
 
 def _check_skip(flow: GradientFlow, source: fx.Node, addition: fx.Node, skip: Term, residual: Sequence[Term]) -> None:
     """Raise ValueError if the skip holds residual connections, and the other branches read its end and the source."""
-    if skip.node is source or skip.node not in flow.ancestors([term.node for term in residual], flow.index, source):
+    if skip.node is source or skip.node not in ancestors_of([term.node for term in residual], flow.index, source):
         return
-    inside = flow.ancestors([skip.node], flow.index, source)
+    inside = ancestors_of([skip.node], flow.index, source)
     led_around = [node for node in flow.bypassed_additions(source, addition) if node in inside]
     if led_around:
         raise LedAroundError(

@@ -32,11 +32,9 @@ class Dissection:
 
     Attributes:
         reader: reads the model's inputs, and computes the context that the parts read.
-        shape: shape of ``y_0`` for the example, without the batch.
+        shapes: for the example, the shapes of each block's input and of the last one's output, without the batch.
         fixed: why the parts take only inputs of the example's shape (batch apart); empty if they take others too.
         batch_first_output: whether the output's first dimension is the batch.
-        shapes: for the example, the shapes of each block's input and of the last one's output, without the batch;
-            empty if the parts have not run.
         decisions: the places in the model's code whose control flow is fixed, and checked in each run.
         notes: on additions that are no blocks, and on operations of the first block that run in the stem.
     """
@@ -45,11 +43,10 @@ class Dissection:
     stem: nn.Module
     blocks: list[TracedBlock]
     head: nn.Module
-    shape: torch.Size
+    shapes: Sequence[torch.Size]
     fixed: list[str]
     batch_first_output: bool = True
     notes: Sequence[str] = ()
-    shapes: Sequence[torch.Size] = ()
     decisions: Sequence[str] = ()
 
 
@@ -137,11 +134,10 @@ def _dissect_from(
         nn.Identity() if stem is None else stem,
         blocks,
         nn.Identity() if head is None else head,
-        shapes[0],
+        shapes,
         list(dict.fromkeys(cutter.fixed)),
         cutter.batch_dim(output) == 0,
         [*filter(None, [stem_note(flow, y0, residual_connections[0])]), *notes],
-        shapes,
         decisions,
     )
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx, nn
 
-from pathnet.models.tracing.graphs import TracedGraph, module_path, output_node
+from pathnet.models.tracing.graphs import TracedGraph, ancestors_of, module_path, output_node
 from pathnet.models.tracing.operations import CLONES, RESHAPES, feeds_a_sum, is_activation, operands_of, past_dropout
 from pathnet.models.tracing.values import Observation
 
@@ -51,7 +51,7 @@ class GradientFlow:
         for node in traced.graph.nodes:
             if observations[node].differentiable and any(parent in descendants for parent in node.all_input_nodes):
                 descendants.add(node)
-        between = self.ancestors([output], descendants)
+        between = ancestors_of([output], descendants)
         self.nodes = [node for node in traced.graph.nodes if node in between]
         self.index = {node: i for i, node in enumerate(self.nodes)}
         self.dominators = self._dominators()
@@ -61,19 +61,6 @@ class GradientFlow:
 
     def users(self, node: fx.Node) -> list[fx.Node]:
         return [user for user in node.users if user in self.index]
-
-    def ancestors(
-        self, ends: Sequence[fx.Node], within: Collection[fx.Node], start: fx.Node | None = None
-    ) -> set[fx.Node]:
-        """Return the ends and their ancestors among ``within``, back to ``start``, which is not included."""
-        ancestors: set[fx.Node] = set()
-        pending = [end for end in ends if end is not start]
-        while pending:
-            node = pending.pop()
-            if node not in ancestors:
-                ancestors.add(node)
-                pending += [parent for parent in node.all_input_nodes if parent in within and parent is not start]
-        return ancestors
 
     def _dominators(self) -> list[fx.Node]:
         """Return the nodes on every path, in order: those that no edge bypasses."""
@@ -103,7 +90,7 @@ class GradientFlow:
 
     def branch_parameters(self, term: Term, source: fx.Node) -> dict[nn.Parameter, str]:
         """Return the parameters of a branch, each with the name of the layer that holds it."""
-        branch = self.ancestors([term.node], self.index, source)
+        branch = ancestors_of([term.node], self.index, source)
         parameters: dict[nn.Parameter, str] = {}
         pending, visited = sorted(branch, key=self.index.__getitem__, reverse=True), set(branch)
         while pending:
@@ -130,7 +117,7 @@ class GradientFlow:
     def branch_size(self, term: Term, source: fx.Node) -> tuple[int, int, int]:
         """Return the number of weight matrices, parameters and operations of a branch."""
         parameters = self.branch_parameters(term, source)
-        operations = len(self.ancestors([term.node], self.index, source))
+        operations = len(ancestors_of([term.node], self.index, source))
         return sum(p.ndim > 1 for p in parameters), sum(p.numel() for p in parameters), operations
 
     def split(self, addition: fx.Node, source: fx.Node) -> tuple[Term, tuple[Term, ...]] | None:
@@ -193,7 +180,7 @@ class GradientFlow:
         if any(self._has_weights(node) or is_activation(node, self.attributes) for node in following):
             return False
         for term in self.terms(addition):
-            branch = self.ancestors([term.node], self.index, source)
+            branch = ancestors_of([term.node], self.index, source)
             matrices = [parameter.ndim for parameter in self.branch_matrices(term, source)]
             if matrices != [2] or any(is_activation(node, self.attributes) for node in branch):
                 return False
@@ -232,12 +219,12 @@ class GradientFlow:
             adds = len({term.node for term in self.terms(node)}) > 1
             if not adds or feeds_a_sum(node):
                 continue
-            ancestors = self.ancestors([node], self.index, left) | {left}
+            ancestors = ancestors_of([node], self.index, left) | {left}
             ordered = [
                 parent for parent in self.nodes[self.index[left] : self.index[node] + 1] if parent in ancestors
             ]
             source = _immediate_dominator(ordered, self)
-            between = self.ancestors([node], self.index, source) | {source}
+            between = ancestors_of([node], self.index, source) | {source}
             # The source itself may be bypassed: inputs of blocks that are concatenated later on.
             closed = all(user in between for branch in between - {node, source} for user in self.users(branch))
             if closed and self.split(node, source) is not None:

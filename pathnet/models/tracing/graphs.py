@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -19,6 +19,7 @@ __all__ = [
     "ReadOnlyInterpreter",
     "RecordingInterpreter",
     "TracedGraph",
+    "ancestors_of",
     "copy_node",
     "describe_node",
     "differs",
@@ -116,6 +117,18 @@ def operation(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, **kwargs)
 
     return one_node
+
+
+def ancestors_of(ends: Iterable[fx.Node], within: Collection[fx.Node], start: fx.Node | None = None) -> set[fx.Node]:
+    """Return the ends and their ancestors among ``within``, back to ``start``, which is not included."""
+    ancestors: set[fx.Node] = set()
+    pending = [end for end in ends if end is not start]
+    while pending:
+        node = pending.pop()
+        if node not in ancestors:
+            ancestors.add(node)
+            pending += [parent for parent in node.all_input_nodes if parent in within and parent is not start]
+    return ancestors
 
 
 def output_node(graph: fx.Graph) -> fx.Node:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
 from pathnet.models.tracing.context_values import BatchSize, NotContext, OfStart, Read, reads_of
-from pathnet.models.tracing.graphs import copy_node, describe_node, is_inside
+from pathnet.models.tracing.graphs import ancestors_of, copy_node, describe_node, is_inside
 
 if TYPE_CHECKING:
     from pathnet.models.tracing.cutting import GraphCutter
@@ -100,7 +100,7 @@ class Subgraph:
         """Return the nodes that the part alone uses and that apply weights of its module to the context."""
         if self.scope is None:
             return set()
-        users = _closure(ends, computable, self.start)
+        users = ancestors_of(ends, computable, self.start)
         exclusive: list[fx.Node] = []
         for node in reversed(self.cutter.traced.graph.nodes):
             if (
@@ -139,15 +139,3 @@ class Subgraph:
             shape = self.graph.call_function(getattr, (self.x, "shape"))
             return self.graph.call_function(operator.getitem, (shape, 0))
         return value
-
-
-def _closure(ends: Iterable[fx.Node], within: set[fx.Node], start: fx.Node) -> set[fx.Node]:
-    """Return the ends and their ancestors among ``within``, back to ``start``."""
-    closure: set[fx.Node] = set()
-    pending = [end for end in ends if end is not start]
-    while pending:
-        node = pending.pop()
-        if node not in closure:
-            closure.add(node)
-            pending += [parent for parent in node.all_input_nodes if parent in within and parent is not start]
-    return closure
