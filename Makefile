@@ -20,9 +20,11 @@ endif
 # One test process per core, if the plugin that distributes tests is installed.
 PARALLEL = $(shell $(RUN) -c 'import xdist' 2>/dev/null && echo '-n auto --dist worksteal')
 
+DOCS = $(if $(filter $(VENV)/%,$(RUN)),$(VENV)/docs)
+
 NATIVE := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-interop gpu mutants sanitize sanitize-threads install lint clean
+.PHONY: demo test test-interop docs gpu mutants sanitize sanitize-threads install lint clean
 
 demo: install
 	$(RUN) -m pathnet demo
@@ -31,9 +33,13 @@ test: install
 	$(RUN) -m pytest $(PARALLEL)
 
 # Test networks of torchvision, timm and transformers in another torch, with the library that `make install` built.
-TRACED := $(wildcard tests/models/test_adapt*.py) tests/models/test_exported.py tests/models/test_tokens.py tests/test_readme.py
+TRACED := $(wildcard tests/models/test_adapt*.py) tests/models/test_exported.py tests/models/test_tokens.py tests/docs/test_pages.py
 test-interop: install $(INTEROP)/installed
 	$(INTEROP)/bin/python -m pytest -n auto --dist worksteal tests/interop $(TRACED)
+
+# Build the documentation into build/docs, offline; a warning is an error.
+docs: install $(DOCS)
+	$(RUN) -m sphinx -W --keep-going -q -j auto -d build/doctrees docs build/docs
 
 # On a machine with a GPU: tests, memory checks and benchmarks, into benchmarks/results. COMMIT=... if there is no git.
 gpu: install
@@ -75,6 +81,12 @@ build/installed: $(NATIVE)
 
 $(VENV)/installed: $(NATIVE) | $(VENV)/torch
 	$(RUN) -m pip install --quiet --no-build-isolation -e '.[dev,paper]'
+	@touch $@
+
+$(VENV)/docs: pyproject.toml | $(VENV)/installed
+	$(RUN) -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+	print(*project['optional-dependencies']['docs'], sep='\n')" > $(VENV)/docs.txt
+	$(RUN) -m pip install --quiet -r $(VENV)/docs.txt
 	@touch $@
 
 # Install the dependencies that pyproject.toml names, without building the package itself.

@@ -1,0 +1,70 @@
+"""The comparison by which the outputs of pages and notebooks are judged."""
+
+from __future__ import annotations
+
+import pytest
+from helpers.outputs import same_output
+from helpers.pages import Block, blocks_of, problems
+
+
+@pytest.mark.parametrize(
+    ("expected", "printed"),
+    [
+        ("", ""),
+        ("", "\n"),
+        ("a b", "a  b\n"),
+        ("tensor([1.2345e-05])", "tensor([1.2346e-05])"),
+        ("0.226", "0.22649"),
+        ("1 2.5", "1 2.5004"),
+        ("epoch ... done", "epoch 1 2 3 done"),
+        ("...", "anything"),
+        ("first ...", "first"),
+        ("a ... b ... c", "a x b b y c"),
+    ],
+)
+def test_outputs_that_agree(expected: str, printed: str) -> None:
+    assert same_output(expected, printed)
+
+
+@pytest.mark.parametrize(
+    ("expected", "printed"),
+    [
+        ("", "a"),
+        ("a", ""),
+        ("a b", "a"),
+        ("100", "101"),
+        ("0.226", "0.229"),
+        ("1.234e-05", "1.234e-04"),
+        ("1.5", "-1.5"),
+        ("block 3", "block 4"),
+        ("a ... c", "a b"),
+        ("a ... b ... c", "a c"),
+        ("... end", "end of it"),
+        ("start ...", "no start"),
+        ("float64", "float32"),
+    ],
+)
+def test_outputs_that_differ(expected: str, printed: str) -> None:
+    assert not same_output(expected, printed)
+
+
+def test_a_pages_blocks_have_their_outputs_and_remarks() -> None:
+    page = "\n".join(
+        ["```python", "print(1)", "```", "", "```text", "1", "```", "words", "```text", "shown", "```"]
+        + ["<!-- file: a.py -->", "```python", "x = 1", "```", "<!-- not run: needs a GPU -->", "```sh", "gpu", "```"]
+    )
+    printing, saved, skipped = blocks_of(page)
+    assert (printing.output, printing.remark, printing.line) == ("1\n", None, 1)
+    assert saved.remark == ("file", "a.py") and skipped.remark == ("not run", "needs a GPU")
+
+
+def test_a_block_that_prints_must_show_it() -> None:
+    block = Block("python", "print(1)", 1, None)
+    assert "(no output)" in (problems(block, "1\n") or "")
+    assert problems(block, "") is None
+
+
+@pytest.mark.parametrize("page", ["```pyhton\n1\n```", "<!-- not run: no time -->\n```sh\nls\n```"])
+def test_a_page_with_a_block_that_nothing_checks_is_refused(page: str) -> None:
+    with pytest.raises(ValueError, match="^line 1: expected|^line 2: expected"):
+        blocks_of(page)

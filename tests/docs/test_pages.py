@@ -1,0 +1,43 @@
+"""Every code block of the README and the documentation runs, and prints what the page shows."""
+
+from __future__ import annotations
+
+import importlib.util
+import pkgutil
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+from helpers.pages import blocks_of, documents, imports, problems, run_page
+
+from pathnet.engines import triton
+
+EXTRAS = {"torchvision", "timm", "transformers", "pandas", "polars", "duckdb"}
+"""Packages that pages may need and this environment may lack; `make test-interop` has the first three."""
+
+PAGES = [page for page in documents() if blocks_of(page.read_text())]
+
+
+def import_kernels() -> None:
+    """Import the Triton kernels while the interpreter is on, which other tests in this process rely on."""
+    if importlib.util.find_spec("triton") is not None:
+        for module in pkgutil.iter_modules(triton.__path__):
+            importlib.import_module(f"{triton.__name__}.{module.name}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_pages_code_runs_and_prints_what_it_shows(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking = {name for name in imports(blocks_of(page.read_text())) if importlib.util.find_spec(name) is None}
+    if lacking & EXTRAS:
+        pytest.skip(f"{', '.join(sorted(lacking))} is not installed")
+    import_kernels()
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.chdir(tmp_path)
+    wrong = [problem for block, printed in run_page(page, tmp_path) if (problem := problems(block, printed))]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_there_are_pages() -> None:
+    assert PAGES
