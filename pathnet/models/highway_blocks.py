@@ -8,15 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from pathnet.checks import check_number, one_of
+from pathnet.models.building import Shortcut, blocks_a_stage, check_size, initialised, linear_head
 from pathnet.models.pointwise import Pointwise
-from pathnet.models.preactivation import (
-    PreactBlock,
-    Shortcut,
-    blocks_a_stage,
-    check_size,
-    initialised,
-    linear_head,
-)
+from pathnet.models.preactivation import PreactBlock
 from pathnet.models.residual_net import FusedForm, ResidualNet
 
 __all__ = ["HighwayBlock", "highway"]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathnet.checks import one_of
-from pathnet.models.preactivation import (
+from pathnet.models.building import (
     EXPANSION,
     Kind,
     Shortcut,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathnet.checks import check_flag, check_integer
-from pathnet.models.preactivation import MOST_LAYERS, check_size, initialised
+from pathnet.models.building import MOST_LAYERS, check_size, initialised
 from pathnet.models.residual_net import Block, ResidualNet
 
 __all__ = ["VggLayer", "vgg"]
