@@ -18,13 +18,30 @@ class Block(nn.Module):
 
     A subclass defines `residual`, and `skip` if that is not the identity, each as a function of the block's input
     alone. If they share work it also overrides `branches`; if more than an addition joins them, `join`. A block with
-    several residual modules in parallel, ``y = skip(x) + f(x) + g(x)``, or with a gate also overrides `parts`.
+    several residual modules in parallel, ``y = skip(x) + f(x) + g(x)``, or with a gate also overrides `parts`. Inputs
+    and outputs have the batch as their first dimension, and any shape after it.
 
     Attributes:
         survival: probability that a training step keeps the residual module (stochastic depth). A block with one
             below 1 multiplies ``residual`` by it in evaluation.
         residual_modules: number of residual modules in parallel. `residual` is their sum.
         has_gate: whether the block's Jacobian has a part outside all branches, as that of a highway block has.
+
+    Example:
+        >>> import torch
+        >>> import pathnet
+        >>> class Perceptron(pathnet.models.Block):
+        ...     def __init__(self, features):
+        ...         super().__init__()
+        ...         self.linear = torch.nn.Linear(features, features)
+        ...
+        ...     def residual(self, x):
+        ...         return torch.tanh(self.linear(x))
+        >>> blocks = [Perceptron(8) for _ in range(4)]
+        >>> net = pathnet.models.ResidualNet(torch.nn.Linear(3, 8), blocks, torch.nn.Linear(8, 2))
+        >>> tape = pathnet.record(net, torch.randn(5, 3), torch.tensor([0, 1, 0, 1, 0]))
+        >>> tape.path_gradient_norms(pathnet.paths.enumerate_all(net.n)).shape  # all 2^4 paths
+        torch.Size([16])
     """
 
     survival: float = 1.0
@@ -37,19 +54,19 @@ class Block(nn.Module):
         return 1 + self.residual_modules + self.has_gate
 
     def skip(self, x: Tensor) -> Tensor:
-        """Return the skip connection's output; ``x`` unless overridden."""
+        """Return the skip connection's output, [B, ...], for the block's input, [B, ...]; ``x`` unless overridden."""
         return x
 
     def residual(self, x: Tensor) -> Tensor:
-        """Return the output of the residual module f, the branch with the weights."""
+        """Return the output of the residual module f, the branch with the weights, in the shape of `skip`'s."""
         raise NotImplementedError
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``(skip(x), residual(x))``, with shared work done once."""
+        """Return ``(skip(x), residual(x))``, with shared work done once; in BN mode ``batch``, its statistics too."""
         return self.skip(x), self.residual(x)
 
     def join(self, z: Tensor) -> Tensor:
-        """Apply the operations after the addition; none unless overridden."""
+        """Return the block's output for the sum of its branches; the sum itself unless overridden."""
         return z
 
     def parts(self, x: Tensor, wanted: Collection[int] | None = None) -> tuple[Tensor | None, ...]:
@@ -59,7 +76,11 @@ class Block(nn.Module):
         residual modules add up to ``join``'s input; of the gate only the Jacobian is used, not the value.
 
         Args:
+            x: the block's input, [B, ...].
             wanted: the numbers of the parts to return; others may be None. None for all.
+
+        Returns:
+            `part_count` tensors of the shape of the block's output, or None for parts that are not wanted.
         """
         if wanted is None or {0, 1} <= set(wanted):
             return self.branches(x)
@@ -76,6 +97,9 @@ class Block(nn.Module):
         Args:
             row: (a, c), where c applies to all residual modules and the gate's coefficient is 0; or one coefficient
                 for each part. Further ones, which other blocks of the network have a part for, are ignored.
+
+        Returns:
+            `part_count` coefficients.
         """
         if len(row) == 2:
             return (row[0], *[row[1]] * self.residual_modules, *[0.0] * self.has_gate)
@@ -87,8 +111,10 @@ class Block(nn.Module):
         A branch whose coefficients are 0 in both directions is not computed.
 
         Args:
-            forward, backward: rows of a routing, see `coefficients`. The gate's value is never used, so its
-                coefficient matters in the backward pass alone.
+            x: the block's input, [B, ...].
+            forward: a row of a routing, see `coefficients`.
+            backward: the row for the backward pass. The gate's value is never used, so its coefficient matters here
+                alone.
         """
         ahead = (*self.coefficients(forward)[: 1 + self.residual_modules], *[0.0] * self.has_gate)
         back = self.coefficients(backward)

@@ -66,7 +66,8 @@ def initialised(net: ResidualNet) -> ResidualNet:
     Fan-out variance keeps the norm of gradients roughly constant through a residual module.
     """
     for module in net.modules():
-        if isinstance(module, nn.Conv2d):
+        # There is nothing to initialise on the meta device, where torch would import sympy for it: seconds.
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)

@@ -32,19 +32,32 @@ IMAGENET_STAGES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200
 
 
 class PreactBlock(Block):
-    """A chain of BN-ReLU-conv units with a skip connection (equation 2 of the paper).
+    """A chain of BN-ReLU-conv units with a skip connection (equation 2 of the paper; He et al. 2016).
 
-    If the block changes shape, a ``projection`` skip reads the pre-activated input, as the residual module does: both
-    branches then contain the first unit's BN and ReLU. A ``pad`` or ``pad_around`` skip reads the raw input: it takes
-    every stride-th pixel and adds zero channels, after the input's or half before and half after them.
+    It maps [B, in_channels, H, W] to [B, widths[-1], H / stride, W / stride], sides rounded up. If the block changes
+    shape, a ``projection`` skip reads the pre-activated input, as the residual module does: both branches then
+    contain the first unit's BN and ReLU. A ``pad`` or ``pad_around`` skip reads the raw input: it takes every
+    stride-th pixel and adds zero channels, after the input's or half before and half after them.
 
     Args:
         in_channels: number of channels of the block's input.
-        kernels, widths: kernel side and number of output channels of each unit.
+        kernels: kernel side of each unit.
+        widths: number of output channels of each unit.
         stride: stride of the first 3x3 unit.
         shortcut: the skip connection if stride or channels change; it is the identity otherwise.
         survival: probability that a training step keeps the residual module (stochastic depth); in evaluation, the
             factor of the residual branch.
+
+    Raises:
+        ValueError: an argument is out of its range, no kernel has side 3, or kernels and widths differ in number.
+
+    Example:
+        >>> import torch
+        >>> from pathnet import models
+        >>> block = models.PreactBlock(8, kernels=(3, 3), widths=(16, 16), stride=2, shortcut="projection")
+        >>> skip, residual = block.branches(torch.zeros(4, 8, 32, 32))
+        >>> skip.shape, residual.shape
+        (torch.Size([4, 16, 16, 16]), torch.Size([4, 16, 16, 16]))
     """
 
     def __init__(
@@ -149,7 +162,9 @@ def preact_resnet(
     """Build the CIFAR form: a 3x3 stem, three stages of ``width``, ``2 width``, ``4 width``, a linear head.
 
     Stages 2 and 3 begin with stride 2. Depth 110 with basic blocks has 54 blocks, 18 per stage: the network of
-    the paper's section 4. Images may have any side: 32 for CIFAR, 8 for the digits.
+    the paper's section 4 (He et al., "Identity Mappings in Deep Residual Networks", 2016). It maps images
+    [B, in_channels, H, W] to logits [B, num_classes]. Images may have any side: 32 for CIFAR, 8 for the digits.
+    Weights are drawn from torch's global generator.
 
     Args:
         depth: number of layers with weights along the longest path: 6n + 2 for ``basic``, 9n + 2 for ``bottleneck``.
@@ -161,10 +176,20 @@ def preact_resnet(
         block: ``basic`` (two 3x3 convolutions) or ``bottleneck`` (1x1, 3x3, 1x1).
         in_channels: number of channels of the images.
         survival: survival probability of the last module in training with stochastic depth; those of the other
-            modules follow from it (`linear_decay`). 1 for training without stochastic depth.
+            modules rise linearly towards 1 at the first (Huang et al. 2016). 1 for training without stochastic depth.
 
     Raises:
         ValueError: an argument is out of its range, or the depth does not fit the kind of block.
+
+    Example:
+        >>> import torch
+        >>> from pathnet import models
+        >>> net = models.preact_resnet(depth=110)
+        >>> net.n, net(torch.zeros(1, 3, 32, 32)).shape
+        (54, torch.Size([1, 10]))
+        >>> stochastic = models.preact_resnet(depth=14, survival=0.4)
+        >>> [round(block.survival, 1) for block in stochastic]
+        [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
     """
     one_of("shortcut", shortcut, Shortcut)
     width, in_channels = check_size("width", width), check_size("in_channels", in_channels)
@@ -197,7 +222,8 @@ def preact_resnet_imagenet(depth: int = 200, num_classes: int = 1000, width: int
     """Build the ImageNet form: a 7x7 stem with max-pooling and four stages of bottleneck blocks.
 
     Depth 200 has 66 blocks (3, 24, 36, 3): the network of the paper's Figure 4. The stem has no BN and ReLU,
-    since the first block begins with them.
+    since the first block begins with them. The network maps images [B, 3, H, W], of side 224 in training on ImageNet,
+    to logits [B, num_classes].
 
     Args:
         depth: 50, 101, 152 or 200.
@@ -206,6 +232,13 @@ def preact_resnet_imagenet(depth: int = 200, num_classes: int = 1000, width: int
 
     Raises:
         ValueError: an argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from pathnet import models
+        >>> net = models.preact_resnet_imagenet(depth=50, num_classes=20, width=4)
+        >>> net.n, net(torch.zeros(2, 3, 64, 64)).shape
+        (16, torch.Size([2, 20]))
     """
     depth = check_integer("depth", depth, 1, MOST_LAYERS)
     if depth not in IMAGENET_STAGES:

@@ -31,13 +31,17 @@ __all__ = [
 
 
 class ResidualNet(nn.Module):
-    """``head(block_n(... block_1(stem(x))))``.
+    """A network as a stem, n residual blocks and a head: ``head(block_{n-1}(... block_0(stem(x))))``.
+
+    It contains 2^n paths, each through the residual module or the skip connection of every block (Veit et al. 2016,
+    section 3). Everything in pathnet works on this form; `pathnet.adapt` brings other models into it.
 
     Args:
         stem: maps images ``[B, C, H, W]`` to ``y_0``, the input of the first block.
         blocks: the n residual blocks, from input to output.
         head: maps ``y_n`` to the output (logits ``[B, classes]`` for the models here).
-        config: the constructor's name and arguments in JSON types, from which `build` builds the network again.
+        config: the constructor's name and arguments in JSON types, from which `pathnet.models.build` builds the
+            network again; without it, `pathnet.models.save` refuses the network.
 
     Attributes:
         frozen_statistics: the batch normalisations that use running statistics in every mode.
@@ -45,6 +49,22 @@ class ResidualNet(nn.Module):
         batch_first_output: whether the output's first dimension is the batch: not for a loss, and for [T, B, C].
         reader: reads inputs of more than one tensor, and computes the context; None for networks of one tensor.
         parameter_names: the network's names of its parameters, by the names that they have in an adapted model.
+
+    Raises:
+        ValueError: stem or head is no module, ``blocks`` is no list of at least one `Block`, or ``config`` is no
+            dictionary.
+
+    Example:
+        >>> import torch
+        >>> from pathnet import models
+        >>> blocks = [models.PreactBlock(8, (3, 3), (8, 8), stride=1, shortcut="projection") for _ in range(5)]
+        >>> head = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 10))
+        >>> net = models.ResidualNet(torch.nn.Conv2d(3, 8, 3, padding=1), blocks, head)
+        >>> net.n, net(torch.zeros(2, 3, 16, 16)).shape
+        (5, torch.Size([2, 10]))
+        >>> drawn = [True, True, False, True, True]  # block 2 passes its input on
+        >>> net(torch.zeros(2, 3, 16, 16), drawn=drawn).shape
+        torch.Size([2, 10])
     """
 
     frozen_statistics: tuple[str, ...] = ()
@@ -100,7 +120,7 @@ class ResidualNet(nn.Module):
         """Return the tensors among the inputs by their names in errors, the main one first.
 
         Args:
-            inputs: a tensor; for an adapted network whatever its example was.
+            inputs: a tensor with the batch first; for an adapted network whatever its example was.
             name: the name of the inputs in errors.
 
         Raises:
@@ -116,7 +136,8 @@ class ResidualNet(nn.Module):
         """Return the tensor among the inputs from which the residual stream begins, and the batch's context.
 
         Args:
-            inputs, name: see `tensors`.
+            inputs: see `tensors`.
+            name: the name of the inputs in errors.
 
         Raises:
             ValueError: the inputs are not of the kind that the network takes.
@@ -159,8 +180,14 @@ class ResidualNet(nn.Module):
         Args:
             x: inputs, [B, C, H, W] for images.
             drawn: for each block, whether it keeps its residual module; all do by default. Other blocks run as if
-                deleted: their residual modules are computed neither here nor in the backward pass.
-            routing, backward: see `pathnet.routed`, which also accepts networks that wrap this one.
+                deleted: their residual modules are computed neither here nor in the backward pass (stochastic depth,
+                Huang et al. 2016).
+            routing: coefficients of the blocks' branches, [n, 2] or [n, `parts`], see `pathnet.routed`, which also
+                accepts networks that wrap this one.
+            backward: those of the backward pass, by default ``routing``.
+
+        Returns:
+            The head's output, [B, classes] for the models here.
 
         Raises:
             ValueError: ``drawn`` does not have one value per block, or comes with a routing; or a routing is invalid.
