@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pathnet.checks import check_integer, described
-from pathnet.settings import Above, AtLeast, AtMost, Flag, Help, check_settings
+from pathnet.settings import Above, AtLeast, AtMost, Flag, Help, check_settings, documented
 
 __all__ = ["Recipe", "check_recipe"]
 
 Undrawn = Literal["none", "zero"]
 
 
+@documented
 @dataclass(frozen=True)
 class Recipe:
     """Settings of SGD with Nesterov momentum, by default those of He et al. (2016), which the paper uses.
