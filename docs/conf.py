@@ -21,13 +21,14 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "extensions.aliases",
+    "extensions.commands",
     "extensions.mathml",
     "extensions.references",
     "extensions.signatures",
 ]
 exclude_patterns = ["extensions"]
-# Flags and ellipses stay as they are typed.
-smartquotes = False
+# Dashes alone: quotation marks and ellipses stay as they are typed.
+smartquotes_action = "D"
 
 # Notebooks show the outputs that they are stored with; the tests execute them and compare.
 nb_execution_mode = "off"
@@ -70,6 +71,7 @@ pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 html_theme_options = {
     "navigation_with_keys": True,
+    "top_of_page_buttons": [],
     "light_css_variables": {"color-brand-primary": "#1f5a94", "color-brand-content": "#1f5a94"},
     "dark_css_variables": {"color-brand-primary": "#8fbce6", "color-brand-content": "#8fbce6"},
 }
