@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from threading import Lock
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pathnet.checks import check_callable, check_tensor, one_of
+from pathnet.checks import check_callable, one_of
 from pathnet.engines import check_engine, choose
 from pathnet.engines.engine import Job, Prepared
 from pathnet.engines.reference import ReferenceEngine
+from pathnet.entering import copied_inputs, stem_output
 from pathnet.full_precision import Autocast, full_precision
 from pathnet.models.context import Context
-from pathnet.models.inputs import map_tensors
 from pathnet.models.residual_net import ResidualNet, check_net
 from pathnet.places import locate, tail
 from pathnet.recording import (
@@ -160,7 +160,7 @@ class Recorder:
             ValueError: an argument is out of its range, or no engine serves the job. On a GPU the tape raises the
                 error of a wrong value among the images or labels, and of a loss that is not finite, see `Tape`.
         """
-        tensors, images, context = self._copied(images)
+        tensors, images, context = copied_inputs(self._net, images, self._dtype)
         if self._place.at == "image" and not images.is_floating_point():
             raise ValueError(
                 f'at: expected a place after the tokens, which have no gradient (at="y0"), got {self._place.at!r}'
@@ -228,7 +228,7 @@ class Recorder:
             ValueError: an argument is out of its range, or no engine serves the job.
         """
         check_routing(routing, self._net.n, 1 + max(self._net.residual_modules))
-        tensors, images, context = self._copied(images)
+        tensors, images, context = copied_inputs(self._net, images, self._dtype)
         # The head decides the output's shape, so an empty routing needs one pass as well.
         passes = routing if len(routing) else routing.new_ones(1, self._net.n, 2)
         with self._lock:
@@ -247,28 +247,13 @@ class Recorder:
         Raises:
             ValueError: the images do not fit the network, or no engine serves the job.
         """
-        _, images, context = self._copied(images)
+        _, images, context = copied_inputs(self._net, images, self._dtype)
         with self._lock:
             return self._enter(self._tail, self._tail.bound(context), images)[1].engine
 
-    @torch.no_grad()
-    def _copied(self, inputs: Any) -> tuple[dict[str, Tensor], Tensor, Context]:
-        """Return copies of the inputs in the type of the passes: all tensors by name, the main one with the batch
-        first, and the context. Integers keep their type."""
-        tensors = self._net.tensors(inputs)
-        _check_images(self._net, tensors)
-
-        def copied(tensor: Tensor) -> Tensor:
-            dtype = self._dtype if self._dtype is not None and tensor.is_floating_point() else tensor.dtype
-            return tensor.detach().to(dtype, copy=True).contiguous()
-
-        copies = map_tensors(inputs, copied)
-        images, context = self._net.split(copies)
-        return self._net.tensors(copies), images.contiguous(), context.detached()
-
     def _enter(self, net: ResidualNet, bound: ResidualNet, images: Tensor) -> tuple[Tensor, _Service]:
         """Return ``y_0`` of a network ``net`` with its context, and the service for inputs of its shape."""
-        y0 = _stem(bound, images)
+        y0 = stem_output(bound, images)
         if self._service is None or not self._service.suits(net, y0):
             job = Job(net, self._bn, self._precision, tuple(y0.shape[1:]), y0.device)
             # No engine has to walk through no block, which the plain one does.
@@ -311,39 +296,3 @@ def record(
         ValueError: an argument is out of its range, or no engine serves the job.
     """
     return Recorder(net, bn, engine, precision, at, loss)(images, target)
-
-
-@torch.no_grad()
-def _stem(net: ResidualNet, images: Tensor) -> Tensor:
-    try:
-        y0 = torch.as_tensor(net.stem(images.clone()))
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except (RuntimeError, IndexError) as error:  # IndexError: a token outside the vocabulary.
-        what = "shape" if images.is_floating_point() else "tokens of shape"
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"images: the network refuses the {what} {list(images.shape)} ({reason})") from None
-    if y0.shape[:1] != images.shape[:1]:
-        raise ValueError(f"images: expected the batch first, got {list(images.shape)} (y_0 is {list(y0.shape)})")
-    return y0
-
-
-INPUT_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32)
-
-
-def _check_images(net: ResidualNet, tensors: Mapping[str, Tensor]) -> None:
-    """Check the inputs, the main one first, except their values, which `ValueCheck` checks."""
-    device = next((parameter.device for parameter in net.parameters()), None)
-    name, images = next(iter(tensors.items()))
-    if images.dtype not in INPUT_TYPES:
-        raise ValueError(
-            f"{name}: expected a float32, float64, bfloat16 or float16 tensor (normalised images), or int64 or int32 "
-            f"(tokens), got {images.dtype}"
-        )
-    for entry, tensor in tensors.items():
-        check_tensor(entry, tensor, device=device)
-    # A convolution would take an image without a batch too.
-    convolves = images.is_floating_point() and any(isinstance(module, nn.Conv2d) for module in net.stem.modules())
-    if images.ndim == 0 or len(images) == 0 or (convolves and images.ndim != 4):
-        shape = "[B, C, H, W]" if convolves else "[B, ...]"
-        raise ValueError(f"{name}: expected shape {shape} with B >= 1, got {list(images.shape)}")

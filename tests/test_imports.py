@@ -28,6 +28,7 @@ ORDER = [
     "paths",
     "scaling",
     "recording",
+    "entering",
     "chunks",
     "engines",
     "nn",
