@@ -1,21 +1,49 @@
-"""The way of a batch into a network: checks of its tensors, copies in the type of the passes, and the stem."""
+"""The way of a batch into a network: checks and copies of its tensors, the stem, and the engine for the blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pathnet.checks import check_tensor
+from pathnet.engines import Job, Prepared, choose
+from pathnet.engines.reference import ReferenceEngine
 from pathnet.models.context import Context
 from pathnet.models.inputs import map_tensors
 from pathnet.models.residual_net import ResidualNet
+from pathnet.recording import NAN, NOT_FINITE
 
-__all__ = ["copied_inputs", "stem_output"]
+__all__ = ["Service", "check_values", "copied_inputs", "served", "stem_output"]
 
 INPUT_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32)
+
+
+@dataclass(frozen=True)
+class Service:
+    """A job, and its network as prepared by the engine that serves it."""
+
+    job: Job
+    engine: str
+    prepared: Prepared
+
+    def suits(self, net: ResidualNet, y0: Tensor) -> bool:
+        """Return whether the service is one for blocks of ``net`` whose input is ``y0``."""
+        return self.job.net is net and self.job.y0_shape == y0.shape[1:] and self.job.device == y0.device
+
+
+def served(job: Job, engine: str) -> Service:
+    """Return the service for a job by the engine of a name, or for ``auto`` by the fastest.
+
+    Raises:
+        ValueError: no such engine serves the job.
+    """
+    # No engine has to walk through no block, which the plain one does.
+    chosen = choose(engine, job) if job.net.n else ReferenceEngine()
+    return Service(job, chosen.name, chosen.prepare(job))
 
 
 @torch.no_grad()
@@ -60,6 +88,13 @@ def stem_output(net: ResidualNet, images: Tensor) -> Tensor:
     if y0.shape[:1] != images.shape[:1]:
         raise ValueError(f"images: expected the batch first, got {list(images.shape)} (y_0 is {list(y0.shape)})")
     return y0
+
+
+def check_values(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless the first tensor is finite, and none holds NaN: masks may hold infinities."""
+    for i, (name, tensor) in enumerate(tensors.items()):
+        if not (tensor.isfinite() if i == 0 else ~tensor.isnan()).all():
+            raise ValueError(NOT_FINITE.replace("images", name, 1) if i == 0 else NAN.format(name))
 
 
 def _check_images(net: ResidualNet, tensors: Mapping[str, Tensor]) -> None:

@@ -10,7 +10,6 @@ import os
 import random
 import re
 import types
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,7 +87,6 @@ def settings() -> dict[str, object]:
         "numpy": np.get_printoptions(),
         "environment": dict(os.environ),
         "folder": Path.cwd(),
-        "warnings": list(warnings.filters),
     }
 
 
