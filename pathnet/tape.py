@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pathnet import gradients, paths, scaling
 from pathnet.checks import check_flag, check_integer
-from pathnet.engines.transfers import to_device
 from pathnet.full_precision import full_precision
 from pathnet.gradients import LengthSums
 from pathnet.models.residual_net import Block
@@ -217,14 +216,9 @@ class Tape:
             float64 [n + 1, *shape at the place], for the lengths 0 to n; or the scaled pair.
         """
         scaled = check_flag("scaled", scaled)
-        mantissas, exponents = sums = self._sums_by_length()
+        sums = self._sums_by_length()
         shape = place_shape(self._recorded, self._place)
-        if scaled:
-            return self._beside(mantissas.reshape(-1, *shape), exponents)
-        result = mantissas.new_empty(mantissas.shape, dtype=torch.float64)
-        for length, (mantissa, exponent) in enumerate(zip(*sums, strict=True)):
-            result[length] = scaling.value(mantissa[None], exponent[None])[0]
-        return result.reshape(-1, *shape)
+        return gradients.shaped(sums, self._place, shape) if scaled else gradients.values(sums).reshape(-1, *shape)
 
     @full_precision()
     def compare_lengths(self) -> LengthSums:
@@ -281,25 +275,4 @@ class Tape:
         Args:
             powers: int32 [P]; None for zeros.
         """
-        return self._measure(self._gradients_of, routing, powers, scaled)
-
-    def _gradients_of(
-        self, record: Record, routing: Tensor, powers: Tensor | None, scaled: bool
-    ) -> Tensor | ScaledGradient:
-        shape, count = place_shape(record, self._place), len(routing)
-        like, exponent = record.start
-        inner, slots = ((1, shape.numel()), 1) if self._place.parameter else (shape, len(exponent))
-        mantissa = like.new_empty(count, *inner, dtype=like.dtype if scaled else torch.float64)
-        exponents = torch.empty(count, slots, dtype=torch.int32, device=like.device)
-        for part, (grad, exponent) in gradients.scaled_gradients(record, routing, self._place):
-            if powers is not None:
-                exponent = exponent + to_device(powers[part, None], exponent.device)
-            mantissa[part] = grad if scaled else scaling.value(grad, exponent)
-            exponents[part] = exponent
-        mantissa = mantissa.reshape(count, *shape)
-        return self._beside(mantissa, exponents) if scaled else mantissa
-
-    def _beside(self, mantissa: Tensor, exponents: Tensor) -> ScaledGradient:
-        """Return scaled gradients at the place, the exponents with dimensions that broadcast."""
-        exponents = exponents[:, 0] if self._place.parameter else exponents
-        return ScaledGradient(mantissa, scaling.beside(exponents, mantissa))
+        return self._measure(gradients.under_routings, routing, powers, self._place, scaled)
