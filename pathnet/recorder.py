@@ -100,6 +100,8 @@ class Recorder:
         ...     print(round(tape.loss, 3), tape.gradient().shape)
         2.438 torch.Size([8, 1, 3, 3])
         2.256 torch.Size([8, 1, 3, 3])
+
+        The examples of the methods go on from here.
     """
 
     @full_precision()
@@ -164,14 +166,9 @@ class Recorder:
                 error of a wrong value among the images or labels, and of a loss that is not finite, see `Tape`.
 
         Example:
-            >>> import torch
-            >>> import pathnet
-            >>> _ = torch.manual_seed(0)
-            >>> net = pathnet.models.preact_resnet(depth=14, width=8, in_channels=1)
-            >>> recorder = pathnet.Recorder(net)
-            >>> tape = recorder(torch.randn(4, 1, 8, 8), torch.randint(10, (4,)))
-            >>> tape.path_gradient_norms(torch.tensor([[0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]]))
-            tensor([0.0355, 0.0047], dtype=torch.float64)
+            >>> tape = recorder(images, labels)
+            >>> tape.output.shape
+            torch.Size([4, 10])
         """
         tensors, images, context = copied_inputs(self._net, images, self._dtype)
         if self._place.at == "image" and not images.is_floating_point():
@@ -233,11 +230,6 @@ class Recorder:
         Example:
             The network itself, then the network without its last block:
 
-            >>> import torch
-            >>> import pathnet
-            >>> _ = torch.manual_seed(0)
-            >>> net = pathnet.models.preact_resnet(depth=14, width=8, in_channels=1)
-            >>> recorder, images = pathnet.Recorder(net), torch.randn(4, 1, 8, 8)
             >>> routing = torch.ones(2, 6, 2)
             >>> routing[1, 5, 1] = 0
             >>> outputs = recorder.routed_outputs(images, routing)
@@ -270,9 +262,6 @@ class Recorder:
             ValueError: the images do not fit the network, or no engine serves the job.
 
         Example:
-            >>> import torch
-            >>> import pathnet
-            >>> net = pathnet.models.preact_resnet(depth=14, width=8, in_channels=1)
             >>> pathnet.Recorder(net, precision="float64").engine_for(torch.randn(4, 1, 8, 8))
             'autograd'
         """
