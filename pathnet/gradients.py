@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pathnet import chunks, scaling
 from pathnet.engines import fallback
+from pathnet.engines.transfers import to_device
 from pathnet.full_precision import full_precision
 from pathnet.places import Place
 from pathnet.pull_backs import PullBack, Rows, place_shape
@@ -21,8 +22,11 @@ __all__ = [
     "compare_lengths",
     "norms",
     "scaled_gradients",
+    "shaped",
     "squared_norms_by_length",
     "sums_by_length",
+    "under_routings",
+    "values",
 ]
 
 
@@ -79,6 +83,43 @@ def scaled_gradients(record: Record, routing: Tensor, place: Place) -> Iterator[
     pull_back = PullBack(record, place)
     for part, grads, rows in _walked(record, routing, place):
         yield part, pull_back(grads, rows)
+
+
+def under_routings(
+    record: Record, routing: Tensor, powers: Tensor | None, place: Place, scaled: bool
+) -> Tensor | ScaledGradient:
+    """Return the gradients at a place, each times ``2**power``: float64 [P, *shape at the place], or scaled.
+
+    Args:
+        routing: [P, n, 2 or parts]
+        powers: int32 [P]; None for zeros.
+    """
+    shape, count = place_shape(record, place), len(routing)
+    like, exponent = record.start
+    inner, slots = ((1, shape.numel()), 1) if place.parameter else (shape, len(exponent))
+    mantissa = like.new_empty(count, *inner, dtype=like.dtype if scaled else torch.float64)
+    exponents = torch.empty(count, slots, dtype=torch.int32, device=like.device)
+    for part, (grad, exponent) in scaled_gradients(record, routing, place):
+        if powers is not None:
+            exponent = exponent + to_device(powers[part, None], exponent.device)
+        mantissa[part] = grad if scaled else scaling.value(grad, exponent)
+        exponents[part] = exponent
+    return shaped(ScaledGradient(mantissa, exponents), place, shape) if scaled else mantissa.reshape(count, *shape)
+
+
+def shaped(grads: ScaledGradient, place: Place, shape: torch.Size) -> ScaledGradient:
+    """Return scaled gradients [P, *shape at the place], the exponents with dimensions that broadcast."""
+    mantissa = grads.mantissa.reshape(-1, *shape)
+    exponent = grads.exponent[:, 0] if place.parameter else grads.exponent
+    return ScaledGradient(mantissa, scaling.beside(exponent, mantissa))
+
+
+def values(grads: ScaledGradient) -> Tensor:
+    """Return float64 [P, ...], the values of scaled gradients, one after the other to save memory."""
+    result = grads.mantissa.new_empty(grads.mantissa.shape, dtype=torch.float64)
+    for i, (mantissa, exponent) in enumerate(zip(*grads, strict=True)):
+        result[i] = scaling.value(mantissa[None], exponent[None])[0]
+    return result
 
 
 def _walked(record: Record, routing: Tensor, place: Place) -> Iterator[tuple[slice, ScaledGradient, Rows]]:

@@ -10,7 +10,6 @@ import os
 import random
 import re
 import types
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +50,12 @@ def docstrings() -> dict[str, str]:
     return by_name
 
 
+def session(name: str) -> list[str]:
+    """Return the docstrings whose examples run in one session: a method's go on from those of its class."""
+    class_docstring = DOCSTRINGS.get(name.rpartition(".")[0], "")
+    return [class_docstring, DOCSTRINGS[name]] if name.rpartition(".")[0] not in PUBLIC else [DOCSTRINGS[name]]
+
+
 def split(module: str) -> tuple[str, str]:
     package, _, name = module.rpartition(".")
     return package, name
@@ -67,12 +72,15 @@ class Outputs(doctest.OutputChecker):
         return same_output(want.replace("<BLANKLINE>", ""), got)
 
 
-def failures(name: str, docstring: str) -> str:
-    """Run a docstring's examples in one fresh session; return what does not print what it shows, else nothing."""
-    module = types.ModuleType("__main__")
-    test = doctest.DocTestParser().get_doctest(docstring, module.__dict__, name, None, None)
+def failures(docstrings: list[str]) -> str:
+    """Run the examples of docstrings in one fresh session; return what does not print what it shows, else nothing."""
+    names = types.ModuleType("__main__").__dict__
     report = io.StringIO()
-    doctest.DocTestRunner(Outputs(), verbose=False).run(test, out=report.write, clear_globs=False)
+    for docstring in docstrings:
+        test = doctest.DocTest(doctest.DocTestParser().get_examples(docstring), names, "example", None, 0, docstring)
+        # Not in a copy of the names, as the test would keep for itself.
+        test.globs = names
+        doctest.DocTestRunner(Outputs(), verbose=False).run(test, out=report.write, clear_globs=False)
     vars(builtins).pop("_", None)  # The last value that was shown.
     return report.getvalue()
 
@@ -88,7 +96,6 @@ def settings() -> dict[str, object]:
         "numpy": np.get_printoptions(),
         "environment": dict(os.environ),
         "folder": Path.cwd(),
-        "warnings": list(warnings.filters),
     }
 
 
@@ -108,7 +115,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_the_examples_of_a_docstring_print_what_they_show(name: str, reader: None) -> None:
     before = settings()
-    assert not (report := failures(name, DOCSTRINGS[name])), report
+    assert not (report := failures(session(name))), report
     after = settings()
     assert after == before, [setting for setting in before if after[setting] != before[setting]]
 
@@ -153,7 +160,12 @@ def test_examples_stand_in_a_section_of_their_own(name: str) -> None:
     ],
 )
 def test_an_examples_output_is_compared(example: str, right: bool) -> None:
-    assert (failures("example", example) == "") == right
+    assert (failures([example]) == "") == right
+
+
+def test_an_example_goes_on_from_those_before() -> None:
+    assert failures([">>> x = 1", ">>> x\n1"]) == ""
+    assert "NameError" in failures([">>> x\n1"])
 
 
 def test_an_example_needs_an_output_within_its_section() -> None:
