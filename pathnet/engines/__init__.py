@@ -28,8 +28,8 @@ def available() -> dict[str, str | None]:
         >>> from pathnet import engines
         >>> list(engines.available())
         ['cuda', 'triton', 'cpu', 'autograd', 'reference']
-        >>> [name for name, reason in engines.available().items() if reason is None]
-        [...'autograd', 'reference']
+        >>> print(engines.available()["autograd"])
+        None
     """
     return {engine.name: engine.unavailable() for engine in ENGINES}
 
@@ -48,10 +48,7 @@ def refusals(job: Job) -> dict[str, str | None]:
         >>> from pathnet import engines, models
         >>> net = models.preact_resnet(depth=14, width=8, in_channels=1).eval()
         >>> job = engines.Job(net, "running", "bfloat16", (8, 8, 8), torch.device("cpu"))
-        >>> reasons = engines.refusals(job)
-        >>> print(reasons["autograd"])
-        None
-        >>> reasons["reference"]
+        >>> engines.refusals(job)["autograd"]
         'no precision="bfloat16"'
     """
     _check_job(job)

@@ -3,8 +3,8 @@
 To add an engine, implement `Engine`, `Prepared` and `Walk` in ``engines/<name>`` and insert an instance in
 ``pathnet.engines.ENGINES``, which is ordered fastest first. An engine with its own kernels also returns the ReLU bits
 that it recorded (``self_check.FusedWalk.bits``), on which it is checked; a GPU engine calls
-``self_check.disagreement`` from ``unsupported``. ``fallback`` has sums by length and norms for engines without kernels for them. Engines differ in
-speed, memory and rounding, never in what they compute.
+``self_check.disagreement`` from ``unsupported``. ``fallback`` has sums by length and norms for engines without
+kernels for them. Engines differ in speed, memory and rounding, never in what they compute.
 """
 
 from __future__ import annotations
@@ -170,26 +170,26 @@ class Prepared(Protocol):
         outputs limits it.
 
         Args:
-            y0: the blocks' input, [B, *y0_shape].
+            y0: the blocks' input, ``[B, *y0_shape]``.
         """
 
     def record(self, y0: Tensor) -> tuple[Tensor, Walk]:
         """Run the forward pass from ``y_0``; return ``y_n`` [B, ...] and the record.
 
         Args:
-            y0: the blocks' input, [B, *y0_shape].
+            y0: the blocks' input, ``[B, *y0_shape]``.
         """
 
     def routed_forward(self, y0: Tensor, routing: Tensor) -> Tensor:
         """Run ``y <- join(a skip(y) + c residual(y))`` from the first block to the last, once for every routing.
 
         Args:
-            y0: the blocks' input, [B, *y0_shape].
+            y0: the blocks' input, ``[B, *y0_shape]``.
             routing: [P, n, 2] with P >= 1, the (a, c) of every block, on any device; or [P, n, 1 + m] for up to m
                 residual modules in parallel.
 
         Returns:
-            [P, B, *y_n.shape[1:]]
+            ``[P, B, *y_n.shape[1:]]``
         """
 
 
