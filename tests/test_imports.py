@@ -34,6 +34,7 @@ ORDER = [
     "routing",
     "signed",
     "walks",
+    "entering",
     "places",
     "pull_backs",
     "gradients",
