@@ -22,6 +22,7 @@ from benchmarks.results import write
 from pathnet import paper, results
 from pathnet.experiments import by_size, effective_training, highway, lesion_single
 from pathnet.experiments.comparison import compare
+from pathnet.experiments.errors import ErrorCounts
 from pathnet.experiments.findings import findings_of
 from pathnet.experiments.lesion_single import SingleDeletions
 from pathnet.experiments.summary import findings
@@ -32,6 +33,7 @@ __all__ = ["gathered", "main"]
 DIGITS = 6
 """Significant digits that are kept of each number."""
 
+FACTS = ("pathnet", "torch", "python", "device")
 NETWORK = ("config", "hash", "blocks")
 LEFT_OUT = ("count", "std", "quantile_05", "quantile_50", "quantile_95", "zeros", "share", "log_intercept")
 """Numbers by length that a run's Parquet files tell."""
@@ -59,7 +61,7 @@ def gathered(runs: Sequence[results.Run], commands: Sequence[str], commit: str) 
             known = networks.setdefault(kind, [])
             known += [net for net in nets if net not in known]
         experiments.setdefault(run.experiment, []).append(_experiment(run))
-    facts = {key: sorted({attempt[key] for attempt in attempts}) for key in ("pathnet", "torch", "python", "device")}
+    facts = {key: sorted({attempt[key] for attempt in attempts if key in attempt}) for key in FACTS}
     return {
         "kind": "paper",
         "data": names[0],
@@ -111,7 +113,7 @@ def _found(run: results.Run) -> dict[str, Any]:
 
 
 def _deletions(run: results.Run, kind: str, deletions: SingleDeletions) -> dict[str, Any]:
-    images = next(row.images for row in lesion_single.ErrorCounts(run).of(kind))
+    images = next(row.images for row in ErrorCounts(run).of(kind))
     intact = [[rate, *wilson(round(rate * images), images)] for rate in deletions.intact.tolist()]
     return {**asdict(deletions), "intact": intact, "images": images}
 

@@ -113,24 +113,26 @@ def _gradients(found: Mapping[str, Any]) -> dict[str, str]:
     times = [1 / found["cancelling"]["mean"][k - 1] for k in range(effective["first"], effective["last"] + 1)]
     by_exact = sum(k * norm for k, norm in enumerate(norms)) / sum(norms[1:])
     cosine = exact["next_cosine"]["mean"]
+    left, between = percent(exact["left"]["mean"][most]), number(sum(norms) / exact["full_norm"])
     return {
         "blocks, path gradients, batches": f"{n}, {number(found['measurements'], 6)}, {found['batches']}",
-        "the mean norm falls per module by a factor of": f"{number(factor)} ({number(low)} to {number(high)})",
-        "effective paths": f"lengths {effective['first']} to {effective['last']}: {percent(effective['gradient'])} of "
-        f"frequency times magnitude, {percent(effective['paths'])} of all paths",
-        "most paths": f"lengths {central['first']} to {central['last']}: {percent(central['paths'])} of all paths, "
-        f"{percent(central['gradient'])} of frequency times magnitude",
+        "each module multiplies the mean norm by": f"{number(factor)} ({number(low)} to {number(high)})",
+        "effective paths": _shares(effective),
+        "most paths": _shares(central),
         "mean length by frequency times magnitude": number(sum(k * p for k, p in enumerate(found["product"], 1))),
-        "mean length by the norms of exact sums": number(by_exact),
         "batches with exact sums": str(exact["batches"]),
-        "lengths that explain 95 % of the gradient": f"up to {most}, which leave {percent(exact['left']['mean'][most])}"
-        " of its norm",
-        "cancelling between paths of one length": f"their norms add up to {number(min(times))} to {number(max(times))} "
-        "times the norm of their sum (effective lengths)",
-        "cancelling between lengths": f"the norms of their sums add up to {number(sum(norms) / exact['full_norm'])} "
-        f"times the norm of the gradient; neighbours have a cosine of {number(min(cosine), 2)} to "
-        f"{number(max(cosine), 2)}",
+        "mean length by the norms of exact sums": number(by_exact),
+        "lengths that explain 95 % of the gradient": f"up to {most}; they leave {left} of its norm",
+        "cancelling between paths of one effective length": f"their norms add up to {number(min(times))} to "
+        f"{number(max(times))} times the norm of their sum",
+        "cancelling between lengths": f"the norms of their sums add up to {between} times the norm of the gradient",
+        "cosine of neighbouring lengths": f"{number(min(cosine), 2)} to {number(max(cosine), 2)}",
     }
+
+
+def _shares(lengths: Mapping[str, Any]) -> str:
+    shares = f"{percent(lengths['gradient'])} of frequency times magnitude, {percent(lengths['paths'])} of all paths"
+    return f"lengths {lengths['first']} to {lengths['last']}: {shares}"
 
 
 def costs(files: Mapping[str, Results]) -> str:

@@ -147,6 +147,10 @@ def limits(files: Mapping[str, Results]) -> str:
             "time for each path more": lambda results: line(results, "paths"),
             "time for each sample more": lambda results: line(results, "batch"),
             "growth of the peak of memory": memory,
+            "error of norms, float32; bfloat16": lambda results: "; ".join(
+                number(results["found"]["checks"]["float64"][f"pathnet, running, {precision}"]["norm"], 2)
+                for precision in ("float32", "bfloat16")
+            ),
         },
     )
 
