@@ -38,7 +38,8 @@ _BYTES = 8
 class LengthSums:
     """A comparison of the exact sums G_k of the gradients of all paths of length k, k = 0..n, and their sum G.
 
-    `Tape.compare_lengths` returns one. G is the ordinary gradient; in a network with gates (highway) without the part through the gates themselves.
+    `Tape.compare_lengths` returns one. G is the ordinary gradient; in a network with gates (highway) without the part
+    through the gates themselves.
 
     Attributes:
         norm: float64 [n + 1], the Euclidean norm of G_k.

@@ -17,7 +17,7 @@ __all__ = ["setup"]
 
 ALIASES = (
     *("Array", "At", "BatchNormMode", "BatchNormPolicy", "By", "Coefficient", "Form", "Kind", "Loss", "Measure"),
-    *("Method", "Modules", "Parallel", "Part", "Precision", "Progress", "Routing", "Shortcut", "Undrawn"),
+    *("Method", "Modules", "Networks", "Parallel", "Part", "Precision", "Progress", "Routing", "Shortcut", "Undrawn"),
 )
 """Aliases that signatures show; a name without an ``{alias}`` is a reference that leads nowhere."""
 
@@ -43,7 +43,9 @@ class _Alias(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         home = self.arguments[0]
         name = self.arguments[-1]
-        lines = [f"```{{py:type}} {name}", f":canonical: {_meaning(home)}", "", *self.content, "```"]
+        module, _, alias = name.rpartition(".")
+        options = [f":module: {module}", f":canonical: {_meaning(home)}"]
+        lines = [f"```{{py:type}} {alias}", *options, "", *self.content, "```"]
         return self.parse_text_to_nodes("\n".join(lines))
 
 

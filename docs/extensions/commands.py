@@ -1,4 +1,4 @@
-"""The command reference: ``{commands}`` describes every command and option as ``--help`` does, from the same objects."""
+"""The command reference: ``{commands}`` describes all commands and options as ``--help`` does, from the same objects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from pathnet.commands.app import app as pathnet_app
 
-__all__ = ["commands_of", "described", "setup"]
+__all__ = ["commands_of", "described", "panels_of", "setup"]
 
 FLAG = re.compile(r"(?<![\w`-])(--[a-z][\w-]*)")
 """A flag within a help text."""

@@ -1,4 +1,4 @@
-"""Signatures without what only the package needs, and the settings of dataclasses as their annotations describe them."""
+"""Signatures without what only the package needs, and settings of dataclasses as their annotations describe them."""
 
 from __future__ import annotations
 
