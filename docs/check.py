@@ -108,7 +108,7 @@ class Site:
 
     @cached_property
     def entries(self) -> set[str]:
-        """The names that may be linked to (``objects.inv``), such as pathnet.Tape.gradient and pathnet-train.--data."""
+        """The names in ``objects.inv``, such as pathnet.Tape.gradient and pathnet-train.--data."""
         packed = (self.folder / "objects.inv").read_bytes().split(b"\n", 4)[4]
         return {line.split(" ", 1)[0] for line in zlib.decompress(packed).decode().splitlines()}
 

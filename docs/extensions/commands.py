@@ -1,4 +1,4 @@
-"""The command reference: ``{commands}`` describes all commands and options as ``--help`` does, from the same objects."""
+"""The command reference: ``{commands}`` describes all commands and options as ``--help`` does, from its objects."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from dataclasses import MISSING, is_dataclass
@@ -32,14 +33,23 @@ def _holds_settings(value: object) -> bool:
         return False
 
 
+def _types(kind: type[Any]) -> dict[str, str]:
+    """Return the types of a dataclass's fields, without marks, and by the names that the code gives them."""
+    types = {}
+    hints = get_type_hints(kind)
+    for name, parameter in inspect.signature(kind).parameters.items():
+        annotation = ast.parse(str(parameter.annotation), mode="eval").body
+        if isinstance(annotation, ast.Subscript) and isinstance(annotation.slice, ast.Tuple):
+            types[name] = ast.unparse(annotation.slice.elts[0])
+        else:
+            types[name] = stringify_annotation(hints[name], mode="smart")
+    return types
+
+
 def _without_marks(kind: type[Any]) -> str:
     """Return the signature of a dataclass of settings, whose annotations are types alone."""
-    hints = get_type_hints(kind)
-    signature = inspect.signature(kind)
-    parameters = [
-        parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
-        for name, parameter in signature.parameters.items()
-    ]
+    signature, types = inspect.signature(kind), _types(kind)
+    parameters = [parameter.replace(annotation=types[name]) for name, parameter in signature.parameters.items()]
     typed = signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
     return stringify_signature(typed, unqualified_typehints=True)
 
@@ -62,15 +72,25 @@ def _before_napoleon(app: Sphinx, what: str, name: str, value: Any, options: Any
         # Napoleon reads the first line of an attribute as "type: description", which pathnet never writes.
         lines[0] = lines[0].replace(":", COLON)
     elif what == "class" and _holds_settings(value):
+        types = _types(value)
         lines += ["", "Attributes:"]
         for setting in settings_of(value):
             default = "" if setting.default is MISSING else f" Default: ``{setting.default!r}``."
-            kind = stringify_annotation(setting.type, mode="smart")
-            lines.append(f"    {setting.name} ({kind}): {setting.help}{default}")
+            lines.append(f"    {setting.name} ({types[setting.name]}): {setting.help}{default}")
 
 
 def _after_napoleon(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    lines[:] = [line.replace(COLON, ":") for line in lines]
+    described: list[str] = []
+    attribute = None
+    for line in lines:
+        if line.startswith(".. attribute::"):
+            attribute = len(described)
+        if attribute is not None and line.startswith("   :type:"):
+            # As an option, the type stands beside the name, and not in a paragraph of its own.
+            described.insert(attribute + 1, line)
+        else:
+            described.append(line.replace(COLON, ":"))
+    lines[:] = described
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
