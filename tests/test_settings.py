@@ -37,7 +37,7 @@ Raises:
 
 Attributes:
     count: Number of things. At least 1.
-    share: Share of them. Above 0. At most 1. By default ``0.5``.
+    share: Share of them. Above 0, at most 1. By default ``0.5``.
     kind: Kind of thing. ``a``, ``b`` or ``c``. By default ``b``.
     whole: Whether things are whole, things are whole, things are whole, things are whole, things are whole,
         things are whole, or not. By default ``True``.

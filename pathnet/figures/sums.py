@@ -71,9 +71,12 @@ def figure_sums(
         >>> plan = PathGradients(method="exact", batches=12, batch_size=16)
         >>> run = path_gradients.measure(net, data, plan, "run")
         >>> result = compare(run)
-        >>> files = pathnet.figures.figure_sums(result, result.exact, "synthetic", "sums")
-        >>> [file.name for file in files]
-        ['sums.png', 'sums.svg']
+        >>> figure = pathnet.figures.figure_sums(result, result.exact, "synthetic")
+        >>> for panel in figure.axes:
+        ...     print(panel.get_title(loc="left"))
+        (a) cancellation among all paths of a length
+        (b) directions of the sums
+        (c) gradient by lengths up to k
     """
     figure, (sums, cosines, explained) = panels(f"{title}: {measured(comparison)}", 3)
     _draw_sums(sums, comparison, exact)
