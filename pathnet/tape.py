@@ -154,8 +154,6 @@ class Tape:
             ValueError: ``b`` is not such a tensor.
 
         Example:
-            One path of every length, 1 to 6:
-
             >>> b = pathnet.paths.one_of_each_length(tape.n)
             >>> tape.path_gradient_norms(b)
             tensor([0.0337, 0.0271, 0.0116, 0.0092, 0.0053, 0.0047], dtype=torch.float64)

@@ -97,6 +97,13 @@ def test_importing_the_package_imports_nothing_that_takes_long_and_is_seldom_nee
     assert {name for name in modules if name.startswith("pathnet.")} == {"pathnet.interrupts"}
 
 
+def test_loading_a_network_imports_nothing_slow_beside_torch(tmp_path: Path) -> None:
+    file = tmp_path / "net.safetensors"
+    pathnet.models.save(pathnet.models.preact_resnet(depth=8, width=4), file)
+    modules = imported_by(f"import pathnet; pathnet.models.load({str(file)!r})")
+    assert "torch" in modules and not modules & {*SLOW, "sympy"}
+
+
 def test_the_core_imports_nothing_slow_beside_torch() -> None:
     core = set(pathnet.__all__)
     modules = imported_by(f"import pathnet; [getattr(pathnet, name) for name in {sorted(core)!r}]")

@@ -14,7 +14,7 @@ PUBLIC = {
     "pathnet": (
         *("AdaptedNet", "EffectiveDepth", "LengthSums", "Recorder", "ScaledGradient", "Tape", "adapt", "record"),
         *("routed", "routed_gradient", "data", "effective_depth", "engines", "experiments", "figures", "lesion"),
-        *("models", "nn", "paper", "paths", "results", "signed", "training"),
+        *("models", "nn", "paper", "paths", "progress", "results", "signed", "training"),
     ),
     "pathnet.data": (
         *("Batches", "Data", "Images", "InMemory", "OnDisk", "cifar10", "class_folders", "digits", "load"),
@@ -38,6 +38,7 @@ PUBLIC = {
         *("check_paths", "enumerate_all", "length_distribution", "one_of_each_length", "remaining_fraction"),
         *("routing", "sample", "signs"),
     ),
+    "pathnet.progress": ("reporter",),
     "pathnet.paper": ("EXPERIMENTS", "Driver", "Experiment", "claims", "draw"),
     "pathnet.results": (
         *("LARGEST", "Measurements", "Range", "Row", "Run", "check_run", "read", "weights_of", "writing"),
