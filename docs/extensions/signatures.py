@@ -8,6 +8,8 @@ import re
 from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
+from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.inspect import stringify_signature
 from sphinx.util.typing import stringify_annotation
@@ -21,6 +23,11 @@ INTERNAL = ("pathnet.Tape", "pathnet.AdaptedNet")
 
 SETTING = re.compile(r"^ {4}(?P<name>\w+): ")
 ALIAS = re.compile(r"TypeAliasForwardRef\('(\w+)'\)")
+"""An alias within a union, as Sphinx names it."""
+ARRAY = re.compile(r"(?:numpy\.)?ndarray\[tuple\[Any, \.\.\.\], (?:numpy\.)?dtype\[(?:numpy\.)?(\w+)\]\]")
+"""An array of NumPy's, whose name `NDArray` Python forgets."""
+FOREIGN = re.compile(r"(?<![\w.~])(?=(?:collections|numpy|pathlib|torch)\.)")
+"""The beginning of a type of another package, of which the last word is enough."""
 COLON = "\ue000"
 """Stand-in for a colon that napoleon must not read."""
 
@@ -62,10 +69,8 @@ def _signature(
         return "", ""
     if what == "class" and _holds_settings(value):
         return _without_marks(value), ""
-    if not ALIAS.search(f"{signature} {returned}"):
-        return None
-    # Sphinx names an alias within a union by a class of its own.
-    return ALIAS.sub(r"\1", signature or ""), ALIAS.sub(r"\1", returned or "")
+    shortened = [ARRAY.sub(r"NDArray[\1]", ALIAS.sub(r"\1", text or "")) for text in (signature, returned)]
+    return None if shortened == [signature or "", returned or ""] else (shortened[0], shortened[1])
 
 
 def _before_napoleon(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
@@ -90,10 +95,18 @@ def _after_napoleon(app: Sphinx, what: str, name: str, value: Any, options: Any,
             attribute = len(described)
         if attribute is not None and line.startswith("   :type:"):
             # As an option, the type stands beside the name, and not in a paragraph of its own.
-            described.insert(attribute + 1, line)
+            described.insert(attribute + 1, FOREIGN.sub("~", ARRAY.sub(r"NDArray[\1]", line)))
         else:
             described.append(line.replace(COLON, ":"))
     lines[:] = described
+
+
+def _shorten_properties(app: Sphinx, document: nodes.document) -> None:
+    # The type of a property passes no event of autodoc's.
+    for annotation in document.findall(addnodes.desc_annotation):
+        text = annotation.astext()
+        if ARRAY.search(text):
+            annotation.children = [nodes.Text(ARRAY.sub(r"NDArray[\1]", text))]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -101,4 +114,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-signature", _signature)
     app.connect("autodoc-process-docstring", _before_napoleon, priority=400)
     app.connect("autodoc-process-docstring", _after_napoleon, priority=600)
+    app.connect("doctree-read", _shorten_properties)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
