@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from dataclasses import MISSING, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
 from docutils import nodes
@@ -21,6 +21,7 @@ __all__ = ["setup"]
 INTERNAL = ("pathnet.Tape", "pathnet.AdaptedNet")
 """Classes that `record` and `adapt` alone construct, of objects that are not public."""
 
+SETTING = re.compile(r"^ {4}(?P<name>\w+): ")
 ALIAS = re.compile(r"TypeAliasForwardRef\('(\w+)'\)")
 """An alias within a union, as Sphinx names it."""
 ARRAY = re.compile(r"(?:numpy\.)?ndarray\[tuple\[Any, \.\.\.\], (?:numpy\.)?dtype\[(?:numpy\.)?(\w+)\]\]")
@@ -78,10 +79,12 @@ def _before_napoleon(app: Sphinx, what: str, name: str, value: Any, options: Any
         lines[0] = lines[0].replace(":", COLON)
     elif what == "class" and _holds_settings(value):
         types = _types(value)
-        lines += ["", "Attributes:"]
-        for setting in settings_of(value):
-            default = "" if setting.default is MISSING else f" Default: ``{setting.default!r}``."
-            lines.append(f"    {setting.name} ({types[setting.name]}): {setting.help}{default}")
+        lines[:] = [SETTING.sub(lambda match: _typed(match, types), line) for line in lines]
+
+
+def _typed(match: re.Match[str], types: dict[str, str]) -> str:
+    name = match["name"]
+    return f"    {name} ({types[name]}): " if name in types else match[0]
 
 
 def _after_napoleon(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
