@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pathnet.checks import described
 from pathnet.recording import At, BatchNormMode, BatchNormPolicy, Precision
-from pathnet.settings import AtLeast, Checked, Flag, Help, check_settings
+from pathnet.settings import AtLeast, Checked, Flag, Help, check_settings, documented
 
 __all__ = ["MOST_DRAWS", "Method", "PathGradients", "Plan", "check_plan"]
 
@@ -30,6 +30,7 @@ def _check_engine(name: str, value: str) -> None:
 Batches = Annotated[int, Help("Number of random training batches for path gradients."), AtLeast(1)]
 
 
+@documented
 @dataclass(frozen=True)
 class Plan:
     """Amounts that the experiments of a study measure; each driver reads the settings that it needs."""
@@ -59,6 +60,7 @@ class Plan:
         check_settings(self)
 
 
+@documented
 @dataclass(frozen=True)
 class PathGradients:
     """Amount and method of what one run of path gradients measures."""

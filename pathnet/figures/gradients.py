@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from rich.markup import escape
 from rich.table import Table
@@ -32,7 +33,11 @@ from pathnet.intervals import no_interval
 __all__ = ["figure_6", "measured", "plot_signed", "table_6"]
 
 
-def figure_6(comparison: Comparison, title: str, path_stem: str | Path) -> list[Path]:
+@overload
+def figure_6(comparison: Comparison, title: str) -> Figure: ...
+@overload
+def figure_6(comparison: Comparison, title: str, path_stem: str | Path) -> list[Path]: ...
+def figure_6(comparison: Comparison, title: str, path_stem: str | Path | None = None) -> Figure | list[Path]:
     """Draw Figure 6 of the paper.
 
     The panels are (a) the number of paths of each length, (b) the gradient that one path carries, and (c) the product
@@ -41,10 +46,10 @@ def figure_6(comparison: Comparison, title: str, path_stem: str | Path) -> list[
     Args:
         comparison: results of a run that holds sampled paths or signed draws.
         title: data set and network, written above the panels.
-        path_stem: path of the files to write, without suffix.
+        path_stem: path of the files to write, without suffix; None to write none.
 
     Returns:
-        The files written: PNG and SVG.
+        The files written, PNG and SVG; without a path, the figure, which a notebook shows.
 
     Raises:
         OSError: a file cannot be written.

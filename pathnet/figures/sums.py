@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator
 from rich.markup import escape
 from rich.table import Table
@@ -33,7 +35,13 @@ from pathnet.intervals import no_interval
 __all__ = ["figure_sums", "table_exact", "table_signed"]
 
 
-def figure_sums(comparison: Comparison, exact: Exact, title: str, path_stem: str | Path) -> list[Path]:
+@overload
+def figure_sums(comparison: Comparison, exact: Exact, title: str) -> Figure: ...
+@overload
+def figure_sums(comparison: Comparison, exact: Exact, title: str, path_stem: str | Path) -> list[Path]: ...
+def figure_sums(
+    comparison: Comparison, exact: Exact, title: str, path_stem: str | Path | None = None
+) -> Figure | list[Path]:
     """Draw the exact sums by length.
 
     The panels are (a) norms of the sums, compared with sums of norms, (b) cosines between the sums and with the
@@ -44,10 +52,10 @@ def figure_sums(comparison: Comparison, exact: Exact, title: str, path_stem: str
         comparison: results of the run.
         exact: its exact sums.
         title: data set and network, written above the panels.
-        path_stem: path of the files to write, without suffix.
+        path_stem: path of the files to write, without suffix; None to write none.
 
     Returns:
-        The files written: PNG and SVG.
+        The files written, PNG and SVG; without a path, the figure, which a notebook shows.
 
     Raises:
         OSError: a file cannot be written.
