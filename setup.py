@@ -36,6 +36,8 @@ class CMakeBuild(build_ext):
             f"-DPATHNET_TORCH_DIR={torch_folder()}",
             f"-DPATHNET_OUTPUT_DIR={package / 'pathnet'}",
             f"-DPATHNET_CUDA={os.environ.get('PATHNET_CUDA', 'ON')}",
+            # Only where the sources stay: packages hold no paths of the machine that built them.
+            f"-DPATHNET_LINE_INFO={'ON' if self.inplace else 'OFF'}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]

@@ -90,13 +90,13 @@ def _experiment(run: results.Run) -> dict[str, Any]:
         "amounts": dict(run.planned),
         "networks": {kind: [net["hash"] for net in nets] for kind, nets in _networks(run).items()},
         "claims": [vars(claim) for claim in paper.claims(run)],
-        "found": _found(run),
+        "numbers": _numbers(run),
     }
 
 
-def _found(run: results.Run) -> dict[str, Any]:
+def _numbers(run: results.Run) -> dict[str, Any]:
     if run.experiment in ("lesion-single", "lesion-stochastic-depth"):
-        return {kind: _deletions(run, kind, found) for kind, found in lesion_single.summarise(run).items()}
+        return {kind: _deletions(run, kind, deletions) for kind, deletions in lesion_single.summarise(run).items()}
     if run.experiment in ("lesion-many", "lesion-reorder"):
         return _by_size(run)
     if run.experiment == "path-gradients":
@@ -107,8 +107,8 @@ def _found(run: results.Run) -> dict[str, Any]:
     if run.experiment == "effective-training":
         return asdict(effective_training.summarise(run))
     if run.experiment == "highway":
-        found = highway.summarise(run)
-        return {**asdict(found), "deletions": _deletions(run, "highway", found.deletions)}
+        summary = highway.summarise(run)
+        return {**asdict(summary), "deletions": _deletions(run, "highway", summary.deletions)}
     return {}
 
 

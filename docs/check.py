@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["Page", "Site", "problems"]
+__all__ = ["Page", "Site", "broken_links", "missing_names", "missing_options", "problems", "unlisted_pages"]
 
 FETCHED = {"img": "src", "script": "src", "link": "href", "iframe": "src", "source": "src", "video": "src"}
 """Attributes by which a browser fetches something without being asked, by element."""
@@ -108,7 +108,7 @@ class Site:
 
     @cached_property
     def entries(self) -> set[str]:
-        """The names that may be linked to (``objects.inv``), such as pathnet.Tape.gradient and pathnet-train.--data."""
+        """The names in ``objects.inv``, such as pathnet.Tape.gradient and pathnet-train.--data."""
         packed = (self.folder / "objects.inv").read_bytes().split(b"\n", 4)[4]
         return {line.split(" ", 1)[0] for line in zlib.decompress(packed).decode().splitlines()}
 
@@ -143,17 +143,19 @@ def _members(name: str, value: object) -> Iterator[str]:
         defined = vars(value).get(member)
         function = getattr(defined, "fget", getattr(defined, "__func__", defined))
         is_described = inspect.isfunction(function) and function.__doc__
-        if not member.startswith("_") and (member in fields or is_described):
+        if (not member.startswith("_") or member == "__call__") and (member in fields or is_described):
             yield f"{name}.{member}"
 
 
-def _missing_names(site: Site) -> Iterator[str]:
+def missing_names(site: Site) -> Iterator[str]:
+    """Yield the public names that the reference has no entry of."""
     for name in public_names():
         if name not in site.entries:
             yield f"reference: expected an entry of {name}, got none"
 
 
-def _missing_options(site: Site) -> Iterator[str]:
+def missing_options(site: Site) -> Iterator[str]:
+    """Yield the options that the page of commands has no entry of."""
     import typer
 
     from pathnet.commands.app import app
@@ -169,7 +171,8 @@ def _missing_options(site: Site) -> Iterator[str]:
                 yield f"commands: expected an entry of {words}.{spelling}, got none"
 
 
-def _unlisted_pages(site: Site) -> Iterator[str]:
+def unlisted_pages(site: Site) -> Iterator[str]:
+    """Yield the pages that the navigation does not lead to."""
     front = site.folder / "index.html"
     listed = {_target(front, link)[0] for link in site.page(front).navigation}
     for file in site.files:
@@ -185,7 +188,8 @@ def _target(file: Path, link: str) -> tuple[Path, str]:
     return ((file.parent / path) if path else file).resolve(), unquote(parts.fragment)
 
 
-def _broken_links(site: Site) -> Iterator[str]:
+def broken_links(site: Site) -> Iterator[str]:
+    """Yield the links that lead nowhere, and whatever comes from outside the site."""
     for file in site.files:
         page = site.page(file)
         for link in dict.fromkeys(page.links):
@@ -207,7 +211,7 @@ def _broken_links(site: Site) -> Iterator[str]:
 
 def _dead_end(site: Site, file: Path, link: str) -> str | None:
     target, anchor = _target(file, link)
-    if not target.is_file():
+    if not (target.is_file() and target.is_relative_to(site.folder)):
         return f"{site.name(file)}: expected a file of the site, got {link}"
     if anchor and target.suffix == ".html" and anchor not in site.page(target).anchors:
         return f"{site.name(file)}: expected an element of {target.name}, got #{anchor}"
@@ -217,7 +221,7 @@ def _dead_end(site: Site, file: Path, link: str) -> str | None:
 def problems(folder: Path) -> list[str]:
     """Return what is wrong with a built site, a line for each."""
     site = Site(folder.resolve())
-    checks = (_missing_names, _missing_options, _unlisted_pages, _broken_links)
+    checks = (missing_names, missing_options, unlisted_pages, broken_links)
     return [problem for check in checks for problem in check(site)]
 
 

@@ -43,9 +43,15 @@ def reporter(label: str) -> AbstractContextManager[Progress]:
 
     Example:
         >>> import pathnet
-        >>> with pathnet.progress.reporter("counting") as progress:
-        ...     for done in range(3):
-        ...         progress(done + 1, 3, "steps")
+        >>> data = pathnet.data.synthetic(images=128, classes=4, shape=(1, 8, 8))
+        >>> net = pathnet.models.preact_resnet(
+        ...     depth=8, width=8, num_classes=4, in_channels=1
+        ... )
+        >>> lesions = [pathnet.lesion.Lesion(deleted=(i,)) for i in range(net.n)]
+        >>> with pathnet.progress.reporter("lesions") as progress:
+        ...     measured = pathnet.lesion.errors(net, data, lesions, progress=progress)
+        >>> measured.images
+        32
     """
     if not isinstance(label, str):
         raise ValueError(f"label: expected a string, got {described(label)}")

@@ -186,9 +186,10 @@ def _described(setting: Setting) -> str:
     if get_origin(setting.value_type) is Literal:
         *choices, last = (f"``{choice}``" for choice in get_args(setting.value_type))
         facts.append(f"{', '.join(choices)} or {last}")
-    for kind, words in ((Above, "Above"), (AtLeast, "At least"), (AtMost, "At most")):
-        if (bound := setting.bound(kind)) is not None:
-            facts.append(f"{words} {bound:g}")
+    kinds = {"above": Above, "at least": AtLeast, "at most": AtMost}
+    bounds = [f"{words} {bound:g}" for words, kind in kinds.items() if (bound := setting.bound(kind)) is not None]
+    if bounds:
+        facts.append(", ".join(bounds).capitalize())
     if setting.default is not MISSING and not is_dataclass(setting.default):
         facts.append(f"By default ``{setting.default}``")
     return " ".join([setting.help, *(f"{fact}." for fact in facts)])

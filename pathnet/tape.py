@@ -175,7 +175,7 @@ class Tape:
             scaled: whether to return mantissas and exponents, a `ScaledGradient`, in place of float64.
 
         Returns:
-            float64 [P, *shape at the place]; or the scaled pair.
+            float64 ``[P, *shape at the place]``; or the scaled pair.
 
         Raises:
             ValueError: ``b`` is not such a tensor.
@@ -207,7 +207,7 @@ class Tape:
             scaled: as for `path_gradients`.
 
         Returns:
-            float64 [P, *shape at the place]; or the scaled pair.
+            float64 ``[P, *shape at the place]``; or the scaled pair.
 
         Raises:
             ValueError: ``routing`` is not such a tensor.
@@ -229,7 +229,7 @@ class Tape:
         In a network with gates (highway) it includes the gradient through the gates themselves.
 
         Returns:
-            float64 [*shape at the place]
+            float64 ``[*shape at the place]``
 
         Example:
             At the first layer's weight it is the gradient that a backward pass leaves there:
@@ -266,7 +266,7 @@ class Tape:
             scaled: as for `path_gradients`.
 
         Returns:
-            float64 [n + 1, *shape at the place], for the lengths 0 to n; or the scaled pair.
+            float64 ``[n + 1, *shape at the place]``, for the lengths 0 to n; or the scaled pair.
 
         Example:
             >>> sums = tape.gradient_by_length()

@@ -43,10 +43,10 @@ def speed(files: Mapping[str, Results]) -> str:
         if rival[1] == "running":
             cells = (figure(results, rival, WITH) for results in on_networks)
             rows.append([f"ResNet-110, one path a call, {rival[2]}", title.split(",")[0].split(" in ")[0], *cells])
-    for name in dict.fromkeys(entry["model"] for found in on_models.values() for entry in _figures(found)):
+    for name in dict.fromkeys(entry["model"] for file in on_models.values() for entry in _figures(file)):
         cells = (_few(on_models.get(_name(results)), name) for results in on_networks)
         rows.append([f"{name}, 100 random paths a call, float32", "fifteen lines", *cells])
-    header = ["times faster", "than", *map(processor, on_networks)]
+    header = ["measured", "times faster than", *map(processor, on_networks)]
     return f"{table(header, rows)}\n\n{from_files(files)}"
 
 

@@ -17,18 +17,18 @@ HELD = {True: "held", False: "**not**"}
 
 def _worst(entries: list[Entry]) -> str:
     """Return the cost of the block whose deletion costs most, except downsampling ones, and that of the median."""
-    found = entries[0]["found"]["residual"]
-    plain = {i: cost for i, cost in enumerate(_costs(found)) if i not in found["downsampling"]}
+    numbers = entries[0]["numbers"]["residual"]
+    plain = {i: cost for i, cost in enumerate(_costs(numbers)) if i not in numbers["downsampling"]}
     worst = max(plain, key=plain.__getitem__)
     middle = sorted(plain.values())
     median = (middle[(len(middle) - 1) // 2] + middle[len(middle) // 2]) / 2
     return f"block {worst} costs {number(100 * plain[worst], 2)} points of error, the median block {_points(median)}"
 
 
-def _costs(found: Entry) -> list[float]:
+def _costs(numbers: Entry) -> list[float]:
     """Return the increase of the error without each block, the mean over seeds."""
-    seeds = list(zip(found["rate"], found["intact"], strict=True))
-    return [sum(rates[i] - intact[0] for rates, intact in seeds) / len(seeds) for i in range(len(found["rate"][0]))]
+    seeds = list(zip(numbers["rate"], numbers["intact"], strict=True))
+    return [sum(rates[i] - intact[0] for rates, intact in seeds) / len(seeds) for i in range(len(numbers["rate"][0]))]
 
 
 def _points(value: float) -> str:
@@ -41,51 +41,52 @@ def _measured(index: int) -> Callable[[list[Entry]], str]:
 
 
 def _step(entries: list[Entry]) -> str:
-    found = entries[0]["found"]
-    last = found["means"][-1]
+    numbers = entries[0]["numbers"]
+    last = numbers["means"][-1]
     return (
-        f"from {percent(found['intact'])} to {percent(last['mean'])}; largest step "
-        f"{percent(found['largest_step'], 2)} of the rise"
+        f"from {percent(numbers['intact'])} to {percent(last['mean'])}; largest step "
+        f"{percent(numbers['largest_step'], 2)} of the rise"
     )
 
 
 def _decay(entries: list[Entry]) -> str:
     """Return the factor of each network with its 95 % interval."""
-    factors = [entry["found"]["decay"] for entry in entries]
+    factors = [entry["numbers"]["decay"] for entry in entries]
     return f"factor {listed([f'{number(mean)} ({number(low)} to {number(high)})' for mean, low, high in factors])}"
 
 
 def _mean_length(entries: list[Entry]) -> str:
     lengths = [
-        number(sum(length * share for length, share in enumerate(entry["found"]["product"], 1))) for entry in entries
+        number(sum(length * share for length, share in enumerate(entry["numbers"]["product"], 1)))
+        for entry in entries
     ]
-    return f"mean length {listed(lengths)} of {entries[0]['found']['n']}"
+    return f"mean length {listed(lengths)} of {entries[0]['numbers']['n']}"
 
 
 def _explained(entries: list[Entry]) -> str:
-    n = entries[0]["found"]["n"]
-    shares = [entry["found"]["exact"]["explained"] for entry in entries]
+    n = entries[0]["numbers"]["n"]
+    shares = [entry["numbers"]["exact"]["explained"] for entry in entries]
     short = int(SHORT * n)
     cells = [spread(share["mean"][short], share["low"][short], share["high"][short]) for share in shares]
     return f"lengths up to {short} of {n} explain {listed(cells)}"
 
 
 def _effective(entries: list[Entry]) -> str:
-    found = entries[0]["found"]
-    best = min(found["effective"], key=lambda way: sum(found["effective"][way]))
-    more = {key: number(100 * found["difference"][best][key]) for key in ("mean", "low", "high")}
+    numbers = entries[0]["numbers"]
+    best = min(numbers["effective"], key=lambda way: sum(numbers["effective"][way]))
+    more = {key: number(100 * numbers["difference"][best][key]) for key in ("mean", "low", "high")}
     return f"{more['mean']} points more error ({more['low']} to {more['high']})"
 
 
 def _three_parts(entries: list[Entry]) -> str:
-    found = entries[0]["found"]
-    frozen = found["frozen"]
+    numbers = entries[0]["numbers"]
+    frozen = numbers["frozen"]
     left = spread(frozen["mean"], frozen["low"], frozen["high"])
-    return f"within {number(found['parts_off'], 1)}; with frozen gates {left} of its norm is left"
+    return f"within {number(numbers['parts_off'], 1)}; with frozen gates {left} of its norm is left"
 
 
 def _openness(entries: list[Entry]) -> str:
-    gates = [gate["mean"] for gate in entries[0]["found"]["openness"]]
+    gates = [gate["mean"] for gate in entries[0]["numbers"]["openness"]]
     return f"open by {number(sum(gates) / len(gates))} in the mean"
 
 

@@ -77,7 +77,7 @@ def _by_file(files: Mapping[str, Results], columns: Mapping[str, Callable[[Resul
 
 def _revision(file: str) -> str:
     """Return the date and commit at the end of a file's name, as code."""
-    return f"`...{file.removesuffix('.json').split('-', 1)[1][-22:]}`"
+    return f"`...{file.removesuffix('.json')[-21:]}`"
 
 
 def from_files(files: Mapping[str, Results]) -> str:
@@ -112,8 +112,8 @@ def lesions(files: Mapping[str, Results]) -> str:
     deletions, forward = steps[0]["deletions"], steps[0]["eager_forward_passes"]
 
     def training(results: Results) -> str:
-        found = results["found"].get("training")
-        return f"{number(found['share'])} ({found['drawn']} of {found['modules']})" if found else "not measured"
+        step = results["found"].get("training")
+        return f"{number(step['share'])} ({step['drawn']} of {step['modules']})" if step else "not measured"
 
     return _by_file(
         files,

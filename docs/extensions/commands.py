@@ -1,4 +1,4 @@
-"""The command reference: ``{commands}`` describes all commands and options as ``--help`` does, from the same objects."""
+"""The command reference: ``{commands}`` describes all commands and options as ``--help`` does, from its objects."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ def described(name: str, command: Any) -> str:
 
 def panels_of(parameters: list[Any]) -> dict[str, list[Any]]:
     """Return the options and arguments that the help shows, by its headings."""
-    panels: dict[str, list[Any]] = {}
+    panels: dict[str, list[Any]] = {"Arguments": [], "Options": []}
     for parameter in parameters:
         default = "Arguments" if parameter.param_type_name == "argument" else "Options"
         if not parameter.hidden:
             panels.setdefault(parameter.rich_help_panel or default, []).append(parameter)
-    return panels
+    return {panel: listed for panel, listed in panels.items() if listed}
 
 
 class _Commands(SphinxDirective):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
-from dataclasses import MISSING, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
+from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.inspect import stringify_signature
 from sphinx.util.typing import stringify_annotation
@@ -18,7 +21,13 @@ __all__ = ["setup"]
 INTERNAL = ("pathnet.Tape", "pathnet.AdaptedNet")
 """Classes that `record` and `adapt` alone construct, of objects that are not public."""
 
+SETTING = re.compile(r"^ {4}(?P<name>\w+): ")
 ALIAS = re.compile(r"TypeAliasForwardRef\('(\w+)'\)")
+"""An alias within a union, as Sphinx names it."""
+ARRAY = re.compile(r"(?:numpy\.)?ndarray\[tuple\[Any, \.\.\.\], (?:numpy\.)?dtype\[(?:numpy\.)?(\w+)\]\]")
+"""An array of NumPy's, whose name `NDArray` Python forgets."""
+FOREIGN = re.compile(r"(?<![\w.~])(?=(?:collections|numpy|pathlib|torch)\.)")
+"""The beginning of a type of another package, of which the last word is enough."""
 COLON = "\ue000"
 """Stand-in for a colon that napoleon must not read."""
 
@@ -32,14 +41,23 @@ def _holds_settings(value: object) -> bool:
         return False
 
 
+def _types(kind: type[Any]) -> dict[str, str]:
+    """Return the types of a dataclass's fields, without marks, and by the names that the code gives them."""
+    types = {}
+    hints = get_type_hints(kind)
+    for name, parameter in inspect.signature(kind).parameters.items():
+        annotation = ast.parse(str(parameter.annotation), mode="eval").body
+        if isinstance(annotation, ast.Subscript) and isinstance(annotation.slice, ast.Tuple):
+            types[name] = ast.unparse(annotation.slice.elts[0])
+        else:
+            types[name] = stringify_annotation(hints[name], mode="smart")
+    return types
+
+
 def _without_marks(kind: type[Any]) -> str:
     """Return the signature of a dataclass of settings, whose annotations are types alone."""
-    hints = get_type_hints(kind)
-    signature = inspect.signature(kind)
-    parameters = [
-        parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
-        for name, parameter in signature.parameters.items()
-    ]
+    signature, types = inspect.signature(kind), _types(kind)
+    parameters = [parameter.replace(annotation=types[name]) for name, parameter in signature.parameters.items()]
     typed = signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
     return stringify_signature(typed, unqualified_typehints=True)
 
@@ -51,10 +69,8 @@ def _signature(
         return "", ""
     if what == "class" and _holds_settings(value):
         return _without_marks(value), ""
-    if not ALIAS.search(f"{signature} {returned}"):
-        return None
-    # Sphinx names an alias within a union by a class of its own.
-    return ALIAS.sub(r"\1", signature or ""), ALIAS.sub(r"\1", returned or "")
+    shortened = [ARRAY.sub(r"NDArray[\1]", ALIAS.sub(r"\1", text or "")) for text in (signature, returned)]
+    return None if shortened == [signature or "", returned or ""] else (shortened[0], shortened[1])
 
 
 def _before_napoleon(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
@@ -62,15 +78,35 @@ def _before_napoleon(app: Sphinx, what: str, name: str, value: Any, options: Any
         # Napoleon reads the first line of an attribute as "type: description", which pathnet never writes.
         lines[0] = lines[0].replace(":", COLON)
     elif what == "class" and _holds_settings(value):
-        lines += ["", "Attributes:"]
-        for setting in settings_of(value):
-            default = "" if setting.default is MISSING else f" Default: ``{setting.default!r}``."
-            kind = stringify_annotation(setting.type, mode="smart")
-            lines.append(f"    {setting.name} ({kind}): {setting.help}{default}")
+        types = _types(value)
+        lines[:] = [SETTING.sub(lambda match: _typed(match, types), line) for line in lines]
+
+
+def _typed(match: re.Match[str], types: dict[str, str]) -> str:
+    name = match["name"]
+    return f"    {name} ({types[name]}): " if name in types else match[0]
 
 
 def _after_napoleon(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    lines[:] = [line.replace(COLON, ":") for line in lines]
+    described: list[str] = []
+    attribute = None
+    for line in lines:
+        if line.startswith(".. attribute::"):
+            attribute = len(described)
+        if attribute is not None and line.startswith("   :type:"):
+            # As an option, the type stands beside the name, and not in a paragraph of its own.
+            described.insert(attribute + 1, FOREIGN.sub("~", ARRAY.sub(r"NDArray[\1]", line)))
+        else:
+            described.append(line.replace(COLON, ":"))
+    lines[:] = described
+
+
+def _shorten_properties(app: Sphinx, document: nodes.document) -> None:
+    # The type of a property passes no event of autodoc's.
+    for annotation in document.findall(addnodes.desc_annotation):
+        text = annotation.astext()
+        if ARRAY.search(text):
+            annotation.children = [nodes.Text(ARRAY.sub(r"NDArray[\1]", text))]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -78,4 +114,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-signature", _signature)
     app.connect("autodoc-process-docstring", _before_napoleon, priority=400)
     app.connect("autodoc-process-docstring", _after_napoleon, priority=600)
+    app.connect("doctree-read", _shorten_properties)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

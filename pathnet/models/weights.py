@@ -49,7 +49,7 @@ BEFORE_DIGESTS = {"config", "recipe", "data", "progress"}
 
 
 def build(config: Mapping[str, Any]) -> ResidualNet:
-    """Return the network that ``config`` (`ResidualNet.config`) describes, freshly initialised.
+    """Return the network that ``config`` (``net.config`` of a `ResidualNet`) describes, freshly initialised.
 
     Args:
         config: the name of a constructor under ``model``, such as ``preact_resnet``, and its arguments by name.
@@ -178,7 +178,7 @@ def save(net: ResidualNet, path: str | Path, dtype: torch.dtype | None = None) -
     The file is in the safetensors format, and holds a SHA-256 of its content. It is replaced as a whole.
 
     Args:
-        net: a network with a configuration (`ResidualNet.config`), as the constructors here build it.
+        net: a network with a configuration (``net.config``), as the constructors here build it.
         path: path of the file; missing folders are created.
         dtype: dtype of kernels and matrices on disk, unchanged by default. float16 halves the file; `load` then
             returns the rounded network. Vectors (biases, factors and statistics of BN) keep their dtype.

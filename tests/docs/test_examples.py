@@ -11,6 +11,7 @@ import random
 import re
 import types
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,8 @@ def runs(value: object) -> bool:
 
 RUNNING = [(module, name) for module, name in NAMES if runs(value_of(module, name))]
 SECTION = re.compile(r"^Examples?:$", re.M)
+SETTING_VARIABLES = ("sklearn.datasets", "torch._dynamo")
+"""Modules of other packages that set environment variables when they are first imported."""
 BY_METHOD = (pathnet.Tape, pathnet.Recorder)
 """Classes each of whose methods has an example; for others that of the class suffices."""
 
@@ -103,6 +106,8 @@ def settings() -> dict[str, object]:
 def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run in a temporary folder, as without the interpreter of Triton, and keep the random generators' states."""
     import_kernels()
+    for module in SETTING_VARIABLES:
+        import_module(module)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.chdir(tmp_path)
     states = random.getstate(), np.random.get_state()
@@ -112,6 +117,8 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     np.random.set_state(states[1])
 
 
+# Without a GPU its example runs the block's modules.
+@pytest.mark.filterwarnings("ignore:fused_residual runs:RuntimeWarning")
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_the_examples_of_a_docstring_print_what_they_show(name: str, reader: None) -> None:
     before = settings()

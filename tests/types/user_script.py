@@ -4,6 +4,8 @@ mypy (strict) and pyright check the ``assert_type`` lines, in a checkout and aga
 the script, so what it asserts of shapes holds as well.
 """
 
+# pyright: strict, reportUnnecessaryTypeIgnoreComment=true, reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import tempfile
