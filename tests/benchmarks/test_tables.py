@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy
+import torch
 from helpers import ROOT
 from helpers.runs import one_of_each, write_run
 
+import pathnet
 from benchmarks import paper, results
 from benchmarks.tables import __main__ as script
 from benchmarks.tables import markdown, models, pages, paths, processors
@@ -175,6 +178,18 @@ def test_the_tables_of_the_paper_quote_the_file(gathered: dict[str, Any]) -> Non
     worst = "1: 20 % (17.6 to 22.6); 0: 12 % (10.1 to 14.2); 3: 11 % (9.21 to 13.1)"
     assert f"| residual | 10 % (8.29 to 12) | {worst} | 11 % |" in lines[2]
     assert "| 2 | 21 % |" in paths.sizes(files)
+
+
+def test_the_agreement_of_rankings_is_kendalls_tau(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = pathnet.models.preact_resnet(depth=14, width=4, in_channels=1)
+    pathnet.models.save(net, tmp_path / "net.safetensors")
+    (row,) = paper.rankings([tmp_path / "net.safetensors"], "digits", 32)
+    ranking = pathnet.lesion.rank(net.eval(), pathnet.data.digits(), images=32)
+    tau = scipy.stats.kendalltau(ranking.loss, ranking.taylor).statistic
+    assert row["agreement"]["taylor"] == pytest.approx(tau) and row["blocks"] == 6
+    text = paths.rankings({"paper/a.json": {"data": "digits", "rankings": [row]}})
+    assert f"| digits | net | 6 | 32 | {tau:.2g} |" in text
 
 
 def test_a_claim_held_only_if_it_held_for_every_network(gathered: dict[str, Any]) -> None:
