@@ -24,7 +24,7 @@ DOCS = $(if $(filter $(VENV)/%,$(RUN)),$(VENV)/docs)
 
 NATIVE := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-interop docs gpu mutants sanitize sanitize-threads install lint clean
+.PHONY: demo test test-interop docs notebooks gpu mutants sanitize sanitize-threads install lint clean
 
 demo: install
 	$(RUN) -m pathnet demo
@@ -40,6 +40,10 @@ test-interop: install $(INTEROP)/installed
 # Build the documentation into build/docs, offline; a warning is an error.
 docs: install $(DOCS)
 	$(RUN) -m sphinx -W --keep-going -q -j auto -d build/doctrees docs build/docs
+
+# Run the documentation's notebooks, and store their outputs: a minute.
+notebooks: install
+	PYTHONPATH=tests $(RUN) -m helpers.notebooks
 
 # On a machine with a GPU: tests, memory checks and benchmarks, into benchmarks/results. COMMIT=... if there is no git.
 gpu: install
