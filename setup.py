@@ -5,14 +5,23 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import pybind11
-import torch
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+
+
+def torch_folder() -> Path:
+    """Return the folder of the package torch, which is not imported: that needs CUDA's libraries, a build does not."""
+    torch = find_spec("torch")
+    if torch is None or torch.origin is None:
+        raise ModuleNotFoundError("torch is not installed, whose headers and libraries pathnet is built with")
+    return Path(torch.origin).parent
 
 
 class CMakeBuild(build_ext):
@@ -20,14 +29,15 @@ class CMakeBuild(build_ext):
 
     def run(self) -> None:
         package = ROOT if self.inplace else Path(self.build_lib).resolve()
-        folder = (
-            ROOT / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}-torch{torch.__version__}"
-        )
+        torch = metadata.version("torch")
+        folder = ROOT / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}-torch{torch}"
         configure = [
             *("cmake", "-S", ROOT, "-B", folder, "-G", "Ninja"),
-            f"-DPATHNET_TORCH_DIR={Path(torch.__file__).parent}",
+            f"-DPATHNET_TORCH_DIR={torch_folder()}",
             f"-DPATHNET_OUTPUT_DIR={package / 'pathnet'}",
             f"-DPATHNET_CUDA={os.environ.get('PATHNET_CUDA', 'ON')}",
+            # Only where the sources stay: packages hold no paths of the machine that built them.
+            f"-DPATHNET_LINE_INFO={'ON' if self.inplace else 'OFF'}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]

@@ -46,12 +46,15 @@ def reporter(label: str) -> AbstractContextManager[Progress]:
 
     Example:
         >>> import pathnet
-        >>> data = pathnet.data.digits()
-        >>> net = pathnet.models.preact_resnet(depth=8, width=4, in_channels=1)
-        >>> with pathnet.progress.reporter("errors") as progress:
-        ...     errors = pathnet.lesion.errors(net, data, [pathnet.lesion.Lesion()], progress=progress)
-        >>> errors.images
-        360
+        >>> data = pathnet.data.synthetic(images=128, classes=4, shape=(1, 8, 8))
+        >>> net = pathnet.models.preact_resnet(
+        ...     depth=8, width=8, num_classes=4, in_channels=1
+        ... )
+        >>> lesions = [pathnet.lesion.Lesion(deleted=(i,)) for i in range(net.n)]
+        >>> with pathnet.progress.reporter("lesions") as progress:
+        ...     measured = pathnet.lesion.errors(net, data, lesions, progress=progress)
+        >>> measured.images
+        32
     """
     if not isinstance(label, str):
         raise ValueError(f"label: expected a string, got {described(label)}")

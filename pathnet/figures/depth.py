@@ -23,6 +23,8 @@ def figure_depth(rows: Sequence[Depth], title: str, path_stem: str | Path) -> li
 def figure_depth(rows: Sequence[Depth], title: str, path_stem: str | Path | None = None) -> Figure | list[Path]:
     """Draw the effective depth, the lengths that hold 95 %, the length that explains half, and the loss.
 
+    `pathnet.effective_depth.Depth` defines them.
+
     Args:
         rows: measurements in the order of the steps; rows without a depth are left out.
         title: heading of the figure.
@@ -34,6 +36,13 @@ def figure_depth(rows: Sequence[Depth], title: str, path_stem: str | Path | None
     Raises:
         ValueError: no row holds a depth.
         OSError: a file cannot be written.
+
+    Example:
+        >>> from pathnet import figures
+        >>> from pathnet.effective_depth import Depth
+        >>> rows = [Depth(0, 3.6, 1, 6, 4, 0.79, 0.03), Depth(100, 2.9, 1, 5, 3, 0.21, 0.03)]
+        >>> [file.name for file in figures.figure_depth(rows, "digits", "depth")]
+        ['depth.png', 'depth.svg']
     """
     known = [row for row in rows if np.isfinite(row.depth)]
     if not known:
