@@ -37,9 +37,12 @@ TRACED := $(wildcard tests/models/test_adapt*.py) tests/models/test_exported.py 
 test-interop: install $(INTEROP)/installed
 	$(INTEROP)/bin/python -m pytest -n auto --dist worksteal tests/interop $(TRACED)
 
-# Build the documentation into build/docs, offline; a warning is an error.
+# Build the documentation into build/docs, offline, and check its links and the completeness of its references; a warning
+# is an error.
 docs: install $(DOCS)
+	rm -rf build/docs/_modules  # Sphinx does not renew their links back to the reference
 	$(RUN) -m sphinx -W --keep-going -q -j auto -d build/doctrees docs build/docs
+	$(RUN) docs/check.py build/docs
 
 # Build dist/: an sdist, and from it the wheel of this Python.
 wheel: install

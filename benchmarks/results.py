@@ -24,6 +24,7 @@ __all__ = [
     "newest",
     "read",
     "read_cpu",
+    "read_object",
     "write",
 ]
 
@@ -50,7 +51,7 @@ def read(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file holds none.
     """
-    results = _object(file)
+    results = read_object(file)
     if not {"began", "kernels", "rehearsal", "steps"} <= results.keys():
         raise ValueError(f"results: {file} holds no results of a GPU run")
     return results
@@ -62,13 +63,13 @@ def read_cpu(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file holds none.
     """
-    results = _object(file)
+    results = read_object(file)
     if results.get("kind") != "cpu":
         raise ValueError(f"results: {file} holds no results of a run on a processor")
     return results
 
 
-def _object(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
     """Return the JSON object in a file, or an empty one if the file holds another value."""
     try:
         content = json.loads(file.read_text())

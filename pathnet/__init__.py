@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathnet import nn as nn
     from pathnet import paper as paper
     from pathnet import paths as paths
+    from pathnet import progress as progress
     from pathnet import results as results
     from pathnet import signed as signed
     from pathnet import training as training
@@ -67,6 +68,7 @@ __all__ = [
     "nn",
     "paper",
     "paths",
+    "progress",
     "record",
     "routed",
     "routed_gradient",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pathnet.adapted import AdaptedNet
-from pathnet.checks import MOST_INTEGER, check_integer, described, listed, one_of
+from pathnet.checks import MOST_INTEGER, check_integer, described, one_of
 from pathnet.full_precision import full_precision
 from pathnet.models.hooks import hooked
 from pathnet.models.tracing.by_hand import Part, assemble, nodes_inside, submodules, trace_block_by_block
@@ -19,8 +19,9 @@ from pathnet.models.tracing.equality import DependentSamplesError, check_equal, 
 from pathnet.models.tracing.examples import Example, checked_example
 from pathnet.models.tracing.graphs import Dropout, differs
 from pathnet.models.tracing.outputs import SingleOutput, select_output
+from pathnet.models.tracing.refusals import advice_on_experts, check_model, untraced
 from pathnet.models.tracing.restoring import evaluating_restored, plain, uncompiled
-from pathnet.models.tracing.tracers import trace_model, untraceable_reason
+from pathnet.models.tracing.tracers import trace_model
 from pathnet.models.tracing.training_reads import (
     TrainingReads,
     calling_whole,
@@ -35,8 +36,6 @@ __all__ = ["AdaptedNet", "adapt"]
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 Parallel = Literal["together", "separate"]
-
-WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
 
 
 def adapt(
@@ -63,6 +62,8 @@ def adapt(
     that it traced cannot be put into training mode while the model has dropout modules with p above 0.
 
     Args:
+        model: any module whose output is a floating-point tensor, or contains one; not inside DistributedDataParallel
+            or a script. What `torch.compile` returns stands for the module inside.
         example: an input batch, floating-point [B, C, H, W] or int64 [B, T], ...; or several inputs, a tuple of
             positional arguments or a mapping of keyword arguments (the model's single argument, if it takes no such
             keywords), in which numbers and None are constants; guessed from the model by default. The residual
@@ -74,8 +75,9 @@ def adapt(
             traced, these modules are traced one by one. Or the branches of every block, as pairs (skip, residual) or
             triples (skip, residual, join); each is a submodule, its name, a function over submodules, or None for the
             identity.
-        stem, head: the parts before the first block and after the last, in the same forms as branches; only together
-            with the branches of every block.
+        stem: the part before the first block, in the same forms as branches; only together with the branches of every
+            block.
+        head: the part after the last block, likewise.
         output: name or index of one of the model's outputs, if it has several.
         stream: where the residual stream begins, if not at the likeliest input: the name or index of an input, or the
             name of a submodule, such as an encoder-decoder's ``decoder``, whose encoder is then context.
@@ -90,13 +92,30 @@ def adapt(
     Raises:
         ValueError: the model cannot be traced, has no residual connections (dense connections, concatenations around
             blocks), the adapted network is not equal to it, or an argument does not fit it.
+
+    Example:
+        >>> import torch
+        >>> import pathnet
+        >>> from torch import nn
+        >>> class Block(nn.Module):
+        ...     def __init__(self, width):
+        ...         super().__init__()
+        ...         self.layers = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+        ...
+        ...     def forward(self, x):
+        ...         return x + self.layers(x)
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(3, 8), Block(8), Block(8), nn.Linear(8, 10))
+        >>> net = pathnet.adapt(model, torch.randn(2, 3))
+        >>> net.n, net.traced_by
+        (2, 'torch.fx')
+        >>> tape = pathnet.record(net, torch.randn(4, 3), torch.randint(10, (4,)), at="1.layers.0.weight")
+        >>> tape.path_gradients(torch.tensor([[1, 0], [1, 1]])).shape
+        torch.Size([2, 8, 8])
     """
     if isinstance(model, nn.Module):
         model = uncompiled(model)
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model: expected a torch.nn.Module, got {described(model)}")
-    if isinstance(model, WRAPPERS):
-        raise ValueError(f"model: expected the module inside the wrapper or script, got {type(model).__name__}")
+    check_model(model)
     if blocks is not None and (isinstance(blocks, str) or not isinstance(blocks, Sequence) or not len(blocks)):
         raise ValueError(f"blocks: expected a list of submodules or their names, got {described(blocks)}")
     if output is not None and not isinstance(output, str):
@@ -104,7 +123,6 @@ def adapt(
     one_of("parallel", parallel, Parallel)
     if stream is not None and not isinstance(stream, str):
         stream = check_integer("stream", stream, 0, MOST_INTEGER)
-    _check_differentiable(model)
     hooks = hooked(model)
     with plain(model), full_precision(), evaluating_restored(model):
         model_modules = set(model.modules())
@@ -266,7 +284,7 @@ def _traced_network(
     by_block = partial(trace_block_by_block, root, named, example) if named else None
     traced, failures = trace_model(root, model, root.choose, example, expected, by_block)
     if traced is None:
-        raise _untraced(model, failures)
+        raise untraced(model, failures)
     within = None if blocks is None else nodes_inside(traced, list(named))
     if within is None and isinstance(stream, str) and stream not in example.structure.tensor_keys:
         within = nodes_inside(traced, [stream])
@@ -274,51 +292,19 @@ def _traced_network(
         parts = dissect(traced, example, within, stream)
     except ValueError as error:
         if not traced.untraced:
-            if advice := _advice_on_experts(model):
+            if advice := advice_on_experts(model):
                 raise ValueError(f"{error}; {advice}") from error
             raise
         # The untraced modules may contain the residual connections.
-        raise _untraced(model, failures) from None
+        raise untraced(model, failures) from None
     outside = (parts.stem, *(block.before for block in parts.blocks if block.before is not None), parts.head)
     if any(module in traced.untraced for part in outside for module in part.modules()):
         # The untraced modules may contain further residual connections.
-        raise _untraced(model, failures)
+        raise untraced(model, failures)
     for name in named:
         if not any(f"{block.name.split(' ')[0]}.".startswith(f"{name}.") for block in parts.blocks):
             raise ValueError(f"blocks: no addition in {name!r} is a residual connection, which every route must pass")
     return _network(parts, traced.traced_by, traced.frozen_statistics, traced.dropouts)
-
-
-def _untraced(model: nn.Module, failures: Mapping[str, str]) -> ValueError:
-    experts = _advice_on_experts(model)
-    by_hand = "blocks= takes branches, (skip, residual), by hand"
-    return ValueError("; ".join(filter(None, (f"model: {untraceable_reason(failures)}", experts, by_hand))))
-
-
-def _advice_on_experts(model: nn.Module) -> str:
-    """Return how to make a mixture of experts of Hugging Face traceable; empty for other models."""
-    experts = any("Experts" in type(module).__name__ for module in model.modules())
-    if not experts or not hasattr(model, "set_experts_implementation"):
-        return ""
-    return 'its experts can be traced after model.set_experts_implementation("batched_mm")'
-
-
-def _check_differentiable(model: nn.Module) -> None:
-    """Raise ValueError if layers are of the kinds of torch that have no gradient, or weights are."""
-    quantised = {
-        name: type(module).__name__
-        for name, module in model.named_modules()
-        if not name.endswith("_packed_params")
-        and type(module).__module__.startswith(
-            ("torch.ao.nn.quantized", "torch.nn.quantized", "torch.ao.nn.intrinsic")
-        )
-    }
-    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
-        raise ValueError("model: expected weights that autograd differentiates, got some of torch.inference_mode")
-    if quantised:
-        raise ValueError(
-            f"model: expected layers that autograd differentiates, got quantised ones: {listed(list(quantised))}"
-        )
 
 
 def _network(

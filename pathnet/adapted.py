@@ -23,8 +23,8 @@ __all__ = ["AdaptedNet"]
 class AdaptedNet(ResidualNet):
     """A view of a model as stem, residual blocks and head, over the model's own modules and weights.
 
-    Training the view, moving it or changing its mode does the same to the model. ``print`` shows a report: the
-    blocks, and the engines that support them.
+    `pathnet.adapt` returns one. Training the view, moving it or changing its mode does the same to the model.
+    ``print`` shows a report: the blocks, and the engines that support them.
 
     Attributes:
         reader: reads the model's inputs: what begins the residual stream, and the context.
@@ -35,6 +35,31 @@ class AdaptedNet(ResidualNet):
         dropouts: the model's dropout modules that `torch.export` omitted, with their names.
         viewed: the model, and what the network lacks of it.
         notes: lines of the report on additions that are no blocks, and on operations that one may expect elsewhere.
+
+    Example:
+        >>> import torch
+        >>> import pathnet
+        >>> from torch import nn
+        >>> class Block(nn.Module):
+        ...     def __init__(self, width):
+        ...         super().__init__()
+        ...         self.layers = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+        ...
+        ...     def forward(self, x):
+        ...         return x + self.layers(x)
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(3, 8), Block(8), Block(8), nn.Linear(8, 10))
+        >>> net = pathnet.adapt(model, torch.randn(2, 3))
+        >>> print(net)
+        2 residual blocks, found by torch.fx
+        block  in the model  input  output  skip      residual module
+        0      1             8      8       identity  perceptron
+        1      2             8      8       identity  perceptron
+        engine cuda: ...
+        engine autograd: serves
+        engine reference: serves
+        >>> torch.equal(net(torch.ones(4, 3)), model(torch.ones(4, 3)))
+        True
     """
 
     dropouts: tuple[tuple[str, Dropout], ...] = ()
@@ -60,6 +85,12 @@ class AdaptedNet(ResidualNet):
     def train(self, mode: bool = True) -> AdaptedNet:
         """Set training or evaluation mode, of the network and of all modules of the model.
 
+        Args:
+            mode: whether the mode is training.
+
+        Returns:
+            The network itself.
+
         Raises:
             ValueError: the mode is training, and the trace omits active dropout of the model, or fixed what a module
                 does in training.
@@ -78,7 +109,16 @@ class AdaptedNet(ResidualNet):
     def forward(
         self, x: Any, drawn: Sequence[bool] | None = None, routing: Any = None, backward: Any = None
     ) -> Tensor:
-        """Return the network's output, see `ResidualNet.forward`.
+        """Return the network's output.
+
+        Args:
+            x: a batch of inputs, in the form of the example that the model was adapted with, [B, ...].
+            drawn: for each block, whether it keeps its residual module, see `pathnet.models.ResidualNet.forward`.
+            routing: coefficients of the forward pass, [n, 2] or [n, parts], see `pathnet.routed`.
+            backward: coefficients of the backward pass, likewise.
+
+        Returns:
+            The model's output, [B, ...].
 
         Raises:
             ValueError: the model is in training mode, which `train` refuses.
@@ -109,6 +149,11 @@ class AdaptedNet(ResidualNet):
                 block.as_one_module()
 
     def stem_weight(self) -> Tensor:
+        """Return the weight of the first convolution that runs, [C_0, C, k, k].
+
+        Raises:
+            ValueError: the stem has no convolution.
+        """
         if isinstance(self.stem, fx.GraphModule):
             # The graph is in the order of execution, unlike modules(), which is in the order of registration.
             modules = dict(self.stem.named_modules())

@@ -38,7 +38,8 @@ def fused_residual(block: Block, x: Tensor, a: float = 1.0, c: float = 1.0) -> T
     Args:
         block: has a `FusedForm` as its `form`: pre-activation units of odd kernels whose padding keeps the side.
         x: float32 or bfloat16 [B, C, H, W], in any memory format.
-        a, c: coefficients of the skip and of the residual module, finite; they get no gradient.
+        a: coefficient of the skip connection, a finite number; it gets no gradient.
+        c: coefficient of the residual module, likewise.
 
     Returns:
         [B, C', H', W'], channels last, in the type of ``x``, or of autocast where it is active.
@@ -46,6 +47,16 @@ def fused_residual(block: Block, x: Tensor, a: float = 1.0, c: float = 1.0) -> T
     Raises:
         ValueError: the kernels cannot run the block, only some of its BNs are in training, ``x``, ``a`` or ``c`` is
             not as above, or autocast's type is not bfloat16.
+
+    Example:
+        >>> import torch
+        >>> from pathnet import models, nn
+        >>> _ = torch.manual_seed(0)
+        >>> block = models.preact_resnet(depth=14, width=8, in_channels=1).blocks[0]
+        >>> x = torch.randn(4, 8, 8, 8, requires_grad=True)
+        >>> y = nn.fused_residual(block.eval(), x, c=0.5)
+        >>> torch.allclose(y, x + 0.5 * block.residual(x), atol=1e-5)
+        True
     """
     if not isinstance(block, Block):
         raise ValueError(f"block: expected a pathnet Block, got {described(block)}")

@@ -36,6 +36,18 @@ class Driver:
         measure: starts or continues the runs of some networks in a folder, and returns them.
         claims: compares the paper's claims with what a run measured.
         draw: draws the figures of a run under a heading, and returns their files.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import pathnet
+        >>> data = pathnet.data.synthetic(images=64, classes=2, shape=(1, 8, 8))
+        >>> net = pathnet.models.preact_resnet(
+        ...     depth=8, width=8, num_classes=2, in_channels=1
+        ... )
+        >>> driver = pathnet.paper.EXPERIMENTS["lesion-single"].load()
+        >>> plan = pathnet.experiments.Plan()
+        >>> driver.measure({"residual": [net]}, data, plan, Path("run"), None)
+        [<Run of lesion-single in run: 4 rows measured; no results yet>]
     """
 
     measure: Measure
@@ -51,9 +63,15 @@ class Experiment:
         paper: sections and figures of the paper.
         about: description, in a sentence.
         networks: kinds of network that it needs.
-        settings: fields of `Plan` that it reads.
-        load: imports its driver.
+        settings: fields of `pathnet.experiments.Plan` that it reads.
+        load: imports its driver, a `Driver`, and returns it.
         any_of_them: whether one of the kinds is enough.
+
+    Example:
+        >>> import pathnet
+        >>> experiment = pathnet.paper.EXPERIMENTS["highway"]
+        >>> experiment.paper, experiment.networks
+        ('section 2, equation 3', ('highway',))
     """
 
     paper: str
@@ -67,8 +85,30 @@ class Experiment:
 def claims(run: results.Run) -> list[Claim]:
     """Return the paper's claims on the experiment of a run, next to what the run measured.
 
+    Args:
+        run: a run, as `pathnet.results.read` returns it.
+
+    Returns:
+        Claims, each with the attributes ``paper`` (the statement), ``where`` (section and figure), ``bound`` (the
+        condition under which it holds), ``measured``, and ``held``.
+
     Raises:
         ValueError: the run is of an unknown experiment, or holds too little.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import pathnet
+        >>> data = pathnet.data.synthetic(images=64, classes=2, shape=(1, 8, 8))
+        >>> net = pathnet.models.preact_resnet(
+        ...     depth=8, width=8, num_classes=2, in_channels=1
+        ... )
+        >>> driver = pathnet.paper.EXPERIMENTS["lesion-single"].load()
+        >>> plan = pathnet.experiments.Plan()
+        >>> (run,) = driver.measure({"residual": [net]}, data, plan, Path("run"), None)
+        >>> for claim in pathnet.paper.claims(run):
+        ...     print(claim.paper)
+        Deleting any one residual module, except a downsampling one, hardly changes the error of a residual network.
+        Deleting a downsampling block matters more.
     """
     return _experiment_of(run).load().claims(run)
 
@@ -76,8 +116,25 @@ def claims(run: results.Run) -> list[Claim]:
 def draw(run: results.Run) -> list[Path]:
     """Draw the figures of a run into its folder, and return their files: PNG and SVG of each figure.
 
+    Args:
+        run: a run, as `pathnet.results.read` returns it.
+
     Raises:
         ValueError: the run is of an unknown experiment, or holds too little.
+        OSError: a file cannot be written.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import pathnet
+        >>> data = pathnet.data.synthetic(images=64, classes=2, shape=(1, 8, 8))
+        >>> net = pathnet.models.preact_resnet(
+        ...     depth=8, width=8, num_classes=2, in_channels=1
+        ... )
+        >>> driver = pathnet.paper.EXPERIMENTS["lesion-single"].load()
+        >>> plan = pathnet.experiments.Plan()
+        >>> (run,) = driver.measure({"residual": [net]}, data, plan, Path("run"), None)
+        >>> [str(file) for file in pathnet.paper.draw(run)]
+        ['run/figures/figure-3.png', 'run/figures/figure-3.svg']
     """
     from pathnet.experiments.run import title
 

@@ -1,50 +1,142 @@
-"""Progress of a long job on stderr: a bar on a terminal, plain lines elsewhere; stdout is for results."""
+"""Progress of a long job: a bar in a notebook or on a terminal, plain lines on stderr elsewhere.
+
+Whatever takes ``progress=``, such as `pathnet.training.train` and `pathnet.lesion.errors`, takes the function that
+`reporter` yields. Stdout is for results.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from html import escape
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+from pathnet.checks import described
 from pathnet.printable import printable
-from pathnet.training import Progress as Report
+from pathnet.training import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["reporter"]
 
 LINE_SECONDS = 10.0
+UPDATE_SECONDS = 0.1
+"""Least time between two updates of a notebook's bar: each is a message to the browser."""
 
 
-@contextmanager
-def reporter(label: str) -> Iterator[Report]:
-    """Yield a function of (done, total, note) that shows on stderr how far the job called ``label`` is.
+def reporter(label: str) -> AbstractContextManager[Progress]:
+    """Return a context manager whose value is a function of (done, total, note) that shows how far a job is.
 
-    Off a terminal it writes a line every ten seconds at most, and always the last state.
+    In a notebook it shows a bar in the output of the cell, which stays in its last state. On a terminal it shows a
+    bar on stderr (with rich, which the extra ``paper`` brings). Elsewhere it writes a line to stderr every ten
+    seconds at most, and always the last state.
+
+    Args:
+        label: name of the job, shown before the bar.
+
+    Raises:
+        ValueError: ``label`` is no string.
+
+    Example:
+        >>> import pathnet
+        >>> data = pathnet.data.synthetic(images=128, classes=4, shape=(1, 8, 8))
+        >>> net = pathnet.models.preact_resnet(
+        ...     depth=8, width=8, num_classes=4, in_channels=1
+        ... )
+        >>> lesions = [pathnet.lesion.Lesion(deleted=(i,)) for i in range(net.n)]
+        >>> with pathnet.progress.reporter("lesions") as progress:
+        ...     measured = pathnet.lesion.errors(net, data, lesions, progress=progress)
+        >>> measured.images
+        32
     """
+    if not isinstance(label, str):
+        raise ValueError(f"label: expected a string, got {described(label)}")
+    if _in_notebook():
+        return _cell(label)
+    console = _terminal()
+    return _lines(label) if console is None else _bar(label, console)
+
+
+def _in_notebook() -> bool:
+    """Return whether this is the process of a notebook's kernel; a process that it starts is not."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
+def _terminal() -> Console | None:
+    """Return the console of a terminal on stderr; None if it is none, or rich is not installed."""
+    try:
+        from rich.console import Console
+    except ImportError:
+        return None
     console = Console(stderr=True)
-    with _bar(label, console) if console.is_terminal else _lines(label) as report:
-        yield report
+    return console if console.is_terminal else None
 
 
 @contextmanager
-def _bar(label: str, console: Console) -> Iterator[Report]:
+def _bar(label: str, console: Console) -> Iterator[Progress]:
+    from rich import progress as bars
+
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
+        bars.TextColumn("{task.description}", markup=False),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeRemainingColumn(),
+        bars.TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(printable(label), total=None, note="")
-        yield lambda done, total, note: progress.update(task, completed=done, total=total, note=printable(note))
+    with bars.Progress(*columns, console=console) as bar:
+        task = bar.add_task(printable(label), total=None, note="")
+        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=printable(note))
 
 
 @contextmanager
-def _lines(label: str) -> Iterator[Report]:
+def _cell(label: str) -> Iterator[Progress]:
+    # IPython is installed wherever there is a kernel, but its functions are not typed.
+    handle: Any = import_module("IPython.display").DisplayHandle()
+    started = shown = time.monotonic()
+    last: tuple[int, int, str] | None = None
+    handle.display(_bundle(label, '<progress style="width: 20em"></progress>'), raw=True)
+
+    def report(done: int, total: int, note: str) -> None:
+        nonlocal shown, last
+        now = time.monotonic()
+        last = done, total, note
+        if now - shown >= UPDATE_SECONDS:
+            shown = now
+            handle.update(_state(label, done, total, note, _left(now - started, done, total)), raw=True)
+
+    try:
+        yield report
+    finally:
+        handle.update(_bundle(label) if last is None else _state(label, *last), raw=True)
+
+
+def _left(seconds: float, done: int, total: int) -> str:
+    """Return the time that the rest takes if it goes on as it went, in words."""
+    if not 0 < done < total:
+        return ""
+    minutes, left = divmod(round(seconds * (total - done) / done), 60)
+    return f", {minutes}:{left:02d} left"
+
+
+def _state(label: str, done: int, total: int, note: str, left: str = "") -> dict[str, Any]:
+    bar = f'<progress value="{done}" max="{max(total, 1)}" style="width: 20em"></progress>'
+    return _bundle(label, bar, f"{done}/{total}{left} {note}".rstrip())
+
+
+def _bundle(label: str, bar: str = "", state: str = "") -> dict[str, Any]:
+    """Return what a notebook shows: HTML, and text for readers without it."""
+    name, words = printable(label), printable(state)
+    html = " ".join(part for part in (escape(name), bar, escape(words)) if part)
+    return {"text/plain": f"{name}: {words}" if words else name, "text/html": f"<div>{html}</div>"}
+
+
+@contextmanager
+def _lines(label: str) -> Iterator[Progress]:
     shown = time.monotonic()
     waiting = ""
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import wraps
 from threading import Lock
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pathnet.checks import check_callable, check_tensor, one_of
-from pathnet.engines import check_engine, choose
-from pathnet.engines.engine import Job, Prepared
-from pathnet.engines.reference import ReferenceEngine
+from pathnet.checks import check_callable, one_of
+from pathnet.engines import Job, check_engine
+from pathnet.entering import Service, check_values, copied_inputs, served, stem_output
 from pathnet.full_precision import Autocast, full_precision
 from pathnet.models.context import Context
-from pathnet.models.inputs import map_tensors
 from pathnet.models.residual_net import ResidualNet, check_net
 from pathnet.places import locate, tail
 from pathnet.recording import (
-    NAN,
-    NOT_FINITE,
     SMALLEST,
     BatchNormMode,
     Loss,
@@ -57,18 +52,6 @@ def _in_precision(method: Method) -> Method:
     return computed  # type: ignore[return-value]
 
 
-@dataclass(frozen=True)
-class _Service:
-    """A job, and its network as prepared by the engine that serves it."""
-
-    job: Job
-    engine: str
-    prepared: Prepared
-
-    def suits(self, net: ResidualNet, y0: Tensor) -> bool:
-        return self.job.net is net and self.job.y0_shape == y0.shape[1:] and self.job.device == y0.device
-
-
 class Recorder:
     """Recorder of forward passes through one network, copied once, and prepared once per image size and device.
 
@@ -83,6 +66,8 @@ class Recorder:
     block may differ by 1e48. Activations are float32: below 1e-45 they are 0, and their ReLUs pass no gradient.
 
     Args:
+        net: a network of `pathnet.models`, a `pathnet.models.ResidualNet` of other blocks, or what `pathnet.adapt`
+            returns.
         bn: ``running``, batch normalisation by running statistics, samples independent; or ``batch``, by the
             statistics of the batch, through which the gradient then also flows.
         engine: a name among `pathnet.engines.available`, or ``auto``: the fastest that serves.
@@ -95,11 +80,28 @@ class Recorder:
             name in ``net.named_parameters()`` or in the adapted model. Paths then run through the blocks from that
             one on, see `Tape`.
         loss: a differentiable function of (output, target) with one finite number as its value, by default the mean
-            cross-entropy. A float64 loss may use that type's whole range. ``model`` is the output itself, of a model
-            that computes its loss from targets among its inputs: ``adapt(model, batch, output="loss")``.
+            cross-entropy in nats. A float64 loss may use that type's whole range. ``model`` is the output itself, of
+            a model that computes its loss from targets among its inputs: ``adapt(model, batch, output="loss")``.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of its range, the network has no such place, or no path leads to it.
+
+    Example:
+        >>> import torch
+        >>> import pathnet
+        >>> _ = torch.manual_seed(0)
+        >>> net = pathnet.models.preact_resnet(depth=14, width=8, in_channels=1)
+        >>> images, labels = torch.randn(4, 1, 8, 8), torch.randint(10, (4,))
+        >>> recorder = pathnet.Recorder(net, at="stem_weight")
+        >>> recorder
+        Recorder(6 blocks, bn='running', engine='auto', precision='float32', at='stem_weight')
+        >>> for batch in (slice(0, 2), slice(2, 4)):
+        ...     tape = recorder(images[batch], labels[batch])
+        ...     print(round(tape.loss, 3), tape.gradient().shape)
+        2.438 torch.Size([8, 1, 3, 3])
+        2.256 torch.Size([8, 1, 3, 3])
+
+        The examples of the methods go on from here.
     """
 
     @full_precision()
@@ -126,7 +128,7 @@ class Recorder:
         self._net = snapshot(net, bn, self._dtype, place.block)
         self._place = place.within(self._net)
         self._tail = tail(self._net, self._place)
-        self._service: _Service | None = None
+        self._service: Service | None = None
         # Threads share the network's copy and its service, and an engine may hook into its modules for a while.
         self._lock = Lock()
 
@@ -156,11 +158,19 @@ class Recorder:
             target: the loss's second argument; none for the model's own loss. For the default loss class labels,
                 int64 [B]; or [B, T] for an output [B, T, classes], where a position with -100 is left out.
 
+        Returns:
+            The recorded batch, with its measurements.
+
         Raises:
             ValueError: an argument is out of its range, or no engine serves the job. On a GPU the tape raises the
                 error of a wrong value among the images or labels, and of a loss that is not finite, see `Tape`.
+
+        Example:
+            >>> tape = recorder(images, labels)
+            >>> tape.output.shape
+            torch.Size([4, 10])
         """
-        tensors, images, context = self._copied(images)
+        tensors, images, context = copied_inputs(self._net, images, self._dtype)
         if self._place.at == "image" and not images.is_floating_point():
             raise ValueError(
                 f'at: expected a place after the tokens, which have no gradient (at="y0"), got {self._place.at!r}'
@@ -179,18 +189,8 @@ class Recorder:
         values = ValueCheck(tensors, labels, gradient.output, gradient.loss, gradient.least)
 
         def recorded(gradient: OutputGradient) -> Record:
-            return Record(
-                net,
-                images,
-                y0.shape,
-                service.engine,
-                walk,
-                gradient.output,
-                gradient.loss,
-                gradient.start,
-                context,
-                autocast,
-            )
+            result = gradient.output, gradient.loss, gradient.start
+            return Record(net, images, y0.shape, service.engine, walk, *result, context, autocast)
 
         record = recorded(gradient)
 
@@ -211,13 +211,13 @@ class Recorder:
     def routed_outputs(self, images: Any, routing: Tensor) -> Tensor:
         """Return the outputs under routings of the forward pass: ``y <- join(a skip(y) + c residual(y))`` per block.
 
-        (1, 1) everywhere is the network itself; (1, 0) deletes a block (Veit et al. 2016, section 4.1), which in BN
-        mode ``batch`` changes the statistics of later blocks. A branch with the coefficient 0 is left out. In a
-        highway block (1, 0) keeps the gated skip connection, and in a VGG layer it gives zeros: `pathnet.lesion`
-        deletes those blocks as the paper does.
+        Ones everywhere give the network itself; (1, 0) deletes a block (Veit et al. 2016, section 4.1),
+        which in BN mode ``batch`` changes the statistics of later blocks. A branch with the coefficient 0 is left
+        out. In a highway block (1, 0) keeps the gated skip connection, and in a VGG layer it gives zeros:
+        `pathnet.lesion` deletes those blocks as the paper does.
 
         Args:
-            images: as for a recording.
+            images: the batch, as for a recording.
             routing: floating-point [P, n, 2], the (a, c) of every block, from input to output; or [P, n, 1 + m] with
                 a coefficient for each of up to m residual modules in parallel.
 
@@ -226,54 +226,55 @@ class Recorder:
 
         Raises:
             ValueError: an argument is out of its range, or no engine serves the job.
+
+        Example:
+            The network itself, then the network without its last block:
+
+            >>> routing = torch.ones(2, 6, 2)
+            >>> routing[1, 5, 1] = 0
+            >>> outputs = recorder.routed_outputs(images, routing)
+            >>> outputs.shape
+            torch.Size([2, 4, 10])
+            >>> torch.allclose(outputs[0], net.eval()(images), atol=1e-5)
+            True
+            >>> (outputs[1] - outputs[0]).norm()
+            tensor(0.2988)
         """
         check_routing(routing, self._net.n, 1 + max(self._net.residual_modules))
-        tensors, images, context = self._copied(images)
+        tensors, images, context = copied_inputs(self._net, images, self._dtype)
         # The head decides the output's shape, so an empty routing needs one pass as well.
         passes = routing if len(routing) else routing.new_ones(1, self._net.n, 2)
         with self._lock:
             y0, service = self._enter(self._net, self._net.bound(context), images)
             chunks = routed_forward(service.prepared.bound(context), y0, passes)
             outputs = torch.cat([self._heads(y_n, context) for _, y_n in chunks])
-        for i, (name, tensor) in enumerate(tensors.items()):
-            if not (tensor.isfinite() if i == 0 else ~tensor.isnan()).all():
-                raise ValueError(NOT_FINITE.replace("images", name, 1) if i == 0 else NAN.format(name))
+        check_values(tensors)
         return outputs[: len(routing)]
 
     @_in_precision
     def engine_for(self, images: Any) -> str:
-        """Return the name of the engine that serves such images (or tokens).
+        """Return the name of the engine that serves such images (or tokens), see `pathnet.engines.available`.
+
+        Args:
+            images: a batch, as for a recording; only its shape, type and device matter.
 
         Raises:
             ValueError: the images do not fit the network, or no engine serves the job.
+
+        Example:
+            >>> pathnet.Recorder(net, precision="float64").engine_for(torch.randn(4, 1, 8, 8))
+            'autograd'
         """
-        _, images, context = self._copied(images)
+        _, images, context = copied_inputs(self._net, images, self._dtype)
         with self._lock:
             return self._enter(self._tail, self._tail.bound(context), images)[1].engine
 
-    @torch.no_grad()
-    def _copied(self, inputs: Any) -> tuple[dict[str, Tensor], Tensor, Context]:
-        """Return copies of the inputs in the type of the passes: all tensors by name, the main one with the batch
-        first, and the context. Integers keep their type."""
-        tensors = self._net.tensors(inputs)
-        _check_images(self._net, tensors)
-
-        def copied(tensor: Tensor) -> Tensor:
-            dtype = self._dtype if self._dtype is not None and tensor.is_floating_point() else tensor.dtype
-            return tensor.detach().to(dtype, copy=True).contiguous()
-
-        copies = map_tensors(inputs, copied)
-        images, context = self._net.split(copies)
-        return self._net.tensors(copies), images.contiguous(), context.detached()
-
-    def _enter(self, net: ResidualNet, bound: ResidualNet, images: Tensor) -> tuple[Tensor, _Service]:
+    def _enter(self, net: ResidualNet, bound: ResidualNet, images: Tensor) -> tuple[Tensor, Service]:
         """Return ``y_0`` of a network ``net`` with its context, and the service for inputs of its shape."""
-        y0 = _stem(bound, images)
+        y0 = stem_output(bound, images)
         if self._service is None or not self._service.suits(net, y0):
             job = Job(net, self._bn, self._precision, tuple(y0.shape[1:]), y0.device)
-            # No engine has to walk through no block, which the plain one does.
-            engine = choose(self._engine, job) if net.n else ReferenceEngine()
-            self._service = _Service(job, engine.name, engine.prepare(job))
+            self._service = served(job, self._engine)
         return y0, self._service
 
     def _heads(self, y_n: Tensor, context: Context) -> Tensor:
@@ -301,49 +302,32 @@ def record(
     batches of one network, a `Recorder` copies it only once.
 
     Args:
+        net: the network, see `Recorder`.
         images: floating-point [B, C, H, W], normalised, on the network's device; or other inputs of the network, a
             tensor, a tuple or a mapping, as in the example that it was adapted with.
         target: the loss's second argument; none for the model's own loss; for the default loss class labels, int64
             [B] or [B, T].
-        bn, engine, precision, at, loss: see `Recorder`.
+        bn: ``running`` or ``batch``, the statistics of batch normalisation, see `Recorder`.
+        engine: a name among `pathnet.engines.available`, or ``auto``.
+        precision: ``float32``, ``bfloat16``, ``float64`` or ``network``, see `Recorder`.
+        at: the place of the gradients: ``y0``, ``image``, ``stem_weight``, the number of a block, or the name of a
+            parameter, see `Recorder`.
+        loss: a differentiable function of (output, target), or ``model``, see `Recorder`.
+
+    Returns:
+        The recorded batch, with its measurements.
 
     Raises:
         ValueError: an argument is out of its range, or no engine serves the job.
+
+    Example:
+        >>> import torch
+        >>> import pathnet
+        >>> _ = torch.manual_seed(0)
+        >>> net = pathnet.models.preact_resnet(depth=14, width=8, in_channels=1)
+        >>> images, labels = torch.randn(4, 1, 8, 8), torch.randint(10, (4,))
+        >>> tape = pathnet.record(net, images, labels, at="blocks.2.convs.0.weight")
+        >>> tape.n, tape.gradient().shape
+        (4, torch.Size([16, 8, 3, 3]))
     """
     return Recorder(net, bn, engine, precision, at, loss)(images, target)
-
-
-@torch.no_grad()
-def _stem(net: ResidualNet, images: Tensor) -> Tensor:
-    try:
-        y0 = torch.as_tensor(net.stem(images.clone()))
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except (RuntimeError, IndexError) as error:  # IndexError: a token outside the vocabulary.
-        what = "shape" if images.is_floating_point() else "tokens of shape"
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"images: the network refuses the {what} {list(images.shape)} ({reason})") from None
-    if y0.shape[:1] != images.shape[:1]:
-        raise ValueError(f"images: expected the batch first, got {list(images.shape)} (y_0 is {list(y0.shape)})")
-    return y0
-
-
-INPUT_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32)
-
-
-def _check_images(net: ResidualNet, tensors: Mapping[str, Tensor]) -> None:
-    """Check the inputs, the main one first, except their values, which `ValueCheck` checks."""
-    device = next((parameter.device for parameter in net.parameters()), None)
-    name, images = next(iter(tensors.items()))
-    if images.dtype not in INPUT_TYPES:
-        raise ValueError(
-            f"{name}: expected a float32, float64, bfloat16 or float16 tensor (normalised images), or int64 or int32 "
-            f"(tokens), got {images.dtype}"
-        )
-    for entry, tensor in tensors.items():
-        check_tensor(entry, tensor, device=device)
-    # A convolution would take an image without a batch too.
-    convolves = images.is_floating_point() and any(isinstance(module, nn.Conv2d) for module in net.stem.modules())
-    if images.ndim == 0 or len(images) == 0 or (convolves and images.ndim != 4):
-        shape = "[B, C, H, W]" if convolves else "[B, ...]"
-        raise ValueError(f"{name}: expected shape {shape} with B >= 1, got {list(images.shape)}")

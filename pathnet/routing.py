@@ -64,6 +64,25 @@ def routed(net: nn.Module, x: Any, routing: Routing | None, backward: Routing | 
 
     Raises:
         ValueError: an argument is out of its range.
+
+    Example:
+        The network without its last block; and a backward pass along the path through all skip connections:
+
+        >>> import torch
+        >>> import pathnet
+        >>> _ = torch.manual_seed(0)
+        >>> net = pathnet.models.preact_resnet(depth=14, width=8, in_channels=1)
+        >>> images, labels = torch.randn(4, 1, 8, 8), torch.randint(10, (4,))
+        >>> _ = net.eval()
+        >>> without = pathnet.routed(net, images, [[1, 1]] * 5 + [[1, 0]])
+        >>> torch.equal(without, pathnet.lesion.delete(net, [5])(images))
+        True
+        >>> output = pathnet.routed(net, images, None, backward=[[1, 0]] * 6)
+        >>> torch.nn.functional.cross_entropy(output, labels).backward()
+        >>> net.stem.weight.grad.norm()
+        tensor(0.0805)
+        >>> print(net.blocks[0].convs[0].weight.grad)
+        None
     """
     inner = unwrapped(net)
     if routing is not None:
@@ -83,17 +102,33 @@ def routed_gradient(net: ResidualNet, x: Any, target: Any, backward: Routing, lo
     paths.)
 
     Args:
+        net: the network, in its present mode.
         x: [B, C, H, W], or other inputs of the network.
-        target: the loss's second argument.
+        target: the loss's second argument; for the default loss class labels, int64 [B] or [B, T].
         backward: [n, 2] or [n, parts]; see `routed`.
-        loss: a differentiable function of (output, target); by default the mean cross-entropy.
+        loss: a differentiable function of (output, target); by default the mean cross-entropy, in nats.
 
     Returns:
-        [B, C_0, H_0, W_0]
+        [B, C_0, H_0, W_0]; or [B, T, C] of tokens.
 
     Raises:
         ValueError: an argument is out of its range, a label is not among the classes, or the loss or its gradient is
             not finite; the last three are not checked while `torch.compile` traces.
+
+    Example:
+        A penalty on the gradient along the path through all skip connections:
+
+        >>> import torch
+        >>> import pathnet
+        >>> _ = torch.manual_seed(0)
+        >>> net = pathnet.models.preact_resnet(depth=14, width=8, in_channels=1)
+        >>> images, labels = torch.randn(4, 1, 8, 8), torch.randint(10, (4,))
+        >>> grad = pathnet.routed_gradient(net.eval(), images, labels, [[1, 0]] * 6)
+        >>> grad.shape
+        torch.Size([4, 8, 8, 8])
+        >>> grad.norm().backward()
+        >>> net.blocks[0].convs[0].weight.grad.norm()
+        tensor(0.0023)
     """
     check_net(net)
     device = check_inputs("x", x, net).device

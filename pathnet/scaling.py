@@ -28,10 +28,27 @@ __all__ = [
 class ScaledGradient(NamedTuple):
     """Gradients whose values are ``mantissa * 2**exponent``.
 
+    A gradient of 1e-60 keeps the digits of its type this way, as one of 1e+60 does.
+
     Attributes:
-        mantissa: [G, B, ...]; without the first dimension for one gradient.
+        mantissa: [G, B, ...], in the type of the backward pass; without the first dimension for one gradient.
         exponent: int32 [G, B] where samples are independent, or [G, 1] where the batch is one object; without the
-            first dimension for one gradient.
+            first dimension for one gradient. A `Tape` returns it with further dimensions of 1, which broadcast to the
+            mantissa.
+
+    Example:
+        >>> import torch
+        >>> import pathnet
+        >>> _ = torch.manual_seed(0)
+        >>> net = pathnet.models.preact_resnet(depth=14, width=8, in_channels=1)
+        >>> images, labels = torch.randn(4, 1, 8, 8), torch.randint(10, (4,))
+        >>> tape = pathnet.record(net, images, labels)
+        >>> b = pathnet.paths.sample(n=6, length=5, count=2)
+        >>> mantissa, exponent = tape.path_gradients(b, scaled=True)
+        >>> mantissa.shape, exponent.shape
+        (torch.Size([2, 4, 8, 8, 8]), torch.Size([2, 4, 1, 1, 1]))
+        >>> torch.equal(mantissa.double() * 2.0**exponent, tape.path_gradients(b))
+        True
     """
 
     mantissa: Tensor

@@ -1,14 +1,17 @@
 """Settings: dataclasses whose annotations hold the help and the bounds of each field.
 
 ``epochs: Annotated[int, Help("Passes over the training split."), AtLeast(1)] = 200`` is the complete description of a
-setting. `check_settings` checks a dataclass by it, and the command line builds a flag from it.
+setting. `check_settings` checks a dataclass by it, `documented` writes its docstring, and the command line builds a
+flag from it.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Hashable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
+from textwrap import fill
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -25,9 +28,14 @@ __all__ = [
     "Setting",
     "Without",
     "check_settings",
+    "documented",
     "settings_of",
 ]
 
+WIDTH = 110
+"""Width of the docstrings that `documented` completes, in characters."""
+
+Kind = TypeVar("Kind")
 Mark = TypeVar("Mark")
 
 
@@ -162,6 +170,29 @@ def check_settings(values: Any) -> None:
         value = getattr(values, setting.name)
         # A frozen dataclass takes no assignment.
         object.__setattr__(values, setting.name, _checked(setting, value))
+
+
+def documented(kind: type[Kind]) -> type[Kind]:
+    """Append the settings of a dataclass to its docstring, as its attributes, and return the dataclass."""
+    attributes = (f"{setting.name}: {_described(setting)}" for setting in settings_of(kind))
+    lines = (fill(attribute, WIDTH, initial_indent=4 * " ", subsequent_indent=8 * " ") for attribute in attributes)
+    kind.__doc__ = "\n".join([inspect.cleandoc(kind.__doc__ or ""), "", "Attributes:", *lines])
+    return kind
+
+
+def _described(setting: Setting) -> str:
+    """Return a setting's help with its choices, its bounds and its default."""
+    facts = []
+    if get_origin(setting.value_type) is Literal:
+        *choices, last = (f"``{choice}``" for choice in get_args(setting.value_type))
+        facts.append(f"{', '.join(choices)} or {last}")
+    kinds = {"above": Above, "at least": AtLeast, "at most": AtMost}
+    bounds = [f"{words} {bound:g}" for words, kind in kinds.items() if (bound := setting.bound(kind)) is not None]
+    if bounds:
+        facts.append(", ".join(bounds).capitalize())
+    if setting.default is not MISSING and not is_dataclass(setting.default):
+        facts.append(f"By default ``{setting.default}``")
+    return " ".join([setting.help, *(f"{fact}." for fact in facts)])
 
 
 def _setting(name: str, hint: Any, default: Any) -> Setting:

@@ -41,6 +41,8 @@ Array = NDArray[np.float64]
 class Judgement:
     """Means of signed draws and the evidence for and against them; arrays hold the lengths 0 to n.
 
+    `judge` returns one. Squared norms have the unit of the loss squared.
+
     Attributes:
         draws: number of draws.
         mean: float64 [n + 1], the estimate of the sum of the squared norms of all path gradients of a length.
@@ -52,6 +54,21 @@ class Judgement:
             between two path gradients of the length. NaN if the exact sums are unknown.
         needed: float64 [n + 1], the number of draws whose mean has a relative standard error of 1/2 if all path
             gradients are aligned.
+
+    Example:
+        >>> import torch
+        >>> import pathnet
+        >>> _ = torch.manual_seed(0)
+        >>> net = pathnet.models.preact_resnet(depth=14, width=8, in_channels=1)
+        >>> tape = pathnet.record(net, torch.randn(4, 1, 8, 8), torch.randint(10, (4,)))
+        >>> draws = tape.squared_norms_by_length(40)
+        >>> judgement = pathnet.signed.judge(draws)
+        >>> judgement.mean[1:3].round(4)
+        array([0.0052, 0.0076])
+        >>> judgement.draws, float(judgement.needed[3])
+        (40, 47.2)
+        >>> judgement.trusted
+        array([ True,  True,  True, False,  True,  True,  True])
     """
 
     draws: int
@@ -93,7 +110,7 @@ def judge(
         sums: float64 [n + 1], or [draws, n + 1] for draws on several batches: the squared norms of the exact sums by
             length, such as ``Tape.compare_lengths().norm ** 2``; NaN for batches whose sums are unknown. Without
             them, all path gradients may be aligned, and lengths that would then need more draws are not trusted.
-        batch: int64 [draws], the number of the batch of each draw. Draws on one batch depend on each other, so the
+        batch: integers [draws], the number of the batch of each draw. Draws on one batch depend on each other, so the
             standard error is that of whole batches. By default, all draws are from one batch.
 
     Returns:
@@ -102,6 +119,20 @@ def judge(
     Raises:
         ValueError: there are no draws, n is above 1000, a draw is negative or not finite, ``sums`` or ``batch`` has
             another shape, or a sum is negative or infinite.
+
+    Example:
+        Length 3 would need 47 draws if all its path gradients were aligned; the exact sums show that they are not:
+
+        >>> import torch
+        >>> import pathnet
+        >>> _ = torch.manual_seed(0)
+        >>> net = pathnet.models.preact_resnet(depth=14, width=8, in_channels=1)
+        >>> tape = pathnet.record(net, torch.randn(4, 1, 8, 8), torch.randint(10, (4,)))
+        >>> draws = tape.squared_norms_by_length(40)
+        >>> pathnet.signed.judge(draws).trusted
+        array([ True,  True,  True, False,  True,  True,  True])
+        >>> pathnet.signed.judge(draws, tape.compare_lengths().norm ** 2).trusted
+        array([ True,  True,  True,  True,  True,  True,  True])
     """
     draws = _numbers("squared_norms", squared_norms)
     if draws.ndim != 2 or not 1 <= draws.shape[1] <= MOST_BLOCKS + 1 or not len(draws):
@@ -160,8 +191,21 @@ def aligned_variances(n: int) -> tuple[float, ...]:
     x^k in ``(1 - x)^m (1 + x)^(n - m)``; m is binomially distributed. The arithmetic is in integers, since the sums
     cancel.
 
+    Args:
+        n: number of residual modules, 0 to 1000.
+
+    Returns:
+        The variances over the squared means, for the lengths 0 to n.
+
     Raises:
         ValueError: n is not an integer from 0 to 1000.
+
+    Example:
+        >>> from pathnet import signed
+        >>> signed.aligned_variances(4)
+        (0.0, 1.5, 3.6667, 1.5, 0.0)
+        >>> f"{signed.aligned_variances(54)[27]:.0e}"
+        '4e+14'
     """
     return _aligned_variances(check_integer("n", n, 0, MOST_BLOCKS))
 
@@ -203,8 +247,20 @@ def tail_index(values: Array) -> float:
     others (Vehtari et al. 2024). The index is minus infinity if all values are equal, and infinity if fewer than five
     are left to fit.
 
+    Args:
+        values: real numbers [S], S >= 1, in an array or a tensor.
+
     Raises:
         ValueError: there are no values, or one is negative or not finite.
+
+    Example:
+        Values whose tail falls exponentially, with the index 0, and as 1 / x^2, with the index 1/2:
+
+        >>> import numpy as np
+        >>> from pathnet import signed
+        >>> share = (np.arange(1000) + 0.5) / 1000
+        >>> round(signed.tail_index(-np.log(share)), 2), round(signed.tail_index(share**-0.5), 2)
+        (0.06, 0.5)
     """
     values = _numbers("values", values)
     if values.ndim != 1 or not len(values) or not (np.isfinite(values) & (values >= 0)).all():

@@ -19,7 +19,7 @@ from pathnet.experiments.plans import Plan, check_plan
 from pathnet.models import ResidualNet
 from pathnet.models.residual_net import check_net
 from pathnet.paper import EXPERIMENTS
-from pathnet.settings import Above, AtLeast, AtMost, Flag, Help, Panel, Without, check_settings
+from pathnet.settings import Above, AtLeast, AtMost, Flag, Help, Panel, Without, check_settings, documented
 from pathnet.training import Progress, Recipe
 from pathnet.training.recipe import check_recipe
 
@@ -61,6 +61,7 @@ DataSet = Annotated[str, Help("digits, synthetic, or a folder: CIFAR-10 or folde
 SkipBroken = Annotated[bool, Help("Skip unreadable images of a folder; runs list them in run.json.")]
 
 
+@documented
 @dataclass(frozen=True)
 class Study:
     """Settings of a study: data, networks of each kind, how they are trained, and how much is measured."""

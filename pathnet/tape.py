@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pathnet import gradients, paths, scaling
 from pathnet.checks import check_flag, check_integer
-from pathnet.engines.transfers import to_device
 from pathnet.full_precision import full_precision
 from pathnet.gradients import LengthSums
 from pathnet.models.residual_net import Block
@@ -28,10 +27,10 @@ Result = TypeVar("Result")
 class Tape:
     """A recorded forward pass; made by `record` or a `Recorder`.
 
-    Gradients are those of the loss, at the place that ``at`` names: ``y0`` [B, C_0, H_0, W_0] ([B, T, C] of tokens),
-    ``image`` [B, C, H, W], ``stem_weight`` [C_0, C, k, k], the input of a block, or a parameter. They are float64,
-    since along 54 modules they can leave the range of float32; or, with ``scaled=True``, a pair of a mantissa and an
-    int32 exponent that broadcasts to it.
+    Gradients are those of the loss (in nats for cross-entropy) at the place that ``at`` names: ``y0``
+    [B, C_0, H_0, W_0] ([B, T, C] of tokens), ``image`` [B, C, H, W], ``stem_weight`` [C_0, C, k, k], the input of a
+    block, or a parameter. They are float64, since along 54 modules they can leave the range of float32; or, with
+    ``scaled=True``, a pair of a mantissa and an int32 exponent that broadcasts to it.
 
     Paths to the input of block k, or to a parameter of it, run through the blocks k to n - 1 of a network, and to all
     other places through all blocks. Along a path the parameter's gradient flows only through the branch of block k
@@ -51,6 +50,18 @@ class Tape:
 
     Attributes:
         at: the place of the gradients.
+
+    Example:
+        >>> import torch
+        >>> import pathnet
+        >>> _ = torch.manual_seed(0)
+        >>> net = pathnet.models.preact_resnet(depth=14, width=8, in_channels=1)
+        >>> images, labels = torch.randn(4, 1, 8, 8), torch.randint(10, (4,))
+        >>> tape = pathnet.record(net, images, labels)
+        >>> tape.n, tape.at, tape.output.shape, round(tape.loss, 3)
+        (6, 'y0', torch.Size([4, 10]), 2.347)
+
+        The examples of the methods go on from here.
     """
 
     def __init__(self, record: Record, place: Place, settle: Callable[[], Record]) -> None:
@@ -131,8 +142,8 @@ class Tape:
         """Return Euclidean norms of the gradients along paths (Veit et al. 2016, section 5 and Figure 6 b).
 
         Args:
-            b: integer or bool [P, n] of zeros and ones; in blocks of m residual modules in parallel, of numbers from
-                0 to m. See `pathnet.paths`.
+            b: the paths, integer or bool [P, n] of zeros and ones; in blocks of m residual modules in parallel, of
+                numbers from 0 to m. See `pathnet.paths`.
             per_sample: whether to return the norm of each sample's slice of the gradient of the batch's loss.
 
         Returns:
@@ -141,6 +152,13 @@ class Tape:
 
         Raises:
             ValueError: ``b`` is not such a tensor.
+
+        Example:
+            >>> b = pathnet.paths.one_of_each_length(tape.n)
+            >>> tape.path_gradient_norms(b)
+            tensor([0.0337, 0.0271, 0.0116, 0.0092, 0.0053, 0.0047], dtype=torch.float64)
+            >>> tape.path_gradient_norms(b, per_sample=True).shape
+            torch.Size([6, 4])
         """
         per_sample, routing = check_flag("per_sample", per_sample), self._routing(b)
         return self._measure(gradients.norms, routing, self._place, per_sample)
@@ -153,13 +171,23 @@ class Tape:
         """Return the gradients along paths: through residual module i where ``b_i`` is 1, else the skip connection.
 
         Args:
-            b: as for `path_gradient_norms`.
+            b: the paths, integer or bool [P, n], as for `path_gradient_norms`.
+            scaled: whether to return mantissas and exponents, a `ScaledGradient`, in place of float64.
 
         Returns:
-            float64 [P, *shape at the place]; or the scaled pair.
+            float64 ``[P, *shape at the place]``; or the scaled pair.
 
         Raises:
             ValueError: ``b`` is not such a tensor.
+
+        Example:
+            All 64 of them add up to the ordinary gradient:
+
+            >>> grads = tape.path_gradients(pathnet.paths.enumerate_all(tape.n))
+            >>> grads.shape, grads.dtype
+            (torch.Size([64, 4, 8, 8, 8]), torch.float64)
+            >>> torch.allclose(grads.sum(0), tape.gradient(), atol=1e-6)
+            True
         """
         return self._gradients(self._routing(b), None, check_flag("scaled", scaled))
 
@@ -172,23 +200,44 @@ class Tape:
 
         Args:
             routing: floating-point [P, n, 2], the (a, c) of every block; or [P, n, parts] with a coefficient for each
-                part (`ResidualNet.parts`). In a block of several residual modules in parallel, ``y = skip(x) + f(x) +
-                g(x)``, those are (a, c_f, c_g), by default (a, c, c). In a network with gates (highway) the third is
-                the coefficient of the gate itself, by default 0. Ones for all parts give the ordinary gradient.
+                part (`pathnet.models.ResidualNet.parts`). In a block of several residual modules in parallel,
+                ``y = skip(x) + f(x) + g(x)``, those are (a, c_f, c_g), by default (a, c, c). In a network with gates
+                (highway) the third is the coefficient of the gate itself, by default 0. Ones for all parts give the
+                ordinary gradient.
+            scaled: as for `path_gradients`.
 
         Returns:
-            float64 [P, *shape at the place]; or the scaled pair.
+            float64 ``[P, *shape at the place]``; or the scaled pair.
 
         Raises:
             ValueError: ``routing`` is not such a tensor.
+
+        Example:
+            The ordinary gradient, then with all residual modules halved:
+
+            >>> routing = torch.ones(2, tape.n, 2)
+            >>> routing[1, :, 1] = 0.5
+            >>> tape.routed_gradients(routing).flatten(1).norm(dim=1)
+            tensor([0.1586, 0.0580], dtype=torch.float64)
         """
         check_routing(routing, self.n, self._parts)
         return self._gradients(*scaling.of_coefficients(routing), check_flag("scaled", scaled))
 
     def gradient(self) -> Tensor:
-        """Return the ordinary gradient of the loss, float64: the sum over all 2^n paths, see `Tape` for parameters.
+        """Return the ordinary gradient of the loss: the sum over all 2^n paths, see `Tape` for parameters.
 
         In a network with gates (highway) it includes the gradient through the gates themselves.
+
+        Returns:
+            float64 ``[*shape at the place]``
+
+        Example:
+            At the first layer's weight it is the gradient that a backward pass leaves there:
+
+            >>> grad = pathnet.record(net, images, labels, at="stem_weight").gradient()
+            >>> torch.nn.functional.cross_entropy(net.eval()(images), labels).backward()
+            >>> torch.allclose(grad.float(), net.stem.weight.grad, atol=1e-6)
+            True
         """
         ones = torch.ones(1, self.n, self._parts, dtype=torch.float64)
         return self._gradients(ones, None, scaled=False)[0]
@@ -213,25 +262,35 @@ class Tape:
         - the other engines hold n + 1 gradients on either side of a block, and compute as many at a time as fit into
           half of a GPU's free memory, or into 256 MB of host memory.
 
+        Args:
+            scaled: as for `path_gradients`.
+
         Returns:
-            float64 [n + 1, *shape at the place], for the lengths 0 to n; or the scaled pair.
+            float64 ``[n + 1, *shape at the place]``, for the lengths 0 to n; or the scaled pair.
+
+        Example:
+            >>> sums = tape.gradient_by_length()
+            >>> sums.flatten(1).norm(dim=1)
+            tensor([0.0355, 0.0727, 0.0892, 0.0708, 0.0380, 0.0166, 0.0047],
+                   dtype=torch.float64)
+            >>> torch.allclose(sums.sum(0), tape.gradient(), atol=1e-6)
+            True
         """
         scaled = check_flag("scaled", scaled)
-        mantissas, exponents = sums = self._sums_by_length()
+        sums = self._sums_by_length()
         shape = place_shape(self._recorded, self._place)
-        if scaled:
-            return self._beside(mantissas.reshape(-1, *shape), exponents)
-        result = mantissas.new_empty(mantissas.shape, dtype=torch.float64)
-        for length, (mantissa, exponent) in enumerate(zip(*sums, strict=True)):
-            result[length] = scaling.value(mantissa[None], exponent[None])[0]
-        return result.reshape(-1, *shape)
+        return gradients.shaped(sums, self._place, shape) if scaled else gradients.values(sums).reshape(-1, *shape)
 
     @full_precision()
     def compare_lengths(self) -> LengthSums:
         """Compare the exact sums by length (`gradient_by_length`) with each other and with the gradient, their sum.
 
         Returns:
-            Norms, cosines, and the share of the gradient that each length explains.
+            Norms, cosines, and the share of the gradient that each length explains, float64 [n + 1] each.
+
+        Example:
+            >>> tape.compare_lengths()
+            LengthSums(lengths 0 to 6, full_norm=0.159, length 2 explains most (37%))
         """
         return gradients.compare_lengths(self._sums_by_length())
 
@@ -249,13 +308,23 @@ class Tape:
         not to trust the mean of these draws.
 
         Args:
-            draws: number of draws, from number ``first`` on; the signs of draw j are a function of (seed, j) alone.
+            draws: number of draws; the signs of draw j are a function of (seed, j) alone.
+            seed: seed of the draws, at least 0.
+            first: number of the first draw, at least 0.
 
         Returns:
             float64 [draws, n + 1], for the lengths 0 to n. Squares of norms beyond 1e-162 and 1e154 leave its range.
 
         Raises:
             ValueError: an argument is out of its range.
+
+        Example:
+            Estimates for the lengths 1 and 2, and the exact sum over the 6 paths of length 1:
+
+            >>> tape.squared_norms_by_length(draws=64).mean(0)[1:3]
+            tensor([0.0051, 0.0075], dtype=torch.float64)
+            >>> tape.path_gradient_norms(torch.eye(6, dtype=torch.int64)).square().sum()
+            tensor(0.0051, dtype=torch.float64)
         """
         most = self._columns - 1
         draws = check_integer("draws", draws, 1, paths.MOST_BYTES // (self.n * most))
@@ -276,30 +345,5 @@ class Tape:
 
     @full_precision()
     def _gradients(self, routing: Tensor, powers: Tensor | None, scaled: bool) -> Tensor | ScaledGradient:
-        """Return the gradients under routings [P, n, 2 or parts], each times ``2**power``.
-
-        Args:
-            powers: int32 [P]; None for zeros.
-        """
-        return self._measure(self._gradients_of, routing, powers, scaled)
-
-    def _gradients_of(
-        self, record: Record, routing: Tensor, powers: Tensor | None, scaled: bool
-    ) -> Tensor | ScaledGradient:
-        shape, count = place_shape(record, self._place), len(routing)
-        like, exponent = record.start
-        inner, slots = ((1, shape.numel()), 1) if self._place.parameter else (shape, len(exponent))
-        mantissa = like.new_empty(count, *inner, dtype=like.dtype if scaled else torch.float64)
-        exponents = torch.empty(count, slots, dtype=torch.int32, device=like.device)
-        for part, (grad, exponent) in gradients.scaled_gradients(record, routing, self._place):
-            if powers is not None:
-                exponent = exponent + to_device(powers[part, None], exponent.device)
-            mantissa[part] = grad if scaled else scaling.value(grad, exponent)
-            exponents[part] = exponent
-        mantissa = mantissa.reshape(count, *shape)
-        return self._beside(mantissa, exponents) if scaled else mantissa
-
-    def _beside(self, mantissa: Tensor, exponents: Tensor) -> ScaledGradient:
-        """Return scaled gradients at the place, the exponents with dimensions that broadcast."""
-        exponents = exponents[:, 0] if self._place.parameter else exponents
-        return ScaledGradient(mantissa, scaling.beside(exponents, mantissa))
+        """Return the gradients under routings [P, n, 2 or parts], each times ``2**power``; None for powers of 0."""
+        return self._measure(gradients.under_routings, routing, powers, self._place, scaled)

@@ -34,6 +34,7 @@ ORDER = [
     "routing",
     "signed",
     "walks",
+    "entering",
     "places",
     "pull_backs",
     "gradients",
@@ -94,6 +95,13 @@ def test_importing_the_package_imports_nothing_that_takes_long_and_is_seldom_nee
     modules = imported_by("import pathnet")
     assert not modules & (SLOW | {"torch", "numpy"})
     assert {name for name in modules if name.startswith("pathnet.")} == {"pathnet.interrupts"}
+
+
+def test_loading_a_network_imports_nothing_slow_beside_torch(tmp_path: Path) -> None:
+    file = tmp_path / "net.safetensors"
+    pathnet.models.save(pathnet.models.preact_resnet(depth=8, width=4), file)
+    modules = imported_by(f"import pathnet; pathnet.models.load({str(file)!r})")
+    assert "torch" in modules and not modules & {*SLOW, "sympy"}
 
 
 def test_the_core_imports_nothing_slow_beside_torch() -> None:

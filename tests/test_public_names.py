@@ -1,60 +1,18 @@
-"""The public names of the package: the only list of them, and what each must have."""
+"""Requirements on each public name of the package: documentation, types, and a place in the list."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import pkgutil
-from collections.abc import Callable
 from importlib import import_module, metadata
 from pathlib import Path
-from types import FunctionType, ModuleType
-from typing import Any
+from types import ModuleType
 
 import pytest
+from helpers.public_names import NAMES, PUBLIC, public_functions, value_of
 
 import pathnet
-
-PUBLIC = {
-    "pathnet": (
-        *("AdaptedNet", "EffectiveDepth", "LengthSums", "Recorder", "ScaledGradient", "Tape", "adapt", "record"),
-        *("routed", "routed_gradient", "data", "effective_depth", "engines", "experiments", "figures", "lesion"),
-        *("models", "nn", "paper", "paths", "results", "signed", "training"),
-    ),
-    "pathnet.data": (
-        *("Batches", "Data", "Images", "InMemory", "OnDisk", "cifar10", "class_folders", "digits", "load"),
-        "synthetic",
-    ),
-    "pathnet.effective_depth": ("Depth", "EffectiveDepth", "read"),
-    "pathnet.engines": ("Engine", "Job", "Prepared", "Walk", "available", "check_engine", "choose", "refusals"),
-    "pathnet.experiments": ("PathGradients", "Plan"),
-    "pathnet.figures": (*("figure_6", "figure_depth", "figure_sums", "table_6", "table_exact", "table_signed"),),
-    "pathnet.lesion": (
-        *("RECALIBRATION_BATCHES", "BatchNormPolicy", "Errors", "Lesion", "Ranking", "delete", "errors", "rank"),
-        *("recalibrated", "reorder"),
-    ),
-    "pathnet.models": (
-        *("Block", "FusedForm", "HighwayBlock", "PostActivationForm", "PostactBlock", "PreactBlock", "ResidualNet"),
-        *("Unit", "VggLayer", "build", "fingerprint", "highway", "load", "preact_resnet", "preact_resnet_imagenet"),
-        *("resnet", "save", "vgg"),
-    ),
-    "pathnet.nn": ("fused_residual",),
-    "pathnet.paths": (
-        *("check_paths", "enumerate_all", "length_distribution", "one_of_each_length", "remaining_fraction"),
-        *("routing", "sample", "signs"),
-    ),
-    "pathnet.paper": ("EXPERIMENTS", "Driver", "Experiment", "claims", "draw"),
-    "pathnet.results": (
-        *("LARGEST", "Measurements", "Range", "Row", "Run", "check_run", "read", "weights_of", "writing"),
-    ),
-    "pathnet.signed": ("Judgement", "aligned_variances", "judge", "tail_index"),
-    "pathnet.training": ("Epoch", "Progress", "Recipe", "evaluate", "train"),
-}
-NAMES = [(module, name) for module, names in PUBLIC.items() for name in names]
-
-
-def value_of(module: str, name: str) -> Any:
-    return getattr(import_module(module), name)
 
 
 @pytest.mark.parametrize("module", PUBLIC)
@@ -83,18 +41,6 @@ def test_type_checkers_see_the_names_that_are_imported_when_used() -> None:
             assert alias.asname == alias.name, "type checkers export a name of a typed package only if it is repeated"
             seen[alias.name] = getattr(import_module(node.module), alias.name)
     assert seen == {name: getattr(pathnet, name) for name in dir(pathnet)}
-
-
-def public_functions(value: Any) -> dict[str, Callable[..., Any]]:
-    """Return a public function itself, or the public methods and properties that a class defines."""
-    if not inspect.isclass(value):
-        return {value.__name__: value}
-    members = {}
-    for name, member in vars(value).items():
-        function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
-        if isinstance(function, FunctionType) and (not name.startswith("_") or name in ("__init__", "__call__")):
-            members[name] = function
-    return members
 
 
 def described_where_assigned(name: str) -> bool:

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import pkgutil
 import re
 from pathlib import Path
 
 import pytest
-
-from pathnet.engines import triton
+from helpers.triton_kernels import import_kernels
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 EXTRAS = {"torchvision", "timm", "transformers"}
-
-
-def import_kernels() -> None:
-    """Import the Triton kernels while the interpreter is on, which other tests in this process rely on."""
-    if importlib.util.find_spec("triton") is not None:
-        for module in pkgutil.iter_modules(triton.__path__):
-            importlib.import_module(f"{triton.__name__}.{module.name}")
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: text.splitlines()[-1][:40])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("benchmarks", "csrc", "pathnet", "tests")
+FOLDERS = ("benchmarks", "csrc", "docs", "pathnet", "tests")
 SOURCES = (".py", ".cpp", ".h", ".cu", ".cuh")
 
 HANGING = re.compile(

@@ -11,7 +11,8 @@ __all__ = ["setup"]
 
 
 def _inline(translator: HTML5Translator, node: nodes.math) -> None:
-    translator.body.append(convert(node.astext()))
+    # A word joiner, lest a line begin with the full stop behind a formula.
+    translator.body.append(convert(node.astext()) + "&#8288;")
     raise nodes.SkipNode
 
 

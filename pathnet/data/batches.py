@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
@@ -140,6 +140,17 @@ class Batches:
 
     Raises:
         ValueError: an argument is no iterable of batches; what is wrong with an element is told by its position.
+
+    Example:
+        >>> import torch
+        >>> import pathnet
+        >>> loader = [(torch.randn(8, 1, 8, 8), torch.arange(8)) for _ in range(3)]  # or a DataLoader
+        >>> batches = pathnet.data.Batches(test=loader, name="my images")
+        >>> batches
+        Batches('my images': 3 test batches)
+        >>> net = pathnet.models.preact_resnet(depth=14, width=8, in_channels=1).eval()
+        >>> pathnet.lesion.errors(net, batches, [pathnet.lesion.Lesion()]).images
+        24
     """
 
     skipped: tuple[str, ...] = ()
@@ -152,8 +163,8 @@ class Batches:
         self.train = None if train is None else _kept("train", train)
 
     def __repr__(self) -> str:
-        training = "" if self.train is None else f", {len(self.train):,} training batches"
-        return f"Batches({self.name!r}: {len(self.test):,} test batches{training})"
+        training = "" if self.train is None else f", {_counted(self.train, 'training')}"
+        return f"Batches({self.name!r}: {_counted(self.test, 'test')}{training})"
 
     def fingerprint(self, like: str | None = None) -> str:
         """Return the data hash of a run: a version and a SHA-256 of all types, shapes and values.
@@ -191,6 +202,10 @@ class Batches:
     def training_batches(self) -> tuple[tuple[Any, Tensor], ...]:
         """Batches for gradients."""
         return self.test if self.train is None else self.train
+
+
+def _counted(batches: Sized, split: str) -> str:
+    return f"{len(batches):,} {split} batch{'' if len(batches) == 1 else 'es'}"
 
 
 def _kept(name: str, batches: object) -> tuple[tuple[Any, Tensor], ...]:

@@ -28,8 +28,20 @@ def digits() -> Data:
     The last fifth is by other writers than the rest, so this is the harder split. The augmentation shifts images
     by up to one pixel, and does not mirror them, since a mirrored digit is not a digit.
 
+    Returns:
+        1,437 training and 360 test images, uint8 [1, 8, 8] with values from 0 to 16, in 10 classes.
+
     Raises:
         ModuleNotFoundError: scikit-learn is not installed.
+
+    Example:
+        >>> import pathnet
+        >>> data = pathnet.data.digits()
+        >>> data
+        Data('digits': 1,437 training and 360 test images of 1x8x8, 10 classes, in memory)
+        >>> images, labels = data.random_batch(32, seed=0, batch=0)
+        >>> images.shape, labels.shape
+        (torch.Size([32, 1, 8, 8]), torch.Size([32]))
     """
     require("sklearn", "pathnet.data.digits takes the digits from scikit-learn")
     from sklearn.datasets import load_digits
@@ -57,8 +69,19 @@ def synthetic(images: int = 512, classes: int = 10, shape: tuple[int, int, int] 
         shape: (C, H, W) of an image, at most 2^29 values.
         seed: seed of the random images, at least 0.
 
+    Returns:
+        Images, uint8 (C, H, W), in memory; the labels run through the classes in turn.
+
     Raises:
         ValueError: an argument is not a positive integer, ``seed`` is negative, or a bound is exceeded.
+
+    Example:
+        >>> import pathnet
+        >>> data = pathnet.data.synthetic(images=64, classes=2, shape=(1, 8, 8))
+        >>> data
+        Data('synthetic': 64 training and 16 test images of 1x8x8, 2 classes, in memory)
+        >>> data.train.labels[:6]
+        tensor([0, 1, 0, 1, 0, 1])
     """
     seed = check_integer("seed", seed, 0)
     if not isinstance(shape, tuple | list) or len(shape) != 3:

@@ -28,7 +28,7 @@ ROWS_PER_BATCH = 1024
 
 
 def cifar10(folder: str | Path, skip_broken: bool = False) -> Data:
-    """Return CIFAR-10 from a folder in either of two layouts.
+    """Return CIFAR-10 (Krizhevsky 2009) from a folder in either of two layouts.
 
     The layouts are Parquet files with encoded images (``train-*.parquet``, ``test-*.parquet``) and the original
     pickles of ``cifar-10-batches-py``, which are read without executing them.
@@ -41,6 +41,17 @@ def cifar10(folder: str | Path, skip_broken: bool = False) -> Data:
     Raises:
         ValueError: the folder has neither layout, or a file, an image or a label cannot be read.
         ModuleNotFoundError: the files are Parquet, and pyarrow or pillow is not installed.
+
+    Example:
+        >>> import pickle
+        >>> from pathlib import Path
+        >>> import numpy
+        >>> import pathnet
+        >>> batch = {b"data": numpy.zeros((4, 3072), numpy.uint8), b"labels": [0, 1, 2, 3]}  # 10,000 in the real one
+        >>> for name in [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]:
+        ...     _ = Path(name).write_bytes(pickle.dumps(batch))
+        >>> pathnet.data.cifar10(".")
+        Data('CIFAR-10': 20 training and 4 test images of 3x32x32, 10 classes, in memory)
     """
     folder = existing_folder(folder)
     check_flag("skip_broken", skip_broken)

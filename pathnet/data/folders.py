@@ -26,8 +26,10 @@ def class_folders(folder: str | Path, side: int | None = None, skip_broken: bool
     """Return images from ``train/<class>/`` and ``test/<class>/`` (or ``val/<class>/``), the layout of ImageNet.
 
     A data set larger than 1 GiB when decoded stays on disk, and threads decode each batch on demand. If both ``test``
-    and ``val`` exist, ``test`` is used. `pathnet.data.decoding` documents the formats, and the treatment of colours,
-    transparency and orientation.
+    and ``val`` exist, ``test`` is used.
+
+    Images may be PNG, JPEG, BMP, WebP or PPM, and become RGB, uint8 [3, side, side]: scaled, then cropped at the
+    centre. Their pixels are as stored: an orientation in the EXIF data is not applied, and transparency is dropped.
 
     Args:
         folder: the folder with the splits.
@@ -39,6 +41,18 @@ def class_folders(folder: str | Path, side: int | None = None, skip_broken: bool
     Raises:
         ValueError: a folder or a class is missing in a split, or an image cannot be read.
         ModuleNotFoundError: pillow is not installed.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> import pathnet
+        >>> for split in ("train", "test"):
+        ...     for kind, colour in (("cat", "grey"), ("dog", "brown")):
+        ...         folder = Path("pets", split, kind)
+        ...         folder.mkdir(parents=True)
+        ...         Image.new("RGB", (20, 16), colour).save(folder / "0.png")
+        >>> pathnet.data.class_folders("pets", side=12)
+        Data('pets': 2 training and 2 test images of 3x12x12, 2 classes, in memory)
     """
     folder = existing_folder(folder)
     side = side if side is None else check_integer("side", side, 1, MOST_SIDE)

@@ -30,17 +30,28 @@ class Data:
 
     Attributes:
         name: the data set's name in figures and run records.
-        train, test: the two splits.
+        train: the training split, see `Images`.
+        test: the test split.
         classes: the names of the labels 0, 1, ...
         crop_padding: number of zero pixels on each side before the random crop of the augmentation.
         flip: whether the augmentation mirrors half of the images.
         skipped: names of the images that are left out because they cannot be read.
-        mean, std: mean and standard deviation of the pixels (0..255) of up to 10,000 training images, float32 [C].
+        mean: mean of the pixels (0..255) of up to 10,000 training images, float32 [C].
+        std: their standard deviation, float32 [C].
         image_shape: shape (C, H, W) of every image.
 
     Raises:
         ValueError: a split is not an `Images`, has no images or has labels outside the classes, or the images of the
             splits differ in shape.
+
+    Example:
+        >>> import pathnet
+        >>> data = pathnet.data.synthetic(images=64, classes=2, shape=(1, 8, 8))
+        >>> images, labels = data.random_batch(16, seed=0, batch=0)
+        >>> images.shape, images.dtype, labels.shape
+        (torch.Size([16, 1, 8, 8]), torch.float32, torch.Size([16]))
+        >>> [len(labels) for images, labels in data.test_batches(10)]
+        [10, 6]
     """
 
     name: str
@@ -94,6 +105,9 @@ class Data:
         Args:
             like: the hash that an earlier run or checkpoint recorded. If it has no version, the result is a hash of
                 that older kind: over values without shapes and names, or over names and sizes of files.
+
+        Raises:
+            ValueError: a file of images on disk cannot be read.
         """
         if isinstance(like, str) and not like.startswith(VERSION):
             return self._legacy_fingerprint(like)
@@ -116,7 +130,11 @@ class Data:
         return digest.hexdigest()
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return images, uint8 [B, C, H, W], as float32 with mean 0 and standard deviation 1 per channel."""
+        """Return images, uint8 [B, C, H, W], as float32 with mean 0 and standard deviation 1 per channel.
+
+        Raises:
+            ValueError: the images have another type, or another number of channels than the data set.
+        """
         if check_tensor("images", images).dtype != torch.uint8:
             raise ValueError(f"images: expected uint8 [B, C, H, W], got {described(images)}")
         check_tensor("images", images, shape=(None, len(self.mean), None, None))
@@ -124,7 +142,17 @@ class Data:
         return (images.float() - mean) / std
 
     def augment(self, images: Tensor, rng: np.random.Generator) -> Tensor:
-        """Return normalised images, float [B, C, H, W], padded with zeros, then randomly cropped and mirrored."""
+        """Return normalised images, float [B, C, H, W], padded with zeros, then randomly cropped and mirrored.
+
+        This is the augmentation of He et al. 2016 for CIFAR. Crops have the size of the images.
+
+        Args:
+            images: float [B, C, H, W].
+            rng: source of the crops and mirrorings.
+
+        Raises:
+            ValueError: the images have another type or shape, or ``rng`` is no generator of NumPy's.
+        """
         check_tensor("images", images, "floating-point", (None,) * 4)
         if not isinstance(rng, np.random.Generator):
             raise ValueError(f"rng: expected a numpy.random.Generator, got {described(rng)}")
@@ -143,8 +171,13 @@ class Data:
     def random_batch(self, size: int, seed: int, batch: int) -> tuple[Tensor, Tensor]:
         """Return batch number ``batch`` of a seed: distinct training images, drawn uniformly.
 
+        Args:
+            size: number of images.
+            seed: seed of the batches, at least 0.
+            batch: number of the batch, from 0. It is a function of seed and number alone.
+
         Returns:
-            images, float32 [size, C, H, W], normalised but not augmented; labels, int64 [size].
+            Images, float32 [size, C, H, W], normalised but not augmented; labels, int64 [size].
 
         Raises:
             ValueError: the training split has fewer than ``size`` images, or an argument is negative or no integer.
@@ -163,7 +196,14 @@ class Data:
         return min(most, len(self.train))
 
     def test_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Return the test split in order, normalised, in batches of at most ``size`` images."""
+        """Return the test split in order, normalised, in batches of at most ``size`` images.
+
+        Returns:
+            An iterator of pairs: images, float32 [B, C, H, W], and labels, int64 [B].
+
+        Raises:
+            ValueError: ``size`` is less than 1 or no integer.
+        """
         batches = torch.arange(len(self.test)).split(check_integer("size", size, 1))  # type: ignore[no-untyped-call]
         return ((self.normalise(self.test.take(indices)), self.test.labels[indices]) for indices in batches)
 

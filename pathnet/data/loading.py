@@ -22,7 +22,16 @@ def load(name: str | Path, skip_broken: bool = False) -> Data:
         skip_broken: leave out images of a folder that cannot be read, see `class_folders` and `cifar10`.
 
     Raises:
-        ValueError: neither a known name nor a folder of images.
+        ValueError: neither a known name nor a folder of images; or an image cannot be read.
+        ModuleNotFoundError: a package that reads the data set is not installed.
+
+    Example:
+        >>> import pathnet
+        >>> pathnet.data.load("synthetic")
+        Data('synthetic': 512 training and 128 test images of 3x32x32, 10 classes, in memory)
+        >>> pathnet.data.load("digit")
+        Traceback (most recent call last):
+        ValueError: data: expected digits, synthetic or an existing folder, got 'digit', which is not a folder
     """
     check_flag("skip_broken", skip_broken)
     if isinstance(name, str) and name in ("digits", "synthetic"):

@@ -28,7 +28,18 @@ Result = TypeVar("Result")
 
 @runtime_checkable
 class Images(Protocol):
-    """A split of a data set, with labels in memory and images by index."""
+    """A split of a data set, with labels in memory and images by index.
+
+    `InMemory` and `OnDisk` are such splits; any object with these members is one, so a `Data` can read images from
+    another source.
+
+    Example:
+        >>> import torch
+        >>> from pathnet import data
+        >>> split = data.InMemory(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1, 0, 1]))
+        >>> isinstance(split, data.Images), split.take(torch.tensor([4, 0])).shape
+        (True, torch.Size([2, 3, 8, 8]))
+    """
 
     @property
     def labels(self) -> Tensor:
@@ -38,7 +49,7 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def take(self, indices: Tensor) -> Tensor:
-        """Return images, uint8 [len(indices), C, H, W]."""
+        """Return images, uint8 [K, C, H, W], by their indices, int64 [K]."""
         ...
 
     def identity(self) -> bytes:
@@ -52,7 +63,26 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class InMemory:
-    """A split whose images, uint8 [N, C, H, W], are in memory."""
+    """A split whose images are in memory.
+
+    Attributes:
+        images: uint8 [N, C, H, W].
+        labels: int64 [N].
+        origin: the place of the images, in words.
+
+    Raises:
+        ValueError: a tensor has another type or shape.
+
+    Example:
+        >>> import torch
+        >>> from pathnet import data
+        >>> images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
+        >>> train = data.InMemory(images, torch.tensor([0, 1, 0, 1, 0, 1]))
+        >>> train
+        InMemory(6 images of 3x8x8)
+        >>> data.Data("noise", train, train, ("cat", "dog"))
+        Data('noise': 6 training and 6 test images of 3x8x8, 2 classes, in memory)
+    """
 
     images: Tensor
     labels: Tensor
@@ -70,7 +100,11 @@ class InMemory:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> Tensor:
-        """Return images, uint8 [K, C, H, W], by their indices, int64 [K]."""
+        """Return images, uint8 [K, C, H, W], by their indices, int64 [K].
+
+        Raises:
+            ValueError: an index is no integer, or not that of an image.
+        """
         return self.images[_check_indices(indices, len(self))]
 
     def identity(self) -> bytes:
@@ -85,7 +119,28 @@ class InMemory:
 
 @dataclass(frozen=True)
 class OnDisk:
-    """A split whose image files are decoded on demand, then scaled and cropped to ``side``."""
+    """A split whose image files are decoded on demand, then scaled and cropped to ``side``.
+
+    Attributes:
+        files: paths of the N files.
+        labels: int64 [N].
+        side: side of every image in pixels.
+
+    Raises:
+        ValueError: an attribute has another type or shape.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> import torch
+        >>> from pathnet import data
+        >>> files = [Path("0.png"), Path("1.png")]
+        >>> for file in files:
+        ...     Image.new("RGB", (20, 16), "grey").save(file)
+        >>> split = data.OnDisk(files, torch.tensor([0, 1]), side=8)
+        >>> split.take(torch.tensor([1])).shape
+        torch.Size([1, 3, 8, 8])
+    """
 
     files: Sequence[Path]
     labels: Tensor
@@ -111,7 +166,11 @@ class OnDisk:
         return len(self.files)
 
     def take(self, indices: Tensor) -> Tensor:
-        """Return images, uint8 [K, 3, side, side], by their indices, int64 [K]."""
+        """Return images, uint8 [K, 3, side, side], by their indices, int64 [K].
+
+        Raises:
+            ValueError: an index is no integer, or not that of an image; or a file cannot be read.
+        """
         decoded = self._pool.map(self._decoded, _check_indices(indices, len(self)).tolist())
         images = np.array(list(decoded), np.uint8).reshape(-1, self.side, self.side, 3)
         return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()

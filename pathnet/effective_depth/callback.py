@@ -47,6 +47,8 @@ class EffectiveDepth:
     therefore 100 steps apart, or more if measuring would take more than ``share`` of the training's time. The first
     measurement always takes place.
 
+    A row is a `pathnet.effective_depth.Depth`, which gives the definitions.
+
     Args:
         batch: a few normalised images [B, C, H, W], or other inputs of the network's stem; and the targets that the
             loss compares the output with.
@@ -65,6 +67,18 @@ class EffectiveDepth:
     Raises:
         ValueError: an argument is out of range, ``out`` holds something else or another ``every``, cannot be
             written, or is a folder for TensorBoard, which is not installed.
+
+    Example:
+        >>> import pathnet
+        >>> data = pathnet.data.synthetic(images=64, classes=2, shape=(1, 8, 8))
+        >>> net = pathnet.models.preact_resnet(depth=14, width=8, num_classes=2, in_channels=1)
+        >>> batch = data.random_batch(16, seed=0, batch=0)
+        >>> measure = pathnet.EffectiveDepth(batch, "depth.csv", every=2, share=float("inf"))
+        >>> recipe = pathnet.training.Recipe(epochs=2, batch_size=32, warmup_steps=0)
+        >>> history = pathnet.training.train(net, data, recipe, callback=measure)
+        >>> rows = pathnet.effective_depth.read("depth.csv")
+        >>> [row.step for row in rows], all(0 <= row.depth <= net.n for row in rows)
+        ([0, 2, 4], True)
     """
 
     def __init__(
@@ -110,6 +124,9 @@ class EffectiveDepth:
         Args:
             step: number of steps taken so far; increasing from call to call.
             net: replaces the constructor's network.
+
+        Returns:
+            The measurement; None if none was due, or if this is not the first process.
 
         Raises:
             ValueError: there is no network, or it does not take the batch; or the first step is not after the first

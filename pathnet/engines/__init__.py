@@ -22,22 +22,57 @@ ENGINES: tuple[Engine, ...] = (CudaEngine(), TritonEngine(), CpuEngine(), Autogr
 
 
 def available() -> dict[str, str | None]:
-    """Return every engine's name, fastest first, with None where it is usable here and otherwise the reason."""
+    """Return every engine's name, fastest first, with None where it is usable here and otherwise the reason.
+
+    Example:
+        >>> from pathnet import engines
+        >>> list(engines.available())
+        ['cuda', 'triton', 'cpu', 'autograd', 'reference']
+        >>> print(engines.available()["autograd"])
+        None
+    """
     return {engine.name: engine.unavailable() for engine in ENGINES}
 
 
 def refusals(job: Job) -> dict[str, str | None]:
     """Return every engine's name, fastest first, with None where it serves the job and otherwise the reason.
 
+    Args:
+        job: the network and how its passes are to run.
+
     Raises:
         ValueError: ``job`` is no `Job`.
+
+    Example:
+        >>> import torch
+        >>> from pathnet import engines, models
+        >>> net = models.preact_resnet(depth=14, width=8, in_channels=1).eval()
+        >>> job = engines.Job(net, "running", "bfloat16", (8, 8, 8), torch.device("cpu"))
+        >>> engines.refusals(job)["autograd"]
+        'no precision="bfloat16"'
     """
     _check_job(job)
     return {engine.name: engine.unavailable() or engine.unsupported(job) for engine in ENGINES}
 
 
 def check_engine(name: str, value: object) -> None:
-    """Raise ValueError, which calls the argument ``name``, unless ``value`` is ``auto`` or the name of an engine."""
+    """Check that a value is ``auto`` or the name of an engine.
+
+    Args:
+        name: name of the argument in an error.
+        value: the value to check.
+
+    Raises:
+        ValueError: it is neither.
+
+    Example:
+        >>> from pathnet import engines
+        >>> engines.check_engine("engine", "cpu")
+        >>> engines.check_engine("engine", "tpu")
+        Traceback (most recent call last):
+            ...
+        ValueError: engine: expected auto, cuda, triton, cpu, autograd, reference, got 'tpu'
+    """
     names = [engine.name for engine in ENGINES]
     if not isinstance(value, str) or value not in ("auto", *names):
         raise ValueError(f"{name}: expected auto, {', '.join(names)}, got {described(value)}")
@@ -60,8 +95,20 @@ def choose(name: str, job: Job) -> Engine:
     both convolutions and batch normalisation in a block (transformers, ConvNeXt) give no warning: faster engines have
     no form for them at all.
 
+    Args:
+        name: name of an engine, or ``auto``.
+        job: the network and how its passes are to run.
+
     Raises:
         ValueError: there is no such engine, or it cannot serve this job.
+
+    Example:
+        >>> import torch
+        >>> from pathnet import engines, models
+        >>> net = models.preact_resnet(depth=14, width=8, in_channels=1).eval()
+        >>> job = engines.Job(net, "running", "float64", (8, 8, 8), torch.device("cpu"))
+        >>> engines.choose("auto", job).name
+        'autograd'
     """
     check_engine("name", name)
     _check_job(job)

@@ -18,7 +18,7 @@ from pathnet.experiments.drawn_paths import DrawnPaths, drawn_paths
 from pathnet.experiments.errors import INTACT, DrawnLesion, ErrorCounts, Spread, measure_errors
 from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, open_run, unfinished
 from pathnet.lesion import Lesion
-from pathnet.lesion.networks import check_training_split
+from pathnet.lesion.recalibration import check_training_split
 from pathnet.training import Progress
 
 __all__ = ["NAME", "EffectiveTraining", "claims", "measure", "summarise"]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pathnet.checks import described
 from pathnet.recording import At, BatchNormMode, BatchNormPolicy, Precision
-from pathnet.settings import AtLeast, Checked, Flag, Help, check_settings
+from pathnet.settings import AtLeast, Checked, Flag, Help, check_settings, documented
 
 __all__ = ["MOST_DRAWS", "Method", "PathGradients", "Plan", "check_plan"]
 
@@ -30,9 +30,25 @@ def _check_engine(name: str, value: str) -> None:
 Batches = Annotated[int, Help("Number of random training batches for path gradients."), AtLeast(1)]
 
 
+@documented
 @dataclass(frozen=True)
 class Plan:
-    """Amounts that the experiments of a study measure; each driver reads the settings that it needs."""
+    """Amounts that the experiments of a study measure; each driver reads the settings that it needs.
+
+    `pathnet.paper.EXPERIMENTS` says which driver reads which of them.
+
+    Raises:
+        ValueError: a setting has the wrong type or is out of its range.
+
+    Example:
+        >>> import pathnet
+        >>> from pathnet.experiments import Plan
+        >>> plan = Plan(draws=20, deletions=15, images=360)
+        >>> plan.draws, plan.bn
+        (20, 'running')
+        >>> pathnet.paper.EXPERIMENTS["lesion-many"].settings
+        ('draws', 'deletions', 'bn', 'images', 'plan_seed')
+    """
 
     draws: Annotated[int, Help("Random lesions of each size, for each network."), AtLeast(1)] = 100
     deletions: Annotated[int, Help("Largest number of blocks deleted at once."), AtLeast(1)] = 20
@@ -59,9 +75,30 @@ class Plan:
         check_settings(self)
 
 
+@documented
 @dataclass(frozen=True)
 class PathGradients:
-    """Amount and method of what one run of path gradients measures."""
+    """Amount and method of what one run of path gradients measures (section 5, Figure 6).
+
+    ``pathnet.experiments.path_gradients.measure`` follows it. Runs of one folder share all settings but the method
+    and the amounts, which may grow.
+
+    Raises:
+        ValueError: a setting has the wrong type or is out of its range, or there are several draws without signs.
+
+    Example:
+        >>> import pathnet
+        >>> from pathnet.experiments import PathGradients, path_gradients
+        >>> data = pathnet.data.synthetic(images=64, classes=2, shape=(1, 8, 8))
+        >>> net = pathnet.models.preact_resnet(
+        ...     depth=14, width=8, num_classes=2, in_channels=1
+        ... )
+        >>> sampled = PathGradients(batches=3, batch_size=16)
+        >>> run = path_gradients.measure(net, data, sampled, "run")
+        >>> exact = PathGradients(batches=3, batch_size=16, method="exact")
+        >>> path_gradients.measure(net, data, exact, "run").planned
+        {'batches': 3, 'exact_batches': 3}
+    """
 
     batches: Batches = 1000
     method: Annotated[

@@ -21,7 +21,8 @@ from pathnet.data.batches import sent
 from pathnet.data.images import check_data_set
 from pathnet.data.passes import Passes, check_classes, count_answers, of_element
 from pathnet.experiments.plans import Plan, check_plan
-from pathnet.lesion.networks import block_shapes, check_training_split
+from pathnet.lesion.networks import block_shapes
+from pathnet.lesion.recalibration import check_training_split
 from pathnet.models import ResidualNet
 from pathnet.models.residual_net import check_net
 from pathnet.printable import printable

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import overload
 
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pathnet.effective_depth import Depth
@@ -14,20 +16,33 @@ from pathnet.figures.style import BLUE, DARK, LIGHT, MIDDLE, panels, saved
 __all__ = ["figure_depth"]
 
 
-def figure_depth(rows: Sequence[Depth], title: str, path_stem: str | Path) -> list[Path]:
+@overload
+def figure_depth(rows: Sequence[Depth], title: str) -> Figure: ...
+@overload
+def figure_depth(rows: Sequence[Depth], title: str, path_stem: str | Path) -> list[Path]: ...
+def figure_depth(rows: Sequence[Depth], title: str, path_stem: str | Path | None = None) -> Figure | list[Path]:
     """Draw the effective depth, the lengths that hold 95 %, the length that explains half, and the loss.
+
+    `pathnet.effective_depth.Depth` defines them.
 
     Args:
         rows: measurements in the order of the steps; rows without a depth are left out.
         title: heading of the figure.
-        path_stem: path of the files to write, without suffix.
+        path_stem: path of the files to write, without suffix; None to write none.
 
     Returns:
-        The files written: PNG and SVG.
+        The files written, PNG and SVG; without a path, the figure, which a notebook shows.
 
     Raises:
         ValueError: no row holds a depth.
         OSError: a file cannot be written.
+
+    Example:
+        >>> from pathnet import figures
+        >>> from pathnet.effective_depth import Depth
+        >>> rows = [Depth(0, 3.6, 1, 6, 4, 0.79, 0.03), Depth(100, 2.9, 1, 5, 3, 0.21, 0.03)]
+        >>> [file.name for file in figures.figure_depth(rows, "digits", "depth")]
+        ['depth.png', 'depth.svg']
     """
     known = [row for row in rows if np.isfinite(row.depth)]
     if not known:

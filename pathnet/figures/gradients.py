@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from rich.markup import escape
 from rich.table import Table
@@ -32,8 +33,12 @@ from pathnet.intervals import no_interval
 __all__ = ["figure_6", "measured", "plot_signed", "table_6"]
 
 
-def figure_6(comparison: Comparison, title: str, path_stem: str | Path) -> list[Path]:
-    """Draw Figure 6 of the paper.
+@overload
+def figure_6(comparison: Comparison, title: str) -> Figure: ...
+@overload
+def figure_6(comparison: Comparison, title: str, path_stem: str | Path) -> list[Path]: ...
+def figure_6(comparison: Comparison, title: str, path_stem: str | Path | None = None) -> Figure | list[Path]:
+    """Draw Figure 6 of the paper (section 5).
 
     The panels are (a) the number of paths of each length, (b) the gradient that one path carries, and (c) the product
     of the two. If signed draws and exact sums were measured, (c) shows what they give instead.
@@ -41,13 +46,27 @@ def figure_6(comparison: Comparison, title: str, path_stem: str | Path) -> list[
     Args:
         comparison: results of a run that holds sampled paths or signed draws.
         title: data set and network, written above the panels.
-        path_stem: path of the files to write, without suffix.
+        path_stem: path of the files to write, without suffix; None to write none.
 
     Returns:
-        The files written: PNG and SVG.
+        The files written, PNG and SVG; without a path, the figure, which a notebook shows.
 
     Raises:
         OSError: a file cannot be written.
+
+    Example:
+        >>> import pathnet
+        >>> from pathnet.experiments import PathGradients, path_gradients
+        >>> from pathnet.experiments.comparison import compare
+        >>> data = pathnet.data.synthetic(images=64, classes=2, shape=(1, 8, 8))
+        >>> net = pathnet.models.preact_resnet(
+        ...     depth=8, width=8, num_classes=2, in_channels=1
+        ... )
+        >>> plan = PathGradients(batches=12, batch_size=16)
+        >>> run = path_gradients.measure(net, data, plan, "run")
+        >>> files = pathnet.figures.figure_6(compare(run), "synthetic", "figure-6")
+        >>> [file.name for file in files]
+        ['figure-6.png', 'figure-6.svg']
     """
     figure, (distribution, magnitude, product) = panels(f"{title}: {measured(comparison)}", 3)
     _draw_distribution(distribution, comparison.n)
@@ -163,7 +182,32 @@ def _draw_product(axes: Axes, comparison: Comparison) -> None:
 
 
 def table_6(summary: Summary, title: str) -> Table:
-    """Return the numbers of Figure 6 as a table 80 columns wide, one row per length, effective paths in bold."""
+    """Return the numbers of Figure 6 as a table 80 columns wide, one row per length, effective paths in bold.
+
+    The columns are the number of measurements; the share of the length in all paths; the mean norm of a path
+    gradient, its interval and the standard deviation of the norms; and the share of the length in the total, paths
+    times mean norm.
+
+    Args:
+        summary: the sampled paths of a run (``compare(run).sampled``).
+        title: line above the table.
+
+    Example:
+        >>> import pathnet
+        >>> from pathnet.experiments import PathGradients, path_gradients
+        >>> from pathnet.experiments.comparison import compare
+        >>> data = pathnet.data.synthetic(images=64, classes=2, shape=(1, 8, 8))
+        >>> net = pathnet.models.preact_resnet(
+        ...     depth=8, width=8, num_classes=2, in_channels=1
+        ... )
+        >>> plan = PathGradients(batches=12, batch_size=16)
+        >>> run = path_gradients.measure(net, data, plan, "run")
+        >>> table = pathnet.figures.table_6(compare(run).sampled, "Path gradients")
+        >>> [column.header for column in table.columns]
+        ['length', 'count', 'paths', 'mean norm', '95 % interval', 'std', 'product']
+        >>> table.row_count
+        3
+    """
     table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
     for heading in ("length", "count", "paths", "mean norm", "95 % interval", "std", "product"):
         table.add_column(heading, justify="right")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import overload
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -41,7 +43,19 @@ STYLES: Sequence[tuple[str, str, str]] = (
 """Colour, line and marker of each of the things compared; they differ in shade, line and shape."""
 MULTIPLIED = "\N{MULTIPLICATION SIGN}"
 DOTS_PER_INCH = 200
+SHOWN_DOTS_PER_INCH = 144
+"""Dots of a figure in a notebook, which shows it at half its size, so that it is sharp on dense displays."""
 PANEL = (11 / 3, 3.7)
+
+
+class CellFigure(Figure):
+    """A figure that a notebook shows when it is the value of a cell, even if pyplot is not imported."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        png = io.BytesIO()
+        self.savefig(png, format="png", dpi=SHOWN_DOTS_PER_INCH)
+        width, height = (round(inches * SHOWN_DOTS_PER_INCH / 2) for inches in self.get_size_inches())
+        return png.getvalue(), {"width": width, "height": height}
 
 
 def panels(heading: str, count: int, rows: int = 1, width: float = PANEL[0]) -> tuple[Figure, list[Axes]]:
@@ -53,7 +67,7 @@ def panels(heading: str, count: int, rows: int = 1, width: float = PANEL[0]) -> 
         width: width of one panel, in inches.
     """
     columns = -(-count // rows)
-    figure = Figure(figsize=(max(5.5, width * columns), PANEL[1] * rows), layout="constrained")
+    figure = CellFigure(figsize=(max(5.5, width * columns), PANEL[1] * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel in axes:
@@ -64,8 +78,12 @@ def panels(heading: str, count: int, rows: int = 1, width: float = PANEL[0]) -> 
     return figure, axes
 
 
-def saved(figure: Figure, path_stem: str | Path) -> list[Path]:
-    """Write a figure as PNG and SVG, and return the paths of the files.
+@overload
+def saved(figure: Figure, path_stem: str | Path) -> list[Path]: ...
+@overload
+def saved(figure: Figure, path_stem: str | Path | None) -> Figure | list[Path]: ...
+def saved(figure: Figure, path_stem: str | Path | None) -> Figure | list[Path]:
+    """Write a figure as PNG and SVG, and return the paths of the files; without a path, return the figure itself.
 
     Raises:
         OSError: one of them cannot be written.
@@ -73,6 +91,8 @@ def saved(figure: Figure, path_stem: str | Path) -> list[Path]:
     for axes in figure.axes:
         axes.xaxis.label.set_fontsize(9)
         axes.yaxis.label.set_fontsize(9)
+    if path_stem is None:
+        return figure
     files = [Path(f"{path_stem}.{suffix}") for suffix in ("png", "svg")]
     kept = "the measurements are on the disk, and the figure can be drawn again"
     with replacing(files[0], "figure", kept) as png:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator
 from rich.markup import escape
 from rich.table import Table
@@ -33,7 +35,13 @@ from pathnet.intervals import no_interval
 __all__ = ["figure_sums", "table_exact", "table_signed"]
 
 
-def figure_sums(comparison: Comparison, exact: Exact, title: str, path_stem: str | Path) -> list[Path]:
+@overload
+def figure_sums(comparison: Comparison, exact: Exact, title: str) -> Figure: ...
+@overload
+def figure_sums(comparison: Comparison, exact: Exact, title: str, path_stem: str | Path) -> list[Path]: ...
+def figure_sums(
+    comparison: Comparison, exact: Exact, title: str, path_stem: str | Path | None = None
+) -> Figure | list[Path]:
     """Draw the exact sums by length.
 
     The panels are (a) norms of the sums, compared with sums of norms, (b) cosines between the sums and with the
@@ -44,13 +52,31 @@ def figure_sums(comparison: Comparison, exact: Exact, title: str, path_stem: str
         comparison: results of the run.
         exact: its exact sums.
         title: data set and network, written above the panels.
-        path_stem: path of the files to write, without suffix.
+        path_stem: path of the files to write, without suffix; None to write none.
 
     Returns:
-        The files written: PNG and SVG.
+        The files written, PNG and SVG; without a path, the figure, which a notebook shows.
 
     Raises:
         OSError: a file cannot be written.
+
+    Example:
+        >>> import pathnet
+        >>> from pathnet.experiments import PathGradients, path_gradients
+        >>> from pathnet.experiments.comparison import compare
+        >>> data = pathnet.data.synthetic(images=64, classes=2, shape=(1, 8, 8))
+        >>> net = pathnet.models.preact_resnet(
+        ...     depth=8, width=8, num_classes=2, in_channels=1
+        ... )
+        >>> plan = PathGradients(method="exact", batches=12, batch_size=16)
+        >>> run = path_gradients.measure(net, data, plan, "run")
+        >>> result = compare(run)
+        >>> figure = pathnet.figures.figure_sums(result, result.exact, "synthetic")
+        >>> for panel in figure.axes:
+        ...     print(panel.get_title(loc="left"))
+        (a) cancellation among all paths of a length
+        (b) directions of the sums
+        (c) gradient by lengths up to k
     """
     figure, (sums, cosines, explained) = panels(f"{title}: {measured(comparison)}", 3)
     _draw_sums(sums, comparison, exact)
@@ -154,6 +180,28 @@ def table_exact(comparison: Comparison, exact: Exact, title: str) -> Table:
     The columns are the norm of the sum; its share of the sum of the norms of the path gradients; its cosines with the
     next sum and with the gradient (`Comparison.gradient`); the shares of the gradient that the length explains and
     that all lengths up to it explain; and the relative norm of the remainder.
+
+    Args:
+        comparison: results of the run.
+        exact: its exact sums.
+        title: line above the table.
+
+    Example:
+        >>> import pathnet
+        >>> from pathnet.experiments import PathGradients, path_gradients
+        >>> from pathnet.experiments.comparison import compare
+        >>> data = pathnet.data.synthetic(images=64, classes=2, shape=(1, 8, 8))
+        >>> net = pathnet.models.preact_resnet(
+        ...     depth=8, width=8, num_classes=2, in_channels=1
+        ... )
+        >>> plan = PathGradients(method="exact", batches=12, batch_size=16)
+        >>> run = path_gradients.measure(net, data, plan, "run")
+        >>> result = compare(run)
+        >>> table = pathnet.figures.table_exact(result, result.exact, "Exact sums")
+        >>> table.row_count  # lengths 0 to 3
+        4
+        >>> list(table.columns[6].cells)[-1]  # all lengths together explain the gradient
+        '100.0 %'
     """
     table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
     for heading in ("length", "norm", "of norms", "cos next", "cos full", "share", "up to it", "left"):
@@ -180,6 +228,26 @@ def table_signed(comparison: Comparison, signed: Signed, title: str) -> Table:
     The columns are the root mean square of the norm; the relative standard error of the mean square; k-hat, alignment
     and the verdict whether it can be trusted; and the relative standard deviations of the squared norm of one sampled
     path gradient and of one draw.
+
+    Args:
+        comparison: results of the run.
+        signed: its signed draws.
+        title: line above the table.
+
+    Example:
+        >>> import pathnet
+        >>> from pathnet.experiments import PathGradients, path_gradients
+        >>> from pathnet.experiments.comparison import compare
+        >>> data = pathnet.data.synthetic(images=64, classes=2, shape=(1, 8, 8))
+        >>> net = pathnet.models.preact_resnet(
+        ...     depth=8, width=8, num_classes=2, in_channels=1
+        ... )
+        >>> plan = PathGradients(method="signed", batches=12, batch_size=16)
+        >>> run = path_gradients.measure(net, data, plan, "run")
+        >>> result = compare(run)
+        >>> table = pathnet.figures.table_signed(result, result.signed, "Signed draws")
+        >>> [column.header for column in table.columns][:5]
+        ['length', 'rms norm', 'error', 'k-hat', 'aligned']
     """
     table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
     for heading in (

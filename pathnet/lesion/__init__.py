@@ -5,8 +5,9 @@ single deletions of n blocks cost about half of n forward passes.
 """
 
 from pathnet.lesion.measuring import Errors, errors
-from pathnet.lesion.networks import RECALIBRATION_BATCHES, Lesion, delete, recalibrated, reorder
+from pathnet.lesion.networks import Lesion, delete, reorder
 from pathnet.lesion.ranking import Ranking, rank
+from pathnet.lesion.recalibration import RECALIBRATION_BATCHES, recalibrated
 from pathnet.recording import BatchNormPolicy
 
 __all__ = [

@@ -20,16 +20,8 @@ from pathnet.data.passes import Answers, Passes, count_answers
 from pathnet.engines.fallback import through_shared_prefixes
 from pathnet.full_precision import full_precision
 from pathnet.intervals import wilson
-from pathnet.lesion.networks import (
-    BATCH,
-    Lesion,
-    Scaled,
-    check_lesions,
-    check_training_split,
-    lesioned_as,
-    recalibrated,
-    reorder,
-)
+from pathnet.lesion.networks import BATCH, Lesion, Scaled, check_lesions, lesioned_as, reorder
+from pathnet.lesion.recalibration import check_training_split, recalibrated
 from pathnet.models.inputs import map_tensors
 from pathnet.models.residual_net import Block, ResidualNet, check_net
 from pathnet.recorder import Recorder
@@ -47,6 +39,16 @@ class Errors:
         images: the number of test images; of labels that count, for sequences.
         bn: the policy for batch normalisation: ``running`` statistics of training (the paper's), statistics of the
             test ``batch``, or running statistics ``recalibrated`` on training batches for each lesioned network.
+
+    Example:
+        >>> import numpy
+        >>> from pathnet import lesion
+        >>> measured = lesion.Errors(numpy.array([23, 58]), images=360, bn="running")
+        >>> measured.rate.round(4)
+        array([0.0639, 0.1611])
+        >>> measured.interval.round(3)
+        array([[0.043, 0.094],
+               [0.127, 0.203]])
     """
 
     wrong: NDArray[np.int64]
@@ -72,9 +74,10 @@ def errors(
     images: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Errors:
-    """Return the test errors of lesioned networks, all measured on the same images.
+    """Return the test errors of lesioned networks, all measured on the same images (Veit et al. 2016, section 4).
 
     Args:
+        net: the trained network, which stays unchanged.
         data: a data set; or `pathnet.data.Batches`; or an iterable of batches, used as they come (inputs normalised
             already): pairs of inputs and labels, or mappings with ``labels``. It is read once for each order of the
             blocks, and once more if there are orders, so an iterator serves only lesions without one.
@@ -88,6 +91,18 @@ def errors(
     Raises:
         ValueError: a lesion does not fit the network, an argument is out of range, or an output of a lesioned
             network is not finite. What is wrong with an element of an iterable is told by its position, from 0.
+
+    Example:
+        >>> import torch
+        >>> import pathnet
+        >>> from pathnet.lesion import Lesion
+        >>> _ = torch.manual_seed(0)
+        >>> data = pathnet.data.synthetic(images=128, classes=4, shape=(1, 8, 8))
+        >>> net = pathnet.models.preact_resnet(depth=14, width=8, num_classes=4, in_channels=1).eval()
+        >>> lesions = [Lesion(), Lesion(deleted=(3,)), Lesion(deleted=(1, 3)), Lesion(order=(1, 0, 2, 3, 4, 5))]
+        >>> measured = pathnet.lesion.errors(net, data, lesions)
+        >>> measured.images, measured.rate.shape, measured.interval.shape
+        (32, (4,), (4, 2))
     """
     check_net(net)
     one_of("bn", bn, BatchNormPolicy)

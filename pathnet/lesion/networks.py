@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pathnet.checks import MOST_INTEGER, check_integer, check_integers, check_number, described
-from pathnet.data import Batches, Data
-from pathnet.data.batches import labelled, sent
-from pathnet.data.passes import Passes, of_element
-from pathnet.full_precision import full_precision
+from pathnet.checks import MOST_INTEGER, check_integers, check_number
+from pathnet.data.batches import sent
+from pathnet.data.passes import Passes
 from pathnet.models.context import Context
-from pathnet.models.hooks import copy_without_hooks
 from pathnet.models.residual_net import Block, ResidualNet, check_inputs, check_net
 
 __all__ = [
     "BATCH",
     "Lesion",
-    "RECALIBRATION_BATCHES",
     "Scaled",
     "block_shapes",
     "check_lesions",
-    "check_training_split",
     "delete",
     "lesioned_as",
-    "recalibrated",
     "reorder",
 ]
 
 BATCH = 128
 """Images that lesioned networks run on together."""
-RECALIBRATION_BATCHES = 8
-"""Default number of training batches that recalibrated running statistics are the means over."""
-MOST_BATCHES = 10_000
 
 
 @dataclass(frozen=True)
@@ -48,6 +38,14 @@ class Lesion:
         deleted: the deleted blocks, by their numbers in the new order.
         order: the blocks in the order in which they run; empty for the order of training.
         scale: factor on the residual modules that are kept (k / n after training with k of n modules).
+
+    Raises:
+        ValueError: a block's number is negative or no integer, or ``scale`` is not above 0.
+
+    Example:
+        >>> from pathnet import lesion
+        >>> lesion.Lesion(deleted=(3, 5))
+        Lesion(deleted=(3, 5), order=(), scale=1.0)
     """
 
     deleted: tuple[int, ...] = ()
@@ -152,13 +150,26 @@ def delete(net: ResidualNet, blocks: Iterable[int]) -> Lesioned:
     """Return the network without the blocks of the given numbers (from 0), each replaced by its skip connection.
 
     This is the lesion of sections 4.1 and 4.2. The returned network shares the weights of ``net``. As a context
-    manager it lesions ``net`` itself until the context ends::
+    manager it lesions ``net`` itself until the context ends.
 
-        with lesion.delete(net, [3]):
-            accuracy = training.evaluate(net, data)
+    Args:
+        net: the network.
+        blocks: numbers of the blocks to delete.
 
     Raises:
         ValueError: a number is not that of one of the network's blocks, or occurs twice.
+
+    Example:
+        >>> import torch
+        >>> from pathnet import lesion, models
+        >>> net = models.preact_resnet(depth=14, width=8, in_channels=1).eval()
+        >>> images = torch.randn(4, 1, 8, 8)
+        >>> lesioned = lesion.delete(net, [3])
+        >>> torch.equal(lesioned(images), net(images))
+        False
+        >>> with lesion.delete(net, [3]):
+        ...     torch.equal(lesioned(images), net(images))
+        True
     """
     check_net(net)
     deleted = check_integers("blocks", blocks, 0, MOST_INTEGER)
@@ -169,10 +180,23 @@ def delete(net: ResidualNet, blocks: Iterable[int]) -> Lesioned:
 def reorder(net: ResidualNet, order: Iterable[int]) -> Lesioned:
     """Return the network with its blocks (from 0) in another order (section 4.3).
 
-    The returned network shares the weights of ``net`` and works as a context manager, see `delete`.
+    The returned network shares the weights of ``net`` and works as a context manager, see `delete`. Only blocks of
+    equal shapes can change places; others fail when images reach them.
+
+    Args:
+        net: the network.
+        order: the n blocks in the order in which they run.
 
     Raises:
         ValueError: ``order`` does not contain every block exactly once.
+
+    Example:
+        >>> import torch
+        >>> from pathnet import lesion, models
+        >>> net = models.preact_resnet(depth=14, width=8, in_channels=1).eval()
+        >>> swapped = lesion.reorder(net, [1, 0, 2, 3, 4, 5])
+        >>> swapped.blocks[0] is net.blocks[1], swapped(torch.randn(4, 1, 8, 8)).shape
+        (True, torch.Size([4, 10]))
     """
     check_net(net)
     blocks, order = list(net), check_integers("order", order, 0, MOST_INTEGER)
@@ -219,63 +243,6 @@ def lesioned_as(net: ResidualNet, lesion: Lesion) -> ResidualNet:
     if lesion.scale != 1:
         ordered = Lesioned(ordered, [Scaled(block, lesion.scale) for block in ordered])
     return delete(ordered, lesion.deleted)
-
-
-@full_precision()
-@torch.no_grad()
-def recalibrated(
-    net: ResidualNet, data: Data | Batches | Iterable[Any], batches: int = RECALIBRATION_BATCHES, seed: int = 0
-) -> ResidualNet:
-    """Return a copy in evaluation mode whose running statistics are means over a few training batches.
-
-    Args:
-        data: a data set; `pathnet.data.Batches` with training batches; or an iterable of training batches as `errors`
-            takes test batches.
-        batches: number of random batches of 128 training images, without augmentation, that the copy runs on; of a
-            caller's own batches, the first of them, or all if there are fewer.
-        seed: seed of the random batches of a data set.
-
-    Raises:
-        ValueError: the network's running statistics are frozen, or an argument is out of range.
-    """
-    check_net(net)
-    batches, seed = check_integer("batches", batches, 1, MOST_BATCHES), check_integer("seed", seed, 0)
-    if net.frozen_statistics:
-        raise ValueError(f"net: expected running statistics that can change, got fixed {net.frozen_statistics[0]}")
-    recalibrating = copy_without_hooks(net).eval()
-    norms = [module for module in recalibrating.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    device = next(net.parameters()).device
-    for number, inputs in enumerate(_training_inputs(data, batches, seed)):
-        with of_element(number, named=not isinstance(data, Data)):
-            recalibrating(sent(inputs, device))
-    return recalibrating.eval()
-
-
-def _training_inputs(data: Data | Batches | Iterable[Any], batches: int, seed: int) -> Iterator[Any]:
-    if isinstance(data, Data):
-        for batch in range(batches):
-            yield data.random_batch(data.batch_size(BATCH), seed, batch)[0]
-        return
-    check_training_split(data, needed=isinstance(data, Batches))
-    source = data.train if isinstance(data, Batches) else labelled("data", data)
-    yield from (inputs for inputs, _ in islice(source or (), batches))
-
-
-def check_training_split(data: object, needed: bool = True) -> None:
-    """Raise ValueError if ``data`` has no training batches.
-
-    Args:
-        needed: whether an iterable of test batches alone is refused too.
-    """
-    if needed and not isinstance(data, Data) and (not isinstance(data, Batches) or data.train is None):
-        raise ValueError(
-            "data: expected a data set, or pathnet.data.Batches with training batches (train=), to recalibrate batch "
-            f"normalisation, got {described(data)}"
-        )
 
 
 def check_lesions(net: ResidualNet, lesions: Sequence[Lesion], passes: Passes) -> None:

@@ -55,8 +55,21 @@ class Ranking:
             At a minimum of the loss these parts nearly cancel in ``first_order``, and do not here.
         standard_errors: float64 [n] for each of the four by its name, from the spread over batches, which are taken
             to be independent; NaN for fewer than ten batches.
-        whole_loss, whole_error: loss and error rate of the intact network.
+        whole_loss: loss of the intact network.
+        whole_error: its error rate, in [0, 1].
         batches: the number of batches.
+
+    Example:
+        >>> import torch
+        >>> import pathnet
+        >>> _ = torch.manual_seed(0)
+        >>> data = pathnet.data.synthetic(images=512, classes=4, shape=(1, 8, 8))
+        >>> net = pathnet.models.preact_resnet(depth=8, width=8, num_classes=4, in_channels=1)
+        >>> ranking = pathnet.lesion.rank(net, data)
+        >>> ranking  # the cheapest deletion first
+        Ranking(3 blocks, 4 batches, loss 1.4; increase of the loss by deleting ...
+        >>> ranking.loss.shape, sorted(ranking.order().tolist()), -1 <= ranking.agreement("taylor") <= 1
+        ((3,), [0, 1, 2], True)
     """
 
     loss: Array
@@ -81,6 +94,9 @@ class Ranking:
     def order(self, by: By = "loss") -> NDArray[np.int64]:
         """Return the blocks (from 0) in the order to prune them, the cheapest deletion first, int64 [n].
 
+        Args:
+            by: the attribute to sort by: ``loss``, ``error``, ``first_order`` or ``taylor``.
+
         Raises:
             ValueError: ``by`` is not the name of one of the four.
         """
@@ -91,6 +107,9 @@ class Ranking:
         """Return Kendall's rank correlation (tau-b) of one of the four with the increase of the loss, in [-1, 1].
 
         It is NaN if either is the same for all blocks.
+
+        Args:
+            by: the attribute to compare: ``loss``, ``error``, ``first_order`` or ``taylor``.
 
         Raises:
             ValueError: ``by`` is not the name of one of the four.
@@ -133,6 +152,16 @@ def rank(
     Raises:
         ValueError: an argument is out of range, there are no batches, or the network's loss is not finite. What is
             wrong with an element of an iterable is told by its position, from 0.
+
+    Example:
+        >>> import torch
+        >>> from pathnet import lesion, models
+        >>> _ = torch.manual_seed(0)
+        >>> net = models.preact_resnet(depth=14, width=8, num_classes=4, in_channels=1)
+        >>> batches = [(torch.randn(8, 1, 8, 8), torch.randint(4, (8,))) for _ in range(10)]
+        >>> ranking = lesion.rank(net, batches)
+        >>> ranking.batches, ranking.loss.shape, ranking.standard_errors["loss"].shape
+        (10, (6,), (6,))
     """
     check_net(net)
     one_of("bn", bn, BatchNormMode)

@@ -11,7 +11,18 @@ __all__ = ["Form", "FusedForm", "PostActivationForm", "Unit"]
 
 @dataclass(frozen=True)
 class Unit:
-    """BN, then ReLU, then convolution: the unit of pre-activation blocks in fused engines."""
+    """BN, then ReLU, then convolution: the unit of pre-activation blocks in fused engines (He et al. 2016).
+
+    Attributes:
+        bn: the batch normalisation of the unit's input, [B, C_in, H, W].
+        conv: the convolution after the ReLU, whose weight is [C_out, C_in, k, k].
+
+    Example:
+        >>> from pathnet import models
+        >>> block = models.preact_resnet(depth=14, width=8, in_channels=1).blocks[0]
+        >>> [unit.conv.kernel_size for unit in block.form().units]
+        [(3, 3), (3, 3)]
+    """
 
     bn: nn.BatchNorm2d
     conv: nn.Conv2d
@@ -28,6 +39,12 @@ class FusedForm:
         pad: whether the skip connection takes every ``stride``-th pixel of the block's input and adds zero channels.
             With neither ``projection`` nor ``pad``, it is the identity.
         pad_before: number of those zero channels that come before the input's; the rest come after them.
+
+    Example:
+        >>> from pathnet import models
+        >>> form = models.preact_resnet(depth=14, width=8, in_channels=1).blocks[2].form()
+        >>> form.convs[0].stride, form.projection.weight.shape
+        ((2, 2), torch.Size([16, 8, 1, 1]))
     """
 
     units: tuple[Unit, ...]
@@ -49,9 +66,18 @@ class PostActivationForm:
     by its BN, with ReLUs between them, and a ReLU after the addition (`Block.join`).
 
     Attributes:
-        convs, bns: the convolutions of the residual module and their BNs, in the order of the forward pass.
-        projection, projection_bn: the convolution of the skip connection, which reads the block's input, and its BN.
-        pad, pad_before: see `FusedForm`.
+        convs: the convolutions of the residual module, in the order of the forward pass.
+        bns: the BN of each of them.
+        projection: the convolution of the skip connection, which reads the block's input; None if there is none.
+        projection_bn: its BN.
+        pad: whether the skip connection takes every ``stride``-th pixel and adds zero channels, see `FusedForm`.
+        pad_before: number of those zero channels that come before the input's.
+
+    Example:
+        >>> from pathnet import models
+        >>> form = models.resnet(depth=8, width=4, in_channels=1).blocks[1].form()
+        >>> [conv.stride for conv in form.convs], form.projection, form.pad
+        ([(2, 2), (1, 1)], None, True)
     """
 
     convs: tuple[nn.Conv2d, ...]

@@ -8,15 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from pathnet.checks import check_number, one_of
+from pathnet.models.building import Shortcut, blocks_a_stage, check_size, initialised, linear_head
 from pathnet.models.pointwise import Pointwise
-from pathnet.models.preactivation import (
-    PreactBlock,
-    Shortcut,
-    blocks_a_stage,
-    check_size,
-    initialised,
-    linear_head,
-)
+from pathnet.models.preactivation import PreactBlock
 from pathnet.models.residual_net import FusedForm, ResidualNet
 
 __all__ = ["HighwayBlock", "highway"]
@@ -31,9 +25,29 @@ MOST_BIAS = 1e6
 class HighwayBlock(PreactBlock):
     """``y = t(x) f(x) + (1 - t(x)) s(x)``, with the residual module f and the skip connection s of a `PreactBlock`.
 
-    The gate t is the sigmoid of a 1x1 convolution of the pre-activated input, one value per pixel and channel. Paths
-    treat the gate as a constant: the residual branch is ``t f``, the skip ``(1 - t) s``. The gradient through the
-    gate itself, ``(f - s) J_t``, belongs to the third part. Deleting the block leaves s.
+    This is equation 3 of the paper (Srivastava et al. 2015). The block maps [B, in_channels, H, W] to
+    [B, out_channels, H / stride, W / stride], sides rounded up. The gate t is the sigmoid of a 1x1 convolution of the
+    pre-activated input, one value per pixel and channel. Paths treat the gate as a constant: the residual branch is
+    ``t f``, the skip ``(1 - t) s``. The gradient through the gate itself, ``(f - s) J_t``, belongs to the third part.
+    Deleting the block leaves s.
+
+    Args:
+        in_channels: number of channels of the block's input.
+        out_channels: number of channels of its output.
+        stride: stride of the first convolution, the gate and the skip connection.
+        shortcut: the skip connection if stride or channels change, see `PreactBlock`.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from pathnet import models
+        >>> block = models.highway(depth=20, width=8, in_channels=1, gate_bias=-1.0).blocks[0]
+        >>> block.openness(torch.randn(2, 8, 8, 8)).mean().item()  # sigmoid(-1), as the gate is untrained
+        0.2689
+        >>> block.part_count  # skip connection, residual module, gate
+        3
     """
 
     has_gate = True
@@ -44,7 +58,7 @@ class HighwayBlock(PreactBlock):
         self.gate = Pointwise(int(in_channels), out_channels, int(stride), bias=True)
 
     def openness(self, x: Tensor) -> Tensor:
-        """Return t(x) in (0, 1), of the shape of the block's output."""
+        """Return t(x) in (0, 1), of the shape of the block's output, for its input [B, in_channels, H, W]."""
         return torch.sigmoid(self.gate(self._preactivated(x)))
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,15 +110,25 @@ def highway(
 ) -> ResidualNet:
     """Build the CIFAR form of `preact_resnet` with basic blocks, each with a learned gate instead of an addition.
 
+    The network (Srivastava et al. 2015) maps images [B, in_channels, H, W] to logits [B, num_classes].
+
     Args:
         depth: number of layers with weights along the longest path, gates not counted: 6n + 2.
         width: number of channels of the first stage.
+        num_classes: number of classes.
         in_channels: number of channels of the images.
         gate_bias: initial bias of every gate; with a negative one, blocks initially pass most of their input on.
-        shortcut: the skip connection of blocks that change shape.
+        shortcut: the skip connection of blocks that change shape, see `preact_resnet`.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of its range, or the depth is not 6n + 2.
+
+    Example:
+        >>> import torch
+        >>> from pathnet import models
+        >>> net = models.highway(depth=14, width=8, in_channels=1)
+        >>> net.n, net.parts, net(torch.zeros(2, 1, 8, 8)).shape
+        (6, 3, torch.Size([2, 10]))
     """
     one_of("shortcut", shortcut, Shortcut)
     width, in_channels = check_size("width", width), check_size("in_channels", in_channels)

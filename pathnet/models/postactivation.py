@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathnet.checks import one_of
-from pathnet.models.preactivation import (
+from pathnet.models.building import (
     EXPANSION,
     Kind,
     Shortcut,
@@ -30,14 +30,26 @@ class PostactBlock(Block):
     """``y = relu(s(x) + f(x))``, where f is a chain of convolutions, each with its BN, and ReLUs between them.
 
     The ReLU after the addition belongs to both branches: it is the block's `join`, whose Jacobian every path passes.
+    The block maps [B, in_channels, H, W] to [B, widths[-1], H / stride, W / stride], sides rounded up.
 
     Args:
         in_channels: number of channels of the block's input.
-        kernels, widths: kernel side and number of output channels of each convolution.
+        kernels: kernel side of each convolution.
+        widths: number of output channels of each convolution.
         stride: stride of the first 3x3 convolution.
         shortcut: the skip connection if stride or channels change: ``projection`` (a 1x1 convolution and BN) or
             ``pad`` (every stride-th pixel, zero channels appended) or ``pad_around`` (half of those channels before
             the input's, half after them); it is the identity otherwise.
+
+    Raises:
+        ValueError: an argument is out of its range, no kernel has side 3, or kernels and widths differ in number.
+
+    Example:
+        >>> import torch
+        >>> from pathnet import models
+        >>> block = models.PostactBlock(2, kernels=(3, 3), widths=(2, 2), stride=1, shortcut="projection")
+        >>> block.lesioned(torch.tensor([-1.0, 2.0]).reshape(1, 2, 1, 1)).flatten()  # relu(s(x)), here relu(x)
+        tensor([0., 2.])
     """
 
     def __init__(
@@ -96,7 +108,9 @@ def resnet(
 ) -> ResidualNet:
     """Build the CIFAR form: a 3x3 stem, three stages of ``width``, ``2 width``, ``4 width``, a linear head.
 
-    The stem is a convolution with BN and ReLU.
+    This is the CIFAR network of He et al., "Deep Residual Learning for Image Recognition", 2016, section 4.2. The
+    stem is a convolution with BN and ReLU. The network maps images [B, in_channels, H, W] to logits [B, num_classes].
+    Weights are drawn from torch's global generator.
 
     Args:
         depth: number of layers with weights along the longest path: 6n + 2 for ``basic``, 9n + 2 for ``bottleneck``.
@@ -109,6 +123,13 @@ def resnet(
 
     Raises:
         ValueError: an argument is out of its range, or the depth does not fit the kind of block.
+
+    Example:
+        >>> import torch
+        >>> from pathnet import models
+        >>> net = models.resnet(depth=20, width=8, in_channels=1)
+        >>> net.n, net(torch.zeros(2, 1, 8, 8)).shape
+        (9, torch.Size([2, 10]))
     """
     one_of("shortcut", shortcut, Shortcut)
     width, in_channels = check_size("width", width), check_size("in_channels", in_channels)

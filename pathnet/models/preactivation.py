@@ -4,68 +4,60 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pathnet.checks import check_integer, check_integers, check_number, one_of
-from pathnet.models.pointwise import Pointwise
+from pathnet.checks import check_integer, check_number, one_of
+from pathnet.models.building import (
+    EXPANSION,
+    MOST_LAYERS,
+    Kind,
+    Shortcut,
+    blocks_a_stage,
+    check_block,
+    check_size,
+    convolution,
+    initialised,
+    linear_head,
+    padded,
+)
 from pathnet.models.residual_net import Block, FusedForm, ResidualNet, Unit
 
-__all__ = [
-    "EXPANSION",
-    "Kind",
-    "PreactBlock",
-    "Shortcut",
-    "blocks_a_stage",
-    "check_block",
-    "check_size",
-    "convolution",
-    "initialised",
-    "linear_head",
-    "padded",
-    "preact_resnet",
-    "preact_resnet_imagenet",
-]
+__all__ = ["PreactBlock", "preact_resnet", "preact_resnet_imagenet"]
 
-Shortcut = Literal["projection", "pad", "pad_around"]
-Kind = Literal["basic", "bottleneck"]
-
-EXPANSION = {"basic": 1, "bottleneck": 4}
-MOST_SIDE = 1 << 10
-MOST_CHANNELS = 1 << 16
-MOST_CLASSES = 1 << 24
-MOST_LAYERS = 100_000
 IMAGENET_STAGES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 
 
-def padded(x: Tensor, stride: int, before: int, extra_channels: int) -> Tensor:
-    """Return every stride-th pixel of [B, C, H, W] with zero channels added, ``before`` of them in front."""
-    return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, before, extra_channels - before))
-
-
-def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    if kernel == 1 and stride > 1:
-        return Pointwise(in_channels, out_channels, stride)
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
-
-
 class PreactBlock(Block):
-    """A chain of BN-ReLU-conv units with a skip connection (equation 2 of the paper).
+    """A chain of BN-ReLU-conv units with a skip connection (equation 2 of the paper; He et al. 2016).
 
-    If the block changes shape, a ``projection`` skip reads the pre-activated input, as the residual module does: both
-    branches then contain the first unit's BN and ReLU. A ``pad`` or ``pad_around`` skip reads the raw input: it takes
-    every stride-th pixel and adds zero channels, after the input's or half before and half after them.
+    It maps [B, in_channels, H, W] to [B, widths[-1], H / stride, W / stride], sides rounded up. If the block changes
+    shape, a ``projection`` skip reads the pre-activated input, as the residual module does: both branches then
+    contain the first unit's BN and ReLU. A ``pad`` or ``pad_around`` skip reads the raw input: it takes every
+    stride-th pixel and adds zero channels, after the input's or half before and half after them.
 
     Args:
         in_channels: number of channels of the block's input.
-        kernels, widths: kernel side and number of output channels of each unit.
+        kernels: kernel side of each unit.
+        widths: number of output channels of each unit.
         stride: stride of the first 3x3 unit.
         shortcut: the skip connection if stride or channels change; it is the identity otherwise.
         survival: probability that a training step keeps the residual module (stochastic depth); in evaluation, the
             factor of the residual branch.
+
+    Raises:
+        ValueError: an argument is out of its range, no kernel has side 3, or kernels and widths differ in number.
+
+    Example:
+        >>> import torch
+        >>> from pathnet import models
+        >>> block = models.PreactBlock(8, kernels=(3, 3), widths=(16, 16), stride=2, shortcut="projection")
+        >>> skip, residual = block.branches(torch.zeros(4, 8, 32, 32))
+        >>> skip.shape, residual.shape
+        (torch.Size([4, 16, 16, 16]), torch.Size([4, 16, 16, 16]))
     """
 
     def __init__(
@@ -150,81 +142,12 @@ def _stage(
     return blocks, channels
 
 
-def linear_head(channels: int, num_classes: int) -> nn.Sequential:
-    return nn.Sequential(
-        OrderedDict(
-            bn=nn.BatchNorm2d(channels),
-            relu=nn.ReLU(),
-            pool=nn.AdaptiveAvgPool2d(1),
-            flatten=nn.Flatten(),
-            linear=nn.Linear(channels, num_classes),
-        )
-    )
-
-
 def linear_decay(n: int, last: float) -> list[float]:
     """Return survival probabilities of n modules that decrease linearly to ``last``.
 
     They follow equation 4 of Huang et al., "Deep Networks with Stochastic Depth", 2016.
     """
     return [1 - (i + 1) / n * (1 - last) for i in range(n)]
-
-
-def initialised(net: ResidualNet) -> ResidualNet:
-    """Initialise the weights of a network as He et al. 2015 do, and return it.
-
-    Fan-out variance keeps the norm of gradients roughly constant through a residual module.
-    """
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
-    return net
-
-
-def check_size(name: str, value: object) -> int:
-    """Return a number of channels or classes as a Python integer.
-
-    Raises:
-        ValueError: it is not an integer, less than 1, or more than any network has.
-    """
-    return check_integer(name, value, 1, MOST_CLASSES if name == "num_classes" else MOST_CHANNELS)
-
-
-def check_block(
-    in_channels: int, kernels: Sequence[int], widths: Sequence[int], stride: int, shortcut: Shortcut
-) -> tuple[int, tuple[int, ...], tuple[int, ...], int]:
-    """Return the input channels, kernel sides, widths and stride of a chain of convolutions as Python integers.
-
-    Raises:
-        ValueError: one is out of its range, no kernel has side 3, or kernels and widths differ in number.
-    """
-    one_of("shortcut", shortcut, Shortcut)
-    sides = check_integers("kernels", kernels, 1, MOST_SIDE)
-    if 3 not in sides:
-        raise ValueError(f"kernels: expected a side of 3 among them, got {list(sides)}")
-    channels = check_integers("widths", widths, 1, MOST_CHANNELS)
-    if len(channels) != len(sides):
-        raise ValueError(f"widths: expected {len(sides)} (one per kernel), got {len(channels)}")
-    return check_size("in_channels", in_channels), sides, channels, check_integer("stride", stride, 1, MOST_SIDE)
-
-
-def blocks_a_stage(depth: int, block: Kind) -> int:
-    """Return the number of blocks in each of the three stages of the CIFAR form.
-
-    Raises:
-        ValueError: the kind of block is unknown, or the depth does not fit it.
-    """
-    one_of("block", block, Kind)
-    depth = check_integer("depth", depth, 1, MOST_LAYERS)
-    layers = 6 if block == "basic" else 9
-    if depth < layers + 2 or (depth - 2) % layers:
-        below = max(layers + 2, depth - (depth - 2) % layers)
-        raise ValueError(
-            f"depth: {block} blocks need a depth of {layers}n + 2 (such as {below} or {below + layers}), got {depth}"
-        )
-    return (depth - 2) // layers
 
 
 def preact_resnet(
@@ -239,7 +162,9 @@ def preact_resnet(
     """Build the CIFAR form: a 3x3 stem, three stages of ``width``, ``2 width``, ``4 width``, a linear head.
 
     Stages 2 and 3 begin with stride 2. Depth 110 with basic blocks has 54 blocks, 18 per stage: the network of
-    the paper's section 4. Images may have any side: 32 for CIFAR, 8 for the digits.
+    the paper's section 4 (He et al., "Identity Mappings in Deep Residual Networks", 2016). It maps images
+    [B, in_channels, H, W] to logits [B, num_classes]. Images may have any side: 32 for CIFAR, 8 for the digits.
+    Weights are drawn from torch's global generator.
 
     Args:
         depth: number of layers with weights along the longest path: 6n + 2 for ``basic``, 9n + 2 for ``bottleneck``.
@@ -251,10 +176,20 @@ def preact_resnet(
         block: ``basic`` (two 3x3 convolutions) or ``bottleneck`` (1x1, 3x3, 1x1).
         in_channels: number of channels of the images.
         survival: survival probability of the last module in training with stochastic depth; those of the other
-            modules follow from it (`linear_decay`). 1 for training without stochastic depth.
+            modules rise linearly towards 1 at the first (Huang et al. 2016). 1 for training without stochastic depth.
 
     Raises:
         ValueError: an argument is out of its range, or the depth does not fit the kind of block.
+
+    Example:
+        >>> import torch
+        >>> from pathnet import models
+        >>> net = models.preact_resnet(depth=110)
+        >>> net.n, net(torch.zeros(1, 3, 32, 32)).shape
+        (54, torch.Size([1, 10]))
+        >>> stochastic = models.preact_resnet(depth=14, survival=0.4)
+        >>> [round(block.survival, 1) for block in stochastic]
+        [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
     """
     one_of("shortcut", shortcut, Shortcut)
     width, in_channels = check_size("width", width), check_size("in_channels", in_channels)
@@ -287,7 +222,8 @@ def preact_resnet_imagenet(depth: int = 200, num_classes: int = 1000, width: int
     """Build the ImageNet form: a 7x7 stem with max-pooling and four stages of bottleneck blocks.
 
     Depth 200 has 66 blocks (3, 24, 36, 3): the network of the paper's Figure 4. The stem has no BN and ReLU,
-    since the first block begins with them.
+    since the first block begins with them. The network maps images [B, 3, H, W], of side 224 in training on ImageNet,
+    to logits [B, num_classes].
 
     Args:
         depth: 50, 101, 152 or 200.
@@ -296,6 +232,13 @@ def preact_resnet_imagenet(depth: int = 200, num_classes: int = 1000, width: int
 
     Raises:
         ValueError: an argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from pathnet import models
+        >>> net = models.preact_resnet_imagenet(depth=50, num_classes=20, width=4)
+        >>> net.n, net(torch.zeros(2, 3, 64, 64)).shape
+        (16, torch.Size([2, 20]))
     """
     depth = check_integer("depth", depth, 1, MOST_LAYERS)
     if depth not in IMAGENET_STAGES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pathnet.checks import check_tensor, described
-from pathnet.models.coefficients import Coefficient, check_coefficients, known_as, left_out, of_blocks, scaled
+from pathnet.models.block import Block
+from pathnet.models.coefficients import check_coefficients, known_as, of_blocks
 from pathnet.models.context import NO_CONTEXT, Context
 from pathnet.models.context_graph import InputReader, bound_part
 from pathnet.models.forms import Form, FusedForm, PostActivationForm, Unit
@@ -29,122 +30,18 @@ __all__ = [
 ]
 
 
-class Block(nn.Module):
-    """A residual block ``y = join(skip(x) + residual(x))`` (Veit et al. 2016, equation 1).
-
-    A subclass defines `residual`, and `skip` if that is not the identity, each as a function of the block's input
-    alone. If they share work it also overrides `branches`; if more than an addition joins them, `join`. A block with
-    several residual modules in parallel, ``y = skip(x) + f(x) + g(x)``, or with a gate also overrides `parts`.
-
-    Attributes:
-        survival: probability that a training step keeps the residual module (stochastic depth). A block with one
-            below 1 multiplies ``residual`` by it in evaluation.
-        residual_modules: number of residual modules in parallel. `residual` is their sum.
-        has_gate: whether the block's Jacobian has a part outside all branches, as that of a highway block has.
-    """
-
-    survival: float = 1.0
-    residual_modules: int = 1
-    has_gate: bool = False
-
-    @property
-    def part_count(self) -> int:
-        """Number of parts of the block's Jacobian: skip connection, residual modules, and gate if there is one."""
-        return 1 + self.residual_modules + self.has_gate
-
-    def skip(self, x: Tensor) -> Tensor:
-        """Return the skip connection's output; ``x`` unless overridden."""
-        return x
-
-    def residual(self, x: Tensor) -> Tensor:
-        """Return the output of the residual module f, the branch with the weights."""
-        raise NotImplementedError
-
-    def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``(skip(x), residual(x))``, with shared work done once."""
-        return self.skip(x), self.residual(x)
-
-    def join(self, z: Tensor) -> Tensor:
-        """Apply the operations after the addition; none unless overridden."""
-        return z
-
-    def parts(self, x: Tensor, wanted: Collection[int] | None = None) -> tuple[Tensor | None, ...]:
-        """Return the functions of ``x`` whose Jacobians add up to that of ``join``'s input, shared work done once.
-
-        They are the skip connection, each residual module, and the gate if there is one. The values of skip and
-        residual modules add up to ``join``'s input; of the gate only the Jacobian is used, not the value.
-
-        Args:
-            wanted: the numbers of the parts to return; others may be None. None for all.
-        """
-        if wanted is None or {0, 1} <= set(wanted):
-            return self.branches(x)
-        return self.skip(x) if 0 in wanted else None, self.residual(x) if 1 in wanted else None
-
-    def summed(self, parts: Sequence[Tensor | None]) -> Tensor:
-        """Return the sum of skip connection and residual modules, ``join``'s input, from all `parts`."""
-        terms = [part for part in parts[: 1 + self.residual_modules] if part is not None]
-        return sum(terms[1:], terms[0])
-
-    def coefficients(self, row: Sequence[Coefficient]) -> tuple[Coefficient, ...]:
-        """Return the coefficient of every part.
-
-        Args:
-            row: (a, c), where c applies to all residual modules and the gate's coefficient is 0; or one coefficient
-                for each part. Further ones, which other blocks of the network have a part for, are ignored.
-        """
-        if len(row) == 2:
-            return (row[0], *[row[1]] * self.residual_modules, *[0.0] * self.has_gate)
-        return tuple(row[: self.part_count])
-
-    def routed(self, x: Tensor, forward: Sequence[Coefficient], backward: Sequence[Coefficient]) -> Tensor:
-        """Return ``join(a skip(x) + c residual(x))``, with other coefficients in the backward pass.
-
-        A branch whose coefficients are 0 in both directions is not computed.
-
-        Args:
-            forward, backward: rows of a routing, see `coefficients`. The gate's value is never used, so its
-                coefficient matters in the backward pass alone.
-        """
-        ahead = (*self.coefficients(forward)[: 1 + self.residual_modules], *[0.0] * self.has_gate)
-        back = self.coefficients(backward)
-        wanted = [i for i, pair in enumerate(zip(ahead, back, strict=True)) if not left_out(*pair)] or [0]
-        parts = self.parts(x, wanted)
-        terms = [scaled(part, ahead[i], back[i]) for i in wanted if (part := parts[i]) is not None]
-        return self.join(sum(terms[1:], terms[0]))
-
-    def lesioned(self, x: Tensor) -> Tensor:
-        """Return the output of the block when it is deleted (section 4.1): its skip connection, unless overridden."""
-        return self.join(self.skip(x))
-
-    def settle(self) -> None:
-        """Fold constants into weights. Called on copies in evaluation mode that will not be trained."""
-
-    def bound(self, context: Context) -> Block:
-        """Return the block over the same modules with a batch's context as constants; itself if it reads none."""
-        return self
-
-    def form(self) -> Form | None:
-        """Return the form in which fused engines take the block, or None if they cannot run it."""
-        return None
-
-    def unfused_reason(self) -> str:
-        """Return why `form` returns None, in words that can follow "block 3: "."""
-        return f"its class {type(self).__name__} defines no fused form"
-
-    def forward(self, x: Tensor) -> Tensor:
-        skip, residual = self.branches(x)
-        return self.join(skip + residual)
-
-
 class ResidualNet(nn.Module):
-    """``head(block_n(... block_1(stem(x))))``.
+    """A network as a stem, n residual blocks and a head: ``head(block_{n-1}(... block_0(stem(x))))``.
+
+    It contains 2^n paths, each through the residual module or the skip connection of every block (Veit et al. 2016,
+    section 3). Everything in pathnet works on this form; `pathnet.adapt` brings other models into it.
 
     Args:
         stem: maps images ``[B, C, H, W]`` to ``y_0``, the input of the first block.
         blocks: the n residual blocks, from input to output.
         head: maps ``y_n`` to the output (logits ``[B, classes]`` for the models here).
-        config: the constructor's name and arguments in JSON types, from which `build` builds the network again.
+        config: the constructor's name and arguments in JSON types, from which `pathnet.models.build` builds the
+            network again; without it, `pathnet.models.save` refuses the network.
 
     Attributes:
         frozen_statistics: the batch normalisations that use running statistics in every mode.
@@ -152,6 +49,22 @@ class ResidualNet(nn.Module):
         batch_first_output: whether the output's first dimension is the batch: not for a loss, and for [T, B, C].
         reader: reads inputs of more than one tensor, and computes the context; None for networks of one tensor.
         parameter_names: the network's names of its parameters, by the names that they have in an adapted model.
+
+    Raises:
+        ValueError: stem or head is no module, ``blocks`` is no list of at least one `Block`, or ``config`` is no
+            dictionary.
+
+    Example:
+        >>> import torch
+        >>> from pathnet import models
+        >>> blocks = [models.PreactBlock(8, (3, 3), (8, 8), stride=1, shortcut="projection") for _ in range(5)]
+        >>> head = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 10))
+        >>> net = models.ResidualNet(torch.nn.Conv2d(3, 8, 3, padding=1), blocks, head)
+        >>> net.n, net(torch.zeros(2, 3, 16, 16)).shape
+        (5, torch.Size([2, 10]))
+        >>> drawn = [True, True, False, True, True]  # block 2 passes its input on
+        >>> net(torch.zeros(2, 3, 16, 16), drawn=drawn).shape
+        torch.Size([2, 10])
     """
 
     frozen_statistics: tuple[str, ...] = ()
@@ -207,7 +120,7 @@ class ResidualNet(nn.Module):
         """Return the tensors among the inputs by their names in errors, the main one first.
 
         Args:
-            inputs: a tensor; for an adapted network whatever its example was.
+            inputs: a tensor with the batch first; for an adapted network whatever its example was.
             name: the name of the inputs in errors.
 
         Raises:
@@ -223,7 +136,8 @@ class ResidualNet(nn.Module):
         """Return the tensor among the inputs from which the residual stream begins, and the batch's context.
 
         Args:
-            inputs, name: see `tensors`.
+            inputs: see `tensors`.
+            name: the name of the inputs in errors.
 
         Raises:
             ValueError: the inputs are not of the kind that the network takes.
@@ -266,8 +180,14 @@ class ResidualNet(nn.Module):
         Args:
             x: inputs, [B, C, H, W] for images.
             drawn: for each block, whether it keeps its residual module; all do by default. Other blocks run as if
-                deleted: their residual modules are computed neither here nor in the backward pass.
-            routing, backward: see `pathnet.routed`, which also accepts networks that wrap this one.
+                deleted: their residual modules are computed neither here nor in the backward pass (stochastic depth,
+                Huang et al. 2016).
+            routing: coefficients of the blocks' branches, [n, 2] or [n, `parts`], see `pathnet.routed`, which also
+                accepts networks that wrap this one.
+            backward: those of the backward pass, by default ``routing``.
+
+        Returns:
+            The head's output, [B, classes] for the models here.
 
         Raises:
             ValueError: ``drawn`` does not have one value per block, or comes with a routing; or a routing is invalid.

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathnet.checks import check_flag, check_integer
-from pathnet.models.preactivation import MOST_LAYERS, check_size, initialised
+from pathnet.models.building import MOST_LAYERS, check_size, initialised
 from pathnet.models.residual_net import Block, ResidualNet
 
 __all__ = ["VggLayer", "vgg"]
@@ -23,7 +23,21 @@ MOST_STAGES = 32
 class VggLayer(Block):
     """A 3x3 convolution, BN, ReLU, and max-pooling at the end of a stage, as a block whose skip connection is zero.
 
-    If the layer is deleted, its input passes on, pooled if the layer pools, instead of zeros.
+    If the layer is deleted, its input passes on, pooled if the layer pools, instead of zeros (section 4.1).
+
+    Args:
+        channels: number of channels of input and output, [B, channels, H, W].
+        pool: whether max-pooling halves the sides of the output, rounded down.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from pathnet import models
+        >>> layer, x = models.VggLayer(8, pool=True), torch.ones(2, 8, 4, 4)
+        >>> layer(x).shape, layer.skip(x).abs().max(), layer.lesioned(x).min()
+        (torch.Size([2, 8, 2, 2]), tensor(0.), tensor(1.))
     """
 
     def __init__(self, channels: int, pool: bool) -> None:
@@ -54,8 +68,9 @@ def vgg(
 ) -> ResidualNet:
     """Build a network of ``depth`` layers with weights and ``width`` channels throughout.
 
-    The defaults are the paper's. The stem is the first layer, which changes the number of channels and so cannot be
-    deleted. Each further convolution is a block. The classifier, after average pooling, is the last layer.
+    The defaults are the paper's (section 4.1). The stem is the first layer, which changes the number of channels and
+    so cannot be deleted. Each further convolution is a block. The classifier, after average pooling, is the last
+    layer. The network maps images [B, in_channels, H, W] to logits [B, num_classes].
 
     Args:
         depth: number of convolutions, plus one for the classifier.
@@ -65,7 +80,14 @@ def vgg(
         stages: number of stages; max-pooling between them halves the images' side.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of its range, or the network is too shallow for its stages.
+
+    Example:
+        >>> import torch
+        >>> from pathnet import models
+        >>> net = models.vgg(depth=15, width=32, in_channels=1, stages=3)
+        >>> net.n, net(torch.zeros(2, 1, 8, 8)).shape
+        (13, torch.Size([2, 10]))
     """
     width, in_channels = check_size("width", width), check_size("in_channels", in_channels)
     num_classes, stages = check_size("num_classes", num_classes), check_integer("stages", stages, 1, MOST_STAGES)

@@ -49,11 +49,20 @@ BEFORE_DIGESTS = {"config", "recipe", "data", "progress"}
 
 
 def build(config: Mapping[str, Any]) -> ResidualNet:
-    """Return the network that ``config`` (`ResidualNet.config`) describes, freshly initialised.
+    """Return the network that ``config`` (``net.config`` of a `ResidualNet`) describes, freshly initialised.
+
+    Args:
+        config: the name of a constructor under ``model``, such as ``preact_resnet``, and its arguments by name.
 
     Raises:
         ValueError: the configuration names no known constructor, or arguments that the constructor does not take, or
             the network does not fit into memory.
+
+    Example:
+        >>> from pathnet import models
+        >>> net = models.build({"model": "preact_resnet", "depth": 14, "width": 8})
+        >>> net.n, models.build(net.config).n
+        (6, 6)
     """
     if not isinstance(config, Mapping):
         raise ValueError(f"config: expected an object with the name of a model, got {described(config)}")
@@ -70,8 +79,19 @@ def build(config: Mapping[str, Any]) -> ResidualNet:
 def fingerprint(net: ResidualNet) -> str:
     """Return the model hash of a run: SHA-256 over names, dtypes, shapes and values of all weights and statistics.
 
+    Returns:
+        64 hexadecimal digits.
+
     Raises:
         ValueError: ``net`` is not a `ResidualNet`, or has tensors on the meta device.
+
+    Example:
+        >>> from pathnet import models
+        >>> net = models.preact_resnet(depth=14, width=8)
+        >>> before = models.fingerprint(net)
+        >>> net.blocks[0].convs[0].weight.data[0, 0, 0, 0] += 1
+        >>> len(before), models.fingerprint(net) == before
+        (64, False)
     """
     check_net(net)
     digest = hashlib.sha256()
@@ -155,7 +175,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def save(net: ResidualNet, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write the network's weights, statistics and configuration to a file.
 
+    The file is in the safetensors format, and holds a SHA-256 of its content. It is replaced as a whole.
+
     Args:
+        net: a network with a configuration (``net.config``), as the constructors here build it.
+        path: path of the file; missing folders are created.
         dtype: dtype of kernels and matrices on disk, unchanged by default. float16 halves the file; `load` then
             returns the rounded network. Vectors (biases, factors and statistics of BN) keep their dtype.
 
@@ -163,6 +187,13 @@ def save(net: ResidualNet, path: str | Path, dtype: torch.dtype | None = None) -
         ValueError: the network has no configuration, or values that `load` would reject; or an argument has another
             type.
         OSError: the file cannot be written.
+
+    Example:
+        >>> from pathnet import models
+        >>> net = models.preact_resnet(depth=14, width=8)
+        >>> models.save(net, "network.safetensors")
+        >>> models.fingerprint(models.load("network.safetensors")) == models.fingerprint(net)
+        True
     """
     check_net(net)
     path = check_path("path", path)
@@ -179,10 +210,21 @@ def save(net: ResidualNet, path: str | Path, dtype: torch.dtype | None = None) -
 
 
 def load(path: str | Path) -> ResidualNet:
-    """Return the network in a file that `save` (or a training checkpoint) wrote, in evaluation mode.
+    """Return the network in a file that `save` (or a training checkpoint) wrote, in evaluation mode on the CPU.
+
+    Args:
+        path: path of the file.
 
     Raises:
         ValueError: the file cannot be read, or its tensors do not fit its configuration.
+
+    Example:
+        >>> import torch
+        >>> from pathnet import models
+        >>> models.save(models.preact_resnet(depth=14, width=8), "half.safetensors", torch.float16)
+        >>> net = models.load("half.safetensors")
+        >>> net.n, net.training, net.stem.weight.dtype
+        (6, False, torch.float32)
     """
     path = check_path("path", path)
     tensors, metadata = read_tensors(path)
@@ -190,8 +232,9 @@ def load(path: str | Path) -> ResidualNet:
         raise ValueError(f"weights: {path} contains no model configuration (expected a file written by pathnet)")
     net = _skeleton(metadata["config"], len(tensors), path)
     _check_state(net, tensors, path)
-    net = net.to_empty(device="cpu")
-    net.load_state_dict({name: tensors[name] for name in net.state_dict()})
+    # Copies, since a file's tensors may be its pages. `Module.to_empty` would import sympy, which takes seconds.
+    stored = {name: tensors[name].to(like.dtype, copy=True) for name, like in net.state_dict().items()}
+    net.load_state_dict(stored, assign=True)
     return net.eval()
 
 

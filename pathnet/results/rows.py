@@ -35,8 +35,16 @@ class Range:
     """The numbers that a field of a row may hold; by default, finite numbers of at least 0.
 
     Attributes:
-        least, most: bounds, both included; ``most`` may be the name of another field.
+        least: lower bound, included.
+        most: upper bound, included; it may be the name of another field.
         nan: whether NaN is allowed, which stands for a quantity that is undefined.
+
+    Example:
+        >>> from pathnet.results import Range
+        >>> print(Range(0, 1))
+        a finite number of at least 0, at most 1
+        >>> print(Range(-1, 1, nan=True))
+        a finite number of at least -1, at most 1 or NaN
     """
 
     least: float = 0.0
@@ -52,10 +60,28 @@ class Range:
 class Row(Protocol):
     """A frozen dataclass of numbers, strings and tuples of integers: one measurement.
 
+    A field's type is int, float, str or tuple[int, ...].
+
     Attributes:
         PART: prefix of the names of its files.
         MEASURED: the measured fields. The others identify the measurement, and no two rows of a run share them.
         RANGES: the allowed numbers, by field; the default `Range` for fields that are not named.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from typing import ClassVar
+        >>> from pathnet import results
+        >>> @dataclass(frozen=True)
+        ... class Timing:
+        ...     PART: ClassVar[str] = "timings"
+        ...     MEASURED: ClassVar[tuple[str, ...]] = ("seconds",)
+        ...     RANGES: ClassVar[dict[str, results.Range]] = {}
+        ...     batch: int
+        ...     seconds: float
+        >>> with results.writing("run", {"experiment": "timings"}, {"batches": 2}, {}) as run:
+        ...     run.add_rows([Timing(0, 0.81), Timing(1, 0.79)])
+        >>> results.read("run").rows(Timing)
+        [Timing(batch=0, seconds=0.81), Timing(batch=1, seconds=0.79)]
     """
 
     PART: ClassVar[str]
@@ -77,6 +103,19 @@ class Measurements:
         path: uint8 [M, n], the binary code of the path.
         norm: float64 [M], the norm of the path gradient.
         engine: [M], the name of the engine.
+
+    Example:
+        >>> import numpy
+        >>> from pathnet.results import Measurements
+        >>> measured = Measurements(
+        ...     batch=numpy.array([0, 0], numpy.int32),
+        ...     length=numpy.array([1, 2], numpy.int16),
+        ...     path=numpy.array([[0, 1, 0], [1, 0, 1]], numpy.uint8),
+        ...     norm=numpy.array([0.013, 0.008]),
+        ...     engine=["cpu", "cpu"],
+        ... )
+        >>> len(measured), measured.path.sum(1) == measured.length
+        (2, array([ True,  True]))
     """
 
     batch: NDArray[np.int32]

@@ -24,7 +24,26 @@ __all__ = ["Run", "check_run", "read", "weights_of", "writing"]
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """A run folder and the content of its ``run.json``."""
+    """A run folder and the content of its ``run.json``.
+
+    `read` returns a run to read, `writing` one to add measurements to.
+
+    Attributes:
+        folder: the folder.
+        facts: the content of ``run.json``: identity, attempts, planned amounts and results.
+
+    Example:
+        >>> import pathnet
+        >>> from pathnet.experiments import PathGradients, path_gradients
+        >>> data = pathnet.data.synthetic(images=64, classes=2, shape=(1, 8, 8))
+        >>> net = pathnet.models.preact_resnet(depth=14, width=8, num_classes=2, in_channels=1)
+        >>> run = path_gradients.measure(net, data, PathGradients(batches=3, batch_size=16), "run")
+        >>> run
+        <Run of path-gradients in run: 18 rows measured, planned batches 3; results written>
+        >>> measured = run.measurements()
+        >>> measured.path.shape, measured.norm.shape
+        ((18, 6), (18,))
+    """
 
     folder: Path
     facts: dict[str, Any]
@@ -45,6 +64,9 @@ class Run:
 
     def fact(self, *keys: str | int) -> Any:
         """Return one part of the identity, by the keys and positions that lead to it.
+
+        Args:
+            keys: names in objects and positions in lists, from the outside in, such as "model", "blocks".
 
         Raises:
             ValueError: the identity has no such part.
@@ -84,7 +106,11 @@ class Run:
         return sorted((self.folder / "measurements").glob(f"{stem}-*.parquet"))
 
     def figure_stem(self, name: str) -> Path:
-        """Return the path of a figure without its suffix, and create the folder of figures."""
+        """Return the path of a figure without its suffix, and create the folder of figures.
+
+        Raises:
+            OSError: the folder cannot be created.
+        """
         folder = self.folder / "figures"
         with telling(folder, "figure"):
             folder.mkdir(exist_ok=True)
@@ -113,6 +139,11 @@ class Run:
     def add(self, measurements: Sequence[Measurements]) -> None:
         """Write path gradient norms as one more part, durably; write nothing if there are none.
 
+        Only within `writing`, which keeps other processes from the folder.
+
+        Args:
+            measurements: the norms; the part holds all of them.
+
         Raises:
             ValueError: a value is impossible.
             OSError: the part cannot be written.
@@ -123,6 +154,9 @@ class Run:
 
     def rows(self, kind: type[RowType]) -> list[RowType]:
         """Return all rows of one kind measured so far, each once, sorted by the fields that identify them.
+
+        Args:
+            kind: the dataclass of the rows, see `Row`.
 
         Raises:
             ValueError: a part cannot be read, holds values outside the ranges of the kind, or contradicts another
@@ -144,6 +178,11 @@ class Run:
 
     def add_rows(self, rows: Sequence[Row]) -> None:
         """Write rows of one kind as one more part, durably; write nothing if there are none.
+
+        Only within `writing`, which keeps other processes from the folder.
+
+        Args:
+            rows: rows of one dataclass, see `Row`.
 
         Raises:
             ValueError: a value is outside the ranges of the kind.
@@ -167,21 +206,48 @@ class Run:
         write_part(next(name for name in names if not name.exists()), table)
 
     def conclude(self, summary: Mapping[str, Any]) -> None:
-        """Write the results of the measurements into ``run.json``."""
+        """Write the results of the measurements into ``run.json``.
+
+        Args:
+            summary: the results, as JSON can hold them; they replace earlier ones.
+
+        Raises:
+            ValueError: JSON cannot hold a result.
+            OSError: the file cannot be written.
+        """
         self.facts["results"] = dict(summary)
         write_facts(self.folder / "run.json", self.facts)
 
 
 def weights_of(folder: str | Path) -> Path:
-    """Return the path of the weights in a run that trained its own network."""
+    """Return the path of the weights in a run that trained its own network.
+
+    Args:
+        folder: folder of the run.
+
+    Example:
+        >>> from pathnet import results
+        >>> str(results.weights_of("run"))
+        'run/weights.safetensors'
+    """
     return Path(folder) / "weights.safetensors"
 
 
 def read(folder: str | Path) -> Run:
     """Return an existing run.
 
+    Args:
+        folder: folder of the run.
+
     Raises:
         ValueError: the folder holds no run, or its ``run.json`` cannot be read, was edited or is damaged.
+
+    Example:
+        >>> from pathnet import results
+        >>> with results.writing("run", {"experiment": "my measurement"}, {"batches": 3}, {}):
+        ...     pass  # measure
+        >>> results.read("run")
+        <Run of my measurement in run: 0 rows measured, planned batches 3; no results yet>
     """
     folder = check_path("folder", folder)
     file = folder / "run.json"
@@ -191,7 +257,21 @@ def read(folder: str | Path) -> Run:
 
 
 def check_run(name: str, value: object) -> None:
-    """Raise ValueError unless ``value`` is a `Run`."""
+    """Raise ValueError unless ``value`` is a `Run`.
+
+    Args:
+        name: the argument's name in the error.
+        value: the value to check.
+
+    Raises:
+        ValueError: it is something else.
+
+    Example:
+        >>> from pathnet import results
+        >>> results.check_run("run", "runs/digits")
+        Traceback (most recent call last):
+        ValueError: run: expected a run, as pathnet.results.read returns it, got 'runs/digits'
+    """
     if not isinstance(value, Run):
         raise ValueError(f"{name}: expected a run, as pathnet.results.read returns it, got {described(value)}")
 
@@ -204,13 +284,29 @@ def writing(
 
     Args:
         folder: folder of the run.
-        identity: must equal that of an existing run.
+        identity: everything that decides what is measured, as JSON can hold it, with the name of the ``experiment``;
+            it must equal that of an existing run.
         planned: planned amounts by name, such as ``batches``; the run keeps the largest of all calls.
         attempt: versions, device and time of this process.
+
+    Yields:
+        The run.
 
     Raises:
         ValueError: the folder holds a run with another identity, another process is writing to it, or an argument
             has the wrong type.
+        OSError: the folder cannot be written to.
+
+    Example:
+        >>> from pathnet import results
+        >>> with results.writing("run", {"experiment": "my measurement", "seed": 0}, {}, {"by": "me"}) as run:
+        ...     run.conclude({"mean": 0.25})
+        >>> results.read("run").facts["results"]
+        {'mean': 0.25}
+        >>> with results.writing("run", {"experiment": "my measurement", "seed": 1}, {}, {}):
+        ...     pass
+        Traceback (most recent call last):
+        ValueError: run: run holds another run (seed: expected 1, found 0)
     """
     folder = check_path("folder", folder)
     identity, attempt = plain_object("identity", identity), plain_object("attempt", attempt)

@@ -21,6 +21,7 @@ def evaluate(net: ResidualNet, data: Data | Batches | Iterable[Any]) -> float:
     """Return the accuracy on the test split, in [0, 1]. The network's mode stays unchanged.
 
     Args:
+        net: the network.
         data: a data set, whose test split runs in batches of 256; or `pathnet.data.Batches`; or any iterable of
             batches, read once and used as they come (inputs normalised already): pairs of inputs and labels, or
             mappings with ``labels``. Labels are int64 [B]; or [B, T] for sequences, where -100 does not count.
@@ -28,6 +29,17 @@ def evaluate(net: ResidualNet, data: Data | Batches | Iterable[Any]) -> float:
     Raises:
         ValueError: an argument is of the wrong type, or an output is not finite. What is wrong with an element of an
             iterable is told by its position, from 0.
+
+    Example:
+        >>> import torch
+        >>> import pathnet
+        >>> data = pathnet.data.synthetic(images=64, classes=2, shape=(1, 8, 8))
+        >>> net = pathnet.models.preact_resnet(depth=8, width=8, num_classes=2, in_channels=1)
+        >>> 0 <= pathnet.training.evaluate(net, data) <= 1
+        True
+        >>> images, labels = torch.randn(8, 1, 8, 8), torch.zeros(8, dtype=torch.int64)
+        >>> pathnet.training.evaluate(net, [(images, net.eval()(images).argmax(1))])  # any iterable of batches
+        1.0
     """
     check_net(net)
     training, device, wrong, total = net.training, next(net.parameters()).device, 0, 0

@@ -44,6 +44,10 @@ def train(
     the default of ``torch._dynamo.config.recompile_limit``: torch then warns, and runs some blocks uncompiled.
 
     Args:
+        net: the network.
+        data: the data set.
+        recipe: the settings of the training.
+        checkpoint: path of the file to keep the state in; None for no file.
         progress: called with (steps done, steps in total, a note) after every step.
         callback: called in every process with (steps done, ``net``) before the first step and after every step, such
             as `pathnet.EffectiveDepth`.
@@ -53,6 +57,18 @@ def train(
             recipe does not fit the network or the data; another training uses the checkpoint; or the loss or a weight
             is not finite.
         OSError: the checkpoint cannot be written.
+
+    Example:
+        >>> import pathnet
+        >>> data = pathnet.data.synthetic(images=64, classes=2, shape=(1, 8, 8))
+        >>> net = pathnet.models.preact_resnet(depth=8, width=8, num_classes=2, in_channels=1)
+        >>> recipe = pathnet.training.Recipe(epochs=2, batch_size=32, warmup_steps=0)
+        >>> history = pathnet.training.train(net, data, recipe, checkpoint="net.safetensors")
+        >>> history
+        [Epoch(epoch=0, ...
+        >>> trained = pathnet.models.load("net.safetensors")
+        >>> pathnet.models.fingerprint(trained) == pathnet.models.fingerprint(net)
+        True
     """
     check_net(net)
     check_data_set("data", data)

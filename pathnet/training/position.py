@@ -18,7 +18,13 @@ class Epoch:
         epoch: number of the epoch, from 0.
         train_loss: mean loss over its steps.
         test_accuracy: accuracy on the test split after it, in [0, 1].
-        seconds: time of its steps.
+        seconds: time of its steps, in seconds.
+
+    Example:
+        >>> from pathnet import training
+        >>> history = [training.Epoch(0, 0.412, 0.906, 3.1), training.Epoch(1, 0.135, 0.953, 3.0)]
+        >>> [epoch.test_accuracy for epoch in history]
+        [0.906, 0.953]
     """
 
     epoch: int

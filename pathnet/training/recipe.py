@@ -6,16 +6,27 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pathnet.checks import check_integer, described
-from pathnet.settings import Above, AtLeast, AtMost, Flag, Help, check_settings
+from pathnet.settings import Above, AtLeast, AtMost, Flag, Help, check_settings, documented
 
 __all__ = ["Recipe", "check_recipe"]
 
 Undrawn = Literal["none", "zero"]
 
 
+@documented
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of SGD with Nesterov momentum, by default those of He et al. (2016), which the paper uses."""
+    """Settings of SGD with Nesterov momentum, by default those of He et al. (2016), which the paper uses.
+
+    Raises:
+        ValueError: a setting has the wrong type or is out of its range.
+
+    Example:
+        >>> import pathnet
+        >>> recipe = pathnet.training.Recipe(epochs=25, batch_size=32, warmup_steps=44)
+        >>> [recipe.rate(step, steps=1000) for step in (0, 44, 500, 750)]
+        [0.01, 0.1, 0.01, 0.001]
+    """
 
     epochs: Annotated[int, Help("Passes over the training split."), AtLeast(1)] = 200
     batch_size: Annotated[int, Help("Images per step; an incomplete last batch is dropped."), AtLeast(1)] = 128
@@ -64,7 +75,11 @@ class Recipe:
         check_settings(self)
 
     def rate(self, step: int, steps: int) -> float:
-        """Return the learning rate of step ``step`` (from 0) of ``steps``."""
+        """Return the learning rate of step ``step`` (from 0) of ``steps``.
+
+        Raises:
+            ValueError: ``step`` is negative, ``steps`` less than 1, or one of them no integer.
+        """
         step, steps = check_integer("step", step, 0), check_integer("steps", steps, 1)
         if step < self.warmup_steps:
             return self.warmup_learning_rate

@@ -249,6 +249,7 @@ def test_batches_tell_their_elements_and_their_content(example: tuple[ResidualNe
     halves = Batches([(images.bfloat16(), labels) for images, labels in batches])
     assert len({each.fingerprint() for each in (first, *different, halves)}) == 6
     assert repr(first) == f"Batches('batches': {len(batches)} test batches)"
+    assert repr(Batches(batches, batches[:1])).endswith("test batches, 1 training batch)")
 
 
 def test_inputs_are_sent_whole() -> None:

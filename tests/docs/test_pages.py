@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import pkgutil
 from pathlib import Path
 
 import pytest
 from helpers import ROOT
 from helpers.pages import blocks_of, documents, imports, problems, run_page
-
-from pathnet.engines import triton
+from helpers.triton_kernels import import_kernels
 
 EXTRAS = {"torchvision", "timm", "transformers", "pandas", "polars", "duckdb"}
 """Packages that pages may need and this environment may lack; `make test-interop` has the first three."""
 
 PAGES = [page for page in documents() if blocks_of(page.read_text())]
-
-
-def import_kernels() -> None:
-    """Import the Triton kernels while the interpreter is on, which other tests in this process rely on."""
-    if importlib.util.find_spec("triton") is not None:
-        for module in pkgutil.iter_modules(triton.__path__):
-            importlib.import_module(f"{triton.__name__}.{module.name}")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -44,6 +44,7 @@ from pathnet import (
     models,
     nn,
     paths,
+    progress,
     signed,
     study,
     training,
@@ -61,7 +62,7 @@ pytestmark = [
 EXAMPLES = 2000
 SECONDS = 20
 GIGABYTES = 1.0
-SUBMODULES = (data, effective_depth, engines, lesion, models, nn, paths, training, signed)
+SUBMODULES = (data, effective_depth, engines, lesion, models, nn, paths, progress, training, signed)
 METHODS = {
     pathnet.Recorder: ("__call__", "routed_outputs", "engine_for"),
     pathnet.Tape: (

@@ -46,6 +46,7 @@ from pathnet import (
     nn,
     paper,
     paths,
+    progress,
     report,
     results,
     signed,
@@ -136,6 +137,7 @@ def library_calls() -> dict[str, Call]:
             pathnet.EffectiveDepth(pair(), Writer(), every=1, share=math.inf).__call__, step=1, net=net
         ),
         "effective_depth.read": call_of(effective_depth.read, {"path": ("out",)}, path=recorded_depths),
+        "reporter": call_of(progress.reporter, label="training"),
         "Recipe": call_of(training.Recipe),
         "Recipe.rate": call_of(training.Recipe().rate, step=1, steps=10),
         "evaluate": call_of(training.evaluate, net=net, data=small_data),

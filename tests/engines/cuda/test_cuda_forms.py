@@ -26,7 +26,7 @@ from pathnet.engines.cuda import CudaEngine, ops
 from pathnet.models import PreactBlock, ResidualNet
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "how" / "engines.md").read_text()
 
 
 @pytest.mark.parametrize("width", [16, 32, 48, 64])
@@ -94,7 +94,7 @@ def described(form: ops.CudaForm) -> str:
 
 @pytest.mark.parametrize("depth", [20, 110])
 @pytest.mark.parametrize("gpu", GPUS)
-def test_the_papers_networks_fit_every_gpu_as_the_readme_says(
+def test_the_papers_networks_fit_every_gpu_as_the_documentation_says(
     gpu: str, depth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(CudaEngine, "twin_shared_bytes", GPUS[gpu])
@@ -105,4 +105,4 @@ def test_the_papers_networks_fit_every_gpu_as_the_readme_says(
         forms[precision], forward = (ops.cuda_form(program.host) for program in programs)
         assert max(forms[precision].shared_bytes, forward.shared_bytes) <= GPUS[gpu]
     cells = gpu, described(forms["bfloat16"]), described(forms["float32"]), described(forward)
-    assert f"| {' | '.join(cells)} |" in README
+    assert f"| {' | '.join(cells)} |" in PAGE

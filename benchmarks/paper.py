@@ -1,0 +1,167 @@
+"""Results of the paper's experiments as one small file: ``python -m benchmarks.paper FILE RUN... --command TEXT``.
+
+Each RUN is the folder of a run, or of a study with many of them. The file holds what the runs say: their networks and
+amounts, the paper's claims with their bounds, and the numbers behind them with 95 % intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cpu.facts import processor
+from benchmarks.facts import commit_here
+from benchmarks.results import write
+from pathnet import paper, results
+from pathnet.experiments import by_size, effective_training, highway, lesion_single
+from pathnet.experiments.comparison import compare
+from pathnet.experiments.errors import ErrorCounts
+from pathnet.experiments.findings import findings_of
+from pathnet.experiments.lesion_single import SingleDeletions
+from pathnet.experiments.summary import findings
+from pathnet.intervals import wilson
+
+__all__ = ["gathered", "main"]
+
+DIGITS = 6
+"""Significant digits that are kept of each number."""
+
+FACTS = ("pathnet", "torch", "python", "device")
+NETWORK = ("config", "hash", "blocks")
+LEFT_OUT = ("count", "std", "quantile_05", "quantile_50", "quantile_95", "zeros", "share", "log_intercept")
+"""Numbers by length that a run's Parquet files tell."""
+
+
+def gathered(runs: Sequence[results.Run], commands: Sequence[str], commit: str) -> dict[str, Any]:
+    """Return the results of runs on one data set, as JSON holds them.
+
+    Args:
+        runs: the runs, each with the experiment's name in its identity.
+        commands: the commands that measured them.
+        commit: the commit of the code that measured them.
+
+    Raises:
+        ValueError: there are no runs, or they are of several data sets.
+    """
+    names = sorted({run.fact("data", "name") for run in runs if "data" in run.identity})
+    if len(names) != 1:
+        raise ValueError(f"runs: expected runs on one data set, got {', '.join(names) or 'none'}")
+    attempts = [attempt for run in runs for attempt in run.facts["attempts"]]
+    experiments: dict[str, list[dict[str, Any]]] = {}
+    networks: dict[str, list[dict[str, Any]]] = {}
+    for run in sorted(runs, key=lambda run: list(paper.EXPERIMENTS).index(run.experiment)):
+        for kind, nets in _networks(run).items():
+            known = networks.setdefault(kind, [])
+            known += [net for net in nets if net not in known]
+        experiments.setdefault(run.experiment, []).append(_experiment(run))
+    facts = {key: sorted({attempt[key] for attempt in attempts if key in attempt}) for key in FACTS}
+    return {
+        "kind": "paper",
+        "data": names[0],
+        "date": max(attempt["started"] for attempt in attempts)[:10],
+        "commit": commit,
+        "processor": processor(),
+        "facts": facts,
+        "commands": list(commands),
+        "networks": _kept(networks),
+        "experiments": _kept(experiments),
+    }
+
+
+def _networks(run: results.Run) -> dict[str, list[dict[str, Any]]]:
+    """Return the networks of a run by kind; one of path gradients alone counts as residual."""
+    networks = run.identity.get("networks", {})
+    if "model" in run.identity:
+        networks = {"residual": [run.fact("model")]}
+    return {kind: [{key: net.get(key) for key in NETWORK} for net in nets] for kind, nets in networks.items()}
+
+
+def _experiment(run: results.Run) -> dict[str, Any]:
+    left_out = ("experiment", "data", "networks", "model")
+    return {
+        "settings": {key: value for key, value in run.identity.items() if key not in left_out},
+        "amounts": dict(run.planned),
+        "networks": {kind: [net["hash"] for net in nets] for kind, nets in _networks(run).items()},
+        "claims": [vars(claim) for claim in paper.claims(run)],
+        "numbers": _numbers(run),
+    }
+
+
+def _numbers(run: results.Run) -> dict[str, Any]:
+    if run.experiment in ("lesion-single", "lesion-stochastic-depth"):
+        return {kind: _deletions(run, kind, deletions) for kind, deletions in lesion_single.summarise(run).items()}
+    if run.experiment in ("lesion-many", "lesion-reorder"):
+        return _by_size(run)
+    if run.experiment == "path-gradients":
+        comparison = compare(run)
+        said = [*(findings(comparison.sampled) if comparison.sampled else []), *findings_of(comparison)]
+        kept = {key: value for key, value in comparison.as_json().items() if key not in LEFT_OUT}
+        return {**kept, "findings": said}
+    if run.experiment == "effective-training":
+        return asdict(effective_training.summarise(run))
+    if run.experiment == "highway":
+        summary = highway.summarise(run)
+        return {**asdict(summary), "deletions": _deletions(run, "highway", summary.deletions)}
+    return {}
+
+
+def _deletions(run: results.Run, kind: str, deletions: SingleDeletions) -> dict[str, Any]:
+    images = next(row.images for row in ErrorCounts(run).of(kind))
+    intact = [[rate, *wilson(round(rate * images), images)] for rate in deletions.intact.tolist()]
+    return {**asdict(deletions), "intact": intact, "images": images}
+
+
+def _by_size(run: results.Run) -> dict[str, Any]:
+    errors = by_size.summarise(run)
+    if run.experiment == "lesion-reorder":
+        errors = by_size.by_tau(errors)
+    correlation, step = by_size.smooth(errors)
+    return {
+        "sizes": errors.sizes,
+        "means": [asdict(mean) for mean in errors.means],
+        "tau": [tau.mean() for tau in errors.tau],
+        "intact": errors.intact,
+        "correlation": correlation,
+        "largest_step": step,
+        "draws": errors.draws,
+        "seeds": errors.seeds,
+    }
+
+
+def _kept(value: Any) -> Any:
+    """Return plain lists and numbers of a few digits, and None for NaN and infinities, which JSON lacks."""
+    if isinstance(value, dict):
+        return {str(key): _kept(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _kept(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_kept(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+    return value
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.paper", description=__doc__)
+    parser.add_argument("file", type=Path, help="the file to write")
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs or of studies")
+    parser.add_argument("--command", action="append", default=[], help="a command that measured them; repeatable")
+    parser.add_argument("--commit", help="the commit that measured them, if it is not the one here")
+    options = parser.parse_args(arguments)
+    folders = sorted({file.parent for place in options.runs for file in place.rglob("run.json")})
+    runs = [results.read(folder) for folder in folders]
+    write(options.file, gathered(runs, options.command, options.commit or commit_here() or "unknown"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,70 @@
+"""Tables of the autograd engine's benchmarks on any model, and the one of all speeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.tables.markdown import file_names, number, table
+from benchmarks.tables.processors import TITLES, WITH, figure, from_files, processor, sentence
+
+__all__ = ["TABLES"]
+
+Results = dict[str, Any]
+
+
+def models(files: Mapping[str, Results]) -> str:
+    """Return every ratio of every model with its goal, by processor seconds."""
+    ((file, results),) = files.items()
+    figures = results["found"]["models"]["figures"]
+    names = list(dict.fromkeys(entry["model"] for entry in figures))
+    rows = []
+    for title in dict.fromkeys(entry["figure"] for entry in figures):
+        of_title = {entry["model"]: entry for entry in figures if entry["figure"] == title}
+        goal = next(iter(of_title.values()))
+        limit = "" if goal["goal"] is None else f"{goal['sense']} {goal['goal']:g}"
+        rows.append([title, limit, *(_cell(of_title.get(name)) for name in names)])
+    return f"{sentence(results)}, by processor seconds ({file_names([file])}):\n\n{table(['', 'goal', *names], rows)}"
+
+
+def _cell(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return ""
+    value = entry["wall"] if entry["processor"] is None else entry["processor"]
+    return number(value) + (", **not** met" if entry["met"] is False else "")
+
+
+def speed(files: Mapping[str, Results]) -> str:
+    """Return times faster than the loop, the composition and fifteen lines: a column for each processor."""
+    on_networks = [results for results in files.values() if "lengths" in results["found"]]
+    on_models = {_name(results): results for results in files.values() if "models" in results["found"]}
+    rows = []
+    for rival, title in TITLES.items():
+        if rival[1] == "running":
+            cells = (figure(results, rival, WITH) for results in on_networks)
+            rows.append([f"ResNet-110, one path a call, {rival[2]}", title.split(",")[0].split(" in ")[0], *cells])
+    for name in dict.fromkeys(entry["model"] for file in on_models.values() for entry in _figures(file)):
+        cells = (_few(on_models.get(_name(results)), name) for results in on_networks)
+        rows.append([f"{name}, 100 random paths a call, float32", "fifteen lines", *cells])
+    header = ["measured", "times faster than", *map(processor, on_networks)]
+    return f"{table(header, rows)}\n\n{from_files(files)}"
+
+
+def _name(results: Results) -> str:
+    return str(results["facts"]["processor"])
+
+
+def _figures(results: Results) -> list[dict[str, Any]]:
+    return list(results["found"]["models"]["figures"])
+
+
+def _few(results: Results | None, model: str) -> str:
+    if results is None:
+        return "not measured"
+    entry = next(entry for entry in _figures(results) if entry["model"] == model)
+    cores = results["facts"]["threads"]
+    return f"{_cell(entry)} ({'one core' if cores == 1 else f'{cores} cores'})"
+
+
+TABLES = {"models": models, "speed": speed}
+"""Tables by name."""

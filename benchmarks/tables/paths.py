@@ -1,0 +1,163 @@
+"""Tables of the numbers behind the claims, from the files of `benchmarks.paper`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.tables.markdown import listed, number, percent, spread, table
+
+__all__ = ["TABLES"]
+
+Results = dict[str, Any]
+
+
+def source(files: Mapping[str, Results]) -> str:
+    """Return where and when a file's numbers were measured, and by which commands."""
+    ((file, results),) = files.items()
+    facts = results["facts"]
+    commands = "\n".join(f"- `{command}`" for command in results["commands"])
+    return (
+        f"`benchmarks/results/{file}`: {results['date']}, commit {results['commit']}, pathnet "
+        f"{listed(facts['pathnet'])}, torch {listed(facts['torch'])}, {results['processor']} "
+        f"({listed(facts['device'])}), by\n\n{commands}"
+    )
+
+
+def deletions(files: Mapping[str, Results]) -> str:
+    """Return the errors of networks of each kind, intact and without the blocks that cost most."""
+    ((_, results),) = files.items()
+    kinds: dict[str, dict[str, Any]] = {}
+    for experiment in ("lesion-single", "lesion-stochastic-depth", "highway"):
+        for entry in results["experiments"].get(experiment, []):
+            numbers = {"highway": entry["numbers"]["deletions"]} if experiment == "highway" else entry["numbers"]
+            kinds |= {kind: of_kind for kind, of_kind in numbers.items() if kind not in kinds}
+    rows = []
+    for kind, numbers in kinds.items():
+        for seed, intact in enumerate(numbers["intact"]):
+            ends = list(zip(numbers["rate"][seed], numbers["low"][seed], numbers["high"][seed], strict=True))
+            first, changing = numbers["first"], numbers["downsampling"]
+            texts = [f"{i + first}: {spread(*error)}" for i, error in enumerate(ends)]
+            order = sorted(range(len(ends)), key=lambda i: -ends[i][0])
+            plain = [i for i in order if i not in changing]
+            rows.append(
+                [
+                    f"{kind} {seed}" if len(numbers["intact"]) > 1 else kind,
+                    spread(*intact),
+                    "; ".join(texts[i] for i in plain[:3]),
+                    percent(ends[plain[len(plain) // 2]][0]),
+                    texts[order[-1]],
+                    "; ".join(texts[i] for i in changing),
+                ]
+            )
+    header = [
+        "network",
+        "intact",
+        "without one of the worst",
+        "median",
+        "without the least",
+        "downsampling or pooling",
+    ]
+    return table(header, rows)
+
+
+def sizes(files: Mapping[str, Results]) -> str:
+    """Return the mean errors of random lesions by their size: a column for each data set and experiment."""
+    columns, by_size = [], dict[int, dict[str, str]]()
+    for results in files.values():
+        for entry in results["experiments"].get("lesion-many", []):
+            columns.append(results["data"])
+            numbers = entry["numbers"]
+            for size, mean in zip(numbers["sizes"], numbers["means"], strict=True):
+                by_size.setdefault(size, {})[results["data"]] = spread(mean["mean"], mean["low"], mean["high"])
+    shown = [size for size in by_size if size in SIZES]
+    rows = [[str(size), *(by_size[size].get(name, "") for name in columns)] for size in shown]
+    intact = [percent(results["experiments"]["lesion-many"][0]["numbers"]["intact"]) for results in files.values()]
+    return table(["blocks deleted", *columns], [["0", *intact], *rows])
+
+
+SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20)
+
+
+def orders(files: Mapping[str, Results]) -> str:
+    """Return the mean errors of reordered networks by Kendall's tau: two columns for each data set."""
+    columns, cells = [], []
+    for results in files.values():
+        for entry in results["experiments"].get("lesion-reorder", []):
+            columns += [f"tau, {results['data']}", "error"]
+            taus = [number(tau) for tau in entry["numbers"]["tau"]]
+            cells += [taus, [spread(mean["mean"], mean["low"], mean["high"]) for mean in entry["numbers"]["means"]]]
+    return table(columns, list(zip(*cells, strict=True)))
+
+
+def gradients(files: Mapping[str, Results]) -> str:
+    """Return what the gradients of paths add up to: a column for each network."""
+    columns = {
+        f"{results['data']}{f', network {seed}' if len(entries) > 1 else ''}": entry["numbers"]
+        for results in files.values()
+        for entries in [results["experiments"]["path-gradients"]]
+        for seed, entry in enumerate(entries)
+    }
+    rows: dict[str, list[str]] = {}
+    for numbers in columns.values():
+        for title, cell in _gradients(numbers).items():
+            rows.setdefault(title, []).append(cell)
+    return table(["", *columns], [[title, *cells] for title, cells in rows.items()])
+
+
+def _gradients(numbers: Mapping[str, Any]) -> dict[str, str]:
+    n, (factor, low, high), exact = numbers["n"], numbers["decay"], numbers["exact"]
+    effective, central = numbers["effective"], numbers["central"]
+    most = next(k for k in range(n + 1) if min(exact["explained"]["mean"][k:]) >= 0.95)
+    norms = exact["norm"]["mean"]
+    times = [1 / numbers["cancelling"]["mean"][k - 1] for k in range(effective["first"], effective["last"] + 1)]
+    by_exact = sum(k * norm for k, norm in enumerate(norms)) / sum(norms[1:])
+    cosine = exact["next_cosine"]["mean"]
+    left, between = percent(exact["left"]["mean"][most]), number(sum(norms) / exact["full_norm"])
+    return {
+        "blocks, path gradients, batches": f"{n}, {number(numbers['measurements'], 6)}, {numbers['batches']}",
+        "each module multiplies the mean norm by": f"{number(factor)} ({number(low)} to {number(high)})",
+        "effective paths": _shares(effective),
+        "most paths": _shares(central),
+        "mean length by frequency times magnitude": number(sum(k * p for k, p in enumerate(numbers["product"], 1))),
+        "batches with exact sums": str(exact["batches"]),
+        "mean length by the norms of exact sums": number(by_exact),
+        "lengths that explain 95 % of the gradient": f"up to {most}; they leave {left} of its norm",
+        "cancelling between paths of one effective length": f"their norms add up to {number(min(times))} to "
+        f"{number(max(times))} times the norm of their sum",
+        "cancelling between lengths": f"the norms of their sums add up to {between} times the norm of the gradient",
+        "cosine of neighbouring lengths": f"{number(min(cosine), 2)} to {number(max(cosine), 2)}",
+    }
+
+
+def _shares(lengths: Mapping[str, Any]) -> str:
+    shares = f"{percent(lengths['gradient'])} of frequency times magnitude, {percent(lengths['paths'])} of all paths"
+    return f"lengths {lengths['first']} to {lengths['last']}: {shares}"
+
+
+def costs(files: Mapping[str, Results]) -> str:
+    """Return the relative standard deviations of a sampled path and of a signed draw of equal cost by length."""
+    ((_, results),) = files.items()
+    numbers = next(
+        entry["numbers"] for entry in results["experiments"]["path-gradients"] if "cost" in entry["numbers"]
+    )
+    cost, trusted = numbers["cost"], numbers["signed"]["trusted"]
+    rows = []
+    for length, (path, draw, settled) in enumerate(
+        zip(cost["sampled"], cost["signed"], cost["settled"], strict=True), 1
+    ):
+        less = ("the draw" if draw < path else "the path") if settled else "open"
+        rows.append([str(length), number(path, 2), number(draw, 2), less, "yes" if trusted[length] else "no"])
+    header = ["length", "one sampled path", "one signed draw", "varies less", "draws can be trusted"]
+    return f"{cost['batches']} batches:\n\n{table(header, rows)}"
+
+
+TABLES = {
+    "costs": costs,
+    "deletions": deletions,
+    "gradients": gradients,
+    "orders": orders,
+    "sizes": sizes,
+    "source": source,
+}
+"""Tables by name."""

@@ -1,0 +1,201 @@
+"""Tables on pages equal what the script writes from results files, and say what the files say."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import ROOT
+from helpers.runs import one_of_each, write_run
+
+from benchmarks import paper, results
+from benchmarks.tables import __main__ as script
+from benchmarks.tables import markdown, models, pages, paths, processors
+from benchmarks.tables import paper as paper_tables
+from pathnet import native
+
+pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
+
+NAMES = re.compile(r"^<!-- table: (\S+)", re.M)
+
+
+@pytest.mark.parametrize("page", pages.pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_shows_what_the_script_writes(page: Path) -> None:
+    assert pages.rewritten(page) == page.read_text(), "run: python -m benchmarks.tables"
+
+
+def test_every_table_is_on_some_page() -> None:
+    shown = {name for page in pages.pages() for name in NAMES.findall(page.read_text())}
+    assert shown | {"speed", "claims"} == pages.TABLES.keys()
+
+
+def test_a_digit_changed_on_a_page_is_written_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = pages.rewritten(ROOT / "docs" / "performance.md")
+    number = re.compile(r"(?<=\| the loop, float32 \| )\d+")
+    assert number.search(text)
+    page = tmp_path / "page.md"
+    page.write_text(number.sub("99", text))
+    monkeypatch.setattr(script, "pages", lambda: [page])
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    assert script.main(["--check"]) == 1 and page.read_text() != text
+    assert script.main([]) == 0 and page.read_text() == text
+    assert script.main(["--check"]) == 0
+    assert capsys.readouterr().out == "page.md\npage.md\n"
+    assert script.main(["--chek"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("<!-- table: speeed -->\n<!-- end -->\n", "expected a table among .*, got speeed"),
+        ("<!-- table: speed -->\n", "expected `<!-- end -->` below each"),
+        ("<!-- table: sums cpu/none.json -->\n<!-- end -->\n", "none.json cannot be read"),
+        ("<!-- table: sums paper/digits.json -->\n<!-- end -->\n", "digits.json lack what table sums shows"),
+    ],
+)
+def test_a_table_that_cannot_be_written_is_an_error(tmp_path: Path, text: str, error: str) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    with pytest.raises(ValueError, match=error):
+        pages.rewritten(page)
+
+
+def test_numbers_as_text() -> None:
+    texts = [markdown.number(value) for value in (12.345, 0.98765, 1234567.0, 3e-7, None)]
+    assert texts == ["12.3", "0.988", "1,230,000", "3e-07", ""]
+    assert markdown.spread(0.12345, 0.1, None) == "12.3 %"
+    assert markdown.spread(0.12345, 0.1, 0.2) == "12.3 % (10 to 20)"
+    assert [markdown.listed(words) for words in (["a"], ["a", "b"], ["a", "b", "c"])] == [
+        "a",
+        "a and b",
+        "a, b and c",
+    ]
+    with pytest.raises(ValueError, match="cells: expected 2"):
+        markdown.table(["a", "b"], [["1 | 2", "3"]])
+
+
+def timed(**findings: Any) -> dict[str, Any]:
+    """Return a file of a processor with made-up figures."""
+    facts = {"processor": "A CPU", "threads": 2, "instruction_set": "base", "torch": "2.13.0+cpu"}
+    figures = [
+        {"figure": f"times faster than the {', '.join(rival)}{call}", "walks": i + 0.25, "counted": i + 0.5}
+        for i, rival in enumerate(processors.TITLES)
+        for call in ("", ", one call")
+    ]
+    return {"facts": facts, "date": "2026-01-01", "figures": figures, "found": findings}
+
+
+def test_a_ratio_stands_in_its_row_and_column() -> None:
+    text = processors.ratios({"cpu/a.json": timed(lengths={"blocks": 3, "batch": 4})})
+    assert "| the composition, mode `batch`, bfloat16 | 5.25 | 5.5 | 5.25 | 5.5 |" in text
+    assert "2 cores of an A CPU (base), torch 2.13.0, 2026-01-01, 3 blocks, batch 4" in text
+
+
+def test_speed_on_models_stands_below_the_same_processor() -> None:
+    figure = {"figure": "100 paths", "sense": "at least", "goal": 9.0, "wall": 1.0, "processor": 2.0, "met": False}
+    on_models = timed(models={"figures": [{"model": "GPT", **figure}]})
+    on_models["facts"]["threads"] = 1
+    elsewhere = timed(lengths={})
+    elsewhere["facts"]["processor"] = "B CPU"
+    text = models.speed({"cpu/a.json": timed(lengths={}), "cpu/b.json": elsewhere, "cpu/c.json": on_models})
+    assert (
+        "| GPT, 100 random paths a call, float32 | fifteen lines | 2, **not** met (one core) | not measured |" in text
+    )
+    assert "| ResNet-110, one path a call, bfloat16 | the loop | 1.5 | 1.5 |" in text
+    assert "`benchmarks/results/cpu/c.json`" in text
+
+
+def test_each_number_of_a_processor_stands_in_its_column() -> None:
+    def row(bn: str, precision: str, batch: int, share: float) -> dict[str, Any]:
+        timings = {"sums": {"median_s": 7 * share}, "one by one": {"median_s": 99.0}}
+        return {"bn": bn, "precision": precision, "batch": batch, "share": share, "timings": timings}
+
+    file = timed(
+        sums={"rows": [row("running", "float32", 32, 0.5), row("batch", "bfloat16", 8, 0.25)]},
+        deletions={"deletions": 3, "eager_forward_passes": 4, "share_of_eager": {"float32": 0.125, "bfloat16": 9}},
+        training={"share": 0.75, "drawn": 2, "modules": 6},
+        peak_share={"share_of_peak": {"float32": 1.25, "bfloat16": 9}},
+        fits={
+            varied: {"line": {"slope": slope, "r_squared": 0.98765}} for varied, slope in (("paths", 2), ("batch", 3))
+        },
+        memory={"batch": 16, "5": {"paths": 5, "growth_bytes": 6_500_000}},
+        checks={
+            "float64": {
+                f"pathnet, running, {name}": {"norm": e} for name, e in (("float32", 1e-7), ("bfloat16", 2e-3))
+            }
+        },
+    )
+    files = {
+        "cpu/a-cpu-base-2026-01-01-0123456789.json": file,
+        "cpu/b-2026-01-01-9876543210.json": {**file, "found": {**file["found"], "training": {}}},
+    }
+    place = "2 cores of an A CPU (base), `...2026-01-01-0123456789`"
+    sums = processors.sums(files).splitlines()
+    assert sums[0] == "| measured on | `running`, float32, 32 images | `batch`, bfloat16, 8 images |"
+    assert sums[2] == f"| {place} | 3.5 s (0.5) | 1.75 s (0.25) |"
+    lesions = processors.lesions(files).splitlines()
+    assert lesions[2] == f"| {place} | 0.125 | 0.75 (2 of 6) |" and lesions[3].endswith("| 0.125 | not measured |")
+    limits = "125 % | 2,000 ms (R² 0.9877) | 3,000 ms (R² 0.9877) | 6.5 MB (5 paths) | 1e-07; 0.002"
+    assert processors.limits(files).splitlines()[2] == f"| {place} | {limits} |"
+
+
+@pytest.fixture(scope="module")
+def gathered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The results of a run of every experiment, as a file holds them."""
+    folder = tmp_path_factory.mktemp("study")
+    one_of_each(folder)
+    file = folder / "results.json"
+    assert paper.main([str(file), str(folder), "--command", "pathnet figures --all", "--commit", "abc"]) == 0
+    return results.read_object(file)
+
+
+def test_a_file_of_the_paper_holds_its_claims_and_numbers(gathered: dict[str, Any]) -> None:
+    assert (gathered["data"], gathered["date"], gathered["commit"]) == ("made up", "2016-05-20", "abc")
+    single = gathered["experiments"]["lesion-single"][0]
+    assert [claim["held"] for claim in single["claims"]] == [True, True, True]
+    residual = single["numbers"]["residual"]
+    assert residual["rate"] == [[0.12, 0.2, 0.5, 0.11, 0.4, 0.1]] and residual["images"] == 1000
+    (rate, low, high), *_ = residual["intact"]
+    assert (rate, low, high) == pytest.approx((0.1, 0.0829, 0.1201), abs=1e-4)  # Wilson, 100 of 1,000
+    assert gathered["networks"]["highway"][1]["hash"] == "highway 1"
+    assert gathered["experiments"]["path-gradients"][0]["numbers"]["decay"][0] == pytest.approx(0.3, rel=1e-5)
+    assert "NaN" not in json.dumps(gathered)
+
+
+def test_the_tables_of_the_paper_quote_the_file(gathered: dict[str, Any]) -> None:
+    files = {"paper/a.json": gathered}
+    text = paper_tables.verdicts(files)
+    assert "| held | the worst, block 1, costs 10 points, the median block 1.5 |" in text
+    lines = paths.deletions(files).splitlines()
+    worst = "1: 20 % (17.6 to 22.6); 0: 12 % (10.1 to 14.2); 3: 11 % (9.21 to 13.1)"
+    assert f"| residual | 10 % (8.29 to 12) | {worst} | 11 % |" in lines[2]
+    assert "| 2 | 21 % |" in paths.sizes(files)
+
+
+def test_a_claim_held_only_if_it_held_for_every_network(gathered: dict[str, Any]) -> None:
+    file = json.loads(json.dumps(gathered))
+    explained = {key: [value] * 7 for key, value in (("mean", 0.97), ("low", 0.96), ("high", 0.98))}
+    (entry,) = file["experiments"]["path-gradients"]
+    entry["numbers"]["exact"] = {"explained": explained}
+    entry["numbers"]["decay"] = [0.3, 0.25, 0.35]
+    entry["claims"] = [{**entry["claims"][0], "held": True} for _ in range(3)]
+    other = {**entry, "claims": [{**claim, "held": False} for claim in entry["claims"]]}
+    file["experiments"]["path-gradients"].append(other)
+    del file["experiments"]["lesion-single"]
+    text = paper_tables.claims({"paper/a.json": file})
+    assert "| **not**: factor 0.3 (0.25 to 0.35) and 0.3 (0.25 to 0.35) |" in text
+    assert "| **not**: lengths up to 2 of 6 explain 97 % (96 to 98) and 97 % (96 to 98) |" in text
+    assert "| deleting any layer of a VGG reduces it to chance | not measured |" in text
+    assert "| held: from 10 % to 39 %; largest step 34 % of the rise |" in text
+    assert "| gates biased towards carrying prefer short paths | held: open by 0.205 in the mean |" in text
+
+
+def test_runs_on_two_data_sets_are_refused(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, "unraveled", {}, [], data=name) for name in ("one", "two")]
+    with pytest.raises(ValueError, match="runs: expected runs on one data set, got one, two"):
+        paper.gathered(runs, [], "abc")
