@@ -76,7 +76,7 @@ class Block(nn.Module):
         Raises:
             NotImplementedError: the subclass does not define it.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no residual module")
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``(skip(x), residual(x))``, with shared work done once.
