@@ -24,7 +24,7 @@ DOCS = $(if $(filter $(VENV)/%,$(RUN)),$(VENV)/docs)
 
 NATIVE := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-interop docs gpu wheel wheel-test mutants sanitize sanitize-threads install lint clean
+.PHONY: demo test test-interop docs notebooks gpu wheel wheel-test mutants sanitize sanitize-threads install lint clean
 
 demo: install
 	$(RUN) -m pathnet demo
@@ -43,6 +43,10 @@ docs: install $(DOCS)
 	rm -rf build/docs/_modules  # Sphinx does not renew their links back to the reference
 	$(RUN) -m sphinx -W --keep-going -q -j auto -d build/doctrees docs build/docs
 	$(RUN) docs/check.py build/docs
+
+# Run the documentation's notebooks, and store their outputs: a minute.
+notebooks: install
+	PYTHONPATH=tests $(RUN) -m helpers.notebooks
 
 # Build dist/: an sdist, and from it the wheel of this Python.
 wheel: install

@@ -40,6 +40,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(collections|contextlib|dataclasses|matplotlib|numpy|pathlib|rich|torch|typing)\..*"),
     ("py:class", r"Tensor|Path|Any|Callable|Iterable|Mapping|Sequence|NDArray|nn\..*|np\..*|torch"),
+    ("py:class", r"bool|u?int\d+|float\d+"),
 ]
 default_role = "py:obj"
 

@@ -213,8 +213,6 @@ class Tape:
             ValueError: ``routing`` is not such a tensor.
 
         Example:
-            The ordinary gradient, then with all residual modules halved:
-
             >>> routing = torch.ones(2, tape.n, 2)
             >>> routing[1, :, 1] = 0.5
             >>> tape.routed_gradients(routing).flatten(1).norm(dim=1)
@@ -267,6 +265,9 @@ class Tape:
 
         Returns:
             float64 ``[n + 1, *shape at the place]``, for the lengths 0 to n; or the scaled pair.
+
+        Raises:
+            ValueError: ``scaled`` is no bool.
 
         Example:
             >>> sums = tape.gradient_by_length()

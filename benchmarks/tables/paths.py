@@ -152,11 +152,28 @@ def costs(files: Mapping[str, Results]) -> str:
     return f"{cost['batches']} batches:\n\n{table(header, rows)}"
 
 
+def rankings(files: Mapping[str, Results]) -> str:
+    """Return how well first-order estimates rank blocks: a row for each network."""
+    rows = [
+        [
+            results["data"],
+            row["network"],
+            str(row["blocks"]),
+            "all" if row["images"] == 0 else str(row["images"]),
+            *(number(row["agreement"][by], 2) for by in ("taylor", "first_order")),
+        ]
+        for results in files.values()
+        for row in results["rankings"]
+    ]
+    return table(["data", "network", "blocks", "test images", "tau of `taylor`", "tau of `first_order`"], rows)
+
+
 TABLES = {
     "costs": costs,
     "deletions": deletions,
     "gradients": gradients,
     "orders": orders,
+    "rankings": rankings,
     "sizes": sizes,
     "source": source,
 }

@@ -58,15 +58,33 @@ class Block(nn.Module):
         return x
 
     def residual(self, x: Tensor) -> Tensor:
-        """Return the output of the residual module f, the branch with the weights, in the shape of `skip`'s."""
+        """Return the output of the residual module f, the branch with the weights, in the shape of `skip`'s.
+
+        Args:
+            x: the block's input, [B, ...].
+
+        Raises:
+            NotImplementedError: the subclass does not define it.
+        """
         raise NotImplementedError
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``(skip(x), residual(x))``, with shared work done once; in BN mode ``batch``, its statistics too."""
+        """Return ``(skip(x), residual(x))``, with shared work done once.
+
+        Args:
+            x: the block's input, [B, ...].
+
+        Returns:
+            Two tensors of one shape, [B, ...].
+        """
         return self.skip(x), self.residual(x)
 
     def join(self, z: Tensor) -> Tensor:
-        """Return the block's output for the sum of its branches; the sum itself unless overridden."""
+        """Return the block's output for the sum of its branches; the sum itself unless overridden.
+
+        Args:
+            z: the sum, [B, ...].
+        """
         return z
 
     def parts(self, x: Tensor, wanted: Collection[int] | None = None) -> tuple[Tensor | None, ...]:
@@ -87,7 +105,11 @@ class Block(nn.Module):
         return self.skip(x) if 0 in wanted else None, self.residual(x) if 1 in wanted else None
 
     def summed(self, parts: Sequence[Tensor | None]) -> Tensor:
-        """Return the sum of skip connection and residual modules, ``join``'s input, from all `parts`."""
+        """Return the sum of skip connection and residual modules, ``join``'s input, from all `parts`.
+
+        Args:
+            parts: skip connection, residual modules and gate, each [B, ...]; None adds nothing.
+        """
         terms = [part for part in parts[: 1 + self.residual_modules] if part is not None]
         return sum(terms[1:], terms[0])
 
@@ -124,14 +146,22 @@ class Block(nn.Module):
         return self.join(sum(terms[1:], terms[0]))
 
     def lesioned(self, x: Tensor) -> Tensor:
-        """Return the output of the block when it is deleted (section 4.1): its skip connection, unless overridden."""
+        """Return the output of the block when it is deleted (section 4.1): its skip connection, unless overridden.
+
+        Args:
+            x: the block's input, [B, ...].
+        """
         return self.join(self.skip(x))
 
     def settle(self) -> None:
         """Fold constants into weights. Called on copies in evaluation mode that will not be trained."""
 
     def bound(self, context: Context) -> Block:
-        """Return the block over the same modules with a batch's context as constants; itself if it reads none."""
+        """Return the block over the same modules with a batch's context as constants; itself if it reads none.
+
+        Args:
+            context: the values that blocks read besides the residual stream, see `ResidualNet.split`.
+        """
         return self
 
     def form(self) -> Form | None:

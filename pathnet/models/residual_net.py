@@ -148,7 +148,11 @@ class ResidualNet(nn.Module):
         return x, context
 
     def bound(self, context: Context) -> ResidualNet:
-        """Return a view of the network with a batch's context as constants; the network itself if it reads none."""
+        """Return a view of the network with a batch's context as constants; the network itself if it reads none.
+
+        Args:
+            context: what `split` returned for the batch.
+        """
         if not context.values:
             return self
         view = copy.copy(self)

@@ -79,6 +79,9 @@ def build(config: Mapping[str, Any]) -> ResidualNet:
 def fingerprint(net: ResidualNet) -> str:
     """Return the model hash of a run: SHA-256 over names, dtypes, shapes and values of all weights and statistics.
 
+    Args:
+        net: the network, on any device.
+
     Returns:
         64 hexadecimal digits.
 

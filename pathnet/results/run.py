@@ -108,6 +108,9 @@ class Run:
     def figure_stem(self, name: str) -> Path:
         """Return the path of a figure without its suffix, and create the folder of figures.
 
+        Args:
+            name: the figure, such as ``figure-6``.
+
         Raises:
             OSError: the folder cannot be created.
         """
