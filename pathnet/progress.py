@@ -29,7 +29,7 @@ UPDATE_SECONDS = 0.1
 
 
 def reporter(label: str) -> AbstractContextManager[Progress]:
-    """Return a context manager whose value is a function of (done, total, note) that shows how far a job is.
+    """Return a context manager that yields a function of (done, total, note), which shows how far a job is.
 
     In a notebook it shows a bar in the output of the cell, which stays in its last state. On a terminal it shows a
     bar on stderr (with rich, which the extra ``paper`` brings). Elsewhere it writes a line to stderr every ten
@@ -37,6 +37,9 @@ def reporter(label: str) -> AbstractContextManager[Progress]:
 
     Args:
         label: name of the job, shown before the bar.
+
+    Returns:
+        A context manager; its function is what ``progress=`` takes.
 
     Raises:
         ValueError: ``label`` is no string.
@@ -69,6 +72,9 @@ def _in_notebook() -> bool:
 
 def _terminal() -> Console | None:
     """Return the console of a terminal on stderr; None if it is none, or rich is not installed."""
+    # FORCE_COLOR, which notebooks and build servers set for what they start, makes rich take any file for a terminal.
+    if not sys.stderr.isatty():
+        return None
     try:
         from rich.console import Console
     except ImportError:

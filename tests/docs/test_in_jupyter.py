@@ -1,0 +1,126 @@
+"""Bars and figures in the cells of a notebook, seen through a real kernel."""
+
+from __future__ import annotations
+
+import struct
+from base64 import b64decode
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+pytest.importorskip("nbclient")
+
+from helpers.notebooks import executed
+from nbclient import NotebookClient
+
+
+class Watching(NotebookClient):
+    """A client that keeps every update of an output."""
+
+    def process_message(self, message: Any, cell: Any, cell_index: int) -> Any:
+        if message["header"]["msg_type"] == "update_display_data":
+            self.updates = [*getattr(self, "updates", []), message["content"]["data"]["text/plain"]]
+        return super().process_message(message, cell, cell_index)
+
+
+BARS = """
+import time
+from pathnet.progress import reporter
+
+with reporter("slow & <b>bold</b>") as progress:
+    for done in range(1, 5):
+        time.sleep(0.12)
+        progress(done, 4, f"loss {done}")
+---
+with reporter("quick") as progress:
+    for done in range(10_000):
+        progress(done + 1, 10_000, "steps")
+---
+with reporter("nothing to do"):
+    pass
+---
+try:
+    with reporter("interrupted") as progress:
+        progress(1, 2, "steps")
+        progress(1, 0, "of an unknown number")
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    pass
+---
+import subprocess, sys
+code = "from pathnet import progress\\nwith progress.reporter('elsewhere') as show: show(1, 1, 'steps')"
+ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+print(ran.stdout + ran.stderr, "rich" in sys.modules)
+"""
+
+FIGURES = """
+from pathnet.effective_depth import Depth
+from pathnet.figures import figure_depth
+
+rows = [Depth(step, 2.0, 1, 3, 2, 0.5, 0.1) for step in (0, 100)]
+figure_depth(rows, "a training")
+---
+import matplotlib.pyplot as plt
+
+figure_depth(rows, "the same, with pyplot")
+---
+[file.name for file in figure_depth(rows, "in files", "depth")]
+"""
+
+
+def cells(source: str, folder: Path) -> tuple[list[list[Any]], list[str]]:
+    """Run cells, which dashes separate; return their outputs, and the texts of all updates."""
+    notebook = nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_code_cell, source.strip().split("\n---\n"))])
+    client = executed(notebook, folder, Watching)
+    return [cell.outputs for cell in notebook.cells], getattr(client, "updates", [])
+
+
+@pytest.fixture(scope="module")
+def bars(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[list[Any]], list[str]]:
+    return cells(BARS, tmp_path_factory.mktemp("bars"))
+
+
+def data_of(outputs: list[Any]) -> dict[str, str]:
+    (output,) = outputs
+    assert output.output_type in ("display_data", "execute_result")
+    return dict(output.data)
+
+
+def test_a_bar_moves_in_the_output_of_its_cell(bars: tuple[list[list[Any]], list[str]]) -> None:
+    data = data_of(bars[0][0])
+    assert data["text/plain"] == "slow & <b>bold</b>: 4/4 loss 4"
+    assert "slow &amp; &lt;b&gt;bold" in data["text/html"] and '<progress value="4" max="4"' in data["text/html"]
+    moved = [text for text in bars[1] if text.startswith("slow")]
+    assert len(moved) == 5 and moved[0].startswith("slow & <b>bold</b>: 1/4, 0:0") and "left loss 1" in moved[0]
+
+
+def test_a_quick_job_sends_few_messages_and_shows_its_end(bars: tuple[list[list[Any]], list[str]]) -> None:
+    assert data_of(bars[0][1])["text/plain"] == "quick: 10000/10000 steps"
+    assert len([text for text in bars[1] if text.startswith("quick")]) < 1000
+
+
+def test_a_job_that_reports_nothing_leaves_no_moving_bar(bars: tuple[list[list[Any]], list[str]]) -> None:
+    data = data_of(bars[0][2])
+    assert data["text/plain"] == "nothing to do" and "<progress" not in data["text/html"]
+
+
+def test_an_interrupted_job_shows_how_far_it_came(bars: tuple[list[list[Any]], list[str]]) -> None:
+    assert data_of(bars[0][3])["text/plain"] == "interrupted: 1/0 of an unknown number"
+
+
+def test_a_process_that_a_notebook_starts_writes_lines(bars: tuple[list[list[Any]], list[str]]) -> None:
+    (printed,) = bars[0][4]
+    assert printed.text == "elsewhere: 1/1 steps\n False\n"
+
+
+def test_a_figure_is_shown_with_and_without_pyplot(tmp_path: Path) -> None:
+    outputs, _ = cells(FIGURES, tmp_path)
+    for number in (0, 1):
+        width, height = struct.unpack(">II", b64decode(data_of(outputs[number])["image/png"])[16:24])
+        assert width > 2 * height > 0
+    (alone,) = outputs[0]
+    assert alone.metadata["image/png"] == {"width": 792, "height": 266}
+    assert data_of(outputs[2])["text/plain"] == "['depth.png', 'depth.svg']"
+    assert (tmp_path / "depth.png").exists()
