@@ -176,7 +176,7 @@ def test_the_tables_of_the_paper_quote_the_file(gathered: dict[str, Any]) -> Non
     assert "| held | the worst, block 1, costs 10 points, the median block 1.5 |" in text
     lines = paths.deletions(files).splitlines()
     worst = "1: 20 % (17.6 to 22.6); 0: 12 % (10.1 to 14.2); 3: 11 % (9.21 to 13.1)"
-    assert f"| residual | 10 % (8.29 to 12) | {worst} | 11 % |" in lines[2]
+    assert f"| residual | 1000 | 10 % (8.29 to 12) | {worst} | 11 % |" in lines[2]
     assert "| 2 | 21 % |" in paths.sizes(files)
 
 
