@@ -77,7 +77,7 @@ sanitize sanitize-threads:
 	$(CMAKE) --build build/$@ --parallel $(shell nproc)
 	build/$@/walks $(TRIALS)
 
-lint: install
+lint: install $(DOCS)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy

@@ -68,7 +68,7 @@ html_favicon = "static/pathnet.svg"
 html_logo = "static/pathnet.svg"
 html_math_renderer = "mathml"
 html_show_copyright = False
-pygments_style = "friendly"
+pygments_style = "a11y-light"
 pygments_dark_style = "github-dark"
 html_theme_options = {
     "navigation_with_keys": True,

@@ -216,7 +216,7 @@ class Batches:
 
     @property
     def training_batches(self) -> tuple[tuple[Any, Tensor], ...]:
-        """Batches for gradients."""
+        """Batches for gradients, pairs of inputs and targets [B, ...]."""
         return self.test if self.train is None else self.train
 
 

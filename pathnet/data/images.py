@@ -130,7 +130,13 @@ class Data:
         return digest.hexdigest()
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return images, uint8 [B, C, H, W], as float32 with mean 0 and standard deviation 1 per channel.
+        """Return images as float32 with mean 0 and standard deviation 1 per channel.
+
+        Args:
+            images: uint8 [B, C, H, W]
+
+        Returns:
+            float32 [B, C, H, W]
 
         Raises:
             ValueError: the images have another type, or another number of channels than the data set.

@@ -54,19 +54,29 @@ class Block(nn.Module):
         return 1 + self.residual_modules + self.has_gate
 
     def skip(self, x: Tensor) -> Tensor:
-        """Return the skip connection's output, [B, ...], for the block's input, [B, ...]; ``x`` unless overridden."""
-        return x
-
-    def residual(self, x: Tensor) -> Tensor:
-        """Return the output of the residual module f, the branch with the weights, in the shape of `skip`'s.
+        """Return the skip connection's output; ``x`` unless overridden.
 
         Args:
             x: the block's input, [B, ...].
 
+        Returns:
+            [B, ...], of the shape of the block's output.
+        """
+        return x
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Return the output of the residual module f, the branch with the weights.
+
+        Args:
+            x: the block's input, [B, ...].
+
+        Returns:
+            [B, ...], of the shape of the block's output.
+
         Raises:
             NotImplementedError: the subclass does not define it.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no residual module")
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``(skip(x), residual(x))``, with shared work done once.
@@ -84,6 +94,9 @@ class Block(nn.Module):
 
         Args:
             z: the sum, [B, ...].
+
+        Returns:
+            [B, ...], the block's output.
         """
         return z
 
@@ -98,7 +111,7 @@ class Block(nn.Module):
             wanted: the numbers of the parts to return; others may be None. None for all.
 
         Returns:
-            `part_count` tensors of the shape of the block's output, or None for parts that are not wanted.
+            `part_count` tensors [B, ...], of the shape of the block's output, or None for parts that are not wanted.
         """
         if wanted is None or {0, 1} <= set(wanted):
             return self.branches(x)
@@ -109,6 +122,9 @@ class Block(nn.Module):
 
         Args:
             parts: skip connection, residual modules and gate, each [B, ...]; None adds nothing.
+
+        Returns:
+            [B, ...]
         """
         terms = [part for part in parts[: 1 + self.residual_modules] if part is not None]
         return sum(terms[1:], terms[0])
@@ -137,6 +153,9 @@ class Block(nn.Module):
             forward: a row of a routing, see `coefficients`.
             backward: the row for the backward pass. The gate's value is never used, so its coefficient matters here
                 alone.
+
+        Returns:
+            [B, ...], the block's output.
         """
         ahead = (*self.coefficients(forward)[: 1 + self.residual_modules], *[0.0] * self.has_gate)
         back = self.coefficients(backward)
@@ -150,6 +169,9 @@ class Block(nn.Module):
 
         Args:
             x: the block's input, [B, ...].
+
+        Returns:
+            [B, ...], the block's output.
         """
         return self.join(self.skip(x))
 

@@ -123,6 +123,9 @@ class ResidualNet(nn.Module):
             inputs: a tensor with the batch first; for an adapted network whatever its example was.
             name: the name of the inputs in errors.
 
+        Returns:
+            The tensors by name, the main one [B, ...].
+
         Raises:
             ValueError: the inputs are not of the kind that the network takes.
         """
@@ -138,6 +141,9 @@ class ResidualNet(nn.Module):
         Args:
             inputs: see `tensors`.
             name: the name of the inputs in errors.
+
+        Returns:
+            The tensor, [B, ...], and the context.
 
         Raises:
             ValueError: the inputs are not of the kind that the network takes.
