@@ -44,6 +44,7 @@ def deletions(files: Mapping[str, Results]) -> str:
             rows.append(
                 [
                     f"{kind} {seed}" if len(numbers["intact"]) > 1 else kind,
+                    str(numbers["images"]),
                     spread(*intact),
                     "; ".join(texts[i] for i in plain[:3]),
                     percent(ends[plain[len(plain) // 2]][0]),
@@ -53,6 +54,7 @@ def deletions(files: Mapping[str, Results]) -> str:
             )
     header = [
         "network",
+        "test images",
         "intact",
         "without one of the worst three",
         "median",
