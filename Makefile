@@ -24,7 +24,7 @@ DOCS = $(if $(filter $(VENV)/%,$(RUN)),$(VENV)/docs)
 
 NATIVE := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-interop docs notebooks gpu mutants sanitize sanitize-threads install lint clean
+.PHONY: demo test test-interop docs notebooks gpu wheel wheel-test mutants sanitize sanitize-threads install lint clean
 
 demo: install
 	$(RUN) -m pathnet demo
@@ -48,6 +48,17 @@ docs: install $(DOCS)
 notebooks: install
 	PYTHONPATH=tests $(RUN) -m helpers.notebooks
 
+# Build dist/: an sdist, and from it the wheel of this Python.
+wheel: install
+	rm -rf dist
+	$(RUN) -m build --no-isolation > build/wheel.log || (cat build/wheel.log; exit 1)
+	@ls dist/*
+
+# Install the wheel in fresh environments that have neither a compiler nor this folder, and use it there. With
+# TORCH=torch==... they get another torch than the one that built it.
+wheel-test: wheel
+	PATHNET_WHEEL=$$(ls $(CURDIR)/dist/*.whl) PATHNET_WHEEL_TORCH=$(firstword $(TORCH)) $(RUN) -m pytest tests/wheel
+
 # On a machine with a GPU: tests, memory checks and benchmarks, into benchmarks/results. COMMIT=... if there is no git.
 gpu: install
 	$(RUN) -m benchmarks.gpu $(STEPS) $(if $(COMMIT),--commit $(COMMIT))
@@ -66,7 +77,7 @@ sanitize sanitize-threads:
 	$(CMAKE) --build build/$@ --parallel $(shell nproc)
 	build/$@/walks $(TRIALS)
 
-lint: install
+lint: install $(DOCS)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
@@ -108,4 +119,4 @@ $(INTEROP)/installed: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf build $(VENV) $(INTEROP) pathnet/*.so *.egg-info
+	rm -rf build dist $(VENV) $(INTEROP) pathnet/*.so *.egg-info

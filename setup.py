@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.resolve()
 
 
 def torch_folder() -> Path:
-    """Return the folder of the package torch, which is not imported: that needs CUDA's libraries, a build does not."""
+    """Return the folder of torch, which is not imported: that needs the libraries of CUDA, and a build does not."""
     torch = find_spec("torch")
     if torch is None or torch.origin is None:
         raise ModuleNotFoundError("torch is not installed, whose headers and libraries pathnet is built with")

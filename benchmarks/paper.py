@@ -19,7 +19,8 @@ import numpy as np
 from benchmarks.cpu.facts import processor
 from benchmarks.facts import commit_here
 from benchmarks.results import write
-from pathnet import paper, results
+from pathnet import lesion, models, paper, results
+from pathnet.data import load
 from pathnet.experiments import by_size, effective_training, highway, lesion_single
 from pathnet.experiments.comparison import compare
 from pathnet.experiments.errors import ErrorCounts
@@ -28,7 +29,7 @@ from pathnet.experiments.lesion_single import SingleDeletions
 from pathnet.experiments.summary import findings
 from pathnet.intervals import wilson
 
-__all__ = ["gathered", "main"]
+__all__ = ["gathered", "main", "rankings"]
 
 DIGITS = 6
 """Significant digits that are kept of each number."""
@@ -135,6 +136,22 @@ def _by_size(run: results.Run) -> dict[str, Any]:
     }
 
 
+def rankings(weights: Sequence[Path], data: str, images: int) -> list[dict[str, Any]]:
+    """Return how well first-order estimates rank the blocks of networks, as `pathnet.lesion.Ranking.agreement`.
+
+    Args:
+        weights: files of the networks.
+        data: the data set, as `pathnet.data.load` takes it.
+        images: number of test images; 0 for all.
+    """
+    rows = []
+    for file in weights:
+        ranking = lesion.rank(models.load(file).eval(), load(data), images=images)
+        agreement = {by: ranking.agreement(by) for by in ("taylor", "first_order")}
+        rows.append({"network": file.stem, "blocks": len(ranking.loss), "images": images, "agreement": agreement})
+    return rows
+
+
 def _kept(value: Any) -> Any:
     """Return plain lists and numbers of a few digits, and None for NaN and infinities, which JSON lacks."""
     if isinstance(value, dict):
@@ -156,10 +173,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs or of studies")
     parser.add_argument("--command", action="append", default=[], help="a command that measured them; repeatable")
     parser.add_argument("--commit", help="the commit that measured them, if it is not the one here")
+    parser.add_argument("--rank", type=Path, action="append", default=[], help="a network to rank; repeatable")
+    parser.add_argument("--data", default="digits", help="the data set to rank on")
+    parser.add_argument("--images", type=int, default=0, help="test images to rank on; 0 for all")
     options = parser.parse_args(arguments)
     folders = sorted({file.parent for place in options.runs for file in place.rglob("run.json")})
     runs = [results.read(folder) for folder in folders]
-    write(options.file, gathered(runs, options.command, options.commit or commit_here() or "unknown"))
+    content = gathered(runs, options.command, options.commit or commit_here() or "unknown")
+    ranked = _kept(rankings(options.rank, options.data, options.images))
+    write(options.file, {**content, "rankings": ranked})
     return 0
 
 

@@ -40,6 +40,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(collections|contextlib|dataclasses|matplotlib|numpy|pathlib|rich|torch|typing)\..*"),
     ("py:class", r"Tensor|Path|Any|Callable|Iterable|Mapping|Sequence|NDArray|nn\..*|np\..*|torch"),
+    ("py:class", r"bool|u?int\d+|float\d+"),
 ]
 default_role = "py:obj"
 
@@ -67,7 +68,7 @@ html_favicon = "static/pathnet.svg"
 html_logo = "static/pathnet.svg"
 html_math_renderer = "mathml"
 html_show_copyright = False
-pygments_style = "friendly"
+pygments_style = "a11y-light"
 pygments_dark_style = "github-dark"
 html_theme_options = {
     "navigation_with_keys": True,

@@ -182,7 +182,10 @@ def check_integers(name: str, values: object, least: int | None = None, most: in
             raise TypeError
         listed = tuple(values)
     except (TypeError, RuntimeError):
-        raise ValueError(f"{name}: expected integers{_bounds(least, most)}, got {described(values)}") from None
+        shown = None if most == MOST_INTEGER else most
+        raise ValueError(
+            f"{name}: expected a list of integers{_bounds(least, shown)}, got {described(values)}"
+        ) from None
     return tuple(check_integer(name, value, least, most) for value in listed)
 
 

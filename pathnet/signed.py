@@ -41,7 +41,7 @@ Array = NDArray[np.float64]
 class Judgement:
     """Means of signed draws and the evidence for and against them; arrays hold the lengths 0 to n.
 
-    `judge` returns one. Squared norms have the unit of the loss squared.
+    `judge` returns one.
 
     Attributes:
         draws: number of draws.
@@ -240,7 +240,7 @@ def _standard_error(values: Array, batch: NDArray[np.int64] | None) -> Array:
     return np.asarray(np.sqrt((parts**2).sum(0) * len(parts) / (len(parts) - 1)) / len(values))
 
 
-def tail_index(values: Array) -> float:
+def tail_index(values: Tensor | Array) -> float:
     """Return the tail index k-hat of values [S] of at least 0.
 
     The generalised Pareto distribution is fitted to those of the min(S / 5, 3 sqrt(S)) largest values that exceed all

@@ -125,7 +125,7 @@ class Tape:
 
     @property
     def loss(self) -> float:
-        """The loss of the recorded batch."""
+        """The loss of the recorded batch, in nats for cross-entropy."""
         return float(self._record.loss)
 
     @property
@@ -151,7 +151,7 @@ class Tape:
             stays in the range of its type: in float32 an activation below 1e-45 is 0, and its ReLU blocks gradients.
 
         Raises:
-            ValueError: ``b`` is not such a tensor.
+            ValueError: ``b`` is not such a tensor, or ``per_sample`` is no bool.
 
         Example:
             >>> b = pathnet.paths.one_of_each_length(tape.n)
@@ -178,10 +178,10 @@ class Tape:
             float64 ``[P, *shape at the place]``; or the scaled pair.
 
         Raises:
-            ValueError: ``b`` is not such a tensor.
+            ValueError: ``b`` is not such a tensor, or ``scaled`` is no bool.
 
         Example:
-            All 64 of them add up to the ordinary gradient:
+            All 64 add up to the ordinary gradient:
 
             >>> grads = tape.path_gradients(pathnet.paths.enumerate_all(tape.n))
             >>> grads.shape, grads.dtype
@@ -210,11 +210,9 @@ class Tape:
             float64 ``[P, *shape at the place]``; or the scaled pair.
 
         Raises:
-            ValueError: ``routing`` is not such a tensor.
+            ValueError: ``routing`` is not such a tensor, or ``scaled`` is no bool.
 
         Example:
-            The ordinary gradient, then with all residual modules halved:
-
             >>> routing = torch.ones(2, tape.n, 2)
             >>> routing[1, :, 1] = 0.5
             >>> tape.routed_gradients(routing).flatten(1).norm(dim=1)
@@ -267,6 +265,9 @@ class Tape:
 
         Returns:
             float64 ``[n + 1, *shape at the place]``, for the lengths 0 to n; or the scaled pair.
+
+        Raises:
+            ValueError: ``scaled`` is no bool.
 
         Example:
             >>> sums = tape.gradient_by_length()

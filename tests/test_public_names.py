@@ -5,11 +5,15 @@ from __future__ import annotations
 import ast
 import inspect
 import pkgutil
+from collections.abc import Callable
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
+from helpers.docstrings import entries, refuses, section, undescribed, without_shape
 from helpers.public_names import NAMES, PUBLIC, public_functions, value_of
 
 import pathnet
@@ -77,6 +81,63 @@ def test_a_public_name_is_typed(module: str, name: str) -> None:
         parameters = inspect.signature(function).parameters
         untyped = {p for p in parameters if p not in ("self", "cls")} - function.__annotations__.keys()
         assert not untyped and "return" in function.__annotations__, f"{method}: {untyped or 'what it returns'}"
+
+
+CONSTRUCTED = {"AdaptedNet", "Tape"}
+"""Classes whose objects `pathnet.adapt` and `pathnet.record` return: nobody else calls their constructors."""
+
+
+def documented(module: str, name: str) -> dict[str, tuple[Callable[..., Any], str]]:
+    """Return the functions of a public name that have a docstring of their own, with it.
+
+    That of a constructor is its class's. A method without one does what the method that it overrides says.
+    """
+    value = value_of(module, name)
+    if not (inspect.isclass(value) or inspect.isfunction(value)):
+        return {}
+    functions = dict(public_functions(value))
+    if inspect.isclass(value) and "__post_init__" in vars(value):
+        functions["__post_init__"] = value.__post_init__
+    if name in CONSTRUCTED:
+        functions.pop("__init__")
+    by_name = {}
+    for method, function in functions.items():
+        if function.__module__ == value.__module__ and method in inspect.getsource(value):
+            source = value if method in ("__init__", "__post_init__") else function
+            if source.__doc__:
+                by_name[method] = function, inspect.cleandoc(source.__doc__)
+    return by_name
+
+
+@pytest.mark.parametrize(("module", "name"), NAMES)
+def test_a_docstring_describes_every_argument_and_the_shapes_of_tensors(module: str, name: str) -> None:
+    lacking = {method: undescribed(*pair) for method, pair in documented(module, name).items()}
+    assert not {method: names for method, names in lacking.items() if names}
+    assert not [method for method, pair in documented(module, name).items() if without_shape(*pair)]
+
+
+@pytest.mark.parametrize(("module", "name"), NAMES)
+def test_a_docstring_names_the_errors_of_a_function_that_refuses_arguments(module: str, name: str) -> None:
+    functions = documented(module, name)
+    assert not [
+        method
+        for method, (function, docstring) in functions.items()
+        if refuses(function) and "ValueError" not in entries(docstring, "Raises")
+    ]
+
+
+def test_what_a_docstring_lacks_is_seen() -> None:
+    def function(x: torch.Tensor, count: int) -> torch.Tensor:
+        raise ValueError(f"{x} {count}")
+
+    whole = "Return it.\n\nArgs:\n    x: the input,\n        [B].\n    count: how many.\n\nReturns:\n    [B]\n"
+    assert entries(whole, "Args") == {"x": "the input, [B].", "count": "how many. "}
+    assert section(whole, "Raises") == ""
+    assert undescribed(function, whole) == [] and not without_shape(function, whole) and refuses(function)
+    assert undescribed(function, whole.replace("[B].", "any.")) == ["shape of x"]
+    assert undescribed(function, whole.replace("count:", "counts:")) == ["count"]
+    assert without_shape(function, whole.replace("    [B]\n", "    The result.\n"))
+    assert not refuses(public_functions)
 
 
 def test_no_public_name_hides_a_module_of_its_own_name() -> None:

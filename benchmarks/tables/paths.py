@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,10 +54,10 @@ def deletions(files: Mapping[str, Results]) -> str:
     header = [
         "network",
         "intact",
-        "without one of the worst",
+        "without one of the worst three",
         "median",
         "without the least",
-        "downsampling or pooling",
+        "without a downsampling or pooling one",
     ]
     return table(header, rows)
 
@@ -113,6 +114,7 @@ def _gradients(numbers: Mapping[str, Any]) -> dict[str, str]:
     times = [1 / numbers["cancelling"]["mean"][k - 1] for k in range(effective["first"], effective["last"] + 1)]
     by_exact = sum(k * norm for k, norm in enumerate(norms)) / sum(norms[1:])
     cosine = exact["next_cosine"]["mean"]
+    short = sum(math.comb(n, k) for k in range(most + 1)) / 2**n
     left, between = percent(exact["left"]["mean"][most]), number(sum(norms) / exact["full_norm"])
     return {
         "blocks, path gradients, batches": f"{n}, {number(numbers['measurements'], 6)}, {numbers['batches']}",
@@ -122,7 +124,8 @@ def _gradients(numbers: Mapping[str, Any]) -> dict[str, str]:
         "mean length by frequency times magnitude": number(sum(k * p for k, p in enumerate(numbers["product"], 1))),
         "batches with exact sums": str(exact["batches"]),
         "mean length by the norms of exact sums": number(by_exact),
-        "lengths that explain 95 % of the gradient": f"up to {most}; they leave {left} of its norm",
+        "lengths that explain 95 % of the gradient": f"up to {most}, {percent(short)} of all paths; they leave "
+        f"{left} of its norm",
         "cancelling between paths of one effective length": f"their norms add up to {number(min(times))} to "
         f"{number(max(times))} times the norm of their sum",
         "cancelling between lengths": f"the norms of their sums add up to {between} times the norm of the gradient",
@@ -152,11 +155,28 @@ def costs(files: Mapping[str, Results]) -> str:
     return f"{cost['batches']} batches:\n\n{table(header, rows)}"
 
 
+def rankings(files: Mapping[str, Results]) -> str:
+    """Return how well first-order estimates rank blocks: a row for each network."""
+    rows = [
+        [
+            results["data"],
+            row["network"],
+            str(row["blocks"]),
+            "all" if row["images"] == 0 else str(row["images"]),
+            *(number(row["agreement"][by], 2) for by in ("taylor", "first_order")),
+        ]
+        for results in files.values()
+        for row in results["rankings"]
+    ]
+    return table(["data", "network", "blocks", "test images", "tau of `taylor`", "tau of `first_order`"], rows)
+
+
 TABLES = {
     "costs": costs,
     "deletions": deletions,
     "gradients": gradients,
     "orders": orders,
+    "rankings": rankings,
     "sizes": sizes,
     "source": source,
 }

@@ -88,4 +88,6 @@ def _printable_usage() -> Iterator[None]:
     try:
         yield
     except USAGE_ERROR as error:
-        raise USAGE_ERROR(printable(error.format_message(), kept="\n"), error.ctx) from None
+        if not (message := printable(error.format_message(), kept="\n")):
+            raise  # The command line is empty, and the help is shown.
+        raise USAGE_ERROR(message, error.ctx) from None

@@ -49,7 +49,7 @@ class GradientsSettings:
 
 
 def gradients(settings: GradientsSettings) -> None:
-    """Measure the gradient along single paths, or all of them, and draw Figure 6.
+    """Measure the gradient along single paths of a trained network, or along all of them, and draw Figure 6.
 
     An interrupted run resumes. Measurements by other methods with the same plan share the folder and the figure.
     """

@@ -59,7 +59,8 @@ def device_of(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     usable = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     if name not in usable:
-        raise ValueError(f"device: expected auto, {', '.join(usable)}, got {name!r}")
+        why = "" if len(usable) > 1 else " (torch can use no GPU here)"
+        raise ValueError(f"device: expected auto, {' or '.join(usable)}{why}, got {name!r}")
     return torch.device(name)
 
 

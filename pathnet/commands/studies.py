@@ -40,7 +40,7 @@ class StudySettings:
         Preset,
         Help(
             "Defaults of all settings. digits: minutes on two processor cores. cifar10: the scale of the paper, for "
-            "GPUs."
+            "GPUs; its images are in the folder cifar10, or in that of --data."
         ),
         Flag(value="NAME"),
         Panel("Study"),

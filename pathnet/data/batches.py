@@ -170,7 +170,7 @@ class Batches:
         """Return the data hash of a run: a version and a SHA-256 of all types, shapes and values.
 
         Args:
-            like: the hash that an earlier run recorded; there is only one version.
+            like: the hash that an earlier run recorded; not used, as there is only one version.
         """
         digest = hashlib.sha256()
         for split in (self.test, self.train):
@@ -180,11 +180,23 @@ class Batches:
         return f"batches-v1:{digest.hexdigest()}"
 
     def test_batches(self, size: int) -> Iterator[tuple[Any, Tensor]]:
-        """Return the test batches as they are, whatever the size."""
+        """Return the test batches as they are.
+
+        Args:
+            size: not used; `Data.test_batches` splits its images by it.
+
+        Returns:
+            An iterator of pairs: inputs, and labels, int64 [B] or [B, T].
+        """
         return iter(self.test)
 
     def random_batch(self, size: int, seed: int, batch: int) -> tuple[Any, Tensor]:
-        """Return training batch number ``batch`` as it is, whatever size and seed.
+        """Return training batch number ``batch`` as it is: inputs, and labels, int64 [B] or [B, T].
+
+        Args:
+            size: not used; `Data.random_batch` draws as many images.
+            seed: not used; `Data.random_batch` draws images by it.
+            batch: number of the batch, from 0.
 
         Raises:
             ValueError: there are fewer batches.
@@ -195,12 +207,16 @@ class Batches:
         return batches[batch]
 
     def batch_size(self, most: int) -> int:
-        """Return the number of samples in the largest training batch."""
+        """Return the number of samples in the largest training batch.
+
+        Args:
+            most: not used; it bounds the batches of `Data.batch_size`.
+        """
         return max(len(labels) for _, labels in self.training_batches)
 
     @property
     def training_batches(self) -> tuple[tuple[Any, Tensor], ...]:
-        """Batches for gradients."""
+        """Batches for gradients, pairs of inputs and targets [B, ...]."""
         return self.test if self.train is None else self.train
 
 

@@ -85,7 +85,8 @@ def synthetic(images: int = 512, classes: int = 10, shape: tuple[int, int, int] 
     """
     seed = check_integer("seed", seed, 0)
     if not isinstance(shape, tuple | list) or len(shape) != 3:
-        raise ValueError(f"shape: expected (C, H, W), got {described(shape)}")
+        got = f"{len(shape)} values" if isinstance(shape, tuple | list) else described(shape)
+        raise ValueError(f"shape: expected (C, H, W), got {got}")
     shape = (
         check_integer("shape", shape[0], 1),
         check_integer("shape", shape[1], 1),

@@ -130,7 +130,13 @@ class Data:
         return digest.hexdigest()
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return images, uint8 [B, C, H, W], as float32 with mean 0 and standard deviation 1 per channel.
+        """Return images as float32 with mean 0 and standard deviation 1 per channel.
+
+        Args:
+            images: uint8 [B, C, H, W]
+
+        Returns:
+            float32 [B, C, H, W]
 
         Raises:
             ValueError: the images have another type, or another number of channels than the data set.
@@ -192,11 +198,18 @@ class Data:
         return self.normalise(self.train.take(indices)), self.train.labels[indices]
 
     def batch_size(self, most: int) -> int:
-        """Return the size of the largest random batches of at most ``most`` images."""
+        """Return the size of the largest random batches of at most ``most`` images.
+
+        Args:
+            most: maximum number of images; the training split bounds it too.
+        """
         return min(most, len(self.train))
 
     def test_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Return the test split in order, normalised, in batches of at most ``size`` images.
+
+        Args:
+            size: number of images in every batch but the last.
 
         Returns:
             An iterator of pairs: images, float32 [B, C, H, W], and labels, int64 [B].

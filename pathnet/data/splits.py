@@ -49,7 +49,14 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def take(self, indices: Tensor) -> Tensor:
-        """Return images, uint8 [K, C, H, W], by their indices, int64 [K]."""
+        """Return images by their indices.
+
+        Args:
+            indices: int64 [K]
+
+        Returns:
+            uint8 [K, C, H, W]
+        """
         ...
 
     def identity(self) -> bytes:
@@ -100,7 +107,13 @@ class InMemory:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> Tensor:
-        """Return images, uint8 [K, C, H, W], by their indices, int64 [K].
+        """Return images by their indices.
+
+        Args:
+            indices: int64 [K]
+
+        Returns:
+            uint8 [K, C, H, W]
 
         Raises:
             ValueError: an index is no integer, or not that of an image.
@@ -166,7 +179,13 @@ class OnDisk:
         return len(self.files)
 
     def take(self, indices: Tensor) -> Tensor:
-        """Return images, uint8 [K, 3, side, side], by their indices, int64 [K].
+        """Return images by their indices.
+
+        Args:
+            indices: int64 [K]
+
+        Returns:
+            uint8 [K, 3, side, side]
 
         Raises:
             ValueError: an index is no integer, or not that of an image; or a file cannot be read.

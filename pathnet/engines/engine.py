@@ -85,7 +85,7 @@ class Walk(Protocol):
 
     @property
     def tensors(self) -> Sequence[Tensor]:
-        """All tensors that the record keeps alive."""
+        """All tensors that the record keeps alive, such as the blocks' inputs [B, ...]."""
 
     def max_routings(self) -> int | None:
         """Return the maximum number of routings per call, or None if only the memory for the results limits it.

@@ -93,6 +93,8 @@ def measure(
         ValueError: a network does not accept the data, or the folder holds another run.
     """
     source = check_arguments(nets, data, plan, folder, progress)
+    if not nets:
+        raise ValueError("networks: expected networks of at least one kind, got none")
     with open_run(name, nets, source, {"bn": plan.bn, "images": plan.images}, {}, folder) as run:
         measure_deletions(run, nets, source, plan, progress)
         return run

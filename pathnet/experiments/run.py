@@ -18,6 +18,7 @@ from pathnet import models, results
 from pathnet.checks import check_callable, check_path, described
 from pathnet.data import Batches, Data
 from pathnet.data.batches import sent
+from pathnet.data.fitting import check_fits
 from pathnet.data.images import check_data_set
 from pathnet.data.passes import Passes, check_classes, count_answers, of_element
 from pathnet.experiments.plans import Plan, check_plan
@@ -266,16 +267,7 @@ def check_data(net: ResidualNet, data: Data | Batches) -> None:
         _check_batches(net, data)
         return
     check_data_set("data", data)
-    channels, expected = data.image_shape[0], net.stem_weight().shape[1]
-    if channels != expected:
-        raise ValueError(
-            f"data: expected images of {expected} channels (the network's), got {channels} in {data.name}"
-        )
-    outputs = (net.config or {}).get("num_classes", len(data.classes))
-    if len(data.classes) > outputs:
-        raise ValueError(
-            f"data: expected at most {outputs} classes (the network's), got {len(data.classes)} in {data.name}"
-        )
+    check_fits(net, data)
 
 
 def _check_batches(net: ResidualNet, data: Batches) -> None:

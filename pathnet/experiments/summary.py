@@ -236,8 +236,9 @@ def findings(summary: Summary) -> list[str]:
         lines.append(f"the mean norm changes by a factor of {factor:.3g} a module ({ends})")
     few = summary.count[(summary.count > 0) & (summary.count < FEWEST)]
     if len(few):
+        batches = f"{few.min()}" if few.min() == few.max() else f"{few.min()} to {few.max()}"
         lines.append(
-            f"no intervals for {len(few)} of the lengths, which were measured on {few.min()} to {few.max()} batches "
+            f"no intervals for {len(few)} of the lengths, which were measured on {batches} batches "
             f"(an interval takes {FEWEST})"
         )
     lines += [

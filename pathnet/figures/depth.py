@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pathnet.checks import described
 from pathnet.effective_depth import Depth
 from pathnet.figures.style import BLUE, DARK, LIGHT, MIDDLE, panels, saved
 
@@ -34,7 +35,7 @@ def figure_depth(rows: Sequence[Depth], title: str, path_stem: str | Path | None
         The files written, PNG and SVG; without a path, the figure, which a notebook shows.
 
     Raises:
-        ValueError: no row holds a depth.
+        ValueError: ``rows`` is no list of depths, or no row holds one.
         OSError: a file cannot be written.
 
     Example:
@@ -44,6 +45,10 @@ def figure_depth(rows: Sequence[Depth], title: str, path_stem: str | Path | None
         >>> [file.name for file in figures.figure_depth(rows, "digits", "depth")]
         ['depth.png', 'depth.svg']
     """
+    if not isinstance(rows, Sequence) or not all(isinstance(row, Depth) for row in rows):
+        raise ValueError(
+            f"rows: expected a list of Depths, as read returns it, got {described(rows)}"
+        )
     known = [row for row in rows if np.isfinite(row.depth)]
     if not known:
         raise ValueError("rows: expected a measured depth, got none")

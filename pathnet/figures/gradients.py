@@ -21,6 +21,7 @@ from pathnet.figures.style import (
     LIGHT,
     MIDDLE,
     MULTIPLIED,
+    check_result,
     headed,
     in_percent,
     labelled,
@@ -52,6 +53,7 @@ def figure_6(comparison: Comparison, title: str, path_stem: str | Path | None = 
         The files written, PNG and SVG; without a path, the figure, which a notebook shows.
 
     Raises:
+        ValueError: an argument is of another kind.
         OSError: a file cannot be written.
 
     Example:
@@ -68,6 +70,7 @@ def figure_6(comparison: Comparison, title: str, path_stem: str | Path | None = 
         >>> [file.name for file in files]
         ['figure-6.png', 'figure-6.svg']
     """
+    check_result("comparison", comparison, Comparison)
     figure, (distribution, magnitude, product) = panels(f"{title}: {measured(comparison)}", 3)
     _draw_distribution(distribution, comparison.n)
     headed(magnitude, "(b) gradient magnitude by path length")
@@ -192,6 +195,9 @@ def table_6(summary: Summary, title: str) -> Table:
         summary: the sampled paths of a run (``compare(run).sampled``).
         title: line above the table.
 
+    Raises:
+        ValueError: ``summary`` is something else, such as None of a run without sampled paths.
+
     Example:
         >>> import pathnet
         >>> from pathnet.experiments import PathGradients, path_gradients
@@ -208,6 +214,7 @@ def table_6(summary: Summary, title: str) -> Table:
         >>> table.row_count
         3
     """
+    check_result("summary", summary, Summary)
     table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
     for heading in ("length", "count", "paths", "mean norm", "95 % interval", "std", "product"):
         table.add_column(heading, justify="right")

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
+from pathnet.checks import described
 from pathnet.files import replacing
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "MIDDLE",
     "MULTIPLIED",
     "STYLES",
+    "check_result",
     "headed",
     "in_percent",
     "labelled",
@@ -56,6 +58,13 @@ class CellFigure(Figure):
         self.savefig(png, format="png", dpi=SHOWN_DOTS_PER_INCH)
         width, height = (round(inches * SHOWN_DOTS_PER_INCH / 2) for inches in self.get_size_inches())
         return png.getvalue(), {"width": width, "height": height}
+
+
+def check_result(name: str, value: object, kind: type) -> None:
+    """Raise ValueError unless an argument is of the kind of results that a figure or table shows."""
+    if not isinstance(value, kind):
+        remedy = "a result of pathnet.experiments.comparison.compare(run)"
+        raise ValueError(f"{name}: expected {kind.__name__}, {remedy}, got {described(value)}")
 
 
 def panels(heading: str, count: int, rows: int = 1, width: float = PANEL[0]) -> tuple[Figure, list[Axes]]:

@@ -23,6 +23,7 @@ from pathnet.figures.style import (
     LIGHT,
     MULTIPLIED,
     STYLES,
+    check_result,
     headed,
     labelled,
     over_lengths,
@@ -58,6 +59,7 @@ def figure_sums(
         The files written, PNG and SVG; without a path, the figure, which a notebook shows.
 
     Raises:
+        ValueError: an argument is of another kind, such as None of a run without exact sums.
         OSError: a file cannot be written.
 
     Example:
@@ -78,6 +80,8 @@ def figure_sums(
         (b) directions of the sums
         (c) gradient by lengths up to k
     """
+    check_result("comparison", comparison, Comparison)
+    check_result("exact", exact, Exact)
     figure, (sums, cosines, explained) = panels(f"{title}: {measured(comparison)}", 3)
     _draw_sums(sums, comparison, exact)
     _draw_cosines(cosines, comparison, exact)
@@ -186,6 +190,9 @@ def table_exact(comparison: Comparison, exact: Exact, title: str) -> Table:
         exact: its exact sums.
         title: line above the table.
 
+    Raises:
+        ValueError: an argument is of another kind, such as None of a run without exact sums.
+
     Example:
         >>> import pathnet
         >>> from pathnet.experiments import PathGradients, path_gradients
@@ -203,6 +210,8 @@ def table_exact(comparison: Comparison, exact: Exact, title: str) -> Table:
         >>> list(table.columns[6].cells)[-1]  # all lengths together explain the gradient
         '100.0 %'
     """
+    check_result("comparison", comparison, Comparison)
+    check_result("exact", exact, Exact)
     table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
     for heading in ("length", "norm", "of norms", "cos next", "cos full", "share", "up to it", "left"):
         table.add_column(heading, justify="right")
@@ -234,6 +243,9 @@ def table_signed(comparison: Comparison, signed: Signed, title: str) -> Table:
         signed: its signed draws.
         title: line above the table.
 
+    Raises:
+        ValueError: an argument is of another kind, such as None of a run without signed draws.
+
     Example:
         >>> import pathnet
         >>> from pathnet.experiments import PathGradients, path_gradients
@@ -249,6 +261,8 @@ def table_signed(comparison: Comparison, signed: Signed, title: str) -> Table:
         >>> [column.header for column in table.columns][:5]
         ['length', 'rms norm', 'error', 'k-hat', 'aligned']
     """
+    check_result("comparison", comparison, Comparison)
+    check_result("signed", signed, Signed)
     table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
     for heading in (
         "length",

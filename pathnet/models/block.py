@@ -54,19 +54,50 @@ class Block(nn.Module):
         return 1 + self.residual_modules + self.has_gate
 
     def skip(self, x: Tensor) -> Tensor:
-        """Return the skip connection's output, [B, ...], for the block's input, [B, ...]; ``x`` unless overridden."""
+        """Return the skip connection's output; ``x`` unless overridden.
+
+        Args:
+            x: the block's input, [B, ...].
+
+        Returns:
+            [B, ...], of the shape of the block's output.
+        """
         return x
 
     def residual(self, x: Tensor) -> Tensor:
-        """Return the output of the residual module f, the branch with the weights, in the shape of `skip`'s."""
-        raise NotImplementedError
+        """Return the output of the residual module f, the branch with the weights.
+
+        Args:
+            x: the block's input, [B, ...].
+
+        Returns:
+            [B, ...], of the shape of the block's output.
+
+        Raises:
+            NotImplementedError: the subclass does not define it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no residual module")
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``(skip(x), residual(x))``, with shared work done once; in BN mode ``batch``, its statistics too."""
+        """Return ``(skip(x), residual(x))``, with shared work done once.
+
+        Args:
+            x: the block's input, [B, ...].
+
+        Returns:
+            Two tensors of one shape, [B, ...].
+        """
         return self.skip(x), self.residual(x)
 
     def join(self, z: Tensor) -> Tensor:
-        """Return the block's output for the sum of its branches; the sum itself unless overridden."""
+        """Return the block's output for the sum of its branches; the sum itself unless overridden.
+
+        Args:
+            z: the sum, [B, ...].
+
+        Returns:
+            [B, ...], the block's output.
+        """
         return z
 
     def parts(self, x: Tensor, wanted: Collection[int] | None = None) -> tuple[Tensor | None, ...]:
@@ -80,14 +111,21 @@ class Block(nn.Module):
             wanted: the numbers of the parts to return; others may be None. None for all.
 
         Returns:
-            `part_count` tensors of the shape of the block's output, or None for parts that are not wanted.
+            `part_count` tensors [B, ...], of the shape of the block's output, or None for parts that are not wanted.
         """
         if wanted is None or {0, 1} <= set(wanted):
             return self.branches(x)
         return self.skip(x) if 0 in wanted else None, self.residual(x) if 1 in wanted else None
 
     def summed(self, parts: Sequence[Tensor | None]) -> Tensor:
-        """Return the sum of skip connection and residual modules, ``join``'s input, from all `parts`."""
+        """Return the sum of skip connection and residual modules, ``join``'s input, from all `parts`.
+
+        Args:
+            parts: skip connection, residual modules and gate, each [B, ...]; None adds nothing.
+
+        Returns:
+            [B, ...]
+        """
         terms = [part for part in parts[: 1 + self.residual_modules] if part is not None]
         return sum(terms[1:], terms[0])
 
@@ -115,6 +153,9 @@ class Block(nn.Module):
             forward: a row of a routing, see `coefficients`.
             backward: the row for the backward pass. The gate's value is never used, so its coefficient matters here
                 alone.
+
+        Returns:
+            [B, ...], the block's output.
         """
         ahead = (*self.coefficients(forward)[: 1 + self.residual_modules], *[0.0] * self.has_gate)
         back = self.coefficients(backward)
@@ -124,14 +165,25 @@ class Block(nn.Module):
         return self.join(sum(terms[1:], terms[0]))
 
     def lesioned(self, x: Tensor) -> Tensor:
-        """Return the output of the block when it is deleted (section 4.1): its skip connection, unless overridden."""
+        """Return the output of the block when it is deleted (section 4.1): its skip connection, unless overridden.
+
+        Args:
+            x: the block's input, [B, ...].
+
+        Returns:
+            [B, ...], the block's output.
+        """
         return self.join(self.skip(x))
 
     def settle(self) -> None:
         """Fold constants into weights. Called on copies in evaluation mode that will not be trained."""
 
     def bound(self, context: Context) -> Block:
-        """Return the block over the same modules with a batch's context as constants; itself if it reads none."""
+        """Return the block over the same modules with a batch's context as constants; itself if it reads none.
+
+        Args:
+            context: the values that blocks read besides the residual stream, see `ResidualNet.split`.
+        """
         return self
 
     def form(self) -> Form | None:

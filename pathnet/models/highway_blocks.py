@@ -58,7 +58,14 @@ class HighwayBlock(PreactBlock):
         self.gate = Pointwise(int(in_channels), out_channels, int(stride), bias=True)
 
     def openness(self, x: Tensor) -> Tensor:
-        """Return t(x) in (0, 1), of the shape of the block's output, for its input [B, in_channels, H, W]."""
+        """Return t(x) in (0, 1), the share of the residual module in the block's output.
+
+        Args:
+            x: the block's input, [B, in_channels, H, W].
+
+        Returns:
+            [B, out_channels, H', W'], of the shape of the block's output.
+        """
         return torch.sigmoid(self.gate(self._preactivated(x)))
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -123,6 +123,9 @@ class ResidualNet(nn.Module):
             inputs: a tensor with the batch first; for an adapted network whatever its example was.
             name: the name of the inputs in errors.
 
+        Returns:
+            The tensors by name, the main one [B, ...].
+
         Raises:
             ValueError: the inputs are not of the kind that the network takes.
         """
@@ -139,6 +142,9 @@ class ResidualNet(nn.Module):
             inputs: see `tensors`.
             name: the name of the inputs in errors.
 
+        Returns:
+            The tensor, [B, ...], and the context.
+
         Raises:
             ValueError: the inputs are not of the kind that the network takes.
         """
@@ -148,7 +154,11 @@ class ResidualNet(nn.Module):
         return x, context
 
     def bound(self, context: Context) -> ResidualNet:
-        """Return a view of the network with a batch's context as constants; the network itself if it reads none."""
+        """Return a view of the network with a batch's context as constants; the network itself if it reads none.
+
+        Args:
+            context: what `split` returned for the batch.
+        """
         if not context.values:
             return self
         view = copy.copy(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -70,6 +71,11 @@ def build(config: Mapping[str, Any]) -> ResidualNet:
     name = arguments.pop("model", None)
     if not isinstance(name, str) or name not in CONSTRUCTORS:
         raise ValueError(f"config: expected a model among {', '.join(CONSTRUCTORS)}, got {described(name)}")
+    parameters = inspect.signature(CONSTRUCTORS[name]).parameters
+    if unknown := [argument for argument in arguments if argument not in parameters]:
+        raise ValueError(
+            f"config: expected arguments of {name} ({', '.join(parameters)}), got {described(unknown[0])}"
+        )
     try:
         return CONSTRUCTORS[name](**arguments)
     except (TypeError, RuntimeError, OverflowError, MemoryError) as error:
@@ -78,6 +84,9 @@ def build(config: Mapping[str, Any]) -> ResidualNet:
 
 def fingerprint(net: ResidualNet) -> str:
     """Return the model hash of a run: SHA-256 over names, dtypes, shapes and values of all weights and statistics.
+
+    Args:
+        net: the network, on any device.
 
     Returns:
         64 hexadecimal digits.

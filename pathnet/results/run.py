@@ -108,6 +108,9 @@ class Run:
     def figure_stem(self, name: str) -> Path:
         """Return the path of a figure without its suffix, and create the folder of figures.
 
+        Args:
+            name: the figure, such as ``figure-6``.
+
         Raises:
             OSError: the folder cannot be created.
         """
@@ -306,7 +309,7 @@ def writing(
         >>> with results.writing("run", {"experiment": "my measurement", "seed": 1}, {}, {}):
         ...     pass
         Traceback (most recent call last):
-        ValueError: run: run holds another run (seed: expected 1, found 0)
+        ValueError: run: run holds another run (seed: expected 1, found 0); give another folder
     """
     folder = check_path("folder", folder)
     identity, attempt = plain_object("identity", identity), plain_object("attempt", attempt)
@@ -337,4 +340,5 @@ def _check_same(folder: Path, expected: Any, recorded: Any, field: str = "") -> 
         for key in (*expected, *(key for key in recorded if key not in expected)):
             _check_same(folder, expected.get(key), recorded.get(key), f"{field}.{key}" if field else key)
     elif expected != recorded:
-        raise ValueError(f"run: {folder} holds another run ({field}: expected {expected!r}, found {recorded!r})")
+        difference = f"{field}: expected {expected!r}, found {recorded!r}"
+        raise ValueError(f"run: {folder} holds another run ({difference}); give another folder")

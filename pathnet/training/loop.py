@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pathnet.checks import check_callable, check_path
 from pathnet.data import Data
+from pathnet.data.fitting import check_fits
 from pathnet.data.images import check_data_set
 from pathnet.models.residual_net import ResidualNet, check_net
 from pathnet.training.distributed import hold_checkpoint
@@ -53,9 +54,9 @@ def train(
             as `pathnet.EffectiveDepth`.
 
     Raises:
-        ValueError: the checkpoint is of another model, data set or recipe, or some processes do not see it; the
-            recipe does not fit the network or the data; another training uses the checkpoint; or the loss or a weight
-            is not finite.
+        ValueError: the checkpoint is of another model, data set or recipe, or some processes do not see it; network,
+            data and recipe do not fit one another; another training uses the checkpoint; or the loss or a weight is
+            not finite.
         OSError: the checkpoint cannot be written.
 
     Example:
@@ -72,6 +73,7 @@ def train(
     """
     check_net(net)
     check_data_set("data", data)
+    check_fits(net, data)
     check_recipe(recipe)
     for name, function in (("progress", progress), ("callback", callback)):
         if function is not None:

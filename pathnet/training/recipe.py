@@ -75,7 +75,11 @@ class Recipe:
         check_settings(self)
 
     def rate(self, step: int, steps: int) -> float:
-        """Return the learning rate of step ``step`` (from 0) of ``steps``.
+        """Return the learning rate of a step.
+
+        Args:
+            step: number of the step, from 0.
+            steps: number of steps of the training.
 
         Raises:
             ValueError: ``step`` is negative, ``steps`` less than 1, or one of them no integer.

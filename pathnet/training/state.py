@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,6 +33,14 @@ def _memory_format(net: ResidualNet) -> torch.memory_format:
     convolutions = (module for block in net for module in block.modules() if isinstance(module, nn.Conv2d))
     fill_vectors = all(convolution.in_channels % VECTOR == 0 for convolution in convolutions)
     return torch.channels_last if fill_vectors else torch.contiguous_format
+
+
+def _difference(expected: Any, recorded: Any) -> str:
+    """Return in words how two values of a checkpoint's identity differ; of two objects, only where they do."""
+    if not (isinstance(expected, dict) and isinstance(recorded, dict)):
+        return f"expected {expected}, got {recorded}"
+    names = [name for name in expected | recorded if expected.get(name) != recorded.get(name)]
+    return ", ".join(f"{name}: expected {expected.get(name)!r}, got {recorded.get(name)!r}" for name in names)
 
 
 class TrainingState:
@@ -213,7 +222,7 @@ class TrainingState:
             if metadata.get(part) != expected:
                 raise ValueError(
                     f"checkpoint: {checkpoint} is of another {'model' if part == 'config' else part} "
-                    f"(expected {expected}, got {metadata.get(part)})"
+                    f"({_difference(expected, metadata.get(part))}); give another file, or move that one away"
                 )
         try:
             self.position = read_position(metadata.get("progress"), self.recipe.epochs, self.steps_an_epoch)

@@ -29,7 +29,7 @@ def test_auto_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> No
     for usable in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda usable=usable: usable)
         assert device_of("auto").type == ("cuda" if usable else "cpu") and device_of("cpu").type == "cpu"
-    with pytest.raises(ValueError, match="device: expected auto, cpu, got 'cuda'"):
+    with pytest.raises(ValueError, match=r"device: expected auto, cpu \(torch can use no GPU here\), got 'cuda'"):
         device_of("cuda")
 
 
@@ -47,6 +47,11 @@ def test_the_demo_trains_measures_and_draws(tmp_path: Path, monkeypatch: pytest.
 def test_the_demo_is_what_it_promises() -> None:
     blocks = (DEMO.depth - 2) // 2
     assert blocks >= 18 and blocks * DEMO.plan.batches >= 500
+
+
+def test_no_command_shows_the_help_alone() -> None:
+    ended = pathnet_()
+    assert ended.status == 2 and "Experiments of the paper" in ended.out and ended.err == ""
 
 
 def test_doctor_tells_what_there_is() -> None:

@@ -79,9 +79,9 @@ def test_every_kind_of_network_and_training_writes_weights_that_load(
         (["--modules", "4"], "modules: expected at most 3 (the network's), got 4"),
         (["--modules", "-1"], "modules: expected an integer of at least 0, got -1"),
         (["--modules", "1", "--survival", "0.5"], "modules: expected 0 for a network with stochastic depth, got 1"),
-        (["--model", "vgg", "--survival", "0.5"], "config: vgg() got an unexpected keyword argument 'survival'"),
+        (["--model", "vgg", "--survival", "0.5"], "stages), got 'survival'"),
         (["--model", "vgg", "--depth", "6"], "depth: expected at least 7 layers for 4 stages, got 6"),
-        (["--model", "highway", "--block", "basic"], "config: highway() got an unexpected keyword argument 'block'"),
+        (["--model", "highway", "--block", "basic"], "shortcut), got 'block'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

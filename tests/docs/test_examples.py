@@ -10,8 +10,7 @@ import os
 import random
 import re
 import types
-from collections.abc import Iterator
-from importlib import import_module
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +30,6 @@ def runs(value: object) -> bool:
 
 RUNNING = [(module, name) for module, name in NAMES if runs(value_of(module, name))]
 SECTION = re.compile(r"^Examples?:$", re.M)
-SETTING_VARIABLES = ("sklearn.datasets", "torch._dynamo")
-"""Modules of other packages that set environment variables when they are first imported."""
 BY_METHOD = (pathnet.Tape, pathnet.Recorder)
 """Classes each of whose methods has an example; for others that of the class suffices."""
 
@@ -88,8 +85,12 @@ def failures(docstrings: list[str]) -> str:
     return report.getvalue()
 
 
-def settings() -> dict[str, object]:
-    """Return global settings that no example may leave changed."""
+def settings(variables: Sequence[str]) -> dict[str, object]:
+    """Return global settings that no example may leave changed.
+
+    Args:
+        variables: the environment's variables that count; packages set further ones when they are imported.
+    """
     return {
         "threads": torch.get_num_threads(),
         "dtype": torch.get_default_dtype(),
@@ -97,7 +98,7 @@ def settings() -> dict[str, object]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "print": str(vars(torch._tensor_str.PRINT_OPTS)),
         "numpy": np.get_printoptions(),
-        "environment": dict(os.environ),
+        "environment": {name: os.environ.get(name) for name in variables},
         "folder": Path.cwd(),
     }
 
@@ -106,8 +107,6 @@ def settings() -> dict[str, object]:
 def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run in a temporary folder, as without the interpreter of Triton, and keep the random generators' states."""
     import_kernels()
-    for module in SETTING_VARIABLES:
-        import_module(module)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.chdir(tmp_path)
     states = random.getstate(), np.random.get_state()
@@ -121,9 +120,10 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.filterwarnings("ignore:fused_residual runs:RuntimeWarning")
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_the_examples_of_a_docstring_print_what_they_show(name: str, reader: None) -> None:
-    before = settings()
+    variables = list(os.environ)
+    before = settings(variables)
     assert not (report := failures(session(name))), report
-    after = settings()
+    after = settings(variables)
     assert after == before, [setting for setting in before if after[setting] != before[setting]]
 
 
@@ -173,6 +173,31 @@ def test_an_examples_output_is_compared(example: str, right: bool) -> None:
 def test_an_example_goes_on_from_those_before() -> None:
     assert failures([">>> x = 1", ">>> x\n1"]) == ""
     assert "NameError" in failures([">>> x\n1"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "import os; os.environ['HOME'] = 'elsewhere'",
+        "import os; os.chdir('/')",
+        "import torch; torch.set_num_threads(torch.get_num_threads() + 1)",
+        "import torch; torch.set_printoptions(precision=7)",
+        "import torch; _ = torch.set_grad_enabled(False)",
+        "import torch; torch.set_default_dtype(torch.float64)",
+    ],
+)
+def test_a_setting_that_an_example_changes_is_seen(
+    change: str, reader: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", os.environ.get("HOME", ""))
+    before, threads = settings(["HOME"]), torch.get_num_threads()
+    try:
+        assert failures([f">>> {change}"]) == "" and settings(["HOME"]) != before
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_printoptions(profile="default")
+        torch.set_grad_enabled(True)
+        torch.set_default_dtype(torch.float32)
 
 
 def test_an_example_needs_an_output_within_its_section() -> None:

@@ -118,6 +118,26 @@ def test_the_check_looks_for_every_public_name() -> None:
     assert {f"{module}.{name}" for module, name in NAMES} <= set(check.public_names())
 
 
+LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]*)(?:#([^)\s]*))?\)")
+"""A link of a Markdown file to another file, or to a heading."""
+
+
+def headings(file: Path) -> set[str]:
+    """Return the anchors of a Markdown file's headings, as GitHub writes them."""
+    titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_the_links_of_a_file_outside_the_site_lead_somewhere(name: str) -> None:
+    dead = []
+    for target, anchor in LINK.findall((ROOT / name).read_text()):
+        file = ROOT / target if target else ROOT / name
+        if not file.exists() or (anchor and anchor not in headings(file)):
+            dead.append(f"{target}#{anchor}")
+    assert dead == []
+
+
 @pytest.mark.parametrize("module", PUBLIC)
 def test_the_page_of_a_public_module_describes_all_its_names(module: str) -> None:
     page = (DOCS / "reference" / f"{module.removeprefix('pathnet.')}.md").read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -23,7 +24,17 @@ from rich.console import Console
 from pathnet.experiments import by_size, highway, lesion_single
 from pathnet.experiments.comparison import Comparison
 from pathnet.experiments.summary import Summary, summarise
-from pathnet.figures import figure_6, gates, lesions, style, table_6
+from pathnet.figures import (
+    figure_6,
+    figure_depth,
+    figure_sums,
+    gates,
+    lesions,
+    style,
+    table_6,
+    table_exact,
+    table_signed,
+)
 from pathnet.paper import EXPERIMENTS, draw
 from pathnet.results import Measurements, Run
 
@@ -52,6 +63,23 @@ def text_of(summary: Summary, folder: Path) -> str:
     """Return the text of the SVG, which matplotlib leaves in comments beside the glyphs."""
     svg = figure_6(Comparison(summary.n, summary), "a data set, a network", folder / "figure")[1].read_text()
     return "\n".join(line.strip() for line in svg.splitlines() if "<!--" in line)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda result: figure_6("run", "t"), "comparison: expected Comparison, a result of .*, got 'run'"),
+        (lambda result: figure_sums(result, result.exact, "t"), "exact: expected Exact, .*, got None"),
+        (lambda result: table_6(result, "t"), "summary: expected Summary, .*, got a Comparison"),
+        (lambda result: table_exact(result, result.exact, "t"), "exact: expected Exact, .*, got None"),
+        (lambda result: table_signed(result, result.signed, "t"), "signed: expected Signed, .*, got None"),
+        (lambda result: figure_depth("depth.csv", "t"), "rows: expected a list of Depths, .*, got 'depth.csv'"),
+        (lambda result: figure_depth([], "t"), "rows: expected a measured depth, got none"),
+    ],
+)
+def test_a_result_of_another_kind_is_named(call: Callable[[Comparison], object], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        call(Comparison(54, exponential()))
 
 
 def test_it_draws_a_png_and_an_svg(tmp_path: Path) -> None:

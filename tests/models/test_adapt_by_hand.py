@@ -72,7 +72,8 @@ def test_control_flow_on_values(inside: str) -> None:
         nets.append(pathnet.adapt(model, x))
         assert nets[1].traced_by == "torch.fx around blocks.0.module"
     else:
-        with pytest.raises(ValueError, match=r"model: cannot be traced \(torch.fx: .*control flow.*torch.export"):
+        reason = r"model: cannot be traced \(torch.fx: .*control flow.*torch.export"
+        with pytest.raises(ValueError, match=f"{reason}.*; blocks= takes the names of blocks, to trace one by one"):
             pathnet.adapt(model, x)
     if inside != "branch in place":
         nets.append(pathnet.adapt(model, x, blocks=["blocks.0", "blocks.1"]))

@@ -220,7 +220,7 @@ def test_a_vgg_pools_between_stages_or_is_rejected(stages: int) -> None:
 def test_bad_arguments_of_a_vgg_are_named(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: expected an integer from 1 to"):
         vgg(**{name: 0})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"config: .* unexpected keyword argument 'block'"):
+    with pytest.raises(ValueError, match=r"config: expected arguments of vgg \(.*stages\), got 'block'"):
         models.build({"model": "vgg", "block": "basic"})
 
 

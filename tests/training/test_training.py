@@ -91,7 +91,7 @@ def test_the_learning_rate_warms_up_and_drops_twice() -> None:
 def test_a_checkpoint_of_something_else_is_refused(images: data.Data, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     train(fresh(), images, SMALL, path)
-    with pytest.raises(ValueError, match="checkpoint: .* is of another model"):
+    with pytest.raises(ValueError, match=r"is of another model \(depth: expected 14, got 8\); give another file, or"):
         train(models.preact_resnet(14, 4), images, SMALL, path)
     with pytest.raises(ValueError, match="checkpoint: .* is of another recipe"):
         train(fresh(), images, dataclasses.replace(SMALL, seed=1), path)
@@ -155,6 +155,18 @@ def test_what_is_no_network_data_set_or_recipe_is_named(images: data.Data, wrong
             if call.__code__.co_varnames[list(right).index(name)] != "_":
                 with pytest.raises(ValueError, match=f"^{name}: expected (a pathnet|at least one batch|.* pairs)"):
                     call(*arguments.values())
+
+
+def test_a_network_that_does_not_take_the_data_is_refused_before_the_first_step(images: data.Data) -> None:
+    grey = models.preact_resnet(8, 4, in_channels=1)
+    with pytest.raises(
+        ValueError, match="^data: expected images of 1 channels .*, got 3 in synthetic$"
+    ):
+        train(grey, images, SMALL)
+    with pytest.raises(
+        ValueError, match="^data: expected at most 9 classes .*, got 10 in synthetic$"
+    ):
+        train(models.preact_resnet(8, 4, num_classes=9), images, SMALL)
 
 
 def test_bad_recipes_are_named(images: data.Data) -> None:

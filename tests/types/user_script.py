@@ -22,7 +22,7 @@ from pathnet.data import Batches, Data
 from pathnet.effective_depth import Depth
 from pathnet.lesion import Errors, Lesion, Ranking
 from pathnet.models import Block, PreactBlock, ResidualNet
-from pathnet.training import Epoch, Recipe
+from pathnet.training import Epoch, Progress, Recipe
 
 
 class Scaled(nn.Module):
@@ -107,7 +107,9 @@ def other_models() -> None:
 def lesions(net: ResidualNet, data: Data) -> None:
     deleted: ResidualNet = pathnet.lesion.delete(net, [1])
     assert_type(deleted.n, int)
-    errors = pathnet.lesion.errors(net, data, [Lesion(), Lesion((1,))], bn="running")
+    with pathnet.progress.reporter("lesions") as progress:
+        assert_type(progress, Progress)
+        errors = pathnet.lesion.errors(net, data, [Lesion(), Lesion((1,))], bn="running", progress=progress)
     assert_type(errors, Errors)
     assert_type(errors.rate, NDArray[np.float64])
     ranking = pathnet.lesion.rank(net, data)

@@ -45,8 +45,8 @@ def _check_differentiable(model: nn.Module) -> None:
 def untraced(model: nn.Module, failures: Mapping[str, str]) -> ValueError:
     """Return the error for a model that cannot be traced, by its reasons and what can be done."""
     experts = advice_on_experts(model)
-    by_hand = "blocks= takes branches, (skip, residual), by hand"
-    return ValueError("; ".join(filter(None, (f"model: {untraceable_reason(failures)}", experts, by_hand))))
+    ways_out = "blocks= takes the names of blocks, to trace one by one, or their branches, (skip, residual), by hand"
+    return ValueError("; ".join(filter(None, (f"model: {untraceable_reason(failures)}", experts, ways_out))))
 
 
 def advice_on_experts(model: nn.Module) -> str:
