@@ -72,7 +72,7 @@ figure_depth(rows, "the same, with pyplot")
 
 @dataclass
 class Ran:
-    """What came of the cells.
+    """Outputs of the cells, as a reader sees them.
 
     Attributes:
         outputs: the outputs of each cell.
