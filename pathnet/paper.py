@@ -263,14 +263,14 @@ EXPERIMENTS = {
         _effective_training,
     ),
     "remaining-paths": Experiment(
-        "section 5, Figure 7, equation 8",
+        "section 6, Figure 7, equation 8",
         "Compute the share of the paths of each length that deletions leave.",
         (),
         ("plan_seed",),
         _remaining_paths,
     ),
     "lesion-stochastic-depth": Experiment(
-        "section 5, Figure 8",
+        "section 6, Figure 8",
         "Delete each single block of networks trained with stochastic depth, and of plain ones.",
         ("residual", "stochastic depth"),
         ("bn", "images"),

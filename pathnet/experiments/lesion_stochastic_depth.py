@@ -1,4 +1,4 @@
-"""Figure 8: single deletions in networks trained with stochastic depth and in plain networks (section 5)."""
+"""Figure 8: single deletions in networks trained with stochastic depth and in plain networks (section 6)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def claims(run: results.Run) -> list[Claim]:
     for kind in ("residual", "stochastic depth"):
         run.fact("networks", kind)
     deletions = summarise(run)
-    where = "section 5, Figure 8"
+    where = "section 6, Figure 8"
     plain, stochastic = deletions["residual"], deletions["stochastic depth"]
     learned = plain.learned and stochastic.learned
     means = [100 * nets.increase.mean() for nets in (plain, stochastic)]

@@ -1,4 +1,4 @@
-"""Figure 7 and equation 8: the share of the paths of each length that remains when blocks are deleted (section 5)."""
+"""Figure 7 and equation 8: the share of the paths of each length that remains when blocks are deleted (section 6)."""
 
 from __future__ import annotations
 
@@ -106,14 +106,14 @@ def claims(run: results.Run) -> list[Claim]:
     return [
         Claim(
             "Deleting d of n blocks leaves C(n - d, k) / C(n, k) of the paths of length k.",
-            "section 5, equation 8",
+            "section 6, equation 8",
             f"the share of {DRAWS} random paths that remain differs significantly (p below 1e-4) at no point",
             f"it differs at {len(off)} of {len(remaining.share) * (remaining.blocks + 1)} points",
             not off,
         ),
         Claim(
             "Deletions spare short paths and remove long ones.",
-            "section 5, Figure 7",
+            "section 6, Figure 7",
             f"with {DELETED[1]} of {remaining.blocks} blocks deleted, the share of paths of length {SHORT} that "
             f"remain is at least {TIMES:g} times that of length {TYPICAL}",
             f"{short:.3g} against {typical:.3g}: {short / typical:.3g} times",
