@@ -1,4 +1,4 @@
-"""pathnet: how gradient travels through the single paths of a residual network.
+"""pathnet: how the gradient flows along individual paths of a residual network.
 
 Every public name is imported when it is first used, so ``import pathnet`` costs next to nothing and needs no
 package that goes unused.

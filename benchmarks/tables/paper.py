@@ -94,7 +94,7 @@ SHORT = 0.4
 ROWS: list[tuple[str, str, int, Callable[[list[Entry]], str]]] = [
     ("a network equals the sum over its paths", "unraveled", 1, _measured(1)),
     ("deleting one block, except a downsampling one, hardly matters", "lesion-single", 0, _worst),
-    ("deleting any layer of a VGG reduces it to chance", "lesion-single", 2, _measured(2)),
+    ("deleting any layer of a VGG leaves nothing of its accuracy above chance", "lesion-single", 2, _measured(2)),
     ("error rises smoothly with the number of deleted blocks", "lesion-many", 0, _step),
     ("error rises smoothly as blocks are reordered", "lesion-reorder", 0, _step),
     ("the gradient falls exponentially with a path's length", "path-gradients", 0, _decay),
