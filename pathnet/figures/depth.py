@@ -46,9 +46,7 @@ def figure_depth(rows: Sequence[Depth], title: str, path_stem: str | Path | None
         ['depth.png', 'depth.svg']
     """
     if not isinstance(rows, Sequence) or not all(isinstance(row, Depth) for row in rows):
-        raise ValueError(
-            f"rows: expected a list of Depths, as read returns it, got {described(rows)}"
-        )
+        raise ValueError(f"rows: expected a list of Depths, as read returns it, got {described(rows)}")
     known = [row for row in rows if np.isfinite(row.depth)]
     if not known:
         raise ValueError("rows: expected a measured depth, got none")

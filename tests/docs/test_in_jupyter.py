@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from base64 import b64decode
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class Watching(NotebookClient):
         return super().process_message(message, cell, cell_index)
 
 
-BARS = """
+CELLS = """
 import time
 from pathnet.progress import reporter
 
@@ -53,9 +54,7 @@ import subprocess, sys
 code = "from pathnet import progress\\nwith progress.reporter('elsewhere') as show: show(1, 1, 'steps')"
 ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 print(ran.stdout + ran.stderr, "rich" in sys.modules)
-"""
-
-FIGURES = """
+---
 from pathnet.effective_depth import Depth
 from pathnet.figures import figure_depth
 
@@ -68,18 +67,30 @@ figure_depth(rows, "the same, with pyplot")
 ---
 [file.name for file in figure_depth(rows, "in files", "depth")]
 """
+"""Cells between dashes, which run in one kernel."""
 
 
-def cells(source: str, folder: Path) -> tuple[list[list[Any]], list[str]]:
-    """Run cells, which dashes separate; return their outputs, and the texts of all updates."""
-    notebook = nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_code_cell, source.strip().split("\n---\n"))])
-    client = executed(notebook, folder, Watching)
-    return [cell.outputs for cell in notebook.cells], getattr(client, "updates", [])
+@dataclass
+class Ran:
+    """Outputs of the cells, as a reader sees them.
+
+    Attributes:
+        outputs: the outputs of each cell.
+        updates: the texts of all updates of outputs.
+        folder: the folder that the cells ran in.
+    """
+
+    outputs: list[list[Any]]
+    updates: list[str]
+    folder: Path
 
 
 @pytest.fixture(scope="module")
-def bars(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[list[Any]], list[str]]:
-    return cells(BARS, tmp_path_factory.mktemp("bars"))
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    folder = tmp_path_factory.mktemp("cells")
+    cells = [nbformat.v4.new_code_cell(source) for source in CELLS.strip().split("\n---\n")]
+    client = executed(nbformat.v4.new_notebook(cells=cells), folder, Watching)
+    return Ran([cell.outputs for cell in client.nb.cells], getattr(client, "updates", []), folder)
 
 
 def data_of(outputs: list[Any]) -> dict[str, str]:
@@ -88,39 +99,38 @@ def data_of(outputs: list[Any]) -> dict[str, str]:
     return dict(output.data)
 
 
-def test_a_bar_moves_in_the_output_of_its_cell(bars: tuple[list[list[Any]], list[str]]) -> None:
-    data = data_of(bars[0][0])
+def test_a_bar_moves_in_the_output_of_its_cell(ran: Ran) -> None:
+    data = data_of(ran.outputs[0])
     assert data["text/plain"] == "slow & <b>bold</b>: 4/4 loss 4"
     assert "slow &amp; &lt;b&gt;bold" in data["text/html"] and '<progress value="4" max="4"' in data["text/html"]
-    moved = [text for text in bars[1] if text.startswith("slow")]
+    moved = [text for text in ran.updates if text.startswith("slow")]
     assert len(moved) == 5 and moved[0].startswith("slow & <b>bold</b>: 1/4, 0:0") and "left loss 1" in moved[0]
 
 
-def test_a_quick_job_sends_few_messages_and_shows_its_end(bars: tuple[list[list[Any]], list[str]]) -> None:
-    assert data_of(bars[0][1])["text/plain"] == "quick: 10000/10000 steps"
-    assert len([text for text in bars[1] if text.startswith("quick")]) < 1000
+def test_a_quick_job_sends_few_messages_and_shows_its_end(ran: Ran) -> None:
+    assert data_of(ran.outputs[1])["text/plain"] == "quick: 10000/10000 steps"
+    assert len([text for text in ran.updates if text.startswith("quick")]) < 1000
 
 
-def test_a_job_that_reports_nothing_leaves_no_moving_bar(bars: tuple[list[list[Any]], list[str]]) -> None:
-    data = data_of(bars[0][2])
+def test_a_job_that_reports_nothing_leaves_no_moving_bar(ran: Ran) -> None:
+    data = data_of(ran.outputs[2])
     assert data["text/plain"] == "nothing to do" and "<progress" not in data["text/html"]
 
 
-def test_an_interrupted_job_shows_how_far_it_came(bars: tuple[list[list[Any]], list[str]]) -> None:
-    assert data_of(bars[0][3])["text/plain"] == "interrupted: 1/0 of an unknown number"
+def test_an_interrupted_job_shows_how_far_it_came(ran: Ran) -> None:
+    assert data_of(ran.outputs[3])["text/plain"] == "interrupted: 1/0 of an unknown number"
 
 
-def test_a_process_that_a_notebook_starts_writes_lines(bars: tuple[list[list[Any]], list[str]]) -> None:
-    (printed,) = bars[0][4]
+def test_a_process_that_a_notebook_starts_writes_lines(ran: Ran) -> None:
+    (printed,) = ran.outputs[4]
     assert printed.text == "elsewhere: 1/1 steps\n False\n"
 
 
-def test_a_figure_is_shown_with_and_without_pyplot(tmp_path: Path) -> None:
-    outputs, _ = cells(FIGURES, tmp_path)
-    for number in (0, 1):
-        width, height = struct.unpack(">II", b64decode(data_of(outputs[number])["image/png"])[16:24])
+def test_a_figure_is_shown_with_and_without_pyplot(ran: Ran) -> None:
+    alone, with_pyplot, files = ran.outputs[5:]
+    for outputs in (alone, with_pyplot):
+        width, height = struct.unpack(">II", b64decode(data_of(outputs)["image/png"])[16:24])
         assert width > 2 * height > 0
-    (alone,) = outputs[0]
-    assert alone.metadata["image/png"] == {"width": 792, "height": 266}
-    assert data_of(outputs[2])["text/plain"] == "['depth.png', 'depth.svg']"
-    assert (tmp_path / "depth.png").exists()
+    assert alone[0].metadata["image/png"] == {"width": 792, "height": 266}
+    assert data_of(files)["text/plain"] == "['depth.png', 'depth.svg']"
+    assert (ran.folder / "depth.png").exists()

@@ -122,7 +122,7 @@ def differences(notebook: Any, fresh: Any) -> list[str]:
     for number, (before, after) in enumerate(zip(notebook.cells, fresh.cells, strict=True)):
         shown, printed = ([_seen(output) for output in cell.get("outputs", ())] for cell in (before, after))
         if len(shown) != len(printed) or not all(map(_same, shown, printed)):
-            problems.append(f"cell {number} shows\n{_told(printed)}\nbut the file holds\n{_told(shown)}")
+            problems.append(f"cell {number} shows\n{_in_words(printed)}\nbut the file holds\n{_in_words(shown)}")
     return problems
 
 
@@ -144,7 +144,7 @@ def _same(before: str | tuple[int, int], after: str | tuple[int, int]) -> bool:
     return all(abs(one - other) <= SIZE_TOLERANCE * one for one, other in zip(before, after, strict=True))
 
 
-def _told(outputs: list[str | tuple[int, int]]) -> str:
+def _in_words(outputs: list[str | tuple[int, int]]) -> str:
     return "\n".join(each if isinstance(each, str) else f"(an image of {each[0]} x {each[1]})" for each in outputs)
 
 

@@ -214,7 +214,7 @@ def test_a_lesion_of_no_block_or_no_factor_is_refused(bad: dict[str, Any], messa
 
 @pytest.mark.parametrize("blocks", [[1.5], [True], ["1"], [None], 1, "1", torch.ones(1), torch.tensor([True])])
 def test_what_is_no_number_of_a_block_deletes_nothing(blocks: Any) -> None:
-    with pytest.raises(ValueError, match="blocks: expected (an integer|integers)"):
+    with pytest.raises(ValueError, match="blocks: expected (an integer|a list of integers) of at least 0, got"):
         lesion.delete(network("residual"), blocks)
 
 

@@ -159,13 +159,9 @@ def test_what_is_no_network_data_set_or_recipe_is_named(images: data.Data, wrong
 
 def test_a_network_that_does_not_take_the_data_is_refused_before_the_first_step(images: data.Data) -> None:
     grey = models.preact_resnet(8, 4, in_channels=1)
-    with pytest.raises(
-        ValueError, match="^data: expected images of 1 channels .*, got 3 in synthetic$"
-    ):
+    with pytest.raises(ValueError, match="^data: expected images of 1 channels .*, got 3 in synthetic$"):
         train(grey, images, SMALL)
-    with pytest.raises(
-        ValueError, match="^data: expected at most 9 classes .*, got 10 in synthetic$"
-    ):
+    with pytest.raises(ValueError, match="^data: expected at most 9 classes .*, got 10 in synthetic$"):
         train(models.preact_resnet(8, 4, num_classes=9), images, SMALL)
 
 
