@@ -121,6 +121,7 @@ def _gradients(numbers: Mapping[str, Any]) -> dict[str, str]:
     return {
         "blocks, path gradients, batches": f"{n}, {number(numbers['measurements'], 6)}, {numbers['batches']}",
         "each module multiplies the mean norm by": f"{number(factor)} ({number(low)} to {number(high)})",
+        "mean norm at length 1, and at the longest": ", ".join(number(numbers["mean"][i], 2) for i in (0, -1)),
         "effective paths": _shares(effective),
         "most paths": _shares(central),
         "mean length by frequency times magnitude": number(sum(k * p for k, p in enumerate(numbers["product"], 1))),
