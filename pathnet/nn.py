@@ -30,8 +30,8 @@ def fused_residual(block: Block, x: Tensor, a: float = 1.0, c: float = 1.0) -> T
     The result equals that of the block's modules within rounding. BNs in training use batch statistics, and their
     running statistics are updated as by `torch.nn.BatchNorm2d`; other BNs use running statistics. For
     bfloat16 ``x``, and under autocast, products of bfloat16 numbers are accumulated in float32; for float32 ``x`` the
-    result is float32-accurate. Stochastic depth and effective training (Veit et al. 2016) pass 0 for ``c`` where a module is
-    not drawn: then it runs neither forward nor backward, and its parameters get no gradient.
+    result is float32-accurate. Stochastic depth and effective training (Veit et al. 2016) pass 0 for ``c`` where a
+    module is not drawn: then it runs neither forward nor backward, and its parameters get no gradient.
 
     On devices that Triton does not serve, the block's modules run, with one warning per process.
 

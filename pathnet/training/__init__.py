@@ -1,7 +1,7 @@
 """Training that resumes bit for bit: one recipe, one loop, one checkpoint file.
 
-Stochastic depth and effective training (sections 6 and 5 of the paper) draw the residual modules that take part in each
-step. The forward and the backward pass skip the other modules. The draw depends on seed and step alone, so all
+Stochastic depth and effective training (sections 6 and 5 of the paper) draw the residual modules that take part in
+each step. The forward and the backward pass skip the other modules. The draw depends on seed and step alone, so all
 processes of a distributed training skip the same modules.
 """
 
