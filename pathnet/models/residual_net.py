@@ -26,7 +26,6 @@ __all__ = [
     "Unit",
     "check_inputs",
     "check_net",
-    "first_convolution",
 ]
 
 
