@@ -21,8 +21,10 @@ from pathnet.models.tracing.operations import allow_any_strides
 __all__ = ["exported"]
 
 aten = torch.ops.aten
-REASON_LENGTH = 400
+REASON_LENGTH = 160
 """Maximum number of characters quoted from an error of torch.export, which can fill pages."""
+ADVICE_ON_LOGS = re.compile(r"For (more|extended) (information|logs)\b.*?TORCH\w+=\S+")
+"""Sentence in an error of torch.export that says nothing of the model."""
 
 CASTS = {aten.to, aten.type_as, aten._to_copy}
 NEED_STRIDES = {aten.view.dtype, aten.view_as_complex.default, aten.as_strided.default, aten.sym_stride.int}
@@ -92,9 +94,14 @@ def _export(
             return torch.export.export(root, (tensors,), dynamic_shapes=(tuple(sizes),), strict=False)
         except Exception as error:
             if of_free is dim.STATIC:
-                reason = " ".join(str(error).split())[:REASON_LENGTH] or type(error).__name__
-                raise ValueError(f"model: torch.export fails for batches of any size ({reason})") from error
+                raise ValueError(f"model: torch.export fails for batches of any size ({_reason(error)})") from error
     raise AssertionError
+
+
+def _reason(error: Exception) -> str:
+    """Return the first sentence of an error, cut short; the rest is about torch's own code."""
+    sentence = " ".join(ADVICE_ON_LOGS.sub("", str(error)).split()).partition(". ")[0] or type(error).__name__
+    return sentence if len(sentence) <= REASON_LENGTH else f"{sentence[:REASON_LENGTH]}..."
 
 
 def _is_sequence(tensor: Tensor) -> bool:
