@@ -260,4 +260,5 @@ def test_commands_are_compared_with_the_runs(tmp_path: Path) -> None:
     run = write_run(tmp_path / "one", "unraveled", {}, [], data="one")
     with pytest.raises(ValueError, match="commands: expected a command that runs unraveled"):
         paper.gathered([run], ["pathnet highway"], "abc")
-    paper.check_commands(["pathnet gradients --run a", "pathnet gradients --run a --method exact"], ["path-gradients"])
+    commands = ["pathnet gradients --run a", "pathnet gradients --run a --method exact"]
+    paper.check_commands(commands, ["path-gradients"])
