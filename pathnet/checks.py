@@ -30,6 +30,8 @@ __all__ = [
 
 MOST_INTEGER = (1 << 63) - 1
 """Largest integer that files hold."""
+LIMIT = 1_000_000
+"""Least upper bound that limits memory or files, and tells nothing about a value that does not exceed it."""
 LONGEST = 60
 """Maximum number of characters of a value that an error message quotes."""
 
@@ -70,8 +72,7 @@ def check_integer(name: str, value: object, least: int | None = None, most: int 
     if number is None or not (-math.inf if least is None else least) <= number <= (
         math.inf if most is None else most
     ):
-        # The bound of files is worth telling only where it is exceeded.
-        shown = None if most == MOST_INTEGER and (number is None or number <= most) else most
+        shown = None if most is not None and most >= LIMIT and (number is None or number <= most) else most
         raise ValueError(f"{name}: expected an integer{_bounds(least, shown)}, got {described(value)}")
     return number
 
@@ -182,7 +183,7 @@ def check_integers(name: str, values: object, least: int | None = None, most: in
             raise TypeError
         listed = tuple(values)
     except (TypeError, RuntimeError):
-        shown = None if most == MOST_INTEGER else most
+        shown = None if most is not None and most >= LIMIT else most
         raise ValueError(
             f"{name}: expected a list of integers{_bounds(least, shown)}, got {described(values)}"
         ) from None

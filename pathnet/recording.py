@@ -255,8 +255,13 @@ def check_labels(labels: object, device: torch.device) -> Tensor:
         ValueError: ``labels`` is no such tensor.
     """
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        got = labels.dtype if isinstance(labels, Tensor) else described(labels)
-        raise ValueError(f"target: expected an int64 tensor of class labels, got {got}")
+        got, way_out = described(labels), ""
+        if isinstance(labels, Tensor):
+            got = str(labels.dtype)
+            way_out = "; loss= takes another loss, such as a regression's"
+            if not (labels.is_floating_point() or labels.is_complex()):
+                way_out = "; target.long() is one"
+        raise ValueError(f"target: expected an int64 tensor of class labels, got {got}{way_out}")
     if labels.device != device:
         raise ValueError(f"target: expected device {device} (the images'), got {labels.device}")
     return check_tensor("target", labels, "integer", device=device)

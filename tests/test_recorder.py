@@ -134,8 +134,10 @@ def test_the_cross_entropy_of_a_label_that_is_no_class_is_nan() -> None:
 
 
 def test_bad_arguments_of_a_recorder_are_named_when_it_is_made() -> None:
+    no_net = "net: expected a pathnet ResidualNet"
     for arguments, message in (
-        ({"net": nn.Linear(2, 2)}, "net: expected a pathnet ResidualNet, got a Linear"),
+        ({"net": nn.Linear(2, 2)}, f"{no_net}, got a Linear; pathnet.adapt.model, images. makes one$"),
+        ({"net": "net"}, f"{no_net}, got 'net'$"),
         ({"bn": "eval"}, "bn: expected"),
         ({"precision": "float16"}, "precision: expected"),
         ({"at": "y1"}, "at: expected"),

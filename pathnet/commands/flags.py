@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, is_dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 
+from pathnet.checks import described
 from pathnet.settings import Flag, Panel, Setting, Without, settings_of
 from pathnet.study import PRESETS
 
@@ -114,7 +116,31 @@ def _option(place: _Place, hidden: bool) -> Any:
         show_default=False,
         rich_help_panel=place.panel or None,
         hidden=hidden,
+        parser=_reader(setting.value_type),
     )
+
+
+def _reader(kind: Any) -> Callable[[Any], Any] | None:
+    """Return the function that reads a value from a word of the command line; None for text, paths and switches."""
+    if get_origin(kind) is Literal:
+        return partial(_read_choice, get_args(kind))
+    return partial(_read_number, kind) if kind in (int, float) else None
+
+
+def _read_choice(choices: Sequence[str], word: Any) -> Any:
+    if word not in choices:
+        *first, last = choices
+        raise typer.BadParameter(f"expected {', '.join(first)} or {last}, got {described(word)}")
+    return word
+
+
+def _read_number(kind: Any, word: Any) -> Any:
+    # A default comes here too, as the number that it is.
+    try:
+        return kind(word) if isinstance(word, str) else word
+    except ValueError:
+        what = "an integer" if kind is int else "a number"
+        raise typer.BadParameter(f"expected {what}, got {described(word)}") from None
 
 
 def _help(place: _Place, flag: Flag) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -43,11 +44,13 @@ class EffectiveDepth:
     number comes from the generators that training uses. Under `torch.distributed` only the first process measures.
 
     On two cores, a measurement of 32 images with ResNet-110 takes as long as 0.8 training steps of 128 images by the
-    ``cpu`` engine in BN mode ``running``, 2 in mode ``batch``, and 17 by ``reference``. Two measurements are
-    therefore 100 steps apart, or more if measuring would take more than ``share`` of the training's time. The first
-    measurement always takes place.
+    ``cpu`` engine in BN mode ``running``, 2 in mode ``batch``, and 17 by ``reference``. The first measurement always
+    takes place, however long. A later one that would raise measuring above ``share`` of the training's time is
+    skipped; the first skip raises a RuntimeWarning with the interval that ``share`` allows.
 
-    A row is a `pathnet.effective_depth.Depth`, which gives the definitions.
+    A row is a `pathnet.effective_depth.Depth`, which gives the definitions. Its numbers differ from those of a tape of
+    `pathnet.record`, which uses running statistics by default; early in training by much. To compare, give both the
+    same ``bn``.
 
     Args:
         batch: a few normalised images [B, C, H, W], or other inputs of the network's stem; and the targets that the
@@ -59,8 +62,8 @@ class EffectiveDepth:
         net: a `ResidualNet`, or one wrapped by DistributedDataParallel or `torch.compile`.
         every: measure only at multiples of this number of steps; the same for all rows of a file.
         share: largest share of the training's time spent on measuring; infinity to measure at every multiple.
-        bn: statistics of the ``batch``, as the gradient of training uses them, or ``running`` ones, which are not yet
-            those of the network when training begins.
+        bn: statistics of the ``batch``, as the gradient of training uses them, or ``running`` ones, the default of
+            `pathnet.record`, which early in training are still close to their initial values.
         engine: see `pathnet.Recorder`.
         loss: a differentiable function of (output, target); the mean cross-entropy by default.
 
@@ -112,6 +115,8 @@ class EffectiveDepth:
         if _is_first_process() and isinstance(out, str | Path):
             check_writable(Path(out))
         self._began: float | None = None
+        self._first_step = 0
+        self._warned = False
         self._spent = self._took = 0.0
 
     def __repr__(self) -> str:
@@ -141,9 +146,12 @@ class EffectiveDepth:
         begun = _now()
         if self._began is None:
             self._log.begin(step)
-        self._began = begun if self._began is None else self._began
+            self._began, self._first_step = begun, step
         training = begun - self._began - self._spent
-        if step % self._every or step <= self._log.last or self._spent + self._took > self._share * training:
+        if step % self._every or step <= self._log.last:
+            return None
+        if self._spent + self._took > self._share * training:
+            self._warn_of_skips(step, training)
             return None
         lengths_and_loss = self._measure(measured)
         self._took = _now() - begun
@@ -151,6 +159,25 @@ class EffectiveDepth:
         row = Depth(step, *lengths_and_loss, self._took)
         self._log.write(row)
         return row
+
+    def _warn_of_skips(self, step: int, training: float) -> None:
+        """Warn at the first skip.
+
+        Args:
+            training: seconds of training since the first call.
+        """
+        if self._warned:
+            return
+        self._warned = True
+        # Rounding may leave no time at all between two calls.
+        apart = math.ceil(self._took / self._share * (step - self._first_step) / max(training, 1e-9))
+        warnings.warn(
+            f"share: step {step} is not measured, since a measurement takes {self._took:.2g} s: {self._share:g} of the "
+            f"training's time allows one in about {apart} steps; share=float('inf') measures at every multiple of "
+            f"{self._every}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
     def _measure(self, net: ResidualNet) -> tuple[float, int, int, int, float]:
         device = next(net.parameters()).device

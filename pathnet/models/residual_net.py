@@ -26,7 +26,7 @@ __all__ = [
     "Unit",
     "check_inputs",
     "check_net",
-    "first_convolution",
+    "described_net",
 ]
 
 
@@ -235,7 +235,13 @@ class ResidualNet(nn.Module):
 def check_net(net: object) -> None:
     """Raise ValueError unless ``net`` is a `ResidualNet`."""
     if not isinstance(net, ResidualNet):
-        raise ValueError(f"net: expected a pathnet ResidualNet, got {described(net)}")
+        raise ValueError(f"net: expected a pathnet ResidualNet, got {described_net(net)}")
+
+
+def described_net(net: object) -> str:
+    """Return a description of what is no `ResidualNet`, and for a module the way to make one of it."""
+    way = "; pathnet.adapt(model, images) makes one" if isinstance(net, nn.Module) else ""
+    return f"{described(net)}{way}"
 
 
 def first_convolution(net: ResidualNet) -> nn.Conv2d | None:

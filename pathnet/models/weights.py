@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             texts = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = {name: json.loads(text) for name, text in texts.items()}
+    except FileNotFoundError:
+        raise ValueError(f"weights: {path} does not exist") from None
     except (OSError, safetensors.SafetensorError, ValueError, RecursionError, MemoryError) as error:
+        if zipfile.is_zipfile(path):
+            raise ValueError(
+                f"weights: {path} is a file of torch.save; read it with torch.load, and write the network with "
+                "pathnet.models.save"
+            ) from None
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"weights: {path} is not a readable safetensors file of pathnet's ({reason})") from None
     digest = metadata.pop(DIGEST, None)

@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from pathnet.checks import described
-from pathnet.models.residual_net import ResidualNet
+from pathnet.models.residual_net import ResidualNet, described_net
 
 __all__ = ["unwrapped"]
 
@@ -22,5 +21,5 @@ def unwrapped(net: nn.Module) -> ResidualNet:
     while not isinstance(inner, ResidualNet):
         inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
         if not isinstance(inner, nn.Module):
-            raise ValueError(f"net: expected a pathnet ResidualNet, or one wrapped, got {described(net)}")
+            raise ValueError(f"net: expected a pathnet ResidualNet, or one wrapped, got {described_net(net)}")
     return inner

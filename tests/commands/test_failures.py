@@ -36,6 +36,21 @@ def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
     assert ended.status == 2 and ended.out == "" and "Usage: " in ended.err and "Traceback" not in ended.err
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "expected"),
+    [
+        ("--batches", "many", "expected an integer, got 'many'"),
+        ("--lr", "fast", "expected a number, got 'fast'"),
+        ("--method", "guessed", "expected sampled, exact or signed, got 'guessed'"),
+    ],
+)
+def test_a_value_of_another_type_is_named_in_the_words_of_other_errors(flag: str, value: str, expected: str) -> None:
+    command = ["train", "--out", "w"] if flag == "--lr" else ["gradients", "--run", "r"]
+    ended = pathnet_(*command, "--data", "digits", flag, value)
+    words = " ".join(line.strip("\u2502 ") for line in ended.err.splitlines())
+    assert ended.status == 2 and f"Invalid value for '{flag}': {expected} " in words
+
+
 def test_a_bug_keeps_its_traceback(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(*_: object) -> None:
         raise AssertionError("a bug")

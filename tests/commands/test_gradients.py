@@ -85,7 +85,7 @@ def test_figures_draws_again_from_the_folder(run: Path) -> None:
         (["--seed", "-1"], ["seed: expected", "got -1"]),
         (["--data", "synthetic"], ["data: expected images of 1 channels", "got 3 in synthetic"]),
         (["--data", "/nowhere"], ["data: expected digits, synthetic or an existing folder", "/nowhere"]),
-        (["--weights", "/nowhere.safetensors"], ["weights: /nowhere.safetensors is not a readable"]),
+        (["--weights", "/nowhere.safetensors"], ["weights: /nowhere.safetensors does not exist"]),
         (["--run", "/dev/null/run"], ["/dev/null/run"]),
         (["--engine", "cuda", "--device", "cpu"], ["engine: expected one that serves this job, got 'cuda'"]),
     ],

@@ -93,7 +93,7 @@ def test_flags_change_the_preset(
         ),
         (["lesion-many", "--weights", "W", "--data", "synthetic"], "data: expected images of 1 channels"),
         (["lesion-reorder", "--weights", "W", "--data", "synthetic"], "data: expected images of 1 channels"),
-        (["lesion-many", "--weights", "/nowhere"], "weights: /nowhere is not a readable safetensors file"),
+        (["lesion-many", "--weights", "/nowhere"], "weights: /nowhere does not exist"),
         (["lesion-many", "--draws", "0"], "draws: expected an integer of at least 1, got 0"),
         (["lesion-many", "--seeds", "0"], "seeds: expected an integer of at least 1, got 0"),
         (["lesion-many", "--depth", "15"], "depth: basic blocks need a depth of 6n + 2"),

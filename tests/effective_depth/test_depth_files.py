@@ -174,7 +174,10 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
             EffectiveDepth(batch, out, share=share)
     with pytest.raises(ValueError, match="bn: expected 'running' or 'batch', got 'frozen'"):
         EffectiveDepth(batch, out, bn="frozen")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="net: expected a pathnet ResidualNet, or one wrapped, got a Linear"):
+    way_out = r"pathnet.adapt\(model, images\) makes one"
+    with pytest.raises(
+        ValueError, match=f"net: expected a pathnet ResidualNet, or one wrapped, got a Linear; {way_out}"
+    ):
         EffectiveDepth(batch, out, nn.Linear(1, 1))
     with pytest.raises(ValueError, match="images: expected finite values"):
         EffectiveDepth((batch[0] * math.nan, batch[1]), out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def test_the_shortest_run(shares: list[float], run: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("every", [1, 7])
 @pytest.mark.parametrize("share", [0.05, 0.2])
+@pytest.mark.filterwarnings("ignore:share")
 def test_measuring_takes_no_more_than_its_share(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, every: int, share: float
 ) -> None:
@@ -95,6 +97,33 @@ def test_measuring_takes_no_more_than_its_share(
     assert steps[0] == 0 and all(step % every == 0 for step in steps)
     allowed = max(every, measuring[0] / step_work / share)
     assert len(steps) >= 0.9 * 200 / (math.ceil(allowed / every) * every)
+
+
+@pytest.mark.parametrize("begin", [0, 40])
+def test_the_first_skipped_step_is_told_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, begin: int) -> None:
+    """A measurement takes 6 s, a step 1 s: a share of 0.1 allows one in 60 steps."""
+    clock = [0.0]
+    monkeypatch.setattr("pathnet.effective_depth.callback._now", lambda: clock[0])
+
+    def slow(self: EffectiveDepth, net: Any) -> tuple[float, int, int, int, float]:
+        clock[0] += 6
+        return 1.0, 1, 1, 1, 1.0
+
+    monkeypatch.setattr(EffectiveDepth, "_measure", slow)
+    callback = EffectiveDepth(SMALL[0].images(), tmp_path / "depth.csv", SMALL[0].net(), every=20, share=0.1)
+    measured = []
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for step in range(begin, begin + 301):
+            if callback(step) is not None:
+                measured.append(step - begin)
+            clock[0] += 1
+    assert measured == [0, 120, 180, 240, 300]
+    assert [(warning.category, warning.filename) for warning in seen] == [(RuntimeWarning, __file__)]
+    assert str(seen[0].message) == (
+        f"share: step {begin + 20} is not measured, since a measurement takes 6 s: 0.1 of the training's time allows "
+        "one in about 60 steps; share=float('inf') measures at every multiple of 20"
+    )
 
 
 def test_the_default_leaves_at_least_hundred_steps_between(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_draw_j_is_a_function_of_seed_and_j() -> None:
     drawn = tape.squared_norms_by_length(5, seed=1)
     assert torch.equal(tape.squared_norms_by_length(2, seed=1, first=3), drawn[3:])
     assert not torch.equal(tape.squared_norms_by_length(5, seed=2), drawn)
-    with pytest.raises(ValueError, match="draws: expected an integer from 1 to 715827882, got 0"):
+    with pytest.raises(ValueError, match="draws: expected an integer of at least 1, got 0"):
         tape.squared_norms_by_length(0)
 
 

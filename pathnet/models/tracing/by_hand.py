@@ -14,7 +14,7 @@ from pathnet.models.tracing.decisions import trace_with_decisions
 from pathnet.models.tracing.dissect import Dissection
 from pathnet.models.tracing.examples import Example
 from pathnet.models.tracing.graphs import ReadOnlyInterpreter, TracedGraph, differs, first_line, module_paths
-from pathnet.models.tracing.tracers import trace_model, trace_with_fx, untraceable_reason
+from pathnet.models.tracing.tracers import trace_model, trace_with_fx, untraceable
 
 __all__ = ["Part", "assemble", "nodes_inside", "submodules", "trace_block_by_block"]
 
@@ -168,9 +168,8 @@ def _traced_block(module: nn.Module, x: Tensor, name: str) -> TracedGraph:
                 return traced
         except Exception as error:
             failures["with its control flow as for the example"] = first_line(error)
-        raise ValueError(
-            f"blocks: {name!r} {untraceable_reason(failures)}; give its branches as a pair (skip, residual)"
-        )
+        advice = "give its branches as a pair (skip, residual)"
+        raise ValueError(f"blocks: {name!r} {untraceable(failures, advice)}")
     return traced
 
 

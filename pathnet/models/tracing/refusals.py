@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pathnet.checks import described, listed
-from pathnet.models.tracing.tracers import untraceable_reason
+from pathnet.models.tracing.tracers import untraceable
 
 __all__ = ["advice_on_experts", "check_model", "untraced"]
 
@@ -46,7 +46,7 @@ def untraced(model: nn.Module, failures: Mapping[str, str]) -> ValueError:
     """Return the error for a model that cannot be traced, by its reasons and what can be done."""
     experts = advice_on_experts(model)
     ways_out = "blocks= takes the names of blocks, to trace one by one, or their branches, (skip, residual), by hand"
-    return ValueError("; ".join(filter(None, (f"model: {untraceable_reason(failures)}", experts, ways_out))))
+    return ValueError(f"model: {untraceable(failures, *filter(None, (experts, ways_out)))}")
 
 
 def advice_on_experts(model: nn.Module) -> str:

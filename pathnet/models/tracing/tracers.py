@@ -31,7 +31,7 @@ from pathnet.models.tracing.quiet import quiet
 from pathnet.models.tracing.restoring import attributes_restored
 from pathnet.models.tracing.training_reads import called_whole
 
-__all__ = ["TraceProxy", "Tracer", "from_fx", "trace_model", "trace_with_fx", "untraceable_reason"]
+__all__ = ["TraceProxy", "Tracer", "from_fx", "trace_model", "trace_with_fx", "untraceable"]
 
 TRANSPARENT = (
     nn.Transformer,
@@ -226,11 +226,16 @@ def trace_model(
     return None, failures
 
 
-def untraceable_reason(failures: Mapping[str, str]) -> str:
-    """Return in words why no method traces the whole model.
+def untraceable(failures: Mapping[str, str], *advice: str) -> str:
+    """Return in words that no method traces a model, what can be done, and why.
 
     Args:
-        failures: the reason by method.
+        failures: the reason by method, which may be long and is the end of the message.
+        advice: what can be done, in clauses.
     """
-    reasons = (f"{name}: {reason.removeprefix('model: ')}" for name, reason in failures.items() if name != AROUND)
-    return f"cannot be traced ({'; '.join(reasons)})"
+    reasons = (
+        f"{name}: {reason.removeprefix('model: ').removeprefix(f'{name} ')}"
+        for name, reason in failures.items()
+        if name != AROUND
+    )
+    return f"{'; '.join(['cannot be traced', *advice])} ({'; '.join(reasons)})"
