@@ -32,7 +32,11 @@ def test_a_page_shows_what_the_script_writes(page: Path) -> None:
 
 def test_every_table_is_on_some_page() -> None:
     shown = {name for page in pages.pages() for name in NAMES.findall(page.read_text())}
-    assert shown | {"speed", "claims"} == pages.TABLES.keys()
+    assert shown == pages.TABLES.keys()
+
+
+def test_the_readme_shows_speed_and_claims() -> None:
+    assert NAMES.findall((ROOT / "README.md").read_text()) == ["speed", "claims"]
 
 
 def test_a_digit_changed_on_a_page_is_written_back(
@@ -56,7 +60,15 @@ def test_a_digit_changed_on_a_page_is_written_back(
     ("text", "error"),
     [
         ("<!-- table: speeed -->\n<!-- end -->\n", "expected a table among .*, got speeed"),
-        ("<!-- table: speed -->\n", "expected `<!-- end -->` below each"),
+        ("<!-- table: speed -->\n", "expected `<!-- end -->` below the table of line 1"),
+        ("<!-- table: speed -->\n\n<!-- table: speed -->\n<!-- end -->\n", "line 3: expected `<!-- end -->` for"),
+        ("1\n<!-- end -->\n", "line 2: expected `<!-- table: NAME FILE... -->`"),
+        ("<!-- Table: speed -->\n| 1 |\n", "line 1: expected .*, got <!-- Table: speed -->"),
+        ("<!-- table : speed -->\n| 1 |\n", "line 1: expected .*, got <!-- table : speed -->"),
+        ("<!--table: speed -->\n| 1 |\n", "line 1: expected .*, got <!--table: speed -->"),
+        ("<!-- tabel: speed -->\n| 1 |\n<!-- end -->\n", "line 1: expected .*, got <!-- tabel: speed -->"),
+        (" <!-- table: speed -->\n| 1 |\n", "line 1: expected .*, got  <!-- table: speed -->"),
+        ("<!-- table: speed -->\n| 1 |\n<!-- End -->\n", "line 3: expected `<!-- end -->` for the table of line 1"),
         ("<!-- table: sums cpu/none.json -->\n<!-- end -->\n", "none.json cannot be read"),
         ("<!-- table: sums paper/digits.json -->\n<!-- end -->\n", "digits.json lack what table sums shows"),
     ],
@@ -153,7 +165,8 @@ def gathered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("study")
     one_of_each(folder)
     file = folder / "results.json"
-    assert paper.main([str(file), str(folder), "--command", "pathnet figures --all", "--commit", "abc"]) == 0
+    command = "pathnet figures --all --preset digits"
+    assert paper.main([str(file), str(folder), "--command", command, "--commit", "abc"]) == 0
     return results.read_object(file)
 
 
@@ -214,4 +227,38 @@ def test_a_claim_held_only_if_it_held_for_every_network(gathered: dict[str, Any]
 def test_runs_on_two_data_sets_are_refused(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, "unraveled", {}, [], data=name) for name in ("one", "two")]
     with pytest.raises(ValueError, match="runs: expected runs on one data set, got one, two"):
-        paper.gathered(runs, [], "abc")
+        paper.gathered(runs, ["pathnet unraveled"], "abc")
+
+
+@pytest.mark.parametrize("file", sorted((results.FOLDER / "paper").glob("*.json")), ids=lambda file: file.stem)
+def test_the_commands_of_a_file_are_those_of_its_experiments(file: Path) -> None:
+    content = results.read_object(file)
+    paper.check_commands(content["commands"], content["experiments"])
+
+
+@pytest.mark.parametrize(
+    ("commands", "experiments", "error"),
+    [
+        (["pathnet unraveled"], ["unraveled", "highway"], "expected a command that runs highway"),
+        (["pathnet unraveled --preset digits", "pathnet highway"], ["unraveled"], "expected runs of highway"),
+        (["pathnet figures --all"], ["unraveled"], "expected runs of effective-training, highway, lesion"),
+        (["pathnet gradients --run a"], ["unraveled"], "expected a command that runs unraveled"),
+        (["pathnet train"], ["unraveled"], "expected `pathnet EXPERIMENT ...`.*, got 'pathnet train'"),
+        (["pathnet figures runs/digits"], ["unraveled"], "expected `pathnet EXPERIMENT ...`"),
+        (["unraveled"], ["unraveled"], "expected `pathnet EXPERIMENT ...`"),
+        ([], ["unraveled"], "expected a command that runs unraveled"),
+    ],
+)
+def test_commands_that_did_not_measure_the_runs_are_refused(
+    commands: list[str], experiments: list[str], error: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^commands: {error}"):
+        paper.check_commands(commands, experiments)
+
+
+def test_commands_are_compared_with_the_runs(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one", "unraveled", {}, [], data="one")
+    with pytest.raises(ValueError, match="commands: expected a command that runs unraveled"):
+        paper.gathered([run], ["pathnet highway"], "abc")
+    commands = ["pathnet gradients --run a", "pathnet gradients --run a --method exact"]
+    paper.check_commands(commands, ["path-gradients"])

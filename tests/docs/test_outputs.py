@@ -126,7 +126,7 @@ PRINTS = "```python\nprint(1)\n```\n"
         ("```text\n1\n```", 1, "expected an output directly below its block"),
         (PRINTS + "It prints\n```text\n1\n```", 5, "expected an output directly below its block"),
         (PRINTS + "```text\n1\n```\n```text\n1\n```", 7, "expected an output directly below its block"),
-        ("<!-- not run: takes minutes -->\n" + PRINTS + "```text\n1\n```", 5, "expected an output of a block that runs"),
+        ("<!-- not run: needs data -->\n" + PRINTS + "```text\n1\n```", 5, "expected an output of a block that runs"),
         ("<!-- file: a.py -->\n" + PRINTS + "```text\n1\n```", 5, "expected an output of a block that runs"),
     ],
 )

@@ -16,8 +16,8 @@ def same_output(expected: str, printed: str) -> bool:
     """Return whether an output is the one expected, apart from spacing and the last digits of its numbers.
 
     Integers must be equal, also those printed as ``1.``, and only zero equals zero. Other numbers may differ by
-    `TOLERANCE`, and by one unit of the last digit that ``expected`` shows if it has two significant ones; zeros at its
-    end do not count. ``...`` in ``expected`` stands for any text.
+    `TOLERANCE`, and by one unit of the last digit that ``expected`` shows if it has two significant ones; zeros at
+    its end do not count. ``...`` in ``expected`` stands for any text.
     """
     parts = [re.split(r"\s+", part.strip()) for part in expected.split("...")]
     words = re.split(r"\s+", printed.strip())

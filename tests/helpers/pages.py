@@ -70,7 +70,7 @@ def documents() -> list[Path]:
 
 @dataclass
 class Fenced:
-    """What stands between two fences, with what precedes it on the page."""
+    """Text between two fences, with what precedes it on the page."""
 
     info: str
     body: str
@@ -112,7 +112,7 @@ def blocks_of(page: str) -> list[Block]:
 
 
 def _fenced(page: str) -> Iterator[Fenced]:
-    """Yield what stands between fences at the left margin; refuse other code.
+    """Yield the text between fences at the left margin; refuse other code.
 
     Raises:
         ValueError: there is code without fences or not at the margin, or a fence is not closed.
