@@ -67,8 +67,9 @@ def speed(files: Mapping[str, Results]) -> str:
 def _first_calls(results: Results) -> str:
     """Return what the first call on a new network costs, as a sentence."""
     speeds = {entry["model"]: _cell(entry) for entry in _figures(results) if entry["figure"] == FIRST}
+    names = listed(list(speeds))
     return (
-        f"On {processor(results)}, the rows of {listed(list(speeds))} time the backward passes of a prepared network. "
+        f"On {processor(results)}, the rows of {names} time the backward passes of a prepared network. "
         "With the forward pass and all preparation of a new network, the same 100 paths are "
         f"{listed(list(speeds.values()))} times as fast as the fifteen lines."
     )

@@ -134,8 +134,8 @@ def test_the_files_of_the_speed_table_are_the_newest_of_each_processor() -> None
 def test_the_modules_left_by_sharing_stand_below_their_model() -> None:
     figure = {"figure": "100 paths", "sense": "at least", "goal": 9.0, "wall": 1.0, "processor": 2.0, "met": True}
     visits = [{"paths": 100, "modules": 1500, "shared": 1000}]
-    found = {"figures": [{"model": "GPT", **figure}], "models": {"GPT": {"visits": visits}}}
-    text = models.models({"cpu/a.json": timed(models=found)})
+    on_models = {"figures": [{"model": "GPT", **figure}], "models": {"GPT": {"visits": visits}}}
+    text = models.models({"cpu/a.json": timed(models=on_models)})
     assert text.endswith(
         "| modules on 100 paths, over those left if equal tails are shared |  | 1,500 / 1,000 = 1.5 |"
     )
