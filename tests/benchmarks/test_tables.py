@@ -113,7 +113,8 @@ def test_a_ratio_stands_in_its_row_and_column() -> None:
 
 def test_speed_on_models_stands_below_the_same_processor() -> None:
     figure = {"figure": "100 paths", "sense": "at least", "goal": 9.0, "wall": 1.0, "processor": 2.0, "met": False}
-    on_models = timed(models={"figures": [{"model": "GPT", **figure}]})
+    first = {**figure, "figure": models.FIRST, "goal": None, "processor": 0.75, "met": None}
+    on_models = timed(models={"figures": [{"model": "GPT", **figure}, {"model": "GPT", **first}]})
     on_models["facts"]["threads"] = 1
     elsewhere = timed(lengths={})
     elsewhere["facts"]["processor"] = "B CPU"
@@ -121,8 +122,35 @@ def test_speed_on_models_stands_below_the_same_processor() -> None:
     assert (
         "| GPT, 100 random paths a call, float32 | fifteen lines | 2, **not** met (one core) | not measured |" in text
     )
-    assert "| ResNet-110, one path a call, bfloat16 | the loop | 1.5 | 1.5 |" in text
+    assert "| ResNet-110, one path a call, float32 | the loop | 0.5 | 0.5 |" in text
+    assert "| ResNet-110, one path a call, bfloat16 | the loop in float32 | 1.5 | 1.5 |" in text
+    assert "| ResNet-110, one path a call, bfloat16 | the composition | 3.5 | 3.5 |" in text
+    assert "On one core of an A CPU (base), the rows of GPT time" in text
+    assert "new network, the same 100 paths are 0.75 times as fast as the fifteen lines." in text
     assert "`benchmarks/results/cpu/c.json`" in text
+
+
+def test_the_files_of_the_speed_table_are_the_newest_of_each_processor() -> None:
+    files = {
+        f"cpu/{path.name}": results.read_object(path) for path in sorted((results.FOLDER / "cpu").glob("*.json"))
+    }
+    newest: dict[tuple[str, str], str] = {}
+    for name, file in sorted(files.items(), key=lambda entry: entry[1]["began"]):
+        for measured in {"lengths", "models"} & file["found"].keys():
+            newest[measured, file["facts"]["processor"]] = name
+    for page in (ROOT / "README.md", ROOT / "docs" / "performance.md"):
+        (marker,) = re.findall(r"<!-- table: speed (.*) -->", page.read_text())
+        assert sorted(marker.split()) == sorted(newest.values())
+
+
+def test_the_modules_left_by_sharing_stand_below_their_model() -> None:
+    figure = {"figure": "100 paths", "sense": "at least", "goal": 9.0, "wall": 1.0, "processor": 2.0, "met": True}
+    visits = [{"paths": 100, "modules": 1500, "shared": 1000}]
+    on_models = {"figures": [{"model": "GPT", **figure}], "models": {"GPT": {"visits": visits}}}
+    text = models.models({"cpu/a.json": timed(models=on_models)})
+    assert text.endswith(
+        "| modules on 100 paths, over those left if equal tails are shared |  | 1,500 / 1,000 = 1.5 |"
+    )
 
 
 def test_each_number_of_a_processor_stands_in_its_column() -> None:
@@ -215,7 +243,10 @@ def test_a_claim_held_only_if_it_held_for_every_network(gathered: dict[str, Any]
     other = {**entry, "claims": [{**claim, "held": False} for claim in entry["claims"]]}
     file["experiments"]["path-gradients"].append(other)
     del file["experiments"]["effective-training"]
+    rise = file["experiments"]["lesion-reorder"][0]["numbers"]["means"][-1]
+    rise |= {"mean": 0.5, "low": 0.25, "high": 0.75}
     text = paper_tables.claims({"paper/a.json": file})
+    assert "to 50 % (25 to 75); largest step" in text
     assert "| **not**: factor 0.3 (0.25 to 0.35) and 0.3 (0.25 to 0.35) |" in text
     assert "| **not**: lengths up to 2 of 6 explain 97 % (96 to 98) and 97 % (96 to 98) |" in text
     assert "| training on short paths only is not worse | not measured |" in text
