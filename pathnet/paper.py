@@ -250,7 +250,7 @@ EXPERIMENTS = {
     ),
     "path-gradients": Experiment(
         "section 5, Figure 6",
-        "Measure how much gradient flows along paths of each length, and how much cancels in their sum.",
+        "Measure the networks of a study: the gradient along paths of each length, and how much cancels in the sum.",
         ("residual",),
         ("batches", "exact_batches", "plan_seed"),
         _path_gradients,

@@ -100,9 +100,8 @@ def _check_draws(n: int, count: int, seed: int, first: int) -> tuple[int, int, i
 def sample(n: int, length: int, count: int, seed: int = 0, first: int = 0, modules: Modules = 1) -> Tensor:
     """Draw paths of one length, each uniformly from all paths of that length (section 5), with replacement.
 
-    Path number j is a function of (seed, j, length) alone, so a longer sample begins with the shorter one and
-    any worker can redo any draw. Every call with the same arguments returns the same paths: for other ones, pass
-    another ``seed``, or ``first=count`` to continue.
+    Path number j is a function of (seed, j, length) alone: the same call returns the same paths, and a longer sample
+    begins with the shorter one. For other paths pass another ``seed``, or ``first=count`` to continue.
 
     Args:
         n: number of blocks, 1 to 10000.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-from pathnet import commands
+from pathnet import extras
 
 EXTRA = ("PIL", "matplotlib", "pyarrow", "rich", "scipy", "sklearn", "typer")
 """Modules of the extra `paper`."""
@@ -102,7 +102,7 @@ LOAD = "from pathnet.paper import EXPERIMENTS; EXPERIMENTS['highway'].load()"
         ("pyarrow", LOAD, "pathnet.results stores measurements with pyarrow"),
     ],
 )
-def test_a_missing_package_is_one_line_that_names_the_extra(
+def test_a_missing_package_is_one_line_that_names_it(
     tmp_path: Path, package: str, statement: str, purpose: str
 ) -> None:
     (tmp_path / "cifar").mkdir()
@@ -111,7 +111,8 @@ def test_a_missing_package_is_one_line_that_names_the_extra(
         (tmp_path / "classes" / split / "cat").mkdir(parents=True)
         (tmp_path / "classes" / split / "cat" / "0.png").write_bytes(b"\x89PNG")
     done = run_without((package,), statement, tmp_path)
-    message = f"ModuleNotFoundError: {purpose}, which is not installed: pip install 'pathnet[paper]'"
+    advice = f"pip install {extras.EXTRA[package]}, or the extra 'paper' of pathnet"
+    message = f"ModuleNotFoundError: {purpose}, which is not installed: {advice}"
     assert done.returncode == 1 and done.stderr.splitlines()[-1] == message, done.stderr
 
 
@@ -130,10 +131,11 @@ COMMAND = "sys.argv = ['pathnet', '--help']; from pathnet.commands import main; 
 def test_a_command_without_the_extra_is_one_line_that_names_it(tmp_path: Path, packages: tuple[str, ...]) -> None:
     done = run_without(packages, COMMAND, tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    missing = ", ".join(name for module, name in commands.EXTRA.items() if module in packages)
-    assert done.stderr == f"pathnet: commands need {missing}, not installed here: pip install 'pathnet[paper]'\n"
+    missing = [name for module, name in extras.EXTRA.items() if module in packages]
+    advice = f"pip install {' '.join(missing)}, or the extra 'paper' of pathnet"
+    assert done.stderr == f"pathnet: commands need {', '.join(missing)}, not installed here: {advice}\n"
 
 
 def test_commands_need_what_the_extra_installs() -> None:
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["paper"]
-    assert sorted(commands.EXTRA.values()) == sorted(name.partition(">")[0] for name in extra)
+    assert sorted(extras.EXTRA.values()) == sorted(name.partition(">")[0] for name in extra)

@@ -271,11 +271,8 @@ IMAGES, LABELS = CASE.images()
         ({"images": IMAGES.numpy()}, "images: expected .* got a ndarray"),
         ({"images": IMAGES.to("meta")}, r"images: expected device cpu \(the network's\), got meta"),
         ({"images": IMAGES * torch.nan}, "images: expected finite values"),
-        (
-            {"target": LABELS.float()},
-            "target: expected an int64 tensor of class labels, got torch.float32; loss= takes",
-        ),
-        ({"target": LABELS.int()}, "target: expected an int64 tensor .*, got torch.int32; target.long\\(\\) is one"),
+        ({"target": LABELS.float()}, "target: expected an int64 tensor .*, got torch.float32; loss= takes"),
+        ({"target": LABELS.int()}, "target: expected an int64 tensor .*, got torch.int32; target.long"),
         ({"target": LABELS[:2]}, r"target: expected shape \[3\]"),
         ({"target": LABELS + 5}, "target: expected labels 0 to 4"),
         ({"bn": "eval"}, "bn: expected 'running' or 'batch', got 'eval'"),

@@ -19,19 +19,9 @@ from importlib.util import find_spec
 
 from pathnet import interrupts
 from pathnet.commands.streams import fail, prepare_streams, warn
+from pathnet.extras import EXTRA, advice
 
 __all__ = ["main"]
-
-EXTRA = {
-    "typer": "typer",
-    "rich": "rich",
-    "matplotlib": "matplotlib",
-    "pyarrow": "pyarrow",
-    "sklearn": "scikit-learn",
-    "PIL": "pillow",
-    "scipy": "scipy",
-}
-"""Packages of the extra ``paper``, by the modules that they install."""
 
 
 def main() -> None:
@@ -43,7 +33,7 @@ def main() -> None:
     prepare_streams()
     missing = [package for module, package in EXTRA.items() if find_spec(module) is None]
     if missing:
-        fail(f"commands need {', '.join(missing)}, not installed here: pip install 'pathnet[paper]'", 1)
+        fail(f"commands need {', '.join(missing)}, not installed here: {advice(*missing)}", 1)
     from pathnet.commands.app import app
 
     warnings.showwarning = warn

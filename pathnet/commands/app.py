@@ -35,7 +35,7 @@ def _pathnet(
         bool, typer.Option("--version", help="Print the version.", metavar="", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Measure gradients along single paths of residual networks."""
+    """Measure gradients along individual paths of residual networks."""
 
 
 app.command(cls=PlainCommand)(command_of(TrainSettings, train))

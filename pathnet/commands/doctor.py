@@ -13,6 +13,15 @@ from pathnet.commands.shared import Json
 
 __all__ = ["DoctorSettings", "doctor"]
 
+LABELS = {
+    "torch_version": "built with torch",
+    "torch_target": "runs on torch",
+    "cuda_compiler": "CUDA compiler",
+    "cuda_architectures": "CUDA architectures",
+    "without_cuda": "built without CUDA",
+}
+"""Names of facts of the build that `pathnet.native.build_facts` names otherwise."""
+
 
 @dataclass(frozen=True)
 class DoctorSettings:
@@ -54,4 +63,8 @@ def _build_facts() -> dict[str, Any]:
         facts = native.build_facts() if native.LOADED else {}
     except RuntimeError as error:
         facts = {"build": str(error)}
-    return {name.replace("_", " "): fact for name, fact in facts.items() if fact}
+    if target := facts.get("torch_target"):
+        # A byte each for the major and the minor version, before those of patches.
+        major, minor, *_ = int(str(target), 16).to_bytes(8)
+        facts["torch_target"] = f"{major}.{minor} and later"
+    return {LABELS.get(name, name.replace("_", " ")): fact for name, fact in facts.items() if fact}

@@ -49,7 +49,9 @@ class GradientsSettings:
 
 
 def gradients(settings: GradientsSettings) -> None:
-    """Measure the gradient along single paths of a trained network, or along all of them, and draw Figure 6.
+    """Measure the gradient along individual paths of your trained network, or along all of them, and draw Figure 6.
+
+    To train the networks of a study and measure them all, take path-gradients.
 
     An interrupted run resumes. Measurements by other methods with the same plan share the folder and the figure.
     """

@@ -49,10 +49,10 @@ def print_training(history: Sequence[Epoch], *written: Path) -> None:
     for heading in ("epoch", "training loss", "test accuracy", "seconds"):
         table.add_column(heading, justify="right")
     for epoch in history:
-        row = epoch.epoch + 1, f"{epoch.train_loss:.4f}", f"{epoch.test_accuracy:.2%}", f"{epoch.seconds:.1f}"
+        row = epoch.epoch + 1, f"{epoch.train_loss:.4f}", f"{100 * epoch.test_accuracy:.2f} %", f"{epoch.seconds:.1f}"
         table.add_row(*map(str, row))
     print_table(table)
-    say(f"test accuracy {history[-1].test_accuracy:.2%}", *written)
+    say(f"test accuracy {100 * history[-1].test_accuracy:.2f} %", *written)
 
 
 def print_claims(claims: Sequence[Claim]) -> None:

@@ -48,7 +48,7 @@ class EffectiveDepth:
     takes place, however long. A later one that would raise measuring above ``share`` of the training's time is
     skipped; the first skip raises a RuntimeWarning with the interval that ``share`` allows.
 
-    A row is a `pathnet.effective_depth.Depth`, which gives the definitions. Its numbers differ from those of a tape of
+    A row is a `pathnet.effective_depth.Depth`, which gives the definitions. Its numbers differ from those of
     `pathnet.record`, which uses running statistics by default; early in training by much. To compare, give both the
     same ``bn``.
 
@@ -172,9 +172,9 @@ class EffectiveDepth:
         # Rounding may leave no time at all between two calls.
         apart = math.ceil(self._took / self._share * (step - self._first_step) / max(training, 1e-9))
         warnings.warn(
-            f"share: step {step} is not measured, since a measurement takes {self._took:.2g} s: {self._share:g} of the "
-            f"training's time allows one in about {apart} steps; share=float('inf') measures at every multiple of "
-            f"{self._every}",
+            f"share: step {step} is not measured, since a measurement takes {self._took:.2g} s: {self._share:g} of "
+            f"the training's time allows one in about {apart} steps; share=float('inf') measures at every multiple "
+            f"of {self._every}",
             RuntimeWarning,
             stacklevel=3,
         )

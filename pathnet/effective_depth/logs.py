@@ -123,8 +123,8 @@ def open_log(out: str | Path | Writer, every: int) -> CsvLog | ScalarLog:
         return CsvLog(path, every)
     if importlib.util.find_spec("tensorboard") is None:
         raise ValueError(
-            f"out: {path} would be a folder for TensorBoard, which is not installed (pip install "
-            "'pathnet[tensorboard]'); the name of a CSV file must end in .csv"
+            f"out: {path} would be a folder for TensorBoard, which is not installed (pip install tensorboard); "
+            "the name of a CSV file must end in .csv"
         )
     return ScalarLog(path)
 

@@ -233,7 +233,7 @@ def findings(summary: Summary) -> list[str]:
     lines = [f"{summary.measurements} measurements on {summary.batches} batches"]
     if np.isfinite(factor):
         ends = bracketed(low, high, summary.batches)
-        lines.append(f"the mean norm changes by a factor of {factor:.3g} a module ({ends})")
+        lines.append(f"the mean norm changes by a factor of {factor:.3g} per module ({ends})")
     few = summary.count[(summary.count > 0) & (summary.count < FEWEST)]
     if len(few):
         batches = f"{few.min()}" if few.min() == few.max() else f"{few.min()} to {few.max()}"

@@ -153,7 +153,7 @@ def _draw_magnitude(axes: Axes, summary: Summary) -> None:
             "--",
             color=DARK,
             linewidth=1,
-            label=f"fit: {MULTIPLIED} {rate:.3g} a module ({interval})",
+            label=f"fit: {MULTIPLIED} {rate:.3g} per module ({interval})",
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -41,7 +42,10 @@ def test_the_demo_trains_measures_and_draws(tmp_path: Path, monkeypatch: pytest.
     facts = json.loads(ended.out)
     assert ended.status == 0 and facts["measurements"] == 36 and 0 <= facts["test_accuracy"] <= 1
     assert all(Path(file).exists() for file in facts["written"])
-    assert pathnet_("demo", "--run", tmp_path / "demo").status == 0
+    shown = pathnet_("demo", "--run", tmp_path / "demo")
+    assert shown.status == 0 and re.search(r"\ntest accuracy \d+\.\d\d %\n", shown.out)
+    (figure,) = (file for file in facts["written"] if file.endswith("figure-6.png"))
+    assert shown.out.endswith(f"\nnext: open {figure}\n") and "product is" in shown.out
 
 
 def test_the_demo_is_what_it_promises() -> None:
@@ -59,7 +63,11 @@ def test_doctor_tells_what_there_is() -> None:
     assert ended.status == 0
     for word in (torch.__version__, "native library", "engine reference", "usable"):
         assert word in ended.out
-    assert json.loads(pathnet_("doctor", "--json").out)["pathnet"] == pathnet.__version__
+    facts = json.loads(pathnet_("doctor", "--json").out)
+    assert facts["pathnet"] == pathnet.__version__
+    if pathnet.native.LOADED:
+        assert facts["runs on torch"] == "2.11 and later" and facts["built with torch"].startswith("2.")
+        assert ("built without CUDA" in facts) != ("CUDA architectures" in facts)
 
 
 def test_doctor_tells_why_there_is_no_native_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ def test_gradients_prints_the_table_and_writes_the_figure(run: Path, weights: Pa
     assert "digits; preact_resnet, depth 20, width 4, 9 blocks" in lines[0]
     assert [line.split()[:2] for line in lines[2:11]] == [[str(length), "3"] for length in range(1, 10)]
     assert "27 measurements on 3 batches" in lines[11]
-    assert any("effective paths: lengths" in line for line in lines) and any("a module" in line for line in lines)
+    assert any("effective paths: lengths" in line for line in lines) and any("per module" in line for line in lines)
     for written in lines[-3:]:
         assert Path(written).exists()
     assert lines[-3:] == [str(run), *(str(run / "figures" / f"figure-6.{suffix}") for suffix in ("png", "svg"))]

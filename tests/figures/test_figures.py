@@ -94,7 +94,7 @@ def test_it_says_what_it_shows(tmp_path: Path) -> None:
     summary = exponential()
     text = text_of(summary, tmp_path)
     assert "a data set, a network: 540 path gradients on 10 batches" in text
-    assert f"{summary.decay[0]:.3g} a module" in text and "5th to 95th percentile" in text
+    assert f"{summary.decay[0]:.3g} per module" in text and "5th to 95th percentile" in text
     assert f"lengths {summary.effective.first} to {summary.effective.last}" in text
     assert "lengths 20 to 34" in text and "(dark) hold 96 %" in text
     assert all(f"({letter}) " in text for letter in "abc")
@@ -165,7 +165,7 @@ WORDS = {
         "no interval: 2 values",
     ],
     "lesion-reorder": ["Kendall's tau with the order of training", "test error", ": 4 draws per size, 1 to 3 swaps"],
-    "path-gradients": ["path length (modules)", ": 30 path gradients on 5 batches", "0.3 a module"],
+    "path-gradients": ["path length (modules)", ": 30 path gradients on 5 batches", "0.3 per module"],
     "effective-training": ["2 of 4,", "scaled by k/n", "recalibrated", "3 networks each", "drawn, 2000 steps"],
     "remaining-paths": ["54 blocks", "1 deleted (equation 8)", "20 deleted (equation 8)", "drawn at random"],
     "lesion-stochastic-depth": ["stochastic depth", "deleted block", "(b) paths trained by stochastic depth"],

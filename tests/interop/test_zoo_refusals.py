@@ -73,7 +73,7 @@ REFUSED = {
     "squeezenet-chain": (
         lambda: torchvision.models.AlexNet(num_classes=5).features,
         images(64),
-        "no residual connection was found, its operations are one chain",
+        "no residual connection was found; its operations are one chain",
     ),
     "cait-with-class-attention": (whole_cait, images(), "since other paths bypass it up to a concatenation"),
     "t5-without-stream": (t5_decoder().make, decoder_inputs, "expected stream="),

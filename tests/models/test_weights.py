@@ -81,7 +81,7 @@ def test_a_small_file_builds_no_large_network(tmp_path: Path, config: Any, messa
 @pytest.mark.parametrize("value", [7.5, "8", None, [8], -1, 0, math.nan, True], ids=repr)
 @pytest.mark.parametrize("name", ["depth", "width", "num_classes"])
 def test_sizes_that_are_no_positive_integers_are_named(model: str, name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=rf"^{name}: expected an integer from 1 to \d+, got "):
+    with pytest.raises(ValueError, match=rf"^{name}: expected an integer (from 1 to \d+|of at least 1), got "):
         models.build({"model": model, **({} if model in ("vgg", "highway") else {"depth": 50}), name: value})
 
 

@@ -144,7 +144,7 @@ def _reason(flow: GradientFlow) -> str:
                 f"; its paths are joined at {describe_node(right)}, where a sum or difference of branches was "
                 "expected; blocks= takes each block's branches, (skip, residual), by hand"
             )
-    return ", its operations are one chain"
+    return "; its operations are one chain"
 
 
 def _from_one_on(additions: Sequence[fx.Node]) -> str:
