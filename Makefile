@@ -24,7 +24,7 @@ DOCS = $(if $(filter $(VENV)/%,$(RUN)),$(VENV)/docs)
 
 NATIVE := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-interop docs notebooks gpu wheel wheel-test mutants sanitize sanitize-threads install lint clean
+.PHONY: demo test test-interop docs notebooks gpu wheel wheel-test mutants sanitize sanitize-threads install tools lint clean
 
 demo: install
 	$(RUN) -m pathnet demo
@@ -43,6 +43,7 @@ docs: install $(DOCS)
 	rm -rf build/docs/_modules  # Sphinx does not renew their links back to the reference
 	$(RUN) -m sphinx -W --keep-going -q -j auto -d build/doctrees docs build/docs
 	$(RUN) docs/check.py build/docs
+	@echo "the documentation is build/docs/index.html"
 
 # Run the documentation's notebooks, and store their outputs: a minute.
 notebooks: install
@@ -85,8 +86,16 @@ lint: install $(DOCS)
 
 install: $(STAMP)
 
+# What a build needs of the system, looked for before anything is downloaded: pip buries it under a page of messages.
+HEADERS := $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')
+tools:
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "install Python's venv module (on Debian: python3-venv)" >&2; exit 1; }
+	@test -f $(HEADERS)/Python.h || { echo "install the headers of Python (on Debian: python3-dev)" >&2; exit 1; }
+	@command -v $${CXX:-c++} > /dev/null || { echo "install a C++ compiler (on Debian: g++)" >&2; exit 1; }
+
 # A stamp of its own: after an interrupted set-up the environment has no torch, and pip would fetch any version of it.
-$(VENV)/torch:
+$(VENV)/torch: | tools
+	@echo "setting up $(VENV): torch, other packages and a native build, some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet $(TORCH) "setuptools>=77" cmake ninja pybind11
 	@touch $@

@@ -28,6 +28,8 @@ class CMakeBuild(build_ext):
     """Build both extensions by one CMake call, in a folder that is kept, so that a second call only relinks."""
 
     def run(self) -> None:
+        if not Path(sysconfig.get_path("include"), "Python.h").exists():
+            raise SystemExit("the headers of Python are missing, which a build needs: install them (python3-dev)")
         package = ROOT if self.inplace else Path(self.build_lib).resolve()
         torch = metadata.version("torch")
         folder = ROOT / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}-torch{torch}"
@@ -47,7 +49,9 @@ class CMakeBuild(build_ext):
         if ninja := shutil.which("ninja", path=path):
             configure.append(f"-DCMAKE_MAKE_PROGRAM={ninja}")
         for command in (configure, ["cmake", "--build", folder]):
-            subprocess.run(command, check=True, env={**os.environ, "PATH": path})
+            if subprocess.run(command, env={**os.environ, "PATH": path}).returncode:
+                # Without a traceback, so that CMake's own message stands last.
+                raise SystemExit("the native library was not built: see the error of CMake or the compiler above")
 
     def get_outputs(self) -> list[str]:
         suffixes = {"pathnet._ops": ".so"}

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from pathnet.experiments.lesion_single import SingleDeletions
 from pathnet.experiments.summary import findings
 from pathnet.intervals import wilson
 
-__all__ = ["gathered", "main", "rankings"]
+__all__ = ["check_commands", "gathered", "main", "rankings"]
 
 DIGITS = 6
 """Significant digits that are kept of each number."""
@@ -49,11 +50,12 @@ def gathered(runs: Sequence[results.Run], commands: Sequence[str], commit: str) 
         commit: the commit of the code that measured them.
 
     Raises:
-        ValueError: there are no runs, or they are of several data sets.
+        ValueError: there are no runs, they are of several data sets, or the commands measure other experiments.
     """
     names = sorted({run.fact("data", "name") for run in runs if "data" in run.identity})
     if len(names) != 1:
         raise ValueError(f"runs: expected runs on one data set, got {', '.join(names) or 'none'}")
+    check_commands(commands, {run.experiment for run in runs})
     attempts = [attempt for run in runs for attempt in run.facts["attempts"]]
     experiments: dict[str, list[dict[str, Any]]] = {}
     networks: dict[str, list[dict[str, Any]]] = {}
@@ -74,6 +76,30 @@ def gathered(runs: Sequence[results.Run], commands: Sequence[str], commit: str) 
         "networks": _kept(networks),
         "experiments": _kept(experiments),
     }
+
+
+def check_commands(commands: Sequence[str], experiments: Collection[str]) -> None:
+    """Refuse commands that do not measure exactly these experiments.
+
+    Raises:
+        ValueError: a command measures nothing, an experiment has no command, or a command's experiment has no run.
+    """
+    measured: set[str] = set()
+    for command in commands:
+        match shlex.split(command):
+            case ["pathnet", "gradients", *_]:
+                measured.add("path-gradients")
+            case ["pathnet", "figures", *options] if "--all" in options:
+                measured |= paper.EXPERIMENTS.keys()
+            case ["pathnet", name, *_] if name in paper.EXPERIMENTS:
+                measured.add(name)
+            case _:
+                form = "`pathnet EXPERIMENT ...`, `pathnet gradients ...` or `pathnet figures --all ...`"
+                raise ValueError(f"commands: expected {form}, got {command!r}")
+    if missing := sorted(set(experiments) - measured):
+        raise ValueError(f"commands: expected a command that runs {', '.join(missing)}, got {list(commands)}")
+    if missing := sorted(measured - set(experiments)):
+        raise ValueError(f"commands: expected runs of {', '.join(missing)}, got {', '.join(sorted(experiments))}")
 
 
 def _networks(run: results.Run) -> dict[str, list[dict[str, Any]]]:

@@ -65,9 +65,13 @@ def reporter(label: str) -> AbstractContextManager[Progress]:
 
 
 def _in_notebook() -> bool:
-    """Return whether this is the process of a notebook's kernel; a process that it starts is not."""
+    """Return whether this is the process of a notebook's kernel; a process that it starts or forks is not."""
     ipython = sys.modules.get("IPython")
-    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+    kernel = None if ipython is None else getattr(ipython.get_ipython(), "kernel", None)
+    # A fork inherits the kernel but not the thread that sends its messages. The process id of its session does not
+    # tell: ipykernel sets it to the fork's when that prints.
+    sender = getattr(getattr(kernel, "iopub_thread", None), "thread", None)
+    return kernel is not None and (sender is None or sender.is_alive())
 
 
 def _terminal() -> Console | None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.tables.markdown import file_names, number, table
+from benchmarks.tables.markdown import file_names, listed, number, table
 from benchmarks.tables.processors import TITLES, WITH, figure, from_files, processor, sentence
 
 __all__ = ["TABLES"]
 
 Results = dict[str, Any]
+
+FIRST = "the same with the forward pass and all preparation of a new network"
+"""The figure of the first call on a new network."""
 
 
 def models(files: Mapping[str, Results]) -> str:
@@ -24,7 +27,18 @@ def models(files: Mapping[str, Results]) -> str:
         goal = next(iter(of_title.values()))
         limit = "" if goal["goal"] is None else f"{goal['sense']} {goal['goal']:g}"
         rows.append([title, limit, *(_cell(of_title.get(name)) for name in names)])
+    models = results["found"]["models"]["models"]
+    for few_or_many, visits in enumerate(models[names[0]]["visits"]):
+        cells = (_sharing(models[name]["visits"][few_or_many]) for name in names)
+        rows.append(
+            [f"modules on {number(visits['paths'], 4)} paths, over those left if equal tails are shared", "", *cells]
+        )
     return f"{sentence(results)}, by processor seconds ({file_names([file])}):\n\n{table(['', 'goal', *names], rows)}"
+
+
+def _sharing(visits: Mapping[str, int]) -> str:
+    modules, shared = visits["modules"], visits["shared"]
+    return f"{modules:,} / {shared:,} = {number(modules / shared)}"
 
 
 def _cell(entry: Mapping[str, Any] | None) -> str:
@@ -42,12 +56,23 @@ def speed(files: Mapping[str, Results]) -> str:
     for rival, title in TITLES.items():
         if rival[1] == "running":
             cells = (figure(results, rival, WITH) for results in on_networks)
-            rows.append([f"ResNet-110, one path a call, {rival[2]}", title.split(",")[0].split(" in ")[0], *cells])
+            rows.append([f"ResNet-110, one path a call, {rival[2]}", title.split(",")[0], *cells])
     for name in dict.fromkeys(entry["model"] for file in on_models.values() for entry in _figures(file)):
         cells = (_few(on_models.get(_name(results)), name) for results in on_networks)
         rows.append([f"{name}, 100 random paths a call, float32", "fifteen lines", *cells])
     header = ["measured", "times faster than", *map(processor, on_networks)]
-    return f"{table(header, rows)}\n\n{from_files(files)}"
+    return "\n\n".join([table(header, rows), *map(_first_calls, on_models.values()), from_files(files)])
+
+
+def _first_calls(results: Results) -> str:
+    """Return what the first call on a new network costs, as a sentence."""
+    speeds = {entry["model"]: _cell(entry) for entry in _figures(results) if entry["figure"] == FIRST}
+    names = listed(list(speeds))
+    return (
+        f"On {processor(results)}, the rows of {names} time the backward passes of a prepared network. "
+        "With the forward pass and all preparation of a new network, the same 100 paths are "
+        f"{listed(list(speeds.values()))} times as fast as the fifteen lines."
+    )
 
 
 def _name(results: Results) -> str:

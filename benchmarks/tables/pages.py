@@ -21,6 +21,9 @@ TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], str]] = {
 """Functions that write a table from results by their file's name, by the name of the table."""
 
 TABLE = re.compile(r"^<!-- table: (?P<name>\S+)(?P<files>[^>]*?) -->\n(?P<text>.*?)^<!-- end -->$", re.M | re.S)
+START, END = re.compile(r"<!-- table: [^>]+ -->"), "<!-- end -->"
+REMARK = re.compile(r"<!-- (?:not run|file): [^>]+ -->")
+"""Comments above blocks of code; pages hold no others, so a misspelt marker does not go unnoticed."""
 
 
 def pages() -> list[Path]:
@@ -32,12 +35,27 @@ def rewritten(page: Path) -> str:
     """Return the text of a page with its tables written from their files.
 
     Raises:
-        ValueError: a table or a file is unknown, or a table has no end.
+        ValueError: a table or a file is unknown, a marker is misspelt, or a table has no end or an end no table.
     """
     text = page.read_text()
-    if text.count("<!-- table: ") != len(TABLE.findall(text)):
-        raise ValueError(f"{page}: expected `<!-- end -->` below each `<!-- table: NAME FILE... -->`")
+    _check_markers(page, text)
     return TABLE.sub(lambda match: _written(page, match), text)
+
+
+def _check_markers(page: Path, text: str) -> None:
+    start = 0
+    for number, line in enumerate(text.splitlines(), 1):
+        if "<!--" not in line or REMARK.fullmatch(line):
+            continue
+        if START.fullmatch(line) and not start:
+            start = number
+        elif line == END and start:
+            start = 0
+        else:
+            expected = f"`{END}` for the table of line {start}" if start else "`<!-- table: NAME FILE... -->`"
+            raise ValueError(f"{page}: line {number}: expected {expected} or a remark, got {line}")
+    if start:
+        raise ValueError(f"{page}: expected `{END}` below the table of line {start}")
 
 
 def _written(page: Path, match: re.Match[str]) -> str:

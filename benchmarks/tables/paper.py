@@ -44,7 +44,7 @@ def _step(entries: list[Entry]) -> str:
     numbers = entries[0]["numbers"]
     last = numbers["means"][-1]
     return (
-        f"from {percent(numbers['intact'])} to {percent(last['mean'])}; largest step "
+        f"from {percent(numbers['intact'])} to {spread(last['mean'], last['low'], last['high'])}; largest step "
         f"{percent(numbers['largest_step'], 2)} of the rise"
     )
 

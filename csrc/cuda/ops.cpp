@@ -212,7 +212,7 @@ void* current_stream(const Tensor& x) {
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "this torch has no CUDA streams");
   // torch 2.11 and 2.12 have no macro for this in their stable headers.
   const AOTITorchError error = aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream);
-  STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "torch does not tell its current CUDA stream, error ", error);
+  STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "torch does not report its current CUDA stream, error ", error);
   return stream;
 }
 

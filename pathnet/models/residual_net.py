@@ -27,7 +27,6 @@ __all__ = [
     "check_inputs",
     "check_net",
     "described_net",
-    "first_convolution",
 ]
 
 

@@ -32,7 +32,11 @@ def test_a_page_shows_what_the_script_writes(page: Path) -> None:
 
 def test_every_table_is_on_some_page() -> None:
     shown = {name for page in pages.pages() for name in NAMES.findall(page.read_text())}
-    assert shown | {"speed", "claims"} == pages.TABLES.keys()
+    assert shown == pages.TABLES.keys()
+
+
+def test_the_readme_shows_speed_and_claims() -> None:
+    assert NAMES.findall((ROOT / "README.md").read_text()) == ["speed", "claims"]
 
 
 def test_a_digit_changed_on_a_page_is_written_back(
@@ -56,7 +60,15 @@ def test_a_digit_changed_on_a_page_is_written_back(
     ("text", "error"),
     [
         ("<!-- table: speeed -->\n<!-- end -->\n", "expected a table among .*, got speeed"),
-        ("<!-- table: speed -->\n", "expected `<!-- end -->` below each"),
+        ("<!-- table: speed -->\n", "expected `<!-- end -->` below the table of line 1"),
+        ("<!-- table: speed -->\n\n<!-- table: speed -->\n<!-- end -->\n", "line 3: expected `<!-- end -->` for"),
+        ("1\n<!-- end -->\n", "line 2: expected `<!-- table: NAME FILE... -->`"),
+        ("<!-- Table: speed -->\n| 1 |\n", "line 1: expected .*, got <!-- Table: speed -->"),
+        ("<!-- table : speed -->\n| 1 |\n", "line 1: expected .*, got <!-- table : speed -->"),
+        ("<!--table: speed -->\n| 1 |\n", "line 1: expected .*, got <!--table: speed -->"),
+        ("<!-- tabel: speed -->\n| 1 |\n<!-- end -->\n", "line 1: expected .*, got <!-- tabel: speed -->"),
+        (" <!-- table: speed -->\n| 1 |\n", "line 1: expected .*, got  <!-- table: speed -->"),
+        ("<!-- table: speed -->\n| 1 |\n<!-- End -->\n", "line 3: expected `<!-- end -->` for the table of line 1"),
         ("<!-- table: sums cpu/none.json -->\n<!-- end -->\n", "none.json cannot be read"),
         ("<!-- table: sums paper/digits.json -->\n<!-- end -->\n", "digits.json lack what table sums shows"),
     ],
@@ -101,7 +113,8 @@ def test_a_ratio_stands_in_its_row_and_column() -> None:
 
 def test_speed_on_models_stands_below_the_same_processor() -> None:
     figure = {"figure": "100 paths", "sense": "at least", "goal": 9.0, "wall": 1.0, "processor": 2.0, "met": False}
-    on_models = timed(models={"figures": [{"model": "GPT", **figure}]})
+    first = {**figure, "figure": models.FIRST, "goal": None, "processor": 0.75, "met": None}
+    on_models = timed(models={"figures": [{"model": "GPT", **figure}, {"model": "GPT", **first}]})
     on_models["facts"]["threads"] = 1
     elsewhere = timed(lengths={})
     elsewhere["facts"]["processor"] = "B CPU"
@@ -109,8 +122,35 @@ def test_speed_on_models_stands_below_the_same_processor() -> None:
     assert (
         "| GPT, 100 random paths a call, float32 | fifteen lines | 2, **not** met (one core) | not measured |" in text
     )
-    assert "| ResNet-110, one path a call, bfloat16 | the loop | 1.5 | 1.5 |" in text
+    assert "| ResNet-110, one path a call, float32 | the loop | 0.5 | 0.5 |" in text
+    assert "| ResNet-110, one path a call, bfloat16 | the loop in float32 | 1.5 | 1.5 |" in text
+    assert "| ResNet-110, one path a call, bfloat16 | the composition | 3.5 | 3.5 |" in text
+    assert "On one core of an A CPU (base), the rows of GPT time" in text
+    assert "new network, the same 100 paths are 0.75 times as fast as the fifteen lines." in text
     assert "`benchmarks/results/cpu/c.json`" in text
+
+
+def test_the_files_of_the_speed_table_are_the_newest_of_each_processor() -> None:
+    files = {
+        f"cpu/{path.name}": results.read_object(path) for path in sorted((results.FOLDER / "cpu").glob("*.json"))
+    }
+    newest: dict[tuple[str, str], str] = {}
+    for name, file in sorted(files.items(), key=lambda entry: entry[1]["began"]):
+        for measured in {"lengths", "models"} & file["found"].keys():
+            newest[measured, file["facts"]["processor"]] = name
+    for page in (ROOT / "README.md", ROOT / "docs" / "performance.md"):
+        (marker,) = re.findall(r"<!-- table: speed (.*) -->", page.read_text())
+        assert sorted(marker.split()) == sorted(newest.values())
+
+
+def test_the_modules_left_by_sharing_stand_below_their_model() -> None:
+    figure = {"figure": "100 paths", "sense": "at least", "goal": 9.0, "wall": 1.0, "processor": 2.0, "met": True}
+    visits = [{"paths": 100, "modules": 1500, "shared": 1000}]
+    on_models = {"figures": [{"model": "GPT", **figure}], "models": {"GPT": {"visits": visits}}}
+    text = models.models({"cpu/a.json": timed(models=on_models)})
+    assert text.endswith(
+        "| modules on 100 paths, over those left if equal tails are shared |  | 1,500 / 1,000 = 1.5 |"
+    )
 
 
 def test_each_number_of_a_processor_stands_in_its_column() -> None:
@@ -153,7 +193,8 @@ def gathered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("study")
     one_of_each(folder)
     file = folder / "results.json"
-    assert paper.main([str(file), str(folder), "--command", "pathnet figures --all", "--commit", "abc"]) == 0
+    command = "pathnet figures --all --preset digits"
+    assert paper.main([str(file), str(folder), "--command", command, "--commit", "abc"]) == 0
     return results.read_object(file)
 
 
@@ -202,7 +243,10 @@ def test_a_claim_held_only_if_it_held_for_every_network(gathered: dict[str, Any]
     other = {**entry, "claims": [{**claim, "held": False} for claim in entry["claims"]]}
     file["experiments"]["path-gradients"].append(other)
     del file["experiments"]["effective-training"]
+    rise = file["experiments"]["lesion-reorder"][0]["numbers"]["means"][-1]
+    rise |= {"mean": 0.5, "low": 0.25, "high": 0.75}
     text = paper_tables.claims({"paper/a.json": file})
+    assert "to 50 % (25 to 75); largest step" in text
     assert "| **not**: factor 0.3 (0.25 to 0.35) and 0.3 (0.25 to 0.35) |" in text
     assert "| **not**: lengths up to 2 of 6 explain 97 % (96 to 98) and 97 % (96 to 98) |" in text
     assert "| training on short paths only is not worse | not measured |" in text
@@ -214,4 +258,38 @@ def test_a_claim_held_only_if_it_held_for_every_network(gathered: dict[str, Any]
 def test_runs_on_two_data_sets_are_refused(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, "unraveled", {}, [], data=name) for name in ("one", "two")]
     with pytest.raises(ValueError, match="runs: expected runs on one data set, got one, two"):
-        paper.gathered(runs, [], "abc")
+        paper.gathered(runs, ["pathnet unraveled"], "abc")
+
+
+@pytest.mark.parametrize("file", sorted((results.FOLDER / "paper").glob("*.json")), ids=lambda file: file.stem)
+def test_the_commands_of_a_file_are_those_of_its_experiments(file: Path) -> None:
+    content = results.read_object(file)
+    paper.check_commands(content["commands"], content["experiments"])
+
+
+@pytest.mark.parametrize(
+    ("commands", "experiments", "error"),
+    [
+        (["pathnet unraveled"], ["unraveled", "highway"], "expected a command that runs highway"),
+        (["pathnet unraveled --preset digits", "pathnet highway"], ["unraveled"], "expected runs of highway"),
+        (["pathnet figures --all"], ["unraveled"], "expected runs of effective-training, highway, lesion"),
+        (["pathnet gradients --run a"], ["unraveled"], "expected a command that runs unraveled"),
+        (["pathnet train"], ["unraveled"], "expected `pathnet EXPERIMENT ...`.*, got 'pathnet train'"),
+        (["pathnet figures runs/digits"], ["unraveled"], "expected `pathnet EXPERIMENT ...`"),
+        (["unraveled"], ["unraveled"], "expected `pathnet EXPERIMENT ...`"),
+        ([], ["unraveled"], "expected a command that runs unraveled"),
+    ],
+)
+def test_commands_that_did_not_measure_the_runs_are_refused(
+    commands: list[str], experiments: list[str], error: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^commands: {error}"):
+        paper.check_commands(commands, experiments)
+
+
+def test_commands_are_compared_with_the_runs(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one", "unraveled", {}, [], data="one")
+    with pytest.raises(ValueError, match="commands: expected a command that runs unraveled"):
+        paper.gathered([run], ["pathnet highway"], "abc")
+    commands = ["pathnet gradients --run a", "pathnet gradients --run a --method exact"]
+    paper.check_commands(commands, ["path-gradients"])

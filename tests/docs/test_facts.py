@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 from helpers import ROOT, tolerances
 from test_imports import ORDER
 
@@ -60,12 +61,26 @@ def test_the_engines_are_those_of_the_registry_in_its_order() -> None:
     ]
 
 
-def test_the_parts_stand_in_the_order_of_imports() -> None:
+def test_all_parts_stand_in_the_order_of_imports() -> None:
     first, *following = rows("extending/index.md", "The parts, in the order of imports")
     parts = [name.strip("/") for row in following for name in code_of(row[0])]
-    positions = [ORDER.index(part) for part in parts]
-    assert len(parts) > 25 and positions == sorted(positions)
-    assert set(code_of(first[0])) < set(ORDER[: positions[0]])
+    examples = ORDER[: ORDER.index(parts[0])]
+    assert parts == ORDER[len(examples) : -1] and ORDER[-1] == "__main__"
+    assert set(code_of(first[0])) < set(examples) and first[0].endswith("...") and len(examples) < 12
+
+
+def test_the_paper_is_cited_as_in_the_citation_file() -> None:
+    (paper,) = yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]
+    (entry,) = re.findall(r"```bibtex\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    fields = dict(re.findall(r"^  (\w+) = \{(.*)\},?$", entry, re.M))
+    authors = [f"{author['family-names']}, {author['given-names'].split()[0]}" for author in paper["authors"]]
+    assert fields == {
+        "title": paper["title"],
+        "author": " and ".join(authors),
+        "booktitle": paper["collection-title"],
+        "volume": paper["volume"],
+        "year": str(paper["year"]),
+    }
 
 
 def test_the_tolerances_are_those_of_the_tests() -> None:

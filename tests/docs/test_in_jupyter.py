@@ -55,6 +55,18 @@ code = "from pathnet import progress\\nwith progress.reporter('elsewhere') as sh
 ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 print(ran.stdout + ran.stderr, "rich" in sys.modules)
 ---
+import contextlib, multiprocessing, pathlib
+
+def work(file):
+    print("a print of a fork makes it the process of the kernel's session", flush=True)
+    with open(file, "w") as lines, contextlib.redirect_stderr(lines), reporter("forked") as show:
+        show(1, 1, "steps")
+
+fork = multiprocessing.get_context("fork").Process(target=work, args=("forked.txt",))
+fork.start()
+fork.join(60)
+pathlib.Path("forked.txt").read_text()
+---
 from pathnet.effective_depth import Depth
 from pathnet.figures import figure_depth
 
@@ -126,8 +138,13 @@ def test_a_process_that_a_notebook_starts_writes_lines(ran: Ran) -> None:
     assert printed.text == "elsewhere: 1/1 steps\n False\n"
 
 
+def test_a_process_that_a_notebook_forks_writes_lines(ran: Ran) -> None:
+    (result,) = (output for output in ran.outputs[5] if output.output_type == "execute_result")
+    assert result.data["text/plain"] == r"'forked: 1/1 steps\n'"
+
+
 def test_a_figure_is_shown_with_and_without_pyplot(ran: Ran) -> None:
-    alone, with_pyplot, files = ran.outputs[5:]
+    alone, with_pyplot, files = ran.outputs[6:]
     for outputs in (alone, with_pyplot):
         width, height = struct.unpack(">II", b64decode(data_of(outputs)["image/png"])[16:24])
         assert width > 2 * height > 0

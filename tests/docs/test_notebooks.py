@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import struct
 from base64 import b64encode
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ pytest.importorskip("nbclient")
 
 from helpers.notebooks import FILES, cleaned, differences, executed, stored, traces, written
 from nbclient.exceptions import CellExecutionError
+from PIL import Image
 
 LINES = 15
 """Lines of a cell that a reader takes in at once."""
@@ -70,14 +71,25 @@ def shown(text: str = "", error: str = "", png: str = "", html: str = "", plain:
 
 
 BAR = "<div>job <progress value='3' max='3'></progress></div>"
-NARROW, WIDE = (
-    b64encode(b"\x89PNG\r\n\x1a\n    IHDR" + struct.pack(">II", width, 150)).decode() for width in (800, 900)
-)
+
+
+def figure(width: int = 800, data: tuple[int, int, int, int] | None = (100, 50, 300, 100)) -> str:
+    """Return a PNG with grey axes and a blue box (left, top, right, bottom) for its data."""
+    image = Image.new("RGB", (width, 150), "white")
+    image.paste((90, 90, 90), (20, 140, width - 20, 142))
+    if data:
+        image.paste((31, 119, 180), data)
+    image.save(file := BytesIO(), "PNG")
+    return b64encode(file.getvalue()).decode()
+
+
+FIGURE = figure()
 
 
 def test_outputs_that_agree() -> None:
     assert differences(shown("loss 0.25\n"), shown("loss 0.2501\n")) == []
-    assert differences(shown(png=NARROW, plain="<Figure 1>"), shown(png=NARROW, plain="<Figure 2>")) == []
+    assert differences(shown(png=FIGURE, plain="<Figure 1>"), shown(png=FIGURE, plain="<Figure 2>")) == []
+    assert differences(shown(png=FIGURE), shown(png=figure(810, (130, 45, 350, 100)))) == []
     assert differences(shown(html=BAR, plain="job: 3/3 loss 1"), shown(html=BAR, plain="job: 3/3 loss 2")) == []
 
 
@@ -88,8 +100,12 @@ def test_outputs_that_agree() -> None:
         ({"text": "1"}, {}),
         ({}, {"text": "1"}),
         ({"text": "1"}, {"text": "1", "error": "a warning"}),
-        ({"png": NARROW}, {"png": WIDE}),
-        ({"png": NARROW}, {"plain": "<Figure>"}),
+        ({"png": FIGURE}, {"png": figure(width=900)}),
+        ({"png": FIGURE}, {"png": figure(data=None)}),
+        ({"png": FIGURE}, {"png": figure(data=(100, 50, 200, 100))}),
+        ({"png": FIGURE}, {"png": figure(data=(100, 80, 300, 130))}),
+        ({"png": FIGURE}, {"png": figure(data=(300, 50, 500, 100))}),
+        ({"png": FIGURE}, {"plain": "<Figure>"}),
         ({"plain": "job: 3/3 loss 1"}, {"plain": "job: 3/3 loss 2"}),
         ({"html": BAR, "plain": "job: 3/3"}, {"html": BAR, "plain": "job: 2/3"}),
         ({"html": BAR, "plain": "job: 3/3"}, {}),

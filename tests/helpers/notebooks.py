@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 import sys
 import tempfile
 from base64 import b64decode
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
+from PIL import Image
 
 from helpers import ROOT
 from helpers.outputs import same_output
@@ -34,6 +37,12 @@ SHOWN = ("image/png", "text/html", "text/plain")
 SIZES = ("width", "height")
 SIZE_TOLERANCE = 0.05
 """Relative difference of the sides of a figure, whose margins depend on the labels of its axes."""
+SATURATION = 80
+"""Saturation (0 to 255) of the pixels that show data; axes and labels are grey."""
+MOST_COLOUR = 1.6
+"""Largest ratio of two figures' shares of coloured pixels. Between instruction sets it reaches 1.3."""
+FARTHEST = 0.15
+"""Largest distance of two figures' centres of colour, as a part of each side; 0.10 between instruction sets."""
 MACHINES_PATHS = re.compile(
     "|".join([r"(?<![\w.:/])/(?:home|opt|private|root|tmp|usr|var|Users)/", re.escape(str(ROOT)), r"[A-Z]:\\\w"])
 )
@@ -126,26 +135,54 @@ def differences(notebook: Any, fresh: Any) -> list[str]:
     return problems
 
 
-def _seen(output: Any) -> str | tuple[int, int]:
-    """Return what is compared of an output: its text, or the size of its image."""
+@dataclass(frozen=True)
+class Picture:
+    """Features of an image that are compared.
+
+    Attributes:
+        size: width and height in pixels.
+        colour: share of the pixels that have a colour.
+        centre: their mean place, as parts of the width and of the height.
+    """
+
+    size: tuple[int, int]
+    colour: float
+    centre: tuple[float, float]
+
+
+def _picture(png: str) -> Picture:
+    image = Image.open(BytesIO(b64decode(png)))
+    coloured = np.asarray(image.convert("HSV"))[..., 1] > SATURATION
+    y, x = np.nonzero(coloured)
+    width, height = image.size
+    centre = (float(x.mean()) / width, float(y.mean()) / height) if x.size else (0.0, 0.0)
+    return Picture(image.size, float(coloured.mean()), centre)
+
+
+def _seen(output: Any) -> str | Picture:
+    """Return what is compared of an output: its text, or its image."""
     if "data" not in output:
         return str(output.get("text") or output)
     if (png := output.data.get("image/png")) is not None:
-        width, height = struct.unpack(">II", b64decode(png)[16:24])
-        return width, height
+        return _picture(png)
     text = str(output.data.get("text/plain", ""))
     bar = PROGRESS.match(text) if "<progress" in output.data.get("text/html", "") else None
     return bar[0] if bar else text
 
 
-def _same(before: str | tuple[int, int], after: str | tuple[int, int]) -> bool:
+def _same(before: str | Picture, after: str | Picture) -> bool:
     if isinstance(before, str) or isinstance(after, str):
         return isinstance(before, str) and isinstance(after, str) and same_output(before, after)
-    return all(abs(one - other) <= SIZE_TOLERANCE * one for one, other in zip(before, after, strict=True))
+    less, more = sorted((before.colour, after.colour))
+    return (
+        all(abs(one - other) <= SIZE_TOLERANCE * one for one, other in zip(before.size, after.size, strict=True))
+        and more <= MOST_COLOUR * less
+        and all(abs(one - other) <= FARTHEST for one, other in zip(before.centre, after.centre, strict=True))
+    )
 
 
-def _in_words(outputs: list[str | tuple[int, int]]) -> str:
-    return "\n".join(each if isinstance(each, str) else f"(an image of {each[0]} x {each[1]})" for each in outputs)
+def _in_words(outputs: list[str | Picture]) -> str:
+    return "\n".join(map(str, outputs))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@
   block writes to stderr does not count.
 - ``<!-- file: NAME -->`` above a block saves it as a file in that folder in place of running it.
 - ``<!-- not run: REASON -->`` above a block leaves it out; `REASONS` lists the reasons that count.
+
+Code that would be shown without being run is an error: in a directive, a quotation or a list, indented, or in another
+language. So is an output that belongs to no block that runs.
 """
 
 from __future__ import annotations
@@ -30,13 +33,21 @@ __all__ = ["REASONS", "Block", "blocks_of", "documents", "imports", "run_page"]
 REASONS = ("installs packages", "needs a GPU", "needs data", "needs another torch", "takes minutes")
 """Reasons for which a block is left out; `installs packages` blocks are the business of `make wheel-test`."""
 
-FENCE = re.compile(
-    r"^(?P<indent> *)(?P<fence>```+|~~~+)(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=indent)(?P=fence)[ ]*$", re.M | re.S
-)
+FENCE = re.compile(r"(?P<indent> {0,3})(?P<fence>(?P<mark>[`~:])(?P=mark){2,})(?P<info>.*)")
+MARKS = re.compile(r"`{3}|~{3}|:{3}")
+INDENTED = re.compile(r"( {4}|\t)\s*\S")
 REMARK = re.compile(r"<!-- (?P<kind>file|not run): (?P<value>[^\n]*?) -->\s*\Z")
 LANGUAGES = ("python", "sh")
-SILENT = ("text", "mermaid", "bibtex", "toml", "yaml", "json", "cpp", "sql", "")
-"""Languages of blocks that nothing runs: what they show is an output, or is tested elsewhere."""
+SILENT = ("mermaid", "bibtex")
+"""Languages of blocks in which nothing runs: a drawing, which the site renders, and the paper's entry, which
+`tests/docs/test_facts.py` compares with CITATION.cff."""
+DIRECTIVES = (
+    *("admonition", "alias", "caution", "commands", "danger", "eval-rst", "figure", "glossary", "image", "important"),
+    *("include", "math", "note", "seealso", "tip", "toctree", "warning"),
+)
+"""Directives of the site, which Sphinx checks; what they hold must be no code."""
+CODE = re.compile(r"`{3}|~{3}|:{3}|>>> |^\s*\.\. (?:code|code-block|sourcecode|doctest|testcode)::|::$", re.M)
+"""Beginnings of code in a directive, in Markdown or reStructuredText."""
 
 
 @dataclass
@@ -52,34 +63,82 @@ class Block:
 
 def documents() -> list[Path]:
     """Return the Markdown files whose blocks run."""
-    top = [ROOT / name for name in ("README.md", "CONTRIBUTING.md") if (ROOT / name).exists()]
+    names = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+    top = [ROOT / name for name in names if (ROOT / name).exists()]
     return top + sorted((ROOT / "docs").rglob("*.md"))
+
+
+@dataclass
+class Fenced:
+    """Text between two fences, with what precedes it on the page."""
+
+    info: str
+    body: str
+    line: int
+    before: str
 
 
 def blocks_of(page: str) -> list[Block]:
     """Return the blocks of Python and shell code of a page, in order.
 
     Raises:
-        ValueError: a block has a language or a reason that is not known, or an output belongs to no block.
+        ValueError: the page shows code that nothing runs, a block has a language or a reason that is not known, or an
+            output belongs to no block that runs.
     """
     blocks: list[Block] = []
-    end = 0
-    for match in FENCE.finditer(page):
-        between, end = page[end : match.start()], match.end()
-        language, line = match["info"].strip(), page[: match.start()].count("\n") + 1
-        body = re.sub(f"^{match['indent']}", "", match["body"], flags=re.M)
-        if language.startswith("{"):
-            continue  # A directive of the site, which Sphinx checks.
-        if language == "text" and blocks and not between.strip() and blocks[-1].output is None:
-            blocks[-1].output = body
+    for fenced in _fenced(page):
+        language, where = fenced.info, f"line {fenced.line}"
+        directive = re.match(r"\{([\w-]+)\}", language)
+        if directive:
+            if directive[1] not in DIRECTIVES:
+                raise ValueError(f"{where}: expected a directive among {DIRECTIVES}, got {directive[1]!r}")
+            if code := CODE.search(fenced.body):
+                at = fenced.line + 1 + fenced.body[: code.start()].count("\n")
+                raise ValueError(f"line {at}: expected no code in the directive {directive[1]!r}")
+        elif language == "text":
+            if not blocks or fenced.before.strip() or blocks[-1].output is not None:
+                raise ValueError(f"{where}: expected an output directly below its block of {LANGUAGES}")
+            if blocks[-1].remark:
+                raise ValueError(f"{where}: expected an output of a block that runs")
+            blocks[-1].output = fenced.body
         elif language in LANGUAGES:
-            remark = REMARK.search(between)
+            remark = REMARK.search(fenced.before)
             if remark and remark["kind"] == "not run" and remark["value"] not in REASONS:
-                raise ValueError(f"line {line}: expected a reason among {REASONS}, got {remark['value']!r}")
-            blocks.append(Block(language, body, line, (remark["kind"], remark["value"]) if remark else None))
+                raise ValueError(f"{where}: expected a reason among {REASONS}, got {remark['value']!r}")
+            blocks.append(Block(language, fenced.body, fenced.line, (remark[1], remark[2]) if remark else None))
         elif language not in SILENT:
-            raise ValueError(f"line {line}: expected a block of {LANGUAGES} or {SILENT}, got {language!r}")
+            raise ValueError(f"{where}: expected a block of {(*LANGUAGES, 'text', *SILENT)}, got {language!r}")
     return blocks
+
+
+def _fenced(page: str) -> Iterator[Fenced]:
+    """Yield the text between fences at the left margin; refuse other code.
+
+    Raises:
+        ValueError: there is code without fences or not at the margin, or a fence is not closed.
+    """
+    opening: re.Match[str] | None = None
+    start, inside, before = 0, list[str](), list[str]()
+    for number, line in enumerate(page.splitlines(), 1):
+        if opening is not None:
+            if re.fullmatch(rf" {{0,3}}{opening['mark']}{{{len(opening['fence'])},}}\s*", line):
+                body = "".join(f"{text.removeprefix(opening['indent'])}\n" for text in inside)
+                yield Fenced(opening["info"].strip(), body, start, "\n".join(before))
+                opening, inside, before = None, [], []
+            else:
+                inside.append(line)
+        elif (match := FENCE.fullmatch(line)) and "`" not in match["info"]:
+            opening, start = match, number
+        elif MARKS.search(line):
+            raise ValueError(f"line {number}: expected a fence at the left margin, got {line.strip()!r}")
+        elif INDENTED.match(line) and not (before and before[-1].strip()):
+            raise ValueError(f"line {number}: expected code in a block, got {line.strip()!r}")
+        elif "<pre" in line:
+            raise ValueError(f"line {number}: expected code in a block of Markdown, got {line.strip()!r}")
+        else:
+            before.append(line)
+    if opening is not None:
+        raise ValueError(f"line {start}: expected a fence that ends the block")
 
 
 def imports(blocks: list[Block]) -> set[str]:

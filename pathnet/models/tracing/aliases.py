@@ -24,13 +24,26 @@ def written_through(x: Tensor, value: Any, *steps: tuple[str, tuple[Any, ...], d
 
     Args:
         steps: the operations that lead from ``x`` to the view: name, further arguments, keyword arguments.
+
+    Raises:
+        ValueError: they give no view of a tensor with the strides of ``x``, nor of a contiguous one.
     """
-    x = x.clone()
-    view: Any = x
-    for name, args, kwargs in steps:
-        view = _operation(name)(view, *args, **kwargs)
-    view.copy_(value)
-    return x
+    for memory_format in (torch.preserve_format, torch.contiguous_format):
+        copy = x.clone(memory_format=memory_format)
+        view: Any = copy
+        try:
+            for name, args, kwargs in steps:
+                view = _operation(name)(view, *args, **kwargs)
+        except RuntimeError:
+            continue
+        # Some operations, such as reshapes, copy what they cannot view.
+        if view.untyped_storage()._cdata == copy.untyped_storage()._cdata:
+            view.copy_(value)
+            return copy
+    raise ValueError(
+        f"x: expected the memory layout that the model writes into by {', '.join(name for name, *_ in steps)}, got "
+        f"shape {list(x.shape)} with strides {list(x.stride())}"
+    )
 
 
 def _operation(name: str) -> Callable[..., Any]:

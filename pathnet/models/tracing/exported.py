@@ -16,6 +16,7 @@ from pathnet.models.shape_guards import ShapeGuards
 from pathnet.models.tracing.examples import Example
 from pathnet.models.tracing.graphs import placeholders
 from pathnet.models.tracing.network_types import floating_dependents
+from pathnet.models.tracing.operations import allow_any_strides
 
 __all__ = ["exported"]
 
@@ -26,6 +27,8 @@ ADVICE_ON_LOGS = re.compile(r"For (more|extended) (information|logs)\b.*?TORCH\w
 """Sentence in an error of torch.export that says nothing of the model."""
 
 CASTS = {aten.to, aten.type_as, aten._to_copy}
+NEED_STRIDES = {aten.view.dtype, aten.view_as_complex.default, aten.as_strided.default, aten.sym_stride.int}
+"""Operations that depend on strides, without a counterpart that takes any."""
 
 
 def _logits(output: Any) -> Any:
@@ -42,7 +45,8 @@ def exported(
     dropout (none) and batch normalisation (running statistics).
 
     Casts without effect are dropped: a model writes ``x.to(other.dtype)``, its trace a fixed dtype, which would be
-    wrong in a copy of another precision.
+    wrong in a copy of another precision. Views take tensors of any strides: a trace omits ``x.contiguous()`` where it
+    has no effect in the trace, but strides depend on the kernels, and so on device, dtype and version of PyTorch.
 
     Args:
         example: an input of the model.
@@ -219,6 +223,10 @@ def _copy(graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node], floati
     if not isinstance(overload, torch._ops.OpOverload) or not isinstance(value, fx.Node):
         return graph.node_copy(node, copied.__getitem__)
     before, after = value.meta["val"], node.meta["val"]
+    if overload in NEED_STRIDES and before.is_contiguous():
+        contiguous = graph.call_function(aten.contiguous.default, (copied[value],))
+        contiguous.meta = dict(value.meta)
+        copied = {**copied, value: contiguous}
     if overload is aten.detach_.default and value.target is aten.lift_fresh_copy.default:
         return copied[value]
     satisfied = value in floating or not (isinstance(before, Tensor) and before.is_floating_point())
@@ -237,6 +245,7 @@ def _copy(graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node], floati
         clone.meta = dict(node.meta)
         return clone
     copy = graph.node_copy(node, copied.__getitem__)
+    allow_any_strides(copy)
     if (
         satisfied
         and overload.overloadpacket not in CASTS

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from pathnet.models.tracing.aliases import Aliases, written_through
 from pathnet.models.tracing.graphs import describe_node, operation
+from pathnet.models.tracing.operations import allow_any_strides
 
 __all__ = ["functionalize", "with_item"]
 
@@ -32,7 +33,9 @@ def with_item(x: Tensor, index: Any, value: Any) -> Tensor:
 def functionalize(graph: fx.Graph, attributes: Mapping[str, Any], values: Mapping[fx.Node, Any]) -> fx.Graph:
     """Return the graph with every in-place operation replaced by an out-of-place one, and without `nn.Identity`.
 
-    Later readers of a changed tensor, of its views and of what it is a view of, read the new values.
+    Later readers of a changed tensor, of its views and of what it is a view of, read the new values. Views become
+    reshapes, which are the same where nothing is in place and take any memory layout: a part of the network may get a
+    tensor in another one than the model does, such as with the batch first.
 
     Args:
         attributes: the modules that the graph refers to, by name.
@@ -64,6 +67,8 @@ def functionalize(graph: fx.Graph, attributes: Mapping[str, Any], values: Mappin
         if changed is not None:
             aliases.update(result, current, changed, node, new_node)
     _erase_unused_views(result)
+    for node in result.nodes:
+        allow_any_strides(node)
     return result
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "CLONES",
     "CONCATENATIONS",
     "RESHAPES",
+    "allow_any_strides",
     "feeds_a_sum",
     "is_activation",
     "is_relu",
@@ -29,6 +30,9 @@ REVERSED = {torch.rsub, aten.rsub.Tensor, "__rsub__"}
 CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate, torch.hstack, torch.vstack, aten.cat.default}
 CLONES = {torch.clone, aten.clone.default}
 RESHAPES = {"view", "reshape", torch.reshape, aten.view.default, aten.reshape.default}
+VIEWS = {"view": "reshape", "view_as": "reshape_as"}
+VIEWS |= {aten.view.default: aten.reshape.default, aten.view_as.default: aten.reshape_as.default}  # type: ignore[dict-item]
+"""Operations that need certain strides of their input, each with the same for any strides."""
 
 DROPOUTS = {F.dropout, torch.dropout, aten.dropout.default}
 
@@ -57,6 +61,14 @@ def operands_of(node: fx.Node) -> list[tuple[Any, float]] | None:
     if node.target in ADDITIONS:
         return [(operands[0], 1.0), (operands[1], float(alpha))]
     return [(operands[0], 1.0), (operands[1], -float(alpha))]
+
+
+def allow_any_strides(node: fx.Node) -> None:
+    """Turn a view, which needs certain strides of its input, into a reshape; leave other operations as they are."""
+    kwargs = {"shape" if name == "size" else name: value for name, value in node.kwargs.items()}
+    to_dtype = any(isinstance(value, torch.dtype) for value in (*node.args, *kwargs.values()))
+    if node.target in VIEWS and not to_dtype:
+        node.target, node.kwargs = VIEWS[node.target], kwargs
 
 
 def is_relu(node: fx.Node, attributes: Mapping[str, Any]) -> bool:

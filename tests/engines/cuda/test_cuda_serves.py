@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import ROOT
 from helpers.twin import (
     GPUS,
     SMALL,
@@ -63,6 +64,16 @@ def test_what_the_kernels_have_no_form_for_is_named() -> None:
     assert refused(uneven, 8) == "block 0: it has convolutions of different widths"
     kernels = ResidualNet(nn.Conv2d(3, 16, 3), [PreactBlock(16, (5, 3), (16, 16), 1, "pad")], nn.Flatten())
     assert refused(kernels, 8) == "block 0: it has a convolution that is not 3x3 with padding 1"
+
+
+def test_the_largest_images_of_the_papers_networks_are_those_that_the_documentation_names() -> None:
+    text = (ROOT / "docs" / "how" / "engines.md").read_text()
+    side = int(re.findall(r"for these networks, sides up to (\d+) in 99 KB", text)[0])
+    for net in (pathnet.models.preact_resnet(20), pathnet.models.resnet(20)):
+        for precision in ("bfloat16", "float32"):
+            jobs = (job_of(net, (16, size, size), precision) for size in (side, side + 1))
+            served, refused_job = (cuda.refusal(job, GPUS["99 KB"]) for job in jobs)
+            assert served is None and refused_job and "bytes of shared memory" in refused_job
 
 
 def test_more_shared_memory_than_any_gpu_has_is_refused() -> None:
