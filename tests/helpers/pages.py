@@ -17,6 +17,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 import types
@@ -178,11 +179,13 @@ def _run_python(block: Block, file: Path, module: types.ModuleType) -> str:
 
 
 def _run_shell(block: Block, folder: Path) -> str:
+    # The command of this checkout, which need not be installed.
+    pathnet = f'pathnet() {{ {shlex.quote(sys.executable)} -m pathnet "$@"; }}; export -f pathnet\n'
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     # The package of this checkout, also where another is installed; and the width of a reader's terminal.
     environment: dict[str, Any] = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
     ran = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block.code],
+        ["bash", "-euo", "pipefail", "-c", pathnet + block.code],
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,
