@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
 
+pytest.importorskip("ipykernel")
 pytest.importorskip("nbclient")
 
+import nbformat
 from helpers.notebooks import executed
 from nbclient import NotebookClient
 

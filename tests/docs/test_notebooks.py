@@ -8,11 +8,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
 
+pytest.importorskip("ipykernel")
 pytest.importorskip("nbclient")
 
+import nbformat
 from helpers.notebooks import FILES, cleaned, differences, executed, stored, traces, written
 from nbclient.exceptions import CellExecutionError
 from PIL import Image
