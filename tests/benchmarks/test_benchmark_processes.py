@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT
+from helpers.signals import heed
 
 sys.path.insert(0, str(ROOT))
 
@@ -87,7 +88,7 @@ def test_everything_ends_when_whoever_runs_it_is_killed(kind: signal.Signals, st
     command, pids = step
     run = f"from benchmarks.processes import execute; execute({[*command, 'stays']}, 600.0)"
     top = subprocess.Popen(
-        [sys.executable, "-c", run], cwd=ROOT, stderr=subprocess.DEVNULL, restore_signals=True, process_group=0
+        [sys.executable, "-c", run], cwd=ROOT, stderr=subprocess.DEVNULL, preexec_fn=heed, process_group=0
     )
     try:
         assert within(60, lambda: len(inner(pids)) == 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers.command_line import FEW, Ended, assert_one_line, pathnet_
+from helpers.signals import heed
 from typer.testing import CliRunner
 
 import pathnet
@@ -83,10 +83,8 @@ def test_the_real_command_keeps_what_it_measured_when_it_is_stopped(
     script = "from pathnet import commands, progress; progress.LINE_SECONDS = 0; commands.main()"
     flags = ["--data", "digits", "--weights", str(weights), "--run", str(tmp_path), "--batch-size", "8"]
     command = [sys.executable, "-c", script, "gradients", *flags, "--engine", "reference", "--batches", "100000"]
-    # Tests that run in the background of a script have their interrupts ignored, and hand that on.
-    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=heeding)
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed)
     assert process.stderr is not None
     seen = [process.stderr.readline() for _ in range(2)]
     process.send_signal(kind)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
 import signal
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.signals import heed
 
 import pathnet
 from pathnet import interrupts, models
@@ -37,10 +37,8 @@ def ended(command: list[str], folder: Path, at: str, kind: str) -> subprocess.Co
     (folder / "sitecustomize.py").write_text(WHILE_IMPORTING)
     path = os.pathsep.join([str(folder), str(ROOT)])
     environment = {**os.environ, "PYTHONPATH": path, "AT": at, "KIND": kind}
-    # Tests that run in the background of a script have their interrupts ignored, and hand that on.
-    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, preexec_fn=heeding
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, preexec_fn=heed
     )
 
 
@@ -89,6 +87,7 @@ def test_the_command_is_told_from_programs_that_import_the_package(
 def test_what_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     before = {kind: signal.getsignal(kind) for kind in interrupts.KINDS}
     try:
+        heed()
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         interrupts.end_at_once()
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
