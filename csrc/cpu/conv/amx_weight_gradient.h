@@ -254,6 +254,25 @@ struct TileWeightGradient {
   }
 };
 
+// Convolutions of training on tiles, both ways, and their weight gradients.
+template <int kTerms>
+struct TrainingTileConvolver : TileConvolver<kTerms> {
+  using Gradient = TileWeightGradient<kTerms>;
+
+  static int64_t gradient_size(const Convolution& convolution) { return Gradient::size(convolution); }
+
+  template <class Then>
+  static void run_back(const Convolution& convolution, const uint16_t* packed, const uint16_t* const* gradients,
+                       const float* const* activations, int64_t samples, Then& then, float* sums) {
+    TileConvolver<kTerms>::run(convolution, packed, gradients, samples, then);
+    Gradient::add(convolution, gradients, activations, samples, sums);
+  }
+
+  static void finish_gradient(const Convolution& convolution, const float* sums, float* weights) {
+    Gradient::finish(convolution, sums, weights);
+  }
+};
+
 }  // namespace
 }  // namespace PATHNET_ISA_NAMESPACE
 }  // namespace pathnet::cpu
