@@ -145,20 +145,18 @@ struct TileWeightGradient {
     _tile_release();
   }
 
-  // weights = the sums, as [out][in][kernel * kernel].
-  static void finish(const Convolution& convolution, const float* sums, float* weights) {
-    const Image &source = convolution.source, &target = convolution.target;
-    std::fill_n(weights, source.channels * target.channels * convolution.positions, 0.0f);
+  // grads = the weight gradient, see DirectWeightGradient.
+  static void finish(const Convolution& convolution, const float* sums, float* grads) {
+    const int64_t source = convolution.source.padded(), target = convolution.target.padded();
+    std::fill_n(grads, convolution.positions * source * target, 0.0f);
     for (const Pass& pass : convolution.passes) {
-      for (int64_t to = 0; to < target.channels; to += kGroup) {
-        for (int64_t from = 0; from < source.channels; from += kGroup) {
-          const int64_t tos = std::min<int64_t>(kGroup, target.channels - to);
-          const int64_t froms = std::min<int64_t>(kGroup, source.channels - from);
+      for (int64_t to = 0; to < target; to += kGroup) {
+        for (int64_t from = 0; from < source; from += kGroup) {
           for (int64_t tap = 0; tap < taps_of(pass); ++tap, sums += kSumNumbers) {
             const int64_t position = pass.runs[tap / pass.taps].kernel[tap % pass.taps];
-            for (int64_t f = 0; f < froms; ++f) {
-              float* row = weights + ((from + f) * target.channels + to) * convolution.positions + position;
-              for (int64_t t = 0; t < tos; ++t) row[t * convolution.positions] = sums[t * kGroup + f];
+            float* place = grads + (position * source + from) * target + to;
+            for (int64_t f = 0; f < kGroup; ++f) {
+              for (int64_t t = 0; t < kGroup; ++t) place[f * target + t] = sums[t * kGroup + f];
             }
           }
         }
@@ -268,8 +266,8 @@ struct TrainingTileConvolver : TileConvolver<kTerms> {
     Gradient::add(convolution, gradients, activations, samples, sums);
   }
 
-  static void finish_gradient(const Convolution& convolution, const float* sums, float* weights) {
-    Gradient::finish(convolution, sums, weights);
+  static void finish_gradient(const Convolution& convolution, const float* sums, float* grads) {
+    Gradient::finish(convolution, sums, grads);
   }
 };
 
