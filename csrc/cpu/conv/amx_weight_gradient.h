@@ -145,18 +145,25 @@ struct TileWeightGradient {
     _tile_release();
   }
 
-  // grads = the weight gradient, see DirectWeightGradient.
+  // grads = the sums by the kernel's positions, as DirectWeightGradient: [position][source channel][target channel],
+  // channels padded.
   static void finish(const Convolution& convolution, const float* sums, float* grads) {
-    const int64_t source = convolution.source.padded(), target = convolution.target.padded();
-    std::fill_n(grads, convolution.positions * source * target, 0.0f);
+    const int64_t source_channels = convolution.source.padded(), target_channels = convolution.target.padded();
+    const int64_t plane = source_channels * target_channels;
+    // Where an image is smaller than the stride, some positions have no tap.
+    std::fill_n(grads, convolution.positions * plane, 0.0f);
     for (const Pass& pass : convolution.passes) {
-      for (int64_t to = 0; to < target; to += kGroup) {
-        for (int64_t from = 0; from < source; from += kGroup) {
+      for (int64_t to = 0; to < target_channels; to += kGroup) {
+        for (int64_t from = 0; from < source_channels; from += kGroup) {
           for (int64_t tap = 0; tap < taps_of(pass); ++tap, sums += kSumNumbers) {
-            const int64_t position = pass.runs[tap / pass.taps].kernel[tap % pass.taps];
-            float* place = grads + (position * source + from) * target + to;
-            for (int64_t f = 0; f < kGroup; ++f) {
-              for (int64_t t = 0; t < kGroup; ++t) place[f * target + t] = sums[t * kGroup + f];
+            float* grad = grads + pass.runs[tap / pass.taps].kernel[tap % pass.taps] * plane;
+            __m512i rows[16];
+#pragma GCC unroll 16
+            for (int64_t i = 0; i < 16; ++i) rows[i] = _mm512_loadu_si512(sums + i * kGroup);
+            transpose(rows);
+#pragma GCC unroll 16
+            for (int64_t i = 0; i < 16; ++i) {
+              _mm512_storeu_si512(grad + (from + i) * target_channels + to, rows[i]);
             }
           }
         }
@@ -266,8 +273,8 @@ struct TrainingTileConvolver : TileConvolver<kTerms> {
     Gradient::add(convolution, gradients, activations, samples, sums);
   }
 
-  static void finish_gradient(const Convolution& convolution, const float* sums, float* grads) {
-    Gradient::finish(convolution, sums, grads);
+  static void finish_gradient(const Convolution& convolution, const float* sums, float* weights) {
+    Gradient::finish(convolution, sums, weights);
   }
 };
 
