@@ -3,6 +3,7 @@
 #pragma once
 
 #include "amx.h"
+#include "amx_weight_gradient.h"
 #include "fma.h"
 #include "winograd.h"
 #include "winograd4.h"
@@ -27,8 +28,13 @@ using Float32 = WinogradConvolver<FloatProduct>;
 using Bfloat16 = Float32;
 #endif
 
+#if defined(__AMX_BF16__)
+using TrainingFloat32 = TrainingTileConvolver<2>;
+using TrainingBfloat16 = TrainingTileConvolver<1>;
+#else
 using TrainingFloat32 = Winograd4Convolver;
 using TrainingBfloat16 = Winograd4Convolver;
+#endif
 
 }  // namespace
 }  // namespace PATHNET_ISA_NAMESPACE

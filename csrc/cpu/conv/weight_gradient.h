@@ -56,19 +56,14 @@ struct DirectWeightGradient {
     }
   }
 
-  // weights = the sums, as [out][in][kernel * kernel].
-  static void finish(const Convolution& convolution, const float* sums, float* weights) {
-    const int64_t from_count = convolution.source.channels, to_count = convolution.target.channels;
-    const int64_t padded = convolution.target.padded(), plane = convolution.source.padded() * padded;
-    std::fill_n(weights, from_count * to_count * convolution.positions, 0.0f);
+  // grads = the sums by the kernel's positions: [position][source channel][target channel], channels padded.
+  static void finish(const Convolution& convolution, const float* sums, float* grads) {
+    const int64_t plane = convolution.source.padded() * convolution.target.padded();
+    // Where an image is smaller than the stride, some positions have no tap.
+    std::fill_n(grads, convolution.positions * plane, 0.0f);
     for (const Pass& pass : convolution.passes) {
       for (const Run& run : pass.runs) {
-        for (int t = 0; t < pass.taps; ++t, sums += plane) {
-          for (int64_t from = 0; from < from_count; ++from) {
-            float* row = weights + from * to_count * convolution.positions + run.kernel[t];
-            for (int64_t to = 0; to < to_count; ++to) row[to * convolution.positions] = sums[from * padded + to];
-          }
-        }
+        for (int t = 0; t < pass.taps; ++t, sums += plane) std::copy_n(sums, plane, grads + run.kernel[t] * plane);
       }
     }
   }

@@ -35,6 +35,7 @@ struct Winograd4Convolver {
   static constexpr int kTile = 4;
   static constexpr int kMostPatches = 16;
   static constexpr int kVectors = 2;
+  static constexpr int64_t kLine = 16;  // floats of a line of the cache
 
   static int64_t operand_channels(const Image& image) { return image.padded(); }
   static void put(float* operand, int64_t, Vector value) { store(operand, value); }
@@ -93,26 +94,21 @@ struct Winograd4Convolver {
     run_patches<true>(convolution, packed, gradients, activations, samples, then, sums);
   }
 
-  // weights = the weight gradient, as [out][in][kernel * kernel].
-  static void finish_gradient(const Convolution& convolution, const float* sums, float* weights) {
-    if (!serves(convolution)) return DirectWeightGradient::finish(convolution, sums, weights);
+  // grads = the weight gradient, see DirectWeightGradient.
+  static void finish_gradient(const Convolution& convolution, const float* sums, float* grads) {
+    if (!serves(convolution)) return DirectWeightGradient::finish(convolution, sums, grads);
     const std::vector<Run>& runs = convolution.passes[0].runs;
-    const int64_t depth = convolution.source.padded(), vectors = convolution.target.padded() / kLanes;
-    const int64_t to_count = convolution.target.channels;
+    const int64_t depth = convolution.source.padded(), channels = convolution.target.padded();
+    const int64_t vectors = channels / kLanes, plane = depth * channels;
     for (int64_t v = 0; v < vectors; v += together(v, vectors)) {
       const int64_t width = together(v, vectors) * kLanes;
-      for (int64_t from = 0; from < convolution.source.channels; ++from) {
+      for (int64_t from = 0; from < depth; ++from) {
         for (int64_t n = 0; n < width; n += kLanes) {
-          alignas(64) float kernel[9][kLanes];
-          gradient_of_weights(sums + from * width + n, depth * width, kernel[0]);
-          for (int64_t lane = 0; lane < kLanes; ++lane) {
-            const int64_t to = v * kLanes + n + lane;
-            if (to >= to_count) break;
-            for (int r = 0; r < 3; ++r) {
-              for (int t = 0; t < 3; ++t) {
-                weights[(from * to_count + to) * 9 + runs[r].kernel[t]] = kernel[r * 3 + t][lane];
-              }
-            }
+          Vector kernel[3][3];
+          gradient_of_weights(sums + from * width + n, depth * width, kernel);
+          float* place = grads + from * channels + v * kLanes + n;
+          for (int r = 0; r < 3; ++r) {
+            for (int t = 0; t < 3; ++t) store(place + runs[r].kernel[t] * plane, kernel[r][t]);
           }
         }
       }
@@ -149,10 +145,13 @@ struct Winograd4Convolver {
     const int64_t depth = source.padded(), vectors = target.padded() / kLanes, channels = target.padded();
     const Grid grid = {target.height / kTile, target.width / kTile};
     const int64_t all = samples * grid.size(), most = std::min<int64_t>(kMostPatches, all);
-    const std::unique_ptr<float[]> memory(new float[kPositions * most * (depth + (kBack ? channels : 0)) + 16]);
+    // From one position's images to the next: a line more than those, as powers of two apart they would share a few
+    // sets of the cache.
+    const int64_t plane = most * depth + kLine, tile_plane = most * channels + kLine;
+    const std::unique_ptr<float[]> memory(new float[kPositions * (plane + (kBack ? tile_plane : 0)) + kLine]);
     float* const transformed = aligned(memory.get());
-    float* const tiles = transformed + kPositions * most * depth;
-    alignas(64) float products[kPositions * kMostPatches * kVectors * kLanes];
+    float* const tiles = transformed + kPositions * plane;
+    alignas(64) float products[kPositions * (kMostPatches * kVectors * kLanes + kLine)];
     alignas(64) float sums[kTile][kTile * kMostPatches * kVectors * kLanes];
     for (int64_t first = 0; first < all; first += most) {
       const int64_t last = std::min(all, first + most), patches = last - first;
@@ -160,10 +159,10 @@ struct Winograd4Convolver {
         end = grid.end(p, last);
         const int64_t row = kTile * grid.row(p), column = kTile * grid.column(p), sample = p / grid.size();
         transform_source(sources[sample] + source.pixel(row + corner.row, column + corner.column) * depth,
-                         source.pitch() * depth, depth, end - p, patches * depth, transformed + (p - first) * depth);
+                         source.pitch() * depth, depth, end - p, plane, transformed + (p - first) * depth);
         if constexpr (kBack) {
           transform_tiles(activations[sample] + (row * target.width + column) * channels, target.width * channels,
-                          channels, end - p, patches * channels, tiles + (p - first) * channels);
+                          channels, end - p, tile_plane, tiles + (p - first) * channels);
         }
       }
       const float* weights = packed;
@@ -171,16 +170,15 @@ struct Winograd4Convolver {
       for (int64_t v = 0; v < vectors;) {
         const int64_t count = together(v, vectors), width = count * kLanes;
         for (int position = 0; position < kPositions; ++position, weights += depth * width) {
-          const float* images = transformed + position * patches * depth;
-          multiply(images, weights, patches, depth, count, products + position * patches * width);
+          const float* images = transformed + position * plane;
+          multiply(images, weights, patches, depth, count, products + position * (most * width + kLine));
           if constexpr (kBack) {
-            add_outer(images, tiles + position * patches * channels + v * kLanes, patches, depth, channels, count,
-                      totals);
+            add_outer(images, tiles + position * tile_plane + v * kLanes, patches, depth, channels, count, totals);
             totals += depth * width;
           }
         }
         for (int64_t p = 0; p < patches * count; ++p) {
-          transform_back(products + p * kLanes, patches * width,
+          transform_back(products + p * kLanes, most * width + kLine,
                          sums[0] + p / count * kTile * width + p % count * kLanes, sizeof(sums[0]) / sizeof(float),
                          width);
         }
@@ -267,7 +265,7 @@ struct Winograd4Convolver {
     }
   }
 
-  static void gradient_of_weights(const float* sums, int64_t plane, float* kernel) {
+  static void gradient_of_weights(const float* sums, int64_t plane, Vector (*kernel)[3]) {
     Vector half[kSide][3];  // [column][row]
     for (int t = 0; t < kSide; ++t) {
       Vector column[kSide];
@@ -275,10 +273,9 @@ struct Winograd4Convolver {
       gradient_column(column, half[t]);
     }
     for (int r = 0; r < 3; ++r) {
-      Vector row[kSide], full[3];
+      Vector row[kSide];
       for (int t = 0; t < kSide; ++t) row[t] = half[t][r];
-      gradient_column(row, full);
-      for (int t = 0; t < 3; ++t) store(kernel + (r * 3 + t) * kLanes, full[t]);
+      gradient_column(row, kernel[r]);
     }
   }
 

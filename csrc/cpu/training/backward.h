@@ -30,26 +30,30 @@ struct TrainingReduction {
   const Stored* inputs[kMostSamples];
   Stored* targets[kMostSamples];
   float* sums[kMostSamples];  // [two][padded channels]
+  Ahead ahead;
 
   void operator()(int64_t sample, int64_t y, int64_t x, int64_t step, int64_t count, int64_t channel, int vectors,
-                  const float* values) const {
+                  const float* values) {
     const int64_t next = step * image.channels;
     for (int v = 0; v < vectors; ++v, channel += kLanes) {
-      const int64_t lanes = image.channels - channel;
-      if (lanes <= 0) return;
+      if (channel >= image.channels) return;
       const int64_t place = (y * image.width + x) * image.channels + channel;
       const Stored* input = inputs[sample] + place;
       Stored* target = targets[sample] + place;
       const float* vector = values + v * kLanes;
+      const TrainingNorm::Lanes map = norm.at(channel);
       Vector sum = splat(0.0f), product = splat(0.0f);
-      for (int64_t i = 0; i < count; ++i, vector += vectors * kLanes) {
-        const Vector unit = norm.normalized(load_some(input + i * next, lanes), channel);
-        Vector value = keep(load(vector), positive(norm.scaled(unit, channel)));
-        if (add) value = value + load_some(target + i * next, lanes);
-        store_some(target + i * next, value, lanes);
-        sum = sum + value;
-        product = multiply_add(value, unit, product);
-      }
+      for_lanes(image.channels - channel, [&](auto lanes) {
+        for (int64_t i = 0; i < count; ++i) {
+          const Vector unit = map.normalized(load_some(input + i * next, lanes));
+          Vector value = keep(load(vector + i * vectors * kLanes), positive(map.scaled(unit)));
+          if (add) value = value + load_some(target + i * next, lanes);
+          store_some(target + i * next, value, lanes);
+          sum = sum + value;
+          product = multiply_add(value, unit, product);
+          ahead.fetch();
+        }
+      });
       if (!sums_up) continue;
       float *total = sums[sample] + channel, *products = total + image.padded();
       store(total, load(total) + sum);
@@ -121,23 +125,22 @@ class BackwardTraining {
     if (projects(u)) convolutions.push_back(block_.units());
     int64_t weights = 0;
     for (int64_t i : convolutions) weights = std::max(weights, weight_count(i));
-    const int64_t most = std::clamp<int64_t>(kMostFloats / weights, 1, kMostSlots);
-    const int64_t samples = std::max(group, (block_.batch + most - 1) / most);
-    const int64_t slots = (block_.batch + samples - 1) / samples;
+    const Slots slots(block_.batch, group, std::clamp<int64_t>(kMostFloats / weights, 1, kMostSlots));
     std::vector<Large> slot_grads;
-    for (int64_t i : convolutions) slot_grads.push_back(make_large(slots * weight_count(i)));
+    for (int64_t i : convolutions) slot_grads.push_back(make_large(slots.count * weight_count(i)));
     sums_.assign(block_.batch * 2 * target.padded(), 0.0f);
-    take_in_turn(team_, slots, [&](int worker, const auto& next, int64_t) {
+    take_in_turn(team_, slots.count, [&](int worker, const auto& next, int64_t) {
       Bench& bench = benches_[worker];
-      for (int64_t slot; (slot = next()) < slots;) {
+      for (int64_t slot; (slot = next()) < slots.count;) {
         int64_t floats = 0;
         for (int64_t i : convolutions) floats += Convolver::gradient_size(convolutions_[i]);
         bench.sums.assign(floats + 16, 0.0f);
         float* sums = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(bench.sums.data()) + 63) / 64 * 64);
-        const int64_t end = std::min(block_.batch, (slot + 1) * samples);
-        for (int64_t first = slot * samples; first < end; first += group) {
+        const int64_t end = std::min(block_.batch, (slot + 1) * slots.samples);
+        for (int64_t first = slot * slots.samples; first < end; first += group) {
           team_.check();
-          run_group(bench, u, first, std::min(group, end - first), sums);
+          const int64_t count = std::min(group, end - first);
+          run_group(bench, u, first, count, ahead(u, first + count, std::min(group, end - first - count)), sums);
         }
         for (size_t k = 0; k < convolutions.size(); ++k) {
           const Convolution& convolution = convolutions_[convolutions[k]];
@@ -146,20 +149,36 @@ class BackwardTraining {
         }
       }
     });
-    for (size_t k = 0; k < convolutions.size(); ++k) add_slots(convolutions[k], slot_grads[k].get(), slots);
+    for (size_t k = 0; k < convolutions.size(); ++k) add_slots(convolutions[k], slot_grads[k].get(), slots.count);
     means_ = means(u);
   }
 
   int64_t weight_count(int64_t i) const {
     const Convolution& convolution = convolutions_[i];
-    return convolution.source.channels * convolution.target.channels * convolution.positions;
+    return convolution.positions * convolution.source.padded() * convolution.target.padded();
   }
 
-  void run_group(Bench& bench, int64_t u, int64_t first, int64_t count, float* sums) {
+  // What unit u reads of samples.
+  Ahead ahead(int64_t u, int64_t first, int64_t count) const {
+    Ahead ahead;
+    const auto add = [&](const Stored* values, const Image& image) {
+      ahead.add(values + first * size(image), count * size(image) * int64_t(sizeof(Stored)));
+    };
+    add(inputs(u), input(u));
+    if (u == block_.units() - 1) {
+      add(grad(), output());
+    } else {
+      add(behind(u + 1), input(u + 1));
+      add(inputs(u + 1), input(u + 1));
+    }
+    return ahead;
+  }
+
+  void run_group(Bench& bench, int64_t u, int64_t first, int64_t count, const Ahead& ahead, float* sums) {
     const Image target = input(u);
     const float* activations[kMostSamples];
     const Element* gradients[kMostSamples];
-    TrainingReduction<Stored> reduction = {target, norms_[u], false, true, {}, {}, {}};
+    TrainingReduction<Stored> reduction = {target, norms_[u], false, true, {}, {}, {}, ahead};
     for (int64_t s = 0; s < count; ++s) {
       const int64_t sample = first + s;
       activations[s] = activate(bench, u, sample, s);
@@ -172,6 +191,7 @@ class BackwardTraining {
       for (int64_t s = 0; s < count; ++s) gradients[s] = from_output(bench, projection, block_.a, first + s, s);
       TrainingReduction<Stored> aside = reduction;
       aside.sums_up = false;
+      aside.ahead = Ahead();
       float* aside_sums = sums + Convolver::gradient_size(convolutions_[u]);
       Convolver::run_back(convolutions_[projection], convolutions_.packed(projection), gradients, activations, count,
                           aside, aside_sums);
@@ -189,16 +209,19 @@ class BackwardTraining {
     const Image image = input(u);
     float* target = bench.activations[u > 0].get(s, most_dense(u > 0));
     const Stored* values = inputs(u) + sample * size(image);
-    const TrainingNorm& norm = norms_[u];
     const int64_t pixels = image.height * image.width;
     for (int64_t c = 0; c < image.padded(); c += kLanes) {
-      const int64_t lanes = image.channels - c;
-      for (int64_t i = 0; i < pixels; ++i) {
-        const Vector value =
-            lanes <= 0 ? splat(0.0f)
-                       : norm.scaled(norm.normalized(load_some(values + i * image.channels + c, lanes), c), c);
-        store(target + i * image.padded() + c, maximum(splat(0.0f), value));
+      if (c >= image.channels) {
+        for (int64_t i = 0; i < pixels; ++i) store(target + i * image.padded() + c, splat(0.0f));
+        continue;
       }
+      const TrainingNorm::Lanes map = norms_[u].at(c);
+      for_lanes(image.channels - c, [&](auto lanes) {
+        for (int64_t i = 0; i < pixels; ++i) {
+          const Vector value = map.scaled(map.normalized(load_some(values + i * image.channels + c, lanes)));
+          store(target + i * image.padded() + c, maximum(splat(0.0f), value));
+        }
+      });
     }
     return target;
   }
@@ -213,8 +236,9 @@ class BackwardTraining {
   const Element* from_output(Bench& bench, int64_t i, float factor, int64_t sample, int64_t s) {
     const Image& image = convolutions_[i].source;
     const Stored* values = grad() + sample * size(image);
-    return bordered(bench, i, s, [&](int64_t pixel, int64_t channel, int64_t lanes) {
-      return splat(factor) * load_some(values + pixel * image.channels + channel, lanes);
+    const Vector scale = splat(factor);
+    return bordered(bench, i, s, [&](int64_t channel) {
+      return [=](int64_t place, auto lanes) { return scale * load_some(values + channel + place, lanes); };
     });
   }
 
@@ -222,47 +246,66 @@ class BackwardTraining {
   const Element* through_norm(Bench& bench, int64_t u, int64_t sample, int64_t s) {
     const Image image = input(u + 1);
     const Stored *h = behind(u + 1) + sample * size(image), *values = inputs(u + 1) + sample * size(image);
-    return bordered(bench, u, s, [&](int64_t pixel, int64_t channel, int64_t lanes) {
-      const int64_t place = pixel * image.channels + channel;
-      return before_norm(u + 1, channel, load_some(h + place, lanes), load_some(values + place, lanes));
+    return bordered(bench, u, s, [&](int64_t channel) {
+      return [=, backward = norm_backward(u + 1, channel)](int64_t place, auto lanes) {
+        return backward(load_some(h + channel + place, lanes), load_some(values + channel + place, lanes));
+      };
     });
   }
 
-  Vector before_norm(int64_t u, int64_t channel, Vector h, Vector value) const {
-    const TrainingNorm& norm = norms_[u];
-    if (!block_.by_batch()) return norm.scale(channel) * h;
-    const Vector centred = h - load(means_.h.data() + channel);
-    return norm.scale(channel) * (centred - norm.normalized(value, channel) * load(means_.hx.data() + channel));
+  // The gradient at a BN's input, of kLanes channels, from h at its output and the input's value.
+  struct NormBackward {
+    TrainingNorm::Lanes map;
+    Vector mean, slope;
+
+    Vector operator()(Vector h, Vector value) const { return map.scale * (h - mean - map.normalized(value) * slope); }
+  };
+
+  NormBackward norm_backward(int64_t u, int64_t channel) const {
+    const TrainingNorm::Lanes map = norms_[u].at(channel);
+    if (!block_.by_batch()) return {map, splat(0.0f), splat(0.0f)};
+    return {map, load(means_.h.data() + channel), load(means_.hx.data() + channel)};
   }
 
-  template <class Value>
-  const Element* bordered(Bench& bench, int64_t i, int64_t s, const Value& value) {
+  // A bordered image, of the values that of(channel)(place from there, lanes) returns.
+  template <class Of>
+  const Element* bordered(Bench& bench, int64_t i, int64_t s, const Of& of) {
     const Image& image = convolutions_[i].source;
     Element* operand = bench.gradients[i].get(s, operand_size<Convolver>(image));
     const int64_t channels = Convolver::operand_channels(image), plane = operand_plane<Convolver>(image);
     for (int64_t c = 0; c < image.channels; c += kLanes) {
-      for (int64_t y = 0; y < image.height; ++y) {
-        Element* row = operand + image.pixel(y, 0) * channels + c;
-        for (int64_t j = 0; j < image.width; ++j) {
-          Convolver::put(row + j * channels, plane, value(y * image.width + j, c, image.channels - c));
+      const auto value = of(c);
+      for_lanes(image.channels - c, [&](auto lanes) {
+        for (int64_t y = 0; y < image.height; ++y) {
+          Element* row = operand + image.pixel(y, 0) * channels + c;
+          for (int64_t j = 0; j < image.width; ++j) {
+            Convolver::put(row + j * channels, plane, value((y * image.width + j) * image.channels, lanes));
+          }
         }
-      }
+      });
     }
     return operand;
   }
 
   // Adds up the slots' weight gradients, in their order.
   void add_slots(int64_t i, const float* slot_grads, int64_t slots) {
-    constexpr int64_t kPart = 4096;
-    const int64_t count = weight_count(i), parts = (count + kPart - 1) / kPart;
-    float* target = job_.weight_grads[i];
-    take_in_turn(team_, parts, [&](int, const auto& next, int64_t) {
-      for (int64_t part; (part = next()) < parts;) {
-        const int64_t end = std::min(count, (part + 1) * kPart);
-        for (int64_t j = part * kPart; j < end; ++j) {
-          double sum = 0;
-          for (int64_t slot = 0; slot < slots; ++slot) sum += slot_grads[slot * count + j];
-          target[j] = float(sum);
+    const Convolution& convolution = convolutions_[i];
+    const int64_t positions = convolution.positions, to_count = convolution.target.channels;
+    const int64_t padded = convolution.target.padded(), plane = convolution.source.padded() * padded;
+    take_in_turn(team_, convolution.source.channels, [&](int, const auto& next, int64_t from_count) {
+      for (int64_t from; (from = next()) < from_count;) {
+        float* row = job_.weight_grads[i] + from * to_count * positions;
+        for (int64_t position = 0; position < positions; ++position) {
+          for (int64_t to = 0; to < to_count; to += kLanes) {
+            const float* grads = slot_grads + position * plane + from * padded + to;
+            Vector sum = load(grads);
+            for (int64_t slot = 1; slot < slots; ++slot) sum = sum + load(grads + slot * positions * plane);
+            float lanes[kLanes];
+            store(lanes, sum);
+            for (int64_t n = 0; n < std::min<int64_t>(kLanes, to_count - to); ++n) {
+              row[(to + n) * positions + position] = lanes[n];
+            }
+          }
         }
       }
     });
@@ -298,14 +341,16 @@ class BackwardTraining {
     for_each_sample(team_, block_.batch, 1, [&](int, int64_t sample, int64_t) {
       Stored* target = all + sample * size(image);
       const Stored *values = x() + sample * size(image), *behind = grad() + sample * size(end);
-      const int64_t pixels = image.height * image.width;
+      const int64_t all_pixels = size(image);
       for (int64_t c = 0; c < image.channels; c += kLanes) {
-        const int64_t lanes = image.channels - c;
-        for (int64_t place = c; place < pixels * image.channels; place += image.channels) {
-          Vector value = before_norm(0, c, load_some(target + place, lanes), load_some(values + place, lanes));
-          if (identity) value = multiply_add(splat(block_.a), load_some(behind + place, lanes), value);
-          store_some(target + place, value, lanes);
-        }
+        const NormBackward backward = norm_backward(0, c);
+        for_lanes(image.channels - c, [&](auto lanes) {
+          for (int64_t place = c; place < all_pixels; place += image.channels) {
+            Vector value = backward(load_some(target + place, lanes), load_some(values + place, lanes));
+            if (identity) value = multiply_add(splat(block_.a), load_some(behind + place, lanes), value);
+            store_some(target + place, value, lanes);
+          }
+        });
       }
       if (pads) add_padding(behind, target);
     });

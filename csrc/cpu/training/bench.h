@@ -52,6 +52,43 @@ inline int64_t samples_in_group(const Image& image) {
   return std::clamp<int64_t>(kPixels / (image.height * image.width), 1, kMostSamples);
 }
 
+// Neighbouring samples that one thread runs one after the other, group after group. Their number depends on shapes
+// alone, so sums over a slot do not depend on the number of threads.
+struct Slots {
+  int64_t samples, count;
+
+  Slots(int64_t batch, int64_t group, int64_t most)
+      : samples((batch + most * group - 1) / (most * group) * group), count((batch + samples - 1) / samples) {}
+};
+
+// Memory that the next group reads, fetched line by line while this one computes.
+class Ahead {
+ public:
+  void add(const void* begin, int64_t bytes) {
+    if (count_ < kMost)
+      ranges_[count_++] = {static_cast<const char*>(begin), static_cast<const char*>(begin) + bytes};
+  }
+
+  // Called for each vector of results.
+  void fetch() {
+    for (int i = 0; i < count_; ++i) {
+      if (ranges_[i].at >= ranges_[i].end) continue;
+      __builtin_prefetch(ranges_[i].at, 0, 2);
+      ranges_[i].at += kStep;
+    }
+  }
+
+ private:
+  struct Range {
+    const char *at, *end;
+  };
+  static constexpr int kMost = 3;
+  static constexpr int64_t kStep = 64;
+
+  Range ranges_[kMost];
+  int count_ = 0;
+};
+
 // Images of one thread, one for each sample of a group: zeros at first, and their borders stay zero.
 template <class Element>
 class GroupImages {

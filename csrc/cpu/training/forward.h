@@ -20,22 +20,25 @@ struct TrainingJoin {
   float factor, old_factor;
   Stored* targets[kMostSamples];
   const Stored* olds[kMostSamples];
+  Ahead ahead;
 
   void operator()(int64_t sample, int64_t y, int64_t x, int64_t step, int64_t count, int64_t channel, int vectors,
-                  const float* sums) const {
+                  const float* sums) {
     const int64_t next = step * image.channels;
     for (int v = 0; v < vectors; ++v, channel += kLanes) {
-      const int64_t lanes = image.channels - channel;
-      if (lanes <= 0) return;
       const int64_t place = (y * image.width + x) * image.channels + channel;
       Stored* target = targets[sample] + place;
       const Stored* old = olds[sample] ? olds[sample] + place : nullptr;
       const float* vector = sums + v * kLanes;
-      for (int64_t i = 0; i < count; ++i, vector += vectors * kLanes) {
-        Vector value = splat(factor) * load(vector);
-        if (old) value = multiply_add(splat(old_factor), load_some(old + i * next, lanes), value);
-        store_some(target + i * next, value, lanes);
-      }
+      const Vector scale = splat(factor), old_scale = splat(old_factor);
+      for_lanes(image.channels - channel, [&](auto lanes) {
+        for (int64_t i = 0; i < count; ++i) {
+          Vector value = scale * load(vector + i * vectors * kLanes);
+          if (old) value = multiply_add(old_scale, load_some(old + i * next, lanes), value);
+          store_some(target + i * next, value, lanes);
+          ahead.fetch();
+        }
+      });
     }
   }
 };
@@ -63,6 +66,8 @@ class ForwardTraining {
  private:
   using Element = typename Convolver::Element;
 
+  static constexpr int64_t kMostSlots = 32;
+
   const Stored* x() const { return static_cast<const Stored*>(job_.x); }
   Image input(int64_t u) const { return without_border(convolutions_.network().inputs[u]); }
   Image output() const { return without_border(convolutions_.network().ends[1]); }
@@ -77,11 +82,23 @@ class ForwardTraining {
     Stored* to = last ? static_cast<Stored*>(job_.output) : inner(u + 1);
     const Skip skip = Skip(block_.plan.blocks[0].skip);
     const int64_t group = std::min(samples_in_group(source), samples_in_group(target));
-    take_in_turn(team_, (block_.batch + group - 1) / group, [&](int worker, const auto& next, int64_t groups) {
-      for (int64_t g; (g = next()) < groups;) {
-        const int64_t first = g * group, count = std::min(group, block_.batch - first);
+    const Slots slots(block_.batch, group, kMostSlots);
+    take_in_turn(team_, slots.count, [&](int worker, const auto& next, int64_t) {
+      for (int64_t first = 0, end = 0;; first += group) {
+        if (first >= end) {
+          const int64_t slot = next();
+          if (slot >= slots.count) return;
+          first = slot * slots.samples;
+          end = std::min(block_.batch, first + slots.samples);
+        }
+        team_.check();
+        const int64_t count = std::min(group, end - first), after = std::min(group, end - first - count);
         const Element* operands[kMostSamples];
-        TrainingJoin<Stored> join = {target, last ? block_.c : 1.0f, 1.0f, {}, {}};
+        TrainingJoin<Stored> join = {target, last ? block_.c : 1.0f, 1.0f, {}, {}, {}};
+        join.ahead.add(from + (first + count) * size(source), after * size(source) * sizeof(Stored));
+        if (last && skip == kIdentity) {
+          join.ahead.add(x() + (first + count) * size(target), after * size(target) * sizeof(Stored));
+        }
         for (int64_t s = 0; s < count; ++s) {
           operands[s] = activate(worker, u, norm, from + (first + s) * size(source), s);
           join.targets[s] = to + (first + s) * size(target);
@@ -92,10 +109,10 @@ class ForwardTraining {
         if (last && skip == kIdentity) join.old_factor = block_.a;
         if (projects) {
           const int64_t projection = block_.units();
-          const Image end = output();
-          TrainingJoin<Stored> aside = {end, block_.a, 1.0f, {}, {}};
+          const Image to_image = output();
+          TrainingJoin<Stored> aside = {to_image, block_.a, 1.0f, {}, {}, {}};
           for (int64_t s = 0; s < count; ++s) {
-            aside.targets[s] = static_cast<Stored*>(job_.output) + (first + s) * size(end);
+            aside.targets[s] = static_cast<Stored*>(job_.output) + (first + s) * size(to_image);
           }
           Convolver::run(convolutions_[projection], convolutions_.packed(projection), operands, count, aside);
         }
@@ -124,18 +141,19 @@ class ForwardTraining {
     const Image& image = convolutions_.network().inputs[u];
     Element* operand = operands_[worker * block_.units() + u].get(s, operand_size<Convolver>(image));
     const int64_t channels = Convolver::operand_channels(image), plane = operand_plane<Convolver>(image);
-    for (int64_t c = 0; c < image.padded(); c += kLanes) {
-      const int64_t lanes = image.channels - c;
-      if (lanes <= 0) break;
-      for (int64_t y = 0; y < image.height; ++y) {
-        const Stored* row = values + y * image.width * image.channels + c;
-        Element* to = operand + image.pixel(y, 0) * channels + c;
-        for (int64_t i = 0; i < image.width; ++i) {
-          const Vector value = norm.scaled(norm.normalized(load_some(row + i * image.channels, lanes), c), c);
-          // In this order of arguments a NaN stays NaN.
-          Convolver::put(to + i * channels, plane, maximum(splat(0.0f), value));
+    for (int64_t c = 0; c < image.channels; c += kLanes) {
+      const TrainingNorm::Lanes map = norm.at(c);
+      for_lanes(image.channels - c, [&](auto lanes) {
+        for (int64_t y = 0; y < image.height; ++y) {
+          const Stored* row = values + y * image.width * image.channels + c;
+          Element* to = operand + image.pixel(y, 0) * channels + c;
+          for (int64_t i = 0; i < image.width; ++i) {
+            const Vector value = map.scaled(map.normalized(load_some(row + i * image.channels, lanes)));
+            // In this order of arguments a NaN stays NaN.
+            Convolver::put(to + i * channels, plane, maximum(splat(0.0f), value));
+          }
         }
-      }
+      });
     }
     return operand;
   }

@@ -28,17 +28,21 @@ class TrainingNorm {
     }
   }
 
-  Vector normalized(Vector value, int64_t channel) const {
-    return (value - load(means_.data() + channel)) * load(inverses_.data() + channel);
+  // The map of kLanes channels, in registers.
+  struct Lanes {
+    Vector mean, inverse, gain, bias, scale;
+
+    Vector normalized(Vector value) const { return (value - mean) * inverse; }
+    Vector scaled(Vector unit) const { return multiply_add(unit, gain, bias); }
+  };
+
+  Lanes at(int64_t channel) const {
+    return {load(means_.data() + channel), load(inverses_.data() + channel), load(gains_.data() + channel),
+            load(biases_.data() + channel), load(scales_.data() + channel)};
   }
-  Vector scaled(Vector unit, int64_t channel) const {
-    return multiply_add(unit, load(gains_.data() + channel), load(biases_.data() + channel));
-  }
-  // gain / deviation.
-  Vector scale(int64_t channel) const { return load(scales_.data() + channel); }
 
  private:
-  std::vector<float> means_, inverses_, gains_, biases_, scales_;
+  std::vector<float> means_, inverses_, gains_, biases_, scales_;  // the last are gain / deviation
 };
 
 // Mean and squared distance from it of each channel, sample by sample, while a sample is in cache. Distances are
@@ -55,17 +59,19 @@ class SampleStatistics {
       const int64_t count = image.channels - channel;
       const Vector pivot = load_some(values + channel, count);
       double sums[kLanes] = {}, products[kLanes] = {};
-      for (int64_t y = 0; y < image.height; ++y) {
-        const Stored* row = values + y * image.width * image.channels + channel;
-        Vector sum = splat(0.0f), square = splat(0.0f);
-        for (int64_t x = 0; x < image.width; ++x) {
-          const Vector distance = load_some(row + x * image.channels, count) - pivot;
-          sum = sum + distance;
-          square = multiply_add(distance, distance, square);
+      for_lanes(count, [&](auto lanes) {
+        for (int64_t y = 0; y < image.height; ++y) {
+          const Stored* row = values + y * image.width * image.channels + channel;
+          Vector sum = splat(0.0f), square = splat(0.0f);
+          for (int64_t x = 0; x < image.width; ++x) {
+            const Vector distance = load_some(row + x * image.channels, lanes) - pivot;
+            sum = sum + distance;
+            square = multiply_add(distance, distance, square);
+          }
+          add_row(sums, sum);
+          add_row(products, square);
         }
-        add_row(sums, sum);
-        add_row(products, square);
-      }
+      });
       float first[kLanes];
       store(first, pivot);
       for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, count); ++lane) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "../isa/vector.h"
 
@@ -73,6 +74,17 @@ void store_some(Stored* address, Vector value, int64_t count) {
   Stored lanes[kLanes];
   store_stored(lanes, value);
   if (count > 0) std::memcpy(address, lanes, size_t(count) * sizeof(Stored));
+}
+
+// Calls work(lanes) with what load_some and store_some take as the count: a constant where all lanes are the pixel's,
+// so that loops over pixels do not test it.
+template <class Work>
+void for_lanes(int64_t count, const Work& work) {
+  if (count >= kLanes) {
+    work(std::integral_constant<int64_t, kLanes>());
+  } else if (count > 0) {
+    work(count);
+  }
 }
 
 }  // namespace
