@@ -116,8 +116,6 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     np.random.set_state(states[1])
 
 
-# Without a GPU its example runs the block's modules.
-@pytest.mark.filterwarnings("ignore:fused_residual runs:RuntimeWarning")
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_the_examples_of_a_docstring_print_what_they_show(name: str, reader: None) -> None:
     variables = list(os.environ)

@@ -80,7 +80,7 @@ METHODS = {
 RESULTS = {
     *(pathnet.AdaptedNet, pathnet.LengthSums, pathnet.Tape, effective_depth.Depth, lesion.Errors, lesion.Ranking),
     *(training.Epoch, signed.Judgement, models.FusedForm, models.PostActivationForm, models.Unit, models.Block),
-    *(data.Images, engines.Engine, engines.Prepared, engines.Walk, pathnet.ScaledGradient),
+    *(data.Images, engines.Engine, engines.Prepared, engines.Walk, pathnet.ScaledGradient, nn.FusedNet),
 }
 """Classes that the library itself constructs, and interfaces: no caller passes values to their constructors."""
 

@@ -78,9 +78,11 @@ def truth(block: PreactBlock, x: Tensor, direction: Tensor, a: float = 1.0, c: f
     return results(exact, x, direction.double(), routed(exact, x, a, c))
 
 
-def fused(block: PreactBlock, x: Tensor, direction: Tensor, a: float = 1.0, c: float = 1.0) -> dict[str, Tensor]:
+def fused(
+    block: PreactBlock, x: Tensor, direction: Tensor, a: float = 1.0, c: float = 1.0, engine: Any = "auto"
+) -> dict[str, Tensor]:
     block, x = copy.deepcopy(block), x.detach().requires_grad_()
-    return results(block, x, direction, fused_residual(block, x, a, c))
+    return results(block, x, direction, fused_residual(block, x, a, c, engine))
 
 
 def compare(measured: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:

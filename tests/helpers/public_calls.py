@@ -177,6 +177,7 @@ def library_calls() -> dict[str, Call]:
         "fused_residual": call_of(
             nn.fused_residual, block=lambda: next(iter(small_net())), x=lambda: torch.ones(2, 2, 4, 4)
         ),
+        "fuse": call_of(nn.fuse, net=net),
         "available": call_of(engines.available),
         "Job": call_of(
             engines.Job,

@@ -33,7 +33,7 @@ PUBLIC = {
         *("Unit", "VggLayer", "build", "fingerprint", "highway", "load", "preact_resnet", "preact_resnet_imagenet"),
         *("resnet", "save", "vgg"),
     ),
-    "pathnet.nn": ("fused_residual",),
+    "pathnet.nn": ("FusedNet", "fuse", "fused_residual"),
     "pathnet.paths": (
         *("check_paths", "enumerate_all", "length_distribution", "one_of_each_length", "remaining_fraction"),
         *("routing", "sample", "signs"),

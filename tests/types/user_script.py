@@ -91,6 +91,10 @@ def recorders(net: ResidualNet, images: Tensor, labels: Tensor) -> None:
     first = net.blocks[0]
     assert isinstance(first, PreactBlock)
     assert_type(pathnet.nn.fused_residual(first, net.stem(images), c=0.5), Tensor)
+    fused = pathnet.nn.fuse(net, engine="cpu")
+    assert_type(fused, pathnet.nn.FusedNet)
+    assert_type(fused.engines, tuple[str, ...])
+    assert_type(fused.unfused, dict[int, str])
 
 
 def other_models() -> None:

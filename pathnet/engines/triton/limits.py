@@ -9,7 +9,7 @@ from pathnet.engines.forms import unsupported_block
 from pathnet.engines.triton.network import TritonNetwork
 from pathnet.models.residual_net import ResidualNet
 
-__all__ = ["MAX_ELEMENTS", "check_images", "check_sides", "room_of", "unsupported_side"]
+__all__ = ["MAX_ELEMENTS", "MAX_SIDE", "check_images", "check_sides", "room_of", "unsupported_side"]
 
 ROOM = 4 << 30
 """Bytes for the gradients of one backward pass: some hundred routings of a CIFAR network at batch 128."""

@@ -253,5 +253,8 @@ def affine_of(unit: Unit) -> tuple[Tensor, Tensor]:
 
 def norm_tensors(unit: Unit, by_batch: bool) -> list[Tensor]:
     """Return BN's gain and bias, [C] each, then its running mean and variance unless it uses the batch's."""
-    running = () if by_batch else (unit.bn.running_mean, unit.bn.running_var)
-    return [*affine_of(unit), *(row for row in running if row is not None)]
+    bn = unit.bn
+    gain, bias = bn.weight, bn.bias
+    affine = affine_of(unit) if gain is None or bias is None else (gain, bias)
+    running = () if by_batch else (bn.running_mean, bn.running_var)
+    return [*affine, *[row for row in running if row is not None]]

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from helpers import fused_blocks
 from helpers.cases import shaken
-from helpers.fused_blocks import FLOAT32, KINDS, batch_for, block_of, compare, fused, results, routed, truth
+from helpers.fused_blocks import FLOAT32, KINDS, batch_for, block_of, compare, results, routed, truth
 from helpers.oracles import relative_error
 from torch import Tensor, nn
 
 import pathnet
 from pathnet.models import PreactBlock, ResidualNet
-from pathnet.nn import fused_residual
 
+fused = partial(fused_blocks.fused, engine="triton")
+fused_residual = partial(pathnet.nn.fused_residual, engine="triton")
 pytest.importorskip("triton")
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on this machine's GPU: tests/gpu/triton"),

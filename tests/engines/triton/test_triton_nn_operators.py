@@ -1,20 +1,20 @@
-"""The fused block's operators: fakes, autograd, compilation, refusals, and the way without Triton."""
+"""The fused block's operators: fakes, autograd, compilation and refusals."""
 
 from __future__ import annotations
 
 import copy
-import warnings
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from helpers.fused_blocks import FLOAT32, batch_for, block_of, compare, results, routed, truth
+from helpers.fused_blocks import FLOAT32, batch_for, block_of, compare, results, truth
 from torch import Tensor, nn
 
 import pathnet
 from pathnet.models import Block, PreactBlock
-from pathnet.nn import fused_residual
 
+fused_residual = partial(pathnet.nn.fused_residual, engine="triton")
 pytest.importorskip("triton")
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on this machine's GPU: tests/gpu/triton"),
@@ -113,20 +113,3 @@ def test_input_that_does_not_fit_is_told() -> None:
     block.convs[0] = nn.Conv2d(4, 4, 3, padding=1)
     with pytest.raises(ValueError, match="block: it has a convolution with a bias"):
         fused_residual(block, x)
-
-
-def test_without_triton_the_modules_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pathnet.nn._interpreted", lambda: False)
-    pathnet.nn._warn.cache_clear()
-    block, (x, _) = block_of("basic-projection", False), batch_for("basic-projection")
-    with pytest.warns(RuntimeWarning, match="fused_residual runs the block's own modules: x is on cpu"):
-        assert torch.equal(fused_residual(block, x), block(x))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        trained, expected = copy.deepcopy(block).train(), copy.deepcopy(block).train()
-        torch.testing.assert_close(fused_residual(trained, x), expected(x))
-        assert all(map(torch.equal, trained.buffers(), expected.buffers()))
-        for a, c in [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0)]:
-            assert fused_residual(trained, x.bfloat16(), a, c).dtype == torch.bfloat16
-        torch.testing.assert_close(fused_residual(block, x, 0.5, 2.0), routed(block, x, 0.5, 2.0))
-        assert torch.equal(fused_residual(block, x, 0.0, 1.0), block.residual(x))
