@@ -2,6 +2,8 @@
 
 #include "kernels.h"
 
+#include "training/backward.h"
+#include "training/forward.h"
 #include "walk/backward_batch.h"
 #include "walk/backward_running.h"
 #include "walk/forward_batch.h"
@@ -47,7 +49,7 @@ void pack(const Plan& plan, Direction direction, bool fold_scales, uint8_t* byte
   }
 }
 
-template <class Convolver>
+template <class Convolver, class Training, class Stored>
 Kernels kernels_with() {
   return {packed_size<Convolver>,
           pack<Convolver>,
@@ -56,12 +58,17 @@ Kernels kernels_with() {
           walk_forward_running<ForwardConvolver>,
           walk_backward_batch<Convolver>,
           walk_sums_by_length_batch<Convolver>,
-          walk_forward_batch<ForwardConvolver>};
+          walk_forward_batch<ForwardConvolver>,
+          train_forward<Training, Stored>,
+          train_backward<Training, Stored>};
 }
 
 }  // namespace
 
-Kernels kernels(bool bf16) { return bf16 ? kernels_with<Bfloat16>() : kernels_with<Float32>(); }
+Kernels kernels(bool bf16) {
+  if (bf16) return kernels_with<Bfloat16, TrainingBfloat16, Bf16>();
+  return kernels_with<Float32, TrainingFloat32, float>();
+}
 
 }  // namespace PATHNET_ISA_NAMESPACE
 }  // namespace pathnet::cpu

@@ -6,6 +6,7 @@
 
 #include "../plan.h"
 #include "isa/isa.h"
+#include "training.h"
 
 namespace pathnet::cpu {
 
@@ -94,9 +95,12 @@ struct Kernels {
   void (*backward_batch)(const BackwardBatchWalk&, const Team&);
   void (*sums_by_length_batch)(const BackwardBatchWalk&, const Team&);
   void (*forward_batch)(const ForwardBatchWalk&, const Team&);
+  // Those for bf16 take batches of bf16 numbers, the others float32.
+  void (*train_forward)(const TrainingForward&, const Team&);
+  void (*train_backward)(const TrainingBackward&, const Team&);
 };
 
-// bf16: whether backward passes may round to it; forward passes always have float32 precision.
+// bf16: whether backward passes may round to it; forward passes along paths always have float32 precision.
 #define PATHNET_DECLARE_KERNELS(isa) \
   namespace isa {                    \
   Kernels kernels(bool bf16);        \

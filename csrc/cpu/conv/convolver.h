@@ -5,6 +5,7 @@
 #include "amx.h"
 #include "fma.h"
 #include "winograd.h"
+#include "winograd4.h"
 
 namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
@@ -25,6 +26,9 @@ using Bfloat16 = WinogradConvolver<Bf16Product>;
 using Float32 = WinogradConvolver<FloatProduct>;
 using Bfloat16 = Float32;
 #endif
+
+using TrainingFloat32 = Winograd4Convolver;
+using TrainingBfloat16 = Winograd4Convolver;
 
 }  // namespace
 }  // namespace PATHNET_ISA_NAMESPACE

@@ -1,0 +1,348 @@
+// The gradients of a block's input and parameters.
+//
+// From the last unit to the first, the whole batch goes through one transposed convolution, which also gives the
+// weight gradient. A thread takes a slot of neighbouring samples: it computes the gradient at the convolution's
+// output (of the gradient behind it, and through a BN of that unit's input) and the activations at the convolution's
+// input as bordered and dense images in cache, convolves, masks the sums by the ReLU, which it computes anew, and
+// sums up what the BN before needs. Weight gradients add up within a slot sample after sample, and over the slots in
+// their order. How many samples make a slot depends on the shapes alone, so all results are bit-equal for any number
+// of threads.
+//
+// A basic block with an identity skip reads the gradient twice, its input and the inner one twice or three times, and
+// writes and reads one gradient between: eleven passes over an activation of the batch, with the six of the forward
+// pass seventeen. Two more would go if the block behind it finished its input's gradient.
+#pragma once
+
+#include "bench.h"
+
+namespace pathnet::cpu {
+namespace PATHNET_ISA_NAMESPACE {
+namespace {
+
+// h = the sums, where the unit's ReLU is open, + old h where `add`; and sums of h and of h * x over each sample, with
+// x the normalised input.
+template <class Stored>
+struct TrainingReduction {
+  const Image& image;  // dense, of the unit's input
+  const TrainingNorm& norm;
+  bool add;
+  bool sums_up;
+  const Stored* inputs[kMostSamples];
+  Stored* targets[kMostSamples];
+  float* sums[kMostSamples];  // [two][padded channels]
+
+  void operator()(int64_t sample, int64_t y, int64_t x, int64_t step, int64_t count, int64_t channel, int vectors,
+                  const float* values) const {
+    const int64_t next = step * image.channels;
+    for (int v = 0; v < vectors; ++v, channel += kLanes) {
+      const int64_t lanes = image.channels - channel;
+      if (lanes <= 0) return;
+      const int64_t place = (y * image.width + x) * image.channels + channel;
+      const Stored* input = inputs[sample] + place;
+      Stored* target = targets[sample] + place;
+      const float* vector = values + v * kLanes;
+      Vector sum = splat(0.0f), product = splat(0.0f);
+      for (int64_t i = 0; i < count; ++i, vector += vectors * kLanes) {
+        const Vector unit = norm.normalized(load_some(input + i * next, lanes), channel);
+        Vector value = keep(load(vector), positive(norm.scaled(unit, channel)));
+        if (add) value = value + load_some(target + i * next, lanes);
+        store_some(target + i * next, value, lanes);
+        sum = sum + value;
+        product = multiply_add(value, unit, product);
+      }
+      if (!sums_up) continue;
+      float *total = sums[sample] + channel, *products = total + image.padded();
+      store(total, load(total) + sum);
+      store(products, load(products) + product);
+    }
+  }
+};
+
+// What the backward pass through a BN takes from the batch: with h the gradient at its output and x its normalised
+// input, the means of h and of h * x; zero for running statistics, which no gradient reaches.
+struct NormMeans {
+  std::vector<float> h, hx;
+};
+
+template <class Convolver, class Stored>
+class BackwardTraining {
+ public:
+  BackwardTraining(const TrainingBackward& job, const Team& team)
+      : job_(job), block_(job.block), team_(team), convolutions_(job.block, true, team) {
+    for (int64_t u = 0; u < block_.units(); ++u) {
+      const float* mean = job.statistics + u * 2 * block_.widest;
+      norms_.emplace_back(block_.norms[u], mean, mean + block_.widest, input(u));
+    }
+    benches_.resize(team.threads);
+    for (Bench& bench : benches_) bench.gradients.resize(block_.weights.size());
+    int64_t most = 0;
+    for (int64_t u = 1; u < block_.units(); ++u) most = std::max(most, block_.input_size(u));
+    const int64_t floats = (most * int64_t(sizeof(Stored)) + 3) / 4;
+    for (int64_t i = 0; i < std::min<int64_t>(2, block_.units() - 1); ++i) between_[i] = make_large(floats);
+  }
+
+  void run() {
+    for (int64_t u = block_.units() - 1; u >= 0; --u) run_unit(u);
+    finish();
+  }
+
+ private:
+  using Element = typename Convolver::Element;
+
+  // The images and sums of one thread.
+  struct Bench {
+    std::vector<GroupImages<Element>> gradients;  // at the output of each convolution
+    GroupImages<float> activations[2];            // of the first unit, and of later ones
+    std::vector<float> sums;
+  };
+
+  static constexpr int64_t kMostSlots = 16;
+  // Of the weight gradients that wait for their sum over the slots.
+  static constexpr int64_t kMostFloats = int64_t(1) << 23;
+
+  const Stored* x() const { return static_cast<const Stored*>(job_.x); }
+  const Stored* grad() const { return static_cast<const Stored*>(job_.grad); }
+  Image input(int64_t u) const { return without_border(convolutions_.network().inputs[u]); }
+  Image output() const { return without_border(convolutions_.network().ends[1]); }
+  static int64_t size(const Image& image) { return image.height * image.width * image.channels; }
+  const Stored* inputs(int64_t u) const {
+    return u == 0 ? x() : static_cast<const Stored*>(job_.inner) + block_.inner_start(u);
+  }
+  // The gradient at the output of unit u's BN.
+  Stored* behind(int64_t u) const {
+    return u == 0 ? static_cast<Stored*>(job_.x_grad) : reinterpret_cast<Stored*>(between_[(u - 1) % 2].get());
+  }
+  bool projects(int64_t u) const { return u == 0 && block_.weights.size() > block_.norms.size(); }
+
+  void run_unit(int64_t u) {
+    const Image source = u == block_.units() - 1 ? output() : input(u + 1), target = input(u);
+    const int64_t group = std::min(samples_in_group(source), samples_in_group(target));
+    std::vector<int64_t> convolutions = {u};
+    if (projects(u)) convolutions.push_back(block_.units());
+    int64_t weights = 0;
+    for (int64_t i : convolutions) weights = std::max(weights, weight_count(i));
+    const int64_t most = std::clamp<int64_t>(kMostFloats / weights, 1, kMostSlots);
+    const int64_t samples = std::max(group, (block_.batch + most - 1) / most);
+    const int64_t slots = (block_.batch + samples - 1) / samples;
+    std::vector<Large> slot_grads;
+    for (int64_t i : convolutions) slot_grads.push_back(make_large(slots * weight_count(i)));
+    sums_.assign(block_.batch * 2 * target.padded(), 0.0f);
+    take_in_turn(team_, slots, [&](int worker, const auto& next, int64_t) {
+      Bench& bench = benches_[worker];
+      for (int64_t slot; (slot = next()) < slots;) {
+        int64_t floats = 0;
+        for (int64_t i : convolutions) floats += Convolver::gradient_size(convolutions_[i]);
+        bench.sums.assign(floats + 16, 0.0f);
+        float* sums = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(bench.sums.data()) + 63) / 64 * 64);
+        const int64_t end = std::min(block_.batch, (slot + 1) * samples);
+        for (int64_t first = slot * samples; first < end; first += group) {
+          team_.check();
+          run_group(bench, u, first, std::min(group, end - first), sums);
+        }
+        for (size_t k = 0; k < convolutions.size(); ++k) {
+          const Convolution& convolution = convolutions_[convolutions[k]];
+          Convolver::finish_gradient(convolution, sums, slot_grads[k].get() + slot * weight_count(convolutions[k]));
+          sums += Convolver::gradient_size(convolution);
+        }
+      }
+    });
+    for (size_t k = 0; k < convolutions.size(); ++k) add_slots(convolutions[k], slot_grads[k].get(), slots);
+    means_ = means(u);
+  }
+
+  int64_t weight_count(int64_t i) const {
+    const Convolution& convolution = convolutions_[i];
+    return convolution.source.channels * convolution.target.channels * convolution.positions;
+  }
+
+  void run_group(Bench& bench, int64_t u, int64_t first, int64_t count, float* sums) {
+    const Image target = input(u);
+    const float* activations[kMostSamples];
+    const Element* gradients[kMostSamples];
+    TrainingReduction<Stored> reduction = {target, norms_[u], false, true, {}, {}, {}};
+    for (int64_t s = 0; s < count; ++s) {
+      const int64_t sample = first + s;
+      activations[s] = activate(bench, u, sample, s);
+      reduction.inputs[s] = inputs(u) + sample * size(target);
+      reduction.targets[s] = behind(u) + sample * size(target);
+      reduction.sums[s] = sums_.data() + sample * 2 * target.padded();
+    }
+    if (projects(u)) {
+      const int64_t projection = block_.units();
+      for (int64_t s = 0; s < count; ++s) gradients[s] = from_output(bench, projection, block_.a, first + s, s);
+      TrainingReduction<Stored> aside = reduction;
+      aside.sums_up = false;
+      float* aside_sums = sums + Convolver::gradient_size(convolutions_[u]);
+      Convolver::run_back(convolutions_[projection], convolutions_.packed(projection), gradients, activations, count,
+                          aside, aside_sums);
+      reduction.add = true;
+    }
+    for (int64_t s = 0; s < count; ++s) {
+      gradients[s] = u == block_.units() - 1 ? from_output(bench, u, block_.c, first + s, s)
+                                             : through_norm(bench, u, first + s, s);
+    }
+    Convolver::run_back(convolutions_[u], convolutions_.packed(u), gradients, activations, count, reduction, sums);
+  }
+
+  // relu(BN(input)) of unit u, dense.
+  const float* activate(Bench& bench, int64_t u, int64_t sample, int64_t s) {
+    const Image image = input(u);
+    float* target = bench.activations[u > 0].get(s, most_dense(u > 0));
+    const Stored* values = inputs(u) + sample * size(image);
+    const TrainingNorm& norm = norms_[u];
+    const int64_t pixels = image.height * image.width;
+    for (int64_t c = 0; c < image.padded(); c += kLanes) {
+      const int64_t lanes = image.channels - c;
+      for (int64_t i = 0; i < pixels; ++i) {
+        const Vector value =
+            lanes <= 0 ? splat(0.0f)
+                       : norm.scaled(norm.normalized(load_some(values + i * image.channels + c, lanes), c), c);
+        store(target + i * image.padded() + c, maximum(splat(0.0f), value));
+      }
+    }
+    return target;
+  }
+
+  int64_t most_dense(bool later) const {
+    int64_t most = 0;
+    for (int64_t u = later ? 1 : 0; u < (later ? block_.units() : 1); ++u) most = std::max(most, input(u).dense());
+    return most;
+  }
+
+  // factor * the block's gradient, as convolution i reads it.
+  const Element* from_output(Bench& bench, int64_t i, float factor, int64_t sample, int64_t s) {
+    const Image& image = convolutions_[i].source;
+    const Stored* values = grad() + sample * size(image);
+    return bordered(bench, i, s, [&](int64_t pixel, int64_t channel, int64_t lanes) {
+      return splat(factor) * load_some(values + pixel * image.channels + channel, lanes);
+    });
+  }
+
+  // The gradient at the input of unit u + 1's BN, as unit u's convolution reads it.
+  const Element* through_norm(Bench& bench, int64_t u, int64_t sample, int64_t s) {
+    const Image image = input(u + 1);
+    const Stored *h = behind(u + 1) + sample * size(image), *values = inputs(u + 1) + sample * size(image);
+    return bordered(bench, u, s, [&](int64_t pixel, int64_t channel, int64_t lanes) {
+      const int64_t place = pixel * image.channels + channel;
+      return before_norm(u + 1, channel, load_some(h + place, lanes), load_some(values + place, lanes));
+    });
+  }
+
+  Vector before_norm(int64_t u, int64_t channel, Vector h, Vector value) const {
+    const TrainingNorm& norm = norms_[u];
+    if (!block_.by_batch()) return norm.scale(channel) * h;
+    const Vector centred = h - load(means_.h.data() + channel);
+    return norm.scale(channel) * (centred - norm.normalized(value, channel) * load(means_.hx.data() + channel));
+  }
+
+  template <class Value>
+  const Element* bordered(Bench& bench, int64_t i, int64_t s, const Value& value) {
+    const Image& image = convolutions_[i].source;
+    Element* operand = bench.gradients[i].get(s, operand_size<Convolver>(image));
+    const int64_t channels = Convolver::operand_channels(image), plane = operand_plane<Convolver>(image);
+    for (int64_t c = 0; c < image.channels; c += kLanes) {
+      for (int64_t y = 0; y < image.height; ++y) {
+        Element* row = operand + image.pixel(y, 0) * channels + c;
+        for (int64_t j = 0; j < image.width; ++j) {
+          Convolver::put(row + j * channels, plane, value(y * image.width + j, c, image.channels - c));
+        }
+      }
+    }
+    return operand;
+  }
+
+  // Adds up the slots' weight gradients, in their order.
+  void add_slots(int64_t i, const float* slot_grads, int64_t slots) {
+    constexpr int64_t kPart = 4096;
+    const int64_t count = weight_count(i), parts = (count + kPart - 1) / kPart;
+    float* target = job_.weight_grads[i];
+    take_in_turn(team_, parts, [&](int, const auto& next, int64_t) {
+      for (int64_t part; (part = next()) < parts;) {
+        const int64_t end = std::min(count, (part + 1) * kPart);
+        for (int64_t j = part * kPart; j < end; ++j) {
+          double sum = 0;
+          for (int64_t slot = 0; slot < slots; ++slot) sum += slot_grads[slot * count + j];
+          target[j] = float(sum);
+        }
+      }
+    });
+  }
+
+  // Writes the gradients of unit u's BN, and returns the means that the gradient of its input takes.
+  NormMeans means(int64_t u) {
+    const Image image = input(u);
+    const int64_t padded = image.padded();
+    const double count = double(block_.batch * image.height * image.width);
+    NormMeans means = {std::vector<float>(padded), std::vector<float>(padded)};
+    for (int64_t c = 0; c < image.channels; ++c) {
+      double h = 0, hx = 0;
+      for (int64_t s = 0; s < block_.batch; ++s) {
+        h += sums_[s * 2 * padded + c];
+        hx += sums_[(s * 2 + 1) * padded + c];
+      }
+      job_.bias_grads[u][c] = float(h);
+      job_.gain_grads[u][c] = float(hx);
+      means.h[c] = float(h / count);
+      means.hx[c] = float(hx / count);
+    }
+    return means;
+  }
+
+  // The input's gradient, in place of h: through the first unit's BN, and through the skip unless that is a
+  // projection.
+  void finish() {
+    const Image image = input(0), end = output();
+    const Skip skip = Skip(block_.plan.blocks[0].skip);
+    const bool identity = skip == kIdentity && block_.a != 0.0f, pads = skip == kPad && block_.a != 0.0f;
+    Stored* const all = static_cast<Stored*>(job_.x_grad);
+    for_each_sample(team_, block_.batch, 1, [&](int, int64_t sample, int64_t) {
+      Stored* target = all + sample * size(image);
+      const Stored *values = x() + sample * size(image), *behind = grad() + sample * size(end);
+      const int64_t pixels = image.height * image.width;
+      for (int64_t c = 0; c < image.channels; c += kLanes) {
+        const int64_t lanes = image.channels - c;
+        for (int64_t place = c; place < pixels * image.channels; place += image.channels) {
+          Vector value = before_norm(0, c, load_some(target + place, lanes), load_some(values + place, lanes));
+          if (identity) value = multiply_add(splat(block_.a), load_some(behind + place, lanes), value);
+          store_some(target + place, value, lanes);
+        }
+      }
+      if (pads) add_padding(behind, target);
+    });
+  }
+
+  // target += a * the transposed padding skip of a sample's gradient.
+  void add_padding(const Stored* gradient, Stored* target) const {
+    const Image from = output(), to = input(0);
+    const Padding padding = convolutions_.network().padding(block_.plan.blocks[0]);
+    for (int64_t y = 0; y < from.height; ++y) {
+      for (int64_t i = 0; i < from.width; ++i, gradient += from.channels) {
+        Stored* pixel = target + (y * padding.stride * to.width + i * padding.stride) * to.channels;
+        for (int64_t c = 0; c < to.channels; c += kLanes) {
+          const int64_t lanes = to.channels - c;
+          const Vector value = load_some(gradient + padding.before + c, lanes);
+          store_some(pixel + c, multiply_add(splat(block_.a), value, load_some(pixel + c, lanes)), lanes);
+        }
+      }
+    }
+  }
+
+  const TrainingBackward& job_;
+  const TrainingBlock& block_;
+  const Team& team_;
+  const TrainingConvolutions<Convolver> convolutions_;
+  std::vector<TrainingNorm> norms_;
+  std::vector<Bench> benches_;
+  Large between_[2];
+  std::vector<float> sums_;  // of the unit at work: [batch, two, padded channels]
+  NormMeans means_;          // of the unit behind the one at work
+};
+
+template <class Convolver, class Stored>
+void train_backward(const TrainingBackward& job, const Team& team) {
+  BackwardTraining<Convolver, Stored>(job, team).run();
+}
+
+}  // namespace
+}  // namespace PATHNET_ISA_NAMESPACE
+}  // namespace pathnet::cpu

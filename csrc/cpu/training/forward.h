@@ -1,0 +1,175 @@
+// The forward pass of a block in training.
+//
+// Each unit runs over the whole batch, since BN needs its statistics: a thread normalises a group of samples into
+// bordered images, convolves them, and measures the results while they are in cache. With batch statistics a basic
+// block whose skip is an identity reads its input three times (to measure, for the first unit, for the addition) and
+// writes the inner one and the output once, reading the inner one once: six passes over an activation of the batch.
+#pragma once
+
+#include "bench.h"
+
+namespace pathnet::cpu {
+namespace PATHNET_ISA_NAMESPACE {
+namespace {
+
+// target = factor * sums + old_factor * old, a null old counting as zero. Targets and olds are dense, and may be the
+// same memory.
+template <class Stored>
+struct TrainingJoin {
+  const Image& image;
+  float factor, old_factor;
+  Stored* targets[kMostSamples];
+  const Stored* olds[kMostSamples];
+
+  void operator()(int64_t sample, int64_t y, int64_t x, int64_t step, int64_t count, int64_t channel, int vectors,
+                  const float* sums) const {
+    const int64_t next = step * image.channels;
+    for (int v = 0; v < vectors; ++v, channel += kLanes) {
+      const int64_t lanes = image.channels - channel;
+      if (lanes <= 0) return;
+      const int64_t place = (y * image.width + x) * image.channels + channel;
+      Stored* target = targets[sample] + place;
+      const Stored* old = olds[sample] ? olds[sample] + place : nullptr;
+      const float* vector = sums + v * kLanes;
+      for (int64_t i = 0; i < count; ++i, vector += vectors * kLanes) {
+        Vector value = splat(factor) * load(vector);
+        if (old) value = multiply_add(splat(old_factor), load_some(old + i * next, lanes), value);
+        store_some(target + i * next, value, lanes);
+      }
+    }
+  }
+};
+
+template <class Convolver, class Stored>
+class ForwardTraining {
+ public:
+  ForwardTraining(const TrainingForward& job, const Team& team)
+      : job_(job),
+        block_(job.block),
+        team_(team),
+        convolutions_(job.block, false, team),
+        operands_(team.threads * job.block.units()),
+        statistics_(job.block.by_batch() ? job.block.batch : 0, job.block.widest) {}
+
+  void run() {
+    if (block_.by_batch()) {
+      const Image image = input(0);
+      for_each_sample(team_, block_.batch, 1,
+                      [&](int, int64_t s, int64_t) { statistics_.measure(image, x() + s * size(image), s); });
+    }
+    for (int64_t u = 0; u < block_.units(); ++u) run_unit(u);
+  }
+
+ private:
+  using Element = typename Convolver::Element;
+
+  const Stored* x() const { return static_cast<const Stored*>(job_.x); }
+  Image input(int64_t u) const { return without_border(convolutions_.network().inputs[u]); }
+  Image output() const { return without_border(convolutions_.network().ends[1]); }
+  static int64_t size(const Image& image) { return image.height * image.width * image.channels; }
+  Stored* inner(int64_t u) const { return static_cast<Stored*>(job_.inner) + block_.inner_start(u); }
+
+  void run_unit(int64_t u) {
+    const bool last = u == block_.units() - 1, projects = u == 0 && block_.weights.size() > block_.norms.size();
+    const Image source = input(u), target = last ? output() : input(u + 1);
+    const TrainingNorm norm = normalization(u);
+    const Stored* from = u == 0 ? x() : inner(u);
+    Stored* to = last ? static_cast<Stored*>(job_.output) : inner(u + 1);
+    const Skip skip = Skip(block_.plan.blocks[0].skip);
+    const int64_t group = std::min(samples_in_group(source), samples_in_group(target));
+    take_in_turn(team_, (block_.batch + group - 1) / group, [&](int worker, const auto& next, int64_t groups) {
+      for (int64_t g; (g = next()) < groups;) {
+        const int64_t first = g * group, count = std::min(group, block_.batch - first);
+        const Element* operands[kMostSamples];
+        TrainingJoin<Stored> join = {target, last ? block_.c : 1.0f, 1.0f, {}, {}};
+        for (int64_t s = 0; s < count; ++s) {
+          operands[s] = activate(worker, u, norm, from + (first + s) * size(source), s);
+          join.targets[s] = to + (first + s) * size(target);
+          if (!last || block_.a == 0.0f) continue;
+          join.olds[s] = skip == kIdentity ? x() + (first + s) * size(target) : join.targets[s];
+          if (skip == kPad) pad_sample(first + s, join.targets[s]);
+        }
+        if (last && skip == kIdentity) join.old_factor = block_.a;
+        if (projects) {
+          const int64_t projection = block_.units();
+          const Image end = output();
+          TrainingJoin<Stored> aside = {end, block_.a, 1.0f, {}, {}};
+          for (int64_t s = 0; s < count; ++s) {
+            aside.targets[s] = static_cast<Stored*>(job_.output) + (first + s) * size(end);
+          }
+          Convolver::run(convolutions_[projection], convolutions_.packed(projection), operands, count, aside);
+        }
+        Convolver::run(convolutions_[u], convolutions_.packed(u), operands, count, join);
+        for (int64_t s = 0; s < count && !last && block_.by_batch(); ++s) {
+          statistics_.measure(target, join.targets[s], first + s);
+        }
+      }
+    });
+  }
+
+  TrainingNorm normalization(int64_t u) const {
+    const Image image = input(u);
+    float *mean = job_.statistics + u * 2 * block_.widest, *variance = mean + block_.widest;
+    const NormParameters& norm = block_.norms[u];
+    if (block_.by_batch()) {
+      statistics_.merge(image, block_.batch, mean, variance);
+    } else {
+      std::copy_n(norm.mean, image.channels, mean);
+      std::copy_n(norm.variance, image.channels, variance);
+    }
+    return TrainingNorm(norm, mean, variance, image);
+  }
+
+  const Element* activate(int worker, int64_t u, const TrainingNorm& norm, const Stored* values, int64_t s) {
+    const Image& image = convolutions_.network().inputs[u];
+    Element* operand = operands_[worker * block_.units() + u].get(s, operand_size<Convolver>(image));
+    const int64_t channels = Convolver::operand_channels(image), plane = operand_plane<Convolver>(image);
+    for (int64_t c = 0; c < image.padded(); c += kLanes) {
+      const int64_t lanes = image.channels - c;
+      if (lanes <= 0) break;
+      for (int64_t y = 0; y < image.height; ++y) {
+        const Stored* row = values + y * image.width * image.channels + c;
+        Element* to = operand + image.pixel(y, 0) * channels + c;
+        for (int64_t i = 0; i < image.width; ++i) {
+          const Vector value = norm.scaled(norm.normalized(load_some(row + i * image.channels, lanes), c), c);
+          // In this order of arguments a NaN stays NaN.
+          Convolver::put(to + i * channels, plane, maximum(splat(0.0f), value));
+        }
+      }
+    }
+    return operand;
+  }
+
+  // target = a * the padding skip.
+  void pad_sample(int64_t s, Stored* target) const {
+    const Image from = input(0), to = output();
+    const Padding padding = convolutions_.network().padding(block_.plan.blocks[0]);
+    const Stored* source = x() + s * size(from);
+    for (int64_t y = 0; y < to.height; ++y) {
+      for (int64_t i = 0; i < to.width; ++i, target += to.channels) {
+        std::fill_n(target, to.channels, Stored());
+        const Stored* pixel = source + (y * padding.stride * from.width + i * padding.stride) * from.channels;
+        for (int64_t c = 0; c < from.channels; c += kLanes) {
+          const int64_t lanes = from.channels - c;
+          store_some(target + padding.before + c, splat(block_.a) * load_some(pixel + c, lanes), lanes);
+        }
+      }
+    }
+  }
+
+  const TrainingForward& job_;
+  const TrainingBlock& block_;
+  const Team& team_;
+  const TrainingConvolutions<Convolver> convolutions_;
+  std::vector<GroupImages<Element>> operands_;  // [threads, units]
+  SampleStatistics statistics_;
+};
+
+template <class Convolver, class Stored>
+void train_forward(const TrainingForward& job, const Team& team) {
+  ForwardTraining<Convolver, Stored>(job, team).run();
+}
+
+}  // namespace
+}  // namespace PATHNET_ISA_NAMESPACE
+}  // namespace pathnet::cpu

@@ -1,0 +1,103 @@
+// The BNs of a block in training: the statistics of a batch, and the affine map that they make.
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "../training.h"
+#include "../walk/batch.h"
+#include "stored.h"
+
+namespace pathnet::cpu {
+namespace PATHNET_ISA_NAMESPACE {
+namespace {
+
+// One BN with its statistics, channels zero-padded. Forward and backward pass make it of the same two rows, so both
+// see the same ReLU bits.
+class TrainingNorm {
+ public:
+  TrainingNorm(const NormParameters& parameters, const float* mean, const float* variance, const Image& image) {
+    for (std::vector<float>* row : {&means_, &inverses_, &gains_, &biases_, &scales_}) row->resize(image.padded());
+    for (int64_t c = 0; c < image.channels; ++c) {
+      const double inverse = 1.0 / std::sqrt(double(variance[c]) + parameters.epsilon);
+      means_[c] = mean[c];
+      inverses_[c] = float(inverse);
+      gains_[c] = parameters.gain[c];
+      biases_[c] = parameters.bias[c];
+      scales_[c] = float(double(parameters.gain[c]) * inverse);
+    }
+  }
+
+  Vector normalized(Vector value, int64_t channel) const {
+    return (value - load(means_.data() + channel)) * load(inverses_.data() + channel);
+  }
+  Vector scaled(Vector unit, int64_t channel) const {
+    return multiply_add(unit, load(gains_.data() + channel), load(biases_.data() + channel));
+  }
+  // gain / deviation.
+  Vector scale(int64_t channel) const { return load(scales_.data() + channel); }
+
+ private:
+  std::vector<float> means_, inverses_, gains_, biases_, scales_;
+};
+
+// Mean and squared distance from it of each channel, sample by sample, while a sample is in cache. Distances are
+// taken from the sample's first pixel, so that no digits cancel where a channel's mean is far from zero.
+class SampleStatistics {
+ public:
+  SampleStatistics(int64_t batch, int64_t channels) : channels_(channels), sums_(batch * 2 * channels) {}
+
+  template <class Stored>
+  void measure(const Image& image, const Stored* values, int64_t sample) {
+    double *means = sums_.data() + sample * 2 * channels_, *squares = means + channels_;
+    const int64_t pixels = image.height * image.width;
+    for (int64_t channel = 0; channel < image.channels; channel += kLanes) {
+      const int64_t count = image.channels - channel;
+      const Vector pivot = load_some(values + channel, count);
+      double sums[kLanes] = {}, products[kLanes] = {};
+      for (int64_t y = 0; y < image.height; ++y) {
+        const Stored* row = values + y * image.width * image.channels + channel;
+        Vector sum = splat(0.0f), square = splat(0.0f);
+        for (int64_t x = 0; x < image.width; ++x) {
+          const Vector distance = load_some(row + x * image.channels, count) - pivot;
+          sum = sum + distance;
+          square = multiply_add(distance, distance, square);
+        }
+        add_row(sums, sum);
+        add_row(products, square);
+      }
+      float first[kLanes];
+      store(first, pivot);
+      for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, count); ++lane) {
+        const double shift = sums[lane] / double(pixels);
+        means[channel + lane] = double(first[lane]) + shift;
+        squares[channel + lane] = products[lane] - shift * sums[lane];
+      }
+    }
+  }
+
+  // Mean and biased variance over the batch, of what `measure` left; in the samples' order.
+  void merge(const Image& image, int64_t batch, float* mean_row, float* variance_row) const {
+    const double pixels = double(image.height * image.width);
+    for (int64_t c = 0; c < image.channels; ++c) {
+      double mean = 0, squares = 0;
+      for (int64_t s = 0; s < batch; ++s) mean += sums_[s * 2 * channels_ + c];
+      mean /= double(batch);
+      for (int64_t s = 0; s < batch; ++s) {
+        const double distance = sums_[s * 2 * channels_ + c] - mean;
+        squares += sums_[(s * 2 + 1) * channels_ + c] + pixels * distance * distance;
+      }
+      mean_row[c] = float(mean);
+      // Rounding may leave less than nothing. In this form a NaN stays NaN.
+      variance_row[c] = float(squares < 0 ? 0.0 : squares / (double(batch) * pixels));
+    }
+  }
+
+ private:
+  int64_t channels_;
+  std::vector<double> sums_;  // [batch, 2, channels]
+};
+
+}  // namespace
+}  // namespace PATHNET_ISA_NAMESPACE
+}  // namespace pathnet::cpu
