@@ -35,11 +35,11 @@ class BlockEngine:
     """
 
     net: ResidualNet
-    blocks: tuple[Engine, ...]
+    blocks: tuple[str, ...]
     reason: str
 
     @property
-    def name(self) -> Engine:
+    def name(self) -> str:
         """The engine of the blocks that run fused; ``none`` if no block does."""
         return next((engine for engine in self.blocks if engine != "none"), "none")
 

@@ -43,7 +43,7 @@ class TrainingState:
         self.net, self.data, self.recipe = net, data, recipe
         self.device = next(net.parameters()).device
         self.engine = block_engine(net, engine, checkpoint)
-        self.engines: list[Engine] = []
+        self.engines: list[str] = []
         # Set before DistributedDataParallel wraps the network: gradients are exchanged in the layout of the weights.
         self.memory_format = self.engine.lay_out()
         self.rank, self.processes = rank_and_processes()
@@ -232,7 +232,7 @@ class TrainingState:
             if momentum is not None:
                 check_stored(f"momentum/{name}", momentum, parameter, checkpoint)
                 momenta[parameter] = torch.empty_like(parameter).copy_(momentum)
-        self.engines = recorded_engines(metadata, checkpoint)
+        self.engines = [*recorded_engines(metadata, checkpoint)]
         fill(self.net, tensors, checkpoint)
         for parameter, momentum in momenta.items():
             self.optimizer.state[parameter]["momentum_buffer"] = momentum
