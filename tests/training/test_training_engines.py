@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.training import SMALL, Interrupt, fresh
+from helpers.triton_kernels import import_kernels
 
 from pathnet import data, models
 from pathnet.models import ResidualNet
@@ -91,7 +92,11 @@ def test_checkpoints_without_an_engine_are_those_of_pytorchs_operators(images: d
     assert read_tensors(file)[1]["engines"] == ["none"]
 
 
-def test_a_checkpoint_whose_engine_is_not_here_goes_on_with_a_warning(images: data.Data, tmp_path: Path) -> None:
+def test_a_checkpoint_whose_engine_is_not_here_goes_on_with_a_warning(
+    images: data.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_kernels()
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     file = rewritten(interrupted(images, tmp_path / "net", "cpu"), ["triton"])
     with pytest.warns(
         RuntimeWarning, match=r"^checkpoint: .*net was trained by the engine triton, which cannot run h"
