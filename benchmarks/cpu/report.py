@@ -104,6 +104,8 @@ def _sentences(results: dict[str, Any]) -> list[str]:
         grown = [entry for entry in findings["memory"].values() if isinstance(entry, dict)]
         each = (f"{entry['growth_bytes'] / 1e6:.1f} MB for {entry['paths']} paths" for entry in grown)
         sentences.append(f"growth of the peak of memory: {', '.join(each)}")
+    for name, timing in findings.get("training", {}).get("timings", {}).items():  # of older files
+        sentences.append(f"seconds a training step, {name}: {timing['median_s']:.3g}")
     if "peak_share" in findings:
         rates = findings["peak_share"]["flops_per_s"].items()
         sentences.append(

@@ -18,7 +18,7 @@ from benchmarks.cases import batch, network
 from benchmarks.cpu.budget import LeftOut
 from benchmarks.cpu.field import Field
 from benchmarks.cpu.separate import measured_alone
-from benchmarks.cpu.training.accuracy import check_gradients
+from benchmarks.cpu.training.accuracy import Step, check_gradients
 from benchmarks.cpu.training.admission import Admitted, admitted_forms
 from benchmarks.cpu.training.cases import CIFAR_10, FULL
 from benchmarks.cpu.training.forms import PRECISIONS, Drawn, Form
@@ -31,7 +31,7 @@ from pathnet.training.sampling import drawn_modules, training_batch
 
 __all__ = ["training_step"]
 
-CHECKED_DRAWS = 3
+CHECKED_STEPS, CHECKED_DRAWS = 4, 2
 TIMES = 2 / 3
 """Share of the time for compiling and timing; the rest is for memory."""
 PIPELINE = "input pipeline"
@@ -44,10 +44,8 @@ def training_step(field: Field) -> Findings:
         Failed: a gradient is wrong; nothing is timed.
     """
     setup, sizes = field.sizes.setup, field.sizes.training
-    checked = network(field.sizes.checked)
-    draws = [None, *(_draw(checked, min(sizes.drawn, checked.n - 1), step) for step in range(CHECKED_DRAWS))]
     findings: Findings = {"drawn": sizes.drawn, "modules": field.n, "batch": setup.batch}
-    findings |= check_gradients(checked, *batch(field.sizes.checked), draws)
+    findings["error"] = check_gradients(*_checked(field))
     share = field.budget.share(TIMES)
     admitted = admitted_forms(field, share)
     timings = share.timed(_works(field, admitted), sizes.rounds, "steps")
@@ -59,6 +57,15 @@ def training_step(field: Field) -> Findings:
     findings["input_pipeline"] = pipeline.facts() | {"images": sizes.images}
     _measure_memory(field, findings["forms"])
     return findings | _conclusions(findings["forms"], pipeline.median, setup.batch)
+
+
+def _checked(field: Field) -> tuple[ResidualNet, list[Step]]:
+    """Return a small network, and steps of it on which gradients are checked: whole ones, then with modules drawn."""
+    setup = field.sizes.checked
+    net = network(setup)
+    drawn = [_draw(net, min(field.sizes.training.drawn, net.n - 1), step) for step in range(CHECKED_DRAWS)]
+    draws = [*([None] * CHECKED_STEPS), *drawn]
+    return net, [(*batch(setup, number), drawn) for number, drawn in enumerate(draws)]
 
 
 def _draw(net: ResidualNet, modules: int, step: int) -> Drawn:
