@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.cpu.fitting import mean_over_lengths, straight_line
-from benchmarks.cpu.training import report as training
+from benchmarks.cpu.training.goals import goals
 
 __all__ = ["Figure", "figures", "lines_by_length"]
 
@@ -64,8 +64,8 @@ def figures(findings: dict[str, Any]) -> list[Figure]:
             seconds = row["timings"]["sums"]["median_s"]
             title = f"exact sums by length, seconds, {', '.join(map(str, which))} images"
             judged.append(_figure(title, "at most", SUMS_SECONDS[which], seconds, None))
-    for title, sense, goal, value in training.judged(findings.get("training", {})):
-        judged.append(_figure(title, sense, goal, None, value))
+    training = goals(findings.get("training", {}))
+    judged += [_figure(goal.title, goal.sense, goal.limit, None, goal.value) for goal in training]
     return judged
 
 

@@ -105,7 +105,10 @@ def measure(
     steps: Iterable[str] = STEPS,
     budget: Budget | None = None,
 ) -> Run:
-    """Run the steps, the checks first unless all steps check themselves; one that fails or has no time stops no other."""
+    """Run the steps; one that fails or has no time stops no other.
+
+    The checks of the competitors come first, unless every step checks itself all that it times.
+    """
     steps = list(dict.fromkeys(steps))
     if not SELF_CHECKED.issuperset(steps):
         steps = list(dict.fromkeys(["checks", *steps]))

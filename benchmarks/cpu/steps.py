@@ -242,15 +242,15 @@ SELF_CHECKED = {"training", "models"}
 
 SHARES = {
     "checks": 24,
-    "lengths": 20,
+    "lengths": 24,
     "sweep": 4,
     "peak_share": 6,
     "fits": 8,
     "memory": 6,
     "deletions": 4,
-    "sharing": 8,
+    "sharing": 9,
     "sums": 16,
-    "training": 30,
+    "training": 12,
     "models": 18,
 }
 """Shares of the time; time that a step leaves goes to those after it."""

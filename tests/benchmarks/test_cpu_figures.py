@@ -65,7 +65,7 @@ def test_ratios_by_hand() -> None:
     assert by_title["training step with 23 of 54 modules drawn, share of a whole one, float32"]["met"] is True
     assert by_title["training step, times faster than PyTorch's best form, float32"]["met"] is False
     assert by_title["training step, times faster than PyTorch's best form, bfloat16"]["met"] is None
-    assert by_title["epoch of CIFAR-10, seconds, extrapolated from a training step, bfloat16"]["met"] is True
+    assert by_title["epoch of CIFAR-10, seconds, extrapolated from a step, bfloat16"]["met"] is True
     share = "exact sums by length, share of as many modules one by one, running, float32, 32 images"
     assert (by_title[share]["walks"], by_title[share]["met"]) == (0.9, True)
     assert by_title["exact sums by length, seconds, running, float32, 32 images"]["met"] is False

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from test_cpu_benchmarks import QUICK as REHEARSAL
+from torch import Tensor
 
 from benchmarks import results
 from benchmarks.cases import batch, network
 from benchmarks.cpu.budget import Budget
 from benchmarks.cpu.field import Field
 from benchmarks.cpu.run import Run
-from benchmarks.cpu.training import accuracy, admission, step
+from benchmarks.cpu.training import accuracy, step
 from benchmarks.cpu.training.accuracy import gradient_errors
 from benchmarks.cpu.training.admission import Admitted, admitted_forms
 from benchmarks.cpu.training.forms import FORMS, Form, Trainer
@@ -111,7 +111,9 @@ forward = ResidualNet.forward
 
 
 @pytest.mark.parametrize("wrong", [left_in, computed, not_a_number])
-def test_a_step_with_other_gradients_is_not_timed(wrong: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_step_with_other_gradients_is_not_timed(
+    wrong: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     run = Run(QUICK, tmp_path)
     monkeypatch.setattr(ResidualNet, "forward", wrong)
     with pytest.raises(Failed, match="gradients of torch, .*, are off by (inf|nan|[0-9.e+-]+), hence not timed"):
@@ -169,7 +171,10 @@ def test_statistics_that_are_not_updated_are_errors(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Trainer, "backward_alone", forgets)
     errors = gradient_errors(CHANNELS_LAST, net, images, labels, None)
-    assert {name.rpartition(".")[2] for name, error in errors.items() if error > 1e-4} == {"running_mean", "running_var"}
+    assert {name.rpartition(".")[2] for name, error in errors.items() if error > 1e-4} == {
+        "running_mean",
+        "running_var",
+    }
 
 
 def test_a_form_that_differs_on_the_timed_network_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +226,10 @@ def test_forms_that_time_does_not_allow_are_left_out_and_recorded(
 ) -> None:
     field = Field(replace(QUICK, compiled=True))
     budget = Budget(seconds, slow[0], "training")
-    forms = [*(form for form in FORMS if not form.compiled), *(form for form in FORMS if form.compiled and form.layout == "channels_last")]
+    forms = [
+        *(form for form in FORMS if not form.compiled),
+        *(form for form in FORMS if form.compiled and form.layout == "channels_last"),
+    ]
     assert list(admitted_forms(field, budget)) == forms[:kept]
     assert [cut["what"] for cut in budget.cuts] == [f"training step of {form}" for form in forms[kept:]]
     assert all("the fewest rounds would take some" in cut["because"] for cut in budget.cuts)

@@ -78,7 +78,7 @@ def _times(error: float, other: float) -> float:
 
 
 def gradient_errors(form: Form, net: ResidualNet, images: Tensor, labels: Tensor, drawn: Drawn | None) -> Errors:
-    """Return the errors of one step's gradients and running statistics; infinite where only one side has a gradient."""
+    """Return the errors of a step's gradients and running statistics; infinite where one side has no gradient."""
     images = images.to(next(net.parameters()).dtype)
     trainer = Trainer(form, net, images, labels)
     with _Recorded() as recorded:

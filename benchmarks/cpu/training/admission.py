@@ -80,7 +80,7 @@ def _faster_layout(admitted: dict[Form, Admitted]) -> str:
 
 
 def _no_time_for(form: Form, admitted: dict[Form, Admitted], budget: Budget) -> str | None:
-    """Return why there is no time for a form, or None; the first of pathnet and the first of PyTorch always take part.
+    """Return why there is no time for a form, or None; the first form of each side always takes part.
 
     A form is expected to take as long as the slowest so far.
     """

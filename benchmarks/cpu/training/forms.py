@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.cpu.training.goals import PRECISIONS
 from pathnet.models import ResidualNet
 from pathnet.nn import fuse
 from pathnet.training import Recipe
 
-__all__ = ["FORMS", "LAYOUTS", "PRECISIONS", "Backend", "Form", "Trainer"]
+__all__ = ["FORMS", "Backend", "Drawn", "Form", "Trainer"]
 
-PRECISIONS = ("float32", "bfloat16")
 LAYOUTS = {"channels_last": torch.channels_last, "NCHW": torch.contiguous_format}
 
 RECOMPILES = 64
@@ -65,7 +65,7 @@ class Trainer:
     Attributes:
         net: the network whose steps are timed.
         engines: the engine of each of its blocks, for pathnet's form.
-        parts: seconds of forward pass with loss, backward pass, and update of the weights, of each step of all modules.
+        parts: seconds of forward pass with loss, backward pass, and update of the weights, of each whole step.
     """
 
     def __init__(

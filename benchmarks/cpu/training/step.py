@@ -16,12 +16,14 @@ import torch
 
 from benchmarks.cases import batch, network
 from benchmarks.cpu.budget import LeftOut
+from benchmarks.cpu.facts import has_amx
 from benchmarks.cpu.field import Field
 from benchmarks.cpu.separate import measured_alone
 from benchmarks.cpu.training.accuracy import Step, check_gradients
 from benchmarks.cpu.training.admission import Admitted, admitted_forms
 from benchmarks.cpu.training.cases import CIFAR_10, FULL
-from benchmarks.cpu.training.forms import PRECISIONS, Drawn, Form
+from benchmarks.cpu.training.forms import Drawn, Form
+from benchmarks.cpu.training.goals import PRECISIONS
 from benchmarks.outcome import Failed, Findings
 from benchmarks.timing import Timing
 from pathnet.data import Data, InMemory
@@ -44,7 +46,7 @@ def training_step(field: Field) -> Findings:
         Failed: a gradient is wrong; nothing is timed.
     """
     setup, sizes = field.sizes.setup, field.sizes.training
-    findings: Findings = {"drawn": sizes.drawn, "modules": field.n, "batch": setup.batch}
+    findings: Findings = {"drawn": sizes.drawn, "modules": field.n, "batch": setup.batch, "amx": has_amx()}
     findings["error"] = check_gradients(*_checked(field))
     share = field.budget.share(TIMES)
     admitted = admitted_forms(field, share)
