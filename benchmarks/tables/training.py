@@ -40,7 +40,7 @@ def training(files: Mapping[str, Results]) -> str:
     place = f"{sentence(results)}, {findings['modules']} blocks, batch {findings['batch']} ({file_names([file])}):"
     cuts = [f"{cut['what']}, since {cut['because']}" for cut in results["cuts"] if cut["kept"] is None]
     left_out = [f"Left out: {'; '.join(cuts)}."] if cuts else []
-    parts = [place, table(header, rows), _figures(results), _draws(findings), *left_out]
+    parts = [place, table(header, rows), _figures(results), _bounds(findings), _draws(findings), *left_out]
     return "\n\n".join(parts)
 
 
@@ -67,12 +67,28 @@ def _figures(results: Results) -> str:
     best = [findings["conclusions"].get(precision, {}) for precision in PRECISIONS]
     rows["PyTorch's best form"] = [entry.get("best", "not measured") for entry in best]
     rows["PyTorch's form of the least memory"] = [entry.get("least_memory", "not measured") for entry in best]
+    ours = {row["precision"]: row["median_s"] for row in findings["forms"] if row["by"] == "pathnet"}
+    rates = [findings["bounds"]["operations"] / ours[name] if name in ours else None for name in PRECISIONS]
+    rows["GFLOP/s of direct convolutions"] = [number(rate and rate / 1e9) for rate in rates]
     errors = findings["error"]
     rows["largest relative error of a gradient, small network"] = [
         number(errors["pathnet, float32"], 2),
         f"{number(errors['pathnet, bfloat16'], 2)} (autocast: {number(errors['torch, bfloat16'], 2)})",
     ]
     return table(["", *PRECISIONS], [[name, *cells] for name, cells in rows.items()])
+
+
+def _bounds(findings: Mapping[str, Any]) -> str:
+    """Return the operations and bytes of a step, and the time that each would take by itself, as a sentence."""
+    bounds = findings["bounds"]
+    operations, traffic = bounds["operations"], bounds["bytes"]
+    peak, rate = bounds["peak_flops_per_s"], bounds["copied_bytes_per_s"]
+    fused = "" if peak is None else f" ({number(1e3 * operations / peak)} ms at the measured peak of multiply-adds)"
+    return (
+        f"A step has {number(operations / 1e9)} GFLOP in direct convolutions{fused}; fused blocks move "
+        f"{number(traffic / 1e9)} GB in float32 ({number(1e3 * traffic / rate)} ms at the measured rate of a copy), "
+        "and half as much in bfloat16."
+    )
 
 
 def _draws(findings: Mapping[str, Any]) -> str:

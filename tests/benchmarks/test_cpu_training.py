@@ -22,11 +22,12 @@ from benchmarks.cpu.run import Run
 from benchmarks.cpu.training import accuracy, step
 from benchmarks.cpu.training.accuracy import gradient_errors
 from benchmarks.cpu.training.admission import Admitted, admitted_forms
+from benchmarks.cpu.training.bounds import bounds
 from benchmarks.cpu.training.forms import FORMS, Form, Trainer
 from benchmarks.cpu.training.memory import memory_of_a_step
 from benchmarks.outcome import Failed
 from pathnet import native
-from pathnet.models import ResidualNet
+from pathnet.models import PreactBlock, ResidualNet
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
@@ -83,6 +84,17 @@ def test_the_errors_of_all_precisions_are_recorded(findings: dict[str, Any]) -> 
     assert 0 < errors["pathnet, float32"] < 1e-4
     assert 1e-3 < errors["pathnet, bfloat16"] < 0.2 and 1e-3 < errors["torch, bfloat16"] < 0.2
     assert 0 < errors["pathnet, bfloat16, in times of autocast's error"] < 2
+
+
+def test_operations_and_bytes_of_a_step_by_hand() -> None:
+    """A block of 3 to 3 channels on 4 x 4 pixels; one of 3 to 6 channels on every second, with a projection."""
+    blocks = [PreactBlock(3, (3, 3), (3, 3), 1, "pad"), PreactBlock(3, (3, 3), (6, 6), 2, "projection")]
+    net = ResidualNet(torch.nn.Identity(), blocks, torch.nn.Identity())
+    found = bounds(net, images=5, side=4, seconds=0.01)
+    products = 2 * 3 * 3 * 9 * 16 + (3 * 6 * 9 + 6 * 6 * 9 + 3 * 6) * 4
+    assert found["operations"] == 3 * 2 * products * 5
+    assert found["bytes"] == 17 * 4 * (3 * 16 + 6 * 4) * 5
+    assert found["copied_bytes_per_s"] > 1e7 and found["peak_flops_per_s"] is None or found["peak_flops_per_s"] > 1e8
 
 
 # Refusals

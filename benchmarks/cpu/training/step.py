@@ -21,6 +21,7 @@ from benchmarks.cpu.field import Field
 from benchmarks.cpu.separate import measured_alone
 from benchmarks.cpu.training.accuracy import Step, check_gradients
 from benchmarks.cpu.training.admission import Admitted, admitted_forms
+from benchmarks.cpu.training.bounds import bounds
 from benchmarks.cpu.training.cases import CIFAR_10, FULL
 from benchmarks.cpu.training.forms import Drawn, Form
 from benchmarks.cpu.training.goals import PRECISIONS
@@ -57,6 +58,7 @@ def training_step(field: Field) -> Findings:
     findings["forms"] = [_row(form, entry, timings) for form, entry in admitted.items()]
     pipeline = timings[PIPELINE]
     findings["input_pipeline"] = pipeline.facts() | {"images": sizes.images}
+    findings["bounds"] = bounds(field.net, setup.batch, setup.side, field.sizes.peak_seconds)
     _measure_memory(field, findings["forms"])
     return findings | _conclusions(findings["forms"], pipeline.median, setup.batch)
 
