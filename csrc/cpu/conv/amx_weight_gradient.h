@@ -145,20 +145,25 @@ struct TileWeightGradient {
     _tile_release();
   }
 
-  // weights = the sums, as [out][in][kernel * kernel].
-  static void finish(const Convolution& convolution, const float* sums, float* weights) {
-    const Image &source = convolution.source, &target = convolution.target;
-    std::fill_n(weights, source.channels * target.channels * convolution.positions, 0.0f);
+  // grads = the sums by the kernel's positions, as DirectWeightGradient: [position][source channel][target channel],
+  // channels padded.
+  static void finish(const Convolution& convolution, const float* sums, float* grads) {
+    const int64_t source_channels = convolution.source.padded(), target_channels = convolution.target.padded();
+    const int64_t plane = source_channels * target_channels;
+    // Where an image is smaller than the stride, some positions have no tap.
+    std::fill_n(grads, convolution.positions * plane, 0.0f);
     for (const Pass& pass : convolution.passes) {
-      for (int64_t to = 0; to < target.channels; to += kGroup) {
-        for (int64_t from = 0; from < source.channels; from += kGroup) {
-          const int64_t tos = std::min<int64_t>(kGroup, target.channels - to);
-          const int64_t froms = std::min<int64_t>(kGroup, source.channels - from);
+      for (int64_t to = 0; to < target_channels; to += kGroup) {
+        for (int64_t from = 0; from < source_channels; from += kGroup) {
           for (int64_t tap = 0; tap < taps_of(pass); ++tap, sums += kSumNumbers) {
-            const int64_t position = pass.runs[tap / pass.taps].kernel[tap % pass.taps];
-            for (int64_t f = 0; f < froms; ++f) {
-              float* row = weights + ((from + f) * target.channels + to) * convolution.positions + position;
-              for (int64_t t = 0; t < tos; ++t) row[t * convolution.positions] = sums[t * kGroup + f];
+            float* grad = grads + pass.runs[tap / pass.taps].kernel[tap % pass.taps] * plane;
+            __m512i rows[16];
+#pragma GCC unroll 16
+            for (int64_t i = 0; i < 16; ++i) rows[i] = _mm512_loadu_si512(sums + i * kGroup);
+            transpose(rows);
+#pragma GCC unroll 16
+            for (int64_t i = 0; i < 16; ++i) {
+              _mm512_storeu_si512(grad + (from + i) * target_channels + to, rows[i]);
             }
           }
         }

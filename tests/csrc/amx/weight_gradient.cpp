@@ -154,8 +154,17 @@ std::vector<float> on_tiles(const Case& random, const Convolution& convolution, 
     Gradient::add(convolution, gradient_of.data() + first, activation_of.data() + first, random.samples - first,
                   sums.data());
   }
-  std::vector<float> weights(random.unit.weight_size(), std::numeric_limits<float>::quiet_NaN());
-  Gradient::finish(convolution, sums.data(), weights.data());
+  const int64_t matrix = source.padded() * target.padded();
+  std::vector<float> grads_by_position(convolution.positions * matrix, std::numeric_limits<float>::quiet_NaN());
+  Gradient::finish(convolution, sums.data(), grads_by_position.data());
+  std::vector<float> weights;
+  for (int64_t out = 0; out < source.channels; ++out) {
+    for (int64_t in = 0; in < target.channels; ++in) {
+      for (int64_t k = 0; k < convolution.positions; ++k) {
+        weights.push_back(grads_by_position[k * matrix + out * target.padded() + in]);
+      }
+    }
+  }
   return weights;
 }
 

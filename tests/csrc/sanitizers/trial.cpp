@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <initializer_list>
-#include <random>
 #include <utility>
+
+#include "dice.h"
 
 namespace trial {
 namespace {
@@ -15,25 +15,6 @@ using pathnet::Unit;
 // Multiply-adds of one walk of all samples and routings, which bound a trial's time.
 constexpr double kMostOperations = 1.5e6;
 constexpr int64_t kMostSide = 19, kMostWidth = 70;
-
-// The standard's distributions differ between libraries; these do not.
-class Dice {
- public:
-  explicit Dice(uint64_t seed) : engine_(seed) {}
-
-  int64_t below(int64_t end) { return int64_t(engine_() % uint64_t(end)); }
-  int64_t between(int64_t first, int64_t last) { return first + below(last - first + 1); }
-  bool chance(double probability) { return unit() < probability; }
-  double unit() { return double(engine_() >> 11) * 0x1p-53; }
-  float around_zero(double deviation) { return float((2 * unit() - 1) * std::sqrt(3.0) * deviation); }
-  template <class T>
-  T one_of(std::initializer_list<T> choices) {
-    return choices.begin()[below(int64_t(choices.size()))];
-  }
-
- private:
-  std::mt19937_64 engine_;
-};
 
 int64_t side_behind(int64_t side, int64_t kernel, int64_t stride, int64_t padding) {
   const int64_t room = side + 2 * padding - kernel;

@@ -1,6 +1,6 @@
-// Tries the cpu kernels on random networks, for runs under a sanitizer: every walk, precision and instruction set of
-// this processor, on one thread and on several, judged by plain loops. Without torch and Python, whose memory and
-// threads a sanitizer would have to take on trust.
+// Tries the cpu kernels on random networks, and on random blocks in training, for runs under a sanitizer: every pass,
+// precision and instruction set of this processor, on one thread and on several, judged by plain loops. Without torch
+// and Python, whose memory and threads a sanitizer would have to take on trust.
 //
 //   walks [trials] [first seed]
 //
@@ -13,6 +13,7 @@
 
 #include "network.h"
 #include "report.h"
+#include "training.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #include <sanitizer/common_interface_defs.h>
@@ -33,6 +34,7 @@ int main(int count, char** arguments) {
   __sanitizer_set_death_callback(trial::report_place);
 #endif
   trial::AllCounts counts;
+  trial::AllPassCounts pass_counts;
   const std::vector<Isa> isas = supported_isas();
   for (int seed = first; seed < first + trials; ++seed) {
     trial::Network network(seed, counts);
@@ -41,6 +43,10 @@ int main(int count, char** arguments) {
       network.try_kernels(isa, false, nullptr);
       // Where both precisions are one code, it has been tried.
       network.try_kernels(isa, true, &float32);
+    }
+    for (bool bf16 : {false, true}) {
+      trial::Training training(seed, bf16, pass_counts);
+      for (Isa isa : isas) training.try_kernels(isa);
     }
   }
   std::string names;
@@ -51,6 +57,11 @@ int main(int count, char** arguments) {
   for (int kind = 0; kind < trial::kKinds; ++kind) {
     std::printf("  %-22s %6d walks, largest error %.1e of the norm\n", walks[kind], counts[kind].walks,
                 counts[kind].worst);
+  }
+  const char* passes[trial::kPasses] = {"train_forward", "train_backward"};
+  for (int pass = 0; pass < trial::kPasses; ++pass) {
+    std::printf("  %-22s %6d passes, largest error %.1f deviations of rounding\n", passes[pass],
+                pass_counts[pass].passes, pass_counts[pass].worst);
   }
   return 0;
 }
