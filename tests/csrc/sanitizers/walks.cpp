@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "kept_memory.h"
 #include "network.h"
 #include "report.h"
 #include "training.h"
@@ -44,6 +45,7 @@ int main(int count, char** arguments) {
       // Where both precisions are one code, it has been tried.
       network.try_kernels(isa, true, &float32);
     }
+    trial::try_kept_memory(seed);
     for (bool bf16 : {false, true}) {
       trial::Training training(seed, bf16, pass_counts);
       for (Isa isa : isas) training.try_kernels(isa);
@@ -58,10 +60,11 @@ int main(int count, char** arguments) {
     std::printf("  %-22s %6d walks, largest error %.1e of the norm\n", walks[kind], counts[kind].walks,
                 counts[kind].worst);
   }
-  const char* passes[trial::kPasses] = {"train_forward", "train_backward"};
+  const char* passes[trial::kPasses] = {"train_forward", "train_backward", "train_forward bf16",
+                                        "train_backward bf16"};
   for (int pass = 0; pass < trial::kPasses; ++pass) {
-    std::printf("  %-22s %6d passes, largest error %.1f deviations of rounding\n", passes[pass],
-                pass_counts[pass].passes, pass_counts[pass].worst);
+    std::printf("  %-22s %6d passes, largest error %.2f of the allowed one\n", passes[pass], pass_counts[pass].passes,
+                pass_counts[pass].worst);
   }
   return 0;
 }
