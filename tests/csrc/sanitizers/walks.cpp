@@ -11,7 +11,6 @@
 #include <string>
 #include <vector>
 
-#include "kept_memory.h"
 #include "network.h"
 #include "report.h"
 #include "training.h"
@@ -45,7 +44,6 @@ int main(int count, char** arguments) {
       // Where both precisions are one code, it has been tried.
       network.try_kernels(isa, true, &float32);
     }
-    trial::try_kept_memory(seed);
     for (bool bf16 : {false, true}) {
       trial::Training training(seed, bf16, pass_counts);
       for (Isa isa : isas) training.try_kernels(isa);
