@@ -221,5 +221,5 @@ def measured(x: Tensor, operands: BlockOperands) -> tuple[tuple[Tensor, Tensor, 
     with torch.no_grad():
         output, inner, statistics = cpu_fused_residual(x, operands)
         generator = torch.Generator().manual_seed(5)
-        grad = torch.randn(output.shape, generator=generator).to(x.dtype)
+        grad = torch.randn(output.permute(0, 2, 3, 1).shape, generator=generator).to(x.dtype).permute(0, 3, 1, 2)
         return (output, inner, statistics), grad, cpu_fused_residual_backward(grad, x, inner, statistics, operands)
