@@ -69,7 +69,7 @@ class FusedNet(ResidualNet):
         return "none", never_fused(block) or "it was compiled before it could be fused"
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _net_view, (self._intact, self._engine), self.__dict__
+        return _net_view, (self._intact, self._engine), _shared(self)
 
 
 class FusedBlock(Block):
@@ -111,6 +111,9 @@ class FusedBlock(Block):
         if not self._unchanged():
             self._parts, self._unchanged = fused_parts(self), comparison(self)
         return self._parts
+
+    def plain(self) -> Block:
+        return self._intact
 
     def extra_repr(self) -> str:
         return f"engine={self.engine_or_reason()[0]}"
@@ -163,16 +166,21 @@ def fuse(net: ResidualNet, engine: FusedEngine = "auto") -> FusedNet:
     one_of("engine", engine, FusedEngine)
     net = net._intact if isinstance(net, FusedNet) else net
     fused = _net_view(net, engine)
-    fused.__dict__.update({name: value for name, value in net.__dict__.items() if name != "training"})
+    fused.__dict__.update(_shared(net))
     fused._modules = {**net._modules, "blocks": nn.ModuleList(_fused(block, engine) for block in net)}
     return fused
 
 
 def _fused(block: Block, engine: FusedEngine) -> Block:
-    block = block._intact if isinstance(block, FusedBlock) else block
+    block = block.plain()
     if engine == "none" or block._compiled_call_impl is not None or never_fused(block) is not None:
         return block
     return _block_view(block, engine)
+
+
+def _shared(net: ResidualNet) -> dict[str, Any]:
+    """Return the attributes of a network without its mode, which views read from it, and compiled code."""
+    return {name: value for name, value in net.__dict__.items() if name not in ("training", "_compiled_call_impl")}
 
 
 def _net_view(net: ResidualNet, engine: FusedEngine) -> FusedNet:

@@ -44,12 +44,13 @@ class RunningStatistics:
                 self._update_all(statistics, shape, self.momentum)
 
     def _update_all(self, statistics: Tensor, shape: torch.Size, momentum: float) -> None:
-        if self._factors is None or self._factors[0] != shape:
+        cached = self._factors
+        if cached is None or cached[0] != shape:
             factors = [[1.0, factor] for factor in self._unbiased(shape)]
-            self._factors = shape, torch.tensor(factors, device=statistics.device)[..., None]
+            self._factors = cached = shape, torch.tensor(factors, device=statistics.device)[..., None]
         running: list[Any] = []
         rows: list[Tensor] = []
-        for bn, pair in zip(self.norms, (statistics * self._factors[1]).unbind(), strict=True):
+        for bn, pair in zip(self.norms, (statistics * cached[1]).unbind(), strict=True):
             running += [bn.running_mean, bn.running_var]
             rows += (pair if bn.num_features == pair.shape[1] else pair[:, : bn.num_features]).unbind()
         kind = running[0].dtype
