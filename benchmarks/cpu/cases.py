@@ -10,6 +10,7 @@ from torch import Tensor
 from benchmarks import cases
 from benchmarks.adapted import cases as adapted
 from benchmarks.cases import Setup
+from benchmarks.cpu.training import cases as training
 from pathnet.recording import BatchNormMode, Precision
 
 __all__ = ["FULL", "MINUTES", "SMALL", "Sizes", "codes_of_any_length", "deletions", "with_batch"]
@@ -34,8 +35,7 @@ class Sizes:
         memory_counts: a small and a large number of paths.
         peak_seconds: seconds of each measurement of the processor's peak.
         sums: BN mode, precision and batch of the exact sums by length.
-        drawn: number of residual modules of a training step that draws some.
-        draws: number of such steps.
+        training: sizes of the training step.
         models: sizes of the step on the engine for any model.
     """
 
@@ -51,8 +51,7 @@ class Sizes:
     memory_counts: tuple[int, int]
     peak_seconds: float
     sums: tuple[tuple[BatchNormMode, Precision, int], ...]
-    drawn: int
-    draws: int
+    training: training.Sizes
     models: adapted.Sizes
 
 
@@ -77,8 +76,7 @@ FULL = Sizes(
         ("running", "bfloat16", 128),
         ("batch", "float32", 32),
     ),
-    drawn=23,
-    draws=9,
+    training=training.FULL,
     models=adapted.FULL,
 )
 
@@ -95,8 +93,7 @@ SMALL = Sizes(
     memory_counts=(2, 20),
     peak_seconds=0.02,
     sums=(("running", "float32", 2), ("batch", "bfloat16", 2)),
-    drawn=2,
-    draws=2,
+    training=training.SMALL,
     models=adapted.SMALL,
 )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.cpu.fitting import mean_over_lengths, straight_line
+from benchmarks.cpu.training.goals import goals
 
 __all__ = ["Figure", "figures", "lines_by_length"]
 
@@ -24,7 +25,7 @@ COMPOSITION = {
     ("batch", "float32"): 2.5,
     ("batch", "bfloat16"): 2.5,
 }
-PEAK_SHARE, DELETIONS_SHARE, TRAINING_SHARE = 0.85, 0.25, 0.5
+PEAK_SHARE, DELETIONS_SHARE = 0.85, 0.25
 SUMS_SHARE = 1.3
 SUMS_SECONDS = {("running", "float32", 32): 0.5}
 
@@ -63,10 +64,8 @@ def figures(findings: dict[str, Any]) -> list[Figure]:
             seconds = row["timings"]["sums"]["median_s"]
             title = f"exact sums by length, seconds, {', '.join(map(str, which))} images"
             judged.append(_figure(title, "at most", SUMS_SECONDS[which], seconds, None))
-    training = findings.get("training", {})
-    modules = f"{training['drawn']} of {training['modules']} modules" if training else "modules"
-    title = f"training step with {modules} drawn, share of a whole one, float32"
-    judged.append(_figure(title, "at most", TRAINING_SHARE, None, training.get("share")))
+    training = goals(findings.get("training", {}))
+    judged += [_figure(goal.title, goal.sense, goal.limit, None, goal.value) for goal in training]
     return judged
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.adapted.report import tables
+from benchmarks.cpu.training import report as training
 from benchmarks.results import read_cpu
 
 __all__ = ["show"]
@@ -37,6 +38,8 @@ def show(results: dict[str, Any], console: Console) -> None:
         console.print(_lengths(findings["lengths"], results["lines_by_length"]))
     if "sharing" in findings:
         console.print(_sharing(findings["sharing"]))
+    if "forms" in findings.get("training", {}):
+        console.print(training.table(findings["training"]))
     if "models" in findings:
         console.print(*tables(findings["models"]))
     for line in _sentences(results):
@@ -101,10 +104,8 @@ def _sentences(results: dict[str, Any]) -> list[str]:
         grown = [entry for entry in findings["memory"].values() if isinstance(entry, dict)]
         each = (f"{entry['growth_bytes'] / 1e6:.1f} MB for {entry['paths']} paths" for entry in grown)
         sentences.append(f"growth of the peak of memory: {', '.join(each)}")
-    if "training" in findings:
-        steps = findings["training"]["timings"].items()
-        each = ", ".join(f"{name} {timing['median_s']:.3g}" for name, timing in steps)
-        sentences.append(f"seconds a training step, batch {findings['training']['batch']}: {each}")
+    for name, timing in findings.get("training", {}).get("timings", {}).items():  # of older files
+        sentences.append(f"seconds a training step, {name}: {timing['median_s']:.3g}")
     if "peak_share" in findings:
         rates = findings["peak_share"]["flops_per_s"].items()
         sentences.append(

@@ -13,7 +13,7 @@ from benchmarks.cpu.competitors import BUILDERS, Builder, Key
 from benchmarks.cpu.facts import processor, processor_facts
 from benchmarks.cpu.field import Field
 from benchmarks.cpu.figures import figures, lines_by_length
-from benchmarks.cpu.steps import PREPARATION, SHARES, STEPS
+from benchmarks.cpu.steps import PREPARATION, SELF_CHECKED, SHARES, STEPS
 from benchmarks.facts import commit_here
 from benchmarks.outcome import Failed, Findings
 from benchmarks.results import CPU_FOLDER, ROOT, file_name, write
@@ -105,8 +105,13 @@ def measure(
     steps: Iterable[str] = STEPS,
     budget: Budget | None = None,
 ) -> Run:
-    """Run the steps, always the checks first; a step that fails or has no time stops no other."""
-    steps = list(dict.fromkeys(["checks", *steps]))
+    """Run the steps; one that fails or has no time stops no other.
+
+    The checks of the competitors come first, unless every step checks itself all that it times.
+    """
+    steps = list(dict.fromkeys(steps))
+    if not SELF_CHECKED.issuperset(steps):
+        steps = list(dict.fromkeys(["checks", *steps]))
     run = Run(sizes, folder, budget=budget, steps=steps)
     for done, name in enumerate(steps):
         progress(done, len(steps), name)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -20,17 +18,16 @@ from benchmarks.cpu.cases import FULL, deletions
 from benchmarks.cpu.competitors import NORM_TOLERANCE, Key, recorder
 from benchmarks.cpu.field import Field
 from benchmarks.cpu.fitting import modules_walked, straight_line
+from benchmarks.cpu.separate import measured_alone
 from benchmarks.cpu.sums import sums_by_length
-from benchmarks.cpu.training import training_step
+from benchmarks.cpu.training.step import training_step
 from benchmarks.outcome import Failed, Findings
-from benchmarks.processes import execute
 from benchmarks.timing import LEAST_ROUNDS
 from pathnet import native
 
-__all__ = ["PREPARATION", "SHARES", "STEPS"]
+__all__ = ["PREPARATION", "SELF_CHECKED", "SHARES", "STEPS"]
 
 LESION_TOLERANCE = 1e-3
-ALONE_S = 300.0
 
 
 def checks(field: Field) -> Findings:
@@ -240,17 +237,20 @@ STEPS: dict[str, Callable[[Field], Findings]] = {
 }
 
 
+SELF_CHECKED = {"training", "models"}
+"""Steps that check all that they time; the others rely on the checks of the competitors."""
+
 SHARES = {
     "checks": 24,
-    "lengths": 20,
+    "lengths": 24,
     "sweep": 4,
     "peak_share": 6,
     "fits": 8,
     "memory": 6,
     "deletions": 4,
-    "sharing": 8,
+    "sharing": 9,
     "sums": 16,
-    "training": 4,
+    "training": 12,
     "models": 18,
 }
 """Shares of the time; time that a step leaves goes to those after it."""
@@ -260,21 +260,9 @@ PREPARATION = dict.fromkeys(STEPS, 0.0) | {"peak_share": 2, "memory": 2, "deleti
 
 
 def _alone(field: Field, *arguments: str, environment: Mapping[str, str] | None = None) -> Findings:
-    """Return the findings of `benchmarks.cpu.alone` in a separate process, on as many threads as this one."""
-    size = [] if field.unlimited == FULL else ["--small"]
-    limit = min(ALONE_S, field.budget.left)
-    if limit <= 0:
-        raise LeftOut("no time is left for it")
-    process = [f"--threads={torch.get_num_threads()}", f"--seconds={limit}"]
-    command = [sys.executable, "-m", "benchmarks.cpu.alone", *arguments, *process, *size]
-    start = field.budget.clock()
-    done = execute(command, limit, environment)
-    if done.status is None and limit < ALONE_S:
-        raise LeftOut(f"the process {arguments[0]} was stopped after {limit:.3g} s")
-    if done.status != 0:
-        ended = "was stopped" if done.status is None else f"ended with status {done.status}"
-        raise Failed(f"the process {' '.join(arguments)} {ended}", {"output": done.tail})
-    return {**json.loads(done.output.splitlines()[-1]), "process_s": field.budget.clock() - start}
+    """Return the findings of `benchmarks.cpu.alone` in a process of its own."""
+    small = field.unlimited != FULL
+    return measured_alone(field.budget, "benchmarks.cpu.alone", *arguments, small=small, environment=environment)
 
 
 def _finite(rows: dict[str, dict[str, float]]) -> dict[str, dict[str, float | str]]:

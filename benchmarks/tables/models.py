@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.tables.markdown import file_names, listed, number, table
 from benchmarks.tables.processors import TITLES, WITH, figure, from_files, processor, sentence
+from benchmarks.tables.training import PRECISIONS, times_faster, times_training
 
 __all__ = ["TABLES"]
 
@@ -49,7 +50,7 @@ def _cell(entry: Mapping[str, Any] | None) -> str:
 
 
 def speed(files: Mapping[str, Results]) -> str:
-    """Return times faster than the loop, the composition and fifteen lines: a column for each processor."""
+    """Return times faster than the loop, the composition, PyTorch's training and fifteen lines, by processor."""
     on_networks = [results for results in files.values() if "lengths" in results["found"]]
     on_models = {_name(results): results for results in files.values() if "models" in results["found"]}
     rows = []
@@ -57,11 +58,20 @@ def speed(files: Mapping[str, Results]) -> str:
         if rival[1] == "running":
             cells = (figure(results, rival, WITH) for results in on_networks)
             rows.append([f"ResNet-110, one path a call, {rival[2]}", title.split(",")[0], *cells])
+    trained = {processor(results): results for results in files.values() if times_training(results)}
+    for precision in PRECISIONS if trained else ():
+        rival = "PyTorch's best form" + (" in float32" if precision == "float32" else "")
+        cells = (_training(trained.get(processor(results)), precision) for results in on_networks)
+        rows.append([f"ResNet-110, training step, {precision}", rival, *cells])
     for name in dict.fromkeys(entry["model"] for file in on_models.values() for entry in _figures(file)):
         cells = (_few(on_models.get(_name(results)), name) for results in on_networks)
         rows.append([f"{name}, 100 random paths a call, float32", "fifteen lines", *cells])
     header = ["measured", "times faster than", *map(processor, on_networks)]
     return "\n\n".join([table(header, rows), *map(_first_calls, on_models.values()), from_files(files)])
+
+
+def _training(results: Results | None, precision: str) -> str:
+    return "not measured" if results is None else times_faster(results, precision)
 
 
 def _first_calls(results: Results) -> str:

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import FOLDER, ROOT, read_object
-from benchmarks.tables import models, paper, paths, processors
+from benchmarks.tables import accuracy, models, paper, paths, processors, training
 
 __all__ = ["TABLES", "pages", "rewritten"]
 
 TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], str]] = {
     **processors.TABLES,
+    **training.TABLES,
     **models.TABLES,
     **paper.TABLES,
     **paths.TABLES,
+    **accuracy.TABLES,
 }
 """Functions that write a table from results by their file's name, by the name of the table."""
 

@@ -25,7 +25,6 @@ from benchmarks.cpu.run import Run, measure
 from benchmarks.outcome import Failed
 from pathnet import native
 from pathnet.commands.app import app
-from pathnet.models import ResidualNet
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
@@ -60,10 +59,15 @@ def test_the_command_measures_everything(ended: Any) -> None:
 
 def test_every_figure_is_measured(ended: Any) -> None:
     rows = results_of(ended)["figures"]
-    assert len(rows) == 20 and all(row["walks"] or row["counted"] for row in rows)
-    goals = [30, 80, 4.5, 7, 2.5, 2.5, 0.85, 0.25, 0.25, *(4 * [1.3]), 0.5]
+    assert len(rows) == 29
+    unmeasured = [row["figure"] for row in rows if not row["walks"] and not row["counted"]]
+    # A rehearsal measures the memory of two forms, both in float32.
+    assert unmeasured == ["memory of a training step, share of PyTorch's least, bfloat16"]
+    amx = results_of(ended)["facts"]["amx"]
+    goals = [30, 80, 4.5, 7, 2.5, 2.5, 0.85, 0.25, 0.25, *(4 * [1.3])]
+    goals += [2, *([3] if amx else []), 0.45, 0.45, 1, 1, 0.05, 0.05, *([210] if amx else [])]
     assert [row["goal"] for row in rows if row["goal"]] == goals
-    assert all((row["met"] is None) == (row["goal"] is None) for row in rows)
+    assert all((row["met"] is None) == (row["goal"] is None or row["figure"] in unmeasured) for row in rows)
 
 
 def test_what_a_rehearsal_finds(ended: Any) -> None:
@@ -81,9 +85,6 @@ def test_what_a_rehearsal_finds(ended: Any) -> None:
         ("batch", 2, 1),
     ]
     assert len(sums["error"]) == 4 and all(error < 2e-2 for error in sums["error"].values())
-    training = findings["training"]
-    assert (training["drawn"], training["modules"]) == (2, 6) and 0 <= training["error"] < 1e-10
-    assert training["share"] > 0 and {timing["rounds"] for timing in training["timings"].values()} == {2}
     models = findings["models"]
     assert list(models["models"]) == ["GPT", "ViT-Tiny", "ConvNeXt-Tiny"] and len(models["figures"]) == 27
     assert all(figure["wall"] > 0 for figure in models["figures"])
@@ -91,6 +92,19 @@ def test_what_a_rehearsal_finds(ended: Any) -> None:
         0 <= error < 1e-4 for model in models["models"].values() for error in model["check"]["errors"].values()
     )
     assert {(row["length"], row["paths"]) for row in findings["sharing"]["rows"]} == {(2, 1), (2, 4), (4, 1), (4, 4)}
+
+
+def test_memory_of_the_first_forms_is_that_of_processes_of_their_own(ended: Any) -> None:
+    findings = results_of(ended)["found"]["training"]
+    measured = {row["form"]: row["memory"] for row in findings["forms"] if "memory" in row}
+    assert list(measured) == ["torch, channels_last, float32", "pathnet, float32"]
+    for memory in measured.values():
+        assert memory["bytes"] == memory["kept_bytes"] + memory["step_bytes"] and 0 < memory["bytes"] < 200e6
+    shares = findings["conclusions"]
+    assert shares["float32"]["memory_share"] == (
+        measured["pathnet, float32"]["bytes"] / measured["torch, channels_last, float32"]["bytes"]
+    )
+    assert "memory_share" not in shares["bfloat16"]
 
 
 def test_the_tables_show_it(ended: Any) -> None:
@@ -103,7 +117,8 @@ def test_the_tables_show_it(ended: Any) -> None:
         "R²",
         "growth of",
         "2 of 6 modules drawn",
-        "a training step",
+        "A training step, batch 2",
+        "torch, NCHW, bfloat16",
         "exact sums by length, share of n",
         "Medians behind them",
         "ConvNeXt-Tiny",
@@ -194,40 +209,6 @@ def test_a_step_that_fails_stops_no_other(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert list(run.results["found"]) == ["checks", "deletions"]
     assert run.results["failed"] == {"sweep": {"reason": "wrong", "found": {"by": 3}}}
     assert run.wrong == "sweep: wrong"
-
-
-def left_in(self: ResidualNet, x: Tensor, drawn: Any = None) -> Tensor:
-    """Run one module more than drawn."""
-    drawn = drawn if drawn is None else [True, *drawn[1:]]
-    return forward(self, x, drawn)
-
-
-def computed(self: ResidualNet, x: Tensor, drawn: Any = None) -> Tensor:
-    """Give modules that are not drawn gradients of zero in place of none."""
-    y = self.stem(x)
-    for i, block in enumerate(self):
-        skip, residual = block.branches(y)
-        y = skip + (1.0 if drawn is None or drawn[i] else 0.0) * residual
-    return self.head(y)
-
-
-def not_a_number(self: ResidualNet, x: Tensor, drawn: Any = None) -> Tensor:
-    return forward(self, x, drawn) * float("nan")
-
-
-forward = ResidualNet.forward
-
-
-@pytest.mark.parametrize("wrong", [left_in, computed, not_a_number])
-def test_a_training_step_with_other_gradients_is_not_timed(
-    wrong: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    run = Run(QUICK, tmp_path)
-    monkeypatch.setattr(ResidualNet, "forward", wrong)
-    with pytest.raises(Failed, match="gradients with modules drawn are off by (inf|nan|[0-9.e+-]+), hence not timed"):
-        run.perform("training")
-    assert "timings" not in run.results["failed"]["training"]["found"]
-    assert results.read_cpu(run.file)["figures"][-1]["counted"] is None
 
 
 def one_off(self: pathnet.Tape, scaled: bool = False) -> Any:

@@ -144,7 +144,7 @@ COSTS = {
     "deletions": 8.0,
     "sharing": 20.0,
     "sums": 35.0,
-    "training": 2.0,
+    "training": 6.0,
     "models": 12.0,
 }
 """A round of each step's comparisons, in seconds, on a machine on which a whole run nearly fits."""

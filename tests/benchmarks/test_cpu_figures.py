@@ -48,7 +48,11 @@ def test_ratios_by_hand() -> None:
                 }
             ]
         },
-        "training": {"share": 0.48, "drawn": 23, "modules": 54},
+        "training": {
+            "conclusions": {"float32": {"drawn_share": 0.44, "times_faster": 1.9}, "bfloat16": {"epoch_s": 200.0}},
+            "drawn": 23,
+            "modules": 54,
+        },
     }
     by_title = {figure["figure"]: figure for figure in figures.figures(findings)}
     loop = by_title["times faster than the loop, running, float32"]
@@ -59,6 +63,9 @@ def test_ratios_by_hand() -> None:
     assert (together["walks"], together["counted"]) == (5 / 1.25, (5 + 20 / 4) / (1.25 + 8 / 4))
     assert by_title["deletions, share of eager forward passes, float32"]["met"] is False
     assert by_title["training step with 23 of 54 modules drawn, share of a whole one, float32"]["met"] is True
+    assert by_title["training step, times faster than PyTorch's best form, float32"]["met"] is False
+    assert by_title["training step, times faster than PyTorch's best form, bfloat16"]["met"] is None
+    assert by_title["epoch of CIFAR-10, seconds, extrapolated from a step, bfloat16"]["met"] is True
     share = "exact sums by length, share of as many modules one by one, running, float32, 32 images"
     assert (by_title[share]["walks"], by_title[share]["met"]) == (0.9, True)
     assert by_title["exact sums by length, seconds, running, float32, 32 images"]["met"] is False
@@ -84,4 +91,4 @@ def test_the_sizes_are_those_of_the_goals() -> None:
     setup = FULL.setup
     assert (setup.depth, setup.width, setup.batch, setup.side) == (110, 16, 128, 32)
     assert setup.lengths[0] == 1 and setup.lengths[-1] == 54
-    assert FULL.drawn == 23 and figures.TRAINING_SHARE == 0.5
+    assert FULL.training.drawn == 23 and FULL.compiled
