@@ -7,12 +7,11 @@ import io
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.cases import shaken
+from helpers.fused_networks import batch, count_runs, network
 from helpers.oracles import relative_error
 from torch import Tensor, nn
 
@@ -20,7 +19,6 @@ import pathnet
 from pathnet import models, native
 from pathnet.models import Block, PreactBlock, ResidualNet
 from pathnet.nn import FusedNet, fuse
-from pathnet.nn import fusing as fusing_module
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
@@ -28,28 +26,9 @@ GRADIENT = 1e-4
 """Relative error of each parameter's gradient in a network of six blocks, if no ReLU's bit flips."""
 
 
-def network(shortcut: Any = "projection", block: Any = "basic", survival: float = 1.0) -> ResidualNet:
-    torch.manual_seed(0)
-    depth = 14 if block == "basic" else 11
-    return shaken(models.preact_resnet(depth, 4, 5, shortcut, block, survival=survival)).train()
-
-
-def batch() -> tuple[Tensor, Tensor]:
-    return torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(6) % 5
-
-
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the list to which each run of a block's kernels adds the engine's name from now on."""
-    names: list[str] = []
-    run = fusing_module.run_fused
-
-    def counted(kernels: Any, *arguments: Any) -> Tensor:
-        names.append(kernels)
-        return run(kernels, *arguments)
-
-    monkeypatch.setattr(fusing_module, "run_fused", counted)
-    return names
+    return count_runs(monkeypatch)
 
 
 def gradients(net: ResidualNet, x: Tensor, drawn: list[bool] | None = None) -> dict[str, Tensor | None]:
@@ -268,79 +247,6 @@ def test_a_module_scaled_in_evaluation_runs_fused_in_training_alone(runs: list[s
     assert fused.unfused[5] == "its residual module is scaled by a survival probability of 0.5"
     fused.train()(x)
     assert fused.unfused == {} and runs == ["cpu"] * 6
-
-
-class Halved(nn.Conv2d):
-    def forward(self, x: Tensor) -> Tensor:
-        return 0.5 * super().forward(x)
-
-
-def hooked(kind: str) -> Callable[[Any], Any]:
-    return lambda block: getattr(block.convs[0], f"register_{kind}")(lambda *_: None)
-
-
-CHANGES: dict[str, Callable[[Any], Any]] = {
-    "forward hook": hooked("forward_hook"),
-    "forward pre-hook": hooked("forward_pre_hook"),
-    "backward hook": hooked("full_backward_hook"),
-    "backward pre-hook": hooked("full_backward_pre_hook"),
-    "pruning": lambda block: nn.utils.prune.random_unstructured(block.convs[1], "weight", 0.5),
-    "another class": lambda block: setattr(block.convs, "1", Halved(4, 4, 3, padding=1, bias=False)),
-    "SyncBatchNorm": lambda block: setattr(block.bns, "0", nn.SyncBatchNorm(4).eval()),
-    "a bias": lambda block: setattr(block.convs, "0", nn.Conv2d(4, 4, 3, padding=1)),
-    "dilation": lambda block: (
-        setattr(block.convs[0], "dilation", (2, 2)),
-        setattr(block.convs[0], "padding", (2, 2)),
-    ),
-    "a frozen BN": lambda block: block.bns[0].eval(),
-    "a method": lambda block: setattr(block.bns[1], "forward", lambda x: x),
-    "a scaled module": lambda block: (setattr(block, "survival", 0.5), setattr(block, "training", False)),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_block_that_changes_runs_its_modules_from_then_on(change: str, runs: list[str]) -> None:
-    net, (x, _) = network(), batch()
-    fused = fuse(net, "cpu")
-    fused(x)
-    expected = copy.deepcopy(net)
-    for changed in (net, expected):
-        torch.manual_seed(3)
-        CHANGES[change](changed.blocks[0])
-    runs.clear()
-    assert fused.engines == ("none", *["cpu"] * 5) and list(fused.unfused) == [0]
-    torch.testing.assert_close(fused(x), expected(x), rtol=1e-4, atol=1e-4)
-    assert runs == ["cpu"] * 5
-
-
-NUMBERS: dict[str, Callable[[Any], Any]] = {
-    "epsilon": lambda block: setattr(block.bns[0], "eps", 0.5),
-    "momentum": lambda block: setattr(block.bns[1], "momentum", 0.9),
-    "a parameter": lambda block: setattr(block.convs[0], "weight", nn.Parameter(torch.ones(4, 4, 3, 3))),
-    "statistics": lambda block: setattr(block.bns[0], "running_mean", torch.ones(4)),
-    "tracking": lambda block: setattr(block.bns[0], "track_running_stats", False),
-    "a module": lambda block: setattr(block.bns, "0", nn.BatchNorm2d(4, affine=False)),
-    "a wider module": lambda block: (
-        setattr(block.convs, "0", nn.Conv2d(4, 7, 3, padding=1, bias=False)),
-        setattr(block.convs, "1", nn.Conv2d(7, 4, 3, padding=1, bias=False)),
-        setattr(block.bns, "1", nn.BatchNorm2d(7)),
-    ),
-    "a parametrization": lambda block: nn.utils.parametrizations.weight_norm(block.convs[1]),
-}
-
-
-@pytest.mark.parametrize("change", NUMBERS)
-def test_numbers_that_change_are_seen_by_the_next_call(change: str, runs: list[str]) -> None:
-    net, (x, _) = network(), batch()
-    fused = fuse(net, "cpu")
-    fused(x)
-    NUMBERS[change](net.blocks[0])
-    expected = copy.deepcopy(net)
-    runs.clear()
-    torch.testing.assert_close(fused(x), expected(x), rtol=1e-4, atol=1e-4)
-    assert runs == ["cpu"] * 6
-    for buffer, other in zip(net.buffers(), expected.buffers(), strict=True):
-        torch.testing.assert_close(buffer, other, rtol=1e-4, atol=1e-5)
 
 
 def test_hooks_of_blocks_and_of_the_network_run() -> None:

@@ -47,9 +47,9 @@ def test_opcheck(case: TrainingCase, dtype: torch.dtype) -> None:
     torch.library.opcheck(torch.ops.pathnet.cpu_fused_residual.default, forward_arguments(case, dtype))
     backward = torch.ops.pathnet.cpu_fused_residual_backward.default
     torch.library.opcheck(backward, backward_arguments(case, dtype))
-    grad, *others = backward_arguments(case, dtype)
+    grad, *rest = backward_arguments(case, dtype)
     tests = "test_schema", "test_autograd_registration", "test_faketensor"
-    torch.library.opcheck(backward, (grad.requires_grad_(), *others), test_utils=tests)
+    torch.library.opcheck(backward, (grad.requires_grad_(), *rest), test_utils=tests)
 
 
 @pytest.mark.parametrize("case", CASES[::9], ids=str)
@@ -83,10 +83,9 @@ def test_any_layout_and_type_of_operands_gets_a_gradient_of_its_own() -> None:
     weights = [weight.double().contiguous(memory_format=torch.channels_last) for weight in operands.weights]
     norms = [torch.stack([row, row], 1)[:, 0] for row in operands.norms]
     leaf = x.contiguous().requires_grad_()
-    others = requiring_grad(operands._replace(weights=weights, norms=norms))
-    output, _, _ = cpu_fused_residual(leaf, others)
-    expanded = grad.contiguous()
-    grads = torch.autograd.grad(output, [leaf, *weights, *norms], expanded)
+    converted = requiring_grad(operands._replace(weights=weights, norms=norms))
+    output, _, _ = cpu_fused_residual(leaf, converted)
+    grads = torch.autograd.grad(output, [leaf, *weights, *norms], grad.contiguous())
     assert torch.equal(grads[0], x_grad) and grads[1].dtype == torch.float64
     for one, another in zip(grads[1:], expected, strict=True):
         assert torch.equal(one.float(), another)
