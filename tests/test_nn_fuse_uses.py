@@ -123,6 +123,14 @@ def test_an_adapted_network_is_fused() -> None:
         kind.form = form  # type: ignore[method-assign, assignment]
 
 
+def test_a_fused_network_is_adapted_as_the_network_is() -> None:
+    net, fused = pair()
+    adapted, expected = pathnet.adapt(fused, batch()[0]), pathnet.adapt(net, batch()[0])
+    assert adapted.n == expected.n == 6 and fused.engines == ("cpu",) * 6
+    assert torch.equal(adapted(batch()[0]), expected(batch()[0]))
+    assert next(adapted.parameters()) is next(fused.parameters())
+
+
 def compare_steps(net: nn.Module, fused: nn.Module) -> None:
     images, labels = batch()
     for each in (net, fused):
