@@ -39,7 +39,8 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "pruning": lambda block: nn.utils.prune.random_unstructured(block.convs[1], "weight", 0.5),
     "another class": lambda block: setattr(block.convs, "1", Halved(4, 4, 3, padding=1, bias=False)),
     "SyncBatchNorm": lambda block: setattr(block.bns, "0", nn.SyncBatchNorm(4).eval()),
-    "a bias": lambda block: setattr(block.convs, "0", nn.Conv2d(4, 4, 3, padding=1)),
+    "a convolution with a bias": lambda block: setattr(block.convs, "0", nn.Conv2d(4, 4, 3, padding=1)),
+    "a bias": lambda block: setattr(block.convs[1], "bias", nn.Parameter(torch.ones(4))),
     "dilation": lambda block: (
         setattr(block.convs[0], "dilation", (2, 2)),
         setattr(block.convs[0], "padding", (2, 2)),
@@ -71,6 +72,9 @@ NUMBERS: dict[str, Callable[[Any], Any]] = {
     "momentum": lambda block: setattr(block.bns[1], "momentum", 0.9),
     "a parameter": lambda block: setattr(block.convs[0], "weight", nn.Parameter(torch.ones(4, 4, 3, 3))),
     "statistics": lambda block: setattr(block.bns[0], "running_mean", torch.ones(4)),
+    "no statistics": lambda block: [
+        setattr(bn, name, None) for bn in block.bns for name in ("running_mean", "running_var", "num_batches_tracked")
+    ],
     "tracking": lambda block: setattr(block.bns[0], "track_running_stats", False),
     "a module": lambda block: setattr(block.bns, "0", nn.BatchNorm2d(4, affine=False)),
     "a wider module": lambda block: (

@@ -189,3 +189,34 @@ def test_checkpointed_blocks_have_the_same_gradients() -> None:
     F.cross_entropy(expected(images), labels).backward()
     for one, other in zip(expected.parameters(), fused.parameters(), strict=True):
         assert one.grad is not None and other.grad is not None and torch.equal(one.grad, other.grad)
+
+
+def test_transformations_of_functions_run_the_modules() -> None:
+    """Gradients of samples by torch.func, as for any network."""
+    net, fused = pair()
+    images, labels = batch()
+
+    def of_samples(model: nn.Module) -> dict[str, Tensor]:
+        parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+        def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+            output = torch.func.functional_call(model, parameters, image[None])
+            return F.cross_entropy(output, label[None])
+
+        grads: dict[str, Tensor] = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, images, labels)
+        return grads
+
+    expected = of_samples(net)
+    for name, grad in of_samples(fused).items():
+        assert torch.equal(grad, expected[name]), name
+
+
+def test_shapes_are_known_without_memory() -> None:
+    with torch._subclasses.fake_tensor.FakeTensorMode():
+        fused = fuse(models.preact_resnet(14, 4, 5), "cpu")
+        output = fused(torch.empty(2, 3, 32, 32))
+        output.sum().backward()
+    assert output.shape == (2, 5)
+    assert all(
+        parameter.grad is not None and parameter.grad.shape == parameter.shape for parameter in fused.parameters()
+    )
