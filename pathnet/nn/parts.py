@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from pathnet.engines.forms import unsupported_block
 from pathnet.engines.operands import BlockOperands
@@ -30,6 +31,10 @@ def fused_parts(block: Block) -> FusedParts | str:
         problem = _problem(module)
         if problem is not None:
             return f"its module {_name(block, module)} {problem}"
+    # A form serves measurement in evaluation too, where dropout is nothing.
+    for name, module in block.named_modules():
+        if isinstance(module, _DropoutNd) and module.training and module.p > 0:
+            return f"its module {name} drops values in training"
     parts = FusedParts(form)
     if parts.mixed:
         return "expected all of its BNs to take statistics of the batch, or none, got some that do"

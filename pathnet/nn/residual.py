@@ -95,7 +95,7 @@ def unfit(parts: FusedParts, x: Tensor) -> str | None:
     weight, channels = parts.convs[0].weight, parts.norms[0].num_features
     if weight.dtype not in DTYPES:
         return f"block: expected float32 or bfloat16 parameters, got {weight.dtype}"
-    if x.dtype not in DTYPES:
+    if x.dtype not in DTYPES or x.layout != torch.strided:
         return f"x: expected a float32 or bfloat16 tensor, got {x.dtype}"
     if x.ndim != 4 or x.shape[1] != channels or x.numel() == 0:
         return f"x: expected shape [B, {channels}, H, W], not empty, got {list(x.shape)}"
