@@ -19,6 +19,7 @@ from benchmarks.cases import Setup, batch, fit_statistics, network, path_flops
 from benchmarks.outcome import Failed, Findings
 from benchmarks.timing import interleaved
 from pathnet.models import ResidualNet, preact_resnet_imagenet
+from pathnet.nn import fused_residual
 
 __all__ = [
     "IMAGENET_PRECISION",
@@ -32,8 +33,6 @@ __all__ = [
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2}
 """Largest relative errors of a sample's norm, against float64 on the same record."""
-
-fused_residual = partial(pathnet.nn.fused_residual, engine="triton")
 
 IMAGENET_PRECISION = "bfloat16"
 """The only precision for ResNet-200, since each needs as many kernels again."""

@@ -187,10 +187,11 @@ def _typed(operands: BlockOperands, dtype: torch.dtype) -> BlockOperands:
 
 
 def forward_truth(
-    case: TrainingCase, x: Tensor, operands: BlockOperands
+    case: TrainingCase, x: Tensor, operands: BlockOperands, autocast: bool = False
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Return a block's output, and mean and variance of each BN, in float64."""
-    return _block(case, x.double(), _typed(operands, torch.float64), lambda unit, y: torch.relu(y))
+    """Return a block's output, and mean and variance of each BN, in float64; see `frozen_gradients`."""
+    rounded = Rounded.apply if autocast else lambda x: x
+    return _block(case, x.double(), _typed(operands, torch.float64), lambda unit, y: torch.relu(y), rounded)
 
 
 def frozen_gradients(

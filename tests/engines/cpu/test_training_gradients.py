@@ -13,12 +13,14 @@ from pathnet import native
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
-FEW = 4
+FEW = 8
 """Number of elements below which a tensor is judged by the gradients of all parameters, since its few sums may cancel
 nearly."""
 
-BFLOAT16 = 2.0**-8
-"""Largest relative error of two roundings to bfloat16."""
+LIMITS = {"amx": 1e-4}
+"""Relative errors in float32 of sets where they are not `FLOAT32`: AMX multiplies two bfloat16 terms of a number."""
+ROUNDING = 2.0**-9
+"""Largest relative error of one rounding to bfloat16."""
 SETS = native.build_facts()["instruction_sets"] if native.LOADED else []
 TURNS = [(case, SETS[number % len(SETS)]) for number, case in enumerate(CASES)] if SETS else []
 """Each case on one instruction set; as there are ten cases of each kind, each set runs every kind."""
@@ -51,16 +53,17 @@ def test_a_step_in_float32_is_that_of_float64(case: TrainingCase, isa: str, monk
     x, operands = case.operands()
     (output, inner, statistics), grad, grads = measured(x, operands)
     exact_output, exact_statistics = forward_truth(case, x, operands)
-    assert relative_error(output, exact_output) < FLOAT32
+    limit = LIMITS.get(isa, FLOAT32)
+    assert relative_error(output, exact_output) < limit
     for unit, (mean, variance) in enumerate(exact_statistics):
         channels, deviation = len(mean), float(variance.sum().sqrt())
-        assert float((statistics[unit, 0, :channels] - mean).norm()) < FLOAT32 * (deviation + float(mean.norm()))
+        assert float((statistics[unit, 0, :channels] - mean).norm()) < limit * (deviation + float(mean.norm()))
         spread = variance + operands.epsilons[unit]
-        assert float((statistics[unit, 1, :channels] - variance).norm()) < FLOAT32 * float(spread.norm())
+        assert float((statistics[unit, 1, :channels] - variance).norm()) < limit * float(spread.norm())
         assert not statistics[unit, :, channels:].any()
     bits = relu_bits(case, x, inner, statistics, operands)
     exact = frozen_gradients(case, x, operands, bits, grad)
-    assert max(errors(grads, exact)) < FLOAT32, errors(grads, exact)
+    assert max(errors(grads, exact)) < limit, errors(grads, exact)
 
 
 @pytest.mark.parametrize(("case", "isa"), TURNS, ids=str)
@@ -74,12 +77,13 @@ def test_a_step_in_bfloat16_is_as_exact_as_autocast(
     (output, inner, statistics), grad, grads = measured(x, operands)
     assert output.dtype == inner.dtype == grads[0].dtype == torch.bfloat16
     assert {tensor.dtype for tensor in (statistics, *grads[1:])} == {torch.float32}
-    assert relative_error(output, forward_truth(case, x, operands)[0]) < 2 * BFLOAT16
+    exact_output, rounded_output = (forward_truth(case, x, operands, autocast)[0] for autocast in (False, True))
+    assert relative_error(output, exact_output) < 2 * relative_error(rounded_output, exact_output) + ROUNDING
     bits = relu_bits(case, x, inner, statistics, operands)
     exact = frozen_gradients(case, x, operands, bits, grad)
     rounded = errors(frozen_gradients(case, x, operands, bits, grad, autocast=True), exact)
     for error, of_autocast in zip(errors(grads, exact), rounded, strict=True):
-        assert error < 2 * of_autocast + BFLOAT16 / 2
+        assert error < 2 * of_autocast + ROUNDING
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -104,5 +108,5 @@ def test_instruction_sets_differ_in_rounding_alone(monkeypatch: pytest.MonkeyPat
     for name in native.build_facts()["instruction_sets"]:
         monkeypatch.setenv("PATHNET_ISA", name)
         results.append(measured(x, operands)[2][0])
-    assert all(relative_error(result, results[0].double()) < FLOAT32 for result in results)
+    assert all(relative_error(result, results[-1].double()) < max(LIMITS.values()) for result in results)
     assert len(results) == 1 or not all(torch.equal(result, results[0]) for result in results)
