@@ -63,7 +63,12 @@ def test_a_step_in_float32_is_that_of_float64(case: TrainingCase, isa: str, monk
         assert not statistics[unit, :, channels:].any()
     bits = relu_bits(case, x, inner, statistics, operands)
     exact = frozen_gradients(case, x, operands, bits, grad)
-    assert max(errors(grads, exact)) < limit, errors(grads, exact)
+    limits = [limit] * len(exact)
+    if isa in LIMITS:  # Two terms are 2^8 times as exact as one, of which a step may magnify the rounding.
+        rounded = errors(frozen_gradients(case, x, operands, bits, grad, autocast=True), exact)
+        limits = [limit + 2.0**-7 * error for error in rounded]
+    for error, most in zip(errors(grads, exact), limits, strict=True):
+        assert error < most
 
 
 @pytest.mark.parametrize(("case", "isa"), TURNS, ids=str)
