@@ -251,6 +251,16 @@ def test_wrong_arguments_are_named() -> None:
         fused_residual(post, x)
 
 
+def test_sizes_beyond_those_of_native_code_are_left_to_the_modules() -> None:
+    block = block_of("one-channel", False)
+    largest, larger = torch.ones(1, 1, 1, 1 << 15), torch.ones(1, 1, 1, (1 << 15) + 1)
+    assert fused_residual(block, largest).shape == largest.shape
+    with pytest.raises(ValueError, match="x: expected sizes of at most 32768 for the cpu engine, got 32769"):
+        fused_residual(block, larger)
+    fused_block = pathnet.nn.fuse(pathnet.models.ResidualNet(nn.Identity(), [block], nn.Identity()), "cpu").blocks[0]
+    assert torch.equal(fused_block(larger), block(larger))
+
+
 @pytest.mark.parametrize("engine", ["auto", "none"])
 def test_where_no_kernel_serves_the_modules_run(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "LOADED", False)
