@@ -149,12 +149,11 @@ def test_a_block_some_of_whose_statistics_are_frozen_is_refused() -> None:
         fused_residual(block, x)
 
 
-@pytest.mark.parametrize(("backend", "training"), [("aot_eager", False), ("inductor", True)])
-def test_compiled(backend: str, training: bool) -> None:
+def test_compiled() -> None:
     """One graph, and the same numbers."""
-    block, (x, direction) = block_of("basic-projection", training), batch_for("basic-projection", batch=2, side=5)
+    block, (x, direction) = block_of("basic-projection", True), batch_for("basic-projection", batch=2, side=5)
     compiled_block, leaf = copy.deepcopy(block), x.clone().requires_grad_()
-    compiled = torch.compile(lambda x: fused_residual(compiled_block, x), backend=backend, fullgraph=True)
+    compiled = torch.compile(lambda x: fused_residual(compiled_block, x), fullgraph=True)
     compare(results(compiled_block, leaf, direction, compiled(leaf)), truth(block, x, direction), FLOAT32)
 
 
