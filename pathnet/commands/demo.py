@@ -45,7 +45,7 @@ def demo(settings: DemoSettings) -> None:
     torch.manual_seed(recipe.seed)
     net, weights = models.build(study.config("residual", data)).to(device), results.weights_of(settings.run)
     with one_thread(True):
-        history = trained(net, data, recipe, weights)
+        history = trained(net, data, recipe, weights, quiet=settings.as_json).epochs
         if not settings.as_json:
             print_training(history, weights)
         plan = PathGradients(batches=study.plan.batches, seed=study.plan.plan_seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,17 +17,19 @@ from pathnet import models, training
 from pathnet.commands.failures import kept
 from pathnet.commands.places import check_file_to_write, check_folder_to_write, check_utf_8
 from pathnet.commands.shared import Device, ExistingData, Json, device_of
+from pathnet.commands.streams import say
 from pathnet.data import Data, load
 from pathnet.printable import printable
 from pathnet.progress import reporter
 from pathnet.settings import Above, AtLeast, AtMost, Checked, Flag, Help, Panel, check_settings
 from pathnet.study import DEEPEST, WIDEST, SkipBroken, check_size
 from pathnet.training import Epoch, Recipe
+from pathnet.training.engines import BlockEngine, Engine, block_engine
 
 if TYPE_CHECKING:
     from pathnet.effective_depth import EffectiveDepth
 
-__all__ = ["TrainSettings", "train", "trained"]
+__all__ = ["TrainSettings", "Trained", "train", "trained"]
 
 DEPTH_IMAGES = 32
 """Images on which effective depth is measured during a training."""
@@ -128,6 +130,15 @@ class TrainSettings:
     network: Annotated[NetworkSettings, Panel("Network")]
     recipe: Annotated[Recipe, Panel("Training")]
     device: Device = "auto"
+    engine: Annotated[
+        Engine,
+        Help(
+            "What runs the residual blocks: fused kernels (cpu or triton), or none (PyTorch's operators). auto: the "
+            "engine of the checkpoint, or the one for the device."
+        ),
+        Flag(value="NAME"),
+        Panel("General"),
+    ] = "auto"
     as_json: Json = False
 
     def __post_init__(self) -> None:
@@ -147,15 +158,36 @@ def train(settings: TrainSettings) -> None:
     torch.manual_seed(settings.recipe.seed)
     net = models.build(config)
     with _distributed(device_of(settings.device)) as (device, is_first):
-        depths = settings.effective_depth
-        history = trained(net.to(device), data, settings.recipe, settings.out, is_first, depths)
+        result = trained(
+            net.to(device),
+            data,
+            settings.recipe,
+            settings.out,
+            settings.engine,
+            settings.effective_depth,
+            is_first,
+            quiet=settings.as_json or not is_first,
+        )
     if not is_first:
         return
     written = [settings.out, *_drawn_depths(settings.effective_depth, printable(settings.out.stem))]
     if settings.as_json:
-        print_json({"epochs": [asdict(epoch) for epoch in history]}, written)
+        print_json({**result.engine.facts, "epochs": [asdict(epoch) for epoch in result.epochs]}, written)
     else:
-        print_training(history, *written)
+        print_training(result.epochs, *written)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training that has ended.
+
+    Attributes:
+        engine: what ran the residual blocks.
+        epochs: the results of all epochs.
+    """
+
+    engine: BlockEngine
+    epochs: list[Epoch]
 
 
 def trained(
@@ -163,18 +195,23 @@ def trained(
     data: Data,
     recipe: Recipe,
     out: Path,
-    is_first: bool = True,
+    engine: Engine = "auto",
     depths: Path | None = None,
-) -> list[Epoch]:
-    """Train a network, save its weights, and return the epochs.
+    is_first: bool = True,
+    quiet: bool = False,
+) -> Trained:
+    """Train a network, and save its weights.
 
     Args:
         out: the file of weights; the checkpoint goes next to it.
-        is_first: whether this process is the one of several that reports and saves.
+        engine: what runs the residual blocks, see `pathnet.training.train`.
         depths: the file or folder for effective depths, if they are measured.
+        is_first: whether this process is the one of several that reports and saves.
+        quiet: whether not to print the engine before the first step.
 
     Raises:
-        ValueError: the weights or depths are of another training, or two results would go into one file.
+        ValueError: the weights or depths are of another training, or two results would go into one file; or the
+            engine can run none of the blocks.
     """
     checkpoint = out.with_name(f"{out.stem}.checkpoint.safetensors")
     check_file_to_write("out", checkpoint)
@@ -184,12 +221,29 @@ def trained(
         raise ValueError(f"out: expected a new file, or one with a checkpoint, got {out}, which exists without one")
     if depths is not None and depths.exists() and not checkpoint.exists():
         raise ValueError(f"effective_depth: expected a new file for a new training, got {depths}, which exists")
-    callback = None if depths is None else _depth_callback(data, recipe, depths)
+    runner = block_engine(net, engine, checkpoint)
+    measure = None if depths is None else _depth_callback(data, recipe, depths)
+    callback = _told(runner, quiet, measure)
     with kept(f"the training is kept in {checkpoint}"), reporter("training") as progress:
-        history = training.train(net, data, recipe, checkpoint, progress if is_first else None, callback)
+        epochs = training.train(net, data, recipe, checkpoint, progress if is_first else None, callback, engine)
     if is_first:
         models.save(net, out)
-    return history
+    return Trained(runner, epochs)
+
+
+def _told(
+    engine: BlockEngine, quiet: bool, measure: EffectiveDepth | None
+) -> Callable[[int, models.ResidualNet], object]:
+    """Return a callback that prints the engine before the first step, when no argument can be refused any more."""
+    lines = [] if quiet else [engine.line]
+
+    def callback(step: int, net: models.ResidualNet) -> None:
+        while lines:
+            say(lines.pop())
+        if measure is not None:
+            measure(step, net)
+
+    return callback
 
 
 def _depth_callback(data: Data, recipe: Recipe, file: Path) -> EffectiveDepth:

@@ -12,6 +12,7 @@ from pathnet.data.fitting import check_fits
 from pathnet.data.images import check_data_set
 from pathnet.models.residual_net import ResidualNet, check_net
 from pathnet.training.distributed import hold_checkpoint
+from pathnet.training.engines import Engine
 from pathnet.training.position import Epoch
 from pathnet.training.recipe import Recipe, check_recipe
 from pathnet.training.state import TrainingState
@@ -31,18 +32,25 @@ def train(
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
     callback: Callable[[int, ResidualNet], object] | None = None,
+    engine: Engine = "auto",
 ) -> list[Epoch]:
     """Train ``net`` in place, on its device, and return the results of all epochs, resumed ones included.
 
     If ``checkpoint`` exists, training resumes from it and ends with the same weights, bit for bit, as training that
-    was never interrupted (on the same machine and number of threads). The file is replaced as a whole every two
-    minutes, after every epoch, and on an interrupt. It is locked meanwhile, so only one training uses it.
+    was never interrupted (on the same machine, number of threads and engine). The file is replaced as a whole every
+    two minutes, after every epoch, and on an interrupt. It is locked meanwhile, so only one training uses it.
+
+    Residual blocks run through the fused kernels of `pathnet.nn.fuse` where the engine serves them, and as they are
+    elsewhere. An engine changes rounding, not the mathematics, so it is no setting of the recipe. The checkpoint
+    names the engines of its steps: ``auto`` goes on with the last of them, hence with the same bits; the name of
+    another engine makes training go on by that one, with other rounding.
 
     If ``torch.distributed`` is initialised, its processes split each batch (DistributedDataParallel). All of them
     must get the same arguments and see the same file, which the first process writes. The blocks may be compiled
-    beforehand (``for block in net: block.compile()``); compiling the network as a whole would make one program for
-    each set of drawn modules. Three stages of blocks make five programs in training and ten in evaluation, more than
-    the default of ``torch._dynamo.config.recompile_limit``: torch then warns, and runs some blocks uncompiled.
+    beforehand (``for block in net: block.compile()``), and then run as compiled, not fused; compiling the network as
+    a whole would make one program for each set of drawn modules. Three stages of blocks make five programs in
+    training and ten in evaluation, more than the default of ``torch._dynamo.config.recompile_limit``: torch then
+    warns, and runs some blocks uncompiled.
 
     Args:
         net: the network.
@@ -52,11 +60,13 @@ def train(
         progress: called with (steps done, steps in total, a note) after every step.
         callback: called in every process with (steps done, ``net``) before the first step and after every step, such
             as `pathnet.EffectiveDepth`.
+        engine: the engine of the fused kernels: ``cpu`` or ``triton``; ``none`` for PyTorch's operators; or ``auto``
+            for the checkpoint's, or the one that serves the network's device.
 
     Raises:
         ValueError: the checkpoint is of another model, data set or recipe, or some processes do not see it; network,
-            data and recipe do not fit one another; another training uses the checkpoint; or the loss or a weight is
-            not finite.
+            data and recipe do not fit one another; the engine can run none of the blocks; another training uses the
+            checkpoint; or the loss or a weight is not finite.
         OSError: the checkpoint cannot be written.
 
     Example:
@@ -80,7 +90,7 @@ def train(
             check_callable(name, function)
     path = check_path("checkpoint", checkpoint) if checkpoint is not None else None
     with hold_checkpoint(path, next(net.parameters()).device):
-        state = TrainingState(net, data, recipe, path)
+        state = TrainingState(net, data, recipe, path, engine)
         net.train()
         saved = time.monotonic()
         try:

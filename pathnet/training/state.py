@@ -17,22 +17,13 @@ from pathnet.data import Data
 from pathnet.models.residual_net import ResidualNet
 from pathnet.models.weights import check_stored, fill, odd_values, read_tensors, write_tensors
 from pathnet.training.distributed import rank_and_processes
+from pathnet.training.engines import Engine, block_engine, recorded_engines
 from pathnet.training.evaluation import evaluate
 from pathnet.training.position import Epoch, Position, read_position
 from pathnet.training.recipe import Recipe
 from pathnet.training.sampling import drawn_modules, steps_an_epoch, training_batch
 
 __all__ = ["TrainingState"]
-
-VECTOR = 8
-"""float32 numbers in a vector of AVX2."""
-
-
-def _memory_format(net: ResidualNet) -> torch.memory_format:
-    """Return channels_last where it is faster: where the channels inside the blocks fill whole vectors."""
-    convolutions = (module for block in net for module in block.modules() if isinstance(module, nn.Conv2d))
-    fill_vectors = all(convolution.in_channels % VECTOR == 0 for convolution in convolutions)
-    return torch.channels_last if fill_vectors else torch.contiguous_format
 
 
 def _difference(expected: Any, recorded: Any) -> str:
@@ -46,12 +37,15 @@ def _difference(expected: Any, recorded: Any) -> str:
 class TrainingState:
     """Weights, momentum, running statistics and position of a training."""
 
-    def __init__(self, net: ResidualNet, data: Data, recipe: Recipe, checkpoint: Path | None) -> None:
+    def __init__(
+        self, net: ResidualNet, data: Data, recipe: Recipe, checkpoint: Path | None, engine: Engine = "auto"
+    ) -> None:
         self.net, self.data, self.recipe = net, data, recipe
         self.device = next(net.parameters()).device
+        self.engine = block_engine(net, engine, checkpoint)
+        self.engines: list[str] = []
         # Set before DistributedDataParallel wraps the network: gradients are exchanged in the layout of the weights.
-        self.memory_format = _memory_format(net)
-        net.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.memory_format = self.engine.lay_out()
         self.rank, self.processes = rank_and_processes()
         self.checkpoint = checkpoint if self.rank == 0 else None
         if recipe.batch_size % self.processes:
@@ -78,11 +72,13 @@ class TrainingState:
         self.identity = {"config": net.config, "recipe": asdict(recipe), "data": data.fingerprint()}
         if checkpoint is not None and checkpoint.exists():
             self._resume(checkpoint)
-        self.forward: nn.Module = net
+        self.forward: nn.Module = self.engine.net
         if self.processes > 1:
             self._check_start()
             devices = [self.device] if self.device.type == "cuda" else None
-            self.forward = nn.parallel.DistributedDataParallel(net, device_ids=devices, find_unused_parameters=draws)
+            self.forward = nn.parallel.DistributedDataParallel(
+                self.engine.net, device_ids=devices, find_unused_parameters=draws
+            )
 
     @property
     def step(self) -> int:
@@ -121,6 +117,8 @@ class TrainingState:
             raise
         self.optimizer.step()
         self.position.step += 1
+        if self.engines[-1:] != [self.engine.name]:
+            self.engines.append(self.engine.name)
         self.position.loss_sum += loss
         self.position.seconds += time.monotonic() - begun
         self.consistent = True
@@ -154,7 +152,7 @@ class TrainingState:
     def test(self) -> None:
         """Test the network at the end of an epoch, and write the checkpoint."""
         self._share_statistics()
-        accuracy = evaluate(self.net, self.data)
+        accuracy = evaluate(self.engine.net, self.data)
         position = self.position
         position.history.append(
             Epoch(self.epoch, position.loss_sum / self.steps_an_epoch, accuracy, position.seconds)
@@ -203,7 +201,7 @@ class TrainingState:
             if problem := odd_values(name, tensor):
                 problem = f"{name!r} at step {self.step}: {problem}"
                 raise ValueError(f"recipe: {problem}; try a lower learning_rate; {consequence}")
-        metadata = {**self.identity, "progress": asdict(self.position)}
+        metadata = {**self.identity, "engines": self.engines, "progress": asdict(self.position)}
         write_tensors(self.checkpoint, tensors, metadata, "checkpoint", consequence)
 
     def _resume(self, checkpoint: Path) -> None:
@@ -233,7 +231,8 @@ class TrainingState:
             momentum = tensors.get(f"momentum/{name}")
             if momentum is not None:
                 check_stored(f"momentum/{name}", momentum, parameter, checkpoint)
-                momenta[parameter] = momentum.to(parameter.device, parameter.dtype)
+                momenta[parameter] = torch.empty_like(parameter).copy_(momentum)
+        self.engines = [*recorded_engines(metadata, checkpoint)]
         fill(self.net, tensors, checkpoint)
         for parameter, momentum in momenta.items():
             self.optimizer.state[parameter]["momentum_buffer"] = momentum

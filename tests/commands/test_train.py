@@ -19,11 +19,14 @@ def test_train_writes_weights_that_load_and_resumes(tmp_path: Path) -> None:
     out = tmp_path / "net" / "weights.safetensors"
     ended = pathnet_("train", *DIGITS_NET, "--out", out, *QUICK)
     assert ended.status == 0 and ended.out.splitlines()[-1] == str(out)
+    assert ended.out.splitlines()[0] == "fused kernels of the cpu engine train 3 of 3 blocks"
     assert "test accuracy" in ended.out and "training: 3/3" in ended.err
     assert models.load(out).config == models.preact_resnet(8, 4, in_channels=1).config
     before = models.fingerprint(models.load(out))
     again = pathnet_("train", *DIGITS_NET, "--out", out, *QUICK, "--json")
-    assert json.loads(again.out)["epochs"][0]["epoch"] == 0 and models.fingerprint(models.load(out)) == before
+    facts = json.loads(again.out)
+    assert (facts["engine"], facts["fused_blocks"], facts["blocks"]) == ("cpu", 3, 3)
+    assert facts["epochs"][0]["epoch"] == 0 and models.fingerprint(models.load(out)) == before
 
 
 def test_train_is_a_function_of_its_seed(tmp_path: Path) -> None:
@@ -90,6 +93,20 @@ def test_train_names_flags_that_do_not_fit_the_network(tmp_path: Path, flags: li
     assert_one_line(ended, words)
 
 
+def test_train_runs_the_engine_that_is_named(tmp_path: Path) -> None:
+    prints = {}
+    for engine in ("cpu", "none"):
+        out = tmp_path / engine / "w.safetensors"
+        ended = pathnet_("train", *DIGITS_NET, "--out", out, *QUICK, "--engine", engine, "--json")
+        assert json.loads(ended.out)["engine"] == engine, ended.err
+        prints[engine] = models.fingerprint(models.load(out))
+        assert read_tensors(out.with_name("w.checkpoint.safetensors"))[1]["engines"] == [engine]
+    assert prints["cpu"] != prints["none"]
+    vgg = ["--data", "digits", "--model", "vgg", "--depth", "6", "--width", "4", "--stages", "2"]
+    refused = pathnet_("train", *vgg, "--out", tmp_path / "w", *QUICK, "--engine", "cpu")
+    assert_one_line(refused, "engine: expected one that can run a block of this network on cpu, got 'cpu' (block 0: ")
+
+
 def test_processes_of_torchrun_share_out_the_batches_and_the_first_one_tells(tmp_path: Path) -> None:
     out = tmp_path / "w.safetensors"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -97,6 +114,7 @@ def test_processes_of_torchrun_share_out_the_batches_and_the_first_one_tells(tmp
     ended = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines()[-1] == str(out) and ended.stdout.count("test accuracy") == 2
+    assert ended.stdout.count("fused kernels of the cpu engine") == 1
     assert models.load(out).n == 3
 
 

@@ -24,6 +24,7 @@ from pathnet.files import locked
 from pathnet.models import ResidualNet
 from pathnet.models.weights import read_tensors
 from pathnet.training import Recipe, train
+from pathnet.training.engines import Engine
 
 RECIPE = Recipe(epochs=2, batch_size=8, warmup_steps=2, learning_rate=0.05)
 """Two steps an epoch."""
@@ -46,20 +47,24 @@ def stop_at(step: int) -> Callable[[int, int, str], None]:
     return stop
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """Return the checkpoint of a training that was interrupted in its second epoch."""
-    file = tmp_path / "net.checkpoint.safetensors"
+def interrupted(file: Path, engine: Engine = "auto") -> Path:
+    """Write the checkpoint of a training that is interrupted in its second epoch."""
     with pytest.raises(Interrupt):
-        train(fresh(), images(), RECIPE, file, stop_at(3))
+        train(fresh(), images(), RECIPE, file, stop_at(3), engine=engine)
     assert read_tensors(file)[1]["progress"]["step"] == 3
     return file
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return interrupted(tmp_path / "net.checkpoint.safetensors")
 
 
 def rewrite(file: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], object]) -> None:
     """Change a checkpoint, and write it in the format from before there were digests."""
     tensors, metadata = read_tensors(file)
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    del metadata["engines"]
     change(tensors, metadata)
     safetensors.torch.save_file(tensors, file, {name: json.dumps(value) for name, value in metadata.items()})
 
@@ -138,9 +143,10 @@ def test_tensors_that_no_training_makes_are_named(checkpoint: Path, name: str, c
     assert repr(name) in refusal and message in refusal
 
 
-def test_a_checkpoint_from_before_there_were_digests_goes_on(checkpoint: Path) -> None:
+def test_a_checkpoint_from_before_there_were_digests_and_engines_goes_on(tmp_path: Path) -> None:
     straight, resumed = fresh(), models.preact_resnet(8, 1, in_channels=1)
-    train(straight, images(), RECIPE)
+    train(straight, images(), RECIPE, engine="none")
+    checkpoint = interrupted(tmp_path / "net.checkpoint.safetensors", "none")
     rewrite(checkpoint, lambda *_: None)
     assert b"sha256" not in checkpoint.read_bytes()
     train(resumed, images(), RECIPE, checkpoint)

@@ -18,6 +18,7 @@ from pathnet import data, models
 from pathnet.models.weights import read_tensors, write_tensors
 from pathnet.streams import stream
 from pathnet.training import Recipe, evaluate, train
+from pathnet.training.engines import Engine
 from pathnet.training.sampling import drawn_modules, training_batch
 
 
@@ -192,10 +193,11 @@ def test_bad_recipes_are_named(images: data.Data) -> None:
 
 
 @pytest.mark.parametrize("back", [False, True], ids=["forward", "back"])
-def test_an_interrupted_step_leaves_no_trace(images: data.Data, tmp_path: Path, back: bool) -> None:
-    """The interrupt comes in the third step, after the first BNs have updated their running statistics."""
+@pytest.mark.parametrize("engine", ["none", "auto"])
+def test_an_interrupted_step_leaves_no_trace(images: data.Data, tmp_path: Path, engine: Engine, back: bool) -> None:
+    """The interrupt comes in the third step, after the blocks' BNs have updated their running statistics."""
     straight, path = fresh(), tmp_path / "checkpoint.safetensors"
-    train(straight, images, SMALL)
+    train(straight, images, SMALL, engine=engine)
     calls = iter(range(3))
 
     def interrupt(*_: object) -> None:
@@ -203,10 +205,12 @@ def test_an_interrupted_step_leaves_no_trace(images: data.Data, tmp_path: Path, 
             raise Interrupt
 
     interrupted = fresh()
-    last: Any = interrupted.blocks[1]
-    (last.register_full_backward_hook if back else last.register_forward_hook)(interrupt)
+    if back:
+        interrupted.stem.weight.register_hook(interrupt)
+    else:
+        interrupted.head.register_forward_pre_hook(interrupt)
     with pytest.raises(Interrupt):
-        train(interrupted, images, SMALL, path)
+        train(interrupted, images, SMALL, path, engine=engine)
     assert read_tensors(path)[1]["progress"]["step"] == 2
     resumed = models.preact_resnet(8, 4)
     train(resumed, images, SMALL, path)
