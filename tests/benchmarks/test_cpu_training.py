@@ -192,18 +192,21 @@ def test_statistics_that_are_not_updated_are_errors(monkeypatch: pytest.MonkeyPa
     }
 
 
-def test_a_form_that_differs_on_the_timed_network_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("factor", "error"), [(1.1, "0.1"), (float("nan"), "nan")])
+def test_a_form_that_differs_on_the_timed_network_is_not_timed(
+    factor: float, error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backward = Trainer.backward_alone
 
-    def doubled(self: Trainer, drawn: Any = None) -> Tensor:
+    def scaled(self: Trainer, drawn: Any = None) -> Tensor:
         loss = backward(self, drawn)
         if self.form == Form("torch", "bfloat16", "NCHW"):
             for parameter in self.net.parameters():
-                parameter.grad.mul_(1.1)  # type: ignore[union-attr]
+                parameter.grad.mul_(factor)  # type: ignore[union-attr]
         return loss
 
-    monkeypatch.setattr(Trainer, "backward_alone", doubled)
-    with pytest.raises(Failed, match="loss or gradient of torch, NCHW, bfloat16, are off by 0.1 on the network"):
+    monkeypatch.setattr(Trainer, "backward_alone", scaled)
+    with pytest.raises(Failed, match=f"the gradient of torch, NCHW, bfloat16, is off by {error} on the network"):
         admitted_forms(Field(QUICK), Budget())
 
 
