@@ -12,7 +12,6 @@
 
 #include "../plan_checks.h"
 #include "kernels.h"
-#include "memory.h"
 #include "threads.h"
 
 namespace pathnet::cpu {
@@ -144,16 +143,9 @@ void check_block(const BlockArguments& arguments, const Tensor& x, CheckedBlock&
   block.bf16 = dtype == ScalarType::BFloat16;
 }
 
-Tensor new_kept(const Tensor& like, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
-  int64_t count = 1;
-  for (int64_t size : sizes) count *= size;
-  return torch::stable::from_blob(take_memory(size_t(count) * like.element_size()), sizes, strides, like.device(),
-                                  like.scalar_type(), give_memory_back);
-}
-
 Tensor new_channels_last(const Tensor& like, int64_t batch, int64_t channels, int64_t height, int64_t width) {
-  const int64_t row = width * channels;
-  return new_kept(like, {batch, channels, height, width}, {height * row, 1, row, channels});
+  const Tensor dense = torch::stable::new_empty(like, {batch, height, width, channels});
+  return torch::stable::transpose(torch::stable::transpose(dense, 2, 3), 1, 2);
 }
 
 int64_t inner_size(const TrainingBlock& block) { return block.inner_start(block.units()); }
@@ -167,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor> fused_residual(const Tensor& x, const Tensors
   const TrainingBlock& block = checked.block;
   const Block& row = checked.row;
   Tensor output = new_channels_last(x, block.batch, row.out_channels, row.out_height, row.out_width);
-  Tensor inner = new_kept(x, {inner_size(block)}, {1});
+  Tensor inner = torch::stable::new_empty(x, {inner_size(block)});
   Tensor statistics = torch::stable::new_zeros(x, {block.units(), 2, block.widest}, ScalarType::Float);
   const TrainingForward job = {block, x.const_data_ptr(), output.mutable_data_ptr(), inner.mutable_data_ptr(),
                                statistics.mutable_data_ptr<float>()};

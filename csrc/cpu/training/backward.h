@@ -13,7 +13,6 @@
 // pass seventeen. Two more would go if the block behind it finished its input's gradient.
 #pragma once
 
-#include "../memory.h"
 #include "bench.h"
 
 namespace pathnet::cpu {
@@ -83,7 +82,7 @@ class BackwardTraining {
     int64_t most = 0;
     for (int64_t u = 1; u < block_.units(); ++u) most = std::max(most, block_.input_size(u));
     for (int64_t i = 0; i < std::min<int64_t>(2, block_.units() - 1); ++i) {
-      between_[i].reset(static_cast<Stored*>(take_memory(most * sizeof(Stored))));
+      between_[i] = make_large((most * int64_t(sizeof(Stored)) + 3) / 4);
     }
   }
 
@@ -102,10 +101,6 @@ class BackwardTraining {
     std::vector<float> sums;
   };
 
-  struct GiveBack {
-    void operator()(Stored* values) const { give_memory_back(values); }
-  };
-
   static constexpr int64_t kMostSlots = 16;
   // Of the weight gradients that wait for their sum over the slots.
   static constexpr int64_t kMostFloats = int64_t(1) << 23;
@@ -119,7 +114,7 @@ class BackwardTraining {
     return u == 0 ? x() : static_cast<const Stored*>(job_.inner) + block_.inner_start(u);
   }
   // The gradient at the output of unit u's BN.
-  Stored* behind(int64_t u) const { return u == 0 ? static_cast<Stored*>(job_.x_grad) : between_[(u - 1) % 2].get(); }
+  Stored* behind(int64_t u) const { return u == 0 ? static_cast<Stored*>(job_.x_grad) : reinterpret_cast<Stored*>(between_[(u - 1) % 2].get()); }
   bool projects(int64_t u) const { return u == 0 && block_.weights.size() > block_.norms.size(); }
 
   void run_unit(int64_t u) {
@@ -382,7 +377,7 @@ class BackwardTraining {
   const TrainingConvolutions<Convolver> convolutions_;
   std::vector<TrainingNorm> norms_;
   std::vector<Bench> benches_;
-  std::unique_ptr<Stored, GiveBack> between_[2];
+  Large between_[2];
   std::vector<float> sums_;  // of the unit at work: [batch, two, padded channels]
   NormMeans means_;          // of the unit behind the one at work
 };

@@ -51,6 +51,16 @@ inline void store_stored(Bf16* address, Vector value) {
   const __m256i narrow = _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
   std::memcpy(address, &narrow, sizeof(narrow));
 }
+#elif defined(__AVX2__)
+inline void store_stored(Bf16* address, Vector value) {
+  const __m256i bits = _mm256_castps_si256(value),
+                odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i high = _mm256_srli_epi32(rounded, 16);
+  // Packs within halves of the register, whose results are then brought together.
+  const __m256i narrow = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0xd8);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(address), _mm256_castsi256_si128(narrow));
+}
 #else
 inline void store_stored(Bf16* address, Vector value) {
   float lanes[kLanes];
