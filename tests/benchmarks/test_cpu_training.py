@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,6 +27,7 @@ from benchmarks.cpu.training.accuracy import gradient_errors
 from benchmarks.cpu.training.admission import Admitted, admitted_forms
 from benchmarks.cpu.training.bounds import bounds
 from benchmarks.cpu.training.forms import FORMS, Form, Trainer
+from benchmarks.cpu.training.kept import KEEPING, steps_with_kept_memory
 from benchmarks.cpu.training.memory import memory_of_a_step
 from benchmarks.outcome import Failed
 from pathnet import native
@@ -288,6 +292,31 @@ def test_the_memory_of_a_step_grows_with_the_batch() -> None:
     small, large = (memory_of_a_step(CHANNELS_LAST, images, small=True)["step_bytes"] for images in (2, 2000))
     # 2000 images of 8 x 8 with 4 channels at 13 BNs and ReLUs, float32.
     assert large - small > 2000 * 8 * 8 * 4 * 4 * 10
+
+
+def test_steps_with_kept_memory_are_compared_with_the_best_of_pytorch(findings: dict[str, Any]) -> None:
+    kept = steps_with_kept_memory(images=2, rounds=1, budget=Budget(), small=True)
+    assert list(kept) == list(map(str, TIMED)) and all(timing["median_s"] > 0 for timing in kept.values())
+    seconds = dict(zip(map(str, TIMED), (4.0, 2.0, 5.0, 1.0), strict=True))
+    kept = {name: {"median_s": each} for name, each in seconds.items()}
+    conclusions = step._conclusions(findings | {"kept": kept}, 1.0)["conclusions"]
+    assert [conclusions[precision]["kept_times_faster"] for precision in ("float32", "bfloat16")] == [2.0, 4.0]
+
+
+def test_a_process_of_its_own_keeps_what_it_frees() -> None:
+    """It touches few new pages to allocate as much again; by default it touches as many."""
+    code = (
+        "import resource\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    held = [bytes([i]) * (1 << 22) for i in range(32)]\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "print(faults() > 4 * (faults() + 1))"
+    )
+    for environment, keeps in (({}, "False"), (KEEPING, "True")):
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+        assert done.stdout.strip() == keeps
 
 
 def test_the_parts_of_a_step_are_timed_in_it() -> None:
