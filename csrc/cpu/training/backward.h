@@ -46,7 +46,7 @@ struct TrainingReduction {
       for_lanes(image.channels - channel, [&](auto lanes) {
         for (int64_t i = 0; i < count; ++i) {
           const Vector unit = map.normalized(load_some(input + i * next, lanes));
-          Vector value = keep(load(vector + i * vectors * kLanes), positive(map.scaled(unit)));
+          Vector value = keep(load(vector + i * vectors * kLanes), passed(map.scaled(unit)));
           if (add) value = value + load_some(target + i * next, lanes);
           store_some(target + i * next, value, lanes);
           sum = sum + value;
