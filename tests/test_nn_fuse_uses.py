@@ -23,10 +23,10 @@ from pathnet.nn import FusedNet, fuse
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
 
-def pair(training: bool = False) -> tuple[ResidualNet, FusedNet]:
+def pair(training: bool = False, depth: int = 14) -> tuple[ResidualNet, FusedNet]:
     """Return a network, and a fused view of a copy of it."""
     torch.manual_seed(0)
-    net = shaken(models.preact_resnet(14, 4, 5)).train(training)
+    net = shaken(models.preact_resnet(depth, 4, 5)).train(training)
     return net, fuse(copy.deepcopy(net), "cpu")
 
 
@@ -144,18 +144,18 @@ def compare_steps(net: nn.Module, fused: nn.Module) -> None:
 
 @torch._dynamo.config.patch(recompile_limit=64)
 def test_each_block_compiles_as_one_graph_and_so_does_the_network() -> None:
-    net, fused = pair(training=True)
+    net, fused = pair(training=True, depth=8)
     for block in fused:
         block.compile(backend="aot_eager", fullgraph=True)
     compare_steps(net, fused)
     assert all(block._intact._compiled_call_impl is None for block in fused)  # type: ignore[union-attr]
-    net, fused = pair(training=True)
+    net, fused = pair(training=True, depth=8)
     compare_steps(net, torch.compile(fused, backend="aot_eager", fullgraph=True))
 
 
 @torch._dynamo.config.patch(recompile_limit=64)
 def test_a_program_notices_a_change_of_a_block() -> None:
-    net, fused = pair(training=True)
+    net, fused = pair(training=True, depth=8)
     compiled = torch.compile(fused, backend="aot_eager", fullgraph=True)
     compiled(batch()[0])
     fused.eval()

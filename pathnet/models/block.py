@@ -191,7 +191,10 @@ class Block(nn.Module):
         return self
 
     def form(self) -> Form | None:
-        """Return the form in which fused engines take the block, or None if they cannot run it."""
+        """Return the form in which fused engines take the block in its mode, or None if they cannot run it.
+
+        Fused training asks for it too: a block that does more in training, such as dropout, has None there.
+        """
         return None
 
     def unfused_reason(self) -> str:

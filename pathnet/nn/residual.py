@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pathnet.checks import check_number, check_tensor, described, one_of
+from pathnet.engines.cpu.training import MAX_SIZE
 from pathnet.engines.triton.limits import MAX_ELEMENTS, MAX_SIDE
 from pathnet.models.residual_net import Block
 from pathnet.nn.parts import FusedParts, fused_parts
@@ -110,8 +111,8 @@ def unfit(parts: FusedParts, x: Tensor) -> str | None:
 def unfit_size(parts: FusedParts, x: Tensor, kernels: Kernels) -> str | None:
     """Return the error of an input [B, C, H, W] whose size kernels cannot run a block for; or None.
 
-    A BN that takes statistics of the batch must see more than one value a channel, and Triton's kernels number an
-    activation's elements in int32.
+    A BN that takes statistics of the batch must see more than one value a channel, native code bounds each size, and
+    Triton's kernels number an activation's elements in int32.
     """
     batch, largest = x.shape[0], x.shape[1] * x.shape[2] * x.shape[3]
     height, width = x.shape[2:]
@@ -121,8 +122,9 @@ def unfit_size(parts: FusedParts, x: Tensor, kernels: Kernels) -> str | None:
             return f"x: expected more than one value per channel at each BN in training, got shape {got}"
         height, width = -(-height // stride), -(-width // stride)
         largest = max(largest, conv.out_channels * height * width)
-    if kernels != "triton":
-        return None
+    if kernels == "cpu":
+        size = max(*x.shape[1:], *[conv.out_channels for conv in parts.convs])
+        return f"x: expected sizes of at most {MAX_SIZE} for the cpu engine, got {size}" if size > MAX_SIZE else None
     if max(x.shape[2:]) > MAX_SIDE:
         return f"x: expected sides of at most {MAX_SIDE} pixels for the triton engine, got {list(x.shape[2:])}"
     if batch * largest >= MAX_ELEMENTS:
