@@ -67,7 +67,7 @@ for bn in ("running", "batch"):
 
 
 def test_training_multiplies_tiles(environment: dict[str, str]) -> None:
-    """Of a basic block of 16 channels, and images of 8x8 pixels, the number of products is known."""
+    """Expect the number of products that a basic block of 16 channels, on images of 8x8 pixels, has."""
     script = """
 import ctypes, torch
 from pathnet import native
