@@ -67,10 +67,12 @@ def fused_residual(block: Block, x: Tensor, a: float = 1.0, c: float = 1.0, engi
     if problem is not None:
         raise ValueError(problem)
     a, c = _number("a", a), _number("c", c)
+    kernels, reason = serving(engine, x.device.type)
     if c == 0:
+        if fuses_skip(kernels, parts, x) and a != 0:
+            return run_fused("cpu", parts.skip or parts, x, 0.0, a)
         with _autocast_for(x):
             return _scaled(block.skip(x), a)
-    kernels, reason = serving(engine, x.device.type)
     if kernels is None:
         if engine != "none":
             warn(reason)
@@ -79,6 +81,14 @@ def fused_residual(block: Block, x: Tensor, a: float = 1.0, c: float = 1.0, engi
     if problem is not None:
         raise ValueError(problem)
     return run_fused(kernels, parts, x, a, c)
+
+
+def fuses_skip(kernels: Kernels | None, parts: FusedParts, x: Tensor) -> bool:
+    """Return whether to run a skip connection without its residual module by kernels.
+
+    That saves time on a CPU. On a GPU it would compile further kernels for some launches of small ones.
+    """
+    return kernels == "cpu" and parts.skip is not None and unfit_size(parts.skip, x, kernels) is None
 
 
 def run_fused(kernels: Kernels, parts: FusedParts, x: Tensor, a: float, c: float) -> Tensor:
