@@ -186,6 +186,10 @@ class Block(nn.Module):
         """
         return self
 
+    def plain(self) -> Block:
+        """Return the block whose modules run; itself, unless it is a view of a block that runs by fused kernels."""
+        return self
+
     def form(self) -> Form | None:
         """Return the form in which fused engines take the block in its mode, or None if they cannot run it.
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,12 +21,13 @@ from benchmarks import results
 from benchmarks.cases import batch, network
 from benchmarks.cpu.budget import Budget
 from benchmarks.cpu.field import Field
-from benchmarks.cpu.run import Run
+from benchmarks.cpu.run import Run, measure
 from benchmarks.cpu.training import accuracy, step
 from benchmarks.cpu.training.accuracy import gradient_errors
 from benchmarks.cpu.training.admission import Admitted, admitted_forms
 from benchmarks.cpu.training.bounds import bounds
 from benchmarks.cpu.training.forms import FORMS, Form, Trainer
+from benchmarks.cpu.training.kept import KEEPING, steps_with_kept_memory
 from benchmarks.cpu.training.memory import memory_of_a_step
 from benchmarks.outcome import Failed
 from pathnet import native
@@ -40,7 +44,10 @@ TIMED = (CHANNELS_LAST, Form("pathnet", "float32"), Form("torch", "bfloat16"), F
 
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return Run(QUICK, tmp_path_factory.mktemp("results")).perform("training")
+    run = measure(QUICK, tmp_path_factory.mktemp("results"), steps=["training"])
+    # The step checks itself, so the competitors of other steps are not built.
+    assert list(run.results["found"]) == ["training"] and run.wrong is None
+    return dict(run.results["found"]["training"])
 
 
 # Findings
@@ -90,11 +97,11 @@ def test_operations_and_bytes_of_a_step_by_hand() -> None:
     """A block of 3 to 3 channels on 4 x 4 pixels; one of 3 to 6 channels on every second, with a projection."""
     blocks = [PreactBlock(3, (3, 3), (3, 3), 1, "pad"), PreactBlock(3, (3, 3), (6, 6), 2, "projection")]
     net = ResidualNet(torch.nn.Identity(), blocks, torch.nn.Identity())
-    found = bounds(net, images=5, side=4, seconds=0.01)
+    counted = bounds(net, images=5, side=4, seconds=0.01)
     products = 2 * 3 * 3 * 9 * 16 + (3 * 6 * 9 + 6 * 6 * 9 + 3 * 6) * 4
-    assert found["operations"] == 3 * 2 * products * 5
-    assert found["bytes"] == 17 * 4 * (3 * 16 + 6 * 4) * 5
-    assert found["copied_bytes_per_s"] > 1e7 and found["peak_flops_per_s"] is None or found["peak_flops_per_s"] > 1e8
+    assert counted["operations"] == 3 * 2 * products * 5
+    assert counted["bytes"] == 17 * 4 * (3 * 16 + 6 * 4) * 5
+    assert counted["copied_bytes_per_s"] > 1e7 and (counted["peak_flops_per_s"] or 1e9) > 1e8
 
 
 # Refusals
@@ -189,18 +196,21 @@ def test_statistics_that_are_not_updated_are_errors(monkeypatch: pytest.MonkeyPa
     }
 
 
-def test_a_form_that_differs_on_the_timed_network_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("factor", "error"), [(1.1, "0.1"), (float("nan"), "nan")])
+def test_a_form_that_differs_on_the_timed_network_is_not_timed(
+    factor: float, error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backward = Trainer.backward_alone
 
-    def doubled(self: Trainer, drawn: Any = None) -> Tensor:
+    def scaled(self: Trainer, drawn: Any = None) -> Tensor:
         loss = backward(self, drawn)
         if self.form == Form("torch", "bfloat16", "NCHW"):
             for parameter in self.net.parameters():
-                parameter.grad.mul_(1.1)  # type: ignore[union-attr]
+                parameter.grad.mul_(factor)  # type: ignore[union-attr]
         return loss
 
-    monkeypatch.setattr(Trainer, "backward_alone", doubled)
-    with pytest.raises(Failed, match="loss or gradient of torch, NCHW, bfloat16, are off by 0.1 on the network"):
+    monkeypatch.setattr(Trainer, "backward_alone", scaled)
+    with pytest.raises(Failed, match=f"the gradient of torch, NCHW, bfloat16, is off by {error} on the network"):
         admitted_forms(Field(QUICK), Budget())
 
 
@@ -282,6 +292,31 @@ def test_the_memory_of_a_step_grows_with_the_batch() -> None:
     small, large = (memory_of_a_step(CHANNELS_LAST, images, small=True)["step_bytes"] for images in (2, 2000))
     # 2000 images of 8 x 8 with 4 channels at 13 BNs and ReLUs, float32.
     assert large - small > 2000 * 8 * 8 * 4 * 4 * 10
+
+
+def test_steps_with_kept_memory_are_compared_with_the_best_of_pytorch(findings: dict[str, Any]) -> None:
+    kept = steps_with_kept_memory(images=2, rounds=1, budget=Budget(), small=True)
+    assert list(kept) == list(map(str, TIMED)) and all(timing["median_s"] > 0 for timing in kept.values())
+    seconds = dict(zip(map(str, TIMED), (4.0, 2.0, 5.0, 1.0), strict=True))
+    kept = {name: {"median_s": each} for name, each in seconds.items()}
+    conclusions = step._conclusions(findings | {"kept": kept}, 1.0)["conclusions"]
+    assert [conclusions[precision]["kept_times_faster"] for precision in ("float32", "bfloat16")] == [2.0, 4.0]
+
+
+def test_a_process_of_its_own_keeps_what_it_frees() -> None:
+    """It touches few new pages to allocate as much again; by default it touches as many."""
+    code = (
+        "import resource\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    held = [bytes([i]) * (1 << 22) for i in range(32)]\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "print(faults() > 4 * (faults() + 1))"
+    )
+    for environment, keeps in (({}, "False"), (KEEPING, "True")):
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+        assert done.stdout.strip() == keeps
 
 
 def test_the_parts_of_a_step_are_timed_in_it() -> None:

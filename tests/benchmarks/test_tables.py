@@ -15,8 +15,6 @@ from helpers.runs import one_of_each, write_run
 
 import pathnet
 from benchmarks import paper, results
-from benchmarks.cpu.figures import _figure
-from benchmarks.cpu.training.goals import goals
 from benchmarks.tables import __main__ as script
 from benchmarks.tables import markdown, models, pages, paths, processors, training
 from benchmarks.tables import paper as paper_tables
@@ -130,59 +128,6 @@ def test_speed_on_models_stands_below_the_same_processor() -> None:
     assert "On one core of an A CPU (base), the rows of GPT time" in text
     assert "new network, the same 100 paths are 0.75 times as fast as the fifteen lines." in text
     assert "`benchmarks/results/cpu/c.json`" in text
-
-
-def trained(bfloat16: float | None = 3.5) -> dict[str, Any]:
-    """Return a file of a processor with made-up training steps."""
-    times = {"form": "torch, NCHW, float32", "median_s": 0.75, "parts": {"forward_s": 0.25, "backward_s": 0.5}}
-    drawn = {"median_s": 0.125, "seconds": [0.1, 0.15]}
-    ours = {**times, "form": "pathnet, float32", "median_s": 0.25, "drawn": drawn, "memory": {"bytes": 512e6}}
-    times, ours = ({**row, "by": row["form"].split(",")[0], "precision": "float32"} for row in (times, ours))
-    bounds = {"operations": 200e9, "bytes": 4e9, "peak_flops_per_s": 1e12, "copied_bytes_per_s": 40e9}
-    conclusions: dict[str, Any] = {
-        "float32": {"times_faster": 3.0, "best": "torch, NCHW, float32", "drawn_share": 0.5, "epoch_s": 97.5},
-        "bfloat16": {"times_faster": bfloat16, "best": "torch, NCHW, bfloat16"},
-    }
-    errors = {"pathnet, float32": 1e-6, "pathnet, bfloat16": 0.022, "torch, bfloat16": 0.033}
-    step = {
-        "drawn": 2,
-        "modules": 6,
-        "batch": 4,
-        "amx": False,
-        "forms": [times, ours],
-        "error": errors,
-        "bounds": bounds,
-    }
-    file = timed(training={**step, "conclusions": conclusions})
-    file["figures"] += [
-        _figure(goal.title, goal.sense, goal.limit, None, goal.value) for goal in goals(file["found"]["training"])
-    ]
-    file["cuts"] = [{"what": "training step of torch, compiled", "because": "it could not be compiled", "kept": None}]
-    return file
-
-
-def test_the_training_step_stands_form_by_form() -> None:
-    text = training.training({"cpu/a.json": trained()})
-    assert "| torch, NCHW, float32 | 750 ms | 250 ms | 500 ms |  |  |" in text
-    assert "| pathnet, float32 | 250 ms | 250 ms | 500 ms | 125 ms | 512 MB |" in text
-    assert "PyTorch's best form | 3 (goal: at least 2) | 3.5 |" in text
-    assert "| 0.5 (goal: at most 0.45, **not** met) | not measured |" in text
-    assert "| PyTorch's best form | torch, NCHW, float32 | torch, NCHW, bfloat16 |" in text
-    assert "| 1e-06 | 0.022 (autocast: 0.033) |" in text
-    assert "| GFLOP/s of direct convolutions | 800 |  |" in text
-    assert "A step has 200 GFLOP in direct convolutions (200 ms at the measured peak of multiply-adds)" in text
-    assert "move 4 GB in float32 (100 ms at the measured rate of a copy)" in text
-    assert "Every draw of 2 modules, share of the form's step: pathnet, float32: 40 % and 60 %." in text
-    assert "Left out: training step of torch, compiled, since it could not be compiled." in text
-
-
-def test_the_training_step_stands_in_the_column_of_its_processor() -> None:
-    elsewhere = timed(lengths={})
-    elsewhere["facts"]["processor"] = "B CPU"
-    text = models.speed({"cpu/a.json": timed(lengths={}), "cpu/b.json": elsewhere, "cpu/c.json": trained()})
-    assert "| ResNet-110, training step, float32 | PyTorch's best form in float32 | 3 | not measured |" in text
-    assert "| ResNet-110, training step, bfloat16 | PyTorch's best form | 3.5 | not measured |" in text
-    assert "training step" not in models.speed({"cpu/a.json": timed(lengths={}, training={"share": 0.5})})
 
 
 def test_the_files_of_the_speed_table_are_the_newest_of_each_processor() -> None:

@@ -129,7 +129,7 @@ def _unit_bits(
     norms: Sequence[Tensor],
     strides: Sequence[int],
     epsilons: Sequence[float],
-    *others: Any,
+    *ignored: Any,
     inner: Tensor,
 ) -> Iterator[Tensor]:
     """Yield the bits of each unit of a fused block, from the inputs of its BNs as the block stored them."""

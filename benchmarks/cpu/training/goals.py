@@ -47,6 +47,13 @@ def goals(findings: Mapping[str, Any]) -> list[Goal]:
             2.0,
             3.0 if amx else None,
         ),
+        (
+            "kept_times_faster",
+            "training step, the same if the process keeps freed memory",
+            "at least",
+            None,
+            None,
+        ),
         ("drawn_share", f"training step with {modules} drawn, share of a whole one", "at most", 0.45, 0.45),
         ("memory_share", "memory of a training step, share of PyTorch's least", "at most", 1.0, 1.0),
         ("pipeline_share", "input pipeline, share of a training step", "at most", 0.05, 0.05),

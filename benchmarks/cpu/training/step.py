@@ -25,6 +25,7 @@ from benchmarks.cpu.training.bounds import bounds
 from benchmarks.cpu.training.cases import CIFAR_10, FULL
 from benchmarks.cpu.training.forms import Drawn, Form
 from benchmarks.cpu.training.goals import PRECISIONS
+from benchmarks.cpu.training.kept import KEEPING
 from benchmarks.outcome import Failed, Findings
 from benchmarks.timing import Timing
 from pathnet.data import Data, InMemory
@@ -59,8 +60,9 @@ def training_step(field: Field) -> Findings:
     pipeline = timings[PIPELINE]
     findings["input_pipeline"] = pipeline.facts() | {"images": sizes.images}
     findings["bounds"] = bounds(field.net, setup.batch, setup.side, field.sizes.peak_seconds)
+    findings["kept"] = _steps_with_kept_memory(field)
     _measure_memory(field, findings["forms"])
-    return findings | _conclusions(findings["forms"], pipeline.median, setup.batch)
+    return findings | _conclusions(findings, pipeline.median)
 
 
 def _checked(field: Field) -> tuple[ResidualNet, list[Step]]:
@@ -132,6 +134,21 @@ def _row(form: Form, entry: Admitted, timings: dict[str, Timing]) -> Findings:
     return row
 
 
+def _steps_with_kept_memory(field: Field) -> Findings:
+    """Return timings in a process that keeps the memory it frees, by form; none if there is no time."""
+    rounds, small = field.sizes.training.kept_rounds, field.unlimited.training != FULL
+    if rounds == 0:
+        return {}
+    arguments = (str(rounds), f"--batch={field.sizes.setup.batch}")
+    try:
+        return measured_alone(
+            field.budget, "benchmarks.cpu.training.kept", *arguments, small=small, environment=KEEPING
+        )
+    except LeftOut as left_out:
+        field.budget.cut("steps in a process that keeps its memory", rounds, None, str(left_out))
+        return {}
+
+
 def _measure_memory(field: Field, rows: list[Findings]) -> None:
     """Add the memory of a step to the rows, in a process for each."""
     batch_size, small = field.sizes.setup.batch, field.unlimited.training != FULL
@@ -144,12 +161,13 @@ def _measure_memory(field: Field, rows: list[Findings]) -> None:
             field.budget.cut(f"memory of {row['form']}", 1, None, str(left_out))
 
 
-def _conclusions(rows: list[Findings], pipeline_s: float, batch_size: int) -> Findings:
+def _conclusions(findings: Findings, pipeline_s: float) -> Findings:
     """Return by precision the ratios to the best of PyTorch, the time of an epoch, and the share of the pipeline.
 
     In bfloat16 the best of PyTorch may be a form in float32.
     """
     ratios: Findings = {}
+    rows, kept = findings["forms"], findings["kept"]
     for precision in PRECISIONS:
         ours = next((row for row in rows if row["by"] == "pathnet" and row["precision"] == precision), None)
         rivals = [row for row in rows if row["by"] == "torch" and row["precision"] in ("float32", precision)]
@@ -161,8 +179,11 @@ def _conclusions(rows: list[Findings], pipeline_s: float, batch_size: int) -> Fi
             "times_faster": best["median_s"] / ours["median_s"],
             "drawn_share": ours["drawn"]["share"],
             "pipeline_share": pipeline_s / ours["median_s"],
-            "epoch_s": CIFAR_10 // batch_size * (ours["median_s"] + pipeline_s),
+            "epoch_s": CIFAR_10 // findings["batch"] * (ours["median_s"] + pipeline_s),
         }
+        seconds = [kept[row["form"]]["median_s"] for row in rivals if row["form"] in kept]
+        if seconds:
+            ratios[precision]["kept_times_faster"] = min(seconds) / kept[ours["form"]]["median_s"]
         measured = [row for row in rivals if "memory" in row]
         if measured and "memory" in ours:
             least = min(measured, key=lambda row: row["memory"]["bytes"])
