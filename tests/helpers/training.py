@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pathnet import models
 from pathnet.models import ResidualNet
 from pathnet.training import Recipe
 
-__all__ = ["DRAWS", "SMALL", "Interrupt", "fresh", "left_out", "updated", "zeroed"]
+__all__ = ["DRAWS", "SMALL", "FusedCalls", "Interrupt", "fresh", "fused_passes", "left_out", "updated", "zeroed"]
 
 SMALL = Recipe(epochs=2, batch_size=32, learning_rate=0.05, warmup_steps=3)
 
 
 class Interrupt(Exception):
     """Stand-in for an interrupt from the keyboard."""
+
+
+class FusedCalls(TorchDispatchMode):
+    """Count of the forward and the backward passes of fused blocks while this is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = self.backward = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.forward += function is torch.ops.pathnet.cpu_fused_residual.default
+        self.backward += function is torch.ops.pathnet.cpu_fused_residual_backward.default
+        return function(*args, **(kwargs or {}))
+
+
+def fused_passes(net: ResidualNet, drawn: Sequence[bool] | None) -> int:
+    """Return the number of blocks that compute a convolution in a step: in their module, or in their projection."""
+    return sum(
+        keep or block.projection is not None for block, keep in zip(net.blocks, drawn or (True,) * net.n, strict=True)
+    )
 
 
 def fresh() -> ResidualNet:

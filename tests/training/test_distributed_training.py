@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import processes
-from helpers.training import left_out, updated, zeroed
+from helpers.training import FusedCalls, fused_passes, left_out, updated, zeroed
 from torch import Tensor, nn
 
 from pathnet import EffectiveDepth, data, models
@@ -52,7 +52,9 @@ def one_of_two(rank: int, out: Path) -> None:
             path = out / f"{kind}.safetensors"
             few = images.random_batch(4, 0, 0)
             callback = EffectiveDepth(few, out / f"{kind}.csv", every=1, share=math.inf) if kind == "all" else None
-            history = train(net, images, recipe, path, callback=callback)
+            with FusedCalls() as calls:
+                history = train(net, images, recipe, path, callback=callback)
+            (out / f"{kind}-{rank}.calls").write_text(str(calls.backward))
             models.save(net, out / f"{kind}-{rank}.safetensors")
             (out / f"{kind}-{rank}.json").write_text(json.dumps([dataclasses.asdict(epoch) for epoch in history]))
 
@@ -106,6 +108,8 @@ def test_two_processes_train_by_the_mean_of_their_gradients(of_two: Path, kind: 
             # `zeroed` updates the statistics of undrawn modules too, training does not.
             if f"{name.rpartition('.')[0]}.weight" not in left_out(net, drawn):
                 buffer.copy_(halves[0].get_buffer(name))
+    calls = sum(fused_passes(net, drawn_modules(net, recipe, step)) for step in range(4))
+    assert [(of_two / f"{kind}-{rank}.calls").read_text() for rank in range(2)] == [str(calls)] * 2
     first, second = (models.load(of_two / f"{kind}-{rank}.safetensors") for rank in range(2))
     assert models.fingerprint(first) == models.fingerprint(second)
     assert models.fingerprint(models.load(of_two / f"{kind}.safetensors")) == models.fingerprint(first)

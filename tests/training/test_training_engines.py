@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from helpers.training import SMALL, Interrupt, fresh
+from helpers.training import SMALL, FusedCalls, Interrupt, fresh, fused_passes
 from helpers.triton_kernels import import_kernels
 
 from pathnet import data, models, native, nn
@@ -18,6 +18,7 @@ from pathnet.models.weights import read_tensors, write_tensors
 from pathnet.nn.serving import FusedEngine
 from pathnet.training import train
 from pathnet.training.engines import Engine, block_engine
+from pathnet.training.sampling import drawn_modules
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,19 @@ def test_blocks_train_fused_unless_told_otherwise(images: data.Data, tmp_path: P
     assert engines == {"default": ["cpu"], "plain": ["none"]}
     assert models.fingerprint(trained(images, "cpu")) == models.fingerprint(default) != models.fingerprint(plain)
     assert close(default, plain)
+
+
+@pytest.mark.parametrize("settings", [{}, {"modules": 1}, {"bfloat16": True}], ids=str)
+def test_the_kernels_run_in_every_step_and_test(images: data.Data, settings: dict[str, Any]) -> None:
+    net, recipe = fresh(), dataclasses.replace(SMALL, **settings)
+    with FusedCalls() as calls:
+        train(net, images, recipe)
+    assert calls.backward == sum(fused_passes(net, drawn_modules(net, recipe, step)) for step in range(8))
+    # Each of two epochs ends with a test of one batch, in which all modules run.
+    assert calls.forward == calls.backward + 2 * net.n
+    with FusedCalls() as calls:
+        train(net, images, recipe, engine="none")
+    assert calls.forward == calls.backward == 0
 
 
 @pytest.mark.parametrize("engine", ["cpu", "none"])
