@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write(file, results)
     results["comparisons"] = comparisons(entries)
     write(file, results)
-    print(TABLES["trained"]({file.name: results}))
+    print(TABLES["trained"]({f"{file.parent.name}/{file.name}": results}))
     return int(not all(row["within"] for row in results["comparisons"]))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from helpers.triton_kernels import import_kernels
 from pathnet import data, models, native, nn
 from pathnet.models import ResidualNet
 from pathnet.models.weights import read_tensors, write_tensors
+from pathnet.nn.serving import FusedEngine
 from pathnet.training import train
 from pathnet.training.engines import Engine, block_engine
 
@@ -146,6 +147,10 @@ def test_blocks_with_hooks_train_as_they_are_among_fused_ones(images: data.Data)
     assert engine.line.startswith("fused kernels of the cpu engine train 2 of 3 blocks (block 1: ")
     train(net, images, SMALL)
     assert calls.count(True) == 8 and close(net, trained(images, "none"))
+
+
+def test_the_engines_are_those_of_fused_networks() -> None:
+    assert get_args(Engine) == get_args(FusedEngine)
 
 
 def test_an_engine_that_trains_every_block_needs_no_reason() -> None:
