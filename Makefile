@@ -68,8 +68,8 @@ gpu: install
 mutants: install
 	$(RUN) tests/csrc/mutations/run.py
 
-# Run the cpu kernels alone, on random networks, under the compiler's sanitizers: one or two minutes on two cores, most
-# of it for compiling.
+# Run the cpu kernels alone, on random networks and blocks, under the compiler's sanitizers: two or three minutes on two
+# cores, most of it for compiling.
 CMAKE := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake
 sanitize: SANITIZERS := address,undefined
 sanitize-threads: SANITIZERS := thread

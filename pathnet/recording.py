@@ -58,7 +58,7 @@ def snapshot(
     """Return a copy that neither later changes of ``net`` nor its own forward passes change.
 
     All modules are in evaluation mode, except batch normalisation where ``bn`` is ``batch``. A user's hooks are left
-    out.
+    out, and so are the kernels of fused blocks.
 
     Args:
         dtype: the type of its floating-point weights; None for that of each.
@@ -71,6 +71,7 @@ def snapshot(
         where = ", ".join(net.frozen_statistics)
         raise ValueError(f"bn: expected 'running' for a network whose running statistics are fixed ({where})")
     copied = copy_without_hooks(net).to(dtype=dtype).eval().requires_grad_(False)
+    copied.blocks = nn.ModuleList(block.plain() for block in copied)
     if bn == "batch":
         for module in copied.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.tables.markdown import file_names, number, percent, table
@@ -21,13 +21,15 @@ def trained(files: Mapping[str, Results]) -> str:
     rows = [
         [
             f"{TITLES[row['measure']]}, {row['precision']}",
-            *(_cell(row["measure"], row[trainer]) for trainer in ("eager", "fused")),
+            _cell(row["measure"], row["eager"]),
+            _range(row["measure"], row["spread"]),
+            _cell(row["measure"], row["fused"]),
             "yes" if row["within"] else "**no**",
         ]
         for row in results["comparisons"]
     ]
     network, seeds = results["network"], results["comparisons"][0]["seeds"]
-    header = ["mean over seeds (least to most)", "PyTorch's operators", "fused kernels", "mean within the range"]
+    header = ["mean over seeds (least to most)", "PyTorch's operators", "their spread", "fused kernels", "within it"]
     return (
         f"{sentence(results)}, ResNet-{network['depth']} of width {network['width']}, {results['data']}, "
         f"{results['epochs']} epochs, {seeds} seeds ({file_names([file])}):\n\n{table(header, rows)}"
@@ -35,8 +37,15 @@ def trained(files: Mapping[str, Results]) -> str:
 
 
 def _cell(measure: str, values: Mapping[str, float]) -> str:
-    show = percent if measure == "test_accuracy" else number
-    return f"{show(values['mean'])} ({show(values['least'])} to {show(values['most'])})"
+    return f"{_show(measure, values['mean'])} ({_range(measure, (values['least'], values['most']))})"
+
+
+def _range(measure: str, ends: Sequence[float]) -> str:
+    return " to ".join(_show(measure, end) for end in ends)
+
+
+def _show(measure: str, value: float) -> str:
+    return percent(value) if measure == "test_accuracy" else number(value)
 
 
 TABLES = {"trained": trained}

@@ -223,7 +223,7 @@ def trained(
         raise ValueError(f"effective_depth: expected a new file for a new training, got {depths}, which exists")
     runner = block_engine(net, engine, checkpoint)
     measure = None if depths is None else _depth_callback(data, recipe, depths)
-    callback = _told(runner, quiet, measure)
+    callback = _announcing(runner, quiet, measure)
     with kept(f"the training is kept in {checkpoint}"), reporter("training") as progress:
         epochs = training.train(net, data, recipe, checkpoint, progress if is_first else None, callback, engine)
     if is_first:
@@ -231,7 +231,7 @@ def trained(
     return Trained(runner, epochs)
 
 
-def _told(
+def _announcing(
     engine: BlockEngine, quiet: bool, measure: EffectiveDepth | None
 ) -> Callable[[int, models.ResidualNet], object]:
     """Return a callback that prints the engine before the first step, when no argument can be refused any more."""

@@ -186,8 +186,15 @@ class Block(nn.Module):
         """
         return self
 
+    def plain(self) -> Block:
+        """Return the block whose modules run; itself, unless it is a view of a block that runs by fused kernels."""
+        return self
+
     def form(self) -> Form | None:
-        """Return the form in which fused engines take the block, or None if they cannot run it."""
+        """Return the form in which fused engines take the block in its mode, or None if they cannot run it.
+
+        Fused training asks for it too: a block that does more in training, such as dropout, has None there.
+        """
         return None
 
     def unfused_reason(self) -> str:

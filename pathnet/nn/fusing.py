@@ -15,12 +15,16 @@ from torch import Tensor, nn
 from pathnet.checks import one_of
 from pathnet.models.residual_net import Block, ResidualNet, check_net
 from pathnet.nn.parts import FusedParts, fused_parts, never_fused
-from pathnet.nn.residual import DTYPES, run_fused, unfit, unfit_size
+from pathnet.nn.residual import DTYPES, fuses_skip, run_fused, unfit, unfit_size
 from pathnet.nn.serving import FusedEngine, serving
 
 __all__ = ["FusedNet", "fuse"]
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+DICTIONARIES = (
+    *("_modules", "_parameters", "_buffers"),
+    *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
+)
+"""Attributes of a module that change inside."""
 
 
 class FusedNet(ResidualNet):
@@ -69,7 +73,7 @@ class FusedNet(ResidualNet):
         return "none", never_fused(block) or "it was compiled before it could be fused"
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _net_view, (self._intact, self._engine), self.__dict__
+        return _net_view, (self._intact, self._engine), _shared(self)
 
 
 class FusedBlock(Block):
@@ -93,6 +97,15 @@ class FusedBlock(Block):
             return super().forward(x)
         return run_fused(kernels, parts, x, 1.0, 1.0)
 
+    def lesioned(self, x: Tensor) -> Tensor:
+        parts = self._parts_now()
+        if isinstance(parts, str) or unfit(parts, x) is not None or type(self._intact).lesioned is not Block.lesioned:
+            return super().lesioned(x)
+        kernels, _ = serving(self._engine, x.device.type)
+        if not fuses_skip(kernels, parts, x):
+            return super().lesioned(x)
+        return run_fused("cpu", parts.skip or parts, x, 0.0, 1.0)
+
     def engine_or_reason(self) -> tuple[str, str]:
         """Return the engine that runs the block now, and ""; or ``none``, and the reason."""
         parts = self._parts_now()
@@ -108,9 +121,14 @@ class FusedBlock(Block):
         if torch.compiler.is_compiling():
             # The program has guards in place of the comparison.
             return fused_parts(self)
+        if torch._C._are_functorch_transforms_active():
+            return "torch.func differentiates modules alone"
         if not self._unchanged():
             self._parts, self._unchanged = fused_parts(self), comparison(self)
         return self._parts
+
+    def plain(self) -> Block:
+        return self._intact
 
     def extra_repr(self) -> str:
         return f"engine={self.engine_or_reason()[0]}"
@@ -133,8 +151,10 @@ def fuse(net: ResidualNet, engine: FusedEngine = "auto") -> FusedNet:
     A block runs its modules, as in ``net``, where no engine serves it, which `FusedNet.unfused` tells: a block
     without a pre-activation form, with modules whose hooks or classes compute more, with BNs of which some train, or
     on another device; one that stochastic depth scales, in evaluation; and for inputs in other types than float32 and
-    bfloat16. Each call of a block compares the attributes of its modules with those of the call before, so changes of
-    them are seen. A stem, a head or a list of blocks that is replaced in ``net`` is not: fuse again.
+    bfloat16. So do all blocks in `torch.func`, `pathnet.record`, `pathnet.routed` and `pathnet.adapt`. Each call of a
+    block compares the attributes of its modules with those of the call before, so changes of them are seen; a program
+    of `torch.compile` sees those that its guards see, thus no hooks that come later. A stem, a head or a list of
+    blocks that is replaced in ``net`` is not seen: fuse again.
 
     Args:
         net: the network. What `fuse` returned is fused anew.
@@ -163,16 +183,21 @@ def fuse(net: ResidualNet, engine: FusedEngine = "auto") -> FusedNet:
     one_of("engine", engine, FusedEngine)
     net = net._intact if isinstance(net, FusedNet) else net
     fused = _net_view(net, engine)
-    fused.__dict__.update({name: value for name, value in net.__dict__.items() if name != "training"})
+    fused.__dict__.update(_shared(net))
     fused._modules = {**net._modules, "blocks": nn.ModuleList(_fused(block, engine) for block in net)}
     return fused
 
 
 def _fused(block: Block, engine: FusedEngine) -> Block:
-    block = block._intact if isinstance(block, FusedBlock) else block
+    block = block.plain()
     if engine == "none" or block._compiled_call_impl is not None or never_fused(block) is not None:
         return block
     return _block_view(block, engine)
+
+
+def _shared(net: ResidualNet) -> dict[str, Any]:
+    """Return the attributes of a network without its mode, which views read from it, and compiled code."""
+    return {name: value for name, value in net.__dict__.items() if name not in ("training", "_compiled_call_impl")}
 
 
 def _net_view(net: ResidualNet, engine: FusedEngine) -> FusedNet:
@@ -206,13 +231,13 @@ def _view_class(view: Any, kind: Any) -> Any:
 def comparison(block: Block) -> Callable[[], bool]:
     """Return a function that returns whether a block's modules are what they were when this one was called.
 
-    It compares all attributes of all modules by identity, submodules and hooks included, which takes some
-    microseconds. To ask a traced block for its form takes hundreds.
+    It compares all attributes of all modules by identity: tensors, submodules and hooks included. This takes some
+    microseconds; to ask a traced block for its form takes hundreds.
     """
     live = [
         attributes
         for module in block.modules()
-        for attributes in (module.__dict__, module._modules, *(module.__dict__[hooks] for hooks in HOOKS))
+        for attributes in (module.__dict__, *(module.__dict__[name] for name in DICTIONARIES))
     ]
     before = list(chain.from_iterable(map(dict.values, live)))
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from pathnet.engines.forms import unsupported_block
 from pathnet.engines.operands import BlockOperands
 from pathnet.engines.triton.packing import norm_tensors
 from pathnet.models.pointwise import Pointwise
-from pathnet.models.residual_net import Block, FusedForm
+from pathnet.models.residual_net import Block, FusedForm, Unit
 from pathnet.nn.running import RunningStatistics
 
 __all__ = ["FusedParts", "fused_parts", "never_fused"]
@@ -30,6 +31,10 @@ def fused_parts(block: Block) -> FusedParts | str:
         problem = _problem(module)
         if problem is not None:
             return f"its module {_name(block, module)} {problem}"
+    # A form serves measurement in evaluation too, where dropout is nothing.
+    for name, module in block.named_modules():
+        if isinstance(module, _DropoutNd) and module.training and module.p > 0:
+            return f"its module {name} drops values in training"
     parts = FusedParts(form)
     if parts.mixed:
         return "expected all of its BNs to take statistics of the batch, or none, got some that do"
@@ -83,6 +88,7 @@ class FusedParts:
         strides: those of ``convs``.
         by_batch: whether BNs use the statistics of the batch; as in torch, those that keep no others do.
         mixed: whether some do and some do not, which no kernel runs.
+        skip: the projection and what comes before it, as a residual module of one unit; None without a projection.
     """
 
     def __init__(self, form: FusedForm) -> None:
@@ -95,6 +101,9 @@ class FusedParts:
         by_batch = [bn.training or bn.running_mean is None for bn in self.norms]
         self.by_batch, self.mixed = by_batch[0], any(by_batch) and not all(by_batch)
         self.running = RunningStatistics(self.norms, self.strides)
+        self.skip: FusedParts | None = None
+        if self.projection is not None:
+            self.skip = FusedParts(FusedForm((Unit(self.norms[0], self.projection),)))
 
     def operands(self, a: float, c: float) -> BlockOperands:
         """Return what an engine's op takes besides the input [B, C, H, W]."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pathnet.checks import check_number, check_tensor, described, one_of
+from pathnet.engines.cpu.training import MAX_SIZE
 from pathnet.engines.triton.limits import MAX_ELEMENTS, MAX_SIDE
 from pathnet.models.residual_net import Block
 from pathnet.nn.parts import FusedParts, fused_parts
@@ -66,10 +67,12 @@ def fused_residual(block: Block, x: Tensor, a: float = 1.0, c: float = 1.0, engi
     if problem is not None:
         raise ValueError(problem)
     a, c = _number("a", a), _number("c", c)
+    kernels, reason = serving(engine, x.device.type)
     if c == 0:
+        if fuses_skip(kernels, parts, x) and a != 0:
+            return run_fused("cpu", parts.skip or parts, x, 0.0, a)
         with _autocast_for(x):
             return _scaled(block.skip(x), a)
-    kernels, reason = serving(engine, x.device.type)
     if kernels is None:
         if engine != "none":
             warn(reason)
@@ -78,6 +81,14 @@ def fused_residual(block: Block, x: Tensor, a: float = 1.0, c: float = 1.0, engi
     if problem is not None:
         raise ValueError(problem)
     return run_fused(kernels, parts, x, a, c)
+
+
+def fuses_skip(kernels: Kernels | None, parts: FusedParts, x: Tensor) -> bool:
+    """Return whether to run a skip connection without its residual module by kernels.
+
+    That saves time on a CPU. On a GPU it would compile further kernels for some launches of small ones.
+    """
+    return kernels == "cpu" and parts.skip is not None and unfit_size(parts.skip, x, kernels) is None
 
 
 def run_fused(kernels: Kernels, parts: FusedParts, x: Tensor, a: float, c: float) -> Tensor:
@@ -95,7 +106,7 @@ def unfit(parts: FusedParts, x: Tensor) -> str | None:
     weight, channels = parts.convs[0].weight, parts.norms[0].num_features
     if weight.dtype not in DTYPES:
         return f"block: expected float32 or bfloat16 parameters, got {weight.dtype}"
-    if x.dtype not in DTYPES:
+    if x.dtype not in DTYPES or x.layout != torch.strided:
         return f"x: expected a float32 or bfloat16 tensor, got {x.dtype}"
     if x.ndim != 4 or x.shape[1] != channels or x.numel() == 0:
         return f"x: expected shape [B, {channels}, H, W], not empty, got {list(x.shape)}"
@@ -110,8 +121,8 @@ def unfit(parts: FusedParts, x: Tensor) -> str | None:
 def unfit_size(parts: FusedParts, x: Tensor, kernels: Kernels) -> str | None:
     """Return the error of an input [B, C, H, W] whose size kernels cannot run a block for; or None.
 
-    A BN that takes statistics of the batch must see more than one value a channel, and Triton's kernels number an
-    activation's elements in int32.
+    A BN that takes statistics of the batch must see more than one value a channel, native code bounds each size, and
+    Triton's kernels number an activation's elements in int32.
     """
     batch, largest = x.shape[0], x.shape[1] * x.shape[2] * x.shape[3]
     height, width = x.shape[2:]
@@ -121,8 +132,9 @@ def unfit_size(parts: FusedParts, x: Tensor, kernels: Kernels) -> str | None:
             return f"x: expected more than one value per channel at each BN in training, got shape {got}"
         height, width = -(-height // stride), -(-width // stride)
         largest = max(largest, conv.out_channels * height * width)
-    if kernels != "triton":
-        return None
+    if kernels == "cpu":
+        size = max(*x.shape[1:], *[conv.out_channels for conv in parts.convs])
+        return f"x: expected sizes of at most {MAX_SIZE} for the cpu engine, got {size}" if size > MAX_SIZE else None
     if max(x.shape[2:]) > MAX_SIDE:
         return f"x: expected sides of at most {MAX_SIDE} pixels for the triton engine, got {list(x.shape[2:])}"
     if batch * largest >= MAX_ELEMENTS:

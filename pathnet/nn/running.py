@@ -25,7 +25,6 @@ class RunningStatistics:
         # The momentum of all BNs, if it is one number.
         alike = all(self.tracks) and all(bn.momentum == norms[0].momentum for bn in norms)
         self.momentum = norms[0].momentum if alike else None
-        self._factors: tuple[torch.Size, Tensor] | None = None
 
     def update(self, statistics: Tensor, shape: torch.Size) -> None:
         """Add the statistics of a batch.
@@ -36,7 +35,7 @@ class RunningStatistics:
         """
         if not any(self.tracks):
             return
-        # BNs that agree are updated together: three operations take a fifth of the time of five for each.
+        # BNs that agree are updated together: a few operations take a third of the time of five for each.
         with torch.no_grad():
             if self.momentum is None or torch.compiler.is_compiling():
                 self._update_each(statistics, shape)
@@ -44,14 +43,13 @@ class RunningStatistics:
                 self._update_all(statistics, shape, self.momentum)
 
     def _update_all(self, statistics: Tensor, shape: torch.Size, momentum: float) -> None:
-        if self._factors is None or self._factors[0] != shape:
-            factors = [[1.0, factor] for factor in self._unbiased(shape)]
-            self._factors = shape, torch.tensor(factors, device=statistics.device)[..., None]
-        running: list[Any] = []
-        rows: list[Tensor] = []
-        for bn, pair in zip(self.norms, (statistics * self._factors[1]).unbind(), strict=True):
-            running += [bn.running_mean, bn.running_var]
-            rows += (pair if bn.num_features == pair.shape[1] else pair[:, : bn.num_features]).unbind()
+        running: list[Any] = [bn.running_mean for bn in self.norms] + [bn.running_var for bn in self.norms]
+        pairs = [
+            (pair if bn.num_features == pair.shape[1] else pair[:, : bn.num_features]).unbind()
+            for bn, pair in zip(self.norms, statistics.unbind(), strict=True)
+        ]
+        rows = [mean for mean, _ in pairs]
+        rows += torch._foreach_mul([variance for _, variance in pairs], self._unbiased(shape))
         kind = running[0].dtype
         if kind != torch.float32:
             rows = [row.to(kind) for row in rows]

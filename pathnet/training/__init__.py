@@ -2,7 +2,8 @@
 
 Stochastic depth and effective training (sections 6 and 5 of the paper) draw the residual modules that take part in
 each step. The forward and the backward pass skip the other modules. The draw depends on seed and step alone, so all
-processes of a distributed training skip the same modules.
+processes of a distributed training skip the same modules. Residual blocks run through the fused kernels of
+`pathnet.nn` where an engine serves them.
 """
 
 from pathnet.training.evaluation import evaluate

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -14,6 +14,9 @@ from torch import nn
 from pathnet.checks import described, one_of
 from pathnet.models.residual_net import ResidualNet
 from pathnet.models.weights import read_tensors
+
+if TYPE_CHECKING:
+    from pathnet.nn import FusedNet
 
 __all__ = ["BlockEngine", "Engine", "block_engine", "recorded_engines"]
 
@@ -34,7 +37,7 @@ class BlockEngine:
         reason: why the first of the latter is not fused; empty if there is none, or nothing is to be fused.
     """
 
-    net: ResidualNet
+    net: FusedNet
     blocks: tuple[str, ...]
     reason: str
 
@@ -50,7 +53,7 @@ class BlockEngine:
 
     @property
     def line(self) -> str:
-        """Words on what runs the blocks, in one line."""
+        """Line that says what trains the blocks, and why if some are not fused."""
         why = f" ({self.reason})" if self.reason else ""
         if self.fused == 0:
             return f"PyTorch's operators train all {len(self.blocks)} blocks{why}"
@@ -58,7 +61,7 @@ class BlockEngine:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What runs the blocks, in JSON types."""
+        """Facts on the engine and its blocks, in JSON types."""
         return {"engine": self.name, "fused_blocks": self.fused, "blocks": len(self.blocks)}
 
     def lay_out(self) -> torch.memory_format:
@@ -75,7 +78,7 @@ def block_engine(net: ResidualNet, engine: Engine, checkpoint: Path | None = Non
     """Return the engine that trains a network on its device.
 
     ``auto`` is the engine of the checkpoint's last step, so that training goes on with the same bits; without a
-    checkpoint, the one that serves the device.
+    checkpoint, the one that serves the device. A warning tells if none does although it could run the blocks.
 
     Args:
         net: the network, on the device where it will be trained.
@@ -100,9 +103,10 @@ def block_engine(net: ResidualNet, engine: Engine, checkpoint: Path | None = Non
             RuntimeWarning,
             stacklevel=2,
         )
-    chosen = _run_by(net, engine)
+    chosen, device = _run_by(net, engine), next(net.parameters()).device.type
+    if engine == "auto" and (missing := _missing(device)) in chosen.net.unfused.values():
+        warnings.warn(f"training runs PyTorch's operators: {missing}", RuntimeWarning, stacklevel=2)
     if engine not in ("auto", chosen.name):
-        device = next(net.parameters()).device.type
         raise ValueError(
             f"engine: expected one that can run a block of this network on {device}, got {engine!r} ({chosen.reason})"
         )
@@ -130,6 +134,13 @@ def _run_by(net: ResidualNet, engine: Engine) -> BlockEngine:
     fused = fuse(net, engine)
     reasons = {} if engine == "none" else fused.unfused
     return BlockEngine(fused, fused.engines, next((f"block {i}: {why}" for i, why in reasons.items()), ""))
+
+
+def _missing(device: str) -> str:
+    """Return why no engine runs on a type of device, or nothing if one does."""
+    from pathnet.nn.serving import serving
+
+    return serving("auto", device)[1]
 
 
 def _fastest_layout(net: ResidualNet) -> torch.memory_format:

@@ -214,6 +214,34 @@ def bare() -> dict[str, Any]:
     raise AssertionError("an op took arguments of wrong shapes")
 
 
+def training() -> dict[str, Any]:
+    """Return the share of each pass of a training step that still ran after Ctrl-C, and whether numbers stay."""
+    torch.set_num_threads(1)
+    net = ResidualNet(nn.Identity(), [PreactBlock(64, (5, 3), (64, 64), 1, "pad")], nn.Identity())
+    (block,) = pathnet.nn.fuse(net)
+
+    def output(count: int) -> Tensor:
+        images = torch.ones(count, 64, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
+        return torch.as_tensor(block(images.requires_grad_()))
+
+    def backward(count: int) -> Call:
+        result = output(count)
+        return lambda: torch.autograd.grad(result, list(net.parameters()), result, retain_graph=True)[0]
+
+    before, shares, count = output(64), {}, 64
+    passes: dict[str, Callable[[int], Call]] = {"forward": lambda count: lambda: output(count), "backward": backward}
+    for name, make in passes.items():
+        call = make(count)
+        call()
+        began = time.perf_counter()
+        call()
+        seconds = time.perf_counter() - began
+        remaining = 3 * BEGUN_S
+        call = make(math.ceil(count * (BEGUN_S + remaining) / seconds))
+        shares[name] = stopped(call, signal.SIGINT, KeyboardInterrupt) / remaining
+    return {"shares": shares, "same": torch.equal(output(64), before)}
+
+
 if __name__ == "__main__":
     # Tests that run in the background of a script have their interrupts ignored, and hand that on.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from helpers.training import SMALL, Interrupt, fresh
 from helpers.triton_kernels import import_kernels
 
-from pathnet import data, models
+from pathnet import data, models, native, nn
 from pathnet.models import ResidualNet
 from pathnet.models.weights import read_tensors, write_tensors
 from pathnet.training import train
@@ -150,3 +151,20 @@ def test_blocks_with_hooks_train_as_they_are_among_fused_ones(images: data.Data)
 def test_an_engine_that_trains_every_block_needs_no_reason() -> None:
     assert block_engine(fresh(), "cpu").line == "fused kernels of the cpu engine train 3 of 3 blocks"
     assert block_engine(fresh(), "none").line == "PyTorch's operators train all 3 blocks"
+
+
+def test_a_fused_network_trains_as_the_network_that_it_views(images: data.Data) -> None:
+    net = fresh()
+    train(nn.fuse(net, "none"), images, SMALL)
+    assert models.fingerprint(net) == models.fingerprint(trained(images, "cpu")) and not net.training
+
+
+def test_an_engine_that_is_missing_is_told(images: data.Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "LOADED", False)
+    monkeypatch.setattr(native, "WHY_NOT", "the native library is not built")
+    with pytest.warns(RuntimeWarning, match="^training runs PyTorch's operators: the native library is not built$"):
+        net = trained(images, "auto")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert models.fingerprint(net) == models.fingerprint(trained(images, "none"))
+        train(models.highway(8, 4), images, dataclasses.replace(SMALL, epochs=1))

@@ -11,7 +11,7 @@
 // all output channels; that of the gradient about 40, shared by all input channels. So copies take as long as
 // products at 16 channels, a quarter at 64. With two terms it is 432 against 250 and 80. Sums are loaded and stored
 // once for all pixels that are copied together, as many as leave both copies of a pair of groups in the first level
-// of cache: that is 16 rows of 32 pixels, or 5 samples of 8x8 pixels, where it would otherwise add a half. So `add`
+// of cache: that is 16 rows of 32 pixels, or 6 samples of 8x8 pixels, where it would otherwise add a half. So `add`
 // is to have several samples where images are small.
 //
 // The products of AVX-512 with bf16 numbers are of no use here: at 9 for a pixel, at twice the rate, they take twice

@@ -26,6 +26,11 @@ inline Vector keep(Vector a, uint32_t bits) {
   return _mm256_and_ps(a, _mm256_castsi256_ps(set));
 }
 
+// The lanes that max(0, a) passes on: positive ones, and NaNs.
+inline uint32_t passed(Vector a) {
+  return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_NLE_UQ)));
+}
+
 inline uint32_t positive(Vector a) {
   return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_GT_OQ)));
 }

@@ -22,6 +22,9 @@ inline Vector magnitude(Vector a) { return _mm512_abs_ps(a); }
 // The lanes whose bit is set; the rest become zero, NaNs too.
 inline Vector keep(Vector a, uint32_t bits) { return _mm512_maskz_mov_ps(__mmask16(bits), a); }
 
+// The lanes that max(0, a) passes on: positive ones, and NaNs.
+inline uint32_t passed(Vector a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_NLE_UQ); }
+
 inline uint32_t positive(Vector a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_GT_OQ); }
 
 }  // namespace

@@ -29,6 +29,12 @@ inline Vector keep(Vector a, uint32_t bits) {
   return (Vector)((IntVector)a & ((lanes & int32_t(bits)) != 0));
 }
 
+// The lanes that max(0, a) passes on: positive ones, and NaNs.
+inline uint32_t passed(Vector a) {
+  const IntVector clamped = a <= 0.0f;
+  return 15 & ~((clamped[0] & 1) | (clamped[1] & 2) | (clamped[2] & 4) | (clamped[3] & 8));
+}
+
 inline uint32_t positive(Vector a) {
   const IntVector set = a > 0.0f;
   return (set[0] & 1) | (set[1] & 2) | (set[2] & 4) | (set[3] & 8);

@@ -13,60 +13,11 @@
 // pass seventeen. Two more would go if the block behind it finished its input's gradient.
 #pragma once
 
-#include "bench.h"
+#include "reduction.h"
 
 namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
 namespace {
-
-// h = the sums, where the unit's ReLU is open, + old h where `add`; and sums of h and of h * x over each sample, with
-// x the normalised input.
-template <class Stored>
-struct TrainingReduction {
-  const Image& image;  // dense, of the unit's input
-  const TrainingNorm& norm;
-  bool add;
-  bool sums_up;
-  const Stored* inputs[kMostSamples];
-  Stored* targets[kMostSamples];
-  float* sums[kMostSamples];  // [two][padded channels]
-  Ahead ahead;
-
-  void operator()(int64_t sample, int64_t y, int64_t x, int64_t step, int64_t count, int64_t channel, int vectors,
-                  const float* values) {
-    const int64_t next = step * image.channels;
-    for (int v = 0; v < vectors; ++v, channel += kLanes) {
-      if (channel >= image.channels) return;
-      const int64_t place = (y * image.width + x) * image.channels + channel;
-      const Stored* input = inputs[sample] + place;
-      Stored* target = targets[sample] + place;
-      const float* vector = values + v * kLanes;
-      const TrainingNorm::Lanes map = norm.at(channel);
-      Vector sum = splat(0.0f), product = splat(0.0f);
-      for_lanes(image.channels - channel, [&](auto lanes) {
-        for (int64_t i = 0; i < count; ++i) {
-          const Vector unit = map.normalized(load_some(input + i * next, lanes));
-          Vector value = keep(load(vector + i * vectors * kLanes), positive(map.scaled(unit)));
-          if (add) value = value + load_some(target + i * next, lanes);
-          store_some(target + i * next, value, lanes);
-          sum = sum + value;
-          product = multiply_add(value, unit, product);
-          ahead.fetch();
-        }
-      });
-      if (!sums_up) continue;
-      float *total = sums[sample] + channel, *products = total + image.padded();
-      store(total, load(total) + sum);
-      store(products, load(products) + product);
-    }
-  }
-};
-
-// What the backward pass through a BN takes from the batch: with h the gradient at its output and x its normalised
-// input, the means of h and of h * x; zero for running statistics, which no gradient reaches.
-struct NormMeans {
-  std::vector<float> h, hx;
-};
 
 template <class Convolver, class Stored>
 class BackwardTraining {
@@ -114,7 +65,9 @@ class BackwardTraining {
     return u == 0 ? x() : static_cast<const Stored*>(job_.inner) + block_.inner_start(u);
   }
   // The gradient at the output of unit u's BN.
-  Stored* behind(int64_t u) const { return u == 0 ? static_cast<Stored*>(job_.x_grad) : reinterpret_cast<Stored*>(between_[(u - 1) % 2].get()); }
+  Stored* behind(int64_t u) const {
+    return u == 0 ? static_cast<Stored*>(job_.x_grad) : reinterpret_cast<Stored*>(between_[(u - 1) % 2].get());
+  }
   bool projects(int64_t u) const { return u == 0 && block_.weights.size() > block_.norms.size(); }
 
   void run_unit(int64_t u) {
@@ -148,7 +101,10 @@ class BackwardTraining {
         }
       }
     });
-    for (size_t k = 0; k < convolutions.size(); ++k) add_slots(convolutions[k], slot_grads[k].get(), slots.count);
+    for (size_t k = 0; k < convolutions.size(); ++k) {
+      add_slots(convolutions_[convolutions[k]], slot_grads[k].get(), slots.count, team_,
+                job_.weight_grads[convolutions[k]]);
+    }
     means_ = means(u);
   }
 
@@ -252,14 +208,7 @@ class BackwardTraining {
     });
   }
 
-  // The gradient at a BN's input, of kLanes channels, from h at its output and the input's value.
-  struct NormBackward {
-    TrainingNorm::Lanes map;
-    Vector mean, slope;
-
-    Vector operator()(Vector h, Vector value) const { return map.scale * (h - mean - map.normalized(value) * slope); }
-  };
-
+  // Of kLanes channels.
   NormBackward norm_backward(int64_t u, int64_t channel) const {
     const TrainingNorm::Lanes map = norms_[u].at(channel);
     if (!block_.by_batch()) return {map, splat(0.0f), splat(0.0f)};
@@ -284,30 +233,6 @@ class BackwardTraining {
       });
     }
     return operand;
-  }
-
-  // Adds up the slots' weight gradients, in their order.
-  void add_slots(int64_t i, const float* slot_grads, int64_t slots) {
-    const Convolution& convolution = convolutions_[i];
-    const int64_t positions = convolution.positions, to_count = convolution.target.channels;
-    const int64_t padded = convolution.target.padded(), plane = convolution.source.padded() * padded;
-    take_in_turn(team_, convolution.source.channels, [&](int, const auto& next, int64_t from_count) {
-      for (int64_t from; (from = next()) < from_count;) {
-        float* row = job_.weight_grads[i] + from * to_count * positions;
-        for (int64_t position = 0; position < positions; ++position) {
-          for (int64_t to = 0; to < to_count; to += kLanes) {
-            const float* grads = slot_grads + position * plane + from * padded + to;
-            Vector sum = load(grads);
-            for (int64_t slot = 1; slot < slots; ++slot) sum = sum + load(grads + slot * positions * plane);
-            float lanes[kLanes];
-            store(lanes, sum);
-            for (int64_t n = 0; n < std::min<int64_t>(kLanes, to_count - to); ++n) {
-              row[(to + n) * positions + position] = lanes[n];
-            }
-          }
-        }
-      }
-    });
   }
 
   // Writes the gradients of unit u's BN, and returns the means that the gradient of its input takes.

@@ -17,7 +17,10 @@ from torch._C import _AutoDispatchBelowAutograd
 from pathnet.engines.operands import BlockOperands
 from pathnet.native import LOADED, interruptible
 
-__all__ = ["cpu_fused_residual", "cpu_fused_residual_backward"]
+__all__ = ["MAX_SIZE", "cpu_fused_residual", "cpu_fused_residual_backward"]
+
+MAX_SIZE = 1 << 15
+"""Maximum number of channels, and maximum side, of an activation: ``kLargestSize`` in csrc/plan_checks.h."""
 
 
 @interruptible

@@ -14,6 +14,7 @@ import torch.utils.checkpoint
 from torch import nn
 from torch.nn.modules import transformer
 
+from pathnet.models.block import Block
 from pathnet.models.hooks import hooks_removed
 
 __all__ = ["attributes_restored", "evaluating_restored", "plain", "uncompiled"]
@@ -26,20 +27,20 @@ _LOCK = threading.RLock()
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """Return the module that `torch.compile` wraps, or the model itself."""
+    """Return the module that `torch.compile` wraps, or the block that a fused one views, or the model itself."""
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     while dynamo is not None and isinstance(model, dynamo.OptimizedModule):
         model = model._orig_mod
-    return model
+    return model.plain() if isinstance(model, Block) else model
 
 
 @contextmanager
 def plain(model: nn.Module) -> Iterator[None]:
     """Let a model run as its code says, and restore it afterwards.
 
-    It runs without compilation of itself, of its submodules and of functions that it calls, without reentrant
-    checkpoints, which cannot be differentiated with respect to chosen tensors, without a user's hooks, and without
-    control flow on the values of a transformer's mask.
+    It runs without compilation of itself, of its submodules and of functions that it calls, without the kernels of
+    fused blocks, without reentrant checkpoints, which cannot be differentiated with respect to chosen tensors,
+    without a user's hooks, and without control flow on the values of a transformer's mask.
     """
     with _LOCK, ExitStack() as stack:
         children = _uncompiled_children(model)
@@ -81,7 +82,7 @@ class _NoCheckpoint:
 
 
 def _uncompiled_children(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Put the original modules in place of compiled submodules; return what was there: parent, name and module."""
+    """Put the original modules in place of compiled and fused ones; return what was there: parent, name, module."""
     children = []
     pending, visited = [model], {model}
     while pending:

@@ -23,10 +23,10 @@ double norm_of(const double* values, size_t size) {
 
 }  // namespace
 
-void Judge::admit(bool bf16) {
-  tolerance_ = bf16 ? kBfloat16 : kFloat32;
-  // A plain loop of bf16 numbers is as much farther off as they are shorter.
-  cancelled_ = bf16 ? kCancelled * 0x1p16 : kCancelled;
+void Judge::admit(int bits) {
+  tolerance_ = bits == kBf16Bits ? kBfloat16 : kFloat32;
+  // A plain loop of shorter numbers is as much farther off.
+  cancelled_ = std::ldexp(kCancelled, kFloat32Bits - bits);
 }
 
 void Judge::compare(Counts& counts, const std::string& which, const Truth& truth, size_t begin, size_t size,

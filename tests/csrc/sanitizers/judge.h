@@ -91,12 +91,14 @@ std::vector<Truth> truths_by_length(const Trial& trial, const Walk& walk) {
   return sums;
 }
 
+constexpr int kFloat32Bits = 24, kBf16Bits = 8;
+
 class Judge {
  public:
   explicit Judge(const Trial& trial) : trial_(trial) {}
 
-  // Admits the errors of bf16 numbers, or of float32 precision.
-  void admit(bool bf16);
+  // Admits the errors of products of numbers with so many bits: kFloat32Bits, kBf16Bits, or between them.
+  void admit(int bits);
 
   // `together`: whether a batch's samples have one exponent, and are tied together by its statistics.
   void gradients(Counts& counts, const Gradients& gradients, const std::vector<Truth>& truths, bool together) const;

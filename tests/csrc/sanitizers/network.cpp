@@ -32,7 +32,9 @@ void Network::try_kernels(Isa isa, bool bf16, const Kernels* tried) {
   kernels_ = kernels_of(isa, bf16);
   const std::string name =
       text("seed %llu, %s %s ", static_cast<unsigned long long>(seed_), isa_name(isa), bf16 ? "bf16" : "float32");
-  judge_.admit(bf16);
+  // On tiles, float32 numbers are two bf16 terms.
+  const int bits = bf16 ? kBf16Bits : isa == Isa::kAmx ? 2 * kBf16Bits : kFloat32Bits;
+  judge_.admit(bits);
   const bool running = !trial_.closed, batch = trial_.closed || !trial_.behind_relu;
   if (running && (!tried || tried->backward_running != kernels_.backward_running)) {
     backward_running(name + "backward_running");
@@ -40,9 +42,9 @@ void Network::try_kernels(Isa isa, bool bf16, const Kernels* tried) {
   }
   if (batch && (!tried || tried->backward_batch != kernels_.backward_batch ||
                 tried->forward_batch != kernels_.forward_batch)) {
-    batch_walks(name, bf16);
+    batch_walks(name, bits);
   }
-  judge_.admit(false);
+  judge_.admit(kFloat32Bits);
   if (running && (!tried || tried->forward_running != kernels_.forward_running)) {
     forward_running(name + "forward_running");
   }
@@ -170,11 +172,11 @@ void Network::forward_running(const std::string& name) {
   judge_.bits(relu_bits, truth);
 }
 
-void Network::batch_walks(const std::string& prefix, bool bf16) {
+void Network::batch_walks(const std::string& prefix, int bits) {
   // A forward pass always has float32 precision.
-  judge_.admit(false);
+  judge_.admit(kFloat32Bits);
   const Record record = forward_batch(prefix + "forward_batch");
-  judge_.admit(bf16);
+  judge_.admit(bits);
   backward_batch(prefix, record);
 }
 

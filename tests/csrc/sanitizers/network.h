@@ -30,7 +30,7 @@ class Network {
   void backward_running(const std::string& name);
   void sums_running(const std::string& name);
   void forward_running(const std::string& name);
-  void batch_walks(const std::string& prefix, bool bf16);
+  void batch_walks(const std::string& prefix, int bits);
   Record forward_batch(const std::string& name);
   void backward_batch(const std::string& prefix, const Record& record);
   StraightTruth& straight_truth(bool batch_statistics);

@@ -13,12 +13,12 @@
 
 namespace trial {
 
-enum Pass { kTrainForward, kTrainBackward, kPasses };
+enum Pass { kTrainForward, kTrainBackward, kTrainForwardBf16, kTrainBackwardBf16, kPasses };
 
 // Passes of one kind.
 struct PassCounts {
   int passes = 0;
-  double worst = 0;  // largest error, relative to what rounding may cause
+  double worst = 0;  // largest error, relative to the allowed one
 };
 using AllPassCounts = PassCounts[kPasses];
 
@@ -83,6 +83,7 @@ class Training {
   const Stored x_, grad_, inner_;
   const Exact<float> statistics_;
   pathnet::cpu::Kernels kernels_;
+  double rounding_ = 0;                           // of theirs
   std::unique_ptr<TrainingGradients> gradients_;  // shared by every set of kernels
 };
 

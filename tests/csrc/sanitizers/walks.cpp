@@ -58,10 +58,11 @@ int main(int count, char** arguments) {
     std::printf("  %-22s %6d walks, largest error %.1e of the norm\n", walks[kind], counts[kind].walks,
                 counts[kind].worst);
   }
-  const char* passes[trial::kPasses] = {"train_forward", "train_backward"};
+  const char* passes[trial::kPasses] = {"train_forward", "train_backward", "train_forward bf16",
+                                        "train_backward bf16"};
   for (int pass = 0; pass < trial::kPasses; ++pass) {
-    std::printf("  %-22s %6d passes, largest error %.1f deviations of rounding\n", passes[pass],
-                pass_counts[pass].passes, pass_counts[pass].worst);
+    std::printf("  %-22s %6d passes, largest error %.2f of the allowed one\n", passes[pass], pass_counts[pass].passes,
+                pass_counts[pass].worst);
   }
   return 0;
 }

@@ -179,3 +179,18 @@ def test_a_step_of_stochastic_depth() -> None:
             assert skipped and not expected.grad.any()
         else:
             assert relative_error(parameter.grad, expected.grad) < 1e-4, name
+
+
+def test_a_fused_network_runs_by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = pathnet.models.preact_resnet(8, 4, 5).train()
+    fused, exact = pathnet.nn.fuse(net, "triton"), copy.deepcopy(net).double()
+    assert fused.engines == ("triton",) * 3
+    images, labels = torch.randn(3, 3, 6, 6), torch.tensor([0, 1, 2])
+    names = count_launches(monkeypatch)
+    nn.functional.cross_entropy(fused(images), labels).backward()
+    assert names
+    nn.functional.cross_entropy(exact(images.double()), labels).backward()
+    for (name, parameter), expected in zip(net.named_parameters(), exact.parameters(), strict=True):
+        assert parameter.grad is not None and expected.grad is not None
+        assert relative_error(parameter.grad, expected.grad) < 1e-4, name

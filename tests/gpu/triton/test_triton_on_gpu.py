@@ -20,7 +20,7 @@ from pathnet.engines.engine import Job
 from pathnet.engines.self_check import disagreement
 from pathnet.engines.triton import TritonEngine
 from pathnet.models import ResidualNet
-from pathnet.nn import fused_residual
+from pathnet.nn import FusedNet, fuse, fused_residual
 from pathnet.recording import snapshot
 
 MODES = ["running", "batch"]
@@ -169,10 +169,9 @@ def test_tapes_of_one_recorder_are_independent(bn: Any, device: torch.device) ->
 
 
 def one_step(net: ResidualNet, images: Tensor, labels: Tensor, fused: bool) -> tuple[Tensor, list[Tensor]]:
-    y = net.stem(images)
-    for block in net.blocks:
-        y = fused_residual(block, y) if fused else block(y)  # type: ignore[arg-type]
-    output = net.head(y)
+    model = fuse(net) if fused else net
+    assert not isinstance(model, FusedNet) or set(model.engines) == {"triton"}
+    output = model(images)
     loss = torch.nn.functional.cross_entropy(output, labels)
     return output, list(torch.autograd.grad(loss, list(net.parameters())))
 
