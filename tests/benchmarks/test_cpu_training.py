@@ -24,7 +24,7 @@ from benchmarks.cpu.field import Field
 from benchmarks.cpu.run import Run, measure
 from benchmarks.cpu.training import accuracy, step
 from benchmarks.cpu.training.accuracy import gradient_errors
-from benchmarks.cpu.training.admission import Admitted, admitted_forms
+from benchmarks.cpu.training.admission import WARM_UP, Admitted, admitted_forms
 from benchmarks.cpu.training.bounds import bounds
 from benchmarks.cpu.training.forms import FORMS, Form, Trainer
 from benchmarks.cpu.training.kept import KEEPING, steps_with_kept_memory
@@ -233,7 +233,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Clock, Callable[[For
     def build(self: Admitted, form: Form, field: Field) -> None:
         self.loss, self.norm, self.seconds = 1.0, 1.0, 2.0 if form.layout == "NCHW" else 1.0
         self.first_s = 20.0 if form.compiled else 0.0
-        clock.now += self.first_s + 2 * self.seconds
+        clock.now += self.first_s + WARM_UP * self.seconds
 
     monkeypatch.setattr(Admitted, "__init__", build)
     yield clock, lambda form: 1.0
