@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from pathnet.checks import one_of
 from pathnet.models.residual_net import Block, ResidualNet, check_net
-from pathnet.nn.parts import FusedParts, fused_parts, never_fused
+from pathnet.nn.parts import GLOBAL_HOOKS, FusedParts, fused_parts, never_fused
 from pathnet.nn.residual import DTYPES, fuses_skip, run_fused, unfit, unfit_size
 from pathnet.nn.serving import FusedEngine, serving
 
@@ -123,6 +124,8 @@ class FusedBlock(Block):
             return fused_parts(self)
         if torch._C._are_functorch_transforms_active():
             return "torch.func differentiates modules alone"
+        if forward_ad._current_level >= 0:
+            return "forward-mode differentiation takes modules alone"
         if not self._unchanged():
             self._parts, self._unchanged = fused_parts(self), comparison(self)
         return self._parts
@@ -231,18 +234,20 @@ def _view_class(view: Any, kind: Any) -> Any:
 def comparison(block: Block) -> Callable[[], bool]:
     """Return a function that returns whether a block's modules are what they were when this one was called.
 
-    It compares all attributes of all modules by identity: tensors, submodules and hooks included. This takes some
-    microseconds; to ask a traced block for its form takes hundreds.
+    It compares the classes and all attributes of all modules by identity: tensors, submodules and hooks included.
+    This takes some microseconds; to ask a traced block for its form takes hundreds.
     """
+    modules = list(block.modules())
     live = [
         attributes
-        for module in block.modules()
+        for module in modules
         for attributes in (module.__dict__, *(module.__dict__[name] for name in DICTIONARIES))
     ]
-    before = list(chain.from_iterable(map(dict.values, live)))
+    live += GLOBAL_HOOKS
+    before = [*map(type, modules), *chain.from_iterable(map(dict.values, live))]
 
     def unchanged() -> bool:
-        now = list(chain.from_iterable(map(dict.values, live)))
+        now = [*map(type, modules), *chain.from_iterable(map(dict.values, live))]
         return len(now) == len(before) and all(map(is_, now, before))
 
     return unchanged
