@@ -231,8 +231,8 @@ def test_forward_mode_differentiation_runs_the_modules(mode: Any) -> None:
     x, tangents = batch()[0], []
     for model in (net, fused):
         with forward_ad.dual_level(), mode():
-            output = model(forward_ad.make_dual(x, torch.ones_like(x)))  # type: ignore[no-untyped-call]
-            tangents.append(forward_ad.unpack_dual(output).tangent)
+            dual = forward_ad.make_dual(x, torch.ones_like(x))  # type: ignore[no-untyped-call]
+            tangents.append(forward_ad.unpack_dual(model(dual)).tangent)  # type: ignore[no-untyped-call]
     assert tangents[0] is not None and torch.equal(*tangents)
 
 

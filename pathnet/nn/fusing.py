@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from pathnet.checks import one_of
 from pathnet.models.residual_net import Block, ResidualNet, check_net
 from pathnet.nn.parts import GLOBAL_HOOKS, FusedParts, fused_parts, never_fused
-from pathnet.nn.residual import DTYPES, fuses_skip, run_fused, unfit, unfit_size
+from pathnet.nn.residual import DTYPES, fuses_skip, run_fused, transformed, unfit, unfit_size
 from pathnet.nn.serving import FusedEngine, serving
 
 __all__ = ["FusedNet", "fuse"]
@@ -122,10 +121,9 @@ class FusedBlock(Block):
         if torch.compiler.is_compiling():
             # The program has guards in place of the comparison.
             return fused_parts(self)
-        if torch._C._are_functorch_transforms_active():
-            return "torch.func differentiates modules alone"
-        if forward_ad._current_level >= 0:
-            return "forward-mode differentiation takes modules alone"
+        transformation = transformed()
+        if transformation is not None:
+            return transformation
         if not self._unchanged():
             self._parts, self._unchanged = fused_parts(self), comparison(self)
         return self._parts
@@ -154,10 +152,10 @@ def fuse(net: ResidualNet, engine: FusedEngine = "auto") -> FusedNet:
     A block runs its modules, as in ``net``, where no engine serves it, which `FusedNet.unfused` tells: a block
     without a pre-activation form, with modules whose hooks or classes compute more, with BNs of which some train, or
     on another device; one that stochastic depth scales, in evaluation; and for inputs in other types than float32 and
-    bfloat16. So do all blocks in `torch.func`, `pathnet.record`, `pathnet.routed` and `pathnet.adapt`. Each call of a
-    block compares the attributes of its modules with those of the call before, so changes of them are seen; a program
-    of `torch.compile` sees those that its guards see, thus no hooks that come later. A stem, a head or a list of
-    blocks that is replaced in ``net`` is not seen: fuse again.
+    bfloat16. So do all blocks in `torch.func`, forward-mode differentiation, `pathnet.record`, `pathnet.routed` and
+    `pathnet.adapt`. Each call of a block compares the attributes of its modules with those of the call before, so
+    changes of them are seen; a program of `torch.compile` sees those that its guards see, thus no hooks that come
+    later. A stem, a head or a list of blocks that is replaced in ``net`` is not seen: fuse again.
 
     Args:
         net: the network. What `fuse` returned is fused anew.
