@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pathnet.checks import one_of
 from pathnet.models.residual_net import Block, ResidualNet, check_net
 from pathnet.nn.parts import GLOBAL_HOOKS, FusedParts, fused_parts, never_fused
-from pathnet.nn.residual import DTYPES, fuses_skip, run_fused, transformed, unfit, unfit_size
+from pathnet.nn.residual import DTYPES, fused_skip, run_fused, transformed, unfit, unfit_size
 from pathnet.nn.serving import FusedEngine, serving
 
 __all__ = ["FusedNet", "fuse"]
@@ -102,9 +102,8 @@ class FusedBlock(Block):
         if isinstance(parts, str) or unfit(parts, x) is not None or type(self._intact).lesioned is not Block.lesioned:
             return super().lesioned(x)
         kernels, _ = serving(self._engine, x.device.type)
-        if not fuses_skip(kernels, parts, x):
-            return super().lesioned(x)
-        return run_fused("cpu", parts.skip or parts, x, 0.0, 1.0)
+        skip = fused_skip(kernels, parts, x)
+        return super().lesioned(x) if skip is None else run_fused("cpu", skip, x, 0.0, 1.0)
 
     def engine_or_reason(self) -> tuple[str, str]:
         """Return the engine that runs the block now, and ""; or ``none``, and the reason."""

@@ -15,7 +15,7 @@ from pathnet.models.residual_net import Block
 from pathnet.nn.parts import FusedParts, fused_parts
 from pathnet.nn.serving import FusedEngine, Kernels, run, serving, warn
 
-__all__ = ["DTYPES", "fused_residual", "run_fused", "transformed", "unfit", "unfit_size"]
+__all__ = ["DTYPES", "fused_residual", "fused_skip", "run_fused", "transformed", "unfit", "unfit_size"]
 
 DTYPES = (torch.float32, torch.bfloat16)
 LARGEST, SMALLEST = float(torch.finfo(torch.float32).max), 2.0**-150
@@ -74,8 +74,9 @@ def fused_residual(block: Block, x: Tensor, a: float = 1.0, c: float = 1.0, engi
     if transformation is not None:
         kernels, reason = None, transformation
     if c == 0:
-        if fuses_skip(kernels, parts, x) and a != 0:
-            return run_fused("cpu", parts.skip or parts, x, 0.0, a)
+        skip = fused_skip(kernels, parts, x)
+        if skip is not None and a != 0:
+            return run_fused("cpu", skip, x, 0.0, a)
         with _autocast_for(x):
             return _scaled(block.skip(x), a)
     if kernels is None:
@@ -97,12 +98,14 @@ def transformed() -> str | None:
     return "forward-mode differentiation takes modules alone" if forward_ad._current_level >= 0 else None
 
 
-def fuses_skip(kernels: Kernels | None, parts: FusedParts, x: Tensor) -> bool:
-    """Return whether to run a skip connection without its residual module by kernels.
+def fused_skip(kernels: Kernels | None, parts: FusedParts, x: Tensor) -> FusedParts | None:
+    """Return the parts of a projection that kernels run without the residual module, or None.
 
     That saves time on a CPU. On a GPU it would compile further kernels for some launches of small ones.
     """
-    return kernels == "cpu" and parts.skip is not None and unfit_size(parts.skip, x, kernels) is None
+    if kernels != "cpu" or parts.skip is None or unfit_size(parts.skip, x, kernels) is not None:
+        return None
+    return parts.skip
 
 
 def run_fused(kernels: Kernels, parts: FusedParts, x: Tensor, a: float, c: float) -> Tensor:
