@@ -218,6 +218,11 @@ def test_an_engine_that_does_not_serve_leaves_the_modules(monkeypatch: pytest.Mo
     assert fuse(net.to("meta"), "cpu").unfused[0] == "the cpu engine does not run on meta"
 
 
+class Halved(PreactBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * super().forward(x)
+
+
 def test_blocks_that_cannot_run_fused_stay_the_same_objects() -> None:
     for net, reason in [
         (models.highway(8, 4), "its gate multiplies skip connection and residual module"),
@@ -227,6 +232,11 @@ def test_blocks_that_cannot_run_fused_stay_the_same_objects() -> None:
         fused = fuse(net, "cpu")
         assert list(fused) == list(net) and set(fused.engines) == {"none"}
         assert fused.unfused[1] == reason, fused.unfused
+    net = network()
+    net.blocks[0].__class__ = Halved
+    fused = fuse(net, "cpu")
+    assert fused.blocks[0] is net.blocks[0] and fused.engines == ("none", *["cpu"] * 5)
+    assert fused.unfused == {0: "its class Halved computes by its own forward method"}
     net = network()
     net.blocks[1].compile(backend="eager")
     fused = fuse(net, "cpu")

@@ -48,6 +48,8 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "a frozen BN": lambda block: block.bns[0].eval(),
     "dropout": lambda block: block.add_module("drop", nn.Dropout(0.5)),
     "a method": lambda block: setattr(block.bns[1], "forward", lambda x: x),
+    "a class": lambda block: setattr(block.convs[0], "__class__", Halved),
+    "a method of the block": lambda block: setattr(block, "branches", lambda x: (x, 0.5 * x)),
     "a scaled module": lambda block: (setattr(block, "survival", 0.5), setattr(block, "training", False)),
 }
 
@@ -75,6 +77,10 @@ NUMBERS: dict[str, Callable[[Any], Any]] = {
     "no statistics": lambda block: [
         setattr(bn, name, None) for bn in block.bns for name in ("running_mean", "running_var", "num_batches_tracked")
     ],
+    "no count": lambda block: setattr(block.bns[0], "num_batches_tracked", None),
+    "no count and no momentum": lambda block: [
+        setattr(block.bns[0], name, None) for name in ("num_batches_tracked", "momentum")
+    ],
     "tracking": lambda block: setattr(block.bns[0], "track_running_stats", False),
     "a module": lambda block: setattr(block.bns, "0", nn.BatchNorm2d(4, affine=False)),
     "a wider module": lambda block: (
@@ -98,3 +104,18 @@ def test_numbers_that_change_are_seen_by_the_next_call(change: str, runs: list[s
     assert runs == ["cpu"] * 6
     for buffer, other in zip(net.buffers(), expected.buffers(), strict=True):
         torch.testing.assert_close(buffer, other, rtol=1e-4, atol=1e-5)
+
+
+def test_hooks_of_all_modules_run_while_they_are_there(runs: list[str]) -> None:
+    net, (x, _) = network(), batch()
+    fused = fuse(net, "cpu")
+    fused(x)
+    expected = copy.deepcopy(net)
+    runs.clear()
+    with torch.nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: 0.5 * output if isinstance(module, nn.Conv2d) else None
+    ):
+        torch.testing.assert_close(fused(x), expected(x))
+        assert fused.unfused[3] == "all modules have hooks, which fused kernels do not call" and runs == []
+    fused(x)
+    assert runs == ["cpu"] * 6

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from helpers.cases import shaken
 from helpers.oracles import relative_error
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import pathnet
 from pathnet import lesion, models, native
@@ -191,6 +192,19 @@ def test_checkpointed_blocks_have_the_same_gradients() -> None:
         assert one.grad is not None and other.grad is not None and torch.equal(one.grad, other.grad)
 
 
+def test_the_second_pass_of_a_checkpointed_block_leaves_its_statistics() -> None:
+    _, fused = pair(training=True)
+    fused(batch()[0])
+    expected = copy.deepcopy(fused.state_dict())
+    _, fused = pair(training=True)
+    y = fused.stem(batch()[0])
+    for block in fused:
+        y = torch.utils.checkpoint.checkpoint(block, y, use_reentrant=False)
+    fused.head(y).sum().backward()
+    for name, value in fused.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
 def test_transformations_of_functions_run_the_modules() -> None:
     """Gradients of samples by torch.func, as for any network."""
     net, fused = pair()
@@ -209,6 +223,36 @@ def test_transformations_of_functions_run_the_modules() -> None:
     expected = of_samples(net)
     for name, grad in of_samples(fused).items():
         assert torch.equal(grad, expected[name]), name
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+def test_forward_mode_differentiation_runs_the_modules(mode: Any) -> None:
+    net, fused = pair()
+    x, tangents = batch()[0], []
+    for model in (net, fused):
+        with forward_ad.dual_level(), mode():
+            dual = forward_ad.make_dual(x, torch.ones_like(x))  # type: ignore[no-untyped-call]
+            tangents.append(forward_ad.unpack_dual(model(dual)).tangent)  # type: ignore[no-untyped-call]
+    assert tangents[0] is not None and torch.equal(*tangents)
+
+
+def test_batches_of_gradients_are_refused_by_name() -> None:
+    _, fused = pair()
+    x = batch()[0].requires_grad_()
+    output, rows = fused(x).sum(0), torch.eye(5)
+    with pytest.raises(RuntimeError, match="fused_residual: expected one gradient at the output"):
+        torch.autograd.grad(output, x, rows, retain_graph=True, is_grads_batched=True)
+    with pytest.raises(RuntimeError, match="fused_residual: expected one gradient at the output"):
+        torch.func.vmap(lambda row: torch.autograd.grad(output, x, row))(rows)
+
+
+def test_an_output_can_be_changed_in_place() -> None:
+    net, fused = pair()
+    x, grads = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2)).requires_grad_(), []
+    for model in (net, fused):
+        output = model.blocks[0](x).add_(1).relu_()
+        grads += torch.autograd.grad(output.square().sum(), x)
+    assert relative_error(grads[1], grads[0]) < 1e-4
 
 
 def test_shapes_are_known_without_memory() -> None:

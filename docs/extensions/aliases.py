@@ -17,19 +17,8 @@ __all__ = ["setup"]
 
 ALIASES = (
     *("Array", "At", "BatchNormMode", "BatchNormPolicy", "By", "Coefficient", "Form", "FusedEngine", "Kind", "Loss"),
-    *(
-        "Measure",
-        "Method",
-        "Modules",
-        "Networks",
-        "Parallel",
-        "Part",
-        "Precision",
-        "Progress",
-        "Routing",
-        "Shortcut",
-        "Undrawn",
-    ),
+    *("Measure", "Method", "Modules", "Networks", "Parallel", "Part", "Precision", "Progress", "Routing"),
+    *("Shortcut", "Undrawn"),
 )
 """Aliases that signatures show; a name without an ``{alias}`` is a reference that leads nowhere."""
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pathnet.checks import one_of
 from pathnet.models.residual_net import Block, ResidualNet, check_net
-from pathnet.nn.parts import FusedParts, fused_parts, never_fused
-from pathnet.nn.residual import DTYPES, fuses_skip, run_fused, unfit, unfit_size
+from pathnet.nn.parts import GLOBAL_HOOKS, FusedParts, fused_parts, never_fused
+from pathnet.nn.residual import DTYPES, fused_skip, run_fused, transformed, unfit, unfit_size
 from pathnet.nn.serving import FusedEngine, serving
 
 __all__ = ["FusedNet", "fuse"]
@@ -102,9 +102,8 @@ class FusedBlock(Block):
         if isinstance(parts, str) or unfit(parts, x) is not None or type(self._intact).lesioned is not Block.lesioned:
             return super().lesioned(x)
         kernels, _ = serving(self._engine, x.device.type)
-        if not fuses_skip(kernels, parts, x):
-            return super().lesioned(x)
-        return run_fused("cpu", parts.skip or parts, x, 0.0, 1.0)
+        skip = fused_skip(kernels, parts, x)
+        return super().lesioned(x) if skip is None else run_fused("cpu", skip, x, 0.0, 1.0)
 
     def engine_or_reason(self) -> tuple[str, str]:
         """Return the engine that runs the block now, and ""; or ``none``, and the reason."""
@@ -121,8 +120,9 @@ class FusedBlock(Block):
         if torch.compiler.is_compiling():
             # The program has guards in place of the comparison.
             return fused_parts(self)
-        if torch._C._are_functorch_transforms_active():
-            return "torch.func differentiates modules alone"
+        transformation = transformed()
+        if transformation is not None:
+            return transformation
         if not self._unchanged():
             self._parts, self._unchanged = fused_parts(self), comparison(self)
         return self._parts
@@ -151,10 +151,10 @@ def fuse(net: ResidualNet, engine: FusedEngine = "auto") -> FusedNet:
     A block runs its modules, as in ``net``, where no engine serves it, which `FusedNet.unfused` tells: a block
     without a pre-activation form, with modules whose hooks or classes compute more, with BNs of which some train, or
     on another device; one that stochastic depth scales, in evaluation; and for inputs in other types than float32 and
-    bfloat16. So do all blocks in `torch.func`, `pathnet.record`, `pathnet.routed` and `pathnet.adapt`. Each call of a
-    block compares the attributes of its modules with those of the call before, so changes of them are seen; a program
-    of `torch.compile` sees those that its guards see, thus no hooks that come later. A stem, a head or a list of
-    blocks that is replaced in ``net`` is not seen: fuse again.
+    bfloat16. So do all blocks in `torch.func`, forward-mode differentiation, `pathnet.record`, `pathnet.routed` and
+    `pathnet.adapt`. Each call of a block compares the attributes of its modules with those of the call before, so
+    changes of them are seen; a program of `torch.compile` sees those that its guards see, thus no hooks that come
+    later. A stem, a head or a list of blocks that is replaced in ``net`` is not seen: fuse again.
 
     Args:
         net: the network. What `fuse` returned is fused anew.
@@ -231,18 +231,20 @@ def _view_class(view: Any, kind: Any) -> Any:
 def comparison(block: Block) -> Callable[[], bool]:
     """Return a function that returns whether a block's modules are what they were when this one was called.
 
-    It compares all attributes of all modules by identity: tensors, submodules and hooks included. This takes some
-    microseconds; to ask a traced block for its form takes hundreds.
+    It compares the classes and all attributes of all modules by identity: tensors, submodules and hooks included.
+    This takes some microseconds; to ask a traced block for its form takes hundreds.
     """
+    modules = list(block.modules())
     live = [
         attributes
-        for module in block.modules()
+        for module in modules
         for attributes in (module.__dict__, *(module.__dict__[name] for name in DICTIONARIES))
     ]
-    before = list(chain.from_iterable(map(dict.values, live)))
+    live += GLOBAL_HOOKS
+    before = [*map(type, modules), *chain.from_iterable(map(dict.values, live))]
 
     def unchanged() -> bool:
-        now = list(chain.from_iterable(map(dict.values, live)))
+        now = [*map(type, modules), *chain.from_iterable(map(dict.values, live))]
         return len(now) == len(before) and all(map(is_, now, before))
 
     return unchanged

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from torch import nn
+from torch.nn.modules import module as torch_module
 from torch.nn.modules.dropout import _DropoutNd
 
 from pathnet.engines.forms import unsupported_block
@@ -14,9 +16,16 @@ from pathnet.models.pointwise import Pointwise
 from pathnet.models.residual_net import Block, FusedForm, Unit
 from pathnet.nn.running import RunningStatistics
 
-__all__ = ["FusedParts", "fused_parts", "never_fused"]
+__all__ = ["GLOBAL_HOOKS", "FusedParts", "fused_parts", "never_fused"]
 
 CONVOLVES = (nn.Conv2d.forward, Pointwise.forward)
+GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
+    *(torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks),
+    *(torch_module._global_backward_hooks, torch_module._global_backward_pre_hooks),
+)
+"""Hooks of all modules, such as those of `torch.utils.flop_counter.FlopCounterMode`."""
+METHODS = ("skip", "residual", "branches", "join")
+"""Methods of a block that kernels run in place of."""
 
 
 def fused_parts(block: Block) -> FusedParts | str:
@@ -27,6 +36,11 @@ def fused_parts(block: Block) -> FusedParts | str:
     reason = _unsupported(form)
     if reason is not None or not isinstance(form, FusedForm):
         return reason or ""
+    if any(GLOBAL_HOOKS):
+        return "all modules have hooks, which fused kernels do not call"
+    replaced = next((name for name in METHODS if name in block.__dict__), None)
+    if replaced is not None:
+        return f"its method {replaced} was replaced"
     for module in _modules(form):
         problem = _problem(module)
         if problem is not None:
@@ -49,7 +63,11 @@ def never_fused(block: Block) -> str | None:
         trained = copy.copy(block)
         trained.training = True
         form = trained.form()
-    return block.unfused_reason() if form is None else _unsupported(form)
+    if form is None:
+        return block.unfused_reason()
+    if type(block).forward is not Block.forward:
+        return f"its class {type(block).__name__} computes by its own forward method"
+    return _unsupported(form)
 
 
 def _unsupported(form: object) -> str | None:

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pathnet.checks import check_number, check_tensor, described, one_of
 from pathnet.engines.cpu.training import MAX_SIZE
@@ -14,7 +15,7 @@ from pathnet.models.residual_net import Block
 from pathnet.nn.parts import FusedParts, fused_parts
 from pathnet.nn.serving import FusedEngine, Kernels, run, serving, warn
 
-__all__ = ["DTYPES", "fused_residual", "run_fused", "unfit", "unfit_size"]
+__all__ = ["DTYPES", "fused_residual", "fused_skip", "run_fused", "transformed", "unfit", "unfit_size"]
 
 DTYPES = (torch.float32, torch.bfloat16)
 LARGEST, SMALLEST = float(torch.finfo(torch.float32).max), 2.0**-150
@@ -30,8 +31,9 @@ def fused_residual(block: Block, x: Tensor, a: float = 1.0, c: float = 1.0, engi
     result is float32-accurate. Stochastic depth and effective training (Veit et al. 2016) pass 0 for ``c`` where a
     module is not drawn: then it runs neither forward nor backward, and its parameters get no gradient.
 
-    The kernels are native code on a CPU, with float32 weights, and Triton's on a GPU. Where neither serves, the
-    block's modules run, with one warning per process. `fuse` runs all blocks of a network so.
+    The kernels are native code on a CPU, with float32 weights, and Triton's on a GPU. Where neither serves, and
+    in `torch.func` and forward-mode differentiation, the block's modules run, with one warning for each reason and
+    process. `fuse` runs all blocks of a network so.
 
     Args:
         block: has a `FusedForm` as its `form`: pre-activation units of odd kernels whose padding keeps the side.
@@ -68,9 +70,13 @@ def fused_residual(block: Block, x: Tensor, a: float = 1.0, c: float = 1.0, engi
         raise ValueError(problem)
     a, c = _number("a", a), _number("c", c)
     kernels, reason = serving(engine, x.device.type)
+    transformation = transformed()
+    if transformation is not None:
+        kernels, reason = None, transformation
     if c == 0:
-        if fuses_skip(kernels, parts, x) and a != 0:
-            return run_fused("cpu", parts.skip or parts, x, 0.0, a)
+        skip = fused_skip(kernels, parts, x)
+        if skip is not None and a != 0:
+            return run_fused("cpu", skip, x, 0.0, a)
         with _autocast_for(x):
             return _scaled(block.skip(x), a)
     if kernels is None:
@@ -83,12 +89,23 @@ def fused_residual(block: Block, x: Tensor, a: float = 1.0, c: float = 1.0, engi
     return run_fused(kernels, parts, x, a, c)
 
 
-def fuses_skip(kernels: Kernels | None, parts: FusedParts, x: Tensor) -> bool:
-    """Return whether to run a skip connection without its residual module by kernels.
+def transformed() -> str | None:
+    """Return why an active transformation of PyTorch's needs modules, or None."""
+    if torch.compiler.is_compiling():
+        return None
+    if torch._C._are_functorch_transforms_active():
+        return "torch.func differentiates modules alone"
+    return "forward-mode differentiation takes modules alone" if forward_ad._current_level >= 0 else None
+
+
+def fused_skip(kernels: Kernels | None, parts: FusedParts, x: Tensor) -> FusedParts | None:
+    """Return the parts of a projection that kernels run without the residual module, or None.
 
     That saves time on a CPU. On a GPU it would compile further kernels for some launches of small ones.
     """
-    return kernels == "cpu" and parts.skip is not None and unfit_size(parts.skip, x, kernels) is None
+    if kernels != "cpu" or parts.skip is None or unfit_size(parts.skip, x, kernels) is not None:
+        return None
+    return parts.skip
 
 
 def run_fused(kernels: Kernels, parts: FusedParts, x: Tensor, a: float, c: float) -> Tensor:

@@ -24,6 +24,7 @@ class RunningStatistics:
         self.tracks = [bn.training and bn.track_running_stats and bn.running_mean is not None for bn in norms]
         # The momentum of all BNs, if it is one number.
         alike = all(self.tracks) and all(bn.momentum == norms[0].momentum for bn in norms)
+        alike = alike and all(bn.num_batches_tracked is not None for bn in norms)
         self.momentum = norms[0].momentum if alike else None
 
     def update(self, statistics: Tensor, shape: torch.Size) -> None:
@@ -61,11 +62,15 @@ class RunningStatistics:
         units = zip(self.norms, self.tracks, statistics.unbind(), self._unbiased(shape), strict=True)
         for bn, tracks, pair, factor in units:
             running_mean, running_var, count = bn.running_mean, bn.running_var, bn.num_batches_tracked
-            if not tracks or running_mean is None or running_var is None or count is None:
+            if not tracks or running_mean is None or running_var is None:
                 continue
-            count.add_(1)
+            if count is not None:
+                count.add_(1)
             mean, variance = pair[:, : bn.num_features].to(running_mean.dtype).unbind()
-            share = 1.0 / count.to(mean.dtype) if bn.momentum is None else bn.momentum
+            if bn.momentum is not None:
+                share: Any = bn.momentum
+            else:
+                share = 0.0 if count is None else 1.0 / count.to(mean.dtype)
             running_mean.lerp_(mean, share)
             running_var.lerp_(variance * factor, share)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _AutoDispatchBelowAutograd
+from torch._C import _AutoDispatchBelowADInplaceOrView
 
 from pathnet.engines.operands import BlockOperands
 from pathnet.native import LOADED, interruptible
@@ -21,6 +21,9 @@ __all__ = ["MAX_SIZE", "cpu_fused_residual", "cpu_fused_residual_backward"]
 
 MAX_SIZE = 1 << 15
 """Maximum number of channels, and maximum side, of an activation: ``kLargestSize`` in csrc/plan_checks.h."""
+
+BATCHED = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
+"""Whether a tensor stands for many: of `torch.func.vmap`, and of autograd's ``is_grads_batched``."""
 
 
 @interruptible
@@ -122,7 +125,7 @@ class _FusedResidual(torch.autograd.Function):
     def forward(
         ctx: Any, numbers: tuple[Any, ...], count: int, x: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        with _AutoDispatchBelowAutograd():
+        with _AutoDispatchBelowADInplaceOrView():
             output, inner, statistics = torch.ops.pathnet.cpu_fused_residual.default(
                 x, parameters[:count], parameters[count:], *numbers
             )
@@ -136,6 +139,11 @@ class _FusedResidual(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
+        if any(batched(grad) for batched in BATCHED):
+            raise RuntimeError(
+                "fused_residual: expected one gradient at the output, got a batch of them, as of is_grads_batched; "
+                "differentiate the block's modules"
+            )
         x, inner, statistics, *parameters = ctx.saved_tensors
         count, units = ctx.count, len(ctx.numbers[1])
         weights, norms = parameters[:count], parameters[count:]
@@ -151,7 +159,7 @@ class _FirstDerivatives(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, arguments: tuple[Any, ...], *_: Tensor) -> tuple[Tensor, ...]:
-        with _AutoDispatchBelowAutograd():
+        with _AutoDispatchBelowADInplaceOrView():
             return tuple(torch.ops.pathnet.cpu_fused_residual_backward.default(*arguments))
 
     @staticmethod
@@ -165,7 +173,7 @@ def _differentiable(
     x: Tensor, weights: Sequence[Tensor], norms: Sequence[Tensor], *numbers: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not torch.is_grad_enabled():
-        with _AutoDispatchBelowAutograd():
+        with _AutoDispatchBelowADInplaceOrView():
             output, inner, statistics = torch.ops.pathnet.cpu_fused_residual.default(x, weights, norms, *numbers)
         return output, inner, statistics
     output, inner, statistics = _FusedResidual.apply(  # type: ignore[no-untyped-call]
@@ -176,7 +184,7 @@ def _differentiable(
 
 def _differentiable_once(*arguments: Any) -> list[Tensor]:
     if not torch.is_grad_enabled():
-        with _AutoDispatchBelowAutograd():
+        with _AutoDispatchBelowADInplaceOrView():
             grads: list[Tensor] = torch.ops.pathnet.cpu_fused_residual_backward.default(*arguments)
         return grads
     grad, x, inner, statistics, weights, norms, *_ = arguments

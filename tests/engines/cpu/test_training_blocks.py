@@ -11,6 +11,7 @@ import torch
 from helpers.fused_blocks import FLOAT32, KINDS, batch_for, block_of, compare, fused, results, routed, truth
 from helpers.oracles import relative_error
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import pathnet
 from pathnet import native
@@ -279,6 +280,24 @@ def test_where_no_kernel_serves_the_modules_run(engine: Any, monkeypatch: pytest
             assert fused_residual(trained, x.bfloat16(), a, c, engine).dtype == torch.bfloat16
         torch.testing.assert_close(fused_residual(block, x, 0.5, 2.0, engine), routed(block, x, 0.5, 2.0))
         assert torch.equal(fused_residual(block, x, 0.0, 1.0, engine), block.residual(x))
+
+
+def test_transformations_run_the_modules() -> None:
+    block, (x, direction) = block_of("basic-projection", True), batch_for("basic-projection", batch=2, side=5)
+    serving.warn.cache_clear()
+
+    def output(x: Tensor) -> Tensor:
+        return (fused_residual(copy.deepcopy(block), x) * direction).sum()
+
+    expected = torch.autograd.grad((block(x.requires_grad_()) * direction).sum(), x)[0]
+    x = x.detach()
+    with pytest.warns(RuntimeWarning, match="modules: torch.func differentiates modules alone"):
+        torch.testing.assert_close(torch.func.grad(output)(x), expected)
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))  # type: ignore[no-untyped-call]
+        with pytest.warns(RuntimeWarning, match="modules: forward-mode differentiation takes modules alone"):
+            tangent = forward_ad.unpack_dual(output(dual)).tangent  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(tangent, expected.sum(), rtol=1e-3, atol=1e-3)
 
 
 def test_the_engine_triton_does_not_run_on_a_cpu_that_does_not_interpret_it(monkeypatch: pytest.MonkeyPatch) -> None:
