@@ -34,7 +34,7 @@ using Bfloat16 = Float32;
 // with AMX has timed either yet.
 using TrainingFloat32 = Winograd4Convolver;
 #if defined(__AMX_BF16__)
-using TrainingBfloat16 = TrainingTileConvolver<1>;
+using TrainingBfloat16 = TrainingTileConvolver;
 #else
 // Batches of bf16 numbers, and products of floats: those of AVX-512 with bf16 numbers take F(2x2, 3x3), whose four
 // products a pixel at twice the rate are no faster than 2.25. Tried forward, a step took as long (two cores of
