@@ -67,7 +67,10 @@ for bn in ("running", "batch"):
 
 
 def test_training_multiplies_tiles(environment: dict[str, str]) -> None:
-    """Expect the number of products that a basic block of 16 channels, on images of 8x8 pixels, has."""
+    """Expect the number of products that a basic block of 16 channels, on images of 8x8 pixels, has in bfloat16.
+
+    Float32 convolves by minimal filtering, without tiles.
+    """
     script = """
 import ctypes, torch
 from pathnet import native
@@ -86,8 +89,9 @@ for dtype in (torch.float32, torch.bfloat16):
     # Two convolutions of 9 taps: both samples' 128 pixels are four products of 32 by 16 and 16 channels.
     weight_gradient = 2 * 9 * 4
     forward_and_weight_gradient = [tuple(map(int, line.split())) for line in output_of(script, environment)]
-    assert [counts[1] for counts in forward_and_weight_gradient] == [3 * weight_gradient, weight_gradient]
-    assert all(forward > 0 for forward, _ in forward_and_weight_gradient)
+    float32, bfloat16 = forward_and_weight_gradient
+    assert float32 == (0, 0)
+    assert bfloat16[0] > 0 and bfloat16[1] == weight_gradient
 
 
 def output_of(script: str, environment: dict[str, str]) -> list[str]:

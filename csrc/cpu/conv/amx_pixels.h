@@ -64,13 +64,6 @@ inline __m512i line_of(Vector upper, Vector lower) {
   return _mm512_permutexvar_epi16(_mm512_load_si512(kInterleaved), rounded);
 }
 
-// The line of what rounding took from the numbers of another.
-inline __m512i remainder_of(Vector upper, Vector lower, __m512i line) {
-  const __m512i of_lower = _mm512_and_si512(line, _mm512_set1_epi32(int(0xffff0000)));
-  return line_of(_mm512_sub_ps(upper, _mm512_castsi512_ps(_mm512_slli_epi32(line, 16))),
-                 _mm512_sub_ps(lower, _mm512_castsi512_ps(of_lower)));
-}
-
 // The lines and steps of a part of a pass: some rows of its target pixels, and the source pixels that its taps read.
 //
 // A target pixel is at line (row in the strip * pitch + column) * pairs + pair of strips. The source pixel of a tap
@@ -102,30 +95,26 @@ class PixelLines {
   }
 
   // Copies the source's pixels for the part that begins at a row of the pass. `line_group`: numbers from 16 channels'
-  // lines to the next 16 channels'; those of a second term follow after half of that.
-  template <int kTerms>
+  // lines to the next 16 channels'.
   void copy_source(const uint16_t* image, int64_t row, uint16_t* lines, int64_t line_group) const {
     const Image& source = convolution_.source;
-    const int64_t channels = TileConvolver<kTerms>::operand_channels(source), plane = source.pixels() * channels;
+    const int64_t channels = TileConvolver<1>::operand_channels(source);
     for (int64_t group = 0; group < source.groups(); ++group) {
-      for (int term = 0; term < kTerms; ++term) {
-        const uint16_t* numbers = image + term * plane + group * kGroup;
-        uint16_t* line = lines + group * line_group + term * (line_group / kTerms);
-        for (int64_t r = 0; r < height_ + more_rows_; ++r, line += pitch_ * pairs_ * kLineNumbers) {
-          for (int64_t pair = 0; pair < pairs_; ++pair) {
-            const int64_t upper = row + 2 * pair * height_ + r + first_row_;
-            copy_row(numbers, upper, upper + height_, channels, line + pair * kLineNumbers);
-          }
+      const uint16_t* numbers = image + group * kGroup;
+      uint16_t* line = lines + group * line_group;
+      for (int64_t r = 0; r < height_ + more_rows_; ++r, line += pitch_ * pairs_ * kLineNumbers) {
+        for (int64_t pair = 0; pair < pairs_; ++pair) {
+          const int64_t upper = row + 2 * pair * height_ + r + first_row_;
+          copy_row(numbers, upper, upper + height_, channels, line + pair * kLineNumbers);
         }
-        // What tiles read here is multiplied by zeros, and must be finite.
-        std::fill_n(line, (lines_ - filled_) * kLineNumbers, uint16_t(0));
       }
+      // What tiles read here is multiplied by zeros, and must be finite.
+      std::fill_n(line, (lines_ - filled_) * kLineNumbers, uint16_t(0));
     }
   }
 
-  // Copies the target's pixels of that part, [16 channels][step][term][channel][pixel]; `group_size`: numbers from 16
+  // Copies the target's pixels of that part, [16 channels][step][channel][pixel]; `group_size`: numbers from 16
   // channels to the next.
-  template <int kTerms>
   void copy_target(const float* image, int64_t row, uint16_t* tiles, int64_t group_size) const {
     const Image& target = convolution_.target;
     alignas(64) static constexpr float kZeros[kGroup] = {};
@@ -133,7 +122,7 @@ class PixelLines {
         image + ((pass_.first_row + row * pass_.step) * target.width + pass_.first_column) * target.padded();
     const int64_t rows = std::min(rows_, pass_.rows - row);
     const Pixel* pixel = pixels_.data();
-    for (int64_t step = 0; step < steps(); ++step, tiles += kTerms * kTileNumbers) {
+    for (int64_t step = 0; step < steps(); ++step, tiles += kTileNumbers) {
       const float* numbers[2 * kStepLines];
       int64_t further[2 * kStepLines];
       for (int64_t i = 0; i < 2 * kStepLines; ++i, ++pixel) {
@@ -142,16 +131,16 @@ class PixelLines {
       }
       for (int64_t group = 0; group < target.groups(); ++group) {
         uint16_t* tile = tiles + group * group_size;
-        __m512i lines[kStepLines], remainders[kStepLines];
+        __m512i lines[kStepLines];
 #pragma GCC unroll 16
         for (int64_t i = 0; i < kStepLines; ++i) {
           const Vector upper = load(numbers[2 * i] + group * further[2 * i]);
           const Vector lower = load(numbers[2 * i + 1] + group * further[2 * i + 1]);
           lines[i] = line_of(upper, lower);
-          if constexpr (kTerms == 2) remainders[i] = remainder_of(upper, lower, lines[i]);
         }
-        store_transposed(lines, tile);
-        if constexpr (kTerms == 2) store_transposed(remainders, tile + kTileNumbers);
+        transpose(lines);
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < kStepLines; ++i) _mm512_store_si512(tile + i * kLineNumbers, lines[i]);
       }
     }
   }
@@ -162,12 +151,6 @@ class PixelLines {
     int64_t row;     // in the part, or kNoRow
   };
   static constexpr int64_t kNoRow = INT64_MAX;
-
-  static void store_transposed(__m512i (&lines)[kStepLines], uint16_t* tile) {
-    transpose(lines);
-#pragma GCC unroll 16
-    for (int64_t i = 0; i < kStepLines; ++i) _mm512_store_si512(tile + i * kLineNumbers, lines[i]);
-  }
 
   // Copies pixels of two rows, either of which may lie below the source.
   void copy_row(const uint16_t* image, int64_t upper, int64_t lower, int64_t channels, uint16_t* lines) const {

@@ -1,18 +1,17 @@
 // The weight gradient of a convolution on AMX tiles: products of 16 input channels by 32 pixels of the activations
-// and 32 pixels by 16 output channels of the gradient, in bf16, or in two bf16 terms for float32 (three products).
+// and 32 pixels by 16 output channels of the gradient, in bf16.
 //
 // Tiles of the activations (channels by pixels) are a transposed copy, tiles of the gradient (pairs of pixels by
 // channels) an interleaved one, of which every tap takes the same lines at an offset (amx_pixels.h). A step keeps one
 // tile of activations and up to four tiles of sums, and loads one of the gradient a product: 5 loads of 8 cycles
-// against 64 cycles of products. With two terms it is 14 loads against 192.
+// against 64 cycles of products.
 //
-// Cycles of 32 pixels and 16 by 16 channels of a 3x3 convolution, with one term: 144 of products. The copy of the
-// activations takes about 110 on the port for shuffles (16 conversions, 16 interleaves, 64 to transpose), shared by
-// all output channels; that of the gradient about 40, shared by all input channels. So copies take as long as
-// products at 16 channels, a quarter at 64. With two terms it is 432 against 250 and 80. Sums are loaded and stored
-// once for all pixels that are copied together, as many as leave both copies of a pair of groups in the first level
-// of cache: that is 16 rows of 32 pixels, or 6 samples of 8x8 pixels, where it would otherwise add a half. So `add`
-// is to have several samples where images are small.
+// Cycles of 32 pixels and 16 by 16 channels of a 3x3 convolution: 144 of products. The copy of the activations takes
+// about 110 on the port for shuffles (16 conversions, 16 interleaves, 64 to transpose), shared by all output
+// channels; that of the gradient about 40, shared by all input channels. So copies take as long as products at 16
+// channels, a quarter at 64. Sums are loaded and stored once for all pixels that are copied together, as many as
+// leave both copies of a pair of groups in the first level of cache: that is 16 rows of 32 pixels, or 6 samples of
+// 8x8 pixels, where it would otherwise add a half. So `add` is to have several samples where images are small.
 //
 // The products of AVX-512 with bf16 numbers are of no use here: at 9 for a pixel, at twice the rate, they take twice
 // as long as the 2.25 of Winograd's filtering in float32.
@@ -33,27 +32,26 @@ namespace {
 
 constexpr int64_t kSumNumbers = 16 * 16;
 
-// Adds the products of all steps to `kCount` tiles of sums that follow each other. activations: [step][term][tile];
-// gradients: the first line of each tile of sums, the second term's `plane` numbers further on.
+// Adds the products of all steps to `kCount` tiles of sums that follow each other. activations: [step][tile];
+// gradients: the first line of each tile of sums.
 //
-// Tiles 0 to 3 are sums, 4 and 5 hold activations: of alternating steps, or the two terms of one. 6 and 7 alternate
-// for the gradient. As in tile_products, one tile of sums is stored on the way, before 130 products have gone by
-// without a store.
-template <int kTerms, int kCount>
-void add_products(const uint16_t* activations, const uint16_t* const* gradients, int64_t plane, const int64_t* lines,
-                  int64_t steps, float* sums) {
-  constexpr int64_t kStepsToStore = 128 / (kCount * (kTerms == 1 ? 1 : 3));
-  static_assert(kTerms == 2 || kStepsToStore % 2 == 0, "an odd number of steps ends all");
-#define PATHNET_ADD(m, gradient, term, tile)                                               \
-  if constexpr (m < kCount) {                                                              \
-    _tile_loadd(gradient, gradients[m] + (term) * plane + lines[step] * kLineNumbers, 64); \
-    _tile_dpbf16ps(m, tile, gradient);                                                     \
+// Tiles 0 to 3 are sums, 4 and 5 hold activations of alternating steps, and 6 and 7 alternate for the gradient. As in
+// tile_products, one tile of sums is stored on the way, before 130 products have gone by without a store.
+template <int kCount>
+void add_products(const uint16_t* activations, const uint16_t* const* gradients, const int64_t* lines, int64_t steps,
+                  float* sums) {
+  constexpr int64_t kStepsToStore = 128 / kCount;
+  static_assert(kStepsToStore % 2 == 0, "an odd number of steps ends all");
+#define PATHNET_ADD(m, gradient, tile)                                    \
+  if constexpr (m < kCount) {                                             \
+    _tile_loadd(gradient, gradients[m] + lines[step] * kLineNumbers, 64); \
+    _tile_dpbf16ps(m, tile, gradient);                                    \
   }
-#define PATHNET_STEP(term, tile) \
-  PATHNET_ADD(0, 6, term, tile)  \
-  PATHNET_ADD(1, 7, term, tile)  \
-  PATHNET_ADD(2, 6, term, tile)  \
-  PATHNET_ADD(3, 7, term, tile)
+#define PATHNET_STEP(tile) \
+  PATHNET_ADD(0, 6, tile)  \
+  PATHNET_ADD(1, 7, tile)  \
+  PATHNET_ADD(2, 6, tile)  \
+  PATHNET_ADD(3, 7, tile)
   stores_are_done();
   _tile_loadd(0, sums, 64);
   if constexpr (kCount > 1) _tile_loadd(1, sums + 1 * kSumNumbers, 64);
@@ -62,28 +60,18 @@ void add_products(const uint16_t* activations, const uint16_t* const* gradients,
   for (int64_t step = 0; step < steps;) {
     if (step > 0) _tile_stored(0, sums, 64);
     const int64_t stop = std::min(steps, step + kStepsToStore);
-    if constexpr (kTerms == 1) {
-      for (; step + 1 < stop; activations += 2 * kTileNumbers) {
-        _tile_loadd(4, activations, 64);
-        PATHNET_STEP(0, 4)
-        ++step;
-        _tile_loadd(5, activations + kTileNumbers, 64);
-        PATHNET_STEP(0, 5)
-        ++step;
-      }
-      if (step < stop) {
-        _tile_loadd(4, activations, 64);
-        PATHNET_STEP(0, 4)
-        ++step;
-      }
-    } else {
-      for (; step < stop; ++step, activations += 2 * kTileNumbers) {
-        _tile_loadd(4, activations, 64);
-        PATHNET_STEP(1, 4)
-        _tile_loadd(5, activations + kTileNumbers, 64);
-        PATHNET_STEP(0, 5)
-        PATHNET_STEP(0, 4)
-      }
+    for (; step + 1 < stop; activations += 2 * kTileNumbers) {
+      _tile_loadd(4, activations, 64);
+      PATHNET_STEP(4)
+      ++step;
+      _tile_loadd(5, activations + kTileNumbers, 64);
+      PATHNET_STEP(5)
+      ++step;
+    }
+    if (step < stop) {
+      _tile_loadd(4, activations, 64);
+      PATHNET_STEP(4)
+      ++step;
     }
   }
 #undef PATHNET_STEP
@@ -122,7 +110,6 @@ class PixelMemory {
 
 // For the transposed convolution, like DirectWeightGradient; its sums are
 // [pass][16 target channels][16 source channels][tap of a run][target channel][source channel].
-template <int kTerms>
 struct TileWeightGradient {
   static int64_t size(const Convolution& convolution) {
     int64_t taps = 0;
@@ -130,7 +117,7 @@ struct TileWeightGradient {
     return taps * convolution.source.groups() * convolution.target.groups() * kSumNumbers;
   }
 
-  // Adds samples' weight gradients. gradients: operands of TileConvolver<kTerms>, bordered, like the convolution's
+  // Adds samples' weight gradients. gradients: operands of TileConvolver<1>, bordered, like the convolution's
   // source; activations: dense, like its target without border, channels zero-padded.
   static void add(const Convolution& convolution, const uint16_t* const* gradients, const float* const* activations,
                   int64_t samples, float* sums) {
@@ -189,7 +176,7 @@ struct TileWeightGradient {
 
   // Bytes of a part's copies.
   static int64_t bytes(const PixelLines& part, int64_t target_groups, int64_t source_groups) {
-    return 2 * kTerms * (target_groups * part.steps() * kTileNumbers + source_groups * part.lines() * kLineNumbers);
+    return 2 * (target_groups * part.steps() * kTileNumbers + source_groups * part.lines() * kLineNumbers);
   }
 
   // All rows of the pass, or half of them, a quarter and so on, until copies of 16 and 16 channels fit. Strips of
@@ -210,8 +197,8 @@ struct TileWeightGradient {
     const int64_t together = std::clamp<int64_t>(
         std::min(kFirstLevel / bytes(part, 1, 1), kSecondLevel / bytes(part, target_groups, source_groups)), 1,
         parts);
-    const int64_t target_size = together * part.steps() * kTerms * kTileNumbers;
-    const int64_t source_size = together * part.lines() * kTerms * kLineNumbers;
+    const int64_t target_size = together * part.steps() * kTileNumbers;
+    const int64_t source_size = together * part.lines() * kLineNumbers;
     uint16_t* tiles = PixelMemory::of_thread().get(target_groups * target_size + source_groups * source_size);
     uint16_t* lines = tiles + target_groups * target_size;
     std::vector<int64_t> first_lines;
@@ -232,49 +219,44 @@ struct TileWeightGradient {
       const int64_t count = std::min(together, parts - first);
       for (int64_t p = 0; p < count; ++p) {
         const int64_t sample = (first + p) / in_sample, row = (first + p) % in_sample * rows;
-        part.template copy_target<kTerms>(work.activations[sample], row,
-                                          tiles + p * part.steps() * kTerms * kTileNumbers, target_size);
-        part.template copy_source<kTerms>(work.gradients[sample], row, lines + p * part.lines() * kLineNumbers,
-                                          source_size);
+        part.copy_target(work.activations[sample], row, tiles + p * part.steps() * kTileNumbers, target_size);
+        part.copy_source(work.gradients[sample], row, lines + p * part.lines() * kLineNumbers, source_size);
       }
       for (int64_t group = 0; group < target_groups; ++group) {
-        multiply(tiles + group * target_size, origins, source_size / kTerms, first_lines.data(), count * part.steps(),
+        multiply(tiles + group * target_size, origins, first_lines.data(), count * part.steps(),
                  sums + group * int64_t(origins.size()) * kSumNumbers);
       }
     }
   }
 
   // Adds to a tile of sums for each origin, up to four at once, as few times as possible and of about equal numbers.
-  static void multiply(const uint16_t* tiles, const std::vector<const uint16_t*>& origins, int64_t plane,
-                       const int64_t* lines, int64_t steps, float* sums) {
+  static void multiply(const uint16_t* tiles, const std::vector<const uint16_t*>& origins, const int64_t* lines,
+                       int64_t steps, float* sums) {
     const int64_t all = origins.size(), turns = (all + kSumTiles - 1) / kSumTiles;
     for (int64_t turn = 0; turn < turns; ++turn) {
       const int64_t begin = turn * all / turns, count = (turn + 1) * all / turns - begin;
-      const auto add = count == 4   ? add_products<kTerms, 4>
-                       : count == 3 ? add_products<kTerms, 3>
-                       : count == 2 ? add_products<kTerms, 2>
-                                    : add_products<kTerms, 1>;
-      add(tiles, origins.data() + begin, plane, lines, steps, sums + begin * kSumNumbers);
+      const auto add = count == 4   ? add_products<4>
+                       : count == 3 ? add_products<3>
+                       : count == 2 ? add_products<2>
+                                    : add_products<1>;
+      add(tiles, origins.data() + begin, lines, steps, sums + begin * kSumNumbers);
     }
   }
 };
 
 // Convolutions of training on tiles, both ways, and their weight gradients.
-template <int kTerms>
-struct TrainingTileConvolver : TileConvolver<kTerms> {
-  using Gradient = TileWeightGradient<kTerms>;
-
-  static int64_t gradient_size(const Convolution& convolution) { return Gradient::size(convolution); }
+struct TrainingTileConvolver : TileConvolver<1> {
+  static int64_t gradient_size(const Convolution& convolution) { return TileWeightGradient::size(convolution); }
 
   template <class Then>
   static void run_back(const Convolution& convolution, const uint16_t* packed, const uint16_t* const* gradients,
                        const float* const* activations, int64_t samples, Then& then, float* sums) {
-    TileConvolver<kTerms>::run(convolution, packed, gradients, samples, then);
-    Gradient::add(convolution, gradients, activations, samples, sums);
+    run(convolution, packed, gradients, samples, then);
+    TileWeightGradient::add(convolution, gradients, activations, samples, sums);
   }
 
   static void finish_gradient(const Convolution& convolution, const float* sums, float* weights) {
-    Gradient::finish(convolution, sums, weights);
+    TileWeightGradient::finish(convolution, sums, weights);
   }
 };
 

@@ -13,9 +13,9 @@ using namespace pathnet::cpu;
 
 namespace {
 
-// Deviations of the rounding of one product: of Winograd's filtering in float32, whose transforms magnify it; of two
-// bf16 terms, on tiles; and of bf16 numbers.
-constexpr double kFloat32 = 1e-6, kTwoTerms = 4e-6, kBfloat16 = 0x1p-8;
+// Deviations of the rounding of one product: of Winograd's filtering in float32, whose transforms magnify it, and of
+// bf16 numbers.
+constexpr double kFloat32 = 1e-6, kBfloat16 = 0x1p-8;
 // Statistics are summed in double.
 constexpr double kStatistics = 1e-6;
 // A tensor's error may be so many deviations; that of a few numbers is more a matter of luck, and what they sum over
@@ -94,7 +94,7 @@ Training::Training(uint64_t seed, bool bf16, AllPassCounts& counts)
 
 void Training::try_kernels(Isa isa) {
   kernels_ = kernels_of(isa, bf16_);
-  rounding_ = bf16_ ? kBfloat16 : isa == Isa::kAmx ? kTwoTerms : kFloat32;
+  rounding_ = bf16_ ? kBfloat16 : kFloat32;
   const std::string name = text("training seed %llu, %s %s ", static_cast<unsigned long long>(seed_), isa_name(isa),
                                 bf16_ ? "bf16" : "float32");
   forward(name + "train_forward");
