@@ -51,6 +51,16 @@ struct Bf16Product {
 };
 #endif
 
+// The patches of some samples, counted sample after sample and row after row.
+struct PatchGrid {
+  int64_t rows, columns;
+  int64_t size() const { return rows * columns; }
+  int64_t row(int64_t patch) const { return patch % size() / columns; }
+  int64_t column(int64_t patch) const { return patch % columns; }
+  // The end of a patch's row, or of the patches.
+  int64_t end(int64_t patch, int64_t last) const { return std::min(last, patch + columns - column(patch)); }
+};
+
 template <class Product>
 struct WinogradConvolver {
   using Element = float;
@@ -112,7 +122,7 @@ struct WinogradConvolver {
     const Pass& pass = convolution.passes[0];
     const int64_t channels = source.padded(), vectors = target.padded() / kLanes;
     const int64_t depth = steps(convolution) * Product::kNumbers;
-    const Grid grid = {target.height / 2, target.width / 2};
+    const PatchGrid grid = {target.height / 2, target.width / 2};
     // Transformed images of 16 KB up to 32 channels, and as many bytes of products.
     const int64_t most = std::clamp<int64_t>(256 / channels, 8, kMostPatches);
     const std::unique_ptr<Number[]> transformed(new Number[kPositions * most * channels]);
@@ -123,7 +133,7 @@ struct WinogradConvolver {
       const int64_t patches = std::min(most, all - first);
       for (int64_t p = 0, end; p < patches; p = end) {
         const int64_t patch = first + p;
-        end = std::min(patches, p + grid.columns - grid.column(patch));
+        end = grid.end(patch, first + patches) - first;
         const int64_t row = 2 * grid.row(patch) + pass.runs[0].row,
                       column = 2 * grid.column(patch) + pass.runs[0].column;
         transform_source(sources[patch / grid.size()] + source.pixel(row, column) * channels,
@@ -143,7 +153,7 @@ struct WinogradConvolver {
         }
         for (int64_t p = 0, end; p < patches; p = end) {
           const int64_t patch = first + p;
-          end = std::min(patches, p + grid.columns - grid.column(patch));
+          end = grid.end(patch, first + patches) - first;
           for (int r = 0; r < 2; ++r) {
             then(patch / grid.size(), 2 * grid.row(patch) + r, 2 * grid.column(patch), 1, 2 * (end - p), v * kLanes,
                  int(count), sums[r] + p * 2 * width);
@@ -158,14 +168,6 @@ struct WinogradConvolver {
   static int64_t steps(const Convolution& convolution) {
     return (convolution.source.channels + Product::kNumbers - 1) / Product::kNumbers;
   }
-
-  // The patches, counted sample after sample and row after row.
-  struct Grid {
-    int64_t rows, columns;
-    int64_t size() const { return rows * columns; }
-    int64_t row(int64_t patch) const { return patch % size() / columns; }
-    int64_t column(int64_t patch) const { return patch % columns; }
-  };
 
   // Whether the taps are 3x3 neighbours, and 2x2 pixels fill the target.
   static bool serves(const Convolution& convolution) {

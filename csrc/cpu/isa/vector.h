@@ -53,7 +53,8 @@ inline void write_bits(uint8_t* pixel, int64_t channel, uint32_t bits) {
 inline uint16_t to_bf16(float value) {
   uint32_t pattern;
   std::memcpy(&pattern, &value, sizeof(pattern));
-  return uint16_t((pattern + 0x7fff + (pattern >> 16 & 1)) >> 16);
+  // Rounding would carry a NaN whose upper bits are all set over to zero.
+  return value != value ? 0x7fc0 : uint16_t((pattern + 0x7fff + (pattern >> 16 & 1)) >> 16);
 }
 
 inline float from_bf16(uint16_t value) {

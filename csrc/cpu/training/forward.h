@@ -81,6 +81,7 @@ class ForwardTraining {
     const Stored* from = u == 0 ? x() : inner(u);
     Stored* to = last ? static_cast<Stored*>(job_.output) : inner(u + 1);
     const Skip skip = Skip(block_.plan.blocks[0].skip);
+    const bool adds_input = last && skip == kIdentity && block_.a != 0.0f;
     const int64_t group = std::min(samples_in_group(source), samples_in_group(target));
     const Slots slots(block_.batch, group, kMostSlots);
     take_in_turn(team_, slots.count, [&](int worker, const auto& next, int64_t) {
@@ -96,7 +97,7 @@ class ForwardTraining {
         const Element* operands[kMostSamples];
         TrainingJoin<Stored> join = {target, last ? block_.c : 1.0f, 1.0f, {}, {}, {}};
         join.ahead.add(from + (first + count) * size(source), after * size(source) * sizeof(Stored));
-        if (last && skip == kIdentity) {
+        if (adds_input) {
           join.ahead.add(x() + (first + count) * size(target), after * size(target) * sizeof(Stored));
         }
         for (int64_t s = 0; s < count; ++s) {
@@ -106,7 +107,7 @@ class ForwardTraining {
           join.olds[s] = skip == kIdentity ? x() + (first + s) * size(target) : join.targets[s];
           if (skip == kPad) pad_sample(first + s, join.targets[s]);
         }
-        if (last && skip == kIdentity) join.old_factor = block_.a;
+        if (adds_input) join.old_factor = block_.a;
         if (projects) {
           const int64_t projection = block_.units();
           const Image to_image = output();

@@ -46,7 +46,8 @@ class TrainingNorm {
 };
 
 // Mean and squared distance from it of each channel, sample by sample, while a sample is in cache. Distances are
-// taken from the sample's first pixel, so that no digits cancel where a channel's mean is far from zero.
+// taken from the mean of the sample's middle row, so that no digits cancel where a channel's mean is far from zero,
+// nor where a pixel at the border, which zeros reach, is far from the others.
 class SampleStatistics {
  public:
   SampleStatistics(int64_t batch, int64_t channels) : channels_(channels), sums_(batch * 2 * channels) {}
@@ -57,7 +58,7 @@ class SampleStatistics {
     const int64_t pixels = image.height * image.width;
     for (int64_t channel = 0; channel < image.channels; channel += kLanes) {
       const int64_t count = image.channels - channel;
-      const Vector pivot = load_some(values + channel, count);
+      const Vector pivot = row_mean(image, values + image.height / 2 * image.width * image.channels + channel, count);
       double sums[kLanes] = {}, products[kLanes] = {};
       for_lanes(count, [&](auto lanes) {
         for (int64_t y = 0; y < image.height; ++y) {
@@ -72,11 +73,11 @@ class SampleStatistics {
           add_row(products, square);
         }
       });
-      float first[kLanes];
-      store(first, pivot);
+      float pivots[kLanes];
+      store(pivots, pivot);
       for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, count); ++lane) {
         const double shift = sums[lane] / double(pixels);
-        means[channel + lane] = double(first[lane]) + shift;
+        means[channel + lane] = double(pivots[lane]) + shift;
         squares[channel + lane] = products[lane] - shift * sums[lane];
       }
     }
@@ -100,6 +101,17 @@ class SampleStatistics {
   }
 
  private:
+  template <class Stored>
+  static Vector row_mean(const Image& image, const Stored* row, int64_t count) {
+    const Vector first = load_some(row, count);
+    Vector sum = splat(0.0f);
+    for_lanes(count, [&](auto lanes) {
+      for (int64_t x = 1; x < image.width; ++x) sum = sum + (load_some(row + x * image.channels, lanes) - first);
+    });
+    // Exact where all pixels are equal.
+    return multiply_add(splat(1.0f / float(image.width)), sum, first);
+  }
+
   int64_t channels_;
   std::vector<double> sums_;  // [batch, 2, channels]
 };

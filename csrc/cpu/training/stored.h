@@ -44,18 +44,23 @@ inline void store_stored(Bf16* address, Vector value) {
   std::memcpy(address, &bits, sizeof(bits));
 }
 #elif defined(__AVX512F__)
+// Rounding would carry a NaN whose upper bits are all set over to zero: NaNs, which arithmetic leaves quiet, are cut.
 inline void store_stored(Bf16* address, Vector value) {
   const __m512i bits = _mm512_castps_si512(value),
                 odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 number = _mm512_cmp_ps_mask(value, value, _CMP_ORD_Q);
+  const __m512i rounded = _mm512_mask_add_epi32(bits, number, bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
   const __m256i narrow = _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
   std::memcpy(address, &narrow, sizeof(narrow));
 }
 #elif defined(__AVX2__)
+// NaNs are cut, as above.
 inline void store_stored(Bf16* address, Vector value) {
   const __m256i bits = _mm256_castps_si256(value),
                 odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i number = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_ORD_Q));
+  const __m256i rounded =
+      _mm256_add_epi32(bits, _mm256_and_si256(number, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))));
   const __m256i high = _mm256_srli_epi32(rounded, 16);
   // Packs within halves of the register, whose results are then brought together.
   const __m256i narrow = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0xd8);

@@ -83,6 +83,19 @@ def test_a_step_in_bfloat16_is_as_exact_as_autocast(
         assert error < 2 * of_autocast + ROUNDING
 
 
+@pytest.mark.parametrize("pixel", [(0, 0), (0, 31), (16, 0), (31, 31)])
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+def test_statistics_are_exact_where_one_pixel_is_far_from_the_others(pixel: tuple[int, int], mean: float) -> None:
+    """Distances from a pixel whose neighbourhood ends at a border would lose their digits."""
+    case = TrainingCase((2, 17, 32, 32), (3,), (17,), (1,), "identity", False)
+    x, operands = case.operands()
+    x.mul_(1e-3).add_(mean)[:, :, pixel[0], pixel[1]] = mean - 0.7
+    _, statistics = forward_truth(case, x, operands)
+    (_, _, rows), _, _ = measured(x, operands)
+    assert relative_error(rows[0, 0], statistics[0][0]) < 2.0**-20
+    assert relative_error(rows[0, 1], statistics[0][1]) < FLOAT32
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", CASES[::13], ids=str)
 def test_no_bit_depends_on_the_number_of_threads(case: TrainingCase, dtype: torch.dtype) -> None:

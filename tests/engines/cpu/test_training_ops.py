@@ -189,6 +189,21 @@ def test_numbers_that_are_not_finite_reach_the_results(value: float, running: bo
     assert not measured(case.operands()[0].to(dtype), spoiled)[0][0].isfinite().all()
 
 
+@pytest.mark.parametrize("pattern", [0x7FC00000, 0x7FFF8000, 0x7FFFFFFF, -1], ids=hex)
+@pytest.mark.parametrize("isa", native.build_facts()["instruction_sets"] if native.LOADED else [])
+def test_rounding_to_bfloat16_keeps_every_nan(pattern: int, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding by addition carries a NaN of ones over to zero: memory that some tools fill with ones."""
+    monkeypatch.setenv("PATHNET_ISA", isa)
+    x, operands = BASIC.operands()
+    weight = operands.weights[1].clone()
+    weight.view(torch.int32)[0] = pattern
+    assert weight[0].isnan().all()
+    spoiled = operands._replace(weights=[operands.weights[0], weight, operands.weights[2]])
+    (output, _, _), _, (x_grad, *_) = measured(x.bfloat16(), spoiled)
+    assert output[:, 0].isnan().all() and not output[:, 1:].isnan().any()
+    assert x_grad.isnan().any()
+
+
 def test_an_interrupt_ends_either_pass() -> None:
     run = subprocess.run(
         [sys.executable, "tests/helpers/interrupted.py", "training"],
