@@ -41,6 +41,7 @@ for width in range(1, 9):
     ]
     for net in nets:
         training.train(copy.deepcopy(net), data, recipe)
+        training.train(copy.deepcopy(net), data, recipe, engine="none")
         # As a loop of one's own would, in the layout that strikes.
         net.train().to(memory_format=torch.channels_last)
         images, labels = data.random_batch(8, seed=0, batch=0)
@@ -97,5 +98,5 @@ def test_narrow_networks_lie_as_they_come_and_wide_ones_in_channels_last() -> No
     images = data.synthetic(images=8, classes=3, shape=(3, 8, 8))
     for width, expected in ((4, torch.contiguous_format), (8, torch.channels_last)):
         net = models.preact_resnet(8, width, num_classes=3)
-        training.train(net, images, recipe)
+        training.train(net, images, recipe, engine="none")
         assert net.blocks[0].convs[1].weight.is_contiguous(memory_format=expected)  # type: ignore[union-attr, index]

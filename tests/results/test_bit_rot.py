@@ -22,7 +22,7 @@ from helpers.run_folders import ATTEMPT, IDENTITY, add, measured
 from pathnet import data, models, results
 from pathnet.experiments.by_length import ExactSum
 from pathnet.experiments.errors import ErrorCount
-from pathnet.models.weights import read_tensors
+from pathnet.models.weights import read_tensors, write_tensors
 from pathnet.streams import stream
 from pathnet.training import Recipe, train
 
@@ -93,6 +93,10 @@ def kept_checkpoint(folder: Path) -> Kept:
     torch.manual_seed(0)
     file, images = folder / "net.checkpoint.safetensors", data.synthetic(images=16, shape=(1, 8, 8))
     train(models.preact_resnet(8, 1, in_channels=1), images, Recipe(epochs=1, batch_size=8), file)
+    # Those from before there were digests did not name the engines of their steps.
+    tensors, metadata = read_tensors(file)
+    del metadata["engines"]
+    write_tensors(file, tensors, metadata, "checkpoint", "")
     return Kept(file, lambda: said(file))
 
 
