@@ -1,7 +1,7 @@
 """Training steps in a process that keeps the memory it frees, as a good user of PyTorch may arrange.
 
-By default glibc returns a step's activations to the system, and the next step pays for clean pages. The setting must be
-in the environment before the process starts. Prints one line of JSON.
+By default glibc returns a step's activations to the system, and the next step pays for clean pages. The setting must
+be in the environment before the process starts. Prints one line of JSON.
 """
 
 from __future__ import annotations
