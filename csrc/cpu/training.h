@@ -29,6 +29,7 @@ struct TrainingBlock {
 
   bool by_batch() const { return norms[0].mean == nullptr; }
   int64_t units() const { return int64_t(norms.size()); }
+  bool projects() const { return weights.size() > norms.size(); }
   int64_t input_size(int64_t unit) const {
     const Unit& row = plan.units[unit];
     return batch * row.in_height * row.in_width * row.in_channels;

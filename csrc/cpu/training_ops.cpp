@@ -48,7 +48,7 @@ void check_channels_last(const char* name, const Tensor& tensor, ScalarType dtyp
   }
 }
 
-int64_t sides_out(int64_t side, int64_t stride) { return (side + stride - 1) / stride; }
+int64_t side_out(int64_t side, int64_t stride) { return (side + stride - 1) / stride; }
 
 const float* norm_row(const Tensor& row, int64_t channels) { return checked_row("norms", row, channels); }
 
@@ -96,8 +96,8 @@ void check_block(const BlockArguments& arguments, const Tensor& x, CheckedBlock&
     next.in_height = projection ? x.size(2) : unit.out_height;
     next.in_width = projection ? x.size(3) : unit.out_width;
     next.out_channels = weight.size(0);
-    next.out_height = sides_out(next.in_height, step);
-    next.out_width = sides_out(next.in_width, step);
+    next.out_height = side_out(next.in_height, step);
+    next.out_width = side_out(next.in_width, step);
     next.kernel = kernel;
     next.stride = step;
     next.padding = kernel / 2;

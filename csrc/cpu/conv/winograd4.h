@@ -17,8 +17,8 @@
 #pragma once
 
 #include <algorithm>
-#include <memory>
 
+#include "../large.h"
 #include "weight_gradient.h"
 #include "winograd.h"
 #include "winograd4_transforms.h"
@@ -137,8 +137,8 @@ struct Winograd4Convolver : Winograd4Transforms {
     // From one position's images to the next: a line more than those, as powers of two apart they would share a few
     // sets of the cache.
     const int64_t plane = most * depth + kLine, tile_plane = most * channels + kLine;
-    const std::unique_ptr<float[]> memory(new float[kPositions * (plane + (kBack ? tile_plane : 0)) + kLine]);
-    float* const transformed = aligned(memory.get());
+    const Large memory = make_large(kPositions * (plane + (kBack ? tile_plane : 0)));
+    float* const transformed = memory.get();
     float* const tiles = transformed + kPositions * plane;
     alignas(64) float products[kPositions * (kMostPatches * kVectors * kLanes + kLine)];
     alignas(64) float sums[kTile][kTile * kMostPatches * kVectors * kLanes];
@@ -181,10 +181,6 @@ struct Winograd4Convolver : Winograd4Transforms {
         v += count;
       }
     }
-  }
-
-  static float* aligned(float* memory) {
-    return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory) + 63) / 64 * 64);
   }
 
   // products [patches][count * kLanes] = images [patches][depth] times weights [depth][count * kLanes]

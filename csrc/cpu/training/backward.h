@@ -33,15 +33,14 @@ namespace PATHNET_ISA_NAMESPACE {
 namespace {
 
 template <class Convolver, class Stored>
-class BackwardTraining {
+class BackwardTraining : TrainingPass<Convolver, Stored> {
  public:
   BackwardTraining(const TrainingBackward& job, const Team& team)
-      : job_(job), block_(job.block), team_(team), convolutions_(job.block, true, team) {
+      : Pass(job.block, job.x, job.inner, true, team), job_(job), benches_(team.threads) {
     for (int64_t u = 0; u < block_.units(); ++u) {
       const float* mean = job.statistics + u * 2 * block_.widest;
       norms_.emplace_back(block_.norms[u], mean, mean + block_.widest, input(u));
     }
-    benches_.resize(team.threads);
     for (Bench& bench : benches_) bench.gradients.resize(block_.weights.size());
     int64_t most = 0;
     for (int64_t u = 1; u < block_.units(); ++u) most = std::max(most, block_.input_size(u));
@@ -56,57 +55,60 @@ class BackwardTraining {
   }
 
  private:
-  using Element = typename Convolver::Element;
+  using Pass = TrainingPass<Convolver, Stored>;
+  using Pass::behind;
+  using Pass::block_;
+  using Pass::convolutions_;
+  using Pass::input;
+  using Pass::inputs;
+  using Pass::last;
+  using Pass::output;
+  using Pass::samples_together;
+  using Pass::size;
+  using Pass::skip;
+  using Pass::team_;
+  using typename Pass::Element;
 
-  // The images and sums of one thread.
+  // The images of one thread.
   struct Bench {
     std::vector<GroupImages<Element>> gradients;  // at the output of each convolution
     GroupImages<float> activations[2];            // of the first unit, and of later ones
-    std::vector<float> sums;
   };
 
   static constexpr int64_t kMostSlots = 16;
   // Of the weight gradients that wait for their sum over the slots.
   static constexpr int64_t kMostFloats = int64_t(1) << 23;
 
-  const Stored* x() const { return static_cast<const Stored*>(job_.x); }
   const Stored* grad() const { return static_cast<const Stored*>(job_.grad); }
-  Image input(int64_t u) const { return without_border(convolutions_.network().inputs[u]); }
-  Image output() const { return without_border(convolutions_.network().ends[1]); }
-  static int64_t size(const Image& image) { return image.height * image.width * image.channels; }
-  const Stored* inputs(int64_t u) const {
-    return u == 0 ? x() : static_cast<const Stored*>(job_.inner) + block_.inner_start(u);
-  }
   // The gradient at the output of unit u's BN.
-  Stored* behind(int64_t u) const {
+  Stored* norm_grads(int64_t u) const {
     return u == 0 ? static_cast<Stored*>(job_.x_grad) : reinterpret_cast<Stored*>(between_[(u - 1) % 2].get());
   }
-  bool projects(int64_t u) const { return u == 0 && block_.weights.size() > block_.norms.size(); }
+  // Those that run with unit u.
+  std::vector<int64_t> convolutions_of(int64_t u) const {
+    if (u == 0 && block_.projects()) return {0, block_.units()};
+    return {u};
+  }
 
   void run_unit(int64_t u) {
-    const Image source = u == block_.units() - 1 ? output() : input(u + 1), target = input(u);
-    const int64_t group = std::min(samples_in_group(source), samples_in_group(target));
-    std::vector<int64_t> convolutions = {u};
-    if (projects(u)) convolutions.push_back(block_.units());
-    int64_t weights = 0;
-    for (int64_t i : convolutions) weights = std::max(weights, weight_count(i));
-    const Slots slots(block_.batch, group, std::clamp<int64_t>(kMostFloats / weights, 1, kMostSlots));
+    const std::vector<int64_t> convolutions = convolutions_of(u);
+    int64_t weights = 0, floats = 0;
+    for (int64_t i : convolutions) {
+      weights = std::max(weights, weight_count(i));
+      floats += Convolver::gradient_size(convolutions_[i]);
+    }
+    const Slots slots(block_.batch, samples_together(u), std::clamp<int64_t>(kMostFloats / weights, 1, kMostSlots));
     std::vector<Large> slot_grads;
     for (int64_t i : convolutions) slot_grads.push_back(make_large(slots.count * weight_count(i)));
-    sums_.assign(block_.batch * 2 * target.padded(), 0.0f);
-    take_in_turn(team_, slots.count, [&](int worker, const auto& next, int64_t) {
-      Bench& bench = benches_[worker];
-      for (int64_t slot; (slot = next()) < slots.count;) {
-        int64_t floats = 0;
-        for (int64_t i : convolutions) floats += Convolver::gradient_size(convolutions_[i]);
-        bench.sums.assign(floats + 16, 0.0f);
-        float* sums = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(bench.sums.data()) + 63) / 64 * 64);
-        const int64_t end = std::min(block_.batch, (slot + 1) * slots.samples);
-        for (int64_t first = slot * slots.samples; first < end; first += group) {
-          team_.check();
-          const int64_t count = std::min(group, end - first);
-          run_group(bench, u, first, count, ahead(u, first + count, std::min(group, end - first - count)), sums);
-        }
+    sums_.assign(block_.batch * 2 * input(u).padded(), 0.0f);
+    take_in_turn(team_, slots.count, [&](int worker, const auto& next, int64_t count) {
+      const Large memory = make_large(floats);
+      for (int64_t slot; (slot = next()) < count;) {
+        float* sums = memory.get();
+        std::fill_n(sums, floats, 0.0f);
+        slots.for_each_group(slot, team_, [&](int64_t first, int64_t samples, int64_t after) {
+          run_group(benches_[worker], u, first, samples, ahead(u, first + samples, after), sums);
+        });
         for (size_t k = 0; k < convolutions.size(); ++k) {
           const Convolution& convolution = convolutions_[convolutions[k]];
           Convolver::finish_gradient(convolution, sums, slot_grads[k].get() + slot * weight_count(convolutions[k]));
@@ -115,8 +117,8 @@ class BackwardTraining {
       }
     });
     for (size_t k = 0; k < convolutions.size(); ++k) {
-      add_slots(convolutions_[convolutions[k]], slot_grads[k].get(), slots.count, team_,
-                job_.weight_grads[convolutions[k]]);
+      const int64_t i = convolutions[k];
+      add_slots(convolutions_[i], slot_grads[k].get(), slots.count, team_, job_.weight_grads[i]);
     }
     means_ = means(u);
   }
@@ -133,10 +135,10 @@ class BackwardTraining {
       ahead.add(values + first * size(image), count * size(image) * int64_t(sizeof(Stored)));
     };
     add(inputs(u), input(u));
-    if (u == block_.units() - 1) {
+    if (last(u)) {
       add(grad(), output());
     } else {
-      add(behind(u + 1), input(u + 1));
+      add(norm_grads(u + 1), input(u + 1));
       add(inputs(u + 1), input(u + 1));
     }
     return ahead;
@@ -151,10 +153,10 @@ class BackwardTraining {
       const int64_t sample = first + s;
       activations[s] = activate(bench, u, sample, s);
       reduction.inputs[s] = inputs(u) + sample * size(target);
-      reduction.targets[s] = behind(u) + sample * size(target);
+      reduction.targets[s] = norm_grads(u) + sample * size(target);
       reduction.sums[s] = sums_.data() + sample * 2 * target.padded();
     }
-    if (projects(u)) {
+    if (u == 0 && block_.projects()) {
       const int64_t projection = block_.units();
       for (int64_t s = 0; s < count; ++s) gradients[s] = from_output(bench, projection, block_.a, first + s, s);
       TrainingReduction<Stored> aside = reduction;
@@ -166,8 +168,7 @@ class BackwardTraining {
       reduction.add = true;
     }
     for (int64_t s = 0; s < count; ++s) {
-      gradients[s] = u == block_.units() - 1 ? from_output(bench, u, block_.c, first + s, s)
-                                             : through_norm(bench, u, first + s, s);
+      gradients[s] = last(u) ? from_output(bench, u, block_.c, first + s, s) : through_norm(bench, u, first + s, s);
     }
     Convolver::run_back(convolutions_[u], convolutions_.packed(u), gradients, activations, count, reduction, sums);
   }
@@ -213,7 +214,7 @@ class BackwardTraining {
   // The gradient at the input of unit u + 1's BN, as unit u's convolution reads it.
   const Element* through_norm(Bench& bench, int64_t u, int64_t sample, int64_t s) {
     const Image image = input(u + 1);
-    const Stored *h = behind(u + 1) + sample * size(image), *values = inputs(u + 1) + sample * size(image);
+    const Stored *h = norm_grads(u + 1) + sample * size(image), *values = inputs(u + 1) + sample * size(image);
     return bordered(bench, u, s, [&](int64_t channel) {
       return [=, backward = norm_backward(u + 1, channel)](int64_t place, auto lanes) {
         return backward(load_some(h + channel + place, lanes), load_some(values + channel + place, lanes));
@@ -272,24 +273,22 @@ class BackwardTraining {
   // projection.
   void finish() {
     const Image image = input(0), end = output();
-    const Skip skip = Skip(block_.plan.blocks[0].skip);
-    const bool identity = skip == kIdentity && block_.a != 0.0f, pads = skip == kPad && block_.a != 0.0f;
-    Stored* const all = static_cast<Stored*>(job_.x_grad);
+    const bool identity = skip() == kIdentity && block_.a != 0.0f, pads = skip() == kPad && block_.a != 0.0f;
     for_each_sample(team_, block_.batch, 1, [&](int, int64_t sample, int64_t) {
-      Stored* target = all + sample * size(image);
-      const Stored *values = x() + sample * size(image), *behind = grad() + sample * size(end);
+      Stored* target = norm_grads(0) + sample * size(image);
+      const Stored *values = inputs(0) + sample * size(image), *output_grad = grad() + sample * size(end);
       const int64_t all_pixels = size(image);
       for (int64_t c = 0; c < image.channels; c += kLanes) {
         const NormBackward backward = norm_backward(0, c);
         for_lanes(image.channels - c, [&](auto lanes) {
           for (int64_t place = c; place < all_pixels; place += image.channels) {
             Vector value = backward(load_some(target + place, lanes), load_some(values + place, lanes));
-            if (identity) value = multiply_add(splat(block_.a), load_some(behind + place, lanes), value);
+            if (identity) value = multiply_add(splat(block_.a), load_some(output_grad + place, lanes), value);
             store_some(target + place, value, lanes);
           }
         });
       }
-      if (pads) add_padding(behind, target);
+      if (pads) add_padding(output_grad, target);
     });
   }
 
@@ -310,9 +309,6 @@ class BackwardTraining {
   }
 
   const TrainingBackward& job_;
-  const TrainingBlock& block_;
-  const Team& team_;
-  const TrainingConvolutions<Convolver> convolutions_;
   std::vector<TrainingNorm> norms_;
   std::vector<Bench> benches_;
   Large between_[2];

@@ -6,7 +6,7 @@
 // writes the inner one and the output once, reading the inner one once: six passes over an activation of the batch.
 #pragma once
 
-#include "bench.h"
+#include "pass.h"
 
 namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
@@ -44,85 +44,84 @@ struct TrainingJoin {
 };
 
 template <class Convolver, class Stored>
-class ForwardTraining {
+class ForwardTraining : TrainingPass<Convolver, Stored> {
  public:
   ForwardTraining(const TrainingForward& job, const Team& team)
-      : job_(job),
-        block_(job.block),
-        team_(team),
-        convolutions_(job.block, false, team),
+      : Pass(job.block, job.x, job.inner, false, team),
+        job_(job),
         operands_(team.threads * job.block.units()),
         statistics_(job.block.by_batch() ? job.block.batch : 0, job.block.widest) {}
 
   void run() {
     if (block_.by_batch()) {
       const Image image = input(0);
-      for_each_sample(team_, block_.batch, 1,
-                      [&](int, int64_t s, int64_t) { statistics_.measure(image, x() + s * size(image), s); });
+      for_each_sample(team_, block_.batch, 1, [&](int, int64_t s, int64_t) {
+        measure(image, inputs(0) + s * size(image), statistics_.at(s));
+      });
     }
     for (int64_t u = 0; u < block_.units(); ++u) run_unit(u);
   }
 
  private:
-  using Element = typename Convolver::Element;
+  using Pass = TrainingPass<Convolver, Stored>;
+  using Pass::behind;
+  using Pass::block_;
+  using Pass::convolutions_;
+  using Pass::input;
+  using Pass::inputs;
+  using Pass::last;
+  using Pass::output;
+  using Pass::samples_together;
+  using Pass::size;
+  using Pass::skip;
+  using Pass::team_;
+  using typename Pass::Element;
 
   static constexpr int64_t kMostSlots = 32;
 
-  const Stored* x() const { return static_cast<const Stored*>(job_.x); }
-  Image input(int64_t u) const { return without_border(convolutions_.network().inputs[u]); }
-  Image output() const { return without_border(convolutions_.network().ends[1]); }
-  static int64_t size(const Image& image) { return image.height * image.width * image.channels; }
-  Stored* inner(int64_t u) const { return static_cast<Stored*>(job_.inner) + block_.inner_start(u); }
+  Stored* outputs(int64_t u) const {
+    if (last(u)) return static_cast<Stored*>(job_.output);
+    return static_cast<Stored*>(job_.inner) + block_.inner_start(u + 1);
+  }
 
   void run_unit(int64_t u) {
-    const bool last = u == block_.units() - 1, projects = u == 0 && block_.weights.size() > block_.norms.size();
-    const Image source = input(u), target = last ? output() : input(u + 1);
     const TrainingNorm norm = normalization(u);
-    const Stored* from = u == 0 ? x() : inner(u);
-    Stored* to = last ? static_cast<Stored*>(job_.output) : inner(u + 1);
-    const Skip skip = Skip(block_.plan.blocks[0].skip);
-    const bool adds_input = last && skip == kIdentity && block_.a != 0.0f;
-    const int64_t group = std::min(samples_in_group(source), samples_in_group(target));
-    const Slots slots(block_.batch, group, kMostSlots);
-    take_in_turn(team_, slots.count, [&](int worker, const auto& next, int64_t) {
-      for (int64_t first = 0, end = 0;; first += group) {
-        if (first >= end) {
-          const int64_t slot = next();
-          if (slot >= slots.count) return;
-          first = slot * slots.samples;
-          end = std::min(block_.batch, first + slots.samples);
-        }
-        team_.check();
-        const int64_t count = std::min(group, end - first), after = std::min(group, end - first - count);
-        const Element* operands[kMostSamples];
-        TrainingJoin<Stored> join = {target, last ? block_.c : 1.0f, 1.0f, {}, {}, {}};
-        join.ahead.add(from + (first + count) * size(source), after * size(source) * sizeof(Stored));
-        if (adds_input) {
-          join.ahead.add(x() + (first + count) * size(target), after * size(target) * sizeof(Stored));
-        }
-        for (int64_t s = 0; s < count; ++s) {
-          operands[s] = activate(worker, u, norm, from + (first + s) * size(source), s);
-          join.targets[s] = to + (first + s) * size(target);
-          if (!last || block_.a == 0.0f) continue;
-          join.olds[s] = skip == kIdentity ? x() + (first + s) * size(target) : join.targets[s];
-          if (skip == kPad) pad_sample(first + s, join.targets[s]);
-        }
-        if (adds_input) join.old_factor = block_.a;
-        if (projects) {
-          const int64_t projection = block_.units();
-          const Image to_image = output();
-          TrainingJoin<Stored> aside = {to_image, block_.a, 1.0f, {}, {}, {}};
-          for (int64_t s = 0; s < count; ++s) {
-            aside.targets[s] = static_cast<Stored*>(job_.output) + (first + s) * size(to_image);
-          }
-          Convolver::run(convolutions_[projection], convolutions_.packed(projection), operands, count, aside);
-        }
-        Convolver::run(convolutions_[u], convolutions_.packed(u), operands, count, join);
-        for (int64_t s = 0; s < count && !last && block_.by_batch(); ++s) {
-          statistics_.measure(target, join.targets[s], first + s);
-        }
+    const Slots slots(block_.batch, samples_together(u), kMostSlots);
+    take_in_turn(team_, slots.count, [&](int worker, const auto& next, int64_t count) {
+      for (int64_t slot; (slot = next()) < count;) {
+        slots.for_each_group(slot, team_, [&](int64_t first, int64_t samples, int64_t after) {
+          run_group(worker, u, norm, first, samples, after);
+        });
       }
     });
+  }
+
+  void run_group(int worker, int64_t u, const TrainingNorm& norm, int64_t first, int64_t count, int64_t after) {
+    const Image source = input(u), target = behind(u);
+    const bool joins = last(u) && block_.a != 0.0f, adds_input = joins && skip() == kIdentity;
+    const Element* operands[kMostSamples];
+    TrainingJoin<Stored> join = {target, last(u) ? block_.c : 1.0f, adds_input ? block_.a : 1.0f, {}, {}, {}};
+    join.ahead.add(inputs(u) + (first + count) * size(source), after * size(source) * sizeof(Stored));
+    if (adds_input) join.ahead.add(inputs(0) + (first + count) * size(target), after * size(target) * sizeof(Stored));
+    for (int64_t s = 0; s < count; ++s) {
+      operands[s] = activate(worker, u, norm, inputs(u) + (first + s) * size(source), s);
+      join.targets[s] = outputs(u) + (first + s) * size(target);
+      if (!joins) continue;
+      join.olds[s] = adds_input ? inputs(0) + (first + s) * size(target) : join.targets[s];
+      if (skip() == kPad) pad_sample(first + s, join.targets[s]);
+    }
+    if (u == 0 && block_.projects()) {
+      const int64_t projection = block_.units();
+      const Image end = output();
+      TrainingJoin<Stored> aside = {end, block_.a, 1.0f, {}, {}, {}};
+      for (int64_t s = 0; s < count; ++s) {
+        aside.targets[s] = static_cast<Stored*>(job_.output) + (first + s) * size(end);
+      }
+      Convolver::run(convolutions_[projection], convolutions_.packed(projection), operands, count, aside);
+    }
+    Convolver::run(convolutions_[u], convolutions_.packed(u), operands, count, join);
+    if (last(u) || !block_.by_batch()) return;
+    for (int64_t s = 0; s < count; ++s) measure(target, join.targets[s], statistics_.at(first + s));
   }
 
   TrainingNorm normalization(int64_t u) const {
@@ -130,7 +129,11 @@ class ForwardTraining {
     float *mean = job_.statistics + u * 2 * block_.widest, *variance = mean + block_.widest;
     const NormParameters& norm = block_.norms[u];
     if (block_.by_batch()) {
-      statistics_.merge(image, block_.batch, mean, variance);
+      for (int64_t c = 0; c < image.channels; ++c) {
+        const Moments moments = statistics_.merged(c, image.height * image.width);
+        mean[c] = float(moments.mean);
+        variance[c] = float(moments.variance);
+      }
     } else {
       std::copy_n(norm.mean, image.channels, mean);
       std::copy_n(norm.variance, image.channels, variance);
@@ -163,7 +166,7 @@ class ForwardTraining {
   void pad_sample(int64_t s, Stored* target) const {
     const Image from = input(0), to = output();
     const Padding padding = convolutions_.network().padding(block_.plan.blocks[0]);
-    const Stored* source = x() + s * size(from);
+    const Stored* source = inputs(0) + s * size(from);
     for (int64_t y = 0; y < to.height; ++y) {
       for (int64_t i = 0; i < to.width; ++i, target += to.channels) {
         std::fill_n(target, to.channels, Stored());
@@ -177,11 +180,8 @@ class ForwardTraining {
   }
 
   const TrainingForward& job_;
-  const TrainingBlock& block_;
-  const Team& team_;
-  const TrainingConvolutions<Convolver> convolutions_;
   std::vector<GroupImages<Element>> operands_;  // [threads, units]
-  SampleStatistics statistics_;
+  SampleMoments statistics_;
 };
 
 template <class Convolver, class Stored>

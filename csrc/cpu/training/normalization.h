@@ -6,6 +6,7 @@
 
 #include "../training.h"
 #include "../walk/batch.h"
+#include "../walk/moments.h"
 #include "stored.h"
 
 namespace pathnet::cpu {
@@ -45,76 +46,49 @@ class TrainingNorm {
   std::vector<float> means_, inverses_, gains_, biases_, scales_;  // the last are gain / deviation
 };
 
-// Mean and squared distance from it of each channel, sample by sample, while a sample is in cache. Distances are
-// taken from the mean of the sample's middle row, so that no digits cancel where a channel's mean is far from zero,
-// nor where a pixel at the border, which zeros reach, is far from the others.
-class SampleStatistics {
- public:
-  SampleStatistics(int64_t batch, int64_t channels) : channels_(channels), sums_(batch * 2 * channels) {}
+template <class Stored>
+Vector row_mean(const Image& image, const Stored* row, int64_t count) {
+  const Vector first = load_some(row, count);
+  Vector sum = splat(0.0f);
+  for_lanes(count, [&](auto lanes) {
+    for (int64_t x = 1; x < image.width; ++x) sum = sum + (load_some(row + x * image.channels, lanes) - first);
+  });
+  // Exact where all pixels are equal.
+  return multiply_add(splat(1.0f / float(image.width)), sum, first);
+}
 
-  template <class Stored>
-  void measure(const Image& image, const Stored* values, int64_t sample) {
-    double *means = sums_.data() + sample * 2 * channels_, *squares = means + channels_;
-    const int64_t pixels = image.height * image.width;
-    for (int64_t channel = 0; channel < image.channels; channel += kLanes) {
-      const int64_t count = image.channels - channel;
-      const Vector pivot = row_mean(image, values + image.height / 2 * image.width * image.channels + channel, count);
-      double sums[kLanes] = {}, products[kLanes] = {};
-      for_lanes(count, [&](auto lanes) {
-        for (int64_t y = 0; y < image.height; ++y) {
-          const Stored* row = values + y * image.width * image.channels + channel;
-          Vector sum = splat(0.0f), square = splat(0.0f);
-          for (int64_t x = 0; x < image.width; ++x) {
-            const Vector distance = load_some(row + x * image.channels, lanes) - pivot;
-            sum = sum + distance;
-            square = multiply_add(distance, distance, square);
-          }
-          add_row(sums, sum);
-          add_row(products, square);
-        }
-      });
-      float pivots[kLanes];
-      store(pivots, pivot);
-      for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, count); ++lane) {
-        const double shift = sums[lane] / double(pixels);
-        means[channel + lane] = double(pivots[lane]) + shift;
-        squares[channel + lane] = products[lane] - shift * sums[lane];
-      }
-    }
-  }
-
-  // Mean and biased variance over the batch, of what `measure` left; in the samples' order.
-  void merge(const Image& image, int64_t batch, float* mean_row, float* variance_row) const {
-    const double pixels = double(image.height * image.width);
-    for (int64_t c = 0; c < image.channels; ++c) {
-      double mean = 0, squares = 0;
-      for (int64_t s = 0; s < batch; ++s) mean += sums_[s * 2 * channels_ + c];
-      mean /= double(batch);
-      for (int64_t s = 0; s < batch; ++s) {
-        const double distance = sums_[s * 2 * channels_ + c] - mean;
-        squares += sums_[(s * 2 + 1) * channels_ + c] + pixels * distance * distance;
-      }
-      mean_row[c] = float(mean);
-      // Rounding may leave less than nothing. In this form a NaN stays NaN.
-      variance_row[c] = float(squares < 0 ? 0.0 : squares / (double(batch) * pixels));
-    }
-  }
-
- private:
-  template <class Stored>
-  static Vector row_mean(const Image& image, const Stored* row, int64_t count) {
-    const Vector first = load_some(row, count);
-    Vector sum = splat(0.0f);
+// Measures a sample while it is in cache. Distances are taken from the mean of its middle row, so that no digits
+// cancel where a channel's mean is far from zero, nor where a pixel at the border, which zeros reach, is far from the
+// others.
+template <class Stored>
+void measure(const Image& image, const Stored* values, const SampleMoments::Row& moments) {
+  const int64_t pixels = image.height * image.width;
+  for (int64_t channel = 0; channel < image.channels; channel += kLanes) {
+    const int64_t count = image.channels - channel;
+    const Vector pivot = row_mean(image, values + image.height / 2 * image.width * image.channels + channel, count);
+    double sums[kLanes] = {}, products[kLanes] = {};
     for_lanes(count, [&](auto lanes) {
-      for (int64_t x = 1; x < image.width; ++x) sum = sum + (load_some(row + x * image.channels, lanes) - first);
+      for (int64_t y = 0; y < image.height; ++y) {
+        const Stored* row = values + y * image.width * image.channels + channel;
+        Vector sum = splat(0.0f), square = splat(0.0f);
+        for (int64_t x = 0; x < image.width; ++x) {
+          const Vector distance = load_some(row + x * image.channels, lanes) - pivot;
+          sum = sum + distance;
+          square = multiply_add(distance, distance, square);
+        }
+        add_row(sums, sum);
+        add_row(products, square);
+      }
     });
-    // Exact where all pixels are equal.
-    return multiply_add(splat(1.0f / float(image.width)), sum, first);
+    float pivots[kLanes];
+    store(pivots, pivot);
+    for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, count); ++lane) {
+      const double shift = sums[lane] / double(pixels);
+      moments.means[channel + lane] = double(pivots[lane]) + shift;
+      moments.squares[channel + lane] = products[lane] - shift * sums[lane];
+    }
   }
-
-  int64_t channels_;
-  std::vector<double> sums_;  // [batch, 2, channels]
-};
+}
 
 }  // namespace
 }  // namespace PATHNET_ISA_NAMESPACE

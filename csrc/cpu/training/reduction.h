@@ -2,7 +2,7 @@
 // before it; the gradient at that BN's input; and weight gradients, over the slots.
 #pragma once
 
-#include "bench.h"
+#include "pass.h"
 
 namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "../isa/vector.h"
-#include "large.h"
+#include "../large.h"
 
 namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {

@@ -9,8 +9,9 @@
 #include <cmath>
 #include <vector>
 
+#include "../large.h"
 #include "batch.h"
-#include "large.h"
+#include "moments.h"
 
 namespace pathnet::cpu {
 namespace PATHNET_ISA_NAMESPACE {
@@ -74,9 +75,7 @@ class ForwardBatch {
       }
     }
     for (Large* batch : {&main_, &next_, &raw_, &raw_next_}) *batch = make_large(job.batch * most);
-    channels_ = channels;
-    means_.resize(job.batch * channels);
-    squares_.resize(job.batch * channels);
+    statistics_ = SampleMoments(job.batch, channels);
   }
 
   void walk(int64_t routing) {
@@ -226,7 +225,7 @@ class ForwardBatch {
 
   // Measures a sample while it is in cache: each channel's mean, and the sum of squared distances from it.
   void measure(const Image& image, const float* values, int64_t s) {
-    double *means = means_.data() + s * channels_, *squares = squares_.data() + s * channels_;
+    const auto [means, squares] = statistics_.at(s);
     const int64_t padded = image.padded(), pixels = image.height * image.width;
     std::fill_n(means, padded, 0.0);
     std::fill_n(squares, padded, 0.0);
@@ -268,7 +267,7 @@ class ForwardBatch {
   // The statistics of the whole batch, from those that `measure` left for its samples.
   Normalization normalization(int64_t u) {
     const Image& image = network_.inputs[u];
-    const int64_t offset = network_.unit(u).scale_offset, pixels = image.height * image.width;
+    const int64_t offset = network_.unit(u).scale_offset;
     Normalization bn;
     for (std::vector<float>* values : {&bn.means, &bn.inverse_deviations, &bn.weights, &bn.biases}) {
       values->resize(image.padded());
@@ -280,16 +279,9 @@ class ForwardBatch {
       return bn;
     }
     for (int64_t c = 0; c < image.channels; ++c) {
-      double mean = 0, squares = 0;
-      for (int64_t s = 0; s < job_.batch; ++s) mean += means_[s * channels_ + c];
-      mean /= double(job_.batch);
-      for (int64_t s = 0; s < job_.batch; ++s) {
-        const double distance = means_[s * channels_ + c] - mean;
-        squares += squares_[s * channels_ + c] + double(pixels) * distance * distance;
-      }
-      const double variance = squares / double(job_.batch * pixels);
-      const double inverse = 1.0 / std::sqrt(variance + double(job_.epsilons[u]));
-      bn.means[c] = float(mean);
+      const Moments moments = statistics_.merged(c, image.height * image.width);
+      const double inverse = 1.0 / std::sqrt(moments.variance + double(job_.epsilons[u]));
+      bn.means[c] = float(moments.mean);
       bn.inverse_deviations[c] = float(inverse);
       bn.weights[c] = job_.plan.scales[offset + c];
       bn.biases[c] = job_.shifts[offset + c];
@@ -323,8 +315,7 @@ class ForwardBatch {
   const std::vector<int64_t> starts_;
   Benches<Convolver> benches_;
   Large main_, next_, raw_, raw_next_;
-  std::vector<double> means_, squares_;
-  int64_t channels_ = 0;
+  SampleMoments statistics_;
 };
 
 template <class Convolver>

@@ -1,12 +1,12 @@
-// What both passes of training share: the block's convolutions with their packed weights, groups of samples, and the
-// images that a thread works on.
+// What both passes of training share: the block's convolutions with their packed weights, its images, groups of
+// samples, and the images that a thread works on.
 #pragma once
 
 #include <algorithm>
 #include <memory>
 #include <vector>
 
-#include "../walk/large.h"
+#include "../large.h"
 #include "../walk/walker.h"
 #include "normalization.h"
 
@@ -55,10 +55,24 @@ inline int64_t samples_in_group(const Image& image) {
 // Neighbouring samples that one thread runs one after the other, group after group. Their number depends on shapes
 // alone, so sums over a slot do not depend on the number of threads.
 struct Slots {
-  int64_t samples, count;
+  int64_t batch, group, samples, count;
 
   Slots(int64_t batch, int64_t group, int64_t most)
-      : samples((batch + most * group - 1) / (most * group) * group), count((batch + samples - 1) / samples) {}
+      : batch(batch),
+        group(group),
+        samples((batch + most * group - 1) / (most * group) * group),
+        count((batch + samples - 1) / samples) {}
+
+  // Calls work(first sample, samples, samples of the group after it) for each group of a slot.
+  template <class Work>
+  void for_each_group(int64_t slot, const Team& team, const Work& work) const {
+    const int64_t end = std::min(batch, (slot + 1) * samples);
+    for (int64_t first = slot * samples; first < end; first += group) {
+      team.check();
+      const int64_t here = std::min(group, end - first);
+      work(first, here, std::min(group, end - first - here));
+    }
+  }
 };
 
 // Memory that the next group reads, fetched line by line while this one computes.
@@ -97,6 +111,41 @@ class GroupImages {
 
  private:
   Buffer<Element> buffers_[kMostSamples];
+};
+
+// A pass over a block of a batch of images, dense in memory.
+template <class Convolver, class Stored>
+class TrainingPass {
+ protected:
+  using Element = typename Convolver::Element;
+
+  TrainingPass(const TrainingBlock& block, const void* x, const void* inner, bool transposed, const Team& team)
+      : block_(block),
+        team_(team),
+        convolutions_(block, transposed, team),
+        x_(static_cast<const Stored*>(x)),
+        inner_(static_cast<const Stored*>(inner)) {}
+
+  bool last(int64_t u) const { return u == block_.units() - 1; }
+  Skip skip() const { return Skip(block_.plan.blocks[0].skip); }
+  Image input(int64_t u) const { return without_border(convolutions_.network().inputs[u]); }
+  Image output() const { return without_border(convolutions_.network().ends[1]); }
+  Image behind(int64_t u) const { return last(u) ? output() : input(u + 1); }
+  static int64_t size(const Image& image) { return image.height * image.width * image.channels; }
+
+  // Unit u's inputs, before its BN.
+  const Stored* inputs(int64_t u) const { return u == 0 ? x_ : inner_ + block_.inner_start(u); }
+
+  int64_t samples_together(int64_t u) const {
+    return std::min(samples_in_group(input(u)), samples_in_group(behind(u)));
+  }
+
+  const TrainingBlock& block_;
+  const Team& team_;
+  const TrainingConvolutions<Convolver> convolutions_;
+
+ private:
+  const Stored *x_, *inner_;
 };
 
 }  // namespace
