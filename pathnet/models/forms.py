@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
-__all__ = ["Form", "FusedForm", "PostActivationForm", "Unit"]
+__all__ = ["Form", "FusedEngine", "FusedForm", "PostActivationForm", "Unit"]
 
 
 @dataclass(frozen=True)
@@ -90,3 +91,6 @@ class PostActivationForm:
 
 Form = FusedForm | PostActivationForm
 """Forms in which fused engines take a block."""
+
+FusedEngine = Literal["auto", "cpu", "triton", "none"]
+"""Engines of fused blocks: ``auto`` is ``cpu`` for tensors on the CPU and ``triton`` on GPUs; ``none`` is none."""

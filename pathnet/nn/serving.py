@@ -13,11 +13,9 @@ from pathnet import native
 from pathnet.engines.cpu.training import cpu_fused_residual
 from pathnet.engines.operands import BlockOperands
 from pathnet.engines.triton.operators import triton_fused_residual
+from pathnet.models.forms import FusedEngine
 
 __all__ = ["FusedEngine", "Kernels", "run", "serving", "warn"]
-
-FusedEngine = Literal["auto", "cpu", "triton", "none"]
-"""Engines of fused blocks: ``auto`` is ``cpu`` for tensors on the CPU and ``triton`` on GPUs; ``none`` is none."""
 
 Kernels = Literal["cpu", "triton"]
 

@@ -6,12 +6,13 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from pathnet.checks import described, one_of
+from pathnet.models.forms import FusedEngine as Engine
 from pathnet.models.residual_net import ResidualNet
 from pathnet.models.weights import read_tensors
 
@@ -19,12 +20,6 @@ if TYPE_CHECKING:
     from pathnet.nn import FusedNet
 
 __all__ = ["BlockEngine", "Engine", "block_engine", "recorded_engines"]
-
-Engine = Literal["auto", "cpu", "triton", "none"]
-"""Engines that can run the residual blocks of a training; ``none`` is PyTorch's operators.
-
-A list of its own, since that of `pathnet.nn` comes with the engines, a fifth of a second, which ``--help`` spares.
-"""
 
 VECTOR = 8
 """float32 numbers in a vector of AVX2."""

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from typing import Any
-
 import pytest
-from helpers import ROOT, TESTS
+from helpers.interrupted import result_of
 
 from pathnet import native
 
@@ -17,21 +11,6 @@ ANSWERED_S = 3.0
 """Maximum delay in seconds: a tenth of a second on idle cores. Walks are sized to take four times as long."""
 
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
-
-
-def result_of(*command: str) -> dict[str, Any]:
-    """Run a function of `interrupted` in a process, and return its result."""
-    run = subprocess.run(
-        [sys.executable, "tests/helpers/interrupted.py", *command],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS)])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
-    result: dict[str, Any] = json.loads(run.stdout)
-    return result
 
 
 @pytest.mark.parametrize("bn", ["running", "batch"])

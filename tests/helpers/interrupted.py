@@ -1,4 +1,4 @@
-"""A program with passes of the cpu engine that signals interrupt; `test_interrupted_walks` runs it.
+"""A program with passes of the cpu engine that signals interrupt, and `result_of`, by which tests run it.
 
     python tests/helpers/interrupted.py FUNCTION [ARGUMENT]
 
@@ -11,6 +11,7 @@ import json
 import math
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 import pathnet
+from helpers import ROOT, TESTS
 from pathnet.engines.cpu import ops
 from pathnet.models import PreactBlock, ResidualNet
 
@@ -32,6 +34,21 @@ LONG_S = 12.0
 BEGUN_S = 0.5
 
 Call = Callable[[], Tensor]
+
+
+def result_of(*command: str) -> dict[str, Any]:
+    """Run a function of this file in a process, and return its result."""
+    run = subprocess.run(
+        [sys.executable, "tests/helpers/interrupted.py", *command],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS)])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    result: dict[str, Any] = json.loads(run.stdout)
+    return result
 
 
 def network() -> ResidualNet:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, TESTS
+from helpers.interrupted import result_of
 from helpers.training_cases import CASES, TrainingCase, measured
 
 from pathnet import native
@@ -205,16 +201,7 @@ def test_rounding_to_bfloat16_keeps_every_nan(pattern: int, isa: str, monkeypatc
 
 
 def test_an_interrupt_ends_either_pass() -> None:
-    run = subprocess.run(
-        [sys.executable, "tests/helpers/interrupted.py", "training"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS)])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
-    result = json.loads(run.stdout)
+    result = result_of("training")
     assert result["same"] and all(share < 0.5 for share in result["shares"].values()), result
 
 
