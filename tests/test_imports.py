@@ -46,6 +46,7 @@ ORDER = [
     "lesion",
     "training",
     "progress",
+    "workers",
     "results",
     "experiments",
     "figures",

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 import pathnet
 from helpers.valid_arguments import (
@@ -52,6 +53,7 @@ from pathnet import (
     signed,
     study,
     training,
+    workers,
 )
 from pathnet.experiments import path_gradients
 from pathnet.experiments.plans import Plan
@@ -138,6 +140,12 @@ def library_calls() -> dict[str, Call]:
         ),
         "effective_depth.read": call_of(effective_depth.read, {"path": ("out",)}, path=recorded_depths),
         "reporter": call_of(progress.reporter, label="training"),
+        "Workers": call_of(workers.Workers, rank=1, count=2, local_count=2, store=lambda: HashStore()),
+        "Workers.agree": call_of(workers.ALONE.agree, decide=lambda: lambda: 1),
+        "Workers.share_out": call_of(workers.ALONE.share_out, count=2),
+        "Workers.gather": call_of(workers.ALONE.gather, value="part"),
+        "Workers.first_to": call_of(workers.ALONE.first_to, what="greet"),
+        "torchrun": call_of(workers.torchrun),
         "Recipe": call_of(training.Recipe),
         "Recipe.rate": call_of(training.Recipe().rate, step=1, steps=10),
         "evaluate": call_of(training.evaluate, net=net, data=small_data),
