@@ -56,7 +56,7 @@ class ErrorCount:
     seed: Annotated[int, Help("Number of the network among those of its kind, from 0.")]
     size: Annotated[int, Help("Number of deleted blocks, or of swapped pairs.")]
     draw: Annotated[int, Help("Number of the random draw of this size, from 0.")]
-    deleted: Annotated[tuple[int, ...], Help("Numbers of the deleted blocks, from 0, in the order in which blocks run.")]
+    deleted: Annotated[tuple[int, ...], Help("Numbers of the deleted blocks, from 0, as they run.")]
     order: Annotated[tuple[int, ...], Help("Numbers of the blocks as they run; empty for the order of training.")]
     scale: Annotated[float, Help("Factor on the residual modules that are kept."), Unit("1")]
     bn: Annotated[str, Help("Policy for batch normalisation.")]
