@@ -1,8 +1,8 @@
 """The process that torchrun starts, which only watches the one that measures.
 
 torchrun stops all processes when one of them dies. Measurements are independent, so there is no need for that: the
-process that torchrun sees starts the command as its child. If the child is killed and torchrun has a restart left, the
-watcher ends too, and torchrun starts all processes again. Otherwise the watcher stays, and the others measure on.
+process that torchrun sees starts the command as its child. If the child is killed and torchrun has a restart left,
+the watcher ends too, and torchrun starts all processes again. Otherwise it stays, and the others measure on.
 
 The watcher imports no torch, so it takes little memory, unless its child is killed.
 """
