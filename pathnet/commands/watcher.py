@@ -54,11 +54,20 @@ def watch(arguments: Sequence[str]) -> None:
         _follow(watcher)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return
+    forwarded: set[int] = set()
+
+    def forward(number: int, _: object) -> None:
+        forwarded.add(number)
+        with suppress(ProcessLookupError):
+            os.kill(child, number)
+
     for kind in interrupts.KINDS:
-        signal.signal(kind, lambda number, _: _forward(child, number))
+        signal.signal(kind, forward)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
+    if -code in forwarded:  # as its interpreter ended, when it heeded signals no more
+        code = interrupts.STATUS
     raise SystemExit(code if code >= 0 else _killed(-code))
 
 
@@ -91,11 +100,6 @@ def _follow(watcher: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != watcher:  # which died before
         os._exit(interrupts.STATUS)
-
-
-def _forward(child: int, number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(child, number)
 
 
 def _killed(number: int) -> int:
