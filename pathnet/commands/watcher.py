@@ -126,6 +126,6 @@ def _await_others(rank: int, count: int) -> None:
 
     store = shared_store(os.environ)
     store.set(gone(rank), "")
-    others = [gone(other) for other in range(count) if other != rank]
-    while not store.check(others):
+    keys = [gone(other) for other in range(count) if other != rank]
+    while not store.check(keys):
         time.sleep(POLL_SECONDS)

@@ -99,8 +99,21 @@ class SignedDraw:
     engine: str
 
 
-def measure_exact(run: results.Run, batches: int, record: RecordBatch, progress: Progress | None = None) -> None:
+def measure_exact(
+    run: results.Run,
+    batches: int,
+    record: RecordBatch,
+    progress: Progress | None = None,
+    any_threads: bool = False,
+) -> None:
     """Measure the exact sums that the run lacks on batches 0 to ``batches`` - 1.
+
+    Args:
+        run: the run to add to.
+        batches: number of batches.
+        record: records a batch.
+        progress: called with (batches done, batches in total, a note).
+        any_threads: see `pathnet.experiments.units.measure_units`.
 
     Raises:
         ValueError: a sum is not finite.
@@ -110,11 +123,19 @@ def measure_exact(run: results.Run, batches: int, record: RecordBatch, progress:
         known = {row.batch for row in run.rows(ExactSum)}
         return [batch for batch in range(batches) if batch not in known]
 
-    _measure(run, batches, run.workers.agree(missing), lambda batch: _exact(record(batch), batch), progress)
+    _measure(
+        run, batches, run.workers.agree(missing), lambda batch: _exact(record(batch), batch), progress, any_threads
+    )
 
 
 def measure_signed(
-    run: results.Run, batches: int, draws: int, seed: int, record: RecordBatch, progress: Progress | None = None
+    run: results.Run,
+    batches: int,
+    draws: int,
+    seed: int,
+    record: RecordBatch,
+    progress: Progress | None = None,
+    any_threads: bool = False,
 ) -> None:
     """Measure the signed draws 0 to ``draws`` - 1 that the run lacks on each of the batches 0 to ``batches`` - 1.
 
@@ -125,6 +146,7 @@ def measure_signed(
         seed: seed of the signs.
         record: records a batch.
         progress: called with (batches done, batches in total, a note).
+        any_threads: see `pathnet.experiments.units.measure_units`.
 
     Raises:
         ValueError: an estimate is not finite.
@@ -136,7 +158,9 @@ def measure_signed(
         return [(batch, numbers) for batch, numbers in by_batch.items() if numbers]
 
     units = run.workers.agree(missing)
-    _measure(run, batches, units, lambda unit: _signed(record(unit[0]), unit[0], unit[1], seed), progress)
+    _measure(
+        run, batches, units, lambda unit: _signed(record(unit[0]), unit[0], unit[1], seed), progress, any_threads
+    )
 
 
 def _exact(tape: Tape, batch: int) -> list[ExactSum]:
@@ -179,9 +203,11 @@ def _measure(
     units: list[Any],
     rows_of: Callable[[Any], list[ExactSum] | list[SignedDraw]],
     progress: Progress | None,
+    any_threads: bool,
 ) -> None:
     def begin(unit: Any, _: object) -> Callable[[], tuple[Rows, str]]:
         rows = rows_of(unit)
         return lambda: (rows, f"batches, engine {rows[0].engine}")
 
-    measure_units(run, units, begin, Amounts(batches, batches - len(units), [1] * len(units)), progress)
+    amounts = Amounts(batches, batches - len(units), [1] * len(units))
+    measure_units(run, units, begin, amounts, progress, any_threads=any_threads)

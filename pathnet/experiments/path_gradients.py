@@ -99,7 +99,8 @@ def measure(
     recorder = pathnet.Recorder(net, plan.bn, plan.engine, plan.precision, plan.at)
     device = next(net.parameters()).device
     images, _ = source.random_batch(plan.batch_size, plan.seed, 0)
-    recorder.engine_for(sent(images, device))  # raises before a run folder is created
+    engine = recorder.engine_for(sent(images, device))  # raises before a run folder is created
+    on_gpu, any_threads = device.type == "cuda", engine == "cpu" and plan.at == PathGradients.at
 
     def record(batch: int) -> pathnet.Tape:
         images, labels = source.random_batch(plan.batch_size, plan.seed, batch)
@@ -109,11 +110,13 @@ def measure(
     identity = _identity(net, source, plan, folder)
     with results.writing(folder, identity, plan.planned, attempt(device), workers) as run:
         if plan.method == "sampled":
-            _measure_sampled(record, plan, run, progress, device.type == "cuda")
+            _measure_sampled(record, plan, run, progress, on_gpu, any_threads)
         elif plan.method == "exact":
-            by_length.measure_exact(run, plan.batches, record, progress)
+            by_length.measure_exact(run, plan.batches, record, progress, on_gpu or any_threads)
         else:
-            by_length.measure_signed(run, plan.batches, plan.draws, plan.seed, record, progress)
+            by_length.measure_signed(
+                run, plan.batches, plan.draws, plan.seed, record, progress, on_gpu or any_threads
+            )
         run.settle()
         if workers.leads:
             run.conclude(compare(run).as_json())
@@ -147,7 +150,12 @@ def measure_each(
 
 
 def _measure_sampled(
-    record: by_length.RecordBatch, plan: PathGradients, run: results.Run, progress: Progress | None, on_gpu: bool
+    record: by_length.RecordBatch,
+    plan: PathGradients,
+    run: results.Run,
+    progress: Progress | None,
+    on_gpu: bool,
+    any_threads: bool,
 ) -> None:
     n = run.n
     units = run.workers.agree(lambda: _missing(run.measurements(), plan.batches, n))
@@ -162,7 +170,7 @@ def _measure_sampled(
         return lambda: (in_flight.measurements(), f"batches, engine {in_flight.engine}")
 
     amounts = Amounts(plan.batches, plan.batches - len(units), [1] * len(units))
-    measure_units(run, units, begin, amounts, progress, on_gpu)
+    measure_units(run, units, begin, amounts, progress, on_gpu, any_threads)
 
 
 def _missing(measured: Measurements, batches: int, n: int) -> list[tuple[int, list[int] | None]]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, TypeAlias
+
+import torch
 
 from pathnet import results
 from pathnet.results import Measurements
 from pathnet.training import Progress
 
-__all__ = ["Amounts", "Begin", "Rows", "measure_units"]
+__all__ = ["Amounts", "Begin", "Rows", "measure_units", "one_thread"]
 
 Rows: TypeAlias = "Measurements | Sequence[results.Row]"
 Begin: TypeAlias = "Callable[[Any, Callable[[int, str], None]], Callable[[], tuple[Rows, str]]]"
@@ -23,7 +26,7 @@ Meanwhile it may call its second argument with the amount of the unit that is do
 
 @dataclass(frozen=True)
 class Amounts:
-    """What progress counts.
+    """The amounts that progress counts.
 
     Attributes:
         total: amount of the whole job.
@@ -36,6 +39,17 @@ class Amounts:
     of_units: Sequence[int]
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let PyTorch compute on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def measure_units(
     run: results.Run,
     units: Sequence[Any],
@@ -43,6 +57,7 @@ def measure_units(
     amounts: Amounts,
     progress: Progress | None,
     on_gpu: bool = False,
+    any_threads: bool = False,
 ) -> None:
     """Measure units of work in the processes of a run, each unit in one of them, and add their rows to the run.
 
@@ -56,15 +71,20 @@ def measure_units(
         progress: called with (amount done by all processes, amount in total, a note), in the first process alone.
         on_gpu: whether to begin a unit before waiting for the one before, so that a GPU computes while the processor
             prepares its next work.
+        any_threads: whether the rows are the same bits for any number of threads. If not, one thread computes them:
+            operators of PyTorch round differently on more.
     """
     workers, done = run.workers, [*accumulate(amounts.of_units, initial=amounts.before)]
-    last = ""
+    shown = (amounts.before, "")
 
     def report(of_unit: int, note: str) -> None:
-        nonlocal last
-        last = note
-        if progress is not None and workers.leads:
-            progress(min(done[workers.done] + of_unit, amounts.total), amounts.total, note)
+        nonlocal shown
+        if progress is None or not workers.leads:
+            return
+        state = (min(done[workers.done] + of_unit, amounts.total), note)
+        if state != shown:
+            shown = state
+            progress(state[0], amounts.total, note)
 
     def add(wait: Callable[[], tuple[Rows, str]], of_unit: int) -> None:
         rows, note = wait()
@@ -76,13 +96,14 @@ def measure_units(
 
     begun: list[Callable[[], tuple[Rows, str]]] = []
     try:
-        for number in workers.share_out(len(units)):
-            begun.append(begin(units[number], report))
-            if len(begun) > 1 or not on_gpu:
-                add(begun.pop(0), 0 if on_gpu else amounts.of_units[number])
+        with nullcontext() if on_gpu or any_threads else one_thread():
+            for number in workers.share_out(len(units)):
+                begun.append(begin(units[number], report))
+                if len(begun) > 1 or not on_gpu:
+                    add(begun.pop(0), 0 if on_gpu else amounts.of_units[number])
     finally:
         for wait in begun:
             add(wait, 0)
-    workers.gather(None, lambda: report(0, last))
-    if units and workers.count > 1:
-        report(0, last)
+    workers.gather(None, lambda: report(0, shown[1]))
+    if workers.count > 1:
+        report(0, shown[1])
