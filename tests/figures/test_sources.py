@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.runs import gradient_run, one_of_each
+from helpers.wrong_values import VALUES
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -17,11 +18,12 @@ import pathnet
 from pathnet import figures, results
 from pathnet.effective_depth import Depth, read
 from pathnet.effective_depth.rows import HEADER
-from pathnet.experiments import highway, lesion_single, remaining_paths
+from pathnet.experiments import effective_training, highway, lesion_single, remaining_paths
 from pathnet.experiments.by_length import ExactSum, SignedDraw
 from pathnet.experiments.comparison import compare
 from pathnet.experiments.errors import ErrorCount
 from pathnet.experiments.run import Value
+from pathnet.figures import sources
 from pathnet.results import Run
 
 
@@ -176,9 +178,8 @@ def test_several_measurements_of_a_length_on_a_batch_all_count() -> None:
     rng = np.random.default_rng(1)
     norm, length = rng.lognormal(size=720), np.tile(np.repeat([1, 2, 3], [3, 5, 4]), 60)
     batch = np.repeat(np.arange(20), 36)
-    from pathnet.figures.sources import comparison_of
 
-    summary = comparison_of({"length": length, "norm": norm, "batch": batch}).sampled
+    summary = sources.comparison_of({"length": length, "norm": norm, "batch": batch}).sampled
     assert summary is not None and (summary.measurements, summary.batches) == (720, 20)
     for k in (1, 2, 3):
         of_length = norm[length == k]
@@ -188,8 +189,10 @@ def test_several_measurements_of_a_length_on_a_batch_all_count() -> None:
         assert summary.quantile_95[k - 1] == pytest.approx(np.quantile(of_length, 0.95))
     # Batches are resampled whole: norms that are equal within a batch are no further evidence.
     level = rng.lognormal(size=20)
-    once = comparison_of({"length": [1] * 20, "norm": level, "batch": np.arange(20)}).sampled
-    often = comparison_of({"length": [1] * 100, "norm": np.repeat(level, 5), "batch": np.repeat(np.arange(20), 5)})
+    once = sources.comparison_of({"length": [1] * 20, "norm": level, "batch": np.arange(20)}).sampled
+    often = sources.comparison_of(
+        {"length": [1] * 100, "norm": np.repeat(level, 5), "batch": np.repeat(np.arange(20), 5)}
+    )
     assert once is not None and often.sampled is not None
     assert [often.sampled.low[0], often.sampled.high[0]] == pytest.approx([once.low[0], once.high[0]])
 
@@ -200,9 +203,8 @@ def test_repeated_measurements_are_compared_with_exact_sums(runs: dict[str, Run]
         name: np.concatenate([torch.as_tensor(arrays[name]).detach().numpy()] * 2)
         for name in ("length", "norm", "batch")
     }
-    from pathnet.figures.sources import comparison_of
 
-    once, doubled = (comparison_of({**arrays, **changed}) for changed in ({}, twice))
+    once, doubled = (sources.comparison_of({**arrays, **changed}) for changed in ({}, twice))
     assert once.cancelling is not None and doubled.cancelling is not None
     np.testing.assert_allclose(doubled.cancelling.mean, once.cancelling.mean, rtol=1e-12)
     assert doubled.cost is not None and doubled.cost.batches == 12
@@ -346,3 +348,52 @@ def test_a_run_of_another_experiment_is_refused(tmp_path: Path) -> None:
     ):
         figures.figure_7(run)
     assert compare(results.read(run.folder)).n == 3 and remaining_paths.NAME == "remaining-paths"
+
+
+WHOLE: dict[str, dict[str, Any]] = {
+    "figure_6": {"length": [1, 2], "norm": [0.2, 0.1], "batch": [0, 0], "blocks": 2, "exact": [], "signed": []},
+    "figure_3": {"mine": {"rate": [0.1, 0.2], "intact": 0.1, "images": 9, "downsampling": [1], "chance": 0.9}},
+    "figure_5a": {"size": [1, 2], "rate": [0.1, 0.2], "blocks": 3, "seed": [0, 1], "intact": 0.1, "chance": 0.9},
+    "figure_5b": {"tau": [0.9, 0.5], "rate": [0.1, 0.2], "size": [1, 2], "order": [[0, 1], [1, 0]]},
+    "figure_7": {"blocks": 2, "deleted": [1], "drawn": [[1.0, 0.5, 0.0]]},
+    "figure_8": {"deletions": {"mine": [0.1]}, "survival": [0.5], "drawn": [1, 1], "expected": [0.5, 0.5]},
+    "figure_effective": {"modules": 1, "blocks": 2, "full": [0.1], "effective": {"as it is": [0.1]}},
+    "figure_highway": {**GATES, "path_norms": [1.0, 0.5], "deletions": [0.1, 0.2]},
+    "figure_depth": {"step": [0], "depth": [1.0], "first": [0], "last": [2], "half": [1], "loss": [2.3]},
+}
+SOURCES = {
+    "figure_6": sources.comparison_of,
+    "figure_3": sources.deletions_of,
+    "figure_5a": lambda value: sources.errors_of(value, "5a"),
+    "figure_5b": lambda value: sources.errors_of(value, "5b"),
+    "figure_7": sources.remaining_of,
+    "figure_8": sources.stochastic_depth_of,
+    "figure_effective": sources.effective_of,
+    "figure_highway": sources.highway_of,
+    "figure_depth": sources.depths_of,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", WHOLE)
+def test_whatever_an_array_is_it_is_refused_by_its_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (effective_training, sources.paths):  # takes a fifth of a second
+        monkeypatch.setattr(module, "drawn_paths", lambda *_: None)
+    refused = 0
+    for value in VALUES.values():
+        nested = [
+            {kind: {**rates, key: value()}} for kind, rates in WHOLE[name].items() for key in nested_keys(rates)
+        ]
+        for results_ in [value(), *({**WHOLE[name], key: value()} for key in WHOLE[name]), *nested]:
+            try:
+                SOURCES[name](sources.opened(results_) if name != "figure_depth" else results_)
+            except ValueError as error:
+                assert str(error).startswith(("results", "run:", "out:", "folder:", "path:")), (results_, str(error))
+                refused += 1
+            except OSError:
+                assert isinstance(results_, str | Path)
+    assert refused > 50
+
+
+def nested_keys(value: Any) -> list[str]:
+    return list(value) if isinstance(value, dict) else []

@@ -117,9 +117,13 @@ class Columns:
         """Return a single number, or the default if there is none."""
         return check_number(self.place(column), self._values[column], least, most) if column in self else default
 
+    def rows(self, column: str) -> int:
+        """Return the number of rows of an array; 0 if it is not there."""
+        return len(np.atleast_1d(_plain(self.place(column), self[column]))) if column in self else 0
+
     def same_length(self, *columns: str) -> None:
         """Raise ValueError unless all of these arrays that are there hold equally many rows."""
-        lengths = {column: len(_plain(self.place(column), self[column])) for column in columns if column in self}
+        lengths = {column: self.rows(column) for column in columns if column in self}
         first, *rest = lengths
         for column in rest:
             if lengths[column] != lengths[first]:

@@ -19,6 +19,7 @@ from pathnet.figures.sources.paths import drawn_of
 from pathnet.figures.style import STYLES
 from pathnet.intervals import wilson
 from pathnet.lesion import Errors
+from pathnet.signed import MOST_BLOCKS
 
 __all__ = ["deletions_of", "errors_of", "stochastic_depth_of"]
 
@@ -60,7 +61,7 @@ def _single(place: str, value: Any) -> SingleDeletions:
         value = {"rate": value}
     optional = ("rate", "wrong", "images", "intact", "low", "high", "downsampling", "chance", "first")
     columns = Columns(place, value, (), optional)
-    images = columns.integer("images", 1) if "images" in columns else None
+    images = columns.integer("images", 1, 2**53) if "images" in columns else None
     if "wrong" in columns and images is not None:
         wrong = columns.integers("wrong", 0, images, (1, 2))
         rate = wrong / images
@@ -79,22 +80,16 @@ def _single(place: str, value: Any) -> SingleDeletions:
     intact = columns.array("intact", (0, 1), 0, 1) if "intact" in columns else np.array(np.nan)
     if intact.size not in (1, seeds):
         raise ValueError(f"{columns.place('intact')}: expected the rates of {seeds} networks, got {intact.size}")
-    downsampling = (
-        tuple(columns.integers("downsampling", 0, n - 1).tolist()) if _some(columns, "downsampling") else ()
-    )
+    changing = columns.integers("downsampling", 0, n - 1).tolist() if columns.rows("downsampling") else []
     return SingleDeletions(
         rate,
         low,
         high,
         np.broadcast_to(intact.reshape(-1), seeds),
-        downsampling,
+        tuple(changing),
         columns.number("chance", np.nan, 0, 1),
-        columns.integer("first", 0) if "first" in columns else 0,
+        columns.integer("first", 0, MOST_BLOCKS) if "first" in columns else 0,
     )
-
-
-def _some(columns: Columns, column: str) -> bool:
-    return column in columns and len(columns[column]) > 0
 
 
 def _like(columns: Columns, column: str, rate: Array) -> Array:
@@ -147,7 +142,7 @@ def errors_of(value: object, figure: str) -> ErrorBySize:
 
 def _errors_by_deletions(arrays: Arrays) -> ErrorBySize:
     columns = Columns("results", arrays, ("size", "rate", "blocks"), ("seed", "intact", "chance"))
-    blocks = columns.integer("blocks", 1)
+    blocks = columns.integer("blocks", 1, MOST_BLOCKS)
     rate = columns.array("rate", least=0, most=1)
     return _by_size(columns, columns.integers("size", 1, blocks), np.ones_like(rate), blocks)
 
@@ -159,7 +154,7 @@ def _errors_by_swaps(arrays: Arrays) -> ErrorBySize:
         raise ValueError("results: expected an array 'tau' or 'order', got both or neither")
     columns.same_length("rate", "tau", "order")
     rate = columns.array("rate", least=0, most=1)
-    blocks = columns.integer("blocks", 1) if "blocks" in columns else 1
+    blocks = columns.integer("blocks", 1, MOST_BLOCKS) if "blocks" in columns else 1
     if "order" in columns:
         order = columns.integers("order", 0, dimensions=(2,))
         blocks = order.shape[1]
