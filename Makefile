@@ -121,9 +121,9 @@ $(INTEROP)/installed: pyproject.toml
 	$(PYTHON) -m venv $(INTEROP)
 	$(INTEROP)/bin/python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 	extra = project['optional-dependencies']; \
-	print(*project['dependencies'], *extra['paper'], *extra['vision'], *extra['language'], *extra['tensorboard'], *extra['wandb'], sep='\n')" \
+	print(*project['dependencies'], *extra['paper'], *extra['vision'], *extra['language'], *extra['tensorboard'], sep='\n')" \
 	> $(INTEROP)/requirements.txt
-	$(INTEROP)/bin/python -m pip install --quiet $(INTEROP_TORCH) pytest pytest-xdist -r $(INTEROP)/requirements.txt
+	$(INTEROP)/bin/python -m pip install --quiet $(INTEROP_TORCH) pytest pytest-xdist wandb -r $(INTEROP)/requirements.txt
 	$(INTEROP)/bin/python -c "import tensorboard, timm, torchvision, transformers, wandb"
 	@touch $@
 
