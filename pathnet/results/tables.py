@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pathnet.results.journal import journals, read_journal
-from pathnet.results.parts import READERS, Kind, read_parts, row_count
+from pathnet.results.parts import READERS, REMEDY, Kind, read_parts, row_count
 from pathnet.results.sorting import repeated_key, sorted_once
 
 __all__ = ["PART", "counted", "free_names", "measurements_in", "parts_of", "read_table", "rows_in"]
@@ -81,9 +81,9 @@ def rows_in(folder: Path, kind: Kind, names: Sequence[str]) -> pa.Table:
                 for table in read_journal(file)
             ]
             parts = read_parts(parts_of(folder, kind.stem), kind, names)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
             if tries == TRIES:
-                raise
+                raise ValueError(f"run: {error.filename} is listed, but cannot be opened; {REMEDY}") from None
             continue
         return pa.concat_tables([parts, *waiting])
     raise AssertionError  # for type checkers

@@ -107,7 +107,7 @@ def test_a_lost_part_is_measured_again_and_nothing_else(
         if done == total:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(import_module("pathnet.results.writing"), "PART_SECONDS", 0.0)
+    monkeypatch.setattr(import_module("pathnet.results.opening"), "PART_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         measure_small(plan, tmp_path, stop)
     parts = sorted((tmp_path / "measurements").glob(f"{kind.PART}-*.parquet"))

@@ -132,7 +132,7 @@ def test_a_lost_part_is_measured_again_and_nothing_else(
         if done == total:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(import_module("pathnet.results.writing"), "PART_SECONDS", 0)
+    monkeypatch.setattr(import_module("pathnet.results.opening"), "PART_SECONDS", 0)
     with pytest.raises(KeyboardInterrupt):
         measure(small_net(), small_data(), PLAN, tmp_path, stop)
     parts = results.read(tmp_path).parts

@@ -41,7 +41,8 @@ PUBLIC = {
     "pathnet.progress": ("reporter",),
     "pathnet.paper": ("EXPERIMENTS", "Driver", "Experiment", "claims", "draw"),
     "pathnet.results": (
-        *("LARGEST", "Measurements", "Range", "Row", "Run", "check_run", "read", "weights_of", "writing"),
+        *("LARGEST", "Measurements", "Range", "Row", "Run", "check_run", "compact"),
+        *("read", "weights_of", "writing"),
     ),
     "pathnet.signed": ("Judgement", "aligned_variances", "judge", "tail_index"),
     "pathnet.training": ("Epoch", "Progress", "Recipe", "evaluate", "train"),
