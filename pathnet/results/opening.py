@@ -11,13 +11,13 @@ from typing import Any
 import pyarrow as pa
 
 from pathnet.checks import check_integer, check_path
-from pathnet.files import locked, remove_leftovers, shared_by_others, telling
-from pathnet.results.compaction import merge_parts, recover_journals
+from pathnet.files import locked, shared_by_others, telling
+from pathnet.results.compaction import clear, merge_parts, recover_journals
 from pathnet.results.facts import check_facts, plain_object, write_facts
 from pathnet.results.journal import Journal
 from pathnet.results.parts import write_part
 from pathnet.results.run import Run, read
-from pathnet.results.tables import PART, free_names, measurements_in, parts_of
+from pathnet.results.tables import free_names, measurements_in, parts_of
 from pathnet.workers import ALONE, Workers, check_workers
 
 __all__ = ["Writer", "writing"]
@@ -188,9 +188,7 @@ def _prepared(folder: Path, identity: dict[str, Any], planned: Mapping[str, int]
         _check_same(folder, identity, run.identity)
     else:
         run = Run(folder, {"identity": identity, "attempts": []})
-    with telling(folder, "run"):
-        remove_leftovers(folder, r"run\.json")
-        remove_leftovers(measurements_in(folder), PART.pattern)
+    clear(folder)
     recover_journals(folder)
     for name, amount in planned.items():
         run.facts[name] = max(amount, run.facts.get(name, 0))
