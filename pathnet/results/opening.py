@@ -42,13 +42,14 @@ class Writer:
         self._folder, self._workers = folder, workers
         self._journals: dict[str, Journal] = {}
         self._saved = time.monotonic()
-        self._parts: list[str] = []
+        self._names: dict[str, Iterator[Path]] = {}
 
     def add(self, stem: str, table: pa.Table) -> None:
         """Append rows to the journal of their kind; every 30 seconds, make parts of the journals."""
         stem = stem if self._workers.count == 1 else f"{stem}-{self._workers.rank}"
         if stem not in self._journals:
             self._journals[stem] = Journal(measurements_in(self._folder), stem)
+            self._names[stem] = free_names(self._folder, stem)
         self._journals[stem].append(table)
         if time.monotonic() - self._saved >= PART_SECONDS:
             self.save()
@@ -65,7 +66,7 @@ class Writer:
                     f"its {journal.rows} measurements are kept in a journal next to it, and the same command resumes "
                     "from them"
                 )
-                write_part(free_names(self._folder, stem), journal.content(), kept)
+                write_part(self._names[stem], journal.content(), kept)
                 journal.remove()
         self._saved = time.monotonic()
 
