@@ -48,9 +48,9 @@ def batch_of(number: int) -> Measurements:
 def opened(folder: Path, batches: int, part_seconds: float) -> Iterator[results.Run]:
     """Open a run that makes a part every few seconds."""
     identity = {"experiment": "path-gradients", "model": {"config": None, "blocks": BLOCKS}}
-    with mock.patch.object(opening, "PART_SECONDS", part_seconds):
-        with results.writing(folder, identity, {"batches": batches}, {}) as run:
-            yield run
+    patched = mock.patch.object(opening, "PART_SECONDS", part_seconds)
+    with patched, results.writing(folder, identity, {"batches": batches}, {}) as run:
+        yield run
 
 
 def check(measured: Measurements, batches: int) -> None:
@@ -63,10 +63,9 @@ def check(measured: Measurements, batches: int) -> None:
 def of_parts(folder: Path, parts: int) -> Entry:
     """Return the seconds to write, read and merge a run of many parts, each with one batch."""
     seconds: dict[str, float] = {}
-    with opened(folder, parts, 0.0) as run:
-        with timed(seconds, "write"):
-            for number in range(parts):
-                run.add([batch_of(number)])
+    with opened(folder, parts, 0.0) as run, timed(seconds, "write"):
+        for number in range(parts):
+            run.add([batch_of(number)])
     if len(run.parts) != parts:
         raise ValueError(f"parts: expected {parts}, got {len(run.parts)}")
     with timed(seconds, "read"):
@@ -144,9 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     now, facts = datetime.now(UTC), processor_facts()
     date, commit = now.date().isoformat(), commit_here() or "unknown"
     with tempfile.TemporaryDirectory() as folder:
-        # First, since it tells how much memory the process takes at most.
-        batches = of_batches(Path(folder) / "batches", options.batches, options.part_seconds)
+        # Parts first, while the process is small as that of a command that only reads.
         parts = of_parts(Path(folder) / "parts", options.parts)
+        batches = of_batches(Path(folder) / "batches", options.batches, options.part_seconds)
     reached = figures(parts, batches)
     within = {name: reached[name] <= goal for name, goal in GOALS.items()}
     content = {
