@@ -15,8 +15,11 @@ import json
 import os
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +30,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ALONE", "Workers", "torchrun"]
 
+PATIENCE = timedelta(seconds=60)
+"""Time that torchrun's store has to answer the first call."""
 SHORTEST_WAIT, LONGEST_WAIT = 0.002, 0.1
 """Seconds between two looks at the store, first and at most."""
+LONGEST_VALUE = 1 << 22
+"""Bytes of a value in the store at most, half of what torch's takes."""
+WHAT_REMAINS = "what was measured is kept, and the same command measures the rest"
 ERRORS: dict[str, type[ValueError | OSError]] = {"ValueError": ValueError, "OSError": OSError}
 """Errors of the first process that all of them raise, by their names."""
 
@@ -60,6 +68,7 @@ class Workers:
     store: Store | None = None
     _calls: int = field(default=0, init=False)
     _done: int = field(default=0, init=False)
+    _done_key: str = field(default="done", init=False)
 
     def __post_init__(self) -> None:
         check_integer("count", self.count, 1)
@@ -102,18 +111,18 @@ class Workers:
             return json.loads(json.dumps(decide()))
         key = f"{self._next_call()}/agree"
         if self.leads:
-            self.store.set(key, json.dumps(_outcome(decide)))
-        elif not self._wait(key, 0):
-            raise OSError(
-                "workers: the first process is gone; what was measured is kept, the same command measures the rest"
-            )
-        outcome = json.loads(self.store.get(key))
+            outcome = _outcome(decide)
+            self._publish(key, outcome)
+        elif self._wait(key, 0):
+            outcome = self._published(key)
+        else:
+            raise OSError(f"workers: the first process is gone; {WHAT_REMAINS}")
         if "error" in outcome:
             error = ERRORS[outcome["error"]](outcome["message"])
             if isinstance(error, OSError):
                 error.errno = outcome["errno"]
             raise error
-        return outcome["value"]
+        return json.loads(json.dumps(outcome["value"]))
 
     def share_out(self, count: int) -> Iterator[int]:
         """Iterate over numbers of units of work, each of which one process alone gets; fast processes get more.
@@ -132,33 +141,33 @@ class Workers:
             [0, 1, 4, 9]
         """
         check_integer("count", count, 0)
-        self._done = 0
-        call = self._next_call()
-        return iter(self._counted(count)) if self.store is None else self._drawn(self.store, call, count)
+        self._done, call = 0, self._next_call()
+        self._done_key = f"{call}/done"
+        return self._counted(count) if self.store is None else self._drawn(call, count)
 
     def _counted(self, count: int) -> Iterator[int]:
         for unit in range(count):
             yield unit
             self._done += 1
 
-    def _drawn(self, store: Store, call: str, count: int) -> Iterator[int]:
-        while (unit := store.add(f"{call}/taken", 1) - 1) < count:
+    def _drawn(self, call: str, count: int) -> Iterator[int]:
+        while (unit := self._add(f"{call}/drawn", 1) - 1) < count:
             yield unit
-            self._done = store.add(f"{call}/done", 1)
-        self._done = store.add(f"{call}/done", 0)
+            self._add(self._done_key, 1)
 
     @property
     def done(self) -> int:
-        """Number of units that all processes together had done when this one last asked for its next one."""
-        return self._done
+        """Number of units of the latest `share_out` that all processes together have done."""
+        return self._done if self.store is None else self._add(self._done_key, 0)
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Any, waiting: Callable[[], object] | None = None) -> list[Any]:
         """Return the values of all processes that still run, by rank, in the first process; others do not wait.
 
         The first process waits for all others, and warns of those that are gone.
 
         Args:
             value: the value of this process, as JSON can hold it.
+            waiting: called now and then in the first process while it waits, to show progress.
 
         Returns:
             The values in the first process, an empty list in others.
@@ -178,18 +187,18 @@ class Workers:
         call = self._next_call()
         if self.store is None:
             return [json.loads(text)]
-        self.store.set(f"{call}/gather/{self.rank}", text)
+        self._set(f"{call}/gather/{self.rank}", text)
         if not self.leads:
             return []
         keys = {rank: f"{call}/gather/{rank}" for rank in range(self.count)}
-        present = [rank for rank, key in keys.items() if self._wait(key, rank)]
-        if gone := [str(rank) for rank in keys if rank not in present]:
+        present = [rank for rank, key in keys.items() if self._wait(key, rank, waiting)]
+        if missing := [str(rank) for rank in keys if rank not in present]:
             warnings.warn(
-                f"workers: process {', '.join(gone)} of {self.count} is gone; the same command measures what it left",
+                f"workers: process {', '.join(missing)} of {self.count} is gone; {WHAT_REMAINS}",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        return [json.loads(self.store.get(keys[rank])) for rank in present]
+        return [json.loads(self._get(keys[rank])) for rank in present]
 
     def first_to(self, what: str) -> bool:
         """Return whether this process is the first of all to do something; may be called in any order.
@@ -207,24 +216,55 @@ class Workers:
         """
         if not isinstance(what, str):
             raise ValueError(f"what: expected a string, got {described(what)}")
-        return self.store is None or self.store.add(f"once/{what}", 1) == 1
+        return self.store is None or self._add(f"once/{what}", 1) == 1
 
     def _next_call(self) -> str:
         self._calls += 1
         return str(self._calls)
 
-    def _wait(self, key: str, rank: int) -> bool:
+    def _wait(self, key: str, rank: int, waiting: Callable[[], object] | None = None) -> bool:
         """Wait until a process writes a key, and return True; or until it is gone, and return False."""
-        assert self.store is not None
         pause = SHORTEST_WAIT
-        while not self.store.check([key]):
-            if self.store.check([gone(rank)]):
-                # It may have written the key just before it ended.
-                return bool(self.store.check([key]))
+        while not self._has(key):
+            if self._has(gone(rank)):
+                return self._has(key)  # which it may have written just before it ended
+            if waiting is not None:
+                waiting()
             # A wait within the store could not be interrupted.
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_WAIT)
         return True
+
+    def _publish(self, key: str, value: Any) -> None:
+        """Write a value under a key, in pieces that the store takes."""
+        content = zlib.compress(json.dumps(value).encode())
+        pieces = range(0, len(content), LONGEST_VALUE)
+        for piece, start in enumerate(pieces):
+            self._set(f"{key}/{piece}", content[start : start + LONGEST_VALUE])
+        self._set(key, str(len(pieces)))
+
+    def _published(self, key: str) -> Any:
+        pieces = range(int(self._get(key)))
+        return json.loads(zlib.decompress(b"".join(self._get(f"{key}/{piece}") for piece in pieces)))
+
+    def _add(self, key: str, number: int) -> int:
+        return int(self._ask(lambda store: store.add(key, number)))
+
+    def _set(self, key: str, value: str | bytes) -> None:
+        self._ask(lambda store: store.set(key, value))  # type: ignore[arg-type]
+
+    def _get(self, key: str) -> bytes:
+        return bytes(self._ask(lambda store: store.get(key)))
+
+    def _has(self, key: str) -> bool:
+        return bool(self._ask(lambda store: store.check([key])))
+
+    def _ask(self, question: Callable[[Store], Any]) -> Any:
+        assert self.store is not None
+        try:
+            return question(self.store)
+        except RuntimeError:
+            raise OSError(f"workers: torchrun has ended; {WHAT_REMAINS}") from None
 
 
 ALONE = Workers()
@@ -266,12 +306,12 @@ def shared_store(environment: Mapping[str, str]) -> Store:
     Raises:
         OSError: torchrun's store does not answer.
     """
-    from torch.distributed import DistError, PrefixStore  # type: ignore[attr-defined]
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
     from torch.distributed.rendezvous import rendezvous
 
     try:
-        store, _, _ = next(rendezvous("env://"))
-    except DistError as error:
+        store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+    except RuntimeError as error:
         raise OSError(f"workers: the store of torchrun does not answer ({' '.join(str(error).split())})") from None
     return PrefixStore(prefix(environment), store)
 
@@ -305,8 +345,5 @@ def _torchrun() -> Workers:
 
 def _leave(workers: Workers) -> None:
     """Tell the others that this process ends, so that they do not wait for it."""
-    assert workers.store is not None
-    try:
-        workers.store.set(gone(workers.rank), "")
-    except RuntimeError:  # torchrun itself has ended
-        return
+    with suppress(OSError):  # torchrun itself has ended
+        workers._set(gone(workers.rank), "")

@@ -14,6 +14,7 @@ from pathnet.experiments import lesion_single
 from pathnet.experiments.lesion_single import OF_LEARNED, summarise
 from pathnet.experiments.run import Claim, Networks, Plan
 from pathnet.training import Progress
+from pathnet.workers import ALONE, Workers
 
 __all__ = ["NAME", "claims", "measure", "summarise"]
 
@@ -27,13 +28,14 @@ def measure(
     plan: Plan,
     folder: str | Path,
     progress: Progress | None = None,
+    workers: Workers = ALONE,
 ) -> results.Run:
     """Measure the test error of both kinds of network, intact and without each of their blocks.
 
     Raises:
         ValueError: a network does not accept the data, or the folder holds another run.
     """
-    return lesion_single.measure(nets, data, plan, folder, progress, NAME)
+    return lesion_single.measure(nets, data, plan, folder, progress, workers, NAME)
 
 
 def claims(run: results.Run) -> list[Claim]:

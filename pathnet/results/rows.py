@@ -19,7 +19,12 @@ __all__ = ["LARGEST", "Measurements", "Range", "Row", "RowType", "described_fiel
 LARGEST = sys.float_info.max
 """Largest finite float64."""
 
-COLUMNS = {int: pa.int64(), float: pa.float64(), str: pa.string(), tuple[int, ...]: pa.list_(pa.int32())}
+COLUMNS = {
+    int: pa.int64(),
+    float: pa.float64(),
+    str: pa.string(),
+    tuple[int, ...]: pa.list_(pa.field("element", pa.int32())),
+}
 """Column types of the types that the field of a `Row` may have."""
 
 
