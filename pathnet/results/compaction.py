@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pathnet.checks import check_path
-from pathnet.files import locked, telling
+from pathnet.files import locked, remove_leftovers, telling
 from pathnet.results.journal import journals, read_journal
 from pathnet.results.kinds import norms_kind
 from pathnet.results.norms import STEM
@@ -21,7 +21,7 @@ from pathnet.results.run import Run, read
 from pathnet.results.sorting import sorted_once
 from pathnet.results.tables import free_names, kind_named, measurements_in, parts_of, rows_in
 
-__all__ = ["compact", "kinds_in", "merge_parts", "recover_journals"]
+__all__ = ["clear", "compact", "kinds_in", "merge_parts", "recover_journals"]
 
 
 def compact(folder: str | Path) -> dict[str, int]:
@@ -52,8 +52,20 @@ def compact(folder: str | Path) -> dict[str, int]:
     folder = check_path("folder", folder)
     run = read(folder)
     with locked(folder / ".lock", "run", f"writing to {folder}"):
+        clear(folder)
         recover_journals(folder)
         return merge_parts(run)
+
+
+def clear(folder: Path) -> None:
+    """Remove the unfinished files that killed processes left in a run.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    with telling(folder, "run"):
+        remove_leftovers(folder, r"run\.json")
+        remove_leftovers(measurements_in(folder), PART.pattern)
 
 
 def recover_journals(folder: Path) -> None:

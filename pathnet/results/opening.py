@@ -11,13 +11,13 @@ from typing import Any
 import pyarrow as pa
 
 from pathnet.checks import check_integer, check_path
-from pathnet.files import locked, remove_leftovers, shared_by_others, telling
-from pathnet.results.compaction import merge_parts, recover_journals
+from pathnet.files import locked, shared_by_others, telling
+from pathnet.results.compaction import clear, merge_parts, recover_journals
 from pathnet.results.facts import check_facts, plain_object, write_facts
 from pathnet.results.journal import Journal
 from pathnet.results.parts import write_part
 from pathnet.results.run import Run, read
-from pathnet.results.tables import PART, free_names, measurements_in, parts_of
+from pathnet.results.tables import free_names, measurements_in, parts_of
 from pathnet.workers import ALONE, Workers, check_workers
 
 __all__ = ["Writer", "writing"]
@@ -42,13 +42,14 @@ class Writer:
         self._folder, self._workers = folder, workers
         self._journals: dict[str, Journal] = {}
         self._saved = time.monotonic()
-        self._parts: list[str] = []
+        self._names: dict[str, Iterator[Path]] = {}
 
     def add(self, stem: str, table: pa.Table) -> None:
         """Append rows to the journal of their kind; every 30 seconds, make parts of the journals."""
         stem = stem if self._workers.count == 1 else f"{stem}-{self._workers.rank}"
         if stem not in self._journals:
             self._journals[stem] = Journal(measurements_in(self._folder), stem)
+            self._names[stem] = free_names(self._folder, stem)
         self._journals[stem].append(table)
         if time.monotonic() - self._saved >= PART_SECONDS:
             self.save()
@@ -65,7 +66,7 @@ class Writer:
                     f"its {journal.rows} measurements are kept in a journal next to it, and the same command resumes "
                     "from them"
                 )
-                write_part(free_names(self._folder, stem), journal.content(), kept)
+                write_part(self._names[stem], journal.content(), kept)
                 journal.remove()
         self._saved = time.monotonic()
 
@@ -188,9 +189,7 @@ def _prepared(folder: Path, identity: dict[str, Any], planned: Mapping[str, int]
         _check_same(folder, identity, run.identity)
     else:
         run = Run(folder, {"identity": identity, "attempts": []})
-    with telling(folder, "run"):
-        remove_leftovers(folder, r"run\.json")
-        remove_leftovers(measurements_in(folder), PART.pattern)
+    clear(folder)
     recover_journals(folder)
     for name, amount in planned.items():
         run.facts[name] = max(amount, run.facts.get(name, 0))

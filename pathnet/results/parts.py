@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,8 +41,10 @@ FORMAT = "pathnet.format"
 ROWS_IN_GROUP = 1 << 17
 """Number of rows in a row group of a file, which readers take or skip as a whole."""
 REMEDY = "move it away to measure its batches again"
-READERS = 4
+READERS = 2
 """Threads that read parts; more take turns at Python's lock."""
+SMALL = 1 << 20
+"""Size of a file in bytes up to which it is read at once, rather than the columns that are wanted."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def read_part(file: Path, kind: Kind, names: Sequence[str]) -> pa.Table:
         # ParquetFile, since read_table would take columns from folder names such as seed=1; opened here, since it
         # takes no name that is not UTF-8.
         with file.open("rb") as handle:
-            source = pq.ParquetFile(handle, page_checksum_verification=True)
+            source = _opened(handle)
             stored = source.schema_arrow
             old = kind.older is not None and stored.equals(kind.older)
             if not old and not stored.equals(kind.schema):
@@ -128,8 +131,15 @@ def read_part(file: Path, kind: Kind, names: Sequence[str]) -> pa.Table:
             table = kind.upgrade(table)
         except ValueError as error:
             raise ValueError(f"run: {file}: {error}; {REMEDY}") from None
-    table = table.select(list(names))
-    return table.cast(pa.schema([kind.schema.field(name) for name in names]))
+    return table.select(list(names))
+
+
+def _opened(handle: IO[bytes]) -> pq.ParquetFile:
+    """Return a part for reading."""
+    small = os.fstat(handle.fileno()).st_size <= SMALL
+    # Readers of a file take Python's lock for every piece; those of bytes never do.
+    source = pa.BufferReader(handle.read()) if small else handle
+    return pq.ParquetFile(source, page_checksum_verification=True)
 
 
 class _OtherColumns(Exception):
@@ -224,7 +234,7 @@ def row_count(file: Path) -> int | None:
     """Return the number of rows that a part states in its footer, or None if the footer cannot be read."""
     try:
         with file.open("rb") as handle:
-            return int(pq.ParquetFile(handle).metadata.num_rows)
+            return int(_opened(handle).metadata.num_rows)
     except (OSError, ValueError, MemoryError, pa.ArrowException):
         return None
 
@@ -239,9 +249,10 @@ def _digest(name: str, column: pa.ChunkedArray) -> str:
 
 def _content(name: str, column: pa.ChunkedArray) -> Iterator[bytes | memoryview]:
     """Yield name, type and values of a column as bytes: lengths first, if they vary."""
-    values = column.combine_chunks()
-    if isinstance(values, pa.ChunkedArray):  # of no chunk, in some versions of pyarrow
-        values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], column.type)
+    if column.num_chunks == 1:
+        values = column.chunk(0)
+    else:
+        values = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     listed = pa.types.is_list(values.type)
     # Parquet keeps the type of a list's items, but not their name.
     kind = f"list of {values.type.value_type}" if listed else str(values.type)
