@@ -177,9 +177,20 @@ def locked(
         os.close(descriptor)
 
 
-def shared_by_others(descriptor: int) -> None:
-    """Let other processes share a lock that this one holds, and that nobody holds alone then."""
-    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+def shared_by_others(descriptor: int, what: str, busy: str) -> None:
+    """Let other processes share a lock that this one holds, and that nobody holds alone then.
+
+    Args:
+        descriptor: the file that `locked` yields.
+        what, busy: see `locked`.
+
+    Raises:
+        ValueError: another process got the lock in between, since the system releases it first.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{what}: another process is {busy}") from None
 
 
 def _lock(path: Path, what: str, busy: str, kind: int) -> int | None:

@@ -26,6 +26,7 @@ __all__ = [
     "Help",
     "Panel",
     "Setting",
+    "Unit",
     "Without",
     "check_settings",
     "documented",
@@ -42,6 +43,13 @@ Mark = TypeVar("Mark")
 @dataclass(frozen=True)
 class Help:
     """Description of a setting, in a sentence or two."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Unit of a quantity; 1 for ratios."""
 
     text: str
 
@@ -117,7 +125,7 @@ class Setting:
         name: the field's name.
         type: its type, without marks.
         default: its default, or `dataclasses.MISSING`.
-        marks: `Help`, bounds, `Flag` and the like.
+        marks: `Help`, `Unit`, bounds, `Flag` and the like.
     """
 
     name: str
@@ -133,6 +141,12 @@ class Setting:
     def help(self) -> str:
         """Description of the setting, or an empty string."""
         mark = self.mark(Help)
+        return mark.text if mark else ""
+
+    @property
+    def unit(self) -> str:
+        """Unit of the quantity, or an empty string."""
+        mark = self.mark(Unit)
         return mark.text if mark else ""
 
     @property
@@ -183,8 +197,8 @@ def documented(kind: type[Kind]) -> type[Kind]:
 
 
 def _described(setting: Setting) -> str:
-    """Return a setting's help with its choices, its bounds and its default."""
-    facts = []
+    """Return a setting's help with its unit, its choices, its bounds and its default."""
+    facts = [f"Unit: {setting.unit}"] if setting.unit not in ("", "1") else []
     if get_origin(setting.value_type) is Literal:
         *choices, last = (f"``{choice}``" for choice in get_args(setting.value_type))
         facts.append(f"{', '.join(choices)} or {last}")

@@ -177,7 +177,8 @@ def _reader(kind: Any) -> Callable[[Any], Any] | None:
 def _read_choice(choices: Sequence[str], word: Any) -> Any:
     if word not in choices:
         *first, last = choices
-        raise typer.BadParameter(f"expected {', '.join(first)} or {last}, got {described(word)}")
+        among = f"{', '.join(first)} or {last}" if first else last
+        raise typer.BadParameter(f"expected {among}, got {described(word)}")
     return word
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pathnet import results
 from pathnet.experiments.plans import MOST_DRAWS
 from pathnet.experiments.units import Amounts, Rows, measure_units
 from pathnet.results import LARGEST, Range
+from pathnet.settings import Help, Unit, documented
 from pathnet.tape import Tape
 from pathnet.training import Progress
 
@@ -24,27 +25,22 @@ __all__ = ["ExactSum", "SignedDraw", "measure_exact", "measure_signed"]
 COSINE = Range(-1.0 - 1e-6, 1.0 + 1e-6, nan=True)
 """Range of a cosine in float64, with room for rounding; NaN if one of the vectors is zero."""
 
+BATCH = Help("Number of the batch, from 0.")
+LENGTH = Help("Length k of the paths, 0 to n.")
+ENGINE = Help("Name of the engine.")
+GRADIENT = Unit("loss per unit of the tensor whose gradient is taken")
+
 RecordBatch = Callable[[int], Tape]
 """Function that records the batch with a given number."""
 
 
+@documented
 @dataclass(frozen=True)
 class ExactSum:
     """The exact sum G_k of the gradients of all paths of one length on one batch: a row of a run.
 
     G, the sum of all G_k, is the ordinary gradient. In highway networks it lacks the gradient that flows through the
     gates themselves, which no path contains.
-
-    Attributes:
-        batch: the number of the batch.
-        length: k, 0 to n.
-        norm: norm of G_k.
-        next_cosine: cosine between G_k and G_{k+1}; NaN at length n, and if one of them is zero.
-        full_cosine: cosine between G_k and G.
-        share: share of G that G_k explains, ``<G_k, G> / |G|^2``.
-        left: ``|G - G_0 - ... - G_k| / |G|``: relative norm of the remainder that the lengths up to k leave.
-        full_norm: norm of G, the same in all rows of a batch.
-        engine: the name of the engine.
     """
 
     PART: ClassVar[str] = "exact"
@@ -65,38 +61,39 @@ class ExactSum:
         "left": Range(0, math.inf, nan=True),
     }
 
-    batch: int
-    length: int
-    norm: float
-    next_cosine: float
-    full_cosine: float
-    share: float
-    left: float
-    full_norm: float
-    engine: str
+    batch: Annotated[int, BATCH]
+    length: Annotated[int, LENGTH, Unit("residual modules")]
+    norm: Annotated[float, Help("Norm of G_k."), GRADIENT]
+    next_cosine: Annotated[float, Help("Cosine of G_k and G_{k+1}; NaN at length n, and if one is zero."), Unit("1")]
+    full_cosine: Annotated[float, Help("Cosine of G_k and G; NaN if one is zero."), Unit("1")]
+    share: Annotated[float, Help("Share of G that G_k explains, ``<G_k, G> / |G|^2``; NaN if G is zero."), Unit("1")]
+    left: Annotated[
+        float,
+        Help("Relative norm of the remainder that the lengths up to k leave, ``|G - G_0 - ... - G_k| / |G|``."),
+        Unit("1"),
+    ]
+    full_norm: Annotated[float, Help("Norm of G, the same in all rows of a batch."), GRADIENT]
+    engine: Annotated[str, ENGINE]
 
 
+@documented
 @dataclass(frozen=True)
 class SignedDraw:
-    """The estimate of one signed draw for one length on one batch: a row of a run.
-
-    Attributes:
-        batch: the number of the batch.
-        draw: the number of the draw on that batch, from 0.
-        length: k, 0 to n.
-        squared_norm: estimate of the sum of the squared norms of all path gradients of length k.
-        engine: the name of the engine.
-    """
+    """The estimate of one signed draw for one length on one batch: a row of a run."""
 
     PART: ClassVar[str] = "signed"
     MEASURED: ClassVar[tuple[str, ...]] = ("squared_norm", "engine")
     RANGES: ClassVar[Mapping[str, Range]] = {}
 
-    batch: int
-    draw: int
-    length: int
-    squared_norm: float
-    engine: str
+    batch: Annotated[int, BATCH]
+    draw: Annotated[int, Help("Number of the draw on the batch, from 0.")]
+    length: Annotated[int, LENGTH, Unit("residual modules")]
+    squared_norm: Annotated[
+        float,
+        Help("Estimate of the sum of the squared norms of all path gradients of length k."),
+        Unit(f"square of ({GRADIENT.text})"),
+    ]
+    engine: Annotated[str, ENGINE]
 
 
 def measure_exact(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from pathnet.experiments.units import Amounts, Rows, measure_units
 from pathnet.intervals import bootstrap_means, interval, no_interval
 from pathnet.lesion import BatchNormPolicy, Lesion
 from pathnet.results import Range
+from pathnet.settings import Help, Unit, documented
 from pathnet.training import Progress
 
 __all__ = ["INTACT", "DrawnLesion", "ErrorCount", "ErrorCounts", "Spread", "measure_errors", "spread"]
@@ -45,34 +46,25 @@ class DrawnLesion(NamedTuple):
 INTACT = DrawnLesion(0, 0, Lesion())
 
 
+@documented
 @dataclass(frozen=True)
 class ErrorCount:
-    """Number of test images that one lesioned network misclassifies: a row of a run.
-
-    Attributes:
-        network: kind of the network.
-        seed: number of the network among those of its kind.
-        size, draw: see `DrawnLesion`.
-        deleted, order, scale: see `pathnet.lesion.Lesion`.
-        bn: policy for batch normalisation.
-        images: number of test images.
-        wrong: number of misclassified images.
-    """
+    """Number of test images that one lesioned network misclassifies: a row of a run."""
 
     PART: ClassVar[str] = "errors"
     MEASURED: ClassVar[tuple[str, ...]] = ("wrong",)
     RANGES: ClassVar[Mapping[str, Range]] = {"images": Range(1), "wrong": Range(0, "images")}
 
-    network: str
-    seed: int
-    size: int
-    draw: int
-    deleted: tuple[int, ...]
-    order: tuple[int, ...]
-    scale: float
-    bn: str
-    images: int
-    wrong: int
+    network: Annotated[str, Help("Kind of the network: residual, highway, vgg or your own.")]
+    seed: Annotated[int, Help("Number of the network among those of its kind, from 0.")]
+    size: Annotated[int, Help("Number of deleted blocks, or of swapped pairs.")]
+    draw: Annotated[int, Help("Number of the random draw of this size, from 0.")]
+    deleted: Annotated[tuple[int, ...], Help("Numbers of the deleted blocks, from 0, as they run.")]
+    order: Annotated[tuple[int, ...], Help("Numbers of the blocks as they run; empty for the order of training.")]
+    scale: Annotated[float, Help("Factor on the residual modules that are kept."), Unit("1")]
+    bn: Annotated[str, Help("Policy for batch normalisation.")]
+    images: Annotated[int, Help("Number of test images."), Unit("images")]
+    wrong: Annotated[int, Help("Number of test images that the network misclassifies."), Unit("images")]
 
     @property
     def rate(self) -> float:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 
@@ -28,6 +28,7 @@ from pathnet.models import ResidualNet
 from pathnet.models.residual_net import check_net
 from pathnet.printable import printable
 from pathnet.results import Range
+from pathnet.settings import Help, documented
 from pathnet.training import Progress
 from pathnet.workers import ALONE, Workers, check_workers
 
@@ -53,30 +54,22 @@ Networks = Mapping[str, Sequence[ResidualNet]]
 """Networks by kind (residual, vgg, highway, ...); those of one kind were trained from the seeds 0, 1, ..."""
 
 
+@documented
 @dataclass(frozen=True)
 class Value:
-    """One number measured on a network: a row of a run.
-
-    Attributes:
-        network: kind of the network.
-        seed: number of the network among those of its kind.
-        batch: number of the batch on which the value was measured; 0 if there is none.
-        quantity: name of the measured quantity.
-        index: number of the block or length that the value belongs to; 0 if there is none.
-        value: the number.
-    """
+    """One number measured on a network: a row of a run."""
 
     PART: ClassVar[str] = "values"
     MEASURED: ClassVar[tuple[str, ...]] = ("value",)
     # The ratio to a norm of zero is NaN or infinite.
     RANGES: ClassVar[Mapping[str, Range]] = {"value": Range(-math.inf, math.inf, nan=True)}
 
-    network: str
-    seed: int
-    batch: int
-    quantity: str
-    index: int
-    value: float
+    network: Annotated[str, Help("Kind of the network: residual, highway, vgg or your own.")]
+    seed: Annotated[int, Help("Number of the network among those of its kind, from 0.")]
+    batch: Annotated[int, Help("Number of the batch on which the value is measured, from 0; 0 if there is none.")]
+    quantity: Annotated[str, Help("Name of the measured quantity.")]
+    index: Annotated[int, Help("Number of the block, from 0, or the length of the value; 0 if there is neither.")]
+    value: Annotated[float, Help("The number, in the unit of its quantity.")]
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,9 @@ class Journal:
             except BaseException:
                 os.ftruncate(self._descriptor, self._size)
                 raise
+        with telling(self._folder, "run", "all measurements are kept there, and a command resumes from them there"):
+            if self._file is not None and not self._file.exists():
+                raise OSError(errno.ENOENT, "it was moved while measurements were written to it")
         self._size += len(record)
         self._tables.append(table)
         self.rows += len(table)
@@ -102,30 +105,37 @@ def journals(folder: Path) -> dict[Path, str]:
 
 
 def read_journal(file: Path) -> list[pa.Table]:
-    """Return the rows of each whole record of a journal; warn if what is left out is more than a record cut short.
+    """Return the rows of each whole record of a journal, and warn of damaged ones.
+
+    A last record that is cut short is left out without a word: its measurement was never finished.
 
     Raises:
         FileNotFoundError: the journal is gone.
     """
-    content, tables, start = file.read_bytes(), list[pa.Table](), 0
+    content, tables, start, damaged = file.read_bytes(), list[pa.Table](), 0, False
     while len(content) - start >= HEADER:
         header = content[start : start + HEADER]
         length, check, digest = header[:LENGTH], header[LENGTH:CHECK], header[CHECK:]
+        if check != _check_of(length):
+            # Nobody knows where the next record begins.
+            damaged = True
+            break
         end = start + HEADER + int.from_bytes(length, "little")
-        is_length = check == _check_of(length)
-        if is_length and end > len(content):
+        if end > len(content):
             break
         record = content[start + HEADER : end]
-        if not is_length or hashlib.sha256(record).digest() != digest:
-            warnings.warn(
-                f"run: {file} is damaged after {len(tables)} of its records; the measurements that follow are left "
-                "out, and the same command takes them again",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            break
-        tables.append(pa.ipc.open_stream(record).read_all())
+        if hashlib.sha256(record).digest() == digest:
+            tables.append(pa.ipc.open_stream(record).read_all())
+        else:
+            damaged = True
         start = end
+    if damaged:
+        warnings.warn(
+            f"run: {file} is damaged; {len(tables)} of its records are read, the others are left out, and the same "
+            "command measures them again",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return tables
 
 

@@ -16,21 +16,21 @@ STEM = "part"
 
 SCHEMA = pa.schema(
     [
-        described_field("batch", pa.int32(), "number of the batch, from 0"),
-        described_field("length", pa.int16(), "number of residual modules on the path, from 1", "residual modules"),
+        described_field("batch", pa.int32(), "Number of the batch, from 0."),
+        described_field("length", pa.int16(), "Number of residual modules on the path, from 1.", "residual modules"),
         described_field(
             "path",
             pa.string(),
-            "the path: character i, from 0, is 1 if the path enters the residual module of block i, and 0 if it "
-            "takes the skip connection; block 0 is the first after the stem",
+            "The path: character i, from 0, is 1 if the path enters the residual module of block i, and 0 if it "
+            "takes the skip connection. Block 0 is the first after the stem.",
         ),
         described_field(
             "norm",
             pa.float64(),
-            "L2 norm, over the whole batch, of the gradient of the loss along the path",
-            "loss per unit of the tensor at which the gradient is taken",
+            "L2 norm, over the whole batch, of the gradient of the loss along the path.",
+            "loss per unit of the tensor whose gradient is taken",
         ),
-        described_field("engine", pa.string(), "name of the engine that computed the norm"),
+        described_field("engine", pa.string(), "Name of the engine that computed the norm."),
     ]
 )
 """Columns of a part of path gradient norms."""

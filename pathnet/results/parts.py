@@ -24,6 +24,8 @@ from pathnet.results.facts import DIGEST
 from pathnet.results.problems import missing_value
 
 __all__ = [
+    "READERS",
+    "REMEDY",
     "Kind",
     "is_part_of",
     "read_part",

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pathnet.results.norms import codes_of
-from pathnet.results.rows import Range
+from pathnet.results.rows import LARGEST, Range
 
 __all__ = ["impossible_measurement", "missing_value", "out_of_range"]
 
@@ -40,7 +40,10 @@ def out_of_range(table: pa.Table, ranges: Mapping[str, Range]) -> str:
             column, rows = column.flatten(), pc.list_parent_indices(column)
         allowed = ranges.get(name, Range())
         values = column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy()
-        most = table[allowed.most].to_numpy() if isinstance(allowed.most, str) else allowed.most
+        most = allowed.most
+        if isinstance(most, str):
+            # The other field may be among the columns that are not read.
+            most = table[most].to_numpy() if most in table.column_names else LARGEST
         inside = (values >= allowed.least) & (values <= most) | (allowed.nan & np.isnan(values))
         if not inside.all():
             first = int(np.flatnonzero(~inside)[0])

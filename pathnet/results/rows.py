@@ -53,7 +53,8 @@ class Range:
 class Row(Protocol):
     """A frozen dataclass of numbers, strings and tuples of integers: one measurement.
 
-    A field's type is int, float, str or tuple[int, ...].
+    A field has the type int, float, str or tuple[int, ...], perhaps annotated with `Help` and `Unit` of
+    `pathnet.settings`, which become metadata of the columns.
 
     Attributes:
         PART: prefix of the names of its files.
@@ -125,9 +126,12 @@ class Measurements:
 def schema_of(kind: Any) -> pa.Schema:
     """Return the columns of a part that holds rows of one kind; each has its meaning as metadata."""
     hints = get_type_hints(kind)
-    meanings = {setting.name: setting.help for setting in settings_of(kind)}
+    settings = {setting.name: setting for setting in settings_of(kind)}
     return pa.schema(
-        [described_field(field.name, COLUMNS[hints[field.name]], meanings[field.name]) for field in fields(kind)]
+        [
+            described_field(name, COLUMNS[hints[name]], setting.help, setting.unit)
+            for name, setting in settings.items()
+        ]
     )
 
 

@@ -21,7 +21,7 @@ from pathnet.results.tables import counted, parts_of, read_table
 from pathnet.workers import ALONE, Workers
 
 if TYPE_CHECKING:
-    from pathnet.results.writing import Writer
+    from pathnet.results.opening import Writer
 
 __all__ = ["Run", "check_run", "read", "weights_of"]
 
@@ -140,7 +140,7 @@ class Run:
             kind: the dataclass of the rows, see `Row`; by default path gradient norms, see `Measurements`.
 
         Returns:
-            An array for each name; of texts and lists, an array of objects.
+            An array [M] of the M rows for each name; of texts and lists, an array of objects.
 
         Raises:
             ValueError: there is no such column, or a part cannot be read or holds impossible values in these columns.

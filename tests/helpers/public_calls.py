@@ -255,6 +255,7 @@ def experiment_calls() -> dict[str, Call]:
             plan=path_gradients.PathGradients(batches=1, batch_size=2, engine="reference"),
             folder="run",
         ),
+        "results.compact": call_of(results.compact, {"folder": ("run",)}, folder=lambda: measured_run().folder),
         "results.read": call_of(results.read, {"folder": ("run",)}, folder=lambda: measured_run().folder),
         "results.writing": call_of(
             written_run,

@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from helpers.run_folders import (
@@ -26,7 +25,7 @@ from pathnet.experiments.errors import ErrorCount
 from pathnet.experiments.run import Value
 from pathnet.results import read, writing
 
-FIRST = np.packbits(measured(0).path[0], bitorder="little").tobytes()
+FIRST = "".join(map(str, measured(0).path[0]))
 ODD_MEASUREMENTS = [
     ("batch", None, "batch: expected a value, got null"),
     ("length", None, "length: expected a value, got null"),
@@ -36,14 +35,17 @@ ODD_MEASUREMENTS = [
     ("batch", -1, "batch: expected a finite number of at least 0, got -1"),
     ("length", 0, "length: expected a finite number of at least 1, at most 11, got 0"),
     ("length", 12, "length: expected a finite number of at least 1, at most 11, got 12"),
-    ("length", 2, r"path: expected 2 modules among 11 \(its length\), got 1"),
+    ("length", 2, r"path: expected 2 modules \(its length\), got 1"),
     ("norm", math.nan, "norm: expected a finite number of at least 0, got nan"),
     ("norm", math.inf, "norm: expected a finite number of at least 0, got inf"),
     ("norm", -1e-300, "norm: expected a finite number of at least 0, got -1e-300"),
-    ("path", b"", "path: expected 2 bytes for 11 blocks, got 0"),
-    ("path", FIRST + b"x", "path: expected 2 bytes for 11 blocks, got 3"),
-    ("path", b"\xff\xff", "path: expected 1 modules among 11"),
-    ("path", bytes([0, 0x80]), "path: expected 1 modules among 11"),
+    ("path", "", r"path: expected 11 characters \(one a block\), got ''"),
+    ("path", FIRST + "0", rf"path: expected 11 characters \(one a block\), got '{FIRST}0'"),
+    ("path", "1" * 11, r"path: expected 1 modules \(its length\), got 11"),
+    ("path", "2" + "0" * 10, "path: expected zeros and ones, got '20000000000'"),
+    ("path", " " * 11, "path: expected zeros and ones, got ' "),
+    ("path", "0000000000\N{GREEK SMALL LETTER PI}", "path: expected 11 characters"),
+    ("path", "000000000\N{GREEK SMALL LETTER PI}", "path: expected zeros and ones"),
 ]
 
 
@@ -63,9 +65,9 @@ def test_paths_that_are_whole_together_alone_are_refused(tmp_path: Path) -> None
     add(tmp_path, 0)
     (part,) = read(tmp_path).parts
     table = pq.ParquetFile(part).read()
-    both = b"".join(table["path"].to_pylist()[3:5])
-    write_unsigned(tmp_path, "part", changed(changed(table, "path", 3, b""), "path", 4, both))
-    with pytest.raises(ValueError, match="row 3: path: expected 2 bytes for 11 blocks, got 0"):
+    both = "".join(table["path"].to_pylist()[3:5])
+    write_unsigned(tmp_path, "part", changed(changed(table, "path", 3, ""), "path", 4, both))
+    with pytest.raises(ValueError, match=r"row 3: path: expected 11 characters \(one a block\), got ''"):
         read(tmp_path).measurements()
 
 

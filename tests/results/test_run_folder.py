@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.full_disk import largest_file
 from helpers.run_folders import ATTEMPT, IDENTITY, add, measured
 
 from pathnet.results import parts, read, writing
@@ -30,15 +29,20 @@ def test_what_was_written_is_read_back_sorted(tmp_path: Path) -> None:
     assert back.engine == ["cpu"] * 33 and (back.path.sum(1) == back.length).all()
 
 
-def test_parts_are_zstd_parquet_of_the_stated_columns(tmp_path: Path) -> None:
+def test_parts_are_zstd_parquet_whose_columns_explain_themselves(tmp_path: Path) -> None:
     add(tmp_path, 0)
     (part,) = read(tmp_path).parts
     file = pq.ParquetFile(part)
     types = {field.name: str(field.type) for field in file.schema_arrow}
-    assert types == {"batch": "int32", "length": "int16", "path": "binary", "norm": "double", "engine": "string"}
+    assert types == {"batch": "int32", "length": "int16", "path": "string", "norm": "double", "engine": "string"}
     assert file.metadata.row_group(0).column(3).compression == "ZSTD"
-    first = file.read()["path"][0].as_py()
-    assert np.frombuffer(first, np.uint8).tolist() == np.packbits(measured(0).path[0], bitorder="little").tolist()
+    assert file.read()["path"].to_pylist() == ["".join(map(str, path)) for path in measured(0).path]
+    assert all(field.metadata[b"description"].endswith(b".") for field in file.schema_arrow)
+    assert b"character i, from 0, is 1" in file.schema_arrow.field("path").metadata[b"description"]
+    assert file.schema_arrow.field("norm").metadata[b"unit"].startswith(b"loss per unit")
+    metadata = file.schema_arrow.metadata
+    assert metadata[b"pathnet.format"] == b"2"
+    assert {f"sha256.{name}".encode() for name in types} == metadata.keys() - {b"pathnet.format"}
 
 
 def test_an_empty_run_has_no_measurements(tmp_path: Path) -> None:
@@ -209,24 +213,6 @@ def test_a_lock_that_is_a_link_is_refused_and_its_target_stays(tmp_path: Path) -
 
 
 # A full disk, or no folder
-
-
-def test_a_full_disk_is_told_with_what_is_lost_and_the_run_goes_on_later(tmp_path: Path) -> None:
-    add(tmp_path, 0)
-    with writing(tmp_path, IDENTITY, {"batches": 10}, ATTEMPT) as run:
-        with largest_file(500), pytest.raises(OSError) as failure:
-            run.add([measured(1)])
-        part = tmp_path / "measurements" / "part-000001.parquet"
-        assert str(failure.value) == (
-            f"run: {part} cannot be written (File too large); its 11 measurements are lost, the parts on the disk "
-            "are intact, and the same command resumes from them"
-        )
-        with largest_file(10), pytest.raises(OSError) as failure:
-            run.conclude({"mean": 1.0})
-        assert str(failure.value).startswith(f"run: {tmp_path / 'run.json'} cannot be written (File too large); the ")
-    assert [path.name for path in (tmp_path / "measurements").iterdir()] == ["part-000000.parquet"]
-    add(tmp_path, 1)
-    assert read(tmp_path).measurements().batch.tolist() == [0] * 11 + [1] * 11
 
 
 def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path: Path) -> None:

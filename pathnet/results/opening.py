@@ -157,7 +157,7 @@ def writing(
             descriptor = held.enter_context(locked(lock, "run", busy, patience=patience))
             run = _prepared(folder, identity, planned, attempt)
             if workers.count > 1:
-                shared_by_others(descriptor)
+                shared_by_others(descriptor, "run", busy)
             return run.facts
 
         facts = workers.agree(opened)
