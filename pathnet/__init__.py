@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathnet.adaptation import AdaptedNet as AdaptedNet
     from pathnet.adaptation import adapt as adapt
     from pathnet.effective_depth import EffectiveDepth as EffectiveDepth
+    from pathnet.experiments.path_gradients import measure as measure
     from pathnet.gradients import LengthSums as LengthSums
     from pathnet.recorder import Recorder as Recorder
     from pathnet.recorder import record as record
@@ -78,8 +79,8 @@ __all__ = [
     "workers",
 ]
 
-EXTRA = ["experiments", "figures", "results"]
-"""Public modules that need the extra `paper`, which ``from pathnet import *`` therefore leaves out."""
+EXTRA = ["experiments", "figures", "measure", "results"]
+"""Public names that need the extra `paper`, which ``from pathnet import *`` therefore leaves out."""
 
 HOMES = {
     "AdaptedNet": "adaptation",
@@ -89,6 +90,7 @@ HOMES = {
     "ScaledGradient": "scaling",
     "Tape": "tape",
     "adapt": "adaptation",
+    "measure": "experiments.path_gradients",
     "record": "recorder",
     "routed": "routing",
     "routed_gradient": "routing",

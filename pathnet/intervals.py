@@ -27,7 +27,7 @@ NO_WIDTH = 1e-12
 Array = NDArray[np.float64]
 
 
-def bootstrap_means(values: Array, measured: NDArray[np.bool_]) -> Array:
+def bootstrap_means(values: Array, measured: NDArray[np.bool_] | NDArray[np.int64]) -> Array:
     """Return the means of rows drawn with replacement from the values [batches, n]: [draws, n].
 
     Measurements on one batch depend on each other, so whole batches are drawn. There are no draws from fewer
@@ -35,7 +35,8 @@ def bootstrap_means(values: Array, measured: NDArray[np.bool_]) -> Array:
 
     Args:
         values: [batches, n], 0 where nothing was measured.
-        measured: [batches, n], True where something was measured.
+        measured: [batches, n], True where something was measured; or the number of measurements that a value is the
+            sum of.
     """
     batches = len(values)
     if batches < FEWEST:

@@ -97,6 +97,8 @@ LOAD = "from pathnet.paper import EXPERIMENTS; EXPERIMENTS['highway'].load()"
         ("scipy", "from pathnet.experiments import run", "pathnet.experiments tests hypotheses with scipy"),
         ("scipy", "import pathnet; pathnet.experiments", "pathnet.experiments tests hypotheses with scipy"),
         ("matplotlib", "import pathnet; pathnet.figures", "pathnet.figures draws with matplotlib"),
+        ("pyarrow", "import pathnet; pathnet.measure", "pathnet.results stores measurements with pyarrow"),
+        ("scipy", "import pathnet; pathnet.measure", "pathnet.experiments tests hypotheses with scipy"),
         ("matplotlib", LOAD, "pathnet.figures draws with matplotlib"),
         ("rich", "from pathnet.figures import table_6", "pathnet.figures prints tables with rich"),
         ("pyarrow", LOAD, "pathnet.results stores measurements with pyarrow"),

@@ -18,6 +18,7 @@ ORDER = [
     "printable",
     "checks",
     "settings",
+    "writers",
     "files",
     "full_precision",
     "native",

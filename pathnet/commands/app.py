@@ -13,6 +13,7 @@ from pathnet.commands.demo import DemoSettings, demo
 from pathnet.commands.doctor import DoctorSettings, doctor
 from pathnet.commands.failures import OneLineFailures, PlainCommand
 from pathnet.commands.flags import command_of
+from pathnet.commands.folders import CompactSettings, ExportSettings, compact, export
 from pathnet.commands.gradients import GradientsSettings, gradients
 from pathnet.commands.streams import say
 from pathnet.commands.train import TrainSettings, train
@@ -41,6 +42,8 @@ def _pathnet(
 app.command(cls=PlainCommand)(command_of(TrainSettings, train))
 app.command(cls=PlainCommand)(command_of(GradientsSettings, gradients))
 app.command(cls=PlainCommand, epilog=figures.EPILOG)(command_of(figures.FiguresSettings, figures.figures))
+app.command(cls=PlainCommand)(command_of(CompactSettings, compact))
+app.command(cls=PlainCommand)(command_of(ExportSettings, export))
 app.command(cls=PlainCommand)(command_of(DemoSettings, demo))
 app.command(cls=PlainCommand)(command_of(BenchSettings, bench))
 app.command(cls=PlainCommand)(command_of(DoctorSettings, doctor))

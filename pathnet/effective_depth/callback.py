@@ -20,7 +20,7 @@ from pathnet.checks import (
     described,
     one_of,
 )
-from pathnet.effective_depth.logs import Writer, check_writable, open_log
+from pathnet.effective_depth.logs import check_writable, open_log
 from pathnet.effective_depth.rows import Depth
 from pathnet.engines import check_engine
 from pathnet.full_precision import full_precision
@@ -30,6 +30,7 @@ from pathnet.models.residual_net import ResidualNet
 from pathnet.models.wrapped import unwrapped
 from pathnet.recorder import record
 from pathnet.recording import NOT_FINITE, BatchNormMode, Loss, cross_entropy, snapshot
+from pathnet.writers import Writer
 
 __all__ = ["EffectiveDepth"]
 
@@ -55,10 +56,11 @@ class EffectiveDepth:
     Args:
         batch: a few normalised images [B, C, H, W], or other inputs of the network's stem; and the targets that the
             loss compares the output with.
-        out: a CSV file, whose name ends in ``.csv``; a folder for TensorBoard; or a writer such as TensorBoard's.
-            Each row is in the file before training continues. A resumed training appends to its file: all rows stay,
-            and repeated steps are not measured again. A TensorBoard folder discards its values from the first step
-            measured on.
+        out: a CSV file, whose name ends in ``.csv``; a folder for TensorBoard; or a writer such as TensorBoard's:
+            anything with a method ``add_scalar``. Each row is in the file before training continues. A resumed
+            training appends to its file: all rows stay, and repeated steps are not measured again. A TensorBoard
+            folder discards its values from the first step measured on; a writer gets those of repeated steps again.
+            A writer that fails costs a warning, and not the training.
         net: a `ResidualNet`, or one wrapped by DistributedDataParallel or `torch.compile`.
         every: measure only at multiples of this number of steps; the same for all rows of a file.
         share: largest share of the training's time spent on measuring; infinity to measure at every multiple.

@@ -7,21 +7,13 @@ import os
 import warnings
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any, Protocol
 
 from pathnet.checks import check_path
 from pathnet.effective_depth.rows import HEADER, Depth, read
 from pathnet.files import telling
+from pathnet.writers import Scalars, Writer, is_writer
 
-__all__ = ["CsvLog", "ScalarLog", "Writer", "check_writable", "open_log"]
-
-
-class Writer(Protocol):
-    """A writer of numbers by name and step, such as `torch.utils.tensorboard.SummaryWriter`."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any: ...
-
-    def flush(self) -> Any: ...
+__all__ = ["CsvLog", "ScalarLog", "check_writable", "open_log"]
 
 
 class CsvLog:
@@ -94,19 +86,19 @@ class ScalarLog:
 
     def __init__(self, out: Path | Writer) -> None:
         self._out, self.last = out, -1
+        self._scalars = None if isinstance(out, Path) else Scalars("out", out)
 
     def begin(self, step: int) -> None:
         """Do nothing; `write` tells TensorBoard the step from which to discard older values."""
 
     def write(self, row: Depth) -> None:
         """Write the numbers of a row, and flush them."""
-        if isinstance(self._out, Path):
+        if self._scalars is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._out = SummaryWriter(self._out, purge_step=row.step)
-        for name, value in zip(HEADER[1:], astuple(row)[1:], strict=True):
-            self._out.add_scalar(f"effective depth/{name}", value, row.step)
-        self._out.flush()
+            self._scalars = Scalars("out", SummaryWriter(self._out, purge_step=row.step))
+        names = (f"effective depth/{name}" for name in HEADER[1:])
+        self._scalars.write([(name, value, row.step) for name, value in zip(names, astuple(row)[1:], strict=True)])
         self.last = row.step
 
 
@@ -116,7 +108,7 @@ def open_log(out: str | Path | Writer, every: int) -> CsvLog | ScalarLog:
     Raises:
         ValueError: the file holds something else, or steps of another interval; or TensorBoard is not installed.
     """
-    if callable(getattr(out, "add_scalar", None)) and not isinstance(out, type):
+    if is_writer(out):
         return ScalarLog(out)  # type: ignore[arg-type]
     path = check_path("out", out)
     if path.suffix == ".csv":

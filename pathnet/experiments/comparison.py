@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,16 +13,26 @@ from numpy.typing import NDArray
 
 from pathnet import results
 from pathnet.experiments.by_length import ExactSum, SignedDraw
-from pathnet.experiments.summary import (
-    Summary,
-    as_plain,
-    norms_by_batch,
-    summarise,
-)
+from pathnet.experiments.summary import Summary, as_plain, norms_by_batch, summarise
 from pathnet.intervals import bootstrap_means, interval
+from pathnet.results import Measurements
 from pathnet.signed import Judgement, judge, settling_index, tail_index
 
-__all__ = ["Comparison", "Cost", "Exact", "Means", "Signed", "compare", "path_counts"]
+__all__ = [
+    "SUMS",
+    "ByBatch",
+    "Comparison",
+    "Cost",
+    "Exact",
+    "Means",
+    "Signed",
+    "compare",
+    "compared",
+    "path_counts",
+]
+
+SUMS = ("norm", "full_norm", "next_cosine", "full_cosine", "share", "left")
+"""Columns of exact sums."""
 
 Array = NDArray[np.float64]
 
@@ -182,68 +192,103 @@ def compare(run: results.Run) -> Comparison:
     """
     results.check_run("run", run)
     n, measurements = run.n, run.measurements()
-    gates = bool(run.fact("model").get("gates"))
     sums, draws = run.rows(ExactSum), run.rows(SignedDraw)
-    batch_of_draw = np.array([row.batch for row in draws[:: n + 1]])
     if not (len(measurements) or sums or draws):
         raise ValueError(f"run: {run.folder} holds no measurements yet; start its command again")
-    exact = _exact(run, sums) if sums else None
-    estimates = _by_length(run, draws, "squared_norm")
-    batch_of_sum = [row.batch for row in sums[:: n + 1]]
-    squares = dict(zip(batch_of_sum, _by_length(run, sums, "norm") ** 2, strict=True))
-    signed = _signed(estimates, batch_of_draw, squares) if draws else None
-    if not len(measurements):
+    return compared(
+        n,
+        measurements if len(measurements) else None,
+        _by_batch(run, sums, SUMS) if sums else None,
+        _by_batch(run, draws, ("squared_norm",)) if draws else None,
+        bool(run.fact("model").get("gates")),
+    )
+
+
+@dataclass(frozen=True)
+class ByBatch:
+    """Columns of exact sums or signed draws.
+
+    Attributes:
+        batch: int64 [rows], the number of the batch of each row.
+        columns: by name, values for the lengths 0 to n, float64 [rows, n + 1].
+    """
+
+    batch: NDArray[np.int64]
+    columns: Mapping[str, Array]
+
+
+def compared(
+    n: int, sampled: Measurements | None, sums: ByBatch | None, draws: ByBatch | None, gates: bool = False
+) -> Comparison:
+    """Summarise the measurements of each method on a network of n blocks, and compare the methods.
+
+    Raises:
+        ValueError: all norms are zero.
+    """
+    exact = _exact(sums.columns) if sums is not None else None
+    signed = _signed(draws, sums) if draws is not None else None
+    if sampled is None:
         return Comparison(n, None, exact, signed, gates=gates)
-    numbers, norms = norms_by_batch(measurements, n)
+    numbers, norms = norms_by_batch(sampled, n)
     cancelling = cost = None
-    if sums:
-        shared, of_norms, of_sums = np.intersect1d(numbers, batch_of_sum, return_indices=True)
+    if sums is not None:
+        shared, of_norms, of_sums = np.intersect1d(numbers, sums.batch, return_indices=True)
         if len(shared):
-            cancelling = _cancelling(norms[of_norms], _by_length(run, sums, "norm")[of_sums, 1:])
-    if draws and signed is not None:
-        shared = np.intersect1d(numbers, batch_of_draw)
+            if len(np.unique(numbers)) < len(numbers):
+                norms_of_batches = np.array([_mean(norms[numbers == number]) for number in shared])
+            else:
+                norms_of_batches = norms[of_norms]
+            cancelling = _cancelling(norms_of_batches, sums.columns["norm"][of_sums, 1:])
+    if draws is not None and signed is not None:
+        shared = np.intersect1d(numbers, draws.batch)
         if len(shared):
             trusted = signed.judgement.trusted[1:]
-            cost = _cost(norms[np.isin(numbers, shared)], estimates[np.isin(batch_of_draw, shared), 1:], trusted)
-    return Comparison(n, summarise(measurements, n), exact, signed, cancelling, cost, gates)
+            estimates = draws.columns["squared_norm"][np.isin(draws.batch, shared), 1:]
+            cost = replace(_cost(norms[np.isin(numbers, shared)], estimates, trusted), batches=len(shared))
+    return Comparison(n, summarise(sampled, n), exact, signed, cancelling, cost, gates)
 
 
-def _by_length(run: results.Run, rows: Sequence[ExactSum] | Sequence[SignedDraw], name: str) -> Array:
-    """Return one field of rows, which are sorted by length last, as [.., n + 1]."""
+def _mean(norms: Array) -> Array:
+    """Return the mean of each column of [rows, n], NaN where nothing was measured."""
+    measured = np.isfinite(norms).sum(0)
+    return np.asarray(np.nansum(norms, 0) / np.where(measured > 0, measured, np.nan))
+
+
+def _by_batch(run: results.Run, rows: Sequence[ExactSum] | Sequence[SignedDraw], names: Sequence[str]) -> ByBatch:
+    """Return fields of rows, which are sorted by length last."""
     lengths = np.array([row.length for row in rows], np.int64)
     if len(rows) % (run.n + 1) or (lengths != np.arange(len(rows)) % (run.n + 1)).any():
         raise ValueError(f"run: the parts in {run.folder / 'measurements'} hold a batch that lacks some lengths")
-    return np.array([getattr(row, name) for row in rows], np.float64).reshape(-1, run.n + 1)
+    columns = {name: np.array([getattr(row, name) for row in rows], np.float64) for name in names}
+    batch = np.array([row.batch for row in rows[:: run.n + 1]])
+    return ByBatch(batch, {name: column.reshape(-1, run.n + 1) for name, column in columns.items()})
 
 
-def _exact(run: results.Run, rows: Sequence[ExactSum]) -> Exact:
-    norm, full_norm, share = (_by_length(run, rows, name) for name in ("norm", "full_norm", "share"))
+def _exact(columns: Mapping[str, Array]) -> Exact:
+    norm, full_norm, share = (columns[name] for name in ("norm", "full_norm", "share"))
     if not full_norm.any():
         raise ValueError(f"run: expected a gradient above zero on some batch, got none on {len(norm)} (exact sums)")
     return Exact(
         batches=len(norm),
         norm=_means(norm),
         full_norm=float(full_norm[:, 0].mean()),
-        next_cosine=_means(_by_length(run, rows, "next_cosine")[:, :-1]),
-        full_cosine=_means(_by_length(run, rows, "full_cosine")),
+        next_cosine=_means(columns["next_cosine"][:, :-1]),
+        full_cosine=_means(columns["full_cosine"]),
         share=_means(share),
         explained=_means(share.cumsum(1)),
-        left=_means(_by_length(run, rows, "left")),
+        left=_means(columns["left"]),
     )
 
 
-def _signed(estimates: Array, batch: NDArray[np.int64], squares: Mapping[int, Array]) -> Signed:
-    """Summarise signed draws.
-
-    Args:
-        estimates: [draws, n + 1].
-        batch: [draws], the number of the batch of each draw.
-        squares: by batch, the squared norms of the exact sums [n + 1].
-    """
+def _signed(draws: ByBatch, sums: ByBatch | None) -> Signed:
+    """Summarise signed draws; the exact sums on their batches help to judge them."""
+    estimates = draws.columns["squared_norm"]
     unknown = np.full(estimates.shape[1], np.nan)
-    judgement = judge(estimates, np.array([squares.get(number, unknown) for number in batch.tolist()]), batch)
+    squares = {} if sums is None else dict(zip(sums.batch.tolist(), sums.columns["norm"] ** 2, strict=True))
+    known = np.array([squares.get(number, unknown) for number in draws.batch.tolist()])
+    judgement = judge(estimates, known, draws.batch)
     rms = np.sqrt(judgement.mean / path_counts(estimates.shape[1] - 1))
-    return Signed(len(np.unique(batch)), judgement, rms)
+    return Signed(len(np.unique(draws.batch)), judgement, rms)
 
 
 def _means(values: Array) -> Means:
@@ -283,7 +328,7 @@ def _cost(norms: Array, estimates: Array, trusted: NDArray[np.bool_]) -> Cost:
     """Compare signed draws with sampled paths on the same batches.
 
     Args:
-        norms: [batches, n], along one path of every length.
+        norms: [rows, n], along one path of every length.
         estimates: [draws, n], signed draws.
         trusted: [n], whether the mean of the draws can be trusted.
     """

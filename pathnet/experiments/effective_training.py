@@ -22,7 +22,7 @@ from pathnet.lesion.recalibration import check_training_split
 from pathnet.training import Progress
 from pathnet.workers import ALONE, Workers
 
-__all__ = ["NAME", "EffectiveTraining", "claims", "measure", "summarise"]
+__all__ = ["NAME", "EffectiveTraining", "claims", "compared", "measure", "summarise"]
 
 NAME = "effective-training"
 WORSE = 0.02
@@ -111,6 +111,15 @@ def summarise(run: results.Run) -> EffectiveTraining:
     seeds = {kind: len(run.fact("networks", kind)) for kind in ("residual", "effective")}
     if len(full) < seeds["residual"] or len(effective["recalibrated"]) < seeds["effective"]:
         raise unfinished(run)
+    return compared(modules, blocks, full, effective)
+
+
+def compared(modules: int, blocks: int, full: Array, effective: dict[str, Array]) -> EffectiveTraining:
+    """Compare errors after training with some of the modules with those after training in full.
+
+    Args:
+        modules, blocks, full, effective: see `EffectiveTraining`.
+    """
     difference, p_worse = {}, {}
     for name, errors in effective.items():
         low = high = p_worse[name] = np.nan

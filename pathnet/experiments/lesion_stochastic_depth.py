@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,29 @@ import numpy as np
 from pathnet import results
 from pathnet.data import Batches, Data
 from pathnet.experiments import lesion_single
-from pathnet.experiments.lesion_single import OF_LEARNED, summarise
+from pathnet.experiments.drawn_paths import DrawnPaths, drawn_paths
+from pathnet.experiments.lesion_single import OF_LEARNED, SingleDeletions, summarise
 from pathnet.experiments.run import Claim, Networks, Plan
 from pathnet.training import Progress
 from pathnet.workers import ALONE, Workers
 
-__all__ = ["NAME", "claims", "measure", "summarise"]
+__all__ = ["NAME", "StochasticDepth", "claims", "measure", "stochastic_depth", "summarise"]
 
 NAME = "lesion-stochastic-depth"
 OF_PLAIN = 0.75
+
+
+@dataclass(frozen=True)
+class StochasticDepth:
+    """The numbers of Figure 8.
+
+    Attributes:
+        deletions: error rates without single blocks, by kind of network.
+        trained: the paths that stochastic depth trains.
+    """
+
+    deletions: Mapping[str, SingleDeletions]
+    trained: DrawnPaths
 
 
 def measure(
@@ -36,6 +51,16 @@ def measure(
         ValueError: a network does not accept the data, or the folder holds another run.
     """
     return lesion_single.measure(nets, data, plan, folder, progress, workers, NAME)
+
+
+def stochastic_depth(run: results.Run) -> StochasticDepth:
+    """Summarise single deletions, and draw paths by the survival probabilities of the first network.
+
+    Raises:
+        ValueError: not all errors are measured yet.
+    """
+    survival = run.fact("networks", "stochastic depth", 0, "survival")
+    return StochasticDepth(summarise(run), drawn_paths(survival))
 
 
 def claims(run: results.Run) -> list[Claim]:

@@ -79,6 +79,17 @@ def measure(
     Raises:
         ValueError: an argument has the wrong type, the network does not accept the data, no engine serves the
             network, or the folder holds another run.
+
+    Example:
+        >>> import torch
+        >>> import pathnet
+        >>> net = pathnet.models.preact_resnet(depth=14, width=8, num_classes=2, in_channels=1)
+        >>> batches = [(torch.randn(16, 1, 8, 8), torch.randint(2, (16,))) for _ in range(12)]
+        >>> plan = pathnet.experiments.PathGradients(batches=12)
+        >>> run = pathnet.measure(net, batches, plan, "run")
+        >>> run
+        <Run of path-gradients in run: 72 rows measured, planned batches 12; results written>
+        >>> figure = pathnet.figures.figure_6(run)
     """
     check_net(net)
     source = in_memory(data)

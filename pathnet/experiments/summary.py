@@ -118,7 +118,8 @@ def summarise(measurements: Measurements, n: int) -> Summary:
     """
     if not measurements.norm.any():
         raise ValueError(f"measurements: expected some norms above zero, got none among {len(measurements)}")
-    batches, norms = norms_by_batch(measurements, n)
+    numbers, norms = norms_by_batch(measurements, n)
+    batches, first_rows = np.unique(numbers, return_index=True)
     measured = np.isfinite(norms)
     filled = np.where(measured, norms, 0.0)
     largest = filled.max(0)
@@ -130,14 +131,16 @@ def summarise(measurements: Measurements, n: int) -> Summary:
         mean = scaled.sum(0) / count
         std = np.sqrt((np.where(measured, scaled - mean, 0) ** 2).sum(0) / np.where(count > 1, count - 1, np.nan))
         log_mean = np.log(mean) + np.log(scale)
-        replicates = bootstrap_means(scaled, measured)
+        # Measurements on one batch depend on each other, so the bootstrap draws their sums.
+        sums, measured_sums = (np.add.reduceat(values, first_rows) for values in (scaled, measured.astype(np.int64)))
+        replicates = bootstrap_means(sums, measured_sums)
         slope, intercept = _line(log_mean)
         slopes, _ = _line(np.log(replicates) + np.log(scale))
         log_product = np.log(share[1:]) + log_mean
     spread = [column[np.isfinite(column)] for column in norms.T]
     ends = [np.quantile(column, (0.05, 0.5, 0.95)) if len(column) else [np.nan] * 3 for column in spread]
     quantiles = np.array(ends).T
-    low, high = interval(replicates, count) * scale
+    low, high = interval(replicates, (measured_sums > 0).sum(0)) * scale
     decay_low, decay_high = interval(np.exp(slopes[:, None]), len(batches))[:, 0]
     log_product = np.where(np.isfinite(log_product), log_product, -np.inf)
     product = np.exp(log_product - log_product.max())
@@ -166,10 +169,22 @@ def summarise(measurements: Measurements, n: int) -> Summary:
 
 
 def norms_by_batch(measurements: Measurements, n: int) -> tuple[NDArray[np.int32], Array]:
-    """Return the numbers of the batches [batches], and the norms [batches, n], NaN where nothing was measured."""
+    """Return the numbers of the batches [rows], sorted, and the norms [rows, n], NaN where nothing was measured.
+
+    A batch has one row; or more if a length was measured several times on it.
+    """
     batches, row = np.unique(measurements.batch, return_inverse=True)
+    length = measurements.length.astype(np.int64) - 1
+    cell = row * n + length
+    if np.bincount(cell).max(initial=0) > 1:
+        order = np.argsort(cell, kind="stable")
+        first = np.searchsorted(cell[order], cell[order])
+        repetition = np.empty_like(cell)
+        repetition[order] = np.arange(len(cell)) - first
+        rows, row = np.unique(row * len(cell) + repetition, return_inverse=True)
+        batches = batches[rows // len(cell)]
     norms = np.full((len(batches), n), np.nan)
-    norms[row, measurements.length.astype(np.int64) - 1] = measurements.norm
+    norms[row, length] = measurements.norm
     return batches, norms
 
 

@@ -10,33 +10,41 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pathnet.checks import described
 from pathnet.effective_depth import Depth
+from pathnet.figures.sources import depths_of, heading_of
+from pathnet.figures.sources.arrays import Arrays
 from pathnet.figures.style import BLUE, DARK, LIGHT, MIDDLE, panels, saved
 
 __all__ = ["figure_depth"]
 
 
 @overload
-def figure_depth(rows: Sequence[Depth], title: str) -> Figure: ...
+def figure_depth(
+    results: Sequence[Depth] | str | Path | Arrays, title: str | None = None, path_stem: None = None
+) -> Figure: ...
 @overload
-def figure_depth(rows: Sequence[Depth], title: str, path_stem: str | Path) -> list[Path]: ...
-def figure_depth(rows: Sequence[Depth], title: str, path_stem: str | Path | None = None) -> Figure | list[Path]:
+def figure_depth(
+    results: Sequence[Depth] | str | Path | Arrays, title: str | None = None, path_stem: str | Path = ...
+) -> list[Path]: ...
+def figure_depth(
+    results: Sequence[Depth] | str | Path | Arrays, title: str | None = None, path_stem: str | Path | None = None
+) -> Figure | list[Path]:
     """Draw the effective depth, the lengths that hold 95 %, the length that explains half, and the loss.
 
     `pathnet.effective_depth.Depth` defines them.
 
     Args:
-        rows: measurements in the order of the steps; rows without a depth are left out.
-        title: heading of the figure.
+        results: the CSV file of an `EffectiveDepth`, or its rows; or arrays by name, those of the attributes of
+            `Depth`. Rows without a depth are left out.
+        title: heading of the figure; by default the effective depth.
         path_stem: path of the files to write, without suffix; None to write none.
 
     Returns:
-        The files written, PNG and SVG; without a path, the figure, which a notebook shows.
+        The figure, which a notebook shows; with a path, the files written, PNG and SVG.
 
     Raises:
-        ValueError: ``rows`` is no list of depths, or no row holds one.
-        OSError: a file cannot be written.
+        ValueError: an argument is of another kind, an array does not fit, or no row holds a depth.
+        OSError: a file cannot be read or written.
 
     Example:
         >>> from pathnet import figures
@@ -45,15 +53,14 @@ def figure_depth(rows: Sequence[Depth], title: str, path_stem: str | Path | None
         >>> [file.name for file in figures.figure_depth(rows, "digits", "depth")]
         ['depth.png', 'depth.svg']
     """
-    if not isinstance(rows, Sequence) or not all(isinstance(row, Depth) for row in rows):
-        raise ValueError(f"rows: expected a list of Depths, as read returns it, got {described(rows)}")
+    rows = depths_of(results)
     known = [row for row in rows if np.isfinite(row.depth)]
     if not known:
-        raise ValueError("rows: expected a measured depth, got none")
+        raise ValueError("results: expected a measured depth, got none")
     steps, depth, first, last, half, loss = np.array(
         [(row.step, row.depth, row.first, row.last, row.half, row.loss) for row in known]
     ).T
-    figure, (lengths, losses) = panels(title, 2, width=5.5)
+    figure, (lengths, losses) = panels(heading_of(rows, title, "the effective depth"), 2, width=5.5)
     lengths.fill_between(steps, first, last, color=LIGHT, linewidth=0, label="lengths that hold 95 %")
     lengths.plot(steps, depth, "o-", color=BLUE, markersize=3, linewidth=1, label="effective depth")
     lengths.plot(

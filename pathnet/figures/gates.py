@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from pathnet.experiments.highway import PARTS, Highway
 from pathnet.figures.lesions import band, draw_single
+from pathnet.figures.sources import Source, heading_of, highway_of, opened
 from pathnet.figures.style import (
     BLUE,
     DARK,
@@ -25,18 +28,49 @@ from pathnet.figures.style import (
 __all__ = ["figure_highway"]
 
 
-def figure_highway(summary: Highway, title: str, path_stem: str | Path) -> list[Path]:
-    """Draw what equation 3 describes and return the files written, PNG and SVG.
+@overload
+def figure_highway(results: Source | Highway, title: str | None = None, path_stem: None = None) -> Figure: ...
+@overload
+def figure_highway(
+    results: Source | Highway, title: str | None = None, path_stem: str | Path = ...
+) -> list[Path]: ...
+def figure_highway(
+    results: Source | Highway, title: str | None = None, path_stem: str | Path | None = None
+) -> Figure | list[Path]:
+    """Draw what equation 3 describes, in highway networks.
 
     The panels are (a) single deletions, (b) openness and learned bias of the gates, (c) the parts of the gradient
     through a block, and (d) the gradient along paths with frozen gates.
 
     Args:
-        summary: the measurements.
-        title: heading of the figure.
-        path_stem: path of the files to write, without suffix.
+        results: a run of highway networks, its folder, or its summary; or arrays by name: the mean ``openness`` of
+            each gate [measurements, n], its ``bias`` [seeds, n], the shares of the gradient through ``skip``,
+            ``residual`` and ``gate`` of each block [measurements, n], the norms along paths of the lengths 1 to n,
+            ``path_norms`` [measurements, n], and ``deletions``, the error rates without single blocks, as `figure_3`
+            takes them.
+        title: heading of the figure; by default that of the run.
+        path_stem: path of the files to write, without suffix; None to write none.
+
+    Returns:
+        The figure, which a notebook shows; with a path, the files written, PNG and SVG.
+
+    Raises:
+        ValueError: an argument is of another kind, an array does not fit, or the run holds too little.
+        OSError: a file cannot be read or written.
+
+    Example:
+        >>> from pathnet import figures
+        >>> gates = {"openness": [0.2, 0.3], "bias": [-1.4, -0.9]}
+        >>> parts = {"skip": [0.6, 0.5], "residual": [0.3, 0.3], "gate": [0.1, 0.2]}
+        >>> norms = {"path_norms": [0.04, 0.01], "deletions": [0.12, 0.31]}
+        >>> figure = figures.figure_highway({**gates, **parts, **norms})
+        >>> [panel.get_title(loc="left")[:3] for panel in figure.axes[:4]]
+        ['(a)', '(b)', '(c)', '(d)']
     """
-    figure, (single, gates, parts, along) = panels(title, 4, rows=2, width=5.5)
+    source = opened(results)
+    summary = highway_of(source)
+    named = heading_of(source, title, "highway networks")
+    figure, (single, gates, parts, along) = panels(named, 4, rows=2, width=5.5)
     headed(single, "(a) single blocks deleted")
     draw_single(single, {"highway": summary.deletions})
     headed(gates, "(b) gates: openness and learned bias")

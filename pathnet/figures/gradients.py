@@ -15,6 +15,7 @@ from rich.table import Table
 from pathnet import paths
 from pathnet.experiments.comparison import Comparison, Signed
 from pathnet.experiments.summary import MOST, Summary, central_run, percent
+from pathnet.figures.sources import Source, comparison_of, heading_of, opened
 from pathnet.figures.style import (
     BLUE,
     DARK,
@@ -30,48 +31,72 @@ from pathnet.figures.style import (
     saved,
 )
 from pathnet.intervals import no_interval
+from pathnet.results import Measurements
 
 __all__ = ["figure_6", "measured", "plot_signed", "table_6"]
 
 
 @overload
-def figure_6(comparison: Comparison, title: str) -> Figure: ...
+def figure_6(
+    results: Source | Comparison | Summary | Measurements, title: str | None = None, path_stem: None = None
+) -> Figure: ...
 @overload
-def figure_6(comparison: Comparison, title: str, path_stem: str | Path) -> list[Path]: ...
-def figure_6(comparison: Comparison, title: str, path_stem: str | Path | None = None) -> Figure | list[Path]:
+def figure_6(
+    results: Source | Comparison | Summary | Measurements, title: str | None = None, path_stem: str | Path = ...
+) -> list[Path]: ...
+def figure_6(
+    results: Source | Comparison | Summary | Measurements,
+    title: str | None = None,
+    path_stem: str | Path | None = None,
+) -> Figure | list[Path]:
     """Draw Figure 6 of the paper (section 5).
 
     The panels are (a) the number of paths of each length, (b) the gradient that one path carries, and (c) the product
     of the two. If signed draws and exact sums were measured, (c) shows what they give instead.
 
     Args:
-        comparison: results of a run that holds sampled paths or signed draws.
-        title: data set and network, written above the panels.
+        results: a run that holds sampled paths or signed draws, its folder, or its `Comparison` or `Summary`; or
+            arrays by name: the ``length`` and the ``norm`` of each path gradient, and ``batch``, the number of its
+            batch (by default one batch for all). Others are the number of ``blocks`` (by default the greatest
+            length), ``exact`` sums (a `pathnet.LengthSums` for each batch, or the columns of a run's exact sums), and
+            ``signed`` draws (the columns of a run's).
+        title: heading of the figure; by default that of the run.
         path_stem: path of the files to write, without suffix; None to write none.
 
     Returns:
-        The files written, PNG and SVG; without a path, the figure, which a notebook shows.
+        The figure, which a notebook shows; with a path, the files written, PNG and SVG.
 
     Raises:
-        ValueError: an argument is of another kind.
-        OSError: a file cannot be written.
+        ValueError: an argument is of another kind, an array does not fit, or the run holds too little.
+        OSError: a file cannot be read or written.
 
     Example:
         >>> import pathnet
-        >>> from pathnet.experiments import PathGradients, path_gradients
-        >>> from pathnet.experiments.comparison import compare
         >>> data = pathnet.data.synthetic(images=64, classes=2, shape=(1, 8, 8))
         >>> net = pathnet.models.preact_resnet(
         ...     depth=8, width=8, num_classes=2, in_channels=1
         ... )
-        >>> plan = PathGradients(batches=12, batch_size=16)
-        >>> run = path_gradients.measure(net, data, plan, "run")
-        >>> files = pathnet.figures.figure_6(compare(run), "synthetic", "figure-6")
+        >>> plan = pathnet.experiments.PathGradients(batches=12, batch_size=16)
+        >>> run = pathnet.measure(net, data, plan, "run")
+        >>> files = pathnet.figures.figure_6(run, path_stem="figure-6")
         >>> [file.name for file in files]
         ['figure-6.png', 'figure-6.svg']
+
+        Norms that you measured yourself:
+
+        >>> tape = pathnet.record(net, *data.random_batch(16, seed=0, batch=0))
+        >>> b = pathnet.paths.enumerate_all(net.n)[1:]  # all but the one of length 0
+        >>> norms = tape.path_gradient_norms(b)
+        >>> figure = pathnet.figures.figure_6({"length": b.sum(1), "norm": norms})
+        >>> figure.get_suptitle()
+        '7 path gradients on 1 batch'
     """
-    check_result("comparison", comparison, Comparison)
-    figure, (distribution, magnitude, product) = panels(f"{title}: {measured(comparison)}", 3)
+    source = opened(results)
+    comparison = comparison_of(source)
+    if comparison.sampled is None and comparison.signed is None:
+        raise ValueError("results: expected sampled paths or signed draws, got exact sums alone; see figure_sums")
+    named = heading_of(source, title)
+    figure, (distribution, magnitude, product) = panels(": ".join(filter(None, [named, measured(comparison)])), 3)
     _draw_distribution(distribution, comparison.n)
     headed(magnitude, "(b) gradient magnitude by path length")
     magnitude.set_ylabel("norm of the path gradient")
@@ -94,14 +119,18 @@ def measured(comparison: Comparison) -> str:
     """Return the number of measurements in words."""
     amounts = []
     if (sampled := comparison.sampled) is not None:
-        amounts.append(f"{sampled.measurements:,} path gradients on {sampled.batches:,} batches")
+        amounts.append(f"{sampled.measurements:,} path gradients on {sampled.batches:,} {_batches(sampled.batches)}")
     if (signed := comparison.signed) is not None:
         amounts.append(f"{signed.judgement.draws:,} signed draws on {signed.batches:,}")
     if (exact := comparison.exact) is not None:
         amounts.append(f"exact sums on {exact.batches:,}")
     if comparison.sampled is None:
-        amounts[0] += " batches"
+        amounts[0] += f" {_batches(first.batches)}" if (first := comparison.signed or comparison.exact) else ""
     return ", ".join(amounts)
+
+
+def _batches(count: int) -> str:
+    return "batch" if count == 1 else "batches"
 
 
 def _draw_distribution(axes: Axes, n: int) -> None:

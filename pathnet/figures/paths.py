@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import scipy
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
 
 from pathnet.experiments.drawn_paths import DrawnPaths
 from pathnet.experiments.effective_training import EffectiveTraining
 from pathnet.experiments.remaining_paths import RemainingPaths
+from pathnet.figures.sources import Source, effective_of, heading_of, opened, remaining_of
 from pathnet.figures.style import (
     BLUE,
     DARK,
@@ -30,22 +33,47 @@ __all__ = ["draw_drawn", "figure_1", "figure_2", "figure_7", "figure_effective"]
 FAINT = "#b8b8b8"
 
 
-def figure_7(remaining: RemainingPaths, title: str, path_stem: str | Path) -> list[Path]:
+@overload
+def figure_7(results: Source | RemainingPaths, title: str | None = None, path_stem: None = None) -> Figure: ...
+@overload
+def figure_7(
+    results: Source | RemainingPaths, title: str | None = None, path_stem: str | Path = ...
+) -> list[Path]: ...
+def figure_7(
+    results: Source | RemainingPaths, title: str | None = None, path_stem: str | Path | None = None
+) -> Figure | list[Path]:
     """Draw Figure 7 of the paper, the share of paths of each length that remains after deletions.
 
     Args:
-        remaining: shares by number of deleted blocks.
-        title: heading of the figure.
-        path_stem: path of the files to write, without suffix.
+        results: a run of remaining paths, its folder, or its summary; or arrays by name: the number of ``blocks`` and
+            some numbers ``deleted`` of them; and, if random paths were drawn, the shares ``drawn`` of them that
+            remain [deleted, n + 1].
+        title: heading of the figure; by default the number of blocks.
+        path_stem: path of the files to write, without suffix; None to write none.
 
     Returns:
-        The files written: PNG and SVG.
+        The figure, which a notebook shows; with a path, the files written, PNG and SVG.
+
+    Raises:
+        ValueError: an argument is of another kind, an array does not fit, or the run holds too little.
+        OSError: a file cannot be read or written.
+
+    Example:
+        >>> from pathnet import figures
+        >>> figure = figures.figure_7({"blocks": 54, "deleted": [1, 10, 20]})
+        >>> figure.get_suptitle()
+        '54 blocks'
     """
-    figure, (axes,) = panels(title, 1, width=6.5)
+    source = opened(results)
+    remaining = remaining_of(source)
+    # The run is of no network, and has no heading.
+    named = heading_of(remaining, title, f"{remaining.blocks} blocks")
+    figure, (axes,) = panels(named, 1, width=6.5)
     lengths = np.arange(remaining.blocks + 1)
     for (deleted, share), (colour, line, marker) in zip(remaining.share.items(), STYLES, strict=False):
         axes.plot(lengths, share, line, color=colour, linewidth=1.4, label=f"{deleted} deleted (equation 8)")
-        axes.plot(lengths, remaining.drawn[deleted], marker, color=colour, markersize=2.5, label="drawn at random")
+        if (drawn := remaining.drawn.get(deleted)) is not None:
+            axes.plot(lengths, drawn, marker, color=colour, markersize=2.5, label="drawn at random")
     over_lengths(axes, remaining.blocks)
     axes.set_ylabel("share of the paths of a length that remains")
     in_percent(axes)
@@ -75,18 +103,47 @@ def draw_drawn(axes: Axes, paths: DrawnPaths) -> None:
     axes.legend(fontsize=8, frameon=False, loc="upper right")
 
 
-def figure_effective(training: EffectiveTraining, title: str, path_stem: str | Path) -> list[Path]:
-    """Draw the last experiment of section 5 and return the files written, PNG and SVG.
+@overload
+def figure_effective(
+    results: Source | EffectiveTraining, title: str | None = None, path_stem: None = None
+) -> Figure: ...
+@overload
+def figure_effective(
+    results: Source | EffectiveTraining, title: str | None = None, path_stem: str | Path = ...
+) -> list[Path]: ...
+def figure_effective(
+    results: Source | EffectiveTraining, title: str | None = None, path_stem: str | Path | None = None
+) -> Figure | list[Path]:
+    """Draw the last experiment of section 5.
 
     The panels are (a) test errors after training in full and with k of n modules per batch, and (b) the lengths of
     the trained paths.
 
     Args:
-        training: the test errors.
-        title: heading of the figure.
-        path_stem: path of the files to write, without suffix.
+        results: a run of effective training, its folder, or its summary; or arrays by name: the number of ``modules``
+            that each batch trains, that of ``blocks``, the error rates [seeds] of networks trained in ``full``, and
+            those of ``effective`` ones: rates [seeds], or by way of testing.
+        title: heading of the figure; by default that of the run.
+        path_stem: path of the files to write, without suffix; None to write none.
+
+    Returns:
+        The figure, which a notebook shows; with a path, the files written, PNG and SVG.
+
+    Raises:
+        ValueError: an argument is of another kind, an array does not fit, or the run holds too little.
+        OSError: a file cannot be read or written.
+
+    Example:
+        >>> from pathnet import figures
+        >>> rates = {"full": [0.07, 0.08], "effective": {"recalibrated": [0.09, 0.08]}}
+        >>> figure = figures.figure_effective({"modules": 7, "blocks": 18, **rates})
+        >>> figure.axes[0].get_title(loc="left")
+        '(a) test error, 2 networks each'
     """
-    figure, (errors, lengths) = panels(title, 2, width=5.5)
+    source = opened(results)
+    training = effective_of(source)
+    named = heading_of(source, title, "effective training")
+    figure, (errors, lengths) = panels(named, 2, width=5.5)
     groups = {"all modules": training.full} | {
         f"{training.modules} of {training.blocks},\n{name}": rates for name, rates in training.effective.items()
     }
@@ -109,11 +166,28 @@ def figure_effective(training: EffectiveTraining, title: str, path_stem: str | P
     return saved(figure, path_stem)
 
 
-def figure_1(path_stem: str | Path) -> list[Path]:
+@overload
+def figure_1(path_stem: None = None) -> Figure: ...
+@overload
+def figure_1(path_stem: str | Path) -> list[Path]: ...
+def figure_1(path_stem: str | Path | None = None) -> Figure | list[Path]:
     """Draw Figure 1 of the paper: three residual blocks, and their unraveled view with its 2^3 paths.
 
+    The figure is the same for every network.
+
+    Args:
+        path_stem: path of the files to write, without suffix; None to write none.
+
     Returns:
-        The files written: PNG and SVG.
+        The figure, which a notebook shows; with a path, the files written, PNG and SVG.
+
+    Raises:
+        OSError: a file cannot be written.
+
+    Example:
+        >>> from pathnet import figures
+        >>> figures.figure_1().axes[0].get_title(loc="left")
+        '(a) blocks, each a module and a skip connection'
     """
     figure, (block_view, tree) = panels("a residual network of three blocks, and its unraveled view", 2, width=5.5)
     headed(block_view, "(a) blocks, each a module and a skip connection")
@@ -123,11 +197,28 @@ def figure_1(path_stem: str | Path) -> list[Path]:
     return saved(figure, path_stem)
 
 
-def figure_2(path_stem: str | Path) -> list[Path]:
+@overload
+def figure_2(path_stem: None = None) -> Figure: ...
+@overload
+def figure_2(path_stem: str | Path) -> list[Path]: ...
+def figure_2(path_stem: str | Path | None = None) -> Figure | list[Path]:
     """Draw Figure 2 of the paper: what deleting the second module does to a residual network and to a VGG.
 
+    The figure is the same for every network.
+
+    Args:
+        path_stem: path of the files to write, without suffix; None to write none.
+
     Returns:
-        The files written: PNG and SVG.
+        The figure, which a notebook shows; with a path, the files written, PNG and SVG.
+
+    Raises:
+        OSError: a file cannot be written.
+
+    Example:
+        >>> from pathnet import figures
+        >>> figures.figure_2().axes[0].get_title(loc="left")
+        '(a) residual network: half of the paths remain'
     """
     figure, (tree, chain) = panels("the second module deleted", 2, width=5.5)
     headed(tree, "(a) residual network: half of the paths remain")

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pathnet import results
-from pathnet.experiments import by_size, effective_training, highway, lesion_single, remaining_paths
 from pathnet.experiments.comparison import compare
-from pathnet.experiments.drawn_paths import drawn_paths
 from pathnet.figures.gates import figure_highway
 from pathnet.figures.gradients import figure_6
 from pathnet.figures.lesions import figure_3, figure_5a, figure_5b, figure_8
@@ -33,45 +31,43 @@ def draw_path_gradients(run: results.Run, heading: str) -> list[Path]:
     if result.sampled is not None or result.signed is not None:
         files += figure_6(result, heading, run.figure_stem("figure-6"))
     if result.exact is not None:
-        files += figure_sums(result, result.exact, heading, run.figure_stem("exact-sums"))
+        files += figure_sums(result, heading, run.figure_stem("exact-sums"))
     return files
 
 
 def draw_lesion_single(run: results.Run, heading: str) -> list[Path]:
     """Draw Figure 3."""
-    return figure_3(lesion_single.summarise(run), heading, run.figure_stem("figure-3"))
+    return figure_3(run, heading, run.figure_stem("figure-3"))
 
 
 def draw_lesion_many(run: results.Run, heading: str) -> list[Path]:
     """Draw Figure 5 (a)."""
-    return figure_5a(by_size.summarise(run), heading, run.figure_stem("figure-5a"))
+    return figure_5a(run, heading, run.figure_stem("figure-5a"))
 
 
 def draw_lesion_reorder(run: results.Run, heading: str) -> list[Path]:
     """Draw Figure 5 (b)."""
-    return figure_5b(by_size.summarise(run), heading, run.figure_stem("figure-5b"))
+    return figure_5b(run, heading, run.figure_stem("figure-5b"))
 
 
 def draw_lesion_stochastic_depth(run: results.Run, heading: str) -> list[Path]:
     """Draw Figure 8."""
-    survival = run.fact("networks", "stochastic depth", 0, "survival")
-    return figure_8(lesion_single.summarise(run), drawn_paths(survival), heading, run.figure_stem("figure-8"))
+    return figure_8(run, heading, run.figure_stem("figure-8"))
 
 
 def draw_effective_training(run: results.Run, heading: str) -> list[Path]:
     """Draw the errors of networks trained with some of their modules per batch, and the paths that were drawn."""
-    return figure_effective(effective_training.summarise(run), heading, run.figure_stem("effective-training"))
+    return figure_effective(run, heading, run.figure_stem("effective-training"))
 
 
 def draw_remaining_paths(run: results.Run, _: str) -> list[Path]:
     """Draw Figure 7, which is of no network: its heading is the number of blocks."""
-    remaining = remaining_paths.summarise(run)
-    return figure_7(remaining, f"{remaining.blocks} blocks", run.figure_stem("figure-7"))
+    return figure_7(run, None, run.figure_stem("figure-7"))
 
 
 def draw_highway(run: results.Run, heading: str) -> list[Path]:
     """Draw lesions, gates and gradients of highway networks."""
-    return figure_highway(highway.summarise(run), heading, run.figure_stem("highway"))
+    return figure_highway(run, heading, run.figure_stem("highway"))
 
 
 def draw_unraveled(run: results.Run, _: str) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
 
@@ -16,6 +17,7 @@ from pathnet.experiments.comparison import Comparison, Exact, Means, Signed, pat
 from pathnet.experiments.findings import cancelled
 from pathnet.experiments.summary import percent
 from pathnet.figures.gradients import measured, plot_signed
+from pathnet.figures.sources import Source, comparison_of, heading_of, opened
 from pathnet.figures.style import (
     BLUE,
     DARK,
@@ -31,17 +33,22 @@ from pathnet.figures.style import (
     saved,
     up_to_one,
 )
+from pathnet.gradients import LengthSums
 from pathnet.intervals import no_interval
 
 __all__ = ["figure_sums", "table_exact", "table_signed"]
 
 
 @overload
-def figure_sums(comparison: Comparison, exact: Exact, title: str) -> Figure: ...
-@overload
-def figure_sums(comparison: Comparison, exact: Exact, title: str, path_stem: str | Path) -> list[Path]: ...
 def figure_sums(
-    comparison: Comparison, exact: Exact, title: str, path_stem: str | Path | None = None
+    results: Source | Comparison | Sequence[LengthSums], title: str | None = None, path_stem: None = None
+) -> Figure: ...
+@overload
+def figure_sums(
+    results: Source | Comparison | Sequence[LengthSums], title: str | None = None, path_stem: str | Path = ...
+) -> list[Path]: ...
+def figure_sums(
+    results: Source | Comparison | Sequence[LengthSums], title: str | None = None, path_stem: str | Path | None = None
 ) -> Figure | list[Path]:
     """Draw the exact sums by length.
 
@@ -50,39 +57,40 @@ def figure_sums(
     is the one with frozen gates.
 
     Args:
-        comparison: results of the run.
-        exact: its exact sums.
-        title: data set and network, written above the panels.
+        results: a run that holds exact sums, its folder, or its `Comparison`; or a `pathnet.LengthSums` for each
+            batch; or arrays by name, as `figure_6` takes them, with ``exact`` among them.
+        title: heading of the figure; by default that of the run.
         path_stem: path of the files to write, without suffix; None to write none.
 
     Returns:
-        The files written, PNG and SVG; without a path, the figure, which a notebook shows.
+        The figure, which a notebook shows; with a path, the files written, PNG and SVG.
 
     Raises:
-        ValueError: an argument is of another kind, such as None of a run without exact sums.
-        OSError: a file cannot be written.
+        ValueError: an argument is of another kind, an array does not fit, or the run holds too little.
+        OSError: a file cannot be read or written.
 
     Example:
         >>> import pathnet
-        >>> from pathnet.experiments import PathGradients, path_gradients
-        >>> from pathnet.experiments.comparison import compare
         >>> data = pathnet.data.synthetic(images=64, classes=2, shape=(1, 8, 8))
         >>> net = pathnet.models.preact_resnet(
         ...     depth=8, width=8, num_classes=2, in_channels=1
         ... )
-        >>> plan = PathGradients(method="exact", batches=12, batch_size=16)
-        >>> run = path_gradients.measure(net, data, plan, "run")
-        >>> result = compare(run)
-        >>> figure = pathnet.figures.figure_sums(result, result.exact, "synthetic")
+        >>> batches = [data.random_batch(16, seed=0, batch=batch) for batch in range(12)]
+        >>> sums = [pathnet.record(net, *batch).compare_lengths() for batch in batches]
+        >>> figure = pathnet.figures.figure_sums(sums, "synthetic")
         >>> for panel in figure.axes:
         ...     print(panel.get_title(loc="left"))
         (a) cancellation among all paths of a length
         (b) directions of the sums
         (c) gradient by lengths up to k
     """
-    check_result("comparison", comparison, Comparison)
-    check_result("exact", exact, Exact)
-    figure, (sums, cosines, explained) = panels(f"{title}: {measured(comparison)}", 3)
+    source = opened(results)
+    comparison = comparison_of(source)
+    exact = comparison.exact
+    if exact is None:
+        raise ValueError("results: expected exact sums, got none")
+    named = heading_of(source, title)
+    figure, (sums, cosines, explained) = panels(": ".join(filter(None, [named, measured(comparison)])), 3)
     _draw_sums(sums, comparison, exact)
     _draw_cosines(cosines, comparison, exact)
     _draw_explained(explained, comparison, exact)

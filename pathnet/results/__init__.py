@@ -14,8 +14,8 @@ the disk causes an error, never a different result. Files from before there were
 
 `pathnet.results.run` is the folder, `pathnet.results.opening` opens it to add, `pathnet.results.facts` is its
 ``run.json``, `pathnet.results.parts` a Parquet file, `pathnet.results.journal` what is not in a part yet,
-`pathnet.results.compaction` merges them, `pathnet.results.rows` and `pathnet.results.norms` are the kinds of rows,
-and `pathnet.results.problems` the checks of what they hold.
+`pathnet.results.compaction` merges them, `pathnet.results.export` hands them on, `pathnet.results.rows` and
+`pathnet.results.norms` are the kinds of rows, and `pathnet.results.problems` the checks of what they hold.
 """
 
 from pathnet.extras import require
@@ -23,8 +23,21 @@ from pathnet.extras import require
 require("pyarrow", "pathnet.results stores measurements with pyarrow")
 
 from pathnet.results.compaction import compact
+from pathnet.results.export import export
 from pathnet.results.opening import writing
 from pathnet.results.rows import LARGEST, Measurements, Range, Row
 from pathnet.results.run import Run, check_run, read, weights_of
 
-__all__ = ["LARGEST", "Measurements", "Range", "Row", "Run", "check_run", "compact", "read", "weights_of", "writing"]
+__all__ = [
+    "LARGEST",
+    "Measurements",
+    "Range",
+    "Row",
+    "Run",
+    "check_run",
+    "compact",
+    "export",
+    "read",
+    "weights_of",
+    "writing",
+]

@@ -19,9 +19,9 @@ from pathnet.results.norms import STEM
 from pathnet.results.parts import Kind, is_part_of, replace_part, stored_schema, write_part
 from pathnet.results.run import Run, read
 from pathnet.results.sorting import sorted_once
-from pathnet.results.tables import PART, free_names, measurements_in, parts_of, rows_in
+from pathnet.results.tables import free_names, kind_named, measurements_in, parts_of, rows_in
 
-__all__ = ["compact", "merge_parts", "recover_journals"]
+__all__ = ["compact", "kinds_in", "merge_parts", "recover_journals"]
 
 
 def compact(folder: str | Path) -> dict[str, int]:
@@ -72,25 +72,35 @@ def recover_journals(folder: Path) -> None:
 
 def merge_parts(run: Run) -> dict[str, int]:
     """Merge the parts of each kind in a run that nobody else adds to; see `compact`."""
-    by_stem = defaultdict[str, list[Path]](list)
-    for part in parts_of(run.folder):
-        if (name := PART.fullmatch(part.name)) is not None:
-            by_stem[name["stem"]].append(part)
-    for stem, parts in by_stem.items():
-        _merge(run.folder, _kind(run, stem, parts), parts)
-    return {stem: len(parts) for stem, parts in by_stem.items()}
+    merged = {}
+    for kind in kinds_in(run):
+        parts = parts_of(run.folder, kind.stem)
+        _merge(run.folder, kind, parts)
+        merged[kind.stem] = len(parts)
+    return merged
 
 
-def _kind(run: Run, stem: str, parts: list[Path]) -> Kind:
-    """Return what parts hold: columns as they are, since their dataclass may be anybody's.
+def kinds_in(run: Run) -> list[Kind]:
+    """Return the kinds of row that a run holds, in alphabetical order.
 
-    The columns of older parts have no meanings with them, so those of the last part that has some are taken.
+    Their columns are those of the files, since the dataclass of a row may be anybody's. The columns of older parts
+    have no meanings with them, so those of the last part that has some are taken.
+
+    Raises:
+        ValueError: a part cannot be read.
     """
-    if stem == STEM:
-        return norms_kind(run.n)
-    schemas = [stored_schema(part) for part in parts]
-    explained = [schema for schema in schemas if any(field.metadata for field in schema)]
-    return Kind(stem, (explained or schemas)[-1].remove_metadata(), (), lambda table: "")
+    schemas = defaultdict[str, list[pa.Schema]](list)
+    for file, stem in journals(measurements_in(run.folder)).items():
+        schemas[kind_named(stem)] += [table.schema for table in read_journal(file)[:1]]
+    for part in parts_of(run.folder):
+        schemas[kind_named(part.stem.rpartition("-")[0])].append(stored_schema(part))
+    kinds = []
+    for stem in sorted(schemas):
+        explained = [schema for schema in schemas[stem] if any(field.metadata for field in schema)]
+        for schema in (explained or schemas[stem])[-1:]:
+            unknown = Kind(stem, schema.remove_metadata(), (), lambda table: "")
+            kinds.append(norms_kind(run.n) if stem == STEM else unknown)
+    return kinds
 
 
 def _merge(folder: Path, kind: Kind, parts: list[Path]) -> None:

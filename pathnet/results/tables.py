@@ -14,7 +14,7 @@ from pathnet.results.journal import journals, read_journal
 from pathnet.results.parts import READERS, REMEDY, Kind, read_parts, row_count
 from pathnet.results.sorting import repeated_key, sorted_once
 
-__all__ = ["PART", "counted", "free_names", "measurements_in", "parts_of", "read_table", "rows_in"]
+__all__ = ["PART", "counted", "free_names", "kind_named", "measurements_in", "parts_of", "read_table", "rows_in"]
 
 PART = re.compile(r"(?P<stem>.+?)(-\d+)?-\d{6,}\.parquet")
 """Names of parts: the kind of row, the number of the process among several, and that of the part."""
@@ -36,6 +36,11 @@ def parts_of(folder: Path, stem: str | None = None) -> list[Path]:
     """
     name = PART if stem is None else re.compile(rf"{re.escape(stem)}(-\d+)?-\d{{6,}}\.parquet")
     return [file for file in sorted(measurements_in(folder).glob("*.parquet")) if name.fullmatch(file.name)]
+
+
+def kind_named(stem: str) -> str:
+    """Return the kind of row of a part or journal: its name without the number of a process."""
+    return re.sub(r"-\d+$", "", stem)
 
 
 def free_names(folder: Path, stem: str) -> Iterator[Path]:
@@ -77,7 +82,7 @@ def rows_in(folder: Path, kind: Kind, names: Sequence[str]) -> pa.Table:
             waiting = [
                 table.select(list(names))
                 for file, stem in journals(measurements_in(folder)).items()
-                if re.fullmatch(rf"{re.escape(kind.stem)}(-\d+)?", stem)
+                if kind_named(stem) == kind.stem
                 for table in read_journal(file)
             ]
             parts = read_parts(parts_of(folder, kind.stem), kind, names)

@@ -13,9 +13,11 @@ from pathnet.data.images import check_data_set
 from pathnet.models.residual_net import ResidualNet, check_net
 from pathnet.training.distributed import hold_checkpoint
 from pathnet.training.engines import Engine
+from pathnet.training.log import TrainingLog
 from pathnet.training.position import Epoch
 from pathnet.training.recipe import Recipe, check_recipe
 from pathnet.training.state import TrainingState
+from pathnet.writers import Writer, check_writer
 
 __all__ = ["Progress", "train"]
 
@@ -33,6 +35,7 @@ def train(
     progress: Progress | None = None,
     callback: Callable[[int, ResidualNet], object] | None = None,
     engine: Engine = "auto",
+    log: Writer | None = None,
 ) -> list[Epoch]:
     """Train ``net`` in place, on its device, and return the results of all epochs, resumed ones included.
 
@@ -62,6 +65,11 @@ def train(
             as `pathnet.EffectiveDepth`.
         engine: the engine of the fused kernels: ``cpu`` or ``triton``; ``none`` for PyTorch's operators; or ``auto``
             for the checkpoint's, or the one that serves the network's device.
+        log: a writer such as TensorBoard's: anything with a method ``add_scalar``. It gets ``training/loss`` and
+            ``training/learning rate`` every 10 steps, and ``epoch/training loss`` (the mean) and
+            ``epoch/test accuracy`` at the last step of each epoch. With a checkpoint it gets them when the checkpoint
+            holds their steps: so no step is logged twice, even if the training is killed and resumes. Only the first
+            process logs, and a writer that fails costs a warning.
 
     Raises:
         ValueError: the checkpoint is of another model, data set or recipe, or some processes do not see it; network,
@@ -88,20 +96,26 @@ def train(
     for name, function in (("progress", progress), ("callback", callback)):
         if function is not None:
             check_callable(name, function)
+    if log is not None:
+        check_writer("log", log)
     path = check_path("checkpoint", checkpoint) if checkpoint is not None else None
     with hold_checkpoint(path, next(net.parameters()).device):
         state = TrainingState(net, data, recipe, path, engine)
+        logged = TrainingLog(log if state.rank == 0 else None)
         net.train()
         saved = time.monotonic()
         try:
             if state.untested:
                 state.test()
+                logged.epoch(state.step, state.position.history[-1])
             if callback is not None:
                 callback(state.step, net)
             while state.step < state.steps:
                 loss = state.advance()
+                logged.step(state.step, loss, recipe.rate(state.step - 1, state.steps))
                 if state.untested:
                     state.test()
+                    logged.epoch(state.step, state.position.history[-1])
                 if callback is not None:
                     callback(state.step, net)
                 if progress is not None:
@@ -110,7 +124,9 @@ def train(
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
                     state.save()
                     saved = time.monotonic()
+                logged.release(state.kept)
         finally:
             state.save()
+            logged.release(state.kept)
     net.eval()
     return state.position.history

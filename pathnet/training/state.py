@@ -56,6 +56,7 @@ class TrainingState:
         self.steps_an_epoch = steps_an_epoch(data, recipe)
         self.steps = recipe.epochs * self.steps_an_epoch
         self.position = Position()
+        self._kept = 0
         # False within a step, when some weights may be those of before it and others those of after it.
         self.consistent = True
         buffers: defaultdict[torch.dtype, list[Tensor]] = defaultdict(list)
@@ -86,6 +87,11 @@ class TrainingState:
     def step(self) -> int:
         """Number of steps taken."""
         return self.position.step
+
+    @property
+    def kept(self) -> int:
+        """Number of steps that no resumed training repeats: those that the checkpoint holds, or all without one."""
+        return self.step if self.checkpoint is None else self._kept
 
     @property
     def epoch(self) -> int:
@@ -205,6 +211,7 @@ class TrainingState:
                 raise ValueError(f"recipe: {problem}; try a lower learning_rate; {consequence}")
         metadata = {**self.identity, "engines": self.engines, "progress": asdict(self.position)}
         write_tensors(self.checkpoint, tensors, metadata, "checkpoint", consequence)
+        self._kept = self.step
 
     def _resume(self, checkpoint: Path) -> None:
         """Take over the state that a checkpoint stores.

@@ -46,7 +46,7 @@ def test_the_figure_leaves_out_what_was_not_finite(tmp_path: Path) -> None:
     rows = [Depth(0, 4.0, 2, 7, 4, 2.3, 0.1), Depth(100, 3.0, 1, 6, -1, 1.1, 0.1), lost]
     files = figure_depth(rows, "a training", tmp_path / "depth")
     assert [file.name for file in files] == ["depth.png", "depth.svg"] and all(file.stat().st_size for file in files)
-    with pytest.raises(ValueError, match="rows: expected a measured depth, got none"):
+    with pytest.raises(ValueError, match="results: expected a measured depth, got none"):
         figure_depth([lost], "a training", tmp_path / "depth")
 
 

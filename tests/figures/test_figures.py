@@ -68,13 +68,16 @@ def text_of(summary: Summary, folder: Path) -> str:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda result: figure_6("run", "t"), "comparison: expected Comparison, a result of .*, got 'run'"),
-        (lambda result: figure_sums(result, result.exact, "t"), "exact: expected Exact, .*, got None"),
+        (lambda result: figure_6(7, "t"), "results: expected a run of path-gradients, .*, got 7"),
+        (lambda result: figure_6("run", "t"), "run: expected the folder of a run, got run, .*"),
+        (lambda result: figure_6(result, 7), "title: expected a string, got 7"),
+        (lambda result: figure_sums(result, "t"), "results: expected exact sums, got none"),
+        (lambda result: figure_6(Comparison(54), "t"), "results: expected sampled paths or signed draws, got .*"),
         (lambda result: table_6(result, "t"), "summary: expected Summary, .*, got a Comparison"),
         (lambda result: table_exact(result, result.exact, "t"), "exact: expected Exact, .*, got None"),
         (lambda result: table_signed(result, result.signed, "t"), "signed: expected Signed, .*, got None"),
-        (lambda result: figure_depth("depth.csv", "t"), "rows: expected a list of Depths, .*, got 'depth.csv'"),
-        (lambda result: figure_depth([], "t"), "rows: expected a measured depth, got none"),
+        (lambda result: figure_depth(7, "t"), "results: expected a list of Depths, .*, got 7"),
+        (lambda result: figure_depth([], "t"), "results: expected a measured depth, got none"),
     ],
 )
 def test_a_result_of_another_kind_is_named(call: Callable[[Comparison], object], message: str) -> None:

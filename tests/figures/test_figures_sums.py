@@ -118,7 +118,7 @@ def test_the_panels_show_what_was_measured(
     monkeypatch.setattr(sums, "saved", lambda figure, stem: kept.append(figure) or [])
     exact = result.exact
     assert exact is not None and result.sampled is not None and result.signed is not None
-    figure_sums(result, exact, "title", tmp_path / "figure")
+    figure_sums(result, "title", tmp_path / "figure")
     sizes, cosines, explained = (
         {line.get_label(): line.get_xydata().T for line in axes.get_lines()} for axes in kept[0].axes
     )

@@ -31,8 +31,9 @@ from helpers.outputs import same_output
 
 __all__ = ["REASONS", "Block", "blocks_of", "documents", "imports", "run_page"]
 
-REASONS = ("installs packages", "needs a GPU", "needs data", "needs another torch", "takes minutes")
-"""Reasons for which a block is left out; `installs packages` blocks are the business of `make wheel-test`."""
+REASONS = ("installs packages", "needs a GPU", "needs data", "needs another torch", "needs wandb", "takes minutes")
+"""Reasons for which a block is left out; `installs packages` blocks are the business of `make wheel-test`, and
+`needs wandb` ones of `tests/interop/test_wandb.py`."""
 
 FENCE = re.compile(r"(?P<indent> {0,3})(?P<fence>(?P<mark>[`~:])(?P=mark){2,})(?P<info>.*)")
 MARKS = re.compile(r"`{3}|~{3}|:{3}")

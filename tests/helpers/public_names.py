@@ -14,7 +14,7 @@ PUBLIC = {
     "pathnet": (
         *("AdaptedNet", "EffectiveDepth", "LengthSums", "Recorder", "ScaledGradient", "Tape", "adapt", "record"),
         *("routed", "routed_gradient", "data", "effective_depth", "engines", "experiments", "figures", "lesion"),
-        *("models", "nn", "paper", "paths", "progress", "results", "signed", "training", "workers"),
+        *("measure", "models", "nn", "paper", "paths", "progress", "results", "signed", "training", "workers"),
     ),
     "pathnet.data": (
         *("Batches", "Data", "Images", "InMemory", "OnDisk", "cifar10", "class_folders", "digits", "load"),
@@ -23,7 +23,11 @@ PUBLIC = {
     "pathnet.effective_depth": ("Depth", "EffectiveDepth", "read"),
     "pathnet.engines": ("Engine", "Job", "Prepared", "Walk", "available", "check_engine", "choose", "refusals"),
     "pathnet.experiments": ("PathGradients", "Plan"),
-    "pathnet.figures": (*("figure_6", "figure_depth", "figure_sums", "table_6", "table_exact", "table_signed"),),
+    "pathnet.figures": (
+        *("figure_1", "figure_2", "figure_3", "figure_5a", "figure_5b", "figure_6", "figure_7", "figure_8"),
+        *("figure_depth", "figure_effective", "figure_highway", "figure_sums"),
+        *("table_6", "table_exact", "table_signed"),
+    ),
     "pathnet.lesion": (
         *("RECALIBRATION_BATCHES", "BatchNormPolicy", "Errors", "Lesion", "Ranking", "delete", "errors", "rank"),
         *("recalibrated", "reorder"),

@@ -14,13 +14,42 @@ from pathnet import models
 from pathnet.models import ResidualNet
 from pathnet.training import Recipe
 
-__all__ = ["DRAWS", "SMALL", "FusedCalls", "Interrupt", "fresh", "fused_passes", "left_out", "updated", "zeroed"]
+__all__ = [
+    "DRAWS",
+    "SMALL",
+    "Board",
+    "FusedCalls",
+    "Interrupt",
+    "fresh",
+    "fused_passes",
+    "left_out",
+    "updated",
+    "zeroed",
+]
 
 SMALL = Recipe(epochs=2, batch_size=32, learning_rate=0.05, warmup_steps=3)
 
 
 class Interrupt(Exception):
     """Stand-in for an interrupt from the keyboard."""
+
+
+class Board:
+    """A writer that keeps what it gets, and has no ``flush``.
+
+    Attributes:
+        scalars: by name and step, in the order in which they came.
+        repeated: the names and steps that came more than once.
+    """
+
+    def __init__(self) -> None:
+        self.scalars: dict[tuple[str, int], float] = {}
+        self.repeated: list[tuple[str, int]] = []
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        if (tag, global_step) in self.scalars:
+            self.repeated.append((tag, global_step))
+        self.scalars[tag, global_step] = scalar_value
 
 
 class FusedCalls(TorchDispatchMode):

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import processes
-from helpers.training import FusedCalls, fused_passes, left_out, updated, zeroed
+from helpers.training import Board, FusedCalls, fused_passes, left_out, updated, zeroed
 from torch import Tensor, nn
 
 from pathnet import EffectiveDepth, data, models
@@ -52,8 +52,10 @@ def one_of_two(rank: int, out: Path) -> None:
             path = out / f"{kind}.safetensors"
             few = images.random_batch(4, 0, 0)
             callback = EffectiveDepth(few, out / f"{kind}.csv", every=1, share=math.inf) if kind == "all" else None
+            board = Board()
             with FusedCalls() as calls:
-                history = train(net, images, recipe, path, callback=callback)
+                history = train(net, images, recipe, path, callback=callback, log=board)
+            assert (len(board.scalars) > 0) == (rank == 0)
             (out / f"{kind}-{rank}.calls").write_text(str(calls.backward))
             models.save(net, out / f"{kind}-{rank}.safetensors")
             (out / f"{kind}-{rank}.json").write_text(json.dumps([dataclasses.asdict(epoch) for epoch in history]))

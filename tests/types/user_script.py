@@ -14,6 +14,7 @@ from typing import Any, assert_type
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from pathnet.data import Batches, Data
 from pathnet.effective_depth import Depth
 from pathnet.lesion import Errors, Lesion, Ranking
 from pathnet.models import Block, PreactBlock, ResidualNet
+from pathnet.results import Run
 from pathnet.training import Epoch, Progress, Recipe
 
 
@@ -134,6 +136,12 @@ def training(data: Data, folder: Path) -> None:
     assert_type(history, list[Epoch])
     assert_type(history[-1].test_accuracy, float)
     assert_type(pathnet.effective_depth.read(folder / "depth.csv"), list[Depth])
+    batches = [data.random_batch(4, seed=0, batch=batch) for batch in range(2)]
+    run = pathnet.measure(net.eval(), batches, pathnet.experiments.PathGradients(batches=2), folder / "run")
+    assert_type(run, Run)
+    assert_type(pathnet.figures.figure_6(run), Figure)
+    assert_type(pathnet.figures.figure_6({"length": [1, 2], "norm": [0.2, 0.1]}, "mine"), Figure)
+    assert_type(pathnet.figures.figure_7({"blocks": 3, "deleted": 1}, path_stem=folder / "figure-7"), list[Path])
     pathnet.models.save(net, folder / "net.safetensors")
     assert_type(pathnet.models.load(folder / "net.safetensors"), ResidualNet)
 
