@@ -95,29 +95,34 @@ def _bar(label: str, console: Console) -> Iterator[Progress]:
         bars.TextColumn("{task.description}", markup=False),
         bars.BarColumn(),
         bars.MofNCompleteColumn(),
-        bars.TimeRemainingColumn(),
+        bars.TextColumn("{task.fields[pace]}", markup=False),
         bars.TextColumn("{task.fields[note]}", markup=False),
     )
+    pace = _Pace()
     with bars.Progress(*columns, console=console) as bar:
-        task = bar.add_task(printable(label), total=None, note="")
-        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=printable(note))
+        task = bar.add_task(printable(label), total=None, note="", pace="")
+
+        def report(done: int, total: int, note: str) -> None:
+            bar.update(task, completed=done, total=total, note=printable(note), pace=pace.words(done, total))
+
+        yield report
 
 
 @contextmanager
 def _cell(label: str) -> Iterator[Progress]:
     # IPython is installed wherever there is a kernel, but its functions are not typed.
     handle: Any = import_module("IPython.display").DisplayHandle()
-    started = shown = time.monotonic()
+    shown, pace = time.monotonic(), _Pace()
     last: tuple[int, int, str] | None = None
     handle.display(_bundle(label, '<progress style="width: 20em"></progress>'), raw=True)
 
     def report(done: int, total: int, note: str) -> None:
         nonlocal shown, last
         now = time.monotonic()
-        last = done, total, note
+        last, words = (done, total, note), pace.words(done, total)
         if now - shown >= UPDATE_SECONDS:
             shown = now
-            handle.update(_state(label, done, total, note, _left(now - started, done, total)), raw=True)
+            handle.update(_state(label, done, total, note, words and f", {words}"), raw=True)
 
     try:
         yield report
@@ -125,12 +130,28 @@ def _cell(label: str) -> Iterator[Progress]:
         handle.update(_bundle(label) if last is None else _state(label, *last), raw=True)
 
 
-def _left(seconds: float, done: int, total: int) -> str:
-    """Return the time that the rest takes if it goes on as it went, in words."""
-    if not 0 < done < total:
-        return ""
-    minutes, left = divmod(round(seconds * (total - done) / done), 60)
-    return f", {minutes}:{left:02d} left"
+class _Pace:
+    """The rate of a job, and the time that the rest takes, in words.
+
+    What an earlier run of the same job had done does not count: the rate is that since the first report.
+    """
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def words(self, done: int, total: int) -> str:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, done
+        started, before = self._first
+        if done <= before or now <= started:
+            return ""
+        rate = (done - before) / (now - started)
+        shown = f"{rate:.3g}/s" if rate >= 1 else f"{60 * rate:.3g}/min"
+        if done >= total:
+            return shown
+        minutes, seconds = divmod(round((total - done) / rate), 60)
+        return f"{shown}, {minutes}:{seconds:02d} left"
 
 
 def _state(label: str, done: int, total: int, note: str, left: str = "") -> dict[str, Any]:
@@ -147,7 +168,7 @@ def _bundle(label: str, bar: str = "", state: str = "") -> dict[str, Any]:
 
 @contextmanager
 def _lines(label: str) -> Iterator[Progress]:
-    shown = time.monotonic()
+    shown, pace = time.monotonic(), _Pace()
     waiting = ""
 
     def show() -> None:
@@ -157,7 +178,8 @@ def _lines(label: str) -> Iterator[Progress]:
 
     def report(done: int, total: int, note: str) -> None:
         nonlocal shown, waiting
-        waiting = printable(f"{label}: {done}/{total} {note}".rstrip())
+        words = pace.words(done, total)
+        waiting = printable(f"{label}: {done}/{total}{words and f', {words},'} {note}".rstrip(" ,"))
         if time.monotonic() - shown >= LINE_SECONDS:
             show()
             shown, waiting = time.monotonic(), ""

@@ -92,6 +92,7 @@ class Flag:
         default: description of the default, where the value itself does not explain it.
         positional: whether the value stands by itself, without a flag.
         negatable: whether ``--no-...`` turns a flag off that is on by default or in a preset.
+        former: an earlier name of the flag, which still works and which the help leaves out.
     """
 
     name: str | None = None
@@ -99,6 +100,7 @@ class Flag:
     default: str | None = None
     positional: bool = False
     negatable: bool = False
+    former: str | None = None
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,13 @@ __all__ = ["DemoSettings", "demo"]
 class DemoSettings:
     """Settings of ``pathnet demo``."""
 
-    run: RunFolder = Path("runs/demo")
+    out: RunFolder = Path("runs/demo")
     device: Device = "auto"
     as_json: Json = False
 
     def __post_init__(self) -> None:
         check_settings(self)
-        check_utf_8("run", self.run)
+        check_utf_8("out", self.out)
 
 
 def demo(settings: DemoSettings) -> None:
@@ -43,13 +43,13 @@ def demo(settings: DemoSettings) -> None:
     study, device = PRESETS["digits"], device_of(settings.device)
     data, recipe = load(study.data), study.recipe_of("residual", 0)
     torch.manual_seed(recipe.seed)
-    net, weights = models.build(study.config("residual", data)).to(device), results.weights_of(settings.run)
+    net, weights = models.build(study.config("residual", data)).to(device), results.weights_of(settings.out)
     with one_thread(True):
         history = trained(net, data, recipe, weights, quiet=settings.as_json).epochs
         if not settings.as_json:
             print_training(history, weights)
         plan = PathGradients(batches=study.plan.batches, seed=study.plan.plan_seed)
-        run = measured(net, data, plan, settings.run)
+        run = measured(net, data, plan, settings.out)
     print_gradients(run, settings.as_json, history[-1].test_accuracy)
     if not settings.as_json:
         say(

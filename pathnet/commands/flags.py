@@ -17,8 +17,8 @@ from pathnet.study import PRESETS
 
 __all__ = ["Callback", "OverPreset", "command_of"]
 
-Callback = Callable[..., None]
-"""Function that Typer turns into a command: its parameters are the flags."""
+Callback = Callable[..., Any]
+"""Function that Typer turns into a command, whose parameters are the flags, or that it calls with a value."""
 Settings = TypeVar("Settings")
 
 PANELS = ("", "Measurements", "Study", "Network", "Networks", "Training", "General")
@@ -62,6 +62,7 @@ def command_of(
 
     places = sorted(_places(kind), key=lambda place: PANELS.index(place.panel))
     parameters = [_parameter(place, place.setting.name in hidden) for place in places]
+    parameters += [_former(place) for place in places if _flag(place).former]
     command.__name__, command.__doc__ = run.__name__, run.__doc__
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return command
@@ -103,10 +104,10 @@ def _parameter(place: _Place, hidden: bool) -> inspect.Parameter:
 
 
 def _option(place: _Place, hidden: bool) -> Any:
-    setting, flag = place.setting, place.setting.mark(Flag) or Flag()
+    setting, flag = place.setting, _flag(place)
     if flag.positional:
         return typer.Argument(help=setting.help, metavar=flag.value, show_default=False)
-    name = flag.name or f"--{setting.name.replace('_', '-')}"
+    name = _spelled(place)
     if flag.negatable:
         name = f"{name}/--no-{name.removeprefix('--')}"
     return typer.Option(
@@ -117,7 +118,53 @@ def _option(place: _Place, hidden: bool) -> Any:
         rich_help_panel=place.panel or None,
         hidden=hidden,
         parser=_reader(setting.value_type),
+        callback=_once(_spelled(place), flag.former) if flag.former else None,
     )
+
+
+def _flag(place: _Place) -> Flag:
+    return place.setting.mark(Flag) or Flag()
+
+
+def _spelled(place: _Place) -> str:
+    return _flag(place).name or f"--{place.setting.name.replace('_', '-')}"
+
+
+def _former(place: _Place) -> inspect.Parameter:
+    """Return the parameter of a flag's earlier name, whose value becomes the default of the flag."""
+    name = str(_flag(place).former)
+    option = typer.Option(name, hidden=True, is_eager=True, callback=_defaulting(place.setting.name))
+    kind = place.setting.value_type | None
+    return inspect.Parameter(
+        _field(name), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
+    )
+
+
+def _field(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def _defaulting(name: str) -> Callback:
+    """Return a callback that makes a flag's value the default of another one, which may be required."""
+
+    def callback(context: typer.Context, value: Any) -> Any:
+        if value is not None:
+            context.default_map = {**(context.default_map or {}), name: value}
+        return value
+
+    return callback
+
+
+def _once(flag: str, former: str) -> Callback:
+    """Return a callback of a flag that refuses it beside its earlier name."""
+
+    def callback(context: typer.Context, value: Any) -> Any:
+        source = context.get_parameter_source(_field(flag))
+        if context.params.get(_field(former)) is not None and source is not None and source.name == "COMMANDLINE":
+            raise ValueError(f"{_field(flag)}: expected {flag} or {former}, got both")
+        return value
+
+    return callback
 
 
 def _reader(kind: Any) -> Callable[[Any], Any] | None:

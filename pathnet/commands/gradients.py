@@ -32,7 +32,7 @@ class GradientsSettings:
     """Settings of ``pathnet gradients``."""
 
     data: ExistingData
-    run: RunFolder
+    out: RunFolder
     weights: Annotated[
         Path | None,
         Help("Weights of the network."),
@@ -60,8 +60,8 @@ def gradients(settings: GradientsSettings) -> None:
     from pathnet.commands.runs import print_gradients
 
     workers = torchrun()
-    net = models.load(settings.weights or _weights_of(settings.run)).to(device_of(settings.device, workers))
-    run = measured(net, load(settings.data, settings.skip_broken), settings.plan, settings.run, workers)
+    net = models.load(settings.weights or _weights_of(settings.out)).to(device_of(settings.device, workers))
+    run = measured(net, load(settings.data, settings.skip_broken), settings.plan, settings.out, workers)
     if workers.leads:
         print_gradients(run, settings.as_json)
 

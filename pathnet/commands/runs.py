@@ -57,7 +57,8 @@ def print_gradients(run: results.Run, as_json: bool, test_accuracy: float | None
 
 def _facts(run: results.Run) -> dict[str, Any]:
     summary = compare(run).as_json() if run.experiment == path_gradients.NAME else {}
-    return {"run": str(run.folder), "claims": list(map(vars, claims(run))), **summary}
+    # run is the earlier name of out.
+    return {"out": str(run.folder), "run": str(run.folder), "claims": list(map(vars, claims(run))), **summary}
 
 
 def _print_tables(run: results.Run) -> None:

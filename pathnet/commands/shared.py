@@ -45,7 +45,10 @@ def check_folder_for_weights(name: str, folder: Path) -> None:
 
 ExistingData = Annotated[DataSet, Checked(check_data)]
 RunFolder = Annotated[
-    Path, Help("Folder of the run; an existing run resumes."), Flag(value="FOLDER"), Checked(check_folder_to_write)
+    Path,
+    Help("Folder of the run; an existing run resumes."),
+    Flag(value="FOLDER", former="--run"),
+    Checked(check_folder_to_write),
 ]
 Device = Annotated[
     str, Help("cpu, cuda, or auto: cuda where there is a GPU, else cpu."), Flag(value="DEVICE"), Panel("General")

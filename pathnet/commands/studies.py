@@ -54,10 +54,10 @@ class StudySettings:
         Panel("Study"),
     ] = "digits"
     study: Annotated[Study, OverPreset(), Panel("Networks")]
-    folder: Annotated[
+    out: Annotated[
         Path | None,
         Help("Folder of the study; an existing study resumes."),
-        Flag(value="FOLDER", default="runs/PRESET"),
+        Flag(value="FOLDER", default="runs/PRESET", former="--folder"),
         Panel("Study"),
         Checked(check_folder_for_weights),
     ] = None
@@ -70,7 +70,7 @@ class StudySettings:
     @property
     def place(self) -> Path:
         """Folder of the study, named by the preset unless it is set."""
-        return self.folder or Path("runs") / self.preset
+        return self.out or Path("runs") / self.preset
 
 
 @contextmanager

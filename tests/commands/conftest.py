@@ -25,7 +25,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    ended = pathnet_("gradients", "--data", "digits", "--weights", weights, "--run", folder, *FEW)
+    ended = pathnet_("gradients", "--data", "digits", "--weights", weights, "--out", folder, *FEW)
     assert ended.status == 0, ended.err
     return folder
 

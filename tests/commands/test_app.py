@@ -38,11 +38,11 @@ def test_the_demo_trains_measures_and_draws(tmp_path: Path, monkeypatch: pytest.
     recipe = dataclasses.replace(DEMO.recipe, epochs=1, batch_size=700)
     plan = dataclasses.replace(DEMO.plan, batches=2)
     monkeypatch.setitem(PRESETS, "digits", dataclasses.replace(DEMO, width=2, recipe=recipe, plan=plan))
-    ended = pathnet_("demo", "--run", tmp_path / "demo", "--json")
+    ended = pathnet_("demo", "--out", tmp_path / "demo", "--json")
     facts = json.loads(ended.out)
     assert ended.status == 0 and facts["measurements"] == 36 and 0 <= facts["test_accuracy"] <= 1
     assert all(Path(file).exists() for file in facts["written"])
-    shown = pathnet_("demo", "--run", tmp_path / "demo")
+    shown = pathnet_("demo", "--out", tmp_path / "demo")
     assert shown.status == 0 and re.search(r"\ntest accuracy \d+\.\d\d %\n", shown.out)
     (figure,) = (file for file in facts["written"] if file.endswith("figure-6.png"))
     assert shown.out.endswith(f"\nnext: open {figure}\n") and "product is" in shown.out

@@ -23,9 +23,9 @@ from pathnet.commands.app import app
     [
         ["nothing"],
         ["gradients"],
-        ["gradients", "--data", "digits", "--run", "r", "--bn", "frozen"],
-        ["gradients", "--data", "digits", "--run", "r", "--batches", "many"],
-        ["gradients", "--data", "digits", "--run", "r", "--method", "guessed"],
+        ["gradients", "--data", "digits", "--out", "r", "--bn", "frozen"],
+        ["gradients", "--data", "digits", "--out", "r", "--batches", "many"],
+        ["gradients", "--data", "digits", "--out", "r", "--method", "guessed"],
         ["train", "--data", "digits", "--out", "w", "--block", "dense"],
         ["demo", "--speed", "fast"],
     ],
@@ -45,7 +45,7 @@ def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
     ],
 )
 def test_a_value_of_another_type_is_named_in_the_words_of_other_errors(flag: str, value: str, expected: str) -> None:
-    command = ["train", "--out", "w"] if flag == "--lr" else ["gradients", "--run", "r"]
+    command = ["train", "--out", "w"] if flag == "--lr" else ["gradients", "--out", "r"]
     ended = pathnet_(*command, "--data", "digits", flag, value)
     words = " ".join(line.strip("\u2502 ") for line in ended.err.splitlines())
     assert ended.status == 2 and f"Invalid value for '{flag}': {expected} " in words
@@ -64,7 +64,7 @@ def test_an_interrupt_says_what_is_kept(weights: Path, tmp_path: Path, monkeypat
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pathnet.Recorder, "__call__", interrupt)
-    ended = pathnet_("gradients", "--data", "digits", "--weights", weights, "--run", tmp_path / "run", *FEW)
+    ended = pathnet_("gradients", "--data", "digits", "--weights", weights, "--out", tmp_path / "run", *FEW)
     assert ended.status == 130 and ended.out == ""
     kept = f"what was measured is kept in {tmp_path / 'run'}"
     assert ended.err == f"pathnet: interrupted; {kept}; the same command resumes from there\n"
@@ -81,7 +81,7 @@ def test_the_real_command_keeps_what_it_measured_when_it_is_stopped(
     weights: Path, tmp_path: Path, kind: signal.Signals
 ) -> None:
     script = "from pathnet import commands, progress; progress.LINE_SECONDS = 0; commands.main()"
-    flags = ["--data", "digits", "--weights", str(weights), "--run", str(tmp_path), "--batch-size", "8"]
+    flags = ["--data", "digits", "--weights", str(weights), "--out", str(tmp_path), "--batch-size", "8"]
     command = [sys.executable, "-c", script, "gradients", *flags, "--engine", "reference", "--batches", "100000"]
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed)

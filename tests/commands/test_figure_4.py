@@ -34,7 +34,7 @@ def test_figure_4_is_drawn_from_a_tree_of_class_folders(
     torch.manual_seed(0)
     net = shaken(models.preact_resnet_imagenet(depth, 3, 1)).eval()
     models.save(net, tmp_path / "net=1.safetensors")
-    flags = ["--data", tree, "--weights", tmp_path / "net=1.safetensors", "--folder", tmp_path / "study"]
+    flags = ["--data", tree, "--weights", tmp_path / "net=1.safetensors", "--out", tmp_path / "study"]
     ended = pathnet_("lesion-single", *flags)
     assert ended.status == 0, ended.err
     assert ended.out.splitlines()[0] == f"pictures; residual, depth {depth}, width 1, {blocks} blocks"

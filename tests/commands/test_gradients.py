@@ -13,7 +13,7 @@ from pathnet import models, results
 
 
 def test_gradients_prints_the_table_and_writes_the_figure(run: Path, weights: Path) -> None:
-    ended = pathnet_("gradients", "--data", "digits", "--weights", weights, "--run", run, *FEW)
+    ended = pathnet_("gradients", "--data", "digits", "--weights", weights, "--out", run, *FEW)
     assert "path gradients" not in ended.err, "nothing was missing"
     lines = ended.out.splitlines()
     assert "digits; preact_resnet, depth 20, width 4, 9 blocks" in lines[0]
@@ -29,14 +29,14 @@ def test_gradients_finds_the_runs_own_weights_and_goes_on(weights: Path, tmp_pat
     (tmp_path / "weights.safetensors").write_bytes(weights.read_bytes())
     for batches in (1, 3):
         ended = pathnet_(
-            "gradients", "--data", "digits", "--run", tmp_path, "--batches", batches, "--batch-size", 8, "--json"
+            "gradients", "--data", "digits", "--out", tmp_path, "--batches", batches, "--batch-size", 8, "--json"
         )
         assert json.loads(ended.out)["measurements"] == 9 * batches
     assert "path gradients: 3/3 batches, engine" in ended.err
 
 
 def test_other_methods_go_into_the_folder_and_the_figure(weights: Path, tmp_path: Path) -> None:
-    flags = ["gradients", "--data", "digits", "--weights", weights, "--run", tmp_path, *FEW, "--engine", "reference"]
+    flags = ["gradients", "--data", "digits", "--weights", weights, "--out", tmp_path, *FEW, "--engine", "reference"]
     for method in ("exact", "sampled", "signed"):
         ended = pathnet_(*flags, "--method", method)
         assert ended.status == 0 and "path gradients: 3/3 batches, engine reference" in ended.err, ended.err
@@ -59,7 +59,7 @@ def test_other_methods_go_into_the_folder_and_the_figure(weights: Path, tmp_path
 
 def test_the_device_is_no_part_of_a_run(run: Path, weights: Path) -> None:
     for device in ("cpu", "auto"):
-        flags = ["--data", "digits", "--weights", weights, "--run", run, *FEW, "--device", device]
+        flags = ["--data", "digits", "--weights", weights, "--out", run, *FEW, "--device", device]
         assert pathnet_("gradients", *flags).status == 0
     assert "device" not in results.read(run).identity
 
@@ -86,13 +86,13 @@ def test_figures_draws_again_from_the_folder(run: Path) -> None:
         (["--data", "synthetic"], ["data: expected images of 1 channels", "got 3 in synthetic"]),
         (["--data", "/nowhere"], ["data: expected digits, synthetic or an existing folder", "/nowhere"]),
         (["--weights", "/nowhere.safetensors"], ["weights: /nowhere.safetensors does not exist"]),
-        (["--run", "/dev/null/run"], ["/dev/null/run"]),
+        (["--out", "/dev/null/run"], ["/dev/null/run"]),
         (["--engine", "cuda", "--device", "cpu"], ["engine: expected one that serves this job, got 'cuda'"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
 )
 def test_gradients_names_bad_input(weights: Path, tmp_path: Path, flags: list[str], words: list[str]) -> None:
-    usual = {"--data": "digits", "--weights": weights, "--run": tmp_path / "run", "--batches": 1, "--batch-size": 8}
+    usual = {"--data": "digits", "--weights": weights, "--out": tmp_path / "run", "--batches": 1, "--batch-size": 8}
     usual |= dict(zip(flags[::2], flags[1::2], strict=True))
     assert_one_line(pathnet_("gradients", *(word for flag in usual.items() for word in flag)), *words)
     assert not (tmp_path / "run").exists()
@@ -102,20 +102,20 @@ def test_weights_that_are_none(tmp_path: Path, run: Path) -> None:
     broken = tmp_path / "weights.safetensors"
     for content in (b"", b"not safetensors at all", b"\xff" * 64):
         broken.write_bytes(content)
-        ended = pathnet_("gradients", "--data", "digits", "--weights", broken, "--run", tmp_path / "run")
+        ended = pathnet_("gradients", "--data", "digits", "--weights", broken, "--out", tmp_path / "run")
         assert_one_line(ended, broken, "is not a readable safetensors file")
 
 
 def test_a_run_of_other_weights_is_refused(tmp_path: Path, run: Path) -> None:
     torch.manual_seed(1)
     models.save(models.preact_resnet(20, 4, in_channels=1), tmp_path / "other.safetensors")
-    ended = pathnet_("gradients", "--data", "digits", "--weights", tmp_path / "other.safetensors", "--run", run, *FEW)
+    ended = pathnet_("gradients", "--data", "digits", "--weights", tmp_path / "other.safetensors", "--out", run, *FEW)
     assert_one_line(ended, run, "holds another run", "model.hash: expected")
 
 
 def test_folders_that_hold_no_run_and_parts_that_are_cut_short(tmp_path: Path, weights: Path) -> None:
     assert_one_line(pathnet_("figures", tmp_path / "nowhere"), "run: expected the folder of a run", "nowhere")
-    flags = ["--data", "digits", "--weights", weights, "--run", tmp_path, *FEW]
+    flags = ["--data", "digits", "--weights", weights, "--out", tmp_path, *FEW]
     assert pathnet_("gradients", *flags).status == 0
     (part,) = results.read(tmp_path).parts
     part.write_bytes(part.read_bytes()[:-20])

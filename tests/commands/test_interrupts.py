@@ -111,7 +111,7 @@ def test_an_interrupted_command_does_not_end_by_a_search_for_garbage(
     monkeypatch.setattr(models, "load", interrupt)
     try:
         with pytest.raises(SystemExit) as end:
-            app(["gradients", "--data", "synthetic", "--run", str(tmp_path / "run"), "--weights", str(weights)])
+            app(["gradients", "--data", "synthetic", "--out", str(tmp_path / "run"), "--weights", str(weights)])
         assert end.value.code == interrupts.STATUS and gc.get_freeze_count() > 0
     finally:
         gc.unfreeze()

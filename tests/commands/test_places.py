@@ -18,18 +18,18 @@ from pathnet.experiments import path_gradients
 NET = ["--depth", "8", "--width", "2"]
 WORDS = {
     "train": ["--data", "digits", "--out", "new/w.safetensors", *NET],
-    "gradients": ["--data", "digits", "--run", "new", "--weights", "weights.safetensors"],
-    "figures": ["--all", "--folder", "new"],
+    "gradients": ["--data", "digits", "--out", "new", "--weights", "weights.safetensors"],
+    "figures": ["--all", "--out", "new"],
     "demo": [],
     "bench": ["--small"],
-    "lesion-many": ["--data", "digits", "--folder", "new"],
+    "lesion-many": ["--data", "digits", "--out", "new"],
 }
 FOLDERS_TO_WRITE = [
-    ("gradients", "--run"),
-    ("demo", "--run"),
+    ("gradients", "--out"),
+    ("demo", "--out"),
     ("bench", "--out"),
-    ("figures", "--folder"),
-    ("lesion-many", "--folder"),
+    ("figures", "--out"),
+    ("lesion-many", "--out"),
 ]
 FILES_TO_WRITE = [("train", "--out"), ("train", "--effective-depth")]
 FILES_TO_READ = [("gradients", "--weights"), ("lesion-many", "--weights")]
@@ -129,7 +129,7 @@ def test_two_results_do_not_go_into_one_file() -> None:
 
 
 def test_a_run_without_weights_of_its_own_asks_for_weights() -> None:
-    ended = pathnet_("gradients", "--data", "digits", "--run", "new")
+    ended = pathnet_("gradients", "--data", "digits", "--out", "new")
     expected = "weights: expected --weights FILE, since new holds no weights of its own, got none"
     assert (ended.status, ended.err) == (1, f"pathnet: {expected}\n")
 

@@ -109,7 +109,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def measured(folder: Path, *flags: str) -> Ended:
     weights, few = folder.parent / "weights.safetensors", ["--batches", 1, "--batch-size", 4]
-    return pathnet_("gradients", "--data", "digits", "--run", folder, "--weights", weights, *few, *flags)
+    return pathnet_("gradients", "--data", "digits", "--out", folder, "--weights", weights, *few, *flags)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are UTF-8 on other systems")
@@ -119,7 +119,7 @@ def test_a_run_in_a_folder_that_is_not_utf_8(folder: Path) -> None:
     assert ended.out.splitlines()[-2].endswith("f\\xff\\xfe\\x1b[31m/figures/figure-6.png")
     again = measured(folder, "--json")
     assert again.status == 0, again.err
-    assert json.loads(again.out.encode())["run"].endswith("f\\xff\\xfe\x1b[31m")
+    assert json.loads(again.out.encode())["out"].endswith("f\\xff\\xfe\x1b[31m")
     assert pathnet_("figures", folder).out.splitlines()[-3:] == ended.out.splitlines()[-3:]
 
 
@@ -127,8 +127,8 @@ def test_a_run_in_a_folder_that_is_not_utf_8(folder: Path) -> None:
 def test_weights_do_not_go_where_they_could_not_be_read_again(folder: Path) -> None:
     for name, words in (
         ("out", ["train", "--data", "digits", "--out", folder / "w.safetensors"]),
-        ("run", ["demo", "--run", folder]),
-        ("folder", ["lesion-many", "--folder", folder]),
+        ("out", ["demo", "--out", folder]),
+        ("out", ["lesion-many", "--out", folder]),
     ):
         ended = pathnet_(*words)
         assert ended.status == 1 and ended.err.startswith(f"pathnet: {name}: expected a name in UTF-8"), ended.err

@@ -32,7 +32,7 @@ FIGURES = {
 def studied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
     """A study's folder, and what the command that made it printed."""
     folder = tmp_path_factory.mktemp("runs") / "study"
-    ended = pathnet_("figures", "--all", "--folder", folder, *TINY)
+    ended = pathnet_("figures", "--all", "--out", folder, *TINY)
     assert ended.status == 0, ended.err
     return folder, ended
 
@@ -61,7 +61,7 @@ def test_figures_all_trains_measures_and_writes_the_report(studied: tuple[Path, 
 def test_figures_all_again_measures_nothing_and_says_the_same(studied: tuple[Path, Ended]) -> None:
     folder, ended = studied
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")}
-    again = pathnet_("figures", "--all", "--folder", folder, *TINY, "--json")
+    again = pathnet_("figures", "--all", "--out", folder, *TINY, "--json")
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")} == before
     assert "training" not in again.err and "lesion" not in again.err
     facts = json.loads(again.out)
@@ -99,7 +99,7 @@ def test_an_experiment_prints_its_claims_and_what_it_wrote(studied: tuple[Path, 
     folder, _ = studied
     for file in (folder / name / "figures").iterdir():
         file.unlink()
-    ended = pathnet_(name, "--folder", folder, *TINY)
+    ended = pathnet_(name, "--out", folder, *TINY)
     assert ended.status == 0 and name not in ended.err, "all of it is there"
     lines = ended.out.splitlines()
     assert lines[-1 - len(written(folder, name)) :] == [str(folder / name), *written(folder, name)]
@@ -111,22 +111,22 @@ def test_an_experiment_prints_its_claims_and_what_it_wrote(studied: tuple[Path, 
     assert all(claim["measured"].split()[0] in words and f"{claim['paper'].split()[0]} " in words for claim in claims)
     facts = json.loads(pathnet_("figures", folder / name, "--json").out)
     assert facts["written"] == written(folder, name)
-    assert facts["run"] == str(folder / name) and facts["claims"] == claims
+    assert facts["out"] == facts["run"] == str(folder / name) and facts["claims"] == claims
 
 
 def test_an_experiment_trains_what_it_needs_on_any_data(tmp_path: Path) -> None:
     flags = ["--data", "synthetic", "--depth", 14, "--width", 1, "--seeds", 2, "--epochs", 1, "--batch-size", 256]
     small = ["--draws", 1, "--deletions", 1, "--images", 8, "--bn", "batch"]
-    ended = pathnet_("lesion-many", "--folder", tmp_path, *flags, *small)
+    ended = pathnet_("lesion-many", "--out", tmp_path, *flags, *small)
     assert ended.status == 0 and "training residual 2/2: 2/2" in ended.err
     assert {file.name for file in tmp_path.iterdir()} == {"networks", "lesion-many"}
     assert ended.out.splitlines()[0] == "synthetic; residual, depth 14, width 1, 6 blocks, 2 seeds"
     assert results.read(tmp_path / "lesion-many").identity["bn"] == "batch"
     assert pathnet_("figures", tmp_path / "lesion-many").out == ended.out
-    (line,) = pathnet_("path-gradients", "--folder", tmp_path, *flags, "--batches", 1, "--json").out.splitlines()
+    (line,) = pathnet_("path-gradients", "--out", tmp_path, *flags, "--batches", 1, "--json").out.splitlines()
     facts = json.loads(line)
     assert [run["n"] for run in facts["runs"]] == [6, 6] and len(facts["written"]) == 8
-    assert [run["run"] for run in facts["runs"]] == [
+    assert [run["out"] for run in facts["runs"]] == [
         str(tmp_path / folder) for folder in ("path-gradients", "path-gradients/seed-1")
     ]
 
@@ -150,9 +150,9 @@ def test_figures_takes_a_run_or_all(studied: tuple[Path, Ended], both: bool) -> 
 
 def test_a_study_of_other_networks_is_not_mixed_up(studied: tuple[Path, Ended], residual: Path) -> None:
     folder, _ = studied
-    ended = pathnet_("lesion-many", "--folder", folder, *TINY, "--epochs", 2)
+    ended = pathnet_("lesion-many", "--out", folder, *TINY, "--epochs", 2)
     assert ended.status == 1 and "residual-0.safetensors is of another recipe" in ended.err.splitlines()[-1]
-    ended = pathnet_("lesion-many", "--folder", folder, *TINY, "--weights", residual)
+    ended = pathnet_("lesion-many", "--out", folder, *TINY, "--weights", residual)
     assert ended.status == 1 and "holds another run (networks.residual: expected" in ended.err.splitlines()[-1]
 
 
@@ -179,9 +179,9 @@ def other_value(flag: str) -> list[object]:
 def test_settings_that_the_help_leaves_out_change_nothing(studied: tuple[Path, Ended], name: str) -> None:
     folder, _ = studied
     options = typer.main.get_command(app).commands[name].params  # type: ignore[attr-defined]
-    hidden = [option for option in options if option.hidden and option.name != "weights"]
+    hidden = [option for option in options if option.hidden and option.name not in ("weights", "folder")]
     assert len(hidden) >= 8
     changes = [word for option in hidden for word in other_value(option.opts[0])]
-    ended = pathnet_(name, "--folder", folder, *TINY, *changes)
+    ended = pathnet_(name, "--out", folder, *TINY, *changes)
     assert ended.status == 0 and name not in ended.err, "all of it is there"
-    assert ended.out == pathnet_(name, "--folder", folder, *TINY).out
+    assert ended.out == pathnet_(name, "--out", folder, *TINY).out

@@ -113,7 +113,7 @@ def test_bad_input_is_named_and_leaves_no_run(
     residual: Path, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     arguments = [str(word).replace("W", str(residual)) if "W" in str(word) else word for word in arguments]
-    ended = pathnet_(*arguments, "--folder", tmp_path / "study")
+    ended = pathnet_(*arguments, "--out", tmp_path / "study")
     assert ended.status == 1 and ended.out == ""
     line = ended.err.splitlines()[-1]
     assert line.startswith("pathnet: ") and words.replace("W", str(residual)) in line, line
@@ -123,7 +123,7 @@ def test_bad_input_is_named_and_leaves_no_run(
 def test_an_interrupt_says_what_is_kept_and_the_run_goes_on(
     residual: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = ["--weights", residual, "--folder", tmp_path, "--draws", 2, "--deletions", 1]
+    flags = ["--weights", residual, "--out", tmp_path, "--draws", 2, "--deletions", 1]
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

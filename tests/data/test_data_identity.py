@@ -186,7 +186,7 @@ def test_runs_record_the_names_of_images_left_out(tmp_path: Path) -> None:
     models.save(models.preact_resnet(8, 4, 2), tmp_path / "net.safetensors")
     (tmp_path / "set" / "val" / "class0" / "9.png").write_bytes(b"")
     flags = ["--data", tmp_path / "set", "--skip-broken"]
-    broken = pathnet_("gradients", *flags[:2], "--weights", tmp_path / "net.safetensors", "--run", tmp_path / "run")
+    broken = pathnet_("gradients", *flags[:2], "--weights", tmp_path / "net.safetensors", "--out", tmp_path / "run")
     assert (
         broken.status == 1
         and "val/class0/9.png is not a readable image" in broken.err
@@ -195,13 +195,13 @@ def test_runs_record_the_names_of_images_left_out(tmp_path: Path) -> None:
     few = ["--batches", 1, "--batch-size", 4]
     with pytest.warns(RuntimeWarning, match="data: left out 1 of 17 images"):
         ended = pathnet_(
-            "gradients", *flags, "--weights", tmp_path / "net.safetensors", "--run", tmp_path / "run", *few
+            "gradients", *flags, "--weights", tmp_path / "net.safetensors", "--out", tmp_path / "run", *few
         )
     assert ended.status == 0, ended.err
     assert results.read(tmp_path / "run").identity["data"]["skipped"] == ["val/class0/9.png"]
     with pytest.warns(RuntimeWarning, match="data: left out 1 of 17 images"):
         ended = pathnet_(
-            "lesion-many", *flags, "--weights", tmp_path / "net.safetensors", "--folder", tmp_path / "study",
+            "lesion-many", *flags, "--weights", tmp_path / "net.safetensors", "--out", tmp_path / "study",
             "--draws", 1, "--deletions", 1,
         )  # fmt: skip
     assert ended.status == 0, ended.err
