@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathnet import results as results
     from pathnet import signed as signed
     from pathnet import training as training
+    from pathnet import workers as workers
     from pathnet.adaptation import AdaptedNet as AdaptedNet
     from pathnet.adaptation import adapt as adapt
     from pathnet.effective_depth import EffectiveDepth as EffectiveDepth
@@ -75,6 +76,7 @@ __all__ = [
     "routed_gradient",
     "signed",
     "training",
+    "workers",
 ]
 
 EXTRA = ["experiments", "figures", "measure", "results"]

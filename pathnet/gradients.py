@@ -254,9 +254,9 @@ def compare_lengths(sums: ScaledGradient) -> LengthSums:
         norm[k], left[k] = _norm(grad), _norm(remainder)
         unit = grad / norm[k] if norm[k] > 0 else None
         if unit is not None and full_norm > 0:
-            full_cosine[k] = (unit * direction).sum()
+            full_cosine[k] = scaling.total((unit * direction).flatten())
         if unit is not None and before is not None:
-            next_cosine[k - 1] = (before * unit).sum()
+            next_cosine[k - 1] = scaling.total((before * unit).flatten())
         before = unit
     share = full_cosine * norm / full_norm
     if full_norm > 0:

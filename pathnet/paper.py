@@ -13,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from pathnet.workers import ALONE, Workers
 
 if TYPE_CHECKING:
     from pathnet import results
@@ -24,8 +26,23 @@ if TYPE_CHECKING:
 
 __all__ = ["EXPERIMENTS", "Driver", "Experiment", "claims", "draw"]
 
-MeasureOne: TypeAlias = "Callable[[Networks, Data, Plan, Path, Progress | None], results.Run]"
-Measure: TypeAlias = "Callable[[Networks, Data, Plan, Path, Progress | None], list[results.Run]]"
+MeasureOne: TypeAlias = "Callable[[Networks, Data, Plan, Path, Progress | None, Workers], results.Run]"
+
+
+class Measure(Protocol):
+    """Function that starts or continues the runs of some networks in a folder."""
+
+    def __call__(
+        self,
+        nets: Networks,
+        data: Data,
+        plan: Plan,
+        folder: Path,
+        progress: Progress | None = None,
+        workers: Workers = ALONE,
+    ) -> list[results.Run]:
+        """Return the runs."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +63,7 @@ class Driver:
         ... )
         >>> driver = pathnet.paper.EXPERIMENTS["lesion-single"].load()
         >>> plan = pathnet.experiments.Plan()
-        >>> driver.measure({"residual": [net]}, data, plan, Path("run"), None)
+        >>> driver.measure({"residual": [net]}, data, plan, Path("run"))
         [<Run of lesion-single in run: 4 rows measured; no results yet>]
     """
 
@@ -104,7 +121,7 @@ def claims(run: results.Run) -> list[Claim]:
         ... )
         >>> driver = pathnet.paper.EXPERIMENTS["lesion-single"].load()
         >>> plan = pathnet.experiments.Plan()
-        >>> (run,) = driver.measure({"residual": [net]}, data, plan, Path("run"), None)
+        >>> (run,) = driver.measure({"residual": [net]}, data, plan, Path("run"))
         >>> for claim in pathnet.paper.claims(run):
         ...     print(claim.paper)
         Deleting any one residual module, except a downsampling one, hardly changes the error of a residual network.
@@ -132,7 +149,7 @@ def draw(run: results.Run) -> list[Path]:
         ... )
         >>> driver = pathnet.paper.EXPERIMENTS["lesion-single"].load()
         >>> plan = pathnet.experiments.Plan()
-        >>> (run,) = driver.measure({"residual": [net]}, data, plan, Path("run"), None)
+        >>> (run,) = driver.measure({"residual": [net]}, data, plan, Path("run"))
         >>> [str(file) for file in pathnet.paper.draw(run)]
         ['run/figures/figure-3.png', 'run/figures/figure-3.svg']
     """
@@ -151,7 +168,9 @@ def _experiment_of(run: results.Run) -> Experiment:
 
 
 def _one_run(measure: MeasureOne) -> Measure:
-    return lambda nets, data, plan, folder, progress: [measure(nets, data, plan, folder, progress)]
+    return lambda nets, data, plan, folder, progress=None, workers=ALONE: [
+        measure(nets, data, plan, folder, progress, workers)
+    ]
 
 
 def _unraveled() -> Driver:

@@ -154,9 +154,31 @@ def _or_zero(exponent: Tensor) -> Tensor:
     return torch.where(exponent == _NOTHING, torch.zeros_like(exponent), exponent)
 
 
+_PIECE = 1 << 12
+"""Summands of a long sum that are added first."""
+
+
+def total(values: Tensor) -> Tensor:
+    """Return the sums over the last dimension, the same bits for any number of threads.
+
+    On a processor, torch splits a single sum among its threads, but none of several sums.
+
+    Args:
+        values: [..., N].
+
+    Returns:
+        [...]
+    """
+    length = values.shape[-1]
+    if values.numel() > length or length <= _PIECE or values.device.type != "cpu":
+        return values.sum(-1)
+    pieces = torch.nn.functional.pad(values, (0, -length % _PIECE)).reshape(*values.shape[:-1], -1, _PIECE)
+    return total(pieces.sum(-1))
+
+
 def norms(grad: Tensor, exponent: Tensor) -> Tensor:
     """Return float64 [G, B], the Euclidean norm of every sample, with full relative precision down to 1e-300."""
-    squares = grad.double().square().flatten(2).sum(2)
+    squares = total(grad.double().square().flatten(2))
     return times_power_of_two(squares.sqrt(), exponent.expand_as(squares))
 
 
@@ -164,4 +186,4 @@ def combine(sample_norms: Tensor) -> Tensor:
     """Return float64 [G], the norm of the batch from the norms of its samples [G, B], squares kept in range."""
     peak = sample_norms.amax(1, keepdim=True)
     safe = torch.where((peak > 0) & torch.isfinite(peak), peak, torch.ones_like(peak))
-    return (sample_norms / safe).square().sum(1).sqrt() * safe[:, 0]
+    return total((sample_norms / safe).square()).sqrt() * safe[:, 0]

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,6 +23,8 @@ from pathnet.paper import EXPERIMENTS
 from pathnet.settings import Above, AtLeast, AtMost, Flag, Help, Panel, Without, check_settings, documented
 from pathnet.training import Progress, Recipe
 from pathnet.training.recipe import check_recipe
+from pathnet.training.state import TrainingState
+from pathnet.workers import ALONE, Workers, check_workers
 
 if TYPE_CHECKING:
     from pathnet import results
@@ -171,11 +174,18 @@ def kind_of(net: ResidualNet) -> str:
 
 
 def trained(
-    study: Study, data: Data, kinds: Iterable[str], folder: Path, device: torch.device, reporter: Reporter
+    study: Study,
+    data: Data,
+    kinds: Iterable[str],
+    folder: Path,
+    device: torch.device,
+    reporter: Reporter,
+    workers: Workers = ALONE,
 ) -> Networks:
     """Return the networks of some kinds, in evaluation mode; train those that the folder does not hold.
 
-    An interrupted training continues.
+    An interrupted training continues. Of several processes, each trains some of the networks, and reads those that
+    others trained when all are done.
 
     Raises:
         ValueError: the folder holds networks of another study, or an argument is of another kind.
@@ -191,12 +201,27 @@ def trained(
     if not isinstance(device, torch.device):
         raise ValueError(f"device: expected a torch.device, got {described(device)}")
     check_callable("reporter", reporter)
+    check_workers(workers)
     for kind in kinds:
         check_size(study.config(kind, data))
-    return {
-        kind: [_trained(study, data, kind, seed, folder, device, reporter) for seed in range(study.seeds)]
-        for kind in kinds
-    }
+    order = [(kind, seed) for kind in kinds for seed in range(study.seeds)]
+    nets: dict[tuple[str, int], ResidualNet] = {}
+    unfinished = list(range(len(order)))
+    while unfinished:  # again if a process died
+        for unit in workers.share_out(len(unfinished)):
+            number = order[unfinished[unit]]
+            nets[number] = _trained(study, data, *number, folder, device, reporter)
+        known = workers.gather([unit for unit, number in enumerate(order) if number in nets])
+        done = {unit for of_process in known for unit in of_process}
+        unfinished = workers.agree(partial(_without, unfinished, done))
+    for number in order:
+        if number not in nets:
+            nets[number] = _read(study, data, *number, folder, device)
+    return {kind: [nets[kind, seed] for seed in range(study.seeds)] for kind in kinds}
+
+
+def _without(units: list[int], done: set[int]) -> list[int]:
+    return [unit for unit in units if unit not in done]
 
 
 def _check_study(name: str, value: object) -> None:
@@ -207,13 +232,34 @@ def _check_study(name: str, value: object) -> None:
 def _trained(
     study: Study, data: Data, kind: str, seed: int, folder: Path, device: torch.device, reporter: Reporter
 ) -> ResidualNet:
-    recipe = study.recipe_of(kind, seed)
-    torch.manual_seed(recipe.seed)
-    net = models.build(study.config(kind, data)).to(device)
-    checkpoint = folder / "networks" / f"{kind.replace(' ', '-')}-{seed}.safetensors"
+    net, recipe, checkpoint = _untrained(study, data, kind, seed, folder, device)
     with reporter(f"training {kind} {seed + 1}/{study.seeds}") as progress:
         training.train(net, data, recipe, checkpoint, progress)
     return net.eval()
+
+
+def _read(study: Study, data: Data, kind: str, seed: int, folder: Path, device: torch.device) -> ResidualNet:
+    """Return a network that another process has trained.
+
+    Raises:
+        ValueError: this process does not see its checkpoint.
+    """
+    net, recipe, checkpoint = _untrained(study, data, kind, seed, folder, device)
+    # As the training would go on from it: with the same layout in memory, and without its lock.
+    state = TrainingState(net, data, recipe, checkpoint)
+    if state.step < state.steps:
+        raise ValueError(f"checkpoint: expected a trained network that all processes see, got none in {checkpoint}")
+    return net.eval()
+
+
+def _untrained(
+    study: Study, data: Data, kind: str, seed: int, folder: Path, device: torch.device
+) -> tuple[ResidualNet, Recipe, Path]:
+    """Return a network before its training, its recipe, and the path of its checkpoint."""
+    recipe = study.recipe_of(kind, seed)
+    torch.manual_seed(recipe.seed)
+    net = models.build(study.config(kind, data)).to(device)
+    return net, recipe, folder / "networks" / f"{kind.replace(' ', '-')}-{seed}.safetensors"
 
 
 def measured(
@@ -224,6 +270,7 @@ def measured(
     folder: Path,
     reporter: Reporter,
     trained_by: Study | None = None,
+    workers: Workers = ALONE,
 ) -> list[results.Run]:
     """Complete the runs of one experiment in the folder of a study, and return them.
 
@@ -231,6 +278,7 @@ def measured(
         name: the experiment, a key of `pathnet.paper.EXPERIMENTS`.
         nets: networks by kind, with the kinds that the experiment needs.
         trained_by: the study whose recipe trained the networks; the runs keep it.
+        workers: the processes that measure together; the first one tests the claims.
 
     Raises:
         ValueError: a kind is missing, or the folder holds runs of other networks, data or plans; or an argument is
@@ -242,6 +290,7 @@ def measured(
         raise ValueError(f"networks: expected sequences of networks by their kinds, got {described(nets)}")
     folder = check_path("folder", folder)
     check_callable("reporter", reporter)
+    check_workers(workers)
     if trained_by is not None:
         _check_study("trained_by", trained_by)
     experiment = EXPERIMENTS[name]
@@ -252,8 +301,8 @@ def measured(
         )
     driver = experiment.load()
     with reporter(name) as progress:
-        runs = driver.measure(needed, data, plan, folder / name, progress)
-    for run in runs:
+        runs = driver.measure(needed, data, plan, folder / name, progress, workers)
+    for run in runs if workers.leads else []:
         facts = {**run.facts.get("results", {}), "claims": [vars(claim) for claim in driver.claims(run)]}
         if trained_by is not None:
             facts["recipes"] = {kind: asdict(trained_by.recipe_of(kind, 0)) for kind in needed}

@@ -47,6 +47,7 @@ ORDER = [
     "lesion",
     "training",
     "progress",
+    "workers",
     "results",
     "experiments",
     "figures",

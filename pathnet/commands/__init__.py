@@ -14,11 +14,13 @@ To add a flag to ``pathnet train``, add a field with its `Help` to one of three 
 
 from __future__ import annotations
 
+import sys
 import warnings
 from importlib.util import find_spec
 
 from pathnet import interrupts
 from pathnet.commands.streams import fail, prepare_streams, warn
+from pathnet.commands.watcher import watch
 from pathnet.extras import EXTRA, advice
 
 __all__ = ["main"]
@@ -31,6 +33,7 @@ def main() -> None:
     """
     interrupts.end_at_once()
     prepare_streams()
+    watch(sys.argv[1:])
     missing = [package for module, package in EXTRA.items() if find_spec(module) is None]
     if missing:
         fail(f"commands need {', '.join(missing)}, not installed here: {advice(*missing)}", 1)

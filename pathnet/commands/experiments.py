@@ -7,14 +7,14 @@ from typing import Annotated
 
 from pathnet import study as studies
 from pathnet.commands.flags import Callback, command_of
-from pathnet.commands.shared import device_of
+from pathnet.commands.shared import device_of, reporter_of
 from pathnet.commands.studies import StudySettings, loaded, study_on
 from pathnet.experiments.plans import Plan
 from pathnet.paper import EXPERIMENTS, Experiment
-from pathnet.progress import reporter
 from pathnet.settings import Flag, Help
 from pathnet.study import KINDS
 from pathnet.training import Recipe
+from pathnet.workers import torchrun
 
 __all__ = ["EPILOG", "ExperimentSettings", "experiment_command"]
 
@@ -42,12 +42,13 @@ def experiment_command(name: str) -> Callback:
     def run(settings: ExperimentSettings) -> None:
         from pathnet.commands.runs import print_runs
 
-        study, place = settings.study, settings.place
-        with study_on(settings) as (data, networks):
-            from_files = loaded(settings.weights or [], experiment, device_of(settings.device))
+        study, place, workers = settings.study, settings.place, torchrun()
+        with study_on(settings, workers) as (data, networks):
+            from_files = loaded(settings.weights or [], experiment, device_of(settings.device, workers))
             nets, trained_by = (from_files, None) if from_files else (networks(name), study)
-            runs = studies.measured(name, nets, data, study.plan, place, reporter, trained_by)
-        print_runs(runs, settings.as_json)
+            runs = studies.measured(name, nets, data, study.plan, place, reporter_of(workers), trained_by, workers)
+        if workers.leads:
+            print_runs(runs, settings.as_json)
 
     run.__doc__ = f"{experiment.about} ({experiment.paper})"
     return command_of(ExperimentSettings, run, _unread(experiment))

@@ -10,11 +10,12 @@ import typer
 
 from pathnet import study as studies
 from pathnet.commands.places import check_existing_folder, check_folder_to_write
+from pathnet.commands.shared import reporter_of
 from pathnet.commands.streams import say
 from pathnet.commands.studies import StudySettings, study_on
 from pathnet.paper import EXPERIMENTS, claims
-from pathnet.progress import reporter
 from pathnet.settings import Checked, Flag, Help
+from pathnet.workers import Workers, torchrun
 
 if TYPE_CHECKING:
     from pathnet.results import Run
@@ -56,7 +57,10 @@ def figures(settings: FiguresSettings) -> None:
     if settings.run is not None:
         print_run(results.read(settings.run), settings.as_json)
         return
-    name, runs = _measured(settings)
+    workers = torchrun()
+    name, runs = _measured(settings, workers)
+    if not workers.leads:
+        return
     place = settings.place
     page = report.write(runs, f"All of the paper on {name}", place / "report.html")
     said = [claim for run in runs for claim in claims(run)]
@@ -67,10 +71,10 @@ def figures(settings: FiguresSettings) -> None:
         say(f"{sum(claim.held for claim in said)} of {len(said)} claims held", place, page)
 
 
-def _measured(settings: FiguresSettings) -> tuple[str, list[Run]]:
+def _measured(settings: FiguresSettings, workers: Workers) -> tuple[str, list[Run]]:
     """Return the name of the data, and the runs of every experiment, after training and measuring what is missing."""
-    study, runs = settings.study, list["Run"]()
-    with study_on(settings) as (data, networks):
+    study, runs, show = settings.study, list["Run"](), reporter_of(workers)
+    with study_on(settings, workers) as (data, networks):
         for name in EXPERIMENTS:
-            runs += studies.measured(name, networks(name), data, study.plan, settings.place, reporter, study)
+            runs += studies.measured(name, networks(name), data, study.plan, settings.place, show, study, workers)
     return data.name, runs

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 from pathnet import models
 from pathnet.commands.failures import kept
 from pathnet.commands.places import check_file_to_read
-from pathnet.commands.shared import Device, ExistingData, Json, RunFolder, device_of
+from pathnet.commands.shared import Device, ExistingData, Json, RunFolder, device_of, reporter_of
 from pathnet.data import Data, load
 from pathnet.experiments.plans import PathGradients
-from pathnet.progress import reporter
 from pathnet.settings import Checked, Flag, Help, Panel, check_settings
 from pathnet.study import SkipBroken
+from pathnet.workers import ALONE, Workers, torchrun
 
 if TYPE_CHECKING:
     from pathnet.results import Run
@@ -54,20 +54,24 @@ def gradients(settings: GradientsSettings) -> None:
     To train the networks of a study and measure them all, take path-gradients.
 
     An interrupted run resumes. Measurements by other methods with the same plan share the folder and the figure.
+
+    Under torchrun, the processes share the batches.
     """
     from pathnet.commands.runs import print_gradients
 
-    net = models.load(settings.weights or _weights_of(settings.run)).to(device_of(settings.device))
-    run = measured(net, load(settings.data, settings.skip_broken), settings.plan, settings.run)
-    print_gradients(run, settings.as_json)
+    workers = torchrun()
+    net = models.load(settings.weights or _weights_of(settings.run)).to(device_of(settings.device, workers))
+    run = measured(net, load(settings.data, settings.skip_broken), settings.plan, settings.run, workers)
+    if workers.leads:
+        print_gradients(run, settings.as_json)
 
 
-def measured(net: models.ResidualNet, data: Data, plan: PathGradients, folder: Path) -> Run:
+def measured(net: models.ResidualNet, data: Data, plan: PathGradients, folder: Path, workers: Workers = ALONE) -> Run:
     """Measure what a run lacks of a plan, with progress on stderr, and return the run."""
     from pathnet.experiments import path_gradients
 
-    with kept(f"what was measured is kept in {folder}"), reporter("path gradients") as progress:
-        return path_gradients.measure(net, data, plan, folder, progress)
+    with kept(f"what was measured is kept in {folder}"), reporter_of(workers)("path gradients") as progress:
+        return path_gradients.measure(net, data, plan, folder, progress, workers)
 
 
 def _weights_of(run: Path) -> Path:

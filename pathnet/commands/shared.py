@@ -10,8 +10,11 @@ from typing import Annotated
 import torch
 
 from pathnet.commands.places import check_existing_folder, check_folder_to_write, check_utf_8
+from pathnet.progress import reporter
 from pathnet.settings import Checked, Flag, Help, Panel
-from pathnet.study import DataSet
+from pathnet.study import DataSet, Reporter
+from pathnet.training import Progress
+from pathnet.workers import ALONE, Workers
 
 __all__ = [
     "Device",
@@ -22,6 +25,7 @@ __all__ = [
     "check_folder_for_weights",
     "device_of",
     "one_thread",
+    "reporter_of",
 ]
 
 BUILT_IN = ("digits", "synthetic")
@@ -49,12 +53,36 @@ Device = Annotated[
 Json = Annotated[bool, Help("Print one JSON object on stdout, and nothing else."), Flag("--json"), Panel("General")]
 
 
-def device_of(name: str) -> torch.device:
-    """Return the device of a name: ``auto`` is the GPU where there is one.
+def device_of(name: str, workers: Workers = ALONE) -> torch.device:
+    """Return the device of a name: ``auto`` is the GPU where there is one; of several processes, each has one.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: there is no such device here, or there are fewer GPUs than processes.
     """
+    device = _device_of(name)
+    if device.type == "cpu" or workers.count == 1:
+        return device
+    if (gpus := torch.cuda.device_count()) < workers.local_count:
+        raise ValueError(
+            f"device: expected a GPU for each of {workers.local_count} processes on this machine, got {gpus}; "
+            f"take --nproc-per-node {gpus}"
+        )
+    device = torch.device("cuda", workers.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def reporter_of(workers: Workers) -> Reporter:
+    """Return what shows progress: in the first process alone, which shows that of all."""
+    return reporter if workers.leads else _silent
+
+
+@contextmanager
+def _silent(label: str) -> Iterator[Progress]:
+    yield lambda done, total, note: None
+
+
+def _device_of(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     usable = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import sys
@@ -62,9 +63,20 @@ def standard_output() -> Iterator[None]:
 
 
 def tell(line: str) -> None:
-    """Write a line to stderr, if there is one."""
-    with suppress(OSError):
-        print(printable(line), file=sys.stderr, flush=True)
+    """Write a line to stderr, if there is one. Of several processes under torchrun, the first to say it does."""
+    if _is_first_to_say(line):
+        with suppress(OSError):
+            print(printable(line), file=sys.stderr, flush=True)
+
+
+def _is_first_to_say(line: str) -> bool:
+    if "TORCHELASTIC_RUN_ID" not in os.environ or "torch" not in sys.modules:
+        return True
+    from pathnet.workers import torchrun
+
+    with suppress(OSError):  # torchrun has ended
+        return torchrun().first_to(f"say {hashlib.sha256(line.encode(errors='backslashreplace')).hexdigest()}")
+    return True
 
 
 def fail(message: str, status: int) -> NoReturn:

@@ -16,12 +16,20 @@ from pathnet import study as studies
 from pathnet.commands.failures import kept
 from pathnet.commands.flags import OverPreset
 from pathnet.commands.gradients import check_weights
-from pathnet.commands.shared import Device, Json, check_data, check_folder_for_weights, device_of, one_thread
+from pathnet.commands.shared import (
+    Device,
+    Json,
+    check_data,
+    check_folder_for_weights,
+    device_of,
+    one_thread,
+    reporter_of,
+)
 from pathnet.data import Data, load
 from pathnet.paper import EXPERIMENTS, Experiment
-from pathnet.progress import reporter
 from pathnet.settings import Checked, Flag, Help, Panel, check_settings
 from pathnet.study import Preset, Study
+from pathnet.workers import Workers
 
 if TYPE_CHECKING:
     from pathnet.experiments.run import Networks
@@ -66,16 +74,16 @@ class StudySettings:
 
 
 @contextmanager
-def study_on(settings: StudySettings) -> Iterator[tuple[Data, Callable[[str], Networks]]]:
+def study_on(settings: StudySettings, workers: Workers) -> Iterator[tuple[Data, Callable[[str], Networks]]]:
     """Yield the data of a study, and a function that trains the networks of an experiment."""
-    study, place, device = settings.study, settings.place, device_of(settings.device)
+    study, place, device = settings.study, settings.place, device_of(settings.device, workers)
     check_data("data", study.data)
     data, known = load(study.data, study.skip_broken), dict[str, Any]()
 
     def networks(name: str) -> Networks:
         kinds = EXPERIMENTS[name].networks
         missing = [kind for kind in kinds if kind not in known]
-        known.update(studies.trained(study, data, missing, place, device, reporter))
+        known.update(studies.trained(study, data, missing, place, device, reporter_of(workers), workers))
         return {kind: known[kind] for kind in kinds}
 
     small = data.image_shape[1] * data.image_shape[2] <= SMALL_IMAGE

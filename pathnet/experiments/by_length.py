@@ -8,20 +8,19 @@ much of them cancels.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pathnet import results
 from pathnet.experiments.plans import MOST_DRAWS
+from pathnet.experiments.units import Amounts, Rows, measure_units
 from pathnet.results import LARGEST, Range
 from pathnet.tape import Tape
 from pathnet.training import Progress
 
 __all__ = ["ExactSum", "SignedDraw", "measure_exact", "measure_signed"]
 
-PART_SECONDS = 30.0
 COSINE = Range(-1.0 - 1e-6, 1.0 + 1e-6, nan=True)
 """Range of a cosine in float64, with room for rounding; NaN if one of the vectors is zero."""
 
@@ -100,24 +99,45 @@ class SignedDraw:
     engine: str
 
 
-def measure_exact(run: results.Run, batches: int, record: RecordBatch, progress: Progress | None = None) -> None:
+def measure_exact(
+    run: results.Run,
+    batches: int,
+    record: RecordBatch,
+    progress: Progress | None = None,
+    any_threads: bool = False,
+) -> None:
     """Measure the exact sums that the run lacks on batches 0 to ``batches`` - 1.
 
-    Measurements are written every 30 s, at the end, and on an interrupt.
+    Args:
+        run: the run to add to.
+        batches: number of batches.
+        record: records a batch.
+        progress: called with (batches done, batches in total, a note).
+        any_threads: see `pathnet.experiments.units.measure_units`.
 
     Raises:
         ValueError: a sum is not finite.
     """
-    known = {row.batch for row in run.rows(ExactSum)}
-    _add(run, batches, [b for b in range(batches) if b not in known], lambda b: _exact(record(b), b), progress)
+
+    def missing() -> list[int]:
+        known = {row.batch for row in run.rows(ExactSum)}
+        return [batch for batch in range(batches) if batch not in known]
+
+    _measure(
+        run, batches, run.workers.agree(missing), lambda batch: _exact(record(batch), batch), progress, any_threads
+    )
 
 
 def measure_signed(
-    run: results.Run, batches: int, draws: int, seed: int, record: RecordBatch, progress: Progress | None = None
+    run: results.Run,
+    batches: int,
+    draws: int,
+    seed: int,
+    record: RecordBatch,
+    progress: Progress | None = None,
+    any_threads: bool = False,
 ) -> None:
     """Measure the signed draws 0 to ``draws`` - 1 that the run lacks on each of the batches 0 to ``batches`` - 1.
-
-    Measurements are written every 30 s, at the end, and on an interrupt.
 
     Args:
         run: the run to add to.
@@ -126,13 +146,21 @@ def measure_signed(
         seed: seed of the signs.
         record: records a batch.
         progress: called with (batches done, batches in total, a note).
+        any_threads: see `pathnet.experiments.units.measure_units`.
 
     Raises:
         ValueError: an estimate is not finite.
     """
-    known = {(row.batch, row.draw) for row in run.rows(SignedDraw)}
-    missing = {b: numbers for b in range(batches) if (numbers := [j for j in range(draws) if (b, j) not in known])}
-    _add(run, batches, missing, lambda b: _signed(record(b), b, missing[b], seed), progress)
+
+    def missing() -> list[tuple[int, list[int]]]:
+        known = {(row.batch, row.draw) for row in run.rows(SignedDraw)}
+        by_batch = {batch: [draw for draw in range(draws) if (batch, draw) not in known] for batch in range(batches)}
+        return [(batch, numbers) for batch, numbers in by_batch.items() if numbers]
+
+    units = run.workers.agree(missing)
+    _measure(
+        run, batches, units, lambda unit: _signed(record(unit[0]), unit[0], unit[1], seed), progress, any_threads
+    )
 
 
 def _exact(tape: Tape, batch: int) -> list[ExactSum]:
@@ -169,24 +197,17 @@ def _check_finite(tape: Tape, batch: int, values: list[float]) -> None:
         )
 
 
-def _add(
+def _measure(
     run: results.Run,
     batches: int,
-    missing: Iterable[int],
-    rows_of: Callable[[int], list[ExactSum] | list[SignedDraw]],
+    units: list[Any],
+    rows_of: Callable[[Any], list[ExactSum] | list[SignedDraw]],
     progress: Progress | None,
+    any_threads: bool,
 ) -> None:
-    missing = list(missing)
-    done, waiting, written = batches - len(missing), list[results.Row](), time.monotonic()
-    try:
-        for batch in missing:
-            rows = rows_of(batch)
-            waiting += rows
-            done += 1
-            if progress is not None:
-                progress(done, batches, f"batches, engine {rows[0].engine}")
-            if time.monotonic() - written >= PART_SECONDS:
-                run.add_rows(waiting)
-                waiting, written = [], time.monotonic()
-    finally:
-        run.add_rows(waiting)
+    def begin(unit: Any, _: object) -> Callable[[], tuple[Rows, str]]:
+        rows = rows_of(unit)
+        return lambda: (rows, f"batches, engine {rows[0].engine}")
+
+    amounts = Amounts(batches, batches - len(units), [1] * len(units))
+    measure_units(run, units, begin, amounts, progress, any_threads=any_threads)

@@ -20,6 +20,7 @@ from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, open
 from pathnet.lesion import Lesion
 from pathnet.lesion.recalibration import check_training_split
 from pathnet.training import Progress
+from pathnet.workers import ALONE, Workers
 
 __all__ = ["NAME", "EffectiveTraining", "claims", "compared", "measure", "summarise"]
 
@@ -67,6 +68,7 @@ def measure(
     plan: Plan,
     folder: str | Path,
     progress: Progress | None = None,
+    workers: Workers = ALONE,
 ) -> results.Run:
     """Measure test errors of networks trained in full (``residual``) and with ``plan.modules`` (``effective``).
 
@@ -81,7 +83,7 @@ def measure(
     as_it_is = {kind: [[INTACT]] * len(seeds) for kind, seeds in nets.items()}
     scaled = {"effective": [[DrawnLesion(0, 0, Lesion(scale=plan.modules / net.n))] for net in nets["effective"]]}
     settings = {"modules": plan.modules, "images": plan.images}
-    with open_run(NAME, nets, source, settings, {}, folder) as run:
+    with open_run(NAME, nets, source, settings, {}, folder, workers) as run:
         measure_errors(run, nets, source, plan, as_it_is, progress, bn="running")
         measure_errors(run, nets, source, plan, scaled, progress, bn="running")
         measure_errors(run, nets, source, plan, {"effective": as_it_is["effective"]}, progress, bn="recalibrated")

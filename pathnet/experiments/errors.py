@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,6 +13,7 @@ from pathnet import lesion, results
 from pathnet.data import Batches, Data
 from pathnet.data.passes import Passes
 from pathnet.experiments.run import Networks, Plan
+from pathnet.experiments.units import Amounts, Rows, measure_units
 from pathnet.intervals import bootstrap_means, interval, no_interval
 from pathnet.lesion import BatchNormPolicy, Lesion
 from pathnet.results import Range
@@ -21,6 +22,8 @@ from pathnet.training import Progress
 __all__ = ["INTACT", "DrawnLesion", "ErrorCount", "ErrorCounts", "Spread", "measure_errors", "spread"]
 
 TOGETHER = 32
+GROUPS_EACH = 4
+"""Groups of lesions for each of several processes, so that they end at about the same time."""
 
 Array = NDArray[np.float64]
 
@@ -152,24 +155,45 @@ def measure_errors(
     """
     bn = bn or plan.bn
     images = Passes(data, 1, plan.images).samples or 0
+    units = run.workers.agree(lambda: _missing(run, lesions, bn))
+
+    def begin(unit: list[Any], report: Callable[[int, str], None]) -> Callable[[], tuple[Rows, str]]:
+        kind, seed, numbers = unit
+        part, note = [lesions[kind][seed][number] for number in numbers], ""
+
+        def noted(done: int, _: int, words: str) -> None:
+            nonlocal note
+            note = words
+            report(done, words)
+
+        cuts = [drawn.lesion for drawn in part]
+        wrong = lesion.errors(nets[kind][seed], data, cuts, bn, plan.images, noted).wrong.tolist()
+        rows = [
+            ErrorCount(kind, seed, size, draw, cut.deleted, cut.order, cut.scale, bn, images, count)
+            for (size, draw, cut), count in zip(part, wrong, strict=True)
+        ]
+        return lambda: (rows, note)
+
+    sizes = [len(numbers) * images for _, _, numbers in units]
+    measure_units(run, units, begin, Amounts(sum(sizes), 0, sizes), progress)
+
+
+def _missing(
+    run: results.Run, lesions: Mapping[str, Sequence[Sequence[DrawnLesion]]], bn: BatchNormPolicy
+) -> list[tuple[str, int, list[int]]]:
+    """Return the lesions that the run lacks in groups: kind and seed of a network, and numbers of its lesions."""
     measured = {(row.network, row.seed, row.drawn) for row in run.rows(ErrorCount) if row.bn == bn}
-    missing = {
-        (kind, seed): [drawn for drawn in planned if (kind, seed, drawn) not in measured]
+    missing = [
+        (kind, seed, [number for number, drawn in enumerate(planned) if (kind, seed, drawn) not in measured])
         for kind, seeds in lesions.items()
         for seed, planned in enumerate(seeds)
-    }
-    total, done = sum(map(len, missing.values())) * images, 0
-    for (kind, seed), unmeasured in missing.items():
-        for start in range(0, len(unmeasured), TOGETHER):
-            part = unmeasured[start : start + TOGETHER]
-
-            def report(part_done: int, _: int, note: str, before: int = done) -> None:
-                if progress is not None:
-                    progress(before + part_done, total, note)
-
-            counts = lesion.errors(nets[kind][seed], data, [drawn.lesion for drawn in part], bn, plan.images, report)
-            rows = []
-            for (size, draw, cut), wrong in zip(part, counts.wrong.tolist(), strict=True):
-                rows.append(ErrorCount(kind, seed, size, draw, cut.deleted, cut.order, cut.scale, bn, images, wrong))
-            run.add_rows(rows)
-            done += len(part) * images
+    ]
+    together = TOGETHER
+    if (processes := run.workers.count) > 1:
+        most = -(-sum(len(numbers) for _, _, numbers in missing) // (GROUPS_EACH * processes))
+        together = max(1, min(TOGETHER, most))
+    return [
+        (kind, seed, numbers[start : start + together])
+        for kind, seed, numbers in missing
+        for start in range(0, len(numbers), together)
+    ]

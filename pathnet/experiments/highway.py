@@ -4,8 +4,9 @@ skip connections, residual modules and the gates themselves."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from pathnet.experiments import lesion_single
 from pathnet.experiments.errors import Spread, spread
 from pathnet.experiments.lesion_single import SingleDeletions
 from pathnet.experiments.run import Claim, Networks, Plan, Value, check_amount, check_arguments, open_run, unfinished
+from pathnet.experiments.units import Amounts, Rows, measure_units
 from pathnet.full_precision import full_precision
 from pathnet.models import Block, HighwayBlock, ResidualNet
 from pathnet.recording import cross_entropy, snapshot
 from pathnet.training import Progress
+from pathnet.workers import ALONE, Workers
 
 __all__ = ["NAME", "PARTS", "Highway", "claims", "measure", "summarise"]
 
@@ -75,6 +78,7 @@ def measure(
     plan: Plan,
     folder: str | Path,
     progress: Progress | None = None,
+    workers: Workers = ALONE,
 ) -> results.Run:
     """Measure errors of highway networks without single blocks, and on random batches gates and parts of gradients.
 
@@ -88,19 +92,28 @@ def measure(
     check_amount("gate_batches", source, plan.gate_batches)
     plan = replace(plan, gate_batch_size=source.batch_size(plan.gate_batch_size))
     settings = {"bn": plan.bn, "images": plan.images, "plan_seed": plan.plan_seed, "batch_size": plan.gate_batch_size}
-    with open_run(NAME, nets, source, settings, {"gate_batches": plan.gate_batches}, folder) as run:
+    with open_run(NAME, nets, source, settings, {"gate_batches": plan.gate_batches}, folder, workers) as run:
         lesion_single.measure_deletions(run, nets, source, plan, progress)
-        known = {(row.seed, row.batch) for row in run.rows(Value)}
-        for seed, net in enumerate(nets["highway"]):
-            recorder = pathnet.Recorder(net, engine="reference")
-            for batch in range(plan.gate_batches):
-                if (seed, batch) in known:
-                    continue
-                run.add_rows(_batch(recorder, net, source, plan, seed, batch))
-                if progress is not None:
-                    done = seed * plan.gate_batches + batch + 1
-                    progress(done, len(nets["highway"]) * plan.gate_batches, "batches, gates")
+        _measure_gates(run, nets["highway"], source, plan, progress)
         return run
+
+
+def _measure_gates(
+    run: results.Run, nets: Sequence[ResidualNet], data: Data | Batches, plan: Plan, progress: Progress | None
+) -> None:
+    recorders = [pathnet.Recorder(net, engine="reference") for net in nets]
+
+    def missing() -> list[tuple[int, int]]:
+        known = {(row.seed, row.batch) for row in run.rows(Value)}
+        return [unit for unit in product(range(len(nets)), range(plan.gate_batches)) if unit not in known]
+
+    def begin(unit: list[int], _: object) -> Callable[[], tuple[Rows, str]]:
+        seed, batch = unit
+        rows = _batch(recorders[seed], nets[seed], data, plan, seed, batch)
+        return lambda: (rows, "batches, gates")
+
+    units, total = run.workers.agree(missing), len(nets) * plan.gate_batches
+    measure_units(run, units, begin, Amounts(total, total - len(units), [1] * len(units)), progress)
 
 
 def _batch(

@@ -14,6 +14,7 @@ from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, open
 from pathnet.lesion import Lesion
 from pathnet.streams import stream
 from pathnet.training import Progress
+from pathnet.workers import ALONE, Workers
 
 __all__ = ["NAME", "claims", "measure"]
 
@@ -26,6 +27,7 @@ def measure(
     plan: Plan,
     folder: str | Path,
     progress: Progress | None = None,
+    workers: Workers = ALONE,
 ) -> results.Run:
     """Measure the test error without 1 to ``plan.deletions`` blocks, for ``plan.draws`` draws of each.
 
@@ -35,7 +37,9 @@ def measure(
     source = check_arguments(nets, data, plan, folder, progress, ("residual",))
     lesions = {kind: [_draw(net.n, seed, plan) for seed, net in enumerate(seeds)] for kind, seeds in nets.items()}
     settings = {"bn": plan.bn, "images": plan.images, "plan_seed": plan.plan_seed}
-    with open_run(NAME, nets, source, settings, {"draws": plan.draws, "deletions": plan.deletions}, folder) as run:
+    with open_run(
+        NAME, nets, source, settings, {"draws": plan.draws, "deletions": plan.deletions}, folder, workers
+    ) as run:
         measure_errors(run, nets, source, plan, lesions, progress)
         return run
 

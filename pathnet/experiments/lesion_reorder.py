@@ -18,6 +18,7 @@ from pathnet.lesion.networks import block_shapes
 from pathnet.models import ResidualNet
 from pathnet.streams import stream
 from pathnet.training import Progress
+from pathnet.workers import ALONE, Workers
 
 __all__ = ["NAME", "claims", "measure", "swapped"]
 
@@ -30,6 +31,7 @@ def measure(
     plan: Plan,
     folder: str | Path,
     progress: Progress | None = None,
+    workers: Workers = ALONE,
 ) -> results.Run:
     """Measure the test error after 1 to ``plan.swaps`` random swaps of two blocks, for ``plan.draws`` draws of each.
 
@@ -44,7 +46,7 @@ def measure(
         kind: [_draw(net, seed, source, plan) for seed, net in enumerate(seeds)] for kind, seeds in nets.items()
     }
     settings = {"bn": plan.bn, "images": plan.images, "plan_seed": plan.plan_seed}
-    with open_run(NAME, nets, source, settings, {"draws": plan.draws, "swaps": plan.swaps}, folder) as run:
+    with open_run(NAME, nets, source, settings, {"draws": plan.draws, "swaps": plan.swaps}, folder, workers) as run:
         measure_errors(run, nets, source, plan, lesions, progress)
         return run
 

@@ -17,6 +17,7 @@ from pathnet.experiments.errors import INTACT, DrawnLesion, ErrorCounts, measure
 from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, open_run, unfinished
 from pathnet.lesion import Lesion
 from pathnet.training import Progress
+from pathnet.workers import ALONE, Workers
 
 __all__ = ["NAME", "OF_LEARNED", "SingleDeletions", "claims", "measure", "measure_deletions", "summarise"]
 
@@ -77,6 +78,7 @@ def measure(
     plan: Plan,
     folder: str | Path,
     progress: Progress | None = None,
+    workers: Workers = ALONE,
     name: str = NAME,
 ) -> results.Run:
     """Measure the test error of every network, intact and without each of its blocks.
@@ -87,6 +89,7 @@ def measure(
         plan: the policy for batch normalisation and the number of images.
         folder: folder of a new run, or of one with the same networks, data and plan.
         progress: called with (images done, images in total, a note).
+        workers: the processes that measure together.
         name: name of the experiment.
 
     Raises:
@@ -95,7 +98,7 @@ def measure(
     source = check_arguments(nets, data, plan, folder, progress)
     if not nets:
         raise ValueError("networks: expected networks of at least one kind, got none")
-    with open_run(name, nets, source, {"bn": plan.bn, "images": plan.images}, {}, folder) as run:
+    with open_run(name, nets, source, {"bn": plan.bn, "images": plan.images}, {}, folder, workers) as run:
         measure_deletions(run, nets, source, plan, progress)
         return run
 

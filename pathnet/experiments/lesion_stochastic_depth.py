@@ -16,6 +16,7 @@ from pathnet.experiments.drawn_paths import DrawnPaths, drawn_paths
 from pathnet.experiments.lesion_single import OF_LEARNED, SingleDeletions, summarise
 from pathnet.experiments.run import Claim, Networks, Plan
 from pathnet.training import Progress
+from pathnet.workers import ALONE, Workers
 
 __all__ = ["NAME", "StochasticDepth", "claims", "measure", "stochastic_depth", "summarise"]
 
@@ -42,13 +43,14 @@ def measure(
     plan: Plan,
     folder: str | Path,
     progress: Progress | None = None,
+    workers: Workers = ALONE,
 ) -> results.Run:
     """Measure the test error of both kinds of network, intact and without each of their blocks.
 
     Raises:
         ValueError: a network does not accept the data, or the folder holds another run.
     """
-    return lesion_single.measure(nets, data, plan, folder, progress, NAME)
+    return lesion_single.measure(nets, data, plan, folder, progress, workers, NAME)
 
 
 def stochastic_depth(run: results.Run) -> StochasticDepth:

@@ -7,9 +7,7 @@ hold the sums over all 2^n paths (`pathnet.experiments.by_length`).
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,16 +37,17 @@ from pathnet.experiments.run import (
     in_memory,
 )
 from pathnet.experiments.summary import MOST, Summary, percent
+from pathnet.experiments.units import Amounts, measure_units
 from pathnet.intervals import bracketed
 from pathnet.models import ResidualNet
 from pathnet.models.residual_net import check_net
 from pathnet.results import Measurements
 from pathnet.training import Progress
+from pathnet.workers import ALONE, Workers, check_workers
 
 __all__ = ["NAME", "PathGradients", "claims", "measure", "measure_each"]
 
 NAME = "path-gradients"
-PART_SECONDS = 30.0
 WHERE = "section 5, Figure 6"
 EXPONENTIAL = 0.95
 SHORT = 0.4
@@ -60,10 +59,11 @@ def measure(
     plan: PathGradients,
     folder: str | Path,
     progress: Progress | None = None,
+    workers: Workers = ALONE,
 ) -> results.Run:
     """Measure the part of the plan that the run folder lacks, and return the whole run.
 
-    Measurements are written every 30 s, at the end, and on an interrupt.
+    What is measured is on disk after each batch, so an interrupt or a kill costs one batch.
 
     Args:
         net: the network.
@@ -72,7 +72,9 @@ def measure(
         plan: the method and its settings.
         folder: folder of a new run, or of one with the same network, data and plan; method, batches and draws may
             differ.
-        progress: called with (batches done, batches in total, a note).
+        progress: called with (batches done, batches in total, a note), in the first process alone.
+        workers: the processes that measure together, each of which calls this function alike, such as those of
+            `pathnet.workers.torchrun`.
 
     Raises:
         ValueError: an argument has the wrong type, the network does not accept the data, no engine serves the
@@ -104,29 +106,41 @@ def measure(
         plan = replace(plan, batch_size=source.batch_size(plan.batch_size))
     folder = check_path("folder", folder)
     check_progress(progress)
+    check_workers(workers)
     recorder = pathnet.Recorder(net, plan.bn, plan.engine, plan.precision, plan.at)
     device = next(net.parameters()).device
     images, _ = source.random_batch(plan.batch_size, plan.seed, 0)
-    recorder.engine_for(sent(images, device))  # raises before a run folder is created
+    engine = recorder.engine_for(sent(images, device))  # raises before a run folder is created
+    on_gpu, any_threads = device.type == "cuda", engine == "cpu" and plan.at == PathGradients.at
 
     def record(batch: int) -> pathnet.Tape:
         images, labels = source.random_batch(plan.batch_size, plan.seed, batch)
         with of_element(batch, named=isinstance(source, Batches)):
             return recorder(_sent(images, device), _sent(labels, device))
 
-    with results.writing(folder, _identity(net, source, plan, folder), plan.planned, attempt(device)) as run:
+    identity = _identity(net, source, plan, folder)
+    with results.writing(folder, identity, plan.planned, attempt(device), workers) as run:
         if plan.method == "sampled":
-            _measure_sampled(record, plan, run, progress)
+            _measure_sampled(record, plan, run, progress, on_gpu, any_threads)
         elif plan.method == "exact":
-            by_length.measure_exact(run, plan.batches, record, progress)
+            by_length.measure_exact(run, plan.batches, record, progress, on_gpu or any_threads)
         else:
-            by_length.measure_signed(run, plan.batches, plan.draws, plan.seed, record, progress)
-        run.conclude(compare(run).as_json())
+            by_length.measure_signed(
+                run, plan.batches, plan.draws, plan.seed, record, progress, on_gpu or any_threads
+            )
+        run.settle()
+        if workers.leads:
+            run.conclude(compare(run).as_json())
         return run
 
 
 def measure_each(
-    nets: Networks, data: Data | Batches | Iterable[Any], plan: Plan, folder: Path, progress: Progress | None
+    nets: Networks,
+    data: Data | Batches | Iterable[Any],
+    plan: Plan,
+    folder: Path,
+    progress: Progress | None = None,
+    workers: Workers = ALONE,
 ) -> list[results.Run]:
     """Measure sampled paths and exact sums of each residual network of a study: one run for each network.
 
@@ -138,55 +152,47 @@ def measure_each(
     runs = []
     for seed, net in enumerate(nets["residual"]):
         place = folder / f"seed-{seed}" if seed else folder
-        run = measure(net, source, settings, place, progress)
+        run = measure(net, source, settings, place, progress, workers)
         if plan.exact_batches:
             exact = replace(settings, method="exact", batches=min(plan.batches, plan.exact_batches))
-            run = measure(net, source, exact, place, progress)
+            run = measure(net, source, exact, place, progress, workers)
         runs.append(run)
     return runs
 
 
 def _measure_sampled(
-    record: by_length.RecordBatch, plan: PathGradients, run: results.Run, progress: Progress | None
+    record: by_length.RecordBatch,
+    plan: PathGradients,
+    run: results.Run,
+    progress: Progress | None,
+    on_gpu: bool,
+    any_threads: bool,
 ) -> None:
-    measured, n = run.measurements(), run.n
-    lengths_of: defaultdict[int, set[int]] = defaultdict(set)
-    for batch, length in zip(measured.batch.tolist(), measured.length.tolist(), strict=True):
-        lengths_of[batch].add(length)
-    done = sum(len(lengths) == n for batch, lengths in lengths_of.items() if batch < plan.batches)
-    waiting: list[Measurements] = []
-    written = time.monotonic()
-    in_flight: list[_PathsInFlight] = []
+    n = run.n
+    units = run.workers.agree(lambda: _missing(run.measurements(), plan.batches, n))
 
-    def fetch() -> None:
-        nonlocal done, waiting, written
-        if not in_flight:
-            return
-        waiting.append(in_flight.pop().measurements())
-        done += 1
-        if progress is not None:
-            progress(done, plan.batches, f"batches, engine {waiting[-1].engine[0]}")
-        if time.monotonic() - written >= PART_SECONDS:
-            run.add(waiting)
-            waiting, written = [], time.monotonic()
+    def begin(unit: list[Any], _: object) -> Callable[[], tuple[Measurements, str]]:
+        batch, lengths = unit
+        b = paths.one_of_each_length(n, plan.seed, batch)
+        if lengths is not None:
+            b = b[torch.tensor(lengths) - 1]
+        tape = record(batch)
+        in_flight = _PathsInFlight(batch, b, tape.path_gradient_norms(b), tape.engine)
+        return lambda: (in_flight.measurements(), f"batches, engine {in_flight.engine}")
 
-    try:
-        for batch in range(plan.batches):
-            missing = [length for length in range(1, n + 1) if length not in lengths_of[batch]]
-            if not missing:
-                continue
-            b = paths.one_of_each_length(n, plan.seed, batch)[torch.tensor(missing) - 1]
-            tape = record(batch)
-            # The norms of the previous batch are fetched only now, so a GPU computes them while this batch is drawn.
-            fetch()
-            in_flight.append(_PathsInFlight(batch, b, tape.path_gradient_norms(b), tape.engine))
-            del tape  # which may be large, before the next batch is recorded
-        fetch()
-    finally:
-        try:
-            waiting += [paths_of_batch.measurements() for paths_of_batch in in_flight]
-        finally:
-            run.add(waiting)
+    amounts = Amounts(plan.batches, plan.batches - len(units), [1] * len(units))
+    measure_units(run, units, begin, amounts, progress, on_gpu, any_threads)
+
+
+def _missing(measured: Measurements, batches: int, n: int) -> list[tuple[int, list[int] | None]]:
+    """Return the batches that lack measurements, each with the lengths that it lacks; None for all of them."""
+    counts = np.bincount(measured.batch, minlength=batches)[:batches]
+    partly = {batch: set(range(1, n + 1)) for batch in np.flatnonzero((counts > 0) & (counts < n)).tolist()}
+    if partly:
+        for batch, length in zip(measured.batch.tolist(), measured.length.tolist(), strict=True):
+            partly.get(batch, set()).discard(length)
+    incomplete = np.flatnonzero(counts < n).tolist()
+    return [(batch, sorted(partly[batch]) if batch in partly else None) for batch in incomplete]
 
 
 def _sent(batch: Any, device: torch.device) -> Any:

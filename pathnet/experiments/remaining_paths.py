@@ -16,6 +16,7 @@ from pathnet.data import Batches, Data
 from pathnet.experiments.run import Claim, Networks, Plan, Value, check_arguments, open_run, unfinished
 from pathnet.streams import stream
 from pathnet.training import Progress
+from pathnet.workers import ALONE, Workers
 
 __all__ = ["NAME", "RemainingPaths", "claims", "measure", "summarise"]
 
@@ -48,6 +49,7 @@ def measure(
     plan: Plan,
     folder: str | Path,
     progress: Progress | None = None,
+    workers: Workers = ALONE,
 ) -> results.Run:
     """Count the random paths that avoid random deletions among the paper's 54 blocks; no network is needed.
 
@@ -55,8 +57,8 @@ def measure(
         ValueError: an argument has the wrong type, or the folder holds another run.
     """
     source = check_arguments(nets, data, plan, folder, progress)
-    with open_run(NAME, {}, source, {"blocks": BLOCKS, "plan_seed": plan.plan_seed}, {}, folder) as run:
-        if not run.rows(Value):
+    with open_run(NAME, {}, source, {"blocks": BLOCKS, "plan_seed": plan.plan_seed}, {}, folder, workers) as run:
+        if workers.leads and not run.rows(Value):
             run.add_rows(_draw(plan.plan_seed))
         return run
 

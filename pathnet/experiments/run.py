@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ from pathnet.models.residual_net import check_net
 from pathnet.printable import printable
 from pathnet.results import Range
 from pathnet.training import Progress
+from pathnet.workers import ALONE, Workers, check_workers
 
 __all__ = [
     "Claim",
@@ -130,6 +131,7 @@ def facts_of_data(data: Data | Batches, folder: str | Path) -> dict[str, Any]:
     return {**facts, "skipped": list(data.skipped)} if data.skipped else facts
 
 
+@contextmanager
 def open_run(
     experiment: str,
     nets: Networks,
@@ -137,8 +139,9 @@ def open_run(
     settings: Mapping[str, Any],
     planned: Mapping[str, int],
     folder: str | Path,
-) -> AbstractContextManager[results.Run]:
-    """Open the run of an experiment to add measurements to it.
+    workers: Workers = ALONE,
+) -> Iterator[results.Run]:
+    """Open the run of an experiment to add measurements to it, and settle it when all are added.
 
     Args:
         experiment: name of the driver.
@@ -147,10 +150,12 @@ def open_run(
         settings: the rest of the identity.
         planned: planned amounts by name; they may grow later.
         folder: folder of the run.
+        workers: the processes that measure together.
 
     Raises:
         ValueError: the plan needs more test images than there are, or the folder holds another run.
     """
+    check_workers(workers)
     Passes(data, 1, settings.get("images", 0))  # raises if there are not that many
     image, _ = next(data.test_batches(1))
     all_nets = [net for seeds in nets.values() for net in seeds]
@@ -161,7 +166,9 @@ def open_run(
         "data": {**facts_of_data(data, folder), "classes": _classes(data, all_nets)},
     }
     device = next(all_nets[0].parameters()).device if all_nets else torch.device("cpu")
-    return results.writing(folder, identity, planned, attempt(device))
+    with results.writing(folder, identity, planned, attempt(device), workers) as run:
+        yield run
+        run.settle()
 
 
 def attempt(device: torch.device) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from pathnet.experiments.run import Claim, Networks, Plan, Value, check_argument
 from pathnet.models import Block, ResidualNet
 from pathnet.streams import stream
 from pathnet.training import Progress
+from pathnet.workers import ALONE, Workers
 
 __all__ = ["NAME", "claims", "measure", "nested", "paths_sum"]
 
@@ -84,6 +85,7 @@ def measure(
     plan: Plan,
     folder: str | Path,
     progress: Progress | None = None,
+    workers: Workers = ALONE,
 ) -> results.Run:
     """Measure the deviation of both forms from the network, in float64, for 1 to 6 blocks with random weights.
 
@@ -93,21 +95,26 @@ def measure(
     source = check_arguments(nets, data, plan, folder, progress)
     images = _images(source).double()
     whole = _network(images.shape[1], plan.plan_seed)
-    with open_run(NAME, {}, source, {"plan_seed": plan.plan_seed}, {}, folder) as run:
-        known = {(row.quantity, row.index) for row in run.rows(Value)}
-        rows = []
-        y0 = whole.stem(images).detach()
-        for n in range(1, MOST_BLOCKS + 1):
-            blocks = list(whole)[:n]
-            y_n = y0
-            for block in blocks:
-                y_n = block(y_n).detach()
-            for quantity, form in ((NESTED, nested), (PATHS, paths_sum)):
-                if (quantity, n) not in known:
-                    off = float((form(blocks, y0) - y_n).norm() / y_n.norm())
-                    rows.append(Value("", 0, 0, quantity, n, off))
-        run.add_rows(rows)
+    with open_run(NAME, {}, source, {"plan_seed": plan.plan_seed}, {}, folder, workers) as run:
+        if workers.leads:
+            _measure(run, images, whole)
         return run
+
+
+def _measure(run: results.Run, images: Tensor, whole: ResidualNet) -> None:
+    known = {(row.quantity, row.index) for row in run.rows(Value)}
+    rows = []
+    y0 = whole.stem(images).detach()
+    for n in range(1, MOST_BLOCKS + 1):
+        blocks = list(whole)[:n]
+        y_n = y0
+        for block in blocks:
+            y_n = block(y_n).detach()
+        for quantity, form in ((NESTED, nested), (PATHS, paths_sum)):
+            if (quantity, n) not in known:
+                off = float((form(blocks, y0) - y_n).norm() / y_n.norm())
+                rows.append(Value("", 0, 0, quantity, n, off))
+    run.add_rows(rows)
 
 
 def _images(data: Data | Batches) -> Tensor:

@@ -5,27 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-__all__ = ["LARGEST", "SCHEMA", "Measurements", "Range", "Row", "RowType", "bits", "schema_of", "table_of"]
+from pathnet.settings import settings_of
+
+__all__ = ["LARGEST", "Measurements", "Range", "Row", "RowType", "described_field", "identifying", "schema_of"]
 
 LARGEST = sys.float_info.max
 """Largest finite float64."""
 
-SCHEMA = pa.schema(
-    [
-        ("batch", pa.int32()),
-        ("length", pa.int16()),
-        ("path", pa.binary()),
-        ("norm", pa.float64()),
-        ("engine", pa.string()),
-    ]
-)
-"""Columns of a part of path gradient norms; a path is its binary code in little-endian bits."""
 COLUMNS = {int: pa.int64(), float: pa.float64(), str: pa.string(), tuple[int, ...]: pa.list_(pa.int32())}
 """Column types of the types that the field of a `Row` may have."""
 
@@ -128,26 +121,22 @@ class Measurements:
         return len(self.norm)
 
 
-def table_of(measurements: Measurements) -> pa.Table:
-    """Return path gradient norms as a table with the columns of `SCHEMA`."""
-    packed = np.packbits(measurements.path, axis=1, bitorder="little")
-    columns = (
-        measurements.batch,
-        measurements.length,
-        [row.tobytes() for row in packed],
-        measurements.norm,
-        measurements.engine,
-    )
-    return pa.table(list(map(pa.array, columns, SCHEMA.types)), schema=SCHEMA)
-
-
-def schema_of(kind: type[Row]) -> pa.Schema:
-    """Return the columns of a part that holds rows of one kind."""
+@cache
+def schema_of(kind: Any) -> pa.Schema:
+    """Return the columns of a part that holds rows of one kind; each has its meaning as metadata."""
     hints = get_type_hints(kind)
-    return pa.schema([(field.name, COLUMNS[hints[field.name]]) for field in fields(kind)])
+    meanings = {setting.name: setting.help for setting in settings_of(kind)}
+    return pa.schema(
+        [described_field(field.name, COLUMNS[hints[field.name]], meanings[field.name]) for field in fields(kind)]
+    )
 
 
-def bits(path: pa.BinaryArray, size: int) -> NDArray[np.uint8]:
-    """Unpack M paths of ``size`` bytes each into uint8 [M, 8 * size]."""
-    packed = np.frombuffer(b"".join(path.to_pylist()), np.uint8).reshape(len(path), size)
-    return np.unpackbits(packed, axis=1, bitorder="little")
+def described_field(name: str, kind: pa.DataType, meaning: str, unit: str = "") -> pa.Field:
+    """Return a column with its meaning, and its unit if it has one, as metadata."""
+    metadata = {"description": meaning, "unit": unit}
+    return pa.field(name, kind, metadata={key: text for key, text in metadata.items() if text} or None)
+
+
+def identifying(kind: type[Row]) -> list[str]:
+    """Return the names of the fields that identify a row."""
+    return [field.name for field in fields(kind) if field.name not in kind.MEASURED]

@@ -1,25 +1,29 @@
-"""A run's folder: read, or opened by one process at a time to add measurements."""
+"""A run's folder, to read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
-from itertools import count
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from pathnet.checks import check_integer, check_path, described
-from pathnet.files import locked, remove_leftovers, telling
-from pathnet.results.facts import check_facts, plain_object, read_facts, write_facts
-from pathnet.results.parts import Check, read_part, row_count, write_part
-from pathnet.results.problems import impossible_measurement, out_of_range
-from pathnet.results.rows import SCHEMA, Measurements, Row, RowType, bits, schema_of, table_of
+from pathnet.checks import check_path, described
+from pathnet.files import telling
+from pathnet.results.facts import read_facts, write_facts
+from pathnet.results.kinds import kind_of, norms_kind
+from pathnet.results.norms import STEM, measurements_of, table_of
+from pathnet.results.parts import Kind
+from pathnet.results.rows import Measurements, Row, RowType
+from pathnet.results.tables import counted, parts_of, read_table
+from pathnet.workers import ALONE, Workers
 
-__all__ = ["Run", "check_run", "read", "weights_of", "writing"]
+if TYPE_CHECKING:
+    from pathnet.results.writing import Writer
+
+__all__ = ["Run", "check_run", "read", "weights_of"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,6 +35,7 @@ class Run:
     Attributes:
         folder: the folder.
         facts: the content of ``run.json``: identity, attempts, planned amounts and results.
+        workers: the processes that add to the run together.
 
     Example:
         >>> import pathnet
@@ -47,10 +52,12 @@ class Run:
 
     folder: Path
     facts: dict[str, Any]
+    workers: Workers = ALONE
+    _writer: Writer | None = None
 
     def __repr__(self) -> str:
-        counts = [row_count(part) for part in self._parts("*")]
-        rows = f"{sum(number or 0 for number in counts):,} rows measured"
+        counts, waiting = counted(self.folder)
+        rows = f"{sum(number or 0 for number in counts) + waiting:,} rows measured"
         if unreadable := counts.count(None):
             rows += f" ({unreadable} of {len(counts)} parts cannot be read)"
         planned = ", ".join(f"{name} {number:,}" for name, number in self.planned.items())
@@ -100,10 +107,7 @@ class Run:
     @property
     def parts(self) -> list[Path]:
         """Files of path gradient norms."""
-        return self._parts("part")
-
-    def _parts(self, stem: str) -> list[Path]:
-        return sorted((self.folder / "measurements").glob(f"{stem}-*.parquet"))
+        return parts_of(self.folder, STEM)
 
     def figure_stem(self, name: str) -> Path:
         """Return the path of a figure without its suffix, and create the folder of figures.
@@ -125,35 +129,39 @@ class Run:
         Raises:
             ValueError: a part cannot be read, holds impossible values, or contradicts another part.
         """
-        n = self.n
-        table = self._table("part", SCHEMA, lambda part: impossible_measurement(part, n))
-        # An interrupt between writing a part and noting that it is written makes a second part of the same rows.
-        table = table.group_by(SCHEMA.names).aggregate([]).sort_by([("batch", "ascending"), ("length", "ascending")])
-        batch, length, norm = (table[name].to_numpy() for name in ("batch", "length", "norm"))
-        repeated = np.flatnonzero((np.diff(batch) == 0) & (np.diff(length) == 0))
-        if len(repeated):
-            raise ValueError(
-                f"run: the parts in {self.folder / 'measurements'} hold batch {batch[repeated[0]]}, "
-                f"length {length[repeated[0]]} twice and differently; expected every measurement once"
-            )
-        path = bits(table["path"].combine_chunks(), -(-n // 8))[:, :n]
-        return Measurements(batch, length, path, norm, table["engine"].to_pylist())
+        kind = norms_kind(self.n)
+        return measurements_of(read_table(self.folder, kind, kind.schema.names), self.n)
 
-    def add(self, measurements: Sequence[Measurements]) -> None:
-        """Write path gradient norms as one more part, durably; write nothing if there are none.
-
-        Only within `writing`, which keeps other processes from the folder.
+    def columns(self, *names: str, kind: type[Row] | None = None) -> dict[str, NDArray[Any]]:
+        """Return some columns of all rows of one kind, sorted by what identifies a row, without reading the others.
 
         Args:
-            measurements: the norms; the part holds all of them.
+            names: the columns.
+            kind: the dataclass of the rows, see `Row`; by default path gradient norms, see `Measurements`.
+
+        Returns:
+            An array for each name; of texts and lists, an array of objects.
 
         Raises:
-            ValueError: a value is impossible.
-            OSError: the part cannot be written.
+            ValueError: there is no such column, or a part cannot be read or holds impossible values in these columns.
+
+        Example:
+            >>> import pathnet
+            >>> from pathnet.experiments import PathGradients
+            >>> data = pathnet.data.synthetic(images=64, classes=2, shape=(1, 8, 8))
+            >>> net = pathnet.models.preact_resnet(depth=8, width=8, num_classes=2, in_channels=1)
+            >>> run = pathnet.experiments.path_gradients.measure(net, data, PathGradients(batches=2), "run")
+            >>> run.columns("length")["length"]
+            array([1, 2, 3, 1, 2, 3], dtype=int16)
         """
-        if measurements:
-            table = pa.concat_tables(map(table_of, measurements))
-            self._write_part("part", table, impossible_measurement(table, self.n))
+        stored = norms_kind(self.n) if kind is None else kind_of(kind)
+        for name in names:
+            if name not in stored.schema.names:
+                raise ValueError(
+                    f"names: expected columns among {', '.join(stored.schema.names)}, got {described(name)}"
+                )
+        table = read_table(self.folder, stored, list(dict.fromkeys([*stored.keys, *names])))
+        return {name: table[name].to_numpy(zero_copy_only=False) for name in names}
 
     def rows(self, kind: type[RowType]) -> list[RowType]:
         """Return all rows of one kind measured so far, each once, sorted by the fields that identify them.
@@ -165,51 +173,67 @@ class Run:
             ValueError: a part cannot be read, holds values outside the ranges of the kind, or contradicts another
                 part.
         """
-        names = [field.name for field in fields(kind) if field.name not in kind.MEASURED]
-        rows: dict[tuple[Any, ...], RowType] = {}
-        table = self._table(kind.PART, schema_of(kind), lambda part: out_of_range(part, kind.RANGES))
-        for entry in table.to_pylist():
-            row = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()})
-            key = tuple(getattr(row, name) for name in names)
-            # Compared as text, since NaN is not equal to itself.
-            if str(rows.setdefault(key, row)) != str(row):
-                raise ValueError(
-                    f"run: the parts in {self.folder / 'measurements'} hold {dict(zip(names, key, strict=True))} "
-                    "twice and differently; expected every measurement once"
-                )
-        return [rows[key] for key in sorted(rows)]
+        stored = kind_of(kind)
+        rows = [
+            kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()})
+            for entry in read_table(self.folder, stored, stored.schema.names).to_pylist()
+        ]
+        return sorted(rows, key=lambda row: [getattr(row, name) for name in stored.keys])
+
+    def add(self, measurements: Sequence[Measurements]) -> None:
+        """Add path gradient norms; from now on they are kept, even if this process is killed.
+
+        Only within `writing`, which keeps other commands from the folder.
+
+        Args:
+            measurements: the norms.
+
+        Raises:
+            ValueError: a value is impossible, or the run is not open for adding.
+            OSError: the disk does not take them.
+        """
+        if measurements:
+            self._add(norms_kind(self.n), pa.concat_tables(map(table_of, measurements)))
 
     def add_rows(self, rows: Sequence[Row]) -> None:
-        """Write rows of one kind as one more part, durably; write nothing if there are none.
+        """Add rows of one kind; from now on they are kept, even if this process is killed.
 
-        Only within `writing`, which keeps other processes from the folder.
+        Only within `writing`, which keeps other commands from the folder.
 
         Args:
             rows: rows of one dataclass, see `Row`.
 
         Raises:
-            ValueError: a value is outside the ranges of the kind.
-            OSError: the part cannot be written.
+            ValueError: a value is outside the ranges of the kind, or the run is not open for adding.
+            OSError: the disk does not take them.
         """
         if rows:
-            kind = type(rows[0])
-            table = pa.Table.from_pylist(list(map(asdict, rows)), schema=schema_of(kind))
-            self._write_part(kind.PART, table, out_of_range(table, kind.RANGES))
+            kind = kind_of(type(rows[0]))
+            self._add(kind, pa.Table.from_pylist(list(map(asdict, rows)), schema=kind.schema))
 
-    def _table(self, stem: str, schema: pa.Schema, check: Check) -> pa.Table:
-        return pa.concat_tables(
-            [schema.empty_table(), *(read_part(part, schema, check) for part in self._parts(stem))]
-        )
-
-    def _write_part(self, stem: str, table: pa.Table, problem: str) -> None:
-        if problem:
+    def _add(self, kind: Kind, table: pa.Table) -> None:
+        if problem := kind.problem(table):
             raise ValueError(f"run: {self.folder}: {problem}, which is not written")
-        numbers = count(len(self._parts(stem)))
-        names = (self.folder / "measurements" / f"{stem}-{number:06d}.parquet" for number in numbers)
-        write_part(next(name for name in names if not name.exists()), table)
+        self._open_writer("add").add(kind.stem, table)
+
+    def settle(self) -> None:
+        """Turn all that was added into one sorted file of each kind, the same for any number of processes.
+
+        Every process of the run calls it, before the first of them reads and concludes.
+
+        Raises:
+            ValueError: a part cannot be read, or the run is not open for adding.
+            OSError: a file cannot be written; all measurements are kept.
+        """
+        self._open_writer("settle").settle(self)
+
+    def _open_writer(self, what: str) -> Writer:
+        if self._writer is None:
+            raise ValueError(f"run: expected a run within pathnet.results.writing to {what}, got one that was read")
+        return self._writer
 
     def conclude(self, summary: Mapping[str, Any]) -> None:
-        """Write the results of the measurements into ``run.json``.
+        """Write the results of the measurements into ``run.json``, in the first process of the run.
 
         Args:
             summary: the results, as JSON can hold them; they replace earlier ones.
@@ -219,7 +243,8 @@ class Run:
             OSError: the file cannot be written.
         """
         self.facts["results"] = dict(summary)
-        write_facts(self.folder / "run.json", self.facts)
+        if self.workers.leads:
+            write_facts(self.folder / "run.json", self.facts)
 
 
 def weights_of(folder: str | Path) -> Path:
@@ -277,68 +302,3 @@ def check_run(name: str, value: object) -> None:
     """
     if not isinstance(value, Run):
         raise ValueError(f"{name}: expected a run, as pathnet.results.read returns it, got {described(value)}")
-
-
-@contextmanager
-def writing(
-    folder: str | Path, identity: Mapping[str, Any], planned: Mapping[str, int], attempt: Mapping[str, Any]
-) -> Iterator[Run]:
-    """Open a run to add measurements, and create it if there is none. One process at a time may do so.
-
-    Args:
-        folder: folder of the run.
-        identity: everything that decides what is measured, as JSON can hold it, with the name of the ``experiment``;
-            it must equal that of an existing run.
-        planned: planned amounts by name, such as ``batches``; the run keeps the largest of all calls.
-        attempt: versions, device and time of this process.
-
-    Yields:
-        The run.
-
-    Raises:
-        ValueError: the folder holds a run with another identity, another process is writing to it, or an argument
-            has the wrong type.
-        OSError: the folder cannot be written to.
-
-    Example:
-        >>> from pathnet import results
-        >>> with results.writing("run", {"experiment": "my measurement", "seed": 0}, {}, {"by": "me"}) as run:
-        ...     run.conclude({"mean": 0.25})
-        >>> results.read("run").facts["results"]
-        {'mean': 0.25}
-        >>> with results.writing("run", {"experiment": "my measurement", "seed": 1}, {}, {}):
-        ...     pass
-        Traceback (most recent call last):
-        ValueError: run: run holds another run (seed: expected 1, found 0); give another folder
-    """
-    folder = check_path("folder", folder)
-    identity, attempt = plain_object("identity", identity), plain_object("attempt", attempt)
-    amounts = plain_object("planned", planned).items()
-    planned = {name: check_integer(f"planned.{name}", amount, 0) for name, amount in amounts}
-    check_facts({"identity": identity, "attempts": [attempt], **planned})
-    measurements = folder / "measurements"
-    with telling(measurements, "run"):
-        measurements.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".lock", "run", f"writing to {folder}"):
-        if (folder / "run.json").exists():
-            run = read(folder)
-            _check_same(folder, identity, run.identity)
-        else:
-            run = Run(folder, {"identity": identity, "attempts": []})
-        with telling(folder, "run"):
-            remove_leftovers(folder, r"run\.json")
-            remove_leftovers(measurements, r"[a-z]+-\d{6,}\.parquet")
-        for name, amount in planned.items():
-            run.facts[name] = max(amount, run.facts.get(name, 0))
-        run.facts["attempts"].append(attempt)
-        write_facts(folder / "run.json", run.facts)
-        yield run
-
-
-def _check_same(folder: Path, expected: Any, recorded: Any, field: str = "") -> None:
-    if isinstance(expected, dict) and isinstance(recorded, dict):
-        for key in (*expected, *(key for key in recorded if key not in expected)):
-            _check_same(folder, expected.get(key), recorded.get(key), f"{field}.{key}" if field else key)
-    elif expected != recorded:
-        difference = f"{field}: expected {expected!r}, found {recorded!r}"
-        raise ValueError(f"run: {folder} holds another run ({difference}); give another folder")

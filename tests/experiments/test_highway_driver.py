@@ -149,7 +149,7 @@ def test_an_interrupted_run_goes_on_and_more_batches_extend_it(
     monkeypatch.setattr(highway, "_openness", lambda *arguments: measured.append(1) or original(*arguments))
 
     def stop(done: int, total: int, note: str) -> None:
-        if note == "batches, gates" and done == 2:
+        if note == "batches, gates" and done == 3:
             raise KeyboardInterrupt
 
     nets = {"highway": [network(), network(1)]}

@@ -8,6 +8,7 @@ import math
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,6 @@ from helpers.gradient_runs import PLAN, small_data, small_net
 import pathnet
 from pathnet import models, paths, results
 from pathnet.data import synthetic
-from pathnet.experiments import path_gradients
 from pathnet.experiments.path_gradients import PathGradients, measure
 from pathnet.experiments.run import title
 from pathnet.results import Measurements
@@ -47,7 +47,7 @@ def test_a_measurement_is_the_norm_along_its_path_on_its_batch(uninterrupted: Me
 
 
 def test_a_killed_run_goes_on_to_the_same_measurements(tmp_path: Path, uninterrupted: Measurements) -> None:
-    """The run is killed with SIGKILL on its fourth batch, when two parts are written and one batch is not."""
+    """The run is killed with SIGKILL after its fourth batch, in the midst of writing a part."""
     script = f"""
 import os, signal, sys
 sys.path[:0] = {[str(TESTS), str(Path(pathnet.__file__).parent.parent)]!r}
@@ -55,7 +55,6 @@ from helpers.gradient_runs import PLAN, small_data, small_net
 from pathnet.experiments import path_gradients
 
 def progress(done, total, note):
-    path_gradients.PART_SECONDS = 0 if done < 3 else 1e9
     if done == 4:
         name = ".part-000002.parquet.0123456789ab.pathnet-temporary"
         open(os.path.join({str(tmp_path)!r}, "measurements", name), "wb").write(b"PAR1")
@@ -65,10 +64,10 @@ path_gradients.measure(small_net(), small_data(), PLAN, {str(tmp_path)!r}, progr
 """
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert results.read(tmp_path).measurements().batch.tolist() == [0] * 9 + [1] * 9
+    assert results.read(tmp_path).measurements().batch.tolist() == [b for b in range(4) for _ in range(9)]
     seen: list[int] = []
     run = measure(small_net(), small_data(), PLAN, tmp_path, lambda done, total, note: seen.append(done))
-    assert seen == [3, 4, 5, 6]
+    assert seen == [5, 6]
     assert_same(run.measurements(), uninterrupted)
     assert not list(tmp_path.rglob("*.pathnet-temporary"))
 
@@ -87,7 +86,7 @@ def test_an_interrupted_run_keeps_what_it_measured(
     assert_same(measure(small_net(), small_data(), PLAN, tmp_path).measurements(), uninterrupted)
 
 
-def test_a_batch_is_fetched_when_the_next_one_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_is_kept_before_the_next_one_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Check, too, that the network is copied once."""
     events: list[str] = []
 
@@ -105,7 +104,7 @@ def test_a_batch_is_fetched_when_the_next_one_is_recorded(tmp_path: Path, monkey
     noting(pathnet.Tape, "path_gradient_norms", "walk")
     plan = dataclasses.replace(PLAN, batches=3)
     measure(small_net(), small_data(), plan, tmp_path, lambda *_: events.append("fetched"))
-    assert events == ["copy", "record", "walk", *2 * ["record", "fetched", "walk"], "fetched"]
+    assert events == ["copy", *3 * ["record", "walk", "fetched"]]
 
 
 def test_a_batch_in_flight_is_kept_when_the_next_one_fails(
@@ -129,10 +128,16 @@ def test_a_batch_in_flight_is_kept_when_the_next_one_fails(
 def test_a_lost_part_is_measured_again_and_nothing_else(
     tmp_path: Path, uninterrupted: Measurements, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(path_gradients, "PART_SECONDS", 0)
-    run = measure(small_net(), small_data(), PLAN, tmp_path)
-    assert len(run.parts) == 6
-    run.parts[4].unlink()
+    def stop(done: int, total: int, note: str) -> None:
+        if done == total:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_module("pathnet.results.writing"), "PART_SECONDS", 0)
+    with pytest.raises(KeyboardInterrupt):
+        measure(small_net(), small_data(), PLAN, tmp_path, stop)
+    parts = results.read(tmp_path).parts
+    assert len(parts) == 6
+    parts[4].unlink()
     seen: list[int] = []
     again = measure(small_net(), small_data(), PLAN, tmp_path, lambda done, total, note: seen.append(done))
     assert seen == [6]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 import pathnet
+from helpers.calling import Call, call_of
 from helpers.valid_arguments import (
     Writer,
     deep_nets,
@@ -52,6 +50,7 @@ from pathnet import (
     signed,
     study,
     training,
+    workers,
 )
 from pathnet.experiments import path_gradients
 from pathnet.experiments.plans import Plan
@@ -59,38 +58,6 @@ from pathnet.lesion import Lesion
 from pathnet.lesion.networks import block_shapes
 from pathnet.models import ResidualNet
 from pathnet.training.sampling import drawn_modules, training_batch
-
-
-@dataclass(frozen=True)
-class Call:
-    """A public callable and its valid arguments.
-
-    Attributes:
-        valid: for every parameter, a function that returns a valid value.
-        parts: names that an error may begin with in place of the parameter's: those of its fields or parts.
-    """
-
-    function: Callable[..., Any]
-    valid: Mapping[str, Callable[[], Any]]
-    parts: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-
-def call_of(function: Callable[..., Any], parts: Mapping[str, Sequence[str]] | None = None, **valid: Any) -> Call:
-    """Return a call with these values and the defaults of other parameters.
-
-    Args:
-        valid: a value, or a function without parameters that returns it.
-    """
-    makers = {name: value if is_maker(value) else (lambda value=value: value) for name, value in valid.items()}
-    for name, parameter in inspect.signature(function).parameters.items():
-        if name not in makers and parameter.default is not parameter.empty:
-            makers[name] = lambda value=parameter.default: value
-    return Call(function, makers, parts or {})
-
-
-def is_maker(value: Any) -> bool:
-    return inspect.isfunction(getattr(value, "__wrapped__", value)) and not inspect.signature(value).parameters
-
 
 BLOCK = {"kernels": (3, 3), "widths": (4, 4), "stride": 2, "shortcut": "pad"}
 SIZES = {"kernels": ("widths",)}
@@ -138,6 +105,12 @@ def library_calls() -> dict[str, Call]:
         ),
         "effective_depth.read": call_of(effective_depth.read, {"path": ("out",)}, path=recorded_depths),
         "reporter": call_of(progress.reporter, label="training"),
+        "Workers": call_of(workers.Workers, rank=1, count=2, local_count=2, store=lambda: HashStore()),
+        "Workers.agree": call_of(workers.ALONE.agree, decide=lambda: lambda: 1),
+        "Workers.share_out": call_of(workers.ALONE.share_out, count=2),
+        "Workers.gather": call_of(workers.ALONE.gather, value="part"),
+        "Workers.first_to": call_of(workers.ALONE.first_to, what="greet"),
+        "torchrun": call_of(workers.torchrun),
         "Recipe": call_of(training.Recipe),
         "Recipe.rate": call_of(training.Recipe().rate, step=1, steps=10),
         "evaluate": call_of(training.evaluate, net=net, data=small_data),

@@ -14,7 +14,7 @@ PUBLIC = {
     "pathnet": (
         *("AdaptedNet", "EffectiveDepth", "LengthSums", "Recorder", "ScaledGradient", "Tape", "adapt", "record"),
         *("routed", "routed_gradient", "data", "effective_depth", "engines", "experiments", "figures", "lesion"),
-        *("measure", "models", "nn", "paper", "paths", "progress", "results", "signed", "training"),
+        *("measure", "models", "nn", "paper", "paths", "progress", "results", "signed", "training", "workers"),
     ),
     "pathnet.data": (
         *("Batches", "Data", "Images", "InMemory", "OnDisk", "cifar10", "class_folders", "digits", "load"),
@@ -49,6 +49,7 @@ PUBLIC = {
     ),
     "pathnet.signed": ("Judgement", "aligned_variances", "judge", "tail_index"),
     "pathnet.training": ("Epoch", "Progress", "Recipe", "evaluate", "train"),
+    "pathnet.workers": ("ALONE", "Workers", "torchrun"),
 }
 NAMES = [(module, name) for module, names in PUBLIC.items() for name in names]
 
