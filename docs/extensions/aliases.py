@@ -16,8 +16,20 @@ from sphinx.util.docutils import SphinxDirective
 __all__ = ["setup"]
 
 ALIASES = (
-    *("Array", "Arrays", "At", "BatchNormMode", "BatchNormPolicy", "By", "Coefficient", "Form", "FusedEngine", "Kind"),
-    *("Loss", "Measure", "Method", "Modules", "Networks", "Parallel", "Part", "Precision", "Progress", "Routing"),
+    *("Array", "Arrays", "At", "BatchNormMode", "BatchNormPolicy", "By", "Coefficient", "Form", "FusedEngine"),
+    *(
+        "Kind",
+        "Loss",
+        "Measure",
+        "Method",
+        "Modules",
+        "Networks",
+        "Parallel",
+        "Part",
+        "Precision",
+        "Progress",
+        "Routing",
+    ),
     *("Shortcut", "Source", "Undrawn"),
 )
 """Aliases that signatures show; a name without an ``{alias}`` is a reference that leads nowhere."""
