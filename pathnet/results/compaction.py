@@ -19,7 +19,7 @@ from pathnet.results.norms import STEM
 from pathnet.results.parts import Kind, is_part_of, replace_part, stored_schema, write_part
 from pathnet.results.run import Run, read
 from pathnet.results.sorting import sorted_once
-from pathnet.results.tables import free_names, kind_named, measurements_in, parts_of, rows_in
+from pathnet.results.tables import PART, free_names, kind_named, measurements_in, parts_of, rows_in
 
 __all__ = ["clear", "compact", "kinds_in", "merge_parts", "recover_journals"]
 
