@@ -1,8 +1,7 @@
 """Throughput of several processes: ``python -m benchmarks.workers``.
 
 The same batches are measured by one process with two threads, by two processes with one thread each, and by four
-processes, on two cores; repeats are interleaved. Each command tells when its first batch was measured and when its last:
-the rest, such as imports, is start-up, and counted apart.
+processes, on two cores; repeats are interleaved. Start-up, such as imports and a first batch, is counted apart.
 """
 
 from __future__ import annotations
