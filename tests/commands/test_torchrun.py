@@ -24,7 +24,7 @@ PLAN = ["--batches", "12", "--batch-size", "8"]
 def alone(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Return the files of measurements of a single process."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    ended = pathnet_("gradients", "--data", "digits", "--weights", weights, "--run", folder, *PLAN)
+    ended = pathnet_("gradients", "--data", "digits", "--weights", weights, "--out", folder, *PLAN)
     assert ended.status == 0, ended.err
     return measurements(folder)
 
@@ -39,17 +39,17 @@ def lines(text: str) -> list[str]:
 
 def test_two_processes_measure_the_same_bytes_as_one(weights: Path, alone: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    ended = torchrun(tmp_path, "gradients", "--data", "digits", "--weights", weights, "--run", run, "--json", *PLAN)
+    ended = torchrun(tmp_path, "gradients", "--data", "digits", "--weights", weights, "--out", run, "--json", *PLAN)
     assert ended.returncode == 0, ended.stderr
     assert measurements(run) == alone and json.loads(ended.stdout)["run"] == str(run)
-    assert lines(ended.stderr) == [] and "path gradients: 12/12 batches" in ended.stderr
+    assert lines(ended.stderr) == [] and "path gradients: 12/12, " in ended.stderr
     attempt = results.read(run).facts["attempts"][-1]
     assert attempt["processes"] == 2
 
 
 def test_the_death_of_a_process_costs_its_open_batch(weights: Path, alone: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = ("gradients", "--data", "digits", "--weights", weights, "--run", run, "--json", *PLAN)
+    arguments = ("gradients", "--data", "digits", "--weights", weights, "--out", run, "--json", *PLAN)
     ended = torchrun(tmp_path, *arguments, victim=1)
     killed, warning = lines(ended.stderr)
     assert killed.startswith("pathnet: process 1 of 2 was killed (SIGKILL); the others go on")
@@ -60,7 +60,7 @@ def test_the_death_of_a_process_costs_its_open_batch(weights: Path, alone: Any, 
 
 def test_torchrun_starts_all_again_if_it_may(weights: Path, alone: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = ("gradients", "--data", "digits", "--weights", weights, "--run", run, "--json", *PLAN)
+    arguments = ("gradients", "--data", "digits", "--weights", weights, "--out", run, "--json", *PLAN)
     ended = torchrun(tmp_path, *arguments, victim=0, restarts=1)
     assert ended.returncode == 0, ended.stderr
     assert "process 0 of 2 was killed (SIGKILL); torchrun starts all again" in ended.stderr
@@ -68,7 +68,7 @@ def test_torchrun_starts_all_again_if_it_may(weights: Path, alone: Any, tmp_path
 
 
 def test_each_network_of_a_study_is_trained_by_one_process(tmp_path: Path) -> None:
-    words = ("lesion-single", "--data", "digits", "--json", *TINY, "--seeds", "2", "--folder")
+    words = ("lesion-single", "--data", "digits", "--json", *TINY, "--seeds", "2", "--out")
     ended = torchrun(tmp_path, *words, tmp_path / "pair")
     assert ended.returncode == 0, ended.stderr
     assert pathnet_(*words, tmp_path / "alone").status == 0

@@ -30,7 +30,7 @@ def watch_and_arm(arguments):
 
         def kill(run, measurements):
             calls.append(1)
-            if len(calls) == 3:
+            if len(calls) == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
             add(run, measurements)
 
@@ -39,7 +39,7 @@ def watch_and_arm(arguments):
 pathnet.commands.watch = watch_and_arm
 pathnet.commands.main()
 """
-"""The command, which SIGKILL ends in one of the processes as it is about to keep its third batch."""
+"""The command, which SIGKILL ends in one of the processes as it is about to keep its first batch."""
 
 
 def torchrun(
