@@ -123,8 +123,8 @@ $(INTEROP)/installed: pyproject.toml
 	extra = project['optional-dependencies']; \
 	print(*project['dependencies'], *extra['paper'], *extra['vision'], *extra['language'], *extra['tensorboard'], sep='\n')" \
 	> $(INTEROP)/requirements.txt
-	$(INTEROP)/bin/python -m pip install --quiet $(INTEROP_TORCH) pytest pytest-xdist wandb -r $(INTEROP)/requirements.txt
-	$(INTEROP)/bin/python -c "import tensorboard, timm, torchvision, transformers, wandb"
+	$(INTEROP)/bin/python -m pip install --quiet $(INTEROP_TORCH) pytest pytest-xdist datasets wandb -r $(INTEROP)/requirements.txt
+	$(INTEROP)/bin/python -c "import datasets, tensorboard, timm, torchvision, transformers, wandb"
 	@touch $@
 
 clean:

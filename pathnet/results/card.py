@@ -44,13 +44,16 @@ def card(run: Run, tables: Mapping[str, pa.Table]) -> str:
     title = f"{run.experiment} by pathnet"
     rows = sum(map(len, tables.values()))
     size = next((name for most, name in SIZES.items() if rows < most), LARGEST)
+    # Without a default, load_dataset of the folder alone fails.
+    stems = sorted(tables, key=lambda stem: (stem != "part", stem))
     subsets = [
         f"- config_name: {json.dumps(subset_of(stem))}\n  data_files: {json.dumps(f'data/{subset_of(stem)}.parquet')}"
-        for stem in tables
+        for stem in stems
     ]
+    subsets[0] += "\n  default: true"
     front = [f"pretty_name: {json.dumps(title)}", "tags:", "- pathnet", "- residual-networks", "- gradients"]
     front += ["size_categories:", f"- {json.dumps(size)}", "configs:", *subsets]
-    first = subset_of(next(iter(tables)))
+    first = subset_of(stems[0])
     sections = [
         f"# {title}",
         f"Measurements of residual networks by pathnet {_latest(run)}, after {PAPER}.",
@@ -58,7 +61,7 @@ def card(run: Run, tables: Mapping[str, pa.Table]) -> str:
         "## Rows and columns",
         "Blocks are numbered from 0, the first after the stem. Each column has its description as metadata of the "
         "Parquet file too.",
-        *(text for stem, table in tables.items() for text in _subset(stem, table)),
+        *(text for stem in stems for text in _subset(stem, tables[stem])),
         "## What was measured",
         "\n".join(_measured(run.identity, run.planned)),
         "## Versions",

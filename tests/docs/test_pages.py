@@ -10,7 +10,7 @@ from helpers import ROOT
 from helpers.pages import blocks_of, documents, imports, problems, run_page
 from helpers.triton_kernels import import_kernels
 
-EXTRAS = {"torchvision", "timm", "transformers", "duckdb"}
+EXTRAS = {"torchvision", "timm", "transformers", "duckdb", "pandas", "polars"}
 """Packages that pages may need and this environment may lack; `make test-interop` has the first three."""
 
 PAGES = [page for page in documents() if blocks_of(page.read_text())]
