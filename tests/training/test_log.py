@@ -1,4 +1,4 @@
-"""The numbers that a training logs to a writer: each step once, also if it is killed; and writers that fail."""
+"""Numbers that a training logs to a writer: each step once, also if it is killed; and writers that fail."""
 
 from __future__ import annotations
 
