@@ -95,8 +95,8 @@ def _bar(label: str, console: Console) -> Iterator[Progress]:
         bars.TextColumn("{task.description}", markup=False),
         bars.BarColumn(),
         bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.fields[pace]}", markup=False),
         bars.TextColumn("{task.fields[note]}", markup=False),
+        bars.TextColumn("{task.fields[pace]}", markup=False),
     )
     pace = _Pace()
     with bars.Progress(*columns, console=console) as bar:
@@ -156,7 +156,7 @@ class _Pace:
 
 def _state(label: str, done: int, total: int, note: str, left: str = "") -> dict[str, Any]:
     bar = f'<progress value="{done}" max="{max(total, 1)}" style="width: 20em"></progress>'
-    return _bundle(label, bar, f"{done}/{total}{left} {note}".rstrip())
+    return _bundle(label, bar, f"{done}/{total} {note}".rstrip() + left)
 
 
 def _bundle(label: str, bar: str = "", state: str = "") -> dict[str, Any]:
@@ -179,7 +179,7 @@ def _lines(label: str) -> Iterator[Progress]:
     def report(done: int, total: int, note: str) -> None:
         nonlocal shown, waiting
         words = pace.words(done, total)
-        waiting = printable(f"{label}: {done}/{total}{words and f', {words},'} {note}".rstrip(" ,"))
+        waiting = printable(f"{label}: {done}/{total} {note}".rstrip() + (words and f", {words}"))
         if time.monotonic() - shown >= LINE_SECONDS:
             show()
             shown, waiting = time.monotonic(), ""

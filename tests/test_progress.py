@@ -31,9 +31,9 @@ def test_lines_tell_rate_and_time_left(clock: Clock, capsys: pytest.CaptureFixtu
             report(done, 101, "batches")
     assert capsys.readouterr().err.splitlines() == [
         "job: 1/101 batches",
-        "job: 2/101, 5.45/min, 18:09 left, batches",
-        "job: 3/101, 5.45/min, 17:58 left, batches",
-        "job: 100/101, 3/s, 0:00 left, batches",
+        "job: 2/101 batches, 5.45/min, 18:09 left",
+        "job: 3/101 batches, 5.45/min, 17:58 left",
+        "job: 100/101 batches, 3/s, 0:00 left",
     ]
 
 
@@ -44,4 +44,4 @@ def test_what_an_earlier_run_had_done_does_not_count_in_the_rate(
         report(1000, 1010, "batches")
         clock.now += 5
         report(1005, 1010, "batches")
-    assert capsys.readouterr().err.splitlines() == ["job: 1005/1010, 1/s, 0:05 left, batches"]
+    assert capsys.readouterr().err.splitlines() == ["job: 1005/1010 batches, 1/s, 0:05 left"]
