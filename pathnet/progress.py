@@ -95,8 +95,8 @@ def _bar(label: str, console: Console) -> Iterator[Progress]:
         bars.TextColumn("{task.description}", markup=False),
         bars.BarColumn(),
         bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.fields[note]}", markup=False),
         bars.TextColumn("{task.fields[pace]}", markup=False),
+        bars.TextColumn("{task.fields[note]}", markup=False),
     )
     pace = _Pace()
     with bars.Progress(*columns, console=console) as bar:
@@ -122,7 +122,7 @@ def _cell(label: str) -> Iterator[Progress]:
         last, words = (done, total, note), pace.words(done, total)
         if now - shown >= UPDATE_SECONDS:
             shown = now
-            handle.update(_state(label, done, total, note, words and f", {words}"), raw=True)
+            handle.update(_state(label, done, total, note, words), raw=True)
 
     try:
         yield report
@@ -154,9 +154,14 @@ class _Pace:
         return f"{shown}, {minutes}:{seconds:02d} left"
 
 
-def _state(label: str, done: int, total: int, note: str, left: str = "") -> dict[str, Any]:
+def _state(label: str, done: int, total: int, note: str, pace: str = "") -> dict[str, Any]:
     bar = f'<progress value="{done}" max="{max(total, 1)}" style="width: 20em"></progress>'
-    return _bundle(label, bar, f"{done}/{total} {note}".rstrip() + left)
+    return _bundle(label, bar, _line(done, total, note, pace))
+
+
+def _line(done: int, total: int, note: str, pace: str) -> str:
+    state = f"{done}/{total} {note}".rstrip()
+    return f"{state}, {pace}" if pace else state
 
 
 def _bundle(label: str, bar: str = "", state: str = "") -> dict[str, Any]:
@@ -178,8 +183,7 @@ def _lines(label: str) -> Iterator[Progress]:
 
     def report(done: int, total: int, note: str) -> None:
         nonlocal shown, waiting
-        words = pace.words(done, total)
-        waiting = printable(f"{label}: {done}/{total} {note}".rstrip() + (words and f", {words}"))
+        waiting = printable(f"{label}: {_line(done, total, note, pace.words(done, total))}")
         if time.monotonic() - shown >= LINE_SECONDS:
             show()
             shown, waiting = time.monotonic(), ""

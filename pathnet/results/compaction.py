@@ -45,7 +45,8 @@ def compact(folder: str | Path) -> dict[str, int]:
         >>> from pathnet.experiments import PathGradients
         >>> data = pathnet.data.synthetic(images=64, classes=2, shape=(1, 8, 8))
         >>> net = pathnet.models.preact_resnet(depth=8, width=8, num_classes=2, in_channels=1)
-        >>> run = pathnet.experiments.path_gradients.measure(net, data, PathGradients(batches=2), "run")
+        >>> plan = PathGradients(batches=2, batch_size=16)
+        >>> run = pathnet.measure(net, data, plan, "run")
         >>> results.compact("run")
         {'part': 1}
     """

@@ -41,7 +41,8 @@ def export(run: Run, out: str | Path) -> list[Path]:
         >>> from pathnet.experiments import PathGradients
         >>> data = pathnet.data.synthetic(images=64, classes=2, shape=(1, 8, 8))
         >>> net = pathnet.models.preact_resnet(depth=8, width=8, num_classes=2, in_channels=1)
-        >>> run = pathnet.experiments.path_gradients.measure(net, data, PathGradients(batches=2), "run")
+        >>> plan = PathGradients(batches=2, batch_size=16)
+        >>> run = pathnet.measure(net, data, plan, "run")
         >>> [str(file) for file in results.export(run, "exported")]
         ['exported/README.md', 'exported/data/path_gradients.parquet']
     """

@@ -21,12 +21,12 @@ from pathnet.training import Recipe
 
 def test_every_setting_is_a_flag_and_nothing_changes_unless_given() -> None:
     names = {field.name for kind in (Study, Recipe, Plan) for field in dataclasses.fields(kind)}
-    wanted = names - {"recipe", "plan"} | {"preset", "folder", "device", "as_json"}
+    wanted = names - {"recipe", "plan"} | {"preset", "out", "device", "as_json"}
     for command in app.registered_commands:
         assert command.callback is not None
         flags = command.callback.__signature__.parameters if hasattr(command.callback, "__signature__") else {}
         if command.name in EXPERIMENTS:
-            assert set(flags) == wanted | {"weights"}
+            assert set(flags) == wanted | {"weights", "folder"}
             assert all(flags[name].default is None for name in names - {"recipe", "plan"})
             assert flags["preset"].default == "digits"
     assert {command.name for command in app.registered_commands} > set(EXPERIMENTS)
@@ -59,7 +59,7 @@ def test_flags_change_the_preset(
 ) -> None:
     seen: list[Study] = []
 
-    def noted(settings: StudySettings) -> None:
+    def noted(settings: StudySettings, _: object) -> None:
         seen.append(settings.study)
         raise ValueError("seen")
 
