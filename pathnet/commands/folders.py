@@ -67,7 +67,7 @@ def compact(settings: CompactSettings) -> None:
         print_json({"merged": merged}, [])
         return
     for kind, count in merged.items():
-        say(f"{kind}: {count:,} {'file is' if count == 1 else 'files became'} one")
+        say(f"{kind}: {'already one file' if count == 1 else f'{count:,} files became one'}")
     if not merged:
         say("no measurements")
 
@@ -78,7 +78,9 @@ def export(settings: ExportSettings) -> None:
     from pathnet.commands.printing import print_json
 
     run = results.read(settings.run)
-    folder = settings.out or settings.run.with_name(f"{settings.run.resolve().name}-{settings.to}")
+    # The folder that a person stands in has a name only in its full path.
+    place = settings.run if settings.run.name not in ("", "..") else settings.run.resolve()
+    folder = settings.out or place.with_name(f"{place.name}-{settings.to}")
     written = results.export(run, folder)
     if settings.as_json:
         print_json({"run": str(run.folder)}, written)

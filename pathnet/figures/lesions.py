@@ -267,8 +267,9 @@ def figure_5b(
 
 def _drawn(errors: ErrorBySize, title: str) -> str:
     networks = f" for each of {errors.seeds} networks" if errors.seeds > 1 else ""
+    draws = "draw" if errors.draws == 1 else "draws"
     per_size = " per size" if errors.sizes[-1] else ""
-    return f"{title}{title and ': '}{errors.draws} draws{per_size}{networks}"
+    return f"{title}{title and ': '}{errors.draws} {draws}{per_size}{networks}"
 
 
 def _boxes(axes: Axes, rates: Sequence[Array], positions: Array, width: float, errors: ErrorBySize) -> None:

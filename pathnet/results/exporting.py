@@ -17,7 +17,7 @@ from pathnet.results.tables import rows_in
 __all__ = ["export"]
 
 
-def export(run: Run, folder: str | Path) -> list[Path]:
+def export(run: Run, out: str | Path) -> list[Path]:
     """Write the measurements of a run as a data set in the layout of the Hugging Face Hub.
 
     Each kind of row becomes a subset of one Parquet file, whose columns say in their metadata what they mean. The
@@ -26,13 +26,13 @@ def export(run: Run, folder: str | Path) -> list[Path]:
 
     Args:
         run: a run, as `pathnet.results.read` returns it.
-        folder: the folder to create; an empty one may be there.
+        out: the folder to create; an empty one may be there.
 
     Returns:
         The files written: the card, and a file for each kind of row.
 
     Raises:
-        ValueError: the run holds no measurements, or a part cannot be read; or the folder holds something.
+        ValueError: the run holds no measurements, or a part cannot be read; or ``out`` holds something.
         OSError: a file cannot be written; nothing is left behind.
 
     Example:
@@ -47,9 +47,9 @@ def export(run: Run, folder: str | Path) -> list[Path]:
         ['exported/README.md', 'exported/data/path_gradients.parquet']
     """
     check_run("run", run)
-    folder = check_path("folder", folder)
+    folder = check_path("out", out)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"folder: expected a new or empty folder, got {folder}, which holds something")
+        raise ValueError(f"out: expected a new or empty folder, got {folder}, which holds something")
     tables = {
         kind.stem: sorted_once(rows_in(run.folder, kind, kind.schema.names)).combine_chunks()
         for kind in kinds_in(run)

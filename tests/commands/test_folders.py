@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import pytest
 from helpers.command_line import assert_one_line, pathnet_
 from helpers.run_folders import ATTEMPT, IDENTITY, add
 
@@ -17,7 +19,7 @@ def test_compact_says_how_many_files_became_one(tmp_path: Path) -> None:
     before = results.read(tmp_path / "run").measurements().norm.tolist()
     ended = pathnet_("compact", tmp_path / "run")
     assert (ended.status, ended.out, ended.err) == (0, "part: 3 files became one\n", "")
-    assert pathnet_("compact", tmp_path / "run").out == "part: 1 file is one\n"
+    assert pathnet_("compact", tmp_path / "run").out == "part: already one file\n"
     run = results.read(tmp_path / "run")
     assert [part.name for part in run.parts] == ["part-000000.parquet"]
     assert run.measurements().norm.tolist() == before
@@ -46,7 +48,18 @@ def test_export_writes_next_to_the_run(tmp_path: Path) -> None:
     files = [tmp_path / "run-hf" / name for name in ("README.md", "data/path_gradients.parquet")]
     assert ended.status == 0 and ended.out.splitlines() == list(map(str, files))
     assert all(file.exists() for file in files)
-    assert_one_line(pathnet_("export", tmp_path / "run"), "folder: expected a new or empty folder", "run-hf")
+    assert_one_line(pathnet_("export", tmp_path / "run"), "out: expected a new or empty folder", "run-hf")
+
+
+def test_export_names_its_folder_by_the_run_that_a_person_stands_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(tmp_path / "run", 0)
+    for place, run, out in (("run", ".", "run-hf"), ("run/measurements", "..", "run-hf"), ("", "run/", "run-hf")):
+        monkeypatch.chdir(tmp_path / place)
+        ended = pathnet_("export", run)
+        assert ended.status == 0, ended.err
+        shutil.rmtree(tmp_path / out)
 
 
 def test_export_takes_another_folder(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
+import polars
 import pytest
 import torch
 from helpers.runs import gradient_run, one_of_each
@@ -24,20 +26,6 @@ from pathnet.experiments.errors import ErrorCount
 from pathnet.experiments.run import Value
 from pathnet.figures import sources
 from pathnet.results import Run
-
-
-class Table:
-    """Stand-in for a DataFrame: columns by name, and no mapping."""
-
-    def __init__(self, columns: dict[str, Any]) -> None:
-        self._columns = columns
-
-    @property
-    def columns(self) -> list[str]:
-        return list(self._columns)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._columns[name]
 
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:
@@ -71,11 +59,15 @@ def sampled(run: Run) -> dict[str, Any]:
     }
 
 
+def plain(arrays: dict[str, Any]) -> dict[str, Any]:
+    return {name: np.asarray(torch.as_tensor(values).detach()) for name, values in arrays.items()}
+
+
 def every_method(run: Run) -> dict[str, Any]:
     names = ("batch", "length", "norm", "full_norm", "next_cosine", "full_cosine", "share", "left")
     exact = columns(run.rows(ExactSum), *names)
     signed = columns(run.rows(SignedDraw), "batch", "draw", "length", "squared_norm")
-    return {**sampled(run), "exact": Table(exact), "signed": signed}
+    return {**sampled(run), "exact": polars.DataFrame(exact), "signed": signed}
 
 
 def rates(run: Run, kind: str) -> dict[str, Any]:
@@ -143,9 +135,9 @@ def gated(run: Run) -> dict[str, Any]:
 FIGURES: list[tuple[str, Callable[..., Any], Callable[[Run], Any]]] = [
     ("all methods", figures.figure_6, every_method),
     ("all methods", figures.figure_sums, every_method),
-    ("path-gradients", figures.figure_6, lambda run: Table(sampled(run))),
+    ("path-gradients", figures.figure_6, lambda run: pandas.DataFrame(plain(sampled(run)))),
     ("lesion-single", figures.figure_3, singles),
-    ("lesion-many", figures.figure_5a, lambda run: Table(lesioned(run))),
+    ("lesion-many", figures.figure_5a, lambda run: polars.DataFrame(lesioned(run))),
     ("lesion-reorder", figures.figure_5b, reordered),
     ("remaining-paths", figures.figure_7, remaining),
     ("lesion-stochastic-depth", figures.figure_8, stochastic),
@@ -244,10 +236,28 @@ def test_what_is_optional_is_left_out() -> None:
     }
     swaps = {"tau": [0.9, 0.5], "rate": [0.1, 0.2]}
     assert figures.figure_5b(swaps).get_suptitle() == "2 draws"
-    assert figures.figure_5b({**swaps, "size": [1, 4]}, "t").get_suptitle() == "t: 1 draws per size, 1 to 4 swaps"
+    assert figures.figure_5b({**swaps, "size": [1, 4]}, "t").get_suptitle() == "t: 1 draw per size, 1 to 4 swaps"
     lines = figures.figure_7({"blocks": 5, "deleted": 2}).axes[0].get_lines()
     assert [line.get_label() for line in lines] == ["2 deleted (equation 8)"]
     np.testing.assert_allclose(lines[0].get_ydata(), [1, 3 / 5, 3 / 10, 1 / 10, 0, 0])
+
+
+@pytest.mark.parametrize("frame", [pandas.DataFrame, polars.DataFrame])
+def test_columns_of_a_frame_are_kinds_and_a_column_may_hold_a_single_value(frame: Callable[[Any], Any]) -> None:
+    kinds = {"plain": [0.1, 0.3], "stochastic depth": [0.1, 0.2]}
+    pairs = [
+        (figures.figure_3, kinds, frame(kinds)),
+        (figures.figure_8, {"deletions": kinds, "survival": [0.9, 0.5]}, None),
+        (figures.figure_effective, {"modules": 1, "blocks": 2, "full": [0.1, 0.2], "effective": kinds}, None),
+    ]
+    for draw, by_name, table in pairs:
+        inner = {name: frame(value) if value is kinds else value for name, value in by_name.items()}
+        assert (pixels(draw(inner if table is None else table)) == pixels(draw(by_name))).all()
+    single = {"rate": [0.1, 0.3], "intact": [0.05] * 2, "images": [100] * 2, "chance": [0.9] * 2}
+    first = {name: value if name == "rate" else value[0] for name, value in single.items()}
+    assert (pixels(figures.figure_3({"mine": frame(single)})) == pixels(figures.figure_3({"mine": first}))).all()
+    sizes = {"size": [1, 2], "rate": [0.1, 0.2], "blocks": [3, 3]}
+    assert (pixels(figures.figure_5a(frame(sizes))) == pixels(figures.figure_5a({**sizes, "blocks": 3}))).all()
 
 
 def test_a_run_of_another_experiment_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 from helpers.wrong_values import VALUES
 
@@ -49,15 +50,15 @@ GATES = {"openness": [0.2, 0.3], "bias": [0, 0], "skip": [1, 1], "residual": [1,
             {"length": [1], "norm": ["0.1"]},
             r"results\['norm'\]: expected numbers, got a list of type <U3",
         ),
-        ("figure_6", {"length": [1], "norm": [[1.0]]}, r"results\['norm'\]: expected values in 1 dimensions, .*"),
+        ("figure_6", {"length": [1], "norm": [[1.0]]}, r"results\['norm'\]: expected values in 1 dimension, .*"),
         (
             "figure_6",
             {"length": [], "norm": []},
-            r"results\['norm'\]: expected values in 1 dimensions, got the shape \[0\]",
+            r"results\['norm'\]: expected values in 1 dimension, got the shape \[0\]",
         ),
         ("figure_sums", [], "results: expected a run of path-gradients, .*, got .*"),
         ("figure_sums", {"exact": {"batch": [0]}}, r"results\['exact'\]: expected an array 'length', got batch"),
-        ("figure_3", {}, "results: expected error rates by 1 to 4 kinds of network, got others"),
+        ("figure_3", {}, "results: expected error rates by 1 to 4 kinds of network, got 0"),
         ("figure_3", {"a": [1.2]}, r"results\['a'\]\['rate'\]: expected numbers of at least 0, at most 1, got 1.2"),
         ("figure_3", {"a": {"wrong": [1]}}, r"results\['a'\]: expected 'rate', or 'wrong' and 'images', got neither"),
         ("figure_3", {"a": {"rate": [0.1], "intact": [0, 0]}}, r"results\['a'\]\['intact'\]: .* 1 networks, got 2"),
@@ -67,6 +68,16 @@ GATES = {"openness": [0.2, 0.3], "bias": [0, 0], "skip": [1, 1], "residual": [1,
             "figure_5b",
             {"rate": [0.1], "order": [[0, 0]]},
             r"results\['order'\]: expected orders of the blocks 0 to 1, .*",
+        ),
+        (
+            "figure_5a",
+            pandas.DataFrame({"size": [1, 2], "rate": [0.1, 0.2], "blocks": [3, 4]}),
+            r"results\['blocks'\]: expected one value in all rows, got 3 and 4",
+        ),
+        (
+            "figure_6",
+            {"length": [1], "norm": [1.0], "gates": [True, False]},
+            r"results\['gates'\]: expected True or False, got a list",
         ),
         ("figure_7", {"blocks": 3, "deleted": [4]}, r"results\['deleted'\]: expected numbers of .* most 3, got 4.0"),
         (

@@ -256,7 +256,7 @@ def experiment_calls() -> dict[str, Call]:
             folder="run",
         ),
         "results.compact": call_of(results.compact, {"folder": ("run",)}, folder=lambda: measured_run().folder),
-        "results.export": call_of(results.export, run=measured_run, folder="exported"),
+        "results.export": call_of(results.export, run=measured_run, out="exported"),
         "results.read": call_of(results.read, {"folder": ("run",)}, folder=lambda: measured_run().folder),
         "results.writing": call_of(
             written_run,

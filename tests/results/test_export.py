@@ -83,7 +83,7 @@ def test_what_is_only_in_a_journal_is_exported(tmp_path: Path) -> None:
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, run: results.Run) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes").write_text("precious")
-    with pytest.raises(ValueError, match=r"^folder: expected a new or empty folder, got .*out, which holds"):
+    with pytest.raises(ValueError, match=r"^out: expected a new or empty folder, got .*out, which holds"):
         results.export(run, tmp_path / "out")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["notes"]
     (tmp_path / "out" / "notes").unlink()

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pathnet.checks import check_integer, check_number, check_tensor, described
+from pathnet.checks import check_flag, check_integer, check_number, check_tensor, described
 
-__all__ = ["Array", "Arrays", "Columns", "Frame", "Integers"]
+__all__ = ["Array", "Arrays", "Columns", "Frame", "Integers", "by_name"]
 
 Array: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.int64]
@@ -32,6 +32,11 @@ class Frame(Protocol):
 Arrays: TypeAlias = Mapping[str, Any] | Frame
 
 
+def by_name(values: Arrays) -> dict[str, Any]:
+    """Return the arrays of a mapping or a table, by name."""
+    return {name: values[name] for name in (values if isinstance(values, Mapping) else values.columns)}
+
+
 class Columns:
     """Arrays by name, each checked when it is read.
 
@@ -41,6 +46,10 @@ class Columns:
         needed: the names that must be there.
         optional: the names that may be there; others are refused, since they may be misspelt.
 
+    Attributes:
+        name: name of the argument in errors.
+        is_table: whether the arrays are columns of a table, which holds a single value in every row.
+
     Raises:
         ValueError: ``values`` is something else, or a name is missing or unknown.
     """
@@ -49,8 +58,7 @@ class Columns:
         if not isinstance(values, Mapping | Frame):
             raise ValueError(f"{name}: expected arrays by name ({', '.join(needed)}), got {described(values)}")
         self.name = name
-        names = values if isinstance(values, Mapping) else values.columns
-        self._values = {column: values[column] for column in names}
+        self._values, self.is_table = by_name(values), not isinstance(values, Mapping)
         if missing := [column for column in needed if column not in self._values]:
             got = ", ".join(map(str, self._values)) or "none"
             raise ValueError(f"{name}: expected an array {missing[0]!r}, got {got}")
@@ -91,8 +99,8 @@ class Columns:
         place = self.place(column)
         values = _plain(place, self._values[column])
         if values.ndim not in dimensions or not values.size:
-            expected = " or ".join(map(str, dimensions))
-            raise ValueError(f"{place}: expected values in {expected} dimensions, got the shape {list(values.shape)}")
+            expected = " or ".join(map(str, dimensions)) + " dimension" + "s" * (max(dimensions) > 1)
+            raise ValueError(f"{place}: expected values in {expected}, got the shape {list(values.shape)}")
         wrong = ~((values >= least) & (values <= most) | (np.isnan(values) & nan))
         if wrong.any():
             bounds = "" if math.isinf(least) else f" of at least {least:g}"
@@ -111,11 +119,27 @@ class Columns:
 
     def integer(self, column: str, least: int, most: int | None = None) -> int:
         """Return a single integer."""
-        return check_integer(self.place(column), self._values[column], least, most)
+        return check_integer(self.place(column), self._single(column), least, most)
 
     def number(self, column: str, default: float, least: float, most: float) -> float:
         """Return a single number, or the default if there is none."""
-        return check_number(self.place(column), self._values[column], least, most) if column in self else default
+        return check_number(self.place(column), self._single(column), least, most) if column in self else default
+
+    def flag(self, column: str) -> bool:
+        """Return a single truth value; False if there is none."""
+        value = self._single(column) if column in self else False
+        return check_flag(self.place(column), bool(value) if isinstance(value, np.bool_) else value)
+
+    def _single(self, column: str) -> Any:
+        """Return a single value, which a table holds in every row."""
+        value = self._values[column]
+        if not self.is_table or np.ndim(value) == 0:
+            return value
+        different = list(dict.fromkeys(np.asarray(value).ravel().tolist()))
+        if len(different) != 1:
+            got = "none" if not different else f"{different[0]} and {different[1]}"
+            raise ValueError(f"{self.place(column)}: expected one value in all rows, got {got}")
+        return different[0]
 
     def rows(self, column: str) -> int:
         """Return the number of rows of an array; 0 if it is not there."""

@@ -70,7 +70,7 @@ def _of_arrays(arrays: Arrays) -> Comparison:
         sizes.add(sampled.path.shape[1])
     if exact and not exact.columns["full_norm"].any():
         raise ValueError("results['exact']: expected a gradient above zero on some batch, got none")
-    return compared(sizes.pop(), sampled, exact, signed, bool("gates" in columns and columns["gates"]))
+    return compared(sizes.pop(), sampled, exact, signed, columns.flag("gates"))
 
 
 def _sampled(columns: Columns, blocks: int | None) -> Measurements:

@@ -13,7 +13,7 @@ from pathnet.experiments.by_size import ErrorBySize
 from pathnet.experiments.errors import spread
 from pathnet.experiments.lesion_single import SingleDeletions
 from pathnet.experiments.lesion_stochastic_depth import StochasticDepth, stochastic_depth
-from pathnet.figures.sources.arrays import Array, Arrays, Columns, Frame
+from pathnet.figures.sources.arrays import Array, Arrays, Columns, Frame, by_name
 from pathnet.figures.sources.opened import summary_of
 from pathnet.figures.sources.paths import drawn_of
 from pathnet.figures.style import STYLES
@@ -41,9 +41,11 @@ def deletions_of(value: object, name: str = "results") -> Mapping[str, SingleDel
     """
 
     def of_kinds(kinds: Arrays) -> dict[str, SingleDeletions]:
-        if not isinstance(kinds, Mapping) or not 1 <= len(kinds) <= len(STYLES):
-            raise ValueError(f"{name}: expected error rates by 1 to {len(STYLES)} kinds of network, got others")
-        return {str(kind): _single(f"{name}[{kind!r}]", rates) for kind, rates in kinds.items()}
+        of_kind = by_name(kinds)
+        if not 1 <= len(of_kind) <= len(STYLES):
+            expected = f"1 to {len(STYLES)} kinds of network"
+            raise ValueError(f"{name}: expected error rates by {expected}, got {len(of_kind)}")
+        return {str(kind): _single(f"{name}[{kind!r}]", rates) for kind, rates in of_kind.items()}
 
     if isinstance(value, StochasticDepth):
         return value.deletions
@@ -77,7 +79,10 @@ def _single(place: str, value: Any) -> SingleDeletions:
         low, high = np.moveaxis(ends, -1, 0)
     else:
         low, high = (_like(columns, end, rate) for end in ("low", "high"))
-    intact = columns.array("intact", (0, 1), 0, 1) if "intact" in columns else np.array(np.nan)
+    if columns.is_table or "intact" not in columns:
+        intact = np.array(columns.number("intact", np.nan, 0, 1))
+    else:
+        intact = columns.array("intact", (0, 1), 0, 1)
     if intact.size not in (1, seeds):
         raise ValueError(f"{columns.place('intact')}: expected the rates of {seeds} networks, got {intact.size}")
     changing = columns.integers("downsampling", 0, n - 1).tolist() if columns.rows("downsampling") else []

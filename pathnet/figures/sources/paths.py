@@ -11,7 +11,7 @@ from pathnet.experiments import effective_training, remaining_paths
 from pathnet.experiments.drawn_paths import DrawnPaths, drawn_paths
 from pathnet.experiments.effective_training import EffectiveTraining, compared
 from pathnet.experiments.remaining_paths import RemainingPaths
-from pathnet.figures.sources.arrays import Arrays, Columns
+from pathnet.figures.sources.arrays import Arrays, Columns, Frame, by_name
 from pathnet.figures.sources.opened import summary_of
 from pathnet.figures.style import STYLES
 from pathnet.signed import MOST_BLOCKS
@@ -85,9 +85,9 @@ def _effective(arrays: Arrays) -> EffectiveTraining:
     blocks = columns.integer("blocks", 1, MOST_BLOCKS)
     modules = columns.integer("modules", 1, blocks)
     full, effective = columns.array("full", (0, 1), 0, 1).reshape(-1), columns["effective"]
-    by_name = effective if isinstance(effective, Mapping) else {"as it is": effective}
-    tested = Columns(columns.place("effective"), by_name, (), list(by_name))
-    if not by_name:
+    by_way = by_name(effective) if isinstance(effective, Mapping | Frame) else {"as it is": effective}
+    tested = Columns(columns.place("effective"), by_way, (), list(by_way))
+    if not by_way:
         raise ValueError(f"{columns.place('effective')}: expected error rates, got none")
-    rates = {str(name): tested.array(name, (0, 1), 0, 1).reshape(-1) for name in by_name}
+    rates = {str(name): tested.array(name, (0, 1), 0, 1).reshape(-1) for name in by_way}
     return compared(modules, blocks, full, rates)
