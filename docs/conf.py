@@ -39,7 +39,7 @@ myst_heading_anchors = 3
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(collections|contextlib|dataclasses|matplotlib|numpy|pathlib|rich|torch|typing)\..*"),
-    ("py:class", r"Tensor|Path|Any|Callable|Iterable|Mapping|Sequence|NDArray|nn\..*|np\..*|torch"),
+    ("py:class", r"Store|Tensor|Path|Any|Callable|Iterable|Mapping|Sequence|NDArray|nn\..*|np\..*|torch"),
     ("py:class", r"bool|u?int\d+|float\d+"),
 ]
 default_role = "py:obj"

@@ -58,7 +58,7 @@ class Range:
 class Row(Protocol):
     """A frozen dataclass of numbers, strings and tuples of integers: one measurement.
 
-    A field has the type int, float, str or tuple[int, ...], perhaps annotated with `Help` and `Unit` of
+    A field has the type int, float, str or tuple[int, ...], perhaps annotated with ``Help`` and ``Unit`` of
     `pathnet.settings`, which become metadata of the columns.
 
     Attributes:

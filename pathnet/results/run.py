@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,8 @@ class Run:
 
     folder: Path
     facts: dict[str, Any]
-    workers: Workers = ALONE
+    # As a value of the class, viewcode would take its module for that of the class.
+    workers: Workers = field(default_factory=lambda: ALONE)
     _writer: Writer | None = None
 
     def __repr__(self) -> str:
