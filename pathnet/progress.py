@@ -95,8 +95,8 @@ def _bar(label: str, console: Console) -> Iterator[Progress]:
         bars.TextColumn("{task.description}", markup=False),
         bars.BarColumn(),
         bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.fields[pace]}", markup=False),
         bars.TextColumn("{task.fields[note]}", markup=False),
+        bars.TextColumn("{task.fields[pace]}", markup=False),
     )
     pace = _Pace()
     with bars.Progress(*columns, console=console) as bar:

@@ -166,7 +166,10 @@ def open_run(
 
 def attempt(device: torch.device) -> dict[str, Any]:
     """Return the recorded facts about this process, which adds to a run: time, versions and device."""
-    processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    processor = (
+        f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s'[: threads > 1]}"
+    )
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "pathnet": pathnet.__version__,

@@ -1,7 +1,8 @@
 """Figures and tables of measurements; `pathnet.paper` says which experiment has which.
 
 A figure accepts a run, the folder of one, the summary of its measurements, or arrays by name that you measured
-yourself: of NumPy, PyTorch, pandas or polars, or lists.
+yourself: of NumPy, PyTorch, pandas or polars, or lists. A DataFrame takes the place of a mapping, with a single
+number such as ``blocks`` in each of its rows.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -41,7 +42,7 @@ def card(run: Run, tables: Mapping[str, pa.Table]) -> str:
         run: the run.
         tables: its rows, by kind.
     """
-    title = f"{run.experiment} by pathnet"
+    title = printable(f"{run.experiment} by pathnet")
     rows = sum(map(len, tables.values()))
     size = next((name for most, name in SIZES.items() if rows < most), LARGEST)
     # Without a default, load_dataset of the folder alone fails.
@@ -51,7 +52,7 @@ def card(run: Run, tables: Mapping[str, pa.Table]) -> str:
         for stem in stems
     ]
     subsets[0] += "\n  default: true"
-    front = [f"pretty_name: {json.dumps(title)}", "tags:", "- pathnet", "- residual-networks", "- gradients"]
+    front = [f"pretty_name: {_json(title)}", "tags:", "- pathnet", "- residual-networks", "- gradients"]
     front += ["size_categories:", f"- {json.dumps(size)}", "configs:", *subsets]
     first = subset_of(stems[0])
     sections = [
@@ -109,17 +110,32 @@ def _measured(identity: Mapping[str, Any], planned: Mapping[str, int]) -> Iterat
         for seed, network in enumerate(seeds):
             name = f"{kind} {seed}" if len(seeds) > 1 else kind
             config = network.get("config")
-            built = f"built as `{json.dumps(config)}`" if config else "a model of its author's"
-            yield f"- **{printable(name)}**: {network['blocks']} blocks, {built}, weights `{network.get('hash')}`"
+            built = f"built as {_code(_json(config))}" if config else "a model of its author's"
+            weights = _code(network.get("hash"))
+            yield f"- **{printable(name)}**: {network['blocks']} blocks, {built}, weights {weights}"
     if "data" in identity:
         data = identity["data"]
-        yield f"- **data**: {printable(data['name'])}, content `{data.get('hash')}`"
+        yield f"- **data**: {_code(data['name'])}, content {_code(data.get('hash'))}"
         if data.get("skipped"):
             yield f"- **images left out**: {len(data['skipped'])}, which could not be read"
     plan = {
         name: value for name, value in identity.items() if name not in ("experiment", "model", "networks", "data")
     }
-    yield f"- **plan**: {', '.join(f'{name} `{json.dumps(value)}`' for name, value in {**plan, **planned}.items())}"
+    settings = {**plan, **planned}.items()
+    yield f"- **plan**: {', '.join(f'{printable(name)} {_code(_json(value))}' for name, value in settings)}"
+
+
+def _json(value: Any) -> str:
+    # YAML reads an escaped character beyond the first 65,536 as two wrong ones.
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _code(text: object) -> str:
+    """Return Markdown that shows a text as it is, whatever backticks it holds."""
+    shown = printable(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    space = " " if "`" in shown else ""
+    return f"{fence}{space}{shown}{space}{fence}"
 
 
 def _attempt(attempt: Mapping[str, Any]) -> tuple[str, ...]:

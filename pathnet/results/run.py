@@ -52,6 +52,7 @@ class Run:
 
     folder: Path
     facts: dict[str, Any]
+    # As a value of the class, viewcode would take its module for that of the class.
     workers: Workers = field(default_factory=lambda: ALONE)
     _writer: Writer | None = None
 

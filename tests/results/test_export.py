@@ -73,6 +73,18 @@ def test_a_name_from_a_file_cannot_break_the_card(tmp_path: Path) -> None:
     assert front_matter(card)["configs"] and "\n# | heading" not in card.read_text()
 
 
+def test_odd_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    model = {**IDENTITY["model"], "config": {"name": "`a` | ``b``"}}
+    identity = {**IDENTITY, "experiment": "one\n# two \N{GRINNING FACE}", "model": model, "data": {"name": "<b>`"}}
+    add(tmp_path / "run", 0, identity=identity)
+    card = results.export(results.read(tmp_path / "run"), tmp_path / "out")[0]
+    assert front_matter(card)["pretty_name"] == "one\\x0a# two \N{GRINNING FACE} by pathnet"
+    headings = [line for line in card.read_text().splitlines() if line.startswith("# ")]
+    assert headings == ["# one\\x0a# two \N{GRINNING FACE} by pathnet"]
+    assert 'built as ``` {"name": "`a` | ``b``"} ```, ' in card.read_text()
+    assert "- **data**: `` <b>` ``, content `None`" in card.read_text()
+
+
 def test_what_is_only_in_a_journal_is_exported(tmp_path: Path) -> None:
     with results.writing(tmp_path / "run", IDENTITY, {"batches": 1}, ATTEMPT) as run:
         run.add([measured(0)])
