@@ -302,9 +302,13 @@ def measured(
     driver = experiment.load()
     with reporter(name) as progress:
         runs = driver.measure(needed, data, plan, folder / name, progress, workers)
-    for run in runs if workers.leads else []:
-        facts = {**run.facts.get("results", {}), "claims": [vars(claim) for claim in driver.claims(run)]}
-        if trained_by is not None:
-            facts["recipes"] = {kind: asdict(trained_by.recipe_of(kind, 0)) for kind in needed}
-        run.conclude(facts)
+
+    def conclude() -> None:
+        for run in runs:
+            facts = {**run.facts.get("results", {}), "claims": [vars(claim) for claim in driver.claims(run)]}
+            if trained_by is not None:
+                facts["recipes"] = {kind: asdict(trained_by.recipe_of(kind, 0)) for kind in needed}
+            run.conclude(facts)
+
+    workers.agree(conclude)
     return runs

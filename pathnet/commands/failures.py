@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pathnet import interrupts
-from pathnet.commands.streams import fail
+from pathnet.commands.streams import fail, is_first_to_say
 from pathnet.printable import printable
 
 __all__ = ["OneLineFailures", "PlainCommand", "kept"]
@@ -90,4 +90,6 @@ def _printable_usage() -> Iterator[None]:
     except USAGE_ERROR as error:
         if not (message := printable(error.format_message(), kept="\n")):
             raise  # The command line is empty, and the help is shown.
+        if not is_first_to_say(message):
+            raise SystemExit(error.exit_code) from None
         raise USAGE_ERROR(message, error.ctx) from None

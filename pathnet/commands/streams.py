@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from pathnet.printable import printable
 
-__all__ = ["fail", "prepare_streams", "say", "standard_output", "tell", "warn", "write"]
+__all__ = ["fail", "is_first_to_say", "prepare_streams", "say", "standard_output", "tell", "warn", "write"]
 
 
 def prepare_streams() -> None:
@@ -64,12 +64,13 @@ def standard_output() -> Iterator[None]:
 
 def tell(line: str) -> None:
     """Write a line to stderr, if there is one. Of several processes under torchrun, the first to say it does."""
-    if _is_first_to_say(line):
+    if is_first_to_say(line):
         with suppress(OSError):
             print(printable(line), file=sys.stderr, flush=True)
 
 
-def _is_first_to_say(line: str) -> bool:
+def is_first_to_say(line: str) -> bool:
+    """Return whether no other process under torchrun has said something; of them all, one is to say it."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or "torch" not in sys.modules:
         return True
     from pathnet.workers import torchrun

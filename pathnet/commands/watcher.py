@@ -46,6 +46,8 @@ def watch(arguments: Sequence[str]) -> None:
             tell(f"pathnet: this command runs in one process; {count - 1} of {count} have nothing to do")
         return
     share_cores(environment)
+    # torch would report the end of torchrun with a stack trace, besides the error that it raises.
+    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # A signal that comes before there is a handler for it waits.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.KINDS)
     watcher = os.getpid()

@@ -129,8 +129,7 @@ def measure(
                 run, plan.batches, plan.draws, plan.seed, record, progress, on_gpu or any_threads
             )
         run.settle()
-        if workers.leads:
-            run.conclude(compare(run).as_json())
+        workers.agree(lambda: run.conclude(compare(run).as_json()))
         return run
 
 

@@ -19,7 +19,7 @@ from pathnet.results.norms import STEM
 from pathnet.results.parts import Kind, is_part_of, replace_part, stored_schema, write_part
 from pathnet.results.run import Run, read
 from pathnet.results.sorting import sorted_once
-from pathnet.results.tables import PART, free_names, kind_named, measurements_in, parts_of, rows_in
+from pathnet.results.tables import PART, free_names, kind_named, measurements_in, parts_of, rows_in, while_merged
 
 __all__ = ["clear", "compact", "kinds_in", "merge_parts", "recover_journals"]
 
@@ -102,12 +102,16 @@ def kinds_in(run: Run) -> list[Kind]:
     Raises:
         ValueError: a part cannot be read.
     """
-    schemas = defaultdict[str, list[pa.Schema]](list)
-    for file, stem in journals(measurements_in(run.folder)).items():
-        schemas[kind_named(stem)] += [table.schema for table in read_journal(file)[:1]]
-    for part in parts_of(run.folder):
-        schemas[kind_named(part.stem.rpartition("-")[0])].append(stored_schema(part))
-    kinds = []
+
+    def schemas_now() -> dict[str, list[pa.Schema]]:
+        schemas = defaultdict[str, list[pa.Schema]](list)
+        for file, stem in journals(measurements_in(run.folder)).items():
+            schemas[kind_named(stem)] += [table.schema for table in read_journal(file)[:1]]
+        for part in parts_of(run.folder):
+            schemas[kind_named(part.stem.rpartition("-")[0])].append(stored_schema(part))
+        return schemas
+
+    schemas, kinds = while_merged(schemas_now), []
     for stem in sorted(schemas):
         explained = [schema for schema in schemas[stem] if any(field.metadata for field in schema)]
         for schema in (explained or schemas[stem])[-1:]:

@@ -57,12 +57,12 @@ class Journal:
             f"its {len(table)} measurements are lost, all earlier ones are kept, and the same command resumes from "
             "them"
         )
+        with telling(self._folder, "run", "what it held is gone, and the same command measures it again"):
+            if self._is_removed():
+                raise OSError(errno.ENOENT, "it was removed while measurements were written to it")
         with telling(self._folder, "run", kept):
             if self._file is None:
                 self._open()
-            # Bytes would go into a file that nobody can ever open.
-            if os.fstat(self._descriptor).st_nlink == 0:
-                raise OSError(errno.ENOENT, "it was removed while measurements were written to it")
             try:
                 _write_all(self._descriptor, record)
             except BaseException:
@@ -91,6 +91,12 @@ class Journal:
         if self._file is not None:
             os.close(self._descriptor)
         self._file = None
+
+    def _is_removed(self) -> bool:
+        """Return whether bytes would go into a file that nobody can ever open, or into no file."""
+        if self._file is None:
+            return not self._folder.exists()
+        return os.fstat(self._descriptor).st_nlink == 0
 
     def _open(self) -> None:
         file = self._folder / f".{self._stem}.{secrets.token_hex(6)}.pathnet-journal"

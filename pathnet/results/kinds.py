@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache, partial
 from typing import Any
 
@@ -11,6 +12,9 @@ from pathnet.results.problems import impossible_measurement, out_of_range
 from pathnet.results.rows import identifying, schema_of
 
 __all__ = ["kind_of", "norms_kind"]
+
+NAME = re.compile(r"(?!.*-\d+$)\w[\w-]*", re.ASCII)
+"""Names of kinds of row. A number at the end is that of a process or a part."""
 
 
 @cache
@@ -22,5 +26,14 @@ def norms_kind(n: int) -> Kind:
 
 @cache
 def kind_of(kind: Any) -> Kind:
-    """Return the parts of the rows of a dataclass, see `pathnet.results.Row`."""
+    """Return the parts of the rows of a dataclass, see `pathnet.results.Row`.
+
+    Raises:
+        ValueError: files of this kind could not be told from those of others.
+    """
+    if not NAME.fullmatch(kind.PART) or kind.PART == STEM:
+        raise ValueError(
+            f"{kind.__name__}.PART: expected letters, digits, hyphens and underscores, no number at the end after a "
+            f"hyphen, and not {STEM!r}, got {kind.PART!r}"
+        )
     return Kind(kind.PART, schema_of(kind), identifying(kind), partial(out_of_range, ranges=kind.RANGES))

@@ -71,13 +71,17 @@ class Writer:
         self._saved = time.monotonic()
 
     def settle(self, run: Run) -> None:
-        """Merge what all processes have measured, in the first of them."""
+        """Merge what all processes have measured, in the first of them; the others wait, and fail if it fails."""
         self.save()
         names = [file.name for stem in self._journals for file in parts_of(self._folder, stem)]
         written = self._workers.gather(names)
-        if self._workers.leads:
+
+        def merge() -> None:
             _wait_for([measurements_in(self._folder) / name for names in written for name in names])
             merge_parts(run)
+
+        # Nobody may list parts for the next call while these are merged.
+        self._workers.agree(merge)
 
     def close(self) -> None:
         """Close the journals, and leave them where they are."""

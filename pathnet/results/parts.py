@@ -217,10 +217,13 @@ def stored_schema(file: Path) -> pa.Schema:
 
     Raises:
         ValueError: the file cannot be read.
+        FileNotFoundError: the file is gone.
     """
     try:
         with file.open("rb") as handle:
             return pq.ParquetFile(handle).schema_arrow
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
         raise _unreadable(file, error) from None
 
@@ -231,10 +234,16 @@ def _unreadable(file: Path, error: Exception) -> ValueError:
 
 
 def row_count(file: Path) -> int | None:
-    """Return the number of rows that a part states in its footer, or None if the footer cannot be read."""
+    """Return the number of rows that a part states in its footer, or None if the footer cannot be read.
+
+    Raises:
+        FileNotFoundError: the file is gone.
+    """
     try:
         with file.open("rb") as handle:
             return int(_opened(handle).metadata.num_rows)
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError, MemoryError, pa.ArrowException):
         return None
 

@@ -62,7 +62,8 @@ class Row(Protocol):
     `pathnet.settings`, which become metadata of the columns.
 
     Attributes:
-        PART: prefix of the names of its files.
+        PART: prefix of the names of its files: letters, digits, hyphens and underscores, without a number at the end
+            after a hyphen.
         MEASURED: the measured fields. The others identify the measurement, and no two rows of a run share them.
         RANGES: the allowed numbers, by field; the default `Range` for fields that are not named.
 

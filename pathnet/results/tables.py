@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -14,10 +15,22 @@ from pathnet.results.journal import journals, read_journal
 from pathnet.results.parts import READERS, REMEDY, Kind, read_parts, row_count
 from pathnet.results.sorting import repeated_key, sorted_once
 
-__all__ = ["PART", "counted", "free_names", "kind_named", "measurements_in", "parts_of", "read_table", "rows_in"]
+__all__ = [
+    "PART",
+    "counted",
+    "free_names",
+    "kind_named",
+    "measurements_in",
+    "parts_of",
+    "read_table",
+    "rows_in",
+    "while_merged",
+]
 
 PART = re.compile(r"(?P<stem>.+?)(-\d+)?-\d{6,}\.parquet")
 """Names of parts: the kind of row, the number of the process among several, and that of the part."""
+Result = TypeVar("Result")
+
 TRIES = 10
 """Number of times that a folder is read while another process merges its parts."""
 
@@ -76,27 +89,44 @@ def rows_in(folder: Path, kind: Kind, names: Sequence[str]) -> pa.Table:
     Raises:
         ValueError: a part cannot be read, or holds impossible values.
     """
+
+    def read_now() -> pa.Table:
+        # Journals first: their rows go into parts meanwhile, and never the other way round.
+        waiting = [
+            table.select(list(names))
+            for file, stem in journals(measurements_in(folder)).items()
+            if kind_named(stem) == kind.stem
+            for table in read_journal(file)
+        ]
+        return pa.concat_tables([read_parts(parts_of(folder, kind.stem), kind, names), *waiting])
+
+    return while_merged(read_now)
+
+
+def while_merged(read_now: Callable[[], Result]) -> Result:
+    """Return what is read in a folder whose files another process may merge, which removes some that were listed.
+
+    Args:
+        read_now: lists and reads files; is called again if one is gone.
+
+    Raises:
+        ValueError: a file is listed, but not there, again and again.
+    """
     for tries in count(1):
         try:
-            # Journals first: their rows go into parts meanwhile, and never the other way round.
-            waiting = [
-                table.select(list(names))
-                for file, stem in journals(measurements_in(folder)).items()
-                if kind_named(stem) == kind.stem
-                for table in read_journal(file)
-            ]
-            parts = read_parts(parts_of(folder, kind.stem), kind, names)
+            return read_now()
         except FileNotFoundError as error:
             if tries == TRIES:
                 raise ValueError(f"run: {error.filename} is listed, but cannot be opened; {REMEDY}") from None
-            continue
-        return pa.concat_tables([parts, *waiting])
     raise AssertionError  # for type checkers
 
 
 def counted(folder: Path) -> tuple[list[int | None], int]:
     """Return the number of rows in each part of a run, None where it cannot be read, and that in its journals."""
-    with ThreadPoolExecutor(READERS) as pool:
-        counts = list(pool.map(row_count, parts_of(folder)))
-    waiting = sum(len(table) for file in journals(measurements_in(folder)) for table in read_journal(file))
-    return counts, waiting
+
+    def count_now() -> tuple[list[int | None], int]:
+        waiting = sum(len(table) for file in journals(measurements_in(folder)) for table in read_journal(file))
+        with ThreadPoolExecutor(READERS) as pool:
+            return list(pool.map(row_count, parts_of(folder))), waiting
+
+    return while_merged(count_now)

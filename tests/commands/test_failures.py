@@ -93,3 +93,16 @@ def test_the_real_command_keeps_what_it_measured_when_it_is_stopped(
     assert process.returncode == 130 and out == "" and "Traceback" not in err
     assert err.splitlines()[-1].startswith(f"pathnet: interrupted; what was measured is kept in {tmp_path}")
     assert len(results.read(tmp_path).measurements()) >= 2 * 9
+
+
+def test_a_wrong_flag_is_told_by_one_of_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = list[str]()
+
+    def first(line: str) -> bool:
+        said.append(line)
+        return len(said) == 1
+
+    monkeypatch.setattr("pathnet.commands.failures.is_first_to_say", first)
+    loud, quiet = pathnet_("gradients", "--weihts", "file"), pathnet_("gradients", "--weihts", "file")
+    assert loud.status == quiet.status == 2
+    assert "--weihts" in loud.err and quiet.err == quiet.out == "" and said[0] == said[1]

@@ -182,10 +182,20 @@ def test_a_folder_removed_meanwhile_is_told_at_the_next_batch(tmp_path: Path) ->
         run.add([measured(0)])
         shutil.rmtree(folder)
         run.add([measured(1)])
-    assert "\n" not in str(failure.value) and "it was removed while measurements were written to it" in str(
-        failure.value
-    )
-    assert not folder.exists()
+    message = str(failure.value)
+    assert "\n" not in message and "it was removed while measurements were written to it" in message
+    assert "kept" not in message and not folder.exists()
+
+
+def test_a_folder_removed_after_a_part_was_written_is_told_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "PART_SECONDS", 0.0)
+    with pytest.raises(OSError) as failure, writing(tmp_path / "run", IDENTITY, {}, ATTEMPT) as run:
+        run.add([measured(0)])
+        shutil.rmtree(tmp_path / "run")
+        run.add([measured(1)])
+    assert "it was removed" in str(failure.value) and "kept" not in str(failure.value)
 
 
 def test_a_folder_moved_meanwhile_keeps_all_measurements(tmp_path: Path) -> None:
