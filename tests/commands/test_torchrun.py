@@ -42,7 +42,7 @@ def test_two_processes_measure_the_same_bytes_as_one(weights: Path, alone: Any, 
     ended = torchrun(tmp_path, "gradients", "--data", "digits", "--weights", weights, "--out", run, "--json", *PLAN)
     assert ended.returncode == 0, ended.stderr
     assert measurements(run) == alone and json.loads(ended.stdout)["run"] == str(run)
-    assert lines(ended.stderr) == [] and "path gradients: 12/12, " in ended.stderr
+    assert lines(ended.stderr) == [] and "path gradients: 12/12 batches, engine " in ended.stderr
     attempt = results.read(run).facts["attempts"][-1]
     assert attempt["processes"] == 2
 
