@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -60,13 +61,14 @@ def test_parts_that_are_merged_meanwhile_are_looked_for_again(
 ) -> None:
     add(tmp_path, 0)
     add(tmp_path, 1)
-    look, merged = getattr(parts, name), list[str]()
+    look, merged, lock = getattr(parts, name), list[str](), threading.Lock()
 
     def look_later(file: Path) -> Any:
-        if not merged:
-            merged.append(name)
-            for part in compaction.parts_of(tmp_path)[1:]:
-                part.rename(part.with_suffix(".merged"))
+        with lock:  # parts are looked at in threads
+            if not merged:
+                merged.append(name)
+                for part in compaction.parts_of(tmp_path)[1:]:
+                    part.rename(part.with_suffix(".merged"))
         return look(file)
 
     monkeypatch.setattr(module, name, look_later)
