@@ -48,6 +48,19 @@ def test_the_demo_trains_measures_and_draws(tmp_path: Path, monkeypatch: pytest.
     assert shown.out.endswith(f"\nnext: open {figure}\n") and "product is" in shown.out
 
 
+def test_gradients_measures_the_network_of_a_demo_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = dataclasses.replace(DEMO.recipe, epochs=1, batch_size=700)
+    plan = dataclasses.replace(DEMO.plan, batches=2)
+    monkeypatch.setitem(PRESETS, "digits", dataclasses.replace(DEMO, recipe=recipe, plan=plan))
+    assert pathnet_("demo", "--out", tmp_path / "demo", "--json").status == 0
+    weights = ["--data", "digits", "--weights", tmp_path / "demo" / "weights.safetensors"]
+    assert pathnet_("gradients", *weights, "--out", tmp_path / "again", "--batches", 2, "--json").status == 0
+    files = [tmp_path / run / "measurements" / "part-000000.parquet" for run in ("demo", "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_the_demo_is_what_it_promises() -> None:
     blocks = (DEMO.depth - 2) // 2
     assert blocks >= 18 and blocks * DEMO.plan.batches >= 500
