@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pathnet import study as studies
-from pathnet.commands.places import check_existing_folder, check_folder_to_write
+from pathnet.commands.places import check_existing_run, check_folder_to_write
 from pathnet.commands.shared import reporter_of
 from pathnet.commands.streams import say
 from pathnet.commands.studies import StudySettings, study_on
@@ -26,7 +26,7 @@ EPILOG = "With --all, settings default to the preset's."
 
 
 def _check_run(name: str, run: Path) -> None:
-    check_existing_folder(name, run, "the folder of a run")
+    check_existing_run(name, run)
     check_folder_to_write(name, run)
 
 

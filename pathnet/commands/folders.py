@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pathnet.commands.places import check_existing_folder, check_folder_to_write
+from pathnet.commands.places import check_existing_run, check_folder_to_write
 from pathnet.commands.shared import Json
 from pathnet.commands.streams import say
 from pathnet.settings import Checked, Flag, Help, check_settings
@@ -14,11 +14,9 @@ from pathnet.settings import Checked, Flag, Help, check_settings
 __all__ = ["CompactSettings", "ExportSettings", "compact", "export"]
 
 
-def _check_run(name: str, run: Path) -> None:
-    check_existing_folder(name, run, "the folder of a run")
-
-
-ExistingRun = Annotated[Path, Help("Folder of a run."), Flag(value="RUN", positional=True), Checked(_check_run)]
+ExistingRun = Annotated[
+    Path, Help("Folder of a run."), Flag(value="RUN", positional=True), Checked(check_existing_run)
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from pathnet.files import unfinished
 
 __all__ = [
     "check_existing_folder",
+    "check_existing_run",
     "check_file_to_read",
     "check_file_to_write",
     "check_folder_to_write",
@@ -33,6 +34,11 @@ def check_existing_folder(name: str, folder: Path, expected: str) -> None:
     """
     if (actual := what_is(folder)) != FOLDER:
         raise ValueError(f"{name}: expected {expected}, got {_named(folder)!r}, {actual}")
+
+
+def check_existing_run(name: str, folder: Path) -> None:
+    """Raise ValueError unless ``folder`` is one; whether it holds a run shows when that is read."""
+    check_existing_folder(name, folder, "the folder of a run")
 
 
 def check_folder_to_write(name: str, folder: Path) -> None:

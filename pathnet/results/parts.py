@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,20 +68,18 @@ class Kind:
     upgrade: Callable[[pa.Table], pa.Table] | None = None
 
 
-def read_parts(files: Iterable[Path], kind: Kind, columns: Sequence[str] | None = None) -> pa.Table:
+def read_parts(files: Sequence[Path], kind: Kind, names: Sequence[str]) -> pa.Table:
     """Read parts, verify columns, digests and values, and return them as one table, in the order of the files.
 
     Args:
         files: the parts.
         kind: what they hold.
-        columns: names of the columns to read, in the order of the kind's; all by default.
+        names: names of the columns to read.
 
     Raises:
         ValueError: a file cannot be read, has other columns, is damaged, or holds impossible values.
         FileNotFoundError: a file is gone.
     """
-    files = list(files)
-    names = kind.schema.names if columns is None else list(columns)
     with ThreadPoolExecutor(READERS) as pool:
         tables = list(pool.map(lambda file: read_part(file, kind, names), files))
     whole = pa.concat_tables([pa.schema([kind.schema.field(name) for name in names]).empty_table(), *tables])
