@@ -147,7 +147,7 @@ class Data:
         mean, std = (part[:, None, None].to(images.device) for part in (self.mean, self.std))
         return (images.float() - mean) / std
 
-    def augment(self, images: Tensor, rng: np.random.Generator) -> Tensor:
+    def augment(self, images: Tensor, rng: np.random.Generator, mirrored: Tensor | None = None) -> Tensor:
         """Return normalised images, float [B, C, H, W], padded with zeros, then randomly cropped and mirrored.
 
         This is the augmentation of He et al. 2016 for CIFAR. Crops have the size of the images.
@@ -155,9 +155,10 @@ class Data:
         Args:
             images: float [B, C, H, W].
             rng: source of the crops and mirrorings.
+            mirrored: which images to mirror, bool [B], if the data set allows it (``flip``); a random half if None.
 
         Raises:
-            ValueError: the images have another type or shape, or ``rng`` is no generator of NumPy's.
+            ValueError: images or ``mirrored`` have another type or shape, or ``rng`` is no generator of NumPy's.
         """
         check_tensor("images", images, "floating-point", (None,) * 4)
         if not isinstance(rng, np.random.Generator):
@@ -166,8 +167,13 @@ class Data:
         padding = self.crop_padding
         rows, columns = (torch.from_numpy(rng.integers(0, 2 * padding + 1, batch)) for _ in range(2))
         column = torch.arange(width).expand(batch, width)
+        if mirrored is not None:
+            if check_tensor("mirrored", mirrored, shape=(batch,)).dtype != torch.bool:
+                raise ValueError(f"mirrored: expected bool [B], got {described(mirrored)}")
+        elif self.flip:
+            mirrored = torch.from_numpy(rng.random(batch) < 0.5)
         if self.flip:
-            column = torch.where(torch.from_numpy(rng.random(batch) < 0.5)[:, None], column.flip(1), column)
+            column = torch.where(mirrored[:, None], column.flip(1), column)
         padded = F.pad(images, (padding,) * 4)
         row = rows[:, None] + torch.arange(height)
         column = columns[:, None] + column

@@ -11,6 +11,8 @@ from pathnet.settings import Above, AtLeast, AtMost, Flag, Help, check_settings,
 __all__ = ["Recipe", "check_recipe"]
 
 Undrawn = Literal["none", "zero"]
+Schedule = Literal["steps", "one-cycle"]
+Flips = Literal["random", "alternating"]
 
 
 @documented
@@ -32,19 +34,45 @@ class Recipe:
     batch_size: Annotated[int, Help("Images per step; an incomplete last batch is dropped."), AtLeast(1)] = 128
     learning_rate: Annotated[
         float,
-        Help("Learning rate; divided by 10 after half of all steps, and again after three quarters."),
+        Help("Largest learning rate, which the schedule lowers."),
         AtLeast(0),
         Flag("--lr"),
     ] = 0.1
+    schedule: Annotated[
+        Schedule,
+        Help(
+            "Learning rates. steps: the warm-up's, then the largest, divided by 10 after half of all steps and again "
+            "after three quarters. one-cycle: rising linearly over the warm-up, then falling linearly to 0 (Smith "
+            "2018), which saves epochs."
+        ),
+        Flag(value="NAME"),
+    ] = "steps"
     momentum: Annotated[float, Help("Nesterov momentum."), Above(0), AtMost(1)] = 0.9
     weight_decay: Annotated[float, Help("Weight decay of every parameter."), AtLeast(0)] = 1e-4
     warmup_steps: Annotated[int, Help("Number of warm-up steps, which very deep networks need."), AtLeast(0)] = 400
     warmup_learning_rate: Annotated[
-        float, Help("Learning rate of the warm-up steps."), AtLeast(0), Flag("--warmup-lr")
+        float,
+        Help("Learning rate of the warm-up steps; of the first of them where one cycle rises."),
+        AtLeast(0),
+        Flag("--warmup-lr"),
     ] = 0.01
     augment: Annotated[
         bool, Help("Augment with random crops and flips, as the data set defines them."), Flag(negatable=True)
     ] = True
+    flips: Annotated[
+        Flips,
+        Help(
+            "Which images the augmentation mirrors: a random half in each epoch, or a random half in the first epoch "
+            "and then each image alternating, so that two epochs show both forms (Jordan 2024)."
+        ),
+        Flag(value="NAME"),
+    ] = "random"
+    label_smoothing: Annotated[
+        float,
+        Help("Share of the label that is spread evenly over all classes (Szegedy et al. 2016)."),
+        AtLeast(0),
+        AtMost(1),
+    ] = 0.0
     bfloat16: Annotated[
         bool,
         Help("Autocast forward and backward pass to bfloat16; weights and statistics stay float32."),
@@ -85,9 +113,18 @@ class Recipe:
             ValueError: ``step`` is negative, ``steps`` less than 1, or one of them no integer.
         """
         step, steps = check_integer("step", step, 0), check_integer("steps", steps, 1)
+        if self.schedule == "one-cycle":
+            return self._one_cycle(step, steps)
         if step < self.warmup_steps:
             return self.warmup_learning_rate
         return self.learning_rate * 0.1 ** sum(step >= drop * steps for drop in (0.5, 0.75))
+
+    def _one_cycle(self, step: int, steps: int) -> float:
+        # A training shorter than its warm-up would never fall.
+        rise = min(self.warmup_steps, steps // 2)
+        if step < rise:
+            return self.warmup_learning_rate + (self.learning_rate - self.warmup_learning_rate) * step / rise
+        return self.learning_rate * max(0.0, (steps - step) / (steps - rise))
 
 
 def check_recipe(value: object) -> None:

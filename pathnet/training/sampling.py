@@ -83,7 +83,10 @@ def training_batch(data: Data, recipe: Recipe, step: int, share: slice = slice(N
     indices = torch.from_numpy(order[position * size : (position + 1) * size])
     images = data.normalise(data.train.take(indices))
     if recipe.augment:
-        images = data.augment(images, stream(recipe.seed, "augmentation", epoch, position))
+        mirrored = None
+        if recipe.flips == "alternating":
+            mirrored = _mirrored_first(recipe.seed, len(data.train))[indices] ^ (epoch % 2 == 1)
+        images = data.augment(images, stream(recipe.seed, "augmentation", epoch, position), mirrored)
     return images[share], data.train.labels[indices][share]
 
 
@@ -91,3 +94,9 @@ def training_batch(data: Data, recipe: Recipe, step: int, share: slice = slice(N
 def _order(seed: int, epoch: int, images: int) -> NDArray[np.int64]:
     """Return the order of the training images in one epoch, int64 [images]; cached for the steps of that epoch."""
     return stream(seed, "epoch", epoch).permutation(images)
+
+
+@lru_cache(maxsize=1)
+def _mirrored_first(seed: int, images: int) -> Tensor:
+    """Return which training images alternating flips mirror in even epochs, bool [images]; cached for all steps."""
+    return torch.from_numpy(stream(seed, "flips").random(images) < 0.5)

@@ -143,7 +143,7 @@ class TrainingState:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
             output = self.forward(images, drawn_modules(self.net, self.recipe, self.step))
-        loss = F.cross_entropy(output.float(), labels)
+        loss = F.cross_entropy(output.float(), labels, label_smoothing=self.recipe.label_smoothing)
         mean_loss = loss.detach().clone()
         if self.processes > 1:
             # All processes stop if the loss is not finite in one of them.
