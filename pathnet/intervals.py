@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pathnet.streams import stream
 
-__all__ = ["FEWEST", "bootstrap_means", "bracketed", "interval", "no_interval", "wilson"]
+__all__ = ["BOOTSTRAP_DRAWS", "FEWEST", "bootstrap_means", "bracketed", "interval", "no_interval", "wilson"]
 
 FEWEST = 10
 """Independent values (batches, draws of lesions, networks) below which there is no interval and no standard error."""

@@ -20,8 +20,9 @@ from pathnet.workers import ALONE, Workers
 if TYPE_CHECKING:
     from pathnet import results
     from pathnet.data import Data
+    from pathnet.experiments.claims import Claim
     from pathnet.experiments.plans import Plan
-    from pathnet.experiments.run import Claim, Networks
+    from pathnet.experiments.run import Networks
     from pathnet.training import Progress
 
 __all__ = ["EXPERIMENTS", "Driver", "Experiment", "claims", "draw"]

@@ -11,7 +11,8 @@ from typing import Any
 
 from pathnet import results
 from pathnet.checks import check_path, described
-from pathnet.experiments.run import Claim, title
+from pathnet.experiments.claims import Claim, in_words
+from pathnet.experiments.run import title
 from pathnet.files import replacing
 from pathnet.paper import EXPERIMENTS, claims, draw
 from pathnet.printable import printable
@@ -35,9 +36,10 @@ a { color: inherit; text-decoration-color: #bbb; }
 table { border-collapse: collapse; width: 100%; font-size: 0.9rem; margin: 1rem 0; }
 th, td { text-align: left; vertical-align: top; padding: 0.4rem 0.6rem; border-bottom: 1px solid #ddd; }
 th { font-weight: 600; white-space: nowrap; }
-td.held, td.not { white-space: nowrap; font-weight: 600; }
+td.held, td.not, td.open { white-space: nowrap; font-weight: 600; }
 td.held { color: #1f5a94; }
 td.not { color: #a3480f; }
+td.open { color: #555; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.2rem 1rem; font-size: 0.85rem; color: #555; }
 dd { margin: 0; overflow-wrap: anywhere; }
 </style>
@@ -45,7 +47,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 <body>
 <h1>$title</h1>
 <p class="about">Veit, Wilber and Belongie, <em>Residual Networks Behave Like Ensembles of Relatively Shallow
-Networks</em> (2016), reproduced with pathnet $version. Of $claims claims, $held held here.</p>
+Networks</em> (2016), reproduced with pathnet $version. Of $claims claims, $verdicts.</p>
 $body
 </body>
 </html>
@@ -75,7 +77,7 @@ def write(runs: Sequence[results.Run], heading: str, file: Path) -> Path:
         title=escape(heading),
         version=escape(_last_attempt(runs[0], "pathnet")[0]) if runs else "",
         claims=len(all_claims),
-        held=sum(claim.held for claim in all_claims),
+        verdicts=in_words(all_claims),
         body="\n".join([_overview(tested), *(_section(run, run_claims) for run, run_claims in tested)]),
     )
     kept = "the measurements are on the disk, and the same command resumes from them"
@@ -121,7 +123,7 @@ def _anchor(run: results.Run) -> str:
 
 
 def _verdict(claim: Claim) -> str:
-    return f'<td class="{"held" if claim.held else "not"}">{"held" if claim.held else "did not hold"}</td>'
+    return f'<td class="{claim.verdict.removeprefix("did ").split()[0]}">{claim.verdict}</td>'
 
 
 def _image(file: Path) -> str:

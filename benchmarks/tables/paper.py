@@ -6,38 +6,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks.tables.markdown import file_names, listed, number, percent, spread, table
+from pathnet.experiments.claims import all_of
 
 __all__ = ["TABLES"]
 
 Results = dict[str, Any]
 Entry = dict[str, Any]
 
-HELD = {True: "held", False: "**not**"}
-
-
-def _worst(entries: list[Entry]) -> str:
-    """Return the cost of the block whose deletion costs most, except downsampling ones, and that of the median."""
-    numbers = entries[0]["numbers"]["residual"]
-    plain = {i: cost for i, cost in enumerate(_costs(numbers)) if i not in numbers["downsampling"]}
-    worst = max(plain, key=plain.__getitem__)
-    middle = sorted(plain.values())
-    median = (middle[(len(middle) - 1) // 2] + middle[len(middle) // 2]) / 2
-    return f"block {worst} costs {number(100 * plain[worst], 2)} points of error, the median block {_points(median)}"
-
-
-def _costs(numbers: Entry) -> list[float]:
-    """Return the increase of the error without each block, the mean over seeds."""
-    seeds = list(zip(numbers["rate"], numbers["intact"], strict=True))
-    return [sum(rates[i] - intact[0] for rates, intact in seeds) / len(seeds) for i in range(len(numbers["rate"][0]))]
-
-
-def _points(value: float) -> str:
-    return number(100 * value, 2)
+VERDICTS = {"held": "held", "did not hold": "**did not hold**", "open": "open"}
 
 
 def _measured(index: int) -> Callable[[list[Entry]], str]:
-    """Return a function that quotes a claim's measurement up to the first semicolon or bracket."""
-    return lambda entries: entries[0]["claims"][index]["measured"].split(";")[0].split(" (")[0]
+    """Return a function that quotes a claim's measurement up to the first semicolon."""
+    return lambda entries: entries[0]["claims"][index]["measured"].split(";")[0]
 
 
 def _step(entries: list[Entry]) -> str:
@@ -51,16 +32,17 @@ def _step(entries: list[Entry]) -> str:
 
 def _decay(entries: list[Entry]) -> str:
     """Return the factor of each network with its 95 % interval."""
-    factors = [entry["numbers"]["decay"] for entry in entries]
-    return f"factor {listed([f'{number(mean)} ({number(low)} to {number(high)})' for mean, low, high in factors])}"
+    return f"factor {listed([_with_ends(*entry['numbers']['decay']) for entry in entries])}"
 
 
 def _mean_length(entries: list[Entry]) -> str:
-    lengths = [
-        number(sum(length * share for length, share in enumerate(entry["numbers"]["product"], 1)))
-        for entry in entries
-    ]
+    lengths = [_with_ends(*entry["numbers"]["mean_length"]) for entry in entries]
     return f"mean length {listed(lengths)} of {entries[0]['numbers']['n']}"
+
+
+def _with_ends(value: float, low: float | None, high: float | None) -> str:
+    """Return a number with its 95 % interval, if it has one."""
+    return number(value) if low is None else f"{number(value)} ({number(low)} to {number(high)})"
 
 
 def _explained(entries: list[Entry]) -> str:
@@ -85,15 +67,10 @@ def _three_parts(entries: list[Entry]) -> str:
     return f"within {number(numbers['parts_off'], 1)}; with frozen gates {left} of its norm is left"
 
 
-def _openness(entries: list[Entry]) -> str:
-    gates = [gate["mean"] for gate in entries[0]["numbers"]["openness"]]
-    return f"open by {number(sum(gates) / len(gates))} in the mean"
-
-
 SHORT = 0.4
 ROWS: list[tuple[str, str, int, Callable[[list[Entry]], str]]] = [
     ("a network equals the sum over its paths", "unraveled", 1, _measured(1)),
-    ("deleting one block, except a downsampling one, hardly matters", "lesion-single", 0, _worst),
+    ("deleting one block, except a downsampling one, hardly matters", "lesion-single", 0, _measured(0)),
     ("deleting any layer of a VGG leaves nothing of its accuracy above chance", "lesion-single", 2, _measured(2)),
     ("error rises smoothly with the number of deleted blocks", "lesion-many", 0, _step),
     ("error rises smoothly as blocks are reordered", "lesion-reorder", 0, _step),
@@ -103,7 +80,7 @@ ROWS: list[tuple[str, str, int, Callable[[list[Entry]], str]]] = [
     ("training on short paths only is not worse", "effective-training", 0, _effective),
     ("stochastic depth makes single deletions cost less", "lesion-stochastic-depth", 0, _measured(0)),
     ("a highway block's gradient is the sum of three parts", "highway", 1, _three_parts),
-    ("gates biased towards carrying prefer short paths", "highway", 2, _openness),
+    ("gates biased towards carrying prefer short paths", "highway", 2, _measured(2)),
 ]
 """Claims in short: the experiment, the number of the claim among its claims, and the numbers to show."""
 
@@ -114,15 +91,27 @@ def claims(files: Mapping[str, Results]) -> str:
         [title, *(_cell(results["experiments"].get(experiment), index, show) for results in files.values())]
         for title, experiment, index, show in ROWS
     ]
-    header = ["claim", *(results["data"] for results in files.values())]
+    header = ["claim", *map(_title, files.values())]
     return f"{table(header, rows)}\n\nFiles: {file_names(list(files))}."
 
 
+def _title(results: Results) -> str:
+    """Return the data, and the accuracy of the residual networks on which the claims were tested."""
+    entries = results["experiments"].get("lesion-single", [{"numbers": {}}])
+    rates = [rate for rate, *_ in entries[0]["numbers"].get("residual", {}).get("intact", [])]
+    accuracy = f", {percent(1 - sum(rates) / len(rates))} accuracy" if rates else ""
+    return f"{results['data']}{accuracy}"
+
+
 def _cell(entries: list[Entry] | None, index: int, show: Callable[[list[Entry]], str]) -> str:
-    """Return whether a claim held, and its numbers; of several networks, all must hold."""
+    """Return the verdict on a claim, and its numbers; it must hold for each of several networks."""
     if entries is None:
         return "not measured"
-    return f"{HELD[all(entry['claims'][index]['held'] for entry in entries)]}: {show(entries)}"
+    return f"{_verdict(entries, index)}: {show(entries)}"
+
+
+def _verdict(entries: list[Entry], index: int) -> str:
+    return VERDICTS[all_of(*(entry["claims"][index]["verdict"] for entry in entries))]
 
 
 def verdicts(files: Mapping[str, Results]) -> str:
@@ -133,9 +122,9 @@ def verdicts(files: Mapping[str, Results]) -> str:
         for index, claim in enumerate(entries[0]["claims"]):
             texts = [entry["claims"][index]["measured"] for entry in entries]
             several = [f"network {seed}: {text}" for seed, text in enumerate(texts)]
-            held = HELD[all(entry["claims"][index]["held"] for entry in entries)]
             measured = "; ".join(several if len(texts) > 1 else texts)
-            rows.append([f"{claim['paper']} ({claim['where']})", claim["bound"], held, measured])
+            paper = f"{claim['paper']} ({claim['where']})"
+            rows.append([paper, claim["bound"], _verdict(entries, index), measured])
     return table(["the paper", "it holds if", "", "measured"], rows)
 
 

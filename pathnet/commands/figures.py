@@ -50,6 +50,7 @@ def figures(settings: FiguresSettings) -> None:
     from pathnet import report, results
     from pathnet.commands.printing import print_claims, print_json
     from pathnet.commands.runs import print_run
+    from pathnet.experiments.claims import in_words
 
     if settings.everything == (settings.run is not None):
         got = "both" if settings.everything else "neither"
@@ -68,7 +69,7 @@ def figures(settings: FiguresSettings) -> None:
         print_json({"claims": list(map(vars, said))}, [page])
     else:
         print_claims(said)
-        say(f"{sum(claim.held for claim in said)} of {len(said)} claims held", place, page)
+        say(f"of {len(said)} claims, {in_words(said)}", place, page)
 
 
 def _measured(settings: FiguresSettings, workers: Workers) -> tuple[str, list[Run]]:

@@ -17,7 +17,7 @@ from pathnet.commands.streams import say, standard_output, write
 from pathnet.printable import printable
 
 if TYPE_CHECKING:
-    from pathnet.experiments.run import Claim
+    from pathnet.experiments.claims import Claim
     from pathnet.training import Epoch
 
 __all__ = ["console", "print_claims", "print_facts", "print_json", "print_table", "print_training"]
@@ -61,9 +61,8 @@ def print_claims(claims: Sequence[Claim]) -> None:
     for heading in ("the paper", "measured here", ""):
         table.add_column(heading)
     for claim in claims:
-        verdict = "held" if claim.held else "did not hold"
         measured = f"{claim.measured}\n(holds where {claim.bound})"
-        table.add_row(*map(escape, (f"{claim.paper} ({claim.where})", measured, verdict)))
+        table.add_row(*map(escape, (f"{claim.paper} ({claim.where})", measured, claim.verdict)))
     print_table(table)
 
 

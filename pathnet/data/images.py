@@ -167,12 +167,11 @@ class Data:
         padding = self.crop_padding
         rows, columns = (torch.from_numpy(rng.integers(0, 2 * padding + 1, batch)) for _ in range(2))
         column = torch.arange(width).expand(batch, width)
-        if mirrored is not None:
-            if check_tensor("mirrored", mirrored, shape=(batch,)).dtype != torch.bool:
-                raise ValueError(f"mirrored: expected bool [B], got {described(mirrored)}")
-        elif self.flip:
+        if mirrored is None and self.flip:
             mirrored = torch.from_numpy(rng.random(batch) < 0.5)
-        if self.flip:
+        elif mirrored is not None and check_tensor("mirrored", mirrored, shape=(batch,)).dtype != torch.bool:
+            raise ValueError(f"mirrored: expected bool [B], got {described(mirrored)}")
+        if mirrored is not None and self.flip:
             column = torch.where(mirrored[:, None], column.flip(1), column)
         padded = F.pad(images, (padding,) * 4)
         row = rows[:, None] + torch.arange(height)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,10 +10,13 @@ import scipy
 from numpy.typing import NDArray
 
 from pathnet import results
+from pathnet.experiments.claims import Claim, all_of, at_least, at_most
 from pathnet.experiments.errors import ErrorCounts, Spread, spread
-from pathnet.experiments.run import Claim, unfinished
+from pathnet.experiments.run import unfinished
+from pathnet.intervals import BOOTSTRAP_DRAWS, FEWEST
+from pathnet.streams import stream
 
-__all__ = ["ErrorBySize", "by_tau", "smooth", "smoothness", "summarise"]
+__all__ = ["ErrorBySize", "by_tau", "smooth", "smooth_ends", "smoothness", "summarise"]
 
 RANK_CORRELATION = 0.9
 LARGEST_STEP = 1 / 3
@@ -106,6 +110,30 @@ def smooth(errors: ErrorBySize) -> tuple[float, float]:
     return correlation, float(steps.max() / rise) if rise > 0 else np.nan
 
 
+def smooth_ends(errors: ErrorBySize) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the ends of the 95 % intervals of both numbers of `smooth`, by a bootstrap over the draws of each size.
+
+    A resample whose mean errors are all equal has the correlation 0, and one that does not rise has an infinite
+    largest step. The ends are NaN for fewer than ten draws of some size.
+    """
+    if min(map(len, errors.rates)) < FEWEST:
+        return (math.nan, math.nan), (math.nan, math.nan)
+    rng = stream(0, "smooth")
+    means = np.stack(
+        [rates[rng.integers(0, len(rates), (BOOTSTRAP_DRAWS, len(rates)))].mean(1) for rates in errors.rates], 1
+    )
+    steps = np.diff(means, axis=1, prepend=errors.intact)
+    rise = means[:, -1] - errors.intact
+    with np.errstate(divide="ignore", invalid="ignore"):
+        largest = np.where(rise > 0, steps.max(1) / rise, np.inf)
+        ranks = scipy.stats.rankdata(means, axis=1)
+        ranks -= ranks.mean(1, keepdims=True)
+        sizes = scipy.stats.rankdata(errors.sizes) - (len(errors.sizes) + 1) / 2
+        correlation = np.nan_to_num((ranks @ sizes) / np.sqrt((ranks**2).sum(1) * (sizes**2).sum()))
+    ends = [np.quantile(column, (0.025, 0.975), method="nearest") for column in (correlation, largest)]
+    return tuple(ends[0].tolist()), tuple(ends[1].tolist())
+
+
 def smoothness(errors: ErrorBySize, paper: str, where: str, end: str) -> Claim:
     """Test the claim that error rises smoothly with the size of the lesion.
 
@@ -115,12 +143,18 @@ def smoothness(errors: ErrorBySize, paper: str, where: str, end: str) -> Claim:
         end: the last size, in words.
     """
     correlation, step = smooth(errors)
+    (least, most), (smallest, largest) = smooth_ends(errors)
     return Claim(
         paper,
         where,
         f"rank correlation with the mean error of at least {RANK_CORRELATION:g}, and no step from one box of the "
         f"figure to the next larger than {LARGEST_STEP:.0%} of the whole rise",
-        f"correlation {correlation:.3g}, largest step {100 * step:.2g} %; the error rises from "
-        f"{100 * errors.intact:.3g} % to {errors.means[-1]} {end}",
-        bool(correlation >= RANK_CORRELATION and step <= LARGEST_STEP),
+        f"correlation {correlation:.3g}{_between(least, most)}, largest step {100 * step:.2g} %"
+        f"{_between(100 * smallest, 100 * largest)}; the error rises from {100 * errors.intact:.3g} % to "
+        f"{errors.means[-1]} {end}",
+        all_of(at_least(least, most, RANK_CORRELATION), at_most(smallest, largest, LARGEST_STEP)),
     )
+
+
+def _between(low: float, high: float) -> str:
+    return f" ({low:.3g} to {high:.3g})" if np.isfinite(low) else ""

@@ -113,8 +113,17 @@ class Spread:
     count: int
 
     def __str__(self) -> str:
-        ends = f"{100 * self.low:.3g} to {100 * self.high:.3g}" if np.isfinite(self.low) else no_interval(self.count)
-        return f"{100 * self.mean:.3g} % ({ends})"
+        return f"{100 * self.mean:.3g} % ({self._ends})"
+
+    @property
+    def points(self) -> str:
+        """The mean and its interval as a difference of rates, in points."""
+        return f"{100 * self.mean:.3g} points ({self._ends})"
+
+    @property
+    def _ends(self) -> str:
+        ends = f"{100 * self.low:.3g} to {100 * self.high:.3g}"
+        return ends if np.isfinite(self.low) else no_interval(self.count)
 
 
 def spread(values: Sequence[float] | Array) -> Spread:

@@ -9,8 +9,9 @@ from typing import Any
 from pathnet import results
 from pathnet.data import Batches, Data
 from pathnet.experiments.by_size import smoothness, summarise
+from pathnet.experiments.claims import Claim
 from pathnet.experiments.errors import INTACT, DrawnLesion, measure_errors
-from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, open_run
+from pathnet.experiments.run import Networks, Plan, check_arguments, open_run
 from pathnet.lesion import Lesion
 from pathnet.streams import stream
 from pathnet.training import Progress

@@ -11,8 +11,9 @@ from pathnet import results
 from pathnet.data import Batches, Data
 from pathnet.data.batches import sent
 from pathnet.experiments.by_size import by_tau, smoothness, summarise
+from pathnet.experiments.claims import Claim
 from pathnet.experiments.errors import INTACT, DrawnLesion, measure_errors
-from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, open_run
+from pathnet.experiments.run import Networks, Plan, check_arguments, open_run
 from pathnet.lesion import Lesion
 from pathnet.lesion.networks import block_shapes
 from pathnet.models import ResidualNet

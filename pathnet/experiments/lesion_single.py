@@ -8,18 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy
 from numpy.typing import NDArray
 
 from pathnet import results
 from pathnet.data import Batches, Data
-from pathnet.experiments.errors import INTACT, DrawnLesion, ErrorCounts, measure_errors
-from pathnet.experiments.run import Claim, Networks, Plan, check_arguments, open_run, unfinished
+from pathnet.experiments.claims import Claim, Verdict, at_least, at_most
+from pathnet.experiments.errors import INTACT, DrawnLesion, ErrorCounts, Spread, measure_errors
+from pathnet.experiments.run import Networks, Plan, check_arguments, open_run, unfinished
+from pathnet.intervals import wilson
 from pathnet.lesion import Lesion
 from pathnet.training import Progress
 from pathnet.workers import ALONE, Workers
 
-__all__ = ["NAME", "OF_LEARNED", "SingleDeletions", "claims", "measure", "measure_deletions", "summarise"]
+__all__ = [
+    "NAME",
+    "OF_LEARNED",
+    "SingleDeletions",
+    "claims",
+    "if_learned",
+    "measure",
+    "measure_deletions",
+    "summarise",
+]
 
 NAME = "lesion-single"
 WHERE = "section 4.1, Figures 3 and 4"
@@ -41,6 +51,7 @@ class SingleDeletions:
         downsampling: the blocks that change the shape.
         chance: error rate of guessing.
         first: number of the first block: 0, or 1 in a VGG, whose first layer (0) changes the number of channels.
+        images: number of test images; 0 if it is not known.
     """
 
     rate: NDArray[np.float64]
@@ -50,6 +61,7 @@ class SingleDeletions:
     downsampling: tuple[int, ...]
     chance: float
     first: int
+    images: int = 0
 
     @property
     def learned(self) -> bool:
@@ -70,6 +82,38 @@ class SingleDeletions:
     def left(self) -> NDArray[np.float64]:
         """Share of the accuracy above chance that is left without a block, the mean over seeds: float64 [n]."""
         return np.asarray(((self.chance - self.rate) / (self.chance - self.intact[:, None])).mean(0))
+
+    @property
+    def left_ends(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Ends of the 95 % intervals of ``left``, float64 [n] each: the extremes over the ends of both rates."""
+        above = [self.chance - rate for rate in (self.low, self.high)]
+        corners = [of_rate / (self.chance - ends[:, None]) for of_rate in above for ends in self.intact_ends]
+        return np.asarray(np.min(corners, 0).mean(0)), np.asarray(np.max(corners, 0).mean(0))
+
+    @property
+    def intact_ends(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Ends of the 95 % intervals of ``intact`` (Wilson), float64 [seeds] each; NaN without ``images``."""
+        if not self.images:
+            return np.full_like(self.intact, np.nan), np.full_like(self.intact, np.nan)
+        ends = np.array([wilson(round(rate * self.images), self.images) for rate in self.intact.tolist()])
+        return ends[:, 0], ends[:, 1]
+
+    def cost(self, blocks: NDArray[np.bool_]) -> Spread:
+        """Return the mean increase of the error rate over the deletions of some blocks, with its 95 % interval.
+
+        The interval is that of a difference of two proportions (Newcombe 1998, method 10), over test images. All
+        lesioned networks answer the same images, so the intervals of their rates are averaged as if they erred
+        together. It is therefore wider than an interval by image would be.
+
+        Args:
+            blocks: mask of the blocks, bool [n].
+        """
+        low, high = self.intact_ends
+        rates, below, above = (part[:, blocks] for part in (self.rate, self.rate - self.low, self.high - self.rate))
+        mean = float((rates - self.intact[:, None]).mean())
+        least = float(np.hypot(below.mean(), (high - self.intact).mean()))
+        most = float(np.hypot(above.mean(), (self.intact - low).mean()))
+        return Spread(mean, mean - least, mean + most, self.images)
 
 
 def measure(
@@ -133,12 +177,12 @@ def _summarise_kind(run: results.Run, counts: ErrorCounts, kind: str) -> SingleD
             raise unfinished(run)
         deleted = [rows[i,] for i in range(network["blocks"])]
         rates.append([row.rate for row in deleted])
-        ends.append(
-            [tuple(scipy.stats.binomtest(row.wrong, row.images).proportion_ci(method="wilson")) for row in deleted]
-        )
+        ends.append([wilson(row.wrong, row.images) for row in deleted])
     low, high = np.moveaxis(np.array(ends), -1, 0)
     downsampling, first = tuple(run.fact("networks", kind, 0, "downsampling")), 1 if kind == "vgg" else 0
-    return SingleDeletions(np.array(rates), low, high, counts.intact(kind), downsampling, counts.chance, first)
+    return SingleDeletions(
+        np.array(rates), low, high, counts.intact(kind), downsampling, counts.chance, first, deleted[0].images
+    )
 
 
 def claims(run: results.Run) -> list[Claim]:
@@ -153,42 +197,51 @@ def claims(run: results.Run) -> list[Claim]:
 
 
 def _claims_of_residual(deletions: SingleDeletions) -> list[Claim]:
-    plain, downsampling = (deletions.increase[mask] for mask in (~deletions.changes_shape, deletions.changes_shape))
-    if not len(plain):
+    plain, downsampling = ~deletions.changes_shape, deletions.changes_shape
+    if not plain.any():
         return []
-    worst = int(np.flatnonzero(~deletions.changes_shape)[plain.argmax()])
+    costs = {block: deletions.cost(np.arange(len(plain)) == block) for block in np.flatnonzero(plain).tolist()}
+    worst = max(costs, key=lambda block: costs[block].mean)
+    median = np.median([cost.mean for cost in costs.values()])
+    low, high = (max(getattr(cost, end) for cost in costs.values()) for end in ("low", "high"))
     tested = [
         Claim(
             "Deleting any one residual module, except a downsampling one, hardly changes the error of a residual "
             "network.",
             WHERE,
             f"no such block costs more than {100 * PLAIN_MATTER:g} points of error, {OF_LEARNED}",
-            f"the worst, block {worst}, costs {100 * plain.max():.2g} points, the median block "
-            f"{100 * np.median(plain):.2g}",
-            bool(plain.max() <= PLAIN_MATTER and deletions.learned),
+            f"the worst, block {worst}, costs {costs[worst].points}, the median block {100 * median:.2g}",
+            if_learned(at_most(low, high, PLAIN_MATTER), deletions),
         )
     ]
-    if len(downsampling):
+    if downsampling.any():
+        changing, other = deletions.cost(downsampling), deletions.cost(plain)
+        times = DOWNSAMPLING_MATTERS
         tested.append(
             Claim(
                 "Deleting a downsampling block matters more.",
                 WHERE,
-                f"the mean cost of such a block is at least {DOWNSAMPLING_MATTERS:g} times that of the others",
-                f"{100 * downsampling.mean():.2g} points against {100 * plain.mean():.2g}",
-                bool(downsampling.mean() >= DOWNSAMPLING_MATTERS * plain.mean() and downsampling.mean() > 0),
+                f"the mean cost of such a block is at least {times:g} times that of the others",
+                f"{changing.points} against {other.points}",
+                at_least(changing.low - times * other.high, changing.high - times * other.low, 0.0),
             )
         )
     return tested
 
 
 def _claim_of_vgg(deletions: SingleDeletions) -> Claim:
-    left = deletions.left
+    left, (low, high) = deletions.left, deletions.left_ends
     most = int(left.argmax())
     return Claim(
         "Deleting any layer of a VGG takes it to chance.",
         WHERE,
         f"whichever layer is deleted, at most {LEFT_OF_VGG:.0%} of the accuracy above chance is left, {OF_LEARNED}",
-        f"{100 * left[most]:.2g} % is left without layer {most + deletions.first}, {100 * np.median(left):.2g} % in "
-        "the median",
-        bool(left.max() <= LEFT_OF_VGG and deletions.learned),
+        f"{Spread(left[most], low[most], high[most], deletions.images)} is left without layer "
+        f"{most + deletions.first}, {100 * np.median(left):.2g} % in the median",
+        if_learned(at_most(low.max(), high.max(), LEFT_OF_VGG), deletions),
     )
+
+
+def if_learned(verdict: Verdict, *deletions: SingleDeletions) -> Verdict:
+    """Return a verdict on networks, which is open unless all of them have learned."""
+    return verdict if all(of_kind.learned for of_kind in deletions) else "open"

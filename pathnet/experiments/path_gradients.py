@@ -23,10 +23,10 @@ from pathnet.data import Batches, Data
 from pathnet.data.batches import sent
 from pathnet.data.passes import of_element
 from pathnet.experiments import by_length
+from pathnet.experiments.claims import Claim, all_of, at_least, at_most
 from pathnet.experiments.comparison import Exact, compare
 from pathnet.experiments.plans import PathGradients, Plan
 from pathnet.experiments.run import (
-    Claim,
     Networks,
     attempt,
     check_amount,
@@ -258,26 +258,27 @@ def claims(run: results.Run) -> list[Claim]:
 
 def _claims_of_sampled(sampled: Summary) -> list[Claim]:
     factor, low, high = sampled.decay
-    mean_length = float((np.arange(1, sampled.n + 1) * sampled.product).sum())
+    straight, least, most = sampled.straightness
+    mean_length, shortest, longest = sampled.mean_length
     effective, central = sampled.effective, sampled.central
     return [
         Claim(
             "The gradient along a path falls about exponentially with its length.",
             WHERE,
             f"a falling line explains at least {EXPONENTIAL:.0%} of the variance of the mean norm's logarithm",
-            f"the line explains {100 * sampled.straightness:.3g} %; each module multiplies the norm by {factor:.3g} "
-            f"({bracketed(low, high, sampled.batches)})",
-            bool(sampled.straightness >= EXPONENTIAL and factor < 1),
+            f"the line explains {100 * straight:.3g} % ({bracketed(100 * least, 100 * most, sampled.batches)}); each "
+            f"module multiplies the norm by {factor:.3g} ({bracketed(low, high, sampled.batches)})",
+            all_of(at_least(least, most, EXPONENTIAL), at_most(low, high, 1.0)),
         ),
         Claim(
             "The gradient comes from paths that are much shorter than most.",
             WHERE,
             f"weighted by frequency times magnitude, the mean length is at most {SHORT:g} of the number of blocks; "
             "most paths pass through about half of the blocks",
-            f"{mean_length:.3g} of {sampled.n} blocks; lengths {effective.first} to {effective.last} carry 95 % of "
-            f"the gradient and are {percent(effective.paths)} of all paths; lengths {central.first} to "
-            f"{central.last} are {percent(central.paths)} of all paths",
-            bool(mean_length <= SHORT * sampled.n),
+            f"{mean_length:.3g} of {sampled.n} blocks ({bracketed(shortest, longest, sampled.batches)}); lengths "
+            f"{effective.first} to {effective.last} carry 95 % of the gradient and are {percent(effective.paths)} of "
+            f"all paths; lengths {central.first} to {central.last} are {percent(central.paths)} of all paths",
+            at_most(shortest, longest, SHORT * sampled.n),
         ),
     ]
 
@@ -295,6 +296,6 @@ def _claims_of_exact(exact: Exact, gradient: str) -> list[Claim]:
             f"lengths up to {short} of {n} explain {100 * exact.explained.mean[short]:.3g} % of {gradient} "
             f"({bracketed(low, high, exact.batches)}), and leave {100 * exact.left.mean[short]:.3g} % of its norm; "
             f"lengths up to {exact.first_to_explain(MOST)} explain {MOST:.0%}",
-            bool(exact.explained.mean[short:].min() >= MOST),
+            at_least(exact.explained.low[short:].min(), exact.explained.high[short:].min(), MOST),
         )
     ]

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from pathnet import paths, results
 from pathnet.data import Batches, Data
-from pathnet.experiments.run import Claim, Networks, Plan, Value, check_arguments, open_run, unfinished
+from pathnet.experiments.claims import Claim, exactly
+from pathnet.experiments.run import Networks, Plan, Value, check_arguments, open_run, unfinished
 from pathnet.streams import stream
 from pathnet.training import Progress
 from pathnet.workers import ALONE, Workers
@@ -111,7 +112,7 @@ def claims(run: results.Run) -> list[Claim]:
             "section 6, equation 8",
             f"the share of {DRAWS} random paths that remain differs significantly (p below 1e-4) at no point",
             f"it differs at {len(off)} of {len(remaining.share) * (remaining.blocks + 1)} points",
-            not off,
+            exactly(not off),
         ),
         Claim(
             "Deletions spare short paths and remove long ones.",
@@ -119,7 +120,7 @@ def claims(run: results.Run) -> list[Claim]:
             f"with {DELETED[1]} of {remaining.blocks} blocks deleted, the share of paths of length {SHORT} that "
             f"remain is at least {TIMES:g} times that of length {TYPICAL}",
             f"{short:.3g} against {typical:.3g}: {short / typical:.3g} times",
-            short >= TIMES * typical,
+            exactly(short >= TIMES * typical),
         ),
     ]
 

@@ -1,4 +1,4 @@
-"""Code that the drivers share: the networks they take, the identity of a run, and the claims that it tests."""
+"""Code that the drivers share: the networks they take, and the identity of a run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ from pathnet.training import Progress
 from pathnet.workers import ALONE, Workers, check_workers
 
 __all__ = [
-    "Claim",
     "Networks",
     "Plan",
     "Value",
@@ -70,25 +69,6 @@ class Value:
     quantity: Annotated[str, Help("Name of the measured quantity.")]
     index: Annotated[int, Help("Number of the block, from 0, or the length of the value; 0 if there is neither.")]
     value: Annotated[float, Help("The number, in the unit of its quantity.")]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A statement of the paper and the measurement that tests it.
-
-    Attributes:
-        paper: the statement, in short.
-        where: section and figure of the paper.
-        bound: the condition under which the claim holds, in words and numbers.
-        measured: the measured values, in words and numbers.
-        held: whether the claim holds.
-    """
-
-    paper: str
-    where: str
-    bound: str
-    measured: str
-    held: bool
 
 
 def facts_of(net: ResidualNet, images: Any) -> dict[str, Any]:

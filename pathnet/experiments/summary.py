@@ -14,6 +14,7 @@ from pathnet.results import Measurements
 
 __all__ = [
     "LengthRange",
+    "Resampled",
     "Summary",
     "as_plain",
     "central_run",
@@ -49,6 +50,20 @@ class LengthRange:
 
 
 @dataclass(frozen=True)
+class Resampled:
+    """How far the range of effective paths varies between resamples of the batches: ends of 95 % intervals.
+
+    Attributes:
+        first, last: the ends of the interval of each end of the range.
+        paths: the ends of the interval of the share of all 2^n paths.
+    """
+
+    first: tuple[int, int]
+    last: tuple[int, int]
+    paths: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Summary:
     """The numbers of Figure 6. Arrays are float64 [n], for the lengths 1 to n; NaN if nothing was measured.
 
@@ -66,8 +81,11 @@ class Summary:
         decay: the factor by which each module multiplies the mean norm, from a least-squares fit of its logarithm
             to the length, and the ends of the factor's 95 % interval by the same bootstrap.
         log_intercept: intercept of that line, at length 0.
-        straightness: share of the variance of the logarithms that the line explains.
+        straightness: share of the variance of the logarithms that the line explains, and the ends of its 95 %
+            interval.
+        mean_length: mean length by frequency times magnitude, and the ends of its 95 % interval.
         effective: effective paths: the shortest range of lengths that holds 95 % of the product.
+        resampled: that range in the resamples of the bootstrap, see `Resampled`.
         central: the lengths closest to n/2 that hold 95 % of the paths.
     """
 
@@ -87,8 +105,10 @@ class Summary:
     product: Array
     decay: tuple[float, float, float]
     log_intercept: float
-    straightness: float
+    straightness: tuple[float, float, float]
+    mean_length: tuple[float, float, float]
     effective: LengthRange
+    resampled: Resampled | None
     central: LengthRange
 
     def as_json(self) -> dict[str, Any]:
@@ -135,16 +155,16 @@ def summarise(measurements: Measurements, n: int) -> Summary:
         sums, measured_sums = (np.add.reduceat(values, first_rows) for values in (scaled, measured.astype(np.int64)))
         replicates = bootstrap_means(sums, measured_sums)
         slope, intercept = _line(log_mean)
-        slopes, _ = _line(np.log(replicates) + np.log(scale))
-        log_product = np.log(share[1:]) + log_mean
+        log_means = np.log(replicates) + np.log(scale)
+        slopes, intercepts = _line(log_means)
     spread = [column[np.isfinite(column)] for column in norms.T]
     ends = [np.quantile(column, (0.05, 0.5, 0.95)) if len(column) else [np.nan] * 3 for column in spread]
     quantiles = np.array(ends).T
     low, high = interval(replicates, (measured_sums > 0).sum(0)) * scale
     decay_low, decay_high = interval(np.exp(slopes[:, None]), len(batches))[:, 0]
-    log_product = np.where(np.isfinite(log_product), log_product, -np.inf)
-    product = np.exp(log_product - log_product.max())
-    product /= product.sum()
+    straight = interval(_explained(log_means, slopes, intercepts)[:, None], len(batches))[:, 0]
+    product, products = _products(share, log_mean), _products(share, log_means)
+    mean_length = interval(_mean_length(products)[:, None], len(batches))[:, 0]
     return Summary(
         n=n,
         measurements=len(measurements),
@@ -162,8 +182,10 @@ def summarise(measurements: Measurements, n: int) -> Summary:
         product=product,
         decay=(float(np.exp(slope)), float(decay_low), float(decay_high)),
         log_intercept=float(intercept),
-        straightness=_explained(log_mean, slope, intercept),
+        straightness=(float(_explained(log_mean, slope, intercept)), float(straight[0]), float(straight[1])),
+        mean_length=(float(_mean_length(product)), float(mean_length[0]), float(mean_length[1])),
         effective=_range(*_shortest_run(product, MOST), share, product),
+        resampled=_resampled(products, share) if len(products) else None,
         central=_range(*central_run(share, MOST), share, product),
     )
 
@@ -200,16 +222,42 @@ def _line(log_mean: Array) -> tuple[Array, Array]:
     return slope, (y.sum(-1) - slope * length.sum(-1)) / count[..., 0]
 
 
-def _explained(log_mean: Array, slope: Array, intercept: Array) -> float:
-    """Return the share of the variance of ``log_mean`` [n] that the line explains; NaN if all values are equal.
+def _explained(log_mean: Array, slope: Array, intercept: Array) -> Array:
+    """Return the share of the variance of ``log_mean`` [..., n] that the line explains; NaN if all values are equal.
 
     Values that are not finite are left out.
     """
-    length = np.arange(1, len(log_mean) + 1)[np.isfinite(log_mean)]
-    y = log_mean[np.isfinite(log_mean)]
-    off = ((y - slope * length - intercept) ** 2).sum()
-    total = ((y - y.mean()) ** 2).sum()
-    return float(1 - off / total) if total > 0 else np.nan
+    use = np.isfinite(log_mean)
+    length, y = np.arange(1, log_mean.shape[-1] + 1), np.where(use, log_mean, 0)
+    off = (np.where(use, y - slope[..., None] * length - intercept[..., None], 0) ** 2).sum(-1)
+    mean = y.sum(-1, keepdims=True) / use.sum(-1, keepdims=True)
+    total = (np.where(use, y - mean, 0) ** 2).sum(-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(total > 0, 1 - off / total, np.nan))
+
+
+def _products(share: Array, log_mean: Array) -> Array:
+    """Return frequency times magnitude from ``share`` [n + 1] and ``log_mean`` [..., n], scaled to sum to 1."""
+    with np.errstate(divide="ignore"):
+        logs = np.log(share[1:]) + log_mean
+    logs = np.where(np.isfinite(logs), logs, -np.inf)
+    product = np.exp(logs - logs.max(-1, keepdims=True))
+    return np.asarray(product / product.sum(-1, keepdims=True))
+
+
+def _mean_length(product: Array) -> Array:
+    """Return the mean of the lengths 1 to n weighted by ``product`` [..., n]."""
+    return np.asarray((np.arange(1, product.shape[-1] + 1) * product).sum(-1))
+
+
+def _resampled(products: Array, share: Array) -> Resampled:
+    ranges = np.array([_shortest_run(product, MOST) for product in products])
+    held = [share[first : last + 1].sum() for first, last in ranges.tolist()]
+
+    def ends(values: Any) -> Any:
+        return tuple(np.quantile(values, (0.025, 0.975), method="nearest").tolist())
+
+    return Resampled(ends(ranges[:, 0]), ends(ranges[:, 1]), ends(held))
 
 
 def _shortest_run(shares: Array, most: float) -> tuple[int, int]:
@@ -241,6 +289,15 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
+def _varying(resampled: Resampled | None) -> str:
+    """Return the intervals of the ends of the effective paths and of their share in words, or nothing without any."""
+    if resampled is None:
+        return ""
+    first, last = ("-".join(map(str, dict.fromkeys(ends))) for ends in (resampled.first, resampled.last))
+    low, high = map(percent, resampled.paths)
+    return f" (95 % intervals: first {first}, last {last}, share {low} to {high})"
+
+
 def findings(summary: Summary) -> list[str]:
     """Return the summary in sentences, which are printed below its table."""
     factor, low, high = summary.decay
@@ -258,7 +315,7 @@ def findings(summary: Summary) -> list[str]:
         )
     lines += [
         f"effective paths: lengths {effective.first} to {effective.last} hold {percent(effective.gradient)} of "
-        f"frequency times magnitude, and {percent(effective.paths)} of all paths",
+        f"frequency times magnitude, and {percent(effective.paths)} of all paths{_varying(summary.resampled)}",
         f"lengths {central.first} to {central.last} hold {percent(central.paths)} of all paths, and "
         f"{percent(central.gradient)} of frequency times magnitude",
     ]

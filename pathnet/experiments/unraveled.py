@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from pathnet import models, results
 from pathnet.checks import described
 from pathnet.data import Batches, Data
-from pathnet.experiments.run import Claim, Networks, Plan, Value, check_arguments, open_run, unfinished
+from pathnet.experiments.claims import Claim, exactly
+from pathnet.experiments.run import Networks, Plan, Value, check_arguments, open_run, unfinished
 from pathnet.models import Block, ResidualNet
 from pathnet.streams import stream
 from pathnet.training import Progress
@@ -152,13 +153,13 @@ def claims(run: results.Run) -> list[Claim]:
             "section 3, equations 4 to 6",
             bound,
             f"{three:.2g}",
-            three <= ROUNDING,
+            exactly(three <= ROUNDING),
         ),
         Claim(
             "With ReLU bits and BN frozen, the network equals the sum over its 2^n paths and the paths from biases.",
             "section 3, Figure 1",
             f"{bound}, for every n up to {MOST_BLOCKS}",
             f"{worst:.2g} in the worst case",
-            worst <= ROUNDING,
+            exactly(worst <= ROUNDING),
         ),
     ]

@@ -202,11 +202,11 @@ def gathered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_a_file_of_the_paper_holds_its_claims_and_numbers(gathered: dict[str, Any]) -> None:
     assert (gathered["data"], gathered["date"], gathered["commit"]) == ("made up", "2016-05-20", "abc")
     single = gathered["experiments"]["lesion-single"][0]
-    assert [claim["held"] for claim in single["claims"]] == [True, True, True]
+    assert [claim["verdict"] for claim in single["claims"]] == ["did not hold", "held", "held"]
     residual = single["numbers"]["residual"]
-    assert residual["rate"] == [[0.12, 0.2, 0.5, 0.11, 0.4, 0.1]] and residual["images"] == 1000
+    assert residual["rate"] == [[0.12, 0.21, 0.5, 0.11, 0.4, 0.1]] and residual["images"] == 100_000
     (rate, low, high), *_ = residual["intact"]
-    assert (rate, low, high) == pytest.approx((0.1, 0.0829, 0.1201), abs=1e-4)  # Wilson, 100 of 1,000
+    assert (rate, low, high) == pytest.approx((0.1, 0.09816, 0.10188), abs=1e-5)  # Wilson, 10,000 of 100,000
     assert gathered["networks"]["highway"][1]["hash"] == "highway 1"
     assert gathered["experiments"]["path-gradients"][0]["numbers"]["decay"][0] == pytest.approx(0.3, rel=1e-5)
     assert "NaN" not in json.dumps(gathered)
@@ -215,10 +215,10 @@ def test_a_file_of_the_paper_holds_its_claims_and_numbers(gathered: dict[str, An
 def test_the_tables_of_the_paper_quote_the_file(gathered: dict[str, Any]) -> None:
     files = {"paper/a.json": gathered}
     text = paper_tables.verdicts(files)
-    assert "| held | the worst, block 1, costs 10 points, the median block 1.5 |" in text
+    assert "| **did not hold** | the worst, block 1, costs 11 points (10.7 to 11.3), the median block 1.5 |" in text
     lines = paths.deletions(files).splitlines()
-    worst = "1: 20 % (17.6 to 22.6); 0: 12 % (10.1 to 14.2); 3: 11 % (9.21 to 13.1)"
-    assert f"| residual | 1000 | 10 % (8.29 to 12) | {worst} | 11 % |" in lines[2]
+    worst = "1: 21 % (20.7 to 21.3); 0: 12 % (11.8 to 12.2); 3: 11 % (10.8 to 11.2)"
+    assert f"| residual | 100000 | 10 % (9.82 to 10.2) | {worst} | 11 % |" in lines[2]
     assert "| 2 | 21 % |" in paths.sizes(files)
 
 
@@ -240,20 +240,20 @@ def test_a_claim_held_only_if_it_held_for_every_network(gathered: dict[str, Any]
     (entry,) = file["experiments"]["path-gradients"]
     entry["numbers"]["exact"] = {"explained": explained}
     entry["numbers"]["decay"] = [0.3, 0.25, 0.35]
-    entry["claims"] = [{**entry["claims"][0], "held": True} for _ in range(3)]
-    other = {**entry, "claims": [{**claim, "held": False} for claim in entry["claims"]]}
+    entry["claims"] = [{**entry["claims"][0], "verdict": "held"} for _ in range(3)]
+    other = {**entry, "claims": [{**claim, "verdict": "did not hold"} for claim in entry["claims"]]}
     file["experiments"]["path-gradients"].append(other)
     del file["experiments"]["effective-training"]
     rise = file["experiments"]["lesion-reorder"][0]["numbers"]["means"][-1]
     rise |= {"mean": 0.5, "low": 0.25, "high": 0.75}
     text = paper_tables.claims({"paper/a.json": file})
     assert "to 50 % (25 to 75); largest step" in text
-    assert "| **not**: factor 0.3 (0.25 to 0.35) and 0.3 (0.25 to 0.35) |" in text
-    assert "| **not**: lengths up to 2 of 6 explain 97 % (96 to 98) and 97 % (96 to 98) |" in text
+    assert "| **did not hold**: factor 0.3 (0.25 to 0.35) and 0.3 (0.25 to 0.35) |" in text
+    assert "| **did not hold**: lengths up to 2 of 6 explain 97 % (96 to 98) and 97 % (96 to 98) |" in text
     assert "| training on short paths only is not worse | not measured |" in text
-    assert "| held: block 1 costs 10 points of error, the median block 1.5 |" in text
-    assert "| **not**: from 10 % to 39 %; largest step 34 % of the rise |" in text
-    assert "| gates biased towards carrying prefer short paths | held: open by 0.205 in the mean |" in text
+    assert "| **did not hold**: the worst, block 1, costs 11 points (10.7 to 11.3), the median block 1.5 |" in text
+    assert "| open: from 10 % to 39 %; largest step 34 % of the rise |" in text
+    assert "| gates biased towards carrying prefer short paths | held: 20.5 % (20.2 to 20.8) in the mean, " in text
 
 
 def test_runs_on_two_data_sets_are_refused(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ import pathnet
 from pathnet import models, progress, report, results
 from pathnet.commands.printing import print_claims
 from pathnet.commands.streams import fail, warn
-from pathnet.experiments.run import Claim, title
+from pathnet.experiments.claims import Claim
+from pathnet.experiments.run import title
 from pathnet.figures import style
 from pathnet.printable import printable
 
@@ -61,7 +62,7 @@ def test_a_report_of_odd_names_is_a_page(run: results.Run, tmp_path: Path) -> No
 
 
 def test_claims_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    claim = Claim(f"paper {ODD}", "where", "bound", f"measured {ODD}", True)
+    claim = Claim(f"paper {ODD}", "where", "bound", f"measured {ODD}", "held")
     print_claims([claim])
     words = " ".join(capsys.readouterr().out.split())
     for word in ("[bold]b[/bold]", ":smile:", "\\x1b[31mred\\x07", "[/red]"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations, permutations
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.claims import held
+from helpers.claims import HELD, NOT, OPEN, verdicts
 from helpers.runs import (
     error_count,
     sizes_of,
@@ -23,17 +24,18 @@ from pathnet.experiments import (
     lesion_reorder,
 )
 from pathnet.experiments.by_size import ErrorBySize
+from pathnet.experiments.claims import Verdict
 from pathnet.experiments.errors import ErrorCount, spread
 from pathnet.lesion import Lesion
 
 SIX = {"residual": (6, (2, 4))}
 
 
-def made_sizes(means: Sequence[float], intact: float = 0.0) -> ErrorBySize:
-    rates = [np.array([mean]) for mean in means]
+def made_sizes(means: Sequence[float], intact: float = 0.0, draws: int = 1) -> ErrorBySize:
+    rates = [np.full(draws, mean) for mean in means]
     sizes = list(range(1, len(means) + 1))
-    tau = [np.array([1 - size / 100]) for size in sizes]
-    return ErrorBySize(sizes, rates, tau, [spread(of_size) for of_size in rates], intact, 0.9, 50, 1, 1)
+    tau = [np.full(draws, 1 - size / 100) for size in sizes]
+    return ErrorBySize(sizes, rates, tau, [spread(of_size) for of_size in rates], intact, 0.9, 50, draws, 1)
 
 
 @pytest.mark.parametrize(
@@ -51,26 +53,50 @@ def made_sizes(means: Sequence[float], intact: float = 0.0) -> ErrorBySize:
 )
 def test_smoothness_is_rank_correlation_and_largest_step(means: list[float], correlation: float, step: float) -> None:
     assert by_size.smooth(made_sizes(means)) == pytest.approx((correlation, step))
-    claim = by_size.smoothness(made_sizes(means), "paper", "section", "at the end")
-    assert claim.held == (correlation >= 0.9 and step <= 1 / 3)
+    claim = by_size.smoothness(made_sizes(means, draws=10), "paper", "section", "at the end")
+    assert claim.verdict == (HELD if correlation >= 0.9 and step <= 1 / 3 else NOT)
+    few = by_size.smoothness(made_sizes(means, draws=9), "paper", "section", "at the end")
+    assert few.verdict == OPEN
+
+
+def test_a_curve_whose_draws_vary_too_much_is_open() -> None:
+    rng = np.random.default_rng(0)
+    errors = made_sizes([0.1, 0.2, 0.3, 0.4, 0.5], draws=20)
+    rates = [of_size + rng.normal(0, 0.25, 20) for of_size in errors.rates]
+    noisy = dataclasses.replace(errors, rates=rates, means=list(map(spread, rates)))
+    assert by_size.smoothness(noisy, "paper", "section", "").verdict == OPEN
+    (least, most), (smallest, largest) = by_size.smooth_ends(noisy)
+    correlation, step = by_size.smooth(noisy)
+    assert least <= correlation <= most and smallest <= step <= largest and smallest < largest
+
+
+def test_the_ends_are_quantiles_over_resampled_draws() -> None:
+    """Of two sizes, the larger step is one less the mean of the first, whose quantiles the normal law gives."""
+    rng = np.random.default_rng(1)
+    first = rng.uniform(0.1, 0.3, 40)
+    errors = dataclasses.replace(made_sizes([0.2, 1.0], draws=40), rates=[first, np.ones(40)])
+    _, (smallest, largest) = by_size.smooth_ends(errors)
+    error = first.std() / math.sqrt(40)
+    assert 1 - first.mean() - 1.96 * error == pytest.approx(smallest, abs=0.15 * error)
+    assert 1 - first.mean() + 1.96 * error == pytest.approx(largest, abs=0.15 * error)
 
 
 @pytest.mark.parametrize("means", [[0.5], [0.0, 0.0, 0.0], [0.2, 0.1, 0.0]], ids=["one size", "no rise", "back"])
 @pytest.mark.filterwarnings("error")
 def test_where_nothing_rises_there_is_no_smooth_rise(means: list[float]) -> None:
     assert any(math.isnan(value) for value in by_size.smooth(made_sizes(means)))
-    assert by_size.smoothness(made_sizes(means), "paper", "section", "").held is False
+    assert by_size.smoothness(made_sizes(means, draws=10), "paper", "section", "").verdict == NOT
 
 
 @pytest.mark.parametrize(
-    ("rise", "expected"), [([0.05, 0.1, 0.15, 0.2], True), ([0.0, 0.01, 0.02, 0.8], False)], ids=["even", "at once"]
+    ("rise", "expected"), [([0.05, 0.1, 0.15, 0.2], HELD), ([0.0, 0.01, 0.02, 0.8], NOT)], ids=["even", "at once"]
 )
-def test_the_claim_of_many_deletions(tmp_path: Path, rise: list[float], expected: bool) -> None:
-    rates = {size: [0.1 + more, 0.1 + more / 2] for size, more in enumerate(rise, 1)}
+def test_the_claim_of_many_deletions(tmp_path: Path, rise: list[float], expected: Verdict) -> None:
+    rates = {size: [0.1 + 0.8 * more, 0.1 + 0.7 * more] * 10 for size, more in enumerate(rise, 1)}
     run = write_run(tmp_path, "lesion-many", SIX, sizes_of(0.1, rates))
-    assert held(lesion_many.claims(run)) == [expected]
+    assert verdicts(lesion_many.claims(run)) == [expected]
     errors = by_size.summarise(run)
-    assert errors.sizes == [1, 2, 3, 4] and (errors.draws, errors.seeds, errors.blocks) == (2, 1, 6)
+    assert errors.sizes == [1, 2, 3, 4] and (errors.draws, errors.seeds, errors.blocks) == (20, 1, 6)
     assert [mean.mean for mean in errors.means] == pytest.approx([0.1 + 0.75 * more for more in rise], abs=1e-3)
     assert errors.intact == 0.1 and errors.chance == 0.9
 
@@ -92,15 +118,15 @@ def reordered(rate_of_tau: Mapping[str, Any]) -> list[ErrorCount]:
     return rows
 
 
-@pytest.mark.parametrize(("even", "expected"), [(True, True), (False, False)])
-def test_kendalls_tau_and_the_claim_of_reordering(tmp_path: Path, even: bool, expected: bool) -> None:
+@pytest.mark.parametrize(("even", "expected"), [(True, HELD), (False, NOT)])
+def test_kendalls_tau_and_the_claim_of_reordering(tmp_path: Path, even: bool, expected: Verdict) -> None:
     rows = reordered({"intact": 0.1, "even": even})
     run = write_run(tmp_path, "lesion-reorder", {"residual": (5, ())}, rows)
     errors = by_size.summarise(run)
     for size, tau in zip(errors.sizes, errors.tau, strict=True):
         by_hand = [kendall(row.order) for row in sorted(rows, key=lambda row: row.draw) if row.size == size]
         np.testing.assert_allclose(tau, by_hand, atol=1e-12)
-    assert held(lesion_reorder.claims(run)) == [expected]
+    assert verdicts(lesion_reorder.claims(run)) == [expected]
     groups = by_size.by_tau(errors)
     assert [len(rates) for rates in groups.rates] == [12] * 10
     assert np.all(np.diff(np.concatenate(groups.tau)) <= 0) and groups.sizes == list(range(1, 11))

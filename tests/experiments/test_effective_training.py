@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.claims import held
+from helpers.claims import HELD, NOT, OPEN, verdicts
 from helpers.runs import (
     effective_run,
     three_ways,
@@ -19,6 +19,7 @@ from pathnet.experiments import (
     drawn_paths,
     effective_training,
 )
+from pathnet.experiments.claims import Verdict
 
 
 @pytest.mark.filterwarnings("ignore:Precision loss")
@@ -56,21 +57,21 @@ def test_two_samples_of_unequal_variance(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("full", "best", "expected"),
     [
-        ([0.1, 0.11, 0.12], [0.1, 0.12, 0.11], True),
-        ([0.1, 0.11, 0.12], [0.05, 0.06, 0.07], True),
-        ([0.1, 0.11, 0.12], [0.15, 0.16, 0.17], False),
-        ([0.1, 0.101, 0.102], [0.11, 0.111, 0.112], False),
-        ([0.1, 0.2, 0.15], [0.11, 0.21, 0.16], True),
-        ([0.1], [0.11], True),
-        ([0.1], [0.13], False),
+        ([0.1, 0.102, 0.101], [0.1, 0.101, 0.102], HELD),
+        ([0.1, 0.11, 0.12], [0.05, 0.06, 0.07], HELD),
+        ([0.1, 0.11, 0.12], [0.15, 0.16, 0.17], NOT),
+        ([0.1, 0.101, 0.102], [0.11, 0.111, 0.112], NOT),
+        ([0.1, 0.2, 0.15], [0.11, 0.21, 0.16], OPEN),
+        ([0.1], [0.11], OPEN),
+        ([0.1], [0.5], OPEN),
     ],
     ids=["alike", "better", "much worse", "surely worse", "perhaps worse", "one seed", "one seed, worse"],
 )
 def test_the_claim_of_effective_training(
-    tmp_path: Path, full: list[float], best: list[float], expected: bool
+    tmp_path: Path, full: list[float], best: list[float], expected: Verdict
 ) -> None:
     claims = effective_training.claims(effective_run(tmp_path, full, three_ways(best)))
-    assert held(claims) == [expected, True] and claims[0].measured.startswith("scaled by k/n: ")
+    assert verdicts(claims) == [expected, HELD] and claims[0].measured.startswith("scaled by k/n: ")
     assert ("no test" in claims[0].measured) == (len(full) == 1)
     assert "Training with 2 of 4 modules" in claims[0].paper and "centred on 1 modules" in claims[1].paper
 
@@ -84,7 +85,7 @@ def test_paths_of_another_distribution_fail_their_claim(tmp_path: Path, monkeypa
         lambda net, recipe, step: original(net, dataclasses.replace(recipe, modules=recipe.modules + 1), step),
     )
     run = effective_run(tmp_path, [0.1], three_ways([0.1]))
-    assert held(effective_training.claims(run)) == [True, False]
+    assert verdicts(effective_training.claims(run)) == [OPEN, NOT]
 
 
 # Paths that training draws

@@ -117,7 +117,7 @@ def test_biases_and_deletions_are_the_networks(run: results.Run) -> None:
         assert summary.bias[seed].tolist() == pytest.approx(bias)
         assert values(run, seed, 1, highway.BIAS) == values(run, seed, 1, highway.HALF_OFF) == []
     assert len(run.rows(ErrorCount)) == 2 * (1 + 3) and summary.deletions.rate.shape == (2, 3)
-    assert summary.half_off < 1e-14 and [claim.held for claim in highway.claims(run)][:2] == [True, True]
+    assert summary.half_off < 1e-14 and [claim.verdict for claim in highway.claims(run)][:2] == ["held", "held"]
 
 
 def test_a_gate_that_is_not_at_one_half_is_found(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_a_gate_that_is_not_at_one_half_is_found(data: Data, tmp_path: Path, mon
 
     monkeypatch.setattr(nn.init, "zeros_", weights_alone)
     run = highway.measure({"highway": [network()]}, data, dataclasses.replace(PLAN, gate_batches=1), tmp_path)
-    assert highway.summarise(run).half_off > 1e-3 and highway.claims(run)[0].held is False
+    assert highway.summarise(run).half_off > 1e-3 and highway.claims(run)[0].verdict == "did not hold"
 
 
 def test_a_part_that_is_left_out_is_found(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_a_part_that_is_left_out_is_found(data: Data, tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(HighwayBlock, "parts", without_gate)
     run = highway.measure({"highway": [network()]}, data, dataclasses.replace(PLAN, gate_batches=1), tmp_path)
-    assert highway.claims(run)[1].held is False
+    assert highway.claims(run)[1].verdict == "did not hold"
 
 
 def test_an_interrupted_run_goes_on_and_more_batches_extend_it(

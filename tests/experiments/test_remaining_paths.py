@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.claims import held
+from helpers.claims import HELD, NOT, verdicts
 
 from pathnet import data, results
 from pathnet.experiments import (
@@ -25,7 +25,7 @@ def remaining(tmp_path_factory: pytest.TempPathFactory) -> results.Run:
 def test_the_papers_54_blocks(remaining: results.Run) -> None:
     summary = remaining_paths.summarise(remaining)
     assert summary.blocks == 54 and set(summary.share) == {1, 10, 20}
-    assert held(remaining_paths.claims(remaining)) == [True, True]
+    assert verdicts(remaining_paths.claims(remaining)) == [HELD, HELD]
     again = remaining_paths.measure({}, data.digits(), Plan(), remaining.folder)
     assert again.rows(Value) == remaining.rows(Value) and len(remaining.rows(Value)) == 3 * 55
     for deleted, drawn in summary.drawn.items():
@@ -56,4 +56,4 @@ def test_paths_that_avoid_other_blocks_than_deleted_fail_their_claim(
 ) -> None:
     share = remaining_paths.paths.remaining_fraction
     monkeypatch.setattr(remaining_paths.paths, "remaining_fraction", lambda n, deleted: share(n, deleted + 1))
-    assert held(remaining_paths.claims(remaining)) == [False, True]
+    assert verdicts(remaining_paths.claims(remaining)) == [NOT, HELD]

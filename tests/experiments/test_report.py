@@ -13,6 +13,7 @@ import pytest
 from helpers.runs import deletions, one_of_each, write_run
 
 from pathnet import report, results
+from pathnet.experiments.claims import in_words
 from pathnet.paper import claims, draw
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" --> </table>"
@@ -112,17 +113,14 @@ def test_every_figure_is_shown_and_refers_to_nothing(text: str, runs: list[resul
 
 def test_every_claim_stands_beside_what_was_measured_and_its_verdict(text: str, runs: list[results.Run]) -> None:
     page, tested = Page(text), [claim for run in runs for claim in claims(run)]
-    verdict = {True: "held", False: "did not hold"}
-    assert {claim.held for claim in tested} == {True, False}
+    assert {claim.verdict for claim in tested} == {"held", "did not hold", "open"}
     rows = [row for row in page.rows if row[0] not in ("paper", "the paper's claim")]
-    assert rows[: len(tested)] == [[claim.where, claim.paper, verdict[claim.held]] for claim in tested]
-    assert rows[len(tested) :] == [
-        [claim.paper, claim.measured, claim.bound, verdict[claim.held]] for claim in tested
-    ]
+    assert rows[: len(tested)] == [[claim.where, claim.paper, claim.verdict] for claim in tested]
+    assert rows[len(tested) :] == [[claim.paper, claim.measured, claim.bound, claim.verdict] for claim in tested]
     classes = [cell["class"] for cell in page.all("td") if "class" in cell]
-    assert classes == 2 * [{True: "held", False: "not"}[claim.held] for claim in tested]
-    held = sum(claim.held for claim in tested)
-    assert f"Of {len(tested)} claims, {held} held here." in " ".join("".join(page.words).split())
+    short = {"held": "held", "did not hold": "not", "open": "open"}
+    assert classes == 2 * [short[claim.verdict] for claim in tested]
+    assert f"Of {len(tested)} claims, {in_words(tested)}." in " ".join("".join(page.words).split())
 
 
 def test_names_are_shown_as_they_are(text: str) -> None:
@@ -159,4 +157,4 @@ def test_a_page_is_written_whole_or_not_at_all(
         patch.setattr(Path, "replace", full)
         report.write(runs[:1], "title", file)
     assert file.read_text() == "the one before"
-    assert "Of 2 claims, 2 held here." in report.write(runs[:1], "title", file).read_text()
+    assert "Of 2 claims, 2 held, 0 did not hold and 0 are open." in report.write(runs[:1], "title", file).read_text()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pathnet.experiments import path_gradients
 from pathnet.experiments.summary import findings, percent, summarise
+from pathnet.intervals import bootstrap_means
 
 
 @pytest.mark.parametrize("n", [3, 12, 54])
@@ -155,3 +156,51 @@ def test_nothing_to_summarise_is_an_error() -> None:
 
 def test_percentages() -> None:
     assert [percent(share) for share in (0.98017, 0.0045366, 0.5, 1e-14)] == ["98 %", "0.45 %", "50 %", "1e-12 %"]
+
+
+# Intervals by resampled batches
+
+
+def shortest_range(product: NDArray[np.float64]) -> tuple[int, int]:
+    """Return the first of the shortest ranges of lengths that hold 95 %, or the fullest of them, by trying all."""
+    n = len(product)
+    ranges = [
+        (last - first, -product[first : last + 1].sum(), first) for first in range(n) for last in range(first, n)
+    ]
+    width, _, first = min(each for each in ranges if -each[1] >= 0.95)
+    return first + 1, first + width + 1
+
+
+def test_intervals_are_quantiles_over_resampled_batches() -> None:
+    rng = np.random.default_rng(2)
+    n, length = 7, np.arange(1, 8)
+    norms = 0.6**length * rng.lognormal(0, 2, (12, n))
+    summary = summarise(measurements_of(norms), n)
+    counts = np.array([math.comb(n, k) for k in length])
+    straight, means, ranges, shares = [], [], [], []
+    for resampled in bootstrap_means(norms, np.ones(norms.shape, np.bool_)):
+        straight.append(np.corrcoef(length, np.log(resampled))[0, 1] ** 2)
+        product = counts * resampled / (counts * resampled).sum()
+        means.append((length * product).sum())
+        ranges.append(shortest_range(product))
+        first, last = ranges[-1]
+        shares.append(counts[first - 1 : last].sum() / 2**n)
+    assert summary.straightness[1:] == pytest.approx(np.quantile(straight, (0.025, 0.975)))
+    assert summary.mean_length[1:] == pytest.approx(np.quantile(means, (0.025, 0.975)))
+    ends = np.quantile(ranges, (0.025, 0.975), axis=0, method="nearest")
+    resampled = summary.resampled
+    assert resampled is not None
+    assert (resampled.first, resampled.last) == (tuple(ends[:, 0]), tuple(ends[:, 1]))
+    assert resampled.paths == pytest.approx(tuple(np.quantile(shares, (0.025, 0.975), method="nearest")))
+    product = counts * norms.mean(0) / (counts * norms.mean(0)).sum()
+    assert summary.mean_length[0] == pytest.approx((length * product).sum())
+    assert summary.straightness[0] == pytest.approx(np.corrcoef(length, np.log(norms.mean(0)))[0, 1] ** 2)
+    assert resampled.first[0] < resampled.first[1] or resampled.last[0] < resampled.last[1]
+    (line,) = (line for line in findings(summary) if line.startswith("effective paths"))
+    assert "(95 % intervals: first 1" in line and json.loads(json.dumps(summary.as_json()))["resampled"]["first"]
+
+
+def test_few_batches_have_no_intervals() -> None:
+    summary = summarise(measurements_of(np.random.default_rng(3).lognormal(size=(9, 4))), 4)
+    assert summary.resampled is None and np.isnan([*summary.straightness[1:], *summary.mean_length[1:]]).all()
+    assert not any("95 % intervals" in line for line in findings(summary))

@@ -130,7 +130,7 @@ def test_the_driver_measures_both_for_one_to_six_blocks(tmp_path: Path) -> None:
         (form, n) for form in (unraveled.NESTED, unraveled.PATHS) for n in range(1, 7)
     )
     assert all(0 <= row.value < 1e-12 for row in rows)
-    assert [claim.held for claim in unraveled.claims(run)] == [True, True]
+    assert [claim.verdict for claim in unraveled.claims(run)] == ["held", "held"]
     assert unraveled.measure({}, DATA, Plan(), tmp_path).rows(Value) == rows
     with pytest.raises(ValueError, match=r"holds another run \(plan_seed: expected 1, found 0"):
         unraveled.measure({}, DATA, Plan(plan_seed=1), tmp_path)
@@ -150,4 +150,4 @@ def test_the_drivers_claims_fail_for_forms_that_are_wrong(
 ) -> None:
     monkeypatch.setattr(unraveled, name, form)
     run = unraveled.measure({}, DATA, Plan(), tmp_path)
-    assert [claim.held for claim in unraveled.claims(run)] == expected
+    assert [claim.verdict == "held" for claim in unraveled.claims(run)] == expected

@@ -17,7 +17,7 @@ from pathnet.experiments.run import Value
 from pathnet.lesion import Lesion
 from pathnet.results import Measurements
 
-IMAGES = 1000
+IMAGES = 100_000
 INTACT = Lesion()
 ATTEMPT = {"started": "2016-05-20T00:00:00+00:00", "pathnet": "0.1.0", "torch": "2", "device": "a processor"}
 
@@ -129,14 +129,14 @@ def gradient_run(folder: Path, norms: np.ndarray[Any, Any], data: str = "made up
 
 
 def highway_rows(openness: float = 0.2, parts_off: float = 1e-6, half_off: float = 1e-16) -> list[Value]:
-    """Return the values of two highway networks of three blocks on three batches."""
+    """Return the values of two highway networks of three blocks on six batches."""
     rows = []
-    for seed, batch in product(range(2), range(3)):
+    for seed, batch in product(range(2), range(6)):
         for block in range(3):
             rows += [
                 Value("highway", seed, batch, highway.OPENNESS, block, openness + 0.01 * seed),
                 Value("highway", seed, batch, highway.PARTS_OFF, block, parts_off if block == 1 else 0.0),
-                Value("highway", seed, batch, highway.PATH_NORM, block, 0.5**block * (1 + batch)),
+                Value("highway", seed, batch, highway.PATH_NORM, block, 0.5**block * (1 + batch % 3)),
             ]
             rows += [
                 Value("highway", seed, batch, p, block, w)
@@ -157,7 +157,7 @@ def one_of_each(folder: Path, data: str = "made up") -> list[results.Run]:
         error_count(0.1 + 0.01 * i, size=1 + i % 3, draw=i // 3, lesion=Lesion(order=(i % 3, *{0, 1, 2} - {i % 3})))
         for i in range(12)
     ]
-    single = deletions(0.1, [0.12, 0.2, 0.5, 0.11, 0.4, 0.1]) + deletions(0.1, [0.9, 0.85, 0.9, 0.91], "vgg")
+    single = deletions(0.1, [0.12, 0.21, 0.5, 0.11, 0.4, 0.1]) + deletions(0.1, [0.9, 0.85, 0.9, 0.91], "vgg")
     beside = deletions(0.1, [0.2, 0.12, 0.5]) + deletions(0.12, [0.14, 0.13, 0.2], "stochastic depth")
     many = sizes_of(0.1, {1: [0.12, 0.14], 2: [0.2, 0.22], 3: [0.3, 0.28], 4: [0.4, 0.38]})
     forms = [Value("", 0, 0, form, n, 1e-15) for form in (unraveled.NESTED, unraveled.PATHS) for n in range(1, 7)]
