@@ -78,13 +78,13 @@ def test_every_kind_of_network_and_training_writes_weights_that_load(
 def test_train_takes_the_schedule_flips_and_smoothing_that_are_named(tmp_path: Path) -> None:
     flags = ["--schedule", "one-cycle", "--flips", "alternating", "--label-smoothing", "0.1"]
     prints = []
-    for given in (flags, []):
-        out = tmp_path / str(len(given)) / "w.safetensors"
-        ended = pathnet_("train", *DIGITS_NET, "--out", out, *QUICK, *given)
+    for name, words in (("shorter", flags), ("default", [])):
+        out = tmp_path / name / "w.safetensors"
+        ended = pathnet_("train", *DIGITS_NET, "--out", out, *QUICK, *words)
         assert ended.status == 0, ended.err
         recipe = read_tensors(out.with_name("w.checkpoint.safetensors"))[1]["recipe"]
-        named = (recipe["schedule"], recipe["flips"], recipe["label_smoothing"])
-        assert named == (("one-cycle", "alternating", 0.1) if given else ("steps", "random", 0))
+        settings = (recipe["schedule"], recipe["flips"], recipe["label_smoothing"])
+        assert settings == (("one-cycle", "alternating", 0.1) if words else ("steps", "random", 0))
         prints.append(models.fingerprint(models.load(out)))
     assert prints[0] != prints[1]
 

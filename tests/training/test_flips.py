@@ -81,8 +81,8 @@ def test_random_flips_choose_anew_in_each_epoch() -> None:
 def test_alternating_flips_are_a_function_of_the_seed() -> None:
     """Neither the batches nor what was drawn before nor other settings change them."""
     epochs = [mirrored(images(32), ALTERNATING, epoch) for epoch in range(3)]
-    others = {"batch_size": 4, "epochs": 40, "learning_rate": 1.0, "modules": 2, "schedule": "one-cycle"}
-    other = dataclasses.replace(ALTERNATING, **others)  # type: ignore[arg-type]
+    changes = {"batch_size": 4, "epochs": 40, "learning_rate": 1.0, "modules": 2, "schedule": "one-cycle"}
+    other = dataclasses.replace(ALTERNATING, **changes)  # type: ignore[arg-type]
     for epoch in (2, 0, 1):
         mirrored(images(), ALTERNATING, epoch)
         assert torch.equal(mirrored(images(32), other, epoch), epochs[epoch])
@@ -115,7 +115,7 @@ def test_nothing_is_mirrored_without_augmentation() -> None:
 
 @pytest.mark.parametrize("step", [0, 3, 4, 9])
 def test_shares_of_alternating_flips_make_up_the_batch(step: int) -> None:
-    """So each process of a training has its part of the images that one process would have."""
+    """Each process of a training has its part of the images that one process would have."""
     whole, labels = training_batch(images(padding=2), ALTERNATING, step)
     shares = [training_batch(images(padding=2), ALTERNATING, step, slice(4 * k, 4 * k + 4)) for k in range(2)]
     assert torch.equal(torch.cat([share for share, _ in shares]), whole)

@@ -100,7 +100,7 @@ def test_a_checkpoint_of_another_schedule_is_refused(tmp_path: Path) -> None:
 
 
 def test_settings_of_the_schedule_are_given_by_name() -> None:
-    """So the positions of the others are those of earlier versions."""
+    """The positions of the other settings are those of earlier versions."""
     recipe = Recipe(2, 32, 0.05, 0.8, 1e-3, 3, 0.02, False, True, 4, "zero", 5)
     assert (recipe.momentum, recipe.weight_decay, recipe.warmup_steps) == (0.8, 1e-3, 3)
     assert (recipe.warmup_learning_rate, recipe.augment, recipe.bfloat16) == (0.02, False, True)
