@@ -167,7 +167,7 @@ def test_a_checkpoint_from_before_there_were_schedules_goes_on_with_the_same_bit
     for change in ({"schedule": "one-cycle"}, {"flips": "alternating"}, {"label_smoothing": 0.1}):
         ((name, value),) = change.items()
         with pytest.raises(ValueError, match=rf"is of another recipe \({name}: expected {value!r}, got "):
-            train(fresh(), images(), dataclasses.replace(RECIPE, **change), checkpoint)  # type: ignore[arg-type]
+            train(fresh(), images(), dataclasses.replace(RECIPE, **change), checkpoint)
     train(resumed, images(), RECIPE, checkpoint)
     assert models.fingerprint(resumed) == models.fingerprint(straight)
 

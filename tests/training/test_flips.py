@@ -93,7 +93,7 @@ def test_crops_do_not_depend_on_flips() -> None:
     unmirrored = images(padding=2, flip=False)
     plain, _ = training_batch(unmirrored, ALTERNATING, 5)
     for flips in ("random", "alternating"):
-        recipe = dataclasses.replace(ALTERNATING, flips=flips)  # type: ignore[arg-type]
+        recipe = dataclasses.replace(ALTERNATING, flips=flips)
         batch, _ = training_batch(images(padding=2), recipe, 5)
         kept = (batch == plain).flatten(1).all(1)
         assert kept.any() and not kept.all()

@@ -68,7 +68,7 @@ def test_no_rate_is_negative_or_above_the_largest() -> None:
                 recipe = Recipe(
                     warmup_steps=warmup_steps,
                     warmup_learning_rate=warmup_rate,
-                    schedule=schedule,  # type: ignore[arg-type]
+                    schedule=schedule,
                 )
                 for steps in (1, 2, 3, 10, 49, 50, 101):
                     assert all(0 <= rate <= 0.1 for rate in [*rates(recipe, steps), recipe.rate(steps + 3, steps)])
@@ -96,7 +96,7 @@ def test_a_checkpoint_of_another_schedule_is_refused(tmp_path: Path) -> None:
         ({"label_smoothing": 0.1}, "label_smoothing: expected 0.1, got 0.0"),
     ):
         with pytest.raises(ValueError, match=re.escape(f"is of another recipe ({words})")):
-            train(fresh(), images, dataclasses.replace(cycle, **change), file)  # type: ignore[arg-type]
+            train(fresh(), images, dataclasses.replace(cycle, **change), file)
 
 
 def test_settings_of_the_schedule_are_given_by_name() -> None:
