@@ -155,7 +155,8 @@ class Data:
         Args:
             images: float [B, C, H, W].
             rng: source of the crops and mirrorings.
-            mirrored: which images to mirror, bool [B], if the data set allows it (``flip``); a random half if None.
+            mirrored: the images to mirror, bool [B]; None for a random half. If the data set allows no flips
+                (``flip``), none is mirrored.
 
         Raises:
             ValueError: images or ``mirrored`` have another type or shape, or ``rng`` is no generator of NumPy's.
@@ -167,11 +168,11 @@ class Data:
         padding = self.crop_padding
         rows, columns = (torch.from_numpy(rng.integers(0, 2 * padding + 1, batch)) for _ in range(2))
         column = torch.arange(width).expand(batch, width)
-        if mirrored is None and self.flip:
-            mirrored = torch.from_numpy(rng.random(batch) < 0.5)
-        elif mirrored is not None and check_tensor("mirrored", mirrored, shape=(batch,)).dtype != torch.bool:
+        if mirrored is not None and check_tensor("mirrored", mirrored, shape=(batch,)).dtype != torch.bool:
             raise ValueError(f"mirrored: expected bool [B], got {described(mirrored)}")
-        if mirrored is not None and self.flip:
+        if self.flip:
+            if mirrored is None:
+                mirrored = torch.from_numpy(rng.random(batch) < 0.5)
             column = torch.where(mirrored[:, None], column.flip(1), column)
         padded = F.pad(images, (padding,) * 4)
         row = rows[:, None] + torch.arange(height)

@@ -16,7 +16,7 @@ class Epoch:
 
     Attributes:
         epoch: number of the epoch, from 0.
-        train_loss: mean loss over its steps.
+        train_loss: mean loss over its steps, with the label smoothing of the recipe.
         test_accuracy: accuracy on the test split after it, in [0, 1].
         seconds: time of its steps, in seconds.
 

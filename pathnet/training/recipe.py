@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pathnet.checks import check_integer, described
@@ -28,6 +28,9 @@ class Recipe:
         >>> recipe = pathnet.training.Recipe(epochs=25, batch_size=32, warmup_steps=44)
         >>> [recipe.rate(step, steps=1000) for step in (0, 44, 500, 750)]
         [0.01, 0.1, 0.01, 0.001]
+        >>> shorter = pathnet.training.Recipe(epochs=8, warmup_steps=200, schedule="one-cycle", label_smoothing=0.1)
+        >>> [round(shorter.rate(step, steps=1000), 3) for step in (0, 100, 200, 600, 999)]
+        [0.01, 0.055, 0.1, 0.05, 0.0]
     """
 
     epochs: Annotated[int, Help("Passes over the training split."), AtLeast(1)] = 200
@@ -42,17 +45,17 @@ class Recipe:
         Schedule,
         Help(
             "Learning rates. steps: the warm-up's, then the largest, divided by 10 after half of all steps and again "
-            "after three quarters. one-cycle: rising linearly over the warm-up, then falling linearly to 0 (Smith "
-            "2018), which saves epochs."
+            "after three quarters. one-cycle: rising linearly over the warm-up, or over half of all steps if that is "
+            "less, then falling linearly to 0, which saves epochs (Smith and Topin 2018)."
         ),
         Flag(value="NAME"),
-    ] = "steps"
+    ] = field(default="steps", kw_only=True)
     momentum: Annotated[float, Help("Nesterov momentum."), Above(0), AtMost(1)] = 0.9
     weight_decay: Annotated[float, Help("Weight decay of every parameter."), AtLeast(0)] = 1e-4
     warmup_steps: Annotated[int, Help("Number of warm-up steps, which very deep networks need."), AtLeast(0)] = 400
     warmup_learning_rate: Annotated[
         float,
-        Help("Learning rate of the warm-up steps; of the first of them where one cycle rises."),
+        Help("Learning rate of the warm-up steps, or of the first of them with one-cycle."),
         AtLeast(0),
         Flag("--warmup-lr"),
     ] = 0.01
@@ -62,17 +65,21 @@ class Recipe:
     flips: Annotated[
         Flips,
         Help(
-            "Which images the augmentation mirrors: a random half in each epoch, or a random half in the first epoch "
-            "and then each image alternating, so that two epochs show both forms (Jordan 2024)."
+            "Which images the augmentation mirrors. random: a random half in each epoch. alternating: a random half "
+            "in the first epoch, the others in the second, and so on, so that two successive epochs show both forms "
+            "of an image (Jordan 2024)."
         ),
         Flag(value="NAME"),
-    ] = "random"
+    ] = field(default="random", kw_only=True)
     label_smoothing: Annotated[
         float,
-        Help("Share of the label that is spread evenly over all classes (Szegedy et al. 2016)."),
+        Help(
+            "Share of each label that the loss spreads evenly over all classes (Szegedy et al. 2016). 0: plain "
+            "cross-entropy."
+        ),
         AtLeast(0),
         AtMost(1),
-    ] = 0.0
+    ] = field(default=0.0, kw_only=True)
     bfloat16: Annotated[
         bool,
         Help("Autocast forward and backward pass to bfloat16; weights and statistics stay float32."),
@@ -105,9 +112,19 @@ class Recipe:
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate of a step.
 
+        With the schedule ``steps`` it is ``warmup_learning_rate`` in the first ``warmup_steps`` steps, then
+        ``learning_rate``, a tenth of it from half of all steps on, and a hundredth from three quarters on.
+
+        With ``one-cycle`` it rises linearly from ``warmup_learning_rate`` in step 0 to ``learning_rate`` in step
+        ``warmup_steps``, or in the middle of a training that is shorter than two warm-ups. Then it falls linearly, to
+        0 after the last step.
+
         Args:
             step: number of the step, from 0.
             steps: number of steps of the training.
+
+        Returns:
+            The rate, at least 0. It is 0 where ``step`` is ``steps`` or more and the schedule is ``one-cycle``.
 
         Raises:
             ValueError: ``step`` is negative, ``steps`` less than 1, or one of them no integer.
@@ -120,7 +137,7 @@ class Recipe:
         return self.learning_rate * 0.1 ** sum(step >= drop * steps for drop in (0.5, 0.75))
 
     def _one_cycle(self, step: int, steps: int) -> float:
-        # A training shorter than its warm-up would never fall.
+        # In a training that is shorter than its warm-up, the rate would never fall.
         rise = min(self.warmup_steps, steps // 2)
         if step < rise:
             return self.warmup_learning_rate + (self.learning_rate - self.warmup_learning_rate) * step / rise

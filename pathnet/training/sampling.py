@@ -66,6 +66,9 @@ def steps_an_epoch(data: Data, recipe: Recipe) -> int:
 def training_batch(data: Data, recipe: Recipe, step: int, share: slice = slice(None)) -> tuple[Tensor, Tensor]:
     """Return the images, float32 [B, C, H, W], and labels, int64 [B], of a step.
 
+    The images are augmented if the recipe says so. They are a function of the recipe's seed, ``batch_size`` and
+    ``flips``, and of the step: the whole batch is drawn whatever the share.
+
     Args:
         step: number of the step, from 0.
         share: the slice of the batch to return, such as one process's part of it.

@@ -42,10 +42,12 @@ def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
         ("--batches", "many", "expected an integer, got 'many'"),
         ("--lr", "fast", "expected a number, got 'fast'"),
         ("--method", "guessed", "expected sampled, exact or signed, got 'guessed'"),
+        ("--schedule", "cosine", "expected steps or one-cycle, got 'cosine'"),
+        ("--flips", "always", "expected random or alternating, got 'always'"),
     ],
 )
 def test_a_value_of_another_type_is_named_in_the_words_of_other_errors(flag: str, value: str, expected: str) -> None:
-    command = ["train", "--out", "w"] if flag == "--lr" else ["gradients", "--out", "r"]
+    command = ["gradients", "--out", "r"] if flag in ("--batches", "--method") else ["train", "--out", "w"]
     ended = pathnet_(*command, "--data", "digits", flag, value)
     words = " ".join(line.strip("\u2502 ") for line in ended.err.splitlines())
     assert ended.status == 2 and f"Invalid value for '{flag}': {expected} " in words

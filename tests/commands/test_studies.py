@@ -174,6 +174,7 @@ def test_an_entry_has_the_name_that_its_runs_record(studied: tuple[Path, Ended])
 
 
 OTHER_VALUES = {"--survival": 0.9, "--gate-bias": -4.0, "--bn": "batch", "--undrawn": "zero", "--momentum": 0.5}
+OTHER_VALUES |= {"--schedule": "one-cycle", "--flips": "alternating", "--label-smoothing": 0.1}
 
 
 def other_value(flag: str) -> list[object]:

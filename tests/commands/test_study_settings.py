@@ -48,11 +48,15 @@ def test_every_setting_is_a_flag_and_nothing_changes_unless_given() -> None:
             {"augment": False, "undrawn": "zero", "momentum": 0.5},
         ),
         (
+            ["--schedule", "one-cycle", "--flips", "alternating", "--label-smoothing", "0.1"],
+            {"schedule": "one-cycle", "flips": "alternating", "label_smoothing": 0.1},
+        ),
+        (
             ["--modules", "5", "--bn", "recalibrated", "--images", "7"],
             {"modules": 5, "bn": "recalibrated", "images": 7},
         ),
     ],
-    ids=["nothing", "a preset", "study", "recipe", "plan"],
+    ids=["nothing", "a preset", "study", "recipe", "shorter recipe", "plan"],
 )
 def test_flags_change_the_preset(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: list[str], change: dict[str, Any]
@@ -100,6 +104,10 @@ def test_flags_change_the_preset(
         (
             ["lesion-many", "--preset", "cifar10"],
             "data: expected digits, synthetic or an existing folder, got 'cifar10'",
+        ),
+        (
+            ["lesion-many", "--label-smoothing", "2"],
+            "label_smoothing: expected a finite number from 0 to 1, got 2.0",
         ),
         (["lesion-many", "--device", "abacus"], "device: expected auto, cpu"),
         (

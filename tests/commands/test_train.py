@@ -75,9 +75,25 @@ def test_every_kind_of_network_and_training_writes_weights_that_load(
     assert (recipe["modules"], recipe["undrawn"]) == (values.get("--modules", 0), values.get("--undrawn", "none"))
 
 
+def test_train_takes_the_schedule_flips_and_smoothing_that_are_named(tmp_path: Path) -> None:
+    flags = ["--schedule", "one-cycle", "--flips", "alternating", "--label-smoothing", "0.1"]
+    prints = []
+    for name, words in (("shorter", flags), ("default", [])):
+        out = tmp_path / name / "w.safetensors"
+        ended = pathnet_("train", *DIGITS_NET, "--out", out, *QUICK, *words)
+        assert ended.status == 0, ended.err
+        recipe = read_tensors(out.with_name("w.checkpoint.safetensors"))[1]["recipe"]
+        settings = (recipe["schedule"], recipe["flips"], recipe["label_smoothing"])
+        assert settings == (("one-cycle", "alternating", 0.1) if words else ("steps", "random", 0))
+        prints.append(models.fingerprint(models.load(out)))
+    assert prints[0] != prints[1]
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (["--label-smoothing", "1.5"], "label_smoothing: expected a finite number from 0 to 1, got 1.5"),
+        (["--label-smoothing", "nan"], "label_smoothing: expected a finite number from 0 to 1, got nan"),
         (["--survival", "0"], "survival: expected a finite number above 0 and at most 1, got 0.0"),
         (["--modules", "4"], "modules: expected at most 3 (the network's), got 4"),
         (["--modules", "-1"], "modules: expected an integer of at least 0, got -1"),

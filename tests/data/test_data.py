@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -105,6 +106,36 @@ def test_augmentation_crops_and_mirrors_whole_images() -> None:
         for before, after in zip(padded, augmented, strict=True)
     )
     assert 16 < flipped < 48
+
+
+@pytest.mark.parametrize("padding", [0, 4])
+def test_augmentation_mirrors_the_images_that_are_named(padding: int) -> None:
+    synthetic = dataclasses.replace(data.synthetic(images=16, shape=(3, 9, 7)), crop_padding=padding)
+    normalised = synthetic.normalise(synthetic.train.take(torch.arange(16)))
+    mirrored = torch.arange(16) % 3 == 0
+    augmented = synthetic.augment(normalised, stream(0, "test"), mirrored)
+    padded = torch.nn.functional.pad(normalised, (padding,) * 4)
+    for before, after, flipped in zip(padded, augmented, mirrored, strict=True):
+        for form, wanted in ((before, not flipped), (before.flip(2), flipped)):
+            crops = [crop for crop in _crops(form, 9, 7) if crop.shape == after.shape]
+            assert any(torch.equal(after, crop) for crop in crops) == wanted
+    # The random half is the generator's next draw after those of the crops.
+    rng = stream(0, "test")
+    rng.integers(0, 2 * padding + 1, 16), rng.integers(0, 2 * padding + 1, 16)
+    half = torch.from_numpy(rng.random(16) < 0.5)
+    assert torch.equal(
+        synthetic.augment(normalised, stream(0, "test")), synthetic.augment(normalised, stream(0, "test"), half)
+    )
+
+
+def test_data_that_allow_no_flips_mirror_none_of_the_images_that_are_named() -> None:
+    synthetic = dataclasses.replace(data.synthetic(images=16, shape=(3, 9, 7)), crop_padding=0, flip=False)
+    normalised = synthetic.normalise(synthetic.train.take(torch.arange(16)))
+    everything = torch.ones(16, dtype=torch.bool)
+    assert torch.equal(synthetic.augment(normalised, stream(0, "test"), everything), normalised)
+    allowed = dataclasses.replace(synthetic, flip=True)
+    assert torch.equal(allowed.augment(normalised, stream(0, "test"), everything), normalised.flip(3))
+    assert torch.equal(allowed.augment(normalised, stream(0, "test"), ~everything), normalised)
 
 
 def _crops(image: torch.Tensor, height: int, width: int) -> list[torch.Tensor]:

@@ -284,6 +284,18 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
         lambda: small_set().augment(IMAGE.float(), torch.Generator()),  # type: ignore[arg-type]
         "rng: expected a numpy.random.Generator, got a Generator",
     ),
+    "mirrored numbers": (
+        lambda: small_set().augment(IMAGE.float(), np.random.default_rng(0), torch.zeros(len(IMAGE))),
+        r"mirrored: expected bool \[B\], got a tensor",
+    ),
+    "mirrored of another batch": (
+        lambda: small_set().augment(IMAGE.float(), np.random.default_rng(0), torch.zeros(5, dtype=torch.bool)),
+        r"mirrored: expected shape \[\d\], got ",
+    ),
+    "mirrored of no tensor": (
+        lambda: small_set().augment(IMAGE.float(), np.random.default_rng(0), True),  # type: ignore[arg-type]
+        "mirrored: expected a tensor, got True",
+    ),
     "synthetic images": (lambda: data.synthetic(images=0), "images: expected an integer of at least 1, got 0"),
     "synthetic classes of little": (
         lambda: data.synthetic(classes=1 << 31, shape=(1, 1, 1)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -150,6 +151,36 @@ def test_a_checkpoint_from_before_there_were_digests_and_engines_goes_on(tmp_pat
     rewrite(checkpoint, lambda *_: None)
     assert b"sha256" not in checkpoint.read_bytes()
     train(resumed, images(), RECIPE, checkpoint)
+    assert models.fingerprint(resumed) == models.fingerprint(straight)
+
+
+def test_a_checkpoint_from_before_there_were_schedules_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    straight, resumed = fresh(), models.preact_resnet(8, 1, in_channels=1)
+    train(straight, images(), RECIPE, engine="none")
+    checkpoint = interrupted(tmp_path / "net.checkpoint.safetensors", "none")
+
+    def forget(_: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        for setting in ("schedule", "flips", "label_smoothing"):
+            del metadata["recipe"][setting]
+
+    rewrite(checkpoint, forget)
+    for change in ({"schedule": "one-cycle"}, {"flips": "alternating"}, {"label_smoothing": 0.1}):
+        ((name, value),) = change.items()
+        with pytest.raises(ValueError, match=rf"is of another recipe \({name}: expected {value!r}, got "):
+            train(fresh(), images(), dataclasses.replace(RECIPE, **change), checkpoint)
+    train(resumed, images(), RECIPE, checkpoint)
+    assert models.fingerprint(resumed) == models.fingerprint(straight)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_shorter_recipe_that_is_interrupted_ends_with_the_same_bits(tmp_path: Path, stop: int) -> None:
+    """Schedule and flips follow from the step alone, also in the second epoch."""
+    recipe = dataclasses.replace(RECIPE, schedule="one-cycle", flips="alternating", label_smoothing=0.2)
+    straight, resumed, file = fresh(), models.preact_resnet(8, 1, in_channels=1), tmp_path / "net.safetensors"
+    train(straight, images(), recipe)
+    with pytest.raises(Interrupt):
+        train(fresh(), images(), recipe, file, stop_at(stop))
+    train(resumed, images(), recipe, file)
     assert models.fingerprint(resumed) == models.fingerprint(straight)
 
 

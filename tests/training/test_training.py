@@ -82,13 +82,6 @@ def test_the_steps_are_those_of_sgd_with_nesterov_momentum(images: data.Data) ->
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_the_learning_rate_warms_up_and_drops_twice() -> None:
-    recipe = Recipe(warmup_steps=400)
-    assert [recipe.rate(step, 64000) for step in (0, 399, 400, 31999)] == [0.01, 0.01, 0.1, 0.1]
-    assert recipe.rate(32000, 64000) == pytest.approx(0.01)
-    assert recipe.rate(48000, 64000) == pytest.approx(0.001)
-
-
 def test_a_checkpoint_of_something_else_is_refused(images: data.Data, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     train(fresh(), images, SMALL, path)
@@ -118,6 +111,9 @@ def test_a_checkpoint_of_something_else_is_refused(images: data.Data, tmp_path: 
         ),
         *({"warmup_steps": value} for value in (math.nan, -1, 0.5)),
         *({name: value} for name in ("augment", "bfloat16") for value in (1, "no", None)),
+        *({"schedule": value} for value in ("cosine", "one_cycle", "", True, None)),
+        *({"flips": value} for value in (True, "none", "Random", None)),
+        *({"label_smoothing": value} for value in (math.nan, -0.1, 1.5, math.inf, "x", None)),
     ],
     ids=str,
 )
@@ -179,6 +175,12 @@ def test_bad_recipes_are_named(images: data.Data) -> None:
         Recipe(modules=-1)
     with pytest.raises(ValueError, match="undrawn: expected 'none' or 'zero', got 'nothing'"):
         Recipe(undrawn="nothing")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="schedule: expected 'steps' or 'one-cycle', got 'cosine'"):
+        Recipe(schedule="cosine")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="flips: expected 'random' or 'alternating', got True"):
+        Recipe(flips=True)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="label_smoothing: expected a finite number from 0 to 1, got 1.5"):
+        Recipe(label_smoothing=1.5)
     with pytest.raises(ValueError, match=r"modules: expected at most 3 \(the network's\), got 4"):
         train(fresh(), images, dataclasses.replace(SMALL, modules=4))
     with pytest.raises(ValueError, match="modules: expected 0 for a network with stochastic depth, got 2"):
@@ -251,7 +253,7 @@ def test_a_checkpoint_from_before_a_setting_goes_on(images: data.Data, tmp_path:
     path = tmp_path / "checkpoint.safetensors"
     train(fresh(), images, SMALL, path)
     tensors, metadata = read_tensors(path)
-    for setting in ("modules", "undrawn"):
+    for setting in ("modules", "undrawn", "schedule", "flips", "label_smoothing"):
         del metadata["recipe"][setting]
     write_tensors(path, tensors, metadata)
     assert len(train(fresh(), images, SMALL, path)) == 2
