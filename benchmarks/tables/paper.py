@@ -96,11 +96,12 @@ def claims(files: Mapping[str, Results]) -> str:
 
 
 def _title(results: Results) -> str:
-    """Return the data, and the accuracy of the residual networks on which the claims were tested."""
+    """Return the data, the depth of the residual networks, and the accuracy of those whose blocks were deleted."""
     entries = results["experiments"].get("lesion-single", [{"numbers": {}}])
     rates = [rate for rate, *_ in entries[0]["numbers"].get("residual", {}).get("intact", [])]
     accuracy = f", {percent(1 - sum(rates) / len(rates))} accuracy" if rates else ""
-    return f"{results['data']}{accuracy}"
+    blocks = f", {nets[0]['blocks']} blocks" if (nets := results["networks"].get("residual")) else ""
+    return f"{results['data']}{blocks}{accuracy}"
 
 
 def _cell(entries: list[Entry] | None, index: int, show: Callable[[list[Entry]], str]) -> str:

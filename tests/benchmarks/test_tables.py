@@ -247,6 +247,7 @@ def test_a_claim_held_only_if_it_held_for_every_network(gathered: dict[str, Any]
     rise = file["experiments"]["lesion-reorder"][0]["numbers"]["means"][-1]
     rise |= {"mean": 0.5, "low": 0.25, "high": 0.75}
     text = paper_tables.claims({"paper/a.json": file})
+    assert "| claim | made up, 6 blocks, 90 % accuracy |" in text
     assert "to 50 % (25 to 75); largest step" in text
     assert "| **did not hold**: factor 0.3 (0.25 to 0.35) and 0.3 (0.25 to 0.35) |" in text
     assert "| **did not hold**: lengths up to 2 of 6 explain 97 % (96 to 98) and 97 % (96 to 98) |" in text
