@@ -61,7 +61,7 @@ def gathered(runs: Sequence[results.Run], commands: Sequence[str], commit: str) 
     attempts = [attempt for run in runs for attempt in run.facts["attempts"]]
     experiments: dict[str, list[dict[str, Any]]] = {}
     networks: dict[str, list[dict[str, Any]]] = {}
-    for run in sorted(runs, key=lambda run: list(paper.EXPERIMENTS).index(run.experiment)):
+    for run in sorted(runs, key=_place):
         for kind, nets in _networks(run).items():
             known = networks.setdefault(kind, [])
             known += [net for net in nets if net not in known]
@@ -78,6 +78,11 @@ def gathered(runs: Sequence[results.Run], commands: Sequence[str], commit: str) 
         "networks": _kept(networks),
         "experiments": _kept(experiments),
     }
+
+
+def _place(run: results.Run) -> tuple[int, bool]:
+    """Return the place of a run in the file: by experiment as in the paper, first those in the paper's mode."""
+    return list(paper.EXPERIMENTS).index(run.experiment), run.identity.get("bn", "running") != "running"
 
 
 def check_commands(commands: Sequence[str], experiments: Collection[str]) -> None:

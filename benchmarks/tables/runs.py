@@ -56,10 +56,10 @@ def times(files: Mapping[str, Results]) -> str:
 
 
 def _amounts(entry: Entry) -> str:
-    amounts = [f"{amount:,} {name.replace('_', ' ')}" for name, amount in sorted(entry["amounts"].items())]
+    amounts = [f"{name.replace('_', ' ')} {amount:,}" for name, amount in sorted(entry["amounts"].items())]
     if "images" in entry["settings"]:
         images = entry["settings"]["images"]
-        amounts.append(f"{f'{images:,}' if images else 'all'} test images")
+        amounts.append(f"test images {images:,}" if images else "all test images")
     return ", ".join(amounts)
 
 

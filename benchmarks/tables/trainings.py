@@ -15,7 +15,10 @@ Results = dict[str, Any]
 
 MOST_ROWS = 20
 """Rows of the table of depths at most, besides those of its first and last epoch."""
-SCHEDULES = {"steps": "divided by 10 after a half and three quarters", "one-cycle": "in one cycle"}
+SCHEDULES = {
+    "steps": "learning rate {rate}, divided by 10 after half of the steps and again after three quarters",
+    "one-cycle": "learning rate up to {rate} in one cycle",
+}
 SHOWN = {
     *("epochs", "batch_size", "learning_rate", "schedule", "weight_decay", "warmup_steps", "warmup_learning_rate"),
     *("augment", "flips", "label_smoothing", "modules", "bfloat16"),
@@ -58,7 +61,7 @@ def _recipe(training: Mapping[str, Any]) -> list[str]:
     recipe = Recipe(**training["recipe"])
     words = [
         f"{recipe.epochs} epoch{'s'[: recipe.epochs > 1]} of batches of {recipe.batch_size}",
-        f"learning rate {number(recipe.learning_rate)} {SCHEDULES[recipe.schedule]}",
+        SCHEDULES[recipe.schedule].format(rate=number(recipe.learning_rate)),
         f"warm-up of {recipe.warmup_steps:,} steps from {number(recipe.warmup_learning_rate)}",
         f"weight decay {number(recipe.weight_decay)}",
         FLIPS[recipe.flips] if recipe.augment else "no augmentation",

@@ -163,6 +163,17 @@ def test_a_file_without_trainings_says_so(tmp_path: Path) -> None:
     assert content["trainings"] == content["depths"] == []
 
 
+def test_runs_in_the_papers_mode_come_first(tmp_path: Path) -> None:
+    model = {"hash": "abc", "config": None, "blocks": 11}
+    facts = {"experiment": "path-gradients", "model": model, "data": {"name": "made up", "hash": "abc"}}
+    for name, bn in (("a", "batch"), ("b", "running"), ("c", "recalibrated")):
+        with writing(tmp_path / name, {**facts, "bn": bn}, {"batches": 1}, ATTEMPT) as run:
+            run.add([measured(0)])
+    runs = [pathnet.results.read(tmp_path / name) for name in "abc"]
+    entries = paper.gathered(runs, ["pathnet gradients"], "abc")["experiments"]["path-gradients"]
+    assert [entry["settings"]["bn"] for entry in entries] == ["running", "batch", "recalibrated"]
+
+
 def test_the_time_of_a_run_is_that_of_all_its_attempts(tmp_path: Path) -> None:
     model = {"hash": "abc", "config": {"model": "residual"}, "blocks": 11}
     identity = {"experiment": "path-gradients", "model": model, "data": {"name": "made up", "hash": "abc"}}
@@ -205,12 +216,12 @@ def test_a_training_in_words() -> None:
     lines = tables.trainings({"paper/a.json": file}).splitlines()
     assert lines[2] == (
         "| CIFAR-10 (JPEG) | `one`: `preact_resnet`, depth 110, width 16 | 2 epochs of batches of 128, learning rate "
-        "0.4 in one cycle, warm-up of 400 steps from 0.01, weight decay 0.0001, alternating flips, label smoothing "
-        "0.2, momentum 0.85 | 91.2 % | 0.123 | 2 |"
+        "up to 0.4 in one cycle, warm-up of 400 steps from 0.01, weight decay 0.0001, alternating flips, label "
+        "smoothing 0.2, momentum 0.85 | 91.2 % | 0.123 | 2 |"
     )
     assert "no augmentation, stochastic depth, the last module surviving with probability 0.5, bfloat16 |" in lines[3]
     assert "random flips, 23 modules drawn for each batch, undrawn zero |" in lines[4]
-    assert "learning rate 0.1 divided by 10 after a half and three quarters" in lines[4]
+    assert "rate 0.1, divided by 10 after half of the steps and again after three quarters, warm-up" in lines[4]
 
 
 def turned(value: Any) -> Any:
@@ -260,9 +271,9 @@ def test_times_tell_runs_apart() -> None:
     }
     content = {"data": "digits", "experiments": experiments}
     lines = runs_tables.times({"paper/a.json": content}).splitlines()
-    amounts = "1,000 batches, 50 exact batches"
+    amounts = "batches 1,000, exact batches 50"
     assert lines[2:] == [
-        f"| digits | lesion-single | network 0, mode `running` | {amounts}, 2,000 test images | 60 |",
+        f"| digits | lesion-single | network 0, mode `running` | {amounts}, test images 2,000 | 60 |",
         f"| digits | lesion-single | network 1, mode `running` | {amounts}, all test images | 0.5 |",
         f"| digits | path-gradients | mode `running` | {amounts} | 1.5 |",
         f"| digits | path-gradients | mode `batch` | {amounts} | not recorded |",
