@@ -74,8 +74,8 @@ def _recipe(training: Mapping[str, Any]) -> list[str]:
         words.append(f"stochastic depth, the last module surviving with probability {number(survival)}")
     if recipe.bfloat16:
         words.append("bfloat16")
-    others = training["recipe"].keys() - SHOWN
-    return [*words, *(f"{name.replace('_', ' ')} {training['recipe'][name]}" for name in sorted(others))]
+    remaining = training["recipe"].keys() - SHOWN
+    return [*words, *(f"{name.replace('_', ' ')} {training['recipe'][name]}" for name in sorted(remaining))]
 
 
 def depths(files: Mapping[str, Results]) -> str:

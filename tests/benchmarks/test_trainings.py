@@ -46,7 +46,7 @@ def tiny_net() -> models.ResidualNet:
 
 @dataclass(frozen=True)
 class Files:
-    """What a training of `tiny_net` leaves."""
+    """The files and results of a training of `tiny_net`."""
 
     checkpoint: Path
     depths: Path
@@ -208,11 +208,11 @@ def test_a_training_in_words() -> None:
     one = training(
         "one", schedule="one-cycle", learning_rate=0.4, flips="alternating", label_smoothing=0.2, momentum=0.85
     )
-    others = [
+    drawing = [
         training("two", survival=0.5, augment=False, bfloat16=True),
         training("three", modules=23, undrawn="zero"),
     ]
-    file = {"data": "CIFAR-10 (JPEG)", "trainings": [one, *others]}
+    file = {"data": "CIFAR-10 (JPEG)", "trainings": [one, *drawing]}
     lines = tables.trainings({"paper/a.json": file}).splitlines()
     assert lines[2] == (
         "| CIFAR-10 (JPEG) | `one`: `preact_resnet`, depth 110, width 16 | 2 epochs of batches of 128, learning rate "
