@@ -210,7 +210,7 @@ def test_a_training_in_words() -> None:
     )
     drawing = [
         training("two", survival=0.5, augment=False, bfloat16=True),
-        training("three", modules=23, undrawn="zero"),
+        training("three", modules=23, undrawn="zero", seed=2, momentum=0.8),
     ]
     file = {"data": "CIFAR-10 (JPEG)", "trainings": [one, *drawing]}
     lines = tables.trainings({"paper/a.json": file}).splitlines()
@@ -220,7 +220,7 @@ def test_a_training_in_words() -> None:
         "smoothing 0.2, momentum 0.85 | 91.2 % | 0.123 | 2 |"
     )
     assert "no augmentation, stochastic depth, the last module surviving with probability 0.5, bfloat16 |" in lines[3]
-    assert "random flips, 23 modules drawn for each batch, undrawn zero |" in lines[4]
+    assert "random flips, 23 modules drawn for each batch, momentum 0.8, seed 2, undrawn zero |" in lines[4]
     assert "rate 0.1, divided by 10 after half of the steps and again after three quarters, warm-up" in lines[4]
 
 
