@@ -1,7 +1,8 @@
 """Results of the paper's experiments as one small file: ``python -m benchmarks.paper FILE RUN... --command TEXT``.
 
-Each RUN is the folder of a run, or of a study with many of them. The file holds what the runs say: their networks and
-amounts, the paper's claims with their bounds, and the numbers behind them with 95 % intervals.
+Each RUN is the folder of a run, or of a study with many of them. The file holds what the runs say: their networks,
+amounts and times, the paper's claims with their bounds, and the numbers behind them with 95 % intervals; and how the
+networks were trained, where it is given their checkpoints.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from benchmarks.cpu.facts import processor
 from benchmarks.facts import commit_here
 from benchmarks.results import write
+from benchmarks.trainings import depths, trainings
 from pathnet import lesion, models, paper, results
 from pathnet.data import load
 from pathnet.experiments import by_size, effective_training, highway, lesion_single
@@ -59,7 +61,7 @@ def gathered(runs: Sequence[results.Run], commands: Sequence[str], commit: str) 
     attempts = [attempt for run in runs for attempt in run.facts["attempts"]]
     experiments: dict[str, list[dict[str, Any]]] = {}
     networks: dict[str, list[dict[str, Any]]] = {}
-    for run in sorted(runs, key=lambda run: list(paper.EXPERIMENTS).index(run.experiment)):
+    for run in sorted(runs, key=_place):
         for kind, nets in _networks(run).items():
             known = networks.setdefault(kind, [])
             known += [net for net in nets if net not in known]
@@ -76,6 +78,11 @@ def gathered(runs: Sequence[results.Run], commands: Sequence[str], commit: str) 
         "networks": _kept(networks),
         "experiments": _kept(experiments),
     }
+
+
+def _place(run: results.Run) -> tuple[int, bool]:
+    """Return the place of a run in the file: by experiment as in the paper, first those in the paper's mode."""
+    return list(paper.EXPERIMENTS).index(run.experiment), run.identity.get("bn", "running") != "running"
 
 
 def check_commands(commands: Sequence[str], experiments: Collection[str]) -> None:
@@ -115,10 +122,17 @@ def _experiment(run: results.Run) -> dict[str, Any]:
     return {
         "settings": {key: value for key, value in run.identity.items() if key not in left_out},
         "amounts": dict(run.planned),
+        "seconds": _seconds(run),
         "networks": {kind: [net["hash"] for net in nets] for kind, nets in _networks(run).items()},
         "claims": [vars(claim) for claim in paper.claims(run)],
         "numbers": _numbers(run),
     }
+
+
+def _seconds(run: results.Run) -> float | None:
+    """Return the time that all attempts took together; None if one was killed, or none was recorded yet."""
+    times = [attempt.get("seconds") for attempt in run.facts["attempts"]]
+    return None if None in times else math.fsum(times)
 
 
 def _numbers(run: results.Run) -> dict[str, Any]:
@@ -201,13 +215,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--commit", help="the commit that measured them, if it is not the one here")
     parser.add_argument("--rank", type=Path, action="append", default=[], help="a network to rank; repeatable")
     parser.add_argument("--data", default="digits", help="the data set to rank on")
+    parser.add_argument("--trained", type=Path, action="append", default=[], help="a checkpoint; repeatable")
+    parser.add_argument(
+        "--depths", type=Path, action="append", default=[], help="effective depths of one --trained; repeatable"
+    )
     parser.add_argument("--images", type=int, default=0, help="test images to rank on; 0 for all")
     options = parser.parse_args(arguments)
     folders = sorted({file.parent for place in options.runs for file in place.rglob("run.json")})
     runs = [results.read(folder) for folder in folders]
     content = gathered(runs, options.command, options.commit or commit_here() or "unknown")
     ranked = _kept(rankings(options.rank, options.data, options.images))
-    write(options.file, {**content, "rankings": ranked})
+    trained = trainings(options.trained, {run.fact("data", "hash") for run in runs if "data" in run.identity})
+    measured = depths(options.depths, trained)
+    write(options.file, {**content, "rankings": ranked, "trainings": _kept(trained), "depths": _kept(measured)})
     return 0
 
 

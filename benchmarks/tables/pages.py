@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import FOLDER, ROOT, read_object
-from benchmarks.tables import accuracy, models, paper, paths, processors, training
+from benchmarks.tables import accuracy, models, paper, paths, processors, runs, training, trainings
 
 __all__ = ["TABLES", "pages", "rewritten"]
 
@@ -18,6 +18,8 @@ TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], str]] = {
     **models.TABLES,
     **paper.TABLES,
     **paths.TABLES,
+    **runs.TABLES,
+    **trainings.TABLES,
     **accuracy.TABLES,
 }
 """Functions that write a table from results by their file's name, by the name of the table."""

@@ -7,10 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.tables.markdown import listed, number, percent, spread, table
+from benchmarks.tables.runs import differences
+from pathnet.experiments.summary import MOST, PAPER_BLOCKS, PAPER_CENTRAL, PAPER_EFFECTIVE
 
 __all__ = ["TABLES"]
 
 Results = dict[str, Any]
+
+PAPER_MEASUREMENTS = 1000 * PAPER_BLOCKS
+"""Path gradients that the paper measures: 1,000 of each length."""
+PAPER_SHORT = 0.0045
+"""Share of all paths that the paper's effective lengths hold."""
 
 
 def source(files: Mapping[str, Results]) -> str:
@@ -94,45 +101,100 @@ def orders(files: Mapping[str, Results]) -> str:
 
 
 def gradients(files: Mapping[str, Results]) -> str:
-    """Return what the gradients of paths add up to: a column for each network."""
-    columns = {
-        f"{results['data']}{f', network {seed}' if len(entries) > 1 else ''}": entry["numbers"]
-        for results in files.values()
-        for entries in [results["experiments"]["path-gradients"]]
-        for seed, entry in enumerate(entries)
-    }
-    rows: dict[str, list[str]] = {}
-    for numbers in columns.values():
-        for title, cell in _gradients(numbers).items():
-            rows.setdefault(title, []).append(cell)
-    return table(["", *columns], [[title, *cells] for title, cells in rows.items()])
+    """Return what the gradients of paths add up to: a column for each run, and the paper's beside its network."""
+    names = [results["data"] for results in files.values()]
+    columns: list[tuple[str, dict[str, str]]] = []
+    for results in files.values():
+        entries = results["experiments"]["path-gradients"]
+        for entry, words in zip(entries, differences(entries), strict=True):
+            # Files on one data set hold networks of different depths.
+            blocks = [f"{entry['numbers']['n']} blocks"] if names.count(results["data"]) > 1 else []
+            columns.append((", ".join([results["data"], *blocks, *words]), _gradients(entry["numbers"])))
+    entries = [entry for results in files.values() for entry in results["experiments"]["path-gradients"]]
+    if PAPER_BLOCKS in [entry["numbers"]["n"] for entry in entries]:
+        columns.insert(0, ("the paper", PAPER))
+    titles = [title for title in TITLES if any(title in cells for _, cells in columns)]
+    rows = [[title, *(cells.get(title, "") for _, cells in columns)] for title in titles]
+    return table(["", *(name for name, _ in columns)], rows)
+
+
+AMOUNTS = "blocks, path gradients, batches"
+DECAY = "each module multiplies the mean norm by"
+ENDS = "mean norm at length 1, and at the longest"
+EFFECTIVE = "effective paths"
+CENTRAL = "most paths"
+LENGTH = "mean length by frequency times magnitude"
+EXACT = "batches with exact sums"
+LENGTH_BY_EXACT = "mean length by the norms of exact sums"
+EXPLAINED = "lengths that explain 95 % of the gradient"
+WITHIN = "cancelling between paths of one effective length"
+BETWEEN = "cancelling between lengths"
+COSINE = "cosine of neighbouring lengths"
+TITLES = (
+    AMOUNTS,
+    DECAY,
+    ENDS,
+    EFFECTIVE,
+    CENTRAL,
+    LENGTH,
+    EXACT,
+    LENGTH_BY_EXACT,
+    EXPLAINED,
+    WITHIN,
+    BETWEEN,
+    COSINE,
+)
+"""Rows of the table of gradients; a run that lacks a method leaves the method's cells empty."""
+PAPER = {
+    AMOUNTS: f"{PAPER_BLOCKS}, {PAPER_MEASUREMENTS}",
+    EFFECTIVE: f"lengths {PAPER_EFFECTIVE[0]} to {PAPER_EFFECTIVE[1]}: almost all of the gradient, "
+    f"{percent(PAPER_SHORT)} of all paths",
+    CENTRAL: f"lengths {PAPER_CENTRAL[0]} to {PAPER_CENTRAL[1]}: more than {percent(MOST)} of all paths",
+}
+"""What the paper says of its network, by row."""
 
 
 def _gradients(numbers: Mapping[str, Any]) -> dict[str, str]:
-    n, (factor, low, high), exact = numbers["n"], numbers["decay"], numbers["exact"]
-    effective, central = numbers["effective"], numbers["central"]
-    most = next(k for k in range(n + 1) if min(exact["explained"]["mean"][k:]) >= 0.95)
+    """Return the cells of a run by the titles of their rows."""
+    cells = _sampled(numbers) if "decay" in numbers else {AMOUNTS: str(numbers["n"])}
+    cells |= _exact(numbers) if "exact" in numbers else {}
+    if "cancelling" in numbers:
+        effective, ratios = numbers["effective"], numbers["cancelling"]["mean"]
+        times = [1 / ratios[length - 1] for length in range(effective["first"], effective["last"] + 1)]
+        cells[WITHIN] = (
+            f"their norms add up to {number(min(times))} to {number(max(times))} times the norm of their sum"
+        )
+    return cells
+
+
+def _sampled(numbers: Mapping[str, Any]) -> dict[str, str]:
+    factor, low, high = numbers["decay"]
+    interval = "" if low is None or high is None else f" ({number(low)} to {number(high)})"
+    return {
+        AMOUNTS: f"{numbers['n']}, {number(numbers['measurements'], 6)}, {numbers['batches']}",
+        DECAY: f"{number(factor)}{interval}",
+        ENDS: ", ".join(number(numbers["mean"][i], 2) for i in (0, -1)),
+        EFFECTIVE: _shares(numbers["effective"]),
+        CENTRAL: _shares(numbers["central"]),
+        LENGTH: number(sum(length * share for length, share in enumerate(numbers["product"], 1))),
+    }
+
+
+def _exact(numbers: Mapping[str, Any]) -> dict[str, str]:
+    n, exact = numbers["n"], numbers["exact"]
+    most = next(k for k in range(n + 1) if min(exact["explained"]["mean"][k:]) >= MOST)
+    short = sum(math.comb(n, length) for length in range(most + 1)) / 2**n
     norms = exact["norm"]["mean"]
-    times = [1 / numbers["cancelling"]["mean"][k - 1] for k in range(effective["first"], effective["last"] + 1)]
-    by_exact = sum(k * norm for k, norm in enumerate(norms)) / sum(norms[1:])
-    cosine = exact["next_cosine"]["mean"]
-    short = sum(math.comb(n, k) for k in range(most + 1)) / 2**n
+    by_exact = sum(length * norm for length, norm in enumerate(norms)) / sum(norms[1:])
+    # A sum that is exactly 0 has no direction.
+    cosine = [value for value in exact["next_cosine"]["mean"] if value is not None]
     left, between = percent(exact["left"]["mean"][most]), number(sum(norms) / exact["full_norm"])
     return {
-        "blocks, path gradients, batches": f"{n}, {number(numbers['measurements'], 6)}, {numbers['batches']}",
-        "each module multiplies the mean norm by": f"{number(factor)} ({number(low)} to {number(high)})",
-        "mean norm at length 1, and at the longest": ", ".join(number(numbers["mean"][i], 2) for i in (0, -1)),
-        "effective paths": _shares(effective),
-        "most paths": _shares(central),
-        "mean length by frequency times magnitude": number(sum(k * p for k, p in enumerate(numbers["product"], 1))),
-        "batches with exact sums": str(exact["batches"]),
-        "mean length by the norms of exact sums": number(by_exact),
-        "lengths that explain 95 % of the gradient": f"up to {most}, {percent(short)} of all paths; they leave "
-        f"{left} of its norm",
-        "cancelling between paths of one effective length": f"their norms add up to {number(min(times))} to "
-        f"{number(max(times))} times the norm of their sum",
-        "cancelling between lengths": f"the norms of their sums add up to {between} times the norm of the gradient",
-        "cosine of neighbouring lengths": f"{number(min(cosine), 2)} to {number(max(cosine), 2)}",
+        EXACT: str(exact["batches"]),
+        LENGTH_BY_EXACT: number(by_exact),
+        EXPLAINED: f"up to {most}, {percent(short)} of all paths; they leave {left} of its norm",
+        BETWEEN: f"the norms of their sums add up to {between} times the norm of the gradient",
+        COSINE: f"{number(min(cosine), 2)} to {number(max(cosine), 2)}",
     }
 
 

@@ -1,7 +1,8 @@
 """Run folders: the identity and the measurements of runs. Only these modules know the paths of a run on disk.
 
 ``run.json`` holds the run's identity, which is all that is needed to repeat its measurements. It also
-holds the attempts that added to the run (versions, device, time), the planned amounts and the results.
+holds the attempts that added to the run (versions, device, time, and the seconds that it took), the planned amounts
+and the results.
 ``measurements/*.parquet`` hold one measurement per row: path gradient norms (``part-*``) as `Measurements`, anything
 else as rows of a dataclass (`Row`). Every column says in its metadata what it means.
 

@@ -84,6 +84,8 @@ def check_facts(facts: Any) -> None:
         raise ValueError("attempts: expected at least one, got none")
     for number, attempt in enumerate(attempts):
         _field({f"attempts.{number}": attempt}, "", f"attempts.{number}", dict)
+        if "seconds" in attempt:
+            check_number(f"attempts.{number}.seconds", attempt["seconds"], 0)
     for name in facts.keys() - {"identity", "attempts", "results"}:
         check_integer(name, facts[name], 0)
     if "results" in facts:

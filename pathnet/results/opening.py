@@ -122,7 +122,8 @@ def writing(
         identity: everything that decides what is measured, as JSON can hold it, with the name of the ``experiment``;
             it must equal that of an existing run.
         planned: planned amounts by name, such as ``batches``; the run keeps the largest of all calls.
-        attempt: versions, device and time of this process.
+        attempt: versions, device and time of this process. The run adds the ``seconds`` within the context, when it
+            is left, even by an error; a process that is killed leaves none.
         workers: the processes that add to the run together, all of which enter and leave the context.
 
     Yields:
@@ -169,16 +170,25 @@ def writing(
         if not workers.leads:
             _check_same(folder, identity, facts["identity"])
             held.enter_context(locked(lock, "run", busy, shared=True, patience=SAVING_SECONDS))
-        writer = Writer(folder, workers)
+        writer, begun = Writer(folder, workers), time.monotonic()
+
+        def end_attempt() -> None:
+            if workers.leads:
+                facts["attempts"][-1]["seconds"] = round(time.monotonic() - begun, 3)
+                write_facts(folder / "run.json", facts)
+
         try:
             yield Run(folder, facts, workers, writer)
         except BaseException:
             # What is in a journal is kept there, if it cannot become a part.
             with suppress(OSError):
                 writer.save()
+            with suppress(OSError):
+                end_attempt()
             raise
         else:
             writer.save()
+            end_attempt()
         finally:
             writer.close()
     if workers.count > 1:

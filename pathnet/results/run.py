@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pathnet.checks import check_path, described
 from pathnet.files import telling
-from pathnet.results.facts import read_facts, write_facts
+from pathnet.results.facts import plain_object, read_facts, write_facts
 from pathnet.results.kinds import kind_of, norms_kind
 from pathnet.results.norms import STEM, measurements_of, table_of
 from pathnet.results.parts import Kind
@@ -244,7 +244,8 @@ class Run:
             ValueError: JSON cannot hold a result.
             OSError: the file cannot be written.
         """
-        self.facts["results"] = dict(summary)
+        # A result that JSON cannot hold must not keep the end of the attempt from being written.
+        self.facts["results"] = plain_object("results", summary)
         if self.workers.leads:
             write_facts(self.folder / "run.json", self.facts)
 

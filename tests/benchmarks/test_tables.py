@@ -23,6 +23,8 @@ from pathnet import native
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
 NAMES = re.compile(r"^<!-- table: (\S+)", re.M)
+AWAITED = {"trainings", "times", "depths"}
+"""Tables whose numbers no results file in the repository has yet."""
 
 
 @pytest.mark.parametrize("page", pages.pages(), ids=lambda page: str(page.relative_to(ROOT)))
@@ -32,7 +34,7 @@ def test_a_page_shows_what_the_script_writes(page: Path) -> None:
 
 def test_every_table_is_on_some_page() -> None:
     shown = {name for page in pages.pages() for name in NAMES.findall(page.read_text())}
-    assert shown == pages.TABLES.keys()
+    assert shown.isdisjoint(AWAITED) and shown | AWAITED == pages.TABLES.keys()
 
 
 def test_the_readme_shows_speed_and_claims() -> None:

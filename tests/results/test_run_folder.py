@@ -57,6 +57,7 @@ def test_run_json_keeps_identity_attempts_and_the_largest_number_of_batches(tmp_
         run.conclude({"decay": 0.5})
     facts = json.loads((tmp_path / "run.json").read_text())
     assert facts["identity"] == IDENTITY and facts["batches"] == 20
+    assert [attempt.pop("seconds") >= 0 for attempt in facts["attempts"]] == [True] * 3
     assert facts["attempts"] == [ATTEMPT] * 3 and facts["results"] == {"decay": 0.5}
 
 

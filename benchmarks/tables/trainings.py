@@ -1,0 +1,109 @@
+"""Tables of the trainings of networks and of their effective depth, from the files of `benchmarks.paper`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.tables.markdown import number, percent, table
+from pathnet.training import Recipe
+
+__all__ = ["TABLES"]
+
+Results = dict[str, Any]
+
+MOST_ROWS = 20
+"""Rows of the table of depths at most, besides those of its first and last epoch."""
+SCHEDULES = {
+    "steps": "learning rate {rate}, divided by 10 after half of the steps and again after three quarters",
+    "one-cycle": "learning rate up to {rate} in one cycle",
+}
+SHOWN = {
+    *("epochs", "batch_size", "learning_rate", "schedule", "weight_decay", "warmup_steps", "warmup_learning_rate"),
+    *("augment", "flips", "label_smoothing", "modules", "bfloat16"),
+}
+"""Settings that have words of their own."""
+FLIPS = {"random": "random flips", "alternating": "alternating flips"}
+
+
+def trainings(files: Mapping[str, Results]) -> str:
+    """Return how networks were trained, and what came out: a row for each."""
+    rows = []
+    for results in files.values():
+        for training in results["trainings"]:
+            history = training["history"]
+            rows.append(
+                [
+                    results["data"],
+                    f"`{training['name']}`: {_network(training['config'])}",
+                    ", ".join(_recipe(training)),
+                    percent(history[-1]["test_accuracy"]),
+                    number(history[-1]["train_loss"]),
+                    number(math.fsum(epoch["seconds"] for epoch in history) / 3600),
+                ]
+            )
+    header = ["data", "network", "recipe", "test accuracy at the end", "training loss, last epoch", "hours"]
+    return table(header, rows)
+
+
+def _network(config: Mapping[str, Any]) -> str:
+    """Return a network in words, without what the data set decides."""
+    left_out = ("model", "num_classes", "in_channels", "survival")
+    arguments = [
+        f"{name.replace('_', ' ')} {value}" for name, value in sorted(config.items()) if name not in left_out
+    ]
+    return ", ".join([f"`{config['model']}`", *arguments])
+
+
+def _recipe(training: Mapping[str, Any]) -> list[str]:
+    """Return the settings of a training in words; those of its network that count in training as well."""
+    recipe = Recipe(**training["recipe"])
+    words = [
+        f"{recipe.epochs} epoch{'s'[: recipe.epochs > 1]} of batches of {recipe.batch_size}",
+        SCHEDULES[recipe.schedule].format(rate=number(recipe.learning_rate)),
+        f"warm-up of {recipe.warmup_steps:,} steps from {number(recipe.warmup_learning_rate)}",
+        f"weight decay {number(recipe.weight_decay)}",
+        FLIPS[recipe.flips] if recipe.augment else "no augmentation",
+    ]
+    if recipe.label_smoothing:
+        words.append(f"label smoothing {number(recipe.label_smoothing)}")
+    if recipe.modules:
+        words.append(f"{recipe.modules} modules drawn for each batch")
+    if (survival := training["config"].get("survival", 1)) < 1:
+        words.append(f"stochastic depth, the last module surviving with probability {number(survival)}")
+    if recipe.bfloat16:
+        words.append("bfloat16")
+    remaining = training["recipe"].keys() - SHOWN
+    return [*words, *(f"{name.replace('_', ' ')} {training['recipe'][name]}" for name in sorted(remaining))]
+
+
+def depths(files: Mapping[str, Results]) -> str:
+    """Return the effective depth by epoch: two columns for each training."""
+    trained = [entry for results in files.values() for entry in results["depths"]]
+    columns = [{row["epoch"]: row for row in entry["rows"]} for entry in trained]
+    header = ["epochs"]
+    for entry in trained:
+        header += [f"effective depth, `{entry['name']}`", "lengths with 95 %"]
+    epochs = sorted({epoch for column in columns for epoch in column})
+    rows = [
+        [str(epoch), *(cell for column in columns for cell in _depth(column.get(epoch)))] for epoch in _some(epochs)
+    ]
+    return table(header, rows)
+
+
+def _some(epochs: list[int]) -> list[int]:
+    """Return the first epoch, the last, and evenly spaced ones between them."""
+    step = math.ceil(len(epochs) / MOST_ROWS)
+    return [epoch for i, epoch in enumerate(epochs) if i % step == 0 or i == len(epochs) - 1]
+
+
+def _depth(row: Mapping[str, Any] | None) -> list[str]:
+    """Return the cells of a measurement, empty if there is none, or if no gradient arrived."""
+    if row is None or row["depth"] is None:
+        return ["", ""]
+    return [number(row["depth"]), f"{row['first']} to {row['last']}"]
+
+
+TABLES = {"trainings": trainings, "depths": depths}
+"""Tables by name."""
