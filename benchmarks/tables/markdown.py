@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["file_names", "listed", "number", "percent", "spread", "table"]
+__all__ = ["file_names", "listed", "number", "percent", "spread", "table", "with_ends"]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -33,6 +33,12 @@ def spread(mean: float, low: float | None, high: float | None) -> str:
     """Return a share as a percentage with its 95 % interval, if it has one."""
     ends = "" if low is None or high is None else f" ({number(100 * low)} to {number(100 * high)})"
     return f"{percent(mean)}{ends}"
+
+
+def with_ends(value: float, low: float | None, high: float | None) -> str:
+    """Return a number with its 95 % interval, if it has one."""
+    ends = "" if low is None or high is None else f" ({number(low)} to {number(high)})"
+    return f"{number(value)}{ends}"
 
 
 def listed(words: Sequence[str]) -> str:

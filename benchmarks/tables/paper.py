@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.tables.markdown import file_names, listed, number, percent, spread, table
+from benchmarks.tables.markdown import file_names, listed, number, percent, spread, table, with_ends
 from pathnet.experiments.claims import all_of
 
 __all__ = ["TABLES"]
@@ -32,17 +32,12 @@ def _step(entries: list[Entry]) -> str:
 
 def _decay(entries: list[Entry]) -> str:
     """Return the factor of each network with its 95 % interval."""
-    return f"factor {listed([_with_ends(*entry['numbers']['decay']) for entry in entries])}"
+    return f"factor {listed([with_ends(*entry['numbers']['decay']) for entry in entries])}"
 
 
 def _mean_length(entries: list[Entry]) -> str:
-    lengths = [_with_ends(*entry["numbers"]["mean_length"]) for entry in entries]
+    lengths = [with_ends(*entry["numbers"]["mean_length"]) for entry in entries]
     return f"mean length {listed(lengths)} of {entries[0]['numbers']['n']}"
-
-
-def _with_ends(value: float, low: float | None, high: float | None) -> str:
-    """Return a number with its 95 % interval, if it has one."""
-    return number(value) if low is None else f"{number(value)} ({number(low)} to {number(high)})"
 
 
 def _explained(entries: list[Entry]) -> str:
@@ -108,7 +103,15 @@ def _cell(entries: list[Entry] | None, index: int, show: Callable[[list[Entry]],
     """Return the verdict on a claim, and its numbers; it must hold for each of several networks."""
     if entries is None:
         return "not measured"
-    return f"{_verdict(entries, index)}: {show(entries)}"
+    # Where another mode was measured too, that of the paper is the first.
+    in_papers_mode = _by_mode(entries)[0]
+    return f"{_verdict(in_papers_mode, index)}: {show(in_papers_mode)}"
+
+
+def _by_mode(entries: list[Entry]) -> list[list[Entry]]:
+    """Return runs grouped by their mode of batch normalisation, in the order of the file."""
+    modes = dict.fromkeys(entry["settings"].get("bn") for entry in entries)
+    return [[entry for entry in entries if entry["settings"].get("bn") == mode] for mode in modes]
 
 
 def _verdict(entries: list[Entry], index: int) -> str:
@@ -119,13 +122,16 @@ def verdicts(files: Mapping[str, Results]) -> str:
     """Return every claim of one file with its place in the paper, its bound, and what was measured."""
     ((_, results),) = files.items()
     rows = []
-    for entries in results["experiments"].values():
-        for index, claim in enumerate(entries[0]["claims"]):
-            texts = [entry["claims"][index]["measured"] for entry in entries]
-            several = [f"network {seed}: {text}" for seed, text in enumerate(texts)]
-            measured = "; ".join(several if len(texts) > 1 else texts)
-            paper = f"{claim['paper']} ({claim['where']})"
-            rows.append([paper, claim["bound"], _verdict(entries, index), measured])
+    for of_experiment in results["experiments"].values():
+        modes = _by_mode(of_experiment)
+        for index, claim in enumerate(of_experiment[0]["claims"]):
+            for entries in modes:
+                texts = [entry["claims"][index]["measured"] for entry in entries]
+                several = [f"network {seed}: {text}" for seed, text in enumerate(texts)]
+                measured = "; ".join(several if len(texts) > 1 else texts)
+                mode = f", in mode `{entries[0]['settings']['bn']}`" if len(modes) > 1 else ""
+                paper = f"{claim['paper']} ({claim['where']}{mode})"
+                rows.append([paper, claim["bound"], _verdict(entries, index), measured])
     return table(["the paper", "it holds if", "", "measured"], rows)
 
 

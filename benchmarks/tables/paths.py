@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.tables.markdown import listed, number, percent, spread, table
+from benchmarks.tables.markdown import listed, number, percent, spread, table, with_ends
 from benchmarks.tables.runs import differences
 from pathnet.experiments.summary import MOST, PAPER_BLOCKS, PAPER_CENTRAL, PAPER_EFFECTIVE
 
@@ -168,15 +168,13 @@ def _gradients(numbers: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _sampled(numbers: Mapping[str, Any]) -> dict[str, str]:
-    factor, low, high = numbers["decay"]
-    interval = "" if low is None or high is None else f" ({number(low)} to {number(high)})"
     return {
         AMOUNTS: f"{numbers['n']}, {number(numbers['measurements'], 6)}, {numbers['batches']}",
-        DECAY: f"{number(factor)}{interval}",
+        DECAY: with_ends(*numbers["decay"]),
         ENDS: ", ".join(number(numbers["mean"][i], 2) for i in (0, -1)),
         EFFECTIVE: _shares(numbers["effective"]),
         CENTRAL: _shares(numbers["central"]),
-        LENGTH: number(sum(length * share for length, share in enumerate(numbers["product"], 1))),
+        LENGTH: with_ends(*numbers["mean_length"]),
     }
 
 

@@ -259,6 +259,22 @@ def test_a_claim_held_only_if_it_held_for_every_network(gathered: dict[str, Any]
     assert "| gates biased towards carrying prefer short paths | held: 20.5 % (20.2 to 20.8) in the mean, " in text
 
 
+def test_the_papers_mode_decides_the_short_table_and_each_mode_has_a_verdict(gathered: dict[str, Any]) -> None:
+    file = json.loads(json.dumps(gathered))
+    (entry,) = file["experiments"]["path-gradients"]
+    entry["settings"]["bn"] = "running"
+    entry["numbers"]["exact"] = {"explained": {key: [1.0] * 7 for key in ("mean", "low", "high")}}
+    entry["claims"] = [{**entry["claims"][0], "verdict": "held"} for _ in range(3)]
+    claims = [{**claim, "verdict": "did not hold", "measured": "so and so"} for claim in entry["claims"]]
+    numbers = {**entry["numbers"], "decay": [0.9, 0.8, 1.0]}
+    other = {**entry, "settings": {**entry["settings"], "bn": "batch"}, "claims": claims, "numbers": numbers}
+    file["experiments"]["path-gradients"].append(other)
+    assert "| held: factor 0.3 |" in paper_tables.claims({"paper/a.json": file})
+    text = paper_tables.verdicts({"paper/a.json": file})
+    assert text.count("(section 5, Figure 6, in mode `running`)") == 3
+    assert text.count("(section 5, Figure 6, in mode `batch`)") == 3 and text.count("| so and so |") == 3
+
+
 def test_runs_on_two_data_sets_are_refused(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, "unraveled", {}, [], data=name) for name in ("one", "two")]
     with pytest.raises(ValueError, match="runs: expected runs on one data set, got one, two"):
