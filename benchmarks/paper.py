@@ -26,11 +26,9 @@ from pathnet import lesion, models, paper, results
 from pathnet.data import load
 from pathnet.experiments import by_size, effective_training, highway, lesion_single
 from pathnet.experiments.comparison import compare
-from pathnet.experiments.errors import ErrorCounts
 from pathnet.experiments.findings import findings_of
 from pathnet.experiments.lesion_single import SingleDeletions
 from pathnet.experiments.summary import findings
-from pathnet.intervals import wilson
 
 __all__ = ["check_commands", "gathered", "main", "rankings"]
 
@@ -137,7 +135,7 @@ def _seconds(run: results.Run) -> float | None:
 
 def _numbers(run: results.Run) -> dict[str, Any]:
     if run.experiment in ("lesion-single", "lesion-stochastic-depth"):
-        return {kind: _deletions(run, kind, deletions) for kind, deletions in lesion_single.summarise(run).items()}
+        return {kind: _deletions(deletions) for kind, deletions in lesion_single.summarise(run).items()}
     if run.experiment in ("lesion-many", "lesion-reorder"):
         return _by_size(run)
     if run.experiment == "path-gradients":
@@ -149,28 +147,24 @@ def _numbers(run: results.Run) -> dict[str, Any]:
         return asdict(effective_training.summarise(run))
     if run.experiment == "highway":
         summary = highway.summarise(run)
-        return {**asdict(summary), "deletions": _deletions(run, "highway", summary.deletions)}
+        return {**asdict(summary), "deletions": _deletions(summary.deletions)}
     return {}
 
 
-def _deletions(run: results.Run, kind: str, deletions: SingleDeletions) -> dict[str, Any]:
-    images = next(row.images for row in ErrorCounts(run).of(kind))
-    intact = [[rate, *wilson(round(rate * images), images)] for rate in deletions.intact.tolist()]
-    return {**asdict(deletions), "intact": intact, "images": images}
+def _deletions(deletions: SingleDeletions) -> dict[str, Any]:
+    return {**asdict(deletions), "intact": np.stack([deletions.intact, *deletions.intact_ends], 1)}
 
 
 def _by_size(run: results.Run) -> dict[str, Any]:
     errors = by_size.summarise(run)
     if run.experiment == "lesion-reorder":
         errors = by_size.by_tau(errors)
-    correlation, step = by_size.smooth(errors)
     return {
         "sizes": errors.sizes,
         "means": [asdict(mean) for mean in errors.means],
         "tau": [tau.mean() for tau in errors.tau],
         "intact": errors.intact,
-        "correlation": correlation,
-        "largest_step": step,
+        **asdict(by_size.smooth(errors)),
         "draws": errors.draws,
         "seeds": errors.seeds,
     }

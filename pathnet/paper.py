@@ -108,7 +108,7 @@ def claims(run: results.Run) -> list[Claim]:
 
     Returns:
         Claims, each with the attributes ``paper`` (the statement), ``where`` (section and figure), ``bound`` (the
-        condition under which it holds), ``measured``, and ``held``.
+        condition under which it holds), ``measured``, and ``verdict`` (see `pathnet.experiments.claims`).
 
     Raises:
         ValueError: the run is of an unknown experiment, or holds too little.

@@ -19,6 +19,8 @@ from pathnet.printable import printable
 
 __all__ = ["write"]
 
+CLASSES = {"held": "held", "did not hold": "not", "open": "open"}
+
 PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>
@@ -123,7 +125,7 @@ def _anchor(run: results.Run) -> str:
 
 
 def _verdict(claim: Claim) -> str:
-    return f'<td class="{claim.verdict.removeprefix("did ").split()[0]}">{claim.verdict}</td>'
+    return f'<td class="{CLASSES[claim.verdict]}">{claim.verdict}</td>'
 
 
 def _image(file: Path) -> str:

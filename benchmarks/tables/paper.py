@@ -26,7 +26,7 @@ def _step(entries: list[Entry]) -> str:
     last = numbers["means"][-1]
     return (
         f"from {percent(numbers['intact'])} to {spread(last['mean'], last['low'], last['high'])}; largest step "
-        f"{percent(numbers['largest_step'], 2)} of the rise"
+        f"{spread(*numbers['rise'])} of the rise"
     )
 
 

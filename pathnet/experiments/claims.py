@@ -1,7 +1,8 @@
 """The paper's claims, and the verdicts of measurements on them.
 
 A verdict compares a 95 % interval with a bound, so a number that a repetition could put on the other side of its
-bound decides nothing.
+bound decides nothing. Intervals are for the networks that were measured: over test images, draws or batches. Only
+where several trainings are compared, they are over trainings.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Claim:
 
 
 def exactly(held: bool) -> Verdict:
-    """Return the verdict of a check without sampling error, such as that of an identity."""
+    """Return the verdict of a check that needs no interval: of an identity, or of a test with a p-value."""
     return "held" if held else "did not hold"
 
 

@@ -125,11 +125,11 @@ def compared(modules: int, blocks: int, full: Array, effective: dict[str, Array]
     difference, p_worse = {}, {}
     for name, errors in effective.items():
         low = high = p_worse[name] = np.nan
-        if len(errors) > 1 and len(full) > 1:
-            test = scipy.stats.ttest_ind(errors, full, equal_var=False)
+        if min(len(errors), len(full)) > 1 and np.ptp(errors) + np.ptp(full) > 0:
             # Student's t allows for few values; if all are equal, it would give an interval of zero width.
-            low, high = test.confidence_interval() if np.ptp(errors) + np.ptp(full) > 0 else (np.nan, np.nan)
-            p_worse[name] = float(scipy.stats.ttest_ind(errors, full, equal_var=False, alternative="greater").pvalue)
+            low, high = scipy.stats.ttest_ind(errors, full, equal_var=False).confidence_interval()
+            worse = scipy.stats.ttest_ind(errors, full, equal_var=False, alternative="greater")
+            p_worse[name] = float(worse.pvalue)
         mean, seeds_tested = float(errors.mean() - full.mean()), min(len(errors), len(full))
         difference[name] = Spread(mean, float(low), float(high), seeds_tested)
     trained = drawn_paths([1.0] * blocks, modules)
@@ -142,7 +142,7 @@ def claims(run: results.Run) -> list[Claim]:
     best = training.best
     difference, p_worse = training.difference[best], training.p_worse[best]
     seeds = min(len(training.full), len(training.effective[best]))
-    test = f"p = {p_worse:.2g} over {seeds} seeds" if np.isfinite(p_worse) else "one seed: no test"
+    test = f"p = {p_worse:.2g} over {seeds} seeds" if np.isfinite(p_worse) else "no test"
     expected, trained = training.modules / 2, training.trained
     return [
         Claim(

@@ -27,6 +27,7 @@ from pathnet.experiments.lesion_single import SingleDeletions
 from pathnet.experiments.run import Networks, Plan, Value, check_amount, check_arguments, open_run, unfinished
 from pathnet.experiments.units import Amounts, Rows, measure_units
 from pathnet.full_precision import full_precision
+from pathnet.intervals import FEWEST
 from pathnet.models import Block, HighwayBlock, ResidualNet
 from pathnet.recording import cross_entropy, snapshot
 from pathnet.training import Progress
@@ -239,6 +240,8 @@ def claims(run: results.Run) -> list[Claim]:
     summary = summarise(run)
     where = "section 2, equation 3"
     openness, low, high = np.array([[block.mean, block.low, block.high] for block in summary.openness]).T
+    if summary.openness[0].count >= FEWEST:  # a gate that never moves, such as a shut one, has no interval of its own
+        low, high = (np.where(np.isnan(ends), openness, ends) for ends in (low, high))
     # Gates are measured on the same batches, so the mean of the ends is no narrower than an interval of the mean.
     mean = Spread(openness.mean(), low.mean(), high.mean(), summary.openness[0].count)
     return [

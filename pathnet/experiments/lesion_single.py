@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pathnet import results
 from pathnet.data import Batches, Data
-from pathnet.experiments.claims import Claim, Verdict, at_least, at_most
+from pathnet.experiments.claims import Claim, Verdict, all_of, at_least, at_most
 from pathnet.experiments.errors import INTACT, DrawnLesion, ErrorCounts, Spread, measure_errors
 from pathnet.experiments.run import Networks, Plan, check_arguments, open_run, unfinished
 from pathnet.intervals import wilson
@@ -51,7 +51,7 @@ class SingleDeletions:
         downsampling: the blocks that change the shape.
         chance: error rate of guessing.
         first: number of the first block: 0, or 1 in a VGG, whose first layer (0) changes the number of channels.
-        images: number of test images; 0 if it is not known.
+        images: number of test images; None if it is not known.
     """
 
     rate: NDArray[np.float64]
@@ -61,7 +61,7 @@ class SingleDeletions:
     downsampling: tuple[int, ...]
     chance: float
     first: int
-    images: int = 0
+    images: int | None = None
 
     @property
     def learned(self) -> bool:
@@ -85,15 +85,20 @@ class SingleDeletions:
 
     @property
     def left_ends(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Ends of the 95 % intervals of ``left``, float64 [n] each: the extremes over the ends of both rates."""
+        """Ends of the 95 % intervals of ``left``, float64 [n] each: the extremes over the ends of both rates.
+
+        NaN where an intact network may be at chance, so that nothing bounds the share.
+        """
         above = [self.chance - rate for rate in (self.low, self.high)]
-        corners = [of_rate / (self.chance - ends[:, None]) for of_rate in above for ends in self.intact_ends]
+        below_chance = self.intact_ends[1] < self.chance
+        scales = [np.where(below_chance, self.chance - ends, np.nan)[:, None] for ends in self.intact_ends]
+        corners = [of_rate / scale for of_rate in above for scale in scales]
         return np.asarray(np.min(corners, 0).mean(0)), np.asarray(np.max(corners, 0).mean(0))
 
     @property
     def intact_ends(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Ends of the 95 % intervals of ``intact`` (Wilson), float64 [seeds] each; NaN without ``images``."""
-        if not self.images:
+        if self.images is None:
             return np.full_like(self.intact, np.nan), np.full_like(self.intact, np.nan)
         ends = np.array([wilson(round(rate * self.images), self.images) for rate in self.intact.tolist()])
         return ends[:, 0], ends[:, 1]
@@ -101,9 +106,9 @@ class SingleDeletions:
     def cost(self, blocks: NDArray[np.bool_]) -> Spread:
         """Return the mean increase of the error rate over the deletions of some blocks, with its 95 % interval.
 
-        The interval is that of a difference of two proportions (Newcombe 1998, method 10), over test images. All
-        lesioned networks answer the same images, so the intervals of their rates are averaged as if they erred
-        together. It is therefore wider than an interval by image would be.
+        The interval is that of a difference of two proportions (Newcombe 1998, method 10), over test images, for
+        these networks. Lesioned networks that answer the same images tend to err on the same ones, so the intervals
+        of their rates are averaged as if they erred together, and the intact network as if it erred independently.
 
         Args:
             blocks: mask of the blocks, bool [n].
@@ -113,7 +118,7 @@ class SingleDeletions:
         mean = float((rates - self.intact[:, None]).mean())
         least = float(np.hypot(below.mean(), (high - self.intact).mean()))
         most = float(np.hypot(above.mean(), (self.intact - low).mean()))
-        return Spread(mean, mean - least, mean + most, self.images)
+        return Spread(mean, mean - least, mean + most, self.images or 0)
 
 
 def measure(
@@ -221,9 +226,15 @@ def _claims_of_residual(deletions: SingleDeletions) -> list[Claim]:
             Claim(
                 "Deleting a downsampling block matters more.",
                 WHERE,
-                f"the mean cost of such a block is at least {times:g} times that of the others",
+                f"it costs error, and the mean cost is at least {times:g} times that of the others, {OF_LEARNED}",
                 f"{changing.points} against {other.points}",
-                at_least(changing.low - times * other.high, changing.high - times * other.low, 0.0),
+                if_learned(
+                    all_of(
+                        at_least(changing.low, changing.high, 0.0),
+                        at_least(changing.low - times * other.high, changing.high - times * other.low, 0.0),
+                    ),
+                    deletions,
+                ),
             )
         )
     return tested
@@ -236,7 +247,7 @@ def _claim_of_vgg(deletions: SingleDeletions) -> Claim:
         "Deleting any layer of a VGG takes it to chance.",
         WHERE,
         f"whichever layer is deleted, at most {LEFT_OF_VGG:.0%} of the accuracy above chance is left, {OF_LEARNED}",
-        f"{Spread(left[most], low[most], high[most], deletions.images)} is left without layer "
+        f"{Spread(left[most], low[most], high[most], deletions.images or 0)} is left without layer "
         f"{most + deletions.first}, {100 * np.median(left):.2g} % in the median",
         if_learned(at_most(low.max(), high.max(), LEFT_OF_VGG), deletions),
     )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pathnet import results
 from pathnet.data import Batches, Data
 from pathnet.experiments import lesion_single
-from pathnet.experiments.claims import Claim, Verdict, at_most
+from pathnet.experiments.claims import Claim, Verdict, at_least, at_most
 from pathnet.experiments.drawn_paths import DrawnPaths, drawn_paths
 from pathnet.experiments.lesion_single import OF_LEARNED, SingleDeletions, if_learned, summarise
 from pathnet.experiments.run import Networks, Plan
@@ -97,4 +97,6 @@ def _compared(plain: SingleDeletions, stochastic: SingleDeletions, blocks: NDArr
     """Return the mean costs of deleting one of some blocks in words, and whether those of ``stochastic`` are less."""
     cost, of_plain = stochastic.cost(blocks), plain.cost(blocks)
     verdict = at_most(cost.low - OF_PLAIN * of_plain.high, cost.high - OF_PLAIN * of_plain.low, 0.0)
+    if at_least(of_plain.low, of_plain.high, 0.0) != "held":
+        verdict = "open"  # deletions that cost plain networks nothing leave nothing to reduce
     return f"{cost.points} against {of_plain.points}", if_learned(verdict, plain, stochastic)

@@ -162,8 +162,10 @@ def summarise(measurements: Measurements, n: int) -> Summary:
     quantiles = np.array(ends).T
     low, high = interval(replicates, (measured_sums > 0).sum(0)) * scale
     decay_low, decay_high = interval(np.exp(slopes[:, None]), len(batches))[:, 0]
-    straight = interval(_explained(log_means, slopes, intercepts)[:, None], len(batches))[:, 0]
-    product, products = _products(share, log_mean), _products(share, log_means)
+    straightness = float(_explained(log_mean, slope, intercept))
+    # Noise makes every resample less straight, so the ends are reflected at the measured value (basic bootstrap).
+    straight = 2 * straightness - interval(_explained(log_means, slopes, intercepts)[:, None], len(batches))[::-1, 0]
+    product, products = _products(share, log_mean), _products(share, log_means[np.isfinite(log_means).any(1)])
     mean_length = interval(_mean_length(products)[:, None], len(batches))[:, 0]
     return Summary(
         n=n,
@@ -182,7 +184,7 @@ def summarise(measurements: Measurements, n: int) -> Summary:
         product=product,
         decay=(float(np.exp(slope)), float(decay_low), float(decay_high)),
         log_intercept=float(intercept),
-        straightness=(float(_explained(log_mean, slope, intercept)), float(straight[0]), float(straight[1])),
+        straightness=(straightness, float(straight[0]), float(np.minimum(1, straight[1]))),
         mean_length=(float(_mean_length(product)), float(mean_length[0]), float(mean_length[1])),
         effective=_range(*_shortest_run(product, MOST), share, product),
         resampled=_resampled(products, share) if len(products) else None,

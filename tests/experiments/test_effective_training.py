@@ -76,6 +76,13 @@ def test_the_claim_of_effective_training(
     assert "Training with 2 of 4 modules" in claims[0].paper and "centred on 1 modules" in claims[1].paper
 
 
+@pytest.mark.filterwarnings("ignore:Precision loss")
+def test_equal_errors_decide_nothing(tmp_path: Path) -> None:
+    """Three equal values would give an interval of no width."""
+    (claim, _) = effective_training.claims(effective_run(tmp_path, [0.1] * 3, three_ways([0.11] * 3)))
+    assert claim.verdict == OPEN and "no test" in claim.measured
+
+
 def test_paths_of_another_distribution_fail_their_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = drawn_paths.drawn_modules
     # One module more than planned.

@@ -48,7 +48,7 @@ def test_single_deletions_are_summarised_over_seeds(tmp_path: Path) -> None:
         (0.1, [0.1, 0.2, 0.4, 0.1, 0.3, 0.1], [OPEN, HELD]),
         (0.1, [0.1, 0.15, 0.12, 0.15, 0.11, 0.1], [HELD, NOT]),
         (0.1, [0.1, 0.1, 0.1, 0.1, 0.1, 0.1], [HELD, OPEN]),
-        (0.1, [0.1, 0.05, 0.08, 0.05, 0.08, 0.05], [HELD, HELD]),
+        (0.1, [0.1, 0.05, 0.08, 0.05, 0.08, 0.05], [HELD, NOT]),
         (0.89, [0.89] * 6, [OPEN, OPEN]),
     ],
     ids=[
@@ -136,6 +136,19 @@ def test_claims_of_stochastic_depth(
         verdicts(lesion_stochastic_depth.claims(write_run(tmp_path, "lesion-stochastic-depth", kinds, rows)))
         == expected
     )
+
+
+def test_networks_that_deletions_help_leave_nothing_for_stochastic_depth_to_reduce(tmp_path: Path) -> None:
+    rows = deletions(0.1, [0.05] * 3) + deletions(0.1, [0.08] * 3, network="stochastic depth")
+    kinds = {"residual": (3, (2,)), "stochastic depth": (3, (2,))}
+    run = write_run(tmp_path, "lesion-stochastic-depth", kinds, rows)
+    assert verdicts(lesion_stochastic_depth.claims(run)) == [OPEN, OPEN]
+
+
+def test_what_is_left_is_unbounded_where_the_intact_network_may_be_at_chance() -> None:
+    rates = np.array([[0.5, 0.95]])
+    single = SingleDeletions(rates, rates - 0.02, rates + 0.02, np.array([0.899]), (), 0.9, 0, 1000)
+    assert np.isnan(single.left_ends).all()
 
 
 def test_stochastic_depth_without_downsampling_blocks_is_compared_by_all_blocks(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def _single(place: str, value: Any) -> SingleDeletions:
         tuple(changing),
         columns.number("chance", np.nan, 0, 1),
         columns.integer("first", 0, MOST_BLOCKS) if "first" in columns else 0,
-        images or 0,
+        images,
     )
 
 
