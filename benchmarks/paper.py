@@ -209,18 +209,28 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--commit", help="the commit that measured them, if it is not the one here")
     parser.add_argument("--rank", type=Path, action="append", default=[], help="a network to rank; repeatable")
     parser.add_argument("--data", default="digits", help="the data set to rank on")
-    parser.add_argument("--trained", type=Path, action="append", default=[], help="a checkpoint; repeatable")
     parser.add_argument(
-        "--depths", type=Path, action="append", default=[], help="effective depths of one --trained; repeatable"
+        "--trained",
+        type=Path,
+        action="append",
+        default=[],
+        help="the checkpoint of a training that has ended; repeatable",
+    )
+    parser.add_argument(
+        "--depths",
+        type=Path,
+        action="append",
+        default=[],
+        help="the CSV file of effective depths of a --trained, with its name; repeatable",
     )
     parser.add_argument("--images", type=int, default=0, help="test images to rank on; 0 for all")
     options = parser.parse_args(arguments)
     folders = sorted({file.parent for place in options.runs for file in place.rglob("run.json")})
     runs = [results.read(folder) for folder in folders]
     content = gathered(runs, options.command, options.commit or commit_here() or "unknown")
-    ranked = _kept(rankings(options.rank, options.data, options.images))
     trained = trainings(options.trained, {run.fact("data", "hash") for run in runs if "data" in run.identity})
     measured = depths(options.depths, trained)
+    ranked = _kept(rankings(options.rank, options.data, options.images))
     write(options.file, {**content, "rankings": ranked, "trainings": _kept(trained), "depths": _kept(measured)})
     return 0
 

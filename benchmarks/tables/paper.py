@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import product
 from typing import Any
 
 from benchmarks.tables.markdown import file_names, listed, number, percent, spread, table, with_ends
@@ -13,15 +14,16 @@ __all__ = ["TABLES"]
 Results = dict[str, Any]
 Entry = dict[str, Any]
 
+PAPERS_MODE = "running"
 VERDICTS = {"held": "held", "did not hold": "**did not hold**", "open": "open"}
 
 
-def _measured(index: int) -> Callable[[list[Entry]], str]:
-    """Return a function that quotes a claim's measurement up to the first semicolon."""
-    return lambda entries: entries[0]["claims"][index]["measured"].split(";")[0]
+def _measured(_: list[Entry], claims: list[Entry]) -> str:
+    """Return the measurement of the first network's claim up to the first semicolon."""
+    return str(claims[0]["measured"]).split(";")[0]
 
 
-def _step(entries: list[Entry]) -> str:
+def _step(entries: list[Entry], _: list[Entry]) -> str:
     numbers = entries[0]["numbers"]
     last = numbers["means"][-1]
     return (
@@ -30,17 +32,17 @@ def _step(entries: list[Entry]) -> str:
     )
 
 
-def _decay(entries: list[Entry]) -> str:
+def _decay(entries: list[Entry], _: list[Entry]) -> str:
     """Return the factor of each network with its 95 % interval."""
     return f"factor {listed([with_ends(*entry['numbers']['decay']) for entry in entries])}"
 
 
-def _mean_length(entries: list[Entry]) -> str:
+def _mean_length(entries: list[Entry], _: list[Entry]) -> str:
     lengths = [with_ends(*entry["numbers"]["mean_length"]) for entry in entries]
     return f"mean length {listed(lengths)} of {entries[0]['numbers']['n']}"
 
 
-def _explained(entries: list[Entry]) -> str:
+def _explained(entries: list[Entry], _: list[Entry]) -> str:
     n = entries[0]["numbers"]["n"]
     shares = [entry["numbers"]["exact"]["explained"] for entry in entries]
     short = int(SHORT * n)
@@ -48,14 +50,17 @@ def _explained(entries: list[Entry]) -> str:
     return f"lengths up to {short} of {n} explain {listed(cells)}"
 
 
-def _effective(entries: list[Entry]) -> str:
+def _effective(entries: list[Entry], _: list[Entry]) -> str:
     numbers = entries[0]["numbers"]
     best = min(numbers["effective"], key=lambda way: sum(numbers["effective"][way]))
-    more = {key: number(100 * numbers["difference"][best][key]) for key in ("mean", "low", "high")}
-    return f"{more['mean']} points more error ({more['low']} to {more['high']})"
+    more = numbers["difference"][best]
+    if more["low"] is None:
+        return f"{number(100 * more['mean'])} points more error, {best}"
+    ends = f"{number(100 * more['low'])} to {number(100 * more['high'])}"
+    return f"{number(100 * more['mean'])} points more error ({ends}), {best}"
 
 
-def _three_parts(entries: list[Entry]) -> str:
+def _three_parts(entries: list[Entry], _: list[Entry]) -> str:
     numbers = entries[0]["numbers"]
     frozen = numbers["frozen"]
     left = spread(frozen["mean"], frozen["low"], frozen["high"])
@@ -63,28 +68,38 @@ def _three_parts(entries: list[Entry]) -> str:
 
 
 SHORT = 0.4
-ROWS: list[tuple[str, str, int, Callable[[list[Entry]], str]]] = [
-    ("a network equals the sum over its paths", "unraveled", 1, _measured(1)),
-    ("deleting one block, except a downsampling one, hardly matters", "lesion-single", 0, _measured(0)),
-    ("deleting any layer of a VGG leaves nothing of its accuracy above chance", "lesion-single", 2, _measured(2)),
-    ("error rises smoothly with the number of deleted blocks", "lesion-many", 0, _step),
-    ("error rises smoothly as blocks are reordered", "lesion-reorder", 0, _step),
-    ("the gradient falls exponentially with a path's length", "path-gradients", 0, _decay),
-    ("it comes from paths much shorter than most", "path-gradients", 1, _mean_length),
-    ("exact sums of short lengths explain 95 % of it", "path-gradients", 2, _explained),
-    ("training on short paths only is not worse", "effective-training", 0, _effective),
-    ("stochastic depth makes single deletions cost less", "lesion-stochastic-depth", 0, _measured(0)),
-    ("a highway block's gradient is the sum of three parts", "highway", 1, _three_parts),
-    ("gates biased towards carrying prefer short paths", "highway", 2, _measured(2)),
+ROWS: list[tuple[str, str, str, Callable[[list[Entry], list[Entry]], str]]] = [
+    ("a network equals the sum over its paths", "unraveled", "With ReLU bits", _measured),
+    (
+        "deleting one block, except a downsampling one, hardly matters",
+        "lesion-single",
+        "Deleting any one residual module",
+        _measured,
+    ),
+    (
+        "deleting any layer of a VGG leaves nothing of its accuracy above chance",
+        "lesion-single",
+        "Deleting any layer of a VGG",
+        _measured,
+    ),
+    ("error rises smoothly with the number of deleted blocks", "lesion-many", "Error rises", _step),
+    ("error rises smoothly as blocks are reordered", "lesion-reorder", "Error rises", _step),
+    ("the gradient falls exponentially with a path's length", "path-gradients", "The gradient along", _decay),
+    ("it comes from paths much shorter than most", "path-gradients", "The gradient comes", _mean_length),
+    ("exact sums of short lengths explain 95 % of it", "path-gradients", "Almost all", _explained),
+    ("training on short paths only is not worse", "effective-training", "Training with", _effective),
+    ("stochastic depth makes single deletions cost less", "lesion-stochastic-depth", "Training with", _measured),
+    ("a highway block's gradient is the sum of three parts", "highway", "The gradient through", _three_parts),
+    ("gates biased towards carrying prefer short paths", "highway", "Gates biased", _measured),
 ]
-"""Claims in short: the experiment, the number of the claim among its claims, and the numbers to show."""
+"""Claims in short: the experiment, the first words of the claim, and the numbers to show."""
 
 
 def claims(files: Mapping[str, Results]) -> str:
     """Return the paper's claims in short, with a column for each data set."""
     rows = [
-        [title, *(_cell(results["experiments"].get(experiment), index, show) for results in files.values())]
-        for title, experiment, index, show in ROWS
+        [title, *(_cell(results["experiments"].get(experiment, []), words, show) for results in files.values())]
+        for title, experiment, words, show in ROWS
     ]
     header = ["claim", *map(_title, files.values())]
     return f"{table(header, rows)}\n\nFiles: {file_names(list(files))}."
@@ -99,13 +114,23 @@ def _title(results: Results) -> str:
     return f"{results['data']}{blocks}{accuracy}"
 
 
-def _cell(entries: list[Entry] | None, index: int, show: Callable[[list[Entry]], str]) -> str:
-    """Return the verdict on a claim, and its numbers; it must hold for each of several networks."""
-    if entries is None:
-        return "not measured"
+def _cell(entries: list[Entry], words: str, show: Callable[[list[Entry], list[Entry]], str]) -> str:
+    """Return the verdict on a claim, and its numbers; it must hold for each of several networks.
+
+    Args:
+        entries: the runs of an experiment.
+        words: first words of the claim.
+        show: returns the numbers, from the runs and their claims.
+    """
     # Where another mode was measured too, that of the paper is the first.
-    in_papers_mode = _by_mode(entries)[0]
-    return f"{_verdict(in_papers_mode, index)}: {show(in_papers_mode)}"
+    in_papers_mode = _by_mode(entries)[0] if entries else []
+    found = [[claim for claim in entry["claims"] if claim["paper"].startswith(words)] for entry in in_papers_mode]
+    if not all(found) or not found:
+        return "not measured"
+    claims = [of_entry[0] for of_entry in found]
+    mode = entries[0]["settings"].get("bn", PAPERS_MODE)
+    other = "" if mode == PAPERS_MODE else f" in mode `{mode}`"
+    return f"{_verdict(claims)}{other}: {show(in_papers_mode, claims)}"
 
 
 def _by_mode(entries: list[Entry]) -> list[list[Entry]]:
@@ -114,8 +139,8 @@ def _by_mode(entries: list[Entry]) -> list[list[Entry]]:
     return [[entry for entry in entries if entry["settings"].get("bn") == mode] for mode in modes]
 
 
-def _verdict(entries: list[Entry], index: int) -> str:
-    return VERDICTS[all_of(*(entry["claims"][index]["verdict"] for entry in entries))]
+def _verdict(claims: list[Entry]) -> str:
+    return VERDICTS[all_of(*(claim["verdict"] for claim in claims))]
 
 
 def verdicts(files: Mapping[str, Results]) -> str:
@@ -124,15 +149,26 @@ def verdicts(files: Mapping[str, Results]) -> str:
     rows = []
     for of_experiment in results["experiments"].values():
         modes = _by_mode(of_experiment)
-        for index, claim in enumerate(of_experiment[0]["claims"]):
-            for entries in modes:
-                texts = [entry["claims"][index]["measured"] for entry in entries]
-                several = [f"network {seed}: {text}" for seed, text in enumerate(texts)]
-                measured = "; ".join(several if len(texts) > 1 else texts)
-                mode = f", in mode `{entries[0]['settings']['bn']}`" if len(modes) > 1 else ""
-                paper = f"{claim['paper']} ({claim['where']}{mode})"
-                rows.append([paper, claim["bound"], _verdict(entries, index), measured])
+        statements = dict.fromkeys(claim["paper"] for entry in of_experiment for claim in entry["claims"])
+        for statement, entries in product(statements, modes):
+            mode = entries[0]["settings"].get("bn", PAPERS_MODE)
+            named = f", in mode `{mode}`" if len(modes) > 1 or mode != PAPERS_MODE else ""
+            if row := _row(entries, statement, named):
+                rows.append(row)
     return table(["the paper", "it holds if", "", "measured"], rows)
+
+
+def _row(entries: list[Entry], statement: str, mode: str) -> list[str]:
+    """Return a claim with its verdict, over the runs that test it; nothing if none does."""
+    tested = {
+        seed: claim for seed, entry in enumerate(entries) for claim in entry["claims"] if claim["paper"] == statement
+    }
+    if not tested:
+        return []
+    several = [f"network {seed}: {claim['measured']}" for seed, claim in tested.items()]
+    first = next(iter(tested.values()))
+    measured = "; ".join(several) if len(entries) > 1 else first["measured"]
+    return [f"{statement} ({first['where']}{mode})", first["bound"], _verdict(list(tested.values())), measured]
 
 
 TABLES = {"claims": claims, "verdicts": verdicts}

@@ -72,46 +72,57 @@ def deletions(files: Mapping[str, Results]) -> str:
 
 
 def sizes(files: Mapping[str, Results]) -> str:
-    """Return the mean errors of random lesions by their size: a column for each data set and experiment."""
-    columns, by_size = [], dict[int, dict[str, str]]()
+    """Return the mean errors of random lesions by their size: a column for each run."""
+    runs = _named(files, "lesion-many")
+    columns = [
+        {0: percent(numbers["intact"])}
+        | {
+            size: spread(mean["mean"], mean["low"], mean["high"])
+            for size, mean in zip(numbers["sizes"], numbers["means"], strict=True)
+        }
+        for _, numbers in runs
+    ]
+    shown = sorted({size for column in columns for size in column} & SIZES)
+    rows = [[str(size), *(column.get(size, "") for column in columns)] for size in shown]
+    return table(["blocks deleted", *(name for name, _ in runs)], rows)
+
+
+def _named(files: Mapping[str, Results], experiment: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the numbers of the runs of an experiment by a name that tells them apart."""
+    names = [results["data"] for results in files.values()]
+    runs = []
     for results in files.values():
-        for entry in results["experiments"].get("lesion-many", []):
-            columns.append(results["data"])
-            numbers = entry["numbers"]
-            for size, mean in zip(numbers["sizes"], numbers["means"], strict=True):
-                by_size.setdefault(size, {})[results["data"]] = spread(mean["mean"], mean["low"], mean["high"])
-    shown = [size for size in by_size if size in SIZES]
-    rows = [[str(size), *(by_size[size].get(name, "") for name in columns)] for size in shown]
-    intact = [percent(results["experiments"]["lesion-many"][0]["numbers"]["intact"]) for results in files.values()]
-    return table(["blocks deleted", *columns], [["0", *intact], *rows])
+        entries = results["experiments"].get(experiment, [])
+        for entry, words in zip(entries, differences(entries), strict=True):
+            # Files on one data set hold networks of different depths.
+            blocks = [f"{_blocks(results, entry)} blocks"] if names.count(results["data"]) > 1 else []
+            runs.append((", ".join([results["data"], *blocks, *words]), entry["numbers"]))
+    return runs
 
 
-SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20)
+def _blocks(results: Results, entry: Mapping[str, Any]) -> int:
+    """Return the number of blocks of a run's networks."""
+    return int(entry["numbers"]["n"] if "n" in entry["numbers"] else results["networks"]["residual"][0]["blocks"])
+
+
+SIZES = {0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20}
 
 
 def orders(files: Mapping[str, Results]) -> str:
-    """Return the mean errors of reordered networks by Kendall's tau: two columns for each data set."""
+    """Return the mean errors of reordered networks by Kendall's tau: two columns for each run."""
     columns, cells = [], []
-    for results in files.values():
-        for entry in results["experiments"].get("lesion-reorder", []):
-            columns += [f"tau, {results['data']}", "error"]
-            taus = [number(tau) for tau in entry["numbers"]["tau"]]
-            cells += [taus, [spread(mean["mean"], mean["low"], mean["high"]) for mean in entry["numbers"]["means"]]]
+    for name, numbers in _named(files, "lesion-reorder"):
+        columns += [f"tau, {name}", "error"]
+        taus = [number(tau) for tau in numbers["tau"]]
+        cells += [taus, [spread(mean["mean"], mean["low"], mean["high"]) for mean in numbers["means"]]]
     return table(columns, list(zip(*cells, strict=True)))
 
 
 def gradients(files: Mapping[str, Results]) -> str:
     """Return what the gradients of paths add up to: a column for each run, and the paper's beside its network."""
-    names = [results["data"] for results in files.values()]
-    columns: list[tuple[str, dict[str, str]]] = []
-    for results in files.values():
-        entries = results["experiments"]["path-gradients"]
-        for entry, words in zip(entries, differences(entries), strict=True):
-            # Files on one data set hold networks of different depths.
-            blocks = [f"{entry['numbers']['n']} blocks"] if names.count(results["data"]) > 1 else []
-            columns.append((", ".join([results["data"], *blocks, *words]), _gradients(entry["numbers"])))
-    entries = [entry for results in files.values() for entry in results["experiments"]["path-gradients"]]
-    if PAPER_BLOCKS in [entry["numbers"]["n"] for entry in entries]:
+    runs = _named(files, "path-gradients")
+    columns = [(name, _gradients(numbers)) for name, numbers in runs]
+    if PAPER_BLOCKS in [numbers["n"] for _, numbers in runs]:
         columns.insert(0, ("the paper", PAPER))
     titles = [title for title in TITLES if any(title in cells for _, cells in columns)]
     rows = [[title, *(cells.get(title, "") for _, cells in columns)] for title in titles]

@@ -16,22 +16,26 @@ Results = dict[str, Any]
 MOST_ROWS = 20
 """Rows of the table of depths at most, besides those of its first and last epoch."""
 SCHEDULES = {
-    "steps": "learning rate {rate}, divided by 10 after half of the steps and again after three quarters",
-    "one-cycle": "learning rate up to {rate} in one cycle",
+    "steps": "learning rate {rate}, divided by 10 after half of the steps and again after three quarters{warmup}",
+    "one-cycle": "learning rate rising to {rate}, then falling to 0, in one cycle{warmup}",
+}
+WARMUPS = {
+    "steps": ", after a warm-up of {steps:,} steps at {rate}",
+    "one-cycle": ", whose rise takes {steps:,} steps from {rate}",
 }
 SHOWN = {
     *("epochs", "batch_size", "learning_rate", "schedule", "weight_decay", "warmup_steps", "warmup_learning_rate"),
     *("augment", "flips", "label_smoothing", "modules", "bfloat16"),
 }
 """Settings that have words of their own."""
-FLIPS = {"random": "random flips", "alternating": "alternating flips"}
+FLIPS = {"random": "augmentation of the data set", "alternating": "augmentation of the data set, flips alternating"}
 
 
 def trainings(files: Mapping[str, Results]) -> str:
     """Return how networks were trained, and what came out: a row for each."""
     rows = []
     for results in files.values():
-        for training in results["trainings"]:
+        for training in results.get("trainings", []):
             history = training["history"]
             rows.append(
                 [
@@ -43,7 +47,7 @@ def trainings(files: Mapping[str, Results]) -> str:
                     number(math.fsum(epoch["seconds"] for epoch in history) / 3600),
                 ]
             )
-    header = ["data", "network", "recipe", "test accuracy at the end", "training loss, last epoch", "hours"]
+    header = ["data", "network", "recipe", "test accuracy at the end", "training loss, last epoch", "hours of steps"]
     return table(header, rows)
 
 
@@ -61,8 +65,7 @@ def _recipe(training: Mapping[str, Any]) -> list[str]:
     recipe = Recipe(**training["recipe"])
     words = [
         f"{recipe.epochs} epoch{'s'[: recipe.epochs > 1]} of batches of {recipe.batch_size}",
-        SCHEDULES[recipe.schedule].format(rate=number(recipe.learning_rate)),
-        f"warm-up of {recipe.warmup_steps:,} steps from {number(recipe.warmup_learning_rate)}",
+        SCHEDULES[recipe.schedule].format(rate=number(recipe.learning_rate), warmup=_warmup(recipe, training)),
         f"weight decay {number(recipe.weight_decay)}",
         FLIPS[recipe.flips] if recipe.augment else "no augmentation",
     ]
@@ -78,9 +81,16 @@ def _recipe(training: Mapping[str, Any]) -> list[str]:
     return [*words, *(f"{name.replace('_', ' ')} {training['recipe'][name]}" for name in sorted(remaining))]
 
 
+def _warmup(recipe: Recipe, training: Mapping[str, Any]) -> str:
+    """Return the warm-up in words, or nothing if there is none; one cycle rises during half of the steps at most."""
+    half = recipe.epochs * training["steps_an_epoch"] // 2
+    steps = min(recipe.warmup_steps, half) if recipe.schedule == "one-cycle" else recipe.warmup_steps
+    return WARMUPS[recipe.schedule].format(steps=steps, rate=number(recipe.warmup_learning_rate)) if steps else ""
+
+
 def depths(files: Mapping[str, Results]) -> str:
     """Return the effective depth by epoch: two columns for each training."""
-    trained = [entry for results in files.values() for entry in results["depths"]]
+    trained = [entry for results in files.values() for entry in results.get("depths", [])]
     columns = [{row["epoch"]: row for row in entry["rows"]} for entry in trained]
     header = ["epochs"]
     for entry in trained:

@@ -173,7 +173,7 @@ class Data:
         if self.flip:
             if mirrored is None:
                 mirrored = torch.from_numpy(rng.random(batch) < 0.5)
-            column = torch.where(mirrored[:, None], column.flip(1), column)
+            column = torch.where(mirrored[:, None].cpu(), column.flip(1), column)
         padded = F.pad(images, (padding,) * 4)
         row = rows[:, None] + torch.arange(height)
         column = columns[:, None] + column

@@ -105,11 +105,13 @@ class Smooth:
 
     Attributes:
         correlation: Spearman's rank correlation of mean error and size.
+        total: the whole rise, from the intact network to the last size, with its 95 % interval.
         rise: largest step up, as a share of the whole rise from the intact network, with its 95 % interval.
         fall: largest step down, likewise; 0 if there is none.
     """
 
     correlation: float
+    total: tuple[float, float, float]
     rise: tuple[float, float, float]
     fall: tuple[float, float, float]
 
@@ -125,13 +127,16 @@ def smooth(errors: ErrorBySize) -> Smooth:
     correlation = float(scipy.stats.spearmanr(errors.sizes, means).statistic) if len(set(means)) > 1 else math.nan
     steps = _steps(means, errors.intact)
     low = high = np.full_like(steps, math.nan)
+    least = most = math.nan
     if min(map(len, errors.rates)) >= FEWEST:
         rng = stream(0, "smooth")
         draws = [rates[rng.integers(0, len(rates), (BOOTSTRAP_DRAWS, len(rates)))].mean(1) for rates in errors.rates]
         low, high = np.quantile(_steps(np.stack(draws, 1), errors.intact), (0.025, 0.975), axis=0)
+        least, most = np.quantile(draws[-1], (0.025, 0.975)) - errors.intact
+    total = (float(means[-1] - errors.intact), float(least), float(most))
     rise = (float(steps.max()), float(low.max()), float(high.max()))
-    fall = (float(np.maximum(0, -steps.min())), float(-high.min()), float(-low.min()))
-    return Smooth(correlation, rise, fall)
+    fall = tuple(np.maximum(0, [-steps.min(), -high.min(), -low.min()]).tolist())
+    return Smooth(correlation, total, rise, fall)
 
 
 def _steps(means: NDArray[np.float64], intact: float) -> NDArray[np.float64]:
@@ -158,7 +163,7 @@ def smoothness(errors: ErrorBySize, paper: str, where: str, end: str) -> Claim:
         f"largest step up {_share(*how.rise)}, down {_share(*how.fall)} of the rise; rank correlation "
         f"{how.correlation:.3g}; the error rises from {100 * errors.intact:.3g} % to {last} {end}",
         all_of(
-            at_least(last.low, last.high, errors.intact),
+            at_least(*how.total[1:], 0.0),
             at_most(*how.rise[1:], LARGEST_RISE),
             at_most(*how.fall[1:], LARGEST_FALL),
         ),
@@ -166,6 +171,6 @@ def smoothness(errors: ErrorBySize, paper: str, where: str, end: str) -> Claim:
 
 
 def _share(share: float, low: float, high: float) -> str:
-    """Return a share of at least 0 with its interval, if it has one, in words."""
-    ends = f" ({100 * max(0.0, low):.2g} to {100 * high:.2g})" if np.isfinite(low) else ""
-    return f"{100 * share:.2g} %{ends}"
+    """Return a share with its interval, if it has one, in words."""
+    ends = f" ({100 * low:.3g} to {100 * high:.3g})" if np.isfinite(low) else ""
+    return f"{100 * share:.3g} %{ends}"

@@ -187,8 +187,10 @@ def writing(
                 end_attempt()
             raise
         else:
-            writer.save()
-            end_attempt()
+            try:
+                writer.save()
+            finally:
+                end_attempt()
         finally:
             writer.close()
     if workers.count > 1:

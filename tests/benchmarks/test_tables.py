@@ -236,13 +236,19 @@ def test_the_agreement_of_rankings_is_kendalls_tau(tmp_path: Path) -> None:
     assert f"| digits | net | 6 | 32 | {tau:.2g} |" in text
 
 
+def of_figure_6(claim: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the three claims of Figure 6, all held, with the measurement of one."""
+    words = ("The gradient along a path falls", "The gradient comes from paths", "Almost all of the gradient")
+    return [{**claim, "paper": paper, "verdict": "held"} for paper in words]
+
+
 def test_a_claim_held_only_if_it_held_for_every_network(gathered: dict[str, Any]) -> None:
     file = json.loads(json.dumps(gathered))
     explained = {key: [value] * 7 for key, value in (("mean", 0.97), ("low", 0.96), ("high", 0.98))}
     (entry,) = file["experiments"]["path-gradients"]
     entry["numbers"]["exact"] = {"explained": explained}
     entry["numbers"]["decay"] = [0.3, 0.25, 0.35]
-    entry["claims"] = [{**entry["claims"][0], "verdict": "held"} for _ in range(3)]
+    entry["claims"] = of_figure_6(entry["claims"][0])
     other = {**entry, "claims": [{**claim, "verdict": "did not hold"} for claim in entry["claims"]]}
     file["experiments"]["path-gradients"].append(other)
     del file["experiments"]["effective-training"]
@@ -259,12 +265,50 @@ def test_a_claim_held_only_if_it_held_for_every_network(gathered: dict[str, Any]
     assert "| gates biased towards carrying prefer short paths | held: 20.5 % (20.2 to 20.8) in the mean, " in text
 
 
+def test_claims_that_a_file_lacks_are_not_measured(gathered: dict[str, Any]) -> None:
+    file = json.loads(json.dumps(gathered))
+    file["experiments"] = {name: file["experiments"][name] for name in ("lesion-single", "effective-training")}
+    single, effective = (file["experiments"][name][0] for name in ("lesion-single", "effective-training"))
+    single["claims"] = [claim for claim in single["claims"] if "VGG" not in claim["paper"]]
+    for difference in effective["numbers"]["difference"].values():
+        difference |= {"low": None, "high": None}
+    text = paper_tables.claims({"paper/a.json": file})
+    assert text.count("| not measured |") == 10 and "points more error, scaled by k/n |" in text
+    assert paper_tables.verdicts({"paper/a.json": file}).count("(section") == 4
+    single["settings"]["bn"] = "batch"
+    assert "| **did not hold** in mode `batch`: the worst, block 1" in paper_tables.claims({"paper/a.json": file})
+    assert "Figures 3 and 4, in mode `batch`)" in paper_tables.verdicts({"paper/a.json": file})
+
+
+def test_a_claim_that_only_some_runs_test_is_shown_for_those(gathered: dict[str, Any]) -> None:
+    file = json.loads(json.dumps(gathered))
+    (entry,) = file["experiments"]["path-gradients"]
+    entry["claims"] = of_figure_6(entry["claims"][0])
+    file["experiments"]["path-gradients"].insert(0, {**entry, "claims": entry["claims"][:2]})
+    rows = [line for line in paper_tables.verdicts({"paper/a.json": file}).splitlines() if "Almost all" in line]
+    assert len(rows) == 1 and "| network 1: " in rows[0] and "network 0: " not in rows[0]
+
+
+def test_runs_of_one_data_set_have_a_column_each(gathered: dict[str, Any]) -> None:
+    file = json.loads(json.dumps(gathered))
+    for name in ("lesion-many", "lesion-reorder"):
+        (entry,) = file["experiments"][name]
+        entry["settings"]["bn"] = "running"
+        file["experiments"][name].append({**entry, "settings": {**entry["settings"], "bn": "batch"}})
+    head = paths.sizes({"paper/a.json": file}).splitlines()[0]
+    assert head == "| blocks deleted | made up, mode `running` | made up, mode `batch` |"
+    assert "| tau, made up, mode `batch` | error |" in paths.orders({"paper/a.json": file})
+    assert "made up, 6 blocks |" in paths.sizes({"a": gathered, "b": gathered})
+    lacking = {**gathered, "experiments": {}}
+    assert paths.sizes({"a": gathered, "b": lacking}).splitlines()[0].count("|") == 3
+
+
 def test_the_papers_mode_decides_the_short_table_and_each_mode_has_a_verdict(gathered: dict[str, Any]) -> None:
     file = json.loads(json.dumps(gathered))
     (entry,) = file["experiments"]["path-gradients"]
     entry["settings"]["bn"] = "running"
     entry["numbers"]["exact"] = {"explained": {key: [1.0] * 7 for key in ("mean", "low", "high")}}
-    entry["claims"] = [{**entry["claims"][0], "verdict": "held"} for _ in range(3)]
+    entry["claims"] = of_figure_6(entry["claims"][0])
     claims = [{**claim, "verdict": "did not hold", "measured": "so and so"} for claim in entry["claims"]]
     numbers = {**entry["numbers"], "decay": [0.9, 0.8, 1.0]}
     other = {**entry, "settings": {**entry["settings"], "bn": "batch"}, "claims": claims, "numbers": numbers}

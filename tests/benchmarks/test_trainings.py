@@ -201,7 +201,13 @@ def training(name: str, survival: float = 1.0, **recipe: Any) -> dict[str, Any]:
     epochs = [{"train_loss": 2.0, "test_accuracy": 0.5, "seconds": 3600.0}]
     epochs.append({"train_loss": 0.1234, "test_accuracy": 0.9125, "seconds": 3600.0})
     config |= {"survival": survival} if survival < 1 else {}
-    return {"name": name, "config": config, "recipe": {"epochs": 2, **recipe}, "history": epochs}
+    return {
+        "name": name,
+        "config": config,
+        "recipe": {"epochs": 2, **recipe},
+        "steps_an_epoch": 390,
+        "history": epochs,
+    }
 
 
 def test_a_training_in_words() -> None:
@@ -216,12 +222,21 @@ def test_a_training_in_words() -> None:
     lines = tables.trainings({"paper/a.json": file}).splitlines()
     assert lines[2] == (
         "| CIFAR-10 (JPEG) | `one`: `preact_resnet`, depth 110, width 16 | 2 epochs of batches of 128, learning rate "
-        "up to 0.4 in one cycle, warm-up of 400 steps from 0.01, weight decay 0.0001, alternating flips, label "
-        "smoothing 0.2, momentum 0.85 | 91.2 % | 0.123 | 2 |"
+        "rising to 0.4, then falling to 0, in one cycle, whose rise takes 390 steps from 0.01, weight decay 0.0001, "
+        "augmentation of the data set, flips alternating, label smoothing 0.2, momentum 0.85 | 91.2 % | 0.123 | 2 |"
     )
     assert "no augmentation, stochastic depth, the last module surviving with probability 0.5, bfloat16 |" in lines[3]
-    assert "random flips, 23 modules drawn for each batch, momentum 0.8, seed 2, undrawn zero |" in lines[4]
-    assert "rate 0.1, divided by 10 after half of the steps and again after three quarters, warm-up" in lines[4]
+    assert (
+        "augmentation of the data set, 23 modules drawn for each batch, momentum 0.8, seed 2, undrawn zero |"
+        in lines[4]
+    )
+    assert (
+        "rate 0.1, divided by 10 after half of the steps and again after three quarters, after a warm-up of 400 "
+        "steps at 0.01, weight decay" in lines[4]
+    )
+    at_once = {"data": "digits", "trainings": [training("four", warmup_steps=0)]}
+    (*_, line) = tables.trainings({"paper/a.json": at_once}).splitlines()
+    assert "warm-up" not in line
 
 
 def turned(value: Any) -> Any:
