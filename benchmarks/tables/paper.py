@@ -124,10 +124,10 @@ def _cell(entries: list[Entry], words: str, show: Callable[[list[Entry], list[En
     """
     # Where another mode was measured too, that of the paper is the first.
     in_papers_mode = _by_mode(entries)[0] if entries else []
-    found = [[claim for claim in entry["claims"] if claim["paper"].startswith(words)] for entry in in_papers_mode]
-    if not all(found) or not found:
+    tests = [[claim for claim in entry["claims"] if claim["paper"].startswith(words)] for entry in in_papers_mode]
+    if not all(tests) or not tests:
         return "not measured"
-    claims = [of_entry[0] for of_entry in found]
+    claims = [of_entry[0] for of_entry in tests]
     mode = entries[0]["settings"].get("bn", PAPERS_MODE)
     other = "" if mode == PAPERS_MODE else f" in mode `{mode}`"
     return f"{_verdict(claims)}{other}: {show(in_papers_mode, claims)}"

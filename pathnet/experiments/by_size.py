@@ -98,7 +98,7 @@ def by_tau(errors: ErrorBySize) -> ErrorBySize:
 
 @dataclass(frozen=True)
 class Smooth:
-    """How smoothly the mean error rises with the size of the lesion.
+    """Smoothness of the rise of the mean error with the size of the lesion.
 
     Steps lead from one size to the next, the first one from the intact network. Numbers are NaN if there is a single
     size, or no rise.

@@ -51,7 +51,7 @@ class LengthRange:
 
 @dataclass(frozen=True)
 class Resampled:
-    """How far the range of effective paths varies between resamples of the batches: ends of 95 % intervals.
+    """Variation of the range of effective paths between resamples of the batches: ends of 95 % intervals.
 
     Attributes:
         first, last: the ends of the interval of each end of the range.

@@ -95,7 +95,7 @@ def test_a_curve_whose_draws_vary_too_much_is_open() -> None:
 
 
 def test_the_ends_are_quantiles_over_resampled_draws() -> None:
-    """Of two sizes, the larger step is one less the mean of the first, whose quantiles the normal law gives."""
+    """Compare with the normal law: of two sizes, the larger step is one less the mean of the first."""
     rng = np.random.default_rng(1)
     rates = [rng.uniform(0.1, 0.3, 40), np.ones(40)]
     errors = dataclasses.replace(made_sizes([0.2, 1.0]), rates=rates, means=list(map(spread, rates)))
@@ -106,7 +106,7 @@ def test_the_ends_are_quantiles_over_resampled_draws() -> None:
 
 
 def test_the_interval_of_the_largest_step_covers_it() -> None:
-    """Of a curve that saturates, as measured ones do: noise on the plateau makes no large step."""
+    """Simulate a curve that saturates, as measured ones do: noise on the plateau makes no large step."""
     rng = np.random.default_rng(2)
     means = 0.9 * (1 - np.exp(-np.arange(1, 13) / 4))
     truth, covered = means[0] / means[-1], 0

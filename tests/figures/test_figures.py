@@ -265,7 +265,7 @@ def test_single_deletions_are_drawn_at_their_blocks(runs: dict[str, Run]) -> Non
     _, (axes,) = style.panels("", 1)
     lesions.draw_single(axes, deletions)
     drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
-    assert drawn["residual"] == [[i, rate] for i, rate in enumerate([0.12, 0.2, 0.5, 0.11, 0.4, 0.1])]
+    assert drawn["residual"] == [[i, rate] for i, rate in enumerate([0.12, 0.21, 0.5, 0.11, 0.4, 0.1])]
     assert drawn["vgg"] == [[i + 1, rate] for i, rate in enumerate([0.9, 0.85, 0.9, 0.91])]
     assert drawn["downsampling (or pooling) block"] == [[2, 0.5], [4, 0.4]] and drawn["_"] == [[2, 0.85]]
     assert {y for _, y in drawn["chance"]} == {0.9}

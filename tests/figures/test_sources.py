@@ -11,7 +11,7 @@ import pandas
 import polars
 import pytest
 import torch
-from helpers.runs import gradient_run, one_of_each
+from helpers.runs import IMAGES, gradient_run, one_of_each
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -76,7 +76,7 @@ def rates(run: Run, kind: str) -> dict[str, Any]:
     deleted = [[row.wrong for row in rows if row.seed == seed and row.size] for seed in seeds]
     intact = [row.rate for row in rows if not row.size]
     downsampling = run.fact("networks", kind, 0, "downsampling")
-    arrays = {"wrong": deleted, "images": 1000, "intact": intact, "downsampling": downsampling, "chance": 0.9}
+    arrays = {"wrong": deleted, "images": IMAGES, "intact": intact, "downsampling": downsampling, "chance": 0.9}
     return {**arrays, "first": 1} if kind == "vgg" else arrays
 
 
