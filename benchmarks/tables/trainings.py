@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.tables.markdown import number, percent, table
+from benchmarks.tables.markdown import listed, number, percent, table
 from pathnet.training import Recipe
 
 __all__ = ["TABLES"]
@@ -25,30 +25,54 @@ WARMUPS = {
 }
 SHOWN = {
     *("epochs", "batch_size", "learning_rate", "schedule", "weight_decay", "warmup_steps", "warmup_learning_rate"),
-    *("augment", "flips", "label_smoothing", "modules", "bfloat16"),
+    *("augment", "flips", "label_smoothing", "modules", "bfloat16", "seed"),
 }
 """Settings that have words of their own."""
 FLIPS = {"random": "augmentation of the data set", "alternating": "augmentation of the data set, flips alternating"}
 
 
 def trainings(files: Mapping[str, Results]) -> str:
-    """Return how networks were trained, and what came out: a row for each."""
+    """Return how networks were trained, and what came out: a row for those that differ only in their seeds."""
     rows = []
     for results in files.values():
-        for training in results.get("trainings", []):
-            history = training["history"]
+        for alike in _groups(results.get("trainings", [])):
+            names = listed([f"`{training['name']}`" for training in alike])
+            last = [training["history"][-1] for training in alike]
+            hours = [math.fsum(epoch["seconds"] for epoch in training["history"]) / 3600 for training in alike]
             rows.append(
                 [
                     results["data"],
-                    f"`{training['name']}`: {_network(training['config'])}",
-                    ", ".join(_recipe(training)),
-                    percent(history[-1]["test_accuracy"]),
-                    number(history[-1]["train_loss"]),
-                    number(math.fsum(epoch["seconds"] for epoch in history) / 3600),
+                    f"{names}: {_network(alike[0]['config'])}",
+                    ", ".join([*_recipe(alike[0]), *_seeds(alike)]),
+                    listed([percent(epoch["test_accuracy"]) for epoch in last]),
+                    listed([number(epoch["train_loss"]) for epoch in last]),
+                    listed([number(each) for each in hours]),
                 ]
             )
     header = ["data", "network", "recipe", "test accuracy at the end", "training loss, last epoch", "hours of steps"]
     return table(header, rows)
+
+
+def _groups(trained: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Return trainings that differ only in their seeds together, in the order of the first of each group."""
+    groups: list[list[dict[str, Any]]] = []
+    for training in trained:
+        settings = [training["config"], {**training["recipe"], "seed": 0}]
+        for group in groups:
+            if settings == [group[0]["config"], {**group[0]["recipe"], "seed": 0}]:
+                group.append(training)
+                break
+        else:
+            groups.append([training])
+    return groups
+
+
+def _seeds(alike: list[dict[str, Any]]) -> list[str]:
+    """Return the seeds of trainings in words, or nothing for the default seed of one."""
+    seeds = [str(Recipe(**training["recipe"]).seed) for training in alike]
+    if len(seeds) > 1:
+        return [f"seeds {listed(seeds)}"]
+    return [] if seeds == ["0"] else [f"seed {seeds[0]}"]
 
 
 def _network(config: Mapping[str, Any]) -> str:

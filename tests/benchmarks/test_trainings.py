@@ -227,7 +227,7 @@ def test_a_training_in_words() -> None:
     )
     assert "no augmentation, stochastic depth, the last module surviving with probability 0.5, bfloat16 |" in lines[3]
     assert (
-        "augmentation of the data set, 23 modules drawn for each batch, momentum 0.8, seed 2, undrawn zero |"
+        "augmentation of the data set, 23 modules drawn for each batch, momentum 0.8, undrawn zero, seed 2 |"
         in lines[4]
     )
     assert (
@@ -237,6 +237,19 @@ def test_a_training_in_words() -> None:
     at_once = {"data": "digits", "trainings": [training("four", warmup_steps=0)]}
     (*_, line) = tables.trainings({"paper/a.json": at_once}).splitlines()
     assert "warm-up" not in line
+
+
+def test_trainings_that_differ_only_in_their_seeds_share_a_row() -> None:
+    alike = [training(name, modules=23, seed=seed) for seed, name in enumerate(("one", "two", "three"))]
+    alike.insert(1, training("other", modules=22))
+    alike[2]["history"][-1]["test_accuracy"] = 0.25
+    lines = tables.trainings({"paper/a.json": {"data": "digits", "trainings": alike}}).splitlines()
+    assert len(lines) == 4 and "`other`" in lines[3]
+    assert (
+        lines[2].startswith("| digits | `one`, `two` and `three`: `preact_resnet`")
+        and "seeds 0, 1 and 2 |" in lines[2]
+    )
+    assert "| 91.2 %, 25 % and 91.2 % | 0.123, 0.123 and 0.123 | 2, 2 and 2 |" in lines[2]
 
 
 def turned(value: Any) -> Any:
