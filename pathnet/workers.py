@@ -71,10 +71,10 @@ class Workers:
     _done_key: str = field(default="done", init=False)
 
     def __post_init__(self) -> None:
-        check_integer("count", self.count, 1)
-        check_integer("rank", self.rank, 0, self.count - 1)
-        check_integer("local_count", self.local_count, 1, self.count)
-        check_integer("local_rank", self.local_rank, 0, self.local_count - 1)
+        self.count = check_integer("count", self.count, 1)
+        self.rank = check_integer("rank", self.rank, 0, self.count - 1)
+        self.local_count = check_integer("local_count", self.local_count, 1, self.count)
+        self.local_rank = check_integer("local_rank", self.local_rank, 0, self.local_count - 1)
         if self.store is not None:
             from torch.distributed import Store  # type: ignore[attr-defined]
 

@@ -105,7 +105,7 @@ def library_calls() -> dict[str, Call]:
         ),
         "effective_depth.read": call_of(effective_depth.read, {"path": ("out",)}, path=recorded_depths),
         "reporter": call_of(progress.reporter, label="training"),
-        "Workers": call_of(workers.Workers, rank=1, count=2, local_count=2, store=lambda: HashStore()),
+        "Workers": call_of(workers.Workers, rank=0, count=2, local_count=1, store=lambda: HashStore()),
         "Workers.agree": call_of(workers.ALONE.agree, decide=lambda: lambda: 1),
         "Workers.share_out": call_of(workers.ALONE.share_out, count=2),
         "Workers.gather": call_of(workers.ALONE.gather, value="part"),
