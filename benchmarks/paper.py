@@ -30,10 +30,13 @@ from pathnet.experiments.findings import findings_of
 from pathnet.experiments.lesion_single import SingleDeletions
 from pathnet.experiments.summary import findings
 
-__all__ = ["check_commands", "gathered", "main", "rankings"]
+__all__ = ["PAPERS_MODE", "check_commands", "gathered", "main", "rankings"]
 
 DIGITS = 6
 """Significant digits that are kept of each number."""
+
+PAPERS_MODE = "running"
+"""Batch normalisation of the paper's measurements."""
 
 FACTS = ("pathnet", "torch", "python", "device")
 NETWORK = ("config", "hash", "blocks")
@@ -80,7 +83,7 @@ def gathered(runs: Sequence[results.Run], commands: Sequence[str], commit: str) 
 
 def _place(run: results.Run) -> tuple[int, bool]:
     """Return the place of a run in the file: by experiment as in the paper, first those in the paper's mode."""
-    return list(paper.EXPERIMENTS).index(run.experiment), run.identity.get("bn", "running") != "running"
+    return list(paper.EXPERIMENTS).index(run.experiment), run.identity.get("bn", PAPERS_MODE) != PAPERS_MODE
 
 
 def check_commands(commands: Sequence[str], experiments: Collection[str]) -> None:
@@ -152,7 +155,8 @@ def _numbers(run: results.Run) -> dict[str, Any]:
 
 
 def _deletions(deletions: SingleDeletions) -> dict[str, Any]:
-    return {**asdict(deletions), "intact": np.stack([deletions.intact, *deletions.intact_ends], 1)}
+    kept = {key: value for key, value in asdict(deletions).items() if key != "misclassified"}
+    return {**kept, "intact": np.stack([deletions.intact, *deletions.intact_ends], 1)}
 
 
 def _by_size(run: results.Run) -> dict[str, Any]:

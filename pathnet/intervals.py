@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 
 from pathnet.streams import stream
 
-__all__ = ["BOOTSTRAP_DRAWS", "FEWEST", "bootstrap_means", "bracketed", "interval", "no_interval", "wilson"]
+__all__ = [
+    "BOOTSTRAP_DRAWS",
+    "FEWEST",
+    "bootstrap_means",
+    "bracketed",
+    "interval",
+    "no_interval",
+    "paired",
+    "wilson",
+]
 
 FEWEST = 10
 """Independent values (batches, draws of lesions, networks) below which there is no interval and no standard error."""
@@ -70,6 +79,23 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     centre = (2 * trials * rate + squared) / denominator
     half = NORMAL_QUANTILE / denominator * math.sqrt(4 * trials * rate * (1 - rate) + squared)
     return 0.0 if successes == 0 else centre - half, 1.0 if successes == trials else centre + half
+
+
+def paired(differences: Array, largest: float) -> tuple[float, float]:
+    """Return the 95 % interval of the mean difference between networks that answer the same images.
+
+    The interval is Wald's, with one image added at half weight for each extreme, and one for no difference: for two
+    networks, that of Agresti and Min (2005), which covers differences of few images too.
+
+    Args:
+        differences: [images], how much more each image counts as an error of one than of the other.
+        largest: largest absolute value that a difference can have.
+    """
+    images = len(differences) + 2
+    mean = differences.sum() / images
+    variance = (np.square(differences).sum() + largest**2) / images - mean**2
+    half = NORMAL_QUANTILE * math.sqrt(variance / images)
+    return float(mean - half), float(mean + half)
 
 
 def no_interval(count: int, what: str = "value") -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
+from benchmarks.paper import PAPERS_MODE
 from benchmarks.tables.markdown import file_names, listed, number, percent, spread, table, with_ends
 from pathnet.experiments.claims import all_of
 
@@ -14,7 +15,6 @@ __all__ = ["TABLES"]
 Results = dict[str, Any]
 Entry = dict[str, Any]
 
-PAPERS_MODE = "running"
 VERDICTS = {"held": "held", "did not hold": "**did not hold**", "open": "open"}
 
 

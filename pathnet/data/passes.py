@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pathnet.checks import check_integer, described
@@ -18,6 +20,8 @@ __all__ = ["Answers", "Passes", "check_all", "check_classes", "count_answers", "
 
 IGNORED = -100
 """Label of the positions of a sequence that do not count, PyTorch's ``ignore_index``."""
+UNCOUNTED = -1
+"""Mark of an answer that does not count, beside 0 for a right one and 1 for a wrong one."""
 
 
 class Passes:
@@ -142,7 +146,7 @@ def of_element(number: int, named: bool = True) -> Iterator[None]:
 
 
 def count_answers(output: Tensor, labels: Tensor) -> Tensor:
-    """Return the facts about a batch's answers that `Answers.of` reads, int64 [6], without waiting for a GPU.
+    """Return what `Answers.of` reads about a batch of L labels, int64 [4 + L], without waiting for a GPU.
 
     Args:
         output: [B, classes], or [B, T, classes] of sequences.
@@ -155,17 +159,27 @@ def count_answers(output: Tensor, labels: Tensor) -> Tensor:
         rows = f"{list(output.shape[:-1])} rows" if isinstance(output, Tensor) else described(output)
         raise ValueError(f"data: expected labels for the output's {rows}, got {list(labels.shape)}")
     counting = _counting(labels)
-    wrong, classes = (output.argmax(-1) != labels) & counting, labels.where(counting, 0)
+    wrong, classes = (output.argmax(-1) != labels).long(), labels.where(counting, 0)
     finite, last = torch.isfinite(output).all(), labels.new_tensor(output.shape[-1] - 1)
-    return torch.stack([wrong.sum(), counting.sum(), finite, classes.min(), classes.max(), last])
+    facts = torch.stack([finite, classes.min(), classes.max(), last])
+    return torch.cat([facts, wrong.where(counting, UNCOUNTED).flatten()])
 
 
 class Answers(NamedTuple):
-    """Answers of one batch: how many are wrong, of how many, and whether all outputs are finite."""
+    """Answers of one batch: which are wrong, bool [labels that count], and whether all outputs are finite."""
 
-    wrong: int
-    total: int
+    misclassified: NDArray[np.bool_]
     finite: bool
+
+    @property
+    def wrong(self) -> int:
+        """Number of wrong answers."""
+        return int(self.misclassified.sum())
+
+    @property
+    def total(self) -> int:
+        """Number of labels that count."""
+        return len(self.misclassified)
 
     @classmethod
     def of(cls, facts: Tensor) -> Answers:
@@ -174,9 +188,10 @@ class Answers(NamedTuple):
         Raises:
             ValueError: a label is not among the classes.
         """
-        wrong, total, finite, least, most, last = facts.tolist()
+        finite, least, most, last = facts[:4].tolist()
         _check_range(least, most, last + 1)
-        return cls(wrong, total, bool(finite))
+        marks = facts[4:].cpu().numpy()
+        return cls(marks[marks != UNCOUNTED] == 1, bool(finite))
 
 
 def check_classes(labels: Tensor, classes: int) -> None:

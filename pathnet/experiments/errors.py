@@ -20,7 +20,7 @@ from pathnet.results import Range
 from pathnet.settings import Help, Unit, documented
 from pathnet.training import Progress
 
-__all__ = ["INTACT", "DrawnLesion", "ErrorCount", "ErrorCounts", "Spread", "measure_errors", "spread"]
+__all__ = ["INTACT", "DrawnLesion", "ErrorCount", "ErrorCounts", "Spread", "measure_errors", "spread", "text_of"]
 
 TOGETHER = 32
 GROUPS_EACH = 4
@@ -49,10 +49,10 @@ INTACT = DrawnLesion(0, 0, Lesion())
 @documented
 @dataclass(frozen=True)
 class ErrorCount:
-    """Number of test images that one lesioned network misclassifies: a row of a run."""
+    """Test images that one lesioned network misclassifies: a row of a run."""
 
     PART: ClassVar[str] = "errors"
-    MEASURED: ClassVar[tuple[str, ...]] = ("wrong",)
+    MEASURED: ClassVar[tuple[str, ...]] = ("wrong", "misclassified")
     RANGES: ClassVar[Mapping[str, Range]] = {"images": Range(1), "wrong": Range(0, "images")}
 
     network: Annotated[str, Help("Kind of the network: residual, highway, vgg or your own.")]
@@ -65,6 +65,13 @@ class ErrorCount:
     bn: Annotated[str, Help("Policy for batch normalisation.")]
     images: Annotated[int, Help("Number of test images."), Unit("images")]
     wrong: Annotated[int, Help("Number of test images that the network misclassifies."), Unit("images")]
+    misclassified: Annotated[
+        str,
+        Help(
+            "Which test images these are: character i, from 0, is 1 if image i is misclassified, and 0 if it is not. "
+            "Empty in runs of earlier versions."
+        ),
+    ] = ""
 
     @property
     def rate(self) -> float:
@@ -75,6 +82,23 @@ class ErrorCount:
     def drawn(self) -> DrawnLesion:
         """Lesion of the row."""
         return DrawnLesion(self.size, self.draw, Lesion(self.deleted, self.order, self.scale))
+
+    @property
+    def mask(self) -> NDArray[np.bool_] | None:
+        """Mask of the misclassified images, bool [images]; None if the run does not say which they are.
+
+        Raises:
+            ValueError: the text is not one of ``images`` characters, ``wrong`` of them 1.
+        """
+        if not self.misclassified:
+            return None
+        text = self.misclassified
+        if (len(text), text.count("1"), text.count("0")) != (self.images, self.wrong, self.images - self.wrong):
+            raise ValueError(
+                f"misclassified: expected {self.images} characters, {self.wrong} of them 1 and the others 0, got "
+                f"{len(text)} with {text.count('1')} ones and {text.count('0')} zeros"
+            )
+        return np.asarray(np.frombuffer(text.encode(), np.uint8) == ord("1"))
 
 
 class ErrorCounts:
@@ -168,15 +192,22 @@ def measure_errors(
             report(done, words)
 
         cuts = [drawn.lesion for drawn in part]
-        wrong = lesion.errors(nets[kind][seed], data, cuts, bn, plan.images, noted).wrong.tolist()
+        masks = lesion.errors(nets[kind][seed], data, cuts, bn, plan.images, noted).misclassified
         rows = [
-            ErrorCount(kind, seed, size, draw, cut.deleted, cut.order, cut.scale, bn, images, count)
-            for (size, draw, cut), count in zip(part, wrong, strict=True)
+            ErrorCount(
+                kind, seed, size, draw, cut.deleted, cut.order, cut.scale, bn, images, int(mask.sum()), text_of(mask)
+            )
+            for (size, draw, cut), mask in zip(part, masks, strict=True)
         ]
         return lambda: (rows, note)
 
     sizes = [len(numbers) * images for _, _, numbers in units]
     measure_units(run, units, begin, Amounts(sum(sizes), 0, sizes), progress)
+
+
+def text_of(mask: NDArray[np.bool_]) -> str:
+    """Return a mask of images as a text of zeros and ones."""
+    return (mask + np.uint8(ord("0"))).tobytes().decode("ascii")
 
 
 def _missing(

@@ -15,7 +15,7 @@ from pathnet.data import Batches, Data
 from pathnet.experiments.claims import Claim, Verdict, all_of, at_least, at_most
 from pathnet.experiments.errors import INTACT, DrawnLesion, ErrorCounts, Spread, measure_errors
 from pathnet.experiments.run import Networks, Plan, check_arguments, open_run, unfinished
-from pathnet.intervals import wilson
+from pathnet.intervals import paired, wilson
 from pathnet.lesion import Lesion
 from pathnet.training import Progress
 from pathnet.workers import ALONE, Workers
@@ -25,6 +25,7 @@ __all__ = [
     "OF_LEARNED",
     "SingleDeletions",
     "claims",
+    "contrast",
     "if_learned",
     "measure",
     "measure_deletions",
@@ -52,6 +53,8 @@ class SingleDeletions:
         chance: error rate of guessing.
         first: number of the first block: 0, or 1 in a VGG, whose first layer (0) changes the number of channels.
         images: number of test images; None if it is not known.
+        misclassified: bool [seeds, 1 + n, images], which images each network misclassifies, first the intact one;
+            None if it is not known.
     """
 
     rate: NDArray[np.float64]
@@ -62,6 +65,7 @@ class SingleDeletions:
     chance: float
     first: int
     images: int | None = None
+    misclassified: NDArray[np.bool_] | None = None
 
     @property
     def learned(self) -> bool:
@@ -104,21 +108,34 @@ class SingleDeletions:
         return ends[:, 0], ends[:, 1]
 
     def cost(self, blocks: NDArray[np.bool_]) -> Spread:
-        """Return the mean increase of the error rate over the deletions of some blocks, with its 95 % interval.
-
-        The interval is that of a difference of two proportions (Newcombe 1998, method 10), over test images, for
-        these networks. Lesioned networks that answer the same images tend to err on the same ones, so the intervals
-        of their rates are averaged as if they erred together, and the intact network as if it erred independently.
+        """Return the mean increase of the error rate over the deletions of some blocks, see `contrast`.
 
         Args:
             blocks: mask of the blocks, bool [n].
         """
-        low, high = self.intact_ends
-        rates, below, above = (part[:, blocks] for part in (self.rate, self.rate - self.low, self.high - self.rate))
-        mean = float((rates - self.intact[:, None]).mean())
-        least = float(np.hypot(below.mean(), (high - self.intact).mean()))
-        most = float(np.hypot(above.mean(), (self.intact - low).mean()))
-        return Spread(mean, mean - least, mean + most, self.images or 0)
+        return contrast((1.0, self, blocks))
+
+
+def contrast(*terms: tuple[float, SingleDeletions, NDArray[np.bool_]]) -> Spread:
+    """Return a weighted sum of mean costs of deletions, in error rate, with its 95 % interval.
+
+    The interval is over test images, for these networks. Networks that answer the same images tend to err on the same
+    ones, so it is that of each image's own sum (`pathnet.intervals.paired`). It is NaN where some summary does not
+    know which images are misclassified.
+
+    Args:
+        terms: for each mean cost its weight, the deletions, and the mask of the blocks, bool [n], that the mean is
+            taken over. All are measured on the same images.
+    """
+    mean = sum(weight * float(deletions.increase[blocks].mean()) for weight, deletions, blocks in terms)
+    costs = []
+    for weight, deletions, blocks in terms:
+        if deletions.misclassified is None:
+            return Spread(mean, np.nan, np.nan, deletions.images or 0)
+        lesioned, intact = deletions.misclassified[:, 1:][:, blocks], deletions.misclassified[:, 0]
+        costs.append(weight * (lesioned.mean((0, 1)) - intact.mean(0)))
+    ends = paired(np.sum(costs, 0), sum(abs(weight) for weight, _, _ in terms))
+    return Spread(mean, *ends, len(costs[0]))
 
 
 def measure(
@@ -175,18 +192,28 @@ def summarise(run: results.Run) -> dict[str, SingleDeletions]:
 
 def _summarise_kind(run: results.Run, counts: ErrorCounts, kind: str) -> SingleDeletions:
     facts = counts.facts[kind]
-    rates, ends = [], []
+    rates, ends, masks = [], [], []
     for seed, network in enumerate(facts):
         rows = {row.deleted: row for row in counts.of(kind, seed=seed)}
         if len(rows) <= network["blocks"]:
             raise unfinished(run)
         deleted = [rows[i,] for i in range(network["blocks"])]
+        masks += [rows[()].mask, *(row.mask for row in deleted)]
         rates.append([row.rate for row in deleted])
         ends.append([wilson(row.wrong, row.images) for row in deleted])
     low, high = np.moveaxis(np.array(ends), -1, 0)
     downsampling, first = tuple(run.fact("networks", kind, 0, "downsampling")), 1 if kind == "vgg" else 0
+    known = [mask for mask in masks if mask is not None]
     return SingleDeletions(
-        np.array(rates), low, high, counts.intact(kind), downsampling, counts.chance, first, deleted[0].images
+        np.array(rates),
+        low,
+        high,
+        counts.intact(kind),
+        downsampling,
+        counts.chance,
+        first,
+        deleted[0].images,
+        np.reshape(known, (len(facts), -1, len(known[0]))) if len(known) == len(masks) else None,
     )
 
 
@@ -220,8 +247,8 @@ def _claims_of_residual(deletions: SingleDeletions) -> list[Claim]:
         )
     ]
     if downsampling.any():
-        changing, other = deletions.cost(downsampling), deletions.cost(plain)
-        times = DOWNSAMPLING_MATTERS
+        changing, other, times = deletions.cost(downsampling), deletions.cost(plain), DOWNSAMPLING_MATTERS
+        more = contrast((1.0, deletions, downsampling), (-times, deletions, plain))
         tested.append(
             Claim(
                 "Deleting a downsampling block matters more.",
@@ -231,7 +258,7 @@ def _claims_of_residual(deletions: SingleDeletions) -> list[Claim]:
                 if_learned(
                     all_of(
                         at_least(changing.low, changing.high, 0.0),
-                        at_least(changing.low - times * other.high, changing.high - times * other.low, 0.0),
+                        at_least(more.low, more.high, 0.0),
                     ),
                     deletions,
                 ),

@@ -15,7 +15,7 @@ from pathnet.data import Batches, Data
 from pathnet.experiments import lesion_single
 from pathnet.experiments.claims import Claim, Verdict, at_least, at_most
 from pathnet.experiments.drawn_paths import DrawnPaths, drawn_paths
-from pathnet.experiments.lesion_single import OF_LEARNED, SingleDeletions, if_learned, summarise
+from pathnet.experiments.lesion_single import OF_LEARNED, SingleDeletions, contrast, if_learned, summarise
 from pathnet.experiments.run import Networks, Plan
 from pathnet.training import Progress
 from pathnet.workers import ALONE, Workers
@@ -96,7 +96,8 @@ def claims(run: results.Run) -> list[Claim]:
 def _compared(plain: SingleDeletions, stochastic: SingleDeletions, blocks: NDArray[np.bool_]) -> tuple[str, Verdict]:
     """Return the mean costs of deleting one of some blocks in words, and whether those of ``stochastic`` are less."""
     cost, of_plain = stochastic.cost(blocks), plain.cost(blocks)
-    verdict = at_most(cost.low - OF_PLAIN * of_plain.high, cost.high - OF_PLAIN * of_plain.low, 0.0)
+    more = contrast((1.0, stochastic, blocks), (-OF_PLAIN, plain, blocks))
+    verdict = at_most(more.low, more.high, 0.0)
     if at_least(of_plain.low, of_plain.high, 0.0) != "held":
         verdict = "open"  # deletions that cost plain networks nothing leave nothing to reduce
     return f"{cost.points} against {of_plain.points}", if_learned(verdict, plain, stochastic)

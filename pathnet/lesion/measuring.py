@@ -35,25 +35,35 @@ class Errors:
     """Test errors of L lesioned networks.
 
     Attributes:
-        wrong: int64 [L], the number of images that each network classified wrongly.
-        images: the number of test images; of labels that count, for sequences.
+        misclassified: bool [L, images], which test images each network classifies wrongly; which labels that count,
+            for sequences.
         bn: the policy for batch normalisation: ``running`` statistics of training (the paper's), statistics of the
             test ``batch``, or running statistics ``recalibrated`` on training batches for each lesioned network.
 
     Example:
         >>> import numpy
         >>> from pathnet import lesion
-        >>> measured = lesion.Errors(numpy.array([23, 58]), images=360, bn="running")
-        >>> measured.rate.round(4)
-        array([0.0639, 0.1611])
+        >>> misclassified = numpy.arange(360) < [[23], [58]]
+        >>> measured = lesion.Errors(misclassified, bn="running")
+        >>> measured.wrong, measured.rate.round(4)
+        (array([23, 58]), array([0.0639, 0.1611]))
         >>> measured.interval.round(3)
         array([[0.043, 0.094],
                [0.127, 0.203]])
     """
 
-    wrong: NDArray[np.int64]
-    images: int
+    misclassified: NDArray[np.bool_]
     bn: BatchNormPolicy
+
+    @property
+    def wrong(self) -> NDArray[np.int64]:
+        """Number of images that each network classifies wrongly, int64 [L]."""
+        return np.asarray(self.misclassified.sum(1))
+
+    @property
+    def images(self) -> int:
+        """Number of test images; of labels that count, for sequences."""
+        return int(self.misclassified.shape[1])
 
     @property
     def rate(self) -> NDArray[np.float64]:
@@ -122,9 +132,10 @@ def errors(
     if not lesions:
         for _ in passes if passes.samples is None else ():
             continue
-        return Errors(np.zeros(0, np.int64), passes.samples or 0, bn)
+        return Errors(np.zeros((0, passes.samples or 0), np.bool_), bn)
     device = next(net.parameters()).device
-    wrong, done = np.zeros(len(lesions), np.int64), 0
+    misclassified: list[list[NDArray[np.bool_]]] = [[] for _ in lesions]
+    done = 0
     for numbers, outputs in _groups(net, data, lesions, bn):
         for number, (inputs, labels) in enumerate(passes):
             with passes.element(number):
@@ -137,13 +148,13 @@ def errors(
                         f"lesions: expected finite outputs, got NaN or infinity from lesion {which}, "
                         f"{lesions[which]}, on batch {number}"
                     )
-                wrong[which] += answer.wrong
+                misclassified[which].append(answer.misclassified)
             done += answers[0].total * len(numbers)
             if progress is not None:
                 progress(done, max(done, (passes.samples or 0) * len(lesions)), "images through lesioned networks")
     if not passes.samples:
         raise ValueError("data: expected at least one label that counts, got none")
-    return Errors(wrong, passes.samples, bn)
+    return Errors(np.array([np.concatenate(batches) for batches in misclassified]), bn)
 
 
 Take = Callable[[Tensor], Tensor]

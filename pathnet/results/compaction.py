@@ -97,7 +97,7 @@ def kinds_in(run: Run) -> list[Kind]:
     """Return the kinds of row that a run holds, in alphabetical order.
 
     Their columns are those of the files, since the dataclass of a row may be anybody's. The columns of older parts
-    have no meanings with them, so those of the last part that has some are taken.
+    have no meanings with them, and may be fewer, so those of the last and widest part that has some are taken.
 
     Raises:
         ValueError: a part cannot be read.
@@ -114,9 +114,11 @@ def kinds_in(run: Run) -> list[Kind]:
     schemas, kinds = while_merged(schemas_now), []
     for stem in sorted(schemas):
         explained = [schema for schema in schemas[stem] if any(field.metadata for field in schema)]
-        for schema in (explained or schemas[stem])[-1:]:
-            unknown = Kind(stem, schema.remove_metadata(), (), lambda table: "")
-            kinds.append(norms_kind(run.n) if stem == STEM else unknown)
+        schema = max(reversed(explained or schemas[stem]), key=len)
+        lacking = {name for name in schema.names if any(name not in other.names for other in schemas[stem])}
+        texts = frozenset(name for name in lacking if pa.types.is_string(schema.field(name).type))
+        unknown = Kind(stem, schema.remove_metadata(), (), lambda table: "", optional=texts)
+        kinds.append(norms_kind(run.n) if stem == STEM else unknown)
     return kinds
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from functools import cache, partial
 from typing import Any
 
@@ -36,4 +37,6 @@ def kind_of(kind: Any) -> Kind:
             f"{kind.__name__}.PART: expected letters, digits, hyphens and underscores, no number at the end after a "
             f"hyphen, and not {STEM!r}, got {kind.PART!r}"
         )
-    return Kind(kind.PART, schema_of(kind), identifying(kind), partial(out_of_range, ranges=kind.RANGES))
+    optional = frozenset(field.name for field in fields(kind) if field.default == "")
+    problem = partial(out_of_range, ranges=kind.RANGES)
+    return Kind(kind.PART, schema_of(kind), identifying(kind), problem, optional=optional)

@@ -58,6 +58,7 @@ class Kind:
         problem: describes what is wrong with the values of a table, or returns an empty string.
         older: columns of format 1, if they differ.
         upgrade: turns a table with the columns of format 1 into one of today's; raises ValueError if it cannot.
+        optional: names of the text columns that files of earlier versions may lack, and that are empty then.
     """
 
     stem: str
@@ -66,6 +67,18 @@ class Kind:
     problem: Callable[[pa.Table], str]
     older: pa.Schema | None = None
     upgrade: Callable[[pa.Table], pa.Table] | None = None
+    optional: frozenset[str] = frozenset()
+
+    def fits(self, stored: pa.Schema) -> bool:
+        """Return whether a file has today's columns, apart from optional ones."""
+        lacking = self.optional - set(stored.names)
+        return bool(stored.equals(pa.schema([field for field in self.schema if field.name not in lacking])))
+
+    def completed(self, table: pa.Table) -> pa.Table:
+        """Return a table with empty texts in the optional columns that it lacks."""
+        for name in sorted(self.optional - set(table.column_names)):
+            table = table.append_column(self.schema.field(name), pa.array([""] * len(table)))
+        return table
 
 
 def read_parts(files: Sequence[Path], kind: Kind, names: Sequence[str]) -> pa.Table:
@@ -105,12 +118,13 @@ def read_part(file: Path, kind: Kind, names: Sequence[str]) -> pa.Table:
             source = _opened(handle)
             stored = source.schema_arrow
             old = kind.older is not None and stored.equals(kind.older)
-            if not old and not stored.equals(kind.schema):
+            if not old and not kind.fits(stored):
                 raise _OtherColumns(f"expected {kind.schema.names}, got {stored.names}")
             digests = stored.metadata or {}
             # One digest of all columns can be compared with all of them alone.
             whole = old or DIGEST.encode() in digests
-            table = source.read(None if whole else list(names), use_threads=False)
+            wanted = [name for name in names if name in stored.names]
+            table = source.read(None if whole else wanted, use_threads=False)
         table.validate(full=True)
     except FileNotFoundError:
         raise
@@ -129,7 +143,7 @@ def read_part(file: Path, kind: Kind, names: Sequence[str]) -> pa.Table:
             table = kind.upgrade(table)
         except ValueError as error:
             raise ValueError(f"run: {file}: {error}; {REMEDY}") from None
-    return table.select(list(names))
+    return kind.completed(table).select(list(names))
 
 
 def _opened(handle: IO[bytes]) -> pq.ParquetFile:

@@ -59,7 +59,8 @@ class Row(Protocol):
     """A frozen dataclass of numbers, strings and tuples of integers: one measurement.
 
     A field has the type int, float, str or tuple[int, ...], perhaps annotated with ``Help`` and ``Unit`` of
-    `pathnet.settings`, which become metadata of the columns.
+    `pathnet.settings`, which become metadata of the columns. Files that were written before a text field with the
+    default ``""`` was added have no column for it, and are read with that default.
 
     Attributes:
         PART: prefix of the names of its files: letters, digits, hyphens and underscores, without a number at the end

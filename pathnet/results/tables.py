@@ -93,7 +93,7 @@ def rows_in(folder: Path, kind: Kind, names: Sequence[str]) -> pa.Table:
     def read_now() -> pa.Table:
         # Journals first: their rows go into parts meanwhile, and never the other way round.
         waiting = [
-            table.select(list(names))
+            kind.completed(table).select(list(names))
             for file, stem in journals(measurements_in(folder)).items()
             if kind_named(stem) == kind.stem
             for table in read_journal(file)

@@ -111,10 +111,13 @@ def test_lesions_and_rankings_read_the_context_of_a_batch() -> None:
 def test_positions_of_sequences_without_a_label_do_not_count() -> None:
     net, (tokens, labels) = language_model(2), sentences(4, 6)
     labels[0, :3] = -100
-    right = int((net(tokens).argmax(-1) == labels).sum())
+    counting = labels != -100
+    mask = (net(tokens).argmax(-1) != labels)[counting]
+    right = int((~mask).sum())
     assert training.evaluate(net, [(tokens, labels)]) == right / 21
     measured = lesion.errors(net, Batches([(tokens[:3], labels[:3]), (tokens[3:], labels[3:])]), [Lesion()])
     assert measured.images == 21 and measured.wrong.tolist() == [21 - right]
+    assert measured.misclassified.tolist() == [mask.tolist()] and 0 < right < 21
 
 
 def test_orders_take_batches_that_can_be_read_again(example: tuple[ResidualNet, Data]) -> None:

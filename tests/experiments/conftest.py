@@ -46,7 +46,7 @@ def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> list[lesion.Lesion]:
     ) -> lesion.Errors:
         requested.extend(lesions)
         progress(len(data.test) * len(lesions), len(data.test) * len(lesions), "")
-        return lesion.Errors(np.zeros(len(lesions), np.int64), len(data.test), "running")
+        return lesion.Errors(np.zeros((len(lesions), len(data.test)), np.bool_), "running")
 
     monkeypatch.setattr(errors.lesion, "errors", noted)
     monkeypatch.setattr(errors, "TOGETHER", 10**6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,15 @@ from helpers.runs import (
     deletions,
     write_run,
 )
+from numpy.typing import NDArray
 
 from pathnet.experiments import (
     lesion_single,
     lesion_stochastic_depth,
 )
 from pathnet.experiments.claims import Verdict
-from pathnet.experiments.lesion_single import SingleDeletions
+from pathnet.experiments.errors import ErrorCount, text_of
+from pathnet.experiments.lesion_single import SingleDeletions, contrast
 from pathnet.intervals import wilson
 
 SIX = {"residual": (6, (2, 4))}
@@ -72,7 +75,7 @@ def test_the_worst_block_is_named_by_its_number_from_0(tmp_path: Path) -> None:
     run = write_run(tmp_path, "lesion-single", SIX, deletions(0.1, [0.1, 0.1, 0.9, 0.15, 0.9, 0.12]))
     assert (
         lesion_single.claims(run)[0].measured
-        == "the worst, block 3, costs 5 points (4.71 to 5.29), the median block 1"
+        == "the worst, block 3, costs 5 points (4.86 to 5.13), the median block 1"
     )
 
 
@@ -158,34 +161,99 @@ def test_stochastic_depth_without_downsampling_blocks_is_compared_by_all_blocks(
     assert verdicts(claims) == [HELD]
 
 
-def test_the_interval_of_a_cost_covers_the_difference_of_rates() -> None:
-    """Simulate a test of networks that err independently: Newcombe's interval covers the difference 95 % of the time.
+def known(misclassified: NDArray[np.bool_], downsampling: tuple[int, ...] = ()) -> SingleDeletions:
+    """Return the summary of masks [seeds, 1 + n, images], the intact network's first."""
+    rates = misclassified.mean(2)
+    ends = np.zeros_like(rates[:, 1:])
+    images = misclassified.shape[2]
+    return SingleDeletions(rates[:, 1:], ends, ends, rates[:, 0], downsampling, 0.9, 0, images, misclassified)
 
-    Networks that err on the same images have smaller differences, so it then covers more.
-    """
+
+@pytest.mark.parametrize("together", [False, True], ids=["independent errors", "errors on the same images"])
+def test_the_interval_of_a_cost_covers_the_difference_of_rates(together: bool) -> None:
     rng = np.random.default_rng(0)
-    images, before, after, tests = 400, 0.1, 0.25, 2000
-    for together, least, most in ((False, 0.935, 0.965), (True, 0.98, 1.0)):
-        covered = 0
-        for _ in range(tests):
-            uniform = rng.random((2, images))
-            wrong = uniform[0] < before, uniform[0 if together else 1] < after
-            intact, rate = (float(errors.mean()) for errors in wrong)
-            low, high = wilson(int(wrong[1].sum()), images)
-            single = SingleDeletions(
-                np.array([[rate]]), np.array([[low]]), np.array([[high]]), np.array([intact]), (), 0.9, 0, images
-            )
-            cost = single.cost(np.array([True]))
-            assert cost.mean == pytest.approx(rate - intact)
-            covered += cost.low <= after - before <= cost.high
-        assert least <= covered / tests <= most
+    images, rates, tests = 400, np.array([0.1, 0.12, 0.25]), 2000
+    covered, widths = np.zeros(2), np.zeros(2)
+    for _ in range(tests):
+        uniform = rng.random((3, images))
+        single = known((uniform[:1] if together else uniform)[None] < rates[:, None])
+        assert single.misclassified is not None and single.misclassified.shape == (1, 3, images)
+        for case, blocks in enumerate(([True, False], [True, True])):
+            cost = single.cost(np.array(blocks))
+            expected = rates[1:][blocks].mean() - rates[0]
+            assert cost.mean == pytest.approx(single.increase[blocks].mean()) and cost.count == images
+            covered[case] += cost.low <= expected <= cost.high
+            widths[case] += cost.high - cost.low
+    assert (covered / tests >= 0.935).all() and (covered / tests <= 0.985).all()
+    # The intervals of two rates, taken as if the networks erred independently, would be much wider.
+    assert (widths / tests < (0.05 if together else 0.09)).all()
 
 
-def test_a_cost_has_no_interval_where_the_number_of_images_is_unknown() -> None:
+@pytest.mark.parametrize("images", [60, 360, 10_000])
+def test_a_cost_that_no_image_shows_keeps_an_interval(images: int) -> None:
+    """As with the rule of three, the interval reaches at least as far as a rate that stays unseen 5 % of the time."""
+    cost = known(np.zeros((1, 2, images), np.bool_)).cost(np.array([True]))
+    assert cost.mean == 0 and cost.low == -cost.high and 1.5 / images < cost.high < 4 / images
+
+
+def test_a_contrast_weighs_the_costs_of_each_image() -> None:
+    rng = np.random.default_rng(1)
+    one, other = (known(rng.random((2, 4, 50)) < 0.3) for _ in range(2))
+    first, last = np.array([True, True, False]), np.array([False, False, True])
+    measured = contrast((1.0, one, first), (-2.0, other, last))
+    costs = []
+    for image in range(50):
+        total = 0.0
+        for seed in range(2):
+            for weight, single, blocks in ((0.25, one, (0, 1)), (-1.0, other, (2,))):
+                assert single.misclassified is not None
+                wrong = single.misclassified[seed, :, image]
+                total += weight * sum(float(wrong[1 + block]) - float(wrong[0]) for block in blocks)
+        costs.append(total)
+    assert measured.mean == pytest.approx(np.mean(costs)) and measured.count == 50
+    # Agresti and Min's rule, with an image added at half weight for each extreme, and one for no difference.
+    weighted = np.array([*costs, 3.0, -3.0, 0.0]), np.array([1.0] * 50 + [0.5, 0.5, 1.0])
+    mean = np.average(weighted[0], weights=weighted[1])
+    half = 1.959963984540054 * math.sqrt(np.average((weighted[0] - mean) ** 2, weights=weighted[1]) / 52)
+    assert (measured.low, measured.high) == pytest.approx((mean - half, mean + half))
+
+
+def test_networks_that_err_on_the_same_images_are_told_apart_where_their_rates_are_not(tmp_path: Path) -> None:
+    """Of 300 images, stochastic depth costs 9 where plain training costs 30, on the same ones."""
+    order = np.random.default_rng(2).permutation(300)
+
+    def rows(network: str, more: int) -> list[ErrorCount]:
+        masks = [order < 60, *[order < 60 + more] * 3]
+        lesions = [(), (0,), (1,), (2,)]
+        return [
+            ErrorCount(network, 0, len(cut), 0, cut, (), 1.0, "running", 300, int(mask.sum()), text_of(mask))
+            for cut, mask in zip(lesions, masks, strict=True)
+        ]
+
+    kinds = {"residual": (3, (2,)), "stochastic depth": (3, (2,))}
+    measured = [*rows("residual", 30), *rows("stochastic depth", 9)]
+    run = write_run(tmp_path / "which", "lesion-stochastic-depth", kinds, measured)
+    assert verdicts(lesion_stochastic_depth.claims(run)) == [HELD, HELD]
+    # Runs of earlier versions do not say which images are misclassified.
+    unknown = [replace(row, misclassified="") for row in measured]
+    run = write_run(tmp_path / "rates", "lesion-stochastic-depth", kinds, unknown)
+    claims = lesion_stochastic_depth.claims(run)
+    assert verdicts(claims) == [OPEN, OPEN] and "no interval" in claims[0].measured
+
+
+def test_a_cost_has_no_interval_where_only_rates_are_known() -> None:
     rates = np.array([[0.2, 0.3]])
-    single = SingleDeletions(rates, rates - 0.01, rates + 0.01, np.array([0.1]), (), 0.9, 0)
-    cost = single.cost(np.array([True, False]))
-    assert cost.mean == pytest.approx(0.1) and math.isnan(cost.low) and math.isnan(cost.high)
+    for images in (None, 1000):
+        single = SingleDeletions(rates, rates - 0.01, rates + 0.01, np.array([0.1]), (), 0.9, 0, images)
+        cost = single.cost(np.array([True, False]))
+        assert cost.mean == pytest.approx(0.1) and math.isnan(cost.low) and math.isnan(cost.high)
+
+
+@pytest.mark.parametrize("text", ["1" * 59 + "0" * 241, "1" * 60 + "0" * 239, "1" * 60 + "2" * 240, "1" * 60])
+def test_masks_that_contradict_the_counts_are_refused(text: str) -> None:
+    row = ErrorCount("residual", 0, 0, 0, (), (), 1.0, "running", 300, 60, text)
+    with pytest.raises(ValueError, match="misclassified: expected 300 characters, 60 of them 1"):
+        _ = row.mask
 
 
 def test_the_ends_of_what_is_left_are_the_extremes_over_both_intervals() -> None:

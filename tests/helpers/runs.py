@@ -71,9 +71,10 @@ def error_count(
     lesion: Lesion = INTACT,
     bn: str = "running",
 ) -> ErrorCount:
-    """Return an error count whose rate is a multiple of 1/1000."""
+    """Return an error count whose rate is a multiple of 1/1000; the first images are misclassified."""
     wrong = round(rate * IMAGES)
-    return ErrorCount(network, seed, size, draw, lesion.deleted, lesion.order, lesion.scale, bn, IMAGES, wrong)
+    text = "1" * wrong + "0" * (IMAGES - wrong)
+    return ErrorCount(network, seed, size, draw, lesion.deleted, lesion.order, lesion.scale, bn, IMAGES, wrong, text)
 
 
 def deletions(intact: float, rates: Sequence[float], network: str = "residual", seed: int = 0) -> list[ErrorCount]:

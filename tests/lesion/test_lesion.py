@@ -45,13 +45,15 @@ def test_errors_are_those_of_networks_built_without_the_blocks(images: data.Data
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d) and bn == "batch":
             module.track_running_stats, module.running_mean, module.running_var = False, None, None
-    expected = np.zeros(len(lesions), np.int64)
+    expected: list[list[bool]] = [[] for _ in lesions]
     with torch.no_grad():
         for batch, labels in images.test_batches(BATCH):
             for i, blocks in enumerate(lesions):
-                expected[i] += wrong(rebuilt(net, list(range(net.n)), set(blocks), batch), labels)
-    assert measured.wrong.tolist() == expected.tolist() and measured.bn == bn and measured.images == len(images.test)
-    assert len(set(expected.tolist())) > 2, "lesions that change nothing show nothing"
+                answers = rebuilt(net, list(range(net.n)), set(blocks), batch).argmax(1)
+                expected[i] += (answers != labels).tolist()
+    assert measured.misclassified.tolist() == expected and measured.bn == bn and measured.images == len(images.test)
+    assert measured.wrong.tolist() == list(map(sum, expected))
+    assert len(set(measured.wrong.tolist())) > 2, "lesions that change nothing show nothing"
 
 
 @pytest.mark.parametrize("kind", ["residual", "stochastic depth", "vgg", "highway"])
@@ -168,11 +170,13 @@ def test_a_part_of_the_test_images_is_spread_over_the_split(images: data.Data) -
     indices = torch.arange(10) * len(images.test) // 10
     with torch.no_grad():
         outputs = net(images.normalise(images.test.take(indices)))
-    assert measured.wrong.tolist() == [wrong(outputs, images.test.labels[indices])] and measured.images == 10
+    labels = images.test.labels[indices]
+    assert measured.wrong.tolist() == [wrong(outputs, labels)] and measured.images == 10
+    assert measured.misclassified.tolist() == [(outputs.argmax(1) != labels).tolist()]
 
 
 def test_intervals_are_wilsons() -> None:
-    measured = lesion.Errors(np.array([0, 7, 50]), 50, "running")
+    measured = lesion.Errors(np.arange(50) < [[0], [7], [50]], "running")
     assert measured.rate.tolist() == [0, 0.14, 1]
     z, n = 1.959963984540054, 50
     for rate, (low, high) in zip(measured.rate, measured.interval, strict=True):

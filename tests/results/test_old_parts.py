@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.old_parts import old_rows, write_old_norms, write_old_part
-from helpers.run_folders import READINGS, Reading, add, add_readings, measured
+from helpers.run_folders import ATTEMPT, IDENTITY, READINGS, Reading, add, add_readings, measured
 
-from pathnet.results import compact, read
+from pathnet.results import compact, read, writing
 
 TYPES = {
     "name": pa.string(),
@@ -99,3 +101,49 @@ def test_old_paths_that_do_not_fit_are_refused_by_file_and_row(tmp_path: Path, p
     write_old_part(file, table.set_column(2, "path", pa.array(paths)))
     with pytest.raises(ValueError, match=f"^run: {file}: row 3: path: {message}"):
         read(tmp_path).measurements()
+
+
+@dataclass(frozen=True)
+class Explained(Reading):
+    """A reading of a later version, which has a text more."""
+
+    MEASURED: ClassVar[tuple[str, ...]] = (*Reading.MEASURED, "reason")
+    PART: ClassVar[str] = Reading.PART
+    reason: str = ""
+
+
+def explained(reading: Reading, reason: str) -> Explained:
+    return Explained(**vars(reading), reason=reason)
+
+
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("journal", [False, True], ids=["part", "journal"])
+def test_rows_of_before_a_text_was_added_are_read_without_it(tmp_path: Path, journal: bool, merge: bool) -> None:
+    with writing(tmp_path, IDENTITY, {}, ATTEMPT) as run:
+        run.add_rows(READINGS[:2])
+        if journal:
+            (waiting,) = (tmp_path / "measurements").iterdir()
+            content = waiting.read_bytes()
+    if journal:
+        (part(tmp_path, 0, "readings")).unlink()
+        waiting.write_bytes(content)
+    expected = [explained(reading, "") for reading in READINGS[:2]]
+    assert read(tmp_path).rows(Explained) == expected
+    assert read(tmp_path).columns("reason", kind=Explained)["reason"].tolist() == ["", ""]
+    later = [explained(reading, "noise") for reading in READINGS[2:]]
+    with writing(tmp_path, IDENTITY, {}, ATTEMPT) as run:
+        run.add_rows(later)
+    if merge:
+        assert compact(tmp_path) == {"readings": 2}
+    assert read(tmp_path).rows(Explained) == [*expected, *later]
+    if not merge:
+        with pytest.raises(ValueError, match="has other columns"):
+            read(tmp_path).rows(Reading)
+
+
+def test_a_part_that_lacks_another_column_is_refused(tmp_path: Path) -> None:
+    rows = [{"name": row.name, "place": row.place} for row in READINGS]
+    add_readings(tmp_path)
+    write_old_part(part(tmp_path, 1, "readings"), old_rows(rows, {"name": pa.string(), "place": pa.int64()}))
+    with pytest.raises(ValueError, match=r"readings-000001.parquet has other columns: expected .*, got"):
+        read(tmp_path).rows(Explained)
