@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.cpu.facts import processor
 from benchmarks.facts import commit_here
-from benchmarks.results import write
+from benchmarks.results import PAPERS_MODE, write
 from benchmarks.trainings import depths, trainings
 from pathnet import lesion, models, paper, results
 from pathnet.data import load
@@ -30,13 +30,10 @@ from pathnet.experiments.findings import findings_of
 from pathnet.experiments.lesion_single import SingleDeletions
 from pathnet.experiments.summary import findings
 
-__all__ = ["PAPERS_MODE", "check_commands", "gathered", "main", "rankings"]
+__all__ = ["check_commands", "gathered", "main", "rankings"]
 
 DIGITS = 6
 """Significant digits that are kept of each number."""
-
-PAPERS_MODE = "running"
-"""Batch normalisation of the paper's measurements."""
 
 FACTS = ("pathnet", "torch", "python", "device")
 NETWORK = ("config", "hash", "blocks")

@@ -17,6 +17,7 @@ from typing import Any
 __all__ = [
     "CPU_FOLDER",
     "FOLDER",
+    "PAPERS_MODE",
     "ROOT",
     "changed_kernels",
     "file_name",
@@ -31,6 +32,8 @@ __all__ = [
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks" / "results"
 CPU_FOLDER = FOLDER / "cpu"
+PAPERS_MODE = "running"
+"""Batch normalisation of the paper's own measurements, by the name of its mode."""
 KERNELS = ("csrc/plan.h", "csrc/cuda/*", "pathnet/engines/triton/*.py")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
-from benchmarks.paper import PAPERS_MODE
+from benchmarks.results import PAPERS_MODE
 from benchmarks.tables.markdown import file_names, listed, number, percent, spread, table, with_ends
 from pathnet.experiments.claims import all_of
 

@@ -188,9 +188,9 @@ class Answers(NamedTuple):
         Raises:
             ValueError: a label is not among the classes.
         """
-        finite, least, most, last = facts[:4].tolist()
+        numbers = facts.cpu().numpy()
+        (finite, least, most, last), marks = numbers[:4].tolist(), numbers[4:]
         _check_range(least, most, last + 1)
-        marks = facts[4:].cpu().numpy()
         return cls(marks[marks != UNCOUNTED] == 1, bool(finite))
 
 

@@ -68,8 +68,9 @@ class ErrorCount:
     misclassified: Annotated[
         str,
         Help(
-            "Which test images these are: character i, from 0, is 1 if image i is misclassified, and 0 if it is not. "
-            "Empty in runs of earlier versions."
+            "Which of the test images these are: character i, from 0, is 1 if image i of those that were measured is "
+            "misclassified, and 0 if it is not. Of sequences, the labels that count take the place of images. Empty "
+            "in runs of earlier versions."
         ),
     ] = ""
 
@@ -82,23 +83,6 @@ class ErrorCount:
     def drawn(self) -> DrawnLesion:
         """Lesion of the row."""
         return DrawnLesion(self.size, self.draw, Lesion(self.deleted, self.order, self.scale))
-
-    @property
-    def mask(self) -> NDArray[np.bool_] | None:
-        """Mask of the misclassified images, bool [images]; None if the run does not say which they are.
-
-        Raises:
-            ValueError: the text is not one of ``images`` characters, ``wrong`` of them 1.
-        """
-        if not self.misclassified:
-            return None
-        text = self.misclassified
-        if (len(text), text.count("1"), text.count("0")) != (self.images, self.wrong, self.images - self.wrong):
-            raise ValueError(
-                f"misclassified: expected {self.images} characters, {self.wrong} of them 1 and the others 0, got "
-                f"{len(text)} with {text.count('1')} ones and {text.count('0')} zeros"
-            )
-        return np.asarray(np.frombuffer(text.encode(), np.uint8) == ord("1"))
 
 
 class ErrorCounts:
@@ -113,6 +97,7 @@ class ErrorCounts:
         self.facts: dict[str, list[dict[str, Any]]] = run.fact("networks")
         self.chance = 1 - 1 / run.fact("data", "classes")
         self._rows = run.rows(ErrorCount)
+        self._folder = run.folder
 
     def of(self, network: str, **values: Any) -> list[ErrorCount]:
         """Return the error counts of one kind of network whose fields equal ``values``."""
@@ -126,10 +111,35 @@ class ErrorCounts:
         """Return the error rates of the intact networks, float64 [seeds]."""
         return np.array([row.rate for row in self.of(network, size=0, scale=1.0)])
 
+    def masks(self, rows: Sequence[ErrorCount]) -> NDArray[np.bool_] | None:
+        """Return which images some networks misclassify, bool [rows, images]; None if a row does not say.
+
+        Args:
+            rows: error counts on the same images.
+
+        Raises:
+            ValueError: a text is not one of ``images`` characters, ``wrong`` of them 1.
+        """
+        if not all(row.misclassified for row in rows):
+            return None
+        for row in rows:
+            text = row.misclassified
+            if (len(text), text.count("1"), text.count("0")) != (row.images, row.wrong, row.images - row.wrong):
+                expected = f"{row.images} characters, {row.wrong} of them 1 and the others 0"
+                raise ValueError(
+                    f"run: {self._folder}: misclassified: expected {expected}, got {len(text)} with "
+                    f"{text.count('1')} ones and {text.count('0')} zeros"
+                )
+        codes = np.frombuffer("".join(row.misclassified for row in rows).encode(), np.uint8)
+        return np.asarray(codes.reshape(len(rows), -1) == ord("1"))
+
 
 @dataclass(frozen=True)
 class Spread:
-    """The mean of ``count`` values and the ends of its 95 % interval, NaN if there are too few values for one."""
+    """The mean of ``count`` values and the ends of its 95 % interval, NaN if there are too few values for one.
+
+    The count is 0 where nothing but the mean is known.
+    """
 
     mean: float
     low: float
@@ -147,7 +157,9 @@ class Spread:
     @property
     def _ends(self) -> str:
         ends = f"{100 * self.low:.3g} to {100 * self.high:.3g}"
-        return ends if np.isfinite(self.low) else no_interval(self.count)
+        if np.isfinite(self.low):
+            return ends
+        return no_interval(self.count) if self.count else "no interval: only the mean is known"
 
 
 def spread(values: Sequence[float] | Array) -> Spread:

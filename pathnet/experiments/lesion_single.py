@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ class SingleDeletions:
         first: number of the first block: 0, or 1 in a VGG, whose first layer (0) changes the number of channels.
         images: number of test images; None if it is not known.
         misclassified: bool [seeds, 1 + n, images], which images each network misclassifies, first the intact one;
-            None if it is not known.
+            None if that is not known, as in runs of earlier versions.
     """
 
     rate: NDArray[np.float64]
@@ -121,21 +122,23 @@ def contrast(*terms: tuple[float, SingleDeletions, NDArray[np.bool_]]) -> Spread
 
     The interval is over test images, for these networks. Networks that answer the same images tend to err on the same
     ones, so it is that of each image's own sum (`pathnet.intervals.paired`). It is NaN where some summary does not
-    know which images are misclassified.
+    say which images are misclassified.
 
     Args:
         terms: for each mean cost its weight, the deletions, and the mask of the blocks, bool [n], that the mean is
             taken over. All are measured on the same images.
     """
     mean = sum(weight * float(deletions.increase[blocks].mean()) for weight, deletions, blocks in terms)
-    costs = []
+    costs, of_intact = [], defaultdict[int, float](float)
     for weight, deletions, blocks in terms:
         if deletions.misclassified is None:
-            return Spread(mean, np.nan, np.nan, deletions.images or 0)
+            return Spread(mean, np.nan, np.nan, 0)
         lesioned, intact = deletions.misclassified[:, 1:][:, blocks], deletions.misclassified[:, 0]
         costs.append(weight * (lesioned.mean((0, 1)) - intact.mean(0)))
-    ends = paired(np.sum(costs, 0), sum(abs(weight) for weight, _, _ in terms))
-    return Spread(mean, *ends, len(costs[0]))
+        of_intact[id(deletions)] += weight
+    # Terms of the same networks share intact ones, whose weights may cancel. All weights together add up to 0.
+    largest = (sum(abs(weight) for weight, _, _ in terms) + sum(map(abs, of_intact.values()))) / 2
+    return Spread(mean, *paired(np.sum(costs, 0), largest), len(costs[0]))
 
 
 def measure(
@@ -192,18 +195,18 @@ def summarise(run: results.Run) -> dict[str, SingleDeletions]:
 
 def _summarise_kind(run: results.Run, counts: ErrorCounts, kind: str) -> SingleDeletions:
     facts = counts.facts[kind]
-    rates, ends, masks = [], [], []
+    rates, ends, lesioned = [], [], []
     for seed, network in enumerate(facts):
         rows = {row.deleted: row for row in counts.of(kind, seed=seed)}
         if len(rows) <= network["blocks"]:
             raise unfinished(run)
         deleted = [rows[i,] for i in range(network["blocks"])]
-        masks += [rows[()].mask, *(row.mask for row in deleted)]
+        lesioned += [rows[()], *deleted]
         rates.append([row.rate for row in deleted])
         ends.append([wilson(row.wrong, row.images) for row in deleted])
     low, high = np.moveaxis(np.array(ends), -1, 0)
     downsampling, first = tuple(run.fact("networks", kind, 0, "downsampling")), 1 if kind == "vgg" else 0
-    known = [mask for mask in masks if mask is not None]
+    masks = counts.masks(lesioned)
     return SingleDeletions(
         np.array(rates),
         low,
@@ -213,7 +216,7 @@ def _summarise_kind(run: results.Run, counts: ErrorCounts, kind: str) -> SingleD
         counts.chance,
         first,
         deleted[0].images,
-        np.reshape(known, (len(facts), -1, len(known[0]))) if len(known) == len(masks) else None,
+        None if masks is None else masks.reshape(len(facts), -1, masks.shape[1]),
     )
 
 
@@ -254,7 +257,7 @@ def _claims_of_residual(deletions: SingleDeletions) -> list[Claim]:
                 "Deleting a downsampling block matters more.",
                 WHERE,
                 f"it costs error, and the mean cost is at least {times:g} times that of the others, {OF_LEARNED}",
-                f"{changing.points} against {other.points}",
+                f"{changing.points} against {other.points}; less {times:g} times the latter, {more.points}",
                 if_learned(
                     all_of(
                         at_least(changing.low, changing.high, 0.0),

@@ -100,4 +100,5 @@ def _compared(plain: SingleDeletions, stochastic: SingleDeletions, blocks: NDArr
     verdict = at_most(more.low, more.high, 0.0)
     if at_least(of_plain.low, of_plain.high, 0.0) != "held":
         verdict = "open"  # deletions that cost plain networks nothing leave nothing to reduce
-    return f"{cost.points} against {of_plain.points}", if_learned(verdict, plain, stochastic)
+    words = f"{cost.points} against {of_plain.points}; less {OF_PLAIN:g} times the latter, {more.points}"
+    return words, if_learned(verdict, plain, stochastic)

@@ -20,7 +20,7 @@ ABOUT = {
     "part": "the norm of the gradient along one sampled path, on one batch",
     "exact": "the exact sum of the gradients of all paths of one length, on one batch",
     "signed": "an estimate, by random signs, of the sum of squared norms over all paths of one length, on one batch",
-    "errors": "the number of test images that one network misclassifies with one lesion",
+    "errors": "which test images one network misclassifies with one lesion, and how many",
     "values": "one number, named by `quantity`, measured on one network",
 }
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}

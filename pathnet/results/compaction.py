@@ -17,6 +17,7 @@ from pathnet.results.journal import journals, read_journal
 from pathnet.results.kinds import norms_kind
 from pathnet.results.norms import STEM
 from pathnet.results.parts import Kind, is_part_of, replace_part, stored_schema, write_part
+from pathnet.results.rows import optional_in
 from pathnet.results.run import Run, read
 from pathnet.results.sorting import sorted_once
 from pathnet.results.tables import PART, free_names, kind_named, measurements_in, parts_of, rows_in, while_merged
@@ -115,9 +116,7 @@ def kinds_in(run: Run) -> list[Kind]:
     for stem in sorted(schemas):
         explained = [schema for schema in schemas[stem] if any(field.metadata for field in schema)]
         schema = max(reversed(explained or schemas[stem]), key=len)
-        lacking = {name for name in schema.names if any(name not in other.names for other in schemas[stem])}
-        texts = frozenset(name for name in lacking if pa.types.is_string(schema.field(name).type))
-        unknown = Kind(stem, schema.remove_metadata(), (), lambda table: "", optional=texts)
+        unknown = Kind(stem, schema.remove_metadata(), (), lambda table: "", optional=optional_in(schema))
         kinds.append(norms_kind(run.n) if stem == STEM else unknown)
     return kinds
 

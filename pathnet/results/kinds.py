@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from functools import cache, partial
 from typing import Any
 
 from pathnet.results.norms import FORMAT_1, SCHEMA, STEM, upgraded
 from pathnet.results.parts import Kind
 from pathnet.results.problems import impossible_measurement, out_of_range
-from pathnet.results.rows import identifying, schema_of
+from pathnet.results.rows import identifying, optional_in, schema_of
 
 __all__ = ["kind_of", "norms_kind"]
 
@@ -37,6 +36,5 @@ def kind_of(kind: Any) -> Kind:
             f"{kind.__name__}.PART: expected letters, digits, hyphens and underscores, no number at the end after a "
             f"hyphen, and not {STEM!r}, got {kind.PART!r}"
         )
-    optional = frozenset(field.name for field in fields(kind) if field.default == "")
-    problem = partial(out_of_range, ranges=kind.RANGES)
-    return Kind(kind.PART, schema_of(kind), identifying(kind), problem, optional=optional)
+    schema, problem = schema_of(kind), partial(out_of_range, ranges=kind.RANGES)
+    return Kind(kind.PART, schema, identifying(kind), problem, optional=optional_in(schema))

@@ -14,10 +14,23 @@ from numpy.typing import NDArray
 
 from pathnet.settings import settings_of
 
-__all__ = ["LARGEST", "Measurements", "Range", "Row", "RowType", "described_field", "identifying", "schema_of"]
+__all__ = [
+    "LARGEST",
+    "Measurements",
+    "Range",
+    "Row",
+    "RowType",
+    "described_field",
+    "identifying",
+    "optional_in",
+    "schema_of",
+]
 
 LARGEST = sys.float_info.max
 """Largest finite float64."""
+
+OPTIONAL = "optional"
+"""Key in the metadata of a column that older files lack."""
 
 COLUMNS = {
     int: pa.int64(),
@@ -136,16 +149,21 @@ def schema_of(kind: Any) -> pa.Schema:
     settings = {setting.name: setting for setting in settings_of(kind)}
     return pa.schema(
         [
-            described_field(name, COLUMNS[hints[name]], setting.help, setting.unit)
+            described_field(name, COLUMNS[hints[name]], setting.help, setting.unit, setting.default == "")
             for name, setting in settings.items()
         ]
     )
 
 
-def described_field(name: str, kind: pa.DataType, meaning: str, unit: str = "") -> pa.Field:
-    """Return a column with its meaning, and its unit if it has one, as metadata."""
-    metadata = {"description": meaning, "unit": unit}
+def described_field(name: str, kind: pa.DataType, meaning: str, unit: str = "", optional: bool = False) -> pa.Field:
+    """Return a column with its meaning, its unit if it has one, and whether older files lack it, as metadata."""
+    metadata = {"description": meaning, "unit": unit, OPTIONAL: optional and "empty in files without it"}
     return pa.field(name, kind, metadata={key: text for key, text in metadata.items() if text} or None)
+
+
+def optional_in(schema: pa.Schema) -> frozenset[str]:
+    """Return the names of the text columns that older files lack."""
+    return frozenset(field.name for field in schema if OPTIONAL.encode() in (field.metadata or {}))
 
 
 def identifying(kind: type[Row]) -> list[str]:

@@ -141,6 +141,22 @@ def test_rows_of_before_a_text_was_added_are_read_without_it(tmp_path: Path, jou
             read(tmp_path).rows(Reading)
 
 
+@dataclass(frozen=True)
+class Required(Reading):
+    """A reading with a text more that every file must have."""
+
+    PART: ClassVar[str] = Reading.PART
+    MEASURED: ClassVar[tuple[str, ...]] = (*Reading.MEASURED, "reason")
+    reason: str
+
+
+def test_merging_adds_no_text_that_every_row_must_have(tmp_path: Path) -> None:
+    add_readings(tmp_path, *READINGS[:2])
+    with pytest.raises(ValueError, match="has other columns"), writing(tmp_path, IDENTITY, {}, ATTEMPT) as run:
+        run.add_rows([Required(**vars(reading), reason="noise") for reading in READINGS[2:]])
+        run.settle()
+
+
 def test_a_part_that_lacks_another_column_is_refused(tmp_path: Path) -> None:
     rows = [{"name": row.name, "place": row.place} for row in READINGS]
     add_readings(tmp_path)
