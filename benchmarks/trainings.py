@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+import torch
 
 from pathnet import effective_depth, models
 from pathnet.data.images import VERSION
@@ -13,6 +16,7 @@ from pathnet.models.weights import read_tensors
 from pathnet.training import Recipe
 from pathnet.training.engines import recorded_engines
 from pathnet.training.position import Position, read_position
+from pathnet.training.state import recorded_start
 
 __all__ = ["changed_settings", "depths", "name_of", "trainings"]
 
@@ -53,15 +57,26 @@ def _training(file: Path, data: Collection[str]) -> dict[str, Any]:
     # Files from before a setting existed were trained by its default.
     recipe = Recipe(**metadata["recipe"])
     position = _ended(file, recipe, metadata["progress"])
+    net = models.load(file)
     return {
         "name": name_of(file),
-        "hash": models.fingerprint(models.load(file)),
+        "hash": models.fingerprint(net),
+        "stored_as_float16": _stored(net),
+        "start": recorded_start(metadata, file),
         "config": metadata["config"],
         "recipe": changed_settings(recipe),
         "engines": list(recorded_engines(metadata, file)),
         "steps_an_epoch": position.step // recipe.epochs,
         "history": [{key: getattr(epoch, key) for key in EPOCH} for epoch in position.history],
     }
+
+
+def _stored(net: models.ResidualNet) -> str:
+    """Return the hash of a network that is stored as float16, and loaded again."""
+    with TemporaryDirectory() as folder:
+        half = Path(folder) / "half.safetensors"
+        models.save(net, half, torch.float16)
+        return models.fingerprint(models.load(half))
 
 
 def _ended(file: Path, recipe: Recipe, progress: dict[str, Any]) -> Position:

@@ -33,9 +33,9 @@ FLIPS = {"random": "augmentation of the data set", "alternating": "augmentation 
 
 def trainings(files: Mapping[str, Results]) -> str:
     """Return how networks were trained, and what came out: a row for those that differ only in their seeds."""
-    rows = []
+    rows, ended = [], _ends([training for results in files.values() for training in results.get("trainings", [])])
     for results in files.values():
-        for alike in _groups(results.get("trainings", [])):
+        for alike in _groups(results.get("trainings", []), ended):
             names = listed([f"`{training['name']}`" for training in alike])
             last = [training["history"][-1] for training in alike]
             hours = [math.fsum(epoch["seconds"] for epoch in training["history"]) / 3600 for training in alike]
@@ -43,7 +43,7 @@ def trainings(files: Mapping[str, Results]) -> str:
                 [
                     results["data"],
                     f"{names}: {_network(alike[0]['config'])}",
-                    ", ".join([*_recipe(alike[0]), *_seeds(alike)]),
+                    ", ".join([*_beginning(alike, ended), *_recipe(alike[0]), *_seeds(alike)]),
                     listed([percent(epoch["test_accuracy"]) for epoch in last]),
                     listed([number(epoch["train_loss"]) for epoch in last]),
                     listed([number(each) for each in hours]),
@@ -53,13 +53,26 @@ def trainings(files: Mapping[str, Results]) -> str:
     return table(header, rows)
 
 
-def _groups(trained: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+def _ends(trained: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the networks that trainings ended with, in words by their hash, also as stored in float16."""
+    words = {training["stored_as_float16"]: f"`{training['name']}`, stored as float16" for training in trained}
+    return words | {training["hash"]: f"`{training['name']}`" for training in trained}
+
+
+def _beginning(alike: list[dict[str, Any]], ended: Mapping[str, str]) -> list[str]:
+    """Return in words the trained networks that trainings began with, or nothing if they began with new ones."""
+    beginnings = [ended[training["start"]] for training in alike if training["start"] in ended]
+    return [f"beginning with {listed(beginnings)}"] if beginnings else []
+
+
+def _groups(trained: list[dict[str, Any]], ended: Mapping[str, str]) -> list[list[dict[str, Any]]]:
     """Return trainings that differ only in their seeds together, in the order of the first of each group."""
     groups: list[list[dict[str, Any]]] = []
     for training in trained:
-        settings = [training["config"], {**training["recipe"], "seed": 0}]
+        settings = [training["config"], {**training["recipe"], "seed": 0}, training["start"] in ended]
         for group in groups:
-            if settings == [group[0]["config"], {**group[0]["recipe"], "seed": 0}]:
+            first = group[0]
+            if settings == [first["config"], {**first["recipe"], "seed": 0}, first["start"] in ended]:
                 group.append(training)
                 break
         else:

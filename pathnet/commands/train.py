@@ -15,16 +15,19 @@ import torch.distributed as dist
 
 from pathnet import models, training
 from pathnet.commands.failures import kept
+from pathnet.commands.gradients import check_weights
 from pathnet.commands.places import check_file_to_write, check_folder_to_write, check_utf_8
 from pathnet.commands.shared import Device, ExistingData, Json, device_of
 from pathnet.commands.streams import say
 from pathnet.data import Data, load
+from pathnet.models.weights import read_tensors
 from pathnet.printable import printable
 from pathnet.progress import reporter
 from pathnet.settings import Above, AtLeast, AtMost, Checked, Flag, Help, Panel, check_settings
 from pathnet.study import DEEPEST, WIDEST, SkipBroken, check_size
 from pathnet.training import Epoch, Recipe
 from pathnet.training.engines import BlockEngine, Engine, block_engine
+from pathnet.training.state import recorded_start
 
 if TYPE_CHECKING:
     from pathnet.effective_depth import EffectiveDepth
@@ -118,6 +121,15 @@ class TrainSettings:
         Checked(_check_weights),
     ]
     skip_broken: SkipBroken = False
+    weights: Annotated[
+        Path | None,
+        Help(
+            "Network to begin with, instead of a new one, such as one that an earlier training wrote; the file says "
+            "how it is built."
+        ),
+        Flag(value="FILE"),
+        Checked(check_weights),
+    ] = None
     effective_depth: Annotated[
         Path | None,
         Help(
@@ -153,10 +165,7 @@ def train(settings: TrainSettings) -> None:
     from pathnet.commands.printing import print_json, print_training
 
     data = load(settings.data, settings.skip_broken)
-    config = settings.network.config(data)
-    check_size(config)
-    torch.manual_seed(settings.recipe.seed)
-    net = models.build(config)
+    net = _beginning(settings, data)
     with _distributed(device_of(settings.device)) as (device, is_first):
         result = trained(
             net.to(device),
@@ -175,6 +184,39 @@ def train(settings: TrainSettings) -> None:
         print_json({**result.engine.facts, "epochs": [asdict(epoch) for epoch in result.epochs]}, written)
     else:
         print_training(result.epochs, *written)
+
+
+def _beginning(settings: TrainSettings, data: Data) -> models.ResidualNet:
+    """Return the network that the training begins with.
+
+    Raises:
+        ValueError: the weights cannot be loaded, are not those that the training in the checkpoint began with, or
+            say otherwise how the network is built.
+    """
+    if settings.weights is None:
+        config = settings.network.config(data)
+        check_size(config)
+        torch.manual_seed(settings.recipe.seed)
+        return models.build(config)
+    net = models.load(settings.weights)
+    stored = net.config or {}
+    for name, value in asdict(settings.network).items():
+        if value not in (None, NetworkSettings.model, stored.get(name)):
+            raise ValueError(f"{name}: expected that of {settings.weights} ({stored.get(name, 'none')}), got {value}")
+    checkpoint = _checkpoint_of(settings.out)
+    if checkpoint.exists():
+        start = recorded_start(read_tensors(checkpoint)[1], checkpoint)
+        if start != models.fingerprint(net):
+            raise ValueError(
+                f"weights: expected the network that the training in {checkpoint} began with, got another in "
+                f"{settings.weights}; give another --out, or move that one away"
+            )
+    return net
+
+
+def _checkpoint_of(out: Path) -> Path:
+    """Return the path of the checkpoint of a training that writes its weights to ``out``."""
+    return out.with_name(f"{out.stem}.checkpoint.safetensors")
 
 
 @dataclass(frozen=True)
@@ -213,7 +255,7 @@ def trained(
         ValueError: the weights or depths are of another training, or two results would go into one file; or the
             engine can run none of the blocks.
     """
-    checkpoint = out.with_name(f"{out.stem}.checkpoint.safetensors")
+    checkpoint = _checkpoint_of(out)
     check_file_to_write("out", checkpoint)
     if depths is not None and depths.resolve() in (out.resolve(), checkpoint.resolve()):
         raise ValueError(f"effective_depth: expected a file that --out does not write, got {depths}")

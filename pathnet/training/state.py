@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pathnet.checks import described
 from pathnet.data import Data
 from pathnet.models.residual_net import ResidualNet
-from pathnet.models.weights import check_stored, fill, odd_values, read_tensors, write_tensors
+from pathnet.models.weights import check_stored, fill, fingerprint, odd_values, read_tensors, write_tensors
 from pathnet.training.distributed import rank_and_processes
 from pathnet.training.engines import Engine, block_engine, recorded_engines
 from pathnet.training.evaluation import evaluate
@@ -23,7 +25,19 @@ from pathnet.training.position import Epoch, Position, read_position
 from pathnet.training.recipe import Recipe
 from pathnet.training.sampling import drawn_modules, steps_an_epoch, training_batch
 
-__all__ = ["TrainingState"]
+__all__ = ["TrainingState", "recorded_start"]
+
+
+def recorded_start(metadata: Mapping[str, Any], checkpoint: Path) -> str:
+    """Return the hash of the network that a training began with; empty in checkpoints of earlier versions.
+
+    Raises:
+        ValueError: the checkpoint holds something else in its place.
+    """
+    start = metadata.get("start", "")
+    if not isinstance(start, str):
+        raise ValueError(f"checkpoint: {checkpoint}: start: expected a string, got {described(start)}")
+    return start
 
 
 def _difference(expected: Any, recorded: Any) -> str:
@@ -73,6 +87,7 @@ class TrainingState:
             nesterov=True,
         )
         self.identity = {"config": net.config, "recipe": asdict(recipe), "data": data.fingerprint()}
+        self.start = fingerprint(net)
         if checkpoint is not None and checkpoint.exists():
             self._resume(checkpoint)
         self.forward: nn.Module = self.engine.net
@@ -209,7 +224,12 @@ class TrainingState:
             if problem := odd_values(name, tensor):
                 problem = f"{name!r} at step {self.step}: {problem}"
                 raise ValueError(f"recipe: {problem}; try a lower learning_rate; {consequence}")
-        metadata = {**self.identity, "engines": self.engines, "progress": asdict(self.position)}
+        metadata = {
+            **self.identity,
+            "start": self.start,
+            "engines": self.engines,
+            "progress": asdict(self.position),
+        }
         write_tensors(self.checkpoint, tensors, metadata, "checkpoint", consequence)
         self._kept = self.step
 
@@ -242,6 +262,7 @@ class TrainingState:
                 check_stored(f"momentum/{name}", momentum, parameter, checkpoint)
                 momenta[parameter] = torch.empty_like(parameter).copy_(momentum)
         self.engines = [*recorded_engines(metadata, checkpoint)]
+        self.start = recorded_start(metadata, checkpoint)
         fill(self.net, tensors, checkpoint)
         for parameter, momentum in momenta.items():
             self.optimizer.state[parameter]["momentum_buffer"] = momentum

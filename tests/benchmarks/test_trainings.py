@@ -67,6 +67,10 @@ def test_a_training_is_what_its_checkpoint_says(files: Files) -> None:
     (entry,) = recorded.trainings([files.checkpoint], {"abc", images().fingerprint()})
     assert entry["name"] == "tiny" and entry["config"] == files.net.config
     assert entry["hash"] == models.fingerprint(files.net)
+    assert entry["start"] == models.fingerprint(tiny_net())
+    half = files.checkpoint.with_name("stored.safetensors")
+    models.save(files.net, half, torch.float16)
+    assert entry["stored_as_float16"] == models.fingerprint(models.load(half)) != entry["hash"]
     changed = {"epochs", "batch_size", "schedule", "warmup_steps", "label_smoothing", "weight_decay"}
     assert entry["recipe"] == {name: getattr(RECIPE, name) for name in changed}
     assert entry["engines"] == ["none"] and entry["steps_an_epoch"] == STEPS
@@ -203,6 +207,9 @@ def training(name: str, survival: float = 1.0, **recipe: Any) -> dict[str, Any]:
     config |= {"survival": survival} if survival < 1 else {}
     return {
         "name": name,
+        "hash": f"hash of {name}",
+        "stored_as_float16": f"half of {name}",
+        "start": "new",
         "config": config,
         "recipe": {"epochs": 2, **recipe},
         "steps_an_epoch": 390,
@@ -250,6 +257,23 @@ def test_trainings_that_differ_only_in_their_seeds_share_a_row() -> None:
         and "seeds 0, 1 and 2 |" in lines[2]
     )
     assert "| 91.2 %, 25 % and 91.2 % | 0.123, 0.123 and 0.123 | 2, 2 and 2 |" in lines[2]
+
+
+def test_trainings_say_which_trained_networks_they_began_with() -> None:
+    first = [training(name, seed=seed) for seed, name in enumerate(("one", "two"))]
+    second = [{**training(f"{name} again", seed=2), "start": f"half of {name}"} for name in ("one", "two")]
+    third = {**training("last", momentum=0.8), "start": "hash of one again"}
+    files = {
+        "paper/a.json": {"data": "digits", "trainings": [*first, second[0]]},
+        "paper/b.json": {"data": "digits", "trainings": [second[1], third]},
+    }
+    lines = [line.split(" | ")[2] for line in tables.trainings(files).splitlines()[2:]]
+    assert [line.split(" epochs")[0] for line in lines] == [
+        "2",
+        "beginning with `one`, stored as float16, 2",
+        "beginning with `two`, stored as float16, 2",
+        "beginning with `one again`, 2",
+    ]
 
 
 def turned(value: Any) -> Any:

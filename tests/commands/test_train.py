@@ -11,8 +11,8 @@ import pytest
 import torch
 from helpers.command_line import DIGITS_NET, QUICK, assert_one_line, pathnet_
 
-from pathnet import models
-from pathnet.models.weights import read_tensors
+from pathnet import data, models, training
+from pathnet.models.weights import read_tensors, write_tensors
 
 
 def test_train_writes_weights_that_load_and_resumes(tmp_path: Path) -> None:
@@ -147,3 +147,54 @@ def test_train_names_bad_input(tmp_path: Path) -> None:
     assert_one_line(other, "checkpoint: ", "is of another model")
     (tmp_path / "w.checkpoint.safetensors").unlink()
     assert_one_line(pathnet_("train", *DIGITS_NET, "--out", out, *QUICK), "out: ", "exists")
+
+
+def test_a_training_begins_with_the_weights_that_are_named(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    assert pathnet_("train", *DIGITS_NET, "--survival", 0.5, "--out", first, *QUICK).status == 0
+    half = tmp_path / "half.safetensors"
+    models.save(models.load(first), half, torch.float16)
+    again = ["--data", "digits", "--weights", half, *QUICK, "--seed", 1]
+    ended = pathnet_("train", *again, "--out", second)
+    assert ended.status == 0, ended.err
+    net = models.load(half)
+    assert models.load(second).config == net.config
+    metadata = read_tensors(tmp_path / "second.checkpoint.safetensors")[1]
+    assert metadata["start"] == models.fingerprint(net)
+    training.train(net, data.digits(), training.Recipe(**metadata["recipe"]))
+    assert models.fingerprint(net) == models.fingerprint(models.load(second))
+    assert pathnet_("train", *again, "--out", second).status == 0
+    other = pathnet_("train", "--data", "digits", "--weights", first, *QUICK, "--seed", 1, "--out", second)
+    assert_one_line(other, "weights: expected the network that the training in", "began with, got another in", first)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--depth", 14], ("depth: expected that of", "net.safetensors (8), got 14")),
+        (["--model", "vgg"], ("model: expected that of", "net.safetensors (preact_resnet), got vgg")),
+        (["--gate-bias", -1], ("gate_bias: expected that of", "net.safetensors (none), got -1.0")),
+    ],
+)
+def test_a_network_that_is_named_cannot_be_built_otherwise(
+    tmp_path: Path, flags: list[object], message: tuple[str, str]
+) -> None:
+    models.save(models.preact_resnet(8, 4, in_channels=1), tmp_path / "net.safetensors")
+    begun = ["train", "--data", "digits", "--weights", tmp_path / "net.safetensors", *QUICK]
+    ended = pathnet_(*begun, *flags, "--out", tmp_path / "out.safetensors")
+    assert_one_line(ended, *message)
+    assert not (tmp_path / "out.checkpoint.safetensors").exists()
+
+
+def test_a_start_that_is_no_hash_is_a_damaged_checkpoint(tmp_path: Path) -> None:
+    net = models.preact_resnet(8, 4, in_channels=1)
+    recipe = training.Recipe(epochs=1, batch_size=512, warmup_steps=0)
+    file = tmp_path / "net.safetensors"
+    training.train(net, data.digits(), recipe, file)
+    tensors, metadata = read_tensors(file)
+    write_tensors(file, tensors, {**metadata, "start": 3}, "checkpoint", "")
+    with pytest.raises(ValueError, match=r"net\.safetensors: start: expected a string, got 3"):
+        training.train(net, data.digits(), recipe, file)
+    del metadata["start"]
+    write_tensors(file, tensors, metadata, "checkpoint", "")
+    assert len(training.train(net, data.digits(), recipe, file)) == 1

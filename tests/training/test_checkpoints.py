@@ -65,7 +65,7 @@ def rewrite(file: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], ob
     """Change a checkpoint, and write it in the format from before there were digests."""
     tensors, metadata = read_tensors(file)
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    del metadata["engines"]
+    del metadata["engines"], metadata["start"]
     change(tensors, metadata)
     safetensors.torch.save_file(tensors, file, {name: json.dumps(value) for name, value in metadata.items()})
 
