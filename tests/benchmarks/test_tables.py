@@ -17,7 +17,7 @@ from pathnet import native
 pytestmark = pytest.mark.skipif(not native.LOADED, reason=native.WHY_NOT)
 
 NAMES = re.compile(r"^<!-- table: (\S+)", re.M)
-AWAITED = {"times", "depths"}
+AWAITED = {"times"}
 """Tables whose numbers no results file in the repository has yet."""
 
 
