@@ -64,7 +64,10 @@ def kept_sums(folder: Path) -> Kept:
 
 
 def kept_errors(folder: Path) -> Kept:
-    rows = [ErrorCount("residual", 0, i, 3, tuple(range(i)), (1, 0), 0.5, "running", 100, i) for i in range(20)]
+    rows = [
+        ErrorCount("residual", 0, i, 3, tuple(range(i)), (1, 0), 0.5, "running", 100, i, "1" * i + "0" * (100 - i))
+        for i in range(20)
+    ]
     run_with(folder, rows)
     return Kept(
         folder / "measurements" / "errors-000000.parquet", lambda: repr(results.read(folder).rows(ErrorCount))
@@ -93,9 +96,9 @@ def kept_checkpoint(folder: Path) -> Kept:
     torch.manual_seed(0)
     file, images = folder / "net.checkpoint.safetensors", data.synthetic(images=16, shape=(1, 8, 8))
     train(models.preact_resnet(8, 1, in_channels=1), images, Recipe(epochs=1, batch_size=8), file)
-    # Those from before there were digests did not name the engines of their steps.
+    # Those from before there were digests named neither the engines of their steps nor what they began with.
     tensors, metadata = read_tensors(file)
-    del metadata["engines"]
+    del metadata["engines"], metadata["start"]
     write_tensors(file, tensors, metadata, "checkpoint", "")
     return Kept(file, lambda: said(file))
 
