@@ -69,15 +69,18 @@ def _groups(trained: list[dict[str, Any]], ended: Mapping[str, str]) -> list[lis
     """Return trainings that differ only in their seeds together, in the order of the first of each group."""
     groups: list[list[dict[str, Any]]] = []
     for training in trained:
-        settings = [training["config"], {**training["recipe"], "seed": 0}, training["start"] in ended]
-        for group in groups:
-            first = group[0]
-            if settings == [first["config"], {**first["recipe"], "seed": 0}, first["start"] in ended]:
-                group.append(training)
-                break
-        else:
+        settings = _without_seed(training, ended)
+        alike = next((group for group in groups if _without_seed(group[0], ended) == settings), None)
+        if alike is None:
             groups.append([training])
+        else:
+            alike.append(training)
     return groups
+
+
+def _without_seed(training: Mapping[str, Any], ended: Mapping[str, str]) -> list[Any]:
+    """Return what trainings that share a row have in common."""
+    return [training["config"], {**training["recipe"], "seed": 0}, training["start"] in ended]
 
 
 def _seeds(alike: list[dict[str, Any]]) -> list[str]:

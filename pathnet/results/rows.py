@@ -157,7 +157,7 @@ def schema_of(kind: Any) -> pa.Schema:
 
 def described_field(name: str, kind: pa.DataType, meaning: str, unit: str = "", optional: bool = False) -> pa.Field:
     """Return a column with its meaning, its unit if it has one, and whether older files lack it, as metadata."""
-    metadata = {"description": meaning, "unit": unit, OPTIONAL: optional and "empty in files without it"}
+    metadata = {"description": meaning, "unit": unit, OPTIONAL: "empty in files without it" if optional else ""}
     return pa.field(name, kind, metadata={key: text for key, text in metadata.items() if text} or None)
 
 

@@ -87,9 +87,10 @@ class TrainingState:
             nesterov=True,
         )
         self.identity = {"config": net.config, "recipe": asdict(recipe), "data": data.fingerprint()}
-        self.start = fingerprint(net)
         if checkpoint is not None and checkpoint.exists():
             self._resume(checkpoint)
+        else:
+            self.start = fingerprint(net)
         self.forward: nn.Module = self.engine.net
         if self.processes > 1:
             self._check_start()
